@@ -111,8 +111,8 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseUr
     """An empty database: the test runs once with each kind."""
     if request.param == "sqlite":
         return database_url.create_sqlite_url(tmp_path / "relay.db")
-    made: DatabaseUrl = request.getfixturevalue("postgres_database")
-    return made
+    url: DatabaseUrl = request.getfixturevalue("postgres_database")
+    return url
 
 
 @pytest.fixture(scope="session")
@@ -148,8 +148,8 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseUrl:
         file = tmp_path / "relay.db"
         shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
         return database_url.create_sqlite_url(file)
-    made: DatabaseUrl = request.getfixturevalue("postgres_outbox")
-    return made
+    url: DatabaseUrl = request.getfixturevalue("postgres_outbox")
+    return url
 
 
 @pytest.hookimpl(wrapper=True)

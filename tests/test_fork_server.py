@@ -42,9 +42,9 @@ def command(tmp_path: Path) -> list[str]:
     return forked("a_program_of_tests")
 
 
-@pytest.mark.parametrize(("ends", "code", "said"), [("none", 0, ""), ("one", 1, ""), ("text", 1, "a reason\n")])
+@pytest.mark.parametrize(("ends", "code", "output"), [("none", 0, ""), ("one", 1, ""), ("text", 1, "a reason\n")])
 def test_it_has_its_arguments_folder_environment_streams_and_exit_code(
-    ends: str, code: int, said: str, command: list[str], tmp_path: Path
+    ends: str, code: int, output: str, command: list[str], tmp_path: Path
 ) -> None:
     environment = {"WORD": "\udcff", "ENDS": ends}
     for _ in range(2):
@@ -58,7 +58,7 @@ def test_it_has_its_arguments_folder_environment_streams_and_exit_code(
             timeout=30,
             check=False,
         )
-        assert (done.returncode, done.stderr) == (code, f"an error\n{said}")
+        assert (done.returncode, done.stderr) == (code, f"an error\n{output}")
         assert json.loads(done.stdout) == [["a b", "é"], str(tmp_path), "\udcff", "typed", "__main__"]
 
 

@@ -85,25 +85,37 @@ def _dump_visible_json(event: object, **options: Any) -> str:
     return _escape_invisible(json.dumps(event, **options))
 
 
+def _rename_trace(
+    _logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Call structlog's `exception` `trace`, as `describe_exception` does."""
+    if "exception" in event:
+        event["trace"] = event.pop("exception")
+    return event
+
+
 _JSON: list[structlog.typing.Processor] = [
     # Never the locals of a traceback's frames: they may hold a token or a payload.
     structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
+    _rename_trace,
     structlog.processors.JSONRenderer(_dump_visible_json),
 ]
 _LOGFMT: list[structlog.typing.Processor] = [
     structlog.processors.format_exc_info,
+    _rename_trace,
     _escape_values,
     structlog.processors.LogfmtRenderer(),
 ]
 
 
 def describe_exception(error: BaseException) -> dict[str, object]:
-    """Return the log fields of an unexpected exception: its type and its trace.
+    """Return the log fields of an unexpected exception: its type, and its trace in structlog's form.
 
     Its text stays out: a library may put into it what it was given, such as a header with a token.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    return {
-        "error": type(error).__name__,
-        "trace": [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in frames],
-    }
+    name = type(error).__name__
+    frames = [
+        {"filename": frame.filename, "lineno": frame.lineno, "name": frame.name}
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    return {"error": name, "trace": [{"exc_type": name, "frames": frames}]}

@@ -23,8 +23,8 @@ CONFIGURATION = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 SOURCES = {
     file: file.read_text(encoding="utf-8")
-    for room in ("services", "shared", "ops")
-    for file in (ROOT / room).rglob("*.py")
+    for package in ("services", "shared", "ops")
+    for file in (ROOT / package).rglob("*.py")
 }
 
 
@@ -83,9 +83,11 @@ def test_the_example_is_a_valid_configuration(server: str, tmp_path: Path) -> No
 
 
 def test_every_metric_is_explained() -> None:
-    made = re.compile(r'\b(?:Counter|Gauge|Histogram|CounterMetricFamily|GaugeMetricFamily)\(\s*(?:"(\w+)"|([A-Z_]+))')
+    created = re.compile(
+        r'\b(?:Counter|Gauge|Histogram|CounterMetricFamily|GaugeMetricFamily)\(\s*(?:"(\w+)"|([A-Z_]+))'
+    )
     constants = dict(re.findall(r'^([A-Z_]+)(?:: Final)? = "([a-z_]+)"', "\n".join(SOURCES.values()), re.MULTILINE))
-    names = {name or constants[constant] for text in SOURCES.values() for name, constant in made.findall(text)}
+    names = {name or constants[constant] for text in SOURCES.values() for name, constant in created.findall(text)}
     assert names >= {"crypto_mode", "kms_probes_total", "relay_webhooks_total", "keypulse_build_info"}
     assert {name for name in names if f"`{name}" not in REFERENCE} == set()
 

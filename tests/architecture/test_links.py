@@ -22,13 +22,13 @@ def prose(file: Path) -> str:
 def anchors(file: Path) -> set[str]:
     """The anchors that GitHub gives the headings: the second of two equal ones gets a number."""
     blocks = re.sub(r"^( *)```.*?^\1```$", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     found = set()
     for title in re.findall(r"^#+ +(.+?)\s*$", blocks, re.MULTILINE):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title)
         slug = re.sub(r"[^\w -]", "", plain.lower()).replace(" ", "-")
-        found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
-        seen[slug] += 1
+        found.add(f"{slug}-{counts[slug]}" if counts[slug] else slug)
+        counts[slug] += 1
     return found
 
 

@@ -40,10 +40,10 @@ def test_each_state_of_a_delivery_is_explained_and_drawn() -> None:
     assert {*re.findall(r"\w+", diagram)} >= {*map(str, outbox.DeliveryState)}
 
 
-def test_the_words_of_the_glossary_are_in_order() -> None:
-    words = read_column("Glossary")
-    assert len(words) > 40
-    assert words == sorted(words, key=str.lower)
+def test_the_terms_of_the_glossary_are_in_order() -> None:
+    terms = read_column("Glossary")
+    assert len(terms) > 40
+    assert terms == sorted(terms, key=str.lower)
 
 
 def test_the_index_leads_to_every_document() -> None:

@@ -35,7 +35,7 @@ def test_no_module_parses_the_sentence_of_an_error() -> None:
         "text.split('; ', 1)",
     ],
 )
-def test_each_way_to_parse_a_sentence_is_found(cut: str) -> None:
+def test_each_form_of_parsing_a_sentence_is_found(cut: str) -> None:
     assert list(_iterate_parsing(ast.parse(f"try:\n    pass\nexcept ValueError as error:\n    {cut}\n")))
 
 
@@ -60,12 +60,12 @@ def _iterate_parsing(tree: ast.Module) -> Iterator[ast.expr]:
         (f"RefusedError('{'word ' * 20}. {'Word ' * 20}', '{'word ' * 20}')", True),
     ],
 )
-def test_a_sentence_of_more_words_is_found(raised: str, *, is_short: bool) -> None:
+def test_a_longer_sentence_is_found(raised: str, *, is_short: bool) -> None:
     found = list(_iterate_long_sentences(ast.parse(f"raise {raised}")))
     assert len(found) == (0 if is_short else 1)
 
 
-def test_no_sentence_of_an_error_has_more_than_25_words() -> None:
+def test_no_sentence_of_an_error_is_longer_than_the_limit() -> None:
     found = [
         f"{name}:{line}: {sentence}"
         for name, file in FILES.items()

@@ -216,13 +216,13 @@ class Credential:
 
     def expected(self, need: Need, *, users: bool) -> set[int]:  # noqa: PLR0911 - one for each kind of need
         """The refusal that is due; nothing where it may call."""
-        known = self.role is not None or self.is_user
+        has_identity = self.role is not None or self.is_user
         if need == OPEN or (need in (SCRAPER, UNLESS_USER) and not users):
             return set()
         if need == LOGIN:
             return {401}
         if need == SCRAPER:
-            return set() if known else {401}
+            return set() if has_identity else {401}
         if need == SENDER:
             if self.name == "sender" or (self.is_user and self.role in (Role.RESPONDER, Role.ADMIN)):
                 return set()
@@ -232,7 +232,7 @@ class Credential:
                 return {401}
             return set() if need == CRYPTO_VIEWER or self.crypto is Role.ADMIN else {403}
         wanted = Role.VIEWER if need == UNLESS_USER else Role(need)
-        if not known:
+        if not has_identity:
             return {401}
         return set() if self.role and self.role.includes(wanted) else {403}
 

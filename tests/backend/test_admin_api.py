@@ -65,8 +65,8 @@ async def test_no_path_lets_anybody_in_without_the_token(app: Any) -> None:
     for route in routes:
         (method,) = (route.methods or set()) - {"HEAD"}
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic OnRoZS1hZG1pbi10b2tlbg=="}):
-            async with client(app, **headers) as stranger:
-                answer = await stranger.request(method, f"http://backend{route.path}")
+            async with client(app, **headers) as anonymous:
+                answer = await anonymous.request(method, f"http://backend{route.path}")
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), route.path
 
 
@@ -158,10 +158,10 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any]]] = [
 async def test_what_no_database_can_hold_is_the_callers_error_and_is_named(
     admin: httpx2.AsyncClient, lease: str
 ) -> None:
-    well = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me", "holder": "me", "seconds": 60}
-    well |= {"kek_version": "7", "step": "reload", "outcome": "failed", "rows": [ROW]}
+    valid = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me", "holder": "me", "seconds": 60}
+    valid |= {"kek_version": "7", "step": "reload", "outcome": "failed", "rows": [ROW]}
     for path, changed in IMPOSSIBLE:
-        answer = await admin.post(path, json=well | changed)
+        answer = await admin.post(path, json=valid | changed)
         assert answer.status_code == 400, (path, changed, answer.text)
         (name,) = changed.keys() - {"dry_run"}
         assert answer.json()["error"].startswith(name), (path, changed)
@@ -188,14 +188,14 @@ async def test_every_call_is_reported_and_neither_token_nor_key_is(
 ) -> None:
     hostile = "by header\n{\u202e" + "x" * 300
     with capture_logs() as logs:
-        asked = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "by body"}
-        while (await admin.post("rotate", json=asked)).json()["state"] == "running":
+        arguments = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "by body"}
+        while (await admin.post("rotate", json=arguments)).json()["state"] == "running":
             pass
         rows = (await admin.post("backup", headers=[(b"X-Keypulse-Caller", hostile.encode())])).json()
         await admin.get("rotations/r")
         await admin.post("rotate", json={"dry_run": True, "type": "new-dek"})
-        async with client(app) as stranger:
-            await stranger.post("retire", json={})
+        async with client(app) as anonymous:
+            await anonymous.post("retire", json={})
     actions = [line for line in logs if line["event"] == "action"]
     assert actions[0] == {
         "event": "action", "log_level": "info", "who": "crypto-admin", "action": "rotate", "on": "rotation_id r",
@@ -215,20 +215,20 @@ async def test_every_call_is_reported_and_neither_token_nor_key_is(
 
 
 async def test_each_refusal_has_its_status(admin: httpx2.AsyncClient, lease: str, emulator: Emulator) -> None:
-    asked = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me"}
+    arguments = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me"}
     assert (await admin.get("rotations/r")).status_code == 404
     assert (await admin.get("rotations/latest")).json() == {"error": "no rotation was ever made"}
-    answer = await admin.post("rotate", json={**asked, "token": "another's"})
+    answer = await admin.post("rotate", json={**arguments, "token": "another's"})
     assert answer.status_code == 409
     emulator.faults.add(EmulatorFault(kind="denied", operation="Encrypt", count=1))
-    answer = await admin.post("rotate", json=asked)
+    answer = await admin.post("rotate", json=arguments)
     assert (answer.status_code, "permission_denied" in answer.json()["error"]) == (424, True)
     emulator.faults.add(EmulatorFault(kind="status", operation="Encrypt", count=1))
-    assert (await admin.post("rotate", json=asked)).status_code == 503
+    assert (await admin.post("rotate", json=arguments)).status_code == 503
     assert (await admin.post("release", json={"token": lease})).status_code == 204
 
 
-async def test_the_metrics_tell_of_a_rotation_by_whatever_runner(
+async def test_the_metrics_report_a_rotation_by_whatever_runner(
     admin: httpx2.AsyncClient,
     lease: str,
     emulator: Emulator,
@@ -244,10 +244,10 @@ async def test_the_metrics_tell_of_a_rotation_by_whatever_runner(
 
         assert await shows('kms_data_keys{kek_version="1",status="active"} 1.0')
         assert await shows("kms_rotation_in_progress 0.0")
-        asked = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me"}
-        assert (await admin.post("rotate", json=asked)).json()["state"] == "running"
+        arguments = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me"}
+        assert (await admin.post("rotate", json=arguments)).json()["state"] == "running"
         await until(lambda: shows("kms_rotation_in_progress 1.0"))
-        assert (await admin.post("rotate", json=asked)).json()["state"] == "done"
+        assert (await admin.post("rotate", json=arguments)).json()["state"] == "done"
         await until(lambda: shows('kms_data_keys{kek_version="1",status="retired"} 1.0'))
         assert await shows("kms_rotation_in_progress 0.0")
 
@@ -280,11 +280,11 @@ async def test_what_runs_in_the_background_and_what_an_admin_requests_share_one_
     called: list[QuotaLimitedKey] = []
     decrypt = QuotaLimitedKey.decrypt
 
-    async def seen(self: QuotaLimitedKey, *arguments: Any, **named: Any) -> DecryptResult:
+    async def fail_or_decrypt(self: QuotaLimitedKey, *arguments: Any, **named: Any) -> DecryptResult:
         called.append(self)
         return await decrypt(self, *arguments, **named)
 
-    monkeypatch.setattr(QuotaLimitedKey, "decrypt", seen)
+    monkeypatch.setattr(QuotaLimitedKey, "decrypt", fail_or_decrypt)
     backend = settings(str(emulator.address), admin=ADMIN)
     async with run_backend(backend):
         pass

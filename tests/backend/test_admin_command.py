@@ -69,7 +69,7 @@ what?
     assert answers[6]["body"]["holder"] == "me"
 
 
-async def test_what_listens_everywhere_is_reached_here(
+async def test_what_listens_everywhere_is_reached_locally(
     settings: Callable[..., BackendSettings], configured: Callable[[Address], Path], emulator: Emulator
 ) -> None:
     async with (
@@ -106,7 +106,7 @@ async def test_by_tls_only_the_backends_own_certificate_is_trusted(
     ("content", "sentence"),
     [("", "is empty"), ("töken", "fits into no HTTP header"), (TOKEN, "Connection refused; is it running?")],
 )
-async def test_what_is_in_the_way_is_an_answer(
+async def test_what_prevents_it_is_an_answer(
     configured: Callable[[Address], Path], tmp_path: Path, content: str, sentence: str
 ) -> None:
     await asyncio.to_thread((tmp_path / "token").write_text, content)

@@ -14,7 +14,7 @@ def test_what_is_encrypted_is_unsealed(plaintext: bytes, aad: bytes) -> None:
 
 
 @given(plaintext=st.binary(max_size=64), position=st.integers(min_value=0), bit=st.integers(0, 7))
-def test_any_flipped_bit_breaks_the_seal(plaintext: bytes, position: int, bit: int) -> None:
+def test_any_flipped_bit_is_detected(plaintext: bytes, position: int, bit: int) -> None:
     key = os.urandom(32)
     sealed = bytearray(encrypt(key, plaintext, b"aad"))
     sealed[position % len(sealed)] ^= 1 << bit

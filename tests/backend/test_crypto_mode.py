@@ -114,8 +114,8 @@ async def test_each_change_of_mode_is_logged_once_with_its_reason(
                     emulator.faults.add(fault)
                 for _ in range(3):
                     await backend.checker.check()
-        told = [(line["mode"], line["reason"]) for line in lines if line["event"] == "crypto mode changed"]
-        assert told == [("kms", None), ("env", "KMS cannot be used: unavailable"), ("kms", None)]
+        changes = [(line["mode"], line["reason"]) for line in lines if line["event"] == "crypto mode changed"]
+        assert changes == [("kms", None), ("env", "KMS cannot be used: unavailable"), ("kms", None)]
 
 
 async def test_the_time_of_initialisation_moves_with_the_mode_and_stays_between(
@@ -135,7 +135,7 @@ async def test_the_time_of_initialisation_moves_with_the_mode_and_stays_between(
     assert times == [101, 101, 101, 104, 105]
 
 
-async def test_the_mode_is_reported_even_where_the_database_fails_as_well(
+async def test_the_mode_is_reported_even_where_the_database_fails_too(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:

@@ -26,7 +26,7 @@ from tests.postgres import Postgres
 
 OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
 TOKEN = {"Authorization": "Bearer the-token-of-a-test"}
-MANY = 20
+ROTATIONS = 20
 
 
 class Snapshots:
@@ -34,24 +34,24 @@ class Snapshots:
 
     def __init__(self, url: URL, folder: Path, postgres: Postgres | None) -> None:
         self.url, self._file, self._postgres = url, folder / "snapshot.db", postgres
-        self._taken: URL | None = None
+        self._snapshot_url: URL | None = None
 
     def take(self) -> None:
         if self._postgres:
-            self._taken = self._postgres.database(f"snapshot_{uuid4().hex}", self.url)
+            self._snapshot_url = self._postgres.database(f"snapshot_{uuid4().hex}", self.url)
         else:
             self._copy(Path(str(self.url.database)), self._file)
 
     def put_back(self) -> None:
-        if self._postgres and self._taken:
+        if self._postgres and self._snapshot_url:
             self._postgres.drop(self.url)
-            self._postgres.database(str(self.url.database), self._taken)
+            self._postgres.database(str(self.url.database), self._snapshot_url)
         else:
             self._copy(self._file, Path(str(self.url.database)))
 
     def end(self) -> None:
-        if self._postgres and self._taken:
-            self._postgres.drop(self._taken)
+        if self._postgres and self._snapshot_url:
+            self._postgres.drop(self._snapshot_url)
 
     @staticmethod
     def _copy(source: Path, target: Path) -> None:
@@ -62,9 +62,9 @@ class Snapshots:
 @pytest.fixture
 async def snapshots(empty_database: URL, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Snapshots]:
     is_file = empty_database.drivername == "sqlite"
-    made = Snapshots(empty_database, tmp_path, None if is_file else request.getfixturevalue("shared_postgres"))
-    yield made
-    await asyncio.to_thread(made.end)
+    built = Snapshots(empty_database, tmp_path, None if is_file else request.getfixturevalue("shared_postgres"))
+    yield built
+    await asyncio.to_thread(built.end)
 
 
 @pytest.fixture
@@ -88,8 +88,8 @@ async def _served(settings: BackendSettings) -> AsyncIterator[httpx2.AsyncClient
 
 async def _new_dek(client: httpx2.AsyncClient) -> None:
     token = (await client.post("/admin/crypto/lease", json={"holder": "a test", "seconds": 600})).json()["token"]
-    asked = {"rotation_id": uuid4().hex, "type": "new-dek", "token": token, "caller": "me"}
-    while (answer := (await client.post("/admin/crypto/rotate", json=asked)).json())["state"] == "running":
+    arguments = {"rotation_id": uuid4().hex, "type": "new-dek", "token": token, "caller": "me"}
+    while (answer := (await client.post("/admin/crypto/rotate", json=arguments)).json())["state"] == "running":
         pass
     assert answer["state"] == "done"
     await client.post("/admin/crypto/release", json={"token": token})
@@ -115,7 +115,7 @@ async def test_what_is_acknowledged_after_an_older_snapshot_was_put_back_is_read
         lost = await client.put("/v1/records/early", content=b"lost with the snapshot")
         assert lost.status_code == 204, lost.text
         await asyncio.to_thread(snapshots.put_back)
-        contents = {f"r{number}": b"record %d" % number for number in range(MANY)} | {"early": b"changed again"}
+        contents = {f"r{number}": b"record %d" % number for number in range(ROTATIONS)} | {"early": b"changed again"}
         statuses = await asyncio.gather(*(client.put(f"/v1/records/{i}", content=c) for i, c in contents.items()))
         acknowledged = {i for i, answer in zip(contents, statuses, strict=True) if answer.status_code == 204}
         assert acknowledged == set(contents), [answer.text for answer in statuses if answer.status_code != 204][:1]
@@ -138,7 +138,7 @@ async def test_a_row_that_went_missing_is_put_back_by_the_next_check_and_is_the_
         await until(is_back)
 
 
-async def test_records_whose_data_key_the_database_lacks_are_reported_until_an_instance_that_holds_it_puts_it_back(
+async def test_records_whose_data_key_the_database_lacks_are_reported_until_an_instance_that_has_it_puts_it_back(
     configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:
     async def read_health(client: httpx2.AsyncClient) -> tuple[str, bool]:

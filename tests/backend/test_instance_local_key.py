@@ -68,14 +68,14 @@ async def _metric(client: httpx2.AsyncClient, name: str) -> float:
 async def test_two_instances_that_start_at_once_on_disks_of_their_own_both_serve_and_one_local_key_stays(
     configured: Callable[..., BackendSettings], tmp_path: Path
 ) -> None:
-    asked, both = 0, asyncio.Event()
+    started, both = 0, asyncio.Event()
 
     class AtOnce(Database):
         async def read(self, work: Callable[[Connection], Any], *, seconds: float = 5.0) -> Any:
-            nonlocal asked
+            nonlocal started
             found = await super().read(work, seconds=seconds)
-            asked += 1
-            if asked == 2:
+            started += 1
+            if started == 2:
                 both.set()
             await both.wait()
             return found
@@ -198,8 +198,8 @@ async def test_with_a_lost_local_key_the_rest_is_served_and_its_data_keys_are_gi
         assert await _metric(client, "kms_local_key_missing") == 0
         assert await _metric(client, "kms_data_keys_missing") == 0
         errors = await _metric(client, "crypto_decryption_errors_total")
-        gone = await client.get("/v1/records/x")
-        assert (gone.status_code, "was abandoned" in gone.json()["error"]) == (410, True)
+        response = await client.get("/v1/records/x")
+        assert (response.status_code, "was abandoned" in response.json()["error"]) == (410, True)
         assert await _metric(client, "crypto_decryption_errors_total") == errors
         assert (await client.post("/admin/crypto/verify", json={"mode": "full"})).json()["problems"] == []
         assert (await client.put("/v1/records/x", content=b"anew")).status_code == 204
@@ -215,8 +215,8 @@ async def test_nothing_is_given_up_while_another_instance_lives_that_may_have_th
         await holder.put("/v1/records/x", content=b"kept")
         async with _served(configured("missing.key")) as client:
             (lost,) = (await client.get("/admin/crypto/lost")).json()
-            asked = {"data_keys": [lost["id"]], "records": 1}
-            refused = await client.post("/admin/crypto/abandon", json=asked)
+            arguments = {"data_keys": [lost["id"]], "records": 1}
+            refused = await client.post("/admin/crypto/abandon", json=arguments)
             assert (refused.status_code, "another instance of the service is alive" in refused.text) == (409, True)
             assert (await holder.put("/v1/records/y", content=b"kept")).status_code == 204
             assert (await client.get("/v1/records/y")).status_code == 503
@@ -225,7 +225,7 @@ async def test_nothing_is_given_up_while_another_instance_lives_that_may_have_th
         for record in ("x", "y"):
             assert (await holder.get(f"/v1/records/{record}")).content == b"kept"
     async with _served(configured("missing.key")) as client:  # nobody else is left
-        done = await client.post("/admin/crypto/abandon", json=asked | {"records": 2})
+        done = await client.post("/admin/crypto/abandon", json=arguments | {"records": 2})
         assert (done.status_code, (tmp_path / "missing.key").exists()) == (200, True)
         assert (await client.get("/v1/records/y")).status_code == 410
 
@@ -261,8 +261,8 @@ async def test_what_was_given_up_and_is_copied_back_is_lost_no_more_not_even_in_
     async with _served(configured()) as client:
         waits = await client.get("/v1/records/r")
         assert (waits.status_code, "wrapped by KMS, which cannot be used" in waits.text) == (503, True)
-        gone = f"DELETE FROM data_keys WHERE id = '{lost['id']}'"  # noqa: S608
-        await asyncio.to_thread(_execute, empty_database, gone)
+        deletion = f"DELETE FROM data_keys WHERE id = '{lost['id']}'"  # noqa: S608
+        await asyncio.to_thread(_execute, empty_database, deletion)
 
         async def reports_problems() -> bool:
             return await _metric(client, "kms_data_keys_missing") == 1

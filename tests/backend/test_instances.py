@@ -37,10 +37,10 @@ async def test_a_record_of_a_data_key_that_was_just_made_is_read_by_the_other_in
     rare = settings(str(emulator.address), admin={"token_file": "token"}, database=database, kms_check_interval="1h")
     async with run_backend(rare) as one, run_backend(rare) as other, _client(one) as a, _client(other) as b:
         token = (await a.post("/admin/crypto/lease", json={"holder": "a test", "seconds": 600})).json()["token"]
-        asked = {"rotation_id": "r", "type": "new-dek", "token": token, "caller": "me"}
+        arguments = {"rotation_id": "r", "type": "new-dek", "token": token, "caller": "me"}
         before = (await a.get("/admin/crypto/census")).json()["active"]
-        assert (await a.post("/admin/crypto/rotate", json=asked)).json()["state"] == "running"
-        promoting = asyncio.create_task(a.post("/admin/crypto/rotate", json=asked))
+        assert (await a.post("/admin/crypto/rotate", json=arguments)).json()["state"] == "running"
+        promoting = asyncio.create_task(a.post("/admin/crypto/rotate", json=arguments))
         done, _ = await asyncio.wait([promoting], timeout=1)
         assert not done, "the other instance does not hold it yet"
         assert (await b.get("/admin/crypto/census")).json()["active"] == before

@@ -80,15 +80,15 @@ async def test_an_instance_claims_a_pending_data_key_only_once_it_has_unwrapped_
         await administration.rotate(request)
         (pending,) = await backend.store.list_all()
 
-        async def holds() -> str:
+        async def condition() -> str:
             row = await backend.store._database.read(lambda connection: connection.execute(instances.select()).one())
             return str(row.unwrapped_keys)
 
         assert backend.keyring.mode is CryptoMode.ENV
         await backend.keyring.reload()
-        assert await holds() == ""
+        assert await condition() == ""
         await backend.check()
-        assert await holds() == pending.id
+        assert await condition() == pending.id
 
 
 async def test_a_check_and_many_reloads_at_once_agree(emulator: Emulator, open_backend: Any, tmp_path: Path) -> None:

@@ -140,8 +140,8 @@ async def test_a_backend_starts_though_a_row_of_its_keyring_is_not_utf8_serves_t
     async with run_backend(rare) as app, _client(app) as client:
         assert (await client.put("/v1/records/a", content=b"kept")).status_code == 204
     with closing(sqlite3.connect(tmp_path / "backend.db")) as other:
-        kept = "wrapped, kek, kek_version, algorithm, fingerprint, created_at"
-        other.execute(f"INSERT INTO data_keys SELECT CAST(x'6bff' AS TEXT), 'retired', {kept} FROM data_keys")  # noqa: S608
+        columns = "wrapped, kek, kek_version, algorithm, fingerprint, created_at"
+        other.execute(f"INSERT INTO data_keys SELECT CAST(x'6bff' AS TEXT), 'retired', {columns} FROM data_keys")  # noqa: S608
         other.commit()
     with capture_logs() as lines:
         async with run_backend(rare) as app, _client(app) as client:
@@ -159,15 +159,15 @@ async def test_a_backend_starts_though_a_row_of_its_keyring_is_not_utf8_serves_t
     assert [line["row_id"] for line in lines if line["event"] == "keyring row cannot be read"] == ["k\\xff"]
 
 
-async def test_a_look_that_ends_in_a_defect_ends_neither_the_looks_nor_the_start() -> None:
+async def test_a_check_that_ends_in_a_defect_ends_neither_the_checks_nor_the_start() -> None:
     class Defective:
         async def read(self, _work: object) -> object:
             raise OverflowError
 
-    look = KeyringPoller(cast("Database", Defective()))
+    poller = KeyringPoller(cast("Database", Defective()))
     with capture_logs() as lines:
-        await look.poll()
-    assert look.snapshot is None
+        await poller.poll()
+    assert poller.snapshot is None
     assert [line.get("exc_info") for line in lines] == [True]
 
 

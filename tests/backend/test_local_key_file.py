@@ -55,7 +55,7 @@ def test_a_key_of_another_length_is_refused(length: int, tmp_path: Path) -> None
         read_or_create(file, may_create=True)
 
 
-def test_a_missing_key_that_is_needed_is_not_created_again(tmp_path: Path) -> None:
+def test_a_missing_key_that_is_required_is_not_created_again(tmp_path: Path) -> None:
     file = tmp_path / "local.key"
     with pytest.raises(LocalKeyError, match="is missing; put it back, from another instance or a backup"):
         read_or_create(file, may_create=False)

@@ -37,10 +37,10 @@ def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_names_the_options_and_shows_an_example() -> None:
-    shown = _run("--help")
-    assert shown.returncode == 0
+    help_text = _run("--help")
+    assert help_text.returncode == 0
     for text in ("--config", "--check", "--print-schema", "keypulse-backend --config backend.yml"):
-        assert text in shown.stdout
+        assert text in help_text.stdout
 
 
 def test_a_wrong_configuration_exits_2_with_one_line_for_each_error(configuration: Configuration) -> None:
@@ -87,8 +87,8 @@ def test_a_check_opens_what_the_configuration_names(
 
 
 def test_a_taken_port_exits_1_with_one_sentence(configuration: Configuration) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = occupied.getsockname()[1]
         refused = _run("--config", configuration(NOWHERE, listen=f"127.0.0.1:{port}"))
     assert refused.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use; stop what listens there" in refused.stderr
@@ -135,8 +135,8 @@ def _listening(process: subprocess.Popen[str], log: Path) -> str:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and process.poll() is None:
         for line in log.read_text().splitlines():
-            if line.endswith("}") and (told := json.loads(line))["event"] == "listening":
-                return str(told["address"])
+            if line.endswith("}") and (line_fields := json.loads(line))["event"] == "listening":
+                return str(line_fields["address"])
         time.sleep(0.02)
     pytest.fail(f"it does not listen: {log.read_text()}")
 
@@ -185,11 +185,11 @@ async def test_a_kms_that_stalls_does_not_keep_the_port_closed(
 
     def start_and_stop() -> dict[str, Any]:
         with _served(file) as (process, client, log):
-            told = [json.loads(line) for line in log.read_text().splitlines()]
+            lines = [json.loads(line) for line in log.read_text().splitlines()]
             health: dict[str, Any] = client.get("/healthz").json()
             process.terminate()
             assert process.wait(timeout=15) == 0
-            assert not [line for line in told if line["event"] == "crypto mode changed"], "the check had ended before"
+            assert not [line for line in lines if line["event"] == "crypto mode changed"], "the check had ended before"
             return health
 
     health = await asyncio.to_thread(start_and_stop)
@@ -210,17 +210,17 @@ async def test_through_every_change_of_kms_all_records_are_read_and_nothing_secr
 ) -> None:
     data = tmp_path / "kms"
     plaintexts = {f"r{number}": b"a sentence that nobody else may read %d" % number for number in range(3)}
-    seen = b""
+    collected = b""
 
-    async def look(client: httpx2.Client, *, until_mode: str) -> None:
-        nonlocal seen
+    async def visit(client: httpx2.Client, *, until_mode: str) -> None:
+        nonlocal collected
         deadline = time.monotonic() + 20
         while (await asyncio.to_thread(client.get, "/healthz")).json()["crypto_mode"] != until_mode:
             assert time.monotonic() < deadline, f"the mode is not {until_mode} within 20 s"
             await asyncio.sleep(0.05)
         for path in ("/healthz", "/metrics", "/"):
-            seen += (await asyncio.to_thread(client.get, path)).content
-        seen += _read_database(tmp_path)
+            collected += (await asyncio.to_thread(client.get, path)).content
+        collected += _read_database(tmp_path)
 
     async def put(client: httpx2.Client, record_id: str) -> None:
         answer = await asyncio.to_thread(client.put, f"/v1/records/{record_id}", content=plaintexts[record_id])
@@ -229,16 +229,16 @@ async def test_through_every_change_of_kms_all_records_are_read_and_nothing_secr
     async with run_emulator(keys=[KEY], data=data) as emulator:
         address = emulator.address  # from here on nothing listens there
     with _served(configuration(str(address), kms_timeout="1s")) as (process, client, log):
-        await look(client, until_mode="env")
+        await visit(client, until_mode="env")
         await put(client, "r0")
         wrapped_locally = _wrapped_keys(tmp_path)
         async with run_emulator(keys=[KEY], data=data, listen=address):
-            await look(client, until_mode="kms")
+            await visit(client, until_mode="kms")
             await put(client, "r1")
-        await look(client, until_mode="env")
+        await visit(client, until_mode="env")
         await put(client, "r2")
         async with run_emulator(keys=[KEY], data=data, listen=address):
-            await look(client, until_mode="kms")
+            await visit(client, until_mode="kms")
             for record_id, plaintext in plaintexts.items():
                 assert (await asyncio.to_thread(client.get, f"/v1/records/{record_id}")).content == plaintext
             wrapped_by_kms = _wrapped_keys(tmp_path)
@@ -253,9 +253,9 @@ async def test_through_every_change_of_kms_all_records_are_read_and_nothing_secr
 
     assert len(wrapped_by_kms.keys() - wrapped_locally.keys()) == 1, "the one that was made when KMS was back"
     assert not set(wrapped_by_kms.values()) & set(wrapped_locally.values())
-    seen += log.read_bytes()
+    collected += log.read_bytes()
     for expected in (b"crypto_mode", b"data_keys", b"active data key created"):
-        assert expected in seen  # all of it was looked at
+        assert expected in collected  # all of it was looked at
     for secret in (*keys, (tmp_path / "local.key").read_bytes(), *plaintexts.values()):
         forms = (secret, secret.hex().encode(), base64.b64encode(secret), repr(secret)[2:-1].encode())
-        assert not [form for form in forms if form in seen]
+        assert not [form for form in forms if form in collected]

@@ -28,7 +28,7 @@ def test_every_scrape_shows_the_state_of_that_moment() -> None:
     assert [registry.get_sample_value(name) for name in names] == [1, 1, 6, 1, 0, 0]
 
 
-def _collect(seen: KeyringMetrics | None) -> list[str]:
+def _collect(snapshot: KeyringMetrics | None) -> list[str]:
     registry = CollectorRegistry()
     register_metrics(
         registry,
@@ -37,13 +37,13 @@ def _collect(seen: KeyringMetrics | None) -> list[str]:
         get_initialised_at=lambda: 0.0,
         count_unusable=lambda: 0,
         is_local_key_missing=lambda: False,
-        get_snapshot=lambda: seen,
+        get_snapshot=lambda: snapshot,
     )
     return [line for line in generate_latest(registry).decode().splitlines() if line.startswith("kms_")]
 
 
 def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
-    seen = KeyringMetrics(
+    snapshot = KeyringMetrics(
         data_keys={("3", DataKeyStatus.ACTIVE): 1, ("2", DataKeyStatus.RETIRED): 4},
         last_success={RotationType.NEW_DEK: 7.0},
         last_failure=8.0,
@@ -52,7 +52,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
         unreadable_rows={"k2": "its status cannot be read"},
         missing_data_keys=("k1",),
     )
-    assert _collect(seen) == [
+    assert _collect(snapshot) == [
         "kms_data_keys_unusable 0.0",
         "kms_local_key_missing 0.0",
         'kms_data_keys{kek_version="2",status="retired"} 4.0',
@@ -64,7 +64,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
         "kms_rotation_in_progress 1.0",
         "kms_rotation_last_failure_timestamp_seconds 8.0",
     ]
-    assert {line.partition("{")[0].partition(" ")[0] for line in _collect(seen)} == KEYRING_METRIC_LABELS.keys()
+    assert {line.partition("{")[0].partition(" ")[0] for line in _collect(snapshot)} == KEYRING_METRIC_LABELS.keys()
 
 
 def test_a_keyring_that_cannot_be_seen_is_not_shown() -> None:

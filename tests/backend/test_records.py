@@ -90,10 +90,10 @@ async def test_an_older_version_of_a_record_that_is_put_back_opens_as_the_refere
 async def test_neither_the_record_nor_its_key_is_in_the_files_in_clear(records: Records, tmp_path: Path) -> None:
     plaintext = b"a sentence that nobody else may read"
     await records.put("r", plaintext, KEY)
-    written = _everything(tmp_path)
-    assert b"records" in written  # the right files were searched
-    assert plaintext not in written
-    assert KEY.secret not in written
+    files = _everything(tmp_path)
+    assert b"records" in files  # the right files were searched
+    assert plaintext not in files
+    assert KEY.secret not in files
 
 
 def _everything(folder: Path) -> bytes:

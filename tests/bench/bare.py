@@ -22,7 +22,7 @@ from shared.config.settings import Address
 from shared.http.server import serve
 from shared.process.shutdown import wait_for_stop_signal
 
-_TOGETHER: Final = 256
+_BATCH: Final = 256
 _Waiting = queue.SimpleQueue[tuple[bytes, "Future[None]"]]
 
 
@@ -33,7 +33,7 @@ def _commit_all(file: Path, waiting: _Waiting) -> None:
     database.execute("CREATE TABLE webhooks (seq INTEGER PRIMARY KEY, body BLOB NOT NULL)")
     while True:
         batch = [waiting.get()]
-        while len(batch) < _TOGETHER and not waiting.empty():
+        while len(batch) < _BATCH and not waiting.empty():
             batch.append(waiting.get())
         database.execute("BEGIN IMMEDIATE")
         database.executemany("INSERT INTO webhooks (body) VALUES (?)", [(body,) for body, _ in batch])

@@ -62,7 +62,7 @@ class Costs(NamedTuple):
 
     claim_due: float
     receipt: float
-    look: float
+    oldest_read: float
     """A claim where nothing is due."""
 
 
@@ -96,32 +96,32 @@ async def _compare(store: str, new: Callable[[], DatabaseUrl], waiting: int, rou
                     raise BenchError(f"{store}, {others.name}: not answered in time: {error}") from None
     medians = {others: Costs(*map(statistics.median, zip(*costs, strict=True))) for others, costs in runs.items()}
     for others, median in medians.items():
-        told = (
+        line = (
             f"{name} {mine:6.2f} ({mine / alone:5.2f} times)"
             for name, mine, alone in zip(Costs._fields, median, medians[empty], strict=True)
         )
-        click.echo(f"  {store:10}  {others.name:14}  {'  '.join(told)}")
+        click.echo(f"  {store:10}  {others.name:14}  {'  '.join(line)}")
 
 
 async def _costs(outbox: Store, others: Others) -> Costs:
-    await claim_due(outbox, _WANTED)  # a channel's first claim makes its gate
+    await claim_due(outbox, _WANTED)  # a channel's first claim makes its breaker
     await fill(outbox, others.number, others.state, others.due_in)
     await fill(outbox, TIMES)
-    claiming, receipts, looks = [], [], []
+    claiming, receipts, oldest_reads = [], [], []
     for _ in range(TIMES):
-        taken, seconds = await _timed(claim_due(outbox, _WANTED))
+        claimed, seconds = await _timed(claim_due(outbox, _WANTED))
         claiming.append(seconds)
-        if len(taken.tasks) != 1:
+        if len(claimed.tasks) != 1:
             raise BenchError("a delivery that is due was not claimed")
-        _, seconds = await _timed(record_outcome(outbox, taken.tasks[0], _SENT, _PAUSES))
+        _, seconds = await _timed(record_outcome(outbox, claimed.tasks[0], _SENT, _PAUSES))
         receipts.append(seconds)
     await put_off(outbox, _HOUR)
     for _ in range(TIMES):
         nothing, seconds = await _timed(claim_due(outbox, _WANTED))
-        looks.append(seconds)
+        oldest_reads.append(seconds)
         if nothing.tasks:
             raise BenchError("a delivery that is not due was claimed")
-    return Costs(*(1000 * statistics.median(each) for each in (claiming, receipts, looks)))
+    return Costs(*(1000 * statistics.median(each) for each in (claiming, receipts, oldest_reads)))
 
 
 async def _timed(work: Awaitable[T]) -> tuple[T, float]:

@@ -165,8 +165,8 @@ async def _measure_pages(store: str, relay: Running, history: SeededHistory) -> 
     async with aiohttp.ClientSession(relay.url) as http:
         for path in ("/deliveries", "/deliveries?state=delivered&channel=audit-hook", "/incidents"):
             seconds = await _follow_pages(http, path)
-            told = f"p50 {1000 * statistics.median(seconds):6.0f}  worst {1000 * max(seconds):6.0f}"
-            click.echo(f"  {store:10}  {len(seconds)} pages of {path:48}  {told}")
+            line = f"p50 {1000 * statistics.median(seconds):6.0f}  worst {1000 * max(seconds):6.0f}"
+            click.echo(f"  {store:10}  {len(seconds)} pages of {path:48}  {line}")
 
 
 async def _measure_page(chromium: Browser, relay: Running, path: str) -> Paint | None:

@@ -31,11 +31,11 @@ async def put_off(store: Store, seconds: float) -> None:
 
 
 def _add(transaction: Transaction, number: int, state: DeliveryState, due_in: float) -> None:
-    connection, now, written = transaction.connection, transaction.now, webhook(0)
+    connection, now, encoded = transaction.connection, transaction.now, webhook(0)
     names = [uuid4().hex for _ in range(number)]
-    told = {"receiver": "bench", "alertname": "KMSCryptoNotReady", "status": "firing", "accepted_at": now}
-    written_as = {"event": written, "body": written}
-    rows = [{"id": name, "incident_id": name, "fingerprint": name, **told, **written_as} for name in names]
+    labels = {"receiver": "bench", "alertname": "KMSCryptoNotReady", "status": "firing", "accepted_at": now}
+    encoded_as = {"event": encoded, "body": encoded}
+    rows = [{"id": name, "incident_id": name, "fingerprint": name, **labels, **encoded_as} for name in names]
     seqs = connection.execute(_NEW_EVENTS, rows).scalars().all()
     connection.execute(
         insert(incidents),

@@ -53,18 +53,20 @@ async def rotation(disk: Path, keys: int, latency: float) -> None:
     if report.outcome is not CommandOutcome.DONE:
         raise BenchError(f"the rotation failed: {report.summary}")
     least = max(0.0, (_CALLS * keys - GCP_PROFILE.burst_calls) * 60 / GCP_PROFILE.calls_per_minute)
-    took = ", ".join(f"{step} {steps[step]:.1f} s" for step in (JournalStep.ROTATE, JournalStep.VERIFY))
+    durations = ", ".join(f"{step} {steps[step]:.1f} s" for step in (JournalStep.ROTATE, JournalStep.VERIFY))
     click.echo(f"rotation       {keys} data keys, KMS answers after {latency * 1000:g} ms")
-    click.echo(f"  took         {seconds:.1f} s ({took}), {_CALLS * keys / seconds * 60:,.0f} calls of KMS a minute")
+    click.echo(
+        f"  took         {seconds:.1f} s ({durations}), {_CALLS * keys / seconds * 60:,.0f} calls of KMS a minute"
+    )
     click.echo(f"  pace's least {least:.1f} s; one call after the other {_CALLS * keys * latency:.0f} s and more")
 
 
 async def _fill(keyring: Rotated, number: int) -> None:
     """Data keys under version 1, the last one active, and then a primary version 2."""
-    kms, room = GcpKmsKey(KEY, endpoint=str(keyring.kms), insecure=True), asyncio.Semaphore(_AT_ONCE)
+    kms, semaphore = GcpKmsKey(KEY, endpoint=str(keyring.kms), insecure=True), asyncio.Semaphore(_AT_ONCE)
 
     async def row(key: int) -> dict[str, object]:
-        async with room:
+        async with semaphore:
             wrapped = await kms.encrypt(secret(key), build_wrapping_aad(data_key_id(key)), timeout=10)
         return {
             "id": data_key_id(key),

@@ -78,8 +78,8 @@ class Sink:
         if line.startswith(b"POST /pagerduty/"):
             self.pagerduty.take(body)
             return _response(b"202 Accepted", b"application/json", _PAGERDUTY)
-        told = {"slack": self.slack.encode(), "pagerduty": self.pagerduty.encode()}
-        return _response(b"200 OK", b"application/json", json.dumps(told).encode())
+        messages = {"slack": self.slack.encode(), "pagerduty": self.pagerduty.encode()}
+        return _response(b"200 OK", b"application/json", json.dumps(messages).encode())
 
 
 class Connection(asyncio.Protocol):

@@ -174,10 +174,10 @@ async def stage(disk: Path) -> AsyncIterator[Stage]:
 def temporary(disk: Path) -> Iterator[Path]:
     """A new folder on `disk`, which is gone afterwards. Raises StartError."""
     try:
-        made = tempfile.TemporaryDirectory(prefix="keypulse-bench-", dir=disk)
+        directory = tempfile.TemporaryDirectory(prefix="keypulse-bench-", dir=disk)
     except OSError as error:
         raise StartError(f"cannot write to {disk}: {error.strerror}; name another folder with --disk") from None
-    with made as folder:
+    with directory as folder:
         yield Path(folder)
 
 

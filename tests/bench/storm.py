@@ -24,7 +24,7 @@ from tests.bench.stage import ROUTING_KEY, TOKEN, BenchError, Running, Stage, fr
 GROUP_WAIT: Final = 3.0
 _BATCH: Final = 500
 _TIMEOUT: Final = 120.0
-_LOOK_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.5
 """Between looks at what the relay holds."""
 
 
@@ -74,7 +74,7 @@ async def _run(bench: Stage, groups: int, *, with_relay: bool) -> Run:
     resident: list[float] = []
 
     async def complete() -> bool:
-        if relay and time.monotonic() > may_send + len(resident) * _LOOK_SECONDS:
+        if relay and time.monotonic() > may_send + len(resident) * _POLL_SECONDS:
             resident.append(resident_mb(relay.pid))
         found = await bench.get(f"{sink.url}/")
         return all(provider["groups"] == groups for provider in found.values())

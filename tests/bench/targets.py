@@ -164,13 +164,13 @@ async def _read(http: aiohttp.ClientSession, exporter: Running, ended: dict[str,
 
 async def _scrapes(http: aiohttp.ClientSession, servers: Mapping[str, Running], number: int, seconds: float) -> Scrapes:
     """So many of each kind, in turns, and for so many `seconds` at least."""
-    took: dict[tuple[str, str], list[float]] = {(who, encoding): [] for who in servers for encoding in ENCODINGS}
+    durations: dict[tuple[str, str], list[float]] = {(who, encoding): [] for who in servers for encoding in ENCODINGS}
     began = time.monotonic()
-    while len(took[EXPORTER, "identity"]) < number or time.monotonic() < began + seconds:
-        for (who, encoding), each in took.items():
+    while len(durations[EXPORTER, "identity"]) < number or time.monotonic() < began + seconds:
+        for (who, encoding), each in durations.items():
             each.append((await _scrape(http, servers[who], encoding))[0])
             await asyncio.sleep(PAUSE)
-    return {kind: Load(time.monotonic() - began, sorted(each)) for kind, each in took.items()}
+    return {kind: Load(time.monotonic() - began, sorted(each)) for kind, each in durations.items()}
 
 
 async def _scrape(http: aiohttp.ClientSession, server: Running, encoding: str) -> tuple[float, bytes]:

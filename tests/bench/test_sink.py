@@ -36,8 +36,8 @@ async def answer(reader: asyncio.StreamReader) -> tuple[str, str]:
 async def counted(streams: Streams) -> dict[str, tuple[int, int]]:
     reader, writer = streams
     writer.write(b"GET / HTTP/1.1\r\nHost: sink\r\n\r\n")
-    told = json.loads((await answer(reader))[1])
-    return {provider: (found["groups"], found["messages"]) for provider, found in told.items()}
+    answered = json.loads((await answer(reader))[1])
+    return {provider: (found["groups"], found["messages"]) for provider, found in answered.items()}
 
 
 async def test_each_provider_is_answered_as_its_clients_expect(streams: Streams) -> None:
@@ -54,7 +54,7 @@ async def test_each_provider_is_answered_as_its_clients_expect(streams: Streams)
     assert json.loads(body)["status"] == "success"
 
 
-async def test_a_group_that_is_told_of_twice_is_two_messages_and_one_group(streams: Streams) -> None:
+async def test_a_group_that_is_reported_twice_is_two_messages_and_one_group(streams: Streams) -> None:
     reader, writer = streams
     for group in ("group-00001", "group-00002", "group-00001"):
         writer.write(post("/pagerduty/v2/enqueue", group))
@@ -62,7 +62,7 @@ async def test_a_group_that_is_told_of_twice_is_two_messages_and_one_group(strea
     assert await counted(streams) == {"slack": (0, 0), "pagerduty": (2, 3)}
 
 
-async def test_requests_that_come_in_pieces_or_together_are_each_counted_once(streams: Streams) -> None:
+async def test_requests_that_come_in_chunks_or_in_one_are_each_counted_once(streams: Streams) -> None:
     reader, writer = streams
     both = post("/slack/x", "group-00001") + post("/slack/x", "group-00002")
     for piece in (both[:20], both[20:-5], both[-5:]):

@@ -37,7 +37,7 @@ from tests.relay.channels.examples import (
 )
 
 IMAGES: Final = Path(__file__).parents[2] / "docs/images"
-KEPT: Final = ("firing", "resolved", "twenty")
+COMMITTED: Final = ("firing", "resolved", "twenty")
 SIZES: Final = {"wide": ViewportSize(width=900, height=600), "phone": ViewportSize(width=360, height=600)}
 _SENDER: Final = Address("keypulse", "alerts", "example.org")
 _END: Final = AT + timedelta(minutes=12)
@@ -101,8 +101,8 @@ def _draw() -> bytes:
 
 
 def _build_long_group() -> Message:
-    many = message("05-firing-3")
-    first = many.event.alerts[0]
+    base = message("05-firing-3")
+    first = base.event.alerts[0]
     alerts = tuple(
         replace(
             first,
@@ -115,8 +115,8 @@ def _build_long_group() -> Message:
         )
         for n in range(20)
     )
-    event = replace(many.event, alerts=alerts, truncated_alerts=7)
-    return replace(many, event=event, links=many.links[:1] * 20)
+    event = replace(base.event, alerts=alerts, truncated_alerts=7)
+    return replace(base, event=event, links=base.links[:1] * 20)
 
 
 @asynccontextmanager
@@ -136,7 +136,7 @@ async def take(folder: Path, *, every: bool) -> None:
     schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark") if every else ("light",)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
-        for name in scenes if every else KEPT:
+        for name in scenes if every else COMMITTED:
             for size in SIZES if every else ("wide",):
                 for scheme in schemes:
                     ending = f"-{size}-{scheme}" if every else ""

@@ -54,13 +54,13 @@ def failing() -> History:
     history = healthy(vault_until=240)
     detail = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.20.0.9:443: connection attempt timed out"
     failure = Failure(Reason.UNAVAILABLE, detail)
-    way = (
+    phases = (
         ConnectivityPhase("dns", 0.003),
         ConnectivityPhase("tcp", 5.0, "no connection with 10.20.0.9:443: timed out"),
     )
     for ago in range(233, 0, -30):
         call = Call(Operation.ENCRYPT, 5.0, failure)
-        history.add_probe(ProbeResult("vault", "vault-kek", NOW - ago, (call,), None, None, way))
+        history.add_probe(ProbeResult("vault", "vault-kek", NOW - ago, (call,), None, None, phases))
     return history
 
 
@@ -96,8 +96,8 @@ def _key(history: History, target: str, lost: CanaryResult | None = None, states
         name = (states or {}).get(number, "ENABLED")
         destroy_at = NOW + 9.5 * DAY if name == "DESTROY_SCHEDULED" else None
         versions.append(KeyVersion(number, VERSION_STATES[name], "HSM", destroy_at, provider_state=name))
-    kept = [CanaryResult(number, Call(Operation.CANARY_DECRYPT, 0.024)) for number in "12"]
-    canaries = tuple(lost if lost and lost.version == canary.version else canary for canary in kept)
+    two_canaries = [CanaryResult(number, Call(Operation.CANARY_DECRYPT, 0.024)) for number in "12"]
+    canaries = tuple(lost if lost and lost.version == canary.version else canary for canary in two_canaries)
     history.add_inspection(
         KeyInspection(
             SERVICES[target],

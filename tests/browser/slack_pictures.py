@@ -18,7 +18,7 @@ from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.slack_scenes import SCENES, SlackScene
 
 IMAGES: Final = Path(__file__).parents[2] / "docs/images"
-KEPT: Final = ("firing", "changed", "acknowledged", "resolved", "twenty", "digest", "hostile")
+COMMITTED: Final = ("firing", "changed", "acknowledged", "resolved", "twenty", "digest", "hostile")
 SIZES: Final = {"wide": ViewportSize(width=1900, height=2600), "phone": ViewportSize(width=390, height=3200)}
 """Tall enough for a whole message."""
 _TOKEN: Final = "xoxb-picture"  # of the stand-in alone
@@ -57,7 +57,7 @@ async def take(folder: Path, *, every: bool) -> None:
     schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark") if every else ("light",)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
-        for name in SCENES if every else KEPT:
+        for name in SCENES if every else COMMITTED:
             async with run_scene(name) as url:
                 for size in SIZES if every else ("wide",):
                     for scheme in schemes:

@@ -107,8 +107,8 @@ class SlackScene:
         return receipt
 
     async def twenty(self) -> Receipt:
-        many = message("05-firing-3")
-        first = many.event.alerts[0]
+        base = message("05-firing-3")
+        first = base.event.alerts[0]
         alerts = tuple(
             replace(
                 first,
@@ -121,8 +121,8 @@ class SlackScene:
             for n in range(20)
         )
         common = {key: value for key, value in first.labels.items() if key != "instance"}
-        event = replace(many.event, alerts=alerts, common_labels=common)
-        return await send(self._channel, replace(many, event=event, links=many.links[:1] * 20, buttons=BUTTONS))
+        event = replace(base.event, alerts=alerts, common_labels=common)
+        return await send(self._channel, replace(base, event=event, links=base.links[:1] * 20, buttons=BUTTONS))
 
     async def digest(self) -> Receipt:
         """The incidents of a storm, of which some are over."""

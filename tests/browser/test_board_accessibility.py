@@ -153,7 +153,7 @@ LOST = """() => [...document.querySelectorAll("[aria-labelledby]")].filter((node
 HEADINGS = """() => [...document.querySelectorAll("h1, h2, h3, h4")].map((node) => Number(node.localName[1]))"""
 
 
-async def test_every_part_has_a_name_and_a_place_for_a_screen_reader(
+async def test_every_part_has_a_name_and_a_landmark_for_a_screen_reader(
     chromium: Browser, browser_errors: list[str]
 ) -> None:
     async with board(chromium, degraded(), browser_errors) as page:

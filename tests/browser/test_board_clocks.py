@@ -11,7 +11,7 @@ from services.exporter.model import Call, Operation, ProbeResult
 from tests.browser.lasting_page import lasting_page
 from tests.browser.scenes import NOW, failing
 from tests.browser.served_board import serve_board
-from tests.browser.test_board_live import look
+from tests.browser.test_board_live import focus
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -55,17 +55,17 @@ async def test_a_servers_clock_that_jumps_back_is_followed(chromium: Browser) ->
         vault = page.get_by_role("article", name="vault-kek")
         await expect(vault.get_by_text("4 min ago")).to_have_count(1)
         now[0] = NOW - 7200
-        await look(page)
+        await focus(page)
         await expect(vault.get_by_text("in 1 h")).not_to_have_count(0)
         await expect(page.get_by_role("status")).to_have_text("Live")
         now[0] = NOW + 600
-        await look(page)
+        await focus(page)
         await expect(vault.get_by_text("no recent result")).to_have_count(1)
         await expect(vault.get_by_text("14 min ago")).to_have_count(1)
     assert errors == []
 
 
-async def test_the_script_words_an_age_as_the_server_does(chromium: Browser) -> None:
+async def test_the_script_formats_an_age_as_the_server_does(chromium: Browser) -> None:
     history = History()
     ages = (70, 3590, 3610, 7190, 86_000, 172_000, 173_000, 1e8)
     history.configure([("ledger", f"key-{age:.0f}") for age in ages], [])
@@ -75,10 +75,10 @@ async def test_the_script_words_an_age_as_the_server_does(chromium: Browser) -> 
         await page.route("**/*.js", lambda route: route.abort())
         await page.goto(f"http://{address}/")
         await expect(page.locator("#live.on")).to_have_count(0)
-        told_by_server = await page.locator(AGES).all_text_contents()
+        server_ages = await page.locator(AGES).all_text_contents()
         await page.unroute_all()
         await page.reload()
         await page.locator("#live.on").wait_for()
-        told_by_script = await page.locator(AGES).all_text_contents()
-    assert len(told_by_server) == 2 * len(ages)
-    assert told_by_script == told_by_server
+        script_ages = await page.locator(AGES).all_text_contents()
+    assert len(server_ages) == 2 * len(ages)
+    assert script_ages == server_ages

@@ -24,7 +24,7 @@ from tests.browser.conftest import opened
 from tests.browser.lasting_page import lasting_page
 from tests.browser.scenes import NOW
 from tests.browser.served_board import serve_board
-from tests.browser.test_board_live import look
+from tests.browser.test_board_live import focus
 from tests.browser.test_hostile_content import HOSTILE, nothing_ran
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -56,9 +56,9 @@ def fail(history: History, text: str) -> None:
 
 @pytest.fixture
 def history() -> History:
-    made = History(clock=lambda: NOW - 5)
-    made.configure([(text, text) for text in TEXTS], TEXTS)
-    return made
+    filled = History(clock=lambda: NOW - 5)
+    filled.configure([(text, text) for text in TEXTS], TEXTS)
+    return filled
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -76,10 +76,10 @@ async def test_nothing_in_a_name_or_a_services_text_runs(hostile: Page, history:
     await expect(names).to_have_count(len(TEXTS))
     for text in TEXTS:
         fail(history, text)
-    await look(hostile)
+    await focus(hostile)
     await expect(hostile.locator("[data-kind=keys] .card.failing")).to_have_count(len(TEXTS))
-    shown_names = set(await names.all_text_contents())
-    assert shown_names == {text.replace("\x00", "") for text in TEXTS}
+    displayed_names = set(await names.all_text_contents())
+    assert displayed_names == {text.replace("\x00", "") for text in TEXTS}
     await nothing_ran(hostile)
     assert await hostile.locator("#broken").count() == 0
     await hostile.goto(hostile.url)

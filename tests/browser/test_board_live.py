@@ -25,7 +25,7 @@ def card(page: Page, name: str) -> Locator:
     return page.get_by_role("article", name=name, exact=True)
 
 
-async def look(page: Page) -> None:
+async def focus(page: Page) -> None:
     """The board asks at once, as when its tab comes to the front; by itself it does within two seconds."""
     await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
@@ -35,7 +35,7 @@ async def break_ledger(watch: Watched, kind: str = "PERMISSION_DENIED", message:
     await watch.probe(LEDGER)
 
 
-async def test_a_probe_that_fails_turns_its_card_without_a_reload(board: Page, watch: Watched) -> None:
+async def test_a_probe_that_fails_changes_its_card_without_a_reload(board: Page, watch: Watched) -> None:
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Unknown")
     await watch.probe()
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Healthy")
@@ -61,13 +61,13 @@ async def test_a_probe_that_fails_turns_its_card_without_a_reload(board: Page, w
 
 async def test_a_screen_reader_hears_of_a_failure_once(board: Page, watch: Watched) -> None:
     await watch.probe()
-    await look(board)
+    await focus(board)
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Healthy")
     await board.evaluate(HEARD)
     await break_ledger(watch)
     for count in (2, 3):
         await watch.probe(LEDGER)
-        await look(board)
+        await focus(board)
         await expect(card(board, LEDGER)).to_contain_text(f"{count} in a row")
     assert await board.evaluate("heard") == [f"{LEDGER}: Failing, permission_denied at encrypt"]
     assert await board.locator("#changes").get_attribute("aria-live") == "polite"
@@ -76,13 +76,13 @@ async def test_a_screen_reader_hears_of_a_failure_once(board: Page, watch: Watch
 async def test_the_focus_and_what_was_opened_stay_when_a_card_is_renewed_or_moves(board: Page, watch: Watched) -> None:
     await watch.probe()
     await watch.read()
-    await look(board)
+    await focus(board)
     summary = card(board, LEDGER).locator("summary")
     await summary.click()
     await expect(card(board, LEDGER).locator("details")).to_have_attribute("open", "")
     assert await board.locator("[data-kind=keys] h3").all_text_contents() == ["archive-kek", LEDGER, "vault-kek"]
     await break_ledger(watch)
-    await look(board)
+    await focus(board)
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Failing")
     await expect(board.locator("[data-kind=keys] h3").first).to_have_text(LEDGER)
     await expect(summary).to_be_focused()
@@ -90,53 +90,53 @@ async def test_the_focus_and_what_was_opened_stay_when_a_card_is_renewed_or_move
     await expect(card(board, "vault-kek").locator("details")).not_to_have_attribute("open", "")
 
 
-async def test_a_focus_whose_place_is_gone_is_not_thrown_out_of_the_page(board: Page, watch: Watched) -> None:
+async def test_a_focus_whose_element_is_gone_is_not_thrown_out_of_the_page(board: Page, watch: Watched) -> None:
     await watch.probe()
     await watch.read(LEDGER)
-    await look(board)
+    await focus(board)
     await card(board, LEDGER).locator("summary").focus()
     watch.history.configure([("backend", "vault-kek")], ["backend"])
-    await look(board)
+    await focus(board)
     await expect(card(board, LEDGER)).to_have_count(0)
     await expect(board.get_by_role("main")).to_be_focused()
 
 
-async def test_text_that_is_being_selected_stays_until_there_is_news(board: Page, watch: Watched) -> None:
+async def test_text_that_is_being_selected_stays_until_there_is_a_change(board: Page, watch: Watched) -> None:
     await break_ledger(watch)
-    await look(board)
+    await focus(board)
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Failing")
     await board.evaluate("getSelection().selectAllChildren(document.querySelector('.failing .what'))")
     await watch.probe(LEDGER, "vault-kek")
-    await look(board)
+    await focus(board)
     await expect(card(board, "vault-kek").locator(".state")).to_have_text("Healthy")  # so the page has looked again
     assert await board.evaluate("String(getSelection()).trim()") == "permission_denied at encrypt"
     await board.evaluate("getSelection().removeAllRanges()")
-    await look(board)
+    await focus(board)
     await expect(card(board, LEDGER)).to_contain_text("2 in a row")
     await board.evaluate("getSelection().selectAllChildren(document.querySelector('.failing .what'))")
     watch.kms.faults.clear()
     await watch.probe(LEDGER)
-    await look(board)
+    await focus(board)
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Healthy")  # news go before
 
 
-async def test_a_backend_turns_too_and_a_reload_brings_and_takes_cards(board: Page, watch: Watched) -> None:
+async def test_a_backend_changes_too_and_a_reload_brings_and_takes_cards(board: Page, watch: Watched) -> None:
     watch.backend()
-    await look(board)
+    await focus(board)
     await expect(card(board, "backend").locator(".state")).to_have_text("Healthy")
     watch.backend(Health(CryptoMode.ENV, ready=True))
-    await look(board)
+    await focus(board)
     await expect(card(board, "backend")).to_contain_text("mode is env")
     watch.backend(None, "health check: connection refused")
-    await look(board)
+    await focus(board)
     await expect(card(board, "backend")).to_contain_text("health check: connection refused")
     watch.history.configure([("backend", LEDGER), ("backend", "brand-new")], ["backend", "other"])
-    await look(board)
+    await focus(board)
     await expect(card(board, "brand-new").locator(".state")).to_have_text("Unknown")
     await expect(card(board, "other").locator(".state")).to_have_text("Unknown")
     await expect(card(board, "vault-kek")).to_have_count(0)
     watch.history.add_backend_state(BackendState("other", Health(CryptoMode.KMS, ready=True), replica="10.0.0.7"))
-    await look(board)
+    await focus(board)
     await expect(card(board, "other 10.0.0.7").locator(".state")).to_have_text("Healthy")
 
 
@@ -178,14 +178,14 @@ async def test_the_board_goes_on_with_an_exporter_that_was_restarted(chromium: B
 
 async def test_what_is_filtered_stays_filtered(board: Page, watch: Watched) -> None:
     await watch.probe()
-    await look(board)
+    await focus(board)
     await expect(card(board, "vault-kek").locator(".state")).to_have_text("Healthy")
     await board.evaluate(HEARD)
     await board.get_by_role("searchbox", name="Filter").fill("VAULT")
     await expect(board.locator("[data-kind=keys] h3")).to_have_text(["vault-kek"])
     await expect(board.locator("[data-kind=backends] .foot")).to_have_text("No match for “VAULT”.")
     await break_ledger(watch)
-    await look(board)
+    await focus(board)
     await expect(board.locator(".verdict")).to_have_text("1 of 4 failing")
     await expect(board.locator("[data-kind=keys] h3")).to_have_text(["vault-kek"])
     assert board.url.endswith("/?q=VAULT")
@@ -195,32 +195,32 @@ async def test_what_is_filtered_stays_filtered(board: Page, watch: Watched) -> N
     assert await board.evaluate("heard") == []  # a person knows what the filter did
 
 
-async def test_a_tab_behind_another_asks_less_often_and_its_title_still_tells(
+async def test_a_tab_behind_another_asks_less_often_and_its_title_still_shows_it(
     chromium: Browser, watch: Watched
 ) -> None:
     page = await chromium.new_page()
-    asked: list[Request] = []
-    page.on("request", lambda request: asked.append(request) if "/api/board" in request.url else None)
+    requests: list[Request] = []
+    page.on("request", lambda request: requests.append(request) if "/api/board" in request.url else None)
     await page.add_init_script("Object.defineProperty(document, 'hidden', { get: () => Boolean(window.behind) })")
     await page.clock.install()
     await page.goto(watch.url)
     await expect(page.get_by_role("status")).to_have_text("Live")
 
-    async def count_asked(seconds: int) -> int:
+    async def count_requests(seconds: int) -> int:
         """They pass, two at a time, and each request is answered; how often the page asked meanwhile."""
-        before = len(asked)
+        before = len(requests)
         for _ in range(0, seconds, 2):
             await page.clock.run_for(2000)
-            answer = await asked[-1].response()
+            answer = await requests[-1].response()
             assert answer is not None
             await answer.finished()
             await page.evaluate("fetch('/-/healthy').then((answer) => answer.text())")  # by then it is shown, too
-        return len(asked) - before
+        return len(requests) - before
 
-    assert await count_asked(10) >= 3
+    assert await count_requests(10) >= 3
     await page.evaluate("window.behind = true")
     await break_ledger(watch)
-    assert await count_asked(40) <= 3
+    assert await count_requests(40) <= 3
     await expect(page).to_have_title("(1 failing) keypulse exporter")
     watch.kms.faults.clear()
     await watch.probe(LEDGER)

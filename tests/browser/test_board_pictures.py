@@ -15,9 +15,9 @@ async def test_the_pictures_can_be_created_again(chromium: Browser, tmp_path: Pa
 
 
 def check_pictures(folder: Path) -> None:
-    made = {picture.name for picture in folder.iterdir()}
-    assert made == {"board-healthy.png", "board-failing.png", "board-degraded.png"}
-    for name in made:
+    pictures = {picture.name for picture in folder.iterdir()}
+    assert pictures == {"board-healthy.png", "board-failing.png", "board-degraded.png"}
+    for name in pictures:
         for picture in (folder / name, IMAGES / name):
             assert picture.read_bytes().startswith(b"\x89PNG")
             assert picture.stat().st_size < 200_000

@@ -46,8 +46,8 @@ async def test_nothing_in_an_incident_runs(page: Page, senders: Senders) -> None
     for n, text in enumerate(HOSTILE):
         payload = {"source": text[:200], "custom_details": {"firing": text}}
         await senders.page("trigger", text[:1000], payload=payload, dedup_key=f"{n}{text}"[:255])
-    shown = [text[:1000] for text in reversed(HOSTILE)]
-    await expect(page.locator(".incident h3")).to_have_text(shown)
+    texts = [text[:1000] for text in reversed(HOSTILE)]
+    await expect(page.locator(".incident h3")).to_have_text(texts)
     await nothing_ran(page)
 
 

@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.browser.mail_pictures import IMAGES, KEPT, list_scenes, open_mail
+from tests.browser.mail_pictures import COMMITTED, IMAGES, list_scenes, open_mail
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 _CONTRAST = """() => {
@@ -44,4 +44,4 @@ async def test_what_an_alert_says_is_text(chromium: Browser) -> None:
 
 
 async def test_the_documents_have_the_pictures() -> None:
-    assert all((IMAGES / f"mail-{name}.png").exists() for name in KEPT)
+    assert all((IMAGES / f"mail-{name}.png").exists() for name in COMMITTED)

@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.browser.slack_pictures import IMAGES, KEPT, SIZES, open_page, run_scene
+from tests.browser.slack_pictures import COMMITTED, IMAGES, SIZES, open_page, run_scene
 from tests.browser.slack_scenes import TITLE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -39,7 +39,7 @@ async def test_twenty_alerts_are_one_table_and_what_alerts_say_is_no_mark_up(chr
 
 
 async def test_the_pictures_are_kept() -> None:
-    for name in KEPT:
+    for name in COMMITTED:
         picture = IMAGES / f"slack-{name}.png"
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert picture.stat().st_size < 300_000

@@ -84,7 +84,7 @@ async def test_a_thread_that_was_opened_by_keyboard_stays_open_while_it_grows(pa
     await expect(page.get_by_text("2 replies", exact=True)).to_be_focused()
 
 
-async def test_an_edited_message_changes_in_place(page: Page, senders: Senders) -> None:
+async def test_an_edit_changes_the_message_itself(page: Page, senders: Senders) -> None:
     ts = await senders.post(TITLE)
     await expect(page.locator(".message")).to_have_count(1)
     channel = senders.stand_ins.slack.channels["#security-critical"].id
@@ -148,7 +148,7 @@ async def test_a_mail_with_a_doctype_is_laid_out_by_the_standard(page: Page, sen
     assert await link.evaluate(found) == ["CSS1Compat", "en", "_blank"]
 
 
-async def test_mails_of_one_subject_tell_the_alarm_from_the_all_clear(page: Page, senders: Senders) -> None:
+async def test_mails_of_one_subject_distinguish_the_alarm_from_the_all_clear(page: Page, senders: Senders) -> None:
     await senders.mail("[KMSDown] prod", "<h1>x</h1>", "Firing: KMSDown · prod\n1 firing")
     await senders.mail("[KMSDown] prod", "<h1>x</h1>", "Resolved: KMSDown · prod\n1 resolved")
     lines = page.locator(".mail-snippet")

@@ -9,7 +9,7 @@ import pytest
 from tests.containers.engine import Engine
 
 ROOT = Path(__file__).parents[2]
-_said: list[str] = []
+_size_lines: list[str] = []
 
 
 @pytest.fixture(scope="session")
@@ -24,15 +24,15 @@ def images(engine: Engine) -> None:
     """Builds every target; a build that fails shows its own words."""
     built = subprocess.run([ROOT / "ops/docker/build"], capture_output=True, text=True, timeout=1800, check=False)
     assert built.returncode == 0, built.stderr
-    _said.extend(line for line in built.stdout.splitlines() if " MB" in line)
+    _size_lines.extend(line for line in built.stdout.splitlines() if " MB" in line)
 
 
 @pytest.fixture(scope="session")
 def summary_lines() -> list[str]:
     """What is appended here stands at the end of the run."""
-    return _said
+    return _size_lines
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in _said:
+    for line in _size_lines:
         terminalreporter.write_line(line)

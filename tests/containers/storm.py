@@ -43,13 +43,13 @@ async def strike(
         numbers: of the alerts.
         accepted: is told how many are, each time that one is.
     """
-    places = asyncio.Semaphore(_AT_ONCE)
+    semaphore = asyncio.Semaphore(_AT_ONCE)
     done = 0
 
     async def post(session: aiohttp.ClientSession, number: int) -> None:
         nonlocal done
         attempt = number
-        async with places:
+        async with semaphore:
             while not await _accepted(session, urls[attempt % len(urls)], number):
                 attempt += 1
                 await asyncio.sleep(0.1)
@@ -84,8 +84,8 @@ async def arrived(stand_ins: str, numbers: Sequence[int]) -> set[str]:
             async with asyncio.timeout(TIMEOUT):
                 while missing:
                     async with session.get(f"{stand_ins}/api/state") as answer:
-                        held: dict[str, Any] = await answer.json()
-                    mails = json.dumps(held["mailbox"])
+                        state: dict[str, Any] = await answer.json()
+                    mails = json.dumps(state["mailbox"])
                     missing = {service for service in missing if service not in mails}
                     await asyncio.sleep(0.5)
         except TimeoutError:

@@ -44,9 +44,9 @@ def demo(engine: Engine, tmp_path_factory: pytest.TempPathFactory, summary_lines
 
 
 def admin_token(project: Composed) -> str:
-    shown = project.compose("run", "--rm", "secrets", "--show", "admin_token")
-    assert shown.returncode == 0, shown.stderr
-    return str(shown.stdout.split()[-1])
+    token = project.compose("run", "--rm", "secrets", "--show", "admin_token")
+    assert token.returncode == 0, token.stderr
+    return str(token.stdout.split()[-1])
 
 
 async def inspect(project: Composed, stack: AsyncExitStack, folder: Path) -> Demo:
@@ -71,7 +71,7 @@ async def until_calm(demo: Demo) -> None:
 
 
 @pytest.mark.parametrize("name", [*OURS, "alertmanager", "prometheus"])
-def test_a_service_has_no_privilege_and_no_way_to_one(name: str, demo: Composed) -> None:
+def test_a_service_has_no_privilege_and_can_gain_none(name: str, demo: Composed) -> None:
     may = demo.privileges(name)
     assert {may[key] for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0000000000000000"}
     assert may["NoNewPrivs"] == "1"
@@ -97,8 +97,8 @@ end(os.setuid, 0)
 end(os.chroot, "/")
 end(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
 """
-    seen = demo.engine.out("exec", demo.service(name), "python3", "-c", code)
-    assert seen.splitlines() == ["[]", "Read-only file system", *["Operation not permitted"] * 3]
+    output = demo.engine.out("exec", demo.service(name), "python3", "-c", code)
+    assert output.splitlines() == ["[]", "Read-only file system", *["Operation not permitted"] * 3]
 
 
 def test_limits_are_in_force(demo: Composed) -> None:
@@ -111,19 +111,21 @@ async def test_a_page_and_its_all_clear_survive_a_restart_of_relay_and_prometheu
 ) -> None:
     hops: list[Hop] = []
     async with AsyncExitStack() as stack:
-        seen = await inspect(demo, stack, tmp_path)
-        await until_calm(seen)
+        inspector = await inspect(demo, stack, tmp_path)
+        await until_calm(inspector)
         for state, action in (("firing", "break"), ("resolved", "heal")):
             began = time.time()
-            await scenario._switch_kms(seen, action)
-            found, missing = await scenario._Phase(seen, state, began, hops.append).wait_for_hops()  # type: ignore[arg-type]
+            await scenario._switch_kms(inspector, action)
+            found, missing = await scenario._Phase(inspector, state, began, hops.append).wait_for_hops()  # type: ignore[arg-type]
             assert missing == []
             if state == "firing":
                 last = max(hop.at for hop in found)
                 summary_lines.append(f"from `compose up` to the page on the third channel: {last - demo.began:.0f} s")
                 await asyncio.to_thread(demo.restart, "relay", "prometheus")
-        told = await seen.get_json("relay", f"/api/deliveries?limit=100&alertname={scenario.ALERT}")
-    delivered = sorted((row["channel"], row["status"]) for row in told["deliveries"] if row["state"] == "delivered")
+        deliveries = await inspector.get_json("relay", f"/api/deliveries?limit=100&alertname={scenario.ALERT}")
+    delivered = sorted(
+        (row["channel"], row["status"]) for row in deliveries["deliveries"] if row["state"] == "delivered"
+    )
     channels = ("email-oncall", "email-secops", "pagerduty", "slack-critical")
     assert delivered == [(channel, status) for channel in channels for status in ("firing", "resolved")], "each once"
 

@@ -49,7 +49,7 @@ def test_an_image_runs_as_a_number_and_says_what_it_is(target: str, engine: Engi
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_image_holds_what_it_runs_and_nothing_that_builds_or_tests_it(target: str, engine: Engine) -> None:
+def test_an_image_contains_what_it_runs_and_nothing_that_builds_or_tests_it(target: str, engine: Engine) -> None:
     code = """
 import json, os, shutil, sys
 from importlib.metadata import distributions
@@ -74,7 +74,7 @@ print(json.dumps([own, bad, there, names, shutil.which("gcc")]))
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target != "stand-ins"])
-def test_a_command_runs_without_a_shell_a_network_or_a_place_to_write(target: str, engine: Engine) -> None:
+def test_a_command_runs_without_a_shell_a_network_or_a_folder_to_write_to(target: str, engine: Engine) -> None:
     done = engine.run("run", "--rm", *strict(engine), image(target), "--help")
     assert done.returncode == 0, done.stderr
     assert "keypulse" in done.stdout
@@ -131,7 +131,7 @@ def test_a_server_that_hangs_is_not_healthy(engine: Engine, config: Path) -> Non
         pid = engine.inspected(container)["State"]["Pid"]
         os.kill(pid, signal.SIGSTOP)
         health = engine.inspected(container)["Config"]["Healthcheck"]["Test"][1:]
-        asked = engine.run("exec", container, *health)
+        checked = engine.run("exec", container, *health)
         os.kill(pid, signal.SIGCONT)
-    assert asked.returncode == 1
-    assert "no answer in time" in asked.stderr
+    assert checked.returncode == 1
+    assert "no answer in time" in checked.stderr

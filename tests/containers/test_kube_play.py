@@ -124,10 +124,10 @@ def _on_free_ports(objects: list[Object], ports: Ports) -> list[Object]:
 def _secrets(folder: Path, token: str) -> list[Object]:
     names = ("relay_token", "slack_token", "slack_app_token", "pagerduty_key")
     files = {name: (folder / name).read_text() for name in names}
-    held = {"exporter": {"admin_token": token}, "relay": {**files, "relay_admin": token}}
+    secret_files = {"exporter": {"admin_token": token}, "relay": {**files, "relay_admin": token}}
     return [
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"{RELEASE}-{part}"}, "stringData": data}
-        for part, data in held.items()
+        for part, data in secret_files.items()
     ]
 
 
@@ -138,9 +138,9 @@ def _without_probes(objects: list[Object]) -> list[str]:
         for container in containers(pod):
             (port,) = container["ports"]
             for name in ("startupProbe", "livenessProbe", "readinessProbe"):
-                asked = container.pop(name)["httpGet"]
-                assert asked["port"] == port["name"]
-                urls.append(f"{asked['scheme'].lower()}://127.0.0.1:{port['containerPort']}{asked['path']}")
+                http_get = container.pop(name)["httpGet"]
+                assert http_get["port"] == port["name"]
+                urls.append(f"{http_get['scheme'].lower()}://127.0.0.1:{port['containerPort']}{http_get['path']}")
     return urls
 
 
@@ -161,16 +161,16 @@ def _played(podman: Engine, objects: list[Object], file: Path) -> Iterator[None]
 
 def _may_do_nothing_else(podman: Engine, part: str) -> None:
     """Asked from inside: who it is, what it may do, where it may write."""
-    seen = json.loads(
+    response = json.loads(
         podman.out("exec", _container(part), "python3", "-c", _INSIDE, f"{SECRETS}/x", "/var/lib/keypulse/x")
     )
 
-    assert seen["uid"] == seen["gid"] == 65532
-    assert int(seen["status"]["CapEff"], 16) == int(seen["status"]["CapBnd"], 16) == 0
-    assert seen["status"]["NoNewPrivs"] == "1"
-    assert seen["status"]["Seccomp"] == "2"
+    assert response["uid"] == response["gid"] == 65532
+    assert int(response["status"]["CapEff"], 16) == int(response["status"]["CapBnd"], 16) == 0
+    assert response["status"]["NoNewPrivs"] == "1"
+    assert response["status"]["Seccomp"] == "2"
     refused = "Read-only file system"
-    assert seen["writes"] == {
+    assert response["writes"] == {
         "/x": refused,
         "/etc/keypulse/x": refused,
         f"{SECRETS}/x": refused,

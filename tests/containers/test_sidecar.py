@@ -83,23 +83,23 @@ def metrics(engine: Engine, tmp_path: Path) -> Iterator[Callable[[], str]]:
 def test_the_exporter_sees_the_service_whose_network_it_shares_and_sees_it_again_after_its_death(
     metrics: Callable[[], str], engine: Engine
 ) -> None:
-    well = {'crypto_mode{service="ledger"} 1.0', 'kms_probe_success{service="ledger",target="ledger-kek"} 1.0'}
+    healthy = {'crypto_mode{service="ledger"} 1.0', 'kms_probe_success{service="ledger",target="ledger-kek"} 1.0'}
     down = {'crypto_backend_up{service="ledger"} 0.0'}
 
     def is_exposed(lines: set[str]) -> Callable[[], bool]:
         return lambda: lines <= set(metrics().splitlines())
 
-    _until(is_exposed(well))
+    _until(is_exposed(healthy))
     of_ledger = f"label={LABEL}", "--filter", "label=com.docker.compose.service=ledger"
     service = engine.out("ps", "--quiet", "--filter", *of_ledger)
     engine.out("stop", service)  # and not killed: what comes back within a second, nobody sees go
     _until(is_exposed(down))
     engine.out("start", service)
-    _until(is_exposed(well))
+    _until(is_exposed(healthy))
     before = _initialised(metrics())
     os.kill(engine.inspected(service)["State"]["Pid"], signal.SIGKILL)
     _until(lambda: _initialised(metrics()) > before)  # by the process that took its place
-    _until(is_exposed(well))
+    _until(is_exposed(healthy))
 
 
 def _initialised(metrics: str) -> float:

@@ -66,7 +66,7 @@ class Player:
 
     def _normalise(self, output: str) -> str:
         """The output with the page's addresses, and without what differs from run to run."""
-        output = self._translate(output, {real: shown for shown, real in self._addresses.items()})
+        output = self._translate(output, {real: documented for documented, real in self._addresses.items()})
         output = output.replace(f"{self._folder}/", "")
         output = re.sub(r" \(\d+\.\d\d s\)", "", output)
         output = re.sub(r"\b\d+ ms\b", "1 ms", output)

@@ -23,10 +23,14 @@ def _children() -> set[int]:
     return {int(pid) for task in me.iterdir() for pid in (task / "children").read_text().split()}
 
 
-async def _dead_ends(running: stack.Stack, held: dict[str, Any]) -> list[str]:
+async def _dead_ends(running: stack.Stack, state: dict[str, Any]) -> list[str]:
     """Every link of the messages and of what the demo prints that leads to no page with something to see."""
     links = {url for _, url in list_addresses(running.ports) if url.startswith("http")}
-    for message in (*(m for c in held["slack"] for m in c["messages"]), *held["mailbox"], *held["pagerduty"]["events"]):
+    for message in (
+        *(m for c in state["slack"] for m in c["messages"]),
+        *state["mailbox"],
+        *state["pagerduty"]["events"],
+    ):
         text = html.unescape(json.dumps(message))
         links |= {url.rstrip(".,") for url in re.findall(r"https?://[^\s\"<>\\|)]+", text)}
     useful = {
@@ -40,7 +44,7 @@ async def _dead_ends(running: stack.Stack, held: dict[str, Any]) -> list[str]:
     for link in sorted(links):
         async with running.http.get(link) as answer:
             text = await answer.text()
-            wanted = next((words for page, words in useful.items() if link.startswith(page)), "")
+            wanted = next((texts for page, texts in useful.items() if link.startswith(page)), "")
             if answer.status != 200 or wanted not in text or "Debian package" in text:
                 found.append(f"{link}: {answer.status} {text[:200]}")
     return found
@@ -48,15 +52,15 @@ async def _dead_ends(running: stack.Stack, held: dict[str, Any]) -> list[str]:
 
 async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear(tmp_path: Path) -> None:
     before = _children()
-    told: list[timeline.Hop] = []
+    found_hops: list[timeline.Hop] = []
     async with stack.run_stack(Ports.pick_free()) as running:
         assert len(_children() - before) == 7
-        hops, missing = await scenario.run_incident(running, told.append)
+        hops, missing = await scenario.run_incident(running, found_hops.append)
         silence = await running.query("time() - relay_watchdog_last_seen_timestamp_seconds")
-        held = await running.get_text("stand_ins", "/api/state")
+        state = await running.get_text("stand_ins", "/api/state")
         export, incomplete = await incident.read_timeline(running, scenario.ALERT)
-        dead_ends = await _dead_ends(running, json.loads(held))
-        result = await storm.run_storm(running, told.append)
+        dead_ends = await _dead_ends(running, json.loads(state))
+        result = await storm.run_storm(running, found_hops.append)
         pages = json.loads(await running.get_text("stand_ins", "/api/state"))["pagerduty"]
         assert "storm-" not in json.dumps(pages), "a storm pages nobody"
     assert missing == incomplete == []
@@ -66,11 +70,11 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
     assert dead_ends == []
     assert silence is not None
     assert silence < 10
-    assert scenario.ALERT in held
-    assert "Watchdog" not in held, "the heartbeat arrives, and nobody is told of it"
+    assert scenario.ALERT in state
+    assert "Watchdog" not in state, "the heartbeat arrives, and nobody is told of it"
     assert _children() - before == set()
     everything = hops + result.hops
-    assert sorted(told, key=lambda h: h.at) == sorted(everything, key=lambda h: h.at)
+    assert sorted(found_hops, key=lambda h: h.at) == sorted(everything, key=lambda h: h.at)
 
     page = [hop.name for hop in hops if hop.state == "firing"]
     assert page[0] == "fault"
@@ -98,9 +102,9 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
 
     file = tmp_path / "demo.json"
     timeline.write_json(everything, ok=True, file=file)
-    written = json.loads(file.read_text())
-    assert written["ok"] is True
-    assert [set(hop) for hop in written["hops"]] == [{"name", "channel", "state", "at", "seconds"}] * len(everything)
+    document = json.loads(file.read_text())
+    assert document["ok"] is True
+    assert [set(hop) for hop in document["hops"]] == [{"name", "channel", "state", "at", "seconds"}] * len(everything)
 
 
 ONCE_WITH_A_SILENT_PAGER = """
@@ -140,15 +144,15 @@ def test_a_channel_that_stays_silent_is_named_and_the_exit_code_says_so(tmp_path
     assert done.stdout.count("no '") == 1, "the others arrived"
     assert "all six messages arrived" not in done.stdout
 
-    written = json.loads((tmp_path / "demo.json").read_text())
-    assert written["ok"] is False
-    delivered = {(hop["channel"], hop["state"]) for hop in written["hops"] if hop["name"] == "delivered"}
+    document = json.loads((tmp_path / "demo.json").read_text())
+    assert document["ok"] is False
+    delivered = {(hop["channel"], hop["state"]) for hop in document["hops"] if hop["name"] == "delivered"}
     assert delivered == {("slack", "firing"), ("email", "firing")}
 
 
 def test_a_taken_port_is_one_sentence() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = Ports(relay=taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        ports = Ports(relay=occupied.getsockname()[1])
         with pytest.raises(StartError, match=rf"port {ports.relay} \(for relay\) is in use; stop what listens there"):
             ports.check_free()
 

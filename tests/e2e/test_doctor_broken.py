@@ -209,8 +209,8 @@ async def test_a_configuration_that_works_passes_every_check_and_nothing_is_sent
     assert [format_line(result) for result in results if not result.is_ok] == []
     assert len(results) >= 4
     assert world.sent == []
-    made = {file.name for file in world.folder.iterdir()}
-    assert made == {
+    created = {file.name for file in world.folder.iterdir()}
+    assert created == {
         f"{service}.yml",
         "canaries",
         "relay_token",

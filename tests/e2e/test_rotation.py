@@ -46,10 +46,10 @@ class Load:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _client(self, http: aiohttp.ClientSession, number: int) -> None:
-        turn = 0
+        count = 0
         while True:
-            turn += 1
-            url, body = f"{self._url}/{number}-{turn % 50}", b"record %d of client %d" % (turn, number)
+            count += 1
+            url, body = f"{self._url}/{number}-{count % 50}", b"record %d of client %d" % (count, number)
             await self._ask(http, "PUT", url, body)
             await self._ask(http, "GET", url, body)
 
@@ -74,9 +74,9 @@ async def rotate(folder: Path, *arguments: str) -> str:
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     async with asyncio.timeout(60):
-        said = (await process.communicate())[0].decode()
-    assert process.returncode == 0, said
-    return said
+        output = (await process.communicate())[0].decode()
+    assert process.returncode == 0, output
+    return output
 
 
 async def new_version(address: str) -> int:
@@ -100,7 +100,7 @@ async def test_both_rotations_under_load_fail_no_request(request: pytest.Fixture
             load = Load(ports.build_url("backend"))
             async with load.running():
                 begin = time.monotonic()
-                said = await rotate(running.folder, "run", "--type", what)
+                output = await rotate(running.folder, "run", "--type", what)
                 seconds = time.monotonic() - begin
             cells = {"rotation": what, "requests": str(load.requests), "failed": str(len(load.failures))}
             cells |= {"slowest": f"{load.slowest * 1000:.0f} ms", "rotation took": f"{seconds:.1f} s"}
@@ -109,4 +109,4 @@ async def test_both_rotations_under_load_fail_no_request(request: pytest.Fixture
             assert load.requests > 100
             census = await rotate(running.folder, "census")
             assert f"| {KEY} | {version} | 2 | 200 |" in census, census
-            assert "nothing to do" in (await rotate(running.folder, "run", "--type", what)).lower(), said
+            assert "nothing to do" in (await rotate(running.folder, "run", "--type", what)).lower(), output

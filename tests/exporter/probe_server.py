@@ -40,7 +40,7 @@ class Probed:
 
     url: str
     emulator: Emulator
-    demand: CoalescedProbe
+    probe: CoalescedProbe
     observed: list[ProbeResult]
     session: aiohttp.ClientSession
 
@@ -65,13 +65,13 @@ async def probed(admin: TokenFile | None = None, **changed: Any) -> AsyncIterato
             "min_interval": 1.0,
             "profile": GCP_PROFILE,
         }
-        demand = CoalescedProbe("backend", "ledger-kek", **(arguments | changed))
+        probe = CoalescedProbe("backend", "ledger-kek", **(arguments | changed))
         access = AccessPolicy([Token("admin", Role.ADMIN, admin)] if admin else [])
-        route = probe_endpoint.build_route(lambda: {"ledger-kek": demand})
+        route = probe_endpoint.build_route(lambda: {"ledger-kek": probe})
         app = create_application("keypulse exporter", create_registry(), [route], access_policy=access)
         try:
             async with serve(app, Address("127.0.0.1", 0)) as address, aiohttp.ClientSession() as session:
-                yield Probed(f"http://{address}/probe", emulator, demand, observed, session)
+                yield Probed(f"http://{address}/probe", emulator, probe, observed, session)
         finally:
-            await demand.close()
+            await probe.close()
             await key.close()

@@ -29,14 +29,14 @@ class Kms:
         """Seconds that each call takes."""
         self.reason: Reason | None = None
         """Why each call fails."""
-        self.asked: defaultdict[str, list[float]] = defaultdict(list)
+        self.requests: defaultdict[str, list[float]] = defaultdict(list)
         """When each `encrypt` and `describe` began, by `operation key`."""
 
     def connect(self, settings: ProviderSettings) -> "Key":
         return Key(self, settings)
 
     def times(self, operation: str, name: str) -> list[float]:
-        return self.asked[f"{operation} {RING}/{name}"]
+        return self.requests[f"{operation} {RING}/{name}"]
 
 
 class Key:
@@ -50,7 +50,7 @@ class Key:
         self._settings = settings
 
     async def _called(self, operation: str, timeout: float) -> None:
-        self._kms.asked[f"{operation} {self._settings.key}"].append(asyncio.get_running_loop().time())
+        self._kms.requests[f"{operation} {self._settings.key}"].append(asyncio.get_running_loop().time())
         if self._settings.service_address in self._kms.stalled:
             await asyncio.sleep(timeout)
             raise KmsError(Reason.TIMEOUT, "stalled")

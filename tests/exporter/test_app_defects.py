@@ -52,8 +52,8 @@ async def test_a_read_that_fails_unexpectedly_leaves_nothing_stale(
 
         with pytest.raises(raised):
             await jobs._build_backend_job("backend", read, record).run()
-    shown = [s for family in record.metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
-    assert [(sample.name, sample.value) for sample in shown] == [("crypto_backend_up", 0)]
+    exposed = [s for family in record.metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
+    assert [(sample.name, sample.value) for sample in exposed] == [("crypto_backend_up", 0)]
 
 
 async def test_a_schedule_that_ends_makes_the_server_unready_and_ends_the_stop_with_its_error(until: Until) -> None:

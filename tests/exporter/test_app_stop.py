@@ -53,14 +53,14 @@ async def test_when_it_stops_no_task_and_no_connection_is_left(
             async def connected(address: Address = address) -> bool:
                 return connections(emulator.address) == 2 and connections(address) == 1
 
-            asked = group.create_task(client.get(f"http://{address}/probe", params={"target": "ledger-kek"}))
+            request = group.create_task(client.get(f"http://{address}/probe", params={"target": "ledger-kek"}))
             await until(connected)
             await client.get(f"http://{address}/-/healthy")  # came in after the other
             assert len(asyncio.all_tasks() - before) >= 6
             begin = time.monotonic()
             app.state.stop()
         assert time.monotonic() - begin < 4  # uvicorn would wait 5 s for the answer
-        assert (await asked).status_code == 503
+        assert (await request).status_code == 503
     left = {task for task in asyncio.all_tasks() - before if "services.exporter" in str(task.get_coro())}
     assert left == set()
     await until(is_disconnected)

@@ -24,10 +24,10 @@ tokens = st.sampled_from([
     "0.1", '"crypto_mode":"kms",', '"crypto_mode":"env",', '"crypto_ready":true', '"crypto_ready":1', '"\\ud800"',
     '"\\udc00x":', '"\\u0000":', "\ufeff", "[" * 199, "[" * 201, "]" * 199, "1" * 4301,
 ]) | st.text(max_size=3)  # fmt: skip
-WELL = b'{"status": "ok", "crypto_mode": "kms", "crypto_ready": true, "version": 7}'
+VALID = b'{"status": "ok", "crypto_mode": "kms", "crypto_ready": true, "version": 7}'
 damaged = st.builds(
-    lambda at, cut, put: WELL[:at] + put + WELL[at + cut :],
-    st.integers(0, len(WELL)), st.integers(0, 8), st.binary(max_size=4) | tokens.map(str.encode),
+    lambda at, cut, put: VALID[:at] + put + VALID[at + cut :],
+    st.integers(0, len(VALID)), st.integers(0, 8), st.binary(max_size=4) | tokens.map(str.encode),
 )  # fmt: skip
 documents = st.one_of(
     st.binary(),
@@ -39,14 +39,14 @@ documents = st.one_of(
     damaged,
 )
 names = st.sampled_from(["crypto_decryption_errors_total", "crypto_init_timestamp_seconds", *KEYRING_METRIC_LABELS])
-words = names | st.text(max_size=3) | st.sampled_from([
+texts = names | st.text(max_size=3) | st.sampled_from([
     "{", "}", '"', "=", ",", "\\", "#", "# TYPE ", "# HELP ", "\n", "\r", " ", "\t", "\0", "1", "1e999", "NaN", "-",
     "_", "0x1", '{a="b"}', '{"a"}', '{kek_version="3",status="active"}', ' # {a="b"} 1', " # {} ", "# EOF",
     " {count:1}", " st@1", "\u2028", "\u0663",
 ])  # fmt: skip
 expositions = st.one_of(
     st.lists(st.binary() | names.map(str.encode)).map(b"".join),
-    st.lists(words, max_size=12).map(lambda parts: ("crypto_decryption_errors_total" + "".join(parts)).encode()),
+    st.lists(texts, max_size=12).map(lambda parts: ("crypto_decryption_errors_total" + "".join(parts)).encode()),
 )
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def test_a_health_document_is_read_or_refused_and_nothing_else(document: bytes) 
 
 
 @given(json_values, json_values)
-def test_whatever_else_a_health_document_holds_is_passed_over(one: object, other: object) -> None:
+def test_whatever_else_a_health_document_contains_is_passed_over(one: object, other: object) -> None:
     document = {"status": one, "crypto_mode": "kms", "x": other, "crypto_ready": True}
     health = parse_health(json.dumps(document).encode())
     assert (health.mode, health.ready) == ("kms", True)
@@ -83,8 +83,8 @@ def test_whatever_else_a_health_document_holds_is_passed_over(one: object, other
 def test_an_exposition_is_read_or_refused_and_nothing_else(
     parse: Callable[[bytes], dict[str, Samples]], end: bytes, body: bytes
 ) -> None:
-    carried = read_or_refused(parse, body + end) or {}
-    assert carried.keys() <= {"crypto_decryption_errors_total", "crypto_init_timestamp_seconds", *KEYRING_METRIC_LABELS}
-    for name, series in carried.items():
+    parsed = read_or_refused(parse, body + end) or {}
+    assert parsed.keys() <= {"crypto_decryption_errors_total", "crypto_init_timestamp_seconds", *KEYRING_METRIC_LABELS}
+    for name, series in parsed.items():
         assert {len(labels) for labels in series} == {len(KEYRING_METRIC_LABELS.get(name, ()))}
         assert all(0 <= value < float("inf") for value in series.values())

@@ -11,7 +11,7 @@ from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import BackendState
 
 Read = Callable[..., Awaitable[BackendState]]
-TOLD = b"""kms_data_keys{kek_version="3",status="active"} 1
+REPORTED = b"""kms_data_keys{kek_version="3",status="active"} 1
 kms_data_keys{kek_version="3",status="retired"} 11
 kms_data_keys{kek_version="2",status="retired"} 2
 kms_data_keys_unusable 2
@@ -30,13 +30,13 @@ def answering(metrics: bytes) -> Callable[[web.BaseRequest], Awaitable[web.Respo
     return handler
 
 
-async def test_what_a_backend_tells_of_its_data_keys_is_shown_with_the_same_names_and_labels(read: Read) -> None:
+async def test_what_a_backend_reports_of_its_data_keys_is_shown_with_the_same_names_and_labels(read: Read) -> None:
     metrics = ExporterMetrics([], ["backend"])
-    metrics.set_backend_states(await read(answering(TOLD)))
+    metrics.set_backend_states(await read(answering(REPORTED)))
     registry = CollectorRegistry()
     registry.register(metrics)
-    shown = [line for line in generate_latest(registry).decode().splitlines() if line.startswith("kms_")]
-    assert shown == [
+    exposed = [line for line in generate_latest(registry).decode().splitlines() if line.startswith("kms_")]
+    assert exposed == [
         'kms_rotation_last_success_timestamp_seconds{service="backend",type="new-dek"} 1.7e+09',
         'kms_rotation_in_progress{service="backend"} 0.0',
         'kms_rotation_failures_total{service="backend",step="rotate"} 4.0',
@@ -49,13 +49,13 @@ async def test_what_a_backend_tells_of_its_data_keys_is_shown_with_the_same_name
 
 async def test_a_backend_that_is_down_shows_nothing_of_its_data_keys(read: Read) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
-        return web.Response(body=TOLD) if request.path == "/metrics" else web.Response(status=500)
+        return web.Response(body=REPORTED) if request.path == "/metrics" else web.Response(status=500)
 
     assert (await read(handler)).keyring == {}
 
 
 def test_openmetrics_says_the_same() -> None:
-    assert parse_openmetrics(TOLD + b"# EOF\n") == parse_metrics(TOLD)
+    assert parse_openmetrics(REPORTED + b"# EOF\n") == parse_metrics(REPORTED)
 
 
 def test_labels_of_the_backends_own_are_left_out_and_its_processes_are_not_counted_twice() -> None:

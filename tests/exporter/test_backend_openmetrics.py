@@ -72,7 +72,7 @@ async def test_broken_openmetrics_cost_no_more_than_what_only_they_say(read: Rea
     assert state.problems[0].startswith(problem)
 
 
-async def test_somebody_elses_broken_line_costs_nothing_here_either(read: Read) -> None:
+async def test_somebody_elses_broken_line_costs_nothing_in_the_other_document_either(read: Read) -> None:
     body = b"other_total{ what\n" + OURS + b"# TYPE crypto_decryption_errors histogram\n# EOF"
     state = await read(answering(body, OPENMETRICS))
     assert (state.decryption_errors, state.init_timestamp, state.problems) == (3, 100, ())

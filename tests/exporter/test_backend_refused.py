@@ -18,14 +18,14 @@ HEALTHY = {"status": "ok", "crypto_mode": "kms", "crypto_ready": True}
 
 
 async def test_a_redirect_is_not_followed(read: Read) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     async def handler(request: web.BaseRequest) -> web.Response:
-        asked.append(request.path)
+        requests.append(request.path)
         return web.Response(status=302, headers={"Location": "/elsewhere"})
 
     state = await read(handler, metrics=False)
-    assert asked == ["/healthz"]
+    assert requests == ["/healthz"]
     assert state.problems == ("health check: answered with HTTP 302; a redirect is not followed, set the final URL",)
 
 
@@ -70,7 +70,7 @@ async def test_an_endless_answer_is_cut_at_its_limit(read: Read) -> None:
     ],
     ids=lambda answer: repr(answer)[:60],
 )
-async def test_what_does_not_speak_http_well_is_down(reader: Reader, answer: bytes) -> None:
+async def test_what_does_not_speak_correct_http_is_down(reader: Reader, answer: bytes) -> None:
     async def junk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
         writer.close()

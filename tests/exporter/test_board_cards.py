@@ -40,11 +40,11 @@ from shared.kms.reason import Reason
 KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 NOW: Final = 10_000.0
 STALE: Final = 100.0
-OVERDUE: Final = 60.0
+MAX_PROBE_AGE: Final = 60.0
 MAX_AGE: Final = MaxAges(STALE, success=math.inf)
 ROOT: Final = Path(__file__).parents[2]
 RUNBOOK: Final = ROOT / findings.RUNBOOK_FILE
-WELL: Final = Call(Operation.ENCRYPT, 0.01)
+SUCCEEDED: Final = Call(Operation.ENCRYPT, 0.01)
 
 
 class Key:
@@ -57,7 +57,7 @@ class Key:
         self.record = self.history.targets["ledger-kek"]
 
     def probe(
-        self, call: Call = WELL, *, connectivity: tuple[ConnectivityPhase, ...] = (), level: str | None = None
+        self, call: Call = SUCCEEDED, *, connectivity: tuple[ConnectivityPhase, ...] = (), level: str | None = None
     ) -> "Key":
         self.history.add_probe(ProbeResult("ledger", "ledger-kek", NOW, (call,), None, level, connectivity))
         return self
@@ -69,12 +69,14 @@ class Key:
         self,
         description: KeyDescription | None = None,
         permissions: dict[str, bool] | None = None,
-        kept: tuple[CanaryResult, ...] = (),
+        canaries: tuple[CanaryResult, ...] = (),
         wrong_aad: Call | None = None,
         problems: tuple[str, ...] = (),
         account: str = "",
     ) -> "Key":
-        snapshot = KeyInspection("ledger", "ledger-kek", NOW, description, permissions, kept, wrong_aad, {}, problems)
+        snapshot = KeyInspection(
+            "ledger", "ledger-kek", NOW, description, permissions, canaries, wrong_aad, {}, problems
+        )
         snapshot = replace(snapshot, account=account)
         self.history.add_inspection(snapshot)
         return self
@@ -87,8 +89,8 @@ def advice(reason: Reason) -> findings.Advice:
     return findings.Advice(GCP_PROFILE.advise(reason), reason)
 
 
-def list_findings(shown: Card) -> list[tuple[HealthStatus, str, str]]:
-    return [(finding.status, finding.title, finding.text) for finding in shown.findings]
+def list_findings(card: Card) -> list[tuple[HealthStatus, str, str]]:
+    return [(finding.status, finding.title, finding.text) for finding in card.findings]
 
 
 def lost(version: str, reason: Reason) -> CanaryResult:
@@ -100,7 +102,7 @@ def version(number: int, destroy_at: float | None = None) -> KeyVersion:
     return KeyVersion(str(number), state, "HSM", destroy_at)
 
 
-def test_nothing_known_is_no_news_and_no_alarm() -> None:
+def test_nothing_known_is_no_finding_and_no_alarm() -> None:
     assert (Key().head().status, Key().head().findings) == (HealthStatus.UNKNOWN, ())
 
 
@@ -110,21 +112,21 @@ def test_a_successful_round_trip_is_healthy() -> None:
 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_has_its_sentence_and_what_to_do(reason: Reason) -> None:
-    shown = Key().fails(reason).head()
-    assert list_findings(shown) == [(HealthStatus.FAILING, f"{reason} at encrypt", "said")]
-    assert shown.findings[0].advice == advice(reason)
-    assert shown.announcement == f"ledger-kek: Failing, {reason} at encrypt"
+    card = Key().fails(reason).head()
+    assert list_findings(card) == [(HealthStatus.FAILING, f"{reason} at encrypt", "said")]
+    assert card.findings[0].advice == advice(reason)
+    assert card.announcement == f"ledger-kek: Failing, {reason} at encrypt"
 
 
-def test_news_that_are_old_are_reported_to_be_whatever_they_are() -> None:
+def test_events_that_are_old_are_reported_to_be_whatever_they_are() -> None:
     for key, light in ((Key().probe(), HealthStatus.DEGRADED), (Key().fails(Reason.TIMEOUT), HealthStatus.FAILING)):
         assert all(title != "no recent result" for _, title, _ in list_findings(key.head(NOW + STALE)))
-        shown = key.head(NOW + STALE + 1)
-        assert shown.status is light
-        assert "no recent result" in [title for _, title, _ in list_findings(shown)]
+        card = key.head(NOW + STALE + 1)
+        assert card.status is light
+        assert "no recent result" in [title for _, title, _ in list_findings(card)]
 
 
-def test_a_broken_way_says_that_it_is_the_network_and_a_whole_one_that_it_is_not() -> None:
+def test_broken_connectivity_shows_that_it_is_the_network_and_working_connectivity_that_it_is_not() -> None:
     dns, tcp = ConnectivityPhase("dns", 0.002), ConnectivityPhase("tcp", 0.004, "refused")
     (broken,) = Key().fails(Reason.UNAVAILABLE, dns, tcp).head().findings
     assert broken.connectivity == "It is the network, at TCP: refused (before it: DNS 2 ms)"
@@ -158,9 +160,9 @@ def test_a_proxy_is_a_part_of_the_network() -> None:
 
 
 def test_lost_canaries_are_one_finding_for_each_reason() -> None:
-    kept = tuple(lost(str(n), Reason.KEY_DISABLED) for n in range(9, 1, -1))
-    shown = Key().probe().read(kept=(*kept, lost("1", Reason.UNAVAILABLE), CanaryResult("10", WELL))).head()
-    assert list_findings(shown) == [
+    canaries = tuple(lost(str(n), Reason.KEY_DISABLED) for n in range(9, 1, -1))
+    card = Key().probe().read(canaries=(*canaries, lost("1", Reason.UNAVAILABLE), CanaryResult("10", SUCCEEDED))).head()
+    assert list_findings(card) == [
         (
             HealthStatus.FAILING,
             "canary lost, key_disabled",
@@ -172,11 +174,11 @@ def test_lost_canaries_are_one_finding_for_each_reason() -> None:
             "What version 1 encrypted cannot be decrypted: of 1",
         ),
     ]
-    assert [finding.advice for finding in shown.findings] == [
+    assert [finding.advice for finding in card.findings] == [
         findings.CANARY_LOST_ADVICE,
         advice(Reason.UNAVAILABLE),
     ]
-    assert shown.since_label == "round trips succeed since"
+    assert card.since_label == "round trips succeed since"
 
 
 def test_a_wrong_aad_that_is_not_refused_is_a_failure() -> None:
@@ -184,7 +186,7 @@ def test_a_wrong_aad_that_is_not_refused_is_a_failure() -> None:
     assert list_findings(Key().probe().read(wrong_aad=call).head()) == [
         (HealthStatus.FAILING, "wrong AAD accepted", "not refused")
     ]
-    assert Key().probe().read(wrong_aad=WELL).head().status is HealthStatus.HEALTHY
+    assert Key().probe().read(wrong_aad=SUCCEEDED).head().status is HealthStatus.HEALTHY
 
 
 def test_scheduled_destructions_are_one_finding_with_the_first_date() -> None:
@@ -197,14 +199,14 @@ def test_scheduled_destructions_are_one_finding_with_the_first_date() -> None:
     )
 
 
-def test_missing_permissions_an_overdue_rotation_and_what_could_not_be_read_need_attention() -> None:
-    shown = (
+def test_missing_permissions_a_late_rotation_and_what_could_not_be_read_need_attention() -> None:
+    card = (
         Key()
         .probe()
         .read(KeyDescription("1", NOW - 1, (), 1), {"a.get": True, "a.use": False}, problems=("one", "two"))
         .head()
     )
-    assert list_findings(shown) == [
+    assert list_findings(card) == [
         (HealthStatus.DEGRADED, "permission missing", "The account lacks a.use."),
         (
             HealthStatus.DEGRADED,
@@ -213,7 +215,7 @@ def test_missing_permissions_an_overdue_rotation_and_what_could_not_be_read_need
         ),
         (HealthStatus.DEGRADED, "not all could be read or kept", "one; two"),
     ]
-    assert shown.status is HealthStatus.DEGRADED
+    assert card.status is HealthStatus.DEGRADED
     assert Key().probe().read(KeyDescription("1", NOW, (), 1)).head().status is HealthStatus.HEALTHY
 
 
@@ -240,8 +242,8 @@ def test_a_backend_has_a_light_too(
     history.configure([], ["ledger"])
     assert build_card(history.backends["ledger", None], NOW, MAX_AGE).status is HealthStatus.UNKNOWN
     history.add_backend_state(BackendState("ledger", health, problems=problems))
-    shown = build_card(history.backends["ledger", None], NOW, MAX_AGE)
-    assert (shown.status, [finding.title for finding in shown.findings]) == (light, titles)
+    card = build_card(history.backends["ledger", None], NOW, MAX_AGE)
+    assert (card.status, [finding.title for finding in card.findings]) == (light, titles)
     stale = build_card(history.backends["ledger", None], NOW + STALE + 1, MAX_AGE)
     assert [finding.title for finding in stale.findings] == [*titles, "no recent result"]
 
@@ -249,17 +251,17 @@ def test_a_backend_has_a_light_too(
 def test_no_sentence_is_endless() -> None:
     long = "x" * 100_000
     key = Key().probe(Call(Operation.ENCRYPT, 0.01, Failure(Reason.INTERNAL, long)))
-    shown = key.read(kept=(lost("1" * 9, Reason.TIMEOUT),), problems=(long,) * 50).head()
-    assert max(len(sentence) for _, _, sentence in list_findings(shown)) <= 501
+    card = key.read(canaries=(lost("1" * 9, Reason.TIMEOUT),), problems=(long,) * 50).head()
+    assert max(len(sentence) for _, _, sentence in list_findings(card)) <= 501
 
 
 def test_the_lists_start_with_what_is_wrong_then_with_the_newest() -> None:
     described = KeyDescription("11", None, tuple(version(n, 5.0 if n == 3 else None) for n in (1, 2, 3, 10, 11)), 2)
-    kept = (CanaryResult("2", WELL), lost("1", Reason.TIMEOUT), CanaryResult("10", WELL))
-    key = Key().read(described, kept=kept)
+    canaries = (CanaryResult("2", SUCCEEDED), lost("1", Reason.TIMEOUT), CanaryResult("10", SUCCEEDED))
+    key = Key().read(described, canaries=canaries)
     assert key.record.inspection
-    assert [known.id for known in sort_versions(key.record.inspection)] == ["3", "11", "10", "2", "1"]
-    assert [known.version for known in sort_canaries(key.record.inspection)] == ["1", "10", "2"]
+    assert [entry.id for entry in sort_versions(key.record.inspection)] == ["3", "11", "10", "2", "1"]
+    assert [entry.version for entry in sort_canaries(key.record.inspection)] == ["1", "10", "2"]
 
 
 def test_the_protection_level_is_of_what_encrypted_last_else_of_the_primary_version() -> None:
@@ -277,25 +279,25 @@ def test_two_that_share_a_name_have_ids_of_their_own() -> None:
     records: list[TargetOrBackendHistory] = [*history.targets.values(), *history.backends.values()]
     ids = {build_card(record, NOW, MAX_AGE).id for record in records}
     assert len(ids) == 3
-    assert all(re.fullmatch(r"(key|backend)-[0-9a-f]{16}", known) for known in ids)
+    assert all(re.fullmatch(r"(key|backend)-[0-9a-f]{16}", entry) for entry in ids)
 
 
 def test_a_successful_round_trip_that_is_too_long_ago_is_no_success() -> None:
-    max_age = MaxAges(STALE, OVERDUE)
+    max_age = MaxAges(STALE, MAX_PROBE_AGE)
     right, wrong = Key().probe(), Key().fails(Reason.TIMEOUT)
-    assert build_card(right.record, NOW + OVERDUE, max_age).status is HealthStatus.HEALTHY
-    shown = build_card(right.record, NOW + OVERDUE + 1, max_age)
-    assert (shown.status, [title for _, title, _ in list_findings(shown)]) == (
+    assert build_card(right.record, NOW + MAX_PROBE_AGE, max_age).status is HealthStatus.HEALTHY
+    card = build_card(right.record, NOW + MAX_PROBE_AGE + 1, max_age)
+    assert (card.status, [title for _, title, _ in list_findings(card)]) == (
         HealthStatus.FAILING,
         ["no round trip in time"],
     )
-    assert "1970-01-01 02:46:40 UTC" in shown.findings[0].text
-    assert [title for _, title, _ in list_findings(build_card(wrong.record, NOW + OVERDUE + 1, max_age))] == [
+    assert "1970-01-01 02:46:40 UTC" in card.findings[0].text
+    assert [title for _, title, _ in list_findings(build_card(wrong.record, NOW + MAX_PROBE_AGE + 1, max_age))] == [
         "timeout at encrypt"
     ]
 
 
-def test_advice_about_a_role_or_credentials_holds_for_those_that_never_were() -> None:
+def test_advice_about_a_role_or_credentials_applies_to_those_that_never_were() -> None:
     reasons = (Reason.PERMISSION_DENIED, Reason.UNAUTHENTICATED)
     texts = [profile.advise(reason) for profile in (GCP_PROFILE, GENERIC_PROFILE) for reason in reasons]
     assert [text for text in (*texts, GCP_PROFILE.permission_advice) if "again" in text] == []
@@ -312,7 +314,7 @@ def test_a_card_has_the_commands_of_its_key_that_fix_it() -> None:
     assert f"gcloud kms keys versions restore 2 {of_key}" in commands, "the one that will be destroyed"
     grant, *_ = list_commands(Key().read(permissions={"cloudkms.cryptoKeys.get": False}, account="me@example.org"))
     assert grant.endswith('--role=roles/cloudkms.viewer --member="serviceAccount:me@example.org"')
-    restore, *_ = list_commands(Key().read(kept=(lost("1", Reason.KEY_DESTROYED),)))
+    restore, *_ = list_commands(Key().read(canaries=(lost("1", Reason.KEY_DESTROYED),)))
     assert restore == f"gcloud kms keys versions restore 1 {of_key}"
     assert list_commands(Key().probe()) == []
 

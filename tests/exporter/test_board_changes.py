@@ -34,7 +34,7 @@ class BoardClient:
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get(path, params=query)
 
-    async def news(self, **query: str | int) -> dict[str, Any]:
+    async def get_changes(self, **query: str | int) -> dict[str, Any]:
         answer = await self.get("/api/board", **query)
         assert answer.status_code == 200
         found: dict[str, Any] = answer.json()
@@ -42,8 +42,8 @@ class BoardClient:
 
     async def order(self, **query: str | int) -> list[str]:
         """The names of the keys that are shown."""
-        news = await self.news(**query)
-        cards = [news["cards"][known] for known in news["sections"]["keys"]["order"]]
+        changes = await self.get_changes(**query)
+        cards = [changes["cards"][card_id] for card_id in changes["sections"]["keys"]["order"]]
         return [card.partition('-name">')[2].partition("<")[0] for card in cards]
 
     def probe(self, target: str, reason: Reason | None = None, detail: str = "") -> None:
@@ -78,47 +78,47 @@ async def test_a_page_behind_the_last_is_the_last(board: BoardClient) -> None:
 
 
 async def test_the_pages_lead_to_one_another_and_keep_the_filter(board: BoardClient) -> None:
-    foot = (await board.news(q="KEY", keys=2))["sections"]["keys"]["foot"]
+    foot = (await board.get_changes(q="KEY", keys=2))["sections"]["keys"]["foot"]
     assert 'href="/?q=KEY&amp;keys=1"' in foot
     assert 'href="/?q=KEY&amp;keys=3"' in foot
     assert "Page 2 of 3" in foot
     first, last = (
-        (await board.news())["sections"]["keys"]["foot"],
-        (await board.news(keys=3))["sections"]["keys"]["foot"],
+        (await board.get_changes())["sections"]["keys"]["foot"],
+        (await board.get_changes(keys=3))["sections"]["keys"]["foot"],
     )
     assert "Previous" not in first
     assert "Next" not in last
-    assert "<nav" not in (await board.news())["sections"]["backends"]["foot"]
+    assert "<nav" not in (await board.get_changes())["sections"]["backends"]["foot"]
 
 
-async def test_a_filter_looks_into_name_service_state_and_reason_whatever_the_case(board: BoardClient) -> None:
+async def test_a_filter_searches_name_service_state_and_reason_whatever_the_case(board: BoardClient) -> None:
     board.probe("key-7", Reason.PERMISSION_DENIED)
     assert await board.order(q=" KEY-11 ") == ["key-11", *(f"key-11{n}" for n in range(10))]
     assert await board.order(q="failing") == ["key-7"]
     assert await board.order(q="Permission_Denied") == ["key-7"]
     assert len(await board.order(q="ledger")) == 50
-    assert (await board.news(q="ledger"))["sections"]["keys"]["total"] == 120
-    assert "No match for “&lt;b&gt;”." in (await board.news(q="<b>"))["sections"]["keys"]["foot"]
+    assert (await board.get_changes(q="ledger"))["sections"]["keys"]["total"] == 120
+    assert "No match for “&lt;b&gt;”." in (await board.get_changes(q="<b>"))["sections"]["keys"]["foot"]
 
 
 async def test_what_all_have_is_counted_whatever_the_filter(board: BoardClient) -> None:
     board.probe("key-1", Reason.TIMEOUT)
     board.probe("key-2")
-    news = await board.news(q="nothing has this name")
-    assert "1 of 121 failing" in news["overall"]
-    assert news["title"] == "(1 failing) keypulse exporter"
-    assert news["cards"] == {}
+    changes = await board.get_changes(q="nothing has this name")
+    assert "1 of 121 failing" in changes["overall"]
+    assert changes["title"] == "(1 failing) keypulse exporter"
+    assert changes["cards"] == {}
 
 
 async def test_a_cursor_brings_only_what_has_changed_since(board: BoardClient) -> None:
-    cursor = (await board.news())["cursor"]
-    assert (await board.news(cursor=cursor))["cards"] == {}
+    cursor = (await board.get_changes())["cursor"]
+    assert (await board.get_changes(cursor=cursor))["cards"] == {}
     board.probe("key-5", Reason.TIMEOUT)
     board.history.add_backend_state(BackendState("ledger", Health(CryptoMode.KMS, ready=True)))
-    news = await board.news(cursor=cursor)
-    assert len(news["cards"]) == 2
-    assert news["sections"]["keys"]["order"][0] in news["cards"]
-    assert (await board.news(cursor=news["cursor"]))["cards"] == {}
+    changes = await board.get_changes(cursor=cursor)
+    assert len(changes["cards"]) == 2
+    assert changes["sections"]["keys"]["order"][0] in changes["cards"]
+    assert (await board.get_changes(cursor=changes["cursor"]))["cards"] == {}
 
 
 async def test_what_time_alone_does_changes_a_card_too(board: BoardClient) -> None:
@@ -126,43 +126,43 @@ async def test_what_time_alone_does_changes_a_card_too(board: BoardClient) -> No
     board.history.add_inspection(
         KeyInspection("ledger", "key-6", board.now, KeyDescription("1", board.now + 7, (), 1), None, (), None, {})
     )
-    cursor = (await board.news())["cursor"]
+    cursor = (await board.get_changes())["cursor"]
     board.now += 8
-    (overdue,) = (await board.news(q="key-6", cursor=cursor))["cards"].values()
-    assert "rotation overdue" in overdue
+    (card,) = (await board.get_changes(q="key-6", cursor=cursor))["cards"].values()
+    assert "rotation overdue" in card
     board.now += STALE
-    (stale,) = (await board.news(q="key-5", cursor=cursor))["cards"].values()
+    (stale,) = (await board.get_changes(q="key-5", cursor=cursor))["cards"].values()
     assert "no recent result" in stale
     assert "Degraded" in stale
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "..", "BOOT", "BOOT.x.y", "BOOT.1", "BOOT.99999999999.x", "f" * 5000])
 async def test_a_cursor_that_is_none_brings_everything(board: BoardClient, cursor: str) -> None:
-    boot = (await board.news())["cursor"].partition(".")[0]
-    assert len((await board.news(cursor=cursor.replace("BOOT", boot)))["cards"]) == 51
+    boot = (await board.get_changes())["cursor"].partition(".")[0]
+    assert len((await board.get_changes(cursor=cursor.replace("BOOT", boot)))["cards"]) == 51
 
 
 async def test_a_cursor_of_an_earlier_process_brings_everything(board: BoardClient) -> None:
-    cursor = (await board.news())["cursor"]
+    cursor = (await board.get_changes())["cursor"]
     board.restart()
-    assert len((await board.news(cursor=cursor))["cards"]) == 51
+    assert len((await board.get_changes(cursor=cursor))["cards"]) == 51
 
 
 @pytest.mark.parametrize("at", ["nan", "inf", "-inf", "1e400", "-1e9"])
-async def test_a_cursor_with_an_odd_time_is_answered(board: BoardClient, at: str) -> None:
+async def test_a_cursor_with_an_invalid_time_is_answered(board: BoardClient, at: str) -> None:
     board.probe("key-5")
-    boot = (await board.news())["cursor"].partition(".")[0]
-    await board.news(cursor=f"{boot}.0.{at}")
+    boot = (await board.get_changes())["cursor"].partition(".")[0]
+    await board.get_changes(cursor=f"{boot}.0.{at}")
 
 
 async def test_a_reload_shows_what_is_new_and_forgets_what_is_gone(board: BoardClient) -> None:
     board.probe("key-1", Reason.TIMEOUT)
-    cursor = (await board.news())["cursor"]
+    cursor = (await board.get_changes())["cursor"]
     board.history.configure([("vault", "key-1"), ("vault", "new")], [])
-    news = await board.news(cursor=cursor)
-    assert news["sections"]["backends"]["order"] == []
-    assert len(news["cards"]) == 2
-    assert all("Unknown" in card for card in news["cards"].values())  # key-1 is of another service now
+    changes = await board.get_changes(cursor=cursor)
+    assert changes["sections"]["backends"]["order"] == []
+    assert len(changes["cards"]) == 2
+    assert all("Unknown" in card for card in changes["cards"].values())  # key-1 is of another service now
 
 
 async def test_html_is_made_of_copies(board: BoardClient) -> None:
@@ -171,9 +171,9 @@ async def test_html_is_made_of_copies(board: BoardClient) -> None:
 
     board.probe("key-1", Reason.TIMEOUT, "first")
     heads = CardCache(MaxAges(STALE, STALE))
-    seen = build_board(board.history, heads, BoardQuery(), board.now)
-    shown = seen.sections[1].changed_cards[0].history
-    assert shown is not board.history.targets["key-1"]
+    board_page = build_board(board.history, heads, BoardQuery(), board.now)
+    history = board_page.sections[1].changed_cards[0].history
+    assert history is not board.history.targets["key-1"]
     board.probe("key-1", Reason.TIMEOUT, "second")
-    assert shown.failure_spans[-1].detail == "first"  # type: ignore[union-attr]
-    assert len(shown.round_trips.ended_at) == 1  # type: ignore[union-attr]
+    assert history.failure_spans[-1].detail == "first"  # type: ignore[union-attr]
+    assert len(history.round_trips.ended_at) == 1  # type: ignore[union-attr]

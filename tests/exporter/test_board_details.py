@@ -27,14 +27,14 @@ from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason
 
 NOW: Final = 1_768_469_400.0
-WELL: Final = Call(Operation.CANARY_DECRYPT, 0.0242)
+SUCCEEDED: Final = Call(Operation.CANARY_DECRYPT, 0.0242)
 
 
 @pytest.fixture
 def history() -> History:
-    made = History(clock=lambda: NOW - 4)
-    made.configure([("ledger", "ledger-kek")], ["ledger"])
-    return made
+    filled = History(clock=lambda: NOW - 4)
+    filled.configure([("ledger", "ledger-kek")], ["ledger"])
+    return filled
 
 
 async def text(history: History) -> str:
@@ -65,45 +65,45 @@ async def test_versions_have_their_state_and_their_dates(history: History) -> No
         KeyVersion("3", VersionState.USABLE, "HSM", None),
     )
     history.add_inspection(build_inspection(KeyDescription("3", NOW + 50 * 86_400, versions, 2)))
-    shown = await text(history)
-    assert "|As read|20 s ago|." in shown
-    assert "|2|pending destruction|HSM|2026-01-20 09:30:00 UTC (|in 5 days|)|" in shown
-    assert "|3|primary|usable|HSM|-|" in shown
-    assert "|1|destroyed|SOFTWARE|2026-01-12 09:30:00 UTC (|3 days ago|)|" in shown
-    assert "|Next rotation|in 50 days|" in shown
-    assert "|Primary version|3|" in shown
-    assert "|Protection|HSM|" in shown
+    details = await text(history)
+    assert "|As read|20 s ago|." in details
+    assert "|2|pending destruction|HSM|2026-01-20 09:30:00 UTC (|in 5 days|)|" in details
+    assert "|3|primary|usable|HSM|-|" in details
+    assert "|1|destroyed|SOFTWARE|2026-01-12 09:30:00 UTC (|3 days ago|)|" in details
+    assert "|Next rotation|in 50 days|" in details
+    assert "|Primary version|3|" in details
+    assert "|Protection|HSM|" in details
 
 
 async def test_a_key_without_plan_and_primary_version_says_so(history: History) -> None:
     history.add_inspection(build_inspection(KeyDescription(None, None, (), 1)))
-    shown = await text(history)
-    assert "|Next rotation|not planned|" in shown
-    assert "|Primary version|none|" in shown
-    assert "|Permissions|not known|" in shown
-    assert "|Canaries|none kept|" in shown
+    details = await text(history)
+    assert "|Next rotation|not planned|" in details
+    assert "|Primary version|none|" in details
+    assert "|Permissions|not known|" in details
+    assert "|Canaries|none kept|" in details
 
 
 async def test_permissions_and_canaries_are_listed(history: History) -> None:
     lost = CanaryResult("2", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, "said")))
     accepted = Call(Operation.DECRYPT, 0.1, Failure(Reason.PLAINTEXT_MISMATCH, "accepted"))
     history.add_inspection(
-        build_inspection(None, {"a.use": False, "a.get": True}, (CanaryResult("3", WELL), lost), accepted)
+        build_inspection(None, {"a.use": False, "a.get": True}, (CanaryResult("3", SUCCEEDED), lost), accepted)
     )
-    shown = await text(history)
-    assert "|Permissions|a.get: granted|a.use: missing|Canaries|" in shown
-    assert "|Canaries|version 2: key_disabled|version 3: decrypted in 24 ms|" in shown
-    assert "|Decryption with a wrong AAD|was not refused|" in shown
+    details = await text(history)
+    assert "|Permissions|a.get: granted|a.use: missing|Canaries|" in details
+    assert "|Canaries|version 2: key_disabled|version 3: decrypted in 24 ms|" in details
+    assert "|Decryption with a wrong AAD|was not refused|" in details
 
 
 async def test_versions_that_no_canary_watches_are_named_without_a_reproach(history: History) -> None:
     history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 4, (Call(Operation.ENCRYPT, 0.0042),), None))
     history.add_inspection(replace(build_inspection(), versions_without_canary=("2", "1")))
-    shown = await text(history)
-    assert "|No canary of versions 2, 1: ciphertexts of these versions are not checked.|" in shown
-    assert "1 of 2 degraded" not in shown
+    details = await text(history)
+    assert "|No canary of versions 2, 1: ciphertexts of these versions are not checked.|" in details
+    assert "1 of 2 degraded" not in details
     history.add_inspection(
-        replace(build_inspection(canaries=(CanaryResult("2", WELL),)), versions_without_canary=("1",))
+        replace(build_inspection(canaries=(CanaryResult("2", SUCCEEDED),)), versions_without_canary=("1",))
     )
     assert "|version 2: decrypted in 24 ms|No canary of version 1: ciphertexts of this version are not checked.|" in (
         await text(history)
@@ -115,13 +115,14 @@ async def test_long_lists_are_cut_and_say_so(history: History) -> None:
     versions = tuple(KeyVersion(number, VersionState.USABLE, "HSM", None) for number in numbers)
     history.add_inspection(
         build_inspection(
-            KeyDescription("1", None, versions, 2), canaries=tuple(CanaryResult(number, WELL) for number in numbers)
+            KeyDescription("1", None, versions, 2),
+            canaries=tuple(CanaryResult(number, SUCCEEDED) for number in numbers),
         )
     )
-    shown = await text(history)
-    assert shown.count("|and 3 older ones|") == 2
-    assert shown.count("|usable|") == MAX_LISTED_VERSIONS
-    assert shown.count("decrypted in") == MAX_LISTED_VERSIONS
+    details = await text(history)
+    assert details.count("|and 3 older ones|") == 2
+    assert details.count("|usable|") == MAX_LISTED_VERSIONS
+    assert details.count("decrypted in") == MAX_LISTED_VERSIONS
 
 
 async def test_a_key_that_was_never_right_says_so(history: History) -> None:
@@ -131,71 +132,71 @@ async def test_a_key_that_was_never_right_says_so(history: History) -> None:
     assert "|encrypt|4.2 ms|4.2 ms|decrypt|-|-|" in await text(history)
 
 
-async def test_a_backend_tells_its_last_answer_and_its_last_failure(history: History) -> None:
+async def test_a_backend_reports_its_last_answer_and_its_last_failure(history: History) -> None:
     assert "|Last answer|never|" in await text(history)
     history.add_backend_state(BackendState("ledger", Health(CryptoMode.KMS, ready=True), NOW - 7200, 12.0))
-    shown = await text(history)
-    assert "|Mode|kms|Ready|yes|Initialised|2 h ago|Decrypt errors|12|Last answer|4 s ago|" in shown
-    assert "|Last failure|" not in shown
+    details = await text(history)
+    assert "|Mode|kms|Ready|yes|Initialised|2 h ago|Decrypt errors|12|Last answer|4 s ago|" in details
+    assert "|Last failure|" not in details
     history.add_backend_state(BackendState("ledger", None, problems=("refused", "late")))
-    shown = await text(history)
-    assert "|Mode|" not in shown  # nothing stale
-    assert "|Last failure|2026-01-15 09:29:56 UTC (|4 s ago|): refused; late|" in shown
+    details = await text(history)
+    assert "|Mode|" not in details  # nothing stale
+    assert "|Last failure|2026-01-15 09:29:56 UTC (|4 s ago|): refused; late|" in details
 
 
 async def test_where_no_mode_is_expected_none_is_missing(history: History) -> None:
     history.add_backend_state(BackendState("ledger", Health(None, ready=True)))
-    shown = await text(history)
-    assert "|Mode|not reported|Ready|yes|" in shown
-    assert "mode is" not in shown
-    assert "|Failing|" not in shown
+    details = await text(history)
+    assert "|Mode|not reported|Ready|yes|" in details
+    assert "mode is" not in details
+    assert "|Failing|" not in details
     history.add_backend_state(BackendState("ledger", Health(None, ready=False)))
-    shown = await text(history)
-    assert "|not ready|Its health check says that it can neither encrypt nor decrypt.|" in shown
-    assert "mode is" not in shown
+    details = await text(history)
+    assert "|not ready|Its health check says that it can neither encrypt nor decrypt.|" in details
+    assert "mode is" not in details
 
 
-async def test_a_mode_that_is_unknown_fails_and_says_which_words_are_known(history: History) -> None:
+async def test_a_mode_that_is_unknown_fails_and_says_which_values_are_known(history: History) -> None:
     problem = "/crypto/mode: expected 'KMS' or 'local'"
     health = Health(None, ready=True, mode_problem=problem)
     history.add_backend_state(BackendState("ledger", health, problems=(f"health check: {problem}",)))
-    shown = await text(history)
-    assert "|Mode|unknown|Ready|yes|" in shown
-    assert "|mode is unknown|health check: /crypto/mode: expected &#39;KMS&#39; or &#39;local&#39;|" in shown
-    assert "not all could be read" not in shown
+    details = await text(history)
+    assert "|Mode|unknown|Ready|yes|" in details
+    assert "|mode is unknown|health check: /crypto/mode: expected &#39;KMS&#39; or &#39;local&#39;|" in details
+    assert "not all could be read" not in details
 
 
 async def test_what_failed_while_all_of_it_started_is_no_last_failure_once_it_is_healthy(history: History) -> None:
     history.add_backend_state(BackendState("ledger", None, problems=("health check: refused",)))
     failed = Call(Operation.ENCRYPT, 0.01, Failure(Reason.UNAVAILABLE, "refused"))
     history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 90, (failed,), None))
-    shown = await text(history)
-    assert "): health check: refused|" in shown
-    assert "): unavailable at encrypt.|" in shown
+    details = await text(history)
+    assert "): health check: refused|" in details
+    assert "): unavailable at encrypt.|" in details
     history.add_backend_state(BackendState("ledger", Health(CryptoMode.KMS, ready=True)))
     history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 60, (Call(Operation.ENCRYPT, 0.01),), None))
-    shown = await text(history)
-    assert "refused" not in shown
-    assert "|Last failure|none since its first success.|All failures|" in shown
+    details = await text(history)
+    assert "refused" not in details
+    assert "|Last failure|none since its first success.|All failures|" in details
     history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 30, (failed,), None))
     history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 10, (Call(Operation.ENCRYPT, 0.01),), None))
     assert "): unavailable at encrypt.|" in await text(history)  # this one was news
 
 
-async def test_a_backend_tells_how_many_data_keys_each_version_wraps_and_when_they_were_rotated(
+async def test_a_backend_reports_how_many_data_keys_each_version_wraps_and_when_they_were_rotated(
     history: History,
 ) -> None:
     keys: Samples = {("2", "retired"): 2.0, ("11", "active"): 1.0, ("11", "retired"): 11.0, ("0", "retired"): 1.0}
     keys = {**keys, ("3", "retired"): 0.0}
     health = Health(CryptoMode.KMS, ready=True)
     history.add_backend_state(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys}))
-    told = "|Data keys|12 under version 11 · 2 under version 2 · 1 under the local key"
-    assert f"{told}|Last answer|" in await text(history)
+    row = "|Data keys|12 under version 11 · 2 under version 2 · 1 under the local key"
+    assert f"{row}|Last answer|" in await text(history)
     rotated: Samples = {("new-dek",): NOW - 3 * 86_400, ("rewrap-kek",): NOW - 9 * 86_400}
     history.add_backend_state(
         BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys, KMS_ROTATION_LAST_SUCCESS: rotated})
     )
-    assert f"{told}; last rotated|3 days ago|Last answer|" in await text(history)
+    assert f"{row}; last rotated|3 days ago|Last answer|" in await text(history)
     history.add_backend_state(BackendState("ledger", health))
     assert "|Data keys|" not in await text(history)
 
@@ -204,6 +205,6 @@ async def test_what_a_backend_makes_up_of_its_data_keys_is_cut_and_escaped(histo
     keys: Samples = {(f"<b>{n}</b>", "active"): 1e300 for n in range(100)}
     health = Health(CryptoMode.KMS, ready=True)
     history.add_backend_state(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys}))
-    shown = await text(history)
-    assert f"and {100 - MAX_LISTED_VERSIONS} more|" in shown
-    assert "version &lt;b&gt;0&lt;/b&gt;" in shown
+    details = await text(history)
+    assert f"and {100 - MAX_LISTED_VERSIONS} more|" in details
+    assert "version &lt;b&gt;0&lt;/b&gt;" in details

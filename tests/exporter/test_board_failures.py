@@ -65,7 +65,7 @@ async def test_after_a_quiet_hour_the_last_success_is_gone_and_the_failure_is_no
     assert "In the last hour" not in html.replace("No round trip in the last hour", "")
 
 
-async def test_the_newest_comes_first_each_with_its_way() -> None:
+async def test_the_newest_comes_first_each_with_its_connectivity_phases() -> None:
     history = started()
     probe(history, NOW - 90, Reason.UNAVAILABLE, "this was before", ConnectivityPhase("dns", 0.1, "no such name"))
     probe(history, NOW - 60, Reason.PERMISSION_DENIED, "this came after")

@@ -40,10 +40,10 @@ async def board_client(
         "keypulse exporter", create_registry(), pages.build_routes(), access_policy=access
     )
 
-    async def known(scope: Scope, receive: Receive, send: Send) -> None:
+    async def call_with_user(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, USER_SCOPE_KEY: user}, receive, send)
 
-    transport = httpx2.ASGITransport(app=known if user else app)
+    transport = httpx2.ASGITransport(app=call_with_user if user else app)
     async with httpx2.AsyncClient(transport=transport, base_url=base) as client:
         yield client
 
@@ -56,7 +56,7 @@ def token(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_token_that_is_set_is_needed_for_every_page(path: str, token: Path) -> None:
+async def test_a_token_that_is_set_is_required_on_every_page(path: str, token: Path) -> None:
     async with board_client(token) as client:
         answer = await client.get(path)
         assert answer.status_code == 401
@@ -95,7 +95,9 @@ async def test_a_link_of_another_site_leads_to_the_pages_and_not_to_their_data()
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_name_that_somebody_pointed_here_reads_nothing_without_credentials(path: str, token: Path) -> None:
+async def test_a_name_that_somebody_pointed_to_this_server_reads_nothing_without_credentials(
+    path: str, token: Path
+) -> None:
     elsewhere = "http://rebound.example.org:9911"
     async with board_client(base=elsewhere) as client:
         answer = await client.get(path)
@@ -142,7 +144,7 @@ async def test_metrics_and_the_two_probes_stay_open(token: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "code", "words"),
+    ("path", "code", "sentence"),
     [
         ("/history?target=gone", 404, "there is no such target"),
         ("/history?target=%00%F0%9F", 404, "there is no such target"),
@@ -151,11 +153,11 @@ async def test_metrics_and_the_two_probes_stay_open(token: Path) -> None:
         ("/board/..%2Fpages.py", 404, ""),
     ],
 )
-async def test_a_wrong_question_is_answered_in_a_sentence(path: str, code: int, words: str) -> None:
+async def test_a_wrong_question_is_answered_in_a_sentence(path: str, code: int, sentence: str) -> None:
     async with board_client() as client:
         answer = await client.get(path)
     assert answer.status_code == code
-    assert words in answer.text
+    assert sentence in answer.text
     assert "<" not in answer.text
 
 

@@ -114,14 +114,14 @@ def test_every_point_is_inside_of_the_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "expected"),
     [
         (-5, "0 s"), (0, "0 s"), (59.9, "59 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h"),
         (47 * 3600 + 3599, "47 h"), (48 * 3600, "2 days"), (400 * 86400, "400 days"),
     ],
 )  # fmt: skip
-def test_a_span_has_one_unit(seconds: float, told: str) -> None:
-    assert time_format.format_rough_duration(seconds) == told
+def test_a_span_has_one_unit(seconds: float, expected: str) -> None:
+    assert time_format.format_rough_duration(seconds) == expected
 
 
 def test_times_are_reported_in_utc_and_by_their_distance() -> None:
@@ -139,7 +139,7 @@ def test_a_time_that_a_backend_made_up_breaks_nothing(at: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(None, "-"), (0.0042, "4.2 ms"), (0.01, "10 ms"), (0.9994, "999 ms"), (1.25, "1.25 s")]
+    ("seconds", "expected"), [(None, "-"), (0.0042, "4.2 ms"), (0.01, "10 ms"), (0.9994, "999 ms"), (1.25, "1.25 s")]
 )
-def test_a_duration_has_two_or_three_digits(seconds: float | None, told: str) -> None:
-    assert time_format.format_latency(seconds) == told
+def test_a_duration_has_two_or_three_digits(seconds: float | None, expected: str) -> None:
+    assert time_format.format_latency(seconds) == expected

@@ -69,31 +69,31 @@ BAD: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "told"), BAD, ids=lambda value: getattr(value, "__name__", ""))
-async def test_a_file_of_no_use_is_set_aside_and_memory_gives_back_what_it_held(
-    tmp_path: Path, spoil: Callable[[Path], None], told: str
+@pytest.mark.parametrize(("spoil", "reported"), BAD, ids=lambda value: getattr(value, "__name__", ""))
+async def test_a_file_of_no_use_is_set_aside_and_memory_gives_back_what_it_used(
+    tmp_path: Path, spoil: Callable[[Path], None], reported: str
 ) -> None:
     file = canary_file(tmp_path)
     await file.sync(ONE)
     spoil(file.path)
     canaries, problems = await file.sync()
     aside = f"it is kept as {file.path.name}.bad, and a new one takes its place"
-    assert (canaries, problems) == ((ONE,), (f"{file.path} {told}; {aside}",))
+    assert (canaries, problems) == ((ONE,), (f"{file.path} {reported}; {aside}",))
     assert bad(file).name in names(tmp_path)
     assert await file.sync() == ((ONE,), ())
     assert await canary_file(tmp_path).sync() == ((ONE,), ())
 
 
-@pytest.mark.parametrize(("spoil", "told"), BAD, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(("spoil", "reported"), BAD, ids=lambda value: getattr(value, "__name__", ""))
 async def test_a_file_of_no_use_at_the_start_is_replaced_by_what_comes(
-    tmp_path: Path, spoil: Callable[[Path], None], told: str
+    tmp_path: Path, spoil: Callable[[Path], None], reported: str
 ) -> None:
     await canary_file(tmp_path).sync(ONE)
     file = canary_file(tmp_path)
     spoil(file.path)
     canaries, (problem,) = await file.sync()
     assert canaries == ()
-    assert told in problem
+    assert reported in problem
     assert await file.sync(TWO) == ((TWO,), ())
     assert await canary_file(tmp_path).sync() == ((TWO,), ())
 
@@ -115,14 +115,14 @@ async def test_a_defect_is_raised_to_whoever_waits() -> None:
         await canary_file(Path("no\0folder")).sync()
 
 
-async def test_bad_files_take_no_place_of_one_another_and_are_bounded(tmp_path: Path) -> None:
+async def test_bad_files_replace_no_other_bad_file_and_are_bounded(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
-    told: list[str] = []
+    reported: list[str] = []
     for number in range(MAX_BAD_FILES + 2):
         file.path.write_text(f"bad {number}")
-        told += (await file.sync(ONE))[1]
-    assert f"it is kept as {file.path.name}.bad2, and a new one takes its place" in told[1]
-    assert f"a new one takes its place; {MAX_BAD_FILES} earlier bad ones are kept" in told[-1]
-    kept = {path.read_text() for path in bad(file).parent.glob("*.bad*")}
-    assert kept == {f"bad {number}" for number in range(MAX_BAD_FILES)}
+        reported += (await file.sync(ONE))[1]
+    assert f"it is kept as {file.path.name}.bad2, and a new one takes its place" in reported[1]
+    assert f"a new one takes its place; {MAX_BAD_FILES} earlier bad ones are kept" in reported[-1]
+    texts = {path.read_text() for path in bad(file).parent.glob("*.bad*")}
+    assert texts == {f"bad {number}" for number in range(MAX_BAD_FILES)}
     assert bad(file).read_text() == "bad 0"

@@ -76,7 +76,7 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "mistake"),
+    ("text", "error"),
     [
         (
             CONTRACT.replace("timeout: 5s", "timeout: 31s"),
@@ -155,8 +155,8 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
         (CONTRACT.replace("ledger-kek", "''"), "targets.0.name: expected text that is longer, got ''"),
     ],
 )
-def test_each_error_is_one_line_with_what_was_expected(tmp_path: Path, text: str, mistake: str) -> None:
-    assert list_errors(tmp_path, text) == [mistake]
+def test_each_error_is_one_line_with_what_was_expected(tmp_path: Path, text: str, error: str) -> None:
+    assert list_errors(tmp_path, text) == [error]
 
 
 @pytest.mark.parametrize("environment", ["staging", "demo"])

@@ -153,9 +153,9 @@ async def test_a_scrape_does_not_wait_for_an_encoding() -> None:
 
 
 @pytest.mark.looptime
-@pytest.mark.parametrize(("takes", "rest"), [(0.01, 0.2), (0.2, 4), (0.3, 5), (60, 5)])
+@pytest.mark.parametrize(("duration", "rest"), [(0.01, 0.2), (0.2, 4), (0.3, 5), (60, 5)])
 async def test_what_changes_all_the_time_is_encoded_again_after_a_rest_that_is_never_long(
-    takes: float, rest: float
+    duration: float, rest: float
 ) -> None:
     changed, now, encoded = asyncio.Event(), 0.0, []
     loop = asyncio.get_running_loop()
@@ -163,7 +163,7 @@ async def test_what_changes_all_the_time_is_encoded_again_after_a_rest_that_is_n
     class Slow(Part):
         def collect(self) -> Iterable[Metric]:
             nonlocal now
-            now += takes
+            now += duration
             encoded.append(loop.time())
             self.version += 1
             return super().collect()

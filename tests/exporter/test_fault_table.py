@@ -41,7 +41,7 @@ class Row:
         return f"{RING}/{self.name.replace(' ', '-')}"
 
 
-def fault(name: str, seen_at: Operation, reason: Reason, **how: object) -> Row:
+def fault(name: str, found_at: Operation, reason: Reason, **how: object) -> Row:
     """One of the emulator's faults, at one key."""
     ids: list[str] = []
     row: Row
@@ -52,7 +52,7 @@ def fault(name: str, seen_at: Operation, reason: Reason, **how: object) -> Row:
     async def heals(emulator: Emulator) -> None:
         emulator.faults.remove(ids.pop())
 
-    row = Row(name, seen_at, reason, breaks, heals)
+    row = Row(name, found_at, reason, breaks, heals)
     return row
 
 
@@ -126,9 +126,9 @@ class Watched(Results):
 @pytest.fixture
 def record(monkeypatch: pytest.MonkeyPatch) -> Watched:
     """That of the exporter that starts next."""
-    made = Watched()
-    monkeypatch.setattr(app, "Results", lambda: made)
-    return made
+    watched = Watched()
+    monkeypatch.setattr(app, "Results", lambda: watched)
+    return watched
 
 
 @pytest.fixture
@@ -151,11 +151,11 @@ async def test_each_fault_is_seen_under_its_reason_and_over_within_two_intervals
     )
     probe = ProbeSettings(interval=INTERVAL, timeout=TIMEOUT, concurrency=len(ROWS))
     async with scraped(ExporterSettings(listen=FREE, probe=probe, targets=targets)) as scrape:
-        shown: dict[str, float] = {}
+        values: dict[str, float] = {}
 
-        async def keep_looking() -> None:
+        async def keep_reading() -> None:
             while True:
-                shown.update(await scrape.values())
+                values.update(await scrape.values())
                 await asyncio.sleep(0.5)
 
         async def until(condition: Callable[[], bool]) -> None:
@@ -172,35 +172,35 @@ async def test_each_fault_is_seen_under_its_reason_and_over_within_two_intervals
         async def play(row: Row) -> None:
             success = f"kms_probe_success backend {row.name}"
             failures = f"kms_probe_failures_total {row.operation} {row.reason} backend {row.name}"
-            await until(lambda: shown.get(success) == 1)
+            await until(lambda: values.get(success) == 1)
             await row.breaks(kms)
             broken = time.time()
-            seen = await ended(row, broken, right=False)
-            await until(lambda: shown[success] == 0)
-            assert shown[failures] >= 1, row.name
+            metrics = await ended(row, broken, right=False)
+            await until(lambda: values[success] == 0)
+            assert values[failures] >= 1, row.name
             others = {
                 name: count
-                for name, count in shown.items()
+                for name, count in values.items()
                 if name.startswith("kms_probe_failures_total ") and name.endswith(f" backend {row.name}") and count
             }
             assert list(others) == [failures]
             await row.heals(kms)
             healed = await ended(row, time.time(), right=True)
-            await until(lambda: shown[success] == 1)
+            await until(lambda: values[success] == 1)
             cells = {"fault": row.name, "operation": row.operation.value, "reason": row.reason.value}
-            cells |= {"seen after": f"{seen:.2f} s", "right again after": f"{healed:.2f} s"}
+            cells |= {"seen after": f"{metrics:.2f} s", "right again after": f"{healed:.2f} s"}
             request.node.user_properties.append((summary.REASONS, cells))
             # A quota's backoff is two intervals after the first failure, and every beat may come a tenth later.
-            assert max(seen, healed) < 2 * INTERVAL + TIMEOUT, row.name
+            assert max(metrics, healed) < 2 * INTERVAL + TIMEOUT, row.name
 
-        looking = asyncio.create_task(keep_looking())
+        reading = asyncio.create_task(keep_reading())
         try:
             async with asyncio.TaskGroup() as group:
                 for row in ROWS:
                     group.create_task(play(row))
         finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
 
 async def test_a_service_that_cannot_be_reached_is_unavailable_until_it_is_there(

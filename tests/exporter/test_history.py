@@ -35,9 +35,9 @@ def wrong(
 
 @pytest.fixture
 def history() -> History:
-    made = History(clock=lambda: 5000.0)
-    made.configure([("backend", "ledger-kek")], ["backend"])
-    return made
+    filled = History(clock=lambda: 5000.0)
+    filled.configure([("backend", "ledger-kek")], ["backend"])
+    return filled
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_since_when_is_the_first_result_of_its_kind(history: History, ledger: Ta
     assert (ledger.status_since, ledger.last_success) == (130, 130)
 
 
-def test_failures_of_one_kind_in_a_row_are_one_span_with_the_latest_words(
+def test_failures_of_one_kind_in_a_row_are_one_span_with_the_latest_error(
     history: History, ledger: TargetHistory
 ) -> None:
     history.add_probe(wrong(10, Failure(Reason.UNAVAILABLE, "first")))
@@ -73,7 +73,9 @@ def test_failures_of_one_kind_in_a_row_are_one_span_with_the_latest_words(
     ]
 
 
-def test_the_way_that_was_measured_once_stays_with_its_failures(history: History, ledger: TargetHistory) -> None:
+def test_the_connectivity_that_was_measured_once_stays_with_its_failures(
+    history: History, ledger: TargetHistory
+) -> None:
     connectivity = (ConnectivityPhase("dns", 0.1, "no such name"),)
     history.add_probe(wrong(10, connectivity=connectivity))
     history.add_probe(wrong(40))
@@ -132,9 +134,9 @@ def test_an_hour_of_a_thousand_targets_every_30_seconds_stays_under_20_megabytes
     for name in names:
         for n in range(240):
             history.add_probe(succeeded(30.0 * n, target=name))
-    held = [column for record in history.targets.values() for column in record.round_trips.columns]
-    assert {len(column) for column in held} == {121}
-    assert sum(column.__sizeof__() for column in held) < 4_000_000  # of 20 MB; the rest is for the sentences
+    columns = [column for record in history.targets.values() for column in record.round_trips.columns]
+    assert {len(column) for column in columns} == {121}
+    assert sum(column.__sizeof__() for column in columns) < 4_000_000  # of 20 MB; the rest is for the sentences
 
 
 def test_a_copy_does_not_change_with_its_original(history: History, ledger: TargetHistory) -> None:
@@ -145,7 +147,9 @@ def test_a_copy_does_not_change_with_its_original(history: History, ledger: Targ
     assert [span.count for span in copy.failure_spans] == [1]
 
 
-def test_a_copy_holds_no_round_trip_that_is_older_than_an_hour_by_then(history: History, ledger: TargetHistory) -> None:
+def test_a_copy_contains_no_round_trip_that_is_older_than_an_hour_by_then(
+    history: History, ledger: TargetHistory
+) -> None:
     for at in (0, 10):
         history.add_probe(succeeded(at))
     assert list(ledger.copy(10.0).round_trips.ended_at) == [0, 10]

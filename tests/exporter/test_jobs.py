@@ -28,8 +28,8 @@ async def test_a_hundred_keys_are_inspected_one_after_the_other_and_seldom_enoug
     first = [kms.times("describe", name)[0] for name in names]
     assert [round(later - earlier, 2) for earlier, later in pairwise(first)] == [0.9] * 99
     every = sorted(at for name in names for at in kms.times("describe", name))
-    looks_in_90_s = [len([at for at in every if begin <= at < begin + 90]) for begin in range(0, 500, 10)]
-    assert max(looks_in_90_s) <= 112  # 3 reads each: 200 a minute, and what the jitter of a tenth may move
+    inspections_in_90_s = [len([at for at in every if begin <= at < begin + 90]) for begin in range(0, 500, 10)]
+    assert max(inspections_in_90_s) <= 112  # 3 reads each: 200 a minute, and what the jitter of a tenth may move
     assert all(
         80 <= later - earlier <= 100 for name in names for earlier, later in pairwise(kms.times("describe", name))
     )
@@ -53,7 +53,7 @@ async def test_while_a_quota_is_exhausted_a_key_is_probed_less_often_and_with_an
 
 
 @pytest.mark.looptime
-async def test_a_success_is_none_any_more_after_two_intervals_while_others_hang_in_all_places() -> None:
+async def test_a_success_is_none_any_more_after_two_intervals_while_others_hang_in_all_slots() -> None:
     kms, record = Kms(), Results()
     names = [f"key-{n}" for n in range(200)]
 
@@ -111,15 +111,13 @@ async def test_a_backend_with_resolve_all_is_read_by_its_addresses_and_another_b
     async with start_jobs(configured(backends=backends), record, connect_key, Random(1)):  # noqa: S311  jitter
 
         async def both_read() -> bool:
-            return {service for (service, _), known in record.history.backends.items() if known.read_at} == {
+            return {service for (service, _), name in record.history.backends.items() if name.read_at} == {
                 "all",
                 "one",
             }
 
         await until(both_read)
-    replicas = {
-        service: {of for known, of in record.history.backends if known == service} for service in ("all", "one")
-    }
+    replicas = {service: {of for name, of in record.history.backends if name == service} for service in ("all", "one")}
     assert replicas["one"] == {None}
     assert replicas["all"]
     assert replicas["all"] <= {"127.0.0.1", "::1"}
@@ -135,8 +133,8 @@ async def test_however_often_a_reload_starts_again_each_key_is_probed_and_inspec
     probed = [len(kms.times("encrypt", name)) for name in names]
     assert min(probed) >= 2
     async with watched(kms, *map(named, names), record=record, interval=4, timeout=1):
-        looked = {name for name in names if kms.times("describe", name)}
-        await asyncio.sleep(0.9 * (len(names) - len(looked)))
+        inspected = {name for name in names if kms.times("describe", name)}
+        await asyncio.sleep(0.9 * (len(names) - len(inspected)))
     assert all(kms.times("describe", name) for name in names)
 
 

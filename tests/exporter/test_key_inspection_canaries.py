@@ -94,7 +94,7 @@ async def test_a_restart_knows_what_older_versions_encrypted(start: Start, chang
     assert (await start().inspect()).encrypt_call is None
 
 
-async def test_a_version_that_was_disabled_is_reported_and_well_again_when_it_is_enabled(
+async def test_a_version_that_was_disabled_is_reported_and_healthy_again_when_it_is_enabled(
     start: Start, change: Change
 ) -> None:
     lifecycle = start()
@@ -190,7 +190,7 @@ async def test_without_the_right_to_read_the_key_canaries_are_made_and_decrypted
     assert found(await lifecycle.inspect()) == {"1": None}
 
 
-async def test_where_nothing_tells_the_present_version_the_last_one_that_was_kept_is_mistaken_for_it(
+async def test_where_nothing_states_the_present_version_the_last_one_that_was_kept_is_mistaken_for_it(
     emulator: Emulator, start: Start, change: Change
 ) -> None:
     lifecycle = start()

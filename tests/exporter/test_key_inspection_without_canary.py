@@ -42,9 +42,9 @@ def rotated(key: Key) -> Key:
     return after.with_primary(len(after.versions), 0.0)
 
 
-def read_metrics(look: KeyInspection) -> list[float]:
+def read_metrics(inspection: KeyInspection) -> list[float]:
     metrics = ExporterMetrics([("backend", "ledger-kek")], [])
-    metrics.add_inspection(look)
+    metrics.add_inspection(inspection)
     name = "kms_key_versions_without_canary"
     return [sample.value for family in metrics.collect() for sample in family.samples if sample.name == name]
 
@@ -53,15 +53,15 @@ async def test_a_file_that_is_lost_while_nothing_runs_is_seen(emulator: Emulator
     running = start()
     await running.inspect()
     await emulator.store.update_key(KEY, rotated)
-    look = await running.inspect()
-    assert (look.versions_without_canary, read_metrics(look)) == ((), [0])
+    inspection = await running.inspect()
+    assert (inspection.versions_without_canary, read_metrics(inspection)) == ((), [0])
     assert (await start().inspect()).versions_without_canary == ()  # as after any restart
     await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
     (file,) = await asyncio.to_thread(lambda: list(tmp_path.iterdir()))
     file.unlink()
-    look = await start().inspect()
-    assert (look.versions_without_canary, read_metrics(look)) == (("1",), [1])
-    assert look.problems == ()  # no failure: of versions that are older than the first start there never is one
+    inspection = await start().inspect()
+    assert (inspection.versions_without_canary, read_metrics(inspection)) == (("1",), [1])
+    assert inspection.problems == ()  # no failure: of versions that are older than the first start there never is one
 
 
 async def test_versions_that_were_never_primary_yet_or_are_gone_for_good_need_none(
@@ -72,8 +72,8 @@ async def test_versions_that_were_never_primary_yet_or_are_gone_for_good_need_no
     now = emulator.store.clock()
     await emulator.store.update_key(KEY, lambda key: key.with_primary(11, now).with_state(2, EmulatedState.DISABLED))
     await emulator.store.update_key(KEY, lambda key: key.with_destruction(3, now).with_destruction(4, now - 31 * DAY))
-    look = await start().inspect()
-    assert look.versions_without_canary == ("10", "9", "8", "7", "6", "5", "3", "2", "1")
+    inspection = await start().inspect()
+    assert inspection.versions_without_canary == ("10", "9", "8", "7", "6", "5", "3", "2", "1")
 
 
 class Between(GcpKmsKey):
@@ -101,8 +101,8 @@ async def test_where_the_key_cannot_be_read_or_no_folder_is_configured_nothing_i
     emulator: Emulator, key: KmsKey, start: Start
 ) -> None:
     await emulator.store.update_key(KEY, rotated)
-    look = await KeyInspector("backend", "ledger-kek", key, 5).inspect()
-    assert (look.versions_without_canary, read_metrics(look)) == (None, [])
+    inspection = await KeyInspector("backend", "ledger-kek", key, 5).inspect()
+    assert (inspection.versions_without_canary, read_metrics(inspection)) == (None, [])
     emulator.faults.add(EmulatorFault(kind="denied", operation="GetCryptoKey"))
-    look = await start().inspect()
-    assert (look.versions_without_canary, read_metrics(look)) == (None, [])
+    inspection = await start().inspect()
+    assert (inspection.versions_without_canary, read_metrics(inspection)) == (None, [])

@@ -202,8 +202,8 @@ def test_a_wrong_aad_counts_as_accepted_only_where_kms_decrypted_with_it(
 ) -> None:
     failure = Failure(reason, "because") if reason else None
     metrics.add_inspection(replace(WHOLE, wrong_aad_check=Call(Operation.DECRYPT, 0.1, failure)))
-    known = {None: {"": 1}, Reason.PLAINTEXT_MISMATCH: {"": 0}}
-    assert read_samples(metrics, "kms_wrong_aad_refused") == known.get(reason, {})
+    expected = {None: {"": 1}, Reason.PLAINTEXT_MISMATCH: {"": 0}}
+    assert read_samples(metrics, "kms_wrong_aad_refused") == expected.get(reason, {})
     metrics.add_inspection(WHOLE)
     assert read_samples(metrics, "kms_wrong_aad_refused") == {}
 

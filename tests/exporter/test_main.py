@@ -94,19 +94,19 @@ def test_check_accepts_a_valid_file(tmp_path: Path) -> None:
 
 def test_a_missing_folder_of_canaries_is_named_by_check_and_at_the_start_and_stops_neither(tmp_path: Path) -> None:
     file = config(tmp_path)
-    told = (
+    expected = (
         f"expected a folder that this user may read and write, got '{tmp_path / 'c'}'; "
         "until it is there canaries are in memory only"
     )
     done = run("--config", file, "--check")
     assert (done.returncode, done.stdout) == (0, "the configuration is valid\n")
-    assert done.stderr == f"{file}: targets.0.canary_dir: {told}\n"
+    assert done.stderr == f"{file}: targets.0.canary_dir: {expected}\n"
     command = [*forked("services.exporter"), "--config", str(file)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         first = json.loads(process.stderr.readline())
         process.kill()
-    assert (first["level"], first["key"], first["error"]) == ("warning", "targets.0.canary_dir", told)
+    assert (first["level"], first["key"], first["error"]) == ("warning", "targets.0.canary_dir", expected)
 
 
 def test_a_wrong_configuration_is_one_line_for_each_error_and_exit_2(tmp_path: Path) -> None:
@@ -127,10 +127,10 @@ def test_a_missing_file_is_one_line_and_exit_2(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with socket.socket() as occupied:
+        occupied.bind(("127.0.0.1", 0))
+        occupied.listen()
+        address = f"127.0.0.1:{occupied.getsockname()[1]}"
         done = run("--config", config(tmp_path, listen=address))
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]

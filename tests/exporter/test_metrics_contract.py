@@ -65,8 +65,8 @@ def families() -> dict[str, Metric]:
     key = KeyDescription("1", 5.0, (KeyVersion("1", VersionState.USABLE, "HSM", 5.0, number=1),), 1)
     canary = CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, "because")))
     wrong_aad = Call(Operation.DECRYPT, 0.1)
-    seen = (key, {"p": True}, (canary,), wrong_aad, {KeyRead.GET_KEY: 1})
-    metrics.add_inspection(KeyInspection("backend", "ledger-kek", 1.0, *seen, versions_without_canary=("1",)))
+    inspected = (key, {"p": True}, (canary,), wrong_aad, {KeyRead.GET_KEY: 1})
+    metrics.add_inspection(KeyInspection("backend", "ledger-kek", 1.0, *inspected, versions_without_canary=("1",)))
     return {f"{family.name}_total" if family.type == "counter" else family.name: family for family in metrics.collect()}
 
 

@@ -14,13 +14,13 @@ from shared.kms.gcp.profile import GCP_PROFILE
 from tests.exporter.recording_keys import Kms, named, watched
 
 pytestmark = pytest.mark.looptime
-STALLED, WELL = "127.0.0.1:1", "127.0.0.1:2"
+STALLED, HEALTHY = "127.0.0.1:1", "127.0.0.1:2"
 
 
-async def request_probe(demand: CoalescedProbe, *, debug: bool = False) -> httpx2.Response:
+async def request_probe(probe: CoalescedProbe, *, debug: bool = False) -> httpx2.Response:
     """`GET /probe` as Prometheus sends it, with a scrape timeout of 10 s."""
-    app = Starlette(routes=[probe_endpoint.build_route(lambda: {demand.target: demand})])
-    query = {"target": demand.target} | ({"debug": "true"} if debug else {})
+    app = Starlette(routes=[probe_endpoint.build_route(lambda: {probe.target: probe})])
+    query = {"target": probe.target} | ({"debug": "true"} if debug else {})
     headers = {probe_endpoint.SCRAPE_TIMEOUT_HEADER: "10"}
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         return await client.get("/probe", params=query, headers=headers, timeout=None)
@@ -29,30 +29,32 @@ async def request_probe(demand: CoalescedProbe, *, debug: bool = False) -> httpx
 async def test_a_key_of_another_endpoint_is_probed_and_inspected_as_if_nothing_hung() -> None:
     kms = Kms()
     kms.stalled.add(STALLED)
-    targets = [*(named(f"stalled-{n}", STALLED) for n in range(200)), named("good", WELL)]
+    targets = [*(named(f"stalled-{n}", STALLED) for n in range(200)), named("good", HEALTHY)]
     async with watched(kms, *targets, concurrency=4) as watch:
         await asyncio.sleep(600)
         answer = await request_probe(watch.probes["good"])
         assert (answer.status_code, "probe_success 1.0" in answer.text) == (200, True)
         scheduled = kms.times("encrypt", "good")
         assert all(later - earlier <= 33.1 for earlier, later in pairwise(scheduled))
-        looks = kms.times("describe", "good")
-        assert len(looks) >= 3
-        assert all(later - earlier <= 1.11 * compute_interval(201, GCP_PROFILE) for earlier, later in pairwise(looks))
+        inspections = kms.times("describe", "good")
+        assert len(inspections) >= 3
+        assert all(
+            later - earlier <= 1.11 * compute_interval(201, GCP_PROFILE) for earlier, later in pairwise(inspections)
+        )
 
 
-async def test_one_endpoint_is_at_no_more_than_its_places() -> None:
+async def test_one_endpoint_is_at_no_more_than_its_slots() -> None:
     kms = Kms()
     kms.stalled.add(STALLED)
     async with watched(kms, *(named(f"stalled-{n}", STALLED) for n in range(200)), concurrency=3):
         await asyncio.sleep(4.9)
-    begun = [operation for operation in kms.asked if operation.startswith("encrypt")]
+    begun = [operation for operation in kms.requests if operation.startswith("encrypt")]
     assert len(begun) == 3
-    assert len([operation for operation in kms.asked if operation.startswith("describe")]) == 3
+    assert len([operation for operation in kms.requests if operation.startswith("describe")]) == 3
 
 
 @pytest.mark.parametrize("debug", [False, True])
-async def test_who_was_given_no_place_in_time_is_reported_so_and_kms_is_not_blamed(debug: bool) -> None:
+async def test_who_was_given_no_slot_in_time_is_reported_so_and_kms_is_not_blamed(debug: bool) -> None:
     kms = Kms()
     kms.stalled.add(STALLED)
     async with watched(kms, *(named(f"stalled-{n}", STALLED) for n in range(200)), named("last", STALLED)) as watch:

@@ -15,7 +15,7 @@ from shared.kms.reason import Reason
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TIMEOUT = 2.0
-WELL = (ConnectivityPhase("dns", 0.1), ConnectivityPhase("tcp", 0.1))
+PHASES = (ConnectivityPhase("dns", 0.1), ConnectivityPhase("tcp", 0.1))
 
 
 class Measured(GcpKmsKey):
@@ -40,7 +40,7 @@ class Slow(GcpKmsKey):
 
     def __init__(self, *, encrypt: float, decrypt: float = 0.0, connectivity: float = 0.1) -> None:
         super().__init__(KEY, endpoint="127.0.0.1:1", insecure=True)
-        self._encrypt, self._decrypt, self._way_seconds = encrypt, decrypt, connectivity
+        self._encrypt, self._decrypt, self._connectivity_seconds = encrypt, decrypt, connectivity
         self.given: list[float] = []
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002  the port's
@@ -53,8 +53,8 @@ class Slow(GcpKmsKey):
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         self.given.append(timeout)
-        await asyncio.sleep(self._way_seconds)
-        return WELL
+        await asyncio.sleep(self._connectivity_seconds)
+        return PHASES
 
 
 async def _bounded(seconds: float, timeout: float) -> None:
@@ -67,7 +67,7 @@ def prober(key: GcpKmsKey, timeout: float = TIMEOUT) -> Prober:
     return Prober("backend", "ledger-kek", key, timeout, clock=asyncio.get_running_loop().time)
 
 
-async def test_where_nothing_listens_the_way_says_that_it_is_the_network() -> None:
+async def test_where_nothing_listens_the_connectivity_shows_that_it_is_the_network() -> None:
     key = GcpKmsKey(KEY, endpoint="127.0.0.1:1", insecure=True)
     connectivity = (await prober(key).probe()).connectivity
     await key.close()
@@ -77,7 +77,7 @@ async def test_where_nothing_listens_the_way_says_that_it_is_the_network() -> No
 
 
 @pytest.mark.parametrize("operation", ["Encrypt", "Decrypt"])
-async def test_where_kms_stalls_the_way_says_that_the_network_is_healthy(
+async def test_where_kms_stalls_the_connectivity_shows_that_the_network_is_healthy(
     emulator: Emulator, key: Measured, operation: str
 ) -> None:
     emulator.faults.add(EmulatorFault(kind="stall", operation=operation))
@@ -85,14 +85,16 @@ async def test_where_kms_stalls_the_way_says_that_the_network_is_healthy(
     assert [(phase.name, phase.error) for phase in connectivity] == [("dns", None), ("tcp", None)]
 
 
-async def test_a_successful_round_trip_and_one_that_kms_refused_have_no_way(emulator: Emulator, key: Measured) -> None:
+async def test_a_successful_round_trip_and_one_that_kms_refused_have_no_connectivity_phases(
+    emulator: Emulator, key: Measured
+) -> None:
     assert (await prober(key).probe()).connectivity == ()
     emulator.faults.add(EmulatorFault(kind="denied"))
     assert (await prober(key).probe()).connectivity == ()
     assert key.measured == 0
 
 
-async def test_the_way_is_measured_once_for_each_change_and_again_after_a_minute(
+async def test_the_connectivity_is_measured_once_for_each_change_and_again_after_a_minute(
     emulator: Emulator, key: Measured
 ) -> None:
     now = 1000.0
@@ -118,7 +120,9 @@ async def test_the_way_is_measured_once_for_each_change_and_again_after_a_minute
 
 @pytest.mark.looptime
 @pytest.mark.parametrize("encrypt", [0.0, 3.0, 99.0])
-async def test_a_round_trip_ends_within_two_timeouts_however_long_its_way_takes(encrypt: float) -> None:
+async def test_a_round_trip_ends_within_two_timeouts_however_long_its_connectivity_measurement_takes(
+    encrypt: float,
+) -> None:
     key = Slow(encrypt=encrypt, decrypt=99.0, connectivity=1e9)
     begin = asyncio.get_running_loop().time()
     result = await prober(key, 5.0).probe()
@@ -138,11 +142,11 @@ async def test_where_no_time_is_left_the_network_is_not_blamed_and_the_next_prob
     assert (await probes.probe()).connectivity == ()
     assert key.given == []
     key._encrypt = 0.0
-    assert (await probes.probe()).connectivity == WELL
+    assert (await probes.probe()).connectivity == PHASES
 
 
 @pytest.mark.looptime
-async def test_a_way_that_cannot_be_measured_is_logged_once_a_minute_and_spoils_no_result() -> None:
+async def test_connectivity_that_cannot_be_measured_is_logged_once_a_minute_and_spoils_no_result() -> None:
     class Defect(Slow):
         async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:  # noqa: ARG002  the port's
             raise ZeroDivisionError
@@ -158,7 +162,7 @@ async def test_a_way_that_cannot_be_measured_is_logged_once_a_minute_and_spoils_
 
 
 @pytest.mark.looptime
-async def test_a_probe_that_is_cancelled_while_its_way_is_measured_ends_as_cancelled() -> None:
+async def test_a_probe_that_is_cancelled_while_its_connectivity_is_measured_ends_as_cancelled() -> None:
     key = Slow(encrypt=99.0, connectivity=1e9)
     task = asyncio.create_task(prober(key, 5.0).probe())
     await asyncio.sleep(6)
@@ -169,7 +173,9 @@ async def test_a_probe_that_is_cancelled_while_its_way_is_measured_ends_as_cance
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_wall_clock_that_jumps_moves_no_duration_and_no_way(emulator: Emulator, key: Measured) -> None:
+async def test_a_wall_clock_that_jumps_moves_no_duration_and_no_connectivity_measurement(
+    emulator: Emulator, key: Measured
+) -> None:
     wall = iter([1_700_000_000.0, 1_600_000_000.0, 1_900_000_000.0])
     probes = Prober("backend", "ledger-kek", key, TIMEOUT, wall_clock=lambda: next(wall))
     emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))

@@ -73,11 +73,11 @@ async def test_a_failed_probe_says_why_and_which_calls_were_made(
     page.emulator.faults.add(fault)
     found = samples((await page.get("?target=ledger-kek")).body)
     assert found[("probe_success",)] == 0
-    assert [known for known in Reason if found["probe_failure_reason", known] == 1] == [reason]
+    assert [reason_label for reason_label in Reason if found["probe_failure_reason", reason_label] == 1] == [reason]
     assert {labels[0] for name, *labels in found if name == "probe_operation_duration_seconds"} == calls
 
 
-async def test_a_failure_on_the_way_brings_the_steps_of_the_way(page: Probed) -> None:
+async def test_a_network_failure_brings_the_steps_of_the_connectivity_check(page: Probed) -> None:
     page.emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
     found = samples((await page.get("?target=ledger-kek")).body)
     assert {labels[0] for name, *labels in found if name == "probe_phase_duration_seconds"} == {"dns", "tcp"}
@@ -170,7 +170,7 @@ async def test_a_target_that_is_watched_no_more_is_reported_at_once(page: Probed
 
     await until(stalls)
     begin = time.monotonic()
-    await page.demand.close()
+    await page.probe.close()
     answer = await waiting
     assert time.monotonic() - begin < 2
     assert (answer.status, answer.body) == (503, "this target is not watched any more\n")

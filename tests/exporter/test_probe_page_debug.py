@@ -31,7 +31,7 @@ def lines(body: str) -> dict[str, str]:
     return {line.split("  ")[1]: line for line in steps if line.startswith("  ")}
 
 
-async def test_the_steps_of_a_successful_probe_are_reported_and_its_way_is_measured_too() -> None:
+async def test_the_steps_of_a_successful_probe_are_reported_and_its_connectivity_is_measured_too() -> None:
     async with probed() as page:
         answer = await page.get(STEPS)
     steps = lines(answer.body)
@@ -51,7 +51,7 @@ async def test_the_steps_of_a_successful_probe_are_reported_and_its_way_is_measu
     assert "probe_phase_duration_seconds" in metrics
 
 
-async def test_a_scrape_measures_no_way_while_all_is_healthy() -> None:
+async def test_a_scrape_measures_no_connectivity_while_all_is_healthy() -> None:
     measurements = 0
 
     async def measure() -> tuple[ConnectivityPhase, ...]:
@@ -66,7 +66,7 @@ async def test_a_scrape_measures_no_way_while_all_is_healthy() -> None:
         assert measurements == 1
 
 
-async def test_the_steps_tell_a_fault_of_kms_from_one_of_the_network() -> None:
+async def test_the_steps_distinguish_a_fault_of_kms_from_one_of_the_network() -> None:
     async with probed() as page:
         page.emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE", message="try again later"))
         of_kms = (await page.get(STEPS)).body
@@ -91,8 +91,8 @@ async def test_the_steps_of_a_probe_that_has_not_ended_say_so() -> None:
 
 
 async def test_what_a_service_says_moves_no_terminal_and_forges_no_line() -> None:
-    said = Failure(Reason.INVALID_REQUEST, "\x1b[2J\nprobe_success 1\r" + "x" * 10_000)
-    result = ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1, said),), None)
+    failure = Failure(Reason.INVALID_REQUEST, "\x1b[2J\nprobe_success 1\r" + "x" * 10_000)
+    result = ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1, failure),), None)
 
     async def probe() -> ProbeResult:
         return result

@@ -23,9 +23,9 @@ def configuration(page: Probed) -> str:
     """The one of the reference, with the address of `page`."""
     (documented,) = re.findall(r"```yaml\n(- job_name: keypulse-probe\n.*?)```", REFERENCE.read_text(), re.DOTALL)
     assert "127.0.0.1:9911" in documented
-    here = documented.replace("127.0.0.1:9911", page.url.removeprefix("http://").removesuffix("/probe"))
+    local = documented.replace("127.0.0.1:9911", page.url.removeprefix("http://").removesuffix("/probe"))
     return yaml.safe_dump(
-        {"global": {"scrape_interval": "1s", "scrape_timeout": "900ms"}, "scrape_configs": yaml.safe_load(here)}
+        {"global": {"scrape_interval": "1s", "scrape_timeout": "900ms"}, "scrape_configs": yaml.safe_load(local)}
     )
 
 
@@ -38,7 +38,7 @@ async def test_prometheus_sees_a_failure_its_reason_and_its_own_timeout(tmp_path
         file.write_text(configuration(page))
         await children.start("prometheus", (*command, f"--config.file={file}"))
 
-        def holds(query: str) -> Callable[[], Awaitable[bool]]:
+        def is_true(query: str) -> Callable[[], Awaitable[bool]]:
             async def count_requests() -> bool:
                 children.check()
                 url = f"http://{address}/api/v1/query"
@@ -50,20 +50,20 @@ async def test_prometheus_sees_a_failure_its_reason_and_its_own_timeout(tmp_path
 
             return count_requests
 
-        await until(holds('probe_success{job="keypulse-probe",target="ledger-kek"} == 1'))
+        await until(is_true('probe_success{job="keypulse-probe",target="ledger-kek"} == 1'))
         page.emulator.faults.add(EmulatorFault(kind="denied"))
-        await until(holds('probe_failure_reason{target="ledger-kek",reason="permission_denied"} == 1'))
+        await until(is_true('probe_failure_reason{target="ledger-kek",reason="permission_denied"} == 1'))
         page.emulator.faults.clear()
         page.emulator.faults.add(EmulatorFault(kind="stall"))
-        await until(holds('probe_failure_reason{target="ledger-kek",reason="timeout"} == 1 and on(target) up == 1'))
+        await until(is_true('probe_failure_reason{target="ledger-kek",reason="timeout"} == 1 and on(target) up == 1'))
 
 
 async def test_promtool_has_nothing_to_say_of_a_probe() -> None:
     async with probed() as page:
         page.emulator.faults.add(EmulatorFault(kind="status"))
-        shown = (await page.get("?target=ledger-kek")).body
+        body = (await page.get("?target=ledger-kek")).body
     check = ["promtool", "check", "metrics"]
     found = await asyncio.to_thread(
-        subprocess.run, check, input=shown, capture_output=True, text=True, timeout=30, check=False
+        subprocess.run, check, input=body, capture_output=True, text=True, timeout=30, check=False
     )
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")

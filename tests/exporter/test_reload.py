@@ -34,7 +34,7 @@ async def test_a_reload_watches_what_the_new_configuration_says(emulator: Emulat
             async with session.get(path) as response:
                 return response.status, await response.text()
 
-        async def probed_again() -> bool:
+        async def has_new_probe() -> bool:
             return (await scrape.values())["kms_probes_total backend stays"] > before
 
         await until(lambda: probed("stays", "goes"))
@@ -42,7 +42,7 @@ async def test_a_reload_watches_what_the_new_configuration_says(emulator: Emulat
 
         await app.state.apply(configured(targets=(stays, comes)))
         await until(lambda: probed("stays", "comes"))
-        await until(probed_again)
+        await until(has_new_probe)
         text = await scrape.text()
         assert 'target="goes"' not in text
         _, board = await page("/")

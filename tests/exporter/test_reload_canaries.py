@@ -27,8 +27,8 @@ def with_canary_dir(emulator: Emulator, folder: Path | None) -> Target:
 
 async def reloaded(record: Results, until: Until, *targets: Target) -> dict[str, KeyInspection]:
     """The first look at each key of a generation, which has ended by then."""
-    for known in record.history.targets.values():
-        known.inspection = None
+    for target_record in record.history.targets.values():
+        target_record.inspection = None
     inspections: dict[str, KeyInspection] = {}
     async with start_jobs(configured(targets=targets, timeout=1), record, connect_key, Random(1)):  # noqa: S311  jitter
 
@@ -44,8 +44,8 @@ async def rotated(emulator: Emulator, version: int) -> None:
     await emulator.store.update_key(KEY, lambda key: key.with_new_version(bytes(32), 0.0).with_primary(version, 0.0))
 
 
-def versions(look: dict[str, KeyInspection]) -> list[str]:
-    return [canary.version for canary in look["ledger-kek"].canaries]
+def versions(inspections: dict[str, KeyInspection]) -> list[str]:
+    return [canary.version for canary in inspections["ledger-kek"].canaries]
 
 
 def read_canaries(folder: Path) -> list[str]:
@@ -58,7 +58,7 @@ def take_out_the_first(folder: Path) -> None:
     file.write_text(json.dumps({KEY: json.loads(file.read_text())[KEY][1:]}))
 
 
-async def test_what_only_memory_holds_goes_into_the_folder_that_a_reload_brings(
+async def test_what_only_memory_contains_goes_into_the_folder_that_a_reload_brings(
     emulator: Emulator, until: Until, tmp_path: Path
 ) -> None:
     record = Results()

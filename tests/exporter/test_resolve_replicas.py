@@ -30,7 +30,7 @@ class Processes:
 
     def __init__(self) -> None:
         self.port = 0
-        self.asked: set[tuple[str, str, str]] = set()
+        self.requested_hosts: set[tuple[str, str, str]] = set()
         """Address, path and `Host` header of each request."""
         self.hanging: str | None = None
         self.left = asyncio.Event()
@@ -39,7 +39,7 @@ class Processes:
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         assert request.transport
         address = request.transport.get_extra_info("sockname")[0]
-        self.asked.add((address, request.path, request.headers["Host"]))
+        self.requested_hosts.add((address, request.path, request.headers["Host"]))
         if address == self.hanging:
             try:
                 await asyncio.sleep(60)
@@ -83,7 +83,7 @@ async def test_each_process_is_read_and_keeps_the_name_in_its_host_header(reader
         states = await behind(whole, ONE, TWO, SIX).read()
     assert {state.problems for state in states} == {()}
     assert errors(states) == {ONE: 1, TWO: 2, SIX: 6}
-    assert running.asked == {(at, path, name) for at in (ONE, TWO, SIX) for path in ("/healthz", "/metrics")}
+    assert running.requested_hosts == {(at, path, name) for at in (ONE, TWO, SIX) for path in ("/healthz", "/metrics")}
 
 
 async def test_an_address_that_goes_is_gone_from_metrics_and_one_that_is_dead_is_down(reader: Reader) -> None:
@@ -131,7 +131,7 @@ async def test_a_url_that_names_an_address_has_that_one_replica(reader: Reader, 
         whole = reader(f"http://{host}:{running.port}/healthz", f"http://{host}:{running.port}/metrics", timeout=15)
         states = await ReplicaReader("backend", address, whole.read, timeout=15).read()
     assert errors(states) == {address: ERRORS[address]}
-    assert {asked for _, _, asked in running.asked} == {f"{host}:{running.port}"}
+    assert {requested_host for _, _, requested_host in running.requested_hosts} == {f"{host}:{running.port}"}
 
 
 def certified(name: str, folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext, list[str | None]]:
@@ -151,20 +151,20 @@ def certified(name: str, folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext, 
     private.write_bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(chain, private)
-    asked: list[str | None] = []
-    server.sni_callback = lambda _socket, wanted, _context: asked.append(wanted)
-    return server, ssl.create_default_context(cafile=str(chain)), asked
+    server_names: list[str | None] = []
+    server.sni_callback = lambda _socket, wanted, _context: server_names.append(wanted)
+    return server, ssl.create_default_context(cafile=str(chain)), server_names
 
 
 @pytest.mark.parametrize(("certificate", "trusted"), [("backend.test", True), ("other.test", False)])
-async def test_tls_asks_each_process_for_the_name_and_demands_its_certificate(
+async def test_tls_asks_each_process_for_the_name_and_requires_its_certificate(
     tmp_path: Path, parser: Executor, certificate: str, trusted: bool
 ) -> None:
-    server, client, asked = certified(certificate, tmp_path)
+    server, client, server_names = certified(certificate, tmp_path)
     connector = aiohttp.TCPConnector(ssl=client, force_close=True)
     async with processes(ONE, TWO, tls=server) as running, aiohttp.ClientSession(connector=connector) as session:
         url = f"https://backend.test:{running.port}/healthz"
         states = await behind(BackendReader("backend", url, None, session, parser, 15), ONE, TWO).read()
-    assert asked == ["backend.test"] * 2
+    assert server_names == ["backend.test"] * 2
     assert [state.health is not None for state in states] == [trusted] * 2
     assert all("certificate" in state.problems[0] for state in states if not trusted)

@@ -43,9 +43,9 @@ async def test_backends_whose_names_hang_are_down_and_one_beside_them_is_healthy
         down, unknown = await asyncio.gather(*hang), await asyncio.gather(*replicas)
         assert {state.problems for state in down} == {("health check: no complete answer within 0.2 s",)}
         assert all(states[0].health is None for states in unknown)
-        well = await reader(f"http://localhost:{port}/healthz", timeout=10).read()
+        result = await reader(f"http://localhost:{port}/healthz", timeout=10).read()
         assert await asyncio.to_thread(lambda: "done") == "done"
-    assert well.health is not None
+    assert result.health is not None
 
 
 SERVER = f"""
@@ -79,9 +79,9 @@ def test_a_sigterm_while_a_name_hangs_ends_the_exporter_with_0(tmp_path: Path, r
                     break
             begin = time.monotonic()
             os.kill(process.pid, signal.SIGTERM)
-            _, told = process.communicate(timeout=30)
-            took = time.monotonic() - begin
+            _, log = process.communicate(timeout=30)
+            duration = time.monotonic() - begin
         finally:
             process.kill()
-    assert (process.returncode, "Thread" in told) == (0, False), told
-    assert took < 13  # by then the process would have been ended by force
+    assert (process.returncode, "Thread" in log) == (0, False), log
+    assert duration < 13  # by then the process would have been ended by force

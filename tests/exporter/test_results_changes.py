@@ -25,7 +25,7 @@ def result(failure: Failure | None = None, *, target: str = "ledger-kek") -> Pro
     return ProbeResult("backend", target, 0.0, (Call(Operation.ENCRYPT, 0.1, failure),), None)
 
 
-def test_a_probe_is_told_of_when_its_reason_changes_and_not_each_time() -> None:
+def test_a_probe_is_reported_when_its_reason_changes_and_not_each_time() -> None:
     changes = ChangeLog()
     denied = Failure(Reason.PERMISSION_DENIED, "Permission 'cloudkms.cryptoKeyVersions.useToEncrypt' denied")
     with capture_logs() as logs:
@@ -43,7 +43,7 @@ def test_a_probe_is_told_of_when_its_reason_changes_and_not_each_time() -> None:
     assert logs[0]["exc_info"] is None
 
 
-def test_a_probe_that_does_not_end_in_time_is_told_of_until_one_is_right() -> None:
+def test_a_probe_that_does_not_end_in_time_is_reported_until_one_succeeds() -> None:
     changes = ChangeLog()
     with capture_logs() as logs:
         changes.log_probe(result())
@@ -78,7 +78,7 @@ def test_one_target_does_not_speak_for_another() -> None:
     assert [line["target"] for line in logs] == ["a", "b"]
 
 
-def test_a_backend_is_told_of_when_it_goes_and_when_it_is_back() -> None:
+def test_a_backend_is_reported_when_it_goes_and_when_it_is_back() -> None:
     changes = ChangeLog()
     with capture_logs() as logs:
         for state in (UP, DOWN, DOWN, HALF, UP, UP):
@@ -114,7 +114,7 @@ def build_inspection(*problems: str, canary: Failure | None = None, wrong_aad: F
     )
 
 
-def test_a_check_a_key_is_told_of_when_it_finds_something_else() -> None:
+def test_a_check_a_key_is_reported_when_it_finds_something_else() -> None:
     changes = ChangeLog()
     disabled = Failure(Reason.KEY_DISABLED, "ledger/cryptoKeyVersions/3 is not enabled")
     accepted = Failure(Reason.PLAINTEXT_MISMATCH, "decrypt accepted another AAD than was encrypted with")

@@ -13,9 +13,9 @@ from tests.exporter.running_exporter import configured
 
 @pytest.fixture
 def record() -> Results:
-    made = Results()
-    made.configure(configured(backends=(Backend(service="backend", health_url="http://backend.test/"),)))
-    return made
+    results = Results()
+    results.configure(configured(backends=(Backend(service="backend", health_url="http://backend.test/"),)))
+    return results
 
 
 def read(*replicas: str) -> list[BackendState]:
@@ -47,14 +47,14 @@ def test_a_target_that_has_another_key_is_a_new_one_and_one_that_has_the_same_go
     key = KeyDescription("7", None, (KeyVersion("7", VersionState.USABLE, "HSM", None, number=7),), 2)
     record.add_inspection(KeyInspection("backend", "ledger", 1.0, key, None, (), None, {}))
 
-    def known() -> tuple[list[float], list[float], bool]:
+    def summarize() -> tuple[list[float], list[float], bool]:
         samples = [sample for family in record.metrics.collect() for sample in family.samples]
         primary = [sample.value for sample in samples if sample.name == "kms_key_primary_version"]
         probes = [sample.value for sample in samples if sample.name == "kms_probes_total"]
         return primary, probes, record.history.targets["ledger"].last_result is not None
 
     record.configure(configured(targets=(ledger, named("other"))))
-    assert known() == ([7], [1, 0], True)
+    assert summarize() == ([7], [1, 0], True)
     other_key = ledger.kms.model_copy(update={"key": f"{ledger.kms.key}-2"})
     record.configure(configured(targets=(ledger.model_copy(update={"kms": other_key}),)))
-    assert known() == ([], [0], False)
+    assert summarize() == ([], [0], False)

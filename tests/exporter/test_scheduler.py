@@ -89,7 +89,7 @@ async def test_no_more_jobs_run_at_once_than_allowed() -> None:
     assert most == 4
 
 
-async def test_where_places_are_short_every_job_still_gets_its_turn() -> None:
+async def test_where_slots_are_few_every_job_still_runs() -> None:
     diaries = [Diary(seconds=5) for _ in range(40)]
     await run_for(1000, *(diary.run for diary in diaries), interval=10, concurrency=4)
     assert {len(diary.ended) for diary in diaries} <= {19, 20}  # 1000 s * 4 places / 5 s / 40 jobs = 20
@@ -104,7 +104,7 @@ async def test_a_job_slower_than_its_interval_never_overlaps_itself_and_runs_aga
     assert len(diary.begun) >= 1000 / (12 + JITTER_FRACTION * 10)
 
 
-async def test_beats_missed_during_one_long_run_are_left_out() -> None:
+async def test_inspections_missed_during_one_long_run_are_left_out() -> None:
     begun: list[float] = []
 
     async def run() -> NextRun:

@@ -14,15 +14,17 @@ pytestmark = pytest.mark.looptime
 RANDOM = Random(1)  # noqa: S311  jitter, no secret
 
 
-async def begins(seconds: float, interval: float, asks: Callable[[int], NextRun], takes: float = 0.0) -> list[float]:
+async def begins(
+    seconds: float, interval: float, get_next_run: Callable[[int], NextRun], duration: float = 0.0
+) -> list[float]:
     """When the runs of a job began, since the first; its run `n` takes so long and then `asks(n)`."""
     loop = asyncio.get_running_loop()
     begun: list[float] = []
 
     async def run() -> NextRun:
         begun.append(loop.time())
-        await asyncio.sleep(takes)
-        return asks(len(begun) - 1)
+        await asyncio.sleep(duration)
+        return get_next_run(len(begun) - 1)
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):
@@ -51,7 +53,7 @@ async def test_an_interval_over_a_minute_is_no_further_stretched() -> None:
 
 
 async def test_a_slow_run_does_not_eat_the_pause() -> None:
-    begun = await begins(600, 10, lambda _: NextRun.BACK_OFF, takes=50)
+    begun = await begins(600, 10, lambda _: NextRun.BACK_OFF, duration=50)
     assert pauses(begun)[:3] == pytest.approx([50 + 20, 50 + 40, 50 + 60], abs=0.01)
 
 

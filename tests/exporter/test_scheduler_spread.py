@@ -38,7 +38,7 @@ async def begins(jobs: int, seconds: float, *, interval: float, spacing: float) 
     return begun
 
 
-async def test_a_spacing_holds_between_the_first_runs_however_long_the_interval() -> None:
+async def test_a_spacing_applies_between_the_first_runs_however_long_the_interval() -> None:
     assert await begins(5, 59, interval=900, spacing=0.9) == pytest.approx([0, 0.9, 1.8, 2.7, 3.6], abs=0.001)
 
 

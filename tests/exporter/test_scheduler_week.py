@@ -15,7 +15,7 @@ pytestmark = pytest.mark.looptime
 RANDOM = Random(1)  # noqa: S311  jitter, no secret
 INTERVAL = 60.0
 HOUR = 3600.0
-BEATS = 10_080 if LONG else 2_880
+INSPECTIONS = 10_080 if LONG else 2_880
 
 
 def count_objects() -> tuple[int, int, int]:
@@ -45,19 +45,19 @@ async def test_it_stays_on_the_grid_and_leaves_nothing_behind() -> None:
     )
     await asyncio.sleep(HOUR)
     after_an_hour = count_objects()
-    await asyncio.sleep(BEATS * INTERVAL - HOUR - 1)
+    await asyncio.sleep(INSPECTIONS * INTERVAL - HOUR - 1)
     at_the_end = count_objects()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert runs == BEATS
+    assert runs == INSPECTIONS
     assert earliest >= -0.001
     assert latest <= JITTER_FRACTION * INTERVAL + 0.001
     assert at_the_end[:2] == after_an_hour[:2]
-    assert at_the_end[2] - after_an_hour[2] < BEATS / 100  # one object each would show
+    assert at_the_end[2] - after_an_hour[2] < INSPECTIONS / 100  # one object each would show
 
 
-async def test_a_wall_clock_that_jumps_moves_no_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wall_clock_that_jumps_moves_no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     begun: list[float] = []
 

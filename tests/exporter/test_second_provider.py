@@ -76,8 +76,8 @@ async def test_canaries_of_older_versions_are_kept_and_found_lost(ledger: memory
     async with scraped(settings) as scrape:
         await wait_for(scrape, "kms_canary_success key_disabled backend ledger-kek autumn", 0)
         assert "canary lost, key_disabled" in await scrape.board()
-    (kept,) = tmp_path.glob("*.json")  # noqa: ASYNC240
-    (canaries,) = json.loads(kept.read_text(encoding="utf-8")).values()
+    (canary_file,) = tmp_path.glob("*.json")  # noqa: ASYNC240
+    (canaries,) = json.loads(canary_file.read_text(encoding="utf-8")).values()
     assert [entry["canary"]["version"] for entry in canaries] == ["autumn", "winter"]
 
 

@@ -20,16 +20,16 @@ _ALERT: Final = (
 def filled(begin: str, piece: str | Callable[[int], str], end: str, size: int) -> bytes:
     """As many pieces as fit into `size` bytes, separated by commas."""
     if isinstance(piece, str):
-        many = (size - len(begin) - len(end)) // (len(piece.encode()) + 1)
-        return (begin + ",".join([piece] * many) + end).encode()
-    pieces: list[str] = []
+        repeats = (size - len(begin) - len(end)) // (len(piece.encode()) + 1)
+        return (begin + ",".join([piece] * repeats) + end).encode()
+    chunks: list[str] = []
     left = size - len(begin.encode()) - len(end)
     for number in count():
-        made = piece(number)
-        left -= len(made.encode()) + 1
+        chunk = piece(number)
+        left -= len(chunk.encode()) + 1
         if left < 0:
-            return (begin + ",".join(pieces) + end).encode()
-        pieces.append(made)
+            return (begin + ",".join(chunks) + end).encode()
+        chunks.append(chunk)
     raise AssertionError
 
 
@@ -104,13 +104,13 @@ def _mutated(rng: random.Random, body: bytes) -> bytes:
 def _retyped(rng: random.Random, body: bytes) -> bytes:
     document = json.loads(body)
     for _ in range(rng.randint(1, 3)):
-        place: Any = document
-        while isinstance(place, (dict, list)) and place:
-            key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
-            if rng.random() < 0.5 or not isinstance(place[key], (dict, list)):
-                place[key] = _value(rng)
+        part: Any = document
+        while isinstance(part, (dict, list)) and part:
+            key = rng.choice(list(part) if isinstance(part, dict) else range(len(part)))
+            if rng.random() < 0.5 or not isinstance(part[key], (dict, list)):
+                part[key] = _value(rng)
                 break
-            place = place[key]
+            part = part[key]
     return json.dumps(document).encode()
 
 

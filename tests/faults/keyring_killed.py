@@ -117,10 +117,10 @@ class Stage:
     async def read_all(self) -> tuple[list[str], list[str]]:
         """The acknowledged records that are lost, and those that cannot be read or read as something else."""
         lost, unreadable = list[str](), list[str]()
-        room = asyncio.Semaphore(_READERS)
+        semaphore = asyncio.Semaphore(_READERS)
 
         async def read(record: str, content: bytes) -> None:
-            async with room, self.http.get(self._url(record)) as answer:
+            async with semaphore, self.http.get(self._url(record)) as answer:
                 found = await answer.read()
                 if answer.status == 404:
                     lost.append(record)

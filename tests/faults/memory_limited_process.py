@@ -64,9 +64,9 @@ class Limited:
 
     def _watch(self) -> None:
         while self.process.poll() is None:
-            held = sum(map(_read_private_bytes, _tree(self.process.pid)))
-            self.peak = max(self.peak, held)
-            if held > self.limit:
+            used = sum(map(_read_private_bytes, _tree(self.process.pid)))
+            self.peak = max(self.peak, used)
+            if used > self.limit:
                 self.over = True
                 self.process.kill()
             time.sleep(0.02)
@@ -86,8 +86,8 @@ async def limited(server: str, arguments: Sequence[str], folder: Path) -> AsyncI
     group = _group(limit)
     if group:
         command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *command]
-    with log.open("wb") as written:
-        process = await asyncio.to_thread(subprocess.Popen[bytes], command, stderr=written)
+    with log.open("wb") as output:
+        process = await asyncio.to_thread(subprocess.Popen[bytes], command, stderr=output)
     running = Limited(process, limit, log)
     try:
         yield running

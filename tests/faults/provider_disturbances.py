@@ -14,7 +14,7 @@ from tests.faults.relay import CHANNELS
 from tests.faults.stored_deliveries import Update
 from tests.relay.delivery_oracle.evidence import Message
 
-KEPT = 500
+MAX_STORED = 500
 """Of which kind of message the stand-ins forget the oldest."""
 MAY_BE_A_REPEAT = "This may be a repeat"
 
@@ -68,21 +68,23 @@ async def disturb(faults: ProviderFaults, random: Random, *, every: float = 0.3)
 def read_messages(providers: StandIns, updates: Sequence[Update]) -> list[Message]:
     """Every message that arrived, those of each reader in the order of their arrival; an update is one, too."""
     found = [*_posts(providers, updates), *_mails(providers), *_pages(providers)]
-    forgotten = [reader for reader in (providers.mailbox.mails, providers.pagerduty.events) if len(reader) == KEPT]
+    forgotten = [
+        reader for reader in (providers.mailbox.mails, providers.pagerduty.events) if len(reader) == MAX_STORED
+    ]
     assert not forgotten, "the stand-ins have forgotten the first messages; play less"
     return found
 
 
 def _posts(providers: StandIns, updates: Sequence[Update]) -> Iterator[Message]:
     for name, channel in providers.slack.channels.items():
-        assert len(channel.messages) < KEPT, "the stand-in has forgotten the first messages; play less"
+        assert len(channel.messages) < MAX_STORED, "the stand-in has forgotten the first messages; play less"
         arrived = []
         for post in channel.messages:
             text, blocks = post.before_edits or (post.text, post.blocks)
             arrived.append((post.at, _key(post), text + json.dumps(blocks)))
             arrived += [(each.at, each.delivery_id, each.text) for each in updates if each.ts == post.ts]
         for _, key, text in sorted(arrived):
-            yield replace(_message(_channel(name), name, key, text), says_repeat=MAY_BE_A_REPEAT in text)
+            yield replace(_message(_channel(name), name, key, text), is_marked_repeat=MAY_BE_A_REPEAT in text)
 
 
 def _key(post: SlackMessage) -> str:

@@ -42,7 +42,7 @@ class Proxy:
         self._cut: Cut | None = None
         self._hold: tuple[BlockedStep, tuple[bytes, ...]] | None = None
         self._released = asyncio.Event()
-        self.held = 0
+        self.blocked = 0
         """How many connections stand still, or stood."""
         self.open = asyncio.Event()
         """Cleared, nothing gets through, and nobody is told."""
@@ -74,8 +74,8 @@ class Proxy:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for way in ways:
-                way.cancel()
+            for direction in ways:
+                direction.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
             writer.transport.abort()
             server_writer.transport.abort()
@@ -104,7 +104,7 @@ class Proxy:
             if connection.silenced:
                 self.cut_off += 1
                 return
-            if connection.held:
+            if connection.blocked:
                 await self._released.wait()
             writer.write(data)
             await writer.drain()
@@ -113,11 +113,11 @@ class Proxy:
         if self._hold is None:
             return None
         what, markers = self._hold
-        connection.said += markers[connection.said] in data
-        if connection.said < len(markers):
+        connection.markers_passed += markers[connection.markers_passed] in data
+        if connection.markers_passed < len(markers):
             return None
-        connection.said, connection.held = 0, what is BlockedStep.ANSWER
-        self.held += 1
+        connection.markers_passed, connection.blocked = 0, what is BlockedStep.ANSWER
+        self.blocked += 1
         return what
 
 
@@ -125,9 +125,9 @@ class Proxy:
 class _Connection:
     silenced: bool = False
     """Whether its answers are lost."""
-    held: bool = False
+    blocked: bool = False
     """Whether its answers wait for the release."""
-    said: int = 0
+    markers_passed: int = 0
     """How many of the words were said at which it is held."""
 
 

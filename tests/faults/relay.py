@@ -227,12 +227,12 @@ async def relay(
             module = ("tests.faults.faulty_replica", str(file), str(_clock(folder, name)))
         stop = () if stops_at is None else (str(stops_at),)
         async with aiohttp.ClientSession(f"http://{address}", headers=headers, timeout=timeout) as http:
-            made = Relay(address, (*module, *stop), through, folder / f"{name}.log", http)
-            await made.start()
+            relay_process = Relay(address, (*module, *stop), through, folder / f"{name}.log", http)
+            await relay_process.start()
             try:
-                await made.up()
-                yield made
+                await relay_process.up()
+                yield relay_process
             finally:
-                if made.process is not None and made.process.returncode is None:
-                    made.process.kill()
-                    await made.process.wait()
+                if relay_process.process is not None and relay_process.process.returncode is None:
+                    relay_process.process.kill()
+                    await relay_process.process.wait()

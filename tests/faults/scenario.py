@@ -86,8 +86,8 @@ class Scenario:
             changes: replace keys of its configuration.
         """
         settings = configuration(self._folder, database or self._database, self.providers, **changes)
-        made = relay(self._folder, settings, name=name, clock_ahead=clock_ahead, stops_at=stops_at, through=through)
-        async with made as running:
+        started = relay(self._folder, settings, name=name, clock_ahead=clock_ahead, stops_at=stops_at, through=through)
+        async with started as running:
             self._relays.append(running)
             yield running
 

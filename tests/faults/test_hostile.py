@@ -28,13 +28,13 @@ _AT_ONCE: Final = 10
 async def _send(served: servers.Served, method: str, path: str, request: Request) -> int | None:
     """The status; None where the sender went away."""
 
-    async def pieces() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, len(request.body), 10_000):
             if request.cut and start:
                 raise ConnectionError
             yield request.body[start : start + 10_000]
 
-    body = pieces() if request.chunked or request.cut else request.body
+    body = chunks() if request.chunked or request.cut else request.body
     with suppress(aiohttp.ClientError, ConnectionError):
         async with served.client.request(method, path, data=body, headers=request.headers) as answer:
             await answer.read()
@@ -42,14 +42,14 @@ async def _send(served: servers.Served, method: str, path: str, request: Request
     return None
 
 
-async def _crowd(served: servers.Served, places: list[tuple[str, str]], many: int, seed: int) -> Counter[int | None]:
+async def _crowd(served: servers.Served, targets: list[tuple[str, str]], count: int, seed: int) -> Counter[int | None]:
     """How often each status was answered."""
     counts: Counter[int | None] = Counter()
-    requests = enumerate(islice(crowd(seed), many))
+    requests = enumerate(islice(crowd(seed), count))
 
     async def sender() -> None:
         for number, request in requests:
-            method, path = places[number % len(places)]
+            method, path = targets[number % len(targets)]
             counts[await _send(served, method, path, request)] += 1
 
     async with asyncio.TaskGroup() as group:
@@ -58,8 +58,8 @@ async def _crowd(served: servers.Served, places: list[tuple[str, str]], many: in
     return counts
 
 
-@pytest.mark.parametrize("many", [600, pytest.param(_LONG, marks=pytest.mark.played)])
-async def test_no_body_of_a_hostile_crowd_is_a_5xx_or_ends_a_server(many: int, seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [600, pytest.param(_LONG, marks=pytest.mark.played)])
+async def test_no_body_of_a_hostile_crowd_is_a_5xx_or_ends_a_server(count: int, seed: int, tmp_path: Path) -> None:
     documents = (request.body for request in crowd(seed))
 
     async def document(_request: web.Request) -> web.Response:
@@ -75,19 +75,19 @@ async def test_no_body_of_a_hostile_crowd_is_a_5xx_or_ends_a_server(many: int, s
         admin = [("POST", f"/admin/crypto/{path}") for path in _ADMIN]
         records = [("PUT", "/v1/records/r"), ("PUT", "/v1/records/%00"), ("POST", "/v1/records/r")]
         crowds = {
-            "relay": (relay, [("POST", "/alerts"), ("POST", "/alerts?source=s")], many // 2),
-            "backend": (backend, [*admin, *records], many // 3),
+            "relay": (relay, [("POST", "/alerts"), ("POST", "/alerts?source=s")], count // 2),
+            "backend": (backend, [*admin, *records], count // 3),
             "exporter": (
                 exporter,
                 [("GET", "/probe?target=ledger"), ("POST", "/probe"), ("GET", "/probe?x")],
-                many // 6,
+                count // 6,
             ),
         }
-        for name, (served, places, share) in crowds.items():
-            counts = await _crowd(served, places, share, seed)
+        for name, (served, targets, share) in crowds.items():
+            counts = await _crowd(served, targets, share, seed)
             await served.is_alive()
-            told = {str(status): number for status, number in sorted(counts.items(), key=str)}
-            print(f"{name}: {share} hostile bodies, seed {seed}: {told}, {served.megabytes()}")  # noqa: T201
+            by_status = {str(status): number for status, number in sorted(counts.items(), key=str)}
+            print(f"{name}: {share} hostile bodies, seed {seed}: {by_status}, {served.megabytes()}")  # noqa: T201
             assert not [status for status in counts if status is not None and status >= 500], (
                 counts,
                 served.limited.log,

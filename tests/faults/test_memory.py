@@ -43,14 +43,14 @@ async def test_the_worst_webhooks_end_no_relay_and_the_valid_ones_are_delivered(
 
 
 async def test_the_worst_forms_of_the_console_end_no_relay(tmp_path: Path) -> None:
-    kept = 512 * 1024  # of a body in quarantine
+    stored_bytes = 512 * 1024  # of a body in quarantine
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     async with servers.relay(tmp_path) as relay:
-        assert (await relay.post("/alerts", filled('{"x":[', "[]", "]}", kept)))[0] == 400
+        assert (await relay.post("/alerts", filled('{"x":[', "[]", "]}", stored_bytes)))[0] == 400
         for path, body in {
-            "/quarantine/1/preview": b"body=" + b"%22" * kept,
-            "/quarantine/1/replay": b"body=" + quote(filled('{"x":[', "[]", "]}", kept)).encode(),
-            "/channels/-/render": b"payload=" + b"%22" * (kept // 2),
+            "/quarantine/1/preview": b"body=" + b"%22" * stored_bytes,
+            "/quarantine/1/replay": b"body=" + quote(filled('{"x":[', "[]", "]}", stored_bytes)).encode(),
+            "/channels/-/render": b"payload=" + b"%22" * (stored_bytes // 2),
         }.items():
             async with asyncio.TaskGroup() as group:
                 sent = [group.create_task(_post_form(relay.client, path, body, form)) for _ in range(10)]
@@ -110,11 +110,11 @@ async def test_the_worst_admin_bodies_and_records_end_no_backend(tmp_path: Path)
 )
 async def test_the_worst_documents_of_ten_backends_end_no_exporter(worst: bytes, line: bytes, tmp_path: Path) -> None:
     lines = (line * MIB)[: 4 * MIB - 100]
-    asked = 0
+    requested = 0
 
     async def health(_request: web.Request) -> web.Response:
-        nonlocal asked
-        asked += 1
+        nonlocal requested
+        requested += 1
         return web.Response(body=worst, content_type="application/json")
 
     async def metrics(_request: web.Request) -> web.Response:
@@ -125,7 +125,7 @@ async def test_the_worst_documents_of_ten_backends_end_no_exporter(worst: bytes,
         servers.site(web.get("/healthz", health), web.get("/metrics", metrics)) as url,
         servers.exporter(tmp_path, kms, {f"backend-{number}": url for number in range(10)}, "5s") as exporter,
     ):
-        await until(lambda: asked >= 30, 60)
+        await until(lambda: requested >= 30, 60)
         await exporter.is_alive()
         await servers.proves_kms(exporter)
         print(f"exporter: {exporter.megabytes()}")  # noqa: T201

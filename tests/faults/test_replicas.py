@@ -66,7 +66,7 @@ async def test_a_send_that_outlasts_its_lease(postgres_database: DatabaseUrl, sc
         door.hold(BlockedStep.REQUEST, b"chat.postMessage")
         other.freeze()  # so that it is not this one that sends
         await alertmanager.play([islice(first, 1), islice(second, 1)])
-        await until(lambda: door.held == 2)
+        await until(lambda: door.blocked == 2)
         stopped.freeze()
         other.thaw()
         await Alertmanager([other.url], trial.random("alertmanager"), repeats=0).play([first])
@@ -96,7 +96,7 @@ async def test_a_lease_that_ends_before_the_send(postgres_database: DatabaseUrl,
         door.hold(BlockedStep.ANSWER, CLAIMS, b"COMMIT")
         other.freeze()
         await alertmanager.play([islice(history, 1)])
-        await until(lambda: door.held > 0)
+        await until(lambda: door.blocked > 0)
         stopped.freeze()
         other.thaw()
         await Alertmanager([other.url], trial.random("alertmanager"), repeats=0).play([history])
@@ -115,8 +115,8 @@ async def _lost(trial: Scenario, leases: int) -> bool:
 
 
 async def _replica(stack: AsyncExitStack, trial: Scenario, number: int) -> Relay:
-    made = trial.relay(name=f"relay-{number}", clock_ahead=CLOCK_STEP * number)
-    return await stack.enter_async_context(made)
+    replica = trial.relay(name=f"relay-{number}", clock_ahead=CLOCK_STEP * number)
+    return await stack.enter_async_context(replica)
 
 
 async def _break(killed: Relay, stopped: Relay) -> None:

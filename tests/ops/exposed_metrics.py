@@ -43,7 +43,7 @@ def by_the_exporter() -> list[Metric]:
         CanaryResult(str(n), Call(Operation.CANARY_DECRYPT, 0.1, Failure(reason, "as a test has it")))
         for n, reason in enumerate(Reason)
     )
-    look = KeyInspection(
+    inspection = KeyInspection(
         "ledger",
         "ledger-kek",
         inspected_at=1.0,
@@ -53,7 +53,7 @@ def by_the_exporter() -> list[Metric]:
         wrong_aad_check=None,
         call_counts={},
     )
-    metrics.add_inspection(look)
+    metrics.add_inspection(inspection)
     keyring = {name: {labels: 1.0} for name, labels in KEYRING_METRIC_LABELS.items()}
     keyring[KMS_ROTATION_LAST_SUCCESS] = {(type_.value,): 1.0 for type_ in RotationType}
     health = Health(CryptoMode.KMS, ready=True)
@@ -84,9 +84,9 @@ def by_a_relay(folder: Path) -> list[Metric]:
 
 def by_every_server() -> list[Metric]:
     """What each says of its configuration."""
-    shown = CollectorRegistry()
-    ReloadMiddleware(Starlette(), SETTINGS, lambda: SETTINGS, None, (), Authorizer(shown))
-    return list(shown.collect())
+    exposed = CollectorRegistry()
+    ReloadMiddleware(Starlette(), SETTINGS, lambda: SETTINGS, None, (), Authorizer(exposed))
+    return list(exposed.collect())
 
 
 def names(families: Iterable[Metric]) -> set[str]:

@@ -56,15 +56,15 @@ def noticed(folder: Path, name: str, change: dict[str, Any]) -> bool:
     judged = {name, *(other for other, rule in rules.items() if name in _list_queries(rule))}
     read = {other for other in rules for one in judged if other in _list_queries(rules[one])}
     read |= {other for other in rules for one in read if other in rules[one]["expr"]}
-    kept = [rule for key, rule in rules.items() if key in judged | read]
-    files = [_write(folder / "rules.yml", {"groups": [{"name": "changed", "rules": kept}]})]
+    remaining = [rule for key, rule in rules.items() if key in judged | read]
+    files = [_write(folder / "rules.yml", {"groups": [{"name": "changed", "rules": remaining}]})]
     for file, document in TESTS.items():
         if cases := [case for case in (_about(judged, case) for case in document["tests"]) if case]:
             files.append(_write(folder / file, {**document, "rule_files": ["rules.yml"], "tests": cases}))
     assert files[1:], "no test is about this rule"
     answer = promtool("test", "rules", *files[1:])
-    said = answer.stdout + answer.stderr
-    assert answer.returncode == 0 or "got:" in said, f"the mistake must still be a rule: {said}"
+    output = answer.stdout + answer.stderr
+    assert answer.returncode == 0 or "got:" in output, f"the mistake must still be a rule: {output}"
     return answer.returncode != 0
 
 

@@ -57,25 +57,25 @@ async def sink() -> AsyncIterator[Sink]:
 
 
 @pytest.fixture
-async def outside() -> AsyncIterator[Sink]:
+async def external() -> AsyncIterator[Sink]:
     """In the place of the dead man's switch."""
     async with listening() as sink:
         yield sink
 
 
 @pytest.fixture
-async def alertmanager(start: Start, sink: Sink, outside: Sink, tmp_path: Path) -> str:
+async def alertmanager(start: Start, sink: Sink, external: Sink, tmp_path: Path) -> str:
     """The product's own file on a clock 60 times as fast, with the sinks in the relay's and the switch's places."""
     (tmp_path / "token").write_text("a-secret-token-of-tests\n")
-    (tmp_path / "switch").write_text(outside.url + "\n")
-    here = {
+    (tmp_path / "switch").write_text(external.url + "\n")
+    label_set = {
         "http://127.0.0.1:9912/alerts": sink.url,
         "/run/secrets/relay_token": str(tmp_path / "token"),
         "/run/secrets/dead_mans_switch_url": str(tmp_path / "switch"),
     }
     config = tmp_path / "alertmanager.yml"
     others, name, watchdog = FILE.read_text().partition("  - name: watchdog\n")
-    config.write_text(scale_yaml(others + name + uncommented(watchdog), lambda value: here.get(value, value)))
+    config.write_text(scale_yaml(others + name + uncommented(watchdog), lambda value: label_set.get(value, value)))
     program = shutil.which("alertmanager") or shutil.which("prometheus-alertmanager")
     assert program, "install alertmanager"
     storage = f"--storage.path={tmp_path / 'data'}"
@@ -148,12 +148,12 @@ async def test_a_cause_inhibits_its_consequence_in_its_env_and_service_only(
 ) -> None:
     expected: dict[frozenset[tuple[str, str]], list[str]] = {}
     for cause, consequence in INHIBITED:
-        here = {"env": "production", "service": f"{cause} and {consequence}", "target": "ledger-kek"}
-        inhibited = {**here, "alertname": consequence}
+        label_set = {"env": "production", "service": f"{cause} and {consequence}", "target": "ledger-kek"}
+        inhibited = {**label_set, "alertname": consequence}
         elsewhere = [{**inhibited, "env": "staging"}, {**inhibited, "service": f"not {cause} and {consequence}"}]
         if cause == "KMSProbeFailing":
             elsewhere.append({**inhibited, "target": "other-kek"})
-        expected |= {frozenset(labels.items()): [] for labels in [*elsewhere, {**here, "alertname": cause}]}
+        expected |= {frozenset(labels.items()): [] for labels in [*elsewhere, {**label_set, "alertname": cause}]}
         expected[frozenset(inhibited.items())] = [cause]
     await post(http, alertmanager, *({"labels": dict(labels)} for labels in expected))
 
@@ -198,7 +198,7 @@ async def test_one_revoked_role_is_two_incidents_at_most(
 
 
 @pytest.mark.parametrize(("severity", "receiver"), [("critical", "kms-critical"), ("warning", "kms-security")])
-async def test_the_relay_is_told_of_the_fire_and_of_its_end_with_the_bearer_token(
+async def test_the_relay_is_notified_of_the_fire_and_of_its_end_with_the_bearer_token(
     severity: str, receiver: str, alertmanager: str, sink: Sink, http: aiohttp.ClientSession
 ) -> None:
     labels = {"alertname": "KMSTest", "severity": severity, "env": "production", "service": "ledger"}
@@ -234,21 +234,21 @@ async def test_a_service_that_goes_down_hours_after_it_lost_kms_pages_although_i
     assert (await inhibitors(http, alertmanager))[frozenset(not_ready.items())] == ["KMSCryptoModeNotKMS"]
 
 
-async def test_the_heartbeat_goes_on_reaching_the_relay_and_the_switch_outside(
-    alertmanager: str, sink: Sink, outside: Sink, http: aiohttp.ClientSession
+async def test_the_heartbeat_goes_on_reaching_the_relay_and_the_dead_mans_switch(
+    alertmanager: str, sink: Sink, external: Sink, http: aiohttp.ClientSession
 ) -> None:
     await post(http, alertmanager, {"labels": {"alertname": "Watchdog", "severity": "none"}})
-    for place, credentials in ((sink, "Bearer a-secret-token-of-tests"), (outside, "")):
+    for receiver, credentials in ((sink, "Bearer a-secret-token-of-tests"), (external, "")):
         for _ in range(3):
-            token, body = await asyncio.wait_for(place.received.get(), TIMEOUT)
+            token, body = await asyncio.wait_for(receiver.received.get(), TIMEOUT)
             assert (token, body["receiver"], body["status"]) == (credentials, "watchdog", "firing")
 
 
-async def test_a_relay_that_hangs_keeps_no_heartbeat_from_the_switch_outside(
-    alertmanager: str, sink: Sink, outside: Sink, http: aiohttp.ClientSession
+async def test_a_relay_that_hangs_keeps_no_heartbeat_from_the_dead_mans_switch(
+    alertmanager: str, sink: Sink, external: Sink, http: aiohttp.ClientSession
 ) -> None:
     sink.hangs = True
     await post(http, alertmanager, {"labels": {"alertname": "Watchdog", "severity": "none"}})
     for _ in range(2):
-        await asyncio.wait_for(outside.received.get(), TIMEOUT)
+        await asyncio.wait_for(external.received.get(), TIMEOUT)
     assert sink.received.qsize() > 0, "the relay was asked as well"

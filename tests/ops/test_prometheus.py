@@ -70,11 +70,15 @@ async def relay() -> AsyncIterator[Scraped]:
 def arguments(exporter: Scraped, relay: Scraped, tmp_path: Path) -> list[str]:
     """Prometheus's: every duration of its files is a sixtieth, so it scrapes and evaluates each second."""
     # Port 1 takes nothing: no Alertmanager that others run may be touched.
-    here = {"127.0.0.1:9911": exporter.address, "127.0.0.1:9912": relay.address, "127.0.0.1:9093": "127.0.0.1:1"}
+    local_addresses = {
+        "127.0.0.1:9911": exporter.address,
+        "127.0.0.1:9912": relay.address,
+        "127.0.0.1:9093": "127.0.0.1:1",
+    }
     (tmp_path / "rules").mkdir()
     for file in (PROMETHEUS / "prometheus.yml", *FILES):
         copy = tmp_path / file.relative_to(PROMETHEUS)
-        copy.write_text(scale_yaml(file.read_text(), lambda value: here.get(value, value)))
+        copy.write_text(scale_yaml(file.read_text(), lambda value: local_addresses.get(value, value)))
     return [
         f"--config.file={tmp_path / 'prometheus.yml'}",
         f"--storage.tsdb.path={tmp_path / 'data'}",
@@ -201,10 +205,10 @@ async def test_a_message_has_the_reason_of_the_moment_while_its_alert_stays_the_
 ) -> None:
     failures = dict.fromkeys(("permission_denied", "timeout"), 0)
 
-    async def alert_that_says(reason: str) -> dict[str, Any]:
+    async def wait_for_alert(reason: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
 
-        async def says() -> bool:
+        async def has_reason() -> bool:
             failures[reason] += 1
             exporter.exposed = probed(success=0, **failures)
             for alert in (await query_api("alerts"))["alerts"]:
@@ -212,11 +216,11 @@ async def test_a_message_has_the_reason_of_the_moment_while_its_alert_stays_the_
                     found.update(alert)
             return str(found.get("annotations", {}).get("title", "")).startswith(f"{reason}: ")
 
-        await until(says)
+        await until(has_reason)
         return found
 
     exporter.exposed = probed(success=1)
     await until(lambda: has(query_api, "kms_probe_success"))
-    denied = await alert_that_says("permission_denied")
+    denied = await wait_for_alert("permission_denied")
     assert "Last successful round trip: 1970-01-01 00:00:01 +0000 UTC." in denied["annotations"]["description"]
-    assert {**await alert_that_says("timeout"), "annotations": {}} == {**denied, "annotations": {}}
+    assert {**await wait_for_alert("timeout"), "annotations": {}} == {**denied, "annotations": {}}

@@ -22,8 +22,8 @@ PROGRAM = shutil.which("alertmanager") or shutil.which("prometheus-alertmanager"
 @pytest.fixture
 async def alertmanager(start: Start, tmp_path: Path) -> str:
     assert PROGRAM, "install alertmanager"
-    here = (f"--config.file={ROUTING}", f"--storage.path={tmp_path / 'data'}", "--cluster.listen-address=")
-    return await start(PROGRAM, *here, "--web.listen-address=127.0.0.1:0")
+    options = (f"--config.file={ROUTING}", f"--storage.path={tmp_path / 'data'}", "--cluster.listen-address=")
+    return await start(PROGRAM, *options, "--web.listen-address=127.0.0.1:0")
 
 
 async def examine(url: str, routes: list[dict[str, Any]], folder: Path) -> dict[str, CheckResult]:

@@ -95,7 +95,7 @@ def test_the_waits_are_the_contracts() -> None:
     assert [watchdog[wait] for wait in waits] == ["0s", "1m", "1m"]
 
 
-def test_nobody_is_told_of_the_end_of_a_heartbeat() -> None:
+def test_nobody_is_notified_of_the_end_of_a_heartbeat() -> None:
     receivers = yaml.safe_load(uncommented(FILE.read_text()))["receivers"]
     (watchdog,) = [receiver for receiver in receivers if receiver["name"] == "watchdog"]
     assert [webhook["send_resolved"] for webhook in watchdog["webhook_configs"]] == [False, False]

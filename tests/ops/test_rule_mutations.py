@@ -12,7 +12,7 @@ RATE = "kms:decryption_error_rate_5m"
 UPTIME = "kms:uptime_since_last_crypto_init"
 
 # One plausible mistake a line: the rule, what stands there, what somebody might write instead.
-MISTAKES = [
+MUTATIONS = [
     (HEALTH, "* min by (env, service) (crypto_backend_up)", ""),
     (HEALTH, "* min by (env, service) (crypto_ready)", ""),
     (HEALTH, "min by (env, service) (crypto_mode or", "max by (env, service) (crypto_mode or"),
@@ -127,7 +127,7 @@ def test_a_rule_without_an_error_passes_its_tests(rule: str, tmp_path: Path) -> 
     assert not noticed(tmp_path, rule, {})
 
 
-@pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MISTAKES))
+@pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MUTATIONS))
 def test_an_error_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert mistaken(tmp_path, rule, right, wrong)
 

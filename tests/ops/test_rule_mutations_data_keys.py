@@ -8,7 +8,7 @@ from tests.ops.rule_mutations import mistaken, noticed, one_of
 
 ALERT = "KMSDataKeysUnusable"
 JOINED = "on (env, service, instance, replica)"
-MISTAKES = [
+MUTATIONS = [
     ("max by", "sum by"),
     ("max by", "min by"),
     ("max by (env, service)", "max by (service)"),
@@ -39,7 +39,7 @@ OF_AILING = [
 ]
 
 
-@pytest.mark.parametrize(("alert", "right", "wrong"), one_of((ALERT, *mistake) for mistake in MISTAKES))
+@pytest.mark.parametrize(("alert", "right", "wrong"), one_of((ALERT, *mutation) for mutation in MUTATIONS))
 def test_an_error_in_the_expression_fails_a_promtool_test(alert: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert mistaken(tmp_path, alert, right, wrong)
 
@@ -50,7 +50,7 @@ def test_a_wait_that_is_a_scrape_off_fails_a_promtool_test(wait: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("alert", "right", "wrong"), one_of((alert, *mistake) for alert in AILING for mistake in OF_AILING)
+    ("alert", "right", "wrong"), one_of((alert, *mutation) for alert in AILING for mutation in OF_AILING)
 )
 def test_so_does_one_in_the_others(alert: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert mistaken(tmp_path, alert, right, wrong)

@@ -10,7 +10,7 @@ LOST = "kms:canary_lost"
 REASON, REASON_OF_SERVICE = "kms:probe_failure_reason", "kms:service_failure_reason"
 OF_A_KEY = [("env, service", "service"), ("env, service", "env"), (", target", "")]
 
-MISTAKES = [
+MUTATIONS = [
     (REASON, "topk", "bottomk"),
     (REASON, "topk by (env, service, target)", "topk by (env, service)"),
     (REASON, "topk by (env, service, target)", "topk by (service, target)"),
@@ -185,7 +185,7 @@ MISLEADING = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MISTAKES))
+@pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MUTATIONS))
 def test_an_error_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert mistaken(tmp_path, rule, right, wrong)
 

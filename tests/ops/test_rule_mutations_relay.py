@@ -9,7 +9,7 @@ from tests.ops.rule_mutations import mistaken, one_of
 OUTBOX = "relay:outbox_deliveries"
 OLDEST = "relay:outbox_oldest_timestamp_seconds"
 
-MISTAKES = [
+MUTATIONS = [
     (OUTBOX, "max by (env, channel, state) (relay_outbox_deliveries)\nor\n", ""),
     (
         OUTBOX,
@@ -101,6 +101,6 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MISTAKES))
+@pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MUTATIONS))
 def test_an_error_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert mistaken(tmp_path, rule, right, wrong)

@@ -6,23 +6,23 @@ import pytest
 
 from tests.ops.rule_mutations import misled, mistaken, noticed, one_of
 
-OVERDUE, FAILED = "KMSRotationOverdue", "KMSRotationFailed"
+LATE, FAILED = "KMSRotationOverdue", "KMSRotationFailed"
 SUCCESS = "max by (env, service) (last_over_time(kms_rotation_last_success_timestamp_seconds[1h]))"
 LAST_FAILURE = "kms_rotation_last_failure_timestamp_seconds"
-MISTAKES = [
-    *[(alert, "(env, service)", wrong) for alert in (OVERDUE, FAILED) for wrong in ("(service)", "(env)")],
-    (OVERDUE, f"{SUCCESS} > 35", f"{SUCCESS.replace('max', 'min')} > 35"),
-    (OVERDUE, "> 35 * 86400", "> 34 * 86400"),
-    (OVERDUE, "> 35 * 86400", "> 36 * 86400"),
-    (OVERDUE, "<= 35 * 86400", "<= 33 * 86400"),
-    (OVERDUE, "<= 35 * 86400", "<= 37 * 86400"),
-    (OVERDUE, "[1h]", "[10m]"),
-    (OVERDUE, ', type="rewrap-kek"', ""),
-    (OVERDUE, "> 0", ">= 0"),
-    (OVERDUE, "unless on (env, service, kek_version)", "and on (env, service, kek_version)"),
-    (OVERDUE, "on (env, service, kek_version)", "on (service, kek_version)"),
-    (OVERDUE, "on (env, service, kek_version)", "on (env, service)"),
-    (OVERDUE, "and on (env, service) last_over_time(kms_key_primary_version_info[1h])\n", ""),
+MUTATIONS = [
+    *[(alert, "(env, service)", wrong) for alert in (LATE, FAILED) for wrong in ("(service)", "(env)")],
+    (LATE, f"{SUCCESS} > 35", f"{SUCCESS.replace('max', 'min')} > 35"),
+    (LATE, "> 35 * 86400", "> 34 * 86400"),
+    (LATE, "> 35 * 86400", "> 36 * 86400"),
+    (LATE, "<= 35 * 86400", "<= 33 * 86400"),
+    (LATE, "<= 35 * 86400", "<= 37 * 86400"),
+    (LATE, "[1h]", "[10m]"),
+    (LATE, ', type="rewrap-kek"', ""),
+    (LATE, "> 0", ">= 0"),
+    (LATE, "unless on (env, service, kek_version)", "and on (env, service, kek_version)"),
+    (LATE, "on (env, service, kek_version)", "on (service, kek_version)"),
+    (LATE, "on (env, service, kek_version)", "on (env, service)"),
+    (LATE, "and on (env, service) last_over_time(kms_key_primary_version_info[1h])\n", ""),
     (FAILED, "last_over_time(kms_rotation_last_failure_timestamp_seconds[1h])", f"{LAST_FAILURE} + 0"),
     (FAILED, ">= on (env, service)", "> on (env, service)"),
     (FAILED, ">= on (env, service)", "< on (env, service)"),
@@ -32,11 +32,11 @@ MISTAKES = [
     (FAILED, "and on (env, service) last_over_time(kms_rotation_in_progress[1h] offset 6h) == 1", ""),
 ]  # fmt: skip
 MISLEADING = [
-    (OVERDUE, "description", "max(last_over_time(kms_rotation", "min(last_over_time(kms_rotation"),
-    (OVERDUE, "description", "max by (kek_version, status)", "sum by (kek_version, status)"),
-    (OVERDUE, "description", ") > 0", ")"),
-    (OVERDUE, "description", "env=%q", "env!=%q"),
-    (OVERDUE, "description", "service=%q", "service!=%q"),
+    (LATE, "description", "max(last_over_time(kms_rotation", "min(last_over_time(kms_rotation"),
+    (LATE, "description", "max by (kek_version, status)", "sum by (kek_version, status)"),
+    (LATE, "description", ") > 0", ")"),
+    (LATE, "description", "env=%q", "env!=%q"),
+    (LATE, "description", "service=%q", "service!=%q"),
     (FAILED, "title", "[1d]", "[1m]"),
     (FAILED, "title", "> 0", ">= 0"),
     (FAILED, "title", "env=%q", "env!=%q"),
@@ -44,7 +44,7 @@ MISLEADING = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MISTAKES))
+@pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MUTATIONS))
 def test_an_error_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert mistaken(tmp_path, rule, right, wrong)
 
@@ -58,4 +58,4 @@ def test_an_error_in_a_message_fails_a_promtool_test(
 
 @pytest.mark.parametrize("wait", one_of([("22h",), ("26h",)]))
 def test_a_wait_that_is_hours_off_fails_a_promtool_test(wait: str, tmp_path: Path) -> None:
-    assert noticed(tmp_path, OVERDUE, {"for": wait})
+    assert noticed(tmp_path, LATE, {"for": wait})

@@ -130,10 +130,10 @@ def test_a_rule_reads_only_what_is_exposed_or_a_rule_records(rule: str, metrics:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_a_message_looks_up_only_what_is_exposed_or_a_rule_records(alert: str, metrics: list[Metric]) -> None:
+def test_a_message_queries_only_what_is_exposed_or_a_rule_records(alert: str, metrics: list[Metric]) -> None:
     texts = "\n".join(ALERTS[alert]["annotations"].values())
-    looked_up = {name for query in re.findall(r"`([^`]*)`", texts) for name in re.findall(NAME, query)}
-    assert looked_up <= exposed_metrics.names(metrics) | RECORDINGS.keys()
+    queried = {name for query in re.findall(r"`([^`]*)`", texts) for name in re.findall(NAME, query)}
+    assert queried <= exposed_metrics.names(metrics) | RECORDINGS.keys()
 
 
 def test_every_rule_has_a_title_of_one_line_a_summary_a_description_and_a_runbook() -> None:

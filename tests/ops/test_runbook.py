@@ -71,7 +71,7 @@ def test_each_alert_has_a_page_and_a_heading_that_leads_to_it() -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_an_alert_tells_a_person_what_happened_and_what_to_do(alert: str) -> None:
+def test_an_alert_describes_what_happened_and_what_to_do(alert: str) -> None:
     annotations = ALERTS[alert]["annotations"]
     address, fragment = annotations["runbook_url"].split("#")
     assert address == "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md"
@@ -89,9 +89,9 @@ def test_an_alert_tells_a_person_what_happened_and_what_to_do(alert: str) -> Non
 @pytest.mark.parametrize("alert", ALERTS)
 def test_a_diagnosis_shows_good_and_bad_and_a_resolution_goes_from_likely_to_rare(alert: str) -> None:
     parts = read_parts(ALERT_PAGES[alert])
-    seen = re.findall(r"^ *- (Good|Bad)[:,](.*(?:\n {2,}\S.*)*)", parts["Diagnosis"], re.MULTILINE)
-    shown = {verdict for verdict, text in seen if re.search(r"`[^`]+`|\b[Nn]o output\b", text)}
-    assert shown == {"Good", "Bad"}, "the output to expect of either"
+    verdicts = re.findall(r"^ *- (Good|Bad)[:,](.*(?:\n {2,}\S.*)*)", parts["Diagnosis"], re.MULTILINE)
+    with_output = {verdict for verdict, text in verdicts if re.search(r"`[^`]+`|\b[Nn]o output\b", text)}
+    assert with_output == {"Good", "Bad"}, "the output to expect of either"
 
     steps = re.findall(r"^(\d)\. ", parts["Resolution"], re.MULTILINE)
     assert steps == [str(number) for number in range(1, len(steps) + 1)]
@@ -128,15 +128,15 @@ def receiver(alert: str, severity: str) -> str:
 
 def test_the_channels_of_each_receiver_are_those_of_the_relay() -> None:
     relay = yaml.safe_load((ROOT / "ops/relay/relay.yml").read_text())
-    told = {name.strip("`"): text for name, text in rows(SECTIONS["Monitoring and alerts"], "receiver")}
+    contacts = {name.strip("`"): text for name, text in rows(SECTIONS["Monitoring and alerts"], "receiver")}
     (watchdog,) = relay["watchdogs"]
     expected = {route["receiver"]: route["channels"] for route in relay["routes"]} | {"watchdog": watchdog["channels"]}
-    assert {name: re.findall(r"`([\w-]+)`", told[name]) for name in expected} == expected
+    assert {name: re.findall(r"`([\w-]+)`", contacts[name]) for name in expected} == expected
     receivers = [each["name"] for each in yaml.safe_load(ALERTMANAGER.read_text())["receivers"]]
-    assert sorted(told) == sorted(receivers)
+    assert sorted(contacts) == sorted(receivers)
 
 
-def test_the_contacts_are_the_roles_that_the_relay_tells() -> None:
+def test_the_contacts_are_the_roles_that_the_relay_notifies() -> None:
     contacts = yaml.safe_load((ROOT / "ops/relay/relay.yml").read_text())["contacts"]
     (example,) = re.findall(r"```yaml\n(.*?)```", SECTIONS["Contacts"], re.DOTALL)
     assert yaml.safe_load(example) == {"contacts": contacts}
@@ -173,13 +173,13 @@ def test_the_runbook_names_only_metrics_that_exist(tmp_path: Path) -> None:
 
 
 def test_the_runbook_searches_for_lines_of_the_log_that_are_written() -> None:
-    looked_for = re.findall(r"kubectl[^\n]* logs [^\n]*\| grep '\"?([^'\"]+)", TEXT)
-    assert len(looked_for) > 5
+    searched = re.findall(r"kubectl[^\n]* logs [^\n]*\| grep '\"?([^'\"]+)", TEXT)
+    assert len(searched) > 5
     code = "".join(file.read_text() for part in ("services", "shared") for file in (ROOT / part).rglob("*.py"))
-    assert [words for words in looked_for if f'"{words}' not in code] == []
+    assert [phrase for phrase in searched if f'"{phrase}' not in code] == []
 
 
-def test_the_runbook_counts_data_keys_only_of_lines_that_tell_of_a_failure() -> None:
+def test_the_runbook_counts_data_keys_only_of_lines_that_report_a_failure() -> None:
     counts = [
         c for file in RUNBOOKS for block in blocks(file) for c in block.commands if "data_key" in c and " logs " in c
     ]
@@ -212,10 +212,10 @@ def test_a_reason_s_section_has_the_commands_that_board_and_messages_show() -> N
     for title, text in explained.items():
         reason = Reason[title.strip("`").upper()]
         leads_to = {reason.value, *re.findall(r"\]\(#([\w-]+)\)", text)}
-        shown = set[tuple[str, ...]]().union(*(sections_by_anchor.get(one, set()) for one in leads_to))
+        linked = set[tuple[str, ...]]().union(*(sections_by_anchor.get(one, set()) for one in leads_to))
         for template in GCP_FIXES.commands[reason]:
             command = template.command.format_map({**variables, "reason": reason})
-            assert tuple(shlex.split(command)) in shown, f"{reason}: {template.title}"
+            assert tuple(shlex.split(command)) in linked, f"{reason}: {template.title}"
 
 
 @pytest.mark.parametrize("file", RUNBOOKS, ids=lambda file: file.stem)

@@ -34,18 +34,18 @@ class Scripted:
     def __init__(self, *script: Step) -> None:
         self.script = list(script)
         self.secret = 0
-        self.tried: list[tuple[float, Message]] = []
+        self.attempted: list[tuple[float, Message]] = []
         self.sent: list[Message] = []
-        self.under_way = 0
-        self.most_under_way = 0
+        self.in_progress = 0
+        self.most_in_progress = 0
         self.closed = False
 
     async def send(self, attempt: Attempt) -> Receipt:
         message = attempt.message
         attempt.before_request(self.render_payload(message))
-        self.tried.append((asyncio.get_running_loop().time(), message))
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.attempted.append((asyncio.get_running_loop().time(), message))
+        self.in_progress += 1
+        self.most_in_progress = max(self.most_in_progress, self.in_progress)
         try:
             step = self.script.pop(0) if self.script else None
             if isinstance(step, BaseException):
@@ -53,7 +53,7 @@ class Scripted:
             if step is not None:
                 await step()
         finally:
-            self.under_way -= 1
+            self.in_progress -= 1
         self.sent.append(message)
         attempt.record_reply("taken")
         return {"number": str(len(self.sent))}
@@ -77,12 +77,12 @@ class ScriptedEdits(Scripted):
     def __init__(self, *script: Step) -> None:
         super().__init__()
         self.edits = Scripted(*script)
-        self.shown: Receipt | None = None
+        self.receipt: Receipt | None = None
         """The receipt of an edit; None for that of the message that it edits."""
 
     async def edit(self, attempt: Attempt) -> Receipt:
         await self.edits.send(attempt)
-        return self.shown or attempt.message.task.first_receipt or {}
+        return self.receipt or attempt.message.task.first_receipt or {}
 
 
 class ScriptedSettings(ChannelSettings):
@@ -154,8 +154,8 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float 
     """Returns once `condition` holds; a test whose condition never does fails here."""
     async with asyncio.timeout(seconds):
         while True:
-            holds = condition()
-            if holds if isinstance(holds, bool) else await holds:
+            result = condition()
+            if result if isinstance(result, bool) else await result:
                 return
             await asyncio.sleep(pause)
 

@@ -140,7 +140,7 @@ async def breaks_off(request: web.Request) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("answer", "sentence"),
     [
         (refuses, "HTTP 401"),
         (redirects, "redirect"),
@@ -153,10 +153,10 @@ async def breaks_off(request: web.Request) -> web.StreamResponse:
 )
 @pytest.mark.parametrize("where", ["status", "alerts"])
 async def test_an_answer_that_cannot_be_used_is_one_sentence(
-    where: str, answer: Answer, words: str, peer: AlertmanagerClient, api: Api
+    where: str, answer: Answer, sentence: str, peer: AlertmanagerClient, api: Api
 ) -> None:
     setattr(api, where, answer)
-    with pytest.raises(AlertmanagerError, match=words):
+    with pytest.raises(AlertmanagerError, match=sentence):
         await peer.read_state()
 
 

@@ -43,11 +43,11 @@ async def test_every_webhook_of_a_real_alertmanager_is_reported_on_every_channel
             code, answer = await post(client, file.read_bytes())
             repeat = file.name in REPEATS
             assert (code, answer["duplicate"], answer["deliveries"]) == (200 if repeat else 202, repeat, 2), file.name
-        told = len(PAYLOADS) - len(REPEATS)
-        await until(lambda: len(one.sent) == len(two.sent) == told)
-        assert await metric(client, "relay_webhooks_total", code="202") == told
+        expected = len(PAYLOADS) - len(REPEATS)
+        await until(lambda: len(one.sent) == len(two.sent) == expected)
+        assert await metric(client, "relay_webhooks_total", code="202") == expected
         assert await metric(client, "relay_webhooks_total", code="200") == len(REPEATS)
-        await reaches(client, told, "relay_deliveries_total", channel="one", outcome="delivered")
+        await reaches(client, expected, "relay_deliveries_total", channel="one", outcome="delivered")
     assert "бекенд-é-漢字:8000" in {message.event.alerts[0].labels.get("instance") for message in one.sent}
     long = next(m for m in one.sent if m.event.common_labels["alertname"] == "KMSDecryptionErrorsBurst")
     assert len(long.event.alerts[0].annotations["description"]) == 12_800
@@ -68,11 +68,11 @@ async def test_what_is_answered_202_is_in_the_file_already(tmp_path: Path, monke
         other.close()
 
 
-async def test_a_repeat_is_news_where_the_first_was_given_up(tmp_path: Path) -> None:
+async def test_a_repeat_is_a_new_event_where_the_first_was_given_up(tmp_path: Path) -> None:
     channel = Scripted(SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks"))
     async with served(settings(tmp_path, {"one": channel})) as client:
         await post(client, payload(1))
-        await until(lambda: len(channel.tried) == 1)
+        await until(lambda: len(channel.attempted) == 1)
         await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="dead")
         assert (await post(client, payload(2)))[0] == 202
         await until(lambda: len(channel.sent) == 1)
@@ -109,7 +109,7 @@ async def test_a_stop_finishes_what_is_in_progress_and_refuses_the_rest(tmp_path
     async with served(settings(tmp_path, {"one": channel})) as client:
         await post(client, webhook_of("firing"))
         await post(client, webhook_of("resolved"))
-        await until(lambda: channel.under_way == 1)
+        await until(lambda: channel.in_progress == 1)
         asyncio.get_running_loop().call_later(0.2, go_on.set)
     assert statuses(channel.sent) == ["firing"]
     assert channel.closed
@@ -126,12 +126,12 @@ async def test_a_send_that_outlasts_the_grace_period_returns_its_claim_at_once(
     lease = {"timeout": "60s", "lease": "2h"}
     async with served(settings(tmp_path, {"one": channel}, delivery=lease)) as client:
         await post(client, payload(1))
-        await until(lambda: channel.under_way == 1)
+        await until(lambda: channel.in_progress == 1)
     async with served(settings(tmp_path, {"one": channel}, delivery=lease)):
         await until(lambda: len(channel.sent) == 1)  # and not in two hours
 
 
-async def test_a_channel_that_does_not_close_holds_up_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_channel_that_does_not_close_delays_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Endless(Scripted):
         async def close(self) -> None:
             await hang()
@@ -146,7 +146,7 @@ async def test_a_channel_that_does_not_close_holds_up_no_stop(tmp_path: Path, mo
     assert [entry["error"] for entry in logs if entry["event"] == "channel could not be closed"] == ["TimeoutError"]
 
 
-async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_outbox_that_hangs_delays_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     configuration = settings(tmp_path, {"one": Scripted()})
     metrics = Metrics(create_registry(), configuration.channels, (), SendReason)
@@ -159,10 +159,10 @@ async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch
                 began = time.monotonic()
                 await stack.aclose()
                 assert time.monotonic() - began < 3
-    (said,) = [
+    (line,) = [
         entry for entry in logs if entry["event"] == "leases could not be released at stop; they expire by themselves"
     ]
-    assert said["error"] == "the outbox does not answer"
+    assert line["error"] == "the outbox does not answer"
 
 
 async def test_what_waits_for_a_channel_that_is_gone_is_reported_at_the_start_and_kept(

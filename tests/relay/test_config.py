@@ -61,7 +61,7 @@ def list_errors(folder: Path, **changes: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(("size", "expected"), [("2GiB", 2 * 1024**3), ("65536KiB", 64 * 1024**2), (10**8, 10**8)])
-def test_a_size_is_written_in_words_or_as_bytes(tmp_path: Path, size: str | int, expected: int) -> None:
+def test_a_size_is_written_with_a_unit_or_as_bytes(tmp_path: Path, size: str | int, expected: int) -> None:
     document = yaml.safe_load(CONTRACT) | {"retention": {"max_bytes": size}}
     assert read(tmp_path, yaml.safe_dump(document)).retention.max_bytes == expected
 
@@ -207,7 +207,7 @@ def test_an_error_is_one_line_with_its_key_and_what_was_expected(
         ({"kind": "webhook", "url": "hooks.example.org/T0/geheim"}, "url: expected a URL such as https://HOST/PATH"),
     ],
 )
-def test_an_error_in_a_channel_is_reported_in_the_words_of_the_documentation(
+def test_an_error_in_a_channel_is_reported_as_the_documentation_describes_it(
     tmp_path: Path, changes: dict[str, Any], expected: str
 ) -> None:
     lines = list_errors(tmp_path, channels={"one": changes}, default_channels=["one"], routes=[])

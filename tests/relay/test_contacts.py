@@ -43,17 +43,17 @@ def relay(file: Path, *arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("how", PLACEHOLDERS)
 @pytest.mark.parametrize("named", [{}, {"environment": "production"}])
-def test_a_placeholder_is_an_error_in_production_and_everywhere_else_a_doubt(
+def test_a_placeholder_is_an_error_in_production_and_everywhere_else_a_warning(
     tmp_path: Path, how: str | None, named: dict[str, str]
 ) -> None:
     contacts = {"owner": how, "lead": "Ada <ada@ledger.test>"}
     (line,) = list_errors(tmp_path, contacts=contacts, **named)
     assert line.startswith("contacts.owner: a placeholder is not allowed in production; expected ")
     for environment in ("staging", "demo"):
-        doubts = load_settings(
+        warnings = load_settings(
             RelaySettings, write_configuration(tmp_path, contacts=contacts, environment=environment)
         ).find_warnings()
-        assert [key for key, _ in doubts] == ["contacts.owner"]
+        assert [key for key, _ in warnings] == ["contacts.owner"]
 
 
 def test_check_and_start_refuse_it_and_elsewhere_check_only_names_it(tmp_path: Path) -> None:
@@ -61,11 +61,13 @@ def test_check_and_start_refuse_it_and_elsewhere_check_only_names_it(tmp_path: P
     (tmp_path / "token").touch(mode=0o600)
     (tmp_path / "token").write_text("a-token-of-alertmanager")
     for arguments in (["--check"], []):
-        code, said = relay(file, *arguments)
-        assert (code, said.count("\n")) == (2, 1)
-        assert said.startswith(f"{file}: contacts.owner: a placeholder ")
-    code, said = relay(write_configuration(tmp_path, contacts={"owner": "<channel>"}, environment="staging"), "--check")
-    assert (code, said) == (0, f"{file}: contacts.owner: is a placeholder; production does not allow it\n")
+        code, output = relay(file, *arguments)
+        assert (code, output.count("\n")) == (2, 1)
+        assert output.startswith(f"{file}: contacts.owner: a placeholder ")
+    code, output = relay(
+        write_configuration(tmp_path, contacts={"owner": "<channel>"}, environment="staging"), "--check"
+    )
+    assert (code, output) == (0, f"{file}: contacts.owner: is a placeholder; production does not allow it\n")
 
 
 def test_the_shipped_configuration_lacks_nothing_but_contacts_and_addresses(monkeypatch: pytest.MonkeyPatch) -> None:

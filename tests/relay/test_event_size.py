@@ -31,14 +31,14 @@ def test_every_text_is_cut_and_what_links_and_routes_need_is_kept() -> None:
             external_url=long,
         )
     )
-    (shown,) = event.alerts
-    assert (shown.labels["severity"], len(shown.labels["alertname"])) == ("critical", MAX_TEXT)
-    assert 100 < len(shown.labels) < 1_000
-    assert (len(shown.annotations["summary"]), shown.generator_url, event.external_url) == (MAX_TEXT, "", "")
+    (only_alert,) = event.alerts
+    assert (only_alert.labels["severity"], len(only_alert.labels["alertname"])) == ("critical", MAX_TEXT)
+    assert 100 < len(only_alert.labels) < 1_000
+    assert (len(only_alert.annotations["summary"]), only_alert.generator_url, event.external_url) == (MAX_TEXT, "", "")
     assert len(json.dumps(event.common_annotations)) < 3 * MAX_TEXT
 
 
-def test_a_webhook_in_many_parts_is_taken_apart_as_one() -> None:
+def test_a_webhook_in_many_parts_is_parsed_as_one() -> None:
     (alert,) = json.loads(payload(1))["alerts"]
     alerts = [alert | {"fingerprint": f"{number:016x}"} for number in range(3_000)]
     alerts[2_900] |= {"labels": {"severity": "page"}}
@@ -47,12 +47,12 @@ def test_a_webhook_in_many_parts_is_taken_apart_as_one() -> None:
     assert len(list(webhook_parser.iterate_parts(body, ""))) > 2
     rules = [Route(None, (parse_matcher(f"severity={name}"),), (name,)) for name in ("info", "page", "critical")]
     heartbeats = [HeartbeatMatcher("dog", (parse_matcher("alertname=Watchdog"),))]
-    taken = parse_webhook(body, "", heartbeats, rules)
-    assert taken.incoming is not None
-    assert (taken.heartbeats, taken.route) == (frozenset({"dog"}), rules[1])
+    parsed = parse_webhook(body, "", heartbeats, rules)
+    assert parsed.incoming is not None
+    assert (parsed.heartbeats, parsed.route) == (frozenset({"dog"}), rules[1])
     whole = webhook_parser.parse_whole_event(body, "")
     rest = replace(whole, alerts=tuple(each for each in whole.alerts if each.labels.get("alertname") != "Watchdog"))
-    assert collect_digests(taken.incoming.event) == collect_digests(rest)
-    assert taken.incoming.fingerprint == build_fingerprint(rest)
-    assert taken.incoming.event.status is Status.FIRING
-    assert sum(len(str(each.labels)) for each in taken.incoming.event.alerts) < MAX_ALERTS_SIZE
+    assert collect_digests(parsed.incoming.event) == collect_digests(rest)
+    assert parsed.incoming.fingerprint == build_fingerprint(rest)
+    assert parsed.incoming.event.status is Status.FIRING
+    assert sum(len(str(each.labels)) for each in parsed.incoming.event.alerts) < MAX_ALERTS_SIZE

@@ -57,11 +57,11 @@ async def test_the_failures_of_a_key_are_read_with_a_token_and_kept_for_a_moment
         assert await reader.read(KEY) is not one
         assert (await reader.read(HistoryQuery("target", "x"))).error == "it does not watch this key (HTTP 404)"
         assert await reader.check() == "it knows 1 failures of keys"
-        stranger = ExporterHistory(url)
-        assert (await stranger.read(KEY)).error == "it answered HTTP 401"
+        anonymous = ExporterHistory(url)
+        assert (await anonymous.read(KEY)).error == "it answered HTTP 401"
         with pytest.raises(CheckError, match="it answered HTTP 401"):
-            await stranger.check()
-        await stranger.close()
+            await anonymous.check()
+        await anonymous.close()
         await reader.close()
 
 

@@ -78,7 +78,7 @@ async def test_a_channel_that_refused_everything_is_still_down_after_a_restart(t
         assert await metric(client, "relay_channel_up", channel="slow") == 1
 
 
-async def test_what_the_outbox_cannot_tell_is_absent_and_the_rest_is_there(tmp_path: Path) -> None:
+async def test_what_the_outbox_does_not_know_is_absent_and_the_rest_is_there(tmp_path: Path) -> None:
     async with run_relay(settings(tmp_path, {"one": Scripted()}), open_sender=open_local_sender) as app:
         pass
     text = TestClient(app).get("/metrics").text  # its outbox is closed

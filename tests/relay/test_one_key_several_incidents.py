@@ -47,9 +47,9 @@ def webhook(receiver: str, **alerts: str) -> bytes:
     """Of one group: each alert with its status."""
     document: dict[str, Any] = json.loads(payload(1))
     (one,) = document["alerts"]
-    told = [{**one, "status": status, "fingerprint": name} for name, status in alerts.items()]
+    alert_list = [{**one, "status": status, "fingerprint": name} for name, status in alerts.items()]
     status = "firing" if "firing" in alerts.values() else "resolved"
-    return json.dumps({**document, "receiver": receiver, "status": status, "alerts": told}).encode()
+    return json.dumps({**document, "receiver": receiver, "status": status, "alerts": alert_list}).encode()
 
 
 def actions(providers: StandIns) -> list[str]:
@@ -83,7 +83,7 @@ async def test_the_end_of_one_resolves_nothing_that_another_one_needs(
     assert incident.status == "resolved"
 
 
-async def test_an_incident_whose_alerts_ended_by_the_other_receiver_holds_nothing_open(
+async def test_an_incident_whose_alerts_ended_by_the_other_receiver_keeps_nothing_open(
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
     await deliver(client, webhook("old-name", A="firing", B="firing"), 1)
@@ -93,16 +93,16 @@ async def test_an_incident_whose_alerts_ended_by_the_other_receiver_holds_nothin
     assert actions(providers) == ["trigger", "trigger", "trigger", "resolve"]
 
 
-async def test_one_that_nobody_ends_holds_nothing_open_however_much_the_other_tells_since(
+async def test_one_that_nobody_ends_keeps_nothing_open_however_much_the_other_reports_since(
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
     await deliver(client, webhook("old-name", A="firing"), 1)
     await deliver(client, webhook("new-name", A="firing"), 2)
     await deliver(client, webhook("new-name", A="resolved"), 3)
-    many = [f"C{number}" for number in range(25)]
+    channel_ids = [f"C{number}" for number in range(25)]
     for most in range(1, 26):
-        await post(client, webhook("new-name", **dict.fromkeys(many[:most], "firing")))
-    assert (await post(client, webhook("new-name", **dict.fromkeys(many, "resolved"))))[0] == 202
+        await post(client, webhook("new-name", **dict.fromkeys(channel_ids[:most], "firing")))
+    assert (await post(client, webhook("new-name", **dict.fromkeys(channel_ids, "resolved"))))[0] == 202
 
     async def over() -> bool:
         async with client.get("/api/deliveries?limit=1") as answer:
@@ -119,7 +119,7 @@ async def test_one_that_goes_elsewhere_needs_no_key(client: aiohttp.ClientSessio
     assert actions(providers) == ["trigger", "resolve"]
 
 
-async def test_one_that_was_over_before_anybody_was_told_is_called_for_and_left_open(
+async def test_one_that_was_over_before_anybody_was_notified_is_called_for_and_left_open(
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
     await deliver(client, webhook("other", B="firing"), 1)

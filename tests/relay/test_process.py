@@ -79,12 +79,12 @@ async def test_a_relay_without_the_token_of_alerts_does_not_start_and_says_which
         "listen: 127.0.0.1:0\ndatabase: sqlite:///relay.db\nauth: {bearer_token_file: token}\n"
         "channels: {log: {kind: log}}\ndefault_channels: [log]\n"
     )
-    told = (
+    expected = (
         f"{tmp_path}/relay.yml: auth.bearer_token_file: {tmp_path}/token: No such file or directory; "
         "expected a file with tokens of at least 16 characters, one a line\n"
     )
-    assert await asyncio.to_thread(started, "--check") == (2, "", told)
-    assert await asyncio.to_thread(started) == (2, "", told)
+    assert await asyncio.to_thread(started, "--check") == (2, "", expected)
+    assert await asyncio.to_thread(started) == (2, "", expected)
     assert not (tmp_path / "relay.db").exists()
 
 
@@ -92,8 +92,8 @@ async def test_a_reload_does_not_take_a_configuration_without_the_token_of_alert
     process = await asyncio.to_thread(relay_process, tmp_path, "http://127.0.0.1:9/")
     try:
         address = await asyncio.to_thread(listens_at, process)
-        written = (tmp_path / "relay.yml").read_text()
-        (tmp_path / "relay.yml").write_text(written.replace("bearer_token_file: token", "bearer_token_file: other"))
+        text = (tmp_path / "relay.yml").read_text()
+        (tmp_path / "relay.yml").write_text(text.replace("bearer_token_file: token", "bearer_token_file: other"))
         async with aiohttp.ClientSession() as client:
             async with client.post(f"http://{address}/-/reload") as refused:
                 assert refused.status == 500
@@ -113,8 +113,8 @@ async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -
         url = f"http://{providers.http}/pagerduty/v2/enqueue"
         async with client.post(
             f"http://{providers.http}/api/faults", json={"provider": "pagerduty", "kind": "status", "status": 503}
-        ) as made:
-            assert made.status == 201
+        ) as created:
+            assert created.status == 201
         process = await asyncio.to_thread(relay_process, tmp_path, url, COMMAND)
         address = await asyncio.to_thread(listens_at, process)
         async with client.post(f"http://{address}/alerts", data=payload(1)) as accepted:
@@ -146,8 +146,8 @@ async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -
 async def test_a_relay_whose_provider_hangs_is_gone_soon_after_sigterm_and_keeps_the_delivery(tmp_path: Path) -> None:
     async with run_stand_ins(pagerduty_keys=("0" * 32,)) as providers, aiohttp.ClientSession() as client:
         fault = {"provider": "pagerduty", "kind": "hang", "seconds": 60}
-        async with client.post(f"http://{providers.http}/api/faults", json=fault) as made:
-            assert made.status == 201
+        async with client.post(f"http://{providers.http}/api/faults", json=fault) as created:
+            assert created.status == 201
         url = f"http://{providers.http}/pagerduty/v2/enqueue"
         process = await asyncio.to_thread(relay_process, tmp_path, url, timeout="30s", lease="60s")
         address = await asyncio.to_thread(listens_at, process)

@@ -39,7 +39,7 @@ class Relay:
     def configure(self, *channels: str) -> None:
         configure(self.folder, *channels)
 
-    async def says(self, event: str) -> dict[str, object]:
+    async def wait_for_event(self, event: str) -> dict[str, object]:
         async with asyncio.timeout(30):
             return await asyncio.to_thread(logs_until, self.process, event)
 
@@ -117,7 +117,7 @@ async def test_alertmanager_sends_as_a_user_or_with_the_bearer_token_and_nobody_
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_browser_that_holds_a_password_sends_nothing_for_another_page(shared_relay: Relay) -> None:
+async def test_a_browser_that_has_a_password_sends_nothing_for_another_page(shared_relay: Relay) -> None:
     for page in ({"Origin": "https://evil.example.org"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
         for credentials in (USER, BEARER):
             assert (await shared_relay.sends("a", headers={**credentials, **page}))[0] == 403
@@ -154,7 +154,7 @@ async def test_a_client_without_an_allowed_certificate_is_not_even_asked(shared_
 async def test_a_hangup_brings_another_channel_and_a_bad_file_or_another_database_nothing(relay: Relay) -> None:
     relay.configure("one", "two")
     relay.process.send_signal(signal.SIGHUP)
-    await relay.says("configuration reloaded")
+    await relay.wait_for_event("configuration reloaded")
     assert (await relay.sends("a", headers=USER))[1]["deliveries"] == 2
     (relay.folder / "relay.yml").write_text((relay.folder / "relay.yml").read_text().replace("relay.db", "other.db"))
     async with relay.client.post("/-/reload", headers=USER) as refused:
@@ -174,14 +174,14 @@ async def test_after_a_reload_no_other_process_takes_the_log_of_the_outbox_away(
     assert (await relay.sends("a", headers=USER))[0] == 202
     before = log.stat().st_ino
     relay.process.send_signal(signal.SIGHUP)
-    await relay.says("configuration reloaded")
+    await relay.wait_for_event("configuration reloaded")
     async with relay.client.post("/-/reload", headers=USER) as answer:
         assert answer.status == 200
     if sys.platform == "linux":
         assert locks_on(file)
     command = [*forked("services.relay"), "--config", str(relay.folder / "relay.yml"), "deliveries"]
-    shown = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=30)
-    assert shown.returncode == 0
+    result = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=30)
+    assert result.returncode == 0
     assert log.stat().st_ino == before
     assert (await relay.sends("b", headers=USER))[0] == 202
 
@@ -189,9 +189,9 @@ async def test_after_a_reload_no_other_process_takes_the_log_of_the_outbox_away(
 def locks_on(file: Path) -> list[str]:
     """The lines of /proc/locks; the end of their sixth word is the number of the inode."""
     lines = [line.split() for line in LOCKS.read_text().splitlines()]
-    place = str(file.stat().st_ino)
-    return [" ".join(line) for line in lines if line[5].rpartition(":")[2] == place]
+    inode = str(file.stat().st_ino)
+    return [" ".join(line) for line in lines if line[5].rpartition(":")[2] == inode]
 
 
-def test_passwords_that_wait_to_be_checked_never_have_every_turn_of_the_webhooks() -> None:
+def test_passwords_that_wait_to_be_checked_never_have_every_slot_of_the_webhooks() -> None:
     assert MAX_WAITING_CHECKS + 1 < MAX_CONCURRENT_WEBHOOKS

@@ -62,16 +62,18 @@ async def started(configuration: RelaySettings) -> AsyncIterator[Relay]:
 
 
 async def test_other_channels_and_routes_count_from_the_reload_on(tmp_path: Path) -> None:
-    old, kept, new = Scripted(), Scripted(), Scripted()
-    async with started(settings(tmp_path, {"old": old, "kept": kept})) as relay:
+    old, unchanged, new = Scripted(), Scripted(), Scripted()
+    async with started(settings(tmp_path, {"old": old, "kept": unchanged})) as relay:
         await relay.accepts("firing", "a")
-        await until(lambda: len(old.sent) == len(kept.sent) == 1)
+        await until(lambda: len(old.sent) == len(unchanged.sent) == 1)
         routes = [{"matchers": ['severity="critical"'], "channels": ["new"]}]
-        await relay.reload(settings(tmp_path, {"kept": kept, "new": new}, routes=routes, default_channels=["kept"]))
+        await relay.reload(
+            settings(tmp_path, {"kept": unchanged, "new": new}, routes=routes, default_channels=["kept"])
+        )
         assert old.closed
         assert (await relay.accepts("firing", "b"))["deliveries"] == 1
         await until(lambda: len(new.sent) == 1)
-        assert len(kept.sent) == 1
+        assert len(unchanged.sent) == 1
         assert await metric(relay.client, "relay_deliveries_total", channel="new", outcome="dead") == 0
         assert await metric(relay.client, "relay_channel_up", channel="new") == 1
         assert await metric(relay.client, "relay_deliveries_total", channel="kept", outcome="delivered") == 1
@@ -116,14 +118,14 @@ async def test_what_is_being_sent_is_finished_first_and_what_comes_meanwhile_fol
     first = settings(tmp_path, {"one": old}, delivery=LEASE)
     async with started(first) as relay:
         await relay.accepts("firing")
-        await until(lambda: old.under_way == 1)
+        await until(lambda: old.in_progress == 1)
         second = first.model_copy(update={"channels": {"one": Follows(channel=new)}})
         reload = asyncio.create_task(relay.reload(second))
         await asyncio.sleep(0)
         await relay.accepts("resolved")
         await relay.accepts("firing", "another")
         assert not reload.done()
-        assert not new.tried
+        assert not new.attempted
         go_on.set()
         await reload
         await until(lambda: len(new.sent) == 2)
@@ -133,14 +135,14 @@ async def test_what_is_being_sent_is_finished_first_and_what_comes_meanwhile_fol
     assert resolved.task.first_receipt == {"number": "1"}  # of what the old one had sent
 
 
-async def test_a_send_that_hangs_holds_up_no_reload_and_its_message_goes_out_at_once(
+async def test_a_send_that_hangs_delays_no_reload_and_its_message_goes_out_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     old, new = Scripted(hang), Scripted()
     async with started(settings(tmp_path, {"one": old}, delivery=LEASE)) as relay:
         await relay.accepts("firing")
-        await until(lambda: old.under_way == 1)
+        await until(lambda: old.in_progress == 1)
         await relay.reload(settings(tmp_path, {"one": new}, delivery=LEASE))
         await until(lambda: len(new.sent) == 1)  # and not in two hours
         assert old.closed
@@ -151,14 +153,14 @@ async def test_a_reload_that_a_stop_cancels_gives_up_its_grace_and_leaves_nothin
     before = asyncio.all_tasks()
     async with started(settings(tmp_path, {"one": old}, delivery=LEASE)) as relay:
         await relay.accepts("firing")
-        await until(lambda: old.under_way == 1)
+        await until(lambda: old.in_progress == 1)
         reload = asyncio.create_task(relay.reload(settings(tmp_path, {"one": new}, delivery=LEASE)))
         await asyncio.sleep(0.1)
         reload.cancel()
         async with asyncio.timeout(3):  # the grace is 6 s
             await asyncio.wait([reload])
         assert reload.cancelled()
-        assert (old.closed, old.under_way, new.tried) == (True, 0, [])
+        assert (old.closed, old.in_progress, new.attempted) == (True, 0, [])
     assert {task for task in asyncio.all_tasks() - before if "deliver" in task.get_name()} == set()
     async with started(settings(tmp_path, {"one": new}, delivery=LEASE)):
         await until(lambda: len(new.sent) == 1)  # its claim was given back
@@ -205,15 +207,15 @@ async def test_what_waits_for_a_channel_that_a_reload_takes_out_is_reported_and_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
-    gone, kept = Scripted(hang), Scripted()
-    async with started(settings(tmp_path, {"gone": gone, "kept": kept})) as relay:
+    removed, unchanged = Scripted(hang), Scripted()
+    async with started(settings(tmp_path, {"gone": removed, "kept": unchanged})) as relay:
         await relay.accepts("firing")
-        await until(lambda: gone.under_way == len(kept.sent) == 1)
+        await until(lambda: removed.in_progress == len(unchanged.sent) == 1)
         with capture_logs() as logs:
-            await relay.reload(settings(tmp_path, {"kept": kept}))
+            await relay.reload(settings(tmp_path, {"kept": unchanged}))
         assert [entry["channel"] for entry in logs if "not configured" in entry["event"]] == ["gone"]
-        await relay.reload(settings(tmp_path, {"gone": gone, "kept": kept}))
-        await until(lambda: len(gone.sent) == 1)
+        await relay.reload(settings(tmp_path, {"gone": removed, "kept": unchanged}))
+        await until(lambda: len(removed.sent) == 1)
 
 
 async def test_whether_a_channel_gets_every_event_follows_the_reload(

@@ -44,7 +44,7 @@ async def test_what_waits_for_a_channel_that_has_another_name_now_is_reported_by
     async with started(settings(tmp_path, {"old": old})) as relay:
         for group in ("one", "two"):
             await relay.accepts("firing", group)
-        await until(lambda: old.under_way == 2)
+        await until(lambda: old.in_progress == 2)
         await relay.reload(settings(tmp_path, {"new": new}))
         await until(lambda: len(new.sent) == 2)
         await relay.accepts("resolved", "one")
@@ -89,7 +89,7 @@ async def test_what_another_replica_may_be_delivering_is_left_to_it(
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), StoreUnavailableError("not allowed")])
-async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed(
+async def test_what_is_due_is_swept_though_a_backup_cannot_be_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.01)
@@ -114,7 +114,7 @@ async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed
         broken = False
 
 
-async def test_a_defect_in_looking_after_what_is_overdue_is_not_the_last_look(
+async def test_a_defect_in_a_sweep_does_not_make_it_the_last_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.01)

@@ -59,11 +59,11 @@ async def alertmanager() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-@pytest.mark.parametrize("way", ["another file", "one that is locked", "the same file", "a snapshot of the volume"])
+@pytest.mark.parametrize("method", ["another file", "one that is locked", "the same file", "a snapshot of the volume"])
 async def test_it_triggers_nothing_that_is_over(
-    tmp_path: Path, providers: StandIns, alertmanager: str, way: str
+    tmp_path: Path, providers: StandIns, alertmanager: str, method: str
 ) -> None:
-    over = way in {"the same file", "a snapshot of the volume"}
+    over = method in {"the same file", "a snapshot of the volume"}
     (tmp_path / "token").write_text(TOKEN)
     (tmp_path / "key").write_text(KEY)
     keys: dict[str, Any] = {
@@ -105,14 +105,14 @@ async def test_it_triggers_nothing_that_is_over(
         await asyncio.to_thread(shutil.copyfile, tmp_path / "backup.db", tmp_path / "relay.db")
     else:
         (tmp_path / "backup.db").rename(tmp_path / "relay.db")
-    if way == "a snapshot of the volume":
+    if method == "a snapshot of the volume":
         with closing(sqlite3.connect(tmp_path / "relay.db")) as snapshot:
-            (seen_at,) = snapshot.execute("SELECT last_used_at FROM database_identity").fetchone()
-        (tmp_path / "relay.db-last-used").write_text(repr(seen_at))  # it is as old
+            (last_used_at,) = snapshot.execute("SELECT last_used_at FROM database_identity").fetchone()
+        (tmp_path / "relay.db-last-used").write_text(repr(last_used_at))  # it is as old
         (tmp_path / "relay.yml").write_text(yaml.safe_dump(keys))
         command = [*forked("services.relay"), "--config", str(tmp_path / "relay.yml"), "mark-restored"]
         await asyncio.to_thread(subprocess.run, command, check=True, timeout=30)
-    await (_started_while_it_is_locked if way == "one that is locked" else _started)(RelaySettings(**keys))
+    await (_started_while_it_is_locked if method == "one that is locked" else _started)(RelaySettings(**keys))
     assert actions() == ["trigger", "resolve", "resolve"]
 
 
@@ -126,8 +126,8 @@ async def _started_while_it_is_locked(given: RelaySettings) -> None:
         other.execute("BEGIN IMMEDIATE")
         async with served(given) as client:
             other.execute("ROLLBACK")
-            held = "SELECT 1 FROM deliveries WHERE maybe_delivered_up_to IS NOT NULL"
-            await until(lambda: other.execute(held).fetchone() is not None)
+            query = "SELECT 1 FROM deliveries WHERE maybe_delivered_up_to IS NOT NULL"
+            await until(lambda: other.execute(query).fetchone() is not None)
             await post(client, webhook_of("resolved"))
             await until(lambda: _list_delivered(client))
 
@@ -137,7 +137,7 @@ async def _list_delivered(client: aiohttp.ClientSession) -> bool:
         return bool((await answer.json())["deliveries"])
 
 
-async def test_what_is_reported_to_be_restored_stays_held_back_though_the_relay_is_stopped_before_it_looks(
+async def test_what_is_reported_to_be_restored_stays_on_hold_though_the_relay_is_stopped_before_it_compares(
     tmp_path: Path,
 ) -> None:
     given = settings(tmp_path, {"one": Scripted()}, alertmanager={"urls": ["http://127.0.0.1:1"]})
@@ -146,6 +146,6 @@ async def test_what_is_reported_to_be_restored_stays_held_back_though_the_relay_
         async with run_delivery(build_delivery_rules(given), store, metrics, open_local_sender):
             await accept(store, "x", "elsewhere")
             await mark_restored(store)
-        taken = await claim_some(store, "elsewhere")
-        assert taken.tasks == ()
-        assert taken.retry_in == pytest.approx(COMPARE_DELAY, abs=30)
+        claimed = await claim_some(store, "elsewhere")
+        assert claimed.tasks == ()
+        assert claimed.retry_in == pytest.approx(COMPARE_DELAY, abs=30)

@@ -85,14 +85,14 @@ async def test_one_message_is_edited_to_the_end_and_replies_say_what_changed(tmp
         assert not await metric(client, "relay_edits_total", channel="slack", outcome="given_up")
 
 
-@pytest.mark.parametrize("trouble", ["answer lost", "details refused"])
+@pytest.mark.parametrize("fault", ["answer lost", "details refused"])
 async def test_what_is_merged_into_a_first_message_that_may_have_arrived_is_shown_there(
-    tmp_path: Path, slack: StandIns, trouble: str
+    tmp_path: Path, slack: StandIns, fault: str
 ) -> None:
-    instances = ["one"] if trouble == "answer lost" else [f"{number:080}" for number in range(150)]
+    instances = ["one"] if fault == "answer lost" else [f"{number:080}" for number in range(150)]
     kind, method = (
         (FaultKind.LOST_ANSWER, "chat.postMessage")
-        if trouble == "answer lost"
+        if fault == "answer lost"
         else (FaultKind.STATUS, "files.getUploadURLExternal")
     )
     slack.faults.add(ProviderFault(provider=Provider.SLACK, kind=kind, method=method, status=503, count=1))

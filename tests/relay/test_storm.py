@@ -128,7 +128,7 @@ async def test_an_incoming_webhook_gets_digests_too(tmp_path: Path) -> None:
         assert set(count_named(posts(stand_ins, "#security-critical"), range(40)).values()) == {1}
 
 
-async def test_a_digest_that_somebody_deleted_is_posted_again_and_edited_from_then_on(tmp_path: Path) -> None:
+async def test_a_digest_that_somebody_deleted_is_reposted_and_edited_from_then_on(tmp_path: Path) -> None:
     async with storm_relay(tmp_path) as (stand_ins, client):
         await post_webhooks(client, range(20), "critical")
         await until(lambda: all_delivered(client), 20)
@@ -136,10 +136,10 @@ async def test_a_digest_that_somebody_deleted_is_posted_again_and_edited_from_th
         stand_ins.slack.delete_message(stand_ins.slack.channels[CHANNEL], digest)
         await post_webhooks(client, [19], "critical", "resolved")
         await until(lambda: "1 resolved" in "".join(each.text for each in find_digests(stand_ins)), 10)
-        (again,) = find_digests(stand_ins)
-        assert again.ts != digest.ts
+        (second,) = find_digests(stand_ins)
+        assert second.ts != digest.ts
         await post_webhooks(client, [18], "critical", "resolved")
         await until(lambda: "2 resolved" in find_digests(stand_ins)[0].text, 10)
-        assert [each.ts for each in find_digests(stand_ins)] == [again.ts]
-        alone = [each for each in posts(stand_ins) if not each.thread_ts and each.ts != again.ts]
+        assert [each.ts for each in find_digests(stand_ins)] == [second.ts]
+        alone = [each for each in posts(stand_ins) if not each.thread_ts and each.ts != second.ts]
         assert len(alone) == 20, "the messages of their own are where they were"

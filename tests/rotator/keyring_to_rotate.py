@@ -31,13 +31,13 @@ class Quiet:
     """Tells nobody, and keeps what it was told."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.lines: list[str] = []
 
     def report_step(self, name: str, detail: str = "") -> None:
-        self.told.append(f"{name} {detail}".strip())
+        self.lines.append(f"{name} {detail}".strip())
 
     def report_progress(self, progress: StepProgress) -> None:
-        self.told.append(f"{progress.step} {progress.done}/{progress.total}, {progress.calls}/{progress.total_calls}")
+        self.lines.append(f"{progress.step} {progress.done}/{progress.total}, {progress.calls}/{progress.total_calls}")
 
 
 def secret(number: int) -> bytes:
@@ -81,9 +81,9 @@ class Rotated:
     @asynccontextmanager
     async def session(self, now: list[float] | None = None, **overrides: Any) -> AsyncIterator[CommandSession]:
         """A rotator's, as a command opens it."""
-        took: list[StepResult] = []
+        step_results: list[StepResult] = []
         clock = (lambda: now[0]) if now else (lambda: datetime.now(UTC).timestamp())
-        async with open_session(self.settings(**overrides), Quiet(), took, clock) as session:
+        async with open_session(self.settings(**overrides), Quiet(), step_results, clock) as session:
             yield session
 
     @asynccontextmanager

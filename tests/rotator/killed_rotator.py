@@ -36,11 +36,11 @@ def _child(where: tuple[str, str, str], command: str, type_: RotationType, commi
 
     async def counted(self: Database, work: Callable[[Any], Any]) -> Any:
         nonlocal left
-        written = await write(self, work)
+        result = await write(self, work)
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return written
+        return result
 
     Database.write = counted  # type: ignore[method-assign]
     url, kms, folder = where

@@ -14,15 +14,15 @@ from tests.rotator.keyring_to_rotate import Rotated
 NewVersion = Callable[[], Awaitable[None]]
 
 
-async def test_whatever_another_hand_wrote_into_a_row_can_be_backed_up_and_read(in_a_file: Rotated) -> None:
+async def test_whatever_another_program_wrote_into_a_row_can_be_backed_up_and_read(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         rows = list(await session.administration.list_backup_rows())
         rows[0] = rows[0].model_copy(update={"algorithm": 'AES\r\n"256",\r', "wrapped": "x" * 300_000})
 
-        async def odd(after: str = "", _limit: int = 0) -> list[StoredKey]:
+        async def read_twice(after: str = "", _limit: int = 0) -> list[StoredKey]:
             return [row for row in rows if row.id > after]
 
-        session.administration.list_backup_rows = odd  # type: ignore[method-assign,assignment]
+        session.administration.list_backup_rows = read_twice  # type: ignore[method-assign,assignment]
         file, _ = await write(session)
         assert await read(session, file) == rows
 

@@ -66,7 +66,7 @@ async def check(
         def __getattr__(self, name: str) -> Any:
             return changes.get(name) or getattr(keyring, name)
 
-    class Stranger:
+    class RefusingService:
         async def list_keys(self, after: str = "", limit: int = 1) -> Any:
             if "stranger" in changes:
                 return await keyring.list_keys(after, limit)
@@ -74,7 +74,7 @@ async def check(
 
     @asynccontextmanager
     async def opened(driver: Any, kms: Any, *, caller: str = "") -> AsyncIterator[Any]:
-        yield Service() if driver == settings.driver else Stranger()
+        yield Service() if driver == settings.driver else RefusingService()
 
     monkeypatch.setattr(conformance, "open_driver", opened)
     results = await run_conformance(settings)

@@ -18,13 +18,13 @@ Another = Callable[[], Awaitable[Rotated]]
 
 
 @pytest.mark.played
-@pytest.mark.parametrize("way", ["resume", "rollback"])
+@pytest.mark.parametrize("command", ["resume", "rollback"])
 @pytest.mark.parametrize("type_", list(RotationType))
 async def test_a_rotator_that_is_killed_after_any_commit_loses_nothing(
     another: Another,
     new_version: NewVersion,
     type_: RotationType,
-    way: str,
+    command: str,
     record_property: Callable[[str, object], None],
 ) -> None:
     await new_version()
@@ -35,7 +35,7 @@ async def test_a_rotator_that_is_killed_after_any_commit_loses_nothing(
         whole = await killed(rotated, "run", type_, kills + 1)
         kills += not whole
         await rotated.lease_ends()
-        if way == "resume":
+        if command == "resume":
             await _resumed(rotated, type_)
             await _is_done(rotated, type_, before)
         else:
@@ -44,7 +44,7 @@ async def test_a_rotator_that_is_killed_after_any_commit_loses_nothing(
         lost += await rotated.broken()
     store = rotated.url.drivername
     record_property(
-        KILLS, {"store": store, "type": type_.value, "then": way, "kills": str(kills), "lost": str(len(lost))}
+        KILLS, {"store": store, "type": type_.value, "then": command, "kills": str(kills), "lost": str(len(lost))}
     )
     assert (kills > 10, lost) == (True, [])
 

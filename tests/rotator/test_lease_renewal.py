@@ -14,13 +14,13 @@ class Keyring:
     """Gives the lease for 60 s, unless the test has something to say first."""
 
     def __init__(self) -> None:
-        self.asked: list[float] = []
+        self.renewals: list[float] = []
         self.answers: list[Exception | None] = []
         self.released: list[str] = []
         self.hangs = False
 
     async def acquire_lease(self, name: str, _seconds: float, token: str = "") -> Lease:
-        self.asked.append(asyncio.get_running_loop().time())
+        self.renewals.append(asyncio.get_running_loop().time())
         if self.hangs and token:
             await asyncio.Event().wait()
         answer = self.answers.pop(0) if token and self.answers else None
@@ -48,12 +48,12 @@ def no_answer() -> UnreachableError:
 async def test_it_is_renewed_three_times_in_its_length_and_given_up_at_the_end() -> None:
     keyring = Keyring()
     assert await run_work(keyring, 130) == "done"
-    assert keyring.asked == [0, 20, 40, 60, 80, 100, 120]
+    assert keyring.renewals == [0, 20, 40, 60, 80, 100, 120]
     assert keyring.released == ["secret"]
 
 
 @pytest.mark.looptime
-async def test_a_renewal_that_fails_once_is_tried_again_and_the_work_goes_on() -> None:
+async def test_a_renewal_that_fails_once_is_retried_and_the_work_goes_on() -> None:
     keyring = Keyring()
     keyring.answers = [no_answer(), None, no_answer()]
     assert await run_work(keyring, 130) == "done"

@@ -28,10 +28,10 @@ class Ended(NamedTuple):
     err: str
 
 
-async def started(*words: str, largest: int | None = None, **environ: str) -> asyncio.subprocess.Process:
+async def started(*arguments: str, largest: int | None = None, **environ: str) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
         *(forked("services.rotator") if largest is None else (sys.executable, "-m", "services.rotator")),
-        *words,
+        *arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **environ},
@@ -41,8 +41,8 @@ async def started(*words: str, largest: int | None = None, **environ: str) -> as
     return process
 
 
-async def rotator(*words: str, largest: int | None = None, **environ: str) -> Ended:
-    process = await started(*words, largest=largest, **environ)
+async def rotator(*arguments: str, largest: int | None = None, **environ: str) -> Ended:
+    process = await started(*arguments, largest=largest, **environ)
     async with asyncio.timeout(60):
         out, err = await process.communicate()
     return Ended(process.returncode, out.decode(), err.decode())
@@ -51,10 +51,10 @@ async def rotator(*words: str, largest: int | None = None, **environ: str) -> En
 async def test_plan_run_status_and_a_second_run(in_a_file: Rotated, new_version: NewVersion, tmp_path: Path) -> None:
     config = str(in_a_file.configuration())
     await new_version()
-    planned = await rotator("plan", "--config", config)
-    assert planned.code == 0
-    assert "3 data keys (3 by version 1) are re-wrapped by version 2" in planned.out
-    assert f"keypulse-rotator run --type rewrap-kek --config {config}" in planned.out
+    plan = await rotator("plan", "--config", config)
+    assert plan.code == 0
+    assert "3 data keys (3 by version 1) are re-wrapped by version 2" in plan.out
+    assert f"keypulse-rotator run --type rewrap-kek --config {config}" in plan.out
     dry = await rotator("run", "--type", "rewrap-kek", "--dry-run", "--config", config)
     assert (dry.code, "nothing was changed" in dry.out) == (0, True)
     assert {key.wrapped.kek_version for key in (await in_a_file.keys()).values()} == {"1"}
@@ -68,14 +68,14 @@ async def test_plan_run_status_and_a_second_run(in_a_file: Rotated, new_version:
     )
     assert "3 of 3 data keys" in done.err
     assert summary.read_text().startswith("# before\n## ✓ keypulse-rotator run: done\n")
-    (kept,) = (tmp_path / "state" / "reports").iterdir()
-    assert json.loads(kept.read_text())["rotation"]["done"] == 3
+    (stored_report,) = (tmp_path / "state" / "reports").iterdir()
+    assert json.loads(stored_report.read_text())["rotation"]["done"] == 3
     status = json.loads((await rotator("status", "--config", config, "--json")).out)
     assert status["rotation"]["rotation_id"] == report["rotation"]["rotation_id"]
-    again = await rotator("run", "--type", "rewrap-kek", "--config", config)
-    assert (again.code, "nothing to do: all 3 data keys" in again.out) == (0, True)
-    for said in (planned, dry, done, again):
-        assert "Traceback" not in said.err
+    second = await rotator("run", "--type", "rewrap-kek", "--config", config)
+    assert (second.code, "nothing to do: all 3 data keys" in second.out) == (0, True)
+    for result in (plan, dry, done, second):
+        assert "Traceback" not in result.err
 
 
 async def test_nothing_that_it_prints_or_keeps_shows_a_data_key_or_a_wrapped_one(
@@ -84,21 +84,26 @@ async def test_nothing_that_it_prints_or_keeps_shows_a_data_key_or_a_wrapped_one
     config = str(in_a_file.configuration())
     await new_version()
     wraps = [key.wrapped.ciphertext for key in (await in_a_file.keys()).values()]
-    said = [
-        await rotator(*words, "--config", config)
-        for words in (("run", "--type", "rewrap-kek"), ("census",), ("verify", "--full"), ("restore-check", "latest"))
+    results = [
+        await rotator(*arguments, "--config", config)
+        for arguments in (
+            ("run", "--type", "rewrap-kek"),
+            ("census",),
+            ("verify", "--full"),
+            ("restore-check", "latest"),
+        )
     ]
-    assert [each.code for each in said] == [0, 0, 0, 0]
-    shown = b"".join((each.out + each.err).encode() for each in said)
-    shown += b"".join(file.read_bytes() for file in (tmp_path / "state").rglob("*") if file.is_file())
+    assert [each.code for each in results] == [0, 0, 0, 0]
+    output = b"".join((each.out + each.err).encode() for each in results)
+    output += b"".join(file.read_bytes() for file in (tmp_path / "state").rglob("*") if file.is_file())
     for hidden in (*wraps, *(secret(number) for number in range(3))):
-        assert hidden not in shown
-        assert hidden.hex().encode() not in shown
-        assert base64.b64encode(hidden)[:40] not in shown
+        assert hidden not in output
+        assert hidden.hex().encode() not in output
+        assert base64.b64encode(hidden)[:40] not in output
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "sentence"),
     [
         (("run", "--config", "{config}"), "Missing option '--type'"),
         (("run", "--type", "both", "--config", "{config}"), "'both' is not one of"),
@@ -108,9 +113,9 @@ async def test_nothing_that_it_prints_or_keeps_shows_a_data_key_or_a_wrapped_one
         (("plan",), "no configuration; expected --config FILE; docs/configuration.md has one to begin with"),
     ],
 )
-async def test_wrong_usage_is_one_sentence_and_2(in_a_file: Rotated, words: tuple[str, ...], sentence: str) -> None:
+async def test_wrong_usage_is_one_sentence_and_2(in_a_file: Rotated, arguments: tuple[str, ...], sentence: str) -> None:
     config = str(in_a_file.configuration())
-    ended = await rotator(*(word.format(config=config) for word in words))
+    ended = await rotator(*(argument.format(config=config) for argument in arguments))
     assert ended.code == 2
     assert sentence in ended.err
 

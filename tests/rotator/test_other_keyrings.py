@@ -109,9 +109,9 @@ async def test_a_keyring_that_cannot_be_reached_blocks(
     assert "there is no such file" in why
     assert await state(emulator, 1) is EmulatedState.ENABLED
     async with in_a_file.session(**others(payments)) as session:
-        counted, planned = await show_key_usage(session), await show_plans(session, (REWRAP,))
-    assert (counted.outcome, planned.outcome) == (CommandOutcome.FAILED, CommandOutcome.NOTHING_TO_DO)
-    for report in (counted, planned):
+        counted, plans = await show_key_usage(session), await show_plans(session, (REWRAP,))
+    assert (counted.outcome, plans.outcome) == (CommandOutcome.FAILED, CommandOutcome.NOTHING_TO_DO)
+    for report in (counted, plans):
         assert "it may need any: database sqlite:" in format_markdown(report, "rotator.yml")
 
 
@@ -135,8 +135,8 @@ async def test_a_keyring_that_is_being_rotated_or_was_left_in_the_middle_blocks(
         assert "somebody else holds the lease" in (await refused(in_a_file, retire_version, others(payments))).message
         await session.administration.release_lease(lease.token)
     async with payments.database() as database:  # as if its runner had been killed before
-        gone = text("DELETE FROM keyring_journal_entries WHERE step = 'verify'")
-        await database.write(lambda connection: connection.execute(gone))
+        deletion = text("DELETE FROM keyring_journal_entries WHERE step = 'verify'")
+        await database.write(lambda connection: connection.execute(deletion))
     refusal = await refused(in_a_file, retire_version, others(payments))
     assert ("is not finished" in refusal.message, refusal.next_commands) == (True, ("census",))
     assert await state(emulator, 1) is EmulatedState.ENABLED
@@ -150,9 +150,9 @@ async def test_plan_and_census_count_what_each_keyring_needs(
         await run(session, REWRAP)
     async with in_a_file.session(**others(payments)) as session:
         for report in (await show_plans(session, (REWRAP,)), await show_key_usage(session)):
-            shown = format_markdown(report, "rotator.yml")
-            assert f"| {payments.url} | {KEY} | 1 | 0 | 0 | 1 |" in shown
-            assert f"| {payments.url} | {KEY} | 2 | 2 | 4 | 1 |" in shown
+            markdown = format_markdown(report, "rotator.yml")
+            assert f"| {payments.url} | {KEY} | 1 | 0 | 0 | 1 |" in markdown
+            assert f"| {payments.url} | {KEY} | 2 | 2 | 4 | 1 |" in markdown
 
 
 def test_a_keyring_is_listed_once_and_the_drivers_own_not_at_all(in_a_file: Rotated, payments: Rotated) -> None:

@@ -37,9 +37,9 @@ def census(*versions: VersionUsage) -> KeyUsage:
     return KeyUsage(versions=versions, active="a", active_since=NOW)
 
 
-def entry(words: str) -> JournalEntry:
+def entry(text: str) -> JournalEntry:
     """Such as `verify problems`; a step alone has succeeded."""
-    step, _, outcome = words.partition(" ")
+    step, _, outcome = text.partition(" ")
     return JournalEntry(step=JournalStep(step), outcome=StepOutcome(outcome or "succeeded"))
 
 
@@ -68,15 +68,15 @@ def rotation(
 def test_a_rewrap_counts_each_of_our_data_keys_that_another_version_wraps_and_names_each_other_key(
     versions: tuple[VersionUsage, ...], primary: str
 ) -> None:
-    made = build_plan(REWRAP, census(*versions), key=KEY, primary=primary, min_age=60)
+    plan = build_plan(REWRAP, census(*versions), key=KEY, primary=primary, min_age=60)
     due = [each for each in versions if each.kek == KEY and each.kek_version != primary]
-    assert made.data_keys == sum(each.data_keys for each in due)
-    assert made.summary.startswith("nothing to do") is (made.data_keys == 0)
-    assert len(made.excluded) == len([each for each in versions if each.kek != KEY])
+    assert plan.data_keys == sum(each.data_keys for each in due)
+    assert plan.summary.startswith("nothing to do") is (plan.data_keys == 0)
+    assert len(plan.excluded) == len([each for each in versions if each.kek != KEY])
 
 
 @given(versions=counts, primary=st.sampled_from("1234"), done=st.data())
-def test_a_rewrap_that_did_what_was_planned_leaves_nothing_to_do(
+def test_a_rewrap_that_did_what_its_plan_says_leaves_nothing_to_do(
     versions: tuple[VersionUsage, ...], primary: str, done: st.DataObject
 ) -> None:
     total = sum(each.data_keys for each in versions if each.kek == KEY)
@@ -96,11 +96,11 @@ def test_a_rewrap_that_did_what_was_planned_leaves_nothing_to_do(
     ],
 )
 def test_a_new_data_key_is_due_unless_one_was_just_made(ago: float | None, data_keys: int) -> None:
-    made_at = None if ago is None else NOW - timedelta(seconds=ago)
-    counted = census().model_copy(update={"new_dek_at": made_at, "counted_at": NOW})
-    made = build_plan(NEW, counted, key=KEY, primary="2", min_age=60)
-    assert made.data_keys == data_keys
-    assert made.summary.startswith("nothing to do") is (data_keys == 0)
+    created_at = None if ago is None else NOW - timedelta(seconds=ago)
+    counted = census().model_copy(update={"new_dek_at": created_at, "counted_at": NOW})
+    plan = build_plan(NEW, counted, key=KEY, primary="2", min_age=60)
+    assert plan.data_keys == data_keys
+    assert plan.summary.startswith("nothing to do") is (data_keys == 0)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_rotation_is_finished_once_its_runner_has_verified_it(
         (rotation(steps=("verify problems", "verify")), False),
     ],
 )
-def test_what_failed_can_be_tried_again(latest: RotationProgress, expected: bool) -> None:
+def test_what_failed_can_be_retried(latest: RotationProgress, expected: bool) -> None:
     assert can_resume(latest) is expected
 
 

@@ -64,17 +64,17 @@ def hostile() -> CommandReport:
 def test_what_a_server_answers_is_neither_mark_up_nor_a_control_character() -> None:
     text = format_markdown(hostile(), "rotator.yml")
     assert not any(character in text for character in "\x1b\u202e")
-    shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
-    assert not any(mark in shown for mark in ("<img", "<a ", "<code>code", "<h1>"))
-    assert shown.count("<h2>") == 1
-    assert shown.count("<table>") == 3
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    assert not any(mark in html for mark in ("<img", "<a ", "<code>code", "<h1>"))
+    assert html.count("<h2>") == 1
+    assert html.count("<table>") == 3
 
 
-def test_a_status_has_the_steps_that_the_runner_noted_the_last_one_with_its_reason() -> None:
+def test_a_status_has_the_steps_that_the_runner_recorded_the_last_one_with_its_reason() -> None:
     smoke = JournalEntry(step=JournalStep.SMOKE, outcome=StepOutcome.SUCCEEDED, detail="all checks passed")
     backup = JournalEntry(step=JournalStep.BACKUP, outcome=StepOutcome.FAILED, detail="the disk is full")
-    noted = {"journal": (smoke, backup)}
-    rotation = (rotation := hostile().rotation) and rotation.model_copy(update=noted)
+    journal = {"journal": (smoke, backup)}
+    rotation = (rotation := hostile().rotation) and rotation.model_copy(update=journal)
     text = format_markdown(
         CommandReport(command="status", outcome=CommandOutcome.DONE, summary="s", rotation=rotation), "rotator.yml"
     )
@@ -107,11 +107,11 @@ def test_a_terminal_gets_a_bar_with_counts_and_the_time_left(monkeypatch: pytest
             progress.report_progress(StepProgress("rotate", 4, 4, 12, 16))
             progress.report_step("rotate", "4 of 4 [bold]")
             progress.report_progress(StepProgress("verify", 4, 4, 16, 16))
-    shown = b""
+    output = b""
     with os.fdopen(master, "rb", buffering=0) as screen, suppress(OSError):  # EIO, once the other side is closed
         while read := screen.read(1 << 16):
-            shown += read
-    assert b"rotate: 1 of 4 data keys" in shown
-    assert b"verify: 4 of 4 data keys" in shown
-    assert b"0:00:00" in shown
-    assert b"rotate: 4 of 4 [bold]" in shown
+            output += read
+    assert b"rotate: 1 of 4 data keys" in output
+    assert b"verify: 4 of 4 data keys" in output
+    assert b"0:00:00" in output
+    assert b"rotate: 4 of 4 [bold]" in output

@@ -60,7 +60,7 @@ async def test_a_backup_that_is_there_and_whole_is_kept(rotated: Rotated, new_ve
     async with rotated.session() as session:
         ((file, _),) = session.backups.list_backups()
         report = await resume(session)
-        assert [kept for kept, _ in session.backups.list_backups()] == [file]
+        assert [backup for backup, _ in session.backups.list_backups()] == [file]
     assert report.backup
     assert (report.outcome, report.backup.file) == (CommandOutcome.DONE, str(file))
     assert "backup" not in [step.step for step in report.steps]
@@ -126,7 +126,7 @@ async def test_what_cannot_be_verified_is_not_finished_until_it_is_resumed(
         assert (await database.read(read_keyring_metrics)).failures_by_step["verify"] == 1
 
 
-async def test_a_verification_is_tried_again_before_it_is_believed(in_a_file: Rotated) -> None:
+async def test_a_verification_is_retried_before_it_is_believed(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         verify, tries = session.administration.verify, 0
 
@@ -165,16 +165,16 @@ async def test_a_data_key_that_was_backed_up_and_is_gone_after_the_rotation_is_n
 
 
 async def test_every_instance_knows_a_new_data_key_before_it_becomes_the_active_one(in_a_file: Rotated) -> None:
-    seen_at_reload: list[set[DataKeyStatus]] = []
+    states_at_reload: list[set[DataKeyStatus]] = []
     async with in_a_file.session() as session:
 
         async def reload() -> None:
-            seen_at_reload.append({key.status for key in (await in_a_file.keys()).values()})
+            states_at_reload.append({key.status for key in (await in_a_file.keys()).values()})
 
         session.administration.reload_instances = reload  # type: ignore[method-assign]
         await run(session, NEW)
-    assert DataKeyStatus.PENDING in seen_at_reload[0]
-    assert DataKeyStatus.PENDING not in seen_at_reload[-1]
+    assert DataKeyStatus.PENDING in states_at_reload[0]
+    assert DataKeyStatus.PENDING not in states_at_reload[-1]
 
 
 async def test_a_keyring_that_changes_nothing_ends_the_run(in_a_file: Rotated, new_version: NewVersion) -> None:

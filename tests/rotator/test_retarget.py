@@ -46,7 +46,7 @@ async def test_what_was_wrapped_for_the_version_before_is_wrapped_once_more(
     async with rotated.session() as session:
         ((file, _),) = session.backups.list_backups()
         report = await resume(session)
-        assert [kept for kept, _ in session.backups.list_backups()] == [file]
+        assert [backup for backup, _ in session.backups.list_backups()] == [file]
         steps = [step.step for step in session.steps]
     assert (report.outcome, await versions(rotated), await rotated.broken()) == (CommandOutcome.DONE, {"3"}, [])
     assert report.rotation

@@ -67,7 +67,7 @@ async def test_while_the_version_of_a_data_key_or_of_a_backups_cannot_be_read_no
     assert refused.next_commands == ("retire 1 --confirm 1 --confirm-backups 1",)
 
 
-async def test_what_a_backup_that_is_here_needs_is_what_it_says_itself(
+async def test_what_a_backup_that_is_stored_needs_is_what_it_says_itself(
     in_a_file: Rotated, new_version: NewVersion
 ) -> None:
     await rewrapped(in_a_file, new_version)

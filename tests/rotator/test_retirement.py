@@ -62,8 +62,8 @@ async def test_no_version_is_retired_while_a_rotation_that_may_have_to_be_undone
 ) -> None:
     await rewrapped(in_a_file, new_version)
     async with in_a_file.database() as database:  # as if its runner had been killed before
-        gone = text("DELETE FROM keyring_journal_entries WHERE step = 'verify'")
-        await database.write(lambda connection: connection.execute(gone))
+        deletion = text("DELETE FROM keyring_journal_entries WHERE step = 'verify'")
+        await database.write(lambda connection: connection.execute(deletion))
     refused = await refusal(in_a_file, retire_version, 1)
     assert ("is not finished" in refused.message, refused.next_commands) == (True, ("resume", "rollback"))
     assert await state(emulator, 1) is EmulatedState.ENABLED

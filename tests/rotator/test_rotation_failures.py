@@ -63,7 +63,7 @@ async def test_a_primary_version_that_is_not_enabled_stops_a_run_before_anything
     assert await in_a_file.keys() == before
 
 
-async def test_a_kms_that_refuses_half_way_leaves_a_rotation_that_can_be_resumed(
+async def test_a_kms_that_refuses_halfway_leaves_a_rotation_that_can_be_resumed(
     rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await new_version()
@@ -145,7 +145,7 @@ async def test_the_second_of_two_runs_at_once_refuses_and_names_the_first(
 async def test_who_loses_the_lease_in_the_middle_writes_nothing_more(rotated: Rotated, new_version: NewVersion) -> None:
     await new_version()
     async with rotated.session(batch_size=1) as session, rotated.session() as other:
-        taken: list[asyncio.Task[object]] = []
+        tasks: list[asyncio.Task[object]] = []
 
         async def take() -> None:
             await sql(rotated, "UPDATE keyring_lease SET expires_at = 0")
@@ -153,13 +153,13 @@ async def test_who_loses_the_lease_in_the_middle_writes_nothing_more(rotated: Ro
 
         def act(done: int) -> None:
             if done == 1:
-                taken.append(asyncio.ensure_future(take()))
+                tasks.append(asyncio.ensure_future(take()))
 
         at_progress(session, act)
         rotate = session.administration.rotate
 
         async def after_the_other(request: object) -> object:
-            for task in taken:
+            for task in tasks:
                 await task
             return await rotate(request)  # type: ignore[arg-type]
 

@@ -47,7 +47,7 @@ async def test_a_new_data_key_becomes_the_active_one_and_the_old_one_still_reads
     assert await rotated.broken() == []
 
 
-async def test_a_second_run_is_told_to_have_nothing_to_do_and_changes_no_key(
+async def test_a_second_run_reports_to_have_nothing_to_do_and_changes_no_key(
     rotated: Rotated, new_version: NewVersion
 ) -> None:
     await new_version()
@@ -127,17 +127,17 @@ async def test_the_bar_counts_the_calls_of_kms_of_all_steps_verification_include
     monkeypatch.setattr(verification, "MAX_PAGE_SIZE", 2)
     await new_version()
     async with in_a_file.session(batch_size=2) as session:
-        told = session.progress.told  # type: ignore[attr-defined]
+        lines = session.progress.lines  # type: ignore[attr-defined]
         await run(session, RotationType.REWRAP_KEK)
-        moved = [line for line in told if "/" in line]
+        moved = [line for line in lines if "/" in line]
         # Three calls for each of three data keys, and then one for each.
         assert moved == ["rotate 2/3, 6/12", "rotate 3/3, 9/12", "verify 2/3, 11/12", "verify 3/3, 12/12"]
-        told.clear()
+        lines.clear()
         await run_verification(session, full=False)
-        assert told == ["verify 2/3, 2/3", "verify 3/3, 3/3"]
-        told.clear()
+        assert lines == ["verify 2/3, 2/3", "verify 3/3, 3/3"]
+        lines.clear()
         await rollback(session)
-        assert [line for line in told if "/" in line] == [
+        assert [line for line in lines if "/" in line] == [
             "rollback 3/3, 3/6",
             "verify 2/3, 5/6",
             "verify 3/3, 6/6",

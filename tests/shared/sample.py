@@ -10,8 +10,8 @@ class Settings(ServerSettings):
     service_name: ClassVar[str] = "sample"
 
     listen: ListenAddress = Address("127.0.0.1", 0)
-    word: str = "one"
-    many: int = 1
+    text: str = "one"
+    count: int = 1
 
 
 SETTINGS = Settings()

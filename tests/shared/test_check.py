@@ -52,7 +52,7 @@ async def test_what_does_not_exist_is_not_wrong_and_says_so() -> None:
     assert format_line(result) == format_line(result, verbose=True) == "- records: there is none"
 
 
-async def test_a_mistake_in_a_check_is_no_result() -> None:
+async def test_a_defect_in_a_check_is_no_result() -> None:
     with pytest.raises(AssertionError):
         await run_checks([Check("first", never)], iter([1.0, 2.0]).__next__)
 

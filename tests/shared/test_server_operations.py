@@ -35,7 +35,7 @@ from tests.shared.sample import Settings
 log = structlog.get_logger("shared.sample")
 
 async def serve(runner):
-    if runner.settings.many > 1:
+    if runner.settings.count > 1:
         log.info("starting")
         await asyncio.to_thread(input)
     logging.getLogger("library").debug("secret of a library")
@@ -45,7 +45,7 @@ async def serve(runner):
     log.error("own error")
 
     async def apply(settings):
-        log.error("runs", word=settings.word)
+        log.error("runs", text=settings.text)
 
     policy = create_access_policy(runner.settings.auth)
     await runner.serve(create_application("sample", create_registry(), [], access_policy=policy), apply)
@@ -99,7 +99,7 @@ Start = Callable[..., AbstractContextManager[Server]]
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    (tmp_path / "sample.yml").write_text("auth: {roles: {alice: admin}}\nword: one\n")
+    (tmp_path / "sample.yml").write_text("auth: {roles: {alice: admin}}\ntext: one\n")
     return tmp_path / "sample.yml"
 
 
@@ -129,35 +129,35 @@ def start(tmp_path: Path, file: Path) -> Start:
 def test_a_hangup_and_a_post_reload_and_a_bad_file_keeps_what_runs(start: Start, file: Path) -> None:
     with start() as server:
         server.listens()
-        file.write_text("word: two\n")
+        file.write_text("text: two\n")
         server.process.send_signal(signal.SIGHUP)
-        assert json.loads(server.until('"runs"').string)["word"] == "two"
+        assert json.loads(server.until('"runs"').string)["text"] == "two"
         server.until("configuration reloaded")
-        file.write_text("word: three\n")
+        file.write_text("text: three\n")
         assert server.request_status("/-/reload", "POST") == (200, "reloaded\n")
-        assert json.loads(server.until('"runs"').string)["word"] == "three"
-        file.write_text("wrod: four\nmany: x\n")
+        assert json.loads(server.until('"runs"').string)["text"] == "three"
+        file.write_text("txet: four\ncount: x\n")
         server.process.send_signal(signal.SIGHUP)
-        server.until("many: expected a whole number")
+        server.until("count: expected a whole number")
         code, answer = server.request_status("/-/reload", "POST")
-        assert (code, answer.splitlines()[0]) == (500, f"{file}: many: expected a whole number, got 'x'")
+        assert (code, answer.splitlines()[0]) == (500, f"{file}: count: expected a whole number, got 'x'")
         assert "keypulse_config_last_reload_successful 0.0" in server.request_status("/metrics")[1]
-        file.write_text("word: five\n")
+        file.write_text("text: five\n")
         server.process.send_signal(signal.SIGHUP)
         server.until("configuration reloaded")
         assert "keypulse_config_last_reload_successful 1.0" in server.request_status("/metrics")[1]
 
 
 def test_a_hangup_before_the_start_is_complete_waits_and_then_reloads(start: Start, file: Path) -> None:
-    file.write_text("many: 2\n")
+    file.write_text("count: 2\n")
     with start() as server:
         server.until("starting")
         server.process.send_signal(signal.SIGHUP)
-        file.write_text("many: 2\nword: late\n")
+        file.write_text("count: 2\ntext: late\n")
         assert server.process.stdin
         server.process.stdin.write("\n")
         server.process.stdin.flush()
-        assert json.loads(server.until('"runs"').string)["word"] == "late"
+        assert json.loads(server.until('"runs"').string)["text"] == "late"
 
 
 def test_a_web_yml_brings_tls_and_users_and_is_read_again(start: Start, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_web_yml_brings_tls_and_users_and_is_read_again(start: Start, tmp_path
     assert not any("a secret" in line or HASH in line for line in server.lines)
 
 
-def test_a_connection_that_never_ends_its_handshake_holds_up_no_stop(start: Start, tmp_path: Path) -> None:
+def test_a_connection_that_never_ends_its_handshake_delays_no_stop(start: Start, tmp_path: Path) -> None:
     Authority(tmp_path).sign("server", *LOCALHOST)
     with start("--web.config.file", web_yml(tmp_path)) as server:
         server.listens()
@@ -189,7 +189,7 @@ def test_a_connection_that_never_ends_its_handshake_holds_up_no_stop(start: Star
 
 
 @pytest.mark.parametrize("network", [False, True])
-def test_a_check_validates_both_files_and_what_they_say_together(network: bool, file: Path, tmp_path: Path) -> None:
+def test_a_check_validates_both_files_and_that_they_fit_each_other(network: bool, file: Path, tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text(SERVER)
     listen = "listen: 0.0.0.0:0\n" * network
     file.write_text(f"{listen}auth: {{roles: {{alice: viewer}}}}\n")
@@ -208,23 +208,23 @@ def test_a_check_validates_both_files_and_what_they_say_together(network: bool, 
 
     assert check() == (0, "the configuration is valid\n", "")
     web.write_text("http_server_config: {http2: true}\n")
-    code, _, told = check()
+    code, _, output = check()
     assert code == (2 if network else 0)
-    assert ("auth.admin_token_file: expected" in told) is network
+    assert ("auth.admin_token_file: expected" in output) is network
     web.write_text("tls_server_config: {cert_file: absent.pem, key_file: absent.key}\n")
-    code, _, told = check()
-    assert (code, told.splitlines()[0]) == (
+    code, _, output = check()
+    assert (code, output.splitlines()[0]) == (
         2,
         f"{web}: tls_server_config.cert_file: {tmp_path}/absent.pem: cannot be read: No such file or directory",
     )
 
 
-@pytest.mark.parametrize(("level", "said"), [("debug", 3), ("info", 2), ("warn", 1), ("error", 0)])
-def test_the_log_holds_what_its_level_says_and_of_libraries_no_debug(level: str, said: int, start: Start) -> None:
+@pytest.mark.parametrize(("level", "count"), [("debug", 3), ("info", 2), ("warn", 1), ("error", 0)])
+def test_the_log_contains_what_its_level_says_and_of_libraries_no_debug(level: str, count: int, start: Start) -> None:
     with start("--log.level", level) as server:
-        server.until("listening" if said >= 2 else "own error")
+        server.until("listening" if count >= 2 else "own error")
     log = "".join(server.lines)
-    assert ["own warning" in log, '"listening"' in log, "own detail" in log] == [said >= 1, said >= 2, said >= 3]
+    assert ["own warning" in log, '"listening"' in log, "own detail" in log] == [count >= 1, count >= 2, count >= 3]
     assert "secret of a library" not in log
 
 
@@ -263,8 +263,10 @@ def test_what_users_are_refused_is_counted_by_the_pattern_of_the_route_and_unkno
         server.listens()
         for path in ("/metrics", "/a/path/of/an/attacker", "/another"):
             assert server.request_status(path, user="alice:wrong")[0] == 401
-        shown = server.request_status("/metrics", user="alice:a secret")[1]
-    counts = dict(re.findall(r'keypulse_auth_failures_total\{endpoint="([^"]+)",reason="wrong"\} ([1-9.]+\d*)', shown))
+        metrics_text = server.request_status("/metrics", user="alice:a secret")[1]
+    counts = dict(
+        re.findall(r'keypulse_auth_failures_total\{endpoint="([^"]+)",reason="wrong"\} ([1-9.]+\d*)', metrics_text)
+    )
     assert counts == {"/metrics": "1.0", "other": "2.0"}
 
 

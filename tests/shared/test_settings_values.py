@@ -41,14 +41,14 @@ def test_every_other_one_is_the_network(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "size"),
+    ("value", "size"),
     [("16MiB", 16 * 2**20), ("1GiB", 2**30), ("512KiB", 2**19), ("1.5MiB", 3 * 2**19), (7, 7), ("7", 7)],
 )
-def test_a_size_is_bytes(written: object, size: int) -> None:
-    assert TypeAdapter(Size).validate_python(written) == size
+def test_a_size_is_bytes(value: object, size: int) -> None:
+    assert TypeAdapter(Size).validate_python(value) == size
 
 
-@pytest.mark.parametrize("written", ["16 apples", "", "-1MiB", 0, None, "MiB", []])
-def test_what_is_no_size_is_refused_with_an_example(written: object) -> None:
+@pytest.mark.parametrize("value", ["16 apples", "", "-1MiB", 0, None, "MiB", []])
+def test_what_is_no_size_is_refused_with_an_example(value: object) -> None:
     with pytest.raises(ValidationError, match=r"expected a size such as 512KiB, 16MiB or 1GiB|greater than 0"):
-        TypeAdapter(Size).validate_python(written)
+        TypeAdapter(Size).validate_python(value)

@@ -34,8 +34,8 @@ async def give_up(folder: Path, channel: str, reason: str, number: int, *, age: 
         connection.execute(
             update(deliveries).where(of.seq.in_(seqs)).values(values | {"oldest_accepted_at": accepted_at})
         )
-        tried = update(attempts).where(attempts.c.delivery_seq.in_(seqs))
-        connection.execute(tried.values(reason=reason, detail=_DETAILS[reason]))
+        failed = update(attempts).where(attempts.c.delivery_seq.in_(seqs))
+        connection.execute(failed.values(reason=reason, detail=_DETAILS[reason]))
 
     async with open_store(database_url.create_sqlite_url(folder / "relay.db"), time.time) as store:
         await store.run(commit)

@@ -69,7 +69,7 @@ async def test_the_list_is_live_and_filtered_from_the_keyboard(chromium: Browser
 
 
 async def test_each_message_is_shown_as_its_reader_sees_it(chromium: Browser, own: Console) -> None:
-    shown = {}
+    timelines = {}
     for channel in ("slack", "email", "pagerduty"):
         delivery = await find_delivery(own, f"channel={channel}&alertname=KMSHighCryptoErrorRate")
         async with open_page(chromium, f"{own.url}/deliveries/{delivery}") as page:
@@ -82,10 +82,10 @@ async def test_each_message_is_shown_as_its_reader_sees_it(chromium: Browser, ow
             else:
                 await expect(page.locator(".message")).to_contain_text("KMSHighCryptoErrorRate")
             await check_accessibility(page)
-            shown[channel] = await page.locator("#delivery_attempts").inner_text()
-    assert '"ok": true' in shown["slack"]
-    assert "dedup_key" in shown["pagerduty"]
-    assert "250 2.0.0" in shown["email"]
+            timelines[channel] = await page.locator("#delivery_attempts").inner_text()
+    assert '"ok": true' in timelines["slack"]
+    assert "dedup_key" in timelines["pagerduty"]
+    assert "250 2.0.0" in timelines["email"]
     slack = await find_delivery(own, "channel=slack")
     async with aiohttp.ClientSession() as http, http.get(f"{own.url}/deliveries/{slack}/open") as response:
         assert response.url.query["archives"].startswith("C")  # the page that shows the message
@@ -153,7 +153,7 @@ async def test_hostile_alerts_stay_text(chromium: Browser, own: Console) -> None
             assert await page.locator("script:not([src^='/console/'])").count() == 0
 
 
-async def check_many(chromium: Browser, folder: Path, number: int) -> None:
+async def check_pages(chromium: Browser, folder: Path, number: int) -> None:
     async with open_deliveries(folder, number) as seeded, open_page(chromium, f"{seeded.url}/deliveries") as page:
         rows = page.locator(".delivery-list tbody tr")
         await expect(rows).to_have_count(50)
@@ -185,9 +185,9 @@ async def check_many(chromium: Browser, folder: Path, number: int) -> None:
 
 
 async def test_many_deliveries_are_paged_both_ways(chromium: Browser, tmp_path: Path) -> None:
-    await check_many(chromium, tmp_path, 1_000)
+    await check_pages(chromium, tmp_path, 1_000)
 
 
 @pytest.mark.played
 async def test_so_are_100_000(chromium: Browser, tmp_path: Path) -> None:
-    await check_many(chromium, tmp_path, 100_000)
+    await check_pages(chromium, tmp_path, 100_000)

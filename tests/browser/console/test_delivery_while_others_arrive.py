@@ -27,7 +27,7 @@ async def test_the_list_is_filtered_live_and_accessible(chromium: Browser, conso
         await check_accessibility(page)
 
 
-async def test_a_page_that_cannot_be_read_again_does_not_look_live(chromium: Browser, tmp_path: Path) -> None:
+async def test_a_page_that_cannot_be_read_again_does_not_appear_live(chromium: Browser, tmp_path: Path) -> None:
     async with open_console(tmp_path) as console, lasting_page(chromium, [], [], reduced_motion=True) as page:
         live = page.locator("#live")
         await page.goto(f"{console.url}/deliveries")

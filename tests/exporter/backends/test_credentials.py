@@ -54,11 +54,11 @@ async def answer(request: web.BaseRequest) -> web.Response:
     return web.json_response(HEALTHY)
 
 
-def demanding(name: str, value: Callable[[], str], seen: list[str]) -> Handler:
+def demanding(name: str, value: Callable[[], str], received: list[str]) -> Handler:
     """Answers only who sends the header."""
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
-        seen.append(request.path)
+        received.append(request.path)
         return await answer(request) if request.headers.get(name) == value() else web.Response(status=401)
 
     return handler
@@ -73,7 +73,7 @@ def basic(password: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("settings", "header", "written"),
+    ("settings", "header", "sent_value"),
     [
         ({"authorization": {"credentials_file": "secret"}}, "Authorization", "Bearer {}"),
         ({"authorization": {"type": "ApiKey", "credentials_file": "secret"}}, "Authorization", "ApiKey {}"),
@@ -83,38 +83,38 @@ def basic(password: str) -> str:
     ],
 )
 async def test_both_documents_get_the_secret_as_the_file_has_it_at_each_read(
-    parser: Executor, tmp_path: Path, settings: dict[str, Any], header: str, written: str | None
+    parser: Executor, tmp_path: Path, settings: dict[str, Any], header: str, sent_value: str | None
 ) -> None:
-    secret, seen = tmp_path / "secret", list[str]()
+    secret, received = tmp_path / "secret", list[str]()
 
     def expected() -> str:
         value = secret.read_text(encoding="utf-8").strip()
-        return basic(value) if written is None else written.format(value)
+        return basic(value) if sent_value is None else sent_value.format(value)
 
     with use_base_folder(tmp_path):
         async with (
-            serving(demanding(header, expected, seen)) as url,
+            serving(demanding(header, expected, received)) as url,
             reading(url, parser, settings) as reader,
         ):
             for value in ("first", "another"):
                 secret.write_text(f"{value}\n")
                 assert is_whole(await reader.read())
-    assert sorted(seen) == ["/healthz"] * 2 + ["/metrics"] * 2
+    assert sorted(received) == ["/healthz"] * 2 + ["/metrics"] * 2
 
 
 async def test_a_secret_that_is_gone_means_down_with_a_sentence_and_nothing_is_sent(
     parser: Executor, tmp_path: Path
 ) -> None:
-    seen: list[str] = []
+    received: list[str] = []
     settings = {"authorization": {"credentials_file": str(tmp_path / "none")}}
-    async with serving(demanding("a", str, seen)) as url, reading(url, parser, settings) as reader:
+    async with serving(demanding("a", str, received)) as url, reading(url, parser, settings) as reader:
         state = await reader.read()
     assert state.health is None
     assert state.problems == tuple(
         f"{document}: its credentials cannot be read: {tmp_path}/none: No such file or directory"
         for document in ("health check", "metrics")
     )
-    assert seen == []
+    assert received == []
 
 
 async def test_a_secret_that_no_header_can_hold_is_a_sentence_without_it(parser: Executor, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_line_of_ours_that_is_too_long_is_refused_and_somebody_elses_costs_not
 
 
 @pytest.mark.parametrize("parse", [parse_metrics, parse_openmetrics])
-def test_lines_of_ours_that_have_too_much_together_are_refused_and_take_no_more_memory(
+def test_lines_of_ours_that_have_too_much_in_total_are_refused_and_take_no_more_memory(
     parse: Callable[[bytes], dict[str, Samples]],
 ) -> None:
     line = b'crypto_decryption_errors_total{why="%07d"} 1\n'
@@ -70,12 +70,12 @@ def test_lines_of_ours_that_have_too_much_together_are_refused_and_take_no_more_
     assert peak < 4 * 1024 * 1024
 
 
-MANY_LABELS = b",".join(b'a%d="b"' % n for n in range(800))
+LABELS_800 = b",".join(b'a%d="b"' % n for n in range(800))
 LINES = {
-    "labels": b"crypto_decryption_errors_total{" + MANY_LABELS + b"} 1\n",
+    "labels": b"crypto_decryption_errors_total{" + LABELS_800 + b"} 1\n",
     "one long label": b'crypto_init_timestamp_seconds{a="' + rb"\\" * 4000 + b'"} 1\n',
     "braces": b"crypto_decryption_errors_total" + b"{" * 8000 + b"\n",
-    "exemplars": b"crypto_decryption_errors_total 1 # {" + MANY_LABELS[:7000] + b"} 1\n",
+    "exemplars": b"crypto_decryption_errors_total 1 # {" + LABELS_800[:7000] + b"} 1\n",
     "short": b"crypto_decryption_errors_total 1\n",
     "somebody else's": b"x 1\n",
 }
@@ -116,8 +116,8 @@ def test_the_most_metrics_that_fit_into_the_limits_are_parsed_in_bounded_time(
     ],
 )
 def test_the_longest_health_document_is_parsed_in_bounded_time(begin: bytes, filling: bytes, end: bytes) -> None:
-    room = reader.MAX_HEALTH_BYTES - len(begin) - len(end)
-    bounded(parse_health, begin + filling * (room // len(filling)) + end)
+    space = reader.MAX_HEALTH_BYTES - len(begin) - len(end)
+    bounded(parse_health, begin + filling * (space // len(filling)) + end)
 
 
 def test_of_a_key_that_comes_twice_the_last_one_counts_as_for_every_json_parser() -> None:

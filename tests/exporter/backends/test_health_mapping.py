@@ -28,14 +28,14 @@ def crypto(mode: object, ready: object = True) -> dict[str, Any]:
     return {"crypto": {"mode": mode, "ready": ready}, "padding": [None]}
 
 
-@pytest.mark.parametrize("word", ["KMS", "kms", "Hsm", " hsm ", True, "TRUE", 1, "1", 1.0])
-def test_each_word_of_kms_is_kms_whatever_its_case(word: object) -> None:
-    assert read(NESTED, crypto(word)) == Health(CryptoMode.KMS, ready=True)
+@pytest.mark.parametrize("value", ["KMS", "kms", "Hsm", " hsm ", True, "TRUE", 1, "1", 1.0])
+def test_each_value_of_kms_is_kms_whatever_its_case(value: object) -> None:
+    assert read(NESTED, crypto(value)) == Health(CryptoMode.KMS, ready=True)
 
 
-@pytest.mark.parametrize("word", ["LOCAL", "local", False, "false", 0])
-def test_each_word_of_env_is_env(word: object) -> None:
-    assert read(NESTED, crypto(word)) == Health(CryptoMode.ENV, ready=True)
+@pytest.mark.parametrize("value", ["LOCAL", "local", False, "false", 0])
+def test_each_value_of_env_is_env(value: object) -> None:
+    assert read(NESTED, crypto(value)) == Health(CryptoMode.ENV, ready=True)
 
 
 @pytest.mark.parametrize("ready", [True, "true", "True", " TRUE", 1, 1.0, "1"])
@@ -54,9 +54,9 @@ def test_what_is_neither_true_nor_false_cannot_be_read(ready: object) -> None:
         read(NESTED, crypto("kms", ready))
 
 
-@pytest.mark.parametrize("word", ["env", "hunter2", "", 2])
-def test_an_unknown_word_is_no_mode_and_the_rest_counts(word: object) -> None:
-    health = read(NESTED, crypto(word, "false"))
+@pytest.mark.parametrize("value", ["env", "hunter2", "", 2])
+def test_an_unknown_value_is_no_mode_and_the_rest_counts(value: object) -> None:
+    health = read(NESTED, crypto(value, "false"))
     assert (health.mode, health.ready) == (None, False)
     assert health.mode_problem == "/crypto/mode: expected 'KMS' or 'hsm' or 'true' or 'local' or 'false'"
 
@@ -67,7 +67,7 @@ def test_a_document_without_its_mode_cannot_be_read(document: object) -> None:
         read(NESTED, document)
 
 
-def test_without_values_the_words_are_those_of_the_contract() -> None:
+def test_without_values_the_texts_are_those_of_the_contract() -> None:
     paths = {"mode": "/mode"}
     assert read(paths, {"mode": "Kms", "crypto_ready": True}) == Health(CryptoMode.KMS, ready=True)
     assert read(paths, {"mode": "ENV", "crypto_ready": True}) == Health(CryptoMode.ENV, ready=True)

@@ -21,7 +21,9 @@ MAPPED = HealthMapping(mode="/crypto/mode", ready="/crypto/ready")
 DOCUMENT = b'{"crypto": {"mode": "KMS", "ready": "true"}}'
 
 
-def saying(body: bytes = DOCUMENT, status: int = 200, metrics: bytes = b"", media_type: str = "text/plain") -> Handler:
+def answering(
+    body: bytes = DOCUMENT, status: int = 200, metrics: bytes = b"", media_type: str = "text/plain"
+) -> Handler:
     async def handler(request: web.BaseRequest) -> web.Response:
         if request.path == "/metrics":
             return web.Response(body=metrics, content_type=media_type)
@@ -34,8 +36,8 @@ def saying(body: bytes = DOCUMENT, status: int = 200, metrics: bytes = b"", medi
 def read(reader: Reader, backend: Backend) -> Callable[..., Awaitable[BackendState]]:
     async def read(handler: Handler, health: HealthMapping | None, names: dict[str, str] | None = None) -> BackendState:
         async with backend(handler) as url:
-            made = reader(f"{url}/health", f"{url}/metrics")
-            return await replace(made, health=health, metric_names=names or OWN_NAMES).read()
+            own_reader = reader(f"{url}/health", f"{url}/metrics")
+            return await replace(own_reader, health=health, metric_names=names or OWN_NAMES).read()
 
     return read
 
@@ -44,7 +46,7 @@ def read(reader: Reader, backend: Backend) -> Callable[..., Awaitable[BackendSta
 async def test_another_document_is_read_whatever_its_status_says_of_health(
     read: Callable[..., Awaitable[BackendState]], status: int
 ) -> None:
-    assert (await read(saying(status=status), MAPPED)).health == Health(CryptoMode.KMS, ready=True)
+    assert (await read(answering(status=status), MAPPED)).health == Health(CryptoMode.KMS, ready=True)
 
 
 @pytest.mark.parametrize("health", [MAPPED, STATUS])
@@ -52,7 +54,7 @@ async def test_another_document_is_read_whatever_its_status_says_of_health(
 async def test_a_status_that_is_about_the_request_means_down(
     read: Callable[..., Awaitable[BackendState]], health: HealthMapping, status: int
 ) -> None:
-    state = await read(saying(status=status), health)
+    state = await read(answering(status=status), health)
     assert state.health is None
     assert state.problems[0].startswith(f"health check: answered with HTTP {status}")
 
@@ -61,7 +63,7 @@ async def test_a_mode_that_is_unknown_is_a_problem_and_the_rest_is_read(
     read: Callable[..., Awaitable[BackendState]],
 ) -> None:
     body = b'{"crypto": {"mode": "hunter2", "ready": true}}'
-    state = await read(saying(body, metrics=b"crypto_decryption_errors_total 3\n"), MAPPED)
+    state = await read(answering(body, metrics=b"crypto_decryption_errors_total 3\n"), MAPPED)
     assert state.health == Health(None, ready=True, mode_problem="/crypto/mode: expected 'kms' or 'env'")
     assert state.problems == ("health check: /crypto/mode: expected 'kms' or 'env'",)
     assert state.decryption_errors == 3
@@ -72,7 +74,7 @@ async def test_only_the_status_code_counts_where_that_is_set(
     read: Callable[..., Awaitable[BackendState]], status: int, ready: bool
 ) -> None:
     body = b"" if status == 204 else b'{"crypto_mode": "env"}'
-    state = await read(saying(body, status), STATUS)
+    state = await read(answering(body, status), STATUS)
     assert (state.health, state.problems) == (Health(None, ready), ())
 
 
@@ -100,7 +102,7 @@ async def test_where_only_the_status_code_counts_no_body_is_read(reader: Reader,
 async def test_a_hostile_document_means_down_with_a_sentence(
     read: Callable[..., Awaitable[BackendState]], body: bytes, problem: str
 ) -> None:
-    state = await read(saying(body), MAPPED)
+    state = await read(answering(body), MAPPED)
     assert state.health is None
     assert state.problems[0].startswith(problem)
     assert len(state.problems[0]) < 250
@@ -133,12 +135,12 @@ kms_local_key_missing 1
 async def test_metrics_are_read_by_the_backend_s_names_and_kept_by_ours(
     read: Callable[..., Awaitable[BackendState]], media_type: str
 ) -> None:
-    state = await read(saying(metrics=METRICS, media_type=media_type), MAPPED, NAMES)
+    state = await read(answering(metrics=METRICS, media_type=media_type), MAPPED, NAMES)
     assert state.problems == ()
     assert (state.decryption_errors, state.init_timestamp) == (7, 100)
     assert state.keyring == {"kms_data_keys": {("7", "active"): 2}, "kms_local_key_missing": {(): 1}}
 
 
 async def test_a_problem_of_metrics_has_the_backend_s_name(read: Callable[..., Awaitable[BackendState]]) -> None:
-    state = await read(saying(metrics=b"vault_decrypt_failures_total -1\n"), MAPPED, NAMES)
+    state = await read(answering(metrics=b"vault_decrypt_failures_total -1\n"), MAPPED, NAMES)
     assert state.problems == ("metrics: vault_decrypt_failures_total: expected a number of at least 0",)

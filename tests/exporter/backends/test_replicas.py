@@ -20,10 +20,10 @@ class Dns:
 
     def __init__(self, *addresses: str) -> None:
         self.answer: Answer = set(addresses)
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     async def __call__(self, host: str) -> set[str]:
-        self.asked.append(host)
+        self.requests.append(host)
         if self.answer is None:
             await asyncio.sleep(3600)
         if isinstance(self.answer, Exception):
@@ -44,10 +44,10 @@ def addresses(states: tuple[BackendState, ...]) -> list[str | None]:
     return [state.replica for state in states]
 
 
-async def test_each_address_is_read_in_the_same_order_at_each_beat() -> None:
+async def test_each_address_is_read_in_the_same_order_at_each_inspection() -> None:
     dns = Dns("fd00::2", "10.0.0.10", "10.0.0.9")
     states = await replicas(dns).read()
-    assert dns.asked == ["backend.test"]
+    assert dns.requests == ["backend.test"]
     assert addresses(states) == ["10.0.0.9", "10.0.0.10", "fd00::2"]
     assert {(state.service, state.health, state.problems) for state in states} == {("backend", HEALTH, ())}
 
@@ -66,13 +66,13 @@ async def test_where_no_address_was_ever_known_the_service_is_down_and_says_why(
     dns = Dns()
     dns.answer = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     (state,) = await replicas(dns).read()
-    said = "DNS: backend.test could not be resolved: Name or service not known"
-    assert state == BackendState("backend", None, problems=(said,))
+    sentence = "DNS: backend.test could not be resolved: Name or service not known"
+    assert state == BackendState("backend", None, problems=(sentence,))
 
 
 @pytest.mark.looptime
 @pytest.mark.parametrize(
-    ("answer", "why", "takes"),
+    ("answer", "why", "duration"),
     [
         (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), "Temporary failure in name", 0),
         (UnicodeError("label too long"), "it is no host name", 0),
@@ -81,7 +81,7 @@ async def test_where_no_address_was_ever_known_the_service_is_down_and_says_why(
     ids=["refused", "no name", "hangs"],
 )
 async def test_while_dns_fails_the_last_addresses_are_read_for_5_minutes(
-    answer: Answer, why: str, takes: float
+    answer: Answer, why: str, duration: float
 ) -> None:
     dns, loop = Dns("10.0.0.1"), asyncio.get_running_loop()
     watched = replicas(dns)
@@ -89,14 +89,14 @@ async def test_while_dns_fails_the_last_addresses_are_read_for_5_minutes(
     named = loop.time()
     dns.answer = answer
     (state,) = await watched.read()
-    assert loop.time() == named + takes
+    assert loop.time() == named + duration
     (problem,) = state.problems
     assert (state.replica, state.health) == ("10.0.0.1", HEALTH)
     assert problem.startswith(f"DNS: backend.test could not be resolved: {why}")
     assert problem.endswith("; its last addresses are read for 5 minutes after they were named")
-    await asyncio.sleep(named + 299 - takes - loop.time())
+    await asyncio.sleep(named + 299 - duration - loop.time())
     assert addresses(await watched.read()) == ["10.0.0.1"]
-    await asyncio.sleep(named + 300 - takes - loop.time())
+    await asyncio.sleep(named + 300 - duration - loop.time())
     (state,) = await watched.read()
     assert (state.replica, state.health) == (None, None)
     assert state.problems[0].startswith(f"DNS: backend.test could not be resolved: {why}")
@@ -135,8 +135,8 @@ async def test_of_more_addresses_than_the_limit_the_first_are_read_and_that_is_r
     watched = replicas(dns)
     states = await watched.read()
     assert addresses(states) == everywhere[:1000]
-    said = "DNS: backend.test has 1001 addresses, of which the first 1000 are read"
-    assert [state.problems for state in states if state.problems] == [(said,)]
+    sentence = "DNS: backend.test has 1001 addresses, of which the first 1000 are read"
+    assert [state.problems for state in states if state.problems] == [(sentence,)]
     dns.answer = set(everywhere[:1000])
     assert {state.problems for state in await watched.read()} == {()}
 

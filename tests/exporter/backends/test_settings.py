@@ -31,7 +31,7 @@ def test_status_is_a_health_without_a_document(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "mistake"),
+    ("line", "error"),
     [
         ("health: Status", "health: expected a mapping of keys to values, got 'Status'"),
         ("health: {mode: crypto.mode}", "health.mode: expected a JSON Pointer such as /crypto/mode, with ~1 for /"),
@@ -58,11 +58,13 @@ def test_status_is_a_health_without_a_document(tmp_path: Path) -> None:
         ("tls_config: {cert_file: a}", "tls_config: expected both cert_file and key_file, or neither of them"),
     ],
 )
-def test_an_error_is_reported_where_it_stands(tmp_path: Path, line: str, mistake: str) -> None:
+def test_an_error_is_reported_where_it_stands(tmp_path: Path, line: str, error: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         read(tmp_path, line)
-    said = [text.removeprefix(f"{tmp_path / 'exporter.yml'}: backends.0").lstrip(".: ") for text in raised.value.lines]
-    assert any(text.startswith(mistake) for text in said), said
+    errors = [
+        text.removeprefix(f"{tmp_path / 'exporter.yml'}: backends.0").lstrip(".: ") for text in raised.value.lines
+    ]
+    assert any(text.startswith(error) for text in errors), errors
     assert "hunter2" not in str(raised.value)
 
 

@@ -61,7 +61,7 @@ def test_before_the_first_probe_every_counter_is_there_at_0(metrics: ExporterMet
             assert value(metrics, "kms_probe_failures_total", **TARGET, operation=operation, reason=reason) == 0
 
 
-def test_before_the_first_look_nothing_is_claimed(metrics: ExporterMetrics) -> None:
+def test_before_the_first_inspection_nothing_is_claimed(metrics: ExporterMetrics) -> None:
     samples = {sample.name for family in metrics.collect() for sample in family.samples}
     assert "kms_probe_success" not in samples
     assert "kms_probe_last_success_timestamp_seconds" not in samples
@@ -70,12 +70,12 @@ def test_before_the_first_look_nothing_is_claimed(metrics: ExporterMetrics) -> N
 
 def test_the_bounds_of_1_and_10_seconds_are_written_as_the_contract_writes_them(metrics: ExporterMetrics) -> None:
     metrics.add_probe(RIGHT)
-    shown = text(metrics)
+    exposed = text(metrics)
     labels = 'operation="decrypt",service="backend",target="ledger-kek"'
-    assert f'kms_operation_duration_seconds_bucket{{le="1",{labels}}} 0.0' in shown
-    assert f'kms_operation_duration_seconds_bucket{{le="2.5",{labels}}} 1.0' in shown
-    assert f'kms_operation_duration_seconds_bucket{{le="10",{labels}}} 1.0' in shown
-    assert f'kms_operation_duration_seconds_bucket{{le="+Inf",{labels}}} 1.0' in shown
+    assert f'kms_operation_duration_seconds_bucket{{le="1",{labels}}} 0.0' in exposed
+    assert f'kms_operation_duration_seconds_bucket{{le="2.5",{labels}}} 1.0' in exposed
+    assert f'kms_operation_duration_seconds_bucket{{le="10",{labels}}} 1.0' in exposed
+    assert f'kms_operation_duration_seconds_bucket{{le="+Inf",{labels}}} 1.0' in exposed
 
 
 def test_a_successful_round_trip_counts_two_billable_calls_and_two_durations(metrics: ExporterMetrics) -> None:
@@ -173,13 +173,13 @@ def test_each_replica_is_shown_by_its_address_and_disappears_with_it(metrics: Ex
     assert value(metrics, "crypto_mode", service="backend", replica="10.0.0.1") == 1
     assert value(metrics, "crypto_decryption_errors_total", service="backend", replica="fd00::2") == 17
     metrics.set_backend_states(one, BackendState("backend", None, replica="fd00::3"))
-    shown = {
+    exposed = {
         (s.labels.get("replica"), s.value)
         for f in metrics.collect()
         for s in f.samples
         if s.name == "crypto_backend_up"
     }
-    assert shown == {("10.0.0.1", 1), ("fd00::3", 0)}
+    assert exposed == {("10.0.0.1", 1), ("fd00::3", 0)}
 
 
 def test_a_backend_that_is_read_as_a_whole_has_no_replica(metrics: ExporterMetrics) -> None:
@@ -218,8 +218,8 @@ def test_hostile_label_values_are_escaped() -> None:
 def test_promtool_has_nothing_to_say(metrics: ExporterMetrics) -> None:
     metrics.add_probe(RIGHT)
     metrics.set_backend_states(HEALTHY)
-    shown = text(metrics)
+    exposed = text(metrics)
     verdict = subprocess.run(
-        ["promtool", "check", "metrics"], input=shown, capture_output=True, text=True, timeout=30, check=False
+        ["promtool", "check", "metrics"], input=exposed, capture_output=True, text=True, timeout=30, check=False
     )
     assert (verdict.returncode, verdict.stdout, verdict.stderr) == (0, "", "")

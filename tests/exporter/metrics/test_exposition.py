@@ -90,10 +90,10 @@ async def test_the_parts_are_joined_into_what_one_encoding_of_all_would_be(
 
 
 async def test_promtool_has_nothing_to_say(metrics: ExporterMetrics, process: CollectorRegistry) -> None:
-    shown = (await scrape(metrics, process)).text
+    exposed = (await scrape(metrics, process)).text
     check = ["promtool", "check", "metrics"]
     verdict = await asyncio.to_thread(
-        subprocess.run, check, input=shown, capture_output=True, text=True, timeout=30, check=False
+        subprocess.run, check, input=exposed, capture_output=True, text=True, timeout=30, check=False
     )
     assert (verdict.returncode, verdict.stdout, verdict.stderr) == (0, "", "")
 

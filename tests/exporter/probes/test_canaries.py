@@ -120,13 +120,13 @@ async def test_another_target_or_another_key_has_another_file_and_harms_none(tmp
 async def test_a_reader_never_finds_half_a_file(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
     await file.sync(canary(0))
-    seen = 0
+    count = 0
 
     async def read_on(writing: "asyncio.Task[None]") -> None:
-        nonlocal seen
+        nonlocal count
         while not writing.done():
             assert versions((await canary_file(tmp_path).sync())[0])[0] == "0"
-            seen += 1
+            count += 1
 
     async def write() -> None:
         for version in range(1, 50):
@@ -135,7 +135,7 @@ async def test_a_reader_never_finds_half_a_file(tmp_path: Path) -> None:
     writing = asyncio.create_task(write())
     await read_on(writing)
     await writing
-    assert seen
+    assert count
     assert names(tmp_path) == [file.path.name]
 
 
@@ -161,7 +161,7 @@ async def test_it_is_on_the_disk_before_it_replaces_the_old_one(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-async def test_whatever_the_file_holds_is_reported_or_accepted_whole(tmp_path: Path, data: st.DataObject) -> None:
+async def test_whatever_the_file_contains_is_reported_or_accepted_whole(tmp_path: Path, data: st.DataObject) -> None:
     first = canary_file(tmp_path)
     first.path.with_name(f"{first.path.name}.bad").unlink(missing_ok=True)
     first.path.unlink(missing_ok=True)

@@ -17,18 +17,18 @@ MIN_INTERVAL = 5.0
 class Key:
     """Stands for a key whose probes take 2 s; its results are told apart by their time."""
 
-    def __init__(self, places: asyncio.Semaphore | None = None) -> None:
+    def __init__(self, slots: asyncio.Semaphore | None = None) -> None:
         self.running = self.most = self.ways = 0
         self.began: list[float] = []
         self.observed: list[ProbeResult] = []
         self.raises: BaseException | None = None
-        self.demand = CoalescedProbe(
+        self.coalesced = CoalescedProbe(
             "backend",
             "ledger-kek",
             probe=self.probe,
             measure_connectivity=self.measure_connectivity,
             add_result=self.observed.append,
-            semaphore=places or asyncio.Semaphore(16),
+            semaphore=slots or asyncio.Semaphore(16),
             min_interval=MIN_INTERVAL,
         )
 
@@ -53,7 +53,7 @@ class Key:
 
 async def test_all_who_ask_while_a_probe_is_in_progress_get_its_result_and_it_is_observed_once() -> None:
     key = Key()
-    results = await asyncio.gather(key.demand.run(), *(key.demand.run_or_reuse() for _ in range(100)))
+    results = await asyncio.gather(key.coalesced.run(), *(key.coalesced.run_or_reuse() for _ in range(100)))
     assert len(key.began) == 1
     assert {id(result) for result in results} == {id(key.observed[0])}
     assert len(key.observed) == 1
@@ -61,39 +61,39 @@ async def test_all_who_ask_while_a_probe_is_in_progress_get_its_result_and_it_is
 
 async def test_the_schedule_joins_a_probe_that_somebody_asked_for() -> None:
     key = Key()
-    asked = asyncio.create_task(key.demand.run_or_reuse())
+    request = asyncio.create_task(key.coalesced.run_or_reuse())
     await asyncio.sleep(1)
-    assert await key.demand.run() is await asked
+    assert await key.coalesced.run() is await request
     assert len(key.observed) == 1
 
 
 async def test_who_asks_again_within_the_interval_gets_the_last_result_and_afterwards_a_new_one() -> None:
     key = Key()
-    first = await key.demand.run_or_reuse()
+    first = await key.coalesced.run_or_reuse()
     await asyncio.sleep(MIN_INTERVAL - 0.01)
-    assert await key.demand.run_or_reuse() is first
+    assert await key.coalesced.run_or_reuse() is first
     await asyncio.sleep(0.02)
-    assert await key.demand.run_or_reuse() is not first
+    assert await key.coalesced.run_or_reuse() is not first
     assert len(key.observed) == 2
 
 
 async def test_what_the_schedule_found_answers_who_asks_just_after_it() -> None:
     key = Key()
-    scheduled = await key.demand.run()
-    assert await key.demand.run_or_reuse() is scheduled
+    scheduled = await key.coalesced.run()
+    assert await key.coalesced.run_or_reuse() is scheduled
 
 
 async def test_the_schedule_always_gets_a_new_one() -> None:
     key = Key()
-    assert await key.demand.run_or_reuse() is not await key.demand.run()
+    assert await key.coalesced.run_or_reuse() is not await key.coalesced.run()
 
 
 async def test_while_one_is_in_progress_who_asks_gets_that_one_and_not_the_last() -> None:
     key = Key()
-    last = await key.demand.run()
-    scheduled = asyncio.create_task(key.demand.run())
+    last = await key.coalesced.run()
+    scheduled = asyncio.create_task(key.coalesced.run())
     await asyncio.sleep(1)
-    assert await key.demand.run_or_reuse() is not last
+    assert await key.coalesced.run_or_reuse() is not last
     assert await scheduled is key.observed[-1]
     assert len(key.observed) == 2
 
@@ -103,31 +103,31 @@ async def test_one_that_goes_away_ends_nothing_for_the_others(
     ask: Callable[[CoalescedProbe], Awaitable[ProbeResult]],
 ) -> None:
     key = Key()
-    gone = asyncio.ensure_future(ask(key.demand))
+    abandoned = asyncio.ensure_future(ask(key.coalesced))
     await asyncio.sleep(0.5)
-    other = asyncio.create_task(key.demand.run_or_reuse())
+    other = asyncio.create_task(key.coalesced.run_or_reuse())
     await asyncio.sleep(0.5)
-    gone.cancel()
-    await asyncio.wait({gone})
-    assert gone.cancelled()
+    abandoned.cancel()
+    await asyncio.wait({abandoned})
+    assert abandoned.cancelled()
     assert await other is key.observed[0]
     assert len(key.began) == 1
 
 
-async def test_a_probe_whose_only_asker_went_away_is_still_observed() -> None:
+async def test_a_probe_whose_only_caller_went_away_is_still_observed() -> None:
     key = Key()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
-            await key.demand.run_or_reuse()
+            await key.coalesced.run_or_reuse()
     assert key.observed == []
     await asyncio.sleep(1.01)
     assert len(key.observed) == 1
-    assert await key.demand.run_or_reuse() is key.observed[0]
+    assert await key.coalesced.run_or_reuse() is key.observed[0]
 
 
-async def test_no_more_probes_run_at_once_than_there_are_places_whoever_asks() -> None:
-    places = asyncio.Semaphore(3)
-    keys = [Key(places) for _ in range(12)]
+async def test_no_more_probes_run_at_once_than_there_are_slots_whoever_asks() -> None:
+    slots = asyncio.Semaphore(3)
+    keys = [Key(slots) for _ in range(12)]
     most = 0
 
     async def watch() -> None:
@@ -137,19 +137,21 @@ async def test_no_more_probes_run_at_once_than_there_are_places_whoever_asks() -
             await asyncio.sleep(0.1)
 
     watching = asyncio.create_task(watch())
-    await asyncio.gather(*(key.demand.run() for key in keys[:6]), *(key.demand.run_or_reuse() for key in keys[6:]))
+    await asyncio.gather(
+        *(key.coalesced.run() for key in keys[:6]), *(key.coalesced.run_or_reuse() for key in keys[6:])
+    )
     watching.cancel()
     assert most == 3
     assert all(len(key.observed) == 1 for key in keys)
 
 
-async def test_with_a_single_place_schedule_and_askers_do_not_wait_for_each_other_for_ever() -> None:
-    places = asyncio.Semaphore(1)
-    keys = [Key(places) for _ in range(3)]
+async def test_with_a_single_slot_schedule_and_callers_do_not_wait_for_each_other_for_ever() -> None:
+    slots = asyncio.Semaphore(1)
+    keys = [Key(slots) for _ in range(3)]
 
     def job(key: Key) -> ScheduledJob:
         async def run() -> NextRun:
-            await key.demand.run()
+            await key.coalesced.run()
             return NextRun.ON_GRID
 
         return ScheduledJob("probe", run)
@@ -157,69 +159,71 @@ async def test_with_a_single_place_schedule_and_askers_do_not_wait_for_each_othe
     random = Random(1)  # noqa: S311  jitter, no secret
     schedule = asyncio.create_task(run_schedule([job(key) for key in keys], interval=30, concurrency=1, random=random))
     async with asyncio.timeout(20):
-        await asyncio.gather(*(key.demand.run_or_reuse() for key in reversed(keys)))
+        await asyncio.gather(*(key.coalesced.run_or_reuse() for key in reversed(keys)))
     await asyncio.sleep(3600)
     schedule.cancel()
     assert all(len(key.began) in range(119, 123) for key in keys)
     assert all(key.most == 1 for key in keys)
 
 
-async def test_the_way_is_measured_once_for_all_who_ask_and_no_more_often_than_the_interval() -> None:
+async def test_the_connectivity_is_measured_once_for_all_who_ask_and_no_more_often_than_the_interval() -> None:
     key = Key()
-    assert set(await asyncio.gather(*(key.demand.measure_connectivity() for _ in range(10)))) == {
+    assert set(await asyncio.gather(*(key.coalesced.measure_connectivity() for _ in range(10)))) == {
         (ConnectivityPhase("dns", 1.0),)
     }
-    await key.demand.measure_connectivity()
+    await key.coalesced.measure_connectivity()
     assert key.ways == 1
     await asyncio.sleep(MIN_INTERVAL)
-    await key.demand.measure_connectivity()
+    await key.coalesced.measure_connectivity()
     assert key.ways == 2
 
 
 async def test_what_a_probe_raises_everybody_gets_and_the_next_one_is_tried() -> None:
     key = Key()
     key.raises = ZeroDivisionError("defect")
-    raised = await asyncio.gather(key.demand.run(), key.demand.run_or_reuse(), return_exceptions=True)
+    raised = await asyncio.gather(key.coalesced.run(), key.coalesced.run_or_reuse(), return_exceptions=True)
     assert list(raised) == [key.raises, key.raises]
     key.raises = None
-    assert await key.demand.run_or_reuse() is key.observed[0]
+    assert await key.coalesced.run_or_reuse() is key.observed[0]
 
 
-async def test_closed_it_ends_what_is_in_progress_tells_who_waits_and_starts_nothing() -> None:
+async def test_closed_it_ends_what_is_in_progress_informs_who_waits_and_starts_nothing() -> None:
     before = asyncio.all_tasks()
     key = Key()
-    asked = [
+    requests = [
         asyncio.ensure_future(ask())
-        for ask in (key.demand.run_or_reuse, key.demand.run, key.demand.measure_connectivity)
+        for ask in (key.coalesced.run_or_reuse, key.coalesced.run, key.coalesced.measure_connectivity)
     ]
     await asyncio.sleep(0.5)
-    await key.demand.close()
+    await key.coalesced.close()
     assert key.running == 0
-    assert [type(error) for error in await asyncio.gather(*asked, return_exceptions=True)] == [ProbeClosedError] * 3
+    assert [type(error) for error in await asyncio.gather(*requests, return_exceptions=True)] == [ProbeClosedError] * 3
     with pytest.raises(ProbeClosedError):
-        await key.demand.run()
+        await key.coalesced.run()
     assert asyncio.all_tasks() == before
     assert key.observed == []
 
 
-async def test_ended_it_tells_who_waits_before_what_is_in_progress_has_ended() -> None:
+async def test_ended_it_informs_who_waits_before_what_is_in_progress_has_ended() -> None:
     key = Key()
-    asked = [asyncio.ensure_future(ask()) for ask in (key.demand.run_or_reuse, key.demand.measure_connectivity)]
+    requests = [
+        asyncio.ensure_future(ask()) for ask in (key.coalesced.run_or_reuse, key.coalesced.measure_connectivity)
+    ]
     await asyncio.sleep(0.5)
-    key.demand.cancel()
-    assert [type(error) for error in await asyncio.gather(*asked, return_exceptions=True)] == [ProbeClosedError] * 2
+    key.coalesced.cancel()
+    assert [type(error) for error in await asyncio.gather(*requests, return_exceptions=True)] == [ProbeClosedError] * 2
     with pytest.raises(ProbeClosedError):
-        await key.demand.run_or_reuse()
+        await key.coalesced.run_or_reuse()
 
 
-async def test_closed_while_it_waits_for_a_place_it_takes_none() -> None:
-    places = asyncio.Semaphore(1)
-    key = Key(places)
-    async with places:
-        asked = asyncio.create_task(key.demand.run_or_reuse())
+async def test_closed_while_it_waits_for_a_slot_it_takes_none() -> None:
+    slots = asyncio.Semaphore(1)
+    key = Key(slots)
+    async with slots:
+        request = asyncio.create_task(key.coalesced.run_or_reuse())
         await asyncio.sleep(1)
-        await key.demand.close()
+        await key.coalesced.close()
     assert key.began == []
-    assert not places.locked()
+    assert not slots.locked()
     with pytest.raises(ProbeClosedError):
-        await asked
+        await request

@@ -21,7 +21,7 @@ from shared.kms.registry import connect_key
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 DAY = 86400.0
 TIMEOUT = 5.0
-ONE_LOOK = {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: 1, KeyRead.TEST_PERMISSIONS: 1}
+ONE_INSPECTION = {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: 1, KeyRead.TEST_PERMISSIONS: 1}
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def test_a_healthy_key_is_read_whole(lifecycle: KeyInspector) -> None:
     assert snapshot.description.primary_version == "1"
     assert [(one.id, one.state) for one in snapshot.description.versions] == [("1", VersionState.USABLE)]
     assert snapshot.permissions == dict.fromkeys(GCP_PROFILE.probe_permissions, True)
-    assert snapshot.call_counts == ONE_LOOK
+    assert snapshot.call_counts == ONE_INSPECTION
     assert (snapshot.service, snapshot.target, snapshot.inspected_at) == ("backend", "ledger-kek", 1_700_000_000.5)
     assert (snapshot.problems, snapshot.canaries) == ((), ())
 
@@ -83,7 +83,7 @@ async def test_where_the_key_may_not_be_read_the_permissions_and_the_wrong_aad_s
         snapshot = await lifecycle.inspect()
         assert snapshot.description is None
         assert snapshot.permissions == {one: one != "cloudkms.cryptoKeys.get" for one in GCP_PROFILE.probe_permissions}
-        assert snapshot.call_counts == {**ONE_LOOK, KeyRead.LIST_VERSIONS: 0}
+        assert snapshot.call_counts == {**ONE_INSPECTION, KeyRead.LIST_VERSIONS: 0}
         (problem,) = snapshot.problems
         assert problem.startswith(
             "the key cannot be read: permission_denied: Permission 'cloudkms.cryptoKeys.get' denied"
@@ -115,10 +115,10 @@ async def test_permissions_that_cannot_be_asked_for_are_unknown_and_not_0(
     assert snapshot.permissions is None
     assert snapshot.problems[0].startswith("its permissions cannot be read: unavailable: ")
     assert snapshot.description is not None
-    assert snapshot.call_counts == ONE_LOOK
+    assert snapshot.call_counts == ONE_INSPECTION
 
 
-async def test_where_kms_stalls_a_look_ends_in_time_and_says_so(emulator: Emulator, key: KmsKey) -> None:
+async def test_where_kms_stalls_an_inspection_ends_in_time_and_says_so(emulator: Emulator, key: KmsKey) -> None:
     lifecycle = KeyInspector("backend", "ledger-kek", key, 0.5)
     emulator.faults.add(EmulatorFault(kind="stall"))
     async with asyncio.timeout(20):
@@ -172,7 +172,7 @@ async def test_after_a_rotation_a_wrong_aad_is_tried_on_the_new_version(
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "reported"),
     [
         (EmulatorFault(kind="status", operation="Decrypt", status="UNAVAILABLE"), "unavailable"),
         (EmulatorFault(kind="denied", operation="Decrypt"), "permission_denied"),
@@ -181,9 +181,9 @@ async def test_after_a_rotation_a_wrong_aad_is_tried_on_the_new_version(
     ids=lambda value: value.kind if isinstance(value, EmulatorFault) else value,
 )
 async def test_another_error_says_nothing_of_the_wrong_aad(
-    emulator: Emulator, lifecycle: KeyInspector, fault: EmulatorFault, told: str
+    emulator: Emulator, lifecycle: KeyInspector, fault: EmulatorFault, reported: str
 ) -> None:
     emulator.faults.add(fault)
     snapshot = await lifecycle.inspect()
     assert snapshot.wrong_aad_check is None
-    assert snapshot.problems[0].startswith(f"whether a wrong AAD is refused is not known: {told}: ")
+    assert snapshot.problems[0].startswith(f"whether a wrong AAD is refused is not known: {reported}: ")

@@ -24,19 +24,19 @@ class Mirror(GcpKmsKey):
 
     def __init__(self, *, broken: BaseException | None = None) -> None:
         super().__init__(KEY, endpoint="127.0.0.1:1", insecure=True)
-        self.asked: list[tuple[bytes, bytes]] = []
+        self.requests: list[tuple[bytes, bytes]] = []
         self._broken = broken
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         assert timeout == TIMEOUT
-        self.asked.append((plaintext, aad))
+        self.requests.append((plaintext, aad))
         return EncryptResult(plaintext[::-1], "7", "SOFTWARE")
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
         assert timeout == TIMEOUT
         if self._broken:
             raise self._broken
-        assert aad == self.asked[-1][1]
+        assert aad == self.requests[-1][1]
         return DecryptResult(ciphertext[::-1], is_primary=True)
 
 
@@ -142,7 +142,7 @@ async def test_plaintext_and_aad_are_random_and_new_in_each_probe() -> None:
     prober = Prober("backend", "mirror", mirror, TIMEOUT)
     await prober.probe()
     await prober.probe()
-    (plaintext, aad), (next_plaintext, next_aad) = mirror.asked
+    (plaintext, aad), (next_plaintext, next_aad) = mirror.requests
     assert (len(plaintext), len(aad)) == (PLAINTEXT_BYTES, AAD_BYTES)
     assert plaintext != next_plaintext
     assert aad != next_aad
@@ -154,7 +154,7 @@ async def test_a_duration_is_measured_by_the_monotonic_clock_alone() -> None:
     assert [call.seconds for call in result.calls] == [0.25, 0.25]
 
 
-async def test_an_unexpected_exception_is_an_internal_failure_that_carries_its_trace() -> None:
+async def test_an_unexpected_exception_is_an_internal_failure_that_has_its_trace() -> None:
     defect = ZeroDivisionError("defect")
     result = await Prober("backend", "mirror", Mirror(broken=defect), TIMEOUT).probe()
     assert result.failed_call is not None

@@ -44,15 +44,15 @@ class Method:
     """The query's parameters that every method has."""
 
     def check_query(self, query: dict[str, str]) -> None:
-        known = self.everywhere | self.document.get("parameters", {})
+        parameters = self.everywhere | self.document.get("parameters", {})
         for name, value in query.items():
-            if name not in known:
+            if name not in parameters:
                 raise AgainstDiscoveryError(f"{self.name} has no parameter {name}")
-            kind = known[name].get("type")
+            kind = parameters[name].get("type")
             forms = {"boolean": r"true|false", "integer": r"-?\d+"}
             if not re.fullmatch(forms.get(kind, r".*"), value, re.DOTALL):
                 raise AgainstDiscoveryError(f"{self.name}: {name} is no {kind}: {value}")
-            if "enum" in known[name] and value not in known[name]["enum"]:
+            if "enum" in parameters[name] and value not in parameters[name]["enum"]:
                 raise AgainstDiscoveryError(f"{self.name}: {name} cannot be {value}")
         for name, parameter in self.document.get("parameters", {}).items():
             if parameter.get("required") and parameter["location"] == "query" and name not in query:

@@ -42,7 +42,7 @@ class LoggingWorld(World):
     objects: dict[str, dict[str, bytes]] = field(default_factory=dict)
     late: set[str] = field(default_factory=set)
     """Places where none shows."""
-    looks: dict[str, int] = field(default_factory=dict)
+    reads: dict[str, int] = field(default_factory=dict)
     log_readers: bool = True
     empty_pages: int = 0
 
@@ -92,8 +92,8 @@ class LoggingWorld(World):
                     self.objects[target][file] = before + json.dumps(entry).encode() + b"\n"
 
     def _shows(self, location: str) -> bool:
-        self.looks[location] = self.looks.get(location, 0) + 1
-        return self.looks[location] > self.delay and location not in self.late
+        self.reads[location] = self.reads.get(location, 0) + 1
+        return self.reads[location] > self.delay and location not in self.late
 
     def _logging_entries_list(self, request: ReceivedRequest) -> Document:
         if self.empty_pages and "pageToken" not in request.body:

@@ -12,7 +12,7 @@ from tests.ops.audit.conftest import Waits
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Fault, RefusedError, Stand
 
-WISH = DesiredState("acme-prod", bigquery=True, bucket="acme-kms-audit", location="europe-west3")
+DESIRED = DesiredState("acme-prod", bigquery=True, bucket="acme-kms-audit", location="europe-west3")
 GET_POLICY = "cloudresourcemanager.projects.getIamPolicy"
 SET_POLICY = "cloudresourcemanager.projects.setIamPolicy"
 WRITES = {
@@ -32,11 +32,11 @@ Run = Callable[[], list[AuditPart]]
 
 @pytest.fixture
 def run(google: GoogleApi, waits: Waits) -> Run:
-    return lambda: [change.part for change in apply_changes(google, WISH, waits.sleep)]
+    return lambda: [change.part for change in apply_changes(google, DESIRED, waits.sleep)]
 
 
 def test_everything_is_set_up_and_a_second_run_changes_nothing(run: Run, world: LoggingWorld, stand: Stand) -> None:
-    assert run() == list(WISH.list_parts)
+    assert run() == list(DESIRED.list_parts)
     assert set(stand.names()) >= WRITES
     assert world.enabled == {"projects/acme-prod/services/cloudkms.googleapis.com"}
     (config,) = world.policies["acme-prod"]["auditConfigs"]
@@ -95,13 +95,13 @@ def test_a_policy_that_changes_between_read_and_write_keeps_the_change(
 
 def test_the_policy_is_written_with_its_etag_its_version_and_a_mask_that_names_the_logs(run: Run, stand: Stand) -> None:
     run()
-    read, written = (
-        next(asked for asked in stand.requests if asked.method == name) for name in (GET_POLICY, SET_POLICY)
+    read, replacement = (
+        next(request for request in stand.requests if request.method == name) for name in (GET_POLICY, SET_POLICY)
     )
     assert read.body == {"options": {"requestedPolicyVersion": 3}}
-    assert written.body["updateMask"] == "auditConfigs,etag"
-    assert written.body["policy"]["version"] == 3
-    assert written.body["policy"]["etag"]
+    assert replacement.body["updateMask"] == "auditConfigs,etag"
+    assert replacement.body["policy"]["version"] == 3
+    assert replacement.body["policy"]["etag"]
 
 
 def change_dataset(world: LoggingWorld) -> None:
@@ -123,7 +123,7 @@ def change_bucket(world: LoggingWorld) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "change", "kept"),
+    ("method", "change", "preserved"),
     [
         ("bigquery.datasets.patch", change_dataset, "auditor@x"),
         ("storage.buckets.setIamPolicy", change_bucket_policy, "user:auditor@x"),
@@ -131,14 +131,14 @@ def change_bucket(world: LoggingWorld) -> None:
     ],
 )
 def test_every_other_concurrent_change_survives(
-    method: str, change: Callable[[LoggingWorld], None], kept: str, run: Run, world: LoggingWorld, stand: Stand
+    method: str, change: Callable[[LoggingWorld], None], preserved: str, run: Run, world: LoggingWorld, stand: Stand
 ) -> None:
     if method == "storage.buckets.patch":
         run()
         world.buckets["acme-kms-audit"]["lifecycle"]["rule"] = []
     stand.faults.append(Fault(method, before=lambda: change(world)))
     run()
-    assert kept in str((world.datasets, world.buckets, world.bucket_policies))
+    assert preserved in str((world.datasets, world.buckets, world.bucket_policies))
     assert run() == []
 
 
@@ -185,7 +185,7 @@ def test_a_change_that_never_shows_is_given_up_on(run: Run, stand: Stand, world:
 
 def test_a_writer_that_iam_has_not_heard_of_yet_is_waited_for(run: Run, world: LoggingWorld, waits: Waits) -> None:
     world.slowness = 8
-    assert run() == list(WISH.list_parts)
+    assert run() == list(DESIRED.list_parts)
     assert waits.seconds > 100, "IAM takes a minute or two"
 
 
@@ -207,11 +207,11 @@ def test_an_api_that_cannot_be_enabled_is_a_sentence(run: Run, world: LoggingWor
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("status", [429, 500, 503])
 @pytest.mark.parametrize("method", sorted(WRITES | {GET_POLICY}))
-def test_what_passes_by_itself_is_tried_again(
+def test_what_passes_by_itself_is_retried(
     method: str, status: int, late: bool, run: Run, stand: Stand, waits: Waits
 ) -> None:
     stand.faults.append(Fault(method, times=2, refuse=RefusedError(status), late=late))
-    assert run() == list(WISH.list_parts), "what was done although its answer was lost is told, too"
+    assert run() == list(DESIRED.list_parts), "what was done although its answer was lost is told, too"
     assert waits.pauses[0] >= (7 if status == 429 else 1)
     assert run() == []
 

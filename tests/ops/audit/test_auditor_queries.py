@@ -22,10 +22,10 @@ def test_a_query_can_be_run_as_it_is(question: str, tmp_path: Path) -> None:
     for name in ("gcloud", "bq"):
         (tmp_path / name).write_text(FAKE)
         (tmp_path / name).chmod(0o755)
-    asked = tmp_path / "asked"
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "ASKED": str(asked)}
+    queried = tmp_path / "asked"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "ASKED": str(queried)}
     subprocess.run(["bash", "-euc", ALL[question]], env=environment, check=True, timeout=30)
-    program, *arguments = asked.read_text().split("\0")[:-1]
+    program, *arguments = queried.read_text().split("\0")[:-1]
     assert Path(program).name == ("bq" if "BigQuery" in question else "gcloud")
     assert [program.rpartition("/")[2], *arguments] == shlex.split(
         ALL[question].partition(" | ")[0].replace("\\\n", "")
@@ -59,10 +59,10 @@ CHANGED = entry("UpdateCryptoKeyVersion", "activity", "NOTICE")
 def test_a_query_of_the_log_selects_what_its_question_requests(
     question: str, selected: list[Resource], freshness: str
 ) -> None:
-    words = shlex.split(ALL[question].replace("\\\n", ""))
-    asked = next(word for word in words if word.startswith("logName="))
-    assert [each for each in (DECRYPTED, DENIED, ENCRYPTED, CHANGED) if selects(asked, each)] == selected
-    assert f"--freshness={freshness}" in words
+    arguments = shlex.split(ALL[question].replace("\\\n", ""))
+    queried = next(argument for argument in arguments if argument.startswith("logName="))
+    assert [each for each in (DECRYPTED, DENIED, ENCRYPTED, CHANGED) if selects(queried, each)] == selected
+    assert f"--freshness={freshness}" in arguments
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_a_query_of_bigquery_covers_the_days_that_its_question_names(
 
 
 def test_every_question_of_an_auditor_is_there_for_both() -> None:
-    for words in ("Who decrypted", "Who encrypted", "refused or failed", "Unusual callers", "Who changed a key"):
-        assert [words in question for question in ALL].count(True) == 2
+    for heading in ("Who decrypted", "Who encrypted", "refused or failed", "Unusual callers", "Who changed a key"):
+        assert [heading in question for question in ALL].count(True) == 2
 
 
 def test_without_bigquery_its_queries_are_left_out(audit: Audit) -> None:

@@ -20,9 +20,9 @@ EXAMPLES = (main.epilog or "").replace("\\\n", "")
 
 @pytest.mark.parametrize("text", [AUDIT, EXAMPLES], ids=["docs", "help"])
 def test_every_command_that_is_shown_works_in_its_order(text: str, audit: Audit) -> None:
-    shown = [shlex.split(line)[1:] for line in re.findall(r"^ *(keypulse-audit .*)", text, re.MULTILINE)]
-    assert {arguments[0] for arguments in shown} == {"plan", "apply", "verify", "queries"}
-    for arguments in shown:
+    documented = [shlex.split(line)[1:] for line in re.findall(r"^ *(keypulse-audit .*)", text, re.MULTILINE)]
+    assert {arguments[0] for arguments in documented} == {"plan", "apply", "verify", "queries"}
+    for arguments in documented:
         result = audit(*arguments)
         assert result.exit_code == 0, result.output
 
@@ -40,18 +40,20 @@ def test_every_option_is_in_the_reference_and_no_other() -> None:
 
 
 def test_every_role_that_is_requested_is_in_the_table_and_no_other() -> None:
-    asked = {role for _, roles in PERMISSIONS_BY_METHOD.values() for role in re.findall(r"roles/[\w.]+", roles)}
-    assert set(re.findall(r"roles/[\w.]+", AUDIT)) == asked
+    required_roles = {
+        role for _, roles in PERMISSIONS_BY_METHOD.values() for role in re.findall(r"roles/[\w.]+", roles)
+    }
+    assert set(re.findall(r"roles/[\w.]+", AUDIT)) == required_roles
 
 
 def test_the_lines_that_verify_is_shown_to_print_are_its_own(audit: Audit, world: LoggingWorld) -> None:
-    shown = re.findall(r"^[✓✗] .*", AUDIT, re.MULTILINE)
+    documented = re.findall(r"^[✓✗] .*", AUDIT, re.MULTILINE)
     command = ("--project", "acme-prod", "--location", "europe-west3", "--bigquery", "--bucket", "acme-prod-kms-audit")
     audit("apply", *command)
     world.now = AuditProbe.parse("keypulse-20260101T120000Z-1a2b3c4d").sent_at
     world.late = {"bucket acme-prod-kms-audit"}
     printed = audit("verify", *command).output.splitlines()
-    assert [_plain(line) for line in printed] == [_plain(line) for line in shown]
+    assert [_plain(line) for line in printed] == [_plain(line) for line in documented]
 
 
 def _plain(line: str) -> str:

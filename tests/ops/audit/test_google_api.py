@@ -121,7 +121,7 @@ def test_credentials_that_are_not_taken_are_a_sentence(waits: Waits, stand: Stan
         google.call(GET_SINK, **SINK)
 
 
-def test_a_person_without_a_quota_project_is_told_how_to_name_one(waits: Waits, stand: Stand) -> None:
+def test_a_person_without_a_quota_project_gets_a_hint_how_to_name_one(waits: Waits, stand: Stand) -> None:
     refused = RefusedError(403, "The API requires a quota project, which is not set by default.", "SERVICE_DISABLED")
     stand.faults.append(Fault(GET_SINK, refuse=refused))
     with client(stand.url, waits) as google, pytest.raises(GoogleError, match="application-default set-quota-project"):

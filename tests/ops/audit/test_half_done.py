@@ -17,7 +17,7 @@ from tests.ops.audit.initial_states import BUCKET, FOREIGN_BINDING, PROJECT, hal
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Stand
 
-WISH = DesiredState(
+DESIRED = DesiredState(
     PROJECT, frozenset({"serviceAccount:exporter@x"}), bigquery=True, bucket=BUCKET, location="europe-west3"
 )
 READS = {"get", "getIamPolicy"}
@@ -58,7 +58,7 @@ def _plain(value: Any) -> Any:
 
 
 def done(google: GoogleApi | CutOff) -> None:
-    for change in apply_changes(google, WISH, lambda _: None):
+    for change in apply_changes(google, DESIRED, lambda _: None):
         assert diff_change(change), "a change that nobody would see"
 
 
@@ -87,7 +87,7 @@ def test_from_any_half_done_state_a_run_ends_in_the_same_state(
     assert end(world) == end(untouched)
 
     stand.requests.clear()
-    assert plan_changes({part: read_part(google, part, WISH) for part in WISH.list_parts}, WISH) == []
+    assert plan_changes({part: read_part(google, part, DESIRED) for part in DESIRED.list_parts}, DESIRED) == []
     done(google)
     assert {name.rpartition(".")[2] for name in stand.names()} == READS
     policy = world.policies[PROJECT]

@@ -34,7 +34,7 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def launch(root: Path, *arguments: str, fails: str = "nothing") -> tuple[int, list[str], str]:
+def run_launcher(root: Path, *arguments: str, fails: str = "nothing") -> tuple[int, list[str], str]:
     calls = root.parent / "calls"
     calls.write_text("")
     environment = {"PATH": f"{root.parent}:{os.environ['PATH']}", "CALLS": str(calls), "FAILS": fails}
@@ -44,35 +44,35 @@ def launch(root: Path, *arguments: str, fails: str = "nothing") -> tuple[int, li
 
 
 def test_it_installs_once_and_passes_everything_on(checkout: Path) -> None:
-    code, calls, _ = launch(checkout, "plan", "--project", "acme prod")
+    code, calls, _ = run_launcher(checkout, "plan", "--project", "acme prod")
     assert code == 0
     assert [call.partition("pip install")[1] for call in calls] == ["", "", "pip install", "pip install", ""]
     assert "--require-hashes" in calls[2]
     assert "--no-index" in calls[3]
     assert calls[4] == "-m ops.audit plan --project acme prod"
-    assert launch(checkout, "apply")[1] == ["-m ops.audit apply"]
+    assert run_launcher(checkout, "apply")[1] == ["-m ops.audit apply"]
 
 
 def test_it_installs_again_when_the_lock_has_changed(checkout: Path) -> None:
-    launch(checkout)
+    run_launcher(checkout)
     later = (checkout / ".venv-audit/installed").stat().st_mtime + 10
     os.utime(checkout / "requirements/audit.lock", (later, later))
-    assert len(launch(checkout)[1]) == 5
+    assert len(run_launcher(checkout)[1]) == 5
 
 
 def test_the_exit_code_is_the_command_s(checkout: Path) -> None:
-    launch(checkout)
-    assert launch(checkout, "plan", fails="ops.audit plan")[0] == 1
+    run_launcher(checkout)
+    assert run_launcher(checkout, "plan", fails="ops.audit plan")[0] == 1
 
 
 @pytest.mark.parametrize(
-    ("fails", "code", "said"), [("-c import", 2, "Python 3.11"), ("pip install", 1, "package index")]
+    ("fails", "code", "output"), [("-c import", 2, "Python 3.11"), ("pip install", 1, "package index")]
 )
-def test_what_goes_wrong_is_a_sentence_and_is_tried_again(fails: str, code: int, said: str, checkout: Path) -> None:
-    failed, _, stderr = launch(checkout, "plan", fails=fails)
+def test_what_goes_wrong_is_a_sentence_and_is_retried(fails: str, code: int, output: str, checkout: Path) -> None:
+    failed, _, stderr = run_launcher(checkout, "plan", fails=fails)
     assert failed == code
-    assert said in stderr
-    assert launch(checkout, "plan")[1][-1] == "-m ops.audit plan"
+    assert output in stderr
+    assert run_launcher(checkout, "plan")[1][-1] == "-m ops.audit plan"
 
 
 def test_the_one_for_powershell_is_powershell_and_does_the_same() -> None:

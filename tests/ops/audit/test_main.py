@@ -41,11 +41,11 @@ def test_a_plan_says_what_would_change_and_changes_nothing(audit: Audit, world: 
 
 
 def test_plan_apply_apply_and_verify(audit: Audit, stand: Stand) -> None:
-    planned = audit("plan", *FULL)
-    assert "8 to change, 0 as configured. Nothing was changed." in planned.output
+    plan = audit("plan", *FULL)
+    assert "8 to change, 0 as configured. Nothing was changed." in plan.output
     first = audit("apply", *FULL)
     assert "8 changed, 0 as configured." in first.output
-    assert "known when" in planned.output
+    assert "known when" in plan.output
     assert "known when" not in first.output
     stand.requests.clear()
     second = audit("apply", *FULL)
@@ -53,7 +53,7 @@ def test_plan_apply_apply_and_verify(audit: Audit, stand: Stand) -> None:
     assert {name.rpartition(".")[2] for name in stand.names()} == {"get", "getIamPolicy"}
     verified = audit("verify", *FULL)
     assert [line[:1] for line in verified.output.splitlines()] == ["✓"] * 6
-    assert {each.exit_code for each in (planned, first, second, verified)} == {0}
+    assert {each.exit_code for each in (plan, first, second, verified)} == {0}
 
 
 def test_a_run_that_was_cut_off_goes_on(audit: Audit, stand: Stand) -> None:
@@ -73,7 +73,7 @@ def test_what_fails_in_one_project_leaves_the_others_alone(audit: Audit, stand: 
     assert "(no such [31m project); it needs serviceusage.services.get: ask for" in result.stderr
 
 
-def test_what_is_in_the_way_is_one_line_and_exit_1(audit: Audit) -> None:
+def test_what_prevents_it_is_one_line_and_exit_1(audit: Audit) -> None:
     audit("apply", *FULL)
     result = audit("plan", "--project", "acme-prod", "--bigquery", "--location", "US")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
@@ -91,7 +91,7 @@ def test_verify_fails_after_the_time_that_it_was_given(audit: Audit, world: Logg
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
         ((), "Missing option '--project'"),
         (("--project", "Acme"), "expected the ID of a project, such as acme-prod, got 'Acme'"),
@@ -106,10 +106,12 @@ def test_verify_fails_after_the_time_that_it_was_given(audit: Audit, world: Logg
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "apply", "verify"])
-def test_wrong_usage_is_exit_2(command: str, arguments: tuple[str, ...], said: str, audit: Audit, stand: Stand) -> None:
+def test_wrong_usage_is_exit_2(
+    command: str, arguments: tuple[str, ...], sentence: str, audit: Audit, stand: Stand
+) -> None:
     result = audit(command, *arguments)
     assert result.exit_code == 2
-    assert said in " ".join(result.stderr.split())
+    assert sentence in " ".join(result.stderr.split())
     assert stand.requests == []
 
 

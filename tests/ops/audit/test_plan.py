@@ -53,7 +53,7 @@ def logs(*configs: Resource) -> Resource:
     return {"etag": "a", "bindings": [], "auditConfigs": list(configs)}
 
 
-def test_without_sinks_only_the_api_and_the_logs_are_wished() -> None:
+def test_without_sinks_only_the_api_and_the_logs_are_desired() -> None:
     assert [change.part for change in plan_changes(EMPTY, PLAIN)] == [AuditPart.API, AuditPart.POLICY]
 
 
@@ -88,7 +88,9 @@ def test_the_order_of_log_types_and_members_is_no_change() -> None:
 
 def test_who_is_exempted_for_all_services_is_reported() -> None:
     config = {"service": "allServices", "auditLogConfigs": [{"logType": "DATA_READ", "exemptedMembers": ["user:a@x"]}]}
-    assert [note.partition(" ")[0] for note in list_warnings(EMPTY | {AuditPart.POLICY: logs(config)})] == ["user:a@x"]
+    assert [warning.partition(" ")[0] for warning in list_warnings(EMPTY | {AuditPart.POLICY: logs(config)})] == [
+        "user:a@x"
+    ]
 
 
 def test_what_keeps_entries_from_a_sink_or_deletes_them_sooner_is_reported() -> None:
@@ -189,11 +191,11 @@ def test_a_sink_takes_the_audit_logs_of_kms_and_nothing_else(log: str, service: 
     assert selects(SINK_FILTER, entry) is wanted
 
 
-def test_a_bucket_as_it_is_wished_is_left_alone() -> None:
+def test_a_bucket_as_it_is_desired_is_left_alone() -> None:
     assert plan_part(AuditPart.BUCKET, BUCKET) is None
 
 
-def test_what_deletes_by_another_age_gives_way_and_other_rules_stay() -> None:
+def test_what_deletes_by_another_age_is_replaced_and_other_rules_stay() -> None:
     soon = {"action": {"type": "Delete"}, "condition": {"age": 30}}
     cold = {"action": {"type": "SetStorageClass", "storageClass": "ARCHIVE"}, "condition": {"age": 90}}
     drafts = {"action": {"type": "Delete"}, "condition": {"age": 1, "matchesPrefix": ["drafts/"]}}
@@ -226,7 +228,7 @@ def test_access_by_object_and_publicity_are_switched_off(switches: Resource, cha
 
 
 @pytest.mark.parametrize(
-    ("part", "old", "said"),
+    ("part", "old", "sentence"),
     [
         (AuditPart.DATASET, {"location": "US"}, "kms_audit is in US, and Google moves none; say --location US"),
         (
@@ -237,8 +239,8 @@ def test_access_by_object_and_publicity_are_switched_off(switches: Resource, cha
         (AuditPart.BUCKET, BUCKET | {"projectNumber": "9"}, "acme-kms-audit belongs to another project, number 9"),
     ],
 )
-def test_what_cannot_be_changed_is_a_sentence(part: AuditPart, old: Resource, said: str) -> None:
-    with pytest.raises(UnchangeableError, match=said):
+def test_what_cannot_be_changed_is_a_sentence(part: AuditPart, old: Resource, sentence: str) -> None:
+    with pytest.raises(UnchangeableError, match=sentence):
         plan_part(part, old)
 
 

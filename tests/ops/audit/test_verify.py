@@ -61,7 +61,7 @@ def test_it_is_waited_for(set_up: None, verify: Verify, world: LoggingWorld, wai
     assert waits.seconds == 30
 
 
-def test_it_is_waited_for_in_bounded_time_and_each_place_says_what_to_do(
+def test_it_is_waited_for_in_bounded_time_and_each_message_says_what_to_do(
     set_up: None, verify: Verify, world: LoggingWorld, waits: Waits
 ) -> None:
     world.delay = 1000
@@ -69,8 +69,8 @@ def test_it_is_waited_for_in_bounded_time_and_each_place_says_what_to_do(
     assert waits.seconds == 45
     late = {result.name: result.hint for result in results if not result.is_ok}
     assert list(late) == ["acme-prod: log", "acme-prod: BigQuery", "acme-prod: bucket"]
-    again = "search again later with --probe keypulse-20260102T235950Z-1a2b"
-    assert all(hint.endswith(again) for hint in late.values())
+    ending = "search again later with --probe keypulse-20260102T235950Z-1a2b"
+    assert all(hint.endswith(ending) for hint in late.values())
 
 
 def test_the_probe_of_an_earlier_run_is_searched_for_and_none_is_sent(
@@ -92,7 +92,7 @@ def test_another_run_s_probe_is_not_mistaken_for_it(set_up: None, verify: Verify
     assert [result.name.partition(": ")[2] for result in results if not result.is_ok] == ["log", "BigQuery", "bucket"]
 
 
-def test_who_is_exempted_is_told_to_look_there(set_up: None, verify: Verify, world: LoggingWorld) -> None:
+def test_who_is_exempted_is_asked_to_search_there(set_up: None, verify: Verify, world: LoggingWorld) -> None:
     for log in world.policies["acme-prod"]["auditConfigs"][0]["auditLogConfigs"]:
         log["exemptedMembers"] = [CALLER]
     desired = DesiredState("acme-prod", frozenset({CALLER}))
@@ -100,7 +100,7 @@ def test_who_is_exempted_is_told_to_look_there(set_up: None, verify: Verify, wor
     assert "whether your own account is exempted" in failed(verify([desired], timeout=1)).hint
 
 
-def test_settings_that_are_not_as_wished_are_named_and_the_rest_is_skipped(
+def test_settings_that_are_not_as_desired_are_named_and_the_rest_is_skipped(
     verify: Verify, set_up: None, world: LoggingWorld
 ) -> None:
     world.sinks["projects/acme-prod/sinks/kms-audit-storage"]["disabled"] = True
@@ -115,7 +115,7 @@ def test_who_may_not_read_the_log_is_reported_at_once(set_up: None, verify: Veri
 
 
 @pytest.mark.parametrize(
-    ("method", "place", "role"),
+    ("method", "resource", "role"),
     [
         ("cloudkms.projects.locations.keyRings.list", "probe", "roles/cloudkms.viewer"),
         ("bigquery.jobs.query", "BigQuery", "roles/bigquery.jobUser"),
@@ -125,11 +125,11 @@ def test_who_may_not_read_the_log_is_reported_at_once(set_up: None, verify: Veri
     ],
 )
 def test_a_missing_permission_names_the_role(
-    method: str, place: str, role: str, set_up: None, verify: Verify, stand: Stand
+    method: str, resource: str, role: str, set_up: None, verify: Verify, stand: Stand
 ) -> None:
     stand.denied.add(method)
     result = failed(verify())
-    assert result.name == f"acme-prod: {place}"
+    assert result.name == f"acme-prod: {resource}"
     assert role in result.hint
 
 
@@ -154,7 +154,7 @@ def test_a_mark_that_two_reads_of_a_large_file_share_is_found(
     assert outcomes(verify())["bucket"] is CheckOutcome.PASSED
 
 
-def test_several_projects_are_waited_for_together(
+def test_several_projects_are_waited_for_at_the_same_time(
     google: GoogleApi, verify: Verify, world: LoggingWorld, waits: Waits
 ) -> None:
     desired_states = [DesiredState("acme-prod"), DesiredState("acme-test")]

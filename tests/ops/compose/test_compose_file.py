@@ -41,7 +41,7 @@ def test_each_profile_is_whole(profile: str, expected: set[str]) -> None:
     assert {name: names for name, names in missing.items() if names} == {}
 
 
-def test_without_another_word_it_is_the_demo() -> None:
+def test_without_an_argument_it_is_the_demo() -> None:
     chosen = re.findall("^COMPOSE_PROFILES=(.*)$", (ROOT / ".env").read_text(), re.MULTILINE)
     assert chosen
     assert set(chosen[0].split(",")) <= {"demo", "postgres", "gcp", "minimal"}, "demo, unless somebody chose another"
@@ -114,19 +114,19 @@ def test_the_minimal_profile_has_configurations_that_name_nobody_who_is_not_ther
     name: str, command: click.Command, tmp_path: Path
 ) -> None:
     file = ROOT / f"ops/compose/minimal/{name}.yml"
-    here = tmp_path / file.name
-    here.write_text(mounted(file.read_text(encoding="utf-8"), tmp_path), encoding="utf-8")
+    copy = tmp_path / file.name
+    copy.write_text(mounted(file.read_text(encoding="utf-8"), tmp_path), encoding="utf-8")
     key = "projects/acme-prod/locations/global/keyRings/app/cryptoKeys/ledger"
     targets = f'[{{"name": "ledger-kek", "canary_dir": "{tmp_path}", "key": "{key}"}}]'
     given = {
         "exporter": {"KEYPULSE_EXPORTER__TARGETS": targets},
         "relay": {"KEYPULSE_RELAY__DATABASE": f"sqlite:///{tmp_path}/relay.db"},
     }
-    checked = CliRunner().invoke(command, ["--config", str(here), "--check"], env=given[name])
+    checked = CliRunner().invoke(command, ["--config", str(copy), "--check"], env=given[name])
 
     assert (checked.exit_code, checked.stdout) == (0, "the configuration is valid\n"), checked.stderr
-    written = re.sub(r"(^|\s)#.*", "", file.read_text(encoding="utf-8"))
-    assert set(re.findall(r"[\w.-]+:\d{2,5}\b", written)) == {f"0.0.0.0:{PORTS[name]}"}
+    content = re.sub(r"(^|\s)#.*", "", file.read_text(encoding="utf-8"))
+    assert set(re.findall(r"[\w.-]+:\d{2,5}\b", content)) == {f"0.0.0.0:{PORTS[name]}"}
 
 
 PORTS = {"exporter": 9911, "relay": 9912}

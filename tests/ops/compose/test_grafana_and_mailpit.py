@@ -36,7 +36,7 @@ MOUNTS = {
 def published(service: dict[str, Any]) -> dict[int, int]:
     """The port inside, and the one on this machine."""
     ports = (with_defaults(port).split(":") for port in service["ports"])
-    return {int(inside): int(outside) for _, outside, inside in ports}
+    return {int(inside): int(host_port) for _, host_port, inside in ports}
 
 
 def names(profile: str) -> set[str]:
@@ -46,7 +46,7 @@ def names(profile: str) -> set[str]:
     return {*running, *(name for each in aliases for name in each)}
 
 
-def test_grafana_finds_the_dashboard_where_its_provider_looks() -> None:
+def test_grafana_finds_the_dashboard_where_its_provider_searches() -> None:
     (file,) = MOUNTS[f"{PROVISIONING}/dashboards"].glob("*.yml")
     (provider,) = yaml.safe_load(file.read_text())["providers"]
     (dashboard,) = MOUNTS[provider["options"]["path"]].glob("*.json")
@@ -60,7 +60,7 @@ def test_grafana_finds_a_data_source_that_is_the_dashboards_default() -> None:
     assert urlsplit(source["url"]).hostname in names("demo")
 
 
-def test_whoever_opens_grafana_may_look_and_there_is_no_other_user() -> None:
+def test_whoever_opens_grafana_may_read_and_there_is_no_other_user() -> None:
     given = GRAFANA["environment"]
     anonymous = {name: given[f"GF_AUTH_{name}"] for name in ("ANONYMOUS_ENABLED", "ANONYMOUS_ORG_ROLE")}
     assert anonymous == {"ANONYMOUS_ENABLED": "true", "ANONYMOUS_ORG_ROLE": "Viewer"}
@@ -71,10 +71,10 @@ def test_whoever_opens_grafana_may_look_and_there_is_no_other_user() -> None:
 def test_a_message_leads_to_grafanas_dashboard() -> None:
     link = urlsplit(RELAY["links"]["dashboard"])
     (dashboard,) = MOUNTS["/var/lib/grafana/dashboards/keypulse"].glob("*.json")
-    known = json.loads(dashboard.read_text())
-    assert link.path == f"/d/{known['uid']}"
+    board = json.loads(dashboard.read_text())
+    assert link.path == f"/d/{board['uid']}"
     assert link.port == published(GRAFANA)[3000]
-    variables = {f"var-{each['name']}" for each in known["templating"]["list"]}
+    variables = {f"var-{each['name']}" for each in board["templating"]["list"]}
     assert parse_qs(link.query).keys() <= {*variables, "from", "to"}
 
 

@@ -61,7 +61,7 @@ async def test_what_did_not_arrive_is_named_and_the_exit_code_says_so(
     async def nothing(_ports: Ports) -> AsyncIterator[stack.Stack]:
         yield stack.Stack(NOWHERE, None, None, tmp_path)  # type: ignore[arg-type]  # never asked for anything
 
-    async def well(_ports: Ports) -> bool:
+    async def is_ready(_ports: Ports) -> bool:
         return True
 
     async def incident(*_: object) -> tuple[list[timeline.Hop], list[str]]:
@@ -72,17 +72,17 @@ async def test_what_did_not_arrive_is_named_and_the_exit_code_says_so(
         return storm.Storm([timeline.Hop("storm", None, "firing", 1.0, 0.0)], [missing])
 
     monkeypatch.setattr(stack, "run_stack", nothing)
-    monkeypatch.setattr(demo, "_run_smoke_test", well)
+    monkeypatch.setattr(demo, "_run_smoke_test", is_ready)
     monkeypatch.setattr(scenario, "run_incident", incident)
     monkeypatch.setattr(storm, "run_storm", stormy)
     with pytest.raises(SystemExit) as ended:
         await demo._run_once(tmp_path / "demo.json")
     assert ended.value.code == 1
-    said = capsys.readouterr().out
-    assert (missing in said, "all six messages arrived" in said) == (True, False)
-    written = json.loads((tmp_path / "demo.json").read_text())
-    assert written["ok"] is False
-    assert [hop["name"] for hop in written["hops"]] == ["fault", "storm"][: 1 + is_in_storm]
+    output = capsys.readouterr().out
+    assert (missing in output, "all six messages arrived" in output) == (True, False)
+    document = json.loads((tmp_path / "demo.json").read_text())
+    assert document["ok"] is False
+    assert [hop["name"] for hop in document["hops"]] == ["fault", "storm"][: 1 + is_in_storm]
 
 
 def test_the_shell_of_a_person_on_call_has_the_runbooks_variables_and_keypulses_commands(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ async def test_children_are_stopped_at_the_end(tmp_path: Path) -> None:
     assert not _alive(pid)
 
 
-async def test_a_child_that_ended_is_named_with_its_last_words(tmp_path: Path) -> None:
+async def test_a_child_that_ended_is_named_with_its_last_output(tmp_path: Path) -> None:
     async with run_processes(tmp_path) as children:
         await children.start("relay", [sys.executable, "-c", "import sys; sys.exit('no such file')"])
         await children._running["relay"].wait()
@@ -45,7 +45,7 @@ async def test_a_child_that_ended_is_named_with_its_last_words(tmp_path: Path) -
             children.check()
 
 
-async def test_a_child_that_was_killed_is_started_again_and_its_last_words_stay(tmp_path: Path) -> None:
+async def test_a_child_that_was_killed_is_started_again_and_its_last_output_stays(tmp_path: Path) -> None:
     async with run_processes(tmp_path) as children:
         first = await children.start("sleeper", SLEEPER)
         await children.start("other", SLEEPER)
@@ -57,10 +57,10 @@ async def test_a_child_that_was_killed_is_started_again_and_its_last_words_stay(
         assert children.list_ended() == {"sleeper": "sleeper ended with exit code -9: up"}
         assert await children.restart_ended() == ["sleeper"]
         assert children.list_ended() == {}
-        again = int(file.read_text())
-        assert again != first
+        new_pid = int(file.read_text())
+        assert new_pid != first
         _until(lambda: log.read_text() == "up\nup\n")
-    assert not _alive(again)
+    assert not _alive(new_pid)
 
 
 def test_children_go_even_when_the_demo_is_killed(tmp_path: Path) -> None:

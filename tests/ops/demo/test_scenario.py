@@ -161,15 +161,20 @@ async def test_what_has_not_arrived_whole_has_not_arrived(spoilt: str, state: St
 
 
 async def test_a_delivery_is_reported_after_its_webhook_although_it_was_seen_first(tmp_path: Path) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     async with aiohttp.ClientSession() as http, run_processes(tmp_path) as children:
         # The relay has it between the first look for the webhook and the first look for a delivery.
         stack = ScriptedStack(Ports(), http, children, tmp_path, complete("firing"), late=["relay"])
         began = time.time() - scenario.PHASE_TIMEOUT + TIMEOUT
-        _, missing = await scenario._Phase(stack, "firing", began, lambda hop: told.append(hop.name)).wait_for_hops()
+        _, missing = await scenario._Phase(
+            stack, "firing", began, lambda hop: reported.append(hop.name)
+        ).wait_for_hops()
 
     assert missing == []
-    assert [name for name in told if name in ("accepted", "delivered")] == ["accepted", *["delivered"] * len(CHANNELS)]
+    assert [name for name in reported if name in ("accepted", "delivered")] == [
+        "accepted",
+        *["delivered"] * len(CHANNELS),
+    ]
 
 
 async def test_a_trigger_alone_is_no_all_clear(follow: Follow) -> None:

@@ -40,16 +40,16 @@ class Scripted:
         self.webhooks.append(webhook)
         if len(self.webhooks) == len(KEYS):
             for key in self.named[:-10]:
-                self.say("header", key)
-            self.say("rich_text", *self.named[-10:])
-            self.say("context", *KEYS)
+                self.print_line("header", key)
+            self.print_line("rich_text", *self.named[-10:])
+            self.print_line("context", *KEYS)
         if len(self.webhooks) == 2 * len(KEYS) and self.edits:
             digest = self.messages[-2]
             digest |= {"text": f"🟢 {digest['text']}", "edited_at": time.time()}
-            self.say("rich_text", *self.named[-10:])  # of the ends, which nobody edits
+            self.print_line("rich_text", *self.named[-10:])  # of the ends, which nobody edits
         return web.Response(status=202)
 
-    def say(self, block: str, *keys: str) -> None:
+    def print_line(self, block: str, *keys: str) -> None:
         text = " ".join(keys)
         message = {"at": time.time(), "edited_at": None, "text": text, "blocks": [{"type": block, "text": text}]}
         self.messages.append(message)
@@ -94,20 +94,20 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     monkeypatch.setattr(storm, "TIMEOUT", 0.6)
 
     async def play(scripted: Scripted) -> tuple[storm.Storm, list[str]]:
-        told: list[str] = []
+        lines: list[str] = []
         async with serve(scripted, tmp_path) as stack:
-            result = await storm.run_storm(stack, lambda hop: told.append(hop.name))
+            result = await storm.run_storm(stack, lambda hop: lines.append(hop.name))
         assert scripted.rates == [True, False], "Slack's rate is off again"
-        assert told == [hop.name for hop in result.hops]
-        return result, told
+        assert lines == [hop.name for hop in result.hops]
+        return result, lines
 
     return play
 
 
 async def test_each_incident_is_named_and_the_digest_shows_the_end(play: Play) -> None:
     scripted = Scripted()
-    result, told = await play(scripted)
-    assert (result.missing, told) == ([], ["storm", "named", "calm", "digests_edited"])
+    result, lines = await play(scripted)
+    assert (result.missing, lines) == ([], ["storm", "named", "calm", "digests_edited"])
     assert result.summary.startswith("storm: 25 incidents named on Slack after 0.")
     assert result.summary.endswith("in 16 messages (1 digest)")
 
@@ -120,12 +120,12 @@ async def test_each_incident_is_named_and_the_digest_shows_the_end(play: Play) -
 
 
 async def test_an_incident_that_is_not_named_in_time_is_missing(play: Play) -> None:
-    result, told = await play(Scripted(named=KEYS[1:]))
+    result, lines = await play(Scripted(named=KEYS[1:]))
     assert result.missing == ["storm: 24 of 25 incidents named on slack within 1 s"]
-    assert (result.summary, told) == ("", ["storm"])
+    assert (result.summary, lines) == ("", ["storm"])
 
 
 async def test_a_digest_that_does_not_show_the_end_is_missing(play: Play) -> None:
-    result, told = await play(Scripted(edits=False))
+    result, lines = await play(Scripted(edits=False))
     assert result.missing == ["storm: the digests do not show its end within 1 s"]
-    assert told == ["storm", "named", "calm"]
+    assert lines == ["storm", "named", "calm"]

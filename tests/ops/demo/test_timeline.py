@@ -18,7 +18,7 @@ HOPS = [
 
 
 @pytest.mark.parametrize("ok", [True, False])
-def test_the_file_holds_each_hop_with_its_time_and_its_seconds(ok: bool, tmp_path: Path) -> None:
+def test_the_file_contains_each_hop_with_its_time_and_its_seconds(ok: bool, tmp_path: Path) -> None:
     write_json(HOPS, ok=ok, file=tmp_path / "demo.json")
     assert json.loads((tmp_path / "demo.json").read_text()) == {
         "hops": [

@@ -84,9 +84,9 @@ async def demo() -> AsyncIterator[Demo]:
     try:
         assert process.stdout is not None
         async with asyncio.timeout(START_SECONDS):
-            said = await process.stdout.readuntil(b"Ctrl-C")
-        found = re.search(rb"^  \. (\S+/env)\b", said, re.MULTILINE)
-        assert found, said.decode()
+            printed = await process.stdout.readuntil(b"Ctrl-C")
+        found = re.search(rb"^  \. (\S+/env)\b", printed, re.MULTILINE)
+        assert found, printed.decode()
         file = found[1].decode()
         text = await asyncio.to_thread(Path(file).read_text)
         variables = dict(re.findall(r"^export (\w+)=(.*)$", text, re.MULTILINE))

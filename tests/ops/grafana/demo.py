@@ -84,13 +84,13 @@ async def _rotate_key(ports: Ports) -> None:
         transport = KeyManagementServiceGrpcAsyncIOTransport(channel=channel)
         client = KeyManagementServiceAsyncClient(transport=transport)
         await Versions(client, KEY).rotate()
-        planned = CryptoKey(
+        rotated_key = CryptoKey(
             name=KEY,
             rotation_period=Duration(seconds=MONTH),
             next_rotation_time=Timestamp(seconds=int(time.time()) + MONTH),
         )
         mask = {"paths": ["rotation_period", "next_rotation_time"]}
-        await client.update_crypto_key(UpdateCryptoKeyRequest(crypto_key=planned, update_mask=mask))
+        await client.update_crypto_key(UpdateCryptoKeyRequest(crypto_key=rotated_key, update_mask=mask))
         await client.destroy_crypto_key_version(DestroyCryptoKeyVersionRequest(name=f"{KEY}/cryptoKeyVersions/1"))
 
 

@@ -26,16 +26,16 @@ def test_the_json_is_what_the_python_builds() -> None:
 
 def test_the_json_is_wholly_of_types_that_the_sdk_knows() -> None:
     register_default_plugins()
-    known = json.loads(json.dumps(Dashboard.from_json(json.loads(build_dashboard())).to_json(), cls=JSONEncoder))
+    from_library = json.loads(json.dumps(Dashboard.from_json(json.loads(build_dashboard())).to_json(), cls=JSONEncoder))
     ours = json.loads(build_dashboard())
     for annotation in ours["annotations"]["list"]:
         for key in OF_PROMETHEUS:
             del annotation[key]
-    for panel, ours_of_it in zip(known["panels"], ours["panels"], strict=True):
+    for panel, ours_of_it in zip(from_library["panels"], ours["panels"], strict=True):
         if panel["type"] in {"table", "heatmap"}:  # the SDK adds its defaults, which Grafana takes anyway
             del panel["fieldConfig"]["defaults"]["custom"]
             assert "custom" not in ours_of_it["fieldConfig"]["defaults"]
-    assert known == ours
+    assert from_library == ours
 
 
 def test_the_dashboard_is_where_messages_and_the_smoke_test_search_for_it() -> None:
@@ -89,8 +89,8 @@ def test_there_is_a_heatmap_for_each_operation() -> None:
 
 def test_the_costs_are_those_of_the_documentation() -> None:
     (panel,) = [panel for panel in PANELS if panel["title"] == "Costs of probing in 30 days"]
-    asked = panel["targets"][0]["expr"].replace('env=~"$env", service=~"$service", ', "")
-    squeezed = asked.replace(" (", "(")
+    expression = panel["targets"][0]["expr"].replace('env=~"$env", service=~"$service", ', "")
+    squeezed = expression.replace(" (", "(")
     assert squeezed in REFERENCE.read_text(encoding="utf-8").replace(" (", "(")
 
 

@@ -11,15 +11,15 @@ OF_PROMETHEUS = {"up", "ALERTS", "ALERTS_FOR_STATE", "process_start_time_seconds
 
 
 def test_every_metric_is_exposed_or_recorded(tmp_path: Path) -> None:
-    known = (
+    exposed = (
         exposed_metrics.names([*exposed_metrics.by_the_exporter(), *exposed_metrics.by_a_relay(tmp_path)])
         | RECORDINGS.keys()
     )
     for title, expression in expressions():
         assert metrics(expression), title
-        assert metrics(expression) <= known | OF_PROMETHEUS, title
+        assert metrics(expression) <= exposed | OF_PROMETHEUS, title
     for variable in ("env", "service"):
-        assert metrics(VARIABLES[variable]["query"]) <= known | OF_PROMETHEUS
+        assert metrics(VARIABLES[variable]["query"]) <= exposed | OF_PROMETHEUS
 
 
 def test_the_names_in_an_expression_are_found() -> None:

@@ -55,5 +55,7 @@ async def test_the_documented_commands_set_the_addresses_and_import_the_dashboar
     assert imported["overwrite"] is True
     assert imported["dashboard"]["uid"] == DASHBOARD_UID
     assert "id" not in imported["dashboard"], "Grafana would look for a dashboard of that number"
-    told = {variable["name"]: variable["query"] for variable in imported["dashboard"]["templating"]["list"]}
-    assert all(told[name] != address and "example.org" in told[name] for name, address in LINK_ADDRESSES.items())
+    variables = {variable["name"]: variable["query"] for variable in imported["dashboard"]["templating"]["list"]}
+    assert all(
+        variables[name] != address and "example.org" in variables[name] for name, address in LINK_ADDRESSES.items()
+    )

@@ -40,9 +40,9 @@ def test_every_section_of_the_runbook_to_which_a_link_leads_exists() -> None:
 def test_every_alert_leads_to_its_section() -> None:
     (mapping,), (link,) = (one["value"] for one in of_column("Active alerts", "runbook"))
     assert link["url"] == "${runbook:raw}#${__value.text}"
-    shown = {name: to["text"] for name, to in mapping["options"].items()}
-    assert shown == {name: name.lower() for name in ALERTS}
-    assert set(shown.values()) <= ANCHORS
+    texts = {name: to["text"] for name, to in mapping["options"].items()}
+    assert texts == {name: name.lower() for name in ALERTS}
+    assert set(texts.values()) <= ANCHORS
 
 
 def test_every_reason_leads_to_its_section() -> None:

@@ -20,7 +20,7 @@ FIRST = [
     "Active alerts",
 ]
 Break = Callable[[dict[str, Any]], None]
-MISTAKES: list[tuple[str, str, Break]] = [
+BROKEN: list[tuple[str, str, Break]] = [
     ("Health", "the ids of panels are not unique", lambda panel: panel.update(id=2)),
     ("Health", "the titles of panels are not unique", lambda panel: panel.update(title="Crypto mode")),
     ("Health", "Health and Crypto mode overlap", lambda panel: panel["gridPos"].update(w=7)),
@@ -64,10 +64,10 @@ def test_the_dashboard_keeps_every_rule() -> None:
     assert lint(DASHBOARD) == []
 
 
-@pytest.mark.parametrize(("title", "finding", "mistake"), MISTAKES, ids=[finding for _, finding, _ in MISTAKES])
-def test_an_error_is_found(title: str, finding: str, mistake: Break) -> None:
+@pytest.mark.parametrize(("title", "finding", "break_board"), BROKEN, ids=[finding for _, finding, _ in BROKEN])
+def test_an_error_is_found(title: str, finding: str, break_board: Break) -> None:
     broken = deepcopy(DASHBOARD)
-    mistake(next(panel for panel in broken["panels"] if panel["title"] == title))
+    break_board(next(panel for panel in broken["panels"] if panel["title"] == title))
     assert any(found.startswith(finding) for found in lint(broken))
 
 
@@ -79,7 +79,7 @@ def test_the_eight_panels_of_the_contract_stand_first_and_nothing_is_before_the_
 def test_the_health_of_a_service_is_a_green_or_a_red_light_with_its_name() -> None:
     light = PANELS[0]
     (mapping,) = light["fieldConfig"]["defaults"]["mappings"]
-    assert {value: shown["color"] for value, shown in mapping["options"].items()} == {"0": "red", "1": "green"}
+    assert {value: option["color"] for value, option in mapping["options"].items()} == {"0": "red", "1": "green"}
     assert light["options"]["colorMode"] == "background"
     assert light["options"]["textMode"] == "value_and_name"
     assert "{{service}}" in light["targets"][0]["legendFormat"]

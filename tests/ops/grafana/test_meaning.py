@@ -21,8 +21,8 @@ EVERY = list(expressions())
 
 
 def test_of_several_the_worst_is_shown() -> None:
-    asked = {metric for _, expression in EVERY for metric in metrics(expression)}
-    assert asked >= WORST_IS_LOWEST | WORST_IS_HIGHEST
+    queried = {metric for _, expression in EVERY for metric in metrics(expression)}
+    assert queried >= WORST_IS_LOWEST | WORST_IS_HIGHEST
     for title, expression in EVERY:
         for names, function in ((WORST_IS_LOWEST, "min"), (WORST_IS_HIGHEST, "max")):
             for name in names & metrics(expression):

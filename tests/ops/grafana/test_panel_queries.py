@@ -29,27 +29,29 @@ async def test_every_expression_has_data_and_follows_the_variables(
     async with after_a_bad_day(monkeypatch) as running, aiohttp.ClientSession(timeout=timeout) as http:
         end = time.time()
         start = end - int(end - began)  # whole seconds, so that the last of the steps is at the end itself
-        asked = PanelQueries(http, running.ports.build_url("prometheus"), start, end)
-        assert await asked.options(VARIABLES["env"]["query"], Choice()) == ENVS
-        assert await asked.options(VARIABLES["service"]["query"], Choice()) == SERVICES
-        assert await asked.options(VARIABLES["service"]["query"], NO_ENV) == []
+        queries = PanelQueries(http, running.ports.build_url("prometheus"), start, end)
+        assert await queries.options(VARIABLES["env"]["query"], Choice()) == ENVS
+        assert await queries.options(VARIABLES["service"]["query"], Choice()) == SERVICES
+        assert await queries.options(VARIABLES["service"]["query"], NO_ENV) == []
         for panel in PANELS:
-            of_all = [await _query_all(asked, request, panel["title"], target) for target in panel["targets"]]
+            of_all = [await _query_all(queries, request, panel["title"], target) for target in panel["targets"]]
             if panel["type"] == "table":
                 _columns(panel, of_all)
             elif panel["title"] not in EMPTY:
                 names = _names(panel["targets"][0]["legendFormat"], of_all[0])
                 assert len(set(names)) == len(names), f"{panel['title']}: two series are called the same"
         for annotation in ANNOTATIONS:
-            of_one = await _query_all(asked, request, annotation["name"], {**annotation, "refId": "annotation"})
+            of_one = await _query_all(queries, request, annotation["name"], {**annotation, "refId": "annotation"})
             _names(annotation["titleFormat"], of_one)
 
 
-async def _query_all(asked: PanelQueries, request: pytest.FixtureRequest, title: str, target: dict[str, Any]) -> Series:
+async def _query_all(
+    queries: PanelQueries, request: pytest.FixtureRequest, title: str, target: dict[str, Any]
+) -> Series:
     """The answer with everything chosen; a row of the table, and what holds for each expression."""
     expression = target["expr"]
     chosen = {
-        choice: await asked.series(expression, choice)
+        choice: await queries.series(expression, choice)
         for choice in (Choice(), SEVERAL, ONE_ENV, ONE_SERVICE, NO_ENV, NO_SERVICE)
     }
     series = chosen[Choice()]
@@ -66,8 +68,8 @@ async def _query_all(asked: PanelQueries, request: pytest.FixtureRequest, title:
         assert 0 < counts[ONE_ENV] < counts[Choice()], title
     if any("service" in one for one in series):
         assert 0 < counts[ONE_SERVICE] < counts[Choice()], title
-    known = {label for metric in metrics(expression) for label in await asked.labels(metric)}
-    unknown = labels(expression) - known
+    metric_labels = {label for metric in metrics(expression) for label in await queries.labels(metric)}
+    unknown = labels(expression) - metric_labels
     assert unknown == set() or title in EMPTY, f"{title}: {unknown}"
     return series
 
@@ -81,8 +83,8 @@ def _names(pattern: str, series: Series) -> list[str]:
 
 def _columns(panel: dict[str, Any], of_all: list[Series]) -> None:
     """Each label is a column, and the queries of a table have the same: else Grafana would not make one row of them."""
-    shown = set(panel["transformations"][1]["options"]["indexByName"])
+    columns = set(panel["transformations"][1]["options"]["indexByName"])
     labels_of = [{label for one in series for label in one} for series in of_all]
     assert "__name__" not in labels_of[0]
     assert all(one == labels_of[0] for one in labels_of), panel["title"]
-    assert {name for name in shown if not name.startswith("Value")} <= labels_of[0], panel["title"]
+    assert {name for name in columns if not name.startswith("Value")} <= labels_of[0], panel["title"]

@@ -12,7 +12,7 @@ from ops.helm import CHART
 Object = dict[str, Any]
 OWN_RUNBOOK = "https://wiki.ledger.test/kms"
 OWN_IMAGES = "registry.ledger.test/keypulse"
-_made: dict[tuple[str, Path, str], dict[str, str]] = {}
+_rendered: dict[tuple[str, Path, str], dict[str, str]] = {}
 """What was rendered of our chart: many tests look at the same."""
 
 
@@ -37,13 +37,13 @@ def with_own_addresses(values: dict[str, Any]) -> dict[str, Any]:
 def texts_as_they_are(values: dict[str, Any] | None, chart: Path = CHART, name: str = "keypulse") -> dict[str, str]:
     """Likewise, with these values and no more."""
     key = (repr(values), chart, name)
-    made = _made.get(key)
-    if made is None:
+    files = _rendered.get(key)
+    if files is None:
         with helm.Chart.load(chart) as loaded:
-            made = loaded.render(values, name=name, namespace="ops")
+            files = loaded.render(values, name=name, namespace="ops")
     if chart == CHART:  # another one may change
-        _made[key] = made
-    return dict(made)
+        _rendered[key] = files
+    return dict(files)
 
 
 def render_notes(values: dict[str, Any] | None = None) -> str:

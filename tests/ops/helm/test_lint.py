@@ -22,22 +22,22 @@ def test_the_chart_as_it_is_passes() -> None:
     passed = _lint(CHART)
 
     assert passed.returncode == 0
-    said = [line.partition('message="')[2] for line in passed.stderr.splitlines()]
-    assert [line.partition(":")[0] for line in said] == ["image.repository, runbookUrl"], (
+    findings = [line.partition('message="')[2] for line in passed.stderr.splitlines()]
+    assert [line.partition(":")[0] for line in findings] == ["image.repository, runbookUrl"], (
         "to fill in before an installation"
     )
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "finding"),
     [(OLD, "policy/v1beta1 PodDisruptionBudget is deprecated"), ("{{ .Values.nobody.knows }}", "nil pointer")],
     ids=["a warning", "a mistake"],
 )
-def test_what_helm_finds_is_named_and_fails(template: str, said: str, tmp_path: Path) -> None:
+def test_what_helm_finds_is_named_and_fails(template: str, finding: str, tmp_path: Path) -> None:
     shutil.copytree(CHART, tmp_path / "keypulse")
     (tmp_path / "keypulse/templates/one.yaml").write_text(template)
 
     failed = _lint(tmp_path / "keypulse")
 
     assert failed.returncode == 1
-    assert said in failed.stderr
+    assert finding in failed.stderr

@@ -29,32 +29,32 @@ def test_helm_finds_nothing_to_warn_of(values: dict[str, Any]) -> None:
 def test_kubernetes_knows_every_field_of_every_object(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubernetes_validate.utils, "schema_contents", cache(kubernetes_validate.utils.schema_contents))
     different = {json.dumps(found, sort_keys=True): found for values in MATRIX.values() for found in rendered(values)}
-    known = [found for found in different.values() if not found["apiVersion"].startswith("monitoring.coreos.com/")]
-    assert len(known) > 50
+    native = [found for found in different.values() if not found["apiVersion"].startswith("monitoring.coreos.com/")]
+    assert len(native) > 50
 
-    for found in known:
+    for found in native:
         kubernetes_validate.validate(found, version, strict=True)
 
 
-@pytest.mark.parametrize("word", ["on", "1", "1e3", "null"])
-def test_a_name_that_yaml_would_take_for_something_else_stays_a_name(word: str) -> None:
+@pytest.mark.parametrize("name", ["on", "1", "1e3", "null"])
+def test_a_name_that_yaml_would_take_for_something_else_stays_a_name(name: str) -> None:
     part = {
-        "existingSecret": word,
-        "web": {"existingSecret": word},
-        "serviceAccount": {"name": word},
-        "persistence": {"storageClass": word},
-        "env": {"ON": word},
+        "existingSecret": name,
+        "web": {"existingSecret": name},
+        "serviceAccount": {"name": name},
+        "persistence": {"storageClass": name},
+        "env": {"ON": name},
     }
     values = {
         "fullnameOverride": "keypulse",
-        "image": {"pullSecrets": [word]},
-        "smokeTest": {"baseUrl": "https://service.ledger.test", "existingSecret": word},
+        "image": {"pullSecrets": [name]},
+        "smokeTest": {"baseUrl": "https://service.ledger.test", "existingSecret": name},
         "exporter": part,
-        "relay": part | {"postgres": {"existingSecret": word, "key": word}},
+        "relay": part | {"postgres": {"existingSecret": name, "key": name}},
     }
-    for found in rendered(values, name=word):
+    for found in rendered(values, name=name):
         kubernetes_validate.validate(found, OLDEST, strict=True)
-    claimed = rendered({"fullnameOverride": "keypulse", "relay": {"persistence": {"existingClaim": word}}})
+    claimed = rendered({"fullnameOverride": "keypulse", "relay": {"persistence": {"existingClaim": name}}})
     kubernetes_validate.validate(of_kind("Deployment", claimed)["keypulse-relay"], OLDEST, strict=True)
 
 

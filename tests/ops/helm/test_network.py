@@ -164,11 +164,11 @@ def test_names_are_requested_where_kubernetes_and_openshift_answer_and_nowhere_e
 
 def test_further_rules_stand_beside_the_others() -> None:
     rule = {"from": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}], "ports": [{"port": "relay"}]}
-    way = {"ports": [{"port": 8000}]}
+    extra_rule = {"ports": [{"port": 8000}]}
     ingress = {"relay": [rule], "rotator": [rule]}
-    values = {"networkPolicy": {"ingress": ingress, "egress": {"exporter": [way], "relay": [way]}}}
+    values = {"networkPolicy": {"ingress": ingress, "egress": {"exporter": [extra_rule], "relay": [extra_rule]}}}
 
     assert _policy("rotator", values)["ingress"] == [rule]
     assert _policy("relay", values)["ingress"][-1] == rule
     assert len(_policy("relay", values)["ingress"]) == 2
-    assert _policy("exporter", values)["egress"][-1] == way
+    assert _policy("exporter", values)["egress"][-1] == extra_rule

@@ -39,9 +39,9 @@ class Registry:
                 return web.Response(status=201, headers={"Docker-Content-Digest": digest})
             case _, "manifests" if what in self.manifests:
                 kind = json.loads(self.manifests[what]).get("mediaType", "application/vnd.oci.image.manifest.v1+json")
-                held = self.manifests[what]
-                headers = {"Docker-Content-Digest": f"sha256:{hashlib.sha256(held).hexdigest()}"}
-                return web.Response(body=held, content_type=kind, headers=headers)
+                manifest = self.manifests[what]
+                headers = {"Docker-Content-Digest": f"sha256:{hashlib.sha256(manifest).hexdigest()}"}
+                return web.Response(body=manifest, content_type=kind, headers=headers)
         return web.Response(status=404)
 
 

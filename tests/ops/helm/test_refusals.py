@@ -165,12 +165,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("values", "said"), REFUSED.values(), ids=REFUSED)
-def test_it_is_refused(values: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("values", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_it_is_refused(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(helm.HelmError) as refusal:
         rendered(values)
 
-    assert said in str(refusal.value)
+    assert sentence in str(refusal.value)
     assert "hunter2" not in str(refusal.value)
 
 

@@ -42,5 +42,5 @@ def test_garbage_has_no_version(garbage: bytes) -> None:
 
 
 def test_the_same_plaintext_never_gives_the_same_ciphertext() -> None:
-    made = {crypto.encrypt(b"x", b"", key=KEY, version=1, material=MATERIAL) for _ in range(100)}
-    assert len(made) == 100
+    ciphertexts = {crypto.encrypt(b"x", b"", key=KEY, version=1, material=MATERIAL) for _ in range(100)}
+    assert len(ciphertexts) == 100

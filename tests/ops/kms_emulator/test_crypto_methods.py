@@ -48,8 +48,8 @@ async def test_a_checksum_of_zero_is_a_checksum(client: KeyManagementServiceAsyn
     assert encrypted.verified_plaintext_crc32c
     assert encrypted.verified_additional_authenticated_data_crc32c
     decrypted = await client.decrypt(request=_decrypt(encrypted.ciphertext, b""), **ONCE)
-    shown: Any = (decrypted.plaintext, decrypted.plaintext_crc32c)
-    assert shown == (b"", 0)
+    fields: Any = (decrypted.plaintext, decrypted.plaintext_crc32c)
+    assert fields == (b"", 0)
     with pytest.raises(exceptions.InvalidArgument, match="plaintext_crc32c"):
         await client.encrypt(request=_encrypt(b"x", b"", plaintext_crc32c=0), **ONCE)
 

@@ -44,9 +44,9 @@ async def test_keys_versions_and_ciphertexts_survive_a_restart(tmp_path: Path) -
         async with channel:
             assert (await client.decrypt(name=KEY, ciphertext=old, **ONCE)).plaintext == b"old"
             assert (await client.get_crypto_key(name=KEY, **ONCE)).primary.name == f"{KEY}/cryptoKeyVersions/2"
-            again = await client.get_crypto_key_version(name=f"{KEY}/cryptoKeyVersions/3", **ONCE)
-            assert again == scheduled
-            assert again.state == State.DESTROY_SCHEDULED
+            reread = await client.get_crypto_key_version(name=f"{KEY}/cryptoKeyVersions/3", **ONCE)
+            assert reread == scheduled
+            assert reread.state == State.DESTROY_SCHEDULED
 
 
 async def test_without_a_folder_nothing_survives() -> None:

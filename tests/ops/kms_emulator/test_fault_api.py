@@ -51,7 +51,7 @@ async def test_everything_is_healed_at_once(http: aiohttp.ClientSession, emulato
 
 
 @pytest.mark.parametrize(
-    ("body", "complaint"),
+    ("body", "sentence"),
     [
         (b"", "Invalid JSON"),
         (b"{", "Invalid JSON"),
@@ -64,11 +64,11 @@ async def test_everything_is_healed_at_once(http: aiohttp.ClientSession, emulato
     ],
 )
 async def test_a_body_that_is_no_fault_is_refused_with_its_error(
-    http: aiohttp.ClientSession, emulator: Emulator, body: bytes, complaint: str
+    http: aiohttp.ClientSession, emulator: Emulator, body: bytes, sentence: str
 ) -> None:
     async with http.post("/faults", data=body, headers={"Content-Type": "application/json"}) as answer:
         assert answer.status == 400
-        assert complaint in (await answer.json())["error"]
+        assert sentence in (await answer.json())["error"]
     assert emulator.faults.list_active() == {}
 
 

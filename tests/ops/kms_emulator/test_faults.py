@@ -82,7 +82,7 @@ def test_only_denied_takes_away_permissions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "complaint"),
+    ("fields", "sentence"),
     [
         ({"kind": "earthquake"}, "kind"),
         ({"kind": "latency"}, "latency needs `seconds`"),
@@ -110,6 +110,6 @@ def test_only_denied_takes_away_permissions() -> None:
         ({"kind": "stall", "operation": "ListKeyRings", "key": KEY}, "about no key that exists; leave `key` out"),
     ],
 )
-def test_a_fault_that_could_never_happen_is_refused(fields: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint):
+def test_a_fault_that_could_never_happen_is_refused(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
         EmulatorFault(**fields)

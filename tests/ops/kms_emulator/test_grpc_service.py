@@ -42,7 +42,7 @@ async def test_a_method_that_the_emulator_lacks_is_unimplemented(client: KeyMana
         await client.generate_random_bytes(request={"location": "projects/p/locations/l"}, **ONCE)
 
 
-async def test_the_synchronous_client_works_as_well(emulator: Emulator) -> None:
+async def test_the_synchronous_client_works_too(emulator: Emulator) -> None:
     def round_trip() -> bytes:
         with grpc.insecure_channel(str(emulator.address)) as channel:
             client = KeyManagementServiceClient(transport=KeyManagementServiceGrpcTransport(channel=channel))

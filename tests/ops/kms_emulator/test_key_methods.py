@@ -19,8 +19,8 @@ SYMMETRIC = {"purpose": kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT}
 
 async def test_a_key_ring_is_created_and_found(client: KeyManagementServiceAsyncClient) -> None:
     ring = await client.create_key_ring(request={"parent": LOCATION, "key_ring_id": "new"}, **ONCE)
-    shown: Any = (ring.name, ring.create_time)
-    assert shown == (f"{LOCATION}/keyRings/new", NOW)
+    fields: Any = (ring.name, ring.create_time)
+    assert fields == (f"{LOCATION}/keyRings/new", NOW)
     assert await client.get_key_ring(name=ring.name, **ONCE) == ring
     assert [r.name async for r in await client.list_key_rings(parent=LOCATION, **ONCE)] == [RING, ring.name]
 
@@ -102,7 +102,7 @@ async def test_versions_are_listed_page_by_page_through_the_clients_pager(
     assert [v.name async for v in pager] == [f"{KEY}/cryptoKeyVersions/{n}" for n in range(1, 13)]
 
 
-async def test_a_new_version_is_enabled_and_becomes_primary_only_when_it_is_told_to(
+async def test_a_new_version_is_enabled_and_becomes_primary_only_when_it_is_requested(
     client: KeyManagementServiceAsyncClient,
 ) -> None:
     version = await client.create_crypto_key_version(request={"parent": KEY}, **ONCE)

@@ -6,14 +6,14 @@ from ops.kms_emulator.grpc_errors import StatusError
 from ops.kms_emulator.key_methods import MAX_PAGE, paginate
 
 
-def test_the_pages_together_hold_everything_once_and_in_order() -> None:
+def test_all_pages_contain_everything_once_and_in_order() -> None:
     items, token = list(range(7)), ""
-    seen: list[int] = []
+    listed: list[int] = []
     for expected in (3, 3, 1):
-        shown, token = paginate(items, kms.ListCryptoKeysRequest(page_size=3, page_token=token))
-        assert len(shown) == expected
-        seen += shown
-    assert (seen, token) == (items, "")
+        page, token = paginate(items, kms.ListCryptoKeysRequest(page_size=3, page_token=token))
+        assert len(page) == expected
+        listed += page
+    assert (listed, token) == (items, "")
 
 
 def test_a_last_page_that_is_full_has_no_successor() -> None:
@@ -21,9 +21,9 @@ def test_a_last_page_that_is_full_has_no_successor() -> None:
 
 
 def test_a_page_has_a_default_and_a_largest_size() -> None:
-    many = list(range(3000))
-    assert len(paginate(many, kms.ListKeyRingsRequest())[0]) == 100
-    assert len(paginate(many, kms.ListKeyRingsRequest(page_size=2500))[0]) == MAX_PAGE
+    items = list(range(3000))
+    assert len(paginate(items, kms.ListKeyRingsRequest())[0]) == 100
+    assert len(paginate(items, kms.ListKeyRingsRequest(page_size=2500))[0]) == MAX_PAGE
 
 
 @pytest.mark.parametrize(

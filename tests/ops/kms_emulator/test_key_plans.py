@@ -15,7 +15,7 @@ ONCE: dict[str, Any] = {"retry": None, "timeout": 5}
 SYMMETRIC = {"purpose": kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT}
 
 
-async def test_a_new_key_keeps_its_labels_its_planned_rotation_and_its_grace(
+async def test_a_new_key_keeps_its_labels_its_next_rotation_and_its_grace(
     client: KeyManagementServiceAsyncClient,
 ) -> None:
     wanted = {
@@ -34,7 +34,7 @@ async def test_a_new_key_keeps_its_labels_its_planned_rotation_and_its_grace(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "complaint"),
+    ("wanted", "sentence"),
     [
         ({"destroy_scheduled_duration": timedelta(days=-1)}, "destroy_scheduled_duration"),
         ({"destroy_scheduled_duration": timedelta(days=121)}, "destroy_scheduled_duration"),
@@ -45,10 +45,10 @@ async def test_a_new_key_keeps_its_labels_its_planned_rotation_and_its_grace(
     ],
 )
 async def test_a_key_whose_durations_the_service_would_not_take_is_refused(
-    client: KeyManagementServiceAsyncClient, wanted: dict[str, Any], complaint: str
+    client: KeyManagementServiceAsyncClient, wanted: dict[str, Any], sentence: str
 ) -> None:
     request = {"parent": RING, "crypto_key_id": "new", "crypto_key": {**SYMMETRIC, **wanted}}
-    with pytest.raises(exceptions.InvalidArgument, match=complaint):
+    with pytest.raises(exceptions.InvalidArgument, match=sentence):
         await client.create_crypto_key(request=request, **ONCE)
 
 
@@ -60,7 +60,7 @@ async def test_a_short_grace_is_taken_so_that_a_test_need_not_wait_for_a_day(
     assert key.destroy_scheduled_duration == timedelta(seconds=1)
 
 
-async def test_labels_and_planned_rotation_change_as_far_as_the_mask_goes(
+async def test_labels_and_next_rotation_change_as_far_as_the_mask_goes(
     client: KeyManagementServiceAsyncClient,
 ) -> None:
     wanted = {"name": KEY, "labels": {"a": "b"}, "rotation_period": timedelta(days=7), "next_rotation_time": NOW}
@@ -72,10 +72,10 @@ async def test_labels_and_planned_rotation_change_as_far_as_the_mask_goes(
     assert dict(labelled.labels) == {"a": "b"}
     assert "rotation_period" not in labelled
     assert "next_rotation_time" not in labelled
-    planned = await update({**wanted, "labels": {}}, "rotation_period", "next_rotation_time")
-    assert dict(planned.labels) == {"a": "b"}
-    assert (planned.rotation_period, planned.next_rotation_time) == (timedelta(days=7), NOW)
-    assert await client.get_crypto_key(name=KEY, **ONCE) == planned
+    updated = await update({**wanted, "labels": {}}, "rotation_period", "next_rotation_time")
+    assert dict(updated.labels) == {"a": "b"}
+    assert (updated.rotation_period, updated.next_rotation_time) == (timedelta(days=7), NOW)
+    assert await client.get_crypto_key(name=KEY, **ONCE) == updated
     unplanned = await update({"name": KEY}, "rotation_period", "next_rotation_time")
     assert "rotation_period" not in unplanned
     assert "next_rotation_time" not in unplanned

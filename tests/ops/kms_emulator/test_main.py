@@ -91,7 +91,7 @@ async def test_a_signal_that_comes_with_the_first_answer_is_a_graceful_stop_too(
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "sentence"),
     [
         (("--key", "ledger"), "--key: expected projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY"),
         (("--listen", "nowhere"), "--listen: expected HOST:PORT"),
@@ -100,11 +100,11 @@ async def test_a_signal_that_comes_with_the_first_answer_is_a_graceful_stop_too(
         (("--faults", "[::]:9011"), "--faults: expected a loopback address"),
     ],
 )
-async def test_a_malformed_option_is_one_readable_line_and_exit_2(options: tuple[str, str], complaint: str) -> None:
+async def test_a_malformed_option_is_one_readable_line_and_exit_2(options: tuple[str, str], sentence: str) -> None:
     code, out, err = await run(*options)
     assert code == 2
     assert out == ""
-    assert err.startswith(complaint)
+    assert err.startswith(sentence)
     assert err.endswith(f"got {options[1]!r}\n")
     assert err.count("\n") == 1
 

@@ -72,7 +72,7 @@ def _destroyed(key: Key) -> Key:
         (lambda key: key, lambda key: key.with_restored_version(1)),
     ],
 )
-def test_a_way_between_states_that_does_not_exist_is_refused(
+def test_a_transition_between_states_that_does_not_exist_is_refused(
     state: Callable[[Key], Key], change: Callable[[Key], object]
 ) -> None:
     key = state(TWO)

@@ -94,7 +94,7 @@ def _is_whole(command: str) -> bool:
     if command.rstrip().endswith(("\\", "|")):
         return False
     try:
-        words = [word.rstrip(";") for word in shlex.split(command, comments=True)]
+        arguments = [argument.rstrip(";") for argument in shlex.split(command, comments=True)]
     except ValueError:
         return False
-    return all(words.count(opens) <= words.count(closes) for opens, closes in (("do", "done"), ("if", "fi")))
+    return all(arguments.count(opens) <= arguments.count(closes) for opens, closes in (("do", "done"), ("if", "fi")))

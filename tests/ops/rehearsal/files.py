@@ -113,11 +113,11 @@ def _staging(folder: Path, own: dict[str, int]) -> None:
     exporter = _read(folder / "exporter.yml")
     target = {**exporter["targets"][0], "key": name_of("aad"), "name": "aad-kek", "service": "aad"}
     del target["canary_dir"]
-    here = {"listen": f"127.0.0.1:{own['exporter-staging']}", "targets": [target], "backends": []}
-    _write(folder / "exporter-staging.yml", {**exporter, **here})
+    document = {"listen": f"127.0.0.1:{own['exporter-staging']}", "targets": [target], "backends": []}
+    _write(folder / "exporter-staging.yml", {**exporter, **document})
     relay = {**_read(folder / "relay.yml"), "watchdogs": []}
-    here = {"listen": f"127.0.0.1:{own['relay-staging']}", "database": f"sqlite:///{folder}/relay-staging.db"}
-    _write(folder / "relay-staging.yml", {**relay, **here})
+    document = {"listen": f"127.0.0.1:{own['relay-staging']}", "database": f"sqlite:///{folder}/relay-staging.db"}
+    _write(folder / "relay-staging.yml", {**relay, **document})
 
 
 def _prometheus(folder: Path, own: dict[str, int]) -> None:

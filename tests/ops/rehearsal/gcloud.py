@@ -93,12 +93,12 @@ class Gcloud:
             ("kms", "keys", "versions", "restore"): self._restore,
             ("logging", "read"): self._read_log,
         }
-        for words, command in commands.items():
-            if tuple(arguments[: len(words)]) == words:
+        for command_names, command in commands.items():
+            if tuple(arguments[: len(command_names)]) == command_names:
                 try:
-                    return await command(arguments[len(words) :])
+                    return await command(arguments[len(command_names) :])
                 except GoogleAPICallError as error:
-                    raise RefusedError(f"ERROR: (gcloud.{'.'.join(words)}) {error.message}") from None
+                    raise RefusedError(f"ERROR: (gcloud.{'.'.join(command_names)}) {error.message}") from None
         raise RefusedError(f"ERROR: (gcloud) Invalid choice: '{' '.join(arguments[:4])}'.")
 
     async def _list_keys(self, arguments: list[str]) -> str:
@@ -169,11 +169,11 @@ class Gcloud:
         columns = flags["format"].removeprefix("table(").removesuffix(")").split(", ")
         headings = tuple(column.rpartition(".")[2].upper() for column in columns)
         parts = ("timestamp", "protoPayload.authenticationInfo.principalEmail", "protoPayload.methodName")
-        places = {**{part: n for n, part in enumerate(parts)}, "protoPayload.resourceName": 3}
-        if unknown := set(columns) - places.keys():
+        positions = {**{part: n for n, part in enumerate(parts)}, "protoPayload.resourceName": 3}
+        if unknown := set(columns) - positions.keys():
             raise RefusedError(f"ERROR: nothing in the log is called {', '.join(unknown)}")
         rows = [change for change in self.changes if selects(query, change[2], change[3])]
-        return table([headings, *[tuple(row[places[column]] for column in columns) for row in rows]])
+        return table([headings, *[tuple(row[positions[column]] for column in columns) for row in rows]])
 
     def _record_change(self, method: str, resource: str) -> None:
         self.changes.append((datetime.now(UTC).isoformat(), "somebody@example.org", method, resource))
@@ -190,16 +190,16 @@ class Gcloud:
 
 def selects(query: str, method: str, resource: str) -> bool:
     """Whether a filter of the log selects a change of a key. Raises RefusedError where it is none."""
-    known = {
+    fields = {
         "log_id": "cloudaudit.googleapis.com/activity",
         "protoPayload.serviceName": "cloudkms.googleapis.com",
         "protoPayload.methodName": method,
         "protoPayload.resourceName": resource,
     }
     found = [_CONDITION.fullmatch(condition) for condition in query.split(" AND ")]
-    if unclear := [query for one in found if one is None or one["name"] not in known]:
+    if unclear := [query for one in found if one is None or one["name"] not in fields]:
         raise RefusedError(f"ERROR: (gcloud.logging.read) INVALID_ARGUMENT: Unparseable filter: {unclear[0]}")
-    return all(_compares(one["compares"], one["value"], known[one["name"]]) for one in found if one)
+    return all(_compares(one["compares"], one["value"], fields[one["name"]]) for one in found if one)
 
 
 def _compares(how: str, wanted: str, value: str) -> bool:

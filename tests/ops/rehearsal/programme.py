@@ -10,7 +10,7 @@ AT_ONCE: tuple[tuple[Scenario, ...], ...] = (
     (keys.DESTROYED,),
     (services.BACK_AND_FORTH,),
     (
-        services.GONE,
+        services.MISSING,
         services.WITHOUT_DATABASE,
         services.DOWN_ON_ITS_LOCAL_KEY,
         services.WITHOUT_ROW,

@@ -29,7 +29,7 @@ class Rehearsal:
         done: what Resolution has to print somewhere.
         good: what Verification has to print somewhere after it; empty where printing nothing is good.
         variables: what a person takes from this alert.
-        looks: sections that are followed before Diagnosis.
+        first_sections: sections that are followed before Diagnosis.
         also: sections that Resolution leads to.
         without: commands that do what another one of the section does.
         codes: how commands of Diagnosis may end beside 0.
@@ -42,7 +42,7 @@ class Rehearsal:
     good: tuple[str, ...]
     variables: Mapping[str, str] = field(default_factory=dict)
     done: tuple[str, ...] = ()
-    looks: tuple[str, ...] = ()
+    first_sections: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     codes: frozenset[int] = frozenset()
@@ -54,11 +54,11 @@ class Broken:
     """What a scenario leaves to a person.
 
     Args:
-        by_hand: what Resolution says in words, such as to correct a file.
+        repair: what Resolution says in words, such as to correct a file.
         instead: what stands in the document for something that has another name here.
     """
 
-    by_hand: Callable[[], Awaitable[None]] | None = None
+    repair: Callable[[], Awaitable[None]] | None = None
     instead: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -98,13 +98,13 @@ class Director:
     async def _play(self, scenario: Scenario, broken: Broken, began: float) -> None:
         shells = {r.alert: _shell(self.stage, r, broken) for r in scenario.rehearsals}
         fired = await asyncio.gather(*(self._diagnosed(r, shells[r.alert], began) for r in scenario.rehearsals))
-        if broken.by_hand:
-            await broken.by_hand()
+        if broken.repair:
+            await broken.repair()
         healing = time.monotonic()
         typed: dict[str, str] = {}  # what two sections have in common is typed once
         for rehearsal in scenario.rehearsals:
             await self._resolved(rehearsal, shells[rehearsal.alert], typed)
-        by = "commands, after a repair by hand" if broken.by_hand else "commands"
+        by = "commands, after a repair by hand" if broken.repair else "commands"
 
         async def over(rehearsal: Rehearsal, seconds: float) -> None:
             await self._until(rehearsal, firing=False)
@@ -133,10 +133,10 @@ class Director:
     async def _diagnosed(self, rehearsal: Rehearsal, shell: Shell, began: float) -> float:
         await self._until(rehearsal, firing=True)
         seconds = time.monotonic() - began
-        for block in (block for section in rehearsal.looks for block in self._blocks(section, "")):
+        for block in (block for section in rehearsal.first_sections for block in self._blocks(section, "")):
             self.problems += (await self.run(block, shell, f"{rehearsal.alert}, {block.section}"))[1]
         printed = await self._part(rehearsal, "Diagnosis", shell, self.problems)
-        for missing in (word for word in rehearsal.bad if word not in printed):
+        for missing in (text for text in rehearsal.bad if text not in printed):
             self.problems.append(f"{rehearsal.alert}, Diagnosis: it printed no {missing!r}\n{printed}")
         return seconds
 
@@ -156,7 +156,7 @@ class Director:
             self.problems += failed
             typed.update({one.command: one.printed for one in ran})
             printed += [typed.get(command, "") for command in block.commands]
-        if missing := [word for word in rehearsal.done if word not in "".join(printed)]:
+        if missing := [text for text in rehearsal.done if text not in "".join(printed)]:
             self.problems.append(f"{rehearsal.alert}, Resolution: it printed no {missing}\n{''.join(printed)}")
 
     async def _verified(self, rehearsal: Rehearsal, shell: Shell) -> None:
@@ -166,7 +166,7 @@ class Director:
         while differences and time.monotonic() < deadline:
             differences = []
             printed = await self._part(rehearsal, "Verification", shell, differences)
-            missing = [word for word in rehearsal.good if word not in printed]
+            missing = [text for text in rehearsal.good if text not in printed]
             if missing or (not rehearsal.good and printed.strip()):
                 differences.append(f"{rehearsal.alert}, Verification: it printed no {missing or 'silence'}\n{printed}")
             await asyncio.sleep(0.5 if differences else 0)

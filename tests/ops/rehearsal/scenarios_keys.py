@@ -36,7 +36,7 @@ async def _destroyed(stage: Stage) -> AsyncIterator[Broken]:
 @asynccontextmanager
 async def _slow(stage: Stage) -> AsyncIterator[Broken]:
     fault = await stage.kms_fault("slow", kind="latency", seconds=3, operation="Encrypt")
-    yield Broken(by_hand=lambda: stage.kms_healed(fault))
+    yield Broken(repair=lambda: stage.kms_healed(fault))
 
 
 @asynccontextmanager
@@ -79,7 +79,7 @@ DENIED = Scenario(
             ('"crypto_mode":"env"', "permission_denied"),
             ('"crypto_mode":"kms"',),
             done=UPDATED,
-            looks=("What to look at first", "permission_denied"),
+            first_sections=("What to look at first", "permission_denied"),
             also=GRANT,
         ),
         Rehearsal("KMSProbeFailing", LEDGER, ("permission_denied", "=> 0"), ("=> 1",), done=UPDATED, also=GRANT),

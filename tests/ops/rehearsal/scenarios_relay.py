@@ -23,13 +23,13 @@ async def _refused(stage: Stage) -> AsyncIterator[Broken]:
     assert await stage.post_alert("relay", "other", source="a" * 1000) == 400
     first, second = await stage.dead_letters(2)
     instead = {f"deliveries/{ID}/retry": f"deliveries/{second}/retry", ID: first}
-    yield Broken(by_hand=stage.providers_healed, instead=instead)
+    yield Broken(repair=stage.providers_healed, instead=instead)
 
 
 @asynccontextmanager
 async def _without_heartbeat(stage: Stage) -> AsyncIterator[Broken]:
     await stage.kubectl.stop("alertmanager")
-    yield Broken(by_hand=lambda: stage.kubectl.start("alertmanager"))
+    yield Broken(repair=lambda: stage.kubectl.start("alertmanager"))
 
 
 @asynccontextmanager
@@ -42,7 +42,7 @@ async def _mistaken(stage: Stage) -> AsyncIterator[Broken]:
     async def corrected() -> None:
         file.write_text(right, encoding="utf-8")
 
-    yield Broken(by_hand=corrected)
+    yield Broken(repair=corrected)
 
 
 @asynccontextmanager
@@ -59,7 +59,7 @@ async def _locked(stage: Stage) -> AsyncIterator[Broken]:
             lock.execute("ROLLBACK")
 
         try:
-            yield Broken(by_hand=repaired)
+            yield Broken(repair=repaired)
         finally:
             posts.cancel()
             await asyncio.gather(posts, return_exceptions=True)

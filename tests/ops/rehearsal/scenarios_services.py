@@ -74,7 +74,7 @@ async def _unwritable(stage: Stage) -> AsyncIterator[Broken]:
         async def repaired() -> None:
             lock.execute("ROLLBACK")
 
-        yield Broken(by_hand=repaired)
+        yield Broken(repair=repaired)
 
 
 @asynccontextmanager
@@ -89,7 +89,7 @@ async def _without_row(stage: Stage) -> AsyncIterator[Broken]:
     async def put_back() -> None:
         await _execute(stage, "UPDATE backup SET status = 'retired'", "INSERT INTO data_keys SELECT * FROM backup")
 
-    yield Broken(by_hand=put_back)
+    yield Broken(repair=put_back)
 
 
 @asynccontextmanager
@@ -100,7 +100,7 @@ async def _spoilt_row(stage: Stage) -> AsyncIterator[Broken]:
     async def corrected() -> None:
         await _execute(stage, "UPDATE data_keys SET algorithm = 'AES-256-GCM'")
 
-    yield Broken(by_hand=corrected)
+    yield Broken(repair=corrected)
 
 
 @asynccontextmanager
@@ -108,7 +108,7 @@ async def _without_local_key(stage: Stage) -> AsyncIterator[Broken]:
     """The file is gone after a restart, and another instance still has that key, so none is made."""
     await stage.kubectl.stop("archive")
     file = stage.stack.folder / "archive.key"
-    kept = file.read_bytes()
+    content = file.read_bytes()
     file.unlink()
     await _execute(
         stage,
@@ -119,11 +119,11 @@ async def _without_local_key(stage: Stage) -> AsyncIterator[Broken]:
     await stage.answers("archive")
 
     async def put_back() -> None:
-        file.write_bytes(kept)
+        file.write_bytes(content)
         file.chmod(0o600)
         await _execute(stage, "DELETE FROM keyring_instances WHERE id = 'other'")
 
-    yield Broken(by_hand=put_back)
+    yield Broken(repair=put_back)
 
 
 def _is_alive(stage: Stage) -> bool:
@@ -165,7 +165,7 @@ async def _careless(stage: Stage) -> AsyncIterator[Broken]:
     async def corrected() -> None:
         file.write_text(right, encoding="utf-8")
 
-    yield Broken(by_hand=corrected)
+    yield Broken(repair=corrected)
 
 
 @asynccontextmanager
@@ -178,7 +178,7 @@ async def _mistaken(stage: Stage) -> AsyncIterator[Broken]:
     async def corrected() -> None:
         file.write_text(right, encoding="utf-8")
 
-    yield Broken(by_hand=corrected)
+    yield Broken(repair=corrected)
 
 
 @asynccontextmanager
@@ -217,7 +217,7 @@ BACK_AND_FORTH = Scenario(
         ),
     ),
 )
-GONE = Scenario(
+MISSING = Scenario(
     "a service that ended",
     _stop_archive,
     (

@@ -75,8 +75,8 @@ class Shell:
         return Ran(command, process.returncode or 0, printed.decode(errors="replace"))
 
     def _replace_names(self, command: str) -> str:
-        for production, here in self.instead.items():
-            command = command.replace(production, here)
+        for production, local in self.instead.items():
+            command = command.replace(production, local)
         return command
 
 

@@ -146,13 +146,13 @@ class Stage:
     def shell_for(self, variables: dict[str, str], instead: Mapping[str, str]) -> Shell:
         """A shell whose variables are those of an alert; the parts that they do not name follow from them."""
         follows = {"BACKEND": self.url(service)} if (service := variables.get("SERVICE")) in files.SERVICES else {}
-        here = {}
+        replacements = {}
         if variables.get("ENV") == "staging":
             relay, exporter = self.stack.folder / "relay-staging.yml", self.stack.folder / "exporter-staging.yml"
             follows |= {"RELAY_CONFIG": str(relay), "RELAY": self.url("relay-staging"), "NAMESPACE": "staging"}
             follows |= {"EXPORTER": self.url("exporter-staging")}
-            here = {"/etc/keypulse/exporter.yml": str(exporter)}
-        return self.shell.having({**follows, **variables}, {**here, **instead})
+            replacements = {"/etc/keypulse/exporter.yml": str(exporter)}
+        return self.shell.having({**follows, **variables}, {**replacements, **instead})
 
 
 @asynccontextmanager

@@ -59,12 +59,12 @@ def test_what_may_end_with_another_code_stands_in_a_document(what: str) -> None:
 
 
 @pytest.mark.parametrize("rehearsal", REHEARSALS, ids=lambda rehearsal: rehearsal.alert)
-def test_what_a_rehearsal_searches_for_is_what_the_runbook_tells_to_search_for(rehearsal: Rehearsal) -> None:
+def test_what_a_rehearsal_searches_for_is_what_the_runbook_says_to_search_for(rehearsal: Rehearsal) -> None:
     parts = read_parts(ALERT_PAGES[rehearsal.alert])
     diagnosis, verification = parts["Diagnosis"], parts["Verification"]
-    assert [word for word in rehearsal.bad if word in diagnosis]
-    values = [word for word in rehearsal.good if word != "=>"]  # which is any value
-    assert not values or [word for word in values if word in verification]
+    assert [text for text in rehearsal.bad if text in diagnosis]
+    values = [text for text in rehearsal.good if text != "=>"]  # which is any value
+    assert not values or [text for text in values if text in verification]
 
 
 def test_each_alert_is_rehearsed_once() -> None:
@@ -90,7 +90,7 @@ def test_a_command_goes_on_over_lines_and_what_it_prints_stands_below(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("language", "shown", "printed", "agrees"),
+    ("language", "documented", "printed", "agrees"),
     [
         ("json", '{"a": 1, "b": [{"c": 2}]}', '{"a": 7, "b": [{"c": null}]}', True),
         ("json", '{"a": 1}', '{"a": 1, "b": 2}', False),
@@ -104,9 +104,9 @@ def test_a_command_goes_on_over_lines_and_what_it_prints_stands_below(tmp_path: 
     ],
 )
 def test_what_is_printed_agrees_in_names_and_not_in_values(
-    language: str, shown: str, printed: str, agrees: bool
+    language: str, documented: str, printed: str, agrees: bool
 ) -> None:
-    assert (disagreement([Output(language, shown)], [printed]) is None) is agrees
+    assert (disagreement([Output(language, documented)], [printed]) is None) is agrees
 
 
 @pytest.mark.parametrize(

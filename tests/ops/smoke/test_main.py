@@ -84,9 +84,9 @@ async def test_the_summary_of_a_job_gets_every_line(backend: str, tmp_path: Path
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")
     await smoke("--base-url", backend, GITHUB_STEP_SUMMARY=str(summary))
-    written = summary.read_text(encoding="utf-8")
-    assert written.startswith("before\n## keypulse-smoke\n\n- ✓ backend answers: crypto\\_mode kms")
-    assert written.count("\n- ") == 7
+    content = summary.read_text(encoding="utf-8")
+    assert content.startswith("before\n## keypulse-smoke\n\n- ✓ backend answers: crypto\\_mode kms")
+    assert content.count("\n- ") == 7
 
 
 async def test_the_record_can_be_left_out_and_the_environment_says_so_too(backend: str) -> None:
@@ -109,7 +109,7 @@ async def test_json_stands_alone_on_standard_output(backend: str) -> None:
     assert (done.returncode, read["ok"], len(read["checks"])) == (1, False, 7)
 
 
-async def test_verbose_tells_what_was_seen(backend: str) -> None:
+async def test_verbose_prints_what_was_seen(backend: str) -> None:
     done = await smoke("--verbose", "--base-url", backend)
     assert "✓ backend's metrics: 4 families (" in done.stdout
 
@@ -202,8 +202,8 @@ def test_the_launcher_for_powershell_runs_the_other_one() -> None:
         "'python3'",
         "'python' }",
     )
-    places = [find.rindex(name) for name in order]
-    assert places == sorted(places)
+    positions = [find.rindex(name) for name in order]
+    assert positions == sorted(positions)
     if pwsh := shutil.which("pwsh"):
         command = [pwsh, "-File", str(LAUNCHERS / "smoke-crypto-kms.ps1"), "--version"]
         assert "keypulse-smoke" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -22,9 +22,9 @@ CRITICAL = ("slack-critical", "email-secops", "email-oncall", "pagerduty")
 async def smoke(running: Stack, *arguments: str) -> dict[str, list[str]]:
     """The names of the checks, by how they went."""
     url = running.ports.build_url
-    places = ("--prometheus", url("prometheus"), "--alertmanager", url("alertmanager"), "--relay", url("relay"))
+    addresses = ("--prometheus", url("prometheus"), "--alertmanager", url("alertmanager"), "--relay", url("relay"))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ops.smoke", "--json", "--base-url", url("backend"), *places, *arguments),
+        *(sys.executable, "-m", "ops.smoke", "--json", "--base-url", url("backend"), *addresses, *arguments),
         stdout=asyncio.subprocess.PIPE,
     )
     printed, _ = await asyncio.wait_for(process.communicate(), 60)
@@ -80,12 +80,12 @@ async def a_channel_that_refuses(running: Stack) -> AsyncIterator[None]:
 async def alertmanager_has_a_wrong_token(running: Stack) -> AsyncIterator[None]:
     """Of all that it sends: the token is no longer that of the relay, which answers 401."""
     file = running.folder / "alertmanager.yml"
-    kept = file.read_text()
-    for text in (kept.replace("/relay_token", "/slack_token"), kept):
+    content = file.read_text()
+    for text in (content.replace("/relay_token", "/slack_token"), content):
         file.write_text(text)
         async with running.http.post(running.ports.build_url("alertmanager") + "/-/reload") as answer:
             assert answer.status == 200, await answer.text()
-        if text != kept:
+        if text != content:
             yield
 
 
@@ -100,11 +100,11 @@ async def kms_denied(running: Stack) -> AsyncIterator[None]:
 @asynccontextmanager
 async def a_rule_file_is_missing(running: Stack) -> AsyncIterator[None]:
     file = running.folder / "rules/keys.yml"
-    kept = file.read_text()
+    content = file.read_text()
     file.unlink()
     _signal(running, "prometheus", signal.SIGHUP)
     yield
-    file.write_text(kept)
+    file.write_text(content)
     _signal(running, "prometheus", signal.SIGHUP)
 
 

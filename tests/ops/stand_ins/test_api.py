@@ -47,7 +47,7 @@ async def test_a_routing_key_is_not_part_of_the_state(http: aiohttp.ClientSessio
     assert [entry["event_action"] for entry in incident["log"]] == ["trigger"]
 
 
-async def test_the_live_stream_tells_of_each_change(
+async def test_the_live_stream_reports_each_change(
     http: aiohttp.ClientSession, slack: AsyncWebClient, stand_ins: StandIns
 ) -> None:
     async with http.get("/api/changes") as answer:

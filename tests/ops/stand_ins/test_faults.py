@@ -97,7 +97,7 @@ async def test_a_hang_of_so_many_seconds_ends_by_itself(http: aiohttp.ClientSess
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "said"),
+    ("fault", "status", "sentence"),
     [
         ({"kind": FaultKind.STATUS, "status": 502}, 502, "502"),
         ({"kind": FaultKind.ERROR, "error": "Invalid routing key"}, 400, '"errors":["Invalid routing key"]'),
@@ -105,12 +105,12 @@ async def test_a_hang_of_so_many_seconds_ends_by_itself(http: aiohttp.ClientSess
     ],
 )
 async def test_pagerduty_answers_as_the_fault_says(
-    http: aiohttp.ClientSession, stand_ins: StandIns, fault: dict[str, Any], status: int, said: str
+    http: aiohttp.ClientSession, stand_ins: StandIns, fault: dict[str, Any], status: int, sentence: str
 ) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, **fault))
     async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
         assert answer.status == status
-        assert said in await answer.text()
+        assert sentence in await answer.text()
     assert not stand_ins.pagerduty.events
 
 
@@ -127,21 +127,21 @@ async def test_a_slow_answer_comes_late_to_a_post_that_was_taken(slack: AsyncWeb
     await slack.auth_test()  # stores nothing, so the fault waits for the post
     posting = asyncio.ensure_future(slack.chat_postMessage(channel=CRITICAL, text="x"))
     await until_met(stand_ins)
-    (taken,) = stand_ins.slack.channels[CRITICAL].messages
+    (message,) = stand_ins.slack.channels[CRITICAL].messages
     assert not posting.done()
     stand_ins.faults.clear()
-    assert (await posting)["ts"] == taken.ts
+    assert (await posting)["ts"] == message.ts
 
 
 async def test_a_fault_with_a_count_is_over_after_so_many_requests(
     http: aiohttp.ClientSession, stand_ins: StandIns
 ) -> None:
     add(stand_ins, Provider.PAGERDUTY, FaultKind.STATUS, count=2)
-    seen = []
+    states = []
     for _ in range(3):
         async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
-            seen.append(answer.status)
-    assert seen == [503, 503, 202]
+            states.append(answer.status)
+    assert states == [503, 503, 202]
 
 
 @pytest.mark.parametrize(

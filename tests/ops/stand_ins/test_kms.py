@@ -46,7 +46,7 @@ async def break_(buttons: aiohttp.ClientSession, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "sentence"),
     [
         ("permission_denied", "403 Permission 'cloudkms.cryptoKeyVersions.useToEncrypt' denied on resource"),
         ("unavailable", "503 The service is currently unavailable."),
@@ -56,12 +56,12 @@ async def break_(buttons: aiohttp.ClientSession, name: str) -> None:
     ],
 )
 async def test_a_break_is_what_the_client_meets_until_it_is_healed(
-    kms: emulator.Emulator, buttons: aiohttp.ClientSession, fault: str, said: str
+    kms: emulator.Emulator, buttons: aiohttp.ClientSession, fault: str, sentence: str
 ) -> None:
     await break_(buttons, fault)
     with pytest.raises(GoogleAPICallError) as caught:
         await encrypt(kms)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(sentence)
     async with buttons.post("/api/kms/heal") as answer:
         assert answer.status == 204
     assert (await encrypt(kms)).ciphertext
@@ -106,13 +106,13 @@ async def test_an_unknown_break_names_those_that_exist(buttons: aiohttp.ClientSe
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "sentence"),
     [
         (None, "no KMS emulator is connected"),
         ("http://127.0.0.1:1", "the KMS emulator at http://127.0.0.1:1 does not answer"),
     ],
 )
-async def test_without_an_emulator_the_answer_is_502_with_what_to_do(url: str | None, said: str) -> None:
+async def test_without_an_emulator_the_answer_is_502_with_what_to_do(url: str | None, sentence: str) -> None:
     async with (
         run_stand_ins(emulator_faults=url) as stand_ins,
         aiohttp.ClientSession(f"http://{stand_ins.http}") as session,
@@ -120,4 +120,4 @@ async def test_without_an_emulator_the_answer_is_502_with_what_to_do(url: str | 
         for method, path in (("GET", "/api/kms"), ("POST", "/api/kms/break"), ("POST", "/api/kms/heal")):
             async with session.request(method, path, json={"fault": "stall"}) as answer:
                 assert answer.status == 502
-                assert (await answer.json())["error"].startswith(said)
+                assert (await answer.json())["error"].startswith(sentence)

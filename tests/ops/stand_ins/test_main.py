@@ -54,7 +54,7 @@ async def test_it_serves_with_the_tokens_of_the_files_and_stops_on_sigterm(secre
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "sentence"),
     [
         (("--http", "nowhere"), "--http: expected HOST:PORT"),
         (("--http", "0.0.0.0:9913"), "--http: expected a loopback address"),
@@ -65,11 +65,11 @@ async def test_it_serves_with_the_tokens_of_the_files_and_stops_on_sigterm(secre
     ],
 )
 async def test_a_wrong_option_is_one_line_and_exit_2(
-    secrets: tuple[str, ...], options: tuple[str, ...], said: str
+    secrets: tuple[str, ...], options: tuple[str, ...], sentence: str
 ) -> None:
     code, errors = await outcome(*secrets, *options)
     assert code == 2
-    assert errors.startswith(said)
+    assert errors.startswith(sentence)
     assert errors.count("\n") == 1
 
 
@@ -87,8 +87,8 @@ async def test_they_listen_beyond_loopback_only_where_that_is_allowed(secrets: t
 
 
 async def test_a_taken_port_is_one_sentence_and_exit_1(secrets: tuple[str, ...]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        code, errors = await outcome("--smtp", f"127.0.0.1:{taken.getsockname()[1]}", *secrets)
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        code, errors = await outcome("--smtp", f"127.0.0.1:{occupied.getsockname()[1]}", *secrets)
     assert code == 1
     assert "cannot listen on 127.0.0.1:" in errors
     assert "Traceback" not in errors

@@ -41,13 +41,15 @@ def alert(name: str, *, silenced: bool = False, inhibited_by: str = "") -> dict[
 
 
 @pytest.mark.parametrize(
-    ("known", "path"),
+    ("expressions", "path"),
     [(("/graph", "/classic/graph"), "/classic/graph"), (("/graph",), "/graph")],
     ids=["Debian", "3.0"],
 )
-async def test_a_link_to_a_graph_leads_to_the_one_that_exists_with_its_query(known: tuple[str, ...], path: str) -> None:
+async def test_a_link_to_a_graph_leads_to_the_one_that_exists_with_its_query(
+    expressions: tuple[str, ...], path: str
+) -> None:
     async with (
-        answering(dict.fromkeys(known, "a page")) as prometheus,
+        answering(dict.fromkeys(expressions, "a page")) as prometheus,
         run_stand_ins(prometheus=prometheus) as stand_ins,
         aiohttp.ClientSession(f"http://{stand_ins.http}") as http,
         http.get("/graph?g0.expr=crypto_mode+%3D%3D+0&g0.tab=1", allow_redirects=False) as answer,

@@ -61,7 +61,7 @@ async def test_a_resolve_without_an_open_alert_is_accepted_and_dropped(
     status, _ = await send(http, event("resolve"))
     assert status == 202
     assert not stand_ins.pagerduty.incidents
-    assert [taken["event_action"] for taken in stand_ins.pagerduty.events] == ["resolve"]
+    assert [page_event["event_action"] for page_event in stand_ins.pagerduty.events] == ["resolve"]
 
 
 async def test_a_trigger_after_a_resolve_opens_a_new_incident(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:

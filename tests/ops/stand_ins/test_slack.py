@@ -108,7 +108,7 @@ async def test_a_post_without_text_and_blocks_is_refused(slack: AsyncWebClient) 
     assert (await refusal(call))["error"] == "no_text"
 
 
-async def test_invalid_blocks_are_named_with_the_place_of_the_error(slack: AsyncWebClient) -> None:
+async def test_invalid_blocks_are_named_with_the_position_of_the_error(slack: AsyncWebClient) -> None:
     answer = await refusal(slack.chat_postMessage(channel=CRITICAL, text="x", blocks=[section("x" * 3001)]))
     assert answer["error"] == "invalid_blocks"
     assert answer["response_metadata"]["messages"] == [
@@ -251,8 +251,8 @@ async def test_a_channel_is_described_by_its_id_to_a_bot_that_may_read_channels(
 ) -> None:
     channel = stand_ins.slack.channels[CRITICAL]
     channel.is_member = False
-    shown = (await slack.conversations_info(channel=channel.id))["channel"]
-    assert (shown["name"], shown["is_member"], shown["is_archived"]) == ("security-critical", False, False)
+    info = (await slack.conversations_info(channel=channel.id))["channel"]
+    assert (info["name"], info["is_member"], info["is_archived"]) == ("security-critical", False, False)
     assert (await refusal(slack.conversations_info(channel=CRITICAL)))["error"] == "channel_not_found"
     stand_ins.slack.scopes = {"chat:write"}
     assert (await refusal(slack.conversations_info(channel=channel.id)))["needed"] == "channels:read"

@@ -80,7 +80,7 @@ def test_what_is_within_a_limit_passes_and_one_more_is_named(
     assert [where for _, where in find_block_errors(beyond)] == [pointer]
 
 
-def test_the_text_of_all_blocks_is_counted_together() -> None:
+def test_the_text_of_all_blocks_is_counted_as_one() -> None:
     blocks = [{"type": "section", "text": mrkdwn(10), "fields": [mrkdwn(3)]}, *actions(button())]
     assert count_text(blocks) == 10 + 3 + 5
 

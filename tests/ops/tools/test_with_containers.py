@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 WITH_CONTAINERS = Path(__file__).parents[3] / "ops/tools/with-containers"
-NEEDED = ("bash", "dirname", "env", "grep", "id", "mktemp", "rm", "sed", "tail", "timeout")
+PROGRAMS = ("bash", "dirname", "env", "grep", "id", "mktemp", "rm", "sed", "tail", "timeout")
 PARTS = ("podman-compose", "prometheus", "promtool", "prometheus-alertmanager", "amtool")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A PATH with what the script needs, and a podman that runs whatever it is asked to."""
-    for name in NEEDED:
+    for name in PROGRAMS:
         found = shutil.which(name)
         assert found
         (tmp_path / name).symlink_to(found)
@@ -61,7 +61,7 @@ def test_a_machine_without_an_engine_and_without_apt_says_so(path: Path) -> None
     )
 
 
-def test_a_machine_whose_engine_runs_nothing_says_so_with_its_last_words(path: Path) -> None:
+def test_a_machine_whose_engine_runs_nothing_says_so_with_its_last_output(path: Path) -> None:
     refusing = "echo 'level=warning' >&2; echo 'Error: cannot clone: not permitted' >&2; exit 125"
     program(path, "podman", f"[[ $1 = info ]] || {{ {refusing}; }}")
     assert_skipped(run(path), "Error: cannot clone: not permitted")
@@ -89,7 +89,7 @@ def test_base_images_are_requested_where_none_is_named(path: Path) -> None:
     assert named.stdout == "yours\n"
 
 
-def test_base_images_that_cannot_be_made_are_reported_so_with_the_last_words(path: Path) -> None:
+def test_base_images_that_cannot_be_made_are_reported_so_with_the_last_output(path: Path) -> None:
     program(path, "stand-ins", "echo export PYTHON_IMAGE=half; echo 'debootstrap: not permitted' >&2; exit 1")
     assert_skipped(run(path, STAND_IN_IMAGES=f"{path}/stand-ins"), "it failed after: debootstrap: not permitted")
 

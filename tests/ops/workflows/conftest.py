@@ -45,7 +45,7 @@ fi
 @pytest.fixture
 def machine(tmp_path: Path) -> NewMachine:
     """A new machine for each call; none shares anything with another."""
-    made = 0
+    count = 0
 
     def new(
         inputs: Mapping[str, Any] | None = None,
@@ -54,9 +54,9 @@ def machine(tmp_path: Path) -> NewMachine:
         event: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Runner:
-        nonlocal made
-        made += 1
-        folder = tmp_path / f"machine-{made}"
+        nonlocal count
+        count += 1
+        folder = tmp_path / f"machine-{count}"
         (folder / "bin").mkdir(parents=True)
         (folder / "commands").mkdir()
         _program(folder / "bin/pip", _PIP % {"commands": folder / "commands"})

@@ -163,10 +163,10 @@ def commands(text: str) -> dict[str, str]:
     lines = iter(text.splitlines())
     for line in lines:
         if several := re.fullmatch(r"(\w+)<<(\S+)", line):
-            held = []
+            collected = []
             while (each := next(lines)) != several[2]:
-                held.append(each)
-            values[several[1]] = "\n".join(held)
+                collected.append(each)
+            values[several[1]] = "\n".join(collected)
         else:
             name, equals, value = line.partition("=")
             assert equals, f"the runner would refuse {line!r}"

@@ -138,18 +138,18 @@ exit 9
 def test_ssh_takes_the_key_and_the_hosts_that_were_given_and_nothing_of_the_machine(
     elsewhere: Runner, tmp_path: Path
 ) -> None:
-    seen = tmp_path / "seen"
+    received = tmp_path / "seen"
     write_program(elsewhere.folder / "bin/ssh", _SSH)
     write_program(
         elsewhere.folder / "commands/keypulse-rotator", "ssh rotator@host.example.org 'keypulse-backend admin'"
     )
-    elsewhere.environment = {**elsewhere.environment, "SEEN": str(seen)}
+    elsewhere.environment = {**elsewhere.environment, "SEEN": str(received)}
     (elsewhere.workspace / "rotator.yml").write_bytes((ROOT / "ops/rotator/command.yml").read_bytes())
     ours = {"ssh_key": "-----KEY\r\nabc\r\n", "ssh_known_hosts": "host ssh-ed25519 AAAA"}
     done, printed = use(elsewhere, command="rotate", config="rotator.yml", **ours)
     folder = elsewhere.temp / "keypulse-secrets/ssh"
     assert done["Plan"] == "failure", printed
-    assert seen.read_text().splitlines() == [
+    assert received.read_text().splitlines() == [
         *("-F", "none", "-i", f"{folder}/key", "-o", f"UserKnownHostsFile={folder}/known_hosts"),
         *("-o", "GlobalKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=yes"),
         *("-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"),

@@ -30,8 +30,8 @@ def test_a_machine_without_an_image_does_not_pass_for_one_that_can_run_no_contai
 
 
 def test_each_python_is_one_that_keypulse_says_it_runs_on() -> None:
-    said = [found[1] for each in PROJECT["classifiers"] if (found := re.fullmatch(r".* :: (3\.\d+)", each))]
-    assert said == PYTHONS
+    classified = [found[1] for each in PROJECT["classifiers"] if (found := re.fullmatch(r".* :: (3\.\d+)", each))]
+    assert classified == PYTHONS
     assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
 
 

@@ -18,8 +18,8 @@ def test_each_example_gives_the_action_inputs_that_it_has() -> None:
     (job,) = workflow["jobs"].values()
     given = [step["with"] for step in [*job["steps"], *smoke] if "keypulse" in step["uses"]]
     assert [inputs["command"] for inputs in given] == ["rotate", "smoke"]
-    known = yaml.safe_load(ACTION)["inputs"]
-    assert all(set(inputs) <= set(known) for inputs in given)
+    declared = yaml.safe_load(ACTION)["inputs"]
+    assert all(set(inputs) <= set(declared) for inputs in given)
     assert all(isinstance(value, str) for inputs in given for value in inputs.values()), "as the action compares them"
     assert given[0]["environment"] == job["environment"]
     assert job["permissions"]["actions"] == "read"

@@ -43,7 +43,7 @@ def test_what_it_does_not_know_is_refused(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "status", "holds"),
+    ("text", "status", "expected"),
     [
         (None, "success", True),
         (None, "failure", False),
@@ -55,8 +55,8 @@ def test_what_it_does_not_know_is_refused(source: str) -> None:
         ("${{ !cancelled() }}", "failure", True),
     ],
 )
-def test_a_condition_that_requests_no_status_means_success(text: str | None, status: str, holds: bool) -> None:
-    assert condition(text, CONTEXTS, status) is holds
+def test_a_condition_that_requests_no_status_means_success(text: str | None, status: str, expected: bool) -> None:
+    assert condition(text, CONTEXTS, status) is expected
 
 
 def test_a_text_with_expressions_in_it() -> None:

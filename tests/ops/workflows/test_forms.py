@@ -61,7 +61,7 @@ def test_a_hole_is_led_to_the_policy_and_a_blank_issue_to_a_form() -> None:
     assert (ROOT / "SECURITY.md").exists()
 
 
-def test_dependabot_looks_where_there_is_something_to_update() -> None:
+def test_dependabot_checks_where_there_is_something_to_update() -> None:
     document = yaml.safe_load((GITHUB / "dependabot.yml").read_text())
     found = {
         "pip": {file.parent for file in ROOT.glob("pyproject.toml")},

@@ -75,7 +75,7 @@ def _checkout(workspace: Path) -> None:
     (workspace / "CHANGELOG.md").write_text(CHANGELOG)
 
 
-def test_a_tag_with_which_everything_agrees_is_released_with_its_notes(machine: NewMachine) -> None:
+def test_a_tag_with_which_everything_agrees_is_released_with_its_release_notes(machine: NewMachine) -> None:
     done = check(machine, "v0.1.0", "Acme/Keypulse")
     assert done.outcome == "success", done.output
     assert done.outputs == {
@@ -86,7 +86,7 @@ def test_a_tag_with_which_everything_agrees_is_released_with_its_notes(machine: 
 
 
 @pytest.mark.parametrize(
-    ("tag", "said"),
+    ("tag", "sentence"),
     [
         ("v0.1.1", "pyproject.toml, version is 0.1.0, and the tag is v0.1.1"),
         ("v0.1.1", "CHANGELOG.md says nothing under the heading `## 0.1.1`"),
@@ -95,15 +95,15 @@ def test_a_tag_with_which_everything_agrees_is_released_with_its_notes(machine: 
         ("v0.1.0 $(id)", "is no version"),
     ],
 )
-def test_a_tag_that_is_no_version_of_the_repository_ends_the_job(machine: NewMachine, tag: str, said: str) -> None:
+def test_a_tag_that_is_no_version_of_the_repository_ends_the_job(machine: NewMachine, tag: str, sentence: str) -> None:
     done = check(machine, tag)
     assert (done.outcome, done.outputs) == ("failure", {})
-    assert said in done.output
+    assert sentence in done.output
     assert "Traceback" not in done.output
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "sentence"),
     [
         (("pyproject.toml", '"0.1.0"', '"0.2.0"'), "pyproject.toml, version is 0.2.0"),
         ((CHART, "\nversion: 0.1.0", "\nversion: 0.2.0"), "Chart.yaml, version is 0.2.0"),
@@ -146,15 +146,15 @@ def test_a_tag_that_is_no_version_of_the_repository_ends_the_job(machine: NewMac
     ],
 )
 def test_a_file_that_contradicts_the_tag_is_named(
-    machine: NewMachine, changed: tuple[str, str, str], said: str
+    machine: NewMachine, changed: tuple[str, str, str], sentence: str
 ) -> None:
     done = check(machine, "v0.1.0", changed=changed)
     assert done.outcome == "failure"
-    assert said in done.output
+    assert sentence in done.output
     assert done.output.count("\n") == 1, "one line for one mistake"
 
 
-def test_the_notes_are_of_this_version_and_no_other() -> None:
+def test_the_release_notes_are_of_this_version_and_no_other() -> None:
     assert extract_release_notes(CHANGELOG, "0.0.1") == "Old."
     assert (
         extract_release_notes(CHANGELOG.replace(" — 2026-01-01", ""), "0.1.0")

@@ -47,14 +47,14 @@ class Deployment:
     def reached(self, driver: str) -> dict[str, str]:
         """What an operator writes into ops/rotator/DRIVER.yml, as environment variables."""
         command = [sys.executable, "-m", "services.backend", "admin", "--config", str(self.config)]
-        written = {
+        values = {
             "admin_api": {"URL": self.url},
             "command": {"ARGV": json.dumps(command)},
             "sql": {"DATABASE": f"sqlite:///{self.config.parent}/backend.db"},
         }[driver]
         kms = {"KEY": KEY, "ENDPOINT": str(self.kms.address), "INSECURE": "true"}
         return {
-            **{f"KEYPULSE_ROTATOR__DRIVER__{key}": value for key, value in written.items()},
+            **{f"KEYPULSE_ROTATOR__DRIVER__{key}": value for key, value in values.items()},
             **{f"KEYPULSE_ROTATOR__KMS__{key}": value for key, value in kms.items()},
         }
 
@@ -105,7 +105,7 @@ class Job:
         return "\n".join(f"# {step.name}\n{step.output}" for step in self.steps if step.output)
 
     @property
-    def kept(self) -> list[Path]:
+    def remaining_files(self) -> list[Path]:
         """The files that the job uploads."""
         (paths,) = (step.using["path"].split() for step in self.steps if step.name.startswith("Keep"))
         found = [file for path in paths for file in [*self.runner.workspace.glob(path)]]
@@ -118,7 +118,7 @@ class Ssh:
 
     argv: list[str]
     key: str
-    known_hosts: str
+    host_keys: str
 
 
 async def run(
@@ -135,7 +135,7 @@ async def run(
         variables = {"KEYPULSE_BASE_URL": deployment.url} if has_smoke_tests else {}
         secrets = {"KEYPULSE_ADMIN_TOKEN": TOKEN, "KEYPULSE_PGPASS": "*:*:*:*:a-password"}
         if ssh:
-            variables |= {"KEYPULSE_DRIVER": "command", "KEYPULSE_SSH_KNOWN_HOSTS": ssh.known_hosts}
+            variables |= {"KEYPULSE_DRIVER": "command", "KEYPULSE_SSH_KNOWN_HOSTS": ssh.host_keys}
             secrets |= {"KEYPULSE_SSH_KEY": ssh.key}
             api |= {"KEYPULSE_ROTATOR__DRIVER__ARGV": json.dumps(ssh.argv)}
         driver = "command" if ssh else inputs.get("driver", "admin_api")
@@ -170,7 +170,7 @@ async def test_a_dry_run_changes_nothing_and_says_what_it_would_do(machine: NewM
     assert await deployment.keys() == before
     assert "run --type new-dek --dry-run" in job.runner.summary
     assert "run --type rewrap-kek --dry-run" in job.runner.summary
-    assert not any("backup" in file.name for file in job.kept)
+    assert not any("backup" in file.name for file in job.remaining_files)
 
 
 @pytest.mark.parametrize("driver", ["schedule", "command", "sql"])
@@ -186,14 +186,16 @@ async def test_a_rotation_runs_to_the_end_with_each_driver(
     assert {job.outcomes[name] for name in RUNS} == {"success"}
     assert shape(await deployment.keys()) == [("active", "2"), ("retired", "2")]
     assert job.runner.summary.count("everything can be read") >= 2
-    assert sum("backup" in str(file) for file in job.kept) >= 2
-    for held in {*before, *wrapped(deployment)}:
-        assert not any(form in file.read_bytes() for form in (held, b64encode(held)) for file in job.kept)
-    assert {"smoke-before.xml", "smoke-after.xml"} <= {file.name for file in job.kept}
+    assert sum("backup" in str(file) for file in job.remaining_files) >= 2
+    for secret in {*before, *wrapped(deployment)}:
+        assert not any(
+            form in file.read_bytes() for form in (secret, b64encode(secret)) for file in job.remaining_files
+        )
+    assert {"smoke-before.xml", "smoke-after.xml"} <= {file.name for file in job.remaining_files}
     if driver == "schedule":
-        again = await run(machine, deployment, inputs, KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE="1d")
-        assert again.runner.status == "success", again.printed
-        assert again.runner.summary.count("nothing to do") >= 2
+        second = await run(machine, deployment, inputs, KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE="1d")
+        assert second.runner.status == "success", second.printed
+        assert second.runner.summary.count("nothing to do") >= 2
         assert shape(await deployment.keys()) == [("active", "2"), ("retired", "2")]
 
 
@@ -205,12 +207,12 @@ async def test_on_schedule_the_variables_lead_by_ssh_to_the_host_that_is_known_a
     async with sshd(folder) as (*_, port, _, _, _, _, _, _, host):
         remote = shlex.join([sys.executable, "-m", "services.backend", "admin", "--config", str(deployment.config)])
         there = ["ssh", "-p", port, host, remote]
-        key, known_hosts = (folder / "user_key").read_text(), (folder / "known_hosts").read_text()
-        other = await run(machine, deployment, {}, Ssh(there, key, known_hosts.replace("127.0.0.1", "127.0.0.2")))
+        key, host_keys = (folder / "user_key").read_text(), (folder / "known_hosts").read_text()
+        other = await run(machine, deployment, {}, Ssh(there, key, host_keys.replace("127.0.0.1", "127.0.0.2")))
         assert other.outcomes["Plan"] == "failure"
         assert "Host key verification failed" in other.printed
         assert "OPENSSH PRIVATE KEY" not in other.printed
-        job = await run(machine, deployment, {}, Ssh(there, key, known_hosts))
+        job = await run(machine, deployment, {}, Ssh(there, key, host_keys))
     assert job.runner.status == "success", job.printed
     assert shape(await deployment.keys()) == [("active", "2"), ("retired", "2")]
 
@@ -237,7 +239,7 @@ async def test_a_data_key_that_cannot_be_unwrapped_fails_each_job_and_without_sm
         assert {outcomes[name] for name in ("Status", "Keep the backup and the reports")} == {"success"}
         assert "✗ keypulse-rotator run: failed" in job.runner.summary
         assert "| corrupt | " in job.runner.summary
-        assert sum("backup" in str(file) for file in job.kept) >= 1
+        assert sum("backup" in str(file) for file in job.remaining_files) >= 1
         assert shape(await deployment.keys()) == [("active", "2"), corrupt, ("retired", "2")]
 
         now = deployment.kms.store.clock()

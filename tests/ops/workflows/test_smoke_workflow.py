@@ -22,10 +22,10 @@ METRICS = "crypto_mode 1\ncrypto_ready 1\ncrypto_init_timestamp_seconds 1\ncrypt
 @pytest.fixture
 async def backend() -> AsyncIterator[str]:
     """One that is well, whose records need TOKEN."""
-    held = b""
+    stored = b""
 
     async def answer(request: Request) -> Response:
-        nonlocal held
+        nonlocal stored
         if request.url.path == "/healthz":
             return JSONResponse({"crypto_mode": "kms", "crypto_ready": True})
         if request.url.path == "/metrics":
@@ -33,9 +33,9 @@ async def backend() -> AsyncIterator[str]:
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
             return Response(status_code=401)
         if request.method == "PUT":
-            held = await request.body()
+            stored = await request.body()
             return Response(status_code=204)
-        return Response(held)
+        return Response(stored)
 
     app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "PUT"])])
     async with serve(app, Address("127.0.0.1", 0)) as address:
@@ -68,18 +68,18 @@ async def test_a_red_line_fails_the_job_and_the_result_is_kept(machine: NewMachi
 
 
 @pytest.mark.parametrize(
-    ("state", "environment", "looked_at"),
+    ("state", "environment", "is_checked"),
     [("success", "production", True), ("failure", "production", False), ("success", "Preview", False)],
 )
 async def test_a_deployment_that_failed_or_is_only_a_preview_is_not_checked(
-    machine: NewMachine, backend: str, state: str, environment: str, looked_at: bool
+    machine: NewMachine, backend: str, state: str, environment: str, is_checked: bool
 ) -> None:
     event: dict[str, Any] = {
         "event_name": "deployment_status",
         "event": {"deployment_status": {"state": state}, "deployment": {"environment": environment}},
     }
     outcomes, _, _ = await run(machine, backend, event=event, secrets={"KEYPULSE_RECORDS_TOKEN": TOKEN})
-    assert bool(outcomes) is looked_at
+    assert bool(outcomes) is is_checked
 
 
 async def test_a_test_alert_without_an_alertmanager_is_refused(machine: NewMachine, backend: str) -> None:

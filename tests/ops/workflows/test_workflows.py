@@ -66,16 +66,16 @@ def test_a_secret_is_given_to_no_step_that_does_not_use_it() -> None:
         for name, value in step.get("env", {}).items()
         if "secrets." in value and f'"${name}"' in step["run"]
     ]
-    handed_on = [
+    passed_on = [
         (name, value)
         for _, step in STEPS
         if step.get("uses") == "./"
         for name, value in step["with"].items()
         if "secrets." in value
     ]
-    assert len(given) == len(used) + len(handed_on), "each secret stands in the `env` of a step whose command reads it"
-    assert len(handed_on) == 7
-    for name, _ in handed_on:
+    assert len(given) == len(used) + len(passed_on), "each secret stands in the `env` of a step whose command reads it"
+    assert len(passed_on) == 7
+    for name, _ in passed_on:
         reading = [
             step
             for _, step in RUNS
@@ -169,9 +169,9 @@ def test_a_rotation_waits_for_its_approval_and_is_alone() -> None:
 
 
 def test_what_is_kept_is_kept_after_a_failure_too() -> None:
-    kept = [step for _, step in STEPS if "upload-artifact" in step.get("uses", "")]
-    assert len(kept) == 1
-    assert all(step["if"].startswith("${{ always() && ") for step in kept)
+    uploads = [step for _, step in STEPS if "upload-artifact" in step.get("uses", "")]
+    assert len(uploads) == 1
+    assert all(step["if"].startswith("${{ always() && ") for step in uploads)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "ops/rotator").glob("*.yml")), ids=lambda file: file.stem)

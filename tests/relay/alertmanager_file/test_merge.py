@@ -26,7 +26,7 @@ def file_with(*routes: str, receivers: str = "", inhibitions: str = "") -> str:
     return FILE.replace("ROUTES", listed) + receivers + rules
 
 
-def places(text: str) -> list[str]:
+def find_positions(text: str) -> list[str]:
     """The receivers of the routes, in their order."""
     return [route["receiver"] for route in yaml.safe_load(merge(text, DESTINATION))["route"]["routes"]]
 
@@ -35,7 +35,7 @@ OURS = ["watchdog", "ops", "kms-security"]
 
 
 @pytest.mark.parametrize(
-    ("route", "keeps"),
+    ("route", "is_before"),
     [
         ("{receiver: nobody}", True),
         ("{receiver: nobody, continue: true}", False),
@@ -54,8 +54,8 @@ OURS = ["watchdog", "ops", "kms-security"]
         ("{receiver: nobody, matchers: ['severity=info', '?']}", False),
     ],
 )
-def test_keypulses_routes_stand_before_the_first_one_that_keeps_one_of_its_alerts(route: str, keeps: bool) -> None:
-    assert places(file_with(route)) == ([*OURS, "nobody"] if keeps else ["nobody", *OURS])
+def test_keypulses_routes_stand_before_the_first_one_that_keeps_one_of_its_alerts(route: str, is_before: bool) -> None:
+    assert find_positions(file_with(route)) == ([*OURS, "nobody"] if is_before else ["nobody", *OURS])
 
 
 def test_a_file_without_routes_and_inhibitions_gets_them() -> None:
@@ -72,12 +72,12 @@ def test_a_file_without_routes_and_inhibitions_gets_them() -> None:
 
 
 def test_the_relays_address_and_token_file_are_in_every_receiver() -> None:
-    odd = Destination("https://relay.example.org/x?a=1#{b}: /alerts", '/etc/a "b" #c: d/tök\\en', "ops")
-    merged = yaml.safe_load(merge(file_with(), odd))
+    special = Destination("https://relay.example.org/x?a=1#{b}: /alerts", '/etc/a "b" #c: d/tök\\en', "ops")
+    merged = yaml.safe_load(merge(file_with(), special))
     webhooks = [receiver["webhook_configs"][0] for receiver in merged["receivers"] if "webhook_configs" in receiver]
     assert len(webhooks) == 3
-    assert {webhook["url"] for webhook in webhooks} == {odd.url}
-    assert {webhook["http_config"]["authorization"]["credentials_file"] for webhook in webhooks} == {odd.token_file}
+    assert {webhook["url"] for webhook in webhooks} == {special.url}
+    assert {webhook["http_config"]["authorization"]["credentials_file"] for webhook in webhooks} == {special.token_file}
 
 
 def collisions(text: str, destination: Destination = DESTINATION) -> list[str]:
@@ -131,7 +131,10 @@ def test_a_route_that_takes_keypulses_alerts_by_name_collides(route: str, name: 
 
 
 def test_a_route_that_takes_them_by_name_and_lets_them_go_on_gets_them_as_before() -> None:
-    assert places(file_with("{receiver: nobody, continue: true, match_re: {alertname: KMS.*}}")) == ["nobody", *OURS]
+    assert find_positions(file_with("{receiver: nobody, continue: true, match_re: {alertname: KMS.*}}")) == [
+        "nobody",
+        *OURS,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_an_alert_of_others_that_is_named_as_keypulses_are_keeps_its_route_or_co
     conditions: str, name: str
 ) -> None:
     named = f"{{receiver: nobody, {conditions}}}"
-    assert places(file_with(named)) == ["nobody", *OURS]
+    assert find_positions(file_with(named)) == ["nobody", *OURS]
     (line,) = collisions(file_with("{receiver: ops, match: {severity: critical}}", named))
     assert line.startswith(f"route.routes[1] takes {name} by its name, and would get it no longer")
 
@@ -173,7 +176,7 @@ def test_a_changed_route_of_keypulse_collides() -> None:
     assert "takes KMS" in line
 
 
-def test_what_was_taken_out_is_added_again_in_its_place() -> None:
+def test_what_was_taken_out_is_added_again_where_it_stood() -> None:
     merged = merge(file_with("{receiver: nobody}"), DESTINATION)
     start, end = merged.index("    # keypulse's heartbeat"), merged.index("    # keypulse's relay")
     assert merge(merged[:start] + merged[end:], DESTINATION) == merged

@@ -124,8 +124,8 @@ def message(event: Event | str = "01-firing-1", **changes: Any) -> Message:
         channel="channel",
         accepted_at=datetime(2026, 11, 24, 22, 46, 12, tzinfo=UTC),
     )
-    made = Message(task, event, links=tuple(Links(RUNBOOK, DASHBOARD) for _ in event.alerts))
-    return change(made, **changes)
+    built = Message(task, event, links=tuple(Links(RUNBOOK, DASHBOARD) for _ in event.alerts))
+    return change(built, **changes)
 
 
 def change(message: Message, **changes: Any) -> Message:
@@ -168,8 +168,8 @@ def detailed(of: Message, text: str = "") -> Message:
     )
     values = {alert.fingerprint: f"{text}0 (fires if < 1)" for alert in of.event.alerts}
     excerpt = RunbookExcerpt(f"{text}KMSProbeFailing", blocks, is_truncated=True)
-    made = change(of, context=context, excerpt=excerpt, chart=PNG, current_values=values)
-    return annotated(made, title=text + TITLE, **FIX_ANNOTATIONS)
+    built = change(of, context=context, excerpt=excerpt, chart=PNG, current_values=values)
+    return annotated(built, title=text + TITLE, **FIX_ANNOTATIONS)
 
 
 def with_text(text: str, alerts: int = 1) -> Message:
@@ -249,14 +249,16 @@ _alerts = st.builds(
     generator_url=strange,
     fingerprint=st.just("f"),
 )
-_many = st.lists(_alerts, max_size=4).flatmap(lambda few: st.integers(0, 30).map(lambda times: tuple(few * times)))
+_repeated_alerts = st.lists(_alerts, max_size=4).flatmap(
+    lambda few: st.integers(0, 30).map(lambda times: tuple(few * times))
+)
 _events = st.builds(
     Event,
     source=st.just(""),
     receiver=strange,
     group_key=strange,
     status=st.sampled_from(Status),
-    alerts=_many,
+    alerts=_repeated_alerts,
     group_labels=_labels,
     common_labels=_labels,
     common_annotations=_labels,
@@ -275,7 +277,7 @@ def messages(draw: st.DrawFn) -> Message:
     event = draw(_events)
     links = draw(st.builds(Links, runbook=_urls, dashboard=_urls))
     receipt = draw(st.none() | st.just({"channel": "C1", "ts": "1.000001"}))
-    made = message(
+    built = message(
         event,
         links=(links,) * len(event.alerts),
         first_receipt=receipt,
@@ -284,5 +286,5 @@ def messages(draw: st.DrawFn) -> Message:
         contacts=draw(_contacts),
     )
     if draw(st.booleans()):
-        made = detailed(made, draw(strange))
-    return critical(made) if draw(st.booleans()) else made
+        built = detailed(built, draw(strange))
+    return critical(built) if draw(st.booleans()) else built

@@ -21,7 +21,7 @@ class Recorded:
     """Whether its process is stopped after `sending`, and its lease is over when it goes on."""
     payloads: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
-    kept: list[Mapping[str, str]] = field(default_factory=list)
+    saved: list[Mapping[str, str]] = field(default_factory=list)
 
     def before_request(self, payload: str) -> None:
         if self.lease_lost:
@@ -39,11 +39,11 @@ class Recorded:
     async def save_progress(self, progress: Progress) -> None:
         if self.lease_lost:
             raise DeliveryLeaseLostError
-        self.kept.append(dict(progress))
+        self.saved.append(dict(progress))
 
     def create_retry(self, error: SendError) -> "Recorded":
         """The attempt that follows one that failed so."""
-        progress = self.kept[-1] if self.kept else self.progress
+        progress = self.saved[-1] if self.saved else self.progress
         return Recorded(self.message, progress=progress, maybe_sent=error.maybe_arrived)
 
 

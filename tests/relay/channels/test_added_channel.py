@@ -53,10 +53,10 @@ async def test_an_alert_is_delivered_by_a_channel_that_the_configuration_names_b
                 assert (await post(client, webhook_of(status)))[0] == 202
             await until(is_delivered)
             async with client.get("/api/channels") as response:
-                shown = {each["channel"]: each for each in (await response.json())["channels"]}
+                by_name = {each["channel"]: each for each in (await response.json())["channels"]}
     finally:
         process.terminate()
         await asyncio.to_thread(process.communicate, None, 15)
     assert process.returncode == 0
     assert [json.loads(line)["status"] for line in file.read_text().splitlines()] == ["firing", "resolved"]
-    assert (shown["ours"]["kind"], shown["ours"]["delivered"]) == ("file", 2)
+    assert (by_name["ours"]["kind"], by_name["ours"]["delivered"]) == ("file", 2)

@@ -120,13 +120,13 @@ def test_the_first_alert_is_always_there_and_the_contacts_before_the_other_ones(
     assert "w" * 90 in one.body
     assert one.body.endswith("… and 1 more firing")
     assert len(one.body) <= 320
-    many = build_text(critical(message("09-firing-5", contacts={"on call": "#team"})), limit=700)
-    assert "on call: #team" in many.body
-    rows = [line for line in many.body.split("\n") if line.startswith("• ")]
+    shortened = build_text(critical(message("09-firing-5", contacts={"on call": "#team"})), limit=700)
+    assert "on call: #team" in shortened.body
+    rows = [line for line in shortened.body.split("\n") if line.startswith("• ")]
     assert len(rows) == 5  # a table
 
 
-def test_firing_alerts_hide_no_resolved_ones_from_a_service_with_little_room() -> None:
+def test_firing_alerts_hide_no_resolved_ones_from_a_service_with_little_space() -> None:
     event = message("03-resolved-1").event
     over = event.alerts[0]
     alerts = tuple(
@@ -150,12 +150,12 @@ def test_what_is_over_is_not_described_as_if_it_went_on() -> None:
     of = message(replace(event, alerts=(over,)))
     sender = Address("keypulse", addr_spec="alerts@example.org")
     mail = str(build_mail(of, sender, ["a@example.org"]))
-    for told in (build_text(of).payload, str(build_event(of, "resolve")), mail):
-        assert "refuses" not in told
+    for text in (build_text(of).payload, str(build_event(of, "resolve")), mail):
+        assert "refuses" not in text
     unheard = change(of, firing_undelivered=True)
     mail = str(build_mail(unheard, sender, ["a@example.org"]))
-    for told in (build_text(unheard).payload, str(build_event(unheard, "trigger")), mail):
-        assert "refuses" in told
+    for text in (build_text(unheard).payload, str(build_event(unheard, "trigger")), mail):
+        assert "refuses" in text
 
 
 def test_a_command_is_ready_to_paste_and_what_is_known_stands_after_the_alerts() -> None:
@@ -177,8 +177,8 @@ def test_a_command_is_ready_to_paste_and_what_is_known_stands_after_the_alerts()
             "Look at it",
             "Alertmanager",
         )
-        places = [body.index(part) for part in parts]
-        assert places == sorted(places)
+        positions = [body.index(part) for part in parts]
+        assert positions == sorted(positions)
 
 
 @pytest.mark.parametrize("service", ["Teams", "Mattermost", "Opsgenie"])
@@ -218,10 +218,10 @@ def event_with_fix() -> Event:
 
 
 async def test_ntfy_gets_title_and_text_and_the_receipt_names_it(secret_file: Path, answering: Answering) -> None:
-    seen: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = []
 
     async def ntfy(request: web.Request) -> web.Response:
-        seen.append(await request.json())
+        received.append(await request.json())
         return web.json_response({"id": "1"})
 
     provider = await answering(ntfy)
@@ -231,9 +231,9 @@ async def test_ntfy_gets_title_and_text_and_the_receipt_names_it(secret_file: Pa
     rotate(secret_file, f"ntfy://{provider}/another")
     await send(channel, message("03-resolved-1"))
     await channel.close()
-    assert [each["topic"] for each in seen] == ["security", "another"]
-    assert [each["title"].split()[0] for each in seen] == ["Firing:", "Resolved"]
-    assert "Runbook: https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kms" in seen[0]["message"]
+    assert [each["topic"] for each in received] == ["security", "another"]
+    assert [each["title"].split()[0] for each in received] == ["Firing:", "Resolved"]
+    assert "Runbook: https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kms" in received[0]["message"]
 
 
 async def test_teams_gets_links_that_can_be_clicked_over_tls_of_a_private_authority(
@@ -241,10 +241,10 @@ async def test_teams_gets_links_that_can_be_clicked_over_tls_of_a_private_author
 ) -> None:
     import ssl
 
-    seen: list[Any] = []
+    received: list[Any] = []
 
     async def teams(request: web.Request) -> web.Response:
-        seen.append((request.path_qs, await request.json()))
+        received.append((request.path_qs, await request.json()))
         return web.Response(status=202)
 
     authority = Authority(tmp_path)
@@ -263,7 +263,7 @@ async def test_teams_gets_links_that_can_be_clicked_over_tls_of_a_private_author
     await channel.close()
     await runner.cleanup()
     assert receipt["status"] == "202"
-    ((path, card),) = seen
+    ((path, card),) = received
     assert TOKEN in path
     assert TOKEN not in f"{attempt} {receipt}"
     assert "[Runbook](https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kms)" in json.dumps(card)

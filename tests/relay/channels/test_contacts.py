@@ -19,7 +19,7 @@ from tests.relay.channels.examples import NASTY, change, contacts_of, critical, 
 from tests.relay.channels.recording_attempt import send
 
 PEOPLE = {"security on call": "+49 30 1234567", "service owner": "#ledger-team"}
-TOLD = pytest.mark.parametrize("kind", ["slack", "email", "pagerduty", "webhook", "apprise"])
+MENTIONING = pytest.mark.parametrize("kind", ["slack", "email", "pagerduty", "webhook", "apprise"])
 
 
 def render_text(kind: str, of: Message) -> str:
@@ -34,8 +34,8 @@ def render_text(kind: str, of: Message) -> str:
     return "\n".join(str(part and part.get_content()).replace("\r\n", "\n") for part in parts)
 
 
-@TOLD
-async def test_who_is_called_reads_whom_to_turn_to(kind: str, secret_file: Path, providers: Providers) -> None:
+@MENTIONING
+async def test_who_is_called_reads_whom_to_contact(kind: str, secret_file: Path, providers: Providers) -> None:
     channel = settings(providers.example(kind, secret_file)).connect(5)
     await send(channel, message(contacts=PEOPLE))
     await channel.close()
@@ -43,7 +43,7 @@ async def test_who_is_called_reads_whom_to_turn_to(kind: str, secret_file: Path,
     assert [one.count(text) for pair in PEOPLE.items() for text in pair] == 4 * [2 if kind in {"email", "slack"} else 1]
 
 
-@TOLD
+@MENTIONING
 @pytest.mark.parametrize("payload", ["03-resolved-1", "05-firing-3"])
 def test_neither_an_all_clear_nor_a_warning_names_anybody(kind: str, payload: str) -> None:
     assert render_text(kind, message(payload, contacts=PEOPLE)) == render_text(kind, message(payload))
@@ -58,7 +58,7 @@ def test_nothing_is_reported_where_nobody_is_named() -> None:
     assert "scalate" not in "".join(render_text(kind, message()) for kind in ("slack", "email", "pagerduty"))
 
 
-@TOLD
+@MENTIONING
 def test_a_critical_list_that_was_cut_is_not_over_and_names_them(kind: str) -> None:
     cut = replace(message("03-resolved-1").event, truncated_alerts=2)
     assert "#ledger-team" in render_text(kind, message(cut, contacts=PEOPLE))
@@ -112,8 +112,8 @@ def test_slack_shows_whole_contacts_and_counts_the_others_beside_the_widest_aler
 def test_slack_lets_alerts_wait_for_the_contacts() -> None:
     wide = widest(contacts_of("w" * 80))
     (alert,) = wide.event.alerts
-    told = [replace(alert, annotations={"summary": f"{n} {'w' * 40}"}, generator_url="") for n in range(60)]
-    event = replace(wide.event, alerts=tuple(told), common_labels=alert.labels)
+    alerts = [replace(alert, annotations={"summary": f"{n} {'w' * 40}"}, generator_url="") for n in range(60)]
+    event = replace(wide.event, alerts=tuple(alerts), common_labels=alert.labels)
     post = build_post(replace(wide, event=event, links=(Links(None, None),) * 60), "channel", may_be_a_repeat=True)
     assert count_text(post.blocks) + len(post.blocks[-2]["elements"][0]["url"]) <= MAX_BLOCKS_TEXT
     assert list(find_block_errors(post.blocks)) == []
@@ -126,7 +126,7 @@ def test_slack_passes_over_a_contact_that_is_too_long_and_shows_the_next() -> No
     assert post.blocks[-1]["elements"][0]["text"] == "Escalate to\nb: #ledger-team\n… and 1 more"
 
 
-def test_slack_keeps_room_for_the_count() -> None:
+def test_slack_keeps_space_for_the_count() -> None:
     several = {**dict.fromkeys("abcd", "w" * 200), "e": "w" * 60, "f": "w" * 200}
     escalation = build_post(message(contacts=several), "none").blocks[-1]["elements"][0]["text"]
     assert (escalation.count("\n"), escalation.split("\n")[-1]) == (5, "… and 2 more")

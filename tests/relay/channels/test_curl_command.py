@@ -55,15 +55,15 @@ async def test_a_copied_command_sends_the_same_again(
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    ("url", "masked"),
     [
         ("https://slack.com/api/", "https://slack.com/api"),
         ("https://gateway.example.org/a-secret/api", 'https://gateway.example.org"$SLACK_API_PATH"'),
         ("https://user:a-secret@gateway.example.org?a-secret", 'https://gateway.example.org"$SLACK_API_PATH"'),
     ],
 )
-def test_a_path_that_is_not_the_providers_own_may_be_a_secret_as_in_the_masked_settings(url: str, shown: str) -> None:
-    assert quote_address(url, "https://slack.com/api/", "SLACK_API_PATH") == shown
+def test_a_path_that_is_not_the_providers_own_may_be_a_secret_as_in_the_masked_settings(url: str, masked: str) -> None:
+    assert quote_address(url, "https://slack.com/api/", "SLACK_API_PATH") == masked
 
 
 def test_what_is_no_request_or_too_large_has_no_command() -> None:

@@ -98,13 +98,13 @@ async def test_an_answer_without_end_is_read_in_part(kind: str, secret_file: Pat
 
 
 @EVERY_REMOTE_KIND
-async def test_a_refused_connection_is_tried_again_and_nothing_arrived(kind: str, secret_file: Path) -> None:
+async def test_a_refused_connection_is_retried_and_nothing_arrived(kind: str, secret_file: Path) -> None:
     error = await failure(kind, secret_file, unused_address())
     assert (error.reason, error.scope, error.maybe_arrived) == (SendReason.CONNECTION, SendScope.ATTEMPT, False)
 
 
 @EVERY_REMOTE_KIND
-async def test_a_doubt_of_an_earlier_attempt_is_not_settled_by_a_refused_connection(
+async def test_an_uncertainty_of_an_earlier_attempt_is_not_settled_by_a_refused_connection(
     kind: str, secret_file: Path
 ) -> None:
     error = await failure(kind, secret_file, unused_address(), attempt=Recorded(message(), maybe_sent=True))
@@ -142,12 +142,12 @@ async def test_without_a_secure_connection_nothing_arrived(kind: str, secret_fil
 
 
 @EVERY_KIND_THAT_READS_ANSWERS
-@pytest.mark.parametrize("said", [b"", b"\x00\xff nonsense\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
-async def test_an_answer_that_is_none_is_tried_again(kind: str, said: bytes, secret_file: Path, tcp: TcpServer) -> None:
+@pytest.mark.parametrize("reply", [b"", b"\x00\xff nonsense\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+async def test_an_answer_that_is_none_is_retried(kind: str, reply: bytes, secret_file: Path, tcp: TcpServer) -> None:
     async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if kind in HTTP_KINDS:
             await reader.read(1)
-        writer.write(said)
+        writer.write(reply)
         await writer.drain()
 
     error = await failure(kind, secret_file, await tcp(hangs_up))
@@ -158,7 +158,7 @@ async def test_an_answer_that_is_none_is_tried_again(kind: str, said: bytes, sec
 
 @pytest.mark.parametrize("kind", sorted({*REMOTE_KINDS}.difference(URL_IN_FILE)))
 @pytest.mark.parametrize("content", [None, "", "\n \n", "a\x00b", b"\xff\xfe"])
-async def test_an_unusable_secret_is_the_channels_trouble_until_it_is_fixed(
+async def test_an_unusable_secret_is_the_channels_error_until_it_is_fixed(
     kind: str, content: str | bytes | None, tmp_path: Path
 ) -> None:
     file = tmp_path / "mended"
@@ -171,9 +171,9 @@ async def test_an_unusable_secret_is_the_channels_trouble_until_it_is_fixed(
     assert str(file) in str(unusable.value)
 
     file.write_text(SECRET)
-    with pytest.raises(SendError) as mended:
+    with pytest.raises(SendError) as second:
         await send(channel, message())
-    assert mended.value.reason is SendReason.CONNECTION
+    assert second.value.reason is SendReason.CONNECTION
     await channel.close()
 
 
@@ -317,7 +317,7 @@ async def test_retry_after_is_passed_on_in_seconds_and_as_a_date(
         *product(["fine", "{}"], ["text/plain", "text/html", "application/gzip"]),
     ],
 )
-async def test_a_page_in_the_providers_place_is_no_receipt(
+async def test_a_page_instead_of_the_providers_answer_is_no_receipt(
     kind: str, body: str | bytes, content_type: str, secret_file: Path, website: WebServer
 ) -> None:
     error = await failure(kind, secret_file, await website(200, body, Content_Type=content_type))

@@ -64,7 +64,7 @@ async def test_what_alertmanager_sends_arrives_with_its_links(
 
 
 @EVERY_KIND
-async def test_what_goes_out_is_noted_before_it_does_and_the_answer_after_it(
+async def test_what_goes_out_is_logged_before_it_does_and_the_answer_after_it(
     kind: str, secret_file: Path, providers: Providers
 ) -> None:
     class Watching(Recorded):
@@ -111,8 +111,8 @@ def test_a_changed_secret_shows_without_being_shown(kind: str, secret_file: Path
     rotate(secret_file, "rotated")
     after = channel.read_secret_versions()
     secret_file.unlink()
-    gone = channel.read_secret_versions()
-    assert len({before, after, gone}) == (3 if kind in REMOTE_KINDS else 1)
+    versions = channel.read_secret_versions()
+    assert len({before, after, versions}) == (3 if kind in REMOTE_KINDS else 1)
     assert "rotated" not in str(after)
 
 
@@ -148,12 +148,12 @@ async def test_an_alert_that_is_over_says_so_and_when_it_fired(
         assert '"ends_at":"2026-11-24T22:46:18' in one
         return
     state = "" if kind.startswith("slack") else "resolved; "  # which Slack has at the beginning of the line
-    said = f"{state}fired from 2026-11-24 22:46:10 UTC to 2026-11-24 22:46:18 UTC (8 s)"
-    assert one.count(said) == (2 if kind == "email" else 1)  # in both parts of a mail
+    period = f"{state}fired from 2026-11-24 22:46:10 UTC to 2026-11-24 22:46:18 UTC (8 s)"
+    assert one.count(period) == (2 if kind == "email" else 1)  # in both parts of a mail
 
 
 @EVERY_REMOTE_KIND
-async def test_no_log_holds_the_secret(
+async def test_no_log_contains_the_secret(
     kind: str, secret_file: Path, providers: Providers, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -14,8 +14,8 @@ from tests.relay.channels.examples import HUGE, RUNBOOK, change, message, messag
 @given(messages())
 @hypothesis_settings(max_examples=200 if LONG else 50)
 def test_no_line_is_cut_by_whoever_collects_it(any_message: Message) -> None:
-    note = "Ours. " * 100
-    fields = build_line(change(any_message, remark=note, event=replace(any_message.event, remark="")))
+    remark = "Ours. " * 100
+    fields = build_line(change(any_message, remark=remark, event=replace(any_message.event, remark="")))
     assert len(json.dumps(fields)) < 16_000
     assert len(fields["alerts"]) + fields.get("unlisted_count", 0) == (
         len(any_message.event.alerts) + any_message.event.truncated_alerts

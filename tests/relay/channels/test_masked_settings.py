@@ -25,15 +25,15 @@ def test_no_secret_is_shown_and_every_other_key_is(kind: str, tmp_path: Path) ->
     if kind != "log":
         values["proxy"] = "http://proxy.example.org:3128"
     own = settings(values)
-    shown = mask_settings(own)
-    assert SECRET not in str(shown)
-    assert (shown["kind"], shown["rate"]) == (kind.partition("_")[0], "30/m")
-    assert {key for key in values if key not in shown} == set()
+    masked = mask_settings(own)
+    assert SECRET not in str(masked)
+    assert (masked["kind"], masked["rate"]) == (kind.partition("_")[0], "30/m")
+    assert {key for key in values if key not in masked} == set()
     for key, value in values.items():
         if value == secret:
-            assert shown[key] == str(secret)
+            assert masked[key] == str(secret)
     assert list_default_keys(own).isdisjoint(values)
-    assert list_default_keys(own).isdisjoint(list(shown)[: len(values)])
+    assert list_default_keys(own).isdisjoint(list(masked)[: len(values)])
 
 
 def test_the_addresses_of_providers_are_shown_whole(tmp_path: Path) -> None:

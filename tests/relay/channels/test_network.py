@@ -116,7 +116,7 @@ async def test_a_proxy_that_refuses_is_an_error_of_the_channel(  # noqa: PLR0917
 
 
 @EVERY_REMOTE_KIND
-async def test_a_proxy_that_is_gone_or_cannot_connect_is_tried_again(
+async def test_a_proxy_that_is_gone_or_cannot_connect_is_retried(
     kind: str, secret_file: Path, providers: Providers, tls_before: TlsBefore, tmp_path: Path
 ) -> None:
     values = await secure(kind, secret_file, providers, tls_before)
@@ -128,11 +128,11 @@ async def test_a_proxy_that_is_gone_or_cannot_connect_is_tried_again(
         values[key] = f"https://127.0.0.1:1/{values[key].split('/', 3)[3]}"
     with tinyproxy(tmp_path) as proxy:
         unreachable = await refused({**values, "proxy": proxy.url})
-    gone = await refused({**values, "proxy": proxy.url})
-    for error in (unreachable, gone):
+    stopped = await refused({**values, "proxy": proxy.url})
+    for error in (unreachable, stopped):
         assert (error.reason, error.scope, error.maybe_arrived) == (SendReason.CONNECTION, SendScope.ATTEMPT, False)
     assert f"the proxy {proxy.address} (proxy) cannot connect to 127.0.0.1:1 (HTTP 50" in str(unreachable)
-    assert f"the proxy {proxy.address} (proxy) cannot be reached: " in str(gone)
+    assert f"the proxy {proxy.address} (proxy) cannot be reached: " in str(stopped)
 
 
 @EVERY_REMOTE_KIND

@@ -78,11 +78,11 @@ def test_what_does_not_fit_is_left_out_in_the_order_of_its_worth() -> None:
     whole = build_event(everything, "trigger")["payload"]["custom_details"]
     assert list(whole) == ["fix", "alerts", "escalate_to", "context", "listed", "runbook"]
     labels = {f"label{number}": "é" * 500 for number in range(64)}
-    many = message("05-firing-3").event
+    large = message("05-firing-3").event
     alerts = tuple(
-        replace(many.alerts[0], fingerprint=str(n), labels={**labels, "alertname": f"rule {n}"}) for n in range(100)
+        replace(large.alerts[0], fingerprint=str(n), labels={**labels, "alertname": f"rule {n}"}) for n in range(100)
     )
-    of = detailed(message(replace(many, alerts=alerts), links=message("05-firing-3").links[:1] * 100))
+    of = detailed(message(replace(large, alerts=alerts), links=message("05-firing-3").links[:1] * 100))
     long_runbook = RunbookExcerpt("KMSProbeFailing", (ExcerptBlock("step", "🔥" * 2_000),) * 60, is_truncated=False)
     details = build_event(replace(of, excerpt=long_runbook), "trigger")["payload"]["custom_details"]
     assert len(json.dumps(details, ensure_ascii=False).encode()) <= MAX_DETAILS_BYTES
@@ -108,13 +108,13 @@ def test_the_summary_begins_with_the_cause_and_says_when_it_is_over() -> None:
 
 def test_a_picture_is_shown_from_an_allowed_host_over_https_only() -> None:
     of = message()
-    for image, shown in (
+    for image, expected in (
         ("https://img.example.org/1.png", True),
         ("http://img.example.org/1.png", False),
         (None, False),
     ):
         event = build_event(replace(of, links=(Links(None, None, image=image),)), "trigger")
-        assert [picture["src"] for picture in event.get("images", [])] == ([image] if shown else [])
+        assert [picture["src"] for picture in event.get("images", [])] == ([image] if expected else [])
 
 
 @pytest.mark.parametrize("text", HUGE)
@@ -227,7 +227,7 @@ async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_i
 
 
 @pytest.mark.parametrize("error", ["links[0].text names an invalid routing key", "Invalid routing key"])
-async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_words(
+async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_error_says(
     error: str, secret_file: Path, stand_ins: StandIns
 ) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error=error, count=1))
@@ -238,12 +238,12 @@ async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_words(
     await channel.close()
     assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
     assert len(attempt.payloads) == len(attempt.answers) == 1
-    (asked,) = stand_ins.pagerduty.events  # whether it takes the key, with nothing of the message
-    assert (asked["event_action"], asked["payload"], asked["links"]) == ("resolve", {}, [])
+    (request,) = stand_ins.pagerduty.events  # whether it takes the key, with nothing of the message
+    assert (request["event_action"], request["payload"], request["links"]) == ("resolve", {}, [])
     assert not stand_ins.pagerduty.incidents
 
 
-async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message_is_tried_again(
+async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message_is_retried(
     secret_file: Path, stand_ins: StandIns
 ) -> None:
     for fault in (
@@ -260,7 +260,7 @@ async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message
     await channel.close()
 
 
-async def test_an_event_that_is_called_invalid_is_the_messages_own_trouble(
+async def test_an_event_that_is_called_invalid_is_the_messages_own_error(
     secret_file: Path, stand_ins: StandIns
 ) -> None:
     stand_ins.faults.add(
@@ -301,7 +301,7 @@ async def test_what_was_over_before_anybody_heard_calls_and_then_resolves(
     (incident,) = stand_ins.pagerduty.incidents
     assert (incident.status, incident.dedup_key) == ("resolved", receipt["dedup_key"])
     assert incident.summary.startswith("KMSCryptoModeNotKMS · production / backend (already resolved): ")
-    assert attempt.kept == [{"triggered": "yes"}]
+    assert attempt.saved == [{"triggered": "yes"}]
     assert "\n".join(attempt.payloads) == channel.render_payload(attempt.message)
     assert [json.loads(payload)["routing_key"] for payload in attempt.payloads] == ["[secret]"] * 2
 
@@ -313,7 +313,7 @@ async def test_what_has_called_already_only_resolves(secret_file: Path, stand_in
     stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.LOST_ANSWER, count=1))
     with pytest.raises(SendError) as lost:
         await channel.send(first)
-    assert (lost.value.maybe_arrived, first.kept) == (True, [])
+    assert (lost.value.maybe_arrived, first.saved) == (True, [])
 
     class Cut(Recorded):
         """Its process ends between the two events."""
@@ -325,7 +325,7 @@ async def test_what_has_called_already_only_resolves(secret_file: Path, stand_in
     second = Cut(over, maybe_sent=True)
     with pytest.raises(DeliveryLeaseLostError):
         await channel.send(second)
-    await channel.send(Recorded(over, progress=second.kept[-1], maybe_sent=True))
+    await channel.send(Recorded(over, progress=second.saved[-1], maybe_sent=True))
     await channel.close()
     assert sent(stand_ins) == ["trigger", "trigger", "resolve"]
     assert [incident.status for incident in stand_ins.pagerduty.incidents] == ["resolved"]
@@ -340,8 +340,8 @@ async def test_a_person_may_choose_not_to_be_called_for_what_is_over(secret_file
 
 
 def test_what_the_relay_has_to_say_comes_first_in_the_details() -> None:
-    noted = message(replace(message().event, remark="Ended while silenced."), remark="Slack is down.")
-    details = build_event(noted, "trigger")["payload"]["custom_details"]
+    remarked = message(replace(message().event, remark="Ended while silenced."), remark="Slack is down.")
+    details = build_event(remarked, "trigger")["payload"]["custom_details"]
     assert next(iter(details.items())) == ("remark", "Slack is down. Ended while silenced.")
     assert "remark" not in build_event(message(), "trigger")["payload"]["custom_details"]
 
@@ -366,7 +366,7 @@ async def test_an_acknowledgement_follows_the_trigger_and_is_in_the_receipt(
     await channel.close()
 
 
-async def test_an_acknowledgement_that_was_cut_off_is_sent_again_without_the_trigger(
+async def test_an_acknowledgement_that_was_cut_off_is_resent_without_the_trigger(
     secret_file: Path, stand_ins: StandIns
 ) -> None:
     channel = connect(secret_file, stand_ins)

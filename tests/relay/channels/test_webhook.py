@@ -92,10 +92,10 @@ def test_a_list_that_was_cut_is_not_reported_as_resolved() -> None:
 async def test_the_token_and_the_key_of_the_delivery_stand_in_the_headers(
     secret_file: Path, answering: Answering
 ) -> None:
-    seen: list[Mapping[str, str]] = []
+    received: list[Mapping[str, str]] = []
 
     async def answer(request: web.Request) -> web.Response:
-        seen.append(request.headers.copy())
+        received.append(request.headers.copy())
         return web.Response(status=202)
 
     values = example("webhook", secret_file, await answering(answer))
@@ -106,9 +106,9 @@ async def test_the_token_and_the_key_of_the_delivery_stand_in_the_headers(
     await send(without, change(message(), attempt_number=7, lease_id="another"))  # the next attempt of the same
     await with_token.close()
     await without.close()
-    assert [headers.get("Authorization") for headers in seen] == [f"Bearer {SECRET}", "Bearer rotated", None]
-    assert {headers["Idempotency-Key"] for headers in seen} == {"0192-delivery"}
-    assert {headers["Content-Type"] for headers in seen} == {"application/json"}
+    assert [headers.get("Authorization") for headers in received] == [f"Bearer {SECRET}", "Bearer rotated", None]
+    assert {headers["Idempotency-Key"] for headers in received} == {"0192-delivery"}
+    assert {headers["Content-Type"] for headers in received} == {"application/json"}
     assert without.read_secret_versions() == ((None, None),)
 
 
@@ -132,7 +132,7 @@ async def test_what_follows_a_success_is_not_waited_for(secret_file: Path, tcp: 
     await channel.close()
 
 
-async def test_the_words_of_a_refusal_are_passed_on(secret_file: Path, website: WebServer) -> None:
+async def test_the_text_of_a_refusal_is_passed_on(secret_file: Path, website: WebServer) -> None:
     channel = settings(example("webhook", secret_file, await website(422, f"no field `team` ({SECRET})"))).connect(5)
     attempt = Recorded(message())
     with pytest.raises(SendError) as raised:

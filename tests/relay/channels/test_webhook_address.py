@@ -20,10 +20,10 @@ def url_file(tmp_path: Path) -> Path:
 
 
 async def test_an_address_in_a_file_is_read_again_when_it_changes(url_file: Path, answering: Answering) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
-        asked.append(request.path_qs)
+        requests.append(request.path_qs)
         return web.Response(status=204)
 
     provider = await answering(answer)
@@ -35,7 +35,7 @@ async def test_an_address_in_a_file_is_read_again_when_it_changes(url_file: Path
     assert channel.read_secret_versions() != before
     await send(channel, message())
     await channel.close()
-    assert asked == [TARGET, "/another"]
+    assert requests == [TARGET, "/another"]
 
 
 @pytest.mark.parametrize(("allowed", "reason"), [(False, SendReason.MISCONFIGURED), (True, SendReason.CONNECTION)])
@@ -52,13 +52,13 @@ async def test_plaintext_to_an_address_in_a_file_leaves_this_machine_only_where_
 
 @pytest.mark.parametrize("given", ["url", "url_file"])
 @pytest.mark.parametrize(
-    "said", ["http://{host}{target}", "nothing at {target}", "no team T0123456789", "B-geheim-geheim is gone"]
+    "reported", ["http://{host}{target}", "nothing at {target}", "no team T0123456789", "B-geheim-geheim is gone"]
 )
 async def test_an_answer_that_repeats_the_address_does_not_bring_it_into_the_record(
-    given: str, said: str, url_file: Path, answering: Answering
+    given: str, reported: str, url_file: Path, answering: Answering
 ) -> None:
     async def answer(request: web.Request) -> web.Response:
-        return web.Response(status=404, text=said.format(host=request.host, target=request.path_qs))
+        return web.Response(status=404, text=reported.format(host=request.host, target=request.path_qs))
 
     url = f"http://{await answering(answer)}{TARGET}"
     rotate(url_file, url)
@@ -68,8 +68,8 @@ async def test_an_answer_that_repeats_the_address_does_not_bring_it_into_the_rec
         await channel.send(attempt)
     await channel.close()
     assert "[secret]" in str(raised.value)
-    shown = f"{raised.value!r} {raised.value!s} {attempt}"
-    assert not [part for part in ("T0123456789", "geheim", "0123456789abcdef") if part in shown]
+    texts = f"{raised.value!r} {raised.value!s} {attempt}"
+    assert not [part for part in ("T0123456789", "geheim", "0123456789abcdef") if part in texts]
 
 
 async def test_no_connection_says_nothing_of_the_address(url_file: Path) -> None:
@@ -92,7 +92,7 @@ async def test_no_connection_says_nothing_of_the_address(url_file: Path) -> None
         ("https://u:geheim@hooks.example.org/", SendReason.MISCONFIGURED, "expected a URL such as https://HOST/PATH"),
     ],
 )
-async def test_a_file_without_an_address_is_the_channels_trouble_until_it_is_fixed(
+async def test_a_file_without_an_address_is_the_channels_error_until_it_is_fixed(
     content: str | None, reason: SendReason, expected: str, url_file: Path
 ) -> None:
     if content is not None:
@@ -104,13 +104,13 @@ async def test_a_file_without_an_address_is_the_channels_trouble_until_it_is_fix
     assert str(unusable.value).startswith(f"{url_file}: {expected}")
     assert "geheim" not in str(unusable.value)
     rotate(url_file, f"http://{unused_address()}/")
-    with pytest.raises(SendError) as mended:
+    with pytest.raises(SendError) as second:
         await send(channel, message())
-    assert mended.value.reason is SendReason.CONNECTION
+    assert second.value.reason is SendReason.CONNECTION
     await channel.close()
 
 
 @pytest.mark.parametrize("given", [{}, {"url": "https://example.org/", "url_file": "f"}])
-def test_an_address_is_given_in_one_way(given: dict[str, str]) -> None:
+def test_an_address_is_given_in_one_form(given: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="expected either `url` or `url_file`"):
         settings({"kind": "webhook", **given})

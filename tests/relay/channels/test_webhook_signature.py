@@ -39,10 +39,10 @@ def verify(monkeypatch: pytest.MonkeyPatch) -> Verify:
 async def test_a_receiver_can_verify_each_attempt_while_the_key_is_rotated(
     secret_file: Path, answering: Answering, verify: Verify
 ) -> None:
-    seen: list[tuple[dict[str, str], bytes]] = []
+    requests: list[tuple[dict[str, str], bytes]] = []
 
     async def answer(request: web.Request) -> web.Response:
-        seen.append(({key.lower(): value for key, value in request.headers.items()}, await request.read()))
+        requests.append(({key.lower(): value for key, value in request.headers.items()}, await request.read()))
         return web.Response(status=204)
 
     values = {"kind": "webhook", "url": f"http://{await answering(answer)}/", "signing_key_file": secret_file}
@@ -54,9 +54,9 @@ async def test_a_receiver_can_verify_each_attempt_while_the_key_is_rotated(
         await send(channel, message())
     assert len(versions) == 3
     await channel.close()
-    by_key = [[verify(key, headers, body) for key in (OLD, NEW)] for headers, body in seen]
+    by_key = [[verify(key, headers, body) for key in (OLD, NEW)] for headers, body in requests]
     assert by_key == [[True, False], [True, True], [False, True]]
-    headers, body = seen[0]
+    headers, body = requests[0]
     assert (headers["webhook-id"], headers["webhook-timestamp"]) == (headers["idempotency-key"], str(NOW))
     assert not verify(OLD, headers, body + b" ")
     for name, value in (("webhook-id", "another"), ("webhook-timestamp", str(NOW - 1)), ("webhook-signature", "v1,")):

@@ -34,7 +34,7 @@ def test_address_and_token_file_come_from_the_configuration(typed: Typed, existi
     assert existing.read_bytes() == FILE.encode()
 
 
-def test_with_both_as_options_no_configuration_is_needed(existing: Path) -> None:
+def test_with_both_as_options_no_configuration_is_required(existing: Path) -> None:
     options = ["--url", "https://relay.example.org/alerts", "--token-file", "/run/token"]
     result = CliRunner().invoke(main, ["alertmanager", "--merge", "-", *options], input=FILE.encode())
     assert result.exit_code == 0

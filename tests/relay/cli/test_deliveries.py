@@ -30,17 +30,17 @@ def test_a_table_shows_the_newest_first(typed: Typed, fill: Fill) -> None:
     assert result.exit_code == 0
     headings, *lines = result.stdout.splitlines()
     assert headings.split() == ["id", "accepted", "alertname", "status", "channel", "state", "attempts", "reason"]
-    shown = [line.split() for line in lines]
-    assert [[line[0], *line[2:]] for line in shown] == [
+    rows = [line.split() for line in lines]
+    assert [[line[0], *line[2:]] for line in rows] == [
         [delivered, "Alert-new", "firing", "pager", "delivered", "1", "ok"],
         [dead, "Alert-old", "firing", "mail", "dead", "1", "rejected"],
     ]
 
 
 def test_a_program_reads_a_json_object_a_line(typed: Typed, fill: Fill) -> None:
-    made = fill(two)
+    stored = fill(two)
     found = [json.loads(line) for line in typed("deliveries", "--json").stdout.splitlines()]
-    assert [delivery["id"] for delivery in found] == list(reversed(made))
+    assert [delivery["id"] for delivery in found] == list(reversed(stored))
     assert found[0]["receipt"] == {"dedup_key": "k"}
     assert found[0]["accepted_at"].endswith("Z")
 
@@ -58,27 +58,27 @@ def test_a_program_reads_a_json_object_a_line(typed: Typed, fill: Fill) -> None:
     ],
 )
 def test_filters_choose(typed: Typed, fill: Fill, filters: list[str], wanted: list[int]) -> None:
-    made = fill(two)
+    stored = fill(two)
     lines = typed("deliveries", "--json", *filters).stdout.splitlines()
-    assert [json.loads(line)["id"] for line in lines] == [made[number] for number in wanted]
+    assert [json.loads(line)["id"] for line in lines] == [stored[number] for number in wanted]
 
 
 def test_a_limit_over_one_page_is_kept(typed: Typed, fill: Fill) -> None:
-    async def many(rows: Rows) -> list[str]:
+    async def fill_pages(rows: Rows) -> list[str]:
         event = await rows.event()
         return [await rows.delivery(event, f"channel-{number}") for number in range(_PAGE_SIZE + 10)]
 
-    made = fill(many)
+    stored = fill(fill_pages)
     for limit in (_PAGE_SIZE - 1, _PAGE_SIZE, _PAGE_SIZE + 1, _PAGE_SIZE + 99):
         lines = typed("deliveries", "--json", "--limit", f"{limit}").stdout.splitlines()
-        assert [json.loads(line)["id"] for line in lines] == list(reversed(made))[:limit]
+        assert [json.loads(line)["id"] for line in lines] == list(reversed(stored))[:limit]
 
 
 def test_one_is_shown_with_its_attempts_its_receipt_and_what_was_sent(typed: Typed, fill: Fill) -> None:
     _, delivered = fill(two)
-    shown = typed("deliveries", delivered).stdout
+    output = typed("deliveries", delivered).stdout
     for part in (delivered, "dedup_key=k", "0.500", "250 queued", '{"summary": "as sent"}'):
-        assert part in shown
+        assert part in output
     whole = json.loads(typed("deliveries", delivered, "--json").stdout)
     assert whole["payload"] == '{"summary": "as sent"}'
     assert [attempt["detail"] for attempt in whole["attempts"]] == ["250 queued"]
@@ -123,7 +123,7 @@ def test_an_error_exits_with_2_and_one_line(typed: Typed, arguments: list[str], 
     assert result.stderr.count("\n") == 1
 
 
-def test_it_is_shown_while_somebody_else_holds_the_database(typed: Typed, fill: Fill, database: DatabaseUrl) -> None:
+def test_it_is_shown_while_somebody_else_locks_the_database(typed: Typed, fill: Fill, database: DatabaseUrl) -> None:
     _, delivered = fill(two)
     hold = "BEGIN EXCLUSIVE" if database.drivername == "sqlite" else "LOCK TABLE deliveries, events IN EXCLUSIVE MODE"
     engine = create_engine(database)

@@ -54,8 +54,8 @@ def test_it_is_valid_has_what_was_asked_for_and_explains_it(
 def test_what_is_commented_out_is_valid_too(tmp_path: Path) -> None:
     lines = init("--slack", "#ops").splitlines()
     keys = ("routes:", "links:", "alertmanager:", "contacts:", "  - {", "  runbook:", "  dashboard:")
-    shown = [line.removeprefix("# ") if line.removeprefix("# ").startswith(keys) else line for line in lines]
-    settings = load("\n".join(shown), tmp_path)
+    uncommented = [line.removeprefix("# ") if line.removeprefix("# ").startswith(keys) else line for line in lines]
+    settings = load("\n".join(uncommented), tmp_path)
     assert settings.routes[0].channels == ("slack",)
     assert settings.links.runbook is not None
     assert settings.alertmanager.urls

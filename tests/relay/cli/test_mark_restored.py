@@ -31,13 +31,13 @@ def test_the_next_start_takes_the_outbox_for_a_backup(typed: Typed, fill: Fill, 
 
     fill(used)
     result = typed("mark-restored")
-    said = "marked; the relay will treat waiting deliveries as possibly delivered\n"
-    assert (result.exit_code, result.stdout, result.stderr) == (0, said, "")
+    sentence = "marked; the relay will treat waiting deliveries as possibly delivered\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (0, sentence, "")
     fill(started)
     assert fill(audit) == ["mark-restored"]
 
 
-def test_without_held_time_what_is_over_calls_nobody(typed: Typed, fill: Fill) -> None:
+def test_without_a_compare_delay_what_is_over_calls_nobody(typed: Typed, fill: Fill) -> None:
     async def used(rows: Rows) -> None:
         await detect_restore(rows.store, compare_delay=0.0)
         await accept(rows.store, "x", event=event_of("firing"))

@@ -45,7 +45,7 @@ def test_it_prints_the_mail_that_would_be_sent(typed: Typed) -> None:
     assert "KMSCryptoModeNotKMS" in mail["Subject"]
 
 
-def test_it_prints_the_words_of_the_team(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_prints_the_text_of_the_team(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "summary.j2").write_text("{{ severity }} for {{ alert.labels.service }}")
     monkeypatch.setenv("KEYPULSE_RELAY__MESSAGES__TEMPLATES", str(tmp_path))
     assert "critical for backend" in typed("render", "--payload", str(PAYLOADS[0]), "--channel", "slack").stdout

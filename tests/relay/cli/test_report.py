@@ -11,9 +11,9 @@ from tests.relay.report.small_history import DEAD, HOSTILE, SINCE, add_small_his
 def test_table_json_and_csv_have_the_same_figures(typed: Typed, fill: Fill) -> None:
     fill(lambda rows: add_small_history(rows.store))
 
-    shown = typed("report", "--since", SINCE)
-    assert (shown.exit_code, shown.stderr) == (0, "")
-    lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
+    result = typed("report", "--since", SINCE)
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     for line in (
         "incidents: 4, 2 acknowledged (p50 2 min, p95 10 min, worst 10 min)",
         "escalations: 1",

@@ -21,8 +21,10 @@ from tests.relay.served_relay import Scripted, post, reaches, served, settings, 
 
 async def one_of_each(rows: Rows) -> dict[str, str]:
     """The id of a delivery in each state, of an incident of its own; and of a dead one of a channel that is gone."""
-    made = {state.value: await rows.delivery(await rows.event(state.value), "pager", state) for state in DeliveryState}
-    return made | {"gone": await rows.delivery(await rows.event("gone"), "gone", DeliveryState.DEAD)}
+    stored = {
+        state.value: await rows.delivery(await rows.event(state.value), "pager", state) for state in DeliveryState
+    }
+    return stored | {"gone": await rows.delivery(await rows.event("gone"), "gone", DeliveryState.DEAD)}
 
 
 async def states(rows: Rows) -> dict[str, int]:
@@ -38,37 +40,37 @@ async def given_up(rows: Rows) -> None:
     await rows.delivery(await rows.event("e"), "gone", DeliveryState.DEAD)
 
 
-def test_some_are_tried_again_by_their_ids(typed: Typed, fill: Fill) -> None:
-    made = fill(one_of_each)
-    result = typed("retry", made["dead"], made["retrying"], made["queued"])
+def test_some_are_retried_by_their_ids(typed: Typed, fill: Fill) -> None:
+    stored = fill(one_of_each)
+    result = typed("retry", stored["dead"], stored["retrying"], stored["queued"])
     assert (result.exit_code, result.stdout, result.stderr) == (0, "3 requeued\n", "")
     assert fill(states) == {"queued": 2, "sending": 1, "retrying": 1, "delivered": 1, "superseded": 2, "dead": 1}
 
 
-def test_each_that_cannot_be_is_a_line_and_the_others_are_tried_again(typed: Typed, fill: Fill) -> None:
-    made = fill(one_of_each)
-    ids = [made[name] for name in ("delivered", "sending", "dead", "superseded", "gone")]
+def test_each_that_cannot_be_is_a_line_and_the_others_are_retried(typed: Typed, fill: Fill) -> None:
+    stored = fill(one_of_each)
+    ids = [stored[name] for name in ("delivered", "sending", "dead", "superseded", "gone")]
     result = typed("retry", ids[0], "unknown", *ids[1:])
     assert (result.exit_code, result.stdout) == (1, "1 requeued\n")
     assert result.stderr.splitlines() == [
-        f"{made['delivered']}: there is nothing to try again: it was delivered",
+        f"{stored['delivered']}: there is nothing to try again: it was delivered",
         "unknown: no such delivery",
-        f"{made['sending']}: there is nothing to try again: it is being sent",
-        f"{made['superseded']}: there is nothing to try again: another delivery supersedes it",
-        f"{made['gone']}: its channel, gone, is not configured any more",
+        f"{stored['sending']}: there is nothing to try again: it is being sent",
+        f"{stored['superseded']}: there is nothing to try again: another delivery supersedes it",
+        f"{stored['gone']}: its channel, gone, is not configured any more",
     ]
 
 
-def test_all_of_a_channel_are_tried_again(typed: Typed, fill: Fill) -> None:
+def test_all_of_a_channel_are_retried(typed: Typed, fill: Fill) -> None:
     fill(given_up)
     assert typed("retry", "--channel", "pager").stdout == "3 requeued\n"
     assert fill(states) == {"superseded": 3, "queued": 3, "dead": 2}
     assert typed("retry", "--channel", "pager").stdout == "0 requeued\n"
 
 
-def test_the_audit_tells_which_account_of_this_machine_tried_what_again(typed: Typed, fill: Fill) -> None:
-    made = fill(one_of_each)
-    typed("retry", made["dead"], made["delivered"])
+def test_the_audit_names_which_account_of_this_machine_tried_what_again(typed: Typed, fill: Fill) -> None:
+    stored = fill(one_of_each)
+    typed("retry", stored["dead"], stored["delivered"])
     typed("retry", "--channel", "pager")
 
     async def audit(rows: Rows) -> list[tuple[str, str | None, str, str]]:
@@ -78,18 +80,18 @@ def test_the_audit_tells_which_account_of_this_machine_tried_what_again(typed: T
     who = f"{pwd.getpwuid(os.geteuid()).pw_name} (uid {os.geteuid()})"
     assert fill(audit) == [
         (who, "command line", "retry all", "pager"),
-        (who, "command line", "retry", made["dead"]),
+        (who, "command line", "retry", stored["dead"]),
     ]
 
 
-def test_all_of_every_configured_channel_are_tried_again(typed: Typed, fill: Fill) -> None:
+def test_all_of_every_configured_channel_are_retried(typed: Typed, fill: Fill) -> None:
     fill(given_up)
     result = typed("retry", "--all")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "4 requeued\n", "")
     assert fill(states) == {"superseded": 4, "queued": 4, "dead": 1}
 
 
-def test_on_a_channel_that_merges_nothing_each_is_sent_again_by_itself(typed: Typed, fill: Fill) -> None:
+def test_on_a_channel_that_merges_nothing_each_is_resent_by_itself(typed: Typed, fill: Fill) -> None:
     async def three_of_one(rows: Rows) -> None:
         for _ in range(3):
             event = await rows.event()
@@ -153,15 +155,15 @@ async def test_a_channel_that_asked_for_a_day_is_down_until_somebody_says_so(
 @pytest.mark.parametrize(
     "arguments", [[], ["an-id", "--all"], ["--all", "--channel", "pager"], ["an-id", "--channel", "pager"]]
 )
-def test_what_is_meant_must_be_said_in_one_way(typed: Typed, arguments: list[str]) -> None:
+def test_what_is_meant_must_be_said_in_one_form(typed: Typed, arguments: list[str]) -> None:
     result = typed("retry", *arguments)
     assert (result.exit_code, result.stderr) == (2, "expected one of: IDs, --channel, --all\n")
 
 
 @pytest.mark.parametrize("given", ["\udcff", "a\0b"])
-def test_what_can_be_no_id_exits_with_2_and_nothing_is_tried_again(typed: Typed, fill: Fill, given: str) -> None:
-    made = fill(one_of_each)
-    result = typed("retry", made["dead"], given)
+def test_what_can_be_no_id_exits_with_2_and_nothing_is_retried(typed: Typed, fill: Fill, given: str) -> None:
+    stored = fill(one_of_each)
+    result = typed("retry", stored["dead"], given)
     line = f"ID: expected UTF-8 without a NUL character, got {given!r}\n"
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", line)
     assert fill(states)["dead"] == 2

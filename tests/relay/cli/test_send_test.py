@@ -92,7 +92,7 @@ async def test_a_key_that_pagerduty_does_not_know_is_to_be_replaced(tmp_path: Pa
     assert second == "one: put the current secret into its file"
 
 
-async def test_a_secret_that_is_missing_is_no_trouble_of_the_connection(tmp_path: Path) -> None:
+async def test_a_secret_that_is_missing_is_no_error_of_the_connection(tmp_path: Path) -> None:
     values = {"kind": "pagerduty", "routing_key_file": "key", "url": "http://127.0.0.1:9/v2/enqueue"}
     result = await send_test(tmp_path, **values)
     assert result.stderr.splitlines()[1:] == ["one: put the current secret into its file"]

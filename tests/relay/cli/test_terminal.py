@@ -28,12 +28,12 @@ def in_a_terminal(configuration: Path, *arguments: str, columns: int = 80) -> st
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
     process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment)
     os.close(end)
-    seen = b""
+    output = b""
     while chunk := _read(terminal):
-        seen += chunk
+        output += chunk
     os.close(terminal)
     assert process.wait(timeout=30) == 0
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode()).replace("\r\n", "\n")
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode()).replace("\r\n", "\n")
 
 
 def _read(terminal: int) -> bytes:
@@ -48,7 +48,7 @@ async def one_with_long_names(rows: Rows) -> str:
     return await rows.delivery(event, "slack-critical", DeliveryState.DEAD, reason="misconfigured")
 
 
-def test_deliveries_fit_into_80_columns_with_every_word_whole(configuration: Path, fill: Fill) -> None:
+def test_deliveries_fit_into_80_columns_with_every_text_whole(configuration: Path, fill: Fill) -> None:
     delivery_id = fill(one_with_long_names)
     *headings, upper, lower = in_a_terminal(configuration, "deliveries").split("\n")[:4]
     assert [heading.split() for heading in headings] == [
@@ -62,21 +62,21 @@ def test_deliveries_fit_into_80_columns_with_every_word_whole(configuration: Pat
 
 def test_a_wide_terminal_and_a_pipe_have_a_line_for_each(configuration: Path, typed: Typed, fill: Fill) -> None:
     delivery_id = fill(one_with_long_names)
-    for shown in (in_a_terminal(configuration, "deliveries", columns=160), typed("deliveries").stdout):
-        _, line = shown.rstrip().split("\n")
+    for result in (in_a_terminal(configuration, "deliveries", columns=160), typed("deliveries").stdout):
+        _, line = result.rstrip().split("\n")
         assert line.split()[0] == delivery_id
         assert line.split()[-1] == "misconfigured"
 
 
 def test_a_bar_shows_long_work_to_a_person_and_to_nobody_else(configuration: Path, typed: Typed, fill: Fill) -> None:
-    async def many(rows: Rows) -> None:
+    async def fill_dead(rows: Rows) -> None:
         event = await rows.event()
         await asyncio.gather(*(rows.delivery(event, "log", DeliveryState.DEAD) for _ in range(BULK_STEP + 50)))
 
-    fill(many)
-    seen = in_a_terminal(configuration, "retry", "--all")
-    assert "100%" in seen
-    assert f"{BULK_STEP + 50} requeued\n" in seen
-    fill(many)
+    fill(fill_dead)
+    output = in_a_terminal(configuration, "retry", "--all")
+    assert "100%" in output
+    assert f"{BULK_STEP + 50} requeued\n" in output
+    fill(fill_dead)
     piped = typed("retry", "--all")
     assert (piped.stdout, piped.stderr) == (f"{BULK_STEP + 50} requeued\n", "")

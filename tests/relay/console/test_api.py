@@ -70,8 +70,8 @@ async def test_one_delivery_is_reported_with_its_attempts(tmp_path: Path) -> Non
         _, answer = await get(client, "/api/deliveries")
         code, delivery = await get(client, f"/api/deliveries/{answer['deliveries'][0]['id']}")
         assert code == 200
-        tried = [(attempt["number"], attempt["reason"], attempt["detail"]) for attempt in delivery["attempts"]]
-        assert tried == [(1, "server_error", "HTTP 503"), (2, "ok", "taken")]
+        attempts = [(attempt["number"], attempt["reason"], attempt["detail"]) for attempt in delivery["attempts"]]
+        assert attempts == [(1, "server_error", "HTTP 503"), (2, "ok", "taken")]
         assert delivery["receipt"] == {"number": "1"}
         assert delivery["payload"] == f"{delivery['id']}: firing"
         assert delivery["supersedes"] == []
@@ -192,7 +192,7 @@ async def test_what_was_not_accepted_can_be_checked(tmp_path: Path) -> None:
             assert (await get(client, f"/api/quarantine/{unknown}"))[0] == 404
 
 
-async def test_the_admin_token_is_needed_where_there_is_one(tmp_path: Path) -> None:
+async def test_the_admin_token_is_required_where_there_is_one(tmp_path: Path) -> None:
     (tmp_path / "admin").write_text("an-admin-token-of-tests")
     configuration = settings(tmp_path, {"one": Scripted()}, auth={"admin_token_file": tmp_path / "admin"})
     admin = {"Authorization": "Bearer an-admin-token-of-tests"}
@@ -229,7 +229,7 @@ async def test_a_store_that_cannot_be_read_is_503_with_the_reason(own_postgres: 
         assert (await get(client, "/api/deliveries"))[0] == 200
 
 
-async def test_a_name_that_another_page_pointed_here_reads_nothing(tmp_path: Path) -> None:
+async def test_a_name_that_another_page_pointed_to_this_server_reads_nothing(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"good": Scripted()})) as client:
         for path in ("/api/deliveries", "/api/deliveries/one", "/api/quarantine", "/api/quarantine/1"):
             code, answer = await get(client, path, headers={"Host": "rebound.example.org:9912"})

@@ -56,7 +56,7 @@ async def test_who_retried_what_is_reported_after_a_restart_too(database: Databa
     assert entry == {"who": "ben", "from": "127.0.0.1", "action": "retry", "on": delivery}
 
 
-async def test_a_retry_and_its_entry_are_committed_together_or_neither_is(
+async def test_a_retry_and_its_entry_are_committed_in_one_transaction_or_neither_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = [SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks")] * 3
@@ -100,9 +100,9 @@ async def test_entries_go_by_age_in_steps_and_hold_what_a_database_takes(databas
         await prune_by_age(store, 3 * DAY, 1000)
         assert len((await audit.list_entries(1000, None))[0]) == 2 * PRUNE_STEP + 2
         await prune_by_age(store, DAY, 1000)
-        (kept,) = (await audit.list_entries(1000, None))[0]
-    assert (kept.who, kept.peer, kept.action, kept.on) == ("ben", "::1", "now", "a\ufffdb")
-    assert kept.at > 0  # by the database's clock
+        (entry,) = (await audit.list_entries(1000, None))[0]
+    assert (entry.who, entry.peer, entry.action, entry.on) == ("ben", "::1", "now", "a\ufffdb")
+    assert entry.at > 0  # by the database's clock
 
 
 async def test_of_more_entries_than_are_kept_the_oldest_go(
@@ -111,11 +111,11 @@ async def test_of_more_entries_than_are_kept_the_oldest_go(
     monkeypatch.setattr(by_age, "AUDIT_ROWS", 150)
     async with open_store(database, Clock()) as store:
 
-        def many(transaction: Transaction) -> None:
+        def add_entries(transaction: Transaction) -> None:
             rows = [{"who": "ben", "action": "x", "object": f"{n}", "at": transaction.now} for n in range(400)]
             transaction.connection.execute(insert(tables.audit), rows)
 
-        await store.run(many)
+        await store.run(add_entries)
         await prune_by_age(store, DAY, 1000)
-        kept = (await OutboxAudit(store).list_entries(1000, None))[0]
-    assert [each.on for each in kept] == [f"{n}" for n in reversed(range(250, 400))]
+        entries = (await OutboxAudit(store).list_entries(1000, None))[0]
+    assert [each.on for each in entries] == [f"{n}" for n in reversed(range(250, 400))]

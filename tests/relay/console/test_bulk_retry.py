@@ -23,12 +23,12 @@ async def test_it_ends_although_as_many_die_meanwhile(database: DatabaseUrl) -> 
         async def dies(number: int) -> set[str]:
             return set(await asyncio.gather(*(rows.delivery(event, "log", DeliveryState.DEAD) for _ in range(number))))
 
-        asked_for, steps = await dies(BULK_STEP + 5), []
-        async for taken in retry_channel(store, "log"):
-            steps.append(taken)
+        requested, steps = await dies(BULK_STEP + 5), []
+        async for requeued in retry_channel(store, "log"):
+            steps.append(requeued)
             assert len(steps) <= 2
-            await dies(taken)
+            await dies(requeued)
         assert steps == [BULK_STEP, 5]
         page = await delivery_list.list_deliveries(store, DeliveryFilter(state=DeliveryState.SUPERSEDED), limit=1000)
         assert await store.read(DeadLetterFilter("log").count) == BULK_STEP + 5
-        assert {delivery.id for delivery in page.deliveries} == asked_for
+        assert {delivery.id for delivery in page.deliveries} == requested

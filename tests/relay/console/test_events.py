@@ -58,7 +58,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "_HEARTBEAT_SECONDS", 0.1)
 
 
-async def test_commits_of_this_relay_and_of_others_are_noticed_and_nothing_is_polled_while_nobody_looks(
+async def test_commits_of_this_relay_and_of_others_are_noticed_and_nothing_is_polled_while_nobody_watches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     polls = 0

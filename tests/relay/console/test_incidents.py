@@ -83,8 +83,8 @@ async def test_incidents_are_listed_in_pages_the_newest_first(tmp_path: Path) ->
         assert [each["id"] for each in await find(client)] == [listed[n]["id"] for n in (1, 0, 2)]
         _, first_episode = await get(client, f"/api/incidents/{listed[1]['id']}?episode=1")
         assert (first_episode["timeline_episode"], first_episode["timeline"]) == (1, one["timeline"])
-        gone = {"error": "nothing of it is stored any more"}
-        assert await get(client, f"/api/incidents/{listed[1]['id']}?episode=9") == (404, gone)
+        pruned = {"error": "nothing of it is stored any more"}
+        assert await get(client, f"/api/incidents/{listed[1]['id']}?episode=9") == (404, pruned)
         assert await get(client, "/api/incidents/unknown") == (404, {"error": "no such incident"})
         found = await find(client, "?status=firing&acknowledged=false&service=backend&since=2001-09-09T00:00:00Z")
         assert len(found) == 3
@@ -101,7 +101,7 @@ async def test_incidents_are_listed_in_pages_the_newest_first(tmp_path: Path) ->
             assert await get(client, f"/api/incidents{query}") == (400, {"error": error})
 
 
-async def test_one_is_acknowledged_once_and_pagerduty_is_told_and_the_audit_has_it(tmp_path: Path) -> None:
+async def test_one_is_acknowledged_once_and_pagerduty_is_notified_and_the_audit_has_it(tmp_path: Path) -> None:
     one, pager = Scripted(), Scripted()
     configured = settings(tmp_path, {"one": one, "pager": pager})
     channels: dict[str, ChannelSettings] = {

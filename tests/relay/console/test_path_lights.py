@@ -28,7 +28,7 @@ def group(name: str = "kms_keys", age: float | None = 5.0, failing: str | None =
     return RuleGroup(name, 15.0, None if age is None else NOW - age, 3, failing, "no such metric" if failing else "")
 
 
-def says(light: Light) -> tuple[HealthStatus, str, bool]:
+def read_light(light: Light) -> tuple[HealthStatus, str, bool]:
     """Its state and sentence, and whether it says what to do."""
     return light.verdict.status, light.verdict.text, bool(light.verdict.hint)
 
@@ -54,7 +54,7 @@ def test_the_exporter(
     facts: PrometheusFacts | None, is_configured: bool, expected: tuple[object, ...], at: float | None
 ) -> None:
     light = build_exporter_light(facts, is_configured=is_configured)
-    assert (says(light), light.at) == (expected, at)
+    assert (read_light(light), light.at) == (expected, at)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_the_exporter(
 )
 def test_the_rules(groups: list[RuleGroup], expected: tuple[object, ...], age: float | None) -> None:
     light = build_rules_light(PrometheusFacts(groups=groups), NOW, is_configured=True)
-    assert (says(light), light.at and NOW - light.at) == (expected, age)
-    assert says(build_rules_light(None, NOW, is_configured=False))[0] is UNKNOWN
+    assert (read_light(light), light.at and NOW - light.at) == (expected, age)
+    assert read_light(build_rules_light(None, NOW, is_configured=False))[0] is UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,13 @@ def test_the_heartbeats(at: float | None, awaited_since: float | None, expected:
     ages = [None if age is None else NOW - age for age in (at, awaited_since)]
     heartbeat = Heartbeat("prod", 300.0, *ages)
     (light,) = build_heartbeat_lights([heartbeat], NOW, is_readable=True)
-    assert (light.name, says(light), light.at) == ("Alertmanager", expected, ages[0])
+    assert (light.name, read_light(light), light.at) == ("Alertmanager", expected, ages[0])
     names = [light.name for light in build_heartbeat_lights([heartbeat, heartbeat], NOW, is_readable=True)]
     assert names == ["Alertmanager (prod)"] * 2
     (unreadable,) = build_heartbeat_lights([heartbeat], NOW, is_readable=False)
-    assert says(unreadable) == (UNKNOWN, "Not known: the store cannot be read.", False)
+    assert read_light(unreadable) == (UNKNOWN, "Not known: the store cannot be read.", False)
     (nothing,) = build_heartbeat_lights([], NOW, is_readable=True)
-    assert says(nothing) == (UNKNOWN, "Not known without watchdogs.", True)
+    assert read_light(nothing) == (UNKNOWN, "Not known without watchdogs.", True)
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_the_intake(
     times = WebhookTimes(None if accepted is None else NOW - accepted, entries)
     answered_at = {code: NOW - age for code, age in answers.items()}
     light = build_intake_light(IntakeFacts(token_error, can_commit=True, times=times, answered_at=answered_at), NOW)
-    assert says(light) == expected
+    assert read_light(light) == expected
     assert light.href == ("/quarantine" if entries else "")
     stuck = build_intake_light(IntakeFacts(None, can_commit=False, times=times, answered_at=answered_at), NOW)
-    assert says(stuck) == (FAILING, "Webhooks are answered 503, and Alertmanager sends them again.", True)
+    assert read_light(stuck) == (FAILING, "Webhooks are answered 503, and Alertmanager sends them again.", True)
 
 
 @pytest.mark.parametrize(
@@ -158,13 +158,13 @@ def test_the_intake(
     ],
 )
 def test_the_store(facts: StoreFacts, expected: tuple[object, ...]) -> None:
-    assert says(build_store_light(facts, NOW)) == expected
+    assert read_light(build_store_light(facts, NOW)) == expected
 
 
 def test_the_sender_and_the_worst_of_all() -> None:
-    assert says(build_sender_light(None)) == (UNKNOWN, "Its process is being asked.", False)
-    assert says(build_sender_light(SenderFacts(answers=True, answered_at=NOW)))[0] is HEALTHY
+    assert read_light(build_sender_light(None)) == (UNKNOWN, "Its process is being asked.", False)
+    assert read_light(build_sender_light(SenderFacts(answers=True, answered_at=NOW)))[0] is HEALTHY
     failing = build_sender_light(SenderFacts(answers=False, answered_at=NOW - 30))
-    assert (says(failing)[0], failing.at) == (FAILING, NOW - 30)
+    assert (read_light(failing)[0], failing.at) == (FAILING, NOW - 30)
     assert find_worst([HEALTHY, UNKNOWN, DEGRADED]) is DEGRADED
     assert find_worst([]) is UNKNOWN

@@ -16,30 +16,30 @@ from services.relay.prometheus_api import PrometheusClient
 
 
 @pytest.mark.looptime
-async def test_it_asks_while_somebody_looks_and_no_more() -> None:
-    asked: list[float] = []
+async def test_it_asks_while_somebody_watches_and_no_more() -> None:
+    requests: list[float] = []
     changes: list[float] = []
     loop = asyncio.get_running_loop()
 
     async def ask() -> int:
-        asked.append(loop.time())
-        if len(asked) == 2:
+        requests.append(loop.time())
+        if len(requests) == 2:
             raise ValueError("a defect")
-        return len(asked)
+        return len(requests)
 
     watch = BackgroundWatch(ask, lambda: changes.append(loop.time()), interval=15)
     running = asyncio.create_task(watch.run())
     await asyncio.sleep(100)
-    assert asked == []
+    assert requests == []
     assert watch.read() is None
     for _ in range(40):  # a viewer whose page is loaded again each second
         await asyncio.sleep(1)
         watch.read()
-    assert asked == [100, 115, 130]
+    assert requests == [100, 115, 130]
     assert watch.read() == 3
-    assert changes == asked
+    assert changes == requests
     await asyncio.sleep(1000)
-    assert len(asked) == 4, "the last question of who looked; then nobody did"
+    assert len(requests) == 4, "the last question of who looked; then nobody did"
     assert watch.read() is None, "what was answered long ago says nothing of now"
     await asyncio.sleep(1)
     assert watch.read() == 5
@@ -111,7 +111,7 @@ async def test_many_viewers_cost_one_read_and_none_gets_what_is_older_than_a_cha
     with pytest.raises(OSError):  # noqa: PT011  # it has no text
         await shared.get(3)
     assert await shared.get(3) == 5, "a failure is not kept"
-    gone = asyncio.create_task(shared.get(4))
+    abandoned = asyncio.create_task(shared.get(4))
     await asyncio.sleep(0.01)
-    gone.cancel()
+    abandoned.cancel()
     assert await shared.get(4) == 6, "one who leaves stops nobody else's read"

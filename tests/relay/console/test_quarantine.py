@@ -115,7 +115,7 @@ async def test_a_page_shows_a_body_escaped_previews_and_replays_it(tmp_path: Pat
         assert "There is no such entry" in await show(client, "/quarantine/77")
 
 
-async def test_dead_letters_are_retried_one_by_one_in_groups_and_all_together(
+async def test_dead_letters_are_retried_one_by_one_in_groups_and_all_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk_retry, "_PAUSE", 0.0)

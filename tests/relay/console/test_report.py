@@ -32,7 +32,7 @@ async def read_page(
         return answer.status, " ".join(re.sub("<[^>]+>", " ", await answer.text()).split())
 
 
-async def test_api_csv_and_page_have_the_figures_that_were_counted_by_hand(
+async def test_api_csv_and_page_have_the_figures_that_were_counted_manually(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deferred_part, "_MAX_WAIT", 10.0)
@@ -110,7 +110,7 @@ async def test_a_long_report_comes_after_the_first_paint_and_is_read_once_for_al
         assert len(reads) == 2
 
 
-async def test_a_report_that_cannot_be_read_says_so_in_its_place(
+async def test_a_report_that_cannot_be_read_says_so_where_it_would_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_arguments: Any, **_options: Any) -> outbox_report.Report:

@@ -32,7 +32,7 @@ async def given_up(client: aiohttp.ClientSession, count: int = 1) -> list[str]:
     return [delivery["id"] for delivery in await listed(client, "channel=one&state=dead")]
 
 
-async def test_what_was_given_up_is_sent_at_once_and_another_delivery_tells_it(tmp_path: Path) -> None:
+async def test_what_was_given_up_is_sent_at_once_and_another_delivery_reports_it(tmp_path: Path) -> None:
     channel = Scripted(REFUSED)
     async with served(settings(tmp_path, {"one": channel})) as client:
         (dead,) = await given_up(client)
@@ -57,7 +57,7 @@ async def test_what_waits_for_its_next_attempt_is_due_at_once(tmp_path: Path) ->
         )
 
 
-async def test_what_is_over_or_unknown_cannot_be_tried_again(tmp_path: Path) -> None:
+async def test_what_is_over_or_unknown_cannot_be_retried(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted(REFUSED)})) as client:
         (dead,) = await given_up(client)
         await retry(client, f"{dead}/retry")
@@ -75,15 +75,15 @@ async def test_what_is_being_sent_is_left_alone(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": channel}, delivery={"timeout": "2s", "lease": "9s"})) as client:
         await post(client, webhook_of())
         await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="sending")
-        (under_way,) = await listed(client, "")
-        code, answer = await retry(client, f"{under_way['id']}/retry")
+        (in_progress,) = await listed(client, "")
+        code, answer = await retry(client, f"{in_progress['id']}/retry")
         assert (code, answer["error"]) == (409, "there is nothing to try again: it is being sent")
         (still,) = await listed(client, "")
-        assert (still["id"], still["state"]) == (under_way["id"], "sending")
-        assert len(channel.tried) == 1
+        assert (still["id"], still["state"]) == (in_progress["id"], "sending")
+        assert len(channel.attempted) == 1
 
 
-async def test_a_channel_that_is_not_configured_any_more_is_not_tried_again(tmp_path: Path) -> None:
+async def test_a_channel_that_is_not_configured_any_more_is_not_retried(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted(REFUSED), "two": Scripted()})) as client:
         (dead,) = await given_up(client)
     async with served(settings(tmp_path, {"two": Scripted()})) as client:
@@ -92,14 +92,14 @@ async def test_a_channel_that_is_not_configured_any_more_is_not_tried_again(tmp_
         assert [delivery["state"] for delivery in await listed(client, "channel=one")] == ["dead"]
 
 
-async def test_all_of_a_channel_are_tried_again_and_what_dies_again_stays_dead(tmp_path: Path) -> None:
+async def test_all_of_a_channel_are_retried_and_what_dies_again_stays_dead(tmp_path: Path) -> None:
     channel = Scripted(*[REFUSED] * 4)
     async with served(settings(tmp_path, {"one": channel})) as client:
         await given_up(client, 3)
         assert await retry(client, "retry?channel=one") == (202, {"retried": 3})
         await reaches(client, 2, "relay_deliveries_total", channel="one", outcome="delivered")
         await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="dead")
-        assert len(channel.tried) == 6
+        assert len(channel.attempted) == 6
 
 
 async def test_all_of_an_unknown_channel_is_404_and_of_none_is_400(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ async def test_a_name_of_its_own_is_fine_for_a_relay_that_requests_a_token(tmp_p
         assert (await retry(client, "retry?channel=one", **token, Origin="http://evil.example.org"))[0] == 403
 
 
-async def test_a_database_that_somebody_holds_is_503_and_nothing_is_lost(tmp_path: Path) -> None:
+async def test_a_database_that_somebody_locks_is_503_and_nothing_is_lost(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted(REFUSED)})) as client:
         (dead,) = await given_up(client)
         holder = sqlite3.connect(tmp_path / "relay.db", isolation_level=None)

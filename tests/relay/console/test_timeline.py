@@ -87,7 +87,7 @@ async def store(tmp_path: Any) -> AsyncIterator[Store]:
         yield store
 
 
-async def test_a_page_is_told_from_the_fault_to_the_acknowledgement(store: Store) -> None:
+async def test_a_page_is_followed_from_the_fault_to_the_acknowledgement(store: Store) -> None:
     fires = event_with(alert_of("ledger-kek", starts=990.0, title="ledger cannot encrypt"))
     await accept(store, "one", "slack", "email", event=fires)
     slow = await claim_one(store, "slack")
@@ -164,8 +164,8 @@ def test_each_alert_that_begins_or_ends_has_its_entry_and_a_repeat_says_so() -> 
         "accepted",
         "Webhook accepted: firing, 88 KB; its alerts are not listed here",
     )
-    many = event_with(*(alert_of(f"{number}") for number in range(30)))
-    assert list_entries(build_timeline(history_of(record(1, many, 1010.0)), None))[-1] == (
+    thirty = event_with(*(alert_of(f"{number}") for number in range(30)))
+    assert list_entries(build_timeline(history_of(record(1, thirty, 1010.0)), None))[-1] == (
         "omitted",
         "Further alerts changed: 20 fire, 0 are over",
     )
@@ -190,7 +190,7 @@ def test_an_alert_that_ended_and_fires_again_between_two_webhooks_is_no_repeat()
     )
 
 
-async def test_a_dead_letter_that_is_sent_again_was_given_up_and_is_merged_at_that_time(store: Store) -> None:
+async def test_a_dead_letter_that_is_resent_was_given_up_and_is_merged_at_that_time(store: Store) -> None:
     await accept(store, "one", "slack")
     await end_attempt(store, await claim_one(store, "slack"), DeliveryState.DEAD, reason="rejected")
     dead = await read_episode(store, "one")
@@ -205,7 +205,7 @@ async def test_a_dead_letter_that_is_sent_again_was_given_up_and_is_merged_at_th
     assert merged.detail == f"It was given up at {format_json_time(store.clock() - 600.0)}, and is sent again."
 
 
-async def test_who_sent_it_elsewhere_is_told(store: Store) -> None:
+async def test_who_sent_it_elsewhere_is_notified(store: Store) -> None:
     await accept(store, "one", "slack")
     history = await read_episode(store, "one")
     assert history is not None

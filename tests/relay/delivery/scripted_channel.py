@@ -1,4 +1,4 @@
-"""A channel that does as a message's note says, in whatever process it is; that process imports it from here."""
+"""A channel that does as a message's remark says, in whatever process it is; that process imports it from here."""
 
 import asyncio
 import os

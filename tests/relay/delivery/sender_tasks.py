@@ -24,15 +24,15 @@ async def never(progress: Progress) -> None:
 
 def outgoing(remark: str = "", *, seconds: float = 20.0, lease: float = 60.0) -> DeliveryTask:
     now = asyncio.get_running_loop().time()
-    written = encode_event(event_of())
+    encoded = encode_event(event_of())
     return DeliveryTask(
         channel="odd",
         delivery_id="d",
         incident_id="i",
         episode=1,
         accepted_at=datetime(2026, 1, 1, tzinfo=UTC),
-        event_json=written,
-        events_size=len(written),
+        event_json=encoded,
+        events_size=len(encoded),
         first_receipt=None,
         firing_undelivered=False,
         remark=remark,

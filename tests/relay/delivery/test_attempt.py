@@ -72,7 +72,7 @@ async def test_nothing_is_sent_that_could_outlast_its_lease(it: Rig, left: float
     channel = Scripted()
     claim = await claim_one(it.store, "b")
     await deliver(it, channel, claim, left)
-    assert not channel.tried
+    assert not channel.attempted
     assert (
         await record_of(it, claim.delivery_id)
     ).delivery.state is DeliveryState.SENDING  # the end of the lease is its end
@@ -94,7 +94,7 @@ async def test_what_was_sent_before_the_lease_ended_may_have_arrived(it: Rig) ->
     assert (await due(it)).maybe_sent
 
 
-async def test_a_doubt_outlives_an_attempt_that_settles_nothing(it: Rig) -> None:
+async def test_an_uncertainty_outlives_an_attempt_that_settles_nothing(it: Rig) -> None:
     lost = SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, "no answer", maybe_arrived=True)
     refused = SendError(SendReason.CONNECTION, SendScope.ATTEMPT, "no connection")
     channel = Scripted(lost, refused)
@@ -114,7 +114,7 @@ async def test_the_time_from_commit_to_receipt_is_measured(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("for_people", [True, False])
-async def test_a_message_for_people_has_the_words_of_the_team_and_a_broken_template_is_counted(
+async def test_a_message_for_people_has_the_text_of_the_team_and_a_broken_template_is_counted(
     it: Rig, tmp_path: Path, for_people: bool
 ) -> None:
     class Settings(ScriptedSettings):

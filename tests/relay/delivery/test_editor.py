@@ -36,7 +36,7 @@ def started_at(second: int, status: str = "firing") -> bytes:
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "failure",
     [
         SendError(SendReason.CONNECTION, SendScope.ATTEMPT, "lost", maybe_arrived=True),
         SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, "invalid_auth"),
@@ -46,8 +46,8 @@ def started_at(second: int, status: str = "firing") -> bytes:
     ],
     ids=["lost answer", "revoked token", "rate limit", "defect", "no answer"],
 )
-async def test_an_edit_is_made_again_until_it_is_shown(tmp_path: Path, trouble: BaseException) -> None:
-    channel = ScriptedEdits(trouble, trouble)
+async def test_an_edit_is_made_again_until_it_is_shown(tmp_path: Path, failure: BaseException) -> None:
+    channel = ScriptedEdits(failure, failure)
     given = settings(tmp_path, {"a": channel, "plain": Scripted()}, delivery=QUICK | {"timeout": "300ms"})
     async with served(given) as client:
         await post(client, webhook_of())
@@ -59,7 +59,7 @@ async def test_an_edit_is_made_again_until_it_is_shown(tmp_path: Path, trouble: 
         assert await metric(client, "relay_edits_total", channel="plain", outcome="edited") is None
     (edited,) = channel.edits.sent
     assert (edited.event.status, edited.task.first_receipt) == ("resolved", {"number": "1"})
-    assert len(channel.edits.tried) == 3
+    assert len(channel.edits.attempted) == 3
     assert statuses(channel.sent) == ["firing", "resolved"]
 
 
@@ -69,7 +69,7 @@ async def test_what_can_never_be_edited_is_given_up_and_the_next_change_is_shown
         for number in range(1, 4):
             await post(client, started_at(number))
             await reaches(client, number, "relay_deliveries_total", channel="a", outcome="delivered")
-            await until(lambda: len(channel.edits.tried) == len(channel.sent) - 1)
+            await until(lambda: len(channel.edits.attempted) == len(channel.sent) - 1)
         await reaches(client, 1, "relay_edits_total", channel="a", outcome="given_up")
         await until(lambda: len(channel.edits.sent) == 1)
 
@@ -84,16 +84,16 @@ async def test_a_restart_finishes_what_was_not_edited_and_threads_go_on_under_an
         await post(client, webhook_of())
         await until(lambda: len(channel.sent) == 1)
         await post(client, webhook_of("resolved"))
-        await until(lambda: len(channel.edits.tried) == 1)
-    again = ScriptedEdits()
-    again.shown = {"number": "another"}
-    async with served(settings(tmp_path, {"a": again}, delivery=QUICK)) as client:
-        await until(lambda: len(again.edits.sent) == 1)
+        await until(lambda: len(channel.edits.attempted) == 1)
+    second = ScriptedEdits()
+    second.receipt = {"number": "another"}
+    async with served(settings(tmp_path, {"a": second}, delivery=QUICK)) as client:
+        await until(lambda: len(second.edits.sent) == 1)
         await reaches(client, 1, "relay_edits_total", channel="a", outcome="edited")
-        assert statuses(again.edits.sent) == ["resolved"]
+        assert statuses(second.edits.sent) == ["resolved"]
         await post(client, started_at(5, "resolved"))
-        await until(lambda: len(again.sent) == 1)
-    assert again.sent[0].task.first_receipt == {"number": "another"}
+        await until(lambda: len(second.sent) == 1)
+    assert second.sent[0].task.first_receipt == {"number": "another"}
 
 
 async def test_a_clock_that_is_set_back_starts_no_edit_beside_another_of_the_same_message(tmp_path: Path) -> None:
@@ -109,17 +109,17 @@ async def test_a_clock_that_is_set_back_starts_no_edit_beside_another_of_the_sam
             await post(client, started_at(number))
             await until(lambda: len(channel.sent) >= number)  # noqa: B023
             if number == 2:
-                await until(lambda: len(channel.edits.tried) == 1)
+                await until(lambda: len(channel.edits.attempted) == 1)
                 behind = 500.0
         await reaches(client, 3, "relay_deliveries_total", channel="a", outcome="delivered")
         released.set()
         await until(lambda: len(channel.edits.sent) == 2)
-    assert channel.edits.most_under_way == 1
+    assert channel.edits.most_in_progress == 1
 
 
 async def test_channels_with_one_token_share_an_editor_and_others_have_none(tmp_path: Path) -> None:
     async with rig(tmp_path, a=Scripted()) as it:
         channels = {"a": ScriptedEdits(), "b": ScriptedEdits(), "c": Scripted()}
-        made = {name: ScriptedSettings(channel=channel) for name, channel in channels.items()}
-        (editor,) = build_editors(made, it.shared, pacing_enabled=True)
+        channel_settings = {name: ScriptedSettings(channel=channel) for name, channel in channels.items()}
+        (editor,) = build_editors(channel_settings, it.shared, pacing_enabled=True)
     assert editor.name == "edits of a, b"

@@ -17,7 +17,7 @@ from tests.relay.delivery.worker_harness import LANES, broken, rig
 from tests.relay.served_relay import Scripted, hang, until
 
 LONG = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=3600)
-NOTE = "Also sent here because channel a is down."
+REMARK = "Also sent here because channel a is down."
 
 
 def revoked() -> SendError:
@@ -54,7 +54,7 @@ async def test_what_waited_and_what_comes_meanwhile_goes_to_the_fallback_at_once
             DeliveryState.RETRYING,
         }
     assert {message.event.group_key for message in other.sent} == {f"{{}}:{{{group}}}" for group in groups}
-    assert {message.task.remark for message in other.sent} == {NOTE}
+    assert {message.task.remark for message in other.sent} == {REMARK}
 
 
 async def test_what_waited_arrives_on_its_own_channel_when_that_takes_it_again(tmp_path: Path) -> None:
@@ -62,34 +62,34 @@ async def test_what_waited_arrives_on_its_own_channel_when_that_takes_it_again(t
     async with rig(tmp_path, LONG, fallback=("b",), a=channel, b=other) as it:
         for group in "one", "two", "three":
             await it.accept_events("firing", group=group, channels=("a",))
-            await until(lambda: bool(channel.tried) and not channel.under_way)
+            await until(lambda: bool(channel.attempted) and not channel.in_progress)
         await until(lambda: len(other.sent) == 3)
         channel.secret += 1
         assert {delivery.state for delivery in await it.finished()} == {DeliveryState.DELIVERED}
     assert len(other.sent) == 3
 
 
-async def test_a_fallback_that_refuses_as_well_sends_nothing_back(tmp_path: Path) -> None:
+async def test_a_fallback_that_refuses_too_sends_nothing_back(tmp_path: Path) -> None:
     first, second, last = refusing(), refusing(), Scripted()
     async with rig(tmp_path, LONG, fallback=("b", "c"), a=first, b=second, c=last) as it:
         for group in "one", "two", "three":
             await it.accept_events("firing", group=group, channels=("a",))
         await until(lambda: len(last.sent) == 3)
-        await until(lambda: bool(second.tried))
+        await until(lambda: bool(second.attempted))
         await it.accept_events("resolved", group="one", channels=("a", "b", "c"))
         await it.finished("c")
-        told = {name: len(await it.deliveries(name)) for name in "abc"}
-        assert told == {"a": 4, "b": 4, "c": 4}
+        counts = {name: len(await it.deliveries(name)) for name in "abc"}
+        assert counts == {"a": 4, "b": 4, "c": 4}
     assert len(last.sent) == 4
 
 
-async def test_others_tell_it_while_one_tries_for_all(tmp_path: Path) -> None:
+async def test_others_report_it_while_one_tries_for_all(tmp_path: Path) -> None:
     channel, other = Scripted(revoked(), hang), Scripted()
     async with rig(tmp_path, LONG, fallback=("b",), a=channel, b=other) as it:
         await it.accept_events("firing", channels=("a",))
         await until(lambda: len(other.sent) == 1)
         channel.secret += 1
-        await until(lambda: channel.under_way == 1)
+        await until(lambda: channel.in_progress == 1)
         await it.accept_events("firing", group="two", channels=("a",))
         await until(lambda: len(other.sent) == 2)
 
@@ -124,7 +124,7 @@ async def test_what_a_clock_a_day_ahead_gave_up_goes_to_the_fallback_and_comes_b
         groups = [str(number) for number in range(6)]
         for group in groups:
             await it.accept_events("firing", group=group, channels=("a",))
-        await until(lambda: len(channel.tried) > 6)
+        await until(lambda: len(channel.attempted) > 6)
         ahead = 90_000.0
         while any(delivery.finished_at is None for delivery in await it.deliveries()):
             await sweep(it.store, "test", day.give_up_after, ("b",))
@@ -133,6 +133,6 @@ async def test_what_a_clock_a_day_ahead_gave_up_goes_to_the_fallback_and_comes_b
         await until(lambda: len(other.sent) == 6)
         channel.script.clear()
         ahead = 0.0
-        looked = await sweep(it.store, "test", day.give_up_after, ("b",))
-        assert looked.channels_to_wake == {"a"}
+        swept = await sweep(it.store, "test", day.give_up_after, ("b",))
+        assert swept.channels_to_wake == {"a"}
         await until(lambda: {message.task.incident_id for message in channel.sent} == set(groups))

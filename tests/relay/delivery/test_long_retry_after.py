@@ -14,7 +14,7 @@ from tests.relay.served_relay import Scripted, until
 
 POLICY = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=90_000)
 DAY = 86_400.0
-NOTE = "Also sent here because channel a is down."
+REMARK = "Also sent here because channel a is down."
 
 
 @asynccontextmanager
@@ -23,7 +23,7 @@ async def pause_for_a_day(database: DatabaseUrl, *others: str) -> AsyncIterator[
     channel, other = Scripted(broken(retry_after=DAY)), Scripted()
     async with rig(database, POLICY, fallback=others, a=channel, b=other) as it:
         await it.accept_events("firing", channels=("a",))
-        await until(lambda: bool(channel.tried))
+        await until(lambda: bool(channel.attempted))
 
         async def waits() -> bool:
             return [each.state for each in await it.deliveries("a")] == [DeliveryState.RETRYING]
@@ -32,13 +32,13 @@ async def pause_for_a_day(database: DatabaseUrl, *others: str) -> AsyncIterator[
         yield it, channel, other
 
 
-async def test_it_counts_as_down_and_others_tell_what_waits_and_what_comes_at_once(database: DatabaseUrl) -> None:
+async def test_it_counts_as_down_and_others_report_what_waits_and_what_comes_at_once(database: DatabaseUrl) -> None:
     async with pause_for_a_day(database, "b") as (it, channel, other):
         assert await it.refused() == {"a"}
         await it.accept_events("firing", group="meanwhile", channels=("a",))
         await until(lambda: len(other.sent) == 2)
-        assert len(channel.tried) == 1
-    assert {message.task.remark for message in other.sent} == {NOTE}
+        assert len(channel.attempted) == 1
+    assert {message.task.remark for message in other.sent} == {REMARK}
 
 
 async def retry_one(it: Rig, _channel: Scripted) -> None:
@@ -47,7 +47,7 @@ async def retry_one(it: Rig, _channel: Scripted) -> None:
 
 
 async def retry_whole_channel(it: Rig, _channel: Scripted) -> None:
-    assert [taken async for taken in retry_channel(it.store, "a")] == []  # none is dead
+    assert [requeued async for requeued in retry_channel(it.store, "a")] == []  # none is dead
 
 
 async def its_secret_changes(_it: Rig, channel: Scripted) -> None:
@@ -67,6 +67,6 @@ async def test_what_is_at_most_the_longest_backoff_refuses_nothing(database: Dat
     channel, other = Scripted(broken(retry_after=POLICY.backoff_max)), Scripted()
     async with rig(database, POLICY, fallback=("b",), a=channel, b=other) as it:
         await it.accept_events("firing", channels=("a",))
-        await until(lambda: bool(channel.tried) and not channel.under_way)
+        await until(lambda: bool(channel.attempted) and not channel.in_progress)
         assert await it.refused() == set()
         assert await it.deliveries("b") == []

@@ -28,7 +28,7 @@ def test_jitter_spreads_over_the_whole_backoff() -> None:
     assert [wait(SendScope.ATTEMPT, attempt=4, random=r) for r in (0.0, 0.5, 1.0)] == [0, 4, 8]
 
 
-def test_an_error_of_the_message_is_never_tried_again() -> None:
+def test_an_error_of_the_message_is_never_retried() -> None:
     assert wait(SendScope.MESSAGE, retry_after=5) is None
 
 
@@ -59,8 +59,8 @@ def test_the_wait_is_bounded_and_never_shorter_than_asked(
 ) -> None:
     error = SendError(SendReason.RATE_LIMITED, scope, "no", retry_after=retry_after)
     wait = compute_retry_delay(error, attempt=attempt, age=age, policy=POLICY, random=lambda: random)
-    asked = min(retry_after or 0.0, POLICY.give_up_after)
+    requested = min(retry_after or 0.0, POLICY.give_up_after)
     assert wait is not None
-    assert wait >= asked
-    assert wait <= max(POLICY.backoff_max, asked)
-    assert wait <= max(POLICY.give_up_after - age, asked)
+    assert wait >= requested
+    assert wait <= max(POLICY.backoff_max, requested)
+    assert wait <= max(POLICY.give_up_after - age, requested)

@@ -32,22 +32,22 @@ async def test_a_message_is_made_and_sent_in_another_process(send: Sender) -> No
     assert attempted.receipt is not None
     assert int(attempted.receipt["process"]) != os.getpid()
     assert attempted.payload is not None
-    told = "firing https://docs.example.org/#kmscryptomodenotkms {'owner': '#team'}"
-    assert zlib.decompress(attempted.payload).decode() == told
+    summary = "firing https://docs.example.org/#kmscryptomodenotkms {'owner': '#team'}"
+    assert zlib.decompress(attempted.payload).decode() == summary
     assert (attempted.reply, attempted.error, attempted.lease_lost) == ("taken", None, False)
 
 
 async def test_a_thousand_at_once_get_each_its_own_ending(send: Sender) -> None:
-    notes = ["", "refuse", "fail", "keep"] * 250
-    kept: list[Progress] = []
+    remarks = ["", "refuse", "fail", "keep"] * 250
+    stored: list[Progress] = []
 
     async def keep(progress: Progress) -> None:
-        kept.append(progress)
+        stored.append(progress)
 
-    endings = await asyncio.gather(*(send(outgoing(note), keep) for note in notes))
+    endings = await asyncio.gather(*(send(outgoing(remark), keep) for remark in remarks))
     reasons = [None if each.error is None else each.error.reason for each in endings]
     assert reasons == [None, SendReason.RATE_LIMITED, SendReason.INTERNAL, None] * 250
-    assert kept == [{"told": "one of two"}] * 250
+    assert stored == [{"told": "one of two"}] * 250
 
 
 async def test_an_error_comes_over_as_it_was(send: Sender) -> None:
@@ -64,14 +64,14 @@ async def test_a_defect_comes_over_without_its_text(send: Sender) -> None:
 
 
 async def test_progress_is_kept_before_the_send_goes_on(send: Sender) -> None:
-    kept: list[Progress] = []
+    stored: list[Progress] = []
 
     async def keep(progress: Progress) -> None:
         await asyncio.sleep(0.05)
-        kept.append(progress)
+        stored.append(progress)
 
     attempted = await send(outgoing("keep"), keep)
-    assert kept == [{"told": "one of two"}]
+    assert stored == [{"told": "one of two"}]
     assert attempted.receipt is not None
     assert attempted.receipt["progress"] == "{'told': 'one of two'}"
 
@@ -119,7 +119,7 @@ async def test_a_send_that_hangs_ends_in_time_and_the_others_go_on(send: Sender)
     assert (error.reason, error.maybe_arrived) == (SendReason.TIMEOUT, True)
 
 
-async def test_a_defect_in_keeping_ends_the_send_and_tells_nothing_of_itself(send: Sender) -> None:
+async def test_a_defect_in_keeping_ends_the_send_and_logs_nothing_of_itself(send: Sender) -> None:
     async def keep(_progress: Progress) -> None:
         raise ValueError("xoxb-secret")
 

@@ -37,9 +37,9 @@ async def test_what_it_was_sending_when_it_died_may_have_arrived_and_the_next_on
             SendScope.ATTEMPT,
             True,
         )
-    (said,) = [entry for entry in logs if entry["log_level"] == "error"]
-    assert said["event"] == "sender process exited; restarting it"
-    assert said["exit_code"] == -signal.SIGKILL
+    (error_line,) = [entry for entry in logs if entry["log_level"] == "error"]
+    assert error_line["event"] == "sender process exited; restarting it"
+    assert error_line["exit_code"] == -signal.SIGKILL
 
 
 async def test_what_waited_for_it_to_start_did_not_arrive() -> None:
@@ -61,8 +61,8 @@ async def test_another_version_on_the_disk_is_reported_and_nothing_is_sent_by_it
             attempted = await send(outgoing(seconds=3), never)
     assert attempted.error is not None
     assert (str(attempted.error), attempted.error.maybe_arrived) == ("no sender process could be started", False)
-    said = {entry["event"] for entry in logs if entry["log_level"] == "error"}
-    assert said == {"installed version differs from the running version"}
+    errors = {entry["event"] for entry in logs if entry["log_level"] == "error"}
+    assert errors == {"installed version differs from the running version"}
 
 
 async def test_an_answer_that_came_while_the_relay_was_stopped_counts(send: Sender) -> None:
@@ -90,7 +90,7 @@ async def test_one_that_says_nothing_is_killed_before_anybody_else_may_send(send
     assert await process_of(send) != first
 
 
-async def test_a_person_who_looks_sees_whether_it_answers(send: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_person_who_reads_it_sees_whether_it_answers(send: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(send, RemoteSender)
     pid = await process_of(send)
     assert await send.ping()
@@ -109,7 +109,7 @@ async def test_one_that_starts_is_not_taken_for_one_that_does_not_answer() -> No
         assert await send.ping()
 
 
-async def test_where_none_can_be_started_nothing_is_lost_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_none_can_be_started_nothing_becomes_uncertain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     monkeypatch.setattr("services.relay.delivery.sender_process._START_SECONDS", 0.2)
     with capture_logs() as logs:
@@ -122,11 +122,11 @@ async def test_where_none_can_be_started_nothing_is_lost_in_doubt(monkeypatch: p
     assert any(entry["event"] == "sender process cannot be started" for entry in logs)
 
 
-@pytest.mark.parametrize("note", ["hang", "block"])
-async def test_at_the_end_it_is_gone_whatever_it_does(note: str) -> None:
+@pytest.mark.parametrize("remark", ["hang", "block"])
+async def test_at_the_end_it_is_gone_whatever_it_does(remark: str) -> None:
     async with asyncio.timeout(30), open_sender_process(SETTINGS) as send:
         pid = await process_of(send)
-        hanging = asyncio.create_task(send(outgoing(note), never))
+        hanging = asyncio.create_task(send(outgoing(remark), never))
         await asyncio.sleep(0.1)
     assert has_exited(pid)
     ending: SendResult = await hanging

@@ -186,7 +186,7 @@ def test_the_same_message_has_the_same_text_at_each_attempt(write: Write) -> Non
     assert opened.apply(of)[0].title == opened.apply(later)[0].title
 
 
-def test_files_are_read_again_when_they_change_and_a_new_mistake_is_logged(write: Write, tmp_path: Path) -> None:
+def test_files_are_read_again_when_they_change_and_a_new_error_is_logged(write: Write, tmp_path: Path) -> None:
     opened = write(title="one")
     assert opened.apply(message())[0].title == "one"
     (tmp_path / "title.j2").write_text("second")
@@ -200,7 +200,7 @@ def test_files_are_read_again_when_they_change_and_a_new_mistake_is_logged(write
     assert opened.apply(message()) == (message(), ())
 
 
-def test_files_are_looked_at_once_a_second(tmp_path: Path) -> None:
+def test_files_are_checked_once_a_second(tmp_path: Path) -> None:
     (tmp_path / "title.j2").write_text("one")
     moment = 0.0
     opened = MessageTemplates(tmp_path, clock=lambda: moment)

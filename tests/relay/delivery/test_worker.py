@@ -18,7 +18,7 @@ from tests.relay.delivery.worker_harness import LANES, NEARLY, QUICK, broken, ri
 from tests.relay.served_relay import Scripted, event_of, hang, statuses, until
 
 
-async def test_a_message_carries_the_event_and_its_links(tmp_path: Path) -> None:
+async def test_a_message_contains_the_event_and_its_links(tmp_path: Path) -> None:
     channel = Scripted()
     async with rig(tmp_path, a=channel) as it:
         await it.accept_events("firing")
@@ -48,16 +48,16 @@ async def test_what_waits_is_merged_into_its_successor_and_reported_as_one(tmp_p
         assert [delivery.state for delivery in done] == [DeliveryState.SUPERSEDED] * 3 + [DeliveryState.DELIVERED]
         assert {each.superseded_by for each in done[:3]} <= {each.id for each in done[1:]}
         assert it.value("relay_deliveries_total", channel="a", outcome="superseded") == 1
-    assert statuses(message for _, message in channel.tried) == ["firing", "resolved"]
+    assert statuses(message for _, message in channel.attempted) == ["firing", "resolved"]
     assert channel.sent[0].task.firing_undelivered  # fired and resolved, and nobody was told
 
 
-async def test_every_event_is_told_where_a_channel_merges_none(tmp_path: Path) -> None:
+async def test_every_event_is_reported_where_a_channel_merges_none(tmp_path: Path) -> None:
     channel = Scripted(broken(), broken(), broken())
     async with rig(tmp_path, every=channel) as it:
         await it.accept_events("firing", "resolved", "firing")
         assert [delivery.attempt_count for delivery in await it.finished("every")] == [4, 1, 1]
-    assert statuses(message for _, message in channel.tried) == ["firing"] * 4 + ["resolved", "firing"]
+    assert statuses(message for _, message in channel.attempted) == ["firing"] * 4 + ["resolved", "firing"]
     assert len({message.task.delivery_id for message in channel.sent}) == 3
 
 
@@ -67,24 +67,24 @@ async def test_one_incident_is_reported_one_message_at_a_time_and_many_incidents
     async def slow() -> None:
         await asyncio.sleep(0.05)
 
-    all_told = asyncio.Event()
+    all_sent = asyncio.Event()
 
     async def hold() -> None:
-        await all_told.wait()
+        await all_sent.wait()
 
-    one_incident, many = Scripted(*[slow] * 5), Scripted(*[hold] * 2 * LANES)
+    one_incident, several = Scripted(*[slow] * 5), Scripted(*[hold] * 2 * LANES)
     async with rig(tmp_path, every=one_incident) as it:
         await it.accept_events(*["firing", "resolved"] * 2, "firing")
         await it.finished("every")
-    assert one_incident.most_under_way == 1
+    assert one_incident.most_in_progress == 1
     (tmp_path / "many").mkdir()
-    async with rig(tmp_path / "many", a=many) as it:
+    async with rig(tmp_path / "many", a=several) as it:
         for number in range(2 * LANES):
             await it.accept_events("firing", group=str(number))
-        await until(lambda: many.under_way == LANES)
-        all_told.set()
+        await until(lambda: several.in_progress == LANES)
+        all_sent.set()
         await it.finished()
-    assert many.most_under_way == LANES
+    assert several.most_in_progress == LANES
 
 
 async def test_a_channel_that_hangs_delays_no_other(tmp_path: Path) -> None:
@@ -93,19 +93,19 @@ async def test_a_channel_that_hangs_delays_no_other(tmp_path: Path) -> None:
         for number in range(2 * LANES):
             await it.accept_events("firing", group=str(number))
         done = await it.finished("b")
-        assert (hanging.under_way, len(hanging.tried)) == (LANES, LANES)  # still in its first sends
+        assert (hanging.in_progress, len(hanging.attempted)) == (LANES, LANES)  # still in its first sends
     assert len(healthy.sent) == 2 * LANES
     assert all(delivery.state is DeliveryState.DELIVERED for delivery in done)
 
 
-async def test_a_send_without_an_answer_ends_at_its_time_out_and_is_tried_again(tmp_path: Path) -> None:
+async def test_a_send_without_an_answer_ends_at_its_time_out_and_is_retried(tmp_path: Path) -> None:
     channel = Scripted(hang)
     async with rig(tmp_path, timeout=0.2, a=channel) as it:
         await it.accept_events("firing")
         await it.finished()
         assert it.value("relay_delivery_attempts_total", channel="a", reason="timeout") == 1
         assert it.value("relay_delivery_attempts_total", channel="a", reason="ok") == 1
-    (first, _), (second, _) = channel.tried
+    (first, _), (second, _) = channel.attempted
     assert second - first >= 0.2 * NEARLY
 
 
@@ -116,7 +116,7 @@ async def test_retry_after_is_obeyed_and_delays_no_other_channel(tmp_path: Path)
         await it.finished("b")
         assert limited.sent == []
         await it.finished("a")
-    (first, _), (second, _) = limited.tried
+    (first, _), (second, _) = limited.attempted
     assert second - first >= 1 * NEARLY
 
 
@@ -142,13 +142,13 @@ async def test_an_error_of_the_channel_waits_for_a_person_and_loses_nothing(tmp_
     async with rig(tmp_path, a=channel) as it:
         for number in range(20):
             await it.accept_events("firing", group=str(number))
-            await until(lambda: bool(channel.tried))  # the others come to a closed gate
-        await until(lambda: len(channel.tried) == 2)
+            await until(lambda: bool(channel.attempted))  # the others come to an open breaker
+        await until(lambda: len(channel.attempted) == 2)
         assert await it.refused() == {"a"}
         done = await it.finished()
         assert {delivery.state for delivery in done} == {DeliveryState.DELIVERED}
         assert not await it.refused()
-    times = [at for at, _ in channel.tried]
+    times = [at for at, _ in channel.attempted]
     assert all(later - earlier >= QUICK.backoff_max * NEARLY for earlier, later in pairwise(times[:4]))
     assert len(times) == 20 + 3  # one tries for all of them
 
@@ -157,7 +157,7 @@ async def test_another_secret_is_tried_at_once(tmp_path: Path) -> None:
     channel = Scripted(revoked())
     async with rig(tmp_path, RetryPolicy(0.01, 300, 3600), a=channel) as it:
         await it.accept_events("firing")
-        await until(lambda: len(channel.tried) == 1)
+        await until(lambda: len(channel.attempted) == 1)
         channel.secret += 1
         (delivery,) = await it.finished()  # long before the 300 s are over
     assert delivery.state is DeliveryState.DELIVERED
@@ -179,11 +179,11 @@ async def test_a_provider_that_cannot_be_reached_is_left_alone_for_a_while(tmp_p
     async with rig(tmp_path, RetryPolicy(30, 300, 3600), a=channel) as it:
         for number in range(100):
             await it.accept_events("firing", group=str(number))
-        await until(lambda: len(channel.tried) >= 5 and not channel.under_way)
-        assert len(channel.tried) <= 5 + LANES  # those that were under way by then
-        tried = len(channel.tried)
+        await until(lambda: len(channel.attempted) >= 5 and not channel.in_progress)
+        assert len(channel.attempted) <= 5 + LANES  # those that were under way by then
+        count = len(channel.attempted)
         await it.accept_events("firing", group="one more")
-        assert len(channel.tried) == tried
+        assert len(channel.attempted) == count
 
 
 async def test_a_channel_keeps_its_pace(tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ async def test_a_channel_keeps_its_pace(tmp_path: Path) -> None:
         for number in range(130):
             await it.accept_events("firing", group=str(number))
         await it.finished()
-    start = channel.tried[0][0]
-    assert all(number <= 100 + 20 * (at - start) + 1 for number, (at, _) in enumerate(channel.tried, 1))
+    start = channel.attempted[0][0]
+    assert all(number <= 100 + 20 * (at - start) + 1 for number, (at, _) in enumerate(channel.attempted, 1))
 
 
 async def test_it_is_given_up_after_its_time(tmp_path: Path) -> None:
@@ -242,9 +242,9 @@ async def test_a_large_message_is_the_only_large_one_of_its_channel_in_progress(
                 "firing", group=str(number), common_annotations={"description": "x" * MAX_CLAIM_BYTES}
             )
         await it.finished("a")  # while the other channel's hangs
-        assert (other.under_way, len(other.tried)) == (1, 1)
+        assert (other.in_progress, len(other.attempted)) == (1, 1)
     assert len(channel.sent) == 2 * LANES
-    assert channel.most_under_way == 1
+    assert channel.most_in_progress == 1
 
 
 class PartlyRefused(Scripted):

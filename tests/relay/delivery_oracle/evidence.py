@@ -93,7 +93,7 @@ class Message:
     alerts: Alerts
     action: str = ""
     """PagerDuty's: `trigger` or `resolve`."""
-    says_repeat: bool = False
+    is_marked_repeat: bool = False
     """Whether it says that it may be a repeat."""
 
     @property

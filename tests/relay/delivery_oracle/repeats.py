@@ -21,7 +21,7 @@ def count_repeats(history: History) -> Counter[str]:
         if not channel.opens_pages:
             found[message.channel] += copy in arrived
         if channel.is_searched:
-            found[f"{message.channel} unannounced"] += copy in arrived and not message.says_repeat
+            found[f"{message.channel} unannounced"] += copy in arrived and not message.is_marked_repeat
         arrived.add(copy)
     for name, channel in history.channels.items():
         if not channel.is_searched and any(message.channel == name for message in history.messages):

@@ -89,8 +89,8 @@ def test_a_resolve_that_would_be_shown_alone_is_found() -> None:
 
 def test_a_resolve_is_not_alone_after_a_delivery_or_without_a_beginning() -> None:
     wrong = ["claim of d2: firing_undelivered is True: a resolve must never be shown alone"]
-    shown = RESOLVE._replace(first_receipt={"number": "1"})
-    assert claimed(shown, [delivery(1), delivery(2, "sending")]) == []
-    assert claimed(shown._replace(firing_undelivered=True), [delivery(1), delivery(2, "sending")]) == wrong
+    edited = RESOLVE._replace(first_receipt={"number": "1"})
+    assert claimed(edited, [delivery(1), delivery(2, "sending")]) == []
+    assert claimed(edited._replace(firing_undelivered=True), [delivery(1), delivery(2, "sending")]) == wrong
     assert claimed(RESOLVE, [delivery(2, "sending")]) == []
     assert claimed(RESOLVE._replace(firing_undelivered=True), [delivery(2, "sending")]) == wrong

@@ -13,19 +13,19 @@ SECOND = replace(FIRST, id="d2", seq=2, event_seq=2, first_event_seq=2, key="d2"
 CHANNELS = {"slack": Channel(("#ops",), is_edited=True), "email": Channel(("ops",))}
 
 
-def shown(alerts: frozenset[tuple[str, AlertState]], key: str = "d1") -> Message:
+def message_of(alerts: frozenset[tuple[str, AlertState]], key: str = "d1") -> Message:
     return Message("slack", "#ops", key, "x", frozenset(alerts))
 
 
 @pytest.mark.parametrize(
     ("deliveries", "messages", "wrong"),
     [
-        ([FIRST, SECOND], [shown(OVER)], 0),
-        ([FIRST, SECOND], [shown(FIRING), shown(OVER, "d2")], 1),
-        ([FIRST, SECOND], [shown(FIRING), shown(OVER)], 0),
-        ([FIRST, replace(SECOND, state="dead")], [shown(FIRING)], 1),
-        ([FIRST, replace(SECOND, episode=2)], [shown(FIRING), shown(OVER, "d2")], 0),
-        ([replace(FIRST, state="dead"), SECOND], [shown(OVER, "d2")], 0),
+        ([FIRST, SECOND], [message_of(OVER)], 0),
+        ([FIRST, SECOND], [message_of(FIRING), message_of(OVER, "d2")], 1),
+        ([FIRST, SECOND], [message_of(FIRING), message_of(OVER)], 0),
+        ([FIRST, replace(SECOND, state="dead")], [message_of(FIRING)], 1),
+        ([FIRST, replace(SECOND, episode=2)], [message_of(FIRING), message_of(OVER, "d2")], 0),
+        ([replace(FIRST, state="dead"), SECOND], [message_of(OVER, "d2")], 0),
         ([FIRST], [], 1),
         ([replace(FIRST, channel="email"), replace(SECOND, channel="email")], [], 0),
     ],

@@ -24,12 +24,14 @@ TWICE = slack(FIRES, ENDS, ENDS, ANEW)
 
 
 def mailed(*keys: str) -> Verdict:
-    said = [Message("email", "email", key, 1, what) for key, what in zip(keys, (FIRES, ENDS, ENDS, ANEW), strict=True)]
-    return judged(MAILS, said)
+    messages = [
+        Message("email", "email", key, 1, what) for key, what in zip(keys, (FIRES, ENDS, ENDS, ANEW), strict=True)
+    ]
+    return judged(MAILS, messages)
 
 
-def doubted(doubts: int) -> list[Delivery]:
-    return [replace(each, unknown_outcomes=doubts) for each in DELIVERIES]
+def doubted(number: int) -> list[Delivery]:
+    return [replace(each, unknown_outcomes=number) for each in DELIVERIES]
 
 
 def test_the_keys_are_those_that_were_promised() -> None:
@@ -48,7 +50,7 @@ def test_a_page_that_is_opened_again_by_an_old_trigger_is_a_duplicate() -> None:
     assert judged(PAGES, harmful, lost=1).violations == []
 
 
-def test_a_page_that_tells_and_ends_at_once_is_a_duplicate_the_second_time() -> None:
+def test_a_page_that_begins_and_ends_at_once_is_a_duplicate_the_second_time() -> None:
     once = pages(("trigger", ENDS), ("resolve", ENDS))
     deliveries = [delivery(2, channel="pagerduty", first=1), delivery(3, channel="pagerduty")]
     assert judged(deliveries, [*once, *pages(("trigger", ANEW))]).duplicates == {"pagerduty by key": 0}
@@ -57,32 +59,32 @@ def test_a_page_that_tells_and_ends_at_once_is_a_duplicate_the_second_time() -> 
 
 def test_a_page_that_is_opened_by_a_webhook_accepted_again_is_none() -> None:
     events = [*EVENTS[:2], replace(EVENTS[0], seq=3, id="e3")]
-    said = pages(("trigger", FIRES), ("resolve", ENDS), ("trigger", FIRES))
-    verdict = judge_history(events, PAGES, said, ("pagerduty",))
+    messages = pages(("trigger", FIRES), ("resolve", ENDS), ("trigger", FIRES))
+    verdict = judge_history(events, PAGES, messages, ("pagerduty",))
     assert (verdict.violations, verdict.late, +verdict.duplicates) == ([], [], {})
 
 
 def test_a_page_under_another_key_is_a_duplicate_and_a_violation() -> None:
-    said = pages(("trigger", FIRES), ("resolve", ENDS), ("trigger", ANEW))
-    verdict = judged(PAGES, [*said[:2], replace(said[2], key="another")])
+    messages = pages(("trigger", FIRES), ("resolve", ENDS), ("trigger", ANEW))
+    verdict = judged(PAGES, [*messages[:2], replace(messages[2], key="another")])
     assert verdict.duplicates == {"pagerduty by key": 1}
     assert "pagerduty: webhook 3 of group 1 came under the key another" in verdict.violations
 
 
 def test_a_resolve_that_nobody_was_called_before_is_found() -> None:
     deliveries = [delivery(2, channel="pagerduty", first=1), delivery(3, channel="pagerduty")]
-    said = pages(("resolve", ENDS), ("trigger", ANEW))
+    messages = pages(("resolve", ENDS), ("trigger", ANEW))
     found = ["pagerduty: nobody was called before webhook 2 of group 1 was resolved"]
-    assert judged(deliveries, said).violations == found
+    assert judged(deliveries, messages).violations == found
 
 
 def test_a_page_that_is_resolved_while_it_fires_is_found() -> None:
-    said = pages(("trigger", FIRES), ("resolve", FIRES), ("resolve", ENDS), ("trigger", ANEW))
-    assert judged(PAGES, said).violations == ["pagerduty: webhook 1 of group 1 fires, and its page was resolved"]
+    messages = pages(("trigger", FIRES), ("resolve", FIRES), ("resolve", ENDS), ("trigger", ANEW))
+    assert judged(PAGES, messages).violations == ["pagerduty: webhook 1 of group 1 fires, and its page was resolved"]
 
 
 def test_a_post_that_stands_twice_in_slack_needs_a_lost_answer_and_says_that_it_may_be_a_repeat() -> None:
-    announced = [*TWICE[:2], replace(TWICE[2], says_repeat=True), TWICE[3]]
+    announced = [*TWICE[:2], replace(TWICE[2], is_marked_repeat=True), TWICE[3]]
     verdict = judged(doubted(1), announced)
     assert (verdict.violations, +verdict.duplicates) == ([], {"slack": 1})
     assert judged(doubted(0), announced).violations == ["slack: d2 came 2 times, with 0 lost answers"]

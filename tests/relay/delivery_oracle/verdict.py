@@ -75,11 +75,13 @@ def _check_last_messages(
     for event in events:
         last |= {alert: (what, event.seq) for alert, what in event.alerts}
     for alert, (what, seq) in last.items():
-        shown = [state for message in received for about, state in message.alerts if about == alert][-1:]
+        latest_states = [state for message in received for about, state in message.alerts if about == alert][-1:]
         # A delivery that died after this one was delivered may have shown an older version before.
-        is_same = shown == [what] or (ends[seq][-1:] == ["dead"] and [each.state for each in shown] == [what.state])
+        is_same = latest_states == [what] or (
+            ends[seq][-1:] == ["dead"] and [each.state for each in latest_states] == [what.state]
+        )
         if "delivered" in ends[seq] and not is_same:
-            yield f"{reader}: {alert} is {what}, and was shown last as {shown or 'nothing'}"
+            yield f"{reader}: {alert} is {what}, and was shown last as {latest_states or 'nothing'}"
     for message in received:
         if len({alert for alert, _ in message.alerts}) < len(message.alerts):
             yield f"{reader}: a message contradicts itself: {sorted(message.alerts, key=str)}"

@@ -52,7 +52,7 @@ def test_the_times_leave_alertmanager_a_second_to_spare(monkeypatch: pytest.Monk
     assert endpoint.ADMISSION_SECONDS < PASSWORD_CHECK_SECONDS < endpoint.ANSWER_SECONDS <= ALERTMANAGER_SECONDS - 1.5
 
 
-async def test_a_locked_store_and_every_queue_before_it_take_no_longer_together(tmp_path: Path) -> None:
+async def test_a_locked_store_and_every_queue_before_it_take_no_longer_in_total(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         with locked(tmp_path / "relay.db"):
             every = await asyncio.gather(*(post_webhook(client, webhook_of(group=str(number))) for number in range(9)))
@@ -92,12 +92,12 @@ async def test_one_that_finds_no_space_for_its_body_is_answered_in_time(tmp_path
             yield large()[:100_000]
             await asyncio.sleep(60)
 
-        holding = asyncio.create_task(post_webhook(client, stalled()))
+        stalled_request = asyncio.create_task(post_webhook(client, stalled()))
         await asyncio.sleep(0.2)  # it has its room by then, or else this test tries less
         seconds, code, error = await post_webhook(client, large("another"))
         assert (code, error) == (503, "not accepted, send it again: other webhooks come first")
         assert seconds < SECONDS + LATE
-        assert (await holding)[1] == 503
+        assert (await stalled_request)[1] == 503
 
 
 async def test_one_that_is_parsed_for_too_long_is_answered_and_keeps_its_space_until_the_parser_lets_go(

@@ -67,23 +67,23 @@ def test_the_twins_webhook_a_moment_later_is_a_duplicate() -> None:
 
 
 @pytest.mark.parametrize("now", [1060.0, 940.0])
-def test_the_same_webhook_outside_the_window_is_news_whichever_way_the_clock_went(now: float) -> None:
+def test_the_same_webhook_after_the_window_is_a_new_event_whichever_direction_the_clock_went(now: float) -> None:
     assert plan(event_of(), build_state(event_of()), now=now) == DeliveryPlan(1, is_open=True, channels=("slack",))
 
 
-def test_the_same_webhook_is_news_where_a_delivery_was_given_up() -> None:
+def test_the_same_webhook_is_a_new_event_where_a_delivery_was_given_up() -> None:
     assert plan(event_of(), build_state(event_of(), has_dead_delivery=True)) is not None
 
 
-def test_alertmanagers_end_of_what_the_relay_ended_is_no_news_however_late_it_comes() -> None:
+def test_alertmanagers_end_of_what_the_relay_ended_is_no_new_event_however_late_it_comes() -> None:
     ended = build_state(event_of("resolved"), is_latest_own=True)
     assert plan(event_of("resolved"), ended, now=9999.0) is None
     assert plan(event_of("resolved"), ended._replace(has_dead_delivery=True), now=9999.0) is not None
     assert plan(event_of(), ended, now=9999.0) == DeliveryPlan(2, is_open=True, channels=("slack",))
     others = tuple(replace(alert, starts_at=at(1)) for alert in event_of().alerts)  # it had fired once more meanwhile
     assert plan(event_of("resolved", alerts=others), ended, now=9999.0) is not None
-    told_again = build_state(event_of(), is_latest_own=True)
-    assert plan(event_of(), told_again, now=9999.0) is not None, "a reminder of what fires is told"
+    repeated = build_state(event_of(), is_latest_own=True)
+    assert plan(event_of(), repeated, now=9999.0) is not None, "a reminder of what fires is told"
 
 
 def late(event: Event, latest: Event, *, at: float = 980.0, **changes: Any) -> IncidentState:
@@ -105,7 +105,7 @@ FIRES: dict[str, Any] = {"status": Status.FIRING}
 ENDED: dict[str, Any] = {"status": Status.RESOLVED}
 
 
-def test_a_late_twin_of_an_older_state_is_no_news() -> None:
+def test_a_late_twin_of_an_older_state_is_no_new_event() -> None:
     before = late(alerts_of(FIRES), alerts_of(FIRES, FIRES))
     assert plan(alerts_of(FIRES), before, now=1039.9) is None
     assert plan(alerts_of(FIRES), before, now=1040.0) is not None, "it is not that late"
@@ -130,7 +130,9 @@ def test_a_late_end_of_what_fires_again_closes_nothing() -> None:
         (alerts_of(FIRES), alerts_of({**ENDED, "starts_at": LATER})),
     ],
 )
-def test_what_may_have_happened_again_since_is_news_though_it_was_reported_before(event: Event, latest: Event) -> None:
+def test_what_may_have_happened_again_since_is_a_new_event_though_it_was_reported_before(
+    event: Event, latest: Event
+) -> None:
     assert plan(event, late(event, latest)) is not None
 
 
@@ -145,7 +147,7 @@ def test_a_late_twin_that_lacks_what_fires_since_takes_back_no_end() -> None:
     assert plan(cut, late(cut, later, at=982.0)) is not None, "what was cut off may be what fires since"
 
 
-def test_only_the_latest_event_counts_so_a_firing_after_a_resolve_is_news_and_a_new_episode() -> None:
+def test_only_the_latest_event_counts_so_a_firing_after_a_resolve_is_a_new_event_and_a_new_episode() -> None:
     assert plan(event_of(), build_state(event_of("resolved"))) == DeliveryPlan(2, is_open=True, channels=("slack",))
 
 

@@ -55,7 +55,7 @@ def locked(file: Path) -> Iterator[None]:
 async def quarantined(folder: Path) -> list[tuple[quarantine.QuarantineEntry, bytes | None]]:
     """What is kept, the newest first, each with its body."""
     async with open_store(database_url.create_sqlite_url(folder / "relay.db"), lambda: 0.0) as store:
-        return [(kept, await quarantine.read_body(store, kept.id)) for kept in await quarantine.list_entries(store)]
+        return [(entry, await quarantine.read_body(store, entry.id)) for entry in await quarantine.list_entries(store)]
 
 
 async def first_line(client: aiohttp.ClientSession, head: str) -> str:
@@ -100,7 +100,7 @@ async def test_a_token_file_that_goes_missing_is_503_and_not_ready_and_one_line_
         async with client.get("/-/ready") as answer:
             return answer.status, await answer.text()
 
-    with structlog.testing.capture_logs() as told:
+    with structlog.testing.capture_logs() as logs:
         async with served(settings(tmp_path, {"one": Scripted()})) as client:
             (tmp_path / "token").rename(tmp_path / "gone")
             for _ in range(5):
@@ -112,7 +112,7 @@ async def test_a_token_file_that_goes_missing_is_503_and_not_ready_and_one_line_
             (tmp_path / "gone").rename(tmp_path / "token")
             assert (await post(client, payload(1)))[0] == 202
             assert (await ready())[0] == 200
-    assert [line["event"] for line in told if "token file" in line["event"]] == [
+    assert [line["event"] for line in logs if "token file" in line["event"]] == [
         "token file is unreadable; requests get 503",
         "token file is readable again",
     ]
@@ -133,9 +133,9 @@ async def test_what_is_no_webhook_is_400_with_the_reason_and_its_body_is_kept(tm
         assert code == 400
         assert answer["error"] == "receiver: expected text, not a whole number"
         assert await metric(client, "relay_webhooks_total", code="400") == 1
-    ((kept, body),) = await quarantined(tmp_path)
-    assert (kept.source, kept.code, body) == ("eu", 400, b'{"version": "4", "receiver": 7}')
-    assert kept.reason == answer["error"]
+    ((entry, body),) = await quarantined(tmp_path)
+    assert (entry.source, entry.code, body) == ("eu", 400, b'{"version": "4", "receiver": 7}')
+    assert entry.reason == answer["error"]
 
 
 async def test_a_body_over_the_limit_is_413_and_its_beginning_is_kept(tmp_path: Path) -> None:
@@ -302,13 +302,13 @@ async def test_a_group_of_thousands_is_reported_with_all_of_them_counted(tmp_pat
         assert event.alerts[0].fingerprint == f"{8_999:016x}"  # the only one that is critical
 
 
-async def test_where_a_place_holds_more_names_than_any_alert_has_it_is_413_and_kept(tmp_path: Path) -> None:
+async def test_where_a_field_contains_more_names_than_any_alert_has_it_is_413_and_kept(tmp_path: Path) -> None:
     labels = {f"name {number}": "" for number in range(30_000)}
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         answer = await post(client, webhook_of(groupLabels=labels))
         assert answer == (413, {"error": "groupLabels: over 20000 names and values"})
-    ((kept, _),) = await quarantined(tmp_path)
-    assert kept.code == 413
+    ((entry, _),) = await quarantined(tmp_path)
+    assert entry.code == 413
 
 
 async def test_a_body_that_never_ends_is_503_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +404,7 @@ async def test_sources_with_equal_group_keys_are_incidents_of_their_own(tmp_path
     assert len({message.task.incident_id for message in channel.sent}) == 2
 
 
-async def test_twins_that_arrive_together_are_reported_once(tmp_path: Path) -> None:
+async def test_twins_that_arrive_at_the_same_time_are_reported_once(tmp_path: Path) -> None:
     channel = Scripted()
     async with served(settings(tmp_path, {"one": channel})) as client:
         answers = await asyncio.gather(*(post(client, payload(1)) for _ in range(8)))

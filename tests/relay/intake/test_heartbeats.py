@@ -18,9 +18,9 @@ def names(event: Event | None) -> list[str]:
 
 
 def test_an_event_without_a_heartbeat_goes_on_as_it_is() -> None:
-    news = event(("A", FIRING), ("B", RESOLVED))
-    assert split_heartbeats(news, [WATCHDOG]) == (news, frozenset())
-    assert split_heartbeats(news, []) == (news, frozenset())
+    mixed = event(("A", FIRING), ("B", RESOLVED))
+    assert split_heartbeats(mixed, [WATCHDOG]) == (mixed, frozenset())
+    assert split_heartbeats(mixed, []) == (mixed, frozenset())
 
 
 def test_of_nothing_but_heartbeats_nothing_is_left() -> None:
@@ -28,9 +28,9 @@ def test_of_nothing_but_heartbeats_nothing_is_left() -> None:
 
 
 def test_what_comes_with_a_heartbeat_goes_on() -> None:
-    left, seen = split_heartbeats(event(("A", FIRING), ("Watchdog", FIRING), ("B", RESOLVED)), [WATCHDOG])
+    left, heartbeats = split_heartbeats(event(("A", FIRING), ("Watchdog", FIRING), ("B", RESOLVED)), [WATCHDOG])
     assert names(left) == ["A", "B"]
-    assert seen == {"Watchdog"}
+    assert heartbeats == {"Watchdog"}
     assert left == event(("A", FIRING), ("B", RESOLVED))
 
 
@@ -40,10 +40,10 @@ def test_the_status_of_the_rest_is_its_own() -> None:
     assert left.status is RESOLVED
 
 
-def test_a_resolved_watchdog_is_no_sign_of_life_and_no_news() -> None:
+def test_a_resolved_watchdog_is_no_sign_of_life_and_no_new_event() -> None:
     assert split_heartbeats(event(("Watchdog", RESOLVED)), [WATCHDOG]) == (None, frozenset())
-    left, seen = split_heartbeats(event(("A", FIRING), ("Watchdog", RESOLVED)), [WATCHDOG])
-    assert (names(left), seen) == (["A"], frozenset())
+    left, heartbeats = split_heartbeats(event(("A", FIRING), ("Watchdog", RESOLVED)), [WATCHDOG])
+    assert (names(left), heartbeats) == (["A"], frozenset())
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_every_matcher_of_a_watchdog_must_hold(labels: dict[str, str], expected:
     ]
     plain = event(("Watchdog", FIRING))
     sent = replace(plain, alerts=(replace(plain.alerts[0], labels=labels),))
-    _, seen = split_heartbeats(sent, watchdogs)
-    assert seen == expected
+    _, heartbeats = split_heartbeats(sent, watchdogs)
+    assert heartbeats == expected
 
 
 def test_one_alert_may_be_the_heartbeat_of_two_watchdogs() -> None:

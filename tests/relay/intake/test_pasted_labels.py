@@ -64,7 +64,7 @@ def test_no_text_of_the_longest_length_takes_seconds_of_the_event_loop(text: str
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=9), st.text(max_size=20), min_size=1, max_size=3))
-def test_json_holds_any_label(labels: dict[str, str]) -> None:
+def test_json_represents_any_label(labels: dict[str, str]) -> None:
     expected = {
         key.encode(errors="replace").decode(): value.encode(errors="replace").decode() for key, value in labels.items()
     }

@@ -20,9 +20,9 @@ async def test_a_source_that_nobody_may_have_is_400_and_its_body_is_kept(tmp_pat
         assert answer["error"] == "source: expected at most 200 characters, and not keypulse"
         assert await metric(client, "relay_webhooks_total", code="400") == 1
     async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
-        (kept,) = await quarantine.list_entries(store)
-        assert await quarantine.read_body(store, kept.id) == payload(1)
-    assert (kept.source, kept.code, kept.reason) == (source[:200], 400, answer["error"])
+        (entry,) = await quarantine.list_entries(store)
+        assert await quarantine.read_body(store, entry.id) == payload(1)
+    assert (entry.source, entry.code, entry.reason) == (source[:200], 400, answer["error"])
 
 
 async def test_a_sender_that_goes_away_within_its_body_is_logged_and_is_no_answer_of_ours(tmp_path: Path) -> None:

@@ -106,15 +106,15 @@ async def test_a_repaired_webhook_is_accepted_once_whichever_replicas_are_asked(
         assert isinstance(refused, AlreadyReplayedError)
         assert str(refused) == "it was replayed already, by alice"
 
-    kept = await quarantine.read_entry(relay.store, entry.id)
-    assert (kept.replayed_by, kept.incident_id, kept.replayed_at is None) == ("alice", preview.incident_id, False)
+    stored = await quarantine.read_entry(relay.store, entry.id)
+    assert (stored.replayed_by, stored.incident_id, stored.replayed_at is None) == ("alice", preview.incident_id, False)
     assert await relay.count_events() == 1
     audit, _ = await OutboxAudit(relay.store).list_entries(9, None)
     assert [(each.who, each.peer, each.action, each.on) for each in audit] == [
         ("alice", "10.0.0.1", "replay", f"quarantine {entry.id}")
     ]
     with pytest.raises(AlreadyReplayedError):
-        await relay.replays.preview(kept, body)
+        await relay.replays.preview(stored, body)
 
 
 async def test_it_repeats_what_was_accepted_and_nobody_is_notified(relay: Replica) -> None:
@@ -155,9 +155,9 @@ async def test_an_old_webhook_comes_with_a_warning_of_what_it_would_do(relay: Re
 async def test_only_what_a_person_has_read_is_done(relay: Replica) -> None:
     entry, body = await relay.refuse(b"{}", age=HOUR), webhook_of()
     await relay.accept(webhook_of(group="other"))
-    seen = await relay.replays.preview(entry, body)
+    preview = await relay.replays.preview(entry, body)
     await relay.accept(webhook_of("resolved"))  # meanwhile it has ended
-    for code in (None, "wrong", seen.code):
+    for code in (None, "wrong", preview.code):
         with pytest.raises(NotConfirmedError) as refused:
             await relay.replay(entry, body, code)
     assert refused.value.preview.incident_status is IncidentStatus.RESOLVED
@@ -174,10 +174,10 @@ async def test_what_cannot_be_accepted_says_where_and_why(relay: Replica) -> Non
     wrong = json.loads(webhook_of()) | {"version": "3"}
     with pytest.raises(MalformedWebhookError, match="version: expected '4'"):
         await relay.replays.preview(entry, json.dumps(wrong).encode())
-    beat = json.loads(webhook_of())
-    beat["alerts"][0]["labels"] = {"alertname": "Watchdog"}
+    heartbeat = json.loads(webhook_of())
+    heartbeat["alerts"][0]["labels"] = {"alertname": "Watchdog"}
     with pytest.raises(ReplayRefusedError, match="heartbeats alone"):
-        await relay.replays.preview(entry, json.dumps(beat).encode())
+        await relay.replays.preview(entry, json.dumps(heartbeat).encode())
     both = json.loads(webhook_of())
     both["alerts"].append({**both["alerts"][0], "labels": {"alertname": "Watchdog"}, "fingerprint": "dog"})
     mixed = await relay.replays.preview(entry, json.dumps(both).encode())
@@ -193,8 +193,8 @@ async def test_what_cannot_be_accepted_says_where_and_why(relay: Replica) -> Non
         await relay.replays.preview(own, webhook_of())
 
     preview = await relay.replays.preview(entry, webhook_of())
-    gone = table.delete().where(table.c.seq == entry.id)
-    await relay.store.run(lambda transaction: transaction.connection.execute(gone).close())
+    deletion = table.delete().where(table.c.seq == entry.id)
+    await relay.store.run(lambda transaction: transaction.connection.execute(deletion).close())
     with pytest.raises(UnknownEntryError):
         await relay.replay(entry, webhook_of(), preview.code)
     assert await relay.count_events() == 0

@@ -85,5 +85,5 @@ def test_an_explanation_is_what_the_intake_does(
     if parsed.incoming is not None:
         assert found.channels == (parsed.route.channels if parsed.route else ("log",))
     matching = [each.number for each in found.verdicts if each.matches]
-    taken = [each.number for each in found.verdicts if each.is_chosen]
-    assert taken == (matching[:1] if parsed.incoming is not None else [])
+    chosen = [each.number for each in found.verdicts if each.is_chosen]
+    assert chosen == (matching[:1] if parsed.incoming is not None else [])

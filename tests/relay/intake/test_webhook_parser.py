@@ -64,7 +64,7 @@ def test_fields_of_newer_alertmanagers_and_of_grafana_are_no_error() -> None:
         (webhook_of().replace(b"2026-11-24T22:46:10.178815Z", b"0001-01-01T00:00:00+05:00"), "alerts.0.startsAt: "),
     ],
 )
-def test_what_is_no_webhook_is_named_with_its_place(body: bytes, expected: str) -> None:
+def test_what_is_no_webhook_is_named_with_its_position(body: bytes, expected: str) -> None:
     with pytest.raises(webhook_parser.MalformedWebhookError) as raised:
         webhook_parser.parse_whole_event(body, "")
     assert str(raised.value).startswith(expected)
@@ -72,7 +72,7 @@ def test_what_is_no_webhook_is_named_with_its_place(body: bytes, expected: str) 
 
 def test_a_reason_repeats_nothing_of_the_body() -> None:
     alert = json.loads(payload(1))["alerts"][0]
-    for body, place in (
+    for body, field in (
         (webhook_of(status="a-password"), "status: "),
         (webhook_of(groupLabels={"a-password": 1}), "groupLabels: "),
         (webhook_of(alerts=[alert | {"labels": {"a-password": 1}}]), "alerts.0.labels: "),
@@ -80,18 +80,18 @@ def test_a_reason_repeats_nothing_of_the_body() -> None:
     ):
         with pytest.raises(webhook_parser.MalformedWebhookError) as raised:
             webhook_parser.parse_whole_event(body, "")
-        assert str(raised.value).startswith(place)
+        assert str(raised.value).startswith(field)
         assert "a-password" not in str(raised.value)
 
 
-@pytest.mark.parametrize("place", ["alerts", "labels", "annotations", "groupLabels"])
-def test_a_body_of_nothing_but_errors_costs_a_few_times_its_own_size_and_no_more(place: str) -> None:
+@pytest.mark.parametrize("kind", ["alerts", "labels", "annotations", "groupLabels"])
+def test_a_body_of_nothing_but_errors_costs_a_few_times_its_own_size_and_no_more(kind: str) -> None:
     document = json.loads(webhook_of())
     wrong = dict.fromkeys(map(str, range(300_000)), 0)
-    if place in ("labels", "annotations"):
-        document["alerts"][0][place] = wrong
+    if kind in ("labels", "annotations"):
+        document["alerts"][0][kind] = wrong
     else:
-        document[place] = wrong if place == "groupLabels" else [0] * 1_000_000
+        document[kind] = wrong if kind == "groupLabels" else [0] * 1_000_000
     body = json.dumps(document).encode()
     tracemalloc.start()
     try:

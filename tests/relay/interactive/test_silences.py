@@ -134,7 +134,9 @@ async def test_those_who_may_silence_the_group_once(tmp_path: Path, stand_ins: S
         assert peer.posts == 1
 
 
-async def test_who_may_not_is_told_why_and_silences_nothing(tmp_path: Path, stand_ins: StandIns, peer: Peer) -> None:
+async def test_who_may_not_gets_the_reason_and_silences_nothing(
+    tmp_path: Path, stand_ins: StandIns, peer: Peer
+) -> None:
     await peer.fire()
     async with silencing(tmp_path, stand_ins, peer, allow_groups=["S0000000001"], allow_users=[GUEST]) as relay:
         message = await relay.fire()

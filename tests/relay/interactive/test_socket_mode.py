@@ -124,7 +124,7 @@ async def test_it_goes_on_until_slack_accepts_it(
         assert await press(stand_ins)
 
 
-async def test_a_connection_beyond_the_tenth_is_refused_and_tried_again(
+async def test_a_connection_beyond_the_tenth_is_refused_and_retried(
     open_client: Open, stand_ins: StandIns, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mode = stand_ins.socket_mode

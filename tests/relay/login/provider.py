@@ -27,7 +27,7 @@ class Provider:
     app: Any
     challenges: dict[str, str] = field(default_factory=dict)
     """Of PKCE, by code."""
-    exchanges: list[Mapping[str, str]] = field(default_factory=list)
+    code_requests: list[Mapping[str, str]] = field(default_factory=list)
     """The form of each exchange of a code."""
     authorizations: list[str] = field(default_factory=list)
     """The header of each of them."""
@@ -56,7 +56,7 @@ def open_provider() -> Iterator[Provider]:
         form = flask.request.form
         if flask.request.path != "/oauth2/token":
             return None
-        provider.exchanges.append(dict(form))
+        provider.code_requests.append(dict(form))
         provider.authorizations.append(flask.request.headers.get("authorization", ""))
         if create_s256_code_challenge(form.get("code_verifier", "")) != provider.challenges.get(form["code"]):
             return flask.jsonify({"error": "invalid_grant"}), 400

@@ -32,7 +32,7 @@ def list_database_files(folder: Path) -> list[Path]:
     return list(folder.glob("relay.db*"))
 
 
-async def test_a_browser_is_led_to_the_login_and_back_and_a_program_is_told_401(tmp_path: Path) -> None:
+async def test_a_browser_is_led_to_the_login_and_back_and_a_program_gets_401(tmp_path: Path) -> None:
     async with open_relay(build_settings(tmp_path), tmp_path) as relay, relay.open_browser() as browser:
         led = await browser.get("/audit?limit=5")
         assert (led.status_code, led.headers["location"]) == (303, "/login?next=/audit%3Flimit%3D5")
@@ -274,7 +274,7 @@ async def test_behind_a_proxy_that_ends_tls_cookies_are_for_https_and_this_host_
         assert (await inside.get("/audit", headers={"cookie": cookie.partition(";")[0]})).status_code == 200
 
 
-async def test_who_needs_no_login_is_told_so(tmp_path: Path) -> None:
+async def test_who_needs_no_login_gets_a_page_that_says_so(tmp_path: Path) -> None:
     settings = build_settings(tmp_path, admin_token_file=None, tokens=[], roles={})
     async with (
         open_relay(settings, tmp_path, users=False) as relay,

@@ -29,7 +29,7 @@ def shared_provider() -> Iterator[Provider]:
 
 @pytest.fixture
 def provider(shared_provider: Provider) -> Iterator[Provider]:
-    shared_provider.exchanges.clear()
+    shared_provider.code_requests.clear()
     shared_provider.authorizations.clear()
     yield shared_provider
     shared_provider.discovery.clear()
@@ -73,8 +73,8 @@ async def test_a_person_logs_in_at_the_provider_and_the_highest_role_of_their_gr
 
         done = await browser.get(await provider.log_in(url, "anna-17"))
         assert (done.status_code, done.headers["location"]) == (303, "/audit"), done.text
-        (exchange,) = provider.exchanges
-        assert exchange["code_verifier"] not in url
+        (code_request,) = provider.code_requests
+        assert code_request["code_verifier"] not in url
         # Both parts are form-encoded before Base64.
         assert base64.b64decode(provider.authorizations[0].split()[1]) == b"keypulse:the-secret%3Aof%2Fthe+client"
 
@@ -110,15 +110,16 @@ async def test_several_tabs_log_in_at_once_and_no_callback_works_twice_elsewhere
         backs = [await provider.log_in(url, "ben") for url in urls]
         stolen = await other.get(backs[0])
         assert (stolen.status_code, "in another browser" in stolen.text) == (401, True)
-        kept = dict(browser.cookies)
-        assert len([name for name in kept if name.startswith("keypulse_login_")]) == 2
+        cookies = dict(browser.cookies)
+        assert len([name for name in cookies if name.startswith("keypulse_login_")]) == 2
         for back, path in zip(backs, ("/audit", "/"), strict=True):
             assert (await browser.get(back)).headers["location"] == path
         assert not [name for name in browser.cookies if name.startswith("keypulse_login_")]
         assert (await browser.get(backs[0])).status_code == 401
-        async with relay.open_browser() as again:  # with a copy of the cookie, too: the provider takes a code once
-            again.cookies.update(kept)
-            replayed = await again.get(backs[0])
+        # With a copy of the cookie, too: the provider takes a code once.
+        async with relay.open_browser() as second:
+            second.cookies.update(cookies)
+            replayed = await second.get(backs[0])
             assert (replayed.status_code, "keypulse_session" in replayed.headers.get("set-cookie", "")) == (401, False)
 
         # An attacker's code in the victim's browser: state, and the verifier, are those of another attempt.
@@ -136,7 +137,7 @@ async def test_several_tabs_log_in_at_once_and_no_callback_works_twice_elsewhere
         assert len([name for name in browser.cookies if name.startswith("keypulse_login_")]) <= 5
 
 
-async def test_what_the_provider_denies_or_nobody_gave_a_role_is_refused_in_words(
+async def test_what_the_provider_denies_or_nobody_gave_a_role_is_refused_with_a_sentence(
     provider: Provider, tmp_path: Path
 ) -> None:
     await provider.set_person("carl", preferred_username="carl", groups=["accounting"])
@@ -145,9 +146,9 @@ async def test_what_the_provider_denies_or_nobody_gave_a_role_is_refused_in_word
     async with open_relay(configure(tmp_path, provider), tmp_path) as relay, relay.open_browser() as browser:
         denied = await browser.get(await provider.log_in(await begin(browser), "carl", action="deny"))
         assert denied.status_code == 401
-        for subject, said in (("carl", "carl has no role here"), ("named-like-a-token", "another caller")):
+        for subject, reported in (("carl", "carl has no role here"), ("named-like-a-token", "another caller")):
             answer = await browser.get(await provider.log_in(await begin(browser), subject))
-            assert (answer.status_code, said in answer.text) == (403, True)
+            assert (answer.status_code, reported in answer.text) == (403, True)
         assert relay.count_refused("/login/oidc/callback", "role") == 2
         back = await provider.log_in(await begin(browser), "unverified")
         mixed = await browser.get(f"{back}&iss=https://evil.example.org")
@@ -161,7 +162,7 @@ async def test_a_provider_that_does_not_answer_as_it_should_leaves_the_other_log
     provider: Provider, tmp_path: Path
 ) -> None:
     async with open_relay(configure(tmp_path, provider), tmp_path) as relay, relay.open_browser() as browser:
-        for change, said in (
+        for change, reported in (
             ({"issuer": "https://evil.example.org"}, "another issuer"),
             ({"token_endpoint": "http://evil.example.org/token"}, "unusable URL"),
             ({"jwks_uri": None}, "not that of OpenID Connect"),
@@ -169,7 +170,7 @@ async def test_a_provider_that_does_not_answer_as_it_should_leaves_the_other_log
             provider.discovery.clear()
             provider.discovery.update(change)
             answer = await browser.get("/login/oidc")
-            assert (answer.status_code, said in answer.text) == (503, True), answer.text
+            assert (answer.status_code, reported in answer.text) == (503, True), answer.text
             assert 'name="secret"' in answer.text
         provider.discovery.clear()
         back = await provider.log_in(await begin(browser), "dan")

@@ -54,7 +54,7 @@ async def test_from_anybody_else_the_header_is_ignored_counted_and_logged(peer: 
         assert next(each["event"] for each in logs if each["log_level"] == "warning") == "proxy header ignored"
 
 
-async def test_no_second_header_and_no_odd_name_makes_somebody_of_the_client(tmp_path: Path) -> None:
+async def test_no_second_header_and_no_unusual_name_makes_somebody_of_the_client(tmp_path: Path) -> None:
     settings = configure(tmp_path)
     async with (
         open_relay(settings, tmp_path, users=False) as relay,

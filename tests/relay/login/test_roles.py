@@ -65,7 +65,7 @@ async def test_every_post_is_known_and_every_action_has_a_name_for_the_audit(tmp
 
 @pytest.mark.parametrize("role", Role)
 async def test_a_role_may_do_its_actions_and_no_other_by_token_and_by_session(role: Role, tmp_path: Path) -> None:
-    expected = {path: role.includes(needed) for path, needed in (ACTIONS | CHANGE_NOTHING).items()}
+    expected = {path: role.includes(required) for path, required in (ACTIONS | CHANGE_NOTHING).items()}
     async with open_relay(build_settings(tmp_path), tmp_path) as relay, relay.open_browser() as browser:
         bearer = {"authorization": f"Bearer {token(HOLDERS[role])}", "accept": "*/*"}
         by_token = {path: await browser.post(fill_in(path), headers=bearer) for path in expected}

@@ -84,10 +84,10 @@ class MonitoredOutbox:
             .order_by(events.c.seq)
         )
         rows = await self.store.read(lambda connection: connection.execute(query).all())
-        told: dict[int, PublishedEvent] = {}
+        published: dict[int, PublishedEvent] = {}
         for seq, event, channel in rows:
-            told.setdefault(seq, PublishedEvent(decode_event(event), set())).channels.update({channel} - {None})
-        return list(told.values())
+            published.setdefault(seq, PublishedEvent(decode_event(event), set())).channels.update({channel} - {None})
+        return list(published.values())
 
     async def accept(self, event: Event, *channels: str) -> str:
         """Accepts a webhook's event; gives its id."""
@@ -122,7 +122,7 @@ async def open_monitored_outbox(database: DatabaseUrl, clock: Clock) -> AsyncIte
 def event(*alerts: tuple[str, Status], group: str = "one", source: str = "", truncated: int = 0) -> Event:
     """A group of alerts, each given by its name and its status."""
     moment = datetime.fromtimestamp(START - 60, UTC)
-    told = tuple(
+    published = tuple(
         Alert(
             status, {"alertname": name}, {}, moment, moment if status is Status.RESOLVED else None, "", f"print-{name}"
         )
@@ -134,7 +134,7 @@ def event(*alerts: tuple[str, Status], group: str = "one", source: str = "", tru
         receiver="kms-critical",
         group_key=f"{{}}:{{{group}}}",
         status=Status.FIRING if firing else Status.RESOLVED,
-        alerts=told,
+        alerts=published,
         group_labels={},
         common_labels={},
         common_annotations={},

@@ -13,7 +13,7 @@ from services.relay.monitors.reconcile import CLOSED_REMARK, Reconciler, Reconci
 from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, event
 
 LONG_AGO = START - 3600
-FIRES_AGAIN = datetime.fromtimestamp(START + 400, UTC)
+REFIRED_AT = datetime.fromtimestamp(START + 400, UTC)
 
 
 class Answers(AlertmanagerClient):
@@ -33,7 +33,7 @@ class Answers(AlertmanagerClient):
     async def read_state(self) -> AlertmanagerState:
         if self.problem:
             raise AlertmanagerError(self.problem)
-        active = ActiveAlert(FIRES_AGAIN, frozenset({self.receiver}))
+        active = ActiveAlert(REFIRED_AT, frozenset({self.receiver}))
         return AlertmanagerState(
             self.since,
             {f"print-{name}": {"alertname": name, **self.labels} for name in self.alerts},

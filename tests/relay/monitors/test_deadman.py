@@ -25,10 +25,10 @@ class Switch:
 
     url: str = ""
     status: int = 200
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
     async def take(self, request: web.Request) -> web.Response:
-        self.asked.append(f"{request.method} {request.path}")
+        self.requests.append(f"{request.method} {request.path}")
         headers = {"Location": "/elsewhere"} if self.status == 302 else {}
         return web.Response(status=self.status, headers=headers)
 
@@ -54,76 +54,74 @@ def file(tmp_path: Path, switch: Switch) -> Path:
 
 
 @pytest.fixture
-async def outside(at: MonitoredOutbox, file: Path) -> AsyncIterator[DeadMansSwitch]:
-    outside = DeadMansSwitch("Watchdog", file, at.store, CHANNELS)
-    yield outside
-    await outside.close()
+async def deadman(at: MonitoredOutbox, file: Path) -> AsyncIterator[DeadMansSwitch]:
+    deadman = DeadMansSwitch("Watchdog", file, at.store, CHANNELS)
+    yield deadman
+    await deadman.close()
 
 
-async def test_each_heartbeat_is_passed_on_and_those_in_between_together(
-    outside: DeadMansSwitch, switch: Switch
-) -> None:
-    outside.record_heartbeat()
-    outside.record_heartbeat()
-    await outside.ping_after_heartbeat()
-    assert switch.asked == [f"GET {PATH}"]
+async def test_each_heartbeat_is_passed_on_and_those_in_between_as_one(deadman: DeadMansSwitch, switch: Switch) -> None:
+    deadman.record_heartbeat()
+    deadman.record_heartbeat()
+    await deadman.ping_after_heartbeat()
+    assert switch.requests == [f"GET {PATH}"]
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(outside.ping_after_heartbeat(), 0.05)  # without another heartbeat nothing is asked
-    outside.record_heartbeat()
-    await outside.ping_after_heartbeat()
-    assert len(switch.asked) == 2
+        await asyncio.wait_for(deadman.ping_after_heartbeat(), 0.05)  # without another heartbeat nothing is asked
+    deadman.record_heartbeat()
+    await deadman.ping_after_heartbeat()
+    assert len(switch.requests) == 2
 
 
 async def test_it_is_not_asked_while_something_waits_for_over_ten_minutes_and_nothing_is_delivered(
-    outside: DeadMansSwitch, switch: Switch, at: MonitoredOutbox, clock: Clock
+    deadman: DeadMansSwitch, switch: Switch, at: MonitoredOutbox, clock: Clock
 ) -> None:
     await at.accept(event(("A", Status.FIRING)), "email")
     clock.go(600)
-    outside.record_heartbeat()
-    await outside.ping_after_heartbeat()
-    assert len(switch.asked) == 1
+    deadman.record_heartbeat()
+    await deadman.ping_after_heartbeat()
+    assert len(switch.requests) == 1
     clock.go(1)
-    outside.record_heartbeat()
+    deadman.record_heartbeat()
     with capture_logs() as logs:
-        await outside.ping_after_heartbeat()
-    assert len(switch.asked) == 1
+        await deadman.ping_after_heartbeat()
+    assert len(switch.requests) == 1
     (line,) = logs
     assert line["event"] == "dead man's switch not pinged: the outbox does not drain"
 
 
 async def test_it_is_asked_while_a_storm_is_delivered_slowly(
-    outside: DeadMansSwitch, switch: Switch, at: MonitoredOutbox, clock: Clock
+    deadman: DeadMansSwitch, switch: Switch, at: MonitoredOutbox, clock: Clock
 ) -> None:
     for number in range(7):
         await at.accept(event((f"A{number}", Status.FIRING), group=str(number)), "email")
-    for asked in range(1, 7):
+    for count in range(1, 7):
         clock.go(500)
         await end_attempt(at.store, await claim_one(at.store, "email"))
-        outside.record_heartbeat()
-        await outside.ping_after_heartbeat()
-        assert len(switch.asked) == asked
+        deadman.record_heartbeat()
+        await deadman.ping_after_heartbeat()
+        assert len(switch.requests) == count
     clock.go(601)
-    outside.record_heartbeat()
-    await outside.ping_after_heartbeat()
-    assert len(switch.asked) == 6, "the last one waits, and nothing was delivered for over 10 minutes"
+    deadman.record_heartbeat()
+    await deadman.ping_after_heartbeat()
+    assert len(switch.requests) == 6, "the last one waits, and nothing was delivered for over 10 minutes"
 
 
-def test_the_times_are_those_of_the_alert_that_tells_people() -> None:
+def test_the_times_are_those_of_the_alert_that_people_receive() -> None:
     expression = ALERTS["RelayOutboxStuck"]["expr"]
     assert re.findall(r"> (\d{2,})", expression) == [f"{DRAIN_WINDOW:g}", f"{MAX_WAITING_AGE:g}"]
     assert re.findall(r"\[(\d+)m\]", expression) == [f"{DRAIN_WINDOW / 60:g}"]
 
 
-async def test_what_waits_for_a_channel_that_is_gone_does_not_hold_it_up(
+async def test_what_waits_for_a_channel_that_is_gone_does_not_delay_it(
     at: MonitoredOutbox, file: Path, switch: Switch, clock: Clock
 ) -> None:
     await at.accept(event(("A", Status.FIRING)), "email")
     clock.go(601)
-    outside = DeadMansSwitch("Watchdog", file, at.store, ["slack"])
-    outside.record_heartbeat()
-    await outside.ping_after_heartbeat()
-    await outside.close()
-    assert len(switch.asked) == 1
+    deadman = DeadMansSwitch("Watchdog", file, at.store, ["slack"])
+    deadman.record_heartbeat()
+    await deadman.ping_after_heartbeat()
+    await deadman.close()
+    assert len(switch.requests) == 1
 
 
 def refused(file: Path, switch: Switch) -> None:
@@ -156,7 +154,7 @@ def fix_switch(file: Path, switch: Switch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "sentence"),
     [
         (refused, "it answered HTTP 404"),
         (redirected, "a redirect"),
@@ -167,20 +165,20 @@ def fix_switch(file: Path, switch: Switch) -> None:
     ],
 )
 async def test_one_that_fails_is_logged_without_the_address_and_tried_with_the_next_heartbeat(
-    spoil: Callable[[Path, Switch], None], words: str, outside: DeadMansSwitch, file: Path, switch: Switch
+    spoil: Callable[[Path, Switch], None], sentence: str, deadman: DeadMansSwitch, file: Path, switch: Switch
 ) -> None:
     spoil(file, switch)
-    outside.record_heartbeat()
+    deadman.record_heartbeat()
     with capture_logs() as logs:
-        assert await outside.ping_after_heartbeat() == 0
+        assert await deadman.ping_after_heartbeat() == 0
     (line,) = logs
-    assert words in line["error"]
+    assert sentence in line["error"]
     assert PATH not in str(line)
-    assert "/elsewhere" not in str(switch.asked)
+    assert "/elsewhere" not in str(switch.requests)
 
     fix_switch(file, switch)
-    outside.record_heartbeat()
+    deadman.record_heartbeat()
     with capture_logs() as logs:
-        await outside.ping_after_heartbeat()
+        await deadman.ping_after_heartbeat()
     assert logs == []
-    assert switch.asked[-1] == f"GET {PATH}"
+    assert switch.requests[-1] == f"GET {PATH}"

@@ -29,9 +29,9 @@ async def test_heartbeats_are_answered_and_seen_and_what_comes_with_them_is_deli
         answers: list[tuple[int, dict[str, Any]]] = [await post(client, webhook("Watchdog")) for _ in range(2)]
         for code, answer in answers:
             assert (code, answer["deliveries"], answer["duplicate"]) == (202, 0, False)
-        seen = await metric(client, "relay_watchdog_last_seen_timestamp_seconds", watchdog="Watchdog")
-        assert seen is not None
-        assert start <= seen <= time.time()
+        timestamp = await metric(client, "relay_watchdog_last_seen_timestamp_seconds", watchdog="Watchdog")
+        assert timestamp is not None
+        assert start <= timestamp <= time.time()
 
         code, answer = await post(client, webhook("Watchdog", "KMSCryptoNotReady"))
         assert (code, answer["deliveries"]) == (202, 1)
@@ -45,12 +45,12 @@ async def test_heartbeats_are_answered_and_seen_and_what_comes_with_them_is_deli
 
 async def test_a_heartbeat_beside_a_repeat_counts(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"page": Scripted()}, watchdogs=[WATCHDOG])) as client:
-        seen: list[float | None] = []
+        timestamps: list[float | None] = []
         for repeat in (False, True):
             _, answer = await post(client, webhook("Watchdog", "KMSCryptoNotReady"))
             assert answer["duplicate"] is repeat
-            seen.append(await metric(client, "relay_watchdog_last_seen_timestamp_seconds", watchdog="Watchdog"))
-        first, second = seen
+            timestamps.append(await metric(client, "relay_watchdog_last_seen_timestamp_seconds", watchdog="Watchdog"))
+        first, second = timestamps
         assert first is not None
         assert second is not None
         assert second > first
@@ -72,15 +72,15 @@ async def test_the_watchdogs_of_two_clusters_are_distinguished(tmp_path: Path, u
         absent = {message.event.common_labels["watchdog"]: message.task.incident_id for message in page.sent}
         assert set(absent) == {"Watchdog{cluster=us}", "Watchdog{cluster=ap}"}
         assert len(set(absent.values())) == 2
-        seen = [
+        timestamps = [
             await metric(
                 client, "relay_watchdog_last_seen_timestamp_seconds", watchdog=f"Watchdog{{cluster={cluster}}}"
             )
             for cluster in ("eu", "us")
         ]
-        assert seen[0] is not None
-        assert seen[1] is not None
-        assert seen[0] > seen[1]
+        assert timestamps[0] is not None
+        assert timestamps[1] is not None
+        assert timestamps[0] > timestamps[1]
 
 
 async def test_a_webhook_that_is_not_accepted_is_reported_on_the_default_channels(tmp_path: Path, until: Until) -> None:

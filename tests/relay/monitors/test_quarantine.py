@@ -20,17 +20,17 @@ async def test_an_empty_quarantine_is_not_reported(at: MonitoredOutbox) -> None:
     assert await at.list_published() == []
 
 
-async def test_a_new_entry_is_reported_once_by_whichever_replica_looks_first(at: MonitoredOutbox) -> None:
+async def test_a_new_entry_is_reported_once_by_whichever_replica_checks_first(at: MonitoredOutbox) -> None:
     await quarantined(at, "older")
     await quarantined(at)
     for replica in (notice(at), notice(at)):
         await replica.check()
-    ((told, channels),) = await at.list_published()
+    ((published, channels),) = await at.list_published()
     assert channels == {"slack", "email"}
-    assert told.common_labels == {"alertname": "RelayWebhookQuarantined", "severity": "warning"}
-    assert told.common_annotations["title"].startswith("The relay cannot accept 2 webhooks: ")
-    assert told.common_annotations["summary"] == "Quarantined within the last hour: 2 webhooks"
-    description = told.common_annotations["description"]
+    assert published.common_labels == {"alertname": "RelayWebhookQuarantined", "severity": "warning"}
+    assert published.common_annotations["title"].startswith("The relay cannot accept 2 webhooks: ")
+    assert published.common_annotations["summary"] == "Quarantined within the last hour: 2 webhooks"
+    description = published.common_annotations["description"]
     assert description.startswith("The reason of the last one: the body: is no JSON.")
     assert "GET /api/quarantine" in description
 
@@ -49,11 +49,11 @@ async def test_it_ends_when_none_came_for_an_hour_and_starts_again_with_the_next
     await notice(at).check()
     await quarantined(at)
     await notice(at).check()
-    statuses = [told.event.status for told in await at.list_published()]
+    statuses = [published.event.status for published in await at.list_published()]
     assert statuses == [Status.FIRING, Status.RESOLVED, Status.FIRING]
 
 
-async def test_a_start_does_not_tell_what_is_over_an_hour_old(at: MonitoredOutbox, clock: Clock) -> None:
+async def test_a_start_does_not_report_what_is_over_an_hour_old(at: MonitoredOutbox, clock: Clock) -> None:
     await quarantined(at)
     clock.go(3600)
     await notice(at).check()

@@ -22,12 +22,12 @@ async def test_one_that_is_gone_for_five_minutes_is_reported_as_over_where_it_wa
     await minutes(5, clock, comparing)
     assert len(await at.list_published()) == 1
     await minutes(1, clock, comparing)
-    told, channels = (await at.list_published())[-1]
+    published, channels = (await at.list_published())[-1]
     assert channels == {"email", "pagerduty"}
-    assert {alert.status for alert in told.alerts} == {RESOLVED}
-    assert {alert.ends_at.timestamp() for alert in told.alerts if alert.ends_at} == {START + 300}
-    assert told.status is RESOLVED
-    assert told.remark == CLOSED_REMARK
+    assert {alert.status for alert in published.alerts} == {RESOLVED}
+    assert {alert.ends_at.timestamp() for alert in published.alerts if alert.ends_at} == {START + 300}
+    assert published.status is RESOLVED
+    assert published.remark == CLOSED_REMARK
     assert "Alertmanager no longer has it; it may have ended while silenced or inhibited" in CLOSED_REMARK
     await minutes(10, clock, comparing)
     assert len(await at.list_published()) == 2
@@ -42,7 +42,7 @@ async def test_one_of_which_any_alert_is_known_is_left_to_alertmanager(
     assert len(await at.list_published()) == 1
 
 
-async def test_one_of_which_an_earlier_webhook_told_what_still_fires_is_left_open(
+async def test_one_of_which_an_earlier_webhook_reported_what_still_fires_is_left_open(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("C", FIRING)))
@@ -79,7 +79,7 @@ async def test_the_time_counts_again_where_it_was_there_again(at: MonitoredOutbo
     assert len(await at.list_published()) == 2
 
 
-async def test_the_time_counts_again_where_alertmanager_told_of_it_between_two_rounds(
+async def test_the_time_counts_again_where_alertmanager_reported_it_between_two_rounds(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING)))
@@ -105,8 +105,12 @@ async def test_a_group_whose_alerts_were_cut_off_is_closed_once_nothing_has_its_
     await minutes(5, clock, comparing)
     assert len(await at.list_published()) == 1
     await minutes(1, clock, comparing)
-    told = await latest(at)
-    assert (told.status, told.truncated_alerts, [alert.status for alert in told.alerts]) == (RESOLVED, 0, [RESOLVED])
+    published = await latest(at)
+    assert (published.status, published.truncated_alerts, [alert.status for alert in published.alerts]) == (
+        RESOLVED,
+        0,
+        [RESOLVED],
+    )
     await minutes(10, clock, comparing)
     assert len(await at.list_published()) == 2
 
@@ -135,7 +139,7 @@ async def test_the_incident_of_a_receivers_old_name_is_kept_while_that_of_its_ne
     assert len(await at.list_published()) == 2
     await at.accept(replace(event(("B", RESOLVED)), receiver="new-name"), "pagerduty")
     await minutes(1, clock, comparing)
-    assert [told.event.receiver for told in await at.list_published()] == [
+    assert [published.event.receiver for published in await at.list_published()] == [
         "kms-critical",
         "new-name",
         "new-name",
@@ -150,7 +154,7 @@ async def test_incidents_of_one_group_that_are_all_gone_are_all_closed(
     for receiver, source in (("one", ""), ("two", ""), ("two", "eu")):
         await at.accept(replace(event(("A", FIRING), source=source), receiver=receiver))
     await minutes(6, clock, reconcile(at, clock, one))
-    assert [told.event.status for told in await at.list_published()] == [FIRING] * 3 + [RESOLVED] * 3
+    assert [published.event.status for published in await at.list_published()] == [FIRING] * 3 + [RESOLVED] * 3
 
 
 async def test_the_relays_own_incidents_are_none_of_alertmanagers(
@@ -187,6 +191,6 @@ async def test_many_are_closed_in_one_round_each_by_itself(at: MonitoredOutbox, 
         await at.accept(event((f"A{number}", FIRING), group=str(number)))
     one.alerts = {"A7"}
     await minutes(6, clock, reconcile(at, clock, one))
-    over = [told.event.group_key for told in await at.list_published() if told.event.status is RESOLVED]
+    over = [published.event.group_key for published in await at.list_published() if published.event.status is RESOLVED]
     assert len(over) == len(set(over)) == 44
     assert event(("A7", FIRING), group="7").group_key not in over

@@ -31,11 +31,11 @@ async def test_what_is_over_is_reported_as_over_at_once_and_what_goes_on_as_it_s
     one.alerts = {"B"}
     await minutes(1, clock, reconcile(at, clock, one))
     claims = (await claim_some(at.store, "slack", limit=9)).tasks
-    told = {
+    published = {
         each.alerts[0].labels["alertname"]: each for each in [await read_event(at.store, claim) for claim in claims]
     }
-    assert {name: each.status for name, each in told.items()} == {"A": RESOLVED, "B": FIRING}
-    assert told["A"].remark == CLOSED_REMARK
+    assert {name: each.status for name, each in published.items()} == {"A": RESOLVED, "B": FIRING}
+    assert published["A"].remark == CLOSED_REMARK
     assert not any(claim.firing_undelivered for claim in claims)
 
 
@@ -64,7 +64,7 @@ async def test_an_alertmanager_that_does_not_count_is_waited_for_but_not_for_lon
     assert not await nothing_due(at.store, "slack")
 
 
-async def test_after_a_relay_was_merely_stopped_for_long_one_look_closes_nothing(
+async def test_after_a_relay_was_merely_stopped_for_long_one_check_closes_nothing(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await detect_restore(at.store, compare_delay=COMPARE_DELAY)
@@ -75,4 +75,4 @@ async def test_after_a_relay_was_merely_stopped_for_long_one_look_closes_nothing
     await minutes(1, clock, comparing)
     one.alerts = {"A"}
     await minutes(6, clock, comparing)
-    assert [told.event.status for told in await at.list_published()] == [FIRING]
+    assert [published.event.status for published in await at.list_published()] == [FIRING]

@@ -41,26 +41,26 @@ async def going_on(at: MonitoredOutbox) -> Incident:
 async def test_it_starts_once_and_wakes_its_channels(at: MonitoredOutbox) -> None:
     assert await at.publisher.fire(OWN, ["email", "pagerduty"])
     assert not await at.publisher.fire(OWN, ["email", "pagerduty"])
-    ((told, channels),) = await at.list_published()
+    ((published, channels),) = await at.list_published()
     assert channels == {"email", "pagerduty"}
     assert at.woken == ["email", "pagerduty"]
-    assert (told.source, told.receiver, told.status) == ("keypulse", "keypulse-relay", FIRING)
-    assert told.alerts[0].labels == OWN.labels
-    assert told.alerts[0].annotations == {
+    assert (published.source, published.receiver, published.status) == ("keypulse", "keypulse-relay", FIRING)
+    assert published.alerts[0].labels == OWN.labels
+    assert published.alerts[0].annotations == {
         "title": "a title",
         "summary": "a summary",
         "description": "a description",
     }
-    assert told.alerts[0].starts_at.timestamp() == START
+    assert published.alerts[0].starts_at.timestamp() == START
 
 
-async def test_of_many_that_tell_it_at_once_one_does(at: MonitoredOutbox) -> None:
+async def test_of_many_that_report_it_at_once_one_does(at: MonitoredOutbox) -> None:
     begun = await asyncio.gather(*(at.publisher.fire(OWN, ["email"]) for _ in range(5)))
     assert sorted(begun) == [False] * 4 + [True]
     incident = await going_on(at)
     over = await asyncio.gather(*(at.publisher.resolve(incident, "over") for _ in range(5)))
     assert sorted(over) == [False] * 4 + [True]
-    assert [told.event.status for told in await at.list_published()] == [FIRING, RESOLVED]
+    assert [published.event.status for published in await at.list_published()] == [FIRING, RESOLVED]
 
 
 async def test_of_two_replicas_one_does(at: MonitoredOutbox, database: DatabaseUrl) -> None:
@@ -70,16 +70,16 @@ async def test_of_two_replicas_one_does(at: MonitoredOutbox, database: DatabaseU
         incident = await going_on(other)
         over = await asyncio.gather(*(each.publisher.resolve(incident, "over") for each in (at, other) * 5))
         assert over.count(True) == 1
-    assert [told.event.status for told in await at.list_published()] == [FIRING, RESOLVED]
+    assert [published.event.status for published in await at.list_published()] == [FIRING, RESOLVED]
 
 
-async def test_its_end_goes_where_it_was_reported_with_a_note_and_counts_what_it_merged(at: MonitoredOutbox) -> None:
+async def test_its_end_goes_where_it_was_reported_with_a_remark_and_counts_what_it_merged(at: MonitoredOutbox) -> None:
     await at.publisher.fire(OWN, ["email", "pagerduty"])
     assert await at.publisher.resolve(await going_on(at), "it is back")
-    told, channels = (await at.list_published())[-1]
+    published, channels = (await at.list_published())[-1]
     assert channels == {"email", "pagerduty"}
-    assert (told.status, told.remark) == (RESOLVED, "it is back")
-    assert told.alerts[0].ends_at is not None
+    assert (published.status, published.remark) == (RESOLVED, "it is back")
+    assert published.alerts[0].ends_at is not None
     assert await opened(at) is None
     superseded = {"channel": "email", "outcome": "superseded"}
     assert at.registry.get_sample_value("relay_deliveries_total", superseded) == 1

@@ -32,10 +32,10 @@ async def at(tmp_path: Path) -> AsyncIterator[MonitoredOutbox]:
 async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it_is_cancelled(
     at: MonitoredOutbox, tmp_path: Path, until: Until
 ) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     async def take(request: web.Request) -> web.Response:
-        asked.append(request.path)
+        requests.append(request.path)
         return web.Response()
 
     app = web.Application()
@@ -47,11 +47,11 @@ async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it
     file.write_text(f"http://127.0.0.1:{runner.addresses[0][1]}/ping")
     await quarantine.add_entry(at.store, RefusedWebhook("", 400, "a reason", b"{"), max_entries=100)
 
-    seen, absent = Watchdog("Seen", 60, ["slack"], file), Watchdog("Absent", 0.2, ["email"], None)
+    present, absent = Watchdog("Seen", 60, ["slack"], file), Watchdog("Absent", 0.2, ["email"], None)
     # No Alertmanager is there: the others do not wait for it.
     watching = Monitors(
         at.publisher,
-        MonitorSettings([seen, absent], ["slack"], ["http://127.0.0.1:1"], None),
+        MonitorSettings([present, absent], ["slack"], ["http://127.0.0.1:1"], None),
         IntakeUptime(time.monotonic),
     )
     task = asyncio.create_task(watching.run())
@@ -59,8 +59,8 @@ async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it
     watching.record_heartbeats(["Seen", "Absent"])
 
     async def all_published() -> bool:
-        names = sorted(told.event.common_labels["alertname"] for told in await at.list_published())
-        return names == ["RelayWebhookQuarantined", "WatchdogAbsent"] and asked == ["/ping"]
+        names = sorted(published.event.common_labels["alertname"] for published in await at.list_published())
+        return names == ["RelayWebhookQuarantined", "WatchdogAbsent"] and requests == ["/ping"]
 
     await until(all_published)
     task.cancel()

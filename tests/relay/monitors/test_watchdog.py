@@ -32,11 +32,11 @@ async def test_one_that_was_never_seen_is_reported_after_its_time_and_once(at: M
     assert await at.list_published() == []
     for _ in range(3):
         await check_after(1, guard, clock)
-    ((told, channels),) = await at.list_published()
+    ((published, channels),) = await at.list_published()
     assert channels == {"email", "pagerduty"}
-    assert told.common_labels == {"alertname": "WatchdogAbsent", "severity": "critical", "watchdog": "Watchdog"}
-    assert "Prometheus, Alertmanager or the connection between" in told.common_annotations["description"]
-    assert "Watchdog" in told.group_key
+    assert published.common_labels == {"alertname": "WatchdogAbsent", "severity": "critical", "watchdog": "Watchdog"}
+    assert "Prometheus, Alertmanager or the connection between" in published.common_annotations["description"]
+    assert "Watchdog" in published.group_key
 
 
 async def test_one_that_is_seen_in_time_is_not_reported(at: MonitoredOutbox, clock: Clock) -> None:
@@ -48,7 +48,7 @@ async def test_one_that_is_seen_in_time_is_not_reported(at: MonitoredOutbox, clo
     assert await at.list_published() == []
 
 
-async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_looks_next(
+async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_checks_next(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     guard, other = started(at, clock), started(at, clock)
@@ -58,13 +58,13 @@ async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_looks_next(
     await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
     await other.check()
     await guard.check()
-    told = await at.list_published()
-    assert [told.event.status for told in told] == [Status.FIRING, Status.RESOLVED]
-    assert told[-1].channels == {"email", "pagerduty"}
-    assert told[-1].event.remark == "The heartbeats are back."
+    all_published = await at.list_published()
+    assert [published.event.status for published in all_published] == [Status.FIRING, Status.RESOLVED]
+    assert all_published[-1].channels == {"email", "pagerduty"}
+    assert all_published[-1].event.remark == "The heartbeats are back."
 
 
-async def test_a_relay_that_was_down_waits_before_it_tells_and_before_it_believes(
+async def test_a_relay_that_was_down_waits_before_it_reports_and_before_it_believes(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     await started(at, clock).check()
@@ -81,7 +81,7 @@ async def test_a_relay_that_was_down_waits_before_it_tells_and_before_it_believe
     assert len(await at.list_published()) == 1, "a start is no heartbeat"
 
 
-async def test_a_relay_that_is_restarted_more_often_than_expect_every_tells_a_silence_all_the_same(
+async def test_a_relay_that_is_restarted_more_often_than_expect_every_reports_a_silence_all_the_same(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
@@ -94,7 +94,7 @@ async def test_a_relay_that_is_restarted_more_often_than_expect_every_tells_a_si
         clock.go(4)
 
 
-async def test_a_relay_that_is_killed_before_its_second_look_again_and_again_tells_a_silence_too(
+async def test_a_relay_that_is_killed_before_its_second_check_repeatedly_reports_a_silence_too(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
@@ -137,11 +137,11 @@ async def test_an_outbox_that_took_no_heartbeats_is_no_absence(
     clock.go(3600)
     with closing(sqlite3.connect(tmp_path / "relay.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        look = asyncio.create_task(guard.check())
+        check = asyncio.create_task(guard.check())
         await asyncio.sleep(0)
         clock.go(3600)  # the look itself waits for the outbox
         with pytest.raises(StoreUnavailableError):
-            await look
+            await check
     await check_after(179, guard, clock)
     assert await at.list_published() == []
     await check_after(1, guard, clock)
@@ -154,11 +154,11 @@ async def test_one_that_stays_away_is_reported_though_another_is_seen(at: Monito
     clock.go(60)
     await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
     await guard.check()
-    ((told, channels),) = await at.list_published()
-    assert (told.common_labels["watchdog"], channels) == ("Other", {"slack"})
+    ((published, channels),) = await at.list_published()
+    assert (published.common_labels["watchdog"], channels) == ("Other", {"slack"})
 
 
-async def test_it_looks_again_at_the_next_deadline_and_every_five_seconds_at_least(
+async def test_it_checks_again_at_the_next_deadline_and_every_five_seconds_at_least(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     guard = started(at, clock)
@@ -174,9 +174,9 @@ async def test_one_that_is_no_longer_configured_is_over_at_the_next_start(at: Mo
     await at.accept(event(("A", Status.FIRING)))
     assert len(await at.list_published()) == 3
     await started(at, clock).check()
-    told, channels = (await at.list_published())[-1]
-    assert (told.common_labels["watchdog"], told.status, channels) == ("Other", Status.RESOLVED, {"slack"})
-    assert told.remark == "This watchdog is no longer configured."
+    published, channels = (await at.list_published())[-1]
+    assert (published.common_labels["watchdog"], published.status, channels) == ("Other", Status.RESOLVED, {"slack"})
+    assert published.remark == "This watchdog is no longer configured."
     await WatchdogMonitor(at.publisher, [], IntakeUptime(clock.steady)).check()
     assert (await at.list_published())[-1].event.common_labels["watchdog"] == "Watchdog"
     assert len(await at.list_published()) == 5

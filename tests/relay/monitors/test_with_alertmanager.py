@@ -112,8 +112,8 @@ async def alertmanager(
     file = tmp_path / "alertmanager.yml"
     file.write_text(yaml.safe_dump(config))
     assert PROGRAM, "install alertmanager"
-    here = (f"--config.file={file}", f"--storage.path={tmp_path / 'data'}", "--cluster.listen-address=")
-    url = await start(PROGRAM, *here, "--web.listen-address=127.0.0.1:0")
+    options = (f"--config.file={file}", f"--storage.path={tmp_path / 'data'}", "--cluster.listen-address=")
+    url = await start(PROGRAM, *options, "--web.listen-address=127.0.0.1:0")
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as http:
         yield Alertmanager(url, http)
 
@@ -129,7 +129,11 @@ async def watching(at: MonitoredOutbox, alertmanager: Alertmanager) -> AsyncIter
 
 
 async def list_published_of(at: MonitoredOutbox, name: str) -> list[Event]:
-    return [told.event for told in await at.list_published() if told.event.alerts[0].labels["alertname"] == name]
+    return [
+        published.event
+        for published in await at.list_published()
+        if published.event.alerts[0].labels["alertname"] == name
+    ]
 
 
 async def fire(at: MonitoredOutbox, alertmanager: Alertmanager, until: Until, *names: str) -> None:
@@ -201,22 +205,22 @@ async def test_an_alert_that_fires_again_after_its_silence_is_reported_though_al
     await alertmanager.unsilence(silence)
     await alertmanager.fires("A")
 
-    async def fires_again() -> bool:
+    async def is_firing_anew() -> bool:
         return (await list_published_of(at, "A"))[-1].status is Status.FIRING
 
-    await until(fires_again)
+    await until(is_firing_anew)
     assert [event.remark for event in await list_published_of(at, "A")] == ["", CLOSED_REMARK, REFIRED_REMARK]
     await alertmanager.ends("A")
 
-    async def over_again() -> bool:
+    async def is_resolved_anew() -> bool:
         return (await list_published_of(at, "A"))[-1].status is Status.RESOLVED
 
-    await until(over_again)
+    await until(is_resolved_anew)
     assert (await list_published_of(at, "A"))[-1].remark == "", "Alertmanager tells of this end itself"
 
 
 @pytest.mark.parametrize("alertmanager", ["8s"], indirect=True, ids=["a long group_interval"])
-async def test_where_alertmanager_tells_of_an_end_only_after_the_relay_did_it_is_not_reported_twice(
+async def test_where_alertmanager_reports_an_end_only_after_the_relay_did_it_is_not_reported_twice(
     at: MonitoredOutbox, alertmanager: Alertmanager, sent: list[Event], watching: None, until: Until
 ) -> None:
     at.duplicate_window = 0  # as if it came a minute later

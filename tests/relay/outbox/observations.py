@@ -108,7 +108,7 @@ class Observations:
                 owned.claim.delivery_id,
                 incident,
                 self.alerts_of(owned.claim),
-                says_repeat=owned.claim.maybe_sent,
+                is_marked_repeat=owned.claim.maybe_sent,
             )
         )
 

@@ -74,16 +74,16 @@ class Rows:
                 **more,
             }
             seq = connection.execute(insert(deliveries).values(row).returning(deliveries.c.seq)).scalar_one()
-            tried = {"delivery_seq": seq, "number": 1, "started_at": of.accepted_at, "seconds": 0.5}
-            connection.execute(insert(attempts).values(tried | {"reason": "ok", "detail": "250 queued"}))
+            attempt = {"delivery_seq": seq, "number": 1, "started_at": of.accepted_at, "seconds": 0.5}
+            connection.execute(insert(attempts).values(attempt | {"reason": "ok", "detail": "250 queued"}))
             return str(row["id"])
 
         return await self.store.run(put)
 
     async def create_deliveries(self, number: int, *, age: float) -> list[str]:
         """Deliveries of as many incidents that are over; gives their ids, the oldest first."""
-        made = await asyncio.gather(*(self.event(f"{each}", age=age, goes_on=False) for each in range(number)))
-        return await asyncio.gather(*map(self.delivery, made))
+        stored = await asyncio.gather(*(self.event(f"{each}", age=age, goes_on=False) for each in range(number)))
+        return await asyncio.gather(*map(self.delivery, stored))
 
     async def left(self) -> set[str]:
         """The ids of the deliveries that are there."""

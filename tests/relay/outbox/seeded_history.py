@@ -214,7 +214,7 @@ class _History:
 
     def _plan(self, count: int) -> Iterator[_Step]:
         """Every event: each incident has episodes with a beginning, perhaps a repeat, and an end."""
-        planned = 0
+        expected = 0
         episodes = dict.fromkeys(range(len(self._incidents)), 0)
         ends = dict.fromkeys(episodes, 0.0)
         mean = 2.28 * sum(len(each.channels) for each in self._incidents) / len(self._incidents)
@@ -231,7 +231,7 @@ class _History:
             steps = [_Step(moment, number, episodes[number], Status.FIRING) for moment in moments]
             steps.append(_Step(ends[number], number, episodes[number], Status.RESOLVED))
             steps = [step for step in steps if step.at < self._now]
-            planned += len(steps) * len(self._incidents[number].channels)
+            expected += len(steps) * len(self._incidents[number].channels)
             yield from steps
         free = [number for number, end in ends.items() if end < self._now - 120]
         for number in self._random.sample(free, k=min(len(free), OPEN_COUNT)):  # a few fire since a moment ago
@@ -363,9 +363,9 @@ class _History:
                     row |= {"due_at": self._now + 3600.0, "due_set_at": self._now}
                     waits[row["seq"], row["attempts"]] = row
                     break
-        for tried in self._rows.attempts:
-            if (tried["delivery_seq"], tried["number"]) in waits:
-                tried |= {"reason": "timeout", "detail": "no answer within 10 s"}
+        for attempt in self._rows.attempts:
+            if (attempt["delivery_seq"], attempt["number"]) in waits:
+                attempt |= {"reason": "timeout", "detail": "no answer within 10 s"}
 
     def _new_id(self) -> str:
         return f"{self._random.getrandbits(128):032x}"

@@ -166,17 +166,17 @@ class SimulatedOutbox:
     def accept(self, webhooks: Sequence[tuple[str, AlertStatuses, list[str]]]) -> None:
         """Several at once are committed together."""
         before = self.rows
-        planned: list[list[DeliveryPlan | None]] = [[] for _ in webhooks]
+        plan_lists: list[list[DeliveryPlan | None]] = [[] for _ in webhooks]
 
         async def run_concurrently() -> list[AcceptResult]:
             return await asyncio.gather(
-                *(self._accept(*webhook, plans) for webhook, plans in zip(webhooks, planned, strict=True))
+                *(self._accept(*webhook, plans) for webhook, plans in zip(webhooks, plan_lists, strict=True))
             )
 
         accepted = self.run(run_concurrently())
         ids = select(events.c.id, events.c.seq)
         seqs = {row.id: row.seq for row in self.run(self.store.read(lambda connection: connection.execute(ids).all()))}
-        for (group, alerts, routed), plans, one in zip(webhooks, planned, accepted, strict=True):
+        for (group, alerts, routed), plans, one in zip(webhooks, plan_lists, accepted, strict=True):
             repeat = self._is_repeat(group, alerts, before) if len(webhooks) == 1 else one.is_duplicate
             assert one.is_duplicate == repeat == (plans[-1] is None)
             if plans[-1] is not None:
@@ -297,17 +297,17 @@ class SimulatedOutbox:
 
     def claim(self, channel: str, owner: str, limit: int) -> ClaimResult:
         request = ClaimRequest(channel, limit, owner, LEASE, RATES[channel], digest_size=DIGEST_SIZES[channel])
-        taken = self.run(claim_due(self.store, request))
+        claimed = self.run(claim_due(self.store, request))
         self.read_and_check()
-        assert len(taken.tasks) <= limit
+        assert len(claimed.tasks) <= limit
         for delivery_key, live in list(
             self.observed.live.items()
         ):  # a member of a digest may be merged, and not be claimed yet
             if live.digest is not None and self.rows[live.claim.delivery_id].lease is None:
                 del self.observed.live[delivery_key]
-        digests = [task for task in taken.tasks if task.members]
-        assert len(taken.tasks) == 1 or not digests
-        claims = [OwnedClaim(task, owner, 0, 0) for task in taken.tasks if not task.members]
+        digests = [task for task in claimed.tasks if task.members]
+        assert len(claimed.tasks) == 1 or not digests
+        claims = [OwnedClaim(task, owner, 0, 0) for task in claimed.tasks if not task.members]
         claims += [
             OwnedClaim(member.task, owner, 0, 0, digest=task, is_named_only=member.is_named_only)
             for task in digests
@@ -345,9 +345,9 @@ class SimulatedOutbox:
             self.acknowledgements[each.delivery_id] = task.acknowledgement if event.status is Status.FIRING else ""
             self.observed.live[owned.delivery_key] = owned
             self.owned.append(owned)
-        if not taken.tasks and any(row.channel == channel and not row.is_finished for row in self.rows.values()):
-            assert taken.retry_in is not None, "lost: no later claim is planned"
-        return taken
+        if not claimed.tasks and any(row.channel == channel and not row.is_finished for row in self.rows.values()):
+            assert claimed.retry_in is not None, "lost: no later claim is planned"
+        return claimed
 
     def record(self, ending: Sequence[OwnedClaim], how: AttemptOutcome) -> None:
         """Several at once are committed together."""
@@ -377,7 +377,10 @@ class SimulatedOutbox:
         assert count_superseded(before, self.rows) == Counter(
             channel for one in recorded for channel in one.superseded_channels
         )
-        gates = {gate.name: gate for gate in self.run(self.store.read(delivery_list.read_channel_states))}
+        channel_states = {
+            channel_state.name: channel_state
+            for channel_state in self.run(self.store.read(delivery_list.read_channel_states))
+        }
         for owned, one in zip(ending, recorded, strict=True):
             self.owned.remove(owned)
             assert one.lease_valid == (self.observed.live.get(owned.delivery_key) is owned)
@@ -387,9 +390,9 @@ class SimulatedOutbox:
                     self.observed.progress.pop(owned.claim.delivery_id, None)
                 assert self.rows[owned.claim.delivery_id].state == one.state
                 if how.channel_effect is ChannelEffect.REACHED:
-                    assert not gates[owned.claim.channel].failures
+                    assert not channel_states[owned.claim.channel].failures
                 assert (
-                    gates[owned.claim.channel].is_down == (how.channel_effect is ChannelEffect.DOWN)
+                    channel_states[owned.claim.channel].is_down == (how.channel_effect is ChannelEffect.DOWN)
                     or how.channel_effect in UNSURE
                 )
             elif how.maybe_sent and not (owned.is_named_only and how.state is DeliveryState.DELIVERED):
@@ -403,8 +406,12 @@ class SimulatedOutbox:
 
     def _add_acknowledgement(self, owned: OwnedClaim, how: AttemptOutcome) -> AttemptOutcome:
         """What the channel writes into its receipt."""
-        carried = self.acknowledgements[owned.claim.delivery_id]
-        return how._replace(receipt={**how.receipt, ACKNOWLEDGED: carried}) if how.receipt and carried else how
+        acknowledgement = self.acknowledgements[owned.claim.delivery_id]
+        return (
+            how._replace(receipt={**how.receipt, ACKNOWLEDGED: acknowledgement})
+            if how.receipt and acknowledgement
+            else how
+        )
 
     def sweep(self, owner: str, give_up_after: float) -> None:
         before = self.rows
@@ -428,7 +435,11 @@ class SimulatedOutbox:
 
     def find_refusing(self) -> set[str]:
         """The channels that refuse everything."""
-        return {gate.name for gate in self.run(self.store.read(delivery_list.read_channel_states)) if gate.is_down}
+        return {
+            channel_state.name
+            for channel_state in self.run(self.store.read(delivery_list.read_channel_states))
+            if channel_state.is_down
+        }
 
     def fall_back(self, channel: str) -> None:
         """The worker of a channel that refuses everything moves its deliveries to the fallback channels."""
@@ -453,13 +464,13 @@ class SimulatedOutbox:
         self.owned.clear()
         self.sweep("last", 100 * DAY)
         for _ in range(200):
-            taken = [self.claim(channel, "last", 32) for channel in sorted(RATES)]
+            claims = [self.claim(channel, "last", 32) for channel in sorted(RATES)]
             for owned in self.owned:
                 self.observed.arrive(owned)
             if self.owned:
                 self.record(list(self.owned), ENDINGS["delivered"])
                 continue
-            waits = [one.retry_in for one in taken if one.retry_in is not None]
+            waits = [one.retry_in for one in claims if one.retry_in is not None]
             if not waits:
                 self._check_acknowledgements()
                 check(judge(self.observed.history(list(self.rows.values()))).violations)

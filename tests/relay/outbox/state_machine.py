@@ -57,9 +57,9 @@ class OutboxMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open())
     @rule(channel=channels, owner=owners, limit=st.integers(1, 3), waits=st.booleans())
     def claim(self, channel: str, owner: str, limit: int, waits: bool) -> None:
-        taken = self.world.claim(channel, owner, limit)
-        if waits and not taken.tasks and taken.retry_in is not None:
-            self.world.wait(taken.retry_in + 0.001)
+        claimed = self.world.claim(channel, owner, limit)
+        if waits and not claimed.tasks and claimed.retry_in is not None:
+            self.world.wait(claimed.retry_in + 0.001)
             self.world.claim(channel, owner, limit)
 
     @precondition(lambda self: self.world.owned)
@@ -223,11 +223,11 @@ class OutboxMachine(RuleBasedStateMachine):
                 self.world.observed.arrive(each)
 
     def _save(self, owned: OwnedClaim, done: str) -> None:
-        kept = self.world.run(save_progress(self.world.store, owned.digest or owned.claim, {"done": done}))
+        is_saved = self.world.run(save_progress(self.world.store, owned.digest or owned.claim, {"done": done}))
         live = [
             each for each in self.world.get_message(owned) if self.world.observed.live.get(each.delivery_key) is each
         ]
-        assert kept == bool(live)
+        assert is_saved == bool(live)
         for each in live:
             self.world.observed.progress[each.claim.delivery_id] = done
 

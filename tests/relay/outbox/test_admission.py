@@ -50,9 +50,9 @@ async def test_a_channel_sends_at_once_what_its_pace_saved_up_and_then_keeps_it(
 async def test_a_slow_pace_lets_one_go_at_a_time(store: Store, clock: Clock) -> None:
     await enqueue(store, 3)
     assert len((await at_pace(store, 1 / 60)).tasks) == 1
-    taken = await at_pace(store, 1 / 60)
-    assert not taken.tasks
-    assert taken.retry_in == pytest.approx(60)
+    claimed = await at_pace(store, 1 / 60)
+    assert not claimed.tasks
+    assert claimed.retry_in == pytest.approx(60)
     clock.now += 59
     assert not (await at_pace(store, 1 / 60)).tasks
     clock.now += 1
@@ -79,8 +79,8 @@ async def test_nothing_is_sent_before_a_provider_said(store: Store, clock: Clock
     await enqueue(store, 2)
     await enqueue(store, 1, "b")
     await fail(store, await claim_one(store), ChannelEffect.NOTHING, retry_after=30.0, retry_in=30.0)
-    taken = await claim_some(store)
-    assert (taken.tasks, taken.retry_in) == ((), 30.0)
+    claimed = await claim_some(store)
+    assert (claimed.tasks, claimed.retry_in) == ((), 30.0)
     assert (await claim_some(store, "b")).tasks  # another channel waits for nobody
     clock.now += 29.9
     assert await nothing_due(store)
@@ -105,7 +105,9 @@ async def test_a_pause_that_a_provider_asked_for_is_kept_whoever_starts_again(st
     assert (await claim_some(store)).retry_in == 30
 
 
-async def test_what_a_closed_gate_held_up_for_too_long_is_given_up_and_nothing_else(store: Store, clock: Clock) -> None:
+async def test_what_an_open_breaker_kept_waiting_for_too_long_is_given_up_and_nothing_else(
+    store: Store, clock: Clock
+) -> None:
     await enqueue(store, 3)
     await fail(store, await claim_one(store), ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0)
     await enqueue(store, 2, "b")

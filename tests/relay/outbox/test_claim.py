@@ -66,9 +66,9 @@ async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_mer
     first = await claim_one(either, "every")
     assert await nothing_due(either, "every")
     await end_attempt(either, first, DeliveryState.RETRYING, retry_in=0.0)
-    again = await claim_one(either, "every")
-    assert (again.delivery_id, again.attempt_number) == (first.delivery_id, 2)
-    await end_attempt(either, again)
+    retried = await claim_one(either, "every")
+    assert (retried.delivery_id, retried.attempt_number) == (first.delivery_id, 2)
+    await end_attempt(either, retried)
     second = await claim_one(either, "every")
     assert second.delivery_id != first.delivery_id
     await end_attempt(either, second, DeliveryState.DEAD)
@@ -80,8 +80,8 @@ async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_mer
 async def test_what_failed_waits_for_its_time(store: Store, clock: Clock) -> None:
     await accept(store, "x")
     await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, retry_in=5.0)
-    taken = await claim_some(store)
-    assert (taken.tasks, taken.retry_in) == ((), 5.0)
+    claimed = await claim_some(store)
+    assert (claimed.tasks, claimed.retry_in) == ((), 5.0)
     clock.now += 5
     assert (await claim_one(store)).attempt_number == 2
 
@@ -98,12 +98,12 @@ async def test_a_crashed_relays_claim_returns_when_its_lease_ends(store: Store, 
     clock.now += 19.9
     assert await nothing_due(store)
     clock.now += 0.1
-    again = await claim_one(store, owner="other")
-    assert again.delivery_id == lost.delivery_id
-    assert (lost.maybe_sent, again.maybe_sent) == (False, True)
+    retried = await claim_one(store, owner="other")
+    assert retried.delivery_id == lost.delivery_id
+    assert (lost.maybe_sent, retried.maybe_sent) == (False, True)
     assert not await save_progress(store, lost, {"late": "yes"})
     assert not (await end_attempt(store, lost, DeliveryState.RETRYING)).lease_valid  # its time is over
-    assert (await end_attempt(store, again)).lease_valid
+    assert (await end_attempt(store, retried)).lease_valid
     assert (await claim_some(store)).retry_in is None
 
 
@@ -122,7 +122,7 @@ async def test_a_crashed_relays_claim_is_merged_into_what_waits_behind_it(store:
 
 
 @pytest.mark.parametrize("back", [30, 3600, 86400 * 365])
-async def test_a_clock_that_is_set_back_holds_up_nothing(store: Store, clock: Clock, back: float) -> None:
+async def test_a_clock_that_is_set_back_delays_nothing(store: Store, clock: Clock, back: float) -> None:
     clock.now = 1e9
     for incident in ("retried", "leased", "given back", "queued", "ours"):
         await accept(store, incident)
@@ -207,8 +207,8 @@ async def test_all_events_of_a_long_wait_are_reported_in_their_order(either: Sto
         await accept(either, "x", event=event_of(truncated_alerts=number))
         await accept(either, "y", event=event_of(truncated_alerts=1000))
     claims = {each.incident_id: each for each in (await claim_some(either, limit=3)).tasks}
-    told_of = [decode_event(written).truncated_alerts async for written in read_merged_events(either, claims["x"])]
-    assert told_of == [0, *range(40)]
+    counts = [decode_event(encoded).truncated_alerts async for encoded in read_merged_events(either, claims["x"])]
+    assert counts == [0, *range(40)]
 
 
 async def test_a_delivery_is_its_own_receipt_with_each_of_its_attempts(either: Store) -> None:
@@ -221,7 +221,7 @@ async def test_a_delivery_is_its_own_receipt_with_each_of_its_attempts(either: S
     assert (delivery.event_id, delivery.attempt_count, delivery.receipt) == (accepted.event_id, 2, {"number": "1"})
     found = await read_delivery(either, delivery.id)
     assert found is not None
-    assert [(tried.number, tried.seconds, tried.detail) for tried in found.attempts] == [
+    assert [(attempt.number, attempt.seconds, attempt.detail) for attempt in found.attempts] == [
         (1, 1.5, "put off"),
         (2, 1.5, "taken"),
     ]

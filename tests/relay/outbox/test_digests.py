@@ -104,9 +104,9 @@ async def storm(database: DatabaseUrl) -> AsyncIterator[Storm]:
     engine = create_engine(database)
     clock = FileClock() if engine.dialect.name == "sqlite" else ServerClock(engine)
     async with open_store(database, clock) as store:
-        made = Storm(store, clock)
-        await made.spend_burst()
-        yield made
+        new_storm = Storm(store, clock)
+        await new_storm.spend_burst()
+        yield new_storm
     engine.dispose()
 
 
@@ -137,7 +137,7 @@ async def test_a_channel_without_a_rate_or_without_digests_sends_each_alone(stor
     assert [task.incident_id for task in everything.tasks] == ["b", "c", "d", "e", "f"]
 
 
-async def test_a_digest_holds_a_limited_number_and_the_next_one_holds_the_rest(storm: Storm) -> None:
+async def test_a_digest_names_a_limited_number_and_the_next_one_names_the_rest(storm: Storm) -> None:
     names = [f"{number:02}" for number in range(SIZE + OVER + 1)]
     await storm.accept_events(names)
     first, second = [list_incidents(await storm.claim_digest()) for _ in range(2)]
@@ -186,7 +186,7 @@ async def test_critical_ones_go_first_and_one_by_one_until_others_have_waited_fo
     assert list_incidents(await storm.claim_digest()) == ["e", "f", "g", "h"]
 
 
-async def test_a_critical_one_that_gets_news_while_a_digest_names_it_sends_that(storm: Storm) -> None:
+async def test_a_critical_one_that_changes_while_a_digest_names_it_sends_that(storm: Storm) -> None:
     await storm.accept_events("abcdef", "critical")
     for _ in range(5):
         await storm.claim_alone()
@@ -229,8 +229,8 @@ async def test_what_may_have_arrived_alone_or_was_refused_in_a_digest_goes_alone
     (lost,) = (await storm.claim()).tasks
     await end_attempt(storm.store, lost, DeliveryState.RETRYING, reason="timeout", maybe_sent=True, retry_in=0.5)
     await storm.accept_events("jklm")
-    (again,) = (await storm.claim()).tasks
-    assert (again.incident_id, again.maybe_sent, again.members) == ("i", True, ())
+    (second,) = (await storm.claim()).tasks
+    assert (second.incident_id, second.maybe_sent, second.members) == ("i", True, ())
 
 
 async def test_a_digest_that_did_not_arrive_is_collected_anew_with_what_came_meanwhile(storm: Storm) -> None:
@@ -239,10 +239,10 @@ async def test_a_digest_that_did_not_arrive_is_collected_anew_with_what_came_mea
     await storm.accept_events("b", status="resolved")
     await storm.fail(task, "rate_limited", retry_in=0.5)
     await storm.accept_events("e")
-    again = await storm.claim_digest()
-    assert sorted(list_incidents(again)) == list("abcde")
-    assert again.delivery_id != task.delivery_id
-    assert not again.maybe_sent
+    second = await storm.claim_digest()
+    assert sorted(list_incidents(second)) == list("abcde")
+    assert second.delivery_id != task.delivery_id
+    assert not second.maybe_sent
 
 
 @pytest.mark.parametrize("end", ["answer lost", "lease expired", "stopped", "progress saved"])
@@ -262,12 +262,12 @@ async def test_a_digest_that_may_have_arrived_is_claimed_again_as_it_was(storm: 
         await release_leases(storm.store, "me")
     await storm.accept_events("b", status="resolved")
     await storm.accept_events("efghi")
-    again = await storm.claim_digest(owner="other")
-    assert (again.delivery_id, list_incidents(again)) == (task.delivery_id, ["a", "c", "d"])
-    assert again.maybe_sent == (end != "progress saved")
-    assert again.attempt_number == (1 if end == "stopped" else 2)
-    assert dict(again.progress) == ({"sent to": "one of two"} if end == "progress saved" else {})
-    await storm.deliver(again)
+    second = await storm.claim_digest(owner="other")
+    assert (second.delivery_id, list_incidents(second)) == (task.delivery_id, ["a", "c", "d"])
+    assert second.maybe_sent == (end != "progress saved")
+    assert second.attempt_number == (1 if end == "stopped" else 2)
+    assert dict(second.progress) == ({"sent to": "one of two"} if end == "progress saved" else {})
+    await storm.deliver(second)
     # Whoever lost the lease changes nothing, and sends what is current once more.
     if end == "lease expired":
         assert not any(each.lease_valid for each in await storm.deliver(task))
@@ -287,8 +287,8 @@ async def test_only_the_whole_of_a_digest_that_may_have_arrived_is_claimed(storm
             other.execute(select(deliveries.c.seq).where(deliveries.c.id == rows["d"].id).with_for_update())
             assert not (await storm.claim()).tasks, "another replica works on one of them"
         engine.dispose()
-    again = await storm.claim_digest()
-    assert list_incidents(again) == list("abcd")
+    second = await storm.claim_digest()
+    assert list_incidents(second) == list("abcd")
 
 
 async def test_each_member_has_its_attempts_and_a_digest_reaches_the_channel_once(storm: Storm) -> None:
@@ -378,7 +378,7 @@ async def test_a_digest_shows_the_end_of_what_it_only_named_though_that_came_bef
     assert ("i", Status.RESOLVED) in edited[task.delivery_id]
 
 
-async def test_a_digest_stays_one_when_it_is_edited_together_with_the_message_of_an_incident_that_it_named(
+async def test_a_digest_stays_one_when_it_is_edited_in_the_same_round_as_the_message_of_an_incident_that_it_named(
     storm: Storm,
 ) -> None:
     task = await storm.deliver_digest_of_critical()
@@ -409,9 +409,9 @@ async def test_a_digest_that_may_have_arrived_with_an_older_state_is_edited(stor
     task = await storm.claim_digest()
     await storm.fail(task, maybe_sent=True, retry_in=0.5)
     await storm.accept_events("b", status="resolved")
-    again = await storm.claim_digest()
-    assert (again.delivery_id, list_incidents(again)) == (task.delivery_id, ["a", "c", "d"])
-    await storm.deliver(again)
+    second = await storm.claim_digest()
+    assert (second.delivery_id, list_incidents(second)) == (task.delivery_id, ["a", "c", "d"])
+    await storm.deliver(second)
     assert await list_edits(storm) == {task.delivery_id: {(name, Status.FIRING) for name in "acd"}}
 
 
@@ -440,9 +440,9 @@ async def test_a_digest_is_edited_as_long_as_the_outbox_has_one_of_its_incidents
 async def test_a_digest_that_is_refused_after_its_answer_was_lost_goes_one_by_one(storm: Storm) -> None:
     await storm.accept_events("abcd")
     await storm.fail(await storm.claim_digest(), maybe_sent=True, retry_in=0.5)
-    again = await storm.claim_digest()
-    assert again.maybe_sent
-    await storm.fail(again, "rejected", channel_effect=ChannelEffect.REACHED)
+    second = await storm.claim_digest()
+    assert second.maybe_sent
+    await storm.fail(second, "rejected", channel_effect=ChannelEffect.REACHED)
     assert [await storm.claim_alone() for _ in range(4)] == [["a"], ["b"], ["c"], ["d"]]
 
 
@@ -481,14 +481,14 @@ async def test_where_digests_are_turned_off_their_members_go_alone(storm: Storm,
     assert {(rows[name].state, rows[name].digest_id) for name in "abcd"} == {("delivered", None)}
 
 
-async def test_a_member_that_was_given_up_is_sent_again_as_a_delivery_of_its_own(storm: Storm) -> None:
+async def test_a_member_that_was_given_up_is_resent_as_a_delivery_of_its_own(storm: Storm) -> None:
     await storm.accept_events("abcd")
     await storm.fail(await storm.claim_digest(), state=DeliveryState.DEAD, maybe_sent=True)
     rows = await storm.rows()
     assert await storm.states("abcd") == {"dead"}
     assert await requeue(storm.store, rows["c"].id) == DeliveryState.DEAD
-    (again,) = (await storm.claim()).tasks
-    assert (again.incident_id, again.members, again.maybe_sent) == ("c", (), False)
+    (second,) = (await storm.claim()).tasks
+    assert (second.incident_id, second.members, second.maybe_sent) == ("c", (), False)
 
 
 async def test_members_of_a_digest_that_cannot_be_built_go_alone_so_that_one_does_not_hold_up_the_others(

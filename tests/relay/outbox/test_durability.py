@@ -63,8 +63,8 @@ async def _reads(store: Store) -> bool:
 def test_each_connection_waits_for_the_disk_and_a_stricter_setting_stays(
     engines: Callable[[DatabaseUrl], tuple[Engine, Engine]], postgres_database: DatabaseUrl
 ) -> None:
-    for asked, expected in (("off", "on"), ("on", "on"), ("remote_apply", "remote_apply")):
-        url = postgres_database.update_query_dict({"options": f"-c synchronous_commit={asked}"})
+    for requested, expected in (("off", "on"), ("on", "on"), ("remote_apply", "remote_apply")):
+        url = postgres_database.update_query_dict({"options": f"-c synchronous_commit={requested}"})
         for engine in engines(url):
             with engine.begin() as connection:
                 assert connection.execute(text("SHOW synchronous_commit")).scalar_one() == expected
@@ -198,7 +198,7 @@ async def test_a_log_is_searched_for_where_a_link_leads_which_may_come_to_lead_e
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-async def test_a_file_that_is_emptied_in_place_takes_nothing_until_another_is_there(
+async def test_a_file_that_is_emptied_but_not_replaced_takes_nothing_until_another_is_there(
     checkpointed: bool, tmp_path: Path
 ) -> None:
     file, log = tmp_path / "relay.db", tmp_path / "relay.db-wal"
@@ -293,8 +293,8 @@ async def test_an_emptied_database_is_503_with_the_reason_and_no_tables_are_made
         async with client.get("/-/ready") as ready:
             assert ready.status == 503
             assert "it contains no tables of an outbox" in await ready.text()
-        async with client.get("/api/deliveries") as shown:
-            assert shown.status == 503
+        async with client.get("/api/deliveries") as response:
+            assert response.status == 503
 
 
 async def test_webhooks_after_the_file_is_removed_are_503_with_the_reason(tmp_path: Path) -> None:

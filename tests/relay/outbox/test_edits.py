@@ -20,7 +20,7 @@ from tests.relay.outbox.actions import accept, claim_one, end_attempt, prepare
 from tests.relay.served_relay import event_of
 
 RESOLVED = event_of("resolved")
-SHOWN = EditOutcome(EditResult.EDITED, "ok", maybe_sent=True)
+EDITED = EditOutcome(EditResult.EDITED, "ok", maybe_sent=True)
 
 
 class Clock:
@@ -84,7 +84,7 @@ async def test_each_change_after_the_first_message_edits_it_and_many_changes_are
 
     assert (status_of(task), version, task.is_edit) == (Status.RESOLVED, 2, True)
     assert task.first_receipt == {"number": "1"}
-    assert await edits.record_edit(store, "scope", EditClaim(task, version), SHOWN)
+    assert await edits.record_edit(store, "scope", EditClaim(task, version), EDITED)
     assert await nothing_to_edit(store)
 
 
@@ -102,7 +102,7 @@ async def test_a_change_during_an_edit_is_idle_by_the_next_one_and_nobody_edits_
     first = await claim_edit(store)
     await deliver(store, event=RESOLVED)
     assert not (await claim(store, "other")).claims
-    await edits.record_edit(store, "scope", first, SHOWN)
+    await edits.record_edit(store, "scope", first, EDITED)
     assert status_of((await claim_edit(store, "other")).task) is Status.RESOLVED
 
 
@@ -113,11 +113,11 @@ async def test_after_a_lost_lease_the_current_state_is_idle_once_more(timed: Sto
     clock.now += 21
     second = await claim_edit(timed, "other")
     assert second.task.attempt_number == 2
-    assert await edits.record_edit(timed, "scope", second, SHOWN)
+    assert await edits.record_edit(timed, "scope", second, EDITED)
 
-    assert not await edits.record_edit(timed, "scope", lost, SHOWN)
+    assert not await edits.record_edit(timed, "scope", lost, EDITED)
 
-    await edits.record_edit(timed, "scope", await claim_edit(timed), SHOWN)
+    await edits.record_edit(timed, "scope", await claim_edit(timed), EDITED)
     assert not await edits.record_edit(timed, "scope", lost, EditOutcome(EditResult.RETRYING, "connection"))
     assert await nothing_to_edit(timed)
 
@@ -159,8 +159,8 @@ async def test_the_scope_keeps_its_rate_and_the_pause_that_the_provider_asked_fo
     for number in range(6):
         await deliver(timed, f"{number}")
         await deliver(timed, f"{number}")
-    taken = await claim(timed, rate=0.75)
-    assert (len(taken.claims), taken.retry_in) == (3, 0.0)
+    claimed = await claim(timed, rate=0.75)
+    assert (len(claimed.claims), claimed.retry_in) == (3, 0.0)
     empty = await claim(timed, rate=0.75)
     assert not empty.claims
     assert empty.retry_in is not None
@@ -168,8 +168,8 @@ async def test_the_scope_keeps_its_rate_and_the_pause_that_the_provider_asked_fo
     clock.now += empty.retry_in
     assert len((await claim(timed, rate=0.75)).claims) == 1
 
-    asked = EditOutcome(EditResult.RETRYING, "rate_limited", retry_in=1, retry_after=30)
-    await edits.record_edit(timed, "scope", taken.claims[0], asked)
+    postponed = EditOutcome(EditResult.RETRYING, "rate_limited", retry_in=1, retry_after=30)
+    await edits.record_edit(timed, "scope", claimed.claims[0], postponed)
     clock.now += 10
     assert await claim(timed) == EditClaimResult((), pytest.approx(20))  # type: ignore[arg-type]
     clock.now += 20
@@ -184,8 +184,8 @@ async def test_an_edit_that_failed_waits_or_is_over(timed: Store, clock: Clock, 
     waiting = await claim(timed)
     assert waiting == EditClaimResult((), 5 if result is EditResult.RETRYING else None)
     clock.now += 5
-    again = (await claim(timed)).claims
-    assert [(each.task.attempt_number, each.task.age) for each in again] == (
+    second = (await claim(timed)).claims
+    assert [(each.task.attempt_number, each.task.age) for each in second] == (
         [(2, 5.0)] if result is EditResult.RETRYING else []
     )
 
@@ -212,7 +212,7 @@ async def test_what_an_archived_channel_refused_is_edited_once_a_message_arrives
     assert [each.task.incident_id for each in (await claim(timed)).claims] == expected
 
 
-async def test_another_message_takes_the_place_of_the_first_one(store: Store) -> None:
+async def test_another_message_replaces_the_first_one(store: Store) -> None:
     await deliver(store)
     await deliver(store)
     replaced = EditOutcome(EditResult.EDITED, "ok", receipt={"number": "2"})
@@ -230,23 +230,23 @@ async def test_a_stop_gives_back_what_was_claimed_and_a_clock_that_was_set_back_
     await edits.release_edits(timed, "other")
     assert not (await claim(timed)).claims
     await edits.release_edits(timed, "me")
-    held = await claim_edit(timed)
+    claimed = await claim_edit(timed)
     clock.now -= 500
-    assert not (await claim(timed, in_flight_ids=(held.task.delivery_id,))).claims
+    assert not (await claim(timed, in_flight_ids=(claimed.task.delivery_id,))).claims
     assert await claim_edit(timed, "other")
 
 
-@pytest.mark.parametrize("shown", [False, True])
-async def test_what_an_edit_shows_is_not_pruned_before(timed: Store, clock: Clock, shown: bool) -> None:
+@pytest.mark.parametrize("is_visible", [False, True])
+async def test_what_an_edit_shows_is_not_pruned_before(timed: Store, clock: Clock, is_visible: bool) -> None:
     await deliver(timed)
     await deliver(timed, event=RESOLVED)
     await timed.run(lambda transaction: transaction.connection.exec_driver_sql("UPDATE incidents SET is_open = 0"))
-    if shown:
-        await edits.record_edit(timed, "scope", await claim_edit(timed), SHOWN)
+    if is_visible:
+        await edits.record_edit(timed, "scope", await claim_edit(timed), EDITED)
     clock.now += 100
     await prune_before(timed, clock.now - 50)
     assert len(await timed.read(lambda connection: connection.execute(select(deliveries.c.seq)).all())) == (
-        0 if shown else 2
+        0 if is_visible else 2
     )
     clock.now += 7 * 86400  # nobody has edited on the channel since: it is no longer configured
     await prune_before(timed, clock.now - 50)
@@ -261,7 +261,7 @@ async def test_what_a_person_did_while_a_first_message_was_sent_is_shown_by_an_e
     await end_attempt(store, unaware, is_editable=True, context=context)
     first = await claim_edit(store)
     assert (await prepare(store, first.task)).context.acknowledged_by == "ann"
-    await edits.record_edit(store, "scope", first, SHOWN)
+    await edits.record_edit(store, "scope", first, EDITED)
     await accept(store, "x", "b")
     aware = await claim_one(store, "b")
     await end_attempt(store, aware, is_editable=True, context=(await prepare(store, aware)).context)

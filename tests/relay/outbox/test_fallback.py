@@ -23,7 +23,7 @@ from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attemp
 from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, open_breaker
 from tests.relay.served_relay import event_of
 
-NOTE = "Also sent here because channel a is down."
+REMARK = "Also sent here because channel a is down."
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ async def all_of(store: Store, channel: str) -> list[tuple[str, int, int]]:
     """What a channel tells now, in this order: the incident, from which event to which."""
     claims = (await claim_some(store, channel, limit=200)).tasks
     for claim in claims:
-        assert claim.remark == NOTE
+        assert claim.remark == REMARK
         await end_attempt(store, claim)
     return [(claim.incident_id, claim.first_event_seq, claim.last_event_seq) for claim in claims]
 
@@ -92,7 +92,7 @@ async def test_what_fell_back_is_not_reported_again_once_retention_has_pruned_it
     assert await all_of(store, "every") == [("x", 5, 5)]
 
 
-async def test_what_another_channel_tells_anyway_is_not_reported_twice(store: Store) -> None:
+async def test_what_another_channel_reports_anyway_is_not_reported_twice(store: Store) -> None:
     await accept(store, "x", "a", "b")
     await accept(store, "x", "a")
     await refuse(store)
@@ -102,7 +102,7 @@ async def test_what_another_channel_tells_anyway_is_not_reported_twice(store: St
     assert await all_of(store, "b") == [("x", 1, 2)]
 
 
-async def test_one_that_tells_every_event_by_itself_does_so_here_too(store: Store) -> None:
+async def test_one_that_reports_every_event_by_itself_does_so_on_this_channel_too(store: Store) -> None:
     await accept(store, "x", episode=1)
     await accept(store, "x", episode=2)
     await refuse(store)
@@ -113,7 +113,7 @@ async def test_one_that_tells_every_event_by_itself_does_so_here_too(store: Stor
         await end_attempt(store, claim)
 
 
-async def test_a_beginning_and_an_end_that_fall_back_as_one_were_told_to_nobody_there(store: Store) -> None:
+async def test_a_beginning_and_an_end_that_fall_back_as_one_were_reported_to_nobody_there(store: Store) -> None:
     await accept(store, "x", event=event_of("firing"))
     hanging = await claim_one(store)
     await accept(store, "x", event=event_of("resolved"))
@@ -149,18 +149,18 @@ async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
 async def test_thousands_are_passed_on_in_steps(store: Store) -> None:
     await enqueue(store, 2 * fallback.FALLBACK_STEP + 2)
     await refuse(store, "a", "b")
-    handed_on = []
+    passed_on = []
     more = True
     while more:
         more = (await fall_back(store, "a", ("b",))).has_more
-        handed_on.append(len((await list_deliveries(store, DeliveryFilter(channel="b"), limit=200)).deliveries))
-    assert handed_on == [1 + fallback.FALLBACK_STEP, 1 + 2 * fallback.FALLBACK_STEP, 2 + 2 * fallback.FALLBACK_STEP]
+        passed_on.append(len((await list_deliveries(store, DeliveryFilter(channel="b"), limit=200)).deliveries))
+    assert passed_on == [1 + fallback.FALLBACK_STEP, 1 + 2 * fallback.FALLBACK_STEP, 2 + 2 * fallback.FALLBACK_STEP]
     assert [each[0] for each in await all_of(store, "b")] == [
         f"a{number}" for number in range(2 * fallback.FALLBACK_STEP + 2)
     ]
 
 
-async def test_two_that_refuse_do_not_hand_it_to_and_fro(store: Store) -> None:
+async def test_two_that_refuse_do_not_pass_it_back_and_forth(store: Store) -> None:
     await accept(store, "x")
     await refuse(store, "a", "b")
     await refuse(store, "b", "a")
@@ -182,21 +182,21 @@ async def test_what_a_third_one_stands_in_for_twice_is_reported_there_once(store
 
 
 @pytest.mark.parametrize("others", [("b",), ()])
-async def test_nothing_is_given_up_that_nobody_else_tells(store: Store, others: tuple[str, ...]) -> None:
+async def test_nothing_is_given_up_that_nobody_else_reports(store: Store, others: tuple[str, ...]) -> None:
     await enqueue(store, fallback.FALLBACK_STEP + 2)
     await refuse(store)
-    looked = await sweep(store, "me", -1, others)
-    assert looked.ended == (("a", DeliveryState.DEAD),) * (fallback.FALLBACK_STEP + 2)
-    assert looked.channels_to_wake == {"a", *others}
+    swept = await sweep(store, "me", -1, others)
+    assert swept.ended == (("a", DeliveryState.DEAD),) * (fallback.FALLBACK_STEP + 2)
+    assert swept.channels_to_wake == {"a", *others}
     assert len(await all_of(store, "b")) == (fallback.FALLBACK_STEP + 2 if others else 0)
 
 
-async def test_those_that_stand_in_and_refuse_as_well_give_it_up_each_by_itself(store: Store) -> None:
+async def test_those_that_stand_in_and_refuse_too_give_it_up_each_by_itself(store: Store) -> None:
     await accept(store, "x")
     await refuse(store, "a", "b")
     await refuse(store, "b", "a")
-    looked = await sweep(store, "me", -1, ("a", "b"))
-    assert sorted(looked.ended) == [("a", DeliveryState.DEAD), ("b", DeliveryState.DEAD)]
+    swept = await sweep(store, "me", -1, ("a", "b"))
+    assert sorted(swept.ended) == [("a", DeliveryState.DEAD), ("b", DeliveryState.DEAD)]
     assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
 
 
@@ -234,15 +234,15 @@ async def test_what_is_given_up_for_its_age_goes_to_the_others_whatever_its_chan
     await end_attempt(store, claim, DeliveryState.DEAD, **gave_up)
     assert await all_of(store, "b") == [("a0", 1, 1)]
     await open_breaker(store)
-    looked = await sweep(store, "me", -1, ("a", "b"))
-    assert looked == DeliveryChanges(
+    swept = await sweep(store, "me", -1, ("a", "b"))
+    assert swept == DeliveryChanges(
         (("a", DeliveryState.DEAD),) * (FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1), frozenset({"a", "b"})
     )
     assert len(await all_of(store, "b")) == FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1
     assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
 
 
-async def test_what_a_crashed_relay_held_goes_there_once_its_lease_ended(tmp_path: Path, clock: Clock) -> None:
+async def test_what_a_crashed_relay_leased_goes_there_once_its_lease_ended(tmp_path: Path, clock: Clock) -> None:
     async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         await enqueue(store, 2)
         await claim_one(store, owner="crashed")
@@ -255,7 +255,7 @@ async def test_what_a_crashed_relay_held_goes_there_once_its_lease_ended(tmp_pat
         assert await all_of(store, "b") == [("a0", 1, 1)]
 
 
-async def test_a_dead_letter_that_is_sent_again_goes_there_too(store: Store) -> None:
+async def test_a_dead_letter_that_is_resent_goes_there_too(store: Store) -> None:
     await accept(store, "x")
     claim = await claim_one(store)
     await end_attempt(store, claim, DeliveryState.DEAD)

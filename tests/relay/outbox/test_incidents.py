@@ -34,7 +34,7 @@ async def accept(
 ) -> str:
     incoming = IncomingEvent(event, incident, "", "A", body)
     accepted = await accept_event(
-        store, incoming, lambda _known, _now: DeliveryPlan(3, is_open=is_open, channels=("slack",))
+        store, incoming, lambda _state, _now: DeliveryPlan(3, is_open=is_open, channels=("slack",))
     )
     return accepted.event_id
 

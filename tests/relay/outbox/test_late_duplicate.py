@@ -25,17 +25,19 @@ async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
 
 def group(*alerts: tuple[str, Status, float]) -> Event:
     (one,) = event_of().alerts
-    told = tuple(replace(one, fingerprint=name, status=status, starts_at=at(start)) for name, status, start in alerts)
+    replaced = tuple(
+        replace(one, fingerprint=name, status=status, starts_at=at(start)) for name, status, start in alerts
+    )
     firing = any(status is FIRING for _, status, _ in alerts)
-    return event_of("firing" if firing else "resolved", alerts=told)
+    return event_of("firing" if firing else "resolved", alerts=replaced)
 
 
 async def come(store: Store, event: Event) -> AcceptResult:
-    def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+    def decide(state: IncidentState | None, now: float) -> DeliveryPlan | None:
         content = build_fingerprint(event)
         return plan_event(
             event,
-            known,
+            state,
             fingerprint=content,
             now=now,
             duplicate_window=60,
@@ -59,13 +61,13 @@ async def test_it_takes_back_no_alert_that_came_since(store: Store) -> None:
 
 
 async def test_it_ends_nothing_that_fires_again(store: Store) -> None:
-    fired, ended, again = (group(("A", status, start)) for status, start in ((FIRING, 1), (RESOLVED, 1), (FIRING, 9)))
-    for event in (fired, ended, again):
+    fired, ended, refired = (group(("A", status, start)) for status, start in ((FIRING, 1), (RESOLVED, 1), (FIRING, 9)))
+    for event in (fired, ended, refired):
         assert not (await come(store, event)).is_duplicate
     assert (await come(store, ended)).is_duplicate
     assert (await come(store, fired)).is_duplicate
     assert not (await come(store, group(("A", RESOLVED, 9)))).is_duplicate
-    assert not (await come(store, again)).is_duplicate, "a firing after a resolve is always news"
+    assert not (await come(store, refired)).is_duplicate, "a firing after a resolve is always news"
 
 
 async def test_the_end_of_what_is_gone_ends_nothing_that_started_since(store: Store) -> None:

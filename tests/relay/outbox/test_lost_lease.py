@@ -57,15 +57,15 @@ async def test_what_was_not_sent_is_followed_by_nothing(store: Store, clock: Clo
     assert await nothing_due(store)
 
 
-async def test_what_waits_and_tells_it_is_enough(store: Store, clock: Clock) -> None:
+async def test_what_waits_and_reports_it_is_enough(store: Store, clock: Clock) -> None:
     late = await lost(store, clock)
     await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, maybe_sent=True, retry_in=0.0)
     await end_attempt(store, late)
-    again = await claim_one(store)
-    assert (again.delivery_id, again.maybe_sent) == (late.delivery_id, True)
+    second = await claim_one(store)
+    assert (second.delivery_id, second.maybe_sent) == (late.delivery_id, True)
 
 
-async def test_an_ending_whose_commit_was_not_answered_is_written_once_and_nothing_is_sent_again(store: Store) -> None:
+async def test_an_ending_whose_commit_was_not_answered_is_written_once_and_nothing_is_resent(store: Store) -> None:
     await accept(store, "x")
     claim = await claim_one(store)
     assert [(await end_attempt(store, claim)).lease_valid for _ in range(2)] == [True, True]

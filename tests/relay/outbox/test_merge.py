@@ -61,9 +61,9 @@ async def test_what_replaces_a_message_that_failed_is_tried_no_sooner_and_counts
     clock.now += 39
     assert await nothing_due(store)
     clock.now += 1
-    again = await claim_one(store)
-    assert (again.attempt_number, again.first_event_seq, again.last_event_seq) == (2, 1, 2)
-    await end_attempt(store, again)
+    second = await claim_one(store)
+    assert (second.attempt_number, second.first_event_seq, second.last_event_seq) == (2, 1, 2)
+    await end_attempt(store, second)
     await accept(store, "x")
     assert (await claim_one(store)).attempt_number == 1  # what arrived leaves nothing behind
 
@@ -78,9 +78,9 @@ async def test_what_was_passed_on_of_a_message_says_nothing_of_a_dead_letter_tha
     await fail(store, await claim_one(store), ChannelEffect.DOWN, fallback_channels=("b",))
     await fall_back(store, "a", ("b",))
     await commit_allow_trial(store, ["a"])
-    tried = await claim_one(store)
+    claim = await claim_one(store)
     await requeue(store, dead.delivery_id)
-    await fail(store, tried, ChannelEffect.DOWN)  # merged into what tells of both
+    await fail(store, claim, ChannelEffect.DOWN)  # merged into what tells of both
     await fall_back(store, "a", ("b",))
     assert (await claim_one(store, "b")).first_event_seq == 1
 
@@ -106,5 +106,5 @@ async def test_a_first_message_knows_what_was_merged_into_it_and_may_have_arrive
     await save_progress(store, killed, {"ts": "1"})
     await accept(store, "killed")
     clock.now += 21
-    (known,) = (await claim_one(store)).predecessors
-    assert (known.delivery_id, known.progress) == (killed.delivery_id, {"ts": "1"})
+    (predecessor,) = (await claim_one(store)).predecessors
+    assert (predecessor.delivery_id, predecessor.progress) == (killed.delivery_id, {"ts": "1"})

@@ -18,7 +18,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.tables import differences, opened, up, up_by_steps
 
 TABLES = Path(__file__).with_name("keypulse_0_1.sql").read_text()
-HELD = Path(__file__).with_name("keypulse_0_1_held.sql").read_text()
+DATABASE_0_1 = Path(__file__).with_name("keypulse_0_1_held.sql").read_text()
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def v01(tmp_path: Path) -> Path:
     file = tmp_path / "v01.db"
     with closing(sqlite3.connect(file)) as connection:
         connection.executescript(TABLES)
-        connection.executescript(HELD)
+        connection.executescript(DATABASE_0_1)
     return file
 
 
@@ -52,14 +52,14 @@ def test_a_file_of_keypulse_0_1_gets_the_tables_of_a_new_one(engine: Engine, tmp
         assert columns == {name: str(inspect(connection).get_columns(name)) for name in tables.metadata.tables}
 
 
-def test_a_file_of_keypulse_0_1_keeps_all_that_it_holds(v01: Path, engine: Engine) -> None:
-    kept = ("incidents", "events", "attempts", "quarantine")
+def test_a_file_of_keypulse_0_1_keeps_all_that_it_contains(v01: Path, engine: Engine) -> None:
+    same_tables = ("incidents", "events", "attempts", "quarantine")
     with closing(sqlite3.connect(v01)) as old:
-        before = {name: old.execute(f"SELECT * FROM {name}").fetchall() for name in kept}  # noqa: S608  # names of ours
+        before = {name: old.execute(f"SELECT * FROM {name}").fetchall() for name in same_tables}  # noqa: S608  # names of ours
     with engine.begin() as connection:
         upgrade_tables(connection)
 
-        for name in kept:
+        for name in same_tables:
             after = connection.execute(tables.metadata.tables[name].select()).all()
             assert [tuple(row)[: len(before[name][0])] for row in after] == before[name]
         assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
@@ -109,7 +109,7 @@ def test_what_waits_is_merged_in_postgresql_too(postgres_database: DatabaseUrl) 
             context = MigrationContext.configure(connection)
             first.module.upgrade(Operations(context))
             context.stamp(migrations.SCRIPTS, "0001")
-            connection.exec_driver_sql(HELD)
+            connection.exec_driver_sql(DATABASE_0_1)
         with engine.begin() as connection:
             upgrade_tables(connection)
             of = tables.deliveries.c

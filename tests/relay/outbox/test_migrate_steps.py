@@ -36,9 +36,17 @@ def _insert(connection: Connection, name: str, values: Mapping[str, object]) -> 
 
 
 def test_nobody_is_known_to_have_asked_for_a_pause(engine: Engine) -> None:
-    held = {"name": "a", "open_at": 7.5, "set_at": 2.5, "next_slot": 1.5, "failures": 6, "refused": 1, "reason": "why"}
+    old_row = {
+        "name": "a",
+        "open_at": 7.5,
+        "set_at": 2.5,
+        "next_slot": 1.5,
+        "failures": 6,
+        "refused": 1,
+        "reason": "why",
+    }
     with engine.begin() as connection:
-        _insert(connection, "channels", held)
+        _insert(connection, "channels", old_row)
     up(engine)
 
     with engine.begin() as connection:
@@ -52,11 +60,11 @@ def test_nobody_is_known_to_have_asked_for_a_pause(engine: Engine) -> None:
 def test_what_waits_was_reported_by_no_other_channel(engine: Engine) -> None:
     event = {"seq": 1, "id": "e", "incident_id": "x", "receiver": "", "alertname": "", "status": "firing"}
     event |= {"fingerprint": "", "accepted_at": 1.0, "event": b"", "body": b""}
-    held = {"id": "d", "event_seq": 1, "incident_id": "x", "episode": 1, "channel": "a", "state": "queued"}
-    held |= {"attempts": 0, "accepted_at": 1.0, "due_at": 1.0}
+    old_row = {"id": "d", "event_seq": 1, "incident_id": "x", "episode": 1, "channel": "a", "state": "queued"}
+    old_row |= {"attempts": 0, "accepted_at": 1.0, "due_at": 1.0}
     with engine.begin() as connection:
         _insert(connection, "events", event)
-        _insert(connection, "deliveries", held)
+        _insert(connection, "deliveries", old_row)
     up(engine)
 
     with engine.begin() as connection:
@@ -70,12 +78,12 @@ def test_what_retention_deleted_before_it_was_recorded_is_known(
 ) -> None:
     event = {"seq": first, "id": "e", "incident_id": "x", "receiver": "", "alertname": "", "status": "firing"}
     event |= {"fingerprint": "", "accepted_at": 4.0, "event": b"", "body": b""}
-    held = {"event_seq": first, "incident_id": "x", "episode": 1, "channel": "a", "state": "delivered"}
-    held |= {"attempts": 1, "accepted_at": 4.0, "due_at": 4.0}
+    old_row = {"event_seq": first, "incident_id": "x", "episode": 1, "channel": "a", "state": "delivered"}
+    old_row |= {"attempts": 1, "accepted_at": 4.0, "due_at": 4.0}
     with engine.begin() as connection:
         _insert(connection, "events", event)
         for seq in (first, first + 1):
-            _insert(connection, "deliveries", held | {"seq": seq, "id": f"{seq}", "finished_at": 5.0 + seq - first})
+            _insert(connection, "deliveries", old_row | {"seq": seq, "id": f"{seq}", "finished_at": 5.0 + seq - first})
     up(engine)
 
     with engine.begin() as connection:
@@ -86,12 +94,12 @@ def test_open_incidents_of_one_group_know_of_each_other(engine: Engine) -> None:
     given = (("one", "here", 1), ("two", "here", 1), ("three", "elsewhere", 1), ("four", "here", 0), ("five", "", 1))
     with engine.begin() as connection:
         for seq, (name, receiver, goes_on) in enumerate(given, start=1):
-            told = replace(event_of(), receiver=name, source=receiver)
+            renamed = replace(event_of(), receiver=name, source=receiver)
             event = {"seq": seq, "id": name, "incident_id": name, "receiver": "", "alertname": "", "status": "firing"}
             event |= {
                 "fingerprint": "",
                 "accepted_at": 1.0,
-                "event": encode_event(told) if receiver else b"{",
+                "event": encode_event(renamed) if receiver else b"{",
                 "body": b"",
             }
             _insert(connection, "events", event)

@@ -29,8 +29,8 @@ SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=ram_disk.find_ram_disk()) as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(dir=ram_disk.find_ram_disk()) as path:
+        yield Path(path)
 
 
 def check(machine: type[OutboxMachine], examples: int) -> None:

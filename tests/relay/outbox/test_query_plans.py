@@ -29,7 +29,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import CHANNEL, fill
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt
 
-FEW, MANY = 20, 2000
+FEW, LARGE = 20, 2000
 WORK: dict[str, Callable[[Store], Awaitable[object]]] = {
     "an acceptance": lambda store: accept(store, "new", CHANNEL),
     "a claim": lambda store: claim_some(store, CHANNEL, limit=10),
@@ -40,10 +40,10 @@ WORK: dict[str, Callable[[Store], Awaitable[object]]] = {
 
 
 class Steps:
-    """What SQLite takes on the connection that writes, from `count` on."""
+    """What SQLite takes on the connection that writes, from the call of `count` on."""
 
     def __init__(self) -> None:
-        self.taken = 0
+        self.number = 0
 
     def count(self, transaction: Transaction) -> None:
         driver = transaction.connection.connection.driver_connection
@@ -51,7 +51,7 @@ class Steps:
         driver.set_progress_handler(self._step, 1)
 
     def _step(self) -> int:
-        self.taken += 1
+        self.number += 1
         return 0
 
 
@@ -64,32 +64,32 @@ async def claim_deliveries(file: Path, delivered: int, work: Callable[[Store], A
         steps = Steps()
         await store.run(steps.count)
         await work(store)
-        return steps.taken
+        return steps.number
 
 
 @pytest.mark.parametrize("work", WORK)
 async def test_what_was_delivered_before_is_not_searched(tmp_path: Path, work: str) -> None:
-    few, many = [await claim_deliveries(tmp_path / f"{number}.db", number, WORK[work]) for number in (FEW, MANY)]
-    assert 50 < many < 1.05 * few + 20
+    few, large = [await claim_deliveries(tmp_path / f"{number}.db", number, WORK[work]) for number in (FEW, LARGE)]
+    assert 50 < large < 1.05 * few + 20
 
 
 async def test_earlier_episodes_of_an_incident_are_not_searched(tmp_path: Path) -> None:
     found = []
-    for number in (FEW, MANY):
+    for number in (FEW, LARGE):
         async with open_store(database_url.create_sqlite_url(tmp_path / f"{number}.db"), time.time) as store:
             await accept(store, "flapping", CHANNEL)
             await end_attempt(store, await claim_one(store, CHANNEL))
-            await store.run(partial(_again_and_again, number=number))
+            await store.run(partial(_retry_repeatedly, number=number))
             await accept(store, "flapping", CHANNEL, episode=number + 1)
             steps = Steps()
             await store.run(steps.count)
             assert (await claim_one(store, CHANNEL)).first_receipt is None
-            found.append(steps.taken)
-    few, many = found
-    assert 50 < many < 1.05 * few + 20
+            found.append(steps.number)
+    few, large = found
+    assert 50 < large < 1.05 * few + 20
 
 
-def _again_and_again(transaction: Transaction, number: int) -> None:
+def _retry_repeatedly(transaction: Transaction, number: int) -> None:
     """The one delivery that is there, once more for each of its incident's next episodes."""
     row = dict(transaction.connection.execute(select(deliveries)).one()._mapping)
     del row["seq"]
@@ -129,7 +129,7 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
         (sweeper._FIND_EXPIRED, {"now": now, "before": now - 86400.0}, ("deliveries_due",)),
     ]
     async with open_store(database, time.time) as store:
-        await fill(store, MANY, DeliveryState.DELIVERED)
+        await fill(store, LARGE, DeliveryState.DELIVERED)
         found = [await store.read(partial(plan, query, given)) for query, given, _ in first]
         await fill(store, 500, DeliveryState.DEAD)
         await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
@@ -142,13 +142,13 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
 async def test_open_incidents_of_a_service_are_found_by_their_index(database: DatabaseUrl) -> None:
     given = {"services": ["1", "2"], "service": "1"}
     async with open_store(database, time.time) as store:
-        await fill(store, MANY, DeliveryState.DELIVERED)
+        await fill(store, LARGE, DeliveryState.DELIVERED)
         seq = incidents.c.latest_event_seq
         services = update(incidents).values(started_at=seq, service_id=cast(seq % 40, Text))
         await store.run(lambda transaction: transaction.connection.execute(services).close())
         await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
-        looks: tuple[RowQuery[Any], ...] = (context._COUNT_OPEN, context._READ_OLDEST)
-        plans = [await store.read(partial(plan, query, given)) for query in looks]
+        queries: tuple[RowQuery[Any], ...] = (context._COUNT_OPEN, context._READ_OLDEST)
+        plans = [await store.read(partial(plan, query, given)) for query in queries]
     for found in plans:
         assert "incidents_of_service" in found
         assert "TEMP B-TREE" not in found
@@ -166,14 +166,14 @@ async def test_a_receipt_searches_nothing_either(tmp_path: Path) -> None:
     async def receipt(store: Store) -> None:
         await end_attempt(store, await claim_one(store, CHANNEL))
 
-    few, many = [await claim_deliveries(tmp_path / f"{number}.db", number, receipt) for number in (FEW, MANY)]
-    assert 50 < many < 1.05 * few + 20
+    few, large = [await claim_deliveries(tmp_path / f"{number}.db", number, receipt) for number in (FEW, LARGE)]
+    assert 50 < large < 1.05 * few + 20
 
 
 async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database: DatabaseUrl) -> None:
     newest = incident_list._SUMMARIES.order_by(incidents.c.first_event_seq.desc()).limit(11)
     async with open_store(database, time.time) as store:
-        await fill(store, MANY, DeliveryState.DELIVERED)
+        await fill(store, LARGE, DeliveryState.DELIVERED)
         first = update(incidents).values(first_event_seq=incidents.c.latest_event_seq)
         await store.run(lambda transaction: transaction.connection.execute(first).close())
         await accept(store, "new", CHANNEL, escalation=(EscalationStep(60.0, ("boss",)),))
@@ -186,14 +186,14 @@ async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database:
 
 
 async def test_what_the_first_page_shows_is_found_by_its_indexes(database: DatabaseUrl) -> None:
-    looks: dict[str, tuple[RowQuery[Any], dict[str, Any]]] = {
+    queries: dict[str, tuple[RowQuery[Any], dict[str, Any]]] = {
         "incidents_open_by_severity": (open_incidents._OPEN_OF_SEVERITY, {"level": "critical", "most": 20}),
         "deliveries_delivered": (delivery_times._DELIVERED, {"since": time.time() + 60, "millis": 300_000}),
         "deliveries_dead": (delivery_times._DEAD, {"since": time.time() + 60, "millis": 300_000}),
     }
     async with open_store(database, time.time) as store:
         await record_served_channels(store, [CHANNEL])
-        await fill(store, MANY, DeliveryState.DELIVERED)
+        await fill(store, LARGE, DeliveryState.DELIVERED)
         await fill(store, 500, DeliveryState.DEAD)
         seq = incidents.c.latest_event_seq
         severities = update(incidents).values(first_event_seq=seq, severity="warning", is_open=0)
@@ -201,7 +201,7 @@ async def test_what_the_first_page_shows_is_found_by_its_indexes(database: Datab
         for changes in (severities, some):
             await store.run(lambda transaction, changes=changes: transaction.connection.execute(changes).close())  # type: ignore[misc]
         await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
-        for index, (query, given) in looks.items():
+        for index, (query, given) in queries.items():
             found = await store.read(partial(plan, query, given))
             assert index in found, found
             assert "SCAN deliveries" not in found

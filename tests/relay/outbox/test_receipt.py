@@ -66,7 +66,7 @@ async def test_what_a_channel_refuses_goes_to_its_fallbacks_once(store: Store) -
         assert await nothing_due(store, channel)
 
 
-async def test_a_fallback_that_is_told_of_the_event_anyway_gets_nothing_more(store: Store) -> None:
+async def test_a_fallback_that_gets_the_event_anyway_gets_nothing_more(store: Store) -> None:
     await accept(store, "x", "a", "b", "every")
     await accept(store, "x", "b")  # its delivery there tells both
 
@@ -75,7 +75,7 @@ async def test_a_fallback_that_is_told_of_the_event_anyway_gets_nothing_more(sto
     assert recorded.channels_to_wake == ("a",)
 
 
-async def test_a_fallback_is_never_told_something_older_than_it_knows(store: Store) -> None:
+async def test_a_fallback_never_gets_something_older_than_it_knows(store: Store) -> None:
     await accept(store, "x")
     refused = await claim_one(store)
     await accept(store, "x", "a", "b")

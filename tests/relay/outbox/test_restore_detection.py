@@ -51,8 +51,8 @@ def restore(request: pytest.FixtureRequest, database: DatabaseUrl, tmp_path: Pat
     return copy
 
 
-async def notice(store: Store, held_for: float = COMPARE_DELAY) -> bool:
-    return await detect_restore(store, compare_delay=held_for)
+async def notice(store: Store, delay: float = COMPARE_DELAY) -> bool:
+    return await detect_restore(store, compare_delay=delay)
 
 
 async def release(store: Store) -> None:
@@ -61,7 +61,7 @@ async def release(store: Store) -> None:
     await release_compared(store, postponed_at)
 
 
-async def test_what_is_held_back_during_a_comparison_waits_for_the_next_one(
+async def test_what_is_on_hold_during_a_comparison_waits_for_the_next_one(
     database: DatabaseUrl, restore: Restore
 ) -> None:
     async with open_store(database, lambda: 10_000.0) as store:
@@ -110,7 +110,7 @@ async def test_no_message_is_edited_back_to_what_a_backup_knows_before_that_is_c
         assert (await claim_edits(store, request)).claims
 
 
-async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(
+async def test_what_waits_in_a_backup_is_on_hold_and_counts_as_perhaps_delivered(
     database: DatabaseUrl, restore: Restore
 ) -> None:
     async with open_store(database, lambda: 10_000.0) as store:
@@ -123,9 +123,9 @@ async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(
         assert not await notice(store)
     async with open_store(restore(), lambda: 10_000.0) as store:
         assert await notice(store)
-        taken = await claim_some(store, limit=9)
-        assert taken.tasks == ()
-        assert taken.retry_in == pytest.approx(COMPARE_DELAY, abs=5)
+        claimed = await claim_some(store, limit=9)
+        assert claimed.tasks == ()
+        assert claimed.retry_in == pytest.approx(COMPARE_DELAY, abs=5)
         assert not (await fall_back(store, "a", ("b",))).channels_to_wake
         await release(store)
         claims = (await claim_some(store, limit=9)).tasks
@@ -157,7 +157,7 @@ async def test_nobody_is_called_for_what_was_over_in_it_but_for_what_fired_and_e
         assert {each.incident_id: each.firing_undelivered for each in claims} == {"x": False, "y": False, "z": True}
 
 
-async def test_what_comes_after_the_restore_is_not_held_back(database: DatabaseUrl, restore: Restore) -> None:
+async def test_what_comes_after_the_restore_is_not_on_hold(database: DatabaseUrl, restore: Restore) -> None:
     async with open_store(database, lambda: 10_000.0) as store:
         await notice(store)
         await accept(store, "x")
@@ -169,7 +169,7 @@ async def test_what_comes_after_the_restore_is_not_held_back(database: DatabaseU
         assert (claim.first_event_seq, claim.last_event_seq) == (1, 2)
 
 
-async def test_a_relay_that_was_stopped_for_long_tells_what_waits_as_ever(database: DatabaseUrl) -> None:
+async def test_a_relay_that_was_stopped_for_long_reports_what_waits_as_ever(database: DatabaseUrl) -> None:
     async with open_store(database, lambda: 10_000.0) as store:
         await notice(store)
         await accept(store, "x", event=event_of("firing"))
@@ -199,7 +199,7 @@ async def test_a_backup_from_before_this_was_kept_is_noticed_where_a_file_says_t
         assert await nothing_due(store)
 
 
-async def test_a_relay_that_may_not_ask_which_cluster_it_is_tells_the_database_by_the_rest(
+async def test_a_relay_that_may_not_ask_which_cluster_it_is_identifies_the_database_by_the_rest(
     shared_postgres: Postgres, postgres_database: DatabaseUrl
 ) -> None:
     own = await asyncio.to_thread(_open_without_permission, shared_postgres, postgres_database)
@@ -231,19 +231,19 @@ def _open_without_permission(server: Postgres, database: DatabaseUrl) -> Databas
     return database.set(username=role)
 
 
-@pytest.mark.parametrize("gone", [True, False])
-async def test_a_start_makes_no_tables_where_a_file_says_that_there_were_some(gone: bool, tmp_path: Path) -> None:
-    file, seen = tmp_path / "relay.db", tmp_path / "relay.db-last-used"
+@pytest.mark.parametrize("is_missing", [True, False])
+async def test_a_start_makes_no_tables_where_a_file_says_that_there_were_some(is_missing: bool, tmp_path: Path) -> None:
+    file, last_used = tmp_path / "relay.db", tmp_path / "relay.db-last-used"
     async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0) as store:
         await notice(store)
     file.unlink()
-    if not gone:
+    if not is_missing:
         file.touch()
     for _ in range(2):
         with pytest.raises(StoreUnusableError, match=r"put relay\.db back, or remove relay\.db-last-used to start"):
             async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0):
                 pass
-    seen.unlink()
+    last_used.unlink()
     async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0) as store:
         assert not await notice(store)
 

@@ -28,30 +28,30 @@ async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
 
 def group(status: str = "firing", /, **alerts: str) -> Event:
     (one,) = event_of().alerts
-    told = tuple(replace(one, fingerprint=name, status=Status(each)) for name, each in alerts.items())
-    return event_of(status, alerts=told)
+    alert_states = tuple(replace(one, fingerprint=name, status=Status(each)) for name, each in alerts.items())
+    return event_of(status, alerts=alert_states)
 
 
 async def come(store: Store, incident: str, event: Event) -> None:
     """Accepts it, and delivers what waits."""
     plan = DeliveryPlan(1, is_open=event.status is Status.FIRING, channels=("a",))
-    await accept_event(store, IncomingEvent(event, incident, "", "Down", b"{}"), lambda _known, _now: plan)
+    await accept_event(store, IncomingEvent(event, incident, "", "Down", b"{}"), lambda _state, _now: plan)
     if plan.is_open:
-        await _is_kept_open(store)
+        await _stays_open(store)
 
 
-async def _is_kept_open(store: Store) -> bool:
+async def _stays_open(store: Store) -> bool:
     (one,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
     ends = asyncio.get_running_loop().time() + 10
-    kept = (await prepare_task(store, one, attempt_ends=ends, lease_ends=ends)).keep_open
+    stays_open = (await prepare_task(store, one, attempt_ends=ends, lease_ends=ends)).keep_open
     await end_attempt(store, one)
-    return kept
+    return stays_open
 
 
 async def ends(store: Store, incident: str, **alerts: str) -> bool:
     """Whether its end leaves open what the others need."""
     await come(store, incident, group("resolved", **alerts or {"X": "resolved"}))
-    return await _is_kept_open(store)
+    return await _stays_open(store)
 
 
 async def go(store: Store, seconds: float) -> None:
@@ -71,7 +71,7 @@ async def test_one_that_has_been_quiet_for_a_day_needs_nothing(store: Store) -> 
     assert not await ends(store, "other")
 
 
-async def test_an_alert_is_over_that_any_other_told_so_last_and_an_event_of_its_own_says_more(store: Store) -> None:
+async def test_an_alert_is_over_that_any_other_reported_so_last_and_an_event_of_its_own_says_more(store: Store) -> None:
     await come(store, "one", group(A="firing", B="firing"))
     await come(store, "two", group(A="resolved", C="firing"))
     await come(store, "three", group(B="resolved", D="firing"))
@@ -84,11 +84,11 @@ async def test_an_alert_is_over_that_any_other_told_so_last_and_an_event_of_its_
     assert await ends(store, "three", E="resolved")
 
 
-async def test_what_is_not_listed_counts_as_well(store: Store) -> None:
+async def test_what_is_not_listed_counts_too(store: Store) -> None:
     await come(store, "one", replace(group(A="firing"), unlisted_firing=compute_digest("B")))
     assert await ends(store, "two", A="resolved")
     await come(store, "two", replace(group("resolved", A="resolved"), unlisted_resolved=compute_digest("B")))
-    assert not await _is_kept_open(store)
+    assert not await _stays_open(store)
 
 
 async def test_what_a_replica_commits_late_under_an_earlier_number_is_reported_again_after_an_end(
@@ -102,8 +102,8 @@ async def test_what_a_replica_commits_late_under_an_earlier_number_is_reported_a
         await _number(store, "SELECT setval('events_seq_seq', (SELECT max(seq) - 2 FROM events))")
         await come(store, "begins", group(A="firing"))
         await end_attempt(store, ending, payload=b"sent")
-        (again,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
-        assert (again.incident_id, again.last_event_seq < ending.last_event_seq) == ("begins", True)
+        (second,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
+        assert (second.incident_id, second.last_event_seq < ending.last_event_seq) == ("begins", True)
 
 
 async def _number(store: Store, of: str) -> None:

@@ -33,7 +33,7 @@ async def either(database: DatabaseUrl) -> AsyncIterator[Store]:
         yield store
 
 
-async def test_a_full_disk_refuses_the_work_and_the_store_goes_on_when_there_is_room(store: Store) -> None:
+async def test_a_full_disk_refuses_the_work_and_the_store_goes_on_when_there_is_space(store: Store) -> None:
     # SQLite's own limit on the file gives the error of a full disk; it ends with the connection.
     await store.run(lambda tx: tx.connection.exec_driver_sql("PRAGMA max_page_count = 1"))
     with pytest.raises(StoreUnavailableError, match="full"):
@@ -45,14 +45,14 @@ async def test_a_full_disk_refuses_the_work_and_the_store_goes_on_when_there_is_
 
 
 async def test_after_a_failure_the_file_is_opened_again(store: Store) -> None:
-    opened_again = []
-    event.listen(store._writer._engine, "connect", lambda _connection, _entry: opened_again.append(1))
+    reopened = []
+    event.listen(store._writer._engine, "connect", lambda _connection, _entry: reopened.append(1))
     await store.run(write)
-    assert opened_again == []
+    assert reopened == []
     with pytest.raises(StoreUnavailableError, match="no such table"):
         await store.run(lambda tx: tx.connection.exec_driver_sql("SELECT * FROM missing"))
     await store.run(write)
-    assert opened_again == [1]
+    assert reopened == [1]
 
 
 async def test_a_read_that_fails_is_no_defect(either: Store) -> None:

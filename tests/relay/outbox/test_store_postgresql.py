@@ -42,7 +42,7 @@ async def test_postgresql_flushes_at_each_commit_and_bounds_every_wait(postgres_
     assert settings == {"synchronous_commit": "on", "lock_timeout": "1100ms", "statement_timeout": "6500ms"}
 
 
-async def test_a_deadlock_is_tried_again_at_once(postgres_database: DatabaseUrl) -> None:
+async def test_a_deadlock_is_retried_at_once(postgres_database: DatabaseUrl) -> None:
     async with open_store(postgres_database, lambda: 0.0) as one, open_store(postgres_database, lambda: 0.0) as other:
         await asyncio.gather(*(one.run(partial(write, body=body)) for body in (b"a", b"b")))
         meet = threading.Barrier(2)
@@ -60,12 +60,12 @@ async def test_a_deadlock_is_tried_again_at_once(postgres_database: DatabaseUrl)
 
 
 async def test_what_a_person_wrote_into_the_url_wins(postgres_database: DatabaseUrl) -> None:
-    asked = {
+    options = {
         "application_name": "relay-of-mine",
         "connect_timeout": "9",
         "options": "-c search_path=mine,public -c statement_timeout=9s",
     }
-    async with open_store(postgres_database.update_query_dict(asked), lambda: 0.0) as store:
+    async with open_store(postgres_database.update_query_dict(options), lambda: 0.0) as store:
         names = ("application_name", "search_path", "statement_timeout", "lock_timeout")
         settings = {name: await store.run(partial(show, name)) for name in names}
         timeout = await store.run(_connect_timeout)
@@ -141,11 +141,11 @@ async def test_a_store_is_closed_though_the_server_hangs(own_postgres: Postgres)
             assert time.monotonic() - began < 2
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert [type(result) for result in results] == [StoreUnavailableError] * 2
-    async with open_store(database, lambda: 0.0) as again:
-        assert await bodies(again) == [b"before"]
+    async with open_store(database, lambda: 0.0) as second:
+        assert await bodies(second) == [b"before"]
 
 
-async def test_an_incident_that_another_replica_holds_costs_the_others_little(
+async def test_an_incident_that_another_replica_leases_costs_the_others_little(
     store: Store, postgres_database: DatabaseUrl
 ) -> None:
     await _accepted(store, "held")
@@ -153,13 +153,13 @@ async def test_an_incident_that_another_replica_holds_costs_the_others_little(
     with psycopg.connect(url) as other:
         other.execute("SELECT * FROM incidents WHERE id = 'held' FOR UPDATE")
         began = time.monotonic()
-        held = [asyncio.create_task(_accepted(store, "held")) for _ in range(2)]
+        pending = [asyncio.create_task(_accepted(store, "held")) for _ in range(2)]
         free = [asyncio.create_task(_accepted(store, f"free {number}")) for number in range(20)]
         assert [(await task).delivery_count for task in free] == [1] * 20
         assert time.monotonic() - began < 4
         assert store.error is None
-        assert not any(task.done() for task in held)
-    assert [(await task).delivery_count for task in held] == [1, 1]
+        assert not any(task.done() for task in pending)
+    assert [(await task).delivery_count for task in pending] == [1, 1]
 
 
 async def _accepted(store: Store, incident: str) -> AcceptResult:

@@ -41,22 +41,22 @@ class Replicas:
 
     def __init__(self, one: Store, other: Store) -> None:
         self.stores = (one, other)
-        self.told: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+        self.reported: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
         """By incident and channel: the first and the last event of each message, in the order of their receipts."""
 
     async def deliver(self, store: Store, channel: str, random: Random, *, fails: float) -> int:
         """Claims what is due and ends it, some of it as failed; how many claims that were."""
-        taken = await claim_due(store, ClaimRequest(channel, 3, "me", 60, None))
-        await asyncio.gather(*(self.end(store, one, failed=random.random() < fails) for one in taken.tasks))
-        return len(taken.tasks)
+        claimed = await claim_due(store, ClaimRequest(channel, 3, "me", 60, None))
+        await asyncio.gather(*(self.end(store, one, failed=random.random() < fails) for one in claimed.tasks))
+        return len(claimed.tasks)
 
     async def end(self, store: Store, one: DeliveryTask, *, failed: bool) -> None:
         """Ends a claim as delivered, or as failed."""
         if failed:
-            # It says nothing of the channel, whose gate would else keep everybody waiting.
+            # It says nothing of the channel, whose breaker would else keep everybody waiting.
             await end_attempt(store, one, DeliveryState.RETRYING, channel_effect=ChannelEffect.NOTHING)
         else:
-            self.told[one.incident_id, one.channel].append((one.first_event_seq, one.last_event_seq))
+            self.reported[one.incident_id, one.channel].append((one.first_event_seq, one.last_event_seq))
             assert (await end_attempt(store, one)).lease_valid
 
     async def drain(self) -> None:
@@ -85,8 +85,8 @@ class Replicas:
         accepted = defaultdict(list)
         for incident, seq in await self.stores[0].read(lambda connection: connection.execute(of_incident).all()):
             accepted[incident].append(seq)
-        assert set(self.told) == {(incident, channel) for incident in accepted for channel in CHANNELS}
-        for (incident, channel), messages in self.told.items():
+        assert set(self.reported) == {(incident, channel) for incident in accepted for channel in CHANNELS}
+        for (incident, channel), messages in self.reported.items():
             last = [message[1] for message in messages]
             assert last == sorted(last), f"{incident} on {channel}: {messages}"
             assert last[-1] == accepted[incident][-1]
@@ -150,9 +150,9 @@ async def test_an_attempt_that_fails_while_the_other_accepts(replicas: Replicas)
     for number in range(40):
         incident = str(number)
         await accept(one, incident, *CHANNELS)
-        tried = [await claim_one(one, channel) for channel in CHANNELS]
+        claims = [await claim_one(one, channel) for channel in CHANNELS]
         await asyncio.gather(
-            *(replicas.end(one, each, failed=True) for each in tried), accept(other, incident, *CHANNELS)
+            *(replicas.end(one, each, failed=True) for each in claims), accept(other, incident, *CHANNELS)
         )
         await replicas.drain()
     await replicas.judge()
@@ -160,10 +160,10 @@ async def test_an_attempt_that_fails_while_the_other_accepts(replicas: Replicas)
 
 async def test_a_notification_that_comes_to_both_at_once_is_accepted_once(replicas: Replicas) -> None:
     async def posted(store: Store, event: Event) -> bool:
-        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+        def decide(state: IncidentState | None, now: float) -> DeliveryPlan | None:
             return deduplication.plan_event(
                 event,
-                known,
+                state,
                 fingerprint=build_fingerprint(event),
                 now=now,
                 duplicate_window=60,
@@ -200,7 +200,7 @@ async def test_a_claim_whose_lease_ended_while_the_other_accepts(replicas: Repli
     await replicas.judge()
 
 
-async def test_a_dead_letter_that_is_sent_again_while_the_other_accepts(replicas: Replicas) -> None:
+async def test_a_dead_letter_that_is_resent_while_the_other_accepts(replicas: Replicas) -> None:
     one, other = replicas.stores
     for number in range(40):
         incident = str(number)
@@ -218,16 +218,16 @@ async def test_a_dead_letter_that_is_sent_again_while_the_other_accepts(replicas
     await replicas.judge()
 
 
-async def test_a_gate_that_opens_while_what_waits_behind_it_is_merged(replicas: Replicas) -> None:
+async def test_a_breaker_that_closes_while_what_waits_for_it_is_merged(replicas: Replicas) -> None:
     one, other = replicas.stores
     incidents = [str(number) for number in range(FAILURE_THRESHOLD + 15)]
     for _ in range(6):
         for incident in incidents:
             await accept(one, incident, *CHANNELS)
-        openers = [await _closed_but_for_one(one, channel, len(incidents)) for channel in CHANNELS]
+        last_claims = [await _open_the_breaker_but_for_one(one, channel, len(incidents)) for channel in CHANNELS]
         # No deadlock comes out of any of these: `gather` would raise what it became.
         await asyncio.gather(
-            *(replicas.end(one, opener, failed=False) for opener in openers),
+            *(replicas.end(one, last_claim, failed=False) for last_claim in last_claims),
             *(accept(other, incident, *CHANNELS) for incident in incidents),
             *(
                 replicas.deliver(store, channel, seeded(channel), fails=0.5)
@@ -239,9 +239,9 @@ async def test_a_gate_that_opens_while_what_waits_behind_it_is_merged(replicas: 
     await replicas.judge()
 
 
-async def _closed_but_for_one(store: Store, channel: str, number: int) -> DeliveryTask:
-    """All deliveries of a channel fail and wait, its gate is closed; but one claim is still to end, and may open it."""
-    opener, *others = (await claim_due(store, ClaimRequest(channel, number, "me", 60, None))).tasks
+async def _open_the_breaker_but_for_one(store: Store, channel: str, number: int) -> DeliveryTask:
+    """All deliveries of a channel fail and wait: its breaker is open. One claim is still to end, and may close it."""
+    last_claim, *others = (await claim_due(store, ClaimRequest(channel, number, "me", 60, None))).tasks
     assert len(others) == number - 1
     await asyncio.gather(*(end_attempt(store, each, DeliveryState.RETRYING, retry_in=1) for each in others))
-    return opener
+    return last_claim

@@ -48,24 +48,24 @@ def folder(tmp_path: Path) -> Path:
 def test_what_an_alert_says_stays_text_on_every_channel(folder: Path, channel: str) -> None:
     for text in NASTY:
         payload, kind = render(channel, folder, text)
-        shown = Elements(render_message(kind, payload))
-        assert shown.tags <= HARMLESS
-        assert shown.attributes <= {"class", "href"}
-        assert all(address.startswith(("http://", "https://")) for address in shown.addresses)
+        elements = Elements(render_message(kind, payload))
+        assert elements.tags <= HARMLESS
+        assert elements.attributes <= {"class", "href"}
+        assert all(address.startswith(("http://", "https://")) for address in elements.addresses)
     payload, kind = render(channel, folder)
     assert "permission_denied: backend cannot encrypt" in Elements(render_message(kind, payload)).text
 
 
 def test_a_mail_is_a_document_of_its_own_that_loads_nothing(folder: Path) -> None:
     payload, _ = render("email", folder)
-    shown = Elements(render_mail(payload))
-    assert {"html", "base", "table"} <= shown.tags
-    assert "script" not in shown.tags
-    assert all(address.startswith(("http://", "https://", "data:image/png")) for address in shown.addresses)
+    elements = Elements(render_mail(payload))
+    assert {"html", "base", "table"} <= elements.tags
+    assert "script" not in elements.tags
+    assert all(address.startswith(("http://", "https://", "data:image/png")) for address in elements.addresses)
     for text in NASTY:
-        shown = Elements(render_mail(render("email", folder, text)[0]))
-        assert shown.tags.isdisjoint({"script", "img", "iframe", "object", "link", "form"})
-        assert not {name for name in shown.attributes if name.startswith("on")}
+        elements = Elements(render_mail(render("email", folder, text)[0]))
+        assert elements.tags.isdisjoint({"script", "img", "iframe", "object", "link", "form"})
+        assert not {name for name in elements.attributes if name.startswith("on")}
 
 
 def test_what_is_too_large_or_no_json_is_shown_all_the_same() -> None:

@@ -11,8 +11,8 @@ from services.relay.report.delay import explain_delay
 def slow(*attempts: tuple[float, float, str], until: float = 1100.0, **changes: Any) -> SlowDelivery:
     """A delivery that was accepted at 1000; attempts are when after that, how long, and how they ended."""
     attempt_rows = [SlowAttempt(1000 + at, seconds, reason, "") for at, seconds, reason in attempts]
-    known: dict[str, Any] = {"is_digest": False, "is_restored": False, "attempts": attempt_rows, **changes}
-    return SlowDelivery("id", "one", "slack", "KMSTest", "firing", 1000.0, until, **known)
+    fields: dict[str, Any] = {"is_digest": False, "is_restored": False, "attempts": attempt_rows, **changes}
+    return SlowDelivery("id", "one", "slack", "KMSTest", "firing", 1000.0, until, **fields)
 
 
 NOTHING = "waited 1 min 40 s; nothing was delivered on the channel, no reason is stored"

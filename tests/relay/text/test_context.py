@@ -45,8 +45,8 @@ def test_many_changes_name_three() -> None:
     alert = of.event.alerts[0]
     alerts = tuple(replace(alert, fingerprint=str(n), labels={**alert.labels, "instance": f"b-{n}"}) for n in range(9))
     context = IncidentContext(previous_at=NOW, previous_alerts={"x": Status.FIRING})
-    many = change(replace(of, event=replace(of.event, alerts=alerts)), context=context)
-    assert list_context(many)[0].items == ("0 s ago; since then 9 new (b-0; b-1; b-2; …)",)
+    long = change(replace(of, event=replace(of.event, alerts=alerts)), context=context)
+    assert list_context(long)[0].items == ("0 s ago; since then 9 new (b-0; b-1; b-2; …)",)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_it_says_how_often(number: int, text: str) -> None:
 
 def test_what_else_fires_is_clean_short_and_counted() -> None:
     related = tuple(RelatedIncident(str(n), f"{n}\u202e\nx" + "w" * 900, NOW) for n in range(7))
-    (*shown, more) = facts(related=related, related_count=40)[ALSO_FIRING]
-    assert len(shown) == 5
+    (*names, more) = facts(related=related, related_count=40)[ALSO_FIRING]
+    assert len(names) == 5
     assert more == "… and 35 more"
-    assert all(len(item) < 240 and "\n" not in item and "\u202e" not in item for item in shown)
-    assert shown[0].endswith(", since 2026-11-24 22:46 UTC")
+    assert all(len(item) < 240 and "\n" not in item and "\u202e" not in item for item in names)
+    assert names[0].endswith(", since 2026-11-24 22:46 UTC")

@@ -84,10 +84,10 @@ def test_few_alerts_are_shown_one_by_one_and_many_rules_are_counted() -> None:
 @settings(max_examples=200 if LONG else 40)
 def test_every_alert_is_shown_or_counted(any_message: Message) -> None:
     parts, more = arrange_alerts(any_message, max_cards=5, max_tables=2, max_rows=7)
-    shown = sum(len(part.alerts) if isinstance(part, AlertTable) else 1 for part in parts)
+    listed = sum(len(part.alerts) if isinstance(part, AlertTable) else 1 for part in parts)
     left_out = [more, *(part.more for part in parts if isinstance(part, AlertTable))]
-    counted = sum(int(word) for text in left_out for word in text.split() if word.isdecimal())
-    assert shown + counted == len(any_message.event.alerts)
+    counted = sum(int(token) for text in left_out for token in text.split() if token.isdecimal())
+    assert listed + counted == len(any_message.event.alerts)
     for part in parts:
         if isinstance(part, AlertTable):
             assert len(part.alerts) == len(part.rows) <= 7

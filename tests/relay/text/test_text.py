@@ -33,7 +33,7 @@ from tests.relay.channels.examples import ALERTS_URL, SILENCE_URL, message, stra
 
 
 @given(strange)
-def test_readable_text_can_be_encoded_and_holds_nothing_invisible(text: str) -> None:
+def test_readable_text_can_be_encoded_and_contains_nothing_invisible(text: str) -> None:
     readable = clean_text(text)
     readable.encode()
     assert not set(readable) & set("\x00\x07\x1b\r\x7f\x85\u2028\u202e\u2066\ud800\ufeff")
@@ -90,19 +90,19 @@ def test_every_link_that_enrichment_makes_is_shown_as_it_is(path: str) -> None:
     annotations = {"runbook_url": f"https://example.org/{path}"}
     (alert,) = message().event.alerts
     for given_to in (alert, replace(alert, annotations=annotations, labels={"given": path})):
-        made = build_links(given_to, message().task.accepted_at, rules).runbook
-        assert sanitize_url(made) == made
+        runbook = build_links(given_to, message().task.accepted_at, rules).runbook
+        assert sanitize_url(runbook) == runbook
 
 
 def test_the_longest_link_that_enrichment_makes_is_shown() -> None:
     longest = "https://example.org/".ljust(MAX_URL, "a")
     (alert,) = message().event.alerts
-    made = build_links(
+    links = build_links(
         replace(alert, annotations={"runbook_url": longest}),
         message().task.accepted_at,
         LinkRules(None, None, allow_hosts=frozenset()),
     )
-    assert made.runbook == sanitize_url(longest) == longest
+    assert links.runbook == sanitize_url(longest) == longest
 
 
 def test_a_cut_list_of_alerts_is_never_over() -> None:
@@ -120,7 +120,7 @@ def test_what_nobody_heard_of_before_it_was_over_is_reported_as_both() -> None:
     assert format_state(message("01-firing-1", firing_undelivered=True)) == "Firing"
 
 
-def test_the_relays_own_words_stand_on_one_short_line() -> None:
+def test_the_relays_own_remark_stands_on_one_short_line() -> None:
     event = replace(message().event, remark="Ended\nwhile silenced.")
     assert format_remark(message(event, remark=" Slack is down. ")) == "Slack is down. Ended while silenced."
     assert format_remark(message()) == ""
@@ -211,7 +211,7 @@ def test_a_resolved_alert_without_an_end_is_not_reported_as_firing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "expected"),
     [
         (-5, "0 s"),
         (0, "0 s"),
@@ -222,11 +222,11 @@ def test_a_resolved_alert_without_an_end_is_not_reported_as_firing() -> None:
         (90_061, "1 d 1 h"),
     ],
 )
-def test_a_duration_is_reported_in_its_two_largest_units(seconds: float, said: str) -> None:
+def test_a_duration_is_reported_in_its_two_largest_units(seconds: float, expected: str) -> None:
     start = datetime(2026, 11, 24, tzinfo=UTC)
     (alert,) = message("03-resolved-1").event.alerts
     changed = replace(alert, starts_at=start, ends_at=start + timedelta(seconds=seconds))
-    assert format_period(changed).endswith(f"({said})")
+    assert format_period(changed).endswith(f"({expected})")
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def test_an_incident_lasts_from_its_first_start_to_its_last_end() -> None:
     assert compute_duration(change(over, context=early)) == "12 min"
     endless = replace(over.event, alerts=(replace(alert, ends_at=None),))
     assert compute_duration(replace(over, event=endless)) == "2 s", "until the webhook came"
-    odd = replace(alert, starts_at=datetime(9999, 12, 31, tzinfo=UTC), ends_at=datetime(1, 1, 1, tzinfo=UTC))
-    assert compute_duration(replace(over, event=replace(over.event, alerts=(odd,)))) == "0 s"
+    extreme = replace(alert, starts_at=datetime(9999, 12, 31, tzinfo=UTC), ends_at=datetime(1, 1, 1, tzinfo=UTC))
+    assert compute_duration(replace(over, event=replace(over.event, alerts=(extreme,)))) == "0 s"
 
 
 @pytest.mark.parametrize("text", HUGE)

@@ -28,7 +28,7 @@ from tests.iterations import LONG
 from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
-MANY = 100_000 if LONG else 10_000
+DATA_KEYS = 100_000 if LONG else 10_000
 
 
 async def write(session: CommandSession, rotation_id: str = "one") -> tuple[Path, BackupSummary]:
@@ -94,7 +94,7 @@ async def test_every_single_changed_byte_and_every_cut_is_noticed(in_a_file: Rot
         assert await folder.read_whole_backup(file, session.kms, timeout=5) == summary
 
 
-def test_pages_cannot_be_left_out_or_change_places_and_the_last_one_cannot_be_missing(tmp_path: Path) -> None:
+def test_pages_cannot_be_left_out_or_be_reordered_and_the_last_one_cannot_be_missing(tmp_path: Path) -> None:
     file, key = tmp_path / "file", bytes(32)
     writer = encrypted_pages.EncryptedFileWriter(file, b"{}", key)
     for page in (b"first", b"other"):
@@ -114,7 +114,7 @@ def test_pages_cannot_be_left_out_or_change_places_and_the_last_one_cannot_be_mi
             list(encrypted_pages.read_pages(file, key))
 
 
-async def test_a_backup_that_fails_half_way_leaves_nothing(in_a_file: Rotated) -> None:
+async def test_a_backup_that_fails_halfway_leaves_nothing(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
 
         async def rows(after: str = "", _limit: int = 0) -> list[StoredKey]:
@@ -140,7 +140,7 @@ def test_no_file_replaces_another(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-async def test_what_a_killed_runner_left_half_is_no_backup_and_in_nobodys_way(in_a_file: Rotated) -> None:
+async def test_what_a_killed_runner_left_half_is_no_backup_and_blocks_nobody(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         file = session.backups.get_new_path("one", datetime(2026, 1, 1, tzinfo=UTC))
         half = file.with_name(f".{file.name}.part")
@@ -162,9 +162,9 @@ async def test_restore_check_compares_the_latest_backup_with_the_keyring(
         assert (report.outcome, report.problems) == (CommandOutcome.DONE, ())
         assert report.backup
         assert (report.backup.file, report.backup.sha256) == (str(file), summary.sha256)
-        kept = await rotated.keys()
-        del kept[data_key_id(1)]
-        await rotated.reset(kept.values())
+        remaining = await rotated.keys()
+        del remaining[data_key_id(1)]
+        await rotated.reset(remaining.values())
         report = await check_backup(session, file.name)
         assert report.outcome is CommandOutcome.FAILED
         assert [(each.id, "no longer in the keyring" in each.error) for each in report.problems] == [
@@ -205,7 +205,7 @@ async def test_any_number_of_data_keys_is_backed_up_and_checked_in_bounded_memor
 
         async def rows(after: str = "", _limit: int = 0) -> list[StoredKey]:
             begin = int(after, 16) + 1 if after else 0
-            numbers = range(begin, min(begin + MAX_PAGE_SIZE, MANY))
+            numbers = range(begin, min(begin + MAX_PAGE_SIZE, DATA_KEYS))
             return [first.model_copy(update={"id": data_key_id(number)}) for number in numbers]
 
         session.administration.list_backup_rows = rows  # type: ignore[method-assign,assignment]
@@ -216,28 +216,28 @@ async def test_any_number_of_data_keys_is_backed_up_and_checked_in_bounded_memor
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert summary.data_keys == MANY
-    assert file.stat().st_size > 300 * MANY
+    assert summary.data_keys == DATA_KEYS
+    assert file.stat().st_size > 300 * DATA_KEYS
     assert peak < 8_000_000
 
 
 async def test_restore_check_finds_a_data_key_that_is_another_one(in_a_file: Rotated) -> None:
-    kept = await in_a_file.keys()
-    wrong = replace(kept[data_key_id(0)], fingerprint=bytes(32))
-    await in_a_file.reset([wrong, *(key for id_, key in kept.items() if id_ != wrong.id)])
+    remaining = await in_a_file.keys()
+    wrong = replace(remaining[data_key_id(0)], fingerprint=bytes(32))
+    await in_a_file.reset([wrong, *(key for id_, key in remaining.items() if id_ != wrong.id)])
     async with in_a_file.session() as session:
         await write(session)
         report = await check_backup(session, "latest")  # keyring and backup agree, and KMS does not
         assert [(each.id, each.error) for each in report.problems] == [
             (wrong.id, "version 1 does not unwrap it: its fingerprint differs")
         ]
-        await in_a_file.reset(kept.values())
+        await in_a_file.reset(remaining.values())
         report = await check_backup(session, "latest")
     assert report.outcome is CommandOutcome.FAILED
     assert "it is not the one in the backup: its fingerprint differs" in {each.error for each in report.problems}
 
 
-async def test_a_last_page_that_tells_of_other_rows_is_noticed(in_a_file: Rotated) -> None:
+async def test_a_last_page_that_is_of_other_rows_is_noticed(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         file, summary = await write(session)
         header = file.read_bytes().partition(b"\n")[0]

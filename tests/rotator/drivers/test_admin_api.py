@@ -68,17 +68,17 @@ def always(status: int, body: str | bytes = b"", **headers: str) -> Handler:
 
 
 async def test_the_first_token_is_sent_and_the_caller_is_named(open_keyring: Asking, tmp_path: Path) -> None:
-    seen = []
+    received = []
 
     async def handler(request: web.BaseRequest) -> web.Response:
-        seen.append((request.path, request.headers["Authorization"], request.headers["X-Keypulse-Caller"]))
+        received.append((request.path, request.headers["Authorization"], request.headers["X-Keypulse-Caller"]))
         return web.json_response(CENSUS)
 
     async with open_keyring(handler, caller="me\r\nX-Evil: ünd") as keyring:
         await keyring.count_key_usage()
         (tmp_path / "token").write_text("a-new-token")
         await keyring.count_key_usage()
-    assert seen == [
+    assert received == [
         ("/base/admin/crypto/census", f"Bearer {TOKEN}", "me??X-Evil: ?nd"),
         ("/base/admin/crypto/census", "Bearer a-new-token", "me??X-Evil: ?nd"),
     ]
@@ -130,10 +130,10 @@ async def test_each_answer_that_is_none_is_one_sentence_with_the_next_step(
     open_keyring: Asking, handler: Handler, kind: type[AdministrationError], sentence: str
 ) -> None:
     async with open_keyring(handler) as keyring:
-        with pytest.raises(kind, match=sentence) as told:
+        with pytest.raises(kind, match=sentence) as raised:
             await keyring.count_key_usage()
-    assert type(told.value) is kind
-    assert len(str(told.value)) < 800
+    assert type(raised.value) is kind
+    assert len(str(raised.value)) < 800
 
 
 async def test_a_server_without_an_admin_api_is_not_mistaken_for_one_without_a_rotation(open_keyring: Asking) -> None:
@@ -147,9 +147,9 @@ async def test_a_server_without_an_admin_api_is_not_mistaken_for_one_without_a_r
 async def test_a_server_that_repeats_the_token_does_not_get_it_into_any_text(open_keyring: Asking) -> None:
     for status in (200, 409, 500):
         async with open_keyring(always(status, json.dumps({"error": f"you sent {TOKEN}"}))) as keyring:
-            with pytest.raises(AdministrationError) as told:
+            with pytest.raises(AdministrationError) as raised:
                 await keyring.count_key_usage()
-        assert TOKEN not in str(told.value)
+        assert TOKEN not in str(raised.value)
 
 
 async def test_a_server_that_does_not_answer_is_waited_for_within_a_bound(open_keyring: Asking) -> None:
@@ -165,7 +165,7 @@ async def test_a_server_that_does_not_answer_is_waited_for_within_a_bound(open_k
             await keyring.count_key_usage()
 
 
-async def test_nobody_who_listens_is_reported_in_the_systems_own_words(tmp_path: Path) -> None:
+async def test_nobody_who_listens_is_reported_in_the_error_of_the_system(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     settings = AdminApiDriverSettings(kind="admin_api", url="http://127.0.0.1:1", token_file=tmp_path / "token")
     async with open_driver(settings, KMS) as keyring:
@@ -188,21 +188,21 @@ async def test_a_token_that_cannot_be_sent_is_refused_before_anything_is(
 async def test_only_a_certificate_that_somebody_vouches_for_gets_the_token(
     open_keyring: Asking, tmp_path: Path
 ) -> None:
-    authority, seen = Authority(tmp_path), []
+    authority, received = Authority(tmp_path), []
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*authority.sign("server", *LOCALHOST))
 
     async def handler(request: web.BaseRequest) -> web.Response:
-        seen.append(request.headers["Authorization"])
+        received.append(request.headers["Authorization"])
         return web.json_response(CENSUS)
 
     async with open_keyring(handler, tls=tls) as keyring:
         with pytest.raises(RefusedError, match=r"no secure connection .*ca_file"):
             await keyring.count_key_usage()
-    assert seen == []
+    assert received == []
     async with open_keyring(handler, tls=tls, ca_file=authority.ca) as keyring:
         await keyring.count_key_usage()
-    assert seen == [f"Bearer {TOKEN}"]
+    assert received == [f"Bearer {TOKEN}"]
 
 
 async def test_a_proxy_leads_to_the_service_or_says_why_it_does_not(open_keyring: Asking, tmp_path: Path) -> None:

@@ -95,10 +95,10 @@ async def test_each_call_of_a_rotation_is_as_the_document_says(
             with pytest.raises(RefusedError):
                 await keyring.retire_version("2", lease.token)
         assert await backend.get("a") == b"x"
-    seen = {check_call(*call) for call in calls}
+    called = {check_call(*call) for call in calls}
     operations = [operation for path in DOCUMENT["paths"].values() for operation in path.values()]
-    assert {name.partition(" ")[0] for name in seen} == {operation["operationId"] for operation in operations}
-    assert {"get_keys 401", "get_rotations 404", "lease 409", "retire 409", "journal 204"} <= seen
+    assert {name.partition(" ")[0] for name in called} == {operation["operationId"] for operation in operations}
+    assert {"get_keys 401", "get_rotations 404", "lease 409", "retire 409", "journal 204"} <= called
 
 
 async def test_the_reference_backend_conforms_over_a_command(serve: Serve, versions: Versions, tmp_path: Path) -> None:

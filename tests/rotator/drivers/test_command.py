@@ -45,12 +45,12 @@ async def test_through_a_real_ssh_a_data_key_is_rotated_and_no_value_is_on_a_com
         async with open_driver(settings, KMS, caller='o\'clock; rm -rf "$HOME"') as keyring:
             lease = await keyring.acquire_lease("by 'ssh' $(id)", 60)
             request = RotateRequest(rotation_id="by-ssh", type=RotationType.NEW_DEK, token=lease.token, caller="x")
-            seen = b"".join(_command_lines())
+            command_lines = b"".join(_command_lines())
             while (progress := await keyring.rotate(request)).state == "running":
-                seen += b"".join(_command_lines())
+                command_lines += b"".join(_command_lines())
             assert (progress.state, len(await keyring.list_keys())) == ("done", 2)
-    assert b"services.backend" in seen
-    assert lease.token.encode() not in seen
+    assert b"services.backend" in command_lines
+    assert lease.token.encode() not in command_lines
 
 
 def _command_lines() -> list[bytes]:
@@ -64,11 +64,11 @@ def _command_lines() -> list[bytes]:
 
 
 async def test_the_lease_is_kept_while_a_call_is_in_progress(tmp_path: Path) -> None:
-    kept = tmp_path / "kept"
+    answers = tmp_path / "kept"
     lease = {"holder": "a test", "token": "t", "expires_at": "2026-01-01T00:00:00Z"}
     script = f"""
 import pathlib, sys, time
-kept = pathlib.Path({str(kept)!r})
+kept = pathlib.Path({str(answers)!r})
 for line in sys.stdin:
     if '"keys' in line:
         while not (kept.exists() and len(kept.read_text()) >= 2): time.sleep(0.01)
@@ -79,7 +79,7 @@ for line in sys.stdin:
 """
     async with open_driver(python(script), KMS) as keyring:
         assert not await run_with_lease(keyring, 6.0, lambda _: keyring.list_keys(), "a test")
-    assert len(kept.read_text()) >= 2
+    assert len(answers.read_text()) >= 2
 
 
 async def test_one_process_serves_one_call_after_another_and_ends_with_the_run(tmp_path: Path) -> None:
@@ -115,12 +115,12 @@ open({str(log)!r}, "a").write("ended\\n")
         ('print(\'{"status": 200, "body": 7}\')', "the answer to census is not one of an admin API"),
     ],
 )
-async def test_a_command_that_does_not_answer_is_one_sentence_with_its_last_words(script: str, sentence: str) -> None:
+async def test_a_command_that_does_not_answer_is_one_sentence_with_its_last_output(script: str, sentence: str) -> None:
     async with open_driver(python(f"import sys; sys.stdin.readline()\n{script}"), KMS) as keyring:
-        with pytest.raises(UnreachableError, match=sentence) as told:
+        with pytest.raises(UnreachableError, match=sentence) as raised:
             await keyring.count_key_usage()
-        assert "\n" not in str(told.value)
-        assert len(str(told.value)) < 800
+        assert "\n" not in str(raised.value)
+        assert len(str(raised.value)) < 800
 
 
 async def test_a_command_that_hangs_is_ended_with_what_it_started_and_the_next_call_starts_it_again(
@@ -144,18 +144,18 @@ print('{{"status": 200, "body": {json.dumps(CENSUS)}}}', flush=True)
 
 
 async def test_a_cancelled_call_leaves_no_answer_for_the_next_one(tmp_path: Path, until: Until) -> None:
-    asked = tmp_path / "asked"
+    requests = tmp_path / "asked"
     script = f"""
 import pathlib, sys, time
 for line in sys.stdin:
     if "keys" in line:
-        pathlib.Path({str(asked)!r}).touch()
+        pathlib.Path({str(requests)!r}).touch()
         time.sleep(600)
     print('{{"status": 200, "body": {json.dumps(CENSUS)}}}', flush=True)
 """
 
     async def was_called() -> bool:
-        return asked.exists()
+        return requests.exists()
 
     async with open_driver(python(script), KMS) as keyring:
         asking = asyncio.create_task(keyring.list_keys())

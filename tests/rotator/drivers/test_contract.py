@@ -43,7 +43,7 @@ async def rotate(
     pytest.fail("the rotation does not end")
 
 
-def test_every_kind_is_here() -> None:
+def test_every_kind_is_listed() -> None:
     assert KINDS == ("admin_api", "command", "sql")
 
 
@@ -75,13 +75,13 @@ async def test_the_census_counts_data_keys_and_records_of_each_version(
     assert census.retired_versions == ()
 
 
-async def test_one_at_a_time_holds_the_lease_and_the_other_is_told_who(keyring: Administration) -> None:
+async def test_one_at_a_time_has_the_lease_and_the_other_learns_who(keyring: Administration) -> None:
     first = await keyring.acquire_lease("the first", 60)
     with pytest.raises(RefusedError, match="the first"):
         await keyring.acquire_lease("the second", 60)
-    again = await keyring.acquire_lease("the first", 120, first.token)
-    assert again.token == first.token
-    assert again.expires_at > first.expires_at
+    renewed = await keyring.acquire_lease("the first", 120, first.token)
+    assert renewed.token == first.token
+    assert renewed.expires_at > first.expires_at
     await keyring.release_lease("another's")
     with pytest.raises(RefusedError):
         await keyring.acquire_lease("the second", 60)
@@ -147,7 +147,7 @@ async def test_without_the_lease_nothing_is_changed(keyring: Administration) -> 
     assert len(await keyring.list_keys()) == 1
 
 
-async def test_a_rotation_is_undone_and_its_steps_are_noted(keyring: Administration) -> None:
+async def test_a_rotation_is_undone_and_its_steps_are_recorded(keyring: Administration) -> None:
     (before,) = await keyring.list_keys()
     await rotate(keyring, NEW_DEK, "undone")
     lease = await keyring.acquire_lease("a test", 60)
@@ -237,9 +237,7 @@ async def test_a_version_is_retired_once_nothing_needs_it(keyring: Administratio
     assert [each.kek_version for each in (await keyring.count_key_usage()).retired_versions] == ["1"]
 
 
-async def test_what_kms_refuses_is_reported_and_tried_again_by_nobody(
-    keyring: Administration, emulator: Emulator
-) -> None:
+async def test_what_kms_refuses_is_reported_and_retried_by_nobody(keyring: Administration, emulator: Emulator) -> None:
     lease = await keyring.acquire_lease("a test", 60)
     emulator.faults.add(EmulatorFault(kind="denied", operation="Encrypt"))
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")
@@ -248,7 +246,7 @@ async def test_what_kms_refuses_is_reported_and_tried_again_by_nobody(
     assert not isinstance(refused.value, (RefusedError, UnreachableError))
 
 
-async def test_a_kms_that_is_not_there_may_be_tried_again(keyring: Administration, emulator: Emulator) -> None:
+async def test_a_kms_that_is_not_there_may_be_retried(keyring: Administration, emulator: Emulator) -> None:
     lease = await keyring.acquire_lease("a test", 60)
     emulator.faults.add(EmulatorFault(kind="status", operation="Encrypt"))
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")

@@ -20,13 +20,13 @@ from tests.backend.conftest import KEY
 async def test_an_answer_of_nothing_but_values_is_not_even_parsed(status: int, piece: bytes) -> None:
     worst = b'{"x":[' + b",".join([piece] * (MAX_RESPONSE_BYTES // (len(piece) + 1) - 10)) + b"]}"
 
-    async def carry(_question: AdminRequest) -> AdminResponse:
+    async def send(_question: AdminRequest) -> AdminResponse:
         return AdminResponse(status, worst)
 
     tracemalloc.start()
     try:
         with pytest.raises(UnreachableError, match="census holds over 200000 values; is it an admin API"):
-            await RemoteAdministration("http://service", carry).count_key_usage()
+            await RemoteAdministration("http://service", send).count_key_usage()
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

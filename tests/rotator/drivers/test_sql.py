@@ -41,11 +41,11 @@ async def test_a_database_without_a_keyring_is_refused(empty_database: URL) -> N
             pytest.fail("it was opened")
 
 
-async def test_a_database_that_does_not_answer_may_be_tried_again() -> None:
-    with pytest.raises(UnreachableError, match="expected the database of the service") as told:
+async def test_a_database_that_does_not_answer_may_be_retried() -> None:
+    with pytest.raises(UnreachableError, match="expected the database of the service") as raised:
         async with open_driver(settings("postgresql://me:hunter2@127.0.0.1:1/backend"), KMS):
             pytest.fail("it was opened")
-    assert "hunter2" not in str(told.value)
+    assert "hunter2" not in str(raised.value)
 
 
 async def test_records_that_are_not_there_are_named(backend: Backend) -> None:

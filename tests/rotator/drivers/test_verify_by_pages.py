@@ -31,10 +31,10 @@ class Service:
 
     def __init__(self, *pages: VerificationResult) -> None:
         self.pages = list(pages)
-        self.asked: list[Any] = []
+        self.requests: list[Any] = []
 
-    async def carry(self, question: AdminRequest) -> AdminResponse:
-        self.asked.append(question.body)
+    async def send(self, question: AdminRequest) -> AdminResponse:
+        self.requests.append(question.body)
         return AdminResponse(200, self.pages.pop(0).model_dump_json().encode())
 
 
@@ -45,8 +45,8 @@ def page(following: str | None, *problems: Problem, fingerprint: str = "") -> Ve
 async def test_each_page_is_a_call_and_problems_of_our_own_come_first() -> None:
     ours, foreign = Problem(id="z", error="w"), Problem(id="a", error="w", is_foreign=True)
     service = Service(page("b", foreign), page("d"), page(None, ours, fingerprint="f"))
-    whole = await verify_by_pages(RemoteAdministration("there", service.carry), "sample")
-    assert [(body["mode"], body["after"]) for body in service.asked] == [
+    whole = await verify_by_pages(RemoteAdministration("there", service.send), "sample")
+    assert [(body["mode"], body["after"]) for body in service.requests] == [
         ("sample", ""),
         ("sample", "b"),
         ("sample", "d"),
@@ -56,19 +56,19 @@ async def test_each_page_is_a_call_and_problems_of_our_own_come_first() -> None:
 
 async def test_a_hundred_problems_are_reported_at_most() -> None:
     service = Service(*(page(name, *[Problem(id="k", error="w")] * 60) for name in ("b", None)))
-    assert len((await verify_by_pages(RemoteAdministration("there", service.carry), "full")).problems) == 100
+    assert len((await verify_by_pages(RemoteAdministration("there", service.send), "full")).problems) == 100
 
 
 async def test_an_older_service_that_knows_no_pages_has_checked_all() -> None:
-    async def carry(_question: AdminRequest) -> AdminResponse:
+    async def send(_question: AdminRequest) -> AdminResponse:
         return AdminResponse(
             200, json.dumps({"data_keys": 9, "records": 1, "problems": [], "fingerprint": "f"}).encode()
         )
 
-    assert (await verify_by_pages(RemoteAdministration("there", carry), "full")).data_keys == 9
+    assert (await verify_by_pages(RemoteAdministration("there", send), "full")).data_keys == 9
 
 
 async def test_pages_that_lead_in_a_circle_end_with_a_sentence() -> None:
     service = Service(page("b"), page("b"))
     with pytest.raises(UnreachableError, match="the service's verification does not go on after data key b"):
-        await verify_by_pages(RemoteAdministration("there", service.carry), "full")
+        await verify_by_pages(RemoteAdministration("there", service.send), "full")

@@ -69,16 +69,16 @@ def build(kms_key: memory_kms.StoredKey, tmp_path: Path) -> Callable[[URL], Tena
 @pytest.fixture
 async def tenants(build: Callable[[URL], Tenants], any_database: URL) -> Tenants:
     """Three tenants, in each kind of database."""
-    made = build(any_database)
-    await made.create()
-    await made.add(["acme", "beta", "Ümläut 'quoted'"])
-    return made
+    table = build(any_database)
+    await table.create()
+    await table.add(["acme", "beta", "Ümläut 'quoted'"])
+    return table
 
 
 @pytest.fixture
 async def in_a_file(build: Callable[[URL], Tenants], sqlite_url: URL) -> Tenants:
     """Three tenants in SQLite alone: what does not depend on the store."""
-    made = build(sqlite_url)
-    await made.create()
-    await made.add(["acme", "beta", "gamma"])
-    return made
+    table = build(sqlite_url)
+    await table.create()
+    await table.add(["acme", "beta", "gamma"])
+    return table

@@ -36,11 +36,11 @@ def _run_in_child(where: tuple[Any, ...], command: str, left: int) -> None:
 
     async def count(self: Database, work: Callable[[Any], Any]) -> Any:
         nonlocal left
-        written = await write(self, work)
+        result = await write(self, work)
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return written
+        return result
 
     Database.write = count  # type: ignore[method-assign]
     url, kms, folder, driver, overrides, keys = where

@@ -163,7 +163,7 @@ async def test_a_column_with_the_name_of_the_kms_key_stays_as_it_is(in_a_file: T
     assert await in_a_file.unreadable() == []
 
 
-async def test_a_row_that_goes_wrong_under_way_is_left_out_and_tried_again(
+async def test_a_row_that_goes_wrong_during_the_run_is_left_out_and_retried(
     tenants: Tenants, kms_key: StoredKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = (await tenants.rows())["beta"][0]

@@ -122,7 +122,7 @@ async def test_a_new_data_key_is_refused(in_a_file: Tenants) -> None:
     assert await list_tables(in_a_file) == ["tenant_keys"]
 
 
-async def test_without_a_column_of_versions_each_row_may_need_any_until_it_was_wrapped_here(
+async def test_without_a_column_of_versions_each_row_may_need_any_until_it_was_wrapped_by_this_keyring(
     tenants: Tenants, kms_key: StoredKey
 ) -> None:
     tenants.driver["key_version"] = None
@@ -131,8 +131,8 @@ async def test_without_a_column_of_versions_each_row_may_need_any_until_it_was_w
         with pytest.raises(RotatorError, match="version elm may be needed by 3 data keys whose version cannot be read"):
             await retire_version(session, "elm")
         assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
-        again = await run(session, REWRAP)
-        assert again.outcome is CommandOutcome.NOTHING_TO_DO, again.summary
+        second = await run(session, REWRAP)
+        assert second.outcome is CommandOutcome.NOTHING_TO_DO, second.summary
         for backup in session.backups.folder.iterdir():
             backup.unlink()
         done = await retire_version(session, "elm", 1)

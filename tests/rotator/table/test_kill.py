@@ -25,7 +25,7 @@ from tests.rotator.table.tenants import PREFIX, Tenants, aad
 REWRAP = RotationType.REWRAP_KEK
 ROWS = 40
 """Of the short test: two full batches, and then one without a row."""
-MANY_ROWS = 20_000
+ROW_COUNT = 20_000
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ async def test_twenty_thousand_rows_under_load_stay_readable_whenever_the_rotato
     record_property: Callable[[str, object], None],
 ) -> None:
     """Each process does one commit more of the rotation than the one before it, until nothing is left."""
-    tenants = await fill(request.getfixturevalue(store), emulator, tmp_path, MANY_ROWS)
+    tenants = await fill(request.getfixturevalue(store), emulator, tmp_path, ROW_COUNT)
     await add_version(emulator)
     program, kills = Program(tenants, Random(14)), 0  # noqa: S311 - a test's
     overrides: dict[str, Any] = {"batch_size": 1000, "lease": "60s"}

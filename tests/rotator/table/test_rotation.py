@@ -19,8 +19,8 @@ async def test_every_row_is_wrapped_by_the_primary_version_and_unwraps_to_the_sa
         assert (report.outcome, report.problems) == (CommandOutcome.DONE, ()), report
         assert report.rotation
         assert (report.rotation.done, report.rotation.total, report.rotation.target_version) == (3, 3, "oak")
-        again = await run(session, REWRAP)
-        assert again.outcome is CommandOutcome.NOTHING_TO_DO
+        second = await run(session, REWRAP)
+        assert second.outcome is CommandOutcome.NOTHING_TO_DO
     after = await tenants.rows()
     assert {version for _, version in after.values()} == {"oak"}
     assert all(after[name][0] != before[name][0] for name in before)

@@ -67,7 +67,7 @@ async def test_ids_of_several_columns_and_names_that_need_quotes(
         f"CREATE TABLE {q('Tenant Keys')} ({q('Order')} INTEGER, {q('sélect')} VARCHAR(50), {q('DEK (b64)')} "
         f"VARCHAR(400), {q('region %')} VARCHAR(9), PRIMARY KEY ({q('Order')}, {q('sélect')}))"
     )
-    places = [(order, name, "eu") for order in range(1, 13) for name in ("a", "b, c", 'd"')] + [(99, "a", "us")]
+    key_rows = [(order, name, "eu") for order in range(1, 13) for name in ("a", "b, c", 'd"')] + [(99, "a", "us")]
     rows = [
         {
             "order": order,
@@ -75,7 +75,7 @@ async def test_ids_of_several_columns_and_names_that_need_quotes(
             "dek": base64.b64encode(await tenants.wrap(b"%d" % order, f"{order}/{name}/{region}".encode())).decode(),
             "region": region,
         }
-        for order, name, region in places
+        for order, name, region in key_rows
     ]
     insert, read = f"INSERT INTO {q('Tenant Keys')} VALUES", f"SELECT * FROM {q('Tenant Keys')}"  # noqa: S608 - a test
     await tenants.execute(f"{insert} (:order, :name, :dek, :region)", *rows)
@@ -187,11 +187,11 @@ async def test_a_version_is_written_in_the_form_in_which_it_was_read(
     )
     kms_key.add_version("2")
     await rewrap(tenants)
-    written = "SELECT kms_version FROM tenant_keys ORDER BY tenant"
-    assert await tenants.execute(written) == [(after,) for _, after in versions]
+    query = "SELECT kms_version FROM tenant_keys ORDER BY tenant"
+    assert await tenants.execute(query) == [(after,) for _, after in versions]
     async with tenants.session() as session:
         assert (await rollback(session)).outcome is CommandOutcome.DONE
-    assert await tenants.execute(written) == [(before,) for before, _ in versions]
+    assert await tenants.execute(query) == [(before,) for before, _ in versions]
 
 
 async def test_a_row_that_another_kms_key_wraps_is_left_alone(in_a_file: Tenants, kms_key: StoredKey) -> None:
@@ -208,7 +208,7 @@ async def test_a_row_that_another_kms_key_wraps_is_left_alone(in_a_file: Tenants
     assert await in_a_file.execute("SELECT dek_ciphertext FROM tenant_keys WHERE tenant = 'other'") == [(b"x",)]
 
 
-async def test_two_columns_of_a_table_are_rotated_apart(in_a_file: Tenants, kms_key: StoredKey) -> None:
+async def test_two_columns_of_a_table_are_rotated_separately(in_a_file: Tenants, kms_key: StoredKey) -> None:
     await in_a_file.execute("ALTER TABLE tenant_keys ADD COLUMN second BLOB")
     await in_a_file.execute("UPDATE tenant_keys SET second = :dek", {"dek": await in_a_file.wrap(b"second")})
     kms_key.add_version("oak")

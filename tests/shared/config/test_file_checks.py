@@ -112,11 +112,11 @@ def test_what_others_may_read_is_one_warning(to_check: bool, file: Path) -> None
         (file.parent / name).chmod(0o644)
     (file.parent / "admin").chmod(0o660)  # for a group, as a pod with an fsGroup has it
     keys = {"token": "auth.bearer_token_file", "slack_token": "channels.slack.token_file", "data/relay.db": "database"}
-    told = {
+    fields = {
         key: f"{file.parent / name}: others may read it (mode 0644); run: chmod o-rwx {file.parent / name}"
         for name, key in keys.items()
     }
-    assert sorted(warnings(file, to_check=to_check)) == sorted(told.items())
+    assert sorted(warnings(file, to_check=to_check)) == sorted(fields.items())
 
 
 def test_what_is_mounted_to_be_read_only_is_nobodys_to_change(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

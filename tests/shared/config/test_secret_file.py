@@ -40,11 +40,11 @@ def test_each_secret_is_compared_in_constant_time_also_after_one_that_matches(
     compared: list[tuple[bytes, bytes]] = []
     compare = hmac.compare_digest
 
-    def seen(candidate: bytes, secret: bytes) -> bool:
+    def record_comparison(candidate: bytes, secret: bytes) -> bool:
         compared.append((candidate, secret))
         return compare(candidate, secret)
 
-    monkeypatch.setattr(hmac, "compare_digest", seen)
+    monkeypatch.setattr(hmac, "compare_digest", record_comparison)
     file.write_text("first\nsecond\n")
     assert SecretFile(file).matches(b"first")
     assert compared == [(b"first", b"first"), (b"first", b"second")]
@@ -143,7 +143,7 @@ def test_a_short_token_lets_nobody_in(file: Path) -> None:
 
 def test_the_log_says_once_that_a_token_file_cannot_be_used_and_once_that_it_can_again(file: Path) -> None:
     tokens = TokenFile(file)
-    with structlog.testing.capture_logs() as told:
+    with structlog.testing.capture_logs() as logs:
         for _ in range(5):
             assert tokens.error == f"{file}: No such file or directory"
             with pytest.raises(SecretUnreadableError):
@@ -152,7 +152,7 @@ def test_the_log_says_once_that_a_token_file_cannot_be_used_and_once_that_it_can
         for _ in range(5):
             assert tokens.matches(b"x" * 16)
             assert tokens.error is None
-    assert [(line["log_level"], line["event"]) for line in told] == [
+    assert [(line["log_level"], line["event"]) for line in logs] == [
         ("error", "token file is unreadable; requests get 503"),
         ("info", "token file is readable again"),
     ]

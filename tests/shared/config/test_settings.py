@@ -30,7 +30,7 @@ class Settings(ServerSettings):
 
     listen: ListenAddress = Address("127.0.0.1", 9000)
     part: Part
-    many: dict[str, Part] = Field(default_factory=dict)
+    parts: dict[str, Part] = Field(default_factory=dict)
     some: tuple[Part, ...] = ()
     pets: dict[str, Annotated[Cat | Dog, Field(discriminator="kind")]] = Field(default_factory=dict)
     secret_file: FilePath | None = None
@@ -166,7 +166,7 @@ def test_settings_do_not_change(file: Path) -> None:
 
 
 def test_a_key_that_stands_twice_is_an_error_with_its_line(file: Path) -> None:
-    file.write_text("part: {name: p}\nmany:\n  a: {name: one}\n  a: {name: two}\n")
+    file.write_text("part: {name: p}\nparts:\n  a: {name: one}\n  a: {name: two}\n")
     (line,) = _lines(file)
     assert "the key 'a' is there twice" in line
     assert "line 4" in line
@@ -221,16 +221,16 @@ def test_the_keys_of_a_kind_are_proposed_for_that_kind(file: Path) -> None:
     assert _lines(file) == [f"{file}: pets.rex.trick: unknown key; did you mean tricks?"]
 
 
-@pytest.mark.parametrize("written", ["{value}: #none", "{value}:  #none # and a comment", "{value}: 12 #none"])
-def test_a_value_that_a_hash_cuts_off_is_recognised(written: str, file: Path) -> None:
-    file.write_text(f"part: {{name: p}}\n{written.format(value='listen')}\n")
+@pytest.mark.parametrize("value", ["{value}: #none", "{value}:  #none # and a comment", "{value}: 12 #none"])
+def test_a_value_that_a_hash_cuts_off_is_recognised(value: str, file: Path) -> None:
+    file.write_text(f"part: {{name: p}}\n{value.format(value='listen')}\n")
     expected = f"{file}: listen: YAML takes # and what follows it for a comment; expected the value in quotes"
     assert _lines(file) == [expected]
 
 
-@pytest.mark.parametrize("written", ["listen: nowhere   # a comment", "listen: 'nowhere #1'", "listen: nowhere#1"])
-def test_a_comment_or_a_hash_within_the_value_is_none_that_cuts_off(written: str, file: Path) -> None:
-    file.write_text(f"part: {{name: p}}\n{written}\n")
+@pytest.mark.parametrize("value", ["listen: nowhere   # a comment", "listen: 'nowhere #1'", "listen: nowhere#1"])
+def test_a_comment_or_a_hash_within_the_value_is_none_that_cuts_off(value: str, file: Path) -> None:
+    file.write_text(f"part: {{name: p}}\n{value}\n")
     (line,) = _lines(file)
     assert "comment" not in line.removeprefix(f"{file}: ")
 

@@ -45,22 +45,22 @@ ROUTES = [
 
 class Rig:
     def __init__(self, folder: Path, *, tokens: bool, users: Mapping[str, Role] | None = None) -> None:
-        held = []
+        references = []
         for role, token in TOKENS.items() if tokens else ():
             (folder / role).write_text(token)
-            held.append(Token(f"a-{role}", role, TokenFile(folder / role)))
+            references.append(Token(f"a-{role}", role, TokenFile(folder / role)))
         self.guard = Authorizer(create_registry())
-        access = AccessPolicy(held, users or {})
+        access = AccessPolicy(references, users or {})
         self.app = create_application("sample", self.guard.metrics, ROUTES, authorizer=self.guard, access_policy=access)
 
     def client(
         self, base: str = OPEN, *, user: str | None = None, role: Role | None = None, peer: str = "127.0.0.1"
     ) -> httpx2.AsyncClient:
-        async def known(scope: Scope, receive: Receive, send: Send) -> None:
+        async def call_with_user(scope: Scope, receive: Receive, send: Send) -> None:
             await self.app({**scope, **({USER_SCOPE_KEY: user} if user else {})}, receive, send)
 
         headers = {"authorization": f"Bearer {TOKENS[role]}"} if role else {}
-        transport = httpx2.ASGITransport(app=known, client=(peer, 1), raise_app_exceptions=False)
+        transport = httpx2.ASGITransport(app=call_with_user, client=(peer, 1), raise_app_exceptions=False)
         return httpx2.AsyncClient(transport=transport, base_url=base, headers=headers)
 
     def refused(self, endpoint: str, reason: str) -> float | None:
@@ -134,7 +134,7 @@ async def test_without_credentials_a_program_on_this_machine_may_do_everything(o
 
 
 @pytest.mark.parametrize("host", ["relay.example.org", "127.0.0.1.example.org:9912", "[::1", ""])
-async def test_without_credentials_a_name_that_somebody_pointed_here_reads_and_changes_nothing(
+async def test_without_credentials_a_name_that_somebody_pointed_to_this_server_reads_and_changes_nothing(
     opened: Rig, host: str
 ) -> None:
     async with opened.client() as client:
@@ -214,8 +214,8 @@ async def test_a_refusal_is_logged_with_the_address_once_in_10_s_for_each(closed
             for peer in ("192.0.2.1", "192.0.2.2"):
                 async with closed.client(peer=peer) as client:
                     await client.get("/read", headers={"authorization": "Bearer a-secret-that-is-wrong"})
-    told = [(line["peer"], line["endpoint"], line["reason"], line["suppressed"]) for line in logs]
-    assert told == [(peer, "/read", "wrong", more) for more in (0, 2) for peer in ("192.0.2.1", "192.0.2.2")]
+    refusals = [(line["peer"], line["endpoint"], line["reason"], line["suppressed"]) for line in logs]
+    assert refusals == [(peer, "/read", "wrong", more) for more in (0, 2) for peer in ("192.0.2.1", "192.0.2.2")]
     assert "a-secret" not in str(logs)
 
 
@@ -324,10 +324,10 @@ async def test_an_action_that_is_cancelled_is_kept_too() -> None:
     transport = httpx2.ASGITransport(app=create_application("sample", guard.metrics, routes, authorizer=guard))
     with capture_logs() as logs:
         async with httpx2.AsyncClient(transport=transport, base_url=OPEN) as client:
-            asked = asyncio.create_task(client.post("/hang"))
+            request = asyncio.create_task(client.post("/hang"))
             await begun.wait()
-            asked.cancel()
+            request.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await asked
+                await request
     assert [entry.action for entry in (await guard.audit_log.list_entries(10, None))[0]] == ["hang"]
     assert [line["status"] for line in logs if line["event"] == "action"] == [499]

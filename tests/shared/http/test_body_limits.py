@@ -31,23 +31,23 @@ async def test_who_waited_for_too_long_or_went_away_leaves_its_space_to_others()
     await budget.acquire(10, 1)
     with pytest.raises(TimeoutError):
         await budget.acquire(10, 0.01)
-    gone = asyncio.create_task(budget.acquire(10, 5))
+    abandoned = asyncio.create_task(budget.acquire(10, 5))
     behind = asyncio.create_task(budget.acquire(2, 5))
     await asyncio.sleep(0)
-    gone.cancel()
+    abandoned.cancel()
     budget.release(10)  # in the same moment
-    await asyncio.gather(gone, return_exceptions=True)
+    await asyncio.gather(abandoned, return_exceptions=True)
     await asyncio.wait_for(behind, 1)
     await budget.acquire(8, 1)
 
 
-async def test_who_goes_away_right_after_it_was_given_room_gives_it_back() -> None:
+async def test_who_goes_away_right_after_it_was_given_space_gives_it_back() -> None:
     budget = ByteBudget(10)
     await budget.acquire(10, 1)
-    gone = asyncio.create_task(budget.acquire(10, 5))
+    abandoned = asyncio.create_task(budget.acquire(10, 5))
     await asyncio.sleep(0)
     budget.release(10)
-    gone.cancel()  # it was given its room, and has not run since
+    abandoned.cancel()  # it was given its room, and has not run since
     with pytest.raises(asyncio.CancelledError):
-        await gone
+        await abandoned
     await budget.acquire(10, 0.1)

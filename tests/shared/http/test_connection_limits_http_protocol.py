@@ -29,11 +29,11 @@ async def address(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         yield address
 
 
-async def answers(address: Address, *pieces: bytes, pause: float = 0.0) -> bytes:
+async def answers(address: Address, *chunks: bytes, pause: float = 0.0) -> bytes:
     """All that comes back until the server hangs up, which it may do before all pieces are sent."""
     reader, writer = await asyncio.open_connection(*address)
     try:
-        for piece in pieces:
+        for piece in chunks:
             writer.write(piece)
             await writer.drain()
             await asyncio.sleep(pause)
@@ -72,25 +72,25 @@ async def test_a_head_of_usual_size_is_taken_and_a_long_body_with_it(address: Ad
 async def test_only_some_requests_may_come_before_the_first_is_answered(
     address: Address, request: pytest.FixtureRequest
 ) -> None:
-    many = b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    pipelined = b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    assert (await answers(address, many * (MAX_PIPELINED_REQUESTS - 2) + last)).count(
+    assert (await answers(address, pipelined * (MAX_PIPELINED_REQUESTS - 2) + last)).count(
         b"HTTP/1.1 200"
     ) == MAX_PIPELINED_REQUESTS - 1
-    answered = (await answers(address, many * 1000 + last)).count(b"HTTP/1.1 200")
+    answered = (await answers(address, pipelined * 1000 + last)).count(b"HTTP/1.1 200")
     reads_one_at_a_time = "_LimitedH11Protocol" in request.node.name
     assert answered == 1001 if reads_one_at_a_time else answered <= 1
 
 
 @pytest.mark.parametrize(
-    "pieces", [(), (b"GET",), (b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /-/heal")]
+    "chunks", [(), (b"GET",), (b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /-/heal")]
 )
 async def test_a_request_that_does_not_arrive_is_not_waited_for(
-    pieces: tuple[bytes, ...], address: Address, monkeypatch: pytest.MonkeyPatch
+    chunks: tuple[bytes, ...], address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.http.connection_limits.HEAD_SECONDS", 0.2)
-    answer = await answers(address, *pieces, pause=0.05)
-    assert answer.count(b"HTTP/1.1 200") == (len(pieces) == 2)
+    answer = await answers(address, *chunks, pause=0.05)
+    assert answer.count(b"HTTP/1.1 200") == (len(chunks) == 2)
 
 
 async def test_a_body_that_drips_is_waited_for(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:

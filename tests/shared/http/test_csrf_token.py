@@ -118,12 +118,12 @@ class FakeSessions:
 
 async def test_a_request_that_lasts_notices_that_its_session_has_ended() -> None:
     sessions = FakeSessions()
-    seen: list[Any] = []
+    tokens: list[Any] = []
 
     async def stream(request: Request) -> Response:
-        seen.append((get_caller(request).name, await is_still_authorized(request)))
+        tokens.append((get_caller(request).name, await is_still_authorized(request)))
         sessions.session = None
-        seen.append(await is_still_authorized(request))
+        tokens.append(await is_still_authorized(request))
         return PlainTextResponse("over")
 
     authorizer = Authorizer(CollectorRegistry())
@@ -140,4 +140,4 @@ async def test_a_request_that_lasts_notices_that_its_session_has_ended() -> None
     async with httpx2.AsyncClient(transport=transport, base_url="http://relay.example.org") as client:
         assert (await client.get("/s")).status_code == 200
         assert (await client.get("/s")).status_code == 401
-    assert seen == [("anna", True), False]
+    assert tokens == [("anna", True), False]

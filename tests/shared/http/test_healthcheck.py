@@ -85,20 +85,20 @@ def check(config: Path, *options: object, **environment: str) -> tuple[int, str]
 def test_a_server_that_serves_is_healthy_and_one_that_does_not_is_not(config: Path) -> None:
     with running(config):
         assert check(config) == (0, "healthy\n")
-    code, said = check(config)
+    code, sentence = check(config)
     assert code == 1
-    assert "does not answer: Connection refused; is the server running" in said
+    assert "does not answer: Connection refused; is the server running" in sentence
 
 
 def test_the_address_of_the_environment_wins_as_the_servers_does(config: Path) -> None:
     with running(config):
-        code, said = check(config, KEYPULSE_SAMPLE__LISTEN="127.0.0.1:1")
-        assert (code, "127.0.0.1:1 does not answer" in said) == (1, True)
+        code, sentence = check(config, KEYPULSE_SAMPLE__LISTEN="127.0.0.1:1")
+        assert (code, "127.0.0.1:1 does not answer" in sentence) == (1, True)
 
 
 def test_an_error_that_a_reload_would_refuse_leaves_the_running_server_healthy(config: Path) -> None:
     with running(config):
-        config.write_text(config.read_text() + "many: none\nunknown: 1\n")
+        config.write_text(config.read_text() + "count: none\nunknown: 1\n")
         assert check(config) == (0, "healthy\n")
 
 
@@ -126,16 +126,16 @@ def test_a_server_without_the_tls_that_its_file_requests_is_not_healthy(config: 
     for clients in ("VerifyClientCertIfGiven", "RequireAndVerifyClientCert"):
         web = web_yml(tmp_path, client_auth_type=clients, client_ca_file="ca.pem")
         with running(config):
-            code, said = check(config, "--web.config.file", web)
-        assert (code, "speaks no TLS" in said) == (1, True), said
+            code, sentence = check(config, "--web.config.file", web)
+        assert (code, "speaks no TLS" in sentence) == (1, True), sentence
 
 
 def test_a_server_that_listens_and_never_answers_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(healthcheck, "TIMEOUT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        said = check_server(Address(*silent.getsockname()[:2]))
-    assert said is not None
-    assert "no answer in time" in said
+        sentence = check_server(Address(*silent.getsockname()[:2]))
+    assert sentence is not None
+    assert "no answer in time" in sentence
 
 
 @pytest.mark.parametrize(
@@ -145,15 +145,15 @@ def test_a_server_that_listens_and_never_answers_is_not_healthy(monkeypatch: pyt
         ("listen: nowhere\n", "listen: expected HOST:PORT"),
     ],
 )
-def test_a_file_that_does_not_say_where_is_a_complaint(content: str, complains: str, tmp_path: Path) -> None:
+def test_a_file_that_does_not_say_where_is_an_error(content: str, complains: str, tmp_path: Path) -> None:
     config = tmp_path / "sample.yml"
     config.write_text(content)
-    said = check_configured_server(Settings, config, None)
-    assert said is not None
-    assert complains in said
+    sentence = check_configured_server(Settings, config, None)
+    assert sentence is not None
+    assert complains in sentence
 
 
-def test_an_answer_other_than_200_is_a_complaint() -> None:
+def test_an_answer_other_than_200_is_an_error() -> None:
     def answer(listening: socket.socket) -> None:
         connection, _ = listening.accept()
         with connection:
@@ -163,10 +163,10 @@ def test_an_answer_other_than_200_is_a_complaint() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=answer, args=(listening,))
         thread.start()
-        said = check_server(Address(*listening.getsockname()[:2]))
+        sentence = check_server(Address(*listening.getsockname()[:2]))
         thread.join()
-    assert said is not None
-    assert said.endswith("answered /-/healthy with 500")
+    assert sentence is not None
+    assert sentence.endswith("answered /-/healthy with 500")
 
 
 def test_a_server_without_a_file_is_asked_by_its_address() -> None:

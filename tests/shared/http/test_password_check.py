@@ -75,7 +75,7 @@ async def test_a_wrong_password_takes_the_time_of_the_dearest_hash_whoever_it_is
 
 
 @dataclass
-class Held:
+class BlockedHash:
     """Checks that end when they are let, each with its password."""
 
     begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -93,17 +93,17 @@ class Held:
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Held:
-    held = Held()
-    monkeypatch.setattr(bcrypt, "checkpw", held.check)
-    return held
+def blocked(monkeypatch: pytest.MonkeyPatch) -> BlockedHash:
+    blocked = BlockedHash()
+    monkeypatch.setattr(bcrypt, "checkpw", blocked.check)
+    return blocked
 
 
-async def test_dozens_of_one_address_are_checked_in_their_order_and_keep_no_other_waiting(held: Held) -> None:
+async def test_dozens_of_one_address_are_checked_in_their_order_and_keep_no_other_waiting(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         tasks.create_task(users.check_password("alice", b"first", "127.0.0.2"))
-        await held.until_one_runs()
+        await blocked.until_one_runs()
         wrong = [
             tasks.create_task(users.check_password("nobody", b"%d" % n, "127.0.0.2"))
             for n in range(MAX_WAITING_CHECKS - 2)
@@ -113,18 +113,18 @@ async def test_dozens_of_one_address_are_checked_in_their_order_and_keep_no_othe
             users.check_password("alice", b"right", "127.0.0.2")
         )  # all come through an ingress
         elsewhere = tasks.create_task(users.check_password("nobody", b"elsewhere", "127.0.0.3"))
-        held.go_on.release(MAX_WAITING_CHECKS + 1)
+        blocked.go_on.release(MAX_WAITING_CHECKS + 1)
         assert await behind_them
-    assert held.passwords[:4] == [b"first", b"0", b"elsewhere", b"1"]  # the addresses take turns
-    assert held.passwords[4:] == [*(b"%d" % n for n in range(2, MAX_WAITING_CHECKS - 2)), b"right"]
+    assert blocked.passwords[:4] == [b"first", b"0", b"elsewhere", b"1"]  # the addresses take turns
+    assert blocked.passwords[4:] == [*(b"%d" % n for n in range(2, MAX_WAITING_CHECKS - 2)), b"right"]
     assert [each.result() for each in (elsewhere, *wrong)] == [False] * (MAX_WAITING_CHECKS - 1)
 
 
-async def test_where_every_place_is_taken_an_address_with_few_gets_one_of_that_with_most(held: Held) -> None:
+async def test_where_every_slot_is_taken_an_address_with_few_gets_one_of_that_with_most(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20):
         running = asyncio.create_task(users.check_password("alice", b"first", PEER))
-        await held.until_one_runs()
+        await blocked.until_one_runs()
         addresses = [f"127.0.0.{10 + n % 8}" for n in range(MAX_WAITING_CHECKS)]
         waiting = [asyncio.create_task(users.check_password("alice", b"x", address)) for address in addresses]
         await asyncio.sleep(0)
@@ -132,18 +132,18 @@ async def test_where_every_place_is_taken_an_address_with_few_gets_one_of_that_w
         await asyncio.sleep(0)
         with pytest.raises(TooManyPasswordChecksError):
             await users.check_password("alice", b"x", addresses[-1])  # it has as many as any
-        held.go_on.release(MAX_WAITING_CHECKS + 1)
+        blocked.go_on.release(MAX_WAITING_CHECKS + 1)
         assert await asyncio.gather(*right) == [True, True]
         ended = await asyncio.gather(running, *waiting, return_exceptions=True)
     assert [isinstance(each, TooManyPasswordChecksError) for each in ended].count(True) == 2
     assert users._queues == {}
 
 
-async def test_the_addresses_of_one_ipv6_network_count_as_one(held: Held) -> None:
+async def test_the_addresses_of_one_ipv6_network_count_as_one(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20):
         running = asyncio.create_task(users.check_password("alice", b"first", PEER))
-        await held.until_one_runs()
+        await blocked.until_one_runs()
         waiting = [
             asyncio.create_task(users.check_password("alice", b"x", f"2001:db8::{n:x}"))
             for n in range(MAX_WAITING_CHECKS)
@@ -155,43 +155,43 @@ async def test_the_addresses_of_one_ipv6_network_count_as_one(held: Held) -> Non
             asyncio.create_task(users.check_password("alice", b"right", peer))
             for peer in ("2001:db8:0:1::1", "", "::1")
         ]
-        held.go_on.release(MAX_WAITING_CHECKS + 1)
+        blocked.go_on.release(MAX_WAITING_CHECKS + 1)
         assert await asyncio.gather(*others) == [True] * 3
         await asyncio.gather(running, *waiting, return_exceptions=True)
 
 
-async def test_all_addresses_together_wait_up_to_a_bound(held: Held) -> None:
+async def test_all_addresses_in_total_wait_up_to_a_bound(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         tasks.create_task(users.check_password("alice", b"first", PEER))
-        await held.until_one_runs()
+        await blocked.until_one_runs()
         for n in range(MAX_WAITING_CHECKS):
             tasks.create_task(users.check_password("alice", b"x", f"192.0.2.{n}"))
         await asyncio.sleep(0)
         with pytest.raises(TooManyPasswordChecksError):
             await users.check_password("alice", b"x", "198.51.100.1")
-        held.go_on.release(MAX_WAITING_CHECKS + 1)
+        blocked.go_on.release(MAX_WAITING_CHECKS + 1)
     assert users._queues == {}
 
 
-async def test_a_check_that_is_given_up_leaves_its_place_and_is_never_made(held: Held) -> None:
+async def test_a_check_that_is_given_up_leaves_its_slot_and_is_never_made(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20):
         running = asyncio.create_task(users.check_password("alice", b"running", PEER))
-        await held.until_one_runs()
+        await blocked.until_one_runs()
         given_up = [asyncio.create_task(users.check_password("alice", b"%d" % n, PEER)) for n in range(8)]
         await asyncio.sleep(0)
         for task in (running, *given_up):
             task.cancel()
         await asyncio.gather(running, *given_up, return_exceptions=True)
         right = asyncio.create_task(users.check_password("alice", b"right", PEER))
-        held.go_on.release(2)
+        blocked.go_on.release(2)
         assert await right
-    assert held.passwords == [b"running", b"right"]
+    assert blocked.passwords == [b"running", b"right"]
     assert (users._queues, users._is_running) == ({}, False)
 
 
-async def test_one_that_is_given_up_in_the_moment_of_its_turn_passes_it_on(held: Held) -> None:
+async def test_one_that_is_given_up_in_the_moment_of_its_admission_passes_it_on(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20):
         await users._acquire_slot(PEER)
@@ -200,19 +200,19 @@ async def test_one_that_is_given_up_in_the_moment_of_its_turn_passes_it_on(held:
         await asyncio.sleep(0)
         users._release_slot()
         given_up.cancel()
-        held.go_on.release()
+        blocked.go_on.release()
         assert await right
-    assert held.passwords == [b"right"]
+    assert blocked.passwords == [b"right"]
 
 
-async def test_a_password_that_was_found_right_meanwhile_is_not_hashed_again(held: Held) -> None:
+async def test_a_password_that_was_found_right_meanwhile_is_not_hashed_again(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        asked = [tasks.create_task(users.check_password("alice", b"right", PEER)) for _ in range(8)]
-        await held.until_one_runs()
-        held.go_on.release()
-    assert [task.result() for task in asked] == [True] * 8
-    assert held.passwords == [b"right"]
+        attempts = [tasks.create_task(users.check_password("alice", b"right", PEER)) for _ in range(8)]
+        await blocked.until_one_runs()
+        blocked.go_on.release()
+    assert [task.result() for task in attempts] == [True] * 8
+    assert blocked.passwords == [b"right"]
 
 
 @pytest.mark.parametrize("password", [b"long" * 30, "пароль".encode(), b"with\0nul", b"\xff"])

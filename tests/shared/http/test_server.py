@@ -60,8 +60,8 @@ async def test_metrics_are_prometheus_text_for_whoever_does_not_request_more(
 async def test_metrics_are_open_metrics_for_whoever_requests_them_as_prometheus_does(
     client: httpx2.AsyncClient,
 ) -> None:
-    asked = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.4,*/*;q=0.2"
-    answer = await client.get("/metrics", headers={"accept": asked})
+    accept = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.4,*/*;q=0.2"
+    answer = await client.get("/metrics", headers={"accept": accept})
     assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert answer.text.endswith("# EOF\n")
     assert "things" in {family.name for family in open_metrics(answer.text)}  # type: ignore[no-untyped-call]  # prometheus_client types it not
@@ -107,8 +107,8 @@ async def test_a_server_that_is_not_ready_says_why_and_is_healthy_all_the_same()
 
 
 async def test_a_taken_port_is_one_sentence_that_says_what_to_do() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = occupied.getsockname()[1]
         with pytest.raises(StartError) as refused:
             async with serve(create_application("sample", create_registry(), OWN), Address("127.0.0.1", port)):
                 pytest.fail("it serves")
@@ -141,10 +141,10 @@ async def test_a_request_in_progress_is_answered_before_the_stop_and_a_later_one
 
     async with httpx2.AsyncClient() as client:
         async with serve(create_application("sample", create_registry(), [Route("/slow", slow)]), ANY_PORT) as address:
-            asked = asyncio.create_task(client.get(f"http://{address}/slow"))
+            request = asyncio.create_task(client.get(f"http://{address}/slow"))
             await begun.wait()
             asyncio.get_running_loop().call_later(0.3, go_on.set)
-        assert (await asked).text == "answered"
+        assert (await request).text == "answered"
         with pytest.raises(httpx2.ConnectError):
             await client.get(f"http://{address}/slow")
 
@@ -164,10 +164,10 @@ async def test_a_request_that_outlasts_the_stop_is_cancelled(monkeypatch: pytest
     app = create_application("sample", create_registry(), [Route("/endless", endless)])
     async with asyncio.timeout(15), httpx2.AsyncClient() as client:
         async with serve(app, ANY_PORT) as address:
-            asked = asyncio.create_task(client.get(f"http://{address}/endless"))
+            request = asyncio.create_task(client.get(f"http://{address}/endless"))
             await begun.wait()
         await cancelled.wait()
-        asked.cancel()
+        request.cancel()
 
 
 async def test_a_header_does_not_change_who_calls() -> None:
@@ -183,7 +183,7 @@ async def test_a_header_does_not_change_who_calls() -> None:
     assert answer.text == "127.0.0.1"
 
 
-async def test_what_an_accepted_connection_sends_is_not_held_back() -> None:
+async def test_what_an_accepted_connection_sends_is_not_delayed() -> None:
     accepted = asyncio.get_running_loop().create_future()
 
     class Connection(asyncio.Protocol):
@@ -200,10 +200,10 @@ async def test_what_an_accepted_connection_sends_is_not_held_back() -> None:
 
 
 async def test_the_two_probes_answer_while_every_scrape_hangs_to_a_head_too() -> None:
-    go_on, asked = threading.Event(), threading.Semaphore(0)
+    go_on, started = threading.Event(), threading.Semaphore(0)
 
     def hanging(_request: Request) -> Response:
-        asked.release()
+        started.release()
         go_on.wait(30)
         return PlainTextResponse("")
 
@@ -216,7 +216,7 @@ async def test_the_two_probes_answer_while_every_scrape_hangs_to_a_head_too() ->
     ):
         for _ in range(45):  # more than there are threads for them
             tasks.create_task(client.get("/metrics"))
-        assert await asyncio.to_thread(asked.acquire, timeout=10)
+        assert await asyncio.to_thread(started.acquire, timeout=10)
         for path, text in (("/-/healthy", "healthy\n"), ("/-/ready", "ready\n")):
             assert (await client.get(path)).text == text
             head = await client.head(path)

@@ -147,8 +147,8 @@ async def test_a_pair_that_does_not_fit_keeps_the_one_before_and_is_reported_onc
         (tmp_path / "server.key").write_bytes((tmp_path / "foreign.key").read_bytes())
         with capture_logs() as logs:
             assert [await _request_status(url, authority) for _ in range(2)] == [200, 200]
-        (said,) = [entry["error"] for entry in logs if "stays active" in entry["event"]]
-        assert said.endswith(f"{tmp_path}/server.key does not belong to the certificate in {tmp_path}/server.pem")
+        (sentence,) = [entry["error"] for entry in logs if "stays active" in entry["event"]]
+        assert sentence.endswith(f"{tmp_path}/server.key does not belong to the certificate in {tmp_path}/server.pem")
         (tmp_path / "server.key").write_bytes(key + b"\n")
         with capture_logs() as logs:
             assert await _request_status(url, authority) == 200
@@ -156,7 +156,7 @@ async def test_a_pair_that_does_not_fit_keeps_the_one_before_and_is_reported_onc
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "mistake"),
+    ("file", "content", "error"),
     [
         ("server.pem", None, "tls_server_config.cert_file: {folder}/server.pem: cannot be read: No such file"),
         ("server.key", "no key", "tls_server_config: expected a certificate in {folder}/server.pem and its key"),
@@ -164,16 +164,16 @@ async def test_a_pair_that_does_not_fit_keeps_the_one_before_and_is_reported_onc
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(
-    file: str, content: str | None, mistake: str, authority: Authority, tmp_path: Path
+    file: str, content: str | None, error: str, authority: Authority, tmp_path: Path
 ) -> None:
-    written = web_yml(tmp_path, client_auth_type=CLIENTS, client_ca_file="ca.pem")
+    file_path = web_yml(tmp_path, client_auth_type=CLIENTS, client_ca_file="ca.pem")
     (tmp_path / file).unlink()
     if content:
         (tmp_path / file).write_text(content)
     with pytest.raises(ConfigurationError) as refused:
-        WebConfigFile(written)
+        WebConfigFile(file_path)
     (line,) = refused.value.lines
-    assert line.startswith(f"{written}: {mistake.format(folder=tmp_path)}")
+    assert line.startswith(f"{file_path}: {error.format(folder=tmp_path)}")
 
 
 def test_the_versions_are_those_of_the_settings(authority: Authority, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_users_and_required_certificates_authenticate(
 
 
 @pytest.mark.parametrize(
-    ("tls", "mistake"),
+    ("tls", "error"),
     [
         ({"key_file": None}, "tls_server_config.key_file: "),
         ({"cert": "-----BEGIN"}, "tls_server_config.cert: is not supported inline; name a file with cert_file"),
@@ -73,16 +73,16 @@ def test_users_and_required_certificates_authenticate(
         ({"prefer_server_cipher_suites": True}, "prefer_server_cipher_suites: is not supported; leave it out"),
     ],
 )
-def test_an_error_in_tls_is_one_line_that_says_what_to_do(tls: dict[str, Any], mistake: str, tmp_path: Path) -> None:
+def test_an_error_in_tls_is_one_line_that_says_what_to_do(tls: dict[str, Any], error: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as refused:
         _read(tmp_path, {"tls_server_config": {**PAIR, **tls}})
     (line,) = refused.value.lines
     assert line.startswith(f"{tmp_path}/web.yml: tls_server_config")
-    assert mistake in line
+    assert error in line
 
 
 @pytest.mark.parametrize(
-    ("document", "mistake"),
+    ("document", "error"),
     [
         ({"rate_limit": {"burst": 1}}, "rate_limit: is not supported; limit the rate in a proxy"),
         ({"basic_auth": {}}, "basic_auth: unknown key; did you mean basic_auth_users?"),
@@ -93,12 +93,12 @@ def test_an_error_in_tls_is_one_line_that_says_what_to_do(tls: dict[str, Any], m
         ({"basic_auth_users": []}, "basic_auth_users: "),
     ],
 )
-def test_any_other_error_is_one_line_too(document: dict[str, Any], mistake: str, tmp_path: Path) -> None:
+def test_any_other_error_is_one_line_too(document: dict[str, Any], error: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as refused:
         _read(tmp_path, document)
     (line,) = refused.value.lines
     assert line.startswith(f"{tmp_path}/web.yml: ")
-    assert mistake in line
+    assert error in line
 
 
 @pytest.mark.parametrize(

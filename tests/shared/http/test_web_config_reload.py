@@ -32,9 +32,9 @@ def test_a_file_that_cannot_be_used_is_refused_at_first_and_later_keeps_what_was
         WebConfigFile(file)
     with capture_logs() as logs:
         assert [_names(web) for _ in range(3)] == [["alice"]] * 3
-    (said,) = logs  # once
-    assert said["log_level"] == "error"
-    assert said["error"].startswith(f"{file}: ")
+    (line,) = logs  # once
+    assert line["log_level"] == "error"
+    assert line["error"].startswith(f"{file}: ")
     web_yml(tmp_path, users={"bob": HASH})
     assert _names(web) == ["bob"]
 

@@ -19,8 +19,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
     """An empty database: the test runs once with each kind."""
     if request.param == "sqlite":
         return create_sqlite_url(tmp_path / "keyring.db")
-    made: URL = request.getfixturevalue("postgres_database")
-    return made
+    database_url: URL = request.getfixturevalue("postgres_database")
+    return database_url
 
 
 @pytest.fixture

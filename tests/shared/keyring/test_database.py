@@ -198,8 +198,8 @@ async def test_nothing_is_written_into_a_file_that_was_removed_or_replaced(datab
 
 async def test_opening_again_keeps_what_is_there(database: Database, file: Path) -> None:
     await database.write(_insert)
-    again = await Database.open(create_sqlite_url(file), TABLES)
+    second = await Database.open(create_sqlite_url(file), TABLES)
     try:
-        assert await again.read(_count) == 1
+        assert await second.read(_count) == 1
     finally:
-        await again.close()
+        await second.close()

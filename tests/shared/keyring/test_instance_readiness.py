@@ -64,7 +64,7 @@ async def test_a_row_that_is_not_of_the_last_three_intervals_keeps_nobody_waitin
     assert (await begun.administration.rotate(begun.request(NEW_DEK))).state is RotationState.DONE
 
 
-async def test_one_whose_checks_are_far_apart_is_waited_for_between_them(
+async def test_one_that_is_checked_at_long_intervals_is_waited_for_between_them(
     begun: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(instance_readiness, "_MAX_WAIT_SECONDS", 0.3)

@@ -46,7 +46,7 @@ class Scenario:
             "new version": self._new_version,
             "disable the first": self._disable,
             "enable all": self._enable,
-            "other hand": self._other_hand,
+            "other hand": self._interleave,
             "back up": self._back_up,
             "restore": lambda: keyring.administration.restore(self.backup, keyring.token),
             "lose the lease": self._lose_the_lease,
@@ -75,7 +75,7 @@ class Scenario:
     async def _enable(self) -> None:
         self.kms.disabled.clear()
 
-    async def _other_hand(self) -> None:
+    async def _interleave(self) -> None:
         key = await self.keyring.key("k001")
         await self.keyring.replace(key, await self.keyring.wrapping.wrap(key.id, secret_of(key.id)))
 
@@ -85,7 +85,7 @@ class Scenario:
     async def _lose_the_lease(self) -> None:
         await self.keyring.administration.release_lease(self.keyring.token)
 
-    async def holds(self) -> None:
+    async def check_invariants(self) -> None:
         """What must be true at any moment."""
         self.kms.calls_to_failure, disabled, self.kms.disabled = None, self.kms.disabled, set()
         keys = await self.keyring.keys()
@@ -118,7 +118,7 @@ def test_after_any_steps_and_deaths_every_data_key_unwraps_and_is_the_same(data:
                 deadly = data.draw(st.none() | st.integers(1, 4), "commits until it dies")
                 kms.calls_to_failure = data.draw(st.none() | st.integers(0, 12), "calls until KMS is out")
                 await _until_it_dies(playing, step, deadly)
-                await playing.holds()
+                await playing.check_invariants()
             await _to_the_end(playing)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -162,4 +162,4 @@ async def _to_the_end(playing: Scenario) -> None:
     assert {each.wrapped.kek_version for each in (await keyring.keys()).values() if each.wrapped.kek == KEY} == {
         str(kms.primary)
     }
-    await playing.holds()
+    await playing.check_invariants()

@@ -26,6 +26,6 @@ def test_an_error_shows_its_number_and_no_value_of_a_row(error: pymysql.err.Erro
 
 
 @pytest.mark.parametrize(("code", "expected"), [(1213, True), (1205, False)])
-def test_a_deadlock_is_tried_again_and_a_long_wait_is_not(code: int, expected: bool) -> None:
+def test_a_deadlock_is_retried_and_a_long_wait_is_not(code: int, expected: bool) -> None:
     error = exc.OperationalError("UPDATE", None, pymysql.err.OperationalError(code, "a lock"))
     assert is_retryable(error) is expected

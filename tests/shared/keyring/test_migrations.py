@@ -50,7 +50,7 @@ INSERT INTO keyring_rotations (id, type, state, rolling_back, target_version, ca
 INSERT INTO keyring_problems VALUES (1, 'k9', 'it is wrapped by another key', true);
 INSERT INTO keyring_instances VALUES ('i', 5, 10, 'k1 k2');
 """
-NOTES = (
+ENTRIES = (
     "smoke a round trip is right",
     "backup a.backup 0123 needs 1,2",
     "backup old.backup 4567",
@@ -60,7 +60,7 @@ NOTES = (
 )
 
 
-def _create(url: URL, *notes: str) -> None:
+def _create(url: URL, *entries: str) -> None:
     engine = create_engine(url)
     is_sqlite = url.drivername == "sqlite"
     tables = BEFORE.replace("SERIAL NOT NULL", "INTEGER NOT NULL") if is_sqlite else BEFORE.replace("BLOB", "BYTEA")
@@ -69,18 +69,18 @@ def _create(url: URL, *notes: str) -> None:
             if statement.strip():
                 connection.execute(text(statement))
         add = text("INSERT INTO keyring_notes (rotation_id, step, noted_at) VALUES ('r1', :step, 30)")
-        for note in notes:
-            connection.execute(add, {"step": note})
+        for entry in entries:
+            connection.execute(add, {"step": entry})
     engine.dispose()
 
 
-async def _migrate(url: URL, *notes: str) -> Database:
-    await asyncio.to_thread(_create, url, *notes)
+async def _migrate(url: URL, *entries: str) -> Database:
+    await asyncio.to_thread(_create, url, *entries)
     return await Database.open(url, TABLES)
 
 
 async def test_everything_is_read_as_before_and_the_journals_text_is_in_columns(url: URL) -> None:
-    database = await _migrate(url, *NOTES)
+    database = await _migrate(url, *ENTRIES)
     try:
         found = await database.read(lambda connection: read_progress(connection, None))
         assert found
@@ -110,7 +110,7 @@ async def test_everything_is_read_as_before_and_the_journals_text_is_in_columns(
 
 async def test_versions_that_were_numbers_are_texts_and_what_was_none_is_unreadable(url: URL) -> None:
     rows = [("a", 3), ("b", -7), ("c", 0)]
-    await asyncio.to_thread(_create, url, *NOTES)
+    await asyncio.to_thread(_create, url, *ENTRIES)
     engine = create_engine(url)
     with engine.begin() as connection:
         for name, number in rows:
@@ -141,7 +141,7 @@ async def test_versions_that_were_numbers_are_texts_and_what_was_none_is_unreada
 
 async def test_a_text_that_cannot_be_read_is_never_dropped(url: URL) -> None:
     unread = ("backup x.backup", "by hand", "failed frobnicate: x", "nothing to do: at all", "backup y 1 needs one")
-    database = await _migrate(url, *NOTES, *unread)
+    database = await _migrate(url, *ENTRIES, *unread)
     try:
         assert await database.read(find_unreadable_entries) == (7, 8, 9, 10, 11)
         found = await database.read(lambda connection: read_progress(connection, "r1"))
@@ -159,7 +159,7 @@ async def test_no_old_name_is_left_and_the_tables_are_those_of_a_new_database(ur
         found = inspect(connection)
         return {name: {column["name"] for column in found.get_columns(name)} for name in found.get_table_names()}
 
-    database = await _migrate(url, *NOTES)
+    database = await _migrate(url, *ENTRIES)
     try:
         expected = {name: {column.name for column in table.columns} for name, table in TABLES.tables.items()}
         assert await database.read(describe) == expected
@@ -176,7 +176,7 @@ async def test_no_old_name_is_left_and_the_tables_are_those_of_a_new_database(ur
 
 
 async def test_a_rotation_goes_on_where_the_old_version_left_it(url: URL, kms: GcpKmsKey) -> None:
-    await (await _migrate(url, *NOTES)).close()
+    await (await _migrate(url, *ENTRIES)).close()
     async with opened(url, kms) as keyring:
         await keyring.take_lease()
         done = await keyring.rotate(NEW_DEK, "r2")
@@ -184,8 +184,8 @@ async def test_a_rotation_goes_on_where_the_old_version_left_it(url: URL, kms: G
         assert (await keyring.administration.rollback("r2", keyring.token)).state == "rolled_back"
 
 
-async def test_each_step_is_done_once_and_two_that_start_together_do_it_one_after_the_other(url: URL) -> None:
-    await asyncio.to_thread(_create, url, *NOTES)
+async def test_each_step_is_done_once_and_two_that_start_at_the_same_time_do_it_one_after_the_other(url: URL) -> None:
+    await asyncio.to_thread(_create, url, *ENTRIES)
     both = await asyncio.gather(Database.open(url, TABLES), Database.open(url, TABLES))
     third = await Database.open(url, TABLES)
     try:
@@ -210,7 +210,7 @@ async def test_a_migration_that_fails_leaves_everything_as_it_was(url: URL, monk
     def fail(_text: str) -> None:
         raise OSError("the disk is full")
 
-    await asyncio.to_thread(_create, url, *NOTES)
+    await asyncio.to_thread(_create, url, *ENTRIES)
     with monkeypatch.context() as patched:
         patched.setattr(migrations, "parse_legacy_text", fail)
         with pytest.raises(OSError, match="disk is full"):

@@ -62,10 +62,10 @@ async def test_whoever_waited_for_another_change_reads_it_whatever_isolation_the
     await database.write(lambda connection: connection.execute(text(default)))
     await database.close()
     first, second = [await Database.open(postgres_database) for _ in range(2)]
-    holds, proceed = threading.Event(), threading.Event()
+    locked, proceed = threading.Event(), threading.Event()
 
     def slow(connection: Connection) -> None:
-        holds.set()
+        locked.set()
         assert proceed.wait(STATEMENT_TIMEOUT_SECONDS)
         _insert(connection)
 
@@ -77,7 +77,7 @@ async def test_whoever_waited_for_another_change_reads_it_whatever_isolation_the
         assert [await each.write_exclusively(_count) for each in (first, second)] == [0, 0]  # they are connected
         assert not await is_waiting()
         changing = asyncio.create_task(first.write_exclusively(slow))
-        await asyncio.to_thread(holds.wait, STATEMENT_TIMEOUT_SECONDS)
+        await asyncio.to_thread(locked.wait, STATEMENT_TIMEOUT_SECONDS)
         counting = asyncio.create_task(second.write_exclusively(_count))
         await until(is_waiting)
         proceed.set()
@@ -106,10 +106,10 @@ async def test_a_server_that_restarts_in_between_is_nobodys_error(own_postgres: 
 
 async def test_a_server_that_is_not_there_is_an_error_that_shows_no_password(tmp_path: Path) -> None:
     nowhere = URL.create("postgresql", "user", PASSWORD, database="keyring", query={"host": str(tmp_path)})
-    with pytest.raises(DatabaseError) as told:
+    with pytest.raises(DatabaseError) as raised:
         await Database.open(nowhere, TABLES)
-    assert "No such file or directory" in str(told.value)
-    assert PASSWORD not in repr(told.value)
+    assert "No such file or directory" in str(raised.value)
+    assert PASSWORD not in repr(raised.value)
 
 
 async def test_a_statement_that_takes_too_long_ends_within_its_bound_and_a_longer_one_may_be_set(
@@ -166,13 +166,13 @@ async def test_a_lock_that_stays_is_an_error_within_its_bound(
 ) -> None:
     other = await Database.open(postgres_database, _tables)
     try:
-        held = asyncio.create_task(
+        writer = asyncio.create_task(
             other.write_exclusively(lambda connection: connection.execute(text("SELECT pg_sleep(3.5)")))
         )
         await until(lambda: database.read(_is_locked))
         with pytest.raises(DatabaseError, match="lock timeout"):
             await database.write_exclusively(_insert)
-        await held
+        await writer
     finally:
         await other.close()
 
@@ -181,9 +181,9 @@ async def test_a_lost_race_is_reported_as_it_is_and_other_errors_show_no_values(
     await database.write(_insert)
     with pytest.raises(exc.IntegrityError):
         await database.write(_insert)
-    with pytest.raises(DatabaseError) as told:
+    with pytest.raises(DatabaseError) as raised:
         await database.write(lambda it: it.execute(text("INSERT INTO nothing VALUES (:secret)"), {"secret": PASSWORD}))
-    assert str(told.value) == 'relation "nothing" does not exist'
+    assert str(raised.value) == 'relation "nothing" does not exist'
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

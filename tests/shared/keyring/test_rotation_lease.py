@@ -27,7 +27,7 @@ async def _end(database: Database) -> None:
     )
 
 
-async def test_a_second_runner_is_refused_and_told_who_holds_it(free: LocalAdministration) -> None:
+async def test_a_second_runner_is_refused_and_learns_who_has_the_lease(free: LocalAdministration) -> None:
     try_to_acquire = await free.acquire_lease("ci run 7", 60)
     with pytest.raises(RefusedError, match=r"ci run 7 holds the lease until 20\d\d-"):
         await free.acquire_lease("ci run 8", 60)
@@ -38,9 +38,9 @@ async def test_a_second_runner_is_refused_and_told_who_holds_it(free: LocalAdmin
 
 async def test_its_holder_keeps_it_by_its_token_and_it_lasts_longer(free: LocalAdministration) -> None:
     try_to_acquire = await free.acquire_lease("one", 60)
-    kept = await free.acquire_lease("one", 120, try_to_acquire.token)
-    assert kept.token == try_to_acquire.token
-    assert kept.expires_at > try_to_acquire.expires_at
+    renewed = await free.acquire_lease("one", 120, try_to_acquire.token)
+    assert renewed.token == try_to_acquire.token
+    assert renewed.expires_at > try_to_acquire.expires_at
 
 
 async def test_after_it_was_given_up_another_takes_it_with_a_token_of_its_own(free: LocalAdministration) -> None:
@@ -56,8 +56,8 @@ async def test_of_many_that_ask_at_once_one_gets_it(free: LocalAdministration, u
     other = await Database.open(url, TABLES)
     try:
         carriers = [free, LocalAdministration(other, keyring.wrapping)]
-        asked = (carriers[n % 2].acquire_lease(str(n), 60) for n in range(10))
-        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        requests = (carriers[n % 2].acquire_lease(str(n), 60) for n in range(10))
+        outcomes = await asyncio.gather(*requests, return_exceptions=True)
     finally:
         await other.close()
     assert sum(isinstance(outcome, RefusedError) for outcome in outcomes) == 9
@@ -69,7 +69,7 @@ async def test_a_lease_is_for_a_bounded_time(free: LocalAdministration, seconds:
         await free.acquire_lease("one", seconds)
 
 
-async def test_the_database_holds_no_token(free: LocalAdministration, keyring: Keyring) -> None:
+async def test_the_database_contains_no_token(free: LocalAdministration, keyring: Keyring) -> None:
     try_to_acquire = await free.acquire_lease("one", 60)
     (row,) = await keyring.database.read(lambda connection: connection.execute(rotation_lease.select()).all())
     assert try_to_acquire.token not in str(tuple(row))

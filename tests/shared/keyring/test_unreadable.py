@@ -81,7 +81,7 @@ async def test_a_text_that_is_not_utf8_is_named_and_hides_no_other(
         assert len(await keyring.administration.list_backup_rows("j", 2)) == (1 if column == "id" else 2)
 
 
-async def test_an_active_data_key_without_a_readable_id_gives_way_to_another(
+async def test_an_active_data_key_without_a_readable_id_is_replaced_by_another(
     no_utf8: tuple[URL, str], kms: GcpKmsKey
 ) -> None:
     url, text_of_any_bytes = no_utf8
@@ -138,7 +138,7 @@ async def test_no_version_is_retired_while_that_of_a_data_key_is_none_of_the_key
     await keyring.administration.retire_version("1", keyring.token)
 
 
-async def test_two_statuses_that_nobody_knows_are_counted_together(keyring: Keyring) -> None:
+async def test_two_statuses_that_nobody_knows_are_counted_as_one(keyring: Keyring) -> None:
     await keyring.fill(3)
     await _set(keyring, "data_keys", "status = 'one'", "k001")
     await _set(keyring, "data_keys", "status = 'two'", "k002")
@@ -149,7 +149,7 @@ async def test_two_statuses_that_nobody_knows_are_counted_together(keyring: Keyr
 
 
 @pytest.mark.parametrize("column", ["type", "state"])
-async def test_a_rotation_of_which_that_is_wrong_is_named_by_every_command_and_by_the_look(
+async def test_a_rotation_of_which_that_is_wrong_is_named_by_every_command_and_by_the_inspection(
     keyring: Keyring, column: str
 ) -> None:
     await keyring.fill(1)

@@ -70,11 +70,11 @@ async def test_a_connection_that_went_silent_is_replaced(emulator: Emulator) -> 
         server.close()
 
 
-async def test_plaintext_takes_no_way_through_a_proxy(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bytes] = []
+async def test_plaintext_uses_no_proxy(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[bytes] = []
 
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(await reader.read(100))
+        requests.append(await reader.read(100))
         writer.close()
 
     server = await asyncio.start_server(proxy, "127.0.0.1", 0)
@@ -85,10 +85,10 @@ async def test_plaintext_takes_no_way_through_a_proxy(emulator: Emulator, monkey
     await key.encrypt(b"x", b"", timeout=5)
     await key.close()
     server.close()
-    assert asked == []
+    assert requests == []
 
 
-async def test_a_caller_that_is_cancelled_is_cancelled_and_not_told_of_an_error(emulator: Emulator) -> None:
+async def test_a_caller_that_is_cancelled_is_cancelled_and_gets_no_error(emulator: Emulator) -> None:
     key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
     emulator.faults.add(EmulatorFault(kind="stall"))
     with pytest.raises(TimeoutError):
@@ -179,11 +179,11 @@ async def test_a_call_in_progress_ends_with_an_error_of_the_port_when_the_key_is
     kms = Scripted()
     kms.stalls = True
     async with kms.serving() as key:
-        under_way = asyncio.create_task(key.encrypt(b"x", b"", timeout=30))
+        in_progress = asyncio.create_task(key.encrypt(b"x", b"", timeout=30))
         await asyncio.wait_for(kms.arrived.wait(), 5)
         await key.close()
         with pytest.raises(KmsError) as closed:
-            await asyncio.wait_for(under_way, 5)
+            await asyncio.wait_for(in_progress, 5)
     assert closed.value.reason is Reason.UNAVAILABLE
 
 
@@ -201,11 +201,11 @@ async def test_after_a_call_that_was_cancelled_the_connection_is_closed_and_not_
 
     gc.disable()
     try:
-        under_way = asyncio.create_task(key.encrypt(b"x", b"", timeout=30))
+        in_progress = asyncio.create_task(key.encrypt(b"x", b"", timeout=30))
         await until(connected)
-        under_way.cancel()
-        await asyncio.wait({under_way})
-        del under_way
+        in_progress.cancel()
+        await asyncio.wait({in_progress})
+        del in_progress
         await key.close()
         await until(closed)
     finally:

@@ -117,22 +117,24 @@ async def test_other_aad_and_changed_ciphertexts_are_invalid_requests(
 
 
 async def test_versions_are_listed_from_the_oldest_and_older_ones_decrypt(provider: Provider, key: KmsKeyAdmin) -> None:
-    made = [await key.encrypt(PLAINTEXT, AAD, timeout=TIMEOUT)]
+    ciphertexts = [await key.encrypt(PLAINTEXT, AAD, timeout=TIMEOUT)]
     for _ in range(2):
         await provider.rotate()
-        made.append(await key.encrypt(PLAINTEXT, AAD, timeout=TIMEOUT))
+        ciphertexts.append(await key.encrypt(PLAINTEXT, AAD, timeout=TIMEOUT))
     described = await key.describe_key(timeout=TIMEOUT)
-    assert [version.id for version in described.versions] == [result.version for result in made]
-    assert described.primary_version == made[-1].version
-    assert [version.id for version in described.list_older_versions()] == [result.version for result in made[:-1]]
+    assert [version.id for version in described.versions] == [result.version for result in ciphertexts]
+    assert described.primary_version == ciphertexts[-1].version
+    assert [version.id for version in described.list_older_versions()] == [
+        result.version for result in ciphertexts[:-1]
+    ]
     assert {version.state for version in described.versions} == {VersionState.USABLE}
-    for version, result in zip(described.versions, made, strict=True):
+    for version, result in zip(described.versions, ciphertexts, strict=True):
         assert 1 <= len(version.id) <= MAX_VERSION_LENGTH
         assert version.id.isprintable()
         assert version.label
         assert version.number == result.version_number
         decrypted = await key.decrypt(result.ciphertext, AAD, timeout=TIMEOUT)
-        assert (decrypted.plaintext, decrypted.is_primary) == (PLAINTEXT, result is made[-1])
+        assert (decrypted.plaintext, decrypted.is_primary) == (PLAINTEXT, result is ciphertexts[-1])
 
 
 async def test_a_version_is_disabled_and_enabled_again(provider: Provider, key: KmsKeyAdmin) -> None:

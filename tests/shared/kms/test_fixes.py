@@ -16,7 +16,7 @@ from shared.kms.reason import Reason
 from shared.kms.registry import providers
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-KNOWN = {
+VALUES = {
     "kms_provider": "gcp",
     "kms_key": KEY,
     "kms_reason": "permission_denied",
@@ -29,7 +29,7 @@ RING = ["--project=demo", "--location=global", "--keyring=app"]
 
 
 def commands(**changes: str) -> list[list[str]]:
-    return [shlex.split(fix.command) for fix in list_fixes({**KNOWN, **changes}, {})]
+    return [shlex.split(fix.command) for fix in list_fixes({**VALUES, **changes}, {})]
 
 
 def test_a_missing_role_is_granted_on_the_key_to_the_account_and_the_audit_log_names_who_took_it() -> None:
@@ -64,7 +64,7 @@ def test_a_version_is_enabled_or_restored_and_listed_where_it_is_not_known() -> 
 
 
 def test_what_no_annotation_names_comes_from_the_labels() -> None:
-    annotations = {name: KNOWN[name] for name in ("kms_provider", "kms_key")}
+    annotations = {name: VALUES[name] for name in ("kms_provider", "kms_key")}
     labels = {"target": "ledger-kek", "version": "3", "permission": "cloudkms.cryptoKeys.get", "account": "me@x.org"}
     (restore, *_) = list_fixes({**annotations, "kms_reason": "key_destroyed"}, labels)
     assert restore.command.startswith("gcloud kms keys versions restore 3 ")
@@ -78,7 +78,7 @@ def test_what_no_annotation_names_comes_from_the_labels() -> None:
 def test_each_reason_has_a_command_of_sound_shell(provider: str) -> None:
     script = "#!/bin/bash\n"
     for reason in Reason:
-        fixes = list_fixes({**KNOWN, "kms_provider": provider, "kms_reason": reason}, {})
+        fixes = list_fixes({**VALUES, "kms_provider": provider, "kms_reason": reason}, {})
         assert fixes, reason
         assert all("\n" not in fix.command and fix.title for fix in fixes)
         script += "".join(f"{fix.command}\n" for fix in fixes)
@@ -94,10 +94,10 @@ def test_the_commands_need_no_library_of_a_provider_which_the_relay_does_not_hav
 
 
 def test_a_provider_that_is_not_known_has_the_commands_that_need_no_provider() -> None:
-    fixes = list_fixes({**KNOWN, "kms_provider": "memory", "kms_reason": "timeout"}, {})
-    assert fixes == tuple(GENERIC_FIXES.build(Reason.TIMEOUT, "", KNOWN | {"target": "ledger-kek"}))
-    assert list_fixes({**KNOWN, "kms_provider": "memory"}, {}) == ()
-    assert list_fixes({}, {}) == list_fixes({**KNOWN, "kms_reason": "$(id)"}, {}) == ()
+    fixes = list_fixes({**VALUES, "kms_provider": "memory", "kms_reason": "timeout"}, {})
+    assert fixes == tuple(GENERIC_FIXES.build(Reason.TIMEOUT, "", VALUES | {"target": "ledger-kek"}))
+    assert list_fixes({**VALUES, "kms_provider": "memory"}, {}) == ()
+    assert list_fixes({}, {}) == list_fixes({**VALUES, "kms_reason": "$(id)"}, {}) == ()
 
 
 HOSTILE = (
@@ -117,20 +117,20 @@ HOSTILE = (
 @given(text=st.text() | st.sampled_from(HOSTILE))
 @example(text="$(id)")
 @example(text="' id '")
-def test_what_an_alert_smuggles_in_is_never_more_than_a_part_of_a_word(text: str) -> None:
-    for place, reason in itertools.product(KNOWN.keys() - {"kms_reason", "kms_provider"}, Reason):
-        known = {**KNOWN, "kms_reason": str(reason)}
-        usual = [*list_fixes(known, {}), *list_fixes({**known, place: ""}, {})]
-        expected = {word for fix in usual for word in shlex.split(fix.command)}
-        for value in (text, known[place] + text, text + known[place]):
-            for fix in list_fixes({**known, place: value}, {}):
-                for word in set(shlex.split(fix.command)) - expected:
-                    assert re.fullmatch(r"(--\w+=|\$EXPORTER/)?\w[\w.:/@=?&-]*", word, re.ASCII)
+def test_what_an_alert_smuggles_in_is_never_more_than_a_part_of_a_line(text: str) -> None:
+    for name, reason in itertools.product(VALUES.keys() - {"kms_reason", "kms_provider"}, Reason):
+        values = {**VALUES, "kms_reason": str(reason)}
+        usual = [*list_fixes(values, {}), *list_fixes({**values, name: ""}, {})]
+        expected = {argument for fix in usual for argument in shlex.split(fix.command)}
+        for value in (text, values[name] + text, text + values[name]):
+            for fix in list_fixes({**values, name: value}, {}):
+                for argument in set(shlex.split(fix.command)) - expected:
+                    assert re.fullmatch(r"(--\w+=|\$EXPORTER/)?\w[\w.:/@=?&-]*", argument, re.ASCII)
 
 
 @pytest.mark.parametrize("value", ["--help", "ledger --impersonate-service-account=x", "ledger;id", "a/b", "ledger\n"])
 def test_a_key_whose_name_is_none_of_google_s_has_no_command_but_those_without_its_name(value: str) -> None:
     key = KEY.removesuffix("ledger") + value
     for reason in Reason:
-        found = [fix.command for fix in list_fixes({**KNOWN, "kms_reason": reason, "kms_key": key}, {})]
+        found = [fix.command for fix in list_fixes({**VALUES, "kms_reason": reason, "kms_key": key}, {})]
         assert [command for command in found if "gcloud" in command] == []

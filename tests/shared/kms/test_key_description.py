@@ -67,9 +67,9 @@ async def test_a_version_whose_name_is_no_number_is_reported_and_not_passed_on(n
     else:
         kms.versions = [version("1"), version(number)]
     async with kms.serving() as key:
-        with pytest.raises(KmsError, match="which is no number") as told:
+        with pytest.raises(KmsError, match="which is no number") as raised:
             await key.describe_key(timeout=10)
-    assert told.value.reason is Reason.UNAVAILABLE
+    assert raised.value.reason is Reason.UNAVAILABLE
 
 
 async def test_versions_are_reported_from_the_oldest_whatever_order_the_service_has() -> None:
@@ -94,12 +94,12 @@ async def test_a_list_that_fails_is_requested_once() -> None:
     kms = Scripted()
     kms.fails = True
     async with kms.serving() as key:
-        with pytest.raises(KmsError) as told:
+        with pytest.raises(KmsError) as raised:
             await key.describe_key(timeout=1)
-    assert (told.value.reason, kms.listed) == (Reason.UNAVAILABLE, 1)
+    assert (raised.value.reason, kms.listed) == (Reason.UNAVAILABLE, 1)
 
 
-async def test_a_version_that_is_not_to_be_destroyed_has_no_date_whatever_its_message_holds() -> None:
+async def test_a_version_that_is_not_to_be_destroyed_has_no_date_whatever_its_message_contains() -> None:
     kms, dated = Scripted(), {"destroy_time": datetime(2030, 1, 1, tzinfo=UTC)}
     states = CryptoKeyVersion.CryptoKeyVersionState
     kms.versions = [

@@ -50,11 +50,11 @@ async def test_no_minute_has_more_calls_than_five_sixths_of_the_quota() -> None:
     kms.profile = replace(GCP_PROFILE, calls_per_minute=minute, burst_calls=at_once)
     key = QuotaLimitedKey(kms)
 
-    async def again_and_again() -> None:
+    async def call_repeatedly() -> None:
         while asyncio.get_running_loop().time() < 100:
             await call(key)
 
-    await asyncio.gather(*(again_and_again() for _ in range(8)))
+    await asyncio.gather(*(call_repeatedly() for _ in range(8)))
     seconds = Counter(int(at) for at in kms.called)
     minutes = [sum(seconds[first + n] for n in range(60)) for first in range(40)]
     assert minutes[0] == pytest.approx(minute + at_once, rel=0.02)

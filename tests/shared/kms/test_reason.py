@@ -63,8 +63,8 @@ def test_the_set_is_the_one_that_dashboards_rely_on() -> None:
 
 
 def test_every_state_of_googles_client_has_a_meaning() -> None:
-    known = set(CryptoKeyVersion.CryptoKeyVersionState.__members__) - {"CRYPTO_KEY_VERSION_STATE_UNSPECIFIED"}
-    assert set(VERSION_STATES) == known
+    states = set(CryptoKeyVersion.CryptoKeyVersionState.__members__) - {"CRYPTO_KEY_VERSION_STATE_UNSPECIFIED"}
+    assert set(VERSION_STATES) == states
 
 
 def test_what_each_reason_concerns() -> None:

@@ -27,7 +27,7 @@ def test_a_key_that_can_be_reached_safely_is_accepted(settings: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("settings", "sentence"),
     [
         ({"key": "ledger"}, "expected projects/PROJECT"),
         ({"provider": "aws"}, "'gcp'"),
@@ -38,8 +38,8 @@ def test_a_key_that_can_be_reached_safely_is_accepted(settings: dict[str, Any]) 
         ({"endpont": "127.0.0.1:9010"}, "endpont"),
     ],
 )
-def test_a_key_that_cannot_is_refused_with_what_was_expected(settings: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint):
+def test_a_key_that_cannot_is_refused_with_what_was_expected(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
         GcpKeySettings.model_validate({"key": KEY, **settings})
 
 

@@ -15,12 +15,12 @@ class Hanging:
     """A resolver that gives no answer about names that end in `.hangs`, until it is told to."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.go_on = threading.Event()
         self._real = socket.getaddrinfo
 
     def __call__(self, host: str, *arguments: Any, **named: Any) -> Any:
-        self.asked.append(host)
+        self.requests.append(host)
         if host.endswith(".hangs"):
             self.go_on.wait(60)
             host = "127.0.0.1"
@@ -44,11 +44,11 @@ async def test_a_name_has_the_addresses_that_the_system_knows() -> None:
 async def test_an_address_stands_for_itself_and_nobody_is_asked(resolver: Hanging) -> None:
     assert await resolve("127.0.0.1", 80) == [(socket.AF_INET, ("127.0.0.1", 80))]
     assert await resolve("::1") == [(socket.AF_INET6, ("::1", 0, 0, 0))]
-    assert resolver.asked == []
+    assert resolver.requests == []
 
 
 @pytest.mark.parametrize(("host", "error"), [("nobody.invalid", OSError), ("a" * 64, UnicodeError)])
-async def test_what_cannot_be_resolved_is_told_to_who_asked(host: str, error: type[Exception]) -> None:
+async def test_what_cannot_be_resolved_is_reported_to_who_asked(host: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         await resolve(host)
 
@@ -66,9 +66,9 @@ async def test_who_requests_a_name_that_hangs_waits_for_the_look_up_that_is_in_p
     for _ in range(3):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(resolve("again.hangs"), 0.01)
-    assert resolver.asked == ["again.hangs"]
+    assert resolver.requests == ["again.hangs"]
     resolver.go_on.set()
     async with asyncio.timeout(10):
         await resolve("again.hangs")
         await resolve("again.hangs")
-    assert len(resolver.asked) >= 2  # what has ended is not remembered
+    assert len(resolver.requests) >= 2  # what has ended is not remembered

@@ -20,16 +20,16 @@ Answering = Callable[[bytes], AbstractAsyncContextManager[tuple[Proxy, list[byte
 def answering() -> Answering:
     @asynccontextmanager
     async def answering(answer: bytes) -> AsyncIterator[tuple[Proxy, list[bytes]]]:
-        asked: list[bytes] = []
+        requests: list[bytes] = []
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            asked.append(await reader.readuntil(b"\r\n\r\n"))
+            requests.append(await reader.readuntil(b"\r\n\r\n"))
             writer.write(answer)
             writer.close()
 
         server = await asyncio.start_server(connected, "127.0.0.1", 0)
         try:
-            yield Proxy(Address(*server.sockets[0].getsockname()), "proxy", "me:s3cret"), asked
+            yield Proxy(Address(*server.sockets[0].getsockname()), "proxy", "me:s3cret"), requests
         finally:
             server.close()
 
@@ -44,11 +44,11 @@ async def read_all(connection: socket.socket) -> bytes:
 
 
 async def test_what_the_server_says_first_is_not_read_away(answering: Answering) -> None:
-    async with answering(OPEN + b"220 hello\r\n") as (proxy, asked):
+    async with answering(OPEN + b"220 hello\r\n") as (proxy, requests):
         connection = await open_tunnel(proxy, TARGET)
         with connection:
             assert await read_all(connection) == b"220 hello\r\n"
-    (request,) = asked
+    (request,) = requests
     assert request.split(b"\r\n")[:3] == [
         b"CONNECT mail.example.org:587 HTTP/1.1",
         b"Host: mail.example.org:587",

@@ -169,11 +169,11 @@ def test_a_user_without_a_role_and_a_role_without_a_user_are_reported_by_the_che
     checked = _run(command, "--config", file, "--web.config.file", web, "--check")
     assert checked.returncode == 0
     assert checked.stderr.splitlines() == [
-        f"{named}: {key}: {said}" for named, (key, said) in zip((web, file), sentences.items(), strict=True)
+        f"{named}: {key}: {sentence}" for named, (key, sentence) in zip((web, file), sentences.items(), strict=True)
     ]
     started = _run(command, "--config", file, "--web.config.file", web)
-    told = [json.loads(line) for line in started.stderr.splitlines() if line.startswith("{")]
-    assert {each["key"]: each["error"] for each in told if "error" in each} == sentences
+    lines = [json.loads(line) for line in started.stderr.splitlines() if line.startswith("{")]
+    assert {each["key"]: each["error"] for each in lines if "error" in each} == sentences
     checked = _run(command, "--config", file, "--check")
     assert [line.split(": ")[1] for line in checked.stderr.splitlines()] == ["auth.roles.anna", "auth.roles.ben"]
 
@@ -185,8 +185,8 @@ def test_a_server_that_cannot_start_exits_1_with_one_sentence(command: list[str]
 
 
 def test_a_taken_port_exits_1_with_one_sentence_in_the_end(command: list[str], file: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = occupied.getsockname()[1]
         file.write_text(f"listen: 127.0.0.1:{port}\n")
         failed = _run(command, "--config", file)
     assert failed.returncode == 1
@@ -196,16 +196,16 @@ def test_a_taken_port_exits_1_with_one_sentence_in_the_end(command: list[str], f
 
 
 def test_every_line_of_the_log_is_a_json_object_with_service_level_and_time(server: subprocess.Popen[str]) -> None:
-    told = [json.loads(line) for line in _lines_until_it_listens(server)]
-    for line in told:
+    lines = [json.loads(line) for line in _lines_until_it_listens(server)]
+    for line in lines:
         assert line["service"] == "sample"
         assert line["level"] in {"info", "warning", "error"}
         assert line["timestamp"].endswith("Z")
-    events = {line["event"]: line for line in told}
+    events = {line["event"]: line for line in lines}
     assert events["own event"]["text"] == 'with "quotes"\nand lines'
     assert (events["said something"]["logger"], events["said something"]["level"]) == ("some.library", "warning")
     assert any("UserWarning: a warning" in event for event in events)
-    (trace,) = events["failed"]["exception"]
+    (trace,) = events["failed"]["trace"]
     assert trace["exc_type"] == "ZeroDivisionError"
 
 

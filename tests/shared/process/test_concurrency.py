@@ -17,25 +17,25 @@ class Work:
 
     def __init__(self, failing: int | None = None, stuck: int | None = None) -> None:
         self.failing, self.stuck = failing, stuck
-        self.under_way, self.most = 0, 0
+        self.in_progress, self.most = 0, 0
         self.begun: list[int] = []
-        self.taken: list[tuple[int, int]] = []
+        self.batches: list[tuple[int, int]] = []
 
     async def do(self, item: int) -> int:
         self.begun.append(item)
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
+        self.in_progress += 1
+        self.most = max(self.most, self.in_progress)
         try:
             await asyncio.sleep(0.1 - item / 10_000 if item != self.stuck else 1e9)
             if item == self.failing:
                 raise ValueError(item)
             return -item
         finally:
-            self.under_way -= 1
+            self.in_progress -= 1
 
     async def take(self, outcomes: Sequence[tuple[int, int]]) -> None:
         await asyncio.sleep(0.01)
-        self.taken += outcomes
+        self.batches += outcomes
 
 
 @pytest.mark.looptime
@@ -43,7 +43,7 @@ async def test_a_bounded_number_is_in_progress_and_all_are_passed_on_in_their_or
     work = Work()
     await run_concurrently(ITEMS, work.do, work.take, MOST)
     assert work.most == MOST
-    assert work.taken == [(item, -item) for item in ITEMS]
+    assert work.batches == [(item, -item) for item in ITEMS]
 
 
 @pytest.mark.looptime
@@ -64,8 +64,8 @@ async def test_the_first_error_stops_all_and_what_was_done_is_passed_on() -> Non
     with pytest.raises(ValueError, match="200"):
         await run_concurrently(ITEMS, work.do, work.take, MOST)
     assert max(work.begun) < 200 + 2 * MOST
-    assert [item for item, _ in work.taken] == [item for item in sorted(work.begun) if item != 200]
-    assert work.under_way == 0
+    assert [item for item, _ in work.batches] == [item for item in sorted(work.begun) if item != 200]
+    assert work.in_progress == 0
 
 
 @pytest.mark.looptime
@@ -77,7 +77,7 @@ async def test_an_error_of_the_taker_stops_all() -> None:
 
     with pytest.raises(OSError, match="64"):
         await run_concurrently(ITEMS, work.do, full, MOST)
-    assert (work.under_way, max(work.begun) < 200) == (0, True)
+    assert (work.in_progress, max(work.begun) < 200) == (0, True)
 
 
 @pytest.mark.looptime
@@ -86,14 +86,14 @@ async def test_a_cancelled_caller_leaves_nothing_in_progress() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(5):
             await run_concurrently(ITEMS, work.do, work.take, MOST)
-    assert work.under_way == 0
+    assert work.in_progress == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_nothing_to_do_is_done() -> None:
     work = Work()
     await run_concurrently([], work.do, work.take, MOST)
-    assert work.taken == []
+    assert work.batches == []
 
 
 @pytest.mark.parametrize(("size", "is_on_loop"), [(LARGE_BYTES, True), (LARGE_BYTES + 1, False)])

@@ -66,7 +66,7 @@ def run(*arguments: str, before: Path | None = None) -> Result:
     return CliRunner().invoke(main, ["doctor", *arguments])
 
 
-def test_a_line_each_and_zero_where_all_is_well(file: Path) -> None:
+def test_a_line_each_and_zero_where_all_is_healthy(file: Path) -> None:
     opened.clear()
     result = run("--config", str(file))
     assert result.exit_code == 0

@@ -27,12 +27,12 @@ APP = Starlette(routes=[Route("/own", lambda _request: PlainTextResponse("own"))
 
 
 class Rig:
-    """A server whose file is `written`; `applied` is what it was told to run."""
+    """A server whose file is `on_disk`; `applied` is what it was told to run."""
 
     def __init__(
         self, settings: Settings = SETTINGS, apply: Callable[[Settings], Awaitable[None]] | None = None
     ) -> None:
-        self.written: Settings | Exception = settings
+        self.on_disk: Settings | Exception = settings
         self.applied: list[Settings] = []
         self.metrics = CollectorRegistry()
         self.guard = Authorizer(self.metrics)
@@ -42,7 +42,7 @@ class Rig:
         )
 
     def change(self, **keys: object) -> None:
-        self.written = self.reloading.settings.model_copy(update=keys)
+        self.on_disk = self.reloading.settings.model_copy(update=keys)
 
     def gauges(self) -> tuple[float | None, float | None]:
         name = "keypulse_config_last_reload_"
@@ -52,9 +52,9 @@ class Rig:
         return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=self.reloading), base_url="http://127.0.0.1:9000")
 
     def _load(self) -> Settings:
-        if isinstance(self.written, Exception):
-            raise self.written
-        return self.written
+        if isinstance(self.on_disk, Exception):
+            raise self.on_disk
+        return self.on_disk
 
     async def _apply(self, settings: Settings) -> None:
         self.applied.append(settings)
@@ -64,19 +64,19 @@ async def test_the_start_counts_as_a_reload_and_a_reload_applies_what_is_read() 
     rig = Rig()
     assert rig.gauges() == (1, 100)
     rig.now = 200
-    rig.change(word="two")
+    rig.change(text="two")
     async with rig.client() as client:
         answer = await client.post("/-/reload")
         assert (answer.status_code, answer.text) == (200, "reloaded\n")
         assert (await client.get("/own")).text == "own"
-    assert [settings.word for settings in rig.applied] == ["two"]
-    assert rig.reloading.settings.word == "two"
+    assert [settings.text for settings in rig.applied] == ["two"]
+    assert rig.reloading.settings.text == "two"
     assert rig.gauges() == (1, 200)
 
 
 async def test_a_bad_file_changes_nothing_and_each_error_is_reported_in_answer_log_and_gauge() -> None:
     rig = Rig()
-    rig.now, rig.written = 200, ConfigurationError(["f: a: wrong", "f: b: wrong"])
+    rig.now, rig.on_disk = 200, ConfigurationError(["f: a: wrong", "f: b: wrong"])
     with capture_logs() as logs:
         async with rig.client() as client:
             answer = await client.post("/-/reload")
@@ -85,55 +85,55 @@ async def test_a_bad_file_changes_nothing_and_each_error_is_reported_in_answer_l
     assert (logs[-1]["event"], logs[-1]["who"], logs[-1]["status"]) == ("action", "anonymous", 500)
     assert not rig.applied
     assert rig.gauges() == (0, 100)
-    rig.written, rig.now = SETTINGS, 300
+    rig.on_disk, rig.now = SETTINGS, 300
     assert await rig.reloading.reload() == []
     assert rig.gauges() == (1, 300)
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "sentences"),
     [
         (ConfigurationError(["no"]), ["no"]),
         (StartError("cannot start: no"), ["cannot start: no"]),
         (ZeroDivisionError(), ["a defect of this server; its trace is in the log"]),
     ],
 )
-async def test_what_cannot_be_applied_does_not_count_as_what_runs(error: Exception, said: list[str]) -> None:
+async def test_what_cannot_be_applied_does_not_count_as_what_runs(error: Exception, sentences: list[str]) -> None:
     async def apply(_settings: Settings) -> None:
         raise error
 
     rig = Rig(apply=apply)
-    rig.change(word="two", auth=AuthSettings(admin_token_file=Path("/token")))
-    assert await rig.reloading.reload() == said
+    rig.change(text="two", auth=AuthSettings(admin_token_file=Path("/token")))
+    assert await rig.reloading.reload() == sentences
     assert (rig.reloading.settings, rig.reloading.access_policy.tokens) == (SETTINGS, [])
     assert rig.gauges() == (0, 100)
 
 
 async def test_a_key_that_needs_a_restart_refuses_the_whole_and_names_it() -> None:
     rig = Rig()
-    rig.change(listen=parse_address("127.0.0.1:1"), word="two")
+    rig.change(listen=parse_address("127.0.0.1:1"), text="two")
     assert await rig.reloading.reload() == ["listen: changes only with a restart; restart, or set it back"]
     assert not rig.applied
 
 
 async def test_where_nothing_can_be_applied_every_changed_key_needs_a_restart() -> None:
-    written = SETTINGS
-    reloading = ReloadMiddleware(APP, SETTINGS, lambda: written, None, (), Authorizer(CollectorRegistry()))
+    on_disk = SETTINGS
+    reloading = ReloadMiddleware(APP, SETTINGS, lambda: on_disk, None, (), Authorizer(CollectorRegistry()))
     assert await reloading.reload() == []
-    written = SETTINGS.model_copy(update={"word": "two", "many": 2})
-    assert [line.partition(":")[0] for line in await reloading.reload()] == ["many", "word"]
+    on_disk = SETTINGS.model_copy(update={"text": "two", "count": 2})
+    assert [line.partition(":")[0] for line in await reloading.reload()] == ["count", "text"]
 
 
 async def test_two_at_once_come_one_after_the_other() -> None:
     events: list[str] = []
 
     async def apply(settings: Settings) -> None:
-        events.append(f"begin {settings.word}")
+        events.append(f"begin {settings.text}")
         await asyncio.sleep(0.01)
-        events.append(f"end {settings.word}")
+        events.append(f"end {settings.text}")
 
     rig = Rig(apply=apply)
-    rig.change(word="two")
+    rig.change(text="two")
     await asyncio.gather(*(rig.reloading.reload() for _ in range(3)))
     assert events == ["begin two", "end two"] * 3
 
@@ -147,7 +147,7 @@ async def test_only_a_post_reloads(method: str) -> None:
     assert not rig.applied
 
 
-async def test_another_web_page_may_not_ask_nor_one_that_points_its_name_here() -> None:
+async def test_another_web_page_may_not_ask_nor_one_that_points_its_name_to_this_server() -> None:
     rig = Rig()
     async with rig.client() as client:
         for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}, {"host": "evil.example"}):
@@ -212,7 +212,7 @@ async def test_a_hangup_reloads_and_the_end_waits_for_a_reload_that_was_cancelle
         begun.clear()
         ended.clear()
         async with rig.reloading.reload_on_sighup():
-            asked = asyncio.create_task(rig.reloading.reload())
+            request = asyncio.create_task(rig.reloading.reload())
             await begun.wait()
-            asked.cancel()
+            request.cancel()
         assert ended.is_set()

@@ -31,7 +31,7 @@ def _list_loggers() -> list[logging.Logger]:
 
 
 @pytest.mark.parametrize("form", ["json", "logfmt"])
-def test_no_line_holds_what_ends_lines_turns_text_or_cannot_be_seen(
+def test_no_line_contains_what_ends_lines_reverses_text_or_cannot_be_seen(
     form: Format, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.configure("relay", line_format=form)

@@ -59,8 +59,8 @@ async def test_neither_a_reload_nor_a_changed_web_yml_gives_a_user_the_name_of_a
         pass
 
     def with_token(name: str) -> Settings:
-        held = NamedToken(name=name, role=Role.VIEWER, file=tmp_path / "token")
-        return SETTINGS.model_copy(update={"auth": AuthSettings(tokens=(held,))})
+        token = NamedToken(name=name, role=Role.VIEWER, file=tmp_path / "token")
+        return SETTINGS.model_copy(update={"auth": AuthSettings(tokens=(token,))})
 
     runner = ServerRunner(SETTINGS, web_config_file=WebConfigFile(web_yml(tmp_path, users={"alice": HASH})))
     reloaded = runner._wrap_apply(apply)
@@ -73,11 +73,11 @@ async def test_neither_a_reload_nor_a_changed_web_yml_gives_a_user_the_name_of_a
 
 
 def test_the_errors_of_both_files_are_named_at_once(file: Path, tmp_path: Path) -> None:
-    file.write_text("many: none")
+    file.write_text("count: none")
     (tmp_path / "web.yml").write_text("users: 1")
     assert [line.partition(": ")[0] for line in _list_errors(file, tmp_path / "web.yml")] == [
         f"{tmp_path}/web.yml",
         str(file),
     ]
     (line,) = _list_errors(file, web_yml(tmp_path, users={"alice": HASH}))
-    assert line.startswith(f"{file}: many: ")
+    assert line.startswith(f"{file}: count: ")

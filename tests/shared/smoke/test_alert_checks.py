@@ -18,9 +18,9 @@ SERVICE = "keypulse-smoke-7"
 class AlertingPath:
     """Alertmanager and the relay in one server: what was posted, and a delivery for each channel."""
 
-    def __init__(self, *states: str, payload: str = SERVICE, taken: int = 200) -> None:
+    def __init__(self, *states: str, payload: str = SERVICE, status: int = 200) -> None:
         self.alerts: list[Any] = []
-        self.states, self.payload, self.taken = list(states), payload, taken
+        self.states, self.payload, self.post_status = list(states), payload, status
         self.down = 0
         """Requests that the relay does not answer, yet."""
         self.earlier = False
@@ -31,7 +31,7 @@ class AlertingPath:
         path = request.url.path
         if path == "/api/v2/alerts":
             self.alerts += await request.json()
-            return Response("no disk", status_code=self.taken)
+            return Response("no disk", status_code=self.post_status)
         if self.down:
             self.down -= 1
             return JSONResponse({"error": "the store cannot be read"}, status_code=503)
@@ -79,7 +79,7 @@ async def test_what_the_relay_gave_up_is_reported_at_once(answering: Answering) 
     assert lines[3].startswith("✗ delivered on channel-1: the relay gave up; its last attempt ended with rejected; see")
 
 
-async def test_a_message_that_another_one_tells_is_followed_there(answering: Answering) -> None:
+async def test_a_message_that_another_one_includes_is_followed_there(answering: Answering) -> None:
     assert (await follow(answering, AlertingPath("superseded"), timeout=60))[2] == "✓ delivered on channel-0: ts=9"
 
 
@@ -120,11 +120,11 @@ async def test_a_relay_that_stays_away_is_named(answering: Answering) -> None:
     assert "sent nothing of it (/api/deliveries answers with HTTP 503); see" in (await follow(answering, path))[1]
 
 
-@pytest.mark.parametrize("taken", [400, 500])
-async def test_an_alertmanager_that_refuses_is_the_one_red_line(answering: Answering, taken: int) -> None:
-    lines = await follow(answering, AlertingPath("delivered", taken=taken))
+@pytest.mark.parametrize("status", [400, 500])
+async def test_an_alertmanager_that_refuses_is_the_one_red_line(answering: Answering, status: int) -> None:
+    lines = await follow(answering, AlertingPath("delivered", status=status))
     start = "✗ Alertmanager takes a test alert: it answers with HTTP"
     assert lines == [
-        f"{start} {taken}: no disk; see Alertmanager's log",
+        f"{start} {status}: no disk; see Alertmanager's log",
         "- the test alert arrives at the relay: skipped: it depends on 'Alertmanager takes a test alert'",
     ]

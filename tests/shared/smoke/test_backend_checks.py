@@ -91,8 +91,8 @@ async def test_metrics_with_labels_count_and_the_help_of_one_that_is_missing_doe
     assert "GET /metrics has no crypto_mode; " in format_results(results)
 
 
-@pytest.mark.parametrize(("stored", "said"), [(b"other bytes", 1), (b"keypulse smoke test 0123", 5)])
-async def test_a_record_that_comes_back_changed_is_red(answering: Answering, stored: bytes, said: int) -> None:
+@pytest.mark.parametrize(("stored", "read_count"), [(b"other bytes", 1), (b"keypulse smoke test 0123", 5)])
+async def test_a_record_that_comes_back_changed_is_red(answering: Answering, stored: bytes, read_count: int) -> None:
     reads = []
 
     async def changed(request: Request) -> Response:
@@ -105,7 +105,7 @@ async def test_a_record_that_comes_back_changed_is_red(answering: Answering, sto
         results = await check_backend(url)
     assert failed(results) == ["a record is written and read"]
     assert "what was read is not what was written" in format_results(results)
-    assert len(reads) == said, "what another smoke test wrote is no damage until it stays so"
+    assert len(reads) == read_count, "what another smoke test wrote is no damage until it stays so"
 
 
 def _seed(requests: list[tuple[str, str]]) -> Callable[[Request], Awaitable[Response]]:
@@ -119,8 +119,8 @@ def _seed(requests: list[tuple[str, str]]) -> Callable[[Request], Awaitable[Resp
 
 
 async def test_a_backend_with_its_two_documents_alone_is_green(answering: Answering) -> None:
-    asked: list[tuple[str, str]] = []
-    async with answering(_seed(asked)) as url:
+    requests: list[tuple[str, str]] = []
+    async with answering(_seed(requests)) as url:
         results = await check_backend(url)
     assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 4 + [CheckOutcome.NOT_APPLICABLE] * 3
     assert all(result.is_ok for result in results)
@@ -129,17 +129,17 @@ async def test_a_backend_with_its_two_documents_alone_is_green(answering: Answer
         "- the admin API is closed: the backend has no /admin/crypto/keys\n"
         "- a record is written and read: the backend keeps no records at /v1/records; --records on demands them"
     )
-    assert asked == [("GET", "/admin/crypto/keys"), ("PUT", "/v1/records/keypulse-smoke")]
+    assert requests == [("GET", "/admin/crypto/keys"), ("PUT", "/v1/records/keypulse-smoke")]
 
 
-async def test_records_that_are_demanded_and_missing_are_red(answering: Answering) -> None:
+async def test_records_that_are_required_and_missing_are_red(answering: Answering) -> None:
     async with answering(_seed([])) as url:
         assert failed(await check_backend(url, records="on")) == ["a record is written and read"]
 
 
 async def test_records_that_are_off_are_not_asked_for(answering: Answering) -> None:
-    asked: list[tuple[str, str]] = []
-    async with answering(_seed(asked)) as url:
+    requests: list[tuple[str, str]] = []
+    async with answering(_seed(requests)) as url:
         results = await check_backend(url, records="off")
     assert [result.name for result in results if result.outcome is CheckOutcome.PASSED] == [
         "backend answers",
@@ -147,7 +147,7 @@ async def test_records_that_are_off_are_not_asked_for(answering: Answering) -> N
         "backend uses KMS",
         "backend's metrics",
     ]
-    assert asked == [("GET", "/admin/crypto/keys")]
+    assert requests == [("GET", "/admin/crypto/keys")]
 
 
 async def test_only_an_answer_that_says_so_means_that_there_are_no_records(answering: Answering) -> None:
@@ -278,8 +278,8 @@ async def test_a_backend_that_never_answers_is_given_up(answering: Answering) ->
         await asyncio.sleep(3600)
         return Response()
 
-    asked = answering(never)
-    async with asked as url:
+    backend = answering(never)
+    async with backend as url:
         results = await check_backend(url, timeout=0.2)
     assert "gives no complete answer within 0.2 s" in format_results(results)
 
@@ -308,7 +308,7 @@ def _backend(
     admin: Callable[[Request], Awaitable[Response]] | None = None,
 ) -> Callable[[Request], Awaitable[Response]]:
     """A backend that is well, but for what a test says; a record that it is given comes back."""
-    held: dict[str, bytes] = {}
+    records: dict[str, bytes] = {}
 
     async def answer(request: Request) -> Response:  # noqa: PLR0911  # one for each path
         path = request.url.path
@@ -323,8 +323,8 @@ def _backend(
         if record:
             return await record(request)
         if request.method == "PUT":
-            held[path] = await request.body()
+            records[path] = await request.body()
             return Response(status_code=204)
-        return Response(held[path])
+        return Response(records[path])
 
     return answer

@@ -114,7 +114,7 @@ async def test_a_rule_with_a_placeholders_runbook_is_red_in_production_alone(ans
     assert all(result.is_ok for result in elsewhere)
 
 
-async def test_the_runbooks_of_other_rules_are_not_looked_at(answering: Answering) -> None:
+async def test_the_runbooks_of_other_rules_are_not_checked(answering: Answering) -> None:
     async with answering(prometheus({"rules": {"groups": [{"rules": [*LOADED, OF_OTHERS]}]}})) as url:
         assert all(result.is_ok for result in await check_prometheus(url, RULES))
 
@@ -124,13 +124,13 @@ async def test_a_service_that_is_ill_beside_one_that_is_healthy_is_not_this_one_
         assert all(result.is_ok for result in await check_prometheus(url, RULES))
 
 
-async def test_where_only_keys_are_probed_no_recording_of_a_backend_is_looked_for(answering: Answering) -> None:
+async def test_where_only_keys_are_probed_no_recording_of_a_backend_is_searched_for(answering: Answering) -> None:
     async with answering(prometheus({})) as url:
         results = await check_prometheus(url, RULES, has_backend=False)
     assert [result.name for result in results if "has data" in result.name] == [f"{RECORDINGS[0]} has data"]
 
 
-async def test_without_a_target_no_recording_is_looked_at(answering: Answering) -> None:
+async def test_without_a_target_no_recording_is_checked(answering: Answering) -> None:
     async with answering(prometheus({"targets": {"activeTargets": []}, "query": {"result": []}})) as url:
         results = await check_prometheus(url, RULES)
     assert [r.name for r in results if r.outcome is CheckOutcome.SKIPPED] == [f"{name} has data" for name in RECORDINGS]
@@ -152,15 +152,15 @@ async def test_a_prometheus_that_is_not_ready_is_one_red_line(answering: Answeri
     ],
 )
 async def test_the_dashboard_is_searched_for_by_its_uid(answering: Answering, status: int, sentence: str) -> None:
-    asked = []
+    requests = []
 
     async def grafana(request: Request) -> Response:
-        asked.append(request.url.path)
+        requests.append(request.url.path)
         return JSONResponse({"dashboard": {}}, status_code=status)
 
     async with answering(grafana) as url:
         (result,) = await check_grafana(f"{url}/grafana/")
-    assert asked == ["/grafana/api/dashboards/uid/kms-crypto-health"]
+    assert requests == ["/grafana/api/dashboards/uid/kms-crypto-health"]
     assert re.search(sentence, format_line(result))
 
 
@@ -174,14 +174,14 @@ async def test_an_alertmanager_that_starts_is_not_ready(answering: Answering) ->
     assert format_line(result) == f"✗ Alertmanager is ready: {expected}"
 
 
-@pytest.mark.parametrize("said", ["<html>log in</html>", "{}", "[]"])
-async def test_what_answers_everything_is_mistaken_for_nothing(answering: Answering, said: str) -> None:
+@pytest.mark.parametrize("answer", ["<html>log in</html>", "{}", "[]"])
+async def test_what_answers_everything_is_mistaken_for_nothing(answering: Answering, answer: str) -> None:
     async def anything(_request: Request) -> Response:
-        return Response(said)
+        return Response(answer)
 
     async with answering(anything) as url:
-        looks = (await check_alertmanager(url), await check_relay(url), await check_grafana(url))
-    assert [results[-1].outcome for results in looks] == [CheckOutcome.FAILED] * 3
+        checks = (await check_alertmanager(url), await check_relay(url), await check_grafana(url))
+    assert [results[-1].outcome for results in checks] == [CheckOutcome.FAILED] * 3
 
 
 async def test_a_prometheus_is_no_alertmanager(answering: Answering) -> None:
@@ -199,8 +199,8 @@ async def test_a_relay_whose_api_refuses_the_token_says_which_one_it_needs(
     async def relay(request: Request) -> Response:
         if request.url.path == "/-/ready":
             return Response("ready")
-        known = request.headers.get("authorization") == "Bearer right"
-        return JSONResponse({"deliveries": []}, status_code=200 if known else 401)
+        is_authorized = request.headers.get("authorization") == "Bearer right"
+        return JSONResponse({"deliveries": []}, status_code=200 if is_authorized else 401)
 
     (tmp_path / "right").write_text("right")
     async with answering(relay) as url:

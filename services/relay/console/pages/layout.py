@@ -153,7 +153,7 @@ class PageRenderer:
 
 def redirect_refused(request: Request, to: str, message: str) -> Response:
     """As `redirect`, after an action that changed nothing: it has no entry in the audit."""
-    describe_action(request, is_stored=True, refused=message)
+    describe_action(request, is_stored=True, error=message)
     return redirect(request, to, message)
 
 

@@ -25,7 +25,7 @@ class MailServer:
     replies: dict[str, str] = field(default_factory=dict)
     """Answers to `MAIL`, `RCPT` (or `RCPT address`) and `DATA`; without one it accepts."""
     passwords: set[bytes] = field(default_factory=lambda: {SECRET.encode()})
-    taken: list[tuple[list[str], bytes]] = field(default_factory=list)
+    accepted: list[tuple[list[str], bytes]] = field(default_factory=list)
     address: Address = UNBOUND
 
     async def handle_MAIL(self, _s: SMTP, _x: Session, envelope: Envelope, address: str, _o: list[str]) -> str:  # noqa: N802
@@ -42,7 +42,7 @@ class MailServer:
     async def handle_DATA(self, _s: SMTP, _x: Session, envelope: Envelope) -> str:  # noqa: N802
         reply = self.replies.get("DATA", "250 2.0.0 queued as 42")
         if reply.startswith("250"):
-            self.taken.append((list(envelope.rcpt_tos), envelope.original_content or b""))
+            self.accepted.append((list(envelope.rcpt_tos), envelope.original_content or b""))
         return reply
 
     def authenticate(self, _s: SMTP, _x: Session, _e: Envelope, _mechanism: str, data: LoginPassword) -> AuthResult:

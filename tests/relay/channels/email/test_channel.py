@@ -18,12 +18,12 @@ from tests.relay.channels.examples import SECRET, detailed, example, message, ro
 from tests.relay.channels.recording_attempt import Recorded, send
 
 
-async def test_one_mail_goes_to_all_and_the_receipt_holds_the_servers_answer(
+async def test_one_mail_goes_to_all_and_the_receipt_contains_the_servers_answer(
     secret_file: Path, mail_server: StartServer
 ) -> None:
     server = await mail_server()
     receipt = await send(connect(secret_file, server.address), message())
-    ((recipients, content),) = server.taken
+    ((recipients, content),) = server.accepted
     assert recipients == [SECOPS, ONCALL]
     assert receipt["message_id"].encode() in content
     assert receipt == {"message_id": receipt["message_id"], "answer": "2.0.0 queued as 42"}
@@ -57,7 +57,7 @@ async def test_each_code_of_smtp_has_its_reason_and_scope(
     assert (error.reason, error.scope) == (reason, scope)
     assert next(iter(replies.values()))[:3] in str(error)
     assert not error.maybe_arrived
-    assert server.taken == []
+    assert server.accepted == []
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ async def test_each_code_of_smtp_has_its_reason_and_scope(
         (b"554 5.3.2 no SMTP here\r\n", SendReason.MISCONFIGURED, SendScope.CHANNEL),
     ],
 )
-async def test_a_server_that_turns_us_away_at_the_door_is_understood(
+async def test_a_server_that_refuses_us_in_its_greeting_is_understood(
     greeting: bytes, reason: SendReason, scope: SendScope, secret_file: Path, tcp: TcpServer
 ) -> None:
     async def door(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,7 +88,7 @@ async def test_a_rotated_password_is_used_at_the_next_send(secret_file: Path, ma
     assert "revoked-password" not in str(error)
     rotate(secret_file, SECRET)
     await send(channel, message())
-    assert len(server.taken) == 1
+    assert len(server.accepted) == 1
 
 
 async def test_a_login_leaves_no_trace_in_the_logs(
@@ -121,8 +121,8 @@ async def test_a_server_that_repeats_the_login_does_not_bring_it_into_an_error(
                 sent.append(line.split()[-1])
                 writer.write(b"235 fine\r\n")
             else:
-                said = sent[-1]
-                writer.write(b"451 after " + said + b", " + said.rstrip(b"=") + b" and " + SECRET.encode() + b"\r\n")
+                last = sent[-1]
+                writer.write(b"451 after " + last + b", " + last.rstrip(b"=") + b" and " + SECRET.encode() + b"\r\n")
 
     error = await refused(connect(secret_file, await tcp(parrot)))
     assert str(error) == "the mail server answered 451 after [secret], [secret] and [secret]"
@@ -162,13 +162,13 @@ async def test_only_a_session_that_breaks_off_after_the_envelope_may_have_delive
 async def test_a_server_that_is_slow_to_take_the_mail_and_hangs_at_quit_is_no_failure(
     secret_file: Path, tcp: TcpServer
 ) -> None:
-    said: list[bytes] = []
+    commands: list[bytes] = []
     left = asyncio.Event()
 
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail\r\n")
         while line := await reader.readline():
-            said.append(line)
+            commands.append(line)
             if line.startswith(b"DATA"):
                 writer.write(b"354 go on\r\n")
                 await reader.readuntil(b"\r\n.\r\n")
@@ -184,10 +184,10 @@ async def test_a_server_that_is_slow_to_take_the_mail_and_hangs_at_quit_is_no_fa
         receipt = await send(settings(values).connect(1), message())
     assert receipt["answer"] == "taken"
     await asyncio.wait_for(left.wait(), 5)
-    assert said[-1] == b"QUIT\r\n"
+    assert commands[-1] == b"QUIT\r\n"
 
 
-async def test_a_lost_answer_is_tried_again_with_the_same_message_id(secret_file: Path, stand_ins: StandIns) -> None:
+async def test_a_lost_answer_is_retried_with_the_same_message_id(secret_file: Path, stand_ins: StandIns) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.SMTP, kind=FaultKind.LOST_ANSWER, count=1))
     channel = connect(secret_file, stand_ins.smtp, username=None, password_file=None)
     attempt = Recorded(message())

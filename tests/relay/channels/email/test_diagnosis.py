@@ -41,7 +41,7 @@ async def test_each_stage_passes_with_tls_and_a_login_and_nothing_is_sent(
     assert [(name, result.is_ok) for name, result in results.items()] == [(stage, True) for stage in STAGES]
     assert results["mail login"].detail == "keypulse is accepted"
     assert results["mail recipients"].detail == "secops@example.org, oncall@example.org accepted"
-    assert server.taken == []
+    assert server.accepted == []
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ async def test_the_stage_that_fails_is_named_and_those_behind_it_are_skipped(
     assert hint in results[stage].hint
     assert all(result.detail.startswith("skipped") for result in results[stage + 1 :])
     assert SECRET not in str(results)
-    assert server.taken == []
+    assert server.accepted == []
 
 
 async def test_a_certificate_that_is_not_trusted_is_an_error_of_the_connection(

@@ -134,9 +134,9 @@ def test_no_message_breaks_the_form_of_a_mail(any_message: Message) -> None:
 @pytest.mark.parametrize("text", [*NASTY, *HUGE])
 @pytest.mark.parametrize("alerts", [1, 40])
 def test_no_text_adds_a_header_a_tag_or_a_link(text: str, alerts: int) -> None:
-    noted = critical(detailed(change(with_text(text, alerts), remark=text), text))
-    check_form(noted)
-    page = part(received(noted), "html")
+    remarked = critical(detailed(change(with_text(text, alerts), remark=text), text))
+    check_form(remarked)
+    page = part(received(remarked), "html")
     found = Tags()
     found.feed(page)
     assert found.names <= TAGS
@@ -219,7 +219,7 @@ def test_all_mails_of_an_episode_are_one_thread() -> None:
     assert end["Subject"] == f"{over} [KMSCryptoModeNotKMS, production / backend]"
 
 
-def test_a_thread_holds_for_a_sender_of_any_domain() -> None:
+def test_a_thread_works_for_a_sender_of_any_domain() -> None:
     domain = f"alerts.{'a' * 63}.{'b' * 63}.example-corporation.example.org"
     root, first = f"<{'0' * 40}@{domain}>", f"<{'1' * 40}@{domain}>"
     later = message(delivery_id="2", first_receipt={"message_id": first})

@@ -14,7 +14,7 @@ from tests.relay.channels.recording_attempt import send
 
 
 @pytest.mark.parametrize("greeting", [b"220 mail, without TLS\r\n", b"HTTP/1.1 400 Bad Request\r\n"])
-async def test_a_port_without_tls_is_the_channels_trouble_and_says_what_to_check(
+async def test_a_port_without_tls_is_the_channels_error_and_says_what_to_check(
     greeting: bytes, secret_file: Path, tcp: TcpServer
 ) -> None:
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -28,9 +28,7 @@ async def test_a_port_without_tls_is_the_channels_trouble_and_says_what_to_check
     )
 
 
-async def test_a_connection_that_breaks_off_during_the_handshake_is_tried_again(
-    secret_file: Path, tcp: TcpServer
-) -> None:
+async def test_a_connection_that_breaks_off_during_the_handshake_is_retried(secret_file: Path, tcp: TcpServer) -> None:
     async def hangs_up(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
 
@@ -52,7 +50,7 @@ async def test_starttls_is_the_default_and_the_certificate_is_verified(
     assert str(error) == "the mail server's certificate is not trusted; name its authority in `ca_file`"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
     await send(connect(secret_file, server.address, **encrypted), message())
-    assert len(server.taken) == 1
+    assert len(server.accepted) == 1
 
 
 async def test_ca_file_is_trusted_and_the_environments_proxy_is_none_for_mail(
@@ -67,7 +65,7 @@ async def test_ca_file_is_trusted_and_the_environments_proxy_is_none_for_mail(
     server = await mail_server(starttls=context)
     trusted = {"host": "localhost", "port": server.address.port, "tls": "starttls", "ca_file": certificate_file}
     await send(connect(secret_file, server.address, **trusted), message())
-    assert len(server.taken) == 1
+    assert len(server.accepted) == 1
 
 
 async def test_implicit_tls_is_spoken_and_its_certificate_verified(
@@ -84,7 +82,7 @@ async def test_implicit_tls_is_spoken_and_its_certificate_verified(
     assert str(error) == "the mail server's certificate is not trusted; name its authority in `ca_file`"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
     await send(connect(secret_file, server.address, **encrypted, **plain), message())
-    assert len(server.taken) == 1
+    assert len(server.accepted) == 1
 
 
 async def test_a_server_without_starttls_gets_neither_password_nor_mail(
@@ -94,4 +92,4 @@ async def test_a_server_without_starttls_gets_neither_password_nor_mail(
     error = await refused(connect(secret_file, server.address, tls="starttls"))
     assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
     assert "STARTTLS" in str(error)
-    assert server.taken == []
+    assert server.accepted == []

@@ -15,7 +15,7 @@ MAX_UPDATE_TEXT = 4_000
 _DATE = re.compile(r"<!date\^[0-9]{1,10}\^\{date_short_pretty\} at \{time\}\|[^<>|\n`]{1,100}>")
 _CALL = re.compile(r"^<!(?:channel|here)> ")
 _CODE = re.compile(r"\A(?:\*[^*\n`<>]+\*\n)?```\n[^`]*\n```\Z")
-_WORDS = re.compile(r"[\w .,;:()/*·+-]*")
+_PLAIN_TEXT = re.compile(r"[\w .,;:()/*·+-]*")
 """What mark-up of the relay consists of, beside dates, calls and code."""
 _STRAY = re.compile(r"[<>]|&(?!amp;|lt;|gt;)")
 
@@ -49,7 +49,7 @@ def find_violations(post: Post) -> Iterator[str]:
             yield f"a text has mark-up: {plain[:200]}"
     for mrkdwn in find_texts(post.blocks, "mrkdwn"):
         rest = _DATE.sub("", _CALL.sub("", mrkdwn))
-        if not _WORDS.fullmatch(rest) and (not _CODE.match(rest) or _STRAY.search(rest)):
+        if not _PLAIN_TEXT.fullmatch(rest) and (not _CODE.match(rest) or _STRAY.search(rest)):
             yield f"mark-up that is not the relay's: {mrkdwn[:200]}"
     if any(not url.startswith(("https://", "http://")) for url in find_urls(post.blocks)):
         yield "a link is not http"

@@ -24,7 +24,7 @@ def posts(stand_ins: StandIns) -> list[SlackMessage]:
     return list(stand_ins.slack.channels["#security-critical"].messages)
 
 
-async def test_a_post_carries_its_delivery_and_the_receipt_finds_it(secret_file: Path, stand_ins: StandIns) -> None:
+async def test_a_post_contains_its_delivery_and_the_receipt_finds_it(secret_file: Path, stand_ins: StandIns) -> None:
     channel = connect(secret_file, stand_ins)
     receipt = await send(channel, message())
     await channel.close()
@@ -126,7 +126,7 @@ async def test_the_wait_that_slack_requests_is_passed_on(secret_file: Path, stan
     await channel.close()
 
 
-async def test_a_lost_answer_is_not_posted_again_behind_our_back(secret_file: Path, stand_ins: StandIns) -> None:
+async def test_a_lost_answer_is_not_reposted_behind_our_back(secret_file: Path, stand_ins: StandIns) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
@@ -137,7 +137,7 @@ async def test_a_lost_answer_is_not_posted_again_behind_our_back(secret_file: Pa
     assert len(posts(stand_ins)) == 1  # each request that arrives is stored
 
 
-async def test_slack_is_told_to_make_nothing_of_the_text(
+async def test_slack_is_asked_to_make_nothing_of_the_text(
     secret_file: Path, stand_ins: StandIns, website: WebServer, requests: list[bytes]
 ) -> None:
     address = await website(200, '{"ok": true, "channel": "C1", "ts": "1.000001"}', Content_Type="application/json")
@@ -149,8 +149,8 @@ async def test_slack_is_told_to_make_nothing_of_the_text(
     arguments = json.loads(request)
     assert attempt.payloads == [json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))]
     assert attempt.answers == ['chat.postMessage: {"ok": true, "channel": "C1", "ts": "1.000001"}']
-    told = {key: arguments.get(key) for key in ("mrkdwn", "parse", "unfurl_links", "unfurl_media")}
-    assert told == {"mrkdwn": False, "parse": "none", "unfurl_links": False, "unfurl_media": False}
+    options = {key: arguments.get(key) for key in ("mrkdwn", "parse", "unfurl_links", "unfurl_media")}
+    assert options == {"mrkdwn": False, "parse": "none", "unfurl_links": False, "unfurl_media": False}
 
 
 async def test_what_slack_answers_is_kept_short_and_without_the_token(secret_file: Path, website: WebServer) -> None:
@@ -186,8 +186,8 @@ def test_a_channel_is_a_name_with_a_hash_or_an_id(channel: str | None, secret_fi
 
 async def test_sends_of_different_incidents_run_side_by_side(secret_file: Path, stand_ins: StandIns) -> None:
     channel = connect(secret_file, stand_ins)
-    made = [change(message(), delivery_id=str(number)) for number in range(20)]
-    receipts = await asyncio.gather(*[send(channel, one) for one in made])
+    messages = [change(message(), delivery_id=str(number)) for number in range(20)]
+    receipts = await asyncio.gather(*[send(channel, one) for one in messages])
     await channel.close()
     assert len({receipt["ts"] for receipt in receipts}) == 20
 

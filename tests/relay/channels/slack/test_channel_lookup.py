@@ -19,32 +19,32 @@ PRIVATE = "G0123PRIVATE"
 async def test_a_channel_whose_id_was_in_an_answer_needs_no_list(connect: Connect, stand_ins: StandIns) -> None:
     channel = connect()
     await send(channel, now(delivery_id="another"))
-    again = await lost(stand_ins, channel, now())
+    retry = await lost(stand_ins, channel, now())
     stand_ins.slack.scopes -= {"channels:read", "groups:read"}
-    assert (await channel.send(again))["found"] == "yes"
+    assert (await channel.send(retry))["found"] == "yes"
 
 
 async def test_a_bot_that_may_list_public_channels_alone_finds_them(connect: Connect, stand_ins: StandIns) -> None:
-    again = await lost(stand_ins, connect(), now())
+    retry = await lost(stand_ins, connect(), now())
     stand_ins.slack.scopes.discard("groups:read")
-    assert (await connect().send(again))["found"] == "yes"
+    assert (await connect().send(retry))["found"] == "yes"
 
 
 async def test_the_configured_channel_counts_and_not_the_one_of_an_earlier_receipt(
     connect: Connect, stand_ins: StandIns
 ) -> None:
     earlier = await send(connect("#security-ops"), now(delivery_id="first"))
-    again = await lost(stand_ins, connect(), now(first_receipt=earlier))
-    receipt = await connect().send(again)
+    retry = await lost(stand_ins, connect(), now(first_receipt=earlier))
+    receipt = await connect().send(retry)
     (post,) = posts(stand_ins)
     assert receipt == locate(stand_ins, post)
 
 
-async def test_a_channel_that_may_be_the_wrong_one_leaves_the_doubt(connect: Connect, stand_ins: StandIns) -> None:
+async def test_a_channel_that_may_be_the_wrong_one_leaves_it_uncertain(connect: Connect, stand_ins: StandIns) -> None:
     earlier = await send(connect("#security-ops"), now(delivery_id="first"))
-    again = await lost(stand_ins, connect(), now(first_receipt=earlier))
+    retry = await lost(stand_ins, connect(), now(first_receipt=earlier))
     stand_ins.slack.scopes -= {"channels:read", "groups:read"}  # nobody can say which one is configured now
-    assert "found" not in await connect().send(again)
+    assert "found" not in await connect().send(retry)
     assert ["may be a repeat" in post.text for post in posts(stand_ins)] == [False, True]
 
 
@@ -52,11 +52,11 @@ async def test_a_channel_that_may_be_the_wrong_one_leaves_the_doubt(connect: Con
 async def test_a_private_channel_is_found_by_its_name_by_a_member(
     member: bool, secret_file: Path, answering: Answering
 ) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
         method = request.path.rpartition("/")[2]
-        asked.append(f"{method} {request.query.get('types') or request.query.get('channel', '')}".strip())
+        requests.append(f"{method} {request.query.get('types') or request.query.get('channel', '')}".strip())
         private = {"id": PRIVATE, "name": "war-room", "is_private": True}
         there = {"messages": [{"ts": "2.000001", "metadata": build_metadata(message())}]}
         answers: dict[str, dict[str, Any]] = {
@@ -65,14 +65,14 @@ async def test_a_private_channel_is_found_by_its_name_by_a_member(
             f"conversations.history {PRIVATE}": there,
             "chat.postMessage": {"channel": PRIVATE, "ts": "3.000001"},
         }
-        return web.json_response({"ok": True, **answers[asked[-1]]})
+        return web.json_response({"ok": True, **answers[requests[-1]]})
 
     values = {**example("slack", secret_file, await answering(answer)), "channel": "#war-room"}
     channel = settings(values).connect(5)
     attempt = Recorded(message(), maybe_sent=True)
     receipt = await channel.send(attempt)
     await channel.close()
-    assert asked[:2] == ["conversations.list public_channel", "conversations.list private_channel"]
+    assert requests[:2] == ["conversations.list public_channel", "conversations.list private_channel"]
     if member:
         assert receipt == {"channel": PRIVATE, "ts": "2.000001", "found": "yes"}
         assert attempt.payloads == []

@@ -41,8 +41,8 @@ def read_links(blocks: list[dict[str, Any]]) -> dict[str, str]:
 @given(st.lists(incidents, min_size=1, max_size=5), st.integers(1, MAX_INCIDENTS), st.booleans())
 @settings(max_examples=200 if LONG else 40, deadline=None)
 def test_any_digest_names_every_incident_within_slacks_limits(some: list[Named], size: int, repeat: bool) -> None:
-    many = [each._replace(service=f"{each.service}{number % 7}") for number, each in enumerate((some * size)[:size])]
-    message = digest_of(many)
+    entries = [each._replace(service=f"{each.service}{number % 7}") for number, each in enumerate((some * size)[:size])]
+    message = digest_of(entries)
     post = build_digest_post(message, may_be_a_repeat=repeat)
     json.dumps(post.blocks, ensure_ascii=False).encode()
     assert list(find_block_errors(post.blocks)) == []

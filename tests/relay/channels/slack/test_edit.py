@@ -48,7 +48,7 @@ async def test_it_shows_the_end_and_the_acknowledgement_and_notifies_nobody(
 
 
 @pytest.mark.parametrize("is_found", [False, True])
-async def test_where_it_was_deleted_another_one_takes_its_place_once(
+async def test_where_it_was_deleted_another_one_replaces_it_once(
     connect: Connect, stand_ins: StandIns, is_found: bool
 ) -> None:
     channel = connect()

@@ -119,7 +119,7 @@ async def test_the_stand_in_answers_as_slack_does(
         ("", "is empty"),
     ],
 )
-async def test_a_file_that_holds_no_url_is_found_by_check_and_is_an_error_of_the_channel(
+async def test_a_file_that_contains_no_url_is_found_by_check_and_is_an_error_of_the_channel(
     content: str, sentence: str, values: dict[str, Any], secret_file: Path
 ) -> None:
     rotate(secret_file, content)

@@ -64,7 +64,7 @@ async def test_without_the_scope_it_is_cut_and_the_doctor_says_so(connect: Conne
     assert "without files:write" in str(await token.run())
 
 
-async def test_the_chart_is_in_the_thread_of_the_first_message_and_holds_nothing_back(
+async def test_the_chart_is_in_the_thread_of_the_first_message_and_delays_nothing(
     connect: Connect, stand_ins: StandIns
 ) -> None:
     channel = connect()
@@ -79,7 +79,7 @@ async def test_the_chart_is_in_the_thread_of_the_first_message_and_holds_nothing
         assert await send(channel, now(chart=PNG, delivery_id=kind.value))
 
 
-async def test_a_text_whose_answer_was_lost_is_found_and_the_message_is_not_posted_again(
+async def test_a_text_whose_answer_was_lost_is_found_and_the_message_is_not_reposted(
     connect: Connect, stand_ins: StandIns
 ) -> None:
     class Losing(Recorded):
@@ -115,14 +115,14 @@ async def test_what_is_not_said_at_a_rate_limit_is_said_at_the_next_attempt(
 
 
 @given(st.lists(strange, max_size=8).map("\n".join))
-def test_pieces_keep_their_limit_and_lose_no_word_that_fits(text: str) -> None:
+def test_paragraphs_keep_their_limit_and_lose_no_text_that_fits(text: str) -> None:
     cleaned = " ".join(text.encode("utf-8", "ignore").decode().split())
-    pieces = [block["text"]["text"] for block in build_paragraphs(cleaned)]
-    assert all(0 < len(piece) <= 3_000 for piece in pieces)
-    assert sum(map(len, pieces)) <= MAX_REPLY
+    paragraphs = [block["text"]["text"] for block in build_paragraphs(cleaned)]
+    assert all(0 < len(piece) <= 3_000 for piece in paragraphs)
+    assert sum(map(len, paragraphs)) <= MAX_REPLY
     if len(cleaned) * 5 < MAX_REPLY:
-        shown = "".join(pieces).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
-        assert "".join(shown.split()) == "".join(cleaned.split())
+        joined = "".join(paragraphs).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
+        assert "".join(joined.split()) == "".join(cleaned.split())
 
 
 @pytest.mark.parametrize(

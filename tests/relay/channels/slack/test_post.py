@@ -73,11 +73,11 @@ def with_annotations(of: Message, **annotations: str) -> Message:
 
 def reply(payload: str | Message, before: dict[str, Status], **context: Any) -> Message:
     """A later message of an incident, whose previous one had these alerts, by the numbers of the payload's alerts."""
-    made = message(payload) if isinstance(payload, str) else payload
-    previous = {made.event.alerts[int(number)].fingerprint: status for number, status in before.items()}
+    built = message(payload) if isinstance(payload, str) else payload
+    previous = {built.event.alerts[int(number)].fingerprint: status for number, status in before.items()}
     previous["of earlier"] = Status.RESOLVED
-    known = IncidentContext(previous_at=AT - timedelta(minutes=5), previous_alerts=previous, **context)
-    return change(made, first_receipt=FIRST, context=known, accepted_at=AT)
+    incident_context = IncidentContext(previous_at=AT - timedelta(minutes=5), previous_alerts=previous, **context)
+    return change(built, first_receipt=FIRST, context=incident_context, accepted_at=AT)
 
 
 def lines(post: Post) -> list[str]:
@@ -108,17 +108,19 @@ def test_of_any_number_of_alerts_some_are_shown_the_rest_is_counted_and_all_are_
     text: str, alerts: int
 ) -> None:
     resolved = with_text(text, alerts).event.alerts[-1:]
-    noted = critical(change(with_text(text, alerts), remark=text, buttons=("acknowledge", "silence")))
+    remarked = critical(change(with_text(text, alerts), remark=text, buttons=("acknowledge", "silence")))
     over = tuple(replace(alert, status=Status.RESOLVED, fingerprint="over", ends_at=AT) for alert in resolved)
-    noted = replace(
-        noted, event=replace(noted.event, alerts=noted.event.alerts + over), links=noted.links + noted.links[:1]
+    remarked = replace(
+        remarked,
+        event=replace(remarked.event, alerts=remarked.event.alerts + over),
+        links=remarked.links + remarked.links[:1],
     )
-    post = build_post(noted, "none", may_be_a_repeat=True)
+    post = build_post(remarked, "none", may_be_a_repeat=True)
     assert list(find_violations(post)) == []
     assert post.blocks[-1]["type"] == "context"
-    shown = " ".join(lines(post))
-    assert "resolved" in shown
-    if "more firing" in shown or text != "x":
+    displayed = " ".join(lines(post))
+    assert "resolved" in displayed
+    if "more firing" in displayed or text != "x":
         assert post.details
         assert len(post.details) < 600_000
     else:
@@ -165,11 +167,11 @@ def test_what_an_alert_says_stands_in_no_markup(text: str, mention: Any) -> None
     for alerts in (1, 6):
         named = change(critical(with_text(text, alerts)), remark=text, excerpt=excerpt, title=text)
         acknowledged, repeated = change(named, context=context), reply(with_text(text, alerts), {"0": Status.FIRING})
-        for shown in (named, acknowledged, repeated):
-            post = build_post(with_annotations(shown, **dict.fromkeys(FIXED, text)), mention)
+        for variant in (named, acknowledged, repeated):
+            post = build_post(with_annotations(variant, **dict.fromkeys(FIXED, text)), mention)
             assert list(find_violations(post)) == []
             assert ("<!channel>" in str(post.blocks)) is (
-                mention == "channel" and (shown is named or (not text and shown.task.first_receipt is None))
+                mention == "channel" and (variant is named or (not text and variant.task.first_receipt is None))
             )
 
 
@@ -237,17 +239,17 @@ def test_who_acknowledged_what_else_fires_and_the_runbook_stand_in_the_first_mes
     )
     firing = message(context=context, excerpt=excerpt)
     firing = replace(firing, current_values={firing.event.alerts[0].fingerprint: "1.84 (fires if > 1)"})
-    shown = lines(build_post(firing, "none"))
-    assert shown[2:5] == [
+    displayed = lines(build_post(firing, "none"))
+    assert displayed[2:5] == [
         "Acknowledged by ann@example.org",
         "<!date^1795560600^{date_short_pretty} at {time}|2026-11-24 22:50:00 UTC>",
         "Escalated to pagerduty",
     ]
-    assert "now 1.84 (fires if &gt; 1)" in shown[5]
-    assert "Also firing: KMSHighLatency on backend, since 2026-11-24 22:50 UTC" in shown
-    assert "How often: 3rd time in 7 days" in shown
-    start = shown.index("First steps of the runbook")
-    assert shown[start + 1 : start + 5] == [
+    assert "now 1.84 (fires if &gt; 1)" in displayed[5]
+    assert "Also firing: KMSHighLatency on backend, since 2026-11-24 22:50 UTC" in displayed
+    assert "How often: 3rd time in 7 days" in displayed
+    start = displayed.index("First steps of the runbook")
+    assert displayed[start + 1 : start + 5] == [
         "1. Read the mode",
         "```\ncurl x\n```",
         "2. Read the log",
@@ -258,7 +260,7 @@ def test_who_acknowledged_what_else_fires_and_the_runbook_stand_in_the_first_mes
 
 def test_twenty_alerts_of_one_rule_are_a_table_that_shows_the_resolved_ones_too() -> None:
     one = with_text("KMSHighLatency").event.alerts[0]
-    many = with_text("KMSHighLatency", 20)
+    large = with_text("KMSHighLatency", 20)
     alerts = tuple(
         replace(
             one,
@@ -269,7 +271,7 @@ def test_twenty_alerts_of_one_rule_are_a_table_that_shows_the_resolved_ones_too(
         )
         for n in range(20)
     )
-    post = build_post(replace(many, event=replace(many.event, alerts=alerts)), "none")
+    post = build_post(replace(large, event=replace(large.event, alerts=alerts)), "none")
     (table,) = [text for text in find_texts(post.blocks, "mrkdwn") if text.startswith("```")]
     rows = table.split("\n")[2:-1]
     assert len(rows) == 20
@@ -312,21 +314,23 @@ def test_a_reply_says_what_changed_and_shows_only_that() -> None:
     three = message("05-firing-3")
     post = build_post(reply(three, {"0": Status.FIRING, "1": Status.FIRING}), "none")
     assert post.blocks[0]["type"] == "section"
-    shown = lines(post)
-    assert shown[0] == "🟠 Firing: KMSHighCryptoErrorRate · production / backend"
-    assert shown[2].startswith("Last message: 5 min ago; since then 1 new (")
+    displayed = lines(post)
+    assert displayed[0] == "🟠 Firing: KMSHighCryptoErrorRate · production / backend"
+    assert displayed[2].startswith("Last message: 5 min ago; since then 1 new (")
     assert [three.event.alerts[n].labels["instance"] in str(post.blocks[3:]) for n in range(3)] == [False, False, True]
     assert (post.details, "more" in str(post.blocks)) == ("", False)
     repeat = build_post(reply("05-firing-3", dict.fromkeys("012", Status.FIRING)), "none")
     assert "nothing has changed" in str(repeat.blocks)
 
 
-def test_a_resolved_list_that_was_cut_looks_like_firing_and_says_what_is_missing() -> None:
+def test_a_resolved_list_that_was_cut_appears_as_firing_and_says_what_is_missing() -> None:
     event = replace(message("03-resolved-1").event, truncated_alerts=2)
-    shown = lines(build_post(message(event), "channel"))
-    assert shown[0].startswith("🔴 Firing")
-    assert shown[1].startswith("*1 resolved, 2 not listed* · critical · since ")
-    assert "Some alerts of this group are missing here: 2 cut off by Alertmanager. Alertmanager shows them." in shown
+    displayed = lines(build_post(message(event), "channel"))
+    assert displayed[0].startswith("🔴 Firing")
+    assert displayed[1].startswith("*1 resolved, 2 not listed* · critical · since ")
+    assert (
+        "Some alerts of this group are missing here: 2 cut off by Alertmanager. Alertmanager shows them." in displayed
+    )
 
 
 def test_labels_that_all_alerts_share_stand_once_at_the_end() -> None:
@@ -336,7 +340,7 @@ def test_labels_that_all_alerts_share_stand_once_at_the_end() -> None:
     ]
 
 
-def test_several_alerts_are_kept_apart_by_a_line_and_by_the_labels_beside_their_summaries() -> None:
+def test_several_alerts_are_separated_by_a_line_and_by_the_labels_beside_their_summaries() -> None:
     blocks = build_post(message("05-firing-3"), "none").blocks
     assert [block["type"] for block in blocks].count("divider") == 2
     beside = [text.split("\n")[1] for text in find_texts(blocks[2:], "plain_text") if "\ninstance=" in text]
@@ -345,11 +349,11 @@ def test_several_alerts_are_kept_apart_by_a_line_and_by_the_labels_beside_their_
 
 
 def test_a_repeat_and_what_the_relay_has_to_say_stand_above_the_alerts_and_in_the_text() -> None:
-    noted = message("03-resolved-1", remark="Slack was down.", firing_undelivered=True)
-    post = build_post(noted, "none", may_be_a_repeat=True)
+    remarked = message("03-resolved-1", remark="Slack was down.", firing_undelivered=True)
+    post = build_post(remarked, "none", may_be_a_repeat=True)
     assert [block["type"] for block in post.blocks[:5]] == ["header", "section", "context", "context", "section"]
-    title, repeat, note = post.text.split("\n")[:3]
+    title, repeat, remark = post.text.split("\n")[:3]
     assert title.startswith("🟢 Fired and resolved within 8 s: ")
-    assert [find_texts(block, "plain_text") for block in post.blocks[2:4]] == [[repeat], [note]]
-    assert ("may be a repeat" in repeat, note) == (True, "Slack was down.")
-    assert "repeat" not in str(build_post(noted, "none"))
+    assert [find_texts(block, "plain_text") for block in post.blocks[2:4]] == [[repeat], [remark]]
+    assert ("may be a repeat" in repeat, remark) == (True, "Slack was down.")
+    assert "repeat" not in str(build_post(remarked, "none"))

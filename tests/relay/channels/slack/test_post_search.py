@@ -25,14 +25,14 @@ def slack(stand_ins: StandIns) -> AsyncWebClient:
 @pytest.mark.parametrize("by", ["name", "id"])
 async def test_a_post_that_arrived_is_found_and_not_made_again(by: str, connect: Connect, stand_ins: StandIns) -> None:
     channel = CRITICAL if by == "name" else stand_ins.slack.channels[CRITICAL].id
-    again = await lost(stand_ins, connect(channel), now())
-    receipt = await connect(channel).send(again)
+    retry = await lost(stand_ins, connect(channel), now())
+    receipt = await connect(channel).send(retry)
     (post,) = posts(stand_ins)
     assert receipt == locate(stand_ins, post)
-    assert again.payloads == []
+    assert retry.payloads == []
 
 
-async def test_a_post_that_did_not_arrive_is_made_without_a_word_of_a_repeat(
+async def test_a_post_that_did_not_arrive_is_made_without_mentioning_a_repeat(
     connect: Connect, stand_ins: StandIns
 ) -> None:
     channel = connect()
@@ -48,8 +48,8 @@ async def test_a_clock_that_differs_from_slacks_hides_no_post(
     minutes: int, connect: Connect, stand_ins: StandIns
 ) -> None:
     accepted = now(accepted_at=datetime.now(UTC) + timedelta(minutes=minutes), age=2.0)
-    again = await lost(stand_ins, connect(), accepted)
-    receipt = await connect().send(again)
+    retry = await lost(stand_ins, connect(), accepted)
+    receipt = await connect().send(retry)
     (post,) = posts(stand_ins)
     assert receipt == locate(stand_ins, post)
 
@@ -58,10 +58,10 @@ async def test_a_post_of_a_while_ago_is_found_though_the_clock_is_ahead_of_slack
     connect: Connect, stand_ins: StandIns
 ) -> None:
     accepted = now(accepted_at=datetime.now(UTC) + timedelta(minutes=2), age=180.0)
-    again = await lost(stand_ins, connect(), accepted)
+    retry = await lost(stand_ins, connect(), accepted)
     (post,) = posts(stand_ins)
     stand_ins.slack.channels[CRITICAL].messages[0] = replace(post, ts=f"{post.at - 170:.6f}")
-    assert (await connect().send(again))["found"] == "yes"
+    assert (await connect().send(retry))["found"] == "yes"
 
 
 async def test_a_clock_that_differs_from_slacks_makes_no_repeat_of_what_did_not_arrive(
@@ -76,19 +76,17 @@ async def test_a_clock_that_differs_from_slacks_makes_no_repeat_of_what_did_not_
 async def test_a_reply_is_found_in_its_thread(connect: Connect, stand_ins: StandIns) -> None:
     channel = connect()
     first = await send(channel, now(delivery_id="first"))
-    again = await lost(stand_ins, channel, now(first_receipt=first))
+    retry = await lost(stand_ins, channel, now(first_receipt=first))
     stand_ins.slack.scopes -= {"channels:read", "groups:read"}  # the first receipt names the channel
-    receipt = await connect().send(again)
+    receipt = await connect().send(retry)
     _, reply = posts(stand_ins)
     assert receipt == locate(stand_ins, reply)
 
 
-async def test_a_reply_to_a_message_that_is_gone_is_found_outside_the_thread(
-    connect: Connect, stand_ins: StandIns
-) -> None:
-    gone = {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": "1700000000.000001"}
-    again = await lost(stand_ins, connect(), now(first_receipt=gone))
-    receipt = await connect().send(again)
+async def test_a_reply_to_a_message_that_is_gone_is_found_in_the_channel(connect: Connect, stand_ins: StandIns) -> None:
+    missing = {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": "1700000000.000001"}
+    retry = await lost(stand_ins, connect(), now(first_receipt=missing))
+    receipt = await connect().send(retry)
     (post,) = posts(stand_ins)
     assert receipt == locate(stand_ins, post)
 
@@ -97,24 +95,24 @@ async def test_a_reply_to_a_message_that_is_gone_is_found_outside_the_thread(
 async def test_without_a_scope_the_second_post_says_that_it_may_be_a_repeat(
     scope: str, connect: Connect, stand_ins: StandIns
 ) -> None:
-    again = await lost(stand_ins, connect(), now())
+    retry = await lost(stand_ins, connect(), now())
     stand_ins.slack.scopes.discard(scope)
-    receipt = await connect().send(again)
+    receipt = await connect().send(retry)
     first, second = posts(stand_ins)
     assert receipt == {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": second.ts}
     assert ["may be a repeat" in post.text for post in (first, second)] == [False, True]
     assert "may be a repeat" in str(second.blocks)
-    assert "may be a repeat" in again.payloads[0]
+    assert "may be a repeat" in retry.payloads[0]
 
 
-async def test_a_doubt_that_could_not_be_settled_outlives_a_clear_refusal(
+async def test_an_uncertainty_that_could_not_be_settled_outlives_a_clear_refusal(
     connect: Connect, stand_ins: StandIns
 ) -> None:
     channel = connect()
-    again = await lost(stand_ins, channel, now())
+    retry = await lost(stand_ins, channel, now())
     stand_ins.slack.scopes.clear()  # neither the look-up nor the post is allowed
     with pytest.raises(SendError, match="the bot needs chat:write") as refused:
-        await channel.send(again)
+        await channel.send(retry)
     assert refused.value.maybe_arrived
 
 
@@ -130,60 +128,60 @@ async def test_nothing_is_posted_while_slack_cannot_say(
     fault: dict[str, object], connect: Connect, stand_ins: StandIns
 ) -> None:
     channel = connect()
-    again = await lost(stand_ins, channel, now())
+    retry = await lost(stand_ins, channel, now())
     stand_ins.faults.add(ProviderFault.model_validate({"provider": Provider.SLACK, "count": 1, **fault}))
     with pytest.raises(SendError) as raised:
-        await channel.send(again)
+        await channel.send(retry)
     assert (raised.value.scope, raised.value.maybe_arrived) == (SendScope.ATTEMPT, True)
     assert raised.value.retry_after == fault.get("seconds")
-    assert again.payloads == []
-    assert (await channel.send(again))["found"] == "yes"
+    assert retry.payloads == []
+    assert (await channel.send(retry))["found"] == "yes"
     assert len(posts(stand_ins)) == 1
 
 
 async def test_a_look_up_that_hangs_costs_no_more_than_the_timeout(
     secret_file: Path, connect: Connect, stand_ins: StandIns
 ) -> None:
-    again = await lost(stand_ins, connect(), now())
+    retry = await lost(stand_ins, connect(), now())
     stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.HANG, count=1))
     channel = settings(example("slack", secret_file, stand_ins.http)).connect(0.2)
     with pytest.raises(SendError, match=r"no answer within 0.2 s") as raised:
-        await channel.send(again)
+        await channel.send(retry)
     await channel.close()
     assert raised.value.maybe_arrived
     assert len(posts(stand_ins)) == 1
 
 
 async def test_a_post_is_found_behind_many_others(connect: Connect, stand_ins: StandIns, slack: AsyncWebClient) -> None:
-    again = await lost(stand_ins, connect(), now())
+    retry = await lost(stand_ins, connect(), now())
     for number in range(250):
         await slack.chat_postMessage(channel=CRITICAL, text=str(number))
-    assert (await connect().send(again))["found"] == "yes"
+    assert (await connect().send(retry))["found"] == "yes"
 
 
 async def test_what_is_older_than_the_delivery_is_not_checked(connect: Connect, stand_ins: StandIns) -> None:
     channel = connect()
-    again = await lost(stand_ins, channel, now())
+    retry = await lost(stand_ins, channel, now())
     (post,) = posts(stand_ins)
     stand_ins.slack.channels[CRITICAL].messages[0] = replace(post, ts=f"{post.at - 300:.6f}")
-    assert "found" not in await channel.send(again)
+    assert "found" not in await channel.send(retry)
     assert len(posts(stand_ins)) == 2
 
 
-@pytest.mark.parametrize("said", [True, False])
-async def test_only_where_slack_does_not_say_the_time_the_doubt_stays(
-    said: bool, secret_file: Path, answering: Answering
+@pytest.mark.parametrize("is_answered", [True, False])
+async def test_only_where_slack_does_not_say_the_time_it_stays_uncertain(
+    is_answered: bool, secret_file: Path, answering: Answering
 ) -> None:
     async def answer(request: web.Request) -> web.Response:
         posted = {"ok": True, "channel": "C0123ABCD", "ts": "1.000001", "messages": []}
-        return web.json_response(posted, headers={} if said else {"Date": "never"})
+        return web.json_response(posted, headers={} if is_answered else {"Date": "never"})
 
     values = {**example("slack", secret_file, await answering(answer)), "channel": "C0123ABCD"}
     channel = settings(values).connect(5)
     attempt = Recorded(now(), maybe_sent=True)
     await channel.send(attempt)
     await channel.close()
-    assert ("may be a repeat" in attempt.payloads[0]) is not said
+    assert ("may be a repeat" in attempt.payloads[0]) is not is_answered
 
 
 @pytest.mark.parametrize(
@@ -194,14 +192,14 @@ async def test_only_where_slack_does_not_say_the_time_the_doubt_stays(
         {"ok": False, "error": "an_error_of_next_year"},
     ],
 )
-async def test_a_search_without_a_result_is_bounded_and_leaves_the_doubt(
+async def test_a_search_without_a_result_is_bounded_and_leaves_it_uncertain(
     page: dict[str, object], secret_file: Path, answering: Answering
 ) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
         method = request.path.rpartition("/")[2]
-        asked.append(method)
+        requests.append(method)
         posted = {"ok": True, "channel": "C0123ABCD", "ts": "1.000001"}
         return web.json_response(posted if method == "chat.postMessage" else page)
 
@@ -211,5 +209,5 @@ async def test_a_search_without_a_result_is_bounded_and_leaves_the_doubt(
     await channel.send(attempt)
     await channel.close()
     assert "may be a repeat" in attempt.payloads[0]
-    assert asked[-1] == "chat.postMessage"
-    assert len(asked) <= 6
+    assert requests[-1] == "chat.postMessage"
+    assert len(requests) <= 6

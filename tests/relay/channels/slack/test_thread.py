@@ -45,9 +45,7 @@ async def test_what_a_thread_refuses_is_posted_without_it_at_once(
     assert [payload.count("thread_ts") for payload in attempt.payloads] == [1, 0]
 
 
-async def test_one_whose_answer_was_lost_then_is_found_and_not_posted_again(
-    connect: Connect, stand_ins: StandIns
-) -> None:
+async def test_one_whose_answer_was_lost_then_is_found_and_not_reposted(connect: Connect, stand_ins: StandIns) -> None:
     channel = connect()
     attempt = Recorded(answer_to(await send(channel, now())))
     refuse(stand_ins)
@@ -67,13 +65,13 @@ async def test_the_next_attempt_does_not_ask_the_thread_again(connect: Connect, 
     stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.STATUS, count=1))
     with pytest.raises(SendError) as failed:
         await channel.send(attempt)
-    again = attempt.create_retry(failed.value)
-    await channel.send(again)
-    assert [payload.count("thread_ts") for payload in again.payloads] == [0]
+    retry = attempt.create_retry(failed.value)
+    await channel.send(retry)
+    assert [payload.count("thread_ts") for payload in retry.payloads] == [0]
     assert len(posts(stand_ins)) == 2
 
 
-async def test_a_message_that_is_refused_without_a_thread_as_well_is_not_tried_a_third_time(
+async def test_a_message_that_is_refused_even_without_a_thread_is_not_tried_a_third_time(
     connect: Connect, stand_ins: StandIns
 ) -> None:
     channel = connect()

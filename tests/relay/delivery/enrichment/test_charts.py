@@ -149,10 +149,10 @@ async def test_an_alert_gets_its_own_series_with_its_rules_threshold(prometheus:
 
 
 async def test_the_name_of_a_label_is_never_a_part_of_an_expression(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     async def read_range(_client: PrometheusClient, expression: str, *_span: float) -> list[Series]:
-        asked.append(expression)
+        requests.append(expression)
         return []
 
     async def find_rule(*_: Any) -> AlertRule:
@@ -164,8 +164,8 @@ async def test_the_name_of_a_label_is_never_a_part_of_an_expression(monkeypatch:
     assert (
         await measure(PrometheusClient("http://127.0.0.1:9", None), event(alert_of("Slow"), **group), NOW, "") is None
     )
-    assert asked
-    assert not any("up" in each or "service.name" in each for each in asked)
+    assert requests
+    assert not any("up" in each or "service.name" in each for each in requests)
 
 
 async def test_channels_share_one_chart_and_a_storm_gets_a_few(prometheus: str) -> None:
@@ -196,7 +196,7 @@ async def test_channels_share_one_chart_and_a_storm_gets_a_few(prometheus: str) 
     assert process.returncode is not None
 
 
-class Odd:
+class ScriptedPrometheus:
     """A Prometheus that does what the test says."""
 
     def __init__(self) -> None:
@@ -209,13 +209,13 @@ class Odd:
 
 
 @asynccontextmanager
-async def odd_prometheus() -> AsyncIterator[tuple[Odd, str]]:
-    odd, app = Odd(), web.Application()
-    app.router.add_route("*", "/{path:.*}", odd.handle)
+async def scripted_prometheus() -> AsyncIterator[tuple[ScriptedPrometheus, str]]:
+    scripted, app = ScriptedPrometheus(), web.Application()
+    app.router.add_route("*", "/{path:.*}", scripted.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield odd, f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield scripted, f"http://127.0.0.1:{runner.addresses[0][1]}"
     await runner.cleanup()
 
 
@@ -233,16 +233,16 @@ async def test_one_that_hangs_delays_one_message_and_is_then_left_alone(monkeypa
         await asyncio.Event().wait()
         raise AssertionError
 
-    async with odd_prometheus() as (odd, url), charts_of(url) as charts:
-        odd.answer = hang
+    async with scripted_prometheus() as (scripted, url), charts_of(url) as charts:
+        scripted.answer = hang
         one = event(alert_of("Slow"))
         assert (await charts.make(message(one), 0.05)).outcome is PartOutcome.LATE  # as long as its attempt allows
         assert (await charts.make(message(one), 9)).outcome is PartOutcome.LATE
         assert (await charts.make(message(one, 2), 9)).outcome is PartOutcome.SKIPPED
         assert await charts.read_values(message(one, 2), 9) == {}
-        assert odd.requests == ["/api/v1/rules"]
+        assert scripted.requests == ["/api/v1/rules"]
         charts._limits._paused_until = 0.0
-        odd.answer = answering(text='{"data": {"groups": []}}')
+        scripted.answer = answering(text='{"data": {"groups": []}}')
         outcomes = [(await charts.make(message(one, 3 + number), 9)).outcome for number in range(9)]
         assert outcomes == [PartOutcome.ABSENT] * 4 + [PartOutcome.SKIPPED] * 5
 
@@ -260,11 +260,11 @@ async def test_one_that_hangs_delays_one_message_and_is_then_left_alone(monkeypa
     ids=["redirect", "unavailable", "login", "HTML", "rules alone", "large"],
 )
 async def test_what_is_no_answer_leaves_the_message_without(answer: Any) -> None:
-    async with odd_prometheus() as (odd, url), charts_of(url) as charts:
-        odd.answer = answer
+    async with scripted_prometheus() as (scripted, url), charts_of(url) as charts:
+        scripted.answer = answer
         picture = await charts.make(message(event(alert_of("Slow"))), 9)
         assert picture == Picture(PartOutcome.FAILED)
-        assert "/elsewhere" not in odd.requests
+        assert "/elsewhere" not in scripted.requests
 
 
 async def test_a_process_that_does_not_draw_is_killed_and_the_values_remain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,8 +277,8 @@ async def test_a_process_that_does_not_draw_is_killed_and_the_values_remain(monk
     async def answer(request: web.Request) -> web.Response:
         return web.Response(text=rules if request.path.endswith("rules") else points)
 
-    async with odd_prometheus() as (odd, url), charts_of(url) as charts:
-        odd.answer = answer
+    async with scripted_prometheus() as (scripted, url), charts_of(url) as charts:
+        scripted.answer = answer
         assert charts._worker is not None
         sleeper = await asyncio.create_subprocess_exec("sleep", "60", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         charts._worker._process = sleeper  # it has started, and draws nothing

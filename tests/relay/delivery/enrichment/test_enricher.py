@@ -21,7 +21,7 @@ from tests.relay.served_relay import Scripted, ScriptedSettings, event_of
 RUNBOOK = f"# {find_alertname(event_of())}\n\nLook at it."
 
 
-class Shown(ScriptedSettings):
+class LimitedSettings(ScriptedSettings):
     shows_chart: ClassVar[bool] = True
 
 
@@ -40,10 +40,10 @@ def task_of(channel: str, **changes: Any) -> DeliveryTask:
 
 
 async def test_a_message_gets_what_its_channel_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[float] = []
+    queries: list[float] = []
 
     async def make(_charts: Charts, _message: object, max_seconds: float) -> Picture:
-        asked.append(max_seconds)
+        queries.append(max_seconds)
         return Picture(PartOutcome.ADDED, {"a": "1.84"}, b"png")
 
     async def read_values(_charts: Charts, _message: object, _max_seconds: float) -> dict[str, str]:
@@ -52,9 +52,13 @@ async def test_a_message_gets_what_its_channel_shows(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Charts, "make", make)
     monkeypatch.setattr(Charts, "read_values", read_values)
     (tmp_path / "runbook.md").write_text(RUNBOOK)
-    shown, plain, valued = Scripted(), Scripted(), Scripted()
+    limited, plain, valued = Scripted(), Scripted(), Scripted()
     settings = SenderSettings(
-        {"shown": Shown(channel=shown), "plain": ScriptedSettings(channel=plain), "valued": WithValues(channel=valued)},
+        {
+            "shown": LimitedSettings(channel=limited),
+            "plain": ScriptedSettings(channel=plain),
+            "valued": WithValues(channel=valued),
+        },
         LinkRules(None, None),
         {},
         10,
@@ -68,7 +72,7 @@ async def test_a_message_gets_what_its_channel_shows(tmp_path: Path, monkeypatch
         await send(task_of("valued"), save)
         edit = await send(task_of("shown", is_edit=True), save)
         await send(task_of("plain", event_json=encode_event(event_of("resolved"))), save)
-    (message,), (other, resolved) = shown.sent, plain.sent
+    (message,), (other, resolved) = limited.sent, plain.sent
     assert resolved.excerpt is None
     assert (message.chart, message.current_values) == (b"png", {"a": "1.84"})
     assert (other.chart, other.current_values) == (None, {})
@@ -79,8 +83,8 @@ async def test_a_message_gets_what_its_channel_shows(tmp_path: Path, monkeypatch
     runbook = {MessagePart.RUNBOOK: PartOutcome.ADDED}
     assert first.enrichment == {**runbook, MessagePart.CHART: PartOutcome.ADDED}
     assert second.enrichment == edit.enrichment == runbook
-    assert len(asked) == 1
-    assert 2 < asked[0] <= 3  # a third of the attempt
+    assert len(queries) == 1
+    assert 2 < queries[0] <= 3  # a third of the attempt
 
 
 async def test_each_part_is_counted(tmp_path: Path) -> None:

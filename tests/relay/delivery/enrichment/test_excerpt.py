@@ -93,8 +93,8 @@ def test_it_is_short_says_so_and_cuts_no_code() -> None:
     long = excerpt("# DiskFull\n\n" + "word " * 1000)
     assert long.is_truncated
     assert len(long.blocks[0].text) <= MAX_CHARACTERS
-    many = excerpt("# DiskFull\n\n" + "".join(f"- step {number}\n" for number in range(50)))
-    assert (len(many.blocks), many.is_truncated) == (MAX_BLOCKS, True)
+    fifty = excerpt("# DiskFull\n\n" + "".join(f"- step {number}\n" for number in range(50)))
+    assert (len(fifty.blocks), fifty.is_truncated) == (MAX_BLOCKS, True)
     code = excerpt("# DiskFull\n\nRun this:\n\nFirst.\n\nThen this:\n\n```\n" + "rm " * 1000 + "\n```\n\nAfter.")
     assert [block.text for block in code.blocks] == ["Run this:", "First."]
     assert code.is_truncated
@@ -102,10 +102,10 @@ def test_it_is_short_says_so_and_cuts_no_code() -> None:
 
 
 def test_a_section_leads_to_other_files_by_a_relative_link_alone() -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     def read(path: str) -> str | None:
-        asked.append(path)
+        requests.append(path)
         return "# DiskFull\n\nLinked." if path == "runbooks/x.md" else None
 
     for target, expected in (
@@ -116,7 +116,7 @@ def test_a_section_leads_to_other_files_by_a_relative_link_alone() -> None:
         found = find_excerpt(build_excerpts(f"# DiskFull\n\nSee [a]({target}).", read), "DiskFull")
         assert found is not None
         assert found.blocks[0].text == expected
-    assert asked == ["runbooks/x.md"]
+    assert requests == ["runbooks/x.md"]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ SPLIT = {
 
 
 @pytest.mark.parametrize("expression", SPLIT)
-def test_what_is_compared_is_told_from_what_it_is_compared_with(expression: str) -> None:
+def test_what_is_compared_is_distinguished_from_what_it_is_compared_with(expression: str) -> None:
     found = split_comparison(expression)
     thresholds = ", ".join(f"{each.operator} {each.expression}" for each in found.thresholds)
     assert (found.left, thresholds) == SPLIT[expression]

@@ -112,8 +112,8 @@ async def test_of_a_url_only_what_changed_is_read_and_no_redirect_is_followed() 
             web.Response(text="# DiskFull\n\n" + "x" * MAX_BYTES),
         ):
             failing[:] = [failure]
-            seen = len(requests)
-            await until(lambda seen=seen: len(requests) > seen)  # type: ignore[misc]
+            count = len(requests)
+            await until(lambda count=count: len(requests) > count)  # type: ignore[misc]
             assert await text_of(runbook) == "Served."
     await runner.cleanup()
     assert answers == []

@@ -30,8 +30,8 @@ async def test_after_failures_in_a_row_one_tries_for_all_and_each_failure_double
     await enqueue(store, FAILURE_THRESHOLD + 3)
     await open_breaker(store)
     for pause in (1.0, 2.0, 4.0, 8.0):
-        taken = await claim_some(store, limit=9)
-        assert (taken.tasks, taken.retry_in) == ((), pause)
+        claimed = await claim_some(store, limit=9)
+        assert (claimed.tasks, claimed.retry_in) == ((), pause)
         clock.now += pause
         (probe,) = (await claim_some(store, limit=9)).tasks
         assert probe.is_breaker_trial
@@ -67,7 +67,7 @@ async def test_those_in_progress_when_it_breaks_do_not_make_the_pause_longer(sto
     assert (await claim_some(store)).retry_in == 1.0
 
 
-async def test_one_of_those_in_progress_that_arrives_opens_the_gate(store: Store) -> None:
+async def test_one_of_those_in_progress_that_arrives_closes_the_breaker(store: Store) -> None:
     await enqueue(store, FAILURE_THRESHOLD + 2)
     *others, last = (await claim_some(store, limit=FAILURE_THRESHOLD + 1)).tasks
     for claim in others:
@@ -89,8 +89,8 @@ async def test_a_channel_that_refuses_everything_is_tried_after_the_longest_paus
     await enqueue(store, 5)
     await fail(store, await claim_one(store), ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0)
     assert (await state_of(store)).is_down
-    taken = await claim_some(store)
-    assert (taken.tasks, taken.retry_in, taken.channel_down) == ((), 300.0, True)
+    claimed = await claim_some(store)
+    assert (claimed.tasks, claimed.retry_in, claimed.channel_down) == ((), 300.0, True)
     clock.now += 300
     (probe,) = (await claim_some(store, limit=9)).tasks
     await end_attempt(store, probe)

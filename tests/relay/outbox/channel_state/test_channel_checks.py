@@ -74,21 +74,21 @@ async def test_one_replica_at_a_time_checks_a_channel_and_the_last_checks_are_ke
     for number in range(channel_checks.MAX_CHECKS + 2):
         await record_check(store, "a", check(PASSED, FAILED, seconds=7200 - number))
     await record_check(store, "a", check(PASSED, kind=CheckKind.TEST))
-    kept = await store.read(partial(channel_checks.list_checks, channel="a", kind=CheckKind.CHECK, limit=999))
-    assert [each.seconds for each in kept] == [7200 - n for n in reversed(range(2, channel_checks.MAX_CHECKS + 2))]
-    assert time.time() - 7200 < kept[0].started_at < time.time() - 7000
+    checks = await store.read(partial(channel_checks.list_checks, channel="a", kind=CheckKind.CHECK, limit=999))
+    assert [each.seconds for each in checks] == [7200 - n for n in reversed(range(2, channel_checks.MAX_CHECKS + 2))]
+    assert time.time() - 7200 < checks[0].started_at < time.time() - 7000
     assert (await state(store, "a")).is_failed
-    assert (kept[0].problem, kept[0].hint, kept[0].requested_by) == ("it is �archived", "unarchive it", "anna")
-    passed, failed = await store.read(partial(channel_checks.read_results, row=kept[0]))
+    assert (checks[0].problem, checks[0].hint, checks[0].requested_by) == ("it is �archived", "unarchive it", "anna")
+    passed, failed = await store.read(partial(channel_checks.read_results, row=checks[0]))
     assert (passed, failed.outcome, failed.hint) == (PASSED, CheckOutcome.FAILED, "unarchive it")
     found = await overview(store)
-    assert found.last_check == kept[0]
+    assert found.last_check == checks[0]
     assert found.last_test is not None
     assert found.last_test.problem is None
 
     await prune_by_age(store, 3600, 100)
     assert await store.read(partial(channel_checks.list_checks, channel="a", kind=CheckKind.CHECK, limit=9)) == []
-    assert await store.read(partial(channel_checks.read_results, row=kept[0])) == []
+    assert await store.read(partial(channel_checks.read_results, row=checks[0])) == []
     assert (await overview(store)).last_test == found.last_test
 
 
@@ -178,8 +178,8 @@ async def test_no_overview_searches_what_was_delivered(store: Store) -> None:
         (text_of(channel_overviews._DUE_AT, deliveries.c.id), "deliveries_due", {"waiting": ["queued", "retrying"]}),
         (channel_checks._CHECKS, "channel_checks_of_channel", {"kind": "check", "most": 1}),
     ):
-        planned = partial(explain, query=query, given={"channel": "a", **given})
-        assert index in await store.read(planned)
+        explain_query = partial(explain, query=query, given={"channel": "a", **given})
+        assert index in await store.read(explain_query)
 
 
 def text_of(query: RowQuery[Any], column: Column[Any]) -> RowQuery[Any]:

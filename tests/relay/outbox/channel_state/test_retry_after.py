@@ -28,8 +28,8 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
 
 
 async def waits(store: Store, seconds: float) -> bool:
-    taken = await claim_some(store, limit=9)
-    return not taken.tasks and taken.retry_in == seconds
+    claimed = await claim_some(store, limit=9)
+    return not claimed.tasks and claimed.retry_in == seconds
 
 
 @pytest.mark.parametrize("effect", [ChannelEffect.FAILED, ChannelEffect.NOTHING, ChannelEffect.DOWN])

@@ -29,12 +29,12 @@ async def come(store: Store, status: str, *routed: str, configured: tuple[str, .
     """A webhook comes to a replica with these channels, by default those that are routed."""
     event = event_of(status)
 
-    def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+    def decide(state: IncidentState | None, now: float) -> DeliveryPlan | None:
         content = build_fingerprint(event)
         served = configured or routed
         return plan_event(
             event,
-            known,
+            state,
             fingerprint=content,
             now=now,
             duplicate_window=0,
@@ -50,22 +50,22 @@ async def come(store: Store, status: str, *routed: str, configured: tuple[str, .
 async def ages(store: Store, seconds: float) -> None:
     """As if all that waits, and all that relays said, were so old."""
     older = update(deliveries).values(oldest_accepted_at=deliveries.c.oldest_accepted_at - seconds)
-    said = update(channels).values(served_at=channels.c.served_at - seconds)
-    await store.run(lambda transaction: [transaction.connection.execute(each) for each in (older, said)])
+    aged = update(channels).values(served_at=channels.c.served_at - seconds)
+    await store.run(lambda transaction: [transaction.connection.execute(each) for each in (older, aged)])
 
 
-async def test_a_new_name_is_told_the_beginning_that_waits_for_the_old_one(store: Store) -> None:
+async def test_a_new_name_gets_the_beginning_that_waits_for_the_old_one(store: Store) -> None:
     await come(store, "firing", "old", "slack")
     await end_attempt(store, await claim_one(store, "slack"))
     await come(store, "resolved", "new", "slack", "every")
     claim = await claim_one(store, "new")
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (1, 2, True)
-    for told in ("slack", "every"):
-        claim = await claim_one(store, told)
+    for kind in ("slack", "every"):
+        claim = await claim_one(store, kind)
         assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
 
 
-async def test_a_new_name_is_told_the_end_alone_where_the_old_one_told_the_beginning(store: Store) -> None:
+async def test_a_new_name_gets_the_end_alone_where_the_old_one_reported_the_beginning(store: Store) -> None:
     await come(store, "firing", "old")
     await end_attempt(store, await claim_one(store, "old"))
     await come(store, "resolved", "new")
@@ -73,7 +73,7 @@ async def test_a_new_name_is_told_the_end_alone_where_the_old_one_told_the_begin
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
 
 
-async def test_what_another_replica_delivers_is_left_to_it_and_told_what_comes(store: Store) -> None:
+async def test_what_another_replica_delivers_is_left_to_it_and_it_gets_what_comes(store: Store) -> None:
     await record_served_channels(store, ["theirs", "ours"])
     await come(store, "firing", "theirs", "ours")
     await ages(store, 4 * UNSERVED_AFTER)
@@ -95,7 +95,7 @@ async def test_what_no_replica_has_delivered_on_for_a_while_goes_to_the_others(s
     )
 
 
-async def test_a_channel_that_comes_back_tells_how_things_stand_now(store: Store) -> None:
+async def test_a_channel_that_comes_back_reports_how_things_stand_now(store: Store) -> None:
     await come(store, "firing", "old")
     await end_attempt(store, await claim_one(store, "old"), DeliveryState.RETRYING, retry_in=0.0)
     await come(store, "resolved", "new")

@@ -45,14 +45,14 @@ def test_the_steps_lead_to_the_tables_that_a_new_database_gets(engine: Engine) -
         up_by_steps(connection)
 
         assert differences(connection) == []
-        made = conditions(connection)
+        created = conditions(connection)
         partial = {
             index.name
             for table in schema.metadata.tables.values()
             for index in table.indexes
             if index.dialect_options["sqlite"]["where"] is not None
         }
-        assert made.keys() == partial
+        assert created.keys() == partial
     with engine.begin() as connection:
         for table in reversed(schema.metadata.sorted_tables):
             table.drop(connection)
@@ -63,7 +63,7 @@ def test_the_steps_lead_to_the_tables_that_a_new_database_gets(engine: Engine) -
         upgrade_tables(connection)
 
         assert differences(connection) == []
-        assert conditions(connection) == made
+        assert conditions(connection) == created
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == [HEAD]
         if connection.dialect.name == "sqlite":
             assert connection.exec_driver_sql("PRAGMA user_version").scalar() == 2

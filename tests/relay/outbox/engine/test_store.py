@@ -36,15 +36,15 @@ async def test_the_file_is_written_ahead_and_flushed_at_each_commit(store: Store
     assert await pragma("synchronous") == 2  # FULL
 
 
-async def test_what_waits_together_is_committed_together(store: Store) -> None:
+async def test_what_waits_at_the_same_time_is_committed_in_one_batch(store: Store) -> None:
     commits = []
     event.listen(store._writer._engine, "commit", lambda _connection: commits.append(1))
     async with blocked(store):
         others = [asyncio.create_task(store.run(partial(write, body=b"%d" % n))) for n in range(100)]
-        many = [asyncio.create_task(store.batch(write_all, b"x")) for _ in range(100)]
+        tasks = [asyncio.create_task(store.batch(write_all, b"x")) for _ in range(100)]
         await asyncio.sleep(0)
     await asyncio.gather(*others)
-    assert await asyncio.gather(*many) == [100] * 100
+    assert await asyncio.gather(*tasks) == [100] * 100
     assert len(commits) == 2
     assert await bodies(store) == [b"%d" % n for n in range(100)] + [b"x"] * 100
 

@@ -45,7 +45,7 @@ async def test_nobody_waits_for_an_answer_longer_than_a_bound(store: Store, monk
             await store.run(write)
 
 
-async def test_work_that_was_cancelled_before_its_turn_is_not_done(store: Store) -> None:
+async def test_work_that_was_cancelled_before_it_began_is_not_done(store: Store) -> None:
     async with blocked(store):
         task = asyncio.create_task(store.run(partial(write, body=b"never")))
         await asyncio.sleep(0)
@@ -82,8 +82,8 @@ async def test_closing_does_what_waits_and_refuses_what_comes_later(database: Da
     await late
     with pytest.raises(StoreUnavailableError, match="closed"):
         await store.run(partial(write, body=b"too late"))
-    async with open_store(database, lambda: 0.0) as again:
-        assert await bodies(again) == [b"in time"]
+    async with open_store(database, lambda: 0.0) as second:
+        assert await bodies(second) == [b"in time"]
 
 
 class Large:
@@ -100,20 +100,20 @@ async def test_what_nobody_waits_for_is_kept_no_longer(store: Store, monkeypatch
         if end == "too late":
             monkeypatch.setattr("services.relay.outbox.engine.store._REPLY_TIMEOUT", 0.1)
         item = Large()
-        kept = weakref.ref(item)
+        reference = weakref.ref(item)
         gc.disable()  # the relay rarely looks for cycles
         task = asyncio.create_task(store.batch(nothing, item, size=MOST))
         del item
         await asyncio.sleep(0)
-        assert kept() is not None
+        assert reference() is not None
         if end == "cancelled":
             task.cancel()
         await asyncio.wait([task])
         assert task.cancelled() or isinstance(task.exception(), StoreUnavailableError)
         del task
-        gone = kept() is None
+        is_collected = reference() is None
         gc.enable()
-        assert gone
+        assert is_collected
         next_one = asyncio.create_task(store.batch(nothing, Large(), size=MOST))  # there is room again
         await asyncio.sleep(0)
         assert not next_one.done()
@@ -132,14 +132,14 @@ async def test_what_cannot_be_committed_is_kept_no_longer(either: Store, databas
 
     sqlite = dialect.is_sqlite(database)
     item = Large()
-    kept = weakref.ref(item)
+    reference = weakref.ref(item)
     gc.disable()
     await attempt(item)
     del item
     await either.run(write)  # the thread has turned to something else
-    gone = kept() is None
+    is_collected = reference() is None
     gc.enable()
-    assert gone
+    assert is_collected
 
 
 async def test_more_than_a_bound_of_bytes_is_refused_until_the_ones_before_are_done(store: Store) -> None:

@@ -123,7 +123,7 @@ async def test_an_acknowledgement_lasts_for_its_episode(store: Store) -> None:
     assert (await acknowledged(store, "ben")).by == "ben"
 
 
-async def test_what_is_being_sent_of_an_earlier_episode_carries_no_acknowledgement(store: Store) -> None:
+async def test_what_is_being_sent_of_an_earlier_episode_contains_no_acknowledgement(store: Store) -> None:
     await accept(store, "x", "pagerduty")
     claim = await claim_one(store, "pagerduty")
     await accept(store, "x", "pagerduty", is_open=False, event=event_of("resolved"))
@@ -132,7 +132,7 @@ async def test_what_is_being_sent_of_an_earlier_episode_carries_no_acknowledgeme
     assert (await prepare(store, claim, acknowledges=True)).acknowledgement == ""
 
 
-async def test_pagerduty_is_not_told_of_an_episode_that_it_does_not_have(store: Store) -> None:
+async def test_pagerduty_is_not_notified_of_an_episode_that_it_does_not_have(store: Store) -> None:
     await accept(store, "x", "a", "pagerduty")
     await paged(store)
     await accept(store, "x", "a", "pagerduty", is_open=False, event=event_of("resolved"))
@@ -215,8 +215,8 @@ async def test_an_acknowledgement_that_waits_goes_with_what_follows_and_never_af
     assert last.last_event_seq == 3
     assert await no_page(store)
     await accept(store, "x", "pagerduty", episode=2)
-    again = await paged(store)
-    assert (again.acknowledgement, again.is_repeat) == ("", False)
+    second = await paged(store)
+    assert (second.acknowledgement, second.is_repeat) == ("", False)
 
 
 async def test_an_acknowledgement_revives_no_page_that_was_given_up(store: Store) -> None:

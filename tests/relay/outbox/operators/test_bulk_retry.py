@@ -47,10 +47,10 @@ async def run_until(store: Store, retries: BulkRetries, condition: Callable[[Bul
     """Does steps until the run is so; gives how it stands then."""
     running = asyncio.create_task(retries.run())
 
-    async def holds() -> bool:
+    async def is_true() -> bool:
         return condition(await read(store))
 
-    await until(holds)
+    await until(is_true)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     return await read(store)
@@ -129,10 +129,10 @@ async def test_a_step_of_a_run_that_somebody_stopped_meanwhile_changes_nothing(s
 
 async def test_a_run_of_a_relay_that_is_gone_is_interrupted_and_another_one_may_begin(store: Store) -> None:
     await fill(store, 1, DeliveryState.DEAD)
-    retries, gone = BulkRetries(store), BulkRetries(store)
+    retries, former = BulkRetries(store), BulkRetries(store)
     retries.configure([CHANNEL], lambda _: None)
-    gone.configure([CHANNEL], lambda _: None)
-    await gone.start(None, None, "alice")
+    former.configure([CHANNEL], lambda _: None)
+    await former.start(None, None, "alice")
     long_ago = update(table).values(advanced_at=table.c.advanced_at - LEASE_SECONDS - 1)
     await store.run(lambda transaction: transaction.connection.execute(long_ago).close())
     assert (await read(store)).state is BulkRetryState.INTERRUPTED

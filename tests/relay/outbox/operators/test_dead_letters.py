@@ -56,7 +56,7 @@ async def test_groups_come_with_their_newest_and_what_their_provider_answered(st
     assert (await store.read(read_dead_letters)).letter_count == 6
 
 
-async def test_what_is_retried_together_goes_in_the_order_of_acceptance(store: Store) -> None:
+async def test_what_is_retried_in_one_batch_goes_in_the_order_of_acceptance(store: Store) -> None:
     rows = Rows(store)
     event = await rows.event(age=10.0)
     dead = [await rows.delivery(event, "log", DeliveryState.DEAD) for _ in range(3)]

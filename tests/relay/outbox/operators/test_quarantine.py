@@ -14,9 +14,9 @@ async def test_the_newest_hundred_are_kept_and_each_is_cut(tmp_path: Path) -> No
         await quarantine.quarantine_webhook(
             store, b"x" * (quarantine.MAX_BODY_BYTES + 1), source="", code=413, reason="too large"
         )
-        kept = await quarantine.list_entries(store, limit=2 * quarantine.MAX_ENTRIES)
-        oldest = await quarantine.read_body(store, kept[-1].id)
-    assert len(kept) == quarantine.MAX_ENTRIES
-    assert (kept[0].code, kept[0].body_bytes) == (413, quarantine.MAX_BODY_BYTES)
+        entries = await quarantine.list_entries(store, limit=2 * quarantine.MAX_ENTRIES)
+        oldest = await quarantine.read_body(store, entries[-1].id)
+    assert len(entries) == quarantine.MAX_ENTRIES
+    assert (entries[0].code, entries[0].body_bytes) == (413, quarantine.MAX_BODY_BYTES)
     assert oldest == b"4"
     assert quarantine.MAX_ENTRIES * quarantine.MAX_BODY_BYTES == 50 * 1024 * 1024

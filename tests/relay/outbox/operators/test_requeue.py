@@ -43,7 +43,7 @@ async def given_up(store: Store, incident: str = "x", channel: str = "a") -> str
     return claim.delivery_id
 
 
-async def test_a_dead_letter_is_sent_again_as_its_incident_stands(store: Store) -> None:
+async def test_a_dead_letter_is_requeued_as_its_incident_stands(store: Store) -> None:
     dead = await given_up(store)
     await accept(store, "x")
     await end_attempt(store, await claim_one(store))
@@ -55,7 +55,7 @@ async def test_a_dead_letter_is_sent_again_as_its_incident_stands(store: Store) 
     assert await state_of(store, dead) is DeliveryState.SUPERSEDED
 
 
-async def test_what_waits_already_tells_of_the_dead_letter_too(store: Store) -> None:
+async def test_what_waits_already_reports_the_dead_letter_too(store: Store) -> None:
     dead = await given_up(store)
     await accept(store, "x")
 
@@ -71,26 +71,26 @@ async def test_what_waits_already_tells_of_the_dead_letter_too(store: Store) -> 
 async def test_what_was_sent_already_and_waits_is_reported_again_with_the_dead_letter(store: Store, how: str) -> None:
     dead = await given_up(store)
     await accept(store, "x")
-    tried = await claim_one(store)
+    retried = await claim_one(store)
     if how == "given back":
         await release_leases(store, "me")
     else:
-        await end_attempt(store, tried, DeliveryState.RETRYING, maybe_sent=True, retry_in=0.0)
+        await end_attempt(store, retried, DeliveryState.RETRYING, maybe_sent=True, retry_in=0.0)
 
     assert await requeue(store, dead) is DeliveryState.DEAD
 
     claim = await claim_one(store)
-    assert claim.delivery_id != tried.delivery_id  # by which its channel would take it for sent
+    assert claim.delivery_id != retried.delivery_id  # by which its channel would take it for sent
     assert (claim.first_event_seq, claim.last_event_seq, claim.maybe_sent) == (1, 2, False)
-    assert claim.attempt_number == tried.attempt_number + (how == "answer lost")
-    record = await read_delivery(store, tried.delivery_id)
+    assert claim.attempt_number == retried.attempt_number + (how == "answer lost")
+    record = await read_delivery(store, retried.delivery_id)
     assert record is not None
     assert (record.delivery.state, record.delivery.superseded_by) == (DeliveryState.SUPERSEDED, claim.delivery_id)
     await end_attempt(store, claim)
     assert await nothing_due(store)
 
 
-async def test_a_dead_letter_of_a_channel_that_tells_every_event_is_sent_as_it_was(store: Store) -> None:
+async def test_a_dead_letter_of_a_channel_that_reports_every_event_is_sent_as_it_was(store: Store) -> None:
     dead = await given_up(store, channel="every")
     await accept(store, "x", "every", episode=2)
     await end_attempt(store, await claim_one(store, "every"))
@@ -126,7 +126,7 @@ async def test_there_is_no_delivery_of_an_id_that_was_never_given(store: Store) 
     assert await requeue(store, "nobody") is None
 
 
-async def test_the_dead_letters_of_one_channel_are_sent_again_the_oldest_first(store: Store) -> None:
+async def test_the_dead_letters_of_one_channel_are_resent_the_oldest_first(store: Store) -> None:
     dead = [await given_up(store, incident) for incident in ("x", "y", "z")]
     other = await given_up(store, "x", "b")
 
@@ -142,14 +142,14 @@ async def test_the_dead_letters_of_one_channel_are_sent_again_the_oldest_first(s
     assert await requeue_dead(store, DeadLetterFilter("a"), 2) == 1
 
 
-async def test_whoever_requests_another_try_gets_it_though_the_breaker_holds_the_channel_back(store: Store) -> None:
+async def test_whoever_requests_another_try_gets_it_though_the_breaker_delays_the_channel(store: Store) -> None:
     dead = await given_up(store)
     await broken(store)
     assert await requeue(store, dead) is DeliveryState.DEAD
     assert len((await claim_some(store, limit=9)).tasks) == 1  # which tries for all
 
 
-async def test_dead_letters_that_are_sent_again_do_not_wait_for_the_breaker(store: Store) -> None:
+async def test_dead_letters_that_are_resent_do_not_wait_for_the_breaker(store: Store) -> None:
     await given_up(store)
     await broken(store)
     assert await requeue_dead(store, DeadLetterFilter("a"), 9) == 1

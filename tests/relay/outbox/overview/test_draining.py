@@ -61,7 +61,7 @@ async def test_an_old_backlog_that_is_delivered_slowly_drains_until_it_is_too_ol
 
 
 @pytest.mark.parametrize("state", [DeliveryState.SUPERSEDED, DeliveryState.DEAD])
-async def test_what_was_merged_or_given_up_or_delivered_on_another_channel_was_not_delivered_here(
+async def test_what_was_merged_or_given_up_or_delivered_on_another_channel_was_not_delivered_on_this_one(
     store: Store, rows: Rows, state: DeliveryState
 ) -> None:
     await waiting(rows, "slack", 700)
@@ -86,7 +86,7 @@ async def test_of_what_was_delivered_no_more_than_the_index_is_searched(store: S
             connection.execute(text("SET LOCAL enable_seqscan = off"))
         explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
         query = _FIND_DELIVERED.statement.params(on="slack", since=1.0)
-        written = query.compile(connection, compile_kwargs={"literal_binds": True})
-        return str(connection.execute(text(f"{explain} {written}")).all())
+        statement = query.compile(connection, compile_kwargs={"literal_binds": True})
+        return str(connection.execute(text(f"{explain} {statement}")).all())
 
     assert "deliveries_delivered" in await store.read(plan)

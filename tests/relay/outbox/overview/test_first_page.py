@@ -40,5 +40,5 @@ async def test_all_of_it_is_read_and_steps_that_are_over_are_read_once(database:
         await rows.delivery(event, finished_at=now - 4000, oldest_accepted_at=now - 4001)
         await rows.delivery(event, finished_at=now, oldest_accepted_at=now - 1)
         assert await recent.get() == (first, start), "for some seconds it is shared"
-        again, _ = await recent._read()
-        assert sorted(step.delivered for step in again.values()) in ([1, 2], [1, 1, 1])
+        second, _ = await recent._read()
+        assert sorted(step.delivered for step in second.values()) in ([1, 2], [1, 1, 1])

@@ -35,7 +35,7 @@ def of(status: str = "firing", *, env: str = "production", service: str = "ledge
 
 async def take(store: Store, incident: str, event: Event, *, episode: int, is_open: bool = True) -> None:
     plan = DeliveryPlan(episode, is_open=is_open, channels=("a",))
-    await accept_event(store, IncomingEvent(event, incident, "", "KMSTest", b"{}"), lambda _known, _now: plan)
+    await accept_event(store, IncomingEvent(event, incident, "", "KMSTest", b"{}"), lambda _state, _now: plan)
 
 
 async def context_of(store: Store, task: DeliveryTask) -> IncidentContext:
@@ -137,14 +137,14 @@ async def test_a_message_goes_without_context_if_the_outbox_cannot_be_read(
 
 
 async def test_a_group_of_hundreds_is_compared_with_its_previous_message(tmp_path: Path) -> None:
-    many = {f"{number:0200}": "firing" for number in range(200)}
+    alerts = {f"{number:0200}": "firing" for number in range(200)}
     async with open_store(create_sqlite_url(tmp_path / "relay.db"), time.time) as store:
-        for event in (of(**many), of(**many, worse="firing")):
+        for event in (of(**alerts), of(**alerts, worse="firing")):
             await take(store, "one", event, episode=1)
             task = await claim_one(store)
             context = await context_of(store, task)
             await end_attempt(store, task)
-    assert len(context.previous_alerts) == len(many)
+    assert len(context.previous_alerts) == len(alerts)
 
 
 async def test_what_is_read_at_the_same_time_is_one_read_and_one_that_fails_fails_alone(tmp_path: Path) -> None:

@@ -33,18 +33,18 @@ def rows(store: Store) -> Rows:
 
 async def test_pages_hold_every_delivery_once_the_newest_first_while_others_are_added(store: Store, rows: Rows) -> None:
     event = await rows.event()
-    made = [await rows.delivery(event, f"channel-{number}") for number in range(7)]
+    stored = [await rows.delivery(event, f"channel-{number}") for number in range(7)]
     found, before, pages = [], None, 0
     while pages == 0 or before is not None:
         page = await list_deliveries(store, DeliveryFilter(), limit=3, position=Position(before=before))
         found += [delivery.id for delivery in page.deliveries]
         before, pages = page.older, pages + 1
         await rows.delivery(event, f"later-{pages}")
-    assert found == list(reversed(made))
+    assert found == list(reversed(stored))
     assert pages == 3
 
 
-async def test_a_page_that_holds_the_rest_exactly_is_the_last(store: Store, rows: Rows) -> None:
+async def test_a_page_that_contains_the_rest_exactly_is_the_last(store: Store, rows: Rows) -> None:
     event = await rows.event()
     for number in range(2):
         await rows.delivery(event, f"channel-{number}")

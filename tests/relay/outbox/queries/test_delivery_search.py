@@ -42,10 +42,10 @@ async def test_each_filter_finds_what_people_mean_by_it(store: Store) -> None:
     dead = await rows.delivery(old, "slack", DeliveryState.DEAD, reason="rejected")
     mail = await rows.delivery(old, "email", remark="Also sent here because channel 100%_down is down.")
     page = await rows.delivery(new, "pagerduty")
-    known = update(incidents).where(incidents.c.id == "old").values(service="ledger", title="Ledger CANNOT encrypt")
-    words = update(attempts).where(attempts.c.delivery_seq == 3).values(detail="Event processed")
-    await store.run(lambda transaction: transaction.connection.execute(known).close())
-    await store.run(lambda transaction: transaction.connection.execute(words).close())
+    named = update(incidents).where(incidents.c.id == "old").values(service="ledger", title="Ledger CANNOT encrypt")
+    detailed = update(attempts).where(attempts.c.delivery_seq == 3).values(detail="Event processed")
+    await store.run(lambda transaction: transaction.connection.execute(named).close())
+    await store.run(lambda transaction: transaction.connection.execute(detailed).close())
     now = await store.run(lambda transaction: transaction.now)
     for wanted, ids in (
         (DeliveryFilter(service="ledger"), [mail, dead]),

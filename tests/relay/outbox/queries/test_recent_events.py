@@ -29,8 +29,8 @@ async def test_the_last_webhooks_that_are_not_too_large_can_be_chosen(database: 
         assert await read_webhook(store, found[0].id, 1) is None
         assert await read_webhook(store, "unknown", 100) is None
         given = {"most": 10, "max_bytes": 100}
-        planned = await store.read(partial(explain, query=recent_events._RECENT, given=given))
-        assert "events_pkey" in planned or "INTEGER PRIMARY KEY" in planned
+        plan = await store.read(partial(explain, query=recent_events._RECENT, given=given))
+        assert "events_pkey" in plan or "INTEGER PRIMARY KEY" in plan
 
 
 def _set_body(transaction: Transaction, seq: int, body: bytes) -> None:

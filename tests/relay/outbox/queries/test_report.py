@@ -45,7 +45,7 @@ async def read_csv(store: Store) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(format_csv(await read_report_of(store, 7.0)))))
 
 
-async def test_the_figures_of_a_small_history_are_those_counted_by_hand(database: DatabaseUrl) -> None:
+async def test_the_figures_of_a_small_history_are_those_counted_manually(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         empty = await read(store)
         assert empty["incidents"]["count"] == empty["incidents"]["acknowledged"] == 0

@@ -84,8 +84,8 @@ async def test_an_episode_has_all_that_happened(store: Store) -> None:
         ("b", "dead"),
         ("boss", "queued"),
     ]
-    tried = [(each.number, each.reason, each.detail) for each in history.attempts]
-    assert tried == [(1, "timeout", "no answer"), (2, "ok", ""), (1, "rejected", "")]
+    attempts = [(each.number, each.reason, each.detail) for each in history.attempts]
+    assert attempts == [(1, "timeout", "no answer"), (2, "ok", ""), (1, "rejected", "")]
     assert [(each.who, each.action, each.peer) for each in history.actions] == [
         ("keypulse", "escalate", None),
         ("ben", "acknowledge", "10.0.0.2"),

@@ -16,7 +16,7 @@ from tests.relay.outbox.rows import Rows
 from tests.relay.served_relay import event_of
 
 DAY = 86400.0
-MANY = 1_000_000
+NO_LIMIT = 1_000_000
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ async def test_what_is_over_and_old_goes_with_its_attempts(store: Store, rows: R
     await rows.delivery(old, "slack")
     await rows.delivery(old, "email", DeliveryState.SUPERSEDED)
     young = await rows.event(age=DAY / 2, goes_on=False)
-    kept = await rows.delivery(young)
-    assert await prune_by_age(store, DAY, MANY) == PruneResult(deliveries=2, events=1)
-    assert await rows.left() == {kept}
+    remaining = await rows.delivery(young)
+    assert await prune_by_age(store, DAY, NO_LIMIT) == PruneResult(deliveries=2, events=1)
+    assert await rows.left() == {remaining}
     assert await rows.events() == [young]
     assert await rows.count(attempts) == 1
 
@@ -46,7 +46,7 @@ async def test_the_age_counts_from_the_end_of_a_delivery(store: Store, rows: Row
     event = await rows.event(age=2 * DAY, goes_on=False)
     now = await store.run(lambda transaction: transaction.now)
     late = await rows.delivery(event, finished_at=now - DAY / 2)
-    await prune_by_age(store, DAY, MANY)
+    await prune_by_age(store, DAY, NO_LIMIT)
     assert await rows.left() == {late}
 
 
@@ -65,36 +65,38 @@ async def test_what_is_still_to_be_delivered_stays_however_old_it_is(
 async def test_what_is_still_to_be_delivered_stays_beside_what_its_incident_was_reported_before(
     store: Store, rows: Rows, state: DeliveryState
 ) -> None:
-    told = await rows.delivery(await rows.event(age=99 * DAY))
+    delivered = await rows.delivery(await rows.event(age=99 * DAY))
     end = await rows.event(age=98 * DAY, goes_on=False)
     waiting = await rows.delivery(end, "slack", state)
     assert await prune_by_age(store, DAY, 1) == PruneResult(0, 0)
-    assert await rows.left() == {told, waiting}
+    assert await rows.left() == {delivered, waiting}
     assert end in await rows.events()
 
 
-async def test_of_what_was_told_the_newest_are_kept_and_what_was_given_up_is_not_among_them(
+async def test_of_what_was_reported_the_newest_are_kept_and_what_was_given_up_is_not_among_them(
     store: Store, rows: Rows
 ) -> None:
-    made = []
+    stored = []
     for number in range(6):
         event = await rows.event(f"{number}", age=60 - number, goes_on=False)
-        made.append(await rows.delivery(event, "slack", DeliveryState.DEAD if number == 1 else DeliveryState.DELIVERED))
+        stored.append(
+            await rows.delivery(event, "slack", DeliveryState.DEAD if number == 1 else DeliveryState.DELIVERED)
+        )
     await prune_by_age(store, DAY, 2)
-    assert await rows.left() == {made[1], made[4], made[5]}
+    assert await rows.left() == {stored[1], stored[4], stored[5]}
 
 
 async def test_what_was_given_up_stays_beside_what_its_incident_was_reported_before(store: Store, rows: Rows) -> None:
     event = await rows.event(age=60, goes_on=False)
-    kept = {
+    remaining = {
         await rows.delivery(event),
         await rows.delivery(event, "slack", DeliveryState.DEAD),
         await rows.delivery(event, "slack", DeliveryState.DEAD),
     }
     await rows.delivery(await rows.event("newer", goes_on=False))
-    kept.add(await rows.delivery(await rows.event("newest", goes_on=False)))
+    remaining.add(await rows.delivery(await rows.event("newest", goes_on=False)))
     await prune_by_age(store, DAY, 1)
-    assert await rows.left() == kept
+    assert await rows.left() == remaining
 
 
 async def test_what_was_given_up_goes_by_its_age(store: Store, rows: Rows) -> None:
@@ -132,7 +134,7 @@ async def test_an_incident_whose_end_is_not_reported_keeps_what_to_reply_to(
 
 
 @pytest.mark.parametrize("state", [DeliveryState.QUEUED, DeliveryState.RETRYING, DeliveryState.DEAD])
-async def test_every_event_stays_that_a_delivery_may_still_have_to_tell(
+async def test_every_event_stays_that_a_delivery_may_still_have_to_report(
     store: Store, rows: Rows, state: DeliveryState
 ) -> None:
     untold = await rows.event("other", age=4 * DAY, goes_on=False)
@@ -141,7 +143,7 @@ async def test_every_event_stays_that_a_delivery_may_still_have_to_tell(
     last = await rows.event(age=DAY / 2)
     await rows.delivery(last, "slack", state, first_event_seq=first)
     latest = await rows.event(age=DAY / 2, goes_on=False)
-    await prune_by_age(store, DAY, MANY)
+    await prune_by_age(store, DAY, NO_LIMIT)
     assert await rows.events() == [first, merged, last, latest]
     assert untold not in await rows.events()
 
@@ -152,9 +154,9 @@ async def test_an_event_stays_until_its_last_channel_is_pruned(store: Store, row
     now = await store.run(lambda transaction: transaction.now)
     await rows.delivery(event, "email", finished_at=now - DAY / 2)
     latest = await rows.event(age=DAY / 3, goes_on=False)
-    await prune_by_age(store, DAY, MANY)
+    await prune_by_age(store, DAY, NO_LIMIT)
     assert await rows.events() == [event, latest]
-    await prune_by_age(store, DAY / 4, MANY)
+    await prune_by_age(store, DAY / 4, NO_LIMIT)
     assert await rows.events() == []
 
 
@@ -163,14 +165,14 @@ async def test_a_closed_incident_goes_with_its_last_event_and_an_open_one_stays(
     young = await rows.event("young", age=DAY / 2, goes_on=False)
     await rows.delivery(young)
     still = await rows.event("open", age=2 * DAY)
-    told = await rows.delivery(still)
+    delivered = await rows.delivery(still)
     await prune_by_age(store, DAY, 1)
     assert await rows.events() == [young, still]
-    assert told in await rows.left()
+    assert delivered in await rows.left()
     assert await rows.count(incidents) == 2
 
 
-async def test_an_open_incident_stays_that_no_channel_was_told_of(store: Store, rows: Rows) -> None:
+async def test_an_open_incident_stays_that_no_channel_reported(store: Store, rows: Rows) -> None:
     event = await rows.event(age=9 * DAY)
     await prune_by_age(store, DAY, 1)
     assert await rows.events() == [event]
@@ -182,7 +184,7 @@ async def test_an_incident_stays_while_one_of_its_deliveries_does(store: Store, 
     now = await store.run(lambda transaction: transaction.now)
     await rows.delivery(first, finished_at=now - DAY / 2)
     latest = await rows.event(age=2 * DAY, goes_on=False)
-    await prune_by_age(store, DAY, MANY)
+    await prune_by_age(store, DAY, NO_LIMIT)
     assert await rows.events() == [first, latest]
     assert await rows.count(incidents) == 1
 
@@ -192,15 +194,15 @@ async def test_a_repeat_is_known_for_one_when_the_deliveries_of_what_it_repeats_
 ) -> None:
     event = event_of("resolved")
     incoming = IncomingEvent(event, build_incident_id(event), "same", "KMSTest", b"{}")
-    asked: list[IncidentState | None] = []
+    states: list[IncidentState | None] = []
 
-    def decide(known: IncidentState | None, _now: float) -> DeliveryPlan | None:
-        asked.append(known)
-        return None if known else DeliveryPlan(1, is_open=False, channels=())
+    def decide(state: IncidentState | None, _now: float) -> DeliveryPlan | None:
+        states.append(state)
+        return None if state else DeliveryPlan(1, is_open=False, channels=())
 
     await accept_event(store, incoming, decide)
     for number in range(3):
         await rows.delivery(await rows.event(f"{number}", goes_on=False))
     await prune_by_age(store, DAY, 1)
     assert (await accept_event(store, incoming, decide)).is_duplicate
-    assert [known is not None for known in asked] == [False, True]
+    assert [state is not None for state in states] == [False, True]

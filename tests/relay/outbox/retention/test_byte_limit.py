@@ -28,7 +28,7 @@ from tests.relay.served_relay import Scripted, metric, post, served, settings, u
 
 MIB = 1024 * 1024
 DAY = 86400.0
-MANY = 1_000_000
+NO_LIMIT = 1_000_000
 STAYS = "outbox is full and nothing can be pruned; webhooks are refused"
 SMALL: dict[str, Any] = {
     "retention": {"max_bytes": "6MiB"},
@@ -70,21 +70,21 @@ async def sizes_of_refused(store: Store) -> list[int]:
 async def test_a_refused_webhook_goes_by_its_age_as_a_delivery_does(store: Store) -> None:
     await refused(store, age=2 * DAY, body=b"old")
     await refused(store, age=DAY / 2, body=b"young webhook")
-    assert (await prune_by_age(store, DAY, MANY)).quarantined == 1
+    assert (await prune_by_age(store, DAY, NO_LIMIT)).quarantined == 1
     assert await sizes_of_refused(store) == [len("young webhook")]
 
 
 async def test_near_the_limit_the_oldest_of_what_is_over_goes_and_nothing_that_is_to_be_delivered(
     store: Store, rows: Rows
 ) -> None:
-    over, kept = [], set()
+    over, remaining = [], set()
     for number in range(30):
         content = secrets.token_bytes(200_000)
         event = await rows.event(f"{number}", age=3000 - 100 * number, goes_on=False, event_json=content)
         state = DeliveryState.QUEUED if number % 10 == 0 else DeliveryState.DELIVERED
         delivery = await rows.delivery(event, state=state)
         if state is DeliveryState.QUEUED:
-            kept.add(delivery)
+            remaining.add(delivery)
         else:
             over.append(delivery)
     await refused(store, age=2990, body=secrets.token_bytes(100_000))
@@ -94,7 +94,7 @@ async def test_near_the_limit_the_oldest_of_what_is_over_goes_and_nothing_that_i
     assert used <= PRUNE_ABOVE * limit.max_bytes
     assert used > 0.4 * limit.max_bytes, "it dropped more than it had to"
     left = await rows.left()
-    assert kept <= left, "what waits is never dropped"
+    assert remaining <= left, "what waits is never dropped"
     newest = [each for each in over if each in left]
     assert over[-len(newest) :] == newest, "the oldest go first"
     assert await sizes_of_refused(store) == []
@@ -161,10 +161,10 @@ async def test_what_is_still_to_be_delivered_fills_it_to_the_limit_and_no_furthe
             return (
                 code == 503
                 and "the outbox is full: it holds " in answer["error"]
-                and any(line["event"] == STAYS for line in told)
+                and any(line["event"] == STAYS for line in logs)
             )
 
-        with structlog.testing.capture_logs() as told:
+        with structlog.testing.capture_logs() as logs:
             await until(refuses)
         assert (await post(client, large("one more")))[0] == 503
         used, most = await metric(client, "relay_outbox_bytes"), await metric(client, "relay_outbox_max_bytes")
@@ -177,7 +177,7 @@ async def test_what_is_still_to_be_delivered_fills_it_to_the_limit_and_no_furthe
         await until(lambda: len(channel.sent) >= codes.count(202), 30)
 
 
-async def test_what_was_delivered_makes_place_for_the_next(database: DatabaseUrl, tmp_path: Path) -> None:
+async def test_what_was_delivered_makes_space_for_the_next(database: DatabaseUrl, tmp_path: Path) -> None:
     channel = Scripted()
     configuration = settings(tmp_path, {"one": channel}, **SMALL)
     async with served(configuration.model_copy(update={"database": database})) as client:
@@ -200,7 +200,7 @@ async def test_an_outbox_far_over_its_limit_accepts_at_once_where_what_is_over_c
             content = secrets.token_bytes(40_000)
             await rows.delivery(await rows.event(f"{number}", age=DAY, goes_on=False, event_json=content))
     configuration = settings(tmp_path, {"one": Scripted()}, **SMALL)
-    with structlog.testing.capture_logs() as told:
+    with structlog.testing.capture_logs() as logs:
         async with served(configuration.model_copy(update={"database": database})) as client:
             sizes: list[float] = []
 
@@ -210,12 +210,12 @@ async def test_an_outbox_far_over_its_limit_accepts_at_once_where_what_is_over_c
                 return max(sizes) > 10 * MIB and sizes[-1] < 6 * MIB * PRUNE_ABOVE
 
             await until(shrunk, 20)
-    assert not [line for line in told if line["event"].startswith("the outbox")]
+    assert not [line for line in logs if line["event"].startswith("the outbox")]
 
 
 async def test_until_a_round_has_ended_it_takes_little_beyond_its_limit_and_says_why_no_more() -> None:
     limit = limited(100 * MIB)
-    with structlog.testing.capture_logs() as told:
+    with structlog.testing.capture_logs() as logs:
         for _ in range(53):  # two MiB each, and some for their rows
             with limit.reserve(MIB, resolved=False):
                 pass
@@ -230,7 +230,7 @@ async def test_until_a_round_has_ended_it_takes_little_beyond_its_limit_and_says
             pass
         with limit.reserve(MIB, resolved=True):
             pass
-    assert [line["event"] for line in told] == [
+    assert [line["event"] for line in logs] == [
         "outbox grows faster than retention prunes it; webhooks are refused",
         STAYS,
     ]

@@ -20,7 +20,7 @@ from tests.conftest import Until
 from tests.relay.outbox.rows import Rows
 
 DAY = 86400.0
-MANY = 1_000_000
+NO_LIMIT = 1_000_000
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def rows(store: Store) -> Rows:
 
 
 async def test_more_than_one_step_is_pruned_in_a_round_and_the_oldest_go_first(store: Store, rows: Rows) -> None:
-    made = [
+    stored = [
         await rows.delivery(await rows.event(f"{number}", age=60, goes_on=False)) for number in range(PRUNE_STEP + 30)
     ]
     assert await prune_by_age(store, DAY, 10) == PruneResult(deliveries=PRUNE_STEP + 20, events=0)
-    assert await rows.left() == set(made[-10:])
-    assert (await prune_by_age(store, 1.0, MANY)).events == PRUNE_STEP + 30
+    assert await rows.left() == set(stored[-10:])
+    assert (await prune_by_age(store, 1.0, NO_LIMIT)).events == PRUNE_STEP + 30
     assert await rows.count(deliveries) == await rows.count(incidents) == 0
 
 
@@ -55,7 +55,7 @@ async def test_between_any_hundred_rows_the_writer_belongs_to_the_others(
         left.append(await rows.count(deliveries))
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    await prune_by_age(store, DAY, MANY)
+    await prune_by_age(store, DAY, NO_LIMIT)
     assert left[:3] == [150, 50, 0]
 
 
@@ -63,12 +63,12 @@ async def test_what_came_while_the_clock_was_ahead_keeps_nothing_that_came_since
     ahead = await rows.create_deliveries(PRUNE_STEP + 10, age=-DAY)
     for number in range(20):
         await rows.delivery(await rows.event(f"since {number}", age=2 * DAY, goes_on=False))
-    assert await prune_by_age(store, DAY, MANY) == PruneResult(deliveries=20, events=20)
+    assert await prune_by_age(store, DAY, NO_LIMIT) == PruneResult(deliveries=20, events=20)
     assert await rows.left() == set(ahead)
 
 
 async def test_a_step_that_is_done_again_keeps_the_same(store: Store, rows: Rows) -> None:
-    kept = await rows.delivery(await rows.event(age=3 * DAY))
+    remaining = await rows.delivery(await rows.event(age=3 * DAY))
     await rows.delivery(await rows.event(age=2 * DAY))
     step = by_age._DeliveryPruner(time.time() - DAY, 0, ()).step
 
@@ -79,7 +79,7 @@ async def test_a_step_that_is_done_again_keeps_the_same(store: Store, rows: Rows
     with pytest.raises(LookupError):
         await store.run(undone)
     await store.run(lambda transaction: step(0, transaction))
-    assert await rows.left() == {kept}
+    assert await rows.left() == {remaining}
 
 
 async def test_an_end_that_is_accepted_while_a_round_is_in_progress_keeps_what_to_reply_to(
@@ -99,7 +99,7 @@ async def test_an_empty_outbox_is_pruned_of_nothing(store: Store) -> None:
 async def test_two_replicas_may_prune_at_once(database: DatabaseUrl, rows: Rows) -> None:
     await rows.create_deliveries(PRUNE_STEP * 2, age=2 * DAY)
     async with open_store(database, time.time) as one, open_store(database, time.time) as other:
-        pruned = await asyncio.gather(prune_by_age(one, DAY, MANY), prune_by_age(other, DAY, MANY))
+        pruned = await asyncio.gather(prune_by_age(one, DAY, NO_LIMIT), prune_by_age(other, DAY, NO_LIMIT))
     assert sum(each.deliveries for each in pruned) >= PRUNE_STEP * 2
     assert await rows.left() == set()
     assert await rows.events() == []
@@ -112,7 +112,7 @@ async def test_it_goes_on_after_the_store_was_not_available(tmp_path: Path, unti
         await rows.delivery(await rows.event(age=2 * DAY, goes_on=False))
         other = sqlite3.connect(file, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        task = asyncio.create_task(run_retention(store, DAY, MANY, interval=0.05))
+        task = asyncio.create_task(run_retention(store, DAY, NO_LIMIT, interval=0.05))
 
         async def failed() -> bool:
             return store.error is not None
@@ -139,7 +139,7 @@ async def test_the_pages_of_what_is_gone_are_used_again(tmp_path: Path) -> None:
         async def a_day() -> None:
             for number in range(50):
                 await rows.delivery(await rows.event(f"{number}", age=2 * DAY, goes_on=False), payload=b"x" * 9000)
-            await prune_by_age(store, DAY, MANY)
+            await prune_by_age(store, DAY, NO_LIMIT)
 
         await a_day()
         full = await pages()

@@ -44,7 +44,7 @@ def incident(store: Store) -> Incident:
     return Incident(store)
 
 
-async def test_of_what_came_after_a_dead_letter_the_last_word_on_each_alert_is_left(
+async def test_of_what_came_after_a_dead_letter_the_last_state_of_each_alert_is_left(
     store: Store, incident: Incident
 ) -> None:
     first = await incident.event(("A", FIRING), ("B", FIRING))
@@ -61,17 +61,17 @@ async def test_of_what_came_after_a_dead_letter_the_last_word_on_each_alert_is_l
 
     assert await incident.rows.events() == [first, last_of_a, last_of_c, end]
     assert await requeue(store, dead) is DeliveryState.DEAD
-    told = await read_event(store, await claim_one(store))
-    assert {alert.labels["alertname"]: alert.status for alert in told.alerts} == dict.fromkeys("ABC", RESOLVED)
+    claimed_event = await read_event(store, await claim_one(store))
+    assert {alert.labels["alertname"]: alert.status for alert in claimed_event.alerts} == dict.fromkeys("ABC", RESOLVED)
 
 
-async def test_what_a_dead_letter_tells_itself_is_left_whole(store: Store, incident: Incident) -> None:
-    told = [await incident.event(("A", FIRING)) for _ in range(3)]
-    await incident.given_up(told[-1], first_event_seq=told[0])
+async def test_what_a_dead_letter_reports_itself_is_left_whole(store: Store, incident: Incident) -> None:
+    events = [await incident.event(("A", FIRING)) for _ in range(3)]
+    await incident.given_up(events[-1], first_event_seq=events[0])
     await incident.event(("A", FIRING))
     end = await incident.event(("A", RESOLVED))
     await prune_by_age(store, DAY, 1)
-    assert await incident.rows.events() == [*told, end]
+    assert await incident.rows.events() == [*events, end]
 
 
 async def test_an_event_that_cannot_be_read_is_left(store: Store, incident: Incident) -> None:
@@ -83,7 +83,7 @@ async def test_an_event_that_cannot_be_read_is_left(store: Store, incident: Inci
     assert await incident.rows.events() == [first, unreadable, end]
 
 
-async def test_once_the_dead_letter_is_gone_so_is_what_it_needed(store: Store, incident: Incident) -> None:
+async def test_once_the_dead_letter_is_gone_so_is_what_it_required(store: Store, incident: Incident) -> None:
     await incident.given_up(await incident.event(("A", FIRING), ("B", FIRING)))
     await incident.event(("A", RESOLVED), ("B", FIRING))
     await incident.event(("B", RESOLVED))

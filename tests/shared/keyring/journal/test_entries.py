@@ -29,12 +29,12 @@ entries = st.builds(
 )
 
 
-@given(written=entries)
-def test_an_entry_that_may_be_written_reads_as_it_was_and_any_other_as_unreadable(written: JournalEntry) -> None:
-    row = JournalEntryRow(number=1, created_at=0.0, **to_columns(written))
+@given(sample=entries)
+def test_an_entry_that_may_be_written_reads_as_it_was_and_any_other_as_unreadable(sample: JournalEntry) -> None:
+    row = JournalEntryRow(number=1, created_at=0.0, **to_columns(sample))
     found = parse_row(row).model_copy(update={"created_at": None})
-    if find_defect(written) is None:
-        assert found == written
+    if find_defect(sample) is None:
+        assert found == sample
     else:
         assert (found.outcome, found.backup) == (StepOutcome.UNREADABLE, None)
 

@@ -62,13 +62,13 @@ async def test_a_rotation_is_in_progress_until_it_is_done_and_then_a_success(
 async def test_one_that_could_not_be_verified_is_no_success_until_it_is(keyring: Keyring) -> None:
     await keyring.fill(1)
     done = await keyring.rotate(NEW_DEK)
-    note = keyring.administration.add_journal_entry
-    await note(done.rotation_id, keyring.token, entry(JournalStep.VERIFY, PROBLEMS))
+    add_entry = keyring.administration.add_journal_entry
+    await add_entry(done.rotation_id, keyring.token, entry(JournalStep.VERIFY, PROBLEMS))
     failed = await read_metrics(keyring)
     assert failed.last_success == {NEW_DEK: BEGINNING}
     assert failed.last_failure is not None
     assert failed.failures_by_step == {**dict.fromkeys(ROTATION_STEPS, 0), "verify": 1}
-    await note(done.rotation_id, keyring.token, entry(JournalStep.VERIFY))
+    await add_entry(done.rotation_id, keyring.token, entry(JournalStep.VERIFY))
     now = await read_metrics(keyring)
     assert now.last_success[NEW_DEK] >= failed.last_failure
     assert now.failures_by_step["verify"] == 1
@@ -91,11 +91,11 @@ async def test_one_whose_runner_was_killed_before_it_verified_is_in_progress_and
 
 async def test_a_rotation_that_has_nothing_to_do_is_a_success_of_its_type(keyring: Keyring) -> None:
     await keyring.fill(1)
-    note = keyring.administration.add_journal_entry
-    await note("rewrap-kek-1", keyring.token, entry(JournalStep.PRIMARY_VERSION, FAILED))
-    await note("rewrap-kek-2", keyring.token, entry(JournalStep.PRIMARY_VERSION, rotation_type=REWRAP))
+    add_entry = keyring.administration.add_journal_entry
+    await add_entry("rewrap-kek-1", keyring.token, entry(JournalStep.PRIMARY_VERSION, FAILED))
+    await add_entry("rewrap-kek-2", keyring.token, entry(JournalStep.PRIMARY_VERSION, rotation_type=REWRAP))
     assert (await read_metrics(keyring)).last_success == {NEW_DEK: BEGINNING}
-    await note("rewrap-kek-2", keyring.token, entry(JournalStep.PLAN, NOTHING_TO_DO, rotation_type=REWRAP))
+    await add_entry("rewrap-kek-2", keyring.token, entry(JournalStep.PLAN, NOTHING_TO_DO, rotation_type=REWRAP))
     now = await read_metrics(keyring)
     assert now.last_failure
     assert now.last_success[REWRAP] >= now.last_failure

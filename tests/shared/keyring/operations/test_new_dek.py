@@ -19,21 +19,21 @@ from tests.shared.keyring.keyring import NEW_DEK, Keyring, Meddled, opened
 
 
 async def test_a_new_data_key_is_pending_first_and_active_only_after_it_was_shown(url: URL, kms: GcpKmsKey) -> None:
-    shown = []
+    states = []
 
     async def show() -> None:
-        shown.append(await keyring.statuses())
+        states.append(await keyring.statuses())
 
     async with opened(url, kms, notify_instances=show) as keyring:
         await keyring.take_lease()
         await keyring.fill(2)
         added = await keyring.administration.rotate(keyring.request(NEW_DEK))
         (new,) = {*await keyring.keys()} - {"k000", "k001"}
-        assert (added.state, added.total, added.done, shown) == (RotationState.RUNNING, 2, 1, [])
+        assert (added.state, added.total, added.done, states) == (RotationState.RUNNING, 2, 1, [])
         assert await keyring.statuses() == {"k000": "active", "k001": "retired", new: "pending"}
         done = await keyring.administration.rotate(keyring.request(NEW_DEK))
         assert (done.state, done.done) == (RotationState.DONE, 2)
-        assert shown == [{"k000": "active", "k001": "retired", new: "pending"}]
+        assert states == [{"k000": "active", "k001": "retired", new: "pending"}]
         assert await keyring.statuses() == {"k000": "retired", "k001": "retired", new: "active"}
         assert len(await keyring.wrapping.unwrap(await keyring.key(new))) == KEY_BYTES
 
@@ -102,7 +102,7 @@ async def test_a_data_key_that_became_active_in_between_is_the_one_that_is_retir
     }
 
 
-async def test_a_pending_data_key_whose_status_another_hand_changed_stops_with_a_sentence(keyring: Keyring) -> None:
+async def test_a_pending_data_key_whose_status_another_program_changed_stops_with_a_sentence(keyring: Keyring) -> None:
     await keyring.fill(1)
     await keyring.administration.rotate(keyring.request(NEW_DEK))
     (new,) = {*await keyring.keys()} - {"k000"}

@@ -15,7 +15,7 @@ async def _backup(keyring: Keyring) -> list[StoredKey]:
     ]
 
 
-async def test_a_backup_holds_every_row_page_by_page_and_no_key_in_clear(keyring: Keyring) -> None:
+async def test_a_backup_contains_every_row_page_by_page_and_no_key_in_clear(keyring: Keyring) -> None:
     await keyring.fill(5)
     rows = [
         *await keyring.administration.list_backup_rows("", 3),
@@ -67,11 +67,11 @@ async def test_rows_that_are_damaged_or_of_other_data_keys_are_named_and_the_res
         other.model_copy(update={"fingerprint": "00" * 32}),
         good,
     ]
-    with pytest.raises(AdministrationError) as told:
+    with pytest.raises(AdministrationError) as raised:
         await keyring.administration.restore(rows, keyring.token)
-    assert "of 4 rows 1 were changed" in str(told.value)
+    assert "of 4 rows 1 were changed" in str(raised.value)
     assert "k000 (KMS: invalid_request (version 1)), k001 (it is damaged), k002 (the keyring has another" in str(
-        told.value
+        raised.value
     )
     assert await keyring.versions() == {**before, "k003": "1"}
 
@@ -84,15 +84,15 @@ async def test_a_row_that_is_right_already_needs_no_kms_even_if_its_wrap_is_fore
 async def test_of_a_retired_version_only_what_cannot_be_read_is_put_back_re_wrapped_by_the_primary_one(
     keyring: Keyring, versions: Versions
 ) -> None:
-    damaged, gone, whole = await keyring.fill(3)
+    damaged, missing, whole = await keyring.fill(3)
     rows = await _backup(keyring)
     await versions.rotate()
     await keyring.rotate()
     await keyring.administration.retire_version("1", keyring.token)
     before = await keyring.keys()
     await keyring.replace(before[damaged.id], WrappedKey(b"damaged", damaged.wrapped.kek, "2"))
-    gone_now = data_keys.delete().where(data_keys.c.id == gone.id)
-    await keyring.database.write_exclusively(lambda connection: connection.execute(gone_now))
+    deletion = data_keys.delete().where(data_keys.c.id == missing.id)
+    await keyring.database.write_exclusively(lambda connection: connection.execute(deletion))
     assert await keyring.administration.restore(rows, keyring.token) == 2
     assert await keyring.versions() == dict.fromkeys(before, "2")
     assert (await keyring.key(whole.id)).wrapped == before[whole.id].wrapped

@@ -33,7 +33,7 @@ async def test_every_data_key_is_wrapped_by_the_new_primary_version_and_is_the_s
     assert await keyring.fingerprint() == before
 
 
-async def test_a_batch_is_as_large_as_was_asked_and_the_state_tells_that_there_is_more(
+async def test_a_batch_is_as_large_as_was_asked_and_the_state_shows_that_there_is_more(
     keyring: Keyring, versions: Versions
 ) -> None:
     await keyring.fill(5)
@@ -53,7 +53,7 @@ async def test_a_second_run_changes_nothing(keyring: Keyring, versions: Versions
     assert await keyring.keys() == before
 
 
-async def test_a_dry_run_tells_what_would_be_done_and_changes_nothing(keyring: Keyring, versions: Versions) -> None:
+async def test_a_dry_run_prints_what_would_be_done_and_changes_nothing(keyring: Keyring, versions: Versions) -> None:
     await keyring.fill(3)
     await keyring.add("foreign", WrappedKey(b"?", "projects/other", "1"))
     await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, "0"))
@@ -83,7 +83,7 @@ async def test_a_version_that_is_not_enabled_is_refused_before_anything_is_done(
     assert await keyring.administration.get_progress() is None
 
 
-async def test_kms_that_refuses_half_way_leaves_what_is_done_and_the_next_call_goes_on(
+async def test_kms_that_refuses_halfway_leaves_what_is_done_and_the_next_call_goes_on(
     keyring: Keyring, versions: Versions, emulator: Emulator
 ) -> None:
     await keyring.fill(12)
@@ -101,7 +101,7 @@ async def test_kms_that_refuses_half_way_leaves_what_is_done_and_the_next_call_g
     assert await keyring.fingerprint() == before
 
 
-async def test_an_outage_is_distinguished_since_it_may_be_tried_again(
+async def test_an_outage_is_distinguished_since_it_may_be_retried(
     keyring: Keyring, versions: Versions, emulator: Emulator
 ) -> None:
     await keyring.fill(1)
@@ -170,7 +170,7 @@ async def test_a_foreign_wrap_alone_is_no_failure(keyring: Keyring, versions: Ve
     assert (done.state, [problem.id for problem in done.problems]) == (RotationState.DONE, ["foreign"])
 
 
-async def test_what_could_not_be_unwrapped_is_tried_again_by_the_same_rotation(
+async def test_what_could_not_be_unwrapped_is_retried_by_the_same_rotation(
     keyring: Keyring, versions: Versions
 ) -> None:
     await keyring.fill(2)
@@ -184,7 +184,7 @@ async def test_what_could_not_be_unwrapped_is_tried_again_by_the_same_rotation(
     assert (done.state, done.done, done.problems) == (RotationState.DONE, 2, ())
 
 
-async def test_local_wraps_are_wrapped_by_kms_where_the_local_key_is_at_hand(
+async def test_local_wraps_are_wrapped_by_kms_where_the_local_key_is_available(
     url: URL, kms: GcpKmsKey, versions: Versions
 ) -> None:
     local = LocalKey(b"l" * 32)
@@ -196,7 +196,7 @@ async def test_local_wraps_are_wrapped_by_kms_where_the_local_key_is_at_hand(
         assert (await keyring.key("a")).wrapped.kek == KEY
 
 
-async def test_a_row_that_another_hand_changed_between_read_and_write_keeps_that_change_and_is_done_next(
+async def test_a_row_that_another_program_changed_between_read_and_write_keeps_that_change_and_is_done_next(
     keyring: Keyring, versions: Versions, meddled: Meddled
 ) -> None:
     (key,) = await keyring.fill(1)

@@ -63,7 +63,7 @@ async def test_a_rollback_that_kms_stops_goes_on_and_nobody_rotates_meanwhile(
     assert await keyring.keys() == before
 
 
-async def test_what_another_hand_changed_since_or_can_no_longer_be_unwrapped_is_named_and_stays(
+async def test_what_another_program_changed_since_or_can_no_longer_be_unwrapped_is_named_and_stays(
     keyring: Keyring, versions: Versions
 ) -> None:
     a, b, c = await keyring.fill(3)
@@ -187,8 +187,8 @@ async def test_a_call_that_was_in_progress_while_the_rotation_was_rolled_back_sa
     undone = await keyring.administration.get_progress("r1")
     keys = OwnKeyTable(keyring.wrapping.kek)
     late = RewrapRotation(keyring.database, keys, keyring.wrapping, keyring.request(), rotation)
-    again = Rollback(keyring.database, keys, keyring.wrapping, replace(rotation, is_rolling_back=True), keyring.token)
-    for call in (late, again):
+    second = Rollback(keyring.database, keys, keyring.wrapping, replace(rotation, is_rolling_back=True), keyring.token)
+    for call in (late, second):
         with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile"):
             await call.run_batch()
     assert await keyring.administration.get_progress("r1") == undone

@@ -145,9 +145,9 @@ async def test_a_service_that_is_not_there_is_unavailable_and_comes_back_by_itse
     async with run_emulator(keys=[KEY]) as emulator:
         address: Address = emulator.address
     key = GcpKmsKey(KEY, endpoint=str(address), insecure=True)
-    with pytest.raises(KmsError) as gone:
+    with pytest.raises(KmsError) as raised:
         await key.encrypt(b"x", b"", timeout=2)
-    assert gone.value.reason is Reason.UNAVAILABLE
+    assert raised.value.reason is Reason.UNAVAILABLE
     async with run_emulator(listen=address, keys=[KEY]):
         async with asyncio.timeout(15):
             while not await _works(key):  # noqa: ASYNC110 - whoever calls is whoever finds out

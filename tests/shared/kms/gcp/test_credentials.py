@@ -72,7 +72,7 @@ async def test_a_lookup_that_outlasts_a_call_is_a_timeout_and_then_says_what_is_
     assert finder.calls == 1
 
 
-async def test_after_a_failure_the_next_call_looks_again() -> None:
+async def test_after_a_failure_the_next_call_reads_again() -> None:
     finder = Finder()
     finder.go_on.set()
     finder.error = RuntimeError("with a secret in it")
@@ -161,18 +161,18 @@ async def test_with_a_service_account_and_tls_the_round_trip_works(emulator: Emu
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     context.set_alpn_protocols(["h2"])
-    seen = bytearray()
+    recorded = bytearray()
     connections: list[asyncio.Task[None]] = []
 
-    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, kept: bytearray) -> None:
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, recorded: bytearray) -> None:
         while data := await source.read(65536):
-            kept += data
+            recorded += data
             sink.write(data)
         sink.close()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(*emulator.address)
-        await asyncio.gather(pump(reader, back, seen), pump(there, writer, bytearray()), return_exceptions=True)
+        await asyncio.gather(pump(reader, back, recorded), pump(there, writer, bytearray()), return_exceptions=True)
         for end in (writer, back):
             end.close()
         await asyncio.gather(writer.wait_closed(), back.wait_closed(), return_exceptions=True)
@@ -197,10 +197,10 @@ async def test_with_a_service_account_and_tls_the_round_trip_works(emulator: Emu
     server.close()
     await asyncio.wait_for(asyncio.gather(*connections), 10)
     assert (done.returncode, done.stdout) == (0, "secret by keypulse@demo.iam.gserviceaccount.com\n"), done.stderr
-    assert len(seen) > 500
+    assert len(recorded) > 500
 
 
-async def test_a_call_that_is_refused_for_its_credentials_makes_way_for_new_ones(
+async def test_a_call_that_is_refused_for_its_credentials_is_replaced_by_one_with_new_ones(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "account.json"

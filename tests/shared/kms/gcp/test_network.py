@@ -98,7 +98,7 @@ async def test_a_round_trip_through_a_proxy_with_a_login(
                 assert proxy.requests == [f"CONNECT {at}"] * 2
 
 
-async def test_what_a_proxy_refuses_is_told_with_its_phase(
+async def test_what_a_proxy_refuses_is_reported_with_its_phase(
     emulator: Emulator, authority: Authority, tmp_path: Path
 ) -> None:
     def refused(proxy: TinyProxy, status: int) -> str:

@@ -85,7 +85,7 @@ async def test_an_answer_without_a_date_is_no_time(answer: bytes, front_end: Fro
     assert await read(front_end, authority) is None
 
 
-async def test_an_emulator_does_not_tell_it() -> None:
+async def test_an_emulator_reports_no_clock() -> None:
     key = GcpKmsKey(KEY, endpoint="127.0.0.1:1", insecure=True)
     assert await key.read_service_clock(timeout=5.0) is None
 

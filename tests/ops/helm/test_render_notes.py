@@ -14,7 +14,7 @@ from tests.ops.helm.rendering import render_notes
 
 
 def test_what_comes_by_itself_is_reported_to_watch_nothing_and_to_alert_nobody() -> None:
-    said = render_notes()
+    rendered = render_notes()
 
     for sentence in (
         "NOTHING IS PROBED YET",
@@ -22,9 +22,9 @@ def test_what_comes_by_itself_is_reported_to_watch_nothing_and_to_alert_nobody()
         "NO ALERT REACHES A PERSON YET",
         "Nothing rotates",
     ):
-        assert sentence in said
-    assert "kubectl -n ops create secret generic keypulse-relay" in said
-    assert "kubectl -n ops get configmap keypulse-alertmanager-snippet" in said
+        assert sentence in rendered
+    assert "kubectl -n ops create secret generic keypulse-relay" in rendered
+    assert "kubectl -n ops get configmap keypulse-alertmanager-snippet" in rendered
 
 
 def test_a_channel_to_which_no_alert_goes_alerts_nobody() -> None:
@@ -41,16 +41,18 @@ def test_an_alertmanager_config_is_reported_to_match_its_own_namespace_only() ->
 
 
 def test_what_is_done_is_not_asked_for_again() -> None:
-    said = render_notes(MATRIX["the values to begin with"])
+    rendered = render_notes(MATRIX["the values to begin with"])
 
-    assert not [line for line in said.splitlines() if "YET" in line]
-    assert "port-forward svc/keypulse-exporter 9911" in said
-    assert "port-forward svc/keypulse-relay 9912" in said
-    assert "--from-file=pagerduty_key" in said
-    assert "--from-file=slack_token" in said
-    assert "--from-file=relay_token" not in said, "it is made"
-    assert said.count("send-test --channel") == len(MATRIX["the values to begin with"]["relay"]["config"]["channels"])
-    assert "send-test --channel email-oncall" in said
+    assert not [line for line in rendered.splitlines() if "YET" in line]
+    assert "port-forward svc/keypulse-exporter 9911" in rendered
+    assert "port-forward svc/keypulse-relay 9912" in rendered
+    assert "--from-file=pagerduty_key" in rendered
+    assert "--from-file=slack_token" in rendered
+    assert "--from-file=relay_token" not in rendered, "it is made"
+    assert rendered.count("send-test --channel") == len(
+        MATRIX["the values to begin with"]["relay"]["config"]["channels"]
+    )
+    assert "send-test --channel email-oncall" in rendered
 
 
 @pytest.mark.parametrize(("server", "name"), [(exporter, "keypulse-exporter"), (relay, "keypulse-relay")])
@@ -67,8 +69,8 @@ def test_the_command_line_takes_every_command_that_is_run_in_a_pod(server: click
 
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 def test_they_are_reported_for_every_deployment_and_end_with_how_to_test_it(values: dict[str, Any]) -> None:
-    said = render_notes(values)
+    rendered = render_notes(values)
 
-    assert "<no value>" not in said
-    assert "%!" not in said
-    assert "helm -n ops test keypulse --logs" in said
+    assert "<no value>" not in rendered
+    assert "%!" not in rendered
+    assert "helm -n ops test keypulse --logs" in rendered

@@ -33,7 +33,7 @@ from tests.conftest import Until
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import KEY, secret_of
 
-MANY = 3000
+DATA_KEYS = 3000
 
 
 class SlowKms(FakeKms):
@@ -44,8 +44,8 @@ class SlowKms(FakeKms):
         self.seconds = 0.0
         self.unwraps = 0
         self.checks = 0
-        self.under_way = 0
-        self.most_under_way = 0
+        self.in_progress = 0
+        self.most_in_progress = 0
         self.fails: KmsError | None = None
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
@@ -55,13 +55,13 @@ class SlowKms(FakeKms):
                 raise self.fails
         else:
             self.checks += 1
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.in_progress += 1
+        self.most_in_progress = max(self.most_in_progress, self.in_progress)
         try:
             await asyncio.sleep(self.seconds)
             return await super().decrypt(ciphertext, aad, timeout=timeout)
         finally:
-            self.under_way -= 1
+            self.in_progress -= 1
 
 
 async def _key(kms: FakeKms, number: int) -> DataKey:
@@ -128,19 +128,19 @@ async def test_a_start_with_3000_data_keys_writes_after_one_unwrap_and_is_never_
 ) -> None:
     kms = SlowKms()
     kms.seconds = 0.02
-    async with _started(tmp_path, kms, MANY) as (keyring, records, checked):
+    async with _started(tmp_path, kms, DATA_KEYS) as (keyring, records, checked):
         await checked.wait()
         assert (keyring.mode, keyring.reason) == (CryptoMode.KMS, None)
         assert kms.unwraps <= 2
         assert await _get(keyring, records) == b"kept"
-        assert kms.unwraps < MANY / 10, "what a record needs is not waited for behind all others"
+        assert kms.unwraps < DATA_KEYS / 10, "what a record needs is not waited for behind all others"
         kms.seconds = 0.0
 
         async def all_are_unwrapped() -> bool:
-            return kms.unwraps >= MANY
+            return kms.unwraps >= DATA_KEYS
 
         await until(all_are_unwrapped)
-        assert kms.most_under_way <= 16
+        assert kms.most_in_progress <= 16
         assert (keyring.mode, keyring.reason) == (CryptoMode.KMS, None)
 
 
@@ -160,7 +160,7 @@ async def test_many_reads_of_one_data_key_share_one_unwrap(tmp_path: Path, until
         assert kms.unwraps == 1
 
 
-async def test_kms_that_fails_while_the_others_are_unwrapped_changes_no_mode_and_they_are_tried_again(
+async def test_kms_that_fails_while_the_others_are_unwrapped_changes_no_mode_and_they_are_retried(
     tmp_path: Path, until: Until
 ) -> None:
     kms = SlowKms()
