@@ -28,7 +28,7 @@ async def run_smoke_test(session: CommandSession, next_command: str) -> str:
         try:
             keys = await session.administration.list_keys(limit=1)
         except AdministrationError as error:
-            raise CheckError(str(error), "check `driver`") from None
+            raise CheckError(error.error, error.hint or "check `driver`") from None
         if not keys:
             raise CheckError("it holds no data key", "start the service, which creates the first one")
         return "answers"

@@ -94,6 +94,16 @@ def _rename_trace(
     return event
 
 
+def _format_trace(
+    _logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Write the trace of `describe_exception` as text: each frame's file, line and function."""
+    if isinstance(event.get("trace"), list):
+        frames = [frame for each in event["trace"] for frame in each["frames"]]
+        event["trace"] = ", ".join(f"{each['filename']}:{each['lineno']} in {each['name']}" for each in frames)
+    return event
+
+
 _JSON: list[structlog.typing.Processor] = [
     # Never the locals of a traceback's frames: they may hold a token or a payload.
     structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
@@ -103,6 +113,7 @@ _JSON: list[structlog.typing.Processor] = [
 _LOGFMT: list[structlog.typing.Processor] = [
     structlog.processors.format_exc_info,
     _rename_trace,
+    _format_trace,
     _escape_values,
     structlog.processors.LogfmtRenderer(),
 ]

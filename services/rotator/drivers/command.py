@@ -24,10 +24,11 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from services.rotator.drivers.driver_settings import BaseDriverSettings
 from services.rotator.drivers.remote_administration import (
+    NO_ADMIN_API,
     AdminRequest,
     AdminResponse,
     RemoteAdministration,
-    too_many_values,
+    explain_excess,
 )
 from shared.config.settings import Duration
 from shared.hinted_error import HintedError
@@ -125,8 +126,8 @@ class _CommandTransport:
 def _parse_response(line: bytes) -> AdminResponse:
     if not line.endswith(b"\n"):
         raise _NoResponseError("it ended before it answered", "run the command yourself")
-    if excess := too_many_values(line):
-        raise _NoResponseError(f"the answer {excess}")
+    if excess := explain_excess(line):
+        raise _NoResponseError(f"the answer {excess}", NO_ADMIN_API)
     try:
         response = _ResponseLine.model_validate_json(line)
     except ValidationError:

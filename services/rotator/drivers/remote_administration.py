@@ -29,6 +29,8 @@ from shared.keyring.administration import (
 
 _MAX_VALUES: Final = 200_000
 """In a response, at most: a page has about ten thousand, and parsing takes hundreds of bytes for each."""
+NO_ADMIN_API: Final = "check that it is an admin API"
+"""The hint where `explain_excess` finds something."""
 _MAX_ERROR_LENGTH: Final = 500
 """Characters of the service's error that are repeated, at most."""
 _CLIENT_ERROR_STATUSES: Final = {400, 403, 404, 405, 409, 413, 422}
@@ -127,8 +129,8 @@ class RemoteAdministration:
 
     async def _call(self, shape: TypeAdapter[T], method: Literal["GET", "POST"], path: str, **body: object) -> T:
         response = await self._send(AdminRequest(method, path, body if method == "POST" else None))
-        if excess := too_many_values(response.body):
-            raise UnreachableError(f"{self._location}: the answer to {path.partition('?')[0]} {excess}")
+        if excess := explain_excess(response.body):
+            raise UnreachableError(f"{self._location}: the answer to {path.partition('?')[0]} {excess}", NO_ADMIN_API)
         if not 200 <= response.status < 300:
             is_from_admin_api = bool(_parse_sentence(response.body, "error"))
             if response.status == 404 and shape is _OPTIONAL_PROGRESS and is_from_admin_api:
@@ -171,11 +173,11 @@ class RemoteAdministration:
         )
 
 
-def too_many_values(body: bytes) -> str | None:
-    """Why JSON is too large to parse; follows the name of a response in an error."""
+def explain_excess(body: bytes) -> str | None:
+    """Why JSON is too large to parse; None if it is not. Follows the name of a response in an error."""
     if sum(map(body.count, (b",", b"[", b"{"))) <= _MAX_VALUES:
         return None
-    return f"holds over {_MAX_VALUES} values; is it an admin API?"
+    return f"holds over {_MAX_VALUES} values"
 
 
 def _parse_sentence(body: bytes, field: str) -> str:

@@ -25,7 +25,7 @@ async def test_an_answer_of_nothing_but_values_is_not_even_parsed(status: int, p
 
     tracemalloc.start()
     try:
-        with pytest.raises(UnreachableError, match="census holds over 200000 values; is it an admin API"):
+        with pytest.raises(UnreachableError, match="census holds over 200000 values; check that it is an admin API"):
             await RemoteAdministration("http://service", send).count_key_usage()
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -40,7 +40,9 @@ async def test_neither_is_a_line_that_a_command_answers(begin: str) -> None:
     tracemalloc.start()
     try:
         async with open_driver(settings, GcpKeySettings(key=KEY), caller="a test") as keyring:
-            with pytest.raises(UnreachableError, match="the answer holds over 200000 values; is it an admin API"):
+            with pytest.raises(
+                UnreachableError, match=r"answer holds over 200000 values .*; check that it is an admin API"
+            ):
                 await keyring.count_key_usage()
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -52,3 +53,19 @@ def test_what_is_escaped_can_be_read_again(capsys: pytest.CaptureFixture[str]) -
     escaped = json.dumps(INVISIBLE)[1:-1].replace("\x7f", "\\u007f")
     assert f" text=ü漢😀{escaped} " in line
     assert "plain=ü" in line
+
+
+def test_a_trace_has_one_form_in_each_format(capsys: pytest.CaptureFixture[str]) -> None:
+    def log_failure() -> str:
+        try:
+            1 / 0  # noqa: B018
+        except ZeroDivisionError as error:
+            structlog.get_logger("own").error("failed", **logs.describe_exception(error))
+        return capsys.readouterr().err
+
+    logs.configure("relay")
+    (trace,) = json.loads(log_failure())["trace"]
+    assert (trace["exc_type"], trace["frames"][0]["name"]) == ("ZeroDivisionError", "log_failure")
+    logs.configure("relay", line_format="logfmt")
+    line = log_failure()
+    assert re.search(rf'trace="{re.escape(__file__)}:[0-9]+ in log_failure"', line), line
