@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import uuid4
 
 from services.relay.channels.diagnosis import find_hint
@@ -19,7 +19,10 @@ from services.relay.delivery.links import LinkRules, build_links
 from services.relay.model import Alert, DeliveryTask, Event, Message, Status
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.check import Check, CheckResult
-from shared.process.doctor import list_file_checks, run_checks_concurrently
+from shared.process.doctor import NO_ANSWER_HINT, list_file_checks, run_checks_concurrently
+
+_NO_ANSWER: Final = {SendReason.TIMEOUT, SendReason.CONNECTION, SendReason.RATE_LIMITED, SendReason.SERVER_ERROR}
+"""With these a provider has answered nothing about the channel."""
 
 
 class AcceptedMessage(NamedTuple):
@@ -91,10 +94,10 @@ async def _run_checks(
 async def find_advice(settings: RelaySettings, channel_name: str, error: SendError) -> str:
     """What to do about a channel that could not send, by its own checks, or by the error. Sends nothing."""
     results = await _run_checks(settings, channel_name)
-    # A check that gets no connection says nothing of an error that is another one.
-    unrelated = {SendReason.TIMEOUT, SendReason.CONNECTION} - {error.reason}
+    # A check that gets no answer says nothing of an error that is another one.
+    unrelated = {NO_ANSWER_HINT, *map(find_hint, _NO_ANSWER - {error.reason})}
     hints = (result.hint for result in results if result.hint)
-    return next((hint for hint in hints if hint not in map(find_hint, unrelated)), find_hint(error.reason))
+    return next((hint for hint in hints if hint not in unrelated), error.hint or find_hint(error.reason))
 
 
 def advise_on(reason: str | None) -> str:

@@ -48,6 +48,7 @@ class SendError(Exception):
         retry_after: float | None = None,
         maybe_arrived: bool = False,
         provider_works: bool = False,
+        hint: str = "",
     ) -> None:
         super().__init__(detail)
         self.reason = reason
@@ -58,10 +59,12 @@ class SendError(Exception):
         """Whether the provider may have taken the message all the same: the answer was lost, not given."""
         self.provider_works = provider_works
         """Whether the provider answered and works, so that the next message need not wait."""
+        self.hint = hint
+        """What to do about it, where the channel knows better than `REASON_ADVICE`; else empty."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle: by default it would call the class with the text alone."""
-        optional = {name: getattr(self, name) for name in ("retry_after", "maybe_arrived", "provider_works")}
+        optional = {name: getattr(self, name) for name in ("retry_after", "maybe_arrived", "provider_works", "hint")}
         return partial(SendError, **optional), (self.reason, self.scope, str(self))
 
 

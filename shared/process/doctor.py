@@ -32,6 +32,8 @@ OpenChecks = Callable[[C], AbstractAsyncContextManager[Iterable[Check]]]
 
 CHECK_TIMEOUT_SECONDS: Final = 15.0
 """How long one check may take."""
+NO_ANSWER_HINT: Final = "check the address, then DNS, firewall and proxy on the way"
+"""Of a check that took longer."""
 
 
 def create_doctor_command(model: type[C], open_checks: OpenChecks[C], program: str) -> click.Command:
@@ -103,7 +105,7 @@ async def _run_bounded(check: Check, clock: Callable[[], float], timeout: float)
         async with asyncio.timeout(timeout):
             return await run_check(check, clock)
     except TimeoutError:
-        error, hint = f"no answer within {timeout:g} s", "check the address, then DNS, firewall and proxy on the way"
+        error, hint = f"no answer within {timeout:g} s", NO_ANSWER_HINT
     except Exception as defect:  # noqa: BLE001  # without its text, which may hold a secret
         error, hint = f"a defect of keypulse: {type(defect).__name__}", "report it, with the version and this line"
     return CheckResult(check.name, CheckOutcome.FAILED, error, hint, clock() - began)

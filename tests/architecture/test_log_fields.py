@@ -63,7 +63,7 @@ FIELDS = {
     "on": "what an action changed",
     "operation": "the call of KMS that failed: `encrypt`",
     "path": "the path of a request",
-    "peer": "the address that a request came from",
+    "peer": "where a request or a press came from: an address, or `slack:` and the ID of a person",
     "quarantined": "the number of webhooks in quarantine",
     "reason": "a member of a closed set",
     "record": "the ID of a record",

@@ -40,6 +40,11 @@ class Press:
     """Slack's ID."""
     ts: str
 
+    @property
+    def peer(self) -> str:
+        """The person by Slack's ID, as `allow_users` has it: for the audit and the log, since names are not unique."""
+        return f"slack:{self.user_id}"
+
 
 class _User(msgspec.Struct, gc=False):
     id: str

@@ -91,7 +91,9 @@ class PressHandler:
             return False
         self._metrics.count_press(press.action, reply.outcome)
         if reply.outcome is PressOutcome.REFUSED:
-            log.warning("a press was refused", action=press.action.value, who=press.who, error=reply.text)
+            log.warning(
+                "a press was refused", action=press.action.value, who=press.who, peer=press.peer, error=reply.text
+            )
         if reply.bot is not None and reply.text:
             self._answer_later(reply.bot, press, reply.text)
         return True
@@ -135,15 +137,14 @@ class PressHandler:
         return None
 
     async def _acknowledge(self, press: Press) -> Acknowledgement:
-        peer = f"slack:{press.user_id}"
         if press.action is Action.UNACKNOWLEDGE:
-            return await unacknowledge(self._store, press.incident_id, who=press.who, via="slack", peer=peer)
+            return await unacknowledge(self._store, press.incident_id, who=press.who, via="slack", peer=press.peer)
         return await acknowledge(
             self._store,
             press.incident_id,
             who=press.who,
             via="slack",
-            peer=peer,
+            peer=press.peer,
             acknowledging_channels=self._acknowledging_channels,
         )
 
@@ -155,7 +156,7 @@ class PressHandler:
             incident_id=press.incident_id,
             episode=message.episode,
             who=press.who,
-            peer=f"slack:{press.user_id}",
+            peer=press.peer,
             channel=message.channel,
             slack_channel=press.channel,
             thread=press.ts,
@@ -188,4 +189,4 @@ async def _answer(bot: SlackWebApi, press: Press, text: str) -> None:
     try:
         await bot.call("chat.postEphemeral", **where, text=escape(text, quote=False), parse="none")
     except SlackCallError as error:
-        log.warning("a person did not get the answer to a press", error=str(error), who=press.who)
+        log.warning("a person did not get the answer to a press", error=str(error), who=press.who, peer=press.peer)

@@ -26,6 +26,7 @@ from services.relay.model import DigestEntry, Event, ExcerptBlock, IncidentConte
 from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import list_fixes
 from shared.check import CheckError
+from shared.config.file_checks import check_files
 from tests.relay.channels.conftest import Answering, TcpServer, WebServer
 from tests.relay.channels.examples import HUGE, NASTY, change, critical, message, rotate, settings, with_text
 from tests.relay.channels.kinds import unused_address
@@ -294,6 +295,35 @@ async def test_a_url_that_is_not_one_destination_of_http_is_refused(
     assert (refused.value.reason, refused.value.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
     assert sentence in str(refused.value)
     assert "geheim" not in f"{refused.value} {caplog.text}"
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "hint"),
+    [
+        (
+            "nothing://geheim",
+            "expected the Apprise URL of a service, such as tgram://TOKEN/CHAT",
+            "see https://appriseit.com/services/",
+        ),
+        ("syslog://", "expected a service that Apprise reaches by HTTP", "for mail there is `kind: email`"),
+        (
+            "json://127.0.0.1/a json://127.0.0.1/b",
+            "expected one Apprise URL",
+            "give each its own channel, so that each has its receipts",
+        ),
+        (
+            "tgram://123456789:abcdefg_hijklmnop/12315544/12315545",
+            "expected one destination",
+            "give each its own channel, so that each has its receipts",
+        ),
+    ],
+)
+def test_the_check_of_the_file_says_what_is_wrong_and_what_to_do(
+    url: str, error: str, hint: str, secret_file: Path
+) -> None:
+    rotate(secret_file, url)
+    (problem,) = check_files(settings({"kind": "apprise", "url_file": secret_file}))
+    assert (problem.error, problem.hint) == (f"{secret_file}: {error}", hint)
 
 
 async def test_plaintext_leaves_this_machine_only_where_that_is_allowed(secret_file: Path) -> None:

@@ -78,7 +78,10 @@ async def test_a_bot_that_is_no_member_is_to_be_invited_where_it_may_not_read_wh
         url = f"http://{providers.http}/slack/api/"
         values = {"kind": "slack", "channel": "#security-critical", "token_file": "slack_token", "api_url": url}
         result = await send_test(tmp_path, **values)
-    assert "type there: /invite @NAME-OF-THE-BOT" in result.stderr.splitlines()[1]
+    assert result.stderr.splitlines()[1] == (
+        "one: invite the bot: type in #security-critical: /invite @NAME-OF-THE-BOT, and run send-test, "
+        "or add channels:read and groups:read to the app's bot scopes, and install the app again"
+    )
 
 
 async def test_a_key_that_pagerduty_does_not_know_is_to_be_replaced(tmp_path: Path) -> None:

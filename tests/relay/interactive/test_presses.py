@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
@@ -54,7 +55,10 @@ async def test_what_is_no_press_of_ours_is_acknowledged_and_changes_nothing(
     message = await relay.fire()
     channel = stand_ins.slack.channels[CRITICAL]
     assert await relay.press(message, "runbook")  # a link
-    assert await relay.press(message, "acknowledge", PARTNER)
+    with capture_logs() as logged:
+        assert await relay.press(message, "acknowledge", PARTNER)
+    refused = [(line["who"], line["peer"]) for line in logged if line["event"] == "a press was refused"]
+    assert refused == [("olga", f"slack:{PARTNER}")]
     await until(lambda: relay.replies == ["Only members of this workspace can do that."])
     forged = stand_ins.slack.add_message(channel, create_message("like ours", []))
     assert await relay.press(add_buttons(forged, "one"), "acknowledge", PARTNER)  # nobody answers

@@ -30,7 +30,7 @@ from services.relay.http_session import HttpSession
 from services.relay.model import Message
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.check import Check, CheckError
-from shared.config.file_checks import FileCheck, create_secret_check
+from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import FilePath
 from shared.net.egress import EgressSettings
@@ -160,7 +160,7 @@ class AppriseChannel:
             try:
                 created = start_in_thread("apprise", lambda: _import_plugin_module().create_plugin(url))
                 self._plugin = url, await asyncio.wrap_future(created)
-            except ValueError as error:
+            except FileCheckError as error:
                 detail = f"{self._url_file.path}: {error}"
                 raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail) from None
         return self._plugin

@@ -33,6 +33,7 @@ from services.relay.http_session import HttpSession, read_text, translate_connec
 from services.relay.model import Message
 from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import Severity, find_worst_severity, is_resolved
+from shared.config.file_checks import FileCheckError
 from shared.config.url import check_secret_url
 from shared.process.concurrency import start_in_thread
 
@@ -40,18 +41,19 @@ SERVICE: Final = "the service"
 _MIN_SECRET_LENGTH: Final = 8
 _OWN_HEADERS: Final = {"accept-encoding", "connection", "content-length", "host", "transfer-encoding"}
 """What the session itself decides."""
+_ONE_EACH: Final = "give each its own channel, so that each has its receipts"
 
 
 def create_plugin(url: str) -> apprise.NotifyBase:
-    """Apprise's plugin for a URL. Raises ValueError, which does not repeat it."""
+    """Apprise's plugin for a URL. Raises FileCheckError, which does not repeat it."""
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)  # its log holds bodies, and URLs that it cannot read
     if len(parse_urls(url)) > 1:  # type: ignore[no-untyped-call]
-        raise ValueError("expected one Apprise URL; give each its own channel, so that each has its receipts")
+        raise FileCheckError("expected one Apprise URL", _ONE_EACH)
     asset = apprise.AppriseAsset(app_id="keypulse", app_desc="keypulse", app_url="", interpret_emojis=False)
     plugin = apprise.Apprise.instantiate(url, asset=asset)
     if plugin is None:
-        raise ValueError(
-            "expected the Apprise URL of a service, such as tgram://TOKEN/CHAT; see appriseit.com/services"
+        raise FileCheckError(
+            "expected the Apprise URL of a service, such as tgram://TOKEN/CHAT", "see https://appriseit.com/services/"
         )
     modules = (each.__module__ for each in type(plugin).__mro__)
     if not any(
@@ -59,10 +61,10 @@ def create_plugin(url: str) -> apprise.NotifyBase:
         for name in modules
         if name.startswith("apprise.plugins.") and name != "apprise.plugins.base"
     ):
-        raise ValueError("expected a service that Apprise reaches by HTTP; for mail there is `kind: email`")
+        raise FileCheckError("expected a service that Apprise reaches by HTTP", "for mail there is `kind: email`")
     plugin.retry = 0  # that is for whoever counts it
     if len(plugin) > 1:
-        raise ValueError("expected one destination; give each its own channel, so that each has its receipts")
+        raise FileCheckError("expected one destination", _ONE_EACH)
     plugin.request_rate_per_sec = 0  # it would sleep; the channel has a rate
     _ignore_mentions_in_texts(plugin)
     return plugin

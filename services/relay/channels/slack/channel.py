@@ -35,7 +35,7 @@ from services.relay.channels.provider_call import (
 )
 from services.relay.channels.slack.blocks import Mention
 from services.relay.channels.slack.comparison import compare_with_previous
-from services.relay.channels.slack.diagnosis import check_slack_channel, check_token
+from services.relay.channels.slack.diagnosis import check_slack_channel, check_token, describe_invitation
 from services.relay.channels.slack.digest_blocks import MAX_INCIDENTS
 from services.relay.channels.slack.edit import edit_first_message, update_post
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
@@ -309,6 +309,8 @@ class SlackChannel:
         try:
             return await send_with_blocks(api, call, "chat.postMessage", content.arguments, is_digest=is_digest)
         except SlackError as error:
+            if error.code == "not_in_channel":
+                error.hint = describe_invitation(self._channel_name)
             channel_id = (message.task.first_receipt or {}).get("channel") or self._channel_id
             if error.code != "channel_not_found" or channel_id in {None, self._channel_name}:
                 raise

@@ -5,7 +5,7 @@ needs `channels:read`, and `groups:read` for private ones.
 https://docs.slack.dev/reference/methods/auth.test, https://docs.slack.dev/reference/methods/conversations.info
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from services.relay.channels.diagnosis import report_send_errors
@@ -16,8 +16,6 @@ from shared.check import CheckError
 
 _READ_SCOPES: Final = dict(zip(CHANNEL_KINDS, ("channels:read", "groups:read"), strict=True))
 _SEARCH_SCOPES: Final = frozenset({"channels:history", "groups:history"})
-_REINSTALL: Final = "add it to the app's bot scopes, and install the app again"
-_INVITATION: Final = "/invite @NAME-OF-THE-BOT"
 _HINTS: Final = {SendReason.UNAUTHORIZED: "copy the app's bot token (xoxb-…) into `token_file`"}
 
 
@@ -27,7 +25,7 @@ async def check_token(api: SlackApi) -> str:
         answer = await api.post("auth.test", {})
     scopes = api.granted_scopes
     if scopes is not None and "chat:write" not in scopes:
-        raise CheckError("the bot lacks the scope chat:write", _REINSTALL)
+        raise CheckError("the bot lacks the scope chat:write", _describe_reinstallation(["chat:write"]))
     detail = f"bot {answer.get('user')} of {answer.get('team')}"
     if scopes is not None and scopes.isdisjoint(_SEARCH_SCOPES):
         detail += "; without channels:history a post whose answer is lost is repeated"
@@ -51,8 +49,7 @@ async def check_slack_channel(api: SlackApi, channel: str, channel_id: str | Non
     if not found.get("is_member"):
         if found.get("is_private") or "chat:write.public" not in (api.granted_scopes or ()):
             answer = await api.post("auth.test", {})
-            invitation = f"invite the bot: type in {channel}: /invite @{answer.get('user') or 'NAME-OF-THE-BOT'}"
-            raise CheckError(f"the bot is not a member of {channel}", invitation)
+            raise CheckError(f"the bot is not a member of {channel}", describe_invitation(channel, answer.get("user")))
         return f"the bot posts into {channel} without being a member, by chat:write.public"
     return f"the bot is a member of {channel}"
 
@@ -62,7 +59,7 @@ async def _read_channel(api: SlackApi, channel_id: str) -> Mapping[str, Any]:
         answer = await api.read("conversations.info", {"channel": channel_id})
     except SlackError as error:
         if error.code == "channel_not_found":
-            raise CheckError(f"there is no channel {channel_id} that the bot sees", _describe_correction()) from None
+            raise _build_unknown_channel_error(channel_id) from None
         if error.code == "missing_scope":
             raise _build_scope_error(channel_id, _READ_SCOPES.values()) from None
         raise
@@ -81,21 +78,31 @@ async def _find_by_name(api: SlackApi, channel: str) -> Mapping[str, Any]:
             missing_scopes.append(scope)
             continue
         if found is NotFound.UNKNOWN:
-            raise CheckError(f"{channel} is not among the first thousands of channels", "set the ID of the channel")
+            hint = f"set the ID of the channel, and, if the bot is no member, {describe_invitation(channel)}"
+            raise CheckError(f"{channel} is not among the first thousands of channels", hint)
         if not isinstance(found, NotFound):
             return found
     if missing_scopes:
         raise _build_scope_error(channel, missing_scopes)
-    raise CheckError(f"there is no channel {channel} that the bot sees", _describe_correction())
+    raise _build_unknown_channel_error(channel)
 
 
-def _describe_correction() -> str:
-    return f"correct `channel`, or, for a private one, type there: {_INVITATION}"
+def describe_invitation(channel: str, bot: object = None) -> str:
+    """How the bot becomes a member of the channel, as in the configuration; `bot` is its name, if that is known."""
+    return f"invite the bot: type in {channel}: /invite @{bot or 'NAME-OF-THE-BOT'}"
 
 
-def _build_scope_error(channel: str, scopes: Any) -> CheckError:
-    without = " and ".join(scopes)
+def _build_unknown_channel_error(channel: str) -> CheckError:
+    hint = f"correct `channel`, or, for a private one, {describe_invitation(channel)}"
+    return CheckError(f"there is no channel {channel} that the bot sees", hint)
+
+
+def _describe_reinstallation(scopes: Iterable[str]) -> str:
+    return f"add {' and '.join(scopes)} to the app's bot scopes, and install the app again"
+
+
+def _build_scope_error(channel: str, scopes: Collection[str]) -> CheckError:
     return CheckError(
-        f"whether the bot is in {channel} cannot be read without {without}",
-        f"{_REINSTALL}, or type there: {_INVITATION}, and run send-test",
+        f"whether the bot is in {channel} cannot be read without {' and '.join(scopes)}",
+        f"{describe_invitation(channel)}, and run send-test, or {_describe_reinstallation(scopes)}",
     )
