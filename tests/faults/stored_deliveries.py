@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, create_engine, select
+from sqlalchemy import Row, Select, create_engine, select
 
 from services.relay.outbox import tables
 from shared.sql.database_url import DatabaseUrl
@@ -130,6 +130,28 @@ def count_unfinished(database: DatabaseUrl) -> Counter[str]:
             waiting = connection.execute(select(of.channel).where(of.finished_at.is_(None))).scalars().all()
             edited = connection.execute(select(edit.channel).where(edit.wanted > edit.shown)).scalars().all()
             return Counter([*waiting, *edited])
+    finally:
+        engine.dispose()
+
+
+def count_queued(database: DatabaseUrl, channel: str) -> int:
+    """How many deliveries of a channel wait and are not being sent. For a thread."""
+    of = tables.deliveries.c
+    is_queued = of.finished_at.is_(None), of.state != tables.DeliveryState.SENDING
+    return _count(database, select(of.seq).where(of.channel == channel, *is_queued))
+
+
+def count_attempts(database: DatabaseUrl, channel: str) -> int:
+    """How many attempts of a channel ended, whose outcome is committed. For a thread."""
+    attempted = select(tables.attempts.c.number).join(tables.deliveries)
+    return _count(database, attempted.where(tables.deliveries.c.channel == channel))
+
+
+def _count(database: DatabaseUrl, query: Select[Any]) -> int:
+    engine = create_engine(database)
+    try:
+        with engine.connect() as connection:
+            return len(connection.execute(query).all())
     finally:
         engine.dispose()
 
