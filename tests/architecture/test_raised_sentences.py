@@ -43,7 +43,7 @@ def _iterate_parsing(tree: ast.Module) -> Iterator[ast.expr]:
     """Where text is cut between cause and hint, and where that of a caught exception is cut or searched."""
     sentences = {f"str({each.name})" for each in ast.walk(tree) if isinstance(each, ast.ExceptHandler)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Compare) and sentences.intersection(map(ast.unparse, node.comparators)):
+        if sentences and isinstance(node, ast.Compare) and sentences.intersection(map(ast.unparse, node.comparators)):
             yield node
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CUTS:
             separators = [ast.unparse(each) for each in node.args[:1]]

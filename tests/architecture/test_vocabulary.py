@@ -4,6 +4,7 @@ import ast
 import builtins
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -73,18 +74,20 @@ def split(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower().strip("_")
 
 
-def find_odd_words(name: str) -> set[str]:
+@cache
+def find_odd_words(name: str) -> frozenset[str]:
     name = split(name)
     for phrase in ESTABLISHED:
         name = name.replace(phrase, "")
-    found = set(name.split("_")) & TERM_OF.keys()
+    found = frozenset(name.split("_")) & TERM_OF.keys()
     return found - SENTENCE if name.startswith("test_") else found
 
 
 def iterate_names(source: str) -> Iterator[tuple[int, str]]:
     """Each class, function, parameter, variable and attribute with its line."""
-    yield from iterate_interface(source)
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    yield from iterate_interface(tree)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.id
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -93,9 +96,9 @@ def iterate_names(source: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.name
 
 
-def iterate_interface(source: str) -> Iterator[tuple[int, str]]:
+def iterate_interface(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Each class, function, parameter and alias of an import with its line."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield node.lineno, node.name
         elif isinstance(node, ast.arg):
