@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from services.exporter.model import Canary
 from services.exporter.probes.canaries import MAX_CANARIES, MAX_FILE_BYTES, CanaryFile
+from tests.iterations import LONG
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -159,7 +160,7 @@ async def test_it_is_on_the_disk_before_it_replaces_the_old_one(
     assert steps == ["file", "replace", "folder"]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200 if LONG else 60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 async def test_whatever_the_file_contains_is_reported_or_accepted_whole(tmp_path: Path, data: st.DataObject) -> None:
     first = canary_file(tmp_path)
