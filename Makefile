@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-unexport PYTHONDONTWRITEBYTECODE  # else each of a test run's processes compiles all that it reads, five of them the tests
+unexport PYTHONDONTWRITEBYTECODE  # else each process of a test run compiles what it reads
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -2,14 +2,13 @@
 
 import asyncio
 import gc
-import importlib
 import os
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from uuid import uuid4
@@ -17,11 +16,12 @@ from uuid import uuid4
 import looptime
 import pytest
 import structlog
+from execnet import XSpec
 from hypothesis import HealthCheck, settings
 
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
-from tests import fork_server, ram_disk
+from tests import fork_server, fork_workers, ram_disk
 from tests.compiled_statements import share_compiled_statements
 from tests.faults import summary
 from tests.postgres import Postgres, programs
@@ -168,9 +168,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes(config: pytest.Config) -> None:
-    """All processes of a whole run need it, and it can fork for them all."""
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[XSpec]) -> None:
+    """All processes of a whole run are forked, and share a server that forks the commands for them all."""
     if config.args == ["tests"]:
+        for spec in specs:
+            spec.python = fork_workers.forked()
         fork_server.share()
 
 
@@ -180,26 +182,9 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     thresholds = gc.get_threshold()
     gc.set_threshold(0)  # whatever is imported may enable it
     try:
-        if "PYTEST_XDIST_WORKER" in os.environ and session.config.args == ["tests"]:
-            _import_all()
         return (yield)
     finally:
         gc.set_threshold(*thresholds)
-
-
-def _import_all() -> None:
-    """Imports what is collected next: each process of a run begins elsewhere, and finds the rest compiled by others.
-
-    What cannot be imported is reported by the collection.
-    """
-    root = Path(__file__).parent
-    names = [".".join(file.relative_to(root.parent).with_suffix("").parts) for file in sorted(root.rglob("test_*.py"))]
-    names = [name for name in names if not name.startswith("tests.containers.")]
-    first = len(names) * int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
-    first //= int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    for name in names[first:] + names[:first]:
-        with suppress(Exception, pytest.skip.Exception, pytest.fail.Exception):
-            importlib.import_module(name)
 
 
 _LONG = (

@@ -41,7 +41,7 @@ _MODULES = (
 )
 _LATE = ("psycopg", "shared.kms.gcp.client", "ops.kms_emulator.grpc_service")
 """What they import only when it is needed."""
-_LISTENS = b"listens\n"
+LISTENS = b"listens\n"
 _SHARED = "TESTS_FORK_SERVER"
 
 
@@ -98,22 +98,22 @@ def fork(module: str, *arguments: str, output: IO[bytes]) -> Forked:
 @cache
 def _find() -> str:
     """Where the server listens: the one of this run, else one of this process."""
-    return os.environ.get(_SHARED) or _start()
+    return os.environ.get(_SHARED) or start("tests.fork_server")
 
 
 def share() -> None:
     """Starts one for this process and for those that it starts from now on: a start takes a second of CPU."""
-    os.environ[_SHARED] = _start()
+    os.environ[_SHARED] = start("tests.fork_server")
 
 
-def _start() -> str:
+def start(server_module: str) -> str:
     """A server, which ends with this process; gives where it listens."""
     folder = tempfile.TemporaryDirectory(prefix="fork-")
     address = f"{folder.name}/server"
-    program = [sys.executable, "-m", "tests.fork_server", address]
+    program = [sys.executable, "-m", server_module, address]
     server = subprocess.Popen(program, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout
-    assert server.stdout.readline() == _LISTENS
+    assert server.stdout.readline() == LISTENS
     server.stdout.close()
 
     def end() -> None:
@@ -124,7 +124,7 @@ def _start() -> str:
     return address
 
 
-class _Server:
+class Server:
     def __init__(self, address: str) -> None:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(address)
@@ -211,8 +211,8 @@ def _become(data: bytes, streams: "array.array[int]") -> tuple[str, list[str]]:
 
 
 def main() -> None:
-    server = _Server(sys.argv[1])
-    os.write(1, _LISTENS)  # whoever asks from now on waits until all is imported
+    server = Server(sys.argv[1])
+    os.write(1, LISTENS)  # whoever asks from now on waits until all is imported
     thresholds = gc.get_threshold()
     gc.set_threshold(0)  # nothing of what is imported is garbage
     for module in _MODULES:
@@ -235,10 +235,10 @@ def main() -> None:
             if not (ended.code is None or isinstance(ended.code, int)):
                 raise
             code = ended.code or 0
-        _end(code)
+        end(code)
 
 
-def _end(code: int) -> None:
+def end(code: int) -> None:
     """Ends this process as Python does, but that no module is taken apart: that takes longer than most commands."""
     threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends what it forked
     atexit._run_exitfuncs()
