@@ -58,7 +58,7 @@ _MAX_ROWS: Final = 100
 def build_event(message: Message, action: Action) -> dict[str, Any]:
     """The event without its routing key, within PagerDuty's limits whatever the alerts hold."""
     event = message.event
-    if action == "acknowledge":
+    if action == "acknowledge" or (action == "resolve" and not is_resolved(event)):
         return {"event_action": action, "dedup_key": build_dedup_key(event)}
     alerts = list_alerts(message)
     group_links = list_group_links(event)
