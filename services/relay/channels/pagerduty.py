@@ -54,8 +54,12 @@ from shared.net.egress import EgressSettings
 
 _OWN_URL: Final = "https://events.pagerduty.com/v2/enqueue"
 _LEFT_OPEN = "left open: another incident with this key is open"
-_EARLIER_RESOLVED: Progress = {"earlier_resolved": "yes"}
 _TRIGGERED: Progress = {"triggered": "yes"}
+_PROGRESS: Final[Mapping[Action, Progress]] = {
+    "resolve_earlier": {"earlier_resolved": "yes"},
+    "trigger": _TRIGGERED,
+}
+"""What a delivery has done once PagerDuty has the event."""
 _KEY_CHECK_EVENT: Final = {"event_action": "resolve", "dedup_key": "keypulse checks its routing key"}
 """No incident has such a key, and PagerDuty drops a resolve where nothing is open."""
 
@@ -135,8 +139,7 @@ class PagerDutyChannel:
         async with call_provider(attempt, "PagerDuty", self._timeout) as call:
             for number, action in enumerate(actions):
                 if number:
-                    is_triggered = actions[number - 1] == "trigger"
-                    await attempt.save_progress(_TRIGGERED if is_triggered else _EARLIER_RESOLVED)
+                    await attempt.save_progress(_PROGRESS[actions[number - 1]])
                 receipt = await self._send_event(call, message, action)
         return {**receipt, "acknowledged": message.task.acknowledgement} if "acknowledge" in actions else receipt
 
@@ -179,7 +182,7 @@ class PagerDutyChannel:
         else:
             triggers, end = True, ()
         resolves_earlier = triggers and task.resolves_earlier and not progress
-        beginning: tuple[Action, ...] = ("resolve",) if resolves_earlier else ()
+        beginning: tuple[Action, ...] = ("resolve_earlier",) if resolves_earlier else ()
         return (*beginning, *(("trigger",) if triggers else ()), *end)
 
     async def _send_event(self, call: ProviderCall, message: Message, action: Action) -> Receipt:

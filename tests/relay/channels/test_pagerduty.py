@@ -384,8 +384,10 @@ async def test_an_earlier_episode_that_may_be_open_is_resolved_before_the_next_i
     assert sent(stand_ins)[5:] == ["trigger"]
     await channel.send(Recorded(attempt.message, progress=attempt.saved[1]))
     assert sent(stand_ins)[6:] == ["acknowledge"]
-    await send(channel, message("03-resolved-1", resolves_earlier=True, firing_undelivered=True))
+    late = Recorded(message("03-resolved-1", resolves_earlier=True, firing_undelivered=True))
+    await channel.send(late)
     assert sent(stand_ins)[7:] == ["resolve", "trigger", "resolve"]
+    assert ["payload" in json.loads(payload) for payload in late.payloads] == [False, True, True]
     await send(channel, message("03-resolved-1", resolves_earlier=True))
     assert sent(stand_ins)[10:] == ["resolve"]
     await channel.close()
