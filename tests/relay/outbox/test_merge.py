@@ -15,6 +15,7 @@ from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, fail
+from tests.relay.served_relay import event_of
 
 
 @pytest.fixture
@@ -108,6 +109,19 @@ async def test_a_first_message_knows_what_was_merged_into_it_and_may_have_arrive
     clock.now += 21
     (predecessor,) = (await claim_one(store)).predecessors
     assert (predecessor.delivery_id, predecessor.progress) == (killed.delivery_id, {"ts": "1"})
+
+
+async def test_a_reply_to_an_earlier_episode_is_not_taken_over_by_the_next(store: Store, clock: Clock) -> None:
+    await accept(store, "x")
+    await end_attempt(store, await claim_one(store))
+    await accept(store, "x", is_open=False, event=event_of("resolved"))
+    reply = await claim_one(store)
+    await end_attempt(store, reply, DeliveryState.RETRYING, retry_in=1.0, maybe_sent=True)
+    await accept(store, "x", episode=2)
+    clock.now += 1
+    second = await claim_one(store)
+    assert (second.first_event_seq, second.last_event_seq, second.first_receipt) == (2, 3, None)
+    assert not second.predecessors
 
 
 async def test_what_was_merged_into_one_first_message_is_not_taken_over_by_another(store: Store, clock: Clock) -> None:
