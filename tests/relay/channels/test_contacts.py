@@ -54,7 +54,7 @@ def test_nor_does_a_page_for_what_is_over() -> None:
     assert "escalate_to" not in render_text("pagerduty", over)
 
 
-def test_nothing_is_reported_where_nobody_is_named() -> None:
+def test_nothing_is_said_of_escalation_where_nobody_is_named() -> None:
     assert "scalate" not in "".join(render_text(kind, message()) for kind in ("slack", "email", "pagerduty"))
 
 

@@ -227,7 +227,7 @@ async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_i
 
 
 @pytest.mark.parametrize("error", ["links[0].text names an invalid routing key", "Invalid routing key"])
-async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_error_says(
+async def test_one_event_that_is_refused_stops_no_channel_whatever_the_error_says(
     error: str, secret_file: Path, stand_ins: StandIns
 ) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error=error, count=1))

@@ -88,7 +88,7 @@ async def test_each_change_after_the_first_message_edits_it_and_many_changes_are
     assert await nothing_to_edit(store)
 
 
-async def test_what_was_given_up_is_idle_by_an_edit_and_a_retry_by_none(store: Store) -> None:
+async def test_what_was_given_up_is_shown_by_an_edit_and_a_retry_by_none(store: Store) -> None:
     await deliver(store)
     await deliver(store, state=DeliveryState.RETRYING)
     assert await nothing_to_edit(store)
@@ -96,7 +96,7 @@ async def test_what_was_given_up_is_idle_by_an_edit_and_a_retry_by_none(store: S
     assert await claim_edit(store)
 
 
-async def test_a_change_during_an_edit_is_idle_by_the_next_one_and_nobody_edits_beside(store: Store) -> None:
+async def test_a_change_during_an_edit_is_shown_by_the_next_one_and_nobody_else_edits_meanwhile(store: Store) -> None:
     await deliver(store)
     await deliver(store)
     first = await claim_edit(store)
@@ -106,7 +106,7 @@ async def test_a_change_during_an_edit_is_idle_by_the_next_one_and_nobody_edits_
     assert status_of((await claim_edit(store, "other")).task) is Status.RESOLVED
 
 
-async def test_after_a_lost_lease_the_current_state_is_idle_once_more(timed: Store, clock: Clock) -> None:
+async def test_after_a_lost_lease_the_current_state_is_shown_once_more(timed: Store, clock: Clock) -> None:
     await deliver(timed)
     await deliver(timed)
     lost = await claim_edit(timed)

@@ -59,7 +59,7 @@ async def test_what_was_not_sent_is_followed_by_nothing(store: Store, clock: Clo
     assert await nothing_due(store)
 
 
-async def test_what_waits_and_reports_it_is_enough(store: Store, clock: Clock) -> None:
+async def test_what_came_late_adds_nothing_where_its_delivery_still_waits(store: Store, clock: Clock) -> None:
     late = await lost(store, clock)
     await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, maybe_sent=True, retry_in=0.0)
     await end_attempt(store, late)

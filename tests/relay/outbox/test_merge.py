@@ -69,7 +69,7 @@ async def test_what_replaces_a_message_that_failed_is_tried_no_sooner_and_counts
     assert (await claim_one(store)).attempt_number == 1  # what arrived leaves nothing behind
 
 
-async def test_what_was_passed_on_of_a_message_says_nothing_of_a_dead_letter_that_is_reported_with_it(
+async def test_a_dead_letter_goes_to_the_fallback_though_the_message_it_is_merged_into_went_there_before(
     store: Store,
 ) -> None:
     await accept(store, "x")

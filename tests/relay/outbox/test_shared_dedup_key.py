@@ -73,7 +73,9 @@ async def test_one_that_has_been_quiet_for_a_day_needs_nothing(store: Store) -> 
     assert not await ends(store, "other")
 
 
-async def test_an_alert_is_over_that_any_other_reported_so_last_and_an_event_of_its_own_says_more(store: Store) -> None:
+async def test_an_alert_that_another_incident_ended_last_is_over_until_an_event_of_its_own_fires_it_again(
+    store: Store,
+) -> None:
     await come(store, "one", group(A="firing", B="firing"))
     await come(store, "two", group(A="resolved", C="firing"))
     await come(store, "three", group(B="resolved", D="firing"))

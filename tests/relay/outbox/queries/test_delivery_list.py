@@ -69,7 +69,7 @@ async def test_each_filter_leaves_out_the_others(store: Store, rows: Rows) -> No
         assert [delivery.id for delivery in found.deliveries] == ids
 
 
-async def test_one_is_reported_with_all_that_is_known_of_it(store: Store, rows: Rows) -> None:
+async def test_one_is_shown_with_all_that_is_known_of_it(store: Store, rows: Rows) -> None:
     event = await rows.event()
     one = await rows.delivery(
         event, receipt='{"ts": "1.2"}', remark="it is late", payload=zlib.compress("{“as sent”}".encode())
@@ -105,7 +105,7 @@ async def test_what_waits_and_what_was_given_up_is_counted(store: Store, rows: R
     assert [await store.read(DeadLetterFilter(name).count) for name in ("slack", "email")] == [1, 0]
 
 
-async def test_channels_are_reported_with_how_they_stand(store: Store) -> None:
+async def test_channels_are_listed_with_their_state(store: Store) -> None:
     row = {
         "name": "slack",
         "paused_until": 7.5,

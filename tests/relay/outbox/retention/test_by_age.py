@@ -62,7 +62,7 @@ async def test_what_is_still_to_be_delivered_stays_however_old_it_is(
 
 
 @pytest.mark.parametrize("state", UNFINISHED)
-async def test_what_is_still_to_be_delivered_stays_beside_what_its_incident_was_reported_before(
+async def test_what_is_still_to_be_delivered_keeps_what_was_delivered_before_of_its_incident(
     store: Store, rows: Rows, state: DeliveryState
 ) -> None:
     delivered = await rows.delivery(await rows.event(age=99 * DAY))
@@ -86,7 +86,7 @@ async def test_of_what_was_reported_the_newest_are_kept_and_what_was_given_up_is
     assert await rows.left() == {stored[1], stored[4], stored[5]}
 
 
-async def test_what_was_given_up_stays_beside_what_its_incident_was_reported_before(store: Store, rows: Rows) -> None:
+async def test_what_was_given_up_keeps_what_was_delivered_of_its_incident(store: Store, rows: Rows) -> None:
     event = await rows.event(age=60, goes_on=False)
     remaining = {
         await rows.delivery(event),
