@@ -99,7 +99,7 @@ def test_a_diagnosis_shows_good_and_bad_and_a_resolution_goes_from_likely_to_rar
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_whom_to_wake_is_a_role_and_when_is_a_number(alert: str) -> None:
+def test_an_escalation_names_a_role_and_a_time(alert: str) -> None:
     lines = re.findall(r"^- (.+(?:\n {2}.+)*)", read_parts(ALERT_PAGES[alert])["Escalate"], re.MULTILINE)
     assert lines
     assert any(role in line for role in ROLES for line in lines), f"expected one of {ROLES}"
