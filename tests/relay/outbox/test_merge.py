@@ -42,7 +42,7 @@ async def test_a_message_that_is_replaced_again_and_again_gets_no_younger(store:
     assert await oldest_accepted_at(store) == 1000
 
 
-async def test_nor_does_one_into_which_a_failed_attempt_is_merged(store: Store, clock: Clock) -> None:
+async def test_a_message_into_which_a_failed_attempt_is_merged_gets_no_younger(store: Store, clock: Clock) -> None:
     await accept(store, "x")
     claim = await claim_one(store)
     clock.now += 10
