@@ -56,7 +56,7 @@ async def test_a_password_that_was_right_is_not_hashed_again_and_none_on_the_eve
     assert threading.current_thread() not in checks
 
 
-async def test_a_wrong_password_takes_the_time_of_the_dearest_hash_whoever_it_is_for(
+async def test_a_wrong_password_takes_the_time_of_the_most_expensive_hash_whoever_it_is_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spent: list[int] = []
