@@ -1,4 +1,4 @@
-"""What a message that was not told still needs is left, and no more than that, on both stores."""
+"""The events that an unsettled delivery still needs are left, and no more than those, on both stores."""
 
 import time
 from collections.abc import AsyncIterator
