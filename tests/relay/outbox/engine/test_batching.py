@@ -1,15 +1,11 @@
 """A statement for many rows, on both stores: each row gets its own values and those that the statement holds."""
 
-import time
-from collections.abc import AsyncIterator
-
 import pytest
 from sqlalchemy import bindparam, exc, insert, select, update
 
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.engine.store import Store
 from services.relay.outbox.tables import channels
-from shared.sql.database_url import DatabaseUrl
 
 COLUMNS = ("name", "paused_until", "paused_set_at", "next_token_at", "failures", "is_down")
 NEW = BulkStatement(insert(channels), COLUMNS)
@@ -18,12 +14,6 @@ REFUSED = BulkStatement(
     .where(channels.c.name == bindparam("of"))
     .values(is_down=1, reason=None, failures=bindparam("after"), next_token_at=channels.c.next_token_at + 1)
 )
-
-
-@pytest.fixture
-async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
-    async with open_store(database, time.time) as store:
-        yield store
 
 
 def row(name: str, failures: int) -> dict[str, object]:
