@@ -31,6 +31,7 @@ def test_no_module_parses_the_sentence_of_an_error() -> None:
     [
         "str(error).partition(': ')",
         "'no such' in str(error)",
+        "error.error.removeprefix('file ')",
         "problem.message.rpartition('; ')",
         "text.split('; ', 1)",
     ],
@@ -41,7 +42,8 @@ def test_each_form_of_parsing_a_sentence_is_found(cut: str) -> None:
 
 def _iterate_parsing(tree: ast.Module) -> Iterator[ast.expr]:
     """Where text is cut between cause and hint, and where that of a caught exception is cut or searched."""
-    sentences = {f"str({each.name})" for each in ast.walk(tree) if isinstance(each, ast.ExceptHandler)}
+    names = [each.name for each in ast.walk(tree) if isinstance(each, ast.ExceptHandler)]
+    sentences = {text for name in names for text in (f"str({name})", f"{name}.error", f"{name}.hint")}
     for node in ast.walk(tree):
         if sentences and isinstance(node, ast.Compare) and sentences.intersection(map(ast.unparse, node.comparators)):
             yield node
