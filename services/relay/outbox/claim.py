@@ -246,8 +246,9 @@ class _ClaimContext:
     predecessors: Mapping[str, tuple[Predecessor, ...]]
     """By delivery."""
     resolved_incidents: Collection[str]
-    """Those whose group matters, since they are resolved on a channel where groups are one."""
+    """Those that are resolved on a channel where groups are one."""
     group_incidents: Mapping[str, Sequence[GroupIncidentRow]]
+    """Of these, and of those whose earlier episode may be open at the provider."""
 
 
 def _build_digest_task(digest_id: str, due: Sequence[DueRow], tasks: Sequence[DeliveryTask]) -> DeliveryTask:
@@ -292,6 +293,10 @@ def _build_tasks(
     needs_firing = any((row.delivery.incident_id, row.delivery.episode) not in receipts for row in resolved)
     firing = _LAST_FIRING.fetch_all(connection, values) if needs_firing else []
     resolved_incidents = {row.delivery.incident_id for row in resolved} if request.dedup_channels else set()
+    restarted = [row.delivery for row in due if row.delivery.episode > 1] if request.dedup_channels else []
+    ending_incidents = resolved_incidents | {
+        each.incident_id for each in restarted if (each.incident_id, each.episode) not in receipts
+    }
     context = _ClaimContext(
         request=request,
         lease_id=lease_id,
@@ -307,8 +312,8 @@ def _build_tasks(
             and (row.delivery.incident_id, row.delivery.episode) not in receipts
         },
         resolved_incidents=resolved_incidents,
-        group_incidents=find_open_group_incidents(connection, resolved_incidents, request.dedup_channels)
-        if resolved_incidents
+        group_incidents=find_open_group_incidents(connection, ending_incidents, request.dedup_channels)
+        if ending_incidents
         else {},
     )
     return tuple(_build_task(row, context) for row in due)
