@@ -133,6 +133,19 @@ _first_delivered = (
 _FIRST_RECEIPTS: Final = RowQuery(
     _EpisodeReceiptRow, select(_delivery.incident_id, _delivery.episode, _delivery.receipt)
 ).where(_delivery.seq.in_(_first_delivered))
+_delivered = deliveries.alias("delivered")
+_is_delivered_by_another = (
+    select(_delivered.c.seq)
+    .where(
+        _delivered.c.incident_id == _delivery.incident_id,
+        _delivered.c.channel.concat("") == _delivery.channel,
+        _delivered.c.state.concat("") == DeliveryState.DELIVERED,  # as above
+        _delivery.event_seq.between(_delivered.c.first_event_seq, _delivered.c.event_seq),
+    )
+    .exists()
+)
+# After a lost lease or a requeue, a delivery may have events that another one has delivered, too. What was merged into
+# that one stays its own: it may be the first message of an earlier episode.
 _PREDECESSORS: Final = (
     RowQuery(_PredecessorRow, select(_delivery.id, _delivery.accepted_at, _delivery.progress))
     .where(
@@ -141,6 +154,7 @@ _PREDECESSORS: Final = (
         _delivery.event_seq.between(bindparam("first"), bindparam("last")),
         _delivery.state.concat("") == DeliveryState.SUPERSEDED,  # so that `deliveries_of_episode` is used
         or_(_delivery.maybe_sent == 1, _delivery.progress.is_not(None)),
+        ~_is_delivered_by_another,
     )
     .order_by(_delivery.seq.desc())
     .limit(_MAX_PREDECESSORS)

@@ -103,3 +103,22 @@ async def test_a_first_message_knows_what_was_merged_into_it_and_may_have_arrive
     clock.now += 21
     (predecessor,) = (await claim_one(store)).predecessors
     assert (predecessor.delivery_id, predecessor.progress) == (killed.delivery_id, {"ts": "1"})
+
+
+async def test_what_was_merged_into_one_first_message_is_not_taken_over_by_another(store: Store, clock: Clock) -> None:
+    await accept(store, "x")
+    dead = await claim_one(store)
+    await end_attempt(store, dead, DeliveryState.DEAD)
+    await accept(store, "x")
+    lost = await claim_one(store)
+    await end_attempt(store, lost, DeliveryState.RETRYING, retry_in=1.0, maybe_sent=True)
+    await accept(store, "x")
+    clock.now += 1
+    first = await claim_one(store)
+    assert [each.delivery_id for each in first.predecessors] == [lost.delivery_id]
+    await end_attempt(store, first)
+    await accept(store, "x", episode=2)
+    await requeue(store, dead.delivery_id)
+    second = await claim_one(store)
+    assert (second.first_event_seq, second.episode, second.first_receipt) == (1, 2, None)
+    assert not second.predecessors

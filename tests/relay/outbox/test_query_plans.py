@@ -118,6 +118,11 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
     now = time.time()
     first: list[tuple[RowQuery[Any], dict[str, Any], tuple[str, ...]]] = [
         (claim._FIRST_RECEIPTS, {**of_two, "channel": CHANNEL}, ("deliveries_of_episode",)),
+        (
+            claim._PREDECESSORS,
+            {"incident": "a", "channel": CHANNEL, "first": 1, "last": LARGE},
+            ("deliveries_of_episode",),
+        ),
         (context._READ_PREVIOUS, {**of_two, "channels": [CHANNEL]}, ("deliveries_of_episode",)),
     ]
     # PostgreSQL looks for the first ones in another way when it knows that there are many.
