@@ -20,23 +20,12 @@ from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, prepare
+from tests.relay.outbox.channel_breakers import Clock
 from tests.relay.served_relay import event_of, until
 
 RESOLVED = event_of("resolved")
 _LOCK = 42
 EDITED = EditOutcome(EditResult.EDITED, "ok", maybe_sent=True)
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
