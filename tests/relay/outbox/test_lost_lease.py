@@ -16,11 +16,6 @@ from tests.relay.outbox.channel_breakers import Clock
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
     async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock, frozenset({"every"})) as store:
         yield store

@@ -17,11 +17,6 @@ LIMITED = {"reason": "rate_limited", "retry_after": 30.0, "retry_in": 30.0}
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
     async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         yield store

@@ -2,33 +2,19 @@
 
 import asyncio
 import threading
-import time
 import zlib
-from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy import insert
 
 from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.dead_letters import DeadLetterFilter
 from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.queries.delivery_list import AttemptRow, ChannelState, list_deliveries
 from services.relay.outbox.queries.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.tables import DeliveryState, channels
-from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
-
-
-@pytest.fixture
-async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
-    async with open_store(database, time.time) as store:
-        yield store
-
-
-@pytest.fixture
-def rows(store: Store) -> Rows:
-    return Rows(store)
 
 
 async def test_pages_hold_every_delivery_once_the_newest_first_while_others_are_added(store: Store, rows: Rows) -> None:

@@ -1,33 +1,18 @@
 """Retention, on both stores: what goes, and what stays."""
 
-import time
-from collections.abc import AsyncIterator
-
 import pytest
 
 from services.relay.model import build_incident_id
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.retention.by_age import PruneResult, prune_by_age
 from services.relay.outbox.tables import UNFINISHED, DeliveryState, attempts, incidents
-from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 from tests.relay.served_relay import event_of
 
 DAY = 86400.0
 NO_LIMIT = 1_000_000
-
-
-@pytest.fixture
-async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
-    async with open_store(database, time.time) as store:
-        yield store
-
-
-@pytest.fixture
-def rows(store: Store) -> Rows:
-    return Rows(store)
 
 
 async def test_what_is_over_and_old_goes_with_its_attempts(store: Store, rows: Rows) -> None:
