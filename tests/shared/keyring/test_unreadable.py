@@ -138,7 +138,7 @@ async def test_no_version_is_retired_while_a_data_key_names_one_that_the_kms_key
     await keyring.administration.retire_version("1", keyring.token)
 
 
-async def test_two_statuses_that_nobody_knows_are_counted_as_one(keyring: Keyring) -> None:
+async def test_two_statuses_that_nobody_knows_are_added_up(keyring: Keyring) -> None:
     await keyring.fill(3)
     await _set(keyring, "data_keys", "status = 'one'", "k001")
     await _set(keyring, "data_keys", "status = 'two'", "k002")

@@ -1,4 +1,4 @@
-"""Credentials are looked for once, off the event loop; and with them the real way to KMS, TLS included, is gone."""
+"""Credentials are found once, off the event loop; and with them a round trip works over TLS, as in production."""
 
 import asyncio
 import datetime as dt
