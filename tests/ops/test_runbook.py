@@ -29,7 +29,7 @@ GENERAL = [
     "Alerts",
 ]
 RELAYS_OWN = {"RelayWebhookQuarantined": "RelayWebhooksRejected", "WatchdogAbsent": "Watchdog"}
-"""What the relay tells of itself, without a rule, and the alert on whose page it stands."""
+"""What the relay reports of itself, without a rule, and the alert on whose page it stands."""
 
 
 def sections(text: str, level: int) -> dict[str, str]:

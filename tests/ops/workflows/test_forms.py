@@ -1,4 +1,4 @@
-"""Dependabot and the forms of an issue, by GitHub's rules: what breaks one of these is told by nobody but GitHub.
+"""Dependabot and the forms of an issue, by GitHub's rules: only GitHub reports what breaks one of these.
 
 https://docs.github.com/en/communities/using-templates-to-encourage-useful-issues-and-pull-requests/syntax-for-githubs-form-schema
 """
