@@ -47,7 +47,7 @@ async def test_an_incident_is_left_open_while_an_alert_of_an_earlier_webhook_sti
 ) -> None:
     await at.accept(event(("C", FIRING)))
     await at.accept(event(("C", RESOLVED)))
-    at.duplicate_window = 0  # the last one comes from a twin, so late that it is taken for news
+    at.duplicate_window = 0  # the last one comes from a twin, so late that it counts as a new event
     for alerts in ([("A", FIRING)], [("A", RESOLVED), ("B", FIRING)], [("A", FIRING)]):
         await at.accept(event(*alerts))
     one.alerts = {"B", "C"}

@@ -1,4 +1,4 @@
-"""Whether the outbox drains, on both stores: slowly is well, not at all is not, and neither is for too long."""
+"""Whether the outbox drains, on both stores: slowly is healthy; not at all is not, nor is slowly for too long."""
 
 import time
 from functools import partial
