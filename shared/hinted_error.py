@@ -1,4 +1,9 @@
-"""An error for a person in two sentences: what is wrong, and what to do. Whoever shows it joins them."""
+"""An error for a person in two sentences: what is wrong, and what to do."""
+
+
+def join_hint(error: str, hint: str) -> str:
+    """Both sentences in one line, as everything shows them that has no field for the hint."""
+    return f"{error}; {hint}" if hint else error
 
 
 class HintedError(Exception):
@@ -10,6 +15,6 @@ class HintedError(Exception):
     """
 
     def __init__(self, error: str, hint: str = "") -> None:
-        super().__init__(f"{error}; {hint}" if hint else error)
+        super().__init__(join_hint(error, hint))
         self.error = error
         self.hint = hint

@@ -28,6 +28,7 @@ from services.backend.config import BackendSettings
 from shared.config.errors import ConfigurationError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import Address
+from shared.hinted_error import join_hint
 from shared.http.web_config import read_web_config
 from shared.keyring.administration import MAX_RESPONSE_BYTES
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
@@ -208,7 +209,8 @@ def _call_backend(backend: BackendClient, method: str, path: str, body: object =
     answer = backend.send(json.dumps(line).encode())
     content: Any = answer["body"]
     if answer["status"] != 200:
-        refusal = content or {"error": f"the backend answers with {answer['status']}"}
-        click.echo("; ".join(refusal[key] for key in ("error", "hint") if key in refusal), err=True)
+        refusal = content or {}
+        error = refusal.get("error", f"the backend answers with {answer['status']}")
+        click.echo(join_hint(error, refusal.get("hint", "")), err=True)
         sys.exit(1)
     return content

@@ -153,7 +153,9 @@ async def _open_database(settings: BackendSettings) -> Database:
 async def _open_local_key(local_key: InstanceLocalKey) -> None:
     try:
         await local_key.open()
-    except (LocalKeyError, DatabaseError) as error:
+    except LocalKeyError as error:
+        raise StartError(f"local_key_file {error}") from None
+    except DatabaseError as error:
         raise StartError(str(error)) from None
 
 

@@ -21,7 +21,7 @@ def _check_local_key(file: Path) -> Iterable[Path]:
     try:
         read_or_create(file, may_create=False)  # which refuses one that others may read
     except LocalKeyError as error:
-        raise FileCheckError(error.error.removeprefix("local_key_file "), error.hint) from None
+        raise FileCheckError(error.error, error.hint) from None
     return []
 
 

@@ -35,7 +35,7 @@ class LocalKeyMissingError(LocalKeyError):
     """The file is missing, and must not be created again."""
 
     def __init__(self, file: Path) -> None:
-        super().__init__(f"local_key_file {file}: is missing", "put it back, from another instance or a backup")
+        super().__init__(f"{file}: is missing", "put it back, from another instance or a backup")
 
 
 class LocalKey:
@@ -77,22 +77,16 @@ def read_or_create(file: Path, *, may_create: bool) -> LocalKey:
         with file.open("rb") as opened:
             permissions = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
             if permissions & 0o077:
-                raise LocalKeyError(
-                    f"local_key_file {file}: others may read it (mode {permissions:04o})", f"run: chmod 600 {file}"
-                )
+                raise LocalKeyError(f"{file}: others may read it (mode {permissions:04o})", f"run: chmod 600 {file}")
             key = opened.read(KEY_BYTES + 1)
     except FileNotFoundError:
         if not may_create:
             raise LocalKeyMissingError(file) from None
-        raise LocalKeyError(
-            f"local_key_file {file}: cannot be made", f"make its folder first: mkdir -p {file.parent}"
-        ) from None
+        raise LocalKeyError(f"{file}: cannot be made", f"make its folder first: mkdir -p {file.parent}") from None
     except OSError as error:
-        raise LocalKeyError(f"local_key_file {file}: {error.strerror}", "this user needs to read and make it") from None
+        raise LocalKeyError(f"{file}: {error.strerror}", "this user needs to read and make it") from None
     if len(key) != KEY_BYTES:
-        raise LocalKeyError(
-            f"local_key_file {file}: expected exactly {KEY_BYTES} bytes", "restore it from a backup, or move it away"
-        )
+        raise LocalKeyError(f"{file}: expected exactly {KEY_BYTES} bytes", "restore it from a backup, or move it away")
     return LocalKey(key, is_new=created)
 
 
@@ -152,7 +146,7 @@ class InstanceLocalKey:
             self._set_missing(str(error))
         except OtherLocalKeyError:
             raise LocalKeyError(
-                f"local_key_file {self._file}: the other instances of this database have another local key",
+                f"{self._file}: the other instances of this database have another local key",
                 "copy their file here, or, if it is lost, move this one away",
             ) from None
         else:
@@ -183,11 +177,10 @@ class InstanceLocalKey:
     def reject(self) -> None:
         """The database names another local key: this one wraps nothing until `reopen_if_missing` finds that one."""
         self._key = None
-        self._set_missing(
-            f"local_key_file {self._file}: the other instances have another local key; copy their file here"
-        )
+        self._set_missing(f"{self._file}: the other instances have another local key; copy their file here")
 
     def _set_missing(self, error: str) -> None:
+        error = f"local_key_file {error}"
         if self.missing_reason != error:
             log.error(
                 "local key is missing; after a restart in a KMS outage nothing can be read or written", error=error

@@ -199,6 +199,8 @@ class DeliveryTask(NamedTuple):
     """The open incidents of its group on these channels, each with its latest event at the claim."""
     keep_open: bool = False
     """Whether its resolve must not close the provider's incident, since an open incident of its group needs it."""
+    resolves_earlier: bool = False
+    """Whether the provider may have the incident of an earlier episode open, and has to resolve it before this one."""
     acknowledgement: str = ""
     """The acknowledgement that the provider still has to get, named by its time; empty if there is none."""
     is_repeat: bool = False

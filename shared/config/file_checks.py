@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 from pydantic import BaseModel
 
 from shared.config.secret_file import MIN_TOKEN_LENGTH, PasswordFile, SecretFile, SecretUnreadableError, TokenFile
-from shared.hinted_error import HintedError
+from shared.hinted_error import HintedError, join_hint
 
 _WORLD_READABLE: Final = 0o004
 """The permission bit of all users. Access by the group is often intended, as in a pod with an `fsGroup`."""
@@ -49,7 +49,7 @@ class FileProblem(NamedTuple):
     @property
     def sentence(self) -> str:
         """Both, for a person."""
-        return f"{self.error}; {self.hint}" if self.hint else self.error
+        return join_hint(self.error, self.hint)
 
 
 def check_files(settings: BaseModel) -> Iterator[FileProblem]:

@@ -20,20 +20,18 @@ DIRECT: Final = "none"
 
 
 def _load_ca_file(file: Path) -> ssl.SSLContext:
+    """Raises FileCheckError."""
     try:
         return ssl.create_default_context(cafile=file)
     except ssl.SSLError:
         reason = "expected certificates in PEM"
     except OSError as error:
         reason = error.strerror or "cannot be read"
-    raise EgressError(f"ca_file {file}: {reason}", is_permanent=True)
+    raise FileCheckError(f"{file}: {reason}")
 
 
 def _check_ca_file(file: Path) -> Iterable[Path]:
-    try:
-        _load_ca_file(file)
-    except EgressError as error:
-        raise FileCheckError(error.strerror.removeprefix("ca_file ")) from None
+    _load_ca_file(file)
     return ()  # it holds no secret
 
 
@@ -151,7 +149,10 @@ class _CaFile:
         """A context that trusts what the file holds now. Raises EgressError."""
         stamp = SecretFile(self.path).read_stamp()
         if self.context is None or stamp is None or self._stamp != stamp:
-            self.context, self._stamp = _load_ca_file(self.path), stamp
+            try:
+                self.context, self._stamp = _load_ca_file(self.path), stamp
+            except FileCheckError as error:
+                raise EgressError(f"ca_file {error}", is_permanent=True) from None
         return self.context
 
 

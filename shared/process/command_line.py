@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar, get_args
 
 import click
-import structlog
 import yaml
 from pydantic import ValidationError
 
 from shared import VERSION
 from shared.config.errors import ConfigurationError, format_errors
+from shared.config.file_checks import FileProblem
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, CommandSettings, load_settings, parse_address
 from shared.http.healthcheck import check_configured_server, exit_with_result
 from shared.http.server import StartError
 from shared.process import logs, memory
 from shared.process.hot_reload import block_sighup
-from shared.process.server_runner import ServerRunner, prepare_server
+from shared.process.server_runner import ServerRunner, log_warnings, prepare_server
 from shared.process.shutdown import run_until_stop_signal
 
 C = TypeVar("C", bound=CommandSettings)
@@ -34,8 +34,6 @@ G = TypeVar("G")
 T = TypeVar("T")
 Command = Callable[..., Any]
 Loop = Callable[[], asyncio.AbstractEventLoop]
-
-log = structlog.get_logger(__name__)
 
 
 class ServerOptions(TypedDict):
@@ -157,17 +155,16 @@ def run_server(
     if not options["check"]:
         block_sighup()
     runner = _exit_on_configuration_error(lambda: prepare_server(model, config, web_config, is_check=options["check"]))
-    warnings = [(config, key, warning) for key, warning in runner.settings.find_warnings()]
-    warnings += [(file, problem.key, problem.sentence) for file, problem in runner.warnings]
+    warnings = [(config, FileProblem(key, error, "", None)) for key, error in runner.settings.find_warnings()]
+    warnings += runner.warnings
     if options["check"]:
-        for file, key, warning in warnings:
-            click.echo(f"{file or 'environment'}: {key}: {warning}", err=True)
+        for file, problem in warnings:
+            click.echo(f"{file or 'environment'}: {problem.key}: {problem.sentence}", err=True)
         click.echo("the configuration is valid")
         return
     logs.configure(model.service_name, options["log_level"], options["log_format"])
     memory.limit_retained_memory()
-    for _, key, warning in warnings:
-        log.warning("configuration warning", key=key, error=warning)
+    log_warnings(problem for _, problem in warnings)
     _raise_open_file_limit()
     run_until_done_or_exit(run_until_stop_signal(serve(runner)), loop)
 

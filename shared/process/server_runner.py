@@ -8,7 +8,7 @@
 """
 
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -71,11 +71,8 @@ class ServerRunner(Generic[S]):
         def reload_settings() -> S:
             settings = load_settings(type(self.settings), self.config_file)
             problems = [(self.config_file, problem) for problem in check_files(settings)]
-            for _, problem in [
-                *_refuse_errors(problems),
-                *_find_unmatched_roles(settings, self.config_file, self.web_config_file),
-            ]:
-                log.warning("configuration warning", key=problem.key, error=problem.sentence)
+            unmatched = _find_unmatched_roles(settings, self.config_file, self.web_config_file)
+            log_warnings(problem for _, problem in (*_refuse_errors(problems), *unmatched))
             return settings
 
         reloading = ReloadMiddleware(
@@ -178,6 +175,12 @@ def prepare_server(
         problems += [(web_config_path, problem) for problem in check_files(web.get_state().config)]
     warnings = [*_refuse_errors(problems, is_check=is_check), *_find_unmatched_roles(settings, config_file, web)]
     return ServerRunner(settings, config_file, web, warnings)
+
+
+def log_warnings(problems: Iterable[FileProblem]) -> None:
+    """Log problems that stop neither a start nor a reload."""
+    for problem in problems:
+        log.warning("configuration warning", key=problem.key, error=problem.error, hint=problem.hint or None)
 
 
 def _find_unmatched_roles(

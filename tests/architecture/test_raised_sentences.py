@@ -16,6 +16,8 @@ FILES = {
 PARSE_A_LIBRARY_S = {"shared/config/settings.py": "pydantic-settings'", "shared/http/untrusted_json.py": "msgspec's"}
 """Its error has no field with what is needed."""
 _CUTS = {"partition", "rpartition", "split", "rsplit", "startswith", "endswith", "removeprefix", "removesuffix"}
+FIELDS = ("error", "hint", "strerror")
+"""Of an error, with a sentence or two."""
 MAX_WORDS = 25
 _SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z`])")
 
@@ -31,6 +33,7 @@ def test_no_module_parses_the_sentence_of_an_error() -> None:
     [
         "str(error).partition(': ')",
         "'no such' in str(error)",
+        "error.error.removeprefix('file ')",
         "problem.message.rpartition('; ')",
         "text.split('; ', 1)",
     ],
@@ -41,7 +44,8 @@ def test_each_form_of_parsing_a_sentence_is_found(cut: str) -> None:
 
 def _iterate_parsing(tree: ast.Module) -> Iterator[ast.expr]:
     """Where text is cut between cause and hint, and where that of a caught exception is cut or searched."""
-    sentences = {f"str({each.name})" for each in ast.walk(tree) if isinstance(each, ast.ExceptHandler)}
+    names = [each.name for each in ast.walk(tree) if isinstance(each, ast.ExceptHandler)]
+    sentences = {text for name in names for text in (f"str({name})", *(f"{name}.{field}" for field in FIELDS))}
     for node in ast.walk(tree):
         if sentences and isinstance(node, ast.Compare) and sentences.intersection(map(ast.unparse, node.comparators)):
             yield node

@@ -11,6 +11,7 @@ import yaml
 from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 from grpc.aio import insecure_channel
+from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend import records as records_module
@@ -121,3 +122,18 @@ def configuration(tmp_path: Path) -> Callable[..., Path]:
 def settings(configuration: Callable[..., Path]) -> Callable[..., BackendSettings]:
     """A backend's settings, read from a file as the command reads them."""
     return lambda kms, **overrides: load_settings(BackendSettings, configuration(kms, **overrides))
+
+
+@pytest.fixture
+def configured(
+    emulator: Emulator, settings: Callable[..., BackendSettings], empty_database: URL, tmp_path: Path
+) -> Callable[..., BackendSettings]:
+    """The same with an admin API, on each kind of database."""
+    (tmp_path / "token").write_text("the-token-of-a-test")
+    url = empty_database.render_as_string(hide_password=False)
+
+    def make(local_key: str = "local.key", interval: str = "50ms") -> BackendSettings:
+        overrides: dict[str, Any] = {"local_key_file": local_key, "kms_check_interval": interval}
+        return settings(str(emulator.address), admin={"token_file": "token"}, database=url, **overrides)
+
+    return make

@@ -167,7 +167,7 @@ async def test_what_no_database_can_hold_is_the_callers_error_and_is_named(
         assert answer.json()["error"].startswith(name), (path, changed)
 
 
-async def test_neither_can_an_address(admin: httpx2.AsyncClient) -> None:
+async def test_what_no_database_can_hold_is_refused_in_an_address_too(admin: httpx2.AsyncClient) -> None:
     for address in ("keys?after=%00", "rotations/%00", "rotations/a%20b"):
         assert (await admin.get(address)).status_code == 400
 

@@ -106,7 +106,7 @@ async def test_by_tls_only_the_backends_own_certificate_is_trusted(
     ("content", "sentence"),
     [("", "is empty"), ("töken", "fits into no HTTP header"), (TOKEN, "Connection refused; is it running?")],
 )
-async def test_what_prevents_it_is_an_answer(
+async def test_what_prevents_a_call_is_the_answer_to_it(
     configured: Callable[[Address], Path], tmp_path: Path, content: str, sentence: str
 ) -> None:
     await asyncio.to_thread((tmp_path / "token").write_text, content)

@@ -8,7 +8,7 @@ from services.backend.aes_gcm import DecryptionError, UnwrappedKey, decrypt, enc
 
 
 @given(plaintext=st.binary(max_size=4096), aad=st.binary(max_size=64))
-def test_what_is_encrypted_is_unsealed(plaintext: bytes, aad: bytes) -> None:
+def test_what_was_encrypted_is_decrypted(plaintext: bytes, aad: bytes) -> None:
     key = os.urandom(32)
     assert decrypt(key, encrypt(key, plaintext, aad), aad) == plaintext
 

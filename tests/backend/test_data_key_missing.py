@@ -7,7 +7,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,12 @@ from sqlalchemy import URL, create_engine, text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
-from services.backend.app import run_backend
 from services.backend.config import BackendSettings
+from tests.backend.served_backend import serve_backend
 from tests.conftest import Until
 from tests.postgres import Postgres
 
 OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
-TOKEN = {"Authorization": "Bearer the-token-of-a-test"}
 ROTATIONS = 20
 
 
@@ -67,25 +66,6 @@ async def snapshots(empty_database: URL, tmp_path: Path, request: pytest.Fixture
     await asyncio.to_thread(built.end)
 
 
-@pytest.fixture
-def configured(
-    emulator: Emulator, settings: Callable[..., BackendSettings], empty_database: URL, tmp_path: Path
-) -> Callable[..., BackendSettings]:
-    (tmp_path / "token").write_text("the-token-of-a-test")
-    url = empty_database.render_as_string(hide_password=False)
-    return lambda interval: settings(
-        str(emulator.address), admin={"token_file": "token"}, database=url, kms_check_interval=interval
-    )
-
-
-@asynccontextmanager
-async def _served(settings: BackendSettings) -> AsyncIterator[httpx2.AsyncClient]:
-    async with run_backend(settings) as app:
-        transport = httpx2.ASGITransport(app=app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=TOKEN) as client:
-            yield client
-
-
 async def _new_dek(client: httpx2.AsyncClient) -> None:
     token = (await client.post("/admin/crypto/lease", json={"holder": "a test", "seconds": 600})).json()["token"]
     arguments = {"rotation_id": uuid4().hex, "type": "new-dek", "token": token, "caller": "me"}
@@ -106,11 +86,11 @@ def _execute(url: URL, sql: str) -> None:
 async def test_what_is_acknowledged_after_an_older_snapshot_was_put_back_is_readable_after_a_restart(
     configured: Callable[..., BackendSettings], snapshots: Snapshots
 ) -> None:
-    rare = configured("1h")
-    async with _served(rare) as client:
+    rare = configured(interval="1h")
+    async with serve_backend(rare) as client:
         assert (await client.put("/v1/records/early", content=b"early")).status_code == 204
     await asyncio.to_thread(snapshots.take)
-    async with _served(rare) as client:
+    async with serve_backend(rare) as client:
         await _new_dek(client)
         lost = await client.put("/v1/records/early", content=b"lost with the snapshot")
         assert lost.status_code == 204, lost.text
@@ -119,7 +99,7 @@ async def test_what_is_acknowledged_after_an_older_snapshot_was_put_back_is_read
         statuses = await asyncio.gather(*(client.put(f"/v1/records/{i}", content=c) for i, c in contents.items()))
         acknowledged = {i for i, answer in zip(contents, statuses, strict=True) if answer.status_code == 204}
         assert acknowledged == set(contents), [answer.text for answer in statuses if answer.status_code != 204][:1]
-    async with _served(rare) as client:
+    async with serve_backend(rare) as client:
         assert {i: (await client.get(f"/v1/records/{i}")).content for i in contents} == contents
         assert (await client.get("/admin/crypto/census")).json()["active"] is not None
 
@@ -127,7 +107,7 @@ async def test_what_is_acknowledged_after_an_older_snapshot_was_put_back_is_read
 async def test_a_row_that_went_missing_is_put_back_by_the_next_check_and_is_the_active_one_as_before(
     configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:
-    async with _served(configured("50ms")) as client:
+    async with serve_backend(configured(interval="50ms")) as client:
         (before,) = (await client.get("/admin/crypto/keys")).json()
         await client.put("/v1/records/r", content=b"kept")
         await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
@@ -147,11 +127,11 @@ async def test_records_whose_data_key_the_database_lacks_are_reported_until_an_i
         (line,) = [line for line in metrics.splitlines() if line.startswith("kms_data_keys_missing ")]
         return health["status"], line.endswith(" 1.0")
 
-    async with _served(configured("1h")) as holder:
+    async with serve_backend(configured(interval="1h")) as holder:
         await holder.put("/v1/records/r", content=b"kept")
         (lost,) = (await holder.get("/admin/crypto/keys")).json()
         await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
-        async with _served(configured("50ms")) as client:
+        async with serve_backend(configured(interval="50ms")) as client:
 
             async def is_degraded() -> bool:
                 return await read_health(client) == ("degraded", True)
@@ -176,7 +156,7 @@ async def test_records_whose_data_key_the_database_lacks_are_reported_until_an_i
 async def test_a_data_key_that_is_put_back_is_re_wrapped_where_its_version_was_retired(
     emulator: Emulator, versions: Any, configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:
-    async with _served(configured("1h")) as client:
+    async with serve_backend(configured(interval="1h")) as client:
         await client.put("/v1/records/r", content=b"kept")
         (before,) = (await client.get("/admin/crypto/keys")).json()
         await versions.rotate()
@@ -187,7 +167,7 @@ async def test_a_data_key_that_is_put_back_is_re_wrapped_where_its_version_was_r
         await client.post("/admin/crypto/reload")
         (back,) = (await client.get("/admin/crypto/keys")).json()
         assert (back["id"], back["kek_version"]) == (before["id"], "2")
-    async with _served(configured("1h")) as client:
+    async with serve_backend(configured(interval="1h")) as client:
         assert (await client.get("/v1/records/r")).content == b"kept"
 
 
@@ -195,7 +175,7 @@ async def test_a_row_that_went_missing_in_an_outage_is_put_back_and_the_end_of_t
     emulator: Emulator, configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:
     emulator.faults.add(OUTAGE)
-    async with _served(configured("1h")) as client:
+    async with serve_backend(configured(interval="1h")) as client:
         assert (await client.put("/v1/records/before", content=b"before")).status_code == 204
         await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
         stored = await client.put("/v1/records/after", content=b"after")
@@ -203,11 +183,11 @@ async def test_a_row_that_went_missing_in_an_outage_is_put_back_and_the_end_of_t
         await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
         assert (await client.post("/admin/crypto/reload")).status_code == 204
         assert len((await client.get("/admin/crypto/keys")).json()) == 1
-    async with _served(configured("50ms")) as client:
+    async with serve_backend(configured(interval="50ms")) as client:
         await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
         emulator.faults.clear()
         await until(partial(_is_in_kms_mode, client))
-    async with _served(configured("1h")) as client:
+    async with serve_backend(configured(interval="1h")) as client:
         for record in ("before", "after"):
             assert (await client.get(f"/v1/records/{record}")).content == record.encode()
 
@@ -216,7 +196,7 @@ async def test_a_row_that_the_known_local_key_does_not_wrap_is_not_put_back_befo
     emulator: Emulator, configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:
     emulator.faults.add(OUTAGE)
-    async with _served(configured("50ms")) as client:
+    async with serve_backend(configured(interval="50ms")) as client:
         assert (await client.put("/v1/records/r", content=b"kept")).status_code == 204
         for change in (
             f"INSERT INTO keyring_instances VALUES ('another', {time.time()}, 3600, '')",  # noqa: S608

@@ -1,8 +1,7 @@
 """One local key for all instances of a database, on both stores: a second one is refused, a lost one is survived."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +19,10 @@ from shared.http.server import StartError
 from shared.keyring.database import Database
 from shared.keyring.instance_readiness import InstanceHeartbeat
 from shared.keyring.tables import TABLES
+from tests.backend.served_backend import serve_backend
 from tests.conftest import Until
 
 OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
-TOKEN = {"Authorization": "Bearer the-token-of-a-test"}
-
-
-@pytest.fixture
-def configured(
-    emulator: Emulator, settings: Callable[..., BackendSettings], empty_database: URL, tmp_path: Path
-) -> Callable[..., BackendSettings]:
-    (tmp_path / "token").write_text("the-token-of-a-test")
-    url = empty_database.render_as_string(hide_password=False)
-
-    def make(local_key: str = "local.key", interval: str = "50ms") -> BackendSettings:
-        overrides: dict[str, Any] = {"local_key_file": local_key, "kms_check_interval": interval}
-        return settings(str(emulator.address), admin={"token_file": "token"}, database=url, **overrides)
-
-    return make
-
-
-@asynccontextmanager
-async def _served(settings: BackendSettings) -> AsyncIterator[httpx2.AsyncClient]:
-    async with run_backend(settings) as app:
-        transport = httpx2.ASGITransport(app=app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=TOKEN) as client:
-            yield client
 
 
 def _execute(url: URL, sql: str) -> None:
@@ -100,7 +77,7 @@ async def test_a_second_instance_with_another_local_key_is_refused_and_deposes_n
     configured: Callable[..., BackendSettings], emulator: Emulator, tmp_path: Path
 ) -> None:
     emulator.faults.add(OUTAGE)
-    async with _served(configured()) as client:
+    async with serve_backend(configured()) as client:
         await client.put("/v1/records/r", content=b"kept")
         before = (await client.get("/admin/crypto/keys")).json()
         read_or_create(tmp_path / "other.key", may_create=True)
@@ -111,14 +88,14 @@ async def test_a_second_instance_with_another_local_key_is_refused_and_deposes_n
     with pytest.raises(StartError, match=r"other\.key"):  # nobody is alive, and yet a data key needs the first one
         async with run_backend(configured("other.key")):
             pass
-    async with _served(configured()) as client:
+    async with serve_backend(configured()) as client:
         assert (await client.get("/v1/records/r")).content == b"kept"
 
 
 async def test_an_instance_that_lacks_the_file_makes_none_beside_another_and_finds_it_once_it_is_copied(
     configured: Callable[..., BackendSettings], emulator: Emulator, tmp_path: Path, until: Until
 ) -> None:
-    async with _served(configured()) as one, _served(configured("copied.key")) as other:
+    async with serve_backend(configured()) as one, serve_backend(configured("copied.key")) as other:
         assert not (tmp_path / "copied.key").exists()
         assert (await _health(one))["status"] == "ok"
         health = await _health(other)
@@ -141,11 +118,11 @@ async def test_an_instance_that_lacks_the_file_makes_none_beside_another_and_fin
 async def test_a_local_key_that_nobody_needs_may_be_replaced_once_its_instances_have_ended(
     configured: Callable[..., BackendSettings], tmp_path: Path
 ) -> None:
-    async with _served(configured()) as client:
+    async with serve_backend(configured()) as client:
         await client.put("/v1/records/r", content=b"kept")
     before = (tmp_path / "local.key").read_bytes()
     (tmp_path / "local.key").rename(tmp_path / "leaked.key")
-    async with _served(configured()) as client:
+    async with serve_backend(configured()) as client:
         assert (await _health(client))["status"] == "ok"
         assert (await client.get("/v1/records/r")).content == b"kept"
     assert (tmp_path / "local.key").read_bytes() != before
@@ -154,17 +131,17 @@ async def test_a_local_key_that_nobody_needs_may_be_replaced_once_its_instances_
 async def test_with_a_lost_local_key_the_rest_is_served_and_its_data_keys_are_given_up_by_name_and_number(
     configured: Callable[..., BackendSettings], emulator: Emulator, tmp_path: Path, until: Until
 ) -> None:
-    async with _served(configured()) as client:
+    async with serve_backend(configured()) as client:
         await client.put("/v1/records/good", content=b"kept")
     emulator.faults.add(OUTAGE)
-    async with _served(configured()) as client:
+    async with serve_backend(configured()) as client:
         for record in ("x", "y"):
             assert (await client.put(f"/v1/records/{record}", content=b"lost")).status_code == 204
         (lost,) = [key["id"] for key in (await client.get("/admin/crypto/keys")).json() if key["kek"] == "local"]
     (tmp_path / "local.key").unlink()
     emulator.faults.clear()
 
-    async with _served(configured()) as client:
+    async with serve_backend(configured()) as client:
 
         async def reports_problems() -> bool:
             return len((await _health(client)).get("problems", [])) == 2
@@ -211,9 +188,9 @@ async def test_nothing_is_given_up_while_another_instance_lives_that_may_have_th
     configured: Callable[..., BackendSettings], emulator: Emulator, tmp_path: Path
 ) -> None:
     emulator.faults.add(OUTAGE)
-    async with _served(configured()) as holder:
+    async with serve_backend(configured()) as holder:
         await holder.put("/v1/records/x", content=b"kept")
-        async with _served(configured("missing.key")) as client:
+        async with serve_backend(configured("missing.key")) as client:
             (lost,) = (await client.get("/admin/crypto/lost")).json()
             arguments = {"data_keys": [lost["id"]], "records": 1}
             refused = await client.post("/admin/crypto/abandon", json=arguments)
@@ -221,10 +198,10 @@ async def test_nothing_is_given_up_while_another_instance_lives_that_may_have_th
             assert (await holder.put("/v1/records/y", content=b"kept")).status_code == 204
             assert (await client.get("/v1/records/y")).status_code == 503
             assert not (tmp_path / "missing.key").exists()
-    async with _served(configured()) as holder:
+    async with serve_backend(configured()) as holder:
         for record in ("x", "y"):
             assert (await holder.get(f"/v1/records/{record}")).content == b"kept"
-    async with _served(configured("missing.key")) as client:  # nobody else is left
+    async with serve_backend(configured("missing.key")) as client:  # nobody else is left
         done = await client.post("/admin/crypto/abandon", json=arguments | {"records": 2})
         assert (done.status_code, (tmp_path / "missing.key").exists()) == (200, True)
         assert (await client.get("/v1/records/y")).status_code == 410
@@ -234,16 +211,16 @@ async def test_what_was_given_up_and_is_copied_back_is_lost_no_more_not_even_in_
     configured: Callable[..., BackendSettings], emulator: Emulator, empty_database: URL, tmp_path: Path, until: Until
 ) -> None:
     emulator.faults.add(OUTAGE)
-    async with _served(configured()) as client:
+    async with serve_backend(configured()) as client:
         await client.put("/v1/records/r", content=b"kept")
     await asyncio.to_thread((tmp_path / "local.key").rename, tmp_path / "elsewhere.key")
     emulator.faults.clear()
-    async with _served(configured()) as client:
+    async with serve_backend(configured()) as client:
         (lost,) = (await client.get("/admin/crypto/lost")).json()
         await client.post("/admin/crypto/abandon", json={"data_keys": [lost["id"]], "records": 1})
         assert (await client.get("/v1/records/r")).status_code == 410
     await asyncio.to_thread((tmp_path / "elsewhere.key").rename, tmp_path / "local.key")
-    async with _served(configured()) as client:
+    async with serve_backend(configured()) as client:
         columns = "wrapped, kek, kek_version, algorithm, fingerprint, created_at"
         abandoned = "keyring_abandoned_keys"
         copy = f"INSERT INTO data_keys (id, status, {columns}) SELECT id, 'retired', {columns} FROM {abandoned}"  # noqa: S608
@@ -258,7 +235,7 @@ async def test_what_was_given_up_and_is_copied_back_is_lost_no_more_not_even_in_
         await until(is_read)
         await until(kms_wraps_it)
     emulator.faults.add(OUTAGE)
-    async with _served(configured()) as client:
+    async with serve_backend(configured()) as client:
         waits = await client.get("/v1/records/r")
         assert (waits.status_code, "wrapped by KMS, which cannot be used" in waits.text) == (503, True)
         deletion = f"DELETE FROM data_keys WHERE id = '{lost['id']}'"  # noqa: S608
@@ -278,10 +255,10 @@ async def test_an_outage_without_a_local_key_is_reported_and_ends_by_itself(
     configured: Callable[..., BackendSettings], emulator: Emulator, tmp_path: Path, until: Until
 ) -> None:
     emulator.faults.add(OUTAGE)
-    async with _served(configured()) as client:
+    async with serve_backend(configured()) as client:
         await client.put("/v1/records/r", content=b"kept")
     (tmp_path / "local.key").rename(tmp_path / "elsewhere.key")
-    async with _served(configured()) as client:
+    async with serve_backend(configured()) as client:
 
         async def reports_reason() -> bool:
             return "no data key can be made" in str((await _health(client))["reason"])

@@ -63,7 +63,7 @@ class Watched:
         return result
 
     async def read(self, *targets: str, canaries: Sequence[CanaryResult] = ()) -> None:
-        """What the slower beat reads."""
+        """What a key inspection reads."""
         for target in targets or NAMES:
             key = self.keys[target]
             described = await key.describe_key(timeout=2.0)

@@ -120,7 +120,7 @@ async def test_text_that_is_being_selected_stays_until_there_is_a_change(board: 
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Healthy")  # news go before
 
 
-async def test_a_backend_changes_too_and_a_reload_brings_and_takes_cards(board: Page, watch: Watched) -> None:
+async def test_a_backend_changes_too_and_a_reload_adds_and_removes_cards(board: Page, watch: Watched) -> None:
     watch.backend()
     await focus(board)
     await expect(card(board, "backend").locator(".state")).to_have_text("Healthy")
@@ -140,7 +140,7 @@ async def test_a_backend_changes_too_and_a_reload_brings_and_takes_cards(board: 
     await expect(card(board, "other 10.0.0.7").locator(".state")).to_have_text("Healthy")
 
 
-async def test_a_lost_connection_is_reported_and_ends_when_it_is_back(chromium: Browser, watch: Watched) -> None:
+async def test_a_lost_connection_is_shown_until_it_is_back(chromium: Browser, watch: Watched) -> None:
     async with lasting_page(chromium, [], []) as page:  # this one may complain: it is cut off
         await page.goto(watch.url)
         live = page.get_by_role("status")

@@ -8,6 +8,9 @@ from aiohttp import web
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.exporter.backends.reader import BackendReader, open_http_client
 from services.exporter.model import BackendState
+from shared.kms.gcp.settings import GcpKeySettings
+from shared.kms.port import KmsKey
+from shared.kms.registry import connect_key
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -17,6 +20,14 @@ async def emulator() -> AsyncIterator[Emulator]:
     """A real Cloud KMS emulator over gRPC that holds KEY."""
     async with run_emulator(keys=[KEY]) as running:
         yield running
+
+
+@pytest.fixture
+async def key(emulator: Emulator) -> AsyncIterator[KmsKey]:
+    """KEY, as the emulator has it."""
+    provider = connect_key(GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+    yield provider
+    await provider.close()
 
 
 @pytest.fixture

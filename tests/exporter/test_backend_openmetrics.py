@@ -79,7 +79,7 @@ async def test_somebody_elses_broken_line_costs_nothing_in_the_other_document_ei
 
 
 @pytest.mark.parametrize("content_type", ["", ";;;", "text", "application/openmetrics-textual", "\t/\t", "a/b;version"])
-async def test_a_content_type_that_makes_no_sense_is_mistaken_for_prometheus_own_format(
+async def test_a_content_type_that_makes_no_sense_is_read_as_prometheus_own_format(
     read: Read, content_type: str
 ) -> None:
     state = await read(answering(OURS, content_type))

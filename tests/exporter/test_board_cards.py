@@ -102,7 +102,7 @@ def version(number: int, destroy_at: float | None = None) -> KeyVersion:
     return KeyVersion(str(number), state, "HSM", destroy_at)
 
 
-def test_nothing_known_is_no_finding_and_no_alarm() -> None:
+def test_a_key_of_which_nothing_is_known_yet_is_unknown_and_has_no_findings() -> None:
     assert (Key().head().status, Key().head().findings) == (HealthStatus.UNKNOWN, ())
 
 
@@ -118,7 +118,7 @@ def test_every_reason_has_its_sentence_and_what_to_do(reason: Reason) -> None:
     assert card.announcement == f"ledger-kek: Failing, {reason} at encrypt"
 
 
-def test_events_that_are_old_are_reported_to_be_whatever_they_are() -> None:
+def test_a_result_that_is_too_old_is_a_finding_whatever_it_was() -> None:
     for key, light in ((Key().probe(), HealthStatus.DEGRADED), (Key().fails(Reason.TIMEOUT), HealthStatus.FAILING)):
         assert all(title != "no recent result" for _, title, _ in list_findings(key.head(NOW + STALE)))
         card = key.head(NOW + STALE + 1)

@@ -96,7 +96,7 @@ async def test_permissions_and_canaries_are_listed(history: History) -> None:
     assert "|Decryption with a wrong AAD|was not refused|" in details
 
 
-async def test_versions_that_no_canary_watches_are_named_without_a_reproach(history: History) -> None:
+async def test_versions_that_no_canary_watches_are_named_and_degrade_nothing(history: History) -> None:
     history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 4, (Call(Operation.ENCRYPT, 0.0042),), None))
     history.add_inspection(replace(build_inspection(), versions_without_canary=("2", "1")))
     details = await text(history)
@@ -125,7 +125,7 @@ async def test_long_lists_are_cut_and_say_so(history: History) -> None:
     assert details.count("decrypted in") == MAX_LISTED_VERSIONS
 
 
-async def test_a_key_that_was_never_right_says_so(history: History) -> None:
+async def test_a_key_without_any_success_says_so(history: History) -> None:
     assert "|Last success|never|" in await text(history)
     history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 61, (Call(Operation.ENCRYPT, 0.0042),), None))
     assert "|Last success|1 min ago|" in await text(history)

@@ -117,7 +117,7 @@ async def test_a_user_of_web_yml_needs_no_token_and_may_use_any_name(token: Path
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/history", "/board/nothing"])
-async def test_every_answer_has_the_headers_that_fence_it(path: str, token: Path) -> None:
+async def test_every_answer_has_its_security_headers(path: str, token: Path) -> None:
     async with board_client(token) as client:
         policies = []
         for answer in (await client.get(path), await client.get(path, auth=("", "a-secret-of-16-and-more"))):

@@ -124,7 +124,7 @@ def test_a_span_has_one_unit(seconds: float, expected: str) -> None:
     assert time_format.format_rough_duration(seconds) == expected
 
 
-def test_times_are_reported_in_utc_and_by_their_distance() -> None:
+def test_times_are_shown_in_utc_and_as_ages() -> None:
     assert time_format.format_utc_time(1_768_469_400.9) == "2026-01-15 09:30:00 UTC"
     assert time_format.format_utc_minute(1_768_469_400) == "15 Jan 09:30 UTC"
     assert time_format.format_rfc3339(1_768_469_400) == "2026-01-15T09:30:00Z"

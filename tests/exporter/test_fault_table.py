@@ -190,7 +190,7 @@ async def test_each_fault_is_seen_under_its_reason_and_over_within_two_intervals
             cells = {"fault": row.name, "operation": row.operation.value, "reason": row.reason.value}
             cells |= {"seen after": f"{metrics:.2f} s", "right again after": f"{healed:.2f} s"}
             request.node.user_properties.append((summary.REASONS, cells))
-            # A quota's backoff is two intervals after the first failure, and every beat may come a tenth later.
+            # A quota's backoff is two intervals after the first failure, and every run may come a tenth later.
             assert max(metrics, healed) < 2 * INTERVAL + TIMEOUT, row.name
 
         reading = asyncio.create_task(keep_reading())

@@ -190,7 +190,7 @@ async def test_without_the_right_to_read_the_key_canaries_are_made_and_decrypted
     assert found(await lifecycle.inspect()) == {"1": None}
 
 
-async def test_where_nothing_states_the_present_version_the_last_one_that_was_kept_is_mistaken_for_it(
+async def test_where_nothing_names_the_present_version_the_last_one_that_was_kept_counts_as_it(
     emulator: Emulator, start: Start, change: Change
 ) -> None:
     lifecycle = start()

@@ -1,7 +1,7 @@
 """Older versions without a canary are not checked: their number and names are reported."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,20 +15,11 @@ from services.exporter.model import KeyInspection
 from services.exporter.probes.canaries import CanaryFile
 from services.exporter.probes.key_inspection import KeyInspector
 from shared.kms.gcp.client import GcpKmsKey
-from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KeyDescription, KmsKey
-from shared.kms.registry import connect_key
 from tests.exporter.running_exporter import KEY
 
 Start = Callable[[], KeyInspector]
 DAY = 86400.0
-
-
-@pytest.fixture
-async def key(emulator: Emulator) -> AsyncIterator[KmsKey]:
-    provider = connect_key(GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
-    yield provider
-    await provider.close()
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ async def test_one_endpoint_is_at_no_more_than_its_slots() -> None:
 
 
 @pytest.mark.parametrize("debug", [False, True])
-async def test_who_was_given_no_slot_in_time_is_reported_so_and_kms_is_not_blamed(debug: bool) -> None:
+async def test_a_probe_that_got_no_slot_in_time_says_so_and_kms_is_not_blamed(debug: bool) -> None:
     kms = Kms()
     kms.stalled.add(STALLED)
     async with watched(kms, *(named(f"stalled-{n}", STALLED) for n in range(200)), named("last", STALLED)) as watch:

@@ -161,7 +161,7 @@ async def test_a_scraper_that_hangs_up_ends_nothing_for_the_others(page: Probed)
     assert len(page.observed) == 1
 
 
-async def test_a_target_that_is_watched_no_more_is_reported_at_once(page: Probed, until: Until) -> None:
+async def test_a_scrape_of_a_target_that_is_watched_no_more_is_answered_at_once(page: Probed, until: Until) -> None:
     page.emulator.faults.add(EmulatorFault(kind="stall", count=1))
     waiting = asyncio.create_task(page.get("?target=ledger-kek"))
 

@@ -105,7 +105,7 @@ async def test_what_a_service_says_moves_no_terminal_and_forges_no_line() -> Non
     assert "probe_success 0.0" in body
 
 
-async def test_only_true_requests_the_steps() -> None:
+async def test_only_debug_true_asks_for_the_steps() -> None:
     async with probed() as page:
         for value in ("", "1", "false", "TRUE"):
             assert (await page.get(f"?target=ledger-kek&debug={value}")).body.startswith("# HELP")

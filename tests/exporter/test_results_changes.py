@@ -114,7 +114,7 @@ def build_inspection(*problems: str, canary: Failure | None = None, wrong_aad: F
     )
 
 
-def test_a_check_a_key_is_reported_when_it_finds_something_else() -> None:
+def test_a_key_inspection_is_reported_when_it_finds_something_else() -> None:
     changes = ChangeLog()
     disabled = Failure(Reason.KEY_DISABLED, "ledger/cryptoKeyVersions/3 is not enabled")
     accepted = Failure(Reason.PLAINTEXT_MISMATCH, "decrypt accepted another AAD than was encrypted with")

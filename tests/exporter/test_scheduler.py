@@ -104,7 +104,7 @@ async def test_a_job_slower_than_its_interval_never_overlaps_itself_and_runs_aga
     assert len(diary.begun) >= 1000 / (12 + JITTER_FRACTION * 10)
 
 
-async def test_inspections_missed_during_one_long_run_are_left_out() -> None:
+async def test_runs_missed_during_one_long_run_are_left_out() -> None:
     begun: list[float] = []
 
     async def run() -> NextRun:
@@ -117,7 +117,7 @@ async def test_inspections_missed_during_one_long_run_are_left_out() -> None:
     await run_for(131, run, interval=10)
     after = [at - begin for at in begun[1:]]
     assert after[0] == pytest.approx(95, abs=1)
-    assert len(after) == 5  # the beat that was late, then 100, 110, 120, 130
+    assert len(after) == 5  # the one that was late, then 100, 110, 120, 130
 
 
 async def test_a_job_that_raises_goes_on_and_harms_no_other() -> None:

@@ -61,7 +61,7 @@ async def test_the_first_run_that_asks_no_longer_brings_it_back_to_its_grid() ->
     begun = await begins(300, 7, lambda n: NextRun.BACK_OFF if n in {1, 2} else NextRun.ON_GRID)
     assert begun[2] - begun[1] == pytest.approx(14, abs=0.01)
     assert begun[3] - begun[2] == pytest.approx(28, abs=0.01)
-    assert begun[4] - begun[3] >= 7 - JITTER_FRACTION * 7 - 0.01  # not at once: the beat of this run is done
+    assert begun[4] - begun[3] >= 7 - JITTER_FRACTION * 7 - 0.01  # not at once: the time of this run is done
     back = begun[4:]
     assert len(back) > 30
     late = [at % 7 for at in back]

@@ -1,4 +1,4 @@
-"""Jobs at a slow beat, as those that read keys: the first come at once, and never too many in a minute."""
+"""Jobs at a long interval, as those that read keys: the first come at once, and never too many in a minute."""
 
 import asyncio
 from bisect import bisect_left

@@ -109,8 +109,8 @@ def _mails(providers: StandIns) -> Iterator[Message]:
 
 def _pages(providers: StandIns) -> Iterator[Message]:
     for event in providers.pagerduty.events:
-        if event["event_action"] == "acknowledge":
-            continue  # it shows no state; see `people`
+        if not event["payload"]:
+            continue  # an acknowledgement, or the resolve of an earlier episode, shows no state; see `people`
         text = json.dumps(event["payload"])
         yield _message("pagerduty", "pagerduty", event["dedup_key"], text, event["event_action"])
 

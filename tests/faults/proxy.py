@@ -19,7 +19,7 @@ class Cut(Enum):
     BEFORE_THE_COMMIT = auto()
     """PostgreSQL never hears of it: nothing was committed."""
     BEFORE_THE_ANSWER = auto()
-    """PostgreSQL has committed, and nobody is told."""
+    """PostgreSQL has committed, and its answer reaches nobody."""
 
 
 class BlockedStep(Enum):

@@ -52,14 +52,16 @@ def test_a_wait_that_is_a_scrape_off_fails_a_promtool_test(wait: str, tmp_path: 
 @pytest.mark.parametrize(
     ("alert", "right", "wrong"), one_of((alert, *mutation) for alert in AILING for mutation in OF_AILING)
 )
-def test_so_does_one_in_the_others(alert: str, right: str, wrong: str, tmp_path: Path) -> None:
+def test_an_error_in_the_expression_of_another_alert_fails_a_promtool_test(
+    alert: str, right: str, wrong: str, tmp_path: Path
+) -> None:
     assert mistaken(tmp_path, alert, right, wrong)
 
 
-def test_so_does_a_number_of_rows_that_each_instance_adds_to(tmp_path: Path) -> None:
+def test_a_number_of_rows_that_each_instance_adds_to_fails_a_promtool_test(tmp_path: Path) -> None:
     assert mistaken(tmp_path, "KMSKeyringRowsUnreadable", "max by", "sum by")
 
 
 @pytest.mark.parametrize(("alert", "wait"), one_of((alert, wait) for alert in AILING for wait in ("4m45s", "5m15s")))
-def test_so_does_their_wait(alert: str, wait: str, tmp_path: Path) -> None:
+def test_a_wait_of_another_alert_that_is_off_fails_a_promtool_test(alert: str, wait: str, tmp_path: Path) -> None:
     assert noticed(tmp_path, alert, {"for": wait})

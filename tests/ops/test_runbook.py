@@ -29,7 +29,7 @@ GENERAL = [
     "Alerts",
 ]
 RELAYS_OWN = {"RelayWebhookQuarantined": "RelayWebhooksRejected", "WatchdogAbsent": "Watchdog"}
-"""What the relay tells of itself, without a rule, and the alert on whose page it stands."""
+"""What the relay reports of itself, without a rule, and the alert on whose page it stands."""
 
 
 def sections(text: str, level: int) -> dict[str, str]:
@@ -55,7 +55,7 @@ TEXT = "".join(file.read_text() for file in RUNBOOKS)
 ROLES = [row[0] for row in rows(SECTIONS["Contacts"], "role")]
 
 
-def test_the_general_part_has_its_sections_in_the_order_in_which_they_are_searched_for() -> None:
+def test_the_general_part_has_its_sections_in_the_order_in_which_a_reader_needs_them() -> None:
     assert list(SECTIONS) == GENERAL
     without = {"Monitoring and alerts", "Escalation", "Alerts"}
     assert {name for name in GENERAL if "```" not in SECTIONS[name]} == without
@@ -99,7 +99,7 @@ def test_a_diagnosis_shows_good_and_bad_and_a_resolution_goes_from_likely_to_rar
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_whom_to_wake_is_a_role_and_when_is_a_number(alert: str) -> None:
+def test_an_escalation_names_a_role_and_a_time(alert: str) -> None:
     lines = re.findall(r"^- (.+(?:\n {2}.+)*)", read_parts(ALERT_PAGES[alert])["Escalate"], re.MULTILINE)
     assert lines
     assert any(role in line for role in ROLES for line in lines), f"expected one of {ROLES}"
@@ -172,7 +172,7 @@ def test_the_runbook_names_only_metrics_that_exist(tmp_path: Path) -> None:
     assert named <= exposed_metrics.names(families) | RECORDINGS.keys()
 
 
-def test_the_runbook_searches_for_lines_of_the_log_that_are_written() -> None:
+def test_every_log_line_that_the_runbook_searches_for_is_written() -> None:
     searched = re.findall(r"kubectl[^\n]* logs [^\n]*\| grep '\"?([^'\"]+)", TEXT)
     assert len(searched) > 5
     code = "".join(file.read_text() for part in ("services", "shared") for file in (ROOT / part).rglob("*.py"))

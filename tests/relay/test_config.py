@@ -257,7 +257,7 @@ def test_the_password_of_a_database_is_shown_nowhere(tmp_path: Path) -> None:
         "postgresql://a:geheim@db/relay: 1",
     ],
 )
-def test_nor_does_an_error_in_its_address_show_it(tmp_path: Path, database: str) -> None:
+def test_an_error_in_the_address_of_a_database_does_not_show_its_password(tmp_path: Path, database: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         read(tmp_path, CONTRACT.replace("sqlite:////var/lib/keypulse/relay.db", database))
     (line,) = raised.value.lines

@@ -1,4 +1,7 @@
-"""A receiver is renamed during an incident, or two lead to one PagerDuty: its key is resolved with the last of them."""
+"""Several incidents have one key in PagerDuty: those of a renamed receiver or of two, and the episodes of one.
+
+The key is resolved with the last incident that needs it, and before the next episode if its resolve did not arrive.
+"""
 
 import json
 from collections.abc import AsyncIterator
@@ -150,3 +153,35 @@ async def test_one_that_starts_while_a_resolve_is_in_progress_is_triggered_after
     await until(lambda: actions(providers) == ["trigger", "resolve"])
     await deliver(client, webhook("other", B="firing"), 4)  # it, the resolve, and it once more
     assert actions(providers) == ["trigger", "resolve", "trigger", "trigger"]
+
+
+async def restart_while_pagerduty_fails(client: aiohttp.ClientSession, providers: StandIns, receiver: str) -> None:
+    """The incident ends and starts again, and PagerDuty gets neither."""
+
+    async def is_merged() -> bool:
+        async with client.get("/api/deliveries?state=superseded") as answer:
+            return len((await answer.json())["deliveries"]) == 1
+
+    providers.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
+    await post(client, webhook(receiver, A="resolved"))
+    await post(client, webhook(receiver, A="firing", C="firing"))
+    await until(is_merged)
+
+
+async def acknowledge(client: aiohttp.ClientSession) -> None:
+    async with client.get("/api/incidents") as answer:
+        (*_, first) = (await answer.json())["incidents"]
+    async with client.post(f"/api/incidents/{first['id']}/acknowledge") as answer:
+        assert answer.status == 200
+
+
+async def test_an_acknowledged_incident_whose_resolve_did_not_arrive_calls_again_when_it_restarts(
+    client: aiohttp.ClientSession, providers: StandIns
+) -> None:
+    await deliver(client, webhook("kms-critical", A="firing"), 1)
+    await acknowledge(client)
+    await until(lambda: actions(providers) == ["trigger", "acknowledge"])
+    await restart_while_pagerduty_fails(client, providers, "kms-critical")
+    providers.faults.clear()
+    await until(lambda: actions(providers)[2:] == ["resolve", "trigger"])
+    assert [incident.status for incident in providers.pagerduty.incidents] == ["resolved", "triggered"]

@@ -89,7 +89,7 @@ async def test_what_another_replica_may_be_delivering_is_left_to_it(
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), StoreUnavailableError("not allowed")])
-async def test_what_is_due_is_swept_though_a_backup_cannot_be_noticed(
+async def test_the_sweep_goes_on_though_the_check_for_a_backup_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.01)

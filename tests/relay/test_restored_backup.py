@@ -137,7 +137,7 @@ async def _list_delivered(client: aiohttp.ClientSession) -> bool:
         return bool((await answer.json())["deliveries"])
 
 
-async def test_what_is_reported_to_be_restored_stays_on_hold_though_the_relay_is_stopped_before_it_compares(
+async def test_what_is_marked_as_restored_stays_on_hold_though_the_relay_is_stopped_before_it_compares(
     tmp_path: Path,
 ) -> None:
     given = settings(tmp_path, {"one": Scripted()}, alertmanager={"urls": ["http://127.0.0.1:1"]})

@@ -115,7 +115,7 @@ async def test_a_keyring_that_cannot_be_reached_blocks(
         assert "it may need any: database sqlite:" in format_markdown(report, "rotator.yml")
 
 
-async def test_so_does_a_service_that_does_not_answer(in_a_file: Rotated, new_version: NewVersion) -> None:
+async def test_a_service_that_does_not_answer_blocks(in_a_file: Rotated, new_version: NewVersion) -> None:
     await rewrapped(in_a_file, new_version)
     token = in_a_file.folder / "token"
     token.write_text("the-token-of-payments\n")

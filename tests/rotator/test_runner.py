@@ -47,7 +47,7 @@ async def test_a_new_data_key_becomes_the_active_one_and_the_old_one_still_reads
     assert await rotated.broken() == []
 
 
-async def test_a_second_run_reports_to_have_nothing_to_do_and_changes_no_key(
+async def test_a_second_run_says_that_there_is_nothing_to_do_and_changes_no_key(
     rotated: Rotated, new_version: NewVersion
 ) -> None:
     await new_version()
@@ -111,7 +111,7 @@ async def test_a_new_data_key_is_not_replaced_within_its_day_whatever_was_rotate
     assert len(await rotated.keys()) == 5
 
 
-async def test_what_a_plan_says_is_due_is_not_reported_by_the_clock_of_this_machine(in_a_file: Rotated) -> None:
+async def test_what_a_plan_says_is_due_does_not_depend_on_the_clock_of_this_machine(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         await run(session, RotationType.NEW_DEK)
     ahead = datetime.now(UTC).timestamp() + 3 * 365 * 86400

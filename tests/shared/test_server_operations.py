@@ -326,7 +326,7 @@ def test_sixty_connections_of_one_address_lock_out_no_other(start: Start, dear: 
         assert _status(_as_user(server, "127.0.0.3", "a secret")) == 200
 
 
-def test_a_dear_hash_is_an_error_at_the_start(file: Path, tmp_path: Path) -> None:
+def test_an_expensive_hash_is_an_error_at_the_start(file: Path, tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text(SERVER)
     web = web_yml(tmp_path, users={"alice": HASH.replace("$04$", "$13$")})
     command = [*forked(str(tmp_path / "server.py")), "--config", str(file), "--web.config.file", str(web)]

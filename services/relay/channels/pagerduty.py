@@ -13,6 +13,8 @@ routing key opened it. An incident that is acknowledged calls nobody again, what
 has to look. PagerDuty's API has no event that withdraws an acknowledgement.
 https://developer.pagerduty.com/docs/events-api-v2-overview
 
+So where the resolve of an earlier episode did not arrive, it is sent before the next trigger.
+
 PagerDuty drops a resolve if nothing is open. So an incident that was resolved before its firing was delivered is
 triggered and then resolved, as two events; `page_resolved: false` sends the resolve alone, and nobody is called.
 
@@ -53,6 +55,11 @@ from shared.net.egress import EgressSettings
 _OWN_URL: Final = "https://events.pagerduty.com/v2/enqueue"
 _LEFT_OPEN = "left open: another incident with this key is open"
 _TRIGGERED: Progress = {"triggered": "yes"}
+_PROGRESS: Final[Mapping[Action, Progress]] = {
+    "resolve_earlier": {"earlier_resolved": "yes"},
+    "trigger": _TRIGGERED,
+}
+"""What a delivery has done once PagerDuty has the event."""
 _KEY_CHECK_EVENT: Final = {"event_action": "resolve", "dedup_key": "keypulse checks its routing key"}
 """No incident has such a key, and PagerDuty drops a resolve where nothing is open."""
 
@@ -132,7 +139,7 @@ class PagerDutyChannel:
         async with call_provider(attempt, "PagerDuty", self._timeout) as call:
             for number, action in enumerate(actions):
                 if number:
-                    await attempt.save_progress(_TRIGGERED)
+                    await attempt.save_progress(_PROGRESS[actions[number - 1]])
                 receipt = await self._send_event(call, message, action)
         return {**receipt, "acknowledged": message.task.acknowledgement} if "acknowledge" in actions else receipt
 
@@ -165,15 +172,18 @@ class PagerDutyChannel:
 
     def _list_actions(self, message: Message, progress: Progress) -> tuple[Action, ...]:
         """The events that are still to be sent."""
-        if not is_resolved(message.event):
-            if not message.task.acknowledgement:
-                return ("trigger",)
-            is_open = message.task.is_repeat or progress == _TRIGGERED
-            return ("acknowledge",) if is_open else ("trigger", "acknowledge")
-        triggers = message.task.firing_undelivered and self._settings.page_resolved and progress != _TRIGGERED
-        beginning: tuple[Action, ...] = ("trigger",) if triggers else ()
-        end: tuple[Action, ...] = () if message.task.keep_open else ("resolve",)
-        return (*beginning, *end)
+        task = message.task
+        if is_resolved(message.event):
+            triggers = task.firing_undelivered and self._settings.page_resolved and progress != _TRIGGERED
+            end: tuple[Action, ...] = () if task.keep_open else ("resolve",)
+        elif task.acknowledgement:
+            triggers = not task.is_repeat and progress != _TRIGGERED
+            end = ("acknowledge",)
+        else:
+            triggers, end = True, ()
+        resolves_earlier = triggers and task.resolves_earlier and not progress
+        beginning: tuple[Action, ...] = ("resolve_earlier",) if resolves_earlier else ()
+        return (*beginning, *(("trigger",) if triggers else ()), *end)
 
     async def _send_event(self, call: ProviderCall, message: Message, action: Action) -> Receipt:
         event = await build_in_thread_if_large(message, lambda: build_event(message, action))

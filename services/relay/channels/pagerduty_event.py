@@ -41,7 +41,8 @@ from services.relay.text import (
     truncate,
 )
 
-Action = Literal["trigger", "acknowledge", "resolve"]
+Action = Literal["resolve_earlier", "trigger", "acknowledge", "resolve"]
+"""What an event does. `resolve_earlier` resolves the incident of an earlier episode."""
 
 MAX_SUMMARY: Final = 1_024
 MAX_LINKS: Final = 20
@@ -58,8 +59,8 @@ _MAX_ROWS: Final = 100
 def build_event(message: Message, action: Action) -> dict[str, Any]:
     """The event without its routing key, within PagerDuty's limits whatever the alerts hold."""
     event = message.event
-    if action == "acknowledge":
-        return {"event_action": action, "dedup_key": build_dedup_key(event)}
+    if action in ("acknowledge", "resolve_earlier"):  # of no state of the event
+        return {"event_action": action.removesuffix("_earlier"), "dedup_key": build_dedup_key(event)}
     alerts = list_alerts(message)
     group_links = list_group_links(event)
     links = [link for _, found in alerts for link in found]

@@ -26,7 +26,7 @@ from services.relay.outbox.operators.provider_acknowledgement import (
 )
 from services.relay.outbox.queries.context import read_contexts
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest, record_outcome
-from services.relay.outbox.shared_dedup_key import is_dedup_key_in_use
+from services.relay.outbox.shared_dedup_key import is_dedup_key_in_use, may_have_earlier_open
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.process.concurrency import run_in_thread_if_large
@@ -72,14 +72,16 @@ async def prepare_task(
         )
         async with asyncio.timeout_at(attempt_ends):
             keep_open = await store.read(build)
-    acknowledgement = ProviderAcknowledgement()
+    acknowledgement, resolves_earlier = ProviderAcknowledgement(), False
     if acknowledges:
         async with asyncio.timeout_at(attempt_ends):
             acknowledgement = await store.read(partial(read_provider_acknowledgement, task=task))
+            resolves_earlier = not keep_open and await store.read(partial(may_have_earlier_open, task=task))
     return task._replace(
         event_json=event_json,
         events_size=size,
         keep_open=keep_open,
+        resolves_earlier=resolves_earlier,
         acknowledgement=acknowledgement.acknowledgement,
         is_repeat=acknowledgement.is_repeat,
         attempt_ends=attempt_ends,

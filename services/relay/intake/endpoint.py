@@ -21,6 +21,7 @@ from services.relay.intake import webhook_parser
 from services.relay.intake.acceptance import MAX_SOURCE, Acceptance, IntakeRules, check_source
 from services.relay.intake.webhook_parser import ParsedWebhook, parse_webhook
 from services.relay.metrics import Metrics
+from services.relay.outbox.accept import encode_accepted
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.operators import quarantine
@@ -181,12 +182,7 @@ class Intake:
         if parsed.incoming is None:
             return JSONResponse({"event_id": None, "deliveries": 0, "duplicate": False}, status_code=202)
         accepted = await self._acceptance.commit(parsed.incoming, parsed.route)
-        answer = {
-            "event_id": accepted.event_id,
-            "deliveries": accepted.delivery_count,
-            "duplicate": accepted.is_duplicate,
-        }
-        return JSONResponse(answer, status_code=200 if accepted.is_duplicate else 202)
+        return JSONResponse(encode_accepted(accepted), status_code=200 if accepted.is_duplicate else 202)
 
     async def _parse(self, arrival: _Arrival, body: bytes, source: str) -> ParsedWebhook:
         work = partial(parse_webhook, body, source, self._rules.heartbeats, self._rules.routes)

@@ -11,7 +11,6 @@ _HINTS: Final = {
     "not_allowed_token_type": "copy the app-level token (xapp-…) into `app_token_file`: this is another kind of token",
     "missing_scope": "give the app-level token the scope connections:write",
 }
-_REINSTALL: Final = "add it to the app's bot scopes, and install the app again"
 
 
 async def check_app_token(api: SlackWebApi) -> str:
@@ -32,7 +31,9 @@ async def check_silence_scopes(api: SlackWebApi, scopes: Sequence[str]) -> str:
         await api.call("auth.test")
     except SlackCallError as error:
         raise CheckError(str(error), "correct the channel's `token_file`") from None
-    missing = [scope for scope in scopes if scope not in (api.granted_scopes or ())]
+    missing = " and ".join(scope for scope in scopes if scope not in (api.granted_scopes or ()))
     if api.granted_scopes is not None and missing:
-        raise CheckError(f"the bot lacks the scope {' and '.join(missing)}", _REINSTALL)
+        raise CheckError(
+            f"the bot lacks {missing}", f"add {missing} to the app's bot scopes, and install the app again"
+        )
     return f"the bot has {' and '.join(scopes)}"

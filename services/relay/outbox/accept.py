@@ -107,6 +107,11 @@ class AcceptResult(NamedTuple):
     """The channel of each delivery that was merged into a new one."""
 
 
+def encode_accepted(result: AcceptResult) -> dict[str, Any]:
+    """What is answered to the sender of a webhook, and to the person who replays one."""
+    return {"event_id": result.event_id, "deliveries": result.delivery_count, "duplicate": result.is_duplicate}
+
+
 class _AcceptRequest(NamedTuple):
     incoming: IncomingEvent
     event_json: bytes

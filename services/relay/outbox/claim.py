@@ -133,6 +133,22 @@ _first_delivered = (
 _FIRST_RECEIPTS: Final = RowQuery(
     _EpisodeReceiptRow, select(_delivery.incident_id, _delivery.episode, _delivery.receipt)
 ).where(_delivery.seq.in_(_first_delivered))
+_delivered = deliveries.alias("delivered")
+_belongs_to_another = (
+    select(_delivered.c.seq)
+    .where(
+        _delivered.c.incident_id == _delivery.incident_id,
+        _delivered.c.channel.concat("") == _delivery.channel,
+        _delivered.c.state.concat("") == DeliveryState.DELIVERED,  # as above
+        or_(
+            _delivery.event_seq.between(_delivered.c.first_event_seq, _delivered.c.event_seq),
+            _delivered.c.episode == _delivery.episode,
+        ),
+    )
+    .exists()
+)
+# After a lost lease or a requeue, a delivery may have events that another one has delivered, too. What was merged into
+# that one stays its own: it may be the first message of an earlier episode, or a reply in its thread.
 _PREDECESSORS: Final = (
     RowQuery(_PredecessorRow, select(_delivery.id, _delivery.accepted_at, _delivery.progress))
     .where(
@@ -141,6 +157,7 @@ _PREDECESSORS: Final = (
         _delivery.event_seq.between(bindparam("first"), bindparam("last")),
         _delivery.state.concat("") == DeliveryState.SUPERSEDED,  # so that `deliveries_of_episode` is used
         or_(_delivery.maybe_sent == 1, _delivery.progress.is_not(None)),
+        ~_belongs_to_another,
     )
     .order_by(_delivery.seq.desc())
     .limit(_MAX_PREDECESSORS)
@@ -246,8 +263,9 @@ class _ClaimContext:
     predecessors: Mapping[str, tuple[Predecessor, ...]]
     """By delivery."""
     resolved_incidents: Collection[str]
-    """Those whose group matters, since they are resolved on a channel where groups are one."""
+    """Those that are resolved on a channel where groups are one."""
     group_incidents: Mapping[str, Sequence[GroupIncidentRow]]
+    """Of these, and of those whose earlier episode may be open at the provider."""
 
 
 def _build_digest_task(digest_id: str, due: Sequence[DueRow], tasks: Sequence[DeliveryTask]) -> DeliveryTask:
@@ -292,6 +310,10 @@ def _build_tasks(
     needs_firing = any((row.delivery.incident_id, row.delivery.episode) not in receipts for row in resolved)
     firing = _LAST_FIRING.fetch_all(connection, values) if needs_firing else []
     resolved_incidents = {row.delivery.incident_id for row in resolved} if request.dedup_channels else set()
+    restarted = [row.delivery for row in due if row.delivery.episode > 1] if request.dedup_channels else []
+    ending_incidents = resolved_incidents | {
+        each.incident_id for each in restarted if (each.incident_id, each.episode) not in receipts
+    }
     context = _ClaimContext(
         request=request,
         lease_id=lease_id,
@@ -307,8 +329,8 @@ def _build_tasks(
             and (row.delivery.incident_id, row.delivery.episode) not in receipts
         },
         resolved_incidents=resolved_incidents,
-        group_incidents=find_open_group_incidents(connection, resolved_incidents, request.dedup_channels)
-        if resolved_incidents
+        group_incidents=find_open_group_incidents(connection, ending_incidents, request.dedup_channels)
+        if ending_incidents
         else {},
     )
     return tuple(_build_task(row, context) for row in due)

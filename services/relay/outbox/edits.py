@@ -26,7 +26,7 @@ from services.relay.outbox.channel_state.rate_limit import count_available, spen
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.rows import EVENTS, RowQuery, select_values
+from services.relay.outbox.rows import EVENTS, RowQuery, select_columns, select_values
 from services.relay.outbox.tables import (
     CLOCK_TOLERANCE,
     DIGEST_EPISODE,
@@ -108,7 +108,7 @@ class _LimitRow(NamedTuple):
 
 
 class _EditRow(NamedTuple):
-    """An edit to claim, with the delivery that sent the message and the incident as it stands."""
+    """An edit to claim, with the delivery that sent the message."""
 
     incident_id: str
     episode: int
@@ -120,9 +120,14 @@ class _EditRow(NamedTuple):
     accepted_at: float
     remark: str | None
     receipt: str | None
-    current_episode: int
+
+
+class _IncidentRow(NamedTuple):
+    """An incident as it stands."""
+
+    id: str
+    episode: int
     latest_event_seq: int
-    """Of a digest 0."""
 
 
 class _MemberRow(NamedTuple):
@@ -146,12 +151,9 @@ _DUE_EDITS: Final = RowQuery(
         *(_edit[name] for name in ("incident_id", "episode", "channel", "wanted", "attempts", "requested_at")),
         *(deliveries.c[name] for name in ("id", "accepted_at", "remark")),
         func.coalesce(_edit.receipt, deliveries.c.receipt).label("receipt"),
-        func.coalesce(incidents.c.episode, DIGEST_EPISODE).label("current_episode"),
-        func.coalesce(incidents.c.latest_event_seq, 0).label("latest_event_seq"),
     )
     .select_from(edits)
-    .join(deliveries, deliveries.c.seq == _edit.delivery_seq)
-    .outerjoin(incidents, incidents.c.id == _edit.incident_id),
+    .join(deliveries, deliveries.c.seq == _edit.delivery_seq),
 ).where(_edit.channel.in_(bindparam("channels", expanding=True)), _IS_WAITING)
 _LOCK_DUE: Final = (
     _DUE_EDITS.where(
@@ -185,6 +187,10 @@ _MARK_CLAIMED: Final = BulkStatement(
         due_set_at=bindparam("now"),
         attempts=_edit.attempts + 1,
     )
+)
+# Read once the edits are locked: of what is joined to them PostgreSQL would give an older state than of `wanted`.
+_INCIDENTS: Final = RowQuery(_IncidentRow, select(*select_columns(_IncidentRow, incidents.c))).where(
+    incidents.c.id.in_(bindparam("incidents", expanding=True))
 )
 _LAST_EVENT: Final = select_values(int, func.max(deliveries.c.event_seq)).where(
     deliveries.c.incident_id == bindparam("incident"),
@@ -303,12 +309,14 @@ def _identify(row: _EditRow | DeliveryTask) -> dict[str, object]:
 def _build_claims(transaction: Transaction, rows: Sequence[_EditRow], lease_id: str) -> list[EditClaim]:
     """Each shows the latest event of its episode, or of the episodes of its members."""
     connection = transaction.connection
+    about_incidents = [row for row in rows if row.episode != DIGEST_EPISODE]
+    ids = sorted({row.incident_id for row in about_incidents})
+    latest = {
+        (row.id, row.episode): row.latest_event_seq for row in _INCIDENTS.fetch_all(connection, {"incidents": ids})
+    }
     seqs = {
-        row.id: row.latest_event_seq
-        if row.episode == row.current_episode
-        else _LAST_EVENT.fetch_one(connection, _identify(row))
-        for row in rows
-        if row.episode != DIGEST_EPISODE
+        row.id: latest.get((row.incident_id, row.episode)) or _LAST_EVENT.fetch_one(connection, _identify(row))
+        for row in about_incidents
     }
     found = {row.seq: row.event for row in _READ_EVENTS.fetch_all(connection, {"seqs": sorted(set(seqs.values()))})}
     return [

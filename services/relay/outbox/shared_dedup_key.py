@@ -3,6 +3,9 @@
 A receiver that is renamed during an incident, or a second one, makes such a pair. What resolves the one there resolves
 the other, too: so the resolve of the one is not sent there while the other is open and needs it. That of the last is.
 
+An earlier episode of an incident has the key of the next one. Where its resolve never arrived, the provider has it
+open, perhaps acknowledged, and a trigger then notifies nobody: so it is resolved before the next one is triggered.
+
 An alert that is resolved in one of them does not keep the others open: each records it in `resolved_elsewhere`, with
 its latest event by then, since a newer event counts more. It stays open, since other channels still need its resolve.
 """
@@ -10,11 +13,11 @@ its latest event by then, since a newer event counts more. It stays open, since 
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, literal_column, select, update
+from sqlalchemy import Connection, and_, bindparam, literal_column, or_, select, update
 
-from services.relay.model import Event, Status, compute_digest, decode_event, split_digests
+from services.relay.model import DeliveryTask, Event, Status, compute_digest, decode_event, split_digests
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.rows import (
     OPEN_INCIDENT_EVENTS,
@@ -22,8 +25,9 @@ from services.relay.outbox.rows import (
     GroupIncidentRow,
     OpenIncidentRow,
     RowQuery,
+    select_values,
 )
-from services.relay.outbox.tables import deliveries, events, incidents
+from services.relay.outbox.tables import DeliveryState, deliveries, events, incidents
 
 _STALE_AFTER: Final = 24 * 3600.0
 """Seconds after its latest event in which an open incident needs its key.
@@ -31,6 +35,14 @@ _STALE_AFTER: Final = 24 * 3600.0
 Alertmanager repeats what fires at its `repeat_interval`, 4 h by default. So an incident without events for a day is of
 a receiver that is gone, and nobody will resolve it.
 """
+
+
+class _ArrivedRow(NamedTuple):
+    """A delivery that arrived, or may have, and the status that it gave."""
+
+    state: str
+    status: str
+
 
 _delivery = deliveries.c
 _other = incidents.alias("other")
@@ -67,6 +79,35 @@ _READ_INCIDENTS: Final = OPEN_INCIDENT_EVENTS.where(
 )
 _UPDATE_RESOLVED_ELSEWHERE: Final = (
     update(incidents).where(incidents.c.id == bindparam("incident")).values(resolved_elsewhere=bindparam("ends"))
+)
+_of_incident = (_delivery.incident_id == bindparam("incident"), _delivery.channel == bindparam("channel"))
+_LAST_ARRIVED: Final = (
+    RowQuery(
+        _ArrivedRow,
+        select(_delivery.state, events.c.status).join(events, events.c.seq == _delivery.event_seq),
+    )
+    .where(
+        *_of_incident,
+        _delivery.episode < bindparam("episode"),
+        # So that `deliveries_of_episode` is used. One that was given up may have arrived, too.
+        or_(
+            _delivery.state.concat("") != DeliveryState.SUPERSEDED,
+            _delivery.maybe_sent == 1,
+            _delivery.progress.is_not(None),
+        ),
+    )
+    .order_by(_delivery.episode.desc(), _delivery.seq.desc())  # so that an incident with many episodes is read once
+    .limit(1)
+)
+_PROGRESS_OF_EPISODE: Final = (
+    select_values(int, _delivery.seq)
+    .where(
+        *_of_incident,
+        _delivery.episode == bindparam("episode"),
+        _delivery.id != bindparam("delivery"),
+        _delivery.progress.is_not(None),
+    )
+    .limit(1)
 )
 
 
@@ -123,6 +164,21 @@ def is_dedup_key_in_use(connection: Connection, incident_ids: Collection[str], n
         if event.truncated_alerts or not _collect_digests(event, Status.FIRING) <= resolved:
             return True
     return False
+
+
+def may_have_earlier_open(connection: Connection, task: DeliveryTask) -> bool:
+    """Whether the provider may have an earlier episode of the incident open, and nothing of this episode.
+
+    Its last delivery on the channel decides: only a resolve that was accepted leaves nothing open. What the channel has
+    begun of this episode, in a delivery that was merged into this one, began with that resolve.
+    """
+    if task.episode == 1 or task.first_receipt is not None:
+        return False
+    values = {"incident": task.incident_id, "channel": task.channel, "episode": task.episode}
+    last = _LAST_ARRIVED.fetch_first(connection, values)
+    if last is None or (last.state, last.status) == (DeliveryState.DELIVERED, Status.RESOLVED):
+        return False
+    return _PROGRESS_OF_EPISODE.fetch_first(connection, {**values, "delivery": task.delivery_id}) is None
 
 
 def _collect_digests(event: Event, status: Status) -> frozenset[bytes]:

@@ -189,5 +189,5 @@ async def test_many_deliveries_are_paged_both_ways(chromium: Browser, tmp_path: 
 
 
 @pytest.mark.played
-async def test_so_are_100_000(chromium: Browser, tmp_path: Path) -> None:
+async def test_a_hundred_thousand_deliveries_are_paged_both_ways(chromium: Browser, tmp_path: Path) -> None:
     await check_pages(chromium, tmp_path, 100_000)

@@ -145,7 +145,9 @@ async def test_hostile_alerts_are_text(chromium: Browser, night: Night) -> None:
         await expect(page.locator(".incidents > li").first).to_contain_text(HOSTILE)
 
 
-async def test_an_incident_that_is_not_there_says_where_to_search(chromium: Browser, night: Night) -> None:
+async def test_a_missing_incident_is_404_and_a_missing_episode_leads_to_the_last_one(
+    chromium: Browser, night: Night
+) -> None:
     async with lasting_page(chromium, [], []) as page:  # this one may complain: the answers are errors
         answer = await page.goto(f"{night.console.url}/incidents/unknown")
         assert answer is not None

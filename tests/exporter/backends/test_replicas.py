@@ -44,7 +44,7 @@ def addresses(states: tuple[BackendState, ...]) -> list[str | None]:
     return [state.replica for state in states]
 
 
-async def test_each_address_is_read_in_the_same_order_at_each_inspection() -> None:
+async def test_each_address_is_read_and_shown_in_a_fixed_order() -> None:
     dns = Dns("fd00::2", "10.0.0.10", "10.0.0.9")
     states = await replicas(dns).read()
     assert dns.requests == ["backend.test"]

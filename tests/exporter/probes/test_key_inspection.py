@@ -1,7 +1,6 @@
 """A look at a key: what is read of it, what is not, and the check with a wrong AAD."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -22,13 +21,6 @@ KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 DAY = 86400.0
 TIMEOUT = 5.0
 ONE_INSPECTION = {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: 1, KeyRead.TEST_PERMISSIONS: 1}
-
-
-@pytest.fixture
-async def key(emulator: Emulator) -> AsyncIterator[KmsKey]:
-    provider = connect_key(GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
-    yield provider
-    await provider.close()
 
 
 @pytest.fixture

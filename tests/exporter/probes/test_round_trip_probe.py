@@ -1,6 +1,5 @@
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -38,13 +37,6 @@ class Mirror(GcpKmsKey):
             raise self._broken
         assert aad == self.requests[-1][1]
         return DecryptResult(ciphertext[::-1], is_primary=True)
-
-
-@pytest.fixture
-async def key(emulator: Emulator) -> AsyncIterator[KmsKey]:
-    provider = connect_key(GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
-    yield provider
-    await provider.close()
 
 
 async def test_a_round_trip_through_a_healthy_key_is_right_in_every_respect(key: KmsKey) -> None:

@@ -237,7 +237,7 @@ def test_an_api_that_is_off_is_named(run: Run, stand: Stand) -> None:
         run()
 
 
-def test_every_method_has_a_permission_to_request(run: Run, stand: Stand, world: LoggingWorld) -> None:
+def test_every_method_that_is_called_has_its_permission_listed(run: Run, stand: Stand, world: LoggingWorld) -> None:
     world.slowness = 1
     run()
     world.buckets["acme-kms-audit"]["lifecycle"] = {"rule": []}

@@ -56,7 +56,7 @@ CHANGED = entry("UpdateCryptoKeyVersion", "activity", "NOTICE")
         ("Unusual callers: who decrypted from where least often in the last week", [DECRYPTED, DENIED], "7d"),
     ],
 )
-def test_a_query_of_the_log_selects_what_its_question_requests(
+def test_a_query_of_the_log_selects_what_its_question_asks_for(
     question: str, selected: list[Resource], freshness: str
 ) -> None:
     arguments = shlex.split(ALL[question].replace("\\\n", ""))

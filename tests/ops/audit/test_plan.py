@@ -53,7 +53,7 @@ def logs(*configs: Resource) -> Resource:
     return {"etag": "a", "bindings": [], "auditConfigs": list(configs)}
 
 
-def test_without_sinks_only_the_api_and_the_logs_are_desired() -> None:
+def test_without_sinks_only_the_api_and_the_policy_are_set_up() -> None:
     assert [change.part for change in plan_changes(EMPTY, PLAIN)] == [AuditPart.API, AuditPart.POLICY]
 
 
@@ -191,7 +191,7 @@ def test_a_sink_takes_the_audit_logs_of_kms_and_nothing_else(log: str, service: 
     assert selects(SINK_FILTER, entry) is wanted
 
 
-def test_a_bucket_as_it_is_desired_is_left_alone() -> None:
+def test_a_bucket_that_is_as_desired_is_left_alone() -> None:
     assert plan_part(AuditPart.BUCKET, BUCKET) is None
 
 

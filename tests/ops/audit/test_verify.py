@@ -92,7 +92,9 @@ def test_another_run_s_probe_is_not_mistaken_for_it(set_up: None, verify: Verify
     assert [result.name.partition(": ")[2] for result in results if not result.is_ok] == ["log", "BigQuery", "bucket"]
 
 
-def test_who_is_exempted_is_asked_to_search_there(set_up: None, verify: Verify, world: LoggingWorld) -> None:
+def test_where_no_probe_is_found_the_hint_asks_whether_the_account_is_exempted(
+    set_up: None, verify: Verify, world: LoggingWorld
+) -> None:
     for log in world.policies["acme-prod"]["auditConfigs"][0]["auditLogConfigs"]:
         log["exemptedMembers"] = [CALLER]
     desired = DesiredState("acme-prod", frozenset({CALLER}))

@@ -137,6 +137,6 @@ def test_the_files_of_the_containers_are_those_of_production(file: Path) -> None
     assert file.read_text(encoding="utf-8") == build_files()[file], "run: python -m ops.compose.build"
 
 
-def test_no_container_searches_for_another_at_its_own_loopback() -> None:
+def test_no_container_expects_another_at_its_own_loopback() -> None:
     for file in build_files():
         assert "127.0.0.1" not in file.read_text(encoding="utf-8")

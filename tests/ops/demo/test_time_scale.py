@@ -86,7 +86,7 @@ def test_no_wait_of_the_products_files_is_forgotten(file: Path) -> None:
     assert waits == []
 
 
-def test_what_a_message_queries_is_shortened_and_what_it_says_is_not() -> None:
+def test_a_window_in_a_messages_query_is_shortened_and_one_in_its_text_is_not() -> None:
     text = """annotations: {description: 'within [5m]: {{ query (printf `rate(x{a="[5m]", %s}[5m])` $of) }}'}"""
     assert yaml.safe_load(scale_yaml(text)) == {
         "annotations": {"description": 'within [5m]: {{ query (printf `rate(x{a="[5m]", %s}[5s])` $of) }}'}

@@ -50,7 +50,7 @@ async def after_a_bad_day(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stac
         async with running.http.delete(running.ports.build_url("faults") + "/faults") as answer:
             assert answer.status < 300
         await _rotate_key(running.ports)
-        await _restart_the_exporter(running)  # its first look comes at once, the next one after a minute
+        await _restart_the_exporter(running)  # it inspects the keys at once, and again after a minute
         await _wait_for_value(running, "count(kms_canary_success) == 4")  # of both services in both environments
         await _wait_for_value(running, 'ALERTS{alertname="KMSKeyVersionDestroyScheduled", alertstate="firing"}')
         await _wait_for_value(running, 'ALERTS{alertname="RelayChannelFailing", alertstate="firing"}')

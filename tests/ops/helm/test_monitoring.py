@@ -33,7 +33,7 @@ def test_a_service_monitor_finds_its_service_by_labels_and_by_the_port_s_name(pa
 
 
 @pytest.mark.parametrize("part", ["exporter", "relay"])
-def test_what_is_scraped_has_the_job_that_the_rules_request_and_env_and_the_service_that_it_names_itself(
+def test_what_is_scraped_has_env_the_job_that_the_rules_select_and_its_own_service_label(
     part: str,
 ) -> None:
     """As Prometheus would relabel what the operator found."""

@@ -148,7 +148,7 @@ def test_only_what_asks_kms_reaches_google_s_metadata_server() -> None:
         assert blocks == {("169.254.20.10/32", 53), ("169.254.169.254/32", 80), ("169.254.169.252/32", 988)}
 
 
-def test_names_are_requested_where_kubernetes_and_openshift_answer_and_nowhere_else() -> None:
+def test_names_are_resolved_where_kubernetes_and_openshift_answer_and_nowhere_else() -> None:
     def namespace(name: str) -> Object:
         return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 

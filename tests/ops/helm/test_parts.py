@@ -96,7 +96,7 @@ def test_one_type_alone_has_no_other_before_it() -> None:
     assert [container["args"][0] for container in containers(pod)] == ["resume", "run"]
 
 
-def test_workload_identity_is_reported_on_the_service_account() -> None:
+def test_workload_identity_is_an_annotation_of_the_service_account() -> None:
     accounts = of_kind("ServiceAccount", rendered(MATRIX["the values to begin with"]))
 
     assert accounts["keypulse-exporter"]["metadata"]["annotations"] == {

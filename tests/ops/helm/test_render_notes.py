@@ -13,7 +13,7 @@ from tests.ops.helm.matrix import MATRIX
 from tests.ops.helm.rendering import render_notes
 
 
-def test_what_comes_by_itself_is_reported_to_watch_nothing_and_to_alert_nobody() -> None:
+def test_the_text_says_that_a_default_installation_watches_nothing_and_alerts_nobody() -> None:
     rendered = render_notes()
 
     for sentence in (
@@ -36,7 +36,7 @@ def test_a_channel_to_which_no_alert_goes_alerts_nobody() -> None:
     assert "NO ALERT REACHES A PERSON YET" not in render_notes({"relay": {"config": channels | routes}})
 
 
-def test_an_alertmanager_config_is_reported_to_match_its_own_namespace_only() -> None:
+def test_the_text_says_that_an_alertmanager_config_matches_its_own_namespace_only() -> None:
     assert "An AlertmanagerConfig\n   would match alerts of its own namespace only" in render_notes()
 
 
@@ -68,7 +68,7 @@ def test_the_command_line_takes_every_command_that_is_run_in_a_pod(server: click
 
 
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
-def test_they_are_reported_for_every_deployment_and_end_with_how_to_test_it(values: dict[str, Any]) -> None:
+def test_the_text_fits_every_deployment_and_says_how_to_test_it(values: dict[str, Any]) -> None:
     rendered = render_notes(values)
 
     assert "<no value>" not in rendered

@@ -6,7 +6,7 @@ from ops.kms_emulator.grpc_errors import StatusError
 from ops.kms_emulator.key_methods import MAX_PAGE, paginate
 
 
-def test_all_pages_contain_everything_once_and_in_order() -> None:
+def test_the_pages_list_everything_once_and_in_order() -> None:
     items, token = list(range(7)), ""
     listed: list[int] = []
     for expected in (3, 3, 1):

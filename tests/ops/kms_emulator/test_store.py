@@ -31,7 +31,7 @@ async def test_what_was_changed_survives_a_restart(tmp_path: Path) -> None:
     assert reopened.get_key_ring_time(RING) == 100.0
 
 
-async def test_material_of_a_destroyed_version_leaves_the_disk_at_the_next_inspection(tmp_path: Path) -> None:
+async def test_material_of_a_destroyed_version_leaves_the_disk_at_the_next_read(tmp_path: Path) -> None:
     now = [0.0]
     store = EmulatorStore(tmp_path, lambda: now[0])
     await store.create_missing_keys([KEY])

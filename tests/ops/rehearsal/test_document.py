@@ -122,11 +122,11 @@ def test_what_is_printed_agrees_in_names_and_not_in_values(
         ('protoPayload.serviceName="kms.googleapis.com"', False),
     ],
 )
-def test_the_played_gcloud_selects_by_the_filter(query: str, selected: bool) -> None:
+def test_the_fake_gcloud_selects_by_the_filter(query: str, selected: bool) -> None:
     assert selects(query, "DestroyCryptoKeyVersion", "k/cryptoKeyVersions/1") is selected
 
 
 @pytest.mark.parametrize("query", ["", 'protoPayload.method:"x"', 'protoPayload.methodName:"x'])
-def test_the_played_gcloud_refuses_what_is_no_filter(query: str) -> None:
+def test_the_fake_gcloud_refuses_what_is_no_filter(query: str) -> None:
     with pytest.raises(RefusedError, match="Unparseable filter"):
         selects(query, "DestroyCryptoKeyVersion", "k/cryptoKeyVersions/1")

@@ -79,7 +79,7 @@ def test_docker_is_taken_where_its_daemon_answers(path: Path) -> None:
     assert "docker run --rm" in calls(path)
 
 
-def test_base_images_are_requested_where_none_is_named(path: Path) -> None:
+def test_base_images_are_made_where_none_is_named(path: Path) -> None:
     program(path, "stand-ins", "echo noise >&2; echo export PYTHON_IMAGE=localhost/mine")
     done = run(path, 'echo "$PYTHON_IMAGE"', STAND_IN_IMAGES=f"{path}/stand-ins")
     assert done.stdout == "localhost/mine\n"
@@ -89,7 +89,7 @@ def test_base_images_are_requested_where_none_is_named(path: Path) -> None:
     assert named.stdout == "yours\n"
 
 
-def test_base_images_that_cannot_be_made_are_reported_so_with_the_last_output(path: Path) -> None:
+def test_base_images_that_cannot_be_made_are_reported_with_the_last_output(path: Path) -> None:
     program(path, "stand-ins", "echo export PYTHON_IMAGE=half; echo 'debootstrap: not permitted' >&2; exit 1")
     assert_skipped(run(path, STAND_IN_IMAGES=f"{path}/stand-ins"), "it failed after: debootstrap: not permitted")
 

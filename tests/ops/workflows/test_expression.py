@@ -55,7 +55,7 @@ def test_what_it_does_not_know_is_refused(source: str) -> None:
         ("${{ !cancelled() }}", "failure", True),
     ],
 )
-def test_a_condition_that_requests_no_status_means_success(text: str | None, status: str, expected: bool) -> None:
+def test_a_condition_that_names_no_status_means_success(text: str | None, status: str, expected: bool) -> None:
     assert condition(text, CONTEXTS, status) is expected
 
 

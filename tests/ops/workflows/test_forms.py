@@ -1,4 +1,4 @@
-"""Dependabot and the forms of an issue, by GitHub's rules: what breaks one of these is told by nobody but GitHub.
+"""Dependabot and the forms of an issue, by GitHub's rules: only GitHub reports what breaks one of these.
 
 https://docs.github.com/en/communities/using-templates-to-encourage-useful-issues-and-pull-requests/syntax-for-githubs-form-schema
 """
@@ -53,7 +53,7 @@ def test_a_bug_comes_with_its_version_and_its_check_and_without_secrets() -> Non
     assert elements["redacted"]["attributes"]["options"][0]["required"] is True
 
 
-def test_a_hole_is_led_to_the_policy_and_a_blank_issue_to_a_form() -> None:
+def test_a_vulnerability_is_led_to_the_policy_and_a_blank_issue_to_a_form() -> None:
     assert CONFIG["blank_issues_enabled"] is False
     (link,) = CONFIG["contact_links"]
     assert link.keys() == {"name", "url", "about"}

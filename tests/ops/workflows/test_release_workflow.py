@@ -178,7 +178,7 @@ def test_images_come_for_both_processors_with_sbom_and_provenance() -> None:
     assert re.findall(r'--build-arg "(\w+)=', text) == labels
 
 
-def test_nothing_is_pushed_before_tests_and_locks_are_healthy() -> None:
+def test_nothing_is_pushed_before_the_tests_pass_and_the_locks_are_audited() -> None:
     def before(job: str) -> set[str]:
         needs = JOBS[job].get("needs", [])
         direct = {needs} if isinstance(needs, str) else set(needs)

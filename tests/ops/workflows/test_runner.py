@@ -54,7 +54,7 @@ def test_what_a_step_writes_the_next_one_has(tmp_path: Path) -> None:
     assert runner.summary == "# hello\n"
 
 
-def test_after_a_failure_only_steps_that_request_it_run(tmp_path: Path) -> None:
+def test_after_a_failure_only_steps_that_ask_for_it_run(tmp_path: Path) -> None:
     runner, steps = run(
         tmp_path,
         """

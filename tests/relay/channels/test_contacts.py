@@ -49,12 +49,12 @@ def test_neither_an_all_clear_nor_a_warning_names_anybody(kind: str, payload: st
     assert render_text(kind, message(payload, contacts=PEOPLE)) == render_text(kind, message(payload))
 
 
-def test_nor_does_a_page_for_what_is_over() -> None:
+def test_a_page_for_what_is_over_names_nobody() -> None:
     over = message("03-resolved-1", firing_undelivered=True, contacts=PEOPLE)
     assert "escalate_to" not in render_text("pagerduty", over)
 
 
-def test_nothing_is_reported_where_nobody_is_named() -> None:
+def test_nothing_is_said_of_escalation_where_nobody_is_named() -> None:
     assert "scalate" not in "".join(render_text(kind, message()) for kind in ("slack", "email", "pagerduty"))
 
 

@@ -317,7 +317,7 @@ async def test_retry_after_is_passed_on_in_seconds_and_as_a_date(
         *product(["fine", "{}"], ["text/plain", "text/html", "application/gzip"]),
     ],
 )
-async def test_a_page_instead_of_the_providers_answer_is_no_receipt(
+async def test_an_answer_that_is_not_the_providers_is_no_receipt(
     kind: str, body: str | bytes, content_type: str, secret_file: Path, website: WebServer
 ) -> None:
     error = await failure(kind, secret_file, await website(200, body, Content_Type=content_type))

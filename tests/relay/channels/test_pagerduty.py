@@ -227,7 +227,7 @@ async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_i
 
 
 @pytest.mark.parametrize("error", ["links[0].text names an invalid routing key", "Invalid routing key"])
-async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_error_says(
+async def test_one_event_that_is_refused_stops_no_channel_whatever_the_error_says(
     error: str, secret_file: Path, stand_ins: StandIns
 ) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error=error, count=1))
@@ -363,6 +363,33 @@ async def test_an_acknowledgement_follows_the_trigger_and_is_in_the_receipt(
     assert sent(stand_ins)[3:] == ["trigger"]
     assert "acknowledged" not in await send(channel, acknowledged(message("03-resolved-1")))
     assert sent(stand_ins)[4:] == ["resolve"]
+    await channel.close()
+
+
+async def test_an_earlier_episode_that_may_be_open_is_resolved_before_the_next_is_triggered(
+    secret_file: Path, stand_ins: StandIns
+) -> None:
+    channel = connect(secret_file, stand_ins)
+    await send(channel, acknowledged(message("01-firing-1")))
+    restarted = message("01-firing-1", resolves_earlier=True)
+    attempt = Recorded(acknowledged(restarted))
+    await channel.send(attempt)
+    assert sent(stand_ins)[2:] == ["resolve", "trigger", "acknowledge"]
+    assert [incident.status for incident in stand_ins.pagerduty.incidents] == ["resolved", "acknowledged"]
+    assert attempt.saved == [{"earlier_resolved": "yes"}, {"triggered": "yes"}]
+    assert json.loads(attempt.payloads[0]).keys() == {"routing_key", "event_action", "dedup_key"}
+    assert "\n".join(attempt.payloads) == channel.render_payload(attempt.message)
+
+    await channel.send(Recorded(restarted, progress=attempt.saved[0]))
+    assert sent(stand_ins)[5:] == ["trigger"]
+    await channel.send(Recorded(attempt.message, progress=attempt.saved[1]))
+    assert sent(stand_ins)[6:] == ["acknowledge"]
+    late = Recorded(message("03-resolved-1", resolves_earlier=True, firing_undelivered=True))
+    await channel.send(late)
+    assert sent(stand_ins)[7:] == ["resolve", "trigger", "resolve"]
+    assert ["payload" in json.loads(payload) for payload in late.payloads] == [False, True, True]
+    await send(channel, message("03-resolved-1", resolves_earlier=True))
+    assert sent(stand_ins)[10:] == ["resolve"]
     await channel.close()
 
 

@@ -111,6 +111,6 @@ async def test_a_file_without_an_address_is_the_channels_error_until_it_is_fixed
 
 
 @pytest.mark.parametrize("given", [{}, {"url": "https://example.org/", "url_file": "f"}])
-def test_an_address_is_given_in_one_form(given: dict[str, str]) -> None:
+def test_an_address_is_given_either_as_url_or_as_url_file(given: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="expected either `url` or `url_file`"):
         settings({"kind": "webhook", **given})

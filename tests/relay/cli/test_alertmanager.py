@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_read_exits_with_2(typed: Typed, tmp_path: Path) -
     assert result.stderr == f"--merge: it cannot be read: No such file or directory, got '{tmp_path / 'none.yml'}'\n"
 
 
-def test_an_address_that_nobody_reaches_is_requested(
+def test_where_the_relay_listens_on_every_address_its_url_is_expected(
     typed: Typed, existing: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEYPULSE_RELAY__LISTEN", "0.0.0.0:9912")

@@ -68,7 +68,7 @@ def test_all_of_a_channel_are_retried(typed: Typed, fill: Fill) -> None:
     assert typed("retry", "--channel", "pager").stdout == "0 requeued\n"
 
 
-def test_the_audit_names_which_account_of_this_machine_tried_what_again(typed: Typed, fill: Fill) -> None:
+def test_the_audit_names_which_account_of_this_machine_retried_what(typed: Typed, fill: Fill) -> None:
     stored = fill(one_of_each)
     typed("retry", stored["dead"], stored["delivered"])
     typed("retry", "--channel", "pager")
@@ -155,7 +155,7 @@ async def test_a_channel_that_asked_for_a_day_is_down_until_somebody_says_so(
 @pytest.mark.parametrize(
     "arguments", [[], ["an-id", "--all"], ["--all", "--channel", "pager"], ["an-id", "--channel", "pager"]]
 )
-def test_what_is_meant_must_be_said_in_one_form(typed: Typed, arguments: list[str]) -> None:
+def test_exactly_one_of_ids_channel_and_all_is_expected(typed: Typed, arguments: list[str]) -> None:
     result = typed("retry", *arguments)
     assert (result.exit_code, result.stderr) == (2, "expected one of: IDs, --channel, --all\n")
 

@@ -27,7 +27,7 @@ async def get(client: aiohttp.ClientSession, path: str, **options: Any) -> tuple
         return response.status, await response.json()
 
 
-async def test_deliveries_are_reported_with_all_that_is_known_the_newest_first(tmp_path: Path) -> None:
+async def test_deliveries_are_listed_with_all_that_is_known_the_newest_first(tmp_path: Path) -> None:
     refused = Scripted(SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks"))
     async with served(settings(tmp_path, {"good": Scripted(), "bad": refused})) as client:
         _, accepted = await post(client, payload(1))
@@ -62,7 +62,7 @@ async def test_deliveries_are_reported_with_all_that_is_known_the_newest_first(t
         }
 
 
-async def test_one_delivery_is_reported_with_its_attempts(tmp_path: Path) -> None:
+async def test_one_delivery_is_shown_with_its_attempts(tmp_path: Path) -> None:
     channel = Scripted(SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "HTTP 503"))
     async with served(settings(tmp_path, {"one": channel}, delivery={"backoff_initial": "10ms"})) as client:
         await post(client, payload(1))
@@ -161,7 +161,7 @@ async def test_deliveries_can_be_asked_for_by_name_and_time(tmp_path: Path) -> N
         assert await names("service=ledger") == []
 
 
-async def test_what_was_not_accepted_can_be_checked(tmp_path: Path) -> None:
+async def test_what_was_not_accepted_can_be_read(tmp_path: Path) -> None:
     body = b"<script>alert('\xff')</script>"
     async with served(settings(tmp_path, {"one": Scripted()}), clock=Clock()) as client:
         await post(client, b"{}")

@@ -131,7 +131,7 @@ async def test_no_page_and_no_answer_has_a_secret_of_any_kind_of_channel(tmp_pat
     ]
 
 
-async def test_a_check_and_a_test_do_not_return_the_providers_text_and_the_audit_has_it(
+async def test_a_check_and_a_test_show_what_the_provider_answered_and_are_in_the_audit(
     tmp_path: Path, stand_ins: StandIns
 ) -> None:
     async with served(build_settings(tmp_path, stand_ins)) as client:

@@ -50,7 +50,7 @@ def read_light(light: Light) -> tuple[HealthStatus, str, bool]:
         (PrometheusFacts("", [Scrape("b:1", None)]), True, (FAILING, "1 of 1 cannot be scraped: b:1.", True), None),
     ],
 )
-def test_the_exporter(
+def test_the_light_of_the_exporter_fits_its_facts(
     facts: PrometheusFacts | None, is_configured: bool, expected: tuple[object, ...], at: float | None
 ) -> None:
     light = build_exporter_light(facts, is_configured=is_configured)
@@ -69,7 +69,9 @@ def test_the_exporter(
         ([group(age=None)], (FAILING, "Not evaluated in time: kms_keys.", True), None),
     ],
 )
-def test_the_rules(groups: list[RuleGroup], expected: tuple[object, ...], age: float | None) -> None:
+def test_the_light_of_the_rules_fits_its_facts(
+    groups: list[RuleGroup], expected: tuple[object, ...], age: float | None
+) -> None:
     light = build_rules_light(PrometheusFacts(groups=groups), NOW, is_configured=True)
     assert (read_light(light), light.at and NOW - light.at) == (expected, age)
     assert read_light(build_rules_light(None, NOW, is_configured=False))[0] is UNKNOWN
@@ -85,7 +87,9 @@ def test_the_rules(groups: list[RuleGroup], expected: tuple[object, ...], age: f
         (None, None, (UNKNOWN, "No heartbeat has come yet; one is expected every 5 min.", False)),
     ],
 )
-def test_the_heartbeats(at: float | None, awaited_since: float | None, expected: tuple[object, ...]) -> None:
+def test_the_light_of_the_heartbeats_fits_its_facts(
+    at: float | None, awaited_since: float | None, expected: tuple[object, ...]
+) -> None:
     ages = [None if age is None else NOW - age for age in (at, awaited_since)]
     heartbeat = Heartbeat("prod", 300.0, *ages)
     (light,) = build_heartbeat_lights([heartbeat], NOW, is_readable=True)
@@ -130,7 +134,7 @@ def test_the_heartbeats(at: float | None, awaited_since: float | None, expected:
         ),
     ],
 )
-def test_the_intake(
+def test_the_light_of_the_intake_fits_its_facts(
     token_error: str | None,
     accepted: float | None,
     entries: int,
@@ -157,11 +161,11 @@ def test_the_intake(
         (StoreFacts(None, NOW - 61, 0, 0), (UNKNOWN, "Nothing was committed for a while.", True)),
     ],
 )
-def test_the_store(facts: StoreFacts, expected: tuple[object, ...]) -> None:
+def test_the_light_of_the_store_fits_its_facts(facts: StoreFacts, expected: tuple[object, ...]) -> None:
     assert read_light(build_store_light(facts, NOW)) == expected
 
 
-def test_the_sender_and_the_worst_of_all() -> None:
+def test_the_light_of_the_sender_fits_its_facts_and_the_worst_light_is_found() -> None:
     assert read_light(build_sender_light(None)) == (UNKNOWN, "Its process is being asked.", False)
     assert read_light(build_sender_light(SenderFacts(answers=True, answered_at=NOW)))[0] is HEALTHY
     failing = build_sender_light(SenderFacts(answers=False, answered_at=NOW - 30))

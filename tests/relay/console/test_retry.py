@@ -120,7 +120,7 @@ async def test_all_of_an_unknown_channel_is_404_and_of_none_is_400(tmp_path: Pat
         {"Host": "rebound.example.org:9912"},
     ],
 )
-async def test_another_web_page_tries_nothing_again(tmp_path: Path, headers: dict[str, str]) -> None:
+async def test_another_web_page_retries_nothing(tmp_path: Path, headers: dict[str, str]) -> None:
     async with served(settings(tmp_path, {"one": Scripted(REFUSED)})) as client:
         (dead,) = await given_up(client)
         for path in (f"{dead}/retry", "retry?channel=one"):
@@ -128,7 +128,7 @@ async def test_another_web_page_tries_nothing_again(tmp_path: Path, headers: dic
         assert [delivery["id"] for delivery in await listed(client, "state=dead")] == [dead]
 
 
-async def test_a_name_of_its_own_is_fine_for_a_relay_that_requests_a_token(tmp_path: Path) -> None:
+async def test_a_name_of_its_own_is_fine_for_a_relay_that_requires_a_token(tmp_path: Path) -> None:
     (tmp_path / "admin").write_text("an-admin-token-of-tests")
     auth = {"admin_token_file": tmp_path / "admin"}
     async with served(settings(tmp_path, {"one": Scripted()}, auth=auth)) as client:

@@ -87,7 +87,7 @@ async def store(tmp_path: Any) -> AsyncIterator[Store]:
         yield store
 
 
-async def test_a_page_is_followed_from_the_fault_to_the_acknowledgement(store: Store) -> None:
+async def test_the_timeline_of_a_page_goes_from_the_fault_to_the_acknowledgement(store: Store) -> None:
     fires = event_with(alert_of("ledger-kek", starts=990.0, title="ledger cannot encrypt"))
     await accept(store, "one", "slack", "email", event=fires)
     slow = await claim_one(store, "slack")
@@ -205,7 +205,7 @@ async def test_a_dead_letter_that_is_resent_was_given_up_and_is_merged_at_that_t
     assert merged.detail == f"It was given up at {format_json_time(store.clock() - 600.0)}, and is sent again."
 
 
-async def test_who_sent_it_elsewhere_is_notified(store: Store) -> None:
+async def test_who_sent_it_elsewhere_is_named(store: Store) -> None:
     await accept(store, "one", "slack")
     history = await read_episode(store, "one")
     assert history is not None

@@ -119,7 +119,7 @@ async def test_a_send_that_hangs_ends_in_time_and_the_others_go_on(send: Sender)
     assert (error.reason, error.maybe_arrived) == (SendReason.TIMEOUT, True)
 
 
-async def test_a_defect_in_keeping_ends_the_send_and_logs_nothing_of_itself(send: Sender) -> None:
+async def test_a_defect_in_saving_progress_ends_the_send_and_its_text_is_not_logged(send: Sender) -> None:
     async def keep(_progress: Progress) -> None:
         raise ValueError("xoxb-secret")
 

@@ -88,7 +88,7 @@ def test_a_relay_that_keeps_its_promises_violates_nothing() -> None:
     assert verdict.states == {"delivered": 3}
 
 
-def test_so_does_one_that_merges_what_waits() -> None:
+def test_a_relay_that_merges_what_waits_violates_nothing() -> None:
     merged = [
         delivery(1, "superseded", heir="d2"),
         delivery(2, "superseded", heir="d3"),

@@ -64,8 +64,14 @@ async def test_doctor_tries_the_app_token_and_the_scopes_of_silences(tmp_path: P
             "✗ Slack answered missing_scope; the token needs connections:write; "
             "give the app-level token the scope connections:write"
         ),
-        "✗ the bot lacks the scope usergroups:read; add it to the app's bot scopes, and install the app again",
+        "✗ the bot lacks usergroups:read; add usergroups:read to the app's bot scopes, and install the app again",
     ]
+    stand_ins.slack.scopes.discard("users:read")
+    (_, scopes) = (await run_checks(settings)).values()
+    assert scopes == (
+        "✗ the bot lacks users:read and usergroups:read; "
+        "add users:read and usergroups:read to the app's bot scopes, and install the app again"
+    )
     (tmp_path / "app").write_text("xoxb-test")
     (token, _) = (await run_checks(settings)).values()
     assert token == (

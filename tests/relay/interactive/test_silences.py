@@ -110,7 +110,9 @@ def thread(stand_ins: StandIns) -> list[str]:
     return [each.text for each in stand_ins.slack.channels[CRITICAL].messages if each.thread_ts and not each.blocks]
 
 
-async def test_those_who_may_silence_the_group_once(tmp_path: Path, stand_ins: StandIns, peer: Peer) -> None:
+async def test_several_presses_of_those_who_may_create_one_silence_of_the_group(
+    tmp_path: Path, stand_ins: StandIns, peer: Peer
+) -> None:
     await peer.fire()
     async with silencing(tmp_path, stand_ins, peer) as relay:
         message = await relay.fire()

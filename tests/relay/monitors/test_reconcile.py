@@ -42,12 +42,12 @@ async def test_one_of_which_any_alert_is_known_is_left_to_alertmanager(
     assert len(await at.list_published()) == 1
 
 
-async def test_one_of_which_an_earlier_webhook_reported_what_still_fires_is_left_open(
+async def test_an_incident_is_left_open_while_an_alert_of_an_earlier_webhook_still_fires(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("C", FIRING)))
     await at.accept(event(("C", RESOLVED)))
-    at.duplicate_window = 0  # the last one comes from a twin, so late that it is taken for news
+    at.duplicate_window = 0  # the last one comes from a twin, so late that it counts as a new event
     for alerts in ([("A", FIRING)], [("A", RESOLVED), ("B", FIRING)], [("A", FIRING)]):
         await at.accept(event(*alerts))
     one.alerts = {"B", "C"}
@@ -66,7 +66,7 @@ async def test_what_was_reported_resolved_need_not_be_gone(at: MonitoredOutbox, 
     assert [alert.labels["alertname"] for alert in (await latest(at)).alerts] == ["B"]
 
 
-async def test_the_time_counts_again_where_it_was_there_again(at: MonitoredOutbox, clock: Clock, one: Answers) -> None:
+async def test_the_time_starts_again_where_it_was_there_again(at: MonitoredOutbox, clock: Clock, one: Answers) -> None:
     await at.accept(event(("A", FIRING)))
     comparing = reconcile(at, clock, one)
     await minutes(4, clock, comparing)
@@ -79,7 +79,7 @@ async def test_the_time_counts_again_where_it_was_there_again(at: MonitoredOutbo
     assert len(await at.list_published()) == 2
 
 
-async def test_the_time_counts_again_where_alertmanager_reported_it_between_two_rounds(
+async def test_the_time_starts_again_where_alertmanager_reported_it_between_two_rounds(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING)))

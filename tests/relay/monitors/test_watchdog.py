@@ -94,7 +94,7 @@ async def test_a_relay_that_is_restarted_more_often_than_expect_every_reports_a_
         clock.go(4)
 
 
-async def test_a_relay_that_is_killed_before_its_second_check_repeatedly_reports_a_silence_too(
+async def test_a_relay_that_is_repeatedly_killed_before_its_second_check_reports_a_silence_too(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])

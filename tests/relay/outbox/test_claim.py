@@ -18,19 +18,8 @@ from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
+from tests.relay.outbox.channel_breakers import Clock
 from tests.relay.served_relay import event_of
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """Which first messages are edited, when and by whom, on both stores."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Text, cast, create_engine, func, select, text
 
 from services.relay.model import DeliveryTask, Status, decode_event
 from services.relay.outbox import edit_requests, edits
@@ -17,22 +20,12 @@ from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, prepare
-from tests.relay.served_relay import event_of
+from tests.relay.outbox.channel_breakers import Clock
+from tests.relay.served_relay import event_of, until
 
 RESOLVED = event_of("resolved")
+_LOCK = 42
 EDITED = EditOutcome(EditResult.EDITED, "ok", maybe_sent=True)
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -88,7 +81,7 @@ async def test_each_change_after_the_first_message_edits_it_and_many_changes_are
     assert await nothing_to_edit(store)
 
 
-async def test_what_was_given_up_is_idle_by_an_edit_and_a_retry_by_none(store: Store) -> None:
+async def test_what_was_given_up_is_shown_by_an_edit_and_a_retry_by_none(store: Store) -> None:
     await deliver(store)
     await deliver(store, state=DeliveryState.RETRYING)
     assert await nothing_to_edit(store)
@@ -96,7 +89,7 @@ async def test_what_was_given_up_is_idle_by_an_edit_and_a_retry_by_none(store: S
     assert await claim_edit(store)
 
 
-async def test_a_change_during_an_edit_is_idle_by_the_next_one_and_nobody_edits_beside(store: Store) -> None:
+async def test_a_change_during_an_edit_is_shown_by_the_next_one_and_nobody_else_edits_meanwhile(store: Store) -> None:
     await deliver(store)
     await deliver(store)
     first = await claim_edit(store)
@@ -106,7 +99,7 @@ async def test_a_change_during_an_edit_is_idle_by_the_next_one_and_nobody_edits_
     assert status_of((await claim_edit(store, "other")).task) is Status.RESOLVED
 
 
-async def test_after_a_lost_lease_the_current_state_is_idle_once_more(timed: Store, clock: Clock) -> None:
+async def test_after_a_lost_lease_the_current_state_is_shown_once_more(timed: Store, clock: Clock) -> None:
     await deliver(timed)
     await deliver(timed)
     lost = await claim_edit(timed)
@@ -120,6 +113,35 @@ async def test_after_a_lost_lease_the_current_state_is_idle_once_more(timed: Sto
     await edits.record_edit(timed, "scope", await claim_edit(timed), EDITED)
     assert not await edits.record_edit(timed, "scope", lost, EditOutcome(EditResult.RETRYING, "connection"))
     assert await nothing_to_edit(timed)
+
+
+async def test_a_claim_that_waited_for_its_edit_shows_what_was_accepted_meanwhile(
+    postgres_database: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL reads the row that it locks anew, and what is joined to it as it was when the statement began."""
+    waits = cast(func.pg_advisory_xact_lock(_LOCK), Text).is_not(None)
+    monkeypatch.setattr(edits, "_LOCK_DUE", edits._LOCK_DUE.where(waits))
+    async with open_store(postgres_database, time.time) as store, open_store(postgres_database, time.time) as other:
+        await deliver(other)
+        await deliver(other)
+        async with asyncio.TaskGroup() as tasks:
+            with hold_lock(postgres_database) as is_awaited:
+                claimed = tasks.create_task(claim(store))
+                await until(is_awaited)
+                await deliver(other, event=RESOLVED)
+        ((task, version),) = claimed.result().claims
+    assert (version, status_of(task)) == (2, Status.RESOLVED)
+
+
+@contextmanager
+def hold_lock(database: DatabaseUrl) -> Iterator[Callable[[], bool]]:
+    """Holds the lock that a claim waits for. Yields whether one does."""
+    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    engine = create_engine(database)
+    with engine.connect() as connection:
+        connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+        yield lambda: connection.execute(waiting).scalar_one() > 0
+    engine.dispose()
 
 
 async def test_an_older_episode_is_edited_to_its_own_end(store: Store) -> None:

@@ -27,11 +27,6 @@ REMARK = "Also sent here because channel a is down."
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 async def store(database: DatabaseUrl, clock: Clock) -> AsyncIterator[Store]:
     async with open_store(database, clock, frozenset({"every"})) as store:
         yield store

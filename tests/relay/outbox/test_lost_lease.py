@@ -6,16 +6,13 @@ from pathlib import Path
 import pytest
 
 from services.relay.model import DeliveryTask
+from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -57,12 +54,32 @@ async def test_what_was_not_sent_is_followed_by_nothing(store: Store, clock: Clo
     assert await nothing_due(store)
 
 
-async def test_what_waits_and_reports_it_is_enough(store: Store, clock: Clock) -> None:
+async def test_what_came_late_adds_nothing_where_its_delivery_still_waits(store: Store, clock: Clock) -> None:
     late = await lost(store, clock)
     await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, maybe_sent=True, retry_in=0.0)
     await end_attempt(store, late)
     second = await claim_one(store)
     assert (second.delivery_id, second.maybe_sent) == (late.delivery_id, True)
+
+
+async def test_a_later_episode_leaves_the_message_that_shows_what_came_late_to_its_own(
+    database: DatabaseUrl, clock: Clock
+) -> None:
+    """The message sent late became the first one of its episode: no other episode may edit it as its own."""
+    async with open_store(database, clock) as store:
+        await accept(store, "x")
+        (late,) = (await claim_due(store, ClaimRequest("a", 1, "late", lease_seconds=0.0, rate=None))).tasks
+        await accept(store, "x")
+        first = await claim_one(store)
+        assert [each.delivery_id for each in first.predecessors] == [late.delivery_id]
+        await end_attempt(store, first)
+        await accept(store, "x", episode=2)
+
+        assert not (await end_attempt(store, late)).lease_valid
+
+        second = await claim_one(store)
+        assert (second.first_event_seq, second.last_event_seq, second.episode) == (1, 3, 2)
+        assert (second.first_receipt, second.predecessors) == (None, ())
 
 
 async def test_an_ending_whose_commit_was_not_answered_is_written_once_and_nothing_is_resent(store: Store) -> None:

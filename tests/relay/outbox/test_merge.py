@@ -15,11 +15,7 @@ from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, fail
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.relay.served_relay import event_of
 
 
 @pytest.fixture
@@ -41,7 +37,7 @@ async def test_a_message_that_is_replaced_again_and_again_gets_no_younger(store:
     assert await oldest_accepted_at(store) == 1000
 
 
-async def test_nor_does_one_into_which_a_failed_attempt_is_merged(store: Store, clock: Clock) -> None:
+async def test_a_message_into_which_a_failed_attempt_is_merged_gets_no_younger(store: Store, clock: Clock) -> None:
     await accept(store, "x")
     claim = await claim_one(store)
     clock.now += 10
@@ -68,7 +64,7 @@ async def test_what_replaces_a_message_that_failed_is_tried_no_sooner_and_counts
     assert (await claim_one(store)).attempt_number == 1  # what arrived leaves nothing behind
 
 
-async def test_what_was_passed_on_of_a_message_says_nothing_of_a_dead_letter_that_is_reported_with_it(
+async def test_a_dead_letter_goes_to_the_fallback_though_the_message_it_is_merged_into_went_there_before(
     store: Store,
 ) -> None:
     await accept(store, "x")
@@ -108,3 +104,35 @@ async def test_a_first_message_knows_what_was_merged_into_it_and_may_have_arrive
     clock.now += 21
     (predecessor,) = (await claim_one(store)).predecessors
     assert (predecessor.delivery_id, predecessor.progress) == (killed.delivery_id, {"ts": "1"})
+
+
+async def test_a_reply_to_an_earlier_episode_is_not_taken_over_by_the_next(store: Store, clock: Clock) -> None:
+    await accept(store, "x")
+    await end_attempt(store, await claim_one(store))
+    await accept(store, "x", is_open=False, event=event_of("resolved"))
+    reply = await claim_one(store)
+    await end_attempt(store, reply, DeliveryState.RETRYING, retry_in=1.0, maybe_sent=True)
+    await accept(store, "x", episode=2)
+    clock.now += 1
+    second = await claim_one(store)
+    assert (second.first_event_seq, second.last_event_seq, second.first_receipt) == (2, 3, None)
+    assert not second.predecessors
+
+
+async def test_what_was_merged_into_one_first_message_is_not_taken_over_by_another(store: Store, clock: Clock) -> None:
+    await accept(store, "x")
+    dead = await claim_one(store)
+    await end_attempt(store, dead, DeliveryState.DEAD)
+    await accept(store, "x")
+    lost = await claim_one(store)
+    await end_attempt(store, lost, DeliveryState.RETRYING, retry_in=1.0, maybe_sent=True)
+    await accept(store, "x")
+    clock.now += 1
+    first = await claim_one(store)
+    assert [each.delivery_id for each in first.predecessors] == [lost.delivery_id]
+    await end_attempt(store, first)
+    await accept(store, "x", episode=2)
+    await requeue(store, dead.delivery_id)
+    second = await claim_one(store)
+    assert (second.first_event_seq, second.episode, second.first_receipt) == (1, 2, None)
+    assert not second.predecessors

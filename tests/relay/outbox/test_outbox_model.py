@@ -1,4 +1,4 @@
-"""Whatever relays, crashes, clocks and people do to the outbox, in any order: nothing is lost, stale or told at once.
+"""Whatever relays, crashes, clocks and people do to the outbox, in any order: nothing is lost, stale or sent twice.
 
 `FAULTS=long` tries more of it.
 """

@@ -23,6 +23,7 @@ from services.relay.outbox.operators.requeue import requeue_dead
 from services.relay.outbox.overview import open_incidents
 from services.relay.outbox.queries import context, delivery_list, delivery_times, incident_list
 from services.relay.outbox.rows import RowQuery
+from services.relay.outbox.shared_dedup_key import may_have_earlier_open
 from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
@@ -83,7 +84,9 @@ async def test_earlier_episodes_of_an_incident_are_not_searched(tmp_path: Path) 
             await accept(store, "flapping", CHANNEL, episode=number + 1)
             steps = Steps()
             await store.run(steps.count)
-            assert (await claim_one(store, CHANNEL)).first_receipt is None
+            claimed = await claim_one(store, CHANNEL)
+            assert claimed.first_receipt is None
+            assert await store.run(lambda transaction: may_have_earlier_open(transaction.connection, claimed))  # noqa: B023
             found.append(steps.number)
     few, large = found
     assert 50 < large < 1.05 * few + 20
@@ -115,6 +118,11 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
     now = time.time()
     first: list[tuple[RowQuery[Any], dict[str, Any], tuple[str, ...]]] = [
         (claim._FIRST_RECEIPTS, {**of_two, "channel": CHANNEL}, ("deliveries_of_episode",)),
+        (
+            claim._PREDECESSORS,
+            {"incident": "a", "channel": CHANNEL, "first": 1, "last": LARGE},
+            ("deliveries_of_episode",),
+        ),
         (context._READ_PREVIOUS, {**of_two, "channels": [CHANNEL]}, ("deliveries_of_episode",)),
     ]
     # PostgreSQL looks for the first ones in another way when it knows that there are many.

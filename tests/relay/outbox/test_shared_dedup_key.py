@@ -1,20 +1,19 @@
 """What an open incident needs of those of its group: as long as it lives, and none of them told its alerts as over."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 from sqlalchemy import text, update
 
-from services.relay.delivery.task import prepare_task
-from services.relay.model import Event, Status, compute_digest
+from services.relay.model import DeliveryTask, Event, Status, compute_digest
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.claim import ClaimRequest, claim_due
+from services.relay.outbox.delivery_lease import save_progress
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.tables import events
+from services.relay.outbox.tables import DeliveryState, events
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.actions import end_attempt
+from tests.relay.outbox.actions import accept, claim_one, end_attempt, prepare
 from tests.relay.served_relay import event_of
 
 DAY = 24 * 3600.0
@@ -40,12 +39,15 @@ async def come(store: Store, incident: str, event: Event) -> None:
         await _stays_open(store)
 
 
-async def _stays_open(store: Store) -> bool:
+async def _claim_with_group(store: Store) -> DeliveryTask:
     (one,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
-    ends = asyncio.get_running_loop().time() + 10
-    stays_open = (await prepare_task(store, one, attempt_ends=ends, lease_ends=ends)).keep_open
+    return await prepare(store, one, acknowledges=True)
+
+
+async def _stays_open(store: Store) -> bool:
+    one = await _claim_with_group(store)
     await end_attempt(store, one)
-    return stays_open
+    return one.keep_open
 
 
 async def ends(store: Store, incident: str, **alerts: str) -> bool:
@@ -71,7 +73,9 @@ async def test_one_that_has_been_quiet_for_a_day_needs_nothing(store: Store) -> 
     assert not await ends(store, "other")
 
 
-async def test_an_alert_is_over_that_any_other_reported_so_last_and_an_event_of_its_own_says_more(store: Store) -> None:
+async def test_an_alert_that_another_incident_ended_last_is_over_until_an_event_of_its_own_fires_it_again(
+    store: Store,
+) -> None:
     await come(store, "one", group(A="firing", B="firing"))
     await come(store, "two", group(A="resolved", C="firing"))
     await come(store, "three", group(B="resolved", D="firing"))
@@ -108,3 +112,66 @@ async def test_what_a_replica_commits_late_under_an_earlier_number_is_reported_a
 
 async def _number(store: Store, of: str) -> None:
     await store.run(lambda transaction: transaction.connection.execute(text(of)).all())
+
+
+async def _restart(store: Store, episode: int, status: str = "firing") -> DeliveryTask:
+    """The claim of what waits for PagerDuty once the next episode has begun, as it goes there."""
+    await accept(store, "x", episode=episode, is_open=status == "firing", event=event_of(status))
+    return await prepare(store, await claim_one(store), acknowledges=True)
+
+
+async def test_a_resolve_that_did_not_arrive_comes_before_the_next_episode(store: Store) -> None:
+    first = await _restart(store, 1)
+    assert not first.resolves_earlier
+    await end_attempt(store, first)
+    ending = await _restart(store, 1, "resolved")
+    assert not ending.resolves_earlier
+    await end_attempt(store, ending, DeliveryState.RETRYING, reason="server_error")
+    second = await _restart(store, 2)
+    assert second.resolves_earlier
+    await end_attempt(store, second)
+    repeated = await _restart(store, 2)
+    assert not repeated.resolves_earlier, "the channel has this episode"
+    await end_attempt(store, repeated)
+    await end_attempt(store, await _restart(store, 2, "resolved"))
+    third = await _restart(store, 3)
+    assert not third.resolves_earlier, "the resolve arrived"
+    await end_attempt(store, third)
+    await end_attempt(store, await _restart(store, 3, "resolved"), DeliveryState.DEAD, reason="rejected")
+    assert (await _restart(store, 4)).resolves_earlier, "the resolve was given up"
+
+
+async def test_an_episode_that_nobody_was_notified_of_needs_no_resolve(store: Store) -> None:
+    await end_attempt(store, await _restart(store, 1), DeliveryState.RETRYING, reason="unreachable")
+    await accept(store, "x", is_open=False, event=event_of("resolved"))
+    second = await _restart(store, 2)
+    assert not second.resolves_earlier
+    await end_attempt(store, second, DeliveryState.RETRYING, reason="timeout", maybe_sent=True)
+    await accept(store, "x", episode=2, is_open=False, event=event_of("resolved"))
+    assert (await _restart(store, 3)).resolves_earlier, "it may have arrived"
+
+
+async def test_what_was_begun_of_an_episode_is_not_resolved_again(store: Store) -> None:
+    await end_attempt(store, await _restart(store, 1))
+    begun = await _restart(store, 2)
+    assert begun.resolves_earlier
+    assert await save_progress(store, begun, {"earlier_resolved": "yes"})
+    await end_attempt(store, begun, DeliveryState.RETRYING, reason="timeout", maybe_sent=True)
+    assert not (await _restart(store, 2)).resolves_earlier, "its trigger may have arrived, and was perhaps acknowledged"
+
+
+async def test_an_earlier_episode_stays_open_where_another_incident_needs_its_key(store: Store) -> None:
+    await come(store, "one", group(A="firing"))
+    await come(store, "two", group(B="firing"))
+    await accept(store, "one", is_open=False, event=group("resolved", A="resolved"))
+    await accept(store, "one", episode=2, event=group(A="firing"))
+    second = await _claim_with_group(store)
+    assert (second.incident_id, second.keep_open, second.resolves_earlier) == ("one", True, False)
+
+
+async def test_what_was_begun_of_an_earlier_episode_is_resolved(store: Store) -> None:
+    begun = await _restart(store, 1)
+    assert await save_progress(store, begun, {"triggered": "yes"})
+    await end_attempt(store, begun, DeliveryState.RETRYING, reason="server_error")
+    await accept(store, "x", is_open=False, event=event_of("resolved"))
+    assert (await _restart(store, 2)).resolves_earlier

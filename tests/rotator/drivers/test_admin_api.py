@@ -165,7 +165,7 @@ async def test_a_server_that_does_not_answer_is_waited_for_within_a_bound(open_k
             await keyring.count_key_usage()
 
 
-async def test_nobody_who_listens_is_reported_in_the_error_of_the_system(tmp_path: Path) -> None:
+async def test_where_nobody_listens_the_error_asks_whether_the_service_is_running(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     settings = AdminApiDriverSettings(kind="admin_api", url="http://127.0.0.1:1", token_file=tmp_path / "token")
     async with open_driver(settings, KMS) as keyring:

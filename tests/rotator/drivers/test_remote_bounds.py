@@ -34,7 +34,7 @@ async def test_an_answer_of_nothing_but_values_is_not_even_parsed(status: int, p
 
 
 @pytest.mark.parametrize("begin", ['{"status":200,"body":[', '{"status":200,"x":['])
-async def test_neither_is_a_line_that_a_command_answers(begin: str) -> None:
+async def test_a_command_that_answers_nothing_but_values_is_not_even_parsed(begin: str) -> None:
     line = f"print('{begin}' + '[],' * {MAX_RESPONSE_BYTES // 3 - 20} + '0]}}')"
     settings = CommandDriverSettings(kind="command", argv=(sys.executable, "-c", line), timeout=20.0)
     tracemalloc.start()

@@ -197,7 +197,7 @@ def test_a_truth_value_is_no_duration(file: Path) -> None:
     assert line.startswith(f"{file}: part.wait: expected a duration such as 30s")
 
 
-def test_a_path_with_a_nul_and_a_bottomless_nest_are_one_line_each(file: Path) -> None:
+def test_a_path_with_a_nul_and_endless_nesting_are_one_line_each(file: Path) -> None:
     (line,) = _lines(_write(file, secret_file="a\0b"))
     assert line.startswith(f"{file}: secret_file: expected a path; a NUL character")
     file.write_text("[" * 3000)

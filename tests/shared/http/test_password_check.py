@@ -56,7 +56,7 @@ async def test_a_password_that_was_right_is_not_hashed_again_and_none_on_the_eve
     assert threading.current_thread() not in checks
 
 
-async def test_a_wrong_password_takes_the_time_of_the_dearest_hash_whoever_it_is_for(
+async def test_a_wrong_password_takes_the_time_of_the_most_expensive_hash_whoever_it_is_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spent: list[int] = []
@@ -191,7 +191,7 @@ async def test_a_check_that_is_given_up_leaves_its_slot_and_is_never_made(blocke
     assert (users._queues, users._is_running) == ({}, False)
 
 
-async def test_one_that_is_given_up_in_the_moment_of_its_admission_passes_it_on(blocked: BlockedHash) -> None:
+async def test_a_check_that_is_given_up_as_it_gets_its_slot_passes_the_slot_on(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20):
         await users._acquire_slot(PEER)
@@ -216,7 +216,7 @@ async def test_a_password_that_was_found_right_meanwhile_is_not_hashed_again(blo
 
 
 @pytest.mark.parametrize("password", [b"long" * 30, "пароль".encode(), b"with\0nul", b"\xff"])
-async def test_any_password_can_be_asked_about(password: bytes) -> None:
+async def test_any_password_can_be_checked(password: bytes) -> None:
     users = PasswordChecker({"alice": _hash(password[:72])})
     assert await users.check_password("alice", password, PEER)
     assert not await users.check_password("alice", b"x" + password, PEER)

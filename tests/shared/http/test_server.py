@@ -1,4 +1,4 @@
-"""What every server has, over real sockets; how it stops is tried in `test_cli.py`, on real processes."""
+"""What every server has, over real sockets; how it stops is tried in `test_command_line.py`, on real processes."""
 
 import asyncio
 import socket

@@ -197,7 +197,7 @@ async def test_an_unreadable_token_file_is_503_and_a_user_comes_in_all_the_same(
     assert (await client.get("/metrics", auth=ALICE)).status_code == 200
 
 
-async def test_without_an_admin_token_a_user_is_requested(rig: Rig) -> None:
+async def test_without_an_admin_token_a_user_is_required(rig: Rig) -> None:
     rig.access = AccessPolicy(roles=rig.roles)
     async with rig.client() as client:
         refused = await client.get("/page")

@@ -125,7 +125,7 @@ async def test_a_text_in_a_file_where_there_should_be_none_hides_no_other(keyrin
         ("'text'", "may be needed by 1 data keys of version 'text', which the key does not have"),
     ],
 )
-async def test_no_version_is_retired_while_that_of_a_data_key_is_none_of_the_keys(
+async def test_no_version_is_retired_while_a_data_key_names_one_that_the_kms_key_does_not_have(
     keyring: Keyring, versions: Versions, version: str, error: str
 ) -> None:
     await keyring.fill(2)
@@ -138,7 +138,7 @@ async def test_no_version_is_retired_while_that_of_a_data_key_is_none_of_the_key
     await keyring.administration.retire_version("1", keyring.token)
 
 
-async def test_two_statuses_that_nobody_knows_are_counted_as_one(keyring: Keyring) -> None:
+async def test_two_statuses_that_nobody_knows_are_added_up(keyring: Keyring) -> None:
     await keyring.fill(3)
     await _set(keyring, "data_keys", "status = 'one'", "k001")
     await _set(keyring, "data_keys", "status = 'two'", "k002")
@@ -149,7 +149,7 @@ async def test_two_statuses_that_nobody_knows_are_counted_as_one(keyring: Keyrin
 
 
 @pytest.mark.parametrize("column", ["type", "state"])
-async def test_a_rotation_of_which_that_is_wrong_is_named_by_every_command_and_by_the_inspection(
+async def test_a_rotation_with_an_unreadable_value_is_named_by_every_command_and_by_the_metrics(
     keyring: Keyring, column: str
 ) -> None:
     await keyring.fill(1)

@@ -117,7 +117,7 @@ HOSTILE = (
 @given(text=st.text() | st.sampled_from(HOSTILE))
 @example(text="$(id)")
 @example(text="' id '")
-def test_what_an_alert_smuggles_in_is_never_more_than_a_part_of_a_line(text: str) -> None:
+def test_what_an_alert_smuggles_in_is_never_more_than_a_part_of_an_argument(text: str) -> None:
     for name, reason in itertools.product(VALUES.keys() - {"kms_reason", "kms_provider"}, Reason):
         values = {**VALUES, "kms_reason": str(reason)}
         usual = [*list_fixes(values, {}), *list_fixes({**values, name: ""}, {})]

@@ -48,7 +48,7 @@ async def test_an_address_stands_for_itself_and_nobody_is_asked(resolver: Hangin
 
 
 @pytest.mark.parametrize(("host", "error"), [("nobody.invalid", OSError), ("a" * 64, UnicodeError)])
-async def test_what_cannot_be_resolved_is_reported_to_who_asked(host: str, error: type[Exception]) -> None:
+async def test_what_cannot_be_resolved_is_reported_to_the_caller(host: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         await resolve(host)
 

@@ -173,7 +173,9 @@ def test_a_user_without_a_role_and_a_role_without_a_user_are_reported_by_the_che
     ]
     started = _run(command, "--config", file, "--web.config.file", web)
     lines = [json.loads(line) for line in started.stderr.splitlines() if line.startswith("{")]
-    assert {each["key"]: each["error"] for each in lines if "error" in each} == sentences
+    logged = {each["key"]: (each["error"], each["hint"]) for each in lines if "error" in each}
+    assert {key: "; ".join(filter(None, parts)) for key, parts in logged.items()} == sentences
+    assert logged["basic_auth_users.alertmanager"][1] == "to send alerts to a relay it needs `responder`"
     checked = _run(command, "--config", file, "--check")
     assert [line.split(": ")[1] for line in checked.stderr.splitlines()] == ["auth.roles.anna", "auth.roles.ben"]
 

@@ -62,7 +62,7 @@ def test_on_the_network_users_or_required_certificates_do_too(file: Path, tmp_pa
     assert "basic_auth_users or required client certificates" in line
 
 
-def test_from_then_on_the_web_yml_may_not_let_everybody_in(tmp_path: Path) -> None:
+def test_a_server_on_the_network_without_a_token_requires_credentials_of_its_web_yml(tmp_path: Path) -> None:
     web = WebConfigFile(web_yml(tmp_path, users={"alice": HASH}))
     refuse_unprotected(SETTINGS, None, web)
     assert not web.requires_credentials

@@ -79,7 +79,7 @@ async def test_what_the_relay_gave_up_is_reported_at_once(answering: Answering) 
     assert lines[3].startswith("✗ delivered on channel-1: the relay gave up; its last attempt ended with rejected; see")
 
 
-async def test_a_message_that_another_one_includes_is_followed_there(answering: Answering) -> None:
+async def test_a_message_that_was_merged_into_another_is_followed_there(answering: Answering) -> None:
     assert (await follow(answering, AlertingPath("superseded"), timeout=60))[2] == "✓ delivered on channel-0: ts=9"
 
 

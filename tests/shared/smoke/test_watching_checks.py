@@ -175,7 +175,9 @@ async def test_an_alertmanager_that_starts_is_not_ready(answering: Answering) ->
 
 
 @pytest.mark.parametrize("answer", ["<html>log in</html>", "{}", "[]"])
-async def test_what_answers_everything_is_mistaken_for_nothing(answering: Answering, answer: str) -> None:
+async def test_a_server_that_answers_everything_alike_is_taken_for_no_service(
+    answering: Answering, answer: str
+) -> None:
     async def anything(_request: Request) -> Response:
         return Response(answer)
 

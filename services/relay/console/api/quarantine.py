@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from services.relay.intake.replay import NotConfirmedError, ReplayPreview, ReplayRefusedError, Replays
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError
+from services.relay.outbox.accept import encode_accepted
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.quarantine import (
     MAX_BODY_BYTES,
@@ -80,12 +81,7 @@ class QuarantineEndpoint:
             refused = build_error_response(413, f"the body is over {MAX_BODY_BYTES} bytes; post it to /alerts")
             refused.headers["Connection"] = "close"  # else uvicorn would read the rest, to drop it
             return refused
-        answer = {
-            "event_id": accepted.event_id,
-            "deliveries": accepted.delivery_count,
-            "duplicate": accepted.is_duplicate,
-        }
-        return JSONResponse(answer, status_code=200 if accepted.is_duplicate else 202)
+        return JSONResponse(encode_accepted(accepted), status_code=200 if accepted.is_duplicate else 202)
 
 
 async def _read_repaired(request: Request) -> bytes:

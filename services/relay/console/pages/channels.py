@@ -14,6 +14,7 @@ from services.relay.outbox.channel_state.channel_checks import ChannelCheck, Che
 from services.relay.outbox.engine.store import Store
 from shared.check import CheckResult
 from shared.config.server_settings import Role
+from shared.hinted_error import join_hint
 from shared.http.authorization import ProtectedRoute, get_caller
 
 Act = Callable[[str, str], Awaitable[ChannelCheck]]
@@ -81,7 +82,7 @@ class ChannelsPages:
             failure = (await act(name, get_caller(request).name)).failure
         except ActionRefusedError as error:
             return redirect_refused(request, f"/channels/{name}", f"Nothing was done on {name}: {error}")
-        outcome = done if failure is None else f"{failure.name}: {failure.detail}; {failure.hint}"
+        outcome = done if failure is None else f"{failure.name}: {join_hint(failure.detail, failure.hint)}"
         return redirect(request, f"/channels/{name}", f"{name}: {outcome}")
 
     def _find(self, request: Request) -> list[ConfiguredChannel]:

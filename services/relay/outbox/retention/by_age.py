@@ -4,23 +4,19 @@ Never pruned: what is still to be delivered, and what says on which channels an 
 reply to there. Dead letters go by age alone, since a person must see them. An event stays while a delivery has it and
 while it is its incident's latest, against which a duplicate is compared; a closed incident goes with its last event.
 
-A delivery that is unsettled, waiting or dead, has every event from its first to its last. Sent again, it becomes the
-current state of its incident, so it needs later events, too: otherwise an alert that ended in them would look as if it
-still fired. But an event adds nothing if newer events have all its alerts. So what is kept grows with the alerts of
-an incident, not with its events.
+`unsettled` finds the events that a delivery still needs that waits or is dead.
 
 SQLite's file does not shrink: freed pages are used again. (VACUUM would lock everybody out while it copies the file.)
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, and_, bindparam, delete, exists, func, or_, select, update
 
-from services.relay.model import collect_digests, decode_event
 from services.relay.outbox.channel_state.channel_checks import prune_checks
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
@@ -29,7 +25,13 @@ from services.relay.outbox.operators.quarantine import delete_entries
 from services.relay.outbox.operators.sessions import prune_sessions
 from services.relay.outbox.operators.silences import prune_silences
 from services.relay.outbox.prune_marks import PrunedKind, record_pruned
-from services.relay.outbox.rows import EVENT_SIZES, EVENTS, EventSizeRow, RowQuery, select_values
+from services.relay.outbox.retention.unsettled import (
+    WITHOUT_DELIVERY,
+    UnsettledRanges,
+    find_redundant_events,
+    find_unsettled_ranges,
+)
+from services.relay.outbox.rows import EVENT_SIZES, EventSizeRow, RowQuery, select_values
 from services.relay.outbox.tables import (
     DIGEST_EPISODE,
     IS_UNSETTLED,
@@ -53,9 +55,6 @@ AUDIT_ROWS: Final = 100_000
 """Entries of the audit that are kept."""
 _PAUSE: Final = 0.05
 """Seconds between two steps, in which the writer belongs to the others."""
-
-UnsettledRanges = Mapping[str, Sequence[range]]
-"""By incident: for each unsettled delivery, the events from its first to its last."""
 
 
 class PruneResult(NamedTuple):
@@ -117,21 +116,6 @@ class _UnusedEventRow(NamedTuple):
 
     seq: int
     incident_id: str
-
-
-class _EventRangeRow(NamedTuple):
-    """The events of a delivery."""
-
-    incident_id: str
-    first_event_seq: int
-    event_seq: int
-
-
-class _EventUseRow(NamedTuple):
-    """Whether an event has no delivery of its own."""
-
-    seq: int
-    is_unused: bool
 
 
 _MAX_EDIT_AGE: Final = 7 * 86400.0
@@ -197,7 +181,6 @@ _READ_DELIVERIES: Final = (
 _READ_EVENTS: Final = (
     EVENT_SIZES.where(events.c.seq > bindparam("after")).order_by(events.c.seq).limit(bindparam("rows"))
 )
-_WITHOUT_DELIVERY: Final = ~exists().where(_delivery.event_seq == events.c.seq)
 _FIND_UNUSED_EVENTS: Final = RowQuery(
     _UnusedEventRow,
     select(events.c.seq, events.c.incident_id).outerjoin(
@@ -206,7 +189,7 @@ _FIND_UNUSED_EVENTS: Final = RowQuery(
 ).where(
     events.c.seq > bindparam("after"),
     events.c.seq <= bindparam("last"),
-    _WITHOUT_DELIVERY,
+    WITHOUT_DELIVERY,
     or_(
         incidents.c.id.is_(None),
         and_(
@@ -218,31 +201,7 @@ _FIND_UNUSED_EVENTS: Final = RowQuery(
 )
 """Without a delivery of their own; an incident's latest event only where the incident is over, old, and delivered."""
 
-_UNSETTLED_DELIVERIES: Final = (
-    IS_UNSETTLED,
-    or_(_delivery.finished_at.is_(None), _delivery.finished_at >= bindparam("cutoff")),
-)
 _LAST_START: Final = select_values(float, func.max(incidents.c.started_at))
-_READ_RANGES: Final = RowQuery(
-    _EventRangeRow, select(_delivery.incident_id, _delivery.first_event_seq, _delivery.event_seq)
-).where(*_UNSETTLED_DELIVERIES)
-_first = (
-    select(_delivery.incident_id, func.min(_delivery.first_event_seq).label("event"))
-    .where(*_UNSETTLED_DELIVERIES)
-    .group_by(_delivery.incident_id)
-    .subquery()
-)
-_INCIDENTS_WITH_LATER_EVENTS: Final = RowQuery(
-    str,
-    select(events.c.incident_id)
-    .distinct()
-    .join(_first, and_(_first.c.incident_id == events.c.incident_id, _first.c.event < events.c.seq)),
-).where(_WITHOUT_DELIVERY)
-_NEWEST_FIRST: Final = (
-    RowQuery(_EventUseRow, select(events.c.seq, _WITHOUT_DELIVERY.label("is_unused")))
-    .where(events.c.incident_id == bindparam("incident"), events.c.seq >= bindparam("first"))
-    .order_by(events.c.seq.desc())
-)
 _COUNT_ALL: Final = select_values(int, func.count(_delivery.seq))
 _COUNT_UNSETTLED: Final = _COUNT_ALL.where(IS_UNSETTLED)
 _LAST_EXCESS: Final = (
@@ -252,7 +211,6 @@ _LAST_EXCESS: Final = (
     .offset(bindparam("before"))
     .limit(1)
 )
-_READ_EVENT: Final = EVENTS.where(events.c.seq == bindparam("event"))
 
 
 async def prune_by_age(store: Store, max_age: float, max_deliveries: int) -> PruneResult:
@@ -391,38 +349,3 @@ def _limit_bytes(rows: Sequence[EventSizeRow]) -> Sequence[EventSizeRow]:
     """The first ones, as many as one transaction may drop; one at least."""
     sizes = [row.event_size + row.body_size for row in rows]
     return [row for row, size, total in zip(rows, sizes, accumulate(sizes), strict=True) if total - size < _STEP_BYTES]
-
-
-async def find_unsettled_ranges(store: Store, cutoff: float) -> UnsettledRanges:
-    """What is unsettled, but for what was given up before `cutoff` (unix seconds). Raises StoreUnavailableError."""
-    found: dict[str, list[range]] = {}
-    for row in await store.read(partial(_READ_RANGES.fetch_all, values={"cutoff": cutoff})):
-        found.setdefault(row.incident_id, []).append(range(row.first_event_seq, row.event_seq + 1))
-    return found
-
-
-async def find_redundant_events(store: Store, unsettled: UnsettledRanges, cutoff: float) -> set[int]:
-    """Events of these incidents that add nothing to what would be delivered. Raises StoreUnavailableError."""
-    redundant: set[int] = set()
-    for incident in await store.read(partial(_INCIDENTS_WITH_LATER_EVENTS.fetch_all, values={"cutoff": cutoff})):
-        ranges = unsettled.get(incident, ())
-        first = min((each.start for each in ranges), default=0)
-        newer: set[bytes] = set()
-        values = {"incident": incident, "first": first}
-        for row in await store.read(partial(_NEWEST_FIRST.fetch_all, values=values)):
-            alerts = await store.read(partial(_read_digests, row.seq))
-            if alerts is None:
-                continue
-            if row.is_unused and alerts <= newer and not any(row.seq in each for each in ranges):
-                redundant.add(row.seq)
-            newer |= alerts
-    return redundant
-
-
-def _read_digests(seq: int, connection: Connection) -> frozenset[bytes] | None:
-    """The digests of an event's alerts; None if it cannot be read."""
-    row = _READ_EVENT.fetch_first(connection, {"event": seq})
-    try:
-        return None if row is None else collect_digests(decode_event(row.event))
-    except ValueError:
-        return None

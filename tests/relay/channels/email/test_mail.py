@@ -267,7 +267,7 @@ def test_a_message_id_is_fixed_for_a_delivery_and_its_recipients() -> None:
     assert re.fullmatch(r"<[0-9a-f]{40}@example\.org>", str(ids[0]))
 
 
-def test_no_machine_answers_it() -> None:
+def test_a_mail_says_that_it_was_generated_so_that_no_machine_replies() -> None:
     mail = received(message())
     assert mail["Auto-Submitted"] == "auto-generated"
     assert mail["List-ID"] == "keypulse alerts <keypulse.example.org>"

@@ -137,7 +137,7 @@ async def test_a_lost_answer_is_not_reposted_behind_our_back(secret_file: Path, 
     assert len(posts(stand_ins)) == 1  # each request that arrives is stored
 
 
-async def test_slack_is_asked_to_make_nothing_of_the_text(
+async def test_slack_is_asked_not_to_interpret_the_text_or_unfurl_its_links(
     secret_file: Path, stand_ins: StandIns, website: WebServer, requests: list[bytes]
 ) -> None:
     address = await website(200, '{"ok": true, "channel": "C1", "ts": "1.000001"}', Content_Type="application/json")

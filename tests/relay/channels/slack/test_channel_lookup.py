@@ -40,7 +40,9 @@ async def test_the_configured_channel_counts_and_not_the_one_of_an_earlier_recei
     assert receipt == locate(stand_ins, post)
 
 
-async def test_a_channel_that_may_be_the_wrong_one_leaves_it_uncertain(connect: Connect, stand_ins: StandIns) -> None:
+async def test_where_the_channel_may_be_the_wrong_one_the_delivery_stays_uncertain(
+    connect: Connect, stand_ins: StandIns
+) -> None:
     earlier = await send(connect("#security-ops"), now(delivery_id="first"))
     retry = await lost(stand_ins, connect(), now(first_receipt=earlier))
     stand_ins.slack.scopes -= {"channels:read", "groups:read"}  # nobody can say which one is configured now

@@ -159,7 +159,7 @@ async def test_a_post_is_found_behind_many_others(connect: Connect, stand_ins: S
     assert (await connect().send(retry))["found"] == "yes"
 
 
-async def test_what_is_older_than_the_delivery_is_not_checked(connect: Connect, stand_ins: StandIns) -> None:
+async def test_what_is_older_than_the_delivery_is_not_searched(connect: Connect, stand_ins: StandIns) -> None:
     channel = connect()
     retry = await lost(stand_ins, channel, now())
     (post,) = posts(stand_ins)
@@ -169,7 +169,7 @@ async def test_what_is_older_than_the_delivery_is_not_checked(connect: Connect, 
 
 
 @pytest.mark.parametrize("is_answered", [True, False])
-async def test_only_where_slack_does_not_say_the_time_it_stays_uncertain(
+async def test_only_where_slack_does_not_say_the_time_the_delivery_stays_uncertain(
     is_answered: bool, secret_file: Path, answering: Answering
 ) -> None:
     async def answer(request: web.Request) -> web.Response:
@@ -192,7 +192,7 @@ async def test_only_where_slack_does_not_say_the_time_it_stays_uncertain(
         {"ok": False, "error": "an_error_of_next_year"},
     ],
 )
-async def test_a_search_without_a_result_is_bounded_and_leaves_it_uncertain(
+async def test_a_search_without_a_result_is_bounded_and_leaves_the_delivery_uncertain(
     page: dict[str, object], secret_file: Path, answering: Answering
 ) -> None:
     requests: list[str] = []

@@ -14,11 +14,6 @@ from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, open_break
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
     async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         yield store

@@ -2,11 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-import pytest
 from sqlalchemy import Column, Connection, update
 
 from services.relay.outbox.channel_state import channel_checks, channel_overviews
@@ -37,12 +35,6 @@ from tests.relay.outbox.test_query_plans import plan
 
 PASSED = CheckResult("token", CheckOutcome.PASSED, "bot keypulse")
 FAILED = CheckResult("channel", CheckOutcome.FAILED, "it is \x00archived", "unarchive it", 0.5)
-
-
-@pytest.fixture
-async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
-    async with open_store(database, time.time) as store:
-        yield store
 
 
 def check(*results: CheckResult, kind: CheckKind = CheckKind.CHECK, seconds: float = 0.5) -> ChannelCheck:

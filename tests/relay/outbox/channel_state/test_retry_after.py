@@ -17,11 +17,6 @@ LIMITED = {"reason": "rate_limited", "retry_after": 30.0, "retry_in": 30.0}
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
     async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         yield store
@@ -118,7 +113,7 @@ DAY = {"reason": "rate_limited", "retry_after": 86_400.0, "retry_in": 86_400.0}
 
 
 @pytest.mark.parametrize("then", [ChannelEffect.REACHED, ChannelEffect.FAILED, ChannelEffect.DOWN])
-async def test_what_was_in_progress_ends_no_pause_that_refuses_the_channel(
+async def test_what_was_in_progress_does_not_end_the_pause_of_a_channel_that_is_down(
     store: Store, clock: Clock, then: ChannelEffect
 ) -> None:
     await enqueue(store, 4)

@@ -1,31 +1,14 @@
 """One thread, many pieces of work, one commit."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
-import pytest
 from sqlalchemy import event, exc
 
 from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store, open_store
-from shared.sql import database_url
-from shared.sql.database_url import DatabaseUrl
+from services.relay.outbox.engine.store import Store
 from tests.relay.outbox.store_jobs import blocked, bodies, write, write_all
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
-        yield store
-
-
-@pytest.fixture
-async def either(database: DatabaseUrl) -> AsyncIterator[Store]:
-    """One of each kind."""
-    async with open_store(database, lambda: 0.0) as store:
-        yield store
 
 
 async def test_the_file_is_written_ahead_and_flushed_at_each_commit(store: Store) -> None:

@@ -4,9 +4,8 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -16,26 +15,12 @@ from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.store_jobs import blocked, bodies, write, write_all
 from tests.relay.served_relay import event_of
 
 MOST = 64 * 1024 * 1024
 """Bytes."""
-
-
-@pytest.fixture
-async def either(database: DatabaseUrl) -> AsyncIterator[Store]:
-    """One of each kind."""
-    async with open_store(database, lambda: 0.0) as store:
-        yield store
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
-        yield store
 
 
 async def test_nobody_waits_for_an_answer_longer_than_a_bound(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,28 +1,15 @@
-"""Whether the outbox drains, on both stores: slowly is well, not at all is not, and neither is for too long."""
+"""Whether the outbox drains, on both stores: slowly is healthy; not at all is not, nor is slowly for too long."""
 
 import time
-from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
 from sqlalchemy import Connection, text
 
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.engine.store import Store
 from services.relay.outbox.overview.draining import _FIND_DELIVERED, is_draining
 from services.relay.outbox.tables import DeliveryState
-from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
-
-
-@pytest.fixture
-async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
-    async with open_store(database, time.time) as store:
-        yield store
-
-
-@pytest.fixture
-def rows(store: Store) -> Rows:
-    return Rows(store)
 
 
 async def draining(store: Store, *channels: str) -> bool:

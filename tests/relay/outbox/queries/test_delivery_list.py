@@ -2,33 +2,19 @@
 
 import asyncio
 import threading
-import time
 import zlib
-from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy import insert
 
 from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.dead_letters import DeadLetterFilter
 from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.queries.delivery_list import AttemptRow, ChannelState, list_deliveries
 from services.relay.outbox.queries.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.tables import DeliveryState, channels
-from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
-
-
-@pytest.fixture
-async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
-    async with open_store(database, time.time) as store:
-        yield store
-
-
-@pytest.fixture
-def rows(store: Store) -> Rows:
-    return Rows(store)
 
 
 async def test_pages_hold_every_delivery_once_the_newest_first_while_others_are_added(store: Store, rows: Rows) -> None:
@@ -69,7 +55,7 @@ async def test_each_filter_leaves_out_the_others(store: Store, rows: Rows) -> No
         assert [delivery.id for delivery in found.deliveries] == ids
 
 
-async def test_one_is_reported_with_all_that_is_known_of_it(store: Store, rows: Rows) -> None:
+async def test_one_is_shown_with_all_that_is_known_of_it(store: Store, rows: Rows) -> None:
     event = await rows.event()
     one = await rows.delivery(
         event, receipt='{"ts": "1.2"}', remark="it is late", payload=zlib.compress("{“as sent”}".encode())
@@ -105,7 +91,7 @@ async def test_what_waits_and_what_was_given_up_is_counted(store: Store, rows: R
     assert [await store.read(DeadLetterFilter(name).count) for name in ("slack", "email")] == [1, 0]
 
 
-async def test_channels_are_reported_with_how_they_stand(store: Store) -> None:
+async def test_channels_are_listed_with_their_state(store: Store) -> None:
     row = {
         "name": "slack",
         "paused_until": 7.5,

@@ -1,7 +1,6 @@
 """A search finds what it should, on pages that follow one another both ways, and never examines the whole outbox."""
 
 import time
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -22,12 +21,6 @@ from services.relay.outbox.tables import DeliveryState, attempts, deliveries, in
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 from tests.relay.outbox.seeded_history import SERVICES, UNMERGED, seed_history
-
-
-@pytest.fixture
-async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
-    async with open_store(database, time.time) as store:
-        yield store
 
 
 async def search(store: Store, filter_: DeliveryFilter, position: Position = NEWEST, **bounds: Any) -> SearchResult:

@@ -1,33 +1,18 @@
 """Retention, on both stores: what goes, and what stays."""
 
-import time
-from collections.abc import AsyncIterator
-
 import pytest
 
 from services.relay.model import build_incident_id
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.retention.by_age import PruneResult, prune_by_age
 from services.relay.outbox.tables import UNFINISHED, DeliveryState, attempts, incidents
-from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 from tests.relay.served_relay import event_of
 
 DAY = 86400.0
 NO_LIMIT = 1_000_000
-
-
-@pytest.fixture
-async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
-    async with open_store(database, time.time) as store:
-        yield store
-
-
-@pytest.fixture
-def rows(store: Store) -> Rows:
-    return Rows(store)
 
 
 async def test_what_is_over_and_old_goes_with_its_attempts(store: Store, rows: Rows) -> None:
@@ -62,7 +47,7 @@ async def test_what_is_still_to_be_delivered_stays_however_old_it_is(
 
 
 @pytest.mark.parametrize("state", UNFINISHED)
-async def test_what_is_still_to_be_delivered_stays_beside_what_its_incident_was_reported_before(
+async def test_what_is_still_to_be_delivered_keeps_what_was_delivered_before_of_its_incident(
     store: Store, rows: Rows, state: DeliveryState
 ) -> None:
     delivered = await rows.delivery(await rows.event(age=99 * DAY))
@@ -86,7 +71,7 @@ async def test_of_what_was_reported_the_newest_are_kept_and_what_was_given_up_is
     assert await rows.left() == {stored[1], stored[4], stored[5]}
 
 
-async def test_what_was_given_up_stays_beside_what_its_incident_was_reported_before(store: Store, rows: Rows) -> None:
+async def test_what_was_given_up_keeps_what_was_delivered_of_its_incident(store: Store, rows: Rows) -> None:
     event = await rows.event(age=60, goes_on=False)
     remaining = {
         await rows.delivery(event),

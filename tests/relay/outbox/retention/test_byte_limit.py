@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,17 +34,6 @@ SMALL: dict[str, Any] = {
     "intake": {"max_body": "1MiB"},
     "delivery": {"duplicate_window": "1ms"},
 }
-
-
-@pytest.fixture
-async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
-    async with open_store(database, time.time) as store:
-        yield store
-
-
-@pytest.fixture
-def rows(store: Store) -> Rows:
-    return Rows(store)
 
 
 def limited(most: int) -> ByteLimit:

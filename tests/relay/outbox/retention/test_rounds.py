@@ -3,7 +3,6 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,17 +20,6 @@ from tests.relay.outbox.rows import Rows
 
 DAY = 86400.0
 NO_LIMIT = 1_000_000
-
-
-@pytest.fixture
-async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
-    async with open_store(database, time.time) as store:
-        yield store
-
-
-@pytest.fixture
-def rows(store: Store) -> Rows:
-    return Rows(store)
 
 
 async def test_more_than_one_step_is_pruned_in_a_round_and_the_oldest_go_first(store: Store, rows: Rows) -> None:

@@ -1,28 +1,20 @@
-"""What a message that was not told still needs is left, and no more than that, on both stores."""
+"""The events that an unsettled delivery still needs are left, and no more than those, on both stores."""
 
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 
 from services.relay.model import Status, encode_event
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.requeue import requeue
 from services.relay.outbox.retention.by_age import prune_by_age
 from services.relay.outbox.tables import DeliveryState
-from shared.sql.database_url import DatabaseUrl
 from tests.relay.monitors.monitored_outbox import event
 from tests.relay.outbox.actions import claim_one, read_event
 from tests.relay.outbox.rows import Rows
 
 DAY = 86400.0
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
-
-
-@pytest.fixture
-async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
-    async with open_store(database, time.time) as store:
-        yield store
 
 
 class Incident:

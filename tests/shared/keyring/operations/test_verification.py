@@ -95,7 +95,7 @@ async def test_kms_that_is_out_is_no_problem_of_a_data_key(keyring: Keyring, emu
         await keyring.administration.verify("sample")
 
 
-async def test_a_page_checks_its_own_data_keys_and_the_last_one_at_what_belongs_to_none(
+async def test_each_page_checks_its_own_data_keys_and_the_last_one_what_belongs_to_none(
     keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await _orphan(keyring)

@@ -69,7 +69,7 @@ async def test_what_goes_wrong_has_its_reason_for_both_operations(
     ("elapsed", "reason"),
     [(0.0, Reason.KEY_DESTROYED), (31 * 86400.0, Reason.KEY_DESTROYED), (None, Reason.KEY_DISABLED)],
 )
-async def test_the_state_of_a_version_is_distinguished(
+async def test_the_states_of_a_version_are_distinguished(
     provider: KmsKey, emulator: Emulator, elapsed: float | None, reason: Reason
 ) -> None:
     ciphertext = (await provider.encrypt(b"x", b"", timeout=5)).ciphertext
@@ -117,7 +117,7 @@ async def test_a_version_is_disabled_and_enabled_and_its_destruction_scheduled(
     ("fault", "reason"),
     [(EmulatorFault(kind="denied"), Reason.PERMISSION_DENIED), (EmulatorFault(kind="stall"), Reason.TIMEOUT)],
 )
-async def test_who_may_not_administer_a_version_or_gets_no_answer_is_reported(
+async def test_a_change_of_a_version_that_is_refused_or_unanswered_is_an_error_with_its_reason(
     provider: KmsKeyAdmin, emulator: Emulator, fault: EmulatorFault, reason: Reason
 ) -> None:
     emulator.faults.add(fault)

@@ -1,4 +1,4 @@
-"""Credentials are looked for once, off the event loop; and with them the real way to KMS, TLS included, is gone."""
+"""Credentials are found once, off the event loop; and with them a round trip works over TLS, as in production."""
 
 import asyncio
 import datetime as dt
@@ -200,7 +200,7 @@ async def test_with_a_service_account_and_tls_the_round_trip_works(emulator: Emu
     assert len(recorded) > 500
 
 
-async def test_a_call_that_is_refused_for_its_credentials_is_replaced_by_one_with_new_ones(
+async def test_a_refused_connection_is_replaced_only_once_there_are_new_credentials(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "account.json"

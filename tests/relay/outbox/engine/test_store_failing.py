@@ -4,7 +4,6 @@ import asyncio
 import sqlite3
 import subprocess
 import threading
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -14,23 +13,9 @@ from sqlalchemy import Connection, event, exc, text
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from shared.sql import database_url
-from shared.sql.database_url import DatabaseUrl
 from tests.faults.disk import tmpfs
 from tests.postgres import Postgres
 from tests.relay.outbox.store_jobs import bodies, write
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
-        yield store
-
-
-@pytest.fixture
-async def either(database: DatabaseUrl) -> AsyncIterator[Store]:
-    """One of each kind."""
-    async with open_store(database, lambda: 0.0) as store:
-        yield store
 
 
 async def test_a_full_disk_refuses_the_work_and_the_store_goes_on_when_there_is_space(store: Store) -> None:

@@ -1,0 +1,27 @@
+"""An outbox on each of both stores, by the real clock. A test that needs another clock, or channels, opens its own."""
+
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.relay.outbox.engine.store import Store, open_store
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.outbox.channel_breakers import Clock
+from tests.relay.outbox.rows import Rows
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, time.time) as store:
+        yield store
+
+
+@pytest.fixture
+def rows(store: Store) -> Rows:
+    return Rows(store)
