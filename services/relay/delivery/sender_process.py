@@ -1,6 +1,7 @@
 """Sends in a process of its own, beside the one that accepts and commits: Python runs on one core in each (ADR 4).
 
-The relay starts it (`sender_main`) and exchanges messages with it (`sender_protocol`).
+The relay starts it and exchanges messages with it over a socket that only these two have; the first one is `Start`. All
+messages of one iteration of the event loop go out as one frame: its length in eight bytes, then the pickle of a list.
 
 It has no data that is not in the outbox. When it exits, its deliveries count as possibly sent and are
 tried again, and the relay starts another one. It exits with the relay. One that does not respond is killed before the
@@ -8,42 +9,159 @@ lease of a delivery that it sends expires: nobody else may claim that delivery w
 """
 
 import asyncio
+import ctypes
+import gc
 import os
+import pickle
+import signal
 import socket
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import count
-from typing import Final
+from typing import Any, Final, NamedTuple, cast
 
 import structlog
+import uvloop
 
-from services.relay.channels.port import DeliveryLeaseLostError
-from services.relay.delivery.attempt import ProgressNotSavedError, SaveProgress, Sender, SenderSettings, SendResult
-from services.relay.delivery.sender_protocol import (
-    EXIT_WRONG_VERSION,
-    CancelRequest,
-    PingRequest,
-    PingResponse,
-    Pipe,
-    ProgressRequest,
-    ProgressResponse,
-    SendRequest,
-    SendResponse,
-    Start,
-    Started,
+from services.relay.channels.port import DeliveryLeaseLostError, Progress
+from services.relay.delivery.attempt import (
+    ProgressNotSavedError,
+    SaveProgress,
+    Sender,
+    SenderSettings,
+    SendResult,
+    open_local_sender,
 )
 from services.relay.model import DeliveryTask
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared import VERSION
-from shared.process import logs
+from shared.process import logs, memory
 from shared.process.logs import describe_exception
 
+EXIT_WRONG_VERSION: Final = 3
+"""The exit code of a process whose code is of another version than the relay, and may not understand it."""
+# Not `-m`: pickle finds the messages' classes in this module, not in one called `__main__`.
 COMMAND: Final = (
     "import gc; gc.disable()\n"  # to look for garbage among what is imported is a third of the start
-    "from services.relay.delivery.sender_main import main; gc.freeze(); gc.enable(); main()"
+    "from services.relay.delivery.sender_process import main; gc.freeze(); gc.enable(); main()"
 )
+
+
+class Start(NamedTuple):
+    """To the process: its settings."""
+
+    settings: SenderSettings
+    logging: tuple[Any, ...] | None
+    """What `logs.configure` was called with."""
+
+
+class Started(NamedTuple):
+    """From the process: it can send."""
+
+
+class SendRequest(NamedTuple):
+    """To the process: send this."""
+
+    number: int
+    task: DeliveryTask
+
+
+class CancelRequest(NamedTuple):
+    """To the process: cancel this one."""
+
+    number: int
+
+
+class PingRequest(NamedTuple):
+    """To the process: answer."""
+
+    number: int
+
+
+class PingResponse(NamedTuple):
+    """From the process: it lives."""
+
+    number: int
+
+
+class SendResponse(NamedTuple):
+    """From the process: the result."""
+
+    number: int
+    result: SendResult
+
+
+class ProgressRequest(NamedTuple):
+    """From the process: commit this."""
+
+    number: int
+    progress: Progress
+
+
+class ProgressResponse(NamedTuple):
+    """To the process: whether it is committed."""
+
+    number: int
+    error: Exception | None
+    """DeliveryLeaseLostError or ProgressNotSavedError where it is not."""
+
+
+_LENGTH: Final = 8
+
+
+class Pipe(asyncio.Protocol):
+    """One end.
+
+    Args:
+        on_message: called with each message.
+        on_closed: called when the other end is gone.
+    """
+
+    def __init__(self, on_message: Callable[[Any], object], on_closed: Callable[[], object]) -> None:
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._unsent: list[object] = []
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+
+    def send(self, message: object) -> None:
+        """Sends a message, in order."""
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(message)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """Called by asyncio."""
+        self._transport = None
+        self._on_closed()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio."""
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH:
+            end = _LENGTH + int.from_bytes(self._buffer[:_LENGTH], "big")
+            if len(self._buffer) < end:
+                return
+            with memoryview(self._buffer) as view, view[_LENGTH:end] as frame:
+                messages = pickle.loads(frame)  # noqa: S301  # nobody else has the socket
+            del self._buffer[:end]
+            for message in messages:
+                self._on_message(message)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if self._transport is not None:  # else the other end is gone, and `on_closed` was called
+            frame = pickle.dumps(unsent, pickle.HIGHEST_PROTOCOL)
+            self._transport.writelines((len(frame).to_bytes(_LENGTH, "big"), frame))
+
+
 _RESTART_SECONDS: Final = 1.0
 """Seconds before another one is started."""
 _READ_GRACE: Final = 0.2
@@ -272,3 +390,93 @@ async def _stop_process(process: Process) -> None:
 def _kill(process: Process) -> None:
     with suppress(ProcessLookupError):
         process.kill()
+
+
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+
+class _SenderMain:
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.start: asyncio.Future[Start | None] = loop.create_future()
+        self.send: Sender
+        self.ended = asyncio.Event()
+        self.pipe = Pipe(self._handle_message, self._handle_closed)
+        self.sends: dict[int, asyncio.Task[None]] = {}
+        self._progress_responses: dict[int, asyncio.Future[None]] = {}
+
+    def _handle_closed(self) -> None:
+        if not self.start.done():
+            self.start.set_result(None)
+        self.ended.set()
+
+    def _handle_message(self, message: Start | PingRequest | SendRequest | CancelRequest | ProgressResponse) -> None:
+        match message:
+            case PingRequest(number):
+                self.pipe.send(PingResponse(number))
+            case SendRequest(number):
+                task = self.sends[number] = asyncio.create_task(self._send(message))
+                task.add_done_callback(lambda _: self.sends.pop(number, None))
+            case CancelRequest(number):
+                if number in self.sends:
+                    self.sends[number].cancel()
+            case ProgressResponse(number, error):
+                progress_response = self._progress_responses.pop(number, None)
+                if progress_response is not None and not progress_response.done():
+                    progress_response.set_exception(error) if error else progress_response.set_result(None)
+            case Start():
+                self.start.set_result(message)
+
+    async def _send(self, request: SendRequest) -> None:
+        async def save_progress(progress: Progress) -> None:
+            self._progress_responses[request.number] = asyncio.get_running_loop().create_future()
+            self.pipe.send(ProgressRequest(request.number, progress))
+            await self._progress_responses[request.number]
+
+        try:
+            self.pipe.send(SendResponse(request.number, await self.send(request.task, save_progress)))
+        finally:
+            self._progress_responses.pop(request.number, None)
+
+
+async def _run_sender(sender_socket: socket.socket) -> None:
+    process = _SenderMain()
+    await asyncio.get_running_loop().create_connection(lambda: process.pipe, sock=sender_socket)
+    begin = await process.start
+    if begin is None:  # the relay was gone before it sent its settings
+        return
+    if begin.logging is not None:
+        logs.configure(*begin.logging)
+    async with open_local_sender(begin.settings) as process.send:
+        process.pipe.send(Started())
+        gc.freeze()  # as in `app.serve`
+        gc.set_threshold(100_000, 50, 50)
+        await process.ended.wait()
+        sends = list(process.sends.values())
+        for task in sends:
+            task.cancel()
+        await asyncio.gather(*sends, return_exceptions=True)
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """Has Linux kill this process when the relay ends, even while it is stopped: else it would send when continued.
+
+    Elsewhere it exits when its pipe is closed, which a stopped process does not notice.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != parent_pid:  # it had exited before
+        sys.exit()
+
+
+def main() -> None:
+    """Sends until the relay ends; its arguments are FD VERSION RELAY_PID."""
+    _die_with_parent(int(sys.argv[3]))
+    # A supervisor sends these to all processes of the relay; only the relay decides when this one exits.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.argv[2] != VERSION:
+        sys.exit(EXIT_WRONG_VERSION)
+    memory.limit_retained_memory()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run_sender(socket.socket(fileno=int(sys.argv[1]))))

@@ -57,7 +57,7 @@ def sending_processes(relay: int | None = None) -> list[int]:
     return [
         int(pid)
         for pid in children
-        if b"services.relay.delivery.sender_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"services.relay.delivery.sender_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
 
 
