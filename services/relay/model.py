@@ -194,7 +194,10 @@ class DeliveryTask(NamedTuple):
     last_event_seq: int = 0
     """It delivers the events of its incident from the first to the last."""
     dedup_channels: tuple[str, ...] = ()
-    """Where it resolves: the channels on which that resolves every incident of its group; see `shared_dedup_key`."""
+    """Where it resolves, or may have to: the channels on which that resolves every incident of its group.
+
+    See `shared_dedup_key`.
+    """
     open_group_incidents: Mapping[str, int] = {}
     """The open incidents of its group on these channels, each with its latest event at the claim."""
     keep_open: bool = False

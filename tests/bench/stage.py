@@ -65,6 +65,7 @@ class Stage:
         configuration = {
             "listen": address,
             "database": f"sqlite:///{self.folder}/relay.db",
+            "environment": "staging",
             "auth": {"bearer_token_file": "token"},
             "channels": {name: dict(channel) for name, channel in channels.items()},
             "default_channels": list(channels),

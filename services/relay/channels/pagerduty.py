@@ -1,8 +1,9 @@
 """PagerDuty, through the Events API v2. The receipt is the reply's dedup_key.
 
-The dedup_key is Alertmanager's own, so an Alertmanager that pages with the same routing key opens no second incident,
-and an event that is sent again, because its reply was lost, changes nothing. A webhook's `source` is part of the
-key: independent Alertmanagers often have groups with the same groupKey, which are incidents of their own.
+The dedup_key is Alertmanager's own, so an Alertmanager that pages with the same routing key opens no second incident
+beside one that is open, and an event that is sent again, because its reply was lost, changes nothing. A webhook's
+`source` is part of the key: independent Alertmanagers often have groups with the same groupKey, which are incidents of
+their own.
 https://developer.pagerduty.com/docs/send-alert-event
 
 Receivers are no part of the key, so the incidents of two receivers with one groupKey are one in PagerDuty: while one of
@@ -13,7 +14,8 @@ routing key opened it. An incident that is acknowledged calls nobody again, what
 has to look. PagerDuty's API has no event that withdraws an acknowledgement.
 https://developer.pagerduty.com/docs/events-api-v2-overview
 
-So where the resolve of an earlier episode did not arrive, it is sent before the next trigger.
+So where the resolve of an earlier episode did not arrive, it is sent before the next trigger, unless another open
+incident needs the key.
 
 PagerDuty drops a resolve if nothing is open. So an incident that was resolved before its firing was delivered is
 triggered and then resolved, as two events; `page_resolved: false` sends the resolve alone, and nobody is called.

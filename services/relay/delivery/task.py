@@ -75,8 +75,10 @@ async def prepare_task(
     acknowledgement, resolves_earlier = ProviderAcknowledgement(), False
     if acknowledges:
         async with asyncio.timeout_at(attempt_ends):
-            acknowledgement = await store.read(partial(read_provider_acknowledgement, task=task))
-            resolves_earlier = not keep_open and await store.read(partial(may_have_earlier_open, task=task))
+            if context.acknowledged_at or context.started_at is None:  # or the context could not be read
+                acknowledgement = await store.read(partial(read_provider_acknowledgement, task=task))
+            if task.episode > 1 and task.first_receipt is None and not keep_open:
+                resolves_earlier = await store.read(partial(may_have_earlier_open, task=task))
     return task._replace(
         event_json=event_json,
         events_size=size,

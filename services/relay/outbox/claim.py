@@ -262,10 +262,9 @@ class _ClaimContext:
     last_firing: Mapping[tuple[str, int], int]
     predecessors: Mapping[str, tuple[Predecessor, ...]]
     """By delivery."""
-    resolved_incidents: Collection[str]
-    """Those that are resolved on a channel where groups are one."""
+    ending_incidents: Collection[str]
+    """Those that are resolved, or begin anew, on a channel where groups are one: it may have to resolve them."""
     group_incidents: Mapping[str, Sequence[GroupIncidentRow]]
-    """Of these, and of those whose earlier episode may be open at the provider."""
 
 
 def _build_digest_task(digest_id: str, due: Sequence[DueRow], tasks: Sequence[DeliveryTask]) -> DeliveryTask:
@@ -309,11 +308,13 @@ def _build_tasks(
     resolved = [row for row in due if row.event_status == Status.RESOLVED]
     needs_firing = any((row.delivery.incident_id, row.delivery.episode) not in receipts for row in resolved)
     firing = _LAST_FIRING.fetch_all(connection, values) if needs_firing else []
-    resolved_incidents = {row.delivery.incident_id for row in resolved} if request.dedup_channels else set()
-    restarted = [row.delivery for row in due if row.delivery.episode > 1] if request.dedup_channels else []
-    ending_incidents = resolved_incidents | {
-        each.incident_id for each in restarted if (each.incident_id, each.episode) not in receipts
-    }
+    restarted = [
+        row
+        for row in due
+        if row.delivery.episode > 1 and (row.delivery.incident_id, row.delivery.episode) not in receipts
+    ]
+    ending = [*resolved, *restarted] if request.dedup_channels else []
+    ending_incidents = {row.delivery.incident_id for row in ending}
     context = _ClaimContext(
         request=request,
         lease_id=lease_id,
@@ -328,7 +329,7 @@ def _build_tasks(
             if row.delivery.first_event_seq != row.delivery.event_seq
             and (row.delivery.incident_id, row.delivery.episode) not in receipts
         },
-        resolved_incidents=resolved_incidents,
+        ending_incidents=ending_incidents,
         group_incidents=find_open_group_incidents(connection, ending_incidents, request.dedup_channels)
         if ending_incidents
         else {},
@@ -354,7 +355,7 @@ def _build_task(row: DueRow, context: _ClaimContext) -> DeliveryTask:
     episode = (delivery.incident_id, delivery.episode)
     receipt = context.receipts.get(episode)
     last_firing = context.last_firing.get(episode, 0)
-    is_resolved = delivery.incident_id in context.resolved_incidents
+    is_ending = delivery.incident_id in context.ending_incidents
     return DeliveryTask(
         delivery_id=delivery.id,
         lease_id=context.lease_id,
@@ -377,7 +378,7 @@ def _build_task(row: DueRow, context: _ClaimContext) -> DeliveryTask:
         progress=json.loads(delivery.progress) if delivery.progress else {},
         remark=delivery.remark or "",
         is_breaker_trial=context.is_breaker_trial,
-        dedup_channels=context.request.dedup_channels if is_resolved else (),
+        dedup_channels=context.request.dedup_channels if is_ending else (),
         open_group_incidents={
             other.other_id: other.latest_event_seq for other in context.group_incidents.get(delivery.incident_id, ())
         },

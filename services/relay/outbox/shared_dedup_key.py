@@ -80,7 +80,10 @@ _READ_INCIDENTS: Final = OPEN_INCIDENT_EVENTS.where(
 _UPDATE_RESOLVED_ELSEWHERE: Final = (
     update(incidents).where(incidents.c.id == bindparam("incident")).values(resolved_elsewhere=bindparam("ends"))
 )
-_of_incident = (_delivery.incident_id == bindparam("incident"), _delivery.channel == bindparam("channel"))
+_of_incident = (
+    _delivery.incident_id == bindparam("incident"),
+    _delivery.channel.in_(bindparam("channels", expanding=True)),
+)
 _LAST_ARRIVED: Final = (
     RowQuery(
         _ArrivedRow,
@@ -99,13 +102,24 @@ _LAST_ARRIVED: Final = (
     .order_by(_delivery.episode.desc(), _delivery.seq.desc())  # so that an incident with many episodes is read once
     .limit(1)
 )
-_PROGRESS_OF_EPISODE: Final = (
+_BEGUN_OF_EPISODE: Final = (
     select_values(int, _delivery.seq)
     .where(
+        incidents.c.id == _delivery.incident_id,
         *_of_incident,
         _delivery.episode == bindparam("episode"),
-        _delivery.id != bindparam("delivery"),
-        _delivery.progress.is_not(None),
+        or_(
+            and_(_delivery.id != bindparam("delivery"), _delivery.progress.is_not(None)),
+            and_(
+                _delivery.channel != bindparam("channel"),
+                or_(_delivery.state.concat("") == DeliveryState.DELIVERED, _delivery.maybe_sent == 1),
+            ),
+            # A backup was restored: the relay may have delivered the episode after the backup was made.
+            and_(
+                incidents.c.episode == bindparam("episode"),
+                _delivery.maybe_delivered_up_to >= incidents.c.first_event_seq,
+            ),
+        ),
     )
     .limit(1)
 )
@@ -169,16 +183,19 @@ def is_dedup_key_in_use(connection: Connection, incident_ids: Collection[str], n
 def may_have_earlier_open(connection: Connection, task: DeliveryTask) -> bool:
     """Whether the provider may have an earlier episode of the incident open, and nothing of this episode.
 
-    Its last delivery on the channel decides: only a resolve that was accepted leaves nothing open. What the channel has
-    begun of this episode, in a delivery that was merged into this one, began with that resolve.
+    Its last delivery with the key decides: only a resolve leaves nothing open, be it that it was left out because
+    another incident needs the key. What was begun of this episode, in a delivery that was merged into this one or on
+    another channel, began with that resolve. Where a backup was restored, nobody is called twice.
     """
     if task.episode == 1 or task.first_receipt is not None:
         return False
-    values = {"incident": task.incident_id, "channel": task.channel, "episode": task.episode}
+    channels = task.dedup_channels or (task.channel,)
+    values = {"incident": task.incident_id, "channels": channels, "episode": task.episode}
     last = _LAST_ARRIVED.fetch_first(connection, values)
     if last is None or (last.state, last.status) == (DeliveryState.DELIVERED, Status.RESOLVED):
         return False
-    return _PROGRESS_OF_EPISODE.fetch_first(connection, {**values, "delivery": task.delivery_id}) is None
+    values |= {"channel": task.channel, "delivery": task.delivery_id}
+    return _BEGUN_OF_EPISODE.fetch_first(connection, values) is None
 
 
 def _collect_digests(event: Event, status: Status) -> frozenset[bytes]:

@@ -8,6 +8,7 @@ import yaml
 
 from tests.ops.helm.matrix import KEY, MATRIX, PRODUCTION_EXAMPLE
 from tests.ops.helm.rendering import OWN_IMAGES, OWN_RUNBOOK, rendered, texts_as_they_are
+from tests.relay.channels.examples import KINDS, kind_of
 
 SLACK = {"kind": "slack", "channel": "#ops", "token_file": "/run/secrets/keypulse/slack_token"}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -37,7 +38,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"relay": {"config": {"channels": {"a": SLACK | {"kind": "slak"}}}}},
         (
             "at '/relay/config/channels/a/kind': "
-            "value must be one of 'apprise', 'email', 'log', 'pagerduty', 'slack', 'webhook'"
+            f"value must be one of {', '.join(sorted(repr(kind_of(kind)) for kind in KINDS))}"
         ),
     ),
     "a typo in a channel": (

@@ -14,11 +14,13 @@ from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import (
     HUGE,
+    KINDS,
     NASTY,
     SECRET,
     change,
     critical,
     example,
+    kind_of,
     message,
     rotate,
     settings,
@@ -202,5 +204,5 @@ def test_plaintext_leaves_this_machine_only_where_that_is_allowed(kind: str, all
 
 
 def test_an_unknown_kind_names_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="'slack', 'email', 'pagerduty', 'webhook', 'log', 'apprise'"):
+    with pytest.raises(ValueError, match=", ".join(f"'{kind_of(kind)}'" for kind in KINDS)):
         settings({"kind": "pigeon"})

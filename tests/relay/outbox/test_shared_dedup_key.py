@@ -11,7 +11,7 @@ from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_eve
 from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.delivery_lease import save_progress
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.tables import DeliveryState, events
+from services.relay.outbox.tables import DeliveryState, deliveries, events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, prepare
 from tests.relay.served_relay import event_of
@@ -175,3 +175,43 @@ async def test_what_was_begun_of_an_earlier_episode_is_resolved(store: Store) ->
     await end_attempt(store, begun, DeliveryState.RETRYING, reason="server_error")
     await accept(store, "x", is_open=False, event=event_of("resolved"))
     assert (await _restart(store, 2)).resolves_earlier
+
+
+async def _claim_on(store: Store, channel: str) -> DeliveryTask:
+    """The next claim of one of two channels with one key, as it goes there."""
+    (one,) = (await claim_due(store, ClaimRequest(channel, 1, "me", 20, None, dedup_channels=("a", "b")))).tasks
+    return await prepare(store, one, acknowledges=True)
+
+
+async def test_of_two_channels_with_one_key_the_second_resolves_nothing_that_the_first_has_begun(store: Store) -> None:
+    await accept(store, "x", "a", "b")
+    for channel in ("a", "b"):
+        await end_attempt(store, await _claim_on(store, channel))
+    await accept(store, "x", "a", is_open=False, event=event_of("resolved"))
+    await end_attempt(store, await _claim_on(store, "a"), DeliveryState.DEAD, reason="rejected")
+    await accept(store, "x", "a", "b", episode=2)
+    first = await _claim_on(store, "a")
+    assert first.resolves_earlier
+    await end_attempt(store, first, DeliveryState.RETRYING, reason="timeout", maybe_sent=True)
+    assert not (await _claim_on(store, "b")).resolves_earlier
+
+
+async def test_a_resolve_by_one_of_two_channels_with_one_key_is_enough(store: Store) -> None:
+    await accept(store, "x", "a", "b")
+    for channel in ("a", "b"):
+        await end_attempt(store, await _claim_on(store, channel))
+    await accept(store, "x", "a", is_open=False, event=event_of("resolved"))
+    await end_attempt(store, await _claim_on(store, "a"))
+    await accept(store, "x", "b", episode=2)
+    assert not (await _claim_on(store, "b")).resolves_earlier
+
+
+@pytest.mark.parametrize("delivered_up_to", [2, 3])
+async def test_after_a_restored_backup_nobody_is_called_twice(store: Store, delivered_up_to: int) -> None:
+    await end_attempt(store, await _restart(store, 1))
+    await accept(store, "x", is_open=False, event=event_of("resolved"))
+    await accept(store, "x", episode=2)
+    restored = update(deliveries).where(deliveries.c.event_seq == 3).values(maybe_delivered_up_to=delivered_up_to)
+    await store.run(lambda transaction: transaction.connection.execute(restored))
+    second = await prepare(store, await claim_one(store), acknowledges=True)
+    assert second.resolves_earlier == (delivered_up_to == 2)  # what began after it, nobody was called for

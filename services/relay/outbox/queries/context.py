@@ -62,7 +62,7 @@ class _OpenIncidents(NamedTuple):
     """The open incidents of a service."""
 
     open_count: int
-    oldest: Sequence[_RelatedRow]
+    oldest: Sequence[RelatedIncident]
     """Empty where there is one alone."""
 
 
@@ -179,7 +179,7 @@ def _read_services(
     for service, count in _COUNT_OPEN.fetch_all(connection, {"services": services}):
         has_others = count > 1 or service in ended
         oldest = _READ_OLDEST.fetch_all(connection, {"service": service}) if has_others else ()
-        found[service] = _OpenIncidents(count, oldest)
+        found[service] = _OpenIncidents(count, [_build_related(each) for each in oldest])
     return found
 
 
@@ -206,7 +206,7 @@ def _build_context(
     if row is not None:
         since = task.accepted_at.timestamp() + task.age - EPISODE_WINDOW
         of_service = services.get(row.service_id, _OpenIncidents(0, ()))
-        others = [_build_related(each) for each in of_service.oldest if each.id != row.id]
+        others = [each for each in of_service.oldest if each.incident_id != row.id]
         context = context._replace(
             started_at=_convert_time(row.started_at),
             episodes_in_7_days=sum(start > since for start in json.loads(row.episode_starts or "[]")),

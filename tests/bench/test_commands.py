@@ -1,0 +1,28 @@
+"""Every benchmark runs to its end. How fast is not tested: that depends on the machine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench.__main__ import main
+
+SMALL = {
+    "storm": ["--rounds", "1", "--groups", "20"],
+    "storm-slack": ["--groups", "20", "--window", "10"],
+    "intake": ["--rounds", "1", "--webhooks", "20"],
+    "claim": ["--rounds", "1", "--waiting", "100"],
+    "hanging": ["--rounds", "1", "--webhooks", "5"],
+    "console": ["--rounds", "1", "--deliveries", "1000"],
+    "rotation": ["--keys", "50", "--latency", "0"],
+    "targets": ["--interval", "2", "--intervals", "1", "--scrapes", "5"],
+}
+
+
+@pytest.mark.played
+@pytest.mark.parametrize("command", main.commands)
+def test_a_benchmark_runs(command: str, tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "tests.bench", "--disk", str(tmp_path), command, *SMALL[command]]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
