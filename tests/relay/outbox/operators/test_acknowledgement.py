@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from services.relay.delivery import task
 from services.relay.model import DeliveryTask, IncidentContext
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.operators.acknowledgement import (
@@ -238,3 +239,13 @@ async def test_the_record_of_the_delivery_says_why_it_was_sent(store: Store) -> 
     assert record is not None
     assert record.delivery.remark == f"Acknowledged by an\ufffdna{'x' * 195}."
     assert record.delivery.receipt == {"dedup_key": "k", "acknowledged": claim.acknowledgement}
+
+
+async def test_the_provider_gets_an_acknowledgement_where_the_context_could_not_be_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task, "_CONTEXT_SECONDS", 0.0)
+    await accept(store, "x", "pagerduty")
+    await acknowledged(store)
+    claim = await page(store)
+    assert (bool(claim.acknowledgement), claim.context.acknowledged_by) == (True, "")
