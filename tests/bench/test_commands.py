@@ -15,8 +15,8 @@ SMALL = {
     "claim": ["--rounds", "1", "--waiting", "100"],
     "hanging": ["--rounds", "1", "--webhooks", "5"],
     "console": ["--rounds", "1", "--deliveries", "1000"],
-    "rotation": ["--keys", "50", "--latency", "0"],
-    "targets": ["--interval", "2", "--intervals", "1", "--scrapes", "5"],
+    "rotation": ["--keys", "50", "--latency", "0.001"],
+    "targets": ["--count", "2", "--interval", "2", "--intervals", "1", "--scrapes", "5"],
 }
 
 
@@ -24,5 +24,5 @@ SMALL = {
 @pytest.mark.parametrize("command", main.commands)
 def test_a_benchmark_runs(command: str, tmp_path: Path) -> None:
     program = [sys.executable, "-m", "tests.bench", "--disk", str(tmp_path), command, *SMALL[command]]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Final, NamedTuple
 from uuid import uuid4
 
@@ -28,6 +29,7 @@ from services.relay.outbox.rows import (
     DueRow,
     GroupIncidentRow,
     RowQuery,
+    select_columns,
     select_values,
 )
 from services.relay.outbox.shared_dedup_key import find_open_group_incidents
@@ -81,8 +83,18 @@ class _PredecessorRow(NamedTuple):
     """A delivery that was merged into another one, and may have arrived."""
 
     id: str
+    event_seq: int
+    episode: int
     accepted_at: float
     progress: str | None
+
+
+class _DeliveredRow(NamedTuple):
+    """The events of a delivery that was delivered."""
+
+    first_event_seq: int
+    event_seq: int
+    episode: int
 
 
 class _LastFiringRow(NamedTuple):
@@ -133,34 +145,25 @@ _first_delivered = (
 _FIRST_RECEIPTS: Final = RowQuery(
     _EpisodeReceiptRow, select(_delivery.incident_id, _delivery.episode, _delivery.receipt)
 ).where(_delivery.seq.in_(_first_delivered))
-_delivered = deliveries.alias("delivered")
-_belongs_to_another = (
-    select(_delivered.c.seq)
-    .where(
-        _delivered.c.incident_id == _delivery.incident_id,
-        _delivered.c.channel.concat("") == _delivery.channel,
-        _delivered.c.state.concat("") == DeliveryState.DELIVERED,  # as above
-        or_(
-            _delivery.event_seq.between(_delivered.c.first_event_seq, _delivered.c.event_seq),
-            _delivered.c.episode == _delivery.episode,
-        ),
-    )
-    .exists()
-)
-# After a lost lease or a requeue, a delivery may have events that another one has delivered, too. What was merged into
-# that one stays its own: it may be the first message of an earlier episode, or a reply in its thread.
 _PREDECESSORS: Final = (
-    RowQuery(_PredecessorRow, select(_delivery.id, _delivery.accepted_at, _delivery.progress))
+    RowQuery(_PredecessorRow, select(*select_columns(_PredecessorRow, _delivery)))
     .where(
         _delivery.incident_id == bindparam("incident"),
         _delivery.channel == bindparam("channel"),
         _delivery.event_seq.between(bindparam("first"), bindparam("last")),
         _delivery.state.concat("") == DeliveryState.SUPERSEDED,  # so that `deliveries_of_episode` is used
         or_(_delivery.maybe_sent == 1, _delivery.progress.is_not(None)),
-        ~_belongs_to_another,
     )
     .order_by(_delivery.seq.desc())
-    .limit(_MAX_PREDECESSORS)
+)
+_DELIVERED: Final = RowQuery(_DeliveredRow, select(*select_columns(_DeliveredRow, _delivery))).where(
+    _delivery.incident_id == bindparam("incident"),
+    _delivery.channel == bindparam("channel"),
+    _delivery.state.concat("") == DeliveryState.DELIVERED,  # as above
+)
+_DELIVERED_OF_EPISODES: Final = _DELIVERED.where(_delivery.episode.in_(bindparam("episodes", expanding=True)))
+_DELIVERED_OF_RANGE: Final = _DELIVERED.where(
+    _delivery.first_event_seq <= bindparam("last"), _delivery.event_seq >= bindparam("first")
 )
 # Any event of a delivery may have fired: a delivery that fell back late has the beginning and the end in one.
 _LAST_FIRING: Final = RowQuery(
@@ -344,9 +347,24 @@ def _read_predecessors(transaction: Transaction, delivery: DeliveryRow) -> tuple
         "first": delivery.first_event_seq,
         "last": delivery.event_seq,
     }
+    merged = _PREDECESSORS.fetch_all(transaction.connection, values)
+    if not merged:
+        return ()
+    # After a lost lease or a requeue, a delivery may have events that another one has delivered, too. What was merged
+    # into that one stays its own: it may be the first message of an earlier episode, or a reply in its thread.
+    episodes = {row.episode for row in merged}
+    of_episodes = _DELIVERED_OF_EPISODES.fetch_all(transaction.connection, {**values, "episodes": sorted(episodes)})
+    delivered_episodes = {row.episode for row in of_episodes}
+    ranges = _DELIVERED_OF_RANGE.fetch_all(transaction.connection, values)
+    own = (
+        row
+        for row in merged
+        if row.episode not in delivered_episodes
+        and not any(other.first_event_seq <= row.event_seq <= other.event_seq for other in ranges)
+    )
     return tuple(
         Predecessor(row.id, datetime.fromtimestamp(row.accepted_at, UTC), json.loads(row.progress or "{}"))
-        for row in _PREDECESSORS.fetch_all(transaction.connection, values)
+        for row in islice(own, _MAX_PREDECESSORS)
     )
 
 
