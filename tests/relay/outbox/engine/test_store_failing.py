@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import subprocess
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -72,18 +73,23 @@ async def test_an_errors_text_shows_no_payload(either: Store) -> None:
     assert "a-payload" not in repr(raised.value)
 
 
+async def check_used_once_repaired(store: Store, repair: Callable[[], object]) -> None:
+    """Nothing is written or read until then; then `at last` is written."""
+    assert store.error is not None
+    with pytest.raises(StoreUnavailableError):
+        await store.run(write)
+    with pytest.raises(StoreUnavailableError):
+        await bodies(store)
+    repair()
+    await store.run(partial(write, body=b"at last"))
+    assert store.error is None
+
+
 async def test_a_database_that_is_not_there_yet_is_used_once_it_is(own_postgres: Postgres) -> None:
     database = own_postgres.database("later")
     own_postgres.stop()
     async with open_store(database, lambda: 0.0) as store:
-        assert store.error is not None
-        with pytest.raises(StoreUnavailableError):
-            await store.run(write)
-        with pytest.raises(StoreUnavailableError):
-            await bodies(store)
-        own_postgres.start()
-        await store.run(partial(write, body=b"at last"))
-        assert store.error is None
+        await check_used_once_repaired(store, own_postgres.start)
         assert await bodies(store) == [b"at last"]
 
 
@@ -125,14 +131,7 @@ async def test_a_disk_that_is_full_at_the_start_is_waited_for(tmp_path: Path, be
             await create_outbox(tmp_path / "relay.db")
         disk.fill()
         async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
-            assert store.error is not None
-            with pytest.raises(StoreUnavailableError):
-                await store.run(write)
-            with pytest.raises(StoreUnavailableError):
-                await bodies(store)
-            disk.free()
-            await store.run(partial(write, body=b"at last"))
-            assert store.error is None
+            await check_used_once_repaired(store, disk.free)
             assert (await bodies(store))[-1] == b"at last"
             assert (tmp_path / "relay.db").stat().st_mode & 0o777 == 0o600
 
