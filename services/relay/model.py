@@ -193,6 +193,8 @@ class DeliveryTask(NamedTuple):
     first_event_seq: int = 0
     last_event_seq: int = 0
     """It delivers the events of its incident from the first to the last."""
+    is_resolve: bool = False
+    """Whether its last event resolves the incident, as the claim found it."""
     dedup_channels: tuple[str, ...] = ()
     """Where it resolves, or may have to: the channels on which that resolves every incident of its group.
 

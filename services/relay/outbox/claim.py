@@ -396,6 +396,7 @@ def _build_task(row: DueRow, context: _ClaimContext) -> DeliveryTask:
         progress=json.loads(delivery.progress) if delivery.progress else {},
         remark=delivery.remark or "",
         is_breaker_trial=context.is_breaker_trial,
+        is_resolve=row.event_status == Status.RESOLVED,
         dedup_channels=context.request.dedup_channels if is_ending else (),
         open_group_incidents={
             other.other_id: other.latest_event_seq for other in context.group_incidents.get(delivery.incident_id, ())

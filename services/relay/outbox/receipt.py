@@ -282,7 +282,11 @@ def _build_group_repeats(transaction: Transaction, requests: Sequence[_OutcomeRe
     """The current state of incidents that were opened, or got events, while another's resolve closed them, too."""
     repeats: dict[tuple[str, str], NewDelivery] = {}
     for task, outcome, _, _ in requests:
-        if not task.dedup_channels or not outcome.maybe_sent or (outcome.payload is None and not task.maybe_sent):
+        if (
+            not (task.is_resolve and task.dedup_channels)
+            or not outcome.maybe_sent
+            or (outcome.payload is None and not task.maybe_sent)
+        ):
             continue
         found = find_open_group_incidents(transaction.connection, [task.incident_id], task.dedup_channels)
         for other in found.get(task.incident_id, ()):

@@ -110,10 +110,8 @@ _BEGUN_OF_EPISODE: Final = (
         _delivery.episode == bindparam("episode"),
         or_(
             and_(_delivery.id != bindparam("delivery"), _delivery.progress.is_not(None)),
-            and_(
-                _delivery.channel != bindparam("channel"),
-                or_(_delivery.state.concat("") == DeliveryState.DELIVERED, _delivery.maybe_sent == 1),
-            ),
+            # What may have arrived without progress may be the resolve alone.
+            and_(_delivery.channel != bindparam("channel"), _delivery.state.concat("") == DeliveryState.DELIVERED),
             # A backup was restored: the relay may have delivered the episode after the backup was made.
             and_(
                 incidents.c.episode == bindparam("episode"),
@@ -183,9 +181,11 @@ def is_dedup_key_in_use(connection: Connection, incident_ids: Collection[str], n
 def may_have_earlier_open(connection: Connection, task: DeliveryTask) -> bool:
     """Whether the provider may have an earlier episode of the incident open, and nothing of this episode.
 
-    Its last delivery with the key decides: only a resolve leaves nothing open, be it that it was left out because
-    another incident needs the key. What was begun of this episode, in a delivery that was merged into this one or on
-    another channel, began with that resolve. Where a backup was restored, nobody is called twice.
+    Its last delivery with the key decides: only a resolve leaves nothing open. One that was left out, because another
+    incident needed the key, counts as well: the end of that one resolves the key. What was begun of this episode, in a
+    delivery that was merged into this one, began with that resolve; what another channel has delivered or begun of it
+    counts, too. Two channels of one key that begin at the same moment may both resolve. Where a backup was restored,
+    nobody is called twice.
     """
     if task.episode == 1 or task.first_receipt is not None:
         return False

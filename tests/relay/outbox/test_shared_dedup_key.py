@@ -13,7 +13,7 @@ from services.relay.outbox.delivery_lease import save_progress
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries, events
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.actions import accept, claim_one, end_attempt, prepare
+from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due, prepare
 from tests.relay.served_relay import event_of
 
 DAY = 24 * 3600.0
@@ -183,7 +183,10 @@ async def _claim_on(store: Store, channel: str) -> DeliveryTask:
     return await prepare(store, one, acknowledges=True)
 
 
-async def test_of_two_channels_with_one_key_the_second_resolves_nothing_that_the_first_has_begun(store: Store) -> None:
+@pytest.mark.parametrize("is_resolved", [True, False])
+async def test_of_two_channels_with_one_key_the_second_resolves_nothing_that_the_first_has_begun(
+    store: Store, *, is_resolved: bool
+) -> None:
     await accept(store, "x", "a", "b")
     for channel in ("a", "b"):
         await end_attempt(store, await _claim_on(store, channel))
@@ -192,8 +195,12 @@ async def test_of_two_channels_with_one_key_the_second_resolves_nothing_that_the
     await accept(store, "x", "a", "b", episode=2)
     first = await _claim_on(store, "a")
     assert first.resolves_earlier
+    if is_resolved:
+        assert await save_progress(store, first, {"earlier_resolved": "yes"})
     await end_attempt(store, first, DeliveryState.RETRYING, reason="timeout", maybe_sent=True)
-    assert not (await _claim_on(store, "b")).resolves_earlier
+    second = await _claim_on(store, "b")
+    assert second.resolves_earlier != is_resolved, "without progress the resolve itself may be lost"
+    await end_attempt(store, second)
 
 
 async def test_a_resolve_by_one_of_two_channels_with_one_key_is_enough(store: Store) -> None:
@@ -215,3 +222,17 @@ async def test_after_a_restored_backup_nobody_is_called_twice(store: Store, deli
     await store.run(lambda transaction: transaction.connection.execute(restored))
     second = await prepare(store, await claim_one(store), acknowledges=True)
     assert second.resolves_earlier == (delivered_up_to == 2)  # what began after it, nobody was called for
+
+
+async def test_two_incidents_of_a_group_that_restart_at_the_same_time_are_each_sent_once(store: Store) -> None:
+    for incident in ("one", "two"):
+        await come(store, incident, group(A="firing"))
+    for incident in ("one", "two"):
+        await come(store, incident, group("resolved", A="resolved"))
+        await _stays_open(store)
+    for incident in ("one", "two"):
+        await accept(store, incident, episode=2, event=group(A="firing"))
+    first, second = (await _claim_with_group(store), await _claim_with_group(store))
+    for claim in (second, first):
+        await end_attempt(store, claim, payload=b"sent")
+    assert await nothing_due(store)
