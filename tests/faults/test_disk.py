@@ -42,7 +42,7 @@ async def test_full_disk(folder: Path, disk: Disk, scenario: Scenarios) -> None:
             await until(lambda: len(alertmanager.accepted) > 6)
             disk.fill(relay)
             await relay.answers(503, "/-/ready")
-            await until(lambda: alertmanager.refusals["503"] > 6)
+            await until(lambda: alertmanager.refusals["503"] > 6, 30)
             disk.free(relay)
             await relay.answers(200, "/-/ready")
             await playing
@@ -84,7 +84,7 @@ async def test_read_only_folder(folder: Path, scenario: Scenarios) -> None:
                 _set_modes(folder, 0o400, 0o500)
                 await relay.answers(503, "/-/ready")
             refused = alertmanager.refusals["503"]
-            await until(lambda: alertmanager.refusals["503"] > refused + 6)
+            await until(lambda: alertmanager.refusals["503"] > refused + 6, 30)
             assert await relay.answer("/-/ready") == 503
             _set_modes(folder, 0o600, 0o700)
             await relay.answers(200, "/-/ready")
