@@ -55,9 +55,10 @@ async def test_a_state_that_could_not_be_read_is_requested_again(chromium: Brows
     async with lasting_page(chromium, [], []) as page:  # this one may complain: its request is cut
         await page.goto(f"http://{senders.stand_ins.http}/")
         await page.locator("body.settled").wait_for()
-        await page.route("**/api/state", lambda route: route.abort(), times=1)
+        await page.route("**/api/state", lambda route: route.abort())
         await senders.post(TITLE)
         await expect(page.locator("#live")).to_have_text("Reconnecting")
+        await page.unroute("**/api/state")  # nothing arrives from here on: the page asks by itself
         await expect(page.locator(".message .b-header")).to_have_text("Firing: KMSCryptoModeNotKMS")
         await expect(page.locator("#live")).to_have_text("Live")
 
