@@ -114,9 +114,12 @@ def _format_summary(message: Message) -> str:
 
 def _fit_details(message: Message) -> dict[str, Any]:
     """The details in the order of their worth, each as far as it fits."""
+    listed = list(_list_details(message))
+    if _measure(dict(listed)) <= MAX_DETAILS_BYTES:
+        return dict(listed)
     details: dict[str, Any] = {}
     left = MAX_DETAILS_BYTES
-    for name, value in _list_details(message):
+    for name, value in listed:
         fit = {name: value} if _measure({name: value}) <= left else _shorten(name, value, left - _measure(name) - 50)
         details |= fit
         left -= _measure(fit)
@@ -148,10 +151,11 @@ def _list_details(message: Message) -> Iterator[tuple[str, Any]]:
     if context := list_context(message):
         yield "context", {line.name: list(line.items) if len(line.items) > 1 else line.items[0] for line in context}
     arrangement = arrange_alerts(message, max_cards=_MAX_CARDS, max_tables=_MAX_TABLES, max_rows=_MAX_ROWS)
+    group_title = format_title(message)
     yield (
         "listed",
         [
-            _build_table(part) if isinstance(part, AlertTable) else _build_card(part, message)
+            _build_table(part) if isinstance(part, AlertTable) else _build_card(part, message, group_title)
             for part in arrangement.parts
         ],
     )
@@ -161,13 +165,13 @@ def _list_details(message: Message) -> Iterator[tuple[str, Any]]:
         yield "runbook", [truncate(clean_text(block.text), _MAX_TEXT) for block in message.excerpt.blocks]
 
 
-def _build_card(card: AlertCard, message: Message) -> dict[str, Any]:
+def _build_card(card: AlertCard, message: Message, group_title: str) -> dict[str, Any]:
     alert: Alert = card.alert
     title = format_alert_title(alert)
     value = truncate(clean_line(message.current_values.get(alert.fingerprint, "")), _MAX_LABEL)
     describes = alert.status is Status.FIRING or message.task.firing_undelivered
     return {
-        **({"title": title} if title not in ("", format_title(message)) else {}),
+        **({"title": title} if title not in ("", group_title) else {}),
         "state": format_period(alert, message.zone),
         **({"now": value} if value else {}),
         "summary": truncate(format_summary(alert), _MAX_TEXT),

@@ -38,8 +38,8 @@ def parse_severity(alert: Alert) -> Severity | None:
 def find_worst_severity(event: Event) -> Severity | None:
     """The worst severity of the alerts that still fire, else of all; None if none of them is a usual value."""
     firing = [alert for alert in event.alerts if alert.status is Status.FIRING]
-    found = {parse_severity(alert) for alert in firing or event.alerts}
-    return next((level for level in Severity if level in found), None)
+    found = {parse_severity(alert) for alert in firing or event.alerts} - {None}
+    return min(found, key=WORST_FIRST.index, default=None)
 
 
 def rank_severity(alert: Alert) -> int:

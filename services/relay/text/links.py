@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from services.relay.model import Alert, Event, Links, Message, Status
 from services.relay.text.labels import sort_labels
-from services.relay.text.strings import Link, clean_text, sanitize_short_url, sanitize_url
+from services.relay.text.strings import MAX_SHORT_URL, Link, clean_text, sanitize_url
 from services.relay.text.title import is_resolved
 
 _LABEL_NAME = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
@@ -38,16 +38,16 @@ def list_group_links(event: Event) -> list[Link]:
     If the group has no labels, or one that cannot be written as a matcher, the first link shows all alerts of the
     receiver, and there is no second one: it would silence more than the group. Nor is there one once it is resolved.
     """
-    alerts = f"{event.external_url.rstrip('/')}/#/alerts?receiver={_quote(clean_text(event.receiver))}"
-    if matchers := _format_matchers(event.group_labels):
+    # What these two share with other groups is sanitized once for all of them; the filter is quoted already.
+    alerts = sanitize_url(f"{event.external_url.rstrip('/')}/#/alerts?receiver={_quote(clean_text(event.receiver))}")
+    new_silence = sanitize_url(f"{event.external_url.rstrip('/')}/#/silences/new?filter=")
+    if alerts and new_silence and (matchers := _format_matchers(event.group_labels)):
         filled = _quote("{" + matchers + "}")
-        at_group = sanitize_short_url(f"{alerts}&filter={filled}")
-        silence = sanitize_short_url(f"{event.external_url.rstrip('/')}/#/silences/new?filter={filled}")
-        if at_group and silence:
+        at_group, silence = f"{alerts}&filter={filled}", f"{new_silence}{filled}"
+        if max(len(at_group), len(silence)) <= MAX_SHORT_URL:
             silence_links = [] if is_resolved(event) else [Link("Silence", silence)]
             return [Link("Alertmanager", at_group), *silence_links]
-    url = sanitize_url(alerts)
-    return [Link("Alertmanager", url)] if url else []
+    return [Link("Alertmanager", alerts)] if alerts else []
 
 
 def _format_matchers(labels: Mapping[str, str]) -> str:

@@ -34,19 +34,14 @@ def clean_text(text: str) -> str:
 
 def clean_line(text: str) -> str:
     """The text on one line, with single spaces."""
-    text = clean_text(text)
-    return " ".join(text.split()) if "  " in text or not text.isprintable() else text
+    if not text.isprintable():
+        return " ".join(clean_text(text).split())
+    return " ".join(text.split()) if "  " in text else text.strip()
 
 
 def truncate(text: str, limit: int) -> str:
     """At most `limit` characters, the last of them an ellipsis where something is missing."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
-
-
-def sanitize_short_url(url: str) -> str | None:
-    """As `sanitize_url`, for a link that keypulse builds itself."""
-    sanitized = sanitize_url(url)
-    return sanitized if sanitized and len(sanitized) <= MAX_SHORT_URL else None
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,7 @@
 """Times and durations for readers: in UTC, and in the zone that `messages.timezone` names."""
 
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 
 from services.relay.model import Alert, Status
 
@@ -10,16 +11,16 @@ _ROUND_FROM = timedelta(minutes=10)
 
 def format_time(moment: datetime, zone: tzinfo = UTC) -> str:
     """Such as `2026-11-24 22:46:10 UTC`, or `2026-11-24 23:46:10 CET (22:46:10 UTC)`."""
-    return _format_time(moment, zone, "%H:%M:%S")
+    return _format_utc_time(moment.astimezone(UTC), zone, "%H:%M:%S")
 
 
 def format_short_time(moment: datetime, zone: tzinfo = UTC) -> str:
     """To the minute, for tables: `2026-11-24 22:46 UTC`, or `2026-11-24 23:46 CET (22:46 UTC)`."""
-    return _format_time(moment, zone, "%H:%M")
+    return _format_utc_time(moment.astimezone(UTC), zone, "%H:%M")
 
 
-def _format_time(moment: datetime, zone: tzinfo, pattern: str) -> str:
-    moment = moment.astimezone(UTC)
+@lru_cache(maxsize=256)  # the messages of a storm name the same other incidents
+def _format_utc_time(moment: datetime, zone: tzinfo, pattern: str) -> str:
     try:
         there = moment.astimezone(zone)
     except OverflowError:  # at the edge of the calendar

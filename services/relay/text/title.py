@@ -64,9 +64,10 @@ def format_title(message: Message) -> str:
 
 def format_event_title(event: Event) -> str:
     """The `title` of the worst alert that fires, of any where all are resolved; the headline where none has one."""
-    alerts = sorted(event.alerts, key=lambda alert: (alert.status is Status.RESOLVED, rank_severity(alert)))
-    titles = (format_alert_title(alert) for alert in alerts)
-    return next(filter(None, titles), "") or format_headline(event)
+    titled = [alert for alert in event.alerts if format_alert_title(alert)]
+    if not titled:
+        return format_headline(event)
+    return format_alert_title(min(titled, key=lambda alert: (alert.status is Status.RESOLVED, rank_severity(alert))))
 
 
 def format_alert_title(alert: Alert) -> str:

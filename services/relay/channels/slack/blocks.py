@@ -128,12 +128,15 @@ def format_date(moment: datetime, zone: tzinfo) -> str:
     return f"<!date^{int(seconds)}^{{date_short_pretty}} at {{time}}|{fallback}>"
 
 
-def count_characters(value: Any) -> int:
+def count_characters(value: Block | list[Any]) -> int:
     """How many characters all texts and links of some blocks have."""
-    if isinstance(value, str):
-        return len(value)
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(map(count_characters, children))
+    number = 0
+    for child in value.values() if isinstance(value, dict) else value:
+        if isinstance(child, str):
+            number += len(child)
+        elif isinstance(child, (dict, list)):
+            number += count_characters(child)
+    return number
 
 
 def fits(blocks: list[Block]) -> bool:
