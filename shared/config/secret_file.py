@@ -62,12 +62,8 @@ class SecretFile:
         return self.read_values()[0]
 
     def matches(self, candidate: bytes) -> bool:
-        """Whether `candidate` is one of the secrets. Raises SecretUnreadableError.
-
-        Every secret is compared, in constant time: the delay reveals nothing.
-        """
-        found = [hmac.compare_digest(candidate, secret.encode()) for secret in self.read_values()]
-        return any(found)
+        """Whether `candidate` is one of the secrets. Raises SecretUnreadableError."""
+        return _is_one_of(candidate, self.read_values())
 
     def _parse(self, text: str) -> list[str]:
         lines = [line.strip() for line in text.splitlines()]
@@ -76,6 +72,12 @@ class SecretFile:
     def _read_stamp(self) -> FileStamp:
         status = self.path.stat()
         return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _is_one_of(candidate: bytes, secrets: tuple[str, ...]) -> bool:
+    """Every secret is compared, in constant time: the delay reveals nothing."""
+    found = [hmac.compare_digest(candidate, secret.encode()) for secret in secrets]
+    return any(found)
 
 
 class PasswordFile(SecretFile):
@@ -98,18 +100,11 @@ class TokenFile(SecretFile):
     @property
     def error(self) -> str | None:
         """Why no token can be checked, or None."""
-        problem = None
         try:
-            self.read_values()
+            self._read_and_log()
         except SecretUnreadableError as error:
-            problem = str(error)
-        if problem != self._last_error:
-            self._last_error = problem
-            if problem is None:
-                log.info("token file is readable again", file=str(self.path))
-            else:
-                log.error("token file is unreadable; requests get 503", error=problem)
-        return problem
+            return str(error)
+        return None
 
     def read_values(self) -> tuple[str, ...]:
         """Return every token in the file, at least one. Raises SecretUnreadableError, also if a token is too short."""
@@ -120,6 +115,18 @@ class TokenFile(SecretFile):
 
     def matches(self, candidate: bytes) -> bool:
         """Whether `candidate` is one of the tokens. Raises SecretUnreadableError."""
-        if (problem := self.error) is not None:
-            raise SecretUnreadableError(problem)
-        return super().matches(candidate)
+        return _is_one_of(candidate, self._read_and_log())
+
+    def _read_and_log(self) -> tuple[str, ...]:
+        """The tokens; logs where it becomes unreadable or readable again. Raises SecretUnreadableError."""
+        try:
+            tokens = self.read_values()
+        except SecretUnreadableError as error:
+            if str(error) != self._last_error:
+                self._last_error = str(error)
+                log.error("token file is unreadable; requests get 503", error=self._last_error)  # noqa: TRY400
+            raise
+        if self._last_error is not None:
+            self._last_error = None
+            log.info("token file is readable again", file=str(self.path))
+        return tokens
