@@ -37,7 +37,7 @@ def _count(connection: Connection) -> int:
 
 
 async def test_many_processes_that_make_the_tables_at_once_all_succeed(postgres_database: URL) -> None:
-    opened = await asyncio.gather(*(Database.open(postgres_database, TABLES) for _ in range(6)))
+    opened = await asyncio.gather(*(Database.open(postgres_database, TABLES) for _ in range(3)))
     for database in opened:
         await database.close()
 
