@@ -57,7 +57,7 @@ async def test_a_scrape_does_not_wait_for_probes_that_hang(emulator: Emulator, u
 
 async def test_a_key_that_gets_no_slot_is_no_success_for_metrics_and_board(emulator: Emulator, until: Until) -> None:
     targets = tuple(target(emulator, f"kek-{n}") for n in range(8))
-    probe = ProbeSettings(interval=0.5, timeout=0.5, concurrency=1)
+    probe = ProbeSettings(interval=1, timeout=1, concurrency=1)
     async with scraped(ExporterSettings(listen=FREE, probe=probe, targets=targets)) as scrape:
         succeeded: set[str] = set()
 
