@@ -1,6 +1,6 @@
 """When a message counts as arrived. The parts answer from a script here; tests/e2e has the real ones."""
 
-import time
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +16,9 @@ from ops.demo.processes import run_processes
 from ops.demo.stack import Stack
 from ops.demo.timeline import CHANNELS, ChannelName, Hop, State
 
+pytestmark = pytest.mark.looptime
+
+NOW = 1_768_469_400.0
 TIMEOUT = 0.5
 LINKS = "http://127.0.0.1:9913/docs/KMS_OPERATIONS.md#kmscryptomodenotkms http://127.0.0.1:9911/?q=backend"
 STATES: tuple[State, ...] = ("firing", "resolved")
@@ -41,6 +44,19 @@ class ScriptedStack(Stack):
         return str(self.answers[part])
 
 
+class Clock:
+    """The unix time of a machine that is never busy: while anybody works, none of it passes."""
+
+    @staticmethod
+    def time() -> float:
+        return NOW + asyncio.get_running_loop().time()
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenario, "time", Clock)
+
+
 Follow = Callable[[dict[str, Any], State], Any]
 
 
@@ -50,7 +66,7 @@ async def follow(tmp_path: Path) -> AsyncIterator[Follow]:
     async with aiohttp.ClientSession() as http, run_processes(tmp_path) as children:
 
         async def follow(answers: dict[str, Any], state: State) -> tuple[list[Hop], list[str]]:
-            began = time.time() - scenario.PHASE_TIMEOUT + TIMEOUT
+            began = Clock.time() - scenario.PHASE_TIMEOUT + TIMEOUT
             stack = ScriptedStack(Ports(), http, children, tmp_path, answers)
             return await scenario._Phase(stack, state, began, lambda _hop: None).wait_for_hops()
 
@@ -59,7 +75,7 @@ async def follow(tmp_path: Path) -> AsyncIterator[Follow]:
 
 def complete(state: State) -> dict[str, Any]:
     """What each part answers once everything has arrived; each message at a time of its own."""
-    now = datetime.now(UTC).isoformat()
+    now = datetime.fromtimestamp(NOW, UTC).isoformat()
 
     def delivery(channel: str, receipt: dict[str, str]) -> dict[str, Any]:
         return {
@@ -143,7 +159,7 @@ SPOILT: dict[str, tuple[ChannelName, Spoil]] = {
     "a mail that is not yet delivered": ("email", lambda a: _row(a, 2).update(state="pending", receipt=None)),
     "a delivery of an earlier incident": (
         "slack",
-        lambda a: _row(a, 0).update(accepted_at=datetime.fromtimestamp(time.time() - 100, UTC).isoformat()),
+        lambda a: _row(a, 0).update(accepted_at=datetime.fromtimestamp(NOW - 100, UTC).isoformat()),
     ),
     "a delivery of another alert": ("slack", lambda a: _row(a, 0).update(alertname="KMSCryptoNotReady")),
 }
@@ -165,7 +181,7 @@ async def test_a_delivery_is_reported_after_its_webhook_although_it_was_seen_fir
     async with aiohttp.ClientSession() as http, run_processes(tmp_path) as children:
         # The relay has it between the first look for the webhook and the first look for a delivery.
         stack = ScriptedStack(Ports(), http, children, tmp_path, complete("firing"), late=["relay"])
-        began = time.time() - scenario.PHASE_TIMEOUT + TIMEOUT
+        began = Clock.time() - scenario.PHASE_TIMEOUT + TIMEOUT
         _, missing = await scenario._Phase(
             stack, "firing", began, lambda hop: reported.append(hop.name)
         ).wait_for_hops()
