@@ -1,5 +1,5 @@
 import asyncio
-import time
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -10,7 +10,7 @@ from google.cloud import kms_v1 as kms
 from google.cloud.kms_v1 import KeyManagementServiceAsyncClient, KeyManagementServiceClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcTransport
 
-from ops.kms_emulator import grpc_service
+from ops.kms_emulator import faults, grpc_service
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.permissions import OPERATIONS
@@ -19,7 +19,7 @@ from shared.kms.gcp.checksum import compute_crc32c
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 V1 = f"{KEY}/cryptoKeyVersions/1"
-ONCE: dict[str, Any] = {"retry": None, "timeout": 5}
+ONCE: dict[str, Any] = {"retry": None, "timeout": 20}
 
 
 class Call:
@@ -100,16 +100,25 @@ async def test_a_fault_of_a_key_finds_it_wherever_a_request_names_it(
 
 
 async def test_latency_delays_the_answer_and_nothing_else(
-    client: KeyManagementServiceAsyncClient, emulator: Emulator
+    client: KeyManagementServiceAsyncClient, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await client.encrypt(name=KEY, plaintext=b"x", **ONCE)  # connected
+    began, is_over, delays = asyncio.Event(), asyncio.Event(), []
+
+    async def sleep(seconds: float) -> None:
+        delays.append(seconds)
+        began.set()
+        await is_over.wait()
+
+    monkeypatch.setattr(faults, "asyncio", SimpleNamespace(sleep=sleep))
     emulator.faults.add(EmulatorFault(kind="latency", operation="Encrypt", seconds=0.3))
-    before = time.monotonic()
     slow = asyncio.create_task(client.encrypt(name=KEY, plaintext=b"x", **ONCE))
+    async with asyncio.timeout(20):
+        await began.wait()
     await client.get_crypto_key(name=KEY, **ONCE)
     assert not slow.done()
+    is_over.set()
     assert (await slow).name == V1
-    assert time.monotonic() - before >= 0.3
+    assert delays == [0.3]
 
 
 async def test_a_stalled_call_is_bounded_by_the_deadline_of_its_caller(
@@ -120,7 +129,7 @@ async def test_a_stalled_call_is_bounded_by_the_deadline_of_its_caller(
     emulator.faults.add(EmulatorFault(kind="stall", operation="Encrypt"))
     with pytest.raises(exceptions.DeadlineExceeded):
         await client.encrypt(name=KEY, plaintext=b"x", retry=None, timeout=1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while len(asyncio.all_tasks()) > tasks:  # noqa: ASYNC110 - no event tells that gRPC has dropped a task
             await asyncio.sleep(0.01)
     assert (await _requests(emulator))['emulator_requests_total{code="CANCELLED",operation="Encrypt"}'] == "1.0"

@@ -33,11 +33,11 @@ async def test_a_denied_permission_is_not_granted_and_its_operation_answers_perm
     assert await _granted(client, KEY, BOTH) == [USE_TO_DECRYPT]
     text = rf"Permission '{USE_TO_ENCRYPT}' denied on resource '{KEY}' \(or it may not exist\)."
     with pytest.raises(exceptions.PermissionDenied, match=text):
-        await client.encrypt(name=KEY, plaintext=b"x", retry=None, timeout=5)
+        await client.encrypt(name=KEY, plaintext=b"x", retry=None, timeout=20)
 
     emulator.faults.remove(denied)
     assert await _granted(client, KEY, BOTH) == BOTH
-    await client.encrypt(name=KEY, plaintext=b"x", retry=None, timeout=5)
+    await client.encrypt(name=KEY, plaintext=b"x", retry=None, timeout=20)
 
 
 async def test_asking_for_permissions_uses_up_no_count(
@@ -47,7 +47,7 @@ async def test_asking_for_permissions_uses_up_no_count(
     for _ in range(3):
         assert await _granted(client, KEY, BOTH) == [USE_TO_DECRYPT]
     with pytest.raises(exceptions.PermissionDenied):
-        await client.encrypt(name=KEY, plaintext=b"x", retry=None, timeout=5)
+        await client.encrypt(name=KEY, plaintext=b"x", retry=None, timeout=20)
     assert await _granted(client, KEY, BOTH) == BOTH
 
 
@@ -62,6 +62,6 @@ async def test_a_permission_denied_on_one_key_is_granted_on_another(
 
 async def _granted(client: KeyManagementServiceAsyncClient, resource: str, permissions: list[str]) -> list[str]:
     answer = await client.test_iam_permissions(
-        request={"resource": resource, "permissions": permissions}, retry=None, timeout=5
+        request={"resource": resource, "permissions": permissions}, retry=None, timeout=20
     )
     return list(answer.permissions)

@@ -59,8 +59,8 @@ async def test_it_serves_until_a_signal_and_leaves_with_0_whatever_stalls(
     line = await _listening(process)
     assert line["service"] == "emulator"
     key = GcpKmsKey(KEY, endpoint=line["address"], insecure=True)
-    encrypted = await key.encrypt(b"x", b"aad", timeout=5)
-    assert (await key.decrypt(encrypted.ciphertext, b"aad", timeout=5)).plaintext == b"x"
+    encrypted = await key.encrypt(b"x", b"aad", timeout=20)
+    assert (await key.decrypt(encrypted.ciphertext, b"aad", timeout=20)).plaintext == b"x"
     async with aiohttp.ClientSession() as http:
         fault = {"kind": "stall", "count": 1}
         async with http.post(f"http://{line['faults']}/faults", json=fault) as answer:

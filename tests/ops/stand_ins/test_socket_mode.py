@@ -58,7 +58,6 @@ async def test_an_address_serves_for_one_connection_of_at_most_ten(
 async def test_a_press_goes_to_one_connection_once_and_awaits_its_acknowledgement(
     app: AsyncWebClient, slack: AsyncWebClient, stand_ins: StandIns, http: aiohttp.ClientSession
 ) -> None:
-    stand_ins.socket_mode.acknowledge_seconds = 0.2
     posted = await slack.chat_postMessage(
         channel=CRITICAL, text="x", blocks=[{"type": "actions", "elements": [BUTTON]}]
     )
@@ -72,9 +71,10 @@ async def test_a_press_goes_to_one_connection_once_and_awaits_its_acknowledgemen
     async with http.ws_connect(await open_url(app)) as one, http.ws_connect(await open_url(app)) as two:
         for socket in (one, two):
             await socket.receive_json()
-        for socket in (one, two):  # in turns
+        for socket, seconds in ((one, 60.0), (two, 0.2)):  # in turns
+            stand_ins.socket_mode.acknowledge_seconds = seconds
             pressing = asyncio.create_task(act())
-            envelope = await socket.receive_json(timeout=5)
+            envelope = await socket.receive_json(timeout=20)
             assert envelope["type"] == "interactive"
             assert envelope["payload"]["container"]["message_ts"] == posted["ts"]
             assert envelope["payload"]["actions"][0]["value"] == "v"
@@ -83,6 +83,6 @@ async def test_a_press_goes_to_one_connection_once_and_awaits_its_acknowledgemen
                 await socket.send_json({"envelope_id": envelope["envelope_id"]})
             assert await pressing == {"acknowledged": socket is one}
         await stand_ins.socket_mode.disconnect("refresh_requested")
-        assert (await one.receive_json(timeout=5))["reason"] == "refresh_requested"
+        assert (await one.receive_json(timeout=20))["reason"] == "refresh_requested"
     press["action_id"] = "b"
     assert "error" in await act()
