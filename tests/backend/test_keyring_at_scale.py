@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
 from sqlalchemy import Connection
 
 from services.backend import records as records_module
@@ -43,21 +44,23 @@ class SlowKms(FakeKms):
         super().__init__()
         self.seconds = 0.0
         self.unwraps = 0
-        self.checks = 0
         self.in_progress = 0
         self.most_in_progress = 0
         self.fails: KmsError | None = None
+        self.answers: Collection[str] | None = None
+        """The data keys whose turn it is; all others wait for `has_time`. None: nothing waits."""
+        self.has_time = asyncio.Event()
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
         if b"check" not in aad:
             self.unwraps += 1
             if self.fails:
                 raise self.fails
-        else:
-            self.checks += 1
         self.in_progress += 1
         self.most_in_progress = max(self.most_in_progress, self.in_progress)
         try:
+            if self.answers is not None and aad.rpartition(b"\0")[2].decode() not in self.answers:
+                await self.has_time.wait()
             await asyncio.sleep(self.seconds)
             return await super().decrypt(ciphertext, aad, timeout=timeout)
         finally:
@@ -90,8 +93,8 @@ def _insert(connection: Connection, keys: Sequence[DataKey]) -> None:
 
 
 @asynccontextmanager
-async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tuple[Keyring, Records, asyncio.Event]]:
-    """A keyring with so many data keys, and a record of the last one, whose checks begin."""
+async def _opened(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tuple[Keyring, Records]]:
+    """A keyring with so many data keys, and a record of the last one."""
     database = await Database.open(create_sqlite_url(folder / "backend.db"), TABLES, records_module.TABLES)
     try:
         keys = [await _key(kms, each) for each in range(number)]
@@ -106,6 +109,15 @@ async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tup
             DataKeyStore(database), local, wrapping, heartbeat, background_kms=QuotaLimitedKey(kms), clock=time.time
         )
         kms.unwraps = 0
+        yield keyring, records
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tuple[Keyring, Records, asyncio.Event]]:
+    """The same, whose checks begin."""
+    async with _opened(folder, kms, number) as (keyring, records):
         checked = asyncio.Event()
         watching = asyncio.create_task(KmsChecker(keyring).run(0.05, checked))
         try:
@@ -113,8 +125,6 @@ async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tup
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-    finally:
-        await database.close()
 
 
 async def _get(keyring: Keyring, records: Records) -> bytes:
@@ -127,14 +137,15 @@ async def test_a_start_with_3000_data_keys_writes_after_one_unwrap_and_is_never_
     tmp_path: Path, until: Until
 ) -> None:
     kms = SlowKms()
-    kms.seconds = 0.02
+    kms.answers = {"k00000", f"k{DATA_KEYS - 1:05}", "check"}
     async with _started(tmp_path, kms, DATA_KEYS) as (keyring, records, checked):
         await checked.wait()
         assert (keyring.mode, keyring.reason) == (CryptoMode.KMS, None)
         assert kms.unwraps <= 2
-        assert await _get(keyring, records) == b"kept"
+        async with asyncio.timeout(20):
+            assert await _get(keyring, records) == b"kept"
         assert kms.unwraps < DATA_KEYS / 10, "what a record needs is not waited for behind all others"
-        kms.seconds = 0.0
+        kms.has_time.set()
 
         async def all_are_unwrapped() -> bool:
             return kms.unwraps >= DATA_KEYS
@@ -188,35 +199,33 @@ async def test_kms_that_fails_while_the_others_are_unwrapped_changes_no_mode_and
         assert await _get(keyring, records) == b"kept"
 
 
-async def test_what_kms_refuses_is_tried_a_few_at_a_time_and_all_of_it_once_kms_no_longer_does(
-    tmp_path: Path, until: Until
-) -> None:
+async def test_what_kms_refuses_is_tried_a_few_at_a_time_and_all_of_it_once_kms_no_longer_does(tmp_path: Path) -> None:
     kms = SlowKms()
-    async with _started(tmp_path, kms, 200) as (keyring, _records, _checked):
+    async with _opened(tmp_path, kms, 200) as (keyring, _records):
+        checker = KmsChecker(keyring)
+
+        async def count_checks_until(left: int) -> int:
+            for checks in range(1, 10):
+                await checker.check()
+                await keyring.unwrap_remaining()
+                if len(keyring.unwrap_errors) == left:
+                    return checks
+            pytest.fail(f"still {len(keyring.unwrap_errors)} data keys are not unwrapped")
+
         kms.primary, kms.disabled = 2, {1}
         database = keyring._store._database
         broken = data_keys.c.id.between("k00001", "k00020")  # the version is not to blame for these
         spoil = data_keys.update().where(broken).values(wrapped=data_keys.c.wrapped + b"?")
         await database.write_exclusively(lambda connection: connection.execute(spoil))
-
-        async def left() -> bool:
-            return len(keyring.unwrap_errors) == expected
-
-        async def checked() -> bool:
-            return kms.checks >= enough
-
-        expected = 200
-        await until(left)
-        enough, before = kms.checks + 5, kms.unwraps
-        await until(checked)
-        assert 0 < kms.unwraps - before <= 7 * 8
-        kms.disabled, expected, enabled = set(), 20, kms.checks
-        await until(left)
-        assert kms.checks - enabled <= 5
+        assert await count_checks_until(200) == 1
+        before = kms.unwraps
+        for _ in range(5):
+            await count_checks_until(200)
+        assert 0 < kms.unwraps - before <= 5 * 8
+        kms.disabled = set()
+        assert await count_checks_until(20) <= 5
         right = await _key(kms, 7)
         restored = data_keys.update().where(data_keys.c.id == right.id)
         columns = {"wrapped": right.wrapped.ciphertext, "kek_version": right.wrapped.kek_version}
         await database.write_exclusively(lambda connection: connection.execute(restored.values(**columns)))
-        expected, corrected = 19, kms.checks
-        await until(left)
-        assert kms.checks - corrected <= 3
+        assert await count_checks_until(19) <= 3
