@@ -251,8 +251,9 @@ async def test_data_keys_whose_version_was_taken_away_are_reported_by_health_and
 
 
 async def test_while_no_data_key_can_be_used_nothing_is_stored_and_health_says_why(
-    emulator: Emulator, settings: Callable[..., BackendSettings]
+    emulator: Emulator, settings: Callable[..., BackendSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("services.backend.app._FIRST_CHECK_TIMEOUT", 0.1)
     read = []
 
     async def body() -> AsyncIterator[bytes]:
