@@ -23,6 +23,7 @@ from ops.kms_emulator.faults import EmulatorFault
 from shared.keyring.model import build_wrapping_aad
 from shared.kms.gcp.client import GcpKmsKey
 from tests.fork_server import forked
+from tests.reserved_port import reserve_port
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 COMMAND = (sys.executable, "-m", "services.backend")
@@ -226,9 +227,10 @@ async def test_through_every_change_of_kms_all_records_are_read_and_nothing_secr
         answer = await asyncio.to_thread(client.put, f"/v1/records/{record_id}", content=plaintexts[record_id])
         assert answer.status_code == 204
 
-    async with run_emulator(keys=[KEY], data=data) as emulator:
-        address = emulator.address  # from here on nothing listens there
-    with _served(configuration(str(address), kms_timeout="1s")) as (process, client, log):
+    with (
+        reserve_port() as address,
+        _served(configuration(str(address), kms_timeout="30s")) as (process, client, log),
+    ):
         await visit(client, until_mode="env")
         await put(client, "r0")
         wrapped_locally = _wrapped_keys(tmp_path)
