@@ -10,13 +10,15 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator import emulator
 from tests.browser.lasting_page import lasting_page
 from tests.browser.senders import Senders
 from tests.browser.served_board import Watched, watched
+
+expect.set_options(timeout=15_000)  # ms; on a busy machine Chromium and a server may take seconds for what is quick
 
 FLAGS = [
     "--no-sandbox",  # the tests may run as root, where Chromium's own sandbox does not start

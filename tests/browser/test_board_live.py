@@ -171,7 +171,7 @@ async def test_the_board_goes_on_with_an_exporter_that_was_restarted(chromium: B
             await page.evaluate("window.sameDocument = true")
         await expect(page.get_by_role("status")).to_contain_text("Connection lost")
         async with serve_board(failing(), clock=lambda: NOW, listen=Address(*address)):
-            await expect(page.locator(".verdict")).to_have_text("1 of 5 failing", timeout=15_000)
+            await expect(page.locator(".verdict")).to_have_text("1 of 5 failing")
             await expect(card(page, "vault-kek").locator(".state")).to_have_text("Failing")
         assert await page.evaluate("window.sameDocument") is True
 

@@ -121,6 +121,23 @@ async def open_page(
         assert browser_errors == [], browser_errors
 
 
+async def note_reloads(page: Page) -> None:
+    """From now on the page notes what made it load a part of itself again, until it is left."""
+    await page.evaluate(
+        """() => {
+          window.reloadedBy = [];
+          document.body.addEventListener("htmx:beforeSwap", ({ detail }) =>
+            reloadedBy.push(detail.requestConfig.triggeringEvent?.type ?? "every"));
+        }"""
+    )
+
+
+async def check_reloads(page: Page) -> None:
+    """It did so since then, because the stream said so: by itself it does every half a minute."""
+    causes = set(await page.evaluate("reloadedBy")) - {"load"}  # of a part that has something else to ask for
+    assert causes == {"sse:changed"}, causes
+
+
 def _get_origin(url: str) -> str:
     return "/".join([*url.split("/")[:3], ""])
 

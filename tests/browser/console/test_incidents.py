@@ -9,7 +9,14 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from tests.browser.console.incident_scene import HOSTILE, TITLE, Night, open_night
-from tests.browser.console.served_console import check_accessibility, find_overflow, find_violations, open_page
+from tests.browser.console.served_console import (
+    check_accessibility,
+    check_reloads,
+    find_overflow,
+    find_violations,
+    note_reloads,
+    open_page,
+)
 from tests.browser.lasting_page import lasting_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -33,10 +40,12 @@ async def test_the_list_is_filtered_and_stays_live(chromium: Browser, night: Nig
         await page.get_by_role("button", name="Filter").press("Enter")
         await expect(rows).to_have_count(1)
         assert "state=unacknowledged&alert=&service=ledger" in page.url
+        await note_reloads(page)
         await night.send("firing", "another")
-        await expect(rows).to_have_count(2, timeout=1500)
+        await expect(rows).to_have_count(2)
         await night.send("resolved", "another")
-        await expect(rows).to_have_count(1, timeout=1500)
+        await expect(rows).to_have_count(1)
+        await check_reloads(page)
         await page.get_by_label("Alert").fill("Other")
         await page.get_by_label("Alert").press("Enter")
         await expect(page.locator(".incidents > .empty")).to_contain_text("No incident matches")
@@ -95,8 +104,10 @@ async def test_one_is_acknowledged_and_silenced_while_it_changes(chromium: Brows
         await page.get_by_text("Silence", exact=True).first.click()
         await page.get_by_label("Why").fill("key is replaced")
         await page.get_by_role("button", name="Acknowledge", exact=True).focus()
+        await note_reloads(page)
         await night.send("firing", "acted")
-        await expect(page.locator(".timeline .accepted")).to_have_count(2, timeout=1500)
+        await expect(page.locator(".timeline .accepted")).to_have_count(2)
+        await check_reloads(page)
         assert await page.get_by_label("Why").input_value() == "key is replaced"
         await expect(page.get_by_role("button", name="Acknowledge", exact=True)).to_be_focused()
         await page.keyboard.press("Enter")
@@ -116,8 +127,10 @@ async def test_one_is_acknowledged_and_silenced_while_it_changes(chromium: Brows
 
         await page.get_by_role("button", name="Unacknowledge").click()
         await expect(page.locator(".flash")).to_contain_text("Nobody takes care of it now")
+        await note_reloads(page)
         await night.send("resolved", "acted")
-        await expect(page.locator("#incident_state .state")).to_contain_text("Resolved", timeout=1500)
+        await expect(page.locator("#incident_state .state")).to_contain_text("Resolved")
+        await check_reloads(page)
         await expect(page.locator(".hops")).to_have_count(2)
         await expect(page.get_by_role("button")).to_have_count(0)
         assert await find_violations(page) == []
