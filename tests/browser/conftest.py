@@ -4,7 +4,7 @@ To start it takes longer than most tests, so all tests of a process share one, a
 """
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -14,9 +14,11 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator import emulator
+from shared.config.settings import Address
 from tests.browser.lasting_page import lasting_page
 from tests.browser.senders import Senders
 from tests.browser.served_board import Watched, watched
+from tests.reserved_port import reserve_port
 
 expect.set_options(timeout=15_000)  # ms; on a busy machine Chromium and a server may take seconds for what is quick
 
@@ -62,6 +64,13 @@ async def chromium() -> AsyncIterator[Browser]:
         browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
         yield browser
         await browser.close()
+
+
+@pytest.fixture
+def reserved_address() -> Iterator[Address]:
+    """For a server that is away for a while and comes back."""
+    with reserve_port() as address:
+        yield address
 
 
 @pytest.fixture

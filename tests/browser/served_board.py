@@ -58,7 +58,7 @@ class Watched:
     async def probe(self, *targets: str) -> ProbeResult:
         """A round trip through each of them, or of all; gives the last result."""
         for target in targets or NAMES:
-            result = await Prober("backend", target, self.keys[target], 1.0).probe()
+            result = await Prober("backend", target, self.keys[target], 30.0).probe()
             self.history.add_probe(result)
         return result
 
@@ -66,8 +66,8 @@ class Watched:
         """What a key inspection reads."""
         for target in targets or NAMES:
             key = self.keys[target]
-            described = await key.describe_key(timeout=2.0)
-            granted = await key.check_permissions(PERMISSIONS, timeout=2.0)
+            described = await key.describe_key(timeout=30.0)
+            granted = await key.check_permissions(PERMISSIONS, timeout=30.0)
             self.history.add_inspection(
                 KeyInspection(
                     "backend",

@@ -162,15 +162,17 @@ async def test_an_answer_that_is_an_error_is_named(chromium: Browser, watch: Wat
         await expect(page.get_by_role("status")).to_contain_text("Connection lost: the server answered 401.")
 
 
-async def test_the_board_goes_on_with_an_exporter_that_was_restarted(chromium: Browser) -> None:
+async def test_the_board_goes_on_with_an_exporter_that_was_restarted(
+    chromium: Browser, reserved_address: Address
+) -> None:
     async with lasting_page(chromium, [], []) as page:  # this one may complain: the server is away for a while
-        async with serve_board(healthy(), clock=lambda: NOW) as address:
+        async with serve_board(healthy(), clock=lambda: NOW, listen=reserved_address) as address:
             await page.goto(f"http://{address}/")
             await expect(page.get_by_role("status")).to_have_text("Live")
             await expect(page.locator(".verdict")).to_have_text("All 5 healthy")
             await page.evaluate("window.sameDocument = true")
         await expect(page.get_by_role("status")).to_contain_text("Connection lost")
-        async with serve_board(failing(), clock=lambda: NOW, listen=Address(*address)):
+        async with serve_board(failing(), clock=lambda: NOW, listen=address):
             await expect(page.locator(".verdict")).to_have_text("1 of 5 failing")
             await expect(card(page, "vault-kek").locator(".state")).to_have_text("Failing")
         assert await page.evaluate("window.sameDocument") is True

@@ -45,11 +45,11 @@ async def running(settings: RelaySettings, address: Address) -> AsyncIterator[Ad
 
 
 async def test_a_page_that_lost_its_relay_says_so_and_goes_on_with_the_next_one(
-    chromium: Browser, tmp_path: Path
+    chromium: Browser, tmp_path: Path, reserved_address: Address
 ) -> None:
     async with run_stand_ins() as stand_ins, lasting_page(chromium, [], [], reduced_motion=True) as page:
         settings, live = build_settings(tmp_path, stand_ins), page.locator("#live")
-        async with running(settings, Address("127.0.0.1", 0)) as address:
+        async with running(settings, reserved_address) as address:
             await page.goto(f"http://{address}/")
             await expect(live).to_have_text("Live")
             await expect(page.locator(".panel.empty").first).to_contain_text("Nothing is open.")
