@@ -125,7 +125,7 @@ def _served(file: Path, command: Sequence[str] = ()) -> Iterator[tuple[subproces
     with log.open("w") as stderr:
         process = subprocess.Popen([*command, "--config", str(file)], stderr=stderr, text=True)
     try:
-        with httpx2.Client(base_url=f"http://{_listening(process, log)}") as client:
+        with httpx2.Client(base_url=f"http://{_listening(process, log)}", timeout=30) as client:
             yield process, client, log
     finally:
         process.kill()

@@ -76,7 +76,7 @@ async def test_attachments_files_and_what_people_change_are_shown(page: Page, se
     await page.get_by_text("2 replies", exact=True).click()
     picture = page.locator(".replies img.b-file")
     await expect(picture).to_be_visible()
-    assert await picture.evaluate("node => node.naturalWidth") == 1
+    assert await picture.evaluate("node => node.decode().then(() => node.naturalWidth)") == 1
     await expect(page.get_by_role("link", name="alerts.txt")).to_be_visible()
     senders.stand_ins.slack.delete_message(channel, channel.messages[0])
     senders.stand_ins.slack.archive(channel)

@@ -40,7 +40,7 @@ class Console:
                 rows = (await answer.json())["deliveries"]
             return all(row["state"] in {"delivered", "superseded", "dead"} for row in rows)
 
-        await until(is_settled, pause=0.05)  # it costs the relay more than most conditions
+        await until(is_settled, 60.0, pause=0.05)  # it costs the relay more than most conditions
 
 
 def build_settings(folder: Path, stand_ins: StandIns, **keys: Any) -> RelaySettings:

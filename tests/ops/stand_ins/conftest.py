@@ -25,4 +25,4 @@ async def http(stand_ins: StandIns) -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.fixture
 def slack(stand_ins: StandIns) -> AsyncWebClient:
-    return AsyncWebClient(TOKEN, base_url=stand_ins.slack_api_url, retry_handlers=[], timeout=5)
+    return AsyncWebClient(TOKEN, base_url=stand_ins.slack_api_url, retry_handlers=[], timeout=20)

@@ -26,7 +26,7 @@ def add(stand_ins: StandIns, provider: Provider, kind: FaultKind, **fields: Any)
 
 async def until_met(stand_ins: StandIns) -> None:
     """Until the only fault, which has a count of 1, was met."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while stand_ins.faults.get_state():
             await stand_ins.changes.wait_for_change(stand_ins.changes.version, 5)
 

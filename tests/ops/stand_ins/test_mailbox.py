@@ -30,7 +30,7 @@ async def send(stand_ins: StandIns, message: EmailMessage, *recipients: str) -> 
         port=stand_ins.smtp.port,
         start_tls=False,
         recipients=list(recipients) or None,
-        timeout=5,
+        timeout=20,
     )
     return refused
 
@@ -140,7 +140,7 @@ async def test_a_lost_answer_breaks_the_connection_after_the_mail_was_taken(stan
 async def test_a_slow_answer_comes_late_to_a_mail_that_was_taken(stand_ins: StandIns) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.SMTP, kind=FaultKind.SLOW_ANSWER, seconds=3600, count=1))
     sending = asyncio.ensure_future(send(stand_ins, mail()))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not stand_ins.mailbox.mails:
             await stand_ins.changes.wait_for_change(stand_ins.changes.version, 5)
     assert not sending.done()
@@ -151,7 +151,7 @@ async def test_a_slow_answer_comes_late_to_a_mail_that_was_taken(stand_ins: Stan
 async def test_a_mail_that_hangs_is_not_taken_and_healing_ends_the_wait(stand_ins: StandIns) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.SMTP, kind=FaultKind.HANG, count=1))
     sending = asyncio.ensure_future(send(stand_ins, mail()))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while stand_ins.faults.get_state():  # until the mail met the fault
             await stand_ins.changes.wait_for_change(stand_ins.changes.version, 5)
     assert not sending.done()
@@ -162,7 +162,7 @@ async def test_a_mail_that_hangs_is_not_taken_and_healing_ends_the_wait(stand_in
 
 
 async def test_a_client_that_stays_connected_does_not_hold_up_the_stop() -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         async with run_stand_ins() as stand_ins:
             client = aiosmtplib.SMTP(hostname=stand_ins.smtp.host, port=stand_ins.smtp.port, start_tls=False)
             await client.connect()
