@@ -15,7 +15,7 @@ from shared.http.server import StartError
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 
 
-def _until(condition: object, seconds: float = 10.0) -> None:
+def _until(condition: object, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "did not happen in time"
@@ -79,7 +79,7 @@ def test_children_go_even_when_the_demo_is_killed(tmp_path: Path) -> None:
         pid = int(demo.stdout.readline())
         _until(lambda: "up" in (tmp_path / "sleeper.log").read_text())
         os.kill(demo.pid, signal.SIGKILL)
-        demo.wait(10)
+        demo.wait(30)
         _until(lambda: not _alive(pid))
     finally:
         demo.kill()
