@@ -40,6 +40,7 @@ async def test_a_person_with_a_token_logs_in_acts_and_logs_out_by_the_keyboard(
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("alert")).to_have_text("This token is not valid.")
         await check_accessibility(page)
+        await expect(page.get_by_label("Token")).to_be_focused()
         await page.keyboard.type(EMIL)
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("heading", name="Audit")).to_be_visible()
