@@ -121,8 +121,8 @@ async def open_page(
         assert browser_errors == [], browser_errors
 
 
-async def note_reloads(page: Page) -> None:
-    """From now on the page notes what made it load a part of itself again, until it is left."""
+async def record_reloads(page: Page) -> None:
+    """From now on the page records what made it load a part of itself again, until it is left."""
     await page.evaluate(
         """() => {
           window.reloadedBy = [];

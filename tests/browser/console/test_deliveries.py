@@ -15,9 +15,9 @@ from tests.browser.console.served_console import (
     Console,
     check_accessibility,
     check_reloads,
-    note_reloads,
     open_console,
     open_page,
+    record_reloads,
 )
 from tests.relay.channels.examples import NASTY
 from tests.relay.served_relay import payload
@@ -47,7 +47,7 @@ async def test_the_list_is_live_and_filtered_from_the_keyboard(chromium: Browser
         await check_accessibility(page)
         link = rows.nth(3).get_by_role("link")
         await link.focus()
-        await note_reloads(page)
+        await record_reloads(page)
         await own.post(group="appears")
         await expect(rows).to_have_count(18)
         await check_reloads(page)

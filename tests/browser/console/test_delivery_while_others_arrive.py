@@ -10,9 +10,9 @@ from tests.browser.console.served_console import (
     check_accessibility,
     check_reloads,
     find_violations,
-    note_reloads,
     open_console,
     open_page,
+    record_reloads,
 )
 from tests.browser.lasting_page import lasting_page
 
@@ -30,7 +30,7 @@ async def test_the_list_is_filtered_live_and_accessible(chromium: Browser, conso
         await page.locator("#live.on").wait_for()
         await page.evaluate("window.sameDocument = true")
         before = await rows.count()
-        await note_reloads(page)
+        await record_reloads(page)
         await console.post(group="list")
         await expect(rows).to_have_count(before + 1)
         await check_reloads(page)

@@ -14,8 +14,8 @@ from tests.browser.console.served_console import (
     check_reloads,
     find_overflow,
     find_violations,
-    note_reloads,
     open_page,
+    record_reloads,
 )
 from tests.browser.lasting_page import lasting_page
 
@@ -40,7 +40,7 @@ async def test_the_list_is_filtered_and_stays_live(chromium: Browser, night: Nig
         await page.get_by_role("button", name="Filter").press("Enter")
         await expect(rows).to_have_count(1)
         assert "state=unacknowledged&alert=&service=ledger" in page.url
-        await note_reloads(page)
+        await record_reloads(page)
         await night.send("firing", "another")
         await expect(rows).to_have_count(2)
         await night.send("resolved", "another")
@@ -104,7 +104,7 @@ async def test_one_is_acknowledged_and_silenced_while_it_changes(chromium: Brows
         await page.get_by_text("Silence", exact=True).first.click()
         await page.get_by_label("Why").fill("key is replaced")
         await page.get_by_role("button", name="Acknowledge", exact=True).focus()
-        await note_reloads(page)
+        await record_reloads(page)
         await night.send("firing", "acted")
         await expect(page.locator(".timeline .accepted")).to_have_count(2)
         await check_reloads(page)
@@ -127,7 +127,7 @@ async def test_one_is_acknowledged_and_silenced_while_it_changes(chromium: Brows
 
         await page.get_by_role("button", name="Unacknowledge").click()
         await expect(page.locator(".flash")).to_contain_text("Nobody takes care of it now")
-        await note_reloads(page)
+        await record_reloads(page)
         await night.send("resolved", "acted")
         await expect(page.locator("#incident_state .state")).to_contain_text("Resolved")
         await check_reloads(page)

@@ -8,8 +8,8 @@ from tests.browser.console.served_console import (
     Console,
     check_accessibility,
     check_reloads,
-    note_reloads,
     open_page,
+    record_reloads,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -24,14 +24,14 @@ async def test_it_shows_each_part_and_is_accessible(chromium: Browser, console: 
         await check_accessibility(page)
 
 
-async def test_a_delivery_is_looked_for_twice_a_second_and_appears_without_a_reload(
+async def test_changes_are_polled_twice_a_second_and_a_delivery_appears_without_a_reload(
     chromium: Browser, console: Console
 ) -> None:
     assert events._POLL_SECONDS <= 0.5
     async with open_page(chromium, f"{console.url}/") as page:
         await page.evaluate("window.sameDocument = true")
         before = await page.locator(".open li").count()
-        await note_reloads(page)
+        await record_reloads(page)
         await console.post(group="another")
         await expect(page.locator(".open li")).to_have_count(before + 1)
         await check_reloads(page)

@@ -22,9 +22,9 @@ from tests.browser.console.served_console import (
     build_settings,
     check_reloads,
     find_violations,
-    note_reloads,
     open_console,
     open_page,
+    record_reloads,
 )
 from tests.browser.lasting_page import lasting_page
 from tests.relay.served_relay import TOKEN, post, webhook_of
@@ -62,7 +62,7 @@ async def test_a_page_that_lost_its_relay_says_so_and_goes_on_with_the_next_one(
             await expect(live).to_have_text("Live")
             await expect(page.locator("body.old")).to_have_count(0)
             headers = {"Authorization": f"Bearer {TOKEN}"}
-            await note_reloads(page)
+            await record_reloads(page)
             async with aiohttp.ClientSession(f"http://{address}", headers=headers) as client:
                 assert (await post(client, webhook_of(group="after")))[0] == 202
             await expect(page.locator(".open li")).to_have_count(1)
