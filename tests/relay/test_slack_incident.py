@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 
 import aiohttp
@@ -112,18 +113,28 @@ async def test_what_is_merged_into_a_first_message_that_may_have_arrived_is_show
 
 
 async def test_what_goes_into_the_thread_counts_for_the_rate_of_the_channel(tmp_path: Path, slack: StandIns) -> None:
-    given = settings(tmp_path, slack)
+    given, now = settings(tmp_path, slack), 1_800_000_000
     pacing = given.pacing.model_copy(update={"enabled": True})
     (alert,) = json.loads(webhook_of())["alerts"]
     alerts = [
         {**alert, "fingerprint": f"{number}", "labels": {**alert["labels"], "instance": f"{number:0300}"}}
         for number in range(12)
     ]
-    async with served(given.model_copy(update={"pacing": pacing})) as client:
-        for group in range(8):
-            await post(client, webhook_of(group=f"{group}", alerts=alerts))
-        await until(lambda: len(slack.slack.channels[CHANNEL].messages) == 16, 20.0)
-        await reaches(client, 8, "relay_deliveries_total", channel="slack", outcome="delivered")
-    times = [message.at for message in slack.slack.channels[CHANNEL].messages]
-    # One a second but for the burst of 5; without those in threads it takes 3 s.
-    assert times[-1] - times[0] > 8
+    async with served(given.model_copy(update={"pacing": pacing}), clock=lambda: now) as client:
+
+        async def delivers(group: str, count: int) -> float | None:
+            """In how many seconds it may send again, once `count` are delivered, each with a post in its thread."""
+            await post(client, webhook_of(group=group, alerts=alerts))
+            await reaches(client, count, "relay_deliveries_total", channel="slack", outcome="delivered")
+            assert len(slack.slack.channels[CHANNEL].messages) == 2 * count
+            (channel,) = (await (await client.get("/api/channels")).json())["channels"]
+            next_at = channel["next_message_at"]
+            return None if next_at is None else datetime.fromisoformat(next_at).timestamp() - now
+
+        # One a second but for the burst of 5, of which the third one's post in its thread is the sixth.
+        assert [await delivers(f"{number}", number) for number in (1, 2, 3)] == [None, None, 2]
+        assert await delivers("4", 3) == 2
+        now += 1
+        assert await delivers("5", 3) == 1
+        now += 1
+        assert await delivers("6", 4) == 2
