@@ -44,12 +44,12 @@ Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 @pytest.fixture
 def until() -> Until:
-    """Waits for a condition, 15 s at most, and says how it ended."""
+    """Waits for a condition, a minute at most, and says how it ended."""
 
     async def wait(condition: Callable[[], Awaitable[bool]]) -> None:
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while not await condition():
-            assert time.monotonic() < deadline, "the condition did not come true within 15 s"
+            assert time.monotonic() < deadline, "the condition did not come true within a minute"
             await asyncio.sleep(0.02)
 
     return wait

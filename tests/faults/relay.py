@@ -21,7 +21,7 @@ from tests.relay.delivery.sender_tasks import sending_processes
 from tests.relay.delivery_oracle.evidence import Channel
 from tests.relay.served_relay import TOKEN, until
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 ROUTING_KEY = "0" * 32
 SLACK_TOKEN = "xoxb-test"
@@ -102,7 +102,7 @@ class Relay:
         """Waits until it answers."""
         await self.answers(200, "/-/healthy", START_SECONDS)
 
-    async def answers(self, status: int, path: str, seconds: float = 15.0) -> None:
+    async def answers(self, status: int, path: str, seconds: float = 60.0) -> None:
         """Waits until a GET is answered with this status."""
 
         async def so() -> bool:

@@ -21,7 +21,7 @@ from tests.relay.delivery_oracle.evidence import History, Message
 from tests.relay.delivery_oracle.verdict import Verdict, judge
 from tests.relay.served_relay import until
 
-DRAIN_SECONDS = 45.0
+DRAIN_SECONDS = 120.0
 
 
 class Scenario:

@@ -36,7 +36,7 @@ async def test_postgresql_that_does_not_answer(postgres_database: DatabaseUrl, s
         async with meanwhile(alertmanager.play(trial.histories(groups=3, length=6))) as playing:
             await until(lambda: len(alertmanager.accepted) > 3)
             door.open.clear()
-            await until(lambda: alertmanager.refusals["503"] > 2, 30)
+            await until(lambda: alertmanager.refusals["503"] > 2)
             door.open.set()
             await playing
         verdict = await trial.concluded(alertmanager)

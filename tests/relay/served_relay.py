@@ -150,7 +150,7 @@ async def metric(client: aiohttp.ClientSession, name: str, **labels: str) -> flo
     return None
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0, *, pause: float = 0.01) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 60.0, *, pause: float = 0.01) -> None:
     """Returns once `condition` holds; a test whose condition never does fails here."""
     async with asyncio.timeout(seconds):
         while True:

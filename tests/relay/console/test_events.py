@@ -159,17 +159,17 @@ async def test_streams_end_after_a_while_and_at_a_reload_and_a_stop(
             async with stream(client) as reloaded:
                 await until(lambda: bool(reloaded.events))
                 await app.state.apply(relay)
-                await until(lambda: reloaded.has_ended, 2)
+                await until(lambda: reloaded.has_ended)
             monkeypatch.setattr(events, "_MAX_SECONDS", 0.2)
             async with stream(client) as long:
-                await until(lambda: long.has_ended, 2)
+                await until(lambda: long.has_ended)
                 assert long.events[-1] == "reconnect"
             monkeypatch.setattr(events, "_MAX_SECONDS", 300)
             async with stream(client) as stopped:
                 await until(lambda: bool(stopped.events))
                 started = asyncio.get_running_loop().time()
                 app.state.stop()
-                await until(lambda: stopped.has_ended, 2)
+                await until(lambda: stopped.has_ended)
                 async with client.get("/events") as refused:
                     assert (refused.status, (await refused.json())["error"][:24]) == (503, "the relay is stopping; t")
         assert asyncio.get_running_loop().time() - started < 3, "no stream keeps the server open"
