@@ -1,7 +1,6 @@
 """A provider that asks to wait, and one that refuses everything for a while: nobody else waits for it."""
 
 import asyncio
-import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,31 +15,31 @@ from tests.faults.relay import CHANNELS, SLACK_TOKEN, set_ahead
 from tests.faults.scenario import Scenario
 from tests.relay.served_relay import reaches, until
 
-AT_ONCE = 3.0
-"""Seconds within which a channel that works delivers, on a busy machine."""
-WAITS = {"timeout": "1s", "lease": "2s", "backoff_initial": "100ms"}
+PATIENT = {"timeout": "10s", "lease": "20s", "backoff_initial": "100ms", "backoff_max": "500ms"}
+"""Providers that answer, however busy the machine is, are heard at the first attempt."""
+WAIT = 600
 
 
-async def test_retry_after_on_one_channel(tmp_path: Path, scenario: Scenarios, long: bool) -> None:
-    wait = 30 if long else 5
+async def test_retry_after_on_one_channel(tmp_path: Path, scenario: Scenarios) -> None:
     database = database_url.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)
-    _break(trial, kind="rate_limit", seconds=wait, count=1)
-    async with trial.relay() as relay:
+    posts = trial.providers.slack.channels["#security-critical"].messages
+    _break(trial, kind="rate_limit", seconds=WAIT, count=1)
+    async with trial.relay(delivery=PATIENT, clock_ahead=0) as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
         first, *others = trial.histories(groups=5, length=4)
         await alertmanager.play([islice(first, 1)])
-        await until(lambda: trial.providers.faults.get_state() == [])
-        limited = time.time()
         # Before that, another delivery may be claimed and sent.
         await until(lambda: asyncio.to_thread(stored_deliveries.has_failed, database, "slack"))
+        await alertmanager.play([islice(first, 1), *(islice(history, 2) for history in others)])
+        await _all_but_slack_deliver(database)
+        set_ahead(tmp_path, "relay", WAIT / 2)
         await alertmanager.play([first, *others])
         await _all_but_slack_deliver(database)
-        assert time.time() < limited + wait
+        assert not posts
+        set_ahead(tmp_path, "relay", WAIT)
         verdict = await trial.concluded(alertmanager)
         await relay.stop()
-    began = trial.providers.slack.channels["#security-critical"].messages[0].at
-    assert limited + wait - 0.5 < began < limited + wait + AT_ONCE
     assert verdict.states["dead"] == sum(verdict.duplicates.values()) == len(verdict.late) == 0
 
 
@@ -49,7 +48,7 @@ async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> Non
     trial = scenario(database_url.create_sqlite_url(tmp_path / "relay.db"))
     for provider in Provider:
         trial.providers.faults.add(ProviderFault(provider=provider, kind=FaultKind.LOST_ANSWER, count=5))
-    async with trial.relay() as relay:
+    async with trial.relay(delivery=PATIENT) as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), repeats=0)
         await alertmanager.play(trial.histories(groups=5, length=1))
         await trial.drained()
@@ -63,7 +62,7 @@ async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> Non
 async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario: Scenarios) -> None:
     database = database_url.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)
-    async with trial.relay(delivery=WAITS | {"backoff_max": "5m"}, clock_ahead=0) as relay:
+    async with trial.relay(delivery=PATIENT | {"backoff_max": "5m"}, clock_ahead=0) as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
         histories = trial.histories(groups=5, length=8)
         await alertmanager.play([islice(history, 4) for history in histories])
@@ -95,7 +94,7 @@ async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario
 async def test_token_replaced_by_a_new_one(tmp_path: Path, scenario: Scenarios) -> None:
     database = database_url.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)
-    async with trial.relay(delivery=WAITS | {"backoff_max": "1h"}) as relay:
+    async with trial.relay(delivery=PATIENT | {"backoff_max": "1h"}) as relay:
         (tmp_path / "slack_token").write_text("xoxb-revoked")
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
         await alertmanager.play(trial.histories(groups=3, length=4))
@@ -131,4 +130,4 @@ async def _all_but_slack_deliver(database: DatabaseUrl) -> None:
     async def so() -> bool:
         return set(await asyncio.to_thread(stored_deliveries.count_unfinished, database)) <= {"slack"}
 
-    await until(so, AT_ONCE)
+    await until(so)
