@@ -1,4 +1,4 @@
-"""Reads the outbox without the relay: a database comes in, its events and deliveries go out."""
+"""The outbox without the relay: a database comes in, its events and deliveries go out, and its leases can be ended."""
 
 import json
 import zlib
@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, create_engine, select
+from sqlalchemy import Row, Select, create_engine, select, update
 
 from services.relay.outbox import tables
 from shared.sql.database_url import DatabaseUrl
@@ -164,5 +164,16 @@ def read_edits_given_up(database: DatabaseUrl) -> set[tuple[str, int, str]]:
         with engine.connect() as connection:
             refused = select(edit.incident_id, edit.episode, edit.channel).where(edit.reason == "rejected")
             return {(row[0], row[1], row[2]) for row in connection.execute(refused)}
+    finally:
+        engine.dispose()
+
+
+def end_leases(database: DatabaseUrl) -> None:
+    """What a relay that was killed has claimed is due, as if the time of its leases were over. For a thread."""
+    engine = create_engine(database)
+    try:
+        with engine.begin() as connection:
+            for table in (tables.deliveries, tables.edits):
+                connection.execute(update(table).where(table.c.lease.is_not(None)).values(due_at=0))
     finally:
         engine.dispose()

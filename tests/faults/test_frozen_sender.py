@@ -1,10 +1,12 @@
 """A sending process is stopped with a request in its hands, and goes on when all is told: nobody hears of it."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from shared.sql.database_url import DatabaseUrl
+from tests.faults import stored_deliveries
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
 from tests.faults.incidents import Webhook
@@ -20,13 +22,15 @@ async def test_a_sender_that_is_stopped_right_before_its_request(
     trial = scenario(database)
     stop = tmp_path / "stop"
     begins, ends = zip(*_over_at_once(trial), strict=True)
-    async with trial.relay(stops_at=stop) as relay:
+    delivery = {"timeout": "1m", "lease": "2m"}  # the relay itself kills no sender before it is killed
+    async with trial.relay(stops_at=stop, delivery=delivery) as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), repeats=0)
         sender = await relay.sender()
         stop.touch()
         await alertmanager.play([[webhook] for webhook in begins])
         await until(lambda: _is_stopped(sender))
         await relay.kill_and_remember()
+        await asyncio.to_thread(stored_deliveries.end_leases, database)
         await relay.start()
         await relay.up()
         await alertmanager.play([[webhook] for webhook in ends])
