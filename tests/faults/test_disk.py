@@ -42,7 +42,7 @@ async def test_full_disk(folder: Path, disk: Disk, scenario: Scenarios) -> None:
             await until(lambda: len(alertmanager.accepted) > 6)
             disk.fill(relay)
             await relay.answers(503, "/-/ready")
-            await until(lambda: alertmanager.refusals["503"] > 6, 30)
+            await until(lambda: alertmanager.refusals["503"] > 6)
             disk.free(relay)
             await relay.answers(200, "/-/ready")
             await playing
@@ -60,7 +60,7 @@ async def test_locked_database(folder: Path, scenario: Scenarios) -> None:
             with closing(sqlite3.connect(folder / "relay.db", isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
                 await relay.answers(503, "/-/ready")
-                await until(lambda: alertmanager.refusals["503"] > 2, 30)
+                await until(lambda: alertmanager.refusals["503"] > 2)
             await relay.answers(200, "/-/ready")
             await playing
         verdict = await trial.concluded(alertmanager)
@@ -82,9 +82,10 @@ async def test_read_only_folder(folder: Path, scenario: Scenarios) -> None:
             with closing(sqlite3.connect(folder / "relay.db", isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
                 _set_modes(folder, 0o400, 0o500)
+                await until(lambda: "outbox cannot commit" in relay.log)
                 await relay.answers(503, "/-/ready")
             refused = alertmanager.refusals["503"]
-            await until(lambda: alertmanager.refusals["503"] > refused + 6, 30)
+            await until(lambda: alertmanager.refusals["503"] > refused + 6)
             assert await relay.answer("/-/ready") == 503
             _set_modes(folder, 0o600, 0o700)
             await relay.answers(200, "/-/ready")
