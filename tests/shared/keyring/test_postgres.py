@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import URL, Column, Connection, Integer, MetaData, Table, exc, text
 
-from shared.keyring.database import STATEMENT_TIMEOUT_SECONDS, Database, DatabaseError
+from shared.keyring.database import _KEYRING_LOCK_ID, STATEMENT_TIMEOUT_SECONDS, Database, DatabaseError
 from shared.keyring.tables import TABLES
 from shared.sql.database_url import create_sqlite_url
 from tests.conftest import Until
@@ -131,9 +132,10 @@ async def test_whoever_changes_the_keyring_keeps_others_waiting_and_no_reader(
 ) -> None:
     other = await Database.open(postgres_database, _tables)
     order: list[str] = []
+    go_on = threading.Event()
 
-    def slowly(connection: Connection) -> None:
-        connection.execute(text("SELECT pg_sleep(0.5)"))
+    def wait(connection: Connection) -> None:
+        assert go_on.wait(60)
         _insert(connection)
         order.append("first")
 
@@ -142,12 +144,16 @@ async def test_whoever_changes_the_keyring_keeps_others_waiting_and_no_reader(
         return _count(connection)
 
     try:
-        first = asyncio.create_task(database.write_exclusively(slowly))
+        first = asyncio.create_task(database.write_exclusively(wait))
         await until(lambda: other.read(_is_locked))
         assert await other.read(_count) == 0
-        assert await other.write_exclusively(see) == 1
+        second = asyncio.create_task(other.write_exclusively(see))
+        await until(lambda: other.read(_is_waited_for))
+        go_on.set()
         await first
+        assert await second == 1
     finally:
+        go_on.set()
         await other.close()
     assert order == ["first", "second"]
 
@@ -161,20 +167,17 @@ def _is_locked(connection: Connection) -> bool:
     return bool(connection.execute(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")).scalar_one())
 
 
-async def test_a_lock_that_stays_is_an_error_within_its_bound(
-    database: Database, postgres_database: URL, until: Until
-) -> None:
-    other = await Database.open(postgres_database, _tables)
-    try:
-        writer = asyncio.create_task(
-            other.write_exclusively(lambda connection: connection.execute(text("SELECT pg_sleep(3.5)")))
-        )
-        await until(lambda: database.read(_is_locked))
+def _is_waited_for(connection: Connection) -> bool:
+    query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    return bool(connection.execute(text(query)).scalar_one())
+
+
+async def test_a_lock_that_stays_is_an_error_within_its_bound(database: Database, postgres_database: URL) -> None:
+    with psycopg.connect(postgres_database.render_as_string(hide_password=False)) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", (_KEYRING_LOCK_ID,))
         with pytest.raises(DatabaseError, match="lock timeout"):
             await database.write_exclusively(_insert)
-        await writer
-    finally:
-        await other.close()
+    await database.write_exclusively(_insert)
 
 
 async def test_a_lost_race_is_reported_as_it_is_and_other_errors_show_no_values(database: Database) -> None:
