@@ -43,7 +43,7 @@ def links_of_descriptors() -> Iterator[str]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  the server's side of a call and of a connection ends on its own
             await asyncio.sleep(0.01)
 
@@ -52,9 +52,9 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        EmulatorFault(kind="stall"),
-        EmulatorFault(kind="stall", operation="Decrypt"),
-        EmulatorFault(kind="latency", seconds=20),
+        EmulatorFault(kind="stall", count=1),
+        EmulatorFault(kind="stall", operation="Decrypt", count=1),
+        EmulatorFault(kind="latency", seconds=20, count=1),
     ],
 )
 async def test_cancelled_it_ends_as_cancelled_and_leaves_neither_task_nor_channel(
@@ -64,11 +64,11 @@ async def test_cancelled_it_ends_as_cancelled_and_leaves_neither_task_nor_channe
     tasks_before, sockets_before = tasks(), sockets()
     emulator.faults.add(fault)
     running = asyncio.ensure_future(work(key))
-    await until(lambda: sockets() > sockets_before)
-    await asyncio.sleep(0.05)  # in the middle of a call, wherever that is
+    await until(lambda: not emulator.faults.list_active())  # in the middle of a call
+    assert sockets() > sockets_before
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             await running
     await until(lambda: tasks() <= tasks_before)
     await key.close()
@@ -85,7 +85,7 @@ async def test_cancelled_before_it_is_connected_it_leaves_nothing_either(
     await asyncio.sleep(0)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             await running
     await key.close()
     await until(lambda: tasks() <= tasks_before and sockets() == sockets_before)
