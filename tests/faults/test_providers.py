@@ -15,7 +15,7 @@ from tests.faults.relay import CHANNELS, SLACK_TOKEN, set_ahead
 from tests.faults.scenario import Scenario
 from tests.relay.served_relay import reaches, until
 
-PATIENT = {"timeout": "10s", "lease": "20s", "backoff_initial": "100ms", "backoff_max": "500ms"}
+LONG_ATTEMPTS = {"timeout": "10s", "lease": "20s", "backoff_initial": "100ms", "backoff_max": "500ms"}
 """Providers that answer, however busy the machine is, are heard at the first attempt."""
 WAIT = 600
 
@@ -25,7 +25,7 @@ async def test_retry_after_on_one_channel(tmp_path: Path, scenario: Scenarios) -
     trial = scenario(database)
     posts = trial.providers.slack.channels["#security-critical"].messages
     _break(trial, kind="rate_limit", seconds=WAIT, count=1)
-    async with trial.relay(delivery=PATIENT, clock_ahead=0) as relay:
+    async with trial.relay(delivery=LONG_ATTEMPTS, clock_ahead=0) as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
         first, *others = trial.histories(groups=5, length=4)
         await alertmanager.play([islice(first, 1)])
@@ -48,7 +48,7 @@ async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> Non
     trial = scenario(database_url.create_sqlite_url(tmp_path / "relay.db"))
     for provider in Provider:
         trial.providers.faults.add(ProviderFault(provider=provider, kind=FaultKind.LOST_ANSWER, count=5))
-    async with trial.relay(delivery=PATIENT) as relay:
+    async with trial.relay(delivery=LONG_ATTEMPTS) as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), repeats=0)
         await alertmanager.play(trial.histories(groups=5, length=1))
         await trial.drained()
@@ -62,7 +62,7 @@ async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> Non
 async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario: Scenarios) -> None:
     database = database_url.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)
-    async with trial.relay(delivery=PATIENT | {"backoff_max": "5m"}, clock_ahead=0) as relay:
+    async with trial.relay(delivery=LONG_ATTEMPTS | {"backoff_max": "5m"}, clock_ahead=0) as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
         histories = trial.histories(groups=5, length=8)
         await alertmanager.play([islice(history, 4) for history in histories])
@@ -94,7 +94,7 @@ async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario
 async def test_token_replaced_by_a_new_one(tmp_path: Path, scenario: Scenarios) -> None:
     database = database_url.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)
-    async with trial.relay(delivery=PATIENT | {"backoff_max": "1h"}) as relay:
+    async with trial.relay(delivery=LONG_ATTEMPTS | {"backoff_max": "1h"}) as relay:
         (tmp_path / "slack_token").write_text("xoxb-revoked")
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
         await alertmanager.play(trial.histories(groups=3, length=4))
