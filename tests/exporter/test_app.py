@@ -75,9 +75,9 @@ async def test_a_key_that_gets_no_slot_is_no_success_for_metrics_and_board(emula
             return values.get(f"kms_probes_total backend {name}", 0)
 
         await until(all_have_succeeded)
-        emulator.faults.add(EmulatorFault(kind="stall"))
         values = await scrape.values()
         before = {one.name: probes(values, one.name) for one in targets}
+        emulator.faults.add(EmulatorFault(kind="stall"))
         await until(some_wait_in_vain)
 
 

@@ -64,10 +64,9 @@ def format_title(message: Message) -> str:
 
 def format_event_title(event: Event) -> str:
     """The `title` of the worst alert that fires, of any where all are resolved; the headline where none has one."""
-    titled = [alert for alert in event.alerts if format_alert_title(alert)]
-    if not titled:
-        return format_headline(event)
-    return format_alert_title(min(titled, key=lambda alert: (alert.status is Status.RESOLVED, rank_severity(alert))))
+    titled = [alert for alert in event.alerts if alert.annotations.get("title")]
+    titled.sort(key=lambda alert: (alert.status is Status.RESOLVED, rank_severity(alert)))
+    return next(filter(None, map(format_alert_title, titled)), "") or format_headline(event)
 
 
 def format_alert_title(alert: Alert) -> str:

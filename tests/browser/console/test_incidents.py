@@ -43,6 +43,8 @@ async def test_the_list_is_filtered_and_stays_live(chromium: Browser, night: Nig
         await record_reloads(page)
         await night.send("firing", "another")
         await expect(rows).to_have_count(2)
+        await check_reloads(page)
+        await record_reloads(page)
         await night.send("resolved", "another")
         await expect(rows).to_have_count(1)
         await check_reloads(page)

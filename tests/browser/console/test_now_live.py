@@ -93,8 +93,8 @@ async def test_what_fails_is_named_with_what_to_do_and_no_alert_can_do_anything(
             await expect(first.locator(".severity")).to_have_text("critical")
             await expect(first.locator("a")).to_have_text(HOSTILE)
             await expect(page.locator(".path > .card").nth(3)).to_contain_text("(400): it was no webhook")
-            title = "`(${document.getElementById('now_state').dataset.problems}) keypulse relay`"
-            await page.wait_for_function(f"document.title === {title}")
+            count = "document.getElementById('now_state').dataset.problems"
+            await page.wait_for_function(f"() => document.title === `(${{{count}}}) keypulse relay`")
             assert (await page.locator("#icon").get_attribute("href")) == "/console/icon-problems.svg"
             assert await find_violations(page) == []
             await page.emulate_media(color_scheme="dark")

@@ -113,17 +113,19 @@ async def test_one_that_is_parsed_for_too_long_is_answered_and_keeps_its_space_u
 
     monkeypatch.setattr(endpoint, "parse_webhook", parse_slowly)
     async with served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client:
-        seconds, code, error = await post_webhook(client, large())
-        assert (code, error) == (
-            503,
-            "not accepted, send it again: after 2 s it still waited for its body to be parsed",
-        )
-        assert seconds < SECONDS + LATE
-        monkeypatch.setattr(endpoint, "parse_webhook", parse)
-        monkeypatch.setattr(endpoint, "run_large", asyncio.to_thread)  # so that it waits for room alone
-        monkeypatch.setattr(endpoint, "ANSWER_SECONDS", 60.0)
-        another = asyncio.create_task(post(client, large("another")))
-        await asyncio.wait([another], timeout=0.5)
-        assert not another.done()
-        go_on.set()
+        try:
+            seconds, code, error = await post_webhook(client, large())
+            assert (code, error) == (
+                503,
+                "not accepted, send it again: after 2 s it still waited for its body to be parsed",
+            )
+            assert seconds < SECONDS + LATE
+            monkeypatch.setattr(endpoint, "parse_webhook", parse)
+            monkeypatch.setattr(endpoint, "run_large", asyncio.to_thread)  # so that it waits for room alone
+            monkeypatch.setattr(endpoint, "ANSWER_SECONDS", 60.0)
+            another = asyncio.create_task(post(client, large("another")))
+            await asyncio.wait([another], timeout=0.5)
+            assert not another.done()
+        finally:
+            go_on.set()
         assert (await another)[0] == 202

@@ -268,7 +268,8 @@ async def test_what_is_no_answer_leaves_the_message_without(answer: Any) -> None
 
 
 async def test_a_process_that_does_not_draw_is_killed_and_the_values_remain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_SECONDS", 60.0)
+    for name, seconds in (("MAX_SECONDS", 60.0), ("MAX_VALUES_SECONDS", 60.0), ("_MARGIN", 30.0)):
+        monkeypatch.setattr(module, name, seconds)  # what is not waited for is quick, however busy the machine is
     loop, read_time = asyncio.get_running_loop(), asyncio.get_running_loop().time
     rules = '{"data": {"groups": [{"rules": [{"name": "Slow", "query": "up > 1"}]}]}}'
     points = f'{{"data": {{"resultType": "matrix", "result": [{{"metric": {{}}, "values": [[{NOW:.0f}, "3"]]}}]}}}}'
@@ -285,7 +286,7 @@ async def test_a_process_that_does_not_draw_is_killed_and_the_values_remain(monk
         charts._worker._process = sleeper  # it has started, and draws nothing
         slow = message(event(alert_of("Slow")))
         drawing = asyncio.create_task(charts.make(slow, 90))
-        assert await charts.read_values(slow, 9) == {"Slow encrypt": "3 (fires if > 1)"}
+        assert await charts.read_values(slow, 60) == {"Slow encrypt": "3 (fires if > 1)"}
         assert not drawing.done(), "what shows no chart does not wait for it"
         monkeypatch.setattr(loop, "time", lambda: read_time() + 60)
         picture = await drawing
