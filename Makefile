@@ -19,7 +19,7 @@ demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page, a
 
 test: install ## every test but the two kinds below
 	@ops/tools/require prometheus alertmanager chromium sshd tinyproxy mariadb
-	@$(BIN)/pytest -n 5 --dist worksteal
+	@$(BIN)/pytest -n 6 --dist worksteal
 
 rehearse: install ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the smoke test's faults, each spoilt rule
 	@ops/tools/require prometheus alertmanager sshd mariadb
