@@ -6,7 +6,7 @@ from typing import Final
 
 _MEMORY: Final = Path("/dev/shm")
 _ENOUGH: Final = 2 * 1024**3
-"""Bytes that are free: each of five workers may have two servers of some 100 MB. A container's own is often 64 MB."""
+"""Bytes that are free: each of six workers may have two servers of some 100 MB. A container's own is often 64 MB."""
 
 
 def find_ram_disk() -> Path | None:
