@@ -8,12 +8,12 @@ from shared.config.settings import Address
 
 
 @contextmanager
-def reserve_port() -> Iterator[Address]:
-    """An address for servers that come and go.
+def reserve_port(port: int = 0) -> Iterator[Address]:
+    """An address for servers that come and go; any free port for 0.
 
     Bound and never listening, its socket lets them listen there, and the system gives the port to nobody else.
     """
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
+        reserved.bind(("127.0.0.1", port))
         yield Address(*reserved.getsockname())

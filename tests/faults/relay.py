@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -20,6 +19,7 @@ from tests.fork_server import Forked, fork
 from tests.relay.delivery.sender_tasks import sending_processes
 from tests.relay.delivery_oracle.evidence import Channel
 from tests.relay.served_relay import TOKEN, until
+from tests.reserved_port import reserve_port
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -214,20 +214,16 @@ async def relay(
     """
     timeout = aiohttp.ClientTimeout(total=3)
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    # Bound and never listening, this socket keeps the port for every process that comes after a kill.
-    with socket.socket() as port:
-        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        port.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{port.getsockname()[1]}"
+    with reserve_port() as address:  # for every process that comes after a kill
         file = folder / f"{name}.yml"
-        file.write_text(yaml.safe_dump({**configuration, "listen": address}))
+        file.write_text(yaml.safe_dump({**configuration, "listen": str(address)}))
         module = ("services.relay", "--config", str(file))
         if clock_ahead is not None or stops_at is not None:
             set_ahead(folder, name, clock_ahead or 0.0)
             module = ("tests.faults.faulty_replica", str(file), str(_clock(folder, name)))
         stop = () if stops_at is None else (str(stops_at),)
         async with aiohttp.ClientSession(f"http://{address}", headers=headers, timeout=timeout) as http:
-            relay_process = Relay(address, (*module, *stop), through, folder / f"{name}.log", http)
+            relay_process = Relay(str(address), (*module, *stop), through, folder / f"{name}.log", http)
             await relay_process.start()
             try:
                 await relay_process.up()

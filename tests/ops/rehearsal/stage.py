@@ -4,7 +4,6 @@ What runs is the demo's own stack; only its configuration is larger.
 """
 
 import asyncio
-import socket
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -27,6 +26,7 @@ from tests.ops.rehearsal import files
 from tests.ops.rehearsal.gcloud import EXPORTER_ACCOUNT, SERVICE_ACCOUNT, Gcloud, name_of
 from tests.ops.rehearsal.kubectl import NODE, Kubectl
 from tests.ops.rehearsal.shell import Shell, played
+from tests.reserved_port import reserve_port
 
 TIMEOUT = 60.0
 
@@ -174,7 +174,7 @@ async def staged(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     monkeypatch.setattr(stack, "build_commands", more)
     async with AsyncExitStack() as opened:
         for port in (*own.values(), ports.backend, ports.exporter, ports.relay, ports.alertmanager):
-            opened.enter_context(_reserved(port))
+            opened.enter_context(reserve_port(port))
         running = await opened.enter_async_context(stack.run_stack(ports))
         programs = (stack.find_program("prometheus"), stack.find_program("alertmanager", "prometheus-alertmanager"))
         channel = await opened.enter_async_context(insecure_channel(f"127.0.0.1:{ports.emulator}"))
@@ -186,14 +186,6 @@ async def staged(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
         url = await opened.enter_async_context(played(gcloud, kubectl))
         shell = Shell(variables(ports, running.folder, url), _instead(running.folder, ports))
         yield Stage(running, gcloud, kubectl, shell, own)
-
-
-def _reserved(port: int) -> socket.socket:
-    """Keeps others from the port of a process that is away: bound, and not listening, which lets the process listen."""
-    reserved = socket.socket()
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.bind(("127.0.0.1", port))
-    return reserved
 
 
 def _answers(running: Stack, own: dict[str, int]) -> Callable[[str], Awaitable[bool]]:
