@@ -7,9 +7,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-FOLDERS = [folder for folder in ROOT.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-DOCUMENTS = sorted({*ROOT.glob("*.md"), *(file for folder in FOLDERS for file in folder.rglob("*.md"))})
+from tests.tracked_files import ROOT, list_tracked_files
+
+DOCUMENTS = list_tracked_files("*.md")
 _LINK = re.compile(r"\]\(<?([^)\s>]+)>?(?: \"[^\"]*\")?\)|^\[[^\]]+\]: (\S+)", re.MULTILINE)
 
 

@@ -5,7 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.tracked_files import ROOT, list_tracked_files
 
 
 def test_the_wheel_contains_every_file_of_the_packages(tmp_path: Path) -> None:
@@ -13,9 +13,7 @@ def test_the_wheel_contains_every_file_of_the_packages(tmp_path: Path) -> None:
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
-    files = [
-        file.relative_to(ROOT) for package in ("services", "shared", "ops") for file in (ROOT / package).rglob("*.*")
-    ]
-    expected = {file.as_posix() for file in files if "__pycache__" not in file.parts and (ROOT / file).is_file()}
+    files = list_tracked_files("services", "shared", "ops")
+    expected = {file.relative_to(ROOT).as_posix() for file in files if file.suffix}
     assert "services/exporter/web/assets/board.html.j2" in expected
     assert sorted(expected - packed) == []

@@ -160,6 +160,7 @@ def test_a_taken_port_is_one_sentence() -> None:
 def test_a_missing_program_is_one_sentence(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ops.demo", "--once"],
+        cwd=tmp_path,
         env={"PATH": str(tmp_path)},
         capture_output=True,
         text=True,

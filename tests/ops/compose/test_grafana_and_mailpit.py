@@ -7,14 +7,14 @@ https://mailpit.axllent.org/docs/install/docker/.
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[3]
+from tests.tracked_files import ROOT, list_tracked_files
+
 SERVICES: dict[str, dict[str, Any]] = yaml.load((ROOT / "compose.yaml").read_text(), yaml.CSafeLoader)["services"]
 GRAFANA, MAILPIT = SERVICES["grafana"], SERVICES["mailpit"]
 RELAY = yaml.safe_load((ROOT / "ops/compose/relay.yml").read_text())
@@ -93,7 +93,8 @@ def test_mailpit_keeps_its_mails_where_it_may_write() -> None:
 
 @pytest.mark.parametrize("profile", ["demo", "postgres", "gcp"])
 def test_every_host_that_a_configuration_names_is_a_container(profile: str) -> None:
-    files = "\n".join(file.read_text() for file in (ROOT / "ops/compose").rglob("*.yml") if "minimal" not in file.parts)
+    configurations = list_tracked_files("ops/compose/*.yml", ":!ops/compose/minimal")
+    files = "\n".join(file.read_text() for file in configurations)
     text = re.sub(r"(^|\s)#.*", "", files)
     named = re.findall(r"\b([a-z][a-z-]*):\d{2,5}\b", text) + re.findall(r"(?:host: |names: \[)([a-z-]+)", text)
     assert {"mailpit", "prometheus", "relay", "stand-ins"} <= set(named)

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from tests.ops.rules import ROOT, RUNBOOKS
+from tests.ops.rules import RUNBOOKS
+from tests.tracked_files import list_tracked_files
 
 OURS = re.compile(r"(?:^|[|;&(]\s*)(keypulse-[a-z]+|curl|promtool|amtool) ", re.MULTILINE)
 AUDIT = "tests/ops/audit runs it against a stand-in of Google's APIs"
@@ -35,7 +36,7 @@ ENDS = {
     "keypulse-rotator retire": {1},  # refused, as the runbook says: the backup of the rotation before needs the version
 }
 """How commands outside of the alerts' sections end, where it is not 0 alone."""
-DOCUMENTS = sorted({ROOT / "README.md", *(ROOT / "docs").rglob("*.md")} - {ROOT / "docs/DRILLS.md"})
+DOCUMENTS = list_tracked_files("README.md", "docs/*.md", ":!docs/DRILLS.md")
 """Whose commands are run; those of the drills are run by tests/ops/drills."""
 
 
