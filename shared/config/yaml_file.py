@@ -63,6 +63,33 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return cast("dict[str, Any]", document)
 
 
+def parse_plain_yaml(text: str) -> Any:
+    """Somebody else's YAML → mappings, lists, texts and None. Raises YAMLError or RecursionError.
+
+    Aliases and directives are refused: 300 bytes of aliases expand to gigabytes, and many directives take seconds.
+    """
+    if any(line.removeprefix("\ufeff").startswith("%") for line in text.splitlines()):
+        raise yaml.YAMLError("directives are not supported")
+    return _build_plain(yaml.compose(text, FAST_LOADER), set())
+
+
+def _build_plain(node: yaml.Node | None, visited: set[int]) -> Any:
+    if id(node) in visited:
+        raise yaml.YAMLError("aliases are not supported")
+    visited.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        return {_build_key(key): _build_plain(value, visited) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [_build_plain(each, visited) for each in node.value]
+    return node.value if isinstance(node, yaml.ScalarNode) and not node.tag.endswith(":null") else None
+
+
+def _build_key(node: yaml.Node) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise yaml.YAMLError("a key is no text")
+    return str(node.value)
+
+
 def _describe_yaml_error(error: Exception) -> str:
     """On one line, without the excerpt of the file that PyYAML adds: it may contain a password."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
@@ -91,18 +118,21 @@ def find_cut_off_values(file: Path) -> frozenset[tuple[int | str, ...]]:
         node = yaml.compose(text, yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return frozenset()
-    return frozenset(_iterate_cut_off(node, text.splitlines(), ()))
+    return frozenset(_iterate_cut_off(node, text.splitlines(), (), set()))
 
 
 def _iterate_cut_off(
-    node: yaml.Node | None, lines: list[str], loc: tuple[int | str, ...]
+    node: yaml.Node | None, lines: list[str], loc: tuple[int | str, ...], visited: set[int]
 ) -> Iterator[tuple[int | str, ...]]:
+    if id(node) in visited:  # an alias of a value is visited where it stands: aliases of aliases would never end
+        return
+    visited.add(id(node))
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            yield from _iterate_cut_off(value, lines, (*loc, str(key.value)))
+            yield from _iterate_cut_off(value, lines, (*loc, str(key.value)), visited)
     elif isinstance(node, yaml.SequenceNode):
         for n, value in enumerate(node.value):
-            yield from _iterate_cut_off(value, lines, (*loc, n))
+            yield from _iterate_cut_off(value, lines, (*loc, n), visited)
     elif isinstance(node, yaml.ScalarNode) and node.style is None and _is_cut_off(lines, node.end_mark):
         yield loc
 

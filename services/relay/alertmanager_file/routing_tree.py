@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from services.relay.alertmanager_file.routes import AlertmanagerRoute, iterate_conditions
 from services.relay.intake.routing import Matcher, parse_matcher
-from shared.config.yaml_file import FAST_LOADER
+from shared.config.yaml_file import parse_plain_yaml
 
 MAX_BYTES: Final = 1024 * 1024
 """Of a configuration that is read."""
@@ -79,7 +79,7 @@ def parse_tree(configuration: str) -> RoutingTree:
     if len(configuration) > MAX_BYTES:
         raise TreeError(f"its configuration has over {MAX_BYTES} characters")
     try:
-        document = yaml.load(configuration, FAST_LOADER)  # noqa: S506  # a safe loader
+        document = parse_plain_yaml(configuration)
         receivers = {str(each["name"]): _list_kinds(each) for each in document["receivers"]}
         count = iter(range(MAX_ROUTES))
         root = _build_route(document["route"], "route", "", count, 0)
@@ -93,7 +93,7 @@ def _list_kinds(receiver: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _build_route(document: Mapping[str, Any], path: str, receiver: str, count: Iterator[int], depth: int) -> TreeRoute:
-    """A route and those below it; `count` ends a tree that aliases of YAML would make endless."""
+    """A route and those below it; `count` ends a tree with too many routes."""
     if next(count, None) is None or depth > _MAX_DEPTH:
         raise TreeError(f"it has over {MAX_ROUTES} routes, or more than {_MAX_DEPTH} below each other")
     own = AlertmanagerRoute.model_validate({key: value for key, value in document.items() if key != "routes"})

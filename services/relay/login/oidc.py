@@ -46,6 +46,8 @@ _KEYS_SECONDS: Final = 60.0
 """Seconds between two reads of the keys where none of them has signed an ID token."""
 _LEEWAY_SECONDS: Final = 60
 """By how much the provider's clock may differ."""
+_MAX_ANSWER_BYTES: Final = 256 * 1024
+"""Of each of the provider's answers; parsed, small values take many times as much."""
 _MAX_CALLBACKS: Final = 4
 """Logins that are completed at the same time: each is a request to the provider."""
 _MAX_WAITING: Final = 32
@@ -304,6 +306,8 @@ class OidcClient:
             raise ProviderUnavailableError(f"the provider: no answer within {_REPLY_TIMEOUT:g} s") from None
         except SendError as error:
             raise ProviderUnavailableError(str(error)) from None
+        if len(body) > _MAX_ANSWER_BYTES:
+            raise ProviderUnavailableError(f"the provider's answer is over {_MAX_ANSWER_BYTES} bytes")
         if status == 200:
             return body
         if method == "POST" and 400 <= status < 500:

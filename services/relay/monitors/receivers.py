@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from shared.check import CheckError
+from shared.config.yaml_file import parse_plain_yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Receivers:
 def parse_receivers(configuration: str) -> Receivers:
     """Read the receivers of a configuration in YAML. Raises CheckError if it is none of Alertmanager's."""
     try:
-        document = yaml.safe_load(configuration)
+        document = parse_plain_yaml(configuration)
         receivers = {str(each["name"]): bool(each.get("webhook_configs")) for each in document["receivers"]}
         routed = set(_iterate_routed(document["route"]))
     except (yaml.YAMLError, TypeError, KeyError, AttributeError, RecursionError):

@@ -1,7 +1,7 @@
 """Which receivers an alert reaches, as the real amtool says it."""
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,6 +11,8 @@ import yaml
 
 from services.relay.alertmanager_file import routing_tree
 from services.relay.alertmanager_file.routing_tree import TreeError, list_chosen, parse_tree, route_alert
+from services.relay.monitors.receivers import parse_receivers
+from shared.check import CheckError
 
 RECEIVERS = ["ops", "kms-critical", "kms-security", "direct", "nobody"]
 ROUTES = r"""
@@ -109,10 +111,9 @@ def test_what_cannot_be_shown_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(TreeError, match=r"route.routes\[0\] has a condition"):
         route_alert(unreadable, {"a": "b"})
     deep: dict[str, Any] = {"receiver": "ops"}
-    deep["routes"] = [deep]
-    bomb: Any = {"receiver": "ops"}
-    for _ in range(40):
-        bomb = {"receiver": "ops", "routes": [bomb, bomb]}
+    for _ in range(60):
+        deep = {"receiver": "ops", "routes": [deep]}
+    wide = {"receiver": "ops", "routes": [{"receiver": "ops"} for _ in range(2000)]}
     for text in (
         "",
         "- 1",
@@ -123,9 +124,43 @@ def test_what_cannot_be_shown_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     ):
         with pytest.raises(TreeError, match="cannot be read as that of an Alertmanager"):
             parse_tree(text)
-    for route in (deep, bomb):
+    for route in (deep, wide):
         with pytest.raises(TreeError, match="over 2000 routes"):
             parse_tree(configuration(route))
     monkeypatch.setattr(routing_tree, "MAX_BYTES", 10)
     with pytest.raises(TreeError, match="over 10 characters"):
         parse_tree(configuration({"receiver": "ops"}))
+
+
+def build_bomb(levels: int) -> Any:
+    """Lists of nine aliases each, which `yaml.safe_dump` writes in a few hundred bytes."""
+    bomb: Any = ["x"] * 9
+    for _ in range(levels):
+        bomb = [bomb] * 9
+    return bomb
+
+
+@pytest.mark.parametrize("read", [parse_tree, parse_receivers])
+def test_aliases_and_directives_of_an_alertmanager_are_refused(read: Callable[[str], object]) -> None:
+    bomb = build_bomb(4)
+    for route in (
+        {"receiver": "ops", "mute_time_intervals": bomb},
+        {"receiver": bomb},
+        {"receiver": "ops", "routes": [{"receiver": "ops", "match": {"a": bomb}}]},
+        {"receiver": "ops", "other": {"key": bomb}},
+    ):
+        with pytest.raises((TreeError, CheckError), match="cannot be read"):
+            read(configuration(route))
+    directives = "".join(f"%TAG !{n}! tag:\n" for n in range(3))  # each is compared with all before it
+    with pytest.raises((TreeError, CheckError), match="cannot be read"):
+        read(f"# a comment\n{directives}---\n{configuration({'receiver': 'ops'})}")
+
+
+def test_every_value_of_an_alertmanager_is_text() -> None:
+    text = (
+        "{route: {receiver: 1_0, routes: null, match: {a: 0x1f, b: 2026-01-01}}, receivers: [{name: 1_0, x_configs: }]}"
+    )
+    tree = parse_tree(text)
+    assert (tree.root.receiver, tree.receivers) == ("1_0", {"1_0": []})
+    assert [each.text for each in tree.root.conditions] == ['a="0x1f"', 'b="2026-01-01"']
+    assert parse_receivers(text).routed == {"1_0"}

@@ -166,6 +166,7 @@ async def test_a_provider_that_does_not_answer_as_it_should_leaves_the_other_log
             ({"issuer": "https://evil.example.org"}, "another issuer"),
             ({"token_endpoint": "http://evil.example.org/token"}, "unusable URL"),
             ({"jwks_uri": None}, "not that of OpenID Connect"),
+            ({"more": "x" * 300_000}, "over 262144 bytes"),
         ):
             provider.discovery.clear()
             provider.discovery.update(change)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from shared.config.errors import ConfigurationError
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section, load_settings
+from shared.config.yaml_file import find_cut_off_values
 
 
 class Part(Section):
@@ -257,3 +258,9 @@ def test_without_any_configuration_one_sentence_says_where_to_get_one(monkeypatc
     with pytest.raises(ConfigurationError) as refused:
         load_settings(Settings, None)
     assert refused.value.lines == ["environment: part: missing; it has no default"]
+
+
+def test_a_value_that_is_cut_off_is_found_once_however_many_aliases_lead_to_it(file: Path) -> None:
+    aliases = "".join(f"- &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 5))
+    file.write_text(f"- &a0\n  - x #1\n{aliases}")
+    assert find_cut_off_values(file) == {(0, 0)}
