@@ -7,16 +7,18 @@ from functools import partial
 from pathlib import Path
 
 from services.relay.alertmanager_api import AlertmanagerClient, AlertmanagerError
+from services.relay.alertmanager_file.receivers import check_receiver, check_unserved, check_watchdogs, list_receivers
+from services.relay.alertmanager_file.routing_tree import RoutingTree, TreeError, parse_tree
 from services.relay.config import RelaySettings, WatchdogSettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.enrichment.diagnosis import list_enrichment_checks
 from services.relay.delivery.links import build_links
 from services.relay.exporter_api import ExporterHistory
+from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.interactive.diagnosis import check_app_token, check_silence_scopes
 from services.relay.interactive.web_api import SlackWebApi
 from services.relay.login.settings import OidcSettings
 from services.relay.model import Alert, Status
-from services.relay.monitors.receivers import Receivers, check_receiver, check_unserved, parse_receivers
 from services.relay.outbox.engine.database_check import check_outbox
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
@@ -42,7 +44,7 @@ async def open_checks(settings: RelaySettings) -> AsyncIterator[Sequence[Check]]
             checks += _open_oidc_checks(settings.auth.oidc, stack)
         yield [
             *checks,
-            *_list_ping_checks(settings),
+            *_list_watchdog_checks(settings),
             *_list_link_checks(settings),
             *_list_board_checks(settings, stack),
             *list_enrichment_checks(settings.messages.enrichment, shows_own_runbooks=_shows_own_runbooks(settings)),
@@ -83,36 +85,46 @@ def _open_oidc_checks(oidc: OidcSettings, stack: AsyncExitStack) -> Sequence[Che
 
 
 class _Alertmanager:
-    """One Alertmanager; its receivers are read by the first check, which the others need."""
+    """One Alertmanager; its routing tree is read by the first check, which the others need."""
 
     def __init__(self, client: AlertmanagerClient) -> None:
         self.client = client
-        self._receivers: Receivers | None = None
+        self._read: RoutingTree | None = None
 
     def list_checks(self, key: str, settings: RelaySettings) -> Iterator[Check]:
         api = f"{key} API"
-        yield Check(api, self._read_receivers, "alertmanager.token_file" if settings.alertmanager.token_file else None)
+        yield Check(api, self._read_tree, "alertmanager.token_file" if settings.alertmanager.token_file else None)
         for n, route in enumerate(settings.routes):
             if route.receiver is not None:
                 yield Check(f"routes.{n}.receiver at {key}", partial(self._check_receiver, route.receiver), api)
         # A route of no receiver serves each of them, unless its matchers leave alerts to `default_channels`.
         served = [route.receiver for route in settings.routes if route.receiver is not None or not route.matchers]
         yield Check(f"{key} receivers", partial(self._check_unserved, served), api)
+        if settings.watchdogs:
+            yield Check(f"watchdogs at {key}", partial(self._check_watchdogs, settings.heartbeat_matchers), api)
 
-    async def _read_receivers(self) -> str:
+    async def _read_tree(self) -> str:
         try:
-            self._receivers = parse_receivers(await self.client.read_configuration())
+            self._read = parse_tree(await self.client.read_configuration())
         except AlertmanagerError as error:
             raise CheckError(str(error), "correct the URL, the token and the path of --web.external-url") from None
-        return f"{len(self._receivers.names)} receivers"
+        except TreeError as error:
+            raise CheckError(str(error), "compare by hand: the receivers, and `routes` of the relay") from None
+        return f"{len(self._tree.receivers)} receivers"
+
+    @property
+    def _tree(self) -> RoutingTree:
+        assert self._read  # noqa: S101  # the check that the others need has passed
+        return self._read
 
     async def _check_receiver(self, name: str) -> str:
-        assert self._receivers  # noqa: S101  # the check that this one needs has passed
-        return check_receiver(name, self._receivers)
+        return check_receiver(name, list_receivers(self._tree))
 
     async def _check_unserved(self, served: Sequence[str | None]) -> str:
-        assert self._receivers  # noqa: S101  # likewise
-        return check_unserved(self._receivers, served)
+        return check_unserved(list_receivers(self._tree), served)
+
+    async def _check_watchdogs(self, watchdogs: Sequence[HeartbeatMatcher]) -> str:
+        return check_watchdogs(self._tree, watchdogs)
 
 
 def _list_board_checks(settings: RelaySettings, stack: AsyncExitStack) -> Iterator[Check]:
@@ -125,12 +137,23 @@ def _list_board_checks(settings: RelaySettings, stack: AsyncExitStack) -> Iterat
         yield Check("messages.board_url history", exporter.check, token)
 
 
-def _list_ping_checks(settings: RelaySettings) -> Iterator[Check]:
-    """Without a request, which would be a heartbeat."""
+def _list_watchdog_checks(settings: RelaySettings) -> Iterator[Check]:
+    """Whether there is one; and the dead man's switch of each, without a request, which would be a heartbeat."""
+    yield Check("watchdogs", partial(_check_watchdogs, settings))
     for n, watchdog in enumerate(settings.watchdogs):
         if watchdog.ping_url_file:
             key = f"watchdogs.{n}"
             yield Check(f"{key} ping", partial(_check_ping, watchdog.ping_url_file, watchdog), f"{key}.ping_url_file")
+
+
+async def _check_watchdogs(settings: RelaySettings) -> str:
+    if not settings.watchdogs:
+        channels = ", ".join(settings.default_channels)
+        raise CheckError(
+            "there are none: nobody learns that Prometheus or Alertmanager is gone, and each heartbeat is a message",
+            f"add: watchdogs: [{{matchers: ['alertname=\"Watchdog\"'], expect_every: 5m, channels: [{channels}]}}]",
+        )
+    return ", ".join(watchdog.name for watchdog in settings.watchdogs)
 
 
 async def _check_ping(file: Path, watchdog: WatchdogSettings) -> str:

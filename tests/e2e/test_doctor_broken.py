@@ -34,10 +34,19 @@ from shared.sql.database_url import create_sqlite_url
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TOKEN, ROUTING_KEY = "xoxb-0123456789", "0123456789abcdef" * 2
 RECEIVERS = """
-route: {receiver: kms-security, routes: [{receiver: kms-critical}]}
+route: {receiver: kms-security, routes: [{receiver: kms-critical, matchers: [severity="critical"]}]}
 receivers:
   - {name: kms-critical, webhook_configs: [{url: <secret>}]}
   - {name: kms-security, webhook_configs: [{url: <secret>}]}
+"""
+WATCHDOG_GOES_ELSEWHERE = """
+route:
+  receiver: kms-security
+  routes: [{receiver: mail, matchers: ['alertname="Watchdog"']}, {receiver: kms-critical}]
+receivers:
+  - {name: kms-critical, webhook_configs: [{url: <secret>}]}
+  - {name: kms-security, webhook_configs: [{url: <secret>}]}
+  - {name: mail, email_configs: [{to: ops@example.org}]}
 """
 HEALTH = '{"crypto_mode": "kms", "crypto_ready": true}'
 METRICS = "crypto_init_timestamp_seconds 1\ncrypto_decryption_errors_total 0\n"
@@ -243,7 +252,9 @@ async def test_a_database_that_is_in_use_is_read_and_left_as_it_is(world: World)
 
 async def test_a_receiver_that_no_route_of_the_relay_serves_is_named(world: World) -> None:
     (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
-    assert line.detail == "no route of the relay serves kms-security: what leads here goes to `default_channels`"
+    assert line.detail == (
+        "no route of the relay serves kms-security: what leads here, except heartbeats, goes to `default_channels`"
+    )
     world.relay["routes"].append({"matchers": ['severity="info"'], "channels": ["slack"]})
     (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
     assert line.detail.startswith("no route of the relay serves kms-security")
@@ -257,6 +268,12 @@ async def test_a_receiver_that_no_route_of_the_relay_serves_is_named(world: Worl
         False,
         "no route leads to a receiver with a webhook, so the relay gets nothing",
     )
+
+
+async def test_a_watchdog_with_further_labels_takes_the_alert_watchdog(world: World) -> None:
+    world.relay["watchdogs"][0]["matchers"] = ['alertname="Watchdog"', 'cluster="eu"', 'env=~"prod.*"']
+    (line,) = [each for each in await world.examine("relay") if each.name == "watchdogs at alertmanager.urls.0"]
+    assert line.is_ok, line
 
 
 Break = Callable[[World], object]
@@ -527,7 +544,7 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
     ),
     (
         "relay",
-        receivers(RECEIVERS.replace("routes: [{receiver: kms-critical}]", "routes: []")),
+        receivers(RECEIVERS.replace('{receiver: kms-critical, matchers: [severity="critical"]}', "")),
         "routes.0.receiver at alertmanager.urls.0",
         "no route of Alertmanager leads to its receiver kms-critical",
         "add a route there",
@@ -538,6 +555,21 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         "routes.0.receiver at alertmanager.urls.0",
         "receiver kms-critical has no webhook",
         "add `webhook_configs`",
+    ),
+    ("relay", edit("relay", "watchdogs", []), "watchdogs", "there are none", "channels: [slack]}]"),
+    (
+        "relay",
+        edit("relay", "watchdogs.0.matchers", ['alertname="DeadMansSwitch"']),
+        "watchdogs at alertmanager.urls.0",
+        "the alert Watchdog leads here, and is no heartbeat",
+        "'alertname=\"Watchdog\"'",
+    ),
+    (
+        "relay",
+        receivers(WATCHDOG_GOES_ELSEWHERE),
+        "watchdogs at alertmanager.urls.0",
+        "no route leads the alert of Watchdog to a receiver with a webhook",
+        "--merge FILE",
     ),
     ("relay", write("ping_url", "ping"), "watchdogs.0.ping_url_file", "expected an http:// or https:// URL", "correct"),
     (

@@ -30,6 +30,10 @@ _ROUTES: Final = """
 # routes:
 #   - {receiver: kms-critical, channels: [CHANNELS]}
 
+# The alert of keypulse's rules that always fires: a heartbeat, which is no message. Its absence is one.
+watchdogs:
+  - {matchers: ['alertname="Watchdog"'], expect_every: 5m, channels: [CHANNELS]}
+
 # Links in each message, with the alert's labels. Remove the `#`, and set your own addresses:
 # links:
 #   runbook: https://HOST/KMS_OPERATIONS.md#{alertname_lower}

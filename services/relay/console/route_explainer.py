@@ -7,11 +7,11 @@ The decisions are those of `intake`, and of Alertmanager's own rules; see `intak
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from services.relay.alertmanager_file.routing_tree import TreeError, TreeRoute, TreeVerdict, list_chosen, route_alert
+from services.relay.alertmanager_file.receivers import check_receiver, check_unserved, list_receivers
+from services.relay.alertmanager_file.routing_tree import TreeError, TreeVerdict, list_chosen, route_alert
 from services.relay.config import RelaySettings
 from services.relay.console.alertmanager_trees import AlertmanagerTree, AlertmanagerTrees
 from services.relay.intake.route_explanation import RouteExplanation, explain_route
-from services.relay.monitors.receivers import Receivers, check_receiver, check_unserved
 from shared.check import CheckError
 
 
@@ -102,8 +102,7 @@ class RouteExplainer:
         for each in trees:
             if each.tree is None:
                 continue
-            webhooks = [name for name, kinds in each.tree.receivers.items() if "webhook" in kinds]
-            receivers = Receivers(each.tree.receivers.keys(), webhooks, set(_iterate_receivers(each.tree.root)))
+            receivers = list_receivers(each.tree)
             for number, route in enumerate(self._routes):
                 if route.receiver is not None:
                     try:
@@ -118,13 +117,8 @@ class RouteExplainer:
     async def list_unserved(self) -> list[str]:
         """The receivers with a webhook that no route of the relay names."""
         served = {route.receiver for route in self._routes if route.receiver is not None or not route.matchers}
-        receivers = {
-            name
-            for each in await self.trees.read()
-            if each.tree
-            for name in _iterate_receivers(each.tree.root)
-            if "webhook" in each.tree.receivers.get(name, ())
-        }
+        listed = [list_receivers(each.tree) for each in await self.trees.read() if each.tree]
+        receivers = {name for each in listed for name in each.webhooks if name in each.routed}
         return [] if None in served else sorted(receivers - served)
 
     def _find_unused_channels(self) -> Iterator[str]:
@@ -198,9 +192,3 @@ def _list_reasons(
             yield f"the receiver {each.receiver} has no webhook, so the relay does not get it; it sends to {sent}"
         else:
             yield from each.explanation.why
-
-
-def _iterate_receivers(route: TreeRoute) -> Iterator[str]:
-    yield route.receiver
-    for child in route.routes:
-        yield from _iterate_receivers(child)

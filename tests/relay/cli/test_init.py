@@ -47,6 +47,7 @@ def test_it_is_valid_has_what_was_asked_for_and_explains_it(
     settings = load(text, tmp_path)
     assert [channel.kind for channel in settings.channels.values()] == kinds
     assert settings.default_channels == tuple(settings.channels)
+    assert [(each.name, each.channels) for each in settings.watchdogs] == [("Watchdog", tuple(settings.channels))]
     assert settings.environment == "production"
     assert text.count("#") > 10
 
