@@ -27,7 +27,8 @@ from shared.http.authorization import (
     get_requirements,
 )
 from shared.http.connection_limits import RECEIVED_AT
-from shared.http.password_check import PASSWORDS_SCOPE_KEY, PasswordChecker, TooManyPasswordChecksError
+from shared.http.fair_queue import QueueFullError
+from shared.http.password_check import PASSWORDS_SCOPE_KEY, PasswordChecker
 from shared.http.refusals import RefusalReason
 from shared.http.web_config_reload import WebConfigFile
 
@@ -111,7 +112,7 @@ class WebConfigMiddleware:
                 ):
                     request.scope[USER_SCOPE_KEY] = name
                     return None
-        except (TooManyPasswordChecksError, TimeoutError):
+        except (QueueFullError, TimeoutError):
             return self._refuse(request, RefusalReason.BUSY)
         path = request.url.path
         if any(path == own or (own.endswith("/") and path.startswith(own)) for own in self._self_authenticated_paths):

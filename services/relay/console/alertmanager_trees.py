@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from services.relay.alertmanager_api import AlertmanagerClient, AlertmanagerError
 from services.relay.alertmanager_file.routing_tree import RoutingTree, TreeError, parse_tree
 from services.relay.config import AlertmanagerSettings
-from services.relay.console.shared_read import SharedRead
+from services.relay.shared_read import SharedRead
 from shared.config.secret_file import SecretFile
 from shared.process.concurrency import run_large
 

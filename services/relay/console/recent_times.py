@@ -6,9 +6,9 @@ from functools import partial
 from typing import Final
 
 from services.relay.console.delivery_plot import STEP_SECONDS, find_start
-from services.relay.console.shared_read import SharedRead
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries.delivery_times import DeliveryTimes, read_recent_times
+from services.relay.shared_read import SharedRead
 
 _MAX_AGE: Final = 5.0
 _SETTLE_SECONDS: Final = 60.0

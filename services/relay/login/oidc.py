@@ -2,7 +2,8 @@
 
 authlib and joserfc know the protocol; the requests are made here, since their own clients know no egress settings. The
 three secrets of an attempt come from one random value in a cookie of its own, so several tabs may log in at once, at
-any replica. A code works once, which the provider sees to.
+any replica. It is signed with its time by a key that all replicas derive from the client's secret: the provider is
+asked about no other attempt. A code works once, which the provider sees to.
 
 https://openid.net/specs/openid-connect-core-1_0.html#CodeFlowAuth
 """
@@ -31,8 +32,10 @@ from services.relay.http_session import HttpSession, translate_connection_errors
 from services.relay.login.person import Login, LoginSource, build_client_credential, clean_name
 from services.relay.login.settings import OidcSettings
 from services.relay.send_error import SendError
+from services.relay.shared_read import SharedRead
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.url import check_secret_url
+from shared.http.fair_queue import FairQueue, QueueFullError
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
@@ -49,7 +52,7 @@ _LEEWAY_SECONDS: Final = 60
 _MAX_ANSWER_BYTES: Final = 256 * 1024
 """Of each of the provider's answers; parsed, small values take many times as much."""
 _MAX_CALLBACKS: Final = 4
-"""Logins that are completed at the same time: each is a request to the provider."""
+"""Logins that are completed at the same time: each is a request to the provider. Others wait for a slot."""
 _MAX_WAITING: Final = 32
 
 T = TypeVar("T")
@@ -71,7 +74,7 @@ class LoginAttempt(NamedTuple):
     """A login that a browser has begun."""
 
     value: str
-    """Random; the browser keeps it in a cookie."""
+    """Random, its time and their signature; the browser keeps it in a cookie."""
 
     @property
     def state(self) -> str:
@@ -90,11 +93,6 @@ class LoginAttempt(NamedTuple):
 
     def _derive(self, purpose: str) -> str:
         return hmac.digest(self.value.encode(), purpose.encode(), "sha256").hex()
-
-
-def create_attempt() -> LoginAttempt:
-    """A new one."""
-    return LoginAttempt(secrets.token_urlsafe(32))
 
 
 class _Metadata(msgspec.Struct):
@@ -170,11 +168,22 @@ class OidcClient:
         self._session = HttpSession("the provider", egress=settings)
         self._clock = clock
         self._monotonic = monotonic
-        self._metadata: tuple[float, _Metadata] | None = None
+        self._metadata = SharedRead(self._read_metadata, _METADATA_SECONDS)
         self._keys: tuple[float, KeySet] | None = None
-        self._reading = asyncio.Lock()
-        self._completing = asyncio.Semaphore(_MAX_CALLBACKS)
-        self._waiting = 0
+        self._reading_keys = asyncio.Lock()
+        self._queue = FairQueue(_MAX_CALLBACKS, _MAX_WAITING)
+
+    def create_attempt(self) -> LoginAttempt:
+        """A new one. Raises ProviderUnavailableError if the client's secret cannot be read."""
+        begun = f"{secrets.token_urlsafe(32)}.{int(self._clock())}"
+        return LoginAttempt(f"{begun}.{self._sign(begun)}")
+
+    def is_valid_attempt(self, attempt: LoginAttempt) -> bool:
+        """Whether this client began it, not too long ago. Raises ProviderUnavailableError as `create_attempt` does."""
+        begun, _, signature = attempt.value.rpartition(".")
+        if not hmac.compare_digest(self._sign(begun).encode(), signature.encode()):
+            return False
+        return -_LEEWAY_SECONDS <= self._clock() - int(begun.rpartition(".")[2]) <= ATTEMPT_SECONDS
 
     async def build_authorization_url(self, attempt: LoginAttempt, redirect_uri: str) -> str:
         """Where the browser goes. Raises ProviderUnavailableError."""
@@ -192,26 +201,17 @@ class OidcClient:
         )
         return url
 
-    async def complete(self, attempt: LoginAttempt, code: str, redirect_uri: str) -> Login:
-        """Exchange the code for the person. Raises OidcError."""
-        if self._waiting >= _MAX_WAITING:
-            raise ProviderUnavailableError("too many logins are being completed; try again")
-        self._waiting += 1
+    async def complete(self, attempt: LoginAttempt, code: str, redirect_uri: str, peer: str) -> Login:
+        """Exchange the code for the person, who calls from the address `peer`. Raises OidcError."""
         try:
-            async with self._completing:
+            async with self._queue.acquire(peer):
                 return await self._complete(attempt, code, redirect_uri)
-        finally:
-            self._waiting -= 1
+        except QueueFullError:
+            raise ProviderUnavailableError("too many logins are being completed; try again") from None
 
     async def read_metadata(self) -> _Metadata:
         """The discovery document, an hour old at most. Raises ProviderUnavailableError."""
-        async with self._reading:
-            if self._metadata is None or self._monotonic() >= self._metadata[0] + _METADATA_SECONDS:
-                url = f"{self.settings.issuer.rstrip('/')}/.well-known/openid-configuration"
-                metadata = await self._read_json(_METADATA, "GET", url)
-                self._check_metadata(metadata)
-                self._metadata = self._monotonic(), metadata
-            return self._metadata[1]
+        return await self._metadata.get()
 
     async def count_keys(self) -> int:
         """How many keys of the provider may sign. Raises ProviderUnavailableError."""
@@ -220,6 +220,12 @@ class OidcClient:
     async def close(self) -> None:
         """Closes its connections."""
         await self._session.close()
+
+    async def _read_metadata(self) -> _Metadata:
+        url = f"{self.settings.issuer.rstrip('/')}/.well-known/openid-configuration"
+        metadata = await self._read_json(_METADATA, "GET", url)
+        self._check_metadata(metadata)
+        return metadata
 
     def _check_metadata(self, metadata: _Metadata) -> None:
         if metadata.issuer != self.settings.issuer:
@@ -261,20 +267,27 @@ class OidcClient:
             "code_verifier": attempt.code_verifier,
         }
         headers = {"Accept": "application/json"}
-        try:
-            secret = self._secret.read_value()
-        except SecretUnreadableError as error:
-            raise ProviderUnavailableError(f"auth.oidc.client_secret_file: {error}") from None
+        secret = self._read_secret()
         if "client_secret_basic" in metadata.token_endpoint_auth_methods_supported:
             headers["Authorization"] = _build_basic(self.settings.client_id, secret)
         else:
             fields |= {"client_id": self.settings.client_id, "client_secret": secret}
         return await self._read_json(_TOKEN_ANSWER, "POST", metadata.token_endpoint, data=fields, headers=headers)
 
+    def _sign(self, begun: str) -> str:
+        key = hmac.digest(self._read_secret().encode(), b"keypulse login attempt", "sha256")
+        return hmac.digest(key, begun.encode(), "sha256").hex()
+
+    def _read_secret(self) -> str:
+        try:
+            return self._secret.read_value()
+        except SecretUnreadableError as error:
+            raise ProviderUnavailableError(f"auth.oidc.client_secret_file: {error}") from None
+
     async def _read_keys(self, max_age: float) -> KeySet:
         """The provider's keys, `max_age` seconds old at most. Raises ProviderUnavailableError."""
         metadata = await self.read_metadata()
-        async with self._reading:
+        async with self._reading_keys:
             if self._keys is None or self._monotonic() >= self._keys[0] + max_age:
                 self._keys = self._monotonic(), _import_keys(await self._request("GET", metadata.jwks_uri))
             return self._keys[1]

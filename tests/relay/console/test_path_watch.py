@@ -11,8 +11,8 @@ from aiohttp import web
 
 from services.relay.console.background_watch import BackgroundWatch
 from services.relay.console.prometheus_facts import PrometheusFacts, ask_prometheus
-from services.relay.console.shared_read import SharedRead
 from services.relay.prometheus_api import PrometheusClient
+from services.relay.shared_read import SharedRead
 
 
 @pytest.mark.looptime

@@ -1,5 +1,6 @@
 """A real provider of OpenID Connect on this machine, which sees to PKCE, and remembers what it was asked."""
 
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,10 @@ class Provider:
     """The header of each of them."""
     discovery: dict[str, Any] = field(default_factory=dict)
     """What the discovery document says instead."""
+    discovery_count: int = 0
+    """How often that was read."""
+    may_answer: threading.Event = field(default_factory=threading.Event)
+    """Cleared, an exchange of a code waits."""
 
     async def set_person(self, subject: str, **claims: Any) -> None:
         async with httpx2.AsyncClient() as client:
@@ -51,6 +56,7 @@ class Provider:
 def open_provider() -> Iterator[Provider]:
     app = oidc_provider_mock.app()
     provider = Provider("", app)
+    provider.may_answer.set()
 
     def check_verifier() -> Any:
         form = flask.request.form
@@ -58,6 +64,7 @@ def open_provider() -> Iterator[Provider]:
             return None
         provider.code_requests.append(dict(form))
         provider.authorizations.append(flask.request.headers.get("authorization", ""))
+        assert provider.may_answer.wait(30)
         if create_s256_code_challenge(form.get("code_verifier", "")) != provider.challenges.get(form["code"]):
             return flask.jsonify({"error": "invalid_grant"}), 400
         return None
@@ -70,6 +77,7 @@ def open_provider() -> Iterator[Provider]:
         return response
 
     def change_discovery(response: Any) -> Any:
+        provider.discovery_count += flask.request.path == "/.well-known/openid-configuration"
         if flask.request.path == "/.well-known/openid-configuration" and provider.discovery:
             response.set_data(flask.json.dumps({**response.get_json(), **provider.discovery}))
         return response

@@ -4,6 +4,7 @@ import base64
 import hmac
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +14,14 @@ from joserfc.jwk import ECKey, KeySet, RSAKey
 from services.relay.login.oidc import (
     IdTokenRules,
     LoginAttempt,
+    OidcClient,
     OidcError,
     UnknownKeyError,
     _import_keys,
-    create_attempt,
     verify_id_token,
 )
+from services.relay.login.settings import OidcSettings
+from shared.config.server_settings import Role
 
 NOW = 1_800_000_000
 RULES = IdTokenRules("https://login.example.org/", "keypulse", "the-nonce")
@@ -105,10 +108,26 @@ def test_keys_that_cannot_sign_are_left_out_and_a_document_without_keys_is_an_er
             _import_keys(body)
 
 
-def test_the_secrets_of_an_attempt_differ_and_are_the_same_at_every_replica() -> None:
-    attempt = create_attempt()
+def test_the_secrets_of_an_attempt_differ() -> None:
+    attempt = LoginAttempt("a random value")
     derived = {attempt.state, attempt.nonce, attempt.code_verifier}
     assert len(derived | {attempt.value}) == 4
-    assert LoginAttempt(attempt.value).code_verifier == attempt.code_verifier
-    assert create_attempt().state not in derived
+    assert LoginAttempt("another one").state not in derived
     assert 43 <= len(attempt.code_verifier) <= 128  # RFC 7636
+
+
+def test_every_replica_with_the_same_secret_knows_an_attempt(tmp_path: Path) -> None:
+    def open_client(secret: str) -> OidcClient:
+        (tmp_path / secret).write_text(secret)
+        settings = OidcSettings(
+            issuer="https://login.example.org",
+            client_id="keypulse",
+            client_secret_file=tmp_path / secret,
+            roles={"sre": Role.VIEWER},
+        )
+        return OidcClient(settings, clock=lambda: NOW)
+
+    one, same, another = map(open_client, ("the-secret", "the-secret", "another-secret"))
+    attempt = one.create_attempt()
+    assert one.create_attempt().state != attempt.state
+    assert (same.is_valid_attempt(attempt), another.is_valid_attempt(attempt)) == (True, False)

@@ -10,7 +10,8 @@ from services.relay.login.sessions import clean_next_path
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.operators.sessions import IDLE_SECONDS, MAX_SECONDS
 from shared.config.server_settings import Role
-from shared.http.password_check import PasswordChecker, TooManyPasswordChecksError
+from shared.http.fair_queue import QueueFullError
+from shared.http.password_check import PasswordChecker
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.console.test_api import Clock
 from tests.relay.login.served_login import (
@@ -123,7 +124,7 @@ async def test_what_is_wrong_is_refused_counted_and_says_what_to_do(
         assert garbled.status_code == 400
 
         async def refuse(*_: Any) -> bool:
-            raise TooManyPasswordChecksError
+            raise QueueFullError
 
         monkeypatch.setattr(PasswordChecker, "check_password", refuse)
         busy = await log_in(browser, name="anna", secret="another")

@@ -1,7 +1,9 @@
 """Logins at a real provider of OpenID Connect."""
 
+import asyncio
 import base64
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -11,11 +13,13 @@ import pytest
 from joserfc.jwk import KeySet, RSAKey
 
 from services.relay.config import RelaySettings
-from services.relay.login.oidc import OidcClient, OidcError, create_attempt
+from services.relay.login.oidc import ATTEMPT_SECONDS, LoginAttempt, OidcClient, OidcError
 from services.relay.login.person import Login
 from shared.config.server_settings import Role
+from tests.relay.console.test_api import Clock
 from tests.relay.login.provider import Provider, drop_from_id_tokens, open_provider
 from tests.relay.login.served_login import BASE, build_settings, open_relay, read_audit, token
+from tests.relay.served_relay import until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the provider uses authlib's older part
 SECRET = "the-secret:of/the client"
@@ -137,6 +141,57 @@ async def test_several_tabs_log_in_at_once_and_no_callback_works_twice_elsewhere
         assert len([name for name in browser.cookies if name.startswith("keypulse_login_")]) <= 5
 
 
+async def test_the_provider_is_asked_about_no_attempt_that_the_relay_did_not_begin_within_ten_minutes(
+    provider: Provider, tmp_path: Path
+) -> None:
+    clock = Clock()
+    settings = configure(tmp_path, provider)
+    async with open_relay(settings, tmp_path, clock=clock) as relay, relay.open_browser() as browser:
+        forged = f"{'x' * 43}.{int(clock.now)}"
+        for value in (forged, f"{forged}.{'0' * 64}", f"{forged}.é", "x", f"..{'0' * 64}", ""):
+            state = LoginAttempt(value).state
+            headers = {b"cookie": f"keypulse_login_{state[:16]}={value}.Lw".encode("latin-1")}
+            answer = await browser.get(f"/login/oidc/callback?state={state}&code=x", headers=headers)
+            assert (answer.status_code, "in another browser" in answer.text) == (401, True), value
+        back = await provider.log_in(await begin(browser), "frida")
+        clock.now += ATTEMPT_SECONDS + 1
+        answer = await browser.get(back)
+        assert (answer.status_code, "too long ago" in answer.text) == (401, True)
+        assert provider.code_requests == []
+        back = await provider.log_in(await begin(browser), "frida")
+        clock.now += ATTEMPT_SECONDS - 1
+        await browser.get(back)
+        assert len(provider.code_requests) == 1
+
+
+async def test_an_address_with_many_logins_keeps_no_other_address_waiting(provider: Provider, tmp_path: Path) -> None:
+    await provider.set_person("frida", groups="sre")
+    settings = configure(tmp_path, provider)
+    async with (
+        asyncio.timeout(30),
+        open_relay(settings, tmp_path) as relay,
+        relay.open_browser() as frida,
+        AsyncExitStack() as stack,
+    ):
+        back = await provider.log_in(await begin(frida), "frida")
+        flooding = []
+        provider.may_answer.clear()
+        stack.callback(provider.may_answer.set)
+        for _ in range(50):
+            browser = await stack.enter_async_context(relay.open_browser(peer="192.0.2.66"))
+            state = parse_qs(urlsplit(await begin(browser)).query)["state"][0]
+            flooding.append(asyncio.create_task(browser.get(f"/login/oidc/callback?state={state}&code=x")))
+        await until(lambda: len(provider.code_requests) == 4)
+        done = asyncio.create_task(frida.get(back))
+        await asyncio.sleep(0)
+        await until(lambda: any(each.done() for each in flooding))  # more of them than may wait are refused
+        provider.may_answer.set()
+        assert (await done).status_code == 303
+        code = parse_qs(urlsplit(back).query)["code"]
+        assert [each["code"] for each in provider.code_requests[4:12]].count(code[0]) == 1  # hers is one of the next
+        assert {(await each).status_code for each in flooding} == {401, 503}
+
+
 async def test_what_the_provider_denies_or_nobody_gave_a_role_is_refused_with_a_sentence(
     provider: Provider, tmp_path: Path
 ) -> None:
@@ -173,6 +228,10 @@ async def test_a_provider_that_does_not_answer_as_it_should_leaves_the_other_log
             answer = await browser.get("/login/oidc")
             assert (answer.status_code, reported in answer.text) == (503, True), answer.text
             assert 'name="secret"' in answer.text
+        provider.discovery_count = 0
+        answers = await asyncio.gather(*(browser.get("/login/oidc") for _ in range(20)))
+        assert {each.status_code for each in answers} == {503}
+        assert provider.discovery_count == 1  # one read for all who wait for it
         provider.discovery.clear()
         back = await provider.log_in(await begin(browser), "dan")
         (tmp_path / "client").unlink()
@@ -196,10 +255,10 @@ async def test_new_keys_of_the_provider_are_read_and_groups_may_come_with_the_us
     client = OidcClient(oidc, monotonic=lambda: now)
 
     async def log_in() -> Login:
-        attempt = create_attempt()
+        attempt = client.create_attempt()
         url = await client.build_authorization_url(attempt, f"{BASE}/login/oidc/callback")
         code = parse_qs(urlsplit(await provider.log_in(url, "eva")).query)["code"][0]
-        return await client.complete(attempt, code, f"{BASE}/login/oidc/callback")
+        return await client.complete(attempt, code, f"{BASE}/login/oidc/callback", "192.0.2.1")
 
     client._keys = now, KeySet([RSAKey.generate_key(2048)])
     try:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import bcrypt
 import pytest
 
-from shared.http.password_check import MAX_WAITING_CHECKS, PasswordChecker, TooManyPasswordChecksError
+from shared.http.fair_queue import QueueFullError
+from shared.http.password_check import MAX_WAITING_CHECKS, PasswordChecker
 
 Counted = list[threading.Thread]
 
@@ -130,13 +131,13 @@ async def test_where_every_slot_is_taken_an_address_with_few_gets_one_of_that_wi
         await asyncio.sleep(0)
         right = [asyncio.create_task(users.check_password("alice", b"right", f"127.0.0.{n}")) for n in (200, 201)]
         await asyncio.sleep(0)
-        with pytest.raises(TooManyPasswordChecksError):
+        with pytest.raises(QueueFullError):
             await users.check_password("alice", b"x", addresses[-1])  # it has as many as any
         blocked.go_on.release(MAX_WAITING_CHECKS + 1)
         assert await asyncio.gather(*right) == [True, True]
         ended = await asyncio.gather(running, *waiting, return_exceptions=True)
-    assert [isinstance(each, TooManyPasswordChecksError) for each in ended].count(True) == 2
-    assert users._queues == {}
+    assert [isinstance(each, QueueFullError) for each in ended].count(True) == 2
+    assert users._queue._queues == {}
 
 
 async def test_the_addresses_of_one_ipv6_network_count_as_one(blocked: BlockedHash) -> None:
@@ -149,7 +150,7 @@ async def test_the_addresses_of_one_ipv6_network_count_as_one(blocked: BlockedHa
             for n in range(MAX_WAITING_CHECKS)
         ]
         await asyncio.sleep(0)
-        with pytest.raises(TooManyPasswordChecksError):
+        with pytest.raises(QueueFullError):
             await users.check_password("alice", b"x", "2001:db8::ffff")
         others = [
             asyncio.create_task(users.check_password("alice", b"right", peer))
@@ -168,10 +169,10 @@ async def test_all_addresses_in_total_wait_up_to_a_bound(blocked: BlockedHash) -
         for n in range(MAX_WAITING_CHECKS):
             tasks.create_task(users.check_password("alice", b"x", f"192.0.2.{n}"))
         await asyncio.sleep(0)
-        with pytest.raises(TooManyPasswordChecksError):
+        with pytest.raises(QueueFullError):
             await users.check_password("alice", b"x", "198.51.100.1")
         blocked.go_on.release(MAX_WAITING_CHECKS + 1)
-    assert users._queues == {}
+    assert users._queue._queues == {}
 
 
 async def test_a_check_that_is_given_up_leaves_its_slot_and_is_never_made(blocked: BlockedHash) -> None:
@@ -188,17 +189,16 @@ async def test_a_check_that_is_given_up_leaves_its_slot_and_is_never_made(blocke
         blocked.go_on.release(2)
         assert await right
     assert blocked.passwords == [b"running", b"right"]
-    assert (users._queues, users._is_running) == ({}, False)
+    assert (users._queue._queues, users._queue._free) == ({}, 1)
 
 
 async def test_a_check_that_is_given_up_as_it_gets_its_slot_passes_the_slot_on(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20):
-        await users._acquire_slot(PEER)
-        given_up = asyncio.create_task(users.check_password("alice", b"given up", PEER))
-        right = asyncio.create_task(users.check_password("alice", b"right", PEER))
-        await asyncio.sleep(0)
-        users._release_slot()
+        async with users._queue.acquire(PEER):
+            given_up = asyncio.create_task(users.check_password("alice", b"given up", PEER))
+            right = asyncio.create_task(users.check_password("alice", b"right", PEER))
+            await asyncio.sleep(0)
         given_up.cancel()
         blocked.go_on.release()
         assert await right

@@ -20,7 +20,8 @@ from shared.http import web_config_auth
 from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.connection_limits import RECEIVED_AT
-from shared.http.password_check import PasswordChecker, TooManyPasswordChecksError
+from shared.http.fair_queue import QueueFullError
+from shared.http.password_check import PasswordChecker
 from shared.http.server import create_application, create_registry
 from shared.http.web_config_auth import WebConfigMiddleware
 from shared.http.web_config_reload import WebConfigFile
@@ -210,7 +211,7 @@ async def test_too_many_passwords_at_once_are_503_and_counted_where_refusals_are
     rig: Rig, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def busy(*_: object) -> bool:
-        raise TooManyPasswordChecksError
+        raise QueueFullError
 
     monkeypatch.setattr(PasswordChecker, "check_password", busy)
     for path in ("/page", "/metrics"):

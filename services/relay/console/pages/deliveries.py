@@ -16,7 +16,6 @@ from services.relay.console.delivery_actions import DeliveryActions, UnknownChan
 from services.relay.console.events import ChangeStream
 from services.relay.console.pages.delivery_query import PATH, parse_query
 from services.relay.console.pages.layout import FRAME_POLICY, PageRenderer, redirect, redirect_refused
-from services.relay.console.shared_read import SharedRead
 from services.relay.console.status import DELIVERY_LIGHTS
 from services.relay.message_addresses import MessageAddresses, NoAddressError
 from services.relay.outbox.engine.store import Store
@@ -26,6 +25,7 @@ from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.queries.delivery_list import DeliveryDetails
 from services.relay.outbox.tables import UNFINISHED, DeliveryState, clean_for_database
 from services.relay.preview.message import MAIL_POLICY, MAIL_SANDBOX, render_mail, render_message
+from services.relay.shared_read import SharedRead
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute
 from shared.http.form import FormError, read_form

@@ -5,7 +5,8 @@ import base64
 import binascii
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -22,8 +23,9 @@ from shared.config.secret_file import SecretUnreadableError
 from shared.http.authentication import get_session
 from shared.http.authorization import ProtectedRoute, RouteRequirements, get_peer
 from shared.http.cookies import format_cookie, list_cookies, read_cookie
+from shared.http.fair_queue import QueueFullError
 from shared.http.form import FormError, read_form
-from shared.http.password_check import PASSWORDS_SCOPE_KEY, PasswordChecker, TooManyPasswordChecksError
+from shared.http.password_check import PASSWORDS_SCOPE_KEY, PasswordChecker
 from shared.http.refusals import RefusalReason
 from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS
 
@@ -118,7 +120,7 @@ class LoginPages:
             try:
                 async with asyncio.timeout(PASSWORD_CHECK_SECONDS):
                     is_correct = await passwords.check_password(name, secret.encode(), get_peer(request) or "")
-            except (TooManyPasswordChecksError, TimeoutError):
+            except (QueueFullError, TimeoutError):
                 raise LoginRefusedError(
                     "Too many passwords are being checked. Try again in a moment.", 503, RefusalReason.BUSY
                 ) from None
@@ -159,11 +161,12 @@ class LoginPages:
         return response
 
     async def _begin_oidc(self, request: Request) -> Response:
-        from services.relay.login.oidc import ATTEMPT_SECONDS, OidcError, create_attempt  # noqa: PLC0415  # as in open_login
+        from services.relay.login.oidc import ATTEMPT_SECONDS, OidcError  # noqa: PLC0415  # as in open_login
 
         assert self._oidc  # noqa: S101  # else there is no such route
-        attempt, next_path = create_attempt(), clean_next_path(request.query_params.get("next", "/"))
+        next_path = clean_next_path(request.query_params.get("next", "/"))
         try:
+            attempt = self._oidc.create_attempt()
             url = await self._oidc.build_authorization_url(attempt, self._build_redirect_uri(request))
         except OidcError as error:
             log.warning("login by OpenID Connect failed", error=str(error))
@@ -192,11 +195,15 @@ class LoginPages:
 
     async def _identify(self, request: Request, started: _StartedAttempt, state: str) -> Login:
         """Who comes back from the provider. Raises LoginRefusedError."""
-        from services.relay.login.oidc import LoginAttempt, OidcError, ProviderUnavailableError  # noqa: PLC0415  # as in open_login
+        from services.relay.login.oidc import LoginAttempt  # noqa: PLC0415  # as in open_login
 
         assert self._oidc  # noqa: S101  # else there is no such route
         attempt, sent = LoginAttempt(started.value), request.query_params
-        if not started.value or not hmac.compare_digest(attempt.state, state):
+        with _translate_errors():
+            is_own = hmac.compare_digest(attempt.state.encode(), state.encode()) and self._oidc.is_valid_attempt(
+                attempt
+            )
+        if not is_own:
             raise LoginRefusedError(_FOREIGN_ATTEMPT, 401, RefusalReason.WRONG)
         if sent.get("iss", self._oidc.settings.issuer) != self._oidc.settings.issuer:
             # https://www.rfc-editor.org/rfc/rfc9207: another provider's answer
@@ -205,14 +212,10 @@ class LoginPages:
             code = sent.get("error", "")
             described = f": {code}" if code.isidentifier() and len(code) <= 40 else ""
             raise LoginRefusedError(f"The provider has refused the login{described}.", 401, RefusalReason.WRONG)
-        try:
-            login = await self._oidc.complete(attempt, sent["code"], self._build_redirect_uri(request))
-        except ProviderUnavailableError as error:
-            log.warning("login by OpenID Connect failed", error=str(error))
-            raise LoginRefusedError(f"OpenID Connect does not work now: {error}.", 503, None) from None
-        except OidcError as error:
-            log.warning("login by OpenID Connect refused", error=str(error))
-            raise LoginRefusedError(f"The login is not valid: {error}.", 401, RefusalReason.WRONG) from None
+        with _translate_errors():
+            login = await self._oidc.complete(
+                attempt, sent["code"], self._build_redirect_uri(request), get_peer(request) or ""
+            )
         if login.name in self._sessions.rules.reserved_names:
             raise LoginRefusedError(
                 f"{login.name} is the name of another caller in the audit.", 403, RefusalReason.ROLE
@@ -244,13 +247,28 @@ class LoginPages:
         return f"{base}{CALLBACK_PATH}"
 
 
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    """Turns an OidcError into a LoginRefusedError, and logs it."""
+    from services.relay.login.oidc import OidcError, ProviderUnavailableError  # noqa: PLC0415  # as in open_login
+
+    try:
+        yield
+    except ProviderUnavailableError as error:
+        log.warning("login by OpenID Connect failed", error=str(error))
+        raise LoginRefusedError(f"OpenID Connect does not work now: {error}.", 503, None) from None
+    except OidcError as error:
+        log.warning("login by OpenID Connect refused", error=str(error))
+        raise LoginRefusedError(f"The login is not valid: {error}.", 401, RefusalReason.WRONG) from None
+
+
 def _encode(path: str) -> str:
     return base64.urlsafe_b64encode(path.encode()).decode().rstrip("=")
 
 
 def _read_attempt(cookie: str) -> _StartedAttempt:
     """The content of a cookie; an empty value if it is none of ours."""
-    value, _, path = cookie.partition(".")
+    value, _, path = cookie.rpartition(".")
     try:
         next_path = base64.urlsafe_b64decode(path + "=" * (-len(path) % 4)).decode()
     except (binascii.Error, ValueError):

@@ -19,13 +19,13 @@ from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.path_lights import Light
 from services.relay.console.path_watch import PathWatch
 from services.relay.console.recent_times import RecentTimes
-from services.relay.console.shared_read import SharedRead
 from services.relay.console.status import HealthStatus, find_worst
 from services.relay.outbox.channel_state.channel_overviews import ChannelOverview
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.overview.first_page import EMPTY_OVERVIEW, read_overview
 from services.relay.outbox.overview.open_incidents import OpenIncidents
+from services.relay.shared_read import SharedRead
 from shared.http.authorization import ProtectedRoute
 
 MAX_INCIDENTS: Final = 8
