@@ -343,6 +343,7 @@ class RelaySettings(ServerSettings):
             self.messages.board_url,
             links.prefer == "annotation",
             frozenset(links.allow_hosts),
+            self.auth.public_url,
         )
 
     @property

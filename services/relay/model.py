@@ -317,6 +317,8 @@ class Message:
     """The incidents of a digest, grouped by service; `event` is then of none of them, and has no alerts."""
     buttons: tuple[Button, ...] = ()
     """What readers can press, where the channel has buttons and the relay hears of it."""
+    incident_url: str | None = None
+    """Its page in the relay's console; None where the relay's own address is not known."""
 
 
 def build_incident_id(event: Event) -> str:

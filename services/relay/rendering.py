@@ -16,7 +16,7 @@ from markupsafe import Markup
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.enrichment.enricher import EnrichmentSettings, open_enricher
-from services.relay.delivery.links import build_links, remove_foreign_links
+from services.relay.delivery.links import build_incident_url, build_links, remove_foreign_links
 from services.relay.delivery.templates import MessageTemplates
 from services.relay.event_size import limit_size
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError, parse_whole_event
@@ -145,7 +145,15 @@ def build_preview_message(settings: RelaySettings, channel_name: str, event: Eve
         accepted_at=now,
     )
     links = tuple(build_links(alert, now, rules) for alert in event.alerts)
-    return Message(task, event, links, settings.contacts, zone=settings.messages.zone, buttons=settings.buttons)
+    return Message(
+        task,
+        event,
+        links,
+        settings.contacts,
+        zone=settings.messages.zone,
+        buttons=settings.buttons,
+        incident_url=build_incident_url(task, rules),
+    )
 
 
 async def enrich(enrichment: EnrichmentSettings, settings: RelaySettings, message: Message) -> Message:

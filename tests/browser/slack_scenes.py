@@ -19,6 +19,7 @@ from services.relay.model import (
 )
 from tests.relay.channels.examples import (
     FIX_ANNOTATIONS,
+    INCIDENT,
     NASTY,
     annotated,
     change,
@@ -122,7 +123,9 @@ class SlackScene:
         )
         common = {key: value for key, value in first.labels.items() if key != "instance"}
         event = replace(base.event, alerts=alerts, common_labels=common)
-        return await send(self._channel, replace(base, event=event, links=base.links[:1] * 20, buttons=BUTTONS))
+        return await send(
+            self._channel, replace(base, event=event, links=base.links[:1] * 20, buttons=BUTTONS, incident_url=INCIDENT)
+        )
 
     async def digest(self) -> Receipt:
         """The incidents of a storm, of which some are over."""
@@ -144,21 +147,21 @@ class SlackScene:
 def _incident(**changes: Any) -> Message:
     firing = annotated(message(), title=TITLE, summary="KMS refuses to encrypt with ledger-kek", **FIX_ANNOTATIONS)
     described = "9 of the last 10 probes failed. New records cannot be written once the cached data key expires."
-    return change(annotated(firing, description=described), **changes)
+    return change(annotated(firing, description=described), incident_url=INCIDENT, **changes)
 
 
 def _build_entry(service: str, number: int) -> DigestEntry:
     is_over, is_critical = number > 5, (service, number) == ("backend", 0)
-    alerts, key = "https://alertmanager.internal/#/alerts", f"{service}-kek-{number}"
+    list_url, key = "https://relay.example.org/incidents?state=open", f"{service}-kek-{number}"
     return DigestEntry(
         title=f"permission_denied: {service} (production) {'could not' if is_over else 'cannot'} encrypt with {key}",
         status=Status.RESOLVED if is_over else Status.FIRING,
         severity="critical" if is_critical else "warning",
         counts="1 resolved" if is_over else "1 firing",
         service=f"{service} (production)",
-        link=f"{alerts}?filter=%7Btarget%3D%22{key}%22%7D",
-        service_link=f"{alerts}?filter=%7Bservice%3D%22{service}%22%7D",
-        receiver_link=f"{alerts}?receiver=kms-security",
+        link=f"https://relay.example.org/incidents/{key}?episode=1",
+        service_link=f"{list_url}&service={service}",
+        receiver_link="https://alertmanager.internal/#/alerts?receiver=kms-security",
         is_named_only=is_critical,
     )
 

@@ -35,8 +35,8 @@ from services.relay.text import (
     list_alerts,
     list_context,
     list_fixes,
-    list_group_links,
     list_images,
+    list_message_links,
     select_contacts,
     truncate,
 )
@@ -62,7 +62,7 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
     if action in ("acknowledge", "resolve_earlier"):  # of no state of the event
         return {"event_action": action.removesuffix("_earlier"), "dedup_key": build_dedup_key(event)}
     alerts = list_alerts(message)
-    group_links = list_group_links(event)
+    group_links = list_message_links(message)
     links = [link for _, found in alerts for link in found]
 
     def common(name: str, otherwise: str) -> str:
@@ -82,7 +82,7 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
             "timestamp": min((alert.starts_at for alert, _ in alerts), default=message.task.accepted_at).isoformat(),
             "custom_details": _fit_details(message),
         },
-        "links": [{"href": link.url, "text": link.text} for link in (*links[: MAX_LINKS - 1], *group_links[1:])],
+        "links": [{"href": link.url, "text": link.text} for link in (*links[: MAX_LINKS - 2], *group_links[1:])],
     }
     if images := list_images(message)[:MAX_IMAGES]:
         rendered["images"] = [{"src": url, "href": url, "alt": format_title(message)} for url in images]

@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
+from services.relay.delivery.links import (
+    LinkRules,
+    build_incident_url,
+    build_links,
+    build_list_url,
+    remove_foreign_links,
+)
 from services.relay.model import (
     Alert,
     DeliveryTask,
@@ -83,7 +89,7 @@ def build_digest_message(task: DeliveryTask, link_rules: LinkRules) -> Message:
         external_url="",
         truncated_alerts=0,
     )
-    return Message(task, event, (), digest=tuple(entries))
+    return Message(task, event, (), digest=tuple(entries), incident_url=build_list_url(link_rules))
 
 
 def _build_entry(member: DigestMember, link_rules: LinkRules) -> DigestEntry:
@@ -98,8 +104,10 @@ def _build_entry(member: DigestMember, link_rules: LinkRules) -> DigestEntry:
         severity=find_worst_severity(event) or "",
         counts=member.counts,
         service=_format_service(location),
-        link=_find_link(event) or next((sanitize_url(each.runbook) for each in links), None),
-        service_link=_find_link(replace(event, group_labels=location)) if location else None,
+        link=build_incident_url(member.task, link_rules)
+        or _find_link(event)
+        or next((sanitize_url(each.runbook) for each in links), None),
+        service_link=_find_service_link(event, location, link_rules),
         receiver_link=_find_link(replace(event, group_labels={})),
         is_named_only=member.is_named_only,
     )
@@ -108,6 +116,14 @@ def _build_entry(member: DigestMember, link_rules: LinkRules) -> DigestEntry:
 def _format_service(location: Mapping[str, str]) -> str:
     env, service = (clean_line(location.get(name, "")) for name in ("env", "service"))
     return truncate(f"{service} ({env})" if service and env else service or env, _MAX_SERVICE)
+
+
+def _find_service_link(event: Event, location: Mapping[str, str], link_rules: LinkRules) -> str | None:
+    """The open incidents of the service, or its alerts in Alertmanager."""
+    if not location:
+        return None
+    own = build_list_url(link_rules, location["service"]) if "service" in location else None
+    return own or _find_link(replace(event, group_labels=location))
 
 
 def _find_link(event: Event) -> str | None:

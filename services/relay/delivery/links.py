@@ -9,11 +9,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
 import uritemplate
 
-from services.relay.model import Alert, Event, Links
+from services.relay.model import Alert, DeliveryTask, Event, Links
 from services.relay.text import MAX_SHORT_URL, MAX_URL, quote_url
 
 _DASHBOARD_MARGIN: Final = timedelta(minutes=30)
@@ -38,6 +38,8 @@ class LinkRules:
     """Whether an alert's own annotation wins over the template."""
     allow_hosts: Collection[str] = frozenset()
     """Hosts that an alert's own addresses may lead to, in lower case; empty allows every one."""
+    public_url: str | None = None
+    """The relay's own address, without its last slash; None links to no page of it."""
 
 
 def check_template(template: str) -> str:
@@ -89,6 +91,21 @@ def build_links(alert: Alert, accepted_at: datetime, rules: LinkRules) -> Links:
         board=_build_board_link(alert, rules.board),
         image=_read_image(alert, rules),
     )
+
+
+def build_incident_url(task: DeliveryTask, rules: LinkRules) -> str | None:
+    """The page of the episode that a delivery is about; None where the relay's own address is not known."""
+    if rules.public_url is None:
+        return None
+    return f"{rules.public_url}/incidents/{quote(task.incident_id, safe='')}?episode={task.episode}"
+
+
+def build_list_url(rules: LinkRules, service: str = "") -> str | None:
+    """The page that lists the open incidents, of one service where it is given."""
+    if rules.public_url is None:
+        return None
+    query = {"state": "open", **({"service": service} if service else {})}
+    return f"{rules.public_url}/incidents?{urlencode(query, errors='replace')}"
 
 
 def remove_foreign_links(event: Event, rules: LinkRules) -> Event:

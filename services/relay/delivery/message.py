@@ -7,7 +7,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 
 from services.relay.delivery.digest import build_digest_message
-from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
+from services.relay.delivery.links import LinkRules, build_incident_url, build_links, remove_foreign_links
 from services.relay.event_size import limit_size
 from services.relay.model import (
     Button,
@@ -87,7 +87,8 @@ async def build_message(
     size = len(task.event_json)
     enrich = _enrich_event if size > LARGE_BYTES else _enrich_event_cached
     event, found = await run_in_thread_if_large(size, lambda: enrich(*arguments))
-    return Message(task, event, found, contacts, zone=zone, buttons=buttons)
+    incident_url = build_incident_url(task, link_rules)
+    return Message(task, event, found, contacts, zone=zone, buttons=buttons, incident_url=incident_url)
 
 
 def _enrich_event(event_json: bytes, accepted_at: datetime, rules: LinkRules) -> tuple[Event, tuple[Links, ...]]:

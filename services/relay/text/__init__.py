@@ -32,7 +32,7 @@ from services.relay.text.labels import (
     select_own_labels,
     sort_labels,
 )
-from services.relay.text.links import list_alerts, list_group_links, list_images
+from services.relay.text.links import list_alerts, list_group_links, list_images, list_message_links
 from services.relay.text.strings import (
     MAX_SHORT_URL,
     MAX_URL,
@@ -137,6 +137,7 @@ __all__ = [
     "list_fixes",
     "list_group_links",
     "list_images",
+    "list_message_links",
     "put_into_past",
     "quote_url",
     "rank_severity",

@@ -32,6 +32,12 @@ def list_images(message: Message) -> list[str]:
     return list(dict.fromkeys(url for url in found if url and url.startswith("https://")))
 
 
+def list_message_links(message: Message) -> list[Link]:
+    """The incident's page, if it is known, then `list_group_links`."""
+    own = [Link("Incident", message.incident_url)] if message.incident_url else []
+    return [*own, *list_group_links(message.event)]
+
+
 def list_group_links(event: Event) -> list[Link]:
     """The Alertmanager that sent it, at the alerts of the group, and its silence form with the group's labels.
 

@@ -37,6 +37,7 @@ _GROUP = "%7Balertname%3D%22KMSCryptoModeNotKMS%22%2Cenv%3D%22production%22%2Cse
 ALERTS_URL = f"http://alertmanager:9093/#/alerts?receiver=kms-critical&filter={_GROUP}"
 SILENCE_URL = f"http://alertmanager:9093/#/silences/new?filter={_GROUP}"
 """Alertmanager's pages for the payload 01-firing-1."""
+INCIDENT = "https://relay.example.org/incidents/incident?episode=1"
 DASHBOARD = "https://grafana.example.org/d/kms-crypto-health?var-env=production&var-service=backend"
 ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyChannel)
 
@@ -168,7 +169,8 @@ def detailed(of: Message, text: str = "") -> Message:
     )
     values = {alert.fingerprint: f"{text}0 (fires if < 1)" for alert in of.event.alerts}
     excerpt = RunbookExcerpt(f"{text}KMSProbeFailing", blocks, is_truncated=True)
-    built = change(of, context=context, excerpt=excerpt, chart=PNG, current_values=values)
+    more = {"excerpt": excerpt, "chart": PNG, "current_values": values, "incident_url": INCIDENT}
+    built = change(of, context=context, **more)
     return annotated(built, title=text + TITLE, **FIX_ANNOTATIONS)
 
 

@@ -207,7 +207,7 @@ def test_a_digest_names_every_incident_within_the_limits_of_the_service(service:
     assert len(built.body) + (0 if plugin.title_maxlen else len(built.title)) <= min(plugin.body_maxlen, 4_250)
     assert MENTION.findall(built.body) == []
     few = build_text(replace(of, digest=entries[:2]), is_markdown=True).body
-    assert "[Alerts](https://alertmanager.example.org/#/alerts?n=1)" in few
+    assert "[Details](https://alertmanager.example.org/#/alerts?n=1)" in few
 
 
 def event_with_fix() -> Event:

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.pagerduty import find_event_errors
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.channels.pagerduty_event import MAX_DETAILS_BYTES, build_event
+from services.relay.channels.pagerduty_event import MAX_DETAILS_BYTES, MAX_LINKS, build_event
 from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress
 from services.relay.model import ExcerptBlock, Links, Message, RunbookExcerpt
 from services.relay.send_error import SendError, SendReason, SendScope
@@ -21,6 +21,7 @@ from tests.relay.channels.examples import (
     ALERTS_URL,
     DASHBOARD,
     HUGE,
+    INCIDENT,
     RUNBOOK,
     SECRET,
     SILENCE_URL,
@@ -172,6 +173,16 @@ def test_the_event_leads_back_to_alertmanager_where_it_can() -> None:
     assert rendered["client_url"] == ALERTS_URL
     assert rendered["links"][-1] == {"href": SILENCE_URL, "text": "Silence"}
     assert "client_url" not in build_event(message(replace(message().event, external_url="javascript:x")), "trigger")
+
+
+def test_the_event_leads_to_the_incidents_page_first_and_to_alertmanager_beside_it() -> None:
+    thirty = with_text("https://x.example.org", 30)
+    for leading in (message(incident_url=INCIDENT), replace(thirty, incident_url=INCIDENT)):
+        event = build_event(leading, "trigger")
+        assert event["client_url"] == INCIDENT
+        assert len(event["links"]) <= MAX_LINKS
+    links = build_event(message(incident_url=INCIDENT), "trigger")["links"]
+    assert [link["text"] for link in links] == ["Runbook", "Dashboard", "Prometheus", "Alertmanager", "Silence"]
 
 
 def test_the_time_of_an_event_is_that_of_its_first_alert() -> None:

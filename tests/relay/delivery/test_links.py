@@ -188,6 +188,13 @@ async def test_no_channel_links_to_another_host_than_those_that_are_allowed(
     await channel.close()
 
 
+async def test_a_message_leads_to_the_page_of_its_episode_where_the_relays_address_is_known() -> None:
+    task = outgoing()._replace(episode=3)
+    found = await build_message(task, replace(RULES, public_url="https://relay.example.org"), {})
+    assert found.incident_url == f"https://relay.example.org/incidents/{task.incident_id}?episode=3"
+    assert (await build_message(task, RULES, {})).incident_url is None
+
+
 def test_a_time_at_the_edge_of_the_calendar_costs_the_link_only() -> None:
     first = replace(alert(), starts_at=at(-62135596800))  # 0001-01-01
     assert build_links(first, ACCEPTED, RULES).dashboard is None

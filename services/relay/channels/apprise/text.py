@@ -104,7 +104,8 @@ def build_text(
         return Text(title, _write_digest(message, measure, min(limit, MAX_BODY), is_markdown=is_markdown), is_markdown)
     body = _Blocks(measure, min(limit, MAX_BODY))
     head = " · ".join(filter(None, (format_class(message), format_counts(event), find_worst_severity(event))))
-    body.add(write(head, format_remark(message)))
+    own = [Link("Incident", message.incident_url)] if message.incident_url else []
+    body.add(write(head, format_remark(message), links=own))
     arranged = arrange_alerts(message, max_cards=_MAX_CARDS, max_tables=_MAX_TABLES, max_rows=_MAX_ROWS)
     listed: list[Alert] = []
     for part in arranged.parts:
@@ -141,7 +142,7 @@ def _write_digest(message: Message, measure: Callable[[str], int], limit: int, *
 
 def _write_digest_line(line: str, *, is_markdown: bool) -> str:
     url = sanitize_url(line)
-    return _write(*([] if url else [line]), links=[Link("Alerts", url)] if url else [], is_markdown=is_markdown)
+    return _write(*([] if url else [line]), links=[Link("Details", url)] if url else [], is_markdown=is_markdown)
 
 
 def _write_card(card: AlertCard, message: Message, write: Callable[..., str]) -> Iterator[tuple[list[Alert], str]]:

@@ -55,6 +55,8 @@ class MailContent:
     """The class and the labels of the group; empty where they are the title."""
     counts: str
     """Empty for a single alert, which the state describes."""
+    actions: list[text.Link]
+    """What a reader does first."""
     remark: str
     omission: str
     fixes: list[text.Fix]
@@ -82,6 +84,7 @@ def build_content(message: Message) -> MailContent:
         severity=text.find_worst_severity(event) or "",
         headline=text.format_class(message),
         counts=text.format_counts(event) if len(event.alerts) + event.unlisted_count != 1 else "",
+        actions=[text.Link("Incident", message.incident_url)] if message.incident_url else [],
         remark=text.format_remark(message),
         omission=text.format_omission(event),
         fixes=text.list_fixes(message),

@@ -16,6 +16,7 @@ def build_plain_text(content: MailContent) -> str:
     facts = " · ".join(filter(None, (state, content.severity, content.counts)))
     paragraphs: list[Iterable[str]] = [
         filter(None, [content.subject, content.headline, facts]),
+        _format_links(content.actions, ""),
         filter(None, [content.remark]),
         _format_fixes(content.fixes),
         _format_context(content.context),

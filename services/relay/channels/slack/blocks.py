@@ -60,6 +60,8 @@ class Post(NamedTuple):
     blocks: list[Block]
     details: str = ""
     """Everything that the blocks leave out of the message; empty if they have it all."""
+    excerpt: tuple[Block, ...] = ()
+    """The first steps of the runbook, which stand in the thread; empty if there are none, or no thread."""
 
 
 def build_plain_text(text: str, limit: int) -> Block:
@@ -140,5 +142,5 @@ def count_characters(value: Block | list[Any]) -> int:
 
 
 def fits(blocks: list[Block]) -> bool:
-    """Whether one message holds the blocks."""
-    return len(blocks) <= MAX_BLOCKS and count_characters(blocks) <= MAX_CHARACTERS
+    """Whether one message holds the blocks and a line more."""
+    return len(blocks) < MAX_BLOCKS and count_characters(blocks) <= MAX_CHARACTERS

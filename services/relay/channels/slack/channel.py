@@ -33,7 +33,7 @@ from services.relay.channels.provider_call import (
     mask_reply,
     read_secret,
 )
-from services.relay.channels.slack.blocks import Mention
+from services.relay.channels.slack.blocks import Block, Mention
 from services.relay.channels.slack.comparison import compare_with_previous
 from services.relay.channels.slack.diagnosis import check_slack_channel, check_token, describe_invitation
 from services.relay.channels.slack.digest_blocks import MAX_INCIDENTS
@@ -168,6 +168,15 @@ class _Content(NamedTuple):
     """Of `chat.postMessage`."""
     details: str
     """What does not fit into them; empty if they have everything."""
+    excerpt: tuple[Block, ...]
+    """The runbook's text; of the first message of an episode."""
+    chart: bytes | None
+    """Likewise: the thread is not filled with pictures."""
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something goes into the thread."""
+        return bool(self.details or self.excerpt or self.chart)
 
 
 class SlackChannel:
@@ -203,9 +212,9 @@ class SlackChannel:
                 found, content = await self._send_message(api, call, attempt, message, token)
                 receipt = dict(found)
                 self._channel_id = receipt["channel"] or self._channel_id
-                if content.details or _get_chart(message):
+                if content.has_more:
                     await attempt.save_progress({**attempt.progress, **receipt})
-            if content.details or _get_chart(message):
+            if content.has_more:
                 await self._add_to_thread(api, call, message, content, receipt, maybe_sent=attempt.maybe_sent)
         return receipt
 
@@ -333,7 +342,7 @@ class SlackChannel:
         *,
         maybe_sent: bool,
     ) -> None:
-        """Adds what does not fit into the message, and its chart. Raises SendError."""
+        """Adds the runbook's text, what does not fit into the message, and its chart. Raises SendError."""
         thread = Thread(
             api,
             self._session.open(),
@@ -341,10 +350,12 @@ class SlackChannel:
             PostLocation(receipt["channel"], find_thread(message) or receipt["ts"]),
             lambda: call.before_request(encode_json(content.arguments)),
         )
+        if content.excerpt:
+            await thread.add_excerpt(message, content.excerpt, maybe_sent=maybe_sent)
         if content.details:
             await thread.add_details(message, content.details, maybe_sent=maybe_sent)
-        if chart := _get_chart(message):
-            await thread.add_chart(message, chart)
+        if content.chart:
+            await thread.add_chart(message, content.chart)
 
     async def _build_content(self, call: ProviderCall, message: Message) -> _Content:
         return await build_in_thread_if_large(
@@ -379,16 +390,12 @@ class SlackChannel:
             "unfurl_links": False,
             "unfurl_media": False,
         }
-        return _Content(arguments, post.details)
+        is_first = message.task.first_receipt is None
+        return _Content(arguments, post.details, post.excerpt if is_first else (), message.chart if is_first else None)
 
 
 def _build_receipt(answer: Mapping[str, Any], token: str) -> Receipt:
     return {key: mask_reply(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
-
-
-def _get_chart(message: Message) -> bytes | None:
-    """Of the first message of an episode; the thread is not filled with pictures."""
-    return message.chart if message.task.first_receipt is None else None
 
 
 def _remove_thread(message: Message) -> Message:

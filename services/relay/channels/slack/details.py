@@ -5,7 +5,6 @@ from typing import Final
 
 from services.relay.model import Message
 from services.relay.text import (
-    clean_text,
     format_counts,
     format_description,
     format_omission,
@@ -24,7 +23,7 @@ MAX_DETAILS: Final = 200_000
 
 
 def build_details(message: Message) -> str:
-    """Every alert with its labels, its description and its links, then the excerpt of the runbook."""
+    """Every alert with its labels, its description and its links."""
     text = ""
     for part in filter(None, _list_parts(message)):
         text += f"\n\n{part}" if text else part
@@ -46,5 +45,3 @@ def _list_parts(message: Message) -> Iterator[str]:
             *(f"{link.text}: {link.url}" for link in links),
         ]
         yield "\n".join(filter(None, lines))
-    if message.excerpt:
-        yield "\n".join(clean_text(block.text) for block in message.excerpt.blocks)

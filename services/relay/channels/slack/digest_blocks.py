@@ -82,7 +82,9 @@ def _list_elements(message: Message, length: int, link: str) -> Iterator[list[El
         for entry in entries:
             line = escape(format_entry(entry, 0 if length > 120 else length), length + 4)
             yield _build_line(line, entry.link if link == "incident" else None)
-    if not link and message.digest[0].receiver_link:
+    if not link and message.incident_url:
+        yield _build_line("All open incidents", message.incident_url)
+    elif not link and message.digest[0].receiver_link:
         yield _build_line("All alerts in Alertmanager", message.digest[0].receiver_link)
 
 

@@ -154,7 +154,7 @@ class IncomingWebhookChannel:
     def _build_payload(self, message: Message, *, may_be_a_repeat: bool) -> dict[str, Any]:
         # Without buttons: Slack does not say where the message is, so that no press on it could be known.
         message = replace(message, buttons=())
-        post = build_post(message, self._mention, may_be_a_repeat=may_be_a_repeat)
+        post = build_post(message, self._mention, may_be_a_repeat=may_be_a_repeat, has_thread=False)
         return {
             "text": post.text,
             "blocks": post.blocks,

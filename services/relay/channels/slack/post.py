@@ -1,12 +1,13 @@
 """A message → what Slack shows: a fallback text and blocks, within Slack's limits whatever the alerts contain.
 
 The first message of an episode has everything, and is edited as the incident changes. A later one is a reply in its
-thread, and has what changed. What does not fit is in the post's `details`.
+thread, and has what changed. What does not fit is in the post's `details`, and the runbook's text in its `excerpt`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import tzinfo
+from itertools import islice
 from typing import Final, NamedTuple
 
 from services.relay.channels.slack.blocks import (
@@ -29,12 +30,13 @@ from services.relay.channels.slack.blocks import (
     build_section,
     count_characters,
     escape,
+    fits,
     format_date,
 )
 from services.relay.channels.slack.comparison import Change, compare_with_previous
 from services.relay.channels.slack.details import build_details
 from services.relay.channels.slack.digest_blocks import build_digest_post
-from services.relay.model import Alert, Message, RunbookExcerpt, Status
+from services.relay.model import Alert, Message, Status
 from services.relay.text import (
     AlertCard,
     AlertTable,
@@ -105,13 +107,14 @@ def find_thread(message: Message) -> str:
     return "" if message.task.is_edit else (message.task.first_receipt or {}).get("ts", "")
 
 
-def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = False) -> Post:
+def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = False, has_thread: bool = True) -> Post:
     """The message as a post.
 
     Args:
         message: to be shown.
         mention: who is mentioned where the message makes it worse; never in an edit, which notifies nobody.
         may_be_a_repeat: whether it says so.
+        has_thread: whether more can be added to the post; without, the runbook's text is in the post itself.
     """
     if message.digest:
         return build_digest_post(message, may_be_a_repeat=may_be_a_repeat)
@@ -126,14 +129,18 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
     ]
     bottom = _build_bottom(message, contacts, is_reply=is_reply)
     listed = _select_changed(message, change) if is_reply else message
-    parts = _list_reply_parts(message, listed) if is_reply else _list_parts(message)
+    parts = [*(_list_reply_parts(message, listed) if is_reply else _list_parts(message))]
+    excerpt = [] if is_reply else _build_excerpt(message)
+    if excerpt and not has_thread:
+        parts.append(_Part(_EXCERPT, [excerpt]))
     chosen, is_complete = _choose(parts, [*top, *bottom])
     included = {id(alert) for part, _ in chosen for alert in part.alerts}
     more = format_more([alert for alert in listed.event.alerts if id(alert) not in included])
     blocks = [block for _, form in sorted(chosen, key=lambda each: each[0].position) for block in form]
     text = _build_fallback_text(message, remarks, contacts)
     details = "" if is_complete and not more else build_details(message)
-    return Post(text, [*top, *blocks, *build_context_text([more], MAX_LABELS), *bottom], details)
+    whole = [*top, *blocks, *build_context_text([more], MAX_LABELS), *bottom]
+    return Post(text, whole, details, tuple(excerpt) if has_thread else ())
 
 
 def _choose(parts: Iterable[_Part], frame: list[Block]) -> tuple[list[tuple[_Part, list[Block]]], bool]:
@@ -156,7 +163,7 @@ def _choose(parts: Iterable[_Part], frame: list[Block]) -> tuple[list[tuple[_Par
 
 
 def _build_top(message: Message, call: str, *, is_reply: bool) -> list[Block]:
-    """What broke and why, how many alerts, how bad, since when, where, and who takes care of it."""
+    """What broke and why, how many alerts, how bad, since when, what to press first, where, who takes care of it."""
     title = _format_title(message)
     first: list[Block] = [{"type": "header", "text": build_plain_text(title, MAX_HEADER)}]
     if is_reply:
@@ -164,7 +171,17 @@ def _build_top(message: Message, call: str, *, is_reply: bool) -> list[Block]:
     elif len(escape(title, MAX_TEXT)) > MAX_HEADER:
         first += build_section(format_subject(message), MAX_SUMMARY)
     state: list[Block] = [{"type": "section", "text": build_mrkdwn(f"{call}{_format_state_line(message)}")}]
-    return [*first, *state, *build_context_text([format_class(message)], _MAX_CLASS), *_build_acknowledgement(message)]
+    return [
+        *first,
+        *state,
+        *(
+            []
+            if is_reply
+            else build_actions([*_build_acknowledge(message), *build_link_buttons(_list_top_links(message))])
+        ),
+        *build_context_text([format_class(message)], _MAX_CLASS),
+        *_build_acknowledgement(message),
+    ]
 
 
 def _format_state_line(message: Message) -> str:
@@ -209,33 +226,40 @@ def _build_bottom(message: Message, contacts: str, *, is_reply: bool) -> list[Bl
     return [
         *missing,
         *build_context_text(_format_labels(message.event.common_labels), MAX_LABELS),
-        *build_actions([*_build_buttons(message), *build_link_buttons(_list_links(message))]),
+        *build_actions([*_build_silence(message), *build_link_buttons(_list_links(message))]),
         *build_context([build_plain_text(contacts, MAX_CONTACTS_TEXT)] if contacts else []),
     ]
 
 
-def _build_buttons(message: Message) -> list[Block]:
-    if is_resolved(message.event):
+def _build_acknowledge(message: Message) -> list[Block]:
+    if is_resolved(message.event) or "acknowledge" not in message.buttons:
         return []
-    buttons = []
-    if "acknowledge" in message.buttons:
-        is_acknowledged = bool(message.task.context.acknowledged_by)
-        name = "Unacknowledge" if is_acknowledged else "Acknowledge"
-        style = {} if is_acknowledged else {"style": "primary"}
-        buttons.append(_build_button(name, message.task.incident_id) | style)
-    if "silence" in message.buttons:
-        confirm = {
-            "title": build_plain_text("Silence these alerts?", 100),
-            "text": build_plain_text("Alertmanager sends nothing about them until the silence ends.", 300),
-            "confirm": build_plain_text("Silence", 30),
-            "deny": build_plain_text("Cancel", 30),
-        }
-        buttons.append(_build_button("Silence", message.task.incident_id) | {"confirm": confirm})
-    return buttons
+    if message.task.context.acknowledged_by:
+        return [_build_button("Unacknowledge", message.task.incident_id)]
+    return [_build_button("Acknowledge", message.task.incident_id) | {"style": "primary"}]
+
+
+def _build_silence(message: Message) -> list[Block]:
+    if is_resolved(message.event) or "silence" not in message.buttons:
+        return []
+    confirm = {
+        "title": build_plain_text("Silence these alerts?", 100),
+        "text": build_plain_text("Alertmanager sends nothing about them until the silence ends.", 300),
+        "confirm": build_plain_text("Silence", 30),
+        "deny": build_plain_text("Cancel", 30),
+    }
+    return [_build_button("Silence", message.task.incident_id) | {"confirm": confirm}]
 
 
 def _build_button(name: str, incident_id: str) -> Block:
     return {"type": "button", "action_id": name.lower(), "text": build_plain_text(name, 75), "value": incident_id}
+
+
+def _list_top_links(message: Message) -> list[Link]:
+    """The incident's page, and the runbook of the first alert that has one."""
+    runbooks = (link for _, links in list_alerts(message) for link in links if link.text == "Runbook")
+    own = [Link("Incident", message.incident_url)] if message.incident_url else []
+    return [*own, *islice(runbooks, 1)]
 
 
 def _list_links(message: Message) -> list[Link]:
@@ -254,8 +278,6 @@ def _list_parts(message: Message) -> Iterator[_Part]:
     lines = [line for line in list_context(message) if line.name not in {*_SEPARATE_LINES, _SINCE_LAST_MESSAGE}]
     yield from _list_context_parts(lines, _CONTEXT)
     yield from alerts[1:]
-    if message.excerpt is not None and not is_resolved(message.event):
-        yield _Part(_EXCERPT, [_build_excerpt(message.excerpt)])
 
 
 def _list_reply_parts(message: Message, listed: Message) -> Iterator[_Part]:
@@ -290,11 +312,13 @@ def _list_alert_parts(message: Message) -> list[_Part]:
     if any(len(escape(_format_table(table, max_cell), 2 * MAX_SECTION)) > _MAX_CODE for table in tables):
         rows, max_cell = _TABLE_SIZES[1]
         arrangement = arrange_alerts(message, max_cards=_MAX_CARDS, max_tables=_MAX_TABLES, max_rows=rows)
+    above = [] if find_thread(message) else _list_top_links(message)
+    parts = [part._replace(links=[link for link in part.links if link not in above]) for part in arrangement.parts]
     return [
         _build_card(_ALERTS + number, part, message)
         if isinstance(part, AlertCard)
         else _build_table(_ALERTS + number, part, max_cell)
-        for number, part in enumerate(arrangement.parts)
+        for number, part in enumerate(parts)
     ]
 
 
@@ -349,8 +373,11 @@ def _format_table(table: AlertTable, max_cell: int) -> str:
     )
 
 
-def _build_excerpt(excerpt: RunbookExcerpt) -> list[Block]:
-    """Its steps, numbered, and its commands as code."""
+def _build_excerpt(message: Message) -> list[Block]:
+    """The runbook's steps, numbered, and its commands as code; none of what is over."""
+    excerpt = message.excerpt
+    if excerpt is None or is_resolved(message.event):
+        return []
     blocks = build_context_text(["First steps of the runbook"], MAX_LABELS)
     step = 0
     for block in excerpt.blocks:
@@ -360,7 +387,11 @@ def _build_excerpt(excerpt: RunbookExcerpt) -> list[Block]:
         else:
             step += block.kind == "step"
             blocks += build_section(f"{step}. {text}" if block.kind == "step" else text, _MAX_EXCERPT)
-    return blocks + (build_context_text(["… and more in the runbook"], MAX_LABELS) if excerpt.is_truncated else [])
+    is_truncated = excerpt.is_truncated
+    while not fits(blocks):
+        blocks.pop()
+        is_truncated = True
+    return blocks + (build_context_text(["… and more in the runbook"], MAX_LABELS) if is_truncated else [])
 
 
 def _format_contacts(message: Message) -> str:
@@ -387,6 +418,7 @@ def _build_fallback_text(message: Message, remarks: Iterable[str], contacts: str
     acknowledged_by = clean_line(message.task.context.acknowledged_by)
     acknowledged = [f"Acknowledged by {acknowledged_by}"] if acknowledged_by else []
     text = "\n".join(escape(line, MAX_SUMMARY) for line in (title, *acknowledged, *remarks))
+    text += escape(f"\nIncident: {message.incident_url}", MAX_TEXT) if message.incident_url else ""
     for fix in list_fixes(message):
         line = escape(f"\n{fix.title}: {fix.command}", MAX_TEXT)
         text += line if len(text) + len(line) <= limit else ""

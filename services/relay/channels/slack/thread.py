@@ -1,11 +1,11 @@
-"""What does not fit into a message goes into its thread: a long text as a reply or a file, a chart as a picture.
+"""What a message has no place for goes into its thread: the runbook's text, a long text, which may be a file, a chart.
 
 Nothing of it holds a message back for long: what Slack refuses is left out, or cut. Without the scope `files:write` a
 long text is cut to what one reply holds, and there is no chart.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ _MAX_PIECE: Final = 2_900
 _MAX_LINE: Final = 500
 _CHART_SECONDS: Final = 5.0
 _DETAILS: Final = "details"
+_EXCERPT: Final = "runbook"
 _CUT_REMARK: Final = "This text is cut. With the scope files:write the bot uploads the whole text as a file."
 
 log = structlog.get_logger(__name__)
@@ -43,6 +44,11 @@ class Thread:
     before_request: Callable[[], None]
     """Called before each post; raises DeliveryLeaseLostError."""
 
+    async def add_excerpt(self, message: Message, excerpt: Sequence[Block], *, maybe_sent: bool) -> None:
+        """Adds the runbook's text; arguments and errors as of `add_details`."""
+        if not (maybe_sent and await self._has_part(message, _EXCERPT)):
+            await self._reply(message, excerpt, _EXCERPT)
+
     async def add_details(self, message: Message, details: str, *, maybe_sent: bool) -> None:
         """Adds a text of any length.
 
@@ -54,7 +60,7 @@ class Thread:
         Raises:
             SendError: a temporary error; the next attempt can add it.
         """
-        if maybe_sent and await self._has_details(message):
+        if maybe_sent and await self._has_part(message, _DETAILS):
             return
         if len(escape(details, 6 * len(details))) <= MAX_REPLY:
             await self._reply(message, build_paragraphs(details))
@@ -75,19 +81,19 @@ class Thread:
         except (SendError, TimeoutError) as error:
             log.warning("chart could not be uploaded to Slack", error=str(error) or "no answer in time")
 
-    async def _has_details(self, message: Message) -> bool:
+    async def _has_part(self, message: Message, part: str) -> bool:
         receipt = {"channel": self.location.channel, "ts": self.location.ts}
         reply = replace(message, task=message.task._replace(first_receipt=receipt))
-        found = await find_post(self.api, reply, self.location.channel, self.location.channel, part=_DETAILS)
+        found = await find_post(self.api, reply, self.location.channel, self.location.channel, part=part)
         return not isinstance(found, NotFound)
 
-    async def _reply(self, message: Message, blocks: list[Block]) -> None:
+    async def _reply(self, message: Message, blocks: Sequence[Block], part: str = _DETAILS) -> None:
         arguments: dict[str, Any] = {
             "channel": self.location.channel,
             "thread_ts": self.location.ts,
             "text": escape(format_title(message), _MAX_LINE),
-            "blocks": blocks,
-            "metadata": build_metadata(message, _DETAILS),
+            "blocks": list(blocks),
+            "metadata": build_metadata(message, part),
             "mrkdwn": False,
             "parse": "none",
             "unfurl_links": False,
@@ -99,7 +105,7 @@ class Thread:
         except SlackError as error:
             if error.reason in TEMPORARY:
                 raise
-            log.warning("reply with the whole text was refused by Slack", error=str(error))
+            log.warning("reply in the thread was refused by Slack", error=str(error))
 
     async def _upload(self, upload: Upload) -> None:
         """Takes no token of the channel's rate: that of files is another one, of the whole app."""

@@ -17,6 +17,7 @@ from tests.iterations import LONG
 from tests.relay.channels.examples import (
     DASHBOARD,
     HUGE,
+    INCIDENT,
     NASTY,
     PNG,
     RUNBOOK,
@@ -288,6 +289,12 @@ def test_both_parts_say_what_is_wrong_and_where_to_go(kind: str) -> None:
         DASHBOARD,
     ):
         assert piece in text
+
+
+@pytest.mark.parametrize("kind", ["plain", "html"])
+def test_the_incidents_page_comes_before_every_other_link(kind: str) -> None:
+    text = html.unescape(part(received(detailed(message())), kind))
+    assert re.findall(r"https?://[^\s\"<]+", text)[0] == INCIDENT
 
 
 @pytest.mark.parametrize("kind", ["plain", "html"])

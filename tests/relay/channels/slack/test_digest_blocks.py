@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from ops.demo.stand_ins.slack.blocks import find_block_errors
 from services.relay.channels.slack.blocks import count_characters
 from services.relay.channels.slack.digest_blocks import MAX_CHARACTERS, MAX_INCIDENTS, build_digest_post
+from services.relay.delivery.links import LinkRules
 from services.relay.model import Status
 from tests.iterations import LONG
 from tests.relay.channels.digests import Named, digest_of
@@ -72,6 +73,17 @@ def test_each_title_leads_to_its_alerts_and_in_a_full_digest_each_service_does()
     full = build_digest_post(digest_of(Named(title, f"service {n % 2}") for n, title in enumerate(titles)))
     assert list(read_links(full.blocks)) == ["service 0 (production): 50", "service 1 (production): 50"]
     assert [line[2:] for line in read_lines(full.blocks) if line.startswith(MARKS)] == [*titles[::2], *titles[1::2]]
+
+
+def test_each_title_leads_to_its_incident_and_in_fuller_digests_to_the_open_ones() -> None:
+    rules, base = LinkRules(None, None, public_url="https://relay.example.org"), "https://relay.example.org/incidents"
+    few = build_digest_post(digest_of([Named("one"), Named("two")], rules))
+    assert list(read_links(few.blocks).values()) == [f"{base}/incident-0?episode=1", f"{base}/incident-1?episode=1"]
+    long = "a cause of some length: backend cannot encrypt with ledger-kek"
+    full = build_digest_post(digest_of((Named(f"{n:03} {long}", f"s&{n % 2}") for n in range(MAX_INCIDENTS)), rules))
+    assert list(read_links(full.blocks).values()) == [f"{base}?state=open&service=s%26{n}" for n in range(2)]
+    names = (Named(long, f"service {n}") for n in range(MAX_INCIDENTS))
+    assert read_links(build_digest_post(digest_of(names, rules)).blocks) == {"All open incidents": f"{base}?state=open"}
 
 
 def test_the_worst_service_comes_first_and_its_worst_incidents_and_what_is_over_is_in_the_past() -> None:

@@ -13,7 +13,7 @@ from ops.demo.stand_ins.slack.workspace import SlackMessage
 from services.relay.channels.slack.files import _check_upload_url
 from services.relay.channels.slack.post import build_post
 from services.relay.channels.slack.thread import MAX_REPLY, build_paragraphs
-from services.relay.model import Message
+from services.relay.model import ExcerptBlock, Message, RunbookExcerpt
 from services.relay.send_error import SendError
 from tests.relay.channels.examples import change, message, strange, with_text
 from tests.relay.channels.recording_attempt import Recorded, send
@@ -52,6 +52,26 @@ async def test_a_long_text_is_a_reply_and_a_very_long_one_a_file(connect: Connec
     assert [post.thread_ts for post in (second, file)] == [first.ts, first.ts]
     (content,) = contents(stand_ins, file)
     assert content.decode().count("word") == 8_000
+
+
+async def test_the_runbooks_text_is_a_reply_to_the_first_message_once_whatever_is_lost(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    class Losing(Recorded):
+        async def save_progress(self, progress: object) -> None:
+            await super().save_progress(progress)  # type: ignore[arg-type]
+            stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
+
+    steps = RunbookExcerpt("KMSCryptoModeNotKMS", (ExcerptBlock("step", "Read the mode"),), is_truncated=False)
+    channel, first = connect(), Losing(long(4_000, excerpt=steps))
+    with pytest.raises(SendError) as lost:
+        await channel.send(first)
+    receipt = await channel.send(first.create_retry(lost.value))
+    root, runbook, rest = posts(stand_ins)
+    assert ["Read the mode" in str(post.blocks) for post in (root, runbook, rest)] == [False, True, False]
+    assert (runbook.thread_ts, runbook.reply_broadcast, "THE-END" in str(rest.blocks)) == (root.ts, False, True)
+    await send(channel, now(excerpt=steps, first_receipt=receipt, delivery_id="second"))
+    assert len(posts(stand_ins)) == 4, "it is there already"
 
 
 async def test_without_the_scope_it_is_cut_and_the_doctor_says_so(connect: Connect, stand_ins: StandIns) -> None:

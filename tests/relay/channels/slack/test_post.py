@@ -22,6 +22,7 @@ from tests.relay.channels.examples import (
     ALERTS_URL,
     DASHBOARD,
     HUGE,
+    INCIDENT,
     NASTY,
     RUNBOOK,
     SILENCE_URL,
@@ -96,10 +97,12 @@ def test_no_message_passes_slacks_limits_or_slips_in_mark_up(
     any_message: Message, context: IncidentContext, excerpt: RunbookExcerpt | None, repeat: bool, edit: bool, title: str
 ) -> None:
     given = change(any_message, context=context, excerpt=excerpt, is_edit=edit, title=title)
-    given = replace(given, buttons=("acknowledge", "silence"), current_values={"f": title})
-    post = build_post(given, "channel", may_be_a_repeat=repeat)
-    json.dumps(post.blocks, ensure_ascii=False).encode()
-    assert list(find_violations(post)) == []
+    given = replace(given, buttons=("acknowledge", "silence"), current_values={"f": title}, incident_url=INCIDENT)
+    for has_thread in (True, False):
+        post = build_post(given, "channel", may_be_a_repeat=repeat, has_thread=has_thread)
+        json.dumps(post.blocks, ensure_ascii=False).encode()
+        assert list(find_violations(post)) == []
+        assert list(find_violations(Post("-", list(post.excerpt)))) == []
 
 
 @pytest.mark.parametrize("text", [*HUGE, "x"])
@@ -154,9 +157,11 @@ def test_what_is_too_much_of_everything_is_left_out(text: str) -> None:
     )
     excerpt = RunbookExcerpt(text, (ExcerptBlock("step", text),) * 12, is_truncated=True)
     given = change(given, context=context, excerpt=excerpt, remark=text)
-    post = build_post(replace(given, event=replace(given.event, alerts=alerts), links=links), "channel")
+    given = replace(given, event=replace(given.event, alerts=alerts), links=links)
+    assert list(find_violations(build_post(given, "channel"))) == []
+    post = build_post(given, "channel", has_thread=False)
     assert list(find_violations(post)) == []
-    assert post.details, "everything is in the thread"
+    assert post.details, "it does not have everything"
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -177,12 +182,13 @@ def test_what_an_alert_says_stands_in_no_markup(text: str, mention: Any) -> None
 
 def test_the_cause_comes_first_then_state_class_and_what_to_do_ready_to_paste() -> None:
     post = build_post(with_annotations(message(), **FIXED), "here")
-    assert lines(post)[:3] == [
+    assert lines(post)[:4] == [
         "🔴 permission_denied: backend (production) cannot encrypt with ledger-kek",
         f"<!here> *1 firing* · critical · since {STARTED}",
+        "Runbook",
         "KMSCryptoModeNotKMS · production / backend",
     ]
-    code = lines(post)[3]
+    code = lines(post)[4]
     assert "```\ngcloud kms keys add-iam-policy-binding" in code
     assert "ledger" in code
     assert post.text.startswith(
@@ -208,6 +214,27 @@ def test_runbook_dashboard_and_sources_are_buttons_and_stand_in_the_fallback_tex
     assert f"Dashboard: {DASHBOARD}".replace("&", "&amp;") in post.text
 
 
+def test_acknowledge_incident_and_runbook_stand_under_the_title_and_nowhere_else() -> None:
+    def names(block: dict[str, Any]) -> list[str]:
+        return [element["text"]["text"] for element in block["elements"]]
+
+    given = message(buttons=("acknowledge", "silence"), incident_url=INCIDENT)
+    post = build_post(given, "none")
+    assert [block["type"] for block in post.blocks[:3]] == ["header", "section", "actions"]
+    rows = [block for block in post.blocks if block["type"] == "actions"]
+    assert list(map(names, rows)) == [
+        ["Acknowledge", "Incident", "Runbook"],
+        ["Dashboard", "Prometheus"],
+        ["Silence", "Alertmanager"],
+    ]
+    assert find_urls(rows[:1]) == [INCIDENT, RUNBOOK]
+    assert post.text.split("\n")[1] == f"Incident: {INCIDENT}"
+    over = build_post(message("03-resolved-1", incident_url=INCIDENT), "none")
+    assert names(over.blocks[2])[0] == "Incident"
+    later = build_post(change(reply("01-firing-1", {}), incident_url=INCIDENT), "none")
+    assert "Runbook" in names(next(block for block in later.blocks if block["type"] == "actions")), "of the new alert"
+
+
 def test_what_can_be_pressed_is_there_while_it_fires_and_the_relay_hears_of_it() -> None:
     def pressed(of: Message) -> list[tuple[str, str]]:
         elements = [each for block in build_post(of, "none").blocks for each in block.get("elements", ())]
@@ -223,7 +250,7 @@ def test_what_can_be_pressed_is_there_while_it_fires_and_the_relay_hears_of_it()
     assert SILENCE_URL not in find_urls(build_post(message(**buttons), "none").blocks)
 
 
-def test_who_acknowledged_what_else_fires_and_the_runbook_stand_in_the_first_message() -> None:
+def test_who_acknowledged_and_what_else_fires_stand_in_the_first_message_and_the_runbook_in_its_thread() -> None:
     context = IncidentContext(
         started_at=AT,
         episodes_in_7_days=3,
@@ -239,7 +266,8 @@ def test_who_acknowledged_what_else_fires_and_the_runbook_stand_in_the_first_mes
     )
     firing = message(context=context, excerpt=excerpt)
     firing = replace(firing, current_values={firing.event.alerts[0].fingerprint: "1.84 (fires if > 1)"})
-    displayed = lines(build_post(firing, "none"))
+    post = build_post(firing, "none")
+    displayed = [line for line in lines(post) if line not in {"Runbook", "Dashboard"}]
     assert displayed[2:5] == [
         "Acknowledged by ann@example.org",
         "<!date^1795560600^{date_short_pretty} at {time}|2026-11-24 22:50:00 UTC>",
@@ -248,14 +276,17 @@ def test_who_acknowledged_what_else_fires_and_the_runbook_stand_in_the_first_mes
     assert "now 1.84 (fires if &gt; 1)" in displayed[5]
     assert "Also firing: KMSHighLatency on backend, since 2026-11-24 22:50 UTC" in displayed
     assert "How often: 3rd time in 7 days" in displayed
-    start = displayed.index("First steps of the runbook")
-    assert displayed[start + 1 : start + 5] == [
+    steps = [
+        "First steps of the runbook",
         "1. Read the mode",
         "```\ncurl x\n```",
         "2. Read the log",
         "… and more in the runbook",
     ]
-    assert "First steps" not in str(build_post(change(firing, event=message("03-resolved-1").event), "none"))
+    assert ("First steps" in str(displayed), lines(Post("", list(post.excerpt)))) == (False, steps)
+    whole = build_post(firing, "none", has_thread=False)
+    assert (set(steps) <= set(lines(whole)), whole.excerpt) == (True, ())
+    assert not build_post(change(firing, event=message("03-resolved-1").event), "none").excerpt
 
 
 def test_twenty_alerts_of_one_rule_are_a_table_that_shows_the_resolved_ones_too() -> None:
@@ -351,9 +382,9 @@ def test_several_alerts_are_separated_by_a_line_and_by_the_labels_beside_their_s
 def test_a_repeat_and_what_the_relay_has_to_say_stand_above_the_alerts_and_in_the_text() -> None:
     remarked = message("03-resolved-1", remark="Slack was down.", firing_undelivered=True)
     post = build_post(remarked, "none", may_be_a_repeat=True)
-    assert [block["type"] for block in post.blocks[:5]] == ["header", "section", "context", "context", "section"]
+    assert [block["type"] for block in post.blocks[:5]] == ["header", "section", "actions", "context", "context"]
     title, repeat, remark = post.text.split("\n")[:3]
     assert title.startswith("🟢 Fired and resolved within 8 s: ")
-    assert [find_texts(block, "plain_text") for block in post.blocks[2:4]] == [[repeat], [remark]]
+    assert [find_texts(block, "plain_text") for block in post.blocks[3:5]] == [[repeat], [remark]]
     assert ("may be a repeat" in repeat, remark) == (True, "Slack was down.")
     assert "repeat" not in str(build_post(remarked, "none"))
