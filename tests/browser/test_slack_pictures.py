@@ -16,7 +16,8 @@ async def test_an_incident_is_one_message_that_changes_and_fits_a_phone(chromium
         await expect(message.locator(".b-header").first).to_have_text(header)
         await expect(message).to_contain_text("fired from Nov 24, 2026 at 23:46 to Nov 24, 2026 at 23:58 (12 min)")
         replies = page.locator(".replies").first
-        await expect(replies.locator(".message")).to_have_count(2)
+        await expect(replies.locator(".message")).to_have_count(3)
+        await expect(replies.locator(".message").first).to_contain_text("First steps of the runbook")
         await expect(replies).to_contain_text(TITLE)
         await expect(replies).to_contain_text("1 new (backend-2:8000)")
         for size in SIZES.values():
