@@ -97,7 +97,7 @@ def _build_relay_config(folder: Path, ports: Ports) -> dict[str, Any]:
     return {
         "listen": f"127.0.0.1:{ports.relay}",
         "database": f"sqlite:///{folder}/relay.db",
-        "auth": {"bearer_token_file": "relay_token"},
+        "auth": {"bearer_token_file": "relay_token", "public_url": ports.build_url("relay")},
         "links": {
             "runbook": f"{ports.build_url('stand_ins')}/docs/KMS_OPERATIONS.md#{{alertname_lower}}",
             "dashboard": f"{ports.build_url('exporter')}/?q={{service}}",
