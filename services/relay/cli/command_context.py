@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,6 +19,7 @@ from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.operators.audit import OutboxAudit
+from services.relay.outbox.queries.delivery_list import parse_since
 from shared.http.audit_log import AuditEntry, AuditUnavailableError
 from shared.process.command_line import parse_option_or_exit
 
@@ -93,6 +95,11 @@ def parse_limit(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,8}", text):
         raise ValueError("expected a number from 1 on")
     return int(text)
+
+
+def parse_since_option_or_exit(text: str) -> float:
+    """Unix seconds; where `--since` is neither a duration nor a time, one line on standard error, then exit 2."""
+    return parse_option_or_exit("--since", partial(parse_since, now=time.time()), text)
 
 
 def check_channel_or_exit(settings: RelaySettings, name: str) -> str:

@@ -12,7 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from services.relay.cli.command_context import add_config_option, parse_limit, run_with_outbox
+from services.relay.cli.command_context import (
+    add_config_option,
+    parse_limit,
+    parse_since_option_or_exit,
+    run_with_outbox,
+)
 from services.relay.config import RelaySettings
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import delivery_list
@@ -24,7 +29,6 @@ from services.relay.outbox.queries.delivery_list import (
     encode_delivery,
     encode_details,
     parse_state,
-    parse_time,
 )
 from services.relay.outbox.queries.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.tables import DeliveryState
@@ -130,7 +134,7 @@ _PAGE_SIZE: Final = 500
 _EXAMPLES: Final = """\b
 Examples:
   keypulse-relay --config relay.yml deliveries --state dead
-  keypulse-relay --config relay.yml deliveries --channel pagerduty --since 2026-11-24T22:00:00Z --json
+  keypulse-relay --config relay.yml deliveries --channel pagerduty --since 1h --json
   keypulse-relay --config relay.yml deliveries 5f0c8e4f1b3f4c1e9a52d1f7f6a3b9d2"""
 
 
@@ -140,7 +144,11 @@ Examples:
 @click.option("--channel", help="Only those to this channel.")
 @click.option("--alertname", help="Only those of this alertname.")
 @click.option("--digest", metavar="ID", help="Only those that this digest delivered or named.")
-@click.option("--since", metavar="TIME", help="Only those accepted since, such as 2026-11-24T22:46:10Z.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Only those accepted within 1h, 7d, …, or since a time.",
+)
 @click.option("--limit", metavar="NUMBER", help=f"The maximum number; {_DEFAULT_LIMIT} by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @add_config_option
@@ -174,7 +182,7 @@ def _parse_filter(options: dict[str, str]) -> tuple[DeliveryFilter, int]:
         if "alertname" in options
         else None,
         digest=parse_option_or_exit("--digest", check_text, options["digest"]) if "digest" in options else None,
-        since=parse_option_or_exit("--since", parse_time, options["since"]) if "since" in options else None,
+        since=parse_since_option_or_exit(options["since"]) if "since" in options else None,
     )
     return delivery_filter, parse_option_or_exit("--limit", parse_limit, options.get("limit", str(_DEFAULT_LIMIT)))
 

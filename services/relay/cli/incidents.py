@@ -17,6 +17,7 @@ from services.relay.cli.command_context import (
     add_config_option,
     describe_account,
     parse_limit,
+    parse_since_option_or_exit,
     run_with_outbox,
 )
 from services.relay.config import RelaySettings
@@ -24,7 +25,6 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
     IncidentResolvedError,
-    UnknownIncidentError,
     acknowledge,
     unacknowledge,
 )
@@ -32,7 +32,9 @@ from services.relay.outbox.queries.delivery_list import check_text
 from services.relay.outbox.queries.incident_list import (
     IncidentFilter,
     IncidentSummary,
+    UnknownIncidentError,
     encode_incident,
+    find_incident_id,
     list_incidents,
     parse_status,
 )
@@ -45,26 +47,36 @@ _PAGE_SIZE: Final = 500
 _LIST_EXAMPLES: Final = """\b
 Examples:
   keypulse-relay --config relay.yml incidents --status firing
-  keypulse-relay --config relay.yml incidents --alertname KMSProbeFailing --json"""
+  keypulse-relay --config relay.yml incidents --alertname KMSProbeFailing --since 7d --json"""
 _EXAMPLES: Final = """\b
 Example:
-  keypulse-relay --config relay.yml {0} 4f0c8e4f1b3f4c1e9a52d1f7f6a3b9d24f0c8e4f1b3f4c1e9a52d1f7f6a3b9d2"""
+  keypulse-relay --config relay.yml {0} 4f0c8e4f
+The beginning of an id is enough where no other incident's begins so."""
 
 
 @click.command("incidents", short_help="List incidents.", epilog=_LIST_EXAMPLES)
 @click.option("--status", help="Only those that are firing, or resolved.")
 @click.option("--alertname", help="Only those of this alertname.")
+@click.option("--since", metavar="TIME", help="Only those that began within 1h, 7d, …, or since a time with its zone.")
 @click.option("--limit", metavar="NUMBER", help=f"The maximum number; {_DEFAULT_LIMIT} by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @add_config_option
 def command(
-    config: Path | None, /, *, status: str | None, alertname: str | None, limit: str | None, as_json: bool
+    config: Path | None,
+    /,
+    *,
+    status: str | None,
+    alertname: str | None,
+    since: str | None,
+    limit: str | None,
+    as_json: bool,
 ) -> None:
-    """List the newest incidents, with who acknowledged them, and where they went."""
+    """List incidents: the open ones, the worst first, then the others, the newest first."""
     settings = load_settings_or_exit(RelaySettings, config)
     chosen = IncidentFilter(
         status=None if status is None else parse_option_or_exit("--status", parse_status, status),
         alertname=None if alertname is None else parse_option_or_exit("--alertname", check_text, alertname),
+        since=None if since is None else parse_since_option_or_exit(since),
     )
     number = parse_option_or_exit("--limit", parse_limit, limit or str(_DEFAULT_LIMIT))
     run_with_outbox(settings, lambda store: _print(store, chosen, number, as_json=as_json), read_only=True)
@@ -112,9 +124,9 @@ def acknowledge_command(config: Path | None, incident_id: str) -> None:
     done = _act(
         settings,
         incident_id,
-        lambda store: acknowledge(
+        lambda store, found: acknowledge(
             store,
-            incident_id,
+            found,
             who=describe_account(),
             via=COMMAND_LINE,
             acknowledging_channels=settings.acknowledging_channels,
@@ -130,19 +142,21 @@ def acknowledge_command(config: Path | None, incident_id: str) -> None:
 def unacknowledge_command(config: Path | None, incident_id: str) -> None:
     """Withdraw the acknowledgement of an incident; its escalation starts again. PagerDuty has no such event."""
     settings = load_settings_or_exit(RelaySettings, config)
-    done = _act(
-        settings, incident_id, partial(unacknowledge, incident_id=incident_id, who=describe_account(), via=COMMAND_LINE)
-    )
+    done = _act(settings, incident_id, partial(unacknowledge, who=describe_account(), via=COMMAND_LINE))
     click.echo("withdrawn" if done.is_changed else "nobody had acknowledged it")
 
 
 def _act(
-    settings: RelaySettings, incident_id: str, action: Callable[[Store], Awaitable[Acknowledgement]]
+    settings: RelaySettings, given: str, action: Callable[[Store, str], Awaitable[Acknowledgement]]
 ) -> Acknowledgement:
-    """What an action gives; where it cannot be done, one line on standard error, then exit 1."""
-    parse_option_or_exit("ID", check_text, incident_id)
+    """What an action gives for the incident; where it cannot be done, one line on standard error, then exit 1."""
+    prefix = parse_option_or_exit("ID", check_text, given)
+
+    async def act(store: Store) -> Acknowledgement:
+        return await action(store, await find_incident_id(store, prefix))
+
     try:
-        return run_with_outbox(settings, action)
+        return run_with_outbox(settings, act)
     except (UnknownIncidentError, IncidentResolvedError) as error:
-        click.echo(f"{incident_id}: {error}", err=True)
+        click.echo(f"{given}: {error}", err=True)
         sys.exit(1)

@@ -17,12 +17,12 @@ from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
     IncidentResolvedError,
-    UnknownIncidentError,
     acknowledge,
     unacknowledge,
 )
 from services.relay.outbox.operators.sent_messages import SentMessage, find_message
 from services.relay.outbox.operators.silences import SilenceRefusedError, SilenceRequest, request_silence
+from services.relay.outbox.queries.incident_list import UnknownIncidentError
 from services.relay.outbox.tables import clean_for_database
 from shared.http.untrusted_json import UntrustedJsonError
 

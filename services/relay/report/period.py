@@ -3,17 +3,16 @@
 import re
 from collections.abc import Mapping
 from datetime import date, datetime, timedelta, tzinfo
+from functools import partial
 from typing import Final
 
 from services.relay.outbox.queries.delivery_figures import Period
-from services.relay.outbox.queries.delivery_list import parse_time
-from shared.config.settings import parse_duration
+from services.relay.outbox.queries.delivery_list import parse_since, parse_time
 from shared.http.json_api import parse_parameter
 
 DEFAULT_SINCE: Final = "30d"
 PARAMETERS: Final = ("since", "from", "to")
 _DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
-_EXPECTED_SINCE: Final = "expected a duration such as 30d or 12h"
 _EXPECTED_TIME: Final = "expected a date such as 2026-11-30, or a time with its zone, such as 2026-11-30T22:00:00Z"
 
 
@@ -21,8 +20,9 @@ def parse_period(parameters: Mapping[str, str], now: float, zone: tzinfo) -> Per
     """The period that `since`, or `from` and `to`, name. Raises ValueError with what was expected.
 
     Args:
-        parameters: `since` is a duration until now; `from` and `to` are times, or dates, each of which is in the
-            period. Without `to` it ends now, and without any of them it is the last 30 days. An empty one is none.
+        parameters: `since` is a duration until now, or a time; `from` and `to` are times, or dates, each of which is
+            in the period. Without `to` it ends now, and without any of them it is the last 30 days; an empty one is
+            none.
         now: unix seconds.
         zone: the readers'; a date begins at its midnight.
     """
@@ -32,24 +32,16 @@ def parse_period(parameters: Mapping[str, str], now: float, zone: tzinfo) -> Per
     if "from" not in given:
         if "to" in given:
             raise ValueError("from: missing; expected beside `to`")
-        seconds = parse_parameter("since", _parse_since, {"since": DEFAULT_SINCE, **given}) or 0.0
-        return Period(max(now - seconds, 0.0), now)
+        begin = parse_parameter("since", partial(parse_since, now=now), {"since": DEFAULT_SINCE, **given}) or 0.0
+        if begin >= now:
+            raise ValueError("since: expected a time before now")
+        return Period(begin, now)
     since = parse_parameter("from", lambda text: _parse_moment(text, zone, 0), given) or 0.0
     until = parse_parameter("to", lambda text: _parse_moment(text, zone, 1), given)
     period = Period(since, now if until is None else until)
     if period.since >= period.until:
         raise ValueError("from: expected before `to`, and before now")
     return period
-
-
-def _parse_since(text: str) -> float:
-    try:
-        seconds = parse_duration(text)
-    except ValueError:
-        seconds = 0
-    if text.isdecimal() or not isinstance(seconds, float) or not 0 < seconds < 1e10:
-        raise ValueError(_EXPECTED_SINCE)
-    return seconds
 
 
 def _parse_moment(text: str, zone: tzinfo, days: int) -> float:

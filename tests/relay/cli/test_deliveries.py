@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import create_engine, text, update
 
 from services.relay.cli.deliveries import _PAGE_SIZE
+from services.relay.outbox.queries.delivery_list import _EXPECTED_SINCE
 from services.relay.outbox.tables import DeliveryState, events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.cli.conftest import Fill, Typed
@@ -108,7 +109,10 @@ def test_what_an_alert_says_cannot_steer_the_terminal(typed: Typed, fill: Fill) 
     ("arguments", "line"),
     [
         (["--state", "lost"], "--state: expected one of queued, sending, retrying, delivered, superseded, dead"),
-        (["--since", "monday"], "--since: expected a time with its zone, such as 2026-11-24T22:46:10Z, got 'monday'"),
+        (
+            ["--since", "monday"],
+            f"--since: {_EXPECTED_SINCE}, got 'monday'",
+        ),
         (["--limit", "0"], "--limit: expected a number from 1 on, got '0'"),
         (["--channel", "a\0b"], "--channel: expected UTF-8 without a NUL character, got 'a\\x00b'"),
         (["--alertname", "\udcff"], "--alertname: expected UTF-8 without a NUL character, got '\\udcff'"),

@@ -63,3 +63,26 @@ def test_what_cannot_be_acknowledged_is_one_line(typed: Typed, fill: Fill) -> No
     result = typed("incidents", "--status", "open")
     assert (result.exit_code, result.stderr) == (2, "--status: expected one of firing, resolved, got 'open'\n")
     assert typed("incidents", "--limit", "0").exit_code == 2
+
+
+def test_the_beginning_of_an_id_is_enough_where_no_other_one_begins_so(typed: Typed, fill: Fill) -> None:
+    first, second = f"4f0c8{'0' * 59}", f"4f0c9{'0' * 59}"
+
+    async def two(rows: Rows) -> None:
+        for incident in (first, second):
+            await accept(rows.store, incident, "mail")
+
+    fill(two)
+    several = typed("acknowledge", "4f0c")
+    assert (several.exit_code, several.stderr) == (1, "4f0c: several incidents begin with 4f0c; write more of the id\n")
+    assert typed("acknowledge", "4f0c8").stdout == f"acknowledged by {WHO}\n"
+    assert typed("unacknowledge", first).stdout == "withdrawn\n"
+    assert typed("acknowledge", "4f0ca").stderr == "4f0ca: no such incident\n"
+
+
+def test_a_period_before_now_chooses_incidents_and_deliveries(typed: Typed, fill: Fill) -> None:
+    fill(some)
+    assert len(typed("incidents", "--since", "1h", "--json").stdout.splitlines()) == 2
+    assert len(typed("deliveries", "--since", "1h", "--json").stdout.splitlines()) == 3
+    assert typed("incidents", "--since", "2999-01-01T00:00:00Z").stdout == ""
+    assert typed("incidents", "--since", "5").exit_code == 2

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+from services.relay.outbox.queries.delivery_list import _EXPECTED_SINCE
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.report.small_history import DEAD, HOSTILE, SINCE, add_small_history, check_csv, check_report
 
@@ -44,5 +45,5 @@ def test_what_is_no_period_is_one_line(typed: Typed) -> None:
     result = typed("report", "--since", "30")
     assert (result.exit_code, result.stderr) == (
         2,
-        "--since: since: expected a duration such as 30d or 12h, got '30'\n",
+        f"--since: since: {_EXPECTED_SINCE}, got '30'\n",
     )

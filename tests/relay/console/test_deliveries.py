@@ -140,12 +140,12 @@ async def test_one_delivery_is_shown_with_all_that_is_known_and_nothing_else(tmp
     ],
 )
 def test_a_link_keeps_what_was_asked_for(parameters: dict[str, str], link: str) -> None:
-    assert parse_query(parameters).build_link(channel="x") == link
+    assert parse_query(parameters, 0).build_link(channel="x") == link
 
 
 def test_a_query_is_read_as_a_form_writes_it() -> None:
     query = parse_query(
-        {"since": "2026-11-24T22:46", "until": "2026-11-24T23:46:30+01:00", "state": "dead", "after": "a"}
+        {"since": "2026-11-24T22:46", "until": "2026-11-24T23:46:30+01:00", "state": "dead", "after": "a"}, 0
     )
     assert (query.filter.since, query.filter.until) == (1795560360.0, 1795560390.0)
     assert (query.filter.state, query.position) == (DeliveryState.DEAD, Position(after=10))
@@ -154,7 +154,8 @@ def test_a_query_is_read_as_a_form_writes_it() -> None:
         "2026-11-24T22:46",
         "",
     )
-    assert parse_query({"text": "x" * 300, "channel": "a\0b"}).problems.keys() == {"text", "channel"}
+    assert parse_query({"since": "1h"}, 5000).filter.since == 1400
+    assert parse_query({"text": "x" * 300, "channel": "a\0b"}, 0).problems.keys() == {"text", "channel"}
 
 
 async def test_viewers_of_one_list_share_what_is_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

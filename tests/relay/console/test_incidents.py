@@ -33,14 +33,14 @@ async def find(client: aiohttp.ClientSession, query: str = "") -> list[dict[str,
     return found
 
 
-async def test_incidents_are_listed_in_pages_the_newest_first(tmp_path: Path) -> None:
+async def test_incidents_are_listed_in_pages_the_open_ones_first(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted()}), clock=Clock()) as client:
         for number in range(3):
             await post(client, webhook_of(group=f"{number}"))
         await post(client, webhook_of("resolved", group="1"))
         await reaches(client, 4, "relay_deliveries_total", channel="one", outcome="delivered")
         listed = await find(client)
-        assert [each["status"] for each in listed] == ["firing", "resolved", "firing"]
+        assert [each["status"] for each in listed] == ["firing", "firing", "resolved"]
         first = listed[0]
         assert first == {
             "id": first["id"],
@@ -63,10 +63,14 @@ async def test_incidents_are_listed_in_pages_the_newest_first(tmp_path: Path) ->
         await post(client, webhook_of(group="0", truncatedAlerts=1))  # a further event changes no page
         _, page = await get(client, f"/api/incidents?limit=2&cursor={page['next_cursor']}")
         assert ([each["id"] for each in page["incidents"]], page["next_cursor"]) == ([listed[2]["id"]], None)
-        assert await find(client, "?status=resolved&alertname=KMSCryptoModeNotKMS") == [listed[1]]
+        assert await find(client, "?status=resolved&alertname=KMSCryptoModeNotKMS") == [listed[2]]
         assert await find(client, "?alertname=Other") == []
-        _, one = await get(client, f"/api/incidents/{listed[1]['id']}")
-        assert one == {**listed[1], **{name: one[name] for name in TIMELINE}}
+        assert await find(client, "?since=1h") == listed
+        for path in ("/api/incidents", "/incidents"):
+            async with client.get(f"{path}/{first['id'][:12]}") as answer:
+                assert (answer.status, first["id"] in await answer.text()) == (200, True)
+        _, one = await get(client, f"/api/incidents/{listed[2]['id']}")
+        assert one == {**listed[2], **{name: one[name] for name in TIMELINE}}
         kinds = {each["kind"] for each in one["timeline"]}  # the alert is of a later year than the clock
         assert kinds == {"alert", "accepted", "resolved", "delivered"}
         assert [(each["name"], each["channel"]) for each in one["hops"]["end"]] == [
@@ -80,11 +84,11 @@ async def test_incidents_are_listed_in_pages_the_newest_first(tmp_path: Path) ->
             ("firing", "delivered"),
         ]
         await post(client, webhook_of(group="1"))  # its next episode
-        assert [each["id"] for each in await find(client)] == [listed[n]["id"] for n in (1, 0, 2)]
-        _, first_episode = await get(client, f"/api/incidents/{listed[1]['id']}?episode=1")
+        assert [each["id"] for each in await find(client)] == [listed[n]["id"] for n in (2, 0, 1)]
+        _, first_episode = await get(client, f"/api/incidents/{listed[2]['id']}?episode=1")
         assert (first_episode["timeline_episode"], first_episode["timeline"]) == (1, one["timeline"])
         pruned = {"error": "nothing of it is stored any more"}
-        assert await get(client, f"/api/incidents/{listed[1]['id']}?episode=9") == (404, pruned)
+        assert await get(client, f"/api/incidents/{listed[2]['id']}?episode=9") == (404, pruned)
         assert await get(client, "/api/incidents/unknown") == (404, {"error": "no such incident"})
         found = await find(client, "?status=firing&acknowledged=false&service=backend&since=2001-09-09T00:00:00Z")
         assert len(found) == 3

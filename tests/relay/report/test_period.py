@@ -42,7 +42,8 @@ def test_a_period_is_until_now_or_between_two_times(
         ({"from": "2026-11-31"}, "from: expected a date such as"),
         ({"from": "2026-11-01", "to": "9999-12-31"}, "to: expected a date such as"),
         ({"from": "2026-11-01T10:00:00"}, "from: expected a date such as"),
-        *(({"since": text}, "since: expected a duration such as 30d") for text in ("x", "30", "0d", "-1d", "1e9d")),
+        *(({"since": text}, "since: expected a duration such as 1h") for text in ("x", "30", "0d", "-1d", "1e9d")),
+        ({"since": "2999-01-01T00:00:00Z"}, "since: expected a time before now"),
     ],
 )
 def test_what_is_no_period_is_refused_with_what_was_expected(parameters: dict[str, str], error: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Annotated, Final
 
 import msgspec
@@ -20,6 +21,7 @@ from services.relay.outbox.queries.delivery_list import (
     check_text,
     encode_delivery,
     encode_details,
+    parse_since,
     parse_state,
     parse_time,
 )
@@ -69,7 +71,7 @@ class DeliveriesEndpoint:
     async def list(self, request: Request) -> Response:
         """A page of deliveries, the newest first."""
         try:
-            delivery_filter, page = _parse_filter(request.query_params)
+            delivery_filter, page = _parse_filter(request.query_params, self._store.clock())
         except ValueError as error:
             return build_error_response(400, str(error))
         listed = await delivery_list.list_deliveries(
@@ -132,7 +134,7 @@ class DeliveriesEndpoint:
         return JSONResponse({"retried": retried}, status_code=202)
 
 
-def _parse_filter(parameters: QueryParams) -> tuple[DeliveryFilter, Page]:
+def _parse_filter(parameters: QueryParams, now: float) -> tuple[DeliveryFilter, Page]:
     """The filter and the page. Raises ValueError with what was expected."""
     check_names(parameters, _FILTERS)
     page = parse_page(parameters)
@@ -142,7 +144,7 @@ def _parse_filter(parameters: QueryParams) -> tuple[DeliveryFilter, Page]:
         alertname=parse_parameter("alertname", check_text, parameters),
         digest=parse_parameter("digest", check_text, parameters),
         service=parse_parameter("service", check_text, parameters),
-        since=parse_parameter("since", parse_time, parameters),
+        since=parse_parameter("since", partial(parse_since, now=now), parameters),
         until=parse_parameter("until", parse_time, parameters),
         text=parse_parameter("text", check_text, parameters),
     )

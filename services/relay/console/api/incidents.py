@@ -5,6 +5,7 @@ Times are RFC 3339 in UTC with milliseconds.
 
 import re
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Final
 
 from starlette.datastructures import QueryParams
@@ -19,15 +20,16 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
     IncidentResolvedError,
-    UnknownIncidentError,
     acknowledge,
     unacknowledge,
 )
-from services.relay.outbox.queries.delivery_list import check_text, encode_delivery, list_deliveries, parse_time
+from services.relay.outbox.queries.delivery_list import check_text, encode_delivery, list_deliveries, parse_since
 from services.relay.outbox.queries.delivery_search import DeliveryFilter
 from services.relay.outbox.queries.incident_list import (
     IncidentFilter,
+    UnknownIncidentError,
     encode_incident,
+    find_incident_id,
     list_incidents,
     parse_status,
     read_incident,
@@ -70,9 +72,9 @@ class IncidentsEndpoint:
         self._metrics = metrics
 
     async def list(self, request: Request) -> Response:
-        """A page of incidents, the newest first."""
+        """A page of incidents: the open ones, the worst first, then the others, the newest first."""
         try:
-            chosen, page = _parse_filter(request.query_params)
+            chosen, page = _parse_filter(request.query_params, self._store.clock())
         except ValueError as error:
             return build_error_response(400, str(error))
         listed = await list_incidents(self._store, chosen, limit=page.limit, before=page.before)
@@ -81,9 +83,11 @@ class IncidentsEndpoint:
 
     async def get(self, request: Request) -> Response:
         """One incident, with its newest deliveries and a page of the timeline of one of its episodes."""
-        incident_id = clean_for_database(request.path_params["id"])
         try:
+            incident_id = await self._find_id(request)
             episode, before = parse_timeline_page(request.query_params)
+        except UnknownIncidentError as error:
+            return build_error_response(404, str(error))
         except ValueError as error:
             return build_error_response(400, str(error))
         view = await self._reader.read(incident_id, episode=episode, before=before)
@@ -110,8 +114,9 @@ class IncidentsEndpoint:
     async def acknowledge(self, request: Request) -> Response:
         """Acknowledges the current episode: 200, also if it was acknowledged before."""
         describe_action(request, is_stored=True)  # with what it changes
-        incident_id, who, peer = _read_action(request)
+        who, peer = get_caller(request).name, get_peer(request)
         try:
+            incident_id = await self._find_id(request)
             done = await acknowledge(
                 self._store,
                 incident_id,
@@ -131,14 +136,18 @@ class IncidentsEndpoint:
     async def unacknowledge(self, request: Request) -> Response:
         """Withdraws the acknowledgement: 200, also if there is none."""
         describe_action(request, is_stored=True)  # with what it changes
-        incident_id, who, peer = _read_action(request)
+        who, peer = get_caller(request).name, get_peer(request)
         try:
+            incident_id = await self._find_id(request)
             done = await unacknowledge(self._store, incident_id, who=who, via=_VIA, peer=peer)
         except UnknownIncidentError as error:
             return build_error_response(404, str(error))
         except IncidentResolvedError as error:
             return build_error_response(409, str(error))
         return self._respond(request, done)
+
+    async def _find_id(self, request: Request) -> str:
+        return await find_incident_id(self._store, clean_for_database(request.path_params["id"]))
 
     def _respond(self, request: Request, done: Acknowledgement) -> Response:
         describe_action(request, is_stored=True, changed=done.is_changed)
@@ -166,7 +175,7 @@ def _parse_flag(text: str) -> bool:
     return text == "true"
 
 
-def _parse_filter(parameters: QueryParams) -> tuple[IncidentFilter, Page]:
+def _parse_filter(parameters: QueryParams, now: float) -> tuple[IncidentFilter, Page]:
     """The filter and the page. Raises ValueError with what was expected."""
     check_names(parameters, _FILTERS)
     page = parse_page(parameters)
@@ -175,11 +184,6 @@ def _parse_filter(parameters: QueryParams) -> tuple[IncidentFilter, Page]:
         is_acknowledged=parse_parameter("acknowledged", _parse_flag, parameters),
         alertname=parse_parameter("alertname", check_text, parameters),
         service=parse_parameter("service", check_text, parameters),
-        since=parse_parameter("since", parse_time, parameters),
+        since=parse_parameter("since", partial(parse_since, now=now), parameters),
     )
     return chosen, page
-
-
-def _read_action(request: Request) -> tuple[str, str, str | None]:
-    """Which incident, who acts, and from where."""
-    return clean_for_database(request.path_params["id"]), get_caller(request).name, get_peer(request)

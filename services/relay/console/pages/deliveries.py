@@ -105,7 +105,7 @@ class DeliveriesPages:
         return HTMLResponse(rendered.body, status_code=rendered.status_code)
 
     async def _render_list(self, request: Request) -> Response:
-        query = parse_query(request.query_params)
+        query = parse_query(request.query_params, self._store.clock())
         values: dict[str, Any] = {"query": query, "states": list(DeliveryState), "lights": DELIVERY_LIGHTS}
         if query.problems:
             page = delivery_list.DeliveryPage([], None, None, None)

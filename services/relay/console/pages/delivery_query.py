@@ -1,12 +1,14 @@
 """The address of a list of deliveries: its filters and its position, and the links to the pages beside it. Pure."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from services.relay.outbox.queries.delivery_list import check_text, parse_state
+from services.relay.outbox.queries.delivery_list import check_text, parse_since, parse_state
 from services.relay.outbox.queries.delivery_search import DeliveryFilter, Position
 from shared.http.pagination import format_cursor, parse_cursor
 
@@ -20,13 +22,15 @@ def _parse_text(text: str) -> str:
     return check_text(text)
 
 
-def _parse_time(text: str) -> float:
-    """A time of a form, which is in UTC, or one with its zone."""
+def _parse_time(text: str, now: float) -> float:
+    """A time of a form, which is in UTC, or one with its zone, or a duration until now."""
+    with suppress(ValueError):
+        return parse_since(text, now)
     try:
         moment = datetime.fromisoformat(text)
         in_utc = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):  # the year 0, or 10000
-        raise ValueError("expected a time in UTC, such as 2026-11-24T22:46") from None
+        raise ValueError("expected a time in UTC, such as 2026-11-24T22:46, or a duration such as 1h") from None
     return in_utc.timestamp()
 
 
@@ -36,11 +40,10 @@ _FIELDS: Final[Mapping[str, Callable[[str], Any]]] = {
     "channel": _parse_text,
     "alertname": _parse_text,
     "service": _parse_text,
-    "since": _parse_time,
-    "until": _parse_time,
     "digest": _parse_text,
 }
-"""The parameters that filter, as `GET /api/deliveries` names them."""
+"""The parameters that filter, as `GET /api/deliveries` names them; those of `_TIMES` do, too."""
+_TIMES: Final = ("since", "until")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class DeliveryQuery:
 
     def get(self, name: str) -> str:
         """A filter as a form shows it."""
-        if name not in {"since", "until"}:
+        if name not in _TIMES:
             return self.given.get(name, "")
         value: float | None = getattr(self.filter, name)
         return "" if value is None else datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%dT%H:%M")
@@ -73,13 +76,14 @@ class DeliveryQuery:
         return f"{PATH}?{urlencode(given)}" if given else PATH
 
 
-def parse_query(parameters: Mapping[str, str]) -> DeliveryQuery:
+def parse_query(parameters: Mapping[str, str], now: float) -> DeliveryQuery:
     """What the address of the page says; a parameter that is unknown is ignored."""
-    given = {name: parameters[name].strip() for name in _FIELDS if parameters.get(name, "").strip()}
+    fields: dict[str, Callable[[str], Any]] = {**_FIELDS, **dict.fromkeys(_TIMES, partial(_parse_time, now=now))}
+    given = {name: parameters[name].strip() for name in fields if parameters.get(name, "").strip()}
     problems, values, position = {}, {}, {}
     for name, text in given.items():
         try:
-            values[name] = _FIELDS[name](text)
+            values[name] = fields[name](text)
         except (ValueError, OverflowError) as error:
             problems[name] = str(error)
     for name in ("before", "after"):

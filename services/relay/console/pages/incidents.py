@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from services.relay.config import RelaySettings
 from services.relay.console.incidents.entries import EntryKind
@@ -23,12 +23,17 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
     IncidentResolvedError,
-    UnknownIncidentError,
     acknowledge,
     unacknowledge,
 )
 from services.relay.outbox.operators.silences import SilenceRefusedError, SilenceRequest, request_silence
-from services.relay.outbox.queries.incident_list import IncidentFilter, list_incidents, read_incident
+from services.relay.outbox.queries.incident_list import (
+    IncidentFilter,
+    UnknownIncidentError,
+    find_incident_id,
+    list_incidents,
+    read_incident,
+)
 from services.relay.outbox.tables import clean_for_database
 from services.relay.text import clean_line, truncate
 from shared.config.server_settings import Role
@@ -172,7 +177,7 @@ class IncidentPages:
         try:
             before = parse_cursor(query.cursor) if query.cursor else None
         except ValueError:
-            error = "This address names no page of the list: the newest incidents are shown."
+            error = "This address names no page of the list: the first one is shown."
         chosen = query.build_filter(self._store.clock())
         page = await list_incidents(self._store, chosen, limit=_PAGE_SIZE, before=before)
         older = query.build_link(cursor=cursor) if (cursor := format_cursor(page.before)) else None
@@ -190,6 +195,12 @@ class IncidentPages:
 
     async def _show(self, request: Request) -> Response:
         incident_id = _read_id(request)
+        try:
+            found = await find_incident_id(self._store, incident_id)
+        except UnknownIncidentError as error:
+            return redirect(request, "/incidents", f"Nothing is shown: {error}.")
+        if found != incident_id:
+            return RedirectResponse(_build_address(found, request.query_params), status_code=307)
         episode, before = _parse_number(request, "episode", 10), _parse_number(request, "cursor", 16)
         waits = request.query_params.get("fault") == "wait"
         view = await self._reader.read(incident_id, episode=episode, before=before, waits_for_fault=waits)

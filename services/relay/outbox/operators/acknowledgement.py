@@ -15,15 +15,12 @@ from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
 from services.relay.outbox.operators.audit import insert_entry
+from services.relay.outbox.queries.incident_list import UnknownIncidentError
 from services.relay.outbox.rows import RowQuery, select_columns
 from services.relay.outbox.tables import UNFINISHED, DeliveryState, clean_for_database, deliveries, incidents
 
 MAX_NAME: Final = 200
 """Characters of a name that are stored."""
-
-
-class UnknownIncidentError(Exception):
-    """There is no such incident, or not any more."""
 
 
 class IncidentResolvedError(Exception):

@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, select
@@ -25,7 +25,12 @@ from services.relay.outbox.tables import (
     events,
     incidents,
 )
+from shared.config.settings import parse_duration
 from shared.http.json_api import format_json_time
+
+_MAX_DURATION: Final = 1e10
+_EXPECTED_TIME: Final = "expected a time with its zone, such as 2026-11-24T22:46:10Z"
+_EXPECTED_SINCE: Final = "expected a duration such as 1h or 30d, or a time with its zone, such as 2026-11-24T22:46:10Z"
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,15 +329,29 @@ def encode_details(details: DeliveryDetails) -> dict[str, Any]:
     }
 
 
+def parse_since(text: str, now: float) -> float:
+    """RFC 3339, or a duration until `now` such as 1h → unix seconds. Raises ValueError with what was expected."""
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        seconds = None
+    if isinstance(seconds, float) and 0 < seconds < _MAX_DURATION:  # a number without a unit stays a text
+        return max(now - seconds, 0.0)
+    try:
+        return parse_time(text)
+    except ValueError:
+        raise ValueError(_EXPECTED_SINCE) from None
+
+
 def parse_time(text: str) -> float:
     """RFC 3339 → unix seconds. Raises ValueError with what was expected."""
     try:
         read = datetime.fromisoformat(text)
-    except ValueError:
-        read = None
-    if read is None or read.tzinfo is None:
-        raise ValueError("expected a time with its zone, such as 2026-11-24T22:46:10Z")
-    return read.timestamp()
+        if read.tzinfo is not None:
+            return read.astimezone(UTC).timestamp()
+    except (ValueError, OverflowError):  # the year 0, or 10000
+        pass
+    raise ValueError(_EXPECTED_TIME)
 
 
 def check_text(text: str) -> str:

@@ -1,6 +1,10 @@
-"""What people read of incidents: a list in pages, or one. No query changes the outbox or waits for a writer."""
+"""What people read of incidents: a list in pages, or one. No query changes the outbox or waits for a writer.
+
+The list begins with the open incidents, the worst first; then come the resolved ones, the newest first.
+"""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,6 +17,7 @@ from services.relay.outbox.engine.dialect import read_clock
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rows import RowQuery, select_columns
 from services.relay.outbox.tables import DeliveryState, deliveries, events, incidents, silences
+from services.relay.text import WORST_FIRST
 from shared.http.json_api import format_json_time
 
 
@@ -52,7 +57,7 @@ class IncidentSummary:
 
 @dataclass(frozen=True, slots=True)
 class IncidentPage:
-    """Some incidents, the one whose episode started last first."""
+    """Some incidents in the order of the list."""
 
     incidents: list[IncidentSummary]
     before: int | None
@@ -118,6 +123,18 @@ _SUMMARIES: Final = RowQuery(
     ).join(events, events.c.seq == incidents.c.latest_event_seq),
 )
 _SUMMARY: Final = _SUMMARIES.where(incidents.c.id == bindparam("incident"))
+_ID_LENGTH: Final = 64
+_RESOLVED: Final = 0
+"""The last group of the list; those before it are the open incidents of a severity, the worst of which has the highest
+number."""
+_GROUP: Final = 1 << 48
+"""A position in the list: the group times this, and in it the number of the episode's first event."""
+_FIND_ID: Final = (
+    RowQuery(str, select(incidents.c.id))
+    .where(incidents.c.id >= bindparam("first"), incidents.c.id < bindparam("last"))
+    .order_by(incidents.c.id)
+    .limit(2)
+)
 _is_current = and_(incidents.c.id == deliveries.c.incident_id, incidents.c.episode == deliveries.c.episode)
 _newest = (
     select(func.max(deliveries.c.seq))
@@ -147,31 +164,52 @@ _READ_SILENCES: Final = (
 )
 
 
+class UnknownIncidentError(Exception):
+    """There is no such incident, or not any more; or the beginning of an id names several."""
+
+
+async def find_incident_id(store: Store, prefix: str) -> str:
+    """The id of the only incident whose id begins so; `prefix` itself where it is no beginning of an id.
+
+    Raises:
+        UnknownIncidentError: several incidents begin so.
+        StoreUnavailableError: it cannot be read.
+    """
+    if len(prefix) == _ID_LENGTH or not re.fullmatch("[0-9a-f]+", prefix):
+        return prefix
+    values = {"first": prefix, "last": f"{prefix}g"}  # an id is hexadecimal: all that begin so sort before the last
+    found = await store.read(lambda connection: _FIND_ID.fetch_all(connection, values))
+    if len(found) > 1 and prefix not in found:
+        raise UnknownIncidentError(f"several incidents begin with {prefix}; write more of the id")
+    return found[0] if found else prefix
+
+
 async def list_incidents(
     store: Store, filter_: IncidentFilter, *, limit: int, before: int | None = None
 ) -> IncidentPage:
-    """Incidents, the newest first.
+    """A page of the list.
 
     Args:
         store: the outbox.
         filter_: which of them.
         limit: at most so many.
-        before: the `before` of the page that came before this one; None begins with the newest.
+        before: the `before` of the page that came before this one; None begins with the first page.
 
     Raises:
         StoreUnavailableError: they cannot be read.
     """
-    query = _build_query(filter_, before).limit(limit + 1)
-    return await store.read(partial(_read_page, query=query, limit=limit, clock=store.clock))
+    return await store.read(partial(_read_page, filter_=filter_, limit=limit, before=before, clock=store.clock))
 
 
-def _build_query(filter_: IncidentFilter, before: int | None) -> RowQuery[_SummaryRow]:
+def _build_query(filter_: IncidentFilter, group: int) -> RowQuery[_SummaryRow]:
     """Each filter has an index that is in the order of the pages, and the time has one that says where to stop."""
     of = incidents.c
     query = _SUMMARIES.order_by(of.first_event_seq.desc())
-    if filter_.status is not None:
-        # In literals, so that a database sees that it may use the index `incidents_open`.
-        query = query.where(of.is_open == literal_column("1" if filter_.status is Status.FIRING else "0"))
+    # In literals, so that a database sees that it may use the indexes of open incidents.
+    query = query.where(of.is_open == literal_column("0" if group == _RESOLVED else "1"))
+    if group != _RESOLVED:
+        severity = WORST_FIRST[-group]
+        query = query.where(of.severity == severity if severity else func.coalesce(of.severity, "") == "")
     if filter_.is_acknowledged is not None:
         has_nobody = of.acknowledged_at.is_(None)
         query = query.where(not_(has_nobody) if filter_.is_acknowledged else has_nobody)
@@ -184,8 +222,6 @@ def _build_query(filter_: IncidentFilter, before: int | None) -> RowQuery[_Summa
         last = select(earlier.first_event_seq).where(earlier.started_at < filter_.since)
         bound = last.order_by(earlier.started_at.desc()).limit(1).scalar_subquery()
         query = query.where(of.started_at >= filter_.since, of.first_event_seq > func.coalesce(bound, 0))
-    if before is not None:
-        query = query.where(of.first_event_seq < before)
     return query
 
 
@@ -200,12 +236,22 @@ async def read_incident(store: Store, incident_id: str) -> IncidentSummary | Non
 
 
 def _read_page(
-    connection: Connection, query: RowQuery[_SummaryRow], limit: int, clock: Callable[[], float]
+    connection: Connection, filter_: IncidentFilter, limit: int, before: int | None, clock: Callable[[], float]
 ) -> IncidentPage:
-    rows = query.fetch_all(connection)
+    first_group, before_seq = (len(WORST_FIRST), None) if before is None else divmod(before, _GROUP)
+    rows: list[tuple[int, _SummaryRow]] = []
+    for group in range(min(first_group, len(WORST_FIRST)), _RESOLVED - 1, -1):
+        if filter_.status not in {None, Status.RESOLVED if group == _RESOLVED else Status.FIRING}:
+            continue
+        query = _build_query(filter_, group)
+        if before_seq is not None and group == first_group:
+            query = query.where(incidents.c.first_event_seq < before_seq)
+        rows += [(group, row) for row in query.limit(limit + 1 - len(rows)).fetch_all(connection)]
+        if len(rows) > limit:
+            break
     page = rows[:limit]
-    before = page[-1].first_event_seq if len(rows) > limit else None
-    return IncidentPage(_build_summaries(connection, page, clock), before)
+    next_before = page[-1][0] * _GROUP + (page[-1][1].first_event_seq or 0) if len(rows) > limit else None
+    return IncidentPage(_build_summaries(connection, [row for _, row in page], clock), next_before)
 
 
 def _build_summaries(

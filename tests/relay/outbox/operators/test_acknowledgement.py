@@ -14,12 +14,12 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
     IncidentResolvedError,
-    UnknownIncidentError,
     acknowledge,
     unacknowledge,
 )
 from services.relay.outbox.operators.audit import OutboxAudit
 from services.relay.outbox.queries.delivery_list import read_delivery
+from services.relay.outbox.queries.incident_list import UnknownIncidentError
 from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due, prepare, take_edits

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -200,7 +201,7 @@ async def test_filters_choose_and_an_acknowledgement_outlives_the_audit(store: S
         (IncidentFilter(status=Status.FIRING, is_acknowledged=False), ["x"]),
         (IncidentFilter(status=Status.FIRING, is_acknowledged=True), ["y"]),
         (IncidentFilter(status=Status.RESOLVED), ["z"]),
-        (IncidentFilter(alertname="KMSTest", service="backend", since=now - 60), ["z", "y", "x"]),
+        (IncidentFilter(alertname="KMSTest", service="backend", since=now - 60), ["y", "x", "z"]),
         (IncidentFilter(service="other"), []),
         (IncidentFilter(since=now + 60), []),
     ):
@@ -210,18 +211,39 @@ async def test_filters_choose_and_an_acknowledgement_outlives_the_audit(store: S
     assert (action.who, action.action) == ("ben", "acknowledge")
 
 
+async def test_the_list_has_the_open_incidents_first_the_worst_before_all_others_on_every_page(store: Store) -> None:
+    severities = {"a": "info", "b": "critical", "c": "", "d": "warning", "e": "critical", "f": "critical", "g": "info"}
+    for name, severity in severities.items():
+        (alert,) = event_of().alerts
+        alert = replace(alert, labels={**alert.labels, "severity": severity})
+        await accept(store, name, "a", event=event_of(alerts=(alert,)))
+    for name in ("f", "g"):
+        await accept(store, name, "a", event=event_of("resolved"), is_open=False)
+    found: list[str] = []
+    before = None
+    while before is not None or not found:
+        page = await list_incidents(store, IncidentFilter(), limit=2, before=before)
+        found += [each.id for each in page.incidents]
+        before = page.before
+    assert found == ["e", "b", "c", "d", "a", "g", "f"]
+
+
 async def test_each_list_and_each_part_of_a_timeline_is_found_by_its_index(database: DatabaseUrl) -> None:
     of_one = {"incident": "a", "episode": 1, "first": 1, "last": 9, "most": 3, "max_bytes": 9, "now": 1.0}
     of_one |= {"since": 0.0, "until": 9.0, "seqs": [1, 2]}
     lists = {
         "incidents_by_episode": IncidentFilter(),
-        "incidents_open": IncidentFilter(status=Status.FIRING),
         "incidents_of_alert": IncidentFilter(alertname="7"),
         "incidents_by_service": IncidentFilter(service="7"),
         "incidents_by_start": IncidentFilter(since=1990.0),
     }
     queries: list[tuple[str, RowQuery[Any]]] = [
-        (index, incident_list._build_query(wanted, None).limit(11)) for index, wanted in lists.items()
+        (index, incident_list._build_query(wanted, incident_list._RESOLVED).limit(11))
+        for index, wanted in lists.items()
+    ]
+    queries += [
+        ("incidents_open_by_severity", incident_list._build_query(IncidentFilter(), group).limit(11))
+        for group in (5, 1)
     ]
     queries += [
         ("audit_of_incident", timeline_query._ACTIONS),
