@@ -71,6 +71,7 @@ def write_configuration(folder: Path, ports: Ports) -> None:
             }
         ],
         "runbook_url": f"{ports.build_url('stand_ins')}/docs/KMS_OPERATIONS.md",
+        "page_links": {"Console": ports.build_url("relay"), "People on call": ports.build_url("stand_ins")},
     }
     rotator = {
         "driver": {"kind": "admin_api", "url": ports.build_url("backend"), "token_file": "admin_token"},
@@ -107,6 +108,7 @@ def _build_relay_config(folder: Path, ports: Ports) -> dict[str, Any]:
             "prometheus_url": ports.build_url("prometheus"),
             "board_url": ports.build_url("exporter"),
         },
+        "page_links": {"Board": ports.build_url("exporter"), "People on call": ports.build_url("stand_ins")},
         "environment": "demo",
         "contacts": {"security on call": "+1 555 0100", "service owner": "#ledger-team"},  # no real contacts
         "routes": [

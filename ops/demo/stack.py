@@ -129,6 +129,7 @@ def build_commands(folder: Path, ports: Ports, prometheus: str, alertmanager: st
             *("--pagerduty-key-file", folder / "pagerduty_key"),
             *("--emulator-faults", ports.build_url("faults"), "--docs", DOCS),
             *("--prometheus", ports.build_url("prometheus"), "--alertmanager", ports.build_url("alertmanager")),
+            *("--board", ports.build_url("exporter"), "--console", ports.build_url("relay")),
         ),
         "relay": module("services.relay", "--config", folder / "relay.yml"),
         "alertmanager": [

@@ -20,6 +20,7 @@ from shared.http.server import create_application, create_registry
 from shared.kms.registry import connect_key
 from shared.process.hot_reload import ReloadableApp
 from shared.process.server_runner import ServerRunner
+from shared.web.pages import add_security_headers
 
 
 @asynccontextmanager
@@ -56,6 +57,7 @@ async def run_exporter(
                 result_max_age=stale_after,
                 success_max_age=settings.probe.success_max_age,
                 runbook_url=settings.runbook_url,
+                page_links=settings.page_links,
             )
             async with start_jobs(settings, record, connect, random) as watch:
                 app = create_application(
@@ -70,6 +72,7 @@ async def run_exporter(
                     access_policy=create_access_policy(settings.auth),
                     get_unready_reason=lambda: not_ready(watch),
                     handle_metrics=exposition.respond,
+                    handle_missing=add_security_headers(pages.show_missing),
                 )
                 app.state.stop = watch.cancel_probes
                 yield app

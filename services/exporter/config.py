@@ -25,7 +25,7 @@ from services.exporter.probes.success_expiry import compute_success_max_age
 from shared.config.placeholders import is_placeholder_url
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section
-from shared.config.url import HttpUrl
+from shared.config.url import HttpUrl, PageLinks
 from shared.kms.registry import KeySettings
 from shared.kms.settings import ProviderSettings
 from shared.process.concurrency import start_in_thread
@@ -140,6 +140,8 @@ class ExporterSettings(ServerSettings):
     environment: Literal["production", "staging", "demo"] = "production"
     runbook_url: Annotated[HttpUrl, AfterValidator(_refuse_fragment), AfterValidator(_refuse_placeholder)] | None = None
     """The URL of docs/KMS_OPERATIONS.md inside the organisation; the board links to its sections."""
+    page_links: PageLinks = Field(default_factory=dict)
+    """In the head of every page, such as `{Console: "https://relay.example.org"}`."""
 
     @field_validator("targets", mode="after")
     @classmethod

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from services.relay.channel_check import check_channel
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console.events import ChangeStream
+from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.path_watch import PathWatch
 from services.relay.console.routes import ConsoleParts, build_routes
 from services.relay.delivery.attempt import OpenSender, SenderSettings
@@ -129,6 +130,7 @@ async def run_relay(
             ):
                 bulk_retries.configure(settings.channels, wake)
                 replays = build_replays(settings, store, metrics, wake, limit)
+                renderer = PageRenderer(store.clock, settings.page_links)
                 app = create_application(
                     "keypulse relay",
                     registry,
@@ -150,7 +152,8 @@ async def run_relay(
                                 wake_silences=wake_silences,
                                 exporter=exporter,
                                 login=login,
-                            )
+                            ),
+                            renderer,
                         ),
                     ],
                     authorizer=authorizer,
@@ -160,6 +163,7 @@ async def run_relay(
                         or (store.error and f"the outbox cannot commit: {store.error}")
                         or describe_unusable_token(bearer)
                     ),
+                    handle_missing=renderer.wrap_page(renderer.show_missing),
                 )
 
                 def stop() -> None:

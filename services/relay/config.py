@@ -36,7 +36,7 @@ from shared.config.settings import (
     Size,
     TokenPath,
 )
-from shared.config.url import BaseUrl, UrlFilePath, check_secret_url
+from shared.config.url import BaseUrl, PageLinks, UrlFilePath, check_secret_url
 from shared.net.egress import EgressSettings
 from shared.sql.database_url import DatabaseSetting
 
@@ -314,6 +314,8 @@ class RelaySettings(ServerSettings):
     messages: Annotated[MessageSettings, AfterValidator(_check_placeholders)] = MessageSettings()
     contacts: dict[ContactRole, ContactAddress] = Field({}, max_length=MAX_CONTACTS)
     """The address of each role; shown in each critical message that fires."""
+    page_links: PageLinks = Field(default_factory=dict)
+    """In the head of every page, such as `{Board: "https://keypulse.example.org"}`."""
     intake: IntakeSettings = IntakeSettings()
     delivery: DeliverySettings = DeliverySettings()
     pacing: PacingSettings = PacingSettings()

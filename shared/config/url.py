@@ -6,7 +6,7 @@ Errors never repeat the URL: it may hold a password or a token.
 from typing import Annotated, Final
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from shared.config.file_checks import FileCheck, create_secret_check
 from shared.config.secret_file import SecretFile
@@ -77,5 +77,7 @@ HttpUrl = Annotated[str, AfterValidator(check_http_url)]
 """Any URL of an HTTP server."""
 BaseUrl = Annotated[str, AfterValidator(check_base_url)]
 """A URL to which paths are appended."""
+PageLinks = dict[Annotated[str, Field(min_length=1, max_length=40)], BaseUrl]
+"""Links to other pages, by their text."""
 ProviderUrl = Annotated[str, AfterValidator(_check_provider_url)]
 """Where a provider is reached: https, or http on this machine, or anywhere with `allow_remote_insecure` beside it."""

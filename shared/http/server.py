@@ -9,7 +9,7 @@ import hashlib
 import platform
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from html import escape
 
@@ -21,14 +21,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared import VERSION
 from shared.config.server_settings import Role
 from shared.config.settings import Address
 from shared.http import audit_log
 from shared.http.authentication import AccessPolicy
-from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
+from shared.http.authorization import SAFE_METHODS, Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.connection_limits import AdmissionProtocol, AdmissionQueue, HttpProtocol
 
 _LANDING_STYLE = """:root{color-scheme:light dark}
@@ -66,7 +66,7 @@ def select_encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
         return generate_latest, CONTENT_TYPE_PLAIN_0_0_4
 
 
-def create_application(
+def create_application(  # noqa: PLR0913  (one keyword for each thing that a server may have of its own)
     name: str,
     metrics: CollectorRegistry,
     routes: Iterable[Route],
@@ -75,6 +75,7 @@ def create_application(
     access_policy: AccessPolicy | None = None,
     get_unready_reason: Callable[[], str | None] = lambda: None,
     handle_metrics: Callable[[Request], Response] | None = None,
+    handle_missing: Callable[[Request], Awaitable[Response]] | None = None,
 ) -> Starlette:
     """Build the application: the server's routes and those of every server.
 
@@ -86,6 +87,7 @@ def create_application(
         access_policy: who may call; None allows everybody on this machine.
         get_unready_reason: why the server cannot serve now, or None; the text of a 503 of `/-/ready`.
         handle_metrics: answers `/metrics` instead, if `metrics` takes long to encode; called off the event loop.
+        handle_missing: answers a viewer's browser that asks for a path without a route; None gives it a line of text.
     """
     all_routes, authorizer, default_policy = (
         list(routes),
@@ -127,8 +129,24 @@ def create_application(
         routes=[authorizer.protect(route, lambda: default_policy) for route in (*all_routes, *common, page)]
     )
     app.router.redirect_slashes = False  # a redirect would repeat a forged `Host`
+    if handle_missing is not None:
+        missing = ProtectedRoute("/{path:path}", handle_missing, page.requirements)
+        missing_app = authorizer.protect(missing, lambda: default_policy).app
+        app.router.default = _choose_by_accept(missing_app, app.router.default)
     app.state.authorizer = authorizer
     return app
+
+
+def _choose_by_accept(page: ASGIApp, other: ASGIApp) -> ASGIApp:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        is_navigation = (
+            scope["type"] == "http"
+            and scope["method"] in SAFE_METHODS
+            and b"text/html" in dict(scope["headers"]).get(b"accept", b"")
+        )
+        await (page if is_navigation else other)(scope, receive, send)
+
+    return answer
 
 
 def bind_socket(address: Address) -> socket.socket:

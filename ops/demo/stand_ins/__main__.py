@@ -44,6 +44,8 @@ Examples:
 @click.option("--emulator-faults", metavar="URL", help="The KMS emulator's faults API, for the page's buttons.")
 @click.option("--prometheus", metavar="URL", help="Prometheus, for the graph at /graph.")
 @click.option("--alertmanager", metavar="URL", help="Alertmanager, for the alerts at /alertmanager/.")
+@click.option("--board", metavar="URL", help="The exporter's board, for a link.")
+@click.option("--console", metavar="URL", help="The relay's console, for a link.")
 @click.option("--docs", type=click.Path(path_type=Path), help="The folder of the documents under /docs/.")
 @click.option(
     "--allow-remote-insecure", is_flag=True, help="Allow addresses other than loopback: between containers, for tests."
@@ -60,6 +62,8 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
     emulator_faults: str | None,
     prometheus: str | None,
     alertmanager: str | None,
+    board: str | None,
+    console: str | None,
     docs: Path | None,
     allow_remote_insecure: bool,
 ) -> None:
@@ -84,6 +88,11 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
         for name, url in given.items()
         if url
     }
+    pages = {
+        text: parse_option_or_exit(f"--{text.lower()}", check_base_url, url)
+        for text, url in (("Board", board), ("Console", console))
+        if url
+    }
     folder = parse_option_or_exit("--docs", _check_folder, docs) if docs else None
     logs.configure("stand-ins")
     run_until_done_or_exit(
@@ -97,6 +106,7 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
                 slack_rates=slack_rates,
                 pagerduty_keys=keys,
                 docs=folder,
+                page_links=pages,
                 **urls,
             )
         )

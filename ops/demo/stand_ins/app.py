@@ -1,10 +1,11 @@
 """The composition root of the stand-ins: tokens and addresses come in, running providers and their page go out."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from starlette.applications import Starlette
 
@@ -74,6 +75,7 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
     docs: Path | None = None,
     prometheus: str | None = None,
     alertmanager: str | None = None,
+    page_links: Mapping[str, str] = MappingProxyType({}),
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[StandIns]:
     """Run a stand-in Slack, PagerDuty and mail server while the body runs.
@@ -92,6 +94,7 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
         docs: the folder of the documents under `/docs/`.
         prometheus: its URL, for the graph at `/graph`.
         alertmanager: its URL, for the alerts at `/alertmanager/`.
+        page_links: to the pages of keypulse, by their text.
         clock: Unix seconds, the timestamps of messages.
 
     Raises:
@@ -121,7 +124,7 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
             "/pagerduty/v2/enqueue", pagerduty.enqueue, RouteRequirements(None), ["POST"]
         ),  # and are asked by any name
         *api.build_routes(),
-        *StandInPages(mailbox, docs).build_routes(),
+        *StandInPages(mailbox, docs, page_links).build_routes(),
         *MonitoringLinks(prometheus, alertmanager, PAGE_HEADERS).build_routes(),
     ]
     app = create_application("keypulse stand-ins", create_registry(), routes)

@@ -1,6 +1,7 @@
 """Pages for a browser: the start page with its assets, a mail's HTML, a Markdown document with GitHub's anchors."""
 
 import re
+from collections.abc import Mapping
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -103,10 +104,13 @@ class StandInPages:
     Args:
         mailbox: the mails to show.
         docs: the folder of the documents, or None.
+        page_links: to the pages of keypulse, by their text.
     """
 
-    def __init__(self, mailbox: MailServer, docs: Path | None) -> None:
+    def __init__(self, mailbox: MailServer, docs: Path | None, page_links: Mapping[str, str]) -> None:
         self._mailbox = mailbox
+        links = "".join(f'<a href="{escape(url)}">{escape(text)}</a>' for text, url in page_links.items())
+        self._page = (PAGE_FOLDER / "index.html").read_text(encoding="utf-8").replace("<!-- links -->", links)
         self._docs = docs.resolve() if docs else None
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
 
@@ -122,7 +126,7 @@ class StandInPages:
 
     async def show_page(self, _request: Request) -> Response:
         """The page."""
-        return FileResponse(PAGE_FOLDER / "index.html", headers=PAGE_HEADERS)
+        return HTMLResponse(self._page, headers=PAGE_HEADERS)
 
     async def serve_asset(self, request: Request) -> Response:
         """A style or script of the page."""

@@ -5,17 +5,18 @@ A board is built on the event loop, where the history lives; its HTML is rendere
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from heapq import nlargest
 from pathlib import Path
 from secrets import token_hex
+from types import MappingProxyType
 from typing import Any, Final
 
 from jinja2 import Template
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from services.exporter.history import MAX_FAILURE_SPANS, FailureSpan, History, TargetHistory, compute_quantile
 from services.exporter.web import findings, latency_plot
@@ -63,6 +64,7 @@ class BoardPages:
         result_max_age: float,
         success_max_age: float = math.inf,
         runbook_url: str | None = None,
+        page_links: Mapping[str, str] = MappingProxyType({}),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._history = history
@@ -76,6 +78,7 @@ class BoardPages:
             {"quantile": compute_quantile},
             {
                 "runbook_url": runbook_url,
+                "page_links": page_links,
                 "RUNBOOK_FILE": findings.RUNBOOK_FILE,
                 "HealthStatus": HealthStatus,
                 "STATUS_LABELS": STATUS_LABELS,
@@ -126,12 +129,17 @@ class BoardPages:
             return HTMLResponse(await run_in_threadpool(self._render_history, None, self._list_latest_failures()))
         record = self._history.targets.get(name)
         if record is None:
-            return PlainTextResponse("there is no such target; / lists all of them\n", status_code=404)
+            return await self.show_missing(request, "There is no such target.")
         now = self._clock()
         record = record.copy(now)
         card = build_card(record, now, self._max_ages)
         rows = [(record, span) for span in reversed(record.failure_spans)]
         return HTMLResponse(await run_in_threadpool(self._render_history, card, rows))
+
+    async def show_missing(self, _request: Request, what: str = "There is no such page.") -> Response:
+        """A page that leads back to the board."""
+        page = await run_in_threadpool(self._get_template("missing.html.j2").render, what=what)
+        return HTMLResponse(page, status_code=404)
 
     def _list_latest_failures(self) -> list[tuple[TargetHistory, FailureSpan]]:
         """The last failures of all keys, the newest first, each with the key it is of; the failures are copies."""

@@ -75,10 +75,9 @@ class ConsoleParts:
     login: LoginService
 
 
-def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
+def build_routes(parts: ConsoleParts, renderer: PageRenderer) -> list[ProtectedRoute]:
     """The routes of pages and API."""
     store, settings = parts.store, parts.settings
-    renderer = PageRenderer(store.clock)
     channels = list_configured_channels(settings)
     reports = ReportReader(store, frozenset(settings.channels), settings.messages.zone)
     explainer = RouteExplainer(settings, AlertmanagerTrees(settings.alertmanager))

@@ -138,6 +138,38 @@ async def test_one_is_acknowledged_and_silenced_while_it_changes(chromium: Brows
         assert await find_violations(page) == []
 
 
+KEEP_EVERY_FRAME = """
+() => {
+  window.zones = new Set();
+  const keep = () => {
+    for (const node of document.querySelectorAll("time[data-moment]")) {
+      const minutes = node.textContent.match(/:([0-9]{2}):/)[1];
+      const utc = new Date(Number(node.dataset.moment) * 1000).getUTCMinutes();
+      window.zones.add(Number(minutes) === utc ? "UTC" : "local");
+    }
+    for (const node of document.querySelectorAll("[data-zone]")) window.zones.add(node.textContent);
+    requestAnimationFrame(keep);
+  };
+  keep();
+}
+"""
+
+
+async def test_times_stay_in_the_viewers_zone_while_parts_are_loaded_again(chromium: Browser, night: Night) -> None:
+    await night.send("firing", "zoned")
+    await night.console.settle()
+    async with await chromium.new_context(timezone_id="Asia/Calcutta") as context:  # half an hour off
+        page = await context.new_page()
+        await page.goto(night.get_url("zoned"))
+        await expect(page.locator(".timeline .accepted")).to_have_count(1)
+        await page.evaluate(KEEP_EVERY_FRAME)
+        for count in (2, 3):
+            await night.send("firing", "zoned")
+            await expect(page.locator(".timeline .accepted")).to_have_count(count)
+        await night.console.settle()
+        assert await page.evaluate("[...window.zones]") == ["local", "Asia/Calcutta"]
+
+
 async def test_hostile_alerts_are_text(chromium: Browser, night: Night) -> None:
     texts = dict.fromkeys(("title", "summary", "description", HOSTILE), HOSTILE)
     await night.send(
@@ -168,6 +200,11 @@ async def test_a_missing_incident_is_404_and_a_missing_episode_leads_to_the_last
         assert answer is not None
         assert answer.status == 404
         await expect(page.locator("h1")).to_have_text("No such incident")
+        answer = await page.goto(f"{night.console.url}/incident")
+        assert answer is not None
+        assert answer.status == 404
+        await page.get_by_role("navigation", name="Pages").get_by_role("link", name="Incidents").click()
+        await expect(page.locator("h1")).to_have_text("Incidents")
         answer = await page.goto(f"{night.get_url()}?episode=7")
         assert answer is not None
         assert answer.status == 404

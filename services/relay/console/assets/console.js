@@ -80,6 +80,7 @@ document.body.addEventListener("htmx:beforeSwap", ({ detail }) => {
   focused = detail.target.contains(active) ? { exact: describe(active), link: describeLink(active) } : null;
 });
 document.body.addEventListener("htmx:afterSwap", () => {
+  localiseTimes(); // before the browser shows the part, which the server wrote in UTC
   for (const id of open) document.getElementById(id)?.setAttribute("open", "");
   if (focused === null || document.activeElement !== document.body) return;
   const nodes = [...document.querySelectorAll("main a, main button, main summary, main [tabindex]")];
@@ -89,7 +90,6 @@ document.body.addEventListener("htmx:afterSwap", () => {
   (same ?? (similar || document.getElementById("main"))).focus({ preventScroll: true });
 });
 document.body.addEventListener("htmx:afterSettle", () => {
-  localiseTimes();
   showProblems();
   updateAges();
 });

@@ -68,10 +68,12 @@ class PageRenderer:
 
     Args:
         clock: unix seconds, the server's.
+        page_links: to other pages, by their text.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], page_links: Mapping[str, str]) -> None:
         self._clock = clock
+        self._page_links = page_links
         self._files = StaticFiles(SHARED_ASSETS, _FOLDER / "assets")
         self._templates = _create_templates()
         self._renders = asyncio.Semaphore(_MAX_RENDERS)
@@ -101,6 +103,10 @@ class PageRenderer:
         html = self._templates.get_template("refused.html.j2").render(status=status, message=message)
         return HTMLResponse(html, status_code=status, headers=SECURITY_HEADERS)
 
+    async def show_missing(self, request: Request) -> Response:
+        """The page of an address that leads nowhere."""
+        return await self.render(request, "missing.html.j2", {}, status=404)
+
     async def render(
         self, request: Request, template: str, values: Mapping[str, Any], *, status: int = 200
     ) -> Response:
@@ -118,6 +124,7 @@ class PageRenderer:
             **values,
             "now": self._clock(),
             "path": request.url.path,
+            "page_links": self._page_links,
             "address": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
             "caller": caller,
             "is_responder": caller.role is not None and caller.role.includes(Role.RESPONDER),
