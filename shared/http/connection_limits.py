@@ -1,7 +1,7 @@
-"""Limits of connections, before a caller is authenticated: time and size of a request's head, requests handled at once.
+"""Limits of connections, before a caller is authenticated: a request's head, requests handled at once.
 
-uvicorn closes no connection on which a request does not arrive. Its protocol with httptools buffers a head of any size
-and any number of pipelined requests; the one with h11 limits both.
+uvicorn closes no connection on which a request does not arrive, and buffers a head of any size, any number of headers
+and of pipelined requests. A header takes fifty times its four bytes once it is parsed.
 
 `AdmissionQueue` limits how many requests of one kind are handled at once. Thousands of them, each with its task, would
 take more memory than everything else; unread, they take almost none.
@@ -9,48 +9,138 @@ take more memory than everything else; unread, they take almost none.
 
 import asyncio
 from collections import deque
+from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MAX_HEAD_BYTES: Final = 64 * 1024
-"""Of a request's line and headers, as in h11, without what arrives in one chunk with them."""
+MAX_HEAD_BYTES: Final = 16 * 1024
+"""Of a request's line and headers."""
+MAX_HEADERS: Final = 100
+"""Of a request, trailers included."""
+MAX_UNFINISHED_HEADS: Final = 512
+"""Heads that have begun and not ended, of all connections of a server: together less than 32 MB."""
 HEAD_SECONDS: Final = 30.0
 """How long a head may take to arrive."""
 RECEIVED_AT: Final = "keypulse.received_at"
 """The key of an ASGI scope with the time of the request's first byte, by the event loop's clock."""
-MAX_PIPELINED_REQUESTS: Final = 16
+MAX_PIPELINED_REQUESTS: Final = 2
 """Requests on one connection that may arrive before the first is answered."""
 
 
-class _HeadTimeoutProtocol(asyncio.Protocol):
-    """Closes a connection on which no complete head arrives in time."""
+class UnfinishedHeads:
+    """The connections of one server on which a head has begun and not ended. Closes the oldest if there are too many.
+
+    A usual head arrives in one piece, and is never among them.
+    """
+
+    def __init__(self) -> None:
+        self._connections: dict[HttpProtocol, None] = {}
+
+    def add(self, connection: "HttpProtocol") -> None:
+        """Add a connection, unless it is there already."""
+        self._connections.setdefault(connection)
+        if len(self._connections) > MAX_UNFINISHED_HEADS:
+            oldest = next(iter(self._connections))
+            self.discard(oldest)
+            oldest.transport.close()
+
+    def discard(self, connection: "HttpProtocol") -> None:
+        """Remove a connection, if it is there."""
+        self._connections.pop(connection, None)
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with limits; `serve` makes a class of it for each server."""
+
+    unfinished_heads: ClassVar[UnfinishedHeads]
 
     transport: Any
-    cycle: Any
-    timeout_keep_alive_task: Any
-    loop: Any
     _head_timer: asyncio.TimerHandle | None = None
     _received_at: float | None = None
     """When the first byte of the next request came."""
+    _buffered = 0
+    """Bytes since the last complete head or part of a body."""
+    _header_count = 0
+    _is_head_too_large = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """Called by asyncio."""
         super().connection_made(transport)
         self._head_timer = self.loop.call_later(HEAD_SECONDS, transport.close)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        """Called by asyncio, with up to 256 KiB."""
+        for start in range(0, len(data), MAX_HEAD_BYTES):
+            piece = data[start : start + MAX_HEAD_BYTES]
+            self._buffered += len(piece)
+            super().data_received(piece)
+            if self._buffered > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse_head()
+            if self.transport.is_closing():
+                break
         # While uvicorn's own timeout runs, no byte of the next request has arrived.
-        if self.timeout_keep_alive_task or not (self.cycle is None or self.cycle.response_complete):
-            self._cancel_head_timer()
-        elif self._head_timer is None:
+        is_active = not (self.cycle is None or self.cycle.response_complete)
+        if self.timeout_keep_alive_task or is_active or self.transport.is_closing():
+            self._end_head()
+            return
+        self.unfinished_heads.add(self)
+        if self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_head_timer()
+        """Called by asyncio."""
+        self._end_head()
         super().connection_lost(exc)
 
-    def _cancel_head_timer(self) -> None:
+    def on_message_begin(self) -> None:
+        """Called by httptools."""
+        super().on_message_begin()
+        self._header_count = 0
+        if self._received_at is None:
+            self._received_at = self.loop.time()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by httptools."""
+        self._header_count += 1
+        if self._header_count > MAX_HEADERS:
+            self._is_head_too_large = True
+            raise ValueError("too many headers")  # uvicorn calls `send_400_response` for any exception
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Called by httptools."""
+        self._buffered = 0
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._is_head_too_large = True
+            raise ValueError("too large a head")
+        if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
+            raise ValueError("too many requests at once")
+        super().on_headers_complete()
+        self.cycle.scope[RECEIVED_AT], self._received_at = self._received_at, None  # type: ignore[typeddict-unknown-key]
+        self.cycle.transport = _CoalescingTransport(self.transport, self.loop)  # type: ignore[assignment]
+
+    def on_body(self, body: bytes) -> None:
+        """Called by httptools."""
+        self._buffered = 0
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        """Called by uvicorn for what is not HTTP, and for exceptions of the methods above."""
+        if self._is_head_too_large:
+            self._refuse_head()
+        else:
+            super().send_400_response(msg)
+
+    def _refuse_head(self) -> None:
+        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        text = f"Expected at most {MAX_HEADERS} headers, and {MAX_HEAD_BYTES} bytes with the request's line.\n"
+        head = f"HTTP/1.1 {status} {status.phrase}\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\n"
+        self.transport.write(f"{head}Connection: close\r\n\r\n{text}".encode())
+        self.transport.close()
+
+    def _end_head(self) -> None:
+        self.unfinished_heads.discard(self)
         if self._head_timer:
             self._head_timer.cancel()
             self._head_timer = None
@@ -89,49 +179,6 @@ class _CoalescingTransport:
         if not self._sent and self._head is not None:
             self._sent = True
             self._transport.write(self._head)
-
-
-class _LimitedH11Protocol(_HeadTimeoutProtocol, H11Protocol):
-    pass
-
-
-HttpProtocol: type[asyncio.Protocol] = _LimitedH11Protocol
-"""The protocol in use: httptools if that is installed, else h11."""
-
-try:
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-except ImportError:
-    pass
-else:
-
-    class _LimitedHttptoolsProtocol(_HeadTimeoutProtocol, HttpToolsProtocol):
-        _buffered = 0
-        """Bytes since the last complete head or part of a body."""
-
-        def data_received(self, data: bytes) -> None:
-            self._buffered += len(data)
-            super().data_received(data)
-            if self._buffered > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response(f"Over {MAX_HEAD_BYTES} bytes of headers.")
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            if self._received_at is None:
-                self._received_at = self.loop.time()
-
-        def on_headers_complete(self) -> None:
-            self._buffered = 0
-            if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
-                raise ValueError("too many requests at once")  # uvicorn turns any exception into a 400
-            super().on_headers_complete()
-            self.cycle.scope[RECEIVED_AT], self._received_at = self._received_at, None
-            self.cycle.transport = _CoalescingTransport(self.transport, self.loop)
-
-        def on_body(self, body: bytes) -> None:
-            self._buffered = 0
-            super().on_body(body)
-
-    HttpProtocol = _LimitedHttptoolsProtocol
 
 
 _MAX_DEFERRED_BYTES: Final = 16 * 1024

@@ -29,7 +29,7 @@ from shared.config.settings import Address
 from shared.http import audit_log
 from shared.http.authentication import AccessPolicy
 from shared.http.authorization import SAFE_METHODS, Authorizer, ProtectedRoute, RouteRequirements
-from shared.http.connection_limits import AdmissionProtocol, AdmissionQueue, HttpProtocol
+from shared.http.connection_limits import AdmissionProtocol, AdmissionQueue, HttpProtocol, UnfinishedHeads
 
 _LANDING_STYLE = """:root{color-scheme:light dark}
 body{font:1rem/1.6 system-ui;margin:2rem auto;max-width:40rem;padding:0 1rem}"""
@@ -172,11 +172,8 @@ async def serve(
     app: ASGIApp, address: Address, tls: ssl.SSLContext | None = None, admission_queue: AdmissionQueue | None = None
 ) -> AsyncIterator[Address]:
     """Serve while the body runs, over TLS if there is a context; yield the real address (port 0 picks a free one)."""
-    protocol = (
-        HttpProtocol
-        if admission_queue is None
-        else type("Protocol", (AdmissionProtocol, HttpProtocol), {"queue": admission_queue})
-    )
+    bases = (HttpProtocol,) if admission_queue is None else (AdmissionProtocol, HttpProtocol)
+    protocol = type("Protocol", bases, {"queue": admission_queue, "unfinished_heads": UnfinishedHeads()})
     with bind_socket(address) as bound:
         server = _Server(
             uvicorn.Config(

@@ -2,7 +2,9 @@
 
 import asyncio
 import io
+import socket
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -16,6 +18,23 @@ from tests.faults.hostile import MIB, REFUSED, VALID, filled
 from tests.relay.served_relay import until
 
 _FEW: Final = ("lists", "a hundred thousand alerts")
+_GET: Final = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n"
+_POST: Final = b"POST /login HTTP/1.1\r\nHost: localhost\r\n"
+_USUAL: Final = b"a-usual-name: " + b"a" * 100 + b"\r\n"
+_TINY: Final = b"a:\r\n" * 16_000
+_HEADS: Final = {
+    "tiny headers": _GET + _TINY,
+    "tiny headers, whole": _GET + _TINY + b"\r\n",
+    "tiny headers of a body": _POST + b"Content-Length: 9\r\n" + _TINY + b"\r\n",
+    "tiny trailers": _POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n" + _TINY,
+    "all that is allowed": _GET + _USUAL * 98,
+    "all that is allowed, without the body": _POST + b"Content-Length: 9\r\n" + _USUAL * 97 + b"\r\n",
+    "a long header": _GET + b"a: " + b"a" * 250_000,
+    "a long path": b"GET /" + b"a" * 250_000,
+    "many requests": (_GET + b"\r\n") * 1000,
+}
+"""What a stranger sends and leaves so."""
+_FEW_HEADS: Final = ("tiny headers", "all that is allowed, without the body")
 
 
 @pytest.mark.parametrize(
@@ -63,6 +82,35 @@ async def test_the_worst_forms_of_the_console_end_no_relay(tmp_path: Path) -> No
         await relay.is_alive()
         assert relay.limited.peak < 0.8 * relay.limited.limit  # the rest is for webhooks that come meanwhile
         print(f"relay: {relay.megabytes()}")  # noqa: T201
+
+
+@pytest.mark.parametrize("names", [_FEW_HEADS, pytest.param((*_HEADS,), marks=pytest.mark.played)])
+@pytest.mark.parametrize("server", ["relay", "backend", "exporter"])
+async def test_nine_hundred_hostile_connections_without_credentials_end_no_server(
+    server: str, names: Sequence[str], tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        if server == "relay":
+            served = await stack.enter_async_context(servers.relay(tmp_path))
+        else:
+            kms = await stack.enter_async_context(run_emulator(keys=[servers.KEY]))
+            running = servers.backend(tmp_path, kms) if server == "backend" else servers.exporter(tmp_path, kms, {})
+            served = await stack.enter_async_context(running)
+        print(f"{server}, before: {served.megabytes()}")  # noqa: T201
+        for name in names:
+            async with AsyncExitStack() as connections:
+                await asyncio.gather(*(_send_and_stay(served.address, _HEADS[name], connections) for _ in range(900)))
+                await served.is_alive()
+            print(f"{server}, {name}: {served.megabytes()}")  # noqa: T201
+
+
+async def _send_and_stay(address: str, head: bytes, connections: AsyncExitStack) -> None:
+    loop, (host, _, port) = asyncio.get_running_loop(), address.rpartition(":")
+    connection = connections.enter_context(socket.socket())
+    connection.setblocking(False)  # noqa: FBT003 - its only argument
+    await loop.sock_connect(connection, (host, int(port)))
+    with suppress(ConnectionError, TimeoutError):  # where it is refused, or nobody reads the rest
+        await asyncio.wait_for(loop.sock_sendall(connection, head), 10)
 
 
 async def _post_form(client: ClientSession, path: str, body: bytes, headers: Mapping[str, str]) -> int:

@@ -10,7 +10,6 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from shared.config.settings import Address
-from shared.http import connection_limits
 from shared.http.connection_limits import AdmissionQueue
 from shared.http.server import create_application, create_registry, serve
 from tests.relay.served_relay import until
@@ -52,11 +51,6 @@ class Slow:
             writer.transport.abort()
 
 
-@pytest.fixture(params=["_LimitedH11Protocol", "_LimitedHttptoolsProtocol"])
-def protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.http.server.HttpProtocol", getattr(connection_limits, request.param))
-
-
 @asynccontextmanager
 async def slow(seconds: float = 60.0) -> AsyncIterator[Slow]:
     slow_app = Slow()
@@ -70,7 +64,6 @@ async def answer(reader: asyncio.StreamReader, body: bytes) -> bytes:
     return await reader.readuntil(b"\r\n\r\n" + body)
 
 
-@pytest.mark.usefixtures("protocol")
 async def test_those_that_come_first_are_in_progress_and_the_next_follow_one_by_one() -> None:
     async with slow() as it, it.sent(b"aaaa") as a, it.sent(b"bbbb") as b:
         await until(lambda: sorted(it.in_progress) == ["aaaa", "bbbb"])
@@ -83,7 +76,6 @@ async def test_those_that_come_first_are_in_progress_and_the_next_follow_one_by_
     assert it.most == MOST
 
 
-@pytest.mark.usefixtures("protocol")
 async def test_what_is_of_another_kind_does_not_wait() -> None:
     async with slow() as it, it.sent(b"aaaa"), it.sent(b"bbbb"):
         await until(lambda: len(it.in_progress) == MOST)
@@ -92,7 +84,6 @@ async def test_what_is_of_another_kind_does_not_wait() -> None:
         it.go_on(9)
 
 
-@pytest.mark.usefixtures("protocol")
 async def test_the_slot_of_one_that_went_away_is_the_next_ones() -> None:
     async with slow() as it, it.sent(b"aaaa"):
         async with it.sent(b"bbbb"):
@@ -107,7 +98,6 @@ async def test_the_slot_of_one_that_went_away_is_the_next_ones() -> None:
     assert "gone" not in it.in_progress
 
 
-@pytest.mark.usefixtures("protocol")
 async def test_one_that_waited_for_too_long_is_processed_all_the_same() -> None:
     async with slow(0.1) as it, it.sent(b"aaaa"), it.sent(b"bbbb"), it.sent(b"cccc"):
         await until(lambda: len(it.in_progress) == MOST + 1)
@@ -116,7 +106,6 @@ async def test_one_that_waited_for_too_long_is_processed_all_the_same() -> None:
             it.go_on(9)
 
 
-@pytest.mark.usefixtures("protocol")
 async def test_a_connection_is_queued_for_each_of_its_requests() -> None:
     async with slow() as it:
         it.go_on(6)
@@ -131,7 +120,6 @@ async def test_a_connection_is_queued_for_each_of_its_requests() -> None:
                 assert (await answer(reader, body)).startswith(b"HTTP/1.1 200")
 
 
-@pytest.mark.usefixtures("protocol")
 async def test_a_long_body_that_waited_arrives_whole() -> None:
     head = b"POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
     async with slow() as it, it.sent(b"aaaa"), it.sent(b"bbbb"):
@@ -142,7 +130,6 @@ async def test_a_long_body_that_waited_arrives_whole() -> None:
             assert len(await long.readexactly(999_999)) == 999_999
 
 
-@pytest.mark.usefixtures("protocol")
 async def test_a_connection_that_was_kept_open_waits_like_others() -> None:
     async with slow() as it:
         reader, writer = await asyncio.open_connection(*it.address)
@@ -159,7 +146,6 @@ async def test_a_connection_that_was_kept_open_waits_like_others() -> None:
         writer.transport.abort()
 
 
-@pytest.mark.usefixtures("protocol")
 @pytest.mark.parametrize("piece", [b"POST /slow", HEAD, HEAD + b"\r\nab"])
 async def test_what_does_not_arrive_keeps_its_slot_for_a_moment_only(
     piece: bytes, monkeypatch: pytest.MonkeyPatch
@@ -170,7 +156,6 @@ async def test_what_does_not_arrive_keeps_its_slot_for_a_moment_only(
         it.go_on(9)
 
 
-@pytest.mark.usefixtures("protocol")
 async def test_what_has_arrived_keeps_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.http.connection_limits._ARRIVAL_SECONDS", 0.05)
     async with slow() as it, it.sent(b"aaaa"), it.sent(b"bbbb"), it.sent(b"cccc"):
@@ -180,7 +165,6 @@ async def test_what_has_arrived_keeps_its_slot(monkeypatch: pytest.MonkeyPatch) 
         it.go_on(9)
 
 
-@pytest.mark.usefixtures("protocol")
 async def test_what_waits_when_the_server_stops_is_answered() -> None:
     async with AsyncExitStack() as clients:
         async with slow() as it:
