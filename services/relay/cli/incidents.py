@@ -24,7 +24,7 @@ from services.relay.config import RelaySettings
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
-    IncidentResolvedError,
+    EpisodeOverError,
     acknowledge,
     unacknowledge,
 )
@@ -157,6 +157,6 @@ def _act(
 
     try:
         return run_with_outbox(settings, act)
-    except (UnknownIncidentError, IncidentResolvedError) as error:
+    except (EpisodeOverError, UnknownIncidentError) as error:
         click.echo(f"{given}: {error}", err=True)
         sys.exit(1)

@@ -1,6 +1,7 @@
 """A press as Slack sends it: https://docs.slack.dev/reference/interaction-payloads/block_actions-payload."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -30,6 +31,8 @@ class Press:
     """The same for one press, however often it arrives."""
     action: Action
     incident_id: str
+    episode: int | None
+    """The one that the message with the button shows; None for a button of an older relay."""
     user_id: str
     who: str
     """The person's name in Slack."""
@@ -89,11 +92,13 @@ def parse_press(payload: bytes | msgspec.Raw) -> Press | None:
     if document.type != "block_actions" or not found or document.user is None or document.container is None:
         return None
     action, user, container = found[0], document.user, document.container
+    incident_id, _, episode = action.value.partition("/")
     parts = (user.id, container.channel_id, container.message_ts, action.action_id, action.value, action.action_ts)
     return Press(
         id=hashlib.sha256("\0".join(parts).encode(errors="replace")).hexdigest()[:32],
         action=Action(action.action_id),
-        incident_id=action.value,
+        incident_id=incident_id,
+        episode=int(episode) if re.fullmatch("[1-9][0-9]{0,8}", episode) else None,
         user_id=user.id,
         who=truncate(clean_line(user.username or user.id), _MAX_NAME),
         user_team=user.team_id,

@@ -16,7 +16,7 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
-    IncidentResolvedError,
+    EpisodeOverError,
     acknowledge,
     unacknowledge,
 )
@@ -27,7 +27,6 @@ from services.relay.outbox.tables import clean_for_database
 from shared.http.untrusted_json import UntrustedJsonError
 
 _MAX_ANSWERS: Final = 32
-_OVER: Final = "This incident is over: nothing to do."
 _UNKNOWN: Final = "The relay knows no such message: nothing was done."
 _FOREIGN: Final = "Only members of this workspace can do that."
 _SILENCE_OFF: Final = "Silences by button are off."
@@ -103,12 +102,13 @@ class PressHandler:
         if isinstance(found, _Reply):
             return found
         message, bot = found
-        if press.action is Action.SILENCE:
-            return await self._request_silence(press, message, bot)
+        episode = press.episode or message.episode
         try:
-            changed = await self._acknowledge(press)
-        except (UnknownIncidentError, IncidentResolvedError):
-            return _Reply(PressOutcome.REFUSED, _OVER, bot)
+            if press.action is Action.SILENCE:
+                return await self._request_silence(press, message, episode, bot)
+            changed = await self._acknowledge(press, episode)
+        except (UnknownIncidentError, EpisodeOverError) as error:
+            return _Reply(PressOutcome.REFUSED, f"Nothing was done: {error}.", bot)
         self._wake_channels(changed.channels_to_wake)
         if changed.is_changed:
             if press.action is Action.ACKNOWLEDGE:
@@ -127,7 +127,7 @@ class PressHandler:
             return _Reply(PressOutcome.REFUSED, _UNKNOWN, await self._find_bot_of_team(press))
         if not press.team or not press.team == press.user_team == await bot.read_team():
             return _Reply(PressOutcome.REFUSED, _FOREIGN, bot)
-        return (message, bot) if message.is_current else _Reply(PressOutcome.REFUSED, _OVER, bot)
+        return message, bot
 
     async def _find_bot_of_team(self, press: Press) -> SlackWebApi | None:
         """One that may answer a member of its workspace; None for anybody else."""
@@ -136,25 +136,28 @@ class PressHandler:
                 return bot
         return None
 
-    async def _acknowledge(self, press: Press) -> Acknowledgement:
+    async def _acknowledge(self, press: Press, episode: int) -> Acknowledgement:
         if press.action is Action.UNACKNOWLEDGE:
-            return await unacknowledge(self._store, press.incident_id, who=press.who, via="slack", peer=press.peer)
+            return await unacknowledge(
+                self._store, press.incident_id, episode=episode, who=press.who, via="slack", peer=press.peer
+            )
         return await acknowledge(
             self._store,
             press.incident_id,
+            episode=episode,
             who=press.who,
             via="slack",
             peer=press.peer,
             acknowledging_channels=self._acknowledging_channels,
         )
 
-    async def _request_silence(self, press: Press, message: SentMessage, bot: SlackWebApi) -> _Reply:
+    async def _request_silence(self, press: Press, message: SentMessage, episode: int, bot: SlackWebApi) -> _Reply:
         if self._wake_silences is None:
             return _Reply(PressOutcome.REFUSED, _SILENCE_OFF, bot)
         requested = SilenceRequest(
             id=press.id,
             incident_id=press.incident_id,
-            episode=message.episode,
+            episode=episode,
             who=press.who,
             peer=press.peer,
             channel=message.channel,

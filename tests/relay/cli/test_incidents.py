@@ -56,7 +56,7 @@ def test_what_cannot_be_acknowledged_is_one_line(typed: Typed, fill: Fill) -> No
     fill(some)
     for command in ("acknowledge", "unacknowledge"):
         result = typed(command, "over")
-        refused = "over: the incident is resolved; only an open one can be acknowledged\n"
+        refused = "over: episode 1 is over; the incident is resolved\n"
         assert (result.exit_code, result.stdout, result.stderr) == (1, "", refused)
         result = typed(command, "unknown")
         assert (result.exit_code, result.stderr) == (1, "unknown: no such incident\n")

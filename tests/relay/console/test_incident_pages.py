@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import aiohttp
 
@@ -44,6 +45,45 @@ async def test_actions_are_offered_to_those_whose_role_allows_them(tmp_path: Pat
     async with served(configured) as client:
         _, page = await get(client, ONE, TOKENS["admin"])
         assert "<code>alertmanager.urls</code> is not set" in page
+
+
+async def press(client: aiohttp.ClientSession, page: str, action: str, **fields: str) -> str:
+    """What the relay answers to a button of a page, as it was when somebody opened it."""
+    (form,) = re.findall(f'<form[^>]* action="{ONE}/{action}">(.*?)</form>', page, re.DOTALL)
+    hidden = dict(re.findall('<input type="hidden" name="([a-z_]+)" value="([^"]*)">', form))
+    async with client.post(f"{ONE}/{action}", data=hidden | fields, allow_redirects=False) as response:
+        assert (response.status, response.headers["Location"]) == (303, ONE)
+        return unquote(response.cookies["keypulse_done"].value)
+
+
+async def test_a_button_of_an_old_page_changes_nothing_of_the_next_episode(tmp_path: Path) -> None:
+    configured = settings(tmp_path, {"one": Scripted()}, alertmanager={"urls": ["http://127.0.0.1:1"]})
+    newer = "episode 1 is over; the incident fires again as episode 2."
+    silence = {"seconds": "3600", "comment": "key is replaced"}
+    async with served(configured) as client:
+        await post(client, webhook_of())
+        _, old = await get(client, ONE)
+        await post(client, webhook_of("resolved"))
+        over = "Nothing was changed: episode 1 is over; the incident is resolved."
+        assert await press(client, old, "acknowledge") == over
+        await post(client, webhook_of())
+        assert await press(client, old, "acknowledge") == f"Nothing was changed: {newer}"
+        assert await press(client, old, "silence", **silence) == f"Nothing was silenced: {newer}"
+        _, new = await get(client, ONE)
+        assert "nobody acknowledged it" in new
+        assert "reload the page" in await press(client, new, "acknowledge", episode="")
+        assert await press(client, new, "acknowledge") == "Acknowledged."
+        _, acknowledged = await get(client, ONE)
+        await post(client, webhook_of("resolved"))
+        await post(client, webhook_of())
+        assert await press(client, await show(client), "acknowledge") == "Acknowledged."
+        assert "episode 2 is over" in await press(client, acknowledged, "unacknowledge")
+        assert "acknowledged by anonymous" in await show(client)
+        assert "The silence is requested" in await press(client, await show(client), "silence", **silence)
+
+
+async def show(client: aiohttp.ClientSession) -> str:
+    return (await get(client, ONE))[1]
 
 
 async def test_an_incident_with_many_webhooks_is_shown_in_parts(tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.relay.monitors.escalation._CHECK_INTERVAL", 0.02)
 
 
-async def act(client: aiohttp.ClientSession, incident: str, action: str) -> tuple[int, dict[str, Any]]:
-    async with client.post(f"/api/incidents/{incident}/{action}") as response:
+async def act(
+    client: aiohttp.ClientSession, incident: str, action: str, body: str | None = None
+) -> tuple[int, dict[str, Any]]:
+    async with client.post(f"/api/incidents/{incident}/{action}", data=body) as response:
         return response.status, await response.json()
 
 
@@ -131,7 +133,7 @@ async def test_one_is_acknowledged_once_and_pagerduty_is_notified_and_the_audit_
         assert await act(client, incident, "unacknowledge") == (200, nobody)
         await post(client, webhook_of("resolved"))
         for action in ("acknowledge", "unacknowledge"):
-            refused = "the incident is resolved; only an open one can be acknowledged"
+            refused = "episode 1 is over; the incident is resolved"
             assert await act(client, incident, action) == (409, {"error": refused})
             assert await act(client, "unknown", action) == (404, {"error": "no such incident"})
         _, audit = await get(client, "/api/audit")
@@ -139,6 +141,37 @@ async def test_one_is_acknowledged_once_and_pagerduty_is_notified_and_the_audit_
         ("anonymous", "127.0.0.1", "unacknowledge", incident),
         ("anonymous", "127.0.0.1", "acknowledge", incident),
     ]
+
+
+async def test_who_names_an_episode_that_is_over_changes_nothing_of_the_next_one(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()}), clock=Clock()) as client:
+        await post(client, webhook_of())
+        incident = (await find(client))[0]["id"]
+        assert (await act(client, incident, "acknowledge", '{"episode": 1}'))[1]["acknowledged_by"] == "anonymous"
+        await post(client, webhook_of("resolved"))
+        over = {"error": "episode 1 is over; the incident is resolved"}
+        assert await act(client, incident, "unacknowledge", '{"episode": 1}') == (409, over)
+        await post(client, webhook_of())
+        newer = {"error": "episode 1 is over; the incident fires again as episode 2"}
+        assert await act(client, incident, "acknowledge", '{"episode": 1}') == (409, newer)
+        assert (await find(client))[0]["acknowledged_by"] is None
+        assert (await act(client, incident, "acknowledge", '{"episode": 2}'))[0] == 200
+        assert await act(client, incident, "unacknowledge", '{"episode": 1}') == (409, newer)
+        assert (await find(client))[0]["acknowledged_by"] == "anonymous"
+        missing = {"error": "the incident has no episode 3; its last one is 2"}
+        assert await act(client, incident, "unacknowledge", '{"episode": 3}') == (404, missing)
+        for body in (
+            '{"episode": "1"}',
+            '{"episode": 0}',
+            '{"episode": true}',
+            '{"epsiode": 1}',
+            "1",
+            "{" + " " * 5000,
+        ):
+            status, answer = await act(client, incident, "unacknowledge", body)
+            assert (status, answer["error"][:46]) == (400, 'expected {"episode": NUMBER}, or an empty body'), body
+        assert (await find(client))[0]["acknowledged_by"] == "anonymous"
+        assert (await act(client, incident, "unacknowledge", "{}"))[0] == 200  # the current one, as without a body
 
 
 async def test_what_nobody_acknowledges_goes_on_across_a_restart_and_a_reload(tmp_path: Path) -> None:

@@ -45,14 +45,14 @@ class PressedRelay:
     client: aiohttp.ClientSession
     stand_ins: StandIns
 
-    async def fire(self, group: str = "one", **changes: Any) -> SlackMessage:
+    async def fire(self, group: str = "one", episode: int = 1, **changes: Any) -> SlackMessage:
         """An incident fires; its message has arrived, with buttons."""
         messages = self.stand_ins.slack.channels[CRITICAL].messages
         before = len(messages)
         assert (await post(self.client, webhook_of(group=group, **changes)))[0] == 202
         await until(lambda: len(messages) > before)
         await self._settle()
-        return add_buttons(messages[-1], group)
+        return add_buttons(messages[-1], group, episode)
 
     async def resolve(self, group: str = "one", **changes: Any) -> None:
         assert (await post(self.client, webhook_of("resolved", group=group, **changes)))[0] == 202
@@ -89,11 +89,16 @@ class PressedRelay:
         return [message.text for message in self.stand_ins.slack.channels[CRITICAL].ephemeral]
 
 
-def add_buttons(message: SlackMessage, group: str) -> SlackMessage:
+def add_buttons(message: SlackMessage, group: str, episode: int = 1) -> SlackMessage:
     """The message as somebody sees it who has not reloaded it: with every button, whatever became of it since."""
     incident_id = build_incident_id(event_of(group=group))
     buttons = [
-        {"type": "button", "action_id": each, "value": incident_id, "text": {"type": "plain_text", "text": each}}
+        {
+            "type": "button",
+            "action_id": each,
+            "value": f"{incident_id}/{episode}",
+            "text": {"type": "plain_text", "text": each},
+        }
         for each in ACTIONS
     ]
     link = {

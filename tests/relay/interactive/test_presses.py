@@ -82,10 +82,12 @@ async def test_a_press_on_the_message_of_an_episode_that_is_over_changes_nothing
     old = await relay.fire()
     await relay.resolve()
     assert await relay.press(old, "acknowledge")
-    await until(lambda: relay.replies == ["This incident is over: nothing to do."])
-    new = await relay.fire()
+    await until(lambda: relay.replies == ["Nothing was done: episode 1 is over; the incident is resolved."])
+    await relay.fire(episode=2)
+    new = relay.stand_ins.slack.channels[CRITICAL].messages[-1]
     assert await relay.press(old, "acknowledge")
-    await until(lambda: len(relay.replies) == 2)
+    newer = "Nothing was done: episode 1 is over; the incident fires again as episode 2."
+    await until(lambda: relay.replies[1:] == [newer])
     assert await acknowledged_by(relay) is None
     assert await relay.press(new, "acknowledge")
     assert await acknowledged_by(relay) == "anna"

@@ -151,10 +151,10 @@ async def test_who_may_not_gets_the_reason_and_silences_nothing(
         assert await relay.list_actions() == [("gil", "silence refused"), ("ben", "silence refused")]
         await relay.resolve()
         assert await relay.press(message, "silence", ANNA)
-        await until(lambda: relay.replies[2:] == ["This incident is over: nothing to do."])
+        await until(lambda: relay.replies[2:] == ["Nothing was done: episode 1 is over; the incident is resolved."])
         assert peer.posts == 0
     async with silencing(tmp_path, stand_ins, peer, allow_groups=[], allow_users=[]) as relay:
-        message = await relay.fire()
+        message = await relay.fire(episode=2)
         assert await relay.press(message, "silence", ANNA)
         await until(lambda: relay.replies[3:] == ["Silences by button are off."])
         assert await metric(relay.client, "relay_presses_total", action="silence", outcome="refused") == 1

@@ -32,7 +32,7 @@ from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.escalation import escalate_due
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.operators.acknowledgement import IncidentResolvedError, acknowledge, unacknowledge
+from services.relay.outbox.operators.acknowledgement import EpisodeOverError, acknowledge, unacknowledge
 from services.relay.outbox.operators.provider_acknowledgement import ACKNOWLEDGED, read_provider_acknowledgement
 from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest, record_outcome
@@ -198,7 +198,7 @@ class SimulatedOutbox:
         work = acknowledge(self.store, incident, who=who, via="slack", acknowledging_channels={ACKNOWLEDGING})
         current = self.observed.latest_event(incident)
         if not current.is_firing:
-            with pytest.raises(IncidentResolvedError):
+            with pytest.raises(EpisodeOverError):
                 self.run(work)
             return
         done = self.run(work)
@@ -215,7 +215,7 @@ class SimulatedOutbox:
         work = unacknowledge(self.store, incident, who="nobody", via="slack")
         current = self.observed.latest_event(incident)
         if not current.is_firing:
-            with pytest.raises(IncidentResolvedError):
+            with pytest.raises(EpisodeOverError):
                 self.run(work)
             return
         assert self.run(work).is_changed == (self.acknowledged.get(incident, (0, ""))[0] == current.episode)

@@ -235,8 +235,8 @@ def _build_acknowledge(message: Message) -> list[Block]:
     if is_resolved(message.event) or "acknowledge" not in message.buttons:
         return []
     if message.task.context.acknowledged_by:
-        return [_build_button("Unacknowledge", message.task.incident_id)]
-    return [_build_button("Acknowledge", message.task.incident_id) | {"style": "primary"}]
+        return [_build_button("Unacknowledge", message)]
+    return [_build_button("Acknowledge", message) | {"style": "primary"}]
 
 
 def _build_silence(message: Message) -> list[Block]:
@@ -248,11 +248,13 @@ def _build_silence(message: Message) -> list[Block]:
         "confirm": build_plain_text("Silence", 30),
         "deny": build_plain_text("Cancel", 30),
     }
-    return [_build_button("Silence", message.task.incident_id) | {"confirm": confirm}]
+    return [_build_button("Silence", message) | {"confirm": confirm}]
 
 
-def _build_button(name: str, incident_id: str) -> Block:
-    return {"type": "button", "action_id": name.lower(), "text": build_plain_text(name, 75), "value": incident_id}
+def _build_button(name: str, message: Message) -> Block:
+    """A button for what the message shows: a press after its episode changes nothing of the next one."""
+    value = f"{message.task.incident_id}/{message.task.episode}"
+    return {"type": "button", "action_id": name.lower(), "text": build_plain_text(name, 75), "value": value}
 
 
 def _list_top_links(message: Message) -> list[Link]:

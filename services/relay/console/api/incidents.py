@@ -3,11 +3,12 @@
 Times are RFC 3339 in UTC with milliseconds.
 """
 
-import re
-from collections.abc import Callable, Collection, Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
-from typing import Final
+from typing import Annotated, Final
 
+import msgspec
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,7 +20,7 @@ from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
-    IncidentResolvedError,
+    EpisodeOverError,
     acknowledge,
     unacknowledge,
 )
@@ -31,19 +32,33 @@ from services.relay.outbox.queries.incident_list import (
     encode_incident,
     find_incident_id,
     list_incidents,
+    parse_episode,
     parse_status,
     read_incident,
 )
 from services.relay.outbox.tables import clean_for_database
 from shared.http.authorization import describe_action, get_caller, get_peer
+from shared.http.body_limits import BODY_SECONDS, BodyTooLargeError, read_body
 from shared.http.json_api import build_error_response, check_names, format_json_time, parse_parameter
 from shared.http.pagination import Page, format_cursor, parse_cursor, parse_page
+from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
 _VIA: Final = "api"
 _FILTERS: Final = ("status", "acknowledged", "alertname", "service", "since", "limit", "cursor")
 _TIMELINE_PARAMETERS: Final = ("episode", "cursor")
 _MAX_DELIVERIES: Final = 100
 """The newest deliveries that an incident shows."""
+_MAX_BODY: Final = 4096
+_EXPECTED_BODY: Final = 'expected {"episode": NUMBER}, or an empty body'
+
+
+class _EpisodeRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `acknowledge` and `unacknowledge`."""
+
+    episode: Annotated[int, msgspec.Meta(ge=1, le=999_999_999)] | None = None
+
+
+_EPISODE_REQUEST: Final = msgspec.json.Decoder(_EpisodeRequest)
 
 
 class IncidentsEndpoint:
@@ -112,61 +127,77 @@ class IncidentsEndpoint:
         )
 
     async def acknowledge(self, request: Request) -> Response:
-        """Acknowledges the current episode: 200, also if it was acknowledged before."""
-        describe_action(request, is_stored=True)  # with what it changes
-        who, peer = get_caller(request).name, get_peer(request)
-        try:
-            incident_id = await self._find_id(request)
-            done = await acknowledge(
-                self._store,
-                incident_id,
-                who=who,
-                via=_VIA,
-                peer=peer,
-                acknowledging_channels=self._acknowledging_channels,
-            )
-        except UnknownIncidentError as error:
-            return build_error_response(404, str(error))
-        except IncidentResolvedError as error:
-            return build_error_response(409, str(error))
-        if done.is_changed:
-            self._metrics.count_acknowledgement(_VIA)
-        return self._respond(request, done)
+        """Acknowledges the episode that the body names, or the current one: 200, also if it was acknowledged before."""
+        return await self._act(request, self._acknowledge)
 
     async def unacknowledge(self, request: Request) -> Response:
-        """Withdraws the acknowledgement: 200, also if there is none."""
+        """Withdraws the acknowledgement, likewise: 200, also if there is none."""
+        return await self._act(request, self._unacknowledge)
+
+    async def _act(
+        self, request: Request, action: Callable[[Request, int | None], Awaitable[Acknowledgement]]
+    ) -> Response:
         describe_action(request, is_stored=True)  # with what it changes
-        who, peer = get_caller(request).name, get_peer(request)
         try:
-            incident_id = await self._find_id(request)
-            done = await unacknowledge(self._store, incident_id, who=who, via=_VIA, peer=peer)
+            episode = await _read_episode(request)
+        except ValueError as error:
+            return build_error_response(400, str(error))
+        try:
+            done = await action(request, episode)
         except UnknownIncidentError as error:
             return build_error_response(404, str(error))
-        except IncidentResolvedError as error:
+        except EpisodeOverError as error:
             return build_error_response(409, str(error))
-        return self._respond(request, done)
-
-    async def _find_id(self, request: Request) -> str:
-        return await find_incident_id(self._store, clean_for_database(request.path_params["id"]))
-
-    def _respond(self, request: Request, done: Acknowledgement) -> Response:
         describe_action(request, is_stored=True, changed=done.is_changed)
         self._wake_channels(done.channels_to_wake)
         return JSONResponse(
             {"id": done.incident_id, "acknowledged_by": done.by, "acknowledged_at": format_json_time(done.at)}
         )
 
+    async def _find_id(self, request: Request) -> str:
+        return await find_incident_id(self._store, clean_for_database(request.path_params["id"]))
+
+    async def _acknowledge(self, request: Request, episode: int | None) -> Acknowledgement:
+        done = await acknowledge(
+            self._store,
+            await self._find_id(request),
+            episode=episode,
+            who=get_caller(request).name,
+            via=_VIA,
+            peer=get_peer(request),
+            acknowledging_channels=self._acknowledging_channels,
+        )
+        if done.is_changed:
+            self._metrics.count_acknowledgement(_VIA)
+        return done
+
+    async def _unacknowledge(self, request: Request, episode: int | None) -> Acknowledgement:
+        return await unacknowledge(
+            self._store,
+            await self._find_id(request),
+            episode=episode,
+            who=get_caller(request).name,
+            via=_VIA,
+            peer=get_peer(request),
+        )
+
+
+async def _read_episode(request: Request) -> int | None:
+    """The episode that the body names; None for the current one. Raises ValueError with what was expected."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await read_body(request.stream(), _MAX_BODY)
+        return decode_json(_EPISODE_REQUEST, body).episode if body else None
+    except (BodyTooLargeError, TimeoutError):
+        raise ValueError(f"{_EXPECTED_BODY}, in at most {_MAX_BODY} bytes") from None
+    except UntrustedJsonError as error:
+        raise ValueError(f"{_EXPECTED_BODY}: {error}") from None
+
 
 def parse_timeline_page(parameters: QueryParams) -> tuple[int | None, int | None]:
     """The episode, and where its page begins. Raises ValueError with what was expected."""
     check_names(parameters, _TIMELINE_PARAMETERS)
-    return parse_parameter("episode", _parse_episode, parameters), parse_parameter("cursor", parse_cursor, parameters)
-
-
-def _parse_episode(text: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,8}", text):
-        raise ValueError("expected the number of an episode, 1 for the first one")
-    return int(text)
+    return parse_parameter("episode", parse_episode, parameters), parse_parameter("cursor", parse_cursor, parameters)
 
 
 def _parse_flag(text: str) -> bool:

@@ -22,7 +22,7 @@ from services.relay.model import Status
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
-    IncidentResolvedError,
+    EpisodeOverError,
     acknowledge,
     unacknowledge,
 )
@@ -32,6 +32,7 @@ from services.relay.outbox.queries.incident_list import (
     UnknownIncidentError,
     find_incident_id,
     list_incidents,
+    parse_episode,
     read_incident,
 )
 from services.relay.outbox.tables import clean_for_database
@@ -72,6 +73,8 @@ ENTRY_LIGHTS: Final = {
     EntryKind.RESOLVED: HealthStatus.HEALTHY,
 }
 """The light of an entry of the timeline; the others have none."""
+_REFUSALS: Final = (FormError, UnknownIncidentError, EpisodeOverError)
+"""Why an action changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,12 +264,13 @@ class IncidentPages:
             done = await acknowledge(
                 self._store,
                 incident_id,
+                episode=_parse_episode(await read_form(request)),
                 who=get_caller(request).name,
                 via="console",
                 peer=get_peer(request),
                 acknowledging_channels=self._acknowledging_channels,
             )
-        except (UnknownIncidentError, IncidentResolvedError) as error:
+        except _REFUSALS as error:
             return self._refuse(request, incident_id, error)
         if done.is_changed:
             self._metrics.count_acknowledgement("console")
@@ -277,8 +281,11 @@ class IncidentPages:
         describe_action(request, is_stored=True)  # with what it changes
         incident_id, who = _read_id(request), get_caller(request).name
         try:
-            done = await unacknowledge(self._store, incident_id, who=who, via="console", peer=get_peer(request))
-        except (UnknownIncidentError, IncidentResolvedError) as error:
+            episode = _parse_episode(await read_form(request))
+            done = await unacknowledge(
+                self._store, incident_id, episode=episode, who=who, via="console", peer=get_peer(request)
+            )
+        except _REFUSALS as error:
             return self._refuse(request, incident_id, error)
         message = "Nobody takes care of it now; its escalation starts again."
         return self._finish(request, done, message if done.is_changed else "Nobody had acknowledged it.")
@@ -301,32 +308,38 @@ class IncidentPages:
             message = "Nothing was silenced: set alertmanager.urls, so that the relay knows where."
             return redirect(request, f"/incidents/{incident_id}", message)
         try:
-            requested = await self._build_silence(request, incident_id)
-            await request_silence(self._store, requested)
-        except (FormError, SilenceRefusedError) as error:
-            return redirect(request, f"/incidents/{incident_id}", f"Nothing was silenced: {error}")
+            await request_silence(self._store, await _build_silence(request, incident_id))
+        except (*_REFUSALS, SilenceRefusedError) as error:
+            text = str(error).rstrip(".")
+            return redirect(request, f"/incidents/{incident_id}", f"Nothing was silenced: {text}.")
         self._wake_silences()
         message = "The silence is requested; the timeline shows what Alertmanager answers."
         return redirect(request, f"/incidents/{incident_id}", message)
 
-    async def _build_silence(self, request: Request, incident_id: str) -> SilenceRequest:
-        """What the form asks for. Raises FormError, SilenceRefusedError."""
-        form = await read_form(request)
-        seconds = form.get("seconds", "")
-        if seconds not in map(str, SILENCE_SECONDS):
-            raise SilenceRefusedError("expected one of the durations; choose one, and try again.")
-        incident = await read_incident(self._store, incident_id)
-        if incident is None or incident.status is not Status.FIRING:
-            raise SilenceRefusedError("this incident is over.")
-        return SilenceRequest(
-            id=uuid4().hex,
-            incident_id=incident_id,
-            episode=incident.episode,
-            who=truncate(clean_line(get_caller(request).name), _MAX_NAME),
-            peer=get_peer(request) or "console",
-            seconds=float(seconds),
-            comment=truncate(clean_line(form.get("comment", "")), _MAX_COMMENT) or None,
-        )
+
+async def _build_silence(request: Request, incident_id: str) -> SilenceRequest:
+    """What the form asks for. Raises FormError, SilenceRefusedError."""
+    form = await read_form(request)
+    seconds = form.get("seconds", "")
+    if seconds not in map(str, SILENCE_SECONDS):
+        raise SilenceRefusedError("expected one of the durations; choose one, and try again.")
+    return SilenceRequest(
+        id=uuid4().hex,
+        incident_id=incident_id,
+        episode=_parse_episode(form),
+        who=truncate(clean_line(get_caller(request).name), _MAX_NAME),
+        peer=get_peer(request) or "console",
+        seconds=float(seconds),
+        comment=truncate(clean_line(form.get("comment", "")), _MAX_COMMENT) or None,
+    )
+
+
+def _parse_episode(form: Mapping[str, str]) -> int:
+    """The episode that the page showed. Raises FormError."""
+    try:
+        return parse_episode(form.get("episode", ""))
+    except ValueError:
+        raise FormError("the form names no episode; reload the page, and try again", 400) from None
 
 
 def _read_id(request: Request) -> str:

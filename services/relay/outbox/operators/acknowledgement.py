@@ -1,5 +1,6 @@
 """Who takes care of an incident: its episode is acknowledged, or no longer. The next episode begins without.
 
+A person acknowledges the episode that they see: where another one has begun since, nothing is changed.
 An acknowledgement ends mentions, broadcasts and escalation, and never a delivery. The first one counts, whichever
 replica and however many persons there are; the next ones change nothing. Where its provider can be told, a delivery of
 the current state on that channel carries it there (see `provider_acknowledgement`).
@@ -8,7 +9,7 @@ the current state on that channel carries it there (see `provider_acknowledgemen
 from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from services.relay.outbox.edit_requests import request_edits
 from services.relay.outbox.engine.batching import Transaction
@@ -23,8 +24,8 @@ MAX_NAME: Final = 200
 """Characters of a name that are stored."""
 
 
-class IncidentResolvedError(Exception):
-    """The incident is resolved; the message is a sentence that says so."""
+class EpisodeOverError(Exception):
+    """The episode is over; the message is a sentence that says so, and how the incident stands."""
 
 
 class Acknowledgement(NamedTuple):
@@ -77,16 +78,18 @@ async def acknowledge(
     store: Store,
     incident_id: str,
     *,
+    episode: int | None = None,
     who: str,
     via: str,
     peer: str | None = None,
     acknowledging_channels: Collection[str],
 ) -> Acknowledgement:
-    """Acknowledges the current episode of an incident, with an entry in the audit; both are committed, or neither is.
+    """Acknowledges an episode of an incident, with an entry in the audit; both are committed, or neither is.
 
     Args:
         store: the outbox.
         incident_id: which incident.
+        episode: the one that the person has seen; None for the current one.
         who: the person, or the credential.
         via: `api`, `command line`, `console` or `slack`.
         peer: the address that called, for the audit; None stores `via`.
@@ -94,13 +97,13 @@ async def acknowledge(
 
     Raises:
         UnknownIncidentError: nothing was changed.
-        IncidentResolvedError: nothing was changed.
+        EpisodeOverError: nothing was changed.
         StoreUnavailableError: it is not known to be committed.
     """
     who = clean_for_database(who)[:MAX_NAME]
 
     def work(transaction: Transaction) -> Acknowledgement:
-        row = _lock_open(transaction, incident_id)
+        row = _lock_open(transaction, incident_id, episode)
         if row.acknowledged_at is not None:
             return Acknowledgement(incident_id, row.acknowledged_by, row.acknowledged_at, is_changed=False)
         _write(transaction, incident_id, {"by": who, "at": transaction.now, "via": via, "starts_at": None})
@@ -119,12 +122,12 @@ async def acknowledge(
 
 
 async def unacknowledge(
-    store: Store, incident_id: str, *, who: str, via: str, peer: str | None = None
+    store: Store, incident_id: str, *, episode: int | None = None, who: str, via: str, peer: str | None = None
 ) -> Acknowledgement:
     """Withdraws the acknowledgement; see `acknowledge`. Escalation begins again, as if it were delivered now."""
 
     def work(transaction: Transaction) -> Acknowledgement:
-        row = _lock_open(transaction, incident_id)
+        row = _lock_open(transaction, incident_id, episode)
         if row.acknowledged_at is None:
             return Acknowledgement(incident_id, None, None, is_changed=False)
         values = {"by": None, "at": None, "via": None, "starts_at": transaction.now}
@@ -139,13 +142,27 @@ async def unacknowledge(
     return await store.run(work)
 
 
-def _lock_open(transaction: Transaction, incident_id: str) -> _StateRow:
+def check_open(connection: Connection, incident_id: str, episode: int | None) -> None:
+    """Checks that an episode is open; None is the current one. Raises UnknownIncidentError, EpisodeOverError."""
+    _read_open(connection, incident_id, episode)
+
+
+def _lock_open(transaction: Transaction, incident_id: str, episode: int | None) -> _StateRow:
     lock_incidents(transaction, [incident_id])
-    row = _READ_STATE.fetch_first(transaction.connection, {"incident": incident_id})
+    return _read_open(transaction.connection, incident_id, episode)
+
+
+def _read_open(connection: Connection, incident_id: str, episode: int | None) -> _StateRow:
+    row = _READ_STATE.fetch_first(connection, {"incident": incident_id})
     if row is None:
         raise UnknownIncidentError("no such incident")
+    episode = row.episode if episode is None else episode
+    if episode > row.episode:
+        raise UnknownIncidentError(f"the incident has no episode {episode}; its last one is {row.episode}")
     if not row.is_open:
-        raise IncidentResolvedError("the incident is resolved; only an open one can be acknowledged")
+        raise EpisodeOverError(f"episode {episode} is over; the incident is resolved")
+    if episode < row.episode:
+        raise EpisodeOverError(f"episode {episode} is over; the incident fires again as episode {row.episode}")
     return row
 
 

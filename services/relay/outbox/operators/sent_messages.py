@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, bindparam, or_, select
 
 from services.relay.outbox.rows import RowQuery
-from services.relay.outbox.tables import deliveries, incidents
+from services.relay.outbox.tables import deliveries
 
 _delivery = deliveries.c
 
@@ -21,34 +21,20 @@ class SentMessage(NamedTuple):
     channel: str
     """The relay's channel that sent it."""
     episode: int
-    """Of the message."""
-    is_current: bool
-    """Whether that episode is still open."""
+    """Of the delivery: the message may have been edited into the next one's since."""
 
 
 class _MessageRow(NamedTuple):
-    """A message, and how its incident stands."""
+    """A delivery that may have sent a message."""
 
     channel: str
     episode: int
     receipt: str | None
     progress: str | None
-    current_episode: int
-    is_open: int
 
 
 _MESSAGES: Final = RowQuery(
-    _MessageRow,
-    select(
-        _delivery.channel,
-        _delivery.episode,
-        _delivery.receipt,
-        _delivery.progress,
-        incidents.c.episode.label("current_episode"),
-        incidents.c.is_open,
-    )
-    .select_from(deliveries)
-    .join(incidents, incidents.c.id == _delivery.incident_id),
+    _MessageRow, select(_delivery.channel, _delivery.episode, _delivery.receipt, _delivery.progress)
 ).where(
     _delivery.incident_id == bindparam("incident"),
     or_(
@@ -65,5 +51,5 @@ def find_message(connection: Connection, incident_id: str, slack_channel: str, t
     for row in _MESSAGES.fetch_all(connection, {"incident": incident_id, "pattern": f"%{ts}%"}):
         locations = [json.loads(each or "{}") for each in (row.receipt, row.progress)]
         if any((location.get("channel"), location.get("ts")) == (slack_channel, ts) for location in locations):
-            return SentMessage(row.channel, row.episode, bool(row.is_open) and row.episode == row.current_episode)
+            return SentMessage(row.channel, row.episode)
     return None

@@ -18,6 +18,7 @@ from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.dialect import build_insert, read_clock
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import lock_incidents
+from services.relay.outbox.operators.acknowledgement import check_open
 from services.relay.outbox.operators.audit import insert_entry
 from services.relay.outbox.rows import INCIDENTS, RowQuery, select_columns, select_values
 from services.relay.outbox.tables import clean_for_database, incidents, silences
@@ -132,10 +133,18 @@ _OPEN_INCIDENT: Final = INCIDENTS.where(
 
 
 async def request_silence(store: Store, request: SilenceRequest) -> bool:
-    """Commit a request; False where it is there already. Raises StoreUnavailableError, SilenceRefusedError."""
+    """Commit a request; False where it is there already.
+
+    Raises:
+        UnknownIncidentError: nothing was changed.
+        EpisodeOverError: nothing was changed.
+        SilenceRefusedError: nothing was changed.
+        StoreUnavailableError: it is not known to be committed.
+    """
 
     def commit(transaction: Transaction) -> bool:
         connection, now = transaction.connection, transaction.now
+        check_open(connection, request.incident_id, request.episode)
         if len(_WAITING_IDS.fetch_all(connection)) >= _MAX_WAITING:
             raise SilenceRefusedError("Too many silences wait. Try again in a minute.")
         new = build_insert(silences, connection.dialect.name).on_conflict_do_nothing().returning(_row.id)

@@ -165,7 +165,7 @@ _READ_SILENCES: Final = (
 
 
 class UnknownIncidentError(Exception):
-    """There is no such incident, or not any more; or the beginning of an id names several."""
+    """There is no such incident or episode, or not any more; or the beginning of an id names several."""
 
 
 async def find_incident_id(store: Store, prefix: str) -> str:
@@ -296,6 +296,13 @@ def encode_incident(incident: IncidentSummary) -> dict[str, Any]:
     names = ("since", "ended_at", "acknowledged_at", "escalated_at", "silenced_until")
     times = {name: format_json_time(getattr(incident, name)) for name in names}
     return {**asdict(incident), **times}
+
+
+def parse_episode(text: str) -> int:
+    """The number of an episode. Raises ValueError with what was expected."""
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise ValueError("expected the number of an episode, 1 for the first one")
+    return int(text)
 
 
 def parse_status(text: str) -> Status:

@@ -242,9 +242,9 @@ def test_what_can_be_pressed_is_there_while_it_fires_and_the_relay_hears_of_it()
 
     buttons: Any = {"buttons": ("acknowledge", "silence")}
     assert pressed(message()) == []
-    assert pressed(message(**buttons)) == [("acknowledge", "incident"), ("silence", "incident")]
+    assert pressed(message(**buttons)) == [("acknowledge", "incident/1"), ("silence", "incident/1")]
     acknowledged = message(context=IncidentContext(acknowledged_by="ann"), **buttons)
-    assert pressed(acknowledged) == [("unacknowledge", "incident"), ("silence", "incident")]
+    assert pressed(acknowledged) == [("unacknowledge", "incident/1"), ("silence", "incident/1")]
     assert pressed(message("03-resolved-1", **buttons)) == []
     assert pressed(change(reply("01-firing-1", {}), **buttons)) == []
     assert SILENCE_URL not in find_urls(build_post(message(**buttons), "none").blocks)

@@ -13,7 +13,7 @@ from services.relay.model import DeliveryTask, IncidentContext
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
-    IncidentResolvedError,
+    EpisodeOverError,
     acknowledge,
     unacknowledge,
 )
@@ -33,12 +33,15 @@ async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
         yield store
 
 
-async def acknowledged(store: Store, who: str = "anna", incident: str = "x") -> Acknowledgement:
-    return await acknowledge(store, incident, who=who, via="api", peer="10.0.0.7", acknowledging_channels={"pagerduty"})
+async def acknowledged(
+    store: Store, who: str = "anna", incident: str = "x", episode: int | None = None
+) -> Acknowledgement:
+    origin = {"via": "api", "peer": "10.0.0.7"}
+    return await acknowledge(store, incident, episode=episode, who=who, **origin, acknowledging_channels={"pagerduty"})
 
 
-async def withdrawn(store: Store, who: str = "ben") -> Acknowledgement:
-    return await unacknowledge(store, "x", who=who, via="command line")
+async def withdrawn(store: Store, who: str = "ben", episode: int | None = None) -> Acknowledgement:
+    return await unacknowledge(store, "x", episode=episode, who=who, via="command line")
 
 
 async def page(store: Store) -> DeliveryTask:
@@ -104,7 +107,7 @@ async def test_the_first_of_many_presses_counts_and_a_message_says_who(store: St
 async def test_one_that_is_over_or_unknown_cannot_be_acknowledged(store: Store) -> None:
     await accept(store, "x", is_open=False, event=event_of("resolved"))
     for action in (acknowledged, withdrawn):
-        with pytest.raises(IncidentResolvedError, match="the incident is resolved"):
+        with pytest.raises(EpisodeOverError, match="episode 1 is over; the incident is resolved"):
             await action(store)
     with pytest.raises(UnknownIncidentError, match="no such incident"):
         await acknowledged(store, incident="y")
@@ -122,6 +125,31 @@ async def test_an_acknowledgement_lasts_for_its_episode(store: Store) -> None:
     await accept(store, "x", episode=2)
     assert (await next_of(store)).acknowledged_by == ""
     assert (await acknowledged(store, "ben")).by == "ben"
+
+
+async def test_who_saw_an_earlier_episode_changes_nothing_of_the_next_one(store: Store) -> None:
+    await accept(store, "x")
+    await accept(store, "x", is_open=False, event=event_of("resolved"))
+    await accept(store, "x", episode=2)
+    for action in (acknowledged, withdrawn):
+        with pytest.raises(EpisodeOverError, match="episode 1 is over; the incident fires again as episode 2"):
+            await action(store, episode=1)
+        with pytest.raises(UnknownIncidentError, match="no episode 3; its last one is 2"):
+            await action(store, episode=3)
+        assert (await action(store, episode=2)).is_changed
+    assert [action for _, _, action, _ in await audited(store)] == ["unacknowledge", "acknowledge"]
+
+
+async def test_a_press_while_the_next_episode_is_accepted_is_not_of_that_one(
+    store: Store, database: DatabaseUrl
+) -> None:
+    async with open_store(database, lambda: 1000.0) as other:  # of another replica
+        for episode in range(1, 41, 2):
+            await accept(store, "x", episode=episode)
+            begins = accept(store, "x", episode=episode + 1)
+            pressed, _ = await asyncio.gather(acknowledged(other, episode=episode), begins, return_exceptions=True)
+            assert isinstance(pressed, Acknowledgement | EpisodeOverError)
+            assert (await acknowledged(store, "ben")).is_changed
 
 
 async def test_what_is_being_sent_of_an_earlier_episode_contains_no_acknowledgement(store: Store) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.operators import silences
+from services.relay.outbox.operators.acknowledgement import EpisodeOverError
 from services.relay.outbox.operators.silences import (
     SilenceLeaseLostError,
     SilencePlan,
@@ -23,6 +24,7 @@ from services.relay.outbox.operators.silences import (
     record_answer,
     request_silence,
 )
+from services.relay.outbox.queries.incident_list import UnknownIncidentError
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept
 from tests.relay.outbox.channel_breakers import Clock
@@ -79,9 +81,26 @@ async def test_one_that_failed_or_is_over_hinders_no_other(store: Store) -> None
     await begin(store, first)
     await finish(store, first, SilenceState.FAILED)
     await begin(store, second)
-    for episode, incident in ((2, "one"), (1, "another")):
-        with pytest.raises(SilenceRefusedError, match="this incident is over"):
-            await begin(store, await request(store, f"{incident} {episode}", incident, episode))
+    last = await request(store, "3")
+    await accept(store, "one", "slack", is_open=False, event=event_of("resolved"))
+    await accept(store, "one", "slack", episode=2)
+    with pytest.raises(SilenceRefusedError, match="this incident is over"):
+        await begin(store, last)
+
+
+async def test_nothing_is_requested_of_an_episode_that_is_over_or_unknown(store: Store) -> None:
+    await accept(store, "one", "slack")
+    await accept(store, "one", "slack", is_open=False, event=event_of("resolved"))
+    with pytest.raises(EpisodeOverError, match="episode 1 is over; the incident is resolved"):
+        await request(store, "1")
+    await accept(store, "one", "slack", episode=2)
+    with pytest.raises(EpisodeOverError, match="episode 1 is over; the incident fires again as episode 2"):
+        await request(store, "1")
+    for incident, episode in (("one", 3), ("another", 1)):
+        with pytest.raises(UnknownIncidentError):
+            await request(store, "1", incident, episode)
+    assert await claim_silence(store, 60.0) is None
+    assert (await request(store, "1", episode=2)).episode == 2
 
 
 async def test_who_has_lost_the_lease_changes_nothing(store: Store) -> None:
