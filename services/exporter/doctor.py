@@ -5,14 +5,20 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Final
 
+from services.exporter.backends.documents import UnreadableError
+from services.exporter.backends.health_proposal import propose_health
+from services.exporter.backends.reader import BackendReader
 from services.exporter.config import ExporterSettings, is_folder_usable
-from services.exporter.jobs import ReadBackend, build_backend_reader
+from services.exporter.jobs import ReadBackend, build_read, open_backend_reader
 from services.exporter.model import BackendState
 from shared.check import Check, CheckError
 from shared.kms.diagnosis import list_key_checks
 from shared.kms.registry import connect_key
 from shared.net.page import check_page
+
+_NO_METRICS_HINT: Final = "set `metrics` to the service's own names, or leave `metrics_url` out"
 
 
 @asynccontextmanager
@@ -28,8 +34,8 @@ async def open_checks(settings: ExporterSettings) -> AsyncIterator[Sequence[Chec
             stack.push_async_callback(kms.close)
             checks += list_key_checks(key, kms, kms.profile.probe_permissions, timeout=settings.probe.timeout)
         for n, backend in enumerate(settings.backends):
-            read = await build_backend_reader(backend, settings.probe.timeout, stack)
-            documents = partial(_check_documents, read, has_metrics=backend.metrics_url is not None)
+            reader = await open_backend_reader(backend, settings.probe.timeout, stack)
+            documents = partial(_check_documents, reader, build_read(backend, reader))
             checks.append(Check(f"backends.{n} ({backend.service}) documents", documents))
         if settings.runbook_url:
             checks.append(Check("runbook_url", partial(check_page, settings.runbook_url)))
@@ -42,22 +48,33 @@ async def _check_folder(folder: Path) -> str:
     return str(folder)
 
 
-async def _check_documents(read: ReadBackend, *, has_metrics: bool) -> str:
+async def _check_documents(reader: BackendReader, read: ReadBackend) -> str:
     states = await read()
     problems = [problem for state in states for problem in state.problems]
-    if has_metrics and not problems and any(_has_no_metrics(state) for state in states):
-        problems = ["metrics: they have none of the names that are read"]
+    hints = [hint for state in states for hint in state.hints]
+    found = [state.health.found for state in states if state.health and state.health.mode_problem]
+    if any(not hint for hint in hints):
+        proposed, hint = await _propose_health(reader)
+        found, hints = [*found, proposed], [hint, *filter(None, hints)]
+    if not problems and reader.metrics_url and not all(state.has_metrics for state in states):
+        problems, hints = ["metrics: they have none of the names that are read"], [_NO_METRICS_HINT]
     if problems:
-        raise CheckError("; ".join(problems), "start the backend, correct the URLs, or set `health` and `metrics`")
+        there = f"; it has {', '.join(filter(None, found))}" if any(found) else ""
+        raise CheckError("; ".join(problems) + there, "; ".join(dict.fromkeys(hints)))
     return ", ".join(_describe_state(state) for state in states)
 
 
-def _has_no_metrics(state: BackendState) -> bool:
-    return state.init_timestamp is None and state.decryption_errors is None and not state.keyring
+async def _propose_health(reader: BackendReader) -> tuple[str, str]:
+    """What stands in a health document that is not the one that is expected, and how to read it."""
+    try:
+        proposal = propose_health((await reader.fetch_health()).body)
+    except UnreadableError as error:
+        return "", error.hint
+    return proposal.found, f"set `health: {proposal.setting}`"
 
 
 def _describe_state(state: BackendState) -> str:
     assert state.health  # noqa: S101  # without it there is a problem
     counted = "with" if state.decryption_errors is not None else "without"
     mode = f"mode {state.health.mode}" if state.health.mode else "mode unknown"
-    return f"{mode}, {'' if state.health.ready else 'not '}ready, {counted} metrics"
+    return f"{state.health.found}: {mode}, {'' if state.health.ready else 'not '}ready, {counted} metrics"

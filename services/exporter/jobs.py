@@ -92,7 +92,9 @@ async def start_jobs(
             inspection_jobs[target.kms.provider].append((inspected_at, inspection))
         reads = [
             _build_backend_job(
-                backend.service, await build_backend_reader(backend, settings.probe.timeout, stack), results
+                backend.service,
+                build_read(backend, await open_backend_reader(backend, settings.probe.timeout, stack)),
+                results,
             )
             for backend in settings.backends
         ]
@@ -185,8 +187,8 @@ def _build_inspection_job(
     return ScheduledJob(f"key inspection of {target.name}", run)
 
 
-async def build_backend_reader(backend: Backend, timeout: float, stack: AsyncExitStack) -> ReadBackend:
-    """What reads a backend, each of its replicas, once.
+async def open_backend_reader(backend: Backend, timeout: float, stack: AsyncExitStack) -> BackendReader:
+    """What reads a backend.
 
     Args:
         backend: its settings.
@@ -198,7 +200,7 @@ async def build_backend_reader(backend: Backend, timeout: float, stack: AsyncExi
     session = await stack.enter_async_context(open_http_client(Egress(egress)))
     parser = ThreadPoolExecutor(1, "metrics-parser")
     stack.callback(parser.shutdown, wait=False, cancel_futures=True)
-    reader = BackendReader(
+    return BackendReader(
         backend.service,
         backend.health_url,
         backend.metrics_url,
@@ -209,8 +211,13 @@ async def build_backend_reader(backend: Backend, timeout: float, stack: AsyncExi
         {backend.metrics.get(name, name): name for name in OWN_NAMES},
         BackendCredentials(backend),
     )
+
+
+def build_read(backend: Backend, reader: BackendReader) -> ReadBackend:
+    """What reads each replica of a backend once."""
     if backend.resolve == "all":
-        return ReplicaReader(backend.service, urlsplit(backend.health_url).hostname or "", reader.read, timeout).read
+        host = urlsplit(backend.health_url).hostname or ""
+        return ReplicaReader(backend.service, host, reader.read, reader.timeout).read
 
     async def read() -> tuple[BackendState, ...]:
         return (await reader.read(),)

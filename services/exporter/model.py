@@ -147,6 +147,8 @@ class Health:
     ready: bool
     mode_problem: str | None = None
     """Why the mode that it names is unknown, for a log and a person; None if it is known, or none is expected."""
+    found: str = field(default="", compare=False)
+    """What stands in the document where it is read, such as `/status = "UP"`. Only `doctor` shows it."""
 
 
 Samples = Mapping[tuple[str, ...], float]
@@ -168,5 +170,12 @@ class BackendState:
     """The families of its data keys and their rotation, unchanged, by name; without those that it does not expose."""
     problems: tuple[str, ...] = ()
     """What could not be read, one sentence each."""
+    hints: tuple[str, ...] = field(default=(), compare=False)
+    """What to do about them; for `doctor`."""
     replica: str | None = None
     """The address that was read if replicas are read separately; otherwise None."""
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether its metrics have at least one name that is read."""
+        return self.init_timestamp is not None or self.decryption_errors is not None or bool(self.keyring)

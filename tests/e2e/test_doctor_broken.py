@@ -276,6 +276,14 @@ async def test_a_watchdog_with_further_labels_takes_the_alert_watchdog(world: Wo
     assert line.is_ok, line
 
 
+async def test_what_is_read_of_a_service_is_shown(world: World) -> None:
+    world.exporter["backends"][0] |= {"health": {"mode": None, "ready": "/status", "values": {"ready": ["UP"]}}}
+    for status, ready in (("UP", "ready"), ("DOWN", "not ready")):
+        world.pages.answers["/healthz"] = 503, json.dumps({"status": status})
+        (line,) = [each for each in await world.examine("exporter") if each.name == DOCUMENTS]
+        assert line.detail == f'/status = "{status}": mode unknown, {ready}, with metrics'
+
+
 Break = Callable[[World], object]
 
 
@@ -364,7 +372,7 @@ def fill_database(name: str, *statements: str) -> Break:
 
 
 NOWHERE = "http://127.0.0.1:1"
-TARGET = "targets.0 (ledger)"
+TARGET, DOCUMENTS = "targets.0 (ledger)", "backends.0 (backend) documents"
 BROKEN: list[tuple[str, Break, str, str, str]] = [
     (
         "relay",
@@ -632,23 +640,43 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
     (
         "exporter",
         answer("/healthz", 200, '{"status": "UP"}'),
-        "backends.0 (backend) documents",
-        "crypto_mode",
-        "set `health` and `metrics`",
+        DOCUMENTS,
+        'crypto_mode: missing; it has /status = "UP"',
+        "set `health: {mode: null, ready: /status, values: {ready: [UP]}}`",
+    ),
+    ("exporter", answer("/healthz", 200, "Healthy"), DOCUMENTS, "invalid JSON", "set `health: status`"),
+    (
+        "exporter",
+        answer("/healthz", 200, '{"crypto_mode": "hsm", "crypto_ready": true}'),
+        DOCUMENTS,
+        "expected 'env' or 'kms'; it has /crypto_mode = \"hsm\"",
+        "set `health: {values: {kms: [hsm]}}`",
     ),
     (
         "exporter",
-        answer("/metrics", 500),
-        "backends.0 (backend) documents",
-        "HTTP 500",
-        "start the backend, correct the URLs",
+        edit("exporter", "backends.0.health", {"values": {"kms": ["cloud"]}}),
+        DOCUMENTS,
+        "expected 'cloud' or 'env'; it has /crypto_mode = \"kms\"",
+        "add the word to `health.values.kms`",
     ),
+    ("exporter", answer("/healthz", 401), DOCUMENTS, "HTTP 401", "`authorization`, `basic_auth`"),
+    ("exporter", answer("/healthz", 302), DOCUMENTS, "a redirect is not followed", "curl -sI URL"),
+    ("exporter", answer("/healthz", 404), DOCUMENTS, "HTTP 404", "correct the URL"),
+    (
+        "exporter",
+        edit("exporter", "backends.0.health_url", f"{NOWHERE}/healthz"),
+        DOCUMENTS,
+        "cannot connect to 127.0.0.1:1",
+        "start the service, or correct the URL",
+    ),
+    ("exporter", answer("/metrics", 500), DOCUMENTS, "HTTP 500", "see the service's log"),
+    ("exporter", answer("/metrics", 200, 'crypto_init_timestamp_seconds "1"'), DOCUMENTS, "not in", "`metrics_url`"),
     (
         "exporter",
         answer("/metrics", 200, "process_start_time_seconds 1\n"),
-        "backends.0 (backend) documents",
+        DOCUMENTS,
         "none of the names that are read",
-        "set `health` and `metrics`",
+        "set `metrics` to the service's own names",
     ),
     ("backend", write("local.key", "k" * 32, 0o644), "local_key_file", "others may read it", "chmod 600"),
     ("backend", edit("backend", "kms.key", f"{KEY}r"), "kms round trip", "key_not_found", "gcloud kms keys list"),

@@ -19,6 +19,8 @@ from services.exporter.model import Health, Samples
 from shared.backend_contract import (
     CRYPTO_DECRYPTION_ERRORS,
     CRYPTO_INIT_TIMESTAMP,
+    CRYPTO_MODE,
+    CRYPTO_READY,
     KEYRING_METRIC_LABELS,
     KMS_ROTATION_FAILURES,
     CryptoMode,
@@ -56,7 +58,16 @@ _NAME_END: Final = re.compile(r"[\s{]")
 
 
 class UnreadableError(Exception):
-    """The message completes the sentence `health check: …`."""
+    """The message completes the sentence `health check: …`.
+
+    Args:
+        error: the message.
+        hint: what to do about it; empty where the document is not the one that is expected.
+    """
+
+    def __init__(self, error: str, hint: str = "") -> None:
+        super().__init__(error)
+        self.hint = hint
 
 
 class _HealthDocument(msgspec.Struct):
@@ -79,7 +90,8 @@ def parse_health(body: bytes) -> Health:
         document = decode_json(_HEALTH, body, expected_values=_EXPECTED_VALUES)
     except UntrustedJsonError as error:
         raise UnreadableError(str(error)) from None
-    return Health(document.crypto_mode, document.crypto_ready)
+    found = f'/{CRYPTO_MODE} = "{document.crypto_mode}", /{CRYPTO_READY} = {str(document.crypto_ready).lower()}'
+    return Health(document.crypto_mode, document.crypto_ready, found=found)
 
 
 def _with_numbers(body: bytes) -> bytes:

@@ -3,12 +3,12 @@
 Status and body in, Health out. The other side is not trusted: no sentence repeats anything of its document.
 """
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from services.exporter.backends.documents import UnreadableError
-from services.exporter.backends.json_pointer import Value, check_json_pointer, compile_json_pointer
+from services.exporter.backends.json_pointer import Value, check_json_pointer, compile_json_pointer, format_found
 from services.exporter.model import Health
 from shared.backend_contract import CRYPTO_MODE, CRYPTO_READY, CryptoMode
 from shared.config.settings import Section
@@ -32,11 +32,13 @@ ModeValue = Annotated[str, BeforeValidator(_check_mode_value, json_schema_input_
 ModeValues = Annotated[tuple[ModeValue, ...], Field(min_length=1)]
 
 
-class ModeMapping(Section):
-    """The values of each mode, compared without case."""
+class ValueMapping(Section):
+    """The values of each mode and of readiness, compared without case."""
 
     kms: ModeValues = ("kms",)
     env: ModeValues = ("env",)
+    ready: ModeValues | None = None
+    """Every other value is not ready; without them, true is ready and false is not."""
 
     @model_validator(mode="after")
     def _check_distinct(self) -> Self:
@@ -52,7 +54,13 @@ class HealthMapping(Section):
     """None if the document names no mode."""
     ready: Pointer | None = f"/{CRYPTO_READY}"
     """None if the status code says it: 2xx is ready."""
-    values: ModeMapping = ModeMapping()
+    values: ValueMapping = ValueMapping()
+
+    @model_validator(mode="after")
+    def _check_ready_values(self) -> Self:
+        if self.values.ready and self.ready is None:
+            raise ValueError("expected `ready` as a JSON Pointer, where `values.ready` has its words")
+        return self
 
     @property
     def needs_document(self) -> bool:
@@ -61,28 +69,32 @@ class HealthMapping(Section):
 
     def read(self, status: int, body: bytes) -> Health:
         """What an answer says; any status is an answer but 1xx, 3xx and 4xx. Raises UnreadableError."""
+        found = [f"HTTP {status}"]
         try:
-            ready = 200 <= status < 300 if self.ready is None else _read_ready(self.ready, body)
+            ready = 200 <= status < 300
+            if self.ready is not None:
+                value = compile_json_pointer(self.ready).read_value(body)
+                ready, found = self._is_ready(value), [format_found(self.ready, value)]
             if self.mode is None:
-                return Health(None, ready)
-            value = _fold(compile_json_pointer(self.mode).read_value(body))
+                return Health(None, ready, found=found[0])
+            value = compile_json_pointer(self.mode).read_value(body)
         except UntrustedJsonError as error:
             raise UnreadableError(str(error)) from None
+        text = ", ".join([format_found(self.mode, value), *found])
         for mode, mode_values in ((CryptoMode.KMS, self.values.kms), (CryptoMode.ENV, self.values.env)):
-            if value in map(_fold, mode_values):
-                return Health(mode, ready)
+            if _fold(value) in map(_fold, mode_values):
+                return Health(mode, ready, found=text)
         expected = " or ".join(map(repr, (*self.values.kms, *self.values.env)))
-        return Health(None, ready, mode_problem=f"{self.mode}: expected {expected}")
+        return Health(None, ready, mode_problem=f"{self.mode}: expected {expected}", found=text)
 
-
-_READINESS: Final = {"true": True, "false": False}
-
-
-def _read_ready(pointer: str, body: bytes) -> bool:
-    value = _fold(compile_json_pointer(pointer).read_value(body))
-    if value not in _READINESS:
-        raise UntrustedJsonError(pointer, "expected true or false")
-    return _READINESS[value]
+    def _is_ready(self, value: Value) -> bool:
+        """Raises UntrustedJsonError for what is neither true nor false, unless there are words."""
+        folded = _fold(value)
+        if self.values.ready is not None:
+            return folded in map(_fold, self.values.ready)
+        if folded not in {"true", "false"}:
+            raise UntrustedJsonError(self.ready or "", "expected true or false")
+        return folded == "true"
 
 
 def _expand_status(value: Any) -> Any:

@@ -29,6 +29,11 @@ def check_json_pointer(text: str) -> str:
     return text
 
 
+def format_found(pointer: str, value: Value) -> str:
+    """What stands in a document, for a person: `/status = "UP"`."""
+    return f"{pointer} = {msgspec.json.encode(value).decode()}"
+
+
 @lru_cache
 def compile_json_pointer(text: str) -> "JsonPointer":
     """The same pointer for the same text: its decoders are classes of their own."""

@@ -37,16 +37,28 @@ _OPENMETRICS: Final = "application/openmetrics-text"
 _ACCEPTED_METRICS: Final = f"text/plain;version=0.0.4,{_OPENMETRICS};version=1.0.0;q=0.5"
 _INVALID_URL: Final = "its URL cannot be used; correct it in the configuration"
 
+_URL_HINT: Final = "expected http://HOST:PORT/PATH"
+_SLOW_HINT: Final = "find out why the service is slow, or raise `probe.timeout`"
+_METRICS_HINT: Final = "correct `metrics_url`, or leave it out"
+_UNKNOWN_MODE_HINT: Final = "add the word to `health.values.kms` or to `health.values.env`"
+
 _HEALTH_STATUSES: Final = {*range(200, 300), *range(500, 600)}
 """Of a health document of somebody else's: another status says that the request was wrong, not how the backend is."""
 
 T = TypeVar("T")
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
+    """An answer, of whatever status."""
+
     status: int
     media_type: str
     body: bytes
+
+
+class _Problem(NamedTuple):
+    sentence: str
+    hint: str
 
 
 @asynccontextmanager
@@ -96,15 +108,16 @@ class BackendReader:
         async with asyncio.TaskGroup() as group:
             reads = (
                 group.create_task(self._read_within_timeout("health check", self._read_health(address))),
-                group.create_task(self._read_within_timeout("metrics", self._read_metrics(address))),
+                group.create_task(self._read_within_timeout("metrics", self._read_metrics(address), _METRICS_HINT)),
             )
         health, metrics = reads[0].result(), reads[1].result()
-        problems = tuple(found for found in (health, metrics) if isinstance(found, str))
-        if isinstance(health, str):
-            return BackendState(self.service, None, problems=problems, replica=address)
-        if health.mode_problem:
-            problems = (f"health check: {health.mode_problem}", *problems)
-        families = {} if isinstance(metrics, str) else metrics
+        found = [each for each in (health, metrics) if isinstance(each, _Problem)]
+        if not isinstance(health, _Problem) and health.mode_problem:
+            found.insert(0, _Problem(f"health check: {health.mode_problem}", _UNKNOWN_MODE_HINT))
+        problems, hints = tuple(each.sentence for each in found), tuple(each.hint for each in found)
+        if isinstance(health, _Problem):
+            return BackendState(self.service, None, problems=problems, hints=hints, replica=address)
+        families = {} if isinstance(metrics, _Problem) else metrics
         return BackendState(
             self.service,
             health,
@@ -112,18 +125,31 @@ class BackendReader:
             decryption_errors=families.get(CRYPTO_DECRYPTION_ERRORS, {}).get(()),
             keyring={name: series for name, series in families.items() if name in KEYRING_METRIC_LABELS},
             problems=problems,
+            hints=hints,
             replica=address,
         )
 
-    async def _read_within_timeout(self, subject: str, document: Awaitable[T]) -> T | str:
-        """The document, or the sentence that says why it could not be read."""
+    async def fetch_health(self) -> Answer:
+        """The health document as it stands, to propose how it is read. Raises UnreadableError."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await self._get(
+                    self.health_url, None, "application/json, */*;q=0.1", MAX_HEALTH_BYTES, range(600)
+                )
+        except TimeoutError:
+            raise UnreadableError(f"no complete answer within {self.timeout:g} s", _SLOW_HINT) from None
+
+    async def _read_within_timeout(self, subject: str, document: Awaitable[T], hint: str = "") -> T | _Problem:
+        """The document, or why it could not be read; `hint` is what to do where it is another document."""
         try:
             async with asyncio.timeout(self.timeout):
                 return await document
         except TimeoutError:
-            return f"{subject}: no complete answer within {self.timeout:g} s"
-        except (UnreadableError, UnusableCredentialsError) as error:
-            return f"{subject}: {error}"
+            return _Problem(f"{subject}: no complete answer within {self.timeout:g} s", _SLOW_HINT)
+        except UnreadableError as error:
+            return _Problem(f"{subject}: {error}", error.hint or hint)
+        except UnusableCredentialsError as error:
+            return _Problem(f"{subject}: {error}", "correct the file, or its key in the configuration")
 
     async def _read_health(self, address: str | None) -> Health:
         if (health := self.health) is None:
@@ -143,7 +169,7 @@ class BackendReader:
 
     async def _get(
         self, url: str, address: str | None, accept: str, max_bytes: int | None, statuses: Container[int]
-    ) -> _Answer:
+    ) -> Answer:
         """The answer; without its body where `max_bytes` is None."""
         body = bytearray()
         credentials = self.credentials
@@ -152,7 +178,7 @@ class BackendReader:
             named = URL(url)
             at = named.with_host(address) if address else named
         except ValueError:  # its text is the URL, which may hold a password
-            raise UnreadableError(_INVALID_URL) from None
+            raise UnreadableError(_INVALID_URL, _URL_HINT) from None
         try:
             async with self.session.get(
                 at,
@@ -162,23 +188,40 @@ class BackendReader:
                 allow_redirects=False,
             ) as response:
                 if response.status not in statuses:
-                    hint = "; a redirect is not followed, set the final URL" if 300 <= response.status < 400 else ""
-                    raise UnreadableError(f"answered with HTTP {response.status}{hint}")
+                    raise _create_status_error(response.status)
                 if max_bytes is None:
-                    return _Answer(response.status, response.content_type, b"")
+                    return Answer(response.status, response.content_type, b"")
                 async for chunk in response.content.iter_any():
                     body += chunk
                     if len(body) > max_bytes:
-                        raise UnreadableError(f"the answer is over {max_bytes // 1024} KiB")
-        except (aiohttp.InvalidURL, UnicodeError):  # likewise
-            raise UnreadableError(_INVALID_URL) from None
-        except EgressError as error:
-            raise UnreadableError(error.strerror) from None
-        except aiohttp.ClientResponseError as error:  # its own text would hold the URL
-            raise UnreadableError(f"the answer is not HTTP: {' '.join(error.message.split())[:200]}") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise UnreadableError(_describe_error(error)[:200]) from None
-        return _Answer(response.status, response.content_type, bytes(body))
+                        raise UnreadableError(
+                            f"the answer is over {max_bytes // 1024} KiB", "set a smaller document's URL"
+                        )
+        except (aiohttp.ClientError, OSError, UnicodeError) as error:
+            raise _translate_error(error) from None
+        return Answer(response.status, response.content_type, bytes(body))
+
+
+def _create_status_error(status: int) -> UnreadableError:
+    error = f"answered with HTTP {status}"
+    if status in {401, 403, 407}:
+        return UnreadableError(error, "set the backend's `authorization`, `basic_auth`, `headers` or `tls_config`")
+    if 300 <= status < 400:
+        return UnreadableError(f"{error}; a redirect is not followed, set the final URL", "curl -sI URL shows it")
+    return UnreadableError(error, "see the service's log" if status >= 500 or status == 429 else "correct the URL")
+
+
+def _translate_error(error: aiohttp.ClientError | OSError | UnicodeError) -> UnreadableError:
+    if isinstance(error, aiohttp.InvalidURL | UnicodeError):  # their text is the URL, which may hold a password
+        return UnreadableError(_INVALID_URL, _URL_HINT)
+    if isinstance(error, EgressError):
+        return UnreadableError(error.strerror, "correct `proxy`, or HTTPS_PROXY and NO_PROXY")
+    if isinstance(error, aiohttp.ClientResponseError):  # its own text would hold the URL
+        message = " ".join(error.message.split())[:200]
+        return UnreadableError(f"the answer is not HTTP: {message}", "correct the URL's scheme and port")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return UnreadableError(_describe_error(error)[:200], "set `tls_config`, or correct the URL's scheme")
+    return UnreadableError(_describe_error(error)[:200], "start the service, or correct the URL")
 
 
 def _describe_error(error: aiohttp.ClientError | OSError) -> str:

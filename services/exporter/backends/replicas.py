@@ -48,7 +48,8 @@ class ReplicaReader:
         """
         problems = await self._resolve_host()
         if not self._addresses:
-            return (BackendState(self.service, None, problems=problems),)
+            hints = ("correct the host in the URLs, or DNS",)
+            return (BackendState(self.service, None, problems=problems, hints=hints),)
         semaphore = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
         async def read(address: str) -> BackendState:

@@ -1,6 +1,7 @@
 """`init`: prints a first configuration of the relay, with a channel for each that is asked for."""
 
 import json
+import re
 from typing import Final
 
 import click
@@ -10,7 +11,7 @@ from shared.process.command_line import print_configuration_or_exit
 
 _EXAMPLES: Final = """\b
 Examples:
-  keypulse-relay init --slack webhook > relay.yml
+  keypulse-relay init --slack webhook --alertmanager http://127.0.0.1:9093 > relay.yml
   keypulse-relay init --slack '#security-ops' > relay.yml
   keypulse-relay init --slack '#security-ops' --email secops@example.org --pagerduty > relay.yml"""
 _HEAD: Final = """\
@@ -40,10 +41,10 @@ watchdogs:
 #   dashboard: https://HOST/d/kms-crypto-health?var-env={env}&var-service={service}&from={from_ms}&to={to_ms}
 
 # The first diagnosis steps of its alert in each message; what its expression gives now, and a chart:
-# messages: {runbook: KMS_OPERATIONS.md, prometheus_url: "http://127.0.0.1:9090"}
+PROMETHEUS
 
 # Alertmanager's address, so that alerts which end while they are silenced are resolved here, too:
-# alertmanager: {urls: ["http://127.0.0.1:9093"]}
+ALERTMANAGER
 
 # Buttons in Slack, with an app-level token (xapp-…), which docs/SLACK.md explains:
 # interactive: {app_token_file: slack_app_token}
@@ -86,18 +87,32 @@ _LOG: Final = """\
 )
 @click.option("--email", metavar="ADDRESS", multiple=True, help="Deliver to this address; may be repeated.")
 @click.option("--pagerduty", is_flag=True, help="Deliver to a service of PagerDuty.")
-def command(slack: str | None, email: tuple[str, ...], *, pagerduty: bool) -> None:
+@click.option("--alertmanager", metavar="URL", multiple=True, help="An Alertmanager that sends; may be repeated.")
+@click.option("--prometheus", metavar="URL", help="The Prometheus of the values and charts in messages.")
+def command(
+    slack: str | None, email: tuple[str, ...], alertmanager: tuple[str, ...], prometheus: str | None, *, pagerduty: bool
+) -> None:
     """Print a first configuration, with comments and a channel for each option."""
-    print_configuration_or_exit(RelaySettings, build_configuration(slack, email, pagerduty=pagerduty))
+    text = build_configuration(slack, email, pagerduty=pagerduty, alertmanagers=alertmanager, prometheus=prometheus)
+    print_configuration_or_exit(RelaySettings, text)
 
 
-def build_configuration(slack: str | None, email: tuple[str, ...], *, pagerduty: bool) -> str:
+def build_configuration(
+    slack: str | None,
+    email: tuple[str, ...],
+    *,
+    pagerduty: bool,
+    alertmanagers: tuple[str, ...] = (),
+    prometheus: str | None = None,
+) -> str:
     """Build the YAML.
 
     Args:
         slack: the channel, or `webhook`, if any.
         email: the recipients, if any.
         pagerduty: whether there is a service of PagerDuty.
+        alertmanagers: the addresses of those that send.
+        prometheus: the address of Prometheus, if it is known.
     """
     channels = {
         "slack": _SLACK_WEBHOOK if slack == _WEBHOOK else slack and _SLACK.format(channel=_quote(slack)),
@@ -106,7 +121,17 @@ def build_configuration(slack: str | None, email: tuple[str, ...], *, pagerduty:
     }
     chosen = {name: text for name, text in channels.items() if text} or {"log": _LOG}
     names = ", ".join(chosen)
-    return f"{_HEAD}default_channels: [{names}]\n{_ROUTES.replace('CHANNELS', names)}{''.join(chosen.values())}"
+    urls = ", ".join(map(_quote, alertmanagers or ["http://127.0.0.1:9093"]))
+    url = _quote(prometheus or "http://127.0.0.1:9090")
+    values = {
+        "CHANNELS": names,
+        "ALERTMANAGER": f"{'' if alertmanagers else '# '}alertmanager: {{urls: [{urls}]}}",
+        "PROMETHEUS": f"messages: {{prometheus_url: {url}}}  # runbook: KMS_OPERATIONS.md"
+        if prometheus
+        else f"# messages: {{runbook: KMS_OPERATIONS.md, prometheus_url: {url}}}",
+    }
+    routes = re.sub("|".join(values), lambda found: values[found[0]], _ROUTES)
+    return f"{_HEAD}default_channels: [{names}]\n{routes}{''.join(chosen.values())}"
 
 
 def _quote(text: str) -> str:

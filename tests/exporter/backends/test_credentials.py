@@ -16,7 +16,7 @@ from cryptography import x509
 from services.exporter.backends.credentials import BackendCredentials
 from services.exporter.backends.reader import BackendReader, open_http_client
 from services.exporter.backends.settings import Backend
-from services.exporter.jobs import build_backend_reader
+from services.exporter.jobs import build_read, open_backend_reader
 from services.exporter.model import BackendState
 from shared.config.file_checks import check_files
 from shared.config.settings import use_base_folder
@@ -240,7 +240,7 @@ async def test_a_backend_is_read_by_its_proxy_with_its_authority(
                 **settings,
             }
         )
-        read = await build_backend_reader(backend, 5.0, stack)
+        read = build_read(backend, await open_backend_reader(backend, 5.0, stack))
         (state,) = await read()
         assert is_whole(state)
         assert proxy.requests == [f"CONNECT {url.removeprefix('https://')}"] * 2

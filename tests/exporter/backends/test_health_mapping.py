@@ -54,6 +54,29 @@ def test_what_is_neither_true_nor_false_cannot_be_read(ready: object) -> None:
         read(NESTED, crypto("kms", ready))
 
 
+@pytest.mark.parametrize(
+    ("value", "ready"), [("UP", True), ("up", True), (" Up ", True), ("DOWN", False), (True, False)]
+)
+def test_only_the_configured_values_of_readiness_are_ready(value: object, ready: bool) -> None:
+    mapping = {"mode": None, "ready": "/status", "values": {"ready": ["UP", "OK"]}}
+    assert read(mapping, {"status": value}, 503) == Health(None, ready=ready)
+    with pytest.raises(UnreadableError, match=r"^/status: "):
+        read(mapping, {"status": None})
+
+
+@pytest.mark.parametrize(
+    ("setting", "found"),
+    [
+        (NESTED, '/crypto/mode = "hsm", /crypto/ready = true'),
+        ({"mode": "/crypto/mode", "ready": None}, '/crypto/mode = "hsm", HTTP 200'),
+        ({"mode": None, "ready": "/crypto/ready"}, "/crypto/ready = true"),
+        ("status", "HTTP 200"),
+    ],
+)
+def test_what_was_found_is_there_for_a_person(setting: object, found: str) -> None:
+    assert read(setting, crypto("hsm")).found == found
+
+
 @pytest.mark.parametrize("value", ["env", "hunter2", "", 2])
 def test_an_unknown_value_is_no_mode_and_the_rest_counts(value: object) -> None:
     health = read(NESTED, crypto(value, "false"))
@@ -98,6 +121,7 @@ def test_a_readiness_without_a_mode() -> None:
         ({"values": {"kms": ["ENV"]}}, "expected words that stand for one mode only"),
         ({"values": {"kms": [1], "env": ["true"]}}, "expected words that stand for one mode only"),
         ({"values": {"hsm": ["x"]}}, "Extra inputs"),
+        ({"ready": None, "values": {"ready": ["UP"]}}, "expected `ready` as a JSON Pointer"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_refused(setting: object, error: str) -> None:

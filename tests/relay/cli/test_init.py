@@ -52,6 +52,17 @@ def test_it_is_valid_has_what_was_asked_for_and_explains_it(
     assert text.count("#") > 10
 
 
+def test_the_addresses_of_alertmanagers_and_prometheus_are_settings(tmp_path: Path) -> None:
+    urls = ("http://alertmanager-0:9093", "http://alertmanager-1:9093")
+    options = [option for url in urls for option in ("--alertmanager", url)]
+    settings = load(init("--slack", "webhook", *options, "--prometheus", "https://prometheus.company.net"), tmp_path)
+    assert settings.alertmanager.urls == urls
+    assert settings.messages.prometheus_url == "https://prometheus.company.net"
+    result = CliRunner().invoke(main, ["init", "--alertmanager", "alertmanager:9093"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("options: alertmanager.urls.0: expected a URL")
+
+
 def test_what_is_commented_out_is_valid_too(tmp_path: Path) -> None:
     lines = init("--slack", "#ops").splitlines()
     keys = ("routes:", "links:", "alertmanager:", "contacts:", "  - {", "  runbook:", "  dashboard:")
