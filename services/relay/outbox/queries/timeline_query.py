@@ -239,7 +239,7 @@ def _read_page(
         or len(requested) > MAX_ACTIONS,
         channels=_CHANNELS.fetch_all(connection, values),
         first_receipts=_FIRST_RECEIPTS.fetch_all(connection, values),
-        last_receipts=_LAST_RECEIPTS.fetch_all(connection, values) if is_over else (),
+        last_receipts=_LAST_RECEIPTS.fetch_all(connection, {"last": last_event.seq}) if is_over else (),
         episodes=[each for each in starts if each.episode != episode][:MAX_EPISODES],
     )
 
@@ -247,7 +247,7 @@ def _read_page(
 def _find_bounds(
     connection: Connection, incident_id: str, row: _IncidentRow, episode: int
 ) -> tuple[int | None, int | None]:
-    """The first and the last event of an episode; None if nothing of it is stored."""
+    """Between which events those of an episode are, and some of other incidents; None if nothing of it is stored."""
     if episode == row.episode:
         return row.first_event_seq, row.latest_event_seq
     values = {"incident": incident_id, "episode": episode}

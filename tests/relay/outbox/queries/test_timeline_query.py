@@ -190,6 +190,22 @@ async def test_an_earlier_episode_ends_where_the_next_one_begins(store: Store) -
     assert summary.ended_at is not None
 
 
+async def test_an_earlier_episode_has_no_receipt_of_another_incident(store: Store) -> None:
+    for episode in (1, 2, 3):
+        await accept(store, "one", "a", episode=episode)
+        await end_attempt(store, await claim_one(store))
+        await accept(store, "one", "a", episode=episode, event=event_of("resolved"), is_open=False)
+        await end_attempt(store, await claim_one(store))
+        await accept(store, "other", "b", "c")  # the last event before the next episode
+        for channel in ("b", "c"):
+            await end_attempt(store, await claim_one(store, channel))
+    for episode in (1, 2, 3):
+        history = await read(store, episode=episode)
+        assert [each.channel for each in history.last_receipts] == ["a"]
+        assert [each.event_seq for each in history.last_receipts] == [history.last_event.seq]
+        assert (history.last_event.status, history.has_later) == ("resolved", False)
+
+
 async def test_filters_choose_and_an_acknowledgement_outlives_the_audit(store: Store) -> None:
     for name in ("x", "y", "z"):
         await accept(store, name, "a")
