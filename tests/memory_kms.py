@@ -67,6 +67,10 @@ class StoredKey:
     secrets: dict[str, bytes] = field(default_factory=dict)
     primary: str | None = None
     permissions: frozenset[str] = frozenset(PROFILE.probe_permissions)
+    late: set[str] = field(default_factory=set)
+    """Versions that still decrypt although they are disabled: that takes effect later."""
+    changes: list[tuple[str, VersionState]] = field(default_factory=list)
+    """Every change of a version's state."""
 
     def add_version(self, name: str) -> None:
         """Adds a version, and makes it the primary one."""
@@ -79,6 +83,7 @@ class StoredKey:
         if name not in self.versions:
             raise KmsError(Reason.KEY_NOT_FOUND, f"there is no version {name}")
         self.versions[name] = replace(self.versions[name], state=state, destroy_at=destroy_at)
+        self.changes.append((name, state))
         return self.versions[name]
 
 
@@ -179,6 +184,6 @@ class MemoryKey:
 
     @staticmethod
     def _get_secret(key: StoredKey, version: str) -> bytes:
-        if reason := _UNUSABLE.get(key.versions[version].state):
+        if version not in key.late and (reason := _UNUSABLE.get(key.versions[version].state)):
             raise KmsError(reason, f"version {version} is {key.versions[version].state}")
         return key.secrets[version]

@@ -5,7 +5,7 @@ end. A keyring that does not answer may need any version.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from services.rotator.drivers.registry import DriverSettings, open_driver
 from services.rotator.lease_renewal import run_with_lease
@@ -13,9 +13,18 @@ from services.rotator.model import RotatorError
 from services.rotator.plan import describe_unfinished, is_unfinished
 from services.rotator.report import OtherKeyringUsage
 from services.rotator.session import CommandSession
-from shared.keyring.administration import Administration, AdministrationError, Lease
+from shared.keyring.administration import Administration, AdministrationError, KeyUsage, Lease
 
 T = TypeVar("T")
+
+
+class LeasedKeyring(NamedTuple):
+    """A further keyring, while nobody else changes it."""
+
+    name: str
+    """Where it is."""
+    usage: KeyUsage
+    administration: Administration
 
 
 async def count_usage(session: CommandSession) -> tuple[OtherKeyringUsage, ...]:
@@ -31,7 +40,7 @@ async def _count_keyring_usage(session: CommandSession, driver: DriverSettings) 
         return OtherKeyringUsage(name=driver.location, error=str(error))
 
 
-async def count_with_leases(session: CommandSession, run: Callable[[Sequence[OtherKeyringUsage]], Awaitable[T]]) -> T:
+async def count_with_leases(session: CommandSession, run: Callable[[Sequence[LeasedKeyring]], Awaitable[T]]) -> T:
     """Calls `run` with the other keyrings while it holds the lease of each, and returns its result.
 
     Raises:
@@ -50,18 +59,18 @@ async def count_with_leases(session: CommandSession, run: Callable[[Sequence[Oth
 async def _lease_remaining(
     session: CommandSession,
     drivers: Sequence[DriverSettings],
-    usages: tuple[OtherKeyringUsage, ...],
-    run: Callable[[Sequence[OtherKeyringUsage]], Awaitable[T]],
+    leased: tuple[LeasedKeyring, ...],
+    run: Callable[[Sequence[LeasedKeyring]], Awaitable[T]],
 ) -> T:
     if not drivers:
-        return await run(usages)
+        return await run(leased)
     has_run = False
 
     async def count_next(_lease: Lease) -> T:
         nonlocal has_run
         other = await _count_if_idle(administration, drivers[0].location)
         has_run = True
-        return await _lease_remaining(session, drivers[1:], (*usages, other), run)
+        return await _lease_remaining(session, drivers[1:], (*leased, other), run)
 
     try:
         async with open_driver(drivers[0], session.settings.kms, caller=session.caller) as administration:
@@ -76,8 +85,8 @@ async def _lease_remaining(
         ) from None
 
 
-async def _count_if_idle(administration: Administration, name: str) -> OtherKeyringUsage:
+async def _count_if_idle(administration: Administration, name: str) -> LeasedKeyring:
     latest = await administration.get_progress()
     if latest is not None and is_unfinished(latest):  # a rollback would need the version
         raise RotatorError(f"in the other keyring {name} {describe_unfinished(latest)}; nothing was changed", "census")
-    return OtherKeyringUsage(name=name, census=await administration.count_key_usage())
+    return LeasedKeyring(name, await administration.count_key_usage(), administration)

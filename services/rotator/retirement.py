@@ -2,8 +2,9 @@
 
 Both refuse while anything that is known of needs the version: a data key, a record, a backup in the folder, in this
 keyring or in one of the others that the KMS key wraps. A backup that only a journal knows of has to be confirmed. A
-data key that cannot be read, or that the database lost, may need any version, and blocks both. What is not known of is
-an older backup of the service's whole database; `destroy` warns of it.
+data key that cannot be read, or that the database lost, may need any version, and blocks both. So does one that the
+primary version does not unwrap, whatever its row says. What is not known of is an older backup of the service's whole
+database; `destroy` warns of it.
 """
 
 import asyncio
@@ -13,11 +14,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from services.rotator.model import RotatorError
-from services.rotator.other_keyrings import count_with_leases
+from services.rotator.other_keyrings import LeasedKeyring, count_with_leases
 from services.rotator.plan import refuse_unfinished
-from services.rotator.report import CommandOutcome, CommandReport, OtherKeyringUsage
+from services.rotator.report import CommandOutcome, CommandReport
 from services.rotator.session import CommandSession
-from shared.keyring.administration import AdministrationError, KeyUsage, Lease
+from services.rotator.version_proof import find_unproven_rows
+from shared.keyring.administration import Administration, AdministrationError, KeyUsage, Lease
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.kms.port import KeyDescription, KmsError, VersionState
 
@@ -25,6 +27,7 @@ MIN_DISABLED_DAYS: Final = 30
 """Between the two commands, at least: whoever still needs the version finds out while it can be enabled again."""
 
 _MAX_NAMED_BACKUPS: Final = 5
+_MAX_NAMED_ROWS: Final = 3
 
 
 async def retire_version(session: CommandSession, version: str, confirmed_backups: int = 0) -> CommandReport:
@@ -58,7 +61,7 @@ async def _run_with_all_leases(
     session: CommandSession,
     command: str,
     version: str,
-    run: Callable[[Lease, Sequence[OtherKeyringUsage]], Awaitable[str]],
+    run: Callable[[Lease, Sequence[LeasedKeyring]], Awaitable[str]],
 ) -> CommandReport:
     """Does `run` while nobody else changes this keyring or another one."""
 
@@ -77,7 +80,7 @@ async def _disable_and_record(
     lease: Lease,
     version: str,
     confirmed_backups: int,
-    other_keyrings: Sequence[OtherKeyringUsage],
+    other_keyrings: Sequence[LeasedKeyring],
 ) -> str:
     refuse_unfinished(await session.administration.get_progress())  # a rollback would need the version
     timeout = session.settings.kms_timeout
@@ -133,7 +136,7 @@ async def _schedule_destruction(
     lease: Lease,
     version: str,
     confirmed_backups: int,
-    other_keyrings: Sequence[OtherKeyringUsage],
+    other_keyrings: Sequence[LeasedKeyring],
 ) -> str:
     timeout = session.settings.kms_timeout
     key = await session.kms.describe_key(timeout=timeout)
@@ -184,15 +187,14 @@ async def _refuse_if_used(
     command: str,
     version: str,
     confirmed_backups: int,
-    other_keyrings: Sequence[OtherKeyringUsage],
+    other_keyrings: Sequence[LeasedKeyring],
 ) -> None:
-    """Raises RotatorError if a data key, a record, a kept backup or an unconfirmed backup needs the version."""
+    """Raises RotatorError if a data key, a record, a kept backup or an unconfirmed backup may need the version."""
     kek = session.settings.kms.key
     usage = await session.administration.count_key_usage()
     _refuse_if_used_by_keyring(usage, kek, key, version, "", "run --type rewrap-kek")
-    elsewhere = [(other.name, other.census) for other in other_keyrings if other.census]
-    for keyring, its in elsewhere:
-        _refuse_if_used_by_keyring(its, kek, key, version, f"in the other keyring {keyring} ", "census")
+    for other in other_keyrings:
+        _refuse_if_used_by_keyring(other.usage, kek, key, version, _get_prefix(other), "census")
     local_backups = await asyncio.to_thread(session.backups.list_backups)
     for file, header in local_backups:
         if header.kek == kek and (header.may_need(version) or _has_other_version(key, header.needs)):
@@ -202,7 +204,8 @@ async def _refuse_if_used(
                 "census",
             )
     existing = {file.name for file, _ in local_backups}
-    recorded_backups = [each for its in (usage, *(its for _, its in elsewhere)) for each in reversed(its.backups)]
+    usages = (usage, *(other.usage for other in other_keyrings))
+    recorded_backups = [each for its in usages for each in reversed(its.backups)]
     away = [
         each.name
         for each in recorded_backups
@@ -215,6 +218,41 @@ async def _refuse_if_used(
             "without it; if that is meant, confirm their number",
             f"{_format_command(command, version)} --confirm-backups {len(away)}",
         )
+    await _refuse_unproven(session, session.administration, key, version, "", "run --type rewrap-kek")
+    for other in other_keyrings:
+        await _refuse_unproven(session, other.administration, key, version, _get_prefix(other), "census")
+
+
+async def _refuse_unproven(
+    session: CommandSession,
+    administration: Administration,
+    key: KeyDescription,
+    version: str,
+    prefix: str,
+    next_command: str,
+) -> None:
+    """Raises RotatorError if a row is not proven to be wrapped by the primary version: it may be by any."""
+    settings = session.settings
+    session.progress.report_step("verify")  # a call of KMS for each row: of a hundred thousand it takes minutes
+    for list_rows in (administration.list_backup_rows, administration.list_excluded_rows):
+        try:
+            found = await find_unproven_rows(
+                list_rows, session.kms, settings.kms.key, key.primary_version, timeout=settings.kms_timeout
+            )
+        except AdministrationError as error:
+            raise RotatorError(f"{prefix}version {version} may be needed: {error}", next_command) from None
+        if found:
+            named = ", ".join(f"{problem.id} ({problem.error})" for problem in found[:_MAX_NAMED_ROWS])
+            more = " and others" if len(found) > _MAX_NAMED_ROWS else ""
+            raise RotatorError(
+                f"{prefix}version {version} may be needed by what the primary version {key.primary_version} does not "
+                f"provably wrap: {named}{more}; nothing was changed. Correct the version of each row, and re-wrap it",
+                next_command,
+            )
+
+
+def _get_prefix(other: LeasedKeyring) -> str:
+    return f"in the other keyring {other.name} "
 
 
 def _has_other_version(key: KeyDescription, needs: Sequence[str]) -> bool:

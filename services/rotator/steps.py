@@ -17,6 +17,7 @@ from services.rotator.model import RotatorError, StepProgress, StepResult
 from services.rotator.session import CommandSession
 from services.rotator.smoke_test import run_smoke_test
 from services.rotator.verification import find_own_problems, verify_with_retries
+from services.rotator.version_proof import find_unproven_rows
 from shared.keyring.administration import (
     AdministrationError,
     JournalBackup,
@@ -32,6 +33,7 @@ from shared.keyring.administration import (
 )
 from shared.keyring.journal.entries import MAX_DETAIL_LENGTH
 from shared.keyring.model import get_version_sort_key
+from shared.kms.port import KmsError
 
 _CALLS_PER_DATA_KEY: Final = {JournalStep.ROTATE: 3, JournalStep.ROLLBACK: 1, JournalStep.VERIFY: 1}
 """Calls of KMS for each data key: they take most of the time, so the progress bar counts them."""
@@ -93,13 +95,17 @@ class RotationSteps:
         now = usage.counted_at or self._session.now_utc  # the keyring's clock, the same on whatever machine
         file, timeout = self._session.backups.get_new_path(self._id, now), self._settings.kms_timeout
         key = self._settings.kms.key
+        try:
+            needs = await self._list_needed_versions(key, timeout)
+        except KmsError as error:
+            raise BackupError(f"KMS does not tell which versions the backup needs: {error}") from None
         summary = await backup_file.write_backup(
             file,
             self._administration,
             self._session.kms,
             rotation_id=self._id,
             kek=key,
-            needs={each.kek_version for each in usage.versions if each.kek == key and each.data_keys},
+            needs=needs,
             now=now,
             timeout=timeout,
         )
@@ -109,6 +115,15 @@ class RotationSteps:
             file.unlink(missing_ok=True)
             raise
         return file, summary
+
+    async def _list_needed_versions(self, kek: str, timeout: float) -> set[str]:
+        """The primary version, where that is proven to wrap every row; otherwise a row may be of any."""
+        kms, list_rows = self._session.kms, self._administration.list_backup_rows
+        described = await kms.describe_key(timeout=timeout)
+        primary = described.primary_version
+        if primary and not await find_unproven_rows(list_rows, kms, kek, primary, timeout=timeout):
+            return {primary}
+        return {each.id for each in described.versions if each.state.may_have_ciphertexts}
 
     async def wait_for_primary(self, version: str) -> None:
         """Waits until Encrypt uses `version`."""

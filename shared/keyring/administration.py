@@ -345,6 +345,10 @@ class Administration(Protocol):
         """The rows after `after`, in the order of their ids, wrapped as they are."""
         ...
 
+    async def list_excluded_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
+        """The same of `KeyUsage.excluded`; those that cannot be read are left out."""
+        ...
+
     async def rotate(self, request: RotateRequest) -> RotationProgress:
         """Does one batch, each data key in one commit with its journal entry; call it until it no longer runs."""
         ...

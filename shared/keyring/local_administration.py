@@ -81,6 +81,10 @@ class LocalAdministration:
             keys = await self._database.read(lambda connection: self._keys.list_page(connection, after, page_size))
         return [restore.create_backup_row(key) for key in keys]
 
+    async def list_excluded_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:  # noqa: ARG002
+        """Of its own table no row is left out."""
+        return ()
+
     async def count_key_usage(self) -> KeyUsage:
         """Counts in the database."""
 

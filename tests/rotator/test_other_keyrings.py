@@ -69,6 +69,18 @@ async def test_a_version_that_another_keyring_needs_is_neither_retired_nor_destr
     assert await state(emulator, 1) is EmulatedState.DISABLED
 
 
+async def test_a_data_key_of_another_keyring_is_unwrapped_too(
+    in_a_file: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    pretend = text("UPDATE data_keys SET kek_version = '2'")
+    async with payments.database() as database:
+        await database.write(lambda connection: connection.execute(pretend))
+    why = (await refused(in_a_file, retire_version, others(payments))).message
+    assert f"in the other keyring {payments.url} version 1 may be needed by what the primary version 2" in why
+    assert await state(emulator, 1) is EmulatedState.ENABLED
+
+
 async def test_a_data_key_that_another_keyrings_database_lost_blocks(
     in_a_file: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:

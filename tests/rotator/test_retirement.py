@@ -15,8 +15,9 @@ from services.rotator.restore import restore_backup
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import resume, rollback, run
 from shared.keyring.administration import KeyUsage, RotationType
-from tests.rotator.keyring_to_rotate import KEY, Rotated
-from tests.rotator.versions import DAY, NewVersion, passed, refusal, rewrapped, state
+from shared.keyring.model import DataKey
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
+from tests.rotator.versions import DAY, NewVersion, forgotten, passed, refusal, rewrapped, state
 
 
 async def test_a_version_that_nothing_needs_is_disabled_and_destroyed_after_its_month(
@@ -35,6 +36,40 @@ async def test_a_version_that_nothing_needs_is_disabled_and_destroyed_after_its_
     assert "An older backup of the database" in report.summary
     assert await state(emulator, 1) is EmulatedState.DESTROY_SCHEDULED
     assert await rotated.broken() == []
+
+
+async def put_back(keyring: Rotated, before: dict[str, DataKey]) -> None:
+    """The first data key's old wrapped form, as a repair of that column alone does."""
+    change = text("UPDATE data_keys SET wrapped = :old WHERE id = :id")
+    values = {"old": before[data_key_id(0)].wrapped.ciphertext, "id": data_key_id(0)}
+    async with keyring.database() as database:
+        await database.write(lambda connection: connection.execute(change, values))
+
+
+async def test_a_version_that_a_data_key_needs_is_neither_retired_nor_destroyed_whatever_its_row_says(
+    rotated: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    before = await rotated.keys()
+    await rewrapped(rotated, new_version)
+    await put_back(rotated, before)
+    refused = await refusal(rotated, retire_version, 1)
+    assert f"{data_key_id(0)} (its version is 2, and another one wraps it)" in refused.message
+    assert refused.next_commands == ("run --type rewrap-kek",)
+    assert await state(emulator, 1) is EmulatedState.ENABLED
+    unknown = text("UPDATE data_keys SET kek_version = ''")
+    async with rotated.database() as database:
+        await database.write(lambda connection: connection.execute(unknown))
+    async with rotated.session() as session:
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is CommandOutcome.DONE
+        ((file, _),) = session.backups.list_backups()
+        file.unlink()
+    await forgotten(rotated)
+    async with rotated.session() as session:
+        assert (await retire_version(session, "1")).outcome is CommandOutcome.DONE
+    await passed(rotated, 31)
+    await put_back(rotated, before)
+    assert f"{data_key_id(0)} (KMS: key_disabled)" in (await refusal(rotated, destroy_version, 1)).message
+    assert await state(emulator, 1) is EmulatedState.DISABLED
 
 
 async def test_the_month_starts_again_where_the_version_was_enabled_meanwhile(
@@ -107,7 +142,7 @@ async def test_a_version_is_not_retired_while_a_kept_backup_needs_it(
     async with in_a_file.session() as session:
         await run(session, RotationType.REWRAP_KEK)
         ((file, header),) = session.backups.list_backups()
-    assert (header.kek_version, header.needs) == ("2", ("1",))
+    assert (header.kek_version, header.needs) == ("2", ("1", "2"))
     assert f"needed by the backup {file}" in (await refusal(in_a_file, retire_version, 1)).message
     assert await state(emulator, 1) is EmulatedState.ENABLED
 

@@ -97,6 +97,10 @@ class RemoteAdministration:
     async def list_backup_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:  # noqa: D102
         return await self._call(_STORED, "POST", "backup", after=after, limit=limit)
 
+    async def list_excluded_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:  # noqa: ARG002
+        """A service's own keyring has none."""
+        return ()
+
     async def rotate(self, request: RotateRequest) -> RotationProgress:  # noqa: D102
         return await self._call(_PROGRESS, "POST", "rotate", **request.model_dump(mode="json"))
 

@@ -30,8 +30,10 @@ from shared.keyring.external.key_table import ExternalKeyTable
 from shared.keyring.external.layout import TableLayout
 from shared.keyring.external.table_checks import open_table
 from shared.keyring.journal.progress import MAX_PROBLEMS
+from shared.keyring.key_table import SCAN_SECONDS
 from shared.keyring.local_administration import LocalAdministration, translate_errors
 from shared.keyring.model import UNREADABLE_VERSION, DataKey, compute_fingerprint
+from shared.keyring.operations.restore import create_backup_row
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.kms.port import KmsKey
 from shared.kms.quota import MAX_CONCURRENT_CALLS
@@ -130,6 +132,14 @@ class ExternalAdministration(LocalAdministration):
         if not after:
             await self._learn_rows()
         return await super().list_backup_rows(after, limit)
+
+    async def list_excluded_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
+        """The rows that `where` leaves out."""
+        async with translate_errors():
+            keys = await self._database.read(
+                partial(self._external.list_page, after=after, limit=limit, excluded=True), seconds=SCAN_SECONDS
+            )
+        return [create_backup_row(key) for key in keys]
 
     async def rotate(self, request: RotateRequest) -> RotationProgress:
         """Of the type `rewrap-kek` alone."""

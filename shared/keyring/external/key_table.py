@@ -1,8 +1,8 @@
 """The rows of another program's table as data keys: a `KeyTable`.
 
 Which version wraps a row says the table's own column, or what is known of the row's ciphertext since it was wrapped
-here, or the ciphertext itself where the KMS writes that into it. Where nothing does, it may be any version, and the
-row is wrapped anew.
+here, or the ciphertext itself where the KMS writes that into it. Where nothing does, or two of them disagree, it may be
+any version, and the row is wrapped anew.
 """
 
 from collections import Counter
@@ -62,9 +62,11 @@ class ExternalKeyTable:
         self._has_tables = self._has_tables or has_tables(connection, self.table.layout, self.prefix)
         return self._has_tables
 
-    def list_page(self, connection: Connection, after: str, limit: int) -> tuple[DataKey, ...]:
-        """See `KeyTable`, as for every method here."""
-        rows = self.table.read_page(connection, after, limit)
+    def list_page(
+        self, connection: Connection, after: str, limit: int, *, excluded: bool = False
+    ) -> tuple[DataKey, ...]:
+        """See `KeyTable`, as for every method here; `excluded` gives the rows that `where` leaves out instead."""
+        rows = self.table.read_page(connection, after, limit, excluded=excluded)
         return tuple(self._build_data_keys(connection, rows))
 
     async def list_outdated(  # noqa: D102
@@ -186,25 +188,29 @@ class ExternalKeyTable:
 
     def _build_data_key(self, row: Row, found: FingerprintRow | None) -> DataKey:
         kek, version = self._parse_version(row.version)
-        if found and found.kek_version != UNREADABLE_VERSION:
-            kek, version = self.kek, found.kek_version
-        elif kek == self.kek and version == UNREADABLE_VERSION:
-            version = self.profile.parse_version(row.wrap.ciphertext) or UNREADABLE_VERSION
+        by_ciphertext = self.profile.parse_version(row.wrap.ciphertext)
+        by_ciphertext = by_ciphertext or (found.kek_version if found else UNREADABLE_VERSION)
+        if version is None:
+            version = by_ciphertext
+        elif by_ciphertext not in (UNREADABLE_VERSION, version):  # the column was changed, and the ciphertext was not
+            version = UNREADABLE_VERSION
         return DataKey(
             id=row.id,
             status=DataKeyStatus.ACTIVE,
-            wrapped=WrappedKey(row.wrap.ciphertext, kek, version),
+            wrapped=WrappedKey(row.wrap.ciphertext, self.kek if found else kek, version),
             fingerprint=found.fingerprint if found else b"",
             created_at=_UNKNOWN_AGE,
             algorithm=_UNKNOWN_ALGORITHM,
             aad=row.aad,
         )
 
-    def _parse_version(self, stored: object) -> tuple[str, str]:
-        """The KMS key and its version, by the table's own column: a version, or the full name of one."""
+    def _parse_version(self, stored: object) -> tuple[str, str | None]:
+        """The KMS key and its version, by the table's own column; None where that has no place for a version."""
+        if self.table.layout.key_version is None:
+            return self.kek, None
         text = stored.decode(errors="replace") if isinstance(stored, bytes) else str(stored or "")
         if text == self.kek:
-            return self.kek, UNREADABLE_VERSION
+            return self.kek, None
         name, _, version = text.rpartition("/")
         if name and name != self.kek and not name.startswith(f"{self.kek}/"):
             return text, version

@@ -71,12 +71,12 @@ class ExternalTable:
     has_number_versions: bool
     """Whether the column of the version is one of numbers."""
 
-    def read_page(self, connection: Connection, after: str, limit: int) -> list[Row]:
+    def read_page(self, connection: Connection, after: str, limit: int, *, excluded: bool = False) -> list[Row]:
         """The rows that can be read, after the one of that id; fewer than `limit` are all. Raises RefusedError."""
         found: list[Row] = []
         last: tuple[Any, ...] | None = self.parse_cursor(after)
         while True:
-            rows, last = self.read_chunk(connection, last, limit)
+            rows, last = self.read_chunk(connection, last, limit, excluded=excluded)
             found += (row for row in rows if isinstance(row, Row))
             if last is None or len(found) >= limit:
                 return found[:limit]

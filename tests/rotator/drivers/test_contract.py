@@ -7,6 +7,7 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
+from services.rotator.version_proof import find_unproven_rows
 from shared.keyring.administration import (
     Administration,
     AdministrationError,
@@ -252,3 +253,28 @@ async def test_a_kms_that_is_not_there_may_be_retried(keyring: Administration, e
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")
     with pytest.raises(UnreachableError, match="unavailable"):
         await keyring.rotate(request)
+
+
+async def test_a_row_whose_version_is_not_the_one_that_wraps_it_is_found(
+    keyring: Administration, backend: Backend, versions: Versions
+) -> None:
+    (old,) = await keyring.list_backup_rows()
+    await versions.rotate()
+    await rotate(keyring, NEW_DEK, "another-key")
+    kms = backend.kms.connect()
+    try:
+
+        async def find() -> list[tuple[str, str]]:
+            found = await find_unproven_rows(keyring.list_backup_rows, kms, KEY, "2", timeout=5.0)
+            return [(each.id, each.error) for each in found]
+
+        assert await find() == [(old.id, "its version is 1")]
+        await backend.execute("UPDATE data_keys SET kek_version = '2'")
+        assert await find() == [(old.id, "its version is 2, and another one wraps it")]
+        await backend.execute("UPDATE data_keys SET kek = 'projects/p/locations/l/keyRings/r/cryptoKeys/other'")
+        names = "it names projects/p/locations/l/keyRings/r/cryptoKeys/other, and the configured key unwraps it"
+        assert [error for _, error in await find()] == [names] * 2
+        await backend.execute("UPDATE data_keys SET wrapped = wrapped || wrapped")
+        assert await find() == []  # nothing of ours
+    finally:
+        await kms.close()

@@ -187,7 +187,8 @@ async def test_a_row_that_where_leaves_out_keeps_its_version(tenants: Tenants, k
         with pytest.raises(RotatorError, match=f"elm may be needed by {count} rows that `driver.where` leaves out"):
             await retire_version(session, "elm", 1)
     tenants.driver["key_version"] = "kms_version"
-    await tenants.execute("UPDATE tenant_keys SET kms_version = 'oak' WHERE deleted_at IS NOT NULL")
+    by_oak = "UPDATE tenant_keys SET kms_version = 'oak', dek_ciphertext = :new WHERE deleted_at IS NOT NULL"
+    await tenants.execute(by_oak, {"new": await tenants.wrap(secret("acme"), aad("acme"))})
     async with tenants.session() as session:
         assert "version elm is disabled" in (await retire_version(session, "elm", 1)).summary
 
