@@ -10,12 +10,13 @@ from typing import Any, Literal, get_args
 import click
 
 from ops.smoke.deployment import Deployment, Environment, run_checks
+from services.exporter.config import ExporterSettings
 from shared import VERSION
 from shared.check import CheckResult, format_line
 from shared.config.secret_file import SecretFile
 from shared.config.settings import parse_duration
 from shared.config.url import check_base_url
-from shared.process.command_line import replace_unencodable_output
+from shared.process.command_line import load_settings_or_exit, replace_unencodable_output
 from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS, Severity
 from shared.smoke.backend import RecordsMode
 from shared.smoke.http_client import CA_FILE
@@ -29,6 +30,7 @@ Examples:
       --relay http://127.0.0.1:9912 --relay-token-file relay_viewer --test-alert
   keypulse-smoke --base-url http://127.0.0.1:8000 --json --junit smoke.xml
   keypulse-smoke --base-url http://127.0.0.1:8000 --records off
+  keypulse-smoke --exporter-config exporter.yml --prometheus http://127.0.0.1:9090
   keypulse-smoke --prometheus http://127.0.0.1:9090 --relay http://127.0.0.1:9912
 Each option is also read from the environment: --base-url from KEYPULSE_SMOKE_BASE_URL, and so on.
 """
@@ -62,6 +64,9 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
 
 @click.command(epilog=_EXAMPLES, context_settings={"auto_envvar_prefix": "KEYPULSE_SMOKE"})
 @click.option("--base-url", type=_URL, help="The backend; may be missing where only keys are watched.")
+@click.option(
+    "--exporter-config", type=_FILE, help="exporter.yml: check each of its `backends` as the exporter reads it."
+)
 @click.option("--token-file", type=_FILE, help="The token that the backend's /v1/records needs: of the role responder.")
 @click.option(
     "--records",
@@ -105,10 +110,10 @@ def main(**options: Any) -> None:
 
     Exit codes: 0 all checks passed, 1 one failed, 2 wrong usage.
     """
-    if not any(options[name] for name in ("base_url", "prometheus", "alertmanager", "relay", "grafana")):
-        raise click.UsageError(
-            "Missing option '--base-url', or one of --prometheus, --alertmanager, --relay, --grafana."
-        )
+    others = ("exporter_config", "prometheus", "alertmanager", "relay", "grafana")
+    if not any(options[name] for name in ("base_url", *others)):
+        listed = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise click.UsageError(f"Missing option '--base-url', or one of {listed}.")
     if options["test_alert"] and not (options["alertmanager"] and options["relay"]):
         raise click.UsageError(
             "--test-alert needs --alertmanager, which it is posted to, and --relay, which delivers it"
@@ -117,6 +122,7 @@ def main(**options: Any) -> None:
     CA_FILE.set(options["ca_file"])
     where = Deployment(
         backend=options["base_url"],
+        exporter=_load_exporter(options["exporter_config"]),
         environment=options["environment"],
         backend_token=_open_secret(options["token_file"]),
         records=options["records"],
@@ -145,6 +151,10 @@ async def _run_and_print(deployment: Deployment, options: dict[str, Any]) -> lis
             if not options["as_json"]:
                 click.echo(format_line(result, verbose=options["verbose"]))
     return results
+
+
+def _load_exporter(file: Path | None) -> ExporterSettings | None:
+    return load_settings_or_exit(ExporterSettings, file) if file else None
 
 
 def _open_secret(file: Path | None) -> SecretFile | None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ops.prometheus.rule_files import read_rules
+from ops.smoke.mapped_backends import check_mapped_backends
+from services.exporter.config import ExporterSettings
 from shared.check import CheckOutcome, CheckResult
 from shared.config.secret_file import SecretFile
 from shared.smoke.alerting import Severity, check_alertmanager, check_relay, check_test_alert
@@ -17,9 +19,11 @@ Environment = Literal["production", "staging", "demo"]
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The base URLs of the parts; None skips a part. In production a placeholder in the rules is an error."""
+    """The parts, by their base URLs; None skips a part. In production a placeholder in the rules is an error."""
 
     backend: str | None = None
+    exporter: ExporterSettings | None = None
+    """Whose `backends` are checked as it reads them."""
     environment: Environment = "production"
     backend_token: SecretFile | None = None
     records: RecordsMode = "auto"
@@ -43,11 +47,14 @@ async def run_checks(
     """
     if deployment.backend:
         yield await check_backend(deployment.backend, deployment.backend_token, records=deployment.records)
+    mapped = deployment.exporter.backends if deployment.exporter else ()
+    if deployment.exporter:
+        yield await check_mapped_backends(deployment.exporter)
     if deployment.prometheus:
         yield await check_prometheus(
             deployment.prometheus,
             load_rule_names(),
-            has_backend=deployment.backend is not None,
+            has_backend=deployment.backend is not None or any(each.metrics_url for each in mapped),
             is_production=deployment.environment == "production",
         )
     checks: list[CheckResult] = []

@@ -35,7 +35,7 @@ async def open_checks(settings: ExporterSettings) -> AsyncIterator[Sequence[Chec
             checks += list_key_checks(key, kms, kms.profile.probe_permissions, timeout=settings.probe.timeout)
         for n, backend in enumerate(settings.backends):
             reader = await open_backend_reader(backend, settings.probe.timeout, stack)
-            documents = partial(_check_documents, reader, build_read(backend, reader))
+            documents = partial(check_documents, reader, build_read(backend, reader))
             checks.append(Check(f"backends.{n} ({backend.service}) documents", documents))
         if settings.runbook_url:
             checks.append(Check("runbook_url", partial(check_page, settings.runbook_url)))
@@ -48,7 +48,8 @@ async def _check_folder(folder: Path) -> str:
     return str(folder)
 
 
-async def _check_documents(reader: BackendReader, read: ReadBackend) -> str:
+async def check_documents(reader: BackendReader, read: ReadBackend) -> str:
+    """Read a backend, and return what stands in its documents. Raises CheckError with one hint for each cause."""
     states = await read()
     problems = [problem for state in states for problem in state.problems]
     hints = [hint for state in states for hint in state.hints]

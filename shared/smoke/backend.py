@@ -106,7 +106,7 @@ async def _read_health(server: HttpClient) -> dict[str, Any]:
     if not isinstance(document, dict) or not {"crypto_mode", "crypto_ready"} <= document.keys():
         raise CheckError(
             "GET /healthz answers without crypto_mode and crypto_ready",
-            "give the address of a backend; leave --base-url out where the exporter reads another health document",
+            "where the exporter reads another health document, give its configuration instead: --exporter-config",
         )
     return document
 

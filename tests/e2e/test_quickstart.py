@@ -61,9 +61,9 @@ async def run_ledger() -> AsyncIterator[str]:
 def write_commands(folder: Path) -> Path:
     """The folder of our commands, which are forked: a page of them starts a dozen."""
     folder.mkdir()
-    for part in ("exporter", "relay"):
-        command = folder / f"keypulse-{part}"
-        command.write_text(f'#!/bin/sh\nexec {shlex.join(forked(f"services.{part}"))} "$@"\n')
+    for part in ("services.exporter", "services.relay", "ops.smoke"):
+        command = folder / f"keypulse-{part.rpartition('.')[2]}"
+        command.write_text(f'#!/bin/sh\nexec {shlex.join(forked(part))} "$@"\n')
         command.chmod(0o755)
     return folder
 

@@ -103,6 +103,47 @@ async def test_a_deployment_without_a_backend_is_checked_by_its_other_parts() ->
     assert done.stdout.startswith("✗ Alertmanager is ready: ")
 
 
+async def test_the_services_of_an_exporters_configuration_are_read_by_their_mapping(tmp_path: Path) -> None:
+    documents = {
+        "/up": {"status": "UP", "kms": {"mode": "HSM"}},
+        "/local": {"status": "UP", "kms": {"mode": "local"}},
+        "/down": {"status": "DOWN"},
+    }
+
+    async def answer(request: Request) -> Response:
+        return JSONResponse(documents.get(request.url.path), status_code=200 if request.url.path in documents else 404)
+
+    async with serve(Starlette(routes=[Route("/{path:path}", answer)]), Address("127.0.0.1", 0)) as address:
+        mapping = "health: {mode: /kms/mode, ready: /status, values: {kms: [hsm], env: [local], ready: [UP]}}"
+        without_mode = "health: {mode: null, ready: /status, values: {ready: [UP]}}"
+        (tmp_path / "exporter.yml").write_text(f"""\
+backends:
+  - {{service: ledger, health_url: "http://{address}/up", {mapping}}}
+  - {{service: payments, health_url: "http://{address}/local", {mapping}}}
+  - {{service: search, health_url: "http://{address}/down", {without_mode}}}
+  - {{service: gone, health_url: "http://{address}/gone"}}
+""")
+        done = await smoke("--exporter-config", str(tmp_path / "exporter.yml"))
+    assert done.returncode == 1, done.stderr
+    where = "in docs/KMS_OPERATIONS.md"
+    assert done.stdout.splitlines() == [
+        "✓ ledger answers",
+        "✓ ledger is ready",
+        "✓ ledger uses KMS",
+        "✓ payments answers",
+        "✓ payments is ready",
+        f'✗ payments uses KMS: its mode is env: /kms/mode = "local", /status = "UP"; see KMSCryptoModeNotKMS {where}',
+        "✓ search answers",
+        f'✗ search is ready: it is not ready: /status = "DOWN"; see KMSCryptoNotReady {where}',
+        "- search uses KMS: its health document names no mode",
+        "✗ gone answers: health check: answered with HTTP 404; correct the URL",
+        "- gone is ready: skipped: it depends on 'gone answers'",
+        "- gone uses KMS: skipped: it depends on 'gone answers'",
+    ]
+    wrong = await smoke("--exporter-config", str(tmp_path / "away.yml"))
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+
+
 async def test_json_stands_alone_on_standard_output(backend: str) -> None:
     done = await smoke("--json", KEYPULSE_SMOKE_BASE_URL=backend)
     read = json.loads(done.stdout)
