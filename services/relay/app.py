@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 from starlette.applications import Starlette
 
+from services.relay.acknowledge_link import PATH
 from services.relay.channel_check import check_channel
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console.events import ChangeStream
@@ -59,8 +60,8 @@ from shared.process.server_runner import ServerRunner
 
 _FINAL_STATES: Final = (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED, DeliveryState.DEAD)
 
-SELF_AUTHENTICATED_PATHS: Final = ("/alerts", "/login", "/login/", "/logout", "/console/")
-"""Paths that need no user of web.yml: the sender has a token, and who logs in needs a page and its styles."""
+SELF_AUTHENTICATED_PATHS: Final = ("/alerts", "/login", "/login/", "/logout", "/console/", PATH)
+"""Paths that need no user of web.yml: sender and mail have a secret, and who logs in needs a page and its styles."""
 
 log = structlog.get_logger(__name__)
 
@@ -288,6 +289,7 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
             settings.messages.enrichment,
             settings.buttons,
             settings.messages.templates,
+            settings.acknowledge_link,
         ),
         retry_policy=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
         lease_seconds=delivery.lease,

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from services.relay.acknowledge_link import SignatureSettings
 from services.relay.channels.log import LogSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.channels.slack.channel import SlackSettings
@@ -347,6 +348,12 @@ class RelaySettings(ServerSettings):
             frozenset(links.allow_hosts),
             self.auth.public_url,
         )
+
+    @property
+    def acknowledge_link(self) -> SignatureSettings | None:
+        """How links are signed that acknowledge; None where nobody could open them."""
+        public_url = self.auth.public_url
+        return SignatureSettings(public_url, self.auth.bearer_token_file) if public_url else None
 
     @property
     def intake_routes(self) -> tuple[Route, ...]:

@@ -319,6 +319,8 @@ class Message:
     """What readers can press, where the channel has buttons and the relay hears of it."""
     incident_url: str | None = None
     """Its page in the relay's console; None where the relay's own address is not known."""
+    acknowledge_url: str | None = None
+    """Where a reader without a login acknowledges it. Its last parameter is a secret; None where there is none."""
 
 
 def build_incident_id(event: Event) -> str:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 import structlog
 from markupsafe import Markup
 
+from services.relay.acknowledge_link import build_link
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.enrichment.enricher import EnrichmentSettings, open_enricher
@@ -22,6 +23,7 @@ from services.relay.event_size import limit_size
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError, parse_whole_event
 from services.relay.model import DeliveryTask, Event, Message, build_incident_id
 from services.relay.preview.message import render_message
+from services.relay.text import is_resolved
 from shared.process.logs import describe_exception
 
 _MAX_SECONDS: Final = 10.0
@@ -104,7 +106,7 @@ class WebhookRenderer:
         try:
             if own.uses_templates:
                 message = self._templates.apply(message)[0]
-            payload = self._channels[name].render_payload(message)
+            payload = self._channels[name].render_payload(_add_link(self._settings, message))
             return RenderedPayload(name, kind, payload, render_message(kind, payload))
         except Exception as error:  # noqa: BLE001  # the other channels are shown
             log.error("payload could not be rendered", channel=name, **describe_exception(error))  # noqa: TRY400
@@ -120,7 +122,7 @@ async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes
         if settings.channels[channel_name].uses_templates:
             message = MessageTemplates(settings.messages.templates).apply(message)[0]
         message = await enrich(settings.messages.enrichment, settings, message)
-        return await asyncio.to_thread(channel.render_payload, message)
+        return await asyncio.to_thread(channel.render_payload, _add_link(settings, message))
     finally:
         await close_channel(channel_name, channel)
 
@@ -154,6 +156,16 @@ def build_preview_message(settings: RelaySettings, channel_name: str, event: Eve
         buttons=settings.buttons,
         incident_url=build_incident_url(task, rules),
     )
+
+
+def _add_link(settings: RelaySettings, message: Message) -> Message:
+    """The message with its link that acknowledges, where it has one; nobody signs it here."""
+    public_url = settings.auth.public_url
+    if public_url is None or is_resolved(message.event):
+        return message
+    if not settings.channels[message.task.channel].has_acknowledge_link:
+        return message
+    return replace(message, acknowledge_url=build_link(message).build_url(public_url, ""))
 
 
 async def enrich(enrichment: EnrichmentSettings, settings: RelaySettings, message: Message) -> Message:

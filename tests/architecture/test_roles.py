@@ -26,6 +26,7 @@ SCRAPER = "whom web.yml lets in; without users of web.yml, everybody"
 UNLESS_USER = "everybody but a user of web.yml, who has to be a viewer"
 SENDER = "the holder of auth.bearer_token_file, or a user who is a responder"
 LOGIN = "whoever reaches the server, and 401 without a valid login in it"
+LINK = "whoever reaches the server, and 403 without a valid link of a mail"
 CRYPTO_VIEWER, CRYPTO_ADMIN = "a viewer of `admin`", "an admin of `admin`"
 Need = str
 EVERY: Mapping[str, Need] = {
@@ -48,6 +49,8 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
     "relay": {
         **RELOADED,
         "GET /console/{name}": OPEN,
+        "GET /acknowledge/{id}": LINK,
+        "POST /acknowledge/{id}": LINK,
         "GET /login": OPEN,
         "POST /login": LOGIN,
         "GET /login/oidc": OPEN,
@@ -157,6 +160,7 @@ UNRECORDED = {
     "POST /channels/-/render/mail": "likewise",
     "POST /login": "stored by itself, with the name of who has logged in",
     "POST /logout": "likewise",
+    "POST /acknowledge/{id}": "likewise, with the recipients of the mail",
     "PUT /v1/records/{id}": "an application's data",
     "POST /alerts": "an event, which is kept as such",
     "POST /slack/api/{method}": "a message",
@@ -172,8 +176,8 @@ def list_refusals(credential: Credential, need: Need, *, users: bool) -> set[int
     has_identity = credential.role is not None or credential.is_user
     if need == OPEN or (need in (SCRAPER, UNLESS_USER) and not users):
         return set()
-    if need == LOGIN:
-        return {401}
+    if need in (LOGIN, LINK):
+        return {401} if need == LOGIN else {403}
     if need == SCRAPER:
         return set() if has_identity else {401}
     if need == SENDER:
@@ -247,7 +251,7 @@ async def test_no_action_happens_without_the_token_of_its_page(tmp_path: Path) -
                     assert is_refused == (is_page or credential is not browser), f"{credential.name}: {endpoint}"
             # A program that sends a bearer token is no browser.
             answer = await client.request(method, path, headers=bearer("admin"))
-            assert answer.status_code not in {401, 403} or path == "/login", endpoint
+            assert answer.status_code not in {401, 403} or path in ("/login", "/acknowledge/1"), endpoint
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
@@ -276,7 +280,7 @@ async def test_a_server_that_is_open_is_asked_by_names_of_this_machine_alone(nam
     async with serving(name, tmp_path, closed=False) as server, server.client("http://127.0.0.1:9912") as client:
         for endpoint, need in TABLE[name].items():
             method, path = sent(endpoint)
-            if need not in (OPEN, LOGIN, SCRAPER, SENDER, CRYPTO_VIEWER, CRYPTO_ADMIN) and path != "/healthz":
+            if need not in (OPEN, LOGIN, LINK, SCRAPER, SENDER, CRYPTO_VIEWER, CRYPTO_ADMIN) and path != "/healthz":
                 answer = await client.request(method, path, headers={"host": "rebound.example.org:9912"})
                 assert answer.status_code == 403, endpoint
         for path in ("/metrics", "/-/healthy", "/-/ready"):

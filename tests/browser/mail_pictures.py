@@ -27,6 +27,7 @@ from tests.browser.lasting_page import lasting_page
 from tests.browser.slack_scenes import AT, EXCERPT, TITLE
 from tests.relay.channels.examples import (
     FIX_ANNOTATIONS,
+    INCIDENT,
     NASTY,
     annotated,
     change,
@@ -58,7 +59,7 @@ def list_scenes() -> Mapping[str, Message]:
     )
     described = "9 of the last 10 probes failed. New records cannot be written once the cached data key expires."
     firing = annotated(
-        message(accepted_at=_END, context=context, contacts={"service owner": "#ledger-team"}),
+        message(accepted_at=_END, context=context, contacts={"service owner": "#ledger-team"}, incident_url=INCIDENT),
         title=TITLE,
         summary="KMS refuses to encrypt with ledger-kek",
         description=described,
@@ -68,8 +69,13 @@ def list_scenes() -> Mapping[str, Message]:
     over = replace(firing.event, status=Status.RESOLVED, alerts=(replace(alert, status=Status.RESOLVED, ends_at=_END),))
     berlin = ZoneInfo("Europe/Berlin")
     values = {alert.fingerprint: "0.9 (fires if > 0.1)"}
+    open_yet = change(
+        firing,
+        context=context._replace(acknowledged_by="", acknowledged_at=None),
+        acknowledge_url="https://relay.example.org/acknowledge/incident?episode=1&signature=x",
+    )
     return {
-        "firing": replace(firing, chart=_draw(), excerpt=EXCERPT, zone=berlin, current_values=values),
+        "firing": replace(open_yet, chart=_draw(), excerpt=EXCERPT, zone=berlin, current_values=values),
         "resolved": replace(firing, event=over, zone=berlin),
         "twenty": _build_long_group(),
         "hostile": critical(detailed(change(with_text(NASTY[3]), remark=NASTY[3]), NASTY[3])),

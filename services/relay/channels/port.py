@@ -171,6 +171,8 @@ class ChannelSettings(Section):
     """How many incidents one message may name in a storm, see `Message.digest`; 0 if each gets its own."""
     uses_templates: ClassVar[bool] = True
     """Whether its messages have a team's own words: it is for people, and not for programs."""
+    has_acknowledge_link: ClassVar[bool] = False
+    """Whether its messages have `acknowledge_url`: `destination` names the readers, and they can press no button."""
     max_concurrency: ClassVar[int] = 256
     """Messages that are sent at once."""
     provider_rate: ClassVar[MessageRate | None] = None

@@ -20,6 +20,7 @@ from services.relay.console.channel_actions import ChannelActions
 from services.relay.console.delivery_actions import DeliveryActions
 from services.relay.console.events import ChangeStream
 from services.relay.console.incidents.reader import IncidentReader
+from services.relay.console.pages.acknowledge import AcknowledgePages
 from services.relay.console.pages.audit import AuditPages
 from services.relay.console.pages.channels import ChannelsPages
 from services.relay.console.pages.deliveries import DeliveriesPages
@@ -109,6 +110,9 @@ def build_routes(parts: ConsoleParts, renderer: PageRenderer) -> list[ProtectedR
         ).build_routes(),
         *RenderPages(store, renderer, WebhookRenderer(settings)).build_routes(),
         *LoginPages(parts.login, renderer).build_routes(),
+        *AcknowledgePages(
+            store, renderer, settings, parts.login.authorizer, parts.wake_channels, parts.metrics
+        ).build_routes(),
         *AuditPages(store, parts.login.authorizer.audit_log, renderer).build_routes(),
     ]
 

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 import structlog
 
+from services.relay.acknowledge_link import LinkSigner, SignatureSettings
 from services.relay.channels.port import (
     Channel,
     ChannelSettings,
@@ -96,6 +97,8 @@ class SenderSettings:
     """What readers can press."""
     templates: Path | None = None
     """The folder of the team's templates."""
+    acknowledge_link: SignatureSettings | None = None
+    """How links are signed that acknowledge; None makes no such links."""
 
 
 OpenSender = Callable[[SenderSettings], AbstractAsyncContextManager[Sender]]
@@ -186,6 +189,7 @@ class _LocalSender:
         self._settings = settings
         self._enricher = enricher
         self._templates = MessageTemplates(settings.templates)
+        self._signer = LinkSigner(settings.acknowledge_link) if settings.acknowledge_link else None
 
     async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
         """See the port."""
@@ -209,6 +213,8 @@ class _LocalSender:
                 if not message.digest and settings.channels[task.channel].uses_templates:
                     apply = partial(self._templates.apply, message)
                     message, failed_templates = await run_in_thread_if_large(len(task.event_json), apply)
+                if self._signer and settings.channels[task.channel].has_acknowledge_link:
+                    message = await self._signer.add_to(message, settings.channels[task.channel].destination)
                 attempt = LeasedAttempt(task, message, save_progress)
                 receipt = await self._send(task, attempt)
         except DeliveryLeaseLostError:

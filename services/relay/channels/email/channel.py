@@ -13,6 +13,7 @@ import email.policy
 import re
 import shlex
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
@@ -27,7 +28,7 @@ from services.relay.channels.email.mail import build_mail
 from services.relay.channels.email.recipients import RecipientReplies, format_replies
 from services.relay.channels.email.smtp_session import Envelope, SmtpResult, SmtpRoute, send_envelope
 from services.relay.channels.port import Attempt, ChannelSettings, Receipt
-from services.relay.channels.provider_call import ProviderCall, call_provider, read_secret
+from services.relay.channels.provider_call import MASK, ProviderCall, call_provider, read_secret
 from services.relay.http_session import build_egress_error
 from services.relay.model import Message
 from shared.check import Check
@@ -74,6 +75,7 @@ class EmailSettings(EgressSettings, ChannelSettings):
     """A mail server, and the recipients."""
 
     shows_chart: ClassVar[bool] = True
+    has_acknowledge_link: ClassVar[bool] = True
     max_concurrency: ClassVar[int] = 4  # mail servers count connections: Postfix takes 50, many take 10
 
     kind: Literal["email"]
@@ -123,6 +125,10 @@ class EmailSettings(EgressSettings, ChannelSettings):
 class _Mail(NamedTuple):
     message_id: str
     content: str
+    masked: str
+    """The content without its secret."""
+    secret: str
+    """Of the link that acknowledges; empty if there is none."""
 
 
 class EmailChannel:
@@ -148,7 +154,8 @@ class EmailChannel:
         progress = dict(attempt.progress)
         to = [address for address in self._recipients if address not in progress]
         async with call_provider(attempt, "the mail server", self._timeout) as call:
-            new_replies, answer = await self._send_mail(call, Envelope(self._sender.addr_spec, to, mail.content))
+            envelope = Envelope(self._sender.addr_spec, to, mail.content, mail.masked, mail.secret)
+            new_replies, answer = await self._send_mail(call, envelope)
         replies = RecipientReplies(progress | dict(new_replies))
         if replies.deferred:
             if replies.has_accepted:  # if nobody has the mail, the next attempt is for all
@@ -167,8 +174,8 @@ class EmailChannel:
         return receipt
 
     def render_payload(self, message: Message) -> str:
-        """The mail as it goes over the wire."""
-        return self._build_mail(message).content
+        """The mail as it goes over the wire, but for the secret of its link."""
+        return self._build_mail(message).masked
 
     def read_secret_versions(self) -> Hashable:
         """Changes with the file of the password, and those of proxy and authorities."""
@@ -189,7 +196,13 @@ class EmailChannel:
 
     def _build_mail(self, message: Message) -> _Mail:
         mail = build_mail(message, self._sender, self._recipients)
-        return _Mail(str(mail["Message-ID"]), mail.as_bytes(policy=email.policy.SMTP).decode("ascii"))
+        content = mail.as_bytes(policy=email.policy.SMTP).decode("ascii")
+        masked, secret = content, ""
+        if message.acknowledge_url:
+            address, _, secret = message.acknowledge_url.rpartition("=")
+            without = build_mail(replace(message, acknowledge_url=f"{address}={MASK}"), self._sender, self._recipients)
+            masked = without.as_bytes(policy=email.policy.SMTP).decode("ascii")
+        return _Mail(str(mail["Message-ID"]), content, masked, secret)
 
     async def _send_mail(self, call: ProviderCall, envelope: Envelope) -> SmtpResult:
         if not envelope.to:  # the recipients that were left are no longer configured

@@ -84,7 +84,11 @@ def build_content(message: Message) -> MailContent:
         severity=text.find_worst_severity(event) or "",
         headline=text.format_class(message),
         counts=text.format_counts(event) if len(event.alerts) + event.unlisted_count != 1 else "",
-        actions=[text.Link("Incident", message.incident_url)] if message.incident_url else [],
+        actions=[
+            text.Link(name, url)
+            for name, url in (("Acknowledge", message.acknowledge_url), ("Incident", message.incident_url))
+            if url
+        ],
         remark=text.format_remark(message),
         omission=text.format_omission(event),
         fixes=text.list_fixes(message),

@@ -40,6 +40,10 @@ class Envelope(NamedTuple):
     sender: str
     to: Sequence[str]
     mail: str
+    masked: str
+    """The mail without its secret, to be stored."""
+    secret: str = ""
+    """To be masked in replies; empty if there is none."""
 
 
 class SmtpRoute(NamedTuple):
@@ -75,7 +79,7 @@ async def send_envelope(
     Raises:
         SendError: the session failed, or the server refused something other than a recipient.
     """
-    secrets = list_secret_forms(*credentials)
+    secrets = (*list_secret_forms(*credentials), envelope.secret)
     try:
         with translate_smtp_errors(call, secrets, route.tls):
             await connect_client(client, route)
@@ -129,7 +133,7 @@ async def _transfer(client: SMTP, call: ProviderCall, envelope: Envelope, secret
             call.record_reply(f"{address}: {replies[address]}", *secrets)
     if not is_any_accepted(replies.values()):
         return SmtpResult(replies, "")
-    call.before_request(envelope.mail)
+    call.before_request(envelope.masked)
     code, reply = await client.data(envelope.mail)
     call.record_reply(f"{code} {reply}", *secrets)
     return SmtpResult(replies, mask_reply(reply, *secrets))

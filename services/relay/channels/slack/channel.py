@@ -41,7 +41,7 @@ from services.relay.channels.slack.edit import edit_first_message, update_post
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
 from services.relay.channels.slack.post import build_post, find_thread
 from services.relay.channels.slack.post_search import NotFound, PostLocation, build_metadata, find_post
-from services.relay.channels.slack.thread import Thread
+from services.relay.channels.slack.thread import Thread, build_reply
 from services.relay.channels.slack.web_api import (
     EDIT_REFUSED,
     MESSAGE_MISSING,
@@ -243,8 +243,10 @@ class SlackChannel:
         return address
 
     def render_payload(self, message: Message) -> str:
-        """The arguments as JSON; the token is in a header."""
-        return encode_json(self._build_arguments(message, may_be_a_repeat=False).arguments)
+        """The arguments as JSON, on a second line those of the reply with the runbook; the token is in a header."""
+        content = self._build_arguments(message, may_be_a_repeat=False)
+        reply = {**build_reply(message, content.excerpt), "channel": self._channel_name, "thread_ts": ""}
+        return "\n".join(map(encode_json, [content.arguments, *([reply] if content.excerpt else [])]))
 
     def read_secret_versions(self) -> Hashable:
         """Changes with the file of the token, and those of proxy and authorities."""

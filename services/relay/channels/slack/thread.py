@@ -26,7 +26,7 @@ _MAX_PIECE: Final = 2_900
 _MAX_LINE: Final = 500
 _CHART_SECONDS: Final = 5.0
 _DETAILS: Final = "details"
-_EXCERPT: Final = "runbook"
+EXCERPT: Final = "runbook"
 _CUT_REMARK: Final = "This text is cut. With the scope files:write the bot uploads the whole text as a file."
 
 log = structlog.get_logger(__name__)
@@ -46,8 +46,8 @@ class Thread:
 
     async def add_excerpt(self, message: Message, excerpt: Sequence[Block], *, maybe_sent: bool) -> None:
         """Adds the runbook's text; arguments and errors as of `add_details`."""
-        if not (maybe_sent and await self._has_part(message, _EXCERPT)):
-            await self._reply(message, excerpt, _EXCERPT)
+        if not (maybe_sent and await self._has_part(message, EXCERPT)):
+            await self._reply(message, excerpt, EXCERPT)
 
     async def add_details(self, message: Message, details: str, *, maybe_sent: bool) -> None:
         """Adds a text of any length.
@@ -63,7 +63,7 @@ class Thread:
         if maybe_sent and await self._has_part(message, _DETAILS):
             return
         if len(escape(details, 6 * len(details))) <= MAX_REPLY:
-            await self._reply(message, build_paragraphs(details))
+            await self._reply(message, build_paragraphs(details), _DETAILS)
             return
         try:
             await self._upload(Upload("alerts.txt", format_title(message), details.encode(errors="replace")))
@@ -71,7 +71,8 @@ class Thread:
             if error.reason in TEMPORARY:
                 raise
             log.warning("text could not be uploaded to Slack; it is cut", error=str(error))
-            await self._reply(message, [*build_paragraphs(details), *build_context_text([_CUT_REMARK], 200)])
+            blocks = [*build_paragraphs(details), *build_context_text([_CUT_REMARK], 200)]
+            await self._reply(message, blocks, _DETAILS)
 
     async def add_chart(self, message: Message, chart: bytes) -> None:
         """Adds a picture, unless that fails: the message is there without it."""
@@ -87,18 +88,9 @@ class Thread:
         found = await find_post(self.api, reply, self.location.channel, self.location.channel, part=part)
         return not isinstance(found, NotFound)
 
-    async def _reply(self, message: Message, blocks: Sequence[Block], part: str = _DETAILS) -> None:
-        arguments: dict[str, Any] = {
-            "channel": self.location.channel,
-            "thread_ts": self.location.ts,
-            "text": escape(format_title(message), _MAX_LINE),
-            "blocks": list(blocks),
-            "metadata": build_metadata(message, part),
-            "mrkdwn": False,
-            "parse": "none",
-            "unfurl_links": False,
-            "unfurl_media": False,
-        }
+    async def _reply(self, message: Message, blocks: Sequence[Block], part: str) -> None:
+        location = {"channel": self.location.channel, "thread_ts": self.location.ts}
+        arguments = {**build_reply(message, blocks, part), **location}
         self.before_request()
         try:
             await self.api.post("chat.postMessage", arguments)
@@ -110,6 +102,19 @@ class Thread:
     async def _upload(self, upload: Upload) -> None:
         """Takes no token of the channel's rate: that of files is another one, of the whole app."""
         await upload_file(self.api, self.session, self.api_url, upload, self.location)
+
+
+def build_reply(message: Message, blocks: Sequence[Block], part: str = EXCERPT) -> dict[str, Any]:
+    """What a reply in the thread sends, but for where it goes."""
+    return {
+        "text": escape(format_title(message), _MAX_LINE),
+        "blocks": list(blocks),
+        "metadata": build_metadata(message, part),
+        "mrkdwn": False,
+        "parse": "none",
+        "unfurl_links": False,
+        "unfurl_media": False,
+    }
 
 
 def build_paragraphs(text: str) -> list[Block]:
