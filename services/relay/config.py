@@ -192,7 +192,7 @@ class RelayAuthSettings(AuthSettings):
     allow_from: tuple[Network, ...] = ()
     """Networks that may send alerts; empty lets every address try."""
     public_url: Annotated[BaseUrl, AfterValidator(_check_root)] | None = None
-    """The relay's own address, as browsers see it; None takes that of each request."""
+    """The relay's own address, as browsers see it."""
     oidc: OidcSettings | None = None
     """A provider of OpenID Connect where people log in."""
     proxy: ProxyLoginSettings | None = None
@@ -202,6 +202,14 @@ class RelayAuthSettings(AuthSettings):
     def has_credentials(self) -> bool:
         """Whether there is a credential beside those of web.yml, for pages and API."""
         return super().has_credentials or self.oidc is not None or self.proxy is not None
+
+    @model_validator(mode="after")
+    def _check_public_url(self) -> Self:
+        if self.oidc and self.public_url is None:
+            raise ValueError(
+                "public_url: expected beside `oidc`, which sends browsers back there; set the address that they use"
+            )
+        return self
 
 
 class AlertmanagerSettings(EgressSettings):
@@ -397,7 +405,9 @@ class RelaySettings(ServerSettings):
         return frozenset(name for name, channel in self.channels.items() if channel.acknowledges)
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
-        """Placeholders among the contacts, which are errors only in production; escalation that reaches nobody."""
+        """Placeholders among contacts, escalation that reaches nobody, a proxy that is believed for every `Host`."""
+        if self.auth.proxy and self.auth.public_url is None:
+            yield "auth.public_url", "is missing, so a header of auth.proxy is believed whatever its `Host`; set it"
         for role, address in self.contacts.items():
             if is_placeholder(address):
                 yield f"contacts.{role}", "is a placeholder; production does not allow it"

@@ -1,6 +1,7 @@
 """The settings that every server has: where it listens, and who may call it."""
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import Annotated, Final, Self
 
@@ -39,10 +40,21 @@ class NamedToken(Section):
     file: TokenPath
 
 
+def fold_name(name: str) -> str:
+    """How names of the audit log are compared: its reader takes `Admin` for `admin`."""
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def is_name_in(name: str, names: Iterable[str]) -> bool:
+    """Whether another caller of the audit log has this name."""
+    return fold_name(name) in map(fold_name, names)
+
+
 def check_unique_names(names: Sequence[str]) -> None:
     """Raises ValueError if two callers of the audit log would have one name."""
     every = [*RESERVED_NAMES, *names]
-    twice = next((name for name in every if every.count(name) > 1), None)
+    folded = [fold_name(name) for name in every]
+    twice = next((name for name in reversed(every) if folded.count(fold_name(name)) > 1), None)
     if twice is not None:
         raise ValueError(f"expected each name once, and none of {', '.join(RESERVED_NAMES)}; {twice} is there again")
 

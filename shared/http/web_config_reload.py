@@ -14,6 +14,7 @@ import structlog
 
 from shared.config.errors import ConfigurationError
 from shared.config.secret_file import FileStamp, SecretFile
+from shared.config.server_settings import is_name_in
 from shared.http.password_check import PasswordChecker
 from shared.http.tls import create_server_context
 from shared.http.web_config import WebConfig, read_web_config
@@ -69,7 +70,7 @@ class WebConfigFile:
 
     def check_names(self, web: WebState, reserved_names: Collection[str]) -> None:
         """Raises ConfigurationError if a user's name belongs to another caller in the audit log."""
-        conflicts = [name for name in web.config.basic_auth_users if name in reserved_names]
+        conflicts = [name for name in web.config.basic_auth_users if is_name_in(name, reserved_names)]
         if conflicts:
             sentence = "expected another name; another caller has this one in the audit log"
             raise ConfigurationError([f"{self.file}: basic_auth_users.{name}: {sentence}" for name in conflicts])

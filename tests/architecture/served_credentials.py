@@ -175,6 +175,7 @@ def logins(folder: Path) -> dict[str, Any]:
     """Where people log in beside the relay."""
     (folder / "client").write_text("the-secret-of-the-client")
     return {
+        "public_url": "http://keypulse.example.org",
         "oidc": {
             "issuer": NOBODY,
             "client_id": "keypulse",

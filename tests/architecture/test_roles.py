@@ -229,7 +229,7 @@ async def test_every_endpoint_is_answered_to_whom_the_table_says_and_to_nobody_e
 
 
 async def test_no_action_happens_without_the_token_of_its_page(tmp_path: Path) -> None:
-    async with serving("relay", tmp_path, users=True) as server, server.client("http://127.0.0.1:9912") as client:
+    async with serving("relay", tmp_path, users=True) as server, server.client("http://keypulse.example.org") as client:
         sessions = [each for each in await server.log_in() if each.role is Role.ADMIN]
         assert len(sessions) == 5  # each kind: two by token, by password, by OpenID Connect, by a proxy
         server.end_streams()

@@ -164,6 +164,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             "database": "sqlite:///relay.db",
             "auth": {
                 "bearer_token_file": "relay_token",
+                "public_url": "https://relay.keypulse.test",
                 "oidc": {
                     "issuer": f"{pages.url}/issuer/",
                     "client_id": "keypulse",

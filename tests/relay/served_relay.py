@@ -117,15 +117,20 @@ def settings(folder: Path, channels: dict[str, Scripted], **keys: Any) -> RelayS
     return real.model_copy(update={"channels": {name: ScriptedSettings(channel=c) for name, c in channels.items()}})
 
 
+ANY_PORT = Address("127.0.0.1", 0)
+
+
 @asynccontextmanager
-async def served(settings: RelaySettings, **options: Any) -> AsyncIterator[aiohttp.ClientSession]:
+async def served(
+    settings: RelaySettings, address: Address = ANY_PORT, **options: Any
+) -> AsyncIterator[aiohttp.ClientSession]:
     """The relay behind a real server, and a client that holds the token."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
     admission = AdmissionQueue(b"POST /alerts", endpoint.MAX_CONCURRENT_WEBHOOKS, endpoint.ADMISSION_SECONDS)
     async with (
         run_relay(settings, open_sender=open_local_sender, **options) as app,
-        serve(app, Address("127.0.0.1", 0), admission_queue=admission) as address,
-        aiohttp.ClientSession(f"http://{address}", headers=headers) as client,
+        serve(app, address, admission_queue=admission) as own_address,
+        aiohttp.ClientSession(f"http://{own_address}", headers=headers) as client,
     ):
         try:
             yield client

@@ -33,7 +33,7 @@ from services.relay.outbox.operators.sessions import (
     start_session,
 )
 from services.relay.outbox.tables import clean_for_database
-from shared.config.server_settings import Role
+from shared.config.server_settings import Role, is_name_in
 from shared.http.authentication import AccessPolicy, Caller, Session, Token, find_token, is_peer_in
 from shared.http.authorization import get_peer
 from shared.http.cookies import format_cookie, read_cookie
@@ -180,7 +180,13 @@ class ConsoleSessions:
             return None
         name = _parse_header_name(names[0])
         # Two of them: one may be the client's own, which the proxy has let through.
-        if not is_peer_in(request, proxy.from_) or len(names) > 1 or name is None or name in self.rules.reserved_names:
+        if (
+            not is_peer_in(request, proxy.from_)
+            or not self._is_own_host(request)
+            or len(names) > 1
+            or name is None
+            or is_name_in(name, self.rules.reserved_names)
+        ):
             request.scope[IGNORED_HEADER_SCOPE_KEY] = True
             return None
         groups = request.headers.getlist(proxy.groups_header) if proxy.groups_header else []
@@ -190,6 +196,15 @@ class ConsoleSessions:
         members = [each.strip() for each in groups[0].split(",")] if groups else []
         role = find_role(proxy.roles, members if proxy.groups_header else [name])
         return Session(Caller(name, role), None)
+
+    def _is_own_host(self, request: Request) -> bool:
+        """Whether it came for `public_url`'s host: other hosts of the proxy may pass on what their clients send."""
+        if self.rules.public_url is None:
+            return True
+        scheme, own, *_ = urlsplit(self.rules.public_url)
+        suffix = ":443" if scheme == "https" else ":80"
+        hosts = [host.lower().removesuffix(suffix) for host in request.headers.getlist("host")]
+        return hosts == [own.lower().removesuffix(suffix)]
 
     def _record_use(self, row: SessionRow) -> None:
         """Record the use of a session once a minute; no page waits for it."""

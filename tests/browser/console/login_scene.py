@@ -11,15 +11,16 @@ from sqlalchemy import insert
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.tables import audit
+from shared.config.settings import Address
 from shared.sql import database_url
 from tests.browser.console.served_console import Console, open_console
-from tests.relay.served_relay import TOKEN
+from tests.relay.served_relay import ANY_PORT, TOKEN
 
 EMIL = "the-token-of-emil"
 
 
 @asynccontextmanager
-async def open_closed_console(folder: Path, **auth: Any) -> AsyncIterator[Console]:
+async def open_closed_console(folder: Path, address: Address = ANY_PORT, **auth: Any) -> AsyncIterator[Console]:
     """A console that needs a login; the client of the test is an admin."""
     (folder / "token").write_text(TOKEN)
     (folder / "emil").write_text(EMIL)
@@ -27,7 +28,8 @@ async def open_closed_console(folder: Path, **auth: Any) -> AsyncIterator[Consol
         {"name": "history", "role": "admin", "file": str(folder / "token")},
         {"name": "emil", "role": "responder", "file": str(folder / "emil")},
     ]
-    async with open_console(folder, auth={"bearer_token_file": folder / "token", "tokens": tokens, **auth}) as console:
+    own = {"bearer_token_file": folder / "token", "tokens": tokens, **auth}
+    async with open_console(folder, address, auth=own) as console:
         yield console
 
 
@@ -41,7 +43,7 @@ async def open_login(folder: Path) -> AsyncIterator[Console]:
         "client_secret_file": str(folder / "client"),
         "roles": {"sre": "responder"},
     }
-    async with open_closed_console(folder, oidc=oidc) as console:
+    async with open_closed_console(folder, oidc=oidc, public_url="https://relay.acme.dev") as console:
         yield console
 
 

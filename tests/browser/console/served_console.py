@@ -13,8 +13,9 @@ from playwright.async_api import Browser, Page
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from services.relay.config import RelaySettings
+from shared.config.settings import Address
 from tests.browser.lasting_page import lasting_page
-from tests.relay.served_relay import TOKEN, payload, post, served, until, webhook_of
+from tests.relay.served_relay import ANY_PORT, TOKEN, payload, post, served, until, webhook_of
 
 ROUTING_KEY = "0" * 32
 
@@ -82,14 +83,14 @@ def build_settings(folder: Path, stand_ins: StandIns, **keys: Any) -> RelaySetti
 
 
 @asynccontextmanager
-async def open_console(folder: Path, **keys: Any) -> AsyncIterator[Console]:
+async def open_console(folder: Path, address: Address = ANY_PORT, **keys: Any) -> AsyncIterator[Console]:
     """A relay with some history: real payloads accepted, delivered, one incident open and one resolved.
 
     Its channels are checked by people alone: by itself it would begin in the middle of a test.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("services.relay.monitors.channel_checks._START_DELAY", 86400.0)
-        async with run_stand_ins() as stand_ins, served(build_settings(folder, stand_ins, **keys)) as client:
+        async with run_stand_ins() as stand_ins, served(build_settings(folder, stand_ins, **keys), address) as client:
             console = Console(client, stand_ins, str(client._base_url).rstrip("/"))
             for number in (1, 3, 7):
                 assert (await post(client, payload(number)))[0] in {200, 202}

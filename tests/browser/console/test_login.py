@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
+from shared.config.settings import Address
 from tests.browser.console.login_scene import EMIL, open_closed_console
 from tests.browser.console.served_console import Console, check_accessibility
 from tests.browser.lasting_page import lasting_page
@@ -85,7 +86,9 @@ async def test_an_open_page_leads_to_the_login_once_its_session_has_ended(chromi
         await page.wait_for_url(f"{console.url}/login?next=/audit")
 
 
-async def test_a_person_logs_in_at_the_provider_and_comes_back_to_the_page(chromium: Browser, tmp_path: Path) -> None:
+async def test_a_person_logs_in_at_the_provider_and_comes_back_to_the_page(
+    chromium: Browser, reserved_address: Address, tmp_path: Path
+) -> None:
     with open_provider() as provider:
         await provider.set_person("anna", email="anna@example.org", email_verified=True, groups=["sre"])
         (tmp_path / "client").write_text("a-secret")
@@ -95,7 +98,11 @@ async def test_a_person_logs_in_at_the_provider_and_comes_back_to_the_page(chrom
             "client_secret_file": str(tmp_path / "client"),
             "roles": {"sre": "viewer"},
         }
-        async with open_closed_console(tmp_path, oidc=oidc) as console, open_browser(chromium) as (_, page):
+        public_url = f"http://{reserved_address}"
+        async with (
+            open_closed_console(tmp_path, reserved_address, oidc=oidc, public_url=public_url) as console,
+            open_browser(chromium) as (_, page),
+        ):
             await page.goto(f"{console.url}/audit")
             await page.get_by_role("link", name="Log in at localhost").click()
             await page.locator("input[name=sub]").fill("anna")

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import httpx2
 import pytest
 from joserfc.jwk import KeySet, RSAKey
+from pydantic import ValidationError
 
 from services.relay.config import RelaySettings
 from services.relay.login.oidc import ATTEMPT_SECONDS, LoginAttempt, OidcClient, OidcError
@@ -48,7 +49,13 @@ def configure(folder: Path, provider: Provider, **keys: Any) -> RelaySettings:
         "roles": {"sre": "responder", "platform": "admin", "everybody": "viewer"},
         **keys,
     }
-    return build_settings(folder, oidc=oidc)
+    return build_settings(folder, oidc=oidc, public_url=BASE)
+
+
+def test_the_public_url_is_required(provider: Provider, tmp_path: Path) -> None:
+    oidc = configure(tmp_path, provider).auth.oidc
+    with pytest.raises(ValidationError, match="public_url: expected beside `oidc`"):
+        build_settings(tmp_path, oidc=oidc)
 
 
 async def begin(browser: httpx2.AsyncClient, following: str = "/") -> str:
@@ -197,14 +204,19 @@ async def test_what_the_provider_denies_or_nobody_gave_a_role_is_refused_with_a_
 ) -> None:
     await provider.set_person("carl", preferred_username="carl", groups=["accounting"])
     await provider.set_person("named-like-a-token", preferred_username="emil", groups=["platform"])
+    await provider.set_person("upper", preferred_username="Admin", groups=["platform"])
     await provider.set_person("unverified", email="anna", email_verified=False, groups=["sre"])
     async with open_relay(configure(tmp_path, provider), tmp_path) as relay, relay.open_browser() as browser:
         denied = await browser.get(await provider.log_in(await begin(browser), "carl", action="deny"))
         assert denied.status_code == 401
-        for subject, reported in (("carl", "carl has no role here"), ("named-like-a-token", "another caller")):
+        for subject, reported in (
+            ("carl", "carl has no role here"),
+            ("named-like-a-token", "another caller"),
+            ("upper", "another caller"),
+        ):
             answer = await browser.get(await provider.log_in(await begin(browser), subject))
             assert (answer.status_code, reported in answer.text) == (403, True)
-        assert relay.count_refused("/login/oidc/callback", "role") == 2
+        assert relay.count_refused("/login/oidc/callback", "role") == 3
         back = await provider.log_in(await begin(browser), "unverified")
         mixed = await browser.get(f"{back}&iss=https://evil.example.org")
         assert (mixed.status_code, "Another provider" in mixed.text) == (401, True)

@@ -70,11 +70,49 @@ async def test_no_second_header_and_no_unusual_name_makes_somebody_of_the_client
             [(b"x-forwarded-user", b"a\xffb"), (b"x-forwarded-groups", b"sre")],
             [("x-forwarded-user", "sender"), ("x-forwarded-groups", "sre")],  # of another caller in the audit
             [("x-forwarded-user", "anonymous"), ("x-forwarded-groups", "sre")],
+            [("x-forwarded-user", "Sender"), ("x-forwarded-groups", "sre")],  # and its reader takes them for one
+            [("x-forwarded-user", "ADMIN"), ("x-forwarded-groups", "sre")],
         ):
             answer = await browser.get("/audit", headers=[*smuggled, ("accept", "*/*")])
             assert answer.status_code == 401, smuggled
         utf8 = [(b"x-forwarded-user", "Zoë".encode()), (b"x-forwarded-groups", b"sre")]
         assert "Zoë" in (await browser.get("/audit", headers=utf8)).text
+
+
+async def test_the_header_is_believed_for_the_host_of_the_public_url_alone(tmp_path: Path) -> None:
+    for public_url, own, others in (
+        (
+            "https://relay.example.org",
+            ["relay.example.org", "Relay.Example.org:443"],
+            [
+                "other.example.org",
+                "relay.example.org:80",
+                "relay.example.org.evil",
+                "relay.example.org/x",
+                "127.0.0.1",
+                "",
+            ],
+        ),
+        ("http://relay.example.org:8080", ["relay.example.org:8080"], ["relay.example.org", "relay.example.org:80"]),
+    ):
+        settings = configure(tmp_path)
+        auth = settings.auth.model_copy(update={"public_url": public_url})
+        async with (
+            open_relay(settings.model_copy(update={"auth": auth}), tmp_path, users=False) as relay,
+            relay.open_browser(peer=PROXY) as browser,
+        ):
+            for hosts, status in ((own, 200), (others, 401)):
+                for host in hosts:
+                    headers = {**ANNA, "host": host, "accept": "*/*"}
+                    assert (await browser.get("/audit", headers=headers)).status_code == status, host
+            assert relay.count_refused("/audit", "untrusted_proxy") == len(others)
+
+
+def test_a_proxy_without_the_public_url_is_a_warning(tmp_path: Path) -> None:
+    settings = configure(tmp_path)
+    assert [key for key, _ in settings.find_warnings()] == ["auth.public_url"]
+    auth = settings.auth.model_copy(update={"public_url": "https://relay.example.org"})
+    assert list(settings.model_copy(update={"auth": auth}).find_warnings()) == []
 
 
 async def test_who_has_a_token_is_who_the_token_says_behind_the_proxy_too(tmp_path: Path) -> None:

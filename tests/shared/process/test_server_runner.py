@@ -34,6 +34,8 @@ def _list_errors(config: Path, web: Path | None = None) -> list[str]:
         ("{tokens: [{name: ci, role: viewer, file: a}], roles: {ci: admin}}", "ci is there again"),
         ("{tokens: [{name: SIGHUP, role: viewer, file: a}]}", "SIGHUP is there again"),
         ("{roles: {anonymous: viewer}}", "anonymous is there again"),
+        ("{roles: {Sighup: viewer}}", "Sighup is there again"),
+        ("{tokens: [{name: CI, role: viewer, file: a}], roles: {ci: viewer}}", "ci is there again"),
         ("{tokens: [{name: 'a b', role: viewer, file: a}]}", "auth.tokens.0.name: "),
         ("{tokens: [{name: ci, role: owner, file: a}]}", "auth.tokens.0.role: "),
         ("{roles: {alice: owner}}", "auth.roles.alice: "),
@@ -45,7 +47,7 @@ def test_a_role_that_there_is_not_and_a_name_that_says_nothing_are_named(auth: s
     assert expected in line, line
 
 
-@pytest.mark.parametrize("name", [*RESERVED_NAMES, "ci"])
+@pytest.mark.parametrize("name", [*RESERVED_NAMES, "ci", "Admin", "CI", "\uff41dmin"])
 def test_a_user_of_web_yml_is_called_as_no_token_is(name: str, file: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("the-token-of-somebody")
     file.write_text("auth: {tokens: [{name: ci, role: viewer, file: token}]}")

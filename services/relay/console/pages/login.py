@@ -20,6 +20,7 @@ from services.relay.login.service import LoginService
 from services.relay.login.sessions import LOGIN_PATH, clean_next_path
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from shared.config.secret_file import SecretUnreadableError
+from shared.config.server_settings import is_name_in
 from shared.http.authentication import get_session
 from shared.http.authorization import ProtectedRoute, RouteRequirements, get_peer
 from shared.http.cookies import format_cookie, list_cookies, read_cookie
@@ -167,7 +168,7 @@ class LoginPages:
         next_path = clean_next_path(request.query_params.get("next", "/"))
         try:
             attempt = self._oidc.create_attempt()
-            url = await self._oidc.build_authorization_url(attempt, self._build_redirect_uri(request))
+            url = await self._oidc.build_authorization_url(attempt, self._redirect_uri)
         except OidcError as error:
             log.warning("login by OpenID Connect failed", error=str(error))
             return await self._render(request, next_path, f"OpenID Connect does not work now: {error}.", 503)
@@ -213,10 +214,8 @@ class LoginPages:
             described = f": {code}" if code.isidentifier() and len(code) <= 40 else ""
             raise LoginRefusedError(f"The provider has refused the login{described}.", 401, RefusalReason.WRONG)
         with _translate_errors():
-            login = await self._oidc.complete(
-                attempt, sent["code"], self._build_redirect_uri(request), get_peer(request) or ""
-            )
-        if login.name in self._sessions.rules.reserved_names:
+            login = await self._oidc.complete(attempt, sent["code"], self._redirect_uri, get_peer(request) or "")
+        if is_name_in(login.name, self._sessions.rules.reserved_names):
             raise LoginRefusedError(
                 f"{login.name} is the name of another caller in the audit.", 403, RefusalReason.ROLE
             )
@@ -242,9 +241,9 @@ class LoginPages:
         }
         return await self._renderer.render(request, "login.html.j2", values, status=status)
 
-    def _build_redirect_uri(self, request: Request) -> str:
-        base = self._sessions.rules.public_url or f"{request.url.scheme}://{request.url.netloc}"
-        return f"{base}{CALLBACK_PATH}"
+    @property
+    def _redirect_uri(self) -> str:
+        return f"{self._sessions.rules.public_url}{CALLBACK_PATH}"
 
 
 @contextmanager
