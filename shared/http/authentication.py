@@ -20,6 +20,8 @@ from shared.config.server_settings import AuthSettings, NamedToken, Role
 
 USER_SCOPE_KEY: Final = "keypulse.user"
 """The key in a request's scope for the name of a user of web.yml whose password was checked."""
+USER_HASH_SCOPE_KEY: Final = "keypulse.user_hash"
+"""The key in a request's scope for the hash by which that password was correct."""
 SESSION_SCOPE_KEY: Final = "keypulse.session"
 """The key in a request's scope for its session, or None."""
 ADMIN_NAME: Final = "admin"

@@ -24,9 +24,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared.config.secret_file import SecretUnreadableError
 from shared.config.server_settings import Role
 from shared.http.audit_log import AuditEntry, AuditLog, AuditUnavailableError, InMemoryAuditLog, escape_text
-from shared.http.authentication import SESSION_SCOPE_KEY, USER_SCOPE_KEY, AccessPolicy, Caller, get_session
+from shared.http.authentication import (
+    SESSION_SCOPE_KEY,
+    USER_HASH_SCOPE_KEY,
+    USER_SCOPE_KEY,
+    AccessPolicy,
+    Caller,
+    get_session,
+)
 from shared.http.csrf import is_cross_origin, is_loopback_host
 from shared.http.csrf_token import check_csrf_token, send_csrf_cookie
+from shared.http.password_check import find_passwords
 from shared.http.refusals import REFUSAL_RESPONSES, RefusalCounter, RefusalReason
 from shared.http.sessions import IGNORED_HEADER_SCOPE_KEY, Sessions, SessionsUnavailableError
 
@@ -166,7 +174,8 @@ class Authorizer:
             async def recheck() -> bool:
                 if scope.pop(SESSION_SCOPE_KEY, None):
                     await self.load_session(request)
-                return isinstance(self._authorize(request, requires, access_policy), Caller)
+                caller = self._authorize(request, requires, access_policy)
+                return isinstance(caller, Caller) and _is_user_unchanged(scope)
 
             scope[_CALLER_SCOPE_KEY] = caller
             scope[_RECHECK_SCOPE_KEY] = recheck
@@ -362,6 +371,12 @@ async def is_still_authorized(request: Request) -> bool:
 def get_peer(request: Request) -> str | None:
     """Return the address of the client."""
     return request.client.host if request.client else None
+
+
+def _is_user_unchanged(scope: Scope) -> bool:
+    """Whether the user of web.yml whose password was checked is still there, with the same password."""
+    passwords, stored = find_passwords(scope), scope.get(USER_HASH_SCOPE_KEY)
+    return stored is None or (passwords is not None and passwords.get_hash(scope[USER_SCOPE_KEY]) == stored)
 
 
 def _check_role(request: Request, role: Role, access_policy: AccessPolicy) -> Caller | RefusalReason:

@@ -17,7 +17,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.config.secret_file import SecretUnreadableError
-from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, parse_basic_credentials
+from shared.http.authentication import USER_HASH_SCOPE_KEY, USER_SCOPE_KEY, AccessPolicy, parse_basic_credentials
 from shared.http.authorization import (
     OTHER_ENDPOINT,
     Authorizer,
@@ -28,7 +28,7 @@ from shared.http.authorization import (
 )
 from shared.http.connection_limits import RECEIVED_AT
 from shared.http.fair_queue import QueueFullError
-from shared.http.password_check import PASSWORDS_SCOPE_KEY, PasswordChecker
+from shared.http.password_check import PasswordChecker, set_passwords
 from shared.http.refusals import RefusalReason
 from shared.http.web_config_reload import WebConfigFile
 
@@ -95,7 +95,7 @@ class WebConfigMiddleware:
     async def _authenticate(
         self, request: Request, users: PasswordChecker, buffered: "_BufferedReceive"
     ) -> Response | None:
-        request.scope[PASSWORDS_SCOPE_KEY] = users
+        set_passwords(request.scope, lambda: self._web_config_file.get_state().password_checker)
         await self._authorizer.load_session(request)
         unreadable = False
         try:
@@ -111,6 +111,7 @@ class WebConfigMiddleware:
                     users.check_password(name, password, get_peer(request) or "")
                 ):
                     request.scope[USER_SCOPE_KEY] = name
+                    request.scope[USER_HASH_SCOPE_KEY] = users.get_hash(name)
                     return None
         except (QueueFullError, TimeoutError):
             return self._refuse(request, RefusalReason.BUSY)

@@ -12,23 +12,27 @@ opening another one. https://html.spec.whatwg.org/multipage/server-sent-events.h
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import Final
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from typing import Any, Final
 
 import structlog
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from shared.config.server_settings import Role
-from shared.http.authorization import ProtectedRoute, RouteRequirements, is_still_authorized
+from shared.http.authorization import ProtectedRoute, RouteRequirements, get_caller, is_still_authorized
 from shared.http.json_api import build_error_response
 
 MAX_STREAMS: Final = 200
 """Pages that one relay keeps live; a further one is refused, and loads its fragments now and then."""
+MAX_STREAMS_OF_CALLER: Final = 20
+"""Of these, for one caller."""
 _POLL_SECONDS: Final = 0.5
 _MIN_INTERVAL: Final = 1.0
 """Seconds between two `changed` of one stream, at least."""
@@ -61,7 +65,8 @@ class ChangeStream:
         self._marker: object = None
         self._changed = asyncio.Event()
         """Set at the next change, and at the stop; then another one takes its place."""
-        self._streams = 0
+        self._streams: Counter[str] = Counter()
+        """How many each caller has."""
         self._polling: asyncio.Task[None] | None = None
         self._is_stopped = False
 
@@ -90,39 +95,45 @@ class ChangeStream:
         self._wake()
 
     async def _respond(self, request: Request) -> Response:
-        is_check = "check" in request.query_params
-        if self._is_stopped or self._streams >= MAX_STREAMS:
-            reason = "the relay is stopping" if self._is_stopped else f"{MAX_STREAMS} pages are open already"
+        is_check, caller = "check" in request.query_params, get_caller(request).name
+        if reason := self._find_refusal(caller):
             if not is_check:
                 self._metrics.count_refused_stream()
             return build_error_response(503, f"{reason}; this page is loaded again now and then")
         if is_check:
             return Response(status_code=204)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy must not keep events back
-        return StreamingResponse(self._stream(request), media_type="text/event-stream", headers=headers)
+        return _CountedResponse(
+            self._stream(request), media_type="text/event-stream", headers=headers, count=self._count(caller)
+        )
+
+    def _find_refusal(self, caller: str) -> str | None:
+        if self._is_stopped:
+            return "the relay is stopping"
+        if self._streams.total() >= MAX_STREAMS:
+            return f"{MAX_STREAMS} pages are open already"
+        if self._streams[caller] >= MAX_STREAMS_OF_CALLER:
+            return f"{MAX_STREAMS_OF_CALLER} pages of {caller} are open already"
+        return None
 
     async def _stream(self, request: Request) -> AsyncIterator[str]:
-        self._add_stream()
-        try:
-            yield f"retry: {_RETRY_MILLISECONDS}\n\n"
-            ends, sent = self._clock() + _MAX_SECONDS, -1
-            heartbeat_at = self._clock() + _HEARTBEAT_SECONDS
-            while not self._is_stopped and (now := self._clock()) < ends:
-                if now >= heartbeat_at:  # also while changes never stop, as in a storm
-                    if not await is_still_authorized(request):
-                        log.info("stream ended: its credentials are no longer valid")
-                        return
-                    heartbeat_at = self._clock() + _HEARTBEAT_SECONDS
-                    yield _HEARTBEAT
-                elif sent != self.version:
-                    sent = self.version
-                    yield _CHANGED
-                    await asyncio.sleep(_MIN_INTERVAL)
-                else:
-                    await self._wait_for_change(heartbeat_at - now)
-            yield _RECONNECT
-        finally:
-            self._remove_stream()
+        yield f"retry: {_RETRY_MILLISECONDS}\n\n"
+        ends, sent = self._clock() + _MAX_SECONDS, -1
+        heartbeat_at = self._clock() + _HEARTBEAT_SECONDS
+        while not self._is_stopped and (now := self._clock()) < ends:
+            if now >= heartbeat_at:  # also while changes never stop, as in a storm
+                if not await is_still_authorized(request):
+                    log.info("stream ended: its credentials are no longer valid")
+                    return
+                heartbeat_at = self._clock() + _HEARTBEAT_SECONDS
+                yield _HEARTBEAT
+            elif sent != self.version:
+                sent = self.version
+                yield _CHANGED
+                await asyncio.sleep(_MIN_INTERVAL)
+            else:
+                await self._wait_for_change(heartbeat_at - now)
+        yield _RECONNECT
 
     async def _wait_for_change(self, seconds: float) -> None:
         """Until something changes, or the relay stops, or the time is over."""
@@ -130,18 +141,21 @@ class ChangeStream:
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
 
-    def _add_stream(self) -> None:
-        self._streams += 1
-        self._metrics.set_streams(self._streams)
+    @contextmanager
+    def _count(self, caller: str) -> Iterator[None]:
+        """Count a stream while the body runs; poll while there is any."""
+        self._streams[caller] += 1
+        self._metrics.set_streams(self._streams.total())
         if self._polling is None:
             self._polling = asyncio.create_task(self._poll(), name="console changes")
-
-    def _remove_stream(self) -> None:
-        self._streams -= 1
-        self._metrics.set_streams(self._streams)
-        if not self._streams and self._polling is not None:
-            self._polling.cancel()
-            self._polling = None
+        try:
+            yield
+        finally:
+            self._streams -= Counter({caller: 1})  # which leaves out whoever has none
+            self._metrics.set_streams(self._streams.total())
+            if not self._streams and self._polling is not None:
+                self._polling.cancel()
+                self._polling = None
 
     async def _poll(self) -> None:
         while True:
@@ -161,3 +175,15 @@ class ChangeStream:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+class _CountedResponse(StreamingResponse):
+    """A stream that is counted from the moment it is allowed, before its first byte: many at once pass no limit."""
+
+    def __init__(self, *arguments: Any, count: AbstractContextManager[None], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._count:
+            await super().__call__(scope, receive, send)

@@ -37,7 +37,7 @@ from shared.config.server_settings import Role, is_name_in
 from shared.http.authentication import AccessPolicy, Caller, Session, Token, find_token, is_peer_in
 from shared.http.authorization import get_peer
 from shared.http.cookies import format_cookie, read_cookie
-from shared.http.password_check import PASSWORDS_SCOPE_KEY, PasswordChecker
+from shared.http.password_check import find_passwords
 from shared.http.sessions import IGNORED_HEADER_SCOPE_KEY, SessionsUnavailableError
 
 LOGIN_PATH: Final = "/login"
@@ -162,7 +162,7 @@ class ConsoleSessions:
     def _list_credentials(self, row: SessionRow, request: Request) -> Iterable[bytes]:
         """What a holder of this name may have logged in with."""
         if row.source == LoginSource.PASSWORD:
-            passwords: PasswordChecker | None = request.scope.get(PASSWORDS_SCOPE_KEY)
+            passwords = find_passwords(request.scope)
             stored = passwords.get_hash(row.name) if passwords else None
             return [stored] if stored else []
         if row.source == LoginSource.TOKEN:

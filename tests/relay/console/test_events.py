@@ -16,6 +16,7 @@ from services.relay.outbox.engine.store import Store, open_store
 from shared.config.settings import Address
 from shared.http.server import serve
 from shared.sql import database_url
+from tests.relay.login.served_login import PASSWORD, build_settings, hash_password, log_in, open_relay
 from tests.relay.outbox.actions import accept
 from tests.relay.served_relay import Scripted, metric, payload, post, reaches, served, settings, until
 
@@ -123,6 +124,51 @@ async def test_too_many_are_refused_and_a_page_learns_why(tmp_path: Path, monkey
         await reaches(client, 0, STREAMS)
         async with client.get("/events?check=1") as free:
             assert free.status == 204
+
+
+async def test_one_caller_gets_twenty_streams_however_many_are_opened_at_once(tmp_path: Path) -> None:
+    auth: dict[str, Any] = {"tokens": []}
+    for name in ("ada", "ben"):
+        (tmp_path / name).write_text(f"a-token-of-{name}-itself\n")
+        auth["tokens"].append({"name": name, "role": "viewer", "file": tmp_path / name})
+    async with served(settings(tmp_path, {"a": Scripted()}, auth=auth)) as client, AsyncExitStack() as viewers:
+        ada = {"Authorization": "Bearer a-token-of-ada-itself"}
+        client.headers["Authorization"] = "Bearer a-token-of-ben-itself"
+        answers = await asyncio.gather(*(client.get("/events", headers=ada) for _ in range(40)))
+        for answer in answers:
+            viewers.callback(answer.close)
+        assert sorted(answer.status for answer in answers) == [200] * 20 + [503] * 20
+        refused = next(answer for answer in answers if answer.status == 503)
+        assert (await refused.json())["error"].startswith("20 pages of ada are open already")
+        await viewers.enter_async_context(stream(client))  # of another caller
+        await viewers.aclose()
+        await reaches(client, 0, STREAMS)
+        async with client.get("/events", headers=ada) as answer:
+            assert answer.status == 200
+
+
+@pytest.mark.parametrize("by_session", [False, True])
+@pytest.mark.parametrize("is_removed", [False, True])
+async def test_a_stream_ends_when_its_user_of_web_yml_is_removed_or_has_another_password(
+    by_session: bool, is_removed: bool, tmp_path: Path
+) -> None:
+    async with (
+        open_relay(build_settings(tmp_path), tmp_path) as relay,
+        relay.open_browser() as browser,
+        serve(relay.served, Address("127.0.0.1", 0)) as address,
+        aiohttp.ClientSession(f"http://{address}") as client,
+    ):
+        await log_in(browser, name="anna", secret=PASSWORD)
+        if by_session:
+            client.headers["Cookie"] = f"keypulse_session={browser.cookies['keypulse_session']}"
+        else:
+            client.headers["Authorization"] = aiohttp.encode_basic_auth("anna", PASSWORD)
+        async with stream(client) as viewer:
+            await until(lambda: "heartbeat" in viewer.events)
+            relay.write_users({"ben" if is_removed else "anna": hash_password("another password")})
+            await until(lambda: viewer.has_ended)
+            assert "reconnect" not in viewer.events
+        relay.app.state.stop()
 
 
 @pytest.mark.parametrize("is_storm", [False, True])

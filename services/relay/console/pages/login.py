@@ -26,7 +26,7 @@ from shared.http.authorization import ProtectedRoute, RouteRequirements, get_pee
 from shared.http.cookies import format_cookie, list_cookies, read_cookie
 from shared.http.fair_queue import QueueFullError
 from shared.http.form import FormError, read_form
-from shared.http.password_check import PASSWORDS_SCOPE_KEY, PasswordChecker
+from shared.http.password_check import find_passwords
 from shared.http.refusals import RefusalReason
 from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS
 
@@ -116,7 +116,7 @@ class LoginPages:
             login = self._sessions.find_token(secret.encode())
         except SecretUnreadableError:  # which locks out nobody who has a password
             is_unreadable = True
-        passwords: PasswordChecker | None = request.scope.get(PASSWORDS_SCOPE_KEY)
+        passwords = find_passwords(request.scope)
         if login is None and passwords and name:
             try:
                 async with asyncio.timeout(PASSWORD_CHECK_SECONDS):
@@ -233,7 +233,7 @@ class LoginPages:
         values: Mapping[str, Any] = {
             "next_path": clean_next_path(next_path),
             "problem": problem,
-            "has_users": PASSWORDS_SCOPE_KEY in request.scope,
+            "has_users": find_passwords(request.scope) is not None,
             "has_tokens": bool(policy.tokens),
             "has_oidc": self._oidc is not None,
             "provider": urlsplit(self._oidc.settings.issuer).netloc if self._oidc else None,
