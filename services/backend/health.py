@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse, Response
 from services.backend.keyring import Keyring
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.public_text import hide_paths
 
 
 def build_health_route(keyring: Keyring, list_problems: Callable[[], list[str]]) -> ProtectedRoute:
@@ -25,8 +26,8 @@ def build_health_route(keyring: Keyring, list_problems: Callable[[], list[str]])
             "crypto_mode": keyring.mode.value,
             "crypto_ready": keyring.is_ready,
             "data_keys_unusable": len(keyring.unwrap_errors),
-            "reason": keyring.reason,
-            **({"problems": problems} if problems else {}),
+            "reason": keyring.reason and hide_paths(keyring.reason),
+            **({"problems": [hide_paths(each) for each in problems]} if problems else {}),
         }
         return JSONResponse(health, status_code=200 if keyring.is_ready else 503, headers={"Cache-Control": "no-store"})
 

@@ -30,6 +30,7 @@ from shared.http import audit_log
 from shared.http.authentication import AccessPolicy
 from shared.http.authorization import SAFE_METHODS, Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.connection_limits import AdmissionProtocol, AdmissionQueue, HttpProtocol, UnfinishedHeads
+from shared.http.public_text import hide_paths
 
 _LANDING_STYLE = """:root{color-scheme:light dark}
 body{font:1rem/1.6 system-ui;margin:2rem auto;max-width:40rem;padding:0 1rem}"""
@@ -104,7 +105,7 @@ def create_application(  # noqa: PLR0913  (one keyword for each thing that a ser
 
     async def ready(_request: Request) -> Response:
         reason = get_unready_reason()
-        return PlainTextResponse(f"{reason}\n", status_code=503) if reason else PlainTextResponse("ready\n")
+        return PlainTextResponse(f"{hide_paths(reason)}\n", status_code=503) if reason else PlainTextResponse("ready\n")
 
     async def landing(_request: Request) -> Response:
         routes = [route for route in [*common, *all_routes] if isinstance(route, Route) and "{" not in route.path]

@@ -28,12 +28,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shared.config.errors import ConfigurationError
 from shared.config.server_settings import Role, ServerSettings
 from shared.http.authentication import AccessPolicy, Caller, create_access_policy
-from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
+from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements, describe_action
 from shared.http.server import StartError
 
 S = TypeVar("S", bound=ServerSettings)
 
 _SIGHUP_CALLER: Final = Caller("SIGHUP", Role.ADMIN)
+_REFUSED: Final = "refused"
+"""In the audit log, of a configuration with errors."""
 
 log = structlog.get_logger(__name__)
 
@@ -133,8 +135,8 @@ class ReloadMiddleware(Generic[S]):
             while True:
                 await hung_up.wait()
                 hung_up.clear()
-                await self.reload()
-                await self._authorizer.record_action(_SIGHUP_CALLER, None, "reload")
+                errors = await self.reload()
+                await self._authorizer.record_action(_SIGHUP_CALLER, None, "reload", _REFUSED if errors else "")
 
         signal.signal(signal.SIGHUP, handle)
         unblock_sighup()
@@ -160,10 +162,11 @@ class ReloadMiddleware(Generic[S]):
                 [f"{key}: changes only with a restart; restart, or set it back" for key in sorted(changed)]
             )
 
-    async def _handle_reload(self, _request: Request) -> Response:
+    async def _handle_reload(self, request: Request) -> Response:
         errors = await self.reload()
         if not errors:
             return PlainTextResponse("reloaded\n")
+        describe_action(request, on=_REFUSED)
         return PlainTextResponse("".join(f"{line}\n" for line in errors), status_code=500)
 
 

@@ -56,22 +56,28 @@ def run_with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T
         work: what to do with it.
         read_only: `work` only reads, and does not wait for a lock.
     """
-    file = Path(str(settings.database.database))
-    if dialect.is_sqlite(settings.database) and not file.exists():  # the store would create it
+    if file := _find_missing_file(settings):
         click.echo(f"there is no database {file}; start the relay, or set another `database`", err=True)
         sys.exit(1)
-
-    async def run() -> T:
-        async with open_store(settings.database, time.time, settings.unmerged_channels, read_only=read_only) as store:
-            return await work(store)
-
     try:
-        return asyncio.run(run())
+        return asyncio.run(_use_outbox(settings, work, read_only=read_only))
     except StoreUnusableError as error:
         click.echo(str(error), err=True)
     except StoreUnavailableError as error:
         click.echo(f"the outbox cannot be used now, try again: {error}", err=True)
     sys.exit(1)
+
+
+def _find_missing_file(settings: RelaySettings) -> Path | None:
+    """The file of a database that no relay has made yet; the store would create it."""
+    file = Path(str(settings.database.database))
+    return file if dialect.is_sqlite(settings.database) and not file.exists() else None
+
+
+async def _use_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T]], *, read_only: bool = False) -> T:
+    """Raises StoreUnusableError or StoreUnavailableError."""
+    async with open_store(settings.database, time.time, settings.unmerged_channels, read_only=read_only) as store:
+        return await work(store)
 
 
 def describe_account() -> str:
@@ -88,6 +94,16 @@ async def record_action(store: Store, action: str, on: str) -> None:
     entry = AuditEntry(store.clock(), describe_account(), COMMAND_LINE, action, on)
     with suppress(AuditUnavailableError):  # the action stays done; the next one reports the error
         await OutboxAudit(store).add(entry)
+
+
+def record_where_possible(settings: RelaySettings, action: str, on: str) -> None:
+    """Adds an audit entry of an action that needs no outbox; where it cannot be used, a line on standard error."""
+    if _find_missing_file(settings):  # so there is no audit yet
+        return
+    try:
+        asyncio.run(_use_outbox(settings, lambda store: record_action(store, action, on)))
+    except (StoreUnusableError, StoreUnavailableError) as error:
+        click.echo(f"not recorded in the audit: {error}", err=True)
 
 
 def parse_limit(text: str) -> int:

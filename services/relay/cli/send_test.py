@@ -10,7 +10,7 @@ import click
 import structlog
 
 from services.relay.channel_check import find_advice, send_test_message
-from services.relay.cli.command_context import add_config_option, check_channel_or_exit
+from services.relay.cli.command_context import add_config_option, check_channel_or_exit, record_where_possible
 from services.relay.config import RelaySettings
 from shared.process import logs
 from shared.process.command_line import load_settings_or_exit
@@ -30,6 +30,7 @@ def command(config: Path | None, channel: str) -> None:
     if settings.channels[channel].kind == "log":
         structlog.reset_defaults()
         logs.configure(settings.service_name)  # what it sends are lines of the log
+    record_where_possible(settings, "test channel", channel)
     sent, error = asyncio.run(send_test_message(settings, channel))
     if error is not None:
         click.echo(f"{channel}: not sent ({error.reason}): {error}", err=True)

@@ -39,6 +39,14 @@ def test_a_file_that_is_no_database_is_reported(typed: Typed, tmp_path: Path, ar
     assert result.stderr.count("\n") == 1
 
 
+def test_a_test_message_is_sent_without_an_outbox_and_says_that_no_audit_has_it(typed: Typed, tmp_path: Path) -> None:
+    assert typed("send-test", "--channel", "log").exit_code == 0
+    assert not (tmp_path / "relay.db").exists()
+    (tmp_path / "relay.db").write_bytes(b"not a database at all" * 100)
+    result = typed("send-test", "--channel", "log")
+    assert (result.exit_code, "not recorded in the audit: cannot use the database" in result.stderr) == (0, True)
+
+
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_a_server_that_does_not_answer_is_reported_without_its_password(
     typed: Typed, configuration: Path, arguments: list[str]
@@ -49,5 +57,4 @@ def test_a_server_that_does_not_answer_is_reported_without_its_password(
     result = typed(*arguments)
     assert result.exit_code == 1
     assert result.stderr.startswith("the outbox cannot be used now, try again: ")
-    assert result.stderr.count("\n") == 1
     assert "hunter2" not in result.stderr

@@ -10,7 +10,12 @@ import yaml
 
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from services.relay.cli.command_context import describe_account
+from services.relay.outbox.operators.audit import OutboxAudit
+from shared.http.audit_log import AuditEntry
 from tests.fork_server import forked
+from tests.relay.cli.conftest import Fill, Typed
+from tests.relay.outbox.rows import Rows
 
 
 async def send_test(folder: Path, **channel: Any) -> subprocess.CompletedProcess[str]:
@@ -54,6 +59,21 @@ async def test_what_is_sent_to_the_log_is_written_as_the_relay_writes_it(tmp_pat
     assert first == "one: sent to the log"
     receipts = [json.loads(line) for line in others]
     assert [receipt["delivery_id"] for receipt in receipts] == [line["delivery_id"] for line in lines]
+
+
+def test_a_test_message_is_in_the_audit_whatever_becomes_of_it(typed: Typed, fill: Fill) -> None:
+    async def list_entries(rows: Rows) -> list[AuditEntry]:
+        return list((await OutboxAudit(rows.store).list_entries(9, None))[0])
+
+    assert fill(list_entries) == []
+    assert typed("send-test", "--channel", "pager").exit_code == 1  # its key is missing
+    assert typed("send-test", "--channel", "log").exit_code == 0
+    entries = fill(list_entries)
+    assert [(each.peer, each.action, each.on) for each in entries] == [
+        ("command line", "test channel", "log"),
+        ("command line", "test channel", "pager"),
+    ]
+    assert entries[0].who == describe_account()
 
 
 async def test_a_bot_that_is_no_member_is_to_be_invited_by_its_name(tmp_path: Path) -> None:

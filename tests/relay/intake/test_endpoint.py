@@ -108,7 +108,8 @@ async def test_a_token_file_that_goes_missing_is_503_and_not_ready_and_one_line_
                 code, reason = await ready()
                 assert code == 503
                 assert "auth.bearer_token_file cannot be used" in reason
-                assert f"{tmp_path}/token: No such file or directory" in reason
+                assert ": No such file or directory" in reason
+                assert str(tmp_path) not in reason
             (tmp_path / "gone").rename(tmp_path / "token")
             assert (await post(client, payload(1)))[0] == 202
             assert (await ready())[0] == 200

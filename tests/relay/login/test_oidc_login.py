@@ -249,6 +249,7 @@ async def test_a_provider_that_does_not_answer_as_it_should_leaves_the_other_log
         (tmp_path / "client").unlink()
         answer = await browser.get(back)
         assert (answer.status_code, "client_secret_file" in answer.text, SECRET in answer.text) == (503, True, False)
+        assert str(tmp_path) not in answer.text
         headers = {"authorization": f"Bearer {token('dora')}"}
         assert (await browser.get("/audit", headers=headers)).status_code == 200
     unreachable = configure(tmp_path, Provider("http://127.0.0.1:1", None))

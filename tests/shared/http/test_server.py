@@ -106,6 +106,28 @@ async def test_a_server_that_is_not_ready_says_why_and_is_healthy_all_the_same()
         assert (await client.get("/-/ready")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("reason", "public"),
+    [
+        ("/run/secrets/token: No such file or directory", "…: No such file or directory"),
+        (
+            "others may read it; run: chmod 600 /data/local.key, or `/x/y`",
+            "others may read it; run: chmod 600 …, or `…`",
+        ),
+        ('socket "/var/run/postgresql/.s.PGSQL.5432" failed', 'socket "…" failed'),
+        ("ca_file=/etc/ca.pem (/etc/é)", "ca_file=… (…)"),
+        (
+            "KMS answers 3/4; see https://example.org/a/b and n/a",
+            "KMS answers 3/4; see https://example.org/a/b and n/a",
+        ),
+    ],
+)
+async def test_a_server_that_is_not_ready_names_no_path(reason: str, public: str) -> None:
+    app = create_application("sample", create_registry(), OWN, get_unready_reason=lambda: reason)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample") as client:
+        assert (await client.get("/-/ready")).text == f"{public}\n"
+
+
 async def test_a_taken_port_is_one_sentence_that_says_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as occupied:
         port = occupied.getsockname()[1]

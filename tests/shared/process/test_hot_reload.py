@@ -179,17 +179,33 @@ async def test_it_needs_the_admin_token_of_what_runs(tmp_path: Path) -> None:
     assert len(rig.applied) == 2
 
 
-async def test_a_hangup_is_in_the_audit_too(until: Until) -> None:
+async def test_the_audit_says_which_reload_was_refused(until: Until) -> None:
     rig = Rig()
 
-    async def recorded() -> bool:
-        return bool((await rig.guard.audit_log.list_entries(1, None))[0])
+    async def list_reloads() -> list[tuple[str, str, str]]:
+        return [(each.who, each.action, each.on) for each in (await rig.guard.audit_log.list_entries(9, None))[0]]
 
-    async with rig.reloading.reload_on_sighup():
+    async def hang_up() -> None:
+        count = len(await list_reloads())
         os.kill(os.getpid(), signal.SIGHUP)
-        await until(recorded)
-    entries, _ = await rig.guard.audit_log.list_entries(1, None)
-    assert (entries[0].who, entries[0].peer, entries[0].action) == ("SIGHUP", None, "reload")
+
+        async def is_recorded() -> bool:
+            return len(await list_reloads()) > count
+
+        await until(is_recorded)
+
+    async with rig.reloading.reload_on_sighup(), rig.client() as client:
+        await hang_up()
+        await client.post("/-/reload")
+        rig.on_disk = ConfigurationError(["f: a: wrong"])
+        await hang_up()
+        await client.post("/-/reload")
+    assert await list_reloads() == [
+        ("anonymous", "reload", "refused"),
+        ("SIGHUP", "reload", "refused"),
+        ("anonymous", "reload", ""),
+        ("SIGHUP", "reload", ""),
+    ]
 
 
 async def test_a_hangup_reloads_and_the_end_waits_for_a_reload_that_was_cancelled() -> None:

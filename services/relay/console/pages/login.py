@@ -27,6 +27,7 @@ from shared.http.cookies import format_cookie, list_cookies, read_cookie
 from shared.http.fair_queue import QueueFullError
 from shared.http.form import FormError, read_form
 from shared.http.password_check import find_passwords
+from shared.http.public_text import hide_paths
 from shared.http.refusals import RefusalReason
 from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS
 
@@ -171,7 +172,7 @@ class LoginPages:
             url = await self._oidc.build_authorization_url(attempt, self._redirect_uri)
         except OidcError as error:
             log.warning("login by OpenID Connect failed", error=str(error))
-            return await self._render(request, next_path, f"OpenID Connect does not work now: {error}.", 503)
+            return await self._render(request, next_path, _describe_outage(error), 503)
         response = RedirectResponse(url, status_code=303)
         others = list_cookies(request, _ATTEMPT_COOKIE)
         for name in others if len(others) >= _MAX_ATTEMPTS else ():
@@ -255,10 +256,14 @@ def _translate_errors() -> Iterator[None]:
         yield
     except ProviderUnavailableError as error:
         log.warning("login by OpenID Connect failed", error=str(error))
-        raise LoginRefusedError(f"OpenID Connect does not work now: {error}.", 503, None) from None
+        raise LoginRefusedError(_describe_outage(error), 503, None) from None
     except OidcError as error:
         log.warning("login by OpenID Connect refused", error=str(error))
         raise LoginRefusedError(f"The login is not valid: {error}.", 401, RefusalReason.WRONG) from None
+
+
+def _describe_outage(error: Exception) -> str:
+    return f"OpenID Connect does not work now: {hide_paths(str(error))}."
 
 
 def _encode(path: str) -> str:
