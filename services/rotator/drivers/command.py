@@ -169,12 +169,21 @@ class _CommandProcess:
                     await asyncio.gather(self.process.wait(), self._stderr_task)
         finally:
             if self.process.returncode is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
             self._stderr_task.cancel()
+            self._close_pipes()
         await self.process.wait()
         lines = self._stderr.decode(errors="replace").split("\n")
         last = next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")
         return f" (exit code {self.process.returncode}: {last[-_MAX_STDERR_LENGTH:] or 'nothing on standard error'})"
+
+    def _close_pipes(self) -> None:
+        """`wait` waits for their end, which never comes while they are full, or another session's process has them."""
+        transport: asyncio.SubprocessTransport = self.process._transport  # type: ignore[attr-defined]  # noqa: SLF001
+        for number in (1, 2):
+            if pipe := transport.get_pipe_transport(number):
+                pipe.close()
 
     async def _read_stderr(self) -> None:
         assert self.process.stderr  # noqa: S101 - a pipe

@@ -99,6 +99,10 @@ open({str(log)!r}, "a").write("ended\\n")
     assert (first.startswith("began"), second) == (True, "ended")
 
 
+_DETACHED = "import subprocess\nsubprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+"""Starts a process of another session, which keeps standard output and standard error open."""
+
+
 @pytest.mark.parametrize(
     ("script", "sentence"),
     [
@@ -111,14 +115,17 @@ open({str(log)!r}, "a").write("ended\\n")
         ("print('{}')", "expected one line of JSON for an answer"),
         ("print('{\"status\": 200', end='')", "ended before it answered"),
         ("print('x' * (17 * 1024 * 1024))", "the answer is over 16 MiB"),
+        ("for _ in range(200): print('x' * 1024 * 1024, end='')", r"the answer is over 16 MiB \(exit code"),
+        (_DETACHED + "print('no answer', flush=True)\nimport time; time.sleep(60)", "got 'no answer"),
         ('print(\'{"status": 503, "body": {"error": "the disk is full"}}\')', "the disk is full; try again"),
         ('print(\'{"status": 200, "body": 7}\')', "the answer to census is not one of an admin API"),
     ],
 )
 async def test_a_command_that_does_not_answer_is_one_sentence_with_its_last_output(script: str, sentence: str) -> None:
     async with open_driver(python(f"import sys; sys.stdin.readline()\n{script}"), KMS) as keyring:
-        with pytest.raises(UnreachableError, match=sentence) as raised:
-            await keyring.count_key_usage()
+        async with asyncio.timeout(30):
+            with pytest.raises(UnreachableError, match=sentence) as raised:
+                await keyring.count_key_usage()
         assert "\n" not in str(raised.value)
         assert len(str(raised.value)) < 800
 
