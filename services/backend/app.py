@@ -30,6 +30,7 @@ from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.quota import QuotaLimitedKey
 from shared.kms.registry import connect_key
+from shared.kms.retries import RetryingKey
 from shared.process.server_runner import ServerRunner
 
 _FIRST_CHECK_TIMEOUT: Final = 1.5
@@ -81,7 +82,7 @@ async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] =
         polling = asyncio.create_task(poller.run(settings.kms_check_interval))
         stack.push_async_callback(_cancel_task, polling)
         administration = LocalAdministration(
-            database, replace(wrapping, kms=background_kms), RECORDS_TABLE, keyring.reload
+            database, replace(wrapping, kms=RetryingKey(background_kms)), RECORDS_TABLE, keyring.reload
         )
         lost_data_keys = LostDataKeys(database, wrapping, heartbeat.instance, keyring.reload)
         registry = create_registry()

@@ -15,6 +15,7 @@ from services.rotator.model import ProgressReporter, RotatorError, StepResult
 from shared.keyring.administration import Administration, Lease
 from shared.kms.port import KmsKeyAdmin
 from shared.kms.registry import connect_key
+from shared.kms.retries import RetryingAdminKey
 
 T = TypeVar("T")
 
@@ -79,7 +80,7 @@ async def open_session(
         AdministrationError: the keyring cannot be opened.
     """
     backups = await asyncio.to_thread(BackupFolder, settings.state_dir)
-    kms = connect_key(settings.kms)
+    kms = RetryingAdminKey(connect_key(settings.kms))
     try:
         async with open_driver(settings.driver, settings.kms, caller=describe_holder()) as administration:
             yield CommandSession(settings, administration, kms, backups, progress, clock, steps)

@@ -49,7 +49,7 @@ class LocalAdministration:
 
     Args:
         database: open, with `tables.TABLES`.
-        wrapping: KMS, limited as by `QuotaLimitedKey`, and the service's local key if it is available.
+        wrapping: KMS, as by `RetryingKey`, and the service's local key if it is available.
         records: the service's table of records, in the same database; None counts none.
         notify_instances: has every instance of the service that can be reached read the keyring again.
         keys: the rows of the data keys, where they are not the keyring's own.

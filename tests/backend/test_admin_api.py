@@ -19,6 +19,7 @@ from ops.kms_emulator.faults import EmulatorFault
 from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 from shared.http.authentication import USER_SCOPE_KEY
+from shared.kms import retries
 from shared.kms.port import DecryptResult
 from shared.kms.quota import QuotaLimitedKey
 from tests.conftest import Until
@@ -214,7 +215,10 @@ async def test_every_call_is_reported_and_neither_token_nor_key_is(
         assert secret not in str(logs)
 
 
-async def test_each_refusal_has_its_status(admin: httpx2.AsyncClient, lease: str, emulator: Emulator) -> None:
+async def test_each_refusal_has_its_status(
+    admin: httpx2.AsyncClient, lease: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "PAUSES", ())
     arguments = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me"}
     assert (await admin.get("rotations/r")).status_code == 404
     assert (await admin.get("rotations/latest")).json() == {"error": "no rotation was ever made"}

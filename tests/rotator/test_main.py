@@ -134,7 +134,7 @@ async def test_a_failure_is_one_sentence_and_1_and_says_what_to_type(
 ) -> None:
     config = str(in_a_file.configuration())
     await new_version()
-    emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE", operation="Encrypt"))
+    emulator.faults.add(EmulatorFault(kind="status", status="UNAUTHENTICATED", operation="Encrypt"))
     ended = await rotator("run", "--type", "rewrap-kek", "--config", config)
     assert ended.code == 1
     assert "the smoke test failed, nothing was changed: ✗ KMS" in ended.out

@@ -85,6 +85,20 @@ async def test_a_kms_that_refuses_halfway_leaves_a_rotation_that_can_be_resumed(
     assert {key.wrapped.kek_version for key in (await rotated.keys()).values()} == {"2"}
 
 
+@pytest.mark.parametrize("operation", ["Encrypt", "Decrypt", "GetCryptoKey", "ListCryptoKeyVersions"])
+async def test_a_call_that_kms_does_not_answer_once_is_made_again_at_the_start_and_halfway(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator, operation: str
+) -> None:
+    await new_version()
+    lost = EmulatorFault(kind="status", status="UNAVAILABLE", operation=operation, count=1)
+    faults = [emulator.faults.add(lost)]
+    async with in_a_file.session(batch_size=1) as session:
+        at_progress(session, lambda done: faults.append(emulator.faults.add(lost)) if done == 1 else None)
+        report = await run(session, REWRAP)
+    assert (report.outcome, report.problems, len(faults)) == (CommandOutcome.DONE, (), 2), report
+    assert emulator.faults.list_active() == {}
+
+
 async def test_a_run_waits_until_encrypt_uses_the_new_primary_version(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:

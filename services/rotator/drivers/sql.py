@@ -19,8 +19,8 @@ from shared.keyring.database import Database, DatabaseError
 from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.records_table import RecordsTable
 from shared.keyring.wrapping import KeyWrapper
-from shared.kms.quota import QuotaLimitedKey
 from shared.kms.registry import connect_key
+from shared.kms.retries import RetryingKey
 from shared.kms.settings import ProviderSettings
 from shared.sql import database_url
 
@@ -55,7 +55,7 @@ class SqlDriverSettings(BaseDriverSettings):
         try:
             async with _open_database(self.database, self.records) as database:
                 records = RecordsTable(self.records.table, self.records.data_key_column) if self.records else None
-                wrapping = KeyWrapper(QuotaLimitedKey(provider), kms.key, self.kms_timeout)
+                wrapping = KeyWrapper(RetryingKey(provider), kms.key, self.kms_timeout)
                 yield LocalAdministration(database, wrapping, records)
         finally:
             await provider.close()

@@ -18,8 +18,8 @@ from shared.keyring.administration import Administration, RefusedError, Rotation
 from shared.keyring.external.administration import ExternalAdministration
 from shared.keyring.external.encoding import Encoding
 from shared.keyring.external.layout import AadTemplate, TableLayout
-from shared.kms.quota import QuotaLimitedKey
 from shared.kms.registry import connect_key
+from shared.kms.retries import RetryingKey
 from shared.kms.settings import ProviderSettings
 from shared.sql import database_url
 
@@ -94,9 +94,8 @@ class TableDriverSettings(BaseDriverSettings):
             raise RefusedError(f"database {self.database}: there is no such file", "correct `driver.database`")
         provider = connect_key(kms)
         try:
-            limited = QuotaLimitedKey(provider)
             async with ExternalAdministration.open(
-                self.database, self.layout, limited, kms.key, self.kms_timeout
+                self.database, self.layout, RetryingKey(provider), kms.key, self.kms_timeout
             ) as administration:
                 yield administration
         finally:

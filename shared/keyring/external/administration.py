@@ -68,7 +68,7 @@ class ExternalAdministration(LocalAdministration):
         Args:
             url: of the database.
             layout: where the wrapped keys are.
-            kms: the KMS key, limited as by `QuotaLimitedKey`.
+            kms: the KMS key, as by `RetryingKey`.
             kek: its full name.
             timeout: seconds of one call.
         """

@@ -22,6 +22,7 @@ from shared.keyring.administration import (
     StepOutcome,
     UnreachableError,
 )
+from shared.kms import retries
 from tests.backend.conftest import KEY
 from tests.key_versions import Versions
 from tests.rotator.drivers.conftest import KINDS, Backend
@@ -247,7 +248,10 @@ async def test_what_kms_refuses_is_reported_and_retried_by_nobody(keyring: Admin
     assert not isinstance(refused.value, (RefusedError, UnreachableError))
 
 
-async def test_a_kms_that_is_not_there_may_be_retried(keyring: Administration, emulator: Emulator) -> None:
+async def test_a_kms_that_is_not_there_for_longer_than_it_is_tried_may_be_retried(
+    keyring: Administration, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "PAUSES", (0.01,))
     lease = await keyring.acquire_lease("a test", 60)
     emulator.faults.add(EmulatorFault(kind="status", operation="Encrypt"))
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")
