@@ -142,9 +142,11 @@ class ExternalAdministration(LocalAdministration):
         return [create_backup_row(key) for key in keys]
 
     async def rotate(self, request: RotateRequest) -> RotationProgress:
-        """Of the type `rewrap-kek` alone."""
+        """Of the type `rewrap-kek` alone. What is added once it has begun is for the next rotation."""
         if request.type is not RotationType.REWRAP_KEK:
             raise RefusedError(_ONLY_REWRAP)
+        if await self.get_progress(request.rotation_id) is None:
+            await self._learn_rows()
         return await super().rotate(request)
 
     async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:

@@ -77,11 +77,21 @@ class ExternalKeyTable:
             outdated = [key for key in keys if (key.wrapped.kek, key.wrapped.kek_version) != (self.kek, version)]
             left_out = set[str]()
             if outdated and rotation is not None:
-                left_out = await database.read(partial(_list_problems, rotation=rotation, keys=outdated))
+                left_out = await database.read(partial(self._list_left_out, rotation=rotation, keys=outdated))
             found += (key for key in outdated if key.id not in left_out)
             if len(found) >= limit:
                 break
         return tuple(found[:limit])
+
+    def _list_left_out(self, connection: Connection, rotation: int, keys: list[DataKey]) -> set[str]:
+        """Those that the rotation has named, and those that were added since it began: of these there may be no end."""
+        ids = [key.id for key in keys]
+        these = select_rows(problems, ProblemRow).where(
+            problems.c.rotation == rotation, problems.c.data_key_id.in_(ids)
+        )
+        stored = read_fingerprints(connection, ids)
+        added = {key.id for key in keys if key.wrapped.kek == self.kek and key.id not in stored}
+        return added | {row.data_key_id for row in fetch(connection, these, ProblemRow)}
 
     async def count_outdated(self, database: Database, version: str) -> int:  # noqa: D102
         total = 0
@@ -90,7 +100,7 @@ class ExternalKeyTable:
         return total
 
     def has_outdated(self, connection: Connection, version: str, rotation: int) -> bool:  # noqa: ARG002, D102
-        return False  # the pass that is over has seen every row; what is written meanwhile is for the next rotation
+        return False  # the pass that is over has seen every row; what was written meanwhile is for the next rotation
 
     async def count(self, database: Database) -> KeyCounts:  # noqa: D102
         counted: Counter[tuple[str, str]] = Counter()
@@ -227,10 +237,3 @@ class ExternalKeyTable:
         if isinstance(stored, str) and "/" in stored:
             return f"{stored.rpartition('/')[0]}/{new.kek_version}"
         return self.table.convert_version(new.kek_version)
-
-
-def _list_problems(connection: Connection, rotation: int, keys: list[DataKey]) -> set[str]:
-    """Those of these data keys that the rotation leaves out."""
-    is_named = problems.c.data_key_id.in_([key.id for key in keys])
-    these = select_rows(problems, ProblemRow).where(problems.c.rotation == rotation, is_named)
-    return {row.data_key_id for row in fetch(connection, these, ProblemRow)}

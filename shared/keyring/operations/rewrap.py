@@ -1,12 +1,15 @@
 """`rewrap-kek`: every data key is unwrapped and wrapped again by the target version, one batch in each call.
 
 Of each data key the new wrapped form and its entry in the journal are one commit, made only where the row still holds
-what was read. What another program changes meanwhile is found in the next pass; the last one finds nothing to do.
+what was read. What another program changes meanwhile is found in the next pass; the last one finds nothing to do. A
+table that another program writes all the time has one pass, for the next one would find more: there a row that was
+changed is tried again at once.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import Final, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -23,6 +26,9 @@ from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.kms.quota import MAX_CONCURRENT_CALLS
 from shared.process.concurrency import run_concurrently
 
+_MAX_ATTEMPTS: Final = 3
+"""For one row of a shared table: another program may change it each time."""
+
 
 @dataclass(frozen=True, slots=True)
 class RewrapRotation:
@@ -36,25 +42,24 @@ class RewrapRotation:
 
     async def run_batch(self) -> None:
         """Does the next data keys. What is done is journalled, also where this raises."""
-        limit = self.request.batch_size
-        keys = await self._read_page(self.rotation.cursor, limit)
-        await run_concurrently(keys, self._rewrap, self._store_results, MAX_CONCURRENT_CALLS)
-        if len(keys) < limit:
-            await self._finish_pass()
-
-    async def _read_page(self, after: str, limit: int) -> tuple[DataKey, ...]:
-        version, number = self.rotation.target_version, self.rotation.number
-        return await self.keys.list_outdated(self.database, version, after, limit, number)
-
-    async def _finish_pass(self) -> None:
-        is_left = bool(await self._read_page("", 1))
-        await run_under_lease(
-            self.database, self.request.token, lambda connection, now: self._store_end(connection, now, is_left=is_left)
+        limit, rotation = self.request.batch_size, self.rotation
+        page = await self.keys.list_outdated(
+            self.database, rotation.target_version, rotation.cursor, limit, rotation.number
         )
+        keys: Sequence[DataKey] = page
+        for _ in range(_MAX_ATTEMPTS if self.keys.is_shared else 1):
+            changed: list[DataKey] = []
+            await run_concurrently(keys, self._rewrap, partial(self._store_results, changed), MAX_CONCURRENT_CALLS)
+            keys = changed
+        last = page[-1].id if len(page) == limit else None
+        await run_under_lease(self.database, self.request.token, partial(self._finish_page, last))
 
-    def _store_end(self, connection: Connection, now: float, *, is_left: bool) -> None:
+    def _finish_page(self, last: str | None, connection: Connection, now: float) -> None:
+        """Goes on after the data key `last`, or where there is none ends the pass."""
         progress.check_unchanged(connection, self.rotation)
-        if is_left or self.keys.has_outdated(connection, self.rotation.target_version, self.rotation.number):
+        if last is not None:
+            progress.update_rotation(connection, now, self.rotation, cursor=last)
+        elif self.keys.has_outdated(connection, self.rotation.target_version, self.rotation.number):
             progress.update_rotation(connection, now, self.rotation, cursor="")
         else:
             failed = progress.has_problems(connection, self.rotation)
@@ -70,34 +75,45 @@ class RewrapRotation:
         target_version.refuse_other_version(self.wrapping, wrapped, self.rotation.target_version)
         return _Rewrapped(wrapped, compute_fingerprint(secret))
 
-    async def _store_results(self, results: Sequence[tuple[DataKey, "_Rewrapped | Problem"]]) -> None:
-        """In one commit, for a disk takes as long for one as for many."""
+    async def _store_results(
+        self, changed: list[DataKey], results: Sequence[tuple[DataKey, "_Rewrapped | Problem"]]
+    ) -> None:
+        """In one commit, for a disk takes as long for one as for many; `changed` gets what another program changed."""
 
-        def write(connection: Connection, now: float) -> None:
+        def write(connection: Connection, now: float) -> list[DataKey]:
             progress.check_unchanged(connection, self.rotation)
             before = progress.find_replaced_rewraps(connection, self.rotation, [key.id for key, _ in results])
-            done = sum(self._store_result(connection, key, outcome, before.get(key.id)) for key, outcome in results)
-            progress.update_rotation(
-                connection, now, self.rotation, cursor=results[-1][0].id, done=rotations.c.done + done
-            )
+            left, done = [], 0
+            for key, result in results:
+                if self._store_result(connection, key, result, before.get(key.id)):
+                    done += isinstance(result, _Rewrapped)
+                elif (found := self.keys.find(connection, key.id)) and self._is_outdated(found):
+                    left.append(found)
+            progress.update_rotation(connection, now, self.rotation, done=rotations.c.done + done)
+            return left
 
         if results:
-            await run_under_lease(self.database, self.request.token, write)
+            changed += await run_under_lease(self.database, self.request.token, write)
 
     def _store_result(
         self, connection: Connection, key: DataKey, result: "_Rewrapped | Problem", previous: RewrapEntry | None
     ) -> bool:
+        """False, and nothing is stored, where another program changed the row."""
         if isinstance(result, Problem):
-            if self.keys.find(connection, key.id) == key:
-                progress.add_problem(connection, self.rotation, result)
-            return False
+            if self.keys.find(connection, key.id) != key:
+                return False
+            progress.add_problem(connection, self.rotation, result)
+            return True
         if not self.keys.replace_wrap(connection, replace(key, fingerprint=result.fingerprint), result.wrapped):
-            return False  # another program changed it: the next pass finds it
+            return False
         if previous and previous.new_wrap == key.wrapped:
             progress.replace_rewrap(connection, previous, result.wrapped)
         else:
             progress.add_rewrap(connection, self.rotation, key.id, key.wrapped, result.wrapped)
         return True
+
+    def _is_outdated(self, key: DataKey) -> bool:
+        return (key.wrapped.kek, key.wrapped.kek_version) != (self.wrapping.kek, self.rotation.target_version)
 
 
 class _Rewrapped(NamedTuple):

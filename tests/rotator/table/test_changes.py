@@ -53,11 +53,55 @@ async def test_what_the_program_writes_and_deletes_meanwhile_is_left_as_it_is(
         assert (report.outcome, report.problems) == (CommandOutcome.DONE, ()), report
         assert set(tenants.secrets) == {"acme", "late", "Ümläut 'quoted'"}
         assert await tenants.unreadable() == []
-        assert {version for _, version in (await tenants.rows()).values()} == {"oak"}
+        rows = await tenants.rows()
+        assert (rows.pop("late"), {version for _, version in rows.values()}) == ((late, "elm"), {"oak"})
         back = await rollback(session)
         assert (back.outcome, back.problems) == (CommandOutcome.DONE, ())
-    assert await tenants.unreadable() == []
-    assert (await tenants.rows())["acme"] == (new, "elm")
+        assert await tenants.unreadable() == []
+        assert (await tenants.rows())["acme"] == (new, "elm")
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+        assert await tenants.unreadable() == []
+        assert {version for _, version in (await tenants.rows()).values()} == {"oak"}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "INSERT INTO tenant_keys (tenant, dek_ciphertext) VALUES (:before, :dek)",
+        "INSERT INTO tenant_keys (tenant, dek_ciphertext) VALUES (:after, :dek)",
+        "UPDATE tenant_keys SET dek_ciphertext = :dek WHERE tenant = 'acme'",
+    ],
+)
+async def test_a_rotation_ends_while_the_program_writes_rows_that_name_no_version(
+    tenants: Tenants, kms_key: StoredKey, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    """With each call of KMS the program writes once more, so that there is always a row of a version nobody knows."""
+    tenants.driver |= {"key_version": None, "aad": None}
+    for name, (wrapped, _) in (await tenants.rows()).items():
+        dek = await tenants.wrap(await tenants.unwrap(wrapped, aad(name)))
+        await tenants.execute(
+            "UPDATE tenant_keys SET dek_ciphertext = :dek WHERE tenant = :name", {"dek": dek, "name": name}
+        )
+    kms_key.add_version("oak")
+    encrypt = MemoryKey.encrypt
+    writes: list[bytes] = []
+
+    async def encrypt_and_write(self: MemoryKey, content: bytes, bound_to: bytes, *, timeout: float) -> object:
+        assert len(writes) < 100, "the rotation does not end"
+        dek = await encrypt(self, b"a late one", b"", timeout=timeout)
+        writes.append(dek.ciphertext)
+        values = {"before": f"a-{len(writes):03}", "after": f"zz-{len(writes):03}", "dek": dek.ciphertext}
+        await tenants.execute(write, {name: value for name, value in values.items() if f":{name}" in write})
+        return await encrypt(self, content, bound_to, timeout=timeout)
+
+    monkeypatch.setattr(MemoryKey, "encrypt", encrypt_and_write)
+    async with tenants.session(batch_size=1) as session:
+        report = await run(session, REWRAP)
+    assert (report.outcome, report.problems) == (CommandOutcome.DONE, ()), report
+    assert report.rotation
+    assert report.rotation.done <= report.rotation.total
+    found = {await tenants.unwrap(wrapped) for wrapped, _ in (await tenants.rows()).values()}
+    assert found == {b"a late one", *(secret(name) for name in tenants.secrets if f"'{name}'" not in write)}
 
 
 async def test_a_rollback_leaves_what_was_changed_or_deleted_since(tenants: Tenants, kms_key: StoredKey) -> None:
