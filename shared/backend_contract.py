@@ -21,6 +21,7 @@ LOCAL_KEK_VERSION: Final = "0"
 KMS_DATA_KEYS: Final = "kms_data_keys"
 KMS_DATA_KEYS_UNUSABLE: Final = "kms_data_keys_unusable"
 KMS_DATA_KEYS_MISSING: Final = "kms_data_keys_missing"
+KMS_DATA_KEYS_RESTORED: Final = "kms_data_keys_restored_total"
 KMS_KEYRING_ROWS_UNREADABLE: Final = "kms_keyring_rows_unreadable"
 KMS_LOCAL_KEY_MISSING: Final = "kms_local_key_missing"
 KEYRING_METRIC_LABELS: Final[dict[str, tuple[str, ...]]] = {
@@ -31,6 +32,7 @@ KEYRING_METRIC_LABELS: Final[dict[str, tuple[str, ...]]] = {
     KMS_DATA_KEYS: ("kek_version", "status"),
     KMS_DATA_KEYS_UNUSABLE: (),
     KMS_DATA_KEYS_MISSING: (),
+    KMS_DATA_KEYS_RESTORED: (),
     KMS_KEYRING_ROWS_UNREADABLE: (),
     KMS_LOCAL_KEY_MISSING: (),
 }

@@ -93,6 +93,7 @@ async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] =
             is_ready=lambda: keyring.is_ready,
             get_initialised_at=lambda: keyring.initialised_at,
             count_unusable=lambda: len(keyring.unwrap_errors),
+            count_restored=lambda: keyring.restored_count,
             is_local_key_missing=lambda: keyring.is_local_key_missing,
             get_snapshot=lambda: poller.snapshot,
         )

@@ -39,6 +39,11 @@ from shared.process.concurrency import run_concurrently
 _STATUSES_UNWRAPPED_FIRST: Final = {DataKeyStatus.ACTIVE, DataKeyStatus.PENDING}
 """Data keys without which nothing can be written, now or after a rotation that waits for this instance."""
 
+_MAX_NAMED: Final = 3
+"""Data keys in one sentence, at most."""
+_RESTORED_SECONDS: Final = 3600.0
+"""How long `/healthz` names a row that was put back: whoever restored the database needs to know what it did."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -87,6 +92,10 @@ class Keyring:
         )  # ids of what the local key wraps, or did: whoever copied the disk may have it
         self._ids_wrapped_locally: frozenset[str] = frozenset()  # ids of what the local key wraps
         self._pending: tuple[str, ...] = ()
+        self._restored_at: dict[str, float] = {}
+        """When rows were last put back, by the ids of their data keys; unix time."""
+        self.restored_count = 0
+        """Rows that this instance put back since its start."""
         self.lock = asyncio.Lock()
         """Locked while the active key or the mode changes."""
         self._logged_state: tuple[CryptoMode, bool] | None = None
@@ -126,6 +135,13 @@ class Keyring:
             )
         if others := len(self._cache.errors) - len(lost):
             found.append(f"data keys that cannot be unwrapped: {others}; so their records cannot be read")
+        recent = [name for name, at in self._restored_at.items() if at > self._clock() - _RESTORED_SECONDS]
+        if recent:
+            more = f" and {len(recent) - _MAX_NAMED} more" if len(recent) > _MAX_NAMED else ""
+            found.append(
+                "the database lost data keys, which were put back from memory within an hour: "
+                f"{', '.join(recent[-_MAX_NAMED:])}{more}; it may hold an older state: look for lost records"
+            )
         return found
 
     def get_active_key(self) -> UnwrappedKey:
@@ -271,6 +287,8 @@ class Keyring:
                 wrapped = await self._wrap(mode, self._cache[row.id])
                 put_back = await self._insert(replace(row, wrapped=wrapped), predecessor=stored, active=is_newest)
             if put_back:
+                self.restored_count += 1
+                self._restored_at[row.id] = self._clock()
                 log.warning("missing data key row restored", data_key=row.id)
         return bool(lost)
 

@@ -13,6 +13,7 @@ from shared.backend_contract import (
     CRYPTO_READY,
     KMS_DATA_KEYS,
     KMS_DATA_KEYS_MISSING,
+    KMS_DATA_KEYS_RESTORED,
     KMS_DATA_KEYS_UNUSABLE,
     KMS_KEYRING_ROWS_UNREADABLE,
     KMS_LOCAL_KEY_MISSING,
@@ -25,13 +26,14 @@ from shared.backend_contract import (
 from shared.keyring.journal.metrics import KeyringMetrics
 
 
-def register_metrics(
+def register_metrics(  # noqa: PLR0913  all by name
     registry: CollectorRegistry,
     *,
     get_mode: Callable[[], CryptoMode],
     is_ready: Callable[[], bool],
     get_initialised_at: Callable[[], float],
     count_unusable: Callable[[], int],
+    count_restored: Callable[[], int],
     is_local_key_missing: Callable[[], bool],
     get_snapshot: Callable[[], KeyringMetrics | None],
 ) -> Callable[[], None]:
@@ -62,17 +64,22 @@ def register_metrics(
         "Reads of a record that failed: its data key cannot be unwrapped, or it is corrupt.",
         registry=registry,
     )
-    registry.register(_KeyringCollector(get_snapshot))
+    registry.register(_KeyringCollector(get_snapshot, count_restored))
     return errors.inc
 
 
 class _KeyringCollector(Collector):
-    """The keyring's metrics as last read; nothing if it could not be read."""
+    """What this instance put back, and the keyring's metrics as last read, if it could be read."""
 
-    def __init__(self, get_snapshot: Callable[[], KeyringMetrics | None]) -> None:
-        self._get_snapshot = get_snapshot
+    def __init__(self, get_snapshot: Callable[[], KeyringMetrics | None], count_restored: Callable[[], int]) -> None:
+        self._get_snapshot, self._count_restored = get_snapshot, count_restored
 
     def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            KMS_DATA_KEYS_RESTORED,
+            "Rows of data keys that the database lost and this instance put back from memory.",
+            self._count_restored(),
+        )
         snapshot = self._get_snapshot()
         if snapshot is None:
             return

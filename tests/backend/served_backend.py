@@ -1,6 +1,7 @@
 """A backend in this process, and a client with the token of its admin API."""
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import httpx2
@@ -12,8 +13,10 @@ TOKEN = {"Authorization": "Bearer the-token-of-a-test"}
 
 
 @asynccontextmanager
-async def serve_backend(settings: BackendSettings) -> AsyncIterator[httpx2.AsyncClient]:
-    async with run_backend(settings) as app:
+async def serve_backend(
+    settings: BackendSettings, *, clock: Callable[[], float] = time.time
+) -> AsyncIterator[httpx2.AsyncClient]:
+    async with run_backend(settings, clock=clock) as app:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=TOKEN) as client:
             yield client

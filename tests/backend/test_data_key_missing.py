@@ -118,6 +118,43 @@ async def test_a_row_that_went_missing_is_put_back_by_the_next_check_and_is_the_
         await until(is_back)
 
 
+async def test_a_data_key_that_was_put_back_is_counted_and_named_for_an_hour(
+    configured: Callable[..., BackendSettings], empty_database: URL
+) -> None:
+    now = time.time()
+    async with serve_backend(configured(interval="1h"), clock=lambda: now) as client:
+        assert await _read_restored(client) == ("ok", [], 0)
+        (lost,) = (await client.get("/admin/crypto/keys")).json()
+        for count in (1, 2):
+            await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+            assert (await client.post("/admin/crypto/reload")).status_code == 204
+            status, (problem,), restored = await _read_restored(client)
+            assert (status, restored) == ("degraded", count)
+            assert f"put back from memory within an hour: {lost['id']};" in problem
+            now += 3599
+            assert (await _read_restored(client))[0] == "degraded"
+        now += 2
+        assert await _read_restored(client) == ("ok", [], 2)
+
+
+async def test_a_data_key_that_another_instance_put_back_is_not_counted_again(
+    configured: Callable[..., BackendSettings], empty_database: URL
+) -> None:
+    rare = configured(interval="1h")
+    async with serve_backend(rare) as client, serve_backend(rare) as other:
+        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+        await asyncio.gather(*(each.post("/admin/crypto/reload") for each in (client, other)))
+        counts = [(await _read_restored(each))[2] for each in (client, other)]
+        assert sum(counts) == 1
+
+
+async def _read_restored(client: httpx2.AsyncClient) -> tuple[str, list[str], float]:
+    health = (await client.get("/healthz")).json()
+    lines = (await client.get("/metrics")).text.splitlines()
+    (count,) = [float(line.split()[1]) for line in lines if line.startswith("kms_data_keys_restored_total ")]
+    return health["status"], health.get("problems", []), count
+
+
 async def test_records_whose_data_key_the_database_lacks_are_reported_until_an_instance_that_has_it_puts_it_back(
     configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:

@@ -10,22 +10,28 @@ from shared.keyring.model import DataKeyStatus
 def test_every_scrape_shows_the_state_of_that_moment() -> None:
     registry = CollectorRegistry()
     mode, ready, at = CryptoMode.ENV, False, 5.0
-    unusable = 3
+    unusable, restored = 3, 2
     count = register_metrics(
         registry,
         get_mode=lambda: mode,
         is_ready=lambda: ready,
         get_initialised_at=lambda: at,
         count_unusable=lambda: unusable,
+        count_restored=lambda: restored,
         is_local_key_missing=lambda: not ready,
         get_snapshot=lambda: None,
     )
     crypto = ("mode", "ready", "init_timestamp_seconds", "decryption_errors_total")
-    names = [*(f"crypto_{name}" for name in crypto), "kms_data_keys_unusable", "kms_local_key_missing"]
-    assert [registry.get_sample_value(name) for name in names] == [0, 0, 5, 0, 3, 1]
-    mode, ready, at, unusable = CryptoMode.KMS, True, 6.0, 0
+    names = [
+        *(f"crypto_{name}" for name in crypto),
+        "kms_data_keys_unusable",
+        "kms_local_key_missing",
+        "kms_data_keys_restored_total",
+    ]
+    assert [registry.get_sample_value(name) for name in names] == [0, 0, 5, 0, 3, 1, 2]
+    mode, ready, at, unusable, restored = CryptoMode.KMS, True, 6.0, 0, 5
     count()
-    assert [registry.get_sample_value(name) for name in names] == [1, 1, 6, 1, 0, 0]
+    assert [registry.get_sample_value(name) for name in names] == [1, 1, 6, 1, 0, 0, 5]
 
 
 def _collect(snapshot: KeyringMetrics | None) -> list[str]:
@@ -36,6 +42,7 @@ def _collect(snapshot: KeyringMetrics | None) -> list[str]:
         is_ready=lambda: True,
         get_initialised_at=lambda: 0.0,
         count_unusable=lambda: 0,
+        count_restored=lambda: 0,
         is_local_key_missing=lambda: False,
         get_snapshot=lambda: snapshot,
     )
@@ -55,6 +62,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
     assert _collect(snapshot) == [
         "kms_data_keys_unusable 0.0",
         "kms_local_key_missing 0.0",
+        "kms_data_keys_restored_total 0.0",
         'kms_data_keys{kek_version="2",status="retired"} 4.0',
         'kms_data_keys{kek_version="3",status="active"} 1.0',
         'kms_rotation_last_success_timestamp_seconds{type="new-dek"} 7.0',
@@ -69,4 +77,8 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
 
 def test_a_keyring_that_cannot_be_seen_is_not_shown() -> None:
     # What every instance knows by itself.
-    assert _collect(None) == ["kms_data_keys_unusable 0.0", "kms_local_key_missing 0.0"]
+    assert _collect(None) == [
+        "kms_data_keys_unusable 0.0",
+        "kms_local_key_missing 0.0",
+        "kms_data_keys_restored_total 0.0",
+    ]

@@ -63,10 +63,13 @@ def test_labels_of_the_backends_own_are_left_out_and_its_processes_are_not_count
 kms_data_keys{kek_version="3",status="active",pid="2"} 1
 kms_rotation_failures_total{step="rotate",pid="1"} 1
 kms_rotation_failures_total{step="rotate",pid="2"} 2
+kms_data_keys_restored_total{pid="1"} 1
+kms_data_keys_restored_total{pid="2"} 1
 """
     assert parse_metrics(body) == {
         "kms_data_keys": {("3", "active"): 1},
         "kms_rotation_failures_total": {("rotate",): 3},
+        "kms_data_keys_restored_total": {(): 2},
     }
 
 

@@ -22,7 +22,6 @@ from shared.backend_contract import (
     CRYPTO_MODE,
     CRYPTO_READY,
     KEYRING_METRIC_LABELS,
-    KMS_ROTATION_FAILURES,
     CryptoMode,
 )
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
@@ -48,7 +47,7 @@ _EXPORTED_FAMILIES: Final = {
     CRYPTO_INIT_TIMESTAMP: _ExportedFamily(),
     CRYPTO_DECRYPTION_ERRORS: _ExportedFamily(combine=sum),
     **{
-        name: _ExportedFamily(labels, sum if name == KMS_ROTATION_FAILURES else max)
+        name: _ExportedFamily(labels, sum if name.endswith("_total") else max)
         for name, labels in KEYRING_METRIC_LABELS.items()
     },
 }

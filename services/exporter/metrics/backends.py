@@ -16,6 +16,7 @@ from shared.backend_contract import (
     KEYRING_METRIC_LABELS,
     KMS_DATA_KEYS,
     KMS_DATA_KEYS_MISSING,
+    KMS_DATA_KEYS_RESTORED,
     KMS_DATA_KEYS_UNUSABLE,
     KMS_KEYRING_ROWS_UNREADABLE,
     KMS_LOCAL_KEY_MISSING,
@@ -69,6 +70,9 @@ class BackendMetrics:
             ),
             KMS_DATA_KEYS_MISSING: GaugeMetricFamily(
                 KMS_DATA_KEYS_MISSING, "Data keys that records need and the database lacks, as the backend says."
+            ),
+            KMS_DATA_KEYS_RESTORED: CounterMetricFamily(
+                KMS_DATA_KEYS_RESTORED, "Rows of data keys that the backend put back from memory, as it counts them."
             ),
             KMS_KEYRING_ROWS_UNREADABLE: GaugeMetricFamily(
                 KMS_KEYRING_ROWS_UNREADABLE, "Rows of the keyring that cannot be read, as the backend says."
