@@ -33,10 +33,17 @@ _MARKS: Final = {
 
 
 class CheckError(HintedError):
-    """A check failed."""
+    """A check failed.
 
-    def __init__(self, error: str, hint: str) -> None:
+    Args:
+        error: what is wrong.
+        hint: what to do about it.
+        is_usable: whether what depends on it can work all the same, and so is checked.
+    """
+
+    def __init__(self, error: str, hint: str, *, is_usable: bool = False) -> None:
         super().__init__(error, hint)
+        self.is_usable = is_usable
 
 
 class CheckNotApplicable(Exception):  # noqa: N818 - it is no error
@@ -65,11 +72,18 @@ class CheckResult:
     hint: str = ""
     """What to do about a failure."""
     seconds: float = 0.0
+    is_usable: bool = False
+    """Whether what depends on a failed check can work all the same."""
 
     @property
     def is_ok(self) -> bool:
         """Whether nothing is wrong: it passed, or there is nothing to check."""
         return self.outcome in {CheckOutcome.PASSED, CheckOutcome.NOT_APPLICABLE}
+
+    @property
+    def stops_others(self) -> bool:
+        """Whether the checks that depend on it are skipped."""
+        return not (self.is_ok or self.is_usable)
 
 
 async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> list[CheckResult]:
@@ -81,7 +95,7 @@ async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> lis
     """
     results: dict[str, CheckResult] = {}
     for check in checks:
-        if check.depends_on is not None and not results[check.depends_on].is_ok:
+        if check.depends_on is not None and results[check.depends_on].stops_others:
             results[check.name] = skip_check(check)
         else:
             results[check.name] = await run_check(check, clock)
@@ -94,7 +108,10 @@ async def run_check(check: Check, clock: Callable[[], float]) -> CheckResult:
     try:
         detail = await check.run()
     except CheckError as failure:
-        return CheckResult(check.name, CheckOutcome.FAILED, failure.error, failure.hint, clock() - began)
+        seconds = clock() - began
+        return CheckResult(
+            check.name, CheckOutcome.FAILED, failure.error, failure.hint, seconds, is_usable=failure.is_usable
+        )
     except CheckNotApplicable as nothing:
         return CheckResult(check.name, CheckOutcome.NOT_APPLICABLE, str(nothing))
     return CheckResult(check.name, CheckOutcome.PASSED, detail, seconds=clock() - began)

@@ -18,7 +18,7 @@ async def open_checks(settings: BackendSettings) -> AsyncIterator[Sequence[Check
     try:
         yield [
             Check("database tables", partial(check_keyring_database, settings.database)),
-            *list_key_checks("kms", kms, (), timeout=settings.kms_timeout),
+            *list_key_checks("kms", kms, (), timeout=settings.kms_timeout, address=settings.kms.address_setting),
         ]
     finally:
         await kms.close()

@@ -32,7 +32,13 @@ async def open_checks(settings: ExporterSettings) -> AsyncIterator[Sequence[Chec
                 checks.append(Check(f"targets.{n}.canary_dir", partial(_check_folder, target.canary_dir)))
             kms = connect_key(target.kms)
             stack.push_async_callback(kms.close)
-            checks += list_key_checks(key, kms, kms.profile.probe_permissions, timeout=settings.probe.timeout)
+            checks += list_key_checks(
+                key,
+                kms,
+                kms.profile.probe_permissions,
+                timeout=settings.probe.timeout,
+                address=target.kms.address_setting,
+            )
         for n, backend in enumerate(settings.backends):
             reader = await open_backend_reader(backend, settings.probe.timeout, stack)
             documents = partial(check_documents, reader, build_read(backend, reader))

@@ -25,7 +25,13 @@ async def open_checks(settings: RotatorSettings) -> AsyncIterator[Sequence[Check
     kms = connect_key(settings.kms)
     try:
         yield [
-            *list_key_checks("kms", kms, kms.profile.probe_permissions, timeout=settings.kms_timeout),
+            *list_key_checks(
+                "kms",
+                kms,
+                kms.profile.probe_permissions,
+                timeout=settings.kms_timeout,
+                address=settings.kms.address_setting,
+            ),
             Check("driver keyring", partial(_check_keyring, settings.driver, settings.kms)),
             *(
                 Check(f"other_keyrings.{n} keyring", partial(_check_keyring, driver, settings.kms))

@@ -14,6 +14,9 @@ from shared.kms.reason import Reason
 MAX_CLOCK_SKEW_SECONDS: Final = 60.0
 """A service refuses a signed request, or a token, whose time differs too much from its own clock."""
 
+_NO_SERVICE: Final = {Reason.UNAVAILABLE, Reason.TIMEOUT, Reason.INTERNAL}
+"""Reasons of a call that something else than a KMS answers, or nobody."""
+
 
 def list_key_checks(
     key: str,
@@ -21,6 +24,7 @@ def list_key_checks(
     permissions: Sequence[str],
     *,
     timeout: float,
+    address: str = "",
     clock: Callable[[], float] = time.time,
 ) -> list[Check]:
     """List the checks of one KMS key.
@@ -30,32 +34,40 @@ def list_key_checks(
         kms: the KMS key; open until the checks are done.
         permissions: those that the account needs, in the provider's words.
         timeout: seconds for each call.
+        address: the setting of the service's address, such as "`endpoint` (127.0.0.1:9010)"; empty for the usual one.
         clock: unix seconds.
     """
     connection, granted = f"{key} connection", _GrantedPermissions(kms, permissions, timeout)
     return [
-        Check(connection, partial(_check_connection, kms, timeout)),
-        Check(f"{key} round trip", partial(_check_round_trip, kms, timeout), connection),
+        Check(connection, partial(_check_connection, kms, timeout, address)),
+        Check(f"{key} round trip", partial(_check_round_trip, kms, timeout, address), connection),
         *(Check(f"{key} permission {each}", partial(granted.check, each), connection) for each in permissions),
         Check(f"{key} clock", partial(_check_clock, kms, timeout, clock), connection),
     ]
 
 
-async def _check_connection(kms: KmsKey, timeout: float) -> str:
+def _advise(kms: KmsKey, reason: Reason, address: str) -> str:
+    """What to do; where the service does not answer at an address of the configuration, that first."""
+    if address and reason in _NO_SERVICE:
+        return f"correct {address}, start what listens there, or check proxy and network to it"
+    return kms.profile.advise(reason)
+
+
+async def _check_connection(kms: KmsKey, timeout: float, address: str) -> str:
     phases = await kms.measure_connectivity(timeout=timeout)
     failed = next((phase for phase in phases if phase.error), None)
     if failed:
-        raise CheckError(str(failed.error), kms.profile.advise(Reason.UNAVAILABLE))
+        raise CheckError(str(failed.error), _advise(kms, Reason.UNAVAILABLE, address))
     return ", ".join(f"{phase.name} in {phase.seconds * 1000:.0f} ms" for phase in phases)
 
 
-async def _check_round_trip(kms: KmsKey, timeout: float) -> str:
+async def _check_round_trip(kms: KmsKey, timeout: float, address: str) -> str:
     plaintext, aad = token_bytes(32), token_bytes(16)
     try:
         encrypted = await kms.encrypt(plaintext, aad, timeout=timeout)
         decrypted = await kms.decrypt(encrypted.ciphertext, aad, timeout=timeout)
     except KmsError as error:
-        raise CheckError(str(error), kms.profile.advise(error.reason)) from None
+        raise CheckError(str(error), _advise(kms, error.reason, address)) from None
     if decrypted.plaintext != plaintext:
         raise CheckError(
             "decrypt gave back another plaintext than was encrypted", kms.profile.advise(Reason.PLAINTEXT_MISMATCH)

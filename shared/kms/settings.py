@@ -37,6 +37,11 @@ class ProviderSettings(Section):
     def service_address(self) -> str:
         """The address of the service: its keys fail at the same time, and share a limit of concurrent probes."""
 
+    @property
+    def address_setting(self) -> str:
+        """The key that sets the address of the service, with its value, for a hint; empty for the provider's own."""
+        return ""
+
     @abstractmethod
     def connect(self) -> KmsKeyAdmin:
         """The key behind the port. Connects at the first call, so a KMS that is down never prevents a start.

@@ -76,7 +76,7 @@ async def run_doctor(settings: C, open_checks: OpenChecks[C]) -> list[CheckResul
 async def run_checks_concurrently(
     checks: Iterable[Check], clock: Callable[[], float], *, timeout: float, max_concurrent: int = 16
 ) -> list[CheckResult]:
-    """Run every check as soon as the one that it depends on has passed; none, not even a defect, stops the others.
+    """Run every check as soon as the one that it depends on has passed, or is usable; no defect stops the others.
 
     Args:
         checks: in the order of their lines; no two have the same name.
@@ -88,7 +88,7 @@ async def run_checks_concurrently(
     tasks: dict[str, asyncio.Task[CheckResult]] = {}
 
     async def run(check: Check) -> CheckResult:
-        if check.depends_on is not None and not (await tasks[check.depends_on]).is_ok:
+        if check.depends_on is not None and (await tasks[check.depends_on]).stops_others:
             return skip_check(check)
         async with slots:
             return await _run_bounded(check, clock, timeout)
@@ -122,12 +122,14 @@ def list_file_checks(settings: BaseModel, path: str = "") -> Iterator[Check]:
 def _open_files(key: str, check: FileCheck, value: object) -> str:
     """Raise CheckError with the first problem."""
     for problem in check_value(key, check, value):
-        raise CheckError(problem.error, problem.hint or "correct the file, or the key")
+        is_usable = problem.startup_policy is None
+        raise CheckError(problem.error, problem.hint or "correct the file, or the key", is_usable=is_usable)
     return "its files open" if isinstance(value, BaseModel) else str(value)
 
 
 def _print_results(results: Sequence[CheckResult], *, as_json: bool) -> None:
-    failed = sum(not result.is_ok for result in results)
+    skipped = sum(result.outcome is CheckOutcome.SKIPPED for result in results)
+    failed = sum(not result.is_ok for result in results) - skipped
     if as_json:
         rows = [{"name": each.name, "ok": each.is_ok, "detail": each.detail, "hint": each.hint} for each in results]
         click.echo(json.dumps({"checks": rows, "ok": not failed}, indent=2))
@@ -135,4 +137,5 @@ def _print_results(results: Sequence[CheckResult], *, as_json: bool) -> None:
     replace_unencodable_output()
     for result in results:
         click.echo(format_line(result, verbose=True))
-    click.echo(f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed")
+    others = f", {skipped} skipped" if skipped else ""
+    click.echo(f"{failed} of {len(results)} checks failed{others}" if failed else f"all {len(results)} checks passed")

@@ -347,6 +347,11 @@ def provider(**changes: Any) -> Break:
     return change
 
 
+def refuse_token(code: str) -> Break:
+    fault = {"provider": Provider.SLACK, "kind": FaultKind.ERROR, "error": code, "count": 1}
+    return lambda world: world.stand_ins.faults.add(ProviderFault.model_validate(fault))
+
+
 def refuse_recipient(world: World) -> None:
     kind = {"provider": Provider.SMTP, "kind": FaultKind.REFUSE_RECIPIENT, "recipient": "c@example.org"}
     world.stand_ins.faults.add(ProviderFault.model_validate(kind))
@@ -415,7 +420,20 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         "holds a URL, such as that of an incoming webhook",
         "expected a bot token",
     ),
-    ("relay", write("slack_token", "xoxb-revoked"), "channels.slack bot token", "invalid_auth", "bot token (xoxb-…)"),
+    (
+        "relay",
+        write("slack_token", "xoxb-revoked"),
+        "channels.slack bot token",
+        "Slack answered invalid_auth: Slack does not know the token",
+        "bot token (xoxb-…)",
+    ),
+    (
+        "relay",
+        refuse_token("account_inactive"),
+        "channels.slack bot token",
+        "Slack answered account_inactive: the app was removed from the workspace",
+        "install the app again, and copy its new token",
+    ),
     (
         "relay",
         scopes("channels:read", "channels:history"),
@@ -442,7 +460,7 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         edit("exporter", "targets.0.proxy", NOWHERE),
         f"{TARGET} connection",
         "no connection to the proxy 127.0.0.1:1 (proxy)",
-        "then the network",
+        "check proxy and network to it",
     ),
     (
         "relay",
@@ -629,7 +647,14 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         edit("exporter", "targets.0.endpoint", "127.0.0.1:1"),
         f"{TARGET} connection",
         "refused",
-        "then the network",
+        "correct `endpoint` (127.0.0.1:1), start what listens there",
+    ),
+    (
+        "exporter",
+        lambda world: edit("exporter", "targets.0.endpoint", world.pages.url.removeprefix("http://"))(world),
+        f"{TARGET} round trip",
+        "unavailable",
+        "correct `endpoint` (127.0.0.1:",
     ),
     (
         "exporter",

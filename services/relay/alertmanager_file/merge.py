@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -187,8 +188,33 @@ def _compare_receivers(theirs: Sequence[Entry], ours: Sequence[Entry]) -> Iterat
         other = names.get(receiver["name"], receiver)
         for kind, entries in receiver.items():
             there = other.get(kind) or []
-            if kind != "name" and not all(any(_contains(each, entry) for each in there) for entry in entries):
-                yield f"receiver {other['name']} exists, and its {kind} differ from keypulse's: rename it, or remove it"
+            if kind == "name" or all(any(_contains(each, entry) for each in there) for entry in entries):
+                continue
+            exists = f"receiver {other['name']} exists"
+            if not there:
+                yield f"{exists} without keypulse's {kind}: rename it, or remove it"
+                continue
+            differences = [list(_list_differences(each, entries[0])) for each in there]
+            yield f"{exists}, and its {kind} differ: {'; '.join(min(differences, key=len)[:2])}; correct either"
+
+
+def _list_differences(theirs: object, ours: object, path: str = "") -> Iterator[str]:
+    """Both values of each key that differs. Of an address that is not a relay's, the host alone: it may be a secret."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key, value in ours.items():
+            yield from _list_differences(theirs.get(key), value, f"{path}.{key}".removeprefix("."))
+    elif theirs != ours:
+        value = _mask_url(str(theirs)) if path == "url" and theirs is not None else theirs
+        yield f"{path} is {json.dumps(value, ensure_ascii=False)}, expected {json.dumps(ours)}"
+
+
+def _mask_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        path = parts.path if parts.path.endswith("/alerts") else "/…"
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
+    except ValueError:
+        return "no URL"
 
 
 def _contains(theirs: object, ours: object) -> bool:
@@ -200,7 +226,10 @@ def _contains(theirs: object, ours: object) -> bool:
 
 def _check_direct(theirs: Sequence[Entry], ours: Sequence[Entry], direct: str) -> list[str]:
     """A sentence if the relay's own alerts would reach nobody."""
-    receiver = next((each for each in theirs if each["name"] == direct), {"name": direct})
+    names = [each["name"] for each in theirs]
+    if direct not in names:
+        return [f"there is no receiver {direct}, expected with --direct one of {', '.join(names)}"]
+    receiver = next(each for each in theirs if each["name"] == direct)
     if receiver.keys() - {"name"} and direct not in {each["name"] for each in ours}:
         return []
     return [f"receiver {direct} cannot report on the relay itself: name one that reaches people, with --direct"]

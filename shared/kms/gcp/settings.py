@@ -46,6 +46,11 @@ class GcpKeySettings(EgressSettings, ProviderSettings):
         """See the base."""
         return self.endpoint or "cloudkms.googleapis.com:443"
 
+    @property
+    def address_setting(self) -> str:
+        """See the base."""
+        return f"`endpoint` ({self.endpoint})" if self.endpoint else ""
+
     def connect(self) -> KmsKeyAdmin:
         """See the base."""
         from shared.kms.gcp.client import GcpKmsKey  # noqa: PLC0415  0.4 s that --check and `admin` do not need

@@ -92,8 +92,8 @@ def test_a_receiver_of_the_same_name_with_other_content_collides() -> None:
     receivers = "  - {name: kms-critical, slack_configs: [{channel: '#x', api_url: 'https://a-secret'}]}\n"
     receivers += "  - {name: watchdog}\n"
     assert collisions(file_with(receivers=receivers)) == [
-        "receiver kms-critical exists, and its webhook_configs differ from keypulse's: rename it, or remove it",
-        "receiver watchdog exists, and its webhook_configs differ from keypulse's: rename it, or remove it",
+        "receiver kms-critical exists without keypulse's webhook_configs: rename it, or remove it",
+        "receiver watchdog exists without keypulse's webhook_configs: rename it, or remove it",
     ]
 
 
@@ -226,7 +226,33 @@ def test_the_relays_own_alerts_go_to_the_receiver_that_was_named() -> None:
     ]
 
 
-@pytest.mark.parametrize("direct", ["nobody", "missing", "kms-critical"])
+def test_a_second_merge_with_another_address_shows_both_values() -> None:
+    merged = merge(file_with(), DESTINATION)
+    other = Destination("https://relay.company.net/alerts", "/run/other_token")
+    authorization = "http_config.authorization.credentials_file"
+    assert collisions(merged, other) == [
+        f'receiver {name} exists, and its webhook_configs differ: url is "{DESTINATION.url}", expected "{other.url}"; '
+        f'{authorization} is "{DESTINATION.token_file}", expected "{other.token_file}"; correct either'
+        for name in ("kms-critical", "kms-security", "watchdog")
+    ]
+
+
+def test_of_an_address_that_is_no_relays_only_the_host_is_shown() -> None:
+    webhook = (
+        "{url: 'https://me:a-secret@ping.company.net/a-secret', http_config: {authorization: {credentials: a-secret}}}"
+    )
+    receivers = f"  - {{name: watchdog, webhook_configs: [{webhook}]}}\n"
+    (line,) = collisions(file_with(receivers=receivers))
+    assert 'url is "https://ping.company.net/…", expected' in line
+
+
+def test_an_unknown_receiver_for_the_relays_own_alerts_is_answered_with_those_that_exist() -> None:
+    (line,) = collisions(file_with(), Destination(DESTINATION.url, DESTINATION.token_file, "on-cal"))
+    names = [each["name"] for each in yaml.safe_load(file_with())["receivers"]]
+    assert line == f"there is no receiver on-cal, expected with --direct one of {', '.join(names)}"
+
+
+@pytest.mark.parametrize("direct", ["nobody"])
 def test_the_relays_own_alerts_reach_somebody_or_it_collides(direct: str) -> None:
     (line,) = collisions(file_with(), Destination(DESTINATION.url, DESTINATION.token_file, direct))
     assert line == f"receiver {direct} cannot report on the relay itself: name one that reaches people, with --direct"

@@ -75,6 +75,6 @@ async def test_doctor_tries_the_app_token_and_the_scopes_of_silences(tmp_path: P
     (tmp_path / "app").write_text("xoxb-test")
     (token, _) = (await run_checks(settings)).values()
     assert token == (
-        "✗ Slack answered not_allowed_token_type; "
-        "copy the app-level token (xapp-…) into `app_token_file`: this is another kind of token"
+        "✗ Slack answered not_allowed_token_type: it is a token of another kind; "
+        "copy the app-level token (xapp-…) into `app_token_file`"
     )

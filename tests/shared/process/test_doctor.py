@@ -87,7 +87,24 @@ def test_what_fails_is_counted_and_exits_with_1(file: Path) -> None:
     assert secret.startswith(f"✗ secret_file: {file.parent}/missing: No such file or directory; expected a file with")
     assert thing.startswith("✗ thing: it is broken; repair it (")
     assert other == "- other: skipped: it depends on 'thing'"
-    assert end == "3 of 3 checks failed"
+    assert end == "2 of 3 checks failed, 1 skipped"
+
+
+def test_what_depends_on_a_file_that_others_may_read_is_checked_all_the_same(file: Path) -> None:
+    (file.parent / "secret").chmod(0o644)
+
+    @asynccontextmanager
+    async def open_dependent(_: Settings) -> AsyncIterator[Sequence[Check]]:
+        yield [Check("answer", fine, "secret_file"), Check("further", fine, "answer")]
+
+    command = create_doctor_command(Settings, open_dependent, "keypulse-sample")
+    result = CliRunner().invoke(command, ["--config", str(file)])
+    assert result.exit_code == 1
+    secret, answer, further, end = result.output.splitlines()
+    assert "others may read it (mode 0644); run: chmod o-rwx" in secret
+    assert answer.startswith("✓ answer: fine")
+    assert further.startswith("✓ further: fine")
+    assert end == "1 of 3 checks failed"
 
 
 def test_json_has_the_fields_that_programs_rely_on(file: Path) -> None:

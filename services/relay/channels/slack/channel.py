@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
+from urllib.parse import urlsplit
 
 import structlog
 from pydantic import BeforeValidator, model_validator
@@ -86,11 +87,24 @@ BotTokenPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EX
 """A file with a bot token; `--check` recognises what is something else."""
 
 
+_SLACK_HOSTS: Final = {"hooks.slack.com", "hooks.slack-gov.com"}
+_WEBHOOK_PATH: Final = re.compile(r"/services/T[^/]+/B[^/]+/[^/]{20,}")
+"""Its last part has 24 characters."""
+_EXPECTED_WEBHOOK: Final = "copy all of https://hooks.slack.com/services/T…/B…/… from the app's page Incoming Webhooks"
+
+
 def _check_webhook_url(secret: str) -> None:
     if secret.startswith(("xoxb-", "xoxp-", "xapp-")):
         raise FileCheckError("holds a token", "name it in `token_file`, beside `channel`")
     if not secret.startswith(("https://", "http://")):
         raise ValueError("holds no URL")
+    parts = urlsplit(secret)
+    if parts.hostname not in _SLACK_HOSTS:
+        return
+    if parts.path.startswith(("/workflows/", "/triggers/")):
+        raise FileCheckError("holds the URL of a workflow's trigger, not of an incoming webhook", _EXPECTED_WEBHOOK)
+    if not _WEBHOOK_PATH.fullmatch(parts.path):
+        raise FileCheckError("holds a URL of Slack that is cut, or is no incoming webhook's", _EXPECTED_WEBHOOK)
 
 
 _EXPECTED_URL: Final = "expected a file with the URL https://hooks.slack.com/services/… on its first line"

@@ -5,13 +5,15 @@ needs `channels:read`, and `groups:read` for private ones.
 https://docs.slack.dev/reference/methods/auth.test, https://docs.slack.dev/reference/methods/conversations.info
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from services.relay.channels.diagnosis import report_send_errors
 from services.relay.channels.slack.post_search import CHANNEL_KINDS, NotFound, find_channel
 from services.relay.channels.slack.web_api import SlackApi, SlackError
 from services.relay.send_error import SendReason
+from services.relay.slack_codes import SLACK_CODES
 from shared.check import CheckError
 
 _READ_SCOPES: Final = dict(zip(CHANNEL_KINDS, ("channels:read", "groups:read"), strict=True))
@@ -19,9 +21,21 @@ _SEARCH_SCOPES: Final = frozenset({"channels:history", "groups:history"})
 _HINTS: Final = {SendReason.UNAUTHORIZED: "copy the app's bot token (xoxb-…) into `token_file`"}
 
 
+@contextmanager
+def _report_slack_errors() -> Iterator[None]:
+    """Turn what Slack answers into a CheckError with the meaning of its code."""
+    with report_send_errors(_HINTS):
+        try:
+            yield
+        except SlackError as error:
+            if (code := SLACK_CODES.get(error.code)) is None:
+                raise
+            raise CheckError(f"{error}: {code.meaning}", code.action or _HINTS[SendReason.UNAUTHORIZED]) from None
+
+
 async def check_token(api: SlackApi) -> str:
     """Check that Slack accepts the token, and that the bot may post. Raises CheckError."""
-    with report_send_errors(_HINTS):
+    with _report_slack_errors():
         answer = await api.post("auth.test", {})
     scopes = api.granted_scopes
     if scopes is not None and "chat:write" not in scopes:
@@ -42,7 +56,7 @@ async def check_slack_channel(api: SlackApi, channel: str, channel_id: str | Non
         channel: as in the configuration.
         channel_id: its ID, where that is in the configuration.
     """
-    with report_send_errors(_HINTS):
+    with _report_slack_errors():
         found = await (_read_channel(api, channel_id) if channel_id else _find_by_name(api, channel))
     if found.get("is_archived"):
         raise CheckError(f"{channel} is archived", "unarchive it, or set another `channel`")

@@ -28,6 +28,7 @@ from services.relay.channels.status_error import build_status_error
 from services.relay.http_session import HttpSession, encode_json, read_text, translate_connection_errors
 from services.relay.model import Message
 from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.slack_codes import SLACK_CODES
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
 from shared.config.url import check_secret_url
@@ -130,6 +131,8 @@ class IncomingWebhookChannel:
             status, headers, answer = await self._post(url, _EMPTY_MESSAGE)
             error = self._build_error(url, status, headers, answer)
             if error.scope is not SendScope.MESSAGE:
+                if code := SLACK_CODES.get(answer.strip()):
+                    raise CheckError(f"{error}: {code.meaning}", code.action)
                 raise error
         if _ERRORS.get(answer.strip()) != _REJECTED:  # any web server refuses what it does not know
             raise CheckError(

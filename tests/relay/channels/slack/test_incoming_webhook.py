@@ -22,6 +22,8 @@ from tests.relay.channels.kinds import unused_address
 from tests.relay.channels.recording_attempt import Recorded, send
 from tests.relay.channels.slack.slack_posts import lost, now, posts
 
+HOOKS = "https://hooks.slack.com"
+
 
 @pytest.fixture
 def values(secret_file: Path, stand_ins: StandIns) -> dict[str, Any]:
@@ -116,16 +118,36 @@ async def test_the_stand_in_answers_as_slack_does(
     [
         ("xoxb-1-2", "holds a token; name it in `token_file`, beside `channel`"),
         ("hooks.slack.com/services/T/B/x", "holds no URL"),
+        (f"{HOOKS}/services/T00000000/B00000000/XXXXXXXXXXXX", "holds a URL of Slack that is cut"),
+        (f"{HOOKS}/services/T00000000/B00000000/", "holds a URL of Slack that is cut"),
+        (f"{HOOKS}/services/T00000000", "holds a URL of Slack that is cut"),
+        (f"{HOOKS}/services/T00000000/XXXXXXXXXXXXXXXXXXXXXXXX", "holds a URL of Slack that is cut"),
+        (f"{HOOKS}/triggers/T00000000/123/{'x' * 32}", "holds the URL of a workflow's trigger"),
+        (f"{HOOKS}/workflows/T00000000/A00000000/123/{'x' * 24}", "holds the URL of a workflow's trigger"),
         ("", "is empty"),
     ],
 )
-async def test_a_file_that_contains_no_url_is_found_by_check_and_is_an_error_of_the_channel(
+async def test_a_file_that_contains_no_url_of_a_webhook_is_found_by_check(
     content: str, sentence: str, values: dict[str, Any], secret_file: Path
 ) -> None:
     rotate(secret_file, content)
     (problem,) = (problem for problem in check_files(settings(values)) if problem.startup_policy)
     assert problem.key == "webhook_url_file"
     assert sentence in problem.sentence
+    assert "T00000000" not in problem.sentence
+
+
+@pytest.mark.parametrize("host", ["hooks.slack.com", "hooks.slack-gov.com", "relay.company.net"])
+def test_a_whole_url_of_a_webhook_is_accepted(host: str, values: dict[str, Any], secret_file: Path) -> None:
+    rotate(secret_file, f"https://{host}/services/T00000000/B00000000/XXXXXXXXXXXXXXXXXXXXXXXX")
+    assert [problem for problem in check_files(settings(values)) if problem.startup_policy] == []
+
+
+@pytest.mark.parametrize("content", ["xoxb-1-2", "hooks.slack.com/services/T/B/x", ""])
+async def test_a_file_that_contains_no_url_is_an_error_of_the_channel(
+    content: str, values: dict[str, Any], secret_file: Path
+) -> None:
+    rotate(secret_file, content)
     error = await fail(values)
     assert error.scope is SendScope.CHANNEL
     assert str(secret_file) in str(error)
@@ -161,8 +183,8 @@ async def test_doctor_asks_slack_without_posting_and_says_what_it_cannot_do(
     assert posts(stand_ins) == []
     rotate(secret_file, stand_ins.build_slack_webhook_url("gone"))
     refused = await run_alone(channel)
-    assert "invalid_token" in refused.detail
-    assert "make a new webhook" in refused.hint
+    assert refused.detail == "Slack answered HTTP 403: invalid_token: the last part of the URL is wrong"
+    assert refused.hint == "copy the whole URL of the webhook, or make a new one"
     assert "gone" not in f"{refused}"
     await channel.close()
     for status, body in ((200, "ok"), (200, "<html>"), (404, "no_service"), (400, "Bad Request"), (413, "no_service")):
