@@ -60,11 +60,20 @@ def _judge_others(channel: ChannelOverview, now: float) -> Verdict:
         return Verdict(HealthStatus.DEGRADED, f"Its test failed: {test.problem}.", _capitalise(test.hint or ""))
     if check is not None and check.problem is not None and not _was_delivered_after(channel, check.started_at):
         return Verdict(HealthStatus.DEGRADED, f"Its check failed: {check.problem}.", _capitalise(check.hint or ""))
+    if channel.dead:
+        return Verdict(HealthStatus.DEGRADED, _describe_dead_letters(channel), "Correct the cause, then retry them.")
     if channel.oldest_accepted_at is not None and now - channel.oldest_accepted_at > LATE_SECONDS:
         return Verdict(HealthStatus.DEGRADED, "A delivery is late.", "See what waits, and why its attempts failed.")
     if channel.last_success is None and check is None and test is None:
         return Verdict(HealthStatus.UNKNOWN, "Nothing was sent yet.", "Send a test message.")
     return Verdict(HealthStatus.HEALTHY, "Up.")
+
+
+def _describe_dead_letters(channel: ChannelOverview) -> str:
+    """What was given up, whatever was delivered since: nobody was told of it, as RelayDeadLetters says, too."""
+    dead = f"{channel.dead} dead letter{'' if channel.dead == 1 else 's'}"
+    failure = channel.last_failure
+    return f"{dead}; the last failure: {_describe_reason(failure.reason)}." if failure else f"{dead}."
 
 
 def _was_delivered_after(channel: ChannelOverview, at: float) -> bool:

@@ -115,6 +115,35 @@ async def test_a_page_shows_a_body_escaped_previews_and_replays_it(tmp_path: Pat
         assert "There is no such entry" in await show(client, "/quarantine/77")
 
 
+async def test_a_channel_with_dead_letters_is_degraded_until_they_are_retried(tmp_path: Path) -> None:
+    channel = Scripted()
+    async with served(settings(tmp_path, {"one": channel})) as client:
+
+        async def describe() -> tuple[str, str, bool]:
+            (listed,) = (await call(client, "GET", "/api/channels"))[1]["channels"]
+            return listed["status"], listed["summary"], bool(listed["hint"])
+
+        await post(client, webhook_of())
+        await reaches(client, 1, "relay_deliveries_total", channel="one", outcome="delivered")
+        channel.script = [*refused(5)]
+        for number in range(5):
+            await post(client, webhook_of(group=f"{number}"))
+        await reaches(client, 5, "relay_outbox_deliveries", channel="one", state="dead")
+        why = "the last failure: its provider rejected the message"
+        assert await describe() == ("degraded", f"5 dead letters; {why}.", True)
+        assert "<strong>1 degraded</strong>" in await show(client, "/")
+        await post(client, webhook_of(group="another"))  # what arrives tells nobody of what did not
+        await reaches(client, 2, "relay_deliveries_total", channel="one", outcome="delivered")
+        assert (await describe())[0] == "degraded"
+        deliveries = (await call(client, "GET", "/api/deliveries?state=dead"))[1]["deliveries"]
+        assert (await call(client, "POST", f"/api/deliveries/{deliveries[0]['id']}/retry"))[0] == 202
+        await reaches(client, 3, "relay_deliveries_total", channel="one", outcome="delivered")
+        assert (await describe())[1] == f"4 dead letters; {why}."
+        assert (await call(client, "POST", "/api/deliveries/retry?channel=one")) == (202, {"retried": 4})
+        await reaches(client, 7, "relay_deliveries_total", channel="one", outcome="delivered")
+        assert await describe() == ("healthy", "Up.", False)
+
+
 async def test_dead_letters_are_retried_one_by_one_in_groups_and_all_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
