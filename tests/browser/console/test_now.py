@@ -1,5 +1,7 @@
 """The first page: what it shows, that it stays live, and what it says when it is not."""
 
+from pathlib import Path
+
 import pytest
 from playwright.async_api import Browser, expect
 
@@ -8,6 +10,9 @@ from tests.browser.console.served_console import (
     Console,
     check_accessibility,
     check_reloads,
+    find_overflow,
+    find_violations,
+    open_console,
     open_page,
     record_reloads,
 )
@@ -22,6 +27,35 @@ async def test_it_shows_each_part_and_is_accessible(chromium: Browser, console: 
         await expect(names).to_contain_text(["Exporter", "Rules", "Alertmanager", "Intake", "Store", "Sender"])
         await expect(page.locator(".path > .card").first).to_contain_text("Not known without messages.prometheus_url")
         await check_accessibility(page)
+
+
+async def test_on_a_phone_the_path_is_a_row_of_dots_until_something_is_wrong(chromium: Browser, tmp_path: Path) -> None:
+    async with open_console(tmp_path) as console, open_page(chromium, f"{console.url}/", width=390, height=844) as page:
+        dots, parts = page.locator(".dots summary"), page.locator(".path > .card")
+        await expect(dots.locator(".led")).to_have_count(6)
+        await expect(dots).to_contain_text("3 of 6 parts work, 3 not known")
+        await expect(parts.first).not_to_be_visible()
+        box = await dots.bounding_box()
+        assert box is not None
+        assert box["height"] < 48
+        assert not await find_overflow(page)
+        assert await find_violations(page) == []
+        await dots.click()
+        await expect(page.locator(".dots li").first).to_contain_text("Not known without messages.prometheus_url")
+        await console.post(group="another")
+        await expect(page.locator(".open li")).to_have_count(2)
+        await expect(page.locator(".dots li").first).to_be_visible()  # it stays open while the page is loaded again
+        await page.set_viewport_size({"width": 1280, "height": 844})
+        await expect(dots).not_to_be_visible()
+        await expect(parts.first).to_be_visible()
+        await page.set_viewport_size({"width": 390, "height": 844})
+        async with console.client.post("/alerts", data=b"{") as answer:  # the intake refuses it
+            assert answer.status == 400
+        await console.post(group="a further one")
+        await expect(page.locator(".dots")).to_have_count(0)
+        await expect(parts.nth(3)).to_be_visible()
+        await expect(parts.nth(3)).to_contain_text("(400)")
+        assert not await find_overflow(page)
 
 
 async def test_changes_are_polled_twice_a_second_and_a_delivery_appears_without_a_reload(

@@ -26,12 +26,15 @@ from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.overview.first_page import EMPTY_OVERVIEW, read_overview
 from services.relay.outbox.overview.open_incidents import OpenIncidents
 from services.relay.shared_read import SharedRead
+from services.relay.text import Severity
 from shared.http.authorization import ProtectedRoute
 
 MAX_INCIDENTS: Final = 8
 _MAX_AGE: Final = 1.0
 """Seconds for which one read serves all viewers."""
 _FRAGMENT: Final = "now_state"
+_CALM: Final = (HealthStatus.HEALTHY, HealthStatus.UNKNOWN)
+_NOT_URGENT: Final = (Severity.WARNING, Severity.INFO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +51,15 @@ class ChannelCard:
 
 
 @dataclass(frozen=True, slots=True)
-class Problems:
-    """What needs somebody: the names of parts of the path and of channels, by their state."""
+class Headline:
+    """The worst of the open incidents, the parts of the path and the channels, in a few words."""
 
-    failing: Sequence[str]
-    degraded: Sequence[str]
-    unknown: Sequence[str]
-    unacknowledged: int
-    """Open incidents that nobody has acknowledged."""
-
-    @property
-    def total(self) -> int:
-        """The number in the page's title."""
-        return len(self.failing) + self.unacknowledged
+    status: HealthStatus
+    text: str
+    names: Sequence[str]
+    """The parts and channels that it counts."""
+    problem_count: int
+    """What needs somebody, for the page's title: failing parts, and incidents that nobody has acknowledged."""
 
 
 class NowPages:
@@ -113,14 +112,13 @@ class NowPages:
         overview = self._last
         lights = self._path.build_lights(overview, now, error)
         channels = [self._build_card(each, overview.now) for each in overview.channels]
-        all_lights = [*lights, *(card.light for card in channels)]
         values = {
             "error": error,
             "overview": overview,
             "lights": lights,
             "channels": sorted(channels, key=_get_sort_key),
-            "problems": _list_problems(all_lights, overview.incidents),
-            "worst": find_worst(light.verdict.status for light in all_lights),
+            "headline": build_headline([*lights, *(card.light for card in channels)], overview.incidents),
+            "is_path_calm": find_worst(light.verdict.status for light in lights) in _CALM,
             "plot": build_plot(steps, start),
             "delivery_plot": delivery_plot,
             "LATE_SECONDS": LATE_SECONDS,
@@ -144,10 +142,35 @@ def _get_sort_key(card: ChannelCard) -> tuple[int, str]:
     return list(HealthStatus).index(card.light.verdict.status), card.light.name
 
 
-def _list_problems(lights: Sequence[Light], incidents: OpenIncidents) -> Problems:
-    def find(status: HealthStatus) -> list[str]:
-        return [light.name for light in lights if light.verdict.status is status]
+def build_headline(lights: Sequence[Light], incidents: OpenIncidents) -> Headline:
+    """What the page says first.
 
-    return Problems(
-        find(HealthStatus.FAILING), find(HealthStatus.DEGRADED), find(HealthStatus.UNKNOWN), incidents.unacknowledged
-    )
+    An incident that nobody has acknowledged counts as failing; one that somebody takes care of, and one that is not
+    urgent, as degraded.
+    """
+    worst_part = find_worst(light.verdict.status for light in lights)
+    names = [light.name for light in lights if light.verdict.status is worst_part]
+    if not incidents.total and worst_part is HealthStatus.HEALTHY:
+        return Headline(worst_part, "Everything works", [], 0)
+    if not incidents.total and worst_part is HealthStatus.UNKNOWN:
+        return Headline(worst_part, f"Nothing fails, {len(names)} not known", names, 0)
+    texts = [_count_incidents(incidents)] if incidents.total else []
+    if worst_part in _CALM:
+        names = []
+    else:
+        texts.append(f"{len(names)} {worst_part}")
+    failing = len(names) if worst_part is HealthStatus.FAILING else 0
+    status = find_worst([worst_part, _judge_incidents(incidents)])
+    return Headline(status, ", ".join(texts), names, failing + incidents.unacknowledged)
+
+
+def _judge_incidents(incidents: OpenIncidents) -> HealthStatus:
+    if any(count for severity, count in incidents.unacknowledged_counts.items() if severity not in _NOT_URGENT):
+        return HealthStatus.FAILING
+    return HealthStatus.DEGRADED if incidents.total else HealthStatus.HEALTHY
+
+
+def _count_incidents(incidents: OpenIncidents) -> str:
+    number = incidents.unacknowledged or incidents.total
+    state = "not acknowledged" if incidents.unacknowledged else "open"
+    return f"{number} incident{'' if number == 1 else 's'} {state}"

@@ -27,7 +27,7 @@ class Overview:
     """The same, or since when one is awaited."""
 
 
-EMPTY_OVERVIEW: Final = Overview(0.0, (), OpenIncidents((), {}, 0), WebhookTimes(None, 0), {}, {})
+EMPTY_OVERVIEW: Final = Overview(0.0, (), OpenIncidents((), {}, {}), WebhookTimes(None, 0), {}, {})
 """Before the outbox could be read."""
 
 

@@ -1,6 +1,7 @@
 """The open incidents, the worst first: what each is, who takes care of it, and whether somebody silenced it."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -41,13 +42,18 @@ class OpenIncidents:
     """The worst first; of one severity, the newest first."""
     counts: Mapping[str, int]
     """How many there are of each severity that has any."""
-    unacknowledged: int
-    """How many of all nobody has acknowledged."""
+    unacknowledged_counts: Mapping[str, int]
+    """How many of them nobody has acknowledged."""
 
     @property
     def total(self) -> int:
         """How many are open."""
         return sum(self.counts.values())
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many of all nobody has acknowledged."""
+        return sum(self.unacknowledged_counts.values())
 
 
 class _OpenRow(NamedTuple):
@@ -123,11 +129,10 @@ def read_open_incidents(connection: Connection, now: float, most: int) -> OpenIn
         now: unix seconds by the database's clock.
         most: of `OpenIncidents.incidents`.
     """
-    counts: dict[str, int] = {}
-    unacknowledged = 0
+    counts, unacknowledged = Counter[str](), Counter[str]()
     for row in _COUNTS.fetch_all(connection):
-        unacknowledged += row.open_count - row.acknowledged_count
-        counts[row.severity or ""] = counts.get(row.severity or "", 0) + row.open_count
+        counts[row.severity or ""] += row.open_count
+        unacknowledged[row.severity or ""] += row.open_count - row.acknowledged_count
     rows: list[_OpenRow] = []
     for severity in WORST_FIRST:
         if counts.get(severity) and len(rows) < most:

@@ -51,6 +51,7 @@ async def test_the_worst_come_first_with_who_takes_care_of_them_and_all_are_coun
             *("second critical", "first critical", "error", "unknown", "old", "warning", "info")
         ]
         assert found.counts == {"critical": 2, "error": 1, "": 2, "warning": 1, "info": 1}
+        assert found.unacknowledged_counts == {"critical": 1, "error": 1, "": 2, "warning": 1, "info": 1}
         assert (found.total, found.unacknowledged) == (7, 6)
         by_id = {each.id: each for each in found.incidents}
         assert (by_id["first critical"].acknowledged_by, by_id["second critical"].acknowledged_by) == ("ada", None)
