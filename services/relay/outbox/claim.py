@@ -8,7 +8,6 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Final, NamedTuple
 from uuid import uuid4
 
@@ -34,9 +33,6 @@ from services.relay.outbox.rows import (
 )
 from services.relay.outbox.shared_dedup_key import find_open_group_incidents
 from services.relay.outbox.tables import DeliveryState, deliveries, events
-
-_MAX_PREDECESSORS: Final = 3
-"""How many are searched for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +360,7 @@ def _read_predecessors(transaction: Transaction, delivery: DeliveryRow) -> tuple
     )
     return tuple(
         Predecessor(row.id, datetime.fromtimestamp(row.accepted_at, UTC), json.loads(row.progress or "{}"))
-        for row in islice(own, _MAX_PREDECESSORS)
+        for row in own
     )
 
 

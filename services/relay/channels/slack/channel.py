@@ -13,9 +13,8 @@ With `files:write` it uploads charts, and texts that are too long for a reply.
 import hashlib
 import re
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -243,7 +242,11 @@ class SlackChannel:
                 content = await self._build_content(call, first)
                 return _build_receipt(await self._post(api, call, message, content), token)
 
-            return await edit_first_message(api, call, message, partial(self._find_post, api, call), post)
+            async def find(first: Message) -> Receipt | None:
+                found = await self._find_post(api, call, first)
+                return found and _build_found(found)
+
+            return await edit_first_message(api, call, message, find, post)
 
     async def find_address(self, receipt: Receipt) -> str:
         """The permalink of a post: https://docs.slack.dev/reference/methods/chat.getPermalink. It needs no scope."""
@@ -291,9 +294,7 @@ class SlackChannel:
         self, api: SlackApi, call: ProviderCall, attempt: Attempt, message: Message, token: str
     ) -> tuple[Receipt, _Content]:
         """The receipt of the message, which is posted unless an earlier attempt did it, and what was posted."""
-        found = await self._find_post(api, call, message) if attempt.maybe_sent else None
-        if found is None and message.task.first_receipt is None:
-            found = await self._update_predecessor(api, call, message)
+        found = await self._find_sent(api, call, attempt, message)
         content = await self._build_content(call, message)
         if found is not None:
             return found, content
@@ -307,25 +308,36 @@ class SlackChannel:
             answer = await self._post(api, call, message, content)
         return _build_receipt(answer, token), content
 
-    async def _update_predecessor(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
-        """The receipt of the post of a delivery that was merged into this one: it becomes the episode's first message.
+    async def _find_sent(self, api: SlackApi, call: ProviderCall, attempt: Attempt, message: Message) -> Receipt | None:
+        """The receipt of what an earlier attempt posted.
 
-        Else it would be a second one, which nobody edits.
+        The post of a delivery that was merged into this one becomes the episode's first message. Else this would be a
+        second one, and nobody edits the other.
         """
-        for each in message.task.predecessors:
-            age = message.task.age + (message.task.accepted_at - each.accepted_at).total_seconds()
-            task = message.task._replace(delivery_id=each.delivery_id, accepted_at=each.accepted_at, age=age)
-            found = each.progress if each.progress.get("ts") else None
-            found = found or await self._find_post(api, call, replace(message, task=task))
+        task = message.task
+        predecessors = task.predecessors if task.first_receipt is None else ()
+        ids = {each.delivery_id for each in predecessors} | ({task.delivery_id} if attempt.maybe_sent else set())
+        posted = [
+            PostLocation(each.progress.get("channel", ""), each.progress["ts"], each.delivery_id)
+            for each in predecessors
+            if each.progress.get("ts")
+        ]
+        since = min([task.accepted_at, *(each.accepted_at for each in predecessors)])
+        age = task.age + (task.accepted_at - since).total_seconds()
+        oldest = replace(message, task=task._replace(accepted_at=since, age=age))
+        while ids:
+            found = posted.pop(0) if posted else await self._find_post(api, call, oldest, ids)
             if found is None:
-                continue
+                break
             try:
-                await update_post(api, call, message, found)
+                if found.delivery_id != task.delivery_id:
+                    await update_post(api, call, message, _build_found(found))
             except SlackError as error:
                 if error.code not in MESSAGE_MISSING | EDIT_REFUSED:
                     raise
+                ids.remove(found.delivery_id)
             else:
-                return {"channel": found.get("channel", ""), "ts": found["ts"], "found": "yes"}
+                return _build_found(found)
         return None
 
     async def _post(self, api: SlackApi, call: ProviderCall, message: Message, content: _Content) -> Mapping[str, Any]:
@@ -378,13 +390,15 @@ class SlackChannel:
             message, lambda: self._build_arguments(message, may_be_a_repeat=call.maybe_sent)
         )
 
-    async def _find_post(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
-        """The receipt of an earlier post, if Slack has one; clears `maybe_sent` if it has none."""
-        post = await find_post(api, message, self._channel_name, self._channel_id)
+    async def _find_post(
+        self, api: SlackApi, call: ProviderCall, message: Message, delivery_ids: Collection[str] = ()
+    ) -> PostLocation | None:
+        """An earlier post, if Slack has one; clears `maybe_sent` if it has none."""
+        post = await find_post(api, message, self._channel_name, self._channel_id, delivery_ids=delivery_ids)
         if isinstance(post, NotFound):
             call.maybe_sent = post is NotFound.UNKNOWN
             return None
-        return {"channel": post.channel, "ts": post.ts, "found": "yes"}
+        return post
 
     def _get_client(self, token: str) -> AsyncWebClient:
         if self._client is None or self._client.token != token:
@@ -412,6 +426,10 @@ class SlackChannel:
 
 def _build_receipt(answer: Mapping[str, Any], token: str) -> Receipt:
     return {key: mask_reply(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
+
+
+def _build_found(post: PostLocation) -> Receipt:
+    return {"channel": post.channel, "ts": post.ts, "found": "yes"}
 
 
 def _remove_thread(message: Message) -> Message:

@@ -7,7 +7,7 @@ by its name, which needs `channels:read`, and `groups:read` for a private channe
 https://docs.slack.dev/reference/methods/conversations.history
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -30,12 +30,18 @@ CHANNEL_KINDS: Final = ("public_channel", "private_channel")
 TEMPORARY: Final = {SendReason.TIMEOUT, SendReason.CONNECTION, SendReason.RATE_LIMITED, SendReason.SERVER_ERROR}
 
 
+_Metadata = Mapping[str, Mapping[str, Any]]
+"""What posts have, by their delivery."""
+
+
 class PostLocation(NamedTuple):
     """Where a post is."""
 
     channel: str
     """Its ID."""
     ts: str
+    delivery_id: str = ""
+    """Its delivery, where it was searched for."""
 
 
 class NotFound(Enum):
@@ -48,14 +54,23 @@ class NotFound(Enum):
 
 def build_metadata(message: Message, part: str = "") -> dict[str, Any]:
     """The metadata of a post by which it is found again; `part` names one beside the message itself."""
-    payload = {"delivery_id": message.task.delivery_id, **({"part": part} if part else {})}
+    return _build_metadata(message.task.delivery_id, part)
+
+
+def _build_metadata(delivery_id: str, part: str) -> dict[str, Any]:
+    payload = {"delivery_id": delivery_id, **({"part": part} if part else {})}
     return {"event_type": EVENT_TYPE, "event_payload": payload}
 
 
 async def find_post(
-    api: SlackApi, message: Message, channel_name: str, channel_id: str | None, part: str = ""
+    api: SlackApi,
+    message: Message,
+    channel_name: str,
+    channel_id: str | None,
+    part: str = "",
+    delivery_ids: Collection[str] = (),
 ) -> PostLocation | NotFound:
-    """Searches for the post of this delivery.
+    """Searches for the post of this delivery, or for one of several: each page is compared with all of them.
 
     Args:
         api: the workspace.
@@ -63,17 +78,19 @@ async def find_post(
         channel_name: of its channel, with `#`.
         channel_id: its ID, where an answer of this run or the configuration named it.
         part: as in `build_metadata`.
+        delivery_ids: of the posts, none of which is older than the message; the message's own by default.
 
     Raises:
         SendError: a temporary error; the search can be tried again.
     """
+    expected = {each: _build_metadata(each, part) for each in delivery_ids or (message.task.delivery_id,)}
     try:
         channel_id = channel_id or await _find_channel_id(api, channel_name.removeprefix("#"))
         if channel_id:
-            return await _find_in_channel(api, message, channel_id, part)
+            return await _find_in_channel(api, message, channel_id, expected)
         # The channel of the first receipt may not be the one configured now: what is absent there may be in this one.
         first = (message.task.first_receipt or {}).get("channel")
-        location = await _find_in_channel(api, message, first, part) if first else NotFound.UNKNOWN
+        location = await _find_in_channel(api, message, first, expected) if first else NotFound.UNKNOWN
         return NotFound.UNKNOWN if isinstance(location, NotFound) else location
     except SendError as error:
         if error.reason in TEMPORARY:
@@ -81,20 +98,22 @@ async def find_post(
         return NotFound.UNKNOWN
 
 
-async def _find_in_channel(api: SlackApi, message: Message, channel: str, part: str) -> PostLocation | NotFound:
+async def _find_in_channel(
+    api: SlackApi, message: Message, channel: str, expected: _Metadata
+) -> PostLocation | NotFound:
     """Searches by the relay's clock, and then by Slack's, which stamped the post and is in each of its replies."""
     since = message.task.accepted_at.timestamp() - _CLOCK_MARGIN
-    location = await _find_since(api, message, channel, since, part)
+    location = await _find_since(api, message, channel, since, expected)
     if location is not NotFound.ABSENT:
         return location
     if api.slack_time is None:
         return NotFound.UNKNOWN
     by_slack = api.slack_time - message.task.age - _CLOCK_MARGIN
-    return await _find_since(api, message, channel, by_slack, part) if by_slack < since else location
+    return await _find_since(api, message, channel, by_slack, expected) if by_slack < since else location
 
 
 async def _find_since(
-    api: SlackApi, message: Message, channel: str, since: float, part: str
+    api: SlackApi, message: Message, channel: str, since: float, expected: _Metadata
 ) -> PostLocation | NotFound:
     arguments = {
         "channel": channel,
@@ -102,7 +121,6 @@ async def _find_since(
         "limit": _MESSAGES_PER_PAGE,
         "include_all_metadata": True,
     }
-    expected = build_metadata(message, part)
     first_ts = (message.task.first_receipt or {}).get("ts")
     try:
         if first_ts:
@@ -115,19 +133,20 @@ async def _find_since(
 
 
 async def _search(
-    api: SlackApi, method: str, arguments: Mapping[str, Any], expected: Mapping[str, Any]
+    api: SlackApi, method: str, arguments: Mapping[str, Any], expected: _Metadata
 ) -> PostLocation | NotFound:
 
-    def is_it(post: Mapping[str, Any]) -> bool:
-        metadata = post.get("metadata")
-        return isinstance(metadata, dict) and all(metadata.get(key) == expected[key] for key in expected)
+    def find_delivery(post: Mapping[str, Any]) -> str:
+        metadata: Any = post.get("metadata")
+        payload = metadata.get("event_payload") if isinstance(metadata, dict) else None
+        delivery_id = str(payload.get("delivery_id")) if isinstance(payload, dict) else ""
+        own = expected.get(delivery_id, {})
+        return delivery_id if own and all(metadata.get(key) == own[key] for key in own) else ""
 
-    post = await _find_first(api, method, arguments, "messages", is_it)
-    return (
-        post
-        if isinstance(post, NotFound)
-        else PostLocation(arguments["channel"], truncate(str(post.get("ts", "")), _MAX_TS))
-    )
+    post = await _find_first(api, method, arguments, "messages", lambda post: bool(find_delivery(post)))
+    if isinstance(post, NotFound):
+        return post
+    return PostLocation(arguments["channel"], truncate(str(post.get("ts", "")), _MAX_TS), find_delivery(post))
 
 
 async def _find_channel_id(api: SlackApi, name: str) -> str | None:

@@ -10,6 +10,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from services.relay.model import Predecessor
 from services.relay.send_error import SendError, SendScope
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import SECRET, example, settings
@@ -157,6 +158,29 @@ async def test_a_post_is_found_behind_many_others(connect: Connect, stand_ins: S
     for number in range(250):
         await slack.chat_postMessage(channel=CRITICAL, text=str(number))
     assert (await connect().send(retry))["found"] == "yes"
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+async def test_all_that_was_merged_into_a_first_message_is_looked_for_on_one_page(
+    connect: Connect, stand_ins: StandIns, is_deleted: bool
+) -> None:
+    """The first of many attempts arrived; or the last one did, too, and somebody deleted that."""
+    ids = [f"lost {number}" for number in range(8)]
+    await lost(stand_ins, connect(), now(delivery_id=ids[0]))
+    (arrived,) = posts(stand_ins)
+    if is_deleted:
+        receipt = await send(connect(), now(delivery_id=ids[-1]))
+        await send(connect(), now(delivery_id="a reply", first_receipt=receipt))
+        stand_ins.slack.delete_message(stand_ins.slack.channels[CRITICAL], posts(stand_ins)[1])
+    accepted = datetime.now(UTC)
+    predecessors = tuple(Predecessor(each, accepted, {}) for each in reversed(ids))
+    message = now(event="03-resolved-1", predecessors=predecessors, accepted_at=accepted + timedelta(minutes=10))
+    attempt = Recorded(message)
+    receipt = await connect().send(attempt)
+    assert receipt == locate(stand_ins, arrived)
+    assert posts(stand_ins)[0].text.startswith("🟢 Resolved")
+    assert len([each for each in posts(stand_ins) if not each.is_deleted and each.thread_ts is None]) == 1
+    assert sum("conversations.history" in answer for answer in attempt.answers) == 1 + is_deleted
 
 
 async def test_what_is_older_than_the_delivery_is_not_searched(connect: Connect, stand_ins: StandIns) -> None:
