@@ -135,10 +135,11 @@ class EditingChannel(Channel, Protocol):
     async def edit(self, attempt: Attempt) -> Receipt:
         """Makes the message of the task's `first_receipt` show the attempt's message, and nobody is notified.
 
-        Doing it twice changes nothing. Where that message is gone, another one takes its place.
+        Doing it twice changes nothing. Where that message is gone, another one takes its place. A digest may have no
+        receipt, since its answer was lost: then it is searched for, and where it never arrived nothing is done.
 
         Returns:
-            The receipt of the message that shows it.
+            The receipt of the message that shows it; empty if there is none.
 
         Raises:
             SendError: of the scope MESSAGE where the message cannot be edited, and never will be.

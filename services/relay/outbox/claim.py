@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import and_, bindparam, case, func, or_, select, update
+from sqlalchemy import Text, and_, bindparam, case, func, or_, select, update
 
 from services.relay.model import DeliveryTask, DigestMember, Predecessor, Status
 from services.relay.outbox import digests
@@ -122,6 +122,11 @@ _MARK_CLAIMED: Final = (
         due_set_at=bindparam("now"),
         attempts=_delivery.attempts + 1,
         digest_id=bindparam("digest"),
+        # A digest that may have arrived, and is not claimed again as one, since digests were turned off.
+        named_in=case(
+            (_delivery.digest_id != func.coalesce(bindparam("digest", type_=Text), ""), _delivery.digest_id),
+            else_=_delivery.named_in,
+        ),
         # Its lease expired: the previous holder may have sent the message.
         maybe_sent=case((_delivery.state == DeliveryState.SENDING, 1), else_=_delivery.maybe_sent),
     )
@@ -149,6 +154,7 @@ _PREDECESSORS: Final = (
         _delivery.event_seq.between(bindparam("first"), bindparam("last")),
         _delivery.state.concat("") == DeliveryState.SUPERSEDED,  # so that `deliveries_of_episode` is used
         or_(_delivery.maybe_sent == 1, _delivery.progress.is_not(None)),
+        _delivery.digest_id.is_(None),  # else it arrived under the id of its digest
     )
     .order_by(_delivery.seq.desc())
 )

@@ -8,7 +8,8 @@ names the waiting critical incidents, too; these are released after it, and stil
 
 A digest that may have arrived, because its answer was lost, is claimed again as a whole and under its id, so that its
 channel can search for it: its members are those with its `digest_id` that may have been sent. A digest that certainly
-did not arrive is forgotten, and its members are collected anew.
+did not arrive is forgotten, and its members are collected anew. What changes meanwhile leaves the digest, and once a
+message of it was sent, the digest is searched for and edited.
 """
 
 from collections.abc import Mapping
@@ -42,6 +43,19 @@ _was_sent_alone = (
     )
     .exists()
 )
+_may_have_been_sent_alone = (
+    select(_own.c.seq)
+    .where(
+        _own.c.incident_id == _delivery.incident_id,
+        _own.c.channel.concat("") == _delivery.channel,
+        _own.c.state.concat("") == DeliveryState.SUPERSEDED,  # as above
+        _own.c.event_seq.between(_delivery.first_event_seq, _delivery.event_seq),
+        _own.c.maybe_sent != 0,
+        _own.c.digest_id.is_(None),
+    )
+    .exists()
+)
+"""What was merged into it may be a message that has to be found and edited."""
 # A refused digest goes one by one, and so does one that could not be built: else a member would hold up all others.
 _goes_into_digests = or_(
     _delivery.reason.is_(None),
@@ -58,6 +72,7 @@ _is_nameable = and_(
     _goes_into_digests,
     incidents.c.severity.is_not(None),
     or_(events.c.status == Status.FIRING, not_(_was_sent_alone)),
+    not_(_may_have_been_sent_alone),
 )
 """What a digest may name: it was not sent yet, alone or in a digest."""
 _is_unanswered = and_(

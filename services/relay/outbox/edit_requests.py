@@ -3,13 +3,13 @@
 from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import and_, bindparam, case, func, literal_column, or_, select, update
+from sqlalchemy import and_, bindparam, case, func, literal_column, select, update
 
 from services.relay.model import DeliveryTask, IncidentContext
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.rows import RowQuery, select_columns, select_values
-from services.relay.outbox.tables import DIGEST_EPISODE, DeliveryState, deliveries, edits, incidents
+from services.relay.outbox.tables import DIGEST_EPISODE, deliveries, edits, incidents
 from services.relay.send_error import SendReason
 
 _SAME_SECONDS: Final = 0.001
@@ -23,10 +23,18 @@ _UNAVAILABLE_PAUSE: Final = 300.0
 
 _edit = edits.c
 _is_idle = _edit.wanted == _edit.shown
-_INSERT_FIRST_MESSAGES: Final = {
-    dialect: BulkStatement(build_insert(edits, dialect).on_conflict_do_nothing(), [column.name for column in edits.c])
-    for dialect in ("sqlite", "postgresql")
-}
+
+
+def _build_insert(dialect: str) -> BulkStatement:
+    """Nothing changes where the message is known, but for the receipt of a digest whose answer was lost before."""
+    new = build_insert(edits, dialect)
+    is_found = and_(_edit.receipt.is_(None), new.excluded.receipt.is_not(None))
+    key = [column.name for column in edits.primary_key]
+    insert = new.on_conflict_do_update(index_elements=key, set_={"receipt": new.excluded.receipt}, where=is_found)
+    return BulkStatement(insert, [column.name for column in edits.c])
+
+
+_INSERT_FIRST_MESSAGES: Final = {dialect: _build_insert(dialect) for dialect in ("sqlite", "postgresql")}
 _request_values = {
     "wanted": _edit.wanted + 1,
     "requested_at": case((_is_idle, bindparam("now")), else_=_edit.requested_at),
@@ -88,7 +96,7 @@ class FirstMessage(NamedTuple):
     context: IncidentContext | None = None
     """What it says of its incident; None if that is not known."""
     receipt: str | None = None
-    """JSON, of a digest; that of another message is the one of its delivery."""
+    """JSON, of a digest; that of another message is the one of its delivery. None where its answer was lost."""
 
 
 class _ChangesRow(NamedTuple):
@@ -105,17 +113,18 @@ class _DigestRow(NamedTuple):
 
     digest_id: str
     channel: str
+    delivery_seq: int
 
 
 _READ_CHANGES: Final = RowQuery(_ChangesRow, select(*select_columns(_ChangesRow, incidents.c))).where(
     incidents.c.id.in_(bindparam("incidents", expanding=True))
 )
-_is_delivered_in_digest = and_(deliveries.c.digest_id.is_not(None), deliveries.c.state == DeliveryState.DELIVERED)
+_digest_id = func.coalesce(deliveries.c.digest_id, deliveries.c.named_in)
 _DIGESTS: Final = RowQuery(
     _DigestRow,
-    select(func.coalesce(deliveries.c.digest_id, deliveries.c.named_in).label("digest_id"), deliveries.c.channel)
-    .distinct()
-    .where(or_(_is_delivered_in_digest, deliveries.c.named_in.is_not(None))),
+    select(_digest_id.label("digest_id"), deliveries.c.channel, func.min(deliveries.c.seq).label("delivery_seq"))
+    .where(_digest_id.is_not(None))
+    .group_by(_digest_id, deliveries.c.channel),
 )
 _DIGESTS_OF_EPISODES: Final = _DIGESTS.where(
     deliveries.c.incident_id.in_(bindparam("incidents", expanding=True)),
@@ -206,21 +215,21 @@ def request_unavailable_edits(transaction: Transaction, channels: Collection[str
         transaction.connection.execute(_REQUEST_UNAVAILABLE, {"channels": sorted(channels), **moments})
 
 
-def find_digests(
-    transaction: Transaction, messages: Collection[tuple[str, int, str]]
-) -> frozenset[tuple[str, int, str]]:
-    """Incident, episode and channel in `edits` of the digests that name these incidents, episodes and channels."""
+def find_digests(transaction: Transaction, messages: Collection[tuple[str, int, str]]) -> frozenset[FirstMessage]:
+    """The digests that name these incidents, episodes and channels, or may, since their answer was lost."""
     incident_ids, episodes, channels = (sorted(set(values)) for values in zip(*messages, strict=True))
     values = {"incidents": incident_ids, "episodes": episodes, "channels": channels}
-    rows = _DIGESTS_OF_EPISODES.fetch_all(transaction.connection, values)
-    return frozenset((row.digest_id, DIGEST_EPISODE, row.channel) for row in rows)
+    return _build_digests(_DIGESTS_OF_EPISODES.fetch_all(transaction.connection, values))
 
 
-def find_merged_digests(transaction: Transaction, task: DeliveryTask) -> frozenset[tuple[str, int, str]]:
+def find_merged_digests(transaction: Transaction, task: DeliveryTask) -> frozenset[FirstMessage]:
     """Likewise of those that name earlier episodes whose end was merged into a delivery of a later one."""
     values = {**_identify(task), "first": task.first_event_seq, "last": task.last_event_seq}
-    rows = _DIGESTS_OF_MERGED.fetch_all(transaction.connection, values)
-    return frozenset((row.digest_id, DIGEST_EPISODE, row.channel) for row in rows)
+    return _build_digests(_DIGESTS_OF_MERGED.fetch_all(transaction.connection, values))
+
+
+def _build_digests(rows: Collection[_DigestRow]) -> frozenset[FirstMessage]:
+    return frozenset(FirstMessage(row.digest_id, DIGEST_EPISODE, row.channel, row.delivery_seq) for row in rows)
 
 
 def _identify(task: DeliveryTask) -> dict[str, object]:

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Connection, and_, bindparam, case, func, or_, select, update
+from sqlalchemy import Connection, bindparam, case, func, or_, select, update
 
 from services.relay.model import DeliveryTask, DigestMember
 from services.relay.outbox.channel_state.rate_limit import count_available, spend
@@ -30,7 +30,6 @@ from services.relay.outbox.rows import EVENTS, RowQuery, select_columns, select_
 from services.relay.outbox.tables import (
     CLOCK_TOLERANCE,
     DIGEST_EPISODE,
-    DeliveryState,
     clean_for_database,
     deliveries,
     edit_limits,
@@ -65,9 +64,11 @@ class EditClaim(NamedTuple):
     """One claimed edit."""
 
     task: DeliveryTask
-    """Its delivery is the one that sent the message, or the digest; its age is that of the request."""
+    """Its delivery is the one that sent the message, or the digest."""
     version: int
     """It shows the requests up to this one."""
+    age: float
+    """Seconds since the first of these requests."""
 
 
 class EditClaimResult(NamedTuple):
@@ -150,7 +151,8 @@ _DUE_EDITS: Final = RowQuery(
     select(
         *(_edit[name] for name in ("incident_id", "episode", "channel", "wanted", "attempts", "requested_at")),
         *(deliveries.c[name] for name in ("id", "accepted_at", "remark")),
-        func.coalesce(_edit.receipt, deliveries.c.receipt).label("receipt"),
+        # A delivery of a digest whose answer was lost may have been sent alone since: its receipt is another message's.
+        case((_edit.episode == DIGEST_EPISODE, _edit.receipt), else_=deliveries.c.receipt).label("receipt"),
     )
     .select_from(edits)
     .join(deliveries, deliveries.c.seq == _edit.delivery_seq),
@@ -218,7 +220,7 @@ _REPLACE_RECEIPT: Final = (
     .values(receipt=bindparam("new_receipt"))
 )
 _REPLACE_DIGEST_RECEIPT: Final = (
-    update(edits).where(*_of_one, _edit.receipt.is_not(None)).values(receipt=bindparam("new_receipt"))
+    update(edits).where(*_of_one, _edit.episode == DIGEST_EPISODE).values(receipt=bindparam("new_receipt"))
 )
 _later = deliveries.alias("later")
 _last_event_of_episode = (
@@ -245,7 +247,8 @@ _MEMBERS: Final = RowQuery(
     .join(incidents, incidents.c.id == deliveries.c.incident_id)
     .where(
         or_(
-            and_(deliveries.c.digest_id == bindparam("digest"), deliveries.c.state == DeliveryState.DELIVERED),
+            # Delivered in it, or what may have been, whatever became of it since.
+            deliveries.c.digest_id == bindparam("digest"),
             deliveries.c.named_in == bindparam("digest"),
         )
     )
@@ -361,14 +364,14 @@ def _build_claim(row: _EditRow, seq: int, event_json: bytes, lease_id: str, now:
         events_size=len(event_json),
         first_receipt=json.loads(row.receipt) if row.receipt else {},
         remark=row.remark or "",
-        age=max(now - row.requested_at, 0.0),
+        age=now - row.accepted_at,
         attempt_number=row.attempts + 1,
         lease_id=lease_id,
         first_event_seq=seq,
         last_event_seq=seq,
         is_edit=True,
     )
-    return EditClaim(task, row.wanted)
+    return EditClaim(task, row.wanted, max(now - row.requested_at, 0.0))
 
 
 def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: EditOutcome) -> bool:

@@ -240,7 +240,6 @@ def _record_edits(
             first_messages[task.delivery_id] = FirstMessage(
                 task.incident_id, task.episode, task.channel, seq, context=outcome.context
             )
-    record_first_messages(transaction, list(first_messages.values()))
     changed = {
         (each.task.incident_id, each.task.episode, each.task.channel)
         for each in ended
@@ -255,9 +254,10 @@ def _record_edits(
         for each in requests
         if each.digest_id in first_messages and each.task.maybe_sent
     }
-    request_channel_edits(
-        transaction, changed | uncertain | _find_older_digests(transaction, ended, merged, first_messages)
-    )
+    older = _find_older_digests(transaction, ended, merged, first_messages)
+    record_first_messages(transaction, [*first_messages.values(), *older])
+    of_digests = {(each.incident_id, each.episode, each.channel) for each in older}
+    request_channel_edits(transaction, changed | uncertain | of_digests)
     for task in merged:
         request_merged_edits(transaction, task)
     delivered = {each.task.channel for each in ended if each.outcome.state is DeliveryState.DELIVERED}
@@ -269,13 +269,17 @@ def _find_older_digests(
     ended: Sequence[_OutcomeRequest],
     merged: Sequence[DeliveryTask],
     first_messages: Collection[str],
-) -> frozenset[tuple[str, int, str]]:
-    """The digests that named these incidents before, be it that what they named was never sent as a message."""
+) -> list[FirstMessage]:
+    """The digests that named these incidents before, be it that what they named was never sent as a message.
+
+    One whose answer was lost may have no member left that is claimed again, since all of them changed meanwhile: then
+    its edit searches for it.
+    """
     if not ended:
-        return frozenset()
+        return []
     about = {(each.task.incident_id, each.task.episode, each.task.channel) for each in ended}
     found = find_digests(transaction, about).union(*(find_merged_digests(transaction, task) for task in merged))
-    return frozenset(digest for digest in found if digest[0] not in first_messages)
+    return sorted(digest for digest in found if digest.incident_id not in first_messages)
 
 
 def _build_group_repeats(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[NewDelivery]:

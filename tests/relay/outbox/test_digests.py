@@ -12,7 +12,7 @@ from services.relay.model import DeliveryTask, Status, decode_event
 from services.relay.outbox.channel_state.breaker import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.delivery_lease import release_leases, save_progress
-from services.relay.outbox.edits import EditClaimRequest, claim_edits
+from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.operators.requeue import requeue
 from services.relay.outbox.queries import delivery_list
@@ -358,7 +358,7 @@ async def list_edits(storm: Storm) -> dict[str, set[tuple[str, Status]]]:
     """What the digests will show that are to be edited now: each incident with its status."""
     claimed = await claim_edits(storm.store, EditClaimRequest("scope", ("a",), 100, "editor", 20, None))
     digests = [await prepare(storm.store, claim.task) for claim in claimed.claims if claim.task.members]
-    assert all(digest.first_receipt == {"ts": "1", "digest": digest.delivery_id} for digest in digests)
+    assert all(digest.first_receipt in ({"ts": "1", "digest": digest.delivery_id}, {}) for digest in digests)
     return {
         digest.incident_id: {
             (member.task.incident_id, decode_event(member.task.event_json).status) for member in digest.members
@@ -412,7 +412,68 @@ async def test_a_digest_that_may_have_arrived_with_an_older_state_is_edited(stor
     second = await storm.claim_digest()
     assert (second.delivery_id, list_incidents(second)) == (task.delivery_id, ["a", "c", "d"])
     await storm.deliver(second)
-    assert await list_edits(storm) == {task.delivery_id: {(name, Status.FIRING) for name in "acd"}}
+    expected = {*((name, Status.FIRING) for name in "acd"), ("b", Status.RESOLVED)}
+    assert await list_edits(storm) == {task.delivery_id: expected}
+
+
+@pytest.mark.parametrize("end", ["answer lost", "changed meanwhile", "lease expired", "stopped", "given up"])
+async def test_a_digest_whose_answer_was_lost_is_edited_though_all_of_it_changed(storm: Storm, end: str) -> None:
+    await storm.accept_events("abcd")
+    task = await storm.claim_digest()
+    if end == "changed meanwhile":
+        await storm.accept_events("abcd", status="resolved")
+    if end == "lease expired":
+        storm.clock.move(20)
+    elif end == "stopped":
+        await release_leases(storm.store, "me")
+    else:
+        state = DeliveryState.DEAD if end == "given up" else DeliveryState.RETRYING
+        await storm.fail(task, state=state, maybe_sent=True, retry_in=0.5)
+    if end != "changed meanwhile":
+        await storm.accept_events("abcd", status="resolved")
+    while claimed := (await storm.claim(owner="other")).tasks:
+        for each in claimed:
+            assert each.delivery_id != task.delivery_id
+            await (storm.deliver(each) if each.members else end_attempt(storm.store, each, is_editable=True))
+    (lost,) = (await claim_edits(storm.store, EditClaimRequest("scope", ("a",), 100, "editor", 20, None))).claims
+    assert (lost.task.delivery_id, lost.task.first_receipt) == (task.delivery_id, {})
+    found = {"ts": "2", "digest": task.delivery_id}
+    assert await record_edit(storm.store, "scope", lost, EditOutcome(EditResult.EDITED, "ok", receipt=found))
+    # From then on it is edited where it was found.
+    await storm.accept_events("a", status="resolved")
+    await storm.claim_alone()
+    claims = (await claim_edits(storm.store, EditClaimRequest("scope", ("a",), 100, "editor", 20, None))).claims
+    assert {claim.task.delivery_id: claim.task.first_receipt for claim in claims}[task.delivery_id] == found
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+async def test_a_digest_whose_answer_was_lost_is_edited_after_digests_were_turned_off(
+    storm: Storm, arrived: bool
+) -> None:
+    await storm.accept_events("abcd")
+    task = await storm.claim_digest()
+    await storm.fail(task, maybe_sent=arrived, retry_in=0.5)
+    for _ in "abcd":
+        (alone,) = (await storm.claim(size=0)).tasks
+        await end_attempt(storm.store, alone, is_editable=True, receipt={"ts": "of its own"})
+    expected = {(name, Status.FIRING) for name in "abcd"}
+    assert await list_edits(storm) == ({task.delivery_id: expected} if arrived else {})
+
+
+async def test_what_may_have_arrived_alone_goes_alone_when_it_changes_in_a_storm(storm: Storm) -> None:
+    """Only a message of its own finds the other one, and edits it."""
+    await storm.accept_events("a")
+    (lost,) = (await storm.claim()).tasks
+    await end_attempt(storm.store, lost, DeliveryState.RETRYING, reason="timeout", maybe_sent=True, retry_in=0.5)
+    await storm.accept_events("abcdefg")
+    (alone,) = (await storm.claim()).tasks
+    assert (alone.incident_id, alone.members) == ("a", ())
+    assert [each.delivery_id for each in alone.predecessors] == [lost.delivery_id]
+    await end_attempt(storm.store, alone, is_editable=True)
+    assert list_incidents(await storm.claim_digest()) == list("bcdefg")
+    await storm.accept_events("a", episode=2)
+    await storm.accept_events("hijk")
+    assert "a" in list_incidents(await storm.claim_digest())
 
 
 async def test_a_digest_is_edited_as_long_as_the_outbox_has_one_of_its_incidents(storm: Storm) -> None:

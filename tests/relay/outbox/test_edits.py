@@ -73,11 +73,11 @@ async def test_each_change_after_the_first_message_edits_it_and_many_changes_are
     await deliver(store)
     await deliver(store, event=RESOLVED)
 
-    task, version = await claim_edit(store)
+    task, version, age = await claim_edit(store)
 
     assert (status_of(task), version, task.is_edit) == (Status.RESOLVED, 2, True)
     assert task.first_receipt == {"number": "1"}
-    assert await edits.record_edit(store, "scope", EditClaim(task, version), EDITED)
+    assert await edits.record_edit(store, "scope", EditClaim(task, version, age), EDITED)
     assert await nothing_to_edit(store)
 
 
@@ -129,7 +129,7 @@ async def test_a_claim_that_waited_for_its_edit_shows_what_was_accepted_meanwhil
                 claimed = tasks.create_task(claim(store))
                 await until(is_awaited)
                 await deliver(other, event=RESOLVED)
-        ((task, version),) = claimed.result().claims
+        ((task, version, _),) = claimed.result().claims
     assert (version, status_of(task)) == (2, Status.RESOLVED)
 
 
@@ -160,7 +160,7 @@ async def test_an_end_that_was_merged_into_the_next_episode_is_shown_where_its_b
     merged = await claim_one(store)
     assert (merged.episode, merged.first_event_seq, merged.last_event_seq) == (2, 2, 3)
     await end_attempt(store, merged, is_editable=True)
-    task, _ = await claim_edit(store)
+    task = (await claim_edit(store)).task
     assert (task.episode, status_of(task)) == (1, Status.RESOLVED)
 
 
@@ -207,7 +207,7 @@ async def test_an_edit_that_failed_waits_or_is_over(timed: Store, clock: Clock, 
     assert waiting == EditClaimResult((), 5 if result is EditResult.RETRYING else None)
     clock.now += 5
     second = (await claim(timed)).claims
-    assert [(each.task.attempt_number, each.task.age) for each in second] == (
+    assert [(each.task.attempt_number, each.age) for each in second] == (
         [(2, 5.0)] if result is EditResult.RETRYING else []
     )
 

@@ -32,6 +32,9 @@ async def edit_first_message(
 ) -> Receipt:
     """Edits the first message; one that is gone is posted again. The receipt is that of the one that is there.
 
+    A digest without a receipt, since its answer was lost, is searched for. Where it is not found, its incidents have
+    other messages, so nothing is posted, and the receipt is empty.
+
     Args:
         api: of the attempt.
         call: the attempt itself.
@@ -43,6 +46,18 @@ async def edit_first_message(
         SendError: it shows something else still.
     """
     receipt = message.task.first_receipt or {}
+    if receipt and await _update(api, call, message, receipt):
+        return receipt
+    first = replace(message, task=message.task._replace(first_receipt={}))
+    found = await find_post(first)  # an earlier attempt may have posted it again already
+    # It may be what Slack keeps of a deleted message that has replies.
+    if found is not None and await _update(api, call, message, found):
+        return found
+    return await post(first) if receipt else {}
+
+
+async def _update(api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> bool:
+    """False where the message is gone."""
     try:
         await update_post(api, call, message, receipt)
     except SlackError as error:
@@ -52,19 +67,8 @@ async def edit_first_message(
             raise SendError(reason, SendScope.MESSAGE, str(error)) from None
         if error.code not in MESSAGE_MISSING:
             raise
-    else:
-        return receipt
-    first = replace(message, task=message.task._replace(first_receipt={}))
-    found = await find_post(first)  # an earlier attempt may have posted it again already
-    if found is not None:
-        try:
-            await update_post(api, call, message, found)
-        except SlackError as error:
-            if error.code not in MESSAGE_MISSING:
-                raise  # else it is what Slack keeps of a deleted message that has replies
-        else:
-            return found
-    return await post(first)
+        return False
+    return True
 
 
 async def update_post(api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> None:

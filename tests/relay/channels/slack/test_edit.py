@@ -8,12 +8,13 @@ import pytest
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.channels.port import Channel, EditingChannel, Receipt
-from services.relay.model import IncidentContext, Message
+from services.relay.model import IncidentContext, Message, Status
 from services.relay.outbox.channel_state.rate_limit import BURST_SECONDS
 from services.relay.send_error import SendError, SendReason, SendScope
+from tests.relay.channels.digests import Named, digest_of
 from tests.relay.channels.examples import example, settings
 from tests.relay.channels.recording_attempt import Recorded, send
-from tests.relay.channels.slack.slack_posts import CRITICAL, Connect, now, posts
+from tests.relay.channels.slack.slack_posts import CRITICAL, Connect, locate, lost, now, posts
 
 
 async def edit(channel: Channel, message: Message) -> Receipt:
@@ -74,6 +75,22 @@ async def test_what_is_left_of_a_deleted_message_with_replies_is_not_taken_for_a
         stand_ins.slack.delete_message(stand_ins.slack.channels[CRITICAL], posts(stand_ins)[-1 if number == 3 else 0])
         receipt = await edit(channel, edit_of(receipt))
         assert receipt["ts"] == posts(stand_ins)[-1].ts
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+async def test_a_digest_whose_answer_was_lost_is_found_and_edited_or_never_arrived(
+    connect: Connect, stand_ins: StandIns, arrived: bool
+) -> None:
+    digest = digest_of([Named()] * 3)
+    if arrived:
+        await lost(stand_ins, connect(), digest)
+    await send(connect(), now(delivery_id="another"))
+    before = posts(stand_ins)
+    ended = digest_of([Named(status=Status.RESOLVED)] * 3, first_receipt={}, is_edit=True)
+    receipt = await edit(connect(), ended)
+    assert receipt == (locate(stand_ins, before[0]) if arrived else {})
+    assert len(posts(stand_ins)) == len(before)
+    assert [each.text.startswith("🟢") for each in posts(stand_ins)] == ([True, False] if arrived else [False])
 
 
 async def test_the_message_of_another_app_is_left_alone_and_replaced(connect: Connect, stand_ins: StandIns) -> None:
