@@ -124,13 +124,17 @@ class SilenceWorker:
     async def _find_or_create(self, row: SilenceRow) -> tuple[str, str]:
         """The ID of the silence, and the answer to the person."""
         mark = f"[keypulse {row.incident_id[:16]}/{row.episode}]"
-        is_retry = row.state == SilenceState.CREATING
-        if is_retry:
-            # It may exist: an earlier attempt was about to create it, there and nowhere else.
+        if row.state == SilenceState.CREATING:
+            # It may exist: an earlier attempt was about to create it, there and nowhere else. So it is looked for
+            # first, whatever became of the incident since.
             client = self._alertmanagers.get(row.alertmanager or "")
             if client is None:
                 raise SilenceRefusedError(f"{row.alertmanager} is not configured any more; see whether it is silenced.")
-            created_by, ends_at, labels = row.created_by or row.who, row.ends_at or 0.0, await self._read_labels(row)
+            created_by, ends_at = row.created_by or row.who, row.ends_at or 0.0
+            found = await client.find_silence(mark)
+            if found is not None:
+                return found.id, _describe(created_by, ends_at)
+            labels = await self._read_labels(row)
         else:
             # Who asked in the console is an admin.
             created_by = await self._check_permission(row) if row.is_from_slack else row.who
@@ -143,11 +147,9 @@ class SilenceWorker:
                 created_by=created_by,
             )
             labels, ends_at = plan.labels, plan.ends_at
-        found = await client.find_silence(mark)
-        if found is not None and is_retry:
-            return found.id, _describe(created_by, ends_at)
-        if found is not None:
-            raise SilenceRefusedError(f"It is silenced already, by {truncate(clean_line(found.created_by), 80)}.")
+            found = await client.find_silence(mark)
+            if found is not None:
+                raise SilenceRefusedError(f"It is silenced already, by {truncate(clean_line(found.created_by), 80)}.")
         silence = NewSilence(labels, ends_at, created_by, f"{_format_comment(row, created_by)} {mark}")
         try:
             silence_id = await client.create_silence(silence, self._store.clock())

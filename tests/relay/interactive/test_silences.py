@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,6 +43,8 @@ class Peer:
         self.upstream = url
         self.url = ""
         self.lost_answers = 0
+        self.before_loss: Callable[[], Awaitable[None]] | None = None
+        """What happens while the answer is on its way."""
         self.posts = 0
         self._http = http
 
@@ -58,6 +60,8 @@ class Peer:
             body = await answer.read()
             if is_new and self.lost_answers:
                 self.lost_answers -= 1
+                if self.before_loss is not None:
+                    await self.before_loss()
                 assert request.transport is not None
                 request.transport.close()
             return web.Response(body=body, status=answer.status, content_type="application/json")
@@ -178,6 +182,22 @@ async def test_a_silence_whose_answer_is_lost_is_found_and_not_created_twice(
         await until(lambda: len(thread(stand_ins)) == 1)
         assert len(await peer.silences()) == 1
         assert peer.posts == 1
+        assert await relay.list_actions() == [("anna", "silence")]
+
+
+async def test_a_silence_whose_answer_is_lost_is_found_though_its_incident_ended_meanwhile(
+    tmp_path: Path, database: DatabaseUrl, stand_ins: StandIns, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence_worker, "_POLL_SECONDS", 0.05)
+    await peer.fire()
+    peer.lost_answers = 1
+    async with silencing(tmp_path, stand_ins, peer, database) as relay:
+        message = await relay.fire()
+        peer.before_loss = relay.resolve
+        assert await relay.press(message, "silence")
+        await until(lambda: bool(thread(stand_ins)) or bool(relay.replies))
+        assert [*thread(stand_ins), *relay.replies][0].startswith("Silenced by Anna Adler until 20")
+        assert len(await peer.silences()) == peer.posts == 1
         assert await relay.list_actions() == [("anna", "silence")]
 
 
