@@ -16,6 +16,7 @@ from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from shared.config.settings import Address
 from shared.http.server import serve
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.served_relay import TOKEN, metric, post, reaches, served, until, webhook_of
 
 CHANNEL = "#security-critical"
@@ -84,6 +85,50 @@ async def test_one_message_is_edited_to_the_end_and_replies_say_what_changed(tmp
         slack.slack.archive(slack.slack.channels[CHANNEL])
         await reaches(client, 4, "relay_edits_total", channel="slack", outcome="edited")
         assert not await metric(client, "relay_edits_total", channel="slack", outcome="given_up")
+
+
+async def test_what_an_archived_channel_refused_is_edited_once_it_works_again_though_no_message_comes(
+    tmp_path: Path, slack: StandIns
+) -> None:
+    channel = slack.slack.channels[CHANNEL]
+    async with served(settings(tmp_path, slack)) as client:
+        await post(client, firing("one"))
+        await reaches(client, 1, "relay_deliveries_total", channel="slack", outcome="delivered")
+        slack.slack.archive(channel)
+        (incident,) = (await (await client.get("/api/incidents")).json())["incidents"]
+        async with client.post(f"/api/incidents/{incident['id']}/acknowledge") as answer:
+            assert answer.status == 200, await answer.text()
+        await until(lambda: metric(client, "relay_edits_total", channel="slack", outcome="retrying"))
+        slack.slack.archive(channel, is_archived=False)
+        await until(lambda: "Acknowledged by" in str(channel.messages[0].blocks))
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+async def test_the_first_message_of_a_channel_that_was_renamed_in_the_configuration_is_edited(
+    tmp_path: Path, database: DatabaseUrl, slack: StandIns, is_deleted: bool
+) -> None:
+    """By who has its token: the new name, which is another channel of Slack, has a first message of its own."""
+    given = settings(tmp_path, slack).model_copy(update={"database": database})
+    old, new = slack.slack.channels[CHANNEL], slack.slack.channels["#security-ops"]
+    renamed = given.channels["slack"].model_copy(update={"channel": new.name})
+    async with (
+        run_relay(given, open_sender=open_local_sender) as app,
+        serve(app, Address("127.0.0.1", 0)) as address,
+        aiohttp.ClientSession(f"http://{address}", headers={"Authorization": f"Bearer {TOKEN}"}) as client,
+    ):
+        await post(client, firing("one"))
+        await reaches(client, 1, "relay_deliveries_total", channel="slack", outcome="delivered")
+        await app.state.apply(
+            given.model_copy(update={"channels": {"slack-ops": renamed}, "default_channels": ["slack-ops"]})
+        )
+        if is_deleted:
+            slack.slack.delete_message(old, old.messages[0])
+        await post(client, firing("one", status="resolved"))
+        await until(lambda: any("🟢" in each.text for each in old.messages if not each.is_deleted))
+        await post(client, firing("one"))
+        await until(lambda: len(new.messages) == 2)
+        assert len([each for each in old.messages if not each.is_deleted]) == 1
+        assert "🟢" in old.messages[-1].text
 
 
 @pytest.mark.parametrize("fault", ["answer lost", "details refused"])

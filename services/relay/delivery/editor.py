@@ -116,6 +116,8 @@ class Editor:
                 "stored event cannot be read", channel=claim.task.channel, **describe_exception(error)
             )
             return SendResult(error=SendError(SendReason.INTERNAL, SendScope.MESSAGE, "a defect"))
+        if task.channel not in self._channels:  # it was renamed in the configuration, and its scope is ours
+            task = task._replace(channel=self._channels[0])
         return await self._shared.send(task, _refuse_progress)
 
     def _build_outcome(self, claim: EditClaim, result: SendResult) -> EditOutcome:

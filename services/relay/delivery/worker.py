@@ -8,7 +8,7 @@ deliveries go to the fallback channels.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -198,6 +198,8 @@ _PAUSE: Final = 1.0
 _SWEEP_INTERVAL: Final = 15.0
 
 WakeChannels = Callable[[Iterable[str]], None]
+EditScopes = Mapping[str, str | None]
+"""The channels of this relay; `ChannelSettings.edit_scope` of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,9 +289,10 @@ async def _run_workers(
         )
     editors += build_editors(settings, context, pacing_enabled=rules.pacing_enabled)
     runners: list[Worker | Editor] = [*workers.values(), *editors]
-    prepared = await _prepare_channels(store, channels, rules.compare_delay)
+    edit_scopes = {name: each.edit_scope() for name, each in settings.items()}
+    prepared = await _prepare_channels(store, edit_scopes, rules.compare_delay)
     preparation = asyncio.create_task(
-        _retry_preparation(store, channels, rules.compare_delay, prepared=prepared), name="prepare channels"
+        _retry_preparation(store, edit_scopes, rules.compare_delay, prepared=prepared), name="prepare channels"
     )
 
     async def deliver(runner: Worker | Editor) -> None:
@@ -297,7 +300,7 @@ async def _run_workers(
         await runner.run()
 
     tasks = [asyncio.create_task(deliver(runner), name=f"deliver {runner.name}") for runner in runners]
-    sweeper = asyncio.create_task(_run_sweeper(store, context, wake, channels, rules.compare_delay), name="sweeper")
+    sweeper = asyncio.create_task(_run_sweeper(store, context, wake, edit_scopes, rules.compare_delay), name="sweeper")
     try:
         yield wake
     finally:
@@ -318,13 +321,13 @@ def _find_dedup_channels(channel: ChannelSettings, channels: Mapping[str, Channe
     return tuple(name for name, other in channels.items() if scope is not None and other.dedup_scope() == scope)
 
 
-async def _prepare_channels(store: Store, names: Collection[str], compare_delay: float) -> bool:
+async def _prepare_channels(store: Store, edit_scopes: EditScopes, compare_delay: float) -> bool:
     """Tries channels that were down at once, since the restart may follow a fix, and detects a restored backup.
 
     False if the outbox is not available.
     """
     try:
-        await _mark_served(store, names)
+        await _mark_served(store, edit_scopes)
         await detect_restore(store, compare_delay=compare_delay)
     except StoreUnavailableError as error:
         log.warning("nothing is delivered until the outbox can be used", error=str(error))
@@ -332,28 +335,28 @@ async def _prepare_channels(store: Store, names: Collection[str], compare_delay:
     return True
 
 
-async def _retry_preparation(store: Store, names: Collection[str], compare_delay: float, *, prepared: bool) -> None:
+async def _retry_preparation(store: Store, edit_scopes: EditScopes, compare_delay: float, *, prepared: bool) -> None:
     while not prepared:
         await asyncio.sleep(_PAUSE)
         with suppress(StoreUnavailableError):  # the store has logged it
             with suppress(StoreUnavailableError):  # then they are tried when their pause ends
-                await _mark_served(store, names)
+                await _mark_served(store, edit_scopes)
             await detect_restore(store, compare_delay=compare_delay)
             prepared = True
 
 
-async def _mark_served(store: Store, names: Collection[str]) -> None:
-    await record_served_channels(store, names)
-    await refresh_outdated(store, names)
-    await breaker.commit_allow_trial(store, names)
+async def _mark_served(store: Store, edit_scopes: EditScopes) -> None:
+    await record_served_channels(store, edit_scopes)
+    await refresh_outdated(store, edit_scopes)
+    await breaker.commit_allow_trial(store, edit_scopes)
 
 
 async def _run_sweeper(
-    store: Store, context: DeliveryContext, wake_channels: WakeChannels, channels: Collection[str], compare_delay: float
+    store: Store, context: DeliveryContext, wake_channels: WakeChannels, edit_scopes: EditScopes, compare_delay: float
 ) -> None:
     async def sweep_once() -> None:
-        await record_served_channels(store, channels)
-        handle_changes(await fall_back_unserved(store, channels, context.fallback_channels))
+        await record_served_channels(store, edit_scopes)
+        handle_changes(await fall_back_unserved(store, edit_scopes, context.fallback_channels))
         give_up_after = context.retry_policy.give_up_after
         handle_changes(await sweep(store, context.lease_owner, give_up_after, context.fallback_channels))
 

@@ -8,6 +8,7 @@ from uuid import uuid4
 from sqlalchemy import bindparam, case, func, insert, select, update
 
 from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, encode_event
+from services.relay.outbox.edit_requests import find_digests, request_channel_edits
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.escalation import encode_steps
@@ -291,8 +292,19 @@ def _describe_incident(new_event: _NewEvent, now: float) -> dict[str, object]:
 def _enqueue_deliveries(
     transaction: Transaction, new_events: Sequence[_NewEvent], seqs: Sequence[int]
 ) -> list[tuple[str, ...]]:
-    """Adds the deliveries of new events; gives the channels of those that each event superseded."""
+    """Adds the deliveries of new events; gives the channels of those that each event superseded.
+
+    First messages on channels that this relay has not configured get no delivery, and so an edit at once.
+    """
     new = [_build_deliveries(transaction, each, seq) for each, seq in zip(new_events, seqs, strict=True)]
+    former = [
+        (each.request.incoming.incident_id, each.plan.episode, channel)
+        for each in new_events
+        for channel in each.plan.unconfigured_channels
+    ]
+    if former:
+        digests = find_digests(transaction, former)
+        request_channel_edits(transaction, {*former, *(each.get_key() for each in digests)})
     channels: dict[str, list[str]] = {}
     for old in enqueue_deliveries(transaction, [each for of_event in new for each in of_event]).superseded_rows:
         channels.setdefault(old.incident_id, []).append(old.channel)

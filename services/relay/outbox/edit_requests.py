@@ -3,24 +3,18 @@
 from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import and_, bindparam, case, func, literal_column, select, update
+from sqlalchemy import and_, bindparam, case, func, select, update
 
 from services.relay.model import DeliveryTask, IncidentContext
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.rows import RowQuery, select_columns, select_values
 from services.relay.outbox.tables import DIGEST_EPISODE, deliveries, edits, incidents
-from services.relay.send_error import SendReason
 
 _SAME_SECONDS: Final = 0.001
 """By which a moment may differ from the same one as it was stored."""
 _FIRST: Final = 0.0
 """The `due_at` of an edit that a person waits for: before all others."""
-_UNAVAILABLE_SECONDS: Final = 86400.0
-"""For so long an edit that was given up because its channel was archived may be requested again."""
-_UNAVAILABLE_PAUSE: Final = 300.0
-"""Seconds from one such request to the next: the message may be in another channel, which stays archived."""
-
 _edit = edits.c
 _is_idle = _edit.wanted == _edit.shown
 
@@ -64,17 +58,6 @@ _REQUEST_FOR_MERGED: Final = (
     )
     .values(**_request_values, due_at=case((_is_idle, bindparam("now")), else_=_edit.due_at))
 )
-# In literals, as the index `edits_unavailable` has it.
-_REQUEST_UNAVAILABLE: Final = (
-    update(edits)
-    .where(
-        _edit.channel.in_(bindparam("channels", expanding=True)),
-        _is_idle,
-        _edit.reason == literal_column(f"'{SendReason.MISCONFIGURED}'"),
-        _edit.requested_at.between(bindparam("after"), bindparam("before")),
-    )
-    .values(**_request_values, due_at=bindparam("now"))
-)
 _current_episode = select(incidents.c.episode).where(incidents.c.id == _edit.incident_id).scalar_subquery()
 _of_current_episode = (_edit.incident_id.in_(bindparam("incidents", expanding=True)), _edit.episode == _current_episode)
 _REQUEST_FOR_PERSON: Final = (
@@ -97,6 +80,10 @@ class FirstMessage(NamedTuple):
     """What it says of its incident; None if that is not known."""
     receipt: str | None = None
     """JSON, of a digest; that of another message is the one of its delivery. None where its answer was lost."""
+
+    def get_key(self) -> tuple[str, int, str]:
+        """Of its row."""
+        return self.incident_id, self.episode, self.channel
 
 
 class _ChangesRow(NamedTuple):
@@ -205,14 +192,6 @@ def request_merged_edits(transaction: Transaction, task: DeliveryTask) -> None:
         "now": transaction.now,
     }
     transaction.connection.execute(_REQUEST_FOR_MERGED, values)
-
-
-def request_unavailable_edits(transaction: Transaction, channels: Collection[str]) -> None:
-    """Has the messages edited whose edit was given up because their channel was archived: now these channels work."""
-    if channels:
-        now = transaction.now
-        moments = {"now": now, "after": now - _UNAVAILABLE_SECONDS, "before": now - _UNAVAILABLE_PAUSE}
-        transaction.connection.execute(_REQUEST_UNAVAILABLE, {"channels": sorted(channels), **moments})
 
 
 def find_digests(transaction: Transaction, messages: Collection[tuple[str, int, str]]) -> frozenset[FirstMessage]:

@@ -7,7 +7,8 @@ state may have arrived last: then the message is edited once more.
 
 A digest has one row as well, of its id and the episode 0: an edit of it shows all its incidents as they are.
 
-Channels with one token share a rate of edits, that of `edit_limits`.
+Channels with one token share a rate of edits, that of `edit_limits`. A channel that was renamed in the configuration is
+edited by those that share its scope.
 """
 
 import json
@@ -30,6 +31,7 @@ from services.relay.outbox.rows import EVENTS, RowQuery, select_columns, select_
 from services.relay.outbox.tables import (
     CLOCK_TOLERANCE,
     DIGEST_EPISODE,
+    channels,
     clean_for_database,
     deliveries,
     edit_limits,
@@ -51,6 +53,7 @@ class EditClaimRequest(NamedTuple):
     scope: str
     """Whose rate they share."""
     channels: tuple[str, ...]
+    """Those of the configuration."""
     limit: int
     lease_owner: str
     lease_seconds: float
@@ -142,6 +145,7 @@ class _MemberRow(NamedTuple):
     latest_event_seq: int
 
 
+_CHANNELS_OF_SCOPE: Final = select_values(str, channels.c.name).where(channels.c.edit_scope == bindparam("scope"))
 _READ_LIMIT: Final = RowQuery(
     _LimitRow, select(_limit.next_token_at, _limit.retry_after_until, _limit.retry_after_set_at)
 ).where(_limit.scope == bindparam("scope"))
@@ -196,8 +200,7 @@ _INCIDENTS: Final = RowQuery(_IncidentRow, select(*select_columns(_IncidentRow, 
 )
 _LAST_EVENT: Final = select_values(int, func.max(deliveries.c.event_seq)).where(
     deliveries.c.incident_id == bindparam("incident"),
-    deliveries.c.episode == bindparam("of_episode"),
-    deliveries.c.channel == bindparam("of_channel"),
+    deliveries.c.episode == bindparam("of_episode"),  # on any channel, since one that was renamed got no end
 )
 _READ_EVENTS: Final = EVENTS.where(events.c.seq.in_(bindparam("seqs", expanding=True)))
 _end = (
@@ -228,7 +231,6 @@ _last_event_of_episode = (
     .where(
         _later.c.incident_id == deliveries.c.incident_id,
         _later.c.episode == deliveries.c.episode,
-        _later.c.channel.concat("") == deliveries.c.channel,  # as in `due_deliveries`
     )
     .scalar_subquery()
 )
@@ -280,7 +282,8 @@ async def release_edits(store: Store, lease_owner: str) -> None:
 
 def _claim(transaction: Transaction, request: EditClaimRequest) -> EditClaimResult:
     connection, now = transaction.connection, transaction.now
-    next_due_at = _NEXT_DUE.fetch_first(connection, {"channels": request.channels})
+    names = sorted({*request.channels, *_CHANNELS_OF_SCOPE.fetch_all(connection, {"scope": request.scope})})
+    next_due_at = _NEXT_DUE.fetch_first(connection, {"channels": names})
     if next_due_at is None:  # as almost always: nothing is locked
         return EditClaimResult((), None)
     limit = _lock_limit(transaction, request.scope)
@@ -292,7 +295,7 @@ def _claim(transaction: Transaction, request: EditClaimRequest) -> EditClaimResu
     available, token_in = count_available(limit.next_token_at, now, request.limit, request.rate)
     if not available:
         return EditClaimResult((), token_in)
-    values = {"channels": request.channels, "now": now, "most": available, "in_flight": request.in_flight_ids}
+    values = {"channels": names, "now": now, "most": available, "in_flight": request.in_flight_ids}
     rows = _LOCK_DUE.fetch_all(connection, values)
     if not rows:
         return EditClaimResult((), max(next_due_at - now, _LOCKED_RETRY_SECONDS))

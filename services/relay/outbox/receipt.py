@@ -21,7 +21,6 @@ from services.relay.outbox.edit_requests import (
     record_first_messages,
     request_channel_edits,
     request_merged_edits,
-    request_unavailable_edits,
 )
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
@@ -256,12 +255,9 @@ def _record_edits(
     }
     older = _find_older_digests(transaction, ended, merged, first_messages)
     record_first_messages(transaction, [*first_messages.values(), *older])
-    of_digests = {(each.incident_id, each.episode, each.channel) for each in older}
-    request_channel_edits(transaction, changed | uncertain | of_digests)
+    request_channel_edits(transaction, changed | uncertain | {each.get_key() for each in older})
     for task in merged:
         request_merged_edits(transaction, task)
-    delivered = {each.task.channel for each in ended if each.outcome.state is DeliveryState.DELIVERED}
-    request_unavailable_edits(transaction, delivered)
 
 
 def _find_older_digests(

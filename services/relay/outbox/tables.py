@@ -229,6 +229,7 @@ channels = Table(
     Column("retry_after_until", Double),  # until then nothing is claimed: its provider asked for a pause
     Column("retry_after_set_at", Double),  # when `retry_after_until` was written
     Column("served_at", Double),  # when a relay last recorded that it delivers on it
+    Column("edit_scope", Text),  # what edits its messages, also once it is called otherwise; null if nothing does
     # The last attempt that failed, be it that only its message was rejected.
     Column("failed_at", Double),
     Column("failed_reason", Text),
@@ -399,10 +400,6 @@ _add_index(
 _add_index("deliveries_of_digest", _delivery.digest_id, where="digest_id IS NOT NULL")
 _add_index("deliveries_named_in", _delivery.named_in, where="named_in IS NOT NULL")
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
-# What was given up because its channel was archived; see `edit_requests`.
-_add_index(
-    "edits_unavailable", edits.c.channel, edits.c.requested_at, where="wanted = shown AND reason = 'misconfigured'"
-)
 _add_index("edits_of_delivery", edits.c.delivery_seq)
 _add_index("silences_due", silences.c.due_at, where="answered_at IS NULL")
 _add_index("silences_of_incident", silences.c.incident_id)

@@ -60,7 +60,7 @@ async def run_prometheus() -> AsyncIterator[str]:
 async def seed(file: Path, delivery_count: int) -> None:
     """A month of deliveries; people take care of two incidents, a third went further, and a channel is down."""
     async with open_store(database_url.create_sqlite_url(file), time.time, frozenset({"audit-hook"})) as store:
-        await record_served_channels(store, list(KINDS))
+        await record_served_channels(store, dict.fromkeys(KINDS))
         history = await seed_history(store, delivery_count)
         await record_heartbeats(store, ["Watchdog"])
         firing = [each for each in history.incidents if each.is_open]

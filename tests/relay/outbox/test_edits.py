@@ -12,6 +12,8 @@ from sqlalchemy import Text, cast, create_engine, func, select, text
 
 from services.relay.model import DeliveryTask, Status, decode_event
 from services.relay.outbox import edit_requests, edits
+from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.channel_state.served_channels import record_served_channels
 from services.relay.outbox.edits import EditClaim, EditClaimRequest, EditClaimResult, EditOutcome, EditResult
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.operators.acknowledgement import acknowledge
@@ -212,26 +214,18 @@ async def test_an_edit_that_failed_waits_or_is_over(timed: Store, clock: Clock, 
     )
 
 
-@pytest.mark.parametrize(
-    ("reason", "later", "expected"),
-    [
-        ("misconfigured", 400.0, ["x"]),
-        ("misconfigured", 200.0, []),
-        ("misconfigured", 90_000.0, []),
-        ("rejected", 400.0, []),
-    ],
-)
-async def test_what_an_archived_channel_refused_is_edited_once_a_message_arrives_there(
-    timed: Store, clock: Clock, reason: str, later: float, expected: list[str]
+async def test_of_a_channel_that_was_renamed_first_messages_show_their_end_though_the_next_episode_began(
+    store: Store,
 ) -> None:
-    await deliver(timed)
-    await deliver(timed)
-    await edits.record_edit(timed, "scope", await claim_edit(timed), EditOutcome(EditResult.GIVEN_UP, reason))
-    clock.now += later
-    await deliver(timed, "y", DeliveryState.RETRYING)
-    assert await nothing_to_edit(timed)
-    await end_attempt(timed, await claim_one(timed), is_editable=True)
-    assert [each.task.incident_id for each in (await claim(timed)).claims] == expected
+    await record_served_channels(store, {"a": "scope"})
+    await deliver(store)
+    for episode, status in ((1, "resolved"), (2, "firing")):
+        incoming = IncomingEvent(event_of(status), "x", status, "KMSTest", b"{}")
+        plan = DeliveryPlan(episode, is_open=episode == 2, channels=("b",), unconfigured_channels=("a",))
+        await accept_event(store, incoming, lambda _state, _now, plan=plan: plan)  # type: ignore[misc]
+    (one,) = (await claim(store, channels=("b",))).claims
+    assert (one.task.channel, one.task.episode, status_of(one.task)) == ("a", 1, Status.RESOLVED)
+    assert not (await claim(store, scope="another", channels=("b",))).claims
 
 
 async def test_another_message_replaces_the_first_one(store: Store) -> None:

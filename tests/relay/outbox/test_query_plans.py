@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Connection, Text, cast, event, insert, select, update
 
 from services.relay.model import EscalationStep
-from services.relay.outbox import claim, edit_requests, escalation, sweeper
+from services.relay.outbox import claim, escalation, sweeper
 from services.relay.outbox.channel_state.served_channels import record_served_channels
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
@@ -162,13 +162,6 @@ async def test_open_incidents_of_a_service_are_found_by_their_index(database: Da
         assert "Sort" not in found
 
 
-async def test_edits_of_an_archived_channel_are_found_by_their_index(database: DatabaseUrl) -> None:
-    statement: Any = edit_requests._REQUEST_UNAVAILABLE
-    given = {"channels": [CHANNEL], "now": 1.0, "after": 0.0, "before": 1.0}
-    async with open_store(database, time.time) as store:
-        assert "edits_unavailable" in await store.read(partial(plan, RowQuery(str, statement), given))
-
-
 async def test_a_receipt_searches_nothing_either(tmp_path: Path) -> None:
     async def receipt(store: Store) -> None:
         await end_attempt(store, await claim_one(store, CHANNEL))
@@ -199,7 +192,7 @@ async def test_what_the_first_page_shows_is_found_by_its_indexes(database: Datab
         "deliveries_dead": (delivery_times._DEAD, {"since": time.time() + 60, "millis": 300_000}),
     }
     async with open_store(database, time.time) as store:
-        await record_served_channels(store, [CHANNEL])
+        await record_served_channels(store, {CHANNEL: None})
         await fill(store, LARGE, DeliveryState.DELIVERED)
         await fill(store, 500, DeliveryState.DEAD)
         seq = incidents.c.latest_event_seq

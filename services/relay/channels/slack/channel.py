@@ -238,12 +238,16 @@ class SlackChannel:
             token = read_secret(self._token)
             api = SlackApi(self._get_client(token), token, call, self._clock())
 
+            channel_id = (message.task.first_receipt or {}).get("channel") or self._channel_id
+
             async def post(first: Message) -> Receipt:
                 content = await self._build_content(call, first)
+                if channel_id:  # it may be the message of a channel that has another name by now
+                    content.arguments["channel"] = channel_id
                 return _build_receipt(await self._post(api, call, message, content), token)
 
             async def find(first: Message) -> Receipt | None:
-                found = await self._find_post(api, call, first)
+                found = await self._find_post(api, call, first, channel_id=channel_id)
                 return found and _build_found(found)
 
             return await edit_first_message(api, call, message, find, post)
@@ -391,10 +395,16 @@ class SlackChannel:
         )
 
     async def _find_post(
-        self, api: SlackApi, call: ProviderCall, message: Message, delivery_ids: Collection[str] = ()
+        self,
+        api: SlackApi,
+        call: ProviderCall,
+        message: Message,
+        delivery_ids: Collection[str] = (),
+        channel_id: str | None = None,
     ) -> PostLocation | None:
         """An earlier post, if Slack has one; clears `maybe_sent` if it has none."""
-        post = await find_post(api, message, self._channel_name, self._channel_id, delivery_ids=delivery_ids)
+        channel_id = channel_id or self._channel_id
+        post = await find_post(api, message, self._channel_name, channel_id, delivery_ids=delivery_ids)
         if isinstance(post, NotFound):
             call.maybe_sent = post is NotFound.UNKNOWN
             return None

@@ -12,8 +12,7 @@ from services.relay.channels.provider_call import ProviderCall, build_in_thread_
 from services.relay.channels.slack.blocks import cut_for_edit
 from services.relay.channels.slack.post import build_post
 from services.relay.channels.slack.web_api import (
-    CHANNEL_ARCHIVED,
-    EDIT_REFUSED,
+    EDIT_WINDOW_CLOSED,
     MESSAGE_MISSING,
     SlackApi,
     SlackError,
@@ -61,10 +60,8 @@ async def _update(api: SlackApi, call: ProviderCall, message: Message, receipt: 
     try:
         await update_post(api, call, message, receipt)
     except SlackError as error:
-        if error.code in EDIT_REFUSED:
-            is_archived = error.code in CHANNEL_ARCHIVED
-            reason = SendReason.MISCONFIGURED if is_archived else SendReason.REJECTED
-            raise SendError(reason, SendScope.MESSAGE, str(error)) from None
+        if error.code == EDIT_WINDOW_CLOSED:
+            raise SendError(SendReason.REJECTED, SendScope.MESSAGE, str(error)) from None
         if error.code not in MESSAGE_MISSING:
             raise
         return False

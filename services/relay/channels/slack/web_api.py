@@ -88,10 +88,10 @@ BLOCK_ERRORS: Final = frozenset(
 # https://docs.slack.dev/reference/methods/chat.update, "Errors"
 MESSAGE_MISSING: Final = frozenset({"message_not_found", "cant_update_message"})
 """The message was deleted, or another app has posted it: one of our own takes its place."""
-CHANNEL_ARCHIVED: Final = frozenset({"is_inactive", "is_archived"})
-"""The message stays as it is until its channel works again."""
-EDIT_REFUSED: Final = CHANNEL_ARCHIVED | {"channel_not_found", "edit_window_closed"}
-"""The message stays as it is: its channel is archived or gone, or the workspace lets nobody edit it any more."""
+EDIT_WINDOW_CLOSED: Final = "edit_window_closed"
+"""The workspace lets nobody edit the message any more."""
+EDIT_REFUSED: Final = frozenset({"is_inactive", "is_archived", "channel_not_found", EDIT_WINDOW_CLOSED})
+"""The message stays as it is: its channel is archived or gone, be it only for a while, or it is too old."""
 
 # "It's possible some aspect of the operation succeeded before the error was raised", the page states for both.
 MAYBE_POSTED: Final = frozenset({"fatal_error", "internal_error"})

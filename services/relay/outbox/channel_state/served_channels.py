@@ -5,7 +5,7 @@ channel on which nobody does goes to fallback channels (see `unserved_channels`)
 to a channel that another replica has. A channel that comes back learns what happened meanwhile.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -39,19 +39,28 @@ _FIND_OUTDATED: Final = _OUTDATED.where(_delivery.seq > bindparam("after")).limi
 _READ_OUTDATED: Final = _OUTDATED.where(_delivery.seq.in_(bindparam("seqs", expanding=True)))
 
 
-async def record_served_channels(store: Store, names: Collection[str]) -> None:
-    """Records that this relay delivers on these channels now. Raises StoreUnavailableError."""
+async def record_served_channels(store: Store, edit_scopes: Mapping[str, str | None]) -> None:
+    """Records that this relay delivers on these channels now. Raises StoreUnavailableError.
+
+    Args:
+        store: the outbox.
+        edit_scopes: of each channel; None if its messages are not edited.
+    """
 
     def commit(transaction: Transaction) -> None:
         new = build_insert(channels, transaction.connection.dialect.name)
-        served = new.on_conflict_do_update(index_elements=["name"], set_={"served_at": new.excluded.served_at})
+        changes = {"served_at": new.excluded.served_at, "edit_scope": new.excluded.edit_scope}
+        served = new.on_conflict_do_update(index_elements=["name"], set_=changes)
         # Sorted: two replicas that lock the same rows in different orders would wait for each other.
-        rows = [{"name": name, **NEW_CHANNEL, "served_at": transaction.now} for name in sorted(names)]
+        rows = [
+            {"name": name, **NEW_CHANNEL, "served_at": transaction.now, "edit_scope": scope}
+            for name, scope in sorted(edit_scopes.items())
+        ]
         transaction.connection.execute(served, rows)
         if transaction.connection.dialect.name == "sqlite":  # which no other relay uses
-            transaction.connection.execute(_CLEAR_OTHERS, {"names": sorted(names)})
+            transaction.connection.execute(_CLEAR_OTHERS, {"names": sorted(edit_scopes)})
 
-    if names:
+    if edit_scopes:
         await store.run(commit)
 
 

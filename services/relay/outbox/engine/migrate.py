@@ -14,7 +14,7 @@ from services.relay.outbox.engine.lost_outbox import describe_lost_outbox
 from shared.hinted_error import HintedError
 from shared.sql.read_only import describe_empty_database
 
-HEAD: Final = "0022"
+HEAD: Final = "0023"
 """The newest revision of the tables: the one that `tables` describes."""
 
 _VERSION_TABLE: Final = "alembic_version"

@@ -102,7 +102,7 @@ async def test_the_message_of_another_app_is_left_alone_and_replaced(connect: Co
     assert [each.ts for each in posts(stand_ins)] == [post.ts, replaced["ts"]]
 
 
-async def test_an_archived_channel_and_a_closed_edit_window_end_it_and_a_renamed_channel_does_not(
+async def test_a_closed_edit_window_ends_it_an_archived_channel_delays_it_and_a_renamed_one_does_neither(
     connect: Connect, stand_ins: StandIns
 ) -> None:
     channel = connect()
@@ -116,8 +116,8 @@ async def test_an_archived_channel_and_a_closed_edit_window_end_it_and_a_renamed
     stand_ins.slack.archive(stand_ins.slack.channels[CRITICAL])
     with pytest.raises(SendError, match="is_inactive") as archived:
         await edit(channel, edit_of(receipt))
-    for raised, reason in ((closed, SendReason.REJECTED), (archived, SendReason.MISCONFIGURED)):
-        assert (raised.value.reason, raised.value.scope) == (reason, SendScope.MESSAGE)
+    assert (closed.value.reason, closed.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
+    assert (archived.value.reason, archived.value.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
 
 
 async def test_an_edit_waits_as_slack_asks_and_for_a_person_where_the_token_is_revoked(

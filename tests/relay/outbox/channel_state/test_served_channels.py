@@ -74,17 +74,17 @@ async def test_a_new_name_gets_the_end_alone_where_the_old_one_reported_the_begi
 
 
 async def test_what_another_replica_delivers_is_left_to_it_and_it_gets_what_comes(store: Store) -> None:
-    await record_served_channels(store, ["theirs", "ours"])
+    await record_served_channels(store, dict.fromkeys(["theirs", "ours"]))
     await come(store, "firing", "theirs", "ours")
     await ages(store, 4 * UNSERVED_AFTER)
-    await record_served_channels(store, ["theirs"])
+    await record_served_channels(store, dict.fromkeys(["theirs"]))
     assert await fall_back_unserved(store, ("ours",), ("ours", "mail")) == DeliveryChanges()
     assert (await come(store, "resolved", "ours")).channels == ("ours", "theirs")
     assert await nothing_due(store, "mail")
 
 
 async def test_what_no_replica_has_delivered_on_for_a_while_goes_to_the_others(store: Store) -> None:
-    await record_served_channels(store, ["theirs"])
+    await record_served_channels(store, dict.fromkeys(["theirs"]))
     await come(store, "firing", "theirs", "ours")
     await ages(store, UNSERVED_AFTER - 10)
     assert await fall_back_unserved(store, ("ours",), ("mail",)) == DeliveryChanges()

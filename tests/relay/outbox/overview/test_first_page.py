@@ -16,7 +16,7 @@ from tests.relay.outbox.rows import Rows
 async def test_all_of_it_is_read_and_steps_that_are_over_are_read_once(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         rows = Rows(store)
-        await record_served_channels(store, ["slack"])
+        await record_served_channels(store, dict.fromkeys(["slack"]))
         await record_heartbeats(store, ["Watchdog"])
         event = await rows.event("open")
         now = await store.run(lambda transaction: transaction.now)
