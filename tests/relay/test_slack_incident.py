@@ -98,7 +98,11 @@ async def test_what_an_archived_channel_refused_is_edited_once_it_works_again_th
         (incident,) = (await (await client.get("/api/incidents")).json())["incidents"]
         async with client.post(f"/api/incidents/{incident['id']}/acknowledge") as answer:
             assert answer.status == 200, await answer.text()
-        await until(lambda: metric(client, "relay_edits_total", channel="slack", outcome="retrying"))
+
+        async def is_refused() -> bool:
+            return bool(await metric(client, "relay_edits_total", channel="slack", outcome="retrying"))
+
+        await until(is_refused)
         slack.slack.archive(channel, is_archived=False)
         await until(lambda: "Acknowledged by" in str(channel.messages[0].blocks))
 

@@ -11,6 +11,7 @@ from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, en
 from services.relay.outbox.edit_requests import find_digests, request_channel_edits
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.escalation import encode_steps
 from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
@@ -175,8 +176,10 @@ async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -
 
     Raises:
         UnknownEntryError, AlreadyReplayedError: of its `replay`; nothing was changed.
-        StoreUnavailableError: it is not known to be committed.
+        StoreUnavailableError: it is not known to be committed; or it is not, since the workers could not read it.
     """
+    if store.damage is not None:
+        raise StoreUnavailableError(store.damage)
     # Encoded before the transaction, so that a large event makes nobody wait.
     size = len(incoming.body)
     event_json = await run_in_thread_if_large(size, lambda: encode_event(incoming.event))

@@ -5,20 +5,22 @@ import shutil
 import signal
 import sqlite3
 import stat
-from collections.abc import Callable
-from contextlib import closing
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, create_engine, text
 
 from services.relay.outbox import tables as schema
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared.keyring import database as keyring
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
@@ -307,3 +309,68 @@ async def test_webhooks_after_the_file_is_removed_are_503_with_the_reason(tmp_pa
             assert ready.status == 503
             assert "there is no file" in await ready.text()
     assert not (tmp_path / "relay.db").exists()
+
+
+@contextmanager
+def damaged(database: DatabaseUrl) -> Iterator[None]:
+    """What was accepted first cannot be read while the body runs, or of PostgreSQL not be claimed."""
+    if database.get_backend_name() == "postgresql":
+        engine = create_engine(database)
+        with engine.begin() as connection:
+            connection.execute(text(_DAMAGE))
+        yield
+        with engine.begin() as connection:
+            connection.execute(text("DROP TRIGGER damage ON deliveries"))
+        engine.dispose()
+        return
+    file = Path(str(database.database))
+    with closing(sqlite3.connect(file)) as connection:
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'events'").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    with file.open("r+b") as disk:
+        disk.seek((root - 1) * size + 12)
+        (cell,) = struct.unpack(">H", disk.read(2))
+        disk.seek((root - 1) * size + cell)
+        (first_leaf,) = struct.unpack(">I", disk.read(4))  # https://sqlite.org/fileformat2.html#b_tree_pages
+        disk.seek((first_leaf - 1) * size)
+        page = disk.read(size)
+        disk.seek((first_leaf - 1) * size)
+        disk.write(b"\xff" * size)
+        disk.flush()
+        yield
+        disk.seek((first_leaf - 1) * size)
+        disk.write(page)
+
+
+_DAMAGE = """
+    CREATE FUNCTION damage() RETURNS trigger LANGUAGE plpgsql
+    AS $$ BEGIN RAISE EXCEPTION 'invalid page in block 7' USING ERRCODE = 'XX001'; END $$;
+    CREATE TRIGGER damage BEFORE UPDATE ON deliveries FOR EACH ROW EXECUTE FUNCTION damage()
+"""
+
+
+async def test_what_the_workers_cannot_read_the_intake_does_not_accept(tmp_path: Path, database: DatabaseUrl) -> None:
+    refused = SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "HTTP 500")
+    given = settings(tmp_path, {"one": Scripted(*[refused] * 99)}, delivery={"backoff_initial": "1ms"})
+    given = given.model_copy(update={"database": database})
+    async with served(given) as client:
+        for number in range(30):
+            assert (await post(client, webhook_of(group=f"{number}")))[0] == 202
+    healthy = Scripted()
+    given = settings(tmp_path, {"one": healthy}).model_copy(update={"database": database})
+    with ExitStack() as damage:
+        damage.enter_context(damaged(database))
+        async with served(given) as client:
+
+            async def is_unready() -> bool:
+                async with client.get("/-/ready") as answer:
+                    return answer.status == 503 and "it is damaged, restore a backup" in await answer.text()
+
+            async def is_accepted() -> bool:
+                return (await post(client, webhook_of(group="new")))[0] == 202
+
+            await until(is_unready)
+            assert not await is_accepted()
+            damage.close()
+            await until(is_accepted)
+            await until(lambda: len({message.event.group_key for message in healthy.sent}) == 31)

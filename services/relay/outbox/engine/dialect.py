@@ -37,6 +37,11 @@ _SQLITE_TEMPORARY: Final = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,  # on a full disk too, where the files beside the database cannot grow
 }
+_SQLITE_DAMAGED: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_POSTGRESQL_DAMAGED: Final = {"XX001", "XX002"}
+"""Data or an index is corrupted (ibid.)."""
+_UNDECODABLE: Final = "Could not decode to UTF-8"
+"""Of Python's own module, without a code: a text holds other bytes."""
 _POSTGRESQL_TEMPORARY: Final = (
     "starting up",
     "shutting down",
@@ -150,6 +155,14 @@ def is_query_error(error: exc.DBAPIError) -> bool:
     """Whether the database works, and a query was wrong: a defect, which another try does not fix."""
     is_statement_error = isinstance(error, exc.IntegrityError | exc.DataError | exc.ProgrammingError)
     return is_statement_error and getattr(error.orig, "sqlstate", None) not in _WRONG_TABLES
+
+
+def is_damaged(error: exc.DBAPIError) -> bool:
+    """Whether the database cannot read what it holds, such as after a fault of the disk."""
+    if isinstance(error.orig, sqlite3.Error):
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        return code in _SQLITE_DAMAGED or _UNDECODABLE in str(error.orig)
+    return getattr(error.orig, "sqlstate", None) in _POSTGRESQL_DAMAGED
 
 
 def is_temporary(error: exc.DBAPIError, database: DatabaseUrl) -> bool:

@@ -5,6 +5,7 @@ answered only after it. Reads have threads and connections of their own, and nev
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -19,7 +20,13 @@ from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Job, Transaction
 from services.relay.outbox.engine.migrate import UnknownDatabaseError, check_revision
 from services.relay.outbox.engine.read_batching import ReadBatches, ReadHandler
-from services.relay.outbox.engine.work_queue import QueuedJob, StoreUnavailableError, WorkQueue, fail_job
+from services.relay.outbox.engine.work_queue import (
+    QueuedJob,
+    StoreDamagedError,
+    StoreUnavailableError,
+    WorkQueue,
+    fail_job,
+)
 from services.relay.outbox.engine.writer import Writer
 from shared.sql.answer_timeout import AnswerTimeout
 from shared.sql.database_url import DatabaseUrl
@@ -35,6 +42,9 @@ _CLOSE_SECONDS: Final = 1.0
 """How long `close` waits for the database."""
 _CLOSING_TIMEOUT: Final = 0.5
 """How long the connections to it then wait for an answer."""
+
+_DAMAGE_SECONDS: Final = 5.0
+"""For how long a damage counts. Whoever met one tries again every second or two."""
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741  # an item of work
@@ -72,11 +82,19 @@ class Store:
         self._readers = ThreadPoolExecutor(dialect.READERS, "outbox read")
         self._reads: set[Future[Any]] = set()
         self._read_batches = ReadBatches(self.read)
+        self._monotonic = monotonic
+        self._damage = ""
+        self._damage_ends = -math.inf
 
     @property
     def error(self) -> str | None:
         """Why the last transaction failed, or that one hangs; None while healthy."""
-        return self._writer.error
+        return self._writer.error or self.damage
+
+    @property
+    def damage(self) -> str | None:
+        """What says that the workers cannot read the outbox; None once they have not met that for a while."""
+        return f"it is damaged, restore a backup: {self._damage}" if self._monotonic() < self._damage_ends else None
 
     @property
     def committed_at(self) -> float | None:
@@ -93,12 +111,12 @@ class Store:
         Raises:
             StoreUnavailableError: it is not known to be committed.
         """
-        return await self.batch(lambda transaction, _: [work(transaction)], None)
+        return await self._do(lambda transaction, _: [work(transaction)], None)
 
     async def batch(self, handler: Callable[[Transaction, Sequence[I]], Sequence[T]], item: I, size: int = 0) -> T:
         """What `handler` returns for `item`, once it is on the disk.
 
-        `handler` gets all items that wait for it in one call.
+        `handler` gets all items that wait for it in one call. Deliveries depend on it: see `damage`.
 
         Args:
             handler: does its items in one transaction.
@@ -108,6 +126,15 @@ class Store:
         Raises:
             StoreUnavailableError: it is not known to be committed.
         """
+        try:
+            return await self._do(handler, item, size)
+        except StoreDamagedError as error:
+            if self.damage is None:
+                log.error("outbox is damaged; nothing is accepted", error=str(error), hint="restore a backup")  # noqa: TRY400
+            self._damage, self._damage_ends = str(error), self._monotonic() + _DAMAGE_SECONDS
+            raise
+
+    async def _do(self, handler: Callable[[Transaction, Sequence[I]], Sequence[T]], item: I, size: int = 0) -> T:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         work = QueuedJob(Job(handler, item), done, size)

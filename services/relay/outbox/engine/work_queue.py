@@ -34,6 +34,10 @@ class StoreUnavailableError(Exception):
     """
 
 
+class StoreDamagedError(StoreUnavailableError):
+    """Nothing was committed, since the database cannot read what it holds; other parts of it may work."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class QueuedJob:
     """A job, who awaits it, and its size in bytes where that may be large."""

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, exc
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import JobResult, Transaction, group_by_handler, run_jobs
 from services.relay.outbox.engine.migrate import UnknownDatabaseError, check_revision, upgrade_tables
-from services.relay.outbox.engine.work_queue import QueuedJob, StoreUnavailableError, WorkQueue
+from services.relay.outbox.engine.work_queue import QueuedJob, StoreDamagedError, StoreUnavailableError, WorkQueue
 from shared.sql.database_url import DatabaseUrl
 from shared.sql.engine import is_retryable, open_transaction
 from shared.sql.sqlite_file import FileLostError
@@ -109,9 +109,13 @@ class Writer:
         if self._error != error:
             log.error("outbox cannot commit", error=error)
             self._error = error
-        for engine in self._engines:
-            engine.dispose()  # the next transaction reconnects: to the database that was mounted, replaced or restarted
+        self._dispose_engines()
         self._queue.set_results(jobs, [(None, StoreUnavailableError(error)) for _ in jobs])
+
+    def _dispose_engines(self) -> None:
+        """The next transaction reconnects: to the database that was mounted, replaced, repaired or restarted."""
+        for engine in self._engines:
+            engine.dispose()
 
     def _run(self) -> None:
         before = 0
@@ -146,7 +150,7 @@ class Writer:
                 self._retry_locked(jobs, StoreUnavailableError(dialect.describe_error(error)))
             elif is_retryable(error) and tries > 1:
                 self._commit(jobs, tries - 1, short_lock_timeout=short_lock_timeout)
-            elif dialect.is_query_error(error):
+            elif dialect.is_damaged(error) or dialect.is_query_error(error):
                 self._commit_one_by_one(jobs, error)
             else:
                 self.fail(jobs, dialect.describe_error(error))
@@ -182,10 +186,14 @@ class Writer:
         elif not self._queue.return_job(jobs[0]):
             self._queue.set_results(jobs, [(None, error)])
 
-    def _commit_one_by_one(self, jobs: Sequence[QueuedJob], error: Exception) -> None:
-        """Each is done alone, so that one that is wrong fails alone."""
+    def _commit_one_by_one(self, jobs: Sequence[QueuedJob], error: exc.DBAPIError) -> None:
+        """Each is done alone, so that one that is wrong, or needs what is damaged, fails alone."""
+        is_damaged = dialect.is_damaged(error)
+        if is_damaged:
+            self._dispose_engines()
         if len(jobs) == 1:
-            self._queue.set_results(jobs, [(None, error)])
+            result = StoreDamagedError(dialect.describe_error(error)) if is_damaged else error
+            self._queue.set_results(jobs, [(None, result)])
         for work in jobs if len(jobs) > 1 else ():
             self._commit([work])
 
