@@ -125,8 +125,9 @@ class Editor:
         if error is None:
             receipt = {**(result.receipt or {}), **({"digest": task.incident_id} if task.members else {})}
             is_same = task.first_receipt is not None and receipt == dict(task.first_receipt)
-            is_kept = is_same or not result.receipt  # a digest of which there is no post, since it never arrived
-            return EditOutcome(EditResult.EDITED, SendReason.OK, receipt=None if is_kept else receipt, maybe_sent=True)
+            never_arrived = not result.receipt  # a digest whose answer was lost
+            new_receipt = None if is_same or never_arrived else receipt
+            return EditOutcome(EditResult.EDITED, SendReason.OK, receipt=new_receipt, maybe_sent=True)
         retry_in = compute_retry_delay(
             error, attempt=task.attempt_number, age=claim.age, policy=policy, random=self._shared.random
         )

@@ -161,7 +161,7 @@ async def test_a_post_is_found_behind_many_others(connect: Connect, stand_ins: S
 
 
 @pytest.mark.parametrize("is_deleted", [False, True])
-async def test_all_that_was_merged_into_a_first_message_is_looked_for_on_one_page(
+async def test_all_that_was_merged_into_a_first_message_is_searched_for_on_one_page(
     connect: Connect, stand_ins: StandIns, is_deleted: bool
 ) -> None:
     """The first of many attempts arrived; or the last one did, too, and somebody deleted that."""
