@@ -17,9 +17,10 @@ from typing import Any, Final, Self, TypeVar
 import structlog
 from sqlalchemy import URL, Connection, Engine, Executable, MetaData, event, exc, func, inspect, select, text
 
-from shared.keyring import migrations
+from shared.hinted_error import HintedError
 from shared.keyring.column_types import decode_text
-from shared.keyring.tables import TABLES, schema
+from shared.keyring.rows import SchemaRow, fetch_first, select_rows
+from shared.keyring.tables import TABLES, VERSION, data_keys, schema
 from shared.sql.answer_timeout import AnswerTimeout
 from shared.sql.engine import create_postgresql_engine, create_sqlite_engine, is_retryable, open_transaction
 from shared.sql.mariadb_engine import create_mariadb_engine, describe_mariadb_error
@@ -180,23 +181,21 @@ class Database:
         return database
 
     async def complete(self, *tables: MetaData) -> bool:
-        """Creates those of `tables` that are missing, and brings the keyring's up to date: see `migrations`.
-
-        Returns:
-            Whether there were none before.
+        """Creates those of `tables` that are missing, and returns whether there were none before.
 
         Raises:
-            DatabaseError: it cannot be done, or a newer keypulse made them.
+            DatabaseError: it cannot be done, or another version of keypulse made the keyring.
         """
 
         def create(connection: Connection) -> bool:
             existing = set(inspect(connection).get_table_names())
             is_empty = existing.isdisjoint(name for metadata in tables for name in metadata.tables)
-            if TABLES in tables:
-                _migrate(connection)
+            has_keyring = TABLES in tables and _check_version(connection)
             for metadata in tables:
                 if not existing.issuperset(metadata.tables):
                     metadata.create_all(connection)
+            if TABLES in tables and not has_keyring:
+                connection.execute(schema.insert().values(singleton=1, version=VERSION))
             if not is_empty:
                 _check_columns(connection, tables)
             return is_empty and bool(tables)
@@ -205,7 +204,12 @@ class Database:
 
     async def is_keyring_current(self) -> bool:
         """Whether the keyring's tables are those of this keypulse. Raises DatabaseError."""
-        return await self.read(migrations.is_current)
+
+        def is_current(connection: Connection) -> bool:
+            existing = set(inspect(connection).get_table_names())
+            return existing.issuperset(TABLES.tables) and _read_version(connection) == VERSION
+
+        return await self.read(is_current)
 
     async def read(self, work: Callable[[Connection], T], *, seconds: float = ANSWER_TIMEOUT_SECONDS) -> T:
         """What `work` finds, within `seconds`. Raises DatabaseError."""
@@ -292,10 +296,33 @@ def _run_transaction(engine: Engine, work: Callable[[Connection], T], tries_left
         raise DatabaseError(describe_database_error(error)) from None
 
 
-def _migrate(connection: Connection) -> None:
+class OtherVersionError(HintedError):
+    """Another version of keypulse made the keyring's tables."""
+
+
+def has_keyring(connection: Connection) -> bool:
+    """Whether the keyring's tables are there. Raises OtherVersionError."""
+    existing = inspect(connection)
+    if not existing.has_table(data_keys.name):
+        return False
+    version = _read_version(connection) if existing.has_table(schema.name) else None
+    if version != VERSION:
+        raise OtherVersionError(
+            f"another version of keypulse made its keyring: it is of version {version or 0}, this one uses {VERSION}",
+            "run that version, or set another `database`",
+        )
+    return True
+
+
+def _read_version(connection: Connection) -> int | None:
+    row = fetch_first(connection, select_rows(schema, SchemaRow), SchemaRow)
+    return row and row.version
+
+
+def _check_version(connection: Connection) -> bool:
     try:
-        migrations.migrate(connection)
-    except migrations.NewerKeyringSchemaError as error:
+        return has_keyring(connection)
+    except OtherVersionError as error:
         raise DatabaseError(str(error)) from None
 
 

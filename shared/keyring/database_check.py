@@ -1,10 +1,9 @@
 """The check of the keyring's database, for the command `doctor`."""
 
-from sqlalchemy import URL, Connection, inspect
+from sqlalchemy import URL, Connection
 
 from shared.check import CheckError
-from shared.keyring import migrations
-from shared.keyring.tables import data_keys
+from shared.keyring.database import OtherVersionError, has_keyring
 from shared.sql.read_only import check_database, describe_empty_database
 
 
@@ -14,12 +13,7 @@ async def check_keyring_database(url: URL) -> str:
 
 
 def _describe(connection: Connection) -> str:
-    if not inspect(connection).has_table(data_keys.name):
-        return describe_empty_database(connection)
     try:
-        version = migrations.check_version(connection)
-    except migrations.NewerKeyringSchemaError as error:
+        return "its tables are up to date" if has_keyring(connection) else describe_empty_database(connection)
+    except OtherVersionError as error:
         raise CheckError(error.error, error.hint) from None
-    if migrations.is_current(connection):
-        return "its tables are up to date"
-    return f"the next start brings its tables from version {version} to {migrations.VERSION}"

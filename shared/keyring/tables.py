@@ -1,7 +1,4 @@
-"""The keyring's tables, the same on SQLite and PostgreSQL: data keys, and all that a rotation writes.
-
-Whoever changes a table adds a step to `migrations`.
-"""
+"""The keyring's tables, the same on SQLite and PostgreSQL: data keys, and all that a rotation writes."""
 
 from typing import Final
 
@@ -10,6 +7,8 @@ from sqlalchemy import Boolean, Column, Index, Integer, MetaData, Table, text
 from shared.keyring.column_types import Id, LenientBytes, LenientText, LenientTimestamp, LenientVersion
 
 TABLES: Final = MetaData()
+VERSION: Final = 1
+"""Of these tables; a service of another version refuses them."""
 
 schema: Final = Table(
     "keyring_schema",

@@ -12,7 +12,7 @@ PACKAGES = {
     file.parent.relative_to(ROOT).as_posix()
     for folder in ("services", "shared")
     for file in (ROOT / folder).rglob("__init__.py")
-} - {"services", "shared", "services/relay/outbox/engine/migrations/versions"}
+} - {"services", "shared"}
 
 
 def read_column(heading: str) -> list[str]:

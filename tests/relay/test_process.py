@@ -233,7 +233,7 @@ def test_a_wrong_configuration_exits_with_2_and_a_line_for_each_error(tmp_path: 
     assert any("auth: missing" in line for line in lines)
 
 
-def test_a_database_of_a_newer_version_exits_with_1(tmp_path: Path) -> None:
+def test_a_database_of_another_version_exits_with_1(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "relay.db") as database:
         for statement in ("CREATE TABLE events (seq)", "CREATE TABLE alembic_version (version_num)"):
             database.execute(statement)
@@ -242,5 +242,5 @@ def test_a_database_of_a_newer_version_exits_with_1(tmp_path: Path) -> None:
     process = relay_process(tmp_path, "http://127.0.0.1:9/")
     _, log = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "a newer keypulse wrote it" in log
+    assert "another version of keypulse made it" in log
     assert "Traceback" not in log

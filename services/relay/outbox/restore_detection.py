@@ -11,7 +11,6 @@ A snapshot of the whole volume, or a database restored in place, cannot be detec
 """
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,7 +19,7 @@ from sqlalchemy import Connection, bindparam, func, text, update
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.dialect import build_insert
-from services.relay.outbox.engine.lost_outbox import find_last_used_files, read_last_used, write_last_used
+from services.relay.outbox.engine.lost_outbox import find_last_used_file, read_last_used, write_last_used
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import RetryState, lock_incidents, merge_into_successor
 from services.relay.outbox.rows import DATABASE_IDENTITIES, DELIVERIES, select_values
@@ -88,8 +87,8 @@ log = structlog.get_logger(__name__)
 class _Detection(NamedTuple):
     at: float
     """Unix seconds, as committed."""
-    last_used_files: Sequence[Path]
-    """Empty for PostgreSQL."""
+    last_used_file: Path | None
+    """None for PostgreSQL."""
     is_restored: bool
 
 
@@ -104,9 +103,9 @@ async def detect_restore(store: Store, *, compare_delay: float) -> bool:
         StoreUnavailableError: it may not be committed.
     """
     found = await store.run(lambda transaction: _detect(transaction, compare_delay))
-    if found.last_used_files:
+    if found.last_used_file:
         # After the commit: otherwise a crash would look like a restored backup.
-        await asyncio.to_thread(write_last_used, found.last_used_files, found.at)
+        await asyncio.to_thread(write_last_used, found.last_used_file, found.at)
     if found.is_restored:
         log.warning("outbox was restored from a backup; waiting deliveries may be repeats", compare_delay=compare_delay)
     return found.is_restored
@@ -152,15 +151,15 @@ async def release_compared(store: Store, postponed_at: float) -> None:
 
 def _detect(transaction: Transaction, compare_delay: float) -> _Detection:
     connection, now, identity = transaction.connection, transaction.now, _read_identity(transaction.connection)
-    files = find_last_used_files(connection.engine.url)
+    file = find_last_used_file(connection.engine.url)
     # 0: if the last-used file says otherwise, this is a backup from before the identity was recorded.
     first = build_insert(database_identity, connection.dialect.name).values(id=1, identity=identity, last_used_at=0.0)
     connection.execute(first.on_conflict_do_nothing())  # another replica may start at the same moment
     stored = _LOCK_IDENTITY.fetch_one(connection)
     connection.execute(update(database_identity).values(identity=identity, last_used_at=now))
-    used_since = read_last_used(files) > stored.last_used_at
+    used_since = read_last_used(file) > stored.last_used_at
     if _is_same_database(stored.identity, identity) and not used_since:
-        return _Detection(now, files, is_restored=False)
+        return _Detection(now, file, is_restored=False)
     leased = _FIND_LEASED.fetch_all(connection)
     lock_incidents(transaction, {row.incident_id for row in leased})
     for row in leased:
@@ -168,7 +167,7 @@ def _detect(transaction: Transaction, compare_delay: float) -> _Detection:
     marked_count = connection.execute(_MARK_MAYBE_DELIVERED, {"due": now + compare_delay, "at": now}).rowcount
     connection.execute(_RESTART_ESCALATION, {"at": now + compare_delay})
     connection.execute(_POSTPONE_EDITS, {"due": now + compare_delay, "at": now})
-    return _Detection(now, files, is_restored=bool(marked_count))
+    return _Detection(now, file, is_restored=bool(marked_count))
 
 
 def _read_identity(connection: Connection) -> str:

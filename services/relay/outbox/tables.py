@@ -1,4 +1,4 @@
-"""The tables of the outbox, and their states and shared conditions. Migrations lead to the same; a test compares.
+"""The tables of the outbox, and their states and shared conditions.
 
 `seq` is the order of acceptance; `id` is what the outside sees. Ids are random, so that a Message-ID or a metadata
 mark made from one never meets its like from an earlier database. Times are unix seconds by the database's clock.

@@ -84,7 +84,7 @@ async def _open_database(
 
 
 async def _check_tables(database: Database, label: str) -> None:
-    """The service alone changes its tables: one of an earlier version may run, which could not use newer ones."""
+    """The service alone makes its tables: one of another version may run."""
     try:
         is_current = await database.is_keyring_current()
     except DatabaseError as error:
@@ -92,7 +92,7 @@ async def _check_tables(database: Database, label: str) -> None:
     if not is_current:
         raise RefusedError(
             f"{label}: the keyring's tables are of another version",
-            "start the service in the version of this rotator, which brings them up to date",
+            "run the rotator in the version of the service",
         )
 
 

@@ -142,10 +142,10 @@ def test_it_is_shown_while_somebody_else_locks_the_database(typed: Typed, fill: 
 def test_tables_of_another_version_are_left_as_they_are(typed: Typed, fill: Fill) -> None:
     fill(two)
 
-    async def older(rows: Rows) -> None:
-        await rows.store.run(lambda tx: tx.connection.execute(text("UPDATE alembic_version SET version_num = '0001'")))
+    async def change(rows: Rows) -> None:
+        await rows.store.run(lambda tx: tx.connection.execute(text("UPDATE alembic_version SET version_num = '0022'")))
 
-    fill(older)
+    fill(change)
     result = typed("deliveries")
     assert result.exit_code == 1
-    assert "its tables are of revision 0001" in result.stderr
+    assert "its tables are of revision 0022" in result.stderr

@@ -8,14 +8,11 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from alembic.operations import Operations
-from alembic.runtime.migration import MigrationContext
 from sqlalchemy import delete, update
 from structlog.testing import capture_logs
 
 from services.relay.model import EscalationStep
 from services.relay.outbox.edits import EditClaimRequest, claim_edits
-from services.relay.outbox.engine import migrations
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.escalation import escalate_due
 from services.relay.outbox.fallback import fall_back
@@ -31,7 +28,6 @@ from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, let_pass, nothing_due
-from tests.relay.outbox.tables import opened
 from tests.relay.served_relay import event_of
 
 Restore = Callable[[], DatabaseUrl]
@@ -246,49 +242,6 @@ async def test_a_start_makes_no_tables_where_a_file_says_that_there_were_some(is
     last_used.unlink()
     async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0) as store:
         assert not await notice(store)
-
-
-async def test_a_start_makes_no_tables_where_a_file_of_the_former_name_says_that_there_were_some(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "relay.db-seen").write_text("1000.0")
-    with pytest.raises(
-        StoreUnusableError, match=r"by relay\.db-seen beside it .* remove relay\.db-seen to start with an empty outbox"
-    ):
-        async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 10_000.0):
-            pass
-
-
-@pytest.mark.parametrize("is_backup", [True, False])
-async def test_a_backup_of_older_tables_is_noticed_by_the_file_of_the_former_name(
-    is_backup: bool, tmp_path: Path
-) -> None:
-    file, former, current = (tmp_path / f"relay.db{suffix}" for suffix in ("", "-seen", "-last-used"))
-    _make_outbox_of_revision_0007(file, last_used_at=1000.0)
-    former.write_text("5000.0" if is_backup else "1000.0")
-    async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0) as store:
-        assert await notice(store) is is_backup
-        assert await nothing_due(store) is is_backup, "only what waits in a backup is held back"
-    assert (former.exists(), current.read_text()) == (False, "10000.0")
-
-
-def _make_outbox_of_revision_0007(file: Path, last_used_at: float) -> None:
-    """One delivery waits in it."""
-    with opened(database_url.create_sqlite_url(file)) as engine, engine.begin() as connection:
-        context = MigrationContext.configure(connection)
-        for number in range(1, 8):
-            migrations.SCRIPTS.get_revision(f"{number:04}").module.upgrade(Operations(context))
-        context.stamp(migrations.SCRIPTS, "0007")
-        for statement in (
-            f"INSERT INTO origin VALUES (1, '{file.stat().st_ino}', {last_used_at})",  # noqa: S608  # names of ours
-            "INSERT INTO incidents (id, episode, open, latest_event) VALUES ('x', 1, 1, 1)",
-            "INSERT INTO events VALUES (1, 'e', 'x', '', '', 'firing', '', 900, x'7b7d', x'7b7d')",
-            (
-                "INSERT INTO deliveries (id, event_seq, first_event, incident_id, episode, channel, state, attempts, "
-                "due_at, accepted_at) VALUES ('d', 1, 1, 'x', 1, 'a', 'queued', 0, 900, 900)"
-            ),
-        ):
-            connection.exec_driver_sql(statement)
 
 
 async def test_tables_that_are_made_are_reported(empty_database: DatabaseUrl) -> None:

@@ -24,9 +24,7 @@ from services.relay.outbox.tables import deliveries
 from tests.row_columns import compare_columns, find_untyped_reads, is_row, list_fields
 
 MODULES = [
-    importlib.import_module(module.name)
-    for module in pkgutil.walk_packages(outbox.__path__, f"{outbox.__name__}.")
-    if ".migrations" not in module.name
+    importlib.import_module(module.name) for module in pkgutil.walk_packages(outbox.__path__, f"{outbox.__name__}.")
 ]
 _EXAMINED = select(deliveries).subquery()
 BUILT = {
@@ -93,7 +91,7 @@ def test_no_query_is_built_where_it_is_not_compared() -> None:
 def test_no_query_is_read_without_a_row() -> None:
     of_the_database_itself = {  # in its own SQL, of none of our tables
         "engine.dialect.read_clock",
-        "engine.migrate._read_revision",
+        "engine.revision._has_tables",
         "restore_detection._read_identity",
         "retention.by_bytes.measure_bytes",
     }

@@ -60,7 +60,7 @@ async def test_records_that_are_not_there_are_named(backend: Backend) -> None:
 )
 async def test_a_keyring_of_another_version_is_refused_and_left_as_it_is(backend: Backend, statement: str) -> None:
     await backend.execute(statement)
-    with pytest.raises(RefusedError, match="the keyring's tables are of another version; start the service in the ver"):
+    with pytest.raises(RefusedError, match="the keyring's tables are of another version; run the rotator in the ver"):
         async with backend.connected("sql"):
             pytest.fail("it was opened")
     if statement.startswith("DROP"):  # it was not created again

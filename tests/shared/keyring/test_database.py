@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, event, text
 
 from shared.keyring.database import Database, DatabaseError
-from shared.sql.database_url import create_sqlite_url
+from shared.keyring.tables import TABLES as KEYRING_TABLES
+from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 
 TABLES = MetaData()
 _numbers = Table("numbers", TABLES, Column("number", Integer, primary_key=True))
@@ -203,3 +204,14 @@ async def test_opening_again_keeps_what_is_there(database: Database, file: Path)
         assert await second.read(_count) == 1
     finally:
         await second.close()
+
+
+@pytest.mark.parametrize("statement", ["UPDATE keyring_schema SET version = 3", "DROP TABLE keyring_schema"])
+async def test_the_keyring_of_another_version_of_keypulse_is_refused_in_a_sentence(
+    empty_database: DatabaseUrl, statement: str
+) -> None:
+    database = await Database.open(empty_database, KEYRING_TABLES)
+    await database.write(lambda connection: connection.execute(text(statement)).close())
+    await database.close()
+    with pytest.raises(DatabaseError, match=r"another version of keypulse made its keyring: .* uses 1; run that v"):
+        await Database.open(empty_database, KEYRING_TABLES)

@@ -130,9 +130,6 @@ def test_no_query_is_read_without_a_row() -> None:
         "external.table_checks._check_storage",
         # Of any column of any table, as a stream.
         "column_types._find_undecodable_text",
-        # Of the tables as an earlier version had them.
-        "migrations._name_versions_by_text",
-        "migrations._split_journal_text",
     }
     untyped = {function for module in MODULES for function in find_untyped_reads(module)}
     assert untyped == {f"{package.__name__}.{name}" for name in allowed}

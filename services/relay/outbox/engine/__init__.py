@@ -1,1 +1,1 @@
-"""The open database of the outbox: queue, group commit, dialects, migrations. It knows no delivery."""
+"""The open database of the outbox: queue, group commit, dialects. It knows no delivery."""

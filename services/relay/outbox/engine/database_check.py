@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.lost_outbox import describe_lost_outbox
-from services.relay.outbox.engine.migrate import UnknownDatabaseError, describe_tables
+from services.relay.outbox.engine.revision import UnknownDatabaseError, describe_tables
 from shared.check import CheckError
 from shared.sql.database_url import DatabaseUrl
 from shared.sql.read_only import check_database

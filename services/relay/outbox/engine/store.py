@@ -18,8 +18,8 @@ from sqlalchemy import Connection, Engine, exc
 
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Job, Transaction
-from services.relay.outbox.engine.migrate import UnknownDatabaseError, check_revision
 from services.relay.outbox.engine.read_batching import ReadBatches, ReadHandler
+from services.relay.outbox.engine.revision import UnknownDatabaseError, check_tables
 from services.relay.outbox.engine.work_queue import (
     QueuedJob,
     StoreDamagedError,
@@ -214,7 +214,7 @@ class Store:
         """
         try:
             with self._read_engine.begin() as connection:
-                check_revision(connection)
+                check_tables(connection)
         except UnknownDatabaseError as error:
             raise StoreUnusableError(str(error)) from None
         except exc.DBAPIError as error:

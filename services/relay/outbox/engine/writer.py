@@ -15,7 +15,7 @@ from sqlalchemy import Connection, exc
 
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import JobResult, Transaction, group_by_handler, run_jobs
-from services.relay.outbox.engine.migrate import UnknownDatabaseError, check_revision, upgrade_tables
+from services.relay.outbox.engine.revision import UnknownDatabaseError, check_tables, create_tables
 from services.relay.outbox.engine.work_queue import QueuedJob, StoreDamagedError, StoreUnavailableError, WorkQueue
 from shared.sql.database_url import DatabaseUrl
 from shared.sql.engine import is_retryable, open_transaction
@@ -91,7 +91,7 @@ class Writer:
         return not self._thread.is_alive()
 
     def prepare(self) -> None:
-        """Makes the tables, or brings them up to date, once. Raises what `upgrade_tables` raises, and OSError."""
+        """Makes the tables once, where there are none. Raises what `create_tables` raises, and OSError."""
         if self.is_prepared:
             return
         try:
@@ -99,7 +99,7 @@ class Writer:
         except FileLostError as error:
             raise UnknownDatabaseError(str(error)) from None
         with open_transaction(self._engine) as connection:
-            created = upgrade_tables(connection)
+            created = create_tables(connection)
         if created:
             log.warning("new tables created in an empty database", database=str(self._database))
         self.is_prepared = True
@@ -201,5 +201,5 @@ class Writer:
 def _check_new_connection(connection: Connection) -> None:
     """After a new connection the database may be another one. Raises UnknownDatabaseError."""
     if not connection.info.get(_REVISION_CHECKED):
-        check_revision(connection)
+        check_tables(connection)
         connection.info[_REVISION_CHECKED] = True
