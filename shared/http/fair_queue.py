@@ -25,7 +25,8 @@ class FairQueue:
 
     def __init__(self, slots: int, max_waiting: int) -> None:
         self._free = slots
-        self._max_waiting = max_waiting
+        self.max_waiting = max_waiting
+        """May change; what waits already stays."""
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
@@ -49,7 +50,7 @@ class FairQueue:
             self._free -= 1
             return
         network = _parse_client_network(peer)
-        if sum(map(len, self._queues.values())) >= self._max_waiting:
+        if sum(map(len, self._queues.values())) >= self.max_waiting:
             self._evict_waiting(len(self._queues.get(network, ())))
         ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queues.setdefault(network, deque()).append(ticket)

@@ -5,11 +5,16 @@ wait, in a queue that is fair to client addresses. A correct password is not has
 cached for each user.
 
 A wrong password takes the same time for every name, that of the most expensive hash: the delay reveals no names.
+
+After each failed password of a name, the next check of that name waits longer, up to two seconds, whoever sends it; a
+cached one does not wait. Addresses take turns there, too: who guesses cannot keep the user out. Names of nobody are
+delayed in the same way.
 """
 
 import asyncio
 import hmac
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -23,6 +28,17 @@ _SCOPE_KEY: Final = "keypulse.passwords"
 """The key in a request's scope for a function that returns the PasswordChecker of now."""
 MAX_WAITING_CHECKS: Final = 60
 """Checks that may wait: fewer than the relay handles webhooks at once, so callers with a token are never delayed."""
+_FIRST_DELAY: Final = 0.125
+_MAX_DELAY: Final = 2.0
+"""Seconds between two checks of one name: two of them and their hashes fit into PASSWORD_CHECK_SECONDS."""
+_MAX_CONCURRENT: Final = 20
+"""Checks that have begun: those that wait for their hash, or for their name's delay."""
+_MAX_DELAYED: Final = 4
+"""Checks of one name that may wait while it is delayed, so that one name does not keep others waiting."""
+_FORGET_SECONDS: Final = 900.0
+"""After which failures no longer count."""
+_MAX_NAMES: Final = 1000
+"""Whose failures are counted. Each further name costs a check, so forgetting a name costs more than its delay."""
 _BCRYPT_BYTES: Final = 72
 """bcrypt ignores the rest of a password; so did the program that made the hash."""
 
@@ -36,6 +52,29 @@ def find_passwords(scope: Scope) -> "PasswordChecker | None":
     """Return the passwords of web.yml's users as they are now; None if it has none."""
     get: Callable[[], PasswordChecker | None] | None = scope.get(_SCOPE_KEY)
     return get() if get else None
+
+
+class _Guesses:
+    """The checks of one name."""
+
+    def __init__(self) -> None:
+        self.queue = FairQueue(1, MAX_WAITING_CHECKS)
+        self._failures = 0
+        self._failed_at = 0.0
+
+    def compute_delay(self, now: float) -> float:
+        """Seconds until the next check."""
+        elapsed = now - self._failed_at
+        if not self._failures or elapsed > _FORGET_SECONDS:
+            return 0.0
+        return max(0.0, min(_MAX_DELAY, _FIRST_DELAY * 2.0 ** min(self._failures - 1, 10)) - elapsed)
+
+    def record(self, now: float, *, is_correct: bool) -> None:
+        """Count a check."""
+        forgotten = is_correct or now - self._failed_at > _FORGET_SECONDS
+        self._failures = (0 if forgotten else self._failures) + (not is_correct)
+        self._failed_at = now
+        self.queue.max_waiting = _MAX_DELAYED if self._failures else MAX_WAITING_CHECKS
 
 
 class PasswordChecker:
@@ -53,7 +92,10 @@ class PasswordChecker:
         self._padding_hashes = {cost: b"$2b$%02d$" % cost + salt + b"." * 31 for cost in range(4, self._max_cost + 1)}
         self._key = secrets.token_bytes(32)
         self._verified_digests: dict[str, bytes] = {}  # at most one for each user, so it needs no other bound
+        self._guesses: OrderedDict[bytes, _Guesses] = OrderedDict()
+        """By a hash of the name, which may be long; the oldest first."""
         self._executor = ThreadPoolExecutor(1, "bcrypt")  # no other work delays a correct password
+        self._begun = FairQueue(_MAX_CONCURRENT, MAX_WAITING_CHECKS + 1 - _MAX_CONCURRENT)
         self._queue = FairQueue(1, MAX_WAITING_CHECKS)
 
     def get_hash(self, name: str) -> bytes | None:
@@ -74,15 +116,28 @@ class PasswordChecker:
         digest = hmac.digest(self._key, password, "sha256")
         if self._is_cached(name, digest):
             return True
-        async with self._queue.acquire(peer):
+        guesses, loop = self._find_guesses(name), asyncio.get_running_loop()
+        async with self._begun.acquire(peer), guesses.queue.acquire(peer):
             if self._is_cached(name, digest):  # an earlier check of the same password succeeded
                 return True
-            is_correct = await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._check_hash, name, password[:_BCRYPT_BYTES]
-            )
+            if delay := guesses.compute_delay(loop.time()):
+                await asyncio.sleep(delay)
+            async with self._queue.acquire(peer):
+                is_correct = await loop.run_in_executor(
+                    self._executor, self._check_hash, name, password[:_BCRYPT_BYTES]
+                )
+            guesses.record(loop.time(), is_correct=is_correct)
         if is_correct:
             self._verified_digests[name] = digest
         return is_correct
+
+    def _find_guesses(self, name: str) -> _Guesses:
+        key = hmac.digest(self._key, name.encode(errors="surrogatepass"), "sha256")
+        guesses = self._guesses.setdefault(key, _Guesses())
+        self._guesses.move_to_end(key)
+        if len(self._guesses) > _MAX_NAMES:
+            self._guesses.popitem(last=False)
+        return guesses
 
     def _is_cached(self, name: str, digest: bytes) -> bool:
         return hmac.compare_digest(digest, self._verified_digests.get(name, b""))

@@ -10,6 +10,7 @@ import pytest
 
 from shared.http.fair_queue import QueueFullError
 from shared.http.password_check import MAX_WAITING_CHECKS, PasswordChecker
+from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS
 
 Counted = list[threading.Thread]
 
@@ -103,10 +104,10 @@ def blocked(monkeypatch: pytest.MonkeyPatch) -> BlockedHash:
 async def test_dozens_of_one_address_are_checked_in_their_order_and_keep_no_other_waiting(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        tasks.create_task(users.check_password("alice", b"first", "127.0.0.2"))
+        tasks.create_task(users.check_password("first", b"first", "127.0.0.2"))
         await blocked.until_one_runs()
         wrong = [
-            tasks.create_task(users.check_password("nobody", b"%d" % n, "127.0.0.2"))
+            tasks.create_task(users.check_password(f"nobody{n}", b"%d" % n, "127.0.0.2"))
             for n in range(MAX_WAITING_CHECKS - 2)
         ]
         await asyncio.sleep(0)
@@ -116,18 +117,22 @@ async def test_dozens_of_one_address_are_checked_in_their_order_and_keep_no_othe
         elsewhere = tasks.create_task(users.check_password("nobody", b"elsewhere", "127.0.0.3"))
         blocked.go_on.release(MAX_WAITING_CHECKS + 1)
         assert await behind_them
-    assert blocked.passwords[:4] == [b"first", b"0", b"elsewhere", b"1"]  # the addresses take turns
-    assert blocked.passwords[4:] == [*(b"%d" % n for n in range(2, MAX_WAITING_CHECKS - 2)), b"right"]
+    assert blocked.passwords.index(b"elsewhere") < 6  # the addresses take turns
+    blocked.passwords.remove(b"elsewhere")
+    assert blocked.passwords == [b"first", *(b"%d" % n for n in range(MAX_WAITING_CHECKS - 2)), b"right"]
     assert [each.result() for each in (elsewhere, *wrong)] == [False] * (MAX_WAITING_CHECKS - 1)
 
 
 async def test_where_every_slot_is_taken_an_address_with_few_gets_one_of_that_with_most(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20):
-        running = asyncio.create_task(users.check_password("alice", b"first", PEER))
+        running = asyncio.create_task(users.check_password("first", b"first", PEER))
         await blocked.until_one_runs()
         addresses = [f"127.0.0.{10 + n % 8}" for n in range(MAX_WAITING_CHECKS)]
-        waiting = [asyncio.create_task(users.check_password("alice", b"x", address)) for address in addresses]
+        waiting = [
+            asyncio.create_task(users.check_password(f"nobody{n}", b"x", address))
+            for n, address in enumerate(addresses)
+        ]
         await asyncio.sleep(0)
         right = [asyncio.create_task(users.check_password("alice", b"right", f"127.0.0.{n}")) for n in (200, 201)]
         await asyncio.sleep(0)
@@ -143,10 +148,10 @@ async def test_where_every_slot_is_taken_an_address_with_few_gets_one_of_that_wi
 async def test_the_addresses_of_one_ipv6_network_count_as_one(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20):
-        running = asyncio.create_task(users.check_password("alice", b"first", PEER))
+        running = asyncio.create_task(users.check_password("first", b"first", PEER))
         await blocked.until_one_runs()
         waiting = [
-            asyncio.create_task(users.check_password("alice", b"x", f"2001:db8::{n:x}"))
+            asyncio.create_task(users.check_password(f"nobody{n}", b"x", f"2001:db8::{n:x}"))
             for n in range(MAX_WAITING_CHECKS)
         ]
         await asyncio.sleep(0)
@@ -164,10 +169,10 @@ async def test_the_addresses_of_one_ipv6_network_count_as_one(blocked: BlockedHa
 async def test_all_addresses_in_total_wait_up_to_a_bound(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        tasks.create_task(users.check_password("alice", b"first", PEER))
+        tasks.create_task(users.check_password("first", b"first", PEER))
         await blocked.until_one_runs()
         for n in range(MAX_WAITING_CHECKS):
-            tasks.create_task(users.check_password("alice", b"x", f"192.0.2.{n}"))
+            tasks.create_task(users.check_password(f"nobody{n}", b"x", f"192.0.2.{n}"))
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError):
             await users.check_password("alice", b"x", "198.51.100.1")
@@ -232,3 +237,56 @@ async def test_a_correct_password_is_answered_while_the_threads_of_the_event_loo
     finally:
         go_on.set()
         await asyncio.gather(*waiting)
+
+
+@pytest.mark.looptime
+async def test_each_failed_password_of_a_name_delays_its_next_check_longer_whoever_sends_it() -> None:
+    users, loop = PasswordChecker(USERS), asyncio.get_running_loop()
+
+    async def measure(name: str, password: bytes, peer: str) -> float:
+        began = loop.time()
+        await users.check_password(name, password, peer)
+        return loop.time() - began
+
+    for name in ("alice", "nobody", "\ud800" * 1000):  # the delay reveals no names
+        delays = [await measure(name, b"wrong", f"192.0.2.{n}") for n in range(8)]
+        assert delays == pytest.approx([0, 0.125, 0.25, 0.5, 1, 2, 2, 2], abs=0.1)
+    assert await measure("bob", b"wrong", PEER) == pytest.approx(0, abs=0.1)  # who has none
+    for n in range(6):
+        await users.check_password("alice", b"%d" % n, PEER)
+    assert await measure("alice", b"a secret", PEER) == pytest.approx(2, abs=0.1)
+    assert await measure("alice", b"a secret", PEER) == pytest.approx(0, abs=0.1)  # which is cached
+    delays = [await measure("alice", b"wrong", PEER) for _ in range(3)]  # a correct one forgets the failures
+    assert delays == pytest.approx([0, 0.125, 0.25], abs=0.1)
+    await asyncio.sleep(1000)
+    assert await measure("nobody", b"wrong", PEER) == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.looptime
+async def test_who_guesses_from_one_address_keeps_neither_the_user_nor_another_one_out() -> None:
+    users, loop = PasswordChecker(USERS), asyncio.get_running_loop()
+    for n in range(8):
+        assert not await users.check_password("alice", b"%d" % n, "192.0.2.66")
+    guessing = [
+        asyncio.create_task(users.check_password(name, b"%d" % n, "192.0.2.66"))
+        for n in range(100)
+        for name in ("alice", f"nobody{n}")
+    ]
+    await asyncio.sleep(0)
+    began = loop.time()
+    assert all(
+        await asyncio.gather(
+            users.check_password("alice", b"a secret", PEER), users.check_password("bob", b"another", PEER)
+        )
+    )
+    assert loop.time() - began < PASSWORD_CHECK_SECONDS
+    ended = await asyncio.gather(*guessing, return_exceptions=True)
+    assert [isinstance(each, QueueFullError) for each in ended].count(True) > 100
+
+
+async def test_the_names_that_are_remembered_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bcrypt, "checkpw", lambda _password, _stored: False)
+    users = PasswordChecker(USERS)
+    for n in range(1100):
+        await users.check_password(f"nobody{n}", b"x", PEER)
+    assert len(users._guesses) == 1000
