@@ -55,7 +55,7 @@ async def check_relay(
             answer = await server.get("/api/deliveries", {"limit": "1"})
             status = answer.status
             if status in {401, 403}:
-                raise CheckError(f"it refuses us (HTTP {status})", "give its admin token: --relay-token-file")
+                raise CheckError(f"it refuses us (HTTP {status})", "give a token of a viewer: --relay-token-file")
             if status != 200:
                 raise CheckError(f"/api/deliveries answers with HTTP {status}", "see the relay's log")
             if "deliveries" not in _parse_object(answer, "/api/deliveries"):

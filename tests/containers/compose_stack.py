@@ -132,7 +132,7 @@ class Composed:
         rules.mkdir()
         self.secrets.mkdir()
         secrets.create_secrets(self.secrets)
-        for file in (self.secrets, *self.secrets.iterdir()):
+        for file in (self.secrets, *self.secrets.rglob("*")):
             os.chown(file, USER, GROUP)
         for file in (ROOT / "ops/prometheus/rules").glob("*.yml"):
             (rules / file.name).write_text(scale_yaml(file.read_text(encoding="utf-8")), encoding="utf-8")
@@ -168,14 +168,14 @@ class Composed:
             "ALERTMANAGER_PORT": str(self.ports.alertmanager),
             "GRAFANA_PORT": str(spare.exporter),
             "MAILPIT_PORT": str(spare.smtp),
-        } | ({"KEYPULSE_SECRETS": str(self.secrets)} if self.profile == "postgres" else {})
+        } | ({"KEYPULSE_SECRETS": f"{self.secrets}/"} if self.profile == "postgres" else {})
 
     def _write_override(self) -> None:
         changed: dict[str, Any] = {
             "prometheus": {"command": [*_FILE["services"]["prometheus"]["command"][:-1], *FASTER]}
         }
         if "POSTGRES_IMAGE" in os.environ:  # an image of another make may know no POSTGRES_PASSWORD_FILE
-            password = (self.secrets / "postgres_password").read_text(encoding="utf-8").strip()
+            password = (self.secrets / "postgres/postgres_password").read_text(encoding="utf-8").strip()
             changed["postgres"] = {"environment": {"POSTGRES_PASSWORD": password, "POSTGRES_PASSWORD_FILE": ""}}
         (self._folder / "faster.yml").write_text(yaml.safe_dump({"services": changed}), encoding="utf-8")
 

@@ -124,7 +124,7 @@ def _on_free_ports(objects: list[Object], ports: Ports) -> list[Object]:
 def _secrets(folder: Path, token: str) -> list[Object]:
     names = ("relay_token", "slack_token", "slack_app_token", "pagerduty_key")
     files = {name: (folder / name).read_text() for name in names}
-    secret_files = {"exporter": {"admin_token": token}, "relay": {**files, "relay_admin": token}}
+    secret_files = {"exporter": {"admin_token": token}, "relay": {**files, "relay_admin": token, "relay_viewer": token}}
     return [
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"{RELEASE}-{part}"}, "stringData": data}
         for part, data in secret_files.items()

@@ -23,7 +23,7 @@ def both(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 
 async def test_two_relays_share_a_storm_and_one_that_is_killed_loses_nothing(both: Composed) -> None:
-    token = (both.secrets / "relay_token").read_text().strip()
+    token = (both.secrets / "relay/relay_token").read_text().strip()
     pid = both.pid(KILLED)
 
     def kill(accepted: int) -> None:

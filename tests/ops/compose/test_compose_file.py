@@ -10,6 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from ops.compose.build import build_files
+from ops.compose.secrets import SECRETS_BY_CONTAINER
 from services.exporter.__main__ import main as exporter
 from services.relay.__main__ import main as relay
 from tests.ops.container_mounts import mounted
@@ -76,6 +77,37 @@ def test_what_is_given_is_read_only_but_for_whoever_makes_the_secrets() -> None:
     }
     assert {name for name, volume in given if not volume.endswith(":ro")} == {"secrets"}
     assert SERVICES["secrets"]["network_mode"] == "none"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_each_container_has_the_secrets_that_it_reads_and_no_other(name: str) -> None:
+    service = SERVICES[name]
+    given = [volume for volume in service.get("volumes", []) if "KEYPULSE_SECRETS" in volume]
+    if name == "secrets":
+        created = {f"${{KEYPULSE_SECRETS:-secrets-}}{each}:/srv/secrets/{each}" for each in SECRETS_BY_CONTAINER}
+        assert set(given) == created
+        return
+    container = next((each for each in SECRETS_BY_CONTAINER if name.startswith(each)), None)
+    configurations = [ROOT / f"ops/compose/{container}.yml", ROOT / f"ops/compose/minimal/{container}.yml"]
+    texts = [file.read_text(encoding="utf-8") for file in configurations if file.exists()]
+    text = re.sub(r"(?m)^\s*#.*", "", "\n".join([yaml.safe_dump(service), *texts]))
+    read = set(re.findall(r"/run/secrets/(\w+)", text))
+    if container is None:
+        assert (given, read) == ([], set())
+        return
+    assert given == [f"${{KEYPULSE_SECRETS:-secrets-}}{container}:/run/secrets:ro"]
+    assert read == set(SECRETS_BY_CONTAINER[container]) - ({"pgpass"} if name == "relay" else set())
+    assert f"secrets-{container}" in FILE["volumes"]
+
+
+def test_the_token_that_rotates_keys_opens_no_page() -> None:
+    backend = yaml.safe_load((ROOT / "ops/compose/backend.yml").read_text(encoding="utf-8"))
+    pages = {backend["auth"]["admin_token_file"]}
+    for name in ("exporter", "relay"):
+        pages.add(yaml.safe_load((ROOT / f"ops/compose/{name}.yml").read_text())["auth"]["admin_token_file"])
+    assert backend["admin"]["token_file"] not in pages
+    owners = [each for each, names in SECRETS_BY_CONTAINER.items() if "crypto_admin_token" in names]
+    assert owners == ["backend"]
 
 
 def test_both_relays_of_postgres_keep_everything_there() -> None:

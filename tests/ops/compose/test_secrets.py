@@ -11,43 +11,61 @@ from click.testing import CliRunner
 from ops.compose import secrets
 
 
+def read_all(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
+
+
 def test_they_are_made_once_and_readable_by_nobody_else(tmp_path: Path) -> None:
     secrets.create_secrets(tmp_path)
-    created = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    created = read_all(tmp_path)
     assert created.keys() == {
-        "admin_token",
-        "relay_token",
-        "slack_token",
-        "pagerduty_key",
-        "postgres_password",
-        "pgpass",
+        "alertmanager/relay_token",
+        "backend/admin_token",
+        "backend/crypto_admin_token",
+        "exporter/admin_token",
+        "postgres/postgres_password",
+        "relay/admin_token",
+        "relay/pagerduty_key",
+        "relay/pgpass",
+        "relay/relay_token",
+        "relay/slack_token",
+        "stand-ins/pagerduty_key",
+        "stand-ins/slack_token",
     }
-    assert len(set(created.values())) == len(created)
-    assert created["pgpass"].endswith(f":{created['postgres_password']}")
-    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
-    assert modes == {**dict.fromkeys(created, 0o440), "pgpass": 0o400}, "libpq refuses a pgpass that others can read"
+    by_name: dict[str, set[str]] = {}
+    for file, content in created.items():
+        by_name.setdefault(Path(file).name, set()).add(content)
+    assert {len(contents) for contents in by_name.values()} == {1}, "one secret is the same for all who know it"
+    assert len(set(created.values())) == len(by_name)
+    assert created["relay/pgpass"].endswith(f":{created['postgres/postgres_password']}")
+    modes = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in created}
+    assert modes == {**dict.fromkeys(created, 0o440), "relay/pgpass": 0o400}, "libpq refuses one that others can read"
     assert "already" in secrets.create_secrets(tmp_path)
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == created
+    assert read_all(tmp_path) == created
 
 
 def test_a_start_that_was_cut_off_is_made_whole(tmp_path: Path) -> None:
     secrets.create_secrets(tmp_path)
+    names = read_all(tmp_path).keys()
     (tmp_path / secrets.LAST_SECRET).unlink()
-    (tmp_path / "slack_token").unlink()
+    (tmp_path / "stand-ins/slack_token").unlink()
     assert "made" in secrets.create_secrets(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == secrets.generate_secrets().keys()
+    assert read_all(tmp_path).keys() == names
 
 
 def test_a_folder_of_ones_own_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "relay_token").write_text("mine\n")
+    (tmp_path / "relay").mkdir()
+    (tmp_path / "relay/relay_token").write_text("mine\n")
     secrets.create_secrets(tmp_path)
-    assert [file.read_text() for file in tmp_path.iterdir()] == ["mine\n"]
+    assert read_all(tmp_path) == {"relay/relay_token": "mine\n"}
 
 
-def test_one_can_be_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", secrets.generate_secrets())
+def test_each_can_be_printed(name: str, tmp_path: Path) -> None:
     secrets.create_secrets(tmp_path)
-    result = CliRunner().invoke(secrets.main, [str(tmp_path), "--show", "admin_token"])
-    assert (result.exit_code, result.stdout) == (0, (tmp_path / "admin_token").read_text())
+    result = CliRunner().invoke(secrets.main, [str(tmp_path), "--show", name])
+    assert result.exit_code == 0
+    assert result.stdout in {content for file, content in read_all(tmp_path).items() if file.endswith(f"/{name}")}
 
 
 @pytest.mark.parametrize("options", [[], ["--show", "admin_token"]])

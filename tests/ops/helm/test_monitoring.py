@@ -121,7 +121,7 @@ def test_alertmanager_takes_the_snippet_and_sends_to_the_relay_s_service(tmp_pat
     webhooks = [webhook for receiver in snippet["receivers"] for webhook in receiver.get("webhook_configs", [])]
     assert {webhook["url"] for webhook in webhooks} == {"http://keypulse-relay.ops.svc:9912/alerts"}
     assert {webhook["http_config"]["authorization"]["credentials_file"] for webhook in webhooks} == {
-        "/etc/alertmanager/secrets/keypulse-relay/relay_token"
+        "/etc/alertmanager/secrets/keypulse-alertmanager/relay_token"
     }
     assert snippet["route"] == yaml.safe_load((OPS / "alertmanager/alertmanager.yml").read_text())["route"]
 

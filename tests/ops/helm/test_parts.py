@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import yaml
+
 from tests.ops.helm.matrix import DRIVER, KEY, MATRIX
 from tests.ops.helm.rendering import OWN_IMAGES, containers, of_kind, pods, rendered
 
@@ -122,6 +124,21 @@ def test_the_names_start_with_the_release_s() -> None:
     assert max(map(len, deployments("r" * 53))) <= 63
 
 
+def test_helm_s_test_reads_the_relay_as_a_viewer() -> None:
+    service = {"smokeTest": {"baseUrl": "http://ledger.ledger.svc:8000"}}
+
+    def read_key(tokens: list[dict[str, str]]) -> str:
+        pod = of_kind("Pod", rendered({**service, "relay": {"config": {"auth": {"tokens": tokens}}}}))["keypulse-smoke"]
+        volume = next(each for each in pod["spec"]["volumes"] if each["name"] == "relay")
+        return str(volume["secret"]["items"][0]["key"])
+
+    auditor = {"name": "auditor", "role": "viewer", "file": "/run/secrets/keypulse/auditor"}
+    assert read_key([auditor | {"name": "ci", "role": "admin", "file": "/x/ci"}, auditor]) == "auditor"
+    relay = yaml.safe_load(of_kind("ConfigMap", rendered(service))["keypulse-relay"]["data"]["relay.yml"])
+    (viewer,) = relay["auth"]["tokens"]
+    assert (viewer["role"], viewer["file"]) == ("viewer", "/run/secrets/keypulse/relay_viewer")
+
+
 def test_helm_s_test_is_the_smoke_test_with_what_it_needs() -> None:
     smoke = of_kind("Pod", rendered(MATRIX["everything on"]))["keypulse-smoke"]
     container = smoke["spec"]["containers"][0]
@@ -136,14 +153,14 @@ def test_helm_s_test_is_the_smoke_test_with_what_it_needs() -> None:
         "--environment=production",
         "--token-file=/run/secrets/service/token",
         "--relay=http://keypulse-relay.ops.svc:9912",
-        "--relay-token-file=/run/secrets/relay/relay_admin",
+        "--relay-token-file=/run/secrets/relay/relay_viewer",
         "--prometheus=http://prometheus.monitoring.svc:9090",
         "--alertmanager=http://alertmanager.monitoring.svc:9093",
         "--test-alert=warning",
     ]
     secrets = {volume["name"]: volume["secret"] for volume in smoke["spec"]["volumes"]}
     assert secrets["service"]["items"] == [{"key": "records_token", "path": "token"}]
-    assert secrets["relay"]["items"] == [{"key": "relay_admin", "path": "relay_admin"}], "not what its channels send"
+    assert secrets["relay"]["items"] == [{"key": "relay_viewer", "path": "relay_viewer"}], "not what its channels send"
     _, secure = next(each for each in pods(rendered(MATRIX["TLS and users"])) if each[0] == "keypulse-smoke")
     assert {"name": "SSL_CERT_FILE", "value": "/run/secrets/ca/ca.crt"} in containers(secure)[0]["env"]
     assert {"name": "ca", "mountPath": "/run/secrets/ca", "readOnly": True} in containers(secure)[0]["volumeMounts"]

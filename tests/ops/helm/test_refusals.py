@@ -109,6 +109,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"smokeTest": {"testAlert": "warning"}},
         "smokeTest.testAlert: expected smokeTest.alertmanagerUrl, which it is posted to, and relay.enabled",
     ),
+    "a test that could read the relay as an admin only": (
+        {"smokeTest": {"baseUrl": "http://ledger.ledger.svc:8000"}, "relay": {"config": {"auth": {"tokens": []}}}},
+        "relay.config.auth.tokens: expected one of the role viewer, by which `helm test` reads the relay",
+    ),
     "another password in the relay's database": (
         {"relay": {"config": {"database": "postgresql://relay@postgres/relay?sslmode=require&password=hunter2"}}},
         "relay.config: a password would stand in a ConfigMap",

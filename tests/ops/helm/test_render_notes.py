@@ -49,6 +49,8 @@ def test_what_is_done_is_not_asked_for_again() -> None:
     assert "--from-file=pagerduty_key" in rendered
     assert "--from-file=slack_token" in rendered
     assert "--from-file=relay_token" not in rendered, "it is made"
+    assert "--from-file=relay_viewer" not in rendered
+    assert "create secret generic keypulse-alertmanager --from-literal=relay_token=" in rendered
     assert rendered.count("send-test --channel") == len(
         MATRIX["the values to begin with"]["relay"]["config"]["channels"]
     )

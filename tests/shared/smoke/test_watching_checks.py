@@ -210,6 +210,6 @@ async def test_a_relay_whose_api_refuses_the_token_says_which_one_it_needs(
         passed = await check_relay(url, SecretFile(tmp_path / "right"))
     assert (
         format_line(refused[1])
-        == "✗ the relay's API: it refuses us (HTTP 401); give its admin token: --relay-token-file"
+        == "✗ the relay's API: it refuses us (HTTP 401); give a token of a viewer: --relay-token-file"
     )
     assert [result.is_ok for result in passed] == [True, True]
