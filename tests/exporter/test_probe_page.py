@@ -125,7 +125,7 @@ async def test_without_one_name_there_is_no_probe(page: Probed, query: str) -> N
 
 @pytest.mark.parametrize(
     "name",
-    ["other", "LEDGER-KEK", "<script>alert(1)</script>", "%1b[2J%0d%0aSet-Cookie:x", "..%2f..", "%ff%fe", "x" * 30_000],
+    ["other", "LEDGER-KEK", "<script>alert(1)</script>", "%1b[2J%0d%0aSet-Cookie:x", "..%2f..", "%ff%fe", "x" * 15_000],
     ids=["unknown", "case", "markup", "control", "path", "no utf-8", "long"],
 )
 async def test_a_name_that_is_not_configured_is_refused_whatever_it_is(page: Probed, name: str) -> None:
