@@ -8,26 +8,31 @@ const providers = document.getElementById("provider-faults");
 const providersText = document.getElementById("provider-faults-text");
 const names = Object.fromEntries([...choice.options].map((option) => [option.value, option.text]));
 
+const SILENCE = 6000; // ms without an answer, twice as long as until the page asks again
+
 async function ask(method, path, body) {
   try {
     const answer = await fetch(path, {
       method,
+      signal: AbortSignal.timeout(SILENCE),
       body: body && JSON.stringify(body),
       headers: body ? { "Content-Type": "application/json" } : {},
     });
     const content = answer.status === 204 ? {} : await answer.json();
     return answer.ok ? content : { error: content.error ?? `the answer was ${answer.status}` };
   } catch {
-    return { error: "the stand-ins do not answer; is the demo still running?" };
+    return { error: "the stand-ins do not answer; is the demo still running?", isSilent: true };
   }
 }
 
+// Returns whether the stand-ins answer.
 export async function showKms() {
   const state = await ask("GET", "/api/kms");
   const broken = state.error ? "unknown" : state.broken;
   set(now, broken === "unknown" ? "KMS unknown" : broken ? `KMS is broken: ${names[broken] ?? "several faults"}` : "KMS works");
   now.className = `kms-now ${broken === "unknown" ? "unknown" : broken ? "broken" : "works"}`;
   set(problem, state.error ?? "");
+  return !state.isSilent;
 }
 
 export function showProviderFaults(faults) {

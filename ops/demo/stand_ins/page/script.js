@@ -8,6 +8,7 @@ import { showSlack } from "./slack.js";
 
 const KMS_SECONDS = 3; // others may break KMS too
 const RETRY_SECONDS = 2;
+const REQUEST_TIMEOUT = 10000; // ms
 const live = document.getElementById("live");
 const arrivals = document.getElementById("arrivals");
 const panes = document.getElementById("panes");
@@ -21,7 +22,7 @@ async function refresh() {
   if (fetching) return;
   fetching = true;
   try {
-    const answer = await fetch("/api/state");
+    const answer = await fetch("/api/state", { signal: AbortSignal.timeout(REQUEST_TIMEOUT) });
     if (!answer.ok) throw new Error(`the answer was ${answer.status}`);
     draw(await answer.json());
     setLive(events.readyState === EventSource.OPEN);
@@ -82,7 +83,7 @@ function listen() {
   events.addEventListener("open", () => setLive(true));
   events.addEventListener("message", () => {
     refresh();
-    showKms();
+    checkKms();
   });
   events.addEventListener("error", () => {
     setLive(false);
@@ -91,5 +92,11 @@ function listen() {
   });
 }
 
+// The stream of stand-ins that hang stays open: that they do is seen here.
+async function checkKms() {
+  const isAnswered = await showKms();
+  setLive(isAnswered && events.readyState === EventSource.OPEN);
+}
+
 listen();
-setInterval(() => document.hidden || showKms(), KMS_SECONDS * 1000);
+setInterval(() => document.hidden || checkKms(), KMS_SECONDS * 1000);

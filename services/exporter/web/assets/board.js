@@ -4,7 +4,8 @@ import { getServerTime, setServerTime, updateAges } from "/board/ages.js";
 
 const POLL_INTERVAL = 2000; // ms
 const HIDDEN_POLL_INTERVAL = 30000; // ms; in a background tab the title still shows the state
-const REQUEST_TIMEOUT = 10000; // ms; after it the connection counts as lost
+const SILENCE = 2 * POLL_INTERVAL; // ms without an answer; after it the connection counts as lost
+const REQUEST_TIMEOUT = 10000; // ms; after it the board asks again
 const live = document.getElementById("live");
 const announcer = document.getElementById("changes");
 const filter = document.getElementById("filter");
@@ -18,6 +19,7 @@ async function poll() {
   clearTimeout(timer);
   currentRequest?.abort();
   const request = (currentRequest = new AbortController());
+  const silence = setTimeout(() => request === currentRequest && showLoss(""), SILENCE);
   const timeout = setTimeout(() => request.abort(), REQUEST_TIMEOUT);
   try {
     const query = new URLSearchParams(address.search);
@@ -32,13 +34,18 @@ async function poll() {
   } catch (error) {
     if (request !== currentRequest) return;
     const cause = request.signal.aborted || error instanceof TypeError ? "" : `: ${error.message}`;
-    const since = new Date(lastUpdate * 1000).toISOString().slice(11, 19);
-    showConnection(`Connection lost${cause}. What is shown is from ${since} UTC.`, "lost");
+    showLoss(cause);
   } finally {
+    clearTimeout(silence);
     clearTimeout(timeout);
   }
   currentRequest = null;
   timer = setTimeout(poll, document.hidden ? HIDDEN_POLL_INTERVAL : POLL_INTERVAL);
+}
+
+function showLoss(cause) {
+  const since = new Date(lastUpdate * 1000).toISOString().slice(11, 19);
+  showConnection(`Connection lost${cause}. What is shown is from ${since} UTC.`, "lost");
 }
 
 function showConnection(text, state) {

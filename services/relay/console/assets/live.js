@@ -3,7 +3,8 @@
 
 import { getServerTime } from "/console/ages.js";
 
-const SILENCE = 25000; // ms without a heartbeat, of which the server sends one in 10 s
+const SILENCE = 20000; // ms without an answer or a heartbeat, of which the server sends one in 10 s
+const REASON_TIMEOUT = 5000; // ms for the answer why the connection was lost
 const RETRY = 1000; // ms, and up to as many again, so that not all pages come back at once
 const EVENTS = ["changed", "heartbeat"];
 const live = document.getElementById("live");
@@ -22,6 +23,7 @@ class LiveConnection extends EventTarget {
     this.release();
     this.readyState = EventSource.CONNECTING; // never CLOSED: htmx's extension would connect, too
     this.source = new EventSource(this.url);
+    this.timer = setTimeout(() => this.fail(), SILENCE);
     this.source.onopen = () => {
       this.readyState = EventSource.OPEN;
       this.hear();
@@ -72,19 +74,24 @@ function showConnection(text, state) {
   document.body.classList.toggle("old", state === "lost");
 }
 
+function describeLoss() {
+  return `Connection lost. What is shown is from ${new Date(lastHeard * 1000).toLocaleTimeString()}; trying again.`;
+}
+
 // What a person can do about a lost connection, beside waiting.
 async function explainLoss() {
   const since = new Date(lastHeard * 1000).toLocaleTimeString();
   try {
-    const answer = await fetch("/events?check=1", { redirect: "manual", cache: "no-store" });
+    const signal = AbortSignal.timeout(REASON_TIMEOUT);
+    const answer = await fetch("/events?check=1", { redirect: "manual", cache: "no-store", signal });
     if (answer.type === "opaqueredirect" || answer.status === 401 || answer.status === 403) {
       return `Logged out. What is shown is from ${since}; reload to log in.`;
     }
     if (answer.status === 503) return `Not live, what is shown is from ${since}: ${(await answer.json()).error}.`;
   } catch {
-    // the relay cannot be reached
+    // the relay cannot be reached, or hangs
   }
-  return `Connection lost. What is shown is from ${since}; trying again.`;
+  return describeLoss();
 }
 
 htmx.createEventSource = (url) => new LiveConnection(url);
@@ -96,12 +103,15 @@ document.body.addEventListener("htmx:sseOpen", () => {
   isLost = false;
   if (!isStale) showConnection("Live", "on");
 });
-document.body.addEventListener("htmx:responseError", ({ detail }) => {
+function showStale(why) {
   isStale = true;
   const since = new Date(lastLoaded * 1000).toLocaleTimeString();
-  const why = detail.xhr.status === 503 ? "it cannot be read now" : `the answer was ${detail.xhr.status}`;
   if (!isLost) showConnection(`Not live, what is shown is from ${since}: ${why}; trying again.`, "lost");
-});
+}
+document.body.addEventListener("htmx:responseError", ({ detail: { xhr } }) =>
+  showStale(xhr.status === 503 ? "it cannot be read now" : `the answer was ${xhr.status}`),
+);
+document.body.addEventListener("htmx:timeout", () => showStale("the relay does not answer"));
 document.body.addEventListener("htmx:afterRequest", ({ detail }) => {
   if (!detail.successful) return;
   lastLoaded = getServerTime();
@@ -109,6 +119,7 @@ document.body.addEventListener("htmx:afterRequest", ({ detail }) => {
   isStale = false;
 });
 document.body.addEventListener("htmx:sseError", async () => {
+  if (!isLost) showConnection(describeLoss(), "lost"); // at once: a relay that hangs gives no reason
   isLost = true;
   const text = await explainLoss();
   if (isLost) showConnection(text, "lost");
