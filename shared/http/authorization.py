@@ -74,7 +74,7 @@ class RouteRequirements:
     role: Role | None
     """None: no more than web.yml requires."""
     is_public: bool = False
-    """Whether it needs no token; a user of web.yml still needs the role."""
+    """Whether it needs no token; where web.yml has users, the role is needed all the same."""
     action: str | None = None
     """The action's name in the audit log; None if it changes nothing."""
     has_side_effects: bool = False
@@ -269,18 +269,20 @@ class Authorizer:
         ):
             return RefusalReason.CROSS_ORIGIN
         user = (USER_SCOPE_KEY in request.scope or get_session(request)) and not access_policy.bearer_only
-        if access_policy.is_open and not user:
+        has_users = find_passwords(request.scope) is not None
+        if access_policy.is_open and not has_users and not user:
             # A page that points its own name to this server has neither its certificate nor a user's password.
             needs_own_host = acts or not requirements.is_public
             if (
                 requirements.role
                 and needs_own_host
-                and request.url.scheme != "https"
+                and request.scope.get("scheme") != "https"
                 and not self._is_own_host(request)
             ):
                 return RefusalReason.UNKNOWN_HOST
             return Caller(ANONYMOUS_NAME, Role.ADMIN)
-        if requirements.role is None or (requirements.is_public and not user):
+        is_for_everybody = requirements.is_public and (requirements.role is None or not (user or has_users))
+        if is_for_everybody or (requirements.role is None and not has_users):
             return Caller(ANONYMOUS_NAME, None)
         return _check_role(request, requirements.role, access_policy)
 
@@ -368,6 +370,12 @@ async def is_still_authorized(request: Request) -> bool:
     return await recheck()
 
 
+def get_path_and_query(request: Request) -> str:
+    """Return what was asked for; never from the URL that Starlette builds from the header `Host`."""
+    query = request.scope.get("query_string", b"").decode("latin-1")
+    return f"{request.scope['path']}?{query}" if query else str(request.scope["path"])
+
+
 def get_peer(request: Request) -> str | None:
     """Return the address of the client."""
     return request.client.host if request.client else None
@@ -379,14 +387,14 @@ def _is_user_unchanged(scope: Scope) -> bool:
     return stored is None or (passwords is not None and passwords.get_hash(scope[USER_SCOPE_KEY]) == stored)
 
 
-def _check_role(request: Request, role: Role, access_policy: AccessPolicy) -> Caller | RefusalReason:
+def _check_role(request: Request, role: Role | None, access_policy: AccessPolicy) -> Caller | RefusalReason:
     try:
         caller = access_policy.identify_caller(request)
     except SecretUnreadableError:
         return RefusalReason.UNREADABLE
     if caller is None:
         return find_missing_reason(request)
-    if caller.role is None or not caller.role.includes(role):
+    if role and (caller.role is None or not caller.role.includes(role)):
         return RefusalReason.ROLE
     return caller
 

@@ -27,10 +27,11 @@ def format_cookie(request: Request, name: str, value: str, *, max_age: int | Non
         value: letters, digits and characters that need no quotes.
         max_age: seconds; 0 removes it, None keeps it until the browser ends.
     """
-    secure = "; Secure" if request.url.scheme == "https" else ""
+    secure = "; Secure" if request.scope.get("scheme") == "https" else ""
     age = "" if max_age is None else f"; Max-Age={max_age}"
     return f"{_build_name(request, name)}={value}; Path=/; HttpOnly; SameSite=Lax{secure}{age}"
 
 
 def _build_name(request: Request, name: str) -> str:
-    return f"{'__Host-' if request.url.scheme == 'https' else ''}keypulse_{name}"
+    prefix = "__Host-" if request.scope.get("scheme") == "https" else ""
+    return f"{prefix}keypulse_{name}"

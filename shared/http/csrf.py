@@ -20,7 +20,7 @@ def is_cross_origin(request: Request) -> bool:
     if site is not None:
         return site not in ("same-origin", "none")
     origin = request.headers.get("origin")
-    return origin is not None and origin != f"{request.url.scheme}://{request.headers.get('host', '')}"
+    return origin is not None and origin != f"{request.scope.get('scheme', 'http')}://{request.headers.get('host', '')}"
 
 
 def is_loopback_host(host: str) -> bool:

@@ -119,8 +119,8 @@ def create_application(  # noqa: PLR0913  (one keyword for each thing that a ser
 
     common = [
         ProtectedRoute("/metrics", handle_metrics or metrics_endpoint, RouteRequirements(None)),
-        ProtectedRoute("/-/healthy", healthy, RouteRequirements(None)),
-        ProtectedRoute("/-/ready", ready, RouteRequirements(None)),
+        ProtectedRoute("/-/healthy", healthy, RouteRequirements(None, is_public=True)),
+        ProtectedRoute("/-/ready", ready, RouteRequirements(None, is_public=True)),
         ProtectedRoute("/api/audit", actions, RouteRequirements(Role.VIEWER)),
     ]
     page = ProtectedRoute(

@@ -83,6 +83,8 @@ class WebConfigMiddleware:
             await send(message)
 
         refused = None
+        # Whoever passes without a password is nobody all the same, as long as there are users.
+        set_passwords(scope, lambda: self._web_config_file.get_state().password_checker)
         if web.password_checker and scope["path"] not in _PUBLIC_PATHS:
             ahead = _BufferedReceive(receive)
             try:
@@ -95,7 +97,6 @@ class WebConfigMiddleware:
     async def _authenticate(
         self, request: Request, users: PasswordChecker, buffered: "_BufferedReceive"
     ) -> Response | None:
-        set_passwords(request.scope, lambda: self._web_config_file.get_state().password_checker)
         await self._authorizer.load_session(request)
         unreadable = False
         try:
@@ -115,7 +116,7 @@ class WebConfigMiddleware:
                     return None
         except (QueueFullError, TimeoutError):
             return self._refuse(request, RefusalReason.BUSY)
-        path = request.url.path
+        path = request.scope["path"]
         if any(path == own or (own.endswith("/") and path.startswith(own)) for own in self._self_authenticated_paths):
             return None
         reason = RefusalReason.UNREADABLE if unreadable else find_missing_reason(request)

@@ -228,6 +228,31 @@ async def test_every_endpoint_is_answered_to_whom_the_table_says_and_to_nobody_e
                 assert refused == list_refusals(credential, need, users=users), f"{credential.name}: {endpoint}"
 
 
+@pytest.mark.parametrize("name", STARTS)
+async def test_no_host_gives_a_role_to_nobody_where_the_users_of_web_yml_are_the_only_credentials(
+    name: str, tmp_path: Path
+) -> None:
+    hosts = [f"127.0.0.1{end}" for end in ("", "/login/?", "/console/?", "/alerts?", "/admin/crypto/?", "/-/healthy#")]
+    async with (
+        serving(name, tmp_path, closed=False, users=True) as server,
+        server.client("http://127.0.0.1:9912") as client,
+    ):
+        server.end_streams()
+        for endpoint, need in TABLE[name].items():
+            refusals = list_refusals(CREDENTIALS[0], need, users=True) if need != LOGIN else set()
+            for host in hosts if refusals else ():
+                method, path = sent(endpoint)
+                answer = await client.request(method, path, headers={**PAGE, "host": host})
+                assert answer.status_code in refusals, f"{host}: {endpoint}"
+
+
+def test_nothing_is_decided_by_the_address_that_starlette_builds_from_the_header_host() -> None:
+    root = Path(__file__).parents[2]
+    modules = [file for top in ("services", "shared", "ops") for file in (root / top).rglob("*.py")]
+    wrong = [file for file in modules if re.search(r"request\.(url|base_url)\b(?!:)", file.read_text(encoding="utf-8"))]
+    assert {file.relative_to(root).parts[:3] for file in wrong} <= {("ops", "demo", "stand_ins")}
+
+
 async def test_no_action_happens_without_the_token_of_its_page(tmp_path: Path) -> None:
     async with serving("relay", tmp_path, users=True) as server, server.client("http://keypulse.example.org") as client:
         sessions = [each for each in await server.log_in() if each.role is Role.ADMIN]

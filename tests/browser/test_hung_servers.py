@@ -107,12 +107,12 @@ async def test_a_part_that_is_not_answered_is_said_although_the_connection_lives
 ) -> None:
     command = configure_relay(tmp_path, reserved_address)
     async with page_of(chromium, command, reserved_address, tmp_path / "log") as (page, _):
-        live, asked = page.locator("#live"), asyncio.Event()
+        live, requested = page.locator("#live"), asyncio.Event()
         shorten = "node => node.setAttribute('hx-request', node.getAttribute('hx-request').replace('20000', '300'))"
         await page.locator("#now_state").evaluate(shorten)
-        await page.route(f"http://{reserved_address}/", lambda _: asked.set())  # and never answered
+        await page.route(f"http://{reserved_address}/", lambda _: requested.set())  # and never answered
         await page.evaluate("htmx.trigger('#now_state', 'sse:changed')")
-        await asked.wait()
+        await requested.wait()
         await expect(live).to_contain_text("Not live, what is shown is from")
         await expect(live).to_contain_text("the relay does not answer; trying again.")
         await page.unroute_all()

@@ -35,7 +35,7 @@ from services.relay.outbox.operators.sessions import (
 from services.relay.outbox.tables import clean_for_database
 from shared.config.server_settings import Role, is_name_in
 from shared.http.authentication import AccessPolicy, Caller, Session, Token, find_token, is_peer_in
-from shared.http.authorization import get_peer
+from shared.http.authorization import get_path_and_query, get_peer
 from shared.http.cookies import format_cookie, read_cookie
 from shared.http.password_check import find_passwords
 from shared.http.sessions import IGNORED_HEADER_SCOPE_KEY, SessionsUnavailableError
@@ -126,7 +126,7 @@ class ConsoleSessions:
             to = build_login_path(_read_path(request.headers.get("hx-current-url", "")))
             return Response(status_code=401, headers={"HX-Redirect": to, "WWW-Authenticate": "Bearer"})
         if is_page:
-            path = _read_path(str(request.url)) if request.method == "GET" else "/"
+            path = get_path_and_query(request) if request.method == "GET" else "/"
             return RedirectResponse(build_login_path(path), status_code=303)
         if "sec-fetch-mode" in request.headers or "text/event-stream" in request.headers.get("accept", ""):
             # A script of ours: a challenge for Basic would open the browser's own dialogue.

@@ -74,6 +74,9 @@ class Rig:
                 ["POST"],
             ),
             ProtectedRoute("/own/{name}", page, page_of_bearer),
+            Route("/own/of/admins", page),  # these three have no credentials of their own after all
+            ProtectedRoute("/own/of/scrapers", page, RouteRequirements(None)),
+            ProtectedRoute("/own/of/probers", page, RouteRequirements(Role.VIEWER, is_public=True)),
             Route("/own", page),
             Route("/owned", page),
         ]
@@ -188,6 +191,23 @@ async def test_paths_below_one_that_ends_with_a_slash_check_their_own_credential
     assert (await client.get("/own/x")).status_code == 401
     for path in ("/own", "/owned", "/sent/x"):
         assert (await client.get(path, headers=bearer)).status_code == 401, path
+
+
+@pytest.mark.parametrize("host", ["sample/own/?", "sample/sent?", "sample/own/#", "sample/-/healthy?", "[", "", "a b"])
+async def test_no_host_leads_past_the_users(host: str, rig: Rig) -> None:
+    rig.access = AccessPolicy(roles=rig.roles)  # no token: the users are the only credentials
+    async with rig.client() as client:
+        for path in ("/page", "/metrics", "/"):
+            assert (await client.get(path, headers={"host": host})).status_code == 401, path
+        assert (await client.post("/sent", headers={"host": host})).status_code == 401
+
+
+async def test_whoever_passes_without_a_password_is_nobody_where_the_users_are_the_only_credentials(rig: Rig) -> None:
+    rig.access = AccessPolicy(roles=rig.roles)
+    async with rig.client() as client:
+        for path in ("/own/of/admins", "/own/of/scrapers", "/own/of/probers"):
+            assert (await client.get(path, headers={"host": "127.0.0.1"})).status_code == 401, path
+            assert (await client.get(path, auth=ALICE)).text == "alice"
 
 
 async def test_an_unreadable_token_file_is_503_and_a_user_comes_in_all_the_same(

@@ -26,7 +26,13 @@ from services.relay.outbox.tables import clean_for_database
 from services.relay.text import truncate
 from shared.config.secret_file import SecretUnreadableError
 from shared.http.authentication import Caller
-from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements, get_peer
+from shared.http.authorization import (
+    Authorizer,
+    ProtectedRoute,
+    RouteRequirements,
+    get_path_and_query,
+    get_peer,
+)
 from shared.http.refusals import RefusalReason
 
 _VIA = "mail"
@@ -132,7 +138,7 @@ class AcknowledgePages:
                 Caller(mail.who, None), peer, "acknowledge", done.incident_id, is_stored=True
             )
         self._wake_channels(done.channels_to_wake)
-        return RedirectResponse(f"{request.url.path}?{request.url.query}", status_code=303)
+        return RedirectResponse(get_path_and_query(request), status_code=303)
 
     async def _check(self, request: Request) -> _Mail:
         """What the link authorises. Raises LinkRefusedError."""

@@ -79,7 +79,7 @@ class DeliveriesPages:
         self._actions = actions
         self._addresses = MessageAddresses(settings.channels)
         self._changes = changes
-        self._lists: OrderedDict[str, SharedRead[Response]] = OrderedDict()
+        self._lists: OrderedDict[bytes, SharedRead[Response]] = OrderedDict()
 
     def build_routes(self) -> list[ProtectedRoute]:
         """The routes of the pages and their actions."""
@@ -97,8 +97,9 @@ class DeliveriesPages:
         """The list; the part of it that is loaded again is rendered once for all who show it."""
         if "hx-request" not in request.headers or request.headers.get("hx-target") != _LIST:
             return await self._render_list(request)
-        shared = self._lists.setdefault(request.url.query, SharedRead(self._render_list, _SHARED_SECONDS))
-        self._lists.move_to_end(request.url.query)
+        query = request.scope.get("query_string", b"")
+        shared = self._lists.setdefault(query, SharedRead(self._render_list, _SHARED_SECONDS))
+        self._lists.move_to_end(query)
         if len(self._lists) > _MAX_SHARED_LISTS:
             self._lists.popitem(last=False)
         rendered = await shared.get(self._changes.version, request)

@@ -253,7 +253,7 @@ class IncidentPages:
         if view is None:
             return None
         position = {"episode": None if view.history.is_current else view.history.episode}
-        base = self._public_url or str(request.base_url).rstrip("/")
+        base = self._public_url or f"{request.scope.get('scheme', 'http')}://{request.headers.get('host', '')}"
         address = f"{base}{_build_address(incident_id, position)}"
         return PostMortem(view, self._store.clock(), address)
 

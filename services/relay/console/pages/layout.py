@@ -20,7 +20,7 @@ from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.text import format_seconds
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint, get_session
-from shared.http.authorization import ProtectedRoute, RouteRequirements, describe_action, get_caller
+from shared.http.authorization import ProtectedRoute, RouteRequirements, describe_action, get_caller, get_path_and_query
 from shared.http.csrf_token import get_csrf_token
 from shared.web.pages import SECURITY_HEADERS, SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
 
@@ -80,7 +80,7 @@ class PageRenderer:
 
     def build_routes(self) -> list[ProtectedRoute]:
         """The styles and scripts of the pages."""
-        return [ProtectedRoute("/console/{name}", self._files.serve, RouteRequirements(None))]
+        return [ProtectedRoute("/console/{name}", self._files.serve, RouteRequirements(None, is_public=True))]
 
     def build_page_route(
         self, path: str, handler: Handler, role: Role = Role.VIEWER, methods: Collection[str] = ("GET",)
@@ -123,9 +123,9 @@ class PageRenderer:
         context = {
             **values,
             "now": self._clock(),
-            "path": request.url.path,
+            "path": request.scope["path"],
             "page_links": self._page_links,
-            "address": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
+            "address": get_path_and_query(request),
             "caller": caller,
             "is_responder": caller.role is not None and caller.role.includes(Role.RESPONDER),
             "is_admin": caller.role is not None and caller.role.includes(Role.ADMIN),
@@ -179,6 +179,6 @@ def redirect(request: Request, to: str, message: str) -> Response:
         max_age=_FLASH_SECONDS,
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=request.scope.get("scheme") == "https",
     )
     return response

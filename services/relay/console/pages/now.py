@@ -93,7 +93,7 @@ class NowPages:
         return [self._renderer.build_page_route("/", self._show)]
 
     async def _show(self, request: Request) -> Response:
-        if request.headers.get("hx-target") == _FRAGMENT and not request.url.query:
+        if request.headers.get("hx-target") == _FRAGMENT and not request.scope.get("query_string"):
             return HTMLResponse(await self._fragment.get(self._changes.version, request))
         return await self._render(request)
 
