@@ -31,6 +31,21 @@ from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
 
 DESTRUCTION_DELAY: Final = 86_400.0
+
+
+def _parse_key_name(text: str) -> tuple[str, str] | None:
+    """`vault/NAME`, or `vault/NAME/v/VERSION`, perhaps after `memory://`."""
+    found = re.fullmatch(r"(?:memory://)?(vault/[a-z]+)(?:/v/([a-z0-9]+))?", text)
+    return (found[1], found[2] or "") if found else None
+
+
+_UNUSABLE: Final = {
+    VersionState.DISABLED: Reason.KEY_DISABLED,
+    VersionState.PENDING_DESTRUCTION: Reason.KEY_DESTROYED,
+    VersionState.DESTROYED: Reason.KEY_DESTROYED,
+}
+
+
 PROFILE: Final = KmsProfile(
     service_name="Memory KMS",
     probe_permissions=("use", "read"),
@@ -48,14 +63,10 @@ PROFILE: Final = KmsProfile(
         values={"version": re.compile(r"[a-z]+")},
     ),
     permission_advice="Ask whoever runs this test.",
+    parse_key_name=_parse_key_name,
     propagation="no time",
 )
 _NONCE_BYTES: Final = 12
-_UNUSABLE: Final = {
-    VersionState.DISABLED: Reason.KEY_DISABLED,
-    VersionState.PENDING_DESTRUCTION: Reason.KEY_DESTROYED,
-    VersionState.DESTROYED: Reason.KEY_DESTROYED,
-}
 
 
 @dataclass(slots=True)

@@ -13,8 +13,9 @@ from shared.keyring import store
 from shared.keyring.column_types import build_unreadable_version_condition
 from shared.keyring.database import Database
 from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey
-from shared.keyring.rows import RowCount, VersionCount, fetch, fetch_one
+from shared.keyring.rows import VersionCount, fetch
 from shared.keyring.tables import data_keys, problems
+from shared.kms.profile import KmsProfile
 
 SCAN_SECONDS: Final = 60.0
 """How long the database may take to look through all rows, or through a page of those of another program."""
@@ -90,12 +91,13 @@ class KeyTable(Protocol):
 
 
 class OwnKeyTable:
-    """The keyring's own table, `data_keys`; `kek` is the KMS key of the service."""
+    """The keyring's own table, `data_keys`; `kek` is the KMS key of the service, of the provider of that profile."""
 
     is_shared = False
 
-    def __init__(self, kek: str) -> None:
+    def __init__(self, kek: str, profile: KmsProfile) -> None:
         self._kek = kek
+        self._profile = profile
 
     def list_page(self, connection: Connection, after: str, limit: int) -> tuple[DataKey, ...]:
         """See `KeyTable`, as for every method here."""
@@ -118,13 +120,9 @@ class OwnKeyTable:
         return store.list_data_keys(connection, after, limit, condition)
 
     async def count_outdated(self, database: Database, version: str) -> int:  # noqa: D102
-        ours = _columns.kek.in_((self._kek, LOCAL_KEK))
-        outdated = select(func.count().label("total")).where(self._build_outdated_condition(version), ours)
-
-        def count(connection: Connection) -> int:
-            return fetch_one(connection, outdated, RowCount).total
-
-        return await database.read(count, seconds=SCAN_SECONDS)
+        counts = await database.read(_count_versions, seconds=SCAN_SECONDS)
+        outdated = (row for row in counts if (row.kek, row.kek_version) != (self._kek, version))
+        return sum(row.total for row in outdated if row.kek == LOCAL_KEK or self._profile.may_name(row.kek, self._kek))
 
     def has_outdated(self, connection: Connection, version: str, rotation: int) -> bool:  # noqa: D102
         return bool(self._list_outdated(connection, version, "", 1, rotation))
@@ -160,6 +158,10 @@ class OwnKeyTable:
 
 
 def _count(connection: Connection) -> KeyCounts:
+    return KeyCounts(_count_versions(connection), store.find_unreadable_data_keys(connection))
+
+
+def _count_versions(connection: Connection) -> tuple[VersionCount, ...]:
     group = (_columns.kek, _columns.kek_version)
     counted = select(*group, func.count().label("total")).group_by(*group)
-    return KeyCounts(tuple(fetch(connection, counted, VersionCount)), store.find_unreadable_data_keys(connection))
+    return tuple(fetch(connection, counted, VersionCount))

@@ -67,7 +67,7 @@ class LocalAdministration:
         self._wrapping = wrapping
         self._records = records
         self._notify_instances = notify_instances
-        self._keys = keys or OwnKeyTable(wrapping.kek)
+        self._keys = keys or OwnKeyTable(wrapping.kek, wrapping.kms.profile)
         self._rotations = RotationRunner(database, self._keys, wrapping, notify_instances)
 
     async def list_keys(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[KeyInfo]:
@@ -90,7 +90,7 @@ class LocalAdministration:
 
         def count(connection: Connection) -> KeyUsage:
             now = self._database.read_clock(connection)
-            return usage.count_key_usage(connection, now, self._wrapping.kek, self._keys, counts, self._records)
+            return usage.count_key_usage(connection, now, self._wrapping, self._keys, counts, self._records)
 
         async with translate_errors():
             counts = await self._keys.count(self._database)

@@ -1,5 +1,7 @@
 """Which data keys and records need which version of the KMS key: what is left to rotate."""
 
+from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection
@@ -7,18 +9,25 @@ from sqlalchemy import Connection
 from shared.keyring.administration import KeyUsage, RetiredVersion, RotationState, RotationType, VersionUsage
 from shared.keyring.journal import entries
 from shared.keyring.key_table import KeyCounts, KeyTable
-from shared.keyring.model import get_version_sort_key
+from shared.keyring.model import LOCAL_KEK, UNREADABLE_VERSION, get_version_sort_key
 from shared.keyring.records_table import RecordsTable
 from shared.keyring.rows import RotationRow, fetch_first, select_rows
 from shared.keyring.tables import rotations
+from shared.keyring.wrapping import KeyWrapper
 
 
 def count_key_usage(
-    connection: Connection, now: float, kek: str, keys: KeyTable, counts: KeyCounts, records: RecordsTable | None
+    connection: Connection,
+    now: float,
+    wrapping: KeyWrapper,
+    keys: KeyTable,
+    counts: KeyCounts,
+    records: RecordsTable | None,
 ) -> KeyUsage:
-    """Of the whole keyring at `now`, unix seconds; `kek` is its KMS key, and `counts` are those of `keys`."""
-    data_key_counts = sorted(counts.versions, key=lambda row: (row.kek, get_version_sort_key(row.kek_version)))
-    of_records = records.count_by_version(connection) if records else {}
+    """Of the whole keyring at `now`, unix seconds; `counts` are those of `keys`."""
+    kek = wrapping.kek
+    of_data_keys = _merge_spellings(wrapping, {(row.kek, row.kek_version): row.total for row in counts.versions})
+    of_records = _merge_spellings(wrapping, records.count_by_version(connection) if records else {})
     active = keys.find_active(connection)
     new_dek = (rotations.c.type == RotationType.NEW_DEK) & (rotations.c.state == RotationState.DONE)
     # By its number: an earlier one's clock may have been ahead.
@@ -31,13 +40,10 @@ def count_key_usage(
         unreadable_entries=entries.find_unreadable_entries(connection),
         counted_at=datetime.fromtimestamp(now, UTC),
         versions=tuple(
-            VersionUsage(
-                kek=row.kek,
-                kek_version=row.kek_version,
-                data_keys=row.total,
-                records=of_records.get((row.kek, row.kek_version), 0),
+            VersionUsage(kek=each, kek_version=version, data_keys=total, records=of_records[each, version])
+            for (each, version), total in sorted(
+                of_data_keys.items(), key=lambda item: (item[0][0], get_version_sort_key(item[0][1]))
             )
-            for row in data_key_counts
         ),
         active=active.id if active else None,
         active_since=active.created_at if active else None,
@@ -50,3 +56,12 @@ def count_key_usage(
         unreadable=len(counts.unreadable),
         missing=len(records.count_orphans(connection)) if records else 0,
     )
+
+
+def _merge_spellings(wrapping: KeyWrapper, counts: Mapping[tuple[str, str], int]) -> Counter[tuple[str, str]]:
+    """The counts by KMS key and version; what may stand for our key is our key, of a version that is not known."""
+    merged: Counter[tuple[str, str]] = Counter()
+    for (kek, version), total in counts.items():
+        is_spelling = kek not in (LOCAL_KEK, wrapping.kek) and wrapping.kms.profile.may_name(kek, wrapping.kek)
+        merged[(wrapping.kek, UNREADABLE_VERSION) if is_spelling else (kek, version)] += total
+    return merged

@@ -81,7 +81,7 @@ class KeyWrapper:
         """Why it is not even tried."""
         if wrapped.kek == LOCAL_KEK and self.local_wrapper is None:
             return UnwrapError("it is wrapped by the service's local key, which only the service itself has")
-        if wrapped.kek not in (LOCAL_KEK, self.kek):
+        if wrapped.kek != LOCAL_KEK and not self.kms.profile.may_name(wrapped.kek, self.kek):
             return UnwrapError(f"it is wrapped by {wrapped.kek}, which is not the configured key", is_foreign=True)
         return None
 

@@ -51,12 +51,22 @@ class KmsProfile:
     """What to do where a scheduled rotation did not happen."""
     parse_version: Callable[[bytes], str | None] = lambda _ciphertext: None
     """The version that made a ciphertext; None where its format, as documented, does not tell."""
+    parse_key_name: Callable[[str], tuple[str, str] | None] = lambda _text: None
+    """The key's full name and the version, empty where there is none, of a name in any of the provider's spellings.
+
+    None where a text is no name of a key.
+    """
     propagation: str = "minutes"
     """How long a new primary version, or a disabled one, takes to take effect everywhere, as text."""
 
     def advise(self, reason: Reason) -> str:
         """What a person does about a failure."""
         return self.advice.get(reason) or GENERIC_ADVICE[reason]
+
+    def may_name(self, text: str, key: str) -> bool:
+        """Whether a text may stand for this key: only the name of another one surely does not."""
+        named = self.parse_key_name(text)
+        return text == key or named is None or named[0] == key
 
     def list_grants(self) -> list[str]:
         """What the exporter's account needs on a key: the roles that hold its permissions, or these where none does."""

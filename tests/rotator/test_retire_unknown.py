@@ -21,12 +21,12 @@ from tests.rotator.versions import DAY, NewVersion, forgotten, refusal, state
 async def test_a_row_that_cannot_be_read_may_need_any_version_and_blocks_retire_and_destroy(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
-    spoil = text("UPDATE data_keys SET kek = CAST(kek || X'FF' AS TEXT) WHERE id = :id")
+    spoil = text("UPDATE data_keys SET algorithm = CAST(algorithm || X'FF' AS TEXT) WHERE id = :id")
     async with in_a_file.database() as database:
         await database.write(lambda connection: connection.execute(spoil, {"id": data_key_id(0)}))
     await new_version()
     async with in_a_file.session() as session:
-        await run(session, RotationType.REWRAP_KEK)  # skips what seems to be another key's
+        await run(session, RotationType.REWRAP_KEK)
         for file, _ in session.backups.list_backups():
             file.unlink()
         lease = await session.administration.acquire_lease("a caller of its own", 60)

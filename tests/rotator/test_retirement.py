@@ -207,7 +207,8 @@ async def test_a_key_that_wraps_nothing_of_the_keyring_is_not_retired(
 ) -> None:
     await rewrapped(in_a_file, new_version)
     async with in_a_file.database() as database:
-        await database.write(lambda connection: connection.execute(text("UPDATE data_keys SET kek = 'another/key'")))
+        other = text("UPDATE data_keys SET kek = :other")
+        await database.write(lambda connection: connection.execute(other, {"other": f"{KEY}-of-others"}))
     assert f"no data key is wrapped by {KEY}" in (await refusal(in_a_file, retire_version, 1)).message
     assert await state(emulator, 1) is EmulatedState.ENABLED
 

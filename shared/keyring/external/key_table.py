@@ -215,25 +215,39 @@ class ExternalKeyTable:
         )
 
     def _parse_version(self, stored: object) -> tuple[str, str | None]:
-        """The KMS key and its version, by the table's own column; None where that has no place for a version."""
-        if self.table.layout.key_version is None:
+        """The KMS key and its version, by the table's own column: a version, or the full name of one.
+
+        None where the column has no place for a version. What is no name of a key is not another one's, but unreadable.
+        """
+        text = _to_text(stored).strip().rstrip("/")
+        if self.table.layout.key_version is None or text == self.kek:
             return self.kek, None
-        text = stored.decode(errors="replace") if isinstance(stored, bytes) else str(stored or "")
-        if text == self.kek:
-            return self.kek, None
-        name, _, version = text.rpartition("/")
-        if name and name != self.kek and not name.startswith(f"{self.kek}/"):
-            return text, version
-        return self.kek, version if is_version(version) else UNREADABLE_VERSION
+        if text.startswith(f"{self.kek}/") or "/" not in text:
+            named: tuple[str, str] | None = (self.kek, text.rpartition("/")[2])
+        else:
+            named = self.profile.parse_key_name(text)
+        if named is None:
+            return self.kek, UNREADABLE_VERSION
+        kek, version = named
+        if "/" in text and not version:
+            return kek, None
+        return kek, version if is_version(version) else UNREADABLE_VERSION
 
     def _format_version(self, stored: object, new: WrappedKey) -> object:
         """What the column holds for another version: of the same form as before."""
-        if stored == self.kek:
+        kek, version = self._parse_version(stored)
+        if kek == self.kek and version is None:
             return stored  # the key's name, which no version changes
         if new.kek_version == UNREADABLE_VERSION:
             return None
         if isinstance(stored, int):
             return int(new.kek_version)
-        if isinstance(stored, str) and "/" in stored:
-            return f"{stored.rpartition('/')[0]}/{new.kek_version}"
+        text = _to_text(stored)
+        if kek == self.kek and version and "/" in text:
+            before, _, after = text.rpartition(version)
+            return f"{before}{new.kek_version}{after}"
         return self.table.convert_version(new.kek_version)
+
+
+def _to_text(stored: object) -> str:
+    return stored.decode(errors="replace") if isinstance(stored, bytes) else str(stored or "")

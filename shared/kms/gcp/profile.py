@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from shared.kms.gcp.fixes import GCP_FIXES
+from shared.kms.gcp.wire_format import parse_key_name
 from shared.kms.port import VersionState
 from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
@@ -39,6 +40,7 @@ GCP_PROFILE: Final = KmsProfile(
     fixes=GCP_FIXES,
     permission_advice="Grant the service account its role on this key.",
     rotation_advice="gcloud kms keys describe shows its schedule.",
+    parse_key_name=parse_key_name,
     propagation="minutes, rarely hours (https://cloud.google.com/kms/docs/consistency)",
 )
 

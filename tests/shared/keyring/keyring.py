@@ -26,6 +26,7 @@ from shared.keyring.wrapping import KeyWrapper, LocalKeyWrapper
 from shared.kms.port import EncryptResult, KmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+OTHER_KEY = "projects/other/locations/global/keyRings/app/cryptoKeys/ledger"
 REWRAP, NEW_DEK = RotationType.REWRAP_KEK, RotationType.NEW_DEK
 
 

@@ -19,9 +19,9 @@ from shared.kms.port import KmsError
 from shared.sql.database_url import create_sqlite_url
 from tests.iterations import LONG
 from tests.shared.keyring.fake_kms import FakeKms
-from tests.shared.keyring.keyring import KEY, NEW_DEK, REWRAP, Keyring, opened, secret_of
+from tests.shared.keyring.keyring import KEY, NEW_DEK, OTHER_KEY, REWRAP, Keyring, opened, secret_of
 
-FOREIGN = WrappedKey(b"?", "projects/other", "1")
+FOREIGN = WrappedKey(b"?", OTHER_KEY, "1")
 
 
 class Dead(BaseException):

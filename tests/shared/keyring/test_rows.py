@@ -25,6 +25,7 @@ from shared.keyring.journal import metrics, progress
 from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.records_table import RecordsTable
 from shared.keyring.tables import data_keys
+from shared.kms.profile import GENERIC_PROFILE
 from tests.row_columns import compare_columns, find_untyped_reads, list_fields
 from tests.shared.keyring.keyring import Keyring
 
@@ -111,7 +112,7 @@ async def test_what_is_computed_is_of_its_columns(keyring: Keyring, monkeypatch:
     ]
     for read in reads:
         await keyring.database.read(read)
-    await key_table.OwnKeyTable("a key").count_outdated(keyring.database, "1")
+    await key_table.OwnKeyTable("a key", GENERIC_PROFILE).count_outdated(keyring.database, "1")
     fetched = {(each.module.__name__, each.function, each.row_type) for each in find_calls(*FETCHES)}
     selected = {(each.module.__name__, each.function, each.row_type) for each in SELECTED.values()}
     beside = {(module, row_type) for module, function, row_type in selected if function is None}

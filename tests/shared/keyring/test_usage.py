@@ -15,7 +15,7 @@ from shared.keyring.store import DataKeyStore, RetiredVersionError
 from shared.keyring.tables import data_keys, rotations
 from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions
-from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, opened, secret_of
+from tests.shared.keyring.keyring import KEY, NEW_DEK, OTHER_KEY, Keyring, Meddled, opened, secret_of
 
 
 async def test_data_keys_and_records_are_counted_by_the_version_that_they_need(
@@ -27,7 +27,7 @@ async def test_data_keys_and_records_are_counted_by_the_version_that_they_need(
         await database.close()
         records = Records(keyring.database)
         await keyring.fill(2)
-        await keyring.add("foreign", WrappedKey(b"?", "projects/other", "3"))
+        await keyring.add("foreign", WrappedKey(b"?", OTHER_KEY, "3"))
         await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, "0"))
         await versions.rotate()
         await keyring.add("new")
@@ -38,7 +38,7 @@ async def test_data_keys_and_records_are_counted_by_the_version_that_they_need(
             VersionUsage(kek=LOCAL_KEK, kek_version=0, data_keys=1, records=1),
             VersionUsage(kek=KEY, kek_version=1, data_keys=2, records=3),
             VersionUsage(kek=KEY, kek_version=2, data_keys=1, records=1),
-            VersionUsage(kek="projects/other", kek_version=3, data_keys=1, records=0),
+            VersionUsage(kek=OTHER_KEY, kek_version=3, data_keys=1, records=0),
         )
         assert census.active == "k000"
         assert census.active_since == (await keyring.key("k000")).created_at

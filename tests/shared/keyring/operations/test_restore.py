@@ -6,7 +6,7 @@ from shared.keyring.administration import MAX_PAGE_SIZE, AdministrationError, Re
 from shared.keyring.model import DataKeyStatus, WrappedKey
 from shared.keyring.tables import data_keys
 from tests.key_versions import Versions
-from tests.shared.keyring.keyring import Keyring, secret_of
+from tests.shared.keyring.keyring import OTHER_KEY, Keyring, secret_of
 
 
 async def _backup(keyring: Keyring) -> list[StoredKey]:
@@ -77,7 +77,7 @@ async def test_rows_that_are_damaged_or_of_other_data_keys_are_named_and_the_res
 
 
 async def test_a_row_that_is_right_already_needs_no_kms_even_if_its_wrap_is_foreign(keyring: Keyring) -> None:
-    await keyring.add("foreign", WrappedKey(b"?", "projects/other", "1"))
+    await keyring.add("foreign", WrappedKey(b"?", OTHER_KEY, "1"))
     assert await keyring.administration.restore(await _backup(keyring), keyring.token) == 0
 
 

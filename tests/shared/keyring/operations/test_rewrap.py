@@ -1,7 +1,7 @@
 """`rewrap-kek` over real databases and a real emulator: what a bad day leaves, and that the next call makes it good."""
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
@@ -16,7 +16,7 @@ from shared.keyring.administration import (
 from shared.keyring.model import LOCAL_KEK, WrappedKey, build_wrapping_aad
 from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions
-from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, opened, secret_of
+from tests.shared.keyring.keyring import KEY, NEW_DEK, OTHER_KEY, Keyring, Meddled, opened, secret_of
 
 
 async def test_every_data_key_is_wrapped_by_the_new_primary_version_and_is_the_same(
@@ -55,7 +55,7 @@ async def test_a_second_run_changes_nothing(keyring: Keyring, versions: Versions
 
 async def test_a_dry_run_prints_what_would_be_done_and_changes_nothing(keyring: Keyring, versions: Versions) -> None:
     await keyring.fill(3)
-    await keyring.add("foreign", WrappedKey(b"?", "projects/other", "1"))
+    await keyring.add("foreign", WrappedKey(b"?", OTHER_KEY, "1"))
     await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, "0"))
     await versions.rotate()
     before = await keyring.keys()
@@ -143,7 +143,7 @@ async def test_foreign_corrupt_and_local_wraps_are_named_and_the_rest_goes_on(
     keyring: Keyring, versions: Versions
 ) -> None:
     await keyring.fill(3)
-    await keyring.add("foreign", WrappedKey(b"?", "projects/other", "1"))
+    await keyring.add("foreign", WrappedKey(b"?", OTHER_KEY, "1"))
     await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, "0"))
     await keyring.add("corrupt", WrappedKey(b"no ciphertext", KEY, "1"))
     await keyring.add("moved", (await keyring.key("k001")).wrapped)
@@ -154,7 +154,7 @@ async def test_foreign_corrupt_and_local_wraps_are_named_and_the_rest_goes_on(
     assert (failed.state, failed.total, failed.done) == (RotationState.FAILED, 7, 3)
     assert {problem.id: (problem.is_foreign, problem.error) for problem in failed.problems} == {
         "corrupt": (False, "KMS: invalid_request (version 1)"),
-        "foreign": (True, "it is wrapped by projects/other, which is not the configured key"),
+        "foreign": (True, f"it is wrapped by {OTHER_KEY}, which is not the configured key"),
         "local": (False, "it is wrapped by the service's local key, which only the service itself has"),
         "moved": (False, "KMS: invalid_request (version 1)"),
         "other-key": (False, "what it unwraps to is not the key that was stored"),
@@ -164,7 +164,7 @@ async def test_foreign_corrupt_and_local_wraps_are_named_and_the_rest_goes_on(
 
 
 async def test_a_foreign_wrap_alone_is_no_failure(keyring: Keyring, versions: Versions) -> None:
-    await keyring.add("foreign", WrappedKey(b"?", "projects/other", "1"))
+    await keyring.add("foreign", WrappedKey(b"?", OTHER_KEY, "1"))
     await versions.rotate()
     done = await keyring.rotate()
     assert (done.state, [problem.id for problem in done.problems]) == (RotationState.DONE, ["foreign"])
@@ -239,3 +239,19 @@ async def test_what_a_rotation_did_and_is_due_again_is_counted_once(keyring: Key
     assert (begun.done, begun.total) == (1, 4)
     done = await keyring.rotate()
     assert (done.state, done.done, done.total) == (RotationState.DONE, 4, 4)
+
+
+@pytest.mark.parametrize("spelling", [f"gcp-kms://{KEY}", f"/{KEY}", "no name of a key"])
+async def test_a_data_key_whose_row_spells_the_key_otherwise_is_ours(
+    keyring: Keyring, versions: Versions, spelling: str
+) -> None:
+    await keyring.fill(2)
+    await versions.rotate()
+    change = text("UPDATE data_keys SET kek = :spelling WHERE id = 'k000'")
+    await keyring.database.write(lambda connection: connection.execute(change, {"spelling": spelling}))
+    usage = await keyring.administration.count_key_usage()
+    assert {(each.kek, each.kek_version): each.data_keys for each in usage.versions} == {(KEY, ""): 1, (KEY, "1"): 1}
+    assert (await keyring.administration.verify("full")).problems == ()
+    done = await keyring.rotate()
+    assert (done.state, done.total, done.done, done.problems) == (RotationState.DONE, 2, 2, ())
+    assert {(key.wrapped.kek, key.wrapped.kek_version) for key in (await keyring.keys()).values()} == {(KEY, "2")}

@@ -185,7 +185,7 @@ async def test_a_call_that_was_in_progress_while_the_rotation_was_rolled_back_sa
     await versions.disable(1)  # so that nothing is put back, and nothing would be left to wrap anew
     await keyring.rollback()
     undone = await keyring.administration.get_progress("r1")
-    keys = OwnKeyTable(keyring.wrapping.kek)
+    keys = OwnKeyTable(keyring.wrapping.kek, keyring.wrapping.kms.profile)
     late = RewrapRotation(keyring.database, keys, keyring.wrapping, keyring.request(), rotation)
     second = Rollback(keyring.database, keys, keyring.wrapping, replace(rotation, is_rolling_back=True), keyring.token)
     for call in (late, second):

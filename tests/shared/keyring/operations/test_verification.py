@@ -16,7 +16,7 @@ from shared.keyring.operations import verification
 from shared.keyring.tables import data_keys
 from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions
-from tests.shared.keyring.keyring import Keyring, opened, secret_of
+from tests.shared.keyring.keyring import OTHER_KEY, Keyring, opened, secret_of
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ async def test_the_full_mode_goes_through_many_pages_of_records(keyring: Keyring
 async def test_what_cannot_be_read_is_named(keyring: Keyring) -> None:
     await _put(keyring, "broken", "k001", b"another data key's 32 bytes     ")
     await _orphan(keyring)
-    await keyring.add("foreign", WrappedKey(b"?", "projects/other", "1"))
+    await keyring.add("foreign", WrappedKey(b"?", OTHER_KEY, "1"))
     broken = data_keys.update().where(data_keys.c.id == "k000").values(wrapped=b"?")
     await keyring.database.write_exclusively(lambda connection: connection.execute(broken))
     found = await keyring.administration.verify("full")
@@ -77,13 +77,13 @@ async def test_what_cannot_be_read_is_named(keyring: Keyring) -> None:
         "k000": (False, "KMS: invalid_request (version 1)"),
         "broken": (False, "this record cannot be opened: it is not what was stored under this id"),
         "gone": (False, "1 records need it, and it is not in the keyring"),
-        "foreign": (True, "it is wrapped by projects/other, which is not the configured key"),
+        "foreign": (True, f"it is wrapped by {OTHER_KEY}, which is not the configured key"),
     }
 
 
 async def test_a_hundred_foreign_wraps_hide_no_problem_of_our_own(keyring: Keyring) -> None:
     for number in range(101):
-        await keyring.add(f"a{number:03}", WrappedKey(b"?", "projects/other", "1"))
+        await keyring.add(f"a{number:03}", WrappedKey(b"?", OTHER_KEY, "1"))
     await _orphan(keyring)
     problems = (await keyring.administration.verify("sample")).problems
     assert (len(problems), problems[0].id) == (100, "gone")

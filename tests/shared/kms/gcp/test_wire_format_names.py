@@ -1,6 +1,6 @@
 import pytest
 
-from shared.kms.gcp.wire_format import check_key_name, get_key_name
+from shared.kms.gcp.wire_format import check_key_name, get_key_name, parse_key_name
 
 KEY = "projects/acme.example:demo/locations/europe-west3/keyRings/app_1/cryptoKeys/ledger-kek"
 
@@ -32,3 +32,26 @@ def test_any_other_name_is_refused_with_what_was_expected(name: str) -> None:
 def test_a_versions_name_has_the_name_of_its_key() -> None:
     assert get_key_name(f"{KEY}/cryptoKeyVersions/12") == KEY
     assert get_key_name(KEY) == KEY
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (KEY, (KEY, "")),
+        (f"gcp-kms://{KEY}", (KEY, "")),
+        (f"//cloudkms.googleapis.com/{KEY}/cryptoKeyVersions/12", (KEY, "12")),
+        (f"https://cloudkms.googleapis.com/v1/{KEY}/cryptoKeyVersions/12/", (KEY, "12")),
+        (f"/{KEY}/", (KEY, "")),
+        (f"xprojects/{KEY}", (KEY, "")),
+        (f"x{KEY}", None),
+        (f"{KEY}:encrypt", None),
+        (f"{KEY}/cryptoKeyVersions/", None),
+        (f"{KEY}/importJobs/1", None),
+        ("ledger", None),
+        ("", None),
+    ],
+)
+def test_each_spelling_of_a_name_names_the_same_key_and_what_is_none_names_no_key(
+    text: str, named: tuple[str, str] | None
+) -> None:
+    assert parse_key_name(text) == named
