@@ -111,7 +111,7 @@ OPERATIONS: Final = (
     Operation(
         "post",
         "restore",
-        "Puts back rows of a backup that have the same id and fingerprint",
+        "Puts back rows of a backup whose data key, of the same id and fingerprint, does not open",
         "RestoreRequest",
         _refer("Restored"),
         is_change=True,

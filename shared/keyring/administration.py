@@ -85,6 +85,8 @@ class JournalStep(StrEnum):
     """Every instance reads the keyring again."""
     VERIFY = "verify"
     ROLLBACK = "rollback"
+    RESTORE = "restore"
+    """Rows of a backup were put back; the keyring itself writes it, and it is of no rotation."""
     UNKNOWN = "unknown"
     """Whatever else another program wrote there."""
 
@@ -373,7 +375,7 @@ class Administration(Protocol):
         ...
 
     async def restore(self, rows: Sequence[StoredKey], token: str) -> int:
-        """Puts rows of a backup in the place of those with the same id and fingerprint; gives how many changed."""
+        """Puts rows of a backup in the place of those with the same id that do not open; gives how many changed."""
         ...
 
     async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> VerificationResult:

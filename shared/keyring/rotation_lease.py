@@ -48,6 +48,12 @@ def release_lease(connection: Connection, token: str) -> None:
     connection.execute(rotation_lease.delete().where(rotation_lease.c.token == _hash_token(token)))
 
 
+def get_holder(connection: Connection) -> str:
+    """Who has the lease, or had it last; empty where nobody does."""
+    current = fetch_first(connection, select_rows(rotation_lease, LeaseRow), LeaseRow)
+    return current.holder if current else ""
+
+
 async def run_under_lease(database: Database, token: str, work: Callable[[Connection, float], T]) -> T:
     """Runs `work`, with the connection and the time, and returns its result once it is committed.
 

@@ -101,7 +101,9 @@ rewraps: Final = Table(
     Column("new_wrapped", LenientBytes, nullable=False),
     Column("new_kek", LenientText, nullable=False),
     Column("new_kek_version", LenientVersion, nullable=False),
-    Column("outcome", LenientText, nullable=False),  # `done`; after a rollback `undone`, `kept` where that failed
+    Column(
+        "outcome", LenientText, nullable=False
+    ),  # `done`; after a rollback `undone`, `kept` where that failed; `restored`
 )
 Index("keyring_rewraps_by_rotation", rewraps.c.rotation, rewraps.c.number)
 

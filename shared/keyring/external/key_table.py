@@ -139,7 +139,7 @@ class ExternalKeyTable:
     def replace_wrap(self, connection: Connection, key: DataKey, new: WrappedKey) -> bool:  # noqa: D102
         store.refuse_retired_version(connection, new)
         row = self.table.find(connection, key.id)
-        if row is None or row.wrap.ciphertext != key.wrapped.ciphertext:
+        if row is None or (row.wrap.ciphertext, row.aad) != (key.wrapped.ciphertext, key.aad):
             return False
         if not self.table.replace(connection, row, new.ciphertext, self._format_version(row.version, new)):
             return False

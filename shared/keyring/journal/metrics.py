@@ -21,7 +21,9 @@ from shared.keyring.rows import FailureRow, FirstDataKeyRow, IdleRow, LastEntryR
 from shared.keyring.tables import data_keys, journal_entries, rotations
 
 ROTATION_STEPS: Final = tuple(
-    step.value for step in JournalStep if step not in (JournalStep.PLAN, JournalStep.RETARGET, JournalStep.UNKNOWN)
+    step.value
+    for step in JournalStep
+    if step not in (JournalStep.PLAN, JournalStep.RETARGET, JournalStep.RESTORE, JournalStep.UNKNOWN)
 )
 """Of a rotation; each is counted from the start, at 0."""
 _OTHER_STEP: Final = "other"

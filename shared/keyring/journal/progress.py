@@ -31,6 +31,8 @@ from shared.keyring.tables import problems, rewraps, rotations
 
 MAX_PROBLEMS: Final = 100
 """Problems in one answer, at most."""
+_NO_ROTATION: Final = 0
+"""Rotations are numbered from 1."""
 
 
 class RewrapOutcome(StrEnum):
@@ -40,6 +42,8 @@ class RewrapOutcome(StrEnum):
     ROLLED_BACK = "undone"
     NOT_ROLLED_BACK = "kept"
     """Could not be undone; a problem says why."""
+    RESTORED = "restored"
+    """The wrap of a backup replaced one that did not open; of no rotation, and never undone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +152,20 @@ def update_rotation(connection: Connection, now: float, rotation: Rotation, **co
 
 def add_rewrap(connection: Connection, rotation: Rotation, data_key_id: str, old: WrappedKey, new: WrappedKey) -> None:
     """Stores one re-wrap."""
+    _add_replaced_wrap(connection, rotation.number, data_key_id, old, new, RewrapOutcome.DONE)
+
+
+def add_restored_wrap(connection: Connection, data_key_id: str, old: WrappedKey, new: WrappedKey) -> None:
+    """Stores what the row of a backup replaced."""
+    _add_replaced_wrap(connection, _NO_ROTATION, data_key_id, old, new, RewrapOutcome.RESTORED)
+
+
+def _add_replaced_wrap(
+    connection: Connection, number: int, data_key_id: str, old: WrappedKey, new: WrappedKey, outcome: RewrapOutcome
+) -> None:
     wraps = {"old_wrapped": old.ciphertext, "old_kek": old.kek, "old_kek_version": old.kek_version}
     wraps |= {"new_wrapped": new.ciphertext, "new_kek": new.kek, "new_kek_version": new.kek_version}
-    values = {"rotation": rotation.number, "data_key_id": data_key_id, "outcome": RewrapOutcome.DONE.value}
+    values = {"rotation": number, "data_key_id": data_key_id, "outcome": outcome.value}
     connection.execute(rewraps.insert().values(**values, **wraps))
 
 

@@ -207,13 +207,17 @@ async def test_a_journal_entry_that_cannot_be_read_is_counted_and_blocks_retire(
     await keyring.retire_version("2", lease.token)
 
 
-async def test_a_backup_is_put_back(keyring: Administration, versions: Versions) -> None:
+async def test_a_backup_is_put_back_where_a_row_does_not_open(
+    keyring: Administration, backend: Backend, versions: Versions
+) -> None:
     (row,) = await keyring.list_backup_rows()
     assert row.wrapped
     await versions.rotate()
     await rotate(keyring, REWRAP, "rewrap")
     assert (await keyring.list_backup_rows())[0].wrapped != row.wrapped
     lease = await keyring.acquire_lease("a test", 60)
+    assert await keyring.restore([row], lease.token) == 0
+    await backend.execute("UPDATE data_keys SET wrapped = wrapped || wrapped")
     assert await keyring.restore([row], lease.token) == 1
     assert await keyring.restore([row], lease.token) == 0
     assert list(await keyring.list_backup_rows()) == [row]

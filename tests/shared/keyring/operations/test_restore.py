@@ -1,10 +1,11 @@
 """A backup's rows go back only where they are the same data key, and only after they were unwrapped."""
 
 import pytest
+from sqlalchemy import Connection, select
 
 from shared.keyring.administration import MAX_PAGE_SIZE, AdministrationError, RefusedError, StoredKey
 from shared.keyring.model import DataKeyStatus, WrappedKey
-from shared.keyring.tables import data_keys
+from shared.keyring.tables import data_keys, journal_entries, rewraps
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import OTHER_KEY, Keyring, secret_of
 
@@ -28,16 +29,33 @@ async def test_a_backup_contains_every_row_page_by_page_and_no_key_in_clear(keyr
     assert "wrapped" not in type(keys[0]).model_fields
 
 
-async def test_what_a_rotation_changed_is_put_back_and_a_second_time_changes_nothing(
+async def _damage(keyring: Keyring, *names: str) -> None:
+    for name in names:
+        key = await keyring.key(name)
+        await keyring.replace(key, WrappedKey(b"damaged", key.wrapped.kek, key.wrapped.kek_version))
+
+
+async def test_what_is_damaged_is_put_back_what_opens_stays_and_a_second_time_changes_nothing(
     keyring: Keyring, versions: Versions
 ) -> None:
     await keyring.fill(3)
     rows, before = await _backup(keyring), await keyring.keys()
     await versions.rotate()
     await keyring.rotate()
-    assert await keyring.administration.restore(rows, keyring.token) == 3
-    assert await keyring.keys() == before
+    rotated = await keyring.keys()
+    await _damage(keyring, "k001")
+    assert await keyring.administration.restore(rows, keyring.token) == 1
+    assert await keyring.keys() == {**rotated, "k001": before["k001"]}
     assert await keyring.administration.restore(rows, keyring.token) == 0
+    stored = select(rewraps.c.data_key_id, rewraps.c.old_wrapped).where(rewraps.c.outcome == "restored")
+    entries = select(journal_entries.c.detail).where(journal_entries.c.step == "restore")
+
+    def read(connection: Connection) -> list[tuple[object, ...]]:
+        return [tuple(row) for query in (stored, entries) for row in connection.execute(query)]
+
+    named, (detail,) = await keyring.database.read(read)
+    assert named == ("k001", b"damaged")
+    assert str(detail).startswith("1 of 3 rows of a backup were put back by ")
 
 
 async def test_a_row_that_is_missing_comes_back_and_encrypts_nothing(keyring: Keyring) -> None:
@@ -61,6 +79,7 @@ async def test_rows_that_are_damaged_or_of_other_data_keys_are_named_and_the_res
     await versions.rotate()
     await keyring.rotate()
     before = await keyring.versions()
+    await _damage(keyring, "k000", "k001", "k002", "k003")
     rows = [
         damaged.model_copy(update={"wrapped": "AAAA" + damaged.wrapped[4:]}),
         no_base64.model_copy(update={"wrapped": "?"}),
