@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -120,7 +121,8 @@ async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes
     try:
         message = build_preview_message(settings, channel_name, event)
         if settings.channels[channel_name].uses_templates:
-            message = MessageTemplates(settings.messages.templates).apply(message)[0]
+            with closing(MessageTemplates(settings.messages.templates)) as templates:
+                message = (await asyncio.to_thread(templates.apply, message))[0]
         message = await enrich(settings.messages.enrichment, settings, message)
         return await asyncio.to_thread(channel.render_payload, _add_link(settings, message))
     finally:

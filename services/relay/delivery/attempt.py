@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
-from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
@@ -27,10 +26,10 @@ from services.relay.channels.port import (
 from services.relay.delivery.enrichment.enricher import NO_ENRICHMENT, Enricher, EnrichmentSettings, open_enricher
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.message import build_message
-from services.relay.delivery.templates import MessageTemplates
+from services.relay.delivery.templates import MAX_SECONDS, MessageTemplates
 from services.relay.model import Button, DeliveryTask, Message, MessagePart, PartOutcome
 from services.relay.send_error import SendError, SendReason, SendScope
-from shared.process.concurrency import is_task_cancelled, run_in_thread_if_large
+from shared.process.concurrency import is_task_cancelled
 from shared.process.logs import describe_exception
 
 
@@ -167,7 +166,12 @@ async def open_local_sender(settings: SenderSettings) -> AsyncIterator[Sender]:
     channels = {name: channel.connect(settings.timeout) for name, channel in settings.channels.items()}
     try:
         async with open_enricher(settings.enrichment, settings.zone) as enricher:
-            yield _LocalSender(channels, settings, enricher)
+            sender = _LocalSender(channels, settings, enricher)
+            await sender.start()
+            try:
+                yield sender
+            finally:
+                await sender.close()
     finally:
         await asyncio.gather(*(close_channel(name, channel) for name, channel in channels.items()))
 
@@ -188,7 +192,7 @@ class _LocalSender:
         self._channels = channels
         self._settings = settings
         self._enricher = enricher
-        self._templates = MessageTemplates(settings.templates)
+        self._templates = MessageTemplates(settings.templates) if settings.templates else None
         self._signer = LinkSigner(settings.acknowledge_link) if settings.acknowledge_link else None
 
     async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
@@ -210,9 +214,9 @@ class _LocalSender:
                     message, outcomes = await self._enricher.enrich(
                         message, shows_values=own.shows_values, shows_chart=own.shows_chart
                     )
-                if not message.digest and settings.channels[task.channel].uses_templates:
-                    apply = partial(self._templates.apply, message)
-                    message, failed_templates = await run_in_thread_if_large(len(task.event_json), apply)
+                if self._templates and not message.digest and settings.channels[task.channel].uses_templates:
+                    seconds = min(MAX_SECONDS, (task.attempt_ends - loop.time()) / 2)
+                    message, failed_templates = await asyncio.to_thread(self._templates.apply, message, seconds)
                 if self._signer and settings.channels[task.channel].has_acknowledge_link:
                     message = await self._signer.add_to(message, settings.channels[task.channel].destination)
                 attempt = LeasedAttempt(task, message, save_progress)
@@ -234,6 +238,16 @@ class _LocalSender:
             failed_templates=failed_templates,
             request_count=attempt.request_count if attempt else 0,
         )
+
+    async def start(self) -> None:
+        """Starts the process that renders templates, so that the first message need not wait for it."""
+        if self._templates:
+            await asyncio.to_thread(self._templates.start)
+
+    async def close(self) -> None:
+        """Ends the process that renders templates."""
+        if self._templates:
+            await asyncio.to_thread(self._templates.close)
 
     async def _send(self, task: DeliveryTask, attempt: LeasedAttempt) -> Receipt:
         channel = self._channels[task.channel]

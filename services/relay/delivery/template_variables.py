@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Final
 
-from services.relay.delivery.template_language import MAX_VALUE
 from services.relay.model import Alert, Links, Message, Status
 from services.relay.text import (
     clean_line,
@@ -27,6 +26,8 @@ from services.relay.text import (
     sanitize_url,
 )
 
+MAX_VALUE: Final = 2_000
+"""Characters of any text that a template sees."""
 MAX_ALERTS: Final = 100
 """Alerts that a template sees, and whose texts it changes; no channel shows as many."""
 _MAX_LABELS: Final = 64

@@ -1,29 +1,36 @@
 """A team's own words: `title.j2`, `summary.j2` and `description.j2` in the folder `messages.templates`.
 
-Each that exists replaces that text of a message; see `template_language` for what it may contain. Where one is broken,
-takes too long or gives nothing, the text of keypulse goes out, and what is wrong is logged once and counted. Files are
+Each that exists replaces that text of a message; see `template_rendering` for what bounds it. Where one is broken,
+takes too much or gives nothing, the text of keypulse goes out, and what is wrong is logged once and counted. Files are
 read again when they change. What a template sees is the same at each attempt, so that a retry sends the same text.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
 import structlog
 
-from services.relay.delivery.template_language import CompiledTemplate, TemplateProblem
-from services.relay.delivery.template_variables import VARIABLE_NAMES, build_variables, order_alerts
+from services.relay.delivery.template_process import TemplateEndlessError, TemplateProblem, TemplateProcess
+from services.relay.delivery.template_rendering import Request
+from services.relay.delivery.template_variables import build_variables, order_alerts
 from services.relay.model import Alert, DeliveryTask, Event, Links, Message, Status
 from services.relay.text import MAX_TITLE, clean_line, clean_text, truncate
 from shared.config.file_checks import FileCheck, FileCheckError
 from shared.config.settings import FilePath
 
-_SECONDS: Final = 0.1
-"""Seconds of the processor that one template may take for one message."""
+MAX_SOURCE: Final = 16 * 1024
+"""Characters of a template."""
+MAX_SECONDS: Final = 5.0
+"""For the texts of one message."""
+_CHECK_SECONDS: Final = 20.0
+_PAUSE_SECONDS: Final = 60.0
+"""How long a template is not tried again that took too much."""
 _CHECK_INTERVAL: Final = 1.0
 """Seconds between two looks at the files."""
 _HINT: Final = "keypulse's own text is sent until you correct it"
@@ -54,7 +61,8 @@ class _Loaded(NamedTuple):
     """The templates of a folder as they were read."""
 
     stamps: tuple[object, ...]
-    templates: dict[_Kind, CompiledTemplate | TemplateProblem]
+    templates: dict[_Kind, str | TemplateProblem]
+    """The text of each file, or what is wrong with it."""
 
 
 class MessageTemplates:
@@ -63,44 +71,62 @@ class MessageTemplates:
     Args:
         folder: None if there are none.
         clock: seconds, monotonic.
-        processor_clock: seconds for which this thread has run.
     """
 
-    def __init__(
-        self,
-        folder: Path | None,
-        clock: Callable[[], float] = time.monotonic,
-        processor_clock: Callable[[], float] = time.thread_time,
-    ) -> None:
+    def __init__(self, folder: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._clock = clock
-        self._processor_clock = processor_clock
+        self._process = TemplateProcess()
+        self._lock = threading.Lock()
         self._loaded = _Loaded((), {})
         self._next_check = -_CHECK_INTERVAL
         self._logged: set[_Kind] = set()
+        self._paused: dict[_Kind, tuple[float, TemplateProblem]] = {}
+        """The templates that took too much: until when, and what is said of them."""
 
-    def apply(self, message: Message) -> tuple[Message, tuple[str, ...]]:
-        """The message with the team's texts, and the names of the templates that gave none. Pure but for the files."""
+    def apply(self, message: Message, seconds: float = MAX_SECONDS) -> tuple[Message, tuple[str, ...]]:
+        """The message with the team's texts, and the names of the templates that gave none.
+
+        It waits for files and for a process, so call it in a thread.
+
+        Args:
+            message: of an event.
+            seconds: after which the message goes without the texts that are missing.
+        """
         if self._folder is None or not message.event.alerts:
             return message, ()
-        self._reload(self._folder)
-        if not self._loaded.templates:
+        templates = self._load(self._folder)
+        if not templates:
             return message, ()
-        texts, problems = _render(self._loaded.templates, message, self._processor_clock)
+        texts, problems = _render(self._process, templates, message, seconds)
         for kind, problem in problems.items():
+            if isinstance(problem, TemplateEndlessError):
+                self._paused.setdefault(kind, (self._clock() + _PAUSE_SECONDS, problem))
             if kind not in self._logged:
                 self._logged.add(kind)
                 log.error("template cannot be used", template=kind.name, error=str(problem), hint=_HINT)
         return _replace_texts(message, texts), tuple(kind.name for kind in problems)
 
-    def _reload(self, folder: Path) -> None:
-        if self._clock() < self._next_check:
-            return
-        self._next_check = self._clock() + _CHECK_INTERVAL
-        stamps = tuple(_read_stamp(folder / kind.file_name) for kind in _KINDS)
-        if stamps != self._loaded.stamps:
-            self._loaded = _Loaded(stamps, _load_templates(folder))
-            self._logged = set()
+    def start(self) -> None:
+        """Starts the process that renders, and does not wait for it."""
+        if self._folder is not None:
+            self._process.start()
+
+    def close(self) -> None:
+        """Ends the process that renders."""
+        self._process.close()
+
+    def _load(self, folder: Path) -> dict[_Kind, str | TemplateProblem]:
+        """The templates as they are now. Who comes while another thread reads them waits for it."""
+        with self._lock:
+            if self._clock() >= self._next_check:
+                stamps = tuple(_read_stamp(folder / kind.file_name) for kind in _KINDS)
+                if stamps != self._loaded.stamps:
+                    self._loaded = _Loaded(stamps, _load_templates(folder))
+                    self._logged, self._paused = set(), {}
+                self._next_check = self._clock() + _CHECK_INTERVAL
+            self._paused = {kind: each for kind, each in self._paused.items() if self._clock() < each[0]}
+            return self._loaded.templates | {kind: problem for kind, (_, problem) in self._paused.items()}
 
 
 def _read_stamp(file: Path) -> tuple[int, int, int, int] | None:
@@ -111,17 +137,14 @@ def _read_stamp(file: Path) -> tuple[int, int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _load_templates(folder: Path) -> dict[_Kind, CompiledTemplate | TemplateProblem]:
-    """Each template that exists, or what is wrong with it."""
-    loaded: dict[_Kind, CompiledTemplate | TemplateProblem] = {}
+def _load_templates(folder: Path) -> dict[_Kind, str | TemplateProblem]:
+    """The text of each template that exists, or why it cannot be read."""
+    loaded: dict[_Kind, str | TemplateProblem] = {}
     for kind in _KINDS:
         try:
-            source = (folder / kind.file_name).read_text(encoding="utf-8")
-            loaded[kind] = CompiledTemplate(source, kind.file_name, VARIABLE_NAMES)
+            loaded[kind] = (folder / kind.file_name).read_text(encoding="utf-8")
         except FileNotFoundError:
             continue
-        except TemplateProblem as problem:
-            loaded[kind] = problem
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             loaded[kind] = TemplateProblem(f"{kind.file_name}: {reason}")
@@ -129,31 +152,31 @@ def _load_templates(folder: Path) -> dict[_Kind, CompiledTemplate | TemplateProb
 
 
 def _render(
-    templates: Mapping[_Kind, CompiledTemplate | TemplateProblem], message: Message, clock: Callable[[], float]
+    process: TemplateProcess, templates: Mapping[_Kind, str | TemplateProblem], message: Message, seconds: float
 ) -> tuple[dict[_Kind, list[str]], dict[_Kind, TemplateProblem]]:
     """The texts by template, one for each alert, or one for the message; and what is wrong with the other templates."""
     texts: dict[_Kind, list[str]] = {}
     problems: dict[_Kind, TemplateProblem] = {}
-    variables = build_variables(message)
-    values = {name: getattr(variables, name) for name in VARIABLE_NAMES}
-    for kind, template in templates.items():
-        if isinstance(template, TemplateProblem):
-            problems[kind] = template
+    variables = asdict(build_variables(message))
+    ends_at = time.monotonic() + seconds
+    for number, (kind, source) in enumerate(templates.items()):
+        if isinstance(source, TemplateProblem):
+            problems[kind] = source
             continue
-        check_time = partial(_check_time, clock, clock() + _SECONDS)
-        about = [variables.alert] if kind is _TITLE else variables.alerts
+        if len(source) > MAX_SOURCE:
+            problems[kind] = TemplateProblem(f"{kind.file_name}: expected at most {MAX_SOURCE} characters")
+            continue
+        about = [variables["alert"]] if kind is _TITLE else variables["alerts"]
+        request = Request(
+            name=kind.file_name, source=source, limit=kind.max_length + 1, variables=variables, about=about
+        )
         try:
-            rendered = [template.render({**values, "alert": each}, kind.max_length + 1, check_time) for each in about]
+            rendered = process.render(request, (ends_at - time.monotonic()) / (len(templates) - number))
         except TemplateProblem as problem:
             problems[kind] = problem
         else:
             texts[kind] = [truncate(kind.clean(text), kind.max_length) for text in rendered]
     return texts, problems
-
-
-def _check_time(clock: Callable[[], float], ends: float) -> None:
-    if clock() > ends:
-        raise TemplateProblem(f"takes longer than {_SECONDS:g} s")
 
 
 def _replace_texts(message: Message, texts: Mapping[_Kind, list[str]]) -> Message:
@@ -178,10 +201,11 @@ def check_template_folder(folder: Path) -> Iterable[Path]:
         if file.name not in expected:
             raise FileCheckError(f"{file}: there is no such template", f"expected {', '.join(expected)}")
     templates = _load_templates(folder)
-    for message in _build_examples():
-        _, problems = _render(templates, message, time.thread_time)
-        for problem in problems.values():
-            raise FileCheckError(f"{folder}/{problem}", _HINT)
+    with closing(TemplateProcess()) as process:
+        for message in _build_examples() if templates else ():
+            _, problems = _render(process, templates, message, _CHECK_SECONDS)
+            for problem in problems.values():
+                raise FileCheckError(f"{folder}/{problem}", _HINT)
     return ()
 
 

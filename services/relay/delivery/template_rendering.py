@@ -1,0 +1,166 @@
+"""Renders a team's templates in a process of its own: `python -m services.relay.delivery.template_rendering`.
+
+Jinja's own sandbox bounds what a template reaches, and neither time nor memory: one operation, such as `"x" * 10**9`,
+may take all of both. So the kernel does that for this process: memory by RLIMIT_AS, and the processor's time of one
+template by a timer that ends the process wherever it is. It reads each `Request` as a line of JSON, and writes an
+`Answer` as one. It ends when nothing was to be rendered for a while, and when its input is closed.
+"""
+
+import functools
+import json
+import re
+import resource
+import signal
+import socket
+from collections.abc import Mapping
+from typing import Any, Final, TypedDict
+
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError, meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+READY: Final = b"ready\n"
+SECONDS: Final = 0.5
+"""Of the processor, for one template and one message."""
+MEMORY_BYTES: Final = 192 * 1024**2
+IDLE_SECONDS: Final = 300
+_FILES: Final = (nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include)
+_MAPPING_METHODS: Final = {"get", "items", "keys", "values"}
+_MISSING: Final = re.compile(r"'[\w ]+' has no attribute '(\w+)'")
+
+
+class Request(TypedDict):
+    """What is to be rendered."""
+
+    name: str
+    """Of the template's file, for errors."""
+    source: str
+    limit: int
+    """Characters of a text."""
+    variables: Mapping[str, Any]
+    about: list[Any]
+    """What `alert` is; a text is rendered for each."""
+
+
+class Answer(TypedDict):
+    """What became of it."""
+
+    texts: list[str]
+    """One for each of `about`, cut off at the limit; none where there is a problem."""
+    problem: str
+    """What is wrong, with the file and the line; empty if nothing is."""
+    is_out_of_memory: bool
+
+
+class Labels(dict[str, str]):
+    """Labels or annotations: one that is missing is an empty text, and each wins over a method of the same name."""
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, Labels) and (attribute in obj or attribute not in _MAPPING_METHODS):
+            return obj.get(attribute, "")
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return obj.get(argument, "") if isinstance(obj, Labels) else super().getitem(obj, argument)
+
+
+_ENVIRONMENT: Final = _Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
+# Each attempt sends the same text.
+del _ENVIRONMENT.globals["lipsum"], _ENVIRONMENT.filters["random"]
+
+
+def render(request: Request) -> Answer:
+    """The texts of a template, or what is wrong with it."""
+    try:
+        template = _compile(request["source"], request["name"], frozenset(request["variables"]) | {"alert"})
+        texts = [_render_one(template, {**request["variables"], "alert": each}, request) for each in request["about"]]
+    except MemoryError:
+        problem = f"{request['name']}: needs more than {MEMORY_BYTES // 1024**2} MiB of memory"
+        return Answer(texts=[], problem=problem, is_out_of_memory=True)
+    except TemplateSyntaxError as error:
+        problem = f"{request['name']}: line {error.lineno}: {error.message}"
+    except Exception as error:  # noqa: BLE001  # whatever an expression raises
+        problem = f"{request['name']}: line {_find_line(error, request['name'])}: {_describe(error, request['source'])}"
+    else:
+        return Answer(texts=texts, problem="", is_out_of_memory=False)
+    return Answer(texts=[], problem=problem, is_out_of_memory=False)
+
+
+def _render_one(template: Template, values: Mapping[str, Any], request: Request) -> str:
+    text = ""
+    for piece in template.generate(values):
+        text += piece
+        if len(text) >= request["limit"]:  # what is cut off is not computed
+            break
+    return text[: request["limit"]]
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(source: str, name: str, variables: frozenset[str]) -> Template:
+    """The template. Raises TemplateSyntaxError, also for what Jinja finds only where it is rendered."""
+    tree = _ENVIRONMENT.parse(source, name, name)
+    for node in tree.find_all(_FILES):
+        name_of = type(node).__name__.lower()
+        raise TemplateSyntaxError(f"`{name_of}` is not allowed; there are no other files", node.lineno)
+    for kind, available in ((nodes.Filter, _ENVIRONMENT.filters), (nodes.Test, _ENVIRONMENT.tests)):
+        for used in tree.find_all(kind):
+            if used.name not in available:
+                raise TemplateSyntaxError(f"there is no {kind.__name__.lower()} `{used.name}`", used.lineno)
+    unknown = meta.find_undeclared_variables(tree) - variables - _ENVIRONMENT.globals.keys()
+    for variable in tree.find_all(nodes.Name):
+        if variable.name in unknown and variable.ctx == "load":
+            raise TemplateSyntaxError(f"there is no variable `{variable.name}`", variable.lineno)
+    code = _ENVIRONMENT.compile(tree, name, name)
+    return _ENVIRONMENT.template_class.from_code(_ENVIRONMENT, code, _ENVIRONMENT.make_globals(None))
+
+
+def _describe(error: Exception, source: str) -> str:
+    """Jinja's own sentence where the template alone is in it; else the type: its text may be that of an alert."""
+    found = _MISSING.fullmatch(str(error)) if isinstance(error, UndefinedError) else None
+    return str(error) if found and found[1] in re.findall(r"\w+", source) else type(error).__name__
+
+
+def _find_line(error: BaseException, name: str) -> int:
+    line, frame = 1, error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == name:
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return line
+
+
+def _mark_labels(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object whose labels and annotations are `Labels`."""
+    return {
+        key: Labels(child) if isinstance(child, dict) and key.endswith(("labels", "annotations")) else child
+        for key, child in value.items()
+    }
+
+
+def main() -> None:
+    """Renders what comes in until it is closed."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    with socket.socket(fileno=0) as connection, connection.makefile("rwb") as stream:
+        stream.write(READY)
+        stream.flush()
+        signal.alarm(IDLE_SECONDS)
+        while line := stream.readline():
+            signal.alarm(0)
+            stream.write(json.dumps(_answer(line)).encode() + b"\n")
+            stream.flush()
+            del line  # before the next one is read
+            signal.alarm(IDLE_SECONDS)
+
+
+def _answer(line: bytes) -> Answer:
+    request = json.loads(line.decode(errors="surrogatepass"), object_hook=_mark_labels)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process
+    try:
+        return render(request)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+if __name__ == "__main__":
+    main()
