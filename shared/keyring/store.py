@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, exists, select
+from sqlalchemy import ColumnElement, Connection, LargeBinary, cast, exists, select
 from sqlalchemy.exc import IntegrityError
 
 from shared.hinted_error import HintedError
@@ -90,7 +90,8 @@ def change_status(connection: Connection, data_key_id: str, expected: DataKeySta
 def replace_wrap(connection: Connection, data_key_id: str, expected: WrappedKey, new: WrappedKey) -> bool:
     """Replaces the wrapped form; False, and nothing is changed, where it is another. Raises RetiredVersionError."""
     refuse_retired_version(connection, new)
-    found = (_columns.id == data_key_id) & (_columns.wrapped == expected.ciphertext)
+    is_expected = cast(_columns.wrapped, LargeBinary) == expected.ciphertext  # a file may hold a text there
+    found = (_columns.id == data_key_id) & is_expected
     return connection.execute(data_keys.update().where(found).values(**_to_wrap_columns(new))).rowcount == 1
 
 
