@@ -331,7 +331,7 @@ def _build_tasks(
         predecessors={
             row.delivery.id: _read_predecessors(transaction, row.delivery)
             for row in due
-            if row.delivery.first_event_seq != row.delivery.event_seq
+            if (row.delivery.first_event_seq != row.delivery.event_seq or row.delivery.state != DeliveryState.QUEUED)
             and (row.delivery.incident_id, row.delivery.episode) not in receipts
         },
         ending_incidents=ending_incidents,

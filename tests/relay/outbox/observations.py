@@ -61,6 +61,10 @@ class Observations:
     progress: dict[str, str] = field(default_factory=dict)
     """Of each delivery."""
     requeued: set[str] = field(default_factory=set)
+    sent_alone: set[str] = field(default_factory=set)
+    """The deliveries that arrived as a message of their own."""
+    digests: dict[str, dict[tuple[str, int], int]] = field(default_factory=dict)
+    """Of each digest that arrived: the event that it shows of each incident and episode."""
 
     def accept(
         self,
@@ -97,6 +101,11 @@ class Observations:
         if owned.arrived:
             return
         owned.arrived = True
+        if owned.digest is not None:  # one that arrived before is found, and stays as it is until it is edited
+            states = self.digests.setdefault(owned.digest.delivery_id, {})
+            states.setdefault((owned.claim.incident_id, owned.claim.episode), owned.claim.last_event_seq)
+        else:
+            self.sent_alone.add(owned.claim.delivery_id)
         if owned.is_named_only:  # its own message is still to come
             return
         self.sent_after_lease += self.live.get(owned.delivery_key) is not owned

@@ -28,6 +28,7 @@ from services.relay.outbox import tables
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.channel_state.breaker import ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
+from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.escalation import escalate_due
 from services.relay.outbox.fallback import fall_back
@@ -328,7 +329,9 @@ class SimulatedOutbox:
                     is_leased_elsewhere=before is not None and before.exclusive_until > self.elapsed + ROUNDED,
                 )
             )
+            lost = self._find_lost(each)
             if owned.digest is not None:
+                assert owned.is_named_only or not lost, "what arrived alone is not found by a digest"
                 events_json, _ = self.run(_merge_events(self.store, each))
                 event = decode_event(events_json)
                 assert {alert.fingerprint: alert.status for alert in event.alerts} == self.observed.statuses_of(each)
@@ -336,6 +339,8 @@ class SimulatedOutbox:
                 self.observed.live[owned.delivery_key] = owned
                 self.owned.append(owned)
                 continue
+            if each.first_receipt is None:
+                assert lost <= {earlier.delivery_id for earlier in each.predecessors}, "what arrived is not found"
             task = self.run(prepare(self.store, each, acknowledges=channel == ACKNOWLEDGING))
             event = decode_event(task.event_json)
             assert {alert.fingerprint: alert.status for alert in event.alerts} == self.observed.statuses_of(each)
@@ -349,9 +354,22 @@ class SimulatedOutbox:
             assert claimed.retry_in is not None, "lost: no later claim is planned"
         return claimed
 
+    def _find_lost(self, claim: DeliveryTask) -> set[str]:
+        """What was merged into a delivery and arrived by itself, and no other delivery has as its first message."""
+        of_key = [row for row in self.rows.values() if row.delivery_key == (claim.incident_id, claim.channel)]
+        delivered = [row for row in of_key if row.state == DeliveryState.DELIVERED]
+        return {
+            row.id
+            for row in of_key
+            if row.state == DeliveryState.SUPERSEDED
+            and row.id in self.observed.sent_alone
+            and claim.first_event_seq <= row.event_seq <= claim.last_event_seq
+            and not any(other.episode == row.episode or other.covers(row.event_seq) for other in delivered)
+        }
+
     def record(self, ending: Sequence[OwnedClaim], how: AttemptOutcome) -> None:
         """Several at once are committed together."""
-        before = self.rows
+        before, how = self.rows, how._replace(is_editable=True)
 
         async def end_digest(digest: DeliveryTask, members: Sequence[OwnedClaim]) -> list[OutcomeResult]:
             assert [owned.claim for owned in members] == [member.task for member in digest.members]
@@ -473,11 +491,30 @@ class SimulatedOutbox:
             waits = [one.retry_in for one in claims if one.retry_in is not None]
             if not waits:
                 self._check_acknowledgements()
+                self._check_digests()
                 check(judge(self.observed.history(list(self.rows.values()))).violations)
                 return
             assert max(waits) <= LONGEST_WAIT
             self.wait(min(waits) + 0.001)
         raise AssertionError("what is left is not delivered")
+
+    def _check_digests(self) -> None:
+        """Each digest that arrived shows its incidents as they are, however its answers were lost."""
+        request = EditClaimRequest("scope", tuple(MERGING), 100, "last", LEASE, None)
+        while claims := self.run(claim_edits(self.store, request)).claims:
+            for claim in claims:
+                states = self.observed.digests.get(claim.task.delivery_id, {})
+                for member in claim.task.members:
+                    states[member.task.incident_id, member.task.episode] = member.task.last_event_seq
+                self.run(record_edit(self.store, "scope", claim, EditOutcome(EditResult.EDITED, "ok")))
+        for digest, states in self.observed.digests.items():
+            for (incident, episode), seq in states.items():
+                of_episode = [
+                    row for row in self.rows.values() if (*row.delivery_key, row.episode) == (incident, "mail", episode)
+                ]
+                newest = max(of_episode, key=lambda row: row.event_seq)
+                is_current = seq >= newest.event_seq or newest.state == DeliveryState.DEAD
+                assert is_current, f"digest {digest} shows event {seq} of {incident}, at last was {newest.event_seq}"
 
     def _check_acknowledgements(self) -> None:
         """The provider has the acknowledgement of each incident that is open there, and of no other."""

@@ -87,3 +87,15 @@ async def test_an_ending_whose_commit_was_not_answered_is_written_once_and_nothi
     claim = await claim_one(store)
     assert [(await end_attempt(store, claim)).lease_valid for _ in range(2)] == [True, True]
     assert await nothing_due(store)
+
+
+async def test_what_arrived_under_a_lost_lease_is_known_to_the_message_that_repeats_it(
+    store: Store, clock: Clock
+) -> None:
+    late = await lost(store, clock)
+    assert (await claim_one(store)).delivery_id == late.delivery_id
+    await end_attempt(store, late, DeliveryState.RETRYING, reason="timeout", maybe_sent=True)
+    clock.now += 20
+    repeat = await claim_one(store)
+    assert (repeat.first_event_seq, repeat.last_event_seq) == (1, 1)
+    assert [each.delivery_id for each in repeat.predecessors] == [late.delivery_id]
