@@ -40,6 +40,16 @@ PASSING = (
     {"provider": "smtp", "kind": "refuse_recipient", "recipient": CHANNELS["email"].readers[1], "status": 450},
 )
 """After these the same message may be sent again."""
+UNANSWERED = (
+    {"provider": "slack", "kind": "lost_answer", "method": "chat.postMessage"},
+    {"provider": "slack", "kind": "lost_answer", "method": "chat.update"},
+    {"provider": "slack", "kind": "error", "error": "internal_error", "method": "chat.postMessage"},
+    {"provider": "slack", "kind": "error", "error": "internal_error", "method": "chat.update"},
+    {"provider": "slack", "kind": "hang", "seconds": 1.5, "method": "chat.postMessage"},
+    {"provider": "slack", "kind": "lost_answer", "seconds": 1.5, "method": "chat.postMessage"},
+    {"provider": "slack", "kind": "status", "status": 503, "method": "conversations.history"},
+)
+"""After these nobody knows whether the message arrived, or where it is."""
 DEADLY = (
     {"provider": "slack", "kind": "error", "error": "invalid_blocks"},
     {"provider": "pagerduty", "kind": "status", "status": 400},
@@ -61,8 +71,21 @@ async def disturb(faults: ProviderFaults, random: Random, *, every: float = 0.3)
         if random.random() < 0.15:
             faults.clear()
         else:
-            fault = random.choice(DEADLY if random.random() < 0.03 else PASSING)
-            faults.add(ProviderFault.model_validate({**fault, "count": random.randint(1, 4)}))
+            is_deadly = random.random() < 0.03
+            fault = random.choice(DEADLY if is_deadly else PASSING)
+            count = random.randint(1, 4) if is_deadly or random.random() < 0.8 else random.randint(5, 12)
+            faults.add(ProviderFault.model_validate({**fault, "count": count}))
+
+
+async def lose_answers(faults: ProviderFaults, random: Random, *, every: float = 0.3) -> None:
+    """Loses Slack's answers to posts and edits, up to twelve in a row, until it is cancelled."""
+    while True:
+        await asyncio.sleep(random.uniform(0, 2 * every))
+        if random.random() < 0.2:
+            faults.clear()
+        else:
+            fault = {**random.choice(UNANSWERED), "count": random.randint(1, 12)}
+            faults.add(ProviderFault.model_validate(fault))
 
 
 def read_messages(providers: StandIns, updates: Sequence[Update]) -> list[Message]:
@@ -98,6 +121,16 @@ def read_edited(providers: StandIns, updates: Sequence[Update]) -> list[Message]
         for name, channel in providers.slack.channels.items()
         for post in channel.messages
         for key in (_key(post), *(each.delivery_id for each in updates if each.ts == post.ts))
+    ]
+
+
+def read_roots(providers: StandIns) -> list[Message]:
+    """What each message of Slack shows now that is in no thread."""
+    return [
+        _message(_channel(name), name, _key(post), post.text)
+        for name, channel in providers.slack.channels.items()
+        for post in channel.messages
+        if post.thread_ts is None and not post.is_deleted
     ]
 
 

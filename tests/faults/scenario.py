@@ -14,9 +14,9 @@ from shared.sql.database_url import DatabaseUrl
 from tests.faults import stored_deliveries, summary
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.incidents import Webhook, history, seeded
-from tests.faults.provider_disturbances import read_edited, read_messages
+from tests.faults.provider_disturbances import read_edited, read_messages, read_roots
 from tests.faults.relay import CHANNELS, Relay, configuration, relay
-from tests.relay.delivery_oracle.edits import check_edits
+from tests.relay.delivery_oracle.edits import check_edits, find_stale
 from tests.relay.delivery_oracle.evidence import History, Message
 from tests.relay.delivery_oracle.verdict import Verdict, judge
 from tests.relay.served_relay import until
@@ -113,6 +113,10 @@ class Scenario:
         updates = await asyncio.to_thread(stored_deliveries.read_updates, self._database)
         edited = read_edited(self.providers, updates)
         verdict.violations += check_edits(events, deliveries, edited, CHANNELS, given_up)
+        stale = list(find_stale(events, deliveries, read_roots(self.providers)))
+        if len(stale) > lost + len(given_up):
+            verdict.violations += stale
+        self.done["stale"] += len(stale)
         self._report(self._row(len(events), lost, verdict))
         assert alertmanager.accepted
         assert not verdict.violations, "\n".join([f"seed {self._seed}", *verdict.violations])

@@ -11,8 +11,9 @@ from shared.sql.database_url import DatabaseUrl
 from tests.faults import stored_deliveries
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
+from tests.faults.provider_disturbances import lose_answers
 from tests.faults.relay import CHANNELS, SLACK_TOKEN, set_ahead
-from tests.faults.scenario import Scenario
+from tests.faults.scenario import Scenario, meanwhile
 from tests.relay.served_relay import reaches, until
 
 LONG_ATTEMPTS = {"timeout": "10s", "lease": "20s", "backoff_initial": "100ms", "backoff_max": "500ms"}
@@ -57,6 +58,20 @@ async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> Non
         await relay.stop()
     assert +verdict.duplicates == {"email": 5 * len(CHANNELS["email"].readers)}
     assert len(trial.providers.pagerduty.events) == 2 * len(trial.providers.pagerduty.incidents) == 10
+
+
+async def test_answers_that_are_lost_many_times_in_a_row(
+    database: DatabaseUrl, scenario: Scenarios, long: bool
+) -> None:
+    """However many attempts nobody answered, each message is found in the end: none shows what is over."""
+    trial = scenario(database)
+    async with trial.relay() as relay:
+        alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.2)
+        async with meanwhile(lose_answers(trial.providers.faults, trial.random("faults"))):
+            await alertmanager.play(trial.histories(groups=8, length=40 if long else 8))
+        verdict = await trial.concluded(alertmanager)
+        await relay.stop()
+    assert trial.done["stale"] == len(verdict.late) == 0
 
 
 async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario: Scenarios) -> None:

@@ -1,4 +1,7 @@
-"""Whether the first message of each episode shows at the end how the episode stands, or ended. Pure."""
+"""Whether the first message of each episode shows at the end how the episode stands, or ended, and no other is stale.
+
+Pure.
+"""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -35,3 +38,26 @@ def check_edits(
         # A repeat of it, after a lost answer or lease, may be there beside it.
         if not any(last.alerts <= alerts for alerts in found):
             yield f"{first.channel}: the first message of {key[:2]} shows {found}, at last were {last.alerts}"
+
+
+def find_stale(events: Sequence[Event], deliveries: Sequence[Delivery], roots: Sequence[Message]) -> Iterator[str]:
+    """Messages outside of threads that do not show how their episode stands, or ended: nobody edits them any more.
+
+    Args:
+        events: every accepted one.
+        deliveries: the outbox.
+        roots: what these messages show now.
+    """
+    episode_of = {each.event_seq: (each.incident, each.episode) for each in deliveries}
+    last_of = {episode: seq for seq, episode in sorted(episode_of.items())}
+    by_seq = {event.seq: event for event in events}
+    for root in roots:
+        of_group = (event for event in reversed(events) if event.group == root.group and event.seq in episode_of)
+        newest = next((event for event in of_group if root.number in {what.version for _, what in event.alerts}), None)
+        if newest is None:
+            yield f"{root.channel}: nobody knows what a message shows: {sorted(root.alerts, key=str)}"
+            continue
+        last = by_seq[last_of[episode_of[newest.seq]]]
+        if not last.alerts <= root.alerts:
+            current, expected = (sorted(alerts, key=str) for alerts in (root.alerts, last.alerts))
+            yield f"{root.channel}: a message of {root.group} is stale: it shows {current}, at last were {expected}"

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.relay.delivery_oracle.edits import check_edits
+from tests.relay.delivery_oracle.edits import check_edits, find_stale
 from tests.relay.delivery_oracle.evidence import AlertState, Channel, Delivery, Event, Message
 
 FIRING = frozenset({("a", AlertState(1, "firing"))})
@@ -35,3 +35,21 @@ def test_the_first_message_of_an_episode_shows_its_last_state(
 ) -> None:
     assert len(list(check_edits(EVENTS, deliveries, messages, CHANNELS))) == wrong
     assert list(check_edits(EVENTS, deliveries, messages, CHANNELS, {("x", 1, "slack"), ("x", 2, "slack")})) == []
+
+
+@pytest.mark.parametrize(
+    ("second_episode", "roots", "stale"),
+    [
+        (1, [OVER], 0),
+        (1, [FIRING], 1),
+        (1, [OVER, FIRING], 1),
+        (2, [FIRING, OVER], 0),
+        (1, [frozenset({("a", AlertState(9, "firing"))})], 1),
+    ],
+)
+def test_no_message_outside_of_a_thread_is_stale(
+    second_episode: int, roots: list[frozenset[tuple[str, AlertState]]], stale: int
+) -> None:
+    deliveries = [FIRST, replace(SECOND, episode=second_episode)]
+    messages = [message_of(alerts, f"d{number}") for number, alerts in enumerate(roots)]
+    assert len(list(find_stale(EVENTS, deliveries, messages))) == stale
