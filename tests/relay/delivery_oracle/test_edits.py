@@ -47,7 +47,7 @@ def test_the_first_message_of_an_episode_shows_its_last_state(
         (1, [frozenset({("a", AlertState(9, "firing"))})], 1),
     ],
 )
-def test_no_message_outside_of_a_thread_is_stale(
+def test_each_root_message_shows_how_its_episode_ended(
     second_episode: int, roots: list[frozenset[tuple[str, AlertState]]], stale: int
 ) -> None:
     deliveries = [FIRST, replace(SECOND, episode=second_episode)]
