@@ -56,7 +56,7 @@ def _build_pattern_check(pattern: re.Pattern[str], description: str) -> Callable
 
 def _parse_duration_option(_context: click.Context, _parameter: click.Parameter, given: str) -> float:
     try:
-        return float(str(parse_duration(given)))
+        return parse_duration(given)
     except ValueError as error:
         raise click.BadParameter(f"{error}, got {given!r}") from None
 

@@ -51,7 +51,7 @@ class _DurationOption(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            seconds = float(str(parse_duration(value)))
+            seconds = parse_duration(value)
         except ValueError as error:
             self.fail(f"{error}, got {value!r}", param, ctx)
         if seconds <= 0:
@@ -97,7 +97,7 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
 @click.option(
     "--timeout",
     type=_DurationOption(),
-    default=TEST_ALERT_TIMEOUT_SECONDS,
+    default=f"{TEST_ALERT_TIMEOUT_SECONDS:g}s",
     help="Of the test alert, to its last receipt. Default 3m.",
 )
 @click.option("--ca-file", type=_FILE, help="Certificate authorities in PEM, trusted instead of the usual ones.")

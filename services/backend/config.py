@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from services.backend.local_key_file import LocalKeyError, read_or_create
 from shared.config.file_checks import FileCheck, FileCheckError, check_writable_folder
@@ -45,8 +45,8 @@ class BackendSettings(ServerSettings):
     admin: AdminSettings = AdminSettings()
     local_key_file: Annotated[FilePath, FileCheck(_check_local_key, "checks later")]
     """Made at the first start, the same for all instances of a database; wraps data keys in `env` mode."""
-    kms_check_interval: Duration = 10.0
-    kms_timeout: Duration = 2.0
+    kms_check_interval: Duration = Field(10.0, validate_default=False)
+    kms_timeout: Duration = Field(2.0, validate_default=False)
     """Of one call. A check makes two; one that fails costs at most this."""
 
     @field_validator("admin")

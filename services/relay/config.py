@@ -17,7 +17,7 @@ from services.relay.acknowledge_link import SignatureSettings
 from services.relay.channels.log import LogSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.channels.slack.channel import SlackSettings
-from services.relay.delivery.links import LinkRules
+from services.relay.delivery.links import LinkRules, list_unusual_variables
 from services.relay.delivery.settings import LinkSettings, MessageSettings
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Matcher, Route, parse_matcher
@@ -411,6 +411,9 @@ class RelaySettings(ServerSettings):
         for role, address in self.contacts.items():
             if is_placeholder(address):
                 yield f"contacts.{role}", "is a placeholder; production does not allow it"
+        for key, template in (("runbook", self.links.runbook), ("dashboard", self.links.dashboard)):
+            for name in list_unusual_variables(template or ""):
+                yield f"links.{key}", f"{{{name}}} is no label of keypulse's alerts; one without it has nothing there"
         for number, route in enumerate(self.routes):
             for position, step in enumerate(route.escalate):
                 if all(isinstance(self.channels[name], LogSettings) for name in step.channels):

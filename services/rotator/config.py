@@ -29,24 +29,24 @@ class RotatorSettings(CommandSettings):
     """Further keyrings that the same KMS key wraps; None if nobody has said whether there are any."""
     state_dir: Annotated[FilePath, FileCheck(_check_state_folder, "checks later")]
     """Encrypted backups and reports; made if missing."""
-    kms_timeout: Duration = 5.0
+    kms_timeout: Duration = Field(5.0, validate_default=False)
     """Of one call."""
-    lease: Duration = Field(60.0, le=3600)
+    lease: Duration = Field(60.0, le=3600, validate_default=False)
     """How long nobody else may rotate once this runner was killed."""
     batch_size: int = Field(500, ge=1, le=MAX_PAGE_SIZE)
     """Data keys in one step."""
     primary_checks: int = Field(3, ge=1)
     """Answers in a row in which Encrypt has to use the new primary version."""
-    primary_check_interval: Duration = 1.0
+    primary_check_interval: Duration = Field(1.0, validate_default=False)
     """Between two of them."""
-    primary_timeout: Duration = 600.0
+    primary_timeout: Duration = Field(600.0, validate_default=False)
     """For all of them."""
     verify_mode: Literal["sample", "full"] = "sample"
     """Of the records; every data key is unwrapped in both."""
     verify_attempts: int = Field(3, ge=1)
-    verify_interval: Duration = 5.0
+    verify_interval: Duration = Field(5.0, validate_default=False)
     """Between two attempts."""
-    new_dek_min_age: Duration = 86400.0
+    new_dek_min_age: Duration = Field(86400.0, validate_default=False)
     """A data key that `new-dek` made more recently than that is not replaced by the next one."""
 
     @model_validator(mode="after")

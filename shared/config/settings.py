@@ -40,6 +40,7 @@ from shared.config.file_checks import PASSWORD_FILE_CHECK, SECRET_FILE_CHECK, TO
 _base_folder: ContextVar[Path] = ContextVar("_folder", default=Path())
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = TypeAdapter(ByteSize)
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 
 
@@ -75,15 +76,14 @@ def parse_address(value: object) -> Address:
     return Address(host, int(port))
 
 
-def parse_duration(value: object) -> object:
-    """`30s`, `5m`, `1h30m`, `500ms` → seconds; a bare number is seconds, also as text, as the environment has it."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError("expected a duration such as 30s, 5m or 1h30m")  # noqa: TRY004 - pydantic reports ValueError
-    if isinstance(value, str) and not value.isdecimal():
-        if not _DURATION.fullmatch(value):
-            raise ValueError("expected a duration such as 30s, 5m or 1h30m")
-        return sum(float(n) * _UNITS[unit] for n, unit in re.findall(r"([\d.]+)(ms|s|m|h|d)", value))
-    return value
+def parse_duration(value: object) -> float:
+    """`30s`, `5m`, `1h30m`, `500ms` → seconds. Raises ValueError, also for a number without a unit, but for 0."""
+    text = str(value)
+    if isinstance(value, bool) or not (_DURATION.fullmatch(text) or _NUMBER.fullmatch(text)):
+        raise ValueError("expected a duration such as 30s, 5m or 1h30m")
+    if _NUMBER.fullmatch(text) and float(text):
+        raise ValueError("expected a duration with its unit, such as 30s, 5m or 1h30m")
+    return sum(float(n) * _UNITS[unit] for n, unit in re.findall(r"([\d.]+)(ms|s|m|h|d)", text))
 
 
 def parse_size(value: object) -> object:
@@ -116,10 +116,10 @@ Network = Annotated[
 """A network in CIDR notation."""
 Duration = Annotated[
     float,
-    BeforeValidator(parse_duration, json_schema_input_type=str | float),
+    BeforeValidator(parse_duration, json_schema_input_type=str),
     Field(gt=0, allow_inf_nan=False),
 ]
-"""Seconds, written as `30s`, `5m` or `1h30m`."""
+"""Seconds, written as `30s`, `5m` or `1h30m`. A default is a number of seconds, which is not validated."""
 Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=str | int), Field(gt=0)]
 """Bytes, written as `512KiB`, `16MiB` or `1GiB`."""
 FilePath = Annotated[Path, AfterValidator(resolve_path)]

@@ -94,6 +94,7 @@ async def watched(
     kms: Kms, *targets: Target, record: Results | None = None, **probe: float
 ) -> AsyncIterator[RunningJobs]:
     """Watches `targets` each 30 s, 5 s at most, 16 at once, or as `probe` says."""
-    settings = ExporterSettings(listen=FREE, probe=ProbeSettings.model_validate(probe), targets=targets)
+    given = {key: value if key == "concurrency" else f"{value}s" for key, value in probe.items()}
+    settings = ExporterSettings(listen=FREE, probe=ProbeSettings.model_validate(given), targets=targets)
     async with start_jobs(settings, record or Results(), kms.connect, Random(1)) as watch:  # noqa: S311  jitter
         yield watch

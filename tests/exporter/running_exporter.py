@@ -57,7 +57,7 @@ def target(emulator: Emulator, name: str = "ledger-kek") -> Target:
 def configured(
     *, targets: tuple[Target, ...] = (), backends: tuple[Backend, ...] = (), timeout: float = INTERVAL
 ) -> ExporterSettings:
-    probe = ProbeSettings(interval=INTERVAL, timeout=timeout, concurrency=16)
+    probe = ProbeSettings.model_validate({"interval": f"{INTERVAL}s", "timeout": f"{timeout}s"})
     return ExporterSettings(listen=FREE, probe=probe, targets=targets, backends=backends)
 
 

@@ -40,7 +40,7 @@ class Health:
 async def test_a_scrape_does_not_wait_for_probes_that_hang(emulator: Emulator, until: Until) -> None:
     emulator.faults.add(EmulatorFault(kind="stall", count=16))
     targets = tuple(target(emulator, f"kek-{n}") for n in range(20))
-    probe = ProbeSettings(interval=60, timeout=60, concurrency=16)
+    probe = ProbeSettings.model_validate({"interval": "60s", "timeout": "60s"})
     async with scraped(ExporterSettings(listen=FREE, probe=probe, targets=targets)) as scrape:
 
         async def all_hang() -> bool:
@@ -57,7 +57,7 @@ async def test_a_scrape_does_not_wait_for_probes_that_hang(emulator: Emulator, u
 
 async def test_a_key_that_gets_no_slot_is_no_success_for_metrics_and_board(emulator: Emulator, until: Until) -> None:
     targets = tuple(target(emulator, f"kek-{n}") for n in range(8))
-    probe = ProbeSettings(interval=1, timeout=1, concurrency=1)
+    probe = ProbeSettings.model_validate({"interval": "1s", "timeout": "1s", "concurrency": 1})
     async with scraped(ExporterSettings(listen=FREE, probe=probe, targets=targets)) as scrape:
         succeeded: set[str] = set()
 
@@ -86,7 +86,7 @@ async def test_backends_are_read_while_every_probe_hangs(emulator: Emulator, unt
     health = Health()
     async with serve(health.app(), FREE) as address:
         backend = Backend(service="backend", health_url=f"http://{address}/healthz")
-        probe = ProbeSettings(interval=30, timeout=30, concurrency=1)
+        probe = ProbeSettings.model_validate({"interval": "30s", "timeout": "30s", "concurrency": 1})
         targets = (target(emulator, "a"), target(emulator, "b"))
         settings = ExporterSettings(listen=FREE, probe=probe, targets=targets, backends=(backend,))
         async with scraped(settings) as scrape:

@@ -38,7 +38,7 @@ async def test_when_it_stops_no_task_and_no_connection_is_left(
     )
     settings = ExporterSettings(
         listen=FREE,
-        probe=ProbeSettings(interval=30, timeout=30),
+        probe=ProbeSettings.model_validate({"interval": "30s", "timeout": "30s"}),
         targets=(target,),
         backends=(Backend(service="backend", health_url="http://127.0.0.1:1/"),),
     )

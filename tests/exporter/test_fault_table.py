@@ -24,6 +24,7 @@ from tests.faults import summary
 
 INTERVAL = 2.0
 TIMEOUT = 1.0
+PROBE = ProbeSettings.model_validate({"interval": f"{INTERVAL}s", "timeout": f"{TIMEOUT}s"})
 RING = "projects/demo/locations/global/keyRings/app/cryptoKeys"
 Act = Callable[[Emulator], Awaitable[None]]
 
@@ -149,7 +150,7 @@ async def test_each_fault_is_seen_under_its_reason_and_over_within_two_intervals
         )
         for row in ROWS
     )
-    probe = ProbeSettings(interval=INTERVAL, timeout=TIMEOUT, concurrency=len(ROWS))
+    probe = PROBE.model_copy(update={"concurrency": len(ROWS)})
     async with scraped(ExporterSettings(listen=FREE, probe=probe, targets=targets)) as scrape:
         values: dict[str, float] = {}
 
@@ -211,7 +212,7 @@ async def test_a_service_that_cannot_be_reached_is_unavailable_until_it_is_there
         address = Address(*free.getsockname()[:2])
     settings = GcpKeySettings(key=key, endpoint=str(address), insecure=True)
     target = Target(name="ledger-kek", service="backend", kms=settings)
-    probe = ProbeSettings(interval=INTERVAL, timeout=TIMEOUT)
+    probe = PROBE
     async with AsyncExitStack() as stack:
         scrape = await stack.enter_async_context(scraped(ExporterSettings(listen=FREE, probe=probe, targets=(target,))))
 

@@ -42,7 +42,7 @@ async def test_a_bot_that_is_no_member_is_to_be_invited_whatever_its_checks_find
             auth={"bearer_token_file": tmp_path / "secret"},
             channels={"one": slack},
             default_channels=["one"],
-            delivery={"timeout": 0.5},
+            delivery={"timeout": "500ms"},
         )
         error = (await send_test_message(settings, "one")).error
         assert error is not None

@@ -324,6 +324,17 @@ def test_escalation_that_only_writes_to_the_log_is_a_warning(tmp_path: Path) -> 
     assert configured.acknowledging_channels == {"pagerduty"}
 
 
+def test_a_label_that_keypulses_alerts_lack_is_a_warning_in_a_link(tmp_path: Path) -> None:
+    links = {
+        "runbook": "https://wiki.company.net/{tenant}#{alertname_lower}",
+        "dashboard": "https://g.company.net/{cluster}",
+    }
+    configured = read(tmp_path, yaml.safe_dump(yaml.safe_load(CONTRACT) | {"links": links}))
+    assert [warning for warning in configured.find_warnings() if warning[0].startswith("links")] == [
+        ("links.runbook", "{tenant} is no label of keypulse's alerts; one without it has nothing there")
+    ]
+
+
 @pytest.mark.parametrize("name", ["Europe/Nowhere", "Europe", "../../etc/passwd", "", "CEST", "europe berlin"])
 def test_a_time_zone_that_nobody_has_is_an_error(tmp_path: Path, name: str) -> None:
     (error,) = list_errors(tmp_path, messages={"timezone": name})

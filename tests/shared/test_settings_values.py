@@ -18,14 +18,14 @@ def test_an_address_is_written_as_it_is_read(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("500ms", 0.5), ("30s", 30), ("1.5m", 90), ("1h30m", 5400), ("2d", 172800), (3, 3)]
+    ("text", "seconds"), [("500ms", 0.5), ("30s", 30), ("1.5m", 90), ("1h30m", 5400), ("2d", 172800), ("0", 0), (0, 0)]
 )
 def test_a_duration_is_seconds(text: object, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "5 s", "s", "-5s", "5s!", "1h 30m", "5S"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["", "5 s", "s", "-5s", "5s!", "1h 30m", "5S", "5", "1h30", 30, 0.5, -3, True, None])
+def test_what_is_no_duration_or_has_no_unit_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="expected a duration"):
         parse_duration(text)
 

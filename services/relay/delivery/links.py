@@ -4,8 +4,9 @@ What cannot become a link is left out; it never delays an alert. Anybody who can
 and annotations, so their values are always escaped, and only http(s) is let through.
 """
 
+import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -19,6 +20,12 @@ from services.relay.text import MAX_SHORT_URL, MAX_URL, quote_url
 _DASHBOARD_MARGIN: Final = timedelta(minutes=30)
 """What a dashboard shows before the start and after the end."""
 _COMPUTED_VARIABLES: Final = "alertname_lower, from_ms, to_ms"
+_USUAL_VARIABLES: Final = (
+    *_COMPUTED_VARIABLES.split(", "),
+    *("alertname", "env", "service", "severity", "target", "operation", "permission", "version", "channel", "code"),
+    *("cluster", "container", "instance", "job", "namespace", "node", "pod", "region", "team"),
+)
+"""With labels of keypulse's rules and of most others. An alert may have any, so one that resembles none is no error."""
 _VARIABLE: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _LABEL_PARAMETER: Final = re.compile(r"[^={}]*=\{(\w+)\}")
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+(?:[/?#]|$)")
@@ -54,6 +61,8 @@ def check_template(template: str) -> str:
             raise ValueError(
                 f"{{{name}}} is no variable; expected the name of a label, or one of {_COMPUTED_VARIABLES}"
             )
+        if similar := _find_similar(name):
+            raise ValueError(f"{{{name}}} is unknown; did you mean {{{similar}}}?")
     if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", template)):
         raise ValueError("expected each { to have its }")
     if _fill_template(template, dict.fromkeys(names, "x")) is None:
@@ -62,6 +71,19 @@ def check_template(template: str) -> str:
             "65535, no spaces, and no . or .. in its path"
         )
     return template
+
+
+def list_unusual_variables(template: str) -> Iterator[str]:
+    """The variables of a template that are neither computed nor usual labels: an alert may lack them."""
+    return (name for name in re.findall(r"\{(\w+)\}", template) if name not in _USUAL_VARIABLES)
+
+
+def _find_similar(name: str) -> str | None:
+    """What an unusual name is a slip of: `alertnam`, or `from` for `from_ms`."""
+    if name in _USUAL_VARIABLES:
+        return None
+    close = difflib.get_close_matches(name, _USUAL_VARIABLES, 1, 0.8)
+    return next((each for each in _USUAL_VARIABLES if each.startswith(f"{name}_")), close[0] if close else None)
 
 
 def check_allowed_host(host: str) -> str:

@@ -46,7 +46,7 @@ def mailing(folder: Path, stand_ins: StandIns, *, to: list[str] = TO, **auth: An
         "tls": "none",
         "from": "relay@example.org",
     }
-    document = build_settings(folder, public_url=BASE, **auth).model_dump(by_alias=True)
+    document = build_settings(folder, public_url=BASE, **auth).model_dump(by_alias=True, exclude_unset=True)
     document |= {"channels": {"mail": {**mail, "to": to}}, "default_channels": ["mail"], "environment": "demo"}
     return RelaySettings(**document)
 

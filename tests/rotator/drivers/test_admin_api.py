@@ -45,9 +45,8 @@ def open_keyring(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Ad
         site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
         await site.start()
         url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}/base/"
-        settings = AdminApiDriverSettings(
-            kind="admin_api", url=url, token_file=tmp_path / "token", timeout=timeout, **network
-        )
+        values = {"kind": "admin_api", "url": url, "token_file": tmp_path / "token", "timeout": f"{timeout}s"}
+        settings = AdminApiDriverSettings.model_validate(values | network)
         try:
             async with open_driver(settings, KMS, caller=caller) as keyring:
                 yield keyring

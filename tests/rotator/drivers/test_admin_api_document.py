@@ -108,7 +108,7 @@ async def test_the_reference_backend_conforms_over_a_command(serve: Serve, versi
 
 
 async def _conforms(backend: Backend, folder: Path, kind: str) -> None:
-    driver = backend.driver(kind).model_dump(mode="json")
+    driver = backend.driver(kind).model_dump(mode="json", exclude_unset=True)
     file = folder / "rotator.yml"
     file.write_text(yaml.safe_dump({"driver": driver, "kms": backend.kms.model_dump(), "state_dir": "state"}))
     async with backend.connected(kind) as administration:

@@ -27,7 +27,8 @@ CENSUS: dict[str, object] = {"versions": [], "active": None, "active_since": Non
 
 def python(script: str, *, timeout: float = 20.0) -> CommandDriverSettings:
     """A command that does what the script says."""
-    return CommandDriverSettings(kind="command", argv=(sys.executable, "-c", script), timeout=timeout)
+    argv = (sys.executable, "-c", script)
+    return CommandDriverSettings.model_validate({"kind": "command", "argv": argv, "timeout": f"{timeout}s"})
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ async def test_through_a_real_ssh_a_data_key_is_rotated_and_no_value_is_on_a_com
 ) -> None:
     (tmp_path / "ssh").mkdir()
     async with serve(database) as backend, sshd(tmp_path / "ssh") as ssh:
-        settings = CommandDriverSettings(kind="command", argv=(*ssh, shlex.join(backend.admin_command)), timeout=60.0)
+        settings = CommandDriverSettings(kind="command", argv=(*ssh, shlex.join(backend.admin_command)))
         async with open_driver(settings, KMS, caller='o\'clock; rm -rf "$HOME"') as keyring:
             lease = await keyring.acquire_lease("by 'ssh' $(id)", 60)
             request = RotateRequest(rotation_id="by-ssh", type=RotationType.NEW_DEK, token=lease.token, caller="x")

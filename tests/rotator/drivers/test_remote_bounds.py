@@ -36,7 +36,7 @@ async def test_an_answer_of_nothing_but_values_is_not_even_parsed(status: int, p
 @pytest.mark.parametrize("begin", ['{"status":200,"body":[', '{"status":200,"x":['])
 async def test_a_command_that_answers_nothing_but_values_is_not_even_parsed(begin: str) -> None:
     line = f"print('{begin}' + '[],' * {MAX_RESPONSE_BYTES // 3 - 20} + '0]}}')"
-    settings = CommandDriverSettings(kind="command", argv=(sys.executable, "-c", line), timeout=20.0)
+    settings = CommandDriverSettings(kind="command", argv=(sys.executable, "-c", line))
     tracemalloc.start()
     try:
         async with open_driver(settings, GcpKeySettings(key=KEY), caller="a test") as keyring:

@@ -93,7 +93,8 @@ def test_an_error_within_a_variables_json_is_named_by_that_variable(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEYPULSE_SAMPLE__PART", '{"name": "p", "wait": -1}')
-    assert _lines(_write(file)) == ["KEYPULSE_SAMPLE__PART: part.wait: expected more than 0, got -1"]
+    (line,) = _lines(_write(file))
+    assert line.startswith("KEYPULSE_SAMPLE__PART: part.wait: expected a duration with its unit, such as 30s")
 
 
 def test_a_variable_that_is_not_json_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,12 +186,15 @@ def test_an_error_inside_a_kind_is_named_as_it_is_written(file: Path, monkeypatc
     assert line.startswith("KEYPULSE_SAMPLE__PETS__REX__TRICKS: pets.rex.tricks: ")
 
 
-def test_a_bare_number_of_seconds_is_a_duration_wherever_it_comes_from(
+def test_a_number_without_a_unit_is_no_duration_wherever_it_comes_from(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert load_settings(Settings, _write(file, part={"name": "p", "wait": 7})).part.wait == 7.0
+    (line,) = _lines(_write(file, part={"name": "p", "wait": 7}))
+    assert line == f"{file}: part.wait: expected a duration with its unit, such as 30s, 5m or 1h30m, got 7"
+    _write(file, part={"name": "p", "wait": "7s"})
     monkeypatch.setenv("KEYPULSE_SAMPLE__PART__WAIT", "8")
-    assert load_settings(Settings, file).part.wait == 8.0
+    (line,) = _lines(file)
+    assert line.endswith("part.wait: expected a duration with its unit, such as 30s, 5m or 1h30m, got '8'")
 
 
 def test_a_truth_value_is_no_duration(file: Path) -> None:
