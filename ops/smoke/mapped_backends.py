@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
+from services.exporter.backend_reads import ReadBackend, build_read, open_backend_reader
 from services.exporter.backends.reader import BackendReader
 from services.exporter.config import ExporterSettings
 from services.exporter.doctor import check_documents
-from services.exporter.jobs import ReadBackend, build_read, open_backend_reader
 from services.exporter.model import BackendState, Health
 from shared.backend_contract import CryptoMode
 from shared.check import Check, CheckError, CheckNotApplicable, CheckResult, run_checks

@@ -7,6 +7,8 @@ from random import Random
 
 from starlette.applications import Starlette
 
+from services.exporter.backend_process import read_backends_in_process
+from services.exporter.backend_reads import ReadBackends, read_backends
 from services.exporter.config import ExporterSettings
 from services.exporter.jobs import Connect, RunningJobs, start_jobs
 from services.exporter.metrics.exposition import Exposition
@@ -25,7 +27,11 @@ from shared.web.pages import add_security_headers
 
 @asynccontextmanager
 async def run_exporter(
-    settings: ExporterSettings, *, connect: Connect = connect_key, random: Random | None = None
+    settings: ExporterSettings,
+    *,
+    connect: Connect = connect_key,
+    random: Random | None = None,
+    read_backends: ReadBackends = read_backends,
 ) -> AsyncIterator[Starlette]:
     """Probes and reads in the background while the body runs.
 
@@ -33,6 +39,7 @@ async def run_exporter(
         settings: what to watch.
         connect: from a key's settings to the key behind the port.
         random: where the schedule's jitter comes from.
+        read_backends: reads the backends.
 
     Yields:
         The application to serve; its `state.apply` watches what other settings say instead, and its `state.stop`
@@ -59,7 +66,7 @@ async def run_exporter(
                 runbook_url=settings.runbook_url,
                 page_links=settings.page_links,
             )
-            async with start_jobs(settings, record, connect, random) as watch:
+            async with start_jobs(settings, record, connect, random, read_backends) as watch:
                 app = create_application(
                     "keypulse exporter",
                     process,
@@ -85,7 +92,7 @@ async def run_exporter(
 
 async def serve(runner: ServerRunner[ExporterSettings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError if it cannot listen."""
-    async with run_exporter(runner.settings) as app:
+    async with run_exporter(runner.settings, read_backends=read_backends_in_process) as app:
         await runner.serve(app, app.state.apply, on_stop=lambda: app.state.stop())  # noqa: PLW0108 - that of the generation that runs by then
 
 

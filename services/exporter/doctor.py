@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from services.exporter.backend_reads import ReadBackend, build_read, open_backend_reader
 from services.exporter.backends.documents import UnreadableError
 from services.exporter.backends.health_proposal import propose_health
 from services.exporter.backends.reader import BackendReader
 from services.exporter.config import ExporterSettings, is_folder_usable
-from services.exporter.jobs import ReadBackend, build_read, open_backend_reader
 from services.exporter.model import BackendState
 from shared.check import Check, CheckError
 from shared.kms.diagnosis import list_key_checks

@@ -5,23 +5,17 @@ A reload stops them and starts those of the new settings; both write to the same
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from random import Random
-from urllib.parse import urlsplit
 
-from services.exporter.backends.credentials import BackendCredentials
-from services.exporter.backends.documents import OWN_NAMES
-from services.exporter.backends.reader import BackendReader, open_http_client
-from services.exporter.backends.replicas import ReplicaReader
-from services.exporter.backends.settings import Backend
+from services.exporter.backend_reads import BackendReads, ReadBackends, read_backends
 from services.exporter.config import ExporterSettings, Target
 from services.exporter.inspection_schedule import compute_interval, compute_start_spacing
-from services.exporter.model import BackendState, ProbeResult
+from services.exporter.model import ProbeResult
 from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
 from services.exporter.probes.key_inspection import KeyInspector, sync_nothing
 from services.exporter.probes.round_trip import Prober
@@ -31,10 +25,8 @@ from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
 from shared.kms.port import KmsKey
 from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
-from shared.net.egress import DIRECT, Egress, EgressSettings
 
 Connect = Callable[[ProviderSettings], KmsKey]
-ReadBackend = Callable[[], Awaitable[Sequence[BackendState]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +46,11 @@ class RunningJobs:
 
 @asynccontextmanager
 async def start_jobs(
-    settings: ExporterSettings, results: Results, connect: Connect, random: Random
+    settings: ExporterSettings,
+    results: Results,
+    connect: Connect,
+    random: Random,
+    read_backends: ReadBackends = read_backends,
 ) -> AsyncIterator[RunningJobs]:
     """Runs the jobs of `settings` while the body runs; then stops them and closes their connections.
 
@@ -63,6 +59,7 @@ async def start_jobs(
         results: receives every result.
         connect: opens a key from its settings.
         random: for the schedule's jitter.
+        read_backends: reads the backends.
     """
     async with AsyncExitStack() as stack:
         # One semaphore for each KMS: one that hangs does not block the keys of another.
@@ -90,14 +87,9 @@ async def start_jobs(
                 target, settings.probe.timeout, connect, results, inspection_semaphores[service]
             )
             inspection_jobs[target.kms.provider].append((inspected_at, inspection))
-        reads = [
-            _build_backend_job(
-                backend.service,
-                build_read(backend, await open_backend_reader(backend, settings.probe.timeout, stack)),
-                results,
-            )
-            for backend in settings.backends
-        ]
+        reads = BackendReads(
+            settings.backends, settings.probe.interval, settings.probe.timeout, settings.probe.concurrency
+        )
         # Separate schedules: a KMS that hangs does not delay the reads of the backends.
         schedule, every = partial(run_schedule, random=random), len(settings.targets)
         interval = settings.probe.interval
@@ -114,7 +106,7 @@ async def start_jobs(
                 )
                 for provider, jobs in inspection_jobs.items()
             ),
-            *([schedule(reads, interval=interval, concurrency=settings.probe.concurrency)] if reads else []),
+            *([read_backends(reads, results.add_backend_states, random)] if settings.backends else []),
         ]
         results.configure(settings)  # after everything that can fail: it removes the results of other targets
         tasks = [asyncio.create_task(each) for each in schedules]
@@ -185,58 +177,6 @@ def _build_inspection_job(
         return NextRun.ON_GRID
 
     return ScheduledJob(f"key inspection of {target.name}", run)
-
-
-async def open_backend_reader(backend: Backend, timeout: float, stack: AsyncExitStack) -> BackendReader:
-    """What reads a backend.
-
-    Args:
-        backend: its settings.
-        timeout: seconds for each document.
-        stack: ends what the reader needs.
-    """
-    # Replicas are reached by their addresses, which no proxy has to know.
-    egress = EgressSettings(proxy=DIRECT) if backend.resolve == "all" else backend
-    session = await stack.enter_async_context(open_http_client(Egress(egress)))
-    parser = ThreadPoolExecutor(1, "metrics-parser")
-    stack.callback(parser.shutdown, wait=False, cancel_futures=True)
-    return BackendReader(
-        backend.service,
-        backend.health_url,
-        backend.metrics_url,
-        session,
-        parser,
-        timeout,
-        backend.health,
-        {backend.metrics.get(name, name): name for name in OWN_NAMES},
-        BackendCredentials(backend),
-    )
-
-
-def build_read(backend: Backend, reader: BackendReader) -> ReadBackend:
-    """What reads each replica of a backend once."""
-    if backend.resolve == "all":
-        host = urlsplit(backend.health_url).hostname or ""
-        return ReplicaReader(backend.service, host, reader.read, reader.timeout).read
-
-    async def read() -> tuple[BackendState, ...]:
-        return (await reader.read(),)
-
-    return read
-
-
-def _build_backend_job(service: str, read: ReadBackend, results: Results) -> ScheduledJob:
-    async def run() -> NextRun:
-        try:
-            states = await read()
-        except BaseException:  # CancelledError of a library too
-            # The metrics never show a state that is older than the last read.
-            results.metrics.set_backend_states(BackendState(service, None))
-            raise
-        results.add_backend_states(states)
-        return NextRun.ON_GRID
-
-    return ScheduledJob(f"read of {service}", run)
 
 
 async def _cancel_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:

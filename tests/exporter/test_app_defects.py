@@ -8,7 +8,7 @@ from random import Random
 import aiohttp
 import pytest
 
-from services.exporter import jobs
+from services.exporter import backend_reads
 from services.exporter.app import run_exporter
 from services.exporter.backends.reader import BackendReader, open_http_client
 from services.exporter.backends.settings import Backend
@@ -51,7 +51,7 @@ async def test_a_read_that_fails_unexpectedly_leaves_nothing_stale(
             return [await reader.read()]
 
         with pytest.raises(raised):
-            await jobs._build_backend_job("backend", read, record).run()
+            await backend_reads._build_job("backend", read, record.add_backend_states).run()
     exposed = [s for family in record.metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
     assert [(sample.name, sample.value) for sample in exposed] == [("crypto_backend_up", 0)]
 

@@ -48,7 +48,7 @@ async def test_backends_whose_names_hang_are_down_and_one_beside_them_is_healthy
     assert result.health is not None
 
 
-SERVER = f"""
+LOOK_UP = f"""
 import socket, time
 real = socket.getaddrinfo
 def look_up(host, *arguments, **named):
@@ -57,6 +57,10 @@ def look_up(host, *arguments, **named):
         time.sleep(60)
     return real(host, *arguments, **named)
 socket.getaddrinfo = look_up
+"""
+SERVER = """
+import pathlib, sys
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for the process that reads the backends
 from services.exporter.__main__ import main
 main()
 """
@@ -69,6 +73,7 @@ def test_a_sigterm_while_a_name_hangs_ends_the_exporter_with_0(tmp_path: Path, r
         "listen: 127.0.0.1:0\nprobe: {interval: 60s, timeout: 60s}\n"
         f"backends: [{{service: backend, health_url: 'http://{HANGS}/healthz', resolve: {resolve}}}]\n"
     )
+    (tmp_path / "sitecustomize.py").write_text(LOOK_UP)
     (tmp_path / "server.py").write_text(SERVER)
     command = [*forked(str(tmp_path / "server.py")), "--config", str(file)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
