@@ -286,7 +286,7 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
             settings.contacts,
             delivery.timeout,
             settings.messages.zone,
-            settings.messages.enrichment,
+            settings.enrichment,
             settings.buttons,
             settings.messages.templates,
             settings.acknowledge_link,

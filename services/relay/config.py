@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sized
+from dataclasses import replace
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from services.relay.acknowledge_link import SignatureSettings
 from services.relay.channels.log import LogSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.channels.slack.channel import SlackSettings
+from services.relay.delivery.enrichment.enricher import EnrichmentSettings
 from services.relay.delivery.links import LinkRules, list_unusual_variables
 from services.relay.delivery.settings import LinkSettings, MessageSettings
 from services.relay.intake.heartbeats import HeartbeatMatcher
@@ -355,6 +357,19 @@ class RelaySettings(ServerSettings):
             links.prefer == "annotation",
             frozenset(links.allow_hosts),
             self.auth.public_url,
+        )
+
+    @property
+    def enrichment(self) -> EnrichmentSettings:
+        """What delivery adds to messages, with the addresses for the runbook's commands."""
+        addresses = {
+            "EXPORTER": self.messages.board_url,
+            "PROMETHEUS": self.messages.prometheus_url,
+            "ALERTMANAGER": next(iter(self.alertmanager.urls), None),
+            "RELAY": self.auth.public_url,
+        }
+        return replace(
+            self.messages.enrichment, addresses={name: address for name, address in addresses.items() if address}
         )
 
     @property

@@ -123,7 +123,7 @@ async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes
         if settings.channels[channel_name].uses_templates:
             with closing(MessageTemplates(settings.messages.templates)) as templates:
                 message = (await asyncio.to_thread(templates.apply, message))[0]
-        message = await enrich(settings.messages.enrichment, settings, message)
+        message = await enrich(settings.enrichment, settings, message)
         return await asyncio.to_thread(channel.render_payload, _add_link(settings, message))
     finally:
         await close_channel(channel_name, channel)
@@ -187,4 +187,6 @@ async def enrich(enrichment: EnrichmentSettings, settings: RelaySettings, messag
 def _get_runbook_files(settings: RelaySettings) -> EnrichmentSettings:
     """Only what is read from this machine: a payload that somebody pastes must not make the relay ask a server."""
     runbook = settings.messages.runbook
-    return EnrichmentSettings(runbook=runbook if isinstance(runbook, Path) else None)
+    return EnrichmentSettings(
+        runbook=runbook if isinstance(runbook, Path) else None, addresses=settings.enrichment.addresses
+    )

@@ -26,6 +26,15 @@ def list_fixes(annotations: Mapping[str, str], labels: Mapping[str, str]) -> tup
     if reason is None:
         return ()
     profile = get_profile(annotations.get("kms_provider", ""))
+    return tuple(profile.fixes.build(reason, annotations.get("kms_key", ""), _read_values(annotations, labels)))
+
+
+def list_values(annotations: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, str]:
+    """What fills in such commands, where it is valid: `target`, `version`, `account`, the parts of the key."""
+    profile = get_profile(annotations.get("kms_provider", ""))
+    return profile.fixes.check(annotations.get("kms_key", ""), _read_values(annotations, labels))
+
+
+def _read_values(annotations: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, str]:
     values = {name: annotations.get(f"kms_{name}") or labels.get(name, "") for name in _LABELS}
-    values["account"] = annotations.get("kms_account", "")
-    return tuple(profile.fixes.build(reason, annotations.get("kms_key", ""), values))
+    return {**values, "account": annotations.get("kms_account", "")}

@@ -63,12 +63,13 @@ class FixTable:
             key: the full name of the key; empty if it is not known.
             values: `target`, `version`, `permission`, `account`; empty or absent if they are not known.
         """
-        valid = {"reason": str(reason), **self._check(key, values)}
+        valid = {"reason": str(reason), **self.check(key, values)}
         for template in self.commands.get(reason, ()):
             if template.names <= valid.keys() and template.unless not in valid:
                 yield Fix(template.title, template.command.format_map(valid))
 
-    def _check(self, key: str, values: Mapping[str, str]) -> dict[str, str]:
+    def check(self, key: str, values: Mapping[str, str]) -> dict[str, str]:
+        """The values that are known and valid, quoted for a shell; arguments as of `build`."""
         patterns = {"target": _TARGET, **self.values}
         candidates = {"account": ACCOUNT_OF_EXPORTER, **{name: value for name, value in values.items() if value}}
         valid = {

@@ -46,7 +46,8 @@ async def test_a_probe_that_fails_changes_its_card_without_a_reload(board: Page,
     await expect(card(board, LEDGER)).to_contain_text("What to do: Grant the service account its role on this key.")
     link = card(board, LEDGER).get_by_role("link", name="Runbook: permission_denied")
     await expect(link).to_have_attribute("href", "https://example.org/docs/KMS_OPERATIONS.md#permission_denied")
-    grant = await card(board, LEDGER).locator(".fixes code").first.inner_text()
+    audit, grant = await card(board, LEDGER).locator(".fixes code").all_inner_texts()
+    assert audit.startswith("gcloud logging read --project=")
     assert grant.startswith(f"gcloud kms keys add-iam-policy-binding {key_name(LEDGER).rpartition('/')[2]} --project=")
     assert "\n" not in grant, "it is pasted as one line, however it is wrapped"
     await expect(board.locator(".verdict")).to_have_text("1 of 4 failing")

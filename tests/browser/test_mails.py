@@ -32,7 +32,8 @@ async def test_every_mail_fits_a_phone_and_is_readable_on_light_and_dark_screens
 async def test_a_mail_shows_its_picture_and_its_fix_and_loads_nothing(chromium: Browser) -> None:
     async with open_mail(chromium, list_scenes()["firing"], "wide") as page:
         assert await page.locator("img").evaluate("image => image.complete && image.naturalWidth > 500")
-        await expect(page.locator("pre").first).to_contain_text("gcloud kms keys add-iam-policy-binding")
+        await expect(page.locator("pre").first).to_contain_text("gcloud logging read")
+        await expect(page.locator("pre").nth(1)).to_contain_text("gcloud kms keys add-iam-policy-binding")
         loaded = await page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
         assert [address for address in loaded if not address.startswith("data:")] == []
 

@@ -310,11 +310,12 @@ def test_a_card_has_the_commands_of_its_key_that_fix_it() -> None:
     of_key = "--project=demo --location=global --keyring=app --key=ledger"
     described = KeyDescription("3", None, (version(2, destroy_at=NOW + 60), version(3)), 2)
     commands = list_commands(Key().read(described).fails(Reason.KEY_DISABLED))
-    assert commands[0] == f"gcloud kms keys versions enable 3 {of_key}", "the primary version: it encrypts"
+    assert commands[0].startswith("gcloud logging read --project=demo"), "who changed it comes first"
+    assert commands[1] == f"gcloud kms keys versions enable 3 {of_key}", "the primary version: it encrypts"
     assert f"gcloud kms keys versions restore 2 {of_key}" in commands, "the one that will be destroyed"
-    grant, *_ = list_commands(Key().read(permissions={"cloudkms.cryptoKeys.get": False}, account="me@example.org"))
+    _, grant = list_commands(Key().read(permissions={"cloudkms.cryptoKeys.get": False}, account="me@example.org"))
     assert grant.endswith('--role=roles/cloudkms.viewer --member="serviceAccount:me@example.org"')
-    restore, *_ = list_commands(Key().read(canaries=(lost("1", Reason.KEY_DESTROYED),)))
+    _, restore, *_ = list_commands(Key().read(canaries=(lost("1", Reason.KEY_DESTROYED),)))
     assert restore == f"gcloud kms keys versions restore 1 {of_key}"
     assert list_commands(Key().probe()) == []
 

@@ -31,12 +31,12 @@ GCP_FIXES: Final = FixTable(
             FixTemplate("Check the exporter's DNS", "getent ahosts cloudkms.googleapis.com"),
         ),
         Reason.PERMISSION_DENIED: (
+            FixTemplate("See who changed IAM in the last hour", _ACTIVITY % ("1h", "SetIamPolicy")),
             FixTemplate(
                 "Grant the role",
                 f"gcloud kms keys add-iam-policy-binding {{key}} {_RING} --role={{role}} "
                 '--member="serviceAccount:{account}"',
             ),
-            FixTemplate("See who changed IAM in the last hour", _ACTIVITY % ("1h", "SetIamPolicy")),
         ),
         Reason.UNAUTHENTICATED: (
             FixTemplate(
@@ -46,8 +46,8 @@ GCP_FIXES: Final = FixTable(
             ),
         ),
         Reason.KEY_NOT_FOUND: (FixTemplate("List the keys of the key ring", f"gcloud kms keys list {_RING}"),),
-        Reason.KEY_DISABLED: (_ENABLE, _LIST_VERSIONS, _WHO_CHANGED_VERSIONS),
-        Reason.KEY_DESTROYED: (_RESTORE, _ENABLE, _LIST_VERSIONS, _WHO_CHANGED_VERSIONS),
+        Reason.KEY_DISABLED: (_WHO_CHANGED_VERSIONS, _LIST_VERSIONS, _ENABLE),
+        Reason.KEY_DESTROYED: (_WHO_CHANGED_VERSIONS, _LIST_VERSIONS, _RESTORE, _ENABLE),
     },
     # Stricter than https://cloud.google.com/kms/docs/resource-hierarchy: no part is an option, or needs quotes.
     key=re.compile(

@@ -55,10 +55,13 @@ def test_it_prints_the_text_of_the_team(typed: Typed, tmp_path: Path, monkeypatc
 
 
 def test_it_prints_the_steps_of_the_runbook(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "runbook.md").write_text("# KMSCryptoModeNotKMS\n\nLook at the board first.")
+    (tmp_path / "runbook.md").write_text("# KMSCryptoModeNotKMS\n\nLook at the board first: $EXPORTER/?q=$SERVICE")
     monkeypatch.setenv("KEYPULSE_RELAY__MESSAGES__RUNBOOK", "runbook.md")  # beside the configuration
     result = typed("render", "--payload", str(PAYLOADS[0]), "--channel", "slack")
-    assert "Look at the board first." in result.stdout
+    assert "Look at the board first: $EXPORTER/?q=backend" in result.stdout
+    monkeypatch.setenv("KEYPULSE_RELAY__MESSAGES__BOARD_URL", "https://board.internal:9911")
+    result = typed("render", "--payload", str(PAYLOADS[0]), "--channel", "slack")
+    assert "Look at the board first: https://board.internal:9911/?q=backend" in result.stdout
     monkeypatch.setenv("KEYPULSE_RELAY__MESSAGES__RUNBOOK", "https://user@runbooks.internal/x.md")
     assert "messages.runbook: expected a URL such as https://HOST" in typed("--check").stderr
 

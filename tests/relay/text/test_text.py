@@ -182,8 +182,8 @@ def test_alerts_that_fire_have_the_commands_that_fix_them_each_once() -> None:
     over = replace(alert, status=Status.RESOLVED, annotations={**annotations, "kms_reason": "key_disabled"})
     alerts = (denied, unknown, over, denied)
     fixes = list_fixes(replace(fired, event=replace(fired.event, alerts=alerts)))
-    assert [fix.title for fix in fixes] == ["Grant the role", "See who changed IAM in the last hour"]
-    assert "keys add-iam-policy-binding ledger --project=demo " in fixes[0].command
+    assert [fix.title for fix in fixes] == ["See who changed IAM in the last hour", "Grant the role"]
+    assert "keys add-iam-policy-binding ledger --project=demo " in fixes[1].command
     resolved = replace(fired.event, status=Status.RESOLVED, alerts=alerts)
     assert list_fixes(replace(fired, event=resolved)) == []
 

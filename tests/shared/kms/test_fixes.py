@@ -32,8 +32,8 @@ def commands(**changes: str) -> list[list[str]]:
     return [shlex.split(fix.command) for fix in list_fixes({**VALUES, **changes}, {})]
 
 
-def test_a_missing_role_is_granted_on_the_key_to_the_account_and_the_audit_log_names_who_took_it() -> None:
-    grant, log = commands()
+def test_the_audit_log_names_who_took_a_role_before_it_is_granted_on_the_key_to_the_account() -> None:
+    log, grant = commands()
     assert grant == [
         *("gcloud", "kms", "keys", "add-iam-policy-binding", "ledger", *RING),
         *("--role=roles/cloudkms.cryptoKeyEncrypterDecrypter",),
@@ -42,33 +42,33 @@ def test_a_missing_role_is_granted_on_the_key_to_the_account_and_the_audit_log_n
     assert log[:5] == ["gcloud", "logging", "read", "--project=demo", "--freshness=1h"]
     assert log[-1].endswith('protoPayload.methodName:"SetIamPolicy"')
 
-    (grant, _) = commands(kms_permission="cloudkms.cryptoKeys.get", kms_account="")
+    (_, grant) = commands(kms_permission="cloudkms.cryptoKeys.get", kms_account="")
     assert grant[-2:] == ["--role=roles/cloudkms.viewer", "--member=serviceAccount:$EXPORTER_ACCOUNT"]
     (log_only,) = commands(kms_permission="cloudkms.keyRings.create")
     assert log_only == log, "nobody knows the role that grants it"
-    assert commands(kms_account="$SERVICE_ACCOUNT")[0][-1] == "--member=serviceAccount:$SERVICE_ACCOUNT"
+    assert commands(kms_account="$SERVICE_ACCOUNT")[1][-1] == "--member=serviceAccount:$SERVICE_ACCOUNT"
 
 
-def test_a_version_is_enabled_or_restored_and_listed_where_it_is_not_known() -> None:
+def test_who_changed_a_version_comes_before_it_is_enabled_or_restored() -> None:
     of_version = ["3", *RING, "--key=ledger"]
     enable, versions = (
         ["gcloud", "kms", "keys", "versions", "enable", *of_version],
         ["gcloud", "kms", "keys", "versions"],
     )
-    *fix, _ = commands(kms_reason="key_disabled")
+    _, *fix = commands(kms_reason="key_disabled")
     assert fix == [enable]
-    *fix, log = commands(kms_reason="key_destroyed")
+    log, *fix = commands(kms_reason="key_destroyed")
     assert fix == [[*versions, "restore", *of_version], enable]
     assert log[-1].endswith('protoPayload.methodName:"CryptoKeyVersion"')
-    assert commands(kms_reason="key_destroyed", kms_version="") == [[*versions, "list", *RING, "--key=ledger"], log]
+    assert commands(kms_reason="key_destroyed", kms_version="") == [log, [*versions, "list", *RING, "--key=ledger"]]
 
 
 def test_what_no_annotation_names_comes_from_the_labels() -> None:
     annotations = {name: VALUES[name] for name in ("kms_provider", "kms_key")}
     labels = {"target": "ledger-kek", "version": "3", "permission": "cloudkms.cryptoKeys.get", "account": "me@x.org"}
-    (restore, *_) = list_fixes({**annotations, "kms_reason": "key_destroyed"}, labels)
+    (_, restore, *_) = list_fixes({**annotations, "kms_reason": "key_destroyed"}, labels)
     assert restore.command.startswith("gcloud kms keys versions restore 3 ")
-    (grant, _) = list_fixes({**annotations, "kms_reason": "permission_denied"}, labels)
+    (_, grant) = list_fixes({**annotations, "kms_reason": "permission_denied"}, labels)
     assert grant.command.endswith('--role=roles/cloudkms.viewer --member="serviceAccount:$EXPORTER_ACCOUNT"')
     (measure,) = list_fixes({**annotations, "kms_reason": "timeout"}, labels)
     assert "target=ledger-kek&" in measure.command

@@ -4,12 +4,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 from pathlib import Path
 from typing import Final
 
 from services.relay.delivery.enrichment.charts import Charts
+from services.relay.delivery.enrichment.excerpt_variables import fill_excerpt
 from services.relay.delivery.enrichment.runbook import Runbook
 from services.relay.model import Message, MessagePart, PartOutcome, find_alertname
 from services.relay.prometheus_api import PrometheusClient
@@ -31,6 +32,8 @@ class EnrichmentSettings:
     prometheus_token_file: Path | None = None
     egress: EgressSettings | None = None
     """How the runbook's server and Prometheus are reached."""
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """What the variables of the runbook's commands stand for, such as `EXPORTER`."""
 
 
 NO_ENRICHMENT: Final = EnrichmentSettings()
@@ -42,11 +45,13 @@ class Enricher:
     Args:
         runbook: None if there is none.
         charts: likewise.
+        addresses: of the runbook's variables.
     """
 
-    def __init__(self, runbook: Runbook | None, charts: Charts | None) -> None:
+    def __init__(self, runbook: Runbook | None, charts: Charts | None, addresses: Mapping[str, str]) -> None:
         self._runbook = runbook
         self._charts = charts
+        self._addresses = addresses
 
     async def enrich(
         self, message: Message, *, shows_values: bool, shows_chart: bool
@@ -61,6 +66,7 @@ class Enricher:
         outcomes: dict[MessagePart, PartOutcome] = {}
         if self._runbook is not None and not is_resolved(message.event):  # what is over needs no steps
             excerpt = await self._runbook.find(find_alertname(message.event))
+            excerpt = excerpt and fill_excerpt(excerpt, message, self._addresses)
             message = replace(message, excerpt=excerpt)
             outcomes[MessagePart.RUNBOOK] = PartOutcome.ADDED if excerpt else PartOutcome.ABSENT
         if self._charts is not None and not message.task.is_edit and message.event.alerts:
@@ -92,7 +98,7 @@ async def open_enricher(
         charts = Charts(PrometheusClient(settings.prometheus_url, token, settings.egress), str(zone), clock)
     reading = asyncio.create_task(runbook.run(), name="runbook") if runbook else None
     try:
-        yield Enricher(runbook, charts)
+        yield Enricher(runbook, charts, settings.addresses)
     finally:
         if reading is not None:
             reading.cancel()

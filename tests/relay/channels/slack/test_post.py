@@ -188,9 +188,9 @@ def test_the_cause_comes_first_then_state_class_and_what_to_do_ready_to_paste() 
         "Runbook",
         "KMSCryptoModeNotKMS · production / backend",
     ]
-    code = lines(post)[4]
-    assert "```\ngcloud kms keys add-iam-policy-binding" in code
-    assert "ledger" in code
+    audit, grant = lines(post)[4:6]
+    assert audit.startswith("*See who changed IAM in the last hour*\n```\ngcloud logging read --project=demo")
+    assert "```\ngcloud kms keys add-iam-policy-binding ledger" in grant
     assert post.text.startswith(
         "🔴 permission_denied: backend (production) cannot encrypt with ledger-kek (1 firing)\n"
     )
