@@ -12,7 +12,8 @@ import re
 import resource
 import signal
 import socket
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypedDict
 
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError, meta, nodes
@@ -25,6 +26,8 @@ MEMORY_BYTES: Final = 192 * 1024**2
 IDLE_SECONDS: Final = 300
 _FILES: Final = (nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include)
 _MAPPING_METHODS: Final = {"get", "items", "keys", "values"}
+_SAME_ITEMS: Final = {"sort", "reverse", "list", "selectattr", "rejectattr", "unique"}
+"""Filters of a list that change no item."""
 _MISSING: Final = re.compile(r"'[\w ]+' has no attribute '(\w+)'")
 
 
@@ -73,7 +76,8 @@ del _ENVIRONMENT.globals["lipsum"], _ENVIRONMENT.filters["random"]
 def render(request: Request) -> Answer:
     """The texts of a template, or what is wrong with it."""
     try:
-        template = _compile(request["source"], request["name"], frozenset(request["variables"]) | {"alert"})
+        variables, fields = frozenset(request["variables"]) | {"alert"}, frozenset(request["about"][0])
+        template = _compile(request["source"], request["name"], variables, fields)
         texts = [_render_one(template, {**request["variables"], "alert": each}, request) for each in request["about"]]
     except MemoryError:
         problem = f"{request['name']}: needs more than {MEMORY_BYTES // 1024**2} MiB of memory"
@@ -97,7 +101,7 @@ def _render_one(template: Template, values: Mapping[str, Any], request: Request)
 
 
 @functools.lru_cache(maxsize=16)
-def _compile(source: str, name: str, variables: frozenset[str]) -> Template:
+def _compile(source: str, name: str, variables: frozenset[str], fields: frozenset[str]) -> Template:
     """The template. Raises TemplateSyntaxError, also for what Jinja finds only where it is rendered."""
     tree = _ENVIRONMENT.parse(source, name, name)
     for node in tree.find_all(_FILES):
@@ -111,8 +115,34 @@ def _compile(source: str, name: str, variables: frozenset[str]) -> Template:
     for variable in tree.find_all(nodes.Name):
         if variable.name in unknown and variable.ctx == "load":
             raise TemplateSyntaxError(f"there is no variable `{variable.name}`", variable.lineno)
+    for attribute in _find_unknown_fields(tree, fields):
+        raise TemplateSyntaxError(f"an alert has no `{attribute.attr}`", attribute.lineno)
     code = _ENVIRONMENT.compile(tree, name, name)
     return _ENVIRONMENT.template_class.from_code(_ENVIRONMENT, code, _ENVIRONMENT.make_globals(None))
+
+
+def _find_unknown_fields(tree: nodes.Template, fields: frozenset[str]) -> Iterator[nodes.Getattr]:
+    """Fields that no alert has, of `alert` and of what a loop over `alerts` names, also where nothing is rendered."""
+    loops = _list_alert_names(tree)
+    assigned = Counter(each.name for each in tree.find_all(nodes.Name) if each.ctx != "load")
+    # A name that is something else elsewhere is not judged.
+    alerts = {name for name, count in Counter(["alert", *loops]).items() if assigned[name] == count - (name == "alert")}
+    for used in tree.find_all(nodes.Getattr):
+        is_alert = isinstance(used.node, nodes.Name) and used.node.name in alerts
+        if is_alert and used.attr not in fields and not hasattr(dict, used.attr):
+            yield used
+
+
+def _list_alert_names(tree: nodes.Template) -> Iterator[str]:
+    """The name in each loop over the alerts, over some of them, or over all in another order."""
+    for loop in tree.find_all(nodes.For):
+        items: nodes.Node | None = loop.iter
+        while (isinstance(items, nodes.Filter) and items.name in _SAME_ITEMS) or (
+            isinstance(items, nodes.Getitem) and isinstance(items.arg, nodes.Slice)
+        ):
+            items = items.node
+        if isinstance(items, nodes.Name) and items.name == "alerts" and isinstance(loop.target, nodes.Name):
+            yield loop.target.name
 
 
 def _describe(error: Exception, source: str) -> str:
