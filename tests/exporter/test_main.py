@@ -79,6 +79,7 @@ def test_the_schema_describes_every_key_of_the_contract() -> None:
         "backends",
         "environment",
         "runbook_url",
+        "page_links",
     }
     assert "canary_dir" in schema["$defs"]["Target"]["properties"]
     assert "metrics_url" in schema["$defs"]["Backend"]["properties"]
