@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from services.rotator.backups.backup_file import may_be_wrapped_by
 from services.rotator.model import RotatorError
 from services.rotator.other_keyrings import LeasedKeyring, count_with_leases
 from services.rotator.plan import refuse_unfinished
@@ -197,7 +198,9 @@ async def _refuse_if_used(
         _refuse_if_used_by_keyring(other.usage, kek, key, version, _get_prefix(other), "census")
     local_backups = await asyncio.to_thread(session.backups.list_backups)
     for file, header in local_backups:
-        if header.kek == kek and (header.may_need(version) or _has_other_version(key, header.needs)):
+        if not (header.may_need(version) or _has_other_version(key, header.needs)):
+            continue
+        if header.kek == kek or await may_be_wrapped_by(session.kms, header, timeout=session.settings.kms_timeout):
             raise RotatorError(
                 f"version {version} is needed by the backup {file}; nothing was changed; remove that file once nobody "
                 "wants to restore it",

@@ -21,6 +21,7 @@ from services.rotator.backups import encrypted_pages
 from shared.keyring.administration import Administration, StoredKey, StoredVersion
 from shared.keyring.model import UNREADABLE_VERSION, get_version_sort_key
 from shared.kms.port import KmsError, KmsKey
+from shared.kms.reason import Scope
 
 _AAD: Final = b"keypulse backup\0"
 _CSV_COLUMNS: Final = tuple(StoredKey.model_fields)
@@ -152,6 +153,24 @@ def read_header(file: Path) -> BackupHeader:
         raise BackupError(f"{file} is no backup of keypulse's, or its header is damaged") from None
 
 
+async def may_be_wrapped_by(kms: KmsKey, header: BackupHeader, *, timeout: float) -> bool:
+    """Whether this key wraps the file's key, by whatever name the header calls it. Raises KmsError."""
+    try:
+        await _unwrap_file_key(header, kms, timeout)
+    except ValueError:
+        return True
+    except KmsError as error:
+        if error.reason.transient or error.reason.scope not in {Scope.VERSION, Scope.CIPHERTEXT}:
+            raise
+        return error.reason.scope is Scope.VERSION
+    return True
+
+
+async def _unwrap_file_key(header: BackupHeader, kms: KmsKey, timeout: float) -> bytes:
+    wrapped = base64.b64decode(header.wrapped, validate=True)
+    return (await kms.decrypt(wrapped, _AAD + header.rotation_id.encode(), timeout=timeout)).plaintext
+
+
 async def read_pages(
     file: Path, kms: KmsKey, summary: SummaryBuilder, *, timeout: float
 ) -> AsyncIterator[tuple[StoredKey, ...]]:
@@ -168,9 +187,7 @@ async def read_pages(
     """
     first = await asyncio.to_thread(read_header, file)
     try:
-        wrapped = base64.b64decode(first.wrapped, validate=True)
-        key = (await kms.decrypt(wrapped, _AAD + first.rotation_id.encode(), timeout=timeout)).plaintext
-        read = encrypted_pages.read_pages(file, key)
+        read = encrypted_pages.read_pages(file, await _unwrap_file_key(first, kms, timeout))
         while page := await asyncio.to_thread(next, read, None):
             text, last = page
             if last:

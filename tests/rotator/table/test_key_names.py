@@ -1,5 +1,6 @@
 """A column that names the KMS key in another spelling names no other key; retire tries what does."""
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import EmulatedState
 from services.rotator.model import RotatorError
 from services.rotator.report import CommandOutcome
-from services.rotator.retirement import retire_version
+from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import rollback, run
 from shared.keyring.administration import RotationType
 from tests.rotator.keyring_to_rotate import KEY
@@ -52,12 +53,16 @@ async def columns_of(tenants: Tenants) -> list[str]:
     return [text for (text,) in await tenants.execute("SELECT kms_version FROM tenant_keys ORDER BY tenant")]
 
 
+async def forget_backups(tenants: Tenants) -> None:
+    await tenants.execute(f"DELETE FROM {PREFIX}_journal_entries WHERE step = 'backup'")  # noqa: S608 - a test's
+
+
 async def retire_1(tenants: Tenants) -> None:
     """As whoever needs no backup any more."""
     async with tenants.session() as session:
         for file, _ in session.backups.list_backups():
             file.unlink()
-        await tenants.execute(f"DELETE FROM {PREFIX}_journal_entries WHERE step = 'backup'")  # noqa: S608 - a test's
+        await forget_backups(tenants)
         await retire_version(session, "1")
 
 
@@ -112,3 +117,28 @@ async def test_a_row_that_names_another_key_is_left_alone_and_tried_before_a_ver
     await shop.execute("UPDATE tenant_keys SET dek_ciphertext = :its WHERE tenant = 't1'", {"its": b"another key's"})
     await retire_1(shop)
     assert await state(emulator, 1) is EmulatedState.DISABLED
+
+
+async def test_a_backup_that_names_another_key_is_tried_before_a_version_is_retired_and_destroyed(
+    shop: Tenants, emulator: Emulator, new_version: NewVersion
+) -> None:
+    await fill(shop, "1")
+    await new_version()
+    async with shop.session() as session:
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+        await forget_backups(shop)
+        ((file, header),) = session.backups.list_backups()
+
+        def write_header(wrapped: str) -> None:
+            line = header.model_copy(update={"kek": OTHER.partition("/cryptoKeyV")[0], "wrapped": wrapped})
+            file.write_text(line.model_dump_json() + "\n")
+
+        for command, expected in ((retire_version, EmulatedState.ENABLED), (destroy_version, EmulatedState.DISABLED)):
+            write_header(header.wrapped)
+            with pytest.raises(RotatorError, match=f"version 1 is needed by the backup {file}"):
+                await command(session, "1")
+            assert await state(emulator, 1) is expected
+            write_header(base64.b64encode(b"another key's").decode())
+            await command(session, "1")
+            await shop.execute(f"UPDATE {PREFIX}_retired_versions SET retired_at = retired_at - 31 * 86400")  # noqa: S608
+    assert await state(emulator, 1) is EmulatedState.DESTROY_SCHEDULED
