@@ -50,6 +50,8 @@ ANONYMOUS_NAME: Final = "anonymous"
 _CALLER_SCOPE_KEY: Final = "keypulse.caller"
 _RECHECK_SCOPE_KEY: Final = "keypulse.recheck"
 _UNREADABLE_SCOPE_KEY: Final = "keypulse.session_unreadable"
+_IS_ENCRYPTED_SCOPE_KEY: Final = "keypulse.is_encrypted"
+"""Whether the server itself got the request by TLS."""
 _PROGRAM_PATHS: Final = ("/api/", "/-/")
 """What programs call, too; everything else is a page."""
 _ACTION_SCOPE_KEY: Final = "keypulse.about"
@@ -194,6 +196,7 @@ class Authorizer:
         if self.sessions is None or SESSION_SCOPE_KEY in request.scope:
             return
         if self.sessions.uses_https:
+            request.scope.setdefault(_IS_ENCRYPTED_SCOPE_KEY, request.scope.get("scheme") == "https")
             request.scope["scheme"] = "https"  # as the browser sees it
         request.scope[SESSION_SCOPE_KEY] = None
         try:
@@ -273,12 +276,7 @@ class Authorizer:
         if access_policy.is_open and not has_users and not user:
             # A page that points its own name to this server has neither its certificate nor a user's password.
             needs_own_host = acts or not requirements.is_public
-            if (
-                requirements.role
-                and needs_own_host
-                and request.scope.get("scheme") != "https"
-                and not self._is_own_host(request)
-            ):
+            if requirements.role and needs_own_host and not self._is_own_host(request):
                 return RefusalReason.UNKNOWN_HOST
             return Caller(ANONYMOUS_NAME, Role.ADMIN)
         is_for_everybody = requirements.is_public and (requirements.role is None or not (user or has_users))
@@ -302,7 +300,10 @@ class Authorizer:
             self.refusals.count(get_peer(request) or "unknown", endpoint, RefusalReason.UNTRUSTED_PROXY)
 
     def _is_own_host(self, request: Request) -> bool:
-        return self._is_own_name(request.headers.get("host", ""))
+        is_encrypted = request.scope.get(_IS_ENCRYPTED_SCOPE_KEY, request.scope.get("scheme") == "https")
+        if is_encrypted or self._is_own_name(request.headers.get("host", "")):
+            return True
+        return self.sessions is not None and self.sessions.uses_https and self.sessions.is_public_host(request)
 
     async def _run_action(self, app: ASGIApp, action: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the action, and record it before the response starts."""

@@ -22,6 +22,9 @@ class Sessions(Protocol):
     def uses_https(self) -> bool:
         """Whether browsers reach the server by https, even if a proxy before it ends TLS."""
 
+    def is_public_host(self, request: Request) -> bool:
+        """Whether a request came for the server's address, as browsers see it."""
+
     async def find_session(self, request: Request) -> Session | None:
         """Return the session of a request; None if it has none, or none that is valid now.
 

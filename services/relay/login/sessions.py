@@ -182,7 +182,7 @@ class ConsoleSessions:
         # Two of them: one may be the client's own, which the proxy has let through.
         if (
             not is_peer_in(request, proxy.from_)
-            or not self._is_own_host(request)
+            or not (self.rules.public_url is None or self.is_public_host(request))
             or len(names) > 1
             or name is None
             or is_name_in(name, self.rules.reserved_names)
@@ -197,10 +197,10 @@ class ConsoleSessions:
         role = find_role(proxy.roles, members if proxy.groups_header else [name])
         return Session(Caller(name, role), None)
 
-    def _is_own_host(self, request: Request) -> bool:
+    def is_public_host(self, request: Request) -> bool:
         """Whether it came for `public_url`'s host: other hosts of the proxy may pass on what their clients send."""
         if self.rules.public_url is None:
-            return True
+            return False
         scheme, own, *_ = urlsplit(self.rules.public_url)
         suffix = ":443" if scheme == "https" else ":80"
         hosts = [host.lower().removesuffix(suffix) for host in request.headers.getlist("host")]

@@ -275,6 +275,21 @@ async def test_behind_a_proxy_that_ends_tls_cookies_are_for_https_and_this_host_
         assert (await inside.get("/audit", headers={"cookie": cookie.partition(";")[0]})).status_code == 200
 
 
+async def test_where_nobody_logs_in_the_https_of_the_public_url_opens_nothing_to_other_names(tmp_path: Path) -> None:
+    public = {"public_url": "https://relay.example.org"}
+    settings = build_settings(tmp_path, admin_token_file=None, tokens=[], roles={}, **public)
+    async with open_relay(settings, tmp_path, users=False) as relay:
+        for host, status in {
+            "relay.example.org": 200,
+            "127.0.0.1:9912": 200,
+            "evil.example:9912": 403,
+            "relay.example.org.evil.example": 403,
+        }.items():
+            async with relay.open_browser(base=f"http://{host}") as browser:
+                for path in ("/", "/audit", "/api/incidents"):
+                    assert (await browser.get(path)).status_code == status, (host, path)
+
+
 async def test_who_needs_no_login_gets_a_page_that_says_so(tmp_path: Path) -> None:
     settings = build_settings(tmp_path, admin_token_file=None, tokens=[], roles={})
     async with (

@@ -109,7 +109,10 @@ class FakeSessions:
     def __init__(self) -> None:
         self.session: Session | None = ANNA
 
-    async def find_session(self, request: Request) -> Session | None:  # noqa: ARG002  # the port's
+    def is_public_host(self, request: Request) -> bool:  # noqa: ARG002  # the port's
+        return False
+
+    async def find_session(self, request: Request) -> Session | None:  # noqa: ARG002  # likewise
         return self.session
 
     def build_refusal(self, request: Request, status: int, message: str) -> Response | None:  # noqa: ARG002  # likewise
