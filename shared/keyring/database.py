@@ -297,13 +297,15 @@ def _run_transaction(engine: Engine, work: Callable[[Connection], T], tries_left
 
 
 class OtherVersionError(HintedError):
-    """Another version of keypulse made the keyring's tables."""
+    """Another version of keypulse made the keyring's tables, or the one that matters is missing."""
 
 
 def has_keyring(connection: Connection) -> bool:
     """Whether the keyring's tables are there. Raises OtherVersionError."""
     existing = inspect(connection)
     if not existing.has_table(data_keys.name):
+        if existing.has_table(schema.name):  # an empty one in its place would hide that the keys are lost
+            raise OtherVersionError(f"its table {data_keys.name} is missing", "restore a backup of the whole database")
         return False
     version = _read_version(connection) if existing.has_table(schema.name) else None
     if version != VERSION:

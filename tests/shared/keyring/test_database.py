@@ -215,3 +215,13 @@ async def test_the_keyring_of_another_version_of_keypulse_is_refused_in_a_senten
     await database.close()
     with pytest.raises(DatabaseError, match=r"another version of keypulse made its keyring: .* uses 1; run that v"):
         await Database.open(empty_database, KEYRING_TABLES)
+
+
+async def test_a_keyring_without_its_data_keys_is_refused_in_a_sentence(empty_database: DatabaseUrl) -> None:
+    database = await Database.open(empty_database, KEYRING_TABLES)
+    await database.write(lambda connection: connection.execute(text("DROP TABLE data_keys")).close())
+    await database.close()
+    with pytest.raises(
+        DatabaseError, match=r"^its table data_keys is missing; restore a backup of the whole database$"
+    ):
+        await Database.open(empty_database, KEYRING_TABLES)

@@ -95,6 +95,7 @@ def _has_tables(connection: Connection) -> bool:
         select_revision = text(f"SELECT version_num FROM {_VERSION_TABLE}")  # noqa: S608  # our own name
         revision = connection.execute(select_revision).scalar()
         if revision == REVISION:
+            _check_columns(connection)
             return True
         if revision is not None:
             raise UnknownDatabaseError(
@@ -107,3 +108,18 @@ def _has_tables(connection: Connection) -> bool:
     if others:
         raise UnknownDatabaseError("another program's tables are in it", "set another `database`")
     return False
+
+
+def _check_columns(connection: Connection) -> None:
+    """Until the first release the tables change under one revision, and a restore may have left one out."""
+    names = list(tables.metadata.tables)
+    found = {name: each for (_, name), each in inspect(connection).get_multi_columns(filter_names=names).items()}
+    for table in tables.metadata.sorted_tables:
+        if table.name not in found:
+            raise UnknownDatabaseError(f"its table {table.name} is missing", "restore a backup of the whole database")
+        missing = {column.name for column in table.columns} - {column["name"] for column in found[table.name]}
+        if missing:
+            raise UnknownDatabaseError(
+                f"another version of keypulse made it: its table {table.name} has no column {min(missing)}",
+                "run that version, or set another `database`",
+            )

@@ -58,6 +58,27 @@ def test_a_database_of_another_version_of_keypulse_is_refused_in_a_sentence(engi
         up(engine)
 
 
+@pytest.mark.parametrize(
+    ("statement", "error"),
+    [
+        ("DROP TABLE edits", "its table edits is missing; restore a backup of the whole database"),
+        (
+            "ALTER TABLE edits RENAME COLUMN shown TO former",
+            "another version of keypulse made it: its table edits has no column shown; run that version, or .*",
+        ),
+    ],
+)
+def test_tables_that_the_revision_does_not_have_are_refused_in_a_sentence(
+    engine: Engine, statement: str, error: str
+) -> None:
+    up(engine)
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+
+    with pytest.raises(UnknownDatabaseError, match=f"^{error}$"):
+        up(engine)
+
+
 @pytest.mark.parametrize("table", ["events", "alembic_version"])
 def test_a_database_with_tables_of_another_program_is_refused(engine: Engine, table: str) -> None:
     with engine.begin() as connection:
