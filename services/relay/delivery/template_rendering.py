@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypedDict
 
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError, meta, nodes
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 READY: Final = b"ready\n"
@@ -68,7 +68,20 @@ class _Environment(ImmutableSandboxedEnvironment):
         return obj.get(argument, "") if isinstance(obj, Labels) else super().getitem(obj, argument)
 
 
-_ENVIRONMENT: Final = _Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
+class _NoTextError(Exception):
+    """The value of an expression has no text of its own."""
+
+
+def _check_text(value: object) -> object:
+    """An expression's value. Of other kinds the text would be an address in memory, another one at each attempt."""
+    if value is None or isinstance(value, (str, int, float, dict, list, tuple, Undefined)):
+        return value
+    raise _NoTextError(f"this gives a {type(value).__name__}, and no text; perhaps `|join(', ')` is missing")
+
+
+_ENVIRONMENT: Final = _Environment(
+    undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True, finalize=_check_text
+)
 # Each attempt sends the same text.
 del _ENVIRONMENT.globals["lipsum"], _ENVIRONMENT.filters["random"]
 
@@ -146,7 +159,9 @@ def _list_alert_names(tree: nodes.Template) -> Iterator[str]:
 
 
 def _describe(error: Exception, source: str) -> str:
-    """Jinja's own sentence where the template alone is in it; else the type: its text may be that of an alert."""
+    """A sentence where the template alone is in it; else the type: its text may be that of an alert."""
+    if isinstance(error, _NoTextError):
+        return str(error)
     found = _MISSING.fullmatch(str(error)) if isinstance(error, UndefinedError) else None
     return str(error) if found and found[1] in re.findall(r"\w+", source) else type(error).__name__
 

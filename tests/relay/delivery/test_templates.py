@@ -319,6 +319,21 @@ def test_what_templates_may_do(source: str, text: str, process: TemplateProcess)
     assert rendered(process, source, message("07-firing-3")).startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("{{ alerts|map(attribute='summary') }}", "generator"),
+        ("{{ alert.labels.service }}: {{ alert.items }}", "builtin_function_or_method"),
+        ("{{ cycler('a', 'b') }}", "Cycler"),
+    ],
+)
+def test_what_is_no_text_is_an_error_and_no_address_of_memory_that_differs_at_each_attempt(
+    source: str, kind: str, process: TemplateProcess
+) -> None:
+    with pytest.raises(TemplateProblem, match=f"line 1: this gives a {kind}, and no text"):
+        rendered(process, source, message())
+
+
 def test_a_label_that_is_named_as_a_method_is_a_label(process: TemplateProcess) -> None:
     of = message()
     labels = {"items": "seven", "labels": "x"}
