@@ -91,7 +91,7 @@ async def acknowledge(
         incident_id: which incident.
         episode: the one that the person has seen; None for the current one.
         who: the person, or the credential.
-        via: `api`, `command line`, `console` or `slack`.
+        via: `api`, `command line`, `console`, `mail` or `slack`.
         peer: the address that called, for the audit; None stores `via`.
         acknowledging_channels: the channels whose provider knows acknowledgements.
 
