@@ -37,7 +37,7 @@ def list_key_checks(
         address: the setting of the service's address, such as "`endpoint` (127.0.0.1:9010)"; empty for the usual one.
         clock: unix seconds.
     """
-    connection, granted = f"{key} connection", _GrantedPermissions(kms, permissions, timeout)
+    connection, granted = f"{key} connection", _GrantedPermissions(kms, permissions, timeout, address)
     return [
         Check(connection, partial(_check_connection, kms, timeout, address)),
         Check(f"{key} round trip", partial(_check_round_trip, kms, timeout, address), connection),
@@ -78,10 +78,11 @@ async def _check_round_trip(kms: KmsKey, timeout: float, address: str) -> str:
 class _GrantedPermissions:
     """Reads the permissions once, for the checks of all of them: KMS has a quota of reads."""
 
-    def __init__(self, kms: KmsKey, permissions: Sequence[str], timeout: float) -> None:
+    def __init__(self, kms: KmsKey, permissions: Sequence[str], timeout: float, address: str) -> None:
         self._kms = kms
         self._permissions = permissions
         self._timeout = timeout
+        self._address = address
         self._granted: frozenset[str] | None = None
         self._reading = asyncio.Lock()
 
@@ -91,7 +92,7 @@ class _GrantedPermissions:
                 if self._granted is None:
                     self._granted = await self._kms.check_permissions(self._permissions, timeout=self._timeout)
         except KmsError as error:
-            raise CheckError(str(error), self._kms.profile.advise(error.reason)) from None
+            raise CheckError(str(error), _advise(self._kms, error.reason, self._address)) from None
         if permission not in self._granted:
             raise CheckError("the account does not have it", self._kms.profile.permission_advice)
         return "granted"
