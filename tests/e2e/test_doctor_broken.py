@@ -36,18 +36,20 @@ TOKEN, ROUTING_KEY = "xoxb-0123456789", "0123456789abcdef" * 2
 RECEIVERS = """
 route: {receiver: kms-security, routes: [{receiver: kms-critical, matchers: [severity="critical"]}]}
 receivers:
-  - {name: kms-critical, webhook_configs: [{url: <secret>}]}
-  - {name: kms-security, webhook_configs: [{url: <secret>}]}
+  - {name: kms-critical, webhook_configs: [{url: <secret>, http_config: {authorization: {type: Bearer}}}]}
+  - {name: kms-security, webhook_configs: [{url: <secret>, http_config: {authorization: {type: Bearer}}}]}
 """
 WATCHDOG_GOES_ELSEWHERE = """
 route:
   receiver: kms-security
   routes: [{receiver: mail, matchers: ['alertname="Watchdog"']}, {receiver: kms-critical}]
 receivers:
-  - {name: kms-critical, webhook_configs: [{url: <secret>}]}
-  - {name: kms-security, webhook_configs: [{url: <secret>}]}
+  - {name: kms-critical, webhook_configs: [{url: <secret>, http_config: {authorization: {type: Bearer}}}]}
+  - {name: kms-security, webhook_configs: [{url: <secret>, http_config: {authorization: {type: Bearer}}}]}
   - {name: mail, email_configs: [{to: ops@example.org}]}
 """
+SWITCH = "webhook_configs: [{url: <secret>, http_config: {follow_redirects: true}}]"
+"""A dead man's switch of somebody else."""
 HEALTH = '{"crypto_mode": "kms", "crypto_ready": true}'
 METRICS = "crypto_init_timestamp_seconds 1\ncrypto_decryption_errors_total 0\n"
 
@@ -267,8 +269,15 @@ async def test_a_receiver_that_no_route_of_the_relay_serves_is_named(world: Worl
     (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
     assert (line.is_ok, line.detail) == (
         False,
-        "no route leads to a receiver with a webhook, so the relay gets nothing",
+        "no route leads to a receiver with a webhook that sends a token, so the relay gets nothing",
     )
+
+
+async def test_each_line_that_a_wrong_endpoint_breaks_names_it(world: World) -> None:
+    edit("exporter", "targets.0.endpoint", world.pages.url.removeprefix("http://"))(world)
+    failed = [format_line(each) for each in await world.examine("exporter") if each.outcome is CheckOutcome.FAILED]
+    assert len(failed) > 1
+    assert [line for line in failed if "correct `endpoint` (127.0.0.1:" not in line] == []
 
 
 async def test_a_watchdog_with_further_labels_takes_the_alert_watchdog(world: World) -> None:
@@ -596,6 +605,13 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         receivers(WATCHDOG_GOES_ELSEWHERE),
         "watchdogs at alertmanager.urls.0",
         "no route leads the alert of Watchdog to a receiver with a webhook",
+        "--merge FILE",
+    ),
+    (
+        "relay",
+        receivers(WATCHDOG_GOES_ELSEWHERE.replace("email_configs: [{to: ops@example.org}]", SWITCH)),
+        "watchdogs at alertmanager.urls.0",
+        "no route leads the alert of Watchdog to a receiver with a webhook that sends a token",
         "--merge FILE",
     ),
     ("relay", write("ping_url", "ping"), "watchdogs.0.ping_url_file", "expected an http:// or https:// URL", "correct"),

@@ -51,5 +51,5 @@ async def test_a_receiver_that_is_misspelled_or_has_no_webhook_is_named(alertman
     results = await examine(alertmanager, [{"receiver": "kms-critcal"}, {"receiver": "direct"}], tmp_path)
     misspelled, no_webhook = (results[f"routes.{n}.receiver at alertmanager.urls.0"] for n in (0, 1))
     assert misspelled.detail.startswith("Alertmanager has no receiver kms-critcal; it has kms-critical, ")
-    assert no_webhook.detail == "Alertmanager's receiver direct has no webhook"
+    assert no_webhook.detail == "Alertmanager's receiver direct has no webhook that sends a token"
     assert "kms-security" in results["alertmanager.urls.0 receivers"].detail

@@ -18,15 +18,14 @@ class Receivers:
 
     names: Collection[str]
     webhooks: Collection[str]
-    """Those that send webhooks."""
+    """Those that send webhooks with a token, without which the relay takes none."""
     routed: Collection[str]
     """Those that a route leads to."""
 
 
 def list_receivers(tree: RoutingTree) -> Receivers:
     """The receivers of a routing tree."""
-    webhooks = [name for name, kinds in tree.receivers.items() if "webhook" in kinds]
-    return Receivers(tree.receivers.keys(), webhooks, set(_iterate_routed(tree.root)))
+    return Receivers(tree.receivers.keys(), tree.token_senders, set(_iterate_routed(tree.root)))
 
 
 def _iterate_routed(route: TreeRoute) -> Iterator[str]:
@@ -39,11 +38,15 @@ def check_receiver(name: str, receivers: Receivers) -> str:
     """Check that Alertmanager sends here what a route of the relay expects. Raises CheckError."""
     if name not in receivers.names:
         raise CheckError(
-            f"Alertmanager has no receiver {name}; it has {', '.join(receivers.webhooks) or 'none with a webhook'}",
+            f"Alertmanager has no receiver {name}; it has "
+            f"{', '.join(receivers.webhooks) or 'none with a webhook that sends a token'}",
             "correct the name, here or there",
         )
     if name not in receivers.webhooks:
-        raise CheckError(f"Alertmanager's receiver {name} has no webhook", "add `webhook_configs` with the relay's URL")
+        raise CheckError(
+            f"Alertmanager's receiver {name} has no webhook that sends a token",
+            "add `webhook_configs` with the relay's URL and token",
+        )
     if name not in receivers.routed:
         raise CheckError(
             f"no route of Alertmanager leads to its receiver {name}", "add a route there, or remove this one"
@@ -61,8 +64,8 @@ def check_unserved(receivers: Receivers, served: Collection[str | None]) -> str:
     webhooks = [name for name in receivers.webhooks if name in receivers.routed]
     if not webhooks:
         raise CheckError(
-            "no route leads to a receiver with a webhook, so the relay gets nothing",
-            "add a receiver with `webhook_configs` and the relay's URL, and a route to it",
+            "no route leads to a receiver with a webhook that sends a token, so the relay gets nothing",
+            "add a receiver with `webhook_configs`, the relay's URL and token, and a route to it",
         )
     unserved = [] if None in served else [name for name in webhooks if name not in served]
     if not unserved:
@@ -77,7 +80,8 @@ def check_watchdogs(tree: RoutingTree, watchdogs: Iterable[HeartbeatMatcher]) ->
         for watchdog in watchdogs:
             if not _reaches_webhook(tree, {m.label: m.value for m in watchdog.matchers if m.operator == "="}):
                 raise CheckError(
-                    f"no route leads the alert of {watchdog.name} to a receiver with a webhook, so it will be absent",
+                    f"no route leads the alert of {watchdog.name} to a receiver with a webhook that sends a token, "
+                    "so it will be absent",
                     "add the route: keypulse-relay alertmanager --merge FILE",
                 )
         if _reaches_webhook(tree, _WATCHDOG) and not any(_may_match(watchdog) for watchdog in watchdogs):
@@ -91,9 +95,9 @@ def check_watchdogs(tree: RoutingTree, watchdogs: Iterable[HeartbeatMatcher]) ->
 
 
 def _reaches_webhook(tree: RoutingTree, labels: Mapping[str, str]) -> bool:
-    """Whether an alert reaches a receiver with a webhook."""
+    """Whether an alert reaches a receiver that may be the relay: a switch elsewhere gets no token."""
     chosen = list_chosen(route_alert(tree, labels))
-    return any("webhook" in tree.receivers.get(route.receiver, ()) for route in chosen)
+    return any(route.receiver in tree.token_senders for route in chosen)
 
 
 def _may_match(watchdog: HeartbeatMatcher) -> bool:

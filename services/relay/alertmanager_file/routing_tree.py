@@ -5,7 +5,7 @@ A route without a child that matches takes it. https://prometheus.io/docs/alerti
 https://github.com/prometheus/alertmanager/blob/main/dispatch/route.go, Route.Match
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +20,7 @@ MAX_BYTES: Final = 1024 * 1024
 """Of a configuration that is read."""
 MAX_ROUTES: Final = 2000
 _MAX_DEPTH: Final = 50
+_CREDENTIALS: Final = {"authorization", "bearer_token", "bearer_token_file", "oauth2", "http_headers"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class RoutingTree:
     root: TreeRoute
     receivers: Mapping[str, Sequence[str]]
     """What each receiver sends to: `webhook`, `slack`, …; empty for one that sends nothing."""
+    token_senders: Collection[str]
+    """Receivers with a webhook that has credentials: the relay refuses every other, so those lead elsewhere."""
 
 
 class TreeVerdict(NamedTuple):
@@ -81,15 +84,22 @@ def parse_tree(configuration: str) -> RoutingTree:
     try:
         document = parse_plain_yaml(configuration)
         receivers = {str(each["name"]): _list_kinds(each) for each in document["receivers"]}
+        token_senders = [str(each["name"]) for each in document["receivers"] if _sends_token(each)]
         count = iter(range(MAX_ROUTES))
         root = _build_route(document["route"], "route", "", count, 0)
     except (yaml.YAMLError, ValidationError, TypeError, KeyError, AttributeError, ValueError, RecursionError):
         raise TreeError("its configuration cannot be read as that of an Alertmanager") from None
-    return RoutingTree(root, receivers)
+    return RoutingTree(root, receivers, token_senders)
 
 
 def _list_kinds(receiver: Mapping[str, Any]) -> Sequence[str]:
     return [key.removesuffix("_configs") for key, value in receiver.items() if key.endswith("_configs") and value]
+
+
+def _sends_token(receiver: Mapping[str, Any]) -> bool:
+    """Whether a webhook of it has credentials. Alertmanager shows its global ones there, too."""
+    webhooks = receiver.get("webhook_configs") or ()
+    return any(_CREDENTIALS & (each.get("http_config") or {}).keys() for each in webhooks)
 
 
 def _build_route(document: Mapping[str, Any], path: str, receiver: str, count: Iterator[int], depth: int) -> TreeRoute:
