@@ -54,6 +54,17 @@ def parse_stored_wrap(encoding: Encoding, stored: object) -> StoredWrap:
     return _PARSERS[encoding](stored)
 
 
+def parse_any_wrap(encoding: Encoding, stored: object) -> StoredWrap:
+    """The same, or all that stands in the column instead of a wrapped key: of Tink's it would be only a part."""
+    try:
+        return parse_stored_wrap(encoding, stored)
+    except EncodingError:
+        if encoding not in _ENCODERS or not isinstance(stored, bytes | str):
+            raise
+    whole = StoredWrap(_to_bytes(stored), _ENCODERS[encoding])
+    return whole if encoding is Encoding.RAW else _in_type_of(stored, whole)
+
+
 def _parse_raw(stored: bytes | str) -> StoredWrap:
     if isinstance(stored, str):
         raise EncodingError("expected bytes, got text; set `encoding` to base64, hex or tink")
@@ -153,4 +164,9 @@ _PARSERS: Final[dict[Encoding, Callable[[bytes | str], StoredWrap]]] = {
     Encoding.BASE64: _parse_base64,
     Encoding.HEX: _parse_hex,
     Encoding.TINK: _parse_tink,
+}
+_ENCODERS: Final[dict[Encoding, Callable[[bytes], bytes]]] = {
+    Encoding.RAW: bytes,
+    Encoding.BASE64: base64.b64encode,
+    Encoding.HEX: binascii.hexlify,
 }

@@ -147,7 +147,9 @@ class ExternalKeyTable:
         return True
 
     def insert(self, connection: Connection, key: DataKey) -> None:  # noqa: ARG002, D102
-        raise ValueError("the row is gone; its other columns are in no backup of keypulse's")
+        raise ValueError(
+            "the row is gone, `driver.where` leaves it out, or its wrapped key is NULL or damaged within Tink's format"
+        )
 
     def store_fingerprints(
         self, connection: Connection, found: Mapping[DataKey, bytes], wrapped: WrappedKey | None = None

@@ -1,6 +1,6 @@
 """A table of another program, in SQL: pages of rows, one row, and a change of one that is still what was read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from shared.keyring.administration import AdministrationError, RefusedError
-from shared.keyring.external.encoding import EncodingError, StoredWrap, parse_stored_wrap
+from shared.keyring.external.encoding import Encoding, EncodingError, StoredWrap, parse_any_wrap, parse_stored_wrap
 from shared.keyring.external.layout import TableLayout
 from shared.keyring.external.row_id import format_row_id, parse_row_id
 
@@ -110,13 +110,16 @@ class ExternalTable:
         return Chunk([self._parse(values) for values in found], following)
 
     def find(self, connection: Connection, row_id: str) -> Row | None:
-        """The row of that id; None where it is gone, or cannot be read."""
+        """The row of that id; None where it is gone, or cannot be read.
+
+        What is no wrapped key at all is one that does not open, which a restore replaces.
+        """
         try:
             key = parse_row_id(row_id, self.kinds)
         except ValueError:
             return None
         found = connection.execute(self.filter_rows(select(*self.table.c)).where(self._is_row(key))).first()
-        row = self._parse(found._asdict()) if found else None
+        row = self._parse(found._asdict(), parse_any_wrap) if found else None
         return row if isinstance(row, Row) else None
 
     def replace(self, connection: Connection, row: Row, ciphertext: bytes, version: object) -> bool:
@@ -170,7 +173,9 @@ class ExternalTable:
     def _is_row(self, key: Sequence[Any]) -> ColumnElement[bool]:
         return and_(*(self.table.c[name] == part for name, part in zip(self.layout.id_columns, key, strict=True)))
 
-    def _parse(self, values: dict[str, Any]) -> Row | UnreadableRow:
+    def _parse(
+        self, values: dict[str, Any], parse_wrap: Callable[[Encoding, object], StoredWrap] = parse_stored_wrap
+    ) -> Row | UnreadableRow:
         values = {
             name: bytes(value) if isinstance(value, bytearray | memoryview) else value for name, value in values.items()
         }
@@ -178,7 +183,7 @@ class ExternalTable:
         row_id = ", ".join(map(str, key))
         try:
             row_id = format_row_id(key, self.kinds)
-            wrap = parse_stored_wrap(self.layout.encoding, stored)
+            wrap = parse_wrap(self.layout.encoding, stored)
             aad = self.layout.aad.build(values) if self.layout.aad else b""
         except EncodingError as error:
             return UnreadableRow(row_id, f"its {self.layout.wrapped} cannot be read: {error}")

@@ -1,9 +1,16 @@
 """A backup is put back into rows that do not open; those that do stay as they are, and what is replaced is kept."""
 
+import base64
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import URL
+
 from services.rotator.report import CommandOutcome
 from services.rotator.restore import restore_backup
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType
+from shared.keyring.external.encoding import Encoding
 from tests.memory_kms import StoredKey
 from tests.rotator.table.tenants import PREFIX, Tenants, secret
 
@@ -87,3 +94,26 @@ async def test_what_is_wrapped_for_another_aad_meanwhile_is_not_replaced(tenants
         assert report.outcome is CommandOutcome.FAILED
         assert "t0 (it is wrapped by vault/other, which is not the configured key)" in report.problems[0].error
     assert set((await tenants.rows()).values()) == {(b"?", "vault/other/v/1")}
+
+
+@pytest.mark.parametrize("damage", ["", "what is this?"])
+@pytest.mark.parametrize("encoding", [Encoding.BASE64, Encoding.HEX])
+async def test_a_text_that_is_no_wrapped_key_any_more_is_replaced(
+    any_database: URL, build: Callable[[URL], Tenants], kms_key: StoredKey, encoding: Encoding, damage: str
+) -> None:
+    tenants = build(any_database)
+    tenants.driver = {"table": "t", "id": "id", "wrapped": "dek", "encoding": encoding.value}
+    await tenants.execute("CREATE TABLE t (id VARCHAR(9) PRIMARY KEY, dek VARCHAR(400))")
+    wrapped = await tenants.wrap(b"key")
+    before = base64.b64encode(wrapped).decode() if encoding is Encoding.BASE64 else wrapped.hex()
+    await tenants.execute("INSERT INTO t VALUES ('a', :dek), ('b', :dek)", {"dek": before})
+    kms_key.add_version("oak")
+    async with tenants.session() as session:
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is CommandOutcome.DONE
+        rotated = await tenants.execute("SELECT id, dek FROM t ORDER BY id")
+        await tenants.execute("UPDATE t SET dek = :damage WHERE id = 'b'", {"damage": damage})
+        report = await restore_backup(session, "latest")
+        assert (report.outcome, report.problems) == (CommandOutcome.DONE, ())
+    assert await tenants.execute("SELECT id, dek FROM t ORDER BY id") == [rotated[0], ("b", before)]
+    ((old,),) = await tenants.execute("SELECT old_wrapped FROM keypulse_t__dek_rewraps WHERE outcome = 'restored'")
+    assert bytes(old) == damage.encode()
