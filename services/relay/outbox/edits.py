@@ -20,7 +20,7 @@ from functools import partial
 from typing import Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Connection, bindparam, case, func, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, case, func, or_, select, update
 
 from services.relay.model import DeliveryTask, DigestMember
 from services.relay.outbox.channel_state.rate_limit import count_available, spend
@@ -169,7 +169,8 @@ _LOCK_DUE: Final = (
             bindparam("in_flight", expanding=True)
         ),
     )
-    .order_by(_edit.due_at, _edit.delivery_seq)
+    # Those that failed come last, but for what a person waits for: one archived channel may have hundreds of them.
+    .order_by(case((and_(_edit.attempts > 0, _edit.due_at > 0), 1), else_=0), _edit.due_at, _edit.delivery_seq)
     .limit(bindparam("most"))
     .for_update(of=edits, skip_locked=True)
 )

@@ -179,6 +179,23 @@ async def test_what_a_person_waits_for_goes_first(timed: Store, clock: Clock) ->
     assert [each.task.incident_id for each in (await claim(timed)).claims] == ["x", "y"]
 
 
+async def test_edits_that_failed_delay_none_that_was_not_tried_yet(timed: Store, clock: Clock) -> None:
+    """Else the messages of an archived channel would use up the rate of all channels with its token, for a day."""
+    for incident in ("x", "y"):
+        await deliver(timed, incident)
+        await deliver(timed, incident)
+    for each in (await claim(timed)).claims:
+        refused = EditOutcome(EditResult.RETRYING, "misconfigured", retry_in=5)
+        await edits.record_edit(timed, "scope", each, refused)
+    clock.now += 10
+    await deliver(timed, "z")
+    await deliver(timed, "z")
+    assert [each.task.incident_id for each in (await claim(timed, limit=2)).claims] == ["z", "x"]
+    assert await request(timed, "y") == {"a"}, "a person waits for it"
+    await deliver(timed, "z")
+    assert [each.task.incident_id for each in (await claim(timed, limit=1)).claims] == ["y"]
+
+
 async def test_the_scope_keeps_its_rate_and_the_pause_that_the_provider_asked_for(timed: Store, clock: Clock) -> None:
     for number in range(6):
         await deliver(timed, f"{number}")
