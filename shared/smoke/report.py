@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any, Final
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -14,7 +13,16 @@ _SKIPPED: Final = {CheckOutcome.SKIPPED, CheckOutcome.NOT_APPLICABLE}
 
 def build_document(results: Sequence[CheckResult]) -> dict[str, Any]:
     """`{"ok": …, "checks": [{"name", "outcome", "detail", "hint", "seconds"}]}`; `outcome` is one of CheckOutcome."""
-    rows = [{**asdict(result), "seconds": round(result.seconds, 3)} for result in results]
+    rows = [
+        {
+            "name": each.name,
+            "outcome": each.outcome,
+            "detail": each.detail,
+            "hint": each.hint,
+            "seconds": round(each.seconds, 3),
+        }
+        for each in results
+    ]
     return {"ok": all(result.is_ok for result in results), "checks": rows}
 
 

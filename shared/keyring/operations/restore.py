@@ -61,6 +61,7 @@ async def restore_data_keys(
     """
     if len(rows) > MAX_PAGE_SIZE:
         raise RefusedError(f"a restore takes up to {MAX_PAGE_SIZE} rows", "send the others in another call")
+    await run_under_lease(database, token, lambda _connection, _now: None)  # where nothing has to change, too
     changed, failed = 0, []
     try:
         for row in rows:
