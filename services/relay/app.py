@@ -37,10 +37,13 @@ from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckM
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_forever
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
+from services.relay.outbox.channel_state.channel_checks import prune_checks
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.operators.audit import OutboxAudit
 from services.relay.outbox.operators.bulk_retry import BulkRetries
+from services.relay.outbox.operators.sessions import prune_sessions
+from services.relay.outbox.operators.silences import prune_silences
 from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.restore_detection import COMPARE_DELAY
 from services.relay.outbox.retention.byte_limit import ByteLimit
@@ -228,6 +231,7 @@ async def run_intake_and_delivery(
             settings.retention.max_age,
             settings.retention.max_deliveries,
             byte_limit,
+            pruners=(prune_sessions, prune_silences, prune_checks),
             min_age=settings.delivery.duplicate_window,
         )
         press_rules = build_press_rules(settings)

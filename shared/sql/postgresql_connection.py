@@ -8,14 +8,15 @@ import time
 from collections.abc import Generator, Iterable
 from typing import Any, cast
 
-from psycopg import Connection, Cursor, OperationalError
+from psycopg import Connection as PsycopgConnection
+from psycopg import Cursor, OperationalError
 from psycopg.abc import Params, Query, QueryNoTemplate
 from psycopg.waiting import Ready
 
 from shared.sql.answer_timeout import AnswerTimeout
 
 
-class TimeoutConnection(Connection[Any]):
+class TimeoutConnection(PsycopgConnection[Any]):
     """Closes itself, with an OperationalError, if an answer takes longer than the timeout."""
 
     answer_timeout = AnswerTimeout()

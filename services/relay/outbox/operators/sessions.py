@@ -20,6 +20,8 @@ IDLE_SECONDS: Final = 3600.0
 """How long it lasts without a request."""
 MAX_SESSIONS_OF_NAME: Final = 100
 """Sessions of one person, or of one shared token; the ones that were not used for longest end first."""
+_PRUNE_STEP: Final = 100
+"""Rows that one transaction removes."""
 _USE_STEP: Final = 60.0
 """Seconds between two updates of `used_at`."""
 
@@ -112,13 +114,13 @@ async def end_session(store: Store, session_id: str, who: str, peer: str | None)
     await store.run(commit)
 
 
-async def prune_sessions(store: Store, step: int) -> int:
-    """Removes the sessions that have ended, `step` in one transaction; how many went. Raises StoreUnavailableError."""
+async def prune_sessions(store: Store, _cutoff: float) -> int:
+    """Removes the sessions that have ended, in small steps; how many went. Raises StoreUnavailableError."""
 
     def remove(transaction: Transaction) -> int:
         now = transaction.now
         over = or_(_session.expires_at <= now, _session.used_at <= now - IDLE_SECONDS)
-        oldest = select(_session.id).where(over).limit(step)
+        oldest = select(_session.id).where(over).limit(_PRUNE_STEP)
         return transaction.connection.execute(delete(sessions).where(_session.id.in_(oldest))).rowcount
 
     removed_count = 0

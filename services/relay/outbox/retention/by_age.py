@@ -10,20 +10,17 @@ SQLite's file does not shrink: freed pages are used again. (VACUUM would lock ev
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, and_, bindparam, delete, exists, func, or_, select, update
 
-from services.relay.outbox.channel_state.channel_checks import prune_checks
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.audit import prune_audit
 from services.relay.outbox.operators.quarantine import delete_entries
-from services.relay.outbox.operators.sessions import prune_sessions
-from services.relay.outbox.operators.silences import prune_silences
 from services.relay.outbox.prune_marks import PrunedKind, record_pruned
 from services.relay.outbox.retention.unsettled import (
     WITHOUT_DELIVERY,
@@ -55,6 +52,10 @@ AUDIT_ROWS: Final = 100_000
 """Entries of the audit that are kept."""
 _PAUSE: Final = 0.05
 """Seconds between two steps, in which the writer belongs to the others."""
+
+
+Pruner = Callable[[Store, float], Awaitable[object]]
+"""Removes rows of its own that are older than a time, unix seconds. Raises StoreUnavailableError."""
 
 
 class PruneResult(NamedTuple):
@@ -213,14 +214,15 @@ _LAST_EXCESS: Final = (
 )
 
 
-async def prune_by_age(store: Store, max_age: float, max_deliveries: int) -> PruneResult:
-    """One round. Raises StoreUnavailableError: what was pruned before it stays so."""
+async def prune_by_age(
+    store: Store, max_age: float, max_deliveries: int, pruners: Sequence[Pruner] = ()
+) -> PruneResult:
+    """One round; then `pruners` remove what others own. Raises StoreUnavailableError: what was pruned stays so."""
     cutoff = await store.run(lambda transaction: transaction.now) - max_age
     pruned = await prune_before(store, cutoff, await store.read(partial(_find_excess, max_deliveries)))
     await prune_audit(store, cutoff, AUDIT_ROWS, PRUNE_STEP)
-    await prune_sessions(store, PRUNE_STEP)
-    await prune_silences(store, cutoff)
-    await prune_checks(store, cutoff)
+    for prune in pruners:
+        await prune(store, cutoff)
     return pruned
 
 

@@ -1,13 +1,14 @@
 """Retention: prunes by age every few minutes, and by bytes whenever the outbox comes near its limit."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
 
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.retention.by_age import PruneResult, prune_by_age
+from services.relay.outbox.retention.by_age import Pruner, PruneResult, prune_by_age
 from services.relay.outbox.retention.by_bytes import prune_to_size
 from services.relay.outbox.retention.byte_limit import ByteLimit
 
@@ -25,6 +26,7 @@ async def run_retention(
     max_deliveries: int,
     limit: ByteLimit | None = None,
     *,
+    pruners: Sequence[Pruner] = (),
     min_age: float = 0.0,
     interval: float = _PRUNE_INTERVAL,
 ) -> None:
@@ -35,6 +37,7 @@ async def run_retention(
         max_age: seconds for which what is over is kept.
         max_deliveries: how many settled deliveries are kept.
         limit: of its bytes.
+        pruners: remove what others own; called in each round.
         min_age: seconds for which what is over is kept whatever its bytes are.
         interval: seconds between two rounds.
     """
@@ -45,7 +48,7 @@ async def run_retention(
         try:
             if clock() >= due:
                 due = clock() + interval
-                _log_pruned(await prune_by_age(store, max_age, max_deliveries))
+                _log_pruned(await prune_by_age(store, max_age, max_deliveries, pruners))
             _log_pruned(await prune_to_size(store, limit, min_age))
         except StoreUnavailableError as error:
             log.warning("pruning stopped until the next round", error=str(error))

@@ -13,6 +13,7 @@ from services.relay.outbox.channel_state.channel_checks import (
     ChannelCheck,
     CheckKind,
     claim_check,
+    prune_checks,
     record_check,
 )
 from services.relay.outbox.channel_state.channel_overviews import (
@@ -78,7 +79,7 @@ async def test_one_replica_at_a_time_checks_a_channel_and_the_last_checks_are_ke
     assert found.last_test is not None
     assert found.last_test.problem is None
 
-    await prune_by_age(store, 3600, 100)
+    await prune_by_age(store, 3600, 100, [prune_checks])
     assert await store.read(partial(channel_checks.list_checks, channel="a", kind=CheckKind.CHECK, limit=9)) == []
     assert await store.read(partial(channel_checks.read_results, row=checks[0])) == []
     assert (await overview(store)).last_test == found.last_test

@@ -8,6 +8,7 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.operators import sessions
 from services.relay.outbox.operators.audit import OutboxAudit
 from services.relay.outbox.operators.sessions import (
+    _PRUNE_STEP,
     IDLE_SECONDS,
     MAX_SECONDS,
     MAX_SESSIONS_OF_NAME,
@@ -16,10 +17,11 @@ from services.relay.outbox.operators.sessions import (
     find_sessions,
     is_active,
     is_use_due,
+    prune_sessions,
     record_use,
     start_session,
 )
-from services.relay.outbox.retention.by_age import PRUNE_STEP, prune_by_age
+from services.relay.outbox.retention.by_age import prune_by_age
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.console.test_api import Clock
 from tests.relay.login.served_login import count_sessions
@@ -84,11 +86,11 @@ async def test_the_number_of_sessions_is_bounded_and_the_retention_removes_those
             idle = update(tables.sessions).where(tables.sessions.c.name == "anna")
             transaction.connection.execute(idle.values(used_at=transaction.now - IDLE_SECONDS))
 
-        await prune_by_age(store, 1000, 1000)
+        await prune_by_age(store, 1000, 1000, [prune_sessions])
         assert await store.read(count_sessions) == MAX_SESSIONS_OF_NAME + 1
         await store.run(end)
-        assert MAX_SESSIONS_OF_NAME >= PRUNE_STEP  # so that it takes more than one step
-        await prune_by_age(store, 1000, 1000)
+        assert MAX_SESSIONS_OF_NAME >= _PRUNE_STEP  # so that it takes more than one step
+        await prune_by_age(store, 1000, 1000, [prune_sessions])
         assert await store.read(count_sessions) == 1
 
 
