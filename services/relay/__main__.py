@@ -58,10 +58,20 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
-for module in (deliveries, incidents, report, init, retry, mark_restored, render, send_test, alertmanager):
-    main.add_command(module.command)
-main.add_command(incidents.acknowledge_command)
-main.add_command(incidents.unacknowledge_command)
+for each in (
+    deliveries.command,
+    incidents.command,
+    report.command,
+    init.command,
+    retry.command,
+    mark_restored.command,
+    render.command,
+    send_test.command,
+    alertmanager.command,
+    incidents.acknowledge_command,
+    incidents.unacknowledge_command,
+):
+    main.add_command(each)
 main.add_command(create_doctor_command(RelaySettings, open_checks, "keypulse-relay"))
 
 

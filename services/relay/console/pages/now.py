@@ -10,10 +10,9 @@ from starlette.responses import HTMLResponse, Response
 
 from services.relay.config import RelaySettings
 from services.relay.configured_channels import list_configured_channels
-from services.relay.console import delivery_plot
 from services.relay.console.channel_lights import LATE_SECONDS, build_channel_light
 from services.relay.console.channel_views import find_next_message_time
-from services.relay.console.delivery_plot import build_plot, find_start
+from services.relay.console.delivery_plot import COUNT_HEIGHT, TIME_HEIGHT, WIDTH, build_plot, find_start
 from services.relay.console.events import ChangeStream
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.path_lights import Light
@@ -120,7 +119,8 @@ class NowPages:
             "headline": build_headline([*lights, *(card.light for card in channels)], overview.incidents),
             "is_path_calm": find_worst(light.verdict.status for light in lights) in _CALM,
             "plot": build_plot(steps, start),
-            "delivery_plot": delivery_plot,
+            "plot_width": WIDTH,
+            "plot_heights": {"counts": COUNT_HEIGHT, "times": TIME_HEIGHT},
             "LATE_SECONDS": LATE_SECONDS,
         }
         # htmx shows no fragment of an error.
