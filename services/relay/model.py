@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from enum import StrEnum
@@ -104,6 +104,11 @@ class EscalationStep(NamedTuple):
     after: float
     """Seconds after its first delivery."""
     channels: tuple[str, ...]
+
+
+def encode_steps(steps: Sequence[EscalationStep]) -> str | None:
+    """What an incident's row stores; None if there is none."""
+    return json.dumps(steps) if steps else None
 
 
 class RelatedIncident(NamedTuple):

@@ -23,13 +23,8 @@ from services.relay.config import RelaySettings
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.audit import Actor
 from services.relay.outbox.operators.dead_letters import DeadLetterFilter
-from services.relay.outbox.operators.requeue import (
-    BULK_STEP,
-    NotRetryableError,
-    UnknownDeliveryError,
-    retry_channel,
-    retry_delivery,
-)
+from services.relay.outbox.operators.requeue import BULK_STEP, retry_channel
+from services.relay.outbox.operators.retry import NotRetryableError, UnknownDeliveryError, retry_delivery
 from services.relay.outbox.queries.delivery_list import check_text
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.audit import Actor
-from services.relay.outbox.operators.requeue import retry_delivery
+from services.relay.outbox.operators.retry import retry_delivery
 from services.relay.outbox.operators.sending_elsewhere import send_elsewhere
 from services.relay.outbox.queries.delivery_list import DeliverySummary
 from services.relay.outbox.tables import DeliveryState, clean_for_database

@@ -7,12 +7,11 @@ from uuid import uuid4
 
 from sqlalchemy import bindparam, case, func, insert, select, update
 
-from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, encode_event
+from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, encode_event, encode_steps
 from services.relay.outbox.edit_requests import find_digests, request_channel_edits
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.escalation import encode_steps
 from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
 from services.relay.outbox.operators.audit import insert_entry

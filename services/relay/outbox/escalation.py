@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, or_, select, update
 
-from services.relay.model import EscalationStep
+from services.relay.model import EscalationStep, encode_steps
 from services.relay.outbox.channel_state.served_channels import read_served_channels
 from services.relay.outbox.edit_requests import request_edits
 from services.relay.outbox.engine import dialect
@@ -98,11 +98,6 @@ _RECORD: Final = (
         escalated_at=bindparam("at"),
     )
 )
-
-
-def encode_steps(steps: Sequence[EscalationStep]) -> str | None:
-    """What an incident's row stores; None if there is none."""
-    return json.dumps(steps) if steps else None
 
 
 async def escalate_due(store: Store, configured_channels: Collection[str]) -> list[Escalation]:

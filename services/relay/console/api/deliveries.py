@@ -14,7 +14,8 @@ from services.relay.console.delivery_actions import DeliveryActions, UnknownChan
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.operators.audit import Actor, insert_entry
 from services.relay.outbox.operators.dead_letters import NO_ATTEMPT
-from services.relay.outbox.operators.requeue import NotRetryableError, UnknownDeliveryError, retry_channel
+from services.relay.outbox.operators.requeue import retry_channel
+from services.relay.outbox.operators.retry import NotRetryableError, UnknownDeliveryError
 from services.relay.outbox.operators.sending_elsewhere import NotSendableError
 from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.queries.delivery_list import (

@@ -19,7 +19,7 @@ from services.relay.console.pages.layout import FRAME_POLICY, PageRenderer, redi
 from services.relay.console.status import DELIVERY_LIGHTS
 from services.relay.message_addresses import MessageAddresses, NoAddressError
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.operators.requeue import NotRetryableError, UnknownDeliveryError
+from services.relay.outbox.operators.retry import NotRetryableError, UnknownDeliveryError
 from services.relay.outbox.operators.sending_elsewhere import ACTION, NotSendableError
 from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.queries.delivery_list import DeliveryDetails

@@ -32,7 +32,7 @@ from services.relay.outbox.operators.quarantine import (
     list_entries,
     read_webhook,
 )
-from services.relay.outbox.operators.requeue import NotRetryableError, UnknownDeliveryError, retry_delivery
+from services.relay.outbox.operators.retry import NotRetryableError, UnknownDeliveryError, retry_delivery
 from services.relay.outbox.tables import clean_for_database
 from services.relay.send_error import REASON_ADVICE, ReasonAdvice
 from shared.config.server_settings import Role

@@ -5,7 +5,7 @@ clock. If an operator requests it, what waits for its next attempt is due at onc
 breaker is tried.
 """
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -25,8 +25,6 @@ from services.relay.outbox.merge import (
 )
 from services.relay.outbox.operators.audit import Actor, insert_entry
 from services.relay.outbox.operators.dead_letters import DeadLetterFilter
-from services.relay.outbox.queries import delivery_list
-from services.relay.outbox.queries.delivery_list import DeliverySummary
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow
 from services.relay.outbox.tables import CLOCK_TOLERANCE, DeliveryState, deliveries
 from shared.http.json_api import format_json_time
@@ -37,11 +35,6 @@ _TOO_EARLY_STEP: Final = 32
 """Deliveries that one transaction of `requeue_too_early` sends again."""
 _AGE_TOLERANCE: Final = 1.0
 """Seconds: an age is measured before the outcome is committed, and by another clock."""
-_NOT_RETRYABLE: Final = {
-    DeliveryState.SENDING: "it is being sent",
-    DeliveryState.DELIVERED: "it was delivered",
-    DeliveryState.SUPERSEDED: "another delivery supersedes it",
-}
 
 _delivery = deliveries.c
 _FIND_DELIVERY: Final = DELIVERIES.where(_delivery.id == bindparam("delivery"))
@@ -57,39 +50,6 @@ _FIND_DEAD_TOO_EARLY: Final = (
 _LOCK_DELIVERIES: Final = (
     DELIVERIES.where(_delivery.seq.in_(bindparam("seqs", expanding=True))).order_by(_delivery.seq).for_update()
 )
-
-
-class UnknownDeliveryError(Exception):
-    """There is no such delivery, or not any more."""
-
-
-class NotRetryableError(Exception):
-    """The message is a sentence that says why."""
-
-
-async def retry_delivery(
-    store: Store, delivery_id: str, channels: Collection[str], actor: Actor | None = None
-) -> DeliverySummary:
-    """Tries a delivery again that is dead, or waits for its next attempt; gives it as it stands then.
-
-    Args:
-        store: the outbox.
-        delivery_id: which.
-        channels: the configured names.
-        actor: with an entry in the audit; both are committed, or neither is.
-
-    Raises:
-        UnknownDeliveryError: nothing was changed.
-        NotRetryableError: nothing was changed.
-        StoreUnavailableError: nothing was changed, or it cannot be read how it stands.
-    """
-    before = await _read_delivery(store, delivery_id)
-    if before.channel not in channels:
-        raise NotRetryableError(f"its channel, {before.channel}, is not configured any more")
-    state = await requeue(store, delivery_id, actor)
-    if state in _NOT_RETRYABLE:
-        raise NotRetryableError(f"there is nothing to try again: {_NOT_RETRYABLE[state]}")
-    return await _read_delivery(store, delivery_id)
 
 
 async def retry_channel(store: Store, channel: str, reason: str | None = None) -> AsyncIterator[int]:
@@ -224,10 +184,3 @@ def _enqueue_current_state(transaction: Transaction, dead: DeliveryRow) -> list[
         )
     )
     return [old.channel for old in enqueued.superseded_rows]
-
-
-async def _read_delivery(store: Store, delivery_id: str) -> DeliverySummary:
-    details = await delivery_list.read_delivery(store, delivery_id)
-    if details is None:
-        raise UnknownDeliveryError("no such delivery")
-    return details.delivery

@@ -15,7 +15,7 @@ from services.relay.outbox.incidents import read_current_state
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
 from services.relay.outbox.operators.acknowledgement import MAX_NAME
 from services.relay.outbox.operators.audit import insert_entry
-from services.relay.outbox.operators.requeue import UnknownDeliveryError
+from services.relay.outbox.operators.retry import UnknownDeliveryError
 from services.relay.outbox.rows import DELIVERIES
 from services.relay.outbox.tables import DeliveryState, clean_for_database, deliveries
 

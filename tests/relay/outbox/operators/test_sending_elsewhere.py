@@ -10,7 +10,7 @@ from sqlalchemy import select
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import lock_states
 from services.relay.outbox.operators.audit import OutboxAudit
-from services.relay.outbox.operators.requeue import UnknownDeliveryError
+from services.relay.outbox.operators.retry import UnknownDeliveryError
 from services.relay.outbox.operators.sending_elsewhere import NotSendableError, send_elsewhere
 from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.queries.delivery_list import DeliverySummary
