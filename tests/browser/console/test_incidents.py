@@ -1,6 +1,7 @@
 """Incidents as people use them: find one, read its timeline, acknowledge, silence, and export it for a post-mortem."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -169,6 +170,8 @@ async def test_times_stay_in_the_viewers_zone_while_parts_are_loaded_again(chrom
             await expect(page.locator(".timeline .accepted")).to_have_count(count)
         await night.console.settle()
         assert await page.evaluate("[...window.zones]") == ["local", "Asia/Calcutta"]
+        await page.goto(f"{night.console.url}/incidents")
+        await expect(page.locator("time[data-for]").first).to_have_attribute("title", re.compile(r"GMT\+5:30$"))
 
 
 async def test_hostile_alerts_are_text(chromium: Browser, night: Night) -> None:

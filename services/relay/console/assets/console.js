@@ -14,9 +14,9 @@ let focused = null; // what describes the element with the focus in it, and wher
 
 // The exact time on hover, in the viewer's zone, and times of day in it; the server writes UTC.
 function localiseTimes() {
-  for (const node of document.querySelectorAll("time[data-at]:not([data-zoned])")) {
+  for (const node of document.querySelectorAll("time:is([data-at], [data-for]):not([data-zoned])")) {
     node.dataset.zoned = "";
-    node.title = zoned.format(Number(node.dataset.at) * 1000);
+    node.title = zoned.format(Number(node.dataset.at ?? node.dataset.for) * 1000);
   }
   for (const node of document.querySelectorAll("time[data-clock]:not([data-zoned])")) {
     node.dataset.zoned = "";
