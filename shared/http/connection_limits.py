@@ -1,7 +1,8 @@
 """Limits of connections, before a caller is authenticated: a request's head, requests handled at once.
 
 uvicorn closes no connection on which a request does not arrive, and buffers a head of any size, any number of headers
-and of pipelined requests. A header takes fifty times its four bytes once it is parsed.
+and of pipelined requests. A header takes fifty times its four bytes once it is parsed. asyncio reads 256 KiB at once:
+of hundreds of connections before the first request is refused.
 
 `AdmissionQueue` limits how many requests of one kind are handled at once. Thousands of them, each with its task, would
 take more memory than everything else; unread, they take almost none.
@@ -24,6 +25,8 @@ HEAD_SECONDS: Final = 30.0
 """How long a head may take to arrive."""
 RECEIVED_AT: Final = "keypulse.received_at"
 """The key of an ASGI scope with the time of the request's first byte, by the event loop's clock."""
+READ_BYTES: Final = 32 * 1024
+"""What is read at once of a connection; a request that is refused has no more in memory."""
 MAX_PIPELINED_REQUESTS: Final = 2
 """Requests on one connection that may arrive before the first is answered."""
 
@@ -144,6 +147,33 @@ class HttpProtocol(HttpToolsProtocol):
         if self._head_timer:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+class PieceReader(asyncio.BufferedProtocol):
+    """Gives a protocol what arrives, in pieces of READ_BYTES.
+
+    Args:
+        protocol: gets them.
+        buffer: of all connections of an event loop: nothing happens between a read and its `buffer_updated`. For TLS
+            asyncio slices it and writes there, which only a memoryview sees.
+    """
+
+    def __init__(self, protocol: asyncio.Protocol, buffer: memoryview) -> None:
+        self.connection_made = protocol.connection_made  # type: ignore[method-assign]
+        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
+        self.eof_received = protocol.eof_received  # type: ignore[method-assign]
+        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+        self._data_received = protocol.data_received
+        self._buffer = buffer
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        """Called by asyncio before it reads."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Called by asyncio with how much it has read."""
+        self._data_received(bytes(self._buffer[:nbytes]))
 
 
 class _CoalescingTransport:

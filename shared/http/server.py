@@ -12,6 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from html import escape
+from typing import Any
 
 import uvicorn
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
@@ -29,7 +30,14 @@ from shared.config.settings import Address
 from shared.http import audit_log
 from shared.http.authentication import AccessPolicy
 from shared.http.authorization import SAFE_METHODS, Authorizer, ProtectedRoute, RouteRequirements
-from shared.http.connection_limits import AdmissionProtocol, AdmissionQueue, HttpProtocol, UnfinishedHeads
+from shared.http.connection_limits import (
+    READ_BYTES,
+    AdmissionProtocol,
+    AdmissionQueue,
+    HttpProtocol,
+    PieceReader,
+    UnfinishedHeads,
+)
 from shared.http.public_text import hide_paths
 
 _LANDING_STYLE = """:root{color-scheme:light dark}
@@ -175,11 +183,16 @@ async def serve(
     """Serve while the body runs, over TLS if there is a context; yield the real address (port 0 picks a free one)."""
     bases = (HttpProtocol,) if admission_queue is None else (AdmissionProtocol, HttpProtocol)
     protocol = type("Protocol", bases, {"queue": admission_queue, "unfinished_heads": UnfinishedHeads()})
+    buffer = memoryview(bytearray(READ_BYTES))
+
+    def create_protocol(**options: Any) -> PieceReader:
+        return PieceReader(protocol(**options), buffer)
+
     with bind_socket(address) as bound:
         server = _Server(
             uvicorn.Config(
                 app,
-                http=protocol,
+                http=create_protocol,  # type: ignore[arg-type]  # uvicorn calls what it takes for a class
                 lifespan="off",
                 ws="none",
                 ssl_context_factory=(lambda _config, _default: tls) if tls else None,

@@ -29,12 +29,13 @@ _HEADS: Final = {
     "tiny trailers": _POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n" + _TINY,
     "all that is allowed": _GET + _USUAL * 98,
     "all that is allowed, without the body": _POST + b"Content-Length: 9\r\n" + _USUAL * 97 + b"\r\n",
+    "all that is allowed, with a body": _POST + b"Content-Length: 240000\r\n" + _USUAL * 97 + b"\r\n" + b"a" * 239_000,
     "a long header": _GET + b"a: " + b"a" * 250_000,
     "a long path": b"GET /" + b"a" * 250_000,
     "many requests": (_GET + b"\r\n") * 1000,
 }
 """What a stranger sends and leaves so."""
-_FEW_HEADS: Final = ("tiny headers", "all that is allowed, without the body")
+_FEW_HEADS: Final = ("tiny headers", "all that is allowed, without the body", "all that is allowed, with a body")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a stranger's connection may hold: not much, not many, and not for long."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 
@@ -15,6 +16,7 @@ from shared.http.connection_limits import (
     MAX_HEADERS,
     MAX_PIPELINED_REQUESTS,
     MAX_UNFINISHED_HEADS,
+    READ_BYTES,
 )
 from shared.http.server import create_application, create_registry, serve
 from tests.relay.served_relay import until
@@ -64,6 +66,21 @@ async def test_a_head_without_an_end_ends_the_connection(begin: bytes, address: 
     writer.transport.abort()
     assert sent < 256 * MAX_HEAD_BYTES
     await asyncio.gather(answer, return_exceptions=True)
+
+
+async def test_before_a_request_can_be_refused_no_more_of_its_body_is_read_than_one_piece() -> None:
+    async def first(request: Request) -> Response:
+        return PlainTextResponse(str(len((await request.receive())["body"])))
+
+    app = create_application("sample", create_registry(), [Route("/sent", first, methods=["POST"])])
+    head = b"POST /sent HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 250000\r\n\r\n"
+    async with asyncio.timeout(30), serve(app, Address("127.0.0.1", 0)) as address:
+        with socket.create_connection(address) as client:
+            client.settimeout(0)
+            # Before the server reads for the first time.
+            assert client.send(head + b"a" * 250_000) > 2 * READ_BYTES
+            answer = await asyncio.get_running_loop().sock_recv(client, 4096)
+    assert int(answer.partition(b"\r\n\r\n")[2]) <= READ_BYTES
 
 
 async def test_a_head_of_usual_size_is_taken_and_a_long_body_with_it(address: Address) -> None:

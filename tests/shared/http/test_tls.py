@@ -10,6 +10,9 @@ from typing import Any
 import aiohttp
 import pytest
 from cryptography import x509
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from structlog.testing import capture_logs
 
 from shared.config.errors import ConfigurationError
@@ -70,6 +73,19 @@ async def test_a_client_needs_a_certificate_of_the_authority_where_it_is_require
         for foreign in (None, Authority(tmp_path, "other").sign("foreign")):
             with pytest.raises(aiohttp.ClientError):
                 await _request_status(url, authority, foreign, maximum_version=version)
+
+
+async def test_a_long_body_arrives_as_it_was_sent(authority: Authority, tmp_path: Path) -> None:
+    async def repeat(request: Request) -> Response:
+        return Response(await request.body())
+
+    tls = ServerRunner(SETTINGS, web_config_file=WebConfigFile(web_yml(tmp_path))).create_tls_context()
+    app = create_application("sample", create_registry(), [Route("/repeat", repeat, methods=["POST"])])
+    context = ssl.create_default_context(cafile=authority.ca)
+    async with serve(app, Address("127.0.0.1", 0), tls) as address, aiohttp.ClientSession() as client:
+        for body in (b"", bytes(range(256)) * 4000):
+            async with client.post(f"https://{address}/repeat", data=body, ssl=context) as answer:
+                assert await answer.read() == body
 
 
 async def test_a_certificate_that_may_be_left_out_is_verified_where_it_is_given(
