@@ -74,8 +74,9 @@ def test_the_beginning_of_an_id_is_enough_where_no_other_one_begins_so(typed: Ty
 
     fill(two)
     several = typed("acknowledge", "4f0c")
-    assert (several.exit_code, several.stderr) == (1, "4f0c: several incidents begin with 4f0c; write more of the id\n")
-    assert typed("acknowledge", "4f0c8").stdout == f"acknowledged by {WHO}\n"
+    expected = "4f0c: several incidents begin with 4f0c, such as 4f0c80000000 and 4f0c90000000; write more of the id\n"
+    assert (several.exit_code, several.stderr) == (1, expected)
+    assert typed("acknowledge", "4F0C8").stdout == f"acknowledged by {WHO}\n"
     assert typed("unacknowledge", first).stdout == "withdrawn\n"
     assert typed("acknowledge", "4f0ca").stderr == "4f0ca: no such incident\n"
 

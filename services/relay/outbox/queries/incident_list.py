@@ -175,12 +175,14 @@ async def find_incident_id(store: Store, prefix: str) -> str:
         UnknownIncidentError: several incidents begin so.
         StoreUnavailableError: it cannot be read.
     """
-    if len(prefix) == _ID_LENGTH or not re.fullmatch("[0-9a-f]+", prefix):
+    if len(prefix) == _ID_LENGTH or not re.fullmatch("[0-9a-fA-F]+", prefix):
         return prefix
+    prefix = prefix.lower()
     values = {"first": prefix, "last": f"{prefix}g"}  # an id is hexadecimal: all that begin so sort before the last
     found = await store.read(lambda connection: _FIND_ID.fetch_all(connection, values))
     if len(found) > 1 and prefix not in found:
-        raise UnknownIncidentError(f"several incidents begin with {prefix}; write more of the id")
+        some = " and ".join(each[: len(prefix) + 8] for each in found)
+        raise UnknownIncidentError(f"several incidents begin with {prefix}, such as {some}; write more of the id")
     return found[0] if found else prefix
 
 
