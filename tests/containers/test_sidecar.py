@@ -49,13 +49,14 @@ def metrics(engine: Engine, tmp_path: Path) -> Iterator[Callable[[], str]]:
     """Brings it up; gives what the exporter's /metrics says, "" where it does not answer."""
     ports = Ports.pick_free()
     (tmp_path / "emulated.yml").write_text(yaml.safe_dump({"services": EMULATED}))
-    for name, content in (("token", TOKEN), ("credentials.json", "{}")):
+    for name, content in (("token", TOKEN), ("crypto_token", f"{TOKEN}-too"), ("credentials.json", "{}")):
         (tmp_path / name).write_text(content)
         os.chown(tmp_path / name, USER, USER)
     environment = {
         "EXPORTER_PORT": str(ports.exporter),
         "LEDGER_PORT": str(ports.relay),
         "ADMIN_TOKEN_FILE": str(tmp_path / "token"),
+        "CRYPTO_ADMIN_TOKEN_FILE": str(tmp_path / "crypto_token"),
         "GOOGLE_CREDENTIALS": str(tmp_path / "credentials.json"),
     }
 
