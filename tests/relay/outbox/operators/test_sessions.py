@@ -1,6 +1,5 @@
 """Sessions in the outbox: their end by time, by logout and by number, in either database."""
 
-import pytest
 from sqlalchemy import Connection, update
 
 from services.relay.outbox import tables
@@ -95,7 +94,6 @@ async def test_the_number_of_sessions_is_bounded_and_the_retention_removes_those
         assert await store.read(count_sessions) == 1
 
 
-@pytest.mark.filterwarnings("ignore:Bound parameter .* rendering literal NULL")  # of the lowest SQLAlchemy
 async def test_a_request_finds_its_session_and_a_login_the_others_of_its_holder_by_an_index(
     database: DatabaseUrl,
 ) -> None:
