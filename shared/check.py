@@ -3,6 +3,8 @@
 checks = [Check("answers", check_answer), Check("mode", check_mode, depends_on="answers")]
 for result in await run_checks(checks, time.monotonic):
     print(format_line(result))
+
+An error for a person in two sentences: what is wrong, and what to do.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
@@ -10,7 +12,24 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from shared.hinted_error import HintedError
+
+def join_hint(error: str, hint: str) -> str:
+    """Both sentences in one line, as everything shows them that has no field for the hint."""
+    return f"{error}; {hint}" if hint else error
+
+
+class HintedError(Exception):
+    """What is wrong, and what to do about it. Neither sentence may contain a secret.
+
+    Args:
+        error: what is wrong.
+        hint: what to do about it, or what was expected; empty where `error` says it all.
+    """
+
+    def __init__(self, error: str, hint: str = "") -> None:
+        super().__init__(join_hint(error, hint))
+        self.error = error
+        self.hint = hint
 
 
 class CheckOutcome(StrEnum):

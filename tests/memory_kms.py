@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from shared.kms import registry
-from shared.kms.fixes import GENERIC_COMMANDS, FixTable, FixTemplate
+from shared.kms.fixes import GENERIC_COMMANDS, FixTable, FixTemplate, KmsProfile
 from shared.kms.port import (
     ConnectivityPhase,
     DecryptResult,
@@ -26,7 +26,6 @@ from shared.kms.port import (
     KmsError,
     VersionState,
 )
-from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
 

@@ -18,7 +18,7 @@ from googleapiclient.errors import HttpError
 
 from ops.audit.google_errors import LOGIN_HINT, RETRY_HINT, ErrorKind, GoogleError, build_error, is_transient
 from shared import VERSION
-from shared.net.proxy import Proxy, find_environment_proxy
+from shared.net.egress import Proxy, find_environment_proxy
 
 _APIS: Final = {
     "serviceusage": ("v1", ""),

@@ -6,7 +6,7 @@ The roles are predefined and narrow: https://cloud.google.com/iam/docs/roles-per
 from enum import Enum, auto
 from typing import Final
 
-from shared.hinted_error import HintedError
+from shared.check import HintedError
 
 _USAGE_ADMIN: Final = "roles/serviceusage.serviceUsageAdmin"
 _DATA_OWNER: Final = "roles/bigquery.dataOwner"

@@ -20,7 +20,7 @@ from ops.audit.model import (
     DesiredState,
     Resource,
 )
-from shared.hinted_error import HintedError
+from shared.check import HintedError
 
 WRITER_AFTER_CREATION: Final = "serviceAccount:(known when the sink is there)"
 SINK_FILTER: Final = f'logName:"cloudaudit.googleapis.com" AND protoPayload.serviceName="{KMS}"'

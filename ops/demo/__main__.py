@@ -21,7 +21,7 @@ from shared import VERSION
 from shared.check import format_line
 from shared.http.server import StartError
 from shared.process.command_line import replace_unencodable_output, run_until_done_or_exit
-from shared.process.shutdown import wait_for_stop_signal
+from shared.process.server import wait_for_stop_signal
 from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS
 
 gc.freeze()

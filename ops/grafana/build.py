@@ -15,7 +15,7 @@ from ops.grafana.annotations import build_annotations
 from ops.grafana.links import build_link, build_runbook_url
 from ops.grafana.panels import health, keys, kms, relay
 from ops.grafana.variables import DATASOURCE, build_variables
-from shared.smoke.grafana import DASHBOARD_UID
+from shared.smoke.monitoring import DASHBOARD_UID
 
 DASHBOARD_FILE: Final = Path(__file__).parent / "dashboards/kms-health.json"
 ROW_PANELS: Final[dict[str, Callable[[], list[Builder[Panel]]]]] = {

@@ -13,8 +13,7 @@ from shared.config.settings import Address
 from shared.kms.gcp.wire_format import check_key_name
 from shared.process import logs
 from shared.process.command_line import parse_listen_option_or_exit, parse_option_or_exit, run_until_done_or_exit
-from shared.process.server_runner import wait_until_stopped
-from shared.process.shutdown import run_until_stop_signal
+from shared.process.server import run_until_stop_signal, wait_until_stopped
 
 gc.freeze()
 gc.enable()

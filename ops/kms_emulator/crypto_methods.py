@@ -13,7 +13,7 @@ from ops.kms_emulator.faults import EmulatorFaults
 from ops.kms_emulator.grpc_errors import failed_precondition, invalid_argument
 from ops.kms_emulator.model import Key
 from ops.kms_emulator.store import EmulatorStore
-from shared.kms.gcp.checksum import compute_crc32c
+from shared.kms.gcp.client import compute_crc32c
 
 MAX_BYTES = 64 * 1024
 """Of a plaintext, and of additional authenticated data, for protection level SOFTWARE."""

@@ -15,9 +15,8 @@ from starlette.responses import JSONResponse, Response
 
 from ops.kms_emulator.faults import EmulatorFault, EmulatorFaults
 from shared.config.server_settings import Role
-from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
-from shared.http.body_limits import BodyTooLargeError, read_body
-from shared.http.csrf import is_loopback_host, is_private_host
+from shared.http.access import Authorizer, ProtectedRoute, RouteRequirements, is_loopback_host, is_private_host
+from shared.http.limits import BodyTooLargeError, read_body
 from shared.http.server import create_application
 
 MAX_BODY = 64 * 1024

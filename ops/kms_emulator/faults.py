@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from ops.kms_emulator.grpc_errors import StatusError
 from ops.kms_emulator.permissions import OPERATIONS, PERMISSIONS
-from shared.kms.gcp.checksum import compute_crc32c
+from shared.kms.gcp.client import compute_crc32c
 from shared.kms.gcp.wire_format import check_key_name
 
 FaultKind = Literal["latency", "stall", "status", "corrupt_crc", "wrong_plaintext", "denied", "slow_primary"]

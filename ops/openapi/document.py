@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from services.backend.admin_requests import (
+from services.backend.admin_api import (
     DryRunRequest,
     JournalRequest,
     LeaseRequest,

@@ -15,7 +15,7 @@ from shared.backend_contract import (
     CRYPTO_READY,
     KEYRING_METRIC_LABELS,
 )
-from shared.smoke.prometheus import EXPORTER_JOB
+from shared.smoke.monitoring import EXPORTER_JOB
 
 RULES_FOLDER: Final = Path(__file__).parent / "rules"
 EXPORTER_SELECTOR: Final = f'job=~"{EXPORTER_JOB}|"'

@@ -14,8 +14,7 @@ from services.exporter.config import ExporterSettings
 from shared import VERSION
 from shared.check import CheckResult, format_line
 from shared.config.secret_file import SecretFile
-from shared.config.settings import parse_duration
-from shared.config.url import check_base_url
+from shared.config.settings import check_base_url, parse_duration
 from shared.process.command_line import load_settings_or_exit, replace_unencodable_output
 from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS, Severity
 from shared.smoke.backend import RecordsMode

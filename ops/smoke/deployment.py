@@ -11,8 +11,7 @@ from shared.check import CheckOutcome, CheckResult
 from shared.config.secret_file import SecretFile
 from shared.smoke.alerting import Severity, check_alertmanager, check_relay, check_test_alert
 from shared.smoke.backend import RecordsMode, check_backend
-from shared.smoke.grafana import check_grafana
-from shared.smoke.prometheus import check_prometheus
+from shared.smoke.monitoring import check_grafana, check_prometheus
 
 Environment = Literal["production", "staging", "demo"]
 

@@ -25,10 +25,10 @@ import click
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from services.backend.config import BackendSettings
+from shared.check import join_hint
 from shared.config.errors import ConfigurationError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import Address
-from shared.hinted_error import join_hint
 from shared.http.web_config import read_web_config
 from shared.keyring.administration import MAX_RESPONSE_BYTES
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit

@@ -1,4 +1,7 @@
-"""The backend's composition root: opens everything from the settings, and closes it at the end."""
+"""The backend's composition root: opens everything from the settings, and closes it at the end.
+
+`GET /healthz`: crypto mode and readiness of the backend, for load balancers and for the exporter.
+"""
 
 import asyncio
 import socket
@@ -10,8 +13,11 @@ from dataclasses import replace
 from typing import Final
 
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
-from services.backend import admin_api, health, metrics, records, records_api
+from services.backend import admin_api, metrics, records
+from services.backend import records as records_api
 from services.backend.config import BackendSettings
 from services.backend.crypto_mode import KmsChecker
 from services.backend.keyring import Keyring
@@ -19,8 +25,9 @@ from services.backend.keyring_snapshot import KeyringPoller
 from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
 from services.backend.lost_data_keys import LostDataKeys
 from services.backend.records import RECORDS_TABLE, Records
-from shared.http.authentication import create_access_policy
-from shared.http.authorization import Authorizer
+from shared.config.server_settings import Role
+from shared.http.access import Authorizer, ProtectedRoute, RouteRequirements, create_access_policy
+from shared.http.public_text import hide_paths
 from shared.http.server import StartError, create_application, create_registry
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.instance_readiness import InstanceHeartbeat
@@ -31,7 +38,31 @@ from shared.keyring.wrapping import KeyWrapper
 from shared.kms.quota import QuotaLimitedKey
 from shared.kms.registry import connect_key
 from shared.kms.retries import RetryingKey
-from shared.process.server_runner import ServerRunner
+from shared.process.server import ServerRunner
+
+
+def build_health_route(keyring: Keyring, list_problems: Callable[[], list[str]]) -> ProtectedRoute:
+    """The route of `/healthz`: 200 while data keys can be used, else 503.
+
+    Args:
+        keyring: gives mode and readiness.
+        list_problems: what is degraded, for example records that cannot be read.
+    """
+
+    async def healthz(_request: Request) -> Response:
+        problems = list_problems()
+        health = {
+            "status": ("degraded" if problems else "ok") if keyring.is_ready else "not ready",
+            "crypto_mode": keyring.mode.value,
+            "crypto_ready": keyring.is_ready,
+            "data_keys_unusable": len(keyring.unwrap_errors),
+            "reason": keyring.reason and hide_paths(keyring.reason),
+            **({"problems": [hide_paths(each) for each in problems]} if problems else {}),
+        }
+        return JSONResponse(health, status_code=200 if keyring.is_ready else 503, headers={"Cache-Control": "no-store"})
+
+    return ProtectedRoute("/healthz", healthz, RouteRequirements(Role.VIEWER, is_public=True))
+
 
 _FIRST_CHECK_TIMEOUT: Final = 1.5
 """Seconds that the start waits for the first check of KMS: a KMS that hangs must not keep the port closed."""
@@ -109,7 +140,7 @@ async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] =
         def build_application(settings: BackendSettings) -> Starlette:
             routes = [
                 *records_api.build_record_routes(keyring, Records(database), count_decryption_error),
-                health.build_health_route(keyring, list_problems),
+                build_health_route(keyring, list_problems),
                 *admin_api.build_routes(
                     administration,
                     lost_data_keys,

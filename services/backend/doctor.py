@@ -6,7 +6,7 @@ from functools import partial
 
 from services.backend.config import BackendSettings
 from shared.check import Check
-from shared.keyring.database_check import check_keyring_database
+from shared.keyring.database import check_keyring_database
 from shared.kms.diagnosis import list_key_checks
 from shared.kms.registry import connect_key
 

@@ -9,7 +9,7 @@ import structlog
 
 from services.backend.records import RECORDS_TABLE
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.journal.metrics import KeyringMetrics, read_keyring_metrics
+from shared.keyring.rotation_metrics import KeyringMetrics, read_keyring_metrics
 
 _MAX_NAMED: Final = 3
 

@@ -18,7 +18,7 @@ import structlog
 
 from services.backend.aes_gcm import decrypt, encrypt
 from shared.atomic_file import create_file
-from shared.hinted_error import HintedError
+from shared.check import HintedError
 from shared.keyring import local_key
 from shared.keyring.database import Database
 from shared.keyring.instance_readiness import InstanceHeartbeat

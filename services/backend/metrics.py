@@ -23,7 +23,7 @@ from shared.backend_contract import (
     KMS_ROTATION_LAST_SUCCESS,
     CryptoMode,
 )
-from shared.keyring.journal.metrics import KeyringMetrics
+from shared.keyring.rotation_metrics import KeyringMetrics
 
 
 def register_metrics(  # noqa: PLR0913  all by name

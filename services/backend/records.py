@@ -4,31 +4,32 @@ The additional authenticated data binds a record to its id and to its data key, 
 another one does not open. It binds it to no moment: an older version of the same record that somebody puts back opens
 as well, and one that is removed is not missed. A service that must notice that keeps a counter
 for each record where those who can write the database cannot, and adds it to that data.
+
+The records over HTTP: `PUT` and `GET /v1/records/{id}`.
+
+Every response but a record's own bytes is JSON; an error is `{"error": one sentence}`. No response contains key
+material.
 """
 
+import re
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Connection,
-    Index,
-    LargeBinary,
-    MetaData,
-    Table,
-    exists,
-    literal,
-    select,
-)
+import structlog
+from sqlalchemy import Column, ColumnElement, Connection, Index, LargeBinary, MetaData, Table, exists, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
+from starlette.requests import Request
+from starlette.responses import Response
 
 from services.backend.aes_gcm import DecryptionError, UnwrappedKey, decrypt, encrypt
-from services.backend.keyring import Keyring, KeyUnavailableError
-from shared.keyring.column_types import Id, to_printable_text
-from shared.keyring.database import Database
-from shared.keyring.records_table import Record, RecordsTable
-from shared.keyring.rows import fetch_first, select_rows
-from shared.keyring.tables import data_keys
+from services.backend.keyring import KeyAbandonedError, Keyring, KeyUnavailableError
+from services.backend.request_body import RequestRefusedError, read_body, refuse_request
+from shared.config.server_settings import Role
+from shared.http.access import Endpoint, ProtectedRoute, RouteRequirements
+from shared.http.json_api import build_error_response
+from shared.keyring.database import Database, DatabaseError
+from shared.keyring.key_table import Record, RecordsTable
+from shared.keyring.tables import Id, data_keys, fetch_first, select_rows, to_printable_text
 
 _MAX_ATTEMPTS: Final = 3
 
@@ -132,3 +133,87 @@ RECORDS_TABLE: Final = RecordsTable("records", "data_key_id", open_record=_decry
 
 def _build_aad(record_id: str, data_key_id: str) -> bytes:
     return b"keypulse record\0" + record_id.encode() + b"\0" + data_key_id.encode()
+
+
+MAX_RECORD_BYTES: Final = 1024 * 1024
+_RECORD_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+log = structlog.get_logger(__name__)
+
+
+def build_record_routes(
+    keyring: Keyring, records: Records, count_decryption_error: Callable[[], None]
+) -> list[ProtectedRoute]:
+    """The routes of the records.
+
+    Args:
+        keyring: gives the data keys.
+        records: stores the records.
+        count_decryption_error: called when a read fails because of its data key or its ciphertext.
+    """
+
+    async def put(request: Request) -> Response:
+        record_id = _parse_record_id(request)
+        keyring.get_active_key()  # before the body is read: it may be large
+        await store_record(keyring, records, record_id, await read_body(request, MAX_RECORD_BYTES, "a record"))
+        return Response(status_code=204)
+
+    async def get(request: Request) -> Response:
+        record_id = _parse_record_id(request)
+        record = await records.find(record_id)
+        if record is None:
+            raise RequestRefusedError(404, f"there is no record {record_id}")
+        try:
+            plaintext = decrypt_record(record, await keyring.get_key(record.data_key_id))
+        except KeyAbandonedError as error:
+            raise RequestRefusedError(
+                410, f"record {record_id} cannot be decrypted any more: {error}; write it again"
+            ) from None
+        except KeyUnavailableError as error:
+            count_decryption_error()
+            raise RequestRefusedError(503, f"record {record_id} cannot be decrypted now: {error}") from None
+        except CorruptRecordError:
+            count_decryption_error()
+            log.error("record is corrupt", record=record_id, data_key=record.data_key_id)  # noqa: TRY400 - a trace adds nothing
+            raise RequestRefusedError(
+                500, f"record {record_id} is corrupt: it is not what was stored under this id; restore it"
+            ) from None
+        return Response(
+            plaintext,
+            media_type="application/octet-stream",
+            headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"},
+        )
+
+    async def record(request: Request) -> Response:
+        return await (put if request.method == "PUT" else get)(request)
+
+    return [
+        # `path`, so that an id with a slash in it is refused with a reason.
+        ProtectedRoute(
+            "/v1/records/{id:path}", _handle_errors(record), RouteRequirements(Role.RESPONDER), ["GET", "PUT"]
+        ),
+    ]
+
+
+def _handle_errors(endpoint: Endpoint) -> Endpoint:
+    """`endpoint`, whose errors become answers."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except RequestRefusedError as error:
+            return refuse_request(error.status, str(error))
+        except KeyUnavailableError as error:
+            return build_error_response(503, f"nothing is stored: {error}")
+        except DatabaseError as error:
+            log.warning("database failed a request", method=request.method, error=str(error))
+            return build_error_response(503, f"the database cannot be used, try again: {error}")
+
+    return answer
+
+
+def _parse_record_id(request: Request) -> str:
+    record_id: str = request.path_params["id"]
+    if not _RECORD_ID.fullmatch(record_id):
+        raise RequestRefusedError(400, "expected an id of 1 to 128 letters, digits, dots, underscores or hyphens")
+    return record_id

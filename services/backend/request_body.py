@@ -6,8 +6,8 @@ from typing import Final
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from shared.http.body_limits import BodyBudgetExhaustedError, BodyBudgets, BodyReader, BodyTooLargeError, SlowBodyError
 from shared.http.json_api import build_error_response
+from shared.http.limits import BodyBudgetExhaustedError, BodyBudgets, BodyReader, BodyTooLargeError, SlowBodyError
 
 _MEMORY_BUDGET: Final = BodyBudgets(8 * 1024 * 1024, 8 * 1024 * 1024)
 """For the bodies that are being read at once."""

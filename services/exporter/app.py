@@ -14,14 +14,13 @@ from services.exporter.jobs import Connect, RunningJobs, start_jobs
 from services.exporter.metrics.exposition import Exposition
 from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
-from services.exporter.web import history_api, probe_endpoint
+from services.exporter.web import pages as history_api
+from services.exporter.web import probe_endpoint
 from services.exporter.web.pages import BoardPages
-from shared.http.authentication import create_access_policy
-from shared.http.authorization import Authorizer
+from shared.http.access import Authorizer, create_access_policy
 from shared.http.server import create_application, create_registry
 from shared.kms.registry import connect_key
-from shared.process.hot_reload import ReloadableApp
-from shared.process.server_runner import ServerRunner
+from shared.process.server import ReloadableApp, ServerRunner
 from shared.web.pages import add_security_headers
 
 

@@ -11,10 +11,8 @@ from random import Random
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from services.exporter.backends.credentials import BackendCredentials
 from services.exporter.backends.documents import OWN_NAMES
-from services.exporter.backends.reader import BackendReader, open_http_client
-from services.exporter.backends.replicas import ReplicaReader
+from services.exporter.backends.reader import BackendCredentials, BackendReader, ReplicaReader, open_http_client
 from services.exporter.backends.settings import Backend
 from services.exporter.model import BackendState
 from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule

@@ -22,10 +22,17 @@ from pydantic_core import CoreSchema, InitErrorDetails
 from services.exporter.backends.settings import Backend, Name
 from services.exporter.probes.canaries import DISK_TIMEOUT
 from services.exporter.probes.success_expiry import compute_success_max_age
-from shared.config.placeholders import is_placeholder_url
 from shared.config.server_settings import ServerSettings
-from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section
-from shared.config.url import HttpUrl, PageLinks
+from shared.config.settings import (
+    Address,
+    Duration,
+    FilePath,
+    HttpUrl,
+    ListenAddress,
+    PageLinks,
+    Section,
+    is_placeholder_url,
+)
 from shared.kms.registry import KeySettings
 from shared.kms.settings import ProviderSettings
 from shared.process.concurrency import start_in_thread

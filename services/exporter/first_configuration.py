@@ -16,12 +16,11 @@ from urllib.parse import urlsplit
 import click
 from yarl import URL
 
-from services.exporter.backends.documents import UnreadableError
-from services.exporter.backends.health_mapping import HealthMapping
+from services.exporter.backends.documents import HealthMapping, UnreadableError
 from services.exporter.backends.health_proposal import HealthProposal, propose_health
 from services.exporter.backends.reader import BackendReader, open_http_client
 from services.exporter.config import ExporterSettings
-from shared.config.url import check_http_url
+from shared.config.settings import check_http_url
 from shared.kms.registry import DEFAULT_PROVIDER, get_profile
 from shared.process.command_line import parse_option_or_exit, print_configuration_or_exit
 

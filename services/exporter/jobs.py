@@ -1,4 +1,8 @@
-"""Starts the jobs of one configuration: probes, key inspections and reads of backends.
+"""How often keys are inspected: each once a minute, or less often, so that all keep to their provider's quota of reads.
+
+A quota of reads is shared by all keys of a project, and by whoever else reads them.
+
+Starts the jobs of one configuration: probes, key inspections and reads of backends.
 
 A reload stops them and starts those of the new settings; both write to the same `Results`.
 """
@@ -11,20 +15,37 @@ from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from random import Random
+from typing import Final
 
 from services.exporter.backend_reads import BackendReads, ReadBackends, read_backends
 from services.exporter.config import ExporterSettings, Target
-from services.exporter.inspection_schedule import compute_interval, compute_start_spacing
 from services.exporter.model import ProbeResult
-from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
 from services.exporter.probes.key_inspection import KeyInspector, sync_nothing
-from services.exporter.probes.round_trip import Prober
+from services.exporter.probes.round_trip import CoalescedProbe, ProbeClosedError, Prober
 from services.exporter.probes.success_expiry import SuccessExpiry
 from services.exporter.results import Results
 from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
+from shared.kms.fixes import KmsProfile
 from shared.kms.port import KmsKey
 from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
+
+MIN_INTERVAL: Final = 60.0
+"""Seconds between two inspections of one key."""
+
+
+def compute_interval(targets: int, profile: KmsProfile) -> float:
+    """Seconds between two inspections of one target, so that all targets of a provider keep to its quota of reads.
+
+    At least `MIN_INTERVAL`. The first inspections are spread over one interval, too; see `compute_start_spacing`.
+    """
+    return max(MIN_INTERVAL, targets * profile.reads_per_inspection / profile.reads_per_minute * 60)
+
+
+def compute_start_spacing(profile: KmsProfile) -> float:
+    """Seconds between the first inspections of two targets of a provider."""
+    return 60 * profile.reads_per_inspection / profile.reads_per_minute
+
 
 Connect = Callable[[ProviderSettings], KmsKey]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shared.backend_contract import CryptoMode
+from shared.kms.fixes import GENERIC_PROFILE, KmsProfile
 from shared.kms.port import ConnectivityPhase, KeyDescription
-from shared.kms.profile import GENERIC_PROFILE, KmsProfile
 from shared.kms.reason import Reason
 
 

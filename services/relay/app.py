@@ -11,55 +11,47 @@ from typing import Final
 import structlog
 from starlette.applications import Starlette
 
-from services.relay.acknowledge_link import PATH
-from services.relay.channel_check import check_channel
+from services.relay.acknowledgement.presses import BotAccess, PressRules, run_presses
+from services.relay.apis import ExporterHistory
+from services.relay.channel_health.checks import ChannelChecker, ChannelCheckMonitor, check_channel
+from services.relay.channel_health.store import prune_checks
+from services.relay.channels.port import SendReason
 from services.relay.config import RelayAuthSettings, RelaySettings
-from services.relay.console.events import ChangeStream
-from services.relay.console.pages.layout import PageRenderer
-from services.relay.console.path_watch import PathWatch
-from services.relay.console.routes import ConsoleParts, build_routes
+from services.relay.console.frame import ChangeStream, PageRenderer
+from services.relay.deliveries import queries as delivery_list
+from services.relay.deliveries.retries import BulkRetries
+from services.relay.delivery.acknowledge_link import PATH
 from services.relay.delivery.attempt import OpenSender, SenderSettings
-from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
+from services.relay.delivery.task import RetryPolicy
 from services.relay.delivery.worker import DeliveryRules, run_delivery
-from services.relay.exporter_api import ExporterHistory
 from services.relay.intake.acceptance import Acceptance, IntakeRules
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
-from services.relay.intake.replay import Replays
 from services.relay.intake.routing import find_route
-from services.relay.interactive.presses import BotAccess, PressRules, run_presses
-from services.relay.interactive.silences import run_silences
-from services.relay.login.service import open_login
-from services.relay.login.sessions import LoginRules
+from services.relay.login.sessions import LoginRules, open_login, prune_sessions
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.model import Event
-from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckMonitor
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_forever
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
-from services.relay.outbox.channel_state.channel_checks import prune_checks
-from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.operators.audit import OutboxAudit
-from services.relay.outbox.operators.bulk_retry import BulkRetries
-from services.relay.outbox.operators.sessions import prune_sessions
-from services.relay.outbox.operators.silences import prune_silences
-from services.relay.outbox.queries import delivery_list
-from services.relay.outbox.restore_detection import COMPARE_DELAY
-from services.relay.outbox.retention.byte_limit import ByteLimit
-from services.relay.outbox.retention.rounds import run_retention
+from services.relay.now.lights import PathWatch
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.heartbeats import read_last_seen
+from services.relay.outbox.recovery import COMPARE_DELAY
+from services.relay.outbox.retention import ByteLimit, run_retention
+from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, open_store
 from services.relay.outbox.tables import UNFINISHED, UNSETTLED, DeliveryState
-from services.relay.outbox.watchdog_silence import read_last_seen
-from services.relay.send_error import SendReason
+from services.relay.pages import ConsoleParts, build_routes
+from services.relay.quarantine.replay import Replays
+from services.relay.silences.store import prune_silences
+from services.relay.silences.worker import run_silences
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
-from shared.http.authentication import AccessPolicy, Token, create_access_policy
-from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
-from shared.http.connection_limits import AdmissionQueue
+from shared.http.access import AccessPolicy, Authorizer, ProtectedRoute, RouteRequirements, Token, create_access_policy
+from shared.http.limits import AdmissionQueue
 from shared.http.server import StartError, create_application, create_registry
 from shared.process.concurrency import run_beside
-from shared.process.hot_reload import ReloadableApp
-from shared.process.server_runner import ServerRunner
+from shared.process.server import ReloadableApp, ServerRunner
 
 _FINAL_STATES: Final = (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED, DeliveryState.DEAD)
 

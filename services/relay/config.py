@@ -1,47 +1,255 @@
-"""The relay's configuration: each error names the key and what was expected."""
+"""The relay's configuration: each error names the key and what was expected.
+
+The settings of what messages contain beside the alert: `links` and `messages`.
+
+The settings under `interactive`: buttons in Slack are off without an app-level token, silences without a name.
+
+The settings of who logs in elsewhere: at a provider of OpenID Connect, or at a proxy in front of the relay.
+"""
 
 import re
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
+from datetime import UTC, tzinfo
+from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationInfo, model_validator
 
-from services.relay.acknowledge_link import SignatureSettings
 from services.relay.channels.log import LogSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.channels.slack.channel import SlackSettings
-from services.relay.delivery.enrichment.enricher import EnrichmentSettings
-from services.relay.delivery.links import LinkRules, list_unusual_variables
-from services.relay.delivery.settings import LinkSettings, MessageSettings
-from services.relay.intake.heartbeats import HeartbeatMatcher
-from services.relay.intake.routing import Matcher, Route, parse_matcher
-from services.relay.interactive.settings import InteractiveSettings
-from services.relay.login.settings import OidcSettings, ProxyLoginSettings
+from services.relay.delivery.acknowledge_link import SignatureSettings
+from services.relay.delivery.enrichment import EnrichmentSettings
+from services.relay.delivery.message import LinkRules, check_allowed_host, check_template, list_unusual_variables
+from services.relay.delivery.templates import TemplateFolder
+from services.relay.intake.routing import HeartbeatMatcher, Matcher, Route, parse_matcher
 from services.relay.model import Button, EscalationStep
-from services.relay.outbox.retention.byte_limit import compute_minimum
-from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
-from shared.config.server_settings import AuthSettings, ServerSettings
+from services.relay.outbox.retention import compute_minimum
+from services.relay.silences.permission import SilenceRules
+from shared.config.file_checks import FileCheck, FileCheckError, check_readable, create_secret_check
+from shared.config.secret_file import SecretFile
+from shared.config.server_settings import AuthSettings, Role, ServerSettings
 from shared.config.settings import (
     Address,
+    BaseUrl,
     Duration,
+    FilePath,
     ListenAddress,
     Network,
+    PageLinks,
+    ProviderUrl,
     SecretPath,
     Section,
     Size,
     TokenPath,
+    UrlFilePath,
+    check_base_url,
+    check_secret_url,
+    is_placeholder_host,
+    is_placeholder_mailbox,
+    is_placeholder_url,
+    resolve_path,
 )
-from shared.config.url import BaseUrl, PageLinks, UrlFilePath, check_secret_url
 from shared.net.egress import EgressSettings
 from shared.sql.database_url import DatabaseSetting
+
+Template = Annotated[str, AfterValidator(check_template)]
+
+
+def _check_timezone(name: str) -> str:
+    try:
+        _load_zone(name)
+    except (LookupError, ValueError, OSError):  # no such file, no path, a folder
+        raise ValueError("expected the IANA name of a time zone, such as UTC or Europe/Berlin") from None
+    return name
+
+
+def _load_zone(name: str) -> tzinfo:
+    return UTC if name == "UTC" else ZoneInfo(name)  # UTC, even on a machine without time zones
+
+
+class LinkSettings(Section):
+    """Templates over an alert's labels, and alertname_lower, from_ms, to_ms."""
+
+    runbook: Template | None = None
+    dashboard: Template | None = None
+    prefer: Literal["template", "annotation"] = "template"
+    """Which of the two wins, where an alert has an annotation `runbook_url` or `dashboard_url` of its own."""
+    allow_hosts: tuple[Annotated[str, AfterValidator(check_allowed_host)], ...] = ()
+    """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
+
+
+def _parse_runbook(value: object) -> object:
+    if isinstance(value, str) and "://" in value:
+        return check_base_url(value)
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError("expected a Markdown file, a folder of them, or the URL of one")
+    return resolve_path(Path(value))
+
+
+def _check_runbook(location: Path | str) -> Iterable[Path]:
+    if isinstance(location, Path):
+        check_readable(location)
+    return ()  # it holds no secret
+
+
+RunbookLocation = Annotated[
+    Path | str, BeforeValidator(_parse_runbook, json_schema_input_type=str), FileCheck(_check_runbook)
+]
+"""A Markdown file, a folder with a file for each alert, or a URL."""
+
+
+class MessageSettings(EgressSettings):
+    """What messages contain beside the alert. Proxy and authorities are for runbook, Prometheus and board."""
+
+    runbook: RunbookLocation | None = None
+    """Each message shows the first diagnosis steps of its alert's section."""
+    prometheus_url: BaseUrl | None = None
+    """Each message shows what its alert's expression gives now, and a chart of the last hour."""
+    prometheus_token_file: SecretPath | None = None
+    """Sent as Bearer."""
+
+    board_url: BaseUrl | None = None
+    """The exporter's board; each alert links to its key or its service there, and an incident shows its fault."""
+    board_token_file: SecretPath | None = None
+    """A viewer's token of the exporter, sent as Bearer."""
+    timezone: Annotated[str, AfterValidator(_check_timezone)] = "UTC"
+    """The readers' time zone, beside UTC in mails and PagerDuty; Slack knows each reader's own."""
+
+    templates: TemplateFolder | None = None
+    """A folder with a team's own words: `title.j2`, `summary.j2`, `description.j2`."""
+
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone itself."""
+        return _load_zone(self.timezone)
+
+    @property
+    def enrichment(self) -> EnrichmentSettings:
+        """What delivery adds to messages."""
+        return EnrichmentSettings(self.runbook, self.prometheus_url, self.prometheus_token_file, self.egress)
+
+    @property
+    def egress(self) -> EgressSettings:
+        """How runbook, Prometheus and the board are reached."""
+        return EgressSettings(proxy=self.proxy, proxy_url_file=self.proxy_url_file, ca_file=self.ca_file)
+
+    @model_validator(mode="after")
+    def _check_plaintext_secret(self) -> Self:
+        for url, token in (
+            (self.prometheus_url, self.prometheus_token_file),
+            (self.board_url, self.board_token_file),
+        ):
+            if url and token:
+                check_secret_url(url)
+        return self
+
+
+def _check_token(secret: str) -> None:
+    if not secret.startswith("xapp-"):
+        raise FileCheckError("holds no app-level token", "expected xapp-…, with the scope connections:write")
+
+
+_EXPECTED_TOKEN: Final = "expected a file with the app-level token, xapp-…, on its first line"  # noqa: S105  # no token
+AppTokenPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EXPECTED_TOKEN, _check_token))]
+"""A file with an app-level token."""
+UserId = Annotated[str, StringConstraints(pattern="^[UW][A-Z0-9]{2,}$")]
+"""Of a person in Slack, such as U012ABCDEF."""
+GroupId = Annotated[str, StringConstraints(pattern="^S[A-Z0-9]{2,}$")]
+"""Of a user group in Slack, such as S012ABCDEF."""
+
+
+class SilenceSettings(Section):
+    """Who may silence an incident by its button; nobody without an entry."""
+
+    allow_users: tuple[UserId, ...] = ()
+    allow_groups: tuple[GroupId, ...] = ()
+    max: Annotated[Duration, Field(ge=60, le=7 * 86400)] = 4 * 3600.0
+    """How long such a silence lasts."""
+
+
+class InteractiveSettings(EgressSettings):
+    """Buttons in Slack."""
+
+    app_token_file: AppTokenPath | None = None
+    """Contains the app-level token, xapp-…, with the scope connections:write."""
+    allow_remote_insecure: bool = False
+    """Lets plaintext leave this machine: to a stand-in among containers."""
+    api_url: ProviderUrl = "https://slack.com/api/"
+    silence: SilenceSettings = SilenceSettings()
+
+    @property
+    def silence_rules(self) -> SilenceRules:
+        """Who may silence, and for how long."""
+        silence = self.silence
+        return SilenceRules(frozenset(silence.allow_users), silence.allow_groups, silence.max)
+
+
+_OTHER_HEADERS: Final = ("authorization", "cookie", "host", "x-csrf-token")
+
+
+def _check_issuer(url: str) -> str:
+    check_secret_url(url)
+    check_base_url(url)
+    return url  # with its last slash, if it has one: a token names the issuer letter by letter
+
+
+def _check_scopes(scopes: tuple[str, ...]) -> tuple[str, ...]:
+    if "openid" not in scopes:
+        raise ValueError("expected openid among them")
+    return scopes
+
+
+def _check_header(name: str) -> str:
+    if name.lower() in _OTHER_HEADERS:
+        raise ValueError("expected a header of the proxy's own, such as X-Forwarded-User")
+    return name.lower()
+
+
+def _check_proxies(networks: tuple[Network, ...]) -> tuple[Network, ...]:
+    if not networks or any(network.prefixlen == 0 for network in networks):
+        raise ValueError("expected the proxy's addresses, such as 10.0.0.7/32; whoever sends from them is believed")
+    return networks
+
+
+Header = Annotated[str, Field(pattern="^[A-Za-z0-9-]+$"), AfterValidator(_check_header)]
+Roles = Annotated[dict[str, Role], Field(min_length=1)]
+
+
+class OidcSettings(EgressSettings):
+    """A provider of OpenID Connect."""
+
+    issuer: Annotated[str, AfterValidator(_check_issuer)]
+    """Its address, below which its discovery document is."""
+    client_id: Annotated[str, Field(min_length=1)]
+    client_secret_file: SecretPath
+    scopes: Annotated[tuple[str, ...], AfterValidator(_check_scopes)] = ("openid", "profile", "email")
+    groups_claim: Annotated[str, Field(min_length=1)] = "groups"
+    """The claim with a person's groups, in the ID token or the userinfo."""
+    roles: Roles
+    """Of each group."""
+
+
+class ProxyLoginSettings(Section):
+    """A proxy that names the person in a header."""
+
+    user_header: Header
+    groups_header: Header | None = None
+    """Groups, separated by commas."""
+    from_: Annotated[tuple[Network, ...], AfterValidator(_check_proxies)] = Field(alias="from")
+    """The proxy's addresses; a header from any other is ignored."""
+    roles: Roles
+    """Of each group where there is a groups_header, else of each user."""
+
+
+def find_role(roles: dict[str, Role], names: Iterable[str]) -> Role | None:
+    """Return the highest role of these groups or users; None if none of them has one."""
+    found = {roles[name] for name in names if name in roles}
+    return max(found, key=list(Role).index, default=None)
+
 
 T = TypeVar("T", bound=Sized)
 P = TypeVar("P", bound=Section)

@@ -1,28 +1,270 @@
-"""The checks of the relay's configuration, for the command `doctor`."""
+"""The checks of runbook and Prometheus, for the command `doctor`: both are read as delivery reads them.
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+The checks of the relay's configuration, for the command `doctor`.
+
+Checks of buttons in Slack: the app-level token, and the scopes that silences need. No connection is opened.
+
+The check of the outbox's database, for the command `doctor`.
+
+Compares an Alertmanager's receivers with the relay's routes, by name: Alertmanager masks the URLs of webhooks.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Final
 
-from services.relay.alertmanager_api import AlertmanagerClient, AlertmanagerError
-from services.relay.alertmanager_file.receivers import check_receiver, check_unserved, check_watchdogs, list_receivers
-from services.relay.alertmanager_file.routing_tree import RoutingTree, TreeError, parse_tree
-from services.relay.config import RelaySettings, WatchdogSettings
+from sqlalchemy import Connection
+
+from services.relay.acknowledgement.socket_mode import SlackCallError, SlackWebApi
+from services.relay.apis import (
+    AlertmanagerClient,
+    AlertmanagerError,
+    ExporterHistory,
+    PrometheusClient,
+    PrometheusError,
+)
+from services.relay.channels.slack.codes import SLACK_CODES
+from services.relay.config import OidcSettings, RelaySettings, WatchdogSettings
 from services.relay.delivery.attempt import close_channel
-from services.relay.delivery.enrichment.diagnosis import list_enrichment_checks
-from services.relay.delivery.links import build_links
-from services.relay.exporter_api import ExporterHistory
-from services.relay.intake.heartbeats import HeartbeatMatcher
-from services.relay.interactive.diagnosis import check_app_token, check_silence_scopes
-from services.relay.interactive.web_api import SlackWebApi
-from services.relay.login.settings import OidcSettings
+from services.relay.delivery.charts import can_draw
+from services.relay.delivery.enrichment import EnrichmentSettings, Runbook, RunbookError
+from services.relay.delivery.message import build_links
+from services.relay.intake.routing import HeartbeatMatcher
 from services.relay.model import Alert, Status
-from services.relay.outbox.engine.database_check import check_outbox
+from services.relay.outbox import database as dialect
+from services.relay.outbox.database import UnknownDatabaseError, describe_lost_outbox, describe_tables
+from services.relay.routes.alertmanager import RoutingTree, TreeError, TreeRoute, list_chosen, parse_tree, route_alert
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
+from shared.config.settings import is_placeholder_url
 from shared.net.page import check_connection, check_page
+from shared.sql.database_url import DatabaseUrl
+from shared.sql.read_only import check_database
+
+
+def list_enrichment_checks(settings: EnrichmentSettings, *, shows_own_runbooks: bool) -> Iterator[Check]:
+    """The runbook's sections, and the rules of Prometheus.
+
+    Args:
+        settings: of the enrichment.
+        shows_own_runbooks: whether messages link to the `runbook_url` of a rule, and a placeholder there is an error.
+    """
+    if settings.runbook is not None:
+        file = "messages.runbook" if isinstance(settings.runbook, Path) else None
+        yield Check("messages.runbook sections", partial(_check_runbook, settings), file)
+    if settings.prometheus_url is not None:
+        token = "messages.prometheus_token_file" if settings.prometheus_token_file else None
+        api = "messages.prometheus_url API"
+        yield Check(api, partial(_check_prometheus, settings), token)
+        if shows_own_runbooks:
+            yield Check("messages.prometheus_url runbooks", partial(_check_rule_runbooks, settings), api)
+
+
+async def _check_runbook(settings: EnrichmentSettings) -> str:
+    runbook = Runbook(settings.runbook or "", settings.egress)
+    try:
+        number = await runbook.read()
+    except RunbookError as error:
+        raise CheckError(str(error), "correct the path, the URL or the proxy") from None
+    finally:
+        await runbook.close()
+    if not number:
+        raise CheckError("it has no section with text", "give each alert a heading of its name")
+    return f"{number} sections"
+
+
+async def _check_prometheus(settings: EnrichmentSettings) -> str:
+    async with _open_prometheus(settings) as prometheus:
+        number = await prometheus.count_rules()
+    if not number:
+        raise CheckError("it has no alerting rules", "name the Prometheus that evaluates them")
+    if not can_draw():
+        raise CheckError("matplotlib is not installed", "install the extra `charts`: without it there are values alone")
+    return f"{number} alerting rules"
+
+
+async def _check_rule_runbooks(settings: EnrichmentSettings) -> str:
+    async with _open_prometheus(settings) as prometheus:
+        runbooks = await prometheus.list_runbooks()
+    if placeholders := [name for name, url in runbooks.items() if is_placeholder_url(url)]:
+        raise CheckError(
+            f"the runbook_url of {len(placeholders)} of {len(runbooks)} rules leads to a placeholder, such as that of "
+            f"{placeholders[0][:100]}",
+            "set links.runbook, or replace the address in the rules and reload Prometheus",
+        )
+    return f"{len(runbooks)} links"
+
+
+@asynccontextmanager
+async def _open_prometheus(settings: EnrichmentSettings) -> AsyncIterator[PrometheusClient]:
+    """Its errors are CheckErrors."""
+    token = SecretFile(settings.prometheus_token_file) if settings.prometheus_token_file else None
+    prometheus = PrometheusClient(settings.prometheus_url or "", token, settings.egress)
+    try:
+        yield prometheus
+    except PrometheusError as error:
+        raise CheckError(str(error), "correct the URL, the token and the path of --web.external-url") from None
+    finally:
+        await prometheus.close()
+
+
+_HINTS: Final = {
+    "invalid_auth": "copy the app-level token (xapp-…) into `app_token_file`",
+    "not_allowed_token_type": "copy the app-level token (xapp-…) into `app_token_file`",
+    "missing_scope": "give the app-level token the scope connections:write",
+}
+
+
+async def check_app_token(api: SlackWebApi) -> str:
+    """Check that the token may open connections, and that Socket Mode is on. Raises CheckError."""
+    try:
+        await api.call("apps.connections.open")
+    except SlackCallError as error:
+        hint = _HINTS.get(error.code, "see whether Socket Mode is on in the app's settings")
+        raise CheckError(
+            _explain(error), hint if error.code else "allow https and wss to slack.com, or set `proxy`"
+        ) from None
+    return "the app-level token opens connections"
+
+
+async def check_silence_scopes(api: SlackWebApi, scopes: Sequence[str]) -> str:
+    """Check that a bot has the scopes to see who may silence. Raises CheckError."""
+    try:
+        await api.call("auth.test")
+    except SlackCallError as error:
+        raise CheckError(_explain(error), "correct the channel's `token_file`") from None
+    missing = " and ".join(scope for scope in scopes if scope not in (api.granted_scopes or ()))
+    if api.granted_scopes is not None and missing:
+        raise CheckError(
+            f"the bot lacks {missing}", f"add {missing} to the app's bot scopes, and install the app again"
+        )
+    return f"the bot has {' and '.join(scopes)}"
+
+
+def _explain(error: SlackCallError) -> str:
+    code = SLACK_CODES.get(error.code)
+    return f"{error}: {code.meaning}" if code else str(error)
+
+
+async def check_outbox(database: DatabaseUrl) -> str:
+    """Say what the next start would find; nothing is changed. Raises CheckError if it would refuse the database."""
+    await asyncio.to_thread(_refuse_lost_file, database)
+    return await check_database(database, _describe)
+
+
+def _refuse_lost_file(database: DatabaseUrl) -> None:
+    is_missing = dialect.is_sqlite(database) and not Path(str(database.database)).exists()
+    if is_missing and (problem := describe_lost_outbox(database)):
+        raise CheckError(*problem)
+
+
+def _describe(connection: Connection) -> str:
+    try:
+        return describe_tables(connection)
+    except UnknownDatabaseError as error:
+        raise CheckError(error.error, error.hint) from None
+
+
+_WATCHDOG: Final = {"alertname": "Watchdog", "severity": "none"}
+"""The labels of the heartbeat in keypulse's rules, and in those of others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receivers:
+    """The receivers of one Alertmanager."""
+
+    names: Collection[str]
+    webhooks: Collection[str]
+    """Those that send webhooks with a token, without which the relay takes none."""
+    routed: Collection[str]
+    """Those that a route leads to."""
+
+
+def list_receivers(tree: RoutingTree) -> Receivers:
+    """The receivers of a routing tree."""
+    return Receivers(tree.receivers.keys(), tree.token_senders, set(_iterate_routed(tree.root)))
+
+
+def _iterate_routed(route: TreeRoute) -> Iterator[str]:
+    yield route.receiver
+    for child in route.routes:
+        yield from _iterate_routed(child)
+
+
+def check_receiver(name: str, receivers: Receivers) -> str:
+    """Check that Alertmanager sends here what a route of the relay expects. Raises CheckError."""
+    if name not in receivers.names:
+        raise CheckError(
+            f"Alertmanager has no receiver {name}; it has "
+            f"{', '.join(receivers.webhooks) or 'none with a webhook that sends a token'}",
+            "correct the name, here or there",
+        )
+    if name not in receivers.webhooks:
+        raise CheckError(
+            f"Alertmanager's receiver {name} has no webhook that sends a token",
+            "add `webhook_configs` with the relay's URL and token",
+        )
+    if name not in receivers.routed:
+        raise CheckError(
+            f"no route of Alertmanager leads to its receiver {name}", "add a route there, or remove this one"
+        )
+    return f"Alertmanager's receiver {name} has a route and a webhook"
+
+
+def check_unserved(receivers: Receivers, served: Collection[str | None]) -> str:
+    """Name the receivers that no route of the relay names. Raises CheckError if nothing can lead here.
+
+    Args:
+        receivers: of Alertmanager.
+        served: the receivers of the relay's routes; None serves each.
+    """
+    webhooks = [name for name in receivers.webhooks if name in receivers.routed]
+    if not webhooks:
+        raise CheckError(
+            "no route leads to a receiver with a webhook that sends a token, so the relay gets nothing",
+            "add a receiver with `webhook_configs`, the relay's URL and token, and a route to it",
+        )
+    unserved = [] if None in served else [name for name in webhooks if name not in served]
+    if not unserved:
+        return f"each of {', '.join(webhooks)} has a route of the relay"
+    names = ", ".join(unserved)
+    return f"no route of the relay serves {names}: what leads here, except heartbeats, goes to `default_channels`"
+
+
+def check_watchdogs(tree: RoutingTree, watchdogs: Iterable[HeartbeatMatcher]) -> str:
+    """Check that each heartbeat which Alertmanager sends here is a watchdog's, and the reverse. Raises CheckError."""
+    try:
+        for watchdog in watchdogs:
+            if not _reaches_webhook(tree, {m.label: m.value for m in watchdog.matchers if m.operator == "="}):
+                raise CheckError(
+                    f"no route leads the alert of {watchdog.name} to a receiver with a webhook that sends a token, "
+                    "so it will be absent",
+                    "add the route: keypulse-relay alertmanager --merge FILE",
+                )
+        if _reaches_webhook(tree, _WATCHDOG) and not any(_may_match(watchdog) for watchdog in watchdogs):
+            raise CheckError(
+                "the alert Watchdog leads here, and is no heartbeat of `watchdogs`: it is a message again and again",
+                "add an entry with the matcher 'alertname=\"Watchdog\"'",
+            )
+    except TreeError as error:
+        raise CheckError(str(error), "compare by hand: its routes, and `watchdogs` of the relay") from None
+    return "each leads here"
+
+
+def _reaches_webhook(tree: RoutingTree, labels: Mapping[str, str]) -> bool:
+    """Whether an alert reaches a receiver that may be the relay: a switch elsewhere gets no token."""
+    chosen = list_chosen(route_alert(tree, labels))
+    return any(route.receiver in tree.token_senders for route in chosen)
+
+
+def _may_match(watchdog: HeartbeatMatcher) -> bool:
+    """Whether its alert may be called Watchdog; it may have further labels."""
+    return all(m.matches(_WATCHDOG) for m in watchdog.matchers if m.label in _WATCHDOG)
 
 
 @asynccontextmanager

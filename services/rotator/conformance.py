@@ -19,9 +19,9 @@ from typing import Final
 
 from services.rotator.config import RotatorSettings
 from services.rotator.drivers.registry import open_driver
-from services.rotator.lease_renewal import describe_holder
 from services.rotator.model import RotatorError
 from services.rotator.plan import describe_unfinished, is_unfinished
+from services.rotator.session import describe_holder
 from services.rotator.verification import find_own_problems, verify_by_pages
 from shared.check import Check, CheckError, CheckResult, run_checks
 from shared.keyring.administration import (

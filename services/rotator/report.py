@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from services.rotator.backups.backup_file import BackupSummary
+from services.rotator.backups import BackupSummary
 from services.rotator.model import PROGRAM, StepResult
 from services.rotator.plan import Plan
 from shared.keyring.administration import KeyUsage, Problem, RotationProgress, VerificationResult

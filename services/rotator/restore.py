@@ -2,7 +2,8 @@
 
 import asyncio
 
-from services.rotator.backups import backup_file, folder
+from services.rotator import backups as backup_file
+from services.rotator import backups as folder
 from services.rotator.model import RotatorError
 from services.rotator.plan import refuse_unfinished
 from services.rotator.report import BackupReport, CommandOutcome, CommandReport

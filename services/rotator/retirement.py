@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from services.rotator.backups.backup_file import may_be_wrapped_by
+from services.rotator.backups import may_be_wrapped_by
+from services.rotator.inspection import LeasedKeyring, count_with_leases
 from services.rotator.model import RotatorError
-from services.rotator.other_keyrings import LeasedKeyring, count_with_leases
 from services.rotator.plan import refuse_unfinished
 from services.rotator.report import CommandOutcome, CommandReport
 from services.rotator.session import CommandSession

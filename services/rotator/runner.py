@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.rotator.backups.backup_file import BackupError, BackupSummary
+from services.rotator.backups import BackupError, BackupSummary
 from services.rotator.model import RotatorError
 from services.rotator.plan import (
     build_plan,

@@ -1,23 +1,29 @@
-"""The steps of a rotation; `run`, `resume` and `rollback` put them in their order.
+"""The KMS key's primary version: which one it is, whether it is usable, and whether Encrypt uses it yet.
+
+The smoke test before a rotation: the keyring answers, and the KMS key encrypts and decrypts.
+
+The steps of a rotation; `run`, `resume` and `rollback` put them in their order.
 
 Each step is shown, timed, and recorded in the keyring's journal, so that the next runner, on any machine, knows what
 was done and what failed.
 """
 
 import asyncio
+import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from services.rotator import primary_version
-from services.rotator.backups import backup_file, folder
-from services.rotator.backups.backup_file import BackupError, BackupSummary
+from services.rotator import backups as backup_file
+from services.rotator import backups as folder
+from services.rotator.backups import BackupError, BackupSummary
 from services.rotator.model import RotatorError, StepProgress, StepResult
 from services.rotator.session import CommandSession
-from services.rotator.smoke_test import run_smoke_test
 from services.rotator.verification import find_own_problems, verify_with_retries
 from services.rotator.version_proof import find_unproven_rows
+from shared.check import Check, CheckError, format_line, run_checks
 from shared.keyring.administration import (
     AdministrationError,
     JournalBackup,
@@ -31,9 +37,121 @@ from shared.keyring.administration import (
     StepOutcome,
     VerificationResult,
 )
-from shared.keyring.journal.entries import MAX_DETAIL_LENGTH
+from shared.keyring.journal import MAX_DETAIL_LENGTH
 from shared.keyring.model import get_version_sort_key
-from shared.kms.port import KmsError
+from shared.kms.port import KmsError, KmsKey, VersionState
+
+_PROBE_AAD: Final = b"keypulse rotator"
+
+
+async def get_usable_primary(kms: KmsKey, timeout: float, next_command: str) -> str:
+    """The KMS key's primary version.
+
+    Args:
+        kms: the key.
+        timeout: seconds of one call.
+        next_command: what to type once the problem is fixed.
+
+    Raises:
+        RotatorError: there is none, it is not usable, or KMS cannot be read.
+    """
+    try:
+        key = await kms.describe_key(timeout=timeout)
+    except KmsError as error:
+        raise RotatorError(f"the primary version of the KMS key cannot be read: {error}", next_command) from None
+    if key.primary_version is None:
+        raise RotatorError("the KMS key has no primary version; make a version and set it as the primary", next_command)
+    primary = key.find_version(key.primary_version)
+    if primary is None or primary.state is not VersionState.USABLE:
+        state = primary.state_label if primary else "not among its versions"
+        raise RotatorError(
+            f"the primary version {key.primary_version} of the KMS key is {state}: nothing can be wrapped by it; "
+            "enable it, or set another version as the primary",
+            next_command,
+        )
+    return key.primary_version
+
+
+async def wait_for_primary(
+    kms: KmsKey, version: str, next_command: str, *, checks: int, total_timeout: float, interval: float, timeout: float
+) -> None:
+    """Returns once Encrypt has used `version` several times in a row: a new primary takes effect gradually.
+
+    Args:
+        kms: the key.
+        version: the expected primary version.
+        next_command: what to type later.
+        checks: how many times in a row.
+        total_timeout: seconds for all calls.
+        interval: seconds between two calls.
+        timeout: seconds of one call.
+
+    Raises:
+        RotatorError: Encrypt does not within `total_timeout`; nothing was changed.
+    """
+    in_a_row, last_result = 0, "no answer"
+    try:
+        async with asyncio.timeout(total_timeout):
+            while True:
+                try:
+                    result = await kms.encrypt(os.urandom(16), _PROBE_AAD, timeout=timeout)
+                    in_a_row = in_a_row + 1 if result.version == version else 0
+                    last_result = f"version {result.version}"
+                except KmsError as error:
+                    in_a_row, last_result = 0, str(error)
+                if in_a_row == checks:
+                    return
+                await asyncio.sleep(interval)
+    except TimeoutError:
+        raise RotatorError(
+            f"Encrypt has not used version {version} {checks} times in a row within {total_timeout:g} s (the last "
+            f"answer: {last_result}). A new primary version needs {kms.profile.propagation} to take effect",
+            next_command,
+        ) from None
+
+
+_AAD: Final = b"keypulse rotator smoke"
+
+
+async def run_smoke_test(session: CommandSession, next_command: str) -> str:
+    """Runs all checks and returns their results, joined.
+
+    Args:
+        session: the rotator's keyring and KMS key.
+        next_command: what to type once the problem is fixed.
+
+    Raises:
+        RotatorError: checks failed; it names all of them.
+    """
+
+    async def keyring() -> str:
+        try:
+            keys = await session.administration.list_keys(limit=1)
+        except AdministrationError as error:
+            raise CheckError(error.error, error.hint or "check `driver`") from None
+        if not keys:
+            raise CheckError("it holds no data key", "start the service, which creates the first one")
+        return "answers"
+
+    async def kms() -> str:
+        secret, timeout = os.urandom(32), session.settings.kms_timeout
+        try:
+            wrapped = await session.kms.encrypt(secret, _AAD, timeout=timeout)
+            unwrapped = await session.kms.decrypt(wrapped.ciphertext, _AAD, timeout=timeout)
+        except KmsError as error:
+            raise CheckError(str(error), "see that reason in docs/KMS_OPERATIONS.md") from None
+        if unwrapped.plaintext != secret:
+            raise CheckError(
+                "decrypt returned other bytes than were encrypted", "do not rotate; contact the KMS administrators"
+            )
+        return "a round trip succeeds"
+
+    results = await run_checks([Check("keyring", keyring), Check("KMS", kms)], time.monotonic)
+    failed = [format_line(result) for result in results if not result.is_ok]
+    if failed:
+        raise RotatorError(f"the smoke test failed, nothing was changed: {' / '.join(failed)}", next_command)
+    return ", ".join(f"{result.name} {result.detail}" for result in results)
+
 
 _CALLS_PER_DATA_KEY: Final = {JournalStep.ROTATE: 3, JournalStep.ROLLBACK: 1, JournalStep.VERIFY: 1}
 """Calls of KMS for each data key: they take most of the time, so the progress bar counts them."""
@@ -75,7 +193,7 @@ class RotationSteps:
 
     async def get_target_version(self) -> str:
         """The version that everything is to be wrapped by: the primary one, which is usable."""
-        primary = primary_version.get_usable_primary(self._session.kms, self._settings.kms_timeout, self._next_command)
+        primary = get_usable_primary(self._session.kms, self._settings.kms_timeout, self._next_command)
         return await self._run_step(JournalStep.PRIMARY_VERSION, primary, lambda version: _Result(f"version {version}"))
 
     async def create_backup(self, earlier: Sequence[JournalBackup] = ()) -> tuple[Path, BackupSummary]:
@@ -128,7 +246,7 @@ class RotationSteps:
     async def wait_for_primary(self, version: str) -> None:
         """Waits until Encrypt uses `version`."""
         settings = self._settings
-        in_use = primary_version.wait_for_primary(
+        in_use = wait_for_primary(
             self._session.kms,
             version,
             self._next_command,

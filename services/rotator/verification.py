@@ -6,7 +6,7 @@ from typing import Literal
 
 from services.rotator.session import CommandSession
 from shared.keyring.administration import Administration, Problem, UnreachableError, VerificationResult
-from shared.keyring.journal.progress import MAX_PROBLEMS
+from shared.keyring.journal import MAX_PROBLEMS
 
 Mode = Literal["sample", "full"]
 ReportCount = Callable[[int], None]

@@ -13,8 +13,8 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel
 
+from shared.check import HintedError, join_hint
 from shared.config.secret_file import MIN_TOKEN_LENGTH, PasswordFile, SecretFile, SecretUnreadableError, TokenFile
-from shared.hinted_error import HintedError, join_hint
 
 _WORLD_READABLE: Final = 0o004
 """The permission bit of all users. Access by the group is often intended, as in a pod with an `fsGroup`."""

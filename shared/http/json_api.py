@@ -1,10 +1,56 @@
-"""The common form of the servers' JSON APIs: errors, parameters and times. See `pagination` for lists."""
+"""Reads the form of a page: a few short fields, within a limit of bytes and of time.
 
+The common form of the servers' JSON APIs: errors, parameters and times. See `pagination` for lists.
+
+Pages of long lists in the servers' JSON APIs, the newest entries first: `limit`, `cursor` and `next_cursor`.
+"""
+
+import asyncio
+import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Final, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse
+
+from shared.http.limits import BODY_SECONDS, BodyTooLargeError, read_body
+
+MAX_FORM_BYTES: Final = 64 * 1024
+_MAX_FIELDS: Final = 100
+
+
+class FormError(Exception):
+    """A form cannot be read; the message is one sentence.
+
+    Args:
+        text: why.
+        status: of the response.
+    """
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Mapping[str, str]:
+    """Return the fields of an urlencoded form; of a field that comes twice, the last. Raises FormError."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await read_body(request.stream(), max_bytes)
+        return _parse(body) if len(body) <= MAX_FORM_BYTES else await asyncio.to_thread(_parse, body)
+    except BodyTooLargeError:
+        raise FormError(f"the form is too large; expected at most {max_bytes} bytes", 413) from None
+    except TimeoutError:
+        raise FormError(f"the form did not arrive within {BODY_SECONDS:g} s; try again", 408) from None
+    except ValueError:  # it is not UTF-8, or has too many fields
+        raise FormError("the form cannot be read; reload the page, and try again", 400) from None
+
+
+def _parse(body: bytes) -> Mapping[str, str]:
+    return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS))
+
 
 T = TypeVar("T")
 
@@ -35,3 +81,38 @@ def format_json_time(at: float | None) -> str | None:
     if at is None:
         return None
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_DEFAULT_LIMIT: Final = 100
+_MAX_LIMIT: Final = 1000
+
+
+class Page(NamedTuple):
+    """Which entries of a list are requested."""
+
+    limit: int
+    before: int | None
+    """The number of the first entry that is too new; None for the first page."""
+
+
+def parse_page(parameters: Mapping[str, str]) -> Page:
+    """The page that `limit` and `cursor` of a query name. Raises ValueError with what was expected."""
+    limit, cursor = parameters.get("limit", str(_DEFAULT_LIMIT)), parameters.get("cursor")
+    if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= _MAX_LIMIT:
+        raise ValueError(f"limit: expected a number from 1 to {_MAX_LIMIT}")
+    try:
+        return Page(int(limit), None if cursor is None else parse_cursor(cursor))
+    except ValueError as error:
+        raise ValueError(f"cursor: {error}") from None
+
+
+def parse_cursor(text: str) -> int:
+    """The reverse of `format_cursor`. Raises ValueError with what was expected."""
+    if not re.fullmatch("[0-9a-f]{1,15}", text):
+        raise ValueError("expected the next_cursor of an earlier answer")
+    return int(text, 16)
+
+
+def format_cursor(before: int | None) -> str | None:
+    """The `next_cursor` of a response; None after the last page."""
+    return None if before is None else f"{before:x}"

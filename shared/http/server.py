@@ -27,17 +27,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shared import VERSION
 from shared.config.server_settings import Role
 from shared.config.settings import Address
-from shared.http import audit_log
-from shared.http.authentication import AccessPolicy
-from shared.http.authorization import SAFE_METHODS, Authorizer, ProtectedRoute, RouteRequirements
-from shared.http.connection_limits import (
-    READ_BYTES,
-    AdmissionProtocol,
-    AdmissionQueue,
-    HttpProtocol,
-    PieceReader,
-    UnfinishedHeads,
-)
+from shared.http import access as audit_log
+from shared.http.access import SAFE_METHODS, AccessPolicy, Authorizer, ProtectedRoute, RouteRequirements
+from shared.http.limits import READ_BYTES, AdmissionProtocol, AdmissionQueue, HttpProtocol, PieceReader, UnfinishedHeads
 from shared.http.public_text import hide_paths
 
 _LANDING_STYLE = """:root{color-scheme:light dark}

@@ -1,19 +1,34 @@
-"""`web.yml` in exporter-toolkit's format → frozen settings, or one line for each error.
+"""`tls_server_config` → the context of a server's connections, and which client certificates it lets in.
+
+`web.yml` in exporter-toolkit's format → frozen settings, or one line for each error.
 
 https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md. What Python's TLS
 cannot do is refused with a reason, never ignored.
+
+Reloads web.yml whenever it, or a file that it names, has changed: a renewed certificate needs no restart.
+
+If the new state cannot be used, the old one stays active and one error is logged. The files are small and local; `stat`
+detects a change, as in `secret_file`.
 """
 
+import ipaddress
 import re
+import ssl
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
+import structlog
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from shared.config import yaml_file
 from shared.config.errors import UNKNOWN_KEY, ConfigurationError, format_errors
 from shared.config.file_checks import FileCheck, check_readable
+from shared.config.secret_file import FileStamp, SecretFile
+from shared.config.server_settings import is_name_in
 from shared.config.settings import FilePath, Section, use_base_folder
+from shared.http.password_check import PasswordChecker
 
 MAX_BCRYPT_COST: Final = 12
 """Of bcrypt: about a quarter of a second of a core for each wrong password. Each step doubles it."""
@@ -161,3 +176,187 @@ def _explain_unsupported_key(error: str) -> str:
     for key, reason in _UNSUPPORTED_KEYS.items():
         error = re.sub(f": {key}: unknown key; .*", f": {key}: {reason}", error)
     return error.replace(UNKNOWN_KEY, "unknown key; see docs/configuration.md for those that exist")
+
+
+_VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
+_VERIFY_MODES = {
+    "NoClientCert": ssl.CERT_NONE,
+    "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
+    "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
+}
+_NAME_KINDS = ("DNS", "email", "IP Address", "URI")
+
+log = structlog.get_logger(__name__)
+
+
+def create_server_context(web_config_path: Path, settings: TlsSettings) -> ssl.SSLContext:
+    """Build the context from the current files.
+
+    Args:
+        web_config_path: the settings' file, for errors.
+        settings: of TLS.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or has another content than expected.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = _VERSIONS[settings.min_version]
+    context.maximum_version = _VERSIONS[settings.max_version]
+    context.set_alpn_protocols(["http/1.1"])
+    _check_readable_files(web_config_path, settings)
+    location = f"{web_config_path}: tls_server_config"
+    try:
+        # OpenSSL would prompt for an encrypted key's password on the terminal.
+        context.load_cert_chain(settings.cert_file, settings.key_file, password=lambda: "")
+    except (OSError, ValueError) as error:  # ssl.SSLError, too
+        raise ConfigurationError([f"{location}: {_explain_key_pair_error(settings, error)}"]) from None
+    if settings.client_ca_file:
+        try:
+            context.load_verify_locations(settings.client_ca_file)
+        except OSError:  # ssl.SSLError, too
+            file = settings.client_ca_file
+            raise ConfigurationError([f"{location}.client_ca_file: {file}: expected certificates in PEM"]) from None
+    context.verify_mode = _VERIFY_MODES[settings.client_auth_type]
+    if settings.client_allowed_sans:
+        context.sslobject_class = _restrict_clients(frozenset(settings.client_allowed_sans))
+    return context
+
+
+def read_alternative_names(certificate: dict[str, Any]) -> set[str]:
+    """Return a certificate's subject alternative names (DNS, IP, e-mail, URI), from `SSLSocket.getpeercert`."""
+    return {
+        _normalise_name(kind, value) for kind, value in certificate.get("subjectAltName", ()) if kind in _NAME_KINDS
+    }
+
+
+def _normalise_name(kind: str, value: str) -> str:
+    # OpenSSL writes ::1 as 0:0:0:0:0:0:0:1; Go, and so exporter-toolkit, the short form.
+    try:
+        return str(ipaddress.ip_address(value)) if kind == "IP Address" else value
+    except ValueError:
+        return value  # of a length that no address has
+
+
+def _restrict_clients(allowed: Collection[str]) -> type[ssl.SSLObject]:
+    """Connections whose handshake fails unless the client's certificate, verified by then, has one of these names."""
+
+    class Only(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            names = read_alternative_names(self.getpeercert() or {})
+            if names.isdisjoint(allowed):
+                log.warning("client certificate refused: no name of client_allowed_sans", names=sorted(names))
+                raise ssl.SSLCertVerificationError("none of client_allowed_sans")
+
+    return Only
+
+
+def _check_readable_files(web_file: Path, settings: TlsSettings) -> None:
+    errors = []
+    for key in ("cert_file", "key_file", "client_ca_file"):
+        file: Path | None = getattr(settings, key)
+        try:
+            if file is not None:
+                file.read_bytes()
+        except OSError as error:
+            errors.append(f"{web_file}: tls_server_config.{key}: {file}: cannot be read: {error.strerror}")
+    if errors:
+        raise ConfigurationError(errors)
+
+
+def _explain_key_pair_error(settings: TlsSettings, error: Exception) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+        return f"{settings.key_file} does not belong to the certificate in {settings.cert_file}"
+    return f"expected a certificate in {settings.cert_file} and its key, not encrypted, in {settings.key_file}, as PEM"
+
+
+FileStamps = tuple[FileStamp | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WebState:
+    """The content of web.yml and its files at one time."""
+
+    config: WebConfig
+    tls: ssl.SSLContext | None
+    password_checker: PasswordChecker | None
+
+
+class WebConfigFile:
+    """Provides the latest valid state of a web.yml.
+
+    Args:
+        file: the web.yml.
+
+    Raises:
+        ConfigurationError: it is not valid.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.requires_credentials = False
+        """Whether a state without credentials is refused: nothing else protects an address that the network reaches."""
+        self.reserved_names: Collection[str] = ()
+        """Names that no user may have."""
+        self.file = file
+        self._watched_files: tuple[Path, ...] = ()
+        self._stamps: FileStamps = ()
+        self._state = self._read()
+
+    def get_state(self) -> WebState:
+        """Return the latest valid state."""
+        stamps = _read_stamps(self.file, *self._watched_files)
+        if stamps != self._stamps:
+            self._stamps = stamps
+            try:
+                self._state = self._check_allowed(self._read())
+                log.info("web.yml reloaded", file=str(self.file))
+            except ConfigurationError as error:
+                for line in error.lines:
+                    log.error(  # noqa: TRY400 - a trace adds nothing
+                        "web.yml reload failed; the previous configuration stays active", error=line
+                    )
+        return self._state
+
+    def check_names(self, web: WebState, reserved_names: Collection[str]) -> None:
+        """Raises ConfigurationError if a user's name belongs to another caller in the audit log."""
+        conflicts = [name for name in web.config.basic_auth_users if is_name_in(name, reserved_names)]
+        if conflicts:
+            sentence = "expected another name; another caller has this one in the audit log"
+            raise ConfigurationError([f"{self.file}: basic_auth_users.{name}: {sentence}" for name in conflicts])
+
+    def _read(self) -> WebState:
+        own = _read_stamps(self.file)
+        config = read_web_config(self.file)
+        tls, users = config.tls_server_config, config.basic_auth_users
+        self._watched_files = tls.files if tls else ()
+        self._stamps = own + _read_stamps(
+            *self._watched_files
+        )  # before the files are read: a change in between is noticed
+        return WebState(
+            config, create_server_context(self.file, tls) if tls else None, PasswordChecker(users) if users else None
+        )
+
+    def _check_allowed(self, web: WebState) -> WebState:
+        if (web.tls is None) != (self._state.tls is None):
+            raise ConfigurationError([f"{self.file}: tls_server_config: comes or goes only with a restart; restart"])
+        if self.requires_credentials and not web.config.requires_credentials:
+            raise ConfigurationError([f"{self.file}: expected basic_auth_users or required client certificates"])
+        self.check_names(web, self.reserved_names)
+        return web
+
+
+class ReloadedTlsContext(ssl.SSLContext):
+    """Delegates each new connection to the current context; it has no certificate itself."""
+
+    web_config_file: WebConfigFile
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """Called by asyncio and uvloop for each connection."""
+        tls = self.web_config_file.get_state().tls
+        if tls is None:
+            raise ssl.SSLError("no TLS is configured")
+        return tls.wrap_bio(*args, **options)
+
+
+def _read_stamps(*files: Path) -> FileStamps:
+    return tuple(SecretFile(file).read_stamp() for file in files)

@@ -17,20 +17,23 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.config.secret_file import SecretUnreadableError
-from shared.http.authentication import USER_HASH_SCOPE_KEY, USER_SCOPE_KEY, AccessPolicy, parse_basic_credentials
-from shared.http.authorization import (
+from shared.http.access import (
     OTHER_ENDPOINT,
+    USER_HASH_SCOPE_KEY,
+    USER_SCOPE_KEY,
+    AccessPolicy,
     Authorizer,
+    RefusalReason,
     RouteRequirements,
     find_missing_reason,
     get_peer,
     get_requirements,
+    parse_basic_credentials,
 )
-from shared.http.connection_limits import RECEIVED_AT
 from shared.http.fair_queue import QueueFullError
+from shared.http.limits import RECEIVED_AT
 from shared.http.password_check import PasswordChecker, set_passwords
-from shared.http.refusals import RefusalReason
-from shared.http.web_config_reload import WebConfigFile
+from shared.http.web_config import WebConfigFile
 
 _PUBLIC_PATHS: Final = ("/-/healthy", "/-/ready")
 PASSWORD_CHECK_SECONDS: Final = 7.5

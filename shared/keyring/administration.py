@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.hinted_error import HintedError
+from shared.check import HintedError
 from shared.keyring.model import UNREADABLE_VERSION, DataKeyStatus, build_wrapping_aad
 from shared.kms.port import MAX_VERSION_LENGTH
 

@@ -3,6 +3,8 @@
 Writes of this process wait for each other on one thread; reads have connections of their own and never wait for a
 write. What `write` and `write_exclusively` return is committed, and durable. The stores differ in transactions, locks
 and errors; the first part of this module hides that.
+
+The check of the keyring's database, for the command `doctor`.
 """
 
 import asyncio
@@ -17,14 +19,20 @@ from typing import Any, Final, Self, TypeVar
 import structlog
 from sqlalchemy import URL, Connection, Engine, Executable, MetaData, event, exc, func, inspect, select, text
 
-from shared.hinted_error import HintedError
-from shared.keyring.column_types import decode_text
-from shared.keyring.rows import SchemaRow, fetch_first, select_rows
-from shared.keyring.tables import TABLES, VERSION, data_keys, schema
-from shared.sql.answer_timeout import AnswerTimeout
-from shared.sql.engine import create_postgresql_engine, create_sqlite_engine, is_retryable, open_transaction
+from shared.check import CheckError, HintedError
+from shared.keyring.tables import TABLES, VERSION, SchemaRow, data_keys, decode_text, fetch_first, schema, select_rows
+from shared.sql.engine import (
+    LOCK_SECONDS,
+    AnswerTimeout,
+    FileLostError,
+    SqliteFile,
+    create_postgresql_engine,
+    create_sqlite_engine,
+    is_retryable,
+    open_transaction,
+)
 from shared.sql.mariadb_engine import create_mariadb_engine, describe_mariadb_error
-from shared.sql.sqlite_file import LOCK_SECONDS, FileLostError, SqliteFile
+from shared.sql.read_only import check_database, describe_empty_database
 
 READER_COUNT: Final = 2
 """How many may read at once."""
@@ -348,3 +356,15 @@ def _check_columns(connection: Connection, tables: Sequence[MetaData]) -> None:
                 f"its table {table.name} has no column {', '.join(sorted(missing))}: an older keypulse or another "
                 "program made it; set another `database`"
             )
+
+
+async def check_keyring_database(url: URL) -> str:
+    """Say what the next start of the service would find; nothing is changed. Raises CheckError."""
+    return await check_database(url, _describe)
+
+
+def _describe(connection: Connection) -> str:
+    try:
+        return "its tables are up to date" if has_keyring(connection) else describe_empty_database(connection)
+    except OtherVersionError as error:
+        raise CheckError(error.error, error.hint) from None

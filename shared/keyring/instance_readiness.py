@@ -13,8 +13,7 @@ from sqlalchemy import Connection
 
 from shared.keyring.administration import RefusedError
 from shared.keyring.database import Database
-from shared.keyring.rows import InstanceRow, fetch, select_rows
-from shared.keyring.tables import instances
+from shared.keyring.tables import InstanceRow, fetch, instances, select_rows
 
 _MISSED_INTERVALS: Final = 3
 """Of an instance's checks without a row of it: then it is gone."""

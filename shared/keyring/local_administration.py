@@ -7,6 +7,9 @@ from typing import Final, Literal
 
 from sqlalchemy import Connection
 
+from shared.keyring import journal as entries
+from shared.keyring import journal as progress
+from shared.keyring import recovery as restore
 from shared.keyring import rotation_lease, usage
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
@@ -24,16 +27,13 @@ from shared.keyring.administration import (
     VerificationResult,
 )
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.journal import entries, progress
-from shared.keyring.key_table import KeyTable, OwnKeyTable
+from shared.keyring.key_table import KeyTable, OwnKeyTable, RecordsTable
 from shared.keyring.model import UNREADABLE_VERSION
-from shared.keyring.operations import restore
-from shared.keyring.operations.rotation import RotationRunner
-from shared.keyring.operations.verification import RECORD_QUERY_SECONDS, KeyringVerifier
-from shared.keyring.records_table import RecordsTable
+from shared.keyring.operations import RotationRunner
 from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.store import RetiredVersionError
 from shared.keyring.tables import retired_versions
+from shared.keyring.verification import RECORD_QUERY_SECONDS, KeyringVerifier
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError
 

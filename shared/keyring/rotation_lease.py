@@ -15,8 +15,7 @@ from sqlalchemy import Connection
 
 from shared.keyring.administration import Lease, RefusedError
 from shared.keyring.database import Database
-from shared.keyring.rows import LeaseRow, fetch_first, select_rows
-from shared.keyring.tables import rotation_lease
+from shared.keyring.tables import LeaseRow, fetch_first, rotation_lease, select_rows
 
 MAX_LEASE_SECONDS: Final = 3600.0
 """Seconds of a lease, at most: nobody waits longer for a runner that was killed."""

@@ -13,22 +13,25 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, LargeBinary, cast, exists, select
 from sqlalchemy.exc import IntegrityError
 
-from shared.hinted_error import HintedError
+from shared.check import HintedError
 from shared.keyring.administration import MAX_PAGE_SIZE
-from shared.keyring.column_types import find_unreadable_rows
 from shared.keyring.database import Database
 from shared.keyring.model import LOCAL_KEK, DataKey, DataKeyStatus, WrappedKey
-from shared.keyring.rows import (
+from shared.keyring.tables import (
     DataKeyRow,
     IdRow,
     LocalKeyRow,
     RetiredVersionRow,
+    abandoned_data_keys,
+    data_keys,
     fetch,
     fetch_first,
     fetch_page,
+    find_unreadable_rows,
+    local_key,
+    retired_versions,
     select_rows,
 )
-from shared.keyring.tables import abandoned_data_keys, data_keys, local_key, retired_versions
 
 _columns: Final = data_keys.c
 

@@ -6,13 +6,11 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
+from shared.keyring import journal as entries
 from shared.keyring.administration import KeyUsage, RetiredVersion, RotationState, RotationType, VersionUsage
-from shared.keyring.journal import entries
-from shared.keyring.key_table import KeyCounts, KeyTable
+from shared.keyring.key_table import KeyCounts, KeyTable, RecordsTable
 from shared.keyring.model import LOCAL_KEK, UNREADABLE_VERSION, get_version_sort_key
-from shared.keyring.records_table import RecordsTable
-from shared.keyring.rows import RotationRow, fetch_first, select_rows
-from shared.keyring.tables import rotations
+from shared.keyring.tables import RotationRow, fetch_first, rotations, select_rows
 from shared.keyring.wrapping import KeyWrapper
 
 

@@ -13,10 +13,7 @@ from contextlib import ExitStack, asynccontextmanager
 
 from shared.config.settings import Address
 from shared.kms.port import ConnectivityPhase
-from shared.net.connect import connect
-from shared.net.proxy import EgressError, Proxy
-from shared.net.resolver import ResolvedAddress, resolve
-from shared.net.tunnel import request_tunnel
+from shared.net.egress import EgressError, Proxy, ResolvedAddress, connect, request_tunnel, resolve
 
 
 class _PhaseError(Exception):

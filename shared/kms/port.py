@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
-from shared.kms.profile import KmsProfile
+from shared.kms.fixes import KmsProfile
 from shared.kms.reason import Reason
 
 MAX_VERSION_LENGTH: Final = 128

@@ -10,9 +10,9 @@ from pydantic import Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler, 
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
+from shared.kms.fixes import GENERIC_PROFILE, KmsProfile
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKeyAdmin
-from shared.kms.profile import GENERIC_PROFILE, KmsProfile
 from shared.kms.settings import ProviderSettings
 
 DEFAULT_PROVIDER: Final = "gcp"

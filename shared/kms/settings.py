@@ -6,8 +6,8 @@ from typing import ClassVar
 from pydantic import field_validator
 
 from shared.config.settings import Section
+from shared.kms.fixes import KmsProfile
 from shared.kms.port import LOCAL_KEY_NAME, KmsKeyAdmin
-from shared.kms.profile import KmsProfile
 
 
 class ProviderSettings(Section):

@@ -1,20 +1,168 @@
-"""How a client reaches its server: by which proxy, and which certificate authorities it trusts.
+"""Connections of aiohttp: by the proxy and with the authorities of an `Egress`, names by `shared.net.egress`.
+
+aiohttp's own resolver shares its threads with all lookups, and its `trust_env` knows neither networks nor ports.
+
+A host's addresses → a socket that is connected to one of them: an address that hangs does not delay the others.
+
+By aiohappyeyeballs: https://www.rfc-editor.org/rfc/rfc8305
+
+How a client reaches its server: by which proxy, and which certificate authorities it trusts.
 
 Every client of keypulse, whether of HTTP, gRPC or SMTP, has an `Egress`. Its files are read again when they change.
+
+A URL → the proxy that leads to it, by HTTPS_PROXY, HTTP_PROXY and NO_PROXY in the environment, in capitals or not.
+
+NO_PROXY is read as by Go's programs, so that one value fits Prometheus, Alertmanager and keypulse:
+https://pkg.go.dev/golang.org/x/net/http/httpproxy#Config. Loopback addresses are always direct.
+
+A host's name → its addresses, by the system's resolver, which may hang: that delays nothing else.
+
+A proxy and a server → a connection to the server by CONNECT, for what is not HTTP.
+
+https://www.rfc-editor.org/rfc/rfc9110#name-connect
 """
 
+import asyncio
 import os
+import re
+import socket
 import ssl
+from base64 import b64encode
 from collections.abc import Hashable, Iterable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
+from urllib.parse import unquote, urlsplit
 
+import aiohttp
+from aiohappyeyeballs import start_connection
+from aiohttp import hdrs
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
+from multidict import CIMultiDict
 from pydantic import AfterValidator, model_validator
+from yarl import URL
 
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import FileStamp, SecretFile, SecretUnreadableError
-from shared.config.settings import FilePath, Section
-from shared.net.proxy import EgressError, Proxy, find_environment_proxy, parse_proxy_url
+from shared.config.settings import Address, FilePath, Section
+from shared.process.concurrency import start_in_thread
+
+_DEFAULT_PORT: Final = 80
+_VARIABLES: Final = {"http": "HTTP_PROXY", "https": "HTTPS_PROXY"}
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_LOGIN_STATUSES: Final = {401, 407}
+"""Of a proxy that wants a login; tinyproxy answers 401 to a wrong one."""
+
+
+class EgressError(OSError):
+    """No connection, for its proxy or its authorities; `strerror` is a sentence without credentials.
+
+    Args:
+        sentence: what went wrong, and what to do.
+        is_permanent: whether a person has to act.
+        is_login: whether the proxy wants another user or password.
+    """
+
+    strerror: str
+
+    def __init__(self, sentence: str, *, is_permanent: bool = False, is_login: bool = False) -> None:
+        super().__init__(sentence)
+        self.strerror = sentence
+        self.is_permanent = is_permanent
+        self.is_login = is_login
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy."""
+
+    address: Address
+    source: str
+    """What names it: HTTPS_PROXY, or a setting."""
+    login: str | None = field(default=None, repr=False)
+    """`USER:PASSWORD`."""
+
+    def __str__(self) -> str:
+        """For people: without the login."""
+        return f"the proxy {self.address} ({self.source})"
+
+    @property
+    def authorization(self) -> str | None:
+        """The value of `Proxy-Authorization`, if it has a login."""
+        return None if self.login is None else f"Basic {b64encode(self.login.encode()).decode()}"
+
+
+def parse_proxy_url(url: str, source: str) -> Proxy:
+    """The proxy of `http://HOST:PORT`, perhaps with `USER:PASSWORD@`. Raises ValueError, which does not repeat it."""
+    expected = "expected http://HOST:PORT of a proxy"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(expected) from None
+    # What follows the port may be the rest of a password that is not encoded, and the host its user.
+    follows = parts.path not in {"", "/"} or re.search("[?#]", url)
+    if parts.scheme != "http" or not host or port == 0 or follows or not url.isprintable():
+        raise ValueError(expected)
+    login = None if parts.username is None else f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return Proxy(Address(host, port or _DEFAULT_PORT), source, login)
+
+
+def find_environment_proxy(url: str, environment: Mapping[str, str] = os.environ) -> Proxy | None:
+    """The proxy to a URL by the environment; None: none leads there, or its scheme is neither http nor https.
+
+    Raises:
+        EgressError: the variable names no HTTP proxy.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".").lower()
+    name = _VARIABLES.get(parts.scheme, "")
+    value = _read_variable(name, environment)
+    if not value or Address(host, 0).is_loopback:
+        return None
+    port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    if any(_matches(entry.strip().lower(), host, port) for entry in _read_variable("NO_PROXY", environment).split(",")):
+        return None
+    try:
+        return parse_proxy_url(value if "://" in value else f"http://{value}", name)
+    except ValueError as error:
+        raise EgressError(f"{name} in the environment: {error}", is_permanent=True) from None
+
+
+def build_refusal(proxy: Proxy, target: Address, status: int) -> EgressError:
+    """The error for a proxy that answers CONNECT with an HTTP status other than 200."""
+    if status in _LOGIN_STATUSES:
+        sentence = f"{proxy} wants another user and password (HTTP {status}); put them into its URL"
+    elif status < 500:
+        sentence = f"{proxy} refuses {target} (HTTP {status}); allow it there, or set `proxy: none`"
+    else:
+        sentence = f"{proxy} cannot connect to {target} (HTTP {status})"
+    is_permanent = status < 500 and status not in {408, 425, 429}
+    return EgressError(sentence, is_permanent=is_permanent, is_login=status in _LOGIN_STATUSES)
+
+
+def _read_variable(name: str, environment: Mapping[str, str]) -> str:
+    return (environment.get(name) or environment.get(name.lower()) or "").strip()
+
+
+def _matches(entry: str, host: str, port: int) -> bool:
+    """Whether an entry of NO_PROXY covers a host: `*`, an address, a network, a domain; perhaps with a port."""
+    if entry == "*":
+        return True
+    with suppress(ValueError):
+        return ip_address(host) in ip_network(entry.strip("[]"), strict=False)
+    if with_port := re.fullmatch(r"(.+):(\d+)", entry):
+        return int(with_port[2]) == port and _matches(with_port[1], host, port)
+    domain = entry.removeprefix("*")
+    if domain.startswith("."):  # of subdomains alone
+        return host.endswith(domain)
+    return bool(domain) and (host == domain or host.endswith(f".{domain}"))
+
 
 DIRECT: Final = "none"
 
@@ -164,3 +312,184 @@ class _CurrentCaContext(ssl.SSLContext):
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
         """Called by asyncio and uvloop for each connection."""
         return (self.ca_file.context or ssl.create_default_context()).wrap_bio(*args, **options)
+
+
+ResolvedAddress = tuple[socket.AddressFamily, Any]
+"""Family of an address, and the address as a socket of that family wants it."""
+
+_pending_lookups: Final[dict[tuple[str, int], Future[list[ResolvedAddress]]]] = {}
+"""The last lookup of each name; while one hangs, no second one starts."""
+_own_name_lookup: Final[list[Future[str]]] = []
+_OWN_NAME_SECONDS: Final = 1.0
+
+
+async def resolve(host: str, port: int = 0) -> list[ResolvedAddress]:
+    """Return all addresses, in the resolver's order. Has no timeout of its own; an address resolves to itself.
+
+    Raises:
+        OSError: the name is unknown, or no name server answers.
+        UnicodeError: no host can have such a name.
+    """
+    if (literal := _parse_address_literal(host, port)) is not None:
+        return [literal]
+    lookup = _pending_lookups.get((host, port))
+    if lookup is None or lookup.done():
+        lookup = _pending_lookups[host, port] = start_in_thread("name lookup", lambda: _query_resolver(host, port))
+    return await asyncio.wrap_future(lookup)
+
+
+async def get_own_name() -> str:
+    """Return this machine's full name; the short one if a name server does not answer in a second."""
+    if not _own_name_lookup:
+        _own_name_lookup.append(start_in_thread("own name", socket.getfqdn))
+    try:
+        async with asyncio.timeout(_OWN_NAME_SECONDS):
+            return await asyncio.wrap_future(_own_name_lookup[0])
+    except TimeoutError:
+        return socket.gethostname()
+
+
+def _parse_address_literal(host: str, port: int) -> ResolvedAddress | None:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return None
+    if address.version == 4:
+        return socket.AF_INET, (host, port)
+    return None if "%" in host else (socket.AF_INET6, (host, port, 0, 0))  # the system knows the interface's number
+
+
+def _query_resolver(host: str, port: int) -> list[ResolvedAddress]:
+    return [(family, address) for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+class ClientEgressError(aiohttp.ClientError, EgressError):
+    """An EgressError among aiohttp's own errors, which it lets through as it is."""
+
+
+class Connector(aiohttp.TCPConnector):
+    """Where a session gets its connections; a request raises ClientEgressError if its proxy does not connect.
+
+    Args:
+        egress: the settings; without them, the environment.
+        options: of aiohttp's own connector; a context in `ssl` counts instead of `ca_file`.
+    """
+
+    def __init__(self, egress: Egress | None = None, **options: Any) -> None:
+        self._egress = egress or Egress()
+        tls = options.pop("ssl", None) or self._egress.create_lasting_tls_context() or True
+        super().__init__(resolver=_Resolver(), ssl=tls, **options)
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        """See aiohttp."""
+        try:
+            proxy = self._egress.find_proxy(str(req.url))
+            if req.is_ssl():
+                self._egress.load_tls_context()
+        except EgressError as error:
+            raise _translate(error) from None
+        if proxy is None:
+            return await super().connect(req, traces, timeout)
+        login = {hdrs.PROXY_AUTHORIZATION: proxy.authorization} if proxy.authorization else {}
+        req.update_proxy(URL(f"http://{proxy.address}"), None, CIMultiDict(login))
+        if not req.is_ssl():
+            req.headers.update(login)
+        return await self._connect_by_proxy(req, proxy, traces, timeout)
+
+    async def _connect_by_proxy(
+        self, req: aiohttp.ClientRequest, proxy: Proxy, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        try:
+            return await super().connect(req, traces, timeout)
+        except aiohttp.ClientHttpProxyError as error:
+            target = Address(req.url.host or "", req.url.port or 0)
+            raise _translate(build_refusal(proxy, target, error.status)) from None
+        except aiohttp.ClientProxyConnectionError as error:
+            cause = error.strerror or type(error.os_error).__name__
+            raise ClientEgressError(f"{proxy} cannot be reached: {cause}") from None
+
+
+def _translate(error: EgressError) -> ClientEgressError:
+    return ClientEgressError(error.strerror, is_permanent=error.is_permanent, is_login=error.is_login)
+
+
+class _Resolver(AbstractResolver):
+    """For a connector."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """See aiohttp. Raises OSError and UnicodeError."""
+        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(hostname=host, host=address[0], port=port, family=of, proto=0, flags=numeric)
+            for of, address in await resolve(host, port)
+            if family in {socket.AF_UNSPEC, of}
+        ]
+
+    async def close(self) -> None:
+        """Has nothing to close."""
+
+
+ATTEMPT_DELAY_SECONDS: Final = 0.25
+"""Seconds until the next address is tried beside one that has not answered: RFC 8305, section 5."""
+
+
+async def connect(addresses: list[ResolvedAddress]) -> socket.socket:
+    """Return the first connection that opens, and close the others. Has no timeout of its own.
+
+    Args:
+        addresses: at least one.
+
+    Raises:
+        OSError: no address accepted a connection; its errno is that of all of them, or None if they differ.
+    """
+    infos = [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address) for family, address in addresses]
+    return await start_connection(infos, happy_eyeballs_delay=ATTEMPT_DELAY_SECONDS)
+
+
+_MAX_ANSWER: Final = 16_384
+"""Bytes of a proxy's answer, up to the empty line."""
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
+
+
+async def open_tunnel(proxy: Proxy, target: Address) -> socket.socket:
+    """A connection to `target` through the proxy. Has no timeout of its own. Raises EgressError."""
+    try:
+        connection = await connect(await resolve(*proxy.address))
+    except (OSError, UnicodeError) as error:
+        cause = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+        raise EgressError(f"{proxy} cannot be reached: {cause}") from None
+    try:
+        await request_tunnel(connection, proxy, target)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def request_tunnel(connection: socket.socket, proxy: Proxy, target: Address) -> None:
+    """Makes a connection to a proxy one to `target`. Has no timeout of its own. Raises EgressError."""
+    login = f"Proxy-Authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
+    request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{login}\r\n"
+    loop = asyncio.get_running_loop()
+    answer = bytearray()
+    try:
+        await loop.sock_sendall(connection, request.encode())
+        # Byte by byte: what follows the empty line is of the server, which may speak first, as those of mail do.
+        while not answer.endswith(b"\r\n\r\n") and len(answer) < _MAX_ANSWER:
+            byte = await loop.sock_recv(connection, 1)
+            if not byte:
+                break
+            answer += byte
+    except OSError as error:
+        raise EgressError(f"{proxy} closed the connection: {error.strerror or type(error).__name__}") from None
+    status = _STATUS.match(answer)
+    if not answer:
+        raise EgressError(f"{proxy} closed the connection")
+    if status is None:
+        raise EgressError(f"{proxy} does not answer as an HTTP proxy; correct its address", is_permanent=True)
+    if not 200 <= int(status[1]) < 300:
+        raise build_refusal(proxy, target, int(status[1]))

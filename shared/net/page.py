@@ -8,11 +8,7 @@ import aiohttp
 
 from shared.check import CheckError
 from shared.config.settings import Address
-from shared.net.aiohttp_connector import Connector
-from shared.net.connect import connect
-from shared.net.egress import Egress, EgressSettings
-from shared.net.resolver import resolve
-from shared.net.tunnel import open_tunnel
+from shared.net.egress import Connector, Egress, EgressSettings, connect, open_tunnel, resolve
 
 
 async def check_page(url: str) -> str:

@@ -23,10 +23,9 @@ from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, CommandSettings, load_settings, parse_address
 from shared.http.healthcheck import check_configured_server, exit_with_result
 from shared.http.server import StartError
-from shared.process import logs, memory
-from shared.process.hot_reload import block_sighup
-from shared.process.server_runner import ServerRunner, log_warnings, prepare_server
-from shared.process.shutdown import run_until_stop_signal
+from shared.process import concurrency as memory
+from shared.process import logs
+from shared.process.server import ServerRunner, block_sighup, log_warnings, prepare_server, run_until_stop_signal
 
 C = TypeVar("C", bound=CommandSettings)
 S = TypeVar("S", bound=ServerSettings)

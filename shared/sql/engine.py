@@ -1,23 +1,273 @@
-"""Connections to SQLite and PostgreSQL: a commit is on the disk, and every wait has a timeout.
+"""The timeout of answers from PostgreSQL. Without psycopg, whose import would take 9 MB with an SQLite file, too.
+
+Connections to SQLite and PostgreSQL: a commit is on the disk, and every wait has a timeout.
 
 SQLite: WAL with `synchronous=FULL`, in the file that the path names (`sqlite_file`). PostgreSQL: a commit waits for the
 disk, whatever the server's default is; other waits end by the server's timeouts, or by `answer_timeout`.
+
+Checks that an SQLite connection's open file is still the one at its path: else a commit would be lost.
+
+A removed or replaced file exists as long as a connection has it open, and commits go into it. SQLite does not check
+that in WAL mode. The same is true of the `-wal`, which has the newest commits, beside it or a link's target. So both
+names are compared with the opened files before each transaction, and before its commit is acknowledged. A file
+that was truncated is lost, too.
 """
 
+import ctypes
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import quote
+from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, exc
 
 from shared.config.secret_file import PasswordFile, SecretUnreadableError
-from shared.sql.sqlite_file import LOCK_SECONDS, FileConnection, SqliteFile
+
+_ANSWER_SECONDS: Final = 7.0
+"""A little more than the server's `statement_timeout`: the server itself ends a slow statement, with an error."""
+
+
+@dataclass(slots=True)
+class AnswerTimeout:
+    """The timeout of connections; a change also applies to current waits."""
+
+    seconds: float | None = _ANSWER_SECONDS
+    """None: no timeout."""
+
+
+LOCK_SECONDS: Final = 2.0
+"""How long a transaction waits for SQLite's one lock, and a read for a connection."""
+_WAL_BYTES: Final = 16 * 1024 * 1024
+"""The size to which the -wal shrinks when it starts again."""
+
+
+class FileLostError(Exception):
+    """The file is missing, and its commits are still in the -wal beside it; the message says what to do."""
+
+
+class _FileIdentity(NamedTuple):
+    """Device and inode of the two names, or None for a missing file."""
+
+    file: tuple[int, int] | None
+    wal: tuple[int, int] | None
+
+
+class _InodePin:
+    """Keeps the number of an inode from being given to another file, for as long as this object lives."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = -1
+        if hasattr(os, "O_PATH"):  # any other kind would, once closed, take SQLite's locks on the file with it
+            with suppress(OSError):
+                self._descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+
+class FileConnection(sqlite3.Connection):
+    """A connection that knows its file."""
+
+    file: "SqliteFile"
+    wal: Path
+    identity: _FileIdentity
+
+    def close(self) -> None:
+        """Closes it. SQLite takes the -wal away with the last one, if it is still where it was opened.
+
+        Before, it would write into a file that was emptied what the -wal has of it, with holes for all else.
+        """
+        with self.file.lock:
+            if self.file.retain_if_emptied(self):
+                return
+            super().close()
+            self.file.forget(self)
+
+
+class SqliteFile:
+    """One file, for all connections that this process has to it."""
+
+    def __init__(self, url: URL) -> None:
+        self.path = Path(url.database or "")
+        self.lock = threading.RLock()
+        self.connections: WeakSet[FileConnection] = WeakSet()
+        self._current: _FileIdentity | None = None
+        self._pins: tuple[_InodePin, ...] = ()
+        """Of the last opened file."""
+        self._emptied_file: tuple[int, int] | None = None
+        """The file that was replaced while open; SQLite in this process still caches it."""
+        self._abandoned: _FileIdentity | None = None
+        """The same, once it was replaced or emptied: its -wal must not be taken for that of what is there now."""
+
+    def create(self) -> None:
+        """Create an empty file if missing, for its owner alone; SQLite gives the files beside it the same mode.
+
+        Raises:
+            FileLostError: there was one.
+            OSError: it cannot be created.
+        """
+        if problem := self._describe_loss(self._locate_wal()):
+            raise FileLostError(problem)
+        if not self.path.exists():
+            self.path.touch(mode=0o600)
+
+    def connect(self) -> FileConnection:
+        """Open a connection to the existing file. Raises sqlite3.Error."""
+        with self.lock:
+            wal = self._locate_wal()
+            before = self._read_identity(wal)
+            self._refuse_unusable(before, wal)
+            connection = sqlite3.connect(
+                f"file:{quote(str(self.path))}?mode=rw",
+                uri=True,
+                timeout=LOCK_SECONDS,
+                check_same_thread=False,
+                isolation_level=None,  # the engine begins transactions, not the driver
+                factory=FileConnection,
+            )
+            try:
+                connection.file, connection.wal = self, wal
+                self._set_up(connection)
+                connection.identity = self._read_identity(wal)
+                self._refuse_replaced(connection.identity, before)
+            except BaseException:
+                connection.close()
+                raise
+            self.connections.add(connection)
+            self._abandoned = None
+            if connection.identity != self._current:
+                self._current = connection.identity
+                self._pins = (_InodePin(self.path), _InodePin(wal))
+            return connection
+
+    def retain_if_emptied(self, connection: FileConnection) -> bool:
+        """Whether its file was emptied. Then it stays open for as long as this process lives."""
+        emptied = connection in self.connections and connection.identity.file == self._emptied_file
+        if emptied:
+            self.connections.discard(connection)
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # else Python would close it at the exit
+        return emptied
+
+    def forget(self, connection: FileConnection) -> None:
+        """It is; where it was the last one, SQLite may have taken the -wal away."""
+        self.connections.discard(connection)
+        if not self.connections and self._abandoned is None:
+            self._current, self._pins = None, ()
+
+    def is_replaced(self, connection: FileConnection) -> bool:
+        """Whether the path now names another file, or none; this connection is then useless.
+
+        Raises:
+            sqlite3.OperationalError: it is the same file, but truncated, or its -wal is missing.
+        """
+        names = self._read_identity(connection.wal)
+        replaced, emptied = names.file != connection.identity.file, _read_size(self.path) == 0
+        if (replaced or emptied) and connection.identity == self._current:
+            self._abandoned = self._current
+        if replaced:
+            return True
+        if emptied:
+            self._emptied_file = names.file
+            self._refuse_emptied(names, connection.wal)
+        if names.wal != connection.identity.wal:
+            raise _create_wal_lost_error(connection.wal)
+        return False
+
+    def check_committed(self, connection: FileConnection) -> None:
+        """Raises sqlite3.OperationalError if commits do not reach the file at the path."""
+        if self.is_replaced(connection):
+            raise _create_cannot_open_error(f"{self.path} was removed or replaced while it was in use; put it back")
+
+    def _set_up(self, connection: FileConnection) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        # One large transaction must not leave a -wal of its size for ever.
+        connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
+        # The statement journal is small, and a file for it would cost a tenth of the time.
+        connection.execute("PRAGMA temp_store=MEMORY")
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()  # so that the -wal is open
+
+    def _refuse_replaced(self, names: _FileIdentity, before: _FileIdentity) -> None:
+        if names.file != before.file:
+            raise _create_cannot_open_error(f"{self.path} was replaced while it was opened")
+
+    def _locate_wal(self) -> Path:
+        """Return its current path: beside the file itself, not beside a link to it."""
+        return Path(f"{os.path.realpath(self.path)}-wal")
+
+    def _read_identity(self, wal: Path) -> _FileIdentity:
+        return _FileIdentity(_stat_inode(self.path), _stat_inode(wal))
+
+    def _describe_loss(self, wal: Path) -> str | None:
+        """What to do where the file is not, and its -wal is: SQLite would delete it beside an empty file."""
+        if _read_size(self.path) > 0 or _read_size(wal) == 0:
+            return None
+        return (
+            f"{self.path} is gone or empty, but {wal.name} beside it holds what was committed last; "
+            f"put {self.path.name} back, or move {wal.name} away to start with an empty database"
+        )
+
+    def _refuse_emptied(self, names: _FileIdentity, wal: Path) -> None:
+        if self._emptied_file is not None and names.file == self._emptied_file:
+            raise _create_cannot_open_error(
+                f"{self.path} was emptied while it was in use; stop this program, put the file back without {wal.name} "
+                "and start it again"
+            )
+
+    def _refuse_unusable(self, names: _FileIdentity, wal: Path) -> None:
+        if names.file is None:
+            raise _create_cannot_open_error(f"there is no file {self.path}; put it back")
+        self._refuse_emptied(names, wal)
+        for other in self.connections:
+            if other.identity.file == names.file and other.identity.wal != names.wal:
+                raise _create_wal_lost_error(wal)
+        if problem := self._describe_loss(wal):
+            raise _create_cannot_open_error(problem)
+        left = self._abandoned
+        if left is not None and names.wal is not None and names.wal == left.wal and names.file != left.file:
+            raise _create_cannot_open_error(
+                f"{self.path} was replaced, and {wal.name} beside it belongs to the file before; "
+                f"move {wal.name} and {wal.name.removesuffix('wal')}shm away"
+            )
+
+
+def _stat_inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _read_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _create_wal_lost_error(wal: Path) -> sqlite3.OperationalError:
+    return _create_cannot_open_error(
+        f"{wal} was removed or replaced while it was in use; let nothing but SQLite touch it"
+    )
+
+
+def _create_cannot_open_error(sentence: str) -> sqlite3.OperationalError:
+    error: Any = sqlite3.OperationalError(sentence)
+    error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN  # as SQLite's own errors have one
+    sqlite_error: sqlite3.OperationalError = error
+    return sqlite_error
+
 
 if TYPE_CHECKING:
-    from shared.sql.answer_timeout import AnswerTimeout
     from shared.sql.postgresql_connection import TimeoutConnection
 
 PASSWORD_FILE_VARIABLE: Final = "PGPASSWORD_FILE"  # noqa: S105  # its name
@@ -112,10 +362,7 @@ def create_postgresql_engine(
         checks_connections: whether a connection is tested before use, so that a server restart causes no error.
         create_answer_timeout: of each connection that is made.
     """
-    from shared.sql.postgresql_connection import (  # noqa: PLC0415  # 0.1 s that a file does not need
-        RowByRowCursor,
-        TimeoutConnection,
-    )
+    from shared.sql.postgresql_connection import RowByRowCursor, TimeoutConnection  # noqa: PLC0415  # 0.1 s that a file does not need
 
     def connect(_dialect: object, _entry: object, _none: object, parameters: dict[str, Any]) -> "TimeoutConnection":
         connection = TimeoutConnection.connect(**(parameters | _read_password(parameters)))

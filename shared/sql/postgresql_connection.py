@@ -13,7 +13,7 @@ from psycopg import Cursor, OperationalError
 from psycopg.abc import Params, Query, QueryNoTemplate
 from psycopg.waiting import Ready
 
-from shared.sql.answer_timeout import AnswerTimeout
+from shared.sql.engine import AnswerTimeout
 
 
 class TimeoutConnection(PsycopgConnection[Any]):

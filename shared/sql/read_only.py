@@ -10,8 +10,7 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, Engine, create_engine, exc, text
 
 from shared.check import CheckError
-from shared.sql.answer_timeout import AnswerTimeout
-from shared.sql.engine import create_postgresql_engine
+from shared.sql.engine import AnswerTimeout, create_postgresql_engine
 
 _OPTIONS: Final = "-c default_transaction_read_only=on -c statement_timeout=5s -c lock_timeout=2s"
 

@@ -5,7 +5,7 @@ keeps ages current.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from shared import VERSION
-from shared.http.authentication import Endpoint
+from shared.http.access import Endpoint
 from shared.web import time_format
 
 SHARED_ASSETS: Final = Path(__file__).parent / "assets"
@@ -70,16 +70,16 @@ def _read_file(path: Path) -> _File:
     return _File(content, _MEDIA_TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
-def create_templates(folder: Path, filters: Mapping[str, Any], values: Mapping[str, Any]) -> Environment:
-    """The templates of a folder, with the shared ones. Everything is escaped; a name that is not there is an error.
+def create_templates(folders: Sequence[Path], filters: Mapping[str, Any], values: Mapping[str, Any]) -> Environment:
+    """The templates of folders, with the shared ones. Everything is escaped; a name that is not there is an error.
 
     Args:
-        folder: of the service's own templates.
+        folders: of the service's own templates.
         filters: of its own, beside those of times.
         values: of its own, in every template.
     """
     templates = Environment(
-        loader=FileSystemLoader([folder, _SHARED_TEMPLATES]),
+        loader=FileSystemLoader([*folders, _SHARED_TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

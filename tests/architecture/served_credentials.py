@@ -27,12 +27,11 @@ from services.exporter.config import ExporterSettings
 from services.relay import app as relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
-from services.relay.login.person import Login, LoginSource
+from services.relay.login.sessions import Login, LoginSource
 from shared.config.server_settings import Role
-from shared.http.csrf_token import _derive_token
-from shared.http.web_config_reload import WebConfigFile
-from shared.process.hot_reload import ReloadMiddleware
-from shared.process.server_runner import ServerRunner
+from shared.http.access import _derive_token
+from shared.http.web_config import WebConfigFile
+from shared.process.server import ReloadMiddleware, ServerRunner
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 

@@ -16,9 +16,9 @@ FIELD_BUILDERS = {"describe_exception"}
 FORWARDED = {
     ("services/backend/admin_api.py", "audit_details"): "the fields of a request of the admin API, in `_LOGGED_FIELDS`",
     ("services/relay/channels/log.py", "fields"): "the alert, as docs/reference.md has it",
-    ("shared/http/authorization.py", "about"): "what `describe_action` was called with",
-    ("shared/http/authorization.py", "details"): "what `describe_action` was called with",
-    ("shared/process/server_runner.py", "addresses"): "what `wait_until_stopped` was called with",
+    ("shared/http/access.py", "about"): "what `describe_action` was called with",
+    ("shared/http/access.py", "details"): "what `describe_action` was called with",
+    ("shared/process/server.py", "addresses"): "what `wait_until_stopped` was called with",
 }
 """A file and the `**` of a log call in it → where its fields come from. No other `**` is accepted."""
 FIELDS = {

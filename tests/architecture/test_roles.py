@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.config.server_settings import Role
-from shared.http.authorization import ProtectedRoute, RouteRequirements
-from shared.http.csrf_token import _derive_token
+from shared.http.access import ProtectedRoute, RouteRequirements, _derive_token
 from tests.architecture.served_credentials import (
     CREDENTIALS,
     PAGE,

@@ -3,8 +3,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from services.backend.metrics import register_metrics
 from shared.backend_contract import KEYRING_METRIC_LABELS, CryptoMode
 from shared.keyring.administration import RotationType
-from shared.keyring.journal.metrics import KeyringMetrics
 from shared.keyring.model import DataKeyStatus
+from shared.keyring.rotation_metrics import KeyringMetrics
 
 
 def test_every_scrape_shows_the_state_of_that_moment() -> None:

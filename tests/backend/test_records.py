@@ -12,8 +12,8 @@ from services.backend.records import TABLES, CorruptRecordError, Records, decryp
 from shared.keyring import store
 from shared.keyring import tables as keyring
 from shared.keyring.database import Database
+from shared.keyring.key_table import Record
 from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey
-from shared.keyring.records_table import Record
 from shared.sql.database_url import create_sqlite_url
 
 KEY = UnwrappedKey("k1", os.urandom(32))

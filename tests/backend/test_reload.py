@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 from ops.kms_emulator.emulator import Emulator
 from services.backend.app import RESTART_SETTINGS, run_backend
 from services.backend.config import BackendSettings
-from shared.http.authorization import Authorizer
-from shared.process.hot_reload import ReloadMiddleware
+from shared.http.access import Authorizer
+from shared.process.server import ReloadMiddleware
 
 
 async def test_another_token_counts_at_once_and_the_keys_stay_in_memory(

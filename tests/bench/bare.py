@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from shared.config.settings import Address
 from shared.http.server import serve
-from shared.process.shutdown import wait_for_stop_signal
+from shared.process.server import wait_for_stop_signal
 
 _BATCH: Final = 256
 _Waiting = queue.SimpleQueue[tuple[bytes, "Future[None]"]]

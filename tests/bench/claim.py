@@ -16,11 +16,10 @@ from uuid import uuid4
 
 import click
 
-from services.relay.outbox.channel_state.breaker import ChannelEffect, PauseLimits
+from services.relay.outbox.channels import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, claim_due
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.receipt import AttemptOutcome, record_outcome
+from services.relay.outbox.store import Store, StoreUnavailableError, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.http.server import StartError
 from shared.sql import database_url

@@ -22,7 +22,7 @@ import aiohttp
 import click
 from playwright.async_api import Browser, async_playwright
 
-from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.store import open_store
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.bench.alerts import webhook

@@ -7,8 +7,7 @@ from uuid import uuid4
 
 from sqlalchemy import insert, update
 
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store
+from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import UNFINISHED, DeliveryState, deliveries, events, incidents
 from tests.bench.alerts import webhook
 

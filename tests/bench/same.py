@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from shared.config.settings import Address
-from shared.process.server_runner import serve_until_stopped
+from shared.process.server import serve_until_stopped
 
 
 def app(plain: bytes) -> Starlette:

@@ -19,7 +19,7 @@ from typing import Final
 
 from shared.config.settings import Address
 from shared.http.server import bind_socket
-from shared.process.shutdown import wait_for_stop_signal
+from shared.process.server import wait_for_stop_signal
 
 _GROUP: Final = re.compile(rb"group-(\d{5})")
 _LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")

@@ -19,9 +19,9 @@ from zoneinfo import ZoneInfo
 from playwright.async_api import Browser, Page, ViewportSize, async_playwright
 
 from services.relay.channels.email.mail import build_mail
-from services.relay.delivery.enrichment.chart_spec import ChartLine, ChartSpec, ChartThreshold
+from services.relay.delivery.charts import ChartLine, ChartSpec, ChartThreshold
 from services.relay.model import IncidentContext, Message, RelatedIncident, Status
-from services.relay.preview.page import render_page
+from services.relay.preview.render import render_page
 from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.lasting_page import lasting_page
 from tests.browser.slack_scenes import AT, EXCERPT, TITLE
@@ -89,7 +89,7 @@ def _draw() -> bytes:
     values = [0.9 / (1 + math.exp((AT.timestamp() - time - 60) / 40)) for time in times]
     line = ChartLine("", list(zip(times, values, strict=True)))
     threshold = ChartThreshold("fires if > 0.1", [(times[0], 0.1), (end, 0.1)])
-    from services.relay.delivery.enrichment.drawing import draw_chart  # takes long, and few need it
+    from services.relay.delivery.drawing import draw_chart  # takes long, and few need it
 
     return draw_chart(
         ChartSpec(

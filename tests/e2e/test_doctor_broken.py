@@ -23,7 +23,7 @@ from services.exporter import doctor as exporter_doctor
 from services.exporter.config import ExporterSettings
 from services.relay import doctor as relay_doctor
 from services.relay.config import RelaySettings
-from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.store import open_store
 from services.rotator import doctor as rotator_doctor
 from services.rotator.config import RotatorSettings
 from shared.check import CheckOutcome, CheckResult, format_line

@@ -11,13 +11,12 @@ import aiohttp
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.exporter.model import ProbeResult
-from services.exporter.probes.coalescing import CoalescedProbe
-from services.exporter.probes.round_trip import Prober
+from services.exporter.probes.round_trip import CoalescedProbe, Prober
 from services.exporter.web import probe_endpoint
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.config.settings import Address
-from shared.http.authentication import AccessPolicy, Token
+from shared.http.access import AccessPolicy, Token
 from shared.http.server import create_application, create_registry, serve
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings

@@ -9,9 +9,9 @@ from random import Random
 from services.exporter.config import ExporterSettings, ProbeSettings, Target
 from services.exporter.jobs import RunningJobs, start_jobs
 from services.exporter.results import Results
+from shared.kms.fixes import GENERIC_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KeyDescription, KmsError
-from shared.kms.profile import GENERIC_PROFILE
 from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
 from tests.exporter.running_exporter import FREE

@@ -5,8 +5,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import BackendState, Health
+from services.exporter.results import ExporterMetrics
 from shared.backend_contract import CryptoMode
 
 HEALTH = Health(CryptoMode.KMS, ready=True)

@@ -7,8 +7,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
 from services.exporter.backends.documents import UnreadableError, parse_metrics, parse_openmetrics
-from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import BackendState
+from services.exporter.results import ExporterMetrics
 
 Read = Callable[..., Awaitable[BackendState]]
 REPORTED = b"""kms_data_keys{kek_version="3",status="active"} 1

@@ -32,9 +32,9 @@ from services.exporter.web.board import (
 )
 from services.exporter.web.findings import HealthStatus
 from shared.backend_contract import CryptoMode
+from shared.kms.fixes import GENERIC_ADVICE, GENERIC_PROFILE
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion, VersionState
-from shared.kms.profile import GENERIC_ADVICE, GENERIC_PROFILE
 from shared.kms.reason import Reason
 
 KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"

@@ -15,7 +15,7 @@ from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.web.pages import BoardPages
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
-from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
+from shared.http.access import USER_SCOPE_KEY, AccessPolicy, Token
 from shared.http.server import create_application, create_registry
 from shared.kms.reason import Reason
 

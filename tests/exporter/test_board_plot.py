@@ -6,7 +6,7 @@ import pytest
 
 from services.exporter.history import RoundTrips
 from services.exporter.model import Call, Failure, Operation, ProbeResult
-from services.exporter.web.latency_plot import HEIGHT, WIDTH, Plot, build_plot
+from services.exporter.web.board import HEIGHT, WIDTH, Plot, build_plot
 from shared.kms.reason import Reason
 from shared.web import time_format
 

@@ -6,7 +6,7 @@ import httpx2
 
 from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
-from services.exporter.web import history_api
+from services.exporter.web import pages as history_api
 from shared.http.server import create_application, create_registry
 from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.exporter.inspection_schedule import MIN_INTERVAL, compute_interval
+from services.exporter.jobs import MIN_INTERVAL, compute_interval
 from shared.kms.gcp.profile import GCP_PROFILE
 
 

@@ -10,10 +10,10 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState, Key
-from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import KeyInspection
 from services.exporter.probes.canaries import CanaryFile
 from services.exporter.probes.key_inspection import KeyInspector
+from services.exporter.results import ExporterMetrics
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import KeyDescription, KmsKey
 from tests.exporter.running_exporter import KEY

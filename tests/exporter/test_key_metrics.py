@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import (
     Call,
     CanaryResult,
@@ -15,6 +14,7 @@ from services.exporter.model import (
     ProbeResult,
     TargetKey,
 )
+from services.exporter.results import ExporterMetrics
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason

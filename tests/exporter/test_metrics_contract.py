@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from prometheus_client.core import Metric
 
-from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import (
     BackendState,
     Call,
@@ -18,6 +17,7 @@ from services.exporter.model import (
     Operation,
     ProbeResult,
 )
+from services.exporter.results import ExporterMetrics
 from shared.backend_contract import KEYRING_METRIC_LABELS, CryptoMode
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason

@@ -7,8 +7,8 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
-from services.exporter.inspection_schedule import compute_interval
-from services.exporter.probes.coalescing import CoalescedProbe
+from services.exporter.jobs import compute_interval
+from services.exporter.probes.round_trip import CoalescedProbe
 from services.exporter.web import probe_endpoint
 from shared.kms.gcp.profile import GCP_PROFILE
 from tests.exporter.recording_keys import Kms, named, watched

@@ -15,10 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.exporter.backends.reader import BackendReader
-from services.exporter.backends.replicas import ReplicaReader
-from services.exporter.metrics.collector import ExporterMetrics
+from services.exporter.backends.reader import BackendReader, ReplicaReader
 from services.exporter.model import BackendState
+from services.exporter.results import ExporterMetrics
 
 Reader = Callable[..., BackendReader]
 ONE, TWO, SIX = "127.0.0.1", "127.0.0.2", "::1"

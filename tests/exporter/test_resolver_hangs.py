@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 
-from services.exporter.backends.replicas import ReplicaReader
+from services.exporter.backends.reader import ReplicaReader
 from tests.fork_server import forked
 from tests.hanging_name_server import hanging_for
 

@@ -14,8 +14,7 @@ from services.relay.channels.port import ChannelSettings
 from services.relay.config import RelaySettings
 from shared.process import logs
 from shared.process.command_line import load_settings_or_exit, run_until_done_or_exit
-from shared.process.server_runner import serve_until_stopped
-from shared.process.shutdown import run_until_stop_signal
+from shared.process.server import run_until_stop_signal, serve_until_stopped
 from tests.faults.stopping_channel import Stopping
 
 

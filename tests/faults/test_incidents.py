@@ -1,6 +1,6 @@
 import json
 
-from services.relay.intake import webhook_parser
+from services.relay.intake import webhook as webhook_parser
 from tests.faults.incidents import ALERTS, Alert, history, read_alerts, seeded
 from tests.relay.delivery_oracle.evidence import AlertState
 

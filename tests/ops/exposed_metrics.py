@@ -11,7 +11,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import (
     BackendState,
     Call,
@@ -22,15 +21,16 @@ from services.exporter.model import (
     Operation,
     ProbeResult,
 )
+from services.exporter.results import ExporterMetrics
 from services.relay.app import run_relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from shared.backend_contract import KEYRING_METRIC_LABELS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
-from shared.http.authorization import Authorizer
+from shared.http.access import Authorizer
 from shared.keyring.administration import RotationType
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.reason import Reason
-from shared.process.hot_reload import ReloadMiddleware
+from shared.process.server import ReloadMiddleware
 from tests.shared.sample import SETTINGS
 
 

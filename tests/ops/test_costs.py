@@ -5,7 +5,7 @@ import re
 import pytest
 
 from services.exporter.config import ProbeSettings
-from services.exporter.inspection_schedule import MIN_INTERVAL
+from services.exporter.jobs import MIN_INTERVAL
 from tests.ops.rules import ROOT
 
 COSTS = (ROOT / "docs/KMS_SETUP_CHECKLIST.md").read_text(encoding="utf-8").partition("## What it costs")[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from services.relay.alertmanager_file.merge import Destination, merge
+from services.relay.routes.merge import Destination, merge
 from tests.ops.routing import FILE, FRAGMENT, uncommented
 
 CONFIG = yaml.load(FILE.read_text(), yaml.CSafeLoader)

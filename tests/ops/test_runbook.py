@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from services.relay import send_error
-from shared.kms.gcp.fixes import GCP_FIXES
+from services.relay.channels import port as send_error
+from shared.kms.gcp.profile import GCP_FIXES
 from shared.kms.reason import Reason
 from tests.ops import exposed_metrics
 from tests.ops.rehearsal.document import ALERT_PARTS, blocks, read_parts

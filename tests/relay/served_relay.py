@@ -16,11 +16,12 @@ from services.relay.app import run_relay
 from services.relay.channels.port import Attempt, Channel, ChannelSettings, EditingChannel, Receipt
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
-from services.relay.intake import endpoint, webhook_parser
+from services.relay.intake import endpoint
+from services.relay.intake import webhook as webhook_parser
 from services.relay.model import Event, Message
 from shared.check import Check
 from shared.config.settings import Address
-from shared.http.connection_limits import AdmissionQueue
+from shared.http.limits import AdmissionQueue
 from shared.http.server import serve
 
 PAYLOADS = sorted((Path(__file__).parent / "payloads").glob("*.json"))

@@ -10,13 +10,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from services.relay import alertmanager_api
-from services.relay.alertmanager_api import (
-    ActiveAlert,
-    AlertmanagerClient,
-    AlertmanagerError,
-    AlertmanagerState,
-)
+from services.relay import apis as alertmanager_api
+from services.relay.apis import ActiveAlert, AlertmanagerClient, AlertmanagerError, AlertmanagerState
 from shared.config.secret_file import SecretFile
 
 SINCE = 1_700_000_000.0
@@ -127,7 +122,7 @@ async def is_before_all_time(request: web.Request) -> web.StreamResponse:
 
 
 async def is_too_long(request: web.Request) -> web.StreamResponse:
-    return web.Response(body=b"[" + b" " * alertmanager_api._MAX_REPLY_BYTES)
+    return web.Response(body=b"[" + b" " * alertmanager_api._MAX_ALERTS_BYTES)
 
 
 async def breaks_off(request: web.Request) -> web.StreamResponse:

@@ -11,11 +11,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.relay.app import build_delivery_rules, run_relay
+from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.delivery.worker import run_delivery
 from services.relay.metrics import Metrics
-from services.relay.outbox.engine.store import open_store
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.outbox.store import open_store
 from shared.http.server import StartError, create_registry
 from tests.relay.outbox.store_jobs import blocked
 from tests.relay.served_relay import (

@@ -7,7 +7,7 @@ import pytest
 
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.channel_check import find_advice, send_test_message
+from services.relay.channel_health.checks import find_advice, send_test_message
 from services.relay.config import RelaySettings
 
 

@@ -5,12 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from services.relay.event_size import MAX_ALERTS_SIZE, MAX_TEXT, limit_size
-from services.relay.intake import webhook_parser
-from services.relay.intake.heartbeats import HeartbeatMatcher
-from services.relay.intake.routing import Route, parse_matcher
-from services.relay.intake.webhook_parser import parse_webhook
-from services.relay.model import Status, build_fingerprint, collect_digests
+from services.relay.intake import webhook as webhook_parser
+from services.relay.intake.routing import HeartbeatMatcher, Route, parse_matcher
+from services.relay.intake.webhook import parse_webhook
+from services.relay.model import MAX_ALERTS_SIZE, MAX_TEXT, Status, build_fingerprint, collect_digests, limit_size
 from tests.relay.served_relay import PAYLOADS, event_of, payload, webhook_of
 
 

@@ -10,14 +10,14 @@ from aiohttp import web
 
 from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
-from services.exporter.web import history_api
-from services.relay import exporter_api
-from services.relay.exporter_api import ExporterHistory, HistoryQuery
+from services.exporter.web import pages as history_api
+from services.relay import apis as exporter_api
+from services.relay.apis import ExporterHistory, HistoryQuery
 from shared.check import CheckError
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.config.settings import Address
-from shared.http.authentication import AccessPolicy, Token
+from shared.http.access import AccessPolicy, Token
 from shared.http.server import create_application, create_registry, serve
 from shared.kms.reason import Reason
 

@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
 from services.relay.app import run_relay
+from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.metrics import OutboxGauges, OutboxState
-from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.served_relay import Scripted, hang, metric, post, reaches, served, settings, webhook_of
 
 

@@ -8,8 +8,7 @@ import yaml
 
 from services.relay.config import RelaySettings
 from shared.config.errors import ConfigurationError
-from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
-from shared.config.settings import load_settings
+from shared.config.settings import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url, load_settings
 
 MAIL = {"kind": "email", "host": "smtp.ledger.test", "from": "keypulse <a@ledger.test>", "to": ["b@ledger.test"]}
 

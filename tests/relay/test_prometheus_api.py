@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from services.relay.prometheus_api import PrometheusClient, PrometheusError, QueryRefusedError
+from services.relay.apis import PrometheusClient, PrometheusError, QueryRefusedError
 from tests.ops.conftest import Running
 from tests.relay.served_relay import until
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox import unserved_channels
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.outbox import fallback as unserved_channels
 from services.relay.outbox.merge import DeliveryChanges
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.outbox.store import StoreUnavailableError
 from tests.relay.served_relay import Scripted, hang, reaches, settings, statuses, until, webhook_of
 from tests.relay.test_reload import started
 

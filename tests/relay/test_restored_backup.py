@@ -18,13 +18,13 @@ from aiohttp import web
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.app import build_delivery_rules
+from services.relay.channels.port import SendReason
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.delivery.worker import run_delivery
 from services.relay.metrics import Metrics
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.restore_detection import COMPARE_DELAY, mark_restored
-from services.relay.send_error import SendReason
+from services.relay.outbox.recovery import COMPARE_DELAY, mark_restored
+from services.relay.outbox.store import open_store
 from shared.http.server import create_registry
 from tests.fork_server import forked
 from tests.relay.outbox.actions import accept, claim_some

@@ -2,7 +2,7 @@
 
 import pickle
 
-from services.relay.send_error import REASON_ADVICE, SendError, SendReason, SendScope
+from services.relay.channels.port import REASON_ADVICE, SendError, SendReason, SendScope
 
 
 def test_every_reason_says_what_to_do() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from services.rotator.backups import encrypted_pages
+from services.rotator import backups as encrypted_pages
 from services.rotator.model import RotatorError
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType, StoredKey

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from services.rotator.lease_renewal import RotationLeaseLostError, describe_holder, run_with_lease
+from services.rotator.session import RotationLeaseLostError, describe_holder, run_with_lease
 from shared.keyring.administration import Administration, Lease, RefusedError, UnreachableError
 
 

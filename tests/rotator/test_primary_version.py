@@ -5,7 +5,7 @@ from typing import cast
 import pytest
 
 from services.rotator.model import RotatorError
-from services.rotator.primary_version import wait_for_primary
+from services.rotator.steps import wait_for_primary
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.port import EncryptResult, KmsError, KmsKey
 from shared.kms.reason import Reason

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import pytest
 from markdown_it import MarkdownIt
 
+from services.rotator.app import LineReporter, open_progress
 from services.rotator.model import StepProgress
 from services.rotator.plan import Plan
-from services.rotator.progress_display import LineReporter, open_progress
 from services.rotator.report import CommandOutcome, CommandReport, format_markdown
 from shared.keyring.administration import (
     JournalEntry,

@@ -8,8 +8,8 @@ from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
-from services.rotator.backups import backup_file
-from services.rotator.backups.backup_file import BackupError
+from services.rotator import backups as backup_file
+from services.rotator.backups import BackupError
 from services.rotator.inspection import check_backup
 from services.rotator.model import RotatorError
 from services.rotator.report import CommandOutcome

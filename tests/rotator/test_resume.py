@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, text
 
-from services.rotator.backups import backup_file
+from services.rotator import backups as backup_file
 from services.rotator.model import RotatorError
 from services.rotator.report import CommandOutcome
 from services.rotator.runner import resume, rollback, run
@@ -22,8 +22,8 @@ from shared.keyring.administration import (
     UnreachableError,
     VerificationResult,
 )
-from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.model import DataKeyStatus
+from shared.keyring.rotation_metrics import read_keyring_metrics
 from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
 from tests.rotator.killed_rotator import killed
 

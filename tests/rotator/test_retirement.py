@@ -8,7 +8,7 @@ from sqlalchemy import URL, text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import EmulatedState
-from services.rotator.backups import backup_file
+from services.rotator import backups as backup_file
 from services.rotator.model import RotatorError
 from services.rotator.report import CommandOutcome
 from services.rotator.restore import restore_backup

@@ -20,7 +20,7 @@ from shared.keyring.administration import (
     UnreachableError,
     VerificationResult,
 )
-from shared.keyring.journal.metrics import read_keyring_metrics
+from shared.keyring.rotation_metrics import read_keyring_metrics
 from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]

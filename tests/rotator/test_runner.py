@@ -10,10 +10,10 @@ from services.rotator.inspection import run_verification, show_plans
 from services.rotator.model import RotatorError
 from services.rotator.report import CommandOutcome
 from services.rotator.runner import rollback, run
+from shared.keyring import verification
 from shared.keyring.administration import RotationState, RotationType
-from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.model import DataKeyStatus
-from shared.keyring.operations import verification
+from shared.keyring.rotation_metrics import read_keyring_metrics
 from tests.rotator.keyring_to_rotate import Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]

@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from services.relay.outbox.engine import dialect
+from services.relay.outbox import database as dialect
 from shared.keyring import database as keyring
 from tests.postgres import SUPERUSER, Postgres
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, exc, text
 
-from shared.sql.answer_timeout import AnswerTimeout
-from shared.sql.engine import PASSWORD_FILE_VARIABLE, create_postgresql_engine
+from shared.sql.engine import PASSWORD_FILE_VARIABLE, AnswerTimeout, create_postgresql_engine
 from tests.postgres import Postgres
 
 Connect = Callable[..., Engine]

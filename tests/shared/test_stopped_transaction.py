@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import Engine, create_engine, exc, text
 
 from shared.sql import engine as engines
-from shared.sql.answer_timeout import AnswerTimeout
 from shared.sql.database_url import DatabaseUrl
+from shared.sql.engine import AnswerTimeout
 
 OPTIONS = "-c idle_in_transaction_session_timeout=1s"
 

@@ -13,10 +13,10 @@ import click
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from shared import VERSION
 from shared.config.secret_file import SecretFile, SecretUnreadableError
-from shared.config.url import check_base_url
+from shared.config.settings import check_base_url
 from shared.process import logs
 from shared.process.command_line import parse_listen_option_or_exit, parse_option_or_exit, run_until_done_or_exit
-from shared.process.server_runner import wait_until_stopped
+from shared.process.server import wait_until_stopped
 
 gc.freeze()
 gc.enable()

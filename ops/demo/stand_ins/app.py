@@ -24,7 +24,7 @@ from ops.demo.stand_ins.slack.web_api import WEBHOOK_APP, WEBHOOK_SECRET, WebApi
 from ops.demo.stand_ins.slack.workspace import Workspace
 from shared.config.server_settings import Role
 from shared.config.settings import Address
-from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.access import ProtectedRoute, RouteRequirements
 from shared.http.server import create_application, create_registry, serve
 
 FREE_PORT = Address("127.0.0.1", 0)

@@ -15,8 +15,8 @@ from ops.demo.stand_ins.pagerduty import PagerDuty
 from ops.demo.stand_ins.provider_faults import ProviderFault, ProviderFaults
 from ops.demo.stand_ins.slack.workspace import Workspace
 from shared.config.server_settings import Role
-from shared.http.authorization import ProtectedRoute, RouteRequirements
-from shared.http.body_limits import BodyTooLargeError, read_body
+from shared.http.access import ProtectedRoute, RouteRequirements
+from shared.http.limits import BodyTooLargeError, read_body
 
 MAX_BYTES = 64 * 1024
 HEARTBEAT_SECONDS = 15.0

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 
 from ops.demo.stand_ins.pages import build_page
 from shared.config.server_settings import Role
-from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.access import ProtectedRoute, RouteRequirements
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
 _GRAPHS: Final = ("/classic/graph", "/graph")

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from ops.demo.stand_ins.change_feed import ChangeFeed
 from ops.demo.stand_ins.provider_faults import Provider, ProviderFaults, respond_with_fault
-from shared.http.body_limits import BodyTooLargeError, read_body
+from shared.http.limits import BodyTooLargeError, read_body
 
 MAX_BYTES = 512 * 1024
 MAX_SUMMARY = 1024

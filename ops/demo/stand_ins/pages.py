@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, R
 from ops.demo.stand_ins.mail_server import MailServer
 from shared import web
 from shared.config.server_settings import Role
-from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.access import ProtectedRoute, RouteRequirements
 
 _PAGE_TEMPLATE = """<!doctype html>
 <html lang="en">

@@ -24,7 +24,7 @@ from ops.grafana.panels.panel_types import (
     set_unit,
 )
 from ops.grafana.variables import ENV_SELECTOR, SERVICE_SELECTOR
-from shared.smoke.grafana import DASHBOARD_UID
+from shared.smoke.monitoring import DASHBOARD_UID
 
 _LEGEND = "{{env}} {{service}}"
 _HEALTH_QUERY = f"kms:crypto_health_status{{{SERVICE_SELECTOR}}}"

@@ -2,18 +2,28 @@
 
 The other side is not trusted: depth, lines and series are bounded, and what is not of the expected type is refused with
 a sentence, never with another exception.
+
+`health` of a backend: where another health document says what `/healthz` says, and in which words.
+
+Status and body in, Health out. The other side is not trusted: no sentence repeats anything of its document.
+
+JSON Pointers (RFC 6901) into an untrusted document: pointer and bytes in, one plain value out.
+
+What a pointer does not lead to is skipped and takes no memory.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from io import BytesIO
-from typing import Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 import msgspec
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as text_string_to_openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from services.exporter.model import Health, Samples
 from shared.backend_contract import (
@@ -24,6 +34,7 @@ from shared.backend_contract import (
     KEYRING_METRIC_LABELS,
     CryptoMode,
 )
+from shared.config.settings import Section
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
 MAX_LINE_LENGTH = 8192  # the parser's time grows with the square of a line's labels: 4 MiB of them would take minutes
@@ -193,3 +204,163 @@ def _select_label_values(source: str, name: str, labels: dict[str, str]) -> tupl
             f"{source}: expected {' and '.join(label_names)} with up to {_MAX_LABEL_LENGTH} characters each"
         )
     return label_values
+
+
+Value = str | bool | int | float
+
+MAX_VALUE_BYTES: Final = 256
+"""Of the value, as it stands in the document."""
+# A field of msgspec can be named by everything but quotes, backslashes and control characters.
+_POINTER: Final = re.compile(r'(?:/(?:[^~/"\\\x00-\x1f]|~[01])*)+')
+_INDEX: Final = re.compile(r"0|[1-9][0-9]?")
+_RAW: Final = msgspec.json.Decoder(msgspec.Raw)
+_VALUE: Final[msgspec.json.Decoder[Value]] = msgspec.json.Decoder(Value)
+
+
+def check_json_pointer(text: str) -> str:
+    """Return it. Raises ValueError with what was expected."""
+    if not _POINTER.fullmatch(text):
+        raise ValueError("expected a JSON Pointer such as /crypto/mode, with ~1 for / and ~0 for ~")
+    return text
+
+
+def format_found(pointer: str, value: Value) -> str:
+    """What stands in a document, for a person: `/status = "UP"`."""
+    return f"{pointer} = {msgspec.json.encode(value).decode()}"
+
+
+@lru_cache
+def compile_json_pointer(text: str) -> "JsonPointer":
+    """The same pointer for the same text: its decoders are classes of their own."""
+    return JsonPointer(text)
+
+
+class JsonPointer:
+    """A pointer that `check_json_pointer` accepts. Of a list it reaches the first hundred elements."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        tokens = [token.replace("~1", "/").replace("~0", "~") for token in text.split("/")[1:]]
+        self._levels = [(_create_member_decoder(token), _create_element_decoder(token)) for token in tokens]
+
+    def read_value(self, body: bytes) -> Value:
+        """The value that it leads to. Raises UntrustedJsonError, which repeats nothing of the document."""
+        current = decode_json(_RAW, body)
+        for in_object, in_list in self._levels:
+            decoder = in_list if in_list and memoryview(current)[:1].tobytes() == b"[" else in_object
+            try:
+                current = decoder.decode(current).value
+            except (msgspec.MsgspecError, RecursionError):
+                raise UntrustedJsonError(self.text, "missing") from None
+        if memoryview(current).nbytes > MAX_VALUE_BYTES:
+            raise UntrustedJsonError(self.text, f"expected a value of up to {MAX_VALUE_BYTES} bytes")
+        return decode_json(_VALUE, current, self.text)
+
+
+class _Found(msgspec.Struct):
+    value: msgspec.Raw
+
+
+def _create_member_decoder(name: str) -> msgspec.json.Decoder[_Found]:
+    struct = msgspec.defstruct("_Member", [("value", msgspec.Raw)], bases=(msgspec.Struct,), rename={"value": name})
+    return msgspec.json.Decoder(struct)
+
+
+def _create_element_decoder(index: str) -> msgspec.json.Decoder[_Found] | None:
+    """Of a list; None if the token is no index of one."""
+    if not _INDEX.fullmatch(index):
+        return None
+    fields = [*((f"skipped_{n}", msgspec.Raw) for n in range(int(index))), ("value", msgspec.Raw)]
+    return msgspec.json.Decoder(msgspec.defstruct("_Element", fields, array_like=True))
+
+
+def _check_mode_value(value: object) -> str:
+    if not isinstance(value, Value) or value == "":
+        raise ValueError("expected a word, a number, or true or false")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _fold(value: Value) -> str:
+    """What is compared: without case, and `"true"`, 1 and true alike."""
+    folded = str(value).strip().casefold()
+    return {"1": "true", "1.0": "true", "0": "false", "0.0": "false"}.get(folded, folded)
+
+
+Pointer = Annotated[str, AfterValidator(check_json_pointer)]
+ModeValue = Annotated[str, BeforeValidator(_check_mode_value, json_schema_input_type=Value)]
+ModeValues = Annotated[tuple[ModeValue, ...], Field(min_length=1)]
+
+
+class ValueMapping(Section):
+    """The values of each mode and of readiness, compared without case."""
+
+    kms: ModeValues = ("kms",)
+    env: ModeValues = ("env",)
+    ready: ModeValues | None = None
+    """Every other value is not ready; without them, true is ready and false is not."""
+
+    @model_validator(mode="after")
+    def _check_distinct(self) -> Self:
+        if {_fold(mode_value) for mode_value in self.kms} & {_fold(mode_value) for mode_value in self.env}:
+            raise ValueError("expected words that stand for one mode only; compared without case, one stands for both")
+        return self
+
+
+class HealthMapping(Section):
+    """JSON Pointers into a health document. With neither, only the status code counts."""
+
+    mode: Pointer | None = f"/{CRYPTO_MODE}"
+    """None if the document names no mode."""
+    ready: Pointer | None = f"/{CRYPTO_READY}"
+    """None if the status code says it: 2xx is ready."""
+    values: ValueMapping = ValueMapping()
+
+    @model_validator(mode="after")
+    def _check_ready_values(self) -> Self:
+        if self.values.ready and self.ready is None:
+            raise ValueError("expected `ready` as a JSON Pointer, where `values.ready` has its words")
+        return self
+
+    @property
+    def needs_document(self) -> bool:
+        """Whether the body counts."""
+        return self.mode is not None or self.ready is not None
+
+    def read(self, status: int, body: bytes) -> Health:
+        """What an answer says; any status is an answer but 1xx, 3xx and 4xx. Raises UnreadableError."""
+        found = [f"HTTP {status}"]
+        try:
+            ready = 200 <= status < 300
+            if self.ready is not None:
+                value = compile_json_pointer(self.ready).read_value(body)
+                ready, found = self._is_ready(value), [format_found(self.ready, value)]
+            if self.mode is None:
+                return Health(None, ready, found=found[0])
+            value = compile_json_pointer(self.mode).read_value(body)
+        except UntrustedJsonError as error:
+            raise UnreadableError(str(error)) from None
+        text = ", ".join([format_found(self.mode, value), *found])
+        for mode, mode_values in ((CryptoMode.KMS, self.values.kms), (CryptoMode.ENV, self.values.env)):
+            if _fold(value) in map(_fold, mode_values):
+                return Health(mode, ready, found=text)
+        expected = " or ".join(map(repr, (*self.values.kms, *self.values.env)))
+        return Health(None, ready, mode_problem=f"{self.mode}: expected {expected}", found=text)
+
+    def _is_ready(self, value: Value) -> bool:
+        """Raises UntrustedJsonError for what is neither true nor false, unless there are words."""
+        folded = _fold(value)
+        if self.values.ready is not None:
+            return folded in map(_fold, self.values.ready)
+        if folded not in {"true", "false"}:
+            raise UntrustedJsonError(self.ready or "", "expected true or false")
+        return folded == "true"
+
+
+def _expand_status(value: Any) -> Any:
+    return {"mode": None, "ready": None} if value == "status" else value
+
+
+HealthSetting = Annotated[
+    HealthMapping, BeforeValidator(_expand_status, json_schema_input_type=Literal["status"] | HealthMapping)
+]
+"""A mapping, or `status` where only the status code counts."""

@@ -1,35 +1,109 @@
-"""What a backend says of its encryption: its `/healthz` and `/metrics` → BackendState.
+"""What lets a request in at a backend: its settings and their files in, headers and a TLS context out.
+
+A file is read again when it changes. An error names the file, never what it holds.
+
+What a backend says of its encryption: its `/healthz` and `/metrics` → BackendState.
 
 The other side is not trusted: time and size of an answer are bounded, redirects are not followed, and what cannot be
 read is a problem with a sentence, never an exception.
+
+`resolve: all`: reads every process behind a backend's name by itself → one BackendState for each address.
+
+DNS is resolved again for each read, so that a roll-out is followed. A DNS server that does not answer does not mean
+that the backend is down: the last known addresses stay in use for a while.
 """
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Container, Mapping
+import ssl
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from typing import Final, NamedTuple, TypeVar
 
 import aiohttp
 from yarl import URL
 
-from services.exporter.backends.credentials import BackendCredentials, UnusableCredentialsError
 from services.exporter.backends.documents import (
     OWN_NAMES,
+    HealthMapping,
     UnreadableError,
     parse_health,
     parse_metrics,
     parse_openmetrics,
 )
-from services.exporter.backends.health_mapping import HealthMapping
+from services.exporter.backends.settings import Backend, TlsConfig, load_tls_context
 from services.exporter.model import BackendState, Health, Samples
 from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRIC_LABELS
-from shared.net.aiohttp_connector import Connector
-from shared.net.egress import Egress
-from shared.net.proxy import EgressError
+from shared.config.file_checks import FileCheckError
+from shared.config.secret_file import FileStamp, PasswordFile, SecretFile, SecretUnreadableError
+from shared.net.egress import Connector, Egress, EgressError, resolve
 from shared.process.concurrency import run_in_thread_if_large
+
+
+class UnusableCredentialsError(Exception):
+    """The message completes the sentence `health check: …`."""
+
+
+class BackendCredentials:
+    """The headers, and the TLS context, of each request to one backend."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._plain = {name: header.value for name, header in backend.headers.items() if header.value is not None}
+        self._secret = {name: SecretFile(header.file) for name, header in backend.headers.items() if header.file}
+        self._authorization, self._basic_auth = backend.authorization, backend.basic_auth
+        self._token = SecretFile(backend.authorization.credentials_file) if backend.authorization else None
+        self._password = PasswordFile(backend.basic_auth.password_file) if backend.basic_auth else None
+        self._tls = _ClientTls(backend.effective_tls_config)
+        self.server_name = backend.tls_config.server_name
+        """The name in the backend's certificate; None where it is that of the URL."""
+
+    def build_headers(self) -> dict[str, str]:
+        """The headers as the files have them now. Raises UnusableCredentialsError."""
+        try:
+            headers = self._plain | {name: _read(file) for name, file in self._secret.items()}
+            if self._authorization and self._token:
+                headers["Authorization"] = f"{self._authorization.type} {_read(self._token)}"
+            if self._basic_auth and self._password:
+                login = f"{self._basic_auth.username}:{self._password.read_value()}"
+                headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
+        except SecretUnreadableError as error:
+            raise UnusableCredentialsError(f"its credentials cannot be read: {error}") from None
+        return headers
+
+    def get_tls_context(self) -> ssl.SSLContext | None:
+        """The context as the files have it now; None where none is configured. Raises UnusableCredentialsError."""
+        try:
+            return self._tls.load()
+        except FileCheckError as error:
+            raise UnusableCredentialsError(f"tls_config: {error}") from None
+
+
+def _read(file: SecretFile) -> str:
+    """What a header may hold. Raises SecretUnreadableError."""
+    value = file.read_value()
+    if not value.isprintable():  # a client would refuse it, with an error that has no sentence
+        raise SecretUnreadableError(f"{file.path}: expected text without control characters")
+    return value
+
+
+class _ClientTls:
+    """The context of `tls_config`, made anew when one of its files has changed."""
+
+    def __init__(self, settings: TlsConfig) -> None:
+        self._settings = settings
+        self._loaded: tuple[list[FileStamp | None], ssl.SSLContext | None] | None = None
+
+    def load(self) -> ssl.SSLContext | None:
+        """Raises FileCheckError."""
+        stamps = [SecretFile(file).read_stamp() for file in self._settings.files]
+        if self._loaded is None or self._loaded[0] != stamps or None in stamps:
+            self._loaded = stamps, load_tls_context(self._settings)
+        return self._loaded[1]
+
 
 MAX_HEALTH_BYTES = 1024 * 1024
 MAX_METRICS_BYTES = 4 * 1024 * 1024
@@ -229,3 +303,81 @@ def _describe_error(error: aiohttp.ClientError | OSError) -> str:
     if type(error) is aiohttp.ClientConnectorError and (number := error.os_error.errno) and number > 0:
         return f"cannot connect to {error.host}:{error.port}: {os.strerror(number)}"
     return str(error) or type(error).__name__
+
+
+MAX_ADDRESSES = 1000
+MAX_CONCURRENT_READS = 100
+"""Replicas that are read side by side: two connections each, and a process may have no more than 1,024 by default."""
+ADDRESS_MAX_AGE = 300.0
+"""How long addresses count after DNS named them last."""
+
+
+async def resolve_addresses(host: str) -> set[str]:
+    """All addresses of a name, IPv4 and IPv6. Raises OSError, or UnicodeError for what is no name."""
+    return {str(address[0]) for _, address in await resolve(host)}
+
+
+@dataclass(slots=True)
+class ReplicaReader:
+    """The processes behind the name of one service's backend."""
+
+    service: str
+    host: str
+    """The name in the backend's URLs."""
+    read_replica: Callable[[str], Awaitable[BackendState]]
+    """Reads the process at an address; never raises for what it answers."""
+    timeout: float
+    """Seconds for DNS; `read_replica` has its own."""
+    resolve: Callable[[str], Awaitable[set[str]]] = resolve_addresses
+    _addresses: list[str] = field(default_factory=list, init=False)
+    _addresses_expire_at: float = field(default=0.0, init=False)
+
+    async def read(self) -> tuple[BackendState, ...]:
+        """Reads every replica. Returns one state of the service alone, down, where no address is known.
+
+        A replica without a state is gone. The first state contains the problems of DNS. A replica that
+        hangs delays the result by the timeout of `read_replica`; more than `MAX_CONCURRENT_READS` of them by a
+        multiple of it.
+        """
+        problems = await self._resolve_host()
+        if not self._addresses:
+            hints = ("correct the host in the URLs, or DNS",)
+            return (BackendState(self.service, None, problems=problems, hints=hints),)
+        semaphore = asyncio.Semaphore(MAX_CONCURRENT_READS)
+
+        async def read(address: str) -> BackendState:
+            async with semaphore:
+                return await self.read_replica(address)
+
+        async with asyncio.TaskGroup() as group:
+            reads = [group.create_task(read(address)) for address in self._addresses]
+        first, *others = (task.result() for task in reads)
+        return (replace(first, problems=problems + first.problems), *others)
+
+    async def _resolve_host(self) -> tuple[str, ...]:
+        """Updates the known addresses. Returns what went wrong."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.timeout):
+                found = await self.resolve(self.host)
+        except TimeoutError:
+            return self._reuse_addresses(f"no answer within {self.timeout:g} s")
+        except (OSError, UnicodeError) as error:
+            return self._reuse_addresses(getattr(error, "strerror", None) or "it is no host name")
+        self._addresses = sorted(found, key=_get_sort_key)[:MAX_ADDRESSES]
+        self._addresses_expire_at = loop.time() + ADDRESS_MAX_AGE
+        if len(found) > MAX_ADDRESSES:
+            return (f"DNS: {self.host} has {len(found)} addresses, of which the first {MAX_ADDRESSES} are read",)
+        return ()
+
+    def _reuse_addresses(self, error: str) -> tuple[str, ...]:
+        if asyncio.get_running_loop().time() >= self._addresses_expire_at:
+            self._addresses = []
+        then = f"; its last addresses are read for {ADDRESS_MAX_AGE / 60:g} minutes after they were named"
+        return (f"DNS: {self.host} could not be resolved: {error}{then if self._addresses else ''}",)
+
+
+def _get_sort_key(address: str) -> tuple[int, int]:
+    """Keeps the order of the addresses stable, whatever order DNS returns."""
+    parsed = ip_address(address)
+    return parsed.version, int(parsed)

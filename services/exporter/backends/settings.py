@@ -14,11 +14,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from services.exporter.backends.documents import OWN_NAMES
-from services.exporter.backends.health_mapping import HealthSetting
+from services.exporter.backends.documents import OWN_NAMES, HealthSetting
 from shared.config.file_checks import FileCheck, FileCheckError, check_readable
-from shared.config.settings import FilePath, PasswordPath, SecretPath, Section
-from shared.config.url import HttpUrl
+from shared.config.settings import FilePath, HttpUrl, PasswordPath, SecretPath, Section
 from shared.net.egress import DIRECT, EgressSettings
 
 Name = Annotated[str, Field(min_length=1)]

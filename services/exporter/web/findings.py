@@ -8,9 +8,8 @@ from typing import Final
 from services.exporter.history import MAX_TEXT_LENGTH, FailureSpan, TargetHistory
 from services.exporter.model import BackendState, KeyInspection, TargetKey
 from shared.backend_contract import CryptoMode
-from shared.kms.fixes import Fix
+from shared.kms.fixes import Fix, KmsProfile
 from shared.kms.port import ConnectivityPhase
-from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
 from shared.web.time_format import format_utc_time
 

@@ -1,4 +1,8 @@
-"""The pages of the board, the endpoint that its script polls, and its static files. This module renders all HTML.
+"""`GET /api/history`: the failures of keys for other programs, such as the relay's timeline of an incident.
+
+As `/history`, it knows what happened since the exporter started; `since` says when that was.
+
+The pages of the board, the endpoint that its script polls, and its static files. This module renders all HTML.
 
 A board is built on the event loop, where the history lives; its HTML is rendered in a thread.
 """
@@ -6,7 +10,7 @@ A board is built on the event loop, where the history lives; its HTML is rendere
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from heapq import nlargest
 from pathlib import Path
 from secrets import token_hex
@@ -19,7 +23,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from services.exporter.history import MAX_FAILURE_SPANS, FailureSpan, History, TargetHistory, compute_quantile
-from services.exporter.web import findings, latency_plot
+from services.exporter.web import board as latency_plot
+from services.exporter.web import findings
 from services.exporter.web.board import (
     MAX_LISTED_VERSIONS,
     Board,
@@ -40,8 +45,59 @@ from services.exporter.web.board import (
 )
 from services.exporter.web.findings import STATUS_LABELS, HealthStatus
 from shared.config.server_settings import Role
-from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.access import ProtectedRoute, RouteRequirements
+from shared.http.json_api import build_error_response, check_names, format_json_time
 from shared.web.pages import SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
+
+MAX_FAILURES: Final = 200
+"""Failures in one answer; the newest."""
+_FILTERS: Final = ("target", "service")
+
+
+def build_route(history: History) -> ProtectedRoute:
+    """The endpoint; `history` is what it shows."""
+
+    async def list_failures(request: Request) -> Response:
+        chosen = request.query_params
+        try:
+            check_names(chosen, _FILTERS)
+        except ValueError as error:
+            return build_error_response(400, str(error))
+        target = chosen.get("target")
+        if target is not None and target not in history.targets:
+            return build_error_response(404, "there is no such target; without the filter all are listed")
+        return JSONResponse(_build_answer(history, target, chosen.get("service")))
+
+    return ProtectedRoute("/api/history", list_failures, RouteRequirements(Role.VIEWER))
+
+
+def _build_answer(history: History, target: str | None, service: str | None) -> dict[str, Any]:
+    records = [
+        record
+        for name, record in history.targets.items()
+        if target in (None, name) and service in (None, record.service)
+    ]
+    failures = [(record, span) for record in records for span in record.failure_spans]
+    newest = sorted(failures, key=lambda failure: failure[1].last_at, reverse=True)[:MAX_FAILURES]
+    return {
+        "since": format_json_time(history.started_at),
+        "failures": [_encode_failure(record, span) for record, span in newest],
+        "left_out": len(failures) - len(newest),
+    }
+
+
+def _encode_failure(record: TargetHistory, span: FailureSpan) -> dict[str, Any]:
+    # The last span of a target goes on while its last round trip failed.
+    is_current = bool(record.last_result and record.last_result.failed_call) and span is record.failure_spans[-1]
+    return {
+        "target": record.target,
+        "service": record.service,
+        **asdict(span),
+        "first_at": format_json_time(span.first_at),
+        "last_at": format_json_time(span.last_at),
+        "is_current": is_current,
+    }
+
 
 _ASSET_FOLDER: Final = Path(__file__).parent / "assets"
 
@@ -74,7 +130,7 @@ class BoardPages:
         self._process_id = token_hex(8)  # version numbers of an earlier process's history have no meaning in this one
         self._files = StaticFiles(SHARED_ASSETS, _ASSET_FOLDER)
         self._templates = create_templates(
-            _ASSET_FOLDER,
+            [_ASSET_FOLDER],
             {"quantile": compute_quantile},
             {
                 "runbook_url": runbook_url,

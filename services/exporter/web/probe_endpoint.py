@@ -17,13 +17,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from services.exporter.model import Call, Operation, ProbeResult
-from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
+from services.exporter.probes.round_trip import CoalescedProbe, ProbeClosedError
 from services.exporter.web import findings
 from shared.config.server_settings import Role
-from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.access import ProtectedRoute, RouteRequirements
 from shared.http.server import select_encoder
+from shared.kms.fixes import KmsProfile
 from shared.kms.port import ConnectivityPhase
-from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason, Scope
 
 MAX_TEXT_LENGTH: Final = 500

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import structlog
 
 from services.relay.channels.port import Attempt, ChannelSettings, Receipt
-from services.relay.channels.provider_call import build_in_thread_if_large, call_provider
+from services.relay.channels.requests import build_in_thread_if_large, call_provider
 from services.relay.model import Alert, Message
 from services.relay.text import (
     Link,

@@ -19,33 +19,41 @@ With `signing_key_file` a request is signed, with the time of the attempt, as St
 
 Text is as Alertmanager sent it, without control characters, and cut where it is longer than a person reads; a link is
 http(s) or absent.
+
+Signatures of webhooks by HMAC-SHA256 with a timestamp, as the open standard Standard Webhooks defines them.
+
+So that receivers need no code of their own: there are libraries for most languages.
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
 
+import base64
+import binascii
+import hashlib
+import hmac
 import json
 import re
 import shlex
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
-from services.relay.channels.curl_command import JSON_TYPE, build_posts
-from services.relay.channels.diagnosis import report_send_errors
-from services.relay.channels.port import Attempt, ChannelSettings, Receipt
-from services.relay.channels.provider_call import (
+from services.relay.channels.port import Attempt, ChannelSettings, Receipt, SendError, SendReason, SendScope
+from services.relay.channels.requests import (
+    JSON_TYPE,
     build_in_thread_if_large,
+    build_posts,
+    build_status_error,
     call_provider,
     check_current_lease,
     mask_reply,
     read_secret,
+    report_send_errors,
 )
-from services.relay.channels.status_error import build_status_error
-from services.relay.channels.webhook_signature import SigningKeyPath, build_signature_headers, decode_key
-from services.relay.http_session import HttpSession, read_text, translate_connection_errors
+from services.relay.http import HttpSession, read_text, translate_connection_errors
 from services.relay.model import Alert, Message
-from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import (
     Link,
     clean_text,
@@ -57,10 +65,50 @@ from services.relay.text import (
     truncate,
 )
 from shared.check import Check, CheckError
+from shared.config.file_checks import FileCheck, create_secret_check
 from shared.config.secret_file import SecretFile, SecretUnreadableError
-from shared.config.settings import SecretPath
-from shared.config.url import ProviderUrl, UrlFilePath, check_secret_url
+from shared.config.settings import FilePath, ProviderUrl, SecretPath, UrlFilePath, check_secret_url
 from shared.net.egress import EgressSettings
+
+_PREFIX: Final = "whsec_"
+_MIN_KEY_BYTES: Final = 24
+_MAX_KEY_BYTES: Final = 64
+_EXPECTED: Final = "expected a file with a signing key on its first line, whsec_ and base64"
+
+
+def decode_key(text: str) -> bytes:
+    """The bytes of `whsec_…`. Raises ValueError, which does not repeat it."""
+    expected = f"expected whsec_ and base64 of {_MIN_KEY_BYTES} to {_MAX_KEY_BYTES} bytes"
+    try:
+        key = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(expected) from None
+    if not text.startswith(_PREFIX) or not _MIN_KEY_BYTES <= len(key) <= _MAX_KEY_BYTES:
+        raise ValueError(expected)
+    return key
+
+
+SigningKeyPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EXPECTED, decode_key))]
+"""A file with a signing key, or with two, one on each line, while they are rotated; `--check` checks their shape."""
+
+
+def build_signature_headers(keys: Sequence[bytes], message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The three headers of a signed request.
+
+    Args:
+        keys: each gives a signature, and a receiver accepts any that it knows.
+        message_id: the same at each attempt.
+        timestamp: of this attempt, unix seconds; a receiver refuses an old one.
+        body: as it is sent.
+    """
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    signatures = (base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode() for key in keys)
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
+    }
+
 
 MAX_BODY = 1_000_000  # nginx takes 1 MiB by default
 _BODY_OVERHEAD = (

@@ -1,1 +1,1 @@
-"""The console: pages for people, and the JSON API."""
+"""The frame that every page of the console has."""

@@ -14,7 +14,6 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 import structlog
 
-from services.relay.acknowledge_link import LinkSigner, SignatureSettings
 from services.relay.channels.port import (
     Channel,
     ChannelSettings,
@@ -22,13 +21,15 @@ from services.relay.channels.port import (
     EditingChannel,
     Progress,
     Receipt,
+    SendError,
+    SendReason,
+    SendScope,
 )
-from services.relay.delivery.enrichment.enricher import NO_ENRICHMENT, Enricher, EnrichmentSettings, open_enricher
-from services.relay.delivery.links import LinkRules
-from services.relay.delivery.message import build_message
+from services.relay.delivery.acknowledge_link import LinkSigner, SignatureSettings
+from services.relay.delivery.enrichment import NO_ENRICHMENT, Enricher, EnrichmentSettings, open_enricher
+from services.relay.delivery.message import LinkRules, build_message
 from services.relay.delivery.templates import MAX_SECONDS, MessageTemplates
 from services.relay.model import Button, DeliveryTask, Message, MessagePart, PartOutcome
-from services.relay.send_error import SendError, SendReason, SendScope
 from shared.process.concurrency import is_task_cancelled
 from shared.process.logs import describe_exception
 

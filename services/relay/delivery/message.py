@@ -1,26 +1,371 @@
-"""A claimed task → the message that a channel sends; and two events of one incident → one event. Pure."""
+"""The members of a digest → its message: an entry for each incident. Pure.
+
+The relay reads the events of one member after the other and condenses each to what its entry needs, so that a digest of
+large groups costs little memory. The sending process builds the entries.
+
+The links of an alert: templates filled with its labels, or its own annotations; and the exporter's board. Pure.
+
+What cannot become a link is left out; it never delays an alert. Anybody who can write a rule or a metric writes labels
+and annotations, so their values are always escaped, and only http(s) is let through.
+
+A claimed task → the message that a channel sends; and two events of one incident → one event. Pure.
+"""
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import replace
-from datetime import UTC, datetime, tzinfo
+import difflib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
+from typing import Final
+from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
-from services.relay.delivery.digest import build_digest_message
-from services.relay.delivery.links import LinkRules, build_incident_url, build_links, remove_foreign_links
-from services.relay.event_size import limit_size
+import uritemplate
+
 from services.relay.model import (
+    Alert,
     Button,
     DeliveryTask,
+    DigestEntry,
+    DigestMember,
     Event,
     Links,
     Message,
+    Status,
     collect_digests,
     compute_digest,
     decode_event,
+    encode_event,
+    limit_size,
     split_digests,
 )
+from services.relay.text import (
+    MAX_SHORT_URL,
+    MAX_URL,
+    clean_line,
+    compute_status,
+    find_worst_severity,
+    format_alert_title,
+    format_counts,
+    format_title,
+    list_group_links,
+    quote_url,
+    rank_severity,
+    sanitize_url,
+    sort_entries,
+    truncate,
+)
 from shared.process.concurrency import LARGE_BYTES, run_in_thread_if_large
+
+_DASHBOARD_MARGIN: Final = timedelta(minutes=30)
+"""What a dashboard shows before the start and after the end."""
+_COMPUTED_VARIABLES: Final = "alertname_lower, from_ms, to_ms"
+_USUAL_VARIABLES: Final = (
+    *_COMPUTED_VARIABLES.split(", "),
+    *("alertname", "env", "service", "severity", "target", "operation", "permission", "version", "channel", "code"),
+    *("cluster", "container", "instance", "job", "namespace", "node", "pod", "region", "team"),
+)
+"""With labels of keypulse's rules and of most others. An alert may have any, so one that resembles none is no error."""
+_VARIABLE: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_LABEL_PARAMETER: Final = re.compile(r"[^={}]*=\{(\w+)\}")
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+(?:[/?#]|$)")
+_HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+_CONTROL: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]")
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRules:
+    """What the configuration says about links. Templates are RFC 6570 with simple expansion; None makes no link."""
+
+    runbook: str | None
+    dashboard: str | None
+    board: str | None = None
+    """The address of the exporter's board, without its last slash."""
+    prefers_annotation: bool = False
+    """Whether an alert's own annotation wins over the template."""
+    allow_hosts: Collection[str] = frozenset()
+    """Hosts that an alert's own addresses may lead to, in lower case; empty allows every one."""
+    public_url: str | None = None
+    """The relay's own address, without its last slash; None links to no page of it."""
+
+
+def check_template(template: str) -> str:
+    """The template, where it can give a link, and only to its own place. Raises ValueError with what was expected."""
+    if not _ORIGIN.match(template):
+        raise ValueError("expected http(s)://HOST/…, without a variable or credentials in the host")
+    names = re.findall(r"\{([^}]*)\}?", template)
+    for name in names:
+        if name[:1] and name[:1] in "+#./;?&":
+            raise ValueError(f"{{{name}}} is not simple expansion, which escapes; write {{{name[1:]}}}")
+        if not _VARIABLE.fullmatch(name):
+            raise ValueError(
+                f"{{{name}}} is no variable; expected the name of a label, or one of {_COMPUTED_VARIABLES}"
+            )
+        if similar := _find_similar(name):
+            raise ValueError(f"{{{name}}} is unknown; did you mean {{{similar}}}?")
+    if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", template)):
+        raise ValueError("expected each { to have its }")
+    if _fill_template(template, dict.fromkeys(names, "x")) is None:
+        raise ValueError(
+            f"gives no link, whatever the labels. Expected at most {MAX_URL} characters, a plain host, a port up to "
+            "65535, no spaces, and no . or .. in its path"
+        )
+    return template
+
+
+def list_unusual_variables(template: str) -> Iterator[str]:
+    """The variables of a template that are neither computed nor usual labels: an alert may lack them."""
+    return (name for name in re.findall(r"\{(\w+)\}", template) if name not in _USUAL_VARIABLES)
+
+
+def _find_similar(name: str) -> str | None:
+    """What an unusual name is a slip of: `alertnam`, or `from` for `from_ms`."""
+    if name in _USUAL_VARIABLES:
+        return None
+    close = difflib.get_close_matches(name, _USUAL_VARIABLES, 1, 0.8)
+    return next((each for each in _USUAL_VARIABLES if each.startswith(f"{name}_")), close[0] if close else None)
+
+
+def check_allowed_host(host: str) -> str:
+    """The host in lower case. Raises ValueError for what is more than a host, such as a URL or a host with a port."""
+    if not _HOST.fullmatch(host):
+        raise ValueError("expected the name of a host, without https://, a port, a path or *")
+    return host.lower()
+
+
+def build_links(alert: Alert, accepted_at: datetime, rules: LinkRules) -> Links:
+    """An alert's links. A template wins over the annotation of the same meaning, unless the rules prefer annotations.
+
+    Args:
+        alert: whose annotations and labels are used.
+        accepted_at: the end of what the dashboard shows, while the alert fires.
+        rules: of the configuration.
+    """
+
+    def choose(annotation: str, template: str | None) -> str | None:
+        own = _read_annotation(alert, annotation, rules)
+        filled = _expand_template(template, alert, accepted_at)
+        return (own or filled) if rules.prefers_annotation else (filled or own)
+
+    return Links(
+        runbook=choose("runbook_url", rules.runbook),
+        dashboard=choose("dashboard_url", rules.dashboard),
+        board=_build_board_link(alert, rules.board),
+        image=_read_image(alert, rules),
+    )
+
+
+def build_incident_url(task: DeliveryTask, rules: LinkRules) -> str | None:
+    """The page of the episode that a delivery is about; None where the relay's own address is not known."""
+    if rules.public_url is None:
+        return None
+    return f"{rules.public_url}/incidents/{quote(task.incident_id, safe='')}?episode={task.episode}"
+
+
+def build_list_url(rules: LinkRules, service: str = "") -> str | None:
+    """The page that lists the open incidents, of one service where it is given."""
+    if rules.public_url is None:
+        return None
+    query = {"state": "open", **({"service": service} if service else {})}
+    return f"{rules.public_url}/incidents?{urlencode(query, errors='replace')}"
+
+
+def remove_foreign_links(event: Event, rules: LinkRules) -> Event:
+    """The event without the addresses of Prometheus and Alertmanager that lead to no allowed host."""
+    if not rules.allow_hosts:
+        return event
+    alerts = (replace(alert, generator_url=_check_host(alert.generator_url, rules) or "") for alert in event.alerts)
+    return replace(event, alerts=tuple(alerts), external_url=_check_host(event.external_url, rules) or "")
+
+
+def _read_annotation(alert: Alert, name: str, rules: LinkRules) -> str | None:
+    return _check_host(alert.annotations.get(name, ""), rules)
+
+
+def _read_image(alert: Alert, rules: LinkRules) -> str | None:
+    """A page loads a picture unasked, so it needs more than a link: https, and a host that the configuration names."""
+    url = _read_annotation(alert, "image_url", rules) if rules.allow_hosts else None
+    return url if url and url.startswith("https://") else None
+
+
+def _check_host(address: str, rules: LinkRules) -> str | None:
+    """An address that an alert brings, where it is one and may be followed."""
+    url = _parse_trusted_url(address)
+    if url is None or (rules.allow_hosts and urlsplit(url).hostname not in rules.allow_hosts):
+        return None
+    return url
+
+
+def _build_board_link(alert: Alert, board: str | None) -> str | None:
+    """The board, filtered to what the alert is about; None for an alert that is about neither a key nor a service."""
+    name = alert.labels.get("target") or alert.labels.get("service")
+    if board is None or not name:
+        return None
+    url = _parse_trusted_url(f"{board}/?q={quote(name, safe='', errors='replace')}")
+    return url if url and len(url) <= MAX_SHORT_URL else None
+
+
+def _expand_template(template: str | None, alert: Alert, accepted_at: datetime) -> str | None:
+    if template is None:
+        return None
+    try:
+        computed = {
+            "alertname_lower": alert.labels.get("alertname", "").lower(),
+            "from_ms": _format_milliseconds(alert.starts_at - _DASHBOARD_MARGIN),
+            "to_ms": _format_milliseconds((alert.ends_at or accepted_at) + _DASHBOARD_MARGIN),
+        }
+        return _fill_template(template, {**alert.labels, **computed})
+    except (ValueError, OverflowError):  # a time at the edge of the calendar, a label that is no text
+        return None
+
+
+def _fill_template(template: str, values: Mapping[str, str]) -> str | None:
+    """The link, or None if it cannot be one or a value would steer it: a browser takes `..` for the folder above."""
+    url = _parse_trusted_url(uritemplate.expand(_drop_empty_parameters(template, values), dict(values)))
+    if url is None or {".", ".."}.intersection(re.split(r"[/\\]", unquote(urlsplit(url).path))):
+        return None
+    return url
+
+
+def _drop_empty_parameters(template: str, values: Mapping[str, str]) -> str:
+    """The template without the parameters whose label is not there: Grafana takes an empty variable for a value."""
+    head, mark, rest = template.partition("?")
+    query, sharp, fragment = rest.partition("#")
+    parameters = [
+        pair for pair in query.split("&") if not (only := _LABEL_PARAMETER.fullmatch(pair)) or values.get(only[1])
+    ]
+    return head + mark + "&".join(parameters) + sharp + fragment
+
+
+def _format_milliseconds(moment: datetime) -> str:
+    return str(int(moment.timestamp() * 1000))
+
+
+def _parse_trusted_url(url: str) -> str | None:
+    """The URL in ASCII, or None if it is not http(s) with a plain host, or is anything a browser may misread."""
+    if len(url) > MAX_URL or _CONTROL.search(url):
+        return None
+    try:
+        parts = urlsplit(url)
+        if not _has_plain_host(parts):
+            return None
+        return quote_url(url)
+    except ValueError:  # a port over 65535, half an IPv6 address, half a surrogate pair
+        return None
+
+
+def _has_plain_host(parts: SplitResult) -> bool:
+    return (
+        parts.scheme in ("http", "https")
+        and "@" not in parts.netloc
+        and _HOST.fullmatch(parts.hostname or "") is not None
+        and parts.port != 0
+    )
+
+
+_MAX_PAIRS: Final = 30
+"""Labels, and annotations, of the one alert that a condensed event keeps."""
+_MAX_NAME: Final = 100
+_MAX_VALUE: Final = 500
+"""Characters of one of them."""
+_MAX_SERVICE: Final = 60
+
+
+def condense_event(event_json: bytes) -> tuple[str, bytes]:
+    """How many alerts an event has, and the event with only the alert that its title is about."""
+    event = decode_event(event_json)
+    by_urgency = sorted(event.alerts, key=lambda alert: (alert.status is Status.RESOLVED, rank_severity(alert)))
+    alert = next((each for each in by_urgency if format_alert_title(each)), next(iter(by_urgency), None))
+    condensed = replace(
+        event,
+        alerts=(_condense_alert(alert),) if alert else (),
+        group_labels=_condense_pairs(event.group_labels),
+        common_labels=_condense_pairs(event.common_labels),
+        common_annotations={},
+        unlisted_firing=b"",
+        unlisted_resolved=b"",
+    )
+    return format_counts(event), encode_event(condensed)
+
+
+def build_digest_message(task: DeliveryTask, link_rules: LinkRules) -> Message:
+    """The message of a digest, its entries grouped by service.
+
+    Args:
+        task: with the condensed events of its members.
+        link_rules: for the links of the entries.
+
+    Raises:
+        ValueError: the outbox holds something that is no event.
+    """
+    entries = sort_entries([_build_entry(member, link_rules) for member in task.members])
+    status = Status.FIRING if any(entry.status is Status.FIRING for entry in entries) else Status.RESOLVED
+    event = Event(
+        source="",
+        receiver="",
+        group_key="",
+        status=status,
+        alerts=(),
+        group_labels={},
+        common_labels={},
+        common_annotations={},
+        external_url="",
+        truncated_alerts=0,
+    )
+    return Message(task, event, (), digest=tuple(entries), incident_url=build_list_url(link_rules))
+
+
+def _build_entry(member: DigestMember, link_rules: LinkRules) -> DigestEntry:
+    event = remove_foreign_links(decode_event(member.task.event_json), link_rules)
+    links = tuple(build_links(alert, member.task.accepted_at, link_rules) for alert in event.alerts)
+    message = Message(member.task, event, links)
+    labels = {**event.common_labels, **event.group_labels}
+    location = {name: labels[name] for name in ("env", "service") if labels.get(name)}
+    return DigestEntry(
+        title=format_title(message),
+        status=compute_status(event),
+        severity=find_worst_severity(event) or "",
+        counts=member.counts,
+        service=_format_service(location),
+        link=build_incident_url(member.task, link_rules)
+        or _find_link(event)
+        or next((sanitize_url(each.runbook) for each in links), None),
+        service_link=_find_service_link(event, location, link_rules),
+        receiver_link=_find_link(replace(event, group_labels={})),
+        is_named_only=member.is_named_only,
+    )
+
+
+def _format_service(location: Mapping[str, str]) -> str:
+    env, service = (clean_line(location.get(name, "")) for name in ("env", "service"))
+    return truncate(f"{service} ({env})" if service and env else service or env, _MAX_SERVICE)
+
+
+def _find_service_link(event: Event, location: Mapping[str, str], link_rules: LinkRules) -> str | None:
+    """The open incidents of the service, or its alerts in Alertmanager."""
+    if not location:
+        return None
+    own = build_list_url(link_rules, location["service"]) if "service" in location else None
+    return own or _find_link(replace(event, group_labels=location))
+
+
+def _find_link(event: Event) -> str | None:
+    """Its Alertmanager, at the alerts of its group."""
+    return next((link.url for link in list_group_links(event)), None)
+
+
+def _condense_alert(alert: Alert) -> Alert:
+    return replace(alert, labels=_condense_pairs(alert.labels), annotations=_condense_pairs(alert.annotations))
+
+
+def _condense_pairs(pairs: Mapping[str, str]) -> dict[str, str]:
+    short = [(name, value) for name, value in pairs.items() if len(name) <= _MAX_NAME]
+    return {name: truncate(value, _MAX_VALUE) for name, value in sorted(short, key=_rank_pair)[:_MAX_PAIRS]}
+
+
+def _rank_pair(pair: tuple[str, str]) -> bool:
+    return pair[0] not in {"alertname", "env", "service", "severity", "title", "summary"}
 
 
 def merge_events(older: Event, newer: Event) -> Event:

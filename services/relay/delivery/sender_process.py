@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, cast
 import structlog
 import uvloop
 
-from services.relay.channels.port import DeliveryLeaseLostError, Progress
+from services.relay.channels.port import DeliveryLeaseLostError, Progress, SendError, SendReason, SendScope
 from services.relay.delivery.attempt import (
     ProgressNotSavedError,
     SaveProgress,
@@ -35,9 +35,9 @@ from services.relay.delivery.attempt import (
     open_local_sender,
 )
 from services.relay.model import DeliveryTask
-from services.relay.send_error import SendError, SendReason, SendScope
 from shared import VERSION
-from shared.process import logs, memory
+from shared.process import concurrency as memory
+from shared.process import logs
 from shared.process.logs import describe_exception
 
 EXIT_WRONG_VERSION: Final = 3

@@ -1,28 +1,324 @@
-"""A team's own words: `title.j2`, `summary.j2` and `description.j2` in the folder `messages.templates`.
+"""What a team's templates see of a message: plain, clean texts, each limited. Pure.
+
+docs/configuration.md explains each; a test compares both.
+
+A team's own words: `title.j2`, `summary.j2` and `description.j2` in the folder `messages.templates`.
 
 Each that exists replaces that text of a message; see `template_rendering` for what bounds it. Where one is broken,
 takes too much or gives nothing, the text of keypulse goes out, and what is wrong is logged once and counted. Files are
 read again when they change. What a template sees is the same at each attempt, so that a retry sends the same text.
+
+The process that renders templates, seen from outside: one template at a time, and killed when it is late.
 """
 
+import json
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
 import structlog
 
-from services.relay.delivery.template_process import TemplateEndlessError, TemplateProblem, TemplateProcess
-from services.relay.delivery.template_rendering import Request
-from services.relay.delivery.template_variables import build_variables, order_alerts
+from services.relay.delivery.template_rendering import IDLE_SECONDS, MEMORY_BYTES, SECONDS, Answer, Request
 from services.relay.model import Alert, DeliveryTask, Event, Links, Message, Status
-from services.relay.text import MAX_TITLE, clean_line, clean_text, truncate
+from services.relay.text import (
+    MAX_TITLE,
+    clean_line,
+    clean_text,
+    compute_status,
+    find_worst_severity,
+    format_counts,
+    format_description,
+    format_headline,
+    format_period,
+    format_remark,
+    format_state,
+    format_summary,
+    format_time,
+    format_title,
+    rank_severity,
+    sanitize_url,
+    truncate,
+)
 from shared.config.file_checks import FileCheck, FileCheckError
 from shared.config.settings import FilePath
+
+MAX_VALUE: Final = 2_000
+"""Characters of any text that a template sees."""
+MAX_ALERTS: Final = 100
+"""Alerts that a template sees, and whose texts it changes; no channel shows as many."""
+_MAX_LABELS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class AlertVariables:
+    """An alert in a template. Every text has at most 2,000 characters, and is empty where there is none."""
+
+    status: str
+    """`firing` or `resolved`."""
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    summary: str
+    """On one line; without the annotation, the alert's name."""
+    description: str
+    period: str
+    """Since when it fires, or from when to when it fired."""
+    starts_at: str
+    """In `messages.timezone`."""
+    ends_at: str
+    runbook: str
+    """Its links, made from `links`."""
+    dashboard: str
+    board: str
+
+
+@dataclass(frozen=True, slots=True)
+class Variables:
+    """What a template sees of a message."""
+
+    title: str
+    """What keypulse would write."""
+    headline: str
+    """The alert's class and where: `KMSCryptoNotReady · production / backend`."""
+    status: str
+    """`firing` or `resolved`."""
+    state: str
+    """`Firing`, `Resolved` or `Fired and resolved`."""
+    severity: str
+    """The worst of those that fire: `critical`, `error`, `warning`, `info`."""
+    counts: str
+    """Such as `2 firing, 1 resolved`."""
+    alert: AlertVariables
+    """The one that the text is about; in `title.j2` the worst one."""
+    alerts: list[AlertVariables]
+    """Those that fire first; 100 at most."""
+    group_labels: Mapping[str, str]
+    common_labels: Mapping[str, str]
+    common_annotations: Mapping[str, str]
+    receiver: str
+    channel: str
+    """The name of the channel that the message is for."""
+    remark: str
+    """What the relay itself adds."""
+
+
+VARIABLE_NAMES: Final = frozenset(field.name for field in fields(Variables))
+
+
+def build_variables(message: Message) -> Variables:
+    """What templates see of a message."""
+    event = message.event
+    listed = order_alerts(message)
+    alerts = [_build_alert_variables(event.alerts[n], message.links[n], message) for n in listed]
+    worst = min(range(len(listed)), key=lambda n: _rank(event.alerts[listed[n]]), default=None)
+    return Variables(
+        title=_limit_value(format_title(message)),
+        headline=_limit_value(format_headline(event)),
+        status=str(compute_status(event)),
+        state=format_state(message),
+        severity=str(find_worst_severity(event) or ""),
+        counts=format_counts(event),
+        alert=alerts[worst] if worst is not None else _NO_ALERT,
+        alerts=alerts,
+        group_labels=_limit_labels(event.group_labels),
+        common_labels=_limit_labels(event.common_labels),
+        common_annotations=_limit_labels(event.common_annotations),
+        receiver=_limit_value(clean_line(event.receiver)),
+        channel=message.task.channel,
+        remark=format_remark(message),
+    )
+
+
+def order_alerts(message: Message) -> list[int]:
+    """The indexes of the alerts that templates see: those that fire first."""
+    alerts = message.event.alerts
+    return sorted(range(len(alerts)), key=lambda n: alerts[n].status is Status.RESOLVED)[:MAX_ALERTS]
+
+
+def _rank(alert: Alert) -> tuple[bool, int]:
+    return alert.status is Status.RESOLVED, rank_severity(alert)
+
+
+_NO_ALERT: Final = AlertVariables("", {}, {}, "", "", "", "", "", "", "", "")
+
+
+def _build_alert_variables(alert: Alert, links: Links, message: Message) -> AlertVariables:
+    return AlertVariables(
+        status=str(alert.status),
+        labels=_limit_labels(alert.labels),
+        annotations=_limit_labels(alert.annotations),
+        summary=_limit_value(format_summary(alert)),
+        description=_limit_value(format_description(alert)),
+        period=format_period(alert, message.zone),
+        starts_at=format_time(alert.starts_at, message.zone),
+        ends_at=format_time(alert.ends_at, message.zone) if alert.ends_at else "",
+        runbook=sanitize_url(links.runbook) or "",
+        dashboard=sanitize_url(links.dashboard) or "",
+        board=sanitize_url(links.board) or "",
+    )
+
+
+def _limit_value(text: str) -> str:
+    return text[:MAX_VALUE]
+
+
+def _limit_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    return {
+        _limit_value(clean_line(key)): _limit_value(clean_text(value))
+        for key, value in sorted(labels.items())[:_MAX_LABELS]
+    }
+
+
+_MODULE: Final = "services.relay.delivery.template_rendering"
+_ROOT: Final = Path(__file__).parents[3]
+_MAX_ANSWER: Final = 8 * 1024 * 1024
+"""Bytes; a hundred texts of 3,000 characters have 4 MB at most."""
+_LEAST_SECONDS: Final = 0.001
+_READ_BYTES: Final = 256 * 1024
+
+
+class TemplateProblem(Exception):  # noqa: N818  # it is reported, and the message goes out without it
+    """A template is wrong. The text has its file, the line, and what is wrong there."""
+
+
+class TemplateEndlessError(TemplateProblem):
+    """A template takes more time or memory than it may; it does so again."""
+
+
+class TemplateLateError(TemplateProblem):
+    """The process did not answer in time, for which the template may not be to blame."""
+
+
+class _Running(NamedTuple):
+    """A process, and how it is ended."""
+
+    process: subprocess.Popen[bytes]
+    connection: socket.socket
+    end: weakref.finalize  # type: ignore[type-arg]  # of no arguments
+
+
+class TemplateProcess:
+    """Starts the process when it is needed, and again when it has ended. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: _Running | None = None
+        self._is_ready = False
+        self._used_at = 0.0
+
+    def start(self) -> None:
+        """Starts the process, unless it runs, and does not wait for it."""
+        with self._lock:
+            self._start()
+
+    def render(self, request: Request, seconds: float) -> list[str]:
+        """The texts of a template.
+
+        Args:
+            request: what is to be rendered.
+            seconds: how long that may take; a process that still starts is left to the next request.
+
+        Raises:
+            TemplateProblem: there are none.
+        """
+        ends_at = time.monotonic() + seconds
+        if not self._lock.acquire(timeout=max(seconds, 0)):
+            raise TemplateLateError(f"{request['name']}: too many messages wait for their texts")
+        try:
+            return self._render(request, ends_at)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Ends the process."""
+        with self._lock:
+            self._stop()
+
+    def _render(self, request: Request, ends_at: float) -> list[str]:
+        name, connection = request["name"], self._start()
+        try:
+            if not self._is_ready:
+                _receive_line(connection, ends_at)
+                self._is_ready = True
+        except TimeoutError:
+            raise TemplateLateError(f"{name}: the process that renders has not started yet") from None
+        except OSError:
+            self._stop()
+            raise TemplateLateError(f"{name}: the process that renders cannot start") from None
+        try:
+            connection.settimeout(max(ends_at - time.monotonic(), _LEAST_SECONDS))
+            connection.sendall(json.dumps(request, ensure_ascii=False).encode(errors="surrogatepass") + b"\n")
+            answer: Answer = json.loads(_receive_line(connection, ends_at))
+        except TimeoutError:
+            self._stop()
+            raise TemplateLateError(f"{name}: the process that renders did not answer in time") from None
+        except OSError:
+            self._stop()
+            limits = f"{SECONDS:g} s of the processor or {MEMORY_BYTES // 1024**2} MiB of memory"
+            raise TemplateEndlessError(f"{name}: takes more than {limits}") from None
+        self._used_at = time.monotonic()
+        if answer["is_out_of_memory"]:
+            self._stop()
+            raise TemplateEndlessError(answer["problem"])
+        if answer["problem"]:
+            raise TemplateProblem(answer["problem"])
+        return answer["texts"]
+
+    def _start(self) -> socket.socket:
+        """The connection to the process, which may still be starting."""
+        if self._running is not None:
+            is_used = time.monotonic() - self._used_at < IDLE_SECONDS / 2
+            if self._running.process.poll() is None and is_used:
+                return self._running.connection
+            self._stop()
+        ours, its = socket.socketpair()
+        with its:
+            # Without the relay's environment, which may have secrets, and in a session of its own, so that the
+            # terminal's Ctrl-C reaches only the relay.
+            process = subprocess.Popen(  # noqa: S603  # our own module
+                [sys.executable, "-P", "-m", _MODULE],
+                stdin=its.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                env={"PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        self._running = _Running(process, ours, weakref.finalize(self, _end, process, ours))
+        self._is_ready, self._used_at = False, time.monotonic()
+        return ours
+
+    def _stop(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            running.end()
+
+
+def _receive_line(connection: socket.socket, ends_at: float) -> bytes:
+    """A line. Raises TimeoutError, and OSError where the other end is gone."""
+    line = b""
+    while not line.endswith(b"\n"):
+        connection.settimeout(max(ends_at - time.monotonic(), _LEAST_SECONDS))
+        received = connection.recv(_READ_BYTES)
+        if not received or len(line) > _MAX_ANSWER:
+            raise ConnectionError("the process has ended")
+        line += received
+    return line
+
+
+def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+    connection.close()
+    process.kill()
+    process.wait()
+
 
 MAX_SOURCE: Final = 16 * 1024
 """Characters of a template."""

@@ -1,20 +1,107 @@
-"""A parsed webhook → its event and deliveries in the outbox: deduplicated, routed, committed."""
+"""A parsed webhook → its event and deliveries in the outbox: deduplicated, routed, committed.
+
+Whether an event repeats what its incident said already: the other Alertmanager of an HA pair. Pure.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from services.relay.intake.deduplication import plan_event
-from services.relay.intake.heartbeats import HeartbeatMatcher
-from services.relay.intake.routing import Route
-from services.relay.intake.webhook_parser import MalformedWebhookError
+from services.relay.intake.routing import HeartbeatMatcher, Route
+from services.relay.intake.webhook import MalformedWebhookError
 from services.relay.metrics import Metrics
-from services.relay.model import OWN_SOURCE, Status
-from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.engine.store import Store
+from services.relay.model import OWN_SOURCE, Event, Status, collect_digests, compute_digest, decode_event
+from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event, plan_deliveries
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.retention.byte_limit import ByteLimit
+from services.relay.outbox.retention import ByteLimit
+from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState
+
+_PEER_TIMEOUT: Final = 20.0
+"""Seconds. The second Alertmanager waits for its `peer_timeout`, 15 s by default, before it sends the same."""
+
+
+def plan_event(
+    event: Event,
+    state: IncidentState | None,
+    *,
+    fingerprint: str,
+    now: float,
+    duplicate_window: float,
+    routed_channels: Sequence[str],
+    configured_channels: Collection[str],
+) -> DeliveryPlan | None:
+    """The deliveries of an event from a webhook; None if it is a duplicate.
+
+    Args:
+        event: from the webhook.
+        state: what the outbox holds of its incident; None if that is new.
+        fingerprint: the event's `build_fingerprint`, from before its size was limited.
+        now: unix seconds.
+        duplicate_window: seconds within which an equal event is a duplicate.
+        routed_channels: the channels that the routes name.
+        configured_channels: the channels of this relay; those of other replicas are in the state.
+    """
+    if state is not None and is_duplicate(event, state, fingerprint, now=now, duplicate_window=duplicate_window):
+        return None
+    return plan_deliveries(event, state, routed_channels=routed_channels, configured_channels=configured_channels)
+
+
+def is_duplicate(event: Event, state: IncidentState, fingerprint: str, *, now: float, duplicate_window: float) -> bool:
+    """Whether an event repeats the latest event of its incident, or is a late twin of an earlier one.
+
+    Args:
+        event: from a webhook.
+        state: what the outbox holds of its incident.
+        fingerprint: the event's `build_fingerprint`, from before its size was limited.
+        now: unix seconds.
+        duplicate_window: seconds within which an equal event is a duplicate.
+    """
+    # After a clock was set back, the next hours' repeats must not count as duplicates: hence the distance.
+    is_recent = abs(now - state.accepted_at) < duplicate_window
+    # Where the relay resolved it itself, Alertmanager's own resolve is a duplicate, however late it comes.
+    resolved_by_relay = state.is_latest_own and not state.is_open
+    if (is_recent or resolved_by_relay) and fingerprint == state.fingerprint and not state.has_dead_delivery:
+        return True
+    return _is_late_twin(event, state, fingerprint, now=now, duplicate_window=duplicate_window)
+
+
+def _is_late_twin(event: Event, state: IncidentState, fingerprint: str, *, now: float, duplicate_window: float) -> bool:
+    """Whether the other Alertmanager of an HA pair sends an older state after a newer one was accepted.
+
+    It equals an event before the latest one that was accepted within the window; and of each of its alerts the latest
+    event says the same, or has a later start, or leaves out its end and has what began since. So it adds nothing.
+    A firing event after a resolved one is no twin, for a sender may keep the start of an alert that fires again; but it
+    is one where an equal event came seconds ago and it lacks what fires by the latest event: a newer state would have
+    that, if only as resolved.
+    """
+    ages = [abs(now - earlier.accepted_at) for earlier in state.earlier_events if fingerprint == earlier.fingerprint]
+    age = min(ages, default=duplicate_window)
+    if age >= duplicate_window or state.latest_event_json is None or state.has_dead_delivery:
+        return False
+    if event.status is Status.FIRING and not state.is_open:
+        return False
+    latest = decode_event(state.latest_event_json)
+    lacks = _misses_firing_alerts(event, latest)
+    older = age < _PEER_TIMEOUT and lacks
+    newest = {alert.fingerprint: alert for alert in latest.alerts}
+    for alert in event.alerts:
+        newer = newest.get(alert.fingerprint)
+        if newer is None and alert.status is Status.RESOLVED and lacks:
+            continue  # its end is known, and a newer state would not leave out what began since
+        if newer is None or newer.starts_at < alert.starts_at:
+            return False
+        ended = older and newer.status is Status.RESOLVED
+        if newer.starts_at == alert.starts_at and newer.status is not alert.status and not ended:
+            return False
+    return True
+
+
+def _misses_firing_alerts(event: Event, latest: Event) -> bool:
+    included = collect_digests(event)
+    firing = (compute_digest(alert.fingerprint) for alert in latest.alerts if alert.status is Status.FIRING)
+    return not event.truncated_alerts and not included.issuperset(firing)
+
 
 MAX_SOURCE: Final = 200
 

@@ -17,17 +17,18 @@ import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from services.relay.intake import webhook_parser
+from services.relay.intake import webhook as webhook_parser
 from services.relay.intake.acceptance import MAX_SOURCE, Acceptance, IntakeRules, check_source
-from services.relay.intake.webhook_parser import ParsedWebhook, parse_webhook
+from services.relay.intake.webhook import ParsedWebhook, parse_webhook
 from services.relay.metrics import Metrics
+from services.relay.outbox import quarantine
 from services.relay.outbox.accept import encode_accepted
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.operators import quarantine
-from services.relay.outbox.retention.byte_limit import ByteLimit
-from services.relay.outbox.watchdog_silence import record_heartbeats
-from shared.http.body_limits import (
+from services.relay.outbox.heartbeats import record_heartbeats
+from services.relay.outbox.retention import ByteLimit
+from services.relay.outbox.store import Store, StoreUnavailableError
+from shared.http.json_api import build_error_response
+from shared.http.limits import (
+    RECEIVED_AT,
     SMALL_BODY_BYTES,
     BodyBudgetExhaustedError,
     BodyBudgets,
@@ -35,8 +36,6 @@ from shared.http.body_limits import (
     BodyTooLargeError,
     SlowBodyError,
 )
-from shared.http.connection_limits import RECEIVED_AT
-from shared.http.json_api import build_error_response
 from shared.process.concurrency import run_large
 
 SMALL_BODIES_LIMIT: Final = 16 * 1024 * 1024

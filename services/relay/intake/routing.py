@@ -1,4 +1,8 @@
-r"""Which channels an event goes to: those of the first route that matches any of its alerts. Pure.
+r"""Splits an event into the alerts of watchdogs, which are heartbeats, and the others. Pure.
+
+A watchdog's alert always fires. It is no incident; its absence is one, which `monitors.watchdog` publishes.
+
+Which channels an event goes to: those of the first route that matches any of its alerts. Pure.
 
 The matchers are Alertmanager's: `name="value"` with `=`, `!=`, `=~` or `!~`; the value may stand in double quotes,
 where `\"`, `\\` and `\n` are escapes; a missing label equals the empty value; a regular expression matches the whole
@@ -7,13 +11,13 @@ https://prometheus.io/docs/alerting/latest/configuration/#matcher, https://githu
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import re2
 
-from services.relay.model import EscalationStep, Event
+from services.relay.model import Alert, EscalationStep, Event, Status
 
 _MATCHER: Final = re.compile(r'\s*([a-zA-Z_:][a-zA-Z0-9_:]*|"(?:[^"\\]|\\.)+")\s*(=~|!~|!=|=)(.*)', re.DOTALL)
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\n])*)"', re.DOTALL)
@@ -92,3 +96,37 @@ def _unquote(text: str) -> str:
     if not _BARE.fullmatch(text):
         raise ValueError('expected one matcher, its value in double quotes, such as severity="warning"')
     return text
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatMatcher:
+    """By which matchers the alert of a watchdog is recognised."""
+
+    name: str
+    """Of the watchdog."""
+    matchers: tuple[Matcher, ...]
+    """Its alert matches all of them."""
+
+
+def split_heartbeats(event: Event, heartbeats: Iterable[HeartbeatMatcher]) -> tuple[Event | None, frozenset[str]]:
+    """The event without the alerts of watchdogs, or None if no other is left; and the watchdogs whose alerts fire.
+
+    A resolved alert of a watchdog is removed too, but is no heartbeat: Prometheus has stopped sending it, and
+    its absence will be published. As an event it would resolve something whose firing was never delivered.
+    """
+    heartbeats = tuple(heartbeats)
+    watchdogs: set[str] = set()
+    others: list[Alert] = []
+    for alert in event.alerts:
+        names = [heartbeat.name for heartbeat in heartbeats if all(m.matches(alert.labels) for m in heartbeat.matchers)]
+        if not names:
+            others.append(alert)
+        elif alert.status is Status.FIRING:
+            watchdogs.update(names)
+    if len(others) == len(event.alerts):
+        return event, frozenset()
+    if not others:
+        return None, frozenset(watchdogs)
+    firing = any(alert.status is Status.FIRING for alert in others)
+    status = Status.FIRING if firing else Status.RESOLVED
+    return replace(event, status=status, alerts=tuple(others)), frozenset(watchdogs)

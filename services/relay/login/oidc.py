@@ -28,13 +28,13 @@ from joserfc.jwk import KeySet
 from joserfc.jws import JWSRegistry
 from pydantic_core import from_json
 
-from services.relay.http_session import HttpSession, translate_connection_errors
-from services.relay.login.person import Login, LoginSource, build_client_credential, clean_name
-from services.relay.login.settings import OidcSettings
-from services.relay.send_error import SendError
-from services.relay.shared_read import SharedRead
+from services.relay.channels.port import SendError
+from services.relay.config import OidcSettings
+from services.relay.console.frame import SharedRead
+from services.relay.http import HttpSession, translate_connection_errors
+from services.relay.login.sessions import Login, LoginSource, build_client_credential, clean_name
 from shared.config.secret_file import SecretFile, SecretUnreadableError
-from shared.config.url import check_secret_url
+from shared.config.settings import check_secret_url
 from shared.http.fair_queue import FairQueue, QueueFullError
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 

@@ -1,8 +1,16 @@
-"""The sessions of the console: that of a cookie, or that of the person whom a trusted proxy names.
+"""A person whose credential was checked, and how the audit names them.
+
+The login of one relay with one configuration: its sessions, and its client of the provider.
+
+The sessions of the console: that of a cookie, or that of the person whom a trusted proxy names.
 
 A session says by what its holder logged in. At each request that is looked up again: a user who left web.yml, a token
 that was replaced, a password that was changed and a group without a role end it at once. The stored proof is a hash of
 the credential, keyed with the cookie's value, which the store does not have.
+
+The sessions of people who have logged in, for all replicas: the database has the hash of each cookie, never it.
+
+A session ends at its `expires_at`, after `IDLE_SECONDS` without a request, or at its logout, whichever is first.
 """
 
 import asyncio
@@ -10,35 +18,186 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
-from typing import Final, NamedTuple
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from pydantic_core import from_json, to_json
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from services.relay.login.person import MAX_NAME_LENGTH, Login, LoginSource, build_client_credential, clean_name
-from services.relay.login.settings import OidcSettings, ProxyLoginSettings, find_role
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.operators.sessions import (
-    SessionRow,
-    end_session,
-    find_sessions,
-    is_active,
-    is_use_due,
-    record_use,
-    start_session,
-)
-from services.relay.outbox.tables import clean_for_database
+from services.relay.config import OidcSettings, ProxyLoginSettings, find_role
+from services.relay.outbox.audit import insert_entry
+from services.relay.outbox.store import Store, StoreUnavailableError, Transaction
+from services.relay.outbox.tables import RowQuery, clean_for_database, select_columns, select_values, sessions
 from shared.config.server_settings import Role, is_name_in
-from shared.http.authentication import AccessPolicy, Caller, Session, Token, find_token, is_peer_in
-from shared.http.authorization import get_path_and_query, get_peer
-from shared.http.cookies import format_cookie, read_cookie
+from shared.http.access import (
+    IGNORED_HEADER_SCOPE_KEY,
+    AccessPolicy,
+    Authorizer,
+    Caller,
+    Session,
+    SessionsUnavailableError,
+    Token,
+    find_token,
+    format_cookie,
+    get_path_and_query,
+    get_peer,
+    is_peer_in,
+    read_cookie,
+)
 from shared.http.password_check import find_passwords
-from shared.http.sessions import IGNORED_HEADER_SCOPE_KEY, SessionsUnavailableError
+
+MAX_NAME_LENGTH: Final = 200
+
+
+class LoginSource(StrEnum):
+    """What somebody logs in by."""
+
+    PASSWORD = "password"  # noqa: S105  # no password
+    """Of a user of web.yml."""
+    TOKEN = "token"  # noqa: S105  # no token
+    OIDC = "oidc"
+
+
+class Login(NamedTuple):
+    """A person whose credential was checked."""
+
+    name: str
+    source: LoginSource
+    credential: bytes
+    """What the session is valid with: the hash of the password, the token, the client at the provider."""
+    groups: Sequence[str] = ()
+
+
+def build_client_credential(oidc: OidcSettings) -> bytes:
+    """What the sessions of a provider are valid with: another provider or client ends them."""
+    return f"{oidc.issuer} {oidc.client_id}".encode()
+
+
+def clean_name(text: object) -> str | None:
+    """A person's name as somebody else gives it; None if it is none."""
+    name = text.strip() if isinstance(text, str) else ""
+    return name if name and name.isprintable() and len(name) <= MAX_NAME_LENGTH else None
+
+
+MAX_SECONDS: Final = 12 * 3600.0
+"""How long a session lasts at most."""
+IDLE_SECONDS: Final = 3600.0
+"""How long it lasts without a request."""
+MAX_SESSIONS_OF_NAME: Final = 100
+"""Sessions of one person, or of one shared token; the ones that were not used for longest end first."""
+_PRUNE_STEP: Final = 100
+"""Rows that one transaction removes."""
+_USE_STEP: Final = 60.0
+"""Seconds between two updates of `used_at`."""
+
+_session = sessions.c
+
+
+class SessionRow(NamedTuple):
+    """A session."""
+
+    id: str
+    name: str
+    source: str
+    proof: str
+    group_names: str
+    used_at: float
+    expires_at: float
+
+
+_FIND: Final = RowQuery(SessionRow, select(*select_columns(SessionRow, sessions.c))).where(
+    _session.id.in_(bindparam("ids", expanding=True))
+)
+_OLDEST_OF_NAME: Final = (
+    select_values(str, _session.id)
+    .where(_session.name == bindparam("holder"))
+    .order_by(_session.used_at.desc(), _session.id)
+)
+_DELETE: Final = delete(sessions).where(_session.id == bindparam("session"))
+
+
+def find_sessions(connection: Connection, ids: Sequence[str]) -> Sequence[SessionRow | None]:
+    """The session of each id, in its place; also one that has ended."""
+    rows = {row.id: row for row in _FIND.fetch_all(connection, {"ids": list(ids)})}
+    return [rows.get(each) for each in ids]
+
+
+def is_active(row: SessionRow, now: float) -> bool:
+    """Whether a session has not ended at `now`, unix seconds."""
+    return now < row.expires_at and now < row.used_at + IDLE_SECONDS
+
+
+def is_use_due(row: SessionRow, now: float) -> bool:
+    """Whether its use has to be recorded: the last record is a minute old."""
+    return now >= row.used_at + _USE_STEP
+
+
+async def start_session(store: Store, row: SessionRow, peer: str | None, replaced_id: str | None) -> None:
+    """Commits a session with the entry of its login in the audit.
+
+    Args:
+        store: the outbox.
+        row: its times are set here.
+        peer: the address.
+        replaced_id: of a session that the same browser had, and that ends now.
+
+    Raises:
+        StoreUnavailableError: it is not known to be committed.
+    """
+
+    def commit(transaction: Transaction) -> None:
+        connection, now = transaction.connection, transaction.now
+        if replaced_id is not None:
+            connection.execute(_DELETE, {"session": replaced_id})
+        ended = _OLDEST_OF_NAME.offset(MAX_SESSIONS_OF_NAME - 1).fetch_all(connection, {"holder": row.name})
+        if ended:
+            connection.execute(delete(sessions).where(_session.id.in_(ended)))
+        times = {"created_at": now, "used_at": now, "expires_at": now + MAX_SECONDS}
+        connection.execute(insert(sessions), {**row._asdict(), **times})
+        insert_entry(transaction, row.name, peer, "login", row.source)
+
+    await store.run(commit)
+
+
+async def record_use(store: Store, session_id: str) -> None:
+    """Commits that a session is used now. Raises StoreUnavailableError."""
+
+    def commit(transaction: Transaction) -> None:
+        changed = update(sessions).where(_session.id == session_id, _session.used_at < transaction.now)
+        transaction.connection.execute(changed.values(used_at=transaction.now))
+
+    await store.run(commit)
+
+
+async def end_session(store: Store, session_id: str, who: str, peer: str | None) -> None:
+    """Commits a logout with its entry in the audit. Raises StoreUnavailableError."""
+
+    def commit(transaction: Transaction) -> None:
+        if transaction.connection.execute(_DELETE, {"session": session_id}).rowcount:
+            insert_entry(transaction, who, peer, "logout", "")
+
+    await store.run(commit)
+
+
+async def prune_sessions(store: Store, _cutoff: float) -> int:
+    """Removes the sessions that have ended, in small steps; how many went. Raises StoreUnavailableError."""
+
+    def remove(transaction: Transaction) -> int:
+        now = transaction.now
+        over = or_(_session.expires_at <= now, _session.used_at <= now - IDLE_SECONDS)
+        oldest = select(_session.id).where(over).limit(_PRUNE_STEP)
+        return transaction.connection.execute(delete(sessions).where(_session.id.in_(oldest))).rowcount
+
+    removed_count = 0
+    while removed := await store.run(remove):
+        removed_count += removed
+    return removed_count
+
 
 LOGIN_PATH: Final = "/login"
 _COOKIE: Final = "session"
@@ -58,7 +217,7 @@ class LoginRules(NamedTuple):
 
 
 class ConsoleSessions:
-    """The sessions of the relay's console; see `shared.http.sessions.Sessions`.
+    """The sessions of the relay's console; see `shared.http.access.Sessions`.
 
     Args:
         store: the outbox.
@@ -271,3 +430,31 @@ def _compute_proof(value: str, credential: bytes) -> str:
 def _parse_groups(text: str) -> Sequence[str]:
     groups = from_json(text)
     return [each for each in groups if isinstance(each, str)] if isinstance(groups, list) else []
+
+
+if TYPE_CHECKING:
+    from services.relay.login.oidc import OidcClient
+
+
+class LoginService(NamedTuple):
+    """What the login page needs."""
+
+    sessions: ConsoleSessions
+    authorizer: Authorizer
+    oidc: "OidcClient | None"
+
+
+@asynccontextmanager
+async def open_login(rules: LoginRules, store: Store, authorizer: Authorizer) -> AsyncIterator[LoginService]:
+    """Lets the authorizer find sessions from now on; closes the connections to the provider at the end."""
+    async with AsyncExitStack() as stack:
+        oidc = None
+        if rules.oidc:
+            from services.relay.login.oidc import OidcClient  # noqa: PLC0415  # authlib takes 200 ms, which few need
+
+            oidc = OidcClient(rules.oidc, store.clock)
+            stack.push_async_callback(oidc.close)
+        sessions = ConsoleSessions(store, rules)
+        stack.push_async_callback(sessions.close)
+        authorizer.sessions = sessions
+        yield LoginService(sessions, authorizer, oidc)

@@ -4,8 +4,8 @@ from typing import Final
 
 import structlog
 
+from services.relay.acknowledgement.store import escalate_due
 from services.relay.monitors.self_alerts import AlertPublisher
-from services.relay.outbox.escalation import escalate_due
 from services.relay.outbox.tables import DeliveryState
 
 _CHECK_INTERVAL: Final = 5.0

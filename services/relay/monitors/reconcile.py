@@ -25,9 +25,10 @@ from typing import Final
 
 import structlog
 
-from services.relay.alertmanager_api import ActiveAlert, AlertmanagerClient, AlertmanagerError
+from services.relay.apis import ActiveAlert, AlertmanagerClient, AlertmanagerError
 from services.relay.model import OWN_SOURCE, Event, Status
 from services.relay.monitors.self_alerts import AlertPublisher
+from services.relay.outbox.groups import build_group_id
 from services.relay.outbox.incidents import (
     Incident,
     iterate_closed_by_relay,
@@ -36,8 +37,7 @@ from services.relay.outbox.incidents import (
     read_last_firing,
     read_open_incident,
 )
-from services.relay.outbox.restore_detection import read_postponed_at, release_compared
-from services.relay.outbox.shared_dedup_key import build_group_id
+from services.relay.outbox.recovery import read_postponed_at, release_compared
 
 CLOSED_REMARK: Final = (
     "Closed by the relay: Alertmanager no longer has it; it may have ended while silenced or inhibited."

@@ -1,4 +1,8 @@
-"""Incidents of the relay's own, and further events of others' incidents: published through the outbox like a webhook.
+"""An incident of the relay's own about webhooks in quarantine, because an alert in them may have reached nobody.
+
+It goes to the default channels, and is resolved when no further webhook was quarantined for an hour.
+
+Incidents of the relay's own, and further events of others' incidents: published through the outbox like a webhook.
 
 Replicas detect the same at the same time, and one may stop in between. So the decision is part of the transaction, and
 each is published once.
@@ -7,7 +11,8 @@ each is published once.
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import NamedTuple
+from functools import partial
+from typing import Final, NamedTuple
 
 from services.relay.metrics import Metrics
 from services.relay.model import (
@@ -21,9 +26,11 @@ from services.relay.model import (
     find_alertname,
 )
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, PlanEvent, accept_event, plan_deliveries
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.incidents import Incident, IncidentState
+from services.relay.outbox.incidents import Incident, IncidentState, read_open_incident
+from services.relay.outbox.quarantine import QuarantineEntry, list_entries
+from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState
+from services.relay.text import clean_line, truncate
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,4 +187,53 @@ def build_resolve(event: Event, now: datetime, remark: str) -> Event:
         unlisted_firing=b"",
         unlisted_resolved=event.unlisted_firing,
         remark=remark,
+    )
+
+
+_CHECK_INTERVAL: Final = 5.0
+_RESOLVE_AFTER: Final = 3600.0
+_MAX_REASON: Final = 200
+"""Characters of a reason, which may quote the webhook."""
+_RESOLVED_REMARK: Final = "No further webhook was quarantined for an hour."
+
+
+class QuarantineMonitor:
+    """Publishes an alert about webhooks in quarantine.
+
+    Args:
+        publisher: of the alert.
+        channels: where it goes.
+    """
+
+    def __init__(self, publisher: AlertPublisher, channels: Collection[str]) -> None:
+        self._publisher = publisher
+        self._channels = channels
+        self._incident_id = _build_alert([]).incident_id
+
+    async def check(self) -> float:
+        """Checks once; gives the seconds until the next check. Raises StoreUnavailableError."""
+        store = self._publisher.store
+        now = await store.run(lambda transaction: transaction.now)
+        recent = [entry for entry in await list_entries(store) if now - entry.received_at < _RESOLVE_AFTER]
+        incident = await store.read(partial(read_open_incident, incident_id=self._incident_id))
+        if recent and incident is None:
+            await self._publisher.fire(_build_alert(recent), self._channels)
+        elif incident is not None and not recent:
+            await self._publisher.resolve(incident, _RESOLVED_REMARK)
+        return _CHECK_INTERVAL
+
+
+def _build_alert(recent: Sequence[QuarantineEntry]) -> SelfAlert:
+    """The incident of the entries of the last hour, the newest first."""
+    last = truncate(clean_line(recent[0].reason), _MAX_REASON) if recent else ""
+    number = "1 webhook" if len(recent) == 1 else f"{len(recent)} webhooks"
+    return SelfAlert(
+        group="quarantine",
+        labels={"alertname": "RelayWebhookQuarantined", "severity": "warning"},
+        title=f"The relay cannot accept {number}: an alert in it may have reached nobody",
+        summary=f"Quarantined within the last hour: {number}",
+        description=(
+            f"The reason of the last one: {last}. `GET /api/quarantine` of the relay lists them, "
+            "`GET /api/quarantine/ID` gives the body of one."
+        ),
     )

@@ -10,14 +10,12 @@ from typing import Final
 
 import structlog
 
-from services.relay.alertmanager_api import AlertmanagerClient
-from services.relay.monitors.deadman import DeadMansSwitch
+from services.relay.apis import AlertmanagerClient
 from services.relay.monitors.escalation import EscalationMonitor
-from services.relay.monitors.quarantine import QuarantineMonitor
 from services.relay.monitors.reconcile import Reconciler, ReconcileTimes
-from services.relay.monitors.self_alerts import AlertPublisher
-from services.relay.monitors.watchdog import IntakeUptime, Watchdog, WatchdogMonitor
-from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
+from services.relay.monitors.self_alerts import AlertPublisher, QuarantineMonitor
+from services.relay.monitors.watchdog import DeadMansSwitch, IntakeUptime, Watchdog, WatchdogMonitor
+from services.relay.outbox.store import RETRY_SECONDS, StoreUnavailableError
 from shared.config.secret_file import SecretFile
 from shared.net.egress import EgressSettings
 from shared.process.concurrency import is_task_cancelled

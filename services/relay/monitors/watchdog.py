@@ -1,22 +1,36 @@
-"""Publishes an alert when a watchdog is absent: then Prometheus or Alertmanager may be down, and no other alert comes.
+"""A dead man's switch: each heartbeat of a watchdog pings a URL outside of this system, while the outbox drains.
+
+The service behind the URL alerts when the pings stop: when Prometheus, Alertmanager or the relay is down, or the relay
+delivers nothing. The URL is a secret, for anybody who has it can keep the switch quiet.
+
+Publishes an alert when a watchdog is absent: then Prometheus or Alertmanager may be down, and no other alert comes.
 
 The alert is an incident of the relay's own, on the watchdog's channels; the next heartbeat resolves it. Each heartbeat
 also goes to a dead man's switch, which notices when the relay itself is gone.
+
+Whether the outbox drains: what waits for the channels is delivered in time. The dead man's switch depends on it.
 """
 
+import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
+from sqlalchemy import bindparam, func, literal_column, select
 
+from services.relay.channels.port import SendError
+from services.relay.http import HttpSession, translate_connection_errors
 from services.relay.model import OWN_SOURCE
 from services.relay.monitors.self_alerts import AlertPublisher, SelfAlert
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.heartbeats import count_silence
 from services.relay.outbox.incidents import iterate_open_incidents, read_open_incident
-from services.relay.outbox.watchdog_silence import count_silence
+from services.relay.outbox.store import Store, StoreUnavailableError, Transaction
+from services.relay.outbox.tables import RowQuery, deliveries, select_values
+from shared.config.secret_file import SecretFile, SecretUnreadableError
+from shared.config.settings import check_secret_url
 from shared.net.egress import EgressSettings
 
 _CHECK_INTERVAL: Final = 5.0
@@ -138,3 +152,125 @@ class WatchdogMonitor:
                 continue
             if event.group_key.removeprefix(_GROUP_PREFIX) not in names:
                 await self._publisher.resolve(incident, _REMOVED_REMARK)
+
+
+class _OldestRow(NamedTuple):
+    """When the oldest event that waits for a channel was accepted."""
+
+    channel: str
+    accepted_at: float
+
+
+_delivery = deliveries.c
+_FIND_DELIVERED: Final = (
+    select_values(int, _delivery.seq)
+    .where(
+        # As the index `deliveries_delivered` has it: there may be a hundred thousand of them.
+        _delivery.state == literal_column("'delivered'"),
+        _delivery.channel == bindparam("on"),
+        _delivery.finished_at >= bindparam("since"),
+    )
+    .limit(1)
+)
+_OLDEST_WAITING: Final = RowQuery(
+    _OldestRow,
+    select(_delivery.channel, func.min(_delivery.oldest_accepted_at).label("accepted_at")).group_by(_delivery.channel),
+).where(_delivery.finished_at.is_(None), _delivery.channel.in_(bindparam("channels", expanding=True)))
+
+
+def is_draining(transaction: Transaction, channels: Collection[str], *, within: float, max_age: float) -> bool:
+    """Whether nothing waits too long on any of these channels; the alert RelayOutboxStuck uses the same condition.
+
+    Args:
+        transaction: the current one.
+        channels: those that count.
+        within: seconds; what is older is too old where nothing was delivered on its channel within them.
+        max_age: seconds; what is older is too old even while others are delivered.
+    """
+    oldest = _OLDEST_WAITING.fetch_all(transaction.connection, {"channels": list(channels)})
+    ages = [(row.channel, transaction.now - row.accepted_at) for row in oldest]
+    old = [(channel, age) for channel, age in ages if age > within]
+    return all(age <= max_age and _has_delivered(transaction, channel, within) for channel, age in old)
+
+
+def _has_delivered(transaction: Transaction, channel: str, within: float) -> bool:
+    values = {"on": channel, "since": transaction.now - within}
+    return _FIND_DELIVERED.fetch_first(transaction.connection, values) is not None
+
+
+_REPLY_TIMEOUT: Final = 5.0
+DRAIN_WINDOW: Final = 600.0
+MAX_WAITING_AGE: Final = 7200.0
+"""Seconds, both: see `is_draining`. They are those of the alert RelayOutboxStuck."""
+
+
+class DeadMansSwitch:
+    """The dead man's switch of one watchdog.
+
+    Args:
+        watchdog: its name.
+        url_file: contains the URL; read again when it changes.
+        store: the outbox.
+        channels: the configured ones; deliveries of others do not count.
+        egress: how the URL is reached.
+    """
+
+    def __init__(
+        self,
+        watchdog: str,
+        url_file: Path,
+        store: Store,
+        channels: Collection[str],
+        egress: EgressSettings | None = None,
+    ) -> None:
+        self._watchdog = watchdog
+        self._url = SecretFile(url_file)
+        self._store = store
+        self._channels = channels
+        self._session = HttpSession("the dead man's switch", egress=egress)
+        self._heartbeat_received = asyncio.Event()
+
+    def record_heartbeat(self) -> None:
+        """A heartbeat came; those that come during a ping cause one further ping."""
+        self._heartbeat_received.set()
+
+    async def ping_after_heartbeat(self) -> float:
+        """Waits for a heartbeat and pings; gives the seconds until the next wait, 0. Raises StoreUnavailableError."""
+        await self._heartbeat_received.wait()
+        self._heartbeat_received.clear()
+        if not await self._store.run(
+            partial(is_draining, channels=self._channels, within=DRAIN_WINDOW, max_age=MAX_WAITING_AGE)
+        ):
+            log.warning(
+                "dead man's switch not pinged: the outbox does not drain",
+                watchdog=self._watchdog,
+            )
+            return 0.0
+        error = await self._ping()
+        if error is not None:
+            log.warning(
+                "dead man's switch could not be pinged; retrying at the next heartbeat",
+                watchdog=self._watchdog,
+                error=error,
+            )
+        return 0.0
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._session.close()
+
+    async def _ping(self) -> str | None:
+        """Why the ping failed, without the URL; None if it did not."""
+        try:
+            url = check_secret_url(self._url.read_value())
+            with translate_connection_errors("the dead man's switch"):
+                async with asyncio.timeout(_REPLY_TIMEOUT), self._session.open().get(url) as answer:
+                    if answer.status >= 300:
+                        return f"it answered HTTP {answer.status}"
+        except TimeoutError:
+            return f"no answer within {_REPLY_TIMEOUT:g} s"
+        except ValueError as error:
+            return f"{self._url.path}: {error}"
+        except (SecretUnreadableError, SendError) as error:
+            return str(error)
+        return None

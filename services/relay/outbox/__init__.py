@@ -1,1 +1,1 @@
-"""The outbox: the only package of the relay that contains SQL."""
+"""The queue: accept, merge, claim, receipt, and what all replicas share of a channel."""

@@ -8,18 +8,23 @@ from uuid import uuid4
 from sqlalchemy import bindparam, case, func, insert, select, update
 
 from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, encode_event, encode_steps
-from services.relay.outbox.edit_requests import find_digests, request_channel_edits
-from services.relay.outbox.engine.batching import BulkStatement, Transaction
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.audit import insert_entry
+from services.relay.outbox.context import build_service_id, build_title, find_service
+from services.relay.outbox.edits import find_digests, request_channel_edits
+from services.relay.outbox.groups import build_group_id, record_resolved_elsewhere
 from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
-from services.relay.outbox.operators.audit import insert_entry
-from services.relay.outbox.operators.quarantine import Replay, record_replay
-from services.relay.outbox.queries.context import build_service_id, build_title, find_service
-from services.relay.outbox.rows import RowQuery, select_values
-from services.relay.outbox.shared_dedup_key import build_group_id, record_resolved_elsewhere
-from services.relay.outbox.tables import EPISODE_COLUMNS, clean_for_database, deliveries, events, incidents
+from services.relay.outbox.quarantine import Replay, record_replay
+from services.relay.outbox.store import BulkStatement, Store, StoreUnavailableError, Transaction
+from services.relay.outbox.tables import (
+    EPISODE_COLUMNS,
+    RowQuery,
+    clean_for_database,
+    deliveries,
+    events,
+    incidents,
+    select_values,
+)
 from services.relay.text import find_worst_severity
 from shared.process.concurrency import run_in_thread_if_large
 

@@ -11,23 +11,25 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, and_, bindparam, select, text
 
 from services.relay.model import Event, Status, decode_event
-from services.relay.outbox.channel_state.served_channels import read_served_channels
-from services.relay.outbox.engine import dialect
-from services.relay.outbox.engine.batching import BulkStatement, Transaction
-from services.relay.outbox.engine.dialect import build_insert
-from services.relay.outbox.engine.store import Store
+from services.relay.outbox import database as dialect
+from services.relay.outbox.channels import read_served_channels
+from services.relay.outbox.database import build_insert
 from services.relay.outbox.merge import lock_incidents
-from services.relay.outbox.rows import (
+from services.relay.outbox.store import BulkStatement, Store, Transaction
+from services.relay.outbox.tables import (
     CURRENT_STATES,
     EVENTS,
     INCIDENT_STATES,
     INCIDENTS,
     CurrentState,
+    DeliveryState,
     IncidentRow,
     IncidentStateRow,
     RowQuery,
+    deliveries,
+    events,
+    incidents,
 )
-from services.relay.outbox.tables import DeliveryState, deliveries, events, incidents
 
 PAGE_SIZE: Final = 20
 """How many are read at once. An event of a large group has megabytes."""

@@ -16,9 +16,16 @@ from uuid import uuid4
 
 from sqlalchemy import bindparam, case, insert, update
 
-from services.relay.outbox.engine.batching import BulkStatement, Transaction
-from services.relay.outbox.rows import DELIVERIES, DeliveryRow, select_values
-from services.relay.outbox.tables import WAITING, DeliveryState, deliveries, incidents
+from services.relay.outbox.store import BulkStatement, Transaction
+from services.relay.outbox.tables import (
+    DELIVERIES,
+    WAITING,
+    DeliveryRow,
+    DeliveryState,
+    deliveries,
+    incidents,
+    select_values,
+)
 
 _delivery = deliveries.c
 _INCIDENT_IDS: Final = (

@@ -12,9 +12,10 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import bindparam, func, insert, update
 
+from services.relay.channels.port import SendReason
 from services.relay.model import DeliveryTask, IncidentContext
-from services.relay.outbox.channel_state import breaker
-from services.relay.outbox.edit_requests import (
+from services.relay.outbox import channels as breaker
+from services.relay.outbox.edits import (
     FirstMessage,
     find_digests,
     find_merged_digests,
@@ -22,9 +23,8 @@ from services.relay.outbox.edit_requests import (
     request_channel_edits,
     request_merged_edits,
 )
-from services.relay.outbox.engine.batching import BulkStatement, Transaction
-from services.relay.outbox.engine.store import Store
 from services.relay.outbox.fallback import enqueue_fallback
+from services.relay.outbox.groups import find_open_group_incidents
 from services.relay.outbox.incidents import read_current_state
 from services.relay.outbox.merge import (
     NewDelivery,
@@ -33,17 +33,18 @@ from services.relay.outbox.merge import (
     lock_incidents,
     merge_into_successor,
 )
-from services.relay.outbox.rows import DELIVERIES, DeliveryRow, select_values
-from services.relay.outbox.shared_dedup_key import find_open_group_incidents
+from services.relay.outbox.store import BulkStatement, Store, Transaction
 from services.relay.outbox.tables import (
+    DELIVERIES,
     DIGEST_EPISODE,
     WAITING,
+    DeliveryRow,
     DeliveryState,
     attempts,
     clean_for_database,
     deliveries,
+    select_values,
 )
-from services.relay.send_error import SendReason
 
 _delivery = deliveries.c
 _LOCK_DELIVERIES: Final = (

@@ -1,1 +1,1 @@
-"""The report of a period: its figures as pages, API, CSV and the command line show them."""
+"""The report of a period: its figures, page, API and command."""

@@ -4,60 +4,58 @@ Labels and annotations are written by others. What these modules return contains
 changes the direction of text, and a link is http(s) or absent. Escaping is up to each channel.
 """
 
-from services.relay.text.context import (
+from services.relay.text.body import (
     ACKNOWLEDGED,
     ALSO_FIRING,
     ESCALATED,
     HOW_OFTEN,
     LAST_MESSAGE,
+    MAX_FIXES,
+    AlertCard,
+    AlertTable,
+    Arrangement,
     ContextLine,
-    join_items,
-    list_context,
-)
-from services.relay.text.digest import (
+    arrange_alerts,
+    build_table,
     format_digest,
     format_digest_reason,
     format_digest_title,
     format_entry,
+    format_more,
     group_entries,
+    join_items,
+    list_alerts,
+    list_context,
+    list_fixes,
+    list_group_links,
+    list_images,
+    list_message_links,
+    select_alerts,
     sort_entries,
 )
-from services.relay.text.fixes import MAX_FIXES, list_fixes
-from services.relay.text.labels import (
-    WORST_FIRST,
-    Severity,
-    find_worst_severity,
-    limit_labels,
-    rank_severity,
-    select_own_labels,
-    sort_labels,
-)
-from services.relay.text.links import list_alerts, list_group_links, list_images, list_message_links
 from services.relay.text.strings import (
     MAX_SHORT_URL,
     MAX_URL,
     Link,
     clean_line,
     clean_text,
+    format_duration,
+    format_period,
+    format_seconds,
+    format_short_time,
+    format_time,
     quote_url,
     sanitize_url,
     truncate,
 )
-from services.relay.text.table import (
-    AlertCard,
-    AlertTable,
-    Arrangement,
-    arrange_alerts,
-    build_table,
-    format_more,
-    select_alerts,
-)
-from services.relay.text.times import format_duration, format_period, format_seconds, format_short_time, format_time
 from services.relay.text.title import (
     MAX_REMARK,
     MAX_TITLE,
+    WORST_FIRST,
+    Severity,
     compute_duration,
     compute_status,
+    find_worst_severity,
     format_alert_title,
     format_class,
     format_counts,
@@ -73,8 +71,12 @@ from services.relay.text.title import (
     format_title,
     has_cause,
     is_resolved,
+    limit_labels,
     put_into_past,
+    rank_severity,
     select_contacts,
+    select_own_labels,
+    sort_labels,
 )
 from shared.kms.fixes import Fix
 

@@ -22,16 +22,16 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
-from services.rotator.drivers.driver_settings import BaseDriverSettings
-from services.rotator.drivers.remote_administration import (
+from services.rotator.drivers.admin_api import (
     NO_ADMIN_API,
     AdminRequest,
     AdminResponse,
     RemoteAdministration,
     explain_excess,
 )
+from services.rotator.drivers.driver_settings import BaseDriverSettings
+from shared.check import HintedError
 from shared.config.settings import Duration
-from shared.hinted_error import HintedError
 from shared.keyring.administration import MAX_RESPONSE_BYTES, Administration, RefusedError, UnreachableError
 from shared.kms.settings import ProviderSettings
 

@@ -7,8 +7,7 @@ from pydantic import Field
 
 from services.rotator.drivers.admin_api import AdminApiDriverSettings
 from services.rotator.drivers.command import CommandDriverSettings
-from services.rotator.drivers.sql import SqlDriverSettings
-from services.rotator.drivers.table import TableDriverSettings
+from services.rotator.drivers.sql import SqlDriverSettings, TableDriverSettings
 from shared.keyring.administration import Administration
 from shared.kms.settings import ProviderSettings
 

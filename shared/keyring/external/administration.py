@@ -25,15 +25,13 @@ from shared.keyring.administration import (
     VersionUsage,
 )
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.external.journal_tables import build_table_names, create_tables, get_table_prefix
-from shared.keyring.external.key_table import ExternalKeyTable
-from shared.keyring.external.layout import TableLayout
-from shared.keyring.external.table_checks import open_table
-from shared.keyring.journal.progress import MAX_PROBLEMS
+from shared.keyring.external.key_table import ExternalKeyTable, build_table_names, create_tables, get_table_prefix
+from shared.keyring.external.table import TableLayout, open_table
+from shared.keyring.journal import MAX_PROBLEMS
 from shared.keyring.key_table import SCAN_SECONDS
 from shared.keyring.local_administration import LocalAdministration, translate_errors
 from shared.keyring.model import UNREADABLE_VERSION, DataKey, compute_fingerprint
-from shared.keyring.operations.restore import create_backup_row
+from shared.keyring.recovery import create_backup_row
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.kms.port import KmsKey
 from shared.kms.quota import MAX_CONCURRENT_CALLS

@@ -1,30 +1,183 @@
-"""The rows of another program's table as data keys: a `KeyTable`.
+"""What is known of the rows that were unwrapped or wrapped here: the data key's fingerprint, and the KMS key's version.
+
+It is believed only of the very ciphertext that it was found with: another program may write another one at any time.
+
+The journal of a table of another program: `keypulse_*` tables beside it, made when somebody first takes the lease.
+
+They are those of a keyring, under names of their own, and one of fingerprints: what is known of each row that was
+unwrapped or wrapped here.
+
+The rows of another program's table as data keys: a `KeyTable`.
 
 Which version wraps a row says the table's own column, or what is known of the row's ciphertext since it was wrapped
 here, or the ciphertext itself where the KMS writes that into it. Where nothing does, or two of them disagree, it may be
 any version, and the row is wrapped anew.
 """
 
+import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Column, Connection, Index, MetaData, String, Table, inspect, select
+from sqlalchemy.dialects import mysql
+from sqlalchemy.schema import SchemaConst
+from sqlalchemy.types import TypeEngine
 
 from shared.keyring import store
 from shared.keyring.database import Database
-from shared.keyring.external.fingerprints import FingerprintRow, compute_sha256, read_fingerprints, write_fingerprints
-from shared.keyring.external.journal_tables import has_tables
-from shared.keyring.external.row_access import ExternalTable, Row, UnreadableRow
+from shared.keyring.external.table import MAX_ID_LENGTH, ExternalTable, Row, TableLayout, UnreadableRow
 from shared.keyring.key_table import SCAN_SECONDS, KeyCounts
 from shared.keyring.model import UNREADABLE_VERSION, DataKey, DataKeyStatus, WrappedKey
-from shared.keyring.rows import ProblemRow, VersionCount, fetch, select_rows
-from shared.keyring.tables import problems
-from shared.kms.port import is_version
-from shared.kms.profile import KmsProfile
+from shared.keyring.tables import (
+    Id,
+    LenientBytes,
+    LenientText,
+    LenientTimestamp,
+    LenientVersion,
+    ProblemRow,
+    VersionCount,
+    fetch,
+    journal_entries,
+    problems,
+    retired_versions,
+    rewraps,
+    rotation_lease,
+    rotations,
+    schema,
+    select_rows,
+)
+from shared.kms.fixes import KmsProfile
+from shared.kms.port import MAX_VERSION_LENGTH, is_version
+
+fingerprints: Final = Table(
+    "keyring_fingerprints",
+    MetaData(),
+    Column("id", Id, primary_key=True),
+    Column("sha256", LenientBytes, nullable=False),  # of the wrapped key that the rest is said of
+    Column("kek_version", LenientVersion, nullable=False),
+    Column("fingerprint", LenientBytes, nullable=False),
+)
+VERSION: Final = 1
+"""Of these tables."""
+_TABLES: Final = (
+    schema,
+    rotation_lease,
+    rotations,
+    rewraps,
+    problems,
+    journal_entries,
+    retired_versions,
+    fingerprints,
+)
+_INDEXES: Final = {rewraps: ("rotation", "number"), journal_entries: ("rotation_id",)}
+_MAX_LABEL_LENGTH: Final = 32
+"""With prefix and suffix a name has 63 characters at most, which is all that PostgreSQL keeps of one."""
+_LENGTHS: Final = {"rotation_id": 64, "id": 64, "kek_version": MAX_VERSION_LENGTH, "kek": 500}
+"""Of the texts in keys, in MariaDB."""
+
+
+def get_table_prefix(layout: TableLayout) -> str:
+    """What the names of the tables begin with: another one for each column of wrapped keys."""
+    name = f"{layout.name}__{layout.wrapped}"  # two underscores: a_b and c are others than a and b_c
+    parts = [re.sub(r"[^a-z0-9]+", "_", part.lower()).strip("_") for part in (layout.name, layout.wrapped)]
+    label = "__".join(parts)
+    if label != name or len(label) > _MAX_LABEL_LENGTH:
+        digest = sha256(f"{layout.name}\x00{layout.wrapped}".encode()).hexdigest()
+        label = f"{label[: _MAX_LABEL_LENGTH - 9]}_{digest[:8]}"
+    return f"keypulse_{label}"
+
+
+def build_table_names(layout: TableLayout, prefix: str, quote: str) -> dict[str, str]:
+    """The names as SQL has them, by those of a keyring's tables; `quote` stands around an identifier."""
+    qualifier = f"{quote}{layout.schema.replace(quote, quote * 2)}{quote}." if layout.schema else ""
+    return {table.name: qualifier + _rename(table, prefix) for table in _TABLES}
+
+
+def has_tables(connection: Connection, layout: TableLayout, prefix: str) -> bool:
+    """Whether all of them are there."""
+    found = inspect(connection)
+    if not found.has_table(_rename(schema, prefix), schema=layout.schema):
+        return False
+    return connection.execute(select(schema.c.version)).first() is not None
+
+
+def create_tables(connection: Connection, layout: TableLayout, prefix: str) -> None:
+    """Creates those that are missing."""
+    tables = [_copy_table(connection, table, layout, prefix) for table in _TABLES]
+    for table in tables:
+        table.create(connection, checkfirst=True)
+    if connection.execute(select(schema.c.version)).first() is None:
+        connection.execute(schema.insert().values(singleton=1, version=VERSION))
+
+
+def _rename(table: Table, prefix: str) -> str:
+    return prefix + table.name.removeprefix("keyring")
+
+
+def _copy_table(connection: Connection, table: Table, layout: TableLayout, prefix: str) -> Table:
+    """The same for a CREATE TABLE."""
+    copy = table.to_metadata(MetaData(), name=_rename(table, prefix), schema=layout.schema or SchemaConst.RETAIN_SCHEMA)
+    copy.indexes.clear()
+    for columns in (_INDEXES[table],) if table in _INDEXES else ():
+        Index(f"{copy.name}_ix", *(copy.c[name] for name in columns))
+    if connection.dialect.name == "mariadb":
+        copy.dialect_options["mariadb"]["engine"] = "InnoDB"
+        keys = {column.name for column in copy.primary_key} | {"rotation_id"} | ({"id"} & set(copy.c.keys()))
+        for column in copy.c:
+            column.type = _choose_mariadb_type(column, is_key=column.name in keys, table=table)
+    return copy
+
+
+def _choose_mariadb_type(column: Column[Any], *, is_key: bool, table: Table) -> TypeEngine[Any]:
+    """One that has a length, where MariaDB needs one, and compares byte by byte."""
+    if isinstance(column.type, LenientTimestamp):
+        return mysql.DOUBLE()
+    if isinstance(column.type, LenientBytes):
+        return mysql.MEDIUMBLOB()
+    if not isinstance(column.type, String | LenientText | LenientVersion):
+        return column.type
+    length = MAX_ID_LENGTH if table is fingerprints or column.name == "data_key_id" else _LENGTHS.get(column.name)
+    binary = {"charset": "utf8mb4", "collation": "utf8mb4_bin"}
+    return mysql.VARCHAR(length, **binary) if is_key and length else mysql.MEDIUMTEXT(**binary)
+
+
+_columns = fingerprints.c
+
+
+class FingerprintRow(NamedTuple):
+    """Of one row."""
+
+    id: str
+    sha256: bytes
+    """Of the ciphertext."""
+    kek_version: str
+    """`UNREADABLE_VERSION` where it is not known."""
+    fingerprint: bytes
+
+
+def compute_sha256(ciphertext: bytes) -> bytes:
+    """Tells one ciphertext from every other."""
+    return sha256(ciphertext).digest()
+
+
+def read_fingerprints(connection: Connection, ids: Sequence[str]) -> Mapping[str, FingerprintRow]:
+    """What is known of these rows, by their ids."""
+    these = select_rows(fingerprints, FingerprintRow).where(_columns.id.in_(ids))
+    return {row.id: row for row in fetch(connection, these, FingerprintRow)}
+
+
+def write_fingerprints(connection: Connection, rows: Iterable[FingerprintRow]) -> None:
+    """Stores it, in the place of what was known before."""
+    values = [row._asdict() for row in rows]
+    if values:
+        connection.execute(fingerprints.delete().where(_columns.id.in_([row["id"] for row in values])))
+        connection.execute(fingerprints.insert(), values)
+
 
 _MAX_UNREADABLE: Final = 100
 """Rows that are named."""

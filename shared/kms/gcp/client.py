@@ -1,15 +1,31 @@
-"""A key of Google Cloud KMS behind the port.
+"""CRC32C as Cloud KMS uses it.
+
+Settings and profile do not import this module: the relay reads them, and does not install the library.
+
+A key of Google Cloud KMS behind the port.
 
 Every call has `retry=None` and a timeout: with the client's own retry, `encrypt(timeout=1)` took 57 s where a server
 stalled, and ended without a status. The caller decides when to try again.
+
+From a gRPC status of Cloud KMS to a reason. Pure.
+
+How gRPC connects: the options of a channel, by a proxy or without, and which certificates it trusts.
+
+The time by Cloud KMS's clock: the header `Date` of an answer over HTTP/1.1, since gRPC's answers have none.
 """
 
 import asyncio
+import os
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from email.utils import parsedate_to_datetime
 from enum import IntEnum
+from functools import cache
+from importlib import resources
 from typing import Any, Final, TypeVar
 
+import google_crc32c
 import grpc
 from google.api_core.exceptions import GoogleAPICallError
 from google.auth.credentials import Credentials
@@ -30,14 +46,11 @@ from google.cloud.kms_v1 import (
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 from google.iam.v1.iam_policy_pb2 import TestIamPermissionsRequest
 
-from shared.config.settings import parse_address
+from shared.config.settings import Address, parse_address
 from shared.kms.connectivity import measure_connectivity
-from shared.kms.gcp.checksum import compute_crc32c
+from shared.kms.fixes import KmsProfile
 from shared.kms.gcp.credentials import CredentialsLookup, process_lookup
-from shared.kms.gcp.errors import parse_grpc_status
-from shared.kms.gcp.grpc_transport import build_channel_options, create_trust_context
 from shared.kms.gcp.profile import GCP_PROFILE, VERSION_STATES
-from shared.kms.gcp.service_clock import read_date
 from shared.kms.port import (
     ConnectivityPhase,
     DecryptResult,
@@ -47,11 +60,114 @@ from shared.kms.port import (
     KmsError,
     VersionState,
 )
-from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
-from shared.net.egress import Egress, EgressSettings
-from shared.net.proxy import EgressError, Proxy
+from shared.net.egress import Egress, EgressError, EgressSettings, Proxy, connect, open_tunnel, resolve
 from shared.process.concurrency import is_task_cancelled
+
+
+def compute_crc32c(data: bytes) -> int:
+    """The checksum that goes into the `*_crc32c` fields; 0 is a value like any other."""
+    return int(google_crc32c.value(data))
+
+
+_BY_STATUS: Final = {
+    "DEADLINE_EXCEEDED": Reason.TIMEOUT,
+    "PERMISSION_DENIED": Reason.PERMISSION_DENIED,
+    "UNAUTHENTICATED": Reason.UNAUTHENTICATED,
+    "RESOURCE_EXHAUSTED": Reason.QUOTA_EXHAUSTED,
+    "NOT_FOUND": Reason.KEY_NOT_FOUND,
+    "INVALID_ARGUMENT": Reason.INVALID_REQUEST,
+    "OUT_OF_RANGE": Reason.INVALID_REQUEST,
+    "UNIMPLEMENTED": Reason.INVALID_REQUEST,
+}
+
+_NO_CREDENTIALS: Final = "Getting metadata from plugin failed"
+"""https://github.com/grpc/grpc/blob/master/src/core/credentials/call/plugin/plugin_credentials.cc"""
+
+
+def parse_grpc_status(status: str, message: str) -> Reason:
+    """Reason of a gRPC status.
+
+    Args:
+        status: the status code's name, such as `PERMISSION_DENIED`.
+        message: the service's text; Cloud KMS names a version's state only there ("… is not enabled, current state
+            is: DESTROYED."), and gRPC itself says only there that it got no token for the call. A precondition that
+            names no state, such as an external key manager's, says nothing of the version.
+    """
+    if status == "UNAVAILABLE" and message.startswith(_NO_CREDENTIALS):
+        return Reason.UNAUTHENTICATED
+    if status == "FAILED_PRECONDITION":
+        # A name comes before it, which may contain any text.
+        _, found, state = message.rpartition("current state is:")
+        if not found:
+            return Reason.UNAVAILABLE
+        return Reason.KEY_DESTROYED if "DESTROY" in state else Reason.KEY_DISABLED
+    return _BY_STATUS.get(status, Reason.UNAVAILABLE)
+
+
+CHANNEL_OPTIONS: Final = [
+    # Without these, gRPC waits up to 2 minutes before it connects again, long after the service is back.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5000),
+    # Without this, a new channel may get the connection of the one that was just closed because it was dead.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def build_channel_options(address: Address, proxy: Proxy | None) -> list[tuple[str, Any]]:
+    """The options of a channel to `address`, which with a proxy connects to the proxy's address instead.
+
+    gRPC would choose a proxy itself, by the environment alone, and without capitals: so it chooses none, and CONNECT is
+    given to it by the options that its own choice sets.
+    https://github.com/grpc/grpc/blob/master/src/core/handshaker/http_connect/http_proxy_mapper.cc
+    """
+    options: list[tuple[str, Any]] = [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
+    if proxy is None:
+        return options
+    # The authority is also the name that the certificate has to have.
+    options += [("grpc.http_connect_server", str(address)), ("grpc.default_authority", str(address))]
+    if proxy.authorization:
+        options.append(("grpc.http_connect_headers", f"Proxy-Authorization:{proxy.authorization}"))
+    return options
+
+
+@cache  # gRPC, too, reads its roots once
+def create_trust_context() -> ssl.SSLContext:
+    """A TLS context with the roots that gRPC trusts, which are not those of the host. Raises OSError."""
+    bundled_roots = resources.files("grpc._cython") / "_credentials" / "roots.pem"
+    return ssl.create_default_context(cafile=os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH") or str(bundled_roots))
+
+
+_DATE: Final = re.compile(rb"^date:[ \t]*([^\r]*)\r$", re.IGNORECASE | re.MULTILINE)
+
+
+async def read_date(address: Address, proxy: Proxy | None, trusted: ssl.SSLContext, timeout: float) -> float | None:
+    """Return the unix seconds of the answer to a request without credentials; None without such an answer.
+
+    Args:
+        address: of the service.
+        proxy: that leads to it; None: the connection is direct.
+        trusted: a context with the authorities. It may be one for HTTP/2, and is not used itself.
+        timeout: seconds for all of it.
+    """
+    context = ssl.create_default_context(cadata=b"".join(trusted.get_ca_certs(binary_form=True)))
+    try:
+        async with asyncio.timeout(timeout):
+            found = _DATE.search(await _read_head(address, proxy, context))
+            return parsedate_to_datetime(found[1].decode("ascii")).timestamp() if found else None
+    except (OSError, ValueError, EOFError, asyncio.LimitOverrunError):  # TimeoutError and UnicodeError among them
+        return None
+
+
+async def _read_head(address: Address, proxy: Proxy | None, context: ssl.SSLContext) -> bytes:
+    connection = await (open_tunnel(proxy, address) if proxy else connect(await resolve(*address)))
+    reader, writer = await asyncio.open_connection(sock=connection, ssl=context, server_hostname=address.host)
+    try:
+        writer.write(f"HEAD / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+        return await reader.readuntil(b"\r\n\r\n")
+    finally:
+        writer.close()
+
 
 MAX_PAGES: Final = 20
 """Of versions, `_PAGE_SIZE` each: two versions a day for 27 years. A longer list is refused, never shown in part."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from services.relay.outbox.channel_state.channel_checks import CheckKind
-from services.relay.outbox.engine.store import open_store
+from services.relay.channel_health.store import CheckKind
+from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import channel_checks
 from shared.check import CheckOutcome, CheckResult
 from shared.sql.database_url import create_sqlite_url

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.config import RelaySettings
-from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.store import open_store
 from tests.browser.console.served_console import Console, build_settings, open_console
 from tests.relay.channels.examples import FIX_ANNOTATIONS
 from tests.relay.outbox.seeded_history import KINDS, seed_history

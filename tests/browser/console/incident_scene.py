@@ -14,11 +14,11 @@ from aiohttp import web
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
-from services.exporter.web import history_api
-from services.relay.intake.webhook_parser import parse_whole_event
+from services.exporter.web import pages as history_api
+from services.relay.acknowledgement.store import acknowledge
+from services.relay.intake.webhook import parse_whole_event
 from services.relay.model import build_incident_id
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.operators.acknowledgement import acknowledge
+from services.relay.outbox.store import open_store
 from shared.config.settings import Address
 from shared.http.server import create_application, create_registry, serve
 from shared.kms.reason import Reason

@@ -8,8 +8,7 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.store import Transaction, open_store
 from services.relay.outbox.tables import audit
 from shared.config.settings import Address
 from shared.sql import database_url

@@ -4,8 +4,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.store import Transaction, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import create_sqlite_url
 from tests.relay.report.history_rows import HistoryRows

@@ -11,11 +11,11 @@ from aiohttp import web
 from sqlalchemy import insert, update
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
-from services.relay.outbox.channel_state.served_channels import record_served_channels
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators.acknowledgement import acknowledge
+from services.relay.acknowledgement.store import acknowledge
+from services.relay.outbox.channels import record_served_channels
+from services.relay.outbox.heartbeats import record_heartbeats
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import channels, incidents, silences
-from services.relay.outbox.watchdog_silence import record_heartbeats
 from shared.sql import database_url
 from tests.browser.console.served_console import Console, build_settings
 from tests.relay.outbox.seeded_history import KINDS, seed_history

@@ -15,7 +15,7 @@ from typing import Final
 
 from playwright.async_api import Browser, async_playwright, expect
 
-from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.store import open_store
 from shared.sql.database_url import create_sqlite_url
 from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks

@@ -7,8 +7,7 @@ from typing import Final
 
 from sqlalchemy import select, update
 
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.store import Transaction, open_store
 from services.relay.outbox.tables import DeliveryState, attempts, deliveries
 from shared.sql import database_url
 from tests.browser.console.served_console import Console

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.store import open_store
 from shared.sql.database_url import create_sqlite_url
 from tests.browser.console.served_console import Console, open_console
 from tests.relay.real_alertmanager import run_alertmanager

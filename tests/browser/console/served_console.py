@@ -89,7 +89,7 @@ async def open_console(folder: Path, address: Address = ANY_PORT, **keys: Any) -
     Its channels are checked by people alone: by itself it would begin in the middle of a test.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("services.relay.monitors.channel_checks._START_DELAY", 86400.0)
+        patch.setattr("services.relay.channel_health.checks._START_DELAY", 86400.0)
         async with run_stand_ins() as stand_ins, served(build_settings(folder, stand_ins, **keys), address) as client:
             console = Console(client, stand_ins, str(client._base_url).rstrip("/"))
             for number in (1, 3, 7):

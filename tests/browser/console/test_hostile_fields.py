@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 from playwright.async_api import Browser, Page
 
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.operators.audit import OutboxAudit
-from shared.http.audit_log import AuditEntry
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.store import open_store
+from shared.http.access import AuditEntry
 from shared.sql import database_url
 from tests.browser.console.served_console import Console, open_console, open_page
 from tests.relay.served_relay import payload, post

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
-from services.relay.console import events
+from services.relay.console import frame as events
 from tests.browser.console.served_console import (
     Console,
     check_accessibility,

@@ -14,7 +14,7 @@ from playwright.async_api import Browser, expect
 from ops.demo.stand_ins.app import run_stand_ins
 from services.relay.app import run_relay
 from services.relay.config import RelaySettings
-from services.relay.console import events
+from services.relay.console import frame as events
 from services.relay.delivery.attempt import open_local_sender
 from shared.config.settings import Address
 from shared.http.server import serve

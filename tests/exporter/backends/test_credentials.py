@@ -14,8 +14,7 @@ from aiohttp import web
 from cryptography import x509
 
 from services.exporter.backend_reads import build_read, open_backend_reader
-from services.exporter.backends.credentials import BackendCredentials
-from services.exporter.backends.reader import BackendReader, open_http_client
+from services.exporter.backends.reader import BackendCredentials, BackendReader, open_http_client
 from services.exporter.backends.settings import Backend
 from services.exporter.model import BackendState
 from shared.config.file_checks import check_files

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 from aiohttp import web
 
-from services.exporter.backends.documents import OWN_NAMES
-from services.exporter.backends.health_mapping import HealthMapping
+from services.exporter.backends.documents import OWN_NAMES, HealthMapping
 from services.exporter.backends.reader import BackendReader
 from services.exporter.model import BackendState, Health
 from shared.backend_contract import CryptoMode

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from services.exporter.backends.replicas import MAX_ADDRESSES, ReplicaReader, resolve_addresses
+from services.exporter.backends.reader import MAX_ADDRESSES, ReplicaReader, resolve_addresses
 from services.exporter.model import BackendState, Health
 from shared.backend_contract import CryptoMode
 

@@ -5,8 +5,8 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import BackendState, Call, Failure, Health, Operation, ProbeResult
+from services.exporter.results import ExporterMetrics
 from shared.backend_contract import CryptoMode
 from shared.kms.reason import Reason
 

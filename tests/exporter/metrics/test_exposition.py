@@ -10,7 +10,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.metrics.exposition import Exposition
 from services.exporter.model import (
     BackendState,
@@ -23,6 +22,7 @@ from services.exporter.model import (
     Operation,
     ProbeResult,
 )
+from services.exporter.results import ExporterMetrics
 from shared.backend_contract import CryptoMode
 from shared.config.settings import Address
 from shared.http.server import create_application, create_registry, serve

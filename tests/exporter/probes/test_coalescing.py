@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from services.exporter.model import Call, Operation, ProbeResult
-from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
+from services.exporter.probes.round_trip import CoalescedProbe, ProbeClosedError
 from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
 from shared.kms.port import ConnectivityPhase
 

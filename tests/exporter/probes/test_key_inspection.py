@@ -7,9 +7,9 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
-from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import KeyInspection, KeyRead, Operation, TargetKey
 from services.exporter.probes.key_inspection import KeyInspector
+from services.exporter.results import ExporterMetrics
 from services.exporter.web.findings import find_key_problems
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings

@@ -10,8 +10,8 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from ops.grafana.build import DASHBOARD_FILE, build_dashboard
-from services.exporter.metrics.collector import ExporterMetrics
-from shared.smoke.grafana import DASHBOARD_UID
+from services.exporter.results import ExporterMetrics
+from shared.smoke.monitoring import DASHBOARD_UID
 from tests.ops.grafana.dashboard import ANNOTATIONS, DASHBOARD, PANELS, VARIABLES
 from tests.ops.rules import ALERTS, PROMETHEUS, REFERENCE
 

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from ops.grafana.variables import LINK_ADDRESSES
-from shared.smoke.grafana import DASHBOARD_UID
+from shared.smoke.monitoring import DASHBOARD_UID
 from tests.ops.rules import REFERENCE, ROOT
 
 

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from shared.kms.reason import Reason
-from shared.smoke.grafana import DASHBOARD_UID
+from shared.smoke.monitoring import DASHBOARD_UID
 from tests.ops.grafana.dashboard import DASHBOARD, PANELS, VARIABLES, urls
 from tests.ops.rules import ALERTS, RUNBOOK
 

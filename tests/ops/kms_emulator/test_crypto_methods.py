@@ -7,7 +7,7 @@ from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.kms.gcp.checksum import compute_crc32c
+from shared.kms.gcp.client import compute_crc32c
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 V1 = f"{KEY}/cryptoKeyVersions/1"

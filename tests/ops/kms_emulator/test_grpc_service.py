@@ -15,7 +15,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.permissions import OPERATIONS
 from shared.http.server import create_registry
-from shared.kms.gcp.checksum import compute_crc32c
+from shared.kms.gcp.client import compute_crc32c
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 V1 = f"{KEY}/cryptoKeyVersions/1"

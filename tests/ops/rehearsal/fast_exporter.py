@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from services.exporter import inspection_schedule
+from services.exporter import jobs as inspection_schedule
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings
 

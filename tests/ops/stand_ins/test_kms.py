@@ -71,7 +71,7 @@ async def test_corrupted_checksums_do_not_fit_what_came(kms: emulator.Emulator, 
     good = await encrypt(kms)
     await break_(buttons, "corrupt_crc")
     bad = await encrypt(kms)
-    from shared.kms.gcp.checksum import compute_crc32c
+    from shared.kms.gcp.client import compute_crc32c
 
     assert compute_crc32c(good.ciphertext) == good.ciphertext_crc32c
     assert compute_crc32c(bad.ciphertext) != bad.ciphertext_crc32c

@@ -5,7 +5,7 @@ from typing import Final
 
 import yaml
 
-from services.relay.alertmanager_file.merge import Destination
+from services.relay.routes.merge import Destination
 
 FILES: Final = sorted((Path(__file__).parent / "files").glob("*.yml"))
 DIRECT: Final = {"old_matchers": "mail"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from services.relay.alertmanager_file.merge import merge
+from services.relay.routes.merge import merge
 from tests.relay.alertmanager_file.conftest import DIRECT, FILES, destination_for, receivers_of
 
 LEDGER = "alertname=KMSProbeFailing severity=critical env=production service=ledger"

@@ -5,8 +5,8 @@ import re
 import pytest
 import yaml
 
-from services.relay.alertmanager_file.merge import CollisionError, Destination, merge
 from services.relay.intake.routing import parse_matcher
+from services.relay.routes.merge import CollisionError, Destination, merge
 from shared.config.errors import ConfigurationError
 
 DESTINATION = Destination("http://relay:9912/alerts", "/run/secrets/relay_token")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from services.relay.alertmanager_file import routing_tree
-from services.relay.alertmanager_file.receivers import list_receivers
-from services.relay.alertmanager_file.routing_tree import TreeError, list_chosen, parse_tree, route_alert
+from services.relay.doctor import list_receivers
+from services.relay.routes import alertmanager as routing_tree
+from services.relay.routes.alertmanager import TreeError, list_chosen, parse_tree, route_alert
 
 RECEIVERS = ["ops", "kms-critical", "kms-security", "direct", "nobody"]
 ROUTES = r"""

@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.relay.alertmanager_file.yaml_insertion import UneditableError, insert_items, split_items
+from services.relay.routes.merge import UneditableError, insert_items, split_items
 
 ITEM = "# about x\n- name: x\n  with: [1]\n"
 X = {"name": "x", "with": [1]}

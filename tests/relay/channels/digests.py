@@ -5,8 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from services.relay.delivery.digest import build_digest_message, condense_event
-from services.relay.delivery.links import LinkRules
+from services.relay.delivery.message import LinkRules, build_digest_message, condense_event
 from services.relay.model import DeliveryTask, DigestMember, Event, Message, Status, encode_event
 from tests.relay.channels.examples import with_text
 

@@ -14,7 +14,7 @@ from services.relay.channels.apprise.plugin import create_plugin
 from services.relay.channels.port import ChannelSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.config import MAX_CONTACT_LENGTH, MAX_CONTACTS
-from services.relay.intake.webhook_parser import parse_whole_event
+from services.relay.intake.webhook import parse_whole_event
 from services.relay.model import (
     Alert,
     DeliveryTask,

@@ -12,10 +12,9 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Field
 
 from services.relay.channels import registry
-from services.relay.channels.port import Attempt, ChannelSettings, Receipt
-from services.relay.channels.provider_call import call_provider
+from services.relay.channels.port import Attempt, ChannelSettings, Receipt, SendError, SendReason, SendScope
+from services.relay.channels.requests import call_provider
 from services.relay.model import Message
-from services.relay.send_error import SendError, SendReason, SendScope
 from shared.check import Check
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.send_error import SendError
+from services.relay.channels.port import SendError
 from shared.config.settings import Address
 from tests.relay.channels.examples import KINDS, example, kind_of, message, settings
 from tests.relay.channels.recording_attempt import Recorded

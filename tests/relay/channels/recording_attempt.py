@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress, Receipt
+from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress, Receipt, SendError
 from services.relay.model import Message
-from services.relay.send_error import SendError
 
 
 @dataclass

@@ -16,14 +16,21 @@ from aiohttp import web
 
 from services.relay.channels.apprise import channel as apprise_channel
 from services.relay.channels.apprise.channel import AppriseSettings
-from services.relay.channels.apprise.plugin import PluginRequests, _run_with, build_for, create_plugin, notify
-from services.relay.channels.apprise.text import MAX_BODY, build_text
+from services.relay.channels.apprise.plugin import (
+    MAX_BODY,
+    PluginRequests,
+    _run_with,
+    build_for,
+    build_text,
+    create_plugin,
+    notify,
+)
 from services.relay.channels.email.mail import build_mail
-from services.relay.channels.pagerduty_event import build_event
-from services.relay.channels.provider_call import ProviderCall
-from services.relay.http_session import HttpSession
+from services.relay.channels.pagerduty import build_event
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.channels.requests import ProviderCall
+from services.relay.http import HttpSession
 from services.relay.model import DigestEntry, Event, ExcerptBlock, IncidentContext, Message, RunbookExcerpt, Status
-from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import list_fixes
 from shared.check import CheckError
 from shared.config.file_checks import check_files

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from ops.demo.stand_ins.slack.blocks import MAX_BLOCKS_TEXT, count_text, find_block_errors
-from services.relay.channels.pagerduty_event import build_event
-from services.relay.channels.slack.post import MAX_CONTACTS_TEXT, build_post
+from services.relay.channels.pagerduty import build_event
+from services.relay.channels.slack.message import MAX_CONTACTS_TEXT, build_post
 from services.relay.model import Links, Message
 from services.relay.text import MAX_SHORT_URL, MAX_URL, select_contacts
 from shared.config.settings import Address

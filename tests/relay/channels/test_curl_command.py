@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from services.relay.channels.curl_command import build_posts, quote_address
+from services.relay.channels.requests import build_posts, quote_address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import SECRET, detailed, message, settings, with_text
 

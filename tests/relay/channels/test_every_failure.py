@@ -11,8 +11,7 @@ from time import time
 
 import pytest
 
-from services.relay.channels.port import DeliveryLeaseLostError
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.channels.port import DeliveryLeaseLostError, SendError, SendReason, SendScope
 from tests.relay.channels.conftest import Providers, TcpServer, WebServer
 from tests.relay.channels.examples import SECRET, example, message, settings
 from tests.relay.channels.kinds import (

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from services.relay.channels.masked_settings import format_rate, list_default_keys, mask_settings, mask_url
+from services.relay.channel_health.pages import format_rate, list_default_keys, mask_settings, mask_url
 from services.relay.channels.port import ChannelSettings
 from shared.config.settings import Address
 from tests.relay.channels.examples import KINDS, SECRET, example, kind_of, settings

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.channels.port import SendError, SendReason, SendScope
 from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import message, rotate, settings

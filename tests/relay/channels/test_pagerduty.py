@@ -11,10 +11,9 @@ from hypothesis import settings as hypothesis_settings
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.pagerduty import find_event_errors
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.channels.pagerduty_event import MAX_DETAILS_BYTES, MAX_LINKS, build_event
-from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress
+from services.relay.channels.pagerduty import MAX_DETAILS_BYTES, MAX_LINKS, build_event
+from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress, SendError, SendReason, SendScope
 from services.relay.model import ExcerptBlock, Links, Message, RunbookExcerpt
-from services.relay.send_error import SendError, SendReason, SendScope
 from tests.iterations import LONG
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import (

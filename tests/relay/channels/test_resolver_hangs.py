@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from services.relay.channels.port import SendError, SendReason
 from services.relay.channels.webhook import WebhookSettings
-from services.relay.send_error import SendError, SendReason
 from tests.hanging_name_server import hanging_for
 from tests.relay.channels.email.mail_server import UNBOUND
 from tests.relay.channels.examples import example, message, settings
@@ -23,7 +23,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whoever asks for HANGS, or for this machine's own name, waits."""
     with hanging_for(HANGS, monkeypatch) as end:
         monkeypatch.setattr(socket, "getfqdn", lambda: str(end.wait(60)))
-        monkeypatch.setattr("shared.net.resolver._own_name_lookup", [])
+        monkeypatch.setattr("shared.net.egress._own_name_lookup", [])
         yield
 
 

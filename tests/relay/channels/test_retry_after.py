@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.relay.channels.retry_after import parse_retry_after
+from services.relay.channels.requests import parse_retry_after
 
 NOW = datetime(1994, 11, 6, 8, 49, 7, tzinfo=UTC).timestamp()
 

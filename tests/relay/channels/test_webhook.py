@@ -9,9 +9,9 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
+from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.channels.webhook import MAX_BODY, build_body
 from services.relay.model import Message
-from services.relay.send_error import SendError, SendReason, SendScope
 from tests.iterations import LONG
 from tests.relay.channels.conftest import Answering, TcpServer, WebServer
 from tests.relay.channels.examples import (

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.channels.port import SendError, SendReason, SendScope
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import message, rotate, settings
 from tests.relay.channels.kinds import unused_address

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from services.relay.channels.webhook import WebhookChannel, WebhookSettings
-from services.relay.channels.webhook_signature import build_signature_headers
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.channels.webhook import WebhookChannel, WebhookSettings, build_signature_headers
 from shared.config.file_checks import check_files
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import message, rotate, settings

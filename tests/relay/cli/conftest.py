@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from services.relay.__main__ import main
-from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.store import open_store
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 

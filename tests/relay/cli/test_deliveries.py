@@ -6,8 +6,8 @@ import zlib
 import pytest
 from sqlalchemy import create_engine, text, update
 
-from services.relay.cli.deliveries import _PAGE_SIZE
-from services.relay.outbox.queries.delivery_list import _EXPECTED_SINCE
+from services.relay.deliveries.cli import _PAGE_SIZE
+from services.relay.deliveries.queries import _EXPECTED_SINCE
 from services.relay.outbox.tables import DeliveryState, events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.cli.conftest import Fill, Typed

@@ -4,8 +4,8 @@ import json
 import os
 import pwd
 
+from services.relay.acknowledgement.store import escalate_due
 from services.relay.model import DeliveryTask, EscalationStep
-from services.relay.outbox.escalation import escalate_due
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.actions import accept, claim_one, end_attempt
 from tests.relay.outbox.rows import Rows

@@ -3,8 +3,8 @@
 import pytest
 from sqlalchemy import delete
 
-from services.relay.outbox.operators.audit import OutboxAudit
-from services.relay.outbox.restore_detection import COMPARE_DELAY, detect_restore
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.recovery import COMPARE_DELAY, detect_restore
 from services.relay.outbox.tables import database_identity
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.actions import accept, claim_one, nothing_due

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 
-from services.relay.outbox.queries.delivery_list import _EXPECTED_SINCE
+from services.relay.deliveries.queries import _EXPECTED_SINCE
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.report.small_history import DEAD, HOSTILE, SINCE, add_small_history, check_csv, check_report
 

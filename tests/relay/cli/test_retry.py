@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from services.relay.outbox.operators.audit import OutboxAudit
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.tables import DeliveryState, deliveries
-from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql.database_url import DatabaseUrl
 from tests.fork_server import forked
 from tests.relay.cli.conftest import Fill, Typed

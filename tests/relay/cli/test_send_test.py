@@ -10,9 +10,9 @@ import yaml
 
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.cli.command_context import describe_account
-from services.relay.outbox.operators.audit import OutboxAudit
-from shared.http.audit_log import AuditEntry
+from services.relay.cli import describe_account
+from services.relay.outbox.audit import OutboxAudit
+from shared.http.access import AuditEntry
 from tests.fork_server import forked
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.operators.requeue import BULK_STEP
+from services.relay.outbox.dead_letters import BULK_STEP
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.fork_server import forked

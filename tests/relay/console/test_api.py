@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.channels.port import SendError, SendReason, SendScope
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.served_relay import Scripted, hang, payload, post, reaches, served, settings, webhook_of

@@ -5,17 +5,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert
 
-from services.relay.console.api import deliveries as deliveries_api
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.deliveries import pages as deliveries_api
+from services.relay.deliveries import retries as bulk_retry
+from services.relay.outbox import dead_letters as requeue
+from services.relay.outbox import retention as by_age
 from services.relay.outbox import tables
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.operators import bulk_retry, requeue
-from services.relay.outbox.operators.audit import OutboxAudit
-from services.relay.outbox.retention import by_age
-from services.relay.outbox.retention.by_age import PRUNE_STEP, prune_by_age
-from services.relay.send_error import SendError, SendReason, SendScope
-from shared.http.audit_log import AuditEntry
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.retention import PRUNE_STEP, prune_by_age
+from services.relay.outbox.store import StoreUnavailableError, Transaction, open_store
+from shared.http.access import AuditEntry
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.console.test_api import Clock, get
 from tests.relay.served_relay import Scripted, metric, payload, post, reaches, served, settings

@@ -3,11 +3,10 @@
 import asyncio
 import time
 
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.operators.dead_letters import DeadLetterFilter
-from services.relay.outbox.operators.requeue import BULK_STEP, retry_channel
-from services.relay.outbox.queries import delivery_list
-from services.relay.outbox.queries.delivery_search import DeliveryFilter
+from services.relay.deliveries import queries as delivery_list
+from services.relay.deliveries.queries import DeliveryFilter
+from services.relay.outbox.dead_letters import BULK_STEP, DeadLetterFilter, retry_channel
+from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows

@@ -17,9 +17,9 @@ from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFaul
 from services.relay.app import run_relay
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS
 from services.relay.config import RelaySettings
-from services.relay.console.pages.render import MAX_PAYLOAD
 from services.relay.delivery.attempt import open_local_sender
-from services.relay.rendering import WebhookRenderer
+from services.relay.preview.pages import MAX_PAYLOAD
+from services.relay.preview.render import WebhookRenderer
 from tests.relay.channels.examples import HUGE, KINDS, NASTY, SECRET, example, kind_of
 from tests.relay.console.test_api import get
 from tests.relay.served_relay import TOKEN, payload, post, served, until, webhook_of
@@ -261,11 +261,11 @@ async def test_rendering_is_bounded_in_time_and_number(
 ) -> None:
     settings = build_settings(tmp_path, stand_ins)
     async with served(settings) as client:
-        monkeypatch.setattr("services.relay.rendering._MAX_SECONDS", 0.0)
+        monkeypatch.setattr("services.relay.preview.render._MAX_SECONDS", 0.0)
         status, page = await render(client, payload(1))
         assert (status, "it takes longer than" in page) == (503, True)
     renderer = WebhookRenderer(settings)
-    monkeypatch.setattr("services.relay.rendering._MAX_SECONDS", 10.0)
+    monkeypatch.setattr("services.relay.preview.render._MAX_SECONDS", 10.0)
     outcomes = await asyncio.gather(*(renderer.render(payload(1)) for _ in range(6)), return_exceptions=True)
     assert [isinstance(each, Exception) for each in outcomes] == [False] * 4 + [True] * 2
 
@@ -299,7 +299,7 @@ async def test_the_relay_checks_by_itself_at_its_start_and_what_a_reload_changes
     tmp_path: Path, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_START_DELAY", "_PAUSE", "_CHANGED_MIN_AGE"):
-        monkeypatch.setattr(f"services.relay.monitors.channel_checks.{name}", 0.0)
+        monkeypatch.setattr(f"services.relay.channel_health.checks.{name}", 0.0)
     settings = build_settings(tmp_path, stand_ins)
     async with run_relay(settings, open_sender=open_local_sender) as app:
         transport = httpx2.ASGITransport(app=app)

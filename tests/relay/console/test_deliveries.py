@@ -11,11 +11,11 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.relay.console.pages.delivery_query import parse_query
-from services.relay.console.pages.layout import PageRenderer
-from services.relay.outbox.queries.delivery_search import Position
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.console.frame import PageRenderer
+from services.relay.deliveries.pages import parse_query
+from services.relay.deliveries.queries import Position
 from services.relay.outbox.tables import DeliveryState
-from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.console.test_api import get
 from tests.relay.served_relay import Scripted, metric, post, reaches, served, settings, until, webhook_of
 

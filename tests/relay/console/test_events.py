@@ -10,9 +10,9 @@ import aiohttp
 import pytest
 
 from services.relay.app import run_relay
-from services.relay.console import events
+from services.relay.console import frame as events
 from services.relay.delivery.attempt import open_local_sender
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.store import Store, open_store
 from shared.config.settings import Address
 from shared.http.server import serve
 from shared.sql import database_url

@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from services.relay.console.pages import deferred_part
+from services.relay.preview import pages as deferred_part
 from tests.relay.served_relay import Scripted, post, served, settings, webhook_of
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.console.pages.now import build_headline
-from services.relay.console.path_lights import Light, Verdict
-from services.relay.console.status import HealthStatus
-from services.relay.outbox.overview.open_incidents import OpenIncidents
+from services.relay.console.frame import HealthStatus
+from services.relay.now.lights import Light, Verdict
+from services.relay.now.overview import OpenIncidents
+from services.relay.now.page import build_headline
 from tests.relay.console.test_incident_pages import get
 from tests.relay.served_relay import Scripted, post, reaches, served, settings, webhook_of
 

@@ -2,10 +2,14 @@
 
 import pytest
 
-from services.relay.console.path_lights import (
+from services.relay.apis import RuleGroup
+from services.relay.console.frame import HealthStatus, find_worst
+from services.relay.now.lights import (
     Heartbeat,
     IntakeFacts,
     Light,
+    PrometheusFacts,
+    Scrape,
     SenderFacts,
     StoreFacts,
     build_exporter_light,
@@ -15,10 +19,7 @@ from services.relay.console.path_lights import (
     build_sender_light,
     build_store_light,
 )
-from services.relay.console.prometheus_facts import PrometheusFacts, Scrape
-from services.relay.console.status import HealthStatus, find_worst
-from services.relay.outbox.overview.webhook_times import WebhookTimes
-from services.relay.prometheus_api import RuleGroup
+from services.relay.now.overview import WebhookTimes
 
 NOW = 1_000_000.0
 FAILING, DEGRADED, UNKNOWN, HEALTHY = HealthStatus

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from services.relay.console.background_watch import BackgroundWatch
-from services.relay.console.prometheus_facts import PrometheusFacts, ask_prometheus
-from services.relay.prometheus_api import PrometheusClient
-from services.relay.shared_read import SharedRead
+from services.relay.apis import PrometheusClient
+from services.relay.console.frame import SharedRead
+from services.relay.now.lights import BackgroundWatch, PrometheusFacts, ask_prometheus
 
 
 @pytest.mark.looptime

@@ -9,11 +9,11 @@ from urllib.parse import unquote
 import aiohttp
 import pytest
 
-from services.relay.console.pages.quarantined_text import PAGE_BYTES, format_body
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.deliveries import retries as bulk_retry
 from services.relay.model import OWN_SOURCE, Message
-from services.relay.outbox.operators import bulk_retry
-from services.relay.outbox.operators.quarantine import MAX_BODY_BYTES
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.outbox.quarantine import MAX_BODY_BYTES
+from services.relay.quarantine.pages import PAGE_BYTES, format_body
 from tests.relay.served_relay import Scripted, post, reaches, served, settings, until, webhook_of
 
 ADMIN = {"Authorization": "Bearer an-admin-token-of-tests"}

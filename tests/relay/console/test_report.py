@@ -12,12 +12,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.relay.console.pages import deferred_part
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.queries import report as outbox_report
-from services.relay.outbox.queries.delivery_list import _EXPECTED_SINCE
-from services.relay.report import reader
+from services.relay.deliveries.queries import _EXPECTED_SINCE
+from services.relay.outbox.store import StoreUnavailableError, open_store
+from services.relay.preview import pages as deferred_part
+from services.relay.report import queries as outbox_report
+from services.relay.report import report as reader
 from tests.relay.console.test_api import get
 from tests.relay.report.small_history import HOSTILE, SINCE, add_small_history, check_csv, check_report
 from tests.relay.served_relay import Scripted, served, settings

@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.channels.port import SendError, SendReason, SendScope
 from tests.relay.served_relay import Scripted, hang, post, reaches, served, settings, webhook_of
 
 REFUSED = SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks")

@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.relay.console import alertmanager_trees
+from services.relay.routes import alertmanager as alertmanager_trees
 from tests.relay.real_alertmanager import run_alertmanager
 from tests.relay.served_relay import Scripted, served, settings
 

@@ -10,21 +10,16 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from services.relay.console.incidents.details import build_details
-from services.relay.console.incidents.entries import EntryKind
-from services.relay.console.incidents.post_mortem import PostMortem, build_json, build_markdown
-from services.relay.console.incidents.reader import IncidentView
-from services.relay.console.incidents.timeline import Timeline, build_timeline, decode_record
-from services.relay.delivery.links import LinkRules
-from services.relay.exporter_api import FailureHistory, KeyFailure
+from services.relay.acknowledgement.store import acknowledge
+from services.relay.apis import FailureHistory, KeyFailure
+from services.relay.deliveries.retries import send_elsewhere
+from services.relay.delivery.message import LinkRules
+from services.relay.incidents.post_mortem import IncidentView, PostMortem, build_details, build_json, build_markdown
+from services.relay.incidents.queries import EpisodeHistory, EventRecord, read_episode, read_incident
+from services.relay.incidents.timeline import EntryKind, Timeline, build_timeline, decode_record
 from services.relay.model import Alert, Event, Status, encode_event
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators.acknowledgement import acknowledge
-from services.relay.outbox.operators.requeue import requeue
-from services.relay.outbox.operators.sending_elsewhere import send_elsewhere
-from services.relay.outbox.queries.incident_list import read_incident
-from services.relay.outbox.queries.timeline_query import read_episode
-from services.relay.outbox.queries.timeline_records import EpisodeHistory, EventRecord
+from services.relay.outbox.dead_letters import requeue
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.http.json_api import format_json_time
 from shared.sql import database_url

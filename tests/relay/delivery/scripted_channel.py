@@ -6,9 +6,8 @@ import signal
 import time
 from collections.abc import Sequence
 
-from services.relay.channels.port import Attempt, Channel, ChannelSettings, Receipt
+from services.relay.channels.port import Attempt, Channel, ChannelSettings, Receipt, SendError, SendReason, SendScope
 from services.relay.model import Message
-from services.relay.send_error import SendError, SendReason, SendScope
 from shared.check import Check
 
 REFUSED = SendError(

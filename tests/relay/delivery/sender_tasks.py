@@ -9,7 +9,7 @@ import pytest
 
 from services.relay.channels.port import Progress
 from services.relay.delivery.attempt import Sender, SenderSettings
-from services.relay.delivery.links import LinkRules
+from services.relay.delivery.message import LinkRules
 from services.relay.model import DeliveryTask, encode_event
 from tests.relay.delivery.scripted_channel import RemarkDrivenSettings
 from tests.relay.served_relay import event_of

@@ -10,14 +10,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from services.relay.channels.port import Attempt, DeliveryLeaseLostError, Receipt
+from services.relay.channels.port import Attempt, DeliveryLeaseLostError, Receipt, SendError, SendReason, SendScope
+from services.relay.deliveries.queries import DeliveryDetails, read_delivery
 from services.relay.delivery.attempt import SenderSettings, open_local_sender
-from services.relay.delivery.links import LinkRules
+from services.relay.delivery.message import LinkRules
 from services.relay.delivery.task import Deliverer
 from services.relay.model import DeliveryTask
-from services.relay.outbox.queries.delivery_list import DeliveryDetails, read_delivery
 from services.relay.outbox.tables import DeliveryState
-from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.delivery.worker_harness import NEARLY, Rig, broken, rig
 from tests.relay.outbox.actions import claim_one, claim_some
 from tests.relay.served_relay import Scripted, ScriptedSettings, until

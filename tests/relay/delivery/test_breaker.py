@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from services.relay.outbox.channel_state.breaker import FAILURE_THRESHOLD
-from services.relay.outbox.queries import delivery_list
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.deliveries import queries as delivery_list
+from services.relay.outbox.channels import FAILURE_THRESHOLD
 from tests.relay.delivery.worker_harness import rig
 from tests.relay.served_relay import Scripted, hang, until
 

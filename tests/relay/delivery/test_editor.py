@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.delivery import worker
-from services.relay.delivery.editor import build_editors
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.delivery.worker import build_editors
 from tests.relay.delivery.worker_harness import broken, rig
 from tests.relay.served_relay import (
     Scripted,

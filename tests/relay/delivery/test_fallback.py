@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.delivery import worker
-from services.relay.delivery.retry_policy import RetryPolicy
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.delivery.task import RetryPolicy
 from services.relay.outbox.fallback import FALLBACK_STEP
-from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.recovery import sweep
+from services.relay.outbox.store import StoreUnavailableError
 from services.relay.outbox.tables import DeliveryState
-from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.delivery.worker_harness import LANES, broken, rig
 from tests.relay.served_relay import Scripted, hang, until
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.delivery.links import LinkRules, build_links, check_template
-from services.relay.delivery.message import build_message
+from services.relay.delivery.message import LinkRules, build_links, build_message, check_template
 from services.relay.model import Alert, Status, encode_event
 from services.relay.text import MAX_URL
 from tests.relay.channels.examples import example, settings

@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from services.relay.delivery.retry_policy import RetryPolicy
-from services.relay.outbox.operators.requeue import retry_channel
-from services.relay.outbox.operators.retry import retry_delivery
+from services.relay.deliveries.retries import retry_delivery
+from services.relay.delivery.task import RetryPolicy
+from services.relay.outbox.dead_letters import retry_channel
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery.worker_harness import Rig, broken, rig

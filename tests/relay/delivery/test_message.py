@@ -6,8 +6,7 @@ from pathlib import Path
 
 from services.relay import text
 from services.relay.delivery.message import merge_events
-from services.relay.event_size import limit_size
-from services.relay.model import Alert, Event, Status, collect_digests, encode_event
+from services.relay.model import Alert, Event, Status, collect_digests, encode_event, limit_size
 from tests.relay.delivery.worker_harness import broken, rig
 from tests.relay.served_relay import Scripted, event_of
 

@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.delivery.task import RetryPolicy, compute_retry_delay
 
 POLICY = RetryPolicy(backoff_initial=1, backoff_max=300, give_up_after=86400)
 

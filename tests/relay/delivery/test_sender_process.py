@@ -9,10 +9,9 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from services.relay.channels.port import DeliveryLeaseLostError, Progress
+from services.relay.channels.port import DeliveryLeaseLostError, Progress, SendReason, SendScope
 from services.relay.delivery.attempt import ProgressNotSavedError, Sender
 from services.relay.delivery.sender_process import open_sender_process
-from services.relay.send_error import SendReason, SendScope
 from tests.relay.delivery.scripted_channel import REFUSED
 from tests.relay.delivery.sender_tasks import SETTINGS, hang_there, never, outgoing, process_of
 from tests.relay.served_relay import until

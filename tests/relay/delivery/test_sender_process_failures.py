@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 import pytest
 from structlog.testing import capture_logs
 
+from services.relay.channels.port import SendReason, SendScope
 from services.relay.delivery.attempt import RemoteSender, Sender, SendResult
 from services.relay.delivery.sender_process import open_sender_process
-from services.relay.send_error import SendReason, SendScope
 from tests.relay.delivery.sender_tasks import SETTINGS, has_exited, never, outgoing, process_of, sending_processes
 from tests.relay.served_relay import until
 

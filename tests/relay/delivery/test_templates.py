@@ -15,10 +15,18 @@ import structlog
 
 from services.relay import metrics
 from services.relay.delivery import templates
-from services.relay.delivery.template_process import TemplateProblem, TemplateProcess
 from services.relay.delivery.template_rendering import Request
-from services.relay.delivery.template_variables import VARIABLE_NAMES, AlertVariables, Variables, build_variables
-from services.relay.delivery.templates import MAX_SOURCE, MessageTemplates, check_template_folder
+from services.relay.delivery.templates import (
+    MAX_SOURCE,
+    VARIABLE_NAMES,
+    AlertVariables,
+    MessageTemplates,
+    TemplateProblem,
+    TemplateProcess,
+    Variables,
+    build_variables,
+    check_template_folder,
+)
 from services.relay.model import Message
 from services.relay.text import format_description, format_summary, format_title
 from shared.config.file_checks import FileCheckError

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.port import Attempt, Receipt
-from services.relay.delivery.retry_policy import RetryPolicy
+from services.relay.channels.port import Attempt, Receipt, SendError, SendReason, SendScope
+from services.relay.delivery.task import RetryPolicy
 from services.relay.delivery.worker import SendingLimits
-from services.relay.outbox.due_deliveries import MAX_CLAIM_BYTES
+from services.relay.outbox.storm import MAX_CLAIM_BYTES
 from services.relay.outbox.tables import DeliveryState
-from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.delivery.worker_harness import LANES, NEARLY, QUICK, broken, rig
 from tests.relay.served_relay import Scripted, event_of, hang, statuses, until
 

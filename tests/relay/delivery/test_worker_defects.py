@@ -13,17 +13,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.deliveries.queries import read_delivery
 from services.relay.delivery.attempt import SaveProgress, SendResult
-from services.relay.delivery.retry_policy import RetryPolicy
-from services.relay.delivery.task import DeliveryContext
+from services.relay.delivery.task import DeliveryContext, RetryPolicy
 from services.relay.delivery.worker import SendingLimits, Worker
 from services.relay.metrics import Metrics
 from services.relay.model import DeliveryTask
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.queries.delivery_list import read_delivery
+from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import DeliveryState, events
-from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql import database_url
 from tests.fork_server import forked
 from tests.relay.delivery.worker_harness import LANES, QUICK, rig

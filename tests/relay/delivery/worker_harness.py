@@ -10,20 +10,18 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.deliveries import queries as delivery_list
+from services.relay.deliveries.queries import DeliveryFilter, DeliverySummary, list_deliveries
 from services.relay.delivery.attempt import SenderSettings, open_local_sender
-from services.relay.delivery.enrichment.enricher import NO_ENRICHMENT, EnrichmentSettings
-from services.relay.delivery.links import LinkRules
-from services.relay.delivery.retry_policy import RetryPolicy
-from services.relay.delivery.task import DeliveryContext
+from services.relay.delivery.enrichment import NO_ENRICHMENT, EnrichmentSettings
+from services.relay.delivery.message import LinkRules
+from services.relay.delivery.task import DeliveryContext, RetryPolicy
 from services.relay.delivery.worker import SendingLimits, Worker
 from services.relay.metrics import Metrics
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.queries import delivery_list
-from services.relay.outbox.queries.delivery_list import DeliverySummary, list_deliveries
-from services.relay.outbox.queries.delivery_search import DeliveryFilter
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.outbox.store import open_store
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.served_relay import Scripted, ScriptedSettings, event_of, until

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from services.relay.model import Message
-from services.relay.preview.page import format_pretty
+from services.relay.preview.render import format_pretty
 from shared.config.settings import Address
 from tests.relay.channels.examples import PAYLOADS, SECRET, detailed, example, message, settings, titled
 

@@ -10,8 +10,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.relay.intake import endpoint, webhook_parser
-from services.relay.intake.webhook_parser import ParsedWebhook
+from services.relay.intake import endpoint
+from services.relay.intake import webhook as webhook_parser
+from services.relay.intake.webhook import ParsedWebhook
 from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS
 from tests.relay.intake.test_endpoint import locked
 from tests.relay.served_relay import Scripted, post, served, settings, webhook_of

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from services.relay.intake import deduplication, webhook_parser
+from services.relay.intake import acceptance as deduplication
+from services.relay.intake import webhook as webhook_parser
 from services.relay.model import Event, Status, build_fingerprint, build_incident_id, encode_event
 from services.relay.outbox.accept import DeliveryPlan
 from services.relay.outbox.incidents import EarlierEvent, IncidentState

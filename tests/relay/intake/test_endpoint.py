@@ -22,9 +22,9 @@ from services.relay.delivery.attempt import open_local_sender
 from services.relay.intake import endpoint
 from services.relay.intake.acceptance import IntakeRules
 from services.relay.metrics import Metrics
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.operators import quarantine
-from shared.http import body_limits
+from services.relay.outbox import quarantine
+from services.relay.outbox.store import open_store
+from shared.http import limits as body_limits
 from shared.sql import database_url
 from tests.relay.served_relay import (
     TOKEN,

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.relay.intake.heartbeats import HeartbeatMatcher, split_heartbeats
-from services.relay.intake.routing import parse_matcher
+from services.relay.intake.routing import HeartbeatMatcher, parse_matcher, split_heartbeats
 from services.relay.model import Event, Status
 from tests.relay.monitors.monitored_outbox import event
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.intake.pasted_labels import parse_labels
+from services.relay.routes.explanation import parse_labels
 
 X = {"alertname": "X", "severity": "critical"}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.operators import quarantine
+from services.relay.outbox import quarantine
+from services.relay.outbox.store import open_store
 from shared.sql import database_url
 from tests.relay.served_relay import TOKEN, Scripted, metric, payload, post, served, settings, until
 

@@ -11,26 +11,25 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import func, select, update
 
 from services.relay.intake.acceptance import Acceptance, IntakeRules
-from services.relay.intake.heartbeats import HeartbeatMatcher
-from services.relay.intake.replay import (
+from services.relay.intake.routing import HeartbeatMatcher, Route, parse_matcher
+from services.relay.intake.webhook import MalformedWebhookError, parse_webhook
+from services.relay.metrics import Metrics
+from services.relay.model import EscalationStep
+from services.relay.outbox import quarantine
+from services.relay.outbox.accept import AcceptResult
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.quarantine import AlreadyReplayedError, UnknownEntryError
+from services.relay.outbox.retention import ByteLimit
+from services.relay.outbox.store import Store, open_store
+from services.relay.outbox.tables import events
+from services.relay.outbox.tables import quarantine as table
+from services.relay.quarantine.replay import (
     IncidentStatus,
     NotConfirmedError,
     ReplayPreview,
     ReplayRefusedError,
     Replays,
 )
-from services.relay.intake.routing import Route, parse_matcher
-from services.relay.intake.webhook_parser import MalformedWebhookError, parse_webhook
-from services.relay.metrics import Metrics
-from services.relay.model import EscalationStep
-from services.relay.outbox.accept import AcceptResult
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators import quarantine
-from services.relay.outbox.operators.audit import OutboxAudit
-from services.relay.outbox.operators.quarantine import AlreadyReplayedError, UnknownEntryError
-from services.relay.outbox.retention.byte_limit import ByteLimit
-from services.relay.outbox.tables import events
-from services.relay.outbox.tables import quarantine as table
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.served_relay import webhook_of
 

@@ -5,11 +5,10 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.intake.heartbeats import HeartbeatMatcher
-from services.relay.intake.route_explanation import explain_route
-from services.relay.intake.routing import Route, parse_matcher
-from services.relay.intake.webhook_parser import parse_webhook
+from services.relay.intake.routing import HeartbeatMatcher, Route, parse_matcher
+from services.relay.intake.webhook import parse_webhook
 from services.relay.model import EscalationStep
+from services.relay.routes.explanation import explain_route
 from tests.relay.served_relay import webhook_of
 
 STEPS = (EscalationStep(600.0, ("boss",)),)

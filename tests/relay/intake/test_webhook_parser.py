@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.intake import webhook_parser
+from services.relay.intake import webhook as webhook_parser
 from services.relay.model import Status
 from tests.relay.served_relay import PAYLOADS, payload, webhook_of
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.interactive.press import Action, parse_press
+from services.relay.acknowledgement.presses import Action, parse_press
 from shared.http.untrusted_json import UntrustedJsonError
 
 PAYLOAD: dict[str, Any] = {

@@ -97,7 +97,7 @@ async def test_what_cannot_be_committed_is_not_acknowledged(
     relay: PressedRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = await relay.fire()
-    monkeypatch.setattr("services.relay.interactive.press_handler.acknowledge", _fail)
+    monkeypatch.setattr("services.relay.acknowledgement.presses.acknowledge", _fail)
     assert not await relay.press(message, "acknowledge")
     assert await metric(relay.client, "relay_presses_total", action="acknowledge", outcome="failed") == 1
     monkeypatch.undo()
@@ -105,7 +105,7 @@ async def test_what_cannot_be_committed_is_not_acknowledged(
 
 
 async def _fail(*_arguments: object, **_options: object) -> None:
-    from services.relay.outbox.engine.work_queue import StoreUnavailableError
+    from services.relay.outbox.store import StoreUnavailableError
 
     raise StoreUnavailableError("the disk is full")
 

@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.slack.workspace import TEAM, SlackMessage, create_message
-from services.relay.interactive.press_handler import PressHandler
-from services.relay.interactive.web_api import SlackWebApi
+from services.relay.acknowledgement.presses import PressHandler
+from services.relay.acknowledgement.socket_mode import SlackWebApi
 from services.relay.metrics import Metrics
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators.audit import OutboxAudit
-from services.relay.outbox.operators.silences import claim_silence
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.store import Store, open_store
+from services.relay.silences.store import claim_silence
 from shared.net.egress import EgressSettings
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.interactive.pressed_relay import ANNA, CRITICAL

@@ -15,10 +15,10 @@ from aiohttp import web
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.interactive import silence_worker
 from services.relay.model import build_incident_id
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.operators.silences import SilenceRequest, request_silence
+from services.relay.outbox.store import open_store
+from services.relay.silences import worker as silence_worker
+from services.relay.silences.store import SilenceRequest, request_silence
 from shared.sql.database_url import DatabaseUrl
 from tests.ops.conftest import Start
 from tests.relay.interactive.pressed_relay import (

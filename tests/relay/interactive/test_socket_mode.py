@@ -14,8 +14,7 @@ from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack.socket_mode import MAX_CONNECTIONS
 from ops.demo.stand_ins.slack.workspace import PEOPLE, create_message
-from services.relay.interactive.socket_mode import SocketModeClient, SocketTimes
-from services.relay.interactive.web_api import SlackCallError, SlackWebApi
+from services.relay.acknowledgement.socket_mode import SlackCallError, SlackWebApi, SocketModeClient, SocketTimes
 from services.relay.metrics import Metrics
 from shared.net.egress import EgressSettings
 from tests.relay.interactive.pressed_relay import CRITICAL, add_buttons

@@ -18,9 +18,8 @@ from services.relay.app import SELF_AUTHENTICATED_PATHS, run_relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.outbox.tables import sessions
-from shared.http.web_config_reload import WebConfigFile
-from shared.process.hot_reload import ReloadMiddleware
-from shared.process.server_runner import ServerRunner
+from shared.http.web_config import WebConfigFile
+from shared.process.server import ReloadMiddleware, ServerRunner
 
 BASE = "http://relay.example.org"
 PASSWORD = "a-password-of-somebody"

@@ -11,6 +11,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet, RSAKey
 
+from services.relay.config import OidcSettings
 from services.relay.login.oidc import (
     IdTokenRules,
     LoginAttempt,
@@ -20,7 +21,6 @@ from services.relay.login.oidc import (
     _import_keys,
     verify_id_token,
 )
-from services.relay.login.settings import OidcSettings
 from shared.config.server_settings import Role
 
 NOW = 1_800_000_000

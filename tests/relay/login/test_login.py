@@ -6,9 +6,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.relay.login.sessions import clean_next_path
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.operators.sessions import IDLE_SECONDS, MAX_SECONDS
+from services.relay.login.sessions import IDLE_SECONDS, MAX_SECONDS, clean_next_path
+from services.relay.outbox.store import StoreUnavailableError
 from shared.config.server_settings import Role
 from shared.http.fair_queue import QueueFullError
 from shared.http.password_check import PasswordChecker

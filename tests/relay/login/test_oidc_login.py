@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from services.relay.config import RelaySettings
 from services.relay.login.oidc import ATTEMPT_SECONDS, LoginAttempt, OidcClient, OidcError
-from services.relay.login.person import Login
+from services.relay.login.sessions import Login
 from shared.config.server_settings import Role
 from tests.relay.console.test_api import Clock
 from tests.relay.login.provider import Provider, drop_from_id_tokens, open_provider

@@ -7,8 +7,7 @@ import pytest
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from services.relay.config import RelaySettings
-from services.relay.login.settings import ProxyLoginSettings
+from services.relay.config import ProxyLoginSettings, RelaySettings
 from tests.relay.login.served_login import build_settings, find_csrf_token, open_relay, read_audit, token
 
 PROXY = "10.0.0.7"

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from shared.config.server_settings import Role
-from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.access import ProtectedRoute, RouteRequirements
 from tests.relay.login.served_login import Relay, build_settings, find_csrf_token, log_in, open_relay, read_audit, token
 
 ACTIONS = {

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry
 from sqlalchemy import select
 
-from services.relay.intake import deduplication
+from services.relay.intake import acceptance as deduplication
 from services.relay.metrics import Metrics
 from services.relay.model import (
     Alert,
@@ -22,8 +22,8 @@ from services.relay.model import (
 )
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries, events
 from shared.sql.database_url import DatabaseUrl
 

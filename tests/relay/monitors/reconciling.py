@@ -2,12 +2,7 @@
 
 from datetime import UTC, datetime
 
-from services.relay.alertmanager_api import (
-    ActiveAlert,
-    AlertmanagerClient,
-    AlertmanagerError,
-    AlertmanagerState,
-)
+from services.relay.apis import ActiveAlert, AlertmanagerClient, AlertmanagerError, AlertmanagerState
 from services.relay.model import Event, Status
 from services.relay.monitors.reconcile import CLOSED_REMARK, Reconciler, ReconcileTimes
 from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, event

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckMonitor
-from services.relay.outbox.channel_state.channel_checks import CheckKind, CheckRow, list_checks
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.channel_health.checks import ChannelChecker, ChannelCheckMonitor
+from services.relay.channel_health.store import CheckKind, CheckRow, list_checks
+from services.relay.outbox.store import Store, open_store
 from shared.check import CheckOutcome, CheckResult
 from shared.sql.database_url import create_sqlite_url
 from tests.relay.outbox.channel_breakers import Clock

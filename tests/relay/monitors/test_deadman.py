@@ -11,7 +11,7 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from services.relay.model import Status
-from services.relay.monitors.deadman import DRAIN_WINDOW, MAX_WAITING_AGE, DeadMansSwitch
+from services.relay.monitors.watchdog import DRAIN_WINDOW, MAX_WAITING_AGE, DeadMansSwitch
 from tests.ops.rules import ALERTS
 from tests.relay.monitors.monitored_outbox import CHANNELS, Clock, MonitoredOutbox, event
 from tests.relay.outbox.actions import claim_one, end_attempt

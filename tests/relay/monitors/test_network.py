@@ -8,11 +8,11 @@ import pytest
 import yaml
 from aiohttp import web
 
-from services.relay.alertmanager_api import AlertmanagerClient
+from services.relay.apis import AlertmanagerClient
 from services.relay.app import build_monitor_settings
 from services.relay.config import RelaySettings
-from services.relay.monitors.deadman import DeadMansSwitch
 from services.relay.monitors.supervisor import MonitorSettings
+from services.relay.monitors.watchdog import DeadMansSwitch
 from shared.config.settings import Address, load_settings
 from tests.relay.monitors.monitored_outbox import MonitoredOutbox
 from tests.shared.certificates import LOCALHOST, Authority

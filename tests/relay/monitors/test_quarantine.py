@@ -1,9 +1,9 @@
 """A quarantined webhook is published on the default channels, once, until none came for an hour."""
 
 from services.relay.model import Status
-from services.relay.monitors.quarantine import QuarantineMonitor
-from services.relay.outbox.operators import quarantine
-from services.relay.outbox.operators.quarantine import RefusedWebhook
+from services.relay.monitors.self_alerts import QuarantineMonitor
+from services.relay.outbox import quarantine
+from services.relay.outbox.quarantine import RefusedWebhook
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox
 
 

@@ -7,7 +7,7 @@ import pytest
 from services.relay.model import Status
 from services.relay.monitors.reconcile import CLOSED_REMARK
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog, WatchdogMonitor
-from services.relay.outbox import watchdog_silence
+from services.relay.outbox import heartbeats as watchdog_silence
 from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, event
 from tests.relay.monitors.reconciling import Answers, latest, minutes, reconcile
 

@@ -4,7 +4,7 @@ from sqlalchemy import update
 
 from services.relay.model import Status
 from services.relay.monitors.reconcile import CLOSED_REMARK, REFIRED_REMARK
-from services.relay.outbox.restore_detection import COMPARE_DELAY, detect_restore
+from services.relay.outbox.recovery import COMPARE_DELAY, detect_restore
 from services.relay.outbox.tables import database_identity
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, event
 from tests.relay.monitors.reconciling import Answers, latest, minutes, reconcile

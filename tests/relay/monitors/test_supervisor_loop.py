@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.relay.monitors.supervisor import run_forever
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.store import StoreUnavailableError
 
 pytestmark = pytest.mark.looptime
 

@@ -10,9 +10,9 @@ from aiohttp import web
 
 from services.relay.monitors.supervisor import Monitors, MonitorSettings
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
-from services.relay.outbox import watchdog_silence
-from services.relay.outbox.operators import quarantine
-from services.relay.outbox.operators.quarantine import RefusedWebhook
+from services.relay.outbox import heartbeats as watchdog_silence
+from services.relay.outbox import quarantine
+from services.relay.outbox.quarantine import RefusedWebhook
 from shared.sql import database_url
 from tests.conftest import Until
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, open_monitored_outbox

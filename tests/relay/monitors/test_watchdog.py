@@ -9,8 +9,8 @@ import pytest
 
 from services.relay.model import Status
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog, WatchdogMonitor
-from services.relay.outbox import watchdog_silence
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox import heartbeats as watchdog_silence
+from services.relay.outbox.store import StoreUnavailableError
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, event
 
 WATCHDOG = Watchdog("Watchdog", 180.0, ("email", "pagerduty"), None)

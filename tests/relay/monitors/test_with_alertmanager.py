@@ -13,7 +13,7 @@ import pytest
 import yaml
 from aiohttp import web
 
-from services.relay.intake import webhook_parser
+from services.relay.intake import webhook as webhook_parser
 from services.relay.model import Event, Status
 from services.relay.monitors.reconcile import CLOSED_REMARK, REFIRED_REMARK, ReconcileTimes
 from services.relay.monitors.supervisor import Monitors, MonitorSettings

@@ -8,12 +8,11 @@ from sqlalchemy import update
 from services.relay.delivery.task import prepare_task
 from services.relay.model import DeliveryTask, EscalationStep, Event, decode_event
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.channel_state.breaker import ChannelEffect, PauseLimits
+from services.relay.outbox.channels import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
+from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 from tests.relay.served_relay import event_of
 

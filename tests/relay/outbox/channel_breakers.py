@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from services.relay.deliveries import queries as delivery_list
+from services.relay.deliveries.queries import ChannelState
 from services.relay.model import DeliveryTask
-from services.relay.outbox.channel_state.breaker import FAILURE_THRESHOLD, ChannelEffect
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.queries import delivery_list
-from services.relay.outbox.queries.delivery_list import ChannelState
+from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.receipt import OutcomeResult
+from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.outbox.actions import accept, claim_some, end_attempt
 

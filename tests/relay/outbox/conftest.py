@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.store import Store, open_store
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.channel_breakers import Clock
 from tests.relay.outbox.rows import Rows

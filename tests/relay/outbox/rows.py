@@ -6,8 +6,7 @@ from uuid import uuid4
 
 from sqlalchemy import Table, func, insert, select, update
 
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store
+from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import UNFINISHED, DeliveryState, attempts, deliveries, events, incidents
 
 

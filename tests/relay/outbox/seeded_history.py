@@ -20,10 +20,9 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Table, func, insert, select, text
 
 from services.relay.model import Event, Status, build_fingerprint, build_incident_id, encode_event
-from services.relay.outbox.engine.batching import BulkStatement, Transaction
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.queries.context import build_service_id, build_title
-from services.relay.outbox.shared_dedup_key import build_group_id
+from services.relay.outbox.context import build_service_id, build_title
+from services.relay.outbox.groups import build_group_id
+from services.relay.outbox.store import BulkStatement, Store, Transaction
 from services.relay.outbox.tables import attempts, deliveries, edits, events, incidents
 from shared.config.settings import Address
 from tests.relay.channels.examples import SECRET, example, message, settings

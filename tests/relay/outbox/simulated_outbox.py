@@ -13,9 +13,11 @@ from typing import Any, Final, Protocol, TypeVar
 import pytest
 from sqlalchemy import select
 
-from services.relay.delivery.links import LinkRules
+from services.relay.acknowledgement.store import EpisodeOverError, acknowledge, escalate_due, unacknowledge
+from services.relay.deliveries import queries as delivery_list
+from services.relay.delivery.message import LinkRules
 from services.relay.delivery.task import _merge_events
-from services.relay.intake.deduplication import plan_event
+from services.relay.intake.acceptance import plan_event
 from services.relay.model import (
     DeliveryTask,
     EscalationStep,
@@ -26,18 +28,15 @@ from services.relay.model import (
 )
 from services.relay.outbox import tables
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.channel_state.breaker import ChannelEffect
+from services.relay.outbox.channels import ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.escalation import escalate_due
 from services.relay.outbox.fallback import fall_back
+from services.relay.outbox.groups import ACKNOWLEDGED, read_provider_acknowledgement
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.operators.acknowledgement import EpisodeOverError, acknowledge, unacknowledge
-from services.relay.outbox.operators.provider_acknowledgement import ACKNOWLEDGED, read_provider_acknowledgement
-from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest, record_outcome
-from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.recovery import sweep
+from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import DeliveryState, deliveries, events, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery_oracle.claims import check_claim

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from services.relay.model import Status
-from services.relay.outbox.channel_state.breaker import commit_allow_trial
-from services.relay.outbox.delivery_lease import release_leases, save_progress
-from services.relay.outbox.operators.dead_letters import DeadLetterFilter
-from services.relay.outbox.operators.requeue import requeue, requeue_dead
+from services.relay.outbox.channels import commit_allow_trial
+from services.relay.outbox.claim import release_leases, save_progress
+from services.relay.outbox.dead_letters import DeadLetterFilter, requeue, requeue_dead
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.delivery_oracle.evidence import Delivery
 from tests.relay.delivery_oracle.outbox_invariants import find_heir

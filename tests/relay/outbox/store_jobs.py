@@ -7,8 +7,7 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy import insert, select
 
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store
+from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import quarantine
 from tests.relay.served_relay import until
 

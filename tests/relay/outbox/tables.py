@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 from sqlalchemy import Engine
 
-from services.relay.outbox.engine import dialect
-from services.relay.outbox.engine.revision import create_tables
+from services.relay.outbox import database as dialect
+from services.relay.outbox.database import create_tables
 from shared.sql.database_url import DatabaseUrl
 
 

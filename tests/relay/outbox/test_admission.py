@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.channel_state.breaker import ChannelEffect, commit_allow_trial
+from services.relay.deliveries import queries as delivery_list
+from services.relay.deliveries.queries import DeliveryFilter, list_deliveries
+from services.relay.outbox.channels import ChannelEffect, commit_allow_trial
 from services.relay.outbox.claim import ClaimResult
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.queries import delivery_list
-from services.relay.outbox.queries.delivery_list import list_deliveries
-from services.relay.outbox.queries.delivery_search import DeliveryFilter
-from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.recovery import sweep
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from tests.relay.outbox.actions import accept, claim_one, claim_some, nothing_due

@@ -3,10 +3,10 @@
 import asyncio
 import time
 
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.operators.quarantine import quarantine_webhook
-from services.relay.outbox.overview.webhook_times import read_webhook_times
-from services.relay.outbox.watchdog_silence import count_silence, read_heartbeats, record_heartbeats
+from services.relay.now.overview import read_webhook_times
+from services.relay.outbox.heartbeats import count_silence, read_heartbeats, record_heartbeats
+from services.relay.outbox.quarantine import quarantine_webhook
+from services.relay.outbox.store import open_store
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept
 from tests.relay.outbox.rows import Rows

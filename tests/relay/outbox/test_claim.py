@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from services.relay.deliveries.queries import DeliveryFilter, list_deliveries, read_delivery
 from services.relay.model import decode_event
-from services.relay.outbox.claim import ClaimRequest, claim_due
-from services.relay.outbox.delivery_lease import read_merged_events, release_leases, save_progress
-from services.relay.outbox.due_deliveries import MAX_CLAIM_BYTES
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.queries.delivery_list import list_deliveries, read_delivery
-from services.relay.outbox.queries.delivery_search import DeliveryFilter
-from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.claim import ClaimRequest, claim_due, read_merged_events, release_leases, save_progress
+from services.relay.outbox.recovery import sweep
+from services.relay.outbox.store import Store, open_store
+from services.relay.outbox.storm import MAX_CLAIM_BYTES
 from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl

@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, select, update
 
+from services.relay.deliveries import queries as delivery_list
 from services.relay.model import DeliveryTask, Status, decode_event
-from services.relay.outbox.channel_state.breaker import FAILURE_THRESHOLD, ChannelEffect
-from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
-from services.relay.outbox.delivery_lease import release_leases, save_progress
+from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect
+from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due, release_leases, save_progress
+from services.relay.outbox.dead_letters import requeue
 from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators.requeue import requeue
-from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest
-from services.relay.outbox.retention.by_age import prune_before
+from services.relay.outbox.retention import prune_before
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, attempts, deliveries, edits, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import PAUSES, accept, end_attempt, prepare

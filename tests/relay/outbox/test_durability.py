@@ -15,12 +15,10 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.outbox import database as dialect
 from services.relay.outbox import tables as schema
-from services.relay.outbox.engine import dialect
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, Transaction, open_store
 from shared.keyring import database as keyring
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Text, cast, create_engine, func, select, text
 
+from services.relay.acknowledgement.store import acknowledge
 from services.relay.model import DeliveryTask, Status, decode_event
-from services.relay.outbox import edit_requests, edits
+from services.relay.outbox import edits
+from services.relay.outbox import edits as edit_requests
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.channel_state.served_channels import record_served_channels
+from services.relay.outbox.channels import record_served_channels
 from services.relay.outbox.edits import EditClaim, EditClaimRequest, EditClaimResult, EditOutcome, EditResult
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators.acknowledgement import acknowledge
-from services.relay.outbox.retention.by_age import prune_before
+from services.relay.outbox.retention import prune_before
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl

@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import select
 
+from services.relay.acknowledgement.store import Escalation, acknowledge, escalate_due, unacknowledge
 from services.relay.model import EscalationStep
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.escalation import Escalation, escalate_due
-from services.relay.outbox.operators.acknowledgement import acknowledge, unacknowledge
-from services.relay.outbox.operators.audit import OutboxAudit
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass, nothing_due, prepare, take_edits

@@ -5,18 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox import fallback, unserved_channels
-from services.relay.outbox.channel_state.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.fallback import fall_back
+from services.relay.deliveries.queries import DeliveryFilter, list_deliveries
+from services.relay.outbox import fallback
+from services.relay.outbox import fallback as unserved_channels
+from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
+from services.relay.outbox.dead_letters import requeue
+from services.relay.outbox.fallback import fall_back, fall_back_unserved
 from services.relay.outbox.merge import DeliveryChanges
-from services.relay.outbox.operators.requeue import requeue
-from services.relay.outbox.queries.delivery_list import list_deliveries
-from services.relay.outbox.queries.delivery_search import DeliveryFilter
-from services.relay.outbox.retention.by_age import prune_before
-from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.recovery import sweep
+from services.relay.outbox.retention import prune_before
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
-from services.relay.outbox.unserved_channels import fall_back_unserved
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due

@@ -8,7 +8,6 @@ from sqlalchemy import update
 
 from services.relay.model import Event, Status
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import (
     PAGE_SIZE,
     Incident,
@@ -16,6 +15,7 @@ from services.relay.outbox.incidents import (
     iterate_open_incidents,
     read_open_incident,
 )
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.monitors.monitored_outbox import START, event

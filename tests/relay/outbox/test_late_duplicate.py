@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from services.relay.intake.deduplication import plan_event
+from services.relay.intake.acceptance import plan_event
 from services.relay.model import Event, Status, build_fingerprint, build_incident_id
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
+from services.relay.outbox.store import Store, open_store
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import claim_one, nothing_due
 from tests.relay.served_relay import at, event_of

@@ -7,7 +7,7 @@ import pytest
 
 from services.relay.model import DeliveryTask
 from services.relay.outbox.claim import ClaimRequest, claim_due
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl

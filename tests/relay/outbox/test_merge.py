@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.channel_state.breaker import ChannelEffect, commit_allow_trial
-from services.relay.outbox.delivery_lease import save_progress
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.deliveries import queries as delivery_list
+from services.relay.outbox.channels import ChannelEffect, commit_allow_trial
+from services.relay.outbox.claim import save_progress
+from services.relay.outbox.dead_letters import requeue
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.operators.requeue import requeue
-from services.relay.outbox.queries import delivery_list
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl

@@ -12,19 +12,20 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Text, cast, event, insert, select, update
 
+from services.relay.acknowledgement import store as escalation
+from services.relay.deliveries import queries as delivery_list
+from services.relay.incidents import queries as incident_list
 from services.relay.model import EscalationStep
-from services.relay.outbox import claim, escalation, sweeper
-from services.relay.outbox.channel_state.served_channels import record_served_channels
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators import dead_letters, requeue
-from services.relay.outbox.operators.dead_letters import DeadLetterFilter
-from services.relay.outbox.operators.requeue import requeue_dead
-from services.relay.outbox.overview import open_incidents
-from services.relay.outbox.queries import context, delivery_list, delivery_times, incident_list
-from services.relay.outbox.rows import RowQuery
-from services.relay.outbox.shared_dedup_key import may_have_earlier_open
-from services.relay.outbox.tables import DeliveryState, deliveries, incidents
+from services.relay.now import overview as open_incidents
+from services.relay.now import page as delivery_times
+from services.relay.outbox import claim, context, dead_letters
+from services.relay.outbox import dead_letters as requeue
+from services.relay.outbox import recovery as sweeper
+from services.relay.outbox.channels import record_served_channels
+from services.relay.outbox.dead_letters import DeadLetterFilter, requeue_dead
+from services.relay.outbox.groups import may_have_earlier_open
+from services.relay.outbox.store import Store, Transaction, open_store
+from services.relay.outbox.tables import DeliveryState, RowQuery, deliveries, incidents
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import CHANNEL, fill

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.relay.outbox.channel_state.breaker import ChannelEffect
-from services.relay.outbox.delivery_lease import release_leases
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.channels import ChannelEffect
+from services.relay.outbox.claim import release_leases
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due

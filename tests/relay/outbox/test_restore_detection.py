@@ -11,18 +11,18 @@ import pytest
 from sqlalchemy import delete, update
 from structlog.testing import capture_logs
 
+from services.relay.acknowledgement.store import escalate_due
 from services.relay.model import EscalationStep
 from services.relay.outbox.edits import EditClaimRequest, claim_edits
-from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
-from services.relay.outbox.escalation import escalate_due
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.restore_detection import (
+from services.relay.outbox.recovery import (
     COMPARE_DELAY,
     RESTORED_REMARK,
     detect_restore,
     read_postponed_at,
     release_compared,
 )
+from services.relay.outbox.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.tables import DeliveryState, database_identity
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl

@@ -16,11 +16,10 @@ import pytest
 from sqlalchemy import ColumnElement, func, select
 
 from services.relay import outbox
-from services.relay.outbox.operators import dead_letters
-from services.relay.outbox.queries import delivery_search
-from services.relay.outbox.queries.delivery_search import DeliveryFilter, Position
-from services.relay.outbox.rows import CHANNELS, ChannelRow, RowQuery, select_values
-from services.relay.outbox.tables import deliveries
+from services.relay.deliveries import queries as delivery_search
+from services.relay.deliveries.queries import DeliveryFilter, Position
+from services.relay.outbox import dead_letters
+from services.relay.outbox.tables import CHANNELS, ChannelRow, RowQuery, deliveries, select_values
 from tests.row_columns import compare_columns, find_untyped_reads, is_row, list_fields
 
 MODULES = [

@@ -5,7 +5,7 @@ import time
 from sqlalchemy import Connection, select
 
 from services.relay.model import Status, build_incident_id, decode_event
-from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import deliveries, events, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery_oracle.evidence import Channel, Event, read_delivery

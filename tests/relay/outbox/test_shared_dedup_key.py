@@ -8,9 +8,8 @@ from sqlalchemy import text, update
 
 from services.relay.model import DeliveryTask, Event, Status, compute_digest
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.claim import ClaimRequest, claim_due
-from services.relay.outbox.delivery_lease import save_progress
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.claim import ClaimRequest, claim_due, save_progress
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries, events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due, prepare

@@ -13,15 +13,14 @@ from random import Random
 import pytest
 from sqlalchemy import Connection, create_engine, select, text
 
-from services.relay.intake import deduplication
+from services.relay.intake import acceptance as deduplication
 from services.relay.model import DeliveryTask, Event, build_fingerprint, build_incident_id
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.channel_state.breaker import FAILURE_THRESHOLD, ChannelEffect
+from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, claim_due
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.dead_letters import DeadLetterFilter, requeue, requeue_dead
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.operators.dead_letters import DeadLetterFilter
-from services.relay.outbox.operators.requeue import requeue, requeue_dead
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries, events
 from shared.sql.database_url import DatabaseUrl
 from tests.faults.incidents import seeded

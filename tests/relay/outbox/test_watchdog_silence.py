@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import insert, update
 
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.heartbeats import count_silence, read_last_seen, record_heartbeats
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import watchdogs
-from services.relay.outbox.watchdog_silence import count_silence, read_last_seen, record_heartbeats
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.monitors.monitored_outbox import START
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.preview.message import MAX_SIZE, render_mail, render_message
+from services.relay.preview.render import MAX_SIZE, render_mail, render_message
 from shared.config.settings import Address
 from tests.relay.channels.examples import NASTY, SECRET, detailed, example, message, settings, with_text
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.store import Transaction
 from services.relay.outbox.tables import DeliveryState, attempts, audit, deliveries, events, incidents, quarantine
 
 Attempt = tuple[float, float, str, str]

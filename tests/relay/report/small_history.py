@@ -6,8 +6,7 @@ All of it happened in the last week, but for what stands under EARLIER. `T` is t
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store
+from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.report.history_rows import HistoryRows
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from services.relay.outbox.queries.slow_deliveries import SlowAttempt, SlowDelivery
-from services.relay.report.delay import explain_delay
+from services.relay.report.queries import SlowAttempt, SlowDelivery
+from services.relay.report.report import explain_delay
 
 
 def slow(*attempts: tuple[float, float, str], until: float = 1100.0, **changes: Any) -> SlowDelivery:

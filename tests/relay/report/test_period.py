@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from services.relay.report.period import parse_period
+from services.relay.report.report import parse_period
 
 NOW = 1_800_000_000.0
 BERLIN = ZoneInfo("Europe/Berlin")

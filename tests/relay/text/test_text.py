@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 
-from services.relay.delivery.links import LinkRules, build_links
+from services.relay.delivery.message import LinkRules, build_links
 from services.relay.model import Links, Status
 from services.relay.text import (
     MAX_REMARK,

@@ -17,8 +17,10 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
-from services.rotator.backups import backup_file, encrypted_pages, folder
-from services.rotator.backups.backup_file import BackupError, BackupSummary
+from services.rotator import backups as backup_file
+from services.rotator import backups as encrypted_pages
+from services.rotator import backups as folder
+from services.rotator.backups import BackupError, BackupSummary
 from services.rotator.inspection import check_backup
 from services.rotator.report import CommandOutcome
 from services.rotator.session import CommandSession
@@ -68,7 +70,7 @@ async def test_its_content_is_csv_of_metadata_and_wrapped_keys(in_a_file: Rotate
         file, _ = await write(session)
         wrapped = base64.b64decode(backup_file.read_header(file).wrapped)
         key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext
-    ((text, _), (last, _)) = encrypted_pages.read_pages(file, key)
+    ((text, _), (last, _)) = encrypted_pages.read_encrypted_pages(file, key)
     assert json.loads(last)["sha256"] == hashlib.sha256(text).hexdigest()
     rows = list(csv.DictReader(io.StringIO(text.decode())))
     assert [row["id"] for row in rows] == [data_key_id(number) for number in range(3)]
@@ -100,7 +102,11 @@ def test_pages_cannot_be_left_out_or_be_reordered_and_the_last_one_cannot_be_mis
     for page in (b"first", b"other"):
         writer.write_page(page)
     writer.finish(b"at last")
-    assert list(encrypted_pages.read_pages(file, key)) == [(b"first", False), (b"other", False), (b"at last", True)]
+    assert list(encrypted_pages.read_encrypted_pages(file, key)) == [
+        (b"first", False),
+        (b"other", False),
+        (b"at last", True),
+    ]
     size = 4 + 5 + 16
     head, one, two, last = (
         (whole := file.read_bytes())[:3],
@@ -111,7 +117,7 @@ def test_pages_cannot_be_left_out_or_be_reordered_and_the_last_one_cannot_be_mis
     for changed in (head + two + one + last, head + one + last, head + one + two, head + last, head):
         file.write_bytes(changed)
         with pytest.raises(encrypted_pages.FileDamagedError):
-            list(encrypted_pages.read_pages(file, key))
+            list(encrypted_pages.read_encrypted_pages(file, key))
 
 
 async def test_a_backup_that_fails_halfway_leaves_nothing(in_a_file: Rotated) -> None:
@@ -136,7 +142,7 @@ def test_no_file_replaces_another(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         other.finish(b"other")
     other.discard()
-    assert list(encrypted_pages.read_pages(file, bytes(32))) == [(b"first", True)]
+    assert list(encrypted_pages.read_encrypted_pages(file, bytes(32))) == [(b"first", True)]
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -243,7 +249,7 @@ async def test_a_last_page_that_is_of_other_rows_is_noticed(in_a_file: Rotated) 
         header = file.read_bytes().partition(b"\n")[0]
         wrapped = base64.b64decode(backup_file.read_header(file).wrapped)
         key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext
-        ((text, _), _) = encrypted_pages.read_pages(file, key)
+        ((text, _), _) = encrypted_pages.read_encrypted_pages(file, key)
         file.unlink()
         writer = encrypted_pages.EncryptedFileWriter(file, header, key)
         writer.write_page(text)

@@ -14,7 +14,7 @@ from services.backend.admin_api import ADMIN_PATH, build_routes
 from services.rotator.config import RotatorSettings
 from services.rotator.conformance import run_conformance
 from services.rotator.drivers import admin_api
-from services.rotator.drivers.remote_administration import AdminRequest, AdminResponse
+from services.rotator.drivers.admin_api import AdminRequest, AdminResponse
 from shared.config.settings import load_settings
 from shared.keyring.administration import JournalEntry, JournalStep, RefusedError, RotationType, StepOutcome
 from tests.key_versions import Versions

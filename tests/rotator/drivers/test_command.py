@@ -12,7 +12,7 @@ from sqlalchemy import URL
 
 from services.rotator.drivers.command import CommandDriverSettings
 from services.rotator.drivers.registry import open_driver
-from services.rotator.lease_renewal import run_with_lease
+from services.rotator.session import run_with_lease
 from shared.keyring.administration import RefusedError, RotateRequest, RotationType, UnreachableError
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.sql.database_url import create_sqlite_url

@@ -3,13 +3,9 @@ import tracemalloc
 
 import pytest
 
+from services.rotator.drivers.admin_api import AdminRequest, AdminResponse, RemoteAdministration
 from services.rotator.drivers.command import CommandDriverSettings
 from services.rotator.drivers.registry import open_driver
-from services.rotator.drivers.remote_administration import (
-    AdminRequest,
-    AdminResponse,
-    RemoteAdministration,
-)
 from shared.keyring.administration import MAX_RESPONSE_BYTES, UnreachableError
 from shared.kms.gcp.settings import GcpKeySettings
 from tests.backend.conftest import KEY

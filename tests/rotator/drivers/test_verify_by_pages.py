@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from services.rotator.drivers.remote_administration import AdminRequest, AdminResponse, RemoteAdministration
+from services.rotator.drivers.admin_api import AdminRequest, AdminResponse, RemoteAdministration
 from services.rotator.verification import verify_by_pages
+from shared.keyring import verification
 from shared.keyring.administration import Administration, Problem, UnreachableError, VerificationResult
-from shared.keyring.operations import verification
 from tests.rotator.drivers.conftest import Backend
 from tests.rotator.drivers.test_contract import NEW_DEK, rotate
 

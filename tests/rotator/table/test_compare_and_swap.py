@@ -6,10 +6,7 @@ import pytest
 from sqlalchemy import URL
 
 from shared.keyring.database import Database
-from shared.keyring.external.encoding import Encoding
-from shared.keyring.external.layout import TableLayout
-from shared.keyring.external.row_access import Row
-from shared.keyring.external.table_checks import open_table
+from shared.keyring.external.table import Encoding, Row, TableLayout, open_table
 from tests.memory_kms import StoredKey
 from tests.rotator.table.tenants import Tenants
 

@@ -10,7 +10,7 @@ from services.rotator.report import CommandOutcome
 from services.rotator.restore import restore_backup
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType
-from shared.keyring.external.encoding import Encoding
+from shared.keyring.external.table import Encoding
 from tests.memory_kms import StoredKey
 from tests.rotator.table.tenants import PREFIX, Tenants, secret
 

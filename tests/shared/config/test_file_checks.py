@@ -9,7 +9,7 @@ import pytest
 
 from services.relay.config import RelaySettings
 from shared.config.errors import ConfigurationError
-from shared.process.server_runner import prepare_server
+from shared.process.server import prepare_server
 from tests.shared.certificates import Authority, web_yml
 from tests.unreadable_files import as_nobody
 

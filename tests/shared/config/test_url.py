@@ -1,6 +1,6 @@
 import pytest
 
-from shared.config.url import check_base_url, check_http_url, check_secret_url
+from shared.config.settings import check_base_url, check_http_url, check_secret_url
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "https://h/x?y=1#z", "http://[::1]:1/", "http://u:p@h"])

@@ -17,10 +17,19 @@ from structlog.testing import capture_logs
 
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
-from shared.http.audit_log import AuditEntry, AuditUnavailableError, InMemoryAuditLog
-from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
-from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements, describe_action
-from shared.http.refusals import RefusalReason
+from shared.http.access import (
+    USER_SCOPE_KEY,
+    AccessPolicy,
+    AuditEntry,
+    AuditUnavailableError,
+    Authorizer,
+    InMemoryAuditLog,
+    ProtectedRoute,
+    RefusalReason,
+    RouteRequirements,
+    Token,
+    describe_action,
+)
 from shared.http.server import create_application, create_registry
 
 OPEN = "http://127.0.0.1:9912"

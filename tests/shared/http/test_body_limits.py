@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from shared.http.body_limits import ByteBudget
+from shared.http.limits import ByteBudget
 
 
 async def test_who_does_not_fit_waits_for_who_was_first_and_those_behind_wait_too() -> None:

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from shared.config.settings import Address
-from shared.http.connection_limits import AdmissionQueue
+from shared.http.limits import AdmissionQueue
 from shared.http.server import create_application, create_registry, serve
 from tests.relay.served_relay import until
 
@@ -150,14 +150,14 @@ async def test_a_connection_that_was_kept_open_waits_like_others() -> None:
 async def test_what_does_not_arrive_keeps_its_slot_for_a_moment_only(
     piece: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.http.connection_limits._ARRIVAL_SECONDS", 0.1)
+    monkeypatch.setattr("shared.http.limits._ARRIVAL_SECONDS", 0.1)
     async with slow() as it, it.sent(b"", piece[:-2]), it.sent(b"", piece[:-2]), it.sent(b"cccc"):
         await until(lambda: it.in_progress == ["cccc"])
         it.go_on(9)
 
 
 async def test_what_has_arrived_keeps_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.http.connection_limits._ARRIVAL_SECONDS", 0.05)
+    monkeypatch.setattr("shared.http.limits._ARRIVAL_SECONDS", 0.05)
     async with slow() as it, it.sent(b"aaaa"), it.sent(b"bbbb"), it.sent(b"cccc"):
         await until(lambda: len(it.in_progress) == MOST)
         await asyncio.sleep(0.2)

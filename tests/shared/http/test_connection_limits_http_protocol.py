@@ -11,13 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from shared.config.settings import Address
-from shared.http.connection_limits import (
-    MAX_HEAD_BYTES,
-    MAX_HEADERS,
-    MAX_PIPELINED_REQUESTS,
-    MAX_UNFINISHED_HEADS,
-    READ_BYTES,
-)
+from shared.http.limits import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED_REQUESTS, MAX_UNFINISHED_HEADS, READ_BYTES
 from shared.http.server import create_application, create_registry, serve
 from tests.relay.served_relay import until
 
@@ -155,12 +149,12 @@ async def test_only_some_requests_may_come_before_the_first_is_answered(address:
 async def test_a_request_that_does_not_arrive_is_not_waited_for(
     chunks: tuple[bytes, ...], address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.http.connection_limits.HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("shared.http.limits.HEAD_SECONDS", 0.2)
     answer = await answers(address, *chunks, pause=0.05)
     assert answer.count(b"HTTP/1.1 200") == (len(chunks) == 2)
 
 
 async def test_a_body_that_drips_is_waited_for(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.http.connection_limits.HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("shared.http.limits.HEAD_SECONDS", 0.2)
     answer = await answers(address, HEAD + b"Connection: close\r\n\r\n", *(b"a", b"b", b"c", b"d", b"e"), pause=0.1)
     assert answer.endswith(b"abcde")

@@ -12,10 +12,21 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope
 
 from shared.config.server_settings import Role
-from shared.http.authentication import SESSION_SCOPE_KEY, AccessPolicy, Caller, Session
-from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements, get_caller, is_still_authorized
-from shared.http.csrf_token import check_csrf_token, get_csrf_token, send_csrf_cookie
-from shared.http.form import FormError, read_form
+from shared.http.access import (
+    SESSION_SCOPE_KEY,
+    AccessPolicy,
+    Authorizer,
+    Caller,
+    ProtectedRoute,
+    RouteRequirements,
+    Session,
+    check_csrf_token,
+    get_caller,
+    get_csrf_token,
+    is_still_authorized,
+    send_csrf_cookie,
+)
+from shared.http.json_api import FormError, read_form
 from shared.http.server import create_application
 
 ANNA = Session(Caller("anna", Role.RESPONDER), "a" * 43)

@@ -20,7 +20,7 @@ from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.config.settings import Address
 from shared.http import server
-from shared.http.authentication import AccessPolicy, Token
+from shared.http.access import AccessPolicy, Token
 from shared.http.server import StartError, bind_socket, create_application, create_registry, serve
 
 ANY_PORT = Address("127.0.0.1", 0)

@@ -18,10 +18,8 @@ from structlog.testing import capture_logs
 from shared.config.errors import ConfigurationError
 from shared.config.settings import Address
 from shared.http.server import create_application, create_registry, serve
-from shared.http.tls import create_server_context, read_alternative_names
-from shared.http.web_config import read_web_config
-from shared.http.web_config_reload import WebConfigFile
-from shared.process.server_runner import ServerRunner
+from shared.http.web_config import WebConfigFile, create_server_context, read_alternative_names, read_web_config
+from shared.process.server import ServerRunner
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
 from tests.shared.sample import SETTINGS
 

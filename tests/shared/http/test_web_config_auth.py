@@ -17,14 +17,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.http import web_config_auth
-from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
-from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
-from shared.http.connection_limits import RECEIVED_AT
+from shared.http.access import USER_SCOPE_KEY, AccessPolicy, Authorizer, ProtectedRoute, RouteRequirements, Token
 from shared.http.fair_queue import QueueFullError
+from shared.http.limits import RECEIVED_AT
 from shared.http.password_check import PasswordChecker
 from shared.http.server import create_application, create_registry
+from shared.http.web_config import WebConfigFile
 from shared.http.web_config_auth import WebConfigMiddleware
-from shared.http.web_config_reload import WebConfigFile
 
 HASH = bcrypt.hashpw(b"a secret", bcrypt.gensalt(4)).decode()
 ALICE = ("alice", "a secret")

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from shared.config.errors import ConfigurationError
-from shared.http.web_config_reload import WebConfigFile
+from shared.http.web_config import WebConfigFile
 from tests.shared.certificates import Authority, web_yml
 
 HASH = bcrypt.hashpw(b"a secret", bcrypt.gensalt(4)).decode()

@@ -20,12 +20,14 @@ from sqlalchemy import Connection, Select, func, select
 from services import backend
 from services.backend.records import TABLES
 from shared import keyring as package
-from shared.keyring import key_table, rows
-from shared.keyring.journal import metrics, progress
-from shared.keyring.journal.metrics import read_keyring_metrics
-from shared.keyring.records_table import RecordsTable
+from shared.keyring import journal as progress
+from shared.keyring import key_table
+from shared.keyring import rotation_metrics as metrics
+from shared.keyring import tables as rows
+from shared.keyring.key_table import RecordsTable
+from shared.keyring.rotation_metrics import read_keyring_metrics
 from shared.keyring.tables import data_keys
-from shared.kms.profile import GENERIC_PROFILE
+from shared.kms.fixes import GENERIC_PROFILE
 from tests.row_columns import compare_columns, find_untyped_reads, list_fields
 from tests.shared.keyring.keyring import Keyring
 
@@ -38,7 +40,7 @@ MODULES: list[ModuleType] = [
 
 
 class Call(NamedTuple):
-    """A call of one of `shared.keyring.rows`, in a function or beside all of them."""
+    """A call of one of `shared.keyring.tables`, in a function or beside all of them."""
 
     module: ModuleType
     function: str | None

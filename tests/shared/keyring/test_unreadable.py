@@ -9,8 +9,8 @@ from sqlalchemy import URL, Connection
 
 from shared.keyring import store
 from shared.keyring.administration import RefusedError
-from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.model import DataKeyStatus, WrappedKey
+from shared.keyring.rotation_metrics import read_keyring_metrics
 from shared.keyring.store import DataKeyStore
 from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions

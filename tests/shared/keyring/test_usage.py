@@ -9,8 +9,8 @@ from services.backend.records import RECORDS_TABLE, Records
 from shared.keyring import local_key, store
 from shared.keyring.administration import RefusedError, VersionUsage
 from shared.keyring.database import Database, DatabaseError
+from shared.keyring.key_table import RecordsTable
 from shared.keyring.model import LOCAL_KEK, WrappedKey
-from shared.keyring.records_table import RecordsTable
 from shared.keyring.store import DataKeyStore, RetiredVersionError
 from shared.keyring.tables import data_keys, rotations
 from shared.kms.gcp.client import GcpKmsKey

@@ -12,8 +12,7 @@ from google.cloud.kms_v1 import DecryptRequest, DecryptResponse, EncryptRequest,
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from shared.config.settings import Address
-from shared.kms.gcp.checksum import compute_crc32c
-from shared.kms.gcp.client import GcpKmsKey
+from shared.kms.gcp.client import GcpKmsKey, compute_crc32c
 from shared.kms.port import KmsError
 from shared.kms.reason import Reason
 from tests.connections import connections

@@ -2,7 +2,7 @@ import grpc
 import pytest
 from google.cloud.kms_v1 import CryptoKeyVersion
 
-from shared.kms.gcp.errors import parse_grpc_status
+from shared.kms.gcp.client import parse_grpc_status
 from shared.kms.gcp.profile import VERSION_STATES
 from shared.kms.reason import Reason, Scope
 

@@ -7,9 +7,7 @@ import pytest
 
 from shared.config.file_checks import check_files
 from shared.config.settings import Address
-from shared.net.aiohttp_connector import Connector
-from shared.net.egress import Egress, EgressSettings
-from shared.net.proxy import EgressError
+from shared.net.egress import Connector, Egress, EgressError, EgressSettings
 from tests.shared.certificates import Authority
 from tests.shared.net.conftest import StartServer
 from tests.tinyproxy import NOT_LOOPBACK, PASSWORD, USER, TinyProxy, tinyproxy

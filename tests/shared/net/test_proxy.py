@@ -3,7 +3,7 @@
 import pytest
 
 from shared.config.settings import Address
-from shared.net.proxy import EgressError, Proxy, find_environment_proxy, parse_proxy_url
+from shared.net.egress import EgressError, Proxy, find_environment_proxy, parse_proxy_url
 
 PROXIES = {"HTTPS_PROXY": "http://secure:3128", "HTTP_PROXY": "http://plain:3128"}
 

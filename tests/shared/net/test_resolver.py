@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.net.resolver import resolve
+from shared.net.egress import resolve
 
 
 class Hanging:

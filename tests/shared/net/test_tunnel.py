@@ -8,8 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 
 from shared.config.settings import Address
-from shared.net.proxy import EgressError, Proxy
-from shared.net.tunnel import open_tunnel
+from shared.net.egress import EgressError, Proxy, open_tunnel
 
 TARGET = Address("mail.example.org", 587)
 OPEN = b"HTTP/1.1 200 Connection established\r\nVia: 1.1 proxy\r\n\r\n"

@@ -19,7 +19,7 @@ import pytest
 
 from shared import VERSION
 from shared.http.server import DRAIN_SECONDS
-from shared.process.shutdown import STOP_SECONDS
+from shared.process.server import STOP_SECONDS
 from tests.fork_server import forked
 from tests.shared.certificates import web_yml
 

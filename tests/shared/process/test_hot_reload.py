@@ -17,9 +17,9 @@ from structlog.testing import capture_logs
 from shared.config.errors import ConfigurationError
 from shared.config.server_settings import AuthSettings
 from shared.config.settings import parse_address
-from shared.http.authorization import Authorizer
+from shared.http.access import Authorizer
 from shared.http.server import StartError
-from shared.process.hot_reload import ReloadMiddleware
+from shared.process.server import ReloadMiddleware
 from tests.conftest import Until
 from tests.shared.sample import SETTINGS, Settings
 

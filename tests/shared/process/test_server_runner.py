@@ -7,8 +7,8 @@ import pytest
 
 from shared.config.errors import ConfigurationError
 from shared.config.server_settings import RESERVED_NAMES, AuthSettings, NamedToken, Role
-from shared.http.web_config_reload import WebConfigFile
-from shared.process.server_runner import ServerRunner, prepare_server
+from shared.http.web_config import WebConfigFile
+from shared.process.server import ServerRunner, prepare_server
 from tests.shared.certificates import web_yml
 from tests.shared.sample import SETTINGS, Settings
 

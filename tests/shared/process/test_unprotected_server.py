@@ -9,9 +9,8 @@ import pytest
 from shared.config.errors import ConfigurationError
 from shared.config.server_settings import AuthSettings
 from shared.config.settings import parse_address
-from shared.http.web_config_reload import WebConfigFile
-from shared.process.server_runner import ServerRunner, prepare_server
-from shared.process.unprotected_server import refuse_unprotected
+from shared.http.web_config import WebConfigFile
+from shared.process.server import ServerRunner, prepare_server, refuse_unprotected
 from tests.shared.certificates import Authority, web_yml
 from tests.shared.sample import SETTINGS, Settings
 

@@ -12,8 +12,7 @@ from starlette.responses import JSONResponse, Response
 from shared.check import CheckOutcome, format_line
 from shared.config.secret_file import SecretFile
 from shared.smoke.alerting import check_alertmanager, check_relay
-from shared.smoke.grafana import check_grafana
-from shared.smoke.prometheus import RECORDINGS, check_prometheus
+from shared.smoke.monitoring import RECORDINGS, check_grafana, check_prometheus
 from tests.shared.smoke.conftest import Answering, Handler
 
 RULES = {"rules/kms.yml": ["KMSHighLatency"], "rules/keys.yml": ["KMSCanaryLost", "KMSProbeFailing"]}

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from ops.demo.stand_ins.slack.arguments import MAX_BYTES, SlackRefusedError
 from ops.demo.stand_ins.slack.socket_mode import SocketMode
 from ops.demo.stand_ins.slack.workspace import PEOPLE, SlackChannelState, Workspace
-from shared.http.body_limits import BodyTooLargeError, read_body
+from shared.http.limits import BodyTooLargeError, read_body
 
 
 class _Action(BaseModel):

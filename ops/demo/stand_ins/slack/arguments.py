@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
-from shared.http.body_limits import BodyTooLargeError, read_body
+from shared.http.limits import BodyTooLargeError, read_body
 
 T = TypeVar("T")
 Json = dict[str, Any]

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from ops.demo.stand_ins.slack.arguments import MAX_BYTES, Json, SlackRefusedError, parse_json
 from ops.demo.stand_ins.slack.workspace import SlackFile, Workspace, create_message
-from shared.http.body_limits import BodyTooLargeError, read_body
+from shared.http.limits import BodyTooLargeError, read_body
 
 _MAX_FILES = 100
 

@@ -17,18 +17,25 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import model_validator
 
-from services.relay.channels.apprise.text import build_text
-from services.relay.channels.diagnosis import report_send_errors
-from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Receipt
-from services.relay.channels.provider_call import (
+from services.relay.channels.apprise.plugin import build_text
+from services.relay.channels.port import (
+    Attempt,
+    ChannelSettings,
+    MessageRate,
+    Receipt,
+    SendError,
+    SendReason,
+    SendScope,
+)
+from services.relay.channels.requests import (
     build_in_thread_if_large,
     call_provider,
     check_current_lease,
     read_secret,
+    report_send_errors,
 )
-from services.relay.http_session import HttpSession
+from services.relay.http import HttpSession
 from services.relay.model import Message
-from services.relay.send_error import SendError, SendReason, SendScope
 from shared.check import Check, CheckError
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile

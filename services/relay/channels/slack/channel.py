@@ -8,12 +8,23 @@ The bot needs the scope `chat:write`. With `channels:history` (`groups:history` 
 searches for a post whose reply was lost before it posts again; without it, the second post is marked as a repeat.
 `find_post` documents when `channels:read` and `groups:read` are needed as well; with a channel's ID they never are.
 With `files:write` it uploads charts, and texts that are too long for a reply.
+
+Checks of a channel of Slack: its token, the bot's scopes, and whether the bot is a member. Nothing is posted.
+
+`auth.test` needs no scope; the scopes of a token are in the header `X-OAuth-Scopes` of each answer. What lists channels
+needs `channels:read`, and `groups:read` for private ones.
+https://docs.slack.dev/reference/methods/auth.test, https://docs.slack.dev/reference/methods/conversations.info
+
+Edits the first message of an episode as the incident changes; where it was deleted, another one takes its place.
+
+https://docs.slack.dev/reference/methods/chat.update
 """
 
 import hashlib
 import re
 import time
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -22,28 +33,54 @@ import structlog
 from pydantic import BeforeValidator, model_validator
 from slack_sdk.web.async_client import AsyncWebClient
 
-from services.relay.channels.curl_command import JSON_TYPE, build_posts, quote_address
-from services.relay.channels.diagnosis import create_read_only_call, report_send_errors
-from services.relay.channels.port import Attempt, Channel, ChannelSettings, MessageRate, Progress, Receipt
-from services.relay.channels.provider_call import (
+from services.relay.channels.port import (
+    Attempt,
+    Channel,
+    ChannelSettings,
+    MessageRate,
+    Progress,
+    Receipt,
+    SendError,
+    SendReason,
+    SendScope,
+)
+from services.relay.channels.requests import (
+    JSON_TYPE,
     ProviderCall,
     build_in_thread_if_large,
+    build_posts,
     call_provider,
     check_current_lease,
+    create_read_only_call,
     mask_reply,
+    quote_address,
     read_secret,
+    report_send_errors,
 )
-from services.relay.channels.slack.blocks import Block, Mention
-from services.relay.channels.slack.comparison import compare_with_previous
-from services.relay.channels.slack.diagnosis import check_slack_channel, check_token, describe_invitation
-from services.relay.channels.slack.digest_blocks import MAX_INCIDENTS
-from services.relay.channels.slack.edit import edit_first_message, update_post
+from services.relay.channels.slack.codes import SLACK_CODES
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
-from services.relay.channels.slack.post import build_post, find_thread
-from services.relay.channels.slack.post_search import NotFound, PostLocation, build_metadata, find_post
-from services.relay.channels.slack.thread import Thread, build_reply
+from services.relay.channels.slack.message import (
+    MAX_INCIDENTS,
+    Block,
+    Mention,
+    build_post,
+    compare_with_previous,
+    cut_for_edit,
+    find_thread,
+)
+from services.relay.channels.slack.thread import (
+    CHANNEL_KINDS,
+    NotFound,
+    PostLocation,
+    Thread,
+    build_metadata,
+    build_reply,
+    find_channel,
+    find_post,
+)
 from services.relay.channels.slack.web_api import (
     EDIT_REFUSED,
+    EDIT_WINDOW_CLOSED,
     MESSAGE_MISSING,
     THREAD_ERRORS,
     SlackApi,
@@ -52,14 +89,183 @@ from services.relay.channels.slack.web_api import (
     create_client,
     send_with_blocks,
 )
-from services.relay.http_session import HttpSession, encode_json
+from services.relay.http import HttpSession, encode_json
 from services.relay.model import Message
-from shared.check import Check
+from shared.check import Check, CheckError
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile
-from shared.config.settings import FilePath
-from shared.config.url import ProviderUrl
+from shared.config.settings import FilePath, ProviderUrl
 from shared.net.egress import EgressSettings
+
+_READ_SCOPES: Final = dict(zip(CHANNEL_KINDS, ("channels:read", "groups:read"), strict=True))
+_SEARCH_SCOPES: Final = frozenset({"channels:history", "groups:history"})
+_HINTS: Final = {SendReason.UNAUTHORIZED: "copy the app's bot token (xoxb-…) into `token_file`"}
+
+
+@contextmanager
+def _report_slack_errors() -> Iterator[None]:
+    """Turn what Slack answers into a CheckError with the meaning of its code."""
+    with report_send_errors(_HINTS):
+        try:
+            yield
+        except SlackError as error:
+            if (code := SLACK_CODES.get(error.code)) is None:
+                raise
+            raise CheckError(f"{error}: {code.meaning}", code.action or _HINTS[SendReason.UNAUTHORIZED]) from None
+
+
+async def check_token(api: SlackApi) -> str:
+    """Check that Slack accepts the token, and that the bot may post. Raises CheckError."""
+    with _report_slack_errors():
+        answer = await api.post("auth.test", {})
+    scopes = api.granted_scopes
+    if scopes is not None and "chat:write" not in scopes:
+        raise CheckError("the bot lacks the scope chat:write", _describe_reinstallation(["chat:write"]))
+    detail = f"bot {answer.get('user')} of {answer.get('team')}"
+    if scopes is not None and scopes.isdisjoint(_SEARCH_SCOPES):
+        detail += "; without channels:history a post whose answer is lost is repeated"
+    if scopes is not None and "files:write" not in scopes:
+        detail += "; without files:write a text that does not fit into its thread is cut, and there are no charts"
+    return detail
+
+
+async def check_slack_channel(api: SlackApi, channel: str, channel_id: str | None) -> str:
+    """Check that the channel exists, and that the bot may post there. Raises CheckError.
+
+    Args:
+        api: the workspace.
+        channel: as in the configuration.
+        channel_id: its ID, where that is in the configuration.
+    """
+    with _report_slack_errors():
+        found = await (_read_channel(api, channel_id) if channel_id else _find_by_name(api, channel))
+    if found.get("is_archived"):
+        raise CheckError(f"{channel} is archived", "unarchive it, or set another `channel`")
+    if not found.get("is_member"):
+        if found.get("is_private") or "chat:write.public" not in (api.granted_scopes or ()):
+            answer = await api.post("auth.test", {})
+            raise CheckError(f"the bot is not a member of {channel}", describe_invitation(channel, answer.get("user")))
+        return f"the bot posts into {channel} without being a member, by chat:write.public"
+    return f"the bot is a member of {channel}"
+
+
+async def _read_channel(api: SlackApi, channel_id: str) -> Mapping[str, Any]:
+    try:
+        answer = await api.read("conversations.info", {"channel": channel_id})
+    except SlackError as error:
+        if error.code == "channel_not_found":
+            raise _build_unknown_channel_error(channel_id) from None
+        if error.code == "missing_scope":
+            raise _build_scope_error(channel_id, _READ_SCOPES.values()) from None
+        raise
+    channel = answer.get("channel")
+    return channel if isinstance(channel, dict) else {}
+
+
+async def _find_by_name(api: SlackApi, channel: str) -> Mapping[str, Any]:
+    missing_scopes = []
+    for kind, scope in _READ_SCOPES.items():
+        try:
+            found = await find_channel(api, channel.removeprefix("#"), kind, include_archived=True)
+        except SlackError as error:
+            if error.code != "missing_scope":
+                raise
+            missing_scopes.append(scope)
+            continue
+        if found is NotFound.UNKNOWN:
+            hint = f"set the ID of the channel, and, if the bot is no member, {describe_invitation(channel)}"
+            raise CheckError(f"{channel} is not among the first thousands of channels", hint)
+        if not isinstance(found, NotFound):
+            return found
+    if missing_scopes:
+        raise _build_scope_error(channel, missing_scopes)
+    raise _build_unknown_channel_error(channel)
+
+
+def describe_invitation(channel: str, bot: object = None) -> str:
+    """How the bot becomes a member of the channel, as in the configuration; `bot` is its name, if that is known."""
+    return f"invite the bot: type in {channel}: /invite @{bot or 'NAME-OF-THE-BOT'}"
+
+
+def _build_unknown_channel_error(channel: str) -> CheckError:
+    hint = f"correct `channel`, or, for a private one, {describe_invitation(channel)}"
+    return CheckError(f"there is no channel {channel} that the bot sees", hint)
+
+
+def _describe_reinstallation(scopes: Iterable[str]) -> str:
+    return f"add {' and '.join(scopes)} to the app's bot scopes, and install the app again"
+
+
+def _build_scope_error(channel: str, scopes: Collection[str]) -> CheckError:
+    return CheckError(
+        f"whether the bot is in {channel} cannot be read without {' and '.join(scopes)}",
+        f"{describe_invitation(channel)}, and run send-test, or {_describe_reinstallation(scopes)}",
+    )
+
+
+async def edit_first_message(
+    api: SlackApi,
+    call: ProviderCall,
+    message: Message,
+    find_post: Callable[[Message], Awaitable[Receipt | None]],
+    post: Callable[[Message], Awaitable[Receipt]],
+) -> Receipt:
+    """Edits the first message; one that is gone is posted again. The receipt is that of the one that is there.
+
+    A digest without a receipt, since its answer was lost, is searched for. Where it is not found, its incidents have
+    other messages, so nothing is posted, and the receipt is empty.
+
+    Args:
+        api: of the attempt.
+        call: the attempt itself.
+        message: what the first message is to show.
+        find_post: searches for an earlier post of a message.
+        post: posts a message.
+
+    Raises:
+        SendError: it shows something else still.
+    """
+    receipt = message.task.first_receipt or {}
+    if receipt and await _update(api, call, message, receipt):
+        return receipt
+    first = replace(message, task=message.task._replace(first_receipt={}))
+    found = await find_post(first)  # an earlier attempt may have posted it again already
+    # It may be what Slack keeps of a deleted message that has replies.
+    if found is not None and await _update(api, call, message, found):
+        return found
+    return await post(first) if receipt else {}
+
+
+async def _update(api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> bool:
+    """False where the message is gone."""
+    try:
+        await update_post(api, call, message, receipt)
+    except SlackError as error:
+        if error.code == EDIT_WINDOW_CLOSED:
+            raise SendError(SendReason.REJECTED, SendScope.MESSAGE, str(error)) from None
+        if error.code not in MESSAGE_MISSING:
+            raise
+        return False
+    return True
+
+
+async def update_post(api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> None:
+    """Has the post of a receipt show a message. Raises SendError."""
+    arguments = await build_in_thread_if_large(message, lambda: _build_update(message, receipt))
+    await send_with_blocks(api, call, "chat.update", arguments, is_digest=bool(message.digest))
+
+
+def _build_update(message: Message, receipt: Receipt) -> dict[str, Any]:
+    """Text and blocks both, since what is left out is removed; the metadata stays."""
+    post = build_post(message, "none")
+    return {
+        "channel": receipt.get("channel", ""),
+        "ts": receipt.get("ts", ""),
+        "text": cut_for_edit(post.text),
+        "blocks": post.blocks,
+        "parse": "none",
+    }
+
 
 log = structlog.get_logger(__name__)
 

@@ -13,25 +13,23 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from services.relay.channels.diagnosis import report_send_errors
-from services.relay.channels.port import Attempt, Receipt
-from services.relay.channels.provider_call import (
+from services.relay.channels.port import Attempt, Receipt, SendError, SendReason, SendScope
+from services.relay.channels.requests import (
     build_in_thread_if_large,
+    build_status_error,
     call_provider,
     check_current_lease,
     mask_reply,
     read_secret,
+    report_send_errors,
 )
-from services.relay.channels.slack.blocks import Mention
-from services.relay.channels.slack.post import build_post
-from services.relay.channels.status_error import build_status_error
-from services.relay.http_session import HttpSession, encode_json, read_text, translate_connection_errors
+from services.relay.channels.slack.codes import SLACK_CODES
+from services.relay.channels.slack.message import Mention, build_post
+from services.relay.http import HttpSession, encode_json, read_text, translate_connection_errors
 from services.relay.model import Message
-from services.relay.send_error import SendError, SendReason, SendScope
-from services.relay.slack_codes import SLACK_CODES
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
-from shared.config.url import check_secret_url
+from shared.config.settings import check_secret_url
 from shared.net.egress import EgressSettings
 
 LIMITATIONS: Final = (

@@ -10,11 +10,9 @@ import structlog
 from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
-from services.relay.channels.provider_call import ProviderCall, mask_reply
-from services.relay.channels.retry_after import parse_date, parse_retry_after
-from services.relay.channels.status_error import build_status_error
-from services.relay.http_session import encode_json, translate_connection_errors
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.channels.requests import ProviderCall, build_status_error, mask_reply, parse_date, parse_retry_after
+from services.relay.http import encode_json, translate_connection_errors
 
 log = structlog.get_logger(__name__)
 

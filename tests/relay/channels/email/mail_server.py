@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-from services.relay.channels.port import Channel
-from services.relay.send_error import SendError
+from services.relay.channels.port import Channel, SendError
 from shared.config.settings import Address
 from tests.relay.channels.examples import SECRET, example, message, settings
 from tests.relay.channels.recording_attempt import Recorded

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from services.relay.channels.port import DeliveryLeaseLostError
-from services.relay.send_error import SendReason, SendScope
+from services.relay.channels.port import DeliveryLeaseLostError, SendReason, SendScope
 from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect, refused
 from tests.relay.channels.examples import SECRET, message
 from tests.relay.channels.recording_attempt import Recorded, send

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.send_error import SendReason, SendScope
+from services.relay.channels.port import SendReason, SendScope
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import StartServer, connect, refused
 from tests.relay.channels.examples import message

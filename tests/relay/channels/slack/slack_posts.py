@@ -9,9 +9,8 @@ import pytest
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack.workspace import SlackMessage
-from services.relay.channels.port import Channel, Receipt
+from services.relay.channels.port import Channel, Receipt, SendError
 from services.relay.model import Message
-from services.relay.send_error import SendError
 from tests.relay.channels.examples import message
 from tests.relay.channels.recording_attempt import Recorded
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ops.demo.stand_ins.slack.blocks import MAX_BLOCKS_TEXT, count_text, find_block_errors
-from services.relay.channels.slack.blocks import Post
+from services.relay.channels.slack.message import Post
 
 MAX_UPDATE_TEXT = 4_000
 _DATE = re.compile(r"<!date\^[0-9]{1,10}\^\{date_short_pretty\} at \{time\}\|[^<>|\n`]{1,100}>")

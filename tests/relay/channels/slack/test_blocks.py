@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.channels.slack.blocks import escape
+from services.relay.channels.slack.message import escape
 from tests.relay.channels.examples import strange
 
 

@@ -8,9 +8,8 @@ import pytest
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack.workspace import SlackMessage
-from services.relay.channels.port import AddressingChannel, Channel
+from services.relay.channels.port import AddressingChannel, Channel, SendError, SendReason, SendScope
 from services.relay.channels.slack.web_api import ERROR_MEANINGS
-from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import SECRET, change, example, message, rotate, settings
 from tests.relay.channels.recording_attempt import Recorded, send

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 
 from ops.demo.stand_ins.app import StandIns
-from services.relay.channels.slack.post_search import build_metadata
+from services.relay.channels.slack.thread import build_metadata
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import example, message, settings
 from tests.relay.channels.recording_attempt import Recorded, send

@@ -5,9 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ops.demo.stand_ins.slack.blocks import find_block_errors
-from services.relay.channels.slack.blocks import count_characters
-from services.relay.channels.slack.digest_blocks import MAX_CHARACTERS, MAX_INCIDENTS, build_digest_post
-from services.relay.delivery.links import LinkRules
+from services.relay.channels.slack.message import (
+    MAX_DIGEST_CHARACTERS,
+    MAX_INCIDENTS,
+    build_digest_post,
+    count_characters,
+)
+from services.relay.delivery.message import LinkRules
 from services.relay.model import Status
 from tests.iterations import LONG
 from tests.relay.channels.digests import Named, digest_of
@@ -47,7 +51,7 @@ def test_any_digest_names_every_incident_within_slacks_limits(some: list[Named],
     post = build_digest_post(message, may_be_a_repeat=repeat)
     json.dumps(post.blocks, ensure_ascii=False).encode()
     assert list(find_block_errors(post.blocks)) == []
-    assert count_characters(post.blocks) <= MAX_CHARACTERS
+    assert count_characters(post.blocks) <= MAX_DIGEST_CHARACTERS
     assert 0 < len(post.text) <= 4_000
     assert sum(line.startswith(MARKS) for line in read_lines(post.blocks)) == size
     assert str(size) in post.blocks[0]["text"]["text"]
@@ -57,7 +61,7 @@ def test_any_digest_names_every_incident_within_slacks_limits(some: list[Named],
 def test_a_hundred_services_with_long_names_and_titles_that_are_escaped_fit() -> None:
     message = digest_of(Named("& < > " * 100, f"service {number} " + "w" * 100) for number in range(MAX_INCIDENTS))
     post = build_digest_post(message, may_be_a_repeat=True)
-    assert count_characters(post.blocks) <= MAX_CHARACTERS
+    assert count_characters(post.blocks) <= MAX_DIGEST_CHARACTERS
     assert list(find_block_errors(post.blocks)) == []
     assert sum(line.startswith(MARKS) for line in read_lines(post.blocks)) == MAX_INCIDENTS
     assert list(read_links(post.blocks)) == ["All alerts in Alertmanager"]

@@ -7,10 +7,9 @@ import pytest
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.channels.port import Channel, EditingChannel, Receipt
+from services.relay.channels.port import Channel, EditingChannel, Receipt, SendError, SendReason, SendScope
 from services.relay.model import IncidentContext, Message, Status
-from services.relay.outbox.channel_state.rate_limit import BURST_SECONDS
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.outbox.channels import BURST_SECONDS
 from tests.relay.channels.digests import Named, digest_of
 from tests.relay.channels.examples import example, settings
 from tests.relay.channels.recording_attempt import Recorded, send

@@ -10,10 +10,9 @@ import pytest
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.channels.port import Channel
-from services.relay.channels.slack.blocks import REPEAT_REMARK
+from services.relay.channels.port import Channel, SendError, SendReason, SendScope
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS
-from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.channels.slack.message import REPEAT_REMARK
 from shared.check import CheckOutcome, CheckResult, run_checks
 from shared.config.file_checks import check_files
 from tests.relay.channels.conftest import WebServer

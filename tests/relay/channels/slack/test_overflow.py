@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack.workspace import SlackMessage
-from services.relay.channels.slack.files import _check_upload_url
-from services.relay.channels.slack.post import build_post
-from services.relay.channels.slack.thread import MAX_REPLY, build_paragraphs
+from services.relay.channels.port import SendError
+from services.relay.channels.slack.message import build_post
+from services.relay.channels.slack.thread import MAX_REPLY, _check_upload_url, build_paragraphs
 from services.relay.model import ExcerptBlock, Message, RunbookExcerpt
-from services.relay.send_error import SendError
 from tests.relay.channels.examples import change, message, strange, with_text
 from tests.relay.channels.recording_attempt import Recorded, send
 from tests.relay.channels.slack.slack_posts import CRITICAL, Connect, now, posts

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.relay.channels.slack.blocks import Post
-from services.relay.channels.slack.post import build_post
+from services.relay.channels.slack.message import Post, build_post
 from services.relay.model import (
     ExcerptBlock,
     IncidentContext,

@@ -10,8 +10,8 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from services.relay.channels.port import SendError, SendScope
 from services.relay.model import Predecessor
-from services.relay.send_error import SendError, SendScope
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import SECRET, example, settings
 from tests.relay.channels.recording_attempt import Recorded, send

@@ -4,9 +4,8 @@ import pytest
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.channels.port import Receipt
+from services.relay.channels.port import Receipt, SendError, SendScope
 from services.relay.model import Message
-from services.relay.send_error import SendError, SendScope
 from tests.relay.channels.recording_attempt import Recorded, send
 from tests.relay.channels.slack.slack_posts import Connect, locate, now, posts
 

@@ -18,11 +18,10 @@ import yaml
 from aiohttp import web
 from PIL import Image
 
-from services.relay.delivery.enrichment import charts as module
-from services.relay.delivery.enrichment.charts import Charts, Picture
-from services.relay.delivery.enrichment.measurement import measure
+from services.relay.apis import AlertRule, PrometheusClient, Series
+from services.relay.delivery import charts as module
+from services.relay.delivery.charts import Charts, Picture, measure
 from services.relay.model import Alert, DeliveryTask, Event, Message, PartOutcome, Status
-from services.relay.prometheus_api import AlertRule, PrometheusClient, Series
 from tests.relay.served_relay import event_of, until
 
 Start = Callable[..., Awaitable[str]]

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from PIL import Image
 
-from services.relay.delivery.enrichment.chart_spec import READY, ChartLine, ChartSpec, ChartThreshold
+from services.relay.delivery.charts import READY, ChartLine, ChartSpec, ChartThreshold
 
 END = 1_795_567_260.0
 HOSTILE = "$\\frac{a}{b}$ _x \u6570\u636e <b> %s {0} " * 3
@@ -42,7 +42,7 @@ CHARTS = {
 def drawn() -> dict[str, bytes]:
     """All are drawn by one process, which is told no more than to draw them."""
     lines = b"".join(msgspec.json.encode(chart) + b"\n" for chart in CHARTS.values()) + b'{"title": 1}\n'
-    command = [sys.executable, "-P", "-m", "services.relay.delivery.enrichment.drawing"]
+    command = [sys.executable, "-P", "-m", "services.relay.delivery.drawing"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     output = BytesIO(subprocess.run(command, input=lines, capture_output=True, check=True, env=environment).stdout)
     assert output.read(len(READY)) == READY

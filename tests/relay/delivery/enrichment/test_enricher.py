@@ -11,9 +11,9 @@ import pytest
 
 from services.relay.channels.port import Progress
 from services.relay.delivery.attempt import SenderSettings, open_local_sender
-from services.relay.delivery.enrichment.charts import Charts, Picture
-from services.relay.delivery.enrichment.enricher import EnrichmentSettings
-from services.relay.delivery.links import LinkRules
+from services.relay.delivery.charts import Charts, Picture
+from services.relay.delivery.enrichment import EnrichmentSettings
+from services.relay.delivery.message import LinkRules
 from services.relay.model import DeliveryTask, MessagePart, PartOutcome, encode_event, find_alertname
 from tests.relay.delivery.worker_harness import rig
 from tests.relay.served_relay import Scripted, ScriptedSettings, event_of

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from services.relay.delivery.enrichment.excerpt import MAX_BLOCKS, MAX_CHARACTERS, build_excerpts, find_excerpt
-from services.relay.delivery.enrichment.runbook import MAX_BYTES
+from services.relay.delivery.enrichment import MAX_BLOCKS, MAX_BYTES, MAX_CHARACTERS, build_excerpts, find_excerpt
 from services.relay.model import RunbookExcerpt
 from tests.ops.rules import FILES
 

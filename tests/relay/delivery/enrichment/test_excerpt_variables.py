@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
-from services.relay.delivery.enrichment.excerpt import build_excerpts, find_excerpt
-from services.relay.delivery.enrichment.excerpt_variables import fill_excerpt
+from services.relay.delivery.enrichment import build_excerpts, fill_excerpt, find_excerpt
 from services.relay.model import ExcerptBlock, Message, RunbookExcerpt, Status
 from tests.relay.channels.examples import FIX_ANNOTATIONS, HUGE, NASTY, annotated, message, strange
 

@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.delivery.enrichment.promql import split_comparison
+from services.relay.delivery.charts import split_comparison
 from tests.ops.rules import FILES
 
 SPLIT = {

@@ -7,9 +7,8 @@ import pytest
 from aiohttp import web
 
 from services.relay.config import RelaySettings
-from services.relay.delivery.enrichment.diagnosis import list_enrichment_checks
-from services.relay.delivery.enrichment.enricher import EnrichmentSettings
-from services.relay.doctor import _shows_own_runbooks
+from services.relay.delivery.enrichment import EnrichmentSettings
+from services.relay.doctor import _shows_own_runbooks, list_enrichment_checks
 from shared.check import CheckError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from services.relay.delivery.enrichment import runbook as module
-from services.relay.delivery.enrichment.runbook import MAX_BYTES, Runbook
+from services.relay.delivery import enrichment as module
+from services.relay.delivery.enrichment import MAX_BYTES, Runbook
 from tests.relay.served_relay import until
 
 

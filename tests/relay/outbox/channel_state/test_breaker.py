@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.channel_state.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial, take_token
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial, take_token
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from tests.relay.outbox.actions import claim_one, claim_some, end_attempt, nothing_due

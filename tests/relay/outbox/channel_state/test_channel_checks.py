@@ -7,26 +7,15 @@ from typing import Any
 
 from sqlalchemy import Column, Connection, update
 
-from services.relay.outbox.channel_state import channel_checks, channel_overviews
-from services.relay.outbox.channel_state.breaker import ChannelEffect
-from services.relay.outbox.channel_state.channel_checks import (
-    ChannelCheck,
-    CheckKind,
-    claim_check,
-    prune_checks,
-    record_check,
-)
-from services.relay.outbox.channel_state.channel_overviews import (
-    BreakerState,
-    ChannelOverview,
-    LastFailure,
-    read_channel_overviews,
-)
-from services.relay.outbox.channel_state.send_test_limits import SendTestRefusal, claim_test
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.retention.by_age import prune_by_age
-from services.relay.outbox.rows import RowQuery
-from services.relay.outbox.tables import DeliveryState, channels, deliveries
+from services.relay.channel_health import store as channel_checks
+from services.relay.channel_health.checks import SendTestRefusal, claim_test
+from services.relay.channel_health.store import ChannelCheck, CheckKind, claim_check, prune_checks, record_check
+from services.relay.now import overview as channel_overviews
+from services.relay.now.overview import BreakerState, ChannelOverview, LastFailure, read_channel_overviews
+from services.relay.outbox.channels import ChannelEffect
+from services.relay.outbox.retention import prune_by_age
+from services.relay.outbox.store import Store, open_store
+from services.relay.outbox.tables import DeliveryState, RowQuery, channels, deliveries
 from shared.check import CheckOutcome, CheckResult
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one

@@ -5,15 +5,15 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import update
 
-from services.relay.intake.deduplication import plan_event
+from services.relay.intake.acceptance import plan_event
 from services.relay.model import build_fingerprint, build_incident_id
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.channel_state.served_channels import record_served_channels, refresh_outdated
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.channels import record_served_channels, refresh_outdated
+from services.relay.outbox.fallback import UNSERVED_AFTER, fall_back_unserved
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.merge import DeliveryChanges
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, channels, deliveries
-from services.relay.outbox.unserved_channels import UNSERVED_AFTER, fall_back_unserved
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import claim_one, end_attempt, nothing_due
 from tests.relay.served_relay import event_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.store import Store, open_store
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 

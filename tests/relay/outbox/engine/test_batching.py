@@ -3,8 +3,7 @@
 import pytest
 from sqlalchemy import bindparam, exc, insert, select, update
 
-from services.relay.outbox.engine.batching import BulkStatement, Transaction
-from services.relay.outbox.engine.store import Store
+from services.relay.outbox.store import BulkStatement, Store, Transaction
 from services.relay.outbox.tables import channels
 
 COLUMNS = ("name", "paused_until", "paused_set_at", "next_token_at", "failures", "is_down")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import inspect, text
 
-from services.relay.outbox.engine.database_check import check_outbox
+from services.relay.doctor import check_outbox
 from shared.check import CheckError
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.postgres import Postgres

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, exc, inspect, text
 
 from services.relay.outbox import tables as schema
-from services.relay.outbox.engine.revision import REVISION, UnknownDatabaseError, create_tables
+from services.relay.outbox.database import REVISION, UnknownDatabaseError, create_tables
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.tables import opened, up

@@ -6,8 +6,7 @@ from functools import partial
 
 from sqlalchemy import event, exc
 
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store
+from services.relay.outbox.store import Store, Transaction
 from tests.relay.outbox.store_jobs import blocked, bodies, write, write_all
 
 

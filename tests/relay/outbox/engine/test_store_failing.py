@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, event, exc, text
 
-from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, open_store
 from shared.sql import database_url
 from tests.faults.disk import tmpfs
 from tests.postgres import Postgres

@@ -12,9 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.store import Store, StoreUnavailableError, Transaction, open_store
 from services.relay.outbox.tables import quarantine
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres

@@ -10,11 +10,9 @@ from functools import partial
 import pytest
 from structlog.testing import capture_logs
 
+from services.relay.outbox import database as dialect
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.engine import dialect
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.store import Store, StoreUnavailableError, Transaction, open_store
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.store_jobs import blocked, bodies, write, write_all
 from tests.relay.served_relay import event_of
@@ -25,7 +23,7 @@ MOST = 64 * 1024 * 1024
 
 async def test_nobody_waits_for_an_answer_longer_than_a_bound(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     async with blocked(store), asyncio.timeout(10):
-        monkeypatch.setattr("services.relay.outbox.engine.store._REPLY_TIMEOUT", 0.1)
+        monkeypatch.setattr("services.relay.outbox.store._REPLY_TIMEOUT", 0.1)
         with pytest.raises(StoreUnavailableError, match=r"no answer within 0\.1 s"):
             await store.run(write)
 
@@ -83,7 +81,7 @@ def nothing(_transaction: Transaction, items: Sequence[Large]) -> Sequence[None]
 async def test_what_nobody_waits_for_is_kept_no_longer(store: Store, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     async with blocked(store):
         if end == "too late":
-            monkeypatch.setattr("services.relay.outbox.engine.store._REPLY_TIMEOUT", 0.1)
+            monkeypatch.setattr("services.relay.outbox.store._REPLY_TIMEOUT", 0.1)
         item = Large()
         reference = weakref.ref(item)
         gc.disable()  # the relay rarely looks for cycles

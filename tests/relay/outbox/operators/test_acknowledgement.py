@@ -8,18 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from services.relay.acknowledgement.store import Acknowledgement, EpisodeOverError, acknowledge, unacknowledge
+from services.relay.deliveries.queries import read_delivery
 from services.relay.delivery import task
+from services.relay.incidents.queries import UnknownIncidentError
 from services.relay.model import DeliveryTask, IncidentContext
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators.acknowledgement import (
-    Acknowledgement,
-    EpisodeOverError,
-    acknowledge,
-    unacknowledge,
-)
-from services.relay.outbox.operators.audit import OutboxAudit
-from services.relay.outbox.queries.delivery_list import read_delivery
-from services.relay.outbox.queries.incident_list import UnknownIncidentError
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due, prepare, take_edits

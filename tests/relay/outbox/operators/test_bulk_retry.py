@@ -7,10 +7,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from sqlalchemy import update
 
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.operators import bulk_retry
-from services.relay.outbox.operators.bulk_retry import (
+from services.relay.deliveries import retries as bulk_retry
+from services.relay.deliveries.retries import (
     LEASE_SECONDS,
     STEP,
     BulkRetries,
@@ -21,7 +19,8 @@ from services.relay.outbox.operators.bulk_retry import (
     read_bulk_retry,
     stop_bulk_retry,
 )
-from services.relay.outbox.operators.dead_letters import DeadLetterFilter, read_dead_letters
+from services.relay.outbox.dead_letters import DeadLetterFilter, read_dead_letters
+from services.relay.outbox.store import Store, StoreUnavailableError, open_store
 from services.relay.outbox.tables import DeliveryState
 from services.relay.outbox.tables import bulk_retry as table
 from shared.sql.database_url import DatabaseUrl

@@ -5,9 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators.dead_letters import NO_ATTEMPT, DeadLetterFilter, read_dead_letters
-from services.relay.outbox.operators.requeue import requeue_dead
+from services.relay.outbox.dead_letters import NO_ATTEMPT, DeadLetterFilter, read_dead_letters, requeue_dead
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.operators import quarantine
+from services.relay.outbox import quarantine
+from services.relay.outbox.store import open_store
 from shared.sql import database_url
 
 

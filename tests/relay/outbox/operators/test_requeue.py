@@ -4,12 +4,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.relay.outbox.channel_state.breaker import FAILURE_THRESHOLD
-from services.relay.outbox.delivery_lease import release_leases
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators.dead_letters import DeadLetterFilter
-from services.relay.outbox.operators.requeue import requeue, requeue_dead
-from services.relay.outbox.queries.delivery_list import read_delivery
+from services.relay.deliveries.queries import read_delivery
+from services.relay.outbox.channels import FAILURE_THRESHOLD
+from services.relay.outbox.claim import release_leases
+from services.relay.outbox.dead_letters import DeadLetterFilter, requeue, requeue_dead
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import update
 
-from services.relay.outbox.channel_state.breaker import commit_allow_trial
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.channels import commit_allow_trial
+from services.relay.outbox.recovery import sweep
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due

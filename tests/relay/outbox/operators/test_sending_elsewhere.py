@@ -7,14 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import select
 
-from services.relay.outbox.engine.store import Store, open_store
+from services.relay.deliveries import queries as delivery_list
+from services.relay.deliveries.queries import DeliveryFilter, DeliverySummary
+from services.relay.deliveries.retries import NotSendableError, UnknownDeliveryError, send_elsewhere
+from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.incidents import lock_states
-from services.relay.outbox.operators.audit import OutboxAudit
-from services.relay.outbox.operators.retry import UnknownDeliveryError
-from services.relay.outbox.operators.sending_elsewhere import NotSendableError, send_elsewhere
-from services.relay.outbox.queries import delivery_list
-from services.relay.outbox.queries.delivery_list import DeliverySummary
-from services.relay.outbox.queries.delivery_search import DeliveryFilter
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt

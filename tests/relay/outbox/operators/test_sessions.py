@@ -2,12 +2,8 @@
 
 from sqlalchemy import Connection, update
 
-from services.relay.outbox import tables
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators import sessions
-from services.relay.outbox.operators.audit import OutboxAudit
-from services.relay.outbox.operators.sessions import (
+from services.relay.login import sessions
+from services.relay.login.sessions import (
     _PRUNE_STEP,
     IDLE_SECONDS,
     MAX_SECONDS,
@@ -21,7 +17,10 @@ from services.relay.outbox.operators.sessions import (
     record_use,
     start_session,
 )
-from services.relay.outbox.retention.by_age import prune_by_age
+from services.relay.outbox import tables
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.retention import prune_by_age
+from services.relay.outbox.store import Store, Transaction, open_store
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.console.test_api import Clock
 from tests.relay.login.served_login import count_sessions

@@ -5,10 +5,11 @@ from functools import partial
 
 import pytest
 
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators import silences
-from services.relay.outbox.operators.acknowledgement import EpisodeOverError
-from services.relay.outbox.operators.silences import (
+from services.relay.acknowledgement.store import EpisodeOverError
+from services.relay.incidents.queries import UnknownIncidentError
+from services.relay.outbox.store import Store, open_store
+from services.relay.silences import store as silences
+from services.relay.silences.store import (
     SilenceLeaseLostError,
     SilencePlan,
     SilenceRefusedError,
@@ -24,7 +25,6 @@ from services.relay.outbox.operators.silences import (
     record_answer,
     request_silence,
 )
-from services.relay.outbox.queries.incident_list import UnknownIncidentError
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept
 from tests.relay.outbox.channel_breakers import Clock

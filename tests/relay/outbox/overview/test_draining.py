@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 from sqlalchemy import Connection, text
 
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.overview.draining import _FIND_DELIVERED, is_draining
+from services.relay.monitors.watchdog import _FIND_DELIVERED, is_draining
+from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.outbox.rows import Rows
 

@@ -3,12 +3,12 @@
 import time
 from functools import partial
 
-from services.relay.console.recent_times import RecentTimes
-from services.relay.outbox.channel_state.served_channels import record_served_channels
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.overview.first_page import read_overview
+from services.relay.now.overview import read_overview
+from services.relay.now.page import RecentTimes
+from services.relay.outbox.channels import record_served_channels
+from services.relay.outbox.heartbeats import record_heartbeats
+from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import DeliveryState
-from services.relay.outbox.watchdog_silence import record_heartbeats
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 

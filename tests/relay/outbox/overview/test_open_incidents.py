@@ -5,9 +5,9 @@ from functools import partial
 
 from sqlalchemy import insert, update
 
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators.acknowledgement import acknowledge
-from services.relay.outbox.overview.open_incidents import read_open_incidents
+from services.relay.acknowledgement.store import acknowledge
+from services.relay.now.overview import read_open_incidents
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import incidents, silences
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept

@@ -13,10 +13,8 @@ from sqlalchemy import Connection, update
 from services.relay.delivery.task import prepare_task
 from services.relay.model import MAX_EPISODES, DeliveryTask, Event, IncidentContext, Status
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.queries.context import MAX_RELATED, read_contexts
+from services.relay.outbox.context import MAX_RELATED, read_contexts
+from services.relay.outbox.store import Store, StoreUnavailableError, Transaction, open_store
 from services.relay.outbox.tables import incidents
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.relay.outbox.actions import accept, claim_one, end_attempt

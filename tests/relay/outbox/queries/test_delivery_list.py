@@ -7,12 +7,10 @@ import zlib
 import pytest
 from sqlalchemy import insert
 
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.operators.dead_letters import DeadLetterFilter
-from services.relay.outbox.queries import delivery_list
-from services.relay.outbox.queries.delivery_list import AttemptRow, ChannelState, list_deliveries
-from services.relay.outbox.queries.delivery_search import DeliveryFilter, Position
+from services.relay.deliveries import queries as delivery_list
+from services.relay.deliveries.queries import AttemptRow, ChannelState, DeliveryFilter, Position, list_deliveries
+from services.relay.outbox.dead_letters import DeadLetterFilter
+from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import DeliveryState, channels
 from tests.relay.outbox.rows import Rows
 

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, select, update
 
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.queries import delivery_search
-from services.relay.outbox.queries.delivery_list import list_deliveries
-from services.relay.outbox.queries.delivery_search import (
+from services.relay.deliveries import queries as delivery_search
+from services.relay.deliveries.queries import (
     NEWEST,
     DeliveryFilter,
     Position,
     SearchResult,
+    list_deliveries,
     search_deliveries,
 )
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, attempts, deliveries, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows

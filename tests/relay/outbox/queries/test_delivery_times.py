@@ -3,9 +3,9 @@
 import time
 from functools import partial
 
-from services.relay.outbox.channel_state.served_channels import record_served_channels
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.queries.delivery_times import DeliveryTimes, read_delivery_times
+from services.relay.now.page import DeliveryTimes, read_delivery_times
+from services.relay.outbox.channels import record_served_channels
+from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows

@@ -5,11 +5,10 @@ from functools import partial
 
 from sqlalchemy import update
 
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.queries import recent_events
-from services.relay.outbox.queries.recent_events import list_recent_events, read_webhook
+from services.relay.outbox.store import Transaction, open_store
 from services.relay.outbox.tables import events
+from services.relay.preview import pages as recent_events
+from services.relay.preview.pages import list_recent_events, read_webhook
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.channel_state.test_channel_checks import explain
 from tests.relay.outbox.rows import Rows

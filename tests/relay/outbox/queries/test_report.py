@@ -10,18 +10,16 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.operators.audit import prune_audit
-from services.relay.outbox.operators.quarantine import RefusedWebhook, add_entry
-from services.relay.outbox.prune_marks import PrunedKind, read_pruned
-from services.relay.outbox.queries import delivery_figures, incident_figures, slow_deliveries
-from services.relay.outbox.queries.delivery_figures import Period, Quantiles, read_channels
-from services.relay.outbox.queries.report import Report, read_report
-from services.relay.outbox.retention.by_age import prune_before
-from services.relay.outbox.rows import RowQuery
-from services.relay.outbox.tables import DeliveryState, deliveries
-from services.relay.report.encoding import encode_report, format_csv
+from services.relay.outbox.audit import PrunedKind, prune_audit, read_pruned
+from services.relay.outbox.quarantine import RefusedWebhook, add_entry
+from services.relay.outbox.retention import prune_before
+from services.relay.outbox.store import Store, Transaction, open_store
+from services.relay.outbox.tables import DeliveryState, RowQuery, deliveries
+from services.relay.report import queries as delivery_figures
+from services.relay.report import queries as incident_figures
+from services.relay.report import queries as slow_deliveries
+from services.relay.report.queries import Period, Quantiles, Report, read_channels, read_report
+from services.relay.report.report import encode_report, format_csv
 from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import CHANNEL, fill
 from tests.relay.outbox.rows import Rows

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Text, case, cast, insert, select, update
 
-from services.relay.console.incidents.timeline import build_timeline
+from services.relay.acknowledgement.store import acknowledge, escalate_due, unacknowledge
+from services.relay.incidents import queries as incident_list
+from services.relay.incidents import queries as timeline_query
+from services.relay.incidents.queries import EpisodeHistory, IncidentFilter, list_incidents, read_episode, read_incident
+from services.relay.incidents.timeline import build_timeline
 from services.relay.model import EscalationStep, Status
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.escalation import escalate_due
-from services.relay.outbox.operators.acknowledgement import acknowledge, unacknowledge
-from services.relay.outbox.operators.silences import (
+from services.relay.outbox.retention import prune_before
+from services.relay.outbox.store import Store, Transaction, open_store
+from services.relay.outbox.tables import DeliveryState, RowQuery, audit, events, incidents
+from services.relay.silences.store import (
     SilenceRequest,
     SilenceState,
     begin_silence,
@@ -23,13 +26,6 @@ from services.relay.outbox.operators.silences import (
     finish_silence,
     request_silence,
 )
-from services.relay.outbox.queries import incident_list, timeline_query
-from services.relay.outbox.queries.incident_list import IncidentFilter, list_incidents, read_incident
-from services.relay.outbox.queries.timeline_query import read_episode
-from services.relay.outbox.queries.timeline_records import EpisodeHistory
-from services.relay.outbox.retention.by_age import prune_before
-from services.relay.outbox.rows import RowQuery
-from services.relay.outbox.tables import DeliveryState, audit, events, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import fill
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass

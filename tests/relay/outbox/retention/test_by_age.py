@@ -4,9 +4,9 @@ import pytest
 
 from services.relay.model import build_incident_id
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.retention.by_age import PruneResult, prune_by_age
+from services.relay.outbox.retention import PruneResult, prune_by_age
+from services.relay.outbox.store import Store
 from services.relay.outbox.tables import UNFINISHED, DeliveryState, attempts, incidents
 from tests.relay.outbox.rows import Rows
 from tests.relay.served_relay import event_of

@@ -12,15 +12,18 @@ import pytest
 import structlog
 from sqlalchemy import insert, select
 
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.operators.audit import OutboxAudit
-from services.relay.outbox.retention.by_age import prune_by_age
-from services.relay.outbox.retention.by_bytes import PRUNE_ABOVE, PRUNE_DOWN_TO, measure_bytes, prune_to_size
-from services.relay.outbox.retention.byte_limit import ByteLimit
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.retention import (
+    PRUNE_ABOVE,
+    PRUNE_DOWN_TO,
+    ByteLimit,
+    measure_bytes,
+    prune_by_age,
+    prune_to_size,
+)
+from services.relay.outbox.store import Store, StoreUnavailableError, Transaction, open_store
 from services.relay.outbox.tables import DeliveryState, quarantine
-from shared.http.audit_log import AuditEntry
+from shared.http.access import AuditEntry
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 from tests.relay.served_relay import Scripted, metric, post, served, settings, until, webhook_of

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.retention import by_age
-from services.relay.outbox.retention.by_age import PRUNE_STEP, PruneResult, prune_by_age
-from services.relay.outbox.retention.rounds import run_retention
+from services.relay.outbox import retention as by_age
+from services.relay.outbox.retention import PRUNE_STEP, PruneResult, prune_by_age, run_retention
+from services.relay.outbox.store import Store, Transaction, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.conftest import Until

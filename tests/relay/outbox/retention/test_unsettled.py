@@ -5,9 +5,9 @@ import time
 import pytest
 
 from services.relay.model import Status, encode_event
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.operators.requeue import requeue
-from services.relay.outbox.retention.by_age import prune_by_age
+from services.relay.outbox.dead_letters import requeue
+from services.relay.outbox.retention import prune_by_age
+from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.monitors.monitored_outbox import event
 from tests.relay.outbox.actions import claim_one, read_event

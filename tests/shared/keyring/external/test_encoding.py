@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.keyring.external.encoding import Encoding, EncodingError, parse_stored_wrap
+from shared.keyring.external.table import Encoding, EncodingError, parse_stored_wrap
 
 WRAPPED = b"\x0a\x24\x00wrapped by KMS\xff"
 KEYSET_INFO = b"\x1a\x0b\x08\x8f\x92\xb7\x8e\x01\x12\x04\x08\x01\x10\x01"

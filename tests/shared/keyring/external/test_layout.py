@@ -6,9 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from shared.keyring.external.journal_tables import get_table_prefix
-from shared.keyring.external.layout import AadTemplate, TableLayout
-from shared.keyring.external.row_id import format_row_id, parse_row_id
+from shared.keyring.external.key_table import get_table_prefix
+from shared.keyring.external.table import AadTemplate, TableLayout, format_row_id, parse_row_id
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.keyring.administration import JournalBackup, JournalEntry, JournalStep, RotationType, StepOutcome
-from shared.keyring.journal.entries import find_defect, parse_row, to_columns
+from shared.keyring.journal import find_defect, parse_row, to_columns
 from shared.keyring.model import UNREADABLE_VERSION
-from shared.keyring.rows import JournalEntryRow
-from shared.keyring.tables import journal_entries
+from shared.keyring.tables import JournalEntryRow, journal_entries
 from shared.kms.port import MAX_VERSION_LENGTH
 from tests.shared.keyring.keyring import NEW_DEK, REWRAP, Keyring, entry
 

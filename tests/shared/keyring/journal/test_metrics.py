@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from shared.keyring.administration import JournalStep, RotationType, StepOutcome
-from shared.keyring.journal.metrics import ROTATION_STEPS, KeyringMetrics, read_keyring_metrics
 from shared.keyring.model import LOCAL_KEK, DataKeyStatus, WrappedKey
+from shared.keyring.rotation_metrics import ROTATION_STEPS, KeyringMetrics, read_keyring_metrics
 from shared.keyring.tables import journal_entries
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import NEW_DEK, REWRAP, Keyring, entry

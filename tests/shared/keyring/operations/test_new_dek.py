@@ -7,11 +7,11 @@ from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
+from shared.keyring import journal as progress
 from shared.keyring import store
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
-from shared.keyring.journal import progress
 from shared.keyring.model import KEY_BYTES, DataKeyStatus
-from shared.keyring.operations.new_dek import NewDekRotation
+from shared.keyring.operations import NewDekRotation
 from shared.keyring.tables import data_keys
 from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions

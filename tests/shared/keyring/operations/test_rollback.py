@@ -7,11 +7,11 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
-from shared.keyring.journal.progress import get_rotation
+from shared.keyring.journal import get_rotation
 from shared.keyring.key_table import OwnKeyTable
 from shared.keyring.model import DataKeyStatus, WrappedKey
-from shared.keyring.operations.rewrap import RewrapRotation
-from shared.keyring.operations.rollback import Rollback
+from shared.keyring.operations import RewrapRotation
+from shared.keyring.recovery import Rollback
 from shared.keyring.tables import data_keys
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, secret_of

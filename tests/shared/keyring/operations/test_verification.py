@@ -10,9 +10,9 @@ from ops.kms_emulator.faults import EmulatorFault
 from services.backend import records as backend
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.records import RECORDS_TABLE, Records
+from shared.keyring import verification
 from shared.keyring.administration import UnreachableError
 from shared.keyring.model import WrappedKey
-from shared.keyring.operations import verification
 from shared.keyring.tables import data_keys
 from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions

@@ -1,6 +1,6 @@
 import pytest
 
-from shared.kms.gcp.checksum import compute_crc32c
+from shared.kms.gcp.client import compute_crc32c
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ import pytest
 from shared.check import CheckError
 from shared.config.settings import Address
 from shared.kms.diagnosis import list_key_checks
-from shared.kms.gcp.client import GcpKmsKey
-from shared.kms.gcp.service_clock import read_date
-from shared.net.proxy import Proxy
+from shared.kms.gcp.client import GcpKmsKey, read_date
+from shared.net.egress import Proxy
 from tests.shared.certificates import LOCALHOST, Authority
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.tinyproxy import tinyproxy

@@ -1,0 +1,342 @@
+"""An incident that was delivered, and that nobody has acknowledged, goes to further channels after a while.
+
+Each event stores the steps of its route in the incident's row, so that any replica can take them, whatever its own
+configuration says. A step is due so many seconds after the first delivery of the episode, on whatever channel, or after
+an acknowledgement was withdrawn. One transaction takes all steps that are due: it adds a delivery of the latest event
+on each new channel, and leaves only the later steps in the row. From then on the incident is open on these channels,
+and all its further events go there.
+
+Before anything was delivered, no step is due: then fallback channels stand in (see `fallback`).
+
+Who takes care of an incident: its episode is acknowledged, or no longer. The next episode begins without.
+
+A person acknowledges the episode that they see: where another one has begun since, nothing is changed.
+An acknowledgement ends mentions, broadcasts and escalation, and never a delivery. The first one counts, whichever
+replica and however many persons there are; the next ones change nothing. Where its provider can be told, a delivery of
+the current state on that channel carries it there (see `provider_acknowledgement`).
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, bindparam, func, or_, select, update
+
+from services.relay.incidents.queries import UnknownIncidentError
+from services.relay.model import EscalationStep, encode_steps
+from services.relay.outbox import database as dialect
+from services.relay.outbox.audit import insert_entry
+from services.relay.outbox.channels import read_served_channels
+from services.relay.outbox.edits import request_edits
+from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
+from services.relay.outbox.recovery import COMPARE_DELAY
+from services.relay.outbox.store import Store, Transaction
+from services.relay.outbox.tables import (
+    CLOCK_TOLERANCE,
+    UNFINISHED,
+    DeliveryState,
+    RowQuery,
+    clean_for_database,
+    deliveries,
+    incidents,
+    select_columns,
+    select_values,
+)
+
+ACTOR: Final = "keypulse"
+"""Who escalates, in the audit."""
+_STEP_SIZE: Final = 32
+"""How many incidents one transaction escalates."""
+_MAX_AHEAD: Final = COMPARE_DELAY + CLOCK_TOLERANCE
+"""Seconds from now after which no step can start to count, unless the clock was set back."""
+
+
+class Escalation(NamedTuple):
+    """What was done for one incident."""
+
+    incident_id: str
+    channels: tuple[str, ...]
+    """Those that were added."""
+    skipped_channels: tuple[str, ...]
+    """Those on which no replica delivers."""
+    edited_channels: frozenset[str] = frozenset()
+    """Those whose first message is edited, to show it."""
+    superseded_channels: tuple[str, ...] = ()
+    """The channel of each delivery, of an earlier episode, that was merged into a new one."""
+
+
+class _EscalatingRow(NamedTuple):
+    """An incident with a step that is due."""
+
+    id: str
+    episode: int
+    latest_event_seq: int
+    escalation: str | None
+    escalated_to: str | None
+    escalated_at: float | None
+
+
+_of = incidents.c
+_delivery = deliveries.c
+_first_delivered_at = (
+    select(func.min(_delivery.finished_at))
+    .where(
+        _delivery.incident_id == _of.id,
+        _delivery.episode == _of.episode,
+        _delivery.state.concat("") == DeliveryState.DELIVERED,  # so that `deliveries_of_episode` is used
+    )
+    .scalar_subquery()
+)
+_starts_at = func.coalesce(_of.escalation_starts_at, _first_delivered_at)
+_starts_too_late = _starts_at > bindparam("now") + _MAX_AHEAD
+_DUE: Final = RowQuery(_EscalatingRow, select(*select_columns(_EscalatingRow, _of))).where(
+    _of.escalation_after.is_not(None),  # as the index `incidents_escalating` has it; null once it is resolved
+    _of.acknowledged_at.is_(None),
+    or_(_starts_at <= bindparam("now") - _of.escalation_after, _starts_too_late),
+)
+_FIND_DUE: Final = _DUE.order_by(_of.id).limit(_STEP_SIZE)
+_READ_DUE: Final = _DUE.where(_of.id.in_(bindparam("incidents", expanding=True))).order_by(_of.id)
+_STARTS_AT: Final = select_values(float, _starts_at).where(_of.id == bindparam("incident"))
+_OPEN_CHANNELS: Final = RowQuery(str, select(_delivery.channel).distinct()).where(
+    _delivery.incident_id == bindparam("incident"), _delivery.episode == bindparam("episode")
+)
+_START_NOW: Final = (
+    update(incidents).where(_of.id == bindparam("incident")).values(escalation_starts_at=bindparam("at"))
+)
+_RECORD: Final = (
+    update(incidents)
+    .where(_of.id == bindparam("incident"))
+    .values(
+        escalation=bindparam("steps"),
+        escalation_after=bindparam("after"),
+        escalated_to=bindparam("channels"),
+        escalated_at=bindparam("at"),
+    )
+)
+
+
+async def escalate_due(store: Store, configured_channels: Collection[str]) -> list[Escalation]:
+    """Takes every step that is due, each once, whatever other replicas do.
+
+    Args:
+        store: the outbox.
+        configured_channels: the channels of this relay.
+
+    Raises:
+        StoreUnavailableError: the steps before this one are done.
+    """
+    escalations: list[Escalation] = []
+    while found := await store.read(partial(_find_due, store=store)):
+        step = await store.run(partial(_escalate, found=found, configured_channels=configured_channels))
+        if not step:  # another replica was faster
+            break
+        escalations += step
+    return escalations
+
+
+def _find_due(connection: Connection, store: Store) -> list[str]:
+    rows = _FIND_DUE.fetch_all(connection, {"now": dialect.read_clock(connection, store.clock)})
+    return [row.id for row in rows]
+
+
+def _escalate(transaction: Transaction, found: Sequence[str], configured_channels: Collection[str]) -> list[Escalation]:
+    """One step. What another replica did, or somebody acknowledged, since `found` was read is left out."""
+    connection = transaction.connection
+    lock_incidents(transaction, found)
+    served = read_served_channels(connection, transaction.now).union(configured_channels)
+    rows = _READ_DUE.fetch_all(connection, {"incidents": list(found), "now": transaction.now})
+    return [_escalate_incident(transaction, row, served) for row in rows]
+
+
+def _escalate_incident(transaction: Transaction, row: _EscalatingRow, served: Collection[str]) -> Escalation:
+    connection, now = transaction.connection, transaction.now
+    starts_at = _STARTS_AT.fetch_one(connection, {"incident": row.id})
+    if starts_at > now + _MAX_AHEAD:  # the clock was set back since
+        connection.execute(_START_NOW, {"incident": row.id, "at": now})
+        return Escalation(row.id, (), ())
+    steps = [EscalationStep(after, tuple(channels)) for after, channels in json.loads(row.escalation or "[]")]
+    count = max(1, sum(starts_at + step.after <= now for step in steps))  # the first one is due, as was read
+    due, later = steps[:count], steps[count:]
+    named = dict.fromkeys(channel for step in due for channel in step.channels)
+    is_open = set(_OPEN_CHANNELS.fetch_all(connection, {"incident": row.id, "episode": row.episode}))
+    channels = tuple(name for name in named if name in served and name not in is_open)
+    edited: frozenset[str] = frozenset()
+    superseded: list[str] = []
+    if channels:
+        remark = f"Escalated: nobody acknowledged it within {_format_wait(due[-1].after)}."
+        seq = row.latest_event_seq
+        new = [NewDelivery(seq, seq, row.id, row.episode, channel, remark) for channel in channels]
+        superseded = [old.channel for old in enqueue_deliveries(transaction, new).superseded_rows]
+        edited = request_edits(transaction, [row.id])
+        insert_entry(transaction, ACTOR, None, "escalate", f"{row.id} to {', '.join(channels)}", row.id)
+    escalated_to = [*json.loads(row.escalated_to or "[]"), *channels]
+    connection.execute(
+        _RECORD,
+        {
+            "incident": row.id,
+            "steps": encode_steps(later),
+            "after": later[0].after if later else None,
+            "channels": json.dumps(escalated_to) if escalated_to else None,
+            "at": now if channels else row.escalated_at,
+        },
+    )
+    skipped = tuple(name for name in named if name not in served)
+    return Escalation(row.id, channels, skipped, edited, tuple(superseded))
+
+
+def _format_wait(seconds: float) -> str:
+    """Such as `10 min`; exact, since a person set it."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:g} {unit}"
+    return f"{seconds:g} s"
+
+
+MAX_NAME: Final = 200
+"""Characters of a name that are stored."""
+
+
+class EpisodeOverError(Exception):
+    """The episode is over; the message is a sentence that says so, and how the incident stands."""
+
+
+class Acknowledgement(NamedTuple):
+    """How an incident stands after an action."""
+
+    incident_id: str
+    by: str | None
+    """Who acknowledged it; None if nobody has."""
+    at: float | None
+    """When, unix seconds."""
+    is_changed: bool
+    """Whether the action changed it: it may have been acknowledged before, or not at all."""
+    channels_to_wake: tuple[str, ...] = ()
+    """The channels that have something new to deliver."""
+
+
+class _StateRow(NamedTuple):
+    """What an action needs to know of an incident."""
+
+    episode: int
+    is_open: int
+    latest_event_seq: int
+    acknowledged_by: str | None
+    acknowledged_at: float | None
+
+
+_READ_STATE: Final = RowQuery(_StateRow, select(*select_columns(_StateRow, incidents.c))).where(
+    incidents.c.id == bindparam("incident")
+)
+_FIND_CHANNELS: Final = RowQuery(str, select(_delivery.channel).distinct()).where(
+    _delivery.incident_id == bindparam("incident"),
+    _delivery.episode == bindparam("episode"),
+    _delivery.channel.in_(bindparam("channels", expanding=True)),
+    _delivery.state.in_([DeliveryState.DELIVERED.value, *(state.value for state in UNFINISHED)]),
+)
+_WRITE: Final = (
+    update(incidents)
+    .where(incidents.c.id == bindparam("incident"))
+    .values(
+        acknowledged_by=bindparam("by"),
+        acknowledged_at=bindparam("at"),
+        acknowledged_via=bindparam("via"),
+        escalation_starts_at=bindparam("starts_at"),
+    )
+)
+
+
+async def acknowledge(
+    store: Store,
+    incident_id: str,
+    *,
+    episode: int | None = None,
+    who: str,
+    via: str,
+    peer: str | None = None,
+    acknowledging_channels: Collection[str],
+) -> Acknowledgement:
+    """Acknowledges an episode of an incident, with an entry in the audit; both are committed, or neither is.
+
+    Args:
+        store: the outbox.
+        incident_id: which incident.
+        episode: the one that the person has seen; None for the current one.
+        who: the person, or the credential.
+        via: `api`, `command line`, `console`, `mail` or `slack`.
+        peer: the address that called, for the audit; None stores `via`.
+        acknowledging_channels: the channels whose provider knows acknowledgements.
+
+    Raises:
+        UnknownIncidentError: nothing was changed.
+        EpisodeOverError: nothing was changed.
+        StoreUnavailableError: it is not known to be committed.
+    """
+    who = clean_for_database(who)[:MAX_NAME]
+
+    def work(transaction: Transaction) -> Acknowledgement:
+        row = _lock_open(transaction, incident_id, episode)
+        if row.acknowledged_at is not None:
+            return Acknowledgement(incident_id, row.acknowledged_by, row.acknowledged_at, is_changed=False)
+        _write(transaction, incident_id, {"by": who, "at": transaction.now, "via": via, "starts_at": None})
+        insert_entry(transaction, who, peer or via, "acknowledge", incident_id, incident_id)
+        values = {"incident": incident_id, "episode": row.episode, "channels": sorted(acknowledging_channels)}
+        channels = sorted(_FIND_CHANNELS.fetch_all(transaction.connection, values))
+        seq, remark = row.latest_event_seq, f"Acknowledged by {who}."
+        new = [NewDelivery(seq, seq, incident_id, row.episode, channel, remark) for channel in channels]
+        enqueue_deliveries(transaction, new)
+        channels_to_wake = request_edits(transaction, [incident_id]).union(channels)
+        return Acknowledgement(
+            incident_id, who, transaction.now, is_changed=True, channels_to_wake=tuple(sorted(channels_to_wake))
+        )
+
+    return await store.run(work)
+
+
+async def unacknowledge(
+    store: Store, incident_id: str, *, episode: int | None = None, who: str, via: str, peer: str | None = None
+) -> Acknowledgement:
+    """Withdraws the acknowledgement; see `acknowledge`. Escalation begins again, as if it were delivered now."""
+
+    def work(transaction: Transaction) -> Acknowledgement:
+        row = _lock_open(transaction, incident_id, episode)
+        if row.acknowledged_at is None:
+            return Acknowledgement(incident_id, None, None, is_changed=False)
+        values = {"by": None, "at": None, "via": None, "starts_at": transaction.now}
+        _write(transaction, incident_id, values)
+        name = clean_for_database(who)[:MAX_NAME]
+        insert_entry(transaction, name, peer or via, "unacknowledge", incident_id, incident_id)
+        channels_to_wake = request_edits(transaction, [incident_id])
+        return Acknowledgement(
+            incident_id, None, None, is_changed=True, channels_to_wake=tuple(sorted(channels_to_wake))
+        )
+
+    return await store.run(work)
+
+
+def check_open(connection: Connection, incident_id: str, episode: int | None) -> None:
+    """Checks that an episode is open; None is the current one. Raises UnknownIncidentError, EpisodeOverError."""
+    _read_open(connection, incident_id, episode)
+
+
+def _lock_open(transaction: Transaction, incident_id: str, episode: int | None) -> _StateRow:
+    lock_incidents(transaction, [incident_id])
+    return _read_open(transaction.connection, incident_id, episode)
+
+
+def _read_open(connection: Connection, incident_id: str, episode: int | None) -> _StateRow:
+    row = _READ_STATE.fetch_first(connection, {"incident": incident_id})
+    if row is None:
+        raise UnknownIncidentError("no such incident")
+    episode = row.episode if episode is None else episode
+    if episode > row.episode:
+        raise UnknownIncidentError(f"the incident has no episode {episode}; its last one is {row.episode}")
+    if not row.is_open:
+        raise EpisodeOverError(f"episode {episode} is over; the incident is resolved")
+    if episode < row.episode:
+        raise EpisodeOverError(f"episode {episode} is over; the incident fires again as episode {row.episode}")
+    return row
+
+
+def _write(transaction: Transaction, incident_id: str, values: dict[str, Any]) -> None:
+    transaction.connection.execute(_WRITE, {"incident": incident_id, **values})

@@ -1,1 +1,0 @@
-"""Merges keypulse's routing into the file of an Alertmanager that exists."""

@@ -1,0 +1,677 @@
+"""An Alertmanager's API: since when it is up, its alerts, muted ones included, and its silences.
+
+https://github.com/prometheus/alertmanager/blob/main/api/v2/openapi.yaml
+
+Reads from the exporter when a key began to fail: the fault behind an incident. Answers are kept for a moment.
+
+It is read when somebody looks at an incident, never by intake or delivery. The exporter knows what happened since its
+start, and no more.
+
+Reads the configured Prometheus: its rules, the expression of an alert, and what an expression gives or gave.
+
+Nothing is asked of another server: a redirect is an error. https://prometheus.io/docs/prometheus/latest/querying/api/
+"""
+
+import asyncio
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final, TypeVar
+
+import msgspec
+
+from services.relay.channels.port import SendError
+from services.relay.http import HttpSession, translate_connection_errors
+from services.relay.model import Alert
+from shared.check import CheckError
+from shared.config.secret_file import SecretFile, SecretUnreadableError
+from shared.http.untrusted_json import UntrustedJsonError, decode_json
+from shared.net.egress import EgressSettings
+from shared.process.concurrency import run_in_thread_if_large, run_large
+
+_REPLY_TIMEOUT: Final = 10.0
+_MAX_ALERTS_BYTES: Final = 16 * 1024 * 1024
+"""Bytes."""
+_ALERTS_PATH: Final = "/api/v2/alerts?active=true&silenced=true&inhibited=true&unprocessed=true"
+
+
+class AlertmanagerError(Exception):
+    """An Alertmanager does not do what it was asked for; the text says why, without secrets.
+
+    Args:
+        text: why.
+        is_refusal: whether it answered that it will not, so that it has certainly done nothing.
+    """
+
+    def __init__(self, text: str, *, is_refusal: bool = False) -> None:
+        super().__init__(text)
+        self.is_refusal = is_refusal
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise AlertmanagerError(f"no answer within {_REPLY_TIMEOUT:g} s") from None
+    except SendError as error:
+        raise AlertmanagerError(str(error), is_refusal=not error.maybe_arrived) from None
+    except SecretUnreadableError as error:
+        raise AlertmanagerError(str(error), is_refusal=True) from None
+    except (UntrustedJsonError, OverflowError):  # the latter for a time near the year 1 or 9999
+        raise AlertmanagerError("its answer is not that of Alertmanager's API, version 2") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveAlert:
+    """An alert that fires and is neither silenced nor inhibited."""
+
+    starts_at: datetime
+    receivers: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class AlertmanagerState:
+    """The state of one Alertmanager."""
+
+    started_at: float
+    """When it started, in unix seconds by its clock."""
+    labels_by_fingerprint: Mapping[str, Mapping[str, str]]
+    """The labels of every alert that is not resolved, muted or not, by fingerprint."""
+    active_by_fingerprint: Mapping[str, ActiveAlert]
+    """Those of them that are not muted, by fingerprint."""
+
+
+_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class NewSilence:
+    """A silence of the alerts that have exactly these values of labels."""
+
+    labels: Mapping[str, str]
+    ends_at: float
+    """Unix seconds."""
+    created_by: str
+    comment: str
+
+
+class _SilenceStatus(msgspec.Struct, gc=False):
+    state: str  # expired, active, pending
+
+
+class FoundSilence(msgspec.Struct, rename="camel", gc=False):
+    """A silence as Alertmanager lists it."""
+
+    id: str
+    comment: str
+    created_by: str
+    status: _SilenceStatus
+
+
+class _CreatedSilence(msgspec.Struct, rename={"silence_id": "silenceID"}):
+    silence_id: str
+
+
+class _ServerStatus(msgspec.Struct):
+    uptime: _Moment  # in spite of its name the moment of its start
+
+
+class _Configuration(msgspec.Struct):
+    original: str
+
+
+class _ConfiguredStatus(msgspec.Struct):
+    config: _Configuration
+
+
+class _Receiver(msgspec.Struct, gc=False):
+    name: str
+
+
+class _AlertStatus(msgspec.Struct, gc=False):
+    state: str  # active, suppressed, unprocessed
+
+
+class _ListedAlert(msgspec.Struct, rename="camel", gc=False):
+    fingerprint: str
+    labels: dict[str, str]
+    starts_at: _Moment
+    receivers: list[_Receiver]
+    status: _AlertStatus
+
+
+_CONFIGURED: Final = msgspec.json.Decoder(_ConfiguredStatus)
+_STATUS: Final = msgspec.json.Decoder(_ServerStatus)
+_SILENCE_LIST: Final = msgspec.json.Decoder(list[FoundSilence])
+_CREATED: Final = msgspec.json.Decoder(_CreatedSilence)
+_ALERT_LIST: Final = msgspec.json.Decoder(list[_ListedAlert])
+
+
+class AlertmanagerClient:
+    """One Alertmanager.
+
+    Args:
+        url: of its root; its `--web.external-url` may have a path.
+        token: sent as Bearer; None sends nothing.
+        egress: how it is reached.
+    """
+
+    def __init__(self, url: str, token: SecretFile | None, egress: EgressSettings | None = None) -> None:
+        self.url = url
+        self._token = token
+        self._session = HttpSession("Alertmanager", egress=egress)
+
+    async def read_state(self) -> AlertmanagerState:
+        """Its current state. Raises AlertmanagerError."""
+        with _translate_errors():
+            status = await run_large(partial(decode_json, _STATUS, await self._get("/api/v2/status")))
+            body = await self._get(_ALERTS_PATH)
+            return await run_large(partial(_build_state, status.uptime.timestamp(), body))
+
+    async def read_configuration(self) -> str:
+        """Its configuration in YAML, secrets and URLs masked. Raises AlertmanagerError."""
+        with _translate_errors():
+            return decode_json(_CONFIGURED, await self._get("/api/v2/status")).config.original
+
+    async def find_silence(self, mark: str) -> FoundSilence | None:
+        """A silence whose comment has this mark, and that has not ended. Raises AlertmanagerError."""
+        with _translate_errors():
+            listed = await run_large(partial(decode_json, _SILENCE_LIST, await self._get("/api/v2/silences")))
+        return next((each for each in listed if mark in each.comment and each.status.state != "expired"), None)
+
+    async def create_silence(self, silence: NewSilence, now: float) -> str:
+        """Create a silence; its ID. Each call makes another one.
+
+        Raises:
+            AlertmanagerError: it was refused, or nobody knows whether it was created: see `is_refusal`.
+        """
+        document = {
+            "matchers": [
+                {"name": name, "value": value, "isRegex": False, "isEqual": True}
+                for name, value in silence.labels.items()
+            ],
+            "startsAt": datetime.fromtimestamp(now, UTC).isoformat(),
+            "endsAt": datetime.fromtimestamp(silence.ends_at, UTC).isoformat(),
+            "createdBy": silence.created_by,
+            "comment": silence.comment,
+        }
+        with _translate_errors():
+            return decode_json(_CREATED, await self._request("POST", "/api/v2/silences", document)).silence_id
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._session.close()
+
+    async def _get(self, path: str) -> bytes:
+        return await self._request("GET", path)
+
+    async def _request(self, method: str, path: str, document: object = None) -> bytes:
+        body = bytearray()
+        with translate_connection_errors("Alertmanager"):
+            async with (
+                asyncio.timeout(_REPLY_TIMEOUT),
+                self._session.open().request(method, self.url + path, headers=self._headers(), json=document) as answer,
+            ):
+                if answer.status != 200:
+                    raise AlertmanagerError(f"it answered HTTP {answer.status}", is_refusal=answer.status < 500)
+                async for chunk in answer.content.iter_any():
+                    body += chunk
+                    if len(body) > _MAX_ALERTS_BYTES:
+                        raise AlertmanagerError(f"its answer is over {_MAX_ALERTS_BYTES} bytes")
+        return bytes(body)
+
+    def _headers(self) -> Mapping[str, str]:
+        return {"Authorization": f"Bearer {self._token.read_value()}"} if self._token else {}
+
+
+def _build_state(started_at: float, body: bytes) -> AlertmanagerState:
+    alerts = decode_json(_ALERT_LIST, body)
+    active = {
+        alert.fingerprint: ActiveAlert(
+            alert.starts_at.astimezone(UTC), frozenset(each.name for each in alert.receivers)
+        )
+        for alert in alerts
+        if alert.status.state == "active"
+    }
+    return AlertmanagerState(started_at, {alert.fingerprint: alert.labels for alert in alerts}, active)
+
+
+TIMEOUT: Final = 3.0
+"""Seconds for one answer."""
+_MAX_BYTES: Final = 1024 * 1024
+_MAX_CONCURRENT: Final = 4
+_KEEP_SECONDS: Final = 15.0
+"""For which an answer, or an error, is shown again without another request."""
+_MAX_ANSWERS: Final = 256
+_EXPORTER: Final = "the exporter"
+_MAX_TEXT: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFailure:
+    """Failures of one kind in a row, as the exporter saw them. Times are unix seconds."""
+
+    target: str
+    operation: str
+    reason: str
+    detail: str
+    first_at: float
+    last_at: float
+    count: int
+    is_current: bool
+    """Whether the last round trip failed in this way."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailureHistory:
+    """What the exporter knows of a key or a service, or why it does not say."""
+
+    failures: Sequence[KeyFailure] = ()
+    """The oldest first."""
+    recorded_since: float | None = None
+    """When the exporter started; None if there was no answer."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryQuery:
+    """Whose failures are read: those of a key, or of all keys of a service."""
+
+    name: str
+    """`target` or `service`."""
+    value: str
+
+
+class ExporterError(Exception):
+    """The exporter gave no answer that can be used; the text says why, without secrets.
+
+    Args:
+        text: why.
+        is_refusal: whether it wants other credentials.
+    """
+
+    def __init__(self, text: str, *, is_refusal: bool = False) -> None:
+        super().__init__(text)
+        self.is_refusal = is_refusal
+
+
+class _Failure(msgspec.Struct, gc=False):
+    target: str
+    operation: str
+    reason: str
+    first_at: _Moment
+    last_at: _Moment
+    detail: str = ""
+    count: int = 1
+    is_current: bool = False
+
+
+class _Answer(msgspec.Struct, gc=False):
+    since: _Moment
+    failures: list[_Failure]
+
+
+_ANSWER: Final = msgspec.json.Decoder(_Answer)
+
+
+class ExporterHistory:
+    """Reads `GET /api/history` of one exporter.
+
+    Args:
+        url: of the board, without its last slash; None where `messages.board_url` is not set.
+        token_file: a viewer's token; None sends nothing.
+        egress: how the exporter is reached.
+        monotonic: seconds.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        token_file: Path | None = None,
+        egress: EgressSettings | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._url = url
+        self._token = SecretFile(token_file) if token_file else None
+        self._session = HttpSession(_EXPORTER, egress=egress)
+        self._monotonic = monotonic
+        self._answers: OrderedDict[HistoryQuery, tuple[float, FailureHistory]] = OrderedDict()
+        self._reads: dict[HistoryQuery, asyncio.Task[FailureHistory]] = {}
+        self._semaphore = asyncio.Semaphore(_MAX_CONCURRENT)
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether there is an exporter to ask."""
+        return self._url is not None
+
+    def get_answer(self, query: HistoryQuery) -> FailureHistory | None:
+        """The last answer; None if there is none."""
+        last = self._answers.get(query)
+        return last[1] if last else None
+
+    def is_current(self, query: HistoryQuery) -> bool:
+        """Whether the last answer is of a moment ago."""
+        last = self._answers.get(query)
+        return last is not None and self._monotonic() - last[0] < _KEEP_SECONDS
+
+    async def read(self, query: HistoryQuery) -> FailureHistory:
+        """What the exporter knows, within `TIMEOUT`; its `error` says why it knows nothing. Callers share reads."""
+        if self.is_current(query):
+            return self._answers[query][1]
+        if query not in self._reads:
+            if len(self._reads) >= _MAX_ANSWERS:
+                return FailureHistory(error="too many incidents are looked at; reload the page in a moment")
+            self._reads[query] = asyncio.create_task(self._read_and_store(query))
+        return await asyncio.shield(self._reads[query])
+
+    async def check(self) -> str:
+        """For `doctor`: whether the exporter answers. Raises CheckError."""
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                answer = await self._request({})
+        except TimeoutError:
+            raise CheckError(f"no answer within {TIMEOUT:g} s", "see whether the exporter runs there") from None
+        except ExporterError as error:
+            hint = "name a viewer's token in `messages.board_token_file`" if error.is_refusal else "correct the URL"
+            raise CheckError(str(error), hint) from None
+        return f"it knows {len(answer.failures)} failures of keys"
+
+    async def close(self) -> None:
+        """Ends what is being read, and closes the connections."""
+        for task in self._reads.values():
+            task.cancel()
+        await asyncio.gather(*self._reads.values(), return_exceptions=True)
+        await self._session.close()
+
+    async def _read_and_store(self, query: HistoryQuery) -> FailureHistory:
+        try:
+            async with asyncio.timeout(TIMEOUT), self._semaphore:
+                answer = await self._request({query.name: query.value})
+            history = _build_history(answer)
+        except TimeoutError:
+            history = FailureHistory(error=f"no answer within {TIMEOUT:g} s")
+        except ExporterError as error:
+            history = FailureHistory(error=str(error))
+        finally:
+            self._reads.pop(query, None)
+        self._answers[query] = self._monotonic(), history
+        self._answers.move_to_end(query)
+        if len(self._answers) > _MAX_ANSWERS:
+            self._answers.popitem(last=False)
+        return history
+
+    async def _request(self, parameters: dict[str, str]) -> _Answer:
+        body = bytearray()
+        try:
+            headers = {"Authorization": f"Bearer {self._token.read_value()}"} if self._token else {}
+            with translate_connection_errors(_EXPORTER):
+                async with self._session.open().get(
+                    f"{self._url}/api/history", params=parameters, headers=headers
+                ) as answer:
+                    if answer.status == 404 and "target" in parameters:
+                        raise ExporterError("it does not watch this key (HTTP 404)")
+                    if answer.status != 200:
+                        is_refusal = answer.status in {401, 403}
+                        raise ExporterError(f"it answered HTTP {answer.status}", is_refusal=is_refusal)
+                    async for chunk in answer.content.iter_any():
+                        body += chunk
+                        if len(body) > _MAX_BYTES:
+                            raise ExporterError(f"its answer is over {_MAX_BYTES} bytes")
+            return await run_in_thread_if_large(len(body), lambda: decode_json(_ANSWER, bytes(body)))
+        except (SendError, SecretUnreadableError) as error:
+            raise ExporterError(str(error)) from None
+        except UntrustedJsonError:
+            raise ExporterError("its answer is not that of keypulse's exporter") from None
+
+
+def _build_history(answer: _Answer) -> FailureHistory:
+    failures = [
+        KeyFailure(
+            each.target,
+            each.operation,
+            each.reason,
+            each.detail[:_MAX_TEXT],
+            each.first_at.timestamp(),
+            each.last_at.timestamp(),
+            each.count,
+            each.is_current,
+        )
+        for each in answer.failures
+    ]
+    return FailureHistory(sorted(failures, key=lambda each: each.first_at), answer.since.timestamp())
+
+
+_MAX_REPLY_BYTES: Final = 4 * 1024 * 1024
+_PROMETHEUS: Final = "Prometheus"
+T = TypeVar("T")
+
+
+class PrometheusError(Exception):
+    """Prometheus gave no answer that can be used; the text says why, without secrets."""
+
+
+class QueryRefusedError(PrometheusError):
+    """Prometheus cannot evaluate the expression."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRule:
+    """An alert's rule."""
+
+    expression: str
+    label_names: frozenset[str]
+    """Of the labels that the rule adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleGroup:
+    """A group of rules, which are evaluated together."""
+
+    name: str
+    interval: float
+    """Seconds between two evaluations."""
+    evaluated_at: float | None
+    """When it was last evaluated, unix seconds by Prometheus's clock; None before the first time."""
+    rules: int
+    """How many alerting rules it has."""
+    failing_rule: str | None
+    """The first rule whose last evaluation failed; None if all succeeded."""
+    error: str
+    """Prometheus's words for that; empty if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What an expression gives now for one label set."""
+
+    labels: Mapping[str, str]
+    at: float
+    """Unix seconds by Prometheus's clock."""
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The points of a series, oldest first."""
+
+    labels: Mapping[str, str]
+    points: Sequence[tuple[float, float]]
+    """Unix seconds and value; only finite ones."""
+
+
+class _Rule(msgspec.Struct, gc=False, rename="camel"):
+    name: str = ""
+    query: str = ""
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+    health: str = ""
+    last_error: str = ""
+
+
+class _RuleGroup(msgspec.Struct, gc=False, rename="camel"):
+    name: str = ""
+    interval: float = 0.0
+    last_evaluation: datetime | None = None
+    rules: list[_Rule] = msgspec.field(default_factory=list)
+
+
+class _RuleGroups(msgspec.Struct, gc=False):
+    groups: list[_RuleGroup] = msgspec.field(default_factory=list)
+
+
+class _RulesReply(msgspec.Struct, gc=False):
+    data: _RuleGroups
+
+
+class _Matrix(msgspec.Struct, gc=False):
+    metric: dict[str, str]
+    values: list[tuple[float, str]]
+
+
+class _RangeData(msgspec.Struct, gc=False, rename="camel"):
+    result_type: str
+    result: list[_Matrix]
+
+
+class _RangeReply(msgspec.Struct, gc=False):
+    data: _RangeData
+
+
+class _Vector(msgspec.Struct, gc=False):
+    metric: dict[str, str]
+    value: tuple[float, str]
+
+
+class _InstantData(msgspec.Struct, gc=False, rename="camel"):
+    result_type: str
+    result: list[_Vector]
+
+
+class _InstantReply(msgspec.Struct, gc=False):
+    data: _InstantData
+
+
+_RULES: Final = msgspec.json.Decoder(_RulesReply)
+_RANGE: Final = msgspec.json.Decoder(_RangeReply)
+_INSTANT: Final = msgspec.json.Decoder(_InstantReply)
+
+
+class PrometheusClient:
+    """One Prometheus.
+
+    Args:
+        url: of its root.
+        token: sent as Bearer; None sends nothing.
+        egress: how it is reached.
+    """
+
+    def __init__(self, url: str, token: SecretFile | None, egress: EgressSettings | None = None) -> None:
+        self._url = url
+        self._token = token
+        self._session = HttpSession(_PROMETHEUS, egress=egress)
+
+    async def find_rule(self, alert: Alert) -> AlertRule | None:
+        """The rule of an alert, by its name and its labels; None if there is none. Raises PrometheusError."""
+        name = alert.labels.get("alertname", "")
+        # A Prometheus that does not know `rule_name[]` gives all rules.
+        query = {"type": "alert", "rule_name[]": name, "exclude_alerts": "true"}
+        reply = await self._decode(_RULES, await self._get("/api/v1/rules", query))
+        rules = [rule for group in reply.data.groups for rule in group.rules if rule.name == name and rule.query]
+        best = max(rules, key=lambda rule: _count_matching(rule, alert), default=None)
+        if best is None or _count_matching(best, alert) < 0:
+            return None
+        return AlertRule(best.query, frozenset(best.labels))
+
+    async def count_rules(self) -> int:
+        """How many alerting rules it has. Raises PrometheusError."""
+        return sum(len(group.rules) for group in await self._read_rule_groups())
+
+    async def list_runbooks(self) -> dict[str, str]:
+        """The `runbook_url` of each alerting rule that has one, by the rule's name. Raises PrometheusError."""
+        rules = [rule for group in await self._read_rule_groups() for rule in group.rules]
+        return {rule.name: url for rule in rules if (url := rule.annotations.get("runbook_url"))}
+
+    async def list_rule_groups(self) -> list[RuleGroup]:
+        """The groups that have alerting rules, and how their last evaluation went. Raises PrometheusError."""
+        return [_build_rule_group(group) for group in await self._read_rule_groups() if group.rules]
+
+    async def _read_rule_groups(self) -> list[_RuleGroup]:
+        query = {"type": "alert", "exclude_alerts": "true"}
+        return (await self._decode(_RULES, await self._get("/api/v1/rules", query))).data.groups
+
+    async def read_instant(self, expression: str) -> list[Sample]:
+        """What an expression gives now. Raises QueryRefusedError, PrometheusError."""
+        reply = await self._decode(_INSTANT, await self._get("/api/v1/query", {"query": expression}))
+        return [Sample(each.metric, each.value[0], float(each.value[1])) for each in reply.data.result]
+
+    async def read_range(self, expression: str, start: float, end: float, step: float) -> list[Series]:
+        """What an expression gave from `start` to `end`. Raises QueryRefusedError, PrometheusError."""
+        query = {"query": expression, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
+        reply = await self._decode(_RANGE, await self._get("/api/v1/query_range", query))
+        return [_build_series(each) for each in reply.data.result]
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._session.close()
+
+    async def _get(self, path: str, query: Mapping[str, str]) -> bytes:
+        body = bytearray()
+        try:
+            headers = {"Authorization": f"Bearer {self._token.read_value()}"} if self._token else {}
+            with translate_connection_errors(_PROMETHEUS):
+                # A form, since an expression may be longer than an address may be; rules are read by GET alone.
+                method, form = ("GET", None) if path.endswith("rules") else ("POST", query)
+                async with self._session.open().request(
+                    method, self._url + path, params=query if form is None else None, data=form, headers=headers
+                ) as answer:
+                    if answer.status in {400, 422}:
+                        raise QueryRefusedError(f"it answered HTTP {answer.status} to an expression")
+                    if answer.status != 200:
+                        raise PrometheusError(f"it answered HTTP {answer.status}")
+                    async for chunk in answer.content.iter_any():
+                        body += chunk
+                        if len(body) > _MAX_REPLY_BYTES:
+                            raise PrometheusError(f"its answer is over {_MAX_REPLY_BYTES} bytes")
+        except (SendError, SecretUnreadableError) as error:
+            raise PrometheusError(str(error)) from None
+        return bytes(body)
+
+    async def _decode(self, decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+        try:
+            return await run_in_thread_if_large(len(body), lambda: decode_json(decoder, body))
+        except UntrustedJsonError:
+            raise PrometheusError("its answer is not that of Prometheus's API, version 1") from None
+
+
+def _count_matching(rule: _Rule, alert: Alert) -> int:
+    """How many labels of a rule the alert has; -1 if it has another value of one. A template may give any value."""
+    fixed = {key: value for key, value in rule.labels.items() if "{{" not in value}
+    if any(alert.labels.get(key) != value for key, value in fixed.items()):
+        return -1
+    return len(fixed)
+
+
+def _build_series(matrix: _Matrix) -> Series:
+    points = [(at, number) for at, text in matrix.values if math.isfinite(number := float(text))]
+    return Series({key: value for key, value in matrix.metric.items() if key != "__name__"}, points)
+
+
+def _build_rule_group(group: _RuleGroup) -> RuleGroup:
+    at = group.last_evaluation
+    failing = next((rule for rule in group.rules if rule.health == "err"), None)
+    return RuleGroup(
+        name=group.name,
+        interval=group.interval,
+        # Before the first time Prometheus gives the first year of the calendar.
+        evaluated_at=at.timestamp() if at is not None and at.year > 1 else None,
+        rules=len(group.rules),
+        failing_rule=failing.name if failing else None,
+        error=failing.last_error if failing else "",
+    )

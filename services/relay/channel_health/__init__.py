@@ -1,0 +1,1 @@
+"""Whether a channel works: its checks, its test messages, its page."""

@@ -1,0 +1,378 @@
+"""The settings of a channel for a person, without a secret: a secret stands in a file, which is named by its path.
+
+An address may be a secret itself, or hold one in its path: of an address only scheme, host and port are shown, unless
+it is the provider's own, as documented.
+
+What the configuration says about each channel, for people: its settings without secrets, and what it is used for.
+
+`/api/channels`: each channel with its state and its configuration without secrets; checks and tests on request.
+
+Times are RFC 3339 in UTC with milliseconds.
+
+A channel as pages and API show it: what the configuration says, and what the outbox knows.
+
+`/channels`: each channel with its state, its configuration without secrets, its checks and its last test.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from services.relay.channel_health.checks import ActionRefusedError, ChannelActions, advise_on
+from services.relay.channel_health.store import ChannelCheck, CheckKind, CheckRow, list_checks_of_channels, read_results
+from services.relay.channels.port import ChannelSettings, MessageRate
+from services.relay.channels.requests import MASK
+from services.relay.config import RelaySettings, RouteSettings
+from services.relay.console.frame import PageRenderer, redirect, redirect_refused
+from services.relay.now.lights import Verdict, build_channel_light
+from services.relay.now.overview import ChannelOverview, count_delivered, read_channel_overviews
+from services.relay.outbox.channels import count_available
+from services.relay.outbox.store import Store
+from services.relay.text import format_seconds
+from shared.check import CheckResult, join_hint
+from shared.config.server_settings import Role
+from shared.http.access import ProtectedRoute, get_caller
+from shared.http.json_api import build_error_response, format_json_time
+
+SettingValue = str | int | float | bool | list[str]
+"""A value as a person, or JSON, reads it."""
+_UNITS: Final = (("s", 1.0), ("m", 60.0), ("h", 3600.0))
+
+
+def mask_settings(settings: ChannelSettings) -> dict[str, SettingValue]:
+    """Each key that has a value, as in the configuration's file; those that the file sets come first."""
+    fields = type(settings).model_fields
+    names = sorted(fields, key=lambda name: (name != "kind", name not in settings.model_fields_set))
+    values = {name: getattr(settings, name) for name in names}
+    return {
+        fields[name].alias or name: _mask_value(value, fields[name].default)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def list_default_keys(settings: ChannelSettings) -> frozenset[str]:
+    """The keys that the configuration's file leaves as they are."""
+    fields = type(settings).model_fields
+    return frozenset(field.alias or name for name, field in fields.items() if name not in settings.model_fields_set)
+
+
+def mask_url(url: str) -> str:
+    """An address without what may be a secret: its user, its path, its query and its fragment."""
+    parts = urlsplit(url)
+    address = parts.netloc.rpartition("@")[2]
+    has_more = parts.path.strip("/") or parts.query or parts.fragment
+    return f"{parts.scheme}://{address}" + (f"/{MASK}" if has_more else "")
+
+
+def format_rate(per_second: float) -> str:
+    """A rate as in the configuration, such as `1/s` or `45/m`."""
+    unit, seconds = next(
+        ((unit, seconds) for unit, seconds in _UNITS if (per_second * seconds).is_integer()), _UNITS[-1]
+    )
+    return f"{per_second * seconds:g}/{unit}"
+
+
+def _mask_value(value: object, default: object) -> SettingValue:
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, MessageRate):
+        return format_rate(value.per_second)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, str):
+        return mask_url(value) if "://" in value and value != default else value
+    if isinstance(value, (tuple, list)):
+        return [str(_mask_value(each, None)) for each in value]
+    return MASK  # of a type that nothing is known of
+
+
+class ChannelUse(NamedTuple):
+    """One use."""
+
+    text: str
+    route: int | None = None
+    """The position of its route."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredChannel:
+    """What the configuration says about a channel."""
+
+    name: str
+    kind: str
+    destination: str
+    configuration: Mapping[str, SettingValue]
+    default_keys: frozenset[str]
+    """Those that the configuration's file leaves as they are."""
+    limitations: Sequence[str]
+    uses: Sequence[ChannelUse]
+    is_checkable: bool
+    """Whether there is anything to check."""
+    rate: str | None
+    """Its rate limit, such as `1/s`."""
+    rate_per_second: float | None
+
+
+def list_configured_channels(settings: RelaySettings) -> list[ConfiguredChannel]:
+    """The channels, in the order of the configuration."""
+    return [_describe(settings, name, own) for name, own in settings.channels.items()]
+
+
+def list_uses(settings: RelaySettings, channel: str) -> Iterator[ChannelUse]:
+    """The uses of a channel, its routes in their order; none of a channel that gets nothing."""
+    for position, route in enumerate(settings.routes):
+        if channel in route.channels:
+            yield ChannelUse(describe_route(route), position)
+        for step in route.escalate:
+            if channel in step.channels:
+                text = f"{describe_route(route)}, if nobody acknowledges within {format_seconds(step.after)}"
+                yield ChannelUse(text, position)
+    if channel in settings.default_channels:
+        yield ChannelUse("Default channel: what no route takes, and what a channel that is down cannot deliver")
+    for watchdog in settings.watchdogs:
+        if channel in watchdog.channels:
+            yield ChannelUse(f"Absence of the watchdog {watchdog.name}")
+
+
+def describe_route(route: RouteSettings) -> str:
+    """The conditions of a route, in one line."""
+    conditions = [f'receiver="{route.receiver}"'] if route.receiver is not None else []
+    conditions += [f'{each.label}{each.operator}"{each.value}"' for each in route.matchers]
+    return ", ".join(conditions) or "every alert"
+
+
+def _describe(settings: RelaySettings, name: str, own: ChannelSettings) -> ConfiguredChannel:
+    rate = own.rate_per_second if settings.pacing.enabled else None
+    return ConfiguredChannel(
+        name=name,
+        kind=str(getattr(own, "kind", "")),
+        destination=own.destination,
+        configuration=mask_settings(own),
+        default_keys=list_default_keys(own),
+        limitations=own.limitations,
+        uses=list(list_uses(settings, name)),
+        is_checkable=bool(own.connect(settings.delivery.timeout).list_checks("")),  # it opens no connection
+        rate=None if rate is None else format_rate(rate),
+        rate_per_second=rate,
+    )
+
+
+MAX_CHECKS: Final = 30
+"""The checks that are shown of one channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelView:
+    """A channel as a person reads it."""
+
+    configured: ConfiguredChannel
+    overview: ChannelOverview
+    verdict: Verdict
+    failure_hint: str
+    """What to do about its last failure; empty if there is none."""
+    next_message_at: float | None
+    """When its rate limit allows the next message, unix seconds; None if it does now."""
+    checks: Sequence[CheckRow]
+    """The last ones, the newest first."""
+
+
+async def read_views(store: Store, configured: Sequence[ConfiguredChannel]) -> list[ChannelView]:
+    """The channels with their state, in their order. Raises StoreUnavailableError."""
+    now, names = store.clock(), [each.name for each in configured]
+    overviews = await store.read(partial(read_channel_overviews, names=names, now=now))
+    checks = await store.read(partial(list_checks_of_channels, channels=names, kind=CheckKind.CHECK, limit=MAX_CHECKS))
+    return [
+        ChannelView(
+            channel,
+            overview,
+            build_channel_light(overview, now).verdict,
+            advise_on(overview.last_failure.reason if overview.last_failure else None),
+            find_next_message_time(overview, channel.rate_per_second, now),
+            checks[channel.name],
+        )
+        for channel, overview in zip(configured, overviews, strict=True)
+    ]
+
+
+def find_next_message_time(overview: ChannelOverview, rate: float | None, now: float) -> float | None:
+    """When the rate limit allows the next message, unix seconds; None if it does now.
+
+    Args:
+        overview: of the channel.
+        rate: messages per second; None without a limit.
+        now: unix seconds.
+    """
+    seconds = count_available(overview.next_token_at, now, 1, rate)[1]
+    return None if seconds is None else now + seconds
+
+
+class ChannelsEndpoint:
+    """The endpoints of channels.
+
+    Args:
+        store: the outbox.
+        channels: as configured.
+        actions: what people do with a channel.
+    """
+
+    def __init__(self, store: Store, channels: Sequence[ConfiguredChannel], actions: ChannelActions) -> None:
+        self._store = store
+        self._channels = channels
+        self._actions = actions
+
+    async def list(self, _request: Request) -> Response:
+        """All channels, in the order of the configuration."""
+        views = await read_views(self._store, self._channels)
+        delivered = await self._store.read(count_delivered)
+        return JSONResponse({"channels": [_encode_view(view, delivered) for view in views]})
+
+    async def check(self, request: Request) -> Response:
+        """Checks one, and sends nothing: 200 with what it found."""
+        return await self._act(request, self._actions.check)
+
+    async def test(self, request: Request) -> Response:
+        """Sends a test message and its resolve: 200 with what became of them."""
+        return await self._act(request, self._actions.test)
+
+    async def _act(self, request: Request, act: Callable[[str, str], Awaitable[ChannelCheck]]) -> Response:
+        name = request.path_params["name"]
+        names = [channel.name for channel in self._channels]
+        if name not in names:
+            return build_error_response(404, f"no such channel; expected one of {', '.join(sorted(names))}")
+        try:
+            done = await act(name, get_caller(request).name)
+        except ActionRefusedError as error:
+            response = build_error_response(429, str(error))
+            response.headers["Retry-After"] = str(error.seconds)
+            return response
+        results = [asdict(result) for result in done.results]
+        return JSONResponse(
+            {"channel": name, "ok": done.failure is None, "seconds": round(done.seconds, 3), "results": results}
+        )
+
+
+def _encode_view(view: ChannelView, delivered: Mapping[str, int]) -> dict[str, Any]:
+    configured, overview, verdict = view.configured, view.overview, view.verdict
+    success, failure = overview.last_success, overview.last_failure
+    return {
+        "channel": configured.name,
+        "kind": configured.kind,
+        "destination": configured.destination,
+        "configuration": configured.configuration,
+        "limitations": configured.limitations,
+        "used_by": [use._asdict() for use in configured.uses],
+        "rate": configured.rate,
+        "status": verdict.status,
+        "summary": verdict.text,
+        "hint": verdict.hint,
+        "is_down": overview.is_down,
+        "breaker": overview.breaker,
+        "failures": overview.failures,
+        "reason": overview.reason,
+        "paused_until": format_json_time(overview.paused_until),
+        "retry_after_until": format_json_time(overview.retry_after_until),
+        "next_message_at": format_json_time(view.next_message_at),
+        "waiting": overview.waiting,
+        "sending": overview.sending,
+        "oldest_accepted_at": format_json_time(overview.oldest_accepted_at),
+        "due_at": format_json_time(overview.due_at),
+        "delivered": delivered.get(configured.name, 0),
+        "dead": overview.dead,
+        "last_success": success and {"id": success.id, "at": format_json_time(success.finished_at)},
+        "last_failure": failure and {**asdict(failure), "at": format_json_time(failure.at), "hint": view.failure_hint},
+        "last_test": overview.last_test and _encode_check(overview.last_test),
+        "checks": [_encode_check(check) for check in view.checks],
+    }
+
+
+def _encode_check(check: CheckRow) -> dict[str, Any]:
+    return {
+        "at": format_json_time(check.started_at),
+        "ok": check.problem is None,
+        "problem": check.problem,
+        "hint": check.hint,
+        "requested_by": check.requested_by,
+        "seconds": round(check.seconds, 3),
+    }
+
+
+Act = Callable[[str, str], Awaitable[ChannelCheck]]
+
+
+class ChannelsPages:
+    """The list of channels, and the page of each.
+
+    Args:
+        store: the outbox.
+        renderer: renders the templates.
+        channels: as configured.
+        actions: what people do with a channel.
+    """
+
+    def __init__(
+        self, store: Store, renderer: PageRenderer, channels: list[ConfiguredChannel], actions: ChannelActions
+    ) -> None:
+        self._store = store
+        self._renderer = renderer
+        self._channels = channels
+        self._actions = actions
+
+    def build_routes(self) -> list[ProtectedRoute]:
+        """The routes of the pages and their actions."""
+        page, action = self._renderer.build_page_route, self._renderer.build_action_route
+        return [
+            page("/channels", self._list),
+            page("/channels/{name}", self._show),
+            action("/channels/{name}/check", self._check, Role.RESPONDER, "check channel"),
+            action("/channels/{name}/test", self._test, Role.RESPONDER, "test channel"),
+        ]
+
+    async def _list(self, request: Request) -> Response:
+        channels = await read_views(self._store, self._channels)
+        return await self._renderer.render(request, "channels.html.j2", {"channels": channels})
+
+    async def _show(self, request: Request) -> Response:
+        configured = self._find(request)
+        if not configured:
+            return await self._renderer.render(request, "channel_missing.html.j2", {}, status=404)
+        (channel,) = await read_views(self._store, configured)
+        test = channel.overview.last_test
+        values = {
+            "channel": channel,
+            "check_results": await self._read_results(channel.overview.last_check),
+            "test": test,
+            "test_results": await self._read_results(test),
+        }
+        return await self._renderer.render(request, "channel.html.j2", values)
+
+    async def _check(self, request: Request) -> Response:
+        return await self._act(request, self._actions.check, "checked: nothing is wrong")
+
+    async def _test(self, request: Request) -> Response:
+        return await self._act(request, self._actions.test, "test message sent")
+
+    async def _act(self, request: Request, act: Act, done: str) -> Response:
+        """Leads to the page of the channel, where the result stands."""
+        configured = self._find(request)
+        if not configured:
+            return await self._renderer.render(request, "channel_missing.html.j2", {}, status=404)
+        name = configured[0].name
+        try:
+            failure = (await act(name, get_caller(request).name)).failure
+        except ActionRefusedError as error:
+            return redirect_refused(request, f"/channels/{name}", f"Nothing was done on {name}: {error}")
+        outcome = done if failure is None else f"{failure.name}: {join_hint(failure.detail, failure.hint)}"
+        return redirect(request, f"/channels/{name}", f"{name}: {outcome}")
+
+    def _find(self, request: Request) -> list[ConfiguredChannel]:
+        return [each for each in self._channels if each.name == request.path_params["name"]]
+
+    async def _read_results(self, row: CheckRow | None) -> list[CheckResult]:
+        return [] if row is None else await self._store.read(partial(read_results, row=row))

@@ -1,0 +1,297 @@
+"""What was sent, as a command that sends it again by hand. Each secret is a variable, which a person sets.
+
+What the checks of all channels have in common: a call that can send nothing, and what to do about a SendError.
+
+What every attempt has in common: a time-out, what is stored of it, and whether the provider may have accepted it.
+
+A reply can be lost after the provider accepted the message; the next attempt has to know that. After a refused
+connection, or a reply that rejects the message, nothing can have arrived.
+
+Parses `Retry-After`: how long a provider asks the relay to wait before the next request.
+
+Turns an HTTP status that is no success into a SendError.
+"""
+
+import asyncio
+import shlex
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from types import MappingProxyType
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+from services.relay.channels.port import REASON_ADVICE, Attempt, Progress, SendError, SendReason, SendScope
+from services.relay.model import Message
+from services.relay.text import clean_line, truncate
+from shared.check import CheckError
+from shared.config.secret_file import SecretFile, SecretUnreadableError
+from shared.process.concurrency import run_in_thread_if_large
+
+JSON_TYPE: Final = "-H 'Content-Type: application/json; charset=utf-8'"
+_MAX_SIZE: Final = 100_000
+"""Bytes of a payload over which there is no command: Linux takes 128 KiB as one argument."""
+
+
+def quote_address(url: str, own: str, variable: str) -> str:
+    """An address, quoted for a shell. A path that is not the provider's own may hold a secret: it is a variable.
+
+    Args:
+        url: as configured.
+        own: the provider's own address, as documented.
+        variable: its name.
+    """
+    if url.rstrip("/") == own.rstrip("/"):
+        return shlex.quote(url.rstrip("/"))
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f'{shlex.quote(f"{parts.scheme}://{host}")}"${variable}"'
+
+
+def build_posts(url: str, options: Sequence[str], payload: str, secrets: Mapping[str, str] | None = None) -> str | None:
+    """A POST for each line of a payload; None for one that is too large.
+
+    Args:
+        url: quoted for a shell, and so are the options.
+        options: of each request.
+        payload: as it was sent, credentials masked.
+        secrets: what stands for a credential in it, and the same with a variable.
+    """
+    if len(payload.encode()) > _MAX_SIZE:
+        return None
+    commands = []
+    for line in payload.splitlines():
+        body = shlex.quote(line)
+        for masked, variable in (secrets or {}).items():
+            body = body.replace(masked, variable, 1)
+        commands.append(" \\\n  ".join([f"curl -sS {url}", *options, f"--data-raw {body}"]))
+    return "\n".join(commands)
+
+
+def build_mail_command(url: str, options: Sequence[str], payload: str) -> str | None:
+    """The command that submits a mail; None for one that is too large. See `build_posts`."""
+    if len(payload.encode()) > _MAX_SIZE:
+        return None
+    return " \\\n  ".join([f"printf %s {shlex.quote(payload)} | curl -sS {url}", *options, "-T -"])
+
+
+MASK = "[secret]"
+
+_CURRENT_ATTEMPT: Final[ContextVar[Attempt]] = ContextVar("attempt")
+
+T = TypeVar("T")
+
+
+class ProviderCall:
+    """The requests of one attempt to its provider."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self.maybe_sent = attempt.maybe_sent
+        """Whether an earlier attempt may have arrived. A channel that can find out sets it to False."""
+        self.reply_missing = False
+        """Whether the message was sent, and its reply has not come yet."""
+
+    def before_request(self, payload: str) -> None:
+        """Call it directly before each request that sends the message. Raises DeliveryLeaseLostError.
+
+        Args:
+            payload: what is sent, without credentials.
+        """
+        self._attempt.before_request(payload)
+        self.reply_missing = True
+
+    def record_reply(self, reply: str, *secrets: str) -> None:
+        """The provider has replied.
+
+        Args:
+            reply: its text, of any form and length.
+            secrets: of the relay, which the reply may repeat.
+        """
+        self.reply_missing = False
+        self._attempt.record_reply(mask_reply(reply, *secrets))
+
+
+@asynccontextmanager
+async def call_provider(attempt: Attempt, provider: str, timeout: float) -> AsyncIterator[ProviderCall]:
+    """Limits what runs inside to `timeout` seconds; a time-out is a SendError like every other.
+
+    If an earlier attempt may have arrived, an error of this one does not change that.
+    """
+    call = ProviderCall(attempt)
+    token = _CURRENT_ATTEMPT.set(attempt)
+    try:
+        async with asyncio.timeout(timeout):
+            yield call
+    except TimeoutError:
+        arrived = call.reply_missing or call.maybe_sent
+        detail = f"{provider}: no answer within {timeout:g} s"
+        raise SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, detail, maybe_arrived=arrived) from None
+    except SendError as error:
+        error.maybe_arrived = error.maybe_arrived or call.maybe_sent
+        raise
+    finally:
+        _CURRENT_ATTEMPT.reset(token)
+
+
+def check_current_lease() -> None:
+    """Checks the lease of the attempt that runs in this task. Raises DeliveryLeaseLostError."""
+    attempt = _CURRENT_ATTEMPT.get(None)  # outside of any attempt no lease is needed
+    if attempt is not None:
+        attempt.check_lease()
+
+
+def read_secret(file: SecretFile) -> str:
+    """The current secret of a file. Raises SendError if there is none.
+
+    On the event loop, as for every webhook: the file is small and local, and read only where it has changed.
+    """
+    try:
+        value = file.read_value()
+    except SecretUnreadableError as error:
+        raise SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, str(error)) from None
+    if not value.isprintable():  # no header and no SMTP command may contain it
+        raise SendError(
+            SendReason.UNAUTHORIZED, SendScope.CHANNEL, f"{file.path}: its first line holds control characters"
+        )
+    return value
+
+
+async def build_in_thread_if_large(message: Message, build: Callable[[], T]) -> T:
+    """Build something from a message; in a thread if the message is large."""
+    return await run_in_thread_if_large(message.task.events_size, build)
+
+
+def mask_reply(reply: str, *secrets: str) -> str:
+    """A provider's reply, fit for a log: on one line, short, without secrets of the relay."""
+    for value in filter(None, secrets):
+        reply = reply.replace(value, MASK)
+    return truncate(clean_line(reply), 200)
+
+
+@contextmanager
+def report_send_errors(hints: Mapping[SendReason, str] = MappingProxyType({})) -> Iterator[None]:
+    """Turn a SendError into a CheckError.
+
+    Args:
+        hints: what to do, by reason, where it is not the usual.
+    """
+    try:
+        yield
+    except SendError as error:
+        raise CheckError(str(error), hints.get(error.reason) or find_hint(error.reason)) from None
+
+
+def find_hint(reason: SendReason) -> str:
+    """What to do about an error for that reason, on any channel."""
+    return REASON_ADVICE[reason].action
+
+
+def create_read_only_call() -> ProviderCall:
+    """A call for requests that send nothing: `before_request` is a defect."""
+    return ProviderCall(_NoAttempt())
+
+
+class _NoAttempt:
+    """The port's `Attempt` without a message."""
+
+    maybe_sent: Final = False
+
+    @property
+    def progress(self) -> Progress:
+        return {}
+
+    @property
+    def message(self) -> Message:
+        raise AssertionError("a check has no message")
+
+    def before_request(self, payload: str) -> None:  # noqa: ARG002  # the port's
+        raise AssertionError("a check sends nothing")
+
+    def check_lease(self) -> None:
+        """It needs none."""
+
+    def record_reply(self, reply: str) -> None:
+        """Nothing is stored."""
+
+    async def save_progress(self, progress: Progress) -> None:  # noqa: ARG002  # the port's
+        raise AssertionError("a check makes no progress")
+
+
+_MAX_SECONDS: Final = 1_000_000.0
+"""A longer wait is ignored as an error."""
+
+
+def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds to wait by the header `Retry-After`, a number or a date (RFC 9110, section 10.2.3).
+
+    None if the header is absent or invalid. A date is compared with the response's own `Date`, and with `now` only if
+    that is missing: the clock of this machine may differ.
+
+    Args:
+        headers: of the response.
+        now: unix seconds.
+    """
+    value = _find_header(headers, "Retry-After")
+    if value.isascii() and value.isdecimal():
+        wait = float(value)
+    else:
+        until, since = _parse_http_date(value), parse_date(headers)
+        if until is None:
+            return None
+        wait = max(until - (now if since is None else since), 0.0)
+    return wait if wait < _MAX_SECONDS else None
+
+
+def parse_date(headers: Mapping[str, str]) -> float | None:
+    """The header `Date`: when the server sent the response, by its clock, unix seconds (RFC 9110, section 6.6.1)."""
+    return _parse_http_date(_find_header(headers, "Date"))
+
+
+def _find_header(headers: Mapping[str, str], name: str) -> str:
+    """A header's value, whatever the case of its name: slack_sdk gives a plain dict."""
+    return next((value.strip() for key, value in headers.items() if key.lower() == name.lower()), "")
+
+
+def _parse_http_date(value: str) -> float | None:
+    try:
+        date = parsedate_to_datetime(value)  # all three date formats of section 5.6.7
+    except (ValueError, OverflowError):
+        return None
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+
+
+_TEMPORARY_STATUSES: Final = {
+    408: SendReason.TIMEOUT,
+    409: SendReason.SERVER_ERROR,  # a conflict, for example with an earlier attempt that is still processed
+    423: SendReason.SERVER_ERROR,  # locked: RFC 4918
+    425: SendReason.SERVER_ERROR,  # too early: RFC 8470
+    429: SendReason.RATE_LIMITED,
+}
+"""The 4xx statuses that may not occur again at the next attempt."""
+
+
+def build_status_error(status: int, headers: Mapping[str, str], detail: str, now: float) -> SendError:
+    """The error for an HTTP status that is no success (RFC 9110, section 15).
+
+    Args:
+        status: of the response.
+        headers: of the response, for `Retry-After`.
+        detail: one sentence for the log, without secrets.
+        now: unix seconds.
+    """
+    if status in _TEMPORARY_STATUSES:
+        return SendError(
+            _TEMPORARY_STATUSES[status], SendScope.ATTEMPT, detail, retry_after=parse_retry_after(headers, now)
+        )
+    if status in {401, 403, 407}:
+        return SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, detail)
+    if status in {400, 413, 414, 422, 431}:
+        return SendError(SendReason.REJECTED, SendScope.MESSAGE, detail)
+    if 300 <= status < 500:  # the URL accepts no messages: it is wrong
+        return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail)
+    # An unexpected success, or a 5xx from a proxy, perhaps after it had passed the request on.
+    wait = parse_retry_after(headers, now)
+    return SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail, retry_after=wait, maybe_arrived=True)

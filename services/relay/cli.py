@@ -1,0 +1,128 @@
+"""What the commands share: `--config`, the outbox beside a running relay, its audit, and a channel's name."""
+
+import asyncio
+import os
+import pwd
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from services.relay.config import RelaySettings
+from services.relay.deliveries.queries import parse_since
+from services.relay.outbox import database as dialect
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, open_store
+from shared.http.access import AuditEntry, AuditUnavailableError
+from shared.process.command_line import parse_option_or_exit
+
+COMMAND_LINE: Final = "command line"
+"""Where an action of a command comes from, in the audit."""
+Command = Callable[..., Any]
+
+
+def add_config_option(command: Command) -> Command:
+    """Passes the configuration's file to a command as its first argument; `--config` may follow the command."""
+    option = click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        expose_value=False,
+        callback=_replace_config,
+        help="The relay's YAML file; it may stand before the command, too.",
+    )
+    return option(click.pass_obj(command))
+
+
+def _replace_config(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
+    if path is not None:
+        context.obj = path
+
+
+T = TypeVar("T")
+
+
+def run_with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T]], *, read_only: bool = False) -> T:
+    """What `work` returns; where the database cannot be used, one sentence on standard error, then exit 1.
+
+    Args:
+        settings: with its database.
+        work: what to do with it.
+        read_only: `work` only reads, and does not wait for a lock.
+    """
+    if file := _find_missing_file(settings):
+        click.echo(f"there is no database {file}; start the relay, or set another `database`", err=True)
+        sys.exit(1)
+    try:
+        return asyncio.run(_use_outbox(settings, work, read_only=read_only))
+    except StoreUnusableError as error:
+        click.echo(str(error), err=True)
+    except StoreUnavailableError as error:
+        click.echo(f"the outbox cannot be used now, try again: {error}", err=True)
+    sys.exit(1)
+
+
+def _find_missing_file(settings: RelaySettings) -> Path | None:
+    """The file of a database that no relay has made yet; the store would create it."""
+    file = Path(str(settings.database.database))
+    return file if dialect.is_sqlite(settings.database) and not file.exists() else None
+
+
+async def _use_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T]], *, read_only: bool = False) -> T:
+    """Raises StoreUnusableError or StoreUnavailableError."""
+    async with open_store(settings.database, time.time, settings.unmerged_channels, read_only=read_only) as store:
+        return await work(store)
+
+
+def describe_account() -> str:
+    """The account that runs the command, such as `anna (uid 1000)`: a command has no credential."""
+    uid = os.geteuid()
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:  # as in a container that runs as any number
+        return f"uid {uid}"
+
+
+async def record_action(store: Store, action: str, on: str) -> None:
+    """Adds an audit entry with the account that runs the command."""
+    entry = AuditEntry(store.clock(), describe_account(), COMMAND_LINE, action, on)
+    with suppress(AuditUnavailableError):  # the action stays done; the next one reports the error
+        await OutboxAudit(store).add(entry)
+
+
+def record_where_possible(settings: RelaySettings, action: str, on: str) -> None:
+    """Adds an audit entry of an action that needs no outbox; where it cannot be used, a line on standard error."""
+    if _find_missing_file(settings):  # so there is no audit yet
+        return
+    try:
+        asyncio.run(_use_outbox(settings, lambda store: record_action(store, action, on)))
+    except (StoreUnusableError, StoreUnavailableError) as error:
+        click.echo(f"not recorded in the audit: {error}", err=True)
+
+
+def parse_limit(text: str) -> int:
+    """How many entries of a list. Raises ValueError with what was expected."""
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise ValueError("expected a number from 1 on")
+    return int(text)
+
+
+def parse_since_option_or_exit(text: str) -> float:
+    """Unix seconds; where `--since` is neither a duration nor a time, one line on standard error, then exit 2."""
+    return parse_option_or_exit("--since", partial(parse_since, now=time.time()), text)
+
+
+def check_channel_or_exit(settings: RelaySettings, name: str) -> str:
+    """The name of a configured channel; where it is none, one line on standard error, then exit 2."""
+
+    def check_channel(given: str) -> str:
+        if given not in settings.channels:
+            raise ValueError(f"no such channel; expected one of {', '.join(sorted(settings.channels))}")
+        return given
+
+    return parse_option_or_exit("--channel", check_channel, name)

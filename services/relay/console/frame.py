@@ -1,0 +1,439 @@
+"""`GET /events`: tells open pages that something they show has changed, as server-sent events.
+
+The event `changed` has no content: a page then loads its own fragments again. One poll of the database serves all
+viewers, and only while there are any; it sees what other replicas and commands commit, too. A stream begins with
+`changed`, since a page may be older than its connection. Between two of them is a second at least.
+
+`heartbeat` comes every few seconds, so that a page notices a connection that is dead without an end. The credentials
+are checked again then. No stream lasts for long, so that a new connection passes all checks. Its last event,
+`reconnect`, lets a page connect again without an alarm. A page whose stream ended asks with `?check=1` why, without
+opening another one. https://html.spec.whatwg.org/multipage/server-sent-events.html
+
+What every page of the console has: the frame, its navigation, the caller, the message of the last action.
+
+A fragment is a block of a page's template, in an element whose id is the block's name. htmx asks for the page's own
+address with that id in `HX-Target`, and gets the block alone.
+
+The four states of a part, the worst first; each has a colour and a shape of its own on a page.
+
+One read for all who want it at the same time, kept for a moment: many viewers cost as much as one.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+from urllib.parse import quote, unquote
+
+import structlog
+from jinja2 import Environment
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from services.relay.metrics import Metrics
+from services.relay.outbox.store import Store, StoreUnavailableError
+from services.relay.outbox.tables import DeliveryState
+from services.relay.text import format_seconds
+from shared.config.server_settings import Role
+from shared.http.access import (
+    Endpoint,
+    ProtectedRoute,
+    RouteRequirements,
+    describe_action,
+    get_caller,
+    get_csrf_token,
+    get_path_and_query,
+    get_session,
+    is_still_authorized,
+)
+from shared.http.json_api import build_error_response
+from shared.web.pages import SECURITY_HEADERS, SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
+
+MAX_STREAMS: Final = 200
+"""Pages that one relay keeps live; a further one is refused, and loads its fragments now and then."""
+MAX_STREAMS_OF_CALLER: Final = 20
+"""Of these, for one caller."""
+_POLL_SECONDS: Final = 0.5
+_MIN_INTERVAL: Final = 1.0
+"""Seconds between two `changed` of one stream, at least."""
+_HEARTBEAT_SECONDS: Final = 10.0
+_MAX_SECONDS: Final = 300.0
+"""After which a stream ends, and its browser connects again."""
+_RETRY_MILLISECONDS: Final = 1000
+_CHANGED: Final = "event: changed\ndata:\n\n"
+_RECONNECT: Final = "event: reconnect\ndata:\n\n"
+_HEARTBEAT: Final = "event: heartbeat\ndata:\n\n"
+
+log = structlog.get_logger(__name__)
+
+
+class ChangeStream:
+    """The endpoint of the stream, and the poll behind it.
+
+    Args:
+        store: the outbox.
+        metrics: counts the streams.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, store: Store, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self.version = 0
+        """Greater after each change that was noticed."""
+        self._store = store
+        self._metrics = metrics
+        self._clock = clock
+        self._marker: object = None
+        self._changed = asyncio.Event()
+        """Set at the next change, and at the stop; then another one takes its place."""
+        self._streams: Counter[str] = Counter()
+        """How many each caller has."""
+        self._polling: asyncio.Task[None] | None = None
+        self._is_stopped = False
+
+    def build_routes(self) -> list[ProtectedRoute]:
+        """The route of the stream."""
+        return [ProtectedRoute("/events", self._respond, RouteRequirements(Role.VIEWER))]
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Streams while the body runs, which ends for a reload, too: then browsers find the next one."""
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def touch(self) -> None:
+        """Something has changed that the outbox does not hold."""
+        self.version += 1
+        self._wake()
+
+    def stop(self) -> None:
+        """Ends all streams; browsers connect again. There is no other stream afterwards."""
+        self._is_stopped = True
+        if self._polling is not None:
+            self._polling.cancel()
+        self._wake()
+
+    async def _respond(self, request: Request) -> Response:
+        is_check, caller = "check" in request.query_params, get_caller(request).name
+        if reason := self._find_refusal(caller):
+            if not is_check:
+                self._metrics.count_refused_stream()
+            return build_error_response(503, f"{reason}; this page is loaded again now and then")
+        if is_check:
+            return Response(status_code=204)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy must not keep events back
+        return _CountedResponse(
+            self._stream(request), media_type="text/event-stream", headers=headers, count=self._count(caller)
+        )
+
+    def _find_refusal(self, caller: str) -> str | None:
+        if self._is_stopped:
+            return "the relay is stopping"
+        if self._streams.total() >= MAX_STREAMS:
+            return f"{MAX_STREAMS} pages are open already"
+        if self._streams[caller] >= MAX_STREAMS_OF_CALLER:
+            return f"{MAX_STREAMS_OF_CALLER} pages of {caller} are open already"
+        return None
+
+    async def _stream(self, request: Request) -> AsyncIterator[str]:
+        yield f"retry: {_RETRY_MILLISECONDS}\n\n"
+        ends, sent = self._clock() + _MAX_SECONDS, -1
+        heartbeat_at = self._clock() + _HEARTBEAT_SECONDS
+        while not self._is_stopped and (now := self._clock()) < ends:
+            if now >= heartbeat_at:  # also while changes never stop, as in a storm
+                if not await is_still_authorized(request):
+                    log.info("stream ended: its credentials are no longer valid")
+                    return
+                heartbeat_at = self._clock() + _HEARTBEAT_SECONDS
+                yield _HEARTBEAT
+            elif sent != self.version:
+                sent = self.version
+                yield _CHANGED
+                await asyncio.sleep(_MIN_INTERVAL)
+            else:
+                await self._wait_for_change(heartbeat_at - now)
+        yield _RECONNECT
+
+    async def _wait_for_change(self, seconds: float) -> None:
+        """Until something changes, or the relay stops, or the time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+
+    @contextmanager
+    def _count(self, caller: str) -> Iterator[None]:
+        """Count a stream while the body runs; poll while there is any."""
+        self._streams[caller] += 1
+        self._metrics.set_streams(self._streams.total())
+        if self._polling is None:
+            self._polling = asyncio.create_task(self._poll(), name="console changes")
+        try:
+            yield
+        finally:
+            self._streams -= Counter({caller: 1})  # which leaves out whoever has none
+            self._metrics.set_streams(self._streams.total())
+            if not self._streams and self._polling is not None:
+                self._polling.cancel()
+                self._polling = None
+
+    async def _poll(self) -> None:
+        while True:
+            marker: object
+            try:
+                marker = self._store.error, await self._store.read_change_marker()
+            except StoreUnavailableError as error:
+                marker = str(error)
+            except Exception:
+                log.exception("unexpected error in the poll for changes; it continues")
+                marker = self._marker
+            if marker != self._marker:
+                self._marker = marker
+                self.touch()
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class _CountedResponse(StreamingResponse):
+    """A stream that is counted from the moment it is allowed, before its first byte: many at once pass no limit."""
+
+    def __init__(self, *arguments: Any, count: AbstractContextManager[None], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._count:
+            await super().__call__(scope, receive, send)
+
+
+_FOLDER: Final = Path(__file__).parent
+_TEMPLATE_FOLDERS: Final = sorted({file.parent for file in _FOLDER.parent.glob("*/*.html.j2")})
+"""A page's template stands beside its module, in the folder of its capability."""
+FRAME_POLICY: Final = f"{SECURITY_HEADERS['Content-Security-Policy']}; frame-src 'self'"
+"""The Content-Security-Policy of a page with a mail in a frame."""
+_FLASH_COOKIE: Final = "keypulse_done"
+_FLASH_SECONDS: Final = 60
+_MAX_RENDERS: Final = 4
+"""Pages that are rendered at the same time; threads, which share the processor with the intake."""
+
+
+class NavigationEntry(NamedTuple):
+    """A page in the navigation."""
+
+    path: str
+    title: str
+
+
+NAVIGATION: Final = (
+    NavigationEntry("/", "Now"),
+    NavigationEntry("/incidents", "Incidents"),
+    NavigationEntry("/deliveries", "Deliveries"),
+    NavigationEntry("/quarantine", "Quarantine"),
+    NavigationEntry("/channels", "Channels"),
+    NavigationEntry("/routes", "Routes"),
+    NavigationEntry("/report", "Report"),
+    NavigationEntry("/audit", "Audit"),
+)
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@cache
+def _create_templates() -> Environment:
+    """The pages' templates, each compiled once, and not again when the relay reads its configuration again."""
+    values = {"navigation": NAVIGATION, "format_seconds": format_seconds}
+    templates = create_templates(_TEMPLATE_FOLDERS, {}, values)
+    templates.globals["parts"] = templates.get_template("parts.html.j2").module
+    return templates
+
+
+class PageRenderer:
+    """Renders the pages' templates.
+
+    Args:
+        clock: unix seconds, the server's.
+        page_links: to other pages, by their text.
+    """
+
+    def __init__(self, clock: Callable[[], float], page_links: Mapping[str, str]) -> None:
+        self._clock = clock
+        self._page_links = page_links
+        self._files = StaticFiles(SHARED_ASSETS, _FOLDER / "assets")
+        self._templates = _create_templates()
+        self._renders = asyncio.Semaphore(_MAX_RENDERS)
+
+    def build_routes(self) -> list[ProtectedRoute]:
+        """The styles and scripts of the pages."""
+        return [ProtectedRoute("/console/{name}", self._files.serve, RouteRequirements(None, is_public=True))]
+
+    def build_page_route(
+        self, path: str, handler: Handler, role: Role = Role.VIEWER, methods: Collection[str] = ("GET",)
+    ) -> ProtectedRoute:
+        """A page, which a link on another site may open; by POST where a form that changes nothing is large."""
+        requirements = RouteRequirements(role, challenges_browser=True, allows_cross_site_link=True)
+        return ProtectedRoute(path, self.wrap_page(handler), requirements, methods)
+
+    def build_action_route(self, path: str, handler: Handler, role: Role, action: str) -> ProtectedRoute:
+        """An action of a page: a POST of a form."""
+        requirements = RouteRequirements(role, action=action)
+        return ProtectedRoute(path, self.wrap_page(handler), requirements, ["POST"])
+
+    def wrap_page(self, handler: Handler) -> Endpoint:
+        """The handler, with the security headers, and with a page of its own while the outbox is unavailable."""
+        return add_security_headers(self._show_unavailable(handler))
+
+    def render_refusal(self, status: int, message: str) -> Response:
+        """The page for a browser whose request is refused; it needs no caller."""
+        html = self._templates.get_template("refused.html.j2").render(status=status, message=message)
+        return HTMLResponse(html, status_code=status, headers=SECURITY_HEADERS)
+
+    async def show_missing(self, request: Request) -> Response:
+        """The page of an address that leads nowhere."""
+        return await self.render(request, "missing.html.j2", {}, status=404)
+
+    async def render(
+        self, request: Request, template: str, values: Mapping[str, Any], *, status: int = 200
+    ) -> Response:
+        """The page, or the fragment that htmx asks for.
+
+        Args:
+            request: of an authorized caller.
+            template: `NAME.html.j2`.
+            values: of its own; the frame's are added.
+            status: of the response.
+        """
+        flash = request.cookies.get(_FLASH_COOKIE)
+        caller = get_caller(request)
+        context = {
+            **values,
+            "now": self._clock(),
+            "path": request.scope["path"],
+            "page_links": self._page_links,
+            "address": get_path_and_query(request),
+            "caller": caller,
+            "is_responder": caller.role is not None and caller.role.includes(Role.RESPONDER),
+            "is_admin": caller.role is not None and caller.role.includes(Role.ADMIN),
+            "session": get_session(request),
+            "csrf_token": get_csrf_token(request),
+            "flash": unquote(flash) if flash else None,
+        }
+        fragment = request.headers.get("hx-target") if "hx-request" in request.headers else None
+        async with self._renders:
+            html = await run_in_threadpool(self._render, template, context, fragment)
+        # Without a referrer, a browser would name no `Origin` with the form of a page over plain http.
+        response = HTMLResponse(html, status_code=status, headers={"Referrer-Policy": "same-origin"})
+        if flash and fragment is None:
+            response.delete_cookie(_FLASH_COOKIE)
+        return response
+
+    def _render(self, name: str, context: dict[str, Any], fragment: str | None) -> str:
+        template = self._templates.get_template(name)
+        if fragment is None or fragment not in template.blocks:
+            return template.render(context)
+        return "".join(template.blocks[fragment](template.new_context(context)))
+
+    def _show_unavailable(self, handler: Handler) -> Endpoint:
+        async def answer(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except StoreUnavailableError as error:
+                return await self.render(request, "unavailable.html.j2", {"error": str(error)}, status=503)
+
+        return answer
+
+
+def redirect_refused(request: Request, to: str, message: str) -> Response:
+    """As `redirect`, after an action that changed nothing: it has no entry in the audit."""
+    describe_action(request, is_stored=True, error=message)
+    return redirect(request, to, message)
+
+
+def redirect(request: Request, to: str, message: str) -> Response:
+    """Leads the browser from an action to a page of ours, which shows the message once.
+
+    Args:
+        request: of the action.
+        to: a path of ours, with its query.
+        message: one sentence: what was done, or why not.
+    """
+    response = RedirectResponse(to, status_code=303)
+    response.set_cookie(
+        _FLASH_COOKIE,
+        quote(message[:300]),
+        max_age=_FLASH_SECONDS,
+        httponly=True,
+        samesite="strict",
+        secure=request.scope.get("scheme") == "https",
+    )
+    return response
+
+
+class HealthStatus(StrEnum):
+    """The worst first; the value is the CSS class."""
+
+    FAILING = "failing"
+    DEGRADED = "degraded"
+    UNKNOWN = "unknown"
+    HEALTHY = "healthy"
+
+
+def find_worst(statuses: Iterable[HealthStatus]) -> HealthStatus:
+    """The worst of them; unknown if there is none."""
+    order = list(HealthStatus)
+    return min(statuses, key=order.index, default=HealthStatus.UNKNOWN)
+
+
+DELIVERY_LIGHTS: Final[Mapping[DeliveryState, HealthStatus]] = {
+    DeliveryState.DELIVERED: HealthStatus.HEALTHY,
+    DeliveryState.RETRYING: HealthStatus.DEGRADED,
+    DeliveryState.DEAD: HealthStatus.FAILING,
+}
+"""The light of a delivery's state; unknown for the others."""
+
+
+T = TypeVar("T")
+
+
+class SharedRead(Generic[T]):
+    """A read and its last result.
+
+    Args:
+        read: reads, with what is given to `get`; of several at once, with that of the first.
+        max_age: seconds for which a result counts.
+    """
+
+    def __init__(self, read: Callable[..., Awaitable[T]], max_age: float) -> None:
+        self._read = read
+        self._max_age = max_age
+        self._task: asyncio.Future[T] | None = None
+        self._version = 0
+        self._started_at = 0.0
+
+    async def get(self, version: int = 0, *arguments: object) -> T:
+        """A result that was read for this version or a later one, and is not too old. Raises what `read` raises.
+
+        Args:
+            version: of what is read, where a change of it is known.
+            arguments: for `read`.
+        """
+        now = asyncio.get_running_loop().time()
+        task = self._task
+        if task is None or version > self._version or now - self._started_at > self._max_age or _has_failed(task):
+            self._version, self._started_at = version, now
+            task = self._task = asyncio.ensure_future(self._read(*arguments))
+            task.add_done_callback(_has_failed)  # whoever wanted it may be gone
+        return await asyncio.shield(task)
+
+
+def _has_failed(task: "asyncio.Future[T]") -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

@@ -1,1 +1,0 @@
-"""One incident: what is read of it, its timeline, and what is exported for a post-mortem."""

@@ -1,0 +1,1 @@
+"""What was delivered and what was not: lists, dead letters, retries."""

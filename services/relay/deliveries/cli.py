@@ -1,0 +1,303 @@
+"""`deliveries`: lists deliveries, or shows one. Text of an alert is cleaned, so that it cannot control the terminal.
+
+`retry`: requeues dead letters, and makes waiting deliveries due at once.
+"""
+
+import json
+import sys
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from services.relay.cli import (
+    COMMAND_LINE,
+    add_config_option,
+    check_channel_or_exit,
+    describe_account,
+    parse_limit,
+    parse_since_option_or_exit,
+    record_action,
+    run_with_outbox,
+)
+from services.relay.config import RelaySettings
+from services.relay.deliveries import queries as delivery_list
+from services.relay.deliveries.queries import (
+    AttemptRow,
+    DeliveryDetails,
+    DeliveryFilter,
+    DeliverySummary,
+    Position,
+    check_text,
+    encode_delivery,
+    encode_details,
+    parse_state,
+)
+from services.relay.deliveries.retries import NotRetryableError, UnknownDeliveryError, retry_delivery
+from services.relay.outbox.audit import Actor
+from services.relay.outbox.dead_letters import BULK_STEP, DeadLetterFilter, retry_channel
+from services.relay.outbox.store import Store
+from services.relay.outbox.tables import DeliveryState
+from services.relay.text import clean_line, clean_text
+from shared.http.json_api import format_json_time
+from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
+
+_PIPE_WIDTH = 1000
+"""Columns if the output is a pipe: nothing is cut off or folded."""
+_NARROW_HEADINGS: Final = ("id\naccepted", "alertname\nstatus, channel", "state\nattempts: reason")
+_UNFOLDED: Final = {"id", _NARROW_HEADINGS[0]}
+"""The columns that are never folded, so that their text can be copied."""
+
+
+def print_deliveries(deliveries: Collection[DeliverySummary]) -> None:
+    """Prints a table with a row for each, of two lines where the terminal is too narrow for one."""
+    headings = ("id", "accepted", "alertname", "status", "channel", "state", "attempts", "reason")
+    table = _build_table(headings, map(_build_row, deliveries))
+    console = _open_console()
+    if console.measure(table, options=console.options.update_width(_PIPE_WIDTH)).maximum > console.width:
+        table = _build_table(_NARROW_HEADINGS, map(_build_narrow_row, deliveries))
+    console.print(table)
+
+
+def print_details(details: DeliveryDetails) -> None:
+    """Prints everything about one delivery."""
+    delivery = details.delivery
+    facts = {
+        "id": delivery.id,
+        "alertname": delivery.alertname,
+        "status": delivery.status,
+        "receiver": delivery.receiver,
+        "channel": delivery.channel,
+        "state": delivery.state,
+        "reason": delivery.reason,
+        "accepted": format_json_time(delivery.accepted_at),
+        "finished": format_json_time(delivery.finished_at),
+        "remark": delivery.remark,
+        "superseded by": delivery.superseded_by,
+        "digest": delivery.digest,
+        "supersedes": ", ".join(details.supersedes),
+        "event": delivery.event_id,
+        "incident": delivery.incident_id,
+    }
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        if value:
+            grid.add_row(name, _build_cell(value))
+    if delivery.receipt:
+        grid.add_row("receipt", _build_cell(*(f"{key}={value}" for key, value in delivery.receipt.items())))
+    console = _open_console()
+    console.print(grid)
+    if details.attempts:
+        console.print(
+            "",
+            _build_table(
+                ("attempt", "started", "seconds", "reason", "answer"), map(_build_attempt_row, details.attempts)
+            ),
+        )
+    if details.payload is not None:
+        console.print("", "payload, credentials masked:", Text(clean_text(details.payload), overflow="fold"), sep="\n")
+
+
+def _build_row(delivery: DeliverySummary) -> Iterable[Text]:
+    about = (delivery.id, format_json_time(delivery.accepted_at), delivery.alertname, delivery.status)
+    return map(_build_cell, (*about, delivery.channel, delivery.state, str(delivery.attempt_count), delivery.reason))
+
+
+def _build_narrow_row(delivery: DeliverySummary) -> Iterable[Text]:
+    attempts = f"{delivery.attempt_count}: {delivery.reason}" if delivery.reason else None
+    return (
+        _build_cell(delivery.id, format_json_time(delivery.accepted_at), ""),
+        _build_cell(delivery.alertname, f"{delivery.status}, {delivery.channel}", ""),
+        _build_cell(delivery.state, attempts, ""),
+    )
+
+
+def _build_attempt_row(attempt: AttemptRow) -> Iterable[Text]:
+    started = format_json_time(attempt.started_at)
+    return map(_build_cell, (str(attempt.number), started, f"{attempt.seconds:.3f}", attempt.reason, attempt.detail))
+
+
+def _build_table(headings: Iterable[str], rows: Iterable[Iterable[Text]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=heading in _UNFOLDED)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _build_cell(*lines: str | None) -> Text:
+    return Text("\n".join(clean_line(line or "") for line in lines), overflow="fold")
+
+
+def _open_console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False, emoji=False)
+
+
+_DEFAULT_LIMIT: Final = 50
+_PAGE_SIZE: Final = 500
+
+_EXAMPLES: Final = """\b
+Examples:
+  keypulse-relay --config relay.yml deliveries --state dead
+  keypulse-relay --config relay.yml deliveries --channel pagerduty --since 1h --json
+  keypulse-relay --config relay.yml deliveries 5f0c8e4f1b3f4c1e9a52d1f7f6a3b9d2"""
+
+
+@click.command("deliveries", short_help="List deliveries, or show one.", epilog=_EXAMPLES)
+@click.argument("delivery_id", metavar="[ID]", required=False)
+@click.option("--state", "in_state", help=f"Only those in this state: {', '.join(DeliveryState)}.")
+@click.option("--channel", help="Only those to this channel.")
+@click.option("--alertname", help="Only those of this alertname.")
+@click.option("--digest", metavar="ID", help="Only those that this digest delivered or named.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Only those accepted within 1h, 7d, …, or since a time.",
+)
+@click.option("--limit", metavar="NUMBER", help=f"The maximum number; {_DEFAULT_LIMIT} by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@add_config_option
+def deliveries_command(
+    config: Path | None, /, delivery_id: str | None, *, as_json: bool, **filters: str | None
+) -> None:
+    """List the newest deliveries, or show one with its attempts, its receipt and the payload as sent."""
+    settings = load_settings_or_exit(RelaySettings, config)
+    values = {name: value for name, value in filters.items() if value is not None}
+    if delivery_id is None:
+        delivery_filter, limit = _parse_filter(values)
+        run_with_outbox(
+            settings, lambda store: _print_list(store, delivery_filter, limit, as_json=as_json), read_only=True
+        )
+    elif values:
+        click.echo("ID: expected without filters, which are for a list", err=True)
+        sys.exit(2)
+    elif not run_with_outbox(
+        settings,
+        partial(_print_one, parse_option_or_exit("ID", check_text, delivery_id), as_json=as_json),
+        read_only=True,
+    ):
+        click.echo(f"{delivery_id}: no such delivery", err=True)
+        sys.exit(1)
+
+
+def _parse_filter(options: dict[str, str]) -> tuple[DeliveryFilter, int]:
+    """The filter and the limit; for an invalid value one line on standard error, then exit 2."""
+    delivery_filter = DeliveryFilter(
+        state=parse_option_or_exit("--state", parse_state, options["in_state"]) if "in_state" in options else None,
+        channel=parse_option_or_exit("--channel", check_text, options["channel"]) if "channel" in options else None,
+        alertname=parse_option_or_exit("--alertname", check_text, options["alertname"])
+        if "alertname" in options
+        else None,
+        digest=parse_option_or_exit("--digest", check_text, options["digest"]) if "digest" in options else None,
+        since=parse_since_option_or_exit(options["since"]) if "since" in options else None,
+    )
+    return delivery_filter, parse_option_or_exit("--limit", parse_limit, options.get("limit", str(_DEFAULT_LIMIT)))
+
+
+async def _print_list(store: Store, delivery_filter: DeliveryFilter, limit: int, *, as_json: bool) -> None:
+    if as_json:
+        async for delivery in _iterate_deliveries(store, delivery_filter, limit):
+            click.echo(json.dumps(encode_delivery(delivery)))
+    else:
+        print_deliveries([delivery async for delivery in _iterate_deliveries(store, delivery_filter, limit)])
+
+
+async def _print_one(delivery_id: str, store: Store, *, as_json: bool) -> bool:
+    record = await delivery_list.read_delivery(store, delivery_id)
+    if record is None:
+        return False
+    if as_json:
+        click.echo(json.dumps(encode_details(record)))
+    else:
+        print_details(record)
+    return True
+
+
+async def _iterate_deliveries(
+    store: Store, delivery_filter: DeliveryFilter, limit: int
+) -> AsyncIterator[delivery_list.DeliverySummary]:
+    position: Position | None = Position()
+    while limit > 0 and position is not None:
+        page = await delivery_list.list_deliveries(
+            store, delivery_filter, limit=min(limit, _PAGE_SIZE), position=position
+        )
+        for delivery in page.deliveries:
+            yield delivery
+        limit -= len(page.deliveries)
+        position = None if page.older is None else Position(before=page.older)
+
+
+_RETRY_EXAMPLES: Final = """\b
+Examples:
+  keypulse-relay --config relay.yml retry 5f0c8e4f1b3f4c1e9a52d1f7f6a3b9d2
+  keypulse-relay --config relay.yml retry --channel slack-critical
+  keypulse-relay --config relay.yml retry --all"""
+
+
+@click.command("retry", short_help="Requeue dead letters.", epilog=_RETRY_EXAMPLES)
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--channel", help="All dead letters of this channel.")
+@click.option("--all", "all_channels", is_flag=True, help="All dead letters of every configured channel.")
+@add_config_option
+def retry_command(config: Path | None, ids: tuple[str, ...], channel: str | None, all_channels: bool) -> None:
+    """Requeue dead letters: each sends the current state of its incident. A waiting delivery becomes due at once.
+
+    With --channel and --all, a channel that is down is tried at once, too.
+
+    A running relay sends them within seconds; otherwise they are sent at its next start.
+    """
+    settings = load_settings_or_exit(RelaySettings, config)
+    if [bool(ids), channel is not None, all_channels].count(True) != 1:
+        click.echo("expected one of: IDs, --channel, --all", err=True)
+        sys.exit(2)
+    for delivery_id in ids:
+        parse_option_or_exit("ID", check_text, delivery_id)
+    if ids:
+        retried, errors = run_with_outbox(settings, lambda store: _retry_deliveries(store, ids, settings))
+    else:
+        names = [check_channel_or_exit(settings, channel)] if channel is not None else sorted(settings.channels)
+        retried, errors = run_with_outbox(settings, lambda store: _retry_channels(store, names)), []
+    for error in errors:
+        click.echo(error, err=True)
+    click.echo(f"{retried} requeued")
+    sys.exit(1 if errors else 0)
+
+
+async def _retry_deliveries(store: Store, ids: Sequence[str], settings: RelaySettings) -> tuple[int, list[str]]:
+    """How many are requeued, and a line for each of the others."""
+    errors, actor = [], Actor(describe_account(), COMMAND_LINE)
+    with _show_progress(len(ids)) as advance:
+        for delivery_id in ids:
+            try:
+                await retry_delivery(store, delivery_id, settings.channels, actor)
+            except (UnknownDeliveryError, NotRetryableError) as error:
+                errors.append(f"{delivery_id}: {error}")
+            advance(1)
+    return len(ids) - len(errors), errors
+
+
+async def _retry_channels(store: Store, names: Sequence[str]) -> int:
+    retried = 0
+    with _show_progress(sum([await store.read(DeadLetterFilter(name).count) for name in names])) as advance:
+        for name in names:
+            await record_action(store, "retry all", name)
+            async for requeued in retry_channel(store, name):
+                retried += requeued
+                advance(requeued)
+    return retried
+
+
+@contextmanager
+def _show_progress(total: int) -> Iterator[Callable[[float], None]]:
+    """A progress bar on standard error, if that is a terminal and there is more than one step."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal or total <= BULK_STEP) as progress:
+        yield partial(progress.advance, progress.add_task("requeued", total=total))

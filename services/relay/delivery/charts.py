@@ -1,0 +1,633 @@
+"""What is drawn: data alone, so that it crosses to the process that draws as JSON. No I/O.
+
+The process that draws, seen from the one that sends: one chart at a time, and killed when it is late.
+
+Current values and charts for messages: in bounded time, shared by the channels of an event, a few in a storm.
+
+What is late, refused or over the limits of `prometheus_limits` is left out of the message.
+
+The last hour of an event's expression: what is drawn of it, and what it gives now.
+
+How often messages ask Prometheus: seldom in a storm, few at once, and not at all for a while after a failure.
+
+So a Prometheus that hangs delays one message and not each.
+
+The expression of an alert → what is compared in it, and with what. Pure.
+
+An expression with a comparison has points only while the comparison holds, so what is drawn is its left side. It takes
+a tokenizer, no parser: what stands within brackets or quotes is passed over.
+
+https://prometheus.io/docs/prometheus/latest/querying/operators/#binary-operator-precedence
+"""
+
+import asyncio
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import msgspec
+import structlog
+
+from services.relay.apis import AlertRule, PrometheusClient, PrometheusError, QueryRefusedError, Series
+from services.relay.model import Alert, Event, Message, PartOutcome, Status
+from services.relay.text import clean_line, format_headline, truncate
+from shared.process.logs import describe_exception
+
+READY: Final = b"ready"
+"""What the process that draws writes first."""
+
+
+class ChartLine(msgspec.Struct):
+    """A line."""
+
+    label: str
+    """Empty where it is the only one."""
+    points: Sequence[tuple[float, float]]
+    """Unix seconds and value, oldest first."""
+
+
+class ChartThreshold(msgspec.Struct):
+    """What the lines are compared with."""
+
+    text: str
+    points: Sequence[tuple[float, float]]
+
+
+class ChartSpec(msgspec.Struct):
+    """A chart. Times are unix seconds."""
+
+    title: str
+    zone: str
+    """The readers' time zone, such as `Europe/Berlin`."""
+    start: float
+    end: float
+    lines: Sequence[ChartLine]
+    more_lines: int
+    """How many are left out."""
+    thresholds: Sequence[ChartThreshold]
+    firing_from: float
+    firing_to: float | None
+    """None while it fires."""
+
+
+_MODULE: Final = "services.relay.delivery.drawing"
+_MAX_PNG_BYTES: Final = 1024 * 1024
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+class DrawingError(Exception):
+    """No chart was drawn; the text says why."""
+
+
+def can_draw() -> bool:
+    """Whether matplotlib, the extra `charts`, is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+class ChartWorker:
+    """Draws in a process that starts when it is needed, and ends by itself when it is not."""
+
+    def __init__(self) -> None:
+        self._process: Process | None = None
+        self._starting: asyncio.Task[Process] | None = None
+        self._lock = asyncio.Lock()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def start(self) -> None:
+        """Starts the process if there is none: it takes half a second, and longer on a busy machine."""
+        if self._starting is None and (self._process is None or self._process.returncode is not None):
+            self._starting = asyncio.create_task(self._start(), name="start the process that draws")
+
+    async def draw(self, spec: ChartSpec) -> bytes:
+        """A PNG. Raises DrawingError.
+
+        A process that draws for longer than the caller waits is killed; one that starts is left to the next chart.
+        """
+        async with self._lock:
+            try:
+                self.start()
+                if self._starting is not None:
+                    self._process = await asyncio.shield(self._starting)
+                    self._starting = None
+                assert self._process is not None  # noqa: S101  # it was started
+                return await self._draw(self._process, spec)
+            except (OSError, asyncio.IncompleteReadError) as error:
+                self._starting = None
+                await self._kill()
+                raise DrawingError(f"the process that draws ended: {type(error).__name__}") from None
+            except BaseException:  # cancelled, too: what it still writes belongs to nobody
+                await self._kill()
+                raise
+
+    async def close(self) -> None:
+        """Ends the process."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+            self._starting = None
+        await self._kill()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    async def _draw(self, process: Process, spec: ChartSpec) -> bytes:
+        assert process.stdin is not None  # noqa: S101  # both are pipes
+        assert process.stdout is not None  # noqa: S101
+        process.stdin.write(_ENCODER.encode(spec) + b"\n")
+        await process.stdin.drain()
+        size = int.from_bytes(await process.stdout.readexactly(4), "big")
+        if not 0 < size <= _MAX_PNG_BYTES:
+            raise DrawingError("the chart could not be drawn")
+        return await process.stdout.readexactly(size)
+
+    async def _start(self) -> Process:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="keypulse-charts-")
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),  # as of the process that sends
+            "MPLCONFIGDIR": self._folder.name,  # its list of fonts
+            "OPENBLAS_NUM_THREADS": "1",  # each thread takes memory, and nothing is computed
+        }
+        # In its own session, so that the terminal's Ctrl-C reaches only the relay.
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", _MODULE),
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+            env=environment,
+        )
+        assert process.stdout is not None  # noqa: S101  # it is a pipe
+        try:
+            await process.stdout.readexactly(len(READY))  # everything is imported
+        except BaseException:
+            await _kill_process(process)
+            raise
+        return process
+
+    async def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            await _kill_process(process)
+
+
+async def _kill_process(process: Process) -> None:
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await asyncio.shield(process.wait())
+
+
+_MAX_WAITING: Final = 3
+"""Charts that are made or wait at once."""
+_BURST: Final = 5
+"""Charts that are made one after the other; beyond them one in `_REFILL_SECONDS`."""
+_REFILL_SECONDS: Final = 5.0
+_PAUSE_SECONDS: Final = 30.0
+"""Seconds after a failure in which nothing is asked."""
+
+log = structlog.get_logger(__name__)
+
+
+class PrometheusLimits:
+    """Decides whether current values and a chart may be asked for, by the event loop's clock."""
+
+    def __init__(self) -> None:
+        self._tokens = float(_BURST)
+        self._refilled_at = 0.0
+        self._paused_until = 0.0
+
+    def admit(self, waiting: int) -> bool:
+        """Whether another one may be asked for now, while so many are being made; it takes a token."""
+        now = asyncio.get_running_loop().time()
+        if now < self._paused_until:
+            return False
+        self._tokens = min(_BURST, self._tokens + (now - self._refilled_at) / _REFILL_SECONDS)
+        self._refilled_at = now
+        if self._tokens < 1 or waiting >= _MAX_WAITING:
+            return False
+        self._tokens -= 1
+        return True
+
+    def pause(self, error: str) -> None:
+        """After a failure nothing is asked for a while."""
+        self._paused_until = asyncio.get_running_loop().time() + _PAUSE_SECONDS
+        log.warning("message goes without its chart", error=error, retry_in=_PAUSE_SECONDS)
+
+
+_TOKEN: Final = re.compile(
+    r"""(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|`[^`]*`)"""
+    r"|(?P<comment>\#[^\n]*)|(?P<open>[(\[{])|(?P<close>[)\]}])"
+    r"|(?P<comparison>==|!=|<=|>=|<|>)|(?P<word>[A-Za-z_:][A-Za-z0-9_:.]*)|(?P<other>[\s\S])"
+)
+_NUMBER: Final = re.compile(r"[+-]?\s*(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
+_MODIFIER: Final = re.compile(
+    r"\s*(?:bool\b|(?:on|ignoring|group_left|group_right)\s*\([^)]*\)|group_(?:left|right)\b)", re.IGNORECASE
+)
+_MIRRORED: Final = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "==": "==", "!=": "!="}
+
+
+class Threshold(NamedTuple):
+    """What the left side is compared with."""
+
+    operator: str
+    expression: str
+    value: float | None
+    """None where `expression` is no number."""
+
+
+class Comparison(NamedTuple):
+    """What to draw of an expression."""
+
+    left: str
+    """The left side, or the whole expression where nothing is compared."""
+    thresholds: tuple[Threshold, ...]
+
+
+class _Token(NamedTuple):
+    kind: str
+    start: int
+    end: int
+    depth: int
+    text: str
+
+
+def split_comparison(expression: str) -> Comparison:
+    """The left side of the comparison that decides whether an expression has points, and its thresholds.
+
+    Of `A > 1 and B` and of `A > 1 unless B` that is A; of `A > 1 or B > 2` it is `(A) or (B)`.
+    """
+    expression = _strip_brackets(expression)
+    lefts: list[str] = []
+    thresholds: list[Threshold] = []
+    for branch in _split_at(expression, {"or"}):
+        compared = _split_branch(branch)
+        lefts.append(compared.left)
+        thresholds += (each for each in compared.thresholds if each not in thresholds)
+    if not thresholds:
+        return Comparison(expression, ())
+    unique = list(dict.fromkeys(lefts))
+    left = unique[0] if len(unique) == 1 else " or ".join(f"({each})" for each in unique)
+    return Comparison(left, tuple(thresholds))
+
+
+def _split_branch(branch: str) -> Comparison:
+    first = _split_at(branch, {"and", "unless"})[0].strip()
+    if (inner := _strip_brackets(first)) != first:
+        return split_comparison(inner)
+    operators = [token for token in _scan(first) if token.kind == "comparison" and token.depth == 0]
+    if not operators:
+        return Comparison(branch.strip(), ())
+    left = first[: operators[0].start].strip()
+    ends = [token.start for token in operators[1:]] + [len(first)]
+    thresholds = tuple(
+        _build_threshold(token.text, first[token.end : end]) for token, end in zip(operators, ends, strict=True)
+    )
+    if _parse_number(left) is not None and len(thresholds) == 1:  # such as 1 < A
+        return Comparison(thresholds[0].expression, (_build_threshold(_MIRRORED[operators[0].text], left),))
+    return Comparison(left, thresholds)
+
+
+def _build_threshold(operator: str, right: str) -> Threshold:
+    while modifier := _MODIFIER.match(right):
+        right = right[modifier.end() :]
+    right = right.strip()
+    return Threshold(operator, right, _parse_number(right))
+
+
+def _parse_number(text: str) -> float | None:
+    return float(text.replace(" ", "")) if _NUMBER.fullmatch(text) else None
+
+
+def _split_at(expression: str, operators: set[str]) -> Sequence[str]:
+    parts, start = [], 0
+    for token in _scan(expression):
+        if token.kind == "word" and token.depth == 0 and token.text.lower() in operators:
+            parts.append(expression[start : token.start])
+            start = token.end
+    return [*parts, expression[start:]]
+
+
+def _strip_brackets(expression: str) -> str:
+    """Without brackets around the whole, and without comments."""
+    expression = "".join(token.text for token in _scan(expression) if token.kind != "comment").strip()
+    while expression.startswith("("):
+        closing = next((token for token in _scan(expression) if token.kind == "close" and token.depth == 0), None)
+        if closing is None or closing.end != len(expression):
+            break
+        expression = expression[1:-1].strip()
+    return expression
+
+
+def _scan(expression: str) -> Iterator[_Token]:
+    """The tokens; the brackets around something have the depth of what is around them."""
+    depth = 0
+    for match in _TOKEN.finditer(expression):
+        kind = match.lastgroup or ""
+        if kind == "close":
+            depth -= 1
+        yield _Token(kind, match.start(), match.end(), depth, match[0])
+        if kind == "open":
+            depth += 1
+
+
+SPAN: Final = 3600.0
+"""Seconds."""
+STEP: Final = 30.0
+_MAX_LINES: Final = 6
+_MAX_THRESHOLDS: Final = 2
+_MAX_LABEL: Final = 40
+_MAX_TITLE: Final = 70
+_YOUNG: Final = SPAN / 6
+"""Seconds of data below which it is read in finer steps."""
+_YOUNG_POINTS: Final = 60
+_FRESH: Final = 2.5 * STEP
+"""Seconds for which a point counts as current."""
+_LABEL_NAME: Final = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
+"""Alertmanager takes any name, and in an expression another one would be a part of it."""
+
+
+class _Span(NamedTuple):
+    """What is read: from when to when, in unix seconds, and every how many seconds."""
+
+    start: float
+    end: float
+    step: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What Prometheus knows of an event."""
+
+    spec: ChartSpec
+    current_values: Mapping[str, str]
+    """By fingerprint."""
+
+
+async def measure(prometheus: PrometheusClient, event: Event, now: float, zone: str) -> Measurement | None:
+    """The last hour of an event's expression; None where there is no rule of its alerts, or nothing to draw.
+
+    Args:
+        prometheus: where its rule is.
+        event: with one alert at least.
+        now: unix seconds.
+        zone: the readers' time zone.
+
+    Raises:
+        PrometheusError: it gives no usable answer.
+    """
+    alerts = sorted(event.alerts, key=lambda alert: alert.status is Status.RESOLVED)
+    rule = await prometheus.find_rule(alerts[0]) if alerts else None
+    if rule is None:
+        return None
+    comparison = split_comparison(rule.expression)
+    span = _Span(now - SPAN, now, STEP)
+    lines = await _read_lines(prometheus, comparison.left, event, rule, span)
+    if not lines:
+        return None
+    first = min(series.points[0][0] for _, series in lines)
+    if now - first < _YOUNG:  # so little is known that it is read in finer steps
+        start = first - STEP
+        span = _Span(start, now, max((now - start) / _YOUNG_POINTS, 1.0))
+        lines = await _read_lines(prometheus, comparison.left, event, rule, span)
+        if not lines:
+            return None
+    thresholds = [
+        await _read_threshold(prometheus, each, event, rule, span) for each in comparison.thresholds[:_MAX_THRESHOLDS]
+    ]
+    ends = [alert.ends_at.timestamp() for alert in alerts if alert.ends_at is not None]
+    spec = ChartSpec(
+        title=truncate(format_headline(event), _MAX_TITLE),
+        zone=zone,
+        start=span.start,
+        end=now,
+        lines=[ChartLine(label, series.points) for label, series in _label_lines(lines[:_MAX_LINES])],
+        more_lines=max(len(lines) - _MAX_LINES, 0),
+        thresholds=[each for each in thresholds if each is not None],
+        firing_from=min(alert.starts_at.timestamp() for alert in alerts),
+        firing_to=max(ends) if len(ends) == len(alerts) else None,
+    )
+    fires_if = " or ".join(_format_threshold(each) for each in comparison.thresholds[:_MAX_THRESHOLDS])
+    return Measurement(
+        spec,
+        {
+            alert.fingerprint: f"{format_value(series.points[-1][1])}" + (f" (fires if {fires_if})" if fires_if else "")
+            for alert, series in lines
+            if series.points[-1][0] >= now - _FRESH
+        },
+    )
+
+
+def format_value(value: float) -> str:
+    """Four digits, such as `0.4213`, `1795567271` or `3.2e+15`."""
+    return f"{value:.0f}" if value == int(value) and abs(value) < 1e12 else f"{value:.4g}"
+
+
+def _format_threshold(threshold: Threshold) -> str:
+    return f"{threshold.operator} {truncate(clean_line(threshold.expression), _MAX_LABEL)}"
+
+
+async def _read_lines(
+    prometheus: PrometheusClient, expression: str, event: Event, rule: AlertRule, span: _Span
+) -> list[tuple[Alert, Series]]:
+    """Each alert that has a series, those that fire first."""
+    alerts = sorted(event.alerts, key=lambda alert: alert.status is Status.RESOLVED)
+    return list(_match_series(await _read_series(prometheus, expression, event, rule, span), alerts, rule))
+
+
+async def _read_series(
+    prometheus: PrometheusClient, expression: str, event: Event, rule: AlertRule, span: _Span
+) -> list[Series]:
+    """The series of an expression, where possible only those with the group's labels, since there may be thousands."""
+    labels = {
+        name: value
+        for name, value in event.group_labels.items()
+        if name != "alertname" and name not in rule.label_names and _LABEL_NAME.fullmatch(name)
+    }
+    if labels:
+        filtered = f"({expression}) and on ({', '.join(labels)}) {_build_labelled_vector(labels)}"
+        try:
+            if found := await prometheus.read_range(filtered, *span):
+                return found
+        except QueryRefusedError:
+            pass  # of a scalar
+    # Alertmanager may know labels that Prometheus adds at its edge (`external_labels`), which no series has.
+    return await prometheus.read_range(expression, *span)
+
+
+def _build_labelled_vector(labels: Mapping[str, str]) -> str:
+    """An expression of one series with these labels, on which others can be matched."""
+    vector = "vector(1)"
+    for name, value in labels.items():
+        replacement = _quote(value.replace("$", "$$"))  # a dollar sign would refer to a group of the regular expression
+        vector = f'label_replace({vector}, "{name}", {replacement}, "", "")'
+    return vector
+
+
+def _quote(text: str) -> str:
+    """As a string of PromQL, in which any character stands for itself."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+async def _read_threshold(
+    prometheus: PrometheusClient, threshold: Threshold, event: Event, rule: AlertRule, span: _Span
+) -> ChartThreshold | None:
+    text = f"fires if {_format_threshold(threshold)}"
+    if threshold.value is not None:
+        return ChartThreshold(text, [(span.start, threshold.value), (span.end, threshold.value)])
+    try:
+        found = await _read_series(prometheus, threshold.expression, event, rule, span)
+    except QueryRefusedError:
+        return None
+    return ChartThreshold(text, found[0].points) if len(found) == 1 and found[0].points else None
+
+
+def _match_series(found: Sequence[Series], alerts: Sequence[Alert], rule: AlertRule) -> Iterator[tuple[Alert, Series]]:
+    """Each alert with its series: the one whose labels it has. The rule's own labels may replace a series's."""
+    left = [series for series in found if series.points]
+    for alert in alerts:
+        for series in left:
+            if all(alert.labels.get(key) == value or key in rule.label_names for key, value in series.labels.items()):
+                yield alert, series
+                left.remove(series)
+                break
+
+
+def _label_lines(lines: Sequence[tuple[Alert, Series]]) -> Iterator[tuple[str, Series]]:
+    """Each series with what tells it from the others; empty where it is alone."""
+    names = sorted({name for _, series in lines for name in series.labels})
+    differing = [name for name in names if len({series.labels.get(name) for _, series in lines}) > 1]
+    for _, series in lines:
+        label = " ".join(series.labels.get(name, "") for name in differing)
+        yield truncate(clean_line(label), _MAX_LABEL), series
+
+
+MAX_SECONDS: Final = 3.0
+"""For all of it."""
+MAX_VALUES_SECONDS: Final = 1.0
+"""For the values alone."""
+_MARGIN: Final = 0.1
+"""Seconds in which the values arrive of a chart that is late."""
+_SHARED_SECONDS: Final = 60.0
+"""Seconds for which the channels of an event share one chart."""
+_MAX_SHARED: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What Prometheus adds to a message."""
+
+    outcome: PartOutcome
+    current_values: Mapping[str, str] | None = None
+    png: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What the channels of an event share."""
+
+    started_at: float
+    values: asyncio.Future[Mapping[str, str]]
+    drawing: asyncio.Task[Picture]
+
+
+class Charts:
+    """Makes them.
+
+    Args:
+        prometheus: what is asked.
+        zone: the readers' time zone.
+        clock: unix seconds.
+    """
+
+    def __init__(self, prometheus: PrometheusClient, zone: str, clock: Callable[[], float]) -> None:
+        self._prometheus = prometheus
+        self._zone = zone
+        self._clock = clock
+        self._worker = ChartWorker() if can_draw() else None
+        self._shared: OrderedDict[tuple[str, int], _Shared] = OrderedDict()
+        self._limits = PrometheusLimits()
+
+    async def make(self, message: Message, max_seconds: float) -> Picture:
+        """What there is for a message within some seconds, 3 at most."""
+        shared = self._share(message)
+        if shared is None:
+            return Picture(PartOutcome.SKIPPED)
+        try:
+            async with asyncio.timeout(min(max_seconds, MAX_SECONDS + _MARGIN)):
+                return await asyncio.shield(shared.drawing)
+        except TimeoutError:
+            return Picture(PartOutcome.LATE)
+
+    async def read_values(self, message: Message, max_seconds: float) -> Mapping[str, str]:
+        """The current values alone, within some seconds, 1 at most; empty where they are late, or there are none."""
+        shared = self._share(message)
+        if shared is None:
+            return {}
+        try:
+            async with asyncio.timeout(min(max_seconds, MAX_VALUES_SECONDS)):
+                return await asyncio.shield(shared.values)
+        except TimeoutError:
+            return {}
+
+    def _share(self, message: Message) -> _Shared | None:
+        """What is being made for the event, or was a moment ago; None if nothing may be made now."""
+        task, loop = message.task, asyncio.get_running_loop()
+        key, now = (task.incident_id, task.last_event_seq), loop.time()
+        shared = self._shared.get(key)
+        if shared is None or shared.started_at < now - _SHARED_SECONDS:
+            waiting = sum(not each.drawing.done() for each in self._shared.values())
+            if not self._limits.admit(waiting):
+                return None
+            values: asyncio.Future[Mapping[str, str]] = loop.create_future()
+            drawing = asyncio.create_task(self._make(message.event, values), name="chart")
+            shared = self._shared[key] = _Shared(now, values, drawing)
+            while len(self._shared) > _MAX_SHARED:
+                self._shared.popitem(last=False)
+        return shared
+
+    async def close(self) -> None:
+        """Ends what is being made, and the process that draws."""
+        drawing = [shared.drawing for shared in self._shared.values()]
+        for task in drawing:
+            task.cancel()
+        await asyncio.gather(*drawing, return_exceptions=True)
+        if self._worker is not None:
+            await self._worker.close()
+        await self._prometheus.close()
+
+    async def _make(self, event: Event, shared_values: asyncio.Future[Mapping[str, str]]) -> Picture:
+        values: Mapping[str, str] | None = None
+        try:
+            async with asyncio.timeout(MAX_SECONDS):
+                if self._worker is not None:
+                    self._worker.start()
+                found = await measure(self._prometheus, event, self._clock(), self._zone)
+                if found is None:
+                    return Picture(PartOutcome.ABSENT)
+                values = found.current_values
+                shared_values.set_result(values)
+                png = await self._worker.draw(found.spec) if self._worker is not None else None
+                return Picture(PartOutcome.ADDED, values, png)
+        except TimeoutError:
+            self._limits.pause(f"not ready within {MAX_SECONDS:g} s")
+            return Picture(PartOutcome.LATE, values)
+        except (PrometheusError, DrawingError) as error:
+            self._limits.pause(str(error))
+            return Picture(PartOutcome.FAILED, values)
+        except Exception as error:  # noqa: BLE001  # a message goes without its chart, whatever is wrong with it
+            log.error("unexpected error in a chart", **describe_exception(error))  # noqa: TRY400  # without its text
+            return Picture(PartOutcome.FAILED, values)
+        finally:
+            if not shared_values.done():
+                shared_values.set_result({})

@@ -1,0 +1,1 @@
+"""Incidents as a list and as a timeline, and the post-mortem."""

@@ -1,0 +1,435 @@
+"""What is known of an incident beside its timeline: alerts with labels, annotations and links, and what to do. Pure.
+
+Input is the last event of an episode. Texts are clean and not escaped; links are http(s).
+
+An incident for a post-mortem: a document in Markdown, and the same in JSON. Pure.
+
+What alerts, people and providers wrote is escaped, so that it is text for every renderer of Markdown: no link, no
+mention, no HTML and no row of a table.
+
+Reads an incident for page, API and export: its row, a page of its timeline, its alerts, and the fault behind it.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from services.relay.apis import ExporterHistory, FailureHistory, HistoryQuery
+from services.relay.delivery.message import LinkRules, build_links, remove_foreign_links
+from services.relay.incidents.queries import (
+    PAGE_EVENTS,
+    EpisodeHistory,
+    IncidentSummary,
+    encode_incident,
+    read_episode,
+    read_incident,
+)
+from services.relay.incidents.timeline import (
+    Hop,
+    Timeline,
+    TimelineEntry,
+    build_timeline,
+    decode_record,
+    encode_entry,
+    encode_hop,
+    explain_missing_fault,
+    find_query,
+    get_end,
+)
+from services.relay.model import DeliveryTask, Event, Message, Status
+from services.relay.outbox.store import Store
+from services.relay.text import (
+    Fix,
+    Link,
+    clean_line,
+    clean_text,
+    format_alert_title,
+    format_counts,
+    format_event_title,
+    format_omission,
+    format_summary,
+    list_alerts,
+    list_fixes,
+    list_group_links,
+    select_own_labels,
+    sort_labels,
+    truncate,
+)
+from shared import VERSION
+from shared.http.json_api import format_json_time
+from shared.web.time_format import format_step_duration
+
+MAX_ALERTS = 20
+"""Alerts that are shown."""
+MAX_LABELS = 50
+"""Labels, or annotations, of one alert."""
+_MAX_VALUE = 2_000
+"""Characters of a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlertDetails:
+    """One alert."""
+
+    title: str
+    status: Status
+    starts_at: float
+    """Unix seconds."""
+    ends_at: float | None
+    labels: Sequence[tuple[str, str]]
+    """Those that not every alert of the group has."""
+    annotations: Sequence[tuple[str, str]]
+    links: Sequence[Link]
+    """Those that no alert before it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentDetails:
+    """What the last event of an episode says."""
+
+    title: str
+    counts: str
+    labels: Sequence[tuple[str, str]]
+    """Of every alert of the group."""
+    alerts: Sequence[AlertDetails]
+    """Those that fire first."""
+    more: str
+    """What is not shown; empty for nothing."""
+    links: Sequence[Link]
+    """To Alertmanager."""
+    fixes: Sequence[Fix]
+    """Commands, while it fires."""
+
+
+def build_details(incident_id: str, history: EpisodeHistory, event: Event, rules: LinkRules) -> IncidentDetails:
+    """The details.
+
+    Args:
+        incident_id: which incident.
+        history: of its episode.
+        event: the last one of the episode.
+        rules: for the links.
+    """
+    accepted_at = datetime.fromtimestamp(history.last_event.accepted_at, UTC)
+    event = remove_foreign_links(event, rules)
+    task = DeliveryTask("", incident_id, history.episode, "", accepted_at)
+    links = tuple(build_links(alert, accepted_at, rules) for alert in event.alerts)
+    message = Message(task, event, links)
+    alerts = [
+        AlertDetails(
+            title=format_alert_title(alert) or format_summary(alert),
+            status=alert.status,
+            starts_at=alert.starts_at.timestamp(),
+            ends_at=get_end(alert),
+            labels=_limit(select_own_labels(alert, event)),
+            annotations=_list_annotations(alert.annotations),
+            links=own_links,
+        )
+        for alert, own_links in list_alerts(message)[:MAX_ALERTS]
+    ]
+    left_out = len(event.alerts) - len(alerts)
+    return IncidentDetails(
+        title=format_event_title(event),
+        counts=format_counts(event),
+        labels=_limit({**event.group_labels, **event.common_labels}),
+        alerts=alerts,
+        more=" ".join(filter(None, [f"{left_out} more alerts." if left_out else "", format_omission(event)])),
+        links=list_group_links(event),
+        fixes=list_fixes(message),
+    )
+
+
+def _limit(labels: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(truncate(key, 200), truncate(value, _MAX_VALUE)) for key, value in sort_labels(labels)][:MAX_LABELS]
+
+
+def _list_annotations(annotations: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What an alert says, the title excepted, the important ones first."""
+    first = [name for name in ("summary", "description") if annotations.get(name)]
+    names = [*first, *sorted(annotations.keys() - {*first, "title"})]
+    return [
+        (truncate(clean_line(name), 200), truncate(clean_text(annotations[name]), _MAX_VALUE))
+        for name in names[:MAX_LABELS]
+    ]
+
+
+_NOT_SET: Final = "messages.board_url is not set, so the relay cannot ask the exporter"
+_NO_KEY: Final = "its alerts have neither a label target nor a label service"
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentView:
+    """One episode of an incident."""
+
+    incident: IncidentSummary
+    history: EpisodeHistory
+    timeline: Timeline
+    details: IncidentDetails | None
+    """None if the last event cannot be read."""
+    fault_problem: str
+    """Why the fault is not known; empty if it is, or may soon be."""
+    is_fault_pending: bool
+    """Whether to ask the exporter, for the first time or again."""
+
+
+class IncidentReader:
+    """Reads incidents.
+
+    Args:
+        store: the outbox.
+        exporter: knows the faults.
+        link_rules: for the links of alerts.
+    """
+
+    def __init__(self, store: Store, exporter: ExporterHistory, link_rules: LinkRules) -> None:
+        self._store = store
+        self._exporter = exporter
+        self._link_rules = link_rules
+
+    async def read(
+        self,
+        incident_id: str,
+        *,
+        episode: int | None = None,
+        before: int | None = None,
+        limit: int = PAGE_EVENTS,
+        waits_for_fault: bool = False,
+    ) -> IncidentView | None:
+        """One episode; None if there is no such incident, or nothing of the episode is stored.
+
+        Args:
+            incident_id: which incident.
+            episode: which episode; None for the current, or last, one.
+            before: the `earlier` of a page of its timeline; None for the newest page.
+            limit: events of the page.
+            waits_for_fault: whether to ask the exporter, for some seconds at most; otherwise what it said a moment ago.
+
+        Raises:
+            StoreUnavailableError: it cannot be read.
+        """
+        incident = await read_incident(self._store, incident_id)
+        history = await read_episode(self._store, incident_id, episode=episode, before=before, limit=limit)
+        if incident is None or history is None:
+            return None
+        query = await asyncio.to_thread(lambda: find_query(decode_record(history.first_event)))
+        fault = None
+        if query is not None and self._exporter.is_configured:
+            fault = await self._exporter.read(query) if waits_for_fault else self._exporter.get_answer(query)
+        return await asyncio.to_thread(self._build, incident, history, query, fault)
+
+    def _build(
+        self,
+        incident: IncidentSummary,
+        history: EpisodeHistory,
+        query: HistoryQuery | None,
+        fault: FailureHistory | None,
+    ) -> IncidentView:
+        timeline, event = build_timeline(history, fault), decode_record(history.last_event)
+        is_askable = query is not None and self._exporter.is_configured
+        problem = _NO_KEY if query is None else _NOT_SET
+        if is_askable:
+            problem = explain_missing_fault(fault, timeline.start)
+        return IncidentView(
+            incident=incident,
+            history=history,
+            timeline=timeline,
+            details=build_details(incident.id, history, event, self._link_rules) if event else None,
+            fault_problem=problem,
+            is_fault_pending=query is not None and is_askable and not self._exporter.is_current(query),
+        )
+
+
+_MARKUP: Final = re.compile(r"([\\`*_{}\[\]#|~!$])")
+_SCHEME: Final = re.compile(r"([A-Za-z])(://)")
+_HOP_NAMES: Final = {"fault": "fault", "alert": "alert", "accepted": "webhook accepted", "delivered": "delivered"}
+
+
+@dataclass(frozen=True, slots=True)
+class PostMortem:
+    """What is exported."""
+
+    view: IncidentView
+    exported_at: float
+    """Unix seconds."""
+    address: str
+    """The incident's page."""
+
+
+def escape_markdown(text: str) -> str:
+    """A text of others as Markdown shows it literally, on one line."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    text = _SCHEME.sub(r"\1:\\/\\/", _MARKUP.sub(r"\\\1", text))
+    return re.sub(r"(?i)\bwww\.", lambda found: f"{found[0][:-1]}\\.", text).replace("@", "@\u2060")
+
+
+def build_json(export: PostMortem) -> dict[str, Any]:
+    """The document as JSON; times in RFC 3339, UTC."""
+    view = export.view
+    history, timeline, details = view.history, view.timeline, view.details
+    return {
+        "exported_at": format_json_time(export.exported_at),
+        "address": export.address,
+        "incident": encode_incident(view.incident),
+        "episode": history.episode,
+        "is_over": history.is_over,
+        "events": history.event_count,
+        "hops": {"start": [*map(encode_hop, timeline.start)], "end": [*map(encode_hop, timeline.end)]},
+        "fault": {
+            "note": view.fault_problem or None,
+            "failures": [
+                {**asdict(each), "first_at": format_json_time(each.first_at), "last_at": format_json_time(each.last_at)}
+                for each in timeline.faults
+            ],
+        },
+        "timeline": [*map(encode_entry, timeline.entries)],
+        "timeline_is_complete": not (history.is_cut or history.earlier is not None or history.pruned_up_to is not None),
+        "labels": dict(details.labels) if details else {},
+        "alerts": [_encode_alert(each) for each in details.alerts] if details else [],
+        "links": [each._asdict() for each in details.links] if details else [],
+        "fixes": [each._asdict() for each in details.fixes] if details else [],
+    }
+
+
+def build_markdown(export: PostMortem) -> str:
+    """The document as Markdown."""
+    return "\n".join([*_list_head(export), *_list_hops(export), *_list_entries(export), *_list_details(export), ""])
+
+
+def _encode_alert(alert: AlertDetails) -> dict[str, Any]:
+    return {
+        "title": alert.title,
+        "status": alert.status,
+        "starts_at": format_json_time(alert.starts_at),
+        "ends_at": format_json_time(alert.ends_at),
+        "labels": dict(alert.labels),
+        "annotations": dict(alert.annotations),
+        "links": [each._asdict() for each in alert.links],
+    }
+
+
+def _list_head(export: PostMortem) -> Iterator[str]:
+    incident, history, details = export.view.incident, export.view.history, export.view.details
+    title = details.title if details else incident.title or incident.alertname
+    yield f"# Incident: {escape_markdown(title)}"
+    yield ""
+    state = "resolved" if history.is_over else "open"
+    facts = [
+        ("State", state),
+        ("Severity", incident.severity or "not known"),
+        ("Alert", escape_markdown(incident.alertname or "several")),
+        ("Service", escape_markdown(incident.service or "not known")),
+        ("Started", _format_time(history.started_at)),
+        ("Ended", _format_time(history.last_event.accepted_at) if history.is_over else "not yet"),
+        ("Channels", escape_markdown(", ".join(each.channel for each in history.channels))),
+        ("Webhooks", str(history.event_count)),
+    ]
+    if history.is_current:
+        facts.append(("Acknowledged by", escape_markdown(incident.acknowledged_by or "nobody")))
+        facts.append(("Escalated to", escape_markdown(", ".join(incident.escalated_to)) or "nobody"))
+    facts.append(("Incident", f"<{export.address}>"))
+    for name, value in facts:
+        yield f"- **{name}**: {value}"
+    yield f"- **Exported**: {_format_time(export.exported_at)} by keypulse {VERSION}; times are UTC"
+    yield ""
+
+
+def _list_hops(export: PostMortem) -> Iterator[str]:
+    for heading, hops in (
+        ("From the fault to each channel", export.view.timeline.start),
+        ("The end", export.view.timeline.end),
+    ):
+        if not hops:
+            continue
+        yield f"## {heading}"
+        yield ""
+        yield from _format_table(("hop", "at", "took", "in all"), map(_format_hop, hops))
+        yield ""
+    if export.view.fault_problem:
+        yield f"The fault is not known: {escape_markdown(export.view.fault_problem)}"
+        yield ""
+
+
+def _format_hop(hop: Hop) -> Sequence[str]:
+    name = _HOP_NAMES[hop.name]
+    where = f"{name} on {escape_markdown(hop.channel)}" if hop.channel else name
+    return (
+        where,
+        "not known" if hop.at is None else _format_time(hop.at),
+        _format_seconds(hop.seconds),
+        _format_seconds(hop.total),
+    )
+
+
+def _list_entries(export: PostMortem) -> Iterator[str]:
+    history = export.view.history
+    yield "## Timeline"
+    yield ""
+    if history.earlier is not None:
+        yield f"Only the last {len(history.events)} of {history.event_count} webhooks, and what came since."
+        yield ""
+    elif history.pruned_up_to is not None:
+        yield f"Retention has deleted most of what ended before {_format_time(history.pruned_up_to)}."
+        yield ""
+    if history.is_cut:
+        yield "Some deliveries, attempts or actions are too many to list here."
+        yield ""
+    yield from _format_table(("at", "what", "took"), map(_format_entry, export.view.timeline.entries))
+    yield ""
+
+
+def _format_entry(entry: TimelineEntry) -> Sequence[str]:
+    reason = f"reason {entry.reason}" if entry.reason and entry.reason != "ok" else ""
+    rest = ", ".join(filter(None, [reason, entry.detail]))
+    text = f"{entry.text} ({rest})" if rest else entry.text
+    seconds = f"{_format_seconds(entry.seconds)} {entry.since_text}" if entry.seconds is not None else ""
+    return _format_time(entry.at), escape_markdown(text), seconds
+
+
+def _list_details(export: PostMortem) -> Iterator[str]:
+    details = export.view.details
+    if details is None:
+        return
+    yield "## Alerts"
+    yield ""
+    yield f"{details.counts}. {details.more}".strip()
+    yield ""
+    yield from map(_format_pair, details.labels)
+    for alert in details.alerts:
+        yield ""
+        yield f"### {escape_markdown(alert.title)}"
+        yield ""
+        end = f", over at {_format_time(alert.ends_at)}" if alert.ends_at else ""
+        yield f"- fired at {_format_time(alert.starts_at)}{end}"
+        yield from map(_format_pair, (*alert.labels, *alert.annotations))
+        yield from (f"- [{link.text}](<{link.url}>)" for link in alert.links)
+    if details.fixes:
+        yield ""
+        yield "## What to do"
+        yield ""
+        for fix in details.fixes:
+            yield f"{fix.title}:"
+            yield ""
+            yield f"    {fix.command}"
+            yield ""
+
+
+def _format_pair(pair: tuple[str, str]) -> str:
+    name, value = map(escape_markdown, pair)
+    return f"- **{name}**: {value}"
+
+
+def _format_table(head: Sequence[str], rows: Any) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def _format_time(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
+
+
+def _format_seconds(seconds: float | None) -> str:
+    return "" if seconds is None else format_step_duration(seconds)

@@ -1,0 +1,729 @@
+"""What people read of incidents: a list in pages, or one. No query changes the outbox or waits for a writer.
+
+The list begins with the open incidents, the worst first; then come the resolved ones, the newest first.
+
+What the outbox still has of an episode for its timeline: events, deliveries, attempts, actions, silences and edits.
+
+An episode may have thousands of events, so it is read in pages of events, the newest page first. What has no event,
+such as an acknowledgement, belongs to the page in whose time it was. Each read is bounded, and says where it was cut.
+
+What the outbox still has of one episode of an incident, as `timeline_query` reads it.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Integer, and_, bindparam, case, func, literal_column, not_, or_, select
+
+from services.relay.model import Status
+from services.relay.outbox.audit import PrunedKind, read_pruned
+from services.relay.outbox.database import read_clock
+from services.relay.outbox.store import Store
+from services.relay.outbox.tables import (
+    DeliveryState,
+    RowQuery,
+    attempts,
+    audit,
+    deliveries,
+    edits,
+    events,
+    incidents,
+    select_columns,
+    silences,
+)
+from services.relay.text import WORST_FIRST
+from shared.http.json_api import format_json_time
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentSummary:
+    """An incident in its current, or last, episode. Times are unix seconds."""
+
+    id: str
+    alertname: str
+    service: str | None
+    """By its latest event; None of an incident from before it was stored, or without one."""
+    status: Status
+    episode: int
+    title: str | None
+    """Cause and effect by its latest event; None of an incident from before they were stored."""
+    severity: str | None
+    """The worst one by its latest event; None if that has no usual one."""
+    receiver: str
+    since: float | None
+    """When the episode started; None if that is not stored."""
+    ended_at: float | None
+    """When the event that resolved it was accepted; None while it fires."""
+    acknowledged_by: str | None
+    acknowledged_at: float | None
+    acknowledged_via: str | None
+    """`api`, `command line`, `console` or `slack`."""
+    escalated_to: Sequence[str]
+    escalated_at: float | None
+    silenced_by: str | None
+    """Who silenced the episode through the relay; None if that is over. Alertmanager may have other silences."""
+    silenced_until: float | None
+    channels: Sequence[str]
+    """The channels of the episode."""
+    channel_states: Mapping[str, DeliveryState]
+    """The state of the newest delivery on each of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentPage:
+    """Some incidents in the order of the list."""
+
+    incidents: list[IncidentSummary]
+    before: int | None
+    """Where the next page begins; None if there is none. It stays correct while events are added."""
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentFilter:
+    """Which incidents; None stands for all."""
+
+    status: Status | None = None
+    is_acknowledged: bool | None = None
+    alertname: str | None = None
+    service: str | None = None
+    since: float | None = None
+    """Whose episode started at or after it, unix seconds."""
+
+
+class _SummaryRow(NamedTuple):
+    """An incident with its latest event."""
+
+    id: str
+    episode: int
+    is_open: int
+    first_event_seq: int | None
+    title: str | None
+    severity: str | None
+    service: str | None
+    started_at: float | None
+    acknowledged_by: str | None
+    acknowledged_at: float | None
+    acknowledged_via: str | None
+    escalated_to: str | None
+    escalated_at: float | None
+    alertname: str
+    receiver: str
+    accepted_at: float
+
+
+class _ChannelRow(NamedTuple):
+    """The newest delivery of an episode on a channel."""
+
+    incident_id: str
+    channel: str
+    state: str
+
+
+class _SilenceRow(NamedTuple):
+    """A silence of an episode that was created."""
+
+    incident_id: str
+    created_by: str | None
+    ends_at: float | None
+
+
+_SUMMARIES: Final = RowQuery(
+    _SummaryRow,
+    select(
+        *(incidents.c[name] for name in _SummaryRow._fields if name not in {"alertname", "receiver", "accepted_at"}),
+        events.c.alertname,
+        events.c.receiver,
+        events.c.accepted_at,
+    ).join(events, events.c.seq == incidents.c.latest_event_seq),
+)
+_SUMMARY: Final = _SUMMARIES.where(incidents.c.id == bindparam("incident"))
+_ID_LENGTH: Final = 64
+_RESOLVED: Final = 0
+"""The last group of the list; those before it are the open incidents of a severity, the worst of which has the highest
+number."""
+_GROUP: Final = 1 << 48
+"""A position in the list: the group times this, and in it the number of the episode's first event."""
+_FIND_ID: Final = (
+    RowQuery(str, select(incidents.c.id))
+    .where(incidents.c.id >= bindparam("first"), incidents.c.id < bindparam("last"))
+    .order_by(incidents.c.id)
+    .limit(2)
+)
+_is_current = and_(incidents.c.id == deliveries.c.incident_id, incidents.c.episode == deliveries.c.episode)
+_newest_deliveries = (
+    select(func.max(deliveries.c.seq))
+    .join(incidents, _is_current)
+    .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
+    .group_by(deliveries.c.incident_id, deliveries.c.channel)
+)
+_READ_CHANNELS: Final = (
+    RowQuery(_ChannelRow, select(*select_columns(_ChannelRow, deliveries.c)))
+    .where(deliveries.c.seq.in_(_newest_deliveries))
+    .order_by(deliveries.c.channel)
+)
+_READ_SILENCES: Final = (
+    RowQuery(
+        _SilenceRow,
+        select(*select_columns(_SilenceRow, silences.c)).join(
+            incidents, and_(incidents.c.id == silences.c.incident_id, incidents.c.episode == silences.c.episode)
+        ),
+    )
+    .where(
+        silences.c.incident_id.in_(bindparam("incidents", expanding=True)),
+        incidents.c.is_open == 1,
+        silences.c.state == "created",
+        silences.c.ends_at > bindparam("now"),
+    )
+    .order_by(silences.c.ends_at)
+)
+
+
+class UnknownIncidentError(Exception):
+    """There is no such incident or episode, or not any more; or the beginning of an id names several."""
+
+
+async def find_incident_id(store: Store, prefix: str) -> str:
+    """The id of the only incident whose id begins so; `prefix` itself where it is no beginning of an id.
+
+    Raises:
+        UnknownIncidentError: several incidents begin so.
+        StoreUnavailableError: it cannot be read.
+    """
+    if len(prefix) == _ID_LENGTH or not re.fullmatch("[0-9a-fA-F]+", prefix):
+        return prefix
+    prefix = prefix.lower()
+    values = {"first": prefix, "last": f"{prefix}g"}  # an id is hexadecimal: all that begin so sort before the last
+    found = await store.read(lambda connection: _FIND_ID.fetch_all(connection, values))
+    if len(found) > 1 and prefix not in found:
+        some = " and ".join(each[: len(prefix) + 8] for each in found)
+        raise UnknownIncidentError(f"several incidents begin with {prefix}, such as {some}; write more of the id")
+    return found[0] if found else prefix
+
+
+async def list_incidents(
+    store: Store, filter_: IncidentFilter, *, limit: int, before: int | None = None
+) -> IncidentPage:
+    """A page of the list.
+
+    Args:
+        store: the outbox.
+        filter_: which of them.
+        limit: at most so many.
+        before: the `before` of the page that came before this one; None begins with the first page.
+
+    Raises:
+        StoreUnavailableError: they cannot be read.
+    """
+    return await store.read(partial(_read_page, filter_=filter_, limit=limit, before=before, clock=store.clock))
+
+
+def _build_query(filter_: IncidentFilter, group: int) -> RowQuery[_SummaryRow]:
+    """Each filter has an index that is in the order of the pages, and the time has one that says where to stop."""
+    of = incidents.c
+    query = _SUMMARIES.order_by(of.first_event_seq.desc())
+    # In literals, so that a database sees that it may use the indexes of open incidents.
+    query = query.where(of.is_open == literal_column("0" if group == _RESOLVED else "1"))
+    if group != _RESOLVED:
+        severity = WORST_FIRST[-group]
+        query = query.where(of.severity == severity if severity else func.coalesce(of.severity, "") == "")
+    if filter_.is_acknowledged is not None:
+        has_nobody = of.acknowledged_at.is_(None)
+        query = query.where(not_(has_nobody) if filter_.is_acknowledged else has_nobody)
+    if filter_.alertname is not None:
+        query = query.where(of.alertname == filter_.alertname)
+    if filter_.service is not None:
+        query = query.where(of.service == filter_.service)
+    if filter_.since is not None:
+        earlier = incidents.alias("earlier").c
+        last = select(earlier.first_event_seq).where(earlier.started_at < filter_.since)
+        bound = last.order_by(earlier.started_at.desc()).limit(1).scalar_subquery()
+        query = query.where(of.started_at >= filter_.since, of.first_event_seq > func.coalesce(bound, 0))
+    return query
+
+
+async def read_incident(store: Store, incident_id: str) -> IncidentSummary | None:
+    """One incident; None if there is none. Raises StoreUnavailableError."""
+
+    def read(connection: Connection) -> IncidentSummary | None:
+        row = _SUMMARY.fetch_first(connection, {"incident": incident_id})
+        return None if row is None else _build_summaries(connection, [row], store.clock)[0]
+
+    return await store.read(read)
+
+
+def _read_page(
+    connection: Connection, filter_: IncidentFilter, limit: int, before: int | None, clock: Callable[[], float]
+) -> IncidentPage:
+    first_group, before_seq = (len(WORST_FIRST), None) if before is None else divmod(before, _GROUP)
+    rows: list[tuple[int, _SummaryRow]] = []
+    for group in range(min(first_group, len(WORST_FIRST)), _RESOLVED - 1, -1):
+        if filter_.status not in {None, Status.RESOLVED if group == _RESOLVED else Status.FIRING}:
+            continue
+        query = _build_query(filter_, group)
+        if before_seq is not None and group == first_group:
+            query = query.where(incidents.c.first_event_seq < before_seq)
+        rows += [(group, row) for row in query.limit(limit + 1 - len(rows)).fetch_all(connection)]
+        if len(rows) > limit:
+            break
+    page = rows[:limit]
+    next_before = page[-1][0] * _GROUP + (page[-1][1].first_event_seq or 0) if len(rows) > limit else None
+    return IncidentPage(_build_summaries(connection, [row for _, row in page], clock), next_before)
+
+
+def _build_summaries(
+    connection: Connection, rows: Sequence[_SummaryRow], clock: Callable[[], float]
+) -> list[IncidentSummary]:
+    values = {"incidents": [each.id for each in rows], "now": read_clock(connection, clock)}
+    channels: dict[str, dict[str, DeliveryState]] = {}
+    for row in _READ_CHANNELS.fetch_all(connection, values):
+        channels.setdefault(row.incident_id, {})[row.channel] = DeliveryState(row.state)
+    silenced = {row.incident_id: row for row in _READ_SILENCES.fetch_all(connection, values)}
+    return [_build_summary(row, channels.get(row.id, {}), silenced.get(row.id)) for row in rows]
+
+
+def _build_summary(
+    row: _SummaryRow, channels: Mapping[str, DeliveryState], silence: _SilenceRow | None
+) -> IncidentSummary:
+    return IncidentSummary(
+        id=row.id,
+        alertname=row.alertname,
+        service=row.service or None,
+        status=Status.FIRING if row.is_open else Status.RESOLVED,
+        episode=row.episode,
+        title=row.title,
+        severity=row.severity or None,
+        receiver=row.receiver,
+        since=row.started_at,
+        ended_at=None if row.is_open else row.accepted_at,
+        acknowledged_by=row.acknowledged_by,
+        acknowledged_at=row.acknowledged_at,
+        acknowledged_via=row.acknowledged_via,
+        escalated_to=json.loads(row.escalated_to or "[]"),
+        escalated_at=row.escalated_at,
+        silenced_by=silence.created_by if silence else None,
+        silenced_until=silence.ends_at if silence else None,
+        channels=list(channels),
+        channel_states=channels,
+    )
+
+
+def encode_incident(incident: IncidentSummary) -> dict[str, Any]:
+    """An incident as API and CLI write it."""
+    names = ("since", "ended_at", "acknowledged_at", "escalated_at", "silenced_until")
+    times = {name: format_json_time(getattr(incident, name)) for name in names}
+    return {**asdict(incident), **times}
+
+
+def parse_episode(text: str) -> int:
+    """The number of an episode. Raises ValueError with what was expected."""
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise ValueError("expected the number of an episode, 1 for the first one")
+    return int(text)
+
+
+def parse_status(text: str) -> Status:
+    """Raises ValueError with what was expected."""
+    if text not in list(Status):
+        raise ValueError(f"expected one of {', '.join(Status)}")
+    return Status(text)
+
+
+class EventRecord(NamedTuple):
+    """One accepted webhook, or one event of the relay's own."""
+
+    seq: int
+    id: str
+    status: str
+    accepted_at: float
+    event: bytes | None
+    """As it was encoded; None if it is large."""
+    event_size: int
+    is_own: bool
+    """Whether the relay made it."""
+
+
+class DeliveryRecord(NamedTuple):
+    """An event on a channel."""
+
+    seq: int
+    id: str
+    event_seq: int
+    first_event_seq: int
+    channel: str
+    state: str
+    attempts: int
+    reason: str | None
+    accepted_at: float
+    oldest_accepted_at: float
+    due_at: float
+    finished_at: float | None
+    superseded_by: str | None
+    remark: str | None
+    receipt: str | None
+    digest_id: str | None
+    named_in: str | None
+
+
+class AttemptRecord(NamedTuple):
+    """One try to send a delivery."""
+
+    delivery_seq: int
+    number: int
+    started_at: float
+    seconds: float
+    reason: str
+    detail: str
+
+
+class ActionRecord(NamedTuple):
+    """What somebody did about the incident, of the audit."""
+
+    at: float
+    who: str
+    peer: str | None
+    action: str
+    object: str
+
+
+class SilenceRecord(NamedTuple):
+    """A silence that somebody requested."""
+
+    who: str
+    state: str
+    requested_at: float | None
+    finished_at: float | None
+    began_at: float | None
+    ends_at: float | None
+    detail: str | None
+    comment: str | None
+    silence_id: str | None
+
+
+class EditRecord(NamedTuple):
+    """How the first message on a channel stands."""
+
+    channel: str
+    is_waiting: bool
+    """Whether an edit was requested that is not made yet."""
+    edited_at: float | None
+    requested_at: float
+    attempts: int
+    reason: str | None
+
+
+class EpisodeStart(NamedTuple):
+    """An episode, and when it started (unix seconds)."""
+
+    episode: int
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeHistory:
+    """One episode, as far as it is stored, with one page of its events. Times are unix seconds."""
+
+    episode: int
+    is_current: bool
+    is_over: bool
+    started_at: float
+    pruned_up_to: float | None
+    """Retention has deleted deliveries, with their events, that ended up to then, in the time of the episode; None if
+    it has not."""
+    first_event: EventRecord
+    """The first one that is stored."""
+    last_event: EventRecord
+    """Of the episode, whatever the page; both with their content."""
+    event_count: int
+    """At most 10,000, which stands for as many or more."""
+    events: Sequence[EventRecord]
+    """Of the page, the oldest first."""
+    event_before: EventRecord | None
+    """The event before the page, to see what the first one of the page changed."""
+    earlier: int | None
+    """Where the page with earlier events begins; None if there is none."""
+    has_later: bool
+    deliveries: Sequence[DeliveryRecord]
+    """Of the events of the page, in the order of acceptance."""
+    attempts: Sequence[AttemptRecord]
+    actions: Sequence[ActionRecord]
+    silences: Sequence[SilenceRecord]
+    edits: Sequence[EditRecord]
+    is_cut: bool
+    """Whether the page has more deliveries, attempts or actions than are read."""
+    channels: Sequence[DeliveryRecord]
+    """The newest delivery of the episode on each channel."""
+    first_receipts: Sequence[DeliveryRecord]
+    """The first delivery of the episode that each channel accepted."""
+    last_receipts: Sequence[DeliveryRecord]
+    """Of an episode that is over: the deliveries of its end that were accepted."""
+    episodes: Sequence[EpisodeStart]
+    """The other episodes whose start is known, the newest first."""
+
+    @property
+    def has_beginning(self) -> bool:
+        """Whether its first event is stored."""
+        return self.first_event.accepted_at <= self.started_at
+
+
+PAGE_EVENTS: Final = 40
+"""Events of a page."""
+MAX_DELIVERIES: Final = 1000
+"""Deliveries of a page."""
+MAX_ATTEMPTS: Final = 2000
+MAX_ACTIONS: Final = 200
+FIRST_ATTEMPTS: Final = 3
+"""Of a delivery with many attempts the first ones and the last ones are read."""
+LAST_ATTEMPTS: Final = 3
+MAX_EPISODES: Final = 20
+"""Earlier episodes that are listed."""
+_MAX_EVENT_BYTES: Final = 64 * 1024
+"""Bytes of an event over which its alerts are not read for the timeline."""
+_MAX_COUNTED: Final = 10_000
+
+
+class _IncidentRow(NamedTuple):
+    """Which events an incident has."""
+
+    episode: int
+    is_open: int
+    first_event_seq: int | None
+    latest_event_seq: int
+    acknowledged_by: str | None
+    acknowledged_at: float | None
+    started_at: float | None
+    episode_starts: str | None
+
+
+_of_event = events.c
+_of = deliveries.c
+_EVENTS: Final = RowQuery(
+    EventRecord,
+    select(
+        _of_event.seq,
+        _of_event.id,
+        _of_event.status,
+        _of_event.accepted_at,
+        case((func.length(_of_event.event) <= bindparam("max_bytes"), _of_event.event)).label("event"),
+        func.length(_of_event.event, type_=Integer).label("event_size"),
+        (func.length(_of_event.body) == 0).label("is_own"),
+    ),
+).where(_of_event.incident_id == bindparam("incident"), _of_event.seq.between(bindparam("first"), bindparam("last")))
+_NEWEST_EVENTS: Final = _EVENTS.order_by(_of_event.seq.desc()).limit(bindparam("most"))
+_OLDEST_EVENTS: Final = _EVENTS.order_by(_of_event.seq).limit(bindparam("most"))
+_some_events = (
+    select(_of_event.seq)
+    .where(_of_event.incident_id == bindparam("incident"), _of_event.seq.between(bindparam("first"), bindparam("last")))
+    .limit(_MAX_COUNTED)
+    .subquery()
+)
+_COUNT_EVENTS: Final = RowQuery(int, select(func.count()).select_from(_some_events))
+_INCIDENT: Final = RowQuery(_IncidentRow, select(*select_columns(_IncidentRow, incidents.c))).where(
+    incidents.c.id == bindparam("incident")
+)
+_of_episode = and_(_of.incident_id == bindparam("incident"), _of.episode == bindparam("episode"))
+_FIRST_SEQ: Final = RowQuery(int, select(_of.event_seq)).where(_of_episode).order_by(_of.event_seq).limit(1)
+_LAST_SEQ: Final = RowQuery(int, select(_of.event_seq)).where(_of_episode).order_by(_of.event_seq.desc()).limit(1)
+_DELIVERIES: Final = RowQuery(DeliveryRecord, select(*select_columns(DeliveryRecord, _of)))
+_PAGE_DELIVERIES: Final = (
+    _DELIVERIES.where(_of.event_seq.in_(bindparam("seqs", expanding=True))).order_by(_of.seq).limit(MAX_DELIVERIES + 1)
+)
+_newest = select(func.max(_of.seq)).where(_of_episode).group_by(_of.channel)
+_first_accepted = (
+    select(func.min(_of.seq))
+    # As in `context`: otherwise a database reads every delivery of the channel.
+    .where(_of_episode, _of.state.concat("") == DeliveryState.DELIVERED)
+    .group_by(_of.channel)
+)
+_CHANNELS: Final = _DELIVERIES.where(_of.seq.in_(_newest)).order_by(_of.channel)
+_FIRST_RECEIPTS: Final = _DELIVERIES.where(_of.seq.in_(_first_accepted)).order_by(_of.finished_at)
+_LAST_RECEIPTS: Final = (
+    _DELIVERIES.where(_of.event_seq == bindparam("last"), _of.state.concat("") == DeliveryState.DELIVERED)
+    .order_by(_of.finished_at)
+    .limit(MAX_DELIVERIES)
+)
+_ATTEMPTS: Final = (
+    RowQuery(
+        AttemptRecord,
+        select(*select_columns(AttemptRecord, attempts.c)).join(deliveries, _of.seq == attempts.c.delivery_seq),
+    )
+    .where(
+        attempts.c.delivery_seq.in_(bindparam("seqs", expanding=True)),
+        or_(attempts.c.number <= FIRST_ATTEMPTS, attempts.c.number > _of.attempts - LAST_ATTEMPTS),
+    )
+    .order_by(attempts.c.delivery_seq, attempts.c.number)
+    .limit(MAX_ATTEMPTS + 1)
+)
+_ACTIONS: Final = (
+    RowQuery(ActionRecord, select(*select_columns(ActionRecord, audit.c)))
+    .where(
+        audit.c.incident_id == bindparam("incident"),
+        audit.c.at >= bindparam("since"),
+        audit.c.at < bindparam("until"),
+    )
+    .order_by(audit.c.seq)
+    .limit(MAX_ACTIONS + 1)
+)
+_SILENCES: Final = (
+    RowQuery(SilenceRecord, select(*select_columns(SilenceRecord, silences.c)))
+    .where(silences.c.incident_id == bindparam("incident"), silences.c.episode == bindparam("episode"))
+    .order_by(silences.c.requested_at)
+    .limit(MAX_ACTIONS + 1)
+)
+_EDITS: Final = (
+    RowQuery(
+        EditRecord,
+        select(
+            edits.c.channel,
+            (edits.c.wanted > edits.c["shown"]).label("is_waiting"),
+            edits.c.edited_at,
+            edits.c.requested_at,
+            edits.c.attempts,
+            edits.c.reason,
+        ),
+    )
+    .where(edits.c.incident_id == bindparam("incident"), edits.c.episode == bindparam("episode"))
+    .order_by(edits.c.channel)
+)
+_FOREVER: Final = 1e12
+
+
+async def read_episode(
+    store: Store, incident_id: str, *, episode: int | None = None, before: int | None = None, limit: int = PAGE_EVENTS
+) -> EpisodeHistory | None:
+    """One episode of an incident; None if nothing of it is stored.
+
+    Args:
+        store: the outbox.
+        incident_id: which incident.
+        episode: which episode; None for the current, or last, one.
+        before: the `earlier` of the page that came before this one; None begins with the newest events.
+        limit: how many events.
+
+    Raises:
+        StoreUnavailableError: it cannot be read.
+    """
+
+    def read(connection: Connection) -> EpisodeHistory | None:
+        row = _INCIDENT.fetch_first(connection, {"incident": incident_id})
+        return (
+            None
+            if row is None
+            else _read_timeline_page(connection, incident_id, row, episode or row.episode, before, limit)
+        )
+
+    return await store.read(read)
+
+
+def _read_timeline_page(
+    connection: Connection, incident_id: str, row: _IncidentRow, episode: int, before: int | None, limit: int
+) -> EpisodeHistory | None:
+    is_current = episode == row.episode
+    first, last = _find_bounds(connection, incident_id, row, episode)
+    if first is None or last is None:
+        return None
+    values: dict[str, Any] = {"incident": incident_id, "episode": episode, "first": first, "last": last}
+    whole = {**values, "max_bytes": 2**31 - 1, "most": 1}
+    first_event = _OLDEST_EVENTS.fetch_first(connection, whole)
+    last_event = _NEWEST_EVENTS.fetch_first(connection, whole)
+    if first_event is None or last_event is None:
+        return None
+    upper = last if before is None else min(last, before - 1)
+    page = {**values, "last": upper, "max_bytes": _MAX_EVENT_BYTES, "most": limit + 1}
+    rows = _NEWEST_EVENTS.fetch_all(connection, page)[::-1]
+    found, event_before = (rows[1:], rows[0]) if len(rows) > limit else (rows, None)
+    has_later = upper < last and bool(_OLDEST_EVENTS.fetch_all(connection, {**whole, "first": upper + 1}))
+    period = _find_period(connection, values, found, upper)
+    page_deliveries = _PAGE_DELIVERIES.fetch_all(connection, {"seqs": [each.seq for each in found]})
+    read_deliveries = page_deliveries[:MAX_DELIVERIES]
+    read_attempts = _ATTEMPTS.fetch_all(connection, {"seqs": [each.seq for each in read_deliveries]})
+    actions = _ACTIONS.fetch_all(connection, {"incident": incident_id, **period})
+    requested = [
+        each
+        for each in _SILENCES.fetch_all(connection, values)
+        if period["since"] <= (each.requested_at or first_event.accepted_at) < period["until"]
+    ]
+    is_over = not (is_current and row.is_open)
+    starts = _list_starts(row)
+    started_at = next((each.started_at for each in starts if each.episode == episode), first_event.accepted_at)
+    pruned_up_to = read_pruned(connection).get(PrunedKind.DELIVERIES)
+    return EpisodeHistory(
+        episode=episode,
+        is_current=is_current,
+        is_over=is_over,
+        started_at=started_at,
+        pruned_up_to=pruned_up_to if pruned_up_to is not None and pruned_up_to >= started_at else None,
+        first_event=first_event,
+        last_event=last_event,
+        event_count=_COUNT_EVENTS.fetch_one(connection, values),
+        events=found,
+        event_before=event_before,
+        earlier=found[0].seq if event_before and found else None,
+        has_later=has_later,
+        deliveries=read_deliveries,
+        attempts=read_attempts[:MAX_ATTEMPTS],
+        actions=_add_acknowledgement(actions[:MAX_ACTIONS], row, period) if is_current else actions[:MAX_ACTIONS],
+        silences=requested[:MAX_ACTIONS],
+        edits=[
+            each
+            for each in _EDITS.fetch_all(connection, values)
+            if period["since"] <= (each.edited_at or each.requested_at) < period["until"]
+        ],
+        is_cut=len(page_deliveries) > len(read_deliveries)
+        or len(read_attempts) > MAX_ATTEMPTS
+        or len(actions) > MAX_ACTIONS
+        or len(requested) > MAX_ACTIONS,
+        channels=_CHANNELS.fetch_all(connection, values),
+        first_receipts=_FIRST_RECEIPTS.fetch_all(connection, values),
+        last_receipts=_LAST_RECEIPTS.fetch_all(connection, {"last": last_event.seq}) if is_over else (),
+        episodes=[each for each in starts if each.episode != episode][:MAX_EPISODES],
+    )
+
+
+def _find_bounds(
+    connection: Connection, incident_id: str, row: _IncidentRow, episode: int
+) -> tuple[int | None, int | None]:
+    """Between which events those of an episode are, and some of other incidents; None if nothing of it is stored."""
+    if episode == row.episode:
+        return row.first_event_seq, row.latest_event_seq
+    values = {"incident": incident_id, "episode": episode}
+    first = _FIRST_SEQ.fetch_first(connection, values)
+    following = (
+        row.first_event_seq
+        if episode + 1 == row.episode
+        else _FIRST_SEQ.fetch_first(connection, {**values, "episode": episode + 1})
+    )
+    return first, following - 1 if following else _LAST_SEQ.fetch_first(connection, values)
+
+
+def _find_period(
+    connection: Connection, values: dict[str, Any], found: Sequence[EventRecord], upper: int
+) -> dict[str, float]:
+    """In which time an entry without an event belongs to the page."""
+    following = {**values, "first": upper + 1, "last": 2**62, "max_bytes": 0, "most": 1}
+    after = _OLDEST_EVENTS.fetch_first(connection, following)
+    since = found[0].accepted_at if found else 0.0  # nobody acts before the first event is there
+    return {"since": since, "until": after.accepted_at if after else _FOREVER}
+
+
+def _add_acknowledgement(
+    actions: list[ActionRecord], row: _IncidentRow, period: dict[str, float]
+) -> list[ActionRecord]:
+    """With the acknowledgement that the incident has, where the audit has forgotten it."""
+    at, who = row.acknowledged_at, row.acknowledged_by
+    if at is None or not period["since"] <= at < period["until"]:
+        return actions
+    if any(each.action == "acknowledge" and abs(each.at - at) < 1e-3 for each in actions):
+        return actions
+    return sorted([*actions, ActionRecord(at, who or "", None, "acknowledge", "")], key=lambda each: each.at)
+
+
+def _list_starts(row: _IncidentRow) -> list[EpisodeStart]:
+    """Of each episode whose start is known, the newest first."""
+    starts = json.loads(row.episode_starts or "[]")[::-1]
+    if not starts and row.started_at is not None:  # an older version wrote it
+        starts = [row.started_at]
+    return [EpisodeStart(row.episode - age, start) for age, start in enumerate(starts)]

@@ -1,0 +1,284 @@
+"""`/login` and `/logout`: by the password of a user of web.yml, by a token, or at a provider of OpenID Connect."""
+
+import asyncio
+import base64
+import binascii
+import hmac
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from services.relay.console.frame import PageRenderer
+from services.relay.login.sessions import LOGIN_PATH, Login, LoginService, LoginSource, clean_next_path
+from services.relay.outbox.store import StoreUnavailableError
+from shared.config.secret_file import SecretUnreadableError
+from shared.config.server_settings import is_name_in
+from shared.http.access import (
+    ProtectedRoute,
+    RefusalReason,
+    RouteRequirements,
+    format_cookie,
+    get_peer,
+    get_session,
+    list_cookies,
+    read_cookie,
+)
+from shared.http.fair_queue import QueueFullError
+from shared.http.json_api import FormError, read_form
+from shared.http.password_check import find_passwords
+from shared.http.public_text import hide_paths
+from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS
+
+CALLBACK_PATH: Final = f"{LOGIN_PATH}/oidc/callback"
+_ATTEMPT_COOKIE: Final = "login_"
+_MAX_ATTEMPTS: Final = 5
+"""Tabs of one browser that may log in at once."""
+_STATE: Final = re.compile("[0-9a-f]{64}")
+_NOT_VALID: Final = "This token is not valid."
+_WRONG: Final = "This name, password or token is not valid."
+_FOREIGN_ATTEMPT: Final = "This login began in another browser, or too long ago. Log in again."
+
+log = structlog.get_logger(__name__)
+
+
+class LoginRefusedError(Exception):
+    """A login that is refused.
+
+    Args:
+        text: a sentence for the person.
+        status: of the response.
+        reason: as it is counted; None counts nothing.
+    """
+
+    def __init__(self, text: str, status: int, reason: RefusalReason | None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.reason = reason
+
+
+class _StartedAttempt(NamedTuple):
+    """What the cookie of a login at the provider holds."""
+
+    value: str
+    next_path: str
+
+
+class LoginPages:
+    """The login page, its actions, and the logout.
+
+    Args:
+        login: starts and ends sessions.
+        renderer: renders the template.
+    """
+
+    def __init__(self, login: LoginService, renderer: PageRenderer) -> None:
+        self._sessions = login.sessions
+        self._authorizer = login.authorizer
+        self._oidc = login.oidc
+        self._renderer = renderer
+        self._sessions.render_refusal = renderer.render_refusal
+
+    def build_routes(self) -> list[ProtectedRoute]:
+        """The routes; whoever reaches the relay may try to log in."""
+        requirements = RouteRequirements(None, is_public=True)
+        routes = [
+            ProtectedRoute(LOGIN_PATH, self._renderer.wrap_page(self._show), requirements),
+            ProtectedRoute(LOGIN_PATH, self._renderer.wrap_page(self._log_in), requirements, ["POST"]),
+            ProtectedRoute("/logout", self._renderer.wrap_page(self._log_out), requirements, ["POST"]),
+        ]
+        if self._oidc:
+            routes += [
+                ProtectedRoute(f"{LOGIN_PATH}/oidc", self._renderer.wrap_page(self._begin_oidc), requirements),
+                ProtectedRoute(CALLBACK_PATH, self._renderer.wrap_page(self._complete_oidc), requirements),
+            ]
+        return routes
+
+    async def _show(self, request: Request) -> Response:
+        return await self._render(request, request.query_params.get("next", "/"))
+
+    async def _log_in(self, request: Request) -> Response:
+        next_path = "/"
+        try:
+            form = await read_form(request)
+            next_path = clean_next_path(form.get("next", "/"))
+            login = await self._check(request, form.get("name", "").strip(), form.get("secret", ""))
+            return await self._start(request, login, next_path)
+        except LoginRefusedError as error:
+            return await self._refuse(request, error, LOGIN_PATH, next_path)
+        except FormError as error:
+            return await self._render(request, next_path, str(error), error.status)
+
+    async def _check(self, request: Request, name: str, secret: str) -> Login:
+        """The login of a token, or of a name and its password. Raises LoginRefusedError."""
+        login, is_unreadable = None, False
+        try:
+            login = self._sessions.find_token(secret.encode())
+        except SecretUnreadableError:  # which locks out nobody who has a password
+            is_unreadable = True
+        passwords = find_passwords(request.scope)
+        if login is None and passwords and name:
+            try:
+                async with asyncio.timeout(PASSWORD_CHECK_SECONDS):
+                    is_correct = await passwords.check_password(name, secret.encode(), get_peer(request) or "")
+            except (QueueFullError, TimeoutError):
+                raise LoginRefusedError(
+                    "Too many passwords are being checked. Try again in a moment.", 503, RefusalReason.BUSY
+                ) from None
+            stored = passwords.get_hash(name)
+            login = Login(name, LoginSource.PASSWORD, stored) if is_correct and stored else None
+        if login is None and is_unreadable:
+            raise LoginRefusedError(
+                "A token file cannot be read now. See the relay's log.", 503, RefusalReason.UNREADABLE
+            )
+        if login is None:
+            raise LoginRefusedError(_WRONG if passwords else _NOT_VALID, 401, RefusalReason.WRONG)
+        return login
+
+    async def _start(self, request: Request, login: Login, next_path: str) -> Response:
+        """Start the session of a login, if its holder has a role. Raises LoginRefusedError."""
+        role = self._sessions.find_role(login)
+        if role is None:
+            key = "auth.oidc.roles, for a group of theirs" if login.source is LoginSource.OIDC else "auth.roles"
+            raise LoginRefusedError(
+                f"{login.name} has no role here. Whoever runs this relay can give one in {key}.",
+                403,
+                RefusalReason.ROLE,
+            )
+        response = RedirectResponse(next_path, status_code=303)
+        try:
+            await self._sessions.start(request, login, response)
+        except StoreUnavailableError:
+            raise LoginRefusedError("The outbox cannot store a login now. Try again in a moment.", 503, None) from None
+        log.info("action", who=login.name, peer=get_peer(request), action="login", on=login.source.value)
+        return response
+
+    async def _log_out(self, request: Request) -> Response:
+        response = RedirectResponse(LOGIN_PATH, status_code=303)
+        session = get_session(request)
+        if session:
+            await self._sessions.end(request, session, response)
+            log.info("action", who=session.caller.name, peer=get_peer(request), action="logout", on="")
+        return response
+
+    async def _begin_oidc(self, request: Request) -> Response:
+        from services.relay.login.oidc import ATTEMPT_SECONDS, OidcError  # noqa: PLC0415  # as in open_login
+
+        assert self._oidc  # noqa: S101  # else there is no such route
+        next_path = clean_next_path(request.query_params.get("next", "/"))
+        try:
+            attempt = self._oidc.create_attempt()
+            url = await self._oidc.build_authorization_url(attempt, self._redirect_uri)
+        except OidcError as error:
+            log.warning("login by OpenID Connect failed", error=str(error))
+            return await self._render(request, next_path, _describe_outage(error), 503)
+        response = RedirectResponse(url, status_code=303)
+        others = list_cookies(request, _ATTEMPT_COOKIE)
+        for name in others if len(others) >= _MAX_ATTEMPTS else ():
+            response.headers.append("set-cookie", format_cookie(request, name, "", max_age=0))
+        value = f"{attempt.value}.{_encode(next_path)}"
+        name = f"{_ATTEMPT_COOKIE}{attempt.state[:16]}"
+        response.headers.append("set-cookie", format_cookie(request, name, value, max_age=ATTEMPT_SECONDS))
+        return response
+
+    async def _complete_oidc(self, request: Request) -> Response:
+        state = request.query_params.get("state", "")
+        cookie = f"{_ATTEMPT_COOKIE}{state[:16]}" if _STATE.fullmatch(state) else None
+        started = _read_attempt(read_cookie(request, cookie) or "") if cookie else _StartedAttempt("", "/")
+        try:
+            login = await self._identify(request, started, state)
+            response = await self._start(request, login, started.next_path)
+        except LoginRefusedError as error:
+            response = await self._refuse(request, error, CALLBACK_PATH, started.next_path)
+        if cookie and started.value:  # a callback works once
+            response.headers.append("set-cookie", format_cookie(request, cookie, "", max_age=0))
+        return response
+
+    async def _identify(self, request: Request, started: _StartedAttempt, state: str) -> Login:
+        """Who comes back from the provider. Raises LoginRefusedError."""
+        from services.relay.login.oidc import LoginAttempt  # noqa: PLC0415  # as in open_login
+
+        assert self._oidc  # noqa: S101  # else there is no such route
+        attempt, sent = LoginAttempt(started.value), request.query_params
+        with _translate_errors():
+            is_own = hmac.compare_digest(attempt.state.encode(), state.encode()) and self._oidc.is_valid_attempt(
+                attempt
+            )
+        if not is_own:
+            raise LoginRefusedError(_FOREIGN_ATTEMPT, 401, RefusalReason.WRONG)
+        if sent.get("iss", self._oidc.settings.issuer) != self._oidc.settings.issuer:
+            # https://www.rfc-editor.org/rfc/rfc9207: another provider's answer
+            raise LoginRefusedError("Another provider has answered. Log in again.", 401, RefusalReason.WRONG)
+        if "code" not in sent:
+            code = sent.get("error", "")
+            described = f": {code}" if code.isidentifier() and len(code) <= 40 else ""
+            raise LoginRefusedError(f"The provider has refused the login{described}.", 401, RefusalReason.WRONG)
+        with _translate_errors():
+            login = await self._oidc.complete(attempt, sent["code"], self._redirect_uri, get_peer(request) or "")
+        if is_name_in(login.name, self._sessions.rules.reserved_names):
+            raise LoginRefusedError(
+                f"{login.name} is the name of another caller in the audit.", 403, RefusalReason.ROLE
+            )
+        return login
+
+    async def _refuse(self, request: Request, error: LoginRefusedError, endpoint: str, next_path: str) -> Response:
+        if error.reason:
+            self._authorizer.refusals.count(get_peer(request) or "unknown", endpoint, error.reason)
+        return await self._render(request, next_path, str(error), error.status)
+
+    async def _render(
+        self, request: Request, next_path: str, problem: str | None = None, status: int = 200
+    ) -> Response:
+        policy = self._sessions.rules.access_policy
+        values: Mapping[str, Any] = {
+            "next_path": clean_next_path(next_path),
+            "problem": problem,
+            "has_users": find_passwords(request.scope) is not None,
+            "has_tokens": bool(policy.tokens),
+            "has_oidc": self._oidc is not None,
+            "provider": urlsplit(self._oidc.settings.issuer).netloc if self._oidc else None,
+            "is_open": policy.is_open,
+        }
+        return await self._renderer.render(request, "login.html.j2", values, status=status)
+
+    @property
+    def _redirect_uri(self) -> str:
+        return f"{self._sessions.rules.public_url}{CALLBACK_PATH}"
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    """Turns an OidcError into a LoginRefusedError, and logs it."""
+    from services.relay.login.oidc import OidcError, ProviderUnavailableError  # noqa: PLC0415  # as in open_login
+
+    try:
+        yield
+    except ProviderUnavailableError as error:
+        log.warning("login by OpenID Connect failed", error=str(error))
+        raise LoginRefusedError(_describe_outage(error), 503, None) from None
+    except OidcError as error:
+        log.warning("login by OpenID Connect refused", error=str(error))
+        raise LoginRefusedError(f"The login is not valid: {error}.", 401, RefusalReason.WRONG) from None
+
+
+def _describe_outage(error: Exception) -> str:
+    return f"OpenID Connect does not work now: {hide_paths(str(error))}."
+
+
+def _encode(path: str) -> str:
+    return base64.urlsafe_b64encode(path.encode()).decode().rstrip("=")
+
+
+def _read_attempt(cookie: str) -> _StartedAttempt:
+    """The content of a cookie; an empty value if it is none of ours."""
+    value, _, path = cookie.rpartition(".")
+    try:
+        next_path = base64.urlsafe_b64decode(path + "=" * (-len(path) % 4)).decode()
+    except (binascii.Error, ValueError):
+        return _StartedAttempt("", "/")
+    return _StartedAttempt(value, clean_next_path(next_path))

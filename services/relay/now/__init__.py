@@ -1,0 +1,1 @@
+"""The first page: what is wrong now, and the lights of the path of an alert."""

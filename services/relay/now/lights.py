@@ -1,0 +1,580 @@
+"""Asks something in the background while somebody looks, at a bounded pace, and remembers the answer for a while.
+
+No page waits for it, and nothing is asked while nobody looks. So the last answer may be from long ago: then it says
+nothing of now, and counts as none.
+
+How a channel stands, as a light: up or down, why, and what to do. Pure.
+
+The path of an alert as lights, each with its last proof. Pure.
+
+What is not known is unknown, with what to set; a part that works has a proof with an age.
+
+What is known of the path of an alert beside the outbox, and the lights that follow from all of it.
+
+Prometheus and the sender process are asked in the background while somebody looks.
+
+What Prometheus knows of the path before the relay: whether the exporter is scraped and the rules are evaluated.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Final, Generic, NamedTuple, TypeVar
+
+import structlog
+
+from services.relay.apis import PrometheusClient, PrometheusError, RuleGroup
+from services.relay.channel_health.checks import advise_on
+from services.relay.channels.port import SendReason
+from services.relay.config import RelaySettings
+from services.relay.console.frame import HealthStatus
+from services.relay.delivery.attempt import OpenSender, RemoteSender, Sender, SenderSettings
+from services.relay.metrics import Metrics
+from services.relay.now.overview import BreakerState, ChannelOverview, Overview, WebhookTimes
+from services.relay.outbox.retention import ByteLimit
+from services.relay.outbox.store import Store
+from services.relay.text import format_seconds
+from shared.config.secret_file import SecretFile
+from shared.process.concurrency import run_beside
+from shared.process.logs import describe_exception
+from shared.web.time_format import format_rough_duration
+
+T = TypeVar("T")
+INTERVAL: Final = 15.0
+"""Seconds from one question to the next, at least."""
+_MAX_AGE: Final = 4 * INTERVAL
+"""Seconds for which an answer counts: some questions of a person who looks may take their time, or fail."""
+
+log = structlog.get_logger(__name__)
+
+
+class BackgroundWatch(Generic[T]):
+    """One question, asked while `run` runs.
+
+    Args:
+        ask: gives the answer, in bounded time.
+        on_answer: called after each.
+        interval: seconds from one question to the next, at least.
+    """
+
+    def __init__(
+        self, ask: Callable[[], Awaitable[T]], on_answer: Callable[[], None], interval: float = INTERVAL
+    ) -> None:
+        self.answer: T | None = None
+        """The last one, of whatever age; None before the first."""
+        self._answered_at = 0.0
+        self._ask = ask
+        self._on_answer = on_answer
+        self._interval = interval
+        self._requested = asyncio.Event()
+
+    def read(self) -> T | None:
+        """The last answer, None if it is too old; it is asked again when its time has come."""
+        self._requested.set()
+        is_current = asyncio.get_running_loop().time() - self._answered_at <= _MAX_AGE
+        return self.answer if is_current else None
+
+    async def run(self) -> None:
+        """Asks until it is cancelled."""
+        while True:
+            await self._requested.wait()
+            self._requested.clear()
+            try:
+                self.answer = await self._ask()
+                self._answered_at = asyncio.get_running_loop().time()
+            except Exception as error:  # noqa: BLE001  # it is asked again
+                log.error("unexpected error in a watch of the console", **describe_exception(error))  # noqa: TRY400
+            self._on_answer()
+            await asyncio.sleep(self._interval)
+
+
+EXPORTER_JOB: Final = "keypulse-exporter"
+"""The job that scrapes the exporter; our rules and dashboards name it, too."""
+_SCRAPES: Final = f'timestamp(up{{job="{EXPORTER_JOB}"}}) * up{{job="{EXPORTER_JOB}"}} or vector(time())'
+"""When each exporter was last scraped, 0 for one that cannot be; and, without labels, Prometheus's own time."""
+_TIMEOUT: Final = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """The last scrape of one exporter."""
+
+    instance: str
+    at: float | None
+    """When, unix seconds by the relay's clock; None if it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrometheusFacts:
+    """An answer of Prometheus, or why there is none."""
+
+    error: str = ""
+    scrapes: Sequence[Scrape] = ()
+    groups: Sequence[RuleGroup] = ()
+    """Those that have alerting rules; `evaluated_at` is by the relay's clock."""
+
+
+async def ask_prometheus(client: PrometheusClient, clock: Callable[[], float]) -> PrometheusFacts:
+    """Ask it both, in 8 s at most."""
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            samples, groups = await asyncio.gather(client.read_instant(_SCRAPES), client.list_rule_groups())
+    except PrometheusError as error:
+        return PrometheusFacts(error=str(error))
+    except TimeoutError:
+        return PrometheusFacts(error=f"no answer within {_TIMEOUT:g} s")
+    # Ages are what counts: Prometheus's clock may differ from that of the relay.
+    offset = clock() - max((sample.at for sample in samples), default=clock())
+    return PrometheusFacts(
+        scrapes=[
+            Scrape(sample.labels.get("instance", "?"), sample.value + offset if sample.value else None)
+            for sample in samples
+            if sample.labels
+        ],
+        groups=[
+            replace(group, evaluated_at=None if group.evaluated_at is None else group.evaluated_at + offset)
+            for group in groups
+        ],
+    )
+
+
+OWN_RULE_GROUPS: Final = frozenset({"keypulse_exporter", "kms_keys", "kms_crypto", "keypulse_relay"})
+"""The groups of ops/prometheus/rules; where Prometheus has any of them, only these count."""
+RECENT_SECONDS: Final = 900.0
+"""How long a refused webhook is shown as a problem."""
+_STORE_SILENCE: Final = 60.0
+"""Seconds without a commit, of which a relay makes some in every minute."""
+_NEARLY_FULL: Final = 0.9
+_LATE_EVALUATIONS: Final = 3
+"""Intervals after which rules count as not evaluated."""
+_MIN_LATENESS: Final = 60.0
+_REFUSALS: Final = {
+    400: "it was no webhook of Alertmanager",
+    401: "wrong or no credentials",
+    403: "its sender may not send alerts",
+    413: "it was too large",
+    500: "a defect of the relay",
+    503: "it could not be committed; Alertmanager sends it again",
+}
+_MEBIBYTE: Final = 1024 * 1024
+
+
+class Verdict(NamedTuple):
+    """What is known of a part, in one sentence, and what to do."""
+
+    status: HealthStatus
+    text: str
+    hint: str = ""
+    """Empty where nothing is to be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Light:
+    """One part of the path."""
+
+    name: str
+    verdict: Verdict
+    proof: str = ""
+    """What `at` is the time of."""
+    at: float | None = None
+    """The last proof that it works, unix seconds; None if there is none."""
+    href: str = ""
+    """The page with more about it; empty if there is none."""
+    is_pending: bool = False
+    """Whether it will be known in a moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A heartbeat that is expected."""
+
+    name: str
+    """Of its watchdog."""
+    expect_every: float
+    """Seconds."""
+    at: float | None
+    """The last one, unix seconds; None if none has come."""
+    awaited_since: float | None
+    """The last one, or since when one is awaited; None if that is not known yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFacts:
+    """How the store does."""
+
+    error: str | None
+    committed_at: float | None
+    used_bytes: int
+    max_bytes: int
+    """0: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeFacts:
+    """What came, and what was refused."""
+
+    token_error: str | None
+    """Why nobody may send, or None."""
+    can_commit: bool
+    """Whether the store can commit webhooks."""
+    times: WebhookTimes
+    answered_at: Mapping[int, float]
+    """When this relay last answered a webhook with each status."""
+
+
+@dataclass(frozen=True, slots=True)
+class SenderFacts:
+    """What the sender process answered when it was last asked."""
+
+    answers: bool
+    answered_at: float | None
+    """When it last answered, unix seconds; None if it never did."""
+
+
+def build_exporter_light(facts: PrometheusFacts | None, *, is_configured: bool) -> Light:
+    """Whether Prometheus scrapes the exporter."""
+    scrapes = facts.scrapes if facts else ()
+    at = min((scrape.at for scrape in scrapes if scrape.at is not None), default=None)
+    verdict = _judge_exporter(facts, is_configured=is_configured)
+    return Light("Exporter", verdict, "scraped", at, is_pending=is_configured and facts is None)
+
+
+def _judge_exporter(facts: PrometheusFacts | None, *, is_configured: bool) -> Verdict:
+    if facts is None or facts.error or not is_configured:
+        return _explain_unknown(facts, is_configured=is_configured)
+    if not facts.scrapes:
+        hint = f"Let Prometheus scrape the exporter, in a job of this name: {EXPORTER_JOB}."
+        return Verdict(HealthStatus.UNKNOWN, f"Prometheus has no target of the job {EXPORTER_JOB}.", hint)
+    failed, total = [scrape.instance for scrape in facts.scrapes if scrape.at is None], len(facts.scrapes)
+    if failed:
+        status = HealthStatus.FAILING if len(failed) == total else HealthStatus.DEGRADED
+        hint = "See whether it runs, and whether Prometheus reaches it: its page of targets has the error."
+        return Verdict(status, f"{len(failed)} of {total} cannot be scraped: {_join(failed)}.", hint)
+    return Verdict(HealthStatus.HEALTHY, "Scraped." if total == 1 else f"All {total} are scraped.")
+
+
+def build_rules_light(facts: PrometheusFacts | None, now: float, *, is_configured: bool) -> Light:
+    """Whether Prometheus evaluates the rules."""
+    groups = _select_groups(facts)
+    at = min((group.evaluated_at for group in groups if group.evaluated_at is not None), default=None)
+    verdict = _judge_rules(facts, groups, now, is_configured=is_configured)
+    return Light("Rules", verdict, "evaluated", at, is_pending=is_configured and facts is None)
+
+
+def _judge_rules(
+    facts: PrometheusFacts | None, groups: Sequence[RuleGroup], now: float, *, is_configured: bool
+) -> Verdict:
+    if facts is None or facts.error or not is_configured:
+        return _explain_unknown(facts, is_configured=is_configured)
+    if not groups:
+        hint = "Load ops/prometheus/rules: rule_files in Prometheus's configuration."
+        return Verdict(HealthStatus.FAILING, "Prometheus has no alerting rule.", hint)
+    late = [group.name for group in groups if _is_late(group, now)]
+    if late:
+        return Verdict(HealthStatus.FAILING, f"Not evaluated in time: {_join(late)}.", "See Prometheus's log.")
+    failing = next((group for group in groups if group.failing_rule), None)
+    if failing is not None:
+        text = f"{failing.failing_rule} cannot be evaluated: {failing.error}"
+        return Verdict(HealthStatus.DEGRADED, text, "Correct this rule; the alert cannot fire.")
+    return Verdict(HealthStatus.HEALTHY, f"{_count(sum(group.rules for group in groups), 'rule')} evaluated.")
+
+
+def build_heartbeat_lights(heartbeats: Sequence[Heartbeat], now: float, *, is_readable: bool) -> list[Light]:
+    """Whether the heartbeats of Alertmanager come: a light for each watchdog. `is_readable`: whether the outbox is."""
+    if not heartbeats:
+        hint = "Set it to an alert that always fires."
+        return [Light("Alertmanager", Verdict(HealthStatus.UNKNOWN, "Not known without watchdogs.", hint))]
+    return [
+        Light(
+            "Alertmanager" if len(heartbeats) == 1 else f"Alertmanager ({each.name})",
+            _judge_heartbeat(each, now, is_readable=is_readable),
+            "heartbeat",
+            each.at,
+        )
+        for each in heartbeats
+    ]
+
+
+def _judge_heartbeat(heartbeat: Heartbeat, now: float, *, is_readable: bool) -> Verdict:
+    if not is_readable:
+        return Verdict(HealthStatus.UNKNOWN, "Not known: the store cannot be read.")
+    every = f"one is expected every {format_seconds(heartbeat.expect_every)}"
+    since = heartbeat.at if heartbeat.at is not None else heartbeat.awaited_since
+    if since is not None and now - since > heartbeat.expect_every:
+        hint = "See whether Prometheus and Alertmanager run, and whether Alertmanager reaches the relay."
+        return Verdict(HealthStatus.FAILING, f"No heartbeat comes; {every}.", hint)
+    if heartbeat.at is None:
+        return Verdict(HealthStatus.UNKNOWN, f"No heartbeat has come yet; {every}.")
+    return Verdict(HealthStatus.HEALTHY, f"Heartbeats come; {every}.")
+
+
+def build_intake_light(facts: IntakeFacts, now: float) -> Light:
+    """Whether webhooks come, and are accepted."""
+    href = "/quarantine" if facts.times.quarantined else ""
+    return Light("Intake", _judge_intake(facts, now), "last webhook", facts.times.accepted_at, href)
+
+
+def _judge_intake(facts: IntakeFacts, now: float) -> Verdict:
+    at, entries = facts.times.accepted_at, facts.times.quarantined
+    quarantined = f" {entries} in quarantine." if entries else ""
+    if facts.token_error:
+        return Verdict(HealthStatus.FAILING, facts.token_error, "Put the token into its file.")
+    if not facts.can_commit:
+        text = "Webhooks are answered 503, and Alertmanager sends them again."
+        return Verdict(HealthStatus.FAILING, text, "Repair the store.")
+    refused = [(when, code) for code, when in facts.answered_at.items() if code >= 400 and now - when < RECENT_SECONDS]
+    if refused:
+        when, code = max(refused)
+        is_failing = code >= 500 and (at is None or at < when)
+        status = HealthStatus.FAILING if is_failing else HealthStatus.DEGRADED
+        why = _REFUSALS.get(code, "refused")
+        hint = "The relay's log has the address of the sender." if code in {401, 403} else ""
+        return Verdict(
+            status, f"One was refused {format_rough_duration(now - when)} ago ({code}): {why}.{quarantined}", hint
+        )
+    if at is None:
+        hint = "Point Alertmanager here; keypulse-relay doctor says what is missing."
+        return Verdict(HealthStatus.UNKNOWN, f"No webhook has come yet.{quarantined}", hint)
+    return Verdict(HealthStatus.HEALTHY, f"Webhooks are accepted.{quarantined}")
+
+
+def build_store_light(facts: StoreFacts, now: float) -> Light:
+    """Whether the store can commit, and has space."""
+    return Light("Store", _judge_store(facts, now), "committed", facts.committed_at)
+
+
+def _judge_store(facts: StoreFacts, now: float) -> Verdict:
+    size = f"{facts.used_bytes / _MEBIBYTE:.0f} MiB"
+    if facts.max_bytes:
+        size += f" of {facts.max_bytes / _MEBIBYTE:.0f} MiB"
+    if facts.error is not None:
+        hint = "See the disk, or the server of the database."
+        return Verdict(HealthStatus.FAILING, f"Cannot be used: {facts.error}.", hint)
+    if facts.max_bytes and facts.used_bytes > _NEARLY_FULL * facts.max_bytes:
+        hint = "See which channel fails: what waits is kept. Or raise retention.max_bytes where the disk has more."
+        return Verdict(HealthStatus.DEGRADED, f"Nearly full: {size}.", hint)
+    if facts.committed_at is None or now - facts.committed_at > _STORE_SILENCE:
+        return Verdict(HealthStatus.UNKNOWN, "Nothing was committed for a while.", "See the relay's log.")
+    return Verdict(HealthStatus.HEALTHY, f"Commits; holds {size}.")
+
+
+def build_sender_light(facts: SenderFacts | None) -> Light:
+    """Whether the process that sends lives; None if it was not asked yet."""
+    if facts is None:
+        return Light("Sender", Verdict(HealthStatus.UNKNOWN, "Its process is being asked."), is_pending=True)
+    verdict = Verdict(HealthStatus.HEALTHY, "Its process answers.")
+    if not facts.answers:
+        hint = "The relay starts it again by itself; if that does not help, see the relay's log."
+        verdict = Verdict(HealthStatus.FAILING, "Its process does not answer: nothing is sent.", hint)
+    return Light("Sender", verdict, "answered", facts.answered_at)
+
+
+def _explain_unknown(facts: PrometheusFacts | None, *, is_configured: bool) -> Verdict:
+    if not is_configured:
+        hint = "Set it to the address of Prometheus."
+        return Verdict(HealthStatus.UNKNOWN, "Not known without messages.prometheus_url.", hint)
+    if facts is None:
+        return Verdict(HealthStatus.UNKNOWN, "Prometheus is being asked.")
+    hint = "See whether Prometheus runs, and whether messages.prometheus_url is right."
+    return Verdict(HealthStatus.UNKNOWN, f"Not known: no answer of Prometheus: {facts.error}.", hint)
+
+
+def _select_groups(facts: PrometheusFacts | None) -> Sequence[RuleGroup]:
+    groups = facts.groups if facts else ()
+    return [group for group in groups if group.name in OWN_RULE_GROUPS] or groups
+
+
+def _is_late(group: RuleGroup, now: float) -> bool:
+    limit = max(_LATE_EVALUATIONS * group.interval, _MIN_LATENESS)
+    return group.evaluated_at is None or now - group.evaluated_at > limit
+
+
+def _join(names: Sequence[str]) -> str:
+    first = ", ".join(names[:3])
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+LATE_SECONDS: Final = 300.0
+"""How long a delivery may wait before its channel counts as degraded; the alert RelayOutboxStuck comes later."""
+_REASONS: Final = {
+    SendReason.TIMEOUT: "no answer in time",
+    SendReason.CONNECTION: "no connection",
+    SendReason.RATE_LIMITED: "too many messages for its provider",
+    SendReason.SERVER_ERROR: "an error of its provider",
+    SendReason.REJECTED: "its provider rejected the message",
+    SendReason.UNAUTHORIZED: "its credentials are refused",
+    SendReason.MISCONFIGURED: "its destination does not exist, or the relay may not write there",
+    SendReason.INTERNAL: "a defect of the relay",
+}
+
+
+def build_channel_light(channel: ChannelOverview, now: float) -> Light:
+    """One channel."""
+    at, proof = channel.last_success.finished_at if channel.last_success else None, "last success"
+    test = channel.last_test
+    if test is not None and test.problem is None and not _was_delivered_after(channel, test.started_at):
+        at, proof = test.started_at, "last test arrived"
+    return Light(
+        channel.name,
+        _judge_sending(channel, now) or _judge_others(channel, now),
+        proof,
+        at,
+        f"/channels/{channel.name}",
+    )
+
+
+def _judge_sending(channel: ChannelOverview, now: float) -> Verdict | None:
+    """What keeps it from sending; None if nothing does."""
+    why = _describe_reason(channel.reason)
+    failures = "the last attempt failed" if channel.failures == 1 else f"{channel.failures} attempts in a row failed"
+    if channel.is_down:
+        return Verdict(HealthStatus.FAILING, f"Down: {why}.", _advise(channel.reason))
+    if channel.breaker is not BreakerState.CLOSED:
+        return Verdict(HealthStatus.FAILING, f"Paused: {failures}: {why}.", _advise(channel.reason))
+    if channel.retry_after_until is not None:
+        left = format_rough_duration(max(channel.retry_after_until - now, 1.0))
+        return Verdict(HealthStatus.DEGRADED, f"Its provider asked to wait; {left} left.")
+    if channel.failures:
+        return Verdict(HealthStatus.DEGRADED, f"{failures.capitalize()}: {why}.", _advise(channel.reason))
+    return None
+
+
+def _judge_others(channel: ChannelOverview, now: float) -> Verdict:
+    check, test = channel.last_check, channel.last_test
+    if test is not None and test.problem is not None and not _was_delivered_after(channel, test.started_at):
+        return Verdict(HealthStatus.DEGRADED, f"Its test failed: {test.problem}.", _capitalise(test.hint or ""))
+    if check is not None and check.problem is not None and not _was_delivered_after(channel, check.started_at):
+        return Verdict(HealthStatus.DEGRADED, f"Its check failed: {check.problem}.", _capitalise(check.hint or ""))
+    if channel.dead:
+        return Verdict(HealthStatus.DEGRADED, _describe_dead_letters(channel), "Correct the cause, then retry them.")
+    if channel.oldest_accepted_at is not None and now - channel.oldest_accepted_at > LATE_SECONDS:
+        return Verdict(HealthStatus.DEGRADED, "A delivery is late.", "See what waits, and why its attempts failed.")
+    if channel.last_success is None and check is None and test is None:
+        return Verdict(HealthStatus.UNKNOWN, "Nothing was sent yet.", "Send a test message.")
+    return Verdict(HealthStatus.HEALTHY, "Up.")
+
+
+def _describe_dead_letters(channel: ChannelOverview) -> str:
+    """What was given up, whatever was delivered since: nobody was told of it, as RelayDeadLetters says, too."""
+    dead = f"{channel.dead} dead letter{'' if channel.dead == 1 else 's'}"
+    failure = channel.last_failure
+    return f"{dead}; the last failure: {_describe_reason(failure.reason)}." if failure else f"{dead}."
+
+
+def _was_delivered_after(channel: ChannelOverview, at: float) -> bool:
+    success = channel.last_success
+    return success is not None and success.finished_at is not None and success.finished_at > at
+
+
+def _describe_reason(reason: str | None) -> str:
+    return _REASONS[SendReason(reason)] if reason in _REASONS else reason or "the reason is not known"
+
+
+def _advise(reason: str | None) -> str:
+    return _capitalise(advise_on(reason))
+
+
+def _capitalise(hint: str) -> str:
+    return f"{hint[0].upper()}{hint[1:]}." if hint else ""
+
+
+class PathWatch:
+    """Watches the path while `run` runs.
+
+    Args:
+        settings: the configuration.
+        store: the outbox.
+        metrics: knows when webhooks were answered.
+        byte_limit: of the outbox.
+        describe_token: why nobody may send alerts, or None.
+        on_answer: called when Prometheus or the sender process has answered.
+    """
+
+    def __init__(
+        self,
+        settings: RelaySettings,
+        store: Store,
+        metrics: Metrics,
+        byte_limit: ByteLimit,
+        describe_token: Callable[[], str | None],
+        on_answer: Callable[[], None],
+    ) -> None:
+        self._watchdogs = settings.watchdogs
+        self._store = store
+        self._metrics = metrics
+        self._byte_limit = byte_limit
+        self._describe_token = describe_token
+        enrichment = settings.messages.enrichment
+        self._prometheus: PrometheusClient | None = None
+        if enrichment.prometheus_url is not None:
+            token = SecretFile(enrichment.prometheus_token_file) if enrichment.prometheus_token_file else None
+            self._prometheus = PrometheusClient(enrichment.prometheus_url, token, enrichment.egress)
+        self._sender: Sender | None = None
+        self._prometheus_watch = BackgroundWatch(self._ask_prometheus, on_answer)
+        self._sender_watch = BackgroundWatch(self._ask_sender, on_answer)
+
+    def watch_sender(self, open_sender: OpenSender) -> OpenSender:
+        """The same, and what it opens is watched."""
+
+        @asynccontextmanager
+        async def open_watched(settings: SenderSettings) -> AsyncIterator[Sender]:
+            async with open_sender(settings) as self._sender:
+                yield self._sender
+
+        return open_watched
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Asks while the body runs, and somebody looks."""
+        try:
+            async with run_beside(self._prometheus_watch.run(), self._sender_watch.run()):
+                yield
+        finally:
+            if self._prometheus is not None:
+                await self._prometheus.close()
+
+    def build_lights(self, overview: Overview, now: float, read_error: str | None) -> list[Light]:
+        """The lights of the path, from the exporter to the sender. Somebody looks at them.
+
+        Args:
+            overview: of the outbox.
+            now: unix seconds by the database's clock.
+            read_error: why the outbox cannot be read now, so that `overview` is old; None if it can.
+        """
+        is_configured = self._prometheus is not None
+        facts = self._prometheus_watch.read() if is_configured else None
+        heartbeats = [
+            Heartbeat(
+                each.name,
+                each.expect_every,
+                overview.heartbeats.get(each.name),
+                overview.heartbeats_awaited.get(each.name),
+            )
+            for each in self._watchdogs
+        ]
+        error = self._store.error or read_error
+        store = StoreFacts(error, self._store.committed_at, self._byte_limit.used_bytes, self._byte_limit.max_bytes)
+        intake = IntakeFacts(self._describe_token(), error is None, overview.webhooks, self._metrics.webhook_times)
+        return [
+            build_exporter_light(facts, is_configured=is_configured),
+            build_rules_light(facts, now, is_configured=is_configured),
+            *build_heartbeat_lights(heartbeats, now, is_readable=read_error is None),
+            build_intake_light(intake, now),
+            build_store_light(store, now),
+            build_sender_light(self._sender_watch.read()),
+        ]
+
+    async def _ask_prometheus(self) -> PrometheusFacts | None:
+        return await ask_prometheus(self._prometheus, self._store.clock) if self._prometheus else None
+
+    async def _ask_sender(self) -> SenderFacts:
+        answers = await self._sender.ping() if isinstance(self._sender, RemoteSender) else self._sender is not None
+        if answers:
+            return SenderFacts(answers, self._store.clock())
+        before = self._sender_watch.answer
+        return SenderFacts(answers, before.answered_at if before else None)

@@ -1,0 +1,422 @@
+"""When a channel may be used: its circuit breaker, and the pause that its provider asked for. Shared by all replicas.
+
+The circuit breaker opens after 5 attempts in a row that did not reach the provider, or after one that was refused for
+a reason that only a person can end: nothing is claimed for a while. Then one delivery tries (half-open), and its
+outcome closes the breaker, or opens it for twice as long. When it closes, retries are due at once. The provider's own
+pause is stored separately (`retry_after_until`): nothing else that happens to the channel shortens it. A provider that
+asks for more than the longest pause takes the channel down: for as long as it asked, or until a person acts.
+
+A channel's rate limit: a token bucket that fills at the channel's rate and holds the tokens of 5 s.
+
+It is stored as one time, when the next token of an empty bucket is there, as in the Generic Cell Rate Algorithm.
+
+Which channels some replica delivers on, since configurations differ while one after the other is reloaded.
+
+Each relay records at its start, and every few seconds from then on, on which channels it delivers. What waits for a
+channel on which nobody does goes to fallback channels (see `unserved_channels`), and an event of an incident also goes
+to a channel that another replica has. A channel that comes back learns what happened meanwhile.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import partial
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, select, update
+
+from services.relay.model import Status
+from services.relay.outbox.database import build_insert
+from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
+from services.relay.outbox.store import Store, Transaction
+from services.relay.outbox.tables import (
+    CHANNELS,
+    CLOCK_TOLERANCE,
+    NEW_CHANNEL,
+    OUTDATED_DELIVERIES,
+    ChannelRow,
+    DeliveryState,
+    OutdatedRow,
+    channels,
+    clean_for_database,
+    deliveries,
+    events,
+    incidents,
+    select_values,
+)
+
+BURST_SECONDS: Final = 5.0
+"""How much of its rate a channel may save up: Slack allows "short bursts", https://docs.slack.dev/apis/web-api/rate-limits"""
+_MAX_DEBT_SECONDS: Final = 10.0
+"""How much more may be spent than was saved up: a message may take several requests, which is known after it."""
+
+
+def count_available(next_token_at: float, now: float, limit: int, rate: float | None) -> tuple[int, float | None]:
+    """How many messages may be sent now, and in how many seconds the next one, where it is fewer than `limit`.
+
+    Args:
+        next_token_at: when the next token of an empty bucket is there.
+        now: unix seconds.
+        limit: how many there may be.
+        rate: messages per second; None if there is no limit.
+    """
+    if rate is None:
+        return limit, None
+    saved = max(1.0, rate * BURST_SECONDS)
+    ahead = max(next_token_at - now, 0.0) * rate  # messages that were sent before their time
+    if ahead > saved + 1 + _MAX_DEBT_SECONDS * rate:
+        ahead = 0.0  # more than was ever possible: the clock was set back
+    available = max(int(saved - ahead + 1e-6), 0)
+    if available >= limit:
+        return limit, None
+    return available, (1 - (saved - ahead - available)) / rate
+
+
+def spend(next_token_at: float, now: float, count: int, rate: float) -> float:
+    """The `next_token_at` after as many messages."""
+    most = BURST_SECONDS + 2 / rate + _MAX_DEBT_SECONDS
+    start = next_token_at if next_token_at - now <= most else 0.0
+    return min(max(start, now) + count / rate, now + most)
+
+
+FAILURE_THRESHOLD: Final = 5
+"""Attempts in a row that did not reach the provider."""
+NO_TOKEN_SECONDS: Final = 1.0
+"""Seconds to wait for a token of a channel that is not tried now."""
+_LOCKED_RETRY_SECONDS: Final = 0.05
+"""Seconds until the next try where another replica is claiming for the channel."""
+_MAX_DETAIL: Final = 500
+"""Characters that are stored of a failure."""
+
+_channel = channels.c
+_READ_CHANNEL: Final = CHANNELS.where(_channel.name == bindparam("channel"))
+_LOCK_CHANNEL: Final = _READ_CHANNEL.for_update()
+_LOCK_CHANNEL_IF_FREE: Final = _READ_CHANNEL.for_update(skip_locked=True)
+_DOWN_CHANNELS: Final = select_values(str, _channel.name).where(_channel.is_down > 0)
+_FAILING_CHANNELS: Final = select_values(str, _channel.name).where((_channel.failures > 0) | (_channel.is_down > 0))
+
+
+class ChannelEffect(Enum):
+    """What the outcome of an attempt means for its channel."""
+
+    NOTHING = auto()
+    REACHED = auto()
+    """The provider answered, be it that it will not have this message."""
+    FAILED = auto()
+    DOWN = auto()
+    """Everything is refused until a person acts, or a longer pause than the longest is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class PauseLimits:
+    """How long a breaker pauses, in seconds, unless the provider asks for more."""
+
+    initial: float
+    maximum: float
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """How many deliveries may be claimed now."""
+
+    limit: int
+    retry_in: float | None = None
+    """Seconds until a delivery that is due may be claimed."""
+    channel_down: bool = False
+    is_breaker_trial: bool = False
+    """Whether the one delivery that is admitted tries a channel behind its circuit breaker."""
+
+
+def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission, ChannelRow | None]:
+    """How many of at most `limit` deliveries may be claimed; the channel's row is locked then."""
+    connection, values = transaction.connection, {"channel": channel}
+    row = _LOCK_CHANNEL_IF_FREE.fetch_first(connection, values)
+    if row is None and _READ_CHANNEL.fetch_first(connection, values) is None:
+        insert_channel(transaction, channel)
+        row = _LOCK_CHANNEL_IF_FREE.fetch_first(connection, values)
+    if row is None:  # another replica is claiming
+        return Admission(0, _LOCKED_RETRY_SECONDS), None
+    now, is_down = transaction.now, bool(row.is_down)
+    seconds = max(compute_pauses(row, now))
+    if seconds > 0:
+        return Admission(0, seconds, is_down), row
+    if row.failures >= FAILURE_THRESHOLD:
+        return Admission(1, None, is_down, is_breaker_trial=True), row
+    return Admission(limit, None, is_down), row
+
+
+def record_claim(
+    transaction: Transaction,
+    row: ChannelRow,
+    count: int,
+    *,
+    rate: float | None,
+    trial_seconds: float | None,
+) -> None:
+    """Records that deliveries were claimed.
+
+    Args:
+        transaction: the current one.
+        row: of the channel, as `admit` gave it.
+        count: how many.
+        rate: messages per second; None if the channel has no rate limit.
+        trial_seconds: how long nothing else is claimed, where it is the trial of a circuit breaker.
+    """
+    changes: dict[str, float] = {}
+    if rate is not None:
+        changes["next_token_at"] = spend(row.next_token_at, transaction.now, count, rate)
+    if trial_seconds is not None:
+        changes |= {"paused_until": transaction.now + trial_seconds, "paused_set_at": transaction.now}
+    if changes:
+        update_channel(transaction, row.name, **changes)
+
+
+def take_token(transaction: Transaction, channel: str, rate: float | None) -> float:
+    """Takes a token of a channel's rate for a message that is no delivery; the seconds to wait where there is none."""
+    admission, row = admit(transaction, channel, 1)
+    if row is None or not admission.limit or admission.is_breaker_trial:
+        return admission.retry_in or NO_TOKEN_SECONDS
+    available, seconds = count_available(row.next_token_at, transaction.now, 1, rate)
+    if not available:
+        return seconds or NO_TOKEN_SECONDS
+    record_claim(transaction, row, 1, rate=rate, trial_seconds=None)
+    return 0.0
+
+
+def record_failure(transaction: Transaction, channel: str, reason: str, detail: str) -> None:
+    """Records an attempt that failed, for whoever looks at the channel."""
+    detail = clean_for_database(detail[:_MAX_DETAIL])
+    update_channel(transaction, channel, failed_at=transaction.now, failed_reason=reason, failed_detail=detail)
+
+
+def compute_pauses(row: ChannelRow, now: float) -> tuple[float, float]:
+    """The seconds that are left of the pause of its circuit breaker, and of the one that its provider asked for."""
+    return _compute_remaining(row.paused_until, row.paused_set_at, now), _compute_retry_after(row, now)
+
+
+def spend_further(transaction: Transaction, channel: str, count: int, rate: float) -> None:
+    """Records that a message took further requests than the one for which its claim took a token."""
+    row = _LOCK_CHANNEL.fetch_first(transaction.connection, {"channel": channel})
+    if row is not None:
+        next_token_at = spend(row.next_token_at, transaction.now, count, rate)
+        update_channel(transaction, channel, next_token_at=next_token_at)
+
+
+def find_healthy(transaction: Transaction, names: Collection[str]) -> frozenset[str]:
+    """Those of some channels that have no failure to forget: almost always all, and nothing is locked."""
+    return frozenset(names).difference(_FAILING_CHANNELS.fetch_all(transaction.connection))
+
+
+def read_down_channels(connection: Connection) -> frozenset[str]:
+    """The channels that are down until a person acts."""
+    return frozenset(_DOWN_CHANNELS.fetch_all(connection))
+
+
+def record_effect(
+    transaction: Transaction,
+    channel: str,
+    effect: ChannelEffect,
+    *,
+    reason: str,
+    is_breaker_trial: bool,
+    retry_after: float | None,
+    pauses: PauseLimits,
+) -> None:
+    """Records how an attempt ended.
+
+    Args:
+        transaction: the current one.
+        channel: its name.
+        effect: what it means for the channel.
+        reason: how it ended.
+        is_breaker_trial: whether it was the trial of a circuit breaker.
+        retry_after: seconds that the provider asked to wait.
+        pauses: how long a breaker pauses.
+    """
+    if effect is ChannelEffect.NOTHING and retry_after is None and not is_breaker_trial:
+        return
+    row = _LOCK_CHANNEL.fetch_first(transaction.connection, {"channel": channel})
+    if row is None:
+        return
+    now, requested = transaction.now, retry_after or 0.0
+    # A provider may have asked for a longer pause than the longest; attempts that have started by then do not end it.
+    left = 0.0 if is_breaker_trial else _compute_remaining(row.paused_until, row.paused_set_at, now)
+    if 0 < requested <= pauses.maximum:
+        update_channel(
+            transaction,
+            channel,
+            retry_after_until=now + max(_compute_retry_after(row, now), requested),
+            retry_after_set_at=now,
+        )
+    if effect is ChannelEffect.REACHED and (row.failures or row.is_down) and left <= pauses.maximum:
+        _close_breaker(transaction, row)
+    elif effect is ChannelEffect.DOWN:
+        failures, pause = max(row.failures, FAILURE_THRESHOLD), max(pauses.maximum, requested, left)
+        _pause_until(transaction, channel, now + pause, failures=failures, is_down=1, reason=reason)
+    elif effect is ChannelEffect.FAILED and (is_breaker_trial or row.failures < FAILURE_THRESHOLD):
+        failures = row.failures + 1
+        doublings = min(failures - FAILURE_THRESHOLD, 64)
+        pause = min(pauses.maximum, pauses.initial * 2.0**doublings) if doublings >= 0 else 0.0
+        _pause_until(transaction, channel, now + pause, failures=failures, reason=reason)
+    elif is_breaker_trial:
+        _pause_until(transaction, channel, now, failures=row.failures)  # nothing is known: the next one tries
+
+
+def allow_trial(transaction: Transaction, names: Iterable[str]) -> None:
+    """Lets channels behind their breaker be tried at once: a secret changed, a person asked, or the relay was started.
+
+    The pause that a provider asked for stays.
+    """
+    for name in names:
+        row = _LOCK_CHANNEL.fetch_first(transaction.connection, {"channel": name})
+        if row is not None and (row.is_down or row.failures >= FAILURE_THRESHOLD):
+            _pause_until(transaction, name, transaction.now)
+            _make_retries_due(transaction, name)
+
+
+async def commit_allow_trial(store: Store, names: Iterable[str]) -> None:
+    """`allow_trial`, committed. Raises StoreUnavailableError."""
+    names = tuple(names)
+    await store.run(lambda transaction: allow_trial(transaction, names))
+
+
+def lock_or_insert(transaction: Transaction, channel: str) -> ChannelRow:
+    """The row of a channel, locked; a new one where it had none."""
+    insert_channel(transaction, channel)
+    return _LOCK_CHANNEL.fetch_one(transaction.connection, {"channel": channel})
+
+
+def insert_channel(transaction: Transaction, channel: str) -> None:
+    """Adds the row of a channel that has none."""
+    insert = build_insert(channels, transaction.connection.dialect.name).on_conflict_do_nothing()
+    transaction.connection.execute(insert, {"name": channel, **NEW_CHANNEL})
+
+
+def update_channel(transaction: Transaction, channel: str, **changes: object) -> None:
+    """Changes columns of the row of a channel."""
+    transaction.connection.execute(update(channels).where(_channel.name == channel).values(**changes))
+
+
+def _compute_remaining(until: float, set_at: float, now: float) -> float:
+    """Seconds of a pause that are left; none of one that was written by a clock that has been set back since."""
+    return max(until - now, 0.0) if set_at <= now + CLOCK_TOLERANCE else 0.0
+
+
+def _compute_retry_after(row: ChannelRow, now: float) -> float:
+    """Seconds that are left of the pause that the provider asked for."""
+    if row.retry_after_until is None:
+        return 0.0
+    return _compute_remaining(row.retry_after_until, row.retry_after_set_at or 0.0, now)
+
+
+def _close_breaker(transaction: Transaction, row: ChannelRow) -> None:
+    was_closed = row.failures >= FAILURE_THRESHOLD or row.is_down
+    update_channel(transaction, row.name, failures=0, is_down=0, reason=None)
+    if was_closed:
+        _pause_until(transaction, row.name, transaction.now)
+        _make_retries_due(transaction, row.name)
+
+
+def _make_retries_due(transaction: Transaction, channel: str) -> None:
+    """What waits for its next attempt is due at once; a pause that its provider asked for stays, see `admit`."""
+    of = deliveries.c
+    waiting = (
+        of.channel == channel,
+        of.finished_at.is_(None),
+        of.state == DeliveryState.RETRYING,
+        of.due_at > transaction.now,
+    )
+    # Those that somebody else is merging get their time from that.
+    free = select(of.seq).where(*waiting).order_by(of.seq).with_for_update(skip_locked=True)
+    due = update(deliveries).where(of.seq.in_(free))
+    transaction.connection.execute(due.values(due_at=transaction.now, due_set_at=transaction.now))
+
+
+def _pause_until(transaction: Transaction, channel: str, until: float, **changes: object) -> None:
+    update_channel(transaction, channel, paused_until=until, paused_set_at=transaction.now, **changes)
+
+
+_REPLICA_TIMEOUT: Final = 60.0
+"""Seconds after which a relay that recorded nothing no longer counts."""
+_REFRESH_STEP: Final = 32
+"""How many deliveries are brought up to date in one transaction."""
+
+_delivery = deliveries.c
+_SERVED_CHANNELS: Final = select_values(str, channels.c.name).where(channels.c.served_at > bindparam("since"))
+_CLEAR_OTHERS: Final = (
+    update(channels).where(channels.c.name.not_in(bindparam("names", expanding=True))).values(served_at=None)
+)
+_OUTDATED: Final = OUTDATED_DELIVERIES.where(
+    _delivery.channel.in_(bindparam("channels", expanding=True)),
+    _delivery.finished_at.is_(None),
+    events.c.status == Status.FIRING,
+    incidents.c.latest_event_seq > _delivery.event_seq,
+).order_by(_delivery.seq)
+_FIND_OUTDATED: Final = _OUTDATED.where(_delivery.seq > bindparam("after")).limit(_REFRESH_STEP)
+_READ_OUTDATED: Final = _OUTDATED.where(_delivery.seq.in_(bindparam("seqs", expanding=True)))
+
+
+async def record_served_channels(store: Store, edit_scopes: Mapping[str, str | None]) -> None:
+    """Records that this relay delivers on these channels now. Raises StoreUnavailableError.
+
+    Args:
+        store: the outbox.
+        edit_scopes: of each channel; None if its messages are not edited.
+    """
+
+    def commit(transaction: Transaction) -> None:
+        new = build_insert(channels, transaction.connection.dialect.name)
+        changes = {"served_at": new.excluded.served_at, "edit_scope": new.excluded.edit_scope}
+        served = new.on_conflict_do_update(index_elements=["name"], set_=changes)
+        # Sorted: two replicas that lock the same rows in different orders would wait for each other.
+        rows = [
+            {"name": name, **NEW_CHANNEL, "served_at": transaction.now, "edit_scope": scope}
+            for name, scope in sorted(edit_scopes.items())
+        ]
+        transaction.connection.execute(served, rows)
+        if transaction.connection.dialect.name == "sqlite":  # which no other relay uses
+            transaction.connection.execute(_CLEAR_OTHERS, {"names": sorted(edit_scopes)})
+
+    if edit_scopes:
+        await store.run(commit)
+
+
+def read_served_channels(connection: Connection, now: float) -> frozenset[str]:
+    """The channels on which any replica delivers."""
+    return frozenset(_SERVED_CHANNELS.fetch_all(connection, {"since": now - _REPLICA_TIMEOUT}))
+
+
+async def refresh_outdated(store: Store, names: Collection[str]) -> None:
+    """What waits on these channels with something that fires becomes the current state of its incident.
+
+    While a channel was not configured, it got no deliveries of newer events.
+
+    Raises:
+        StoreUnavailableError: the steps before this one are done.
+    """
+    after = 0
+    while found := await store.read(partial(_find_outdated, names=names, after=after)):
+        after = found[-1].delivery.seq
+        await store.run(partial(_refresh_outdated, found=found, names=names))
+
+
+def _find_outdated(connection: Connection, names: Collection[str], after: int) -> list[OutdatedRow]:
+    return _FIND_OUTDATED.fetch_all(connection, {"channels": sorted(names), "after": after})
+
+
+def _refresh_outdated(transaction: Transaction, found: Sequence[OutdatedRow], names: Collection[str]) -> None:
+    lock_incidents(transaction, {row.delivery.incident_id for row in found})
+    values = {"channels": sorted(names), "seqs": [row.delivery.seq for row in found]}
+    new = {
+        (row.delivery.incident_id, row.delivery.channel): NewDelivery(
+            row.current.latest_event_seq,
+            row.delivery.first_event_seq,
+            row.delivery.incident_id,
+            row.current.episode,
+            row.delivery.channel,
+        )
+        for row in reversed(_READ_OUTDATED.fetch_all(transaction.connection, values))
+        if row.delivery.channel not in transaction.unmerged_channels
+    }
+    if new:
+        enqueue_deliveries(transaction, list(new.values()))

@@ -1,0 +1,251 @@
+"""What messages say of an incident beside its event: what else fires, how often it fired, what was sent before.
+
+One read serves all deliveries that are prepared at the time, so that a storm reads little. It changes nothing.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, and_, bindparam, case, func, literal_column, select
+
+from services.relay.model import DeliveryTask, Event, IncidentContext, RelatedIncident, Status
+from services.relay.outbox.tables import (
+    DeliveryState,
+    RowQuery,
+    clean_for_database,
+    deliveries,
+    events,
+    incidents,
+    select_columns,
+)
+from services.relay.text import format_event_title, truncate
+from shared.http.untrusted_json import UntrustedJsonError, decode_json
+
+EPISODE_WINDOW: Final = 7 * 86400.0
+"""Seconds in which the starts of an incident are counted."""
+MAX_RELATED: Final = 5
+"""How many other incidents a message names."""
+_MAX_TITLE: Final = 200
+"""Characters."""
+_MAX_PREVIOUS_BYTES: Final = 256 * 1024
+"""Bytes of an event over which it is not read again for its alerts."""
+
+
+class _IncidentContextRow(NamedTuple):
+    """What the outbox knows of an incident."""
+
+    id: str
+    episode: int
+    is_open: int
+    service_id: str | None
+    started_at: float | None
+    episode_starts: str | None
+    acknowledged_by: str | None
+    acknowledged_at: float | None
+    escalated_to: str | None
+    escalated_at: float | None
+
+
+class _ServiceCountRow(NamedTuple):
+    """How many incidents of a service are open."""
+
+    service_id: str | None
+    open_count: int
+
+
+class _RelatedRow(NamedTuple):
+    """An open incident of a service."""
+
+    id: str
+    title: str | None
+    started_at: float | None
+
+
+class _OpenIncidents(NamedTuple):
+    """The open incidents of a service."""
+
+    open_count: int
+    oldest: Sequence[RelatedIncident]
+    """Empty where there is one alone."""
+
+
+class _PreviousRow(NamedTuple):
+    """The last message of an episode that a channel has accepted."""
+
+    incident_id: str
+    episode: int
+    channel: str
+    finished_at: float | None
+    event: bytes | None
+    """None if it is large."""
+
+
+class _SentAlert(msgspec.Struct, gc=False):
+    fingerprint: str
+    status: Status
+
+
+class _SentEvent(msgspec.Struct, gc=False):
+    alerts: list[_SentAlert]
+
+
+_SENT_EVENT: Final = msgspec.json.Decoder(_SentEvent)
+
+_delivery = deliveries.c
+_READ_INCIDENTS: Final = RowQuery(
+    _IncidentContextRow,
+    select(*select_columns(_IncidentContextRow, incidents.c)),
+).where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
+_is_open_of_service = (
+    incidents.c.is_open == literal_column("1"),  # as the index `incidents_of_service` has it
+    incidents.c.started_at.is_not(None),
+)
+_COUNT_OPEN: Final = RowQuery(
+    _ServiceCountRow,
+    select(incidents.c.service_id, func.count().label("open_count")).group_by(incidents.c.service_id),
+).where(incidents.c.service_id.in_(bindparam("services", expanding=True)), *_is_open_of_service)
+_READ_OLDEST: Final = (
+    RowQuery(_RelatedRow, select(incidents.c.id, incidents.c.title, incidents.c.started_at))
+    .where(incidents.c.service_id == bindparam("service"), *_is_open_of_service)
+    .order_by(incidents.c.started_at)
+    .limit(MAX_RELATED + 1)  # the incident itself may be one of them
+)
+_last_delivered = (
+    select(func.max(_delivery.seq))
+    .where(
+        _delivery.incident_id.in_(bindparam("incidents", expanding=True)),
+        _delivery.episode.in_(bindparam("episodes", expanding=True)),
+        _delivery.channel.in_(bindparam("channels", expanding=True)),
+        _delivery.state.concat("")
+        == DeliveryState.DELIVERED,  # otherwise a database reads every delivery of the channel
+    )
+    .group_by(_delivery.incident_id, _delivery.episode, _delivery.channel)
+)
+_READ_PREVIOUS: Final = RowQuery(
+    _PreviousRow,
+    select(
+        _delivery.incident_id,
+        _delivery.episode,
+        _delivery.channel,
+        _delivery.finished_at,
+        case((func.length(events.c.event) <= _MAX_PREVIOUS_BYTES, events.c.event)).label("event"),
+    ).join(events, and_(events.c.seq == _delivery.event_seq)),
+).where(_delivery.seq.in_(_last_delivered))
+
+
+def find_service(event: Event) -> str:
+    """The service of all its alerts; empty if there is none, or several."""
+    return event.group_labels.get("service") or event.common_labels.get("service", "")
+
+
+def build_service_id(event: Event) -> str | None:
+    """The same for all incidents of an environment and service; None for one without a service."""
+    service = find_service(event)
+    if not service:
+        return None
+    env = event.group_labels.get("env", event.common_labels.get("env", ""))
+    return hashlib.sha256(json.dumps([env, service]).encode()).hexdigest()
+
+
+def build_title(event: Event) -> str:
+    """How messages of other incidents name this one."""
+    return clean_for_database(truncate(format_event_title(event), _MAX_TITLE))
+
+
+def read_contexts(connection: Connection, tasks: Sequence[DeliveryTask]) -> list[IncidentContext]:
+    """The context of each claimed delivery, in their order."""
+    ids = sorted({task.incident_id for task in tasks})
+    rows = {row.id: row for row in _READ_INCIDENTS.fetch_all(connection, {"incidents": ids})}
+    services = _read_services(connection, rows.values())
+    previous = _read_previous(
+        connection, [task for task in tasks if task.first_receipt is not None and not task.is_edit]
+    )
+    return [
+        _build_context(
+            task,
+            rows.get(task.incident_id),
+            services,
+            previous.get((task.incident_id, task.episode, task.channel)),
+        )
+        for task in tasks
+    ]
+
+
+def _read_services(
+    connection: Connection, rows: Collection[_IncidentContextRow]
+) -> Mapping[str | None, _OpenIncidents]:
+    services = sorted({row.service_id for row in rows if row.service_id})
+    if not services:
+        return {}
+    ended = {row.service_id for row in rows if not row.is_open}
+    found = {}
+    for service, count in _COUNT_OPEN.fetch_all(connection, {"services": services}):
+        has_others = count > 1 or service in ended
+        oldest = _READ_OLDEST.fetch_all(connection, {"service": service}) if has_others else ()
+        found[service] = _OpenIncidents(count, [_build_related(each) for each in oldest])
+    return found
+
+
+def _read_previous(
+    connection: Connection, tasks: Sequence[DeliveryTask]
+) -> Mapping[tuple[str, int, str], _PreviousRow]:
+    if not tasks:
+        return {}
+    values = {
+        "incidents": sorted({task.incident_id for task in tasks}),
+        "episodes": sorted({task.episode for task in tasks}),
+        "channels": sorted({task.channel for task in tasks}),
+    }
+    return {(row.incident_id, row.episode, row.channel): row for row in _READ_PREVIOUS.fetch_all(connection, values)}
+
+
+def _build_context(
+    task: DeliveryTask,
+    row: _IncidentContextRow | None,
+    services: Mapping[str | None, _OpenIncidents],
+    previous: _PreviousRow | None,
+) -> IncidentContext:
+    context = task.context
+    if row is not None:
+        since = task.accepted_at.timestamp() + task.age - EPISODE_WINDOW
+        of_service = services.get(row.service_id, _OpenIncidents(0, ()))
+        others = [each for each in of_service.oldest if each.incident_id != row.id]
+        context = context._replace(
+            started_at=_convert_time(row.started_at),
+            episodes_in_7_days=sum(start > since for start in json.loads(row.episode_starts or "[]")),
+            related=tuple(others[:MAX_RELATED]),
+            related_count=of_service.open_count - bool(row.is_open and row.started_at) if others else 0,
+        )
+    if row is not None and row.episode == task.episode:
+        context = context._replace(
+            acknowledged_by=row.acknowledged_by or "",
+            acknowledged_at=_convert_time(row.acknowledged_at),
+            escalated_to=tuple(json.loads(row.escalated_to or "[]")),
+            escalated_at=_convert_time(row.escalated_at),
+        )
+    if previous is not None and previous.finished_at is not None:
+        context = context._replace(
+            previous_at=datetime.fromtimestamp(previous.finished_at, UTC),
+            previous_alerts=_read_alerts(previous.event),
+        )
+    return context
+
+
+def _convert_time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _build_related(row: _RelatedRow) -> RelatedIncident:
+    return RelatedIncident(row.id, row.title or "", datetime.fromtimestamp(row.started_at or 0.0, UTC))
+
+
+def _read_alerts(event_json: bytes | None) -> Mapping[str, Status]:
+    try:
+        event = decode_json(_SENT_EVENT, event_json or b"")
+    except UntrustedJsonError:  # a large event, or something else than this program wrote it
+        return {}
+    return {alert.fingerprint: alert.status for alert in event.alerts}

@@ -1,0 +1,370 @@
+"""Dead letters: how many a channel has for each reason, the newest of each, and which of them a retry takes.
+
+The queries go by `deliveries_dead_groups`, or by `deliveries_unsettled` for all of a channel: both have only what was
+not delivered, in the order of acceptance.
+
+Sends dead letters again: not as they were, which may be long over, but as the current state of their incident.
+
+An operator requests it, for one delivery or all of a channel; or the relay itself, if they were given up by a wrong
+clock. If an operator requests it, what waits for its next attempt is due at once, and a channel behind its circuit
+breaker is tried.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select, update
+
+from services.relay.outbox import channels as breaker
+from services.relay.outbox import database as dialect
+from services.relay.outbox.audit import Actor, insert_entry
+from services.relay.outbox.incidents import read_current_state
+from services.relay.outbox.merge import (
+    DeliveryChanges,
+    NewDelivery,
+    enqueue_deliveries,
+    list_superseded,
+    lock_incidents,
+)
+from services.relay.outbox.store import Store, Transaction
+from services.relay.outbox.tables import (
+    CLOCK_TOLERANCE,
+    DELIVERIES,
+    IS_UNSETTLED,
+    DeliveryRow,
+    DeliveryState,
+    RowQuery,
+    attempts,
+    deliveries,
+    events,
+    incidents,
+    select_values,
+)
+from shared.http.json_api import format_json_time
+
+NO_ATTEMPT: Final = "no_attempt"
+"""The reason of a delivery that was given up before its first attempt."""
+_MAX_GROUPS: Final = 50
+"""Groups with examples, those with the most dead letters."""
+_EXAMPLES: Final = 3
+"""Of a group."""
+
+_delivery = deliveries.c
+
+
+class DeadLetterExample(NamedTuple):
+    """One dead letter."""
+
+    id: str
+    incident_id: str
+    alertname: str
+    title: str | None
+    """Of its incident; None if an older version wrote it."""
+    oldest_accepted_at: float
+    finished_at: float | None
+    """When it was given up."""
+    detail: str | None
+    """The provider's answer to the last attempt, or what went wrong; None without an attempt."""
+
+
+class _CountRow(NamedTuple):
+    """The dead letters of a channel for a reason."""
+
+    channel: str
+    reason: str | None
+    letter_count: int
+    oldest_accepted_at: float
+    newest_accepted_at: float
+
+
+class DeadLetterGroup(NamedTuple):
+    """The dead letters of a channel for a reason. Times are unix seconds."""
+
+    channel: str
+    reason: str
+    """Of their last attempt: one of `SendReason`, or `NO_ATTEMPT`."""
+    letter_count: int
+    oldest_accepted_at: float
+    newest_accepted_at: float
+    examples: tuple[DeadLetterExample, ...]
+    """The newest."""
+
+
+class DeadLetters(NamedTuple):
+    """All dead letters."""
+
+    letter_count: int
+    groups: tuple[DeadLetterGroup, ...]
+    """The largest first."""
+    further_groups: int
+    """How many smaller ones were left out."""
+
+
+# A literal, as the indexes of dead letters have it: else PostgreSQL does not see that it may use them.
+_IS_DEAD: Final = _delivery.state == literal_column("'dead'")
+_COUNTS: Final = RowQuery(
+    _CountRow,
+    select(
+        _delivery.channel,
+        _delivery.reason,
+        func.count().label("letter_count"),
+        func.min(_delivery.oldest_accepted_at).label("oldest_accepted_at"),
+        func.max(_delivery.oldest_accepted_at).label("newest_accepted_at"),
+    ).group_by(_delivery.channel, _delivery.reason),
+).where(_IS_DEAD)
+_last_detail = (
+    select(attempts.c.detail)
+    .where(attempts.c.delivery_seq == _delivery.seq)
+    .order_by(attempts.c.number.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+_EXAMPLE: Final = (
+    RowQuery(
+        DeadLetterExample,
+        select(
+            _delivery.id,
+            _delivery.incident_id,
+            events.c.alertname,
+            incidents.c.title,
+            _delivery.oldest_accepted_at,
+            _delivery.finished_at,
+            _last_detail.label("detail"),
+        )
+        .select_from(deliveries)
+        .join(events, events.c.seq == _delivery.event_seq)
+        .join(incidents, incidents.c.id == _delivery.incident_id),
+    )
+    .order_by(_delivery.oldest_accepted_at.desc(), _delivery.seq.desc())
+    .limit(_EXAMPLES)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    """The queries for a kind of filter."""
+
+    count: RowQuery[int]
+    find: RowQuery[DeliveryRow]
+    """The oldest first."""
+    examples: RowQuery[DeadLetterExample]
+
+
+def _build_queries(*conditions: ColumnElement[bool]) -> _Queries:
+    chosen = (_IS_DEAD, _delivery.channel == bindparam("channel"), *conditions)
+    oldest_first = (_delivery.oldest_accepted_at, _delivery.seq)
+    return _Queries(
+        select_values(int, func.count(_delivery.seq)).where(*chosen),
+        DELIVERIES.where(*chosen).order_by(*oldest_first).limit(bindparam("most")),
+        _EXAMPLE.where(*chosen),
+    )
+
+
+_OF_CHANNEL: Final = _build_queries(IS_UNSETTLED)
+_OF_REASON: Final = _build_queries(_delivery.reason == bindparam("reason"))
+_WITHOUT_ATTEMPT: Final = _build_queries(_delivery.reason.is_(None))
+
+
+class DeadLetterFilter(NamedTuple):
+    """Which dead letters of a channel."""
+
+    channel: str
+    reason: str | None = None
+    """None stands for all."""
+
+    def count(self, connection: Connection) -> int:
+        """How many there are."""
+        return self._queries.count.fetch_one(connection, self._values)
+
+    def find(self, connection: Connection, limit: int) -> list[DeliveryRow]:
+        """The oldest ones."""
+        return self._queries.find.fetch_all(connection, {**self._values, "most": limit})
+
+    def find_examples(self, connection: Connection) -> tuple[DeadLetterExample, ...]:
+        """The newest ones."""
+        return tuple(self._queries.examples.fetch_all(connection, self._values))
+
+    @property
+    def _queries(self) -> _Queries:
+        if self.reason is None:
+            return _OF_CHANNEL
+        return _WITHOUT_ATTEMPT if self.reason == NO_ATTEMPT else _OF_REASON
+
+    @property
+    def _values(self) -> dict[str, object]:
+        values: dict[str, object] = {"channel": self.channel}
+        return {**values, "reason": self.reason} if self._queries is _OF_REASON else values
+
+
+def read_dead_letters(connection: Connection) -> DeadLetters:
+    """All dead letters, grouped; for `Store.read`."""
+    rows = sorted(_COUNTS.fetch_all(connection), key=lambda row: row.letter_count, reverse=True)
+    groups = tuple(_read_group(connection, row) for row in rows[:_MAX_GROUPS])
+    return DeadLetters(sum(row.letter_count for row in rows), groups, max(0, len(rows) - _MAX_GROUPS))
+
+
+def _read_group(connection: Connection, row: _CountRow) -> DeadLetterGroup:
+    reason = NO_ATTEMPT if row.reason is None else row.reason
+    examples = DeadLetterFilter(row.channel, reason).find_examples(connection)
+    return DeadLetterGroup(
+        row.channel, reason, row.letter_count, row.oldest_accepted_at, row.newest_accepted_at, examples
+    )
+
+
+BULK_STEP: Final = 100
+"""Deliveries that one transaction of `retry_channel` sends again."""
+_TOO_EARLY_STEP: Final = 32
+"""Deliveries that one transaction of `requeue_too_early` sends again."""
+_AGE_TOLERANCE: Final = 1.0
+"""Seconds: an age is measured before the outcome is committed, and by another clock."""
+
+
+_FIND_DELIVERY: Final = DELIVERIES.where(_delivery.id == bindparam("delivery"))
+_FIND_DEAD_TOO_EARLY: Final = (
+    DELIVERIES.where(
+        _delivery.state == literal_column("'dead'"),  # as the index `deliveries_dead` has it
+        _delivery.finished_at > bindparam("now") + CLOCK_TOLERANCE,
+        _delivery.finished_at - _delivery.accepted_at > bindparam("give_up_after") - _AGE_TOLERANCE,
+    )
+    .order_by(_delivery.finished_at)
+    .limit(_TOO_EARLY_STEP)
+)
+_LOCK_DELIVERIES: Final = (
+    DELIVERIES.where(_delivery.seq.in_(bindparam("seqs", expanding=True))).order_by(_delivery.seq).for_update()
+)
+
+
+async def retry_channel(store: Store, channel: str, reason: str | None = None) -> AsyncIterator[int]:
+    """Tries again what is dead on a channel now, in steps; gives how many each step took.
+
+    What dies again meanwhile is left alone, else it would never end. Where the channel is down, what waits for it is
+    tried at once, too.
+
+    Args:
+        store: the outbox.
+        channel: its name.
+        reason: of the last attempt, or `NO_ATTEMPT`; None takes all.
+
+    Raises:
+        StoreUnavailableError: the steps before this one are done.
+    """
+    await breaker.commit_allow_trial(store, [channel])
+    letters = DeadLetterFilter(channel, reason)
+    left = await store.read(letters.count)
+    while left > 0:
+        count = await requeue_dead(store, letters, min(left, BULK_STEP))
+        if count == 0:
+            return
+        left -= count
+        yield count
+
+
+async def requeue(store: Store, delivery_id: str, actor: Actor | None = None) -> DeliveryState | None:
+    """Sends a delivery again that is dead or waits; one in any other state is left alone.
+
+    Returns:
+        The state that it had; None if there is no such delivery.
+
+    Raises:
+        StoreUnavailableError: it is not known to be committed.
+    """
+    return await store.run(partial(_requeue_one, delivery_id=delivery_id, actor=actor))
+
+
+async def requeue_dead(store: Store, letters: DeadLetterFilter, limit: int) -> int:
+    """Sends up to `limit` dead letters again, the oldest first; how many. Raises StoreUnavailableError."""
+    return await store.run(partial(requeue_dead_letters, letters=letters, limit=limit))
+
+
+def requeue_dead_letters(transaction: Transaction, letters: DeadLetterFilter, limit: int) -> int:
+    """Sends up to `limit` dead letters again, the oldest first; how many."""
+    found = letters.find(transaction.connection, limit)
+    dead = [row for row in _lock_deliveries(transaction, found) if row.state == DeliveryState.DEAD]
+    for row in dead:
+        _enqueue_current_state(transaction, row)
+    if dead:
+        breaker.allow_trial(transaction, [letters.channel])
+    return len(found)
+
+
+async def requeue_too_early(store: Store, give_up_after: float) -> DeliveryChanges:
+    """Sends again what was given up for its age, by a clock that has been set back since.
+
+    Args:
+        store: the outbox.
+        give_up_after: the age, in seconds.
+
+    Raises:
+        StoreUnavailableError: the steps before this one are done.
+    """
+    changes = DeliveryChanges()
+    while found := await store.read(partial(_find_dead_too_early, store=store, give_up_after=give_up_after)):
+        changes = changes.add(await store.run(partial(_requeue_found, found=found)))
+    return changes
+
+
+def _find_dead_too_early(connection: Connection, store: Store, give_up_after: float) -> list[DeliveryRow]:
+    now = dialect.read_clock(connection, store.clock)
+    return _FIND_DEAD_TOO_EARLY.fetch_all(connection, {"now": now, "give_up_after": give_up_after})
+
+
+def _requeue_found(transaction: Transaction, found: Sequence[DeliveryRow]) -> DeliveryChanges:
+    dead = [row for row in _lock_deliveries(transaction, found) if row.state == DeliveryState.DEAD]
+    superseded = [channel for row in dead for channel in _enqueue_current_state(transaction, row)]
+    return DeliveryChanges(list_superseded(superseded), frozenset(row.channel for row in dead))
+
+
+def _requeue_one(transaction: Transaction, delivery_id: str, actor: Actor | None) -> DeliveryState | None:
+    found = _FIND_DELIVERY.fetch_all(transaction.connection, {"delivery": delivery_id})
+    if not found:
+        return None
+    (row,) = _lock_deliveries(transaction, found)
+    state = DeliveryState(row.state)
+    if state is DeliveryState.DEAD:
+        _enqueue_current_state(transaction, row)
+    elif state in (DeliveryState.QUEUED, DeliveryState.RETRYING):
+        due = update(deliveries).where(_delivery.seq == row.seq)
+        transaction.connection.execute(due.values(due_at=transaction.now, due_set_at=transaction.now))
+    if state in (DeliveryState.DEAD, DeliveryState.QUEUED, DeliveryState.RETRYING):
+        breaker.allow_trial(transaction, [row.channel])
+        if actor:
+            insert_entry(transaction, actor.who, actor.peer, "retry", delivery_id)
+    return state
+
+
+def _lock_deliveries(transaction: Transaction, found: Sequence[DeliveryRow]) -> Sequence[DeliveryRow]:
+    """The deliveries as they are once nobody else changes anything of their incidents."""
+    if not found:
+        return ()
+    lock_incidents(transaction, {row.incident_id for row in found})
+    return _LOCK_DELIVERIES.fetch_all(transaction.connection, {"seqs": [row.seq for row in found]})
+
+
+def _enqueue_current_state(transaction: Transaction, dead: DeliveryRow) -> list[str]:
+    """A new delivery of everything from the dead one's first event to the incident's latest one.
+
+    Returns:
+        The channel of each delivery that was merged into it.
+    """
+    current = read_current_state(transaction.connection, dead.incident_id)
+    if current is None or dead.channel in transaction.unmerged_channels:
+        # On a channel that merges nothing, the later events have deliveries of their own.
+        latest, episode = dead.event_seq, dead.episode
+    else:
+        latest, episode = current.latest_event_seq, current.episode
+    new = NewDelivery(latest, dead.first_event_seq, dead.incident_id, episode, dead.channel)
+    enqueued = enqueue_deliveries(transaction, [new])
+    (successor,) = enqueued.delivery_ids
+    given_up_at = "" if dead.finished_at is None else f" at {format_json_time(dead.finished_at)}"
+    superseded = update(deliveries).where(_delivery.seq == dead.seq)
+    transaction.connection.execute(
+        superseded.values(
+            state=DeliveryState.SUPERSEDED,
+            superseded_by=successor,
+            finished_at=transaction.now,  # who reads the incident sees it merged now, not when it was given up
+            remark=" ".join(filter(None, [dead.remark, f"It was given up{given_up_at}, and is sent again."])),
+        )
+    )
+    return [old.channel for old in enqueued.superseded_rows]

@@ -1,1 +1,0 @@
-"""The open database of the outbox: queue, group commit, dialects. It knows no delivery."""

@@ -1,1 +1,0 @@
-"""Reads the state of this moment: open incidents, the last webhooks, whether the outbox drains."""

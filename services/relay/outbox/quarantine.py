@@ -1,0 +1,182 @@
+"""Webhooks that were not accepted, kept so that a person can see and replay them: the newest 100, 512 KiB of each."""
+
+import re
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import structlog
+from sqlalchemy import ColumnElement, Integer, bindparam, delete, func, insert, select, update
+
+from services.relay.outbox.audit import PrunedKind, record_pruned
+from services.relay.outbox.store import Store, Transaction
+from services.relay.outbox.tables import RowQuery, clean_for_database, quarantine, select_values
+
+MAX_ENTRIES: Final = 100
+MAX_BODY_BYTES: Final = 512 * 1024
+"""Bytes that are kept of one body."""
+_HINTS: Final = {
+    400: "Find who sends it: POST /alerts takes Alertmanager's webhook, version 4. If an alert is in it, repair it.",
+    413: "Raise intake.max_body, or set max_alerts in Alertmanager's webhook_configs. What still fires comes again.",
+}
+_UNKNOWN: Final = f"no such entry; the quarantine holds the newest {MAX_ENTRIES}"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedWebhook:
+    """A webhook that was not accepted."""
+
+    source: str
+    code: int
+    """What was answered: 400 or 413."""
+    reason: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineEntry:
+    """One that is kept; `read_body` gives its body."""
+
+    id: int
+    received_at: float
+    """Unix seconds."""
+    source: str
+    code: int
+    reason: str
+    body_bytes: int
+    """Bytes of the body that are kept."""
+    replayed_at: float | None
+    """When it was accepted after all, unix seconds."""
+    replayed_by: str | None
+    incident_id: str | None
+    """Of what was accepted."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether its end is not kept."""
+        return self.body_bytes >= MAX_BODY_BYTES
+
+    @property
+    def hint(self) -> str:
+        """What to do about it, for people."""
+        return _HINTS.get(self.code, "See the relay's log.")
+
+
+class Replay(NamedTuple):
+    """A request to accept an entry after all."""
+
+    entry: int
+    who: str
+    peer: str | None
+    """The address that called."""
+
+
+class UnknownEntryError(Exception):
+    """There is no such entry, or not any more; the message is a sentence."""
+
+
+class AlreadyReplayedError(Exception):
+    """The message is a sentence that says by whom."""
+
+
+_ENTRIES: Final = RowQuery(
+    QuarantineEntry,
+    select(
+        quarantine.c.seq.label("id"),
+        quarantine.c.received_at,
+        quarantine.c.source,
+        quarantine.c.code,
+        quarantine.c.reason,
+        func.length(quarantine.c.body, type_=Integer).label("body_bytes"),
+        quarantine.c.replayed_at,
+        quarantine.c.replayed_by,
+        quarantine.c.incident_id,
+    ),
+).order_by(quarantine.c.seq.desc())
+_ENTRY: Final = _ENTRIES.where(quarantine.c.seq == bindparam("entry"))
+_RECORD_REPLAY: Final = (
+    update(quarantine)
+    .where(quarantine.c.seq == bindparam("entry"), quarantine.c.replayed_at.is_(None))
+    .values(replayed_at=bindparam("at"), replayed_by=bindparam("who"), incident_id=bindparam("incident"))
+)
+_LAST_RECEIVED: Final = select_values(float, func.max(quarantine.c.received_at))
+_BODY: Final = select_values(bytes, quarantine.c.body).where(quarantine.c.seq == bindparam("entry"))
+
+
+async def quarantine_webhook(store: Store, body: bytes, *, source: str, code: int, reason: str) -> None:
+    """Keeps a body that was answered with `code` for `reason`. Raises StoreUnavailableError."""
+    await add_entry(store, RefusedWebhook(source, code, reason, body[:MAX_BODY_BYTES]), max_entries=MAX_ENTRIES)
+    log.warning("webhook quarantined", status=code, error=reason, source=source)
+
+
+async def add_entry(store: Store, webhook: RefusedWebhook, *, max_entries: int) -> None:
+    """Commits one, and drops the oldest over `max_entries`. Raises StoreUnavailableError."""
+    row = {
+        "source": clean_for_database(webhook.source),
+        "code": webhook.code,
+        "reason": clean_for_database(webhook.reason),
+        "body": webhook.body,
+    }
+    newest = select(quarantine.c.seq).order_by(quarantine.c.seq.desc()).limit(max_entries)
+
+    def commit(transaction: Transaction) -> None:
+        transaction.connection.execute(insert(quarantine), {**row, "received_at": transaction.now})
+        delete_entries(transaction, quarantine.c.seq.not_in(newest))
+
+    await store.run(commit)
+
+
+def delete_entries(transaction: Transaction, condition: ColumnElement[bool]) -> int:
+    """Deletes the entries that meet a condition, and records up to when they go; gives how many they were."""
+    connection = transaction.connection
+    record_pruned(transaction, PrunedKind.QUARANTINE, _LAST_RECEIVED.where(condition).fetch_first(connection))
+    return connection.execute(delete(quarantine).where(condition)).rowcount
+
+
+async def list_entries(store: Store, limit: int = MAX_ENTRIES, before: int | None = None) -> list[QuarantineEntry]:
+    """What is kept, the newest first. Raises StoreUnavailableError.
+
+    Args:
+        store: the outbox.
+        limit: at most so many.
+        before: only those older than this one.
+    """
+    query = _ENTRIES if before is None else _ENTRIES.where(quarantine.c.seq < before)
+    return await store.read(query.limit(limit).fetch_all)
+
+
+async def read_entry(store: Store, entry: int) -> QuarantineEntry:
+    """One that is kept. Raises UnknownEntryError, StoreUnavailableError."""
+    return _check_entry(await store.read(lambda connection: _ENTRY.fetch_first(connection, {"entry": entry})))
+
+
+async def read_body(store: Store, entry: int) -> bytes | None:
+    """The body of one that is kept; None if there is none. Raises StoreUnavailableError."""
+    return await store.read(lambda connection: _BODY.fetch_first(connection, {"entry": entry}))
+
+
+async def read_webhook(store: Store, text: str) -> tuple[QuarantineEntry, bytes]:
+    """One that is kept, by its number, with its body. Raises UnknownEntryError, StoreUnavailableError."""
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise UnknownEntryError(_UNKNOWN)
+    entry = await read_entry(store, int(text))
+    body = await read_body(store, entry.id)
+    if body is None:  # it was dropped in this moment
+        raise UnknownEntryError(_UNKNOWN)
+    return entry, body
+
+
+def record_replay(transaction: Transaction, replay: Replay, incident_id: str) -> None:
+    """Records that an entry is accepted in this transaction, once. Raises UnknownEntryError, AlreadyReplayedError."""
+    values = {"entry": replay.entry, "at": transaction.now, "who": clean_for_database(replay.who)}
+    if transaction.connection.execute(_RECORD_REPLAY, {**values, "incident": incident_id}).rowcount:
+        return
+    found = _check_entry(_ENTRY.fetch_first(transaction.connection, {"entry": replay.entry}))
+    raise AlreadyReplayedError(f"it was replayed already, by {found.replayed_by}")
+
+
+def _check_entry(found: QuarantineEntry | None) -> QuarantineEntry:
+    if found is None:
+        raise UnknownEntryError(_UNKNOWN)
+    return found

@@ -1,0 +1,323 @@
+"""Detects a restored backup: its unfinished deliveries may have been delivered since, and their alerts may be over.
+
+The outbox records which database it is: the file's inode, or PostgreSQL's identifiers of the cluster, the database and
+the table. The last-used file beside an SQLite database says when it was last used (see `engine.lost_outbox`). A backup
+was restored if the database is another one, or was used later than it says itself. Then every unfinished delivery
+counts as perhaps delivered, so that PagerDuty pages nobody for an alert that is over. If Alertmanager is configured,
+they wait until they were compared with it, for a few minutes at most; see `monitors.reconcile`.
+
+A snapshot of the whole volume, or a database restored in place, cannot be detected: an operator runs
+`keypulse-relay mark-restored`. A relay that was stopped for a long time delivers as usual.
+
+What no single attempt notices: a channel that accepts nothing for too long, and a clock that was wrong.
+
+While a channel's circuit breaker is open its deliveries are not tried, so nothing else would give them up; fallback
+channels get what is given up. Every wait is written as a moment of the wall clock: where it was written in what is now
+the future, it would last for as long as the clock was set back, so it ends at once. What was given up in what is now
+the future was given up too early, and is sent again.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import structlog
+from sqlalchemy import Connection, bindparam, exists, func, or_, select, text, update
+
+from services.relay.outbox import database as dialect
+from services.relay.outbox.channels import FAILURE_THRESHOLD, read_down_channels
+from services.relay.outbox.database import build_insert, find_last_used_file, read_last_used, write_last_used
+from services.relay.outbox.dead_letters import requeue_too_early
+from services.relay.outbox.fallback import FALLBACK_STEP, IS_NOT_COMPARING, enqueue_fallback, fall_back
+from services.relay.outbox.merge import DeliveryChanges, RetryState, lock_incidents, merge_into_successor
+from services.relay.outbox.store import Store, Transaction
+from services.relay.outbox.tables import (
+    CLOCK_TOLERANCE,
+    DATABASE_IDENTITIES,
+    DELIVERIES,
+    WAITING,
+    DeliveryRow,
+    DeliveryState,
+    channels,
+    database_identity,
+    deliveries,
+    edits,
+    incidents,
+    select_values,
+)
+
+COMPARE_DELAY: Final = 360.0
+"""Seconds that unfinished deliveries wait for the comparison: an Alertmanager that just started counts after 300."""
+RESTORED_REMARK: Final = "This waited in an outbox that was restored from a backup; it may have been delivered before"
+
+_MARKED_RESTORED: Final = "restored"
+"""The identity after `mark-restored`: no database has it."""
+_delivery = deliveries.c
+_MAY_READ_CLUSTER: Final = text("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
+_READ_CLUSTER: Final = text("SELECT system_identifier FROM pg_control_system()")
+_READ_TABLE: Final = text(
+    "SELECT (SELECT oid FROM pg_database WHERE datname = current_database()) || '/' || 'deliveries'::regclass::oid"
+)
+_LOCK_IDENTITY: Final = DATABASE_IDENTITIES.for_update()
+_FIND_LEASED: Final = DELIVERIES.where(
+    _delivery.state == DeliveryState.SENDING, _delivery.finished_at.is_(None)
+).order_by(_delivery.seq)
+_MARK_MAYBE_DELIVERED: Final = (
+    update(deliveries)
+    .where(_delivery.finished_at.is_(None))
+    .values(
+        state=DeliveryState.QUEUED,
+        lease=None,
+        maybe_sent=1,
+        maybe_delivered_up_to=_delivery.event_seq,
+        due_at=bindparam("due"),
+        due_set_at=bindparam("at"),
+        remark=func.coalesce(_delivery.remark, RESTORED_REMARK),
+    )
+)
+_RESTART_ESCALATION: Final = (
+    update(incidents).where(incidents.c.escalation_after.is_not(None)).values(escalation_starts_at=bindparam("at"))
+)
+"""What is open in a backup may be over, or acknowledged since: nobody else is called for it before the comparison."""
+_POSTPONE_EDITS: Final = (
+    update(edits)
+    .where(edits.c.wanted > edits.c.shown)
+    .values(due_at=bindparam("due"), due_set_at=bindparam("at"), lease=None)
+)
+"""A message may show by now how the incident ended; nobody edits it back to what the backup knows."""
+_waiting_deliveries = (
+    _delivery.finished_at.is_(None),
+    _delivery.maybe_delivered_up_to.is_not(None),
+    _delivery.state == DeliveryState.QUEUED,
+)
+_waiting_edits = (edits.c.wanted > edits.c.shown, edits.c.lease.is_(None))
+_READ_POSTPONED_AT: Final = [
+    select_values(float, func.max(_delivery.due_set_at)).where(*_waiting_deliveries),
+    select_values(float, func.max(edits.c.due_set_at)).where(*_waiting_edits),
+]
+_MAKE_DUE: Final = [
+    update(table)
+    .where(*conditions, table.c.due_at > bindparam("at"), table.c.due_set_at <= bindparam("postponed_at"))
+    .values(due_at=bindparam("at"), due_set_at=bindparam("at"))
+    for table, conditions in ((deliveries, _waiting_deliveries), (edits, _waiting_edits))
+]
+
+log = structlog.get_logger(__name__)
+
+
+class _Detection(NamedTuple):
+    at: float
+    """Unix seconds, as committed."""
+    last_used_file: Path | None
+    """None for PostgreSQL."""
+    is_restored: bool
+
+
+async def detect_restore(store: Store, *, compare_delay: float) -> bool:
+    """Records which database the outbox is, and returns whether it is a restored backup.
+
+    Args:
+        store: the outbox.
+        compare_delay: seconds that the unfinished deliveries of a restored backup wait.
+
+    Raises:
+        StoreUnavailableError: it may not be committed.
+    """
+    found = await store.run(lambda transaction: _detect(transaction, compare_delay))
+    if found.last_used_file:
+        # After the commit: otherwise a crash would look like a restored backup.
+        await asyncio.to_thread(write_last_used, found.last_used_file, found.at)
+    if found.is_restored:
+        log.warning("outbox was restored from a backup; waiting deliveries may be repeats", compare_delay=compare_delay)
+    return found.is_restored
+
+
+async def mark_restored(store: Store) -> None:
+    """Makes the next `detect_restore` return True. Raises StoreUnavailableError."""
+
+    def mark(transaction: Transaction) -> None:
+        row = build_insert(database_identity, transaction.connection.dialect.name).values(
+            id=1, identity=_MARKED_RESTORED, last_used_at=0.0
+        )
+        transaction.connection.execute(
+            row.on_conflict_do_update(index_elements=["id"], set_={"identity": _MARKED_RESTORED})
+        )
+
+    await store.run(mark)
+
+
+def read_postponed_at(connection: Connection) -> float | None:
+    """When the last of what may wait for the comparison was postponed; None if nothing waits.
+
+    Read it before the comparison: a restored backup may be detected while that goes on.
+    """
+    moments = [query.fetch_first(connection) for query in _READ_POSTPONED_AT]
+    return max((moment for moment in moments if moment is not None), default=None)
+
+
+async def release_compared(store: Store, postponed_at: float) -> None:
+    """Makes waiting deliveries and edits due: they were compared with Alertmanager. Raises StoreUnavailableError.
+
+    Args:
+        store: the outbox.
+        postponed_at: as it was before the comparison; what was postponed later was not compared.
+    """
+
+    def release(transaction: Transaction) -> None:
+        for statement in _MAKE_DUE:
+            transaction.connection.execute(statement, {"at": transaction.now, "postponed_at": postponed_at})
+
+    await store.run(release)
+
+
+def _detect(transaction: Transaction, compare_delay: float) -> _Detection:
+    connection, now, identity = transaction.connection, transaction.now, _read_identity(transaction.connection)
+    file = find_last_used_file(connection.engine.url)
+    # 0: if the last-used file says otherwise, this is a backup from before the identity was recorded.
+    first = build_insert(database_identity, connection.dialect.name).values(id=1, identity=identity, last_used_at=0.0)
+    connection.execute(first.on_conflict_do_nothing())  # another replica may start at the same moment
+    stored = _LOCK_IDENTITY.fetch_one(connection)
+    connection.execute(update(database_identity).values(identity=identity, last_used_at=now))
+    used_since = read_last_used(file) > stored.last_used_at
+    if _is_same_database(stored.identity, identity) and not used_since:
+        return _Detection(now, file, is_restored=False)
+    leased = _FIND_LEASED.fetch_all(connection)
+    lock_incidents(transaction, {row.incident_id for row in leased})
+    for row in leased:
+        merge_into_successor(transaction, row, RetryState(row.attempts, now, row.reason))
+    marked_count = connection.execute(_MARK_MAYBE_DELIVERED, {"due": now + compare_delay, "at": now}).rowcount
+    connection.execute(_RESTART_ESCALATION, {"at": now + compare_delay})
+    connection.execute(_POSTPONE_EDITS, {"due": now + compare_delay, "at": now})
+    return _Detection(now, file, is_restored=bool(marked_count))
+
+
+def _read_identity(connection: Connection) -> str:
+    if connection.dialect.name == "sqlite":
+        return str(Path(str(connection.engine.url.database)).stat().st_ino)
+    cluster = (
+        connection.execute(_READ_CLUSTER).scalar_one() if connection.execute(_MAY_READ_CLUSTER).scalar_one() else ""
+    )
+    return f"{cluster}/{connection.execute(_READ_TABLE).scalar_one()}"
+
+
+def _is_same_database(one: str, other: str) -> bool:
+    """Whether two identities may be of one database; the cluster is unknown without permission to read it."""
+    (one_cluster, _, one_table), (other_cluster, _, other_table) = one.partition("/"), other.partition("/")
+    return one_table == other_table and (one_cluster == other_cluster or not (one_cluster and other_cluster))
+
+
+_older = deliveries.alias("older")
+_open_breakers = select(channels.c.name).where(or_(channels.c.failures >= FAILURE_THRESHOLD, channels.c.is_down > 0))
+_EXPIRED: Final = (
+    _delivery.channel.in_(_open_breakers),
+    _delivery.finished_at.is_(None),
+    _delivery.state.in_([state.value for state in WAITING]),
+    _delivery.accepted_at < bindparam("before"),
+    IS_NOT_COMPARING,
+    # Otherwise the older one, which may be being sent, would arrive after the newer one was given up.
+    ~exists().where(
+        _older.c.incident_id == _delivery.incident_id,
+        _older.c.channel == _delivery.channel,
+        _older.c.finished_at.is_(None),
+        _older.c.seq < _delivery.seq,
+    ),
+)
+_FIND_EXPIRED: Final = DELIVERIES.where(*_EXPIRED).limit(FALLBACK_STEP)
+_LOCK_EXPIRED: Final = (
+    DELIVERIES.where(_delivery.seq.in_(bindparam("seqs", expanding=True)), *_EXPIRED)
+    .order_by(_delivery.seq)
+    .for_update()
+)
+_GIVE_UP: Final = (
+    update(deliveries)
+    .where(_delivery.seq.in_(bindparam("seqs", expanding=True)))
+    .values(
+        state=DeliveryState.DEAD,
+        finished_at=bindparam("at"),
+        reason=select(channels.c.reason).where(channels.c.name == _delivery.channel).scalar_subquery(),
+        fallback_up_to=_delivery.event_seq,
+    )
+)
+_RESET_FUTURE_WAITS: Final = (
+    update(deliveries)
+    .where(_delivery.finished_at.is_(None), _delivery.due_set_at > bindparam("at") + CLOCK_TOLERANCE)
+    .where(or_(_delivery.lease.is_(None), ~_delivery.lease.startswith(bindparam("owner"))))
+    .values(due_at=bindparam("at"), due_set_at=bindparam("at"))
+)
+_RESET_FUTURE_BREAKERS: Final = (
+    update(channels)
+    .where(channels.c.paused_set_at > bindparam("at") + CLOCK_TOLERANCE)
+    .values(paused_until=bindparam("at"), paused_set_at=bindparam("at"))
+)
+_RESET_FUTURE_RETRY_AFTER: Final = (
+    update(channels)
+    .where(channels.c.retry_after_set_at > bindparam("at") + CLOCK_TOLERANCE)
+    .values(retry_after_until=None, retry_after_set_at=None)
+)
+
+
+async def sweep(
+    store: Store, lease_owner: str, give_up_after: float, fallback_channels: Sequence[str]
+) -> DeliveryChanges:
+    """Gives up what waited too long behind an open circuit breaker, and undoes what a wrong clock did.
+
+    Args:
+        store: the outbox.
+        lease_owner: whose leases last whatever the clock says: the holder runs, and ends them.
+        give_up_after: seconds since the event was accepted.
+        fallback_channels: the channels that deliver what another one does not.
+
+    Raises:
+        StoreUnavailableError: the steps before this one are done.
+    """
+    changes = DeliveryChanges()
+    for name in await store.read(read_down_channels):  # its worker does so, too, but a channel may have none
+        fallbacks = [other for other in fallback_channels if other != name]
+        changes = changes.add(await fall_back(store, name, fallbacks))
+    await store.run(partial(_reset_future_waits, lease_owner=lease_owner))
+    changes = changes.add(await requeue_too_early(store, give_up_after))
+    has_more = True
+    while has_more:
+        changes = changes.add(await _give_up(store, give_up_after, fallback_channels))
+        has_more = changes.has_more
+    return changes
+
+
+def _reset_future_waits(transaction: Transaction, lease_owner: str) -> None:
+    connection, now = transaction.connection, transaction.now
+    connection.execute(_RESET_FUTURE_WAITS, {"at": now, "owner": lease_owner})
+    connection.execute(_RESET_FUTURE_BREAKERS, {"at": now})
+    connection.execute(_RESET_FUTURE_RETRY_AFTER, {"at": now})
+
+
+async def _give_up(store: Store, give_up_after: float, fallback_channels: Sequence[str]) -> DeliveryChanges:
+    """One step."""
+    found = await store.read(partial(_find_expired, store=store, give_up_after=give_up_after))
+    if not found:
+        return DeliveryChanges()
+    step = partial(_give_up_step, found=found, give_up_after=give_up_after, fallback_channels=fallback_channels)
+    return await store.run(step)
+
+
+def _find_expired(connection: Connection, store: Store, give_up_after: float) -> list[DeliveryRow]:
+    now = dialect.read_clock(connection, store.clock)
+    return _FIND_EXPIRED.fetch_all(connection, {"now": now, "before": now - give_up_after})
+
+
+def _give_up_step(
+    transaction: Transaction, found: Sequence[DeliveryRow], give_up_after: float, fallback_channels: Sequence[str]
+) -> DeliveryChanges:
+    connection, now = transaction.connection, transaction.now
+    lock_incidents(transaction, {row.incident_id for row in found})
+    values = {"seqs": [row.seq for row in found], "now": now, "before": now - give_up_after}
+    rows = _LOCK_EXPIRED.fetch_all(connection, values)
+    changes = DeliveryChanges()
+    for row in rows:
+        fallbacks = [other for other in fallback_channels if other != row.channel]
+        changes = changes.add(enqueue_fallback(transaction, row, fallbacks))
+    if rows:
+        connection.execute(_GIVE_UP, {"seqs": [row.seq for row in rows], "at": now})
+    ended = tuple((row.channel, DeliveryState.DEAD) for row in rows)
+    return changes.add(DeliveryChanges(ended, frozenset(row.channel for row in rows), has_more=bool(rows)))

@@ -1,1 +1,0 @@
-"""What is pruned, when, and how many bytes the outbox may hold."""

@@ -1,0 +1,785 @@
+"""Many jobs in one transaction (group commit), and statements for many rows.
+
+Each job gets its own result, and one that fails undoes itself alone. A statement for many rows is compiled once for
+each kind of database: SQLAlchemy inspects every value of every row at each execution, which takes longer than SQLite
+needs for the row.
+
+Many readers of the same kind in one read: while one read runs, the next items wait for the one after it.
+
+The open outbox: functions on a transaction go in, their results come out after the commit.
+
+One thread commits all waiting jobs together (group commit): many webhooks and receipts share one fsync, and each is
+answered only after it. Reads have threads and connections of their own, and never wait for the writer.
+
+Jobs that callers await on an event loop while the outbox's thread does them.
+
+The queue is bounded in number and in bytes, and a job leaves it when nobody awaits it any more: while a database hangs,
+Alertmanager sends the same webhooks again and again.
+
+The thread that writes: takes the waiting jobs, does them in few transactions, and returns the result of each.
+
+On SQLite all jobs share one transaction; on PostgreSQL each handler has its own, so that it locks rows in the same
+order in every replica.
+"""
+
+import asyncio
+import math
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+import structlog
+from sqlalchemy import Connection, Dialect, Engine, Insert, Update, exc
+
+from services.relay.outbox import database as dialect
+from services.relay.outbox.database import UnknownDatabaseError, check_tables, create_tables
+from shared.sql.database_url import DatabaseUrl
+from shared.sql.engine import AnswerTimeout, FileLostError, is_retryable, open_transaction
+
+JobResult = tuple[Any, Exception | None]
+"""A result, or what was raised instead."""
+
+
+class Transaction(NamedTuple):
+    """A transaction that has started."""
+
+    connection: Connection
+    now: float
+    """Unix seconds by the database's clock."""
+    unmerged_channels: frozenset[str]
+    """The channels that get every event as a delivery of its own."""
+
+
+Handler = Callable[[Transaction, Sequence[Any]], Sequence[Any]]
+"""Does all of its items at once, and gives the result of each in its place."""
+
+
+class Job(NamedTuple):
+    """An item of work, and its handler."""
+
+    handler: Handler
+    item: Any
+
+
+def group_by_handler(jobs: Sequence[Job]) -> dict[Handler, list[int]]:
+    """The indexes of the jobs of each handler."""
+    indexes: dict[Handler, list[int]] = {}
+    for index, job in enumerate(jobs):
+        indexes.setdefault(job.handler, []).append(index)
+    return indexes
+
+
+def run_jobs(transaction: Transaction, jobs: Sequence[Job]) -> list[JobResult]:
+    """The result of each job, in its place. Raises DBAPIError, and then nothing was done."""
+    outcomes: list[JobResult] = [(None, None)] * len(jobs)
+    for handler, indexes in group_by_handler(jobs).items():
+        items = [jobs[index].item for index in indexes]
+        for index, outcome in zip(indexes, _run_in_savepoint(transaction, handler, items), strict=True):
+            outcomes[index] = outcome
+    return outcomes
+
+
+def _run_in_savepoint(transaction: Transaction, handler: Handler, items: list[Any]) -> list[JobResult]:
+    """Where one of several items raises, each is done by itself."""
+    # Not `begin_nested`: if the database fails, SQLite has ended the transaction, and a rollback of the savepoint fails
+    # too.
+    connection = transaction.connection
+    connection.exec_driver_sql("SAVEPOINT work")
+    try:
+        outcomes: list[JobResult] = [(result, None) for result in handler(transaction, items)]
+    except exc.DBAPIError:
+        raise
+    except Exception as error:  # noqa: BLE001  # raised for whoever waits for this job
+        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT work")
+        connection.exec_driver_sql("RELEASE SAVEPOINT work")
+        if len(items) == 1:
+            return [(None, error)]
+        return [outcome for item in items for outcome in _run_in_savepoint(transaction, handler, [item])]
+    connection.exec_driver_sql("RELEASE SAVEPOINT work")
+    return outcomes
+
+
+RowValues = Mapping[str, Any]
+
+
+class BulkStatement:
+    """An insert or an update. Values go to the driver as they are: texts, numbers, bytes, None.
+
+    Args:
+        statement: without RETURNING.
+        columns: of an insert; each row has all of them.
+    """
+
+    def __init__(self, statement: Insert | Update, columns: Sequence[str] | None = None) -> None:
+        self._statement = statement
+        self._columns = columns
+        self._compiled: dict[str, tuple[str, Callable[[RowValues], Any]]] = {}
+
+    def execute(self, connection: Connection, rows: Sequence[RowValues]) -> None:
+        """Does it for each row; there has to be one."""
+        compiled = self._compiled.get(connection.dialect.name)
+        if compiled is None:
+            compiled = self._compiled[connection.dialect.name] = self._compile(connection.dialect)
+        sql, to_parameters = compiled
+        connection.exec_driver_sql(sql, [to_parameters(row) for row in rows])
+
+    def _compile(self, dialect: Dialect) -> tuple[str, Callable[[RowValues], Any]]:
+        """The text for a driver, and what it takes for a row: a tuple or a mapping."""
+        compiled = self._statement.compile(dialect=dialect, column_keys=self._columns, for_executemany=True)
+        # What the statement itself holds, and what it awaits of each row.
+        constants = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
+        order = compiled.positiontup
+        if order is None:
+            return compiled.string, lambda row: {**constants, **row}
+        return compiled.string, lambda row: tuple(map({**constants, **row}.__getitem__, order))
+
+
+_MAX_ITEMS: Final = 128
+"""Items of one read: few enough that what it reads for them fits into memory."""
+
+I = TypeVar("I")  # noqa: E741  # an item of work
+T = TypeVar("T")
+ReadHandler = Callable[[Connection, Sequence[I]], Sequence[T]]
+"""Reads for all of its items at once, and gives the result of each in its place."""
+
+
+class ReadBatches:
+    """The reads that wait.
+
+    Args:
+        read: runs a query on a connection of its own.
+    """
+
+    def __init__(self, read: Callable[[Callable[[Connection], Sequence[Any]]], Awaitable[Sequence[Any]]]) -> None:
+        self._read = read
+        self._waiting: dict[ReadHandler[Any, Any], list[tuple[Any, asyncio.Future[Any]]]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def read(self, handler: ReadHandler[I, T], item: I) -> T:
+        """What `handler` reads for `item`. Raises what the read raises."""
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        if handler in self._waiting:
+            self._waiting[handler].append((item, done))
+        else:
+            self._waiting[handler] = [(item, done)]
+            task = asyncio.create_task(self._run(handler), name="batched read")
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        return await done
+
+    async def _run(self, handler: ReadHandler[Any, Any]) -> None:
+        waiting = self._waiting[handler]
+        try:
+            while waiting:
+                batch = [each for each in waiting[:_MAX_ITEMS] if not each[1].done()]  # else its reader is gone
+                del waiting[:_MAX_ITEMS]
+                if batch:
+                    await self._read_batch(handler, batch)
+        finally:
+            del self._waiting[handler]
+            for _, done in waiting:
+                done.cancel()
+
+    async def _read_batch(
+        self, handler: ReadHandler[Any, Any], batch: Sequence[tuple[Any, asyncio.Future[Any]]]
+    ) -> None:
+        error, results = None, [None] * len(batch)
+        try:
+            results[:] = await self._read(partial(_call, handler, [item for item, _ in batch]))
+        except Exception as raised:  # noqa: BLE001  # each reader gets it
+            error = raised
+        for (_, done), result in zip(batch, results, strict=True):
+            if not done.done():
+                done.set_exception(error) if error else done.set_result(result)
+
+
+def _call(handler: ReadHandler[Any, Any], items: Sequence[Any], connection: Connection) -> Sequence[Any]:
+    return handler(connection, items)
+
+
+_MAX_JOBS: Final = 8192
+"""How many jobs may wait; one more is refused."""
+_MAX_BYTES: Final = 64 * 1024 * 1024
+"""Total size of waiting and running jobs, at most: as much as the intake receives at once."""
+
+RETRY_SECONDS: Final = 1.0
+"""How long a caller waits after a StoreUnavailableError before it tries again."""
+
+log = structlog.get_logger(__name__)
+
+
+class StoreUnavailableError(Exception):
+    """Nothing is known to be committed: locked, full, read-only, closed, or too much is waiting. Try again later.
+
+    In almost all cases nothing was. But a connection may be lost between a COMMIT and its answer, and a caller that
+    waits no longer does not stop a transaction that has started: then it was done, or will be.
+    """
+
+
+class StoreDamagedError(StoreUnavailableError):
+    """Nothing was committed, since the database cannot read what it holds; other parts of it may work."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueuedJob:
+    """A job, who awaits it, and its size in bytes where that may be large."""
+
+    job: Job
+    future: "asyncio.Future[Any]"
+    size: int = 0
+
+
+class WorkQueue:
+    """The jobs that wait for the thread, in order of arrival, and those that it runs."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queued: dict[QueuedJob, None] = {}
+        self._running: set[QueuedJob] = set()
+        self._bytes = 0
+        self._closed = False
+
+    def put(self, work: QueuedJob) -> None:
+        """Adds a job. Raises StoreUnavailableError."""
+        with self._changed:
+            if self._closed:
+                raise StoreUnavailableError("the outbox is closed")
+            if len(self._queued) >= _MAX_JOBS:
+                raise StoreUnavailableError(f"{_MAX_JOBS} jobs wait for the outbox already")
+            if self._bytes + work.size > _MAX_BYTES:
+                raise StoreUnavailableError(f"{self._bytes} bytes wait for the outbox already")
+            self._queued[work] = None
+            self._bytes += work.size
+            self._changed.notify()
+
+    def cancel(self, queued: QueuedJob) -> None:
+        """Nobody awaits it any more; where it has not started, it is not done."""
+        with self._changed:
+            if queued in self._queued:
+                del self._queued[queued]
+                self._bytes -= queued.size
+
+    def wait_for_job(self) -> bool:
+        """True once something waits, False once the queue is closed and nothing does; for the thread."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queued or self._closed)
+            return bool(self._queued)
+
+    def start_next(self, limit: int) -> Sequence[QueuedJob]:
+        """The next jobs, which run until `set_results`, `return_job` or `discard`; for the thread."""
+        with self._changed:
+            batch = list(islice(self._queued, limit))
+            for work in batch:
+                del self._queued[work]
+            self._running.update(batch)
+            return batch
+
+    def return_job(self, work: QueuedJob) -> bool:
+        """Puts a running job at the end of the queue; False if that is closed. For the thread."""
+        with self._changed:
+            if not self._closed:
+                self._running.remove(work)
+                self._queued[work] = None
+            return not self._closed
+
+    def set_results(self, jobs: Sequence[QueuedJob], results: Sequence[JobResult]) -> None:
+        """Gives the results to those who await them, all at once; for the thread."""
+        self.discard(jobs)  # first: whoever gets a result may put the next job at once
+        ended = list(zip(jobs, results, strict=True))
+        for loop in {work.future.get_loop() for work in jobs}:
+            try:
+                loop.call_soon_threadsafe(_set_results, [each for each in ended if each[0].future.get_loop() is loop])
+            except RuntimeError:  # the loop has ended, and with it everybody who waited
+                log.warning("event loop ended before the result was returned")
+
+    def discard(self, jobs: Sequence[QueuedJob]) -> None:
+        """These jobs run no more; for the thread."""
+        with self._changed:
+            for work in self._running.intersection(jobs):
+                self._running.remove(work)
+                self._bytes -= work.size
+
+    def close(self) -> None:
+        """Takes nothing more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def fail_all(self, error: str) -> None:
+        """Every caller gets a StoreUnavailableError now; for their event loop."""
+        with self._changed:
+            works = [*self._running, *self._queued]
+        for work in works:
+            fail_job(work.future, error)
+
+
+def fail_job(future: "asyncio.Future[Any]", error: str) -> None:
+    """The caller gets a StoreUnavailableError, where the job has not ended."""
+    if not future.done():
+        future.set_exception(StoreUnavailableError(error))
+
+
+def _set_results(results: list[tuple[QueuedJob, JobResult]]) -> None:
+    for work, (result, problem) in results:
+        if work.future.done():
+            continue  # the caller has given up
+        if problem is None:
+            work.future.set_result(result)
+        else:
+            work.future.set_exception(problem)
+
+
+_MAX_BATCH: Final = 256
+"""How many jobs share one transaction at most."""
+_SMALL_BATCH: Final = 4
+"""Jobs in one transaction after which the next one waits a moment, so that it finds more of them."""
+_BATCH_DELAY: Final = 0.004
+"""That moment, in seconds. It makes a busy outbox faster, since a flush to the disk costs the same for one and many."""
+_MAX_TRIES: Final = 3
+_REVISION_CHECKED: Final = "the tables are ours"
+"""The key in a connection's `info` that records it."""
+_SLOW_TRANSACTION: Final = 3.0
+"""Seconds after which a transaction is reported as hanging."""
+
+
+class Writer:
+    """Works until its queue is closed and empty.
+
+    Args:
+        database: where it is.
+        engines: of which it uses `writing`; the others are also reopened after the database failed.
+        queue: of jobs.
+        clock: unix seconds, by this machine.
+        unmerged_channels: the channels that get every event as a delivery of its own.
+        monotonic: seconds, to see how long a transaction takes.
+    """
+
+    def __init__(
+        self,
+        database: DatabaseUrl,
+        engines: dialect.Engines,
+        queue: WorkQueue,
+        clock: Callable[[], float],
+        unmerged_channels: frozenset[str],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.is_prepared = False
+        """Whether the tables are there."""
+        self.committed_at: float | None = None
+        """When it last committed something, unix seconds by this machine; None before the first time."""
+        self._database = database
+        self._engine = engines.writing
+        self._engines = engines
+        self._queue = queue
+        self._clock = clock
+        self.unmerged_channels = unmerged_channels
+        self._monotonic = monotonic
+        self._error: str | None = None
+        self._transaction_started: float | None = None
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+
+    @property
+    def error(self) -> str | None:
+        """Why the last transaction failed, or that one hangs; None while healthy."""
+        started_at = self._transaction_started
+        if self._error is None and started_at is not None and self._monotonic() - started_at > _SLOW_TRANSACTION:
+            return f"a transaction has been running for more than {_SLOW_TRANSACTION:g} s"
+        return self._error
+
+    def start(self) -> None:
+        """Begins to work."""
+        self._thread.start()
+
+    def join(self, seconds: float) -> bool:
+        """Whether the work is over, at the latest after so long."""
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def prepare(self) -> None:
+        """Makes the tables once, where there are none. Raises what `create_tables` raises, and OSError."""
+        if self.is_prepared:
+            return
+        try:
+            dialect.make_file(self._database)
+        except FileLostError as error:
+            raise UnknownDatabaseError(str(error)) from None
+        with open_transaction(self._engine) as connection:
+            created = create_tables(connection)
+        if created:
+            log.warning("new tables created in an empty database", database=str(self._database))
+        self.is_prepared = True
+
+    def fail(self, jobs: Sequence[QueuedJob], error: str) -> None:
+        """Nothing can be committed for now; the callers of these jobs get the error."""
+        if self._error != error:
+            log.error("outbox cannot commit", error=error)
+            self._error = error
+        self._dispose_engines()
+        self._queue.set_results(jobs, [(None, StoreUnavailableError(error)) for _ in jobs])
+
+    def _dispose_engines(self) -> None:
+        """The next transaction reconnects: to the database that was mounted, replaced, repaired or restarted."""
+        for engine in self._engines:
+            engine.dispose()
+
+    def _run(self) -> None:
+        before = 0
+        while self._queue.wait_for_job():
+            if before > _SMALL_BATCH:
+                time.sleep(_BATCH_DELAY)
+            before = self._run_next_batch()
+        self._engine.dispose()
+
+    def _run_next_batch(self) -> int:
+        """Does what waits; gives how many jobs it was."""
+        works = self._queue.start_next(_MAX_BATCH)
+        if dialect.is_sqlite(self._database):
+            self._commit(works)
+        else:
+            for indexes in group_by_handler([work.job for work in works]).values():
+                self._commit([works[index] for index in indexes])
+        self._queue.discard(works)
+        return len(works)
+
+    def _commit(self, jobs: Sequence[QueuedJob], tries: int = _MAX_TRIES, *, short_lock_timeout: bool = False) -> None:
+        jobs = [work for work in jobs if not work.future.done()]
+        if not jobs:
+            return
+        try:
+            outcomes = self._run_transaction(jobs, short_lock_timeout=short_lock_timeout)
+        except exc.DBAPIError as error:
+            # SQLAlchemy's frames reference their own error, and with it all data of the job, until the next garbage
+            # collection.
+            traceback.clear_frames(error.__traceback__)
+            if dialect.is_lock_timeout(error) and self.is_prepared:
+                self._retry_locked(jobs, StoreUnavailableError(dialect.describe_error(error)))
+            elif is_retryable(error) and tries > 1:
+                self._commit(jobs, tries - 1, short_lock_timeout=short_lock_timeout)
+            elif dialect.is_damaged(error) or dialect.is_query_error(error):
+                self._commit_one_by_one(jobs, error)
+            else:
+                self.fail(jobs, dialect.describe_error(error))
+        except UnknownDatabaseError as error:
+            self.fail(jobs, str(error))
+        except Exception as error:  # noqa: BLE001  # this thread outlives whatever happens to the database
+            self.fail(jobs, repr(error))
+        else:
+            if self._error is not None:
+                log.info("outbox can commit again")
+                self._error = None
+            self.committed_at = self._clock()
+            self._queue.set_results(jobs, outcomes)
+
+    def _run_transaction(self, jobs: Sequence[QueuedJob], *, short_lock_timeout: bool) -> list[JobResult]:
+        self._transaction_started = self._monotonic()
+        try:
+            self.prepare()
+            with open_transaction(self._engine) as connection:
+                _check_new_connection(connection)
+                if short_lock_timeout:
+                    dialect.set_short_lock_timeout(connection)
+                now = dialect.read_clock(connection, self._clock)
+                return run_jobs(Transaction(connection, now, self.unmerged_channels), [work.job for work in jobs])
+        finally:
+            self._transaction_started = None
+
+    def _retry_locked(self, jobs: Sequence[QueuedJob], error: Exception) -> None:
+        """Another process has locked what some of them need: the others are done, and these are queued again."""
+        if len(jobs) > 1:
+            for work in jobs:
+                self._commit([work], short_lock_timeout=True)
+        elif not self._queue.return_job(jobs[0]):
+            self._queue.set_results(jobs, [(None, error)])
+
+    def _commit_one_by_one(self, jobs: Sequence[QueuedJob], error: exc.DBAPIError) -> None:
+        """Each is done alone, so that one that is wrong, or needs what is damaged, fails alone."""
+        is_damaged = dialect.is_damaged(error)
+        if is_damaged:
+            self._dispose_engines()
+        if len(jobs) == 1:
+            result = StoreDamagedError(dialect.describe_error(error)) if is_damaged else error
+            self._queue.set_results(jobs, [(None, result)])
+        for work in jobs if len(jobs) > 1 else ():
+            self._commit([work])
+
+
+def _check_new_connection(connection: Connection) -> None:
+    """After a new connection the database may be another one. Raises UnknownDatabaseError."""
+    if not connection.info.get(_REVISION_CHECKED):
+        check_tables(connection)
+        connection.info[_REVISION_CHECKED] = True
+
+
+_REPLY_TIMEOUT: Final = 7.5
+"""How long a caller waits, in the queue and for the result: less than the 10 s that Alertmanager gives a webhook."""
+_SCRAPE_TIMEOUT: Final = 2.0
+"""Seconds that a scrape waits for its query, so that it still returns the other metrics in time."""
+_STOP_SECONDS: Final = 4.0
+"""How long callers wait after `stop`: less than the server's drain, so that a webhook still gets its 503."""
+_CLOSE_SECONDS: Final = 1.0
+"""How long `close` waits for the database."""
+_CLOSING_TIMEOUT: Final = 0.5
+"""How long the connections to it then wait for an answer."""
+
+_DAMAGE_SECONDS: Final = 5.0
+"""For how long a damage counts. Whoever met one tries again every second or two."""
+
+
+class StoreUnusableError(Exception):
+    """The database cannot be opened at all; the message is one sentence with the next step."""
+
+
+class Store:
+    """The open database.
+
+    Args:
+        database: where it is.
+        clock: unix seconds, by this machine.
+        unmerged_channels: the channels that get every event as a delivery of its own.
+        monotonic: seconds, to see how long a transaction takes.
+    """
+
+    def __init__(
+        self,
+        database: DatabaseUrl,
+        clock: Callable[[], float],
+        unmerged_channels: frozenset[str],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self._database = database
+        self._answer_timeout = AnswerTimeout()
+        self._engines = dialect.create_engines(database, self._answer_timeout)
+        self._read_engine = self._engines.reading
+        self._queue = WorkQueue()
+        self._writer = Writer(database, self._engines, self._queue, clock, unmerged_channels, monotonic)
+        self._readers = ThreadPoolExecutor(dialect.READERS, "outbox read")
+        self._reads: set[Future[Any]] = set()
+        self._read_batches = ReadBatches(self.read)
+        self._monotonic = monotonic
+        self._damage = ""
+        self._damage_ends = -math.inf
+
+    @property
+    def error(self) -> str | None:
+        """Why the last transaction failed, or that one hangs; None while healthy."""
+        return self._writer.error or self.damage
+
+    @property
+    def damage(self) -> str | None:
+        """What says that the workers cannot read the outbox; None once they have not met that for a while."""
+        return f"it is damaged, restore a backup: {self._damage}" if self._monotonic() < self._damage_ends else None
+
+    @property
+    def committed_at(self) -> float | None:
+        """When this process last committed something, unix seconds by this machine; None before the first time."""
+        return self._writer.committed_at
+
+    def set_unmerged_channels(self, unmerged_channels: frozenset[str]) -> None:
+        """From now on, these channels alone get every event as a delivery of its own."""
+        self._writer.unmerged_channels = unmerged_channels
+
+    async def run(self, work: Callable[[Transaction], T]) -> T:
+        """What `work` returns, once it is on the disk; an exception of `work` undoes it alone.
+
+        Raises:
+            StoreUnavailableError: it is not known to be committed.
+        """
+        return await self._do(lambda transaction, _: [work(transaction)], None)
+
+    async def batch(self, handler: Callable[[Transaction, Sequence[I]], Sequence[T]], item: I, size: int = 0) -> T:
+        """What `handler` returns for `item`, once it is on the disk.
+
+        `handler` gets all items that wait for it in one call. Deliveries depend on it: see `damage`.
+
+        Args:
+            handler: does its items in one transaction.
+            item: one of them.
+            size: its bytes, where they may be many.
+
+        Raises:
+            StoreUnavailableError: it is not known to be committed.
+        """
+        try:
+            return await self._do(handler, item, size)
+        except StoreDamagedError as error:
+            if self.damage is None:
+                log.error("outbox is damaged; nothing is accepted", error=str(error), hint="restore a backup")  # noqa: TRY400
+            self._damage, self._damage_ends = str(error), self._monotonic() + _DAMAGE_SECONDS
+            raise
+
+    async def _do(self, handler: Callable[[Transaction, Sequence[I]], Sequence[T]], item: I, size: int = 0) -> T:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        work = QueuedJob(Job(handler, item), done, size)
+        self._queue.put(work)
+        timeout = loop.call_later(_REPLY_TIMEOUT, fail_job, done, f"no answer within {_REPLY_TIMEOUT:g} s")
+        try:
+            return await done
+        finally:
+            timeout.cancel()
+            self._queue.cancel(work)
+            # An exception that `done` holds holds this frame: without a cycle, all of it is gone at once.
+            del work, done
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """What `query` reads, on a connection of its own. Raises StoreUnavailableError."""
+        return await self._wait_for(self._submit(query))
+
+    async def read_change_marker(self) -> str:
+        """A text that differs from the last one wherever any process has committed something since.
+
+        Raises:
+            StoreUnavailableError: the database cannot be read.
+        """
+        return await self._wait_for(self._submit(dialect.read_change_marker, self._engines.watching))
+
+    async def _wait_for(self, future: Future[T]) -> T:
+        reading = asyncio.wrap_future(future)
+        try:
+            async with asyncio.timeout(_REPLY_TIMEOUT):
+                return await reading
+        except TimeoutError:
+            raise StoreUnavailableError(f"no answer within {_REPLY_TIMEOUT:g} s") from None
+        finally:
+            del reading  # as above
+
+    async def read_batch(self, handler: ReadHandler[I, T], item: I) -> T:
+        """What `handler` reads for `item`, together with other items that wait for it. Raises StoreUnavailableError."""
+        return await self._read_batches.read(handler, item)
+
+    def read_blocking(self, query: Callable[[Connection], T]) -> T:
+        """The same for the thread of a scrape, within 2 s. Raises StoreUnavailableError."""
+        reading = self._submit(query)
+        try:
+            return reading.result(_SCRAPE_TIMEOUT)
+        except TimeoutError:
+            reading.cancel()
+            raise StoreUnavailableError(f"no answer within {_SCRAPE_TIMEOUT:g} s") from None
+
+    def start(self) -> None:
+        """Opens the database, brings its tables up to date, and starts the thread. Blocks.
+
+        One that is locked, full or not there at the moment is tried again with each transaction.
+
+        Raises:
+            StoreUnusableError: waiting would not help.
+        """
+        try:
+            self._writer.prepare()
+        except OSError as error:
+            if not dialect.is_disk_full(error):
+                raise StoreUnusableError(f"{error.strerror}") from None
+            self._writer.fail([], f"{error.strerror}")
+        except UnknownDatabaseError as error:
+            raise StoreUnusableError(str(error)) from None
+        except exc.DBAPIError as error:
+            if not dialect.is_temporary(error, self._database):
+                raise StoreUnusableError(dialect.describe_error(error)) from None
+            self._writer.fail([], dialect.describe_error(error))
+        self._writer.start()
+
+    def start_read_only(self) -> None:
+        """For who only reads, beside whoever writes: makes and changes nothing. Blocks.
+
+        Raises:
+            StoreUnusableError: waiting would not help, for example if the tables are of another version.
+            StoreUnavailableError: the database cannot be read now.
+        """
+        try:
+            with self._read_engine.begin() as connection:
+                check_tables(connection)
+        except UnknownDatabaseError as error:
+            raise StoreUnusableError(str(error)) from None
+        except exc.DBAPIError as error:
+            passing = dialect.is_temporary(error, self._database)
+            raise (StoreUnavailableError if passing else StoreUnusableError)(dialect.describe_error(error)) from None
+        self._writer.is_prepared = True
+
+    def stop(self) -> None:
+        """The process is about to end; soon nobody waits any more for a database that hangs. For the event loop."""
+        asyncio.get_running_loop().call_later(_STOP_SECONDS, self._stop_waiting)
+
+    def close(self) -> None:
+        """Does what waits, then closes the database. Blocks, for a second at most where that hangs."""
+        ends = time.monotonic() + _CLOSE_SECONDS
+        self._answer_timeout.seconds = _CLOSING_TIMEOUT
+        self._queue.close()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        wait(self._reads, _CLOSE_SECONDS)
+        if not self._writer.join(max(0.0, ends - time.monotonic())):
+            log.warning("outbox closed during a transaction", error=self.error)
+        self._read_engine.dispose()
+        self._engines.watching.dispose()
+
+    def _stop_waiting(self) -> None:
+        self._answer_timeout.seconds = _CLOSING_TIMEOUT
+        if self.error is not None:
+            self._queue.fail_all(self.error)
+
+    def _submit(self, query: Callable[[Connection], T], engine: Engine | None = None) -> Future[T]:
+        try:
+            read = self._readers.submit(self._read, query, engine or self._read_engine)
+        except RuntimeError:
+            raise StoreUnavailableError("the outbox is closed") from None
+        self._reads.add(read)
+        read.add_done_callback(self._reads.discard)
+        return read
+
+    def _read(self, query: Callable[[Connection], T], engine: Engine) -> T:
+        if not self._writer.is_prepared:
+            raise StoreUnavailableError(self.error or "the outbox is not open yet")
+        pool = engine.pool
+        try:
+            with open_transaction(engine) as connection:
+                return query(connection)
+        except (exc.DBAPIError, exc.TimeoutError) as error:
+            engine.dispose()
+            raise StoreUnavailableError(dialect.describe_error(error)) from None
+        finally:
+            if pool is not engine.pool:
+                pool.dispose()  # another read failed meanwhile and closed what was idle; ours is so only now
+
+
+@asynccontextmanager
+async def open_store(
+    database: DatabaseUrl,
+    clock: Callable[[], float],
+    unmerged_channels: frozenset[str] = frozenset(),
+    monotonic: Callable[[], float] = time.monotonic,
+    *,
+    read_only: bool = False,
+) -> AsyncIterator[Store]:
+    """The store of a database; its tables are made if there are none.
+
+    Args:
+        database: a file, whose folder must exist, or a database of PostgreSQL.
+        clock: unix seconds.
+        unmerged_channels: the channels that get every event as a delivery of its own.
+        monotonic: seconds, to see how long a transaction takes.
+        read_only: it is only read; nothing is made or changed.
+
+    Raises:
+        StoreUnusableError: the folder is missing, it is something else, or a newer keypulse wrote it.
+    """
+    store = Store(database, clock, unmerged_channels, monotonic)
+    folder = Path(str(database.database)).parent
+    if dialect.is_sqlite(database) and not await asyncio.to_thread(folder.is_dir):
+        raise StoreUnusableError(f"the folder {folder} does not exist; create it, or set another `database`")
+    try:
+        await asyncio.to_thread(store.start_read_only if read_only else store.start)
+        yield store
+    except StoreUnusableError as error:
+        name = database.database if dialect.is_sqlite(database) else database
+        raise StoreUnusableError(f"cannot use the database {name}: {error}") from None
+    finally:
+        await asyncio.to_thread(store.close)

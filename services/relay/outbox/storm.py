@@ -1,0 +1,272 @@
+"""What a claim takes in a storm: one digest of many incidents, or the next messages of incidents that need their own.
+
+It is a storm where more than `digest_over` deliveries wait for the channel's rate. Then what is not critical is
+collected into digests of at most `digest_size` deliveries, each for one token of the rate. These are sent alone all the
+same: what is critical, the resolve of an incident that was sent alone, and what may have arrived alone already. They
+go first. Only when an incident has waited for as long as a burst of messages takes, a digest goes before them. It then
+names the waiting critical incidents, too; these are released after it, and still get a message of their own.
+
+A digest that may have arrived, because its answer was lost, is claimed again as a whole and under its id, so that its
+channel can search for it: its members are those with its `digest_id` that may have been sent. A digest that certainly
+did not arrive is forgotten, and its members are collected anew. What changes meanwhile leaves the digest, and once a
+message of it was sent, the digest is searched for and edited.
+
+Which deliveries of a channel may be claimed: what is due, and has no older one of its incident before it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+from uuid import uuid4
+
+from sqlalchemy import and_, bindparam, case, exists, func, not_, or_, select
+
+from services.relay.channels.port import SendReason
+from services.relay.model import Status
+from services.relay.outbox.channels import BURST_SECONDS
+from services.relay.outbox.merge import RetryState, merge_into_successor, try_lock_incident
+from services.relay.outbox.store import Transaction
+from services.relay.outbox.tables import (
+    DUE_DELIVERIES,
+    WAITING,
+    DeliveryState,
+    DueRow,
+    RowQuery,
+    deliveries,
+    events,
+    incidents,
+    select_values,
+)
+from services.relay.text import Severity
+
+MAX_CLAIM_BYTES: Final = 1024 * 1024
+"""Bytes of events over which nothing more is claimed with them, so that memory is bounded."""
+
+_delivery = deliveries.c
+_older = deliveries.alias("older")
+FIRST_OF_INCIDENT: Final = (
+    _delivery.channel == bindparam("channel"),
+    _delivery.finished_at.is_(None),
+    ~exists().where(
+        # `concat` prevents an index scan: PostgreSQL without statistics would read the whole channel for each row.
+        _older.c.channel.concat("") == _delivery.channel,
+        _older.c.incident_id == _delivery.incident_id,
+        _older.c.finished_at.is_(None),
+        _older.c.seq < _delivery.seq,
+    ),
+)
+"""The unfinished deliveries of a channel that have no older one of their incident before them."""
+IS_CLAIMABLE: Final = (
+    *FIRST_OF_INCIDENT,
+    _delivery.due_at <= bindparam("now"),
+    _delivery.id.not_in(bindparam("in_flight", expanding=True)),
+)
+"""Those of them that are due, and that the worker is not sending."""
+_LOCK_BY_ID: Final = DUE_DELIVERIES.where(_delivery.id == bindparam("delivery")).for_update(of=deliveries)
+
+
+def lock_due(
+    transaction: Transaction, query: RowQuery[DueRow], values: Mapping[str, object], most: int
+) -> list[DueRow]:
+    """The deliveries that a query locks, as many as their events' size allows.
+
+    Args:
+        transaction: the current one.
+        query: of deliveries, at most `most` of them.
+        values: of the other parameters of the query.
+        most: how many.
+    """
+    due: list[DueRow] = []
+    size = 0
+    for row in query.fetch_all(transaction.connection, {**values, "most": most}):
+        if due and size + row.event_size > MAX_CLAIM_BYTES:
+            break
+        newest = merge_expired_lease(transaction, row)
+        if newest is not None:
+            size += newest.event_size
+            due.append(newest)
+    return due
+
+
+def merge_expired_lease(transaction: Transaction, row: DueRow) -> DueRow | None:
+    """A delivery whose lease ended waits again, and is merged into what waits behind it.
+
+    None if somebody else is changing what waits of its incident: it can wait a moment.
+    """
+    delivery = row.delivery
+    if delivery.state != DeliveryState.SENDING:
+        return row
+    if not try_lock_incident(transaction, delivery.incident_id):
+        return None
+    retry = RetryState(delivery.attempts, transaction.now, delivery.reason)
+    successor = merge_into_successor(transaction, delivery, retry)
+    return _LOCK_BY_ID.fetch_one(transaction.connection, {"delivery": successor}) if successor else row
+
+
+_MAX_BUILDS: Final = 3
+"""How often a digest is tried that fails by the relay's own fault."""
+
+_own = deliveries.alias("own")
+_was_sent_alone = (
+    select(_own.c.seq)
+    .where(
+        _own.c.incident_id == _delivery.incident_id,
+        _own.c.episode == _delivery.episode,
+        _own.c.channel.concat("") == _delivery.channel,
+        _own.c.state.concat("") == DeliveryState.DELIVERED,  # as in `claim`
+        _own.c.digest_id.is_(None),
+    )
+    .exists()
+)
+_may_have_been_sent_alone = (
+    select(_own.c.seq)
+    .where(
+        _own.c.incident_id == _delivery.incident_id,
+        _own.c.channel.concat("") == _delivery.channel,
+        _own.c.state.concat("") == DeliveryState.SUPERSEDED,  # as above
+        _own.c.event_seq.between(_delivery.first_event_seq, _delivery.event_seq),
+        _own.c.maybe_sent != 0,
+        _own.c.digest_id.is_(None),
+    )
+    .exists()
+)
+"""What was merged into it may be a message that has to be found and edited."""
+# A refused digest goes one by one, and so does one that could not be built: else a member would hold up all others.
+_goes_into_digests = or_(
+    _delivery.reason.is_(None),
+    and_(
+        _delivery.reason != SendReason.REJECTED,
+        or_(_delivery.reason != SendReason.INTERNAL, _delivery.attempts < _MAX_BUILDS),
+    ),
+)
+_is_nameable = and_(
+    _delivery.state.in_([state.value for state in WAITING]),
+    _delivery.named_in.is_(None),
+    _delivery.maybe_sent == 0,
+    _delivery.progress.is_(None),
+    _goes_into_digests,
+    incidents.c.severity.is_not(None),
+    or_(events.c.status == Status.FIRING, not_(_was_sent_alone)),
+    not_(_may_have_been_sent_alone),
+)
+"""What a digest may name: it was not sent yet, alone or in a digest."""
+_is_unanswered = and_(
+    _delivery.digest_id.is_not(None),
+    or_(_delivery.maybe_sent != 0, _delivery.state == DeliveryState.SENDING, _delivery.progress.is_not(None)),
+)
+"""What is in a digest that may have arrived."""
+_is_critical = incidents.c.severity == Severity.CRITICAL
+_OLDEST_FIRST: Final = (_delivery.due_at, _delivery.seq)
+_CRITICAL_FIRST: Final = (
+    case((and_(_is_critical, events.c.status == Status.FIRING), 0), else_=1),
+    *_OLDEST_FIRST,
+)
+_LOCK_CLAIMABLE: Final = DUE_DELIVERIES.where(*IS_CLAIMABLE).limit(bindparam("most"))
+_some_claimable = select(_delivery.seq).where(*IS_CLAIMABLE).limit(bindparam("most")).subquery()
+_COUNT_CLAIMABLE: Final = RowQuery(int, select(func.count()).select_from(_some_claimable))
+_FIRST_NAMEABLE: Final = DUE_DELIVERIES.where(*IS_CLAIMABLE, _is_nameable).order_by(*_OLDEST_FIRST).limit(1)
+_LOCK_NAMEABLE: Final = (
+    _LOCK_CLAIMABLE.where(_is_nameable).order_by(*_CRITICAL_FIRST).for_update(of=deliveries, skip_locked=True)
+)
+LOCK_ALONE: Final = (
+    _LOCK_CLAIMABLE.where(not_(_is_unanswered)).order_by(*_OLDEST_FIRST).for_update(of=deliveries, skip_locked=True)
+)
+"""What is claimed where there is no storm."""
+_LOCK_ALONE_IN_STORM: Final = (
+    _LOCK_CLAIMABLE.where(not_(_is_unanswered), or_(_is_critical, not_(_is_nameable)))
+    .order_by(*_CRITICAL_FIRST)
+    .for_update(of=deliveries, skip_locked=True)
+)
+_FIRST_UNANSWERED: Final = (
+    select_values(str, _delivery.digest_id).where(*IS_CLAIMABLE, _is_unanswered).order_by(*_OLDEST_FIRST).limit(1)
+)
+_of_digest = (
+    _delivery.digest_id == bindparam("digest"),
+    _delivery.channel == bindparam("channel"),
+    _delivery.finished_at.is_(None),
+    _is_unanswered,
+)
+_COUNT_UNANSWERED: Final = select_values(int, func.count(_delivery.seq)).where(*_of_digest)
+_LOCK_UNANSWERED: Final = (
+    DUE_DELIVERIES.where(*_of_digest).order_by(_delivery.seq).for_update(of=deliveries, skip_locked=True)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StormRules:
+    """What a channel that has digests says about them."""
+
+    digest_over: int
+    """How many deliveries may wait for its rate before there is a digest."""
+    digest_size: int
+    """How many deliveries a digest may have."""
+    rate: float
+    """Messages per second."""
+
+
+class Selection(NamedTuple):
+    """The locked deliveries to claim."""
+
+    rows: list[DueRow]
+    digest_id: str | None = None
+    """Of the digest that they are; None if each is a message of its own."""
+
+
+def is_named_only(row: DueRow) -> bool:
+    """Whether a digest names this delivery and leaves it its own message."""
+    return row.severity == Severity.CRITICAL
+
+
+def select_in_storm(
+    transaction: Transaction, values: Mapping[str, object], available: int, rules: StormRules, *, is_breaker_trial: bool
+) -> Selection | None:
+    """What a channel sends next, where it is a digest or a storm.
+
+    Args:
+        transaction: the current one.
+        values: of the parameters of `IS_CLAIMABLE`.
+        available: how many messages the channel's rate allows now.
+        rules: of the channel.
+        is_breaker_trial: whether the message tries a channel behind its circuit breaker.
+
+    Returns:
+        None if there is neither.
+    """
+    unanswered = _lock_unanswered(transaction, values)
+    if unanswered is not None:
+        return unanswered
+    most = max(rules.digest_over, available)
+    if _COUNT_CLAIMABLE.fetch_one(transaction.connection, {**values, "most": most + 1}) <= most:
+        return None
+    oldest = _FIRST_NAMEABLE.fetch_first(transaction.connection, values)
+    max_delay = BURST_SECONDS * max(1.0, 1.0 / rules.rate)
+    is_late = oldest is not None and transaction.now - oldest.delivery.oldest_accepted_at > max_delay
+    # A digest that is overdue gets the last token, unless the first message after an outage may be a critical one.
+    alone_limit = available - 1 if is_late and not is_breaker_trial else available
+    alone = lock_due(transaction, _LOCK_ALONE_IN_STORM, values, alone_limit) if alone_limit else []
+    if alone:
+        return Selection(alone)
+    # Of their events a digest holds a title each, so their size does not matter.
+    members = _LOCK_NAMEABLE.fetch_all(transaction.connection, {**values, "most": rules.digest_size})
+    if len(members) == 1:
+        return Selection(members)
+    return Selection(members, uuid4().hex) if members else None
+
+
+def _lock_unanswered(transaction: Transaction, values: Mapping[str, object]) -> Selection | None:
+    """A digest that may have arrived: all of its members, or it waits a moment.
+
+    In a part of them its channel could not tell whether the post that it finds names these members.
+    """
+    digest_id = _FIRST_UNANSWERED.fetch_first(transaction.connection, values)
+    if digest_id is None:
+        return None
+    digest = {"digest": digest_id, "channel": values["channel"]}
+    count = _COUNT_UNANSWERED.fetch_one(transaction.connection, digest)
+    rows = _LOCK_UNANSWERED.fetch_all(transaction.connection, digest)
+    if len(rows) < count:
+        return None
+    merged = [merge_expired_lease(transaction, row) for row in rows]
+    # What was merged into its successor is no member any more.
+    members = [row for row in merged if row is not None and row.delivery.digest_id == digest_id]
+    return Selection(members, digest_id) if members and None not in merged else None

@@ -1,0 +1,270 @@
+"""`render`: prints what a channel would send for a webhook, or what a person sees. Sends nothing.
+
+A page that does not wait long for a part of it: the browser asks for that part after the first paint.
+
+`/channels/-/render`: a webhook as every channel would show it, side by side. Nothing is sent.
+
+The webhook is pasted, an example, or an event of the outbox; it stands in the form, so that it can be changed and
+rendered again. A mail has a frame of its own, in which nothing runs and nothing is loaded; the form is sent there, too.
+
+The webhooks that were accepted last, for people who choose one. No query changes the outbox, or waits for a lock.
+"""
+
+import asyncio
+import sys
+from collections.abc import Coroutine, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+import click
+from sqlalchemy import Connection, bindparam, func, select
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+
+from services.relay.cli import add_config_option, check_channel_or_exit
+from services.relay.config import RelaySettings
+from services.relay.console.frame import FRAME_POLICY, PageRenderer
+from services.relay.outbox.store import Store
+from services.relay.outbox.tables import RowQuery, clean_for_database, events, select_values
+from services.relay.preview.render import (
+    MAIL_POLICY,
+    MAIL_SANDBOX,
+    RenderedPayload,
+    RenderingBusyError,
+    WebhookRenderer,
+    format_pretty,
+    render_mail,
+    render_page,
+    render_webhook,
+)
+from shared.http.access import ProtectedRoute
+from shared.http.json_api import FormError, read_form
+from shared.process.command_line import load_settings_or_exit, parse_option_or_exit, replace_unencodable_output
+
+_RENDER_EXAMPLES: Final = """\b
+Examples:
+  keypulse-relay --config ops/compose/relay.yml render --payload tests/relay/payloads/01-firing-1.json --channel pagerduty
+  keypulse-relay --config relay.yml render --payload FILE --channel slack-critical --format pretty
+  keypulse-relay --config relay.yml render --payload FILE --channel email-oncall --format html >mail.html
+  curl -s localhost:9912/api/quarantine/7 | keypulse-relay --config relay.yml render --payload - --channel pagerduty"""  # noqa: E501
+
+
+@click.command("render", short_help="Print what a channel would send.", epilog=_RENDER_EXAMPLES)
+@click.option("--payload", required=True, metavar="FILE", help="A webhook as JSON; - is standard input.")
+@click.option("--channel", required=True, help="The name of a channel in the configuration.")
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["json", "pretty", "html"]),
+    default="json",
+    show_default=True,
+    help="The payload as it is sent; as a person sees it in a terminal; or as a page.",
+)
+@add_config_option
+def command(config: Path | None, payload: str, channel: str, shape: str) -> None:
+    """Print what a channel would send for a webhook. Sends nothing."""
+    settings = load_settings_or_exit(RelaySettings, config)
+    check_channel_or_exit(settings, channel)
+
+    def render(file: str) -> str:
+        return asyncio.run(render_webhook(settings, channel, _read_file(file)))
+
+    rendered = parse_option_or_exit("--payload", render, payload)
+    kind = settings.channels[channel].kind
+    if shape != "json":
+        rendered = format_pretty(kind, rendered) if shape == "pretty" else render_page(kind, rendered)
+    replace_unencodable_output()
+    click.echo(rendered)
+
+
+def _read_file(file: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise ValueError(f"it cannot be read: {error.strerror}") from None
+
+
+T = TypeVar("T")
+_MAX_WAIT: Final = 0.15
+"""Seconds."""
+
+
+async def read_part(request: Request, part: str, reading: Coroutine[Any, Any, T]) -> T | None:
+    """What is read; None if that takes long, and the request is for the whole page.
+
+    Args:
+        request: of the page, or of htmx for a part of it.
+        part: the id of the element that shows what is read.
+        reading: it continues where this returns None, for the request that follows. Its exceptions are raised.
+    """
+    task = asyncio.ensure_future(reading)
+    if request.headers.get("hx-target") == part:
+        return await task
+    await asyncio.wait({task}, timeout=_MAX_WAIT)
+    if task.done():
+        return task.result()
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return None
+
+
+_MAX_READ: Final = 100
+"""The newest events that are looked at: those of the relay's own have no webhook, and some are too large."""
+
+
+class RecentEvent(NamedTuple):
+    """A webhook that was accepted."""
+
+    id: str
+    receiver: str
+    alertname: str
+    status: str
+    accepted_at: float
+    """Unix seconds."""
+
+
+_newest = select(events.c.seq).order_by(events.c.seq.desc()).limit(_MAX_READ).scalar_subquery()
+_fits = func.length(events.c.body).between(1, bindparam("max_bytes"))
+_RECENT: Final = (
+    RowQuery(
+        RecentEvent,
+        select(events.c.id, events.c.receiver, events.c.alertname, events.c.status, events.c.accepted_at),
+    )
+    .where(events.c.seq.in_(_newest), _fits)
+    .order_by(events.c.seq.desc())
+    .limit(bindparam("most"))
+)
+_BODY: Final = select_values(bytes, events.c.body).where(events.c.id == bindparam("event"), _fits)
+
+
+async def list_recent_events(store: Store, limit: int, max_bytes: int) -> list[RecentEvent]:
+    """The last webhooks that have at most `max_bytes`, the newest first. Raises StoreUnavailableError."""
+    return await store.read(partial(_RECENT.fetch_all, values={"most": limit, "max_bytes": max_bytes}))
+
+
+async def read_webhook(store: Store, event_id: str, max_bytes: int) -> bytes | None:
+    """The webhook of an event as it came; None if there is none, or a larger one. Raises StoreUnavailableError."""
+
+    def read(connection: Connection) -> bytes | None:
+        return _BODY.fetch_first(connection, {"event": event_id, "max_bytes": max_bytes})
+
+    return await store.read(read)
+
+
+MAX_PAYLOAD: Final = 256 * 1024
+"""Bytes of a webhook that is rendered here."""
+_MAX_FORM: Final = 3 * MAX_PAYLOAD + 4096
+"""Bytes of the form: it may write each byte of the webhook as three."""
+_CONTENT_TOO_LARGE: Final = 413
+_MAX_FORMS: Final = 4
+"""Forms in memory at the same time."""
+_MAX_EVENTS: Final = 10
+_EXAMPLES: Final[Mapping[str, str]] = {
+    file.stem: file.read_text(encoding="utf-8") for file in sorted((Path(__file__).parent / "examples").glob("*.json"))
+}
+_FIRST_EXAMPLE: Final = "firing"
+_TOO_LARGE: Final = (
+    f"expected at most {MAX_PAYLOAD // 1024} KiB; for more, run: keypulse-relay render --payload FILE --channel NAME"
+)
+
+
+class RenderPages:
+    """The page, and the frames of its mails.
+
+    Args:
+        store: the outbox.
+        renderer: renders the templates.
+        webhooks: renders webhooks.
+    """
+
+    def __init__(self, store: Store, renderer: PageRenderer, webhooks: WebhookRenderer) -> None:
+        self._store = store
+        self._renderer = renderer
+        self._webhooks = webhooks
+        self._forms = asyncio.Semaphore(_MAX_FORMS)
+
+    def build_routes(self) -> list[ProtectedRoute]:
+        """The routes; a POST changes nothing, and so it is no action."""
+        page = self._renderer.build_page_route
+        return [
+            page("/channels/-/render", self._show),
+            page("/channels/-/render", self._render_form, methods=["POST"]),
+            page("/channels/-/render/mail", self._show_mail, methods=["POST"]),
+        ]
+
+    async def _show(self, request: Request) -> Response:
+        """An example, or a webhook of the outbox."""
+        event, example = request.query_params.get("event"), request.query_params.get("example", _FIRST_EXAMPLE)
+        if event is None:
+            payload = _EXAMPLES.get(example)
+        else:
+            body = await read_webhook(self._store, clean_for_database(event), MAX_PAYLOAD)
+            payload = None if body is None else body.decode(errors="replace")
+        if payload is None:
+            return await self._respond(request, "", [], "there is no such example, or webhook in the outbox", 404)
+        return await self._respond_rendered(request, payload)
+
+    async def _render_form(self, request: Request) -> Response:
+        try:
+            payload = await self._read_payload(request)
+        except FormError as error:
+            return await self._respond(request, "", [], str(error), error.status)
+        except RenderingBusyError as error:
+            return await self._respond(request, "", [], str(error), 503)
+        return await self._respond_rendered(request, payload)
+
+    async def _show_mail(self, request: Request) -> Response:
+        """The mail of the channel that the query names, as a document of its own."""
+        try:
+            payload = await self._read_payload(request)
+            rendered = await self._webhooks.render(payload.encode(), only=request.query_params.get("channel", ""))
+        except FormError as error:
+            return PlainTextResponse(f"{error}\n", status_code=error.status)
+        except ValueError as error:
+            return PlainTextResponse(f"{error}\n", status_code=422)
+        except RenderingBusyError as error:
+            return PlainTextResponse(f"{error}\n", status_code=503)
+        mail = next((each.payload for each in rendered if each.kind == "email"), None)
+        if mail is None:
+            return PlainTextResponse("there is no such mail\n", status_code=404)
+        page = await asyncio.to_thread(render_mail, mail)
+        return HTMLResponse(page, headers={"Content-Security-Policy": MAIL_POLICY})
+
+    async def _read_payload(self, request: Request) -> str:
+        """The webhook of the form. Raises FormError or RenderingBusyError."""
+        if self._forms.locked():
+            raise RenderingBusyError("other payloads are being rendered; try again in a moment")
+        async with self._forms:
+            try:
+                payload = (await read_form(request, _MAX_FORM)).get("payload", "")
+            except FormError as error:
+                raise FormError(
+                    _TOO_LARGE if error.status == _CONTENT_TOO_LARGE else str(error), error.status
+                ) from None
+        if len(payload.encode()) > MAX_PAYLOAD:
+            raise FormError(_TOO_LARGE, _CONTENT_TOO_LARGE)
+        return payload
+
+    async def _respond_rendered(self, request: Request, payload: str) -> Response:
+        try:
+            rendered = await self._webhooks.render(payload.encode())
+        except ValueError as error:
+            return await self._respond(request, payload, [], str(error), 200)
+        except RenderingBusyError as error:
+            return await self._respond(request, payload, [], str(error), 503)
+        return await self._respond(request, payload, rendered, None, 200)
+
+    async def _respond(
+        self, request: Request, payload: str, rendered: list[RenderedPayload], error: str | None, status: int
+    ) -> Response:
+        values = {
+            "payload": payload,
+            "rendered": rendered,
+            "error": error,
+            "examples": list(_EXAMPLES),
+            "mail_sandbox": MAIL_SANDBOX,
+            "events": await list_recent_events(self._store, _MAX_EVENTS, MAX_PAYLOAD),
+        }
+        response = await self._renderer.render(request, "render.html.j2", values, status=status)
+        response.headers["Content-Security-Policy"] = FRAME_POLICY
+        return response

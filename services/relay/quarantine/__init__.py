@@ -1,0 +1,1 @@
+"""Webhooks that were not accepted: shown, repaired, replayed."""

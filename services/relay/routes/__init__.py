@@ -1,0 +1,1 @@
+"""Where an alert goes, and Alertmanager's own file."""

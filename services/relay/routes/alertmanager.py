@@ -1,0 +1,221 @@
+"""The routing tree of an Alertmanager, and which of its receivers an alert reaches. Pure.
+
+An alert goes down the tree: into the first child that matches, and into the next ones as long as those say `continue`.
+A route without a child that matches takes it. https://prometheus.io/docs/alerting/latest/configuration/#route,
+https://github.com/prometheus/alertmanager/blob/main/dispatch/route.go, Route.Match
+
+The routing trees of the configured Alertmanagers, read from their API once a minute at most. Nothing changes there.
+
+Of a configuration only routes and the kinds of receivers are kept; Alertmanager itself masks secrets and URLs.
+"""
+
+import asyncio
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import yaml
+from pydantic import ValidationError
+
+from services.relay.apis import AlertmanagerClient, AlertmanagerError
+from services.relay.config import AlertmanagerSettings
+from services.relay.console.frame import SharedRead
+from services.relay.intake.routing import Matcher, parse_matcher
+from services.relay.routes.merge import AlertmanagerRoute, iterate_conditions
+from shared.config.secret_file import SecretFile
+from shared.config.yaml_file import parse_plain_yaml
+from shared.process.concurrency import run_large
+
+MAX_BYTES: Final = 1024 * 1024
+"""Of a configuration that is read."""
+MAX_ROUTES: Final = 2000
+_MAX_DEPTH: Final = 50
+_CREDENTIALS: Final = {"authorization", "bearer_token", "bearer_token_file", "oauth2", "http_headers"}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition of a route."""
+
+    text: str
+    matcher: Matcher | None
+    """None if it cannot be parsed here: it may match, or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRoute:
+    """A route with those below it."""
+
+    path: str
+    """`route`, `route.routes[0]`, and so on."""
+    receiver: str
+    """Its own, or that of the route above it."""
+    conditions: tuple[Condition, ...]
+    passes_on: bool
+    """Whether an alert that matches goes to the routes after this one, too."""
+    intervals: tuple[str, ...]
+    """Time intervals that mute it, or in which alone it is active."""
+    routes: tuple["TreeRoute", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingTree:
+    """The tree of one Alertmanager."""
+
+    root: TreeRoute
+    receivers: Mapping[str, Sequence[str]]
+    """What each receiver sends to: `webhook`, `slack`, …; empty for one that sends nothing."""
+    token_senders: Collection[str]
+    """Receivers with a webhook that has credentials: the relay refuses every other, so those lead elsewhere."""
+
+
+class TreeVerdict(NamedTuple):
+    """What becomes of an alert at a route."""
+
+    route: TreeRoute
+    is_reached: bool
+    """Whether the alert comes to it: a route before it may have kept the alert."""
+    matches: bool
+    failed: tuple[str, ...]
+    """The conditions that failed."""
+    is_chosen: bool
+    """Whether its receiver gets the alert."""
+    children: tuple["TreeVerdict", ...]
+
+
+class TreeError(Exception):
+    """A configuration, or where an alert goes by it, that cannot be shown; a sentence without its content."""
+
+
+def parse_tree(configuration: str) -> RoutingTree:
+    """The tree of a configuration in YAML. Raises TreeError."""
+    if len(configuration) > MAX_BYTES:
+        raise TreeError(f"its configuration has over {MAX_BYTES} characters")
+    try:
+        document = parse_plain_yaml(configuration)
+        receivers = {str(each["name"]): _list_kinds(each) for each in document["receivers"]}
+        token_senders = [str(each["name"]) for each in document["receivers"] if _sends_token(each)]
+        count = iter(range(MAX_ROUTES))
+        root = _build_route(document["route"], "route", "", count, 0)
+    except (yaml.YAMLError, ValidationError, TypeError, KeyError, AttributeError, ValueError, RecursionError):
+        raise TreeError("its configuration cannot be read as that of an Alertmanager") from None
+    return RoutingTree(root, receivers, token_senders)
+
+
+def _list_kinds(receiver: Mapping[str, Any]) -> Sequence[str]:
+    return [key.removesuffix("_configs") for key, value in receiver.items() if key.endswith("_configs") and value]
+
+
+def _sends_token(receiver: Mapping[str, Any]) -> bool:
+    """Whether a webhook of it has credentials. Alertmanager shows its global ones there, too."""
+    webhooks = receiver.get("webhook_configs") or ()
+    return any(_CREDENTIALS & (each.get("http_config") or {}).keys() for each in webhooks)
+
+
+def _build_route(document: Mapping[str, Any], path: str, receiver: str, count: Iterator[int], depth: int) -> TreeRoute:
+    """A route and those below it; `count` ends a tree with too many routes."""
+    if next(count, None) is None or depth > _MAX_DEPTH:
+        raise TreeError(f"it has over {MAX_ROUTES} routes, or more than {_MAX_DEPTH} below each other")
+    own = AlertmanagerRoute.model_validate({key: value for key, value in document.items() if key != "routes"})
+    name = own.receiver or receiver
+    intervals = [*(document.get("mute_time_intervals") or ()), *(document.get("active_time_intervals") or ())]
+    return TreeRoute(
+        path,
+        name,
+        tuple(_build_condition(text) for text in iterate_conditions(own)),
+        own.passes_on,
+        tuple(map(str, intervals)),
+        tuple(
+            _build_route(child, f"{path}.routes[{index}]", name, count, depth + 1)
+            for index, child in enumerate(document.get("routes") or ())
+        ),
+    )
+
+
+def _build_condition(text: str) -> Condition:
+    try:
+        return Condition(text.strip(), parse_matcher(text))
+    except ValueError:
+        return Condition(text.strip(), None)
+
+
+def route_alert(tree: RoutingTree, labels: Mapping[str, str]) -> TreeVerdict:
+    """What becomes of an alert at each route. Raises TreeError if a condition decides that cannot be parsed."""
+    return _judge(tree.root, labels, is_reached=True)
+
+
+def list_chosen(verdict: TreeVerdict) -> list[TreeRoute]:
+    """The routes whose receivers get the alert, in order; a receiver of several routes gets it several times."""
+    below = [route for child in verdict.children for route in list_chosen(child)]
+    return [verdict.route, *below] if verdict.is_chosen else below
+
+
+def _judge(route: TreeRoute, labels: Mapping[str, str], *, is_reached: bool) -> TreeVerdict:
+    judged = route.conditions if is_reached else ()
+    failed = [each.text for each in judged if each.matcher is not None and not each.matcher.matches(labels)]
+    if not failed and any(each.matcher is None for each in judged):
+        raise TreeError(f"{route.path} has a condition that cannot be read here")
+    matches = is_reached and not failed
+    children: list[TreeVerdict] = []
+    goes_on = matches
+    for child in route.routes:
+        children.append(_judge(child, labels, is_reached=goes_on))
+        goes_on = goes_on and (child.passes_on or not children[-1].matches)
+    is_chosen = matches and not any(child.matches for child in children)
+    return TreeVerdict(route, is_reached, matches, tuple(failed), is_chosen, tuple(children))
+
+
+_MAX_AGE: Final = 60.0
+
+
+class AlertmanagerTree(NamedTuple):
+    """The tree of one Alertmanager, or of several with the same."""
+
+    urls: tuple[str, ...]
+    tree: RoutingTree | None
+    error: str | None
+    """Why it cannot be shown; None where it can."""
+
+
+class AlertmanagerTrees:
+    """Reads the trees.
+
+    Args:
+        settings: of Alertmanager; without URLs there are no trees.
+    """
+
+    def __init__(self, settings: AlertmanagerSettings) -> None:
+        self._settings = settings
+        self._shared = SharedRead(self._read_all, _MAX_AGE)
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether there is an Alertmanager to ask."""
+        return bool(self._settings.urls)
+
+    async def read(self) -> tuple[AlertmanagerTree, ...]:
+        """Every different tree, and each Alertmanager whose tree cannot be shown."""
+        return await self._shared.get()
+
+    async def _read_all(self) -> tuple[AlertmanagerTree, ...]:
+        read = await asyncio.gather(*map(self._read_one, self._settings.urls))
+        merged: list[AlertmanagerTree] = []
+        for each in read:
+            same = next((n for n, other in enumerate(merged) if each.tree and other.tree == each.tree), None)
+            if same is None:
+                merged.append(each)
+            else:
+                merged[same] = merged[same]._replace(urls=merged[same].urls + each.urls)
+        return tuple(merged)
+
+    async def _read_one(self, url: str) -> AlertmanagerTree:
+        settings = self._settings
+        token = SecretFile(settings.token_file) if settings.token_file else None
+        client = AlertmanagerClient(url, token, settings)
+        try:
+            configuration = await client.read_configuration()
+            return AlertmanagerTree((url,), await run_large(lambda: parse_tree(configuration)), None)
+        except (AlertmanagerError, TreeError) as error:
+            return AlertmanagerTree((url,), None, str(error))
+        finally:
+            await client.close()

@@ -1,0 +1,1 @@
+"""Silences that people request in Slack and in the console."""

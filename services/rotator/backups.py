@@ -1,0 +1,419 @@
+"""A backup: every data key's metadata and wrapped form as CSV, encrypted, with the SHA-256 of it all in the last page.
+
+The key of the file is random and wrapped by the same KMS key as the data keys. The header says which versions of it the
+backup needs, so that `retire` and `destroy` know.
+
+A file of encrypted pages: AES-256-GCM, one page at a time, so that the whole file is never in memory.
+
+The file begins with one line, the header, from which the writer can find the file's key again. Each page is four bytes
+of length and the ciphertext. The nonce is the page's number, because a key encrypts one file only. The page's number,
+the header's SHA-256 and whether it is the last page are authenticated: a page that is changed, moved, left out or taken
+from another file is detected, and so is a file that ends too early.
+
+The folder of backups: names, which are kept, what they need, and whether one can be restored.
+"""
+
+import asyncio
+import base64
+import csv
+import errno
+import io
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator, Sequence
+from contextlib import aclosing, suppress
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, Literal
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from services.rotator.model import RotatorError
+from shared.atomic_file import sync_folder
+from shared.keyring.administration import Administration, JournalBackup, KeyInfo, Problem, StoredKey, StoredVersion
+from shared.keyring.model import UNREADABLE_VERSION, compute_fingerprint, get_version_sort_key
+from shared.kms.port import KmsError, KmsKey
+from shared.kms.reason import Scope
+
+KEY_BYTES: Final = 32
+_MAX_HEADER_BYTES: Final = 64 * 1024
+MAX_PAGE_BYTES: Final = 16 * 1024 * 1024
+"""Of a page's ciphertext, at most."""
+_LENGTH_BYTES: Final = 4
+
+
+class FileDamagedError(Exception):
+    """The file is incomplete or changed; the message is one sentence."""
+
+
+class EncryptedFileWriter:
+    """Writes `file`, which is there as a whole after `finish`, or not at all. Every method may raise OSError."""
+
+    def __init__(self, file: Path, header: bytes, key: bytes) -> None:
+        """Begins beside `file`, readable by its owner only. `header` is one line; `key` is used for no other file."""
+        self._file, self._temporary_file = file, file.with_name(f".{file.name}.part")
+        self._cipher, self._header, self._page_number = AESGCM(key), header, 0
+        self._temporary_file.unlink(missing_ok=True)  # of a runner that was killed
+        self._stream = os.fdopen(os.open(self._temporary_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        self._stream.write(header + b"\n")
+
+    def write_page(self, plaintext: bytes, *, last: bool = False) -> None:
+        """Adds a page."""
+        authenticated = _build_aad(self._header, self._page_number, last=last)
+        ciphertext = self._cipher.encrypt(_build_nonce(self._page_number), plaintext, authenticated)
+        self._stream.write(len(ciphertext).to_bytes(_LENGTH_BYTES, "big") + ciphertext)
+        self._page_number += 1
+
+    def finish(self, plaintext: bytes) -> None:
+        """Adds the last page. The file has its name, and is on the disk, when this returns."""
+        self.write_page(plaintext, last=True)
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        if self._file.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        self._temporary_file.rename(self._file)
+        sync_folder(self._file.parent)
+
+    def discard(self) -> None:
+        """Leaves nothing of a file that is not finished."""
+        with suppress(OSError):  # the rest of the buffer does not fit
+            self._stream.close()
+        self._temporary_file.unlink(missing_ok=True)
+
+
+def read_encrypted_header(file: Path) -> bytes:
+    """The first line. Raises FileDamagedError, OSError."""
+    with file.open("rb") as stream:
+        line = stream.readline(_MAX_HEADER_BYTES)
+    if not line.endswith(b"\n"):
+        raise FileDamagedError("it does not begin with a header")
+    return line[:-1]
+
+
+def read_encrypted_pages(file: Path, key: bytes) -> Iterator[tuple[bytes, bool]]:
+    """Each page, and whether it is the last; all of them or FileDamagedError. Raises OSError."""
+    cipher, first = AESGCM(key), read_encrypted_header(file)
+    with file.open("rb") as stream:
+        stream.seek(len(first) + 1)
+        number, last = 0, False
+        while not last:
+            length = int.from_bytes(stream.read(_LENGTH_BYTES), "big")
+            if not 0 < length <= MAX_PAGE_BYTES or len(ciphertext := stream.read(length)) < length:
+                raise FileDamagedError(f"it ends in the middle, or page {number} is damaged")
+            last = not stream.peek(1)
+            try:
+                yield cipher.decrypt(_build_nonce(number), ciphertext, _build_aad(first, number, last=last)), last
+            except InvalidTag:
+                raise FileDamagedError(f"page {number} is damaged, or the file was cut off after it") from None
+            number += 1
+
+
+def _build_nonce(number: int) -> bytes:
+    return number.to_bytes(12, "big")
+
+
+def _build_aad(header: bytes, number: int, *, last: bool) -> bytes:
+    return sha256(header).digest() + number.to_bytes(8, "big") + bytes([last])
+
+
+_AAD: Final = b"keypulse backup\0"
+_CSV_COLUMNS: Final = tuple(StoredKey.model_fields)
+csv.field_size_limit(MAX_PAGE_BYTES)
+_CSV_HEADER: Final = ",".join(_CSV_COLUMNS).encode() + b"\n"
+
+
+class BackupError(Exception):
+    """A backup cannot be written or read; the message is one sentence for a person."""
+
+
+class BackupHeader(BaseModel):
+    """What can be known of a backup without its key. Forward compatible: fields only grow."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    keypulse_backup: Literal[1] = 1
+    rotation_id: str
+    created_at: datetime
+    kek: str
+    kek_version: StoredVersion
+    """The version of the KMS key without which the backup cannot be read."""
+    needs: tuple[StoredVersion, ...]
+    """Versions of the KMS key that wrap its data keys, and thus are needed to restore it."""
+    wrapped: str
+    """Base64 of the file's key, wrapped."""
+
+    def may_need(self, version: str) -> bool:
+        """Whether it needs that version, as far as is known."""
+        return not {version, UNREADABLE_VERSION}.isdisjoint({self.kek_version, *self.needs})
+
+
+class BackupSummary(BaseModel):
+    """What a backup holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    data_keys: int
+    sha256: str
+    """Of the CSV, hexadecimal."""
+    fingerprint: str
+    """Of all its data keys by id, as `Verification` has it."""
+
+
+class SummaryBuilder:
+    """A summary that grows by pages."""
+
+    def __init__(self) -> None:
+        self.data_keys, self._csv, self._keys = 0, sha256(), sha256()
+
+    def add_page(self, rows: Sequence[StoredKey], text: bytes) -> None:
+        """One page: the rows, and the same as CSV."""
+        self.data_keys += len(rows)
+        self._csv.update(text)
+        for row in rows:
+            self._keys.update(f"{row.id} {row.fingerprint}\n".encode())
+
+    def build(self) -> BackupSummary:
+        """Of all pages so far."""
+        return BackupSummary(data_keys=self.data_keys, sha256=self._csv.hexdigest(), fingerprint=self._keys.hexdigest())
+
+
+async def write_backup(  # noqa: PLR0913  most by name
+    file: Path,
+    administration: Administration,
+    kms: KmsKey,
+    *,
+    rotation_id: str,
+    kek: str,
+    needs: Collection[str],
+    now: datetime,
+    timeout: float,
+) -> BackupSummary:
+    """Writes every data key into `file`, which is there as a whole afterwards, or not at all.
+
+    Args:
+        file: in a folder that exists.
+        administration: gives the rows, a page at a time.
+        kms: wraps the file's key.
+        kek: full name of that KMS key.
+        rotation_id: for whose sake.
+        needs: versions of the KMS key that wrap the rows.
+        now: aware.
+        timeout: seconds of one call to KMS.
+
+    Raises:
+        BackupError: the disk or KMS refuses.
+        AdministrationError: the rows cannot be read.
+    """
+    key = os.urandom(KEY_BYTES)
+    try:
+        wrapped = await kms.encrypt(key, _AAD + rotation_id.encode(), timeout=timeout)
+    except KmsError as error:
+        raise BackupError(f"KMS does not wrap the backup's key: {error}") from None
+    header = BackupHeader(
+        rotation_id=rotation_id,
+        created_at=now,
+        kek=kek,
+        kek_version=wrapped.version,
+        needs=tuple(sorted(needs, key=get_version_sort_key)),
+        wrapped=base64.b64encode(wrapped.ciphertext).decode(),
+    )
+    try:
+        writer = await asyncio.to_thread(EncryptedFileWriter, file, header.model_dump_json().encode(), key)
+        try:
+            counted = SummaryBuilder()
+            async for rows in _list_stored_keys(administration):
+                text = (_CSV_HEADER if not counted.data_keys else b"") + _format_csv(rows)
+                counted.add_page(rows, text)
+                await asyncio.to_thread(writer.write_page, text)
+            await asyncio.to_thread(writer.finish, counted.build().model_dump_json().encode())
+        except BaseException:
+            writer.discard()
+            raise
+    except OSError as error:
+        raise BackupError(f"the backup cannot be written to {file.parent}: {error.strerror}") from None
+    return counted.build()
+
+
+def read_header(file: Path) -> BackupHeader:
+    """Raises BackupError."""
+    try:
+        return BackupHeader.model_validate_json(read_encrypted_header(file))
+    except OSError as error:
+        raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
+    except (FileDamagedError, ValidationError):
+        raise BackupError(f"{file} is no backup of keypulse's, or its header is damaged") from None
+
+
+async def may_be_wrapped_by(kms: KmsKey, header: BackupHeader, *, timeout: float) -> bool:
+    """Whether this key wraps the file's key, by whatever name the header calls it. Raises KmsError."""
+    try:
+        await _unwrap_file_key(header, kms, timeout)
+    except ValueError:
+        return True
+    except KmsError as error:
+        if error.reason.transient or error.reason.scope not in {Scope.VERSION, Scope.CIPHERTEXT}:
+            raise
+        return error.reason.scope is Scope.VERSION
+    return True
+
+
+async def _unwrap_file_key(header: BackupHeader, kms: KmsKey, timeout: float) -> bytes:
+    wrapped = base64.b64decode(header.wrapped, validate=True)
+    return (await kms.decrypt(wrapped, _AAD + header.rotation_id.encode(), timeout=timeout)).plaintext
+
+
+async def read_pages(
+    file: Path, kms: KmsKey, summary: SummaryBuilder, *, timeout: float
+) -> AsyncIterator[tuple[StoredKey, ...]]:
+    """The rows, a page at a time; the end verifies that they are complete and unchanged.
+
+    Args:
+        file: the backup.
+        kms: unwraps the file's key.
+        summary: a new one, which each page is added to.
+        timeout: seconds of the call to KMS.
+
+    Raises:
+        BackupError: it cannot be read, or is incomplete or changed; at the end at the latest.
+    """
+    first = await asyncio.to_thread(read_header, file)
+    try:
+        read = read_encrypted_pages(file, await _unwrap_file_key(first, kms, timeout))
+        while page := await asyncio.to_thread(next, read, None):
+            text, last = page
+            if last:
+                if BackupSummary.model_validate_json(text) != summary.build():
+                    raise BackupError(f"the backup {file} holds other rows than its last page says")
+                return
+            rows = _parse_csv(text if summary.data_keys else text.partition(b"\n")[2])  # older ones have fewer columns
+            summary.add_page(rows, text)
+            yield rows
+    except KmsError as error:
+        raise BackupError(f"KMS does not unwrap the key of the backup {file}: {error}") from None
+    except OSError as error:
+        raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
+    except (FileDamagedError, ValueError, csv.Error) as error:
+        cause = str(error) if isinstance(error, FileDamagedError) else "its content is not a backup's"
+        raise BackupError(f"the backup {file} is damaged: {cause}") from None
+
+
+async def _list_stored_keys(administration: Administration) -> AsyncIterator[Sequence[StoredKey]]:
+    after = ""
+    while rows := await administration.list_backup_rows(after):
+        yield rows
+        after = rows[-1].id
+
+
+def _format_csv(rows: Sequence[StoredKey]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _CSV_COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)  # a CR would end a row, too
+    writer.writerows(row.model_dump(mode="json") for row in rows)
+    return text.getvalue().encode()
+
+
+def _parse_csv(text: bytes) -> tuple[StoredKey, ...]:
+    return tuple(StoredKey.model_validate(row) for row in csv.DictReader(io.StringIO(text.decode()), _CSV_COLUMNS))
+
+
+LATEST: Final = "latest"
+_FILE_SUFFIX: Final = ".backup"
+_MAX_DIFFERENCES: Final = 100
+
+
+class BackupFolder:
+    """The backups in `state_dir`/backups. Raises RotatorError where the folder cannot be used."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.folder = state_dir / "backups"
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RotatorError(
+                f"the folder {self.folder} cannot be made: {error.strerror}; set another `state_dir`", "plan"
+            ) from None
+
+    def get_new_path(self, rotation_id: str, now: datetime) -> Path:
+        """Where a rotation's backup is written."""
+        return self.folder / f"{rotation_id}.{now:%Y%m%dT%H%M%S.%fZ}{_FILE_SUFFIX}"
+
+    def list_backups(self) -> list[tuple[Path, BackupHeader]]:
+        """All of them, the newest last. Raises BackupError, OSError."""
+        found = [(file, read_header(file)) for file in self.folder.glob(f"[!.]*{_FILE_SUFFIX}")]
+        return sorted(found, key=lambda each: each[1].created_at)
+
+    def find(self, name: str, latest: Iterable[JournalBackup] = ()) -> Path:
+        """`latest`, a name in the folder, or a path. Raises BackupError where there is none.
+
+        The name `latest` means the first backup in `latest`, of the latest rotation, that exists; otherwise the newest.
+        """
+        if name == LATEST:
+            files = [file for file, _ in self.list_backups()]
+            if not files:
+                raise BackupError(f"there is no backup in {self.folder}")
+            return next((file for backup in latest if (file := self.folder / backup.name) in files), files[-1])
+        return next((file for file in (self.folder / name, Path(name)) if file.is_file()), Path(name))
+
+
+async def read_whole_backup(file: Path, kms: KmsKey, *, timeout: float) -> BackupSummary:
+    """What a backup holds, once all of it was read and compared. Raises BackupError."""
+    counted = SummaryBuilder()
+    async for _ in read_pages(file, kms, counted, timeout=timeout):
+        pass
+    return counted.build()
+
+
+async def compare_with_keyring(
+    file: Path, administration: Administration, kms: KmsKey, *, timeout: float
+) -> list[Problem]:
+    """Data keys of the backup that are gone, or are others by now: a hundred at most.
+
+    Raises BackupError, AdministrationError.
+    """
+    found: list[Problem] = []
+    async with aclosing(_list_keys(administration)) as keys:
+        key = await anext(keys, None)
+        async for rows in read_pages(file, kms, SummaryBuilder(), timeout=timeout):
+            for row in rows:
+                while key is not None and key.id < row.id:
+                    key = await anext(keys, None)
+                if key is None or key.id != row.id:
+                    found.append(Problem(id=row.id, error="it is in the backup, and no longer in the keyring"))
+                elif key.fingerprint != row.fingerprint:
+                    found.append(Problem(id=row.id, error="it is not the one in the backup: its fingerprint differs"))
+                if len(found) == _MAX_DIFFERENCES:
+                    return found
+    return found
+
+
+async def find_unwrap_failures(file: Path, kms: KmsKey, *, timeout: float) -> list[Problem]:
+    """Unwraps one data key of each version, and gives those that it does not give back. Raises BackupError."""
+    found: list[Problem] = []
+    checked: set[tuple[str, str]] = set()
+    kek = read_header(file).kek
+    async for rows in read_pages(file, kms, SummaryBuilder(), timeout=timeout):
+        for row in rows:
+            if row.kek != kek or (row.kek, row.kek_version) in checked:
+                continue
+            checked.add((row.kek, row.kek_version))
+            try:
+                secret = await kms.decrypt(base64.b64decode(row.wrapped), row.wrapping_aad, timeout=timeout)
+                failure = (
+                    "" if compute_fingerprint(secret.plaintext).hex() == row.fingerprint else "its fingerprint differs"
+                )
+            except KmsError as error:
+                failure = str(error)
+            if failure:
+                found.append(Problem(id=row.id, error=f"version {row.kek_version} does not unwrap it: {failure}"))
+    return found
+
+
+async def _list_keys(administration: Administration) -> AsyncGenerator[KeyInfo, None]:
+    """All of them, a page at a time, in the order of their ids."""
+    after = ""
+    while page := await administration.list_keys(after):
+        for key in page:
+            yield key
+        after = page[-1].id

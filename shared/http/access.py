@@ -1,0 +1,951 @@
+"""The audit log: an entry for each action of a caller, the newest first at `GET /api/audit`.
+
+The relay stores them in its outbox. Other servers keep the last ones in memory, and log all of them.
+
+Authentication: the credentials of a request → a name and a role.
+
+`Authorization: Bearer TOKEN`; for a browser, Basic with the token as its password, or a user of web.yml, whose password
+`web_config_auth` has checked before; without that header, the session that `Sessions` has found. The name comes from
+the credential alone, never from another header.
+
+Decides who may call which endpoint, and records refusals and actions.
+
+Each route declares its requirements (`RouteRequirements`); a route without them is for admins. Requests with side
+effects are refused to other web pages, whatever credentials a browser adds. A server without credentials answers only
+to the names of its own machine. A refusal is counted, and logged with the peer's address at most once in 10 s for each
+address. An action is logged and stored in the audit log.
+
+Cookies of the servers' pages: for scripts invisible, for other sites useless, on https bound to this very host.
+
+`__Host-` makes a browser refuse the cookie from a subdomain or from plain http
+(https://datatracker.ietf.org/doc/html/draft-ietf-httpbis-rfc6265bis#name-the-__host-prefix).
+
+Detects requests that a foreign web page made a browser send (CSRF, DNS rebinding).
+
+A browser adds its credentials and reaches loopback, so neither shows that a person meant the request. `Origin` and
+`Sec-Fetch-Site` do (https://www.w3.org/TR/fetch-metadata/); programs send neither. `Sec-Fetch-Site` wins if both are
+sent: no page can set it, and behind a proxy that ends TLS `Origin` has `https`. A page that points its own name at
+127.0.0.1 is recognised by `Host`.
+
+The token that every action of a page carries, so that no other page makes a browser act (CSRF).
+
+It is bound to the caller's session, or to a cookie of its own for callers without one (double submit). It comes in the
+header `X-CSRF-Token`, or in the field `csrf_token`, the first of a form: of the body no more than that is read here.
+
+Refusals: the closed set of reasons, their responses, and the counter, which also logs them.
+
+A refusal is logged with the peer's address, at most once in 10 s for each address.
+
+The port of sessions: what `authorization` asks of a server whose pages people log in to.
+"""
+
+import asyncio
+import base64
+import binascii
+import copy
+import hmac
+import ipaddress
+import itertools
+import re
+import secrets
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+import structlog
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.config.secret_file import SecretUnreadableError, TokenFile
+from shared.config.server_settings import AuthSettings, NamedToken, Role
+from shared.config.settings import Address
+from shared.http.json_api import build_error_response, format_cursor, format_json_time, parse_page
+from shared.http.password_check import find_passwords
+
+MAX_TEXT_LENGTH: Final = 200
+"""Characters that are stored of a caller's text."""
+_MAX_ENTRIES: Final = 1000
+"""Entries in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One action."""
+
+    at: float
+    """Unix seconds."""
+    who: str
+    """The name of the credential."""
+    peer: str | None
+    """The address that called."""
+    action: str
+    on: str
+    """The object of the action; empty if it has none."""
+
+
+class AuditUnavailableError(Exception):
+    """The entries cannot be written or read now; the message says why."""
+
+
+class AuditLog(Protocol):
+    """Stores entries."""
+
+    async def add(self, entry: AuditEntry) -> None:
+        """Store an entry. Raises AuditUnavailableError."""
+
+    async def list_entries(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
+        """Return the newest entries with numbers under `before`, and the next `before`. Raises AuditUnavailableError.
+
+        Args:
+            limit: how many at most.
+            before: None begins with the newest.
+        """
+
+
+class InMemoryAuditLog:
+    """The last entries, in memory."""
+
+    def __init__(self, max_entries: int = _MAX_ENTRIES) -> None:
+        self._entries: deque[tuple[int, AuditEntry]] = deque(maxlen=max_entries)
+        self._numbers = itertools.count(1)
+
+    async def add(self, entry: AuditEntry) -> None:
+        """Store an entry."""
+        self._entries.append((next(self._numbers), entry))
+
+    async def list_entries(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
+        """See AuditLog."""
+        older = [each for each in reversed(self._entries) if before is None or each[0] < before]
+        following = older[limit - 1][0] if len(older) > limit else None
+        return [entry for _, entry in older[:limit]], following
+
+
+async def handle_audit_request(audit_log: AuditLog, request: Request) -> Response:
+    """`GET /api/audit`: `?limit=` and `?cursor=`."""
+    try:
+        entries, before = await audit_log.list_entries(*parse_page(request.query_params))
+    except ValueError as error:
+        return build_error_response(400, str(error))
+    except AuditUnavailableError as error:
+        return build_error_response(503, f"the audit cannot be read now, try again: {error}")
+    listed = [
+        {"at": format_json_time(each.at), "who": each.who, "from": each.peer, "action": each.action, "on": each.on}
+        for each in entries
+    ]
+    return JSONResponse({"audit": listed, "next_cursor": format_cursor(before)})
+
+
+def escape_text(text: str) -> str:
+    """Return a caller's text for a log or an entry: printable ASCII, shortened."""
+    return text[:MAX_TEXT_LENGTH].encode("unicode_escape").decode()[:MAX_TEXT_LENGTH]
+
+
+USER_SCOPE_KEY: Final = "keypulse.user"
+"""The key in a request's scope for the name of a user of web.yml whose password was checked."""
+USER_HASH_SCOPE_KEY: Final = "keypulse.user_hash"
+"""The key in a request's scope for the hash by which that password was correct."""
+SESSION_SCOPE_KEY: Final = "keypulse.session"
+"""The key in a request's scope for its session, or None."""
+ADMIN_NAME: Final = "admin"
+"""The name of the holder of `admin_token_file`."""
+Endpoint = Callable[[Request], Awaitable[Response]]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated caller."""
+
+    name: str
+    role: Role | None
+    """None: may only read `/metrics`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a browser adds to its requests by itself: a login of ours, or that of a trusted proxy."""
+
+    caller: Caller
+    secret: str | None
+    """The value of its cookie; None for a proxy's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token's file, and its holder."""
+
+    name: str
+    role: Role
+    secret: TokenFile
+
+
+@dataclass(frozen=True, slots=True)
+class AccessPolicy:
+    """Defines who may call a server, or some of its endpoints."""
+
+    tokens: Sequence[Token] = ()
+    """Without tokens and users of web.yml, everybody who reaches the server may call; settings allow that on loopback
+    only."""
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    """Of users of web.yml."""
+    allowed_networks: Collection[Network] = ()
+    """The networks of allowed callers; empty allows every address."""
+    bearer_only: bool = False
+    """Whether only a bearer token counts, not a user of web.yml or credentials that a browser adds."""
+    disabled_reason: str | None = None
+    """Why nobody may call while there are no tokens; None allows everybody."""
+    accepts_sessions: bool = False
+    """Whether a session counts."""
+    requires_credentials: bool = False
+    """Whether nobody is anonymous even without tokens and users: people log in elsewhere."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody who reaches the server may call, unless web.yml has users."""
+        return not (self.tokens or self.disabled_reason or self.requires_credentials)
+
+    def identify_caller(self, request: Request) -> Caller | None:
+        """Return the caller, or None if no credential is valid. Reads only headers, never the body.
+
+        Raises:
+            SecretUnreadableError: a token file cannot be read, and no other credential is valid.
+        """
+        if USER_SCOPE_KEY in request.scope and not self.bearer_only:
+            name = request.scope[USER_SCOPE_KEY]
+            return Caller(name, self.roles.get(name))
+        session = get_session(request)
+        if session and self.accepts_sessions:
+            return session.caller
+        sent = _parse_token(request, bearer_only=self.bearer_only)
+        found = find_token(self.tokens, sent)
+        return None if found is None else Caller(found.name, found.role)
+
+    def allows_address(self, request: Request) -> bool:
+        """Whether the caller's address is allowed."""
+        return not self.allowed_networks or is_peer_in(request, self.allowed_networks)
+
+
+def is_peer_in(request: Request, networks: Collection[Network]) -> bool:
+    """Whether a request comes from an address of these networks."""
+    try:
+        address = ipaddress.ip_address(request.client.host if request.client else "")
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped  # how a dual-stack socket shows a caller of IPv4
+    return any(address in network for network in networks)
+
+
+def create_access_policy(auth: AuthSettings) -> AccessPolicy:
+    """Build the policy of a server's settings."""
+    admin = auth.admin_token_file
+    own = [Token(ADMIN_NAME, Role.ADMIN, TokenFile(admin))] if admin else []
+    return AccessPolicy(
+        tokens=[*own, *load_tokens(auth.tokens)],
+        roles=auth.roles,
+        accepts_sessions=True,
+        requires_credentials=auth.has_credentials,
+    )
+
+
+def find_token(tokens: Sequence[Token], sent: bytes) -> Token | None:
+    """The token with this secret. Raises SecretUnreadableError: a file cannot be read, and no other token matches."""
+    found: Token | None = None
+    unreadable: SecretUnreadableError | None = None
+    for token in tokens:  # every one, so that the delay reveals nothing
+        try:
+            found = token if token.secret.matches(sent) and found is None else found
+        except SecretUnreadableError as error:
+            unreadable = error
+    if found is None and unreadable is not None:
+        raise unreadable
+    return found
+
+
+def load_tokens(tokens: Sequence[NamedToken]) -> list[Token]:
+    """Return the tokens of settings."""
+    return [Token(token.name, token.role, TokenFile(token.file)) for token in tokens]
+
+
+def get_session(request: Request) -> Session | None:
+    """Return the session that counts for a request; None if its own headers say who calls."""
+    session: Session | None = request.scope.get(SESSION_SCOPE_KEY)
+    return None if "authorization" in request.headers else session
+
+
+def parse_basic_credentials(request: Request) -> tuple[str, bytes]:
+    """Return name and password of a Basic header; both are empty without one."""
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return "", b""
+    try:
+        name, _, password = base64.b64decode(credentials, validate=True).partition(b":")
+        return name.decode(), password
+    except (binascii.Error, ValueError):
+        return "", b""
+
+
+def _parse_token(request: Request, *, bearer_only: bool) -> bytes:
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    # The bytes as they came: Starlette reads headers as latin-1.
+    bearer = credentials.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+    return bearer if bearer or bearer_only else parse_basic_credentials(request)[1]
+
+
+def read_cookie(request: Request, name: str) -> str | None:
+    """Return the value of a cookie that `format_cookie` made, or None."""
+    return request.cookies.get(_build_name(request, name))
+
+
+def list_cookies(request: Request, prefix: str) -> list[str]:
+    """Return the names of the cookies of a request that begin so."""
+    own = _build_name(request, "")
+    return [name.removeprefix(own) for name in request.cookies if name.startswith(own + prefix)]
+
+
+def format_cookie(request: Request, name: str, value: str, *, max_age: int | None = None) -> str:
+    """Return the header `Set-Cookie`.
+
+    Args:
+        request: that is answered; its scheme decides.
+        name: of the cookie, without prefixes.
+        value: letters, digits and characters that need no quotes.
+        max_age: seconds; 0 removes it, None keeps it until the browser ends.
+    """
+    secure = "; Secure" if request.scope.get("scheme") == "https" else ""
+    age = "" if max_age is None else f"; Max-Age={max_age}"
+    return f"{_build_name(request, name)}={value}; Path=/; HttpOnly; SameSite=Lax{secure}{age}"
+
+
+def _build_name(request: Request, name: str) -> str:
+    prefix = "__Host-" if request.scope.get("scheme") == "https" else ""
+    return f"{prefix}keypulse_{name}"
+
+
+def is_cross_origin(request: Request) -> bool:
+    """Whether a browser sent it for a page of another origin."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = request.headers.get("origin")
+    return origin is not None and origin != f"{request.scope.get('scheme', 'http')}://{request.headers.get('host', '')}"
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a header `Host` is a name of loopback."""
+    name = _parse_host_name(host)
+    return name is not None and Address(name, 0).is_loopback
+
+
+def is_private_host(host: str) -> bool:
+    """Whether a header `Host` is an address, or a name without a dot: no outsider can point either at this machine."""
+    name = _parse_host_name(host)
+    if name is None:
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." not in name
+    return True
+
+
+def _parse_host_name(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+CSRF_HEADER: Final = "x-csrf-token"
+CSRF_FIELD: Final = "csrf_token"
+_COOKIE: Final = "csrf"
+_COOKIE_SECONDS: Final = 7 * 86400
+_NEW_VALUE_SCOPE_KEY: Final = "keypulse.new_csrf_cookie"
+_SECRET: Final = re.compile("[A-Za-z0-9_-]{43}")
+_TOKEN_BYTES: Final = 64
+_FIRST_BYTES: Final = len(CSRF_FIELD) + 1 + _TOKEN_BYTES + 1
+"""Name, value, and what ends it."""
+_READ_SECONDS: Final = 30.0
+"""How long the beginning of a form may take to arrive."""
+
+
+def get_csrf_token(request: Request) -> str:
+    """Return the token for the forms of a page; the response sets the cookie that it needs, if any."""
+    secret = _find_secret(request)
+    if secret is None:
+        secret = request.scope[_NEW_VALUE_SCOPE_KEY] = secrets.token_urlsafe(32)
+    return _derive_token(secret)
+
+
+def send_csrf_cookie(request: Request, send: Send) -> Send:
+    """Return a `send` that adds the cookie, if `get_csrf_token` needed a new one."""
+
+    async def send_with_cookie(message: Message) -> None:
+        secret = request.scope.get(_NEW_VALUE_SCOPE_KEY)
+        if secret and message["type"] == "http.response.start":
+            cookie = format_cookie(request, _COOKIE, secret, max_age=_COOKIE_SECONDS)
+            MutableHeaders(scope=message).append("set-cookie", cookie)
+        await send(message)
+
+    return send_with_cookie
+
+
+async def check_csrf_token(request: Request, receive: Receive) -> tuple[bool, Receive]:
+    """Return whether a request has the token, and a `receive` that begins with what was read of its body."""
+    sent = request.headers.get(CSRF_HEADER)
+    if sent is None:
+        try:
+            async with asyncio.timeout(_READ_SECONDS):
+                sent, receive = await _read_field(receive)
+        except TimeoutError:
+            return False, receive
+    secret = _find_secret(request)
+    return secret is not None and hmac.compare_digest(_derive_token(secret).encode(), sent.encode()), receive
+
+
+async def _read_field(receive: Receive) -> tuple[str, Receive]:
+    beginning = b""
+    messages: deque[Message] = deque()
+    while len(beginning) < _FIRST_BYTES:
+        messages.append(message := await receive())
+        beginning += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+
+    async def replay() -> Message:
+        return messages.popleft() if messages else await receive()
+
+    name, _, value = beginning.partition(b"&")[0].partition(b"=")
+    return value.decode("latin-1") if name == CSRF_FIELD.encode() else "", replay
+
+
+def _find_secret(request: Request) -> str | None:
+    session = get_session(request)
+    secret = (
+        (session and session.secret) or request.scope.get(_NEW_VALUE_SCOPE_KEY) or read_cookie(request, _COOKIE) or ""
+    )
+    return secret if _SECRET.fullmatch(secret) else None
+
+
+def _derive_token(secret: str) -> str:
+    return hmac.digest(secret.encode(), b"csrf", "sha256").hex()
+
+
+_LOG_INTERVAL_SECONDS: Final = 10.0
+_MAX_PEERS: Final = 100
+"""Addresses to remember. While all of them were logged within 10 s, no other one is logged."""
+
+log = structlog.get_logger(__name__)
+
+
+class RefusalReason(StrEnum):
+    """Why a request was refused."""
+
+    MISSING = "missing"
+    """No credentials."""
+    WRONG = "wrong"
+    """Invalid credentials."""
+    ROLE = "role"
+    """The caller's role does not allow it."""
+    ADDRESS = "address"
+    """Outside of `auth.allow_from`."""
+    UNREADABLE = "unreadable"
+    """A token file, or the sessions, cannot be read."""
+    BUSY = "busy"
+    """Too many password checks are waiting."""
+    CROSS_ORIGIN = "cross_origin"
+    """A browser sent it for a page of another origin."""
+    UNKNOWN_HOST = "unknown_host"
+    """A `Host` that an outsider may have pointed at this machine (DNS rebinding)."""
+    CSRF = "csrf"
+    """An action without the token of the page that it should come from."""
+    UNTRUSTED_PROXY = "untrusted_proxy"
+    """The header of a trusted proxy, sent by somebody else. It is ignored, which refuses nothing by itself."""
+
+
+class RefusalCounter(Collector):
+    """Counts and logs the refused requests of one server.
+
+    Args:
+        metrics: registers the counter.
+        clock: seconds.
+    """
+
+    def __init__(self, metrics: CollectorRegistry, clock: Callable[[], float] = time.monotonic) -> None:
+        # Not a Counter of prometheus_client: an object for each reason of each route takes eight times as long.
+        self._counts: dict[tuple[str, str], int] = {}
+        self._clock = clock
+        self._last_logged: OrderedDict[str, tuple[float, int]] = (
+            OrderedDict()
+        )  # peer → time of the last line, refusals since
+        metrics.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Each count, for a scrape."""
+        family = CounterMetricFamily(
+            "keypulse_auth_failures", "Requests that were refused for who sent them.", labels=["endpoint", "reason"]
+        )
+        for labels, count in list(self._counts.items()):  # a scrape has a thread of its own
+            family.add_metric(labels, count)
+        yield family
+
+    def initialise(self, endpoints: Iterable[str]) -> None:
+        """Expose each reason for these route patterns, at 0."""
+        for endpoint in endpoints:
+            for reason in RefusalReason:
+                self._counts.setdefault((endpoint, reason.value), 0)
+
+    def count(self, peer: str, endpoint: str, reason: RefusalReason) -> None:
+        """Count a refusal, and log it.
+
+        Args:
+            peer: the address.
+            endpoint: the pattern of a route, never a path as it was sent.
+            reason: of the refusal.
+        """
+        self._counts[endpoint, reason.value] = self._counts.get((endpoint, reason.value), 0) + 1
+        now = self._clock()
+        at, more = self._last_logged.get(peer, (None, 0))
+        if at is not None and now - at < _LOG_INTERVAL_SECONDS:
+            self._last_logged[peer] = at, more + 1
+            return
+        if at is None and len(self._last_logged) >= _MAX_PEERS:
+            oldest = next(iter(self._last_logged.values()))[0]
+            if now - oldest < _LOG_INTERVAL_SECONDS:
+                return
+            self._last_logged.popitem(last=False)
+        self._last_logged[peer] = now, 0
+        self._last_logged.move_to_end(peer)
+        event = "proxy header ignored" if reason is RefusalReason.UNTRUSTED_PROXY else "request refused"
+        log.warning(event, peer=peer, endpoint=endpoint, reason=reason.value, suppressed=more)
+
+
+_CREDENTIALS_REQUIRED: Final = "a valid token is needed: Authorization: Bearer TOKEN"
+REFUSAL_RESPONSES: Final[dict[RefusalReason, tuple[int, str]]] = {
+    RefusalReason.MISSING: (401, _CREDENTIALS_REQUIRED),
+    RefusalReason.WRONG: (401, _CREDENTIALS_REQUIRED),
+    RefusalReason.ROLE: (403, "the role of this caller does not allow it"),
+    RefusalReason.ADDRESS: (403, "this address may not send alerts; see auth.allow_from"),
+    RefusalReason.UNREADABLE: (503, "a token file or the sessions of this server cannot be read now; see its log"),
+    RefusalReason.BUSY: (503, "too many passwords are being checked; try again"),
+    RefusalReason.CROSS_ORIGIN: (403, "another web page may not do this"),
+    RefusalReason.UNKNOWN_HOST: (
+        403,
+        "without credentials, only names of this machine are answered: use 127.0.0.1, or set auth.admin_token_file",
+    ),
+    RefusalReason.CSRF: (403, "the token of the page is missing or too old; reload the page, and try again"),
+}
+"""Status and message of each reason that refuses a request."""
+
+
+IGNORED_HEADER_SCOPE_KEY: Final = "keypulse.ignored_proxy_header"
+"""The key in a request's scope that says that somebody else sent the header of a trusted proxy."""
+
+
+class SessionsUnavailableError(Exception):
+    """The sessions cannot be read now; the message says why."""
+
+
+class Sessions(Protocol):
+    """Finds sessions, and leads those who have none to the login page."""
+
+    @property
+    def uses_https(self) -> bool:
+        """Whether browsers reach the server by https, even if a proxy before it ends TLS."""
+
+    def is_public_host(self, request: Request) -> bool:
+        """Whether a request came for the server's address, as browsers see it."""
+
+    async def find_session(self, request: Request) -> Session | None:
+        """Return the session of a request; None if it has none, or none that is valid now.
+
+        Raises:
+            SessionsUnavailableError: the sessions cannot be read.
+            SecretUnreadableError: the file of the session's token cannot be read.
+        """
+
+    def build_refusal(self, request: Request, status: int, message: str) -> Response | None:
+        """Return the answer to a browser, such as a redirect to the login page; None for a program.
+
+        Args:
+            request: that is refused.
+            status: of the refusal.
+            message: one sentence.
+        """
+
+
+OTHER_ENDPOINT: Final = "other"
+"""The endpoint label of a path without a route."""
+
+
+SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
+ANONYMOUS_NAME: Final = "anonymous"
+"""The caller's name on a server that needs no credentials."""
+_CALLER_SCOPE_KEY: Final = "keypulse.caller"
+_RECHECK_SCOPE_KEY: Final = "keypulse.recheck"
+_UNREADABLE_SCOPE_KEY: Final = "keypulse.session_unreadable"
+_IS_ENCRYPTED_SCOPE_KEY: Final = "keypulse.is_encrypted"
+"""Whether the server itself got the request by TLS."""
+_PROGRAM_PATHS: Final = ("/api/", "/-/")
+"""What programs call, too; everything else is a page."""
+_ACTION_SCOPE_KEY: Final = "keypulse.about"
+_NOT_EXECUTED_STATUSES: Final = (400, 404, 405, 408, 409, 413, 415, 429)
+"""Statuses of an action that was refused before it began."""
+_CLIENT_CLOSED_REQUEST: Final = 499
+"""Logged for an action whose client disconnected, as nginx does."""
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Of every answer to a caller with a role, and of every refusal; a header of the endpoint's own stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequirements:
+    """The requirements of an endpoint."""
+
+    role: Role | None
+    """None: no more than web.yml requires."""
+    is_public: bool = False
+    """Whether it needs no token; where web.yml has users, the role is needed all the same."""
+    action: str | None = None
+    """The action's name in the audit log; None if it changes nothing."""
+    has_side_effects: bool = False
+    """Whether even a GET changes or costs something."""
+    challenges_browser: bool = False
+    """Whether a 401 makes a browser prompt for a password."""
+    allows_cross_site_link: bool = False
+    """Whether a link on another site may lead there."""
+    access_policy: AccessPolicy | None = None
+    """Overrides the server's policy."""
+    on_refusal: Callable[[int], None] = lambda _status: None
+    """Called with the status of each refusal."""
+
+
+class ProtectedRoute(Route):
+    """A route with its requirements.
+
+    Args:
+        path: as in Starlette.
+        endpoint: handles authorized requests.
+        requirements: of every request, or a function of the request.
+        methods: as in Starlette.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[..., Any],
+        requirements: RouteRequirements | Callable[[Request], RouteRequirements],
+        methods: Collection[str] = ("GET",),
+    ) -> None:
+        super().__init__(path, endpoint, methods=methods)
+        self.requirements = requirements
+
+
+def get_requirements(route: Route, request: Request) -> RouteRequirements:
+    """Return a route's requirements for a request; without its own it is for admins."""
+    requires = route.requirements if isinstance(route, ProtectedRoute) else RouteRequirements(Role.ADMIN)
+    return requires if isinstance(requires, RouteRequirements) else requires(request)
+
+
+class Authorizer:
+    """Authorizes the requests of one server, across reloads.
+
+    Args:
+        metrics: registers the counter of refusals.
+        audit_log: stores actions; None keeps the last ones in memory.
+        clock: unix seconds.
+        is_own_name: whether a server without credentials answers to this `Host`.
+    """
+
+    def __init__(
+        self,
+        metrics: CollectorRegistry,
+        audit_log: AuditLog | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        is_own_name: Callable[[str], bool] = is_loopback_host,
+    ) -> None:
+        self.metrics = metrics
+        self.sessions: Sessions | None = None
+        """The sessions of people who log in; None on a server without a login page."""
+        self.audit_log: AuditLog = audit_log or InMemoryAuditLog()
+        self.refusals = RefusalCounter(metrics)
+        self._clock = clock
+        self._is_own_name = is_own_name
+
+    def protect(self, route: Route, get_access_policy: Callable[[], AccessPolicy]) -> Route:
+        """Return a copy of the route that only authorized callers reach.
+
+        Args:
+            route: a ProtectedRoute; a plain route of Starlette is for admins.
+            get_access_policy: the server's policy, if the route's requirements have none.
+        """
+        app = route.app
+
+        async def authorize_and_run(scope: Scope, receive: Receive, send: Send) -> None:
+            request = Request(scope)
+            requires = get_requirements(route, request)
+            access_policy = requires.access_policy or get_access_policy()
+            if self.sessions and requires.access_policy is None:
+                send = send_csrf_cookie(request, send)
+                if requires.role or requires.is_public:
+                    await self.load_session(request)
+                    self._count_ignored_header(request, route.path_format)
+            if requires.role and requires.access_policy is None:
+                send = _add_headers(send)
+            caller = self._authorize(request, requires, access_policy)
+            if isinstance(caller, Caller) and self._needs_csrf_token(request, route.path_format, requires):
+                is_valid, receive = await check_csrf_token(request, receive)
+                caller = caller if is_valid else RefusalReason.CSRF
+            if isinstance(caller, RefusalReason):
+                response = self.refuse(request, caller, route.path_format, requires)
+                await response(scope, receive, send)
+                return
+
+            async def recheck() -> bool:
+                if scope.pop(SESSION_SCOPE_KEY, None):
+                    await self.load_session(request)
+                caller = self._authorize(request, requires, access_policy)
+                return isinstance(caller, Caller) and _is_user_unchanged(scope)
+
+            scope[_CALLER_SCOPE_KEY] = caller
+            scope[_RECHECK_SCOPE_KEY] = recheck
+            if requires.action is None:
+                await app(scope, receive, send)
+            else:
+                await self._run_action(app, requires.action, scope, receive, send)
+
+        copied = copy.copy(route)
+        copied.app = authorize_and_run
+        self.refusals.initialise([route.path_format])
+        return copied
+
+    async def load_session(self, request: Request) -> None:
+        """Find the session of a request, once; `get_session` returns it."""
+        if self.sessions is None or SESSION_SCOPE_KEY in request.scope:
+            return
+        if self.sessions.uses_https:
+            request.scope.setdefault(_IS_ENCRYPTED_SCOPE_KEY, request.scope.get("scheme") == "https")
+            request.scope["scheme"] = "https"  # as the browser sees it
+        request.scope[SESSION_SCOPE_KEY] = None
+        try:
+            request.scope[SESSION_SCOPE_KEY] = await self.sessions.find_session(request)
+        except (SessionsUnavailableError, SecretUnreadableError) as error:
+            log.warning("a session cannot be checked now", error=str(error))
+            request.scope[_UNREADABLE_SCOPE_KEY] = True
+
+    def refuse(
+        self,
+        request: Request,
+        reason: RefusalReason,
+        endpoint: str,
+        requirements: RouteRequirements,
+        message: str | None = None,
+    ) -> Response:
+        """Count and log a refusal, and return its response.
+
+        Args:
+            request: the request.
+            reason: of the refusal.
+            endpoint: the pattern of its route.
+            requirements: of the route.
+            message: for a person; None takes that of the reason.
+        """
+        self._count_ignored_header(request, endpoint)
+        self.refusals.count(get_peer(request) or "unknown", endpoint, reason)
+        status, usual = REFUSAL_RESPONSES[reason]
+        if (
+            requirements.access_policy
+            and requirements.access_policy.disabled_reason
+            and not requirements.access_policy.tokens
+        ):
+            usual = requirements.access_policy.disabled_reason
+        elif reason is RefusalReason.ROLE and requirements.role:
+            usual = f"this needs the role {requirements.role.value}; see auth.roles and auth.tokens"
+        requirements.on_refusal(status)
+        page = self.sessions and self.sessions.build_refusal(request, status, message or usual)
+        if page:
+            for name, value in _HEADERS.items():
+                page.headers.setdefault(name, value)
+            return page
+        challenge = 'Basic realm="keypulse"' if requirements.challenges_browser else "Bearer"
+        headers = {**_HEADERS, "WWW-Authenticate": challenge} if status == 401 else _HEADERS
+        return JSONResponse({"error": message or usual}, status_code=status, headers=headers)
+
+    async def record_action(
+        self, caller: Caller, peer: str | None, action: str, on: str = "", *, is_stored: bool = False, **details: object
+    ) -> None:
+        """Log an action, and store it in the audit log unless it is stored already."""
+        log.info("action", who=caller.name, peer=peer, action=action, on=on, **details)
+        if is_stored:
+            return
+        try:
+            await self.audit_log.add(AuditEntry(self._clock(), caller.name, peer, action, on))
+        except AuditUnavailableError as error:
+            log.error("audit entry not stored", action=action, error=str(error))  # noqa: TRY400 - a trace adds nothing
+
+    def _authorize(
+        self, request: Request, requirements: RouteRequirements, access_policy: AccessPolicy
+    ) -> Caller | RefusalReason:
+        """Return the caller, or the reason of the refusal."""
+        if not access_policy.allows_address(request):
+            return RefusalReason.ADDRESS
+        acts = requirements.has_side_effects or request.method not in SAFE_METHODS
+        is_followed_link = (
+            requirements.allows_cross_site_link and not acts and request.headers.get("sec-fetch-mode") == "navigate"
+        )
+        if (
+            (acts or (requirements.role and not requirements.is_public))
+            and is_cross_origin(request)
+            and not is_followed_link
+        ):
+            return RefusalReason.CROSS_ORIGIN
+        user = (USER_SCOPE_KEY in request.scope or get_session(request)) and not access_policy.bearer_only
+        has_users = find_passwords(request.scope) is not None
+        if access_policy.is_open and not has_users and not user:
+            # A page that points its own name to this server has neither its certificate nor a user's password.
+            needs_own_host = acts or not requirements.is_public
+            if requirements.role and needs_own_host and not self._is_own_host(request):
+                return RefusalReason.UNKNOWN_HOST
+            return Caller(ANONYMOUS_NAME, Role.ADMIN)
+        is_for_everybody = requirements.is_public and (requirements.role is None or not (user or has_users))
+        if is_for_everybody or (requirements.role is None and not has_users):
+            return Caller(ANONYMOUS_NAME, None)
+        return _check_role(request, requirements.role, access_policy)
+
+    def _needs_csrf_token(self, request: Request, endpoint: str, requirements: RouteRequirements) -> bool:
+        """Whether a browser may have sent it unasked: on a page always, in the API by a session.
+
+        No page makes a browser send a bearer token to another origin.
+        """
+        if self.sessions is None or request.method in SAFE_METHODS or requirements.access_policy:
+            return False
+        if request.headers.get("authorization", "").lower().startswith("bearer "):
+            return False
+        return not endpoint.startswith(_PROGRAM_PATHS) or get_session(request) is not None
+
+    def _count_ignored_header(self, request: Request, endpoint: str) -> None:
+        if request.scope.pop(IGNORED_HEADER_SCOPE_KEY, False):
+            self.refusals.count(get_peer(request) or "unknown", endpoint, RefusalReason.UNTRUSTED_PROXY)
+
+    def _is_own_host(self, request: Request) -> bool:
+        is_encrypted = request.scope.get(_IS_ENCRYPTED_SCOPE_KEY, request.scope.get("scheme") == "https")
+        if is_encrypted or self._is_own_name(request.headers.get("host", "")):
+            return True
+        return self.sessions is not None and self.sessions.uses_https and self.sessions.is_public_host(request)
+
+    async def _run_action(self, app: ASGIApp, action: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the action, and record it before the response starts."""
+        request = Request(scope)
+        recorded = False
+
+        async def record(status: int) -> None:
+            nonlocal recorded
+            if recorded:
+                return
+            recorded = True
+            about = dict(scope.get(_ACTION_SCOPE_KEY, {}))
+            is_stored = about.pop("is_stored", False)
+            on = about.pop("on", None) or "/".join(escape_text(str(value)) for value in request.path_params.values())
+            if status in _NOT_EXECUTED_STATUSES:
+                log.info("action refused", who=get_caller(request).name, action=action, on=on, status=status, **about)
+                return
+            caller, peer = get_caller(request), get_peer(request)
+            await self.record_action(caller, peer, action, on, is_stored=is_stored, status=status, **about)
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await record(message["status"])
+            await send(message)
+
+        try:
+            await app(scope, receive, sending)
+        except asyncio.CancelledError:
+            await record(_CLIENT_CLOSED_REQUEST)
+            raise
+        except Exception:
+            await record(500)
+            raise
+
+
+def _add_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return send_with_headers
+
+
+def describe_action(request: Request, **details: object) -> None:
+    """Describe an action: `on` for the audit log, the rest for the log. Texts are escaped.
+
+    `is_stored=True`: it was committed together with its audit entry, or it changed nothing.
+    """
+    details_by_name = request.scope.setdefault(_ACTION_SCOPE_KEY, {})
+    details_by_name |= {key: escape_text(value) if isinstance(value, str) else value for key, value in details.items()}
+
+
+def get_caller(request: Request) -> Caller:
+    """Return the authorized caller."""
+    caller: Caller = request.scope[_CALLER_SCOPE_KEY]
+    return caller
+
+
+async def is_still_authorized(request: Request) -> bool:
+    """Whether a request that lasts for long would be authorized again by now."""
+    recheck: Callable[[], Awaitable[bool]] = request.scope[_RECHECK_SCOPE_KEY]
+    return await recheck()
+
+
+def get_path_and_query(request: Request) -> str:
+    """Return what was asked for; never from the URL that Starlette builds from the header `Host`."""
+    query = request.scope.get("query_string", b"").decode("latin-1")
+    return f"{request.scope['path']}?{query}" if query else str(request.scope["path"])
+
+
+def get_peer(request: Request) -> str | None:
+    """Return the address of the client."""
+    return request.client.host if request.client else None
+
+
+def _is_user_unchanged(scope: Scope) -> bool:
+    """Whether the user of web.yml whose password was checked is still there, with the same password."""
+    passwords, stored = find_passwords(scope), scope.get(USER_HASH_SCOPE_KEY)
+    return stored is None or (passwords is not None and passwords.get_hash(scope[USER_SCOPE_KEY]) == stored)
+
+
+def _check_role(request: Request, role: Role | None, access_policy: AccessPolicy) -> Caller | RefusalReason:
+    try:
+        caller = access_policy.identify_caller(request)
+    except SecretUnreadableError:
+        return RefusalReason.UNREADABLE
+    if caller is None:
+        return find_missing_reason(request)
+    if role and (caller.role is None or not caller.role.includes(role)):
+        return RefusalReason.ROLE
+    return caller
+
+
+def find_missing_reason(request: Request) -> RefusalReason:
+    """Return why a request without a valid credential is refused."""
+    if "authorization" in request.headers:
+        return RefusalReason.WRONG
+    return RefusalReason.UNREADABLE if _UNREADABLE_SCOPE_KEY in request.scope else RefusalReason.MISSING

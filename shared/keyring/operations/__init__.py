@@ -1,1 +1,0 @@
-"""What changes or verifies a keyring: new data keys, re-wrap, rollback, restore, verification."""

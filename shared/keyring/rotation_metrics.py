@@ -1,0 +1,151 @@
+"""What a service's metrics show of its keyring, from the database alone: so a rotation by any runner is visible.
+
+A rotation has succeeded once its state is `done` and its runner's last step is a verification that succeeded; so one
+that could not be verified has not, until it is resumed. One that found nothing to do, and all that it needs in order,
+has succeeded, too: otherwise a failure that was fixed would be visible for weeks.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, Select, func, select
+
+from shared.keyring import journal as entries
+from shared.keyring import journal as progress
+from shared.keyring import store
+from shared.keyring.administration import JournalStep, RotationState, RotationType, StepOutcome
+from shared.keyring.key_table import RecordsTable
+from shared.keyring.model import DataKeyStatus
+from shared.keyring.tables import (
+    FailureRow,
+    FirstDataKeyRow,
+    IdleRow,
+    LastEntryRow,
+    StatusCount,
+    data_keys,
+    fetch,
+    fetch_one,
+    journal_entries,
+    rotations,
+)
+
+ROTATION_STEPS: Final = tuple(
+    step.value
+    for step in JournalStep
+    if step not in (JournalStep.PLAN, JournalStep.RETARGET, JournalStep.RESTORE, JournalStep.UNKNOWN)
+)
+"""Of a rotation; each is counted from the start, at 0."""
+_OTHER_STEP: Final = "other"
+_FAILURES: Final = (StepOutcome.FAILED, StepOutcome.PROBLEMS)
+_entries: Final = journal_entries.c
+
+
+@dataclass(frozen=True, slots=True)
+class KeyringMetrics:
+    """A keyring at one moment; times are unix seconds."""
+
+    data_keys: Mapping[tuple[str, DataKeyStatus], int]
+    """By version of the KMS key, `0` of the local key; of a key that is not ours, too."""
+    last_success: Mapping[RotationType, float]
+    """Of `new-dek` it is there from the start: the first data key is as new as one that was just rotated."""
+    last_failure: float | None
+    is_in_progress: bool
+    """Running or interrupted, its verification included."""
+    failures_by_step: Mapping[str, int]
+    """By step, since the keyring began."""
+    unreadable_rows: Mapping[str, str]
+    """Why rows cannot be read, by the id of a data key or of a rotation: the first ones."""
+    missing_data_keys: tuple[str, ...] = ()
+    """Ids of data keys that records need and the keyring lacks."""
+
+
+def read_keyring_metrics(connection: Connection, records: RecordsTable | None = None) -> KeyringMetrics:
+    """Reads it; `records` have an index by data key."""
+    success, is_left = _read_successes(connection)
+    failures, last_failure = _count_failures(connection)
+    running = rotations.c.state == RotationState.RUNNING.value
+    return KeyringMetrics(
+        data_keys=_count_data_keys(connection),
+        last_success=success,
+        last_failure=last_failure,
+        is_in_progress=is_left
+        or connection.execute(select(rotations.c.id).where(running).limit(1)).first() is not None,
+        failures_by_step=failures,
+        unreadable_rows=_find_unreadable_rows(connection),
+        missing_data_keys=records.list_missing_data_keys(connection) if records else (),
+    )
+
+
+def _read_successes(connection: Connection) -> tuple[dict[RotationType, float], bool]:
+    """When a rotation of each type last succeeded, and whether the latest that is done was left before its end."""
+    success: dict[RotationType, float] = {}
+    first = fetch_one(connection, select(func.min(data_keys.c.created_at).label("created_at")), FirstDataKeyRow)
+    if first.created_at is not None:
+        success[RotationType.NEW_DEK] = first.created_at
+    types = {each.value: each for each in RotationType}
+    is_left = False
+    for row in fetch(connection, _select_last_entries(), LastEntryRow):
+        verified = (row.step, row.outcome) == (JournalStep.VERIFY, StepOutcome.SUCCEEDED)
+        is_left = row.step is not None and not verified and row.outcome not in _FAILURES
+        if (type_ := types.get(row.type)) and (row.step is None or verified):
+            at = max(row.updated_at, row.created_at or 0.0)
+            success[type_] = max(success.get(type_, 0.0), at)
+    nothing_to_do = _entries.outcome == StepOutcome.NOTHING_TO_DO.value
+    idle = select(_entries.rotation_type, func.max(_entries.created_at).label("created_at")).where(nothing_to_do)
+    for found in fetch(connection, idle.group_by(_entries.rotation_type), IdleRow):
+        if type_ := types.get(found.rotation_type or ""):
+            success[type_] = max(success.get(type_, 0.0), found.created_at)
+    return success, is_left
+
+
+def _select_last_entries() -> Select[str, float, str | None, str | None, float | None]:
+    """Of each rotation that is done, in their order, the last entry of its runner."""
+    numbers = select(_entries.rotation_id, func.max(_entries.number).label("number")).group_by(_entries.rotation_id)
+    last = numbers.subquery()
+    joined = rotations.outerjoin(last, last.c.rotation_id == rotations.c.id).outerjoin(
+        journal_entries, _entries.number == last.c.number
+    )
+    return (
+        select(rotations.c.type, rotations.c.updated_at, _entries.step, _entries.outcome, _entries.created_at)
+        .select_from(joined)
+        .where(rotations.c.state == RotationState.DONE.value)
+        .order_by(rotations.c.number)
+    )
+
+
+def _count_failures(connection: Connection) -> tuple[dict[str, int], float | None]:
+    """How many steps failed, by step, and when one did last.
+
+    Data keys that a rotation left out are counted by the entry of `rotate` itself, a verification by its own.
+    """
+    failures, last_failure = dict.fromkeys(ROTATION_STEPS, 0), None
+    unverified = (_entries.step == JournalStep.VERIFY.value) & (_entries.outcome == StepOutcome.PROBLEMS.value)
+    failed = (_entries.outcome == StepOutcome.FAILED.value) | unverified
+    counted = select(
+        _entries.step, func.count().label("total"), func.max(_entries.created_at).label("created_at")
+    ).where(failed)
+    for row in fetch(connection, counted.group_by(_entries.step), FailureRow):
+        step = row.step if row.step in ROTATION_STEPS else _OTHER_STEP
+        failures[step] = failures.get(step, 0) + row.total
+        last_failure = max(last_failure or 0.0, row.created_at)
+    return failures, last_failure
+
+
+def _count_data_keys(connection: Connection) -> Mapping[tuple[str, DataKeyStatus], int]:
+    group = (data_keys.c.kek_version, data_keys.c.status)
+    counted: Counter[tuple[str, DataKeyStatus]] = Counter()
+    for row in fetch(connection, select(*group, func.count().label("total")).group_by(*group), StatusCount):
+        counted[row.kek_version, DataKeyStatus(row.status)] += row.total
+    return counted
+
+
+def _find_unreadable_rows(connection: Connection) -> Mapping[str, str]:
+    defect = f"it cannot be read in the table {journal_entries.name}; correct its columns there"
+    unreadable_entries = {f"journal entry {number}": defect for number in entries.find_unreadable_entries(connection)}
+    return (
+        progress.find_unreadable_rotations(connection)
+        | store.find_unreadable_data_keys(connection)
+        | unreadable_entries
+    )
