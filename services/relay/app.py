@@ -19,7 +19,6 @@ from services.relay.channels.port import SendReason
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console.frame import ChangeStream, PageRenderer
 from services.relay.deliveries import queries as delivery_list
-from services.relay.deliveries.retries import BulkRetries
 from services.relay.delivery.acknowledge_link import PATH
 from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.sender_process import open_sender_process
@@ -91,8 +90,6 @@ async def run_relay(
         metrics.set_size_functions(lambda: limit.used_bytes, lambda: limit.max_bytes)
         gauges = OutboxGauges((), (), UNSETTLED, UNFINISHED, lambda: read_outbox_state(store))
         registry.register(gauges)
-        bulk_retries = BulkRetries(store)
-        await stack.enter_async_context(run_beside(bulk_retries.run()))
 
         previous: RelaySettings | None = None
 
@@ -124,7 +121,6 @@ async def run_relay(
                 changes.run(),
                 run_beside(run_forever("channel checks", checks.check_next)),
             ):
-                bulk_retries.configure(settings.channels, wake)
                 replays = build_replays(settings, store, metrics, wake, limit)
                 renderer = PageRenderer(store.clock, settings.page_links)
                 app = create_application(
@@ -143,7 +139,6 @@ async def run_relay(
                                 changes=changes,
                                 path=path,
                                 checker=checker,
-                                bulk_retries=bulk_retries,
                                 replays=replays,
                                 wake_silences=wake_silences,
                                 exporter=exporter,

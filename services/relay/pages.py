@@ -15,7 +15,7 @@ from services.relay.channel_health.pages import ChannelsEndpoint, ChannelsPages,
 from services.relay.config import RelaySettings
 from services.relay.console.frame import ChangeStream, PageRenderer
 from services.relay.deliveries.pages import DeliveriesEndpoint, DeliveriesPages, DeliveryActions
-from services.relay.deliveries.retries import ACTION, BulkRetries
+from services.relay.deliveries.retries import ACTION
 from services.relay.incidents.pages import IncidentPages, IncidentsEndpoint
 from services.relay.incidents.post_mortem import IncidentReader
 from services.relay.login.pages import LoginPages
@@ -52,8 +52,6 @@ class ConsoleParts:
     path: PathWatch
     """The lights of the path of an alert."""
     checker: ChannelChecker
-    bulk_retries: BulkRetries
-    """Retries many dead letters."""
     replays: Replays
     """Accepts quarantined webhooks after all."""
     wake_silences: Callable[[], None] | None
@@ -74,7 +72,7 @@ def build_routes(parts: ConsoleParts, renderer: PageRenderer) -> list[ProtectedR
     delivery_actions = DeliveryActions(store, settings.channels, parts.wake_channels, parts.metrics)
     api = _Api(
         channels=ChannelsEndpoint(store, channels, actions),
-        deliveries=DeliveriesEndpoint(store, parts.wake_channels, delivery_actions),
+        deliveries=DeliveriesEndpoint(store, delivery_actions),
         incidents=IncidentsEndpoint(store, reader, settings.acknowledging_channels, parts.wake_channels, parts.metrics),
         quarantine=QuarantineEndpoint(store, parts.replays),
         report=ReportEndpoint(reports),
@@ -92,9 +90,7 @@ def build_routes(parts: ConsoleParts, renderer: PageRenderer) -> list[ProtectedR
         *ChannelsPages(store, renderer, channels, actions).build_routes(),
         *RoutesPages(explainer, settings, renderer).build_routes(),
         *ReportPages(reports, renderer, settings.messages.timezone).build_routes(),
-        *QuarantinePages(
-            store, renderer, settings.channels, parts.wake_channels, parts.bulk_retries, parts.replays
-        ).build_routes(),
+        *QuarantinePages(store, renderer, delivery_actions, parts.replays).build_routes(),
         *RenderPages(store, renderer, WebhookRenderer(settings)).build_routes(),
         *LoginPages(parts.login, renderer).build_routes(),
         *AcknowledgePages(

@@ -102,8 +102,7 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "POST /quarantine/{id}/preview": Role.ADMIN,
         "POST /quarantine/{id}/replay": Role.ADMIN,
         "POST /quarantine/retry": Role.ADMIN,
-        "POST /quarantine/retry/stop": Role.ADMIN,
-        "POST /quarantine/retry/{delivery}": Role.RESPONDER,
+        "POST /quarantine/retry/{id}": Role.RESPONDER,
         "POST /logout": OPEN,  # the last: it ends sessions
     },
     "backend": {

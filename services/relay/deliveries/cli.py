@@ -24,7 +24,6 @@ from services.relay.cli import (
     describe_account,
     parse_limit,
     parse_since_option_or_exit,
-    record_action,
     run_with_outbox,
 )
 from services.relay.config import RelaySettings
@@ -40,9 +39,15 @@ from services.relay.deliveries.queries import (
     encode_details,
     parse_state,
 )
-from services.relay.deliveries.retries import NotRetryableError, UnknownDeliveryError, retry_delivery
+from services.relay.deliveries.retries import (
+    STEP,
+    NotRetryableError,
+    UnknownDeliveryError,
+    retry_channel,
+    retry_delivery,
+)
 from services.relay.outbox.audit import Actor
-from services.relay.outbox.dead_letters import BULK_STEP, DeadLetterFilter, retry_channel
+from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState
 from services.relay.text import clean_line, clean_text
@@ -285,11 +290,10 @@ async def _retry_deliveries(store: Store, ids: Sequence[str], settings: RelaySet
 
 
 async def _retry_channels(store: Store, names: Sequence[str]) -> int:
-    retried = 0
+    retried, actor = 0, Actor(describe_account(), COMMAND_LINE)
     with _show_progress(sum([await store.read(DeadLetterFilter(name).count) for name in names])) as advance:
         for name in names:
-            await record_action(store, "retry all", name)
-            async for requeued in retry_channel(store, name):
+            async for requeued in retry_channel(store, name, None, actor):
                 retried += requeued
                 advance(requeued)
     return retried
@@ -299,5 +303,5 @@ async def _retry_channels(store: Store, names: Sequence[str]) -> int:
 def _show_progress(total: int) -> Iterator[Callable[[float], None]]:
     """A progress bar on standard error, if that is a terminal and there is more than one step."""
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal or total <= BULK_STEP) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal or total <= STEP) as progress:
         yield partial(progress.advance, progress.add_task("requeued", total=total))

@@ -59,13 +59,14 @@ from services.relay.deliveries.retries import (
     NotRetryableError,
     NotSendableError,
     UnknownDeliveryError,
+    retry_channel,
     retry_delivery,
     send_elsewhere,
 )
 from services.relay.delivery.attempt import close_channel
 from services.relay.metrics import Metrics
-from services.relay.outbox.audit import Actor, insert_entry
-from services.relay.outbox.dead_letters import NO_ATTEMPT, retry_channel
+from services.relay.outbox.audit import Actor
+from services.relay.outbox.dead_letters import NO_ATTEMPT, DeadLetterFilter
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import UNFINISHED, DeliveryState, clean_for_database
 from services.relay.preview.render import MAIL_POLICY, MAIL_SANDBOX, render_mail, render_message
@@ -128,6 +129,32 @@ class DeliveryActions:
         self._wake_channels([now.channel])
         return now
 
+    async def retry_all(self, request: Request, channel: str | None, reason: str | None) -> int:
+        """Sends the dead letters of a channel again, or of all that are configured; gives how many.
+
+        Raises:
+            UnknownChannelError: nothing was changed.
+            StoreUnavailableError: some may be sent again; those that are not are still dead letters.
+        """
+        describe_action(request, on=" ".join(filter(None, (channel, reason))), is_stored=True)
+        reason = reason and clean_for_database(reason)
+        if channel is not None:
+            self._check_channel(channel)
+            names = [channel]
+        else:  # an entry in the audit for each, so none for a channel without dead letters
+            letters = [DeadLetterFilter(name, reason) for name in sorted(self.channels)]
+            names = [each.channel for each in letters if await self._store.read(each.count)]
+        actor, retried = Actor(get_caller(request).name, get_peer(request)), 0
+        for name in names:
+            async for count in retry_channel(self._store, name, reason, actor):
+                retried += count
+                self._wake_channels([name])
+        return retried
+
+    def _check_channel(self, name: str) -> None:
+        if name not in self.channels:
+            raise UnknownChannelError(f"no such channel; expected one of {', '.join(sorted(self.channels))}")
+
     async def send(self, request: Request, channel: str) -> str:
         """Sends the current state of its incident to another channel; gives the id of the delivery there.
 
@@ -139,8 +166,7 @@ class DeliveryActions:
         """
         delivery_id = clean_for_database(request.path_params["id"])
         describe_action(request, channel=channel, is_stored=True)  # with what it changes
-        if channel not in self.channels:
-            raise UnknownChannelError(f"no such channel; expected one of {', '.join(sorted(self.channels))}")
+        self._check_channel(channel)
         sent = await send_elsewhere(
             self._store, delivery_id, channel, who=get_caller(request).name, peer=get_peer(request)
         )
@@ -174,15 +200,12 @@ class DeliveriesEndpoint:
 
     Args:
         store: the outbox.
-        wake_channels: called with the channels that have something new to deliver.
-        actions: what callers do with one delivery.
+        actions: what callers do with deliveries.
     """
 
-    def __init__(self, store: Store, wake_channels: Callable[[Iterable[str]], None], actions: DeliveryActions) -> None:
+    def __init__(self, store: Store, actions: DeliveryActions) -> None:
         self._store = store
         self._actions = actions
-        self._channels = actions.channels
-        self._wake_channels = wake_channels
 
     async def list(self, request: Request) -> Response:
         """A page of deliveries, the newest first."""
@@ -232,21 +255,15 @@ class DeliveriesEndpoint:
     async def retry_all(self, request: Request) -> Response:
         """Delivers all dead letters of a channel again, or those that were given up for a reason."""
         channel, reason = request.query_params.get("channel"), request.query_params.get("reason")
-        on = " ".join(filter(None, (channel, reason)))
-        describe_action(request, on=on, is_stored=True)
+        describe_action(request, is_stored=True)
         if channel is None:
             return build_error_response(400, "channel: missing; expected the name of a channel")
-        if channel not in self._channels:
-            return build_error_response(404, f"no such channel; expected one of {', '.join(sorted(self._channels))}")
         if reason is not None and reason not in DEAD_LETTER_REASONS:
             return build_error_response(400, f"reason: expected one of {', '.join(DEAD_LETTER_REASONS)}")
-        actor = Actor(get_caller(request).name, get_peer(request))
-        # Before its first step, since each is a commit of its own.
-        await self._store.run(lambda transaction: insert_entry(transaction, *actor, "retry all", on))
-        retried = 0
-        async for requeued in retry_channel(self._store, channel, reason):
-            retried += requeued
-            self._wake_channels([channel])
+        try:
+            retried = await self._actions.retry_all(request, channel, reason)
+        except UnknownChannelError as error:
+            return build_error_response(404, str(error))
         return JSONResponse({"retried": retried}, status_code=202)
 
 

@@ -10,7 +10,7 @@ clock. If an operator requests it, what waits for its next attempt is due at onc
 breaker is tried.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
@@ -213,8 +213,6 @@ def _read_group(connection: Connection, row: _CountRow) -> DeadLetterGroup:
     )
 
 
-BULK_STEP: Final = 100
-"""Deliveries that one transaction of `retry_channel` sends again."""
 _TOO_EARLY_STEP: Final = 32
 """Deliveries that one transaction of `requeue_too_early` sends again."""
 _AGE_TOLERANCE: Final = 1.0
@@ -234,31 +232,6 @@ _FIND_DEAD_TOO_EARLY: Final = (
 _LOCK_DELIVERIES: Final = (
     DELIVERIES.where(_delivery.seq.in_(bindparam("seqs", expanding=True))).order_by(_delivery.seq).for_update()
 )
-
-
-async def retry_channel(store: Store, channel: str, reason: str | None = None) -> AsyncIterator[int]:
-    """Tries again what is dead on a channel now, in steps; gives how many each step took.
-
-    What dies again meanwhile is left alone, else it would never end. Where the channel is down, what waits for it is
-    tried at once, too.
-
-    Args:
-        store: the outbox.
-        channel: its name.
-        reason: of the last attempt, or `NO_ATTEMPT`; None takes all.
-
-    Raises:
-        StoreUnavailableError: the steps before this one are done.
-    """
-    await breaker.commit_allow_trial(store, [channel])
-    letters = DeadLetterFilter(channel, reason)
-    left = await store.read(letters.count)
-    while left > 0:
-        count = await requeue_dead(store, letters, min(left, BULK_STEP))
-        if count == 0:
-            return
-        left -= count
-        yield count
 
 
 async def requeue(store: Store, delivery_id: str, actor: Actor | None = None) -> DeliveryState | None:

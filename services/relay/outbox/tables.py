@@ -299,24 +299,6 @@ quarantine = Table(
     Column("incident_id", Text),  # of what was accepted
 )
 
-# The last retry of many dead letters, of which one runs at a time; see `bulk_retry`.
-bulk_retry = Table(
-    "bulk_retry",
-    metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
-    Column("run", Text, nullable=False),  # which run it is
-    Column("channel", Text),  # null: all channels
-    Column("reason", Text),  # null: all reasons
-    Column("started_by", Text, nullable=False),
-    Column("started_at", Double, nullable=False),
-    Column("total", Integer, nullable=False),  # dead letters when it started
-    Column("retried", Integer, nullable=False),
-    Column("advanced_at", Double, nullable=False),  # when its last step was committed
-    Column("ended_at", Double),  # null while it runs, or if whoever ran it is gone
-    Column("stopped_by", Text),  # the person who ended it
-    Column("error", Text),  # what ended it
-)
-
 audit = Table(
     "audit",
     metadata,

@@ -12,7 +12,7 @@ It may be anything that anybody sent: no JSON, no text, nested without end, or m
 import asyncio
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
@@ -21,20 +21,10 @@ from starlette.responses import JSONResponse, Response
 
 from services.relay.channels.port import REASON_ADVICE, ReasonAdvice
 from services.relay.console.frame import Handler, PageRenderer, redirect, redirect_refused
-from services.relay.deliveries.retries import (
-    BulkRetries,
-    BulkRetry,
-    BulkRetryRunningError,
-    NothingToRetryError,
-    NotRetryableError,
-    UnknownDeliveryError,
-    read_bulk_retry,
-    retry_delivery,
-    stop_bulk_retry,
-)
+from services.relay.deliveries.pages import DeliveryActions, UnknownChannelError
+from services.relay.deliveries.retries import NotRetryableError, UnknownDeliveryError
 from services.relay.intake.webhook import MalformedWebhookError, TooManyTextsError
 from services.relay.outbox.accept import encode_accepted
-from services.relay.outbox.audit import Actor
 from services.relay.outbox.dead_letters import NO_ATTEMPT, read_dead_letters
 from services.relay.outbox.quarantine import (
     MAX_BODY_BYTES,
@@ -198,26 +188,14 @@ class QuarantinePages:
     Args:
         store: the outbox.
         renderer: renders the templates.
-        channels: the configured names.
-        wake_channels: called with the channels that have something new to deliver.
-        bulk_retries: retries many dead letters.
+        actions: retry dead letters.
         replays: accepts refused webhooks after all.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        renderer: PageRenderer,
-        channels: Collection[str],
-        wake_channels: Callable[[Iterable[str]], None],
-        bulk_retries: BulkRetries,
-        replays: Replays,
-    ) -> None:
+    def __init__(self, store: Store, renderer: PageRenderer, actions: DeliveryActions, replays: Replays) -> None:
         self._store = store
         self._renderer = renderer
-        self._channels = channels
-        self._wake_channels = wake_channels
-        self._bulk_retries = bulk_retries
+        self._actions = actions
         self._replays = replays
         self._forms = asyncio.Semaphore(_MAX_FORMS)
 
@@ -232,9 +210,8 @@ class QuarantinePages:
 
         return [
             page("", self._show, Role.VIEWER),
-            action("/retry", self._start_retry, Role.ADMIN, "retry all"),
-            action("/retry/stop", self._stop_retry, Role.ADMIN, "stop retry"),
-            action("/retry/{delivery}", self._retry_one, Role.RESPONDER, "retry"),
+            action("/retry", self._retry_all, Role.ADMIN, "retry all"),
+            action("/retry/{id}", self._retry_one, Role.RESPONDER, "retry"),
             page("/{id}", self._show_entry, Role.ADMIN),  # it may contain misdirected secrets
             action("/{id}/preview", self._limit_forms(self._preview), Role.ADMIN, "preview replay"),
             action("/{id}/replay", self._limit_forms(self._replay), Role.ADMIN, "replay"),
@@ -248,13 +225,10 @@ class QuarantinePages:
 
     async def _read_dead_letters(self) -> dict[str, object]:
         letters = await self._store.read(read_dead_letters)
-        run = await self._store.read(lambda connection: read_bulk_retry(connection, self._store.clock))
         return {
             "letters": letters,
-            "run": run,
-            "run_about": run and describe_run(run),
             "advice": {group.reason: _ADVICE.get(group.reason, _UNKNOWN_ADVICE) for group in letters.groups},
-            "channels": self._channels,
+            "channels": self._actions.channels,
         }
 
     async def _read_refused(self, before: str) -> dict[str, object]:
@@ -267,32 +241,19 @@ class QuarantinePages:
             "max_entries": MAX_ENTRIES,
         }
 
-    async def _start_retry(self, request: Request) -> Response:
+    async def _retry_all(self, request: Request) -> Response:
         form = await read_form(request)
-        channel, reason = form.get("channel") or None, form.get("reason") or None
-        describe_action(request, on=" ".join(filter(None, ("dead letters", channel, reason))), is_stored=True)
         try:
-            total = await self._bulk_retries.start(channel, reason, get_caller(request).name, get_peer(request))
-        except (BulkRetryRunningError, NothingToRetryError) as error:
-            return redirect_refused(request, PATH, f"Not started: {error}.")
-        return redirect(request, PATH, f"The retry of {total} dead letters has started.")
-
-    async def _stop_retry(self, request: Request) -> Response:
-        run = (await read_form(request)).get("run", "")
-        describe_action(request, on=f"retry {run}", is_stored=True)
-        if not await stop_bulk_retry(self._store, run, get_caller(request).name, get_peer(request)):
-            return redirect_refused(request, PATH, "The retry was over already.")
-        return redirect(request, PATH, "The retry was stopped.")
+            count = await self._actions.retry_all(request, form.get("channel") or None, form.get("reason") or None)
+        except UnknownChannelError as error:
+            return redirect_refused(request, PATH, f"Not retried: {error}.")
+        return redirect(request, PATH, f"{count:,} dead letter{' is' if count == 1 else 's are'} sent again.")
 
     async def _retry_one(self, request: Request) -> Response:
-        describe_action(request, is_stored=True)
-        delivery_id = clean_for_database(request.path_params["delivery"])
-        actor = Actor(get_caller(request).name, get_peer(request))
         try:
-            now = await retry_delivery(self._store, delivery_id, self._channels, actor)
+            now = await self._actions.retry(request)
         except (UnknownDeliveryError, NotRetryableError) as error:
             return redirect_refused(request, PATH, f"Not retried: {error}.")
-        self._wake_channels([now.channel])
         return redirect(request, PATH, f"{now.alertname} is sent again on {now.channel}.")
 
     async def _show_entry(self, request: Request) -> Response:
@@ -379,9 +340,3 @@ class QuarantinePages:
                 return redirect_refused(request, PATH, f"Nothing was done: {error}.")
 
         return answer
-
-
-def describe_run(run: BulkRetry) -> str:
-    """Which dead letters a run takes."""
-    of_reason = f" for {run.reason}" if run.reason else ""
-    return f"the dead letters of {run.channel or 'all channels'}{of_reason}"

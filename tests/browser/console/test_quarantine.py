@@ -26,7 +26,7 @@ async def replace_in_body(page: Page, old: str, new: str) -> None:
     await body.fill((await body.input_value()).replace(old, new))
 
 
-async def test_dead_letters_are_retried_with_progress_and_without_a_reload(chromium: Browser, tmp_path: Path) -> None:
+async def test_dead_letters_are_retried_without_a_reload(chromium: Browser, tmp_path: Path) -> None:
     async with (
         open_console(tmp_path) as console,
         open_page(chromium, f"{console.url}/quarantine") as page,
@@ -45,9 +45,8 @@ async def test_dead_letters_are_retried_with_progress_and_without_a_reload(chrom
         await expect(page.locator(".flash")).to_contain_text("is sent again on email.")
         await expect(page.locator("#dead_letters h2 .tag")).to_have_text("3")
         await page.get_by_role("button", name="Retry all 3").press("Enter")
-        await expect(page.locator(".flash")).to_contain_text("The retry of 3 dead letters has started.")
+        await expect(page.locator(".flash")).to_have_text("3 dead letters are sent again.")
         await expect(page.get_by_text("Nothing was given up.")).to_be_visible()
-        await expect(page.locator(".run")).to_contain_text("anonymous retried the dead letters of all channels: 3 of 3")
 
 
 async def test_who_is_about_to_retry_a_group_does_not_retry_another_that_grew_meanwhile(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.dead_letters import BULK_STEP
+from services.relay.deliveries.retries import STEP
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.fork_server import forked
@@ -71,12 +71,12 @@ def test_a_wide_terminal_and_a_pipe_have_a_line_for_each(configuration: Path, ty
 def test_a_bar_shows_long_work_to_a_person_and_to_nobody_else(configuration: Path, typed: Typed, fill: Fill) -> None:
     async def fill_dead(rows: Rows) -> None:
         event = await rows.event()
-        await asyncio.gather(*(rows.delivery(event, "log", DeliveryState.DEAD) for _ in range(BULK_STEP + 50)))
+        await asyncio.gather(*(rows.delivery(event, "log", DeliveryState.DEAD) for _ in range(STEP + 50)))
 
     fill(fill_dead)
     output = in_a_terminal(configuration, "retry", "--all")
     assert "100%" in output
-    assert f"{BULK_STEP + 50} requeued\n" in output
+    assert f"{STEP + 50} requeued\n" in output
     fill(fill_dead)
     piped = typed("retry", "--all")
-    assert (piped.stdout, piped.stderr) == (f"{BULK_STEP + 50} requeued\n", "")
+    assert (piped.stdout, piped.stderr) == (f"{STEP + 50} requeued\n", "")

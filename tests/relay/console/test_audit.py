@@ -6,8 +6,7 @@ import pytest
 from sqlalchemy import insert
 
 from services.relay.channels.port import SendError, SendReason, SendScope
-from services.relay.deliveries import pages as deliveries_api
-from services.relay.deliveries import retries as bulk_retry
+from services.relay.deliveries import retries as bulk
 from services.relay.outbox import dead_letters as requeue
 from services.relay.outbox import retention as by_age
 from services.relay.outbox import tables
@@ -73,7 +72,7 @@ async def test_a_retry_and_its_entry_are_committed_in_one_transaction_or_neither
             f"/quarantine/retry/{delivery}",
         )
         with monkeypatch.context() as patch:
-            for module in (requeue, bulk_retry, deliveries_api):
+            for module in (requeue, bulk):
                 patch.setattr(module, "insert_entry", fail)
             for path in (*retries, "/quarantine/retry", "/api/deliveries/retry?channel=one"):
                 async with client.post(path, data={"csrf_token": ""}) as answer:

@@ -2,15 +2,14 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import aiohttp
-import pytest
 
 from services.relay.channels.port import SendError, SendReason, SendScope
-from services.relay.deliveries import retries as bulk_retry
 from services.relay.model import OWN_SOURCE, Message
 from services.relay.outbox.quarantine import MAX_BODY_BYTES
 from services.relay.quarantine.pages import PAGE_BYTES, format_body
@@ -144,85 +143,49 @@ async def test_a_channel_with_dead_letters_is_degraded_until_they_are_retried(tm
         assert await describe() == ("healthy", "Up.", False)
 
 
-async def test_dead_letters_are_retried_one_by_one_in_groups_and_all_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bulk_retry, "_PAUSE", 0.0)
-    channel = Scripted(*refused(5))
-    async with served(settings(tmp_path, {"one": channel, "two": Scripted()})) as client:
-        page = await show(client, "/quarantine")
-        assert "Nothing was given up." in page
-        assert "Nothing was refused." in page
-        for number in range(5):
-            await post(client, webhook_of(group=f"{number}"))
-        await reaches(client, 5, "relay_outbox_deliveries", channel="one", state="dead")
-        page = await show(client, "/quarantine")
-        assert "one: rejected" in page
-        assert "The provider does not accept this message." in page
-        assert "&lt;b&gt;invalid_blocks&lt;/b&gt;" in page
-        first = re.findall("/quarantine/retry/([0-9a-f]{32})", page)[0]
-        assert "/deliveries/" + first in page
-
-        await show(client, f"/quarantine/retry/{first}", data={"csrf_token": ""})
-        await until(lambda: len(channel.sent) == 1)
-        await show(client, f"/quarantine/retry/{first}", data={"csrf_token": ""})  # it is delivered
-        assert (await call(client, "POST", "/api/deliveries/retry?channel=one&reason=lost"))[0] == 400
-        assert await call(client, "POST", "/api/deliveries/retry?channel=one&reason=timeout") == (202, {"retried": 0})
-        await show(client, "/quarantine/retry", data={"csrf_token": "", "channel": "one", "reason": "timeout"})
-        await show(client, "/quarantine/retry", data={"csrf_token": "", "channel": "one", "reason": "rejected"})
-        await until(lambda: len(channel.sent) == 5)
-
-        async def is_over() -> bool:
-            return "anonymous retried the dead letters of one for rejected" in await show(client, "/quarantine")
-
-        await until(is_over)
-        assert "<strong>4 of 4</strong>" in await show(client, "/quarantine")
-        _, audit = await call(client, "GET", "/api/audit")
-        assert [(each["action"], each["on"]) for each in audit["audit"]] == [  # and none for what was not done
-            ("retry all", "dead letters one rejected"),
-            ("retry all", "one timeout"),
-            ("retry", first),
-        ]
-
-
-async def test_a_run_is_shown_to_everybody_and_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk_retry, "_PAUSE", 60.0)
-    monkeypatch.setattr(bulk_retry, "STEP", 1)
+async def test_dead_letters_are_retried_one_by_one_in_groups_and_all_at_once(tmp_path: Path) -> None:
     for name, token in (("admin", ADMIN), ("responder", RESPONDER)):
         (tmp_path / name).write_text(token["Authorization"].removeprefix("Bearer "))
     auth = {
         "admin_token_file": tmp_path / "admin",
         "tokens": [{"name": "rosa", "role": "responder", "file": str(tmp_path / "responder")}],
     }
-    async with served(settings(tmp_path, {"one": Scripted(*refused(3))}, auth=auth)) as client:
-        for number in range(3):
+    channel = Scripted(*refused(5))
+    async with served(settings(tmp_path, {"one": channel, "two": Scripted()}, auth=auth)) as client:
+        page = await show(client, "/quarantine", headers=RESPONDER)
+        assert "Nothing was given up." in page
+        assert "Nothing was refused." in page
+        for number in range(5):
             await post(client, webhook_of(group=f"{number}"))
-        await post(client, b"{}")
-        await reaches(client, 3, "relay_outbox_deliveries", channel="one", state="dead")
-        await show(client, "/quarantine/retry", data={"csrf_token": ""}, headers=ADMIN)
-
-        async def has_begun() -> bool:
-            return "<strong>1 of 3</strong>" in await show(client, "/quarantine", headers=RESPONDER)
-
-        await until(has_begun)
+        await reaches(client, 5, "relay_outbox_deliveries", channel="one", state="dead")
         page = await show(client, "/quarantine", headers=RESPONDER)
-        assert "admin retries the dead letters of all channels" in page
-        for admins_only in ("/quarantine/retry/stop", 'action="/quarantine/retry"', "/quarantine/1"):
-            assert admins_only not in page
-        assert "Retry</button>" in page
-        assert "another retry is running" in await flash(client, "/quarantine/retry", headers=ADMIN)
-        (run,) = re.findall('name="run" value="([0-9a-f]{32})"', await show(client, "/quarantine", headers=ADMIN))
-        assert await flash(client, "/quarantine/retry/stop", run=run, headers=ADMIN) == "The retry was stopped."
-        assert "was over already" in await flash(client, "/quarantine/retry/stop", run=run, headers=ADMIN)
-        assert "too large" in await flash(client, "/quarantine/retry", channel="x" * 70_000, headers=ADMIN)
-        async with client.get("/api/audit", headers=ADMIN) as answer:
-            entries = (await answer.json())["audit"]
-        assert [(each["who"], each["action"], each["on"]) for each in entries] == [
-            ("admin", "stop retry", f"retry {run}"),
-            ("admin", "retry all", "dead letters"),
-        ]
-        page = await show(client, "/quarantine", headers=RESPONDER)
-        assert "admin stopped the retry of the dead letters of all channels after <strong>1 of 3</strong>" in page
+        assert "one: rejected" in page
+        assert "The provider does not accept this message." in page
+        assert "&lt;b&gt;invalid_blocks&lt;/b&gt;" in page
+        assert 'action="/quarantine/retry"' not in page  # for admins
+        first = re.findall("/quarantine/retry/([0-9a-f]{32})", page)[0]
+        assert "/deliveries/" + first in page
+
+        assert "is sent again on one" in await flash(client, f"/quarantine/retry/{first}", headers=RESPONDER)
+        await until(lambda: len(channel.sent) == 1)
+        assert "Not retried: " in await flash(client, f"/quarantine/retry/{first}", headers=RESPONDER)
+        retry = partial(call, client, "POST", headers=ADMIN)
+        assert (await retry("/api/deliveries/retry?channel=one&reason=lost"))[0] == 400
+        assert (await retry("/api/deliveries/retry?channel=lost"))[0] == 404
+        assert await retry("/api/deliveries/retry?channel=one&reason=timeout") == (202, {"retried": 0})
+        retry_by_page = partial(flash, client, "/quarantine/retry", headers=ADMIN)
+        assert await retry_by_page(channel="one", reason="timeout") == "0 dead letters are sent again."
+        assert "no such channel" in await retry_by_page(channel="\0", reason="\0")
+        assert "too large" in await retry_by_page(channel="x" * 70_000)
+        assert await retry_by_page() == "4 dead letters are sent again."
+        await until(lambda: len(channel.sent) == 5)
+        _, audit = await call(client, "GET", "/api/audit", headers=ADMIN)
+        assert [(each["who"], each["action"], each["on"]) for each in audit["audit"]] == [
+            ("admin", "retry all", "one"),
+            ("admin", "retry all", "one timeout"),
+            ("admin", "retry all", "one timeout"),
+            ("rosa", "retry", first),
+        ]  # and none for what was not done
 
 
 async def flash(client: aiohttp.ClientSession, path: str, *, headers: dict[str, str], **fields: str) -> str:

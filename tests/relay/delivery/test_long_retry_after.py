@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from services.relay.deliveries.retries import retry_delivery
+from services.relay.deliveries.retries import retry_channel, retry_delivery
 from services.relay.delivery.task import RetryPolicy
-from services.relay.outbox.dead_letters import retry_channel
+from services.relay.outbox.audit import Actor
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery.worker_harness import Rig, broken, rig
@@ -48,7 +48,7 @@ async def retry_one(it: Rig, _channel: Scripted) -> None:
 
 
 async def retry_whole_channel(it: Rig, _channel: Scripted) -> None:
-    assert [requeued async for requeued in retry_channel(it.store, "a")] == []  # none is dead
+    assert [requeued async for requeued in retry_channel(it.store, "a", None, Actor("alice"))] == []  # none is dead
 
 
 async def its_secret_changes(_it: Rig, channel: Scripted) -> None:

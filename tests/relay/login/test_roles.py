@@ -26,8 +26,7 @@ ACTIONS = {
     "/incidents/{id}/silence": Role.ADMIN,
     "/incidents/{id}/unacknowledge": Role.RESPONDER,
     "/quarantine/retry": Role.ADMIN,
-    "/quarantine/retry/stop": Role.ADMIN,
-    "/quarantine/retry/{delivery}": Role.RESPONDER,
+    "/quarantine/retry/{id}": Role.RESPONDER,
     "/quarantine/{id}/preview": Role.ADMIN,
     "/quarantine/{id}/replay": Role.ADMIN,
 }

@@ -5,7 +5,9 @@ import time
 
 from services.relay.deliveries import queries as delivery_list
 from services.relay.deliveries.queries import DeliveryFilter
-from services.relay.outbox.dead_letters import BULK_STEP, DeadLetterFilter, retry_channel
+from services.relay.deliveries.retries import STEP, retry_channel
+from services.relay.outbox.audit import Actor
+from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
@@ -22,12 +24,12 @@ async def test_it_ends_although_as_many_die_meanwhile(database: DatabaseUrl) -> 
         async def dies(number: int) -> set[str]:
             return set(await asyncio.gather(*(rows.delivery(event, "log", DeliveryState.DEAD) for _ in range(number))))
 
-        requested, steps = await dies(BULK_STEP + 5), []
-        async for requeued in retry_channel(store, "log"):
+        requested, steps = await dies(STEP + 5), []
+        async for requeued in retry_channel(store, "log", None, Actor("alice")):
             steps.append(requeued)
             assert len(steps) <= 2
             await dies(requeued)
-        assert steps == [BULK_STEP, 5]
+        assert steps == [STEP, 5]
         page = await delivery_list.list_deliveries(store, DeliveryFilter(state=DeliveryState.SUPERSEDED), limit=1000)
-        assert await store.read(DeadLetterFilter("log").count) == BULK_STEP + 5
+        assert await store.read(DeadLetterFilter("log").count) == STEP + 5
         assert {delivery.id for delivery in page.deliveries} == requested
