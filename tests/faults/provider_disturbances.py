@@ -48,6 +48,7 @@ UNANSWERED = (
     {"provider": "slack", "kind": "hang", "seconds": 1.5, "method": "chat.postMessage"},
     {"provider": "slack", "kind": "lost_answer", "seconds": 1.5, "method": "chat.postMessage"},
     {"provider": "slack", "kind": "status", "status": 503, "method": "conversations.history"},
+    {"provider": "slack", "kind": "error", "error": "token_revoked", "method": "conversations.history"},
 )
 """After these nobody knows whether the message arrived, or where it is."""
 DEADLY = (

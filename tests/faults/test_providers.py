@@ -74,6 +74,23 @@ async def test_answers_that_are_lost_many_times_in_a_row(
     assert trial.done["stale"] == len(verdict.late) == 0
 
 
+async def test_a_token_revoked_while_a_message_whose_answer_was_lost_is_searched_for(
+    database: DatabaseUrl, scenario: Scenarios
+) -> None:
+    """The search says nothing then, so nothing is posted: of two first messages nobody would edit the other."""
+    trial = scenario(database)
+    _break(trial, kind="lost_answer", method="chat.postMessage", count=1)
+    _break(trial, kind="error", error="token_revoked", method="conversations.history", count=1)
+    async with trial.relay(delivery=LONG_ATTEMPTS) as relay:
+        alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
+        await alertmanager.play(trial.histories(groups=1, length=8))
+        await trial.drained()
+        assert trial.providers.faults.get_state() == []
+        await trial.concluded(alertmanager)
+        await relay.stop()
+    assert trial.done["stale"] == 0
+
+
 async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario: Scenarios) -> None:
     database = database_url.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)

@@ -31,7 +31,7 @@ import structlog
 
 from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.channels.slack.message import Block, build_context_text, build_section, escape
-from services.relay.channels.slack.web_api import SlackApi, SlackError
+from services.relay.channels.slack.web_api import TOKEN_ERRORS, SlackApi, SlackError
 from services.relay.http import read_text, translate_connection_errors
 from services.relay.model import Message
 from services.relay.text import format_title, truncate
@@ -101,7 +101,7 @@ async def find_post(
         delivery_ids: of the posts, none of which is older than the message; the message's own by default.
 
     Raises:
-        SendError: a temporary error; the search can be tried again.
+        SendError: the search can be tried again, such as with another token.
     """
     expected = {each: _build_metadata(each, part) for each in delivery_ids or (message.task.delivery_id,)}
     try:
@@ -113,9 +113,14 @@ async def find_post(
         location = await _find_in_channel(api, message, first, expected) if first else NotFound.UNKNOWN
         return NotFound.UNKNOWN if isinstance(location, NotFound) else location
     except SendError as error:
-        if error.reason in TEMPORARY:
+        if _may_pass(error):
             raise
         return NotFound.UNKNOWN
+
+
+def _may_pass(error: SendError) -> bool:
+    """Else only searching is refused, and posting is not: without a valid token nobody can do either."""
+    return error.reason in TEMPORARY or (isinstance(error, SlackError) and error.code in TOKEN_ERRORS)
 
 
 async def _find_in_channel(
@@ -175,7 +180,7 @@ async def _find_channel_id(api: SlackApi, name: str) -> str | None:
         try:
             found = await find_channel(api, name, kind)
         except SendError as error:
-            if error.reason in TEMPORARY:
+            if _may_pass(error):
                 raise
         else:
             if not isinstance(found, NotFound):

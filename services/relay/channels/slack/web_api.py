@@ -21,6 +21,9 @@ _REJECTED = (SendReason.REJECTED, SendScope.MESSAGE)
 _UNAUTHORIZED = (SendReason.UNAUTHORIZED, SendScope.CHANNEL)
 _MISCONFIGURED = (SendReason.MISCONFIGURED, SendScope.CHANNEL)
 
+TOKEN_ERRORS: Final = frozenset({"invalid_auth", "not_authed", "token_revoked", "token_expired", "account_inactive"})
+"""No method takes the token; other errors may be about one of them, such as a missing scope."""
+
 # https://docs.slack.dev/reference/methods/chat.postMessage, "Errors". They come as HTTP 200 with `ok: false`.
 ERROR_MEANINGS: dict[str, tuple[SendReason, SendScope]] = {
     **dict.fromkeys(
@@ -47,8 +50,9 @@ ERROR_MEANINGS: dict[str, tuple[SendReason, SendScope]] = {
     ),
     **dict.fromkeys(
         (
-            *("invalid_auth", "not_authed", "token_revoked", "token_expired", "account_inactive", "missing_scope"),
-            *("no_permission", "access_denied", "not_allowed_token_type", "org_login_required", "ekm_access_denied"),
+            *TOKEN_ERRORS,
+            *("missing_scope", "no_permission", "access_denied", "not_allowed_token_type", "org_login_required"),
+            "ekm_access_denied",
             *("enterprise_is_restricted", "team_access_not_granted", "two_factor_setup_required"),
         ),
         _UNAUTHORIZED,

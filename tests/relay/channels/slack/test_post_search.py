@@ -118,22 +118,23 @@ async def test_an_uncertainty_that_could_not_be_settled_outlives_a_clear_refusal
 
 
 @pytest.mark.parametrize(
-    "fault",
+    ("fault", "scope"),
     [
-        {"kind": FaultKind.STATUS},
-        {"kind": FaultKind.RATE_LIMIT, "seconds": 9},
-        {"kind": FaultKind.ERROR, "error": "fatal_error"},
+        ({"kind": FaultKind.STATUS}, SendScope.ATTEMPT),
+        ({"kind": FaultKind.RATE_LIMIT, "seconds": 9}, SendScope.ATTEMPT),
+        ({"kind": FaultKind.ERROR, "error": "fatal_error"}, SendScope.ATTEMPT),
+        ({"kind": FaultKind.ERROR, "error": "token_revoked"}, SendScope.CHANNEL),
     ],
 )
 async def test_nothing_is_posted_while_slack_cannot_say(
-    fault: dict[str, object], connect: Connect, stand_ins: StandIns
+    fault: dict[str, object], scope: SendScope, connect: Connect, stand_ins: StandIns
 ) -> None:
     channel = connect()
     retry = await lost(stand_ins, channel, now())
     stand_ins.faults.add(ProviderFault.model_validate({"provider": Provider.SLACK, "count": 1, **fault}))
     with pytest.raises(SendError) as raised:
         await channel.send(retry)
-    assert (raised.value.scope, raised.value.maybe_arrived) == (SendScope.ATTEMPT, True)
+    assert (raised.value.scope, raised.value.maybe_arrived) == (scope, True)
     assert raised.value.retry_after == fault.get("seconds")
     assert retry.payloads == []
     assert (await channel.send(retry))["found"] == "yes"
