@@ -40,13 +40,19 @@ def check_edits(
             yield f"{first.channel}: the first message of {key[:2]} shows {found}, at last were {last.alerts}"
 
 
-def find_stale(events: Sequence[Event], deliveries: Sequence[Delivery], roots: Sequence[Message]) -> Iterator[str]:
+def find_stale(
+    events: Sequence[Event],
+    deliveries: Sequence[Delivery],
+    roots: Sequence[Message],
+    given_up: Collection[tuple[str, int, str]] = (),
+) -> Iterator[str]:
     """Messages outside of threads that do not show how their episode stands, or ended: nobody edits them any more.
 
     Args:
         events: every accepted one.
         deliveries: the outbox.
         roots: what these messages show now.
+        given_up: likewise.
     """
     episode_of = {each.event_seq: (each.incident, each.episode) for each in deliveries}
     last_of = {episode: seq for seq, episode in sorted(episode_of.items())}
@@ -57,7 +63,8 @@ def find_stale(events: Sequence[Event], deliveries: Sequence[Delivery], roots: S
         if newest is None:
             yield f"{root.channel}: nobody knows what a message shows: {sorted(root.alerts, key=str)}"
             continue
-        last = by_seq[last_of[episode_of[newest.seq]]]
-        if not last.alerts <= root.alerts:
+        episode = episode_of[newest.seq]
+        last = by_seq[last_of[episode]]
+        if not last.alerts <= root.alerts and (*episode, root.channel) not in given_up:
             current, expected = (sorted(alerts, key=str) for alerts in (root.alerts, last.alerts))
             yield f"{root.channel}: a message of {root.group} is stale: it shows {current}, at last were {expected}"

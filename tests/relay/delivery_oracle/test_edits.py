@@ -53,3 +53,8 @@ def test_each_root_message_shows_how_its_episode_ended(
     deliveries = [FIRST, replace(SECOND, episode=second_episode)]
     messages = [message_of(alerts, f"d{number}") for number, alerts in enumerate(roots)]
     assert len(list(find_stale(EVENTS, deliveries, messages))) == stale
+
+
+def test_only_the_message_whose_edit_was_given_up_may_be_stale() -> None:
+    for given_up, stale in ((("x", 1, "slack"), 0), (("x", 2, "slack"), 1), (("y", 1, "slack"), 1)):
+        assert len(list(find_stale(EVENTS, [FIRST, SECOND], [message_of(FIRING)], {given_up}))) == stale

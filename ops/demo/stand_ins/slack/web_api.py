@@ -85,8 +85,8 @@ class WebApi:
         arguments["host"] = request.url.hostname
 
         def fits(fault: ProviderFault) -> bool:
-            if fault.kind in KINDS_AFTER_STORING and not method.startswith("chat."):
-                return False  # nothing is stored whose answer could be lost or late
+            if not method.startswith("chat.") and (fault.kind in KINDS_AFTER_STORING or "block" in (fault.error or "")):
+                return False  # nothing is stored whose answer could be lost or late, and there are no blocks to refuse
             if fault.method is not None and fault.method != method:
                 return False
             return fault.target is None or (channel is not None and channel.name == fault.target)
