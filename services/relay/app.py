@@ -11,22 +11,29 @@ from typing import Final
 import structlog
 from starlette.applications import Starlette
 
+from services.relay.acknowledgement.pages import AcknowledgePages
 from services.relay.acknowledgement.presses import BotAccess, PressRules, run_presses
 from services.relay.apis import ExporterHistory
+from services.relay.audit.pages import AuditPages
 from services.relay.channel_health.checks import ChannelChecker, ChannelCheckMonitor, check_channel
+from services.relay.channel_health.pages import ChannelsPages
 from services.relay.channel_health.store import prune_checks
 from services.relay.channels.port import SendReason
 from services.relay.config import RelayAuthSettings, RelaySettings
-from services.relay.console.frame import ChangeStream, PageRenderer
+from services.relay.console.frame import ChangeStream, Console
 from services.relay.deliveries import queries as delivery_list
+from services.relay.deliveries.pages import DeliveriesEndpoint, DeliveriesPages, DeliveryActions
 from services.relay.delivery.acknowledge_link import PATH
 from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.task import RetryPolicy
 from services.relay.delivery.worker import DeliveryRules, run_delivery
+from services.relay.incidents.pages import IncidentPages, IncidentsEndpoint
+from services.relay.incidents.post_mortem import IncidentReader
 from services.relay.intake.acceptance import Acceptance, IntakeRules
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
 from services.relay.intake.routing import find_route
+from services.relay.login.pages import LoginPages
 from services.relay.login.sessions import LoginRules, open_login, prune_sessions
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.model import Event
@@ -34,14 +41,22 @@ from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_forever
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
 from services.relay.now.lights import PathWatch
+from services.relay.now.page import NowPages
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.heartbeats import read_last_seen
 from services.relay.outbox.recovery import COMPARE_DELAY
 from services.relay.outbox.retention import ByteLimit, run_retention
 from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, open_store
 from services.relay.outbox.tables import UNFINISHED, UNSETTLED, DeliveryState
-from services.relay.pages import ConsoleParts, build_routes
+from services.relay.preview.pages import RenderPages
+from services.relay.preview.render import WebhookRenderer
+from services.relay.quarantine.pages import QuarantineEndpoint, QuarantinePages
 from services.relay.quarantine.replay import Replays
+from services.relay.report.pages import ReportEndpoint, ReportPages
+from services.relay.report.report import ReportReader
+from services.relay.routes.alertmanager import AlertmanagerTrees
+from services.relay.routes.explanation import RouteExplainer
+from services.relay.routes.pages import RoutesPages
 from services.relay.silences.store import prune_silences
 from services.relay.silences.worker import run_silences
 from shared.config.secret_file import TokenFile
@@ -122,7 +137,29 @@ async def run_relay(
                 run_beside(run_forever("channel checks", checks.check_next)),
             ):
                 replays = build_replays(settings, store, metrics, wake, limit)
-                renderer = PageRenderer(store.clock, settings.page_links)
+                console = Console(store.clock, settings.page_links, changes)
+                reports = ReportReader(store, frozenset(settings.channels), settings.messages.zone)
+                incidents = IncidentReader(store, exporter, settings.link_rules)
+                actions = DeliveryActions(store, settings.channels, wake, metrics)
+                explainer = RouteExplainer(settings, AlertmanagerTrees(settings.alertmanager))
+                for pages in (  # in the order of the navigation
+                    NowPages(store, settings, path, changes),
+                    IncidentPages(store, console, incidents, settings, wake, wake_silences, metrics),
+                    DeliveriesPages(store, settings, console, actions),
+                    QuarantinePages(store, console, actions, replays),
+                    ChannelsPages(store, settings, checker, wake),
+                    RoutesPages(explainer, settings),
+                    ReportPages(reports, console, settings.messages.timezone),
+                    AuditPages(store, authorizer.audit_log),
+                    RenderPages(store, console, WebhookRenderer(settings)),
+                    LoginPages(login),
+                    AcknowledgePages(store, settings, authorizer, wake, metrics),
+                    IncidentsEndpoint(store, incidents, settings.acknowledging_channels, wake, metrics),
+                    DeliveriesEndpoint(store, actions),
+                    QuarantineEndpoint(store, replays),
+                    ReportEndpoint(reports),
+                ):
+                    pages.add_routes(console)
                 app = create_application(
                     "keypulse relay",
                     registry,
@@ -130,22 +167,7 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *build_routes(
-                            ConsoleParts(
-                                store=store,
-                                settings=settings,
-                                wake_channels=wake,
-                                metrics=metrics,
-                                changes=changes,
-                                path=path,
-                                checker=checker,
-                                replays=replays,
-                                wake_silences=wake_silences,
-                                exporter=exporter,
-                                login=login,
-                            ),
-                            renderer,
-                        ),
+                        *console.routes,
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
@@ -154,7 +176,7 @@ async def run_relay(
                         or (store.error and f"the outbox cannot commit: {store.error}")
                         or describe_unusable_token(bearer)
                     ),
-                    handle_missing=renderer.wrap_page(renderer.show_missing),
+                    handle_missing=console.show_missing,
                 )
 
                 def stop() -> None:

@@ -69,7 +69,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared.config.secret_file import SecretUnreadableError, TokenFile
 from shared.config.server_settings import AuthSettings, NamedToken, Role
 from shared.config.settings import Address
-from shared.http.json_api import build_error_response, format_cursor, format_json_time, parse_page
+from shared.http.json_api import (
+    PageQuery,
+    RefusedError,
+    build_error_response,
+    format_cursor,
+    format_json_time,
+    parse_query,
+)
 from shared.http.password_check import find_passwords
 
 MAX_TEXT_LENGTH: Final = 200
@@ -133,9 +140,10 @@ class InMemoryAuditLog:
 async def handle_audit_request(audit_log: AuditLog, request: Request) -> Response:
     """`GET /api/audit`: `?limit=` and `?cursor=`."""
     try:
-        entries, before = await audit_log.list_entries(*parse_page(request.query_params))
-    except ValueError as error:
-        return build_error_response(400, str(error))
+        page = parse_query(PageQuery, request.query_params)
+        entries, before = await audit_log.list_entries(page.limit, page.cursor)
+    except RefusedError as error:
+        return build_error_response(error.status, str(error))
     except AuditUnavailableError as error:
         return build_error_response(503, f"the audit cannot be read now, try again: {error}")
     listed = [

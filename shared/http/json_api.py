@@ -1,17 +1,16 @@
-"""Reads the form of a page: a few short fields, within a limit of bytes and of time.
+"""The common form of the servers' JSON APIs and forms: refusals, queries, bodies, times, and pages of long lists.
 
-The common form of the servers' JSON APIs: errors, parameters and times. See `pagination` for lists.
-
-Pages of long lists in the servers' JSON APIs, the newest entries first: `limit`, `cursor` and `next_cursor`.
+A list has the newest entries first, and is read with `limit`, `cursor` and `next_cursor`.
 """
 
 import asyncio
 import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
-from typing import Final, NamedTuple, TypeVar
+from typing import Annotated, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -21,17 +20,29 @@ MAX_FORM_BYTES: Final = 64 * 1024
 _MAX_FIELDS: Final = 100
 
 
-class FormError(Exception):
-    """A form cannot be read; the message is one sentence.
+class RefusedError(Exception):
+    """A request is not fulfilled; the message is one sentence without its full stop, and says what was expected.
 
     Args:
-        text: why.
-        status: of the response.
+        text: the sentence.
+        status: of the response; None takes that of the class.
+        hint: another sentence, with what to do.
+        headers: of the response.
     """
 
-    def __init__(self, text: str, status: int) -> None:
+    status = 400
+
+    def __init__(
+        self, text: str, status: int | None = None, *, hint: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(text)
-        self.status = status
+        self.status = status or self.status
+        self.hint = hint
+        self.headers = headers
+
+
+class FormError(RefusedError):
+    """A form cannot be read."""
 
 
 async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Mapping[str, str]:
@@ -53,6 +64,32 @@ def _parse(body: bytes) -> Mapping[str, str]:
 
 
 T = TypeVar("T")
+
+
+class Query(BaseModel):
+    """The parameters of an address; see `parse_query`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Q = TypeVar("Q", bound=Query)
+
+
+def parse_query(model: type[Q], parameters: Mapping[str, str], context: object = None) -> Q:
+    """The parameters of an address. Raises RefusedError for the first that is unknown or wrong.
+
+    Args:
+        model: has a field for each.
+        parameters: as they were sent.
+        context: for the model's validators.
+    """
+    try:
+        return model.model_validate(dict(parameters), context=context)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False)
+    if any(each["type"] == "extra_forbidden" for each in errors):
+        raise RefusedError(f"unknown parameter; expected {', '.join(model.model_fields)}")
+    raise RefusedError(f"{errors[0]['loc'][0]}: {errors[0]['msg'].removeprefix('Value error, ')}")
 
 
 def build_error_response(status: int, error: str, hint: str = "") -> JSONResponse:
@@ -97,13 +134,21 @@ class Page(NamedTuple):
 
 def parse_page(parameters: Mapping[str, str]) -> Page:
     """The page that `limit` and `cursor` of a query name. Raises ValueError with what was expected."""
-    limit, cursor = parameters.get("limit", str(_DEFAULT_LIMIT)), parameters.get("cursor")
-    if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= _MAX_LIMIT:
-        raise ValueError(f"limit: expected a number from 1 to {_MAX_LIMIT}")
+    cursor = parameters.get("cursor")
     try:
-        return Page(int(limit), None if cursor is None else parse_cursor(cursor))
+        limit = _parse_limit(parameters.get("limit", str(_DEFAULT_LIMIT)))
+    except ValueError as error:
+        raise ValueError(f"limit: {error}") from None
+    try:
+        return Page(limit, None if cursor is None else parse_cursor(cursor))
     except ValueError as error:
         raise ValueError(f"cursor: {error}") from None
+
+
+def _parse_limit(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= _MAX_LIMIT:
+        raise ValueError(f"expected a number from 1 to {_MAX_LIMIT}")
+    return int(text)
 
 
 def parse_cursor(text: str) -> int:
@@ -116,3 +161,11 @@ def parse_cursor(text: str) -> int:
 def format_cursor(before: int | None) -> str | None:
     """The `next_cursor` of a response; None after the last page."""
     return None if before is None else f"{before:x}"
+
+
+class PageQuery(Query):
+    """Which entries of a list are requested."""
+
+    limit: Annotated[int, BeforeValidator(_parse_limit)] = _DEFAULT_LIMIT
+    cursor: Annotated[int | None, BeforeValidator(parse_cursor)] = None
+    """The number of the first entry that is too new; None for the first page."""

@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from services.relay.acknowledgement.store import MAX_NAME, EpisodeOverError, acknowledge
 from services.relay.config import RelaySettings
-from services.relay.console.frame import PageRenderer
+from services.relay.console.frame import Console, CredentialRefusedError, View
 from services.relay.delivery.acknowledge_link import PATH, AcknowledgeLink, LinkSigner
 from services.relay.incidents.queries import IncidentSummary, UnknownIncidentError, read_incident
 from services.relay.metrics import Metrics
@@ -24,9 +24,7 @@ from shared.config.secret_file import SecretUnreadableError
 from shared.http.access import (
     Authorizer,
     Caller,
-    ProtectedRoute,
     RefusalReason,
-    RouteRequirements,
     get_path_and_query,
     get_peer,
 )
@@ -35,21 +33,6 @@ _VIA = "mail"
 _NOT_VALID = "This link is not valid: it is not complete, or the mail's recipients or their channel have changed."
 _EXPIRED = "This link has expired. The latest mail of the incident has a newer one."
 _OVER = "What the mail is about is over."
-
-
-class LinkRefusedError(Exception):
-    """A link that acknowledges nothing; the message is a sentence for the reader.
-
-    Args:
-        text: the sentence.
-        status: of the response.
-        reason: as it is counted; None counts nothing.
-    """
-
-    def __init__(self, text: str, status: int, reason: RefusalReason | None = None) -> None:
-        super().__init__(text)
-        self.status = status
-        self.reason = reason
 
 
 class _Mail(NamedTuple):
@@ -69,7 +52,6 @@ class AcknowledgePages:
 
     Args:
         store: the outbox.
-        renderer: renders the template.
         settings: whose channels and key sign links.
         authorizer: counts refusals and logs what is done.
         wake_channels: called with the channels that have something new to deliver.
@@ -79,14 +61,12 @@ class AcknowledgePages:
     def __init__(
         self,
         store: Store,
-        renderer: PageRenderer,
         settings: RelaySettings,
         authorizer: Authorizer,
         wake_channels: Callable[[Iterable[str]], None],
         metrics: Metrics,
     ) -> None:
         self._store = store
-        self._renderer = renderer
         self._authorizer = authorizer
         self._wake_channels = wake_channels
         self._metrics = metrics
@@ -96,22 +76,19 @@ class AcknowledgePages:
             name: channel.destination for name, channel in settings.channels.items() if channel.has_acknowledge_link
         }
 
-    def build_routes(self) -> list[ProtectedRoute]:
+    def add_routes(self, console: Console) -> None:
         """The routes; the link itself is the credential."""
-        requirements, path = RouteRequirements(None, is_public=True), f"{PATH}{{id}}"
-        return [
-            ProtectedRoute(path, self._renderer.wrap_page(self._show), requirements),
-            ProtectedRoute(path, self._renderer.wrap_page(self._acknowledge), requirements, ["POST"]),
-        ]
+        console.public(f"{PATH}{{id}}", self._show, "acknowledge.html.j2")
+        console.public(f"{PATH}{{id}}", self._acknowledge, "acknowledge.html.j2", ["POST"])
 
-    async def _show(self, request: Request) -> Response:
+    async def _show(self, request: Request) -> View:
         try:
             incident = await self._read_open((await self._check(request)).link)
-        except LinkRefusedError as error:
-            return await self._refuse(request, error)
-        return await self._renderer.render(request, "acknowledge.html.j2", {"incident": incident, "problem": None})
+        except CredentialRefusedError as error:
+            return self._refuse(request, error)
+        return View({"incident": incident, "problem": None})
 
-    async def _acknowledge(self, request: Request) -> Response:
+    async def _acknowledge(self, request: Request) -> Response | View:
         peer = get_peer(request)
         try:
             mail = await self._check(request)
@@ -125,9 +102,9 @@ class AcknowledgePages:
                 acknowledging_channels=self._acknowledging_channels,
             )
         except (UnknownIncidentError, EpisodeOverError):
-            return await self._refuse(request, LinkRefusedError(_OVER, 410))
-        except LinkRefusedError as error:
-            return await self._refuse(request, error)
+            return self._refuse(request, CredentialRefusedError(_OVER, 410))
+        except CredentialRefusedError as error:
+            return self._refuse(request, error)
         if done.is_changed:
             self._metrics.count_acknowledgement(_VIA)
             await self._authorizer.record_action(
@@ -137,32 +114,32 @@ class AcknowledgePages:
         return RedirectResponse(get_path_and_query(request), status_code=303)
 
     async def _check(self, request: Request) -> _Mail:
-        """What the link authorises. Raises LinkRefusedError."""
+        """What the link authorises. Raises CredentialRefusedError."""
         link = AcknowledgeLink.parse(clean_for_database(request.path_params["id"]), request.query_params)
         recipients = self._recipients.get(link.channel) if link else None
         if link is None or recipients is None or self._signer is None:
-            raise LinkRefusedError(_NOT_VALID, 403, RefusalReason.WRONG)
+            raise CredentialRefusedError(_NOT_VALID, 403, RefusalReason.WRONG)
         try:
             is_valid = await self._signer.is_valid(link, recipients, request.query_params.get("signature", ""))
         except SecretUnreadableError:
-            raise LinkRefusedError(
+            raise CredentialRefusedError(
                 "The relay cannot check this link now. See its log.", 503, RefusalReason.UNREADABLE
             ) from None
         if not is_valid:
-            raise LinkRefusedError(_NOT_VALID, 403, RefusalReason.WRONG)
+            raise CredentialRefusedError(_NOT_VALID, 403, RefusalReason.WRONG)
         if self._store.clock() >= link.expires_at:
-            raise LinkRefusedError(_EXPIRED, 410)
+            raise CredentialRefusedError(_EXPIRED, 410)
         return _Mail(link, recipients)
 
     async def _read_open(self, link: AcknowledgeLink) -> IncidentSummary:
-        """The incident of a link, while its episode is open. Raises LinkRefusedError."""
+        """The incident of a link, while its episode is open. Raises CredentialRefusedError."""
         incident = await read_incident(self._store, link.incident_id)
         if incident is None or incident.episode != link.episode or incident.status is not Status.FIRING:
-            raise LinkRefusedError(_OVER, 410)
+            raise CredentialRefusedError(_OVER, 410)
         return incident
 
-    async def _refuse(self, request: Request, error: LinkRefusedError) -> Response:
+    def _refuse(self, request: Request, error: CredentialRefusedError) -> View:
         if error.reason:
             self._authorizer.refusals.count(get_peer(request) or "unknown", f"{PATH}{{id}}", error.reason)
         values = {"problem": str(error), "incident_id": clean_for_database(request.path_params["id"])}
-        return await self._renderer.render(request, "acknowledge.html.j2", values, status=error.status)
+        return View(values, error.status)

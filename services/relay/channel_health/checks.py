@@ -52,6 +52,7 @@ from services.relay.outbox.channels import (
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import CLOCK_TOLERANCE
 from shared.check import Check, CheckOutcome, CheckResult
+from shared.http.json_api import RefusedError
 from shared.process.doctor import NO_ANSWER_HINT, list_file_checks, run_checks_concurrently
 
 _NO_ANSWER: Final = {SendReason.TIMEOUT, SendReason.CONNECTION, SendReason.RATE_LIMITED, SendReason.SERVER_ERROR}
@@ -370,13 +371,10 @@ _REFUSALS: Final[Mapping[SendTestRefusal, str]] = {
 _STEPS: Final = ("test message", "its resolve")
 
 
-class ActionRefusedError(Exception):
-    """Nothing was done; the message says why, and when to try again."""
-
-    def __init__(self, cause: str, seconds: float) -> None:
-        self.seconds = math.ceil(seconds)
-        """Until it may be tried again."""
-        super().__init__(f"{cause}; try again in {self.seconds} s")
+def _refuse(cause: str, seconds: float) -> RefusedError:
+    """Nothing is done for so long."""
+    rounded = math.ceil(seconds)
+    return RefusedError(f"{cause}; try again in {rounded} s", 429, headers={"Retry-After": str(rounded)})
 
 
 class ChannelActions:
@@ -406,16 +404,16 @@ class ChannelActions:
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
 
     async def check(self, channel: str, who: str) -> ChannelCheck:
-        """Checks a channel. Raises ActionRefusedError or StoreUnavailableError."""
+        """Checks a channel. Raises RefusedError or StoreUnavailableError."""
         self._refuse_if_busy()
         async with self._slots:
             found = await self._checker.check(channel, CHECK_INTERVAL, who)
         if found is None:
-            raise ActionRefusedError("it is being checked, or was a moment ago", CHECK_INTERVAL)
+            raise _refuse("it is being checked, or was a moment ago", CHECK_INTERVAL)
         return found
 
     async def test(self, channel: str, who: str) -> ChannelCheck:
-        """Sends a test message and its resolve. Raises ActionRefusedError or StoreUnavailableError.
+        """Sends a test message and its resolve. Raises RefusedError or StoreUnavailableError.
 
         A channel behind its circuit breaker is tried again at once after a test that arrived.
         """
@@ -423,7 +421,7 @@ class ChannelActions:
         async with self._slots:
             rate = self._settings.channels[channel].rate_per_second if self._settings.pacing.enabled else None
             if refusal := await claim_test(self._store, channel, rate):
-                raise ActionRefusedError(_REFUSALS[refusal[0]], refusal[1])
+                raise _refuse(_REFUSALS[refusal[0]], refusal[1])
             began = self._clock()
             results = await self._send(channel)
             sent = ChannelCheck(CheckKind.TEST, self._clock() - began, who, results)
@@ -449,7 +447,7 @@ class ChannelActions:
 
     def _refuse_if_busy(self) -> None:
         if self._slots.locked():
-            raise ActionRefusedError("too many channels are being checked or tested", 5)
+            raise _refuse("too many channels are being checked or tested", 5)
 
 
 def _describe(sent: AcceptedMessage) -> str:

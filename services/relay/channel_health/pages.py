@@ -14,7 +14,7 @@ A channel as pages and API show it: what the configuration says, and what the ou
 `/channels`: each channel with its state, its configuration without secrets, its checks and its last test.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,13 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
-from services.relay.channel_health.checks import ActionRefusedError, ChannelActions, advise_on
+from services.relay.channel_health.checks import ChannelActions, ChannelChecker, advise_on
 from services.relay.channel_health.store import ChannelCheck, CheckKind, CheckRow, list_checks_of_channels, read_results
 from services.relay.channels.port import ChannelSettings, MessageRate
 from services.relay.channels.requests import MASK
 from services.relay.config import RelaySettings, RouteSettings
-from services.relay.console.frame import PageRenderer, redirect, redirect_refused
+from services.relay.console.frame import Console, Done, is_api
 from services.relay.now.lights import Verdict, build_channel_light
 from services.relay.now.overview import ChannelOverview, count_delivered, read_channel_overviews
 from services.relay.outbox.channels import count_available
@@ -37,8 +36,8 @@ from services.relay.outbox.store import Store
 from services.relay.text import format_seconds
 from shared.check import CheckResult, join_hint
 from shared.config.server_settings import Role
-from shared.http.access import ProtectedRoute, get_caller
-from shared.http.json_api import build_error_response, format_json_time
+from shared.http.access import get_caller
+from shared.http.json_api import RefusedError, format_json_time
 
 SettingValue = str | int | float | bool | list[str]
 """A value as a person, or JSON, reads it."""
@@ -213,49 +212,80 @@ def find_next_message_time(overview: ChannelOverview, rate: float | None, now: f
     return None if seconds is None else now + seconds
 
 
-class ChannelsEndpoint:
-    """The endpoints of channels.
+class ChannelsPages:
+    """The list of channels and the page of each, with checks and tests on request; and the same as JSON.
 
     Args:
         store: the outbox.
-        channels: as configured.
-        actions: what people do with a channel.
+        settings: the configuration.
+        checker: checks a channel.
+        wake_channels: called with a channel that works again.
     """
 
-    def __init__(self, store: Store, channels: Sequence[ConfiguredChannel], actions: ChannelActions) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: RelaySettings,
+        checker: ChannelChecker,
+        wake_channels: Callable[[Iterable[str]], None],
+    ) -> None:
         self._store = store
-        self._channels = channels
-        self._actions = actions
+        self._channels = list_configured_channels(settings)
+        self._actions = ChannelActions(store, settings, checker, wake_channels)
 
-    async def list(self, _request: Request) -> Response:
-        """All channels, in the order of the configuration."""
+    def add_routes(self, console: Console) -> None:
+        """The routes of pages, actions and API."""
+        one, refused = "/channels/{name}", "Nothing was done"
+        console.page("/channels", self._list, "channels.html.j2", title="Channels", encode=_encode_list)
+        console.page(one, self._show, "channel.html.j2")
+        console.action(f"{one}/check", self._check, Role.RESPONDER, "check channel", refused=refused)
+        console.action(f"{one}/test", self._test, Role.RESPONDER, "test channel", refused=refused)
+
+    async def _list(self, request: Request) -> dict[str, Any]:
         views = await read_views(self._store, self._channels)
-        delivered = await self._store.read(count_delivered)
-        return JSONResponse({"channels": [_encode_view(view, delivered) for view in views]})
+        # To count what was delivered takes a whole index, and no page shows it.
+        return {"channels": views, "delivered": await self._store.read(count_delivered) if is_api(request) else {}}
 
-    async def check(self, request: Request) -> Response:
-        """Checks one, and sends nothing: 200 with what it found."""
-        return await self._act(request, self._actions.check)
+    async def _show(self, request: Request) -> dict[str, Any]:
+        (channel,) = await read_views(self._store, [self._find(request)])
+        test = channel.overview.last_test
+        return {
+            "channel": channel,
+            "check_results": await self._read_results(channel.overview.last_check),
+            "test": test,
+            "test_results": await self._read_results(test),
+        }
 
-    async def test(self, request: Request) -> Response:
-        """Sends a test message and its resolve: 200 with what became of them."""
-        return await self._act(request, self._actions.test)
+    async def _check(self, request: Request) -> Done:
+        name = self._find(request).name
+        return _finish(name, await self._actions.check(name, get_caller(request).name), "checked: nothing is wrong")
 
-    async def _act(self, request: Request, act: Callable[[str, str], Awaitable[ChannelCheck]]) -> Response:
+    async def _test(self, request: Request) -> Done:
+        name = self._find(request).name
+        return _finish(name, await self._actions.test(name, get_caller(request).name), "test message sent")
+
+    def _find(self, request: Request) -> ConfiguredChannel:
         name = request.path_params["name"]
-        names = [channel.name for channel in self._channels]
-        if name not in names:
-            return build_error_response(404, f"no such channel; expected one of {', '.join(sorted(names))}")
-        try:
-            done = await act(name, get_caller(request).name)
-        except ActionRefusedError as error:
-            response = build_error_response(429, str(error))
-            response.headers["Retry-After"] = str(error.seconds)
-            return response
-        results = [asdict(result) for result in done.results]
-        return JSONResponse(
-            {"channel": name, "ok": done.failure is None, "seconds": round(done.seconds, 3), "results": results}
-        )
+        found = next((each for each in self._channels if each.name == name), None)
+        if found is None:
+            names = ", ".join(sorted(each.name for each in self._channels))
+            raise RefusedError(f"no such channel; expected one of {names}", 404)
+        return found
+
+    async def _read_results(self, row: CheckRow | None) -> list[CheckResult]:
+        return [] if row is None else await self._store.read(partial(read_results, row=row))
+
+
+def _finish(name: str, check: ChannelCheck, done: str) -> Done:
+    failure, seconds = check.failure, round(check.seconds, 3)
+    outcome = done if failure is None else f"{failure.name}: {join_hint(failure.detail, failure.hint)}"
+    results = [asdict(result) for result in check.results]
+    body = {"channel": name, "ok": failure is None, "seconds": seconds, "results": results}
+    return Done(f"{name}: {outcome}", f"/channels/{name}", body)
+
+
+def _encode_list(listed: Mapping[str, Any]) -> dict[str, Any]:
+    return {"channels": [_encode_view(view, listed["delivered"]) for view in listed["channels"]]}
 
 
 def _encode_view(view: ChannelView, delivered: Mapping[str, int]) -> dict[str, Any]:
@@ -301,78 +331,3 @@ def _encode_check(check: CheckRow) -> dict[str, Any]:
         "requested_by": check.requested_by,
         "seconds": round(check.seconds, 3),
     }
-
-
-Act = Callable[[str, str], Awaitable[ChannelCheck]]
-
-
-class ChannelsPages:
-    """The list of channels, and the page of each.
-
-    Args:
-        store: the outbox.
-        renderer: renders the templates.
-        channels: as configured.
-        actions: what people do with a channel.
-    """
-
-    def __init__(
-        self, store: Store, renderer: PageRenderer, channels: list[ConfiguredChannel], actions: ChannelActions
-    ) -> None:
-        self._store = store
-        self._renderer = renderer
-        self._channels = channels
-        self._actions = actions
-
-    def build_routes(self) -> list[ProtectedRoute]:
-        """The routes of the pages and their actions."""
-        page, action = self._renderer.build_page_route, self._renderer.build_action_route
-        return [
-            page("/channels", self._list),
-            page("/channels/{name}", self._show),
-            action("/channels/{name}/check", self._check, Role.RESPONDER, "check channel"),
-            action("/channels/{name}/test", self._test, Role.RESPONDER, "test channel"),
-        ]
-
-    async def _list(self, request: Request) -> Response:
-        channels = await read_views(self._store, self._channels)
-        return await self._renderer.render(request, "channels.html.j2", {"channels": channels})
-
-    async def _show(self, request: Request) -> Response:
-        configured = self._find(request)
-        if not configured:
-            return await self._renderer.render(request, "channel_missing.html.j2", {}, status=404)
-        (channel,) = await read_views(self._store, configured)
-        test = channel.overview.last_test
-        values = {
-            "channel": channel,
-            "check_results": await self._read_results(channel.overview.last_check),
-            "test": test,
-            "test_results": await self._read_results(test),
-        }
-        return await self._renderer.render(request, "channel.html.j2", values)
-
-    async def _check(self, request: Request) -> Response:
-        return await self._act(request, self._actions.check, "checked: nothing is wrong")
-
-    async def _test(self, request: Request) -> Response:
-        return await self._act(request, self._actions.test, "test message sent")
-
-    async def _act(self, request: Request, act: Act, done: str) -> Response:
-        """Leads to the page of the channel, where the result stands."""
-        configured = self._find(request)
-        if not configured:
-            return await self._renderer.render(request, "channel_missing.html.j2", {}, status=404)
-        name = configured[0].name
-        try:
-            failure = (await act(name, get_caller(request).name)).failure
-        except ActionRefusedError as error:
-            return redirect_refused(request, f"/channels/{name}", f"Nothing was done on {name}: {error}")
-        outcome = done if failure is None else f"{failure.name}: {join_hint(failure.detail, failure.hint)}"
-        return redirect(request, f"/channels/{name}", f"{name}: {outcome}")
-
-    def _find(self, request: Request) -> list[ConfiguredChannel]:
-        return [each for each in self._channels if each.name == request.path_params["name"]]
-
-    async def _read_results(self, row: CheckRow | None) -> list[CheckResult]:
-        return [] if row is None else await self._store.read(partial(read_results, row=row))

@@ -21,30 +21,33 @@ One read for all who want it at the same time, kept for a moment: many viewers c
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
+import msgspec
 import structlog
 from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from services.relay.metrics import Metrics
 from services.relay.outbox.store import Store, StoreUnavailableError
-from services.relay.outbox.tables import DeliveryState
+from services.relay.outbox.tables import DeliveryState, clean_for_database
 from services.relay.text import format_seconds
 from shared.config.server_settings import Role
 from shared.http.access import (
     Endpoint,
     ProtectedRoute,
+    RefusalReason,
     RouteRequirements,
     describe_action,
     get_caller,
@@ -53,7 +56,9 @@ from shared.http.access import (
     get_session,
     is_still_authorized,
 )
-from shared.http.json_api import build_error_response
+from shared.http.json_api import RefusedError, build_error_response, read_form
+from shared.http.limits import BODY_SECONDS, BodyTooLargeError, read_body
+from shared.http.untrusted_json import UntrustedJsonError, decode_json
 from shared.web.pages import SECURITY_HEADERS, SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
 
 MAX_STREAMS: Final = 200
@@ -97,10 +102,6 @@ class ChangeStream:
         self._polling: asyncio.Task[None] | None = None
         self._is_stopped = False
 
-    def build_routes(self) -> list[ProtectedRoute]:
-        """The route of the stream."""
-        return [ProtectedRoute("/events", self._respond, RouteRequirements(Role.VIEWER))]
-
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Streams while the body runs, which ends for a reload, too: then browsers find the next one."""
@@ -121,7 +122,8 @@ class ChangeStream:
             self._polling.cancel()
         self._wake()
 
-    async def _respond(self, request: Request) -> Response:
+    async def respond(self, request: Request) -> Response:
+        """`GET /events`."""
         is_check, caller = "check" in request.query_params, get_caller(request).name
         if reason := self._find_refusal(caller):
             if not is_check:
@@ -223,6 +225,10 @@ FRAME_POLICY: Final = f"{SECURITY_HEADERS['Content-Security-Policy']}; frame-src
 """The Content-Security-Policy of a page with a mail in a frame."""
 _FLASH_COOKIE: Final = "keypulse_done"
 _FLASH_SECONDS: Final = 60
+_SHARED_SECONDS: Final = 1.0
+"""For which a rendered fragment is current where no change is known."""
+_MAX_SHARED: Final = 20
+"""Fragments of a page, with different queries, of which the last one is stored."""
 _MAX_RENDERS: Final = 4
 """Pages that are rendered at the same time; threads, which share the processor with the intake."""
 
@@ -234,72 +240,262 @@ class NavigationEntry(NamedTuple):
     title: str
 
 
-NAVIGATION: Final = (
-    NavigationEntry("/", "Now"),
-    NavigationEntry("/incidents", "Incidents"),
-    NavigationEntry("/deliveries", "Deliveries"),
-    NavigationEntry("/quarantine", "Quarantine"),
-    NavigationEntry("/channels", "Channels"),
-    NavigationEntry("/routes", "Routes"),
-    NavigationEntry("/report", "Report"),
-    NavigationEntry("/audit", "Audit"),
-)
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What an action did: a page leads to `to`, and says `message` there once; the API answers with `body`."""
 
-Handler = Callable[[Request], Awaitable[Response]]
+    message: str
+    to: str
+    body: object = None
+    status: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A template's values, where the response is not simply 200."""
+
+    values: Mapping[str, Any]
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class CredentialRefusedError(RefusedError):
+    """What somebody shows as a credential is not valid.
+
+    Args:
+        text: the sentence.
+        status: of the response.
+        reason: as it is counted; None counts nothing.
+    """
+
+    def __init__(self, text: str, status: int, reason: RefusalReason | None = None) -> None:
+        super().__init__(text, status)
+        self.reason = reason
+
+
+Handler = Callable[[Request], Awaitable[Any]]
+"""Returns a template's values, also as a View; Done, of an action; or a Response. Raises RefusedError."""
+Encode = Callable[[Any], object]
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+def is_api(request: Request) -> bool:
+    """Whether a program asks, so that the answer is JSON."""
+    return str(request.scope["path"]).startswith("/api/")
+
+
+async def read_fields(request: Request, model: type[M], expected: str, max_bytes: int = 4096) -> M:
+    """The fields of a form, or of the API's JSON, where an empty body has none. Raises RefusedError.
+
+    Args:
+        request: of the action.
+        model: its fields; those of a form are texts, which are converted.
+        expected: what the body should be, such as `{"episode": NUMBER}`.
+        max_bytes: of the body.
+    """
+    if not is_api(request):
+        form = await read_form(request, max_bytes)
+        try:
+            return msgspec.convert(
+                {name: form[name] for name in model.__struct_fields__ if name in form}, model, strict=False
+            )
+        except msgspec.ValidationError:
+            raise RefusedError("the form is not complete; reload the page, and try again") from None
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await read_body(request.stream(), max_bytes)
+        return decode_json(msgspec.json.Decoder(model), body or b"{}")
+    except BodyTooLargeError:
+        raise RefusedError(f"expected {expected} in at most {max_bytes} bytes", 413) from None
+    except TimeoutError:
+        raise RefusedError(f"the body did not arrive within {BODY_SECONDS:g} s; send it again", 408) from None
+    except UntrustedJsonError as error:
+        raise RefusedError(str(error)) from None
 
 
 @cache
 def _create_templates() -> Environment:
     """The pages' templates, each compiled once, and not again when the relay reads its configuration again."""
-    values = {"navigation": NAVIGATION, "format_seconds": format_seconds}
-    templates = create_templates(_TEMPLATE_FOLDERS, {}, values)
+    templates = create_templates(_TEMPLATE_FOLDERS, {}, {"format_seconds": format_seconds})
     templates.globals["parts"] = templates.get_template("parts.html.j2").module
     return templates
 
 
-class PageRenderer:
-    """Renders the pages' templates.
+class Console:
+    """Adds the routes of pages and of the API, and answers: with a template, JSON, or why a request is refused.
 
     Args:
         clock: unix seconds, the server's.
         page_links: to other pages, by their text.
+        changes: says whether something has changed since a fragment was rendered.
     """
 
-    def __init__(self, clock: Callable[[], float], page_links: Mapping[str, str]) -> None:
+    def __init__(self, clock: Callable[[], float], page_links: Mapping[str, str], changes: ChangeStream) -> None:
+        files = StaticFiles(SHARED_ASSETS, _FOLDER / "assets")
+        self.routes = [
+            ProtectedRoute("/console/{name}", files.serve, RouteRequirements(None, is_public=True)),
+            ProtectedRoute("/events", changes.respond, RouteRequirements(Role.VIEWER)),
+        ]
+        self._changes = changes
+        self.navigation: list[NavigationEntry] = []
         self._clock = clock
         self._page_links = page_links
-        self._files = StaticFiles(SHARED_ASSETS, _FOLDER / "assets")
         self._templates = _create_templates()
         self._renders = asyncio.Semaphore(_MAX_RENDERS)
+        self.show_missing = self._answer(_refuse_unknown)
+        """The page of an address that leads nowhere."""
 
-    def build_routes(self) -> list[ProtectedRoute]:
-        """The styles and scripts of the pages."""
-        return [ProtectedRoute("/console/{name}", self._files.serve, RouteRequirements(None, is_public=True))]
+    def page(
+        self,
+        path: str,
+        read: Handler,
+        template: str = "",
+        *,
+        title: str = "",
+        role: Role = Role.VIEWER,
+        encode: Encode | None = None,
+        shared_fragment: str = "",
+    ) -> None:
+        """A page, which a link on another site may open.
 
-    def build_page_route(
-        self, path: str, handler: Handler, role: Role = Role.VIEWER, methods: Collection[str] = ("GET",)
-    ) -> ProtectedRoute:
-        """A page, which a link on another site may open; by POST where a form that changes nothing is large."""
-        requirements = RouteRequirements(role, challenges_browser=True, allows_cross_site_link=True)
-        return ProtectedRoute(path, self.wrap_page(handler), requirements, methods)
+        Args:
+            path: its address.
+            read: gives the template's values.
+            template: `NAME.html.j2`.
+            title: in the navigation; empty for a page that others lead to.
+            role: who may read it.
+            encode: makes JSON of the same values, for `/api` and the path; None where the API has no such endpoint.
+            shared_fragment: the part that is loaded again; it has nothing of one viewer, and is rendered once for all.
+        """
+        answer = self._answer(read, template, shared_fragment)
+        self.routes.append(ProtectedRoute(path, answer, _build_page_requirements(role)))
+        if title:
+            self.navigation.append(NavigationEntry(path, title))
+        if encode:
+            self.api(path, read, role=role, encode=encode)
 
-    def build_action_route(self, path: str, handler: Handler, role: Role, action: str) -> ProtectedRoute:
-        """An action of a page: a POST of a form."""
+    def api(
+        self,
+        path: str,
+        handler: Handler,
+        *,
+        role: Role = Role.VIEWER,
+        action: str | None = None,
+        encode: Encode | None = None,
+        methods: Collection[str] = ("GET",),
+    ) -> None:
+        """An endpoint at `/api` and the path; with the name of an action it is posted to, and stands in the audit."""
         requirements = RouteRequirements(role, action=action)
-        return ProtectedRoute(path, self.wrap_page(handler), requirements, ["POST"])
+        methods = methods if action is None else ["POST"]
+        self.routes.append(ProtectedRoute(f"/api{path}", self._answer_program(handler, encode), requirements, methods))
 
-    def wrap_page(self, handler: Handler) -> Endpoint:
-        """The handler, with the security headers, and with a page of its own while the outbox is unavailable."""
-        return add_security_headers(self._show_unavailable(handler))
+    def action(
+        self,
+        path: str,
+        act: Handler,
+        role: Role,
+        name: str,
+        *,
+        refused: str,
+        back: str | None = None,
+        has_api: bool = True,
+    ) -> None:
+        """An action: a POST of a form, and the same at `/api`.
+
+        Args:
+            path: its address.
+            act: does it, and returns Done, or a Response.
+            role: who may.
+            name: in the audit.
+            refused: begins what a page says of an action that changed nothing, such as `Not sent`.
+            back: where that is said; None is the path without its last part.
+            has_api: whether programs may, too.
+        """
+        handler = self._return_to(act, back if back is not None else path.rpartition("/")[0], refused)
+        self.routes.append(ProtectedRoute(path, self._answer(handler), RouteRequirements(role, action=name), ["POST"]))
+        if has_api:
+            self.api(path, act, role=role, action=name)
+
+    def post(self, path: str, read: Handler, template: str = "") -> None:
+        """A page that is asked for by a form, because that is large; it changes nothing, and so it is no action."""
+        self.routes.append(ProtectedRoute(path, self._answer(read, template), _build_page_requirements(), ["POST"]))
+
+    def public(self, path: str, handler: Handler, template: str = "", methods: Collection[str] = ("GET",)) -> None:
+        """A page that checks credentials itself; whoever reaches the relay may ask for it."""
+        requirements = RouteRequirements(None, is_public=True)
+        self.routes.append(ProtectedRoute(path, self._answer(handler, template), requirements, methods))
+
+    def _answer(self, read: Handler, template: str = "", shared_fragment: str = "") -> Endpoint:
+        fragments: OrderedDict[bytes, SharedRead[Response]] = OrderedDict()
+
+        async def answer(request: Request) -> Response:
+            if not shared_fragment or request.headers.get("hx-target") != shared_fragment:
+                return await respond(request)
+            query = request.scope.get("query_string", b"")
+            shared = fragments.setdefault(query, SharedRead(respond, _SHARED_SECONDS))
+            fragments.move_to_end(query)
+            if len(fragments) > _MAX_SHARED:
+                fragments.popitem(last=False)
+            rendered = await shared.get(self._changes.version, request)
+            return HTMLResponse(rendered.body, status_code=rendered.status_code)
+
+        async def respond(request: Request) -> Response:
+            try:
+                found = await read(request)
+                if isinstance(found, Response):
+                    return found
+                view = found if isinstance(found, View) else View(found)
+            except RefusedError as error:
+                values = {"message": str(error), "hint": error.hint, "parent": self._find_parent(request)}
+                return await self.render(request, "error.html.j2", values, status=error.status)
+            except StoreUnavailableError as error:
+                return await self.render(request, "unavailable.html.j2", {"error": str(error)}, status=503)
+            response = await self.render(request, template, view.values, status=view.status)
+            response.headers.update(view.headers)
+            return response
+
+        return add_security_headers(answer)
+
+    def _answer_program(self, handler: Handler, encode: Encode | None) -> Endpoint:
+        async def answer(request: Request) -> Response:
+            try:
+                found = await handler(request)
+            except RefusedError as error:
+                response = build_error_response(error.status, str(error), error.hint)
+                response.headers.update(error.headers or {})
+                return response
+            except StoreUnavailableError as error:
+                return build_error_response(503, f"the outbox cannot be used now, try again: {error}")
+            if isinstance(found, Response):
+                return found
+            if isinstance(found, Done):
+                return JSONResponse(found.body, status_code=found.status)
+            return JSONResponse(encode(found) if encode else found)
+
+        return answer
+
+    def _return_to(self, act: Handler, back: str, refused: str) -> Handler:
+        """The action of a page: it leads to another page, which says what was done, or why nothing was."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                done = await act(request)
+            except RefusedError as error:
+                message = f"{refused}: {str(error).rstrip('.')}."
+                describe_action(request, is_stored=True, error=message)  # it has no entry in the audit
+                return redirect(request, back.format(**_quote_parts(request)), message)
+            return done if isinstance(done, Response) else redirect(request, done.to, done.message)
+
+        return answer
+
+    def _find_parent(self, request: Request) -> NavigationEntry:
+        path = request.scope["path"]
+        return next((each for each in self.navigation if path.startswith(f"{each.path}/")), NavigationEntry("/", "Now"))
 
     def render_refusal(self, status: int, message: str) -> Response:
         """The page for a browser whose request is refused; it needs no caller."""
         html = self._templates.get_template("refused.html.j2").render(status=status, message=message)
         return HTMLResponse(html, status_code=status, headers=SECURITY_HEADERS)
-
-    async def show_missing(self, request: Request) -> Response:
-        """The page of an address that leads nowhere."""
-        return await self.render(request, "missing.html.j2", {}, status=404)
 
     async def render(
         self, request: Request, template: str, values: Mapping[str, Any], *, status: int = 200
@@ -319,6 +515,7 @@ class PageRenderer:
             "now": self._clock(),
             "path": request.scope["path"],
             "page_links": self._page_links,
+            "navigation": self.navigation,
             "address": get_path_and_query(request),
             "caller": caller,
             "is_responder": caller.role is not None and caller.role.includes(Role.RESPONDER),
@@ -342,14 +539,17 @@ class PageRenderer:
             return template.render(context)
         return "".join(template.blocks[fragment](template.new_context(context)))
 
-    def _show_unavailable(self, handler: Handler) -> Endpoint:
-        async def answer(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except StoreUnavailableError as error:
-                return await self.render(request, "unavailable.html.j2", {"error": str(error)}, status=503)
 
-        return answer
+def _build_page_requirements(role: Role = Role.VIEWER) -> RouteRequirements:
+    return RouteRequirements(role, challenges_browser=True, allows_cross_site_link=True)
+
+
+async def _refuse_unknown(_request: Request) -> Response:
+    raise RefusedError("there is no such page", 404, hint="The pages are in the navigation above.")
+
+
+def _quote_parts(request: Request) -> dict[str, str]:
+    return {name: quote(clean_for_database(part), safe="") for name, part in request.path_params.items()}
 
 
 def redirect_refused(request: Request, to: str, message: str) -> Response:

@@ -14,7 +14,6 @@ the link.
 
 import asyncio
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,9 +34,8 @@ from services.relay.config import RelaySettings
 from services.relay.console.frame import (
     DELIVERY_LIGHTS,
     FRAME_POLICY,
-    ChangeStream,
-    PageRenderer,
-    SharedRead,
+    Console,
+    View,
     redirect,
     redirect_refused,
 )
@@ -71,7 +69,7 @@ from services.relay.outbox.store import Store
 from services.relay.outbox.tables import UNFINISHED, DeliveryState, clean_for_database
 from services.relay.preview.render import MAIL_POLICY, MAIL_SANDBOX, render_mail, render_message
 from shared.config.server_settings import Role
-from shared.http.access import ProtectedRoute, describe_action, get_caller, get_peer
+from shared.http.access import describe_action, get_caller, get_peer
 from shared.http.json_api import (
     FormError,
     Page,
@@ -206,6 +204,14 @@ class DeliveriesEndpoint:
     def __init__(self, store: Store, actions: DeliveryActions) -> None:
         self._store = store
         self._actions = actions
+
+    def add_routes(self, console: Console) -> None:
+        """The routes of the API."""
+        console.api("/deliveries", self.list)
+        console.api("/deliveries/retry", self.retry_all, role=Role.ADMIN, action="retry all")
+        console.api("/deliveries/{id}", self.get)
+        console.api("/deliveries/{id}/retry", self.retry, role=Role.RESPONDER, action="retry")
+        console.api("/deliveries/{id}/send", self.send, role=Role.RESPONDER, action=ACTION)
 
     async def list(self, request: Request) -> Response:
         """A page of deliveries, the newest first."""
@@ -412,12 +418,6 @@ class MessageAddresses:
 
 PAGE_SIZE: Final = 50
 _RETRYABLE: Final = (DeliveryState.DEAD, DeliveryState.QUEUED, DeliveryState.RETRYING)
-_LIST: Final = "delivery_list"
-"""The part of the list that is loaded again; nothing in it is of one viewer."""
-_SHARED_SECONDS: Final = 1.0
-"""For which a rendered list is current where no change is known."""
-_MAX_SHARED_LISTS: Final = 20
-"""Lists, with different filters, of which the last one is stored."""
 _MAX_RAW: Final = 50_000
 """Characters of a payload that the page shows as it is; the API has all."""
 
@@ -442,50 +442,32 @@ class DeliveriesPages:
         settings: the configuration.
         renderer: renders the templates.
         actions: what callers do with one delivery.
-        changes: says whether something has changed since the list was rendered last.
     """
 
     def __init__(
         self,
         store: Store,
         settings: RelaySettings,
-        renderer: PageRenderer,
+        renderer: Console,
         actions: DeliveryActions,
-        changes: ChangeStream,
     ) -> None:
         self._store = store
         self._channels = settings.channels
         self._renderer = renderer
         self._actions = actions
         self._addresses = MessageAddresses(settings.channels)
-        self._changes = changes
-        self._lists: OrderedDict[bytes, SharedRead[Response]] = OrderedDict()
 
-    def build_routes(self) -> list[ProtectedRoute]:
+    def add_routes(self, console: Console) -> None:
         """The routes of the pages and their actions."""
-        page, action = self._renderer.build_page_route, self._renderer.build_action_route
-        return [
-            page(PATH, self._list),
-            page(f"{PATH}/{{id}}", self._show),
-            page(f"{PATH}/{{id}}/mail", self._show_mail),
-            page(f"{PATH}/{{id}}/open", self._open),
-            action(f"{PATH}/{{id}}/retry", self._retry, Role.RESPONDER, "retry"),
-            action(f"{PATH}/{{id}}/send", self._send, Role.RESPONDER, ACTION),
-        ]
+        one = f"{PATH}/{{id}}"
+        console.page(PATH, self._list, "deliveries.html.j2", title="Deliveries", shared_fragment="delivery_list")
+        console.page(one, self._show)
+        console.page(f"{one}/mail", self._show_mail)
+        console.page(f"{one}/open", self._open)
+        console.action(f"{one}/retry", self._retry, Role.RESPONDER, "retry", refused="Not retried", has_api=False)
+        console.action(f"{one}/send", self._send, Role.RESPONDER, ACTION, refused="Not sent", has_api=False)
 
-    async def _list(self, request: Request) -> Response:
-        """The list; the part of it that is loaded again is rendered once for all who show it."""
-        if "hx-request" not in request.headers or request.headers.get("hx-target") != _LIST:
-            return await self._render_list(request)
-        query = request.scope.get("query_string", b"")
-        shared = self._lists.setdefault(query, SharedRead(self._render_list, _SHARED_SECONDS))
-        self._lists.move_to_end(query)
-        if len(self._lists) > _MAX_SHARED_LISTS:
-            self._lists.popitem(last=False)
-        rendered = await shared.get(self._changes.version, request)
-        return HTMLResponse(rendered.body, status_code=rendered.status_code)
-
-    async def _render_list(self, request: Request) -> Response:
+    async def _list(self, request: Request) -> View:
         query = parse_query(request.query_params, self._store.clock())
         values: dict[str, Any] = {"query": query, "states": list(DeliveryState), "lights": DELIVERY_LIGHTS}
         if query.problems:
@@ -497,7 +479,7 @@ class DeliveriesPages:
         # Channels that are not configured any more may have deliveries, too: they can be typed.
         values |= {"page": page, "channels": sorted(self._channels)}
         status = 400 if query.problems else 200
-        return await self._renderer.render(request, "deliveries.html.j2", values, status=status)
+        return View(values, status)
 
     async def _show(self, request: Request) -> Response:
         details = await self._read(request)

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from services.relay.acknowledgement.store import Acknowledgement, EpisodeOverError, acknowledge, unacknowledge
 from services.relay.config import RelaySettings
-from services.relay.console.frame import DELIVERY_LIGHTS, HealthStatus, PageRenderer, redirect
+from services.relay.console.frame import DELIVERY_LIGHTS, Console, HealthStatus, redirect
 from services.relay.deliveries.queries import DeliveryFilter, check_text, encode_delivery, list_deliveries, parse_since
 from services.relay.incidents.post_mortem import IncidentReader, PostMortem, build_json, build_markdown
 from services.relay.incidents.queries import (
@@ -41,7 +41,7 @@ from services.relay.outbox.tables import clean_for_database
 from services.relay.silences.store import SilenceRefusedError, SilenceRequest, request_silence
 from services.relay.text import clean_line, truncate
 from shared.config.server_settings import Role
-from shared.http.access import ProtectedRoute, describe_action, get_caller, get_peer
+from shared.http.access import describe_action, get_caller, get_peer
 from shared.http.json_api import (
     FormError,
     Page,
@@ -100,6 +100,13 @@ class IncidentsEndpoint:
         self._acknowledging_channels = acknowledging_channels
         self._wake_channels = wake_channels
         self._metrics = metrics
+
+    def add_routes(self, console: Console) -> None:
+        """The routes of the API."""
+        console.api("/incidents", self.list)
+        console.api("/incidents/{id}", self.get)
+        console.api("/incidents/{id}/acknowledge", self.acknowledge, role=Role.RESPONDER, action="acknowledge")
+        console.api("/incidents/{id}/unacknowledge", self.unacknowledge, role=Role.RESPONDER, action="unacknowledge")
 
     async def list(self, request: Request) -> Response:
         """A page of incidents: the open ones, the worst first, then the others, the newest first."""
@@ -337,7 +344,7 @@ class IncidentPages:
     def __init__(
         self,
         store: Store,
-        renderer: PageRenderer,
+        renderer: Console,
         reader: IncidentReader,
         settings: RelaySettings,
         wake_channels: Callable[[Iterable[str]], None],
@@ -353,19 +360,18 @@ class IncidentPages:
         self._wake_silences = wake_silences
         self._metrics = metrics
 
-    def build_routes(self) -> list[ProtectedRoute]:
+    def add_routes(self, console: Console) -> None:
         """The routes of pages, exports and actions."""
-        page, action = self._renderer.build_page_route, self._renderer.build_action_route
-        one = "/incidents/{id}"
-        return [
-            page("/incidents", self._list),
-            page(one, self._show),
-            page(f"{one}/export.md", self._export_markdown),
-            page(f"{one}/export.json", self._export_json),
-            action(f"{one}/acknowledge", self._acknowledge, Role.RESPONDER, "acknowledge"),
-            action(f"{one}/unacknowledge", self._unacknowledge, Role.RESPONDER, "unacknowledge"),
-            action(f"{one}/silence", self._silence, Role.ADMIN, "silence"),
-        ]
+        one, refused = "/incidents/{id}", "Nothing was changed"
+        console.page("/incidents", self._list, title="Incidents")
+        console.page(one, self._show)
+        console.page(f"{one}/export.md", self._export_markdown)
+        console.page(f"{one}/export.json", self._export_json)
+        for name, act in (("acknowledge", self._acknowledge), ("unacknowledge", self._unacknowledge)):
+            console.action(f"{one}/{name}", act, Role.RESPONDER, name, refused=refused, has_api=False)
+        console.action(
+            f"{one}/silence", self._silence, Role.ADMIN, "silence", refused="Nothing was silenced", has_api=False
+        )
 
     async def _list(self, request: Request) -> Response:
         query, error, before = ListQuery.parse(request.query_params), "", None

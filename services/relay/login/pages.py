@@ -5,24 +5,23 @@ import base64
 import binascii
 import hmac
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from dataclasses import replace
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import structlog
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from services.relay.console.frame import PageRenderer
+from services.relay.console.frame import Console, CredentialRefusedError, View
 from services.relay.login.sessions import LOGIN_PATH, Login, LoginService, LoginSource, clean_next_path
 from services.relay.outbox.store import StoreUnavailableError
 from shared.config.secret_file import SecretUnreadableError
 from shared.config.server_settings import is_name_in
 from shared.http.access import (
-    ProtectedRoute,
     RefusalReason,
-    RouteRequirements,
     format_cookie,
     get_peer,
     get_session,
@@ -30,7 +29,7 @@ from shared.http.access import (
     read_cookie,
 )
 from shared.http.fair_queue import QueueFullError
-from shared.http.json_api import FormError, read_form
+from shared.http.json_api import RefusedError, read_form
 from shared.http.password_check import find_passwords
 from shared.http.public_text import hide_paths
 from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS
@@ -47,21 +46,6 @@ _FOREIGN_ATTEMPT: Final = "This login began in another browser, or too long ago.
 log = structlog.get_logger(__name__)
 
 
-class LoginRefusedError(Exception):
-    """A login that is refused.
-
-    Args:
-        text: a sentence for the person.
-        status: of the response.
-        reason: as it is counted; None counts nothing.
-    """
-
-    def __init__(self, text: str, status: int, reason: RefusalReason | None) -> None:
-        super().__init__(text)
-        self.status = status
-        self.reason = reason
-
-
 class _StartedAttempt(NamedTuple):
     """What the cookie of a login at the provider holds."""
 
@@ -74,48 +58,38 @@ class LoginPages:
 
     Args:
         login: starts and ends sessions.
-        renderer: renders the template.
     """
 
-    def __init__(self, login: LoginService, renderer: PageRenderer) -> None:
+    def __init__(self, login: LoginService) -> None:
         self._sessions = login.sessions
         self._authorizer = login.authorizer
         self._oidc = login.oidc
-        self._renderer = renderer
-        self._sessions.render_refusal = renderer.render_refusal
 
-    def build_routes(self) -> list[ProtectedRoute]:
-        """The routes; whoever reaches the relay may try to log in."""
-        requirements = RouteRequirements(None, is_public=True)
-        routes = [
-            ProtectedRoute(LOGIN_PATH, self._renderer.wrap_page(self._show), requirements),
-            ProtectedRoute(LOGIN_PATH, self._renderer.wrap_page(self._log_in), requirements, ["POST"]),
-            ProtectedRoute("/logout", self._renderer.wrap_page(self._log_out), requirements, ["POST"]),
-        ]
+    def add_routes(self, console: Console) -> None:
+        """The routes."""
+        self._sessions.render_refusal = console.render_refusal
+        console.public(LOGIN_PATH, self._show, "login.html.j2")
+        console.public(LOGIN_PATH, self._log_in, "login.html.j2", ["POST"])
+        console.public("/logout", self._log_out, methods=["POST"])
         if self._oidc:
-            routes += [
-                ProtectedRoute(f"{LOGIN_PATH}/oidc", self._renderer.wrap_page(self._begin_oidc), requirements),
-                ProtectedRoute(CALLBACK_PATH, self._renderer.wrap_page(self._complete_oidc), requirements),
-            ]
-        return routes
+            console.public(f"{LOGIN_PATH}/oidc", self._begin_oidc, "login.html.j2")
+            console.public(CALLBACK_PATH, self._complete_oidc, "login.html.j2")
 
-    async def _show(self, request: Request) -> Response:
-        return await self._render(request, request.query_params.get("next", "/"))
+    async def _show(self, request: Request) -> View:
+        return self._view(request, request.query_params.get("next", "/"))
 
-    async def _log_in(self, request: Request) -> Response:
+    async def _log_in(self, request: Request) -> Response | View:
         next_path = "/"
         try:
             form = await read_form(request)
             next_path = clean_next_path(form.get("next", "/"))
             login = await self._check(request, form.get("name", "").strip(), form.get("secret", ""))
             return await self._start(request, login, next_path)
-        except LoginRefusedError as error:
-            return await self._refuse(request, error, LOGIN_PATH, next_path)
-        except FormError as error:
-            return await self._render(request, next_path, str(error), error.status)
+        except RefusedError as error:
+            return self._refuse(request, error, LOGIN_PATH, next_path)
 
     async def _check(self, request: Request, name: str, secret: str) -> Login:
-        """The login of a token, or of a name and its password. Raises LoginRefusedError."""
+        """The login of a token, or of a name and its password. Raises CredentialRefusedError."""
         login, is_unreadable = None, False
         try:
             login = self._sessions.find_token(secret.encode())
@@ -127,25 +101,25 @@ class LoginPages:
                 async with asyncio.timeout(PASSWORD_CHECK_SECONDS):
                     is_correct = await passwords.check_password(name, secret.encode(), get_peer(request) or "")
             except (QueueFullError, TimeoutError):
-                raise LoginRefusedError(
+                raise CredentialRefusedError(
                     "Too many passwords are being checked. Try again in a moment.", 503, RefusalReason.BUSY
                 ) from None
             stored = passwords.get_hash(name)
             login = Login(name, LoginSource.PASSWORD, stored) if is_correct and stored else None
         if login is None and is_unreadable:
-            raise LoginRefusedError(
+            raise CredentialRefusedError(
                 "A token file cannot be read now. See the relay's log.", 503, RefusalReason.UNREADABLE
             )
         if login is None:
-            raise LoginRefusedError(_WRONG if passwords else _NOT_VALID, 401, RefusalReason.WRONG)
+            raise CredentialRefusedError(_WRONG if passwords else _NOT_VALID, 401, RefusalReason.WRONG)
         return login
 
     async def _start(self, request: Request, login: Login, next_path: str) -> Response:
-        """Start the session of a login, if its holder has a role. Raises LoginRefusedError."""
+        """Start the session of a login, if its holder has a role. Raises CredentialRefusedError."""
         role = self._sessions.find_role(login)
         if role is None:
             key = "auth.oidc.roles, for a group of theirs" if login.source is LoginSource.OIDC else "auth.roles"
-            raise LoginRefusedError(
+            raise CredentialRefusedError(
                 f"{login.name} has no role here. Whoever runs this relay can give one in {key}.",
                 403,
                 RefusalReason.ROLE,
@@ -154,7 +128,9 @@ class LoginPages:
         try:
             await self._sessions.start(request, login, response)
         except StoreUnavailableError:
-            raise LoginRefusedError("The outbox cannot store a login now. Try again in a moment.", 503, None) from None
+            raise CredentialRefusedError(
+                "The outbox cannot store a login now. Try again in a moment.", 503, None
+            ) from None
         log.info("action", who=login.name, peer=get_peer(request), action="login", on=login.source.value)
         return response
 
@@ -166,7 +142,7 @@ class LoginPages:
             log.info("action", who=session.caller.name, peer=get_peer(request), action="logout", on="")
         return response
 
-    async def _begin_oidc(self, request: Request) -> Response:
+    async def _begin_oidc(self, request: Request) -> Response | View:
         from services.relay.login.oidc import ATTEMPT_SECONDS, OidcError  # noqa: PLC0415  # as in open_login
 
         assert self._oidc  # noqa: S101  # else there is no such route
@@ -176,7 +152,7 @@ class LoginPages:
             url = await self._oidc.build_authorization_url(attempt, self._redirect_uri)
         except OidcError as error:
             log.warning("login by OpenID Connect failed", error=str(error))
-            return await self._render(request, next_path, _describe_outage(error), 503)
+            return self._view(request, next_path, _describe_outage(error), 503)
         response = RedirectResponse(url, status_code=303)
         others = list_cookies(request, _ATTEMPT_COOKIE)
         for name in others if len(others) >= _MAX_ATTEMPTS else ():
@@ -186,21 +162,24 @@ class LoginPages:
         response.headers.append("set-cookie", format_cookie(request, name, value, max_age=ATTEMPT_SECONDS))
         return response
 
-    async def _complete_oidc(self, request: Request) -> Response:
+    async def _complete_oidc(self, request: Request) -> Response | View:
         state = request.query_params.get("state", "")
         cookie = f"{_ATTEMPT_COOKIE}{state[:16]}" if _STATE.fullmatch(state) else None
         started = _read_attempt(read_cookie(request, cookie) or "") if cookie else _StartedAttempt("", "/")
+        # A callback works once.
+        end_attempt = {"set-cookie": format_cookie(request, cookie, "", max_age=0)} if cookie and started.value else {}
         try:
             login = await self._identify(request, started, state)
             response = await self._start(request, login, started.next_path)
-        except LoginRefusedError as error:
-            response = await self._refuse(request, error, CALLBACK_PATH, started.next_path)
-        if cookie and started.value:  # a callback works once
-            response.headers.append("set-cookie", format_cookie(request, cookie, "", max_age=0))
+        except CredentialRefusedError as error:
+            view = self._refuse(request, error, CALLBACK_PATH, started.next_path)
+            return replace(view, headers=end_attempt)
+        for name, value in end_attempt.items():
+            response.headers.append(name, value)
         return response
 
     async def _identify(self, request: Request, started: _StartedAttempt, state: str) -> Login:
-        """Who comes back from the provider. Raises LoginRefusedError."""
+        """Who comes back from the provider. Raises CredentialRefusedError."""
         from services.relay.login.oidc import LoginAttempt  # noqa: PLC0415  # as in open_login
 
         assert self._oidc  # noqa: S101  # else there is no such route
@@ -210,32 +189,30 @@ class LoginPages:
                 attempt
             )
         if not is_own:
-            raise LoginRefusedError(_FOREIGN_ATTEMPT, 401, RefusalReason.WRONG)
+            raise CredentialRefusedError(_FOREIGN_ATTEMPT, 401, RefusalReason.WRONG)
         if sent.get("iss", self._oidc.settings.issuer) != self._oidc.settings.issuer:
             # https://www.rfc-editor.org/rfc/rfc9207: another provider's answer
-            raise LoginRefusedError("Another provider has answered. Log in again.", 401, RefusalReason.WRONG)
+            raise CredentialRefusedError("Another provider has answered. Log in again.", 401, RefusalReason.WRONG)
         if "code" not in sent:
             code = sent.get("error", "")
             described = f": {code}" if code.isidentifier() and len(code) <= 40 else ""
-            raise LoginRefusedError(f"The provider has refused the login{described}.", 401, RefusalReason.WRONG)
+            raise CredentialRefusedError(f"The provider has refused the login{described}.", 401, RefusalReason.WRONG)
         with _translate_errors():
             login = await self._oidc.complete(attempt, sent["code"], self._redirect_uri, get_peer(request) or "")
         if is_name_in(login.name, self._sessions.rules.reserved_names):
-            raise LoginRefusedError(
+            raise CredentialRefusedError(
                 f"{login.name} is the name of another caller in the audit.", 403, RefusalReason.ROLE
             )
         return login
 
-    async def _refuse(self, request: Request, error: LoginRefusedError, endpoint: str, next_path: str) -> Response:
-        if error.reason:
+    def _refuse(self, request: Request, error: RefusedError, endpoint: str, next_path: str) -> View:
+        if isinstance(error, CredentialRefusedError) and error.reason:
             self._authorizer.refusals.count(get_peer(request) or "unknown", endpoint, error.reason)
-        return await self._render(request, next_path, str(error), error.status)
+        return self._view(request, next_path, str(error), error.status)
 
-    async def _render(
-        self, request: Request, next_path: str, problem: str | None = None, status: int = 200
-    ) -> Response:
+    def _view(self, request: Request, next_path: str, problem: str | None = None, status: int = 200) -> View:
         policy = self._sessions.rules.access_policy
-        values: Mapping[str, Any] = {
+        values = {
             "next_path": clean_next_path(next_path),
             "problem": problem,
             "has_users": find_passwords(request.scope) is not None,
@@ -244,7 +221,7 @@ class LoginPages:
             "provider": urlsplit(self._oidc.settings.issuer).netloc if self._oidc else None,
             "is_open": policy.is_open,
         }
-        return await self._renderer.render(request, "login.html.j2", values, status=status)
+        return View(values, status)
 
     @property
     def _redirect_uri(self) -> str:
@@ -253,17 +230,17 @@ class LoginPages:
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """Turns an OidcError into a LoginRefusedError, and logs it."""
+    """Turns an OidcError into a CredentialRefusedError, and logs it."""
     from services.relay.login.oidc import OidcError, ProviderUnavailableError  # noqa: PLC0415  # as in open_login
 
     try:
         yield
     except ProviderUnavailableError as error:
         log.warning("login by OpenID Connect failed", error=str(error))
-        raise LoginRefusedError(_describe_outage(error), 503, None) from None
+        raise CredentialRefusedError(_describe_outage(error), 503, None) from None
     except OidcError as error:
         log.warning("login by OpenID Connect refused", error=str(error))
-        raise LoginRefusedError(f"The login is not valid: {error}.", 401, RefusalReason.WRONG) from None
+        raise CredentialRefusedError(f"The login is not valid: {error}.", 401, RefusalReason.WRONG) from None
 
 
 def _describe_outage(error: Exception) -> str:

@@ -17,11 +17,10 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, bindparam, cast, func, literal_column, select
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
 
 from services.relay.channel_health.pages import find_next_message_time, list_configured_channels
 from services.relay.config import RelaySettings
-from services.relay.console.frame import ChangeStream, HealthStatus, PageRenderer, SharedRead, find_worst
+from services.relay.console.frame import ChangeStream, Console, HealthStatus, SharedRead, View, find_worst
 from services.relay.now.lights import LATE_SECONDS, Light, PathWatch, build_channel_light
 from services.relay.now.overview import EMPTY_OVERVIEW, ChannelOverview, OpenIncidents, read_overview
 from services.relay.outbox.database import read_clock
@@ -29,7 +28,6 @@ from services.relay.outbox.store import Store, StoreUnavailableError
 from services.relay.outbox.tables import RowQuery, channels, deliveries
 from services.relay.report.queries import IS_DEAD, IS_DELIVERED, TIME_TO_DELIVER, select_quantiles
 from services.relay.text import Severity
-from shared.http.access import ProtectedRoute
 from shared.web.log_scale import LogScale, Tick
 
 
@@ -266,7 +264,6 @@ class RecentTimes:
 MAX_INCIDENTS: Final = 8
 _MAX_AGE: Final = 1.0
 """Seconds for which one read serves all viewers."""
-_FRAGMENT: Final = "now_state"
 _CALM: Final = (HealthStatus.HEALTHY, HealthStatus.UNKNOWN)
 _NOT_URGENT: Final = (Severity.WARNING, Severity.INFO)
 
@@ -301,41 +298,27 @@ class NowPages:
 
     Args:
         store: the outbox.
-        renderer: renders the template.
         settings: the configuration.
         path: the lights of the path.
         changes: says whether something has changed since the last read.
     """
 
-    def __init__(
-        self, store: Store, renderer: PageRenderer, settings: RelaySettings, path: PathWatch, changes: ChangeStream
-    ) -> None:
-        self._renderer = renderer
+    def __init__(self, store: Store, settings: RelaySettings, path: PathWatch, changes: ChangeStream) -> None:
         self._path = path
         self._changes = changes
         self._channels = {channel.name: channel for channel in list_configured_channels(settings)}
         read = partial(read_overview, clock=store.clock, channels=list(settings.channels), max_incidents=MAX_INCIDENTS)
         self._overview = SharedRead(partial(store.read, read), _MAX_AGE)
         self._times = RecentTimes(store)
-        self._fragment = SharedRead(self._render_fragment, _MAX_AGE)
         self._last = EMPTY_OVERVIEW
         """What was read last, which is shown as old while the outbox cannot be read."""
         self._clock = store.clock
 
-    def build_routes(self) -> list[ProtectedRoute]:
+    def add_routes(self, console: Console) -> None:
         """The route of the page."""
-        return [self._renderer.build_page_route("/", self._show)]
+        console.page("/", self._show, "now.html.j2", title="Now", shared_fragment="now_state")
 
-    async def _show(self, request: Request) -> Response:
-        if request.headers.get("hx-target") == _FRAGMENT and not request.scope.get("query_string"):
-            return HTMLResponse(await self._fragment.get(self._changes.version, request))
-        return await self._render(request)
-
-    async def _render_fragment(self, request: Request) -> bytes:
-        """The part that is loaded again, which is the same for all viewers."""
-        return bytes((await self._render(request)).body)
-
-    async def _render(self, request: Request) -> Response:
+    async def _show(self, request: Request) -> View:
         error = None
         try:
             self._last = await self._overview.get(self._changes.version)
@@ -360,7 +343,7 @@ class NowPages:
         }
         # htmx shows no fragment of an error.
         status = 503 if error and "hx-request" not in request.headers else 200
-        return await self._renderer.render(request, "now.html.j2", values, status=status)
+        return View(values, status)
 
     def _build_card(self, channel: ChannelOverview, now: float) -> ChannelCard:
         configured = self._channels[channel.name]

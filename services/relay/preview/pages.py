@@ -24,7 +24,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from services.relay.cli import add_config_option, check_channel_or_exit
 from services.relay.config import RelaySettings
-from services.relay.console.frame import FRAME_POLICY, PageRenderer
+from services.relay.console.frame import FRAME_POLICY, Console
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import RowQuery, clean_for_database, events, select_values
 from services.relay.preview.render import (
@@ -38,7 +38,6 @@ from services.relay.preview.render import (
     render_page,
     render_webhook,
 )
-from shared.http.access import ProtectedRoute
 from shared.http.json_api import FormError, read_form
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit, replace_unencodable_output
 
@@ -177,20 +176,17 @@ class RenderPages:
         webhooks: renders webhooks.
     """
 
-    def __init__(self, store: Store, renderer: PageRenderer, webhooks: WebhookRenderer) -> None:
+    def __init__(self, store: Store, renderer: Console, webhooks: WebhookRenderer) -> None:
         self._store = store
         self._renderer = renderer
         self._webhooks = webhooks
         self._forms = asyncio.Semaphore(_MAX_FORMS)
 
-    def build_routes(self) -> list[ProtectedRoute]:
+    def add_routes(self, console: Console) -> None:
         """The routes; a POST changes nothing, and so it is no action."""
-        page = self._renderer.build_page_route
-        return [
-            page("/channels/-/render", self._show),
-            page("/channels/-/render", self._render_form, methods=["POST"]),
-            page("/channels/-/render/mail", self._show_mail, methods=["POST"]),
-        ]
+        console.page("/channels/-/render", self._show)
+        console.post("/channels/-/render", self._render_form)
+        console.post("/channels/-/render/mail", self._show_mail)
 
     async def _show(self, request: Request) -> Response:
         """An example, or a webhook of the outbox."""

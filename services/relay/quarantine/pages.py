@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.relay.channels.port import REASON_ADVICE, ReasonAdvice
-from services.relay.console.frame import Handler, PageRenderer, redirect, redirect_refused
+from services.relay.console.frame import Console, Handler, redirect, redirect_refused
 from services.relay.deliveries.pages import DeliveryActions, UnknownChannelError
 from services.relay.deliveries.retries import NotRetryableError, UnknownDeliveryError
 from services.relay.intake.webhook import MalformedWebhookError, TooManyTextsError
@@ -39,7 +39,7 @@ from services.relay.outbox.store import Store
 from services.relay.outbox.tables import clean_for_database
 from services.relay.quarantine.replay import NotConfirmedError, ReplayPreview, ReplayRefusedError, Replays
 from shared.config.server_settings import Role
-from shared.http.access import ProtectedRoute, describe_action, get_caller, get_peer
+from shared.http.access import describe_action, get_caller, get_peer
 from shared.http.json_api import FormError, build_error_response, format_json_time, read_form
 from shared.http.limits import BODY_SECONDS, BodyTooLargeError, read_body
 
@@ -64,6 +64,12 @@ class QuarantineEndpoint:
     def __init__(self, store: Store, replays: Replays) -> None:
         self._store = store
         self._replays = replays
+
+    def add_routes(self, console: Console) -> None:
+        """The routes of the API."""
+        console.api("/quarantine", self.list)
+        console.api("/quarantine/{id}", self.get_body, role=Role.ADMIN)  # it may contain misdirected secrets
+        console.api("/quarantine/{id}/replay", self.replay, role=Role.ADMIN, action="replay")
 
     async def list(self, _request: Request) -> Response:
         """All entries, the newest first."""
@@ -192,30 +198,27 @@ class QuarantinePages:
         replays: accepts refused webhooks after all.
     """
 
-    def __init__(self, store: Store, renderer: PageRenderer, actions: DeliveryActions, replays: Replays) -> None:
+    def __init__(self, store: Store, renderer: Console, actions: DeliveryActions, replays: Replays) -> None:
         self._store = store
         self._renderer = renderer
         self._actions = actions
         self._replays = replays
         self._forms = asyncio.Semaphore(_MAX_FORMS)
 
-    def build_routes(self) -> list[ProtectedRoute]:
+    def add_routes(self, console: Console) -> None:
         """The routes of the pages and of their actions."""
 
-        def page(path: str, handler: Handler, role: Role) -> ProtectedRoute:
-            return self._renderer.build_page_route(PATH + path, self._answer_errors(handler), role)
+        def action(path: str, act: Handler, role: Role, name: str, refused: str = "Nothing was done") -> None:
+            handler = self._answer_errors(act)
+            console.action(PATH + path, handler, role, name, refused=refused, back=PATH, has_api=False)
 
-        def action(path: str, handler: Handler, role: Role, name: str) -> ProtectedRoute:
-            return self._renderer.build_action_route(PATH + path, self._answer_errors(handler), role, name)
-
-        return [
-            page("", self._show, Role.VIEWER),
-            action("/retry", self._retry_all, Role.ADMIN, "retry all"),
-            action("/retry/{id}", self._retry_one, Role.RESPONDER, "retry"),
-            page("/{id}", self._show_entry, Role.ADMIN),  # it may contain misdirected secrets
-            action("/{id}/preview", self._limit_forms(self._preview), Role.ADMIN, "preview replay"),
-            action("/{id}/replay", self._limit_forms(self._replay), Role.ADMIN, "replay"),
-        ]
+        console.page(PATH, self._show, title="Quarantine")
+        action("/retry", self._retry_all, Role.ADMIN, "retry all")
+        action("/retry/{id}", self._retry_one, Role.RESPONDER, "retry")
+        # It may contain misdirected secrets.
+        console.page(PATH + "/{id}", self._answer_errors(self._show_entry), role=Role.ADMIN)
+        action("/{id}/preview", self._limit_forms(self._preview), Role.ADMIN, "preview replay")
+        action("/{id}/replay", self._limit_forms(self._replay), Role.ADMIN, "replay")
 
     async def _show(self, request: Request) -> Response:
         part = request.headers.get("hx-target")  # a page that is open loads its two parts each by itself
@@ -323,16 +326,18 @@ class QuarantinePages:
             except TimeoutError:
                 raise FormError("others are being repaired; go back, and try again in a moment", 503) from None
             try:
-                return await handler(request)
+                response: Response = await handler(request)
             finally:
                 self._forms.release()
+            return response
 
         return answer
 
     def _answer_errors(self, handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:
             try:
-                return await handler(request)
+                response: Response = await handler(request)
+                return response  # noqa: TRY300
             except UnknownEntryError as error:
                 values = {"error": str(error)}
                 return await self._renderer.render(request, "quarantine_missing.html.j2", values, status=404)

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from services.relay.cli import add_config_option, run_with_outbox
 from services.relay.config import RelaySettings
-from services.relay.console.frame import PageRenderer
+from services.relay.console.frame import Console
 from services.relay.outbox.store import StoreUnavailableError
 from services.relay.preview.pages import read_part
 from services.relay.report.queries import read_report
@@ -33,7 +33,6 @@ from services.relay.report.report import (
     parse_period,
 )
 from services.relay.text import clean_line, format_seconds
-from shared.http.access import ProtectedRoute
 from shared.http.json_api import build_error_response, check_names
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
@@ -149,6 +148,10 @@ class ReportEndpoint:
     def __init__(self, reader: ReportReader) -> None:
         self._reader = reader
 
+    def add_routes(self, console: Console) -> None:
+        """The route of the API."""
+        console.api("/report", self.get)
+
     async def get(self, request: Request) -> Response:
         """The report of the period that the query names."""
         try:
@@ -179,17 +182,15 @@ class ReportPages:
         zone: the name of the time zone in which dates are read.
     """
 
-    def __init__(self, reader: ReportReader, renderer: PageRenderer, zone: str) -> None:
+    def __init__(self, reader: ReportReader, renderer: Console, zone: str) -> None:
         self._reader = reader
         self._renderer = renderer
         self._zone = zone
 
-    def build_routes(self) -> list[ProtectedRoute]:
+    def add_routes(self, console: Console) -> None:
         """The routes of page and CSV."""
-        return [
-            self._renderer.build_page_route("/report", self._show),
-            self._renderer.build_page_route("/report.csv", self._get_csv),
-        ]
+        console.page("/report", self._show, title="Report")
+        console.page("/report.csv", self._get_csv)
 
     async def _show(self, request: Request) -> Response:
         given = {name: value for name, value in request.query_params.items() if name in PARAMETERS and value}

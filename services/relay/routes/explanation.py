@@ -34,6 +34,7 @@ from services.relay.routes.alertmanager import (
     route_alert,
 )
 from shared.check import CheckError
+from shared.http.json_api import RefusedError
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
 MAX_TEXT: Final = 20_000
@@ -50,19 +51,19 @@ _EXPECTED: Final = 'expected alertname="X", severity="critical", a JSON object, 
 
 
 def parse_labels(text: str) -> dict[str, str]:
-    """The labels of an alert. Raises ValueError with what was expected."""
+    """The labels of an alert. Raises RefusedError with what was expected."""
     text = text.strip()
     if len(text) > MAX_TEXT:
-        raise ValueError(f"expected at most {MAX_TEXT} characters")
+        raise RefusedError(f"expected at most {MAX_TEXT} characters")
     labels = _parse_json(text) if text.startswith("{") and re.match(r'\{\s*("(\\.|[^"\\])*"\s*:|\})', text) else None
     if labels is None:
         labels = {}
         for line in text.removeprefix("{").removesuffix("}").splitlines():
             labels |= _parse_line(line)
     if not labels:
-        raise ValueError(_EXPECTED)
+        raise RefusedError(_EXPECTED)
     if len(labels) > MAX_LABELS:
-        raise ValueError(f"expected at most {MAX_LABELS} labels")
+        raise RefusedError(f"expected at most {MAX_LABELS} labels")
     return labels
 
 
@@ -70,7 +71,7 @@ def _parse_json(text: str) -> dict[str, str]:
     try:
         return decode_json(_LABELS, text.encode(errors="replace"))
     except UntrustedJsonError as error:
-        raise ValueError(f"{error}; expected an object of texts") from None
+        raise RefusedError(f"{error}; expected an object of texts") from None
 
 
 def _parse_line(line: str) -> dict[str, str]:
@@ -82,11 +83,11 @@ def _parse_line(line: str) -> dict[str, str]:
         plain = _LINE.fullmatch(line)
         value = "" if plain is None else plain[2].strip()
         if plain is None or value.startswith('"') or _NEXT.search(value):
-            raise ValueError(_EXPECTED) from None
+            raise RefusedError(_EXPECTED) from None
         return {plain[1]: value}
     for matcher, text in zip(matchers, texts, strict=True):
         if matcher.operator != "=":
-            raise ValueError(f"{text}: expected the value of a label, with =")
+            raise RefusedError(f"{text}: expected the value of a label, with =")
     return {matcher.label: matcher.value for matcher in matchers}
 
 
@@ -291,12 +292,12 @@ class RouteExplainer:
             receiver: by which it comes; None takes those that Alertmanager's tree gives.
 
         Raises:
-            ValueError: no receiver is given, and no tree gives one; with what was expected.
+            RefusedError: no receiver is given, and no tree gives one; with what was expected.
         """
         trees = tuple(_explain_tree(each, labels) for each in await self.trees.read())
         if receiver is None:
             if all(each.verdict is None for each in trees):
-                raise ValueError(_describe_missing_receiver(trees))
+                raise RefusedError(_describe_missing_receiver(trees))
             names = [route.receiver for tree in trees if tree.verdict for route in list_chosen(tree.verdict)]
         else:
             names = [receiver]

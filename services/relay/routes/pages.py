@@ -1,20 +1,19 @@
-"""`POST /api/routes/explain`: which route and channels an alert takes, and why. It changes nothing.
+"""`/routes`: the relay's routes and Alertmanager's above them as trees, and where an alert with pasted labels goes.
 
-`/routes`: the relay's routes and Alertmanager's above them as trees, and where an alert with pasted labels goes.
+`POST /api/routes/explain` gives the same as JSON. Nothing changes.
 """
 
-import asyncio
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
+from pydantic import StringConstraints
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 from services.relay.config import RelaySettings
-from services.relay.console.frame import PageRenderer
+from services.relay.console.frame import Console, read_fields
 from services.relay.intake.routing import Route
 from services.relay.preview.pages import read_part
 from services.relay.routes.alertmanager import AlertmanagerTree, RoutingTree, TreeRoute, TreeVerdict
@@ -28,14 +27,7 @@ from services.relay.routes.explanation import (
     format_matcher,
     parse_labels,
 )
-from shared.config.server_settings import Role
-from shared.http.access import ProtectedRoute, RouteRequirements
-from shared.http.json_api import build_error_response
-from shared.http.limits import BodyTooLargeError, read_body
-from shared.http.untrusted_json import UntrustedJsonError, decode_json
-
-_MAX_BODY: Final = 64 * 1024
-_BODY_SECONDS: Final = 10.0
+from shared.http.json_api import Query, RefusedError, parse_query
 
 
 class _Question(msgspec.Struct):
@@ -43,46 +35,13 @@ class _Question(msgspec.Struct):
     receiver: str | None = None
 
 
-_QUESTION: Final = msgspec.json.Decoder(_Question)
-
-
-class RoutesEndpoint:
-    """Explains routes.
-
-    Args:
-        explainer: knows the routes.
-    """
-
-    def __init__(self, explainer: RouteExplainer) -> None:
-        self._explainer = explainer
-
-    def build_routes(self) -> list[ProtectedRoute]:
-        """The route of the endpoint."""
-        return [ProtectedRoute("/api/routes/explain", self.explain, RouteRequirements(Role.VIEWER), ["POST"])]
-
-    async def explain(self, request: Request) -> Response:
-        """Where the alert of the body goes."""
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                question = decode_json(_QUESTION, await read_body(request.stream(), _MAX_BODY))
-        except BodyTooLargeError:
-            return build_error_response(413, f"expected at most {_MAX_BODY} bytes")
-        except TimeoutError:
-            return build_error_response(408, f"the body did not arrive within {_BODY_SECONDS:g} s")
-        except UntrustedJsonError as error:
-            return build_error_response(400, str(error))
-        if len(question.labels) > MAX_LABELS:
-            return build_error_response(400, f"labels: expected at most {MAX_LABELS}")
-        try:
-            explanation = await self._explainer.explain(question.labels, question.receiver or None)
-        except ValueError as error:
-            return build_error_response(400, str(error))
-        return JSONResponse(encode_explanation(explanation))
-
-
 _FRAGMENT: Final = "trees"
-_MAX_RECEIVER: Final = 1000
-"""Characters."""
+_MAX_BODY: Final = 64 * 1024
+
+
+class _Query(Query):
+    labels: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
+    receiver: Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000)] = ""
 
 
 class _State(StrEnum):
@@ -136,12 +95,10 @@ class RoutesPages:
     Args:
         explainer: knows where alerts go.
         settings: the configuration.
-        renderer: renders the template.
     """
 
-    def __init__(self, explainer: RouteExplainer, settings: RelaySettings, renderer: PageRenderer) -> None:
+    def __init__(self, explainer: RouteExplainer, settings: RelaySettings) -> None:
         self._explainer = explainer
-        self._renderer = renderer
         self._values: dict[str, Any] = {
             "default_channels": settings.default_channels,
             "watchdogs": settings.watchdogs,
@@ -153,24 +110,30 @@ class RoutesPages:
             "view_tree": _view_tree,
         }
 
-    def build_routes(self) -> list[ProtectedRoute]:
-        """The route of the page."""
-        return [self._renderer.build_page_route("/routes", self._show)]
+    def add_routes(self, console: Console) -> None:
+        """The routes of the page, and of the API."""
+        console.page("/routes", self._show, "routes.html.j2", title="Routes")
+        console.api("/routes/explain", self._explain, methods=["POST"])
 
-    async def _show(self, request: Request) -> Response:
-        labels, receiver = (request.query_params.get(name, "").strip() for name in ("labels", "receiver"))
-        answer = await read_part(request, _FRAGMENT, self._read(labels, receiver[:_MAX_RECEIVER]))
-        values = {**self._values, "labels": labels, "receiver": receiver, "answer": answer}
-        return await self._renderer.render(request, "routes.html.j2", values)
+    async def _explain(self, request: Request) -> dict[str, Any]:
+        question = await read_fields(request, _Question, '{"labels": {NAME: VALUE}}', _MAX_BODY)
+        if len(question.labels) > MAX_LABELS:
+            raise RefusedError(f"labels: expected at most {MAX_LABELS}")
+        return encode_explanation(await self._explainer.explain(question.labels, question.receiver or None))
 
-    async def _read(self, labels: str, receiver: str) -> _Answer:
+    async def _show(self, request: Request) -> dict[str, Any]:
+        query = parse_query(_Query, request.query_params)
+        answer = await read_part(request, _FRAGMENT, self._read(query))
+        return {**self._values, "labels": query.labels, "receiver": query.receiver, "answer": answer}
+
+    async def _read(self, query: _Query) -> _Answer:
         trees, problems = await self._explainer.trees.read(), await self._explainer.find_problems()
         unserved = await self._explainer.list_unserved()
         explanation, error = None, None
-        if labels:
+        if query.labels:
             try:
-                explanation = await self._explainer.explain(parse_labels(labels), receiver or None)
-            except ValueError as problem:
+                explanation = await self._explainer.explain(parse_labels(query.labels), query.receiver or None)
+            except RefusedError as problem:
                 error = str(problem)
         return _Answer(trees, [each.replace("`", "") for each in problems], unserved, explanation, error)
 

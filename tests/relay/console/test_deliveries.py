@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.relay.channels.port import SendError, SendReason, SendScope
-from services.relay.console.frame import PageRenderer
+from services.relay.console.frame import Console
 from services.relay.deliveries.pages import parse_query
 from services.relay.deliveries.queries import Position
 from services.relay.outbox.tables import DeliveryState
@@ -160,13 +160,13 @@ def test_a_query_is_read_as_a_form_writes_it() -> None:
 
 async def test_viewers_of_one_list_share_what_is_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[str] = []
-    render = PageRenderer.render
+    render = Console.render
 
-    async def count(renderer: PageRenderer, request: Request, *arguments: Any, **options: Any) -> Response:
+    async def count(renderer: Console, request: Request, *arguments: Any, **options: Any) -> Response:
         rendered.append(request.url.query)
         return await render(renderer, request, *arguments, **options)
 
-    monkeypatch.setattr(PageRenderer, "render", count)
+    monkeypatch.setattr(Console, "render", count)
     part = {"HX-Request": "true", "HX-Target": "delivery_list"}
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         await asyncio.gather(*(read_page(client, "/deliveries?channel=one", **part) for _ in range(20)))
