@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,25 +41,3 @@ def test_every_command_of_make_check_is_a_hook() -> None:
     (first,) = re.findall(r"^check: (.*) ##", text, re.MULTILINE)
     assert {f"make {target}" for target in first.split() if target != "install"} <= set(entries)
     assert len(entries) == len(commands) + len(first.split()) - 1
-
-
-def test_every_shell_script_of_make_check_is_one_for_pre_commit_too() -> None:
-    (command,) = [line for line in recipe("check") if "shellcheck" in line]
-    for script in command.split()[1:]:
-        assert (ROOT / script).read_text(encoding="utf-8").startswith("#!/usr/bin/env bash"), script
-
-
-@pytest.mark.parametrize(
-    ("hook", "file"),
-    [
-        ("mypy", "pyproject.toml"),
-        ("mypy", "shared/kms/port.py"),
-        ("lint-imports", "pyproject.toml"),
-        ("helm-lint", "ops/helm/lint.py"),
-        ("helm-lint", "ops/helm/keypulse/values.yaml"),
-    ],
-)
-def test_a_command_runs_on_a_change_of_what_configures_it_too(hook: str, file: str) -> None:
-    (files,) = [each["files"] for each in hooks() if each["id"] == hook]
-    assert re.search(files, file)
-    assert (ROOT / file).is_file()

@@ -7,7 +7,6 @@ import yaml
 from prometheus_client.metrics_core import Metric
 
 from ops.prometheus.build import build_files, select_exporter_job
-from services.relay.text.title import put_into_past
 from tests.ops import exposed_metrics
 from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, RECORDINGS, REFERENCE, RULES, TEST_FILES, TESTS, promtool
 
@@ -147,27 +146,6 @@ def test_every_rule_has_a_title_of_one_line_a_summary_a_description_and_a_runboo
         for alert in one.get("exp_alerts", [])
     ]
     assert [texts for texts in expected if any(not texts[name] or "\n" in texts[name] for name in required)] == []
-
-
-def test_a_title_has_a_verb_that_the_relay_puts_into_the_past() -> None:
-    """`Resolved after 12 min: ledger-kek could not …`; the others speak of the past already."""
-    in_the_past = {"KMSDecryptionErrorsBurst", "RelayDeadLetters"}
-    titles = {
-        alert: re.sub(r"\{\{.*?\}\}", "x", rule["annotations"]["title"], flags=re.DOTALL)
-        for alert, rule in ALERTS.items()
-    }
-    assert {alert for alert, title in titles.items() if put_into_past(title) == title} == in_the_past
-
-
-def test_no_two_annotations_of_a_message_say_the_same() -> None:
-    """The class of an alert is in its name; title, summary and description each add something."""
-    for alert, rule in ALERTS.items():
-        texts = [rule["annotations"][name] for name in ("title", "summary", "description")]
-        sentences = [
-            {part.strip() for part in re.split(r"[.:;]|\{\{.*?\}\}", text, flags=re.DOTALL) if len(part.split()) > 3}
-            for text in texts
-        ]
-        assert not (sentences[0] & sentences[1] | sentences[1] & sentences[2] | sentences[0] & sentences[2]), alert
 
 
 def test_every_label_value_that_a_rule_selects_is_exposed(metrics: list[Metric]) -> None:

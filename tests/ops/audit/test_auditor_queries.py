@@ -1,7 +1,6 @@
 """The ready queries are commands of a shell, and each asks what its question says."""
 
 import os
-import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -63,37 +62,6 @@ def test_a_query_of_the_log_selects_what_its_question_asks_for(
     queried = next(argument for argument in arguments if argument.startswith("logName="))
     assert [each for each in (DECRYPTED, DENIED, ENCRYPTED, CHANGED) if selects(queried, each)] == selected
     assert f"--freshness={freshness}" in arguments
-
-
-@pytest.mark.parametrize(
-    ("question", "days", "condition"),
-    [
-        ("Who decrypted, how often", ["30"], 'methodName = "Decrypt"'),
-        ("Who encrypted on which day", ["30"], 'methodName = "Encrypt"'),
-        ("What was refused or failed, by reason", ["30"], 'severity = "ERROR"'),
-        ("Unusual callers", ["97", "7"], "HAVING first >"),
-        ("Who changed a key", ["730"], "cloudaudit_googleapis_com_activity"),
-    ],
-)
-def test_a_query_of_bigquery_covers_the_days_that_its_question_names(
-    question: str, days: list[str], condition: str
-) -> None:
-    (sql,) = [sql for name, sql in ALL.items() if name.startswith(question) and "BigQuery" in name]
-    assert re.findall(r"INTERVAL (\d+) DAY", sql) == days
-    assert condition in sql
-
-
-def test_every_question_of_an_auditor_is_there_for_both() -> None:
-    for heading in ("Who decrypted", "Who encrypted", "refused or failed", "Unusual callers", "Who changed a key"):
-        assert [heading in question for question in ALL].count(True) == 2
-
-
-def test_without_bigquery_its_queries_are_left_out(audit: Audit) -> None:
-    plain = audit("queries", "--project", "acme-prod")
-    full = audit("queries", "--project", "acme-prod", "--bigquery")
-    assert (plain.exit_code, full.exit_code) == (0, 0)
-    assert ("bq query" in plain.output, full.output.count("bq query")) == (False, 5)
-    assert full.output.startswith(plain.output.rstrip("\n"))
 
 
 def test_the_output_as_a_whole_is_a_script(audit: Audit) -> None:

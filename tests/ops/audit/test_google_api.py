@@ -64,24 +64,6 @@ def test_a_quota_is_obeyed_and_given_up_on_in_bounded_time(waits: Waits, stand: 
     assert waits.pauses == [7, 7, 7, 8]
 
 
-def test_a_wait_that_is_requested_is_bounded(waits: Waits, stand: Stand) -> None:
-    refused = RefusedError(429)
-    refused.headers = {"Retry-After": "86400"}
-    stand.faults.append(Fault(GET_SINK, times=9, refuse=refused))
-    with client(stand.url, waits) as google, pytest.raises(GoogleError):
-        google.call(GET_SINK, **SINK)
-    assert waits.pauses == [32, 32, 32, 32]
-
-
-def test_a_rate_limit_that_answers_403_is_no_missing_permission(waits: Waits, stand: Stand) -> None:
-    refused = RefusedError(403)
-    refused.body = {"error": {"code": 403, "message": "slow down", "errors": [{"reason": "rateLimitExceeded"}]}}
-    stand.faults.append(Fault("bigquery.datasets.get", times=2, refuse=refused))
-    with client(stand.url, waits) as google, pytest.raises(GoogleError) as error:
-        google.call("bigquery.datasets.get", projectId="acme-prod", datasetId="kms_audit")
-    assert (error.value.kind, len(waits.pauses)) == (ErrorKind.MISSING, 2)
-
-
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"\xff", b"null"])
 @pytest.mark.parametrize("status", [200, 400, 403])
 def test_an_answer_that_is_not_google_s_is_a_sentence(body: bytes, status: int, waits: Waits, stand: Stand) -> None:
@@ -113,31 +95,3 @@ def test_credentials_that_have_ended_are_a_sentence_without_what_they_say(
             google.call(GET_SINK, **SINK)
     assert "hunter2" not in str(error.value)
     assert error.value.__cause__ is None
-
-
-def test_credentials_that_are_not_taken_are_a_sentence(waits: Waits, stand: Stand) -> None:
-    stand.faults.append(Fault(GET_SINK, refuse=RefusedError(401)))
-    with client(stand.url, waits) as google, pytest.raises(GoogleError, match="application-default login"):
-        google.call(GET_SINK, **SINK)
-
-
-def test_a_person_without_a_quota_project_gets_a_hint_how_to_name_one(waits: Waits, stand: Stand) -> None:
-    refused = RefusedError(403, "The API requires a quota project, which is not set by default.", "SERVICE_DISABLED")
-    stand.faults.append(Fault(GET_SINK, refuse=refused))
-    with client(stand.url, waits) as google, pytest.raises(GoogleError, match="application-default set-quota-project"):
-        google.call(GET_SINK, **SINK)
-
-
-def test_google_itself_is_asked_by_https_and_a_stand_in_gets_no_credentials(
-    waits: Waits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from google.auth.credentials import AnonymousCredentials
-
-    monkeypatch.setattr("google.auth.default", lambda **_: (AnonymousCredentials(), None))  # type: ignore[no-untyped-call]
-    with client(None, waits) as google:
-        assert google._build_request(GET_SINK, SINK).uri.startswith(
-            "https://logging.googleapis.com/v2/projects/acme-prod/"
-        )
-        assert google._build_request("storage.buckets.get", {"bucket": "b"}).uri.startswith(
-            "https://storage.googleapis.com/storage/v1/b/b?"
-        )

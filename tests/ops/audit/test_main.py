@@ -1,13 +1,11 @@
 """`keypulse-audit` as a command: what it prints, and its exit codes."""
 
 import os
-import re
 import subprocess
 import sys
 
 import pytest
 
-from ops.audit.__main__ import main
 from tests.ops.audit.conftest import Audit, Waits
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Fault, RefusedError, Stand
@@ -115,21 +113,11 @@ def test_wrong_usage_is_exit_2(
     assert stand.requests == []
 
 
-def test_the_help_names_no_command_that_does_not_exist(audit: Audit) -> None:
-    named = re.findall(r"`(\w+)`", audit("--help").output)
-    assert named
-    assert set(named) <= main.commands.keys()
-
-
 @pytest.mark.parametrize(("option", "given"), [("--timeout", "soon"), ("--probe", "keypulse-20269901T000000Z-1a")])
 def test_a_time_or_a_probe_that_is_none_is_exit_2(option: str, given: str, audit: Audit) -> None:
     result = audit("verify", "--project", "acme-prod", option, given)
     assert result.exit_code == 2
     assert f"expected {'a duration' if option == '--timeout' else 'the name'}" in " ".join(result.stderr.split())
-
-
-def test_a_project_that_is_named_twice_is_done_once(audit: Audit) -> None:
-    assert audit("plan", "--project", "acme-prod", "--project", "acme-prod").output.count("project acme-prod") == 1
 
 
 def test_the_program_talks_to_a_stand_in_and_logs_nothing_of_the_sdk_s(stand: Stand) -> None:

@@ -53,21 +53,6 @@ def test_a_start_that_was_cut_off_is_made_whole(tmp_path: Path) -> None:
     assert read_all(tmp_path).keys() == names
 
 
-def test_a_folder_of_ones_own_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "relay").mkdir()
-    (tmp_path / "relay/relay_token").write_text("mine\n")
-    secrets.create_secrets(tmp_path)
-    assert read_all(tmp_path) == {"relay/relay_token": "mine\n"}
-
-
-@pytest.mark.parametrize("name", secrets.generate_secrets())
-def test_each_can_be_printed(name: str, tmp_path: Path) -> None:
-    secrets.create_secrets(tmp_path)
-    result = CliRunner().invoke(secrets.main, [str(tmp_path), "--show", name])
-    assert result.exit_code == 0
-    assert result.stdout in {content for file, content in read_all(tmp_path).items() if file.endswith(f"/{name}")}
-
-
 @pytest.mark.parametrize("options", [[], ["--show", "admin_token"]])
 def test_a_folder_that_cannot_be_used_is_one_sentence(options: list[str], tmp_path: Path) -> None:
     failed = CliRunner().invoke(secrets.main, [str(tmp_path / "absent"), *options])

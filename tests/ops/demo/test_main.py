@@ -1,19 +1,16 @@
 """What `keypulse-demo` looks at before it says that all is well, and what it gives to the shell of a person on call."""
 
 import asyncio
-import json
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from ops.demo import __main__ as demo
-from ops.demo import kms_admin, scenario, shell_environment, stack, storm, timeline
+from ops.demo import kms_admin, shell_environment
 from ops.demo.configuration import DOCS, KEY
 from ops.demo.ports import Ports
 from ops.kms_emulator.emulator import run_emulator
@@ -28,61 +25,6 @@ async def test_a_part_that_does_not_work_is_a_red_line_with_what_to_do(capsys: p
     assert lines[0].startswith("  ✗ backend answers: http://127.0.0.1:3/healthz cannot be reached")
     assert lines[0].endswith("; start it, or correct the address")
     assert [line[2] for line in lines] == list("✗------✗------✗✗-")
-
-
-async def test_an_incident_is_not_even_started_where_a_line_is_red(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @asynccontextmanager
-    async def nothing(_ports: Ports) -> AsyncIterator[stack.Stack]:
-        yield stack.Stack(NOWHERE, None, None, tmp_path)  # type: ignore[arg-type]  # never asked for anything
-
-    monkeypatch.setattr(stack, "run_stack", nothing)
-    assert await demo._run_incident(tmp_path / "demo.json") is False
-    assert not (tmp_path / "demo.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("missing", "is_in_storm"),
-    [
-        ("no 'delivered' on pagerduty (firing) within 60 s", False),
-        ("storm: 163 of 200 incidents named on slack within 30 s", True),
-    ],
-)
-async def test_what_did_not_arrive_is_named_and_the_exit_code_says_so(
-    missing: str,
-    is_in_storm: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-
-    @asynccontextmanager
-    async def nothing(_ports: Ports) -> AsyncIterator[stack.Stack]:
-        yield stack.Stack(NOWHERE, None, None, tmp_path)  # type: ignore[arg-type]  # never asked for anything
-
-    async def is_ready(_ports: Ports) -> bool:
-        return True
-
-    async def incident(*_: object) -> tuple[list[timeline.Hop], list[str]]:
-        return [timeline.Hop("fault", None, "firing", 0.0, 0.0)], [] if is_in_storm else [missing]
-
-    async def stormy(*_: object) -> storm.Storm:
-        assert is_in_storm, "there is no storm after an incident that went wrong"
-        return storm.Storm([timeline.Hop("storm", None, "firing", 1.0, 0.0)], [missing])
-
-    monkeypatch.setattr(stack, "run_stack", nothing)
-    monkeypatch.setattr(demo, "_run_smoke_test", is_ready)
-    monkeypatch.setattr(scenario, "run_incident", incident)
-    monkeypatch.setattr(storm, "run_storm", stormy)
-    with pytest.raises(SystemExit) as ended:
-        await demo._run_once(tmp_path / "demo.json")
-    assert ended.value.code == 1
-    output = capsys.readouterr().out
-    assert (missing in output, "all six messages arrived" in output) == (True, False)
-    document = json.loads((tmp_path / "demo.json").read_text())
-    assert document["ok"] is False
-    assert [hop["name"] for hop in document["hops"]] == ["fault", "storm"][: 1 + is_in_storm]
 
 
 def test_the_shell_of_a_person_on_call_has_the_runbooks_variables_and_keypulses_commands(tmp_path: Path) -> None:

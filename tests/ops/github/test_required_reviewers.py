@@ -112,12 +112,6 @@ def test_what_cannot_change_is_asked_once(github: StandIn, answer: Answer, error
     assert len(github.requests) == 1
 
 
-def test_a_renamed_repository_is_followed_on_the_same_host(github: StandIn) -> None:
-    moved = f"{github.url}/repositories/1/repos/{REPOSITORY}/environments/production"
-    found, _, waits = read(github, Answer(301, {}, {"Location": moved}))
-    assert (found, waits) == (REVIEWED, [])
-
-
 @pytest.mark.parametrize(
     ("answer", "wait"),
     [
@@ -134,31 +128,10 @@ def test_what_passes_is_waited_for(github: StandIn, answer: Answer, wait: float)
     assert read(github, answer) == (REVIEWED, "", [wait])
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Retry-After": "61"},
-        {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(NOW) + 1800)},
-        {"X-RateLimit-Remaining": "0"},
-    ],
-)
-def test_a_limit_that_lasts_says_until_when(github: StandIn, headers: dict[str, str]) -> None:
-    found, refused, waits = read(github, Answer(403, {}, headers))
-    assert (found, waits) == (None, [])
-    assert refused.startswith("GitHub limits the requests of this token: run the job again after 08:")
-
-
 def test_what_does_not_pass_ends_after_three_attempts(github: StandIn) -> None:
     found, refused, waits = read(github, *[Answer(503, {})] * 3)
     assert (found, waits) == (None, [5.0, 10.0])
     assert refused == "GitHub cannot be asked, after 3 attempts: it answers 503: run the job again later"
-
-
-def test_nobody_there_is_a_sentence() -> None:
-    waits: list[float] = []
-    with pytest.raises(RefusedError, match=r"GitHub cannot be asked, after 3 attempts: .*refused"):
-        read_environment("http://127.0.0.1:1/x", TOKEN, waits.append)
-    assert waits == [5.0, 10.0]
 
 
 def test_it_goes_through_the_proxy_of_the_environment_and_past_it(github: StandIn) -> None:
@@ -166,15 +139,6 @@ def test_it_goes_through_the_proxy_of_the_environment_and_past_it(github: StandI
     assert run(github, "production", **elsewhere, HTTP_PROXY=github.url, http_proxy=github.url)[0] == 0
     assert github.requests[0][0].startswith("http://api.github.example/repos/")
     assert run(github, "production", http_proxy="http://127.0.0.1:1", no_proxy="127.0.0.1")[0] == 0
-
-
-def test_https_goes_through_a_tunnel_with_the_proxys_credentials_and_without_the_token(github: StandIn) -> None:
-    proxy = github.url.replace("//", "//user:secret@")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("https_proxy", proxy)
-        with pytest.raises(RefusedError, match="502"):
-            read_environment("https://api.github.example/x", TOKEN, lambda _: None)
-    assert github.requests == [("api.github.example:443", "Basic dXNlcjpzZWNyZXQ=")] * 3
 
 
 def test_what_weakens_an_approval_is_a_warning(github: StandIn) -> None:

@@ -1,18 +1,15 @@
 """The JSON that is checked in: what the Python says, in types that Grafana knows, with what provisions it."""
 
 import json
-from typing import Any
 
 import pytest
-import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from ops.grafana.build import DASHBOARD_FILE, build_dashboard
-from services.exporter.results import ExporterMetrics
 from shared.smoke.monitoring import DASHBOARD_UID
-from tests.ops.grafana.dashboard import ANNOTATIONS, DASHBOARD, PANELS, VARIABLES
+from tests.ops.grafana.dashboard import DASHBOARD, PANELS, VARIABLES
 from tests.ops.rules import ALERTS, PROMETHEUS, REFERENCE
 
 PROVISIONING = DASHBOARD_FILE.parents[1] / "provisioning"
@@ -44,25 +41,10 @@ def test_the_dashboard_is_where_messages_and_the_smoke_test_search_for_it() -> N
     assert f"/d/{DASHBOARD_UID}?var-env={{env}}&var-service={{service}}&from={{from_ms}}&to={{to_ms}}" in links
 
 
-def test_env_and_service_may_be_one_or_several_or_all_and_are_all_at_the_start() -> None:
-    assert list(VARIABLES)[:3] == ["datasource", "env", "service"]
-    for name in ("env", "service"):
-        variable = VARIABLES[name]
-        assert (variable["multi"], variable["includeAll"], variable["allValue"]) == (True, True, ".*")
-        assert variable["current"]["value"] == ["$__all"]
-
-
 def test_addresses_are_constants_that_a_link_to_the_dashboard_cannot_change() -> None:
     constants = [variable for variable in VARIABLES.values() if variable["type"] == "constant"]
     assert [constant["name"] for constant in constants] == ["runbook", "board", "relay", "prometheus"]
     assert all((constant["hide"], constant["skipUrlSync"]) == (2, True) for constant in constants)
-
-
-def test_alerts_inits_and_deployments_are_annotated() -> None:
-    assert [annotation["name"] for annotation in ANNOTATIONS] == ["Alerts", "Crypto initialised", "Deployments"]
-    for annotation in ANNOTATIONS:
-        in_ms = annotation["expr"].startswith("1000 * ")
-        assert annotation["useValueForTime"] == in_ms, "Grafana takes a value for a time in ms"
 
 
 @pytest.mark.parametrize(
@@ -80,35 +62,8 @@ def test_a_line_is_drawn_where_the_alert_judges(title: str, alert: str, limit: s
     assert f"> {limit}\n" in ALERTS[alert]["expr"] + "\n"
 
 
-def test_there_is_a_heatmap_for_each_operation() -> None:
-    titles = {panel["title"] for panel in PANELS if panel["type"] == "heatmap"}
-    families = ExporterMetrics([("ledger", "ledger-kek")], ["ledger"]).collect()
-    (failures,) = [family for family in families if family.name == "kms_probe_failures"]
-    assert titles == {f"Latency of {sample.labels['operation']}" for sample in failures.samples}
-
-
 def test_the_costs_are_those_of_the_documentation() -> None:
     (panel,) = [panel for panel in PANELS if panel["title"] == "Costs of probing in 30 days"]
     expression = panel["targets"][0]["expr"].replace('env=~"$env", service=~"$service", ', "")
     squeezed = expression.replace(" (", "(")
     assert squeezed in REFERENCE.read_text(encoding="utf-8").replace(" (", "(")
-
-
-def test_the_provisioned_data_source_is_scraped_as_often_as_it_says() -> None:
-    (source,) = provisioned("datasources/prometheus.yml")["datasources"]
-    assert (source["type"], source["isDefault"]) == ("prometheus", True)
-    scraped = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]["scrape_interval"]
-    assert source["jsonData"]["timeInterval"] == scraped
-
-
-def test_the_provisioned_dashboard_is_read_from_files() -> None:
-    (provider,) = provisioned("dashboards/keypulse.yml")["providers"]
-    assert provider["type"] == "file"
-    assert provider["options"]["path"].startswith("/var/lib/grafana/")
-    assert provider["options"]["path"] in REFERENCE.read_text(encoding="utf-8")
-
-
-def provisioned(file: str) -> dict[str, Any]:
-    read: dict[str, Any] = yaml.safe_load((PROVISIONING / file).read_text(encoding="utf-8"))
-    assert read["apiVersion"] == 1
-    return read

@@ -20,8 +20,3 @@ def test_every_metric_is_exposed_or_recorded(tmp_path: Path) -> None:
         assert metrics(expression) <= exposed | OF_PROMETHEUS, title
     for variable in ("env", "service"):
         assert metrics(VARIABLES[variable]["query"]) <= exposed | OF_PROMETHEUS
-
-
-def test_the_names_in_an_expression_are_found() -> None:
-    of_all = 'sum by (le, up) (rate(kms_x_total{reason="relay_y"}[5m])) / on (env) kms:z_5m * ALERTS_FOR_STATE - up'
-    assert metrics(of_all) == {"kms_x_total", "kms:z_5m", "ALERTS_FOR_STATE", "up"}

@@ -105,14 +105,5 @@ def test_another_secret_is_another_pod_and_only_of_its_part() -> None:
     assert before["keypulse-rotator"] is None, "its Secret is not there yet"
 
 
-def test_the_secret_of_web_yml_counts_too() -> None:
-    values = MATRIX["TLS and users"]
-
-    assert (
-        _sums({"web": {"web.yml": "a"}}, values)["keypulse-exporter"]
-        != _sums({"web": {"web.yml": "b"}}, values)["keypulse-exporter"]
-    )
-
-
 def test_without_a_cluster_there_is_no_sum_that_would_change_by_itself() -> None:
     assert all("checksum/secrets" not in pod["metadata"].get("annotations", {}) for _, pod in pods(rendered()))

@@ -23,17 +23,6 @@ def test_nothing_has_changed_since_it_was_built() -> None:
     assert differ == [], "run: .venv/bin/python -m ops.helm.build"
 
 
-def test_rules_dashboard_and_routing_are_byte_for_byte_those_of_ops() -> None:
-    sources = {f"rules/{rules.name}": rules for rules in (OPS / "prometheus/rules").iterdir()}
-    sources["kms-health.json"] = OPS / "grafana/dashboards/kms-health.json"
-    sources["alertmanager.yml"] = OPS / "alertmanager/alertmanager.yml"
-    copies = {str(file.relative_to(CHART / "files")): file for file in (CHART / "files").rglob("*.*")}
-
-    assert {name: file.read_bytes() for name, file in copies.items()} == {
-        name: file.read_bytes() for name, file in sources.items()
-    }
-
-
 def test_the_table_has_each_value_with_its_default_and_its_comment() -> None:
     text = "# About a.\n# Of two lines.\na: 1\nb:\n  # About c|d.\n  c: {e: [x]}\n  config:\n    f: null\n"
 
@@ -85,25 +74,6 @@ def _unexplained(schema: dict[str, Any], path: str) -> Iterator[str]:
             continue
         if "properties" in value:
             yield from _unexplained(value, f"{path}{name}.")
-
-
-def test_every_value_is_explained_or_stands_under_one_that_is() -> None:
-    rows = [
-        row.split(" | ")
-        for row in build_values_table((CHART / "values.yaml").read_text(encoding="utf-8")).splitlines()[2:]
-    ]
-    explained = {row[0].strip("| `") for row in rows if row[2].strip(" |")}
-    names = [row[0].strip("| `") for row in rows]
-    silent = [
-        name
-        for name in names
-        if name not in explained and name.rpartition(".")[0] not in explained and name.rpartition(".")[2] not in _PLAIN
-    ]
-    assert silent == []
-    assert len(names) > 100
-
-
-_PLAIN = {"enabled", "pullPolicy", "interval", "nodeSelector", "tolerations", "affinity"}  # the name says what it is
 
 
 @pytest.mark.parametrize("chart", [CHART, SIDECAR_EXAMPLE])

@@ -84,15 +84,6 @@ def test_the_alerts_and_the_dashboard_lead_to_one_s_own_runbook() -> None:
     assert EXAMPLE_RUNBOOK not in json.dumps(objects)
 
 
-def test_grafana_s_sidecar_gets_the_dashboard_as_it_is() -> None:
-    dashboard = of_kind("ConfigMap", rendered())["keypulse-dashboard"]
-    source = (OPS / "grafana/dashboards/kms-health.json").read_text("utf-8")
-    expected = source.replace(EXAMPLE_RUNBOOK, OWN_RUNBOOK)
-
-    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
-    assert dashboard["data"] == {"kms-health.json": expected}
-
-
 def test_the_dashboard_s_links_lead_where_the_values_say() -> None:
     urls = {
         "boardUrl": "https://board.ledger.test/",
@@ -124,13 +115,3 @@ def test_alertmanager_takes_the_snippet_and_sends_to_the_relay_s_service(tmp_pat
         "/etc/alertmanager/secrets/keypulse-alertmanager/relay_token"
     }
     assert snippet["route"] == yaml.safe_load((OPS / "alertmanager/alertmanager.yml").read_text())["route"]
-
-
-def test_the_snippet_says_https_where_the_relay_has_tls() -> None:
-    webhooks = [
-        hook
-        for receiver in _snippet(MATRIX["TLS and users"])["receivers"]
-        for hook in receiver.get("webhook_configs", [])
-    ]
-
-    assert {webhook["url"] for webhook in webhooks} == {"https://keypulse-relay.ops.svc:9912/alerts"}

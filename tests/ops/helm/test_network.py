@@ -160,15 +160,3 @@ def test_names_are_resolved_where_kubernetes_and_openshift_answer_and_nowhere_el
             ([dns, node], {53}),
             ([namespace("openshift-dns")], {5353}),
         ]
-
-
-def test_further_rules_stand_beside_the_others() -> None:
-    rule = {"from": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}], "ports": [{"port": "relay"}]}
-    extra_rule = {"ports": [{"port": 8000}]}
-    ingress = {"relay": [rule], "rotator": [rule]}
-    values = {"networkPolicy": {"ingress": ingress, "egress": {"exporter": [extra_rule], "relay": [extra_rule]}}}
-
-    assert _policy("rotator", values)["ingress"] == [rule]
-    assert _policy("relay", values)["ingress"][-1] == rule
-    assert len(_policy("relay", values)["ingress"]) == 2
-    assert _policy("exporter", values)["egress"][-1] == extra_rule

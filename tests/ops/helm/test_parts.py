@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from tests.ops.helm.matrix import DRIVER, KEY, MATRIX
+from tests.ops.helm.matrix import KEY, MATRIX
 from tests.ops.helm.rendering import OWN_IMAGES, containers, of_kind, pods, rendered
 
 
@@ -69,14 +69,6 @@ def test_what_cannot_be_made_again_outlives_an_uninstall() -> None:
         assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
 
 
-def test_a_claim_of_one_s_own_replaces_the_chart_s() -> None:
-    objects = rendered(MATRIX["claims of one's own"])
-
-    assert of_kind("PersistentVolumeClaim", objects) == {}
-    for _, pod in pods(objects):
-        assert {"name": "keypulse-data", "persistentVolumeClaim": {"claimName": "mine"}} in pod["spec"]["volumes"]
-
-
 def test_the_rotator_resumes_first_and_then_rotates_one_type_after_the_other() -> None:
     job = of_kind("CronJob", rendered(MATRIX["everything on"]))["keypulse-rotator"]["spec"]
     pod = job["jobTemplate"]["spec"]["template"]
@@ -89,13 +81,6 @@ def test_the_rotator_resumes_first_and_then_rotates_one_type_after_the_other() -
         ["keypulse-rotator", "run", "--type=new-dek"],
         ["keypulse-rotator", "run", "--type=rewrap-kek"],
     ]
-
-
-def test_one_type_alone_has_no_other_before_it() -> None:
-    values = {"rotator": {"types": ["new-dek"], "config": {"driver": DRIVER, "kms": {"key": KEY}}}}
-    _, pod = next(each for each in pods(rendered(values)) if each[0] == "keypulse-rotator")
-
-    assert [container["args"][0] for container in containers(pod)] == ["resume", "run"]
 
 
 def test_workload_identity_is_an_annotation_of_the_service_account() -> None:
@@ -113,15 +98,6 @@ def test_an_image_is_named_by_part_and_version_or_as_a_whole() -> None:
     assert images["kp-relay"].startswith("registry.ledger.test/relay@sha256:")
     _, relay = next(each for each in pods(rendered()) if each[0] == "keypulse-relay")
     assert relay["spec"]["containers"][0]["image"] == f"{OWN_IMAGES}/relay:0.1.0"
-
-
-def test_the_names_start_with_the_release_s() -> None:
-    def deployments(release: str, **values: Any) -> set[str]:
-        return set(of_kind("Deployment", rendered(values, name=release)))
-
-    assert deployments("prod") == {"prod-keypulse-exporter", "prod-keypulse-relay"}
-    assert deployments("prod-keypulse-eu") == {"prod-keypulse-eu-exporter", "prod-keypulse-eu-relay"}
-    assert max(map(len, deployments("r" * 53))) <= 63
 
 
 def test_helm_s_test_reads_the_relay_as_a_viewer() -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.ops.helm.matrix import KEY, MATRIX, PRODUCTION_EXAMPLE
-from tests.ops.helm.rendering import OWN_IMAGES, OWN_RUNBOOK, rendered, texts_as_they_are
+from tests.ops.helm.rendering import OWN_IMAGES, rendered, texts_as_they_are
 from tests.relay.channels.examples import KINDS, kind_of
 
 SLACK = {"kind": "slack", "channel": "#ops", "token_file": "/run/secrets/keypulse/slack_token"}
@@ -220,10 +220,6 @@ def test_a_release_whose_name_no_service_may_have_is_refused(release: str) -> No
     rendered({"fullnameOverride": "keypulse"}, name=release)
 
 
-def test_values_of_a_chart_around_it_are_no_typo() -> None:
-    rendered({"global": {"imageRegistry": "registry.example.org"}, "enabled": True})
-
-
 REQUIRED = "{}: empty, or a placeholder of an example; expected an address of your own where env is production"
 
 
@@ -237,14 +233,6 @@ def test_a_chart_without_a_runbook_and_images_of_ones_own_installs_nothing_in_pr
     texts_as_they_are(without_dashboard)  # nothing leads to a runbook
     with pytest.raises(helm.HelmError, match="runbookUrl: empty, or a placeholder"):
         texts_as_they_are(without_dashboard | {"prometheusRule": {"enabled": True}})
-
-
-def test_what_is_not_installed_may_keep_its_placeholders() -> None:
-    placeholder = "https://example.org"
-    exporter = {"mode": "off", "config": {"backends": [{"service": "a", "health_url": placeholder}]}}
-    relay = {"enabled": False, "config": {"links": {"runbook": placeholder}}}
-
-    rendered({"exporter": exporter, "relay": relay, "backend": {"image": "registry.example.org/b"}})
 
 
 def test_an_empty_repository_is_refused_everywhere_unless_each_part_has_its_image() -> None:
@@ -309,19 +297,3 @@ def test_a_placeholder_is_refused_in_production_alone(values: dict[str, Any], ke
 
     assert f" {REQUIRED.format(key)}" in str(refusal.value)
     rendered({"env": "demo"} | values)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [OWN_RUNBOOK, "https://acmecorp.com/", "https://counterexample.org", "https://github.com/ledger/acme/example"],
-)
-def test_an_address_of_ones_own_is_accepted(url: str) -> None:
-    rendered({"runbookUrl": url})
-
-
-def test_a_relay_of_staging_may_have_the_addresses_of_an_example() -> None:
-    link = {"links": {"dashboard": "https://grafana.example.org/d/x"}}
-
-    with pytest.raises(helm.HelmError, match=r"relay\.config\.links\.dashboard: empty, or a placeholder"):
-        rendered({"relay": {"config": link}})
-    rendered({"relay": {"config": {"environment": "staging", **link}}})

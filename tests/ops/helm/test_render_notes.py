@@ -27,19 +27,6 @@ def test_the_text_says_that_a_default_installation_watches_nothing_and_alerts_no
     assert "kubectl -n ops get configmap keypulse-alertmanager-snippet" in rendered
 
 
-def test_a_channel_to_which_no_alert_goes_alerts_nobody() -> None:
-    slack = {"kind": "slack", "channel": "#ops", "token_file": "/run/secrets/keypulse/slack_token"}
-    channels = {"channels": {"slack": slack}}
-    routes = {"routes": [{"receiver": "kms-critical", "channels": ["slack"]}]}
-
-    assert "NO ALERT REACHES A PERSON YET" in render_notes({"relay": {"config": channels}})
-    assert "NO ALERT REACHES A PERSON YET" not in render_notes({"relay": {"config": channels | routes}})
-
-
-def test_the_text_says_that_an_alertmanager_config_matches_its_own_namespace_only() -> None:
-    assert "An AlertmanagerConfig\n   would match alerts of its own namespace only" in render_notes()
-
-
 def test_what_is_done_is_not_asked_for_again() -> None:
     rendered = render_notes(MATRIX["the values to begin with"])
 

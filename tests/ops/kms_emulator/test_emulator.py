@@ -49,18 +49,6 @@ async def test_keys_versions_and_ciphertexts_survive_a_restart(tmp_path: Path) -
             assert reread.state == State.DESTROY_SCHEDULED
 
 
-async def test_without_a_folder_nothing_survives() -> None:
-    async with run_emulator(keys=[KEY]) as emulator:
-        channel, client = connect(emulator)
-        async with channel:
-            old = (await client.encrypt(name=KEY, plaintext=b"old", **ONCE)).ciphertext
-    async with run_emulator(keys=[KEY]) as emulator:
-        channel, client = connect(emulator)
-        async with channel:
-            with pytest.raises(exceptions.InvalidArgument, match="Decryption failed"):
-                await client.decrypt(name=KEY, ciphertext=old, **ONCE)
-
-
 async def test_a_stalled_call_ends_when_the_emulator_stops_and_leaves_no_task_behind() -> None:
     before = asyncio.all_tasks()
     async with run_emulator(keys=[KEY]) as emulator:
@@ -107,9 +95,3 @@ async def test_a_second_emulator_on_the_folder_is_refused_until_the_first_has_en
         assert [key.name for key in await first.store.list_keys(RING)] == [KEY]
     async with run_emulator(data=tmp_path / "new" / "folder") as next_one:
         assert [key.name for key in await next_one.store.list_keys(RING)] == [KEY]
-
-
-async def test_two_emulators_live_side_by_side() -> None:
-    async with run_emulator(keys=[KEY]) as one, run_emulator(keys=[KEY]) as two:
-        assert one.address != two.address
-        assert (await one.store.get_key(KEY)).version(1).material != (await two.store.get_key(KEY)).version(1).material

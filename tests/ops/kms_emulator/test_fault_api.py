@@ -41,15 +41,6 @@ async def test_a_fault_is_added_shown_and_healed(http: aiohttp.ClientSession, em
     assert emulator.faults.list_active() == {}
 
 
-async def test_everything_is_healed_at_once(http: aiohttp.ClientSession, emulator: Emulator) -> None:
-    for kind in ("status", "stall", "denied"):
-        async with http.post("/faults", json={"kind": kind}) as answer:
-            assert answer.status == 201
-    async with http.delete("/faults") as answer:
-        assert answer.status == 204
-    assert emulator.faults.list_active() == {}
-
-
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
@@ -85,18 +76,3 @@ async def test_a_body_without_end_is_cut(http: aiohttp.ClientSession) -> None:
     body: Any = {"kind": "status", "message": "x" * 70_000}
     async with http.post("/faults", json=body) as answer:
         assert answer.status == 413
-
-
-@pytest.mark.parametrize(
-    ("path", "text"),
-    [
-        ("/", "keypulse emulator"),
-        ("/metrics", "keypulse_build_info"),
-        ("/-/healthy", "healthy"),
-        ("/-/ready", "ready"),
-    ],
-)
-async def test_it_has_what_every_server_has(http: aiohttp.ClientSession, path: str, text: str) -> None:
-    async with http.get(path) as answer:
-        assert answer.status == 200
-        assert text in await answer.text()

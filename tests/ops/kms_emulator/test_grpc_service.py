@@ -1,20 +1,14 @@
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import grpc
 import pytest
 from google.api_core import exceptions
-from google.cloud import kms_v1 as kms
-from google.cloud.kms_v1 import KeyManagementServiceAsyncClient, KeyManagementServiceClient
-from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcTransport
+from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 
-from ops.kms_emulator import faults, grpc_service
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
-from ops.kms_emulator.permissions import OPERATIONS
-from shared.http.server import create_registry
 from shared.kms.gcp.client import compute_crc32c
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -31,26 +25,9 @@ class Call:
         self.method = f"/{service_name}/{operation}"
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-async def test_every_operation_that_can_be_named_in_a_fault_is_served(emulator: Emulator, operation: str) -> None:
-    handlers = grpc_service.build_handlers(emulator.store, emulator.faults, create_registry())
-    assert any(handler.service(Call(operation)) for handler in handlers)  # type: ignore[arg-type] # what it reads of it
-
-
 async def test_a_method_that_the_emulator_lacks_is_unimplemented(client: KeyManagementServiceAsyncClient) -> None:
     with pytest.raises(exceptions.MethodNotImplemented):
         await client.generate_random_bytes(request={"location": "projects/p/locations/l"}, **ONCE)
-
-
-async def test_the_synchronous_client_works_too(emulator: Emulator) -> None:
-    def round_trip() -> bytes:
-        with grpc.insecure_channel(str(emulator.address)) as channel:
-            client = KeyManagementServiceClient(transport=KeyManagementServiceGrpcTransport(channel=channel))
-            encrypted = client.encrypt(name=KEY, plaintext=b"x", **ONCE)
-            assert [version.name for version in client.list_crypto_key_versions(parent=KEY, **ONCE)] == [V1]
-            return client.decrypt(name=KEY, ciphertext=encrypted.ciphertext, **ONCE).plaintext
-
-    assert await asyncio.to_thread(round_trip) == b"x"
 
 
 # CANCELLED is left out: a client on asyncio shows it as the cancellation of the waiting task.
@@ -97,28 +74,6 @@ async def test_a_fault_of_a_key_finds_it_wherever_a_request_names_it(
         await call(client)
     emulator.faults.clear()
     await call(client)
-
-
-async def test_latency_delays_the_answer_and_nothing_else(
-    client: KeyManagementServiceAsyncClient, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    began, is_over, delays = asyncio.Event(), asyncio.Event(), []
-
-    async def sleep(seconds: float) -> None:
-        delays.append(seconds)
-        began.set()
-        await is_over.wait()
-
-    monkeypatch.setattr(faults, "asyncio", SimpleNamespace(sleep=sleep))
-    emulator.faults.add(EmulatorFault(kind="latency", operation="Encrypt", seconds=0.3))
-    slow = asyncio.create_task(client.encrypt(name=KEY, plaintext=b"x", **ONCE))
-    async with asyncio.timeout(20):
-        await began.wait()
-    await client.get_crypto_key(name=KEY, **ONCE)
-    assert not slow.done()
-    is_over.set()
-    assert (await slow).name == V1
-    assert delays == [0.3]
 
 
 async def test_a_stalled_call_is_bounded_by_the_deadline_of_its_caller(
@@ -176,17 +131,6 @@ async def test_a_slow_change_of_primary_encrypts_with_the_old_one_for_a_while(
     assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == f"{KEY}/cryptoKeyVersions/2"
 
 
-async def test_healing_ends_a_slow_change_of_primary(
-    client: KeyManagementServiceAsyncClient, emulator: Emulator
-) -> None:
-    emulator.faults.add(EmulatorFault(kind="slow_primary", seconds=60))
-    await client.create_crypto_key_version(parent=KEY, **ONCE)
-    await client.update_crypto_key_primary_version(name=KEY, crypto_key_version_id="2", **ONCE)
-    assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == V1
-    emulator.faults.clear()
-    assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == f"{KEY}/cryptoKeyVersions/2"
-
-
 async def test_calls_are_counted_by_operation_and_status(
     client: KeyManagementServiceAsyncClient, emulator: Emulator
 ) -> None:
@@ -199,14 +143,6 @@ async def test_calls_are_counted_by_operation_and_status(
         'emulator_requests_total{code="OK",operation="Encrypt"}': "2.0",
         'emulator_requests_total{code="NOT_FOUND",operation="Encrypt"}': "1.0",
     }
-
-
-async def test_concurrent_calls_do_not_disturb_one_another(client: KeyManagementServiceAsyncClient) -> None:
-    async def round_trip(number: int) -> bytes:
-        encrypted: kms.EncryptResponse = await client.encrypt(name=KEY, plaintext=b"%d" % number, **ONCE)
-        return (await client.decrypt(name=KEY, ciphertext=encrypted.ciphertext, **ONCE)).plaintext
-
-    assert await asyncio.gather(*map(round_trip, range(100))) == [b"%d" % number for number in range(100)]
 
 
 async def _requests(emulator: Emulator) -> dict[str, str]:

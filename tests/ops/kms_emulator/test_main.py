@@ -127,18 +127,3 @@ async def test_a_taken_port_is_one_sentence_and_exit_1() -> None:
             assert code == 1
             assert err.startswith("cannot listen on 127.0.0.1:")
             assert err.count("\n") == 1
-
-
-async def test_a_folder_of_another_emulator_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
-    async with run_emulator(data=tmp_path):
-        code, _, err = await run(*FREE, "--data", str(tmp_path))
-    assert code == 1
-    assert err == f"cannot keep state in {tmp_path}: another emulator uses it; set another --data\n"
-
-
-async def test_a_folder_that_cannot_be_used_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    code, _, err = await run(*FREE, "--data", str(tmp_path / "file"))
-    assert code == 1
-    assert "set another --data" in err
-    assert err.count("\n") == 1

@@ -7,8 +7,8 @@ import grpc
 import pytest
 
 from ops.kms_emulator.grpc_errors import StatusError
-from ops.kms_emulator.model import EmulatedState, Key
-from ops.kms_emulator.store import EmulatorStore, create_key
+from ops.kms_emulator.model import EmulatedState
+from ops.kms_emulator.store import EmulatorStore
 from shared.http.server import StartError
 
 RING = "projects/demo/locations/global/keyRings/app"
@@ -17,18 +17,6 @@ KEY = f"{RING}/cryptoKeys/ledger"
 
 def at(time: float = 100.0) -> float:
     return time
-
-
-async def test_what_was_changed_survives_a_restart(tmp_path: Path) -> None:
-    store = EmulatorStore(tmp_path, at)
-    await store.create_missing_keys([KEY])
-    await store.update_key(KEY, lambda key: key.with_new_version(b"2" * 32, 100.0))
-    await store.update_key(KEY, lambda key: key.with_primary(2, 100.0).with_destruction(1, 100.0))
-    before = await store.get_key(KEY)
-
-    reopened = EmulatorStore(tmp_path, at)
-    assert await reopened.get_key(KEY) == before
-    assert reopened.get_key_ring_time(RING) == 100.0
 
 
 async def test_material_of_a_destroyed_version_leaves_the_disk_at_the_next_read(tmp_path: Path) -> None:
@@ -85,25 +73,6 @@ async def test_concurrent_changes_lose_none(tmp_path: Path) -> None:
     assert [v.number for v in (await EmulatorStore(tmp_path, at).get_key(KEY)).versions] == list(range(1, 22))
 
 
-async def test_ensure_leaves_an_existing_key_alone() -> None:
-    store = EmulatorStore(None, at)
-    await store.create_missing_keys([KEY])
-    before = await store.get_key(KEY)
-    await store.create_missing_keys([KEY, KEY + "2"])
-    assert await store.get_key(KEY) == before
-    assert [key.name for key in await store.list_keys(RING)] == [KEY, KEY + "2"]
-
-
-async def test_a_key_needs_its_key_ring() -> None:
-    with pytest.raises(StatusError, match=f"KeyRing {RING} not found."):
-        await EmulatorStore(None, at).add_key(create_key(KEY, 0.0))
-
-
-async def test_changing_a_key_that_is_not_there_is_not_found() -> None:
-    with pytest.raises(StatusError, match=f"CryptoKey {KEY} not found."):
-        await EmulatorStore(None, at).update_key(KEY, lambda key: key)
-
-
 @pytest.mark.parametrize("content", ["", "{}", '{"2": {}}', '{"1": {"keys": {"k": {"material": "c2VjcmV0"}}}}', "\xff"])
 def test_a_file_of_something_else_stops_the_start_and_is_not_quoted(tmp_path: Path, content: str) -> None:
     file = tmp_path / "state.json"
@@ -112,13 +81,3 @@ def test_a_file_of_something_else_stops_the_start_and_is_not_quoted(tmp_path: Pa
         EmulatorStore(tmp_path, at)
     assert "c2VjcmV0" not in str(refused.value)
     assert file.read_bytes() == content.encode("latin-1")
-
-
-def test_a_folder_that_is_a_file_stops_the_start(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(StartError, match="set another --data"):
-        EmulatorStore(tmp_path / "file", at)
-
-
-def test_a_key_knows_its_defaults() -> None:
-    assert Key(KEY, 0.0).destroy_scheduled_duration == 30 * 86400

@@ -89,14 +89,6 @@ async def test_the_summary_of_a_job_gets_every_line(backend: str, tmp_path: Path
     assert content.count("\n- ") == 7
 
 
-async def test_the_record_can_be_left_out_and_the_environment_says_so_too(backend: str) -> None:
-    for done in (
-        await smoke("--base-url", backend, "--records", "off"),
-        await smoke("--base-url", backend, KEYPULSE_SMOKE_RECORDS="off"),
-    ):
-        assert (done.returncode, len(done.stdout.splitlines())) == (0, 6)
-
-
 async def test_a_deployment_without_a_backend_is_checked_by_its_other_parts() -> None:
     done = await smoke("--alertmanager", "http://127.0.0.1:1")
     assert done.returncode == 1
@@ -150,16 +142,6 @@ async def test_json_stands_alone_on_standard_output(backend: str) -> None:
     assert (done.returncode, read["ok"], len(read["checks"])) == (1, False, 7)
 
 
-async def test_verbose_prints_what_was_seen(backend: str) -> None:
-    done = await smoke("--verbose", "--base-url", backend)
-    assert "✓ backend's metrics: 4 families (" in done.stdout
-
-
-async def test_a_terminal_that_has_no_tick_gets_something_else(backend: str) -> None:
-    done = await smoke("--base-url", backend, PYTHONIOENCODING="cp1252")
-    assert done.stdout.startswith("? backend answers\n"), "as Windows may have it"
-
-
 async def test_a_junit_file_that_cannot_be_written_is_one_sentence(backend: str, tmp_path: Path) -> None:
     done = await smoke("--base-url", backend, "--junit", str(tmp_path / "no/smoke.xml"))
     assert done.returncode == 1
@@ -194,10 +176,6 @@ def test_wrong_usage_is_exit_code_2_and_says_what_was_expected(arguments: list[s
     assert done.exit_code == 2
     assert sentence in done.stderr
     assert "hunter2" not in done.stderr
-
-
-def test_the_help_has_examples() -> None:
-    assert "Examples:\n    keypulse-smoke --base-url" in CliRunner().invoke(main, ["--help"]).output
 
 
 def test_the_expected_rules_are_those_that_prometheus_is_given() -> None:

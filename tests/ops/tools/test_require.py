@@ -42,15 +42,6 @@ def test_without_apt_one_sentence_says_what_to_install(path: Path) -> None:
     )
 
 
-def test_an_apt_without_a_network_is_quoted_before_that_sentence(path: Path) -> None:
-    program(path, "apt-get", "echo 'E: Unable to connect' >&2; exit 100")
-    program(path, "sudo", 'shift; exec "$@"')
-    program(path, "true")
-    done = require(path, "chromium")
-    assert done.returncode == 1
-    assert "E: Unable to connect\nmissing: chromium; install" in done.stderr
-
-
 def test_apt_installs_only_what_is_missing(path: Path) -> None:
     calls = path / "calls"
     program(path, "apt-get", f'echo "$@" >>{calls}')
@@ -64,23 +55,6 @@ def test_apt_installs_only_what_is_missing(path: Path) -> None:
         "update -qq",
         "satisfy -y -qq --no-install-recommends chromium-headless-shell | chromium, nodejs",
     ]
-
-
-@pytest.mark.parametrize("name", ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"])
-def test_each_chromium_is_enough(path: Path, name: str) -> None:
-    program(path, name)
-    assert require(path, "chromium").returncode == 0
-
-
-def test_a_python_without_venv_is_missing_something(path: Path) -> None:
-    program(path, "python3", "exit 1")
-    done = require(path, "make", "python3", "python3-venv")
-    assert done.returncode == 1
-    assert done.stderr.startswith("missing: make python3-venv; install them")
-
-
-def test_a_package_of_another_name_is_named(path: Path) -> None:
-    assert require(path, "node", "npm").stderr.startswith("missing: nodejs npm; install them")
 
 
 def test_an_unknown_program_is_wrong_usage(path: Path) -> None:

@@ -67,18 +67,6 @@ def test_a_machine_whose_engine_runs_nothing_says_so_with_its_last_output(path: 
     assert_skipped(run(path), "Error: cannot clone: not permitted")
 
 
-def test_no_base_image_is_made_for_an_engine_that_is_broken(path: Path) -> None:
-    program(path, "podman", "echo 'Error: no namespaces' >&2; exit 125")
-    assert_skipped(run(path, STAND_IN_IMAGES=f"{path}/nothing"), "Error: no namespaces")
-
-
-def test_docker_is_taken_where_its_daemon_answers(path: Path) -> None:
-    program(path, "docker", f'echo "docker $*" >>{path}/calls')
-    (path / "podman").unlink()
-    assert run(path).stdout == "ran\n"
-    assert "docker run --rm" in calls(path)
-
-
 def test_base_images_are_made_where_none_is_named(path: Path) -> None:
     program(path, "stand-ins", "echo noise >&2; echo export PYTHON_IMAGE=localhost/mine")
     done = run(path, 'echo "$PYTHON_IMAGE"', STAND_IN_IMAGES=f"{path}/stand-ins")
@@ -87,11 +75,6 @@ def test_base_images_are_made_where_none_is_named(path: Path) -> None:
 
     named = run(path, 'echo "$PYTHON_IMAGE"', STAND_IN_IMAGES=f"{path}/nothing", PYTHON_IMAGE="yours")
     assert named.stdout == "yours\n"
-
-
-def test_base_images_that_cannot_be_made_are_reported_with_the_last_output(path: Path) -> None:
-    program(path, "stand-ins", "echo export PYTHON_IMAGE=half; echo 'debootstrap: not permitted' >&2; exit 1")
-    assert_skipped(run(path, STAND_IN_IMAGES=f"{path}/stand-ins"), "it failed after: debootstrap: not permitted")
 
 
 def test_a_program_that_is_missing_where_containers_run_is_no_reason_to_skip(path: Path) -> None:
