@@ -137,7 +137,6 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "GET /graph": Role.VIEWER,
         "GET /alertmanager/": Role.VIEWER,
         "GET /api/state": Role.VIEWER,
-        "GET /api/changes": Role.VIEWER,
         "POST /api/faults": Role.ADMIN,
         "DELETE /api/faults": Role.ADMIN,
         "GET /api/kms": Role.VIEWER,

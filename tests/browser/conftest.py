@@ -95,7 +95,6 @@ async def opened(chromium: Browser, url: str, browser_errors: list[str]) -> Asyn
 async def page(chromium: Browser, senders: Senders, browser_errors: list[str]) -> AsyncIterator[Page]:
     """The page of the stand-ins, live."""
     async with opened(chromium, f"http://{senders.stand_ins.http}/", browser_errors) as page:
-        await page.locator("body.settled").wait_for()
         yield page
 
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Literal
 
-from playwright.async_api import Browser, Page, ViewportSize, async_playwright
+from playwright.async_api import Browser, Locator, Page, ViewportSize, async_playwright
 
 from ops.demo.stand_ins.app import run_stand_ins
 from tests.browser.conftest import FLAGS, chromium_path
@@ -39,17 +39,20 @@ async def run_scene(name: str) -> AsyncIterator[str]:
 async def open_page(
     browser: Browser, url: str, size: str, scheme: Literal["light", "dark"] = "light"
 ) -> AsyncIterator[Page]:
-    """The page, with the thread of its first message open, as a reader in Berlin sees it."""
-    async with await browser.new_page(
-        viewport=SIZES[size], color_scheme=scheme, reduced_motion="reduce", timezone_id="Europe/Berlin"
-    ) as page:
+    """The page, with the thread of its first message open."""
+    async with await browser.new_page(viewport=SIZES[size], color_scheme=scheme, reduced_motion="reduce") as page:
         await page.goto(url)
         await page.locator("#live.on").wait_for()
-        thread = page.locator("li", has=page.locator(".message")).first
+        thread = get_thread(page)
         await thread.wait_for()
         if await thread.locator("summary").is_visible():
             await thread.locator("summary").click()
         yield page
+
+
+def get_thread(page: Page) -> Locator:
+    """The first message with its thread; the page shows the newest above it."""
+    return page.locator("#slack li", has=page.locator(".message")).last
 
 
 async def take(folder: Path, *, every: bool) -> None:
@@ -63,8 +66,7 @@ async def take(folder: Path, *, every: bool) -> None:
                     for scheme in schemes:
                         ending = f"-{size}-{scheme}" if every else ""
                         async with open_page(browser, url, size, scheme) as page:
-                            thread = page.locator("li", has=page.locator(".message")).first
-                            await thread.screenshot(path=folder / f"slack-{name}{ending}.png")
+                            await get_thread(page).screenshot(path=folder / f"slack-{name}{ending}.png")
         await browser.close()
 
 

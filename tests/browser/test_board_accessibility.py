@@ -10,10 +10,10 @@ from playwright.async_api import Browser, Page, expect
 from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from shared.kms.reason import Reason
+from tests.browser.accessibility import CONTRASTS, FOCUS, SCHEMES
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW, SCENES, degraded, failing
 from tests.browser.served_board import serve_board
-from tests.browser.test_accessibility import CONTRASTS, FOCUS, SCHEMES
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 

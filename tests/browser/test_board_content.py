@@ -20,12 +20,12 @@ from services.exporter.model import (
 from shared.backend_contract import CryptoMode
 from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason
+from tests.browser.accessibility import HOSTILE, nothing_ran
 from tests.browser.conftest import opened
 from tests.browser.lasting_page import lasting_page
 from tests.browser.scenes import NOW
 from tests.browser.served_board import serve_board
 from tests.browser.test_board_live import focus
-from tests.browser.test_hostile_content import HOSTILE, nothing_ran
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 

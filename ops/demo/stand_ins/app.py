@@ -10,14 +10,11 @@ from types import MappingProxyType
 from starlette.applications import Starlette
 
 from ops.demo.stand_ins import mail_server
-from ops.demo.stand_ins.change_feed import ChangeFeed
-from ops.demo.stand_ins.control_api import ControlApi
-from ops.demo.stand_ins.kms_faults import KmsFaults
+from ops.demo.stand_ins.control_api import ControlApi, KmsFaults
 from ops.demo.stand_ins.mail_server import MailServer
-from ops.demo.stand_ins.monitoring_links import MonitoringLinks
+from ops.demo.stand_ins.page import StandInPages
 from ops.demo.stand_ins.pagerduty import PagerDuty
-from ops.demo.stand_ins.pages import PAGE_HEADERS, StandInPages
-from ops.demo.stand_ins.provider_faults import ProviderFaults
+from ops.demo.stand_ins.provider_faults import ChangeFeed, ProviderFaults
 from ops.demo.stand_ins.slack.actions import SlackActions
 from ops.demo.stand_ins.slack.socket_mode import SocketMode, serve_sockets
 from ops.demo.stand_ins.slack.web_api import WEBHOOK_APP, WEBHOOK_SECRET, WebApi
@@ -108,7 +105,9 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
     web_api = WebApi(slack, socket_mode, slack_tokens, slack_app_tokens, slack_webhook_secrets, faults)
     pagerduty = PagerDuty(pagerduty_keys, faults, changes, clock)
     mailbox = MailServer(faults, changes, clock)
-    api = ControlApi(slack, pagerduty, mailbox, faults, KmsFaults(emulator_faults), changes)
+    kms = KmsFaults(emulator_faults)
+    api = ControlApi(slack, pagerduty, mailbox, faults, kms, changes)
+    pages = StandInPages(slack, pagerduty, mailbox, faults, kms, changes, docs, page_links, prometheus, alertmanager)
     actions = SlackActions(slack, socket_mode)
     routes = [
         ProtectedRoute(
@@ -117,15 +116,14 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
         ProtectedRoute(
             "/slack/services/{team}/{app}/{secret}", web_api.handle_webhook, RouteRequirements(None), ["POST"]
         ),  # the secret is in their path,
-        ProtectedRoute("/slack/upload/{file}", web_api.files.handle_upload, RouteRequirements(None), ["POST"]),
-        ProtectedRoute("/slack/files/{file}", web_api.files.show, RouteRequirements(Role.VIEWER)),
+        ProtectedRoute("/slack/upload/{file}", web_api.methods.handle_upload, RouteRequirements(None), ["POST"]),
+        ProtectedRoute("/slack/files/{file}", web_api.methods.show_file, RouteRequirements(Role.VIEWER)),
         ProtectedRoute("/api/slack", actions.handle, RouteRequirements(Role.ADMIN, action="act in Slack"), ["POST"]),
         ProtectedRoute(
             "/pagerduty/v2/enqueue", pagerduty.enqueue, RouteRequirements(None), ["POST"]
         ),  # and are asked by any name
         *api.build_routes(),
-        *StandInPages(mailbox, docs, page_links).build_routes(),
-        *MonitoringLinks(prometheus, alertmanager, PAGE_HEADERS).build_routes(),
+        *pages.build_routes(),
     ]
     app = create_application("keypulse stand-ins", create_registry(), routes)
     async with (
@@ -137,5 +135,4 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
         try:
             yield StandIns(app, http_address, smtp_address, slack, socket_mode, pagerduty, mailbox, faults, changes)
         finally:
-            changes.stop()
             faults.clear()

@@ -1,25 +1,115 @@
-"""The API of the page and the tests: list messages, break providers and KMS, heal them."""
+"""The API of the page and the tests: list messages, break providers and KMS, heal them.
+
+KMS is broken in the ways that happen, by their names; the faults go to the emulator's API.
+"""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from typing import Any, Final
 
+import aiohttp
 from pydantic import ValidationError
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
-from ops.demo.stand_ins.change_feed import ChangeFeed
-from ops.demo.stand_ins.kms_faults import FAULTS_BY_NAME, EmulatorError, KmsFaults
 from ops.demo.stand_ins.mail_server import MailServer
 from ops.demo.stand_ins.pagerduty import PagerDuty
-from ops.demo.stand_ins.provider_faults import ProviderFault, ProviderFaults
+from ops.demo.stand_ins.provider_faults import ChangeFeed, ProviderFault, ProviderFaults
 from ops.demo.stand_ins.slack.workspace import Workspace
 from shared.config.server_settings import Role
 from shared.http.access import ProtectedRoute, RouteRequirements
 from shared.http.limits import BodyTooLargeError, read_body
 
 MAX_BYTES = 64 * 1024
-HEARTBEAT_SECONDS = 15.0
+Json = dict[str, Any]
+CALL_TIMEOUT = aiohttp.ClientTimeout(total=5)
+
+_CRYPTO = ("Encrypt", "Decrypt")
+
+
+def _build_crypto_faults(**fault: Any) -> tuple[Json, ...]:
+    return tuple({**fault, "operation": operation} for operation in _CRYPTO)
+
+
+FAULTS_BY_NAME: Final[dict[str, tuple[Json, ...]]] = {
+    "permission_denied": _build_crypto_faults(kind="denied"),
+    "unavailable": ({"kind": "status", "status": "UNAVAILABLE", "message": "The service is currently unavailable."},),
+    "latency": _build_crypto_faults(kind="latency", seconds=2.0),
+    "stall": _build_crypto_faults(kind="stall"),
+    "disabled": _build_crypto_faults(
+        kind="status",
+        status="FAILED_PRECONDITION",
+        message="The key version is not enabled, current state is: DISABLED.",
+    ),
+    "corrupt_crc": _build_crypto_faults(kind="corrupt_crc"),
+}
+
+
+FAULT_LABELS: Final = {
+    "permission_denied": "Permission denied",
+    "disabled": "Key version disabled",
+    "unavailable": "Service unavailable",
+    "latency": "2 s slower",
+    "stall": "No answer at all",
+    "corrupt_crc": "Corrupted checksums",
+}
+"""What the page calls each fault."""
+
+
+class EmulatorError(Exception):
+    """The emulator does not answer; the message is one sentence with the next step."""
+
+
+class KmsFaults:
+    """The emulator's faults, over HTTP.
+
+    Args:
+        url: of its faults API, such as `http://127.0.0.1:9011`; None without an emulator.
+    """
+
+    def __init__(self, url: str | None) -> None:
+        self._url = url
+
+    async def list_active(self) -> Json:
+        """`{"broken": NAME | "other" | None, "faults": […]}`: the current faults, whoever added them."""
+        answer = await self._call("GET")
+        faults = answer["faults"]
+        if not faults:
+            return {"broken": None, "faults": []}
+        return {
+            "broken": next((name for name, parts in FAULTS_BY_NAME.items() if _are_equal(parts, faults)), "other"),
+            "faults": faults,
+        }
+
+    async def break_kms(self, name: str) -> None:
+        """Break KMS with the named fault alone. Raises KeyError for an unknown name, EmulatorError."""
+        parts = FAULTS_BY_NAME[name]
+        await self._call("DELETE")
+        for part in parts:
+            await self._call("POST", part)
+
+    async def heal_kms(self) -> None:
+        """Remove every fault. Raises EmulatorError."""
+        await self._call("DELETE")
+
+    async def _call(self, method: str, fault: Json | None = None) -> Json:
+        if self._url is None:
+            raise EmulatorError("no KMS emulator is connected; start the stand-ins with --emulator-faults URL")
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=CALL_TIMEOUT) as session,
+                session.request(method, f"{self._url.rstrip('/')}/faults", json=fault) as response,
+            ):
+                if response.status >= 300:
+                    raise EmulatorError(f"the KMS emulator at {self._url} answered {response.status}; see its log")
+                return await response.json() if response.status != 204 else {}
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            raise EmulatorError(f"the KMS emulator at {self._url} does not answer; start it, or see its log") from None
+
+
+def _are_equal(parts: tuple[Json, ...], faults: list[Json]) -> bool:
+    """Whether the faults in force are exactly these."""
+    return len(parts) == len(faults) and all(any(part.items() <= fault.items() for fault in faults) for part in parts)
 
 
 class ControlApi:
@@ -46,7 +136,6 @@ class ControlApi:
         reads = RouteRequirements(Role.VIEWER)
         return [
             ProtectedRoute("/api/state", self.get_state, reads),
-            ProtectedRoute("/api/changes", self.stream_changes, reads),
             ProtectedRoute("/api/faults", self.add_fault, RouteRequirements(Role.ADMIN, action="add fault"), ["POST"]),
             ProtectedRoute(
                 "/api/faults", self.clear_faults, RouteRequirements(Role.ADMIN, action="clear faults"), ["DELETE"]
@@ -71,18 +160,6 @@ class ControlApi:
         # Encoding hundreds of mails takes long enough to delay an SMTP client.
         encoded = await asyncio.to_thread(json.dumps, snapshot)
         return Response(encoded, media_type="application/json", headers={"Cache-Control": "no-store"})
-
-    async def stream_changes(self, _request: Request) -> Response:
-        """Server-sent events: the version at once, and at each change."""
-        return StreamingResponse(
-            self._generate_events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-        )
-
-    async def _generate_events(self) -> AsyncIterator[str]:
-        version = self._changes.version
-        while not self._changes.is_stopped:
-            yield f"data: {version}\n\n"
-            version = await self._changes.wait_for_change(version, HEARTBEAT_SECONDS)
 
     async def add_fault(self, request: Request) -> Response:
         """Add a provider's fault: 201 with its id, 400 with what was expected."""

@@ -16,8 +16,14 @@ from typing import Any, Literal
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-from ops.demo.stand_ins.change_feed import ChangeFeed
-from ops.demo.stand_ins.provider_faults import ENDLESS_SECONDS, FaultKind, Provider, ProviderFault, ProviderFaults
+from ops.demo.stand_ins.provider_faults import (
+    ENDLESS_SECONDS,
+    ChangeFeed,
+    FaultKind,
+    Provider,
+    ProviderFault,
+    ProviderFaults,
+)
 from services.relay.preview.render import embed_pictures
 from shared.config.settings import Address
 from shared.http.server import bind_socket

@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.demo.stand_ins.change_feed import ChangeFeed
-from ops.demo.stand_ins.provider_faults import Provider, ProviderFaults, respond_with_fault
+from ops.demo.stand_ins.provider_faults import ChangeFeed, Provider, ProviderFaults, respond_with_fault
 from shared.http.limits import BodyTooLargeError, read_body
 
 MAX_BYTES = 512 * 1024

@@ -1,4 +1,4 @@
-"""Faults of the stand-in providers: added over `/api/faults`, applied to their responses.
+"""Faults of the stand-in providers: added over `/api/faults`, applied to their responses. And the count of all changes.
 
 hang              nothing is stored; no answer for `seconds` (or until healed), then 504, or a closed connection
 status            this HTTP status or SMTP code
@@ -21,9 +21,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ops.demo.stand_ins.change_feed import ChangeFeed
-
 ENDLESS_SECONDS = 3600.0  # seconds of a hang that names none; longer than any client waits
+
+
+class ChangeFeed:
+    """Counts the changes of the stand-ins, so that an open page asks for what is new alone."""
+
+    def __init__(self) -> None:
+        self.version = 0
+
+    def publish(self) -> None:
+        """Count a change."""
+        self.version += 1
 
 
 class Provider(StrEnum):

@@ -116,17 +116,27 @@ def _render_block(block: Block) -> str:
         return f'<p class="message-soft">[picture: {escape(unescape(block.get("alt_text", "")))}]</p>'
     if kind == "actions":
         return f"<p>{' '.join(map(_render_button, block['elements']))}</p>"
+    if kind == "rich_text":
+        lines = ("".join(map(_render_rich_element, section["elements"])) for section in block["elements"])
+        return f'<div class="message-section">{"".join(f"<div>{line}</div>" for line in lines)}</div>'
     if kind not in _OF_TEXTS:
         return f"<pre>{escape(chr(10).join(_list_texts(block)))}</pre>"
     tag, name = _OF_TEXTS[kind]
     return "".join(f'<{tag} class="{name}">{_render_text(text)}</{tag}>' for text in _list_text_objects(block))
 
 
+def _render_rich_element(element: Block) -> str:
+    """A text or a link; what it says is no mark-up."""
+    url, text = str(element.get("url", "")), escape(str(element.get("text", "")))
+    shown = f'<a href="{escape(url)}">{text}</a>' if _is_link(url) else text
+    return f"<b>{shown}</b>" if element.get("style", {}).get("bold") else shown
+
+
 def _render_button(element: Block) -> str:
     label = _render_text(element.get("text", {}))
     url = unescape(str(element.get("url", "")))
     if not _is_link(url):
-        return f'<span class="message-button">{label}</span>'
+        return f'<span class="message-button" data-action="{escape(str(element.get("action_id", "")))}">{label}</span>'
     return f'<a class="message-button" href="{escape(url)}">{label}</a>'
 
 

@@ -27,31 +27,8 @@ def add(stand_ins: StandIns, provider: Provider, kind: FaultKind, **fields: Any)
 async def until_met(stand_ins: StandIns) -> None:
     """Until the only fault, which has a count of 1, was met."""
     async with asyncio.timeout(20):
-        while stand_ins.faults.get_state():
-            await stand_ins.changes.wait_for_change(stand_ins.changes.version, 5)
-
-
-async def test_slack_is_rate_limited_with_retry_after(slack: AsyncWebClient, stand_ins: StandIns) -> None:
-    add(stand_ins, Provider.SLACK, FaultKind.RATE_LIMIT, seconds=2.5, count=1)
-    with pytest.raises(SlackApiError) as caught:
-        await slack.chat_postMessage(channel=CRITICAL, text="x")
-    answer = caught.value.response
-    assert (answer.status_code, answer.headers["Retry-After"], answer["error"]) == (429, "3", "ratelimited")
-    await slack.chat_postMessage(channel=CRITICAL, text="x")
-    assert len(stand_ins.slack.channels[CRITICAL].messages) == 1
-
-
-async def test_slack_answers_the_error_that_a_fault_names(slack: AsyncWebClient, stand_ins: StandIns) -> None:
-    add(stand_ins, Provider.SLACK, FaultKind.ERROR, error="not_in_channel")
-    with pytest.raises(SlackApiError, match="not_in_channel"):
-        await slack.chat_postMessage(channel=CRITICAL, text="x")
-
-
-async def test_slack_answers_a_status(slack: AsyncWebClient, stand_ins: StandIns) -> None:
-    add(stand_ins, Provider.SLACK, FaultKind.STATUS)
-    with pytest.raises(SlackApiError) as caught:
-        await slack.chat_postMessage(channel=CRITICAL, text="x")
-    assert caught.value.response.status_code == 503
+        while stand_ins.faults.get_state():  # noqa: ASYNC110  the request meets it in the same loop
+            await asyncio.sleep(0.01)
 
 
 async def test_a_fault_of_one_channel_spares_the_others(slack: AsyncWebClient, stand_ins: StandIns) -> None:
@@ -90,12 +67,6 @@ async def test_a_post_that_hangs_is_not_stored_and_healing_ends_the_wait(
     assert not stand_ins.slack.channels[CRITICAL].messages
 
 
-async def test_a_hang_of_so_many_seconds_ends_by_itself(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
-    add(stand_ins, Provider.PAGERDUTY, FaultKind.HANG, seconds=0.05)
-    async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
-        assert answer.status == 504
-
-
 @pytest.mark.parametrize(
     ("fault", "status", "sentence"),
     [
@@ -112,36 +83,6 @@ async def test_pagerduty_answers_as_the_fault_says(
         assert answer.status == status
         assert sentence in await answer.text()
     assert not stand_ins.pagerduty.events
-
-
-async def test_an_event_whose_answer_is_lost_was_taken(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
-    add(stand_ins, Provider.PAGERDUTY, FaultKind.LOST_ANSWER, count=1)
-    with pytest.raises(aiohttp.ServerDisconnectedError):
-        async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
-            await answer.read()
-    assert len(stand_ins.pagerduty.incidents) == 1
-
-
-async def test_a_slow_answer_comes_late_to_a_post_that_was_taken(slack: AsyncWebClient, stand_ins: StandIns) -> None:
-    add(stand_ins, Provider.SLACK, FaultKind.SLOW_ANSWER, seconds=3600, count=1)
-    await slack.auth_test()  # stores nothing, so the fault waits for the post
-    posting = asyncio.ensure_future(slack.chat_postMessage(channel=CRITICAL, text="x"))
-    await until_met(stand_ins)
-    (message,) = stand_ins.slack.channels[CRITICAL].messages
-    assert not posting.done()
-    stand_ins.faults.clear()
-    assert (await posting)["ts"] == message.ts
-
-
-async def test_a_fault_with_a_count_is_over_after_so_many_requests(
-    http: aiohttp.ClientSession, stand_ins: StandIns
-) -> None:
-    add(stand_ins, Provider.PAGERDUTY, FaultKind.STATUS, count=2)
-    states = []
-    for _ in range(3):
-        async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
-            states.append(answer.status)
-    assert states == [503, 503, 202]
 
 
 @pytest.mark.parametrize(

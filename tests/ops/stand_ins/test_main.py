@@ -3,7 +3,6 @@
 import asyncio
 import re
 import signal
-import socket
 from pathlib import Path
 
 import aiohttp
@@ -71,24 +70,3 @@ async def test_a_wrong_option_is_one_line_and_exit_2(
     assert code == 2
     assert errors.startswith(sentence)
     assert errors.count("\n") == 1
-
-
-async def test_they_listen_beyond_loopback_only_where_that_is_allowed(secrets: tuple[str, ...]) -> None:
-    process = await run(
-        "--http", "0.0.0.0:0", "--smtp", "0.0.0.0:0", "--sockets", "0.0.0.0:0", *secrets, "--allow-remote-insecure"
-    )
-    assert process.stderr is not None
-    async with asyncio.timeout(30):
-        line = (await process.stderr.readuntil(b'"event": "listening"')) + await process.stderr.readline()
-    assert line.count(b'"0.0.0.0:') == 2
-    process.terminate()
-    async with asyncio.timeout(15):
-        await process.communicate()
-
-
-async def test_a_taken_port_is_one_sentence_and_exit_1(secrets: tuple[str, ...]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as occupied:
-        code, errors = await outcome("--smtp", f"127.0.0.1:{occupied.getsockname()[1]}", *secrets)
-    assert code == 1
-    assert "cannot listen on 127.0.0.1:" in errors
-    assert "Traceback" not in errors

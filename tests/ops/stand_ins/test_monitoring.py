@@ -74,19 +74,6 @@ async def test_the_alerts_are_shown_those_that_are_kept_quiet_last_and_escaped()
     assert "<b>" not in page
 
 
-async def test_who_gives_no_answer_is_named_and_what_is_not_there_has_no_page() -> None:
-    async with (
-        run_stand_ins(prometheus=NOBODY, alertmanager=NOBODY) as stand_ins,
-        run_stand_ins() as alone,
-        aiohttp.ClientSession() as http,
-    ):
-        for path, who in (("/graph", "Prometheus"), ("/alertmanager/", "Alertmanager")):
-            async with http.get(f"http://{stand_ins.http}{path}") as answer:
-                assert (answer.status, (await answer.text()).partition(" gives")[0]) == (502, who)
-            async with http.get(f"http://{alone.http}{path}") as answer:
-                assert answer.status == 404
-
-
 async def test_the_links_of_a_mail_are_followed_from_its_frame_and_read_by_no_other_page() -> None:
     followed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     read = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}

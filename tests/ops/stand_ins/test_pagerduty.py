@@ -24,19 +24,6 @@ async def send(http: aiohttp.ClientSession, body: dict[str, Any]) -> tuple[int, 
         return answer.status, await answer.json()
 
 
-async def test_a_trigger_opens_an_incident(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
-    links = [{"href": "https://example.org/runbook", "text": "Runbook"}]
-    answer = await send(http, event(links=links))
-    assert answer == (202, {"status": "success", "message": "Event processed", "dedup_key": "k1"})
-    (incident,) = stand_ins.pagerduty.incidents
-    assert (incident.status, incident.severity, incident.links) == ("triggered", "critical", links)
-
-
-async def test_a_trigger_without_a_dedup_key_gets_one(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
-    _, answer = await send(http, event(dedup_key=None))
-    assert answer["dedup_key"] == stand_ins.pagerduty.incidents[0].dedup_key != ""
-
-
 async def test_triggers_of_one_dedup_key_are_one_incident(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
     await send(http, event())
     await send(http, with_payload(summary="still down"))
@@ -53,21 +40,6 @@ async def test_an_incident_is_acknowledged_and_resolved(http: aiohttp.ClientSess
     (incident,) = stand_ins.pagerduty.incidents
     assert incident.status == "resolved"
     assert incident.resolved_at is not None
-
-
-async def test_a_resolve_without_an_open_alert_is_accepted_and_dropped(
-    http: aiohttp.ClientSession, stand_ins: StandIns
-) -> None:
-    status, _ = await send(http, event("resolve"))
-    assert status == 202
-    assert not stand_ins.pagerduty.incidents
-    assert [page_event["event_action"] for page_event in stand_ins.pagerduty.events] == ["resolve"]
-
-
-async def test_a_trigger_after_a_resolve_opens_a_new_incident(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
-    for action in ("trigger", "resolve", "trigger"):
-        await send(http, event(action))
-    assert [incident.status for incident in stand_ins.pagerduty.incidents] == ["resolved", "triggered"]
 
 
 @pytest.mark.parametrize(
@@ -99,23 +71,3 @@ async def test_an_invalid_event_is_refused_with_its_error(
     assert status == 400
     assert answer == {"status": "invalid event", "message": "Event object is invalid", "errors": [error]}
     assert not stand_ins.pagerduty.events
-
-
-async def test_the_longest_summary_and_dedup_key_are_taken(http: aiohttp.ClientSession) -> None:
-    body = with_payload(summary="x" * 1024) | {"dedup_key": "x" * 255}
-    assert (await send(http, body))[0] == 202
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "error"),
-    [
-        (b"{", 400, "JSON is invalid"),
-        (b"[]", 400, "Event is not an object"),
-        (b" " * (512 * 1024 + 1), 413, "Event size exceeds 524288 bytes"),
-    ],
-)
-async def test_a_body_that_is_no_event_is_refused(
-    http: aiohttp.ClientSession, body: bytes, status: int, error: str
-) -> None:
-    async with http.post("/pagerduty/v2/enqueue", data=body) as answer:
-        assert (answer.status, (await answer.json())["errors"]) == (status, [error])

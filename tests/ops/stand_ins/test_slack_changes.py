@@ -144,19 +144,3 @@ async def _status(call: Any) -> int:
         return int((await call).status_code)
     except SlackApiError as error:
         return int(error.response.status_code)
-
-
-async def test_guests_groups_and_ephemeral_messages(slack: AsyncWebClient, stand_ins: StandIns) -> None:
-    members = (await slack.usergroups_users_list(usergroup="S0000000002"))["users"]
-    users = [(await slack.users_info(user=user))["user"] for user in members]
-    assert [(user["name"], user["is_restricted"]) for user in users] == [("anna", False), ("ben", False), ("gil", True)]
-    assert (await refusal(slack.usergroups_users_list(usergroup="S0")))["error"] == "no_such_subteam"
-    assert (await refusal(slack.users_info(user="U0")))["error"] == "user_not_found"
-    channel = channel_id(stand_ins)
-    await slack.chat_postEphemeral(channel=channel, user=members[0], text="only you")
-    assert (await refusal(slack.chat_postEphemeral(channel=channel, user="U0", text="x")))[
-        "error"
-    ] == "user_not_in_channel"
-    state = stand_ins.slack.get_state()[0]
-    assert (state["messages"], [message["visible_to"] for message in state["ephemeral"]]) == ([], members[:1])
-    assert (await slack.conversations_history(channel=channel))["messages"] == []

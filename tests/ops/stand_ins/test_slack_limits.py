@@ -83,21 +83,3 @@ def test_what_is_within_a_limit_passes_and_one_more_is_named(
 def test_the_text_of_all_blocks_is_counted_as_one() -> None:
     blocks = [{"type": "section", "text": mrkdwn(10), "fields": [mrkdwn(3)]}, *actions(button())]
     assert count_text(blocks) == 10 + 3 + 5
-
-
-def test_an_id_is_unique_a_block_s_in_its_message_an_action_s_in_its_block() -> None:
-    blocks = [{**block, "block_id": str(n)} for n, block in enumerate(actions(button(action_id="a")) * 2)]
-    assert not list(find_block_errors(blocks))
-    same_block = [{**block, "block_id": "0"} for block in blocks]
-    assert [pointer for _, pointer in find_block_errors(same_block)] == ["/blocks/1/block_id"]
-    same_action = actions(button(action_id="a"), button(action_id="b"), button(action_id="a"))
-    assert [pointer for _, pointer in find_block_errors(same_action)] == ["/blocks/0/elements"]
-
-
-def test_a_question_before_a_press_has_four_short_texts() -> None:
-    confirm = {"title": plain(100), "text": plain(300), "confirm": plain(30), "deny": plain(30)}
-    assert not list(find_block_errors(actions(button(confirm=confirm))))
-    for key, text in confirm.items():
-        longer = {**confirm, key: plain(len(text["text"]) + 1)}
-        (error,) = find_block_errors(actions(button(confirm=longer)))
-        assert error[1] == f"/blocks/0/elements/0/confirm/{key}/text"

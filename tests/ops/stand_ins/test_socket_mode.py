@@ -9,7 +9,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.slack.socket_mode import MAX_CONNECTIONS
-from tests.ops.stand_ins.test_slack import CRITICAL, refusal
+from tests.ops.stand_ins.test_slack import CRITICAL
 
 BUTTON = {"type": "button", "action_id": "a", "value": "v", "text": {"type": "plain_text", "text": "A"}}
 
@@ -21,21 +21,6 @@ def app(stand_ins: StandIns) -> AsyncWebClient:
 
 async def open_url(app: AsyncWebClient) -> str:
     return str((await app.apps_connections_open(app_token="xapp-test"))["url"])
-
-
-async def test_only_an_app_level_token_with_its_scope_opens_a_connection(
-    app: AsyncWebClient, slack: AsyncWebClient, stand_ins: StandIns
-) -> None:
-    bot = await refusal(app.apps_connections_open(app_token="xoxb-test"))
-    assert bot["error"] == "not_allowed_token_type"
-    posted = await refusal(
-        app.api_call("chat.postMessage", json={"token": "xapp-test", "channel": CRITICAL, "text": "x"})
-    )
-    assert posted["error"] == "not_allowed_token_type"
-    stand_ins.slack.app_scopes.clear()
-    without = await refusal(app.apps_connections_open(app_token="xapp-test"))
-    assert (without["error"], without["needed"]) == ("missing_scope", "connections:write")
-    await slack.auth_test()
 
 
 async def test_an_address_serves_for_one_connection_of_at_most_ten(

@@ -1,102 +1,85 @@
-// Keeps the page live: the server says that something changed, the page fetches the state and draws what is new.
+// Keeps the page live: asks for it again every second, and exchanges what has changed. Opened parts stay open.
 
-import { summary } from "./blocks.js";
-import { showKms, showProviderFaults } from "./kms.js";
-import { showMails, snippet } from "./mail.js";
-import { showIncidents } from "./pagerduty.js";
-import { showSlack } from "./slack.js";
-
-const KMS_SECONDS = 3; // others may break KMS too
-const RETRY_SECONDS = 2;
-const REQUEST_TIMEOUT = 10000; // ms
+const SECONDS = 1;
+const TIMEOUT = 6000; // ms
 const live = document.getElementById("live");
-const arrivals = document.getElementById("arrivals");
-const panes = document.getElementById("panes");
-let events = null;
-let known = null; // what had arrived when the page last looked
-let fetching = false;
-let again = false;
+let shown = null;
 
 async function refresh() {
-  again = fetching;
-  if (fetching) return;
-  fetching = true;
   try {
-    const answer = await fetch("/api/state", { signal: AbortSignal.timeout(REQUEST_TIMEOUT) });
+    const answer = await fetch("/", { cache: "no-cache", signal: AbortSignal.timeout(TIMEOUT) });
     if (!answer.ok) throw new Error(`the answer was ${answer.status}`);
-    draw(await answer.json());
-    setLive(events.readyState === EventSource.OPEN);
+    const text = await answer.text();
+    if (text !== shown) update(new DOMParser().parseFromString(text, "text/html"));
+    shown = text;
+    setLive(true);
   } catch (error) {
-    // The stream may not notice what this request did: nobody else would ask again.
-    console.warn("the state could not be read", error);
+    console.warn("the page could not be read", error);
     setLive(false);
-    setTimeout(refresh, RETRY_SECONDS * 1000);
   }
-  fetching = false;
-  if (again) refresh();
-}
-
-function draw(state) {
-  announce(state);
-  showSlack(state.slack, state.people);
-  showMails(state.mailbox);
-  showIncidents(state.pagerduty.incidents);
-  showProviderFaults(state.faults);
-  const open = state.pagerduty.incidents.filter((incident) => incident.status !== "resolved").length;
-  count("slack", state.slack.reduce((sum, channel) => sum + channel.messages.length, 0));
-  count("mail", state.mailbox.length);
-  count("pagerduty", `${open} open`);
-  document.body.classList.add("settled");
-  document.title = open ? `(${open}) keypulse on call` : "keypulse on call";
-}
-
-function count(name, value) {
-  document.getElementById(`${name}-count`).textContent = value;
-}
-
-// Tells a screen reader what is new since the last look; at the first look nothing is.
-function announce(state) {
-  const found = new Map();
-  for (const { channel, messages, ephemeral } of state.slack)
-    for (const message of [...messages, ...ephemeral]) found.set(`slack ${channel} ${message.ts}`, `Slack, ${channel}: ${summary(message)}`);
-  for (const mail of state.mailbox) found.set(`mail ${mail.id}`, `Mail: ${mail.subject}: ${snippet(mail)}`);
-  for (const incident of state.pagerduty.incidents)
-    found.set(`${incident.opened_at} ${incident.dedup_key} ${incident.status}`, `PagerDuty, ${incident.status}: ${incident.summary}`);
-  const fresh = known && [...found].filter(([id]) => !known.has(id)).map(([, text]) => text);
-  if (fresh?.length) arrivals.textContent = fresh.slice(-5).join(". ");
-  known = new Set(found.keys());
+  setTimeout(refresh, SECONDS * 1000);
 }
 
 function setLive(on) {
-  live.textContent = on ? "Live" : "Reconnecting";
+  const text = on ? "Live" : "Reconnecting";
+  if (live.textContent !== text) live.textContent = text;
   live.classList.toggle("on", on);
 }
 
-for (const button of document.querySelectorAll(".views button"))
-  button.addEventListener("click", () => {
-    panes.dataset.view = button.dataset.view;
-    for (const other of document.querySelectorAll(".views button")) other.setAttribute("aria-pressed", String(other === button));
-  });
-
-function listen() {
-  events = new EventSource("/api/changes");
-  events.addEventListener("open", () => setLive(true));
-  events.addEventListener("message", () => {
-    refresh();
-    checkKms();
-  });
-  events.addEventListener("error", () => {
-    setLive(false);
-    // It tries again by itself after a lost connection, but not after every error.
-    if (events.readyState === EventSource.CLOSED) setTimeout(listen, RETRY_SECONDS * 1000);
-  });
+function update(fresh) {
+  document.title = fresh.title;
+  for (const button of fresh.querySelectorAll("[data-action]")) Object.assign(button, { role: "button", tabIndex: 0 });
+  for (const id of ["bar", "slack", "mailbox", "pagerduty"]) replaceChildren(document.getElementById(id), fresh.getElementById(id));
 }
 
-// The stream of stand-ins that hang stays open: that they do is seen here.
-async function checkKms() {
-  const isAnswered = await showKms();
-  setLive(isAnswered && events.readyState === EventSource.OPEN);
+// Children with an id stay where they are the same; lists are gone through, others are exchanged.
+function replaceChildren(old, fresh) {
+  const before = new Map([...old.children].map((child) => [child.id, child]));
+  [...fresh.children].forEach((child, place) => {
+    let node = child.id ? before.get(child.id) : null;
+    before.delete(child.id);
+    if (!node) node = child;
+    else if (child.tagName === "OL") replaceChildren(node, child);
+    else if (!("keep" in child.dataset) && node.source !== child.outerHTML) {
+      child.querySelectorAll("details").forEach((part, n) => (part.open = node.querySelectorAll("details")[n]?.open ?? false));
+      node.replaceWith(child);
+      node = child;
+    }
+    node.source ??= child.outerHTML.replaceAll(' open=""', "");
+    if (old.children[place] !== node) old.insertBefore(node, old.children[place] ?? null);
+  });
+  for (const gone of before.values()) gone.remove();
 }
 
-listen();
-setInterval(() => document.hidden || checkKms(), KMS_SECONDS * 1000);
+async function call(method, path, body) {
+  const headers = body ? { "Content-Type": "application/json" } : {};
+  const answer = await fetch(path, { method, headers, body: body && JSON.stringify(body), signal: AbortSignal.timeout(TIMEOUT) });
+  const content = answer.status === 204 ? {} : await answer.json();
+  if (!answer.ok) throw new Error(content.error ?? `the answer was ${answer.status}`);
+  return content;
+}
+
+document.addEventListener("click", async ({ target }) => {
+  const button = target.closest("[data-call], [data-action]");
+  if (!button) return;
+  const message = button.closest("[data-ts]");
+  const problem = (message ?? document.getElementById("bar")).querySelector(".problem");
+  problem.textContent = "";
+  try {
+    if (button.dataset.call) {
+      const [method, path] = button.dataset.call.split(" ");
+      await call(method, path, path.endsWith("break") ? { fault: document.getElementById("kms-fault").value } : undefined);
+    } else {
+      const { channel, ts } = message.dataset;
+      const user = document.getElementById("presser").value;
+      const { acknowledged } = await call("POST", "/api/slack", { action: "press", channel, ts, action_id: button.dataset.action, user });
+      if (!acknowledged) throw new Error("The app did not respond. Try again.");
+    }
+  } catch (error) {
+    problem.textContent = error.message;
+  }
+});
+
+document.addEventListener("keydown", ({ key, target }) => key === "Enter" && target.matches("[data-action]") && target.click());
+
+refresh();

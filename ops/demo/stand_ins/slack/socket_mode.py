@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from ops.demo.stand_ins.slack.arguments import Json
+from ops.demo.stand_ins.slack.content import Json
 from ops.demo.stand_ins.slack.workspace import TEAM, SlackChannelState, SlackMessage, SlackPerson, Workspace
 from shared.config.settings import Address
 from shared.http.server import bind_socket

@@ -5,7 +5,7 @@ https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks#handli
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -17,12 +17,8 @@ from ops.demo.stand_ins.provider_faults import (
     ProviderFaults,
     respond_with_fault,
 )
-from ops.demo.stand_ins.slack.arguments import MAX_BYTES, Json, SlackRefusedError, read_arguments
-from ops.demo.stand_ins.slack.chat import ChatMethods
-from ops.demo.stand_ins.slack.content import parse_content
-from ops.demo.stand_ins.slack.conversations import LIST_SCOPES, ConversationMethods, require_scope
-from ops.demo.stand_ins.slack.files import FileMethods
-from ops.demo.stand_ins.slack.people import PeopleMethods
+from ops.demo.stand_ins.slack.content import MAX_BYTES, Json, SlackRefusedError, parse_content, read_arguments
+from ops.demo.stand_ins.slack.methods import Methods
 from ops.demo.stand_ins.slack.socket_mode import SocketMode
 from ops.demo.stand_ins.slack.workspace import TEAM, WEBHOOK, SlackChannelState, Workspace, create_message
 
@@ -65,13 +61,8 @@ class WebApi:
         self._app_tokens = frozenset(app_tokens)
         self._webhook_secrets = frozenset(webhook_secrets)
         self._faults = faults
-        self.files = FileMethods(workspace)
+        self.methods = Methods(workspace)
         self.socket_port = 0
-        parts = (ChatMethods(workspace), ConversationMethods(workspace), self.files, PeopleMethods(workspace))
-        self._methods: dict[str, tuple[str, Callable[[Json], Json]]] = {"auth.test": ("", _auth_test)}
-        for part in parts:
-            self._methods |= part.list_methods()
-        workspace.scopes = {scope for scope, _ in self._methods.values() if scope} | {*LIST_SCOPES.values()}
 
     async def handle_call(self, request: Request) -> Response:
         """`/api/{method}`: the arguments as JSON, as a form or in the query, the token in a header or among them."""
@@ -172,13 +163,13 @@ class WebApi:
             raise SlackRefusedError("invalid_auth")
         if name == "apps.connections.open":
             return self._open_connection(arguments)
-        if name not in self._methods:
+        if name not in self.methods.by_name:
             raise SlackRefusedError("unknown_method", req_method=name)
         if token in self._app_tokens and name != "auth.test":
             raise SlackRefusedError("not_allowed_token_type")
-        scope, respond = self._methods[name]
+        scope, respond = self.methods.by_name[name]
         if scope:
-            require_scope(self._workspace, scope)
+            self.methods.require_scope(scope)
         return respond(arguments)
 
     def _open_connection(self, arguments: Json) -> Json:
@@ -192,18 +183,6 @@ class WebApi:
     def _find_scopes(self, arguments: Json) -> set[str]:
         is_app = arguments.get("token") in self._app_tokens
         return self._workspace.app_scopes if is_app else self._workspace.scopes
-
-
-def _auth_test(_arguments: Json) -> Json:
-    return {
-        "url": "https://acme.slack.com/",
-        "team": "acme",
-        "user": "keypulse",
-        "team_id": TEAM,
-        "user_id": "U0000000001",
-        "bot_id": "B0000000001",
-        "is_enterprise_install": False,
-    }
 
 
 def _build_webhook_error(name: str) -> Response:
