@@ -47,16 +47,13 @@ from services.relay.channels.port import (
     SendScope,
 )
 from services.relay.channels.requests import (
-    JSON_TYPE,
     MASK,
     ProviderCall,
     build_in_thread_if_large,
-    build_posts,
     build_status_error,
     call_provider,
     check_current_lease,
     mask_reply,
-    quote_address,
     read_secret,
     report_send_errors,
 )
@@ -296,13 +293,6 @@ class PagerDutySettings(EgressSettings, ChannelSettings):
     def dedup_scope(self) -> Hashable:
         """A service: the key of one of its incidents is the same for every receiver."""
         return self.url, self.routing_key_file
-
-    def build_curl(self, delivery_id: str, payload: str) -> str | None:  # noqa: ARG002  # the port's
-        """See the base."""
-        # The routing key is the first value of an event: out of the shell's quotes, and into them again.
-        url = quote_address(self.url, _OWN_URL, "PAGERDUTY_PATH")
-        masked, variable = f'{{"routing_key":"{MASK}"', """{"routing_key":"'"$PAGERDUTY_ROUTING_KEY"'\""""
-        return build_posts(url, [JSON_TYPE], payload, {masked: variable})
 
     def connect(self, timeout: float) -> "PagerDutyChannel":
         """The channel, with `timeout` seconds for a whole send."""

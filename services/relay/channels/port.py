@@ -205,15 +205,6 @@ class ChannelSettings(Section):
         """Whether it is an `AddressingChannel` that finds the message of this receipt."""
         return False
 
-    def build_curl(self, delivery_id: str, payload: str) -> str | None:  # noqa: ARG002  # for those that have one
-        """What sends a payload again by hand, each secret as a variable; None where no request of curl does.
-
-        Args:
-            delivery_id: of the delivery that it was.
-            payload: as it was sent, credentials masked.
-        """
-        return None
-
     @property
     def destination(self) -> str:
         """Where its messages go, for a person: `#security-critical`, an address, a service."""

@@ -1,6 +1,4 @@
-"""What was sent, as a command that sends it again by hand. Each secret is a variable, which a person sets.
-
-What the checks of all channels have in common: a call that can send nothing, and what to do about a SendError.
+"""What the checks of all channels have in common: a call that can send nothing, and what to do about a SendError.
 
 What every attempt has in common: a time-out, what is stored of it, and whether the provider may have accepted it.
 
@@ -13,15 +11,13 @@ Turns an HTTP status that is no success into a SendError.
 """
 
 import asyncio
-import shlex
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Final, TypeVar
-from urllib.parse import urlsplit
 
 from services.relay.channels.port import REASON_ADVICE, Attempt, Progress, SendError, SendReason, SendScope
 from services.relay.model import Message
@@ -29,53 +25,6 @@ from services.relay.text import clean_line, truncate
 from shared.check import CheckError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.process.concurrency import run_in_thread_if_large
-
-JSON_TYPE: Final = "-H 'Content-Type: application/json; charset=utf-8'"
-_MAX_SIZE: Final = 100_000
-"""Bytes of a payload over which there is no command: Linux takes 128 KiB as one argument."""
-
-
-def quote_address(url: str, own: str, variable: str) -> str:
-    """An address, quoted for a shell. A path that is not the provider's own may hold a secret: it is a variable.
-
-    Args:
-        url: as configured.
-        own: the provider's own address, as documented.
-        variable: its name.
-    """
-    if url.rstrip("/") == own.rstrip("/"):
-        return shlex.quote(url.rstrip("/"))
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f'{shlex.quote(f"{parts.scheme}://{host}")}"${variable}"'
-
-
-def build_posts(url: str, options: Sequence[str], payload: str, secrets: Mapping[str, str] | None = None) -> str | None:
-    """A POST for each line of a payload; None for one that is too large.
-
-    Args:
-        url: quoted for a shell, and so are the options.
-        options: of each request.
-        payload: as it was sent, credentials masked.
-        secrets: what stands for a credential in it, and the same with a variable.
-    """
-    if len(payload.encode()) > _MAX_SIZE:
-        return None
-    commands = []
-    for line in payload.splitlines():
-        body = shlex.quote(line)
-        for masked, variable in (secrets or {}).items():
-            body = body.replace(masked, variable, 1)
-        commands.append(" \\\n  ".join([f"curl -sS {url}", *options, f"--data-raw {body}"]))
-    return "\n".join(commands)
-
-
-def build_mail_command(url: str, options: Sequence[str], payload: str) -> str | None:
-    """The command that submits a mail; None for one that is too large. See `build_posts`."""
-    if len(payload.encode()) > _MAX_SIZE:
-        return None
-    return " \\\n  ".join([f"printf %s {shlex.quote(payload)} | curl -sS {url}", *options, "-T -"])
-
 
 MASK = "[secret]"
 

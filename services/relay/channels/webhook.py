@@ -32,7 +32,6 @@ import hashlib
 import hmac
 import json
 import re
-import shlex
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
@@ -42,9 +41,7 @@ from pydantic import model_validator
 
 from services.relay.channels.port import Attempt, ChannelSettings, Receipt, SendError, SendReason, SendScope
 from services.relay.channels.requests import (
-    JSON_TYPE,
     build_in_thread_if_large,
-    build_posts,
     build_status_error,
     call_provider,
     check_current_lease,
@@ -148,12 +145,6 @@ class WebhookSettings(EgressSettings, ChannelSettings):
     def destination(self) -> str:
         """See the base; without the path, which may hold a secret."""
         return urlsplit(self.url).hostname or "" if self.url else "the address in `url_file`"
-
-    def build_curl(self, delivery_id: str, payload: str) -> str | None:
-        """See the base; without a signature, which holds for one moment, and with the address as a variable."""
-        token = ['-H "Authorization: Bearer $WEBHOOK_TOKEN"'] if self.token_file else []
-        key = f"-H {shlex.quote(f'Idempotency-Key: {delivery_id}')}"
-        return build_posts('"$WEBHOOK_URL"', [*token, JSON_TYPE, key], payload)
 
     def connect(self, timeout: float) -> "WebhookChannel":
         """The channel, with `timeout` seconds for a whole send."""

@@ -430,8 +430,6 @@ class _Content:
     raw: str
     """The payload as it is, perhaps cut."""
     is_cut: bool
-    curl: str | None
-    """The command that sends it again by hand."""
 
 
 class DeliveriesPages:
@@ -555,14 +553,13 @@ class DeliveriesPages:
         return str(getattr(self._channels.get(details.delivery.channel), "kind", ""))
 
     def _build_content(self, details: DeliveryDetails) -> _Content | None:
-        payload, channel = details.payload, self._channels.get(details.delivery.channel)
+        payload = details.payload
         if payload is None:
             return None
         return _Content(
             render_message(self._get_kind(details), payload),
             _indent(payload)[:_MAX_RAW],
             len(payload) > _MAX_RAW,
-            channel.build_curl(details.delivery.id, payload) if channel else None,
         )
 
 

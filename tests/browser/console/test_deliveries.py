@@ -124,18 +124,6 @@ async def test_a_dead_letter_is_retried_and_a_delivery_sent_elsewhere(chromium: 
         await expect(page.get_by_role("link", name="the delivery that supersedes it")).to_be_visible()
 
 
-async def test_a_message_is_copied_as_a_command(chromium: Browser, own: Console) -> None:
-    delivery = await find_delivery(own, "channel=slack&state=delivered")
-    async with open_page(chromium, f"{own.url}/deliveries/{delivery}") as page:
-        await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        await page.get_by_text("As a curl command").press("Enter")
-        await page.get_by_role("button", name="Copy as curl").press("Enter")
-        await expect(page.get_by_role("button", name="Copied")).to_be_visible()
-        copied = await page.evaluate("navigator.clipboard.readText()")
-        assert copied.startswith("curl -sS http://127.0.0.1")
-        assert "$SLACK_TOKEN" in copied
-
-
 async def test_hostile_alerts_stay_text(chromium: Browser, own: Console) -> None:
     for number, nasty in enumerate(NASTY):
         text, document = nasty.encode(errors="replace").decode(), json.loads(payload(1))

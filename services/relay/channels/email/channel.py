@@ -13,7 +13,6 @@ Checks of a mail server: one session, of which each check is a step, and which e
 import asyncio
 import email.policy
 import re
-import shlex
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from email.headerregistry import Address as MailAddress
@@ -42,7 +41,6 @@ from services.relay.channels.port import Attempt, ChannelSettings, Receipt, Send
 from services.relay.channels.requests import (
     MASK,
     ProviderCall,
-    build_mail_command,
     call_provider,
     create_read_only_call,
     mask_reply,
@@ -215,18 +213,6 @@ class EmailSettings(EgressSettings, ChannelSettings):
     def destination(self) -> str:
         """See the base."""
         return ", ".join(self.to)
-
-    def build_curl(self, delivery_id: str, payload: str) -> str | None:  # noqa: ARG002  # the port's
-        """See the base."""
-        scheme = "smtps" if self.tls == "implicit" else "smtp"
-        url = shlex.quote(f"{scheme}://{self.host}:{self.port or _DEFAULT_PORTS[self.tls]}")
-        sender, *recipients = (shlex.quote(parseaddr(each)[1]) for each in (self.sender, *self.to))
-        options = [f"--mail-from {sender}", *(f"--mail-rcpt {each}" for each in recipients)]
-        if self.tls == "starttls":
-            options.append("--ssl-reqd")
-        if self.username is not None:
-            options.append(f'--user {shlex.quote(self.username)}:"$SMTP_PASSWORD"')
-        return build_mail_command(url, options, payload)
 
     def connect(self, timeout: float) -> "EmailChannel":
         """The channel, with `timeout` seconds for a whole send."""

@@ -45,15 +45,12 @@ from services.relay.channels.port import (
     SendScope,
 )
 from services.relay.channels.requests import (
-    JSON_TYPE,
     ProviderCall,
     build_in_thread_if_large,
-    build_posts,
     call_provider,
     check_current_lease,
     create_read_only_call,
     mask_reply,
-    quote_address,
     read_secret,
     report_send_errors,
 )
@@ -349,13 +346,6 @@ class SlackSettings(EgressSettings, ChannelSettings):
         if self.token_file is None:
             return None
         return hashlib.sha256(f"{self.api_url} {self.token_file}".encode()).hexdigest()[:16]
-
-    def build_curl(self, delivery_id: str, payload: str) -> str | None:  # noqa: ARG002  # the port's
-        """See the base."""
-        if self.token_file is None:
-            return build_posts('"$SLACK_WEBHOOK_URL"', [JSON_TYPE], payload)
-        url = quote_address(self.api_url, _OWN_API_URL, "SLACK_API_PATH")
-        return build_posts(f"{url}/chat.postMessage", ['-H "Authorization: Bearer $SLACK_TOKEN"', JSON_TYPE], payload)
 
     def has_address(self, receipt: Receipt) -> bool:
         """See the base; what an incoming webhook posted, nobody finds again."""
