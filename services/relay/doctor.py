@@ -28,7 +28,7 @@ from services.relay.apis import (
     PrometheusClient,
     PrometheusError,
 )
-from services.relay.channels.slack.codes import SLACK_CODES
+from services.relay.channels.slack.web_api import SLACK_CODES
 from services.relay.config import OidcSettings, RelaySettings, WatchdogSettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.charts import can_draw

@@ -122,7 +122,7 @@ class OwnKeyTable:
         """See `KeyTable`, as for every method here."""
         return store.list_data_keys(connection, after, limit)
 
-    async def list_outdated(  # noqa: D102
+    async def list_outdated(
         self, database: Database, version: str, after: str, limit: int, rotation: int | None = None
     ) -> tuple[DataKey, ...]:
         return await database.read(
@@ -138,38 +138,38 @@ class OwnKeyTable:
             condition &= ~exists().where(same)
         return store.list_data_keys(connection, after, limit, condition)
 
-    async def count_outdated(self, database: Database, version: str) -> int:  # noqa: D102
+    async def count_outdated(self, database: Database, version: str) -> int:
         counts = await database.read(_count_versions, seconds=SCAN_SECONDS)
         outdated = (row for row in counts if (row.kek, row.kek_version) != (self._kek, version))
         return sum(row.total for row in outdated if row.kek == LOCAL_KEK or self._profile.may_name(row.kek, self._kek))
 
-    def has_outdated(self, connection: Connection, version: str, rotation: int) -> bool:  # noqa: D102
+    def has_outdated(self, connection: Connection, version: str, rotation: int) -> bool:
         return bool(self._list_outdated(connection, version, "", 1, rotation))
 
-    async def count(self, database: Database) -> KeyCounts:  # noqa: D102
+    async def count(self, database: Database) -> KeyCounts:
         return await database.read(_count, seconds=SCAN_SECONDS)
 
-    def find(self, connection: Connection, data_key_id: str) -> DataKey | None:  # noqa: D102
+    def find(self, connection: Connection, data_key_id: str) -> DataKey | None:
         return store.find_data_key(connection, data_key_id)
 
-    def find_needing(self, connection: Connection, version: str) -> DataKey | None:  # noqa: D102
+    def find_needing(self, connection: Connection, version: str) -> DataKey | None:
         by = _columns.kek_version
         may_need_it = (by == version) | build_unreadable_version_condition(connection, by)
         return next(iter(store.list_data_keys(connection, "", 1, (_columns.kek == self._kek) & may_need_it)), None)
 
-    def find_active(self, connection: Connection) -> DataKey | None:  # noqa: D102
+    def find_active(self, connection: Connection) -> DataKey | None:
         return store.find_active_data_key(connection)
 
-    async def find_unreadable(self, database: Database) -> Mapping[str, str]:  # noqa: D102
+    async def find_unreadable(self, database: Database) -> Mapping[str, str]:
         return await database.read(store.find_unreadable_data_keys, seconds=SCAN_SECONDS)
 
-    def list_retired_versions(self, connection: Connection) -> Mapping[str, float]:  # noqa: D102
+    def list_retired_versions(self, connection: Connection) -> Mapping[str, float]:
         return store.list_retired_versions(connection, self._kek)
 
-    def replace_wrap(self, connection: Connection, key: DataKey, new: WrappedKey) -> bool:  # noqa: D102
+    def replace_wrap(self, connection: Connection, key: DataKey, new: WrappedKey) -> bool:
         return store.replace_wrap(connection, key.id, key.wrapped, new)
 
-    def insert(self, connection: Connection, key: DataKey) -> None:  # noqa: D102
+    def insert(self, connection: Connection, key: DataKey) -> None:
         store.insert_data_key(connection, key)
 
     def _build_outdated_condition(self, version: str) -> ColumnElement[bool]:

@@ -8,6 +8,7 @@ It gets every event, merged with none, so that whatever collects the logs has th
 
 import json
 from collections.abc import Hashable, Sequence
+from itertools import starmap
 from typing import Any, ClassVar, Literal
 
 import structlog
@@ -19,6 +20,7 @@ from services.relay.text import (
     Link,
     clean_line,
     compute_status,
+    fit_first,
     format_period,
     format_remark,
     format_summary,
@@ -51,11 +53,9 @@ class LogSettings(ChannelSettings):
 
     @property
     def destination(self) -> str:
-        """See the base."""
         return "the log"
 
     def connect(self, timeout: float) -> "LogChannel":
-        """The channel, with `timeout` seconds for a whole send."""
         return LogChannel(timeout)
 
 
@@ -75,33 +75,23 @@ class LogChannel:
         return {"delivery_id": attempt.message.task.delivery_id}
 
     def render_payload(self, message: Message) -> str:
-        """The line's fields as JSON."""
         return _encode_payload(build_line(message))
 
     def read_secret_versions(self) -> Hashable:
-        """It has none."""
         return None
 
     def list_checks(self, key: str) -> Sequence[Check]:  # noqa: ARG002  # the port's
-        """There is nothing to try."""
         return ()
 
     async def close(self) -> None:
-        """Has nothing to close."""
+        pass
 
 
 def build_line(message: Message) -> dict[str, Any]:
     """The fields of the line, bounded whatever the alerts hold."""
     event = message.event
     pairs = list_alerts(message)
-    alerts: list[dict[str, Any]] = []
-    left = MAX_ALERTS_SIZE
-    for alert, links in pairs:
-        entry = _build_alert(alert, links)
-        left -= len(json.dumps(entry))
-        if left < 0:
-            break
-        alerts.append(entry)
+    alerts = fit_first(starmap(_build_alert, pairs), MAX_ALERTS_SIZE, lambda entry: len(json.dumps(entry)))
     missing = len(pairs) - len(alerts) + event.unlisted_count
     fields: dict[str, Any] = {
         "delivery_id": message.task.delivery_id,
@@ -121,25 +111,13 @@ def build_line(message: Message) -> dict[str, Any]:
 
 
 def _build_alert(alert: Alert, links: list[Link]) -> dict[str, Any]:
+    labels = ((truncate(key, _MAX_NAME), truncate(value, _MAX_VALUE)) for key, value in sort_labels(alert.labels))
     return {
         "state": format_period(alert),
         "summary": truncate(format_summary(alert), _MAX_SUMMARY),
-        "labels": _select_labels(alert),
+        "labels": dict(fit_first(labels, _MAX_LABELS_SIZE, lambda pair: len(json.dumps(dict([pair]))))),
         "links": {link.text.lower(): link.url for link in links if len(link.url) <= _MAX_URL},
     }
-
-
-def _select_labels(alert: Alert) -> dict[str, str]:
-    """As many as fit."""
-    labels: dict[str, str] = {}
-    left = _MAX_LABELS_SIZE
-    for key, value in sort_labels(alert.labels):
-        pair = {truncate(key, _MAX_NAME): truncate(value, _MAX_VALUE)}
-        left -= len(json.dumps(pair))
-        if left < 0:
-            break
-        labels |= pair
-    return labels
 
 
 def _truncate_line(text: str, limit: int) -> str:

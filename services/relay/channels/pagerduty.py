@@ -20,13 +20,7 @@ incident needs the key.
 PagerDuty drops a resolve if nothing is open. So an incident that was resolved before its firing was delivered is
 triggered and then resolved, as two events; `page_resolved: false` sends the resolve alone, and nobody is called.
 
-An event that PagerDuty calls invalid is an error of the message, unless PagerDuty rejects the routing key by itself.
-
-A message → an event of PagerDuty's Events API v2, within its limits whatever the alerts contain.
-
-An event may have 512 KB. What a person needs first is added first: the commands that fix it, the relay's remark, how
-many alerts, whom to call, the context, the alerts, the runbook's steps. What no longer fits is left out, and counted.
-https://developer.pagerduty.com/docs/send-alert-event
+An event may have 512 KB. What a person needs first is added first; what no longer fits is left out, and counted.
 """
 
 import hashlib
@@ -34,11 +28,10 @@ import json
 import re
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from services.relay.channels.port import (
     Attempt,
-    ChannelSettings,
     MessageRate,
     Progress,
     Receipt,
@@ -46,6 +39,7 @@ from services.relay.channels.port import (
     SendReason,
     SendScope,
 )
+from services.relay.channels.posting import Answer, HttpChannelSettings, post_json
 from services.relay.channels.requests import (
     MASK,
     ProviderCall,
@@ -53,46 +47,34 @@ from services.relay.channels.requests import (
     build_status_error,
     call_provider,
     check_current_lease,
+    create_check,
     mask_reply,
     read_secret,
-    report_send_errors,
 )
-from services.relay.http import HttpSession, encode_json, read_text, translate_connection_errors
-from services.relay.model import Alert, Event, Message, Status
+from services.relay.http import HttpSession, encode_json
+from services.relay.model import Event, Message, Status
 from services.relay.text import (
     AlertCard,
     AlertTable,
     Severity,
-    arrange_alerts,
+    View,
+    build_view,
     clean_line,
     clean_text,
     find_worst_severity,
-    format_alert_title,
-    format_class,
-    format_counts,
-    format_description,
+    fit_first,
     format_headline,
-    format_omission,
-    format_period,
-    format_remark,
-    format_subject,
     format_summary,
-    format_title,
     is_resolved,
     limit_labels,
     list_alerts,
-    list_context,
-    list_fixes,
     list_images,
-    list_message_links,
-    select_contacts,
     truncate,
 )
 from shared.check import Check, CheckError
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import FilePath, ProviderUrl
-from shared.net.egress import EgressSettings
 
 Action = Literal["resolve_earlier", "trigger", "acknowledge", "resolve"]
 """What an event does. `resolve_earlier` resolves the incident of an earlier episode."""
@@ -114,9 +96,9 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
     event = message.event
     if action in ("acknowledge", "resolve_earlier"):  # of no state of the event
         return {"event_action": action.removesuffix("_earlier"), "dedup_key": build_dedup_key(event)}
-    alerts = list_alerts(message)
-    group_links = list_message_links(message)
-    links = [link for _, found in alerts for link in found]
+    view = build_view(message, max_cards=_MAX_CARDS, max_tables=_MAX_TABLES, max_rows=_MAX_ROWS)
+    links = [link for _, found in list_alerts(message) for link in found]
+    group_links = [*view.incident_links, *view.group_links]
 
     def common(name: str, otherwise: str) -> str:
         return truncate(clean_line(event.common_labels.get(name, "")) or otherwise, 255)
@@ -126,19 +108,19 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
         "dedup_key": build_dedup_key(event),
         "client": "keypulse",
         "payload": {
-            "summary": truncate(_format_summary(message), MAX_SUMMARY),
+            "summary": truncate(_format_summary(message, view), MAX_SUMMARY),
             "severity": find_worst_severity(event) or Severity.ERROR,  # Alertmanager's default, too
             "source": common("instance", common("service", "keypulse")),
             "component": common("service", ""),
             "group": common("env", ""),
             "class": common("alertname", ""),
-            "timestamp": min((alert.starts_at for alert, _ in alerts), default=message.task.accepted_at).isoformat(),
-            "custom_details": _fit_details(message),
+            "timestamp": min((each.starts_at for each in event.alerts), default=message.task.accepted_at).isoformat(),
+            "custom_details": _fit_details(view),
         },
         "links": [{"href": link.url, "text": link.text} for link in (*links[: MAX_LINKS - 2], *group_links[1:])],
     }
     if images := list_images(message)[:MAX_IMAGES]:
-        rendered["images"] = [{"src": url, "href": url, "alt": format_title(message)} for url in images]
+        rendered["images"] = [{"src": url, "href": url, "alt": view.title} for url in images]
     if group_links:
         rendered["client_url"] = group_links[0].url
     return rendered
@@ -150,96 +132,73 @@ def build_dedup_key(event: Event) -> str:
     return hashlib.sha256(named.encode(errors="surrogatepass")).hexdigest()
 
 
-def _format_summary(message: Message) -> str:
+def _format_summary(message: Message, view: View) -> str:
     """The cause first, then how many alerts and which; without a cause the headline and the first alert's summary."""
     event = message.event
-    several = format_counts(event) if len(event.alerts) + event.unlisted_count > 1 else ""
+    several = view.counts if len(event.alerts) + event.unlisted_count > 1 else ""
     late_resolve = "already resolved" if message.task.firing_undelivered and is_resolved(event) else ""
     aside = ", ".join(filter(None, (several, late_resolve)))
     counted = f" ({aside})" if aside else ""
-    if headline := format_class(message):
-        return f"{format_subject(message)}{counted} · {headline}"
+    if view.headline:
+        return f"{view.subject}{counted} · {view.headline}"
     firing_first = sorted(event.alerts, key=lambda alert: alert.status is Status.RESOLVED)
-    first = format_summary(firing_first[0]) if firing_first else format_counts(event)
-    title = format_subject(message) if is_resolved(event) and not late_resolve else format_headline(event)
+    first = format_summary(firing_first[0]) if firing_first else view.counts
+    title = view.subject if is_resolved(event) and not late_resolve else format_headline(event)
     return f"{title}{counted}: {first}"
 
 
-def _fit_details(message: Message) -> dict[str, Any]:
-    """The details in the order of their worth, each as far as it fits."""
-    listed = list(_list_details(message))
-    if _measure(dict(listed)) <= MAX_DETAILS_BYTES:
-        return dict(listed)
+def _fit_details(view: View) -> dict[str, Any]:
+    """The details in the order of their worth, each as far as it fits: of a list as many as do, and how many do not."""
     details: dict[str, Any] = {}
     left = MAX_DETAILS_BYTES
-    for name, value in listed:
-        fit = {name: value} if _measure({name: value}) <= left else _shorten(name, value, left - _measure(name) - 50)
-        details |= fit
-        left -= _measure(fit)
+    for name, value in _list_details(view):
+        added = {name: value}
+        if _measure(added) > left:
+            items = fit_first(value, left - _measure(name) - 50, _measure) if isinstance(value, list) else []
+            added = {name: items, f"{name}_left_out": len(value) - len(items)} if items else {}
+        details |= added
+        left -= _measure(added)
     return details
 
 
-def _shorten(name: str, value: Any, left: int) -> dict[str, Any]:
-    """Of a list as many as fit, and how many do not; of anything else, nothing."""
-    fit: list[Any] = []
-    for each in value if isinstance(value, list) else ():
-        left -= _measure(each)
-        if left < 0:
-            break
-        fit.append(each)
-    return {name: fit, f"{name}_left_out": len(value) - len(fit)} if fit else {}
+def _list_details(view: View) -> Iterator[tuple[str, Any]]:
+    if view.fixes:
+        yield "fix", [{"do": fix.title, "run": fix.command} for fix in view.fixes]
+    if view.remark:
+        yield "remark", view.remark
+    yield "alerts", view.counts
+    if view.omission:
+        yield "missing", view.omission
+    if view.contacts:
+        yield "escalate_to", view.contacts
+    if view.context:
+        yield (
+            "context",
+            {line.name: list(line.items) if len(line.items) > 1 else line.items[0] for line in view.context},
+        )
+    yield "listed", [_build_table(each) if isinstance(each, AlertTable) else _build_card(each) for each in view.parts]
+    if view.more:
+        yield "more", view.more
+    if view.excerpt is not None:
+        yield "runbook", [truncate(clean_text(block.text), _MAX_TEXT) for block in view.excerpt.blocks]
 
 
-def _list_details(message: Message) -> Iterator[tuple[str, Any]]:
-    event = message.event
-    if fixes := list_fixes(message):
-        yield "fix", [{"do": fix.title, "run": fix.command} for fix in fixes]
-    if remark := format_remark(message):
-        yield "remark", remark
-    yield "alerts", format_counts(event)
-    if omission := format_omission(event):
-        yield "missing", omission
-    if contacts := select_contacts(message):
-        yield "escalate_to", contacts
-    if context := list_context(message):
-        yield "context", {line.name: list(line.items) if len(line.items) > 1 else line.items[0] for line in context}
-    arrangement = arrange_alerts(message, max_cards=_MAX_CARDS, max_tables=_MAX_TABLES, max_rows=_MAX_ROWS)
-    group_title = format_title(message)
-    yield (
-        "listed",
-        [
-            _build_table(part) if isinstance(part, AlertTable) else _build_card(part, message, group_title)
-            for part in arrangement.parts
-        ],
-    )
-    if arrangement.more:
-        yield "more", arrangement.more
-    if message.excerpt is not None:
-        yield "runbook", [truncate(clean_text(block.text), _MAX_TEXT) for block in message.excerpt.blocks]
-
-
-def _build_card(card: AlertCard, message: Message, group_title: str) -> dict[str, Any]:
-    alert: Alert = card.alert
-    title = format_alert_title(alert)
-    value = truncate(clean_line(message.current_values.get(alert.fingerprint, "")), _MAX_LABEL)
-    describes = alert.status is Status.FIRING or message.task.firing_undelivered
+def _build_card(card: AlertCard) -> dict[str, Any]:
+    is_described = card.alert.status is Status.FIRING or card.description
     return {
-        **({"title": title} if title not in ("", group_title) else {}),
-        "state": format_period(alert, message.zone),
-        **({"now": value} if value else {}),
-        "summary": truncate(format_summary(alert), _MAX_TEXT),
-        **({"description": truncate(format_description(alert), _MAX_TEXT)} if describes else {}),
-        "labels": dict(limit_labels(alert.labels, _MAX_LABELS, _MAX_LABEL)),
+        **({"title": card.title} if card.title else {}),
+        "state": card.period,
+        **({"now": truncate(card.value, _MAX_LABEL)} if card.value else {}),
+        "summary": truncate(card.summary, _MAX_TEXT),
+        **({"description": truncate(card.description, _MAX_TEXT)} if is_described else {}),
+        "labels": dict(limit_labels(card.alert.labels, _MAX_LABELS, _MAX_LABEL)),
     }
 
 
 def _build_table(table: AlertTable) -> dict[str, Any]:
-    rows: Mapping[str, Any] = {"columns": _join_cells(table.columns), "rows": [_join_cells(row) for row in table.rows]}
-    return {"alerts": table.caption, **rows, **({"more": table.more} if table.more else {})}
-
-
-def _join_cells(cells: tuple[str, ...]) -> str:
-    return " | ".join(cells)
+    rows = [" | ".join(row) for row in table.rows]
+    more = {"more": table.more} if table.more else {}
+    return {"alerts": table.caption, "columns": " | ".join(table.columns), "rows": rows, **more}
 
 
 def _measure(value: object) -> int:
@@ -271,7 +230,7 @@ RoutingKeyPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _
 """A file with a routing key, whose shape `--check` checks."""
 
 
-class PagerDutySettings(EgressSettings, ChannelSettings):
+class PagerDutySettings(HttpChannelSettings):
     """A service of PagerDuty, by the routing key of its Events API v2 integration."""
 
     # For each integration key: https://community.pagerduty.com/forum/t/monitoring-api-rate-limiting/3318
@@ -287,7 +246,6 @@ class PagerDutySettings(EgressSettings, ChannelSettings):
 
     @property
     def destination(self) -> str:
-        """See the base."""
         return "PagerDuty, to the service of its routing key"
 
     def dedup_scope(self) -> Hashable:
@@ -295,14 +253,7 @@ class PagerDutySettings(EgressSettings, ChannelSettings):
         return self.url, self.routing_key_file
 
     def connect(self, timeout: float) -> "PagerDutyChannel":
-        """The channel, with `timeout` seconds for a whole send."""
         return PagerDutyChannel(self, timeout)
-
-
-class _Reply(NamedTuple):
-    status: int
-    headers: Mapping[str, str]
-    text: str
 
 
 class PagerDutyChannel:
@@ -336,17 +287,14 @@ class PagerDutyChannel:
         return "\n".join(_add_routing_key(MASK, each) for each in payloads)
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the routing key, and those of proxy and authorities."""
         return self._routing_key.read_stamp(), self._session.read_file_stamps()
 
     def list_checks(self, key: str) -> Sequence[Check]:
         """Whether the Events API answers; nothing but an event shows whether PagerDuty knows the routing key."""
-        return [Check(f"{key} Events API", self._check_api)]
+        return [create_check(f"{key} Events API", self._check_api)]
 
     async def _check_api(self) -> str:
-        with report_send_errors(), translate_connection_errors("PagerDuty"):
-            async with self._session.open().post(self._settings.url, json={}) as response:  # the empty object: no event
-                answer = _Reply(response.status, response.headers, await read_text(response))
+        answer = await self._post("{}")  # the empty object: no event
         if answer.status != 400 or not _parse_reply(answer.text):
             raise CheckError(
                 f"what answers is not PagerDuty's Events API (HTTP {answer.status})", "correct `url`, or leave it out"
@@ -354,7 +302,6 @@ class PagerDutyChannel:
         return "answers; only send-test shows whether PagerDuty knows the routing key"
 
     async def close(self) -> None:
-        """Closes its connections."""
         await self._session.close()
 
     def _list_actions(self, message: Message, progress: Progress) -> tuple[Action, ...]:
@@ -376,7 +323,7 @@ class PagerDutyChannel:
         event = await build_in_thread_if_large(message, lambda: build_event(message, action))
         key, payload = read_secret(self._routing_key), encode_json(event)
         call.before_request(_add_routing_key(MASK, payload))
-        answer = await self._post_event(key, payload)
+        answer = await self._post(_add_routing_key(key, payload))
         call.record_reply(f"HTTP {answer.status} {answer.text}", key)
         reply = _parse_reply(answer.text)
         if answer.status == 202:
@@ -389,12 +336,10 @@ class PagerDutyChannel:
     async def _is_key_invalid(self, key: str) -> bool:
         """Whether the routing key is wrong, by an event that holds nothing else, and that PagerDuty drops.
 
-        The rejection of a whole event cannot decide that: it may quote an alert.
-
-        Raises:
-            SendError: PagerDuty answers neither.
+        The rejection of a whole event cannot decide that: it may quote an alert. Raises SendError where PagerDuty
+        answers neither.
         """
-        answer = await self._post_event(key, encode_json(_KEY_CHECK_EVENT))
+        answer = await self._post(_add_routing_key(key, encode_json(_KEY_CHECK_EVENT)))
         if answer.status == 202:
             return False
         detail, about_the_key = _explain_rejection(answer.status, _parse_reply(answer.text), key)
@@ -402,11 +347,8 @@ class PagerDutyChannel:
             raise build_status_error(answer.status, answer.headers, detail, self._clock())
         return about_the_key
 
-    async def _post_event(self, key: str, event_json: str) -> "_Reply":
-        headers, body = {"Content-Type": "application/json"}, _add_routing_key(key, event_json).encode()
-        with translate_connection_errors("PagerDuty"):
-            async with self._session.open().post(self._settings.url, data=body, headers=headers) as response:
-                return _Reply(response.status, response.headers, await read_text(response))
+    async def _post(self, body: str) -> Answer:
+        return await post_json(self._session, "PagerDuty", self._settings.url, body)
 
 
 def _add_routing_key(key: str, event_json: str) -> str:

@@ -23,10 +23,9 @@ _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True, slots=True)
 class MessageRate:
-    """A rate."""
+    """How many messages may be sent in one second."""
 
     per_second: float
-    """In one second."""
 
 
 def _parse_rate(value: object) -> object:
@@ -53,11 +52,14 @@ class DeliveryLeaseLostError(Exception):
 
 
 class Attempt(Protocol):
-    """One try to deliver a message, as its channel sees it."""
+    """One try to deliver a message, as its channel sees it. What is stored of it is without credentials.
+
+    Do not catch the DeliveryLeaseLostError of its methods: nothing may be sent any more.
+    """
 
     @property
     def message(self) -> Message:
-        """To be sent. The same at each attempt of a delivery."""
+        """The same at each attempt of a delivery."""
         ...
 
     @property
@@ -71,34 +73,19 @@ class Attempt(Protocol):
         ...
 
     def before_request(self, payload: str) -> None:
-        """Call it directly before each request that sends the message.
-
-        Args:
-            payload: what is sent, to be stored; without credentials.
-
-        Raises:
-            DeliveryLeaseLostError: nothing may be sent any more; do not catch it.
-        """
+        """Call it directly before each request that sends the message. Stores the payload. May raise, see the class."""
         ...
 
     def check_lease(self) -> None:
-        """Call it again when the request is connected: connecting may have taken longer than the lease.
-
-        Raises:
-            DeliveryLeaseLostError: nothing may be sent any more, and of this request nothing was; do not catch it.
-        """
+        """Call it again when the request is connected: connecting may have taken longer than the lease. May raise."""
         ...
 
     def record_reply(self, reply: str) -> None:
-        """Stores the provider's reply; without credentials."""
+        """Stores the provider's reply."""
         ...
 
     async def save_progress(self, progress: Progress) -> None:
-        """Commits progress for the next attempt, whatever happens to this one.
-
-        Raises:
-            DeliveryLeaseLostError: nothing may be sent any more; do not catch it.
-        """
+        """Commits progress for the next attempt, whatever happens to this one. May raise."""
         ...
 
 
@@ -123,8 +110,7 @@ class Channel(Protocol):
     def list_checks(self, key: str) -> Sequence[Check]:
         """What the command `doctor` tries: the provider, the credentials, the destination. Nothing is sent or changed.
 
-        Args:
-            key: of the channel in the configuration, such as `channels.slack`; the names of the checks begin with it.
+        The names of the checks begin with the key of the channel in the configuration, such as `channels.slack`.
         """
         ...
 

@@ -1,32 +1,30 @@
-"""What the checks of all channels have in common: a call that can send nothing, and what to do about a SendError.
-
-What every attempt has in common: a time-out, what is stored of it, and whether the provider may have accepted it.
+"""What all channels have in common: an attempt's time-out and record, secrets of files, errors, checks of `doctor`.
 
 A reply can be lost after the provider accepted the message; the next attempt has to know that. After a refused
 connection, or a reply that rejects the message, nothing can have arrived.
-
-Parses `Retry-After`: how long a provider asks the relay to wait before the next request.
-
-Turns an HTTP status that is no success into a SendError.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Final, TypeVar
+from urllib.parse import unquote
 
 from services.relay.channels.port import REASON_ADVICE, Attempt, Progress, SendError, SendReason, SendScope
 from services.relay.model import Message
 from services.relay.text import clean_line, truncate
-from shared.check import CheckError
+from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.process.concurrency import run_in_thread_if_large
 
 MASK = "[secret]"
+_MIN_SECRET_LENGTH: Final = 8
+"""Characters from which on a part of an address may be a secret."""
 
 _CURRENT_ATTEMPT: Final[ContextVar[Attempt]] = ContextVar("attempt")
 
@@ -44,21 +42,12 @@ class ProviderCall:
         """Whether the message was sent, and its reply has not come yet."""
 
     def before_request(self, payload: str) -> None:
-        """Call it directly before each request that sends the message. Raises DeliveryLeaseLostError.
-
-        Args:
-            payload: what is sent, without credentials.
-        """
+        """See `Attempt.before_request`."""
         self._attempt.before_request(payload)
         self.reply_missing = True
 
     def record_reply(self, reply: str, *secrets: str) -> None:
-        """The provider has replied.
-
-        Args:
-            reply: its text, of any form and length.
-            secrets: of the relay, which the reply may repeat.
-        """
+        """Stores a reply of any form and length, without `secrets` of the relay, which it may repeat."""
         self.reply_missing = False
         self._attempt.record_reply(mask_reply(reply, *secrets))
 
@@ -109,7 +98,7 @@ def read_secret(file: SecretFile) -> str:
 
 
 async def build_in_thread_if_large(message: Message, build: Callable[[], T]) -> T:
-    """Build something from a message; in a thread if the message is large."""
+    """Builds something from a message; in a thread if the message is large."""
     return await run_in_thread_if_large(message.task.events_size, build)
 
 
@@ -120,17 +109,35 @@ def mask_reply(reply: str, *secrets: str) -> str:
     return truncate(clean_line(reply), 200)
 
 
-@contextmanager
-def report_send_errors(hints: Mapping[SendReason, str] = MappingProxyType({})) -> Iterator[None]:
-    """Turn a SendError into a CheckError.
+def list_url_secrets(url: str) -> list[str]:
+    """What an answer may repeat of a secret address: the whole, and its long parts; some hosts are tokens."""
+    target = re.sub(r"^[^/]*//[^/?#]*", "", url)
+    parts = [part for part in (target, *re.split(r"[/?&=#:@+ ]|%20", url)) if len(part) >= _MIN_SECRET_LENGTH]
+    return [url, *sorted({*parts, *map(unquote, parts)}, key=len, reverse=True)]
+
+
+def create_check(
+    name: str,
+    run: Callable[[], Awaitable[str]],
+    depends_on: str | None = None,
+    hints: Mapping[SendReason, str] = MappingProxyType({}),
+) -> Check:
+    """A check of `doctor`, in which a SendError is a failure.
 
     Args:
+        name: begins with the channel's key.
+        run: returns a short detail. Raises CheckError or SendError.
+        depends_on: the check without which this one means nothing.
         hints: what to do, by reason, where it is not the usual.
     """
-    try:
-        yield
-    except SendError as error:
-        raise CheckError(str(error), hints.get(error.reason) or find_hint(error.reason)) from None
+
+    async def check() -> str:
+        try:
+            return await run()
+        except SendError as error:
+            raise CheckError(str(error), hints.get(error.reason) or find_hint(error.reason)) from None
+
+    return Check(name, check, depends_on)
 
 
 def find_hint(reason: SendReason) -> str:
@@ -160,10 +167,10 @@ class _NoAttempt:
         raise AssertionError("a check sends nothing")
 
     def check_lease(self) -> None:
-        """It needs none."""
+        pass
 
     def record_reply(self, reply: str) -> None:
-        """Nothing is stored."""
+        pass
 
     async def save_progress(self, progress: Progress) -> None:  # noqa: ARG002  # the port's
         raise AssertionError("a check makes no progress")
@@ -176,12 +183,8 @@ _MAX_SECONDS: Final = 1_000_000.0
 def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds to wait by the header `Retry-After`, a number or a date (RFC 9110, section 10.2.3).
 
-    None if the header is absent or invalid. A date is compared with the response's own `Date`, and with `now` only if
-    that is missing: the clock of this machine may differ.
-
-    Args:
-        headers: of the response.
-        now: unix seconds.
+    None if the header is absent or invalid. A date is compared with the response's own `Date`, and with `now`, unix
+    seconds, only if that is missing: the clock of this machine may differ.
     """
     value = _find_header(headers, "Retry-After")
     if value.isascii() and value.isdecimal():
@@ -200,7 +203,6 @@ def parse_date(headers: Mapping[str, str]) -> float | None:
 
 
 def _find_header(headers: Mapping[str, str], name: str) -> str:
-    """A header's value, whatever the case of its name: slack_sdk gives a plain dict."""
     return next((value.strip() for key, value in headers.items() if key.lower() == name.lower()), "")
 
 

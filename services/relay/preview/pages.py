@@ -1,13 +1,7 @@
-"""`render`: prints what a channel would send for a webhook, or what a person sees. Sends nothing.
-
-A page that does not wait long for a part of it: the browser asks for that part after the first paint.
-
-`/channels/-/render`: a webhook as every channel would show it, side by side. Nothing is sent.
+"""`/channels/-/render`: a webhook as every channel would show it, side by side; and the command `render` for one.
 
 The webhook is pasted, an example, or an event of the outbox; it stands in the form, so that it can be changed and
 rendered again. A mail has a frame of its own, in which nothing runs and nothing is loaded; the form is sent there, too.
-
-The webhooks that were accepted last, for people who choose one. No query changes the outbox, or waits for a lock.
 """
 
 import asyncio
@@ -36,7 +30,6 @@ from services.relay.preview.render import (
     format_pretty,
     render_mail,
     render_page,
-    render_webhook,
 )
 from shared.http.json_api import FormError, read_form
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit, replace_unencodable_output
@@ -66,10 +59,7 @@ def command(config: Path | None, payload: str, channel: str, shape: str) -> None
     settings = load_settings_or_exit(RelaySettings, config)
     check_channel_or_exit(settings, channel)
 
-    def render(file: str) -> str:
-        return asyncio.run(render_webhook(settings, channel, _read_file(file)))
-
-    rendered = parse_option_or_exit("--payload", render, payload)
+    rendered = parse_option_or_exit("--payload", lambda file: asyncio.run(_render(settings, channel, file)), payload)
     kind = settings.channels[channel].kind
     if shape != "json":
         rendered = format_pretty(kind, rendered) if shape == "pretty" else render_page(kind, rendered)
@@ -77,11 +67,21 @@ def command(config: Path | None, payload: str, channel: str, shape: str) -> None
     click.echo(rendered)
 
 
-def _read_file(file: str) -> bytes:
+async def _render(settings: RelaySettings, channel: str, file: str) -> str:
     try:
-        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        body = await asyncio.to_thread(sys.stdin.buffer.read if file == "-" else Path(file).read_bytes)
     except OSError as error:
         raise ValueError(f"it cannot be read: {error.strerror}") from None
+    webhooks = WebhookRenderer(settings, asks_servers=True)
+    try:
+        (rendered,) = await webhooks.render(body, only=channel)
+    except RenderingBusyError as error:
+        raise ValueError(str(error)) from None
+    finally:
+        await webhooks.close()
+    if rendered.payload is None:
+        raise ValueError("this channel could not build its message; the log has the defect")
+    return rendered.payload
 
 
 T = TypeVar("T")

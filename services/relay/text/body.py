@@ -1,29 +1,25 @@
-"""What is known beside the alerts: what changed, what else fires, how often, who acknowledged. For every channel.
+"""What every channel shows of a message, without mark-up: `build_view` for one incident, `format_digest` for many.
 
-The text of a digest: its title, and its incidents by service, each on one line.
-
-What to do: the commands that fix the alerts of a message, ready to paste.
-
-The links of a message: each once, with its text, http(s) or absent.
-
-Long groups: many alerts of one rule become one compact table, and what is left out is counted.
-
-Alerts that are resolved keep a part of the rows, so that no number of firing ones hides them.
+Many alerts of one rule are a table, and what is left out is counted. Resolved alerts keep a part of the rows, so that
+no number of firing ones hides them.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from services.relay.model import MAX_EPISODES, Alert, DigestEntry, Event, Links, Message, Status
+from services.relay.model import MAX_EPISODES, Alert, DigestEntry, Event, Links, Message, RunbookExcerpt, Status
 from services.relay.text.strings import (
     MAX_SHORT_URL,
     Link,
     clean_line,
     clean_text,
+    fit_first,
     format_duration,
+    format_period,
     format_short_period,
     format_short_time,
     sanitize_url,
@@ -33,10 +29,19 @@ from services.relay.text.title import (
     MAX_REMARK,
     WORST_FIRST,
     Severity,
+    find_worst_severity,
     format_alert_title,
+    format_class,
+    format_counts,
+    format_description,
+    format_end,
+    format_omission,
+    format_remark,
+    format_subject,
     format_summary,
+    format_title,
     is_resolved,
-    put_into_past,
+    select_contacts,
     select_own_labels,
     sort_labels,
 )
@@ -96,13 +101,17 @@ def _format_changes(message: Message) -> tuple[str, ...]:
     if context.previous_at is None:
         return ()
     span = format_duration(message.task.accepted_at - context.previous_at)
-    before = context.previous_alerts
-    if not before:  # it was too large to be compared
+    if not context.previous_alerts:  # it was too large to be compared
         return (f"{span} ago",)
-    new = [a for a in event.alerts if a.status is Status.FIRING and before.get(a.fingerprint) is not Status.FIRING]
-    over = [a for a in event.alerts if a.status is Status.RESOLVED and before.get(a.fingerprint) is not Status.RESOLVED]
+    new, over = select_changed(message, Status.FIRING), select_changed(message, Status.RESOLVED)
     changes = ", ".join(filter(None, (_format_change(new, "new", event), _format_change(over, "resolved", event))))
     return (f"{span} ago; {f'since then {changes}' if changes else 'nothing has changed'}",)
+
+
+def select_changed(message: Message, status: Status) -> list[Alert]:
+    """The alerts that have this status, and had not at the previous message of the episode on the channel."""
+    before = message.task.context.previous_alerts
+    return [each for each in message.event.alerts if each.status is status is not before.get(each.fingerprint)]
 
 
 def _format_change(alerts: list[Alert], change: str, event: Event) -> str:
@@ -197,17 +206,11 @@ def format_digest_reason(message: Message) -> str:
 
 
 def format_entry(entry: DigestEntry, limit: int = 0) -> str:
-    """One incident on one line.
-
-    Args:
-        entry: the incident.
-        limit: characters of its title; 0 for all. A shorter line also leaves out how many alerts it has.
-    """
+    """One incident on one line. A limit of its title's characters also leaves out how many alerts it has."""
     is_over = entry.status is Status.RESOLVED
     mark = "🟢" if is_over else "🟠" if entry.severity in {Severity.WARNING, Severity.INFO} else "🔴"
-    title = put_into_past(entry.title) if is_over else entry.title
     counts = f" ({entry.counts})" if entry.counts and not entry.counts.startswith("1 ") else ""
-    return f"{mark} {truncate(title, limit) if limit else title + counts}"
+    return f"{mark} {truncate(entry.title, limit) if limit else entry.title + counts}"
 
 
 def format_digest(message: Message, limit: int) -> str:
@@ -219,7 +222,8 @@ def format_digest(message: Message, limit: int) -> str:
         lines = list(_list_lines(message, length, links=links))
         if sum(map(len, lines)) + len(lines) <= limit:
             return "\n".join(lines)
-    return _cut_lines(lines, limit)
+    first = fit_first(lines, limit - _SHORTEST_TITLE, lambda line: len(line) + 1) or lines[:1]
+    return truncate("\n".join([*first, f"… and {len(lines) - len(first)} more lines"]), limit)
 
 
 def _list_lines(message: Message, length: int, *, links: bool) -> Iterable[str]:
@@ -230,15 +234,6 @@ def _list_lines(message: Message, length: int, *, links: bool) -> Iterable[str]:
             yield format_entry(entry, length)
             if links and entry.link:
                 yield entry.link
-
-
-def _cut_lines(lines: Sequence[str], limit: int) -> str:
-    text, line_count = lines[0], 1
-    for line in lines[1:]:
-        if len(text) + 1 + len(line) + _SHORTEST_TITLE > limit:
-            break
-        text, line_count = f"{text}\n{line}", line_count + 1
-    return truncate(f"{text}\n… and {len(lines) - line_count} more lines", limit)
 
 
 MAX_FIXES: Final = 6
@@ -269,18 +264,17 @@ def list_alerts(message: Message) -> list[tuple[Alert, list[Link]]]:
     return result
 
 
+def list_incident_links(message: Message) -> list[Link]:
+    """The incident's page, if it is known."""
+    return [Link("Incident", message.incident_url)] if message.incident_url else []
+
+
 def list_images(message: Message) -> list[str]:
     """The addresses of the pictures that the alerts bring, each once, those of firing alerts first."""
     pairs = zip(message.event.alerts, message.links, strict=True)
     firing_first = sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED)
     found = (sanitize_url(links.image) for _, links in firing_first)
     return list(dict.fromkeys(url for url in found if url and url.startswith("https://")))
-
-
-def list_message_links(message: Message) -> list[Link]:
-    """The incident's page, if it is known, then `list_group_links`."""
-    own = [Link("Incident", message.incident_url)] if message.incident_url else []
-    return [*own, *list_group_links(message.event)]
 
 
 def list_group_links(event: Event) -> list[Link]:
@@ -337,10 +331,21 @@ _GAP: Final = "…"
 
 
 class AlertCard(NamedTuple):
-    """An alert that is shown by itself, with the links that none before it has."""
+    """An alert that is shown by itself. Its texts are clean, and as long as they were written."""
 
     alert: Alert
+    title: str
+    """Its own; empty where the message has the same, or it has none."""
+    summary: str
+    description: str
+    """Empty once it is over, since it says what would be wrong now, unless nobody was told of it before."""
+    period: str
+    value: str
+    """What its expression gives now; often empty."""
+    labels: Mapping[str, str]
+    """By which it differs from the others of its group."""
     links: list[Link]
+    """Those that no alert before it has."""
 
 
 class AlertTable(NamedTuple):
@@ -358,51 +363,112 @@ class AlertTable(NamedTuple):
     """How many the table leaves out, such as `… and 12 more firing`; empty for none."""
 
 
-class Arrangement(NamedTuple):
-    """The alerts of a message in the order in which they are shown."""
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a message says, in the order in which a person needs it. What is empty is left out."""
 
+    title: str
+    """The cause and its effect, without the state."""
+    subject: str
+    """With it."""
+    state: str
+    """`Firing`, or that it is over, and how long it lasted."""
+    severity: str
+    is_urgent: bool
+    """Neither a warning nor an info."""
+    headline: str
+    """The class and the labels of the group; empty where they are the title."""
+    counts: str
+    """How many alerts of each state."""
+    remark: str
+    omission: str
+    fixes: list[Fix]
+    context: list[ContextLine]
     parts: list[AlertCard | AlertTable]
+    """The alerts by rule, those that fire first."""
     more: str
-    """How many alerts the parts leave out, the rows that a table leaves out excepted; empty for none."""
+    """How many alerts the parts leave out, the rows that a table leaves out excepted."""
+    excerpt: RunbookExcerpt | None
+    contacts: Mapping[str, str]
+    incident_links: list[Link]
+    group_links: list[Link]
 
 
-def arrange_alerts(message: Message, *, max_cards: int, max_tables: int, max_rows: int) -> Arrangement:
-    """The alerts by rule, those that fire first.
+def build_view(
+    message: Message, *, max_cards: int, max_tables: int, max_rows: int, listed: Message | None = None
+) -> View:
+    """The view of a message, with so many alerts by themselves, so many tables, and so many rows in each.
 
     Args:
-        message: whose alerts.
-        max_cards: alerts that are shown by themselves.
+        message: to be shown.
+        max_cards: alerts.
         max_tables: at least 1.
-        max_rows: of each table.
+        max_rows: of one table.
+        listed: whose alerts are listed, where that is not the whole message.
     """
-    rules: dict[str, list[AlertCard]] = {}
+    event = message.event
+    resolved, severity = is_resolved(event), find_worst_severity(event)
+    parts, more = arrange_alerts(listed or message, max_cards=max_cards, max_tables=max_tables, max_rows=max_rows)
+    return View(
+        title=format_title(message),
+        subject=format_subject(message),
+        state=format_end(message) if resolved else "Firing",
+        severity=severity or "",
+        is_urgent=severity not in {Severity.WARNING, Severity.INFO},
+        headline=format_class(message),
+        counts=format_counts(event),
+        remark=format_remark(message),
+        omission=format_omission(event),
+        fixes=list_fixes(message),
+        context=list_context(message),
+        parts=parts,
+        more=more,
+        excerpt=message.excerpt,
+        contacts=select_contacts(message),
+        incident_links=list_incident_links(message),
+        group_links=list_group_links(event),
+    )
+
+
+def arrange_alerts(
+    message: Message, *, max_cards: int, max_tables: int, max_rows: int
+) -> tuple[list[AlertCard | AlertTable], str]:
+    """The alerts by rule, those that fire first, and how many are left out, the rows of a table excepted."""
+    rules: dict[str, list[tuple[Alert, list[Link]]]] = {}
     for alert, links in list_alerts(message):
-        rules.setdefault(alert.labels.get("alertname", ""), []).append(AlertCard(alert, links))
-    single = [card.alert for cards in rules.values() if len(cards) < TABLE_FROM for card in cards]
+        rules.setdefault(alert.labels.get("alertname", ""), []).append((alert, links))
+    single = [alert for pairs in rules.values() if len(pairs) < TABLE_FROM for alert, _ in pairs]
     selected, left_out = select_alerts(single, max_cards)
-    listed = set(map(id, selected))
+    listed, title, tables = set(map(id, selected)), format_title(message), 0
     parts: list[AlertCard | AlertTable] = []
-    tables = 0
-    for cards in rules.values():
-        if len(cards) < TABLE_FROM:
-            parts += [card for card in cards if id(card.alert) in listed]
+    for pairs in rules.values():
+        if len(pairs) < TABLE_FROM:
+            parts += [_build_card(alert, links, message, title) for alert, links in pairs if id(alert) in listed]
         elif tables < max_tables:
-            parts.append(build_table(cards, message, max_rows))
+            parts.append(_build_table([alert for alert, _ in pairs], pairs[0][1], message, max_rows))
             tables += 1
         else:
-            left_out += [card.alert for card in cards]
-    return Arrangement(parts, format_more(left_out))
+            left_out += [alert for alert, _ in pairs]
+    return parts, format_more(left_out)
 
 
-def build_table(cards: Sequence[AlertCard], message: Message, max_rows: int) -> AlertTable:
-    """The table of alerts of one rule.
+def _build_card(alert: Alert, links: list[Link], message: Message, title: str) -> AlertCard:
+    own_title = format_alert_title(alert)
+    is_described = alert.status is Status.FIRING or message.task.firing_undelivered
+    return AlertCard(
+        alert,
+        own_title if own_title != title else "",
+        format_summary(alert),
+        format_description(alert) if is_described else "",
+        format_period(alert, message.zone),
+        clean_line(message.current_values.get(alert.fingerprint, "")),
+        select_own_labels(alert, message.event),
+        links,
+    )
 
-    Args:
-        cards: all alerts of the rule.
-        message: of which they are.
-        max_rows: what is over is counted in `more`.
-    """
-    alerts = [card.alert for card in cards]
+
+def _build_table(alerts: Sequence[Alert], links: list[Link], message: Message, max_rows: int) -> AlertTable:
+    """The table of all alerts of one rule, with the links of the first; what is over `max_rows` is counted."""
     listed, left_out = select_alerts(alerts, max_rows)
     names = _find_differing_labels(alerts)
     columns = {name: [alert.labels.get(name, "") for alert in listed] for name in names[:MAX_COLUMNS]}
@@ -428,7 +494,7 @@ def build_table(cards: Sequence[AlertCard], message: Message, max_rows: int) -> 
         columns=tuple(truncate(clean_line(name), MAX_CELL) for name in columns),
         rows=tuple(zip(*cells, strict=True)),
         alerts=tuple(listed),
-        links=cards[0].links,
+        links=links,
         more=format_more(left_out),
     )
 

@@ -1,12 +1,11 @@
-"""Clean strings and safe links. What an alert's author wrote comes in; what any channel may show comes out.
-
-Times and durations for readers: in UTC, and in the zone that `messages.timezone` names.
-"""
+"""Clean strings, safe links, times for readers, and what fits: text of anybody in, what any channel may show out."""
 
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
-from typing import Final, NamedTuple
+from itertools import takewhile
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
 from services.relay.model import Alert, Status
@@ -48,6 +47,33 @@ def clean_line(text: str) -> str:
 def truncate(text: str, limit: int) -> str:
     """At most `limit` characters, the last of them an ellipsis where something is missing."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+T = TypeVar("T")
+
+
+def fit(parts: Iterable[Sequence[T]], *limits: tuple[int, Callable[[T], int]]) -> Iterator[T | None]:
+    """Of each part the first of its forms that fits into what the parts before it left; None where no form does.
+
+    Args:
+        parts: the most important first; each has its forms, the fullest first.
+        limits: of all parts together, with what measures a form.
+    """
+    left = [limit for limit, _ in limits]
+    for forms in parts:
+        for form in forms:
+            rest = [have - measure(form) for have, (_, measure) in zip(left, limits, strict=True)]
+            if min(rest) >= 0:
+                left = rest
+                yield form
+                break
+        else:
+            yield None
+
+
+def fit_first(items: Iterable[T], limit: int, measure: Callable[[T], int]) -> list[T]:
+    """The items before the first that does not fit; those after it are not even built."""
+    return list(takewhile(lambda item: item is not None, fit(((item,) for item in items), (limit, measure))))  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=256)

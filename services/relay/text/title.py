@@ -1,13 +1,10 @@
-"""Labels of alerts: their order, what differs among the alerts of a group, and severities.
-
-The first lines of a message: what broke and why, where, and whether it is over.
+"""Labels, severities, and the first lines of a message: what broke and why, where, and whether it is over.
 
 A title is the cause and its effect, from the annotation `title`: `permission_denied: backend (production) cannot
 encrypt with ledger-kek`. The class and the labels of the alert come after it. An alert without one keeps its headline:
 `KMSProbeFailing · production / backend`.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
@@ -77,33 +74,6 @@ MAX_TITLE: Final = 300
 MAX_REMARK: Final = 500
 _MAX_PART: Final = 1_000
 """Characters of a part of a headline, before it is made readable."""
-_PAST: Final = {
-    "cannot": "could not",
-    "will": "was to",
-    "can": "could",
-    "is": "was",
-    "are": "were",
-    "has": "had",
-    "have": "had",
-    "does": "did",
-    "do": "did",
-    "fails": "failed",
-    "fail": "failed",
-    "needs": "needed",
-    "takes": "took",
-    "uses": "used",
-    "decrypts": "decrypted",
-    "goes": "went",
-    "lacks": "lacked",
-    "names": "named",
-    "refuses": "refused",
-    "rejects": "rejected",
-    "reports": "reported",
-    "stays": "stayed",
-    "works": "worked",
-    "wraps": "wrapped",
-}
-_VERB: Final = re.compile(rf"(?<=\s)({'|'.join(_PAST)})(?=\s|$)")
 
 
 def is_resolved(event: Event) -> bool:
@@ -137,12 +107,12 @@ def format_subject(message: Message) -> str:
     """The title with its state: what a subject, a header or a summary begins with.
 
     A cause speaks for itself while it fires: `permission_denied: backend cannot encrypt with ledger-kek`. Once it is
-    over: `Resolved after 12 min: permission_denied: backend could not encrypt with ledger-kek`. Without a cause the
+    over: `Resolved after 12 min: permission_denied: backend cannot encrypt with ledger-kek`. Without a cause the
     state comes first: `Firing: KMSProbeFailing · production / backend`.
     """
     title = format_title(message)
     if is_resolved(message.event):
-        return f"{format_end(message)}: {put_into_past(title)}"
+        return f"{format_end(message)}: {title}"
     return title if has_cause(message) else f"Firing: {title}"
 
 
@@ -154,11 +124,6 @@ def has_cause(message: Message) -> bool:
 def format_class(message: Message) -> str:
     """The headline as a line after the title; empty where it is the title."""
     return format_headline(message.event) if has_cause(message) else ""
-
-
-def put_into_past(title: str) -> str:
-    """The title with its first verb in the past, where that is a verb of our own rules, such as `cannot`."""
-    return _VERB.sub(lambda found: _PAST[found[1]], title, count=1)
 
 
 def format_end(message: Message) -> str:

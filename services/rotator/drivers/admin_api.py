@@ -99,50 +99,50 @@ class RemoteAdministration:
         """See the port, as for the other methods."""
         return await self._call(_KEYS, "GET", f"keys?{urlencode({'after': after, 'limit': limit})}")
 
-    async def count_key_usage(self) -> KeyUsage:  # noqa: D102
+    async def count_key_usage(self) -> KeyUsage:
         return await self._call(_CENSUS, "GET", "census")
 
-    async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:  # noqa: D102
+    async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:
         return await self._call(_LEASE, "POST", "lease", holder=holder, seconds=seconds, token=token)
 
-    async def release_lease(self, token: str) -> None:  # noqa: D102
+    async def release_lease(self, token: str) -> None:
         await self._call(_NOTHING, "POST", "release", token=token)
 
-    async def list_backup_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:  # noqa: D102
+    async def list_backup_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
         return await self._call(_STORED, "POST", "backup", after=after, limit=limit)
 
     async def list_excluded_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:  # noqa: ARG002
         """A service's own keyring has none."""
         return ()
 
-    async def rotate(self, request: RotateRequest) -> RotationProgress:  # noqa: D102
+    async def rotate(self, request: RotateRequest) -> RotationProgress:
         return await self._call(_PROGRESS, "POST", "rotate", **request.model_dump(mode="json"))
 
-    async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:  # noqa: D102
+    async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
         return await self._call(_PROGRESS, "POST", "rotate", dry_run=True, type=type_, target_version=target_version)
 
-    async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:  # noqa: D102
+    async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:
         return await self._call(_OPTIONAL_PROGRESS, "GET", f"rotations/{quote(rotation_id or 'latest', safe='')}")
 
-    async def add_journal_entry(self, rotation_id: str, token: str, entry: JournalEntry) -> None:  # noqa: D102
+    async def add_journal_entry(self, rotation_id: str, token: str, entry: JournalEntry) -> None:
         columns = entry.model_dump(mode="json", exclude={"created_at"})
         await self._call(_NOTHING, "POST", "journal", rotation_id=rotation_id, token=token, **columns)
 
-    async def rollback(self, rotation_id: str, token: str) -> RotationProgress:  # noqa: D102
+    async def rollback(self, rotation_id: str, token: str) -> RotationProgress:
         return await self._call(_PROGRESS, "POST", "rollback", rotation_id=rotation_id, token=token)
 
-    async def restore(self, rows: Sequence[StoredKey], token: str) -> int:  # noqa: D102
+    async def restore(self, rows: Sequence[StoredKey], token: str) -> int:
         sent = [row.model_dump(mode="json") for row in rows]
         return (await self._call(_RESTORED, "POST", "restore", rows=sent, token=token)).changed
 
-    async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> VerificationResult:  # noqa: D102
+    async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> VerificationResult:
         page = {} if after is None else {"after": after}
         return await self._call(_VERIFICATION, "POST", "verify", mode=mode, **page)
 
-    async def retire_version(self, kek_version: str, token: str) -> None:  # noqa: D102
+    async def retire_version(self, kek_version: str, token: str) -> None:
         await self._call(_NOTHING, "POST", "retire", kek_version=kek_version, token=token)
 
-    async def reload_instances(self) -> None:  # noqa: D102
+    async def reload_instances(self) -> None:
         await self._call(_NOTHING, "POST", "reload")
 
     async def _call(self, shape: TypeAdapter[T], method: Literal["GET", "POST"], path: str, **body: object) -> T:

@@ -222,7 +222,7 @@ class ExternalKeyTable:
         rows = self.table.read_page(connection, after, limit, excluded=excluded)
         return tuple(self._build_data_keys(connection, rows))
 
-    async def list_outdated(  # noqa: D102
+    async def list_outdated(
         self, database: Database, version: str, after: str, limit: int, rotation: int | None = None
     ) -> tuple[DataKey, ...]:
         found: list[DataKey] = []
@@ -246,16 +246,16 @@ class ExternalKeyTable:
         added = {key.id for key in keys if key.wrapped.kek == self.kek and key.id not in stored}
         return added | {row.data_key_id for row in fetch(connection, these, ProblemRow)}
 
-    async def count_outdated(self, database: Database, version: str) -> int:  # noqa: D102
+    async def count_outdated(self, database: Database, version: str) -> int:
         total = 0
         async for keys, _ in self.scan(database):
             total += sum(key.wrapped.kek == self.kek and key.wrapped.kek_version != version for key in keys)
         return total
 
-    def has_outdated(self, connection: Connection, version: str, rotation: int) -> bool:  # noqa: ARG002, D102
+    def has_outdated(self, connection: Connection, version: str, rotation: int) -> bool:  # noqa: ARG002
         return False  # the pass that is over has seen every row; what was written meanwhile is for the next rotation
 
-    async def count(self, database: Database) -> KeyCounts:  # noqa: D102
+    async def count(self, database: Database) -> KeyCounts:
         counted: Counter[tuple[str, str]] = Counter()
         unreadable: dict[str, str] = {}
         async for keys, bad in self.scan(database):
@@ -273,23 +273,23 @@ class ExternalKeyTable:
             counted[self.kek, UNREADABLE_VERSION] += len(bad)
         return +counted
 
-    def find(self, connection: Connection, data_key_id: str) -> DataKey | None:  # noqa: D102
+    def find(self, connection: Connection, data_key_id: str) -> DataKey | None:
         row = self.table.find(connection, data_key_id)
         return next(iter(self._build_data_keys(connection, [row]))) if row else None
 
-    def find_needing(self, connection: Connection, version: str) -> DataKey | None:  # noqa: ARG002, D102
+    def find_needing(self, connection: Connection, version: str) -> DataKey | None:  # noqa: ARG002
         return None  # `ExternalAdministration` counts them all before
 
-    def find_active(self, connection: Connection) -> DataKey | None:  # noqa: ARG002, D102
+    def find_active(self, connection: Connection) -> DataKey | None:  # noqa: ARG002
         return None
 
-    async def find_unreadable(self, database: Database) -> Mapping[str, str]:  # noqa: D102
+    async def find_unreadable(self, database: Database) -> Mapping[str, str]:
         return (await self.count(database)).unreadable
 
-    def list_retired_versions(self, connection: Connection) -> Mapping[str, float]:  # noqa: D102
+    def list_retired_versions(self, connection: Connection) -> Mapping[str, float]:
         return store.list_retired_versions(connection, self.kek) if self.has_tables(connection) else {}
 
-    def replace_wrap(self, connection: Connection, key: DataKey, new: WrappedKey) -> bool:  # noqa: D102
+    def replace_wrap(self, connection: Connection, key: DataKey, new: WrappedKey) -> bool:
         store.refuse_retired_version(connection, new)
         row = self.table.find(connection, key.id)
         if row is None or (row.wrap.ciphertext, row.aad) != (key.wrapped.ciphertext, key.aad):
@@ -299,7 +299,7 @@ class ExternalKeyTable:
         self.store_fingerprints(connection, {key: key.fingerprint}, new)
         return True
 
-    def insert(self, connection: Connection, key: DataKey) -> None:  # noqa: ARG002, D102
+    def insert(self, connection: Connection, key: DataKey) -> None:  # noqa: ARG002
         raise ValueError(
             "the row is gone, `driver.where` leaves it out, or its wrapped key is NULL or damaged within Tink's format"
         )

@@ -20,19 +20,19 @@ from pydantic import model_validator
 from services.relay.channels.apprise.plugin import build_text
 from services.relay.channels.port import (
     Attempt,
-    ChannelSettings,
     MessageRate,
     Receipt,
     SendError,
     SendReason,
     SendScope,
 )
+from services.relay.channels.posting import HttpChannelSettings
 from services.relay.channels.requests import (
     build_in_thread_if_large,
     call_provider,
     check_current_lease,
+    create_check,
     read_secret,
-    report_send_errors,
 )
 from services.relay.http import HttpSession
 from services.relay.model import Message
@@ -40,7 +40,6 @@ from shared.check import Check, CheckError
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import FilePath
-from shared.net.egress import EgressSettings
 from shared.net.page import check_connection
 from shared.process.concurrency import start_in_thread
 
@@ -69,7 +68,7 @@ AppriseUrlPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _
 """A file with the URL of one destination, which is a secret itself; `--check` checks it."""
 
 
-class AppriseSettings(EgressSettings, ChannelSettings):
+class AppriseSettings(HttpChannelSettings):
     """One destination of a service that Apprise knows."""
 
     # Apprise's plugins keep state, and are not made for several threads.
@@ -92,7 +91,6 @@ class AppriseSettings(EgressSettings, ChannelSettings):
         return self
 
     def connect(self, timeout: float) -> "AppriseChannel":
-        """The channel, with `timeout` seconds for a whole send."""
         return AppriseChannel(self, timeout)
 
 
@@ -137,20 +135,17 @@ class AppriseChannel:
         return build_text(message).payload
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the URL, and those of proxy and authorities."""
         return self._url_file.read_stamp(), self._session.read_file_stamps()
 
     def list_checks(self, key: str) -> Sequence[Check]:
         """Whether the server can be reached to which Apprise would send; nothing is sent."""
-        return [Check(f"{key} connection", self._check_connection, depends_on=f"{key}.url_file")]
+        return [create_check(f"{key} connection", self._check_connection, f"{key}.url_file")]
 
     async def close(self) -> None:
-        """Closes its connections."""
         await self._session.close()
 
     async def _check_connection(self) -> str:
-        with report_send_errors():
-            _, plugin = await self._open_plugin()
+        _, plugin = await self._open_plugin()
         self._plugin = None  # no send gets one that was used for this
         first_request = await _import_plugin_module().find_first_request(plugin)
         if first_request is None:

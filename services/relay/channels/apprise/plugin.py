@@ -1,16 +1,14 @@
-"""Apprise itself: the plugin of a URL, and its requests, sent through the relay's own HTTP session.
+"""Apprise itself: the plugin of a URL, the text that it gets, and its requests, sent by the relay's own HTTP session.
 
 Apprise by itself follows a redirect and reports success, loses the status and `Retry-After`, keeps no lease, and goes
 on in its thread after a time-out. Here a plugin runs in a thread, but each request that it makes by `requests` is sent
 in the event loop: with the lease, the proxy, the authorities, the resolver and the limits of every other channel. It
 ends with the attempt: a thread that goes on can send nothing more.
 
-Imported only where a channel needs it: Apprise is an extra, and takes 45 MB of memory.
-
-A message → title and body for any service that Apprise knows: Markdown, or plain text where there is no mark-up.
-
 Everything of an alert is escaped. What could mention somebody or hide a link's address is made harmless as well, since
 some services find mentions in plain text, and show mark-up in titles.
+
+Imported only where a channel needs it: Apprise is an extra, and takes 45 MB of memory.
 """
 
 import asyncio
@@ -22,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
-from urllib.parse import unquote
 
 import apprise
 import requests
@@ -33,7 +30,7 @@ from apprise.utils.parse import parse_urls
 from yarl import URL
 
 from services.relay.channels.port import SendError, SendReason, SendScope
-from services.relay.channels.requests import ProviderCall, build_status_error, mask_reply
+from services.relay.channels.requests import ProviderCall, build_status_error, list_url_secrets, mask_reply
 from services.relay.http import HttpSession, read_text, translate_connection_errors
 from services.relay.model import Alert, Message, RunbookExcerpt, Status
 from services.relay.text import (
@@ -42,29 +39,17 @@ from services.relay.text import (
     Fix,
     Link,
     Severity,
-    arrange_alerts,
+    build_view,
     find_worst_severity,
-    format_class,
-    format_counts,
-    format_description,
+    fit,
     format_digest,
     format_digest_title,
     format_more,
-    format_omission,
-    format_period,
-    format_remark,
-    format_subject,
-    format_summary,
     is_resolved,
     join_items,
     limit_labels,
-    list_context,
-    list_fixes,
-    list_group_links,
     sanitize_url,
     select_alerts,
-    select_contacts,
-    select_own_labels,
     truncate,
 )
 from shared.config.file_checks import FileCheckError
@@ -82,8 +67,6 @@ _MAX_ROWS: Final = 20
 _MAX_FIXES: Final = 2
 _MAX_LABELS: Final = 6
 _MAX_LABEL: Final = 80
-_CONTACTS, _CONTEXT, _EXCERPT, _GROUP_LINKS = 1, 2, 3, 4
-"""Positions after the alerts."""
 _TO_ALL: Final = r"everyone|here|channel|room|all\b|&?\d"
 """What is a mention after @ even within a word, as in `ops@everyone`: Discord and Apprise look no further."""
 _MARKUP: Final = re.compile(rf"(?<![A-Za-z0-9_])@(?=\w)|@(?=(?i:{_TO_ALL}))|<(?=\S)|\](?=\()")
@@ -108,6 +91,23 @@ class Text(NamedTuple):
         return f"{self.title}\n\n{self.body}"
 
 
+class _Form(NamedTuple):
+    """One of the forms of a part."""
+
+    text: str
+    """Empty where there is nothing to say."""
+    alerts: Sequence[Alert] = ()
+    """Those that it shows."""
+
+
+class _Part(NamedTuple):
+    """A part of a body: it stands after those of the same or a lower position."""
+
+    position: int
+    forms: Sequence[_Form]
+    """The fullest first."""
+
+
 def build_text(
     message: Message,
     *,
@@ -127,81 +127,88 @@ def build_text(
         is_markdown: whether the body is Markdown, or plain text.
         escapes_title: whether the title is, too.
     """
-    event, write = message.event, partial(_write, is_markdown=is_markdown)
-    title = truncate(_disarm(format_digest_title(message) if message.digest else format_subject(message)), title_limit)
+    limit, write = min(limit, MAX_BODY), partial(_write, is_markdown=is_markdown)
+    view = build_view(message, max_cards=_MAX_CARDS, max_tables=_MAX_TABLES, max_rows=_MAX_ROWS)
+    title = truncate(_disarm(format_digest_title(message) if message.digest else view.subject), title_limit)
     title = _escape_markdown(title) if escapes_title else title
     if message.digest:
-        return Text(title, _write_digest(message, measure, min(limit, MAX_BODY), is_markdown=is_markdown), is_markdown)
-    body = _Blocks(measure, min(limit, MAX_BODY))
-    head = " · ".join(filter(None, (format_class(message), format_counts(event), find_worst_severity(event))))
-    own = [Link("Incident", message.incident_url)] if message.incident_url else []
-    body.add(write(head, format_remark(message), links=own))
-    arranged = arrange_alerts(message, max_cards=_MAX_CARDS, max_tables=_MAX_TABLES, max_rows=_MAX_ROWS)
-    listed: list[Alert] = []
-    for part in arranged.parts:
-        variants = _write_table(part, write) if isinstance(part, AlertTable) else _write_card(part, message, write)
-        added = next((alerts for alerts, text in variants if body.add(text)), None)
-        if added is None:
-            break
-        if not listed:
-            body.add(*(_write_fix(fix, is_markdown=is_markdown) for fix in list_fixes(message)[:_MAX_FIXES]))
-            contacts = [f"{role}: {address}" for role, address in select_contacts(message).items()]
-            body.add(write("Escalate to", *contacts) if contacts else "", position=_CONTACTS)
-            body.add(
-                write(*(f"{line.name}: {join_items(line.items)}" for line in list_context(message))), position=_CONTEXT
-            )
-        listed += added
-    left_out = format_more([alert for alert in event.alerts if alert not in listed])
-    body.add(write(left_out, format_omission(event)), is_reserved=True)
-    body.add(_write_excerpt(message.excerpt, write, is_markdown=is_markdown), position=_EXCERPT)
-    body.add(write(links=list_group_links(event)), position=_GROUP_LINKS)
-    return Text(title, body.join(), is_markdown)
+        return Text(title, _write_digest(message, measure, limit, write), is_markdown)
+    head = " · ".join(filter(None, (view.headline, view.counts, view.severity)))
+    contacts = [f"{role}: {address}" for role, address in view.contacts.items()]
+    first, *others = [_list_forms(part, write) for part in view.parts] or [[]]
+    fixes = (_write_fix(fix, is_markdown=is_markdown) for fix in view.fixes[:_MAX_FIXES])
+    parts = [
+        _Part(0, [_Form(write(head, view.remark, links=view.incident_links))]),
+        _Part(0, first),
+        *(_Part(0, [_Form(fix)]) for fix in fixes),
+        _Part(1, [_Form(write("Escalate to", *contacts) if contacts else "")]),
+        _Part(2, [_Form(write(*(f"{line.name}: {join_items(line.items)}" for line in view.context)))]),
+        *(_Part(0, forms) for forms in others),
+    ]
+    shown, left = _fit_parts(parts, limit - _RESERVED, measure)
+    listed = {id(alert) for part in shown for alert in part.forms[0].alerts}
+    left_out = format_more([alert for alert in message.event.alerts if id(alert) not in listed])
+    rest = [
+        _Part(0, [_Form(write(left_out, view.omission))]),
+        _Part(3, [_Form(_write_excerpt(view.excerpt, write, is_markdown=is_markdown))]),
+        _Part(4, [_Form(write(links=view.group_links))]),
+    ]
+    shown += _fit_parts(rest, left + _RESERVED, measure)[0]
+    blocks = [part.forms[0].text for part in sorted(shown, key=itemgetter(0)) if part.forms[0].text]
+    while measure("\n\n".join(blocks)) > limit:  # all together may be longer than one by one
+        blocks.pop()
+    return Text(title, "\n\n".join(blocks), is_markdown)
 
 
-def _write_digest(message: Message, measure: Callable[[str], int], limit: int, *, is_markdown: bool) -> str:
+def _fit_parts(parts: Sequence[_Part], limit: int, measure: Callable[[str], int]) -> tuple[list[_Part], int]:
+    """The parts that fit, each with the one form that does, and what is left of the limit."""
+
+    def measure_form(form: _Form) -> int:
+        return measure(form.text) + 2 if form.text else 0
+
+    forms = fit((part.forms for part in parts), (limit, measure_form))
+    shown = [_Part(part.position, [form]) for part, form in zip(parts, forms, strict=True) if form is not None]
+    return shown, limit - sum(measure_form(part.forms[0]) for part in shown)
+
+
+def _write_digest(message: Message, measure: Callable[[str], int], limit: int, write: "partial[str]") -> str:
     """Every incident on a line, as far as they fit; a line that is an address is a link."""
-    text, space, end = "", limit, "  \n" if is_markdown else "\n"
+    text, space, end = "", limit, "  \n" if write.keywords["is_markdown"] else "\n"
     while space:
-        lines = format_digest(message, space).split("\n")
-        text = end.join(_write_digest_line(line, is_markdown=is_markdown) for line in lines)
+        text = end.join(
+            write(links=[Link("Details", url)]) if (url := sanitize_url(line)) else write(line)
+            for line in format_digest(message, space).split("\n")
+        )
         if measure(text) <= limit:
             break
         space = space * 9 // 10  # mark-up takes some of it
     return text
 
 
-def _write_digest_line(line: str, *, is_markdown: bool) -> str:
-    url = sanitize_url(line)
-    return _write(*([] if url else [line]), links=[Link("Details", url)] if url else [], is_markdown=is_markdown)
+def _list_forms(part: AlertCard | AlertTable, write: Callable[..., str]) -> list[_Form]:
+    """An alert, whole and then shorter and shorter; a table with fewer and fewer rows."""
+    return list(_list_table_forms(part, write) if isinstance(part, AlertTable) else _list_card_forms(part, write))
 
 
-def _write_card(card: AlertCard, message: Message, write: Callable[..., str]) -> Iterator[tuple[list[Alert], str]]:
-    """An alert, whole and then shorter and shorter; with each the alerts that it shows."""
-    alert, links = card
-    summary, period = format_summary(alert), format_period(alert, message.zone)
-    value = message.current_values.get(alert.fingerprint, "")
-    now = f"now {value}" if value and alert.status is Status.FIRING else ""
-    own = select_own_labels(alert, message.event)
-    labels = ", ".join(f"{key}={value}" for key, value in limit_labels(own, _MAX_LABELS, _MAX_LABEL))
-    is_over = alert.status is Status.RESOLVED and not message.task.firing_undelivered
-    description = "" if is_over else format_description(alert)  # it says what would be wrong now
-    yield [alert], write(summary, labels, description, period, now, links=links)
-    yield [alert], write(summary, labels, period, now, links=links)
+def _list_card_forms(card: AlertCard, write: Callable[..., str]) -> Iterator[_Form]:
+    shown, now = [card.alert], f"now {card.value}" if card.value and card.alert.status is Status.FIRING else ""
+    labels = ", ".join(f"{key}={value}" for key, value in limit_labels(card.labels, _MAX_LABELS, _MAX_LABEL))
+    yield _Form(write(card.summary, labels, card.description, card.period, now, links=card.links), shown)
+    yield _Form(write(card.summary, labels, card.period, now, links=card.links), shown)
     for length in (250, 100):
-        yield [alert], write(truncate(summary, length), period, links=links[:1])
+        yield _Form(write(truncate(card.summary, length), card.period, links=card.links[:1]), shown)
     for length in (250, 100, 40):
-        yield [alert], write(truncate(summary, length))
+        yield _Form(write(truncate(card.summary, length)), shown)
 
 
-def _write_table(table: AlertTable, write: Callable[..., str]) -> Iterator[tuple[list[Alert], str]]:
-    """A table with all its rows, and then with fewer and fewer, of which resolved alerts keep a part."""
+def _list_table_forms(table: AlertTable, write: Callable[..., str]) -> Iterator[_Form]:
     for count in (_MAX_ROWS, 10, 5, 2):
         listed = set(map(id, select_alerts(table.alerts, count)[0]))
         pairs = [pair for pair in zip(table.alerts, table.rows, strict=True) if id(pair[0]) in listed]
         lines = (f"• {' · '.join(filter(None, row))}" for _, row in pairs)
-        yield [alert for alert, _ in pairs], write(table.caption, *lines, links=table.links)
+        yield _Form(write(table.caption, *lines, links=table.links), [alert for alert, _ in pairs])
     for length in (250, 100, 40):
-        yield [], write(truncate(table.caption, length))
+        yield _Form(write(truncate(table.caption, length)))
 
 
 def _write_fix(fix: Fix, *, is_markdown: bool) -> str:
@@ -224,43 +231,6 @@ def _write_code(code: str, *, is_markdown: bool) -> str:
     """As it is to be pasted: an invisible space would break it, and two quotes are nothing to a shell."""
     code = _MENTION_IN_CODE.sub('@""', code)
     return f"\n````\n{code}\n````" if is_markdown else code
-
-
-class _Blocks:
-    """The blocks of a text that fit into it.
-
-    Args:
-        measure: the length of a text.
-        limit: of the whole.
-    """
-
-    def __init__(self, measure: Callable[[str], int], limit: int) -> None:
-        self._measure = measure
-        self._limit = limit
-        self._blocks: list[tuple[int, str]] = []
-
-    def add(self, *blocks: str, position: int = 0, is_reserved: bool = False) -> bool:
-        """Adds each block that fits; whether the last one did. An empty one fits, and is not shown.
-
-        Args:
-            blocks: their texts.
-            position: they stand after those of the same or a lower position.
-            is_reserved: whether they may use the space that is kept for them.
-        """
-        limit = self._limit - (0 if is_reserved else _RESERVED)
-        fits = True
-        for block in blocks:
-            candidate = sorted([*self._blocks, (position, block)], key=itemgetter(0)) if block else self._blocks
-            fits = self._measure(self._join(candidate)) <= limit
-            self._blocks = candidate if fits else self._blocks
-        return fits
-
-    def join(self) -> str:
-        """The whole text."""
-        return self._join(self._blocks)
-
-    def _join(self, blocks: list[tuple[int, str]]) -> str:
-        return "\n\n".join(block for _, block in blocks)
 
 
 def _write(*texts: str, links: Sequence[Link] = (), is_markdown: bool) -> str:
@@ -287,7 +257,6 @@ def _disarm(text: str) -> str:
 
 
 SERVICE: Final = "the service"
-_MIN_SECRET_LENGTH: Final = 8
 _OWN_HEADERS: Final = {"accept-encoding", "connection", "content-length", "host", "transfer-encoding"}
 """What the session itself decides."""
 _ONE_EACH: Final = "give each its own channel, so that each has its receipts"
@@ -380,7 +349,7 @@ class PluginRequests:
         self._session = session
         self._call = call
         self._payload = payload
-        self._secrets = tuple(_list_secrets(url))
+        self._secrets = list_url_secrets(url)
         self._clock = clock
         self._allow_remote_insecure = allow_remote_insecure
         self._loop = asyncio.get_running_loop()
@@ -440,7 +409,7 @@ class PluginRequests:
             detail = f"the URL that Apprise builds: {error}"
             raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail) from None
         headers = {key: str(value) for key, value in prepared.headers.items() if key.lower() not in _OWN_HEADERS}
-        secrets = (*self._secrets, *_list_secrets(url), headers.get("Authorization", ""))
+        secrets = (*self._secrets, *list_url_secrets(url), headers.get("Authorization", ""))
         self._call.before_request(self._payload)
         with translate_connection_errors(SERVICE):
             async with self._session.open().request(
@@ -523,10 +492,3 @@ def _route_requests() -> None:
         return get_adapter(session, url) if send is None else _Adapter(send)
 
     requests.Session.get_adapter = route  # type: ignore[method-assign,assignment]
-
-
-def _list_secrets(url: str) -> Iterator[str]:
-    """The URL and each part of it that may be a secret, which an answer may repeat; some have a token as their host."""
-    parts = [part for part in re.split(r"[/?&=#:@+ ]|%20", url) if len(part) >= _MIN_SECRET_LENGTH]
-    yield url
-    yield from sorted({*parts, *map(unquote, parts)}, key=len, reverse=True)

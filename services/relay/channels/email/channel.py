@@ -6,18 +6,17 @@ encrypted, with a verified certificate, except to a server on this machine.
 If a server accepts some recipients and defers others, the reply to each is saved before the delivery is tried again, so
 that nobody gets the mail twice. A mail that has to be sent again, because its reply was lost, has the same Message-ID,
 by which mail programs and servers recognise it.
-
-Checks of a mail server: one session, of which each check is a step, and which ends before DATA: nothing is sent.
 """
 
 import asyncio
 import email.policy
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Self
 
 import aiosmtplib
 import structlog
@@ -42,113 +41,28 @@ from services.relay.channels.requests import (
     MASK,
     ProviderCall,
     call_provider,
+    create_check,
     create_read_only_call,
     mask_reply,
     read_secret,
-    report_send_errors,
 )
 from services.relay.http import build_egress_error
 from services.relay.model import Message
 from shared.check import Check, CheckError
-from shared.config.secret_file import PasswordFile, SecretFile
+from shared.config.secret_file import PasswordFile
 from shared.config.settings import Address, PasswordPath
 from shared.net.egress import Egress, EgressError, EgressSettings
-
-
-class SmtpDiagnosis:
-    """The session.
-
-    Args:
-        create_client: returns a client without a login; raises SendError.
-        route: to the server.
-        login: username and the file of the password, if the server wants any.
-        sender: the address for MAIL.
-        recipients: the addresses for RCPT.
-    """
-
-    def __init__(  # what the settings of the channel say
-        self,
-        create_client: Callable[[], SMTP],
-        route: SmtpRoute,
-        login: tuple[str, SecretFile] | None,
-        sender: str,
-        recipients: tuple[str, ...],
-    ) -> None:
-        self._create_client = create_client
-        self._client: SMTP | None = None
-        """Set by the first check."""
-        self._route = route
-        self._login = login
-        self._sender = sender
-        self._recipients = recipients
-        self._call = create_read_only_call()
-
-    def list_checks(self, key: str) -> list[Check]:
-        """The steps, each of which needs the one before."""
-        connection, login, sender = f"{key} connection", f"{key} login", f"{key} sender"
-        file = f"{key}.password_file" if self._login else None
-        return [
-            Check(connection, self._check_connection, file),
-            *([Check(login, self._check_login, connection)] if self._login else []),
-            Check(sender, self._check_sender, login if self._login else connection),
-            Check(f"{key} recipients", self._check_recipients, sender),
-        ]
-
-    def close(self) -> None:
-        """End the session."""
-        if self._client is not None:
-            quit_session(self._client)
-            self._client.close()
-
-    async def _check_connection(self) -> str:
-        with report_send_errors(), translate_smtp_errors(self._call, (), self._route.tls):
-            self._client = self._create_client()
-            await connect_client(self._client, self._route)
-        return f"{self._route.server} answers, with `tls: {self._route.tls}`"
-
-    @property
-    def _session(self) -> SMTP:
-        assert self._client is not None  # noqa: S101  # each later check depends on the first
-        return self._client
-
-    async def _check_login(self) -> str:
-        assert self._login  # noqa: S101  # else there is no such check
-        username, file = self._login
-        hint = {
-            SendReason.UNAUTHORIZED: "correct `username`, or put the current password into `password_file`",
-            SendReason.MISCONFIGURED: "leave out `username` and `password_file`, or ask who runs the mail server",
-        }
-        with report_send_errors(hint):
-            password = read_secret(file)
-            with translate_smtp_errors(self._call, list_secret_forms(username, password), self._route.tls):
-                await self._session.login(username, password)
-        return f"{username} is accepted"
-
-    async def _check_sender(self) -> str:
-        hint = dict.fromkeys(SendReason, "set a `from` that the server accepts, or `username` and `password_file`")
-        with report_send_errors(hint), translate_smtp_errors(self._call, (), self._route.tls):
-            await self._session.mail(self._sender)
-        return f"{self._sender} is accepted"
-
-    async def _check_recipients(self) -> str:
-        refused = []
-        with report_send_errors(), translate_smtp_errors(self._call, (), self._route.tls):
-            for address in self._recipients:
-                try:
-                    await self._session.rcpt(address)
-                except aiosmtplib.SMTPRecipientRefused as error:
-                    refused.append(f"{address} ({error.code} {mask_reply(error.message)})")
-            await self._session.rset()
-        if refused:
-            raise CheckError(
-                f"the mail server refuses {', '.join(refused)}", "correct `to`; a 4xx may be greylisting, and passes"
-            )
-        return f"{', '.join(self._recipients)} accepted"
-
 
 log = structlog.get_logger(__name__)
 
 _DEFAULT_PORTS = {"starttls": 587, "implicit": 465, "none": 25}
+_SENDER_HINTS: Final = dict.fromkeys(
+    SendReason, "set a `from` that the server accepts, or `username` and `password_file`"
+)
+_LOGIN_HINTS: Final = {
+    SendReason.UNAUTHORIZED: "correct `username`, or put the current password into `password_file`",
+    SendReason.MISCONFIGURED: "leave out `username` and `password_file`, or ask who runs the mail server",
+}
 
 
 def _check_address(value: str) -> str:
@@ -211,11 +125,9 @@ class EmailSettings(EgressSettings, ChannelSettings):
 
     @property
     def destination(self) -> str:
-        """See the base."""
         return ", ".join(self.to)
 
     def connect(self, timeout: float) -> "EmailChannel":
-        """The channel, with `timeout` seconds for a whole send."""
         return EmailChannel(self, timeout)
 
 
@@ -239,7 +151,8 @@ class EmailChannel:
         self._sender = MailAddress(name, addr_spec=address)
         self._recipients = tuple(dict.fromkeys(parseaddr(to)[1] for to in settings.to))
         self._password = PasswordFile(settings.password_file) if settings.password_file else None
-        self._diagnosis: SmtpDiagnosis | None = None
+        self._checked: SMTP | None = None
+        """The session of the checks."""
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Sends the mail; the receipt has `message_id`, the `answer`, and `rejected_recipients` with reasons.
@@ -275,21 +188,64 @@ class EmailChannel:
         return self._build_mail(message).masked
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the password, and those of proxy and authorities."""
         return self._password.read_stamp() if self._password else None, self._egress.read_file_stamps()
 
     def list_checks(self, key: str) -> Sequence[Check]:
-        """Connection, TLS, login, sender and recipients, in one session without DATA."""
-        login = (self._settings.username or "", self._password) if self._password else None
-        self._diagnosis = SmtpDiagnosis(
-            self._create_client, self._route, login, self._sender.addr_spec, self._recipients
-        )
-        return self._diagnosis.list_checks(key)
+        """Connection, TLS, login, sender and recipients: one session, of which each check is a step, without DATA."""
+        connection, login, sender = f"{key} connection", f"{key} login", f"{key} sender"
+        file = f"{key}.password_file" if self._password else None
+        return [
+            create_check(connection, self._check_connection, file),
+            *([create_check(login, self._check_login, connection, _LOGIN_HINTS)] if self._password else []),
+            create_check(sender, self._check_sender, login if self._password else connection, _SENDER_HINTS),
+            create_check(f"{key} recipients", self._check_recipients, sender),
+        ]
 
     async def close(self) -> None:
         """Closes the session of the checks; each send closes its own."""
-        if self._diagnosis:
-            self._diagnosis.close()
+        if self._checked is not None:
+            quit_session(self._checked)
+            self._checked.close()
+
+    async def _check_connection(self) -> str:
+        self._checked = self._create_client()
+        with self._translate_errors():
+            await connect_client(self._checked, self._route)
+        return f"{self._route.server} answers, with `tls: {self._route.tls}`"
+
+    async def _check_login(self) -> str:
+        assert self._password is not None  # noqa: S101  # else there is no such check
+        username, password = self._settings.username or "", read_secret(self._password)
+        with self._translate_errors(*list_secret_forms(username, password)) as session:
+            await session.login(username, password)
+        return f"{username} is accepted"
+
+    async def _check_sender(self) -> str:
+        with self._translate_errors() as session:
+            await session.mail(self._sender.addr_spec)
+        return f"{self._sender.addr_spec} is accepted"
+
+    async def _check_recipients(self) -> str:
+        refused = []
+        with self._translate_errors() as session:
+            for address in self._recipients:
+                try:
+                    await session.rcpt(address)
+                except aiosmtplib.SMTPRecipientRefused as error:
+                    refused.append(f"{address} ({error.code} {mask_reply(error.message)})")
+            await session.rset()
+        if refused:
+            raise CheckError(
+                f"the mail server refuses {', '.join(refused)}", "correct `to`; a 4xx may be greylisting, and passes"
+            )
+        return f"{', '.join(self._recipients)} accepted"
+
+    @contextmanager
+    def _translate_errors(self, *secrets: str) -> Iterator[SMTP]:
+        """The session of the checks, which the first of them opened."""
+        assert self._checked is not None  # noqa: S101  # each later check depends on the first
+        with translate_smtp_errors(create_read_only_call(), secrets, self._route.tls):
+            yield self._checked
 
     def _build_mail(self, message: Message) -> _Mail:
         mail = build_mail(message, self._sender, self._recipients)

@@ -1,9 +1,7 @@
-"""What a mail shows, within limits whatever the alerts contain; the plain text and the HTML say the same.
+"""A message → a mail: plain text and HTML, headers that nothing in an alert can break, the same bytes at each retry.
 
-25 alerts of that size, in two parts, stay under 20 MB even where each character takes 12 bytes as quoted-printable; the
-smallest of the usual limits is 25 MB (https://support.google.com/mail/answer/6584).
-
-A message → a mail: plain text and HTML, headers that nothing in an alert can break, the same bytes at each retry.
+25 alerts of the largest size, in two parts, stay under 20 MB even where each character takes 12 bytes as
+quoted-printable; the smallest of the usual limits is 25 MB (https://support.google.com/mail/answer/6584).
 
 Mails of one episode are one thread, whatever their subjects, and the subject says what is wrong, or that it is over:
 
@@ -13,8 +11,6 @@ Mails of one episode are one thread, whatever their subjects, and the subject sa
 - Gmail begins another conversation where the subject changes, whatever the references, so there the mails of one cause
   are one conversation, and the end is the next
   (https://workspaceupdates.googleblog.com/2019/03/threading-changes-in-gmail-conversation-view.html).
-
-The content of a mail as plain text: everything that the HTML says, but for the picture.
 """
 
 import base64
@@ -32,7 +28,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.cells import cell_len
 
 from services.relay import text
-from services.relay.model import Event, Message, RunbookExcerpt, Status
+from services.relay.model import Event, Message, RunbookExcerpt
 from services.relay.text import AlertTable, ContextLine, Fix, Link, join_items
 
 MAX_ALERTS: Final = 25
@@ -50,7 +46,7 @@ Labels = list[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class MailAlert:
-    """An alert that is shown by itself."""
+    """An alert that is shown by itself: its own title heads it, or its summary where the mail's title is the same."""
 
     heading: str
     summary: str
@@ -58,7 +54,6 @@ class MailAlert:
     state: str
     period: str
     value: str
-    """What its expression gives now; empty if unknown."""
     description: str
     links: list[text.Link]
     labels: Labels
@@ -66,92 +61,48 @@ class MailAlert:
 
 @dataclass(frozen=True, slots=True)
 class MailContent:
-    """What both parts show, in this order; what is empty is left out."""
+    """What both parts show beside the view, cut to a mail's limits."""
 
-    title: str
-    """Without the state."""
-    subject: str
-    """With it."""
-    state: str
-    """With the duration, once it is over."""
-    severity: str
-    headline: str
-    """The class and the labels of the group; empty where they are the title."""
+    view: text.View
     counts: str
     """Empty for a single alert, which the state describes."""
     actions: list[text.Link]
     """What a reader does first."""
-    remark: str
-    omission: str
-    fixes: list[text.Fix]
-    context: list[text.ContextLine]
     parts: list[MailAlert | text.AlertTable]
-    more: str
     has_chart: bool
     excerpt: RunbookExcerpt | None
     labels: Labels
-    contacts: Mapping[str, str]
-    group_links: list[text.Link]
     receiver: str
 
 
 def build_content(message: Message) -> MailContent:
     """What the mail of a message shows."""
     event = message.event
-    resolved = text.is_resolved(event)
-    title = text.format_title(message)
-    arrangement = text.arrange_alerts(message, max_cards=MAX_ALERTS, max_tables=_MAX_TABLES, max_rows=MAX_ROWS)
+    view = text.build_view(message, max_cards=MAX_ALERTS, max_tables=_MAX_TABLES, max_rows=MAX_ROWS)
+    acknowledge = [text.Link("Acknowledge", message.acknowledge_url)] if message.acknowledge_url else []
     return MailContent(
-        title=text.put_into_past(title) if resolved else title,
-        subject=text.format_subject(message),
-        state=text.format_end(message) if resolved else "Firing",
-        severity=text.find_worst_severity(event) or "",
-        headline=text.format_class(message),
-        counts=text.format_counts(event) if len(event.alerts) + event.unlisted_count != 1 else "",
-        actions=[
-            text.Link(name, url)
-            for name, url in (("Acknowledge", message.acknowledge_url), ("Incident", message.incident_url))
-            if url
-        ],
-        remark=text.format_remark(message),
-        omission=text.format_omission(event),
-        fixes=text.list_fixes(message),
-        context=text.list_context(message),
-        parts=[
-            part if isinstance(part, text.AlertTable) else _build_alert(part, message, title)
-            for part in arrangement.parts
-        ],
-        more=arrangement.more,
+        view,
+        counts=view.counts if len(event.alerts) + event.unlisted_count != 1 else "",
+        actions=[*acknowledge, *view.incident_links],
+        parts=[part if isinstance(part, text.AlertTable) else _build_alert(part) for part in view.parts],
         has_chart=message.chart is not None and len(message.chart) <= MAX_CHART_BYTES,
-        excerpt=_limit_excerpt(message.excerpt),
+        excerpt=_limit_excerpt(view.excerpt),
         labels=_limit_labels(event.common_labels),
-        contacts=text.select_contacts(message),
-        group_links=text.list_group_links(event),
         receiver=text.truncate(text.clean_line(event.receiver), _MAX_LABEL),
     )
 
 
-def _build_alert(card: text.AlertCard, message: Message, title: str) -> MailAlert:
-    """Its own title heads it, unless the mail's title says the same: then its summary does.
-
-    A resolved alert has no description, which says what would be wrong now, unless nobody was told of it before.
-    """
-    alert = card.alert
-    is_over = alert.status is Status.RESOLVED
-    own_title, summary = text.format_alert_title(alert), text.truncate(text.format_summary(alert), _MAX_SUMMARY)
-    is_titled = own_title not in ("", title)
-    heading = own_title if is_titled else summary
+def _build_alert(card: text.AlertCard) -> MailAlert:
+    summary = text.truncate(card.summary, _MAX_SUMMARY)
     return MailAlert(
-        heading=text.put_into_past(heading) if is_over else heading,
-        summary=summary if is_titled and summary != own_title else "",
-        state=str(alert.status),
-        period=text.format_period(alert, message.zone),
-        value=text.truncate(text.clean_line(message.current_values.get(alert.fingerprint, "")), _MAX_LABEL),
-        description=""
-        if is_over and not message.task.firing_undelivered
-        else text.truncate(text.format_description(alert), _MAX_TEXT),
+        heading=card.title or summary,
+        summary=summary if card.title and summary != card.title else "",
+        state=str(card.alert.status),
+        period=card.period,
+        value=text.truncate(card.value, _MAX_LABEL),
+        description=text.truncate(card.description, _MAX_TEXT),
         links=card.links,
-        labels=_limit_labels(text.select_own_labels(alert, message.event)),
+        labels=_limit_labels(card.labels),
     )
 
 
@@ -172,23 +123,22 @@ def _limit_labels(labels: Mapping[str, str]) -> Labels:
 
 def build_plain_text(content: MailContent) -> str:
     """The lines, with an empty one between two parts."""
+    view = content.view
     alerts = (_format_table(part) if isinstance(part, AlertTable) else _format_alert(part) for part in content.parts)
-    state = "" if content.subject.startswith(content.state) else content.state  # said once
-    facts = " · ".join(filter(None, (state, content.severity, content.counts)))
+    state = "" if view.subject.startswith(view.state) else view.state  # said once
+    facts = " · ".join(filter(None, (state, view.severity, content.counts)))
     paragraphs: list[Iterable[str]] = [
-        filter(None, [content.subject, content.headline, facts]),
+        filter(None, [view.subject, view.headline, facts]),
         _format_links(content.actions, ""),
-        filter(None, [content.remark]),
-        _format_fixes(content.fixes),
-        _format_context(content.context),
+        filter(None, [view.remark]),
+        _format_fixes(view.fixes),
+        _format_context(view.context),
         *alerts,
-        filter(None, [content.more, content.omission]),
+        filter(None, [view.more, view.omission]),
         _format_excerpt(content.excerpt),
         (f"{key} = {value}" for key, value in content.labels),
-        [f"Sent by keypulse for the receiver {content.receiver}.", *_format_links(content.group_links, "")],
-        ["Escalate to", *(f"  {role}: {address}" for role, address in content.contacts.items())]
-        if content.contacts
-        else [],
+        [f"Sent by keypulse for the receiver {content.receiver}.", *_format_links(view.group_links, "")],
+        ["Escalate to", *(f"  {role}: {address}" for role, address in view.contacts.items())] if view.contacts else [],
     ]
     return "\n\n".join(filter(None, map("\n".join, paragraphs))) + "\n"
 
@@ -304,13 +254,13 @@ def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> 
     mail = EmailMessage(policy=_POLICY)
     mail["From"] = sender
     mail["To"] = ", ".join(recipients)
-    mail["Subject"] = format_subject(message)
+    content = build_content(message)
+    mail["Subject"] = _format_subject(content.view)
     mail["Date"] = message.task.accepted_at
     mail["Message-ID"] = _build_message_id(sender.domain, delivery_id, *sorted(recipients))
     _add_thread(mail, message, sender.domain, recipients)
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office answers
     mail["List-ID"] = f"keypulse alerts <keypulse.{sender.domain}>"
-    content = build_content(message)
     chart_id = _build_message_id(sender.domain, "chart", delivery_id)
     # Quoted-printable: no line is too long and no byte over 127, whatever the server can take.
     mail.set_content(build_plain_text(content), cte="quoted-printable")
@@ -323,14 +273,13 @@ def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> 
     return mail
 
 
-def format_subject(message: Message) -> str:
+def _format_subject(view: text.View) -> str:
     """The cause with its state, then the class; without numbers, so that repeats have the same.
 
     Commas, since a header in ASCII is readable everywhere, even in a notification of a small program.
     """
-    headline = text.format_class(message).replace(" · ", ", ")
-    subject = text.format_subject(message)
-    return text.truncate(f"{subject} [{headline}]" if headline else subject.replace(" · ", ", "), MAX_SUBJECT)
+    headline = view.headline.replace(" · ", ", ")
+    return text.truncate(f"{view.subject} [{headline}]" if headline else view.subject.replace(" · ", ", "), MAX_SUBJECT)
 
 
 def _add_thread(mail: EmailMessage, message: Message, domain: str, recipients: Sequence[str]) -> None:
@@ -352,18 +301,10 @@ def _add_chart(mail: EmailMessage, chart: bytes, chart_id: str) -> None:
 
 
 def _build_html(event: Event, content: MailContent, chart_id: str) -> str:
-    return _TEMPLATE.render(
-        content=content,
-        colour=_choose_colour(event),
-        chart_url=f"cid:{chart_id.strip('<>')}" if content.has_chart else "",
-    )
-
-
-def _choose_colour(event: Event) -> str:
-    """Behind white text, at a contrast of 5 and more."""
-    if text.is_resolved(event):
-        return "#1a7f37"
-    return "#96540a" if text.find_worst_severity(event) in {text.Severity.WARNING, text.Severity.INFO} else "#b3261e"
+    # Behind white text, at a contrast of 5 and more.
+    colour = "#1a7f37" if text.is_resolved(event) else "#b3261e" if content.view.is_urgent else "#96540a"
+    chart_url = f"cid:{chart_id.strip('<>')}" if content.has_chart else ""
+    return _TEMPLATE.render(content=content, view=content.view, colour=colour, chart_url=chart_url)
 
 
 def _build_message_id(domain: str, *parts: str) -> str:

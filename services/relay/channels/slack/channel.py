@@ -8,35 +8,22 @@ The bot needs the scope `chat:write`. With `channels:history` (`groups:history` 
 searches for a post whose reply was lost before it posts again; without it, the second post is marked as a repeat.
 `find_post` documents when `channels:read` and `groups:read` are needed as well; with a channel's ID they never are.
 With `files:write` it uploads charts, and texts that are too long for a reply.
-
-Checks of a channel of Slack: its token, the bot's scopes, and whether the bot is a member. Nothing is posted.
-
-`auth.test` needs no scope; the scopes of a token are in the header `X-OAuth-Scopes` of each answer. What lists channels
-needs `channels:read`, and `groups:read` for private ones.
-https://docs.slack.dev/reference/methods/auth.test, https://docs.slack.dev/reference/methods/conversations.info
-
-Edits the first message of an episode as the incident changes; where it was deleted, another one takes its place.
-
-https://docs.slack.dev/reference/methods/chat.update
 """
 
 import hashlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
 from pydantic import BeforeValidator, model_validator
-from slack_sdk.web.async_client import AsyncWebClient
 
 from services.relay.channels.port import (
     Attempt,
     Channel,
-    ChannelSettings,
     MessageRate,
     Progress,
     Receipt,
@@ -44,17 +31,16 @@ from services.relay.channels.port import (
     SendReason,
     SendScope,
 )
+from services.relay.channels.posting import HttpChannelSettings
 from services.relay.channels.requests import (
     ProviderCall,
     build_in_thread_if_large,
     call_provider,
     check_current_lease,
+    create_check,
     create_read_only_call,
-    mask_reply,
     read_secret,
-    report_send_errors,
 )
-from services.relay.channels.slack.codes import SLACK_CODES
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
 from services.relay.channels.slack.message import (
     MAX_INCIDENTS,
@@ -79,11 +65,11 @@ from services.relay.channels.slack.web_api import (
     EDIT_REFUSED,
     EDIT_WINDOW_CLOSED,
     MESSAGE_MISSING,
+    SLACK_CODES,
     THREAD_ERRORS,
     SlackApi,
     SlackError,
     build_invalid_reply_error,
-    create_client,
     send_with_blocks,
 )
 from services.relay.http import HttpSession, encode_json
@@ -92,179 +78,10 @@ from shared.check import Check, CheckError
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import FilePath, ProviderUrl
-from shared.net.egress import EgressSettings
-
-_READ_SCOPES: Final = dict(zip(CHANNEL_KINDS, ("channels:read", "groups:read"), strict=True))
-_SEARCH_SCOPES: Final = frozenset({"channels:history", "groups:history"})
-_HINTS: Final = {SendReason.UNAUTHORIZED: "copy the app's bot token (xoxb-…) into `token_file`"}
-
-
-@contextmanager
-def _report_slack_errors() -> Iterator[None]:
-    """Turn what Slack answers into a CheckError with the meaning of its code."""
-    with report_send_errors(_HINTS):
-        try:
-            yield
-        except SlackError as error:
-            if (code := SLACK_CODES.get(error.code)) is None:
-                raise
-            raise CheckError(f"{error}: {code.meaning}", code.action or _HINTS[SendReason.UNAUTHORIZED]) from None
-
-
-async def check_token(api: SlackApi) -> str:
-    """Check that Slack accepts the token, and that the bot may post. Raises CheckError."""
-    with _report_slack_errors():
-        answer = await api.post("auth.test", {})
-    scopes = api.granted_scopes
-    if scopes is not None and "chat:write" not in scopes:
-        raise CheckError("the bot lacks the scope chat:write", _describe_reinstallation(["chat:write"]))
-    detail = f"bot {answer.get('user')} of {answer.get('team')}"
-    if scopes is not None and scopes.isdisjoint(_SEARCH_SCOPES):
-        detail += "; without channels:history a post whose answer is lost is repeated"
-    if scopes is not None and "files:write" not in scopes:
-        detail += "; without files:write a text that does not fit into its thread is cut, and there are no charts"
-    return detail
-
-
-async def check_slack_channel(api: SlackApi, channel: str, channel_id: str | None) -> str:
-    """Check that the channel exists, and that the bot may post there. Raises CheckError.
-
-    Args:
-        api: the workspace.
-        channel: as in the configuration.
-        channel_id: its ID, where that is in the configuration.
-    """
-    with _report_slack_errors():
-        found = await (_read_channel(api, channel_id) if channel_id else _find_by_name(api, channel))
-    if found.get("is_archived"):
-        raise CheckError(f"{channel} is archived", "unarchive it, or set another `channel`")
-    if not found.get("is_member"):
-        if found.get("is_private") or "chat:write.public" not in (api.granted_scopes or ()):
-            answer = await api.post("auth.test", {})
-            raise CheckError(f"the bot is not a member of {channel}", describe_invitation(channel, answer.get("user")))
-        return f"the bot posts into {channel} without being a member, by chat:write.public"
-    return f"the bot is a member of {channel}"
-
-
-async def _read_channel(api: SlackApi, channel_id: str) -> Mapping[str, Any]:
-    try:
-        answer = await api.read("conversations.info", {"channel": channel_id})
-    except SlackError as error:
-        if error.code == "channel_not_found":
-            raise _build_unknown_channel_error(channel_id) from None
-        if error.code == "missing_scope":
-            raise _build_scope_error(channel_id, _READ_SCOPES.values()) from None
-        raise
-    channel = answer.get("channel")
-    return channel if isinstance(channel, dict) else {}
-
-
-async def _find_by_name(api: SlackApi, channel: str) -> Mapping[str, Any]:
-    missing_scopes = []
-    for kind, scope in _READ_SCOPES.items():
-        try:
-            found = await find_channel(api, channel.removeprefix("#"), kind, include_archived=True)
-        except SlackError as error:
-            if error.code != "missing_scope":
-                raise
-            missing_scopes.append(scope)
-            continue
-        if found is NotFound.UNKNOWN:
-            hint = f"set the ID of the channel, and, if the bot is no member, {describe_invitation(channel)}"
-            raise CheckError(f"{channel} is not among the first thousands of channels", hint)
-        if not isinstance(found, NotFound):
-            return found
-    if missing_scopes:
-        raise _build_scope_error(channel, missing_scopes)
-    raise _build_unknown_channel_error(channel)
-
-
-def describe_invitation(channel: str, bot: object = None) -> str:
-    """How the bot becomes a member of the channel, as in the configuration; `bot` is its name, if that is known."""
-    return f"invite the bot: type in {channel}: /invite @{bot or 'NAME-OF-THE-BOT'}"
-
-
-def _build_unknown_channel_error(channel: str) -> CheckError:
-    hint = f"correct `channel`, or, for a private one, {describe_invitation(channel)}"
-    return CheckError(f"there is no channel {channel} that the bot sees", hint)
-
-
-def _describe_reinstallation(scopes: Iterable[str]) -> str:
-    return f"add {' and '.join(scopes)} to the app's bot scopes, and install the app again"
-
-
-def _build_scope_error(channel: str, scopes: Collection[str]) -> CheckError:
-    return CheckError(
-        f"whether the bot is in {channel} cannot be read without {' and '.join(scopes)}",
-        f"{describe_invitation(channel)}, and run send-test, or {_describe_reinstallation(scopes)}",
-    )
-
-
-async def edit_first_message(
-    api: SlackApi,
-    call: ProviderCall,
-    message: Message,
-    find_post: Callable[[Message], Awaitable[Receipt | None]],
-    post: Callable[[Message], Awaitable[Receipt]],
-) -> Receipt:
-    """Edits the first message; one that is gone is posted again. The receipt is that of the one that is there.
-
-    A digest without a receipt, since its answer was lost, is searched for. Where it is not found, its incidents have
-    other messages, so nothing is posted, and the receipt is empty.
-
-    Args:
-        api: of the attempt.
-        call: the attempt itself.
-        message: what the first message is to show.
-        find_post: searches for an earlier post of a message.
-        post: posts a message.
-
-    Raises:
-        SendError: it shows something else still.
-    """
-    receipt = message.task.first_receipt or {}
-    if receipt and await _update(api, call, message, receipt):
-        return receipt
-    first = replace(message, task=message.task._replace(first_receipt={}))
-    found = await find_post(first)  # an earlier attempt may have posted it again already
-    # It may be what Slack keeps of a deleted message that has replies.
-    if found is not None and await _update(api, call, message, found):
-        return found
-    return await post(first) if receipt else {}
-
-
-async def _update(api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> bool:
-    """False where the message is gone."""
-    try:
-        await update_post(api, call, message, receipt)
-    except SlackError as error:
-        if error.code == EDIT_WINDOW_CLOSED:
-            raise SendError(SendReason.REJECTED, SendScope.MESSAGE, str(error)) from None
-        if error.code not in MESSAGE_MISSING:
-            raise
-        return False
-    return True
-
-
-async def update_post(api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> None:
-    """Has the post of a receipt show a message. Raises SendError."""
-    arguments = await build_in_thread_if_large(message, lambda: _build_update(message, receipt))
-    await send_with_blocks(api, call, "chat.update", arguments, is_digest=bool(message.digest))
-
-
-def _build_update(message: Message, receipt: Receipt) -> dict[str, Any]:
-    """Text and blocks both, since what is left out is removed; the metadata stays."""
-    post = build_post(message, "none")
-    return {
-        "channel": receipt.get("channel", ""),
-        "ts": receipt.get("ts", ""),
-        "text": cut_for_edit(post.text),
-        "blocks": post.blocks,
-        "parse": "none",
-    }
-
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 _OWN_API_URL: Final = "https://slack.com/api/"
 _CHANNEL_ID = "[CDG][A-Z0-9]{2,}"
@@ -314,7 +131,7 @@ WebhookUrlPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _
 """A file with the URL of an incoming webhook, likewise."""
 
 
-class SlackSettings(EgressSettings, ChannelSettings):
+class SlackSettings(HttpChannelSettings):
     """A channel of a Slack workspace: with the token of a bot that is a member of it, or by an incoming webhook."""
 
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
@@ -348,26 +165,21 @@ class SlackSettings(EgressSettings, ChannelSettings):
         return hashlib.sha256(f"{self.api_url} {self.token_file}".encode()).hexdigest()[:16]
 
     def has_address(self, receipt: Receipt) -> bool:
-        """See the base; what an incoming webhook posted, nobody finds again."""
+        """What an incoming webhook posted, nobody finds again."""
         return self.token_file is not None and bool(receipt.get("ts"))
 
     @property
     def destination(self) -> str:
-        """See the base."""
         return self.channel or "the channel of the incoming webhook"
 
     @property
     def limitations(self) -> tuple[str, ...]:
-        """See the base."""
         return LIMITATIONS if self.webhook_url_file else ()
 
     def connect(self, timeout: float) -> Channel:
-        """The channel, with `timeout` seconds for a whole send."""
         if self.webhook_url_file is None:
             return SlackChannel(self, timeout)
-        return IncomingWebhookChannel(
-            self.webhook_url_file, self.mention, timeout, self, allow_remote_insecure=self.allow_remote_insecure
-        )
+        return IncomingWebhookChannel(self, self.webhook_url_file, self.mention, timeout)
 
 
 class _Content(NamedTuple):
@@ -378,9 +190,8 @@ class _Content(NamedTuple):
     details: str
     """What does not fit into them; empty if they have everything."""
     excerpt: tuple[Block, ...]
-    """The runbook's text; of the first message of an episode."""
+    """The runbook's text, and the chart: of the first message of an episode, so that they do not fill the thread."""
     chart: bytes | None
-    """Likewise: the thread is not filled with pictures."""
 
     @property
     def has_more(self) -> bool:
@@ -400,7 +211,6 @@ class SlackChannel:
         self._channel_name = settings.channel
         self._token = SecretFile(settings.token_file)
         self._session = HttpSession("Slack", check_current_lease, settings)
-        self._client: AsyncWebClient | None = None
         self._channel_id = self._channel_name if re.fullmatch(_CHANNEL_ID, self._channel_name) else None
         """The channel's ID; None while unknown."""
 
@@ -412,48 +222,60 @@ class SlackChannel:
         is_thread_refused = attempt.progress.get("thread") == "refused"
         message = _remove_thread(attempt.message) if is_thread_refused else attempt.message
         async with call_provider(attempt, "Slack", self._timeout) as call:
-            token = read_secret(self._token)
-            api = SlackApi(self._get_client(token), token, call, self._clock())
+            api = self._open_api(call)
             receipt = {key: value for key, value in attempt.progress.items() if key != "thread"}
             if receipt:  # an earlier attempt sent it, and not all that belongs to it
                 content = await self._build_content(call, message)
             else:
-                found, content = await self._send_message(api, call, attempt, message, token)
+                found, content = await self._send_message(api, call, attempt, message)
                 receipt = dict(found)
                 self._channel_id = receipt["channel"] or self._channel_id
                 if content.has_more:
                     await attempt.save_progress({**attempt.progress, **receipt})
-            if content.has_more:
-                await self._add_to_thread(api, call, message, content, receipt, maybe_sent=attempt.maybe_sent)
+            thread = Thread(
+                api,
+                PostLocation(receipt["channel"], find_thread(message) or receipt["ts"]),
+                lambda: call.before_request(encode_json(content.arguments)),
+            )
+            if content.excerpt:
+                await thread.add_excerpt(message, content.excerpt, maybe_sent=attempt.maybe_sent)
+            if content.details:
+                await thread.add_details(message, content.details, maybe_sent=attempt.maybe_sent)
+            if content.chart:
+                await thread.add_chart(message, content.chart)
         return receipt
 
     async def edit(self, attempt: Attempt) -> Receipt:
-        """Edits the first message; one that is gone is posted again. The receipt is that of the one that is there."""
+        """Edits the first message; one that is gone is posted again. The receipt is that of the one that is there.
+
+        A digest without a receipt, since its answer was lost, is searched for. Where it is not found, its incidents
+        have other messages, so nothing is posted, and the receipt is empty.
+        https://docs.slack.dev/reference/methods/chat.update
+        """
         message = attempt.message
         async with call_provider(attempt, "Slack", self._timeout) as call:
-            token = read_secret(self._token)
-            api = SlackApi(self._get_client(token), token, call, self._clock())
-
-            channel_id = (message.task.first_receipt or {}).get("channel") or self._channel_id
-
-            async def post(first: Message) -> Receipt:
-                content = await self._build_content(call, first)
-                if channel_id:  # it may be the message of a channel that has another name by now
-                    content.arguments["channel"] = channel_id
-                return _build_receipt(await self._post(api, call, message, content), token)
-
-            async def find(first: Message) -> Receipt | None:
-                found = await self._find_post(api, call, first, channel_id=channel_id)
-                return found and _build_found(found)
-
-            return await edit_first_message(api, call, message, find, post)
+            api = self._open_api(call)
+            receipt = message.task.first_receipt or {}
+            if receipt and await _update_unless_missing(api, call, message, receipt):
+                return receipt
+            first = replace(message, task=message.task._replace(first_receipt={}))
+            channel_id = receipt.get("channel") or self._channel_id
+            # An earlier attempt may have posted it again already; or it may be what Slack keeps of a deleted message
+            # that has replies.
+            found = await self._find_post(api, call, first, channel_id=channel_id)
+            if found is not None and await _update_unless_missing(api, call, message, _build_found(found)):
+                return _build_found(found)
+            if not receipt:
+                return {}
+            content = await self._build_content(call, first)
+            if channel_id:  # it may be the message of a channel that has another name by now
+                content.arguments["channel"] = channel_id
+            return api.read_location(await self._post(api, call, message, content))
 
     async def find_address(self, receipt: Receipt) -> str:
         """The permalink of a post: https://docs.slack.dev/reference/methods/chat.getPermalink. It needs no scope."""
-        token = read_secret(self._token)
-        api = SlackApi(self._get_client(token), token, create_read_only_call(), self._clock())
         arguments = {"channel": receipt.get("channel", ""), "message_ts": receipt.get("ts", "")}
-        answer = await api.read("chat.getPermalink", arguments)
+        answer = await self._open_api(create_read_only_call()).read("chat.getPermalink", arguments)
         address = answer.get("permalink")
         if not isinstance(address, str) or not address.startswith(("https://", "http://")):
             raise build_invalid_reply_error()
@@ -466,32 +288,51 @@ class SlackChannel:
         return "\n".join(map(encode_json, [content.arguments, *([reply] if content.excerpt else [])]))
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the token, and those of proxy and authorities."""
         return self._token.read_stamp(), self._session.read_file_stamps()
 
     def list_checks(self, key: str) -> Sequence[Check]:
-        """The token with the bot's scopes, and the channel with the bot's membership."""
+        """The token with the bot's scopes, and the channel with the bot's membership. Nothing is posted."""
         token = f"{key} bot token"
         return [
-            Check(token, lambda: check_token(self._open_for_checks()), depends_on=f"{key}.token_file"),
-            Check(
-                f"{key} channel",
-                lambda: check_slack_channel(self._open_for_checks(), self._channel_name, self._channel_id),
-                depends_on=token,
-            ),
+            create_check(token, self._check_token, f"{key}.token_file", _HINTS),
+            create_check(f"{key} channel", self._check_channel, token, _HINTS),
         ]
 
-    def _open_for_checks(self) -> SlackApi:
-        with report_send_errors():
-            token = read_secret(self._token)
-        return SlackApi(self._get_client(token), token, create_read_only_call(), self._clock())
-
     async def close(self) -> None:
-        """Closes its connections."""
         await self._session.close()
 
+    def _open_api(self, call: ProviderCall) -> SlackApi:
+        return SlackApi(self._session, self._settings.api_url, read_secret(self._token), call, self._clock())
+
+    async def _check_token(self) -> str:
+        api = self._open_api(create_read_only_call())
+        answer = await _explain_errors(api.post("auth.test", {}))  # it needs no scope
+        scopes = api.granted_scopes
+        if scopes is not None and "chat:write" not in scopes:
+            raise CheckError("the bot lacks the scope chat:write", _describe_reinstallation(["chat:write"]))
+        detail = f"bot {answer.get('user')} of {answer.get('team')}"
+        if scopes is not None and scopes.isdisjoint({"channels:history", "groups:history"}):
+            detail += "; without channels:history a post whose answer is lost is repeated"
+        if scopes is not None and "files:write" not in scopes:
+            detail += "; without files:write a text that does not fit into its thread is cut, and there are no charts"
+        return detail
+
+    async def _check_channel(self) -> str:
+        api, name = self._open_api(create_read_only_call()), self._channel_name
+        found = await _explain_errors(
+            _read_channel(api, self._channel_id) if self._channel_id else _find_by_name(api, name)
+        )
+        if found.get("is_archived"):
+            raise CheckError(f"{name} is archived", "unarchive it, or set another `channel`")
+        if found.get("is_member"):
+            return f"the bot is a member of {name}"
+        if found.get("is_private") or "chat:write.public" not in (api.granted_scopes or ()):
+            answer = await api.post("auth.test", {})
+            raise CheckError(f"the bot is not a member of {name}", _describe_invitation(name, answer.get("user")))
+        return f"the bot posts into {name} without being a member, by chat:write.public"
+
     async def _send_message(
-        self, api: SlackApi, call: ProviderCall, attempt: Attempt, message: Message, token: str
+        self, api: SlackApi, call: ProviderCall, attempt: Attempt, message: Message
     ) -> tuple[Receipt, _Content]:
         """The receipt of the message, which is posted unless an earlier attempt did it, and what was posted."""
         found = await self._find_sent(api, call, attempt, message)
@@ -506,7 +347,7 @@ class SlackChannel:
             await attempt.save_progress(_THREAD_REFUSED)  # so that the next attempt searches where the post is
             content = await self._build_content(call, _remove_thread(message))
             answer = await self._post(api, call, message, content)
-        return _build_receipt(answer, token), content
+        return api.read_location(answer), content
 
     async def _find_sent(self, api: SlackApi, call: ProviderCall, attempt: Attempt, message: Message) -> Receipt | None:
         """The receipt of what an earlier attempt posted.
@@ -531,7 +372,7 @@ class SlackChannel:
                 break
             try:
                 if found.delivery_id != task.delivery_id:
-                    await update_post(api, call, message, _build_found(found))
+                    await _update_post(api, call, message, _build_found(found))
             except SlackError as error:
                 if error.code not in MESSAGE_MISSING | EDIT_REFUSED:
                     raise
@@ -547,7 +388,7 @@ class SlackChannel:
             return await send_with_blocks(api, call, "chat.postMessage", content.arguments, is_digest=is_digest)
         except SlackError as error:
             if error.code == "not_in_channel":
-                error.hint = describe_invitation(self._channel_name)
+                error.hint = _describe_invitation(self._channel_name)
             channel_id = (message.task.first_receipt or {}).get("channel") or self._channel_id
             if error.code != "channel_not_found" or channel_id in {None, self._channel_name}:
                 raise
@@ -559,31 +400,6 @@ class SlackChannel:
             hint="configure the new name, or the ID",
         )
         return answer
-
-    async def _add_to_thread(
-        self,
-        api: SlackApi,
-        call: ProviderCall,
-        message: Message,
-        content: _Content,
-        receipt: Receipt,
-        *,
-        maybe_sent: bool,
-    ) -> None:
-        """Adds the runbook's text, what does not fit into the message, and its chart. Raises SendError."""
-        thread = Thread(
-            api,
-            self._session.open(),
-            self._settings.api_url,
-            PostLocation(receipt["channel"], find_thread(message) or receipt["ts"]),
-            lambda: call.before_request(encode_json(content.arguments)),
-        )
-        if content.excerpt:
-            await thread.add_excerpt(message, content.excerpt, maybe_sent=maybe_sent)
-        if content.details:
-            await thread.add_details(message, content.details, maybe_sent=maybe_sent)
-        if content.chart:
-            await thread.add_chart(message, content.chart)
 
     async def _build_content(self, call: ProviderCall, message: Message) -> _Content:
         return await build_in_thread_if_large(
@@ -606,11 +422,6 @@ class SlackChannel:
             return None
         return post
 
-    def _get_client(self, token: str) -> AsyncWebClient:
-        if self._client is None or self._client.token != token:
-            self._client = create_client(self._session.open(), self._settings.api_url, token)
-        return self._client
-
     def _build_arguments(self, message: Message, *, may_be_a_repeat: bool) -> _Content:
         post = build_post(message, self._settings.mention, may_be_a_repeat=may_be_a_repeat)
         thread = find_thread(message)
@@ -630,10 +441,6 @@ class SlackChannel:
         return _Content(arguments, post.details, post.excerpt if is_first else (), message.chart if is_first else None)
 
 
-def _build_receipt(answer: Mapping[str, Any], token: str) -> Receipt:
-    return {key: mask_reply(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
-
-
 def _build_found(post: PostLocation) -> Receipt:
     return {"channel": post.channel, "ts": post.ts, "found": "yes"}
 
@@ -642,3 +449,92 @@ def _remove_thread(message: Message) -> Message:
     """The message outside of the thread; it is still not the first of its episode, and so it mentions nobody."""
     receipt = {**(message.task.first_receipt or {}), "ts": ""}
     return replace(message, task=message.task._replace(first_receipt=receipt))
+
+
+async def _update_unless_missing(api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> bool:
+    """Whether the post is there, which then shows the message."""
+    try:
+        await _update_post(api, call, message, receipt)
+    except SlackError as error:
+        if error.code == EDIT_WINDOW_CLOSED:
+            raise SendError(SendReason.REJECTED, SendScope.MESSAGE, str(error)) from None
+        if error.code not in MESSAGE_MISSING:
+            raise
+        return False
+    return True
+
+
+async def _update_post(api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> None:
+    """Text and blocks both, since what is left out is removed; the metadata stays."""
+    post = await build_in_thread_if_large(message, lambda: build_post(message, "none"))
+    location = {"channel": receipt.get("channel", ""), "ts": receipt.get("ts", "")}
+    arguments = {**location, "text": cut_for_edit(post.text), "blocks": post.blocks, "parse": "none"}
+    await send_with_blocks(api, call, "chat.update", arguments, is_digest=bool(message.digest))
+
+
+_READ_SCOPES: Final = dict(zip(CHANNEL_KINDS, ("channels:read", "groups:read"), strict=True))
+_HINTS: Final = {SendReason.UNAUTHORIZED: "copy the app's bot token (xoxb-…) into `token_file`"}
+
+
+async def _explain_errors(calling: Awaitable[T]) -> T:
+    """What a call answers. Raises CheckError with the meaning of Slack's code, where it is known."""
+    try:
+        return await calling
+    except SlackError as error:
+        if (code := SLACK_CODES.get(error.code)) is None:
+            raise
+        raise CheckError(f"{error}: {code.meaning}", code.action or _HINTS[SendReason.UNAUTHORIZED]) from None
+
+
+async def _read_channel(api: SlackApi, channel_id: str) -> Mapping[str, Any]:
+    try:
+        answer = await api.read("conversations.info", {"channel": channel_id})
+    except SlackError as error:
+        if error.code == "channel_not_found":
+            raise _build_unknown_channel_error(channel_id) from None
+        if error.code == "missing_scope":
+            raise _build_scope_error(channel_id, _READ_SCOPES.values()) from None
+        raise
+    channel = answer.get("channel")
+    return channel if isinstance(channel, dict) else {}
+
+
+async def _find_by_name(api: SlackApi, channel: str) -> Mapping[str, Any]:
+    missing_scopes = []
+    for kind, scope in _READ_SCOPES.items():
+        try:
+            found = await find_channel(api, channel.removeprefix("#"), kind, include_archived=True)
+        except SlackError as error:
+            if error.code != "missing_scope":
+                raise
+            missing_scopes.append(scope)
+            continue
+        if found is NotFound.UNKNOWN:
+            hint = f"set the ID of the channel, and, if the bot is no member, {_describe_invitation(channel)}"
+            raise CheckError(f"{channel} is not among the first thousands of channels", hint)
+        if not isinstance(found, NotFound):
+            return found
+    if missing_scopes:
+        raise _build_scope_error(channel, missing_scopes)
+    raise _build_unknown_channel_error(channel)
+
+
+def _describe_invitation(channel: str, bot: object = None) -> str:
+    """How the bot becomes a member of the channel, as in the configuration; `bot` is its name, if that is known."""
+    return f"invite the bot: type in {channel}: /invite @{bot or 'NAME-OF-THE-BOT'}"
+
+
+def _build_unknown_channel_error(channel: str) -> CheckError:
+    hint = f"correct `channel`, or, for a private one, {_describe_invitation(channel)}"
+    return CheckError(f"there is no channel {channel} that the bot sees", hint)
+
+
+def _describe_reinstallation(scopes: Iterable[str]) -> str:
+    return f"add {' and '.join(scopes)} to the app's bot scopes, and install the app again"
+
+
+def _build_scope_error(channel: str, scopes: Collection[str]) -> CheckError:
+    return CheckError(
+        f"whether the bot is in {channel} cannot be read without {' and '.join(scopes)}",
+        f"{_describe_invitation(channel)}, and run send-test, or {_describe_reinstallation(scopes)}",
+    )

@@ -1,9 +1,4 @@
-"""Uploads a file into a thread, in Slack's three steps; the bot needs the scope `files:write`.
-
-https://docs.slack.dev/messaging/working-with-files#uploading_files. The bytes go to the address that Slack answers
-with, which is on another host than its Web API.
-
-Whether Slack has a post of a delivery already: where it is, that it is absent, or that this cannot be found out.
+"""What belongs to a message of Slack: where it was posted, and what goes into its thread.
 
 Slack has no idempotency key, but stores the metadata of a post for everybody who may read the channel: the
 bot needs the scope `channels:history`, and `groups:history` for a private channel, and must be a member. The methods
@@ -12,7 +7,6 @@ by its name, which needs `channels:read`, and `groups:read` for a private channe
 https://docs.slack.dev/reference/methods/conversations.history
 
 What a message has no place for goes into its thread: the runbook's text, a long text, which may be a file, a chart.
-
 Nothing of it holds a message back for long: what Slack refuses is left out, or cut. Without the scope `files:write` a
 long text is cut to what one reply holds, and there is no chart.
 """
@@ -21,12 +15,11 @@ import asyncio
 import io
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-import aiohttp
 import structlog
 
 from services.relay.channels.port import SendError, SendReason, SendScope
@@ -34,18 +27,16 @@ from services.relay.channels.slack.message import Block, build_context_text, bui
 from services.relay.channels.slack.web_api import TOKEN_ERRORS, SlackApi, SlackError
 from services.relay.http import read_text, translate_connection_errors
 from services.relay.model import Message
-from services.relay.text import format_title, truncate
+from services.relay.text import fit_first, format_title, truncate
 
 EVENT_TYPE: Final = "keypulse_delivery"
 _CLOCK_MARGIN: Final = 60.0
 """Seconds before the acceptance of a message from which on it is searched for."""
 _MAX_PAGES: Final = 5
 _MESSAGES_PER_PAGE: Final = 200
-"""On a page."""
 _MAX_TS: Final = 200
 """Characters of a `ts` that are kept; Slack's have 17."""
-_CHANNELS_PER_PAGE: Final = 999
-"""On a page; Slack's limit."""
+_CHANNELS_PER_PAGE: Final = 999  # Slack's limit
 CHANNEL_KINDS: Final = ("public_channel", "private_channel")
 TEMPORARY: Final = {SendReason.TIMEOUT, SendReason.CONNECTION, SendReason.RATE_LIMITED, SendReason.SERVER_ERROR}
 
@@ -217,33 +208,6 @@ async def _find_first(
 _SLACK_HOSTS: Final = (".slack.com", ".slack-files.com", ".slack-edge.com", ".slack-gov.com")
 
 
-class Upload(NamedTuple):
-    """A file."""
-
-    name: str
-    title: str
-    content: bytes
-
-
-async def upload_file(
-    api: SlackApi, session: aiohttp.ClientSession, api_url: str, upload: Upload, thread: PostLocation
-) -> None:
-    """Uploads a file and shares it in a thread. Raises SendError."""
-    reserved = await api.read(
-        "files.getUploadURLExternal", {"filename": upload.name, "length": len(upload.content), "alt_txt": upload.title}
-    )
-    url = _check_upload_url(str(reserved.get("upload_url") or ""), api_url)
-    with translate_connection_errors("Slack"):
-        async with session.post(url, data=io.BytesIO(upload.content)) as response:
-            if response.status != 200:
-                await read_text(response)
-                detail = f"Slack refused the bytes of a file: HTTP {response.status}"
-                raise SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail)
-    files = json.dumps([{"id": str(reserved.get("file_id") or ""), "title": upload.title}])
-    arguments = {"files": files, "channel_id": thread.channel, "thread_ts": thread.ts}
-    await api.submit("files.completeUploadExternal", arguments)
-
-
 def _check_upload_url(url: str, api_url: str) -> str:
     """An address of Slack, or of whatever stands in for it. Raises SendError for another one."""
     try:
@@ -268,33 +232,24 @@ _CUT_REMARK: Final = "This text is cut. With the scope files:write the bot uploa
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Thread:
+class Thread(NamedTuple):
     """The thread of a message, and what posts to it."""
 
     api: SlackApi
-    session: aiohttp.ClientSession
-    api_url: str
     location: PostLocation
     """Of the message that it begins with."""
     before_request: Callable[[], None]
     """Called before each post; raises DeliveryLeaseLostError."""
 
     async def add_excerpt(self, message: Message, excerpt: Sequence[Block], *, maybe_sent: bool) -> None:
-        """Adds the runbook's text; arguments and errors as of `add_details`."""
+        """Adds the runbook's text; see `add_details`."""
         if not (maybe_sent and await self._has_part(message, EXCERPT)):
             await self._reply(message, excerpt, EXCERPT)
 
     async def add_details(self, message: Message, details: str, *, maybe_sent: bool) -> None:
-        """Adds a text of any length.
+        """Adds a text of any length and content, unless an earlier attempt did.
 
-        Args:
-            message: which it belongs to.
-            details: without mark-up.
-            maybe_sent: whether an earlier attempt may have added it.
-
-        Raises:
-            SendError: a temporary error; the next attempt can add it.
+        Raises SendError where the next attempt can add it.
         """
         if maybe_sent and await self._has_part(message, _DETAILS):
             return
@@ -302,7 +257,7 @@ class Thread:
             await self._reply(message, build_paragraphs(details), _DETAILS)
             return
         try:
-            await self._upload(Upload("alerts.txt", format_title(message), details.encode(errors="replace")))
+            await self._upload("alerts.txt", format_title(message), details.encode(errors="replace"))
         except SendError as error:
             if error.reason in TEMPORARY:
                 raise
@@ -314,7 +269,7 @@ class Thread:
         """Adds a picture, unless that fails: the message is there without it."""
         try:
             async with asyncio.timeout(_CHART_SECONDS):
-                await self._upload(Upload("chart.png", format_title(message), chart))
+                await self._upload("chart.png", format_title(message), chart)
         except (SendError, TimeoutError) as error:
             log.warning("chart could not be uploaded to Slack", error=str(error) or "no answer in time")
 
@@ -335,9 +290,25 @@ class Thread:
                 raise
             log.warning("reply in the thread was refused by Slack", error=str(error))
 
-    async def _upload(self, upload: Upload) -> None:
-        """Takes no token of the channel's rate: that of files is another one, of the whole app."""
-        await upload_file(self.api, self.session, self.api_url, upload, self.location)
+    async def _upload(self, name: str, title: str, content: bytes) -> None:
+        """Uploads a file and shares it, in Slack's three steps; the bot needs the scope `files:write`.
+
+        The bytes go to the address that Slack answers with, which is on another host than its Web API. It takes no
+        token of the channel's rate: that of files is another one, of the whole app. Raises SendError.
+        https://docs.slack.dev/messaging/working-with-files#uploading_files
+        """
+        file = {"filename": name, "length": len(content), "alt_txt": title}
+        reserved = await self.api.read("files.getUploadURLExternal", file)
+        url = _check_upload_url(str(reserved.get("upload_url") or ""), self.api.url)
+        with translate_connection_errors("Slack"):
+            async with self.api.session.open().post(url, data=io.BytesIO(content)) as response:
+                if response.status != 200:
+                    await read_text(response)
+                    detail = f"Slack refused the bytes of a file: HTTP {response.status}"
+                    raise SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail)
+        files = json.dumps([{"id": str(reserved.get("file_id") or ""), "title": title}])
+        location = {"channel_id": self.location.channel, "thread_ts": self.location.ts}
+        await self.api.submit("files.completeUploadExternal", {"files": files, **location})
 
 
 def build_reply(message: Message, blocks: Sequence[Block], part: str = EXCERPT) -> dict[str, Any]:
@@ -355,15 +326,8 @@ def build_reply(message: Message, blocks: Sequence[Block], part: str = EXCERPT) 
 
 def build_paragraphs(text: str) -> list[Block]:
     """The text as paragraphs without mark-up, as far as one reply holds them."""
-    blocks: list[Block] = []
-    left = MAX_REPLY
-    for piece in _split_text(text):
-        size = len(escape(piece, 6 * _MAX_PIECE))
-        if size > left:
-            break
-        blocks += build_section(piece)
-        left -= size
-    return blocks
+    pieces = fit_first(_split_text(text), MAX_REPLY, lambda piece: len(escape(piece, 6 * _MAX_PIECE)))
+    return [block for piece in pieces for block in build_section(piece)]
 
 
 def _split_text(text: str) -> Iterator[str]:

@@ -1,18 +1,15 @@
-"""Calls of Slack's Web API in one attempt, and what Slack's errors mean."""
+"""Slack's Web API, called in one attempt, and what Slack's errors mean, those of incoming webhooks included."""
 
 import json
-import logging
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-import aiohttp
 import structlog
-from slack_sdk.errors import SlackApiError
-from slack_sdk.web.async_client import AsyncWebClient
+from pydantic_core import from_json
 
 from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.channels.requests import ProviderCall, build_status_error, mask_reply, parse_date, parse_retry_after
-from services.relay.http import encode_json, translate_connection_errors
+from services.relay.http import HttpSession, encode_json, translate_connection_errors
 
 log = structlog.get_logger(__name__)
 
@@ -21,55 +18,45 @@ _REJECTED = (SendReason.REJECTED, SendScope.MESSAGE)
 _UNAUTHORIZED = (SendReason.UNAUTHORIZED, SendScope.CHANNEL)
 _MISCONFIGURED = (SendReason.MISCONFIGURED, SendScope.CHANNEL)
 
-TOKEN_ERRORS: Final = frozenset({"invalid_auth", "not_authed", "token_revoked", "token_expired", "account_inactive"})
-"""No method takes the token; other errors may be about one of them, such as a missing scope."""
 
-# https://docs.slack.dev/reference/methods/chat.postMessage, "Errors". They come as HTTP 200 with `ok: false`.
-ERROR_MEANINGS: dict[str, tuple[SendReason, SendScope]] = {
-    **dict.fromkeys(
-        ("ratelimited", "rate_limited", "message_limit_exceeded"), (SendReason.RATE_LIMITED, SendScope.ATTEMPT)
-    ),
-    **dict.fromkeys(
-        ("internal_error", "fatal_error", "request_timeout", "service_unavailable", "team_added_to_org"), _SERVER_ERROR
-    ),
-    **dict.fromkeys(
-        (
-            *("invalid_blocks", "invalid_blocks_format", "msg_too_long", "msg_blocks_too_long", "no_text"),
-            *(
-                "block_mismatch",
-                "invalid_arguments",
-                "invalid_arg_name",
-                "invalid_array_arg",
-                "invalid_charset",
-                "invalid_json",
-            ),
-            *("invalid_metadata_format", "invalid_metadata_schema", "metadata_too_large"),
-            *("json_not_object", "request_too_large"),
-        ),
+def _mean(meaning: tuple[SendReason, SendScope], codes: str) -> dict[str, tuple[SendReason, SendScope]]:
+    return dict.fromkeys(codes.split(), meaning)
+
+
+# https://docs.slack.dev/reference/methods/chat.postMessage, "Errors". They come as HTTP 200 with `ok: false`. And
+# https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks#handling_errors, in plain text.
+ERROR_MEANINGS: Final = {
+    **_mean((SendReason.RATE_LIMITED, SendScope.ATTEMPT), "ratelimited rate_limited message_limit_exceeded"),
+    **_mean(_SERVER_ERROR, "internal_error fatal_error request_timeout service_unavailable team_added_to_org"),
+    **_mean(
         _REJECTED,
+        """invalid_blocks invalid_blocks_format msg_too_long msg_blocks_too_long no_text block_mismatch
+        invalid_arguments invalid_arg_name invalid_array_arg invalid_charset invalid_json invalid_metadata_format
+        invalid_metadata_schema metadata_too_large json_not_object request_too_large
+        invalid_payload invalid_attachments too_many_attachments missing_text_or_fallback_or_attachments""",
     ),
-    **dict.fromkeys(
-        (
-            *TOKEN_ERRORS,
-            *("missing_scope", "no_permission", "access_denied", "not_allowed_token_type", "org_login_required"),
-            "ekm_access_denied",
-            *("enterprise_is_restricted", "team_access_not_granted", "two_factor_setup_required"),
-        ),
+    **_mean(
         _UNAUTHORIZED,
+        """invalid_auth not_authed token_revoked token_expired account_inactive missing_scope no_permission
+        access_denied not_allowed_token_type org_login_required ekm_access_denied enterprise_is_restricted
+        team_access_not_granted two_factor_setup_required
+        action_prohibited invalid_token posting_to_general_channel_denied""",
     ),
-    **dict.fromkeys(
-        (
-            *("channel_not_found", "not_in_channel", "is_archived", "is_inactive", "team_not_found"),
-            *("restricted_action", "restricted_action_read_only_channel", "restricted_action_thread_only_channel"),
-            *("messages_tab_disabled", "unknown_method", "method_deprecated", "deprecated_endpoint"),
-        ),
+    **_mean(
         _MISCONFIGURED,
+        """channel_not_found not_in_channel is_archived is_inactive team_not_found restricted_action
+        restricted_action_read_only_channel restricted_action_thread_only_channel messages_tab_disabled unknown_method
+        method_deprecated deprecated_endpoint
+        channel_is_archived user_not_found no_service no_service_id no_active_hooks no_team team_disabled""",
     ),
 }
 """The reason and the scope of each of Slack's errors.
 
 One that is not listed is tried again with backoff: the message does not become a dead letter, nor the channel down.
 """
+
+TOKEN_ERRORS: Final = frozenset({"invalid_auth", "not_authed", "token_revoked", "token_expired", "account_inactive"})
+"""No method takes the token; other errors may be about one of them, such as a missing scope."""
 
 THREAD_ERRORS: Final = frozenset(
     {
@@ -99,83 +86,67 @@ EDIT_REFUSED: Final = frozenset({"is_inactive", "is_archived", "channel_not_foun
 MAYBE_POSTED: Final = frozenset({"fatal_error", "internal_error"})
 
 
+_REINSTALL: Final = "install the app again, and copy its new token"
+_ASK: Final = "ask an administrator of the workspace"
+_COPY_URL: Final = "copy the whole URL of the webhook, or make a new one"
+
+
+class SlackCode(NamedTuple):
+    """One of Slack's codes."""
+
+    meaning: str
+    action: str = ""
+    """What to do; empty where that depends on the kind of token."""
+
+
+SLACK_CODES: Final = {
+    "invalid_auth": SlackCode("Slack does not know the token"),
+    "not_authed": SlackCode("Slack got no token"),
+    "not_allowed_token_type": SlackCode("it is a token of another kind"),
+    "account_inactive": SlackCode("the app was removed from the workspace", _REINSTALL),
+    "token_revoked": SlackCode("the token was revoked", _REINSTALL),
+    "token_expired": SlackCode("the token has expired", "turn token rotation off, and copy a new token"),
+    "no_permission": SlackCode("the token may not do this", _REINSTALL),
+    "access_denied": SlackCode("the token may not do this", _ASK),
+    "org_login_required": SlackCode("the workspace is moved to an organisation", "try again when that is done"),
+    "ekm_access_denied": SlackCode("an administrator has suspended the access to messages", _ASK),
+    "enterprise_is_restricted": SlackCode("the organisation does not allow it", _ASK),
+    "team_access_not_granted": SlackCode("the app is not approved for this workspace", _ASK),
+    "two_factor_setup_required": SlackCode("the user of the token has no second factor", "set one up"),
+    "channel_not_found": SlackCode("the channel does not exist, or is private", "correct it, or invite the bot"),
+    "invalid_token": SlackCode("the last part of the URL is wrong", _COPY_URL),
+    "no_service": SlackCode("the webhook was removed or disabled, or its URL is cut", _COPY_URL),
+    "no_service_id": SlackCode("the URL is cut: its part B… is missing", _COPY_URL),
+    "no_active_hooks": SlackCode("the webhook is disabled", _COPY_URL),
+    "no_team": SlackCode("Slack does not know the workspace in the URL, its part T…", _COPY_URL),
+    "team_disabled": SlackCode("the workspace is disabled", _ASK),
+    "channel_is_archived": SlackCode("the webhook's channel is archived", "unarchive it, or make a new webhook"),
+    "user_not_found": SlackCode("the person to whom the webhook writes does not exist", "make a new webhook"),
+    "action_prohibited": SlackCode("an administrator does not allow it", _ASK),
+    "posting_to_general_channel_denied": SlackCode("not everybody may post to #general", "make one of another channel"),
+}
+
+
 class SlackError(SendError):
     """Slack's `ok: false`, with its `code`."""
 
     code: str = ""
 
 
-def build_error(response: Any, token: str, now: float) -> SendError:
-    """The error for an answer of slack_sdk, which is aiohttp's own where the body could not be read as JSON.
+class SlackApi:
+    """One workspace, with the token of a bot, in one attempt.
 
     Args:
-        response: of a SlackApiError.
-        token: of the relay, which the reply may repeat.
-        now: unix seconds.
+        session: to Slack.
+        url: of the Web API, which ends with a slash.
+        token: of the bot.
+        call: records the replies.
+        now: unix seconds; one value for the whole attempt, which is short.
     """
-    if isinstance(response, aiohttp.ClientResponse):
-        return _build_status_error(response.status, response.headers, now)
-    if response.status_code != 200:
-        return _build_status_error(response.status_code, response.headers, now)
-    code = response.data.get("error") if isinstance(response.data, dict) else None
-    if not isinstance(code, str):
-        return build_invalid_reply_error()
-    reason, scope = ERROR_MEANINGS.get(code, (SendReason.REJECTED, SendScope.ATTEMPT))
-    detail = f"Slack answered {mask_reply(code, token)}"
-    if code == "missing_scope" and isinstance(response.data.get("needed"), str):
-        detail += f"; the bot needs {mask_reply(response.data['needed'], token)}"
-    wait = parse_retry_after(response.headers, now)
-    error = SlackError(reason, scope, detail, retry_after=wait, maybe_arrived=code in MAYBE_POSTED)
-    error.code = code
-    return error
 
-
-def build_invalid_reply_error() -> SendError:
-    """The error for something that is no answer of the Web API."""
-    return SendError(*_SERVER_ERROR, "Slack: the answer is not one of its Web API", maybe_arrived=True)
-
-
-def _build_status_error(status: int, headers: Mapping[str, str], now: float) -> SendError:
-    return (
-        build_invalid_reply_error()
-        if status == 200
-        else build_status_error(status, headers, f"Slack answered HTTP {status}", now)
-    )
-
-
-def _parse_scopes(headers: Mapping[str, str]) -> frozenset[str] | None:
-    """Of `X-OAuth-Scopes`, whatever the case of its letters."""
-    value = next((value for name, value in headers.items() if name.lower() == "x-oauth-scopes"), None)
-    return None if value is None else frozenset(scope.strip() for scope in value.split(",") if scope.strip())
-
-
-_SDK_LOGGER: Final = logging.getLogger(f"{__name__}.sdk")
-# Of its own: slack_sdk puts the lines of level DEBUG together, with all that is sent, unless a logger itself says more.
-_SDK_LOGGER.setLevel(logging.WARNING)
-_LOGGED_FIELDS = ("ok", "error", "needed", "provided", "channel", "ts")
-
-
-def create_client(session: aiohttp.ClientSession, url: str, token: str) -> AsyncWebClient:
-    """A client for one token; `url` ends with `/api/`."""
-    # Without `retry_handlers=[]` it posts again after a lost connection, perhaps for the second time.
-    client = AsyncWebClient(token, url, session=session, retry_handlers=[], logger=_SDK_LOGGER)
-    client.proxy = None  # it takes one from the environment even for addresses that NO_PROXY names
-    return client
-
-
-class SlackApi:
-    """One workspace, with the token of a bot."""
-
-    def __init__(self, client: AsyncWebClient, token: str, call: ProviderCall, now: float) -> None:
-        """Calls for one attempt.
-
-        Args:
-            client: with the token, from `create_client`.
-            token: of the bot.
-            call: records the replies.
-            now: unix seconds; one value for the whole attempt, which is short.
-        """
-        self._client = client
+    def __init__(self, session: HttpSession, url: str, token: str, call: ProviderCall, now: float) -> None:
+        self.session = session
+        self.url = url.rstrip("/") + "/"
         self._token = token
         self._provider_call = call
         self._now = now
@@ -187,38 +158,72 @@ class SlackApi:
         https://docs.slack.dev/authentication/installing-with-oauth#scopes
         """
 
-    async def post(self, method: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
+    async def post(self, method: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """The answer to a call that changes something. Raises SendError."""
-        return await self._call(method, json=arguments)
+        content_type = {"Content-Type": "application/json; charset=utf-8"}
+        return await self._call("POST", method, content_type, data=encode_json(arguments).encode())
 
-    async def submit(self, method: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def submit(self, method: str, arguments: Mapping[str, str]) -> Mapping[str, Any]:
         """The same for a method that takes no JSON. Raises SendError."""
-        return await self._call(method, params=dict(arguments))
+        return await self._call("POST", method, {}, data=dict(arguments))
 
     async def read(self, method: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """The answer to a call that changes nothing. Raises SendError."""
-        return await self._call(method, http_verb="GET", params=dict(arguments))
+        params = {key: int(value) if isinstance(value, bool) else value for key, value in arguments.items()}
+        return await self._call(
+            "GET", method, {}, params={key: each for key, each in params.items() if each is not None}
+        )
 
-    async def _call(self, method: str, **arguments: Any) -> Mapping[str, Any]:
-        try:
-            with translate_connection_errors("Slack"):
-                answer = await self._client.api_call(method, **arguments)
-        except SlackApiError as error:
-            self._record_reply(method, getattr(error.response, "data", None))
-            raise build_error(error.response, self._token, self._now) from None
-        except (AttributeError, ValueError):  # from inside slack_sdk, for an answer that is text, a list or bytes
-            raise build_invalid_reply_error() from None
-        if not isinstance(answer.data, dict):
-            raise build_invalid_reply_error()
-        self._record_reply(method, answer.data)
-        self.slack_time = parse_date(answer.headers)
-        self.granted_scopes = _parse_scopes(answer.headers)
-        return answer.data
+    def read_location(self, answer: Mapping[str, Any]) -> dict[str, str]:
+        """The `channel`, by its ID, and the `ts` of an answer."""
+        return {key: mask_reply(str(answer.get(key) or ""), self._token) for key in ("channel", "ts")}
 
-    def _record_reply(self, method: str, reply: object) -> None:
-        if isinstance(reply, dict):
-            logged = {key: reply[key] for key in _LOGGED_FIELDS if key in reply}
-            self._provider_call.record_reply(f"{method}: {json.dumps(logged)}", self._token)
+    async def _call(self, verb: str, method: str, headers: dict[str, str], **content: Any) -> Mapping[str, Any]:
+        headers = {"Authorization": f"Bearer {self._token}", **headers}
+        with translate_connection_errors("Slack"):
+            async with self.session.open().request(verb, f"{self.url}{method}", headers=headers, **content) as response:
+                body = await response.read() if response.status == 200 else b""
+        if response.status != 200:
+            self._provider_call.record_reply(f"{method}: HTTP {response.status}")
+            detail = f"Slack answered HTTP {response.status}"
+            raise build_status_error(response.status, response.headers, detail, self._now)
+        answer = _parse_answer(body)
+        logged = {key: answer[key] for key in ("ok", "error", "needed", "provided", "channel", "ts") if key in answer}
+        self._provider_call.record_reply(f"{method}: {json.dumps(logged)}", self._token)
+        self.slack_time = parse_date(response.headers)
+        scopes = response.headers.get("X-OAuth-Scopes")
+        self.granted_scopes = None if scopes is None else frozenset(filter(None, map(str.strip, scopes.split(","))))
+        if answer.get("ok") is not True:
+            raise self._build_error(answer, response.headers)
+        return answer
+
+    def _build_error(self, answer: Mapping[str, Any], headers: Mapping[str, str]) -> SendError:
+        code, needed = answer.get("error"), answer.get("needed")
+        if not isinstance(code, str):
+            return build_invalid_reply_error()
+        reason, scope = ERROR_MEANINGS.get(code, (SendReason.REJECTED, SendScope.ATTEMPT))
+        detail = f"Slack answered {mask_reply(code, self._token)}"
+        if code == "missing_scope" and isinstance(needed, str):
+            detail += f"; the bot needs {mask_reply(needed, self._token)}"
+        wait = parse_retry_after(headers, self._now)
+        error = SlackError(reason, scope, detail, retry_after=wait, maybe_arrived=code in MAYBE_POSTED)
+        error.code = code
+        return error
+
+
+def _parse_answer(body: bytes) -> Mapping[str, Any]:
+    try:
+        answer = from_json(body)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise build_invalid_reply_error()
+    return answer
+
+
+def build_invalid_reply_error() -> SendError:
+    """The error for something that is no answer of the Web API."""
+    return SendError(*_SERVER_ERROR, "Slack: the answer is not one of its Web API", maybe_arrived=True)
 
 
 async def send_with_blocks(
