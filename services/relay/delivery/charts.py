@@ -1,35 +1,18 @@
-"""What is drawn: data alone, so that it crosses to the process that draws as JSON. No I/O.
+"""Current values and charts for messages: in bounded time, shared by the channels of an event, a few in a storm.
 
-The process that draws, seen from the one that sends: one chart at a time, and killed when it is late.
-
-Current values and charts for messages: in bounded time, shared by the channels of an event, a few in a storm.
-
-What is late, refused or over the limits of `prometheus_limits` is left out of the message.
-
-The last hour of an event's expression: what is drawn of it, and what it gives now.
-
-How often messages ask Prometheus: seldom in a storm, few at once, and not at all for a while after a failure.
-
-So a Prometheus that hangs delays one message and not each.
-
-The expression of an alert → what is compared in it, and with what. Pure.
-
-An expression with a comparison has points only while the comparison holds, so what is drawn is its left side. It takes
-a tokenizer, no parser: what stands within brackets or quotes is passed over.
+The last hour of an event's expression is read from Prometheus. An expression with a comparison has points only while
+the comparison holds, so what is drawn is its left side. That takes a tokenizer, no parser: what stands within brackets
+or quotes is passed over. What is late, refused or too much in a storm is left out of the message, and after a failure
+nothing is asked for a while, so that a Prometheus that hangs delays one message and not each.
 
 https://prometheus.io/docs/prometheus/latest/querying/operators/#binary-operator-precedence
 """
 
 import asyncio
 import importlib.util
-import os
 import re
-import sys
-import tempfile
-from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -37,12 +20,10 @@ import msgspec
 import structlog
 
 from services.relay.apis import AlertRule, PrometheusClient, PrometheusError, QueryRefusedError, Series
+from services.relay.delivery.child_process import ChildEndedError, ChildLateError, ChildProcess
 from services.relay.model import Alert, Event, Message, PartOutcome, Status
 from services.relay.text import clean_line, format_headline, truncate
 from shared.process.logs import describe_exception
-
-READY: Final = b"ready"
-"""What the process that draws writes first."""
 
 
 class ChartLine(msgspec.Struct):
@@ -78,113 +59,9 @@ class ChartSpec(msgspec.Struct):
     """None while it fires."""
 
 
-_MODULE: Final = "services.relay.delivery.drawing"
-_MAX_PNG_BYTES: Final = 1024 * 1024
-_ENCODER: Final = msgspec.json.Encoder()
-
-
-class DrawingError(Exception):
-    """No chart was drawn; the text says why."""
-
-
 def can_draw() -> bool:
     """Whether matplotlib, the extra `charts`, is installed."""
     return importlib.util.find_spec("matplotlib") is not None
-
-
-class ChartWorker:
-    """Draws in a process that starts when it is needed, and ends by itself when it is not."""
-
-    def __init__(self) -> None:
-        self._process: Process | None = None
-        self._starting: asyncio.Task[Process] | None = None
-        self._lock = asyncio.Lock()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def start(self) -> None:
-        """Starts the process if there is none: it takes half a second, and longer on a busy machine."""
-        if self._starting is None and (self._process is None or self._process.returncode is not None):
-            self._starting = asyncio.create_task(self._start(), name="start the process that draws")
-
-    async def draw(self, spec: ChartSpec) -> bytes:
-        """A PNG. Raises DrawingError.
-
-        A process that draws for longer than the caller waits is killed; one that starts is left to the next chart.
-        """
-        async with self._lock:
-            try:
-                self.start()
-                if self._starting is not None:
-                    self._process = await asyncio.shield(self._starting)
-                    self._starting = None
-                assert self._process is not None  # noqa: S101  # it was started
-                return await self._draw(self._process, spec)
-            except (OSError, asyncio.IncompleteReadError) as error:
-                self._starting = None
-                await self._kill()
-                raise DrawingError(f"the process that draws ended: {type(error).__name__}") from None
-            except BaseException:  # cancelled, too: what it still writes belongs to nobody
-                await self._kill()
-                raise
-
-    async def close(self) -> None:
-        """Ends the process."""
-        if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.gather(self._starting, return_exceptions=True)
-            self._starting = None
-        await self._kill()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
-
-    async def _draw(self, process: Process, spec: ChartSpec) -> bytes:
-        assert process.stdin is not None  # noqa: S101  # both are pipes
-        assert process.stdout is not None  # noqa: S101
-        process.stdin.write(_ENCODER.encode(spec) + b"\n")
-        await process.stdin.drain()
-        size = int.from_bytes(await process.stdout.readexactly(4), "big")
-        if not 0 < size <= _MAX_PNG_BYTES:
-            raise DrawingError("the chart could not be drawn")
-        return await process.stdout.readexactly(size)
-
-    async def _start(self) -> Process:
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="keypulse-charts-")
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),  # as of the process that sends
-            "MPLCONFIGDIR": self._folder.name,  # its list of fonts
-            "OPENBLAS_NUM_THREADS": "1",  # each thread takes memory, and nothing is computed
-        }
-        # In its own session, so that the terminal's Ctrl-C reaches only the relay.
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", _MODULE),
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-            env=environment,
-        )
-        assert process.stdout is not None  # noqa: S101  # it is a pipe
-        try:
-            await process.stdout.readexactly(len(READY))  # everything is imported
-        except BaseException:
-            await _kill_process(process)
-            raise
-        return process
-
-    async def _kill(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            await _kill_process(process)
-
-
-async def _kill_process(process: Process) -> None:
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await asyncio.shield(process.wait())
 
 
 _MAX_WAITING: Final = 3
@@ -554,7 +431,12 @@ class Charts:
         self._prometheus = prometheus
         self._zone = zone
         self._clock = clock
-        self._worker = ChartWorker() if can_draw() else None
+        # Of OPENBLAS each thread takes memory, and nothing is computed.
+        self._worker = (
+            ChildProcess("services.relay.delivery.drawing", "MPLCONFIGDIR", OPENBLAS_NUM_THREADS="1")
+            if can_draw()
+            else None
+        )
         self._shared: OrderedDict[tuple[str, int], _Shared] = OrderedDict()
         self._limits = PrometheusLimits()
 
@@ -603,11 +485,12 @@ class Charts:
             task.cancel()
         await asyncio.gather(*drawing, return_exceptions=True)
         if self._worker is not None:
-            await self._worker.close()
+            await asyncio.to_thread(self._worker.close)
         await self._prometheus.close()
 
     async def _make(self, event: Event, shared_values: asyncio.Future[Mapping[str, str]]) -> Picture:
         values: Mapping[str, str] | None = None
+        started = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(MAX_SECONDS):
                 if self._worker is not None:
@@ -617,13 +500,16 @@ class Charts:
                     return Picture(PartOutcome.ABSENT)
                 values = found.current_values
                 shared_values.set_result(values)
-                png = await self._worker.draw(found.spec) if self._worker is not None else None
+                if self._worker is None:
+                    return Picture(PartOutcome.ADDED, values)
+                seconds = started + MAX_SECONDS - asyncio.get_running_loop().time()
+                png = await asyncio.to_thread(self._worker.ask, msgspec.json.encode(found.spec), seconds)
                 return Picture(PartOutcome.ADDED, values, png)
-        except TimeoutError:
+        except (TimeoutError, ChildLateError):
             self._limits.pause(f"not ready within {MAX_SECONDS:g} s")
             return Picture(PartOutcome.LATE, values)
-        except (PrometheusError, DrawingError) as error:
-            self._limits.pause(str(error))
+        except (PrometheusError, ChildEndedError) as error:
+            self._limits.pause(str(error) or "the process that draws ended")
             return Picture(PartOutcome.FAILED, values)
         except Exception as error:  # noqa: BLE001  # a message goes without its chart, whatever is wrong with it
             log.error("unexpected error in a chart", **describe_exception(error))  # noqa: TRY400  # without its text

@@ -1,14 +1,11 @@
 """Draws charts in a process of its own: `python -m services.relay.delivery.drawing`.
 
-It writes `READY`, then reads each `ChartSpec` as a line of JSON and writes a PNG, its length in four bytes first.
-matplotlib takes 70 MB and half a second to import, so it is imported here alone. The process ends when nothing was to
-be drawn for a while, when its input is closed, and when one drawing takes too long.
+A `ChartSpec` comes as JSON, and a PNG goes. matplotlib takes 70 MB and half a second to import, so it is imported here
+alone. What cannot be drawn, or takes too long, ends the process.
 """
 
 import gc
-import resource
 import signal
-import sys
 import warnings
 from datetime import UTC, datetime, tzinfo
 from io import BytesIO
@@ -23,10 +20,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter
 
-from services.relay.delivery.charts import READY, ChartSpec
+from services.relay.delivery.charts import ChartSpec
+from services.relay.delivery.child_process import serve
 
-IDLE_SECONDS: Final = 300
-"""Seconds after which it ends."""
 _DRAW_SECONDS: Final = 10
 _MEMORY_BYTES: Final = 1024**3
 """Of addresses, of which a tenth is used."""
@@ -174,27 +170,16 @@ def _find_zone(name: str) -> tzinfo:
         return UTC
 
 
-def main() -> None:
-    """Draws what comes in until it is closed."""
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    warnings.simplefilter("ignore")  # such as of a character that the font lacks
-    mpl.rcParams["axes.unicode_minus"] = False
-    decoder = msgspec.json.Decoder(ChartSpec)
-    sys.stdout.buffer.write(READY)
-    sys.stdout.buffer.flush()
-    signal.alarm(IDLE_SECONDS)
-    for line in sys.stdin.buffer:
-        signal.alarm(_DRAW_SECONDS)
-        try:
-            png = draw_chart(decoder.decode(line))
-        except Exception as error:  # noqa: BLE001  # it is reported, and the next one may be drawn
-            sys.stderr.write(f"{type(error).__name__}\n")
-            png = b""
-        sys.stdout.buffer.write(len(png).to_bytes(4, "big") + png)
-        sys.stdout.buffer.flush()
-        gc.collect()  # figures are cycles
-        signal.alarm(IDLE_SECONDS)
+_DECODER: Final = msgspec.json.Decoder(ChartSpec)
+
+
+def _answer(request: bytes) -> bytes:
+    gc.collect()  # figures are cycles
+    signal.alarm(_DRAW_SECONDS)
+    return draw_chart(_DECODER.decode(request))
 
 
 if __name__ == "__main__":
-    main()
+    warnings.simplefilter("ignore")  # such as of a character that the font lacks
+    mpl.rcParams["axes.unicode_minus"] = False
+    serve(_answer, _MEMORY_BYTES)

@@ -2,33 +2,27 @@
 
 Jinja's own sandbox bounds what a template reaches, and neither time nor memory: one operation, such as `"x" * 10**9`,
 may take all of both. So the kernel does that for this process: memory by RLIMIT_AS, and the processor's time of one
-template by a timer that ends the process wherever it is. It reads each `Request` as a line of JSON, and writes an
-`Answer` as one. It ends when nothing was to be rendered for a while, and when its input is closed.
+template by a timer that ends the process wherever it is. A `Request` comes and an `Answer` goes as JSON.
 """
 
 import functools
 import json
 import re
-import resource
 import signal
-import socket
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
+from jinja2 import StrictUndefined, Template, TemplateRuntimeError, TemplateSyntaxError, Undefined, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-READY: Final = b"ready\n"
+from services.relay.delivery.child_process import serve
+
 SECONDS: Final = 0.5
 """Of the processor, for one template and one message."""
 MEMORY_BYTES: Final = 192 * 1024**2
-IDLE_SECONDS: Final = 300
 _FILES: Final = (nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include)
 _MAPPING_METHODS: Final = {"get", "items", "keys", "values"}
-_SAME_ITEMS: Final = {"sort", "reverse", "list", "selectattr", "rejectattr", "unique"}
-"""Filters of a list that change no item."""
-_MISSING: Final = re.compile(r"'[\w ]+' has no attribute '(\w+)'")
+_MISSING: Final = re.compile(r"(?:'[\w ]+' has no attribute|No (?:test|filter) named) '(\w+)'(?: found)?\.?")
 
 
 class Request(TypedDict):
@@ -89,8 +83,7 @@ del _ENVIRONMENT.globals["lipsum"], _ENVIRONMENT.filters["random"]
 def render(request: Request) -> Answer:
     """The texts of a template, or what is wrong with it."""
     try:
-        variables, fields = frozenset(request["variables"]) | {"alert"}, frozenset(request["about"][0])
-        template = _compile(request["source"], request["name"], variables, fields)
+        template = _compile(request["source"], request["name"], frozenset(request["variables"]) | {"alert"})
         texts = [_render_one(template, {**request["variables"], "alert": each}, request) for each in request["about"]]
     except MemoryError:
         problem = f"{request['name']}: needs more than {MEMORY_BYTES // 1024**2} MiB of memory"
@@ -114,55 +107,25 @@ def _render_one(template: Template, values: Mapping[str, Any], request: Request)
 
 
 @functools.lru_cache(maxsize=16)
-def _compile(source: str, name: str, variables: frozenset[str], fields: frozenset[str]) -> Template:
+def _compile(source: str, name: str, variables: frozenset[str]) -> Template:
     """The template. Raises TemplateSyntaxError, also for what Jinja finds only where it is rendered."""
     tree = _ENVIRONMENT.parse(source, name, name)
     for node in tree.find_all(_FILES):
         name_of = type(node).__name__.lower()
         raise TemplateSyntaxError(f"`{name_of}` is not allowed; there are no other files", node.lineno)
-    for kind, available in ((nodes.Filter, _ENVIRONMENT.filters), (nodes.Test, _ENVIRONMENT.tests)):
-        for used in tree.find_all(kind):
-            if used.name not in available:
-                raise TemplateSyntaxError(f"there is no {kind.__name__.lower()} `{used.name}`", used.lineno)
     unknown = meta.find_undeclared_variables(tree) - variables - _ENVIRONMENT.globals.keys()
     for variable in tree.find_all(nodes.Name):
         if variable.name in unknown and variable.ctx == "load":
             raise TemplateSyntaxError(f"there is no variable `{variable.name}`", variable.lineno)
-    for attribute in _find_unknown_fields(tree, fields):
-        raise TemplateSyntaxError(f"an alert has no `{attribute.attr}`", attribute.lineno)
     code = _ENVIRONMENT.compile(tree, name, name)
     return _ENVIRONMENT.template_class.from_code(_ENVIRONMENT, code, _ENVIRONMENT.make_globals(None))
-
-
-def _find_unknown_fields(tree: nodes.Template, fields: frozenset[str]) -> Iterator[nodes.Getattr]:
-    """Fields that no alert has, of `alert` and of what a loop over `alerts` names, also where nothing is rendered."""
-    loops = _list_alert_names(tree)
-    assigned = Counter(each.name for each in tree.find_all(nodes.Name) if each.ctx != "load")
-    # A name that is something else elsewhere is not judged.
-    alerts = {name for name, count in Counter(["alert", *loops]).items() if assigned[name] == count - (name == "alert")}
-    for used in tree.find_all(nodes.Getattr):
-        is_alert = isinstance(used.node, nodes.Name) and used.node.name in alerts
-        if is_alert and used.attr not in fields and not hasattr(dict, used.attr):
-            yield used
-
-
-def _list_alert_names(tree: nodes.Template) -> Iterator[str]:
-    """The name in each loop over the alerts, over some of them, or over all in another order."""
-    for loop in tree.find_all(nodes.For):
-        items: nodes.Node | None = loop.iter
-        while (isinstance(items, nodes.Filter) and items.name in _SAME_ITEMS) or (
-            isinstance(items, nodes.Getitem) and isinstance(items.arg, nodes.Slice)
-        ):
-            items = items.node
-        if isinstance(items, nodes.Name) and items.name == "alerts" and isinstance(loop.target, nodes.Name):
-            yield loop.target.name
 
 
 def _describe(error: Exception, source: str) -> str:
     """A sentence where the template alone is in it; else the type: its text may be that of an alert."""
     if isinstance(error, _NoTextError):
         return str(error)
-    found = _MISSING.fullmatch(str(error)) if isinstance(error, UndefinedError) else None
+    found = _MISSING.fullmatch(str(error)) if isinstance(error, TemplateRuntimeError) else None
     return str(error) if found and found[1] in re.findall(r"\w+", source) else type(error).__name__
 
 
@@ -183,29 +146,14 @@ def _mark_labels(value: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Renders what comes in until it is closed."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    with socket.socket(fileno=0) as connection, connection.makefile("rwb") as stream:
-        stream.write(READY)
-        stream.flush()
-        signal.alarm(IDLE_SECONDS)
-        while line := stream.readline():
-            signal.alarm(0)
-            stream.write(json.dumps(_answer(line)).encode() + b"\n")
-            stream.flush()
-            del line  # before the next one is read
-            signal.alarm(IDLE_SECONDS)
-
-
-def _answer(line: bytes) -> Answer:
+def _answer(line: bytes) -> bytes:
     request = json.loads(line.decode(errors="surrogatepass"), object_hook=_mark_labels)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process
     try:
-        return render(request)
+        return json.dumps(render(request)).encode()
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 if __name__ == "__main__":
-    main()
+    serve(_answer, MEMORY_BYTES)

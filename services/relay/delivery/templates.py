@@ -1,24 +1,14 @@
-"""What a team's templates see of a message: plain, clean texts, each limited. Pure.
-
-docs/configuration.md explains each; a test compares both.
-
-A team's own words: `title.j2`, `summary.j2` and `description.j2` in the folder `messages.templates`.
+"""A team's own words: `title.j2`, `summary.j2` and `description.j2` in the folder `messages.templates`.
 
 Each that exists replaces that text of a message; see `template_rendering` for what bounds it. Where one is broken,
 takes too much or gives nothing, the text of keypulse goes out, and what is wrong is logged once and counted. Files are
-read again when they change. What a template sees is the same at each attempt, so that a retry sends the same text.
-
-The process that renders templates, seen from outside: one template at a time, and killed when it is late.
+read again when they change. What a template sees are plain, clean texts, each limited, the same at each attempt, so
+that a retry sends the same text; docs/configuration.md explains each, and a test compares both.
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
@@ -28,7 +18,8 @@ from typing import Annotated, Final, NamedTuple
 
 import structlog
 
-from services.relay.delivery.template_rendering import IDLE_SECONDS, MEMORY_BYTES, SECONDS, Answer, Request
+from services.relay.delivery.child_process import ChildEndedError, ChildLateError, ChildProcess
+from services.relay.delivery.template_rendering import MEMORY_BYTES, SECONDS, Answer, Request
 from services.relay.model import Alert, DeliveryTask, Event, Links, Message, Status
 from services.relay.text import (
     MAX_TITLE,
@@ -52,6 +43,7 @@ from services.relay.text import (
 from shared.config.file_checks import FileCheck, FileCheckError
 from shared.config.settings import FilePath
 
+MODULE: Final = "services.relay.delivery.template_rendering"
 MAX_VALUE: Final = 2_000
 """Characters of any text that a template sees."""
 MAX_ALERTS: Final = 100
@@ -178,146 +170,31 @@ def _limit_labels(labels: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-_MODULE: Final = "services.relay.delivery.template_rendering"
-_ROOT: Final = Path(__file__).parents[3]
-_MAX_ANSWER: Final = 8 * 1024 * 1024
-"""Bytes; a hundred texts of 3,000 characters have 4 MB at most."""
-_LEAST_SECONDS: Final = 0.001
-_READ_BYTES: Final = 256 * 1024
-
-
 class TemplateProblem(Exception):  # noqa: N818  # it is reported, and the message goes out without it
-    """A template is wrong. The text has its file, the line, and what is wrong there."""
+    """A template is wrong, or its process was late. The text has its file, and what is wrong there."""
 
 
 class TemplateEndlessError(TemplateProblem):
     """A template takes more time or memory than it may; it does so again."""
 
 
-class TemplateLateError(TemplateProblem):
-    """The process did not answer in time, for which the template may not be to blame."""
-
-
-class _Running(NamedTuple):
-    """A process, and how it is ended."""
-
-    process: subprocess.Popen[bytes]
-    connection: socket.socket
-    end: weakref.finalize  # type: ignore[type-arg]  # of no arguments
-
-
-class TemplateProcess:
-    """Starts the process when it is needed, and again when it has ended. Any thread may use it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: _Running | None = None
-        self._is_ready = False
-        self._used_at = 0.0
-
-    def start(self) -> None:
-        """Starts the process, unless it runs, and does not wait for it."""
-        with self._lock:
-            self._start()
-
-    def render(self, request: Request, seconds: float) -> list[str]:
-        """The texts of a template.
-
-        Args:
-            request: what is to be rendered.
-            seconds: how long that may take; a process that still starts is left to the next request.
-
-        Raises:
-            TemplateProblem: there are none.
-        """
-        ends_at = time.monotonic() + seconds
-        if not self._lock.acquire(timeout=max(seconds, 0)):
-            raise TemplateLateError(f"{request['name']}: too many messages wait for their texts")
-        try:
-            return self._render(request, ends_at)
-        finally:
-            self._lock.release()
-
-    def close(self) -> None:
-        """Ends the process."""
-        with self._lock:
-            self._stop()
-
-    def _render(self, request: Request, ends_at: float) -> list[str]:
-        name, connection = request["name"], self._start()
-        try:
-            if not self._is_ready:
-                _receive_line(connection, ends_at)
-                self._is_ready = True
-        except TimeoutError:
-            raise TemplateLateError(f"{name}: the process that renders has not started yet") from None
-        except OSError:
-            self._stop()
-            raise TemplateLateError(f"{name}: the process that renders cannot start") from None
-        try:
-            connection.settimeout(max(ends_at - time.monotonic(), _LEAST_SECONDS))
-            connection.sendall(json.dumps(request, ensure_ascii=False).encode(errors="surrogatepass") + b"\n")
-            answer: Answer = json.loads(_receive_line(connection, ends_at))
-        except TimeoutError:
-            self._stop()
-            raise TemplateLateError(f"{name}: the process that renders did not answer in time") from None
-        except OSError:
-            self._stop()
-            limits = f"{SECONDS:g} s of the processor or {MEMORY_BYTES // 1024**2} MiB of memory"
-            raise TemplateEndlessError(f"{name}: takes more than {limits}") from None
-        self._used_at = time.monotonic()
-        if answer["is_out_of_memory"]:
-            self._stop()
-            raise TemplateEndlessError(answer["problem"])
-        if answer["problem"]:
-            raise TemplateProblem(answer["problem"])
-        return answer["texts"]
-
-    def _start(self) -> socket.socket:
-        """The connection to the process, which may still be starting."""
-        if self._running is not None:
-            is_used = time.monotonic() - self._used_at < IDLE_SECONDS / 2
-            if self._running.process.poll() is None and is_used:
-                return self._running.connection
-            self._stop()
-        ours, its = socket.socketpair()
-        with its:
-            # Without the relay's environment, which may have secrets, and in a session of its own, so that the
-            # terminal's Ctrl-C reaches only the relay.
-            process = subprocess.Popen(  # noqa: S603  # our own module
-                [sys.executable, "-P", "-m", _MODULE],
-                stdin=its.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                env={"PYTHONPATH": os.pathsep.join(sys.path)},
-            )
-        self._running = _Running(process, ours, weakref.finalize(self, _end, process, ours))
-        self._is_ready, self._used_at = False, time.monotonic()
-        return ours
-
-    def _stop(self) -> None:
-        running, self._running = self._running, None
-        if running is not None:
-            running.end()
-
-
-def _receive_line(connection: socket.socket, ends_at: float) -> bytes:
-    """A line. Raises TimeoutError, and OSError where the other end is gone."""
-    line = b""
-    while not line.endswith(b"\n"):
-        connection.settimeout(max(ends_at - time.monotonic(), _LEAST_SECONDS))
-        received = connection.recv(_READ_BYTES)
-        if not received or len(line) > _MAX_ANSWER:
-            raise ConnectionError("the process has ended")
-        line += received
-    return line
-
-
-def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
-    connection.close()
-    process.kill()
-    process.wait()
+def render_texts(process: ChildProcess, request: Request, seconds: float) -> list[str]:
+    """The texts of a template. Raises TemplateProblem where there are none."""
+    name = request["name"]
+    try:
+        body = json.dumps(request, ensure_ascii=False).encode(errors="surrogatepass")
+        answer: Answer = json.loads(process.ask(body, seconds))
+    except ChildLateError as error:
+        raise TemplateProblem(f"{name}: the process that renders: {error}") from None
+    except ChildEndedError:
+        limits = f"{SECONDS:g} s of the processor or {MEMORY_BYTES // 1024**2} MiB of memory"
+        raise TemplateEndlessError(f"{name}: takes more than {limits}") from None
+    if answer["is_out_of_memory"]:
+        process.close()
+        raise TemplateEndlessError(answer["problem"])
+    if answer["problem"]:
+        raise TemplateProblem(answer["problem"])
+    return answer["texts"]
 
 
 MAX_SOURCE: Final = 16 * 1024
@@ -372,7 +249,7 @@ class MessageTemplates:
     def __init__(self, folder: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._clock = clock
-        self._process = TemplateProcess()
+        self._process = ChildProcess(MODULE)
         self._lock = threading.Lock()
         self._loaded = _Loaded((), {})
         self._next_check = -_CHECK_INTERVAL
@@ -381,13 +258,9 @@ class MessageTemplates:
         """The templates that took too much: until when, and what is said of them."""
 
     def apply(self, message: Message, seconds: float = MAX_SECONDS) -> tuple[Message, tuple[str, ...]]:
-        """The message with the team's texts, and the names of the templates that gave none.
+        """The message with the team's texts, and the names of the templates that gave none in so many seconds.
 
         It waits for files and for a process, so call it in a thread.
-
-        Args:
-            message: of an event.
-            seconds: after which the message goes without the texts that are missing.
         """
         if self._folder is None or not message.event.alerts:
             return message, ()
@@ -448,7 +321,7 @@ def _load_templates(folder: Path) -> dict[_Kind, str | TemplateProblem]:
 
 
 def _render(
-    process: TemplateProcess, templates: Mapping[_Kind, str | TemplateProblem], message: Message, seconds: float
+    process: ChildProcess, templates: Mapping[_Kind, str | TemplateProblem], message: Message, seconds: float
 ) -> tuple[dict[_Kind, list[str]], dict[_Kind, TemplateProblem]]:
     """The texts by template, one for each alert, or one for the message; and what is wrong with the other templates."""
     texts: dict[_Kind, list[str]] = {}
@@ -467,7 +340,7 @@ def _render(
             name=kind.file_name, source=source, limit=kind.max_length + 1, variables=variables, about=about
         )
         try:
-            rendered = process.render(request, (ends_at - time.monotonic()) / (len(templates) - number))
+            rendered = render_texts(process, request, (ends_at - time.monotonic()) / (len(templates) - number))
         except TemplateProblem as problem:
             problems[kind] = problem
         else:
@@ -497,7 +370,7 @@ def check_template_folder(folder: Path) -> Iterable[Path]:
         if file.name not in expected:
             raise FileCheckError(f"{file}: there is no such template", f"expected {', '.join(expected)}")
     templates = _load_templates(folder)
-    with closing(TemplateProcess()) as process:
+    with closing(ChildProcess(MODULE)) as process:
         for message in _build_examples() if templates else ():
             _, problems = _render(process, templates, message, _CHECK_SECONDS)
             for problem in problems.values():

@@ -109,7 +109,7 @@ async def test_the_token_and_the_key_of_the_delivery_stand_in_the_headers(
     assert [headers.get("Authorization") for headers in received] == [f"Bearer {SECRET}", "Bearer rotated", None]
     assert {headers["Idempotency-Key"] for headers in received} == {"0192-delivery"}
     assert {headers["Content-Type"] for headers in received} == {"application/json"}
-    assert without.read_secret_versions() == ((None, None),)
+    assert without.read_secret_versions() == ((None, (None, None)),)
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])

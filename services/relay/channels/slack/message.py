@@ -201,13 +201,12 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
         parts.append(_Part(_EXCERPT, [_Form(excerpt)]))
     frame = [*top, *bottom]
     characters = MAX_CHARACTERS - count_characters(frame) - _MAX_MORE
-    forms = list(
-        fit(
-            (part.forms for part in parts),
-            (characters, _count_form_characters),
-            (MAX_BLOCKS - len(frame) - 1, _count_form_blocks),
-        )
+    fitted = fit(
+        (part.forms for part in parts),
+        (characters, _count_form_characters),
+        (MAX_BLOCKS - len(frame) - 1, _count_form_blocks),
     )
+    forms = list(fitted)
     chosen = [(part.position, form) for part, form in zip(parts, forms, strict=True) if form is not None]
     included = {id(alert) for _, form in chosen for alert in form.alerts}
     more = format_more([alert for alert in listed.event.alerts if id(alert) not in included])

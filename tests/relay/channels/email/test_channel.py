@@ -230,4 +230,4 @@ async def test_a_mailbox_shows_a_thread_with_the_picture(secret_file: Path, stan
     assert "data:image/png;base64," in first.html
     assert "cid:" not in first.html
     assert end.headers["In-Reply-To"] == first.message_id == receipt["message_id"]
-    assert end.subject.startswith("Resolved after 8 s: permission_denied: backend could not encrypt")
+    assert end.subject.startswith("Resolved after 8 s: permission_denied: backend cannot encrypt")

@@ -90,7 +90,7 @@ def test_each_title_leads_to_its_incident_and_in_fuller_digests_to_the_open_ones
     assert read_links(build_digest_post(digest_of(names, rules)).blocks) == {"All open incidents": f"{base}?state=open"}
 
 
-def test_the_worst_service_comes_first_and_its_worst_incidents_and_what_is_over_is_in_the_past() -> None:
+def test_the_worst_service_comes_first_and_its_worst_incidents() -> None:
     message = digest_of(
         [
             Named("a disk is full", "aaa", "info"),
@@ -110,7 +110,7 @@ def test_the_worst_service_comes_first_and_its_worst_incidents_and_what_is_over_
         "billing (production): 3",
         "🔴 backend cannot decrypt",
         "🟠 backend is slow (3 firing)",
-        "🟢 backend could not encrypt (2 resolved)",
+        "🟢 backend cannot encrypt (2 resolved)",
         "production: 1",
         "🟠 no service",
         "aaa (production): 1",

@@ -195,7 +195,7 @@ def test_the_cause_comes_first_then_state_class_and_what_to_do_ready_to_paste() 
     )
     assert "gcloud kms keys add-iam-policy-binding" in post.text
     over = build_post(with_annotations(message("03-resolved-1"), **FIXED), "here")
-    assert lines(over)[0].startswith("🟢 Resolved after 8 s: permission_denied: backend (production) could not encrypt")
+    assert lines(over)[0].startswith("🟢 Resolved after 8 s: permission_denied: backend (production) cannot encrypt")
     assert "gcloud" not in str(over)
 
 

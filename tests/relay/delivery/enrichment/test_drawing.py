@@ -1,15 +1,14 @@
 """Every chart is a PNG of one size, whatever its texts and numbers are."""
 
-import os
-import subprocess
-import sys
+from contextlib import closing
 from io import BytesIO
 
 import msgspec
 import pytest
 from PIL import Image
 
-from services.relay.delivery.charts import READY, ChartLine, ChartSpec, ChartThreshold
+from services.relay.delivery.charts import ChartLine, ChartSpec, ChartThreshold
+from services.relay.delivery.child_process import ChildEndedError, ChildProcess
 
 END = 1_795_567_260.0
 HOSTILE = "$\\frac{a}{b}$ _x \u6570\u636e <b> %s {0} " * 3
@@ -41,13 +40,10 @@ CHARTS = {
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, bytes]:
     """All are drawn by one process, which is told no more than to draw them."""
-    lines = b"".join(msgspec.json.encode(chart) + b"\n" for chart in CHARTS.values()) + b'{"title": 1}\n'
-    command = [sys.executable, "-P", "-m", "services.relay.delivery.drawing"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    output = BytesIO(subprocess.run(command, input=lines, capture_output=True, check=True, env=environment).stdout)
-    assert output.read(len(READY)) == READY
-    pictures = {name: output.read(int.from_bytes(output.read(4), "big")) for name in CHARTS}
-    assert output.read() == bytes(4)  # what is no chart is reported by an empty one
+    with closing(ChildProcess("services.relay.delivery.drawing", "MPLCONFIGDIR")) as process:
+        pictures = {name: process.ask(msgspec.json.encode(chart), 120.0) for name, chart in CHARTS.items()}
+        with pytest.raises(ChildEndedError):
+            process.ask(b'{"title": 1}', 120.0)
     return pictures
 
 
