@@ -45,7 +45,7 @@ class _Connector(Connector):
 
 
 class _BoundedResponse(aiohttp.ClientResponse):
-    """An answer of which no more than `MAX_BODY_BYTES` is read by those who read it whole, such as slack_sdk."""
+    """An answer of which no more than `MAX_BODY_BYTES` is read."""
 
     async def read(self) -> bytes:
         if self._body is None:
@@ -97,7 +97,6 @@ class HttpSession:
     async def _refuse_redirect(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        # A middleware, because slack_sdk makes the requests itself with the default `allow_redirects`.
         response = await handler(request)
         if 300 <= response.status < 400:
             response.close()

@@ -55,7 +55,7 @@ def configure(service: str, level: Level = "info", line_format: Format = "json")
         logging.getLogger(package).setLevel(_LEVEL_NUMBERS[level])
     logging.captureWarnings(capture=True)
     # Each request in a log line would bury the lines that matter.
-    for noisy in ("uvicorn.access", "slack_sdk", "grpc", "google"):
+    for noisy in ("uvicorn.access", "grpc", "google"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, _LEVEL_NUMBERS[level]))
 
 

@@ -5,14 +5,13 @@ connections, once, and waits 3 s for its acknowledgement. So a press is acknowle
 Slack tells the person that the app did not respond. A connection that does not answer a ping in time is half-open, and
 would swallow presses: it is replaced. Before Slack ends a connection it says so; the next one opens first.
 
-The few calls of Slack's Web API that presses need, each within a time limit.
-
-slack_sdk stays with the channel: its clients ignore NO_PROXY, and its client of Socket Mode tries a refused address for
-ever, and closes a connection before the next one is open.
+Slack's own client is not used: it ignores NO_PROXY, tries a refused address for ever, and closes a connection before
+the next one is open.
 """
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 import structlog
-from pydantic_core import from_json
 
-from services.relay.channels.port import SendError
+from services.relay.channels.port import SendError, SendReason
+from services.relay.channels.requests import create_read_only_call
+from services.relay.channels.slack.web_api import SlackApi, SlackError
 from services.relay.http import HttpSession, translate_connection_errors
 from services.relay.metrics import Metrics
 from shared.config.secret_file import SecretFile, SecretUnreadableError
@@ -32,6 +32,9 @@ from shared.net.egress import EgressSettings
 from shared.process.logs import describe_exception
 
 CALL_TIMEOUT: Final = 10.0
+_USUAL_WAIT: Final = 30.0
+_MAX_WAIT: Final = 3600.0
+"""Seconds after a rate limit."""
 
 
 class SlackCallError(Exception):
@@ -69,26 +72,22 @@ class SlackWebApi:
     async def call(self, method: str, **arguments: str) -> Mapping[str, Any]:
         """The answer to a call. Raises SlackCallError."""
         try:
-            headers = {"Authorization": f"Bearer {self._token.read_value()}"}
-            with translate_connection_errors("Slack"):
-                async with (
-                    asyncio.timeout(CALL_TIMEOUT),
-                    self.session.open().post(self.api_url + method, data=arguments, headers=headers) as response,
-                ):
-                    body, status = await response.read(), response.status
-                    retry_after, scopes = (
-                        response.headers.get("Retry-After", ""),
-                        response.headers.get("X-OAuth-Scopes"),
-                    )
+            async with asyncio.timeout(CALL_TIMEOUT):
+                token = self._token.read_value()
+                api = SlackApi(self.session, self.api_url, token, create_read_only_call(), time.time())
+                try:
+                    return await api.submit(method, arguments)
+                finally:
+                    self.granted_scopes = api.granted_scopes or self.granted_scopes
         except TimeoutError:
             raise SlackCallError(f"Slack: no answer within {CALL_TIMEOUT:g} s") from None
-        except (SendError, SecretUnreadableError) as error:
+        except SecretUnreadableError as error:
             raise SlackCallError(str(error)) from None
-        if scopes is not None:
-            self.granted_scopes = frozenset(filter(None, (each.strip() for each in scopes.split(","))))
-        if status == 429:
-            raise SlackCallError("Slack asks to wait", code="ratelimited", retry_after=_parse_seconds(retry_after))
-        return _check_answer(status, body)
+        except SendError as error:
+            is_limited = error.reason is SendReason.RATE_LIMITED
+            wait = min(error.retry_after or _USUAL_WAIT, _MAX_WAIT) if is_limited else 0.0
+            code = error.code if isinstance(error, SlackError) else ""
+            raise SlackCallError(str(error), code=code, retry_after=wait) from None
 
     async def read_team(self) -> str:
         """The ID of the token's workspace; read once. Raises SlackCallError."""
@@ -99,30 +98,6 @@ class SlackWebApi:
     async def close(self) -> None:
         """Closes its connections."""
         await self.session.close()
-
-
-def _check_answer(status: int, body: bytes) -> Mapping[str, Any]:
-    try:
-        answer = from_json(body) if status == 200 else None
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise SlackCallError(f"Slack answered HTTP {status}" if status != 200 else "Slack's answer is not JSON")
-    if answer.get("ok") is not True:
-        code = _clean_code(answer.get("error"))
-        scope = _clean_code(answer.get("needed")) if code == "missing_scope" else ""
-        missing = f"; the token needs {scope}" if scope else ""
-        raise SlackCallError(f"Slack answered {code or 'an unknown error'}{missing}", code=code)
-    return answer
-
-
-def _clean_code(value: object) -> str:
-    """Slack's name of an error or a scope; empty for whatever else may be there."""
-    return value if isinstance(value, str) and len(value) <= 60 and value.replace(":", "_").isidentifier() else ""
-
-
-def _parse_seconds(text: str) -> float:
-    return min(float(text), 3600.0) if text.isdecimal() else 30.0
 
 
 _MAX_MESSAGE_BYTES: Final = 1024 * 1024

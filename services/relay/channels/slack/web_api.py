@@ -204,7 +204,7 @@ class SlackApi:
         reason, scope = ERROR_MEANINGS.get(code, (SendReason.REJECTED, SendScope.ATTEMPT))
         detail = f"Slack answered {mask_reply(code, self._token)}"
         if code == "missing_scope" and isinstance(needed, str):
-            detail += f"; the bot needs {mask_reply(needed, self._token)}"
+            detail += f"; the token needs {mask_reply(needed, self._token)}"
         wait = parse_retry_after(headers, self._now)
         error = SlackError(reason, scope, detail, retry_after=wait, maybe_arrived=code in MAYBE_POSTED)
         error.code = code

@@ -111,7 +111,7 @@ async def test_a_missing_scope_is_named(secret_file: Path, stand_ins: StandIns, 
         200, '{"ok": false, "error": "missing_scope", "needed": "chat:write"}', Content_Type="application/json"
     )
     channel = connect(secret_file, stand_ins, api_url=f"http://{address}/api/")
-    with pytest.raises(SendError, match="the bot needs chat:write"):
+    with pytest.raises(SendError, match="the token needs chat:write"):
         await send(channel, message())
     await channel.close()
 

@@ -112,7 +112,7 @@ async def test_an_uncertainty_that_could_not_be_settled_outlives_a_clear_refusal
     channel = connect()
     retry = await lost(stand_ins, channel, now())
     stand_ins.slack.scopes.clear()  # neither the look-up nor the post is allowed
-    with pytest.raises(SendError, match="the bot needs chat:write") as refused:
+    with pytest.raises(SendError, match="the token needs chat:write") as refused:
         await channel.send(retry)
     assert refused.value.maybe_arrived
 
