@@ -1,17 +1,13 @@
 """The admin API, `/admin/crypto/…`: each path is one call of the keyring's Administration.
 
-Each call is logged, and each change audited, under the name of its credential. What a caller says of itself is
-`claimed_caller`, escaped. Neither log nor audit holds a token or a key.
-
-The bodies of requests to the admin API, with limits.
-
-A body is read twice: as JSON of which only the fields of its shape are kept, then against the bounds of each.
+A body is read twice: as JSON of which only the fields of its shape are kept, then against the bounds of each. Each call
+is logged, and each change audited, under the name of its credential. What a caller says of itself is `claimed_caller`,
+escaped. Neither log nor audit holds a token or a key.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 import structlog
@@ -19,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.backend.config import AdminSettings
 from services.backend.lost_data_keys import LostDataKeys
 from services.backend.request_body import RequestRefusedError, read_body, refuse_request
 from shared.config.secret_file import TokenFile
-from shared.config.server_settings import NamedToken, Role
+from shared.config.server_settings import Role
 from shared.http.access import (
     MAX_TEXT_LENGTH,
     SAFE_METHODS,
@@ -159,20 +156,6 @@ def _parse_rotation(document: object) -> DryRunRequest | RotateRequest:
     return (DryRunRequest if _DryRunFlag.model_validate(document).dry_run else RotateRequest).model_validate(document)
 
 
-class BodyFormat(NamedTuple, Generic[T]):
-    """Of a body."""
-
-    read: Callable[[bytes], dict[str, object]]
-    """JSON → its known fields. Raises UntrustedJsonError."""
-    parse: Callable[[object], T]
-    """These, within bounds. Raises ValidationError."""
-
-
-def build_format(model: type[B]) -> BodyFormat[B]:
-    """The shape of a body of one kind."""
-    return BodyFormat(_build_reader(model), model.model_validate)
-
-
 def _build_reader(*models: type[BaseModel]) -> Callable[[bytes], dict[str, object]]:
     decoder = msgspec.json.Decoder(_build_struct(*models))
 
@@ -183,7 +166,7 @@ def _build_reader(*models: type[BaseModel]) -> Callable[[bytes], dict[str, objec
 
 
 def _build_struct(*models: type[BaseModel]) -> type[msgspec.Struct]:
-    """The fields of all of these; required is what the only one of them requires."""
+    """The fields of all of these; a field is required if there is one model, which requires it."""
     fields: dict[str, Any] = {}
     for model in models:
         for name, field in model.model_fields.items():
@@ -216,12 +199,7 @@ def _extract_fields(read: msgspec.Struct) -> dict[str, object]:
     }
 
 
-ROTATION_FORMAT: Final = BodyFormat(_build_reader(_DryRunFlag, DryRunRequest, RotateRequest), _parse_rotation)
-"""The body of `rotate`."""
-
-parse_rotation_id: Final = TypeAdapter[str](RotationId).validate_python
-"""The id in a path. Raises ValidationError."""
-
+_parse_rotation_id: Final = TypeAdapter[str](RotationId).validate_python
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 """A page of a backup has about half a megabyte."""
@@ -262,22 +240,24 @@ def build_endpoint(handler: Handler) -> Endpoint:
     return call
 
 
-def handle_body(shape: BodyFormat[T], action: Callable[[T], Awaitable[object]]) -> Handler:
-    """An endpoint for POST that parses the body and passes it to `action`."""
+def handle_body(
+    models: Sequence[type[BaseModel]], parse: Callable[[object], T], action: Callable[[T], Awaitable[object]]
+) -> Handler:
+    """An endpoint for POST whose body has the fields of these models; `parse` checks their bounds."""
+    read = _build_reader(*models)
 
     async def answer(request: Request) -> object:
         try:
-            document = shape.read(await read_body(request, MAX_BODY_BYTES, "a request") or b"{}")
+            document = read(await read_body(request, MAX_BODY_BYTES, "a request") or b"{}")
         except UntrustedJsonError as error:
             raise RequestRefusedError(400, str(error)) from None
         _add_audit_details(request, document)
-        return await action(parse_or_refuse(shape.parse, document))
+        return await action(_parse_or_refuse(parse, document))
 
     return answer
 
 
-def parse_or_refuse(parse: Callable[[I], T], document: I) -> T:
-    """What `parse` makes of it. Raises RefusedError if it raises ValidationError."""
+def _parse_or_refuse(parse: Callable[[I], T], document: I) -> T:
     try:
         return parse(document)
     except ValidationError as error:
@@ -311,36 +291,22 @@ def _add_audit_details(request: Request, details: Mapping[str, object]) -> None:
 ADMIN_PATH = "/admin/crypto/"
 
 
-def build_access(file: Path | None, tokens: Sequence[NamedToken]) -> AccessPolicy:
-    """Who may call: by bearer tokens alone, and no user of web.yml, who may be there for `/metrics` alone.
-
-    Args:
-        file: the token of an admin.
-        tokens: those of others.
-    """
-    own = [Token("crypto-admin", Role.ADMIN, TokenFile(file))] if file else []
+def build_access(settings: AdminSettings) -> AccessPolicy:
+    """Who may call: by bearer tokens alone, and no user of web.yml, who may be there for `/metrics` alone."""
+    own = [Token("crypto-admin", Role.ADMIN, TokenFile(settings.token_file))] if settings.token_file else []
     off = "the admin API is off: it needs admin.token_file in the backend's configuration"
-    return AccessPolicy([*own, *load_tokens(tokens)], bearer_only=True, disabled_reason=off)
+    return AccessPolicy([*own, *load_tokens(settings.tokens)], bearer_only=True, disabled_reason=off)
 
 
 def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: AccessPolicy) -> list[ProtectedRoute]:
-    """The admin API's routes: a viewer reads, an admin does everything.
-
-    Args:
-        keyring: what is administered.
-        lost_data_keys: lists and abandons lost data keys.
-        access: who may call.
-    """
+    """The admin API's routes: a viewer reads, an admin does everything."""
 
     async def keys(request: Request) -> object:
-        page = parse_or_refuse(PageRequest.model_validate, dict(request.query_params))
+        page = _parse_or_refuse(PageRequest.model_validate, dict(request.query_params))
         return await keyring.list_keys(page.after, page.limit)
 
-    async def census(_request: Request) -> object:
-        return await keyring.count_key_usage()
-
     async def progress(request: Request) -> object:
-        rotation_id = parse_or_refuse(parse_rotation_id, request.path_params["rotation_id"])
+        rotation_id = _parse_or_refuse(_parse_rotation_id, request.path_params["rotation_id"])
         found = await keyring.get_progress(None if rotation_id == "latest" else rotation_id)
         if found is None:
             latest = "no rotation was ever made" if rotation_id == "latest" else f"there is no rotation {rotation_id}"
@@ -355,62 +321,41 @@ def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: 
     async def restore(request: RestoreRequest) -> object:
         return {"changed": await keyring.restore(request.rows, request.token)}
 
-    async def lost_keys(_request: Request) -> object:
-        return await lost_data_keys.list_lost()
-
     async def abandon(request: AbandonRequest) -> object:
         return {"abandoned": await lost_data_keys.abandon(request.data_keys, request.records)}
 
-    lease = handle_body(
-        build_format(LeaseRequest),
-        lambda it: keyring.acquire_lease(it.holder, it.seconds, it.token),
-    )
-    release = handle_body(build_format(ReleaseRequest), lambda it: keyring.release_lease(it.token))
-    backup = handle_body(build_format(PageRequest), lambda it: keyring.list_backup_rows(it.after, it.limit))
-    verify = handle_body(build_format(VerifyRequest), lambda it: keyring.verify(it.mode, it.after))
-    retire = handle_body(
-        build_format(RetireRequest),
-        lambda it: keyring.retire_version(it.kek_version, it.token),
-    )
-    reload = handle_body(build_format(RequestBody), lambda _: keyring.reload_instances())
-    journal = handle_body(
-        build_format(JournalRequest),
-        lambda it: keyring.add_journal_entry(it.rotation_id, it.token, it),
-    )
-    rollback = handle_body(
-        build_format(RollbackRequest),
-        lambda it: keyring.rollback(it.rotation_id, it.token),
-    )
+    def handle(model: type[B], action: Callable[[B], Awaitable[object]]) -> Handler:
+        return handle_body((model,), model.model_validate, action)
 
+    reads: dict[str, Handler] = {
+        "keys": keys,
+        "census": lambda _: keyring.count_key_usage(),
+        "rotations/{rotation_id}": progress,
+        "lost": lambda _: lost_data_keys.list_lost(),
+    }
+    actions = {
+        "rotate": handle_body((_DryRunFlag, DryRunRequest, RotateRequest), _parse_rotation, rotate),
+        "restore": handle(RestoreRequest, restore),
+        "lease": handle(LeaseRequest, lambda it: keyring.acquire_lease(it.holder, it.seconds, it.token)),
+        "release": handle(ReleaseRequest, lambda it: keyring.release_lease(it.token)),
+        "backup": handle(PageRequest, lambda it: keyring.list_backup_rows(it.after, it.limit)),
+        "verify": handle(VerifyRequest, lambda it: keyring.verify(it.mode, it.after)),
+        "retire": handle(RetireRequest, lambda it: keyring.retire_version(it.kek_version, it.token)),
+        "reload": handle(RequestBody, lambda _: keyring.reload_instances()),
+        "journal": handle(JournalRequest, lambda it: keyring.add_journal_entry(it.rotation_id, it.token, it)),
+        "rollback": handle(RollbackRequest, lambda it: keyring.rollback(it.rotation_id, it.token)),
+        "abandon": handle(AbandonRequest, abandon),
+    }
+    viewer = RouteRequirements(Role.VIEWER, access_policy=access)
     return [
-        _build_read_route(access, "keys", keys),
-        _build_read_route(access, "census", census),
-        _build_read_route(access, "rotations/{rotation_id}", progress),
-        _build_action_route(access, "rotate", handle_body(ROTATION_FORMAT, rotate)),
-        _build_action_route(access, "restore", handle_body(build_format(RestoreRequest), restore)),
-        _build_action_route(access, "lease", lease),
-        _build_action_route(access, "release", release),
-        _build_action_route(access, "backup", backup),
-        _build_action_route(access, "verify", verify),
-        _build_action_route(access, "retire", retire),
-        _build_action_route(access, "reload", reload),
-        _build_action_route(access, "journal", journal),
-        _build_action_route(access, "rollback", rollback),
-        _build_read_route(access, "lost", lost_keys),
-        _build_action_route(access, "abandon", handle_body(build_format(AbandonRequest), abandon)),
+        *(ProtectedRoute(ADMIN_PATH + path, build_endpoint(handler), viewer) for path, handler in reads.items()),
+        *(
+            ProtectedRoute(
+                ADMIN_PATH + name,
+                build_endpoint(handler),
+                RouteRequirements(Role.ADMIN, action=name, access_policy=access),
+                ["POST"],
+            )
+            for name, handler in actions.items()
+        ),
     ]
-
-
-def _build_read_route(access: AccessPolicy, path: str, handler: Handler) -> ProtectedRoute:
-    return ProtectedRoute(
-        ADMIN_PATH + path, build_endpoint(handler), RouteRequirements(Role.VIEWER, access_policy=access)
-    )
-
-
-def _build_action_route(access: AccessPolicy, name: str, handler: Handler) -> ProtectedRoute:
-    return ProtectedRoute(
-        ADMIN_PATH + name,
-        build_endpoint(handler),
-        RouteRequirements(Role.ADMIN, action=name, access_policy=access),
-        ["POST"],
-    )

@@ -6,10 +6,10 @@ A line of JSON on standard input is a request of the admin API, and a line on st
     {"status": 200, "body": {…}}
 
 Each is sent to the backend that runs on this machine, with the address and the token file of its configuration. So
-whoever may run a command beside the backend needs neither, and no value is on a command line.
+who may run a command beside the backend needs neither, and no value is on a command line.
 
 `admin abandon` lists the data keys that only a lost local key unwraps, each with its number of records, and changes
-nothing. With names and the number of their records it abandons these: nobody abandons more than he knows of.
+nothing. With names and the number of their records it abandons these: nobody abandons more than they know of.
 """
 
 import json
@@ -61,7 +61,7 @@ class BackendClient:
     tls: ssl.SSLContext | None = None
 
     def send(self, line: bytes) -> Mapping[str, object]:
-        """The answer to a line; whatever goes wrong is an answer, too."""
+        """The answer to a line. A failure is an answer, too."""
         try:
             request = _RequestLine.model_validate_json(line)
         except ValidationError as error:
@@ -132,7 +132,6 @@ def load_own_certificate(web_config: Path) -> ssl.SSLContext | None:
 
 
 def add_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Those that say which backend is meant."""
     web = click.Path(path_type=Path)
     command = click.option("--web.config.file", "web_config", type=web, help="Its web.yml, where it has one.")(command)
     return click.option("--config", type=click.Path(path_type=Path), help="The running backend's configuration.")(

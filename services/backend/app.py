@@ -1,7 +1,4 @@
-"""The backend's composition root: opens everything from the settings, and closes it at the end.
-
-`GET /healthz`: crypto mode and readiness of the backend, for load balancers and for the exporter.
-"""
+"""The backend's composition root: opens everything from the settings, and closes it at the end."""
 
 import asyncio
 import socket
@@ -17,20 +14,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.backend import admin_api, metrics, records
-from services.backend import records as records_api
 from services.backend.config import BackendSettings
 from services.backend.crypto_mode import KmsChecker
 from services.backend.keyring import Keyring
-from services.backend.keyring_snapshot import KeyringPoller
 from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
 from services.backend.lost_data_keys import LostDataKeys
+from services.backend.metrics import KeyringPoller
 from services.backend.records import RECORDS_TABLE, Records
 from shared.config.server_settings import Role
 from shared.http.access import Authorizer, ProtectedRoute, RouteRequirements, create_access_policy
 from shared.http.public_text import hide_paths
 from shared.http.server import StartError, create_application, create_registry
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.instance_readiness import InstanceHeartbeat
+from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES
@@ -41,16 +37,11 @@ from shared.kms.retries import RetryingKey
 from shared.process.server import ServerRunner
 
 
-def build_health_route(keyring: Keyring, list_problems: Callable[[], list[str]]) -> ProtectedRoute:
-    """The route of `/healthz`: 200 while data keys can be used, else 503.
-
-    Args:
-        keyring: gives mode and readiness.
-        list_problems: what is degraded, for example records that cannot be read.
-    """
+def build_health_route(keyring: Keyring, poller: KeyringPoller) -> ProtectedRoute:
+    """The route of `/healthz`, for load balancers and the exporter: 200 while data keys can be used, else 503."""
 
     async def healthz(_request: Request) -> Response:
-        problems = list_problems()
+        problems = keyring.list_problems() + poller.list_problems()
         health = {
             "status": ("degraded" if problems else "ok") if keyring.is_ready else "not ready",
             "crypto_mode": keyring.mode.value,
@@ -75,15 +66,8 @@ RESTART_SETTINGS: Final = frozenset(BackendSettings.model_fields) - {"auth", "ad
 async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] = time.time) -> AsyncIterator[Starlette]:
     """Runs a backend while the body runs: its keyring, and the checks of KMS.
 
-    Args:
-        settings: the configuration.
-        clock: unix seconds.
-
-    Yields:
-        The application; its `state.apply` applies `auth` and `admin` of new settings. All others need a restart.
-
-    Raises:
-        StartError: the database or the local key cannot be used.
+    `state.apply` of the application applies `auth` and `admin` of new settings; all others need a restart. Raises
+    StartError if the database or the local key cannot be used.
     """
     async with AsyncExitStack() as stack:
         database = await _open_database(settings)
@@ -98,9 +82,7 @@ async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] =
         kms = connect_key(settings.kms)
         stack.push_async_callback(kms.close)
         wrapping = KeyWrapper(kms, settings.kms.key, settings.kms_timeout, local)
-        background_kms = QuotaLimitedKey(
-            kms
-        )  # shared by all background work, so that together it stays within KMS's quota
+        background_kms = QuotaLimitedKey(kms)  # of all background work, which together stays within KMS's quota
         keyring = Keyring(keys, local, wrapping, heartbeat, background_kms=background_kms, clock=clock)
         checked = asyncio.Event()
         checking = asyncio.create_task(KmsChecker(keyring).run(settings.kms_check_interval, checked))
@@ -118,19 +100,7 @@ async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] =
         lost_data_keys = LostDataKeys(database, wrapping, heartbeat.instance, keyring.reload)
         registry = create_registry()
         authorizer = Authorizer(registry, clock=clock)
-        count_decryption_error = metrics.register_metrics(
-            registry,
-            get_mode=lambda: keyring.mode,
-            is_ready=lambda: keyring.is_ready,
-            get_initialised_at=lambda: keyring.initialised_at,
-            count_unusable=lambda: len(keyring.unwrap_errors),
-            count_restored=lambda: keyring.restored_count,
-            is_local_key_missing=lambda: keyring.is_local_key_missing,
-            get_snapshot=lambda: poller.snapshot,
-        )
-
-        def list_problems() -> list[str]:
-            return keyring.list_problems() + poller.list_problems()
+        count_decryption_error = metrics.register_metrics(registry, keyring, poller)
 
         def get_unready_reason() -> str | None:
             if checking.done():
@@ -139,13 +109,9 @@ async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] =
 
         def build_application(settings: BackendSettings) -> Starlette:
             routes = [
-                *records_api.build_record_routes(keyring, Records(database), count_decryption_error),
-                build_health_route(keyring, list_problems),
-                *admin_api.build_routes(
-                    administration,
-                    lost_data_keys,
-                    admin_api.build_access(settings.admin.token_file, settings.admin.tokens),
-                ),
+                *records.build_record_routes(keyring, Records(database), count_decryption_error),
+                build_health_route(keyring, poller),
+                *admin_api.build_routes(administration, lost_data_keys, admin_api.build_access(settings.admin)),
             ]
             return create_application(
                 "keypulse backend",

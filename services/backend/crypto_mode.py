@@ -56,7 +56,6 @@ class KmsChecker:
                 await asyncio.gather(unwrapping, return_exceptions=True)
 
     async def _run_safely(self, action: Awaitable[None], interval: float) -> None:
-        """Awaits `action`; no error of it ends the checks."""
         try:
             await action
         except DatabaseError as error:

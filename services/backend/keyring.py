@@ -1,17 +1,11 @@
-"""The data keys that this process has unwrapped, and which ones it unwraps next in the background.
+"""The data keys in memory: what wraps and unwraps them, which one is active, and which are unwrapped next.
 
 A data key, once unwrapped, stays in memory, so an outage of KMS stops neither reads nor writes. Callers that need the
-same data key at the same time share one call of KMS.
-
-Thousands of data keys of a version that KMS refuses must not use up its quota: a sample of each version is retried at
-each check. If one of a sample can be unwrapped, all others of its version follow at once; so a version that was enabled
-again is found within a few checks.
-
-The data keys in memory: what wraps and unwraps them, and which one is active. `crypto_mode` decides the mode.
+same data key at the same time share one call of KMS. `crypto_mode` decides the mode.
 
 A new active key is created only if the active one cannot be used (there is none yet, or a restart in an outage, or a
-KMS version that is disabled or destroyed), and if KMS is back and the local key wraps the active one: whoever copied
-the disk has that, too, and must not read what is written from then on. The mode decides what wraps it, and its
+KMS version that is disabled or destroyed), and if KMS is back and the local key wraps the active one: somebody who
+copied the disk has that, too, and must not read what is written from then on. The mode decides what wraps it, and its
 predecessor is retired: it still decrypts once it can be unwrapped again. The keyring never removes a data key.
 """
 
@@ -30,7 +24,7 @@ import structlog
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
 from shared.backend_contract import LOCAL_KEK_VERSION, CryptoMode
-from shared.keyring.instance_readiness import InstanceHeartbeat
+from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.model import (
     KEY_BYTES,
     LOCAL_KEK,
@@ -50,7 +44,12 @@ SAMPLE_SIZE: Final = 8
 
 
 class UnwrapRetries:
-    """What could not be unwrapped, as it was wrapped then."""
+    """What could not be unwrapped, as it was wrapped then.
+
+    Thousands of data keys of a version that KMS refuses must not use up its quota: a sample of each version is retried
+    at each check. If one of a sample can be unwrapped, all others of its version follow at once; so a version that was
+    enabled again is found within a few checks.
+    """
 
     def __init__(self) -> None:
         self._refused: dict[str, WrappedKey] = {}  # what was tried longest ago stands first
@@ -58,12 +57,16 @@ class UnwrapRetries:
     def select_due(self, keys: Sequence[DataKey], unusable: Container[str]) -> list[DataKey]:
         """The keys to unwrap now, of `keys` not in memory: samples, and what is new, changed, or needs no call."""
         by_id = {key.id: key for key in keys}
-        due = [key for key in keys if key.wrapped.kek == LOCAL_KEK or not self._is_refused(key, unusable)]
+        due = [
+            key
+            for key in keys
+            if key.wrapped.kek == LOCAL_KEK or key.id not in unusable or self._refused.get(key.id) != key.wrapped
+        ]
         self._refused = {name: wrapped for name, wrapped in self._refused.items() if name in by_id}
         selected_ids = {key.id for key in due}
         sampled: Counter[tuple[str, str]] = Counter()
         for name in self._refused:
-            version = _get_kek_version(by_id[name])
+            version = by_id[name].wrapped.by
             if name not in selected_ids and sampled[version] < SAMPLE_SIZE:
                 sampled[version] += 1
                 due.append(by_id[name])
@@ -74,19 +77,12 @@ class UnwrapRetries:
     ) -> list[DataKey]:
         """Once `attempted` is done: all others of the versions of which a data key was refused, and no longer is."""
         done = {key.id for key in attempted}
-        back = {_get_kek_version(key) for key in attempted if key.id in self._refused and key.id in cached}
+        back = {key.wrapped.by for key in attempted if key.id in self._refused and key.id in cached}
         for key in attempted:
             self._refused.pop(key.id, None)
             if key.id not in cached:
                 self._refused[key.id] = key.wrapped
-        return [key for key in keys if key.id in self._refused and key.id not in done and _get_kek_version(key) in back]
-
-    def _is_refused(self, key: DataKey, unusable: Container[str]) -> bool:
-        return key.id in unusable and self._refused.get(key.id) == key.wrapped
-
-
-def _get_kek_version(key: DataKey) -> tuple[str, str]:
-    return key.wrapped.kek, key.wrapped.kek_version
+        return [key for key in keys if key.id in self._refused and key.id not in done and key.wrapped.by in back]
 
 
 _MAX_CONCURRENT_CALLS: Final = 16
@@ -111,11 +107,9 @@ class DataKeyCache:
         self._semaphore = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
 
     def __contains__(self, data_key_id: object) -> bool:
-        """Whether it is in memory."""
         return data_key_id in self._keys
 
     def __getitem__(self, data_key_id: str) -> UnwrappedKey:
-        """A data key in memory."""
         return self._keys[data_key_id]
 
     @property
@@ -211,13 +205,9 @@ class Keyring:
     ) -> None:
         """Reads nothing yet.
 
-        Args:
-            store: the keyring.
-            local_key: wraps while KMS fails; opened, and reopened at each check while it is missing.
-            wrapping: KMS, which wraps otherwise, and `local_key`.
-            heartbeat: gets the pending data keys that this instance holds, after each check and each reload.
-            background_kms: the same KMS below its quota, for work that nobody waits for.
-            clock: unix time.
+        `local_key` wraps while KMS fails; it is reopened at each check while it is missing. `heartbeat` gets the
+        pending data keys of this instance. `background_kms` is the same KMS below its quota, for work that nobody
+        waits for.
         """
         self._store = store
         self._heartbeat = heartbeat
@@ -228,10 +218,9 @@ class Keyring:
         self._cache = DataKeyCache()
         self._retries = UnwrapRetries()
         self._active: UnwrappedKey | None = None
-        self._ids_wrapped_locally_ever: set[str] = (
-            set()
-        )  # ids of what the local key wraps, or did: whoever copied the disk may have it
-        self._ids_wrapped_locally: frozenset[str] = frozenset()  # ids of what the local key wraps
+        self._ids_wrapped_locally: frozenset[str] = frozenset()
+        self._ids_wrapped_locally_ever: set[str] = set()
+        """Who copied the disk may have these data keys."""
         self._pending: tuple[str, ...] = ()
         self._restored_at: dict[str, float] = {}
         """When rows were last put back, by the ids of their data keys; unix time."""
@@ -294,10 +283,7 @@ class Keyring:
     async def get_key(self, data_key_id: str) -> UnwrappedKey:
         """The key that a record was encrypted with; one that another instance has created since is read at once.
 
-        Raises:
-            KeyAbandonedError: it was abandoned.
-            KeyUnavailableError: it is not there, or cannot be unwrapped.
-            DatabaseError: the keyring cannot be read.
+        Raises DatabaseError, KeyAbandonedError, and KeyUnavailableError if it is not there or cannot be unwrapped.
         """
         if not self._cache.is_resolved(data_key_id):
             await self._load_key(data_key_id)
@@ -312,10 +298,7 @@ class Keyring:
     async def use_kms(self) -> None:
         """One round trip of KMS, then uses the keyring in mode `kms`; the caller holds `lock`.
 
-        Raises:
-            KmsError: KMS failed.
-            RetiredVersionError: KMS encrypts by a version that was retired.
-            DatabaseError: the keyring cannot be read or written.
+        Raises KmsError, DatabaseError, and RetiredVersionError if KMS encrypts by a version that was retired.
         """
         await self._local.reopen_if_missing()
         await self._wrapping.wrap("check", os.urandom(KEY_BYTES))
@@ -344,9 +327,7 @@ class Keyring:
     async def restore_row(self, data_key_id: str) -> None:
         """Puts back the row of a data key that the database no longer has, and uses what is active then.
 
-        Raises:
-            KeyUnavailableError: KMS failed at it.
-            DatabaseError: the keyring cannot be read or written.
+        Raises DatabaseError, and KeyUnavailableError if KMS failed.
         """
         async with self.lock:
             if await self._store.find(data_key_id):
@@ -393,7 +374,7 @@ class Keyring:
             log.info("data key rewrapped by KMS", data_key=key.id, kek_version=wrapped.kek_version)
 
     async def _use_keys(self, mode: CryptoMode) -> None:
-        """Sees to it that a usable key is active; unwraps that one, and those that are to become active."""
+        """Makes a usable key the active one; unwraps it, and those that are to become active."""
         keys = await self._store.list_all()
         if await self._restore_missing_rows(keys, mode):
             keys = await self._store.list_all()
@@ -473,7 +454,7 @@ class Keyring:
         return WrappedKey(self._local.wrap(key.secret, build_wrapping_aad(key.id)), LOCAL_KEK, LOCAL_KEK_VERSION)
 
     def set_mode(self, mode: CryptoMode, reason: str | None, error: str | None) -> None:
-        """Takes over the outcome of a check; logs a change once. `error` may name keys and goes to the log only."""
+        """Stores the outcome of a check; logs a change once. `error` may name keys and goes to the log only."""
         if (mode, self.is_ready) != self._logged_state:
             self._logged_state = (mode, self.is_ready)
             self.initialised_at = self._clock()
@@ -485,4 +466,4 @@ class Keyring:
 
 
 async def _ignore_results(_outcomes: Sequence[tuple[DataKey, None]]) -> None:
-    """Nothing is left to do with them."""
+    pass

@@ -19,16 +19,15 @@ import structlog
 from services.backend.aes_gcm import decrypt, encrypt
 from shared.atomic_file import create_file
 from shared.check import HintedError
-from shared.keyring import local_key
 from shared.keyring.database import Database
-from shared.keyring.instance_readiness import InstanceHeartbeat
+from shared.keyring.instances import InstanceHeartbeat, may_replace_local_key, register_local_key
 from shared.keyring.model import KEY_BYTES, compute_fingerprint
 from shared.keyring.store import OtherLocalKeyError
 from shared.keyring.wrapping import UnwrapError
 
 
 class LocalKeyError(HintedError):
-    """The file cannot be used."""
+    """The file of the local key cannot be used."""
 
 
 class LocalKeyMissingError(LocalKeyError):
@@ -39,8 +38,6 @@ class LocalKeyMissingError(LocalKeyError):
 
 
 class LocalKey:
-    """Wraps and unwraps, in memory."""
-
     def __init__(self, key: bytes, *, is_new: bool = False) -> None:
         self._key = key
         self.is_new = is_new
@@ -52,25 +49,17 @@ class LocalKey:
         return compute_fingerprint(self._key)
 
     def wrap(self, plaintext: bytes, aad: bytes) -> bytes:
-        """Encrypts `plaintext`, bound to `aad`."""
         return encrypt(self._key, plaintext, aad)
 
     def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
-        """What `wrap` was given. Raises DecryptionError."""
         return decrypt(self._key, ciphertext, aad)
 
 
 def read_or_create(file: Path, *, may_create: bool) -> LocalKey:
     """The key in `file`.
 
-    Args:
-        file: where it is.
-        may_create: whether a missing file may be made. Where data keys are wrapped by a key that is gone, a new one
-            would only hide the loss.
-
-    Raises:
-        LocalKeyMissingError: it is missing and may not be made.
-        LocalKeyError: it cannot be made, others may read it, or it is no key.
+    A missing file may not be made where data keys are wrapped by the key that is gone: it would only hide the loss.
+    Raises LocalKeyMissingError, or LocalKeyError if it cannot be made, others may read it, or it is no key.
     """
     try:
         created = may_create and not file.exists() and create_file(file, os.urandom(KEY_BYTES))
@@ -94,13 +83,7 @@ log = structlog.get_logger(__name__)
 
 
 class InstanceLocalKey:
-    """Wraps and unwraps, while there is a local key.
-
-    Args:
-        file: where it is.
-        database: knows its fingerprint.
-        heartbeat: of this instance.
-    """
+    """Wraps and unwraps, while there is a local key; the database knows its fingerprint."""
 
     def __init__(self, file: Path, database: Database, heartbeat: InstanceHeartbeat) -> None:
         self._file = file
@@ -116,27 +99,25 @@ class InstanceLocalKey:
         return self._key.fingerprint if self._key else None
 
     def wrap(self, plaintext: bytes, aad: bytes) -> bytes:
-        """Encrypts `plaintext`, bound to `aad`. Raises LocalKeyError."""
+        """Raises LocalKeyError if there is no local key."""
         if self._key is None:
             raise LocalKeyError(f"no data key can be made, {self.missing_reason}")
         return self._key.wrap(plaintext, aad)
 
     def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
-        """What `wrap` was given. Raises DecryptionError, and UnwrapError if there is no local key."""
+        """Raises DecryptionError, and UnwrapError if there is no local key."""
         if self._key is None:
             raise UnwrapError(f"it is wrapped by the local key, {self.missing_reason}")
         return self._key.unwrap(ciphertext, aad)
 
     async def open(self) -> None:
-        """Reads the file, or makes it; one that is missing and may not be made is no error.
+        """Reads the file, or makes it; a missing file that may not be made is no error.
 
-        Raises:
-            LocalKeyError: the file cannot be used, or is not the one that the other instances have.
-            DatabaseError: the database cannot be read or written.
+        Raises DatabaseError, and LocalKeyError if the file cannot be used or the other instances have another one.
         """
         try:
             may_create = await self._database.read(
-                lambda connection: local_key.may_replace_local_key(
+                lambda connection: may_replace_local_key(
                     connection, self._database.read_clock(connection), self._heartbeat.instance
                 )
             )
@@ -153,10 +134,10 @@ class InstanceLocalKey:
             self._key, self.missing_reason = key, None
 
     async def _register_key(self, key: LocalKey) -> None:
-        """Has the database know it; where another instance was faster, a file that was just made goes away again."""
+        """Stores its fingerprint; where another instance was faster, a file that was just made goes away again."""
         try:
             await self._database.write_exclusively(
-                lambda connection: local_key.register_local_key(
+                lambda connection: register_local_key(
                     connection, self._database.read_clock(connection), self._heartbeat, key.fingerprint
                 )
             )

@@ -8,13 +8,14 @@ alive.
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import structlog
 
 from services.backend.records import RECORDS_TABLE
-from shared.keyring import local_key
 from shared.keyring.administration import RefusedError
 from shared.keyring.database import Database
+from shared.keyring.instances import abandon_data_keys, list_locally_wrapped_keys
 from shared.keyring.model import DataKey
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 
@@ -23,8 +24,6 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LostDataKey:
-    """One of them."""
-
     id: str
     created_at: datetime
     record_count: int
@@ -33,14 +32,7 @@ class LostDataKey:
 
 
 class LostDataKeys:
-    """Those of one keyring. Every method raises DatabaseError.
-
-    Args:
-        database: the keyring's, and that of the records.
-        wrapping: knows the local key, where there is one.
-        instance: names this one among those of the service.
-        reload_keyring: has the service read the keyring again.
-    """
+    """The lost data keys of one keyring, seen by the service's `instance`. Every method raises DatabaseError."""
 
     def __init__(
         self, database: Database, wrapping: KeyWrapper, instance: str, reload_keyring: Callable[[], Awaitable[None]]
@@ -55,15 +47,10 @@ class LostDataKeys:
         return [lost for _, lost in await self._find_lost()]
 
     async def abandon(self, data_key_ids: Sequence[str], confirmed_record_count: int) -> int:
-        """Abandons them, and returns how many.
+        """Abandons them, and returns how many; the caller has to know how many records need them.
 
-        Args:
-            data_key_ids: each by its name.
-            confirmed_record_count: how many records need them; the caller has to know.
-
-        Raises:
-            RefusedError: one of them is not lost, the number is another, or another instance is alive: it may have the
-                local key, or hold the data key and write by it. Nothing was changed.
+        Raises RefusedError, and nothing was changed, if one of them is not lost, the number is another, or another
+        instance is alive: it may have the local key, or hold the data key and write by it.
         """
         found = {lost.id: (key, lost) for key, lost in await self._find_lost()}
         for data_key_id in data_key_ids:
@@ -78,7 +65,7 @@ class LostDataKeys:
             )
         keys = [found[data_key_id][0] for data_key_id in dict.fromkeys(data_key_ids)]
         number = await self._database.write_exclusively(
-            lambda connection: local_key.abandon_data_keys(
+            lambda connection: abandon_data_keys(
                 connection, self._database.read_clock(connection), self._instance, keys
             )
         )
@@ -88,12 +75,11 @@ class LostDataKeys:
 
     async def _find_lost(self) -> list[tuple[DataKey, LostDataKey]]:
         found = []
-        for key in await self._database.read(local_key.list_locally_wrapped_keys):
+        for key in await self._database.read(list_locally_wrapped_keys):
             try:
                 await self._wrapping.unwrap(key)
             except UnwrapError as error:
-                found.append((key, LostDataKey(key.id, key.created_at, await self._count_records(key.id), str(error))))
+                count = partial(RECORDS_TABLE.count_by_data_key, data_key_id=key.id)
+                records = await self._database.read(count)
+                found.append((key, LostDataKey(key.id, key.created_at, records, str(error))))
         return found
-
-    async def _count_records(self, data_key_id: str) -> int:
-        return await self._database.read(lambda connection: RECORDS_TABLE.count_by_data_key(connection, data_key_id))

@@ -1,11 +1,20 @@
-"""The backend's metrics, by the names of the contract; no other module names them."""
+"""The backend's metrics, by the names of the contract, and what `/healthz` says of the keyring's database.
 
-from collections.abc import Callable, Iterator
+The keyring is read from its database at each check, never at a scrape.
+"""
 
+import asyncio
+from collections.abc import Callable, Iterator, Sequence, Sized
+from functools import partial
+from typing import Final
+
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from services.backend.keyring import Keyring
+from services.backend.records import RECORDS_TABLE
 from shared.backend_contract import (
     CRYPTO_DECRYPTION_ERRORS,
     CRYPTO_INIT_TIMESTAMP,
@@ -21,40 +30,95 @@ from shared.backend_contract import (
     KMS_ROTATION_IN_PROGRESS,
     KMS_ROTATION_LAST_FAILURE,
     KMS_ROTATION_LAST_SUCCESS,
-    CryptoMode,
 )
-from shared.keyring.rotation_metrics import KeyringMetrics
+from shared.keyring.database import Database, DatabaseError
+from shared.keyring.rotation_metrics import KeyringMetrics, read_keyring_metrics
+
+_MAX_NAMED: Final = 3
+
+log = structlog.get_logger(__name__)
 
 
-def register_metrics(  # noqa: PLR0913  all by name
-    registry: CollectorRegistry,
-    *,
-    get_mode: Callable[[], CryptoMode],
-    is_ready: Callable[[], bool],
-    get_initialised_at: Callable[[], float],
-    count_unusable: Callable[[], int],
-    count_restored: Callable[[], int],
-    is_local_key_missing: Callable[[], bool],
-    get_snapshot: Callable[[], KeyringMetrics | None],
-) -> Callable[[], None]:
-    """Registers every metric; the functions are called at each scrape.
+class KeyringPoller:
+    """The keyring as it was read last: a scrape shows any runner's work, and reads nothing."""
 
-    Returns:
-        What to call at each failed decryption of a record.
-    """
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.snapshot: KeyringMetrics | None = None
+        """None if the database could not be read: nothing is shown rather than what was."""
+
+    async def poll(self) -> None:
+        before, now = self.snapshot, None
+        try:
+            now = await self._database.read(partial(read_keyring_metrics, records=RECORDS_TABLE))
+        except DatabaseError as error:
+            if before is not None:
+                log.warning("keyring database cannot be read; its metrics are absent", error=str(error))
+        except Exception:  # a defect, or a row that nobody foresaw, must end neither the polls nor the start
+            log.exception("reading the keyring failed unexpectedly; its metrics are absent")
+        self.snapshot = now
+        if now:
+            _log_new_problems(before, now)
+
+    def list_problems(self) -> list[str]:
+        """What is wrong in the database, for `/healthz`: a sentence each."""
+        if self.snapshot is None:
+            return []
+        missing, unreadable = self.snapshot.missing_data_keys, self.snapshot.unreadable_rows
+        found = []
+        if missing:
+            found.append(
+                f"the database lacks {_format_count(missing, 'data key')} that records need: {_format_ids(missing)}"
+            )
+        if unreadable:
+            named = _format_ids([f"{row_id} ({error})" for row_id, error in unreadable.items()])
+            found.append(f"{_format_count(unreadable, 'row')} of the keyring cannot be read: {named}")
+        return found
+
+    async def run(self, interval: float) -> None:
+        """Reads it after each `interval` seconds, until it is cancelled."""
+        while True:
+            await asyncio.sleep(interval)
+            await self.poll()
+
+
+def _log_new_problems(previous: KeyringMetrics | None, current: KeyringMetrics) -> None:
+    for row_id, error in current.unreadable_rows.items():
+        if previous is None or row_id not in previous.unreadable_rows:
+            log.error("keyring row cannot be read", row_id=row_id, error=error)
+    for data_key_id in current.missing_data_keys:
+        if previous is None or data_key_id not in previous.missing_data_keys:
+            log.error("data key that records need is missing in the database", data_key=data_key_id)
+
+
+def _format_count(items: Sized, noun: str) -> str:
+    return f"1 {noun}" if len(items) == 1 else f"{len(items)} {noun}s"
+
+
+def _format_ids(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _MAX_NAMED} more" if len(ids) > _MAX_NAMED else ""
+    return ", ".join(ids[:_MAX_NAMED]) + more
+
+
+def register_metrics(registry: CollectorRegistry, keyring: Keyring, poller: KeyringPoller) -> Callable[[], None]:
+    """Registers every metric. Returns what to call at each failed decryption of a record."""
     gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
-        (CRYPTO_MODE, "What wraps new data keys: 0 the local key, 1 KMS.", lambda: get_mode().metric_value),
-        (CRYPTO_READY, "1 while a data key can be used, else 0.", is_ready),
+        (CRYPTO_MODE, "What wraps new data keys: 0 the local key, 1 KMS.", lambda: keyring.mode.metric_value),
+        (CRYPTO_READY, "1 while a data key can be used, else 0.", lambda: keyring.is_ready),
         (
             CRYPTO_INIT_TIMESTAMP,
             "When mode or readiness last changed, the start included; unix time.",
-            get_initialised_at,
+            lambda: keyring.initialised_at,
         ),
-        (KMS_DATA_KEYS_UNUSABLE, "Data keys that this instance cannot unwrap.", count_unusable),
+        (
+            KMS_DATA_KEYS_UNUSABLE,
+            "Data keys that this instance cannot unwrap.",
+            lambda: len(keyring.unwrap_errors),
+        ),
         (
             KMS_LOCAL_KEY_MISSING,
             "1 while there is no local key, so that a restart in an outage of KMS can write nothing; else 0.",
-            is_local_key_missing,
+            lambda: keyring.is_local_key_missing,
         ),
     )
     for name, meaning, value in gauges:
@@ -64,23 +128,23 @@ def register_metrics(  # noqa: PLR0913  all by name
         "Reads of a record that failed: its data key cannot be unwrapped, or it is corrupt.",
         registry=registry,
     )
-    registry.register(_KeyringCollector(get_snapshot, count_restored))
+    registry.register(_KeyringCollector(keyring, poller))
     return errors.inc
 
 
 class _KeyringCollector(Collector):
     """What this instance put back, and the keyring's metrics as last read, if it could be read."""
 
-    def __init__(self, get_snapshot: Callable[[], KeyringMetrics | None], count_restored: Callable[[], int]) -> None:
-        self._get_snapshot, self._count_restored = get_snapshot, count_restored
+    def __init__(self, keyring: Keyring, poller: KeyringPoller) -> None:
+        self._keyring, self._poller = keyring, poller
 
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
             KMS_DATA_KEYS_RESTORED,
             "Rows of data keys that the database lost and this instance put back from memory.",
-            self._count_restored(),
+            self._keyring.restored_count,
         )
-        snapshot = self._get_snapshot()
+        snapshot = self._poller.snapshot
         if snapshot is None:
             return
         keys = GaugeMetricFamily(

@@ -1,11 +1,9 @@
-"""The records: encrypts bytes with the active data key into rows, and decrypts them by the key that a row names.
+"""The records, `PUT` and `GET /v1/records/{id}`: encrypted with the active data key, decrypted by the key of the row.
 
 The additional authenticated data binds a record to its id and to its data key, so that a row which is copied over
 another one does not open. It binds it to no moment: an older version of the same record that somebody puts back opens
-as well, and one that is removed is not missed. A service that must notice that keeps a counter
-for each record where those who can write the database cannot, and adds it to that data.
-
-The records over HTTP: `PUT` and `GET /v1/records/{id}`.
+as well, and one that is removed is not missed. A service that must notice that keeps a counter for each record where
+those who can write the database cannot, and adds it to that data.
 
 Every response but a record's own bytes is JSON; an error is `{"error": one sentence}`. No response contains key
 material.
@@ -13,10 +11,10 @@ material.
 
 import re
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
-from sqlalchemy import Column, ColumnElement, Connection, Index, LargeBinary, MetaData, Table, exists, literal, select
+from sqlalchemy import Column, Connection, Index, LargeBinary, MetaData, Table, exists, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,7 +27,7 @@ from shared.http.access import Endpoint, ProtectedRoute, RouteRequirements
 from shared.http.json_api import build_error_response
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.key_table import Record, RecordsTable
-from shared.keyring.tables import Id, data_keys, fetch_first, select_rows, to_printable_text
+from shared.keyring.tables import Id, data_keys, to_printable_text
 
 _MAX_ATTEMPTS: Final = 3
 
@@ -45,18 +43,6 @@ _records: Final = Table(
 Index("records_of_data_key", _records.c.data_key_id, _records.c.id)
 
 
-class _RecordRow(NamedTuple):
-    """Of `records`, whole."""
-
-    id: str
-    data_key_id: str | bytes
-    """Bytes where another program wrote what is no text."""
-    sealed: bytes
-
-
-_SELECT_RECORDS: Final = select_rows(_records, _RecordRow)
-
-
 class CorruptRecordError(ValueError):
     """The record was changed since it was stored, or is not the one that was stored under this id."""
 
@@ -70,8 +56,7 @@ class Records:
     async def put(self, record_id: str, plaintext: bytes, key: UnwrappedKey) -> bool:
         """Encrypts and stores, over what was there under this id; it is on the disk when this returns.
 
-        Returns:
-            False, and nothing is stored, where the database does not have the data key: nobody could read the record.
+        False, and nothing is stored, where the database does not have the data key: nobody could read the record.
         """
 
         def upsert(connection: Connection) -> bool:
@@ -79,7 +64,8 @@ class Records:
             row = {"id": record_id, "data_key_id": key.id, "sealed": ciphertext}
             values = [literal(value, _records.c[name].type) for name, value in row.items()]
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-            new = dialect.insert(_records).from_select([*row], select(*values).where(_is_data_key_stored(key.id)))
+            is_stored = exists(select(data_keys.c.id).where(data_keys.c.id == key.id))
+            new = dialect.insert(_records).from_select([*row], select(*values).where(is_stored))
             changed = {name: new.excluded[name] for name in ("data_key_id", "sealed")}
             upserted = new.on_conflict_do_update(index_elements=["id"], set_=changed).returning(_records.c.id)
             return connection.execute(upserted).first() is not None
@@ -90,7 +76,7 @@ class Records:
         """The record as it is stored, or None."""
 
         def select_record(connection: Connection) -> Record | None:
-            row = fetch_first(connection, _SELECT_RECORDS.where(_records.c.id == record_id), _RecordRow)
+            row = connection.execute(select(_records).where(_records.c.id == record_id)).first()
             return Record(row.id, to_printable_text(row.data_key_id), row.sealed) if row else None
 
         return await self._database.read(select_record)
@@ -99,9 +85,7 @@ class Records:
 async def store_record(keyring: Keyring, records: Records, record_id: str, content: bytes) -> None:
     """Stores a record by the active data key, whose row is put back where the database lost it.
 
-    Raises:
-        KeyUnavailableError: there is no data key to encrypt with, or the database loses it again and again.
-        DatabaseError: the database cannot be read or written.
+    Raises DatabaseError, and KeyUnavailableError if there is no data key, or the database loses it again and again.
     """
     for _ in range(_MAX_ATTEMPTS):
         key = keyring.get_active_key()
@@ -112,15 +96,11 @@ async def store_record(keyring: Keyring, records: Records, record_id: str, conte
 
 
 def decrypt_record(record: Record, key: UnwrappedKey) -> bytes:
-    """What was put. Raises CorruptRecordError."""
+    """Raises CorruptRecordError."""
     try:
         return decrypt(key.secret, record.ciphertext, _build_aad(record.id, record.data_key_id))
     except DecryptionError:
         raise CorruptRecordError from None
-
-
-def _is_data_key_stored(data_key_id: str) -> ColumnElement[bool]:
-    return exists(select(data_keys.c.id).where(data_keys.c.id == data_key_id))
 
 
 def _decrypt_with_secret(record: Record, secret: bytes) -> bytes:
@@ -144,14 +124,6 @@ log = structlog.get_logger(__name__)
 def build_record_routes(
     keyring: Keyring, records: Records, count_decryption_error: Callable[[], None]
 ) -> list[ProtectedRoute]:
-    """The routes of the records.
-
-    Args:
-        keyring: gives the data keys.
-        records: stores the records.
-        count_decryption_error: called when a read fails because of its data key or its ciphertext.
-    """
-
     async def put(request: Request) -> Response:
         record_id = _parse_record_id(request)
         keyring.get_active_key()  # before the body is read: it may be large
@@ -187,8 +159,8 @@ def build_record_routes(
     async def record(request: Request) -> Response:
         return await (put if request.method == "PUT" else get)(request)
 
+    # `path`, so that an id with a slash in it is refused with a reason.
     return [
-        # `path`, so that an id with a slash in it is refused with a reason.
         ProtectedRoute(
             "/v1/records/{id:path}", _handle_errors(record), RouteRequirements(Role.RESPONDER), ["GET", "PUT"]
         ),
@@ -196,8 +168,6 @@ def build_record_routes(
 
 
 def _handle_errors(endpoint: Endpoint) -> Endpoint:
-    """`endpoint`, whose errors become answers."""
-
     async def answer(request: Request) -> Response:
         try:
             return await endpoint(request)

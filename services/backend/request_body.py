@@ -32,13 +32,7 @@ def refuse_request(status: int, error: str, hint: str = "") -> Response:
 async def read_body(request: Request, max_bytes: int, content_name: str) -> bytes:
     """The whole body; refused as soon as it is known to be over the limit.
 
-    Args:
-        request: not read yet.
-        max_bytes: bytes.
-        content_name: what may have so many, for the sentence.
-
-    Raises:
-        RequestRefusedError: it is too large, or did not arrive whole in time.
+    `content_name` is what may have `max_bytes`, for the sentence. Raises RequestRefusedError.
     """
     too_large = RequestRefusedError(413, f"{content_name} may have up to {max_bytes} bytes")
     declared = request.headers.get("content-length", "")

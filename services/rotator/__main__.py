@@ -19,10 +19,9 @@ from services.rotator.app import SessionCommand, run_and_report
 from services.rotator.config import RotatorSettings
 from services.rotator.conformance import INTRODUCTION, run_conformance
 from services.rotator.doctor import open_checks
-from services.rotator.model import RotatorError
-from services.rotator.restore import restore_backup
+from services.rotator.report import RotatorError
 from services.rotator.retirement import destroy_version, retire_version
-from services.rotator.runner import resume, rollback, run
+from services.rotator.runner import restore_backup, resume, rollback, run
 from shared import VERSION
 from shared.check import format_line
 from shared.keyring.administration import AdministrationError, RotationType
@@ -60,7 +59,6 @@ def main() -> None:
 
 
 def _add_options(command: Command) -> Command:
-    """What every command takes."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
         click.option("--config", type=click.Path(path_type=Path), help="The YAML file."),
@@ -153,7 +151,6 @@ def restore_(config: Path | None, file: str, *, as_json: bool) -> None:
 
 
 def _add_confirmation(command: Command) -> Command:
-    """A version as the argument, and once more; and how many backups are lost with it."""
     for option in (
         click.option(
             "--confirm-backups",

@@ -1,8 +1,6 @@
-"""From a command line to a report: opens the session, runs the command, and shows its result.
+"""From a command line to a report: opens the session, runs the command, and shows its progress and its result.
 
 A report goes to standard output, to the folder of reports, and to GitHub's summary of the job if there is one.
-
-Shows the progress of a command: a bar with counts and the time left on a terminal, plain lines elsewhere.
 """
 
 import asyncio
@@ -21,10 +19,17 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from services.rotator.backups import BackupError
 from services.rotator.config import RotatorSettings
-from services.rotator.model import ProgressReporter, RotatorError, StepProgress, StepResult
-from services.rotator.report import CommandOutcome, CommandReport, format_markdown
+from services.rotator.report import (
+    CommandOutcome,
+    CommandReport,
+    ProgressReporter,
+    RotatorError,
+    StepProgress,
+    StepResult,
+    format_markdown,
+)
 from services.rotator.session import CommandSession, open_session
-from shared.keyring.administration import AdministrationError, RefusedError
+from shared.keyring.administration import AdministrationError
 
 _LINE_INTERVAL: Final = 5.0
 """Seconds between two lines of progress, at least."""
@@ -37,29 +42,24 @@ class LineReporter:
         self._clock, self._next = clock, float("-inf")
 
     def report_step(self, name: str, detail: str = "") -> None:
-        """See `ProgressReporter`."""
         click.echo(f"{name}: {detail}" if detail else f"{name} …", err=True)
 
     def report_progress(self, progress: StepProgress) -> None:
-        """See `ProgressReporter`."""
         if self._clock() >= self._next or progress.done == progress.total:
             click.echo(_format_count(progress), err=True)
             self._next = self._clock() + _LINE_INTERVAL
 
 
 class BarReporter:
-    """The same on a terminal."""
-
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._task: TaskID | None = None
 
     def report_step(self, name: str, detail: str = "") -> None:
-        """See `ProgressReporter`."""
         self._bar.console.print(f"{name}: {detail}" if detail else f"{name} …", markup=False, highlight=False)
 
     def report_progress(self, progress: StepProgress) -> None:
-        """See `ProgressReporter`. The bar and its time left are of all steps."""
+        """The bar and its time left are of all steps."""
         counted, calls, of = _format_count(progress), progress.calls, progress.total_calls
         if self._task is None:  # what an earlier runner did has taken none of our time
             self._task = self._bar.add_task(counted, completed=calls, total=of)
@@ -72,7 +72,7 @@ def _format_count(progress: StepProgress) -> str:
 
 @contextmanager
 def open_progress() -> Iterator[ProgressReporter]:
-    """Whichever fits to standard error."""
+    """A bar with counts and the time left on a terminal, plain lines elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield LineReporter()
@@ -97,16 +97,7 @@ def run_and_report(
     *,
     as_json: bool,
 ) -> int:
-    """Does `run` and shows its report; gives the exit code.
-
-    Args:
-        command: its name.
-        settings: of the rotator.
-        config: how their file was named.
-        run: gives the report.
-        environ: of the process.
-        as_json: whether a program reads it.
-    """
+    """Does `run` and shows its report; `config` is how the file of the settings was named. Returns the exit code."""
     with open_progress() as report_progress:
         report = asyncio.run(run_to_report(command, settings, run, report_progress))
     text = format_markdown(report, config)
@@ -122,7 +113,6 @@ def run_and_report(
 
 
 def _append_to_file(file: Path, text: str) -> None:
-    """Where that is impossible it is said: what was done is done, and is on standard output."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8") as stream:
@@ -134,7 +124,7 @@ def _append_to_file(file: Path, text: str) -> None:
 async def run_to_report(
     command: str, settings: RotatorSettings, run: SessionCommand, progress: ProgressReporter
 ) -> CommandReport:
-    """The report of `run`, whatever it raises; arguments as of `run_and_report`."""
+    """The report of `run`, whatever it raises."""
     steps: list[StepResult] = []
     running = asyncio.ensure_future(_run_in_session(settings, run, progress, steps))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -145,8 +135,6 @@ async def run_to_report(
         report = _build_failure_report(command, "it was stopped by a signal; what was done stays", "status")
     except RotatorError as error:
         report = _build_failure_report(command, error.message, *error.next_commands)
-    except RefusedError as error:
-        report = _build_failure_report(command, str(error), "status")
     except (AdministrationError, BackupError) as error:
         report = _build_failure_report(command, str(error), "status")
     except Exception as error:  # noqa: BLE001  # a defect, or a row that another program got wrong

@@ -1,16 +1,10 @@
-"""A backup: every data key's metadata and wrapped form as CSV, encrypted, with the SHA-256 of it all in the last page.
+"""Backups: every data key's metadata and wrapped form as CSV, in encrypted pages, and the folder of these files.
 
-The key of the file is random and wrapped by the same KMS key as the data keys. The header says which versions of it the
-backup needs, so that `retire` and `destroy` know.
-
-A file of encrypted pages: AES-256-GCM, one page at a time, so that the whole file is never in memory.
-
-The file begins with one line, the header, from which the writer can find the file's key again. Each page is four bytes
-of length and the ciphertext. The nonce is the page's number, because a key encrypts one file only. The page's number,
-the header's SHA-256 and whether it is the last page are authenticated: a page that is changed, moved, left out or taken
-from another file is detected, and so is a file that ends too early.
-
-The folder of backups: names, which are kept, what they need, and whether one can be restored.
+The key of a file is random and wrapped by the same KMS key as the data keys. The first line, the header, says which
+versions of it the backup needs, so that `retire` and `destroy` know. Each page is four bytes of length and its
+ciphertext by AES-256-GCM. The nonce is the page's number, because a key encrypts one file only. The page's number, the
+header's SHA-256 and whether it is the last page are authenticated: a page that is changed, moved, left out or taken
+from another file is detected, and so is a file that ends too early. The last page has the SHA-256 of all rows.
 """
 
 import asyncio
@@ -30,7 +24,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from services.rotator.model import RotatorError
+from services.rotator.report import BackupSummary, RotatorError
 from shared.atomic_file import sync_folder
 from shared.keyring.administration import Administration, JournalBackup, KeyInfo, Problem, StoredKey, StoredVersion
 from shared.keyring.model import UNREADABLE_VERSION, compute_fingerprint, get_version_sort_key
@@ -60,7 +54,6 @@ class EncryptedFileWriter:
         self._stream.write(header + b"\n")
 
     def write_page(self, plaintext: bytes, *, last: bool = False) -> None:
-        """Adds a page."""
         authenticated = _build_aad(self._header, self._page_number, last=last)
         ciphertext = self._cipher.encrypt(_build_nonce(self._page_number), plaintext, authenticated)
         self._stream.write(len(ciphertext).to_bytes(_LENGTH_BYTES, "big") + ciphertext)
@@ -150,18 +143,6 @@ class BackupHeader(BaseModel):
         return not {version, UNREADABLE_VERSION}.isdisjoint({self.kek_version, *self.needs})
 
 
-class BackupSummary(BaseModel):
-    """What a backup holds."""
-
-    model_config = ConfigDict(frozen=True)
-
-    data_keys: int
-    sha256: str
-    """Of the CSV, hexadecimal."""
-    fingerprint: str
-    """Of all its data keys by id, as `Verification` has it."""
-
-
 class SummaryBuilder:
     """A summary that grows by pages."""
 
@@ -176,7 +157,6 @@ class SummaryBuilder:
             self._keys.update(f"{row.id} {row.fingerprint}\n".encode())
 
     def build(self) -> BackupSummary:
-        """Of all pages so far."""
         return BackupSummary(data_keys=self.data_keys, sha256=self._csv.hexdigest(), fingerprint=self._keys.hexdigest())
 
 
@@ -193,19 +173,8 @@ async def write_backup(  # noqa: PLR0913  most by name
 ) -> BackupSummary:
     """Writes every data key into `file`, which is there as a whole afterwards, or not at all.
 
-    Args:
-        file: in a folder that exists.
-        administration: gives the rows, a page at a time.
-        kms: wraps the file's key.
-        kek: full name of that KMS key.
-        rotation_id: for whose sake.
-        needs: versions of the KMS key that wrap the rows.
-        now: aware.
-        timeout: seconds of one call to KMS.
-
-    Raises:
-        BackupError: the disk or KMS refuses.
-        AdministrationError: the rows cannot be read.
+    `kek` is the full name of `kms`; its versions `needs` wrap the rows. Raises BackupError if the disk or KMS refuses,
+    AdministrationError if the rows cannot be read.
     """
     key = os.urandom(KEY_BYTES)
     try:
@@ -248,7 +217,7 @@ def read_header(file: Path) -> BackupHeader:
 
 
 async def may_be_wrapped_by(kms: KmsKey, header: BackupHeader, *, timeout: float) -> bool:
-    """Whether this key wraps the file's key, by whatever name the header calls it. Raises KmsError."""
+    """Whether this key wraps the file's key, whatever name the header has for it. Raises KmsError."""
     try:
         await _unwrap_file_key(header, kms, timeout)
     except ValueError:
@@ -268,16 +237,9 @@ async def _unwrap_file_key(header: BackupHeader, kms: KmsKey, timeout: float) ->
 async def read_pages(
     file: Path, kms: KmsKey, summary: SummaryBuilder, *, timeout: float
 ) -> AsyncIterator[tuple[StoredKey, ...]]:
-    """The rows, a page at a time; the end verifies that they are complete and unchanged.
+    """The rows, a page at a time; each is added to `summary`, a new one.
 
-    Args:
-        file: the backup.
-        kms: unwraps the file's key.
-        summary: a new one, which each page is added to.
-        timeout: seconds of the call to KMS.
-
-    Raises:
-        BackupError: it cannot be read, or is incomplete or changed; at the end at the latest.
+    Raises BackupError if the file cannot be read, or is incomplete or changed; at the end at the latest.
     """
     first = await asyncio.to_thread(read_header, file)
     try:
@@ -288,7 +250,7 @@ async def read_pages(
                 if BackupSummary.model_validate_json(text) != summary.build():
                     raise BackupError(f"the backup {file} holds other rows than its last page says")
                 return
-            rows = _parse_csv(text if summary.data_keys else text.partition(b"\n")[2])  # older ones have fewer columns
+            rows = _parse_csv(text if summary.data_keys else text.partition(b"\n")[2])
             summary.add_page(rows, text)
             yield rows
     except KmsError as error:
@@ -389,7 +351,7 @@ async def compare_with_keyring(
 
 
 async def find_unwrap_failures(file: Path, kms: KmsKey, *, timeout: float) -> list[Problem]:
-    """Unwraps one data key of each version, and gives those that it does not give back. Raises BackupError."""
+    """The data keys that cannot be unwrapped, of one data key of each version. Raises BackupError."""
     found: list[Problem] = []
     checked: set[tuple[str, str]] = set()
     kek = read_header(file).kek
@@ -411,7 +373,6 @@ async def find_unwrap_failures(file: Path, kms: KmsKey, *, timeout: float) -> li
 
 
 async def _list_keys(administration: Administration) -> AsyncGenerator[KeyInfo, None]:
-    """All of them, a page at a time, in the order of their ids."""
     after = ""
     while page := await administration.list_keys(after):
         for key in page:

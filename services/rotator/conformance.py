@@ -1,4 +1,4 @@
-"""Whether a service's admin API does what the rotator needs: checks for whoever offers it in a service of their own.
+"""Whether a service's admin API does what the rotator needs: checks for a service that offers its own.
 
 They take the lease, re-wrap one data key at most, and roll that back. What stays is a rotation in the journal that is
 rolled back. Nothing is retired, and no new data key is made: neither could be undone.
@@ -19,8 +19,8 @@ from typing import Final
 
 from services.rotator.config import RotatorSettings
 from services.rotator.drivers.registry import open_driver
-from services.rotator.model import RotatorError
 from services.rotator.plan import describe_unfinished, is_unfinished
+from services.rotator.report import RotatorError
 from services.rotator.session import describe_holder
 from services.rotator.verification import find_own_problems, verify_by_pages
 from shared.check import Check, CheckError, CheckResult, run_checks
@@ -73,8 +73,6 @@ async def run_conformance(settings: RotatorSettings) -> list[CheckResult]:
 
 @dataclass
 class _Suite:
-    """The checks, and what the earlier ones found."""
-
     settings: RotatorSettings
     administration: Administration
     kms: KmsKey
@@ -88,7 +86,6 @@ class _Suite:
     """A rotation of ours may be there that is not rolled back."""
 
     def list_checks(self) -> list[Check]:
-        """In their order."""
         checks: list[tuple[str, Callable[[], Awaitable[str]], str, str | None]] = [
             ("keys", self.check_keys, "GET keys", None),
             ("pages", self.check_pages, "GET keys with after and limit", "keys"),
@@ -112,7 +109,7 @@ class _Suite:
         return [Check(name, _translate(run, about), depends_on) for name, run, about, depends_on in checks]
 
     async def undo(self) -> None:
-        """Whatever failed: our rotation is rolled back, and the lease free. Nothing is raised."""
+        """Rolls our rotation back and releases the lease, whatever failed. Raises nothing."""
         if self.lease is None:
             return
         with suppress(AdministrationError, CheckError):
@@ -291,13 +288,8 @@ class _Suite:
         return self.lease.token if self.lease else ""
 
     def _build_request(self, token: str) -> RotateRequest:
-        return RotateRequest(
-            rotation_id=self.rotation_id,
-            type=RotationType.REWRAP_KEK,
-            token=token,
-            caller=describe_holder(),
-            batch_size=1,
-        )
+        type_, caller = RotationType.REWRAP_KEK, describe_holder()
+        return RotateRequest(rotation_id=self.rotation_id, type=type_, token=token, caller=caller, batch_size=1)
 
     async def _roll_back(self) -> RotationProgress:
         for _ in range(_MAX_CALLS):
@@ -328,7 +320,6 @@ def _expect(condition: object, error: str) -> None:
 
 
 async def _expect_refusal(call: Awaitable[Sequence[object] | object], error: str) -> None:
-    """It has to be answered with a refusal, of HTTP 4xx."""
     try:
         await call
     except RefusedError:

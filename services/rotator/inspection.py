@@ -1,20 +1,24 @@
 """The commands that only read: plans, the latest rotation, key usage, verification, and the check of a backup.
 
-The other keyrings that the same KMS key wraps: what each needs, for the commands that count it.
-
-`retire` and `destroy` hold the lease of each meanwhile, so that nobody rotates or rolls back there between count and
-end. A keyring that does not answer may need any version.
+`retire` and `destroy` count the other keyrings of the same KMS key here. They hold the lease of each meanwhile, so that
+nobody rotates or rolls back there between count and end. A keyring that does not answer may need any version.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-from services.rotator import backups as folder
+from services.rotator.backups import compare_with_keyring, find_unwrap_failures, read_whole_backup
 from services.rotator.drivers.registry import DriverSettings, open_driver
-from services.rotator.model import RotatorError, StepProgress
 from services.rotator.plan import build_plan, describe_unfinished, get_next_commands, is_unfinished
-from services.rotator.report import BackupReport, CommandOutcome, CommandReport, OtherKeyringUsage
+from services.rotator.report import (
+    BackupReport,
+    CommandOutcome,
+    CommandReport,
+    OtherKeyringUsage,
+    RotatorError,
+    StepProgress,
+)
 from services.rotator.session import CommandSession, run_with_lease
 from services.rotator.steps import get_usable_primary
 from services.rotator.verification import find_own_problems, verify_with_retries
@@ -33,7 +37,7 @@ class LeasedKeyring(NamedTuple):
 
 
 async def count_usage(session: CommandSession) -> tuple[OtherKeyringUsage, ...]:
-    """What each needs, or why it does not say so."""
+    """What each other keyring needs, or why it does not say so."""
     return tuple([await _count_keyring_usage(session, driver) for driver in session.settings.other_keyrings or ()])
 
 
@@ -104,14 +108,8 @@ async def show_plans(session: CommandSession, types: tuple[RotationType, ...], c
     primary = await get_usable_primary(session.kms, settings.kms_timeout, command)
     usage, latest = await administration.count_key_usage(), await administration.get_progress()
     plans = tuple(
-        build_plan(
-            type_,
-            usage,
-            key=settings.kms.key,
-            primary=primary,
-            min_age=settings.new_dek_min_age,
-        )
-        for type_ in types
+        build_plan(each, usage, key=settings.kms.key, primary=primary, min_age=settings.new_dek_min_age)
+        for each in types
     )
     dry_runs = [await administration.dry_run(each.type, primary) for each in plans if each.data_keys]
     due = [f"run --type {each.type}" for each in plans if each.data_keys]
@@ -196,14 +194,11 @@ async def check_backup(session: CommandSession, name: str) -> CommandReport:
     timeout = session.settings.kms_timeout
     latest = await session.administration.get_progress()
     file = await asyncio.to_thread(session.backups.find, name, latest.backups if latest else ())
-    summary = await folder.read_whole_backup(file, session.kms, timeout=timeout)
+    summary = await read_whole_backup(file, session.kms, timeout=timeout)
     differing: list[Problem] = []
     if session.settings.driver.has_own_keys:
-        differing = await folder.compare_with_keyring(file, session.administration, session.kms, timeout=timeout)
-    problems = [
-        *differing,
-        *await folder.find_unwrap_failures(file, session.kms, timeout=timeout),
-    ]
+        differing = await compare_with_keyring(file, session.administration, session.kms, timeout=timeout)
+    problems = [*differing, *await find_unwrap_failures(file, session.kms, timeout=timeout)]
     return CommandReport(
         command="restore-check",
         outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,

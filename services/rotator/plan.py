@@ -3,9 +3,7 @@
 from datetime import timedelta
 from typing import Final
 
-from pydantic import BaseModel
-
-from services.rotator.model import RotatorError
+from services.rotator.report import Plan, RotatorError
 from shared.keyring.administration import (
     JournalStep,
     KeyUsage,
@@ -17,18 +15,6 @@ from shared.keyring.administration import (
 from shared.keyring.model import LOCAL_KEK
 
 _HINT: Final = "shorten `new_dek_min_age` where it must be replaced now"
-
-
-class Plan(BaseModel):
-    """What one type of rotation would do."""
-
-    type: RotationType
-    target_version: str
-    data_keys: int
-    """How many data keys would be created or re-wrapped; 0 if there is nothing to do."""
-    summary: str
-    excluded: tuple[str, ...] = ()
-    """What no rotation touches, each in one sentence."""
 
 
 def is_unfinished(latest: RotationProgress | None) -> bool:
@@ -61,7 +47,6 @@ def _get_verification_outcome(latest: RotationProgress) -> StepOutcome | None:
 
 
 def describe_unfinished(latest: RotationProgress) -> str:
-    """Says so, of a rotation that is `is_unfinished`, and how far it is."""
     subject = "the rollback of rotation" if latest.is_rolling_back else "rotation"
     return (
         f"{subject} {latest.rotation_id}, started by {latest.caller}, is not finished: {latest.done} of {latest.total} "
@@ -76,26 +61,13 @@ def refuse_unfinished(latest: RotationProgress | None) -> None:
 
 
 def get_next_commands(latest: RotationProgress) -> tuple[str, ...]:
-    """What to type about it, most likely first."""
     return ("rollback",) if latest.is_rolling_back else ("resume", "rollback")
 
 
-def build_plan(
-    type_: RotationType,
-    usage: KeyUsage,
-    *,
-    key: str,
-    primary: str,
-    min_age: float,
-) -> Plan:
-    """Builds the plan of one type. The clock is the database's, from the key usage: this machine's may be wrong.
+def build_plan(type_: RotationType, usage: KeyUsage, *, key: str, primary: str, min_age: float) -> Plan:
+    """What a rotation of this type would do. The clock is the database's, from `usage`: this machine's may be wrong.
 
-    Args:
-        type_: what is rotated.
-        usage: key usage of the keyring.
-        key: full name of the KMS key.
-        primary: its primary version.
-        min_age: seconds; a data key that a rotation made more recently than that is not replaced.
+    A data key that a rotation made less than `min_age` seconds ago is not replaced.
     """
     if type_ is RotationType.NEW_DEK:
         count, sentence = _plan_new_dek(usage, primary, min_age)

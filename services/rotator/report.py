@@ -1,17 +1,100 @@
-"""The result of a command: for programs as JSON, for people as Markdown. Neither holds key material."""
+"""What commands give: their errors, progress and results, for programs as JSON, for people as Markdown.
+
+Nothing here holds key material.
+"""
 
 import shlex
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
-from services.rotator.backups import BackupSummary
-from services.rotator.model import PROGRAM, StepResult
-from services.rotator.plan import Plan
-from shared.keyring.administration import KeyUsage, Problem, RotationProgress, VerificationResult
+from shared.keyring.administration import (
+    JournalStep,
+    KeyUsage,
+    Problem,
+    RotationProgress,
+    RotationType,
+    StepOutcome,
+    VerificationResult,
+)
 from shared.keyring.model import get_version_sort_key
+
+PROGRAM: Final = "keypulse-rotator"
+
+
+class RotatorError(Exception):
+    """Ends a command. Nothing is lost by it.
+
+    Args:
+        message: one sentence for a person.
+        next_commands: what to type next, the most likely first, such as `resume`; without the program's name.
+    """
+
+    def __init__(self, message: str, *next_commands: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.next_commands = next_commands
+
+
+class StepResult(BaseModel):
+    """One step that came to its end."""
+
+    step: JournalStep
+    outcome: StepOutcome
+    detail: str
+    """A short description of its result."""
+    seconds: float
+
+
+class StepProgress(NamedTuple):
+    """How far a command is."""
+
+    step: str
+    done: int
+    """Data keys of this step."""
+    total: int
+    calls: int
+    """Of KMS so far, in this step and in those before it: what takes the time."""
+    total_calls: int
+    """In the steps that follow, too."""
+
+
+class ProgressReporter(Protocol):
+    """Shows the progress to the person who waits."""
+
+    def report_step(self, name: str, detail: str = "") -> None:
+        """A step begins; or it ends, where there is a detail."""
+        ...
+
+    def report_progress(self, progress: StepProgress) -> None:
+        """A step continues."""
+        ...
+
+
+class Plan(BaseModel):
+    """What one type of rotation would do."""
+
+    type: RotationType
+    target_version: str
+    data_keys: int
+    """How many data keys would be created or re-wrapped; 0 if there is nothing to do."""
+    summary: str
+    excluded: tuple[str, ...] = ()
+    """What no rotation touches, each in one sentence."""
+
+
+class BackupSummary(BaseModel):
+    """What a backup holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    data_keys: int
+    sha256: str
+    """Of the CSV, hexadecimal."""
+    fingerprint: str
+    """Of all its data keys by id, as `Verification` has it."""
 
 
 class CommandOutcome(StrEnum):

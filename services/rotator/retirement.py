@@ -10,22 +10,22 @@ database; `destroy` warns of it.
 import asyncio
 import shlex
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from services.rotator.backups import may_be_wrapped_by
 from services.rotator.inspection import LeasedKeyring, count_with_leases
-from services.rotator.model import RotatorError
 from services.rotator.plan import refuse_unfinished
-from services.rotator.report import CommandOutcome, CommandReport
+from services.rotator.report import CommandOutcome, CommandReport, RotatorError
 from services.rotator.session import CommandSession
-from services.rotator.version_proof import find_unproven_rows
-from shared.keyring.administration import Administration, AdministrationError, KeyUsage, Lease
+from services.rotator.verification import find_unproven_rows
+from shared.keyring.administration import AdministrationError, Lease
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.kms.port import KeyDescription, KmsError, VersionState
 
 MIN_DISABLED_DAYS: Final = 30
-"""Between the two commands, at least: whoever still needs the version finds out while it can be enabled again."""
+"""Between the two commands, at least: a program that still needs the version fails while it can be enabled again."""
 
 _MAX_NAMED_BACKUPS: Final = 5
 _MAX_NAMED_ROWS: Final = 3
@@ -34,74 +34,204 @@ _MAX_NAMED_ROWS: Final = 3
 async def retire_version(session: CommandSession, version: str, confirmed_backups: int = 0) -> CommandReport:
     """Disables a version. Raises RotatorError, AdministrationError, BackupError.
 
-    Args:
-        session: of the command.
-        version: which one.
-        confirmed_backups: how many backups, elsewhere or gone, may never be restored again: all that may need the
-            version.
+    `confirmed_backups`: how many backups, elsewhere or gone, nobody wants to restore: all that may need the version.
     """
-    return await _run_with_all_leases(
-        session,
-        "retire",
-        version,
-        lambda lease, others: _disable_and_record(session, lease, version, confirmed_backups, others),
-    )
+    return await _run_with_all_leases(session, "retire", version, confirmed_backups, _disable_and_record)
 
 
 async def destroy_version(session: CommandSession, version: str, confirmed_backups: int = 0) -> CommandReport:
     """Schedules a version's destruction. Arguments and errors are those of `retire_version`."""
-    return await _run_with_all_leases(
-        session,
-        "destroy",
-        version,
-        lambda lease, others: _schedule_destruction(session, lease, version, confirmed_backups, others),
-    )
+    return await _run_with_all_leases(session, "destroy", version, confirmed_backups, _schedule_destruction)
+
+
+@dataclass(frozen=True, slots=True)
+class _VersionEnd:
+    """One of the commands, while nobody else changes this keyring or another one."""
+
+    session: CommandSession
+    command: str
+    version: str
+    confirmed_backups: int
+    lease: Lease
+    others: Sequence[LeasedKeyring]
+    key: KeyDescription
+
+    async def get_retirement_time(self) -> datetime | None:
+        retired = (await self.session.administration.count_key_usage()).retired_versions
+        return next((each.retired_at for each in retired if each.kek_version == self.version), None)
+
+    def check_state(self, *expected: VersionState) -> VersionState:
+        """The version's state in KMS. Raises RotatorError if it is none of those `expected`."""
+        found = self.key.find_version(self.version)
+        if found is None:
+            raise RotatorError(f"the KMS key has no version {self.version}", "census")
+        if found.state not in expected:
+            is_usable = found.state in {VersionState.USABLE, VersionState.DECRYPT_ONLY}
+            next_command = "census"
+            if self.command == "destroy" and is_usable:
+                next_command = _format_command("retire", self.version)
+            states = " or ".join(state.replace("_", " ") for state in expected)
+            raise RotatorError(
+                f"version {self.version} is {found.state_label}, expected {states}; nothing was changed", next_command
+            )
+        return found.state
+
+    async def refuse_if_used(self) -> None:
+        """Raises RotatorError if a data key, a record, a kept backup or an unconfirmed backup may need the version."""
+        administration = self.session.administration
+        keyrings = (LeasedKeyring("", await administration.count_key_usage(), administration), *self.others)
+        for keyring in keyrings:
+            self._refuse_if_used_by(keyring)
+        await self._refuse_if_in_backups(keyrings)
+        for keyring in keyrings:
+            await self._refuse_unproven(keyring)
+
+    async def _refuse_if_in_backups(self, keyrings: Sequence[LeasedKeyring]) -> None:
+        session, version, kek = self.session, self.version, self.session.settings.kms.key
+        local_backups = await asyncio.to_thread(session.backups.list_backups)
+        for file, header in local_backups:
+            if not (header.may_need(version) or self._has_other_version(header.needs)):
+                continue
+            if header.kek == kek or await may_be_wrapped_by(session.kms, header, timeout=session.settings.kms_timeout):
+                raise RotatorError(
+                    f"version {version} is needed by the backup {file}; nothing was changed; remove that file once "
+                    "nobody wants to restore it",
+                    "census",
+                )
+        existing = {file.name for file, _ in local_backups}
+        away = [
+            each.name
+            for keyring in keyrings
+            for each in reversed(keyring.usage.backups)
+            if each.name not in existing and (each.may_need(version) or self._has_other_version(each.needs or ()))
+        ]
+        if len(away) != self.confirmed_backups:
+            raise RotatorError(
+                f"version {version} is needed by {len(away)} backups that are not in {session.backups.folder}, the "
+                f"latest {', '.join(away[:_MAX_NAMED_BACKUPS]) or 'none'}; nothing was changed. Nobody can restore "
+                "them without it; if that is meant, confirm their number",
+                f"{_format_command(self.command, version)} --confirm-backups {len(away)}",
+            )
+
+    async def _refuse_unproven(self, keyring: LeasedKeyring) -> None:
+        """Raises RotatorError if a row is not proven to be wrapped by the primary version: it may be by any."""
+        settings, prefix, next_command = self.session.settings, _get_prefix(keyring), _get_next_command(keyring)
+        # A call of KMS for each row: of a hundred thousand it takes minutes.
+        self.session.progress.report_step("verify")
+        for list_rows in (keyring.administration.list_backup_rows, keyring.administration.list_excluded_rows):
+            try:
+                found = await find_unproven_rows(
+                    list_rows,
+                    self.session.kms,
+                    settings.kms.key,
+                    self.key.primary_version,
+                    timeout=settings.kms_timeout,
+                )
+            except AdministrationError as error:
+                raise RotatorError(f"{prefix}version {self.version} may be needed: {error}", next_command) from None
+            if found:
+                named = ", ".join(f"{problem.id} ({problem.error})" for problem in found[:_MAX_NAMED_ROWS])
+                more = " and others" if len(found) > _MAX_NAMED_ROWS else ""
+                raise RotatorError(
+                    f"{prefix}version {self.version} may be needed by what the primary version "
+                    f"{self.key.primary_version} does not provably wrap: {named}{more}; nothing was changed. Correct "
+                    "the version of each row, and re-wrap it",
+                    next_command,
+                )
+
+    def _has_other_version(self, needs: Sequence[str]) -> bool:
+        """Whether one of `needs` is no version of the key: it may stand for any of them."""
+        return any(self.key.find_version(each) is None for each in needs)
+
+    def _refuse_if_used_by(self, keyring: LeasedKeyring) -> None:
+        """Raises RotatorError if a data key or a record of a keyring needs the version, or may need it."""
+        usage, kek, version = keyring.usage, self.session.settings.kms.key, self.version
+        prefix, next_command = _get_prefix(keyring), _get_next_command(keyring)
+        if not any(each.kek == kek for each in usage.versions):
+            raise RotatorError(
+                f"{prefix}no data key is wrapped by {kek}, so it is unknown who needs its versions; nothing was "
+                "changed. Set `kms.key` to the service's own key, and list the other keyrings that it wraps in "
+                "`other_keyrings`",
+                "census",
+            )
+        for each in usage.versions:
+            if (each.kek, each.kek_version) == (kek, version) and (each.data_keys or each.records):
+                raise RotatorError(
+                    f"{prefix}version {version} is needed by {each.data_keys} data keys and {each.records} records; "
+                    "nothing was changed",
+                    next_command,
+                )
+            if (each.kek, each.kek_version) == (kek, UNREADABLE_VERSION):
+                raise RotatorError(
+                    f"{prefix}version {version} may be needed by {each.data_keys} data keys whose version cannot be "
+                    "read; nothing was changed; re-wrap them",
+                    next_command,
+                )
+            if each.kek == kek and each.data_keys and self.key.find_version(each.kek_version) is None:
+                raise RotatorError(
+                    f"{prefix}version {version} may be needed by {each.data_keys} data keys of version "
+                    f"{each.kek_version!r}, which the KMS key does not have; nothing was changed; re-wrap them",
+                    next_command,
+                )
+        for each in usage.excluded:
+            needs = {version: "is", UNREADABLE_VERSION: "may be"}.get(each.kek_version)
+            if each.kek == kek and needs:
+                raise RotatorError(
+                    f"{prefix}version {version} {needs} needed by {each.data_keys} rows that `driver.where` leaves "
+                    "out; nothing was changed. Let `where` include them, and rotate, or set their wrapped key to NULL",
+                    "census",
+                )
+        if usage.unknown_usage:
+            raise RotatorError(
+                f"{prefix}version {version} may be needed by {usage.unknown_usage}; nothing was changed. Correct each, "
+                "or put it back, first: `verify` names data keys, the service's health check names all rows",
+                next_command if keyring.name else "verify",
+            )
 
 
 async def _run_with_all_leases(
     session: CommandSession,
     command: str,
     version: str,
-    run: Callable[[Lease, Sequence[LeasedKeyring]], Awaitable[str]],
+    confirmed_backups: int,
+    run: Callable[[_VersionEnd], Awaitable[str]],
 ) -> CommandReport:
-    """Does `run` while nobody else changes this keyring or another one."""
+    async def run_with_lease(lease: Lease) -> str:
+        async def run_with_leases(others: Sequence[LeasedKeyring]) -> str:
+            if command == "retire":
+                refuse_unfinished(await session.administration.get_progress())  # a rollback would need the version
+            key = await session.kms.describe_key(timeout=session.settings.kms_timeout)
+            return await run(_VersionEnd(session, command, version, confirmed_backups, lease, others, key))
 
-    async def alone(lease: Lease) -> str:
-        return await count_with_leases(session, lambda others: run(lease, others))
+        return await count_with_leases(session, run_with_leases)
 
     try:
-        sentence = await session.run_with_lease(alone)
+        sentence = await session.run_with_lease(run_with_lease)
     except KmsError as error:
         raise RotatorError(f"KMS: {error}", _format_command(command, version)) from None
     return CommandReport(command=command, outcome=CommandOutcome.DONE, summary=sentence, next_commands=("census",))
 
 
-async def _disable_and_record(
-    session: CommandSession,
-    lease: Lease,
-    version: str,
-    confirmed_backups: int,
-    other_keyrings: Sequence[LeasedKeyring],
-) -> str:
-    refuse_unfinished(await session.administration.get_progress())  # a rollback would need the version
-    timeout = session.settings.kms_timeout
-    key = await session.kms.describe_key(timeout=timeout)
-    retirable = (VersionState.USABLE, VersionState.DECRYPT_ONLY, VersionState.DISABLED)
-    was_enabled = _check_version_state(key, version, "retire", retirable) is not VersionState.DISABLED
-    if key.primary_version == version:
+async def _disable_and_record(end: _VersionEnd) -> str:
+    session, version, timeout = end.session, end.version, end.session.settings.kms_timeout
+    was_enabled = (
+        end.check_state(VersionState.USABLE, VersionState.DECRYPT_ONLY, VersionState.DISABLED)
+        is not VersionState.DISABLED
+    )
+    if end.key.primary_version == version:
         raise RotatorError(
             f"version {version} is the primary one, by which everything is wrapped; set another, and rotate",
             "run --type rewrap-kek",
         )
-    await _refuse_if_used(session, key, "retire", version, confirmed_backups, other_keyrings)
-    since = await _get_retirement_time(session, version)
+    await end.refuse_if_used()
+    since = await end.get_retirement_time()
     if since and not was_enabled:
         return f"version {version} is retired since {since:%Y-%m-%d}, and disabled; nothing was changed"
     # Disabled before it is recorded: the days that `destroy_version` counts must be days without it.
     try:
         if was_enabled:
             await session.kms.set_version_enabled(version, is_enabled=False, timeout=timeout)
-        await session.administration.retire_version(version, lease.token)
+        await session.administration.retire_version(version, end.lease.token)
     except (KmsError, AdministrationError, asyncio.CancelledError) as error:  # a call without an answer may be done
         remaining = await _undo_disable(session, version, was_enabled=was_enabled)
         if isinstance(error, asyncio.CancelledError):
@@ -116,13 +246,8 @@ async def _disable_and_record(
     )
 
 
-async def _get_retirement_time(session: CommandSession, version: str) -> datetime | None:
-    retired = (await session.administration.count_key_usage()).retired_versions
-    return next((each.retired_at for each in retired if each.kek_version == version), None)
-
-
 async def _undo_disable(session: CommandSession, version: str, *, was_enabled: bool) -> str:
-    """Enables the version again where it was that disabled it; says how it is now."""
+    """Enables the version again if `retire` disabled it; says how it is now."""
     if not was_enabled:
         return "it is disabled in KMS, as it was before"
     try:
@@ -132,28 +257,21 @@ async def _undo_disable(session: CommandSession, version: str, *, was_enabled: b
     return "it is enabled again in KMS"
 
 
-async def _schedule_destruction(
-    session: CommandSession,
-    lease: Lease,
-    version: str,
-    confirmed_backups: int,
-    other_keyrings: Sequence[LeasedKeyring],
-) -> str:
-    timeout = session.settings.kms_timeout
-    key = await session.kms.describe_key(timeout=timeout)
-    _check_version_state(key, version, "destroy", (VersionState.DISABLED,))
-    since = await _get_retirement_time(session, version)
+async def _schedule_destruction(end: _VersionEnd) -> str:
+    version = end.version
+    end.check_state(VersionState.DISABLED)
+    since = await end.get_retirement_time()
     if since is None:
         raise RotatorError(f"version {version} is not retired", _format_command("retire", version))
     day = since + timedelta(days=MIN_DISABLED_DAYS)
-    if session.get_database_time(lease) < day:
+    if end.session.get_database_time(end.lease) < day:
         raise RotatorError(
             f"version {version} is retired since {since:%Y-%m-%d}; it can be destroyed from {day:%Y-%m-%d} on, after "
             f"{MIN_DISABLED_DAYS} days",
             "census",
         )
-    await _refuse_if_used(session, key, "destroy", version, confirmed_backups, other_keyrings)
-    scheduled = await session.kms.schedule_destruction(version, timeout=timeout)
+    await end.refuse_if_used()
+    scheduled = await end.session.kms.schedule_destruction(version, timeout=end.session.settings.kms_timeout)
     if scheduled.destroy_at is None:
         until = f"is {scheduled.state_label}; KMS gives no date until which it can be restored"
     else:
@@ -165,149 +283,12 @@ async def _schedule_destruction(
     )
 
 
-def _check_version_state(
-    key: KeyDescription, version: str, command: str, expected: tuple[VersionState, ...]
-) -> VersionState:
-    """The version's state in KMS. Raises RotatorError if it is none of those `expected`."""
-    found = key.find_version(version)
-    if found is None:
-        raise RotatorError(f"the KMS key has no version {version}", "census")
-    if found.state not in expected:
-        is_usable = found.state in {VersionState.USABLE, VersionState.DECRYPT_ONLY}
-        next_command = _format_command("retire", version) if command == "destroy" and is_usable else "census"
-        states = " or ".join(state.replace("_", " ") for state in expected)
-        raise RotatorError(
-            f"version {version} is {found.state_label}, expected {states}; nothing was changed", next_command
-        )
-    return found.state
+def _get_prefix(keyring: LeasedKeyring) -> str:
+    return f"in the other keyring {keyring.name} " if keyring.name else ""
 
 
-async def _refuse_if_used(
-    session: CommandSession,
-    key: KeyDescription,
-    command: str,
-    version: str,
-    confirmed_backups: int,
-    other_keyrings: Sequence[LeasedKeyring],
-) -> None:
-    """Raises RotatorError if a data key, a record, a kept backup or an unconfirmed backup may need the version."""
-    kek = session.settings.kms.key
-    usage = await session.administration.count_key_usage()
-    _refuse_if_used_by_keyring(usage, kek, key, version, "", "run --type rewrap-kek")
-    for other in other_keyrings:
-        _refuse_if_used_by_keyring(other.usage, kek, key, version, _get_prefix(other), "census")
-    local_backups = await asyncio.to_thread(session.backups.list_backups)
-    for file, header in local_backups:
-        if not (header.may_need(version) or _has_other_version(key, header.needs)):
-            continue
-        if header.kek == kek or await may_be_wrapped_by(session.kms, header, timeout=session.settings.kms_timeout):
-            raise RotatorError(
-                f"version {version} is needed by the backup {file}; nothing was changed; remove that file once nobody "
-                "wants to restore it",
-                "census",
-            )
-    existing = {file.name for file, _ in local_backups}
-    usages = (usage, *(other.usage for other in other_keyrings))
-    recorded_backups = [each for its in usages for each in reversed(its.backups)]
-    away = [
-        each.name
-        for each in recorded_backups
-        if each.name not in existing and (each.may_need(version) or _has_other_version(key, each.needs or ()))
-    ]
-    if len(away) != confirmed_backups:
-        raise RotatorError(
-            f"version {version} is needed by {len(away)} backups that are not in {session.backups.folder}, the latest "
-            f"{', '.join(away[:_MAX_NAMED_BACKUPS]) or 'none'}; nothing was changed. Nobody can restore them "
-            "without it; if that is meant, confirm their number",
-            f"{_format_command(command, version)} --confirm-backups {len(away)}",
-        )
-    await _refuse_unproven(session, session.administration, key, version, "", "run --type rewrap-kek")
-    for other in other_keyrings:
-        await _refuse_unproven(session, other.administration, key, version, _get_prefix(other), "census")
-
-
-async def _refuse_unproven(
-    session: CommandSession,
-    administration: Administration,
-    key: KeyDescription,
-    version: str,
-    prefix: str,
-    next_command: str,
-) -> None:
-    """Raises RotatorError if a row is not proven to be wrapped by the primary version: it may be by any."""
-    settings = session.settings
-    session.progress.report_step("verify")  # a call of KMS for each row: of a hundred thousand it takes minutes
-    for list_rows in (administration.list_backup_rows, administration.list_excluded_rows):
-        try:
-            found = await find_unproven_rows(
-                list_rows, session.kms, settings.kms.key, key.primary_version, timeout=settings.kms_timeout
-            )
-        except AdministrationError as error:
-            raise RotatorError(f"{prefix}version {version} may be needed: {error}", next_command) from None
-        if found:
-            named = ", ".join(f"{problem.id} ({problem.error})" for problem in found[:_MAX_NAMED_ROWS])
-            more = " and others" if len(found) > _MAX_NAMED_ROWS else ""
-            raise RotatorError(
-                f"{prefix}version {version} may be needed by what the primary version {key.primary_version} does not "
-                f"provably wrap: {named}{more}; nothing was changed. Correct the version of each row, and re-wrap it",
-                next_command,
-            )
-
-
-def _get_prefix(other: LeasedKeyring) -> str:
-    return f"in the other keyring {other.name} "
-
-
-def _has_other_version(key: KeyDescription, needs: Sequence[str]) -> bool:
-    """Whether one of `needs` is no version of the key: what it stands for may be any of them."""
-    return any(key.find_version(each) is None for each in needs)
-
-
-def _refuse_if_used_by_keyring(
-    usage: KeyUsage, kek: str, key: KeyDescription, version: str, prefix: str, next_command: str
-) -> None:
-    """Raises RotatorError if a data key or a record of a keyring needs the version; `prefix` begins its sentence."""
-    versions = usage.versions
-    if not any(each.kek == kek for each in versions):
-        raise RotatorError(
-            f"{prefix}no data key is wrapped by {kek}, so it is unknown who needs its versions; nothing was "
-            "changed. Set `kms.key` to the service's own key, and list the other keyrings that it wraps in "
-            "`other_keyrings`",
-            "census",
-        )
-    for each in versions:
-        if (each.kek, each.kek_version) == (kek, version) and (each.data_keys or each.records):
-            raise RotatorError(
-                f"{prefix}version {version} is needed by {each.data_keys} data keys and {each.records} records; "
-                "nothing was changed",
-                next_command,
-            )
-        if (each.kek, each.kek_version) == (kek, UNREADABLE_VERSION):
-            raise RotatorError(
-                f"{prefix}version {version} may be needed by {each.data_keys} data keys whose version cannot be read; "
-                "nothing was changed; re-wrap them",
-                next_command,
-            )
-        if each.kek == kek and each.data_keys and key.find_version(each.kek_version) is None:
-            raise RotatorError(
-                f"{prefix}version {version} may be needed by {each.data_keys} data keys of version "
-                f"{each.kek_version!r}, which the KMS key does not have; nothing was changed; re-wrap them",
-                next_command,
-            )
-    for each in usage.excluded:
-        needs = {version: "is", UNREADABLE_VERSION: "may be"}.get(each.kek_version)
-        if each.kek == kek and needs:
-            raise RotatorError(
-                f"{prefix}version {version} {needs} needed by {each.data_keys} rows that `driver.where` leaves out; "
-                "nothing was changed. Let `where` include them, and rotate, or set their wrapped key to NULL",
-                "census",
-            )
-    if usage.unknown_usage:
-        raise RotatorError(
-            f"{prefix}version {version} may be needed by {usage.unknown_usage}; nothing was changed. Correct each, or "
-            "put it back, first: `verify` names data keys, the service's health check names all rows",
-            "verify" if not prefix else next_command,
-        )
+def _get_next_command(keyring: LeasedKeyring) -> str:
+    return "census" if keyring.name else "run --type rewrap-kek"
 
 
 def _format_command(command: str, version: str) -> str:

@@ -1,18 +1,18 @@
-"""The orders of steps, each under the lease: `run` begins a rotation, `resume` finishes one, `rollback` undoes one.
+"""What changes a keyring, each under the lease: `run` begins a rotation, `resume` finishes one, `rollback` undoes one.
 
 primary_version → smoke → backup → primary_in_use → rotate → reload → verify
 
 Until `rotate` nothing is changed, and a failure leaves nothing to be finished. `verify` comes last: a rotation without
-it is not finished, whatever state the keyring gives it.
+it is not finished, whatever state the keyring gives it. `restore` puts a backup back, where the journal cannot help.
 """
 
+import asyncio
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.rotator.backups import BackupError, BackupSummary
-from services.rotator.model import RotatorError
+from services.rotator.backups import BackupError, SummaryBuilder, read_pages, read_whole_backup
 from services.rotator.plan import (
     build_plan,
     can_resume,
@@ -21,9 +21,10 @@ from services.rotator.plan import (
     is_unfinished,
     refuse_unfinished,
 )
-from services.rotator.report import BackupReport, CommandOutcome, CommandReport
+from services.rotator.report import BackupReport, BackupSummary, CommandOutcome, CommandReport, RotatorError
 from services.rotator.session import CommandSession
 from services.rotator.steps import RotationSteps
+from services.rotator.verification import find_own_problems, verify_with_retries
 from shared.keyring.administration import (
     AdministrationError,
     Lease,
@@ -32,6 +33,7 @@ from shared.keyring.administration import (
     RotationProgress,
     RotationState,
     RotationType,
+    UnreachableError,
 )
 
 
@@ -64,13 +66,7 @@ async def _rotate_with_lease(session: CommandSession, lease: Lease, type_: Rotat
     version = await steps.get_target_version()
     await steps.run_smoke_test()
     usage, settings = await session.administration.count_key_usage(), session.settings
-    plan = build_plan(
-        type_,
-        usage,
-        key=settings.kms.key,
-        primary=version,
-        min_age=settings.new_dek_min_age,
-    )
+    plan = build_plan(type_, usage, key=settings.kms.key, primary=version, min_age=settings.new_dek_min_age)
     if not plan.data_keys:
         if latest is None or not can_resume(latest):
             await steps.record_nothing_to_do()
@@ -164,7 +160,7 @@ async def _rollback_with_lease(session: CommandSession, lease: Lease) -> Command
 
 @contextmanager
 def _add_next_commands(*next_commands: str) -> Iterator[None]:
-    """Where something fails in it, this is what to type next."""
+    """What to type next if something fails in the body."""
     try:
         yield
     except RefusedError as error:  # somebody else has the lease, say
@@ -174,5 +170,49 @@ def _add_next_commands(*next_commands: str) -> Iterator[None]:
 
 
 def _deduplicate_problems(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    """One for each thing, what was said of it last."""
+    """The last problem of each id."""
     return tuple({problem.id: problem for problem in problems}.values())
+
+
+async def restore_backup(session: CommandSession, name: str) -> CommandReport:
+    """Puts back data keys that are damaged or gone, from the backup `name`, or from `latest`.
+
+    Raises:
+        RotatorError: a rotation is not finished, or nobody answers in the middle.
+        BackupError: the backup cannot be read, all of it; nothing was changed.
+        AdministrationError: another runner has the lease.
+    """
+    return await session.run_with_lease(lambda lease: _restore_with_lease(session, lease, name))
+
+
+async def _restore_with_lease(session: CommandSession, lease: Lease, name: str) -> CommandReport:
+    latest = await session.administration.get_progress()
+    refuse_unfinished(latest)
+    timeout = session.settings.kms_timeout
+    file = await asyncio.to_thread(session.backups.find, name, latest.backups if latest else ())
+    summary = await read_whole_backup(file, session.kms, timeout=timeout)
+    changed, left_out = 0, list[Problem]()
+    async for rows in read_pages(file, session.kms, SummaryBuilder(), timeout=timeout):
+        try:
+            changed += await session.administration.restore(rows, lease.token)
+        except (RefusedError, UnreachableError) as error:
+            raise RotatorError(str(error), "status", f"restore {name}") from None
+        except AdministrationError as error:  # of some rows; the others are back
+            left_out.append(Problem(id=f"from {rows[0].id} on", error=str(error)))
+    await session.administration.reload_instances()
+    found = await verify_with_retries(session, session.settings.verify_mode)
+    problems = (*left_out, *find_own_problems(found))
+    what = f"{changed} data keys are as in the backup again" if changed else "all was as in the backup"
+    if left_out:  # of a page with one that is left out it is not known how many were changed
+        sentence = "what can be put back is as in the backup; what is named below is not"
+    else:
+        sentence = f"{what}; {'what is named below cannot be read' if problems else 'everything can be read'}"
+    return CommandReport(
+        command="restore",
+        outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
+        summary=sentence,
+        next_commands=("verify", "status") if problems else (),
+        backup=BackupReport(file=str(file), **summary.model_dump()),
+        verification=found,
+        problems=problems,
+    )

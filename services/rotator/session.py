@@ -1,6 +1,6 @@
-"""Acquires the lease of a rotation, renews it during the work, and releases it however the work ends.
+"""What every command uses, opened once for each: the keyring, the KMS key, the backups, and the progress display.
 
-What every command uses, opened once for each: the keyring, the KMS key, the backups, and the progress display.
+The lease of a rotation is renewed during the work, and released however the work ends.
 """
 
 import asyncio
@@ -10,13 +10,13 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from services.rotator.backups import BackupFolder
 from services.rotator.config import RotatorSettings
 from services.rotator.drivers.registry import open_driver
-from services.rotator.model import ProgressReporter, RotatorError, StepResult
+from services.rotator.report import ProgressReporter, RotatorError, StepResult
 from shared.keyring.administration import Administration, AdministrationError, Lease, RefusedError, UnreachableError
 from shared.kms.port import KmsKeyAdmin
 from shared.kms.registry import connect_key
@@ -34,7 +34,7 @@ class RotationLeaseLostError(RotatorError):
 
 
 def describe_holder() -> str:
-    """Names this runner for whoever is refused because of it: user, host and process."""
+    """The name of this runner, for another one that is refused: user, host and process."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's number without a name
@@ -45,13 +45,7 @@ def describe_holder() -> str:
 async def run_with_lease(
     administration: Administration, seconds: float, run: Callable[[Lease], Awaitable[T]], holder: str
 ) -> T:
-    """Calls `run` under the lease, and returns its result.
-
-    Args:
-        administration: the keyring.
-        seconds: the length of the lease; it is renewed three times in that time.
-        run: gets the acquired lease.
-        holder: the name of this runner.
+    """Calls `run` under a lease of `seconds`, and returns its result.
 
     Raises:
         RefusedError: another runner holds the lease; the message names it.
@@ -98,8 +92,6 @@ async def _renew_lease(administration: Administration, seconds: float, holder: s
 
 @dataclass(frozen=True, slots=True)
 class CommandSession:
-    """What a command uses."""
-
     settings: RotatorSettings
     administration: Administration
     kms: KmsKeyAdmin
@@ -108,12 +100,7 @@ class CommandSession:
     clock: Callable[[], float]
     """Unix seconds."""
     steps: list[StepResult]
-    """The steps so far; whoever reports an error has them, too."""
-
-    @property
-    def now_utc(self) -> datetime:
-        """Aware, in UTC."""
-        return datetime.fromtimestamp(self.clock(), UTC)
+    """The steps so far, also for the report of an error."""
 
     @property
     def caller(self) -> str:
@@ -125,9 +112,9 @@ class CommandSession:
         return lease.expires_at - timedelta(seconds=self.settings.lease)
 
     async def run_with_lease(self, run: Callable[[Lease], Awaitable[T]]) -> T:
-        """Calls `run` under the lease, and returns its result. Raises RotatorError, and what `run_with_lease` raises.
+        """Calls `run` under the lease. Raises RotatorError if the service uses another KMS key than `kms.key`.
 
-        Every command that changes something uses it: the usage of one KMS key must not decide about another.
+        The usage of one KMS key must not decide about another.
         """
         kek, key = (await self.administration.count_key_usage()).kek, self.settings.kms.key
         if kek != key:
@@ -143,17 +130,9 @@ class CommandSession:
 async def open_session(
     settings: RotatorSettings, progress: ProgressReporter, steps: list[StepResult], clock: Callable[[], float]
 ) -> AsyncIterator[CommandSession]:
-    """Everything is closed when the body is left.
+    """Everything is closed when the body is left. `steps` gets each step that is done.
 
-    Args:
-        settings: of the rotator.
-        progress: shows what happens.
-        steps: gets each step that is done.
-        clock: Unix seconds.
-
-    Raises:
-        RotatorError: the state's folder cannot be used.
-        AdministrationError: the keyring cannot be opened.
+    Raises RotatorError if the state's folder cannot be used, AdministrationError if the keyring cannot be opened.
     """
     backups = await asyncio.to_thread(BackupFolder, settings.state_dir)
     kms = RetryingAdminKey(connect_key(settings.kms))

@@ -1,8 +1,4 @@
-"""The KMS key's primary version: which one it is, whether it is usable, and whether Encrypt uses it yet.
-
-The smoke test before a rotation: the keyring answers, and the KMS key encrypts and decrypts.
-
-The steps of a rotation; `run`, `resume` and `rollback` put them in their order.
+"""The steps of a rotation; `run`, `resume` and `rollback` put them in their order.
 
 Each step is shown, timed, and recorded in the keyring's journal, so that the next runner, on any machine, knows what
 was done and what failed.
@@ -13,16 +9,20 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from services.rotator import backups as backup_file
-from services.rotator import backups as folder
-from services.rotator.backups import BackupError, BackupSummary
-from services.rotator.model import RotatorError, StepProgress, StepResult
+from services.rotator.backups import (
+    BackupError,
+    compare_with_keyring,
+    read_header,
+    read_whole_backup,
+    write_backup,
+)
+from services.rotator.report import BackupSummary, RotatorError, StepProgress, StepResult
 from services.rotator.session import CommandSession
-from services.rotator.verification import find_own_problems, verify_with_retries
-from services.rotator.version_proof import find_unproven_rows
+from services.rotator.verification import find_own_problems, find_unproven_rows, verify_with_retries
 from shared.check import Check, CheckError, format_line, run_checks
 from shared.keyring.administration import (
     AdministrationError,
@@ -45,16 +45,7 @@ _PROBE_AAD: Final = b"keypulse rotator"
 
 
 async def get_usable_primary(kms: KmsKey, timeout: float, next_command: str) -> str:
-    """The KMS key's primary version.
-
-    Args:
-        kms: the key.
-        timeout: seconds of one call.
-        next_command: what to type once the problem is fixed.
-
-    Raises:
-        RotatorError: there is none, it is not usable, or KMS cannot be read.
-    """
+    """The KMS key's primary version. Raises RotatorError if there is none, it is not usable, or KMS cannot be read."""
     try:
         key = await kms.describe_key(timeout=timeout)
     except KmsError as error:
@@ -72,40 +63,29 @@ async def get_usable_primary(kms: KmsKey, timeout: float, next_command: str) -> 
     return key.primary_version
 
 
-async def wait_for_primary(
-    kms: KmsKey, version: str, next_command: str, *, checks: int, total_timeout: float, interval: float, timeout: float
-) -> None:
+async def wait_for_primary(session: CommandSession, version: str, next_command: str) -> None:
     """Returns once Encrypt has used `version` several times in a row: a new primary takes effect gradually.
 
-    Args:
-        kms: the key.
-        version: the expected primary version.
-        next_command: what to type later.
-        checks: how many times in a row.
-        total_timeout: seconds for all calls.
-        interval: seconds between two calls.
-        timeout: seconds of one call.
-
-    Raises:
-        RotatorError: Encrypt does not within `total_timeout`; nothing was changed.
+    Raises RotatorError if Encrypt does not within `primary_timeout`; nothing was changed.
     """
-    in_a_row, last_result = 0, "no answer"
+    settings, in_a_row, last_result = session.settings, 0, "no answer"
     try:
-        async with asyncio.timeout(total_timeout):
+        async with asyncio.timeout(settings.primary_timeout):
             while True:
                 try:
-                    result = await kms.encrypt(os.urandom(16), _PROBE_AAD, timeout=timeout)
+                    result = await session.kms.encrypt(os.urandom(16), _PROBE_AAD, timeout=settings.kms_timeout)
                     in_a_row = in_a_row + 1 if result.version == version else 0
                     last_result = f"version {result.version}"
                 except KmsError as error:
                     in_a_row, last_result = 0, str(error)
-                if in_a_row == checks:
+                if in_a_row == settings.primary_checks:
                     return
-                await asyncio.sleep(interval)
+                await asyncio.sleep(settings.primary_check_interval)
     except TimeoutError:
         raise RotatorError(
-            f"Encrypt has not used version {version} {checks} times in a row within {total_timeout:g} s (the last "
-            f"answer: {last_result}). A new primary version needs {kms.profile.propagation} to take effect",
+            f"Encrypt has not used version {version} {settings.primary_checks} times in a row within "
+            f"{settings.primary_timeout:g} s (the last answer: {last_result}). A new primary version needs "
+            f"{session.kms.profile.propagation} to take effect",
             next_command,
         ) from None
 
@@ -114,15 +94,7 @@ _AAD: Final = b"keypulse rotator smoke"
 
 
 async def run_smoke_test(session: CommandSession, next_command: str) -> str:
-    """Runs all checks and returns their results, joined.
-
-    Args:
-        session: the rotator's keyring and KMS key.
-        next_command: what to type once the problem is fixed.
-
-    Raises:
-        RotatorError: checks failed; it names all of them.
-    """
+    """The results of all checks, joined. Raises RotatorError, which names each check that failed."""
 
     async def keyring() -> str:
         try:
@@ -162,22 +134,15 @@ T = TypeVar("T")
 
 
 class _Result(NamedTuple):
-    """What a finished step records in the journal."""
-
     detail: str
     outcome: StepOutcome = StepOutcome.SUCCEEDED
     backup: JournalBackup | None = None
 
 
 class RotationSteps:
-    """Those of one rotation. Any of them may raise RotatorError, AdministrationError or BackupError.
+    """The steps of one rotation. Each may raise RotatorError, AdministrationError or BackupError.
 
-    Args:
-        session: of the command.
-        token: of the lease.
-        type_: what is rotated.
-        rotation_id: of this rotation, whether the keyring knows it yet or not.
-        next_command: what to type once the cause of a failure is fixed.
+    The keyring may not know `rotation_id` yet. `next_command` is what to type once the cause of a failure is fixed.
     """
 
     def __init__(
@@ -188,7 +153,6 @@ class RotationSteps:
         self._finished_calls = 0  # of the steps that are over
 
     async def run_smoke_test(self) -> None:
-        """Checks that everything that a rotation needs works."""
         await self._run_step(JournalStep.SMOKE, run_smoke_test(self._session, self._next_command), _Result)
 
     async def get_target_version(self) -> str:
@@ -197,11 +161,11 @@ class RotationSteps:
         return await self._run_step(JournalStep.PRIMARY_VERSION, primary, lambda version: _Result(f"version {version}"))
 
     async def create_backup(self, earlier: Sequence[JournalBackup] = ()) -> tuple[Path, BackupSummary]:
-        """The backup of this rotation: the first of its `earlier` ones that is intact; otherwise a new one."""
+        """The backup of this rotation: the first of its `earlier` backups that is intact, or a new one."""
         for backup in earlier:
             file = self._session.backups.folder / backup.name
             try:
-                summary = await folder.read_whole_backup(file, self._session.kms, timeout=self._settings.kms_timeout)
+                summary = await read_whole_backup(file, self._session.kms, timeout=self._settings.kms_timeout)
             except BackupError:
                 continue  # it is on another machine, or damaged
             if backup.sha256 == summary.sha256:
@@ -210,14 +174,15 @@ class RotationSteps:
 
     async def _write_backup(self) -> tuple[Path, BackupSummary]:
         usage = await self._administration.count_key_usage()
-        now = usage.counted_at or self._session.now_utc  # the keyring's clock, the same on whatever machine
+        # The keyring's clock, the same on every machine.
+        now = usage.counted_at or datetime.fromtimestamp(self._session.clock(), UTC)
         file, timeout = self._session.backups.get_new_path(self._id, now), self._settings.kms_timeout
         key = self._settings.kms.key
         try:
             needs = await self._list_needed_versions(key, timeout)
         except KmsError as error:
             raise BackupError(f"KMS does not tell which versions the backup needs: {error}") from None
-        summary = await backup_file.write_backup(
+        summary = await write_backup(
             file,
             self._administration,
             self._session.kms,
@@ -228,7 +193,7 @@ class RotationSteps:
             timeout=timeout,
         )
         try:
-            await folder.read_whole_backup(file, self._session.kms, timeout=timeout)  # before anything is changed
+            await read_whole_backup(file, self._session.kms, timeout=timeout)  # before anything is changed
         except BackupError:
             file.unlink(missing_ok=True)
             raise
@@ -244,24 +209,11 @@ class RotationSteps:
         return {each.id for each in described.versions if each.state.may_have_ciphertexts}
 
     async def wait_for_primary(self, version: str) -> None:
-        """Waits until Encrypt uses `version`."""
-        settings = self._settings
-        in_use = wait_for_primary(
-            self._session.kms,
-            version,
-            self._next_command,
-            checks=settings.primary_checks,
-            total_timeout=settings.primary_timeout,
-            interval=settings.primary_check_interval,
-            timeout=settings.kms_timeout,
-        )
+        in_use = wait_for_primary(self._session, version, self._next_command)
         await self._run_step(JournalStep.PRIMARY_IN_USE, in_use, lambda _: _Result(f"Encrypt uses version {version}"))
 
     async def rotate(self, version: str, *, retarget: bool = False) -> RotationProgress:
-        """Begins where the keyring does not know the rotation yet, and goes on to its end, batch by batch.
-
-        With `retarget` it continues with `version`, whatever its first target was.
-        """
+        """Begins the rotation or continues it, to its end; with `retarget` to `version`, whatever its target was."""
         request = RotateRequest(
             rotation_id=self._id,
             type=self._type,
@@ -275,9 +227,8 @@ class RotationSteps:
         async def batch() -> RotationProgress:
             progress = await self._administration.rotate(request)
             if self._type is RotationType.NEW_DEK and progress.state is RotationState.RUNNING:
-                await (
-                    self._administration.reload_instances()
-                )  # who reads must know the new data key before anybody writes by it
+                # All instances must know the new data key before one writes by it.
+                await self._administration.reload_instances()
             return progress
 
         return await self._run_step(
@@ -285,7 +236,6 @@ class RotationSteps:
         )
 
     async def rollback(self) -> RotationProgress:
-        """Undoes it to its beginning."""
         undoing = self._repeat_batches(
             JournalStep.ROLLBACK, lambda: self._administration.rollback(self._id, self._token)
         )
@@ -308,19 +258,14 @@ class RotationSteps:
             before = progress
 
     async def _count_data_keys(self) -> int:
-        """How many data keys there are."""
         return sum(each.data_keys for each in (await self._administration.count_key_usage()).versions)
 
     def _report_progress(self, step: JournalStep, done: int, total: int, later_calls: int = 0) -> None:
-        """How far a step is; `later_calls` calls of KMS follow it."""
-        calls, whole = (
-            self._finished_calls + _CALLS_PER_DATA_KEY[step] * done,
-            self._finished_calls + _CALLS_PER_DATA_KEY[step] * total + later_calls,
-        )
+        calls = self._finished_calls + _CALLS_PER_DATA_KEY[step] * done
+        whole = self._finished_calls + _CALLS_PER_DATA_KEY[step] * total + later_calls
         self._session.progress.report_progress(StepProgress(step, done, total, calls, whole))
 
     async def reload(self) -> None:
-        """Every instance of the service reads the keyring again."""
         await self._run_step(JournalStep.RELOAD, self._administration.reload_instances(), lambda _: _Result("done"))
 
     async def verify(self, file: Path | None = None) -> tuple[VerificationResult, list[Problem]]:
@@ -330,7 +275,7 @@ class RotationSteps:
             differing: list[Problem] = []
             if file and self._settings.driver.has_own_keys:
                 kms, timeout = self._session.kms, self._settings.kms_timeout
-                differing = await folder.compare_with_keyring(file, self._administration, kms, timeout=timeout)
+                differing = await compare_with_keyring(file, self._administration, kms, timeout=timeout)
             total = await self._count_data_keys()
             found = await verify_with_retries(
                 self._session,
@@ -378,7 +323,7 @@ class RotationSteps:
 
 def _describe_backup(created: tuple[Path, BackupSummary]) -> _Result:
     file, summary = created
-    header = backup_file.read_header(file)
+    header = read_header(file)
     needs = tuple(sorted({header.kek_version, *header.needs}, key=get_version_sort_key))
     backup = JournalBackup(name=file.name, sha256=summary.sha256, needs=needs)
     return _Result(f"{file.name}, needs versions {', '.join(needs)}", backup=backup)

@@ -1,12 +1,22 @@
-"""Whether everything can be read: verified a few times, because a change takes a moment to be visible."""
+"""Whether everything can be read, and whether the primary version of the KMS key wraps every row.
+
+Each reads page by page, so that no call lasts as long as the keyring is large.
+"""
 
 import asyncio
-from collections.abc import Callable
+import base64
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from services.rotator.session import CommandSession
-from shared.keyring.administration import Administration, Problem, UnreachableError, VerificationResult
+from shared.keyring.administration import Administration, Problem, StoredKey, UnreachableError, VerificationResult
 from shared.keyring.journal import MAX_PROBLEMS
+from shared.keyring.model import compute_fingerprint
+from shared.kms.port import KmsError, KmsKey
+from shared.kms.quota import MAX_CONCURRENT_CALLS, QuotaLimitedKey
+from shared.kms.reason import Scope
+from shared.process.concurrency import run_concurrently
 
 Mode = Literal["sample", "full"]
 ReportCount = Callable[[int], None]
@@ -16,7 +26,7 @@ ReportCount = Callable[[int], None]
 async def verify_with_retries(
     session: CommandSession, mode: Mode, report_count: ReportCount = lambda _number: None
 ) -> VerificationResult:
-    """The result of the last attempt. Raises AdministrationError where there is none."""
+    """The result of the last attempt: a change takes a moment to be visible. Raises AdministrationError."""
     settings = session.settings
     for attempts_left in range(settings.verify_attempts - 1, -1, -1):
         try:
@@ -34,7 +44,6 @@ async def verify_with_retries(
 async def verify_by_pages(
     administration: Administration, mode: Mode, report_count: ReportCount = lambda _number: None
 ) -> VerificationResult:
-    """All of it page by page, so that no call lasts as long as the keyring is large."""
     result = await administration.verify(mode, "")
     cursors = set[str]()
     while (last := result.next) is not None:
@@ -48,7 +57,7 @@ async def verify_by_pages(
 
 
 def find_own_problems(found: VerificationResult) -> list[Problem]:
-    """What is wrong; another key's wrap is not."""
+    """The problems of this keyring; a wrap by another key is none."""
     return [problem for problem in found.problems if not problem.is_foreign]
 
 
@@ -61,3 +70,57 @@ def _merge_verifications(whole: VerificationResult, part: VerificationResult) ->
         fingerprint=part.fingerprint,
         next=part.next,
     )
+
+
+async def find_unproven_rows(
+    list_rows: Callable[[str], Awaitable[Sequence[StoredKey]]],
+    kms: KmsKey,
+    kek: str,
+    primary: str | None,
+    *,
+    timeout: float,
+) -> list[Problem]:
+    """Rows that `primary` is not proven to wrap, and why: of the first page that has any. Raises KmsError.
+
+    A column may be wrong: a repair may bring an old wrapped key back and leave its version as it is. So each row is
+    unwrapped, also one that names another key than `kek`. KMS says of a ciphertext only whether the primary version
+    made it, so another row may need any other version. `list_rows` gives the rows after an id, a page at a time.
+    """
+    found: list[Problem] = []
+    check = partial(_explain_missing_proof, QuotaLimitedKey(kms), kek, primary, timeout)
+
+    async def add(results: Sequence[tuple[StoredKey, str | None]]) -> None:
+        found.extend(Problem(id=row.id, error=reason) for row, reason in results if reason)
+
+    after = ""
+    while not found and (rows := await list_rows(after)):
+        await run_concurrently(rows, check, add, MAX_CONCURRENT_CALLS)
+        after = rows[-1].id
+    return found
+
+
+async def _explain_missing_proof(
+    kms: KmsKey, kek: str, primary: str | None, timeout: float, row: StoredKey
+) -> str | None:
+    is_ours = row.kek == kek
+    if is_ours and row.kek_version != primary:
+        return f"its version is {row.kek_version or 'not known'}"
+    try:
+        wrapped, aad = base64.b64decode(row.wrapped, validate=True), row.wrapping_aad
+    except ValueError:
+        return "its wrapped form is damaged"
+    try:
+        decrypted = await kms.decrypt(wrapped, aad, timeout=timeout)
+    except KmsError as error:
+        if error.reason.transient or error.reason.scope not in {Scope.VERSION, Scope.CIPHERTEXT}:
+            raise
+        if not is_ours and error.reason.scope is Scope.CIPHERTEXT:
+            return None  # it is another key's indeed
+        return f"KMS: {error.reason}"
+    is_stored_key = not row.fingerprint or compute_fingerprint(decrypted.plaintext).hex() == row.fingerprint
+    reasons = {
+        f"it names {row.kek}, and the configured key unwraps it": not is_ours,
+        "what it unwraps to is not the key that was stored": not is_stored_key,
+        f"its version is {primary}, and another one wraps it": not decrypted.is_primary,
+    }
+    return next((sentence for sentence, applies in reasons.items() if applies), None)

@@ -27,16 +27,7 @@ Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """PostgreSQL has no text with a NUL in it."""
 
 
-def _accept_number(value: object) -> object:
-    """Versions were numbers once, and -1 where they could not be read: in older backups, and on the wire."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        return value
-    return UNREADABLE_VERSION if value < 0 else str(value)
-
-
-StoredVersion = Annotated[
-    str, BeforeValidator(_accept_number), Field(max_length=MAX_VERSION_LENGTH, pattern=r"^[ -~]*$")
-]
+StoredVersion = Annotated[str, Field(max_length=MAX_VERSION_LENGTH, pattern=r"^[ -~]*$")]
 """A version of a key as a keyring has it; `UNREADABLE_VERSION` where it cannot be read."""
 Version = Annotated[StoredVersion, Field(min_length=1)]
 """A version of a KMS key."""
@@ -88,7 +79,7 @@ class JournalStep(StrEnum):
     RESTORE = "restore"
     """Rows of a backup were put back; the keyring itself writes it, and it is of no rotation."""
     UNKNOWN = "unknown"
-    """Whatever else another program wrote there."""
+    """Another program wrote something else there."""
 
     @classmethod
     def _missing_(cls, value: object) -> "JournalStep":  # noqa: ARG003
@@ -229,7 +220,7 @@ class KeyUsage(_WireModel):
         """What may need any version, for a sentence; None where nothing does."""
         found = [f"{self.unreadable} rows of data keys that cannot be read"] if self.unreadable else []
         found += [f"{self.missing} data keys that records need and the database lacks"] if self.missing else []
-        if self.unreadable_entries is None:  # an older service leaves out of `backups` what it cannot read
+        if self.unreadable_entries is None:  # a service may leave out of `backups` what it cannot read
             found += ["backups in a journal whose unreadable entries this version of the service does not count"]
         elif self.unreadable_entries:
             rows = ", ".join(map(str, self.unreadable_entries[:3]))
@@ -328,11 +319,11 @@ class Administration(Protocol):
     """One keyring. Every method may raise AdministrationError, and may be called again after UnreachableError."""
 
     async def list_keys(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[KeyInfo]:
-        """Those whose id comes after `after`, in the order of their ids."""
+        """The data keys whose id comes after `after`, in the order of their ids."""
         ...
 
     async def count_key_usage(self) -> KeyUsage:
-        """What needs which version."""
+        """Which data keys and records need which version."""
         ...
 
     async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:
@@ -340,7 +331,7 @@ class Administration(Protocol):
         ...
 
     async def release_lease(self, token: str) -> None:
-        """Gives the lease up; one that is another's by now stays."""
+        """Gives the lease up; another runner's stays."""
         ...
 
     async def list_backup_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
@@ -348,7 +339,7 @@ class Administration(Protocol):
         ...
 
     async def list_excluded_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
-        """The same of `KeyUsage.excluded`; those that cannot be read are left out."""
+        """The same of `KeyUsage.excluded`, without rows that cannot be read."""
         ...
 
     async def rotate(self, request: RotateRequest) -> RotationProgress:
@@ -375,7 +366,7 @@ class Administration(Protocol):
         ...
 
     async def restore(self, rows: Sequence[StoredKey], token: str) -> int:
-        """Puts rows of a backup in the place of those with the same id that do not open; gives how many changed."""
+        """Puts rows of a backup in the place of rows that do not open; returns how many changed."""
         ...
 
     async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> VerificationResult:

@@ -3,24 +3,22 @@
 Writes of this process wait for each other on one thread; reads have connections of their own and never wait for a
 write. What `write` and `write_exclusively` return is committed, and durable. The stores differ in transactions, locks
 and errors; the first part of this module hides that.
-
-The check of the keyring's database, for the command `doctor`.
 """
 
 import asyncio
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Self, TypeVar
 
 import structlog
 from sqlalchemy import URL, Connection, Engine, Executable, MetaData, event, exc, func, inspect, select, text
 
 from shared.check import CheckError, HintedError
-from shared.keyring.tables import TABLES, VERSION, SchemaRow, data_keys, decode_text, fetch_first, schema, select_rows
+from shared.keyring.tables import TABLES, VERSION, data_keys, decode_text, schema
 from shared.sql.engine import (
     LOCK_SECONDS,
     AnswerTimeout,
@@ -48,23 +46,20 @@ _KEYRING_LOCK_ID: Final = 0x6B657972696E6721
 
 def create_engines(url: URL) -> tuple[Engine, Engine]:
     """One to write with, of one connection, and one to read with."""
+    if url.drivername == "mariadb":  # which keeps no text that is none
+        write, read = (
+            create_mariadb_engine(url, count, lock_seconds=LOCK_SECONDS, statement_seconds=STATEMENT_TIMEOUT_SECONDS)
+            for count in (1, READER_COUNT)
+        )
+        return write, read
     if url.drivername == "sqlite":
         file = SqliteFile(url)
         both = create_sqlite_engine(file, 1, "BEGIN IMMEDIATE"), create_sqlite_engine(file, READER_COUNT, "BEGIN")
-    elif url.drivername == "mariadb":
-        both = _create_mariadb_engine(url, 1), _create_mariadb_engine(url, READER_COUNT)
     else:
         both = _create_postgresql_engine(url, 1), _create_postgresql_engine(url, READER_COUNT)
-    if url.drivername != "mariadb":  # which keeps no text that is none
-        for engine in both:
-            event.listen(engine, "connect", _accept_any_text)
+    for engine in both:
+        event.listen(engine, "connect", _accept_any_text)
     return both
-
-
-def create_file(url: URL) -> None:
-    """An empty file where there is none, for SQLite. Raises FileLostError, OSError."""
-    if url.drivername == "sqlite":
-        SqliteFile(url).create()
 
 
 def lock_keyring(connection: Connection) -> None:
@@ -75,23 +70,27 @@ def lock_keyring(connection: Connection) -> None:
         connection.execute(select(schema.c.version).with_for_update())
 
 
-def extend_statement_timeout(connection: Connection, seconds: float) -> None:
-    """This transaction's statements may take so long, each."""
+@contextmanager
+def extend_statement_timeout(connection: Connection, seconds: float) -> Iterator[None]:
+    """Each statement of the body may take so long; the connection serves others next."""
+    _set_statement_timeout(connection, seconds)
+    try:
+        yield
+    except BaseException:
+        with suppress(exc.SQLAlchemyError):  # the connection may be what failed
+            _set_statement_timeout(connection, STATEMENT_TIMEOUT_SECONDS)
+        raise
+    _set_statement_timeout(connection, STATEMENT_TIMEOUT_SECONDS)
+
+
+def _set_statement_timeout(connection: Connection, seconds: float) -> None:
     if connection.dialect.name == "postgresql":
-        connection.execute(text(f"SET LOCAL statement_timeout = {int(seconds * 1000)}"))
         driver: Any = connection.connection.driver_connection
         driver.answer_timeout.seconds = seconds + 0.5
+        if seconds > STATEMENT_TIMEOUT_SECONDS:  # the end of the transaction resets it
+            connection.execute(text(f"SET LOCAL statement_timeout = {int(seconds * 1000)}"))
     elif connection.dialect.name == "mariadb":
         connection.execute(text(f"SET SESSION max_statement_time = {seconds:g}"))
-
-
-def reset_statement_timeout(connection: Connection) -> None:
-    """Ends `extend_statement_timeout`, whose connection serves others next."""
-    if connection.dialect.name == "postgresql":
-        driver: Any = connection.connection.driver_connection
-        driver.answer_timeout.seconds = STATEMENT_TIMEOUT_SECONDS + 0.5
-    elif connection.dialect.name == "mariadb":
-        connection.execute(text(f"SET SESSION max_statement_time = {STATEMENT_TIMEOUT_SECONDS:g}"))
 
 
 def describe_database_error(error: exc.SQLAlchemyError) -> str:
@@ -104,7 +103,7 @@ def describe_database_error(error: exc.SQLAlchemyError) -> str:
 
 
 def _accept_any_text(connection: Any, _entry: object) -> None:
-    """One text that is not UTF-8 must not keep all others from being read. In a UTF-8 PostgreSQL there is none."""
+    """One text that is not UTF-8 must not keep all others from being read. A UTF-8 PostgreSQL keeps none."""
     if isinstance(connection, sqlite3.Connection):
         connection.text_factory = decode_text
     elif connection.info.parameter_status("server_encoding") == "SQL_ASCII":  # it does not know what it keeps
@@ -133,12 +132,6 @@ def _create_postgresql_engine(url: URL, connections: int) -> Engine:
     return engine.execution_options(isolation_level="READ COMMITTED")
 
 
-def _create_mariadb_engine(url: URL, connections: int) -> Engine:
-    return create_mariadb_engine(
-        url, connections, lock_seconds=LOCK_SECONDS, statement_seconds=STATEMENT_TIMEOUT_SECONDS
-    )
-
-
 ANSWER_TIMEOUT_SECONDS: Final = 5.0
 """How long a caller waits, the wait for other writers included."""
 _MAX_TRIES: Final = 3
@@ -152,7 +145,7 @@ log = structlog.get_logger(__name__)
 
 
 class DatabaseError(Exception):
-    """The one error of this module: locked, full, unreachable. Its text is the database's own, and shows no values."""
+    """The database is locked, full, unreachable. The text is the database's own, and shows no values."""
 
 
 class Database:
@@ -191,8 +184,7 @@ class Database:
     async def complete(self, *tables: MetaData) -> bool:
         """Creates those of `tables` that are missing, and returns whether there were none before.
 
-        Raises:
-            DatabaseError: it cannot be done, or another version of keypulse made the keyring.
+        Raises DatabaseError, also if another version of keypulse made the keyring.
         """
 
         def create(connection: Connection) -> bool:
@@ -223,15 +215,8 @@ class Database:
         """What `work` finds, within `seconds`. Raises DatabaseError."""
 
         def unhurried(connection: Connection) -> T:
-            extend_statement_timeout(connection, seconds)
-            try:
-                result = work(connection)
-            except BaseException:
-                with suppress(exc.SQLAlchemyError):  # the connection may be what failed
-                    reset_statement_timeout(connection)
-                raise
-            reset_statement_timeout(connection)
-            return result
+            with extend_statement_timeout(connection, seconds):
+                return work(connection)
 
         may_be_slow = seconds > ANSWER_TIMEOUT_SECONDS
         return await self._run(self._read_threads, self._read_engine, unhurried if may_be_slow else work, seconds)
@@ -239,8 +224,7 @@ class Database:
     async def write(self, work: Callable[[Connection], T]) -> T:
         """What `work` returns, once it is committed; an exception of `work` rolls it back.
 
-        Raises:
-            DatabaseError: nothing is committed; after "no answer" alone it may still be.
+        After a DatabaseError nothing is committed; only after "no answer" it may be.
         """
         return await self._run(self._write_thread, self._write_engine, work)
 
@@ -283,7 +267,7 @@ class Database:
 
 
 def _build_renaming(table_names: Mapping[str, str]) -> Callable[..., tuple[str, Any]]:
-    """Has each statement name the tables as the database does; values are never part of a statement."""
+    """Gives the tables in each statement their names in the database; values are never part of a statement."""
     pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, table_names))})\b")
 
     def rename(_connection: Connection, _cursor: object, statement: str, values: Any, *_: object) -> tuple[str, Any]:
@@ -325,8 +309,7 @@ def has_keyring(connection: Connection) -> bool:
 
 
 def _read_version(connection: Connection) -> int | None:
-    row = fetch_first(connection, select_rows(schema, SchemaRow), SchemaRow)
-    return row and row.version
+    return connection.scalar(select(schema.c.version))
 
 
 def _check_version(connection: Connection) -> bool:
@@ -338,7 +321,8 @@ def _check_version(connection: Connection) -> bool:
 
 def _create_missing_file(url: URL) -> None:
     try:
-        create_file(url)
+        if url.drivername == "sqlite":
+            SqliteFile(url).create()
     except FileLostError as error:
         raise DatabaseError(str(error)) from None
     except OSError as error:
@@ -346,7 +330,6 @@ def _create_missing_file(url: URL) -> None:
 
 
 def _check_columns(connection: Connection, tables: Sequence[MetaData]) -> None:
-    """Raises DatabaseError where a table that existed lacks a column."""
     found = {name: columns for (_, name), columns in inspect(connection).get_multi_columns().items()}
     for table in (table for metadata in tables for table in metadata.sorted_tables):
         existing = {column["name"] for column in found.get(table.name, ())}

@@ -1,12 +1,9 @@
-"""The steps of a rotation that its runner wrote down: entries of the journal, in columns.
+"""The journal of rotations: which there were, what each changed and could not change, and what its runner did.
 
-Any program may write into the table. An entry that cannot be read is never passed over: it may be of a backup that
-needs any version of the KMS key, so it is counted, and `retire` and `destroy` refuse while there is one.
-
-The journal of rotations: which there were, what each changed, and what it could not.
-
-An entry is written in the same transaction as the change that it describes. So whoever reads it after a kill knows
-exactly what was done: `rotate` continues after it, `rollback` undoes it.
+An entry is written in the same transaction as the change that it describes. After a kill it says exactly what was done:
+`rotate` continues after it, `rollback` undoes it. Any program may write into the tables. An entry of a runner that
+cannot be read is counted, never passed over: it may be of a backup that needs any version of the KMS key, so `retire`
+and `destroy` refuse while there is one.
 """
 
 import json
@@ -18,7 +15,7 @@ from itertools import islice
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, Row, and_, func, or_, select
 
 from shared.keyring.administration import (
     JournalBackup,
@@ -33,22 +30,7 @@ from shared.keyring.administration import (
     StepOutcome,
 )
 from shared.keyring.model import UNREADABLE_VERSION, WrappedKey
-from shared.keyring.tables import (
-    JournalEntryRow,
-    ProblemRow,
-    RewrapRow,
-    RotationRow,
-    RowCount,
-    fetch,
-    fetch_first,
-    fetch_one,
-    find_unreadable_rows,
-    journal_entries,
-    problems,
-    rewraps,
-    rotations,
-    select_rows,
-)
+from shared.keyring.tables import journal_entries, problems, rewraps, rotations
 from shared.kms.port import is_version
 
 MAX_DETAIL_LENGTH: Final = 1000
@@ -56,8 +38,12 @@ MAX_DETAIL_LENGTH: Final = 1000
 MAX_NAME_LENGTH: Final = 300
 MAX_NEEDS: Final = 10_000
 """Versions that one backup needs, at most."""
+MAX_PROBLEMS: Final = 100
+"""Problems in one answer, at most."""
 _MAX_UNREADABLE: Final = 100
 """Unreadable entries that are named."""
+_NO_ROTATION: Final = 0
+"""Rotations are numbered from 1."""
 _WRITABLE_STEPS: Final = [step.value for step in JournalStep if step is not JournalStep.UNKNOWN]
 _WRITABLE_OUTCOMES: Final = [outcome.value for outcome in StepOutcome if outcome is not StepOutcome.UNREADABLE]
 _NEEDS: Final = TypeAdapter(tuple[str, ...])
@@ -66,35 +52,27 @@ _columns: Final = journal_entries.c
 
 def add_journal_entry(connection: Connection, now: float, rotation_id: str, entry: JournalEntry) -> None:
     """Writes an entry of `rotation_id`, which may come before the rotation itself."""
-    values = to_columns(entry)
-    connection.execute(journal_entries.insert().values(rotation_id=rotation_id, created_at=now, **values))
+    values = to_columns(entry) | {"rotation_id": rotation_id, "created_at": now}
+    connection.execute(journal_entries.insert().values(**values))
 
 
 def to_columns(entry: JournalEntry) -> dict[str, Any]:
-    """The columns of an entry, but its number, its rotation and its time."""
-    return {
-        "step": entry.step.value,
-        "outcome": entry.outcome.value,
-        "rotation_type": entry.rotation_type and entry.rotation_type.value,
-        "backup_name": entry.backup_name,
-        "sha256": entry.sha256,
-        "needs": None if entry.needs is None else json.dumps(entry.needs),
-        "detail": entry.detail,
-    }
+    """The columns of an entry, without its number, its rotation and its time."""
+    values = entry.model_dump(mode="json", include=set(JournalEntry.model_fields) - {"created_at"})
+    return values | {"needs": None if entry.needs is None else json.dumps(entry.needs)}
 
 
 def list_journal_entries(connection: Connection, rotation_id: str) -> tuple[JournalEntry, ...]:
     """All entries of a rotation, in the order in which they were written."""
-    own = select_rows(journal_entries, JournalEntryRow).where(_columns.rotation_id == rotation_id)
-    return tuple(parse_row(row) for row in fetch(connection, own.order_by(_columns.number), JournalEntryRow))
+    own = select(journal_entries).where(_columns.rotation_id == rotation_id).order_by(_columns.number)
+    return tuple(parse_entry(row) for row in connection.execute(own))
 
 
 def list_backups(connection: Connection) -> tuple[JournalBackup, ...]:
     """The backups of all rotations, the oldest first. Entries that cannot be read: see `find_unreadable_entries`."""
     was_backed_up = (_columns.step == JournalStep.BACKUP.value) & (_columns.outcome == StepOutcome.SUCCEEDED.value)
-    query = select_rows(journal_entries, JournalEntryRow).where(was_backed_up).order_by(_columns.number)
-    entries = (parse_row(row) for row in fetch(connection, query, JournalEntryRow))
-    return tuple(backup for entry in entries if (backup := entry.backup))
+    rows = connection.execute(select(journal_entries).where(was_backed_up).order_by(_columns.number))
+    return tuple(backup for row in rows if (backup := parse_entry(row).backup))
 
 
 def find_unreadable_entries(connection: Connection) -> tuple[int, ...]:
@@ -107,38 +85,30 @@ def find_unreadable_entries(connection: Connection) -> tuple[int, ...]:
         or_(_columns.rotation_type.is_(None), _columns.rotation_type.in_(list(RotationType))),
         *(column.is_(None) for column in (_columns.backup_name, _columns.sha256, _columns.needs)),
     )
-    suspects = select_rows(journal_entries, JournalEntryRow).where(~sound).order_by(_columns.number)
-    rows = fetch(connection, suspects, JournalEntryRow)
-    found = (row.number for row in rows if parse_row(row).outcome is StepOutcome.UNREADABLE)
+    suspects = connection.execute(select(journal_entries).where(~sound).order_by(_columns.number))
+    found = (row.number for row in suspects if parse_entry(row).outcome is StepOutcome.UNREADABLE)
     return tuple(islice(found, _MAX_UNREADABLE))
 
 
-def has_retarget(connection: Connection, rotation_id: str) -> bool:
-    """Whether the rotation continued with another version than it began with."""
-    own = (_columns.rotation_id == rotation_id) & (_columns.step == JournalStep.RETARGET.value)
-    return connection.execute(select(_columns.number).where(own).limit(1)).first() is not None
-
-
-def parse_row(row: JournalEntryRow) -> JournalEntry:
+def parse_entry(row: Row[Any]) -> JournalEntry:
     """The entry of a row; its outcome is `unreadable` where a column holds what no runner writes."""
-    step, outcome = JournalStep(row.step), StepOutcome(row.outcome)
-    detail, created_at = row.detail[:MAX_DETAIL_LENGTH], datetime.fromtimestamp(row.created_at, UTC)
+    readable: dict[str, Any] = {
+        "step": JournalStep(row.step),
+        "outcome": StepOutcome(row.outcome),
+        "detail": row.detail[:MAX_DETAIL_LENGTH],
+        "created_at": datetime.fromtimestamp(row.created_at, UTC),
+    }
     try:
         entry = JournalEntry(
-            step=step,
-            outcome=outcome,
+            **readable,
             rotation_type=None if row.rotation_type is None else RotationType(row.rotation_type),
             backup_name=row.backup_name,
             sha256=row.sha256,
             needs=None if row.needs is None else _NEEDS.validate_json(row.needs, strict=True),
-            detail=detail,
-            created_at=created_at,
         )
     except (ValidationError, ValueError):
-        return JournalEntry(step=step, outcome=StepOutcome.UNREADABLE, detail=detail, created_at=created_at)
-    if find_defect(entry) is None:
-        return entry
-    return entry.model_copy(update={"outcome": StepOutcome.UNREADABLE})
+        return JournalEntry(**{**readable, "outcome": StepOutcome.UNREADABLE})
+    return entry.model_copy(update={"outcome": StepOutcome.UNREADABLE}) if find_defect(entry) else entry
 
 
 def refuse_defective_entry(entry: JournalEntry) -> None:
@@ -154,7 +124,7 @@ def refuse_defective_entry(entry: JournalEntry) -> None:
 
 
 def find_defect(entry: JournalEntry) -> str | None:
-    """Why an entry says nothing that can be relied on; None if it does."""
+    """Why nobody can rely on an entry; None if everybody can."""
     is_plan, is_backup = entry.step is JournalStep.PLAN, entry.backup is not None
     defects = {
         f"expected a step, one of {', '.join(_WRITABLE_STEPS)}": entry.step is JournalStep.UNKNOWN,
@@ -173,26 +143,20 @@ def find_defect(entry: JournalEntry) -> str | None:
     return next((sentence for sentence, applies in defects.items() if applies), None)
 
 
-MAX_PROBLEMS: Final = 100
-"""Problems in one answer, at most."""
-_NO_ROTATION: Final = 0
-"""Rotations are numbered from 1."""
-
-
 class RewrapOutcome(StrEnum):
-    """Of an entry."""
+    """What became of a wrap that was replaced."""
 
     DONE = "done"
     ROLLED_BACK = "undone"
     NOT_ROLLED_BACK = "kept"
-    """Could not be undone; a problem says why."""
+    """It could not be undone; a problem says why."""
     RESTORED = "restored"
-    """The wrap of a backup replaced one that did not open; of no rotation, and never undone."""
+    """The wrap of a backup replaced one that did not open; it is of no rotation, and never undone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """A row of the rotations."""
+    """A rotation, as far as the next batch must know it."""
 
     number: int
     id: str
@@ -200,6 +164,7 @@ class Rotation:
     state: RotationState
     is_rolling_back: bool
     target_version: str
+    total: int
     cursor: str
     new_data_key: str | None
     former_data_key: str | None
@@ -217,9 +182,34 @@ class RewrapEntry:
 
 def find_rotation(connection: Connection, rotation_id: str) -> Rotation | None:
     """The rotation of that id. Raises RefusedError if its row cannot be read."""
-    query = select_rows(rotations, RotationRow).where(rotations.c.id == rotation_id)
-    row = fetch_first(connection, query, RotationRow)
-    return _parse_rotation(row) if row else None
+    row = connection.execute(select(rotations).where(rotations.c.id == rotation_id)).first()
+    if row is None:
+        return None
+    type_, state = _parse_type_and_state(row)
+    if row.target_version is None:
+        raise RefusedError(
+            f"rotation {row.id} cannot be read: it has no target version in the table {rotations.name}", "set it there"
+        )
+    return Rotation(
+        row.number,
+        row.id,
+        type_,
+        state,
+        row.is_rolling_back,
+        row.target_version,
+        row.total,
+        row.cursor,
+        row.new_data_key,
+        row.former_data_key,
+    )
+
+
+def get_rotation(connection: Connection, rotation_id: str) -> Rotation:
+    """The rotation of that id. Raises RefusedError if there is none."""
+    found = find_rotation(connection, rotation_id)
+    if found is None:
+        raise RefusedError(f"there is no rotation {rotation_id}")
+    return found
 
 
 def begin_rotation(
@@ -257,8 +247,7 @@ def begin_rotation(
 
 def refuse_while_running(connection: Connection) -> None:
     """Raises RefusedError if a rotation is not finished."""
-    query = select_rows(rotations, RotationRow).where(rotations.c.state == RotationState.RUNNING)
-    other = fetch_first(connection, query, RotationRow)
+    other = connection.execute(select(rotations).where(rotations.c.state == RotationState.RUNNING)).first()
     if other:
         raise RefusedError(
             f"rotation {other.id} ({other.type}, started by {other.caller}) is not finished",
@@ -266,16 +255,8 @@ def refuse_while_running(connection: Connection) -> None:
         )
 
 
-def get_rotation(connection: Connection, rotation_id: str) -> Rotation:
-    """The rotation of that id. Raises RefusedError if there is none."""
-    found = find_rotation(connection, rotation_id)
-    if found is None:
-        raise RefusedError(f"there is no rotation {rotation_id}")
-    return found
-
-
-def check_unchanged(connection: Connection, expected: Rotation) -> None:
-    """Raises RefusedError if another runner finished, rolled back or retargeted it since it was `expected`."""
+def check_unchanged(connection: Connection, expected: Rotation) -> Rotation:
+    """The rotation as it is now. Raises RefusedError if another runner finished, rolled back or retargeted it."""
     found = get_rotation(connection, expected.id)
     if (found.state, found.is_rolling_back, found.target_version) != (
         expected.state,
@@ -283,59 +264,61 @@ def check_unchanged(connection: Connection, expected: Rotation) -> None:
         expected.target_version,
     ):
         raise RefusedError(f"rotation {expected.id} was changed by another runner meanwhile", "check its status")
+    return found
 
 
-def update_rotation(connection: Connection, now: float, rotation: Rotation, **columns: Any) -> None:
+def update_rotation(connection: Connection, now: float, rotation: Rotation, **columns: Any) -> Rotation:
     """Changes the rotation's row. A failure gets a journal entry: once a retry succeeds, the row shows no failure."""
     if columns.get("state") == RotationState.FAILED:
         failure = JournalEntry(step=JournalStep.ROTATE, outcome=StepOutcome.FAILED, rotation_type=rotation.type)
         add_journal_entry(connection, now, rotation.id, failure)
     changed = rotations.update().where(rotations.c.number == rotation.number)
     connection.execute(changed.values(updated_at=now, **columns))
+    return get_rotation(connection, rotation.id)
 
 
-def add_rewrap(connection: Connection, rotation: Rotation, data_key_id: str, old: WrappedKey, new: WrappedKey) -> None:
-    """Stores one re-wrap."""
-    _add_replaced_wrap(connection, rotation.number, data_key_id, old, new, RewrapOutcome.DONE)
-
-
-def add_restored_wrap(connection: Connection, data_key_id: str, old: WrappedKey, new: WrappedKey) -> None:
-    """Stores what the row of a backup replaced."""
-    _add_replaced_wrap(connection, _NO_ROTATION, data_key_id, old, new, RewrapOutcome.RESTORED)
-
-
-def _add_replaced_wrap(
-    connection: Connection, number: int, data_key_id: str, old: WrappedKey, new: WrappedKey, outcome: RewrapOutcome
+def add_rewrap(
+    connection: Connection, rotation: Rotation | None, data_key_id: str, old: WrappedKey, new: WrappedKey
 ) -> None:
+    """Stores one re-wrap; without a rotation, what the row of a backup replaced."""
+    number, outcome = (rotation.number, RewrapOutcome.DONE) if rotation else (_NO_ROTATION, RewrapOutcome.RESTORED)
     wraps = {"old_wrapped": old.ciphertext, "old_kek": old.kek, "old_kek_version": old.kek_version}
-    wraps |= {"new_wrapped": new.ciphertext, "new_kek": new.kek, "new_kek_version": new.kek_version}
     values = {"rotation": number, "data_key_id": data_key_id, "outcome": outcome.value}
-    connection.execute(rewraps.insert().values(**values, **wraps))
+    connection.execute(rewraps.insert().values(**values, **wraps, **_to_new_columns(new)))
+
+
+def replace_rewrap(connection: Connection, entry: RewrapEntry, new: WrappedKey) -> None:
+    """Stores that the data key was wrapped once more; a rollback goes back to before the first time."""
+    own = rewraps.update().where(rewraps.c.number == entry.number)
+    connection.execute(own.values(**_to_new_columns(new)))
+
+
+def _to_new_columns(new: WrappedKey) -> dict[str, Any]:
+    return {"new_wrapped": new.ciphertext, "new_kek": new.kek, "new_kek_version": new.kek_version}
 
 
 def find_replaced_rewraps(
     connection: Connection, rotation: Rotation, data_key_ids: Collection[str]
 ) -> dict[str, RewrapEntry]:
     """The entries of these data keys, by their ids, which a re-wrap for a later target replaces."""
-    if not has_retarget(connection, rotation.id):
+    retarget = (_columns.rotation_id == rotation.id) & (_columns.step == JournalStep.RETARGET.value)
+    if connection.execute(select(_columns.number).where(retarget).limit(1)).first() is None:
         return {}
     condition = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.DONE)
-    query = select_rows(rewraps, RewrapRow).where(condition, rewraps.c.data_key_id.in_(data_key_ids))
-    rows = fetch(connection, query.order_by(rewraps.c.number), RewrapRow)
-    return {row.data_key_id: _parse_rewrap(row) for row in rows}
-
-
-def replace_rewrap(connection: Connection, entry: RewrapEntry, new: WrappedKey) -> None:
-    """Stores that the data key was wrapped once more; a rollback goes back to before the first time."""
-    wraps = {"new_wrapped": new.ciphertext, "new_kek": new.kek, "new_kek_version": new.kek_version}
-    connection.execute(rewraps.update().where(rewraps.c.number == entry.number).values(**wraps))
+    query = select(rewraps).where(condition, rewraps.c.data_key_id.in_(data_key_ids)).order_by(rewraps.c.number)
+    return {row.data_key_id: _parse_rewrap(row) for row in connection.execute(query)}
 
 
 def list_rewraps_to_roll_back(connection: Connection, rotation: Rotation, limit: int) -> tuple[RewrapEntry, ...]:
     """The latest entries that a rollback has not come to yet, the latest first."""
     condition = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.DONE)
-    latest_first = select_rows(rewraps, RewrapRow).where(condition).order_by(rewraps.c.number.desc()).limit(limit)
-    return tuple(_parse_rewrap(row) for row in fetch(connection, latest_first, RewrapRow))
+    latest_first = select(rewraps).where(condition).order_by(rewraps.c.number.desc()).limit(limit)
+    return tuple(_parse_rewrap(row) for row in connection.execute(latest_first))
+
+
+def _parse_rewrap(row: Row[Any]) -> RewrapEntry:
+    old = WrappedKey(row.old_wrapped, row.old_kek, row.old_kek_version)
+    return RewrapEntry(row.number, row.data_key_id, old, WrappedKey(row.new_wrapped, row.new_kek, row.new_kek_version))
 
 
 def set_rewrap_outcome(connection: Connection, entry: RewrapEntry, outcome: RewrapOutcome) -> None:
@@ -346,7 +329,7 @@ def set_rewrap_outcome(connection: Connection, entry: RewrapEntry, outcome: Rewr
 def count_not_rolled_back(connection: Connection, rotation: Rotation) -> int:
     """How many entries could not be undone."""
     condition = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.NOT_ROLLED_BACK)
-    return fetch_one(connection, select(func.count().label("total")).where(condition), RowCount).total
+    return connection.execute(select(func.count()).where(condition)).scalar_one()
 
 
 def add_problem(connection: Connection, rotation: Rotation, problem: Problem) -> None:
@@ -355,12 +338,6 @@ def add_problem(connection: Connection, rotation: Rotation, problem: Problem) ->
     connection.execute(problems.delete().where(condition))
     values = {"data_key_id": problem.id, "error": problem.error, "is_foreign": problem.is_foreign}
     connection.execute(problems.insert().values(rotation=rotation.number, **values))
-
-
-def read_total(connection: Connection, rotation: Rotation) -> int:
-    """How many data keys it was to do."""
-    query = select_rows(rotations, RotationRow).where(rotations.c.number == rotation.number)
-    return fetch_one(connection, query, RotationRow).total
 
 
 def delete_problems(connection: Connection, rotation: Rotation) -> None:
@@ -374,27 +351,21 @@ def has_problems(connection: Connection, rotation: Rotation) -> bool:
     return connection.execute(select(problems.c.data_key_id).where(condition).limit(1)).first() is not None
 
 
-def find_unreadable_rotations(connection: Connection) -> dict[str, str]:
-    """Why rotations' rows cannot be read, by id: see `find_unreadable_rows`."""
-    return find_unreadable_rows(connection, rotations, type=list(RotationType), state=list(RotationState))
-
-
 def read_progress(connection: Connection, rotation_id: str | None) -> RotationProgress | None:
     """How far that rotation is, or the latest. Raises RefusedError if its row cannot be read."""
-    query = select_rows(rotations, RotationRow).order_by(rotations.c.number.desc()).limit(1)
+    query = select(rotations).order_by(rotations.c.number.desc()).limit(1)
     if rotation_id is not None:
         query = query.where(rotations.c.id == rotation_id)
-    row = fetch_first(connection, query, RotationRow)
+    row = connection.execute(query).first()
     if row is None:
         return None
-    _refuse_unreadable(row)
-    condition = problems.c.rotation == row.number
-    order = (problems.c.is_foreign, problems.c.data_key_id)
-    left_out = select_rows(problems, ProblemRow).where(condition).order_by(*order).limit(MAX_PROBLEMS)
+    type_, state = _parse_type_and_state(row)
+    left_out = select(problems).where(problems.c.rotation == row.number).limit(MAX_PROBLEMS)
+    left_out = left_out.order_by(problems.c.is_foreign, problems.c.data_key_id)
     return RotationProgress(
         rotation_id=row.id,
-        type=RotationType(row.type),
-        state=RotationState(row.state),
+        type=type_,
+        state=state,
         target_version=row.target_version,
         caller=row.caller,
         started_at=datetime.fromtimestamp(row.started_at, UTC),
@@ -403,40 +374,18 @@ def read_progress(connection: Connection, rotation_id: str | None) -> RotationPr
         done=row.done,
         problems=tuple(
             Problem(id=problem.data_key_id, error=problem.error, is_foreign=problem.is_foreign)
-            for problem in fetch(connection, left_out, ProblemRow)
+            for problem in connection.execute(left_out)
         ),
         journal=list_journal_entries(connection, row.id),
         is_rolling_back=row.is_rolling_back,
     )
 
 
-def _refuse_unreadable(row: RotationRow) -> None:
-    if row.type not in list(RotationType) or row.state not in list(RotationState):
+def _parse_type_and_state(row: Row[Any]) -> tuple[RotationType, RotationState]:
+    try:
+        return RotationType(row.type), RotationState(row.state)
+    except ValueError:
         raise RefusedError(
             f"rotation {row.id} cannot be read: its type or its state in the table {rotations.name} is none",
             "correct it there",
-        )
-
-
-def _parse_rewrap(row: RewrapRow) -> RewrapEntry:
-    old = WrappedKey(row.old_wrapped, row.old_kek, row.old_kek_version)
-    return RewrapEntry(row.number, row.data_key_id, old, WrappedKey(row.new_wrapped, row.new_kek, row.new_kek_version))
-
-
-def _parse_rotation(row: RotationRow) -> Rotation:
-    _refuse_unreadable(row)
-    if row.target_version is None:
-        raise RefusedError(
-            f"rotation {row.id} cannot be read: it has no target version in the table {rotations.name}", "set it there"
-        )
-    return Rotation(
-        row.number,
-        row.id,
-        RotationType(row.type),
-        RotationState(row.state),
-        row.is_rolling_back,
-        row.target_version,
-        row.cursor,
-        row.new_data_key,
-        row.former_data_key,
-    )
+        ) from None

@@ -1,19 +1,27 @@
-"""The rows of data keys that rotations work on: the keyring's own table, or one that another program made.
+"""The rows that a rotation works on: data keys, and the records of a service that need them.
 
-What takes a connection works in whatever transaction the caller has begun. What looks through all rows takes the
-database, and as many transactions as it needs.
-
-The records of a service, as far as a rotation must know them: which data key each needs, and whether they open.
-
-The service's own table is named by whoever knows it: the service itself, or the configuration of the `sql` driver. It
-is in the keyring's database. Only the service knows how its records are opened; without that they are counted alone.
+The service itself, or the configuration of the driver `sql`, names the table of records, which is in the keyring's
+database. Only the service knows how its records are opened; without that they are only counted.
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, TableClause, column, exists, func, inspect, select, table, type_coerce
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    TableClause,
+    column,
+    exists,
+    func,
+    inspect,
+    select,
+    table,
+    type_coerce,
+)
 
 from shared.keyring import store
 from shared.keyring.database import Database, DatabaseError
@@ -21,19 +29,14 @@ from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey
 from shared.keyring.tables import (
     Id,
     LenientBytes,
-    MissingKeyRow,
-    OrphanCount,
-    RowCount,
-    VersionCount,
     abandoned_data_keys,
     build_unreadable_version_condition,
     data_keys,
-    fetch,
-    fetch_one,
     fetch_page,
     problems,
     to_printable_text,
 )
+from shared.keyring.wrapping import KeyWrapper
 from shared.kms.fixes import KmsProfile
 
 SCAN_SECONDS: Final = 60.0
@@ -42,89 +45,36 @@ _columns: Final = data_keys.c
 
 
 class KeyCounts(NamedTuple):
-    """How many data keys each version wraps, and which rows cannot be read."""
+    """How many data keys each version of each KMS key wraps, and which rows cannot be read."""
 
-    versions: tuple[VersionCount, ...]
+    versions: Mapping[tuple[str, str], int]
+    """By KMS key and version."""
     unreadable: Mapping[str, str]
     """Why, by their ids: the first hundred."""
 
 
-class KeyTable(Protocol):
-    """Rows of data keys."""
+class KeyTable:
+    """The keyring's own table, `data_keys`, of the KMS key `kek`; `ExternalKeyTable` has another program's rows.
 
-    is_shared: bool
+    A method that takes a connection works in the caller's transaction. A method that takes the database looks through
+    all rows, in as many transactions as it needs.
+    """
+
+    is_shared: ClassVar[bool] = False
     """Whether another program changes and removes rows at any time: then neither is a problem."""
 
-    def list_page(self, connection: Connection, after: str, limit: int) -> tuple[DataKey, ...]:
-        """Those that come after the id `after`, in the table's order; fewer than `limit` are all."""
-        ...
-
-    async def list_outdated(
-        self, database: Database, version: str, after: str, limit: int, rotation: int | None = None
-    ) -> tuple[DataKey, ...]:
-        """Those that `version` of the KMS key does not wrap, but for the problems of the rotation of that number."""
-        ...
-
-    async def count_outdated(self, database: Database, version: str) -> int:
-        """How many of them are ours to wrap."""
-        ...
-
-    def has_outdated(self, connection: Connection, version: str, rotation: int) -> bool:
-        """Whether there is one, decided within a moment."""
-        ...
-
-    async def count(self, database: Database) -> KeyCounts:
-        """Of the whole table."""
-        ...
-
-    def find(self, connection: Connection, data_key_id: str) -> DataKey | None:
-        """The data key of that id."""
-        ...
-
-    def find_needing(self, connection: Connection, version: str) -> DataKey | None:
-        """One that this version of the KMS key wraps, or may wrap, decided within a moment."""
-        ...
-
-    def find_active(self, connection: Connection) -> DataKey | None:
-        """The one that encrypts new records; None where each row is used for its own."""
-        ...
-
-    async def find_unreadable(self, database: Database) -> Mapping[str, str]:
-        """Why rows cannot be read, by their ids."""
-        ...
-
-    def list_retired_versions(self, connection: Connection) -> Mapping[str, float]:
-        """The versions of the KMS key that nothing may be wrapped by any more, and since when (unix seconds)."""
-        ...
-
-    def replace_wrap(self, connection: Connection, key: DataKey, new: WrappedKey) -> bool:
-        """Replaces the wrapped form of `key`; False, and nothing is changed, where it is no longer the one in `key`.
-
-        Raises RetiredVersionError.
-        """
-        ...
-
-    def insert(self, connection: Connection, key: DataKey) -> None:
-        """Stores a row that was lost. Raises IntegrityError, RetiredVersionError, ValueError where it cannot."""
-        ...
-
-
-class OwnKeyTable:
-    """The keyring's own table, `data_keys`; `kek` is the KMS key of the service, of the provider of that profile."""
-
-    is_shared = False
-
     def __init__(self, kek: str, profile: KmsProfile) -> None:
-        self._kek = kek
-        self._profile = profile
+        self.kek = kek
+        self.profile = profile
 
     def list_page(self, connection: Connection, after: str, limit: int) -> tuple[DataKey, ...]:
-        """See `KeyTable`, as for every method here."""
+        """The data keys that come after the id `after`, in the table's order; fewer than `limit` are all."""
         return store.list_data_keys(connection, after, limit)
 
     async def list_outdated(
         self, database: Database, version: str, after: str, limit: int, rotation: int | None = None
     ) -> tuple[DataKey, ...]:
+        """The data keys that another version wraps, without the problems of the rotation of that number."""
         return await database.read(
             lambda connection: self._list_outdated(connection, version, after, limit, rotation), seconds=SCAN_SECONDS
         )
@@ -132,58 +82,79 @@ class OwnKeyTable:
     def _list_outdated(
         self, connection: Connection, version: str, after: str, limit: int, rotation: int | None
     ) -> tuple[DataKey, ...]:
-        condition = self._build_outdated_condition(version)
+        condition = ~((_columns.kek == self.kek) & (_columns.kek_version == version))
         if rotation is not None:
             same = (problems.c.rotation == rotation) & (problems.c.data_key_id == _columns.id)
             condition &= ~exists().where(same)
         return store.list_data_keys(connection, after, limit, condition)
 
     async def count_outdated(self, database: Database, version: str) -> int:
+        """How many of them are ours to wrap."""
         counts = await database.read(_count_versions, seconds=SCAN_SECONDS)
-        outdated = (row for row in counts if (row.kek, row.kek_version) != (self._kek, version))
-        return sum(row.total for row in outdated if row.kek == LOCAL_KEK or self._profile.may_name(row.kek, self._kek))
+        return sum(
+            total
+            for (kek, by), total in counts.items()
+            if (kek, by) != (self.kek, version) and (kek == LOCAL_KEK or self.profile.may_name(kek, self.kek))
+        )
 
     def has_outdated(self, connection: Connection, version: str, rotation: int) -> bool:
+        """Whether the rotation has to pass through the table again, decided within a moment."""
         return bool(self._list_outdated(connection, version, "", 1, rotation))
 
     async def count(self, database: Database) -> KeyCounts:
-        return await database.read(_count, seconds=SCAN_SECONDS)
+        """Of the whole table."""
+
+        def count(connection: Connection) -> KeyCounts:
+            return KeyCounts(_count_versions(connection), store.find_unreadable_data_keys(connection))
+
+        return await database.read(count, seconds=SCAN_SECONDS)
 
     def find(self, connection: Connection, data_key_id: str) -> DataKey | None:
+        """The data key of that id."""
         return store.find_data_key(connection, data_key_id)
 
     def find_needing(self, connection: Connection, version: str) -> DataKey | None:
+        """A data key that this version wraps, or may wrap, decided within a moment."""
         by = _columns.kek_version
         may_need_it = (by == version) | build_unreadable_version_condition(connection, by)
-        return next(iter(store.list_data_keys(connection, "", 1, (_columns.kek == self._kek) & may_need_it)), None)
+        return next(iter(store.list_data_keys(connection, "", 1, (_columns.kek == self.kek) & may_need_it)), None)
 
     def find_active(self, connection: Connection) -> DataKey | None:
+        """The data key that encrypts new records; None where each row is used for its own."""
         return store.find_active_data_key(connection)
 
     async def find_unreadable(self, database: Database) -> Mapping[str, str]:
+        """Why rows cannot be read, by their ids."""
         return await database.read(store.find_unreadable_data_keys, seconds=SCAN_SECONDS)
 
     def list_retired_versions(self, connection: Connection) -> Mapping[str, float]:
-        return store.list_retired_versions(connection, self._kek)
+        """The versions of the KMS key that nothing may be wrapped by any more, and since when (unix seconds)."""
+        return store.list_retired_versions(connection, self.kek)
 
     def replace_wrap(self, connection: Connection, key: DataKey, new: WrappedKey) -> bool:
+        """Replaces the wrapped form of `key`; False, and nothing is changed, where it is no longer the one in `key`.
+
+        Raises RetiredVersionError.
+        """
         return store.replace_wrap(connection, key.id, key.wrapped, new)
 
     def insert(self, connection: Connection, key: DataKey) -> None:
+        """Stores a row that was lost. Raises IntegrityError, RetiredVersionError, ValueError where it cannot."""
         store.insert_data_key(connection, key)
 
-    def _build_outdated_condition(self, version: str) -> ColumnElement[bool]:
-        return ~((_columns.kek == self._kek) & (_columns.kek_version == version))
 
-
-def _count(connection: Connection) -> KeyCounts:
-    return KeyCounts(_count_versions(connection), store.find_unreadable_data_keys(connection))
-
-
-def _count_versions(connection: Connection) -> tuple[VersionCount, ...]:
+def _count_versions(connection: Connection) -> dict[tuple[str, str], int]:
     group = (_columns.kek, _columns.kek_version)
-    counted = select(*group, func.count().label("total")).group_by(*group)
-    return tuple(fetch(connection, counted, VersionCount))
+    return _to_counts(connection.execute(select(*group, func.count()).group_by(*group)))
+
+
+def _to_counts(rows: Iterable[Row[*tuple[Any, ...]]]) -> dict[tuple[str, str], int]:
+    """By KMS key and version. A version that cannot be read reads as another one does: they are added."""
+    counted: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        kek, version, total = row
+        counted[kek, version] += total
+    return counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +198,7 @@ class RecordsTable:
         records, key = self._build_table(), data_keys.c
         joined = data_keys.join(records, records.c[self.data_key_column] == key.id)
         group = (key.kek, key.kek_version)
-        counted = select(*group, func.count().label("total")).select_from(joined).group_by(*group)
-        return {(row.kek, row.kek_version): row.total for row in fetch(connection, counted, VersionCount)}
+        return _to_counts(connection.execute(select(*group, func.count()).select_from(joined).group_by(*group)))
 
     def count_orphans(self, connection: Connection) -> dict[str, int]:
         """How many records need a data key that is not in the keyring, by its id: the first hundred."""
@@ -236,12 +206,12 @@ class RecordsTable:
         data_key_id = records.c[self.data_key_column]
         joined = records.outerjoin(data_keys, data_key_id == data_keys.c.id)
         lost = (
-            select(data_key_id.label("data_key_id"), func.count().label("total"))
+            select(data_key_id, func.count())
             .select_from(joined)
             .where(data_keys.c.id.is_(None), ~_is_abandoned(data_key_id))
         )
-        rows = fetch(connection, lost.group_by(data_key_id).limit(100), OrphanCount)
-        return {to_printable_text(row.data_key_id): row.total for row in rows}
+        rows = connection.execute(lost.group_by(data_key_id).limit(100))
+        return {to_printable_text(name): total for name, total in rows}
 
     def list_missing_data_keys(self, connection: Connection) -> tuple[str, ...]:
         """The ids of the data keys that records need and the keyring lacks.
@@ -254,13 +224,13 @@ class RecordsTable:
         ids = ids.union_all(select(following).where(ids.c.id.is_not(None)))
         is_stored = exists(select(data_keys.c.id).where(data_keys.c.id == ids.c.id))
         lacking = select(ids.c.id).where(ids.c.id.is_not(None), ~is_stored, ~_is_abandoned(ids.c.id))
-        return tuple(to_printable_text(row.id) for row in fetch(connection, lacking, MissingKeyRow))
+        return tuple(map(to_printable_text, connection.scalars(lacking)))
 
     def count_by_data_key(self, connection: Connection, data_key_id: str) -> int:
         """How many records need one data key."""
         records = self._build_table()
-        these = select(func.count().label("total")).select_from(records)
-        return fetch_one(connection, these.where(records.c[self.data_key_column] == data_key_id), RowCount).total
+        own = select(func.count()).select_from(records).where(records.c[self.data_key_column] == data_key_id)
+        return connection.execute(own).scalar_one()
 
     def read_page(self, connection: Connection, data_key_id: str, after: str, limit: int) -> tuple[Record, ...]:
         """Records of one data key whose id comes after `after`, in the order of their ids."""
@@ -271,7 +241,7 @@ class RecordsTable:
             type_coerce(record_data_key_id, Id).label("data_key_id"),
             type_coerce(records.c[self.ciphertext_column], LenientBytes()).label("ciphertext"),
         ).where(record_data_key_id == data_key_id, own_id > after)
-        return tuple(fetch_page(connection, these.order_by(own_id), Record, limit=limit))
+        return tuple(Record(*row) for row in fetch_page(connection, these.order_by(own_id), limit=limit))
 
     def _build_table(self) -> TableClause:
         names = {self.id_column, self.ciphertext_column, self.data_key_column}
@@ -279,5 +249,20 @@ class RecordsTable:
 
 
 def _is_abandoned(data_key_id: ColumnElement[str]) -> ColumnElement[bool]:
-    """Nobody waits for the records of such a one any more."""
     return exists(select(abandoned_data_keys.c.id).where(abandoned_data_keys.c.id == data_key_id))
+
+
+async def notify_nobody() -> None:
+    """Every instance reads the keyring from time to time anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenKeyring:
+    """A keyring, as its operations need it."""
+
+    database: Database
+    keys: KeyTable
+    wrapping: KeyWrapper
+    records: RecordsTable | None = None
+    notify_instances: Callable[[], Awaitable[None]] = notify_nobody
+    """Has every instance of the service read the keyring again."""

@@ -1,16 +1,15 @@
 """The administration of a keyring in its database and with KMS: in the service itself, or beside it."""
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Final, Literal
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
-from shared.keyring import journal as entries
-from shared.keyring import journal as progress
-from shared.keyring import recovery as restore
-from shared.keyring import rotation_lease, usage
+from shared.keyring import journal, operations, recovery, rotation_lease
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     AdministrationError,
@@ -19,29 +18,27 @@ from shared.keyring.administration import (
     KeyUsage,
     Lease,
     RefusedError,
+    RetiredVersion,
     RotateRequest,
     RotationProgress,
+    RotationState,
     RotationType,
     StoredKey,
     UnreachableError,
     VerificationResult,
+    VersionUsage,
 )
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.key_table import KeyTable, OwnKeyTable, RecordsTable
-from shared.keyring.model import UNREADABLE_VERSION
-from shared.keyring.operations import RotationRunner
+from shared.keyring.key_table import KeyCounts, KeyTable, OpenKeyring, RecordsTable, notify_nobody
+from shared.keyring.model import LOCAL_KEK, UNREADABLE_VERSION, get_version_sort_key
 from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.store import RetiredVersionError
-from shared.keyring.tables import retired_versions
+from shared.keyring.tables import retired_versions, rotations
 from shared.keyring.verification import RECORD_QUERY_SECONDS, KeyringVerifier
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError
 
 _ROTATION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-async def _notify_nobody() -> None:
-    """Does nothing: the instances read the keyring from time to time."""
 
 
 class LocalAdministration:
@@ -60,121 +57,136 @@ class LocalAdministration:
         database: Database,
         wrapping: KeyWrapper,
         records: RecordsTable | None = None,
-        notify_instances: Callable[[], Awaitable[None]] = _notify_nobody,
+        notify_instances: Callable[[], Awaitable[None]] = notify_nobody,
         keys: KeyTable | None = None,
     ) -> None:
-        self._database = database
-        self._wrapping = wrapping
-        self._records = records
-        self._notify_instances = notify_instances
-        self._keys = keys or OwnKeyTable(wrapping.kek, wrapping.kms.profile)
-        self._rotations = RotationRunner(database, self._keys, wrapping, notify_instances)
+        keys = keys or KeyTable(wrapping.kek, wrapping.kms.profile)
+        self._keyring = OpenKeyring(database, keys, wrapping, records, notify_instances)
+        self._database, self._wrapping, self._keys = database, wrapping, keys
 
     async def list_keys(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[KeyInfo]:
-        """See `Administration`, as for the other methods."""
         return [KeyInfo.model_validate(row.model_dump()) for row in await self.list_backup_rows(after, limit)]
 
     async def list_backup_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
-        """One page of rows."""
         page_size = max(1, min(limit, MAX_PAGE_SIZE))
         async with translate_errors():
             keys = await self._database.read(lambda connection: self._keys.list_page(connection, after, page_size))
-        return [restore.create_backup_row(key) for key in keys]
+        return [recovery.create_backup_row(key) for key in keys]
 
     async def list_excluded_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:  # noqa: ARG002
-        """Of its own table no row is left out."""
         return ()
 
     async def count_key_usage(self) -> KeyUsage:
-        """Counts in the database."""
-
-        def count(connection: Connection) -> KeyUsage:
-            now = self._database.read_clock(connection)
-            return usage.count_key_usage(connection, now, self._wrapping, self._keys, counts, self._records)
-
         async with translate_errors():
             counts = await self._keys.count(self._database)
-            return await self._database.read(count, seconds=RECORD_QUERY_SECONDS)
+            return await self._database.read(
+                lambda connection: self._read_usage(connection, counts), seconds=RECORD_QUERY_SECONDS
+            )
+
+    def _read_usage(self, connection: Connection, counts: KeyCounts) -> KeyUsage:
+        records = self._keyring.records
+        of_data_keys = self._merge_spellings(counts.versions)
+        of_records = self._merge_spellings(records.count_by_version(connection) if records else {})
+        active, retired = self._keys.find_active(connection), self._keys.list_retired_versions(connection)
+        new_dek = (rotations.c.type == RotationType.NEW_DEK) & (rotations.c.state == RotationState.DONE)
+        # By its number: an earlier one's clock may have been ahead.
+        latest = select(rotations.c.updated_at).where(new_dek).order_by(rotations.c.number.desc()).limit(1)
+        new_dek_at = connection.scalar(latest)
+        return KeyUsage(
+            kek=self._wrapping.kek,
+            new_dek_at=None if new_dek_at is None else datetime.fromtimestamp(new_dek_at, UTC),
+            backups=journal.list_backups(connection),
+            unreadable_entries=journal.find_unreadable_entries(connection),
+            counted_at=datetime.fromtimestamp(self._database.read_clock(connection), UTC),
+            versions=tuple(
+                VersionUsage(kek=kek, kek_version=version, data_keys=total, records=of_records[kek, version])
+                for (kek, version), total in sorted(
+                    of_data_keys.items(), key=lambda item: (item[0][0], get_version_sort_key(item[0][1]))
+                )
+            ),
+            active=active.id if active else None,
+            active_since=active.created_at if active else None,
+            retired_versions=tuple(
+                RetiredVersion(kek_version=version, retired_at=datetime.fromtimestamp(retired[version], UTC))
+                for version in sorted(retired, key=get_version_sort_key)
+            ),
+            unreadable=len(counts.unreadable),
+            missing=len(records.count_orphans(connection)) if records else 0,
+        )
+
+    def _merge_spellings(self, counts: Mapping[tuple[str, str], int]) -> Counter[tuple[str, str]]:
+        """What may stand for our KMS key is our key, of a version that is not known."""
+        ours, merged = self._wrapping.kek, Counter[tuple[str, str]]()
+        for (kek, version), total in counts.items():
+            is_spelling = kek not in (LOCAL_KEK, ours) and self._wrapping.kms.profile.may_name(kek, ours)
+            merged[(ours, UNREADABLE_VERSION) if is_spelling else (kek, version)] += total
+        return merged
 
     async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:
-        """For `MAX_LEASE_SECONDS` at most."""
-
         def take(connection: Connection) -> Lease:
-            return rotation_lease.acquire_lease(
-                connection, self._database.read_clock(connection), holder[:200], seconds, token
-            )
+            now = self._database.read_clock(connection)
+            return rotation_lease.acquire_lease(connection, now, holder[:200], seconds, token)
 
         async with translate_errors():
             return await self._database.write_exclusively(take)
 
     async def release_lease(self, token: str) -> None:
-        """Gives up one's own lease."""
         async with translate_errors():
             await self._database.write_exclusively(lambda connection: rotation_lease.release_lease(connection, token))
 
     async def rotate(self, request: RotateRequest) -> RotationProgress:
-        """One batch."""
         async with translate_errors():
-            await self._rotations.rotate(request)
+            await operations.rotate(self._keyring, request)
         return await self._require_progress(request.rotation_id)
 
     async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
-        """Changes nothing."""
         async with translate_errors():
-            return await self._rotations.dry_run(type_, target_version)
+            return await operations.dry_run(self._keyring, type_, target_version)
 
     async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:
-        """From the journal."""
         async with translate_errors():
-            return await self._database.read(lambda connection: progress.read_progress(connection, rotation_id))
+            return await self._database.read(lambda connection: journal.read_progress(connection, rotation_id))
 
     async def add_journal_entry(self, rotation_id: str, token: str, entry: JournalEntry) -> None:
-        """May come before the rotation itself."""
         if not _ROTATION_ID.fullmatch(rotation_id):
             raise RefusedError("expected a rotation's id: up to 64 letters, digits, dots, dashes and underscores")
-        entries.refuse_defective_entry(entry)
+        journal.refuse_defective_entry(entry)
 
         def write(connection: Connection, now: float) -> None:
-            entries.add_journal_entry(connection, now, rotation_id, entry)
+            journal.add_journal_entry(connection, now, rotation_id, entry)
 
         async with translate_errors():
             await run_under_lease(self._database, token, write)
 
     async def rollback(self, rotation_id: str, token: str) -> RotationProgress:
-        """One batch."""
         async with translate_errors():
-            await self._rotations.rollback(rotation_id, token)
+            await recovery.roll_back(self._keyring, rotation_id, token)
         return await self._require_progress(rotation_id)
 
     async def restore(self, rows: Sequence[StoredKey], token: str) -> int:
-        """A page of rows at most."""
         async with translate_errors():
-            return await restore.restore_data_keys(self._database, self._keys, self._wrapping, rows, token)
+            return await recovery.restore_data_keys(self._keyring, rows, token)
 
     async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> VerificationResult:
         """One call of KMS for each data key: of a hundred thousand it takes minutes, of a page seconds."""
         async with translate_errors():
-            verifier = KeyringVerifier(self._database, self._keys, self._wrapping, self._records, mode == "full")
-            return await verifier.verify(after)
+            return await KeyringVerifier(self._keyring, reads_all_records=mode == "full").verify(after)
 
     async def retire_version(self, kek_version: str, token: str) -> None:
-        """Of the KMS key that is configured."""
         kek = self._wrapping.kek
 
         def retire(connection: Connection, now: float) -> None:
-            progress.refuse_while_running(connection)
+            journal.refuse_while_running(connection)
             if first := self._keys.find_needing(connection, kek_version):
                 perhaps = " perhaps" if first.wrapped.kek_version == UNREADABLE_VERSION else ""
                 raise RefusedError(
                     f"data key {first.id} is still wrapped{perhaps} by version {kek_version} of {kek}",
                     "rotate with --type rewrap-kek, then retire it",
                 )
-            condition = (retired_versions.c.kek == kek) & (retired_versions.c.kek_version == kek_version)
-            connection.execute(
-                retired_versions.delete().where(condition)
-            )  # retiring it again restarts the days until it may be destroyed
-            values = {"kek": kek, "kek_version": kek_version, "retired_at": now}
-            connection.execute(retired_versions.insert().values(**values))
+            same = (retired_versions.c.kek == kek) & (retired_versions.c.kek_version == kek_version)
+            # Retiring it again restarts the days until it may be destroyed.
+            connection.execute(retired_versions.delete().where(same))
+            connection.execute(retired_versions.insert().values(kek=kek, kek_version=kek_version, retired_at=now))
 
         usage = await self.count_key_usage()
         if unknown := usage.unknown_usage:
@@ -191,8 +203,7 @@ class LocalAdministration:
             await run_under_lease(self._database, token, retire)
 
     async def reload_instances(self) -> None:
-        """Notifies the service's instances, if they can be reached."""
-        await self._notify_instances()
+        await self._keyring.notify_instances()
 
     async def _require_progress(self, rotation_id: str) -> RotationProgress:
         found = await self.get_progress(rotation_id)

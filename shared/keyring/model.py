@@ -31,7 +31,7 @@ class DataKeyStatus(StrEnum):
     RETIRED = "retired"
     """Decrypts the records that it once encrypted."""
     UNKNOWN = "unknown"
-    """Whatever else another program wrote there: it decrypts, too, and never becomes active."""
+    """Another program wrote something else there: it decrypts, too, and never becomes active."""
 
     @classmethod
     def _missing_(cls, value: object) -> "DataKeyStatus":  # noqa: ARG003
@@ -47,6 +47,11 @@ class WrappedKey:
     """Full resource name of the KMS key, or `LOCAL_KEK`."""
     kek_version: str
     """The version of the KMS key, opaque; `LOCAL_KEK_VERSION` of the local key."""
+
+    @property
+    def by(self) -> tuple[str, str]:
+        """What encrypted it: the key and its version."""
+        return self.kek, self.kek_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +92,15 @@ def compute_fingerprint(secret: bytes) -> bytes:
 
 
 class KeyringFingerprint:
-    """The fingerprint of a whole keyring, taken page by page: the same as long as every data key is."""
+    """The fingerprint of a whole keyring, page by page: the same as long as every data key is the same."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
     def add(self, keys: Iterable[DataKey]) -> None:
-        """Takes the next ones, in the order of their ids."""
+        """Adds the next ones, in the order of their ids."""
         for key in keys:
             self._hash.update(f"{key.id} {key.fingerprint.hex()}\n".encode())
 
     def hexdigest(self) -> str:
-        """Of all that were added."""
         return self._hash.hexdigest()

@@ -1,28 +1,24 @@
-"""Puts the rows of a backup back: those whose data key does not open any more, and those that are missing altogether.
+"""Rolls a rotation back by its journal, the latest entry first, one batch in each call; and restores rows of a backup.
 
-What opens stays as it is, and a row is believed only after it was unwrapped: a backup must not displace what works.
-Where its version was retired meanwhile, or its AAD is another one today, it is wrapped anew by the primary version.
-What is replaced is kept in the journal.
-
-Undoes a rotation by its journal, the latest entry first, one batch in each call.
-
-A wrapped form goes back only where the row still holds the one that the rotation wrote, and only after the old one was
+A wrapped form goes back only where the row still holds what the rotation wrote, and only after the old form was
 unwrapped: a version that was disabled meanwhile would take the data key with it. No data key is ever removed.
+
+A restore puts back rows that do not open any more, and rows that are missing. What opens stays as it is, and a row is
+believed only after it was unwrapped: a backup must not displace what works. Where its version was retired meanwhile, or
+its AAD is another one today, it is wrapped anew by the primary version. What is replaced is kept in the journal.
 """
 
 import base64
 import binascii
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from shared.keyring import journal as progress
-from shared.keyring import store
+from shared.keyring import journal, store
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     AdministrationError,
@@ -34,16 +30,116 @@ from shared.keyring.administration import (
     StepOutcome,
     StoredKey,
 )
-from shared.keyring.database import Database
-from shared.keyring.journal import RewrapEntry, RewrapOutcome, Rotation, add_journal_entry
-from shared.keyring.key_table import KeyTable
+from shared.keyring.journal import RewrapEntry, RewrapOutcome, Rotation
+from shared.keyring.key_table import OpenKeyring
 from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey, compute_fingerprint
 from shared.keyring.rotation_lease import get_holder, run_under_lease
 from shared.keyring.store import RetiredVersionError
 from shared.keyring.tables import rotations
-from shared.keyring.wrapping import KeyWrapper, UnwrapError
+from shared.keyring.wrapping import UnwrapError
 from shared.kms.quota import MAX_CONCURRENT_CALLS
 from shared.process.concurrency import run_concurrently
+
+_NOT_IN_KEYRING = "it is no longer in the keyring"
+_CHANGED_SINCE = "another program changed its wrapped form since; it was left as it is"
+
+
+async def roll_back(keyring: OpenKeyring, rotation_id: str, token: str) -> None:
+    """Undoes a rotation's next entries; one that is rolled back stays as it is.
+
+    Raises AdministrationError, KmsError and DatabaseError.
+    """
+    rotation = await keyring.database.read(lambda connection: journal.get_rotation(connection, rotation_id))
+
+    def begin(connection: Connection, now: float) -> Rotation:
+        """From now on the rotation goes backwards only."""
+        if rotation.state is not RotationState.RUNNING:
+            journal.refuse_while_running(connection)
+        journal.delete_problems(connection, rotation)
+        return journal.update_rotation(
+            connection, now, rotation, state=RotationState.RUNNING.value, is_rolling_back=True
+        )
+
+    if rotation.state is RotationState.ROLLED_BACK:
+        return
+    if not rotation.is_rolling_back:
+        rotation = await run_under_lease(keyring.database, token, begin)
+    await roll_back_batch(keyring, rotation, token)
+
+
+async def roll_back_batch(keyring: OpenKeyring, rotation: Rotation, token: str) -> None:
+    """Undoes the next entries. What is undone is journalled, also where this raises."""
+    entries = await keyring.database.read(
+        lambda connection: journal.list_rewraps_to_roll_back(connection, rotation, MAX_PAGE_SIZE)
+    )
+
+    async def undo(checked: Sequence[tuple[RewrapEntry, str | None]]) -> None:
+        def write(connection: Connection, now: float) -> None:
+            journal.check_unchanged(connection, rotation)
+            changed = sum(_undo_entry(keyring, connection, rotation, *each) for each in checked)
+            journal.update_rotation(connection, now, rotation, done=rotations.c.done - changed)
+
+        if checked:
+            await run_under_lease(keyring.database, token, write)
+
+    def finish(connection: Connection, now: float) -> None:
+        journal.check_unchanged(connection, rotation)
+        if rotation.new_data_key:
+            _restore_active_key(connection, rotation, rotation.new_data_key)
+        left = journal.count_not_rolled_back(connection, rotation)
+        journal.update_rotation(connection, now, rotation, state=RotationState.ROLLED_BACK.value, done=left)
+
+    await run_concurrently(entries, partial(_find_obstacle, keyring), undo, MAX_CONCURRENT_CALLS)
+    if len(entries) < MAX_PAGE_SIZE:
+        await run_under_lease(keyring.database, token, finish)
+
+
+async def _find_obstacle(keyring: OpenKeyring, entry: RewrapEntry) -> str | None:
+    """Why the former wrapped form must not be put back, whatever the row holds by then."""
+    key = await keyring.database.read(lambda connection: keyring.keys.find(connection, entry.data_key_id))
+    if key is None:
+        return _NOT_IN_KEYRING
+    try:
+        await keyring.wrapping.unwrap(replace(key, wrapped=entry.old_wrap))
+    except UnwrapError as error:
+        return f"its former wrapped form cannot be unwrapped: {error}; it was left as it is"
+    return None
+
+
+def _undo_entry(
+    keyring: OpenKeyring, connection: Connection, rotation: Rotation, entry: RewrapEntry, obstacle: str | None
+) -> bool:
+    """Whether it changed the row; a row that holds the former wrapped form, of a backup say, is as it has to be."""
+    key, changed = keyring.keys.find(connection, entry.data_key_id), False
+    try:
+        if key is None:
+            obstacle = None if keyring.keys.is_shared else _NOT_IN_KEYRING
+        elif key.wrapped == entry.old_wrap:
+            obstacle = None
+        elif key.wrapped != entry.new_wrap:
+            obstacle = None if keyring.keys.is_shared else _CHANGED_SINCE
+        elif obstacle is None:
+            changed = keyring.keys.replace_wrap(connection, key, entry.old_wrap)
+    except RetiredVersionError as error:
+        obstacle = f"its former wrapped form is not put back: {error}"
+    if obstacle is not None:
+        journal.add_problem(connection, rotation, Problem(id=entry.data_key_id, error=obstacle))
+    outcome = RewrapOutcome.NOT_ROLLED_BACK if obstacle else RewrapOutcome.ROLLED_BACK
+    journal.set_rewrap_outcome(connection, entry, outcome)
+    return changed
+
+
+def _restore_active_key(connection: Connection, rotation: Rotation, added: str) -> None:
+    """The new data key is retired, for records may need it; the former one is active again."""
+    previous = rotation.former_data_key
+    if store.change_status(connection, added, DataKeyStatus.PENDING, DataKeyStatus.RETIRED):
+        return
+    if not store.change_status(connection, added, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED):
+        cause = "another data key is active since; nothing was changed"
+        journal.add_problem(connection, rotation, Problem(id=added, error=cause))
+    elif previous and not store.change_status(connection, previous, DataKeyStatus.RETIRED, DataKeyStatus.ACTIVE):
+        cause = "it cannot be active again, for it is no longer in the keyring; no data key is active now"
+        journal.add_problem(connection, rotation, Problem(id=previous, error=cause))
 
 
 def create_backup_row(key: DataKey) -> StoredKey:
@@ -61,9 +157,7 @@ def create_backup_row(key: DataKey) -> StoredKey:
     )
 
 
-async def restore_data_keys(
-    database: Database, keys: KeyTable, wrapping: KeyWrapper, rows: Sequence[StoredKey], token: str
-) -> int:
+async def restore_data_keys(keyring: OpenKeyring, rows: Sequence[StoredKey], token: str) -> int:
     """How many rows were changed or put in; one that is missing comes back as retired, so that it encrypts nothing.
 
     Raises:
@@ -74,17 +168,24 @@ async def restore_data_keys(
     """
     if len(rows) > MAX_PAGE_SIZE:
         raise RefusedError(f"a restore takes up to {MAX_PAGE_SIZE} rows", "send the others in another call")
-    await run_under_lease(database, token, lambda _connection, _now: None)  # where nothing has to change, too
+    await run_under_lease(keyring.database, token, lambda _connection, _now: None)  # where nothing has to change, too
     changed, failed = 0, []
+
+    def record(connection: Connection, now: float) -> None:
+        detail = f"{changed} of {len(rows)} rows of a backup were put back by {get_holder(connection)}"
+        entry = JournalEntry(step=JournalStep.RESTORE, outcome=StepOutcome.SUCCEEDED, detail=detail)
+        name = f"restore-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}"
+        journal.add_journal_entry(connection, now, name, entry)
+
     try:
         for row in rows:
             try:
-                changed += await _restore_data_key(database, keys, wrapping, row, token)
+                changed += await _restore_data_key(keyring, row, token)
             except (UnwrapError, ValueError) as error:
                 failed.append(f"{row.id} ({error})")
     finally:
         if changed:
-            await run_under_lease(database, token, partial(_add_journal_entry, changed=changed, total=len(rows)))
+            await run_under_lease(keyring.database, token, record)
     if failed:
         more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise AdministrationError(
@@ -95,17 +196,15 @@ async def restore_data_keys(
     return changed
 
 
-async def _restore_data_key(
-    database: Database, keys: KeyTable, wrapping: KeyWrapper, row: StoredKey, token: str
-) -> bool:
-    data_key = _parse_backup_row(row)
-    found = await database.read(lambda connection: keys.find(connection, row.id))
+async def _restore_data_key(keyring: OpenKeyring, row: StoredKey, token: str) -> bool:
+    keys, wrapping, data_key = keyring.keys, keyring.wrapping, _parse_backup_row(row)
+    found = await keyring.database.read(lambda connection: keys.find(connection, row.id))
     if found:
         is_same = (found.wrapped, found.wrapping_aad) == (data_key.wrapped, data_key.wrapping_aad)
-        if is_same or await _is_intact(keys, wrapping, found, data_key):
+        if is_same or await _is_intact(keyring, found, data_key):
             return False
     secret = await wrapping.unwrap(data_key)
-    retired = await database.read(keys.list_retired_versions)
+    retired = await keyring.database.read(keys.list_retired_versions)
     is_retired = data_key.wrapped.kek == wrapping.kek and data_key.wrapped.kek_version in retired
     aad = found.wrapping_aad if found else data_key.wrapping_aad  # of today: a column of it may have changed since
     if is_retired or aad != data_key.wrapping_aad:
@@ -117,24 +216,24 @@ async def _restore_data_key(
             return True
         if not keys.replace_wrap(connection, replace(found, fingerprint=data_key.fingerprint), data_key.wrapped):
             return False
-        progress.add_restored_wrap(connection, found.id, found.wrapped, data_key.wrapped)
+        journal.add_rewrap(connection, None, found.id, found.wrapped, data_key.wrapped)
         return True
 
     try:
-        if await run_under_lease(database, token, write):
+        if await run_under_lease(keyring.database, token, write):
             return True
     except IntegrityError:
         pass
     raise ValueError("another program changed it meanwhile")
 
 
-async def _is_intact(keys: KeyTable, wrapping: KeyWrapper, found: DataKey, wanted: DataKey) -> bool:
+async def _is_intact(keyring: OpenKeyring, found: DataKey, wanted: DataKey) -> bool:
     """Whether the row's data key can be unwrapped. Raises ValueError where it is, or may be, another one."""
     other = ValueError("the keyring has another data key of this id")
-    if found.fingerprint != wanted.fingerprint and (found.fingerprint or not keys.is_shared):
+    if found.fingerprint != wanted.fingerprint and (found.fingerprint or not keyring.keys.is_shared):
         raise other
     try:
-        fingerprint = compute_fingerprint(await wrapping.unwrap(found))
+        fingerprint = compute_fingerprint(await keyring.wrapping.unwrap(found))
     except UnwrapError as error:
         if error.is_foreign:  # it may work with that key
             raise
@@ -146,12 +245,6 @@ async def _is_intact(keys: KeyTable, wrapping: KeyWrapper, found: DataKey, wante
     return True
 
 
-def _add_journal_entry(connection: Connection, now: float, *, changed: int, total: int) -> None:
-    detail = f"{changed} of {total} rows of a backup were put back by {get_holder(connection)}"
-    entry = JournalEntry(step=JournalStep.RESTORE, outcome=StepOutcome.SUCCEEDED, detail=detail)
-    add_journal_entry(connection, now, f"restore-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}", entry)
-
-
 def _parse_backup_row(row: StoredKey) -> DataKey:
     try:
         ciphertext, fingerprint = base64.b64decode(row.wrapped, validate=True), bytes.fromhex(row.fingerprint)
@@ -160,103 +253,3 @@ def _parse_backup_row(row: StoredKey) -> DataKey:
         raise ValueError("it is damaged") from None
     wrapped = WrappedKey(ciphertext, row.kek, row.kek_version)
     return DataKey(row.id, DataKeyStatus.RETIRED, wrapped, fingerprint, row.created_at, row.algorithm, aad)
-
-
-_NOT_IN_KEYRING: Final = "it is no longer in the keyring"
-_CHANGED_SINCE: Final = "another program changed its wrapped form since; it was left as it is"
-
-
-@dataclass(frozen=True, slots=True)
-class Rollback:
-    """Of one rotation, under the lease with `token`."""
-
-    database: Database
-    keys: KeyTable
-    wrapping: KeyWrapper
-    rotation: Rotation
-    token: str
-
-    async def begin(self) -> Rotation:
-        """From now on the rotation goes backwards only."""
-
-        def write(connection: Connection, now: float) -> Rotation:
-            if self.rotation.state is not RotationState.RUNNING:
-                progress.refuse_while_running(connection)
-            columns = {"state": RotationState.RUNNING.value, "is_rolling_back": True}
-            progress.delete_problems(connection, self.rotation)
-            progress.update_rotation(connection, now, self.rotation, **columns)
-            return progress.get_rotation(connection, self.rotation.id)
-
-        return await run_under_lease(self.database, self.token, write)
-
-    async def run_batch(self) -> None:
-        """Undoes the next entries. What is undone is journalled, also where this raises."""
-        rotation = self.rotation
-        entries = await self.database.read(
-            lambda connection: progress.list_rewraps_to_roll_back(connection, rotation, MAX_PAGE_SIZE)
-        )
-        await run_concurrently(entries, self._find_obstacle, self._roll_back_entries, MAX_CONCURRENT_CALLS)
-        if len(entries) < MAX_PAGE_SIZE:
-            await run_under_lease(self.database, self.token, self._finish)
-
-    async def _find_obstacle(self, entry: RewrapEntry) -> str | None:
-        """Why its former wrapped form must not be put back, whatever the row holds by then."""
-        key = await self.database.read(lambda connection: self.keys.find(connection, entry.data_key_id))
-        if key is None:
-            return _NOT_IN_KEYRING
-        try:
-            await self.wrapping.unwrap(replace(key, wrapped=entry.old_wrap))
-        except UnwrapError as error:
-            return f"its former wrapped form cannot be unwrapped: {error}; it was left as it is"
-        return None
-
-    async def _roll_back_entries(self, entries: Sequence[tuple[RewrapEntry, str | None]]) -> None:
-        def write(connection: Connection, now: float) -> None:
-            progress.check_unchanged(connection, self.rotation)
-            changed = sum(self._roll_back_entry(connection, entry, obstacle) for entry, obstacle in entries)
-            progress.update_rotation(connection, now, self.rotation, done=rotations.c.done - changed)
-
-        if entries:
-            await run_under_lease(self.database, self.token, write)
-
-    def _roll_back_entry(self, connection: Connection, entry: RewrapEntry, obstacle: str | None) -> bool:
-        """Whether it changed the row; one that holds the former wrapped form, of a backup say, is as it has to be."""
-        key, changed = self.keys.find(connection, entry.data_key_id), False
-        try:
-            if key is None:
-                obstacle = None if self.keys.is_shared else _NOT_IN_KEYRING
-            elif key.wrapped == entry.old_wrap:
-                obstacle = None
-            elif key.wrapped != entry.new_wrap:
-                obstacle = None if self.keys.is_shared else _CHANGED_SINCE
-            elif obstacle is None:
-                changed = self.keys.replace_wrap(connection, key, entry.old_wrap)
-        except RetiredVersionError as error:
-            obstacle = f"its former wrapped form is not put back: {error}"
-        if obstacle is not None:
-            progress.add_problem(connection, self.rotation, Problem(id=entry.data_key_id, error=obstacle))
-        progress.set_rewrap_outcome(
-            connection, entry, RewrapOutcome.NOT_ROLLED_BACK if obstacle else RewrapOutcome.ROLLED_BACK
-        )
-        return changed
-
-    def _finish(self, connection: Connection, now: float) -> None:
-        progress.check_unchanged(connection, self.rotation)
-        if self.rotation.new_data_key:
-            self._restore_active_key(connection, self.rotation.new_data_key, self.rotation.former_data_key)
-        columns = {
-            "state": RotationState.ROLLED_BACK.value,
-            "done": progress.count_not_rolled_back(connection, self.rotation),
-        }
-        progress.update_rotation(connection, now, self.rotation, **columns)
-
-    def _restore_active_key(self, connection: Connection, added: str, previous: str | None) -> None:
-        """The new data key is retired, for records may need it; the former one is active again."""
-        if store.change_status(connection, added, DataKeyStatus.PENDING, DataKeyStatus.RETIRED):
-            return
-        if not store.change_status(connection, added, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED):
-            cause = "another data key is active since; nothing was changed"
-            progress.add_problem(connection, self.rotation, Problem(id=added, error=cause))
-        elif previous and not store.change_status(connection, previous, DataKeyStatus.RETIRED, DataKeyStatus.ACTIVE):
-            cause = "it cannot be active again, for it is no longer in the keyring; no data key is active now"
-            progress.add_problem(connection, self.rotation, Problem(id=previous, error=cause))

@@ -9,13 +9,13 @@ import hmac
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row, select
 
 from shared.keyring.administration import Lease, RefusedError
 from shared.keyring.database import Database
-from shared.keyring.tables import LeaseRow, fetch_first, rotation_lease, select_rows
+from shared.keyring.tables import rotation_lease
 
 MAX_LEASE_SECONDS: Final = 3600.0
 """Seconds of a lease, at most: nobody waits longer for a runner that was killed."""
@@ -26,7 +26,7 @@ def acquire_lease(connection: Connection, now: float, holder: str, seconds: floa
     """Acquires a lease that is free or expired, or renews the caller's own. Raises RefusedError."""
     if not 0 < seconds <= MAX_LEASE_SECONDS:
         raise RefusedError(f"a lease may last up to {MAX_LEASE_SECONDS:g} s", "request that, and renew it")
-    current = fetch_first(connection, select_rows(rotation_lease, LeaseRow), LeaseRow)
+    current = connection.execute(select(rotation_lease)).first()
     if current and not _is_valid_token(current, token):
         if now < current.expires_at <= now + MAX_LEASE_SECONDS:  # a later end was set by a clock that was ahead
             raise RefusedError(_describe_holder(current))
@@ -49,21 +49,19 @@ def release_lease(connection: Connection, token: str) -> None:
 
 def get_holder(connection: Connection) -> str:
     """Who has the lease, or had it last; empty where nobody does."""
-    current = fetch_first(connection, select_rows(rotation_lease, LeaseRow), LeaseRow)
+    current = connection.execute(select(rotation_lease)).first()
     return current.holder if current else ""
 
 
 async def run_under_lease(database: Database, token: str, work: Callable[[Connection, float], T]) -> T:
     """Runs `work`, with the connection and the time, and returns its result once it is committed.
 
-    Raises:
-        RefusedError: the lease belongs to another runner, or has expired.
-        DatabaseError: see `Database.change`.
+    Raises DatabaseError, and RefusedError if the lease belongs to another runner or has expired.
     """
 
     def change(connection: Connection) -> T:
         now = database.read_clock(connection)
-        current = fetch_first(connection, select_rows(rotation_lease, LeaseRow), LeaseRow)
+        current = connection.execute(select(rotation_lease)).first()
         if current is None or not _is_valid_token(current, token):
             who = f"; {_describe_holder(current)}" if current and current.expires_at > now else ""
             raise RefusedError(f"the lease is not yours{who}", "take it, then resume")
@@ -74,11 +72,11 @@ async def run_under_lease(database: Database, token: str, work: Callable[[Connec
     return await database.write_exclusively(change)
 
 
-def _describe_holder(current: LeaseRow) -> str:
+def _describe_holder(current: Row[Any]) -> str:
     return f"{current.holder} holds the lease until {_format_time(current.expires_at)}"
 
 
-def _is_valid_token(current: LeaseRow, token: str) -> bool:
+def _is_valid_token(current: Row[Any], token: str) -> bool:
     return hmac.compare_digest(current.token, _hash_token(token))
 
 

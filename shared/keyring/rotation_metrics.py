@@ -1,8 +1,7 @@
 """What a service's metrics show of its keyring, from the database alone: so a rotation by any runner is visible.
 
-A rotation has succeeded once its state is `done` and its runner's last step is a verification that succeeded; so one
-that could not be verified has not, until it is resumed. One that found nothing to do, and all that it needs in order,
-has succeeded, too: otherwise a failure that was fixed would be visible for weeks.
+A rotation has succeeded once its state is `done` and its runner's last step is a verification that succeeded. One that
+found nothing to do has succeeded, too: otherwise a failure that was fixed would be visible for weeks.
 """
 
 from collections import Counter
@@ -10,26 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, func, select
 
-from shared.keyring import journal as entries
-from shared.keyring import journal as progress
 from shared.keyring import store
 from shared.keyring.administration import JournalStep, RotationState, RotationType, StepOutcome
+from shared.keyring.journal import find_unreadable_entries
 from shared.keyring.key_table import RecordsTable
 from shared.keyring.model import DataKeyStatus
-from shared.keyring.tables import (
-    FailureRow,
-    FirstDataKeyRow,
-    IdleRow,
-    LastEntryRow,
-    StatusCount,
-    data_keys,
-    fetch,
-    fetch_one,
-    journal_entries,
-    rotations,
-)
+from shared.keyring.tables import data_keys, find_unreadable_rows, journal_entries, rotations
 
 ROTATION_STEPS: Final = tuple(
     step.value
@@ -62,7 +49,7 @@ class KeyringMetrics:
 
 
 def read_keyring_metrics(connection: Connection, records: RecordsTable | None = None) -> KeyringMetrics:
-    """Reads it; `records` have an index by data key."""
+    """The keyring as it is now; `records` have an index by data key."""
     success, is_left = _read_successes(connection)
     failures, last_failure = _count_failures(connection)
     running = rotations.c.state == RotationState.RUNNING.value
@@ -80,39 +67,32 @@ def read_keyring_metrics(connection: Connection, records: RecordsTable | None = 
 
 def _read_successes(connection: Connection) -> tuple[dict[RotationType, float], bool]:
     """When a rotation of each type last succeeded, and whether the latest that is done was left before its end."""
-    success: dict[RotationType, float] = {}
-    first = fetch_one(connection, select(func.min(data_keys.c.created_at).label("created_at")), FirstDataKeyRow)
-    if first.created_at is not None:
-        success[RotationType.NEW_DEK] = first.created_at
-    types = {each.value: each for each in RotationType}
-    is_left = False
-    for row in fetch(connection, _select_last_entries(), LastEntryRow):
-        verified = (row.step, row.outcome) == (JournalStep.VERIFY, StepOutcome.SUCCEEDED)
-        is_left = row.step is not None and not verified and row.outcome not in _FAILURES
-        if (type_ := types.get(row.type)) and (row.step is None or verified):
-            at = max(row.updated_at, row.created_at or 0.0)
-            success[type_] = max(success.get(type_, 0.0), at)
-    nothing_to_do = _entries.outcome == StepOutcome.NOTHING_TO_DO.value
-    idle = select(_entries.rotation_type, func.max(_entries.created_at).label("created_at")).where(nothing_to_do)
-    for found in fetch(connection, idle.group_by(_entries.rotation_type), IdleRow):
-        if type_ := types.get(found.rotation_type or ""):
-            success[type_] = max(success.get(type_, 0.0), found.created_at)
-    return success, is_left
-
-
-def _select_last_entries() -> Select[str, float, str | None, str | None, float | None]:
-    """Of each rotation that is done, in their order, the last entry of its runner."""
+    success: dict[str, float] = {}
+    first = connection.scalar(select(func.min(data_keys.c.created_at)))
+    if first is not None:
+        success[RotationType.NEW_DEK] = first
     numbers = select(_entries.rotation_id, func.max(_entries.number).label("number")).group_by(_entries.rotation_id)
     last = numbers.subquery()
     joined = rotations.outerjoin(last, last.c.rotation_id == rotations.c.id).outerjoin(
         journal_entries, _entries.number == last.c.number
     )
-    return (
+    done = (
         select(rotations.c.type, rotations.c.updated_at, _entries.step, _entries.outcome, _entries.created_at)
         .select_from(joined)
         .where(rotations.c.state == RotationState.DONE.value)
         .order_by(rotations.c.number)
     )
+    is_left = False
+    for row in connection.execute(done):
+        verified = (row.step, row.outcome) == (JournalStep.VERIFY, StepOutcome.SUCCEEDED)
+        is_left = row.step is not None and not verified and row.outcome not in _FAILURES
+        if row.step is None or verified:
+            success[row.type] = max(success.get(row.type, 0.0), row.updated_at, row.created_at or 0.0)
+    nothing_to_do = _entries.outcome == StepOutcome.NOTHING_TO_DO.value
+    idle = select(_entries.rotation_type, func.max(_entries.created_at).label("created_at")).where(nothing_to_do)
+    for found in connection.execute(idle.group_by(_entries.rotation_type)):
+        success[found.rotation_type] = max(success.get(found.rotation_type, 0.0), found.created_at)
+    return {type_: success[type_] for type_ in RotationType if type_ in success}, is_left
 
 
 def _count_failures(connection: Connection) -> tuple[dict[str, int], float | None]:
@@ -126,7 +106,7 @@ def _count_failures(connection: Connection) -> tuple[dict[str, int], float | Non
     counted = select(
         _entries.step, func.count().label("total"), func.max(_entries.created_at).label("created_at")
     ).where(failed)
-    for row in fetch(connection, counted.group_by(_entries.step), FailureRow):
+    for row in connection.execute(counted.group_by(_entries.step)):
         step = row.step if row.step in ROTATION_STEPS else _OTHER_STEP
         failures[step] = failures.get(step, 0) + row.total
         last_failure = max(last_failure or 0.0, row.created_at)
@@ -136,16 +116,15 @@ def _count_failures(connection: Connection) -> tuple[dict[str, int], float | Non
 def _count_data_keys(connection: Connection) -> Mapping[tuple[str, DataKeyStatus], int]:
     group = (data_keys.c.kek_version, data_keys.c.status)
     counted: Counter[tuple[str, DataKeyStatus]] = Counter()
-    for row in fetch(connection, select(*group, func.count().label("total")).group_by(*group), StatusCount):
+    for row in connection.execute(select(*group, func.count().label("total")).group_by(*group)):
         counted[row.kek_version, DataKeyStatus(row.status)] += row.total
     return counted
 
 
 def _find_unreadable_rows(connection: Connection) -> Mapping[str, str]:
     defect = f"it cannot be read in the table {journal_entries.name}; correct its columns there"
-    unreadable_entries = {f"journal entry {number}": defect for number in entries.find_unreadable_entries(connection)}
-    return (
-        progress.find_unreadable_rotations(connection)
-        | store.find_unreadable_data_keys(connection)
-        | unreadable_entries
-    )
+    return {
+        **find_unreadable_rows(connection, rotations, type=list(RotationType), state=list(RotationState)),
+        **store.find_unreadable_data_keys(connection),
+        **{f"journal entry {number}": defect for number in find_unreadable_entries(connection)},
+    }

@@ -1,8 +1,7 @@
 """The data keys in their table. Every change names what it expects to find, so that two runners never undo each other.
 
 A change that finds another row does nothing and returns so (compare-and-swap); the caller reads and decides again.
-The functions work on a connection, in the caller's transaction: a rotation writes its journal in the
-same one. `DataKeyStore` is what the service itself needs of them.
+The functions work in the caller's transaction, because a rotation writes its journal in the same one.
 """
 
 from dataclasses import replace
@@ -10,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, LargeBinary, cast, exists, select
+from sqlalchemy import ColumnElement, Connection, LargeBinary, Row, cast, exists, select
 from sqlalchemy.exc import IntegrityError
 
 from shared.check import HintedError
@@ -18,19 +17,12 @@ from shared.keyring.administration import MAX_PAGE_SIZE
 from shared.keyring.database import Database
 from shared.keyring.model import LOCAL_KEK, DataKey, DataKeyStatus, WrappedKey
 from shared.keyring.tables import (
-    DataKeyRow,
-    IdRow,
-    LocalKeyRow,
-    RetiredVersionRow,
     abandoned_data_keys,
     data_keys,
-    fetch,
-    fetch_first,
     fetch_page,
     find_unreadable_rows,
     local_key,
     retired_versions,
-    select_rows,
 )
 
 _columns: Final = data_keys.c
@@ -48,22 +40,21 @@ def list_data_keys(
     connection: Connection, after: str, limit: int, condition: ColumnElement[bool] | None = None
 ) -> tuple[DataKey, ...]:
     """Those whose id comes after `after`, in the order of their ids."""
-    query = select_rows(data_keys, DataKeyRow).where(_columns.id > after).order_by(_columns.id)
+    query = select(data_keys).where(_columns.id > after).order_by(_columns.id)
     if condition is not None:
         query = query.where(condition)
-    return tuple(_parse_data_key(row) for row in fetch_page(connection, query, DataKeyRow, limit=limit))
+    return tuple(_parse_data_key(row) for row in fetch_page(connection, query, limit=limit))
 
 
 def find_data_key(connection: Connection, data_key_id: str) -> DataKey | None:
     """The data key of that id."""
-    row = fetch_first(connection, select_rows(data_keys, DataKeyRow).where(_columns.id == data_key_id), DataKeyRow)
+    row = connection.execute(select(data_keys).where(_columns.id == data_key_id)).first()
     return _parse_data_key(row) if row else None
 
 
 def find_active_data_key(connection: Connection) -> DataKey | None:
-    """The one that encrypts."""
-    active = select_rows(data_keys, DataKeyRow).where(_columns.status == DataKeyStatus.ACTIVE)
-    row = fetch_first(connection, active, DataKeyRow)
+    """The data key that encrypts new records."""
+    row = connection.execute(select(data_keys).where(_columns.status == DataKeyStatus.ACTIVE)).first()
     return _parse_data_key(row) if row and isinstance(row.id, str) else None
 
 
@@ -110,14 +101,13 @@ def refuse_retired_version(connection: Connection, wrapped: WrappedKey) -> None:
 def list_retired_versions(connection: Connection, kek: str) -> dict[str, float]:
     """The versions of `kek` that nothing may be wrapped by any more, and since when (unix seconds)."""
     columns = retired_versions.c
-    query = select_rows(retired_versions, RetiredVersionRow).where(columns.kek == kek).order_by(columns.kek_version)
-    return {row.kek_version: row.retired_at for row in fetch(connection, query, RetiredVersionRow)}
+    query = select(retired_versions).where(columns.kek == kek).order_by(columns.kek_version)
+    return {row.kek_version: row.retired_at for row in connection.execute(query)}
 
 
 def read_local_key_fingerprint(connection: Connection) -> bytes | None:
     """The fingerprint of the service's local key; None if none is stored."""
-    row = fetch_first(connection, select_rows(local_key, LocalKeyRow), LocalKeyRow)
-    return row.fingerprint if row else None
+    return connection.scalar(select(local_key.c.fingerprint))
 
 
 def find_unreadable_data_keys(connection: Connection) -> dict[str, str]:
@@ -128,7 +118,7 @@ def find_unreadable_data_keys(connection: Connection) -> dict[str, str]:
 
 
 class DataKeyStore:
-    """The data keys in `database`. Every method raises DatabaseError where that cannot be read or written."""
+    """What the service itself needs of the data keys. Every method raises DatabaseError."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -157,17 +147,8 @@ class DataKeyStore:
     ) -> bool:
         """Stores `new` as the active key, and retires the one that was active, in one step.
 
-        Args:
-            new: a key that is not stored yet; its own status does not matter.
-            expected_active: the key that is expected to be active, or None if none is.
-            local_fingerprint: fingerprint of the local key, where that wraps `new`.
-
-        Returns:
-            False, and nothing is changed, where another key is active.
-
-        Raises:
-            RetiredVersionError: its wrap is by a version that was retired.
-            OtherLocalKeyError: its wrap is by another local key than the other instances have.
+        False, and nothing is changed, where another key than `expected_active` is active; None expects none. Raises
+        RetiredVersionError, and OtherLocalKeyError if a local key of another fingerprint than the stored one wraps it.
         """
 
         def swap(connection: Connection) -> bool:
@@ -188,11 +169,7 @@ class DataKeyStore:
             return False
 
     async def restore_row(self, key: DataKey) -> bool:
-        """Stores a row that was lost, as retired; False, and nothing is changed, where one of its id is there.
-
-        Raises:
-            RetiredVersionError: its wrap is by a version that was retired.
-        """
+        """Stores a lost row as retired; False, and nothing is changed, if it is there. Raises RetiredVersionError."""
         try:
             await self._database.write_exclusively(
                 lambda connection: insert_data_key(connection, replace(key, status=DataKeyStatus.RETIRED))
@@ -202,11 +179,7 @@ class DataKeyStore:
         return True
 
     async def replace_wrap(self, key: DataKey, wrapped: WrappedKey) -> bool:
-        """Replaces the wrapped form of `key`; False, and nothing is changed, where it is no longer the one in `key`.
-
-        Raises:
-            RetiredVersionError: the new wrap is by a version that was retired.
-        """
+        """See the function of that name; a data key that was abandoned is no longer."""
 
         def replace_wrapped(connection: Connection) -> bool:
             if not replace_wrap(connection, key.id, key.wrapped, wrapped):
@@ -225,7 +198,7 @@ def _clear_abandoned(connection: Connection, data_key_id: str) -> None:
 def _retire_unreadable(connection: Connection) -> None:
     """An active data key whose id cannot be read encrypts nothing, and must not keep another from being active."""
     is_active = _columns.status == DataKeyStatus.ACTIVE
-    row = fetch_first(connection, select_rows(data_keys, IdRow).where(is_active), IdRow)
+    row = connection.execute(select(_columns.id).where(is_active)).first()
     if row and not isinstance(row.id, str):
         connection.execute(data_keys.update().where(is_active).values(status=DataKeyStatus.RETIRED.value))
 
@@ -234,7 +207,7 @@ def _to_wrap_columns(wrapped: WrappedKey) -> dict[str, Any]:
     return {"wrapped": wrapped.ciphertext, "kek": wrapped.kek, "kek_version": wrapped.kek_version}
 
 
-def _parse_data_key(row: DataKeyRow) -> DataKey:
+def _parse_data_key(row: Row[Any]) -> DataKey:
     return DataKey(
         id=row.id,
         status=DataKeyStatus(row.status),

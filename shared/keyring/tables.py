@@ -1,19 +1,13 @@
-"""The types of the keyring's columns, which read whatever stands there.
+"""The keyring's tables, the same on SQLite and PostgreSQL: data keys, and all that a rotation writes.
 
-Any program may write into the tables. What it got wrong in one row must not hide the others: a value that is none of
-its column's is read as one that shows up, and `find_unreadable_rows` names its row. A text that is not UTF-8 comes
-from the connection as bytes, see `decode_text`; a row whose id is none is passed over, for nothing could refer to it.
-
-The rows of the keyring's tables as each query reads them: a type for each SELECT, whose fields are its columns.
-
-mypy compares the number of computed columns, and the types of those that it knows; a test compares each type.
-
-The keyring's tables, the same on SQLite and PostgreSQL: data keys, and all that a rotation writes.
+Any program may write into them. What it got wrong in one row must not hide the others: a column reads a value that is
+not of its type as one that shows up, and `find_unreadable_rows` names the row. A text that is not UTF-8 comes from the
+connection as bytes, see `decode_text`; a row with such an id is passed over, because nothing can refer to it.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from itertools import islice
-from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple
+from typing import Any, Final
 
 from sqlalchemy import (
     Boolean,
@@ -26,6 +20,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Row,
     Select,
     String,
     Table,
@@ -39,219 +34,14 @@ from sqlalchemy import (
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.kms.port import MAX_VERSION_LENGTH, is_version
 
-R = TypeVar("R")
-Columns = TypeVarTuple("Columns")
 
-
-class DataKeyRow(NamedTuple):
-    """Of `data_keys`, whole."""
-
-    id: str
-    status: str
-    wrapped: bytes
-    kek: str
-    kek_version: str
-    algorithm: str
-    fingerprint: bytes
-    created_at: float
-    """Unix seconds, as in every row."""
-
-
-class IdRow(NamedTuple):
-    """Only the id of a row."""
-
-    id: str | bytes
-    """Bytes where it is no text."""
-
-
-class LocalKeyRow(NamedTuple):
-    """Of `keyring_local_key`."""
-
-    fingerprint: bytes
-
-
-class SchemaRow(NamedTuple):
-    """Of `keyring_schema`."""
-
-    version: int
-
-
-class RotationRow(NamedTuple):
-    """Of `keyring_rotations`, whole."""
-
-    number: int
-    id: str
-    type: str
-    state: str
-    is_rolling_back: bool
-    target_version: str | None
-    caller: str
-    started_at: float
-    updated_at: float
-    total: int
-    done: int
-    cursor: str
-    new_data_key: str | None
-    former_data_key: str | None
-
-
-class RewrapRow(NamedTuple):
-    """Of `keyring_rewraps`, without its rotation and its outcome."""
-
-    number: int
-    data_key_id: str
-    old_wrapped: bytes
-    old_kek: str
-    old_kek_version: str
-    new_wrapped: bytes
-    new_kek: str
-    new_kek_version: str
-
-
-class ProblemRow(NamedTuple):
-    """Of `keyring_problems`, without its rotation."""
-
-    data_key_id: str
-    error: str
-    is_foreign: bool
-
-
-class JournalEntryRow(NamedTuple):
-    """Of `keyring_journal_entries`, without its rotation."""
-
-    number: int
-    step: str
-    outcome: str
-    rotation_type: str | None
-    backup_name: str | None
-    sha256: str | None
-    needs: str | None
-    detail: str
-    created_at: float
-
-
-class InstanceRow(NamedTuple):
-    """Of `keyring_instances`, whole."""
-
-    id: str
-    last_seen_at: float
-    interval: float
-    unwrapped_keys: str
-
-
-class LeaseRow(NamedTuple):
-    """Of `keyring_lease`."""
-
-    holder: str
-    token: bytes
-    expires_at: float
-
-
-class RetiredVersionRow(NamedTuple):
-    """Of `keyring_retired_versions`, of one KMS key."""
-
-    kek_version: str
-    retired_at: float
-
-
-class RowCount(NamedTuple):
-    """How many rows meet a condition."""
-
-    total: int
-
-
-class VersionCount(NamedTuple):
-    """How many data keys, or records, need one version of a KMS key."""
-
-    kek: str
-    kek_version: str
-    total: int
-
-
-class OrphanCount(NamedTuple):
-    """How many records need a data key that the keyring lacks."""
-
-    data_key_id: object
-    """As the service's own table has it, which may be no text."""
-    total: int
-
-
-class MissingKeyRow(NamedTuple):
-    """A data key that records need and the keyring lacks."""
-
-    id: object
-    """As in `OrphanCount`."""
-
-
-class StatusCount(NamedTuple):
-    """How many data keys of one status one version wraps."""
-
-    kek_version: str
-    status: str
-    total: int
-
-
-class FirstDataKeyRow(NamedTuple):
-    """When the first data key was made; None where there is none."""
-
-    created_at: float | None
-
-
-class LastEntryRow(NamedTuple):
-    """A rotation that is done, and the last journal entry of its runner, where there is one."""
-
-    type: str
-    updated_at: float
-    step: str | None
-    outcome: str | None
-    created_at: float | None
-
-
-class IdleRow(NamedTuple):
-    """When a rotation of one type last had nothing to do."""
-
-    rotation_type: str | None
-    created_at: float
-
-
-class FailureRow(NamedTuple):
-    """How often a step failed, and when it did last."""
-
-    step: str
-    total: int
-    created_at: float
-
-
-def select_rows(table: Table, row_type: type[tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """A query for the columns that `row_type` names, in its order."""
-    return select(*(table.c[name] for name in row_type.__annotations__))
-
-
-def fetch(connection: Connection, query: Select[*Columns], row_type: Callable[[*Columns], R]) -> Iterator[R]:
-    """Runs `query`, whose columns are the fields of `row_type`, in that order."""
-    return (row_type(*row) for row in connection.execute(query))
-
-
-def fetch_first(connection: Connection, query: Select[*Columns], row_type: Callable[[*Columns], R]) -> R | None:
-    """The first row of `query`, as `fetch` gives it; None if there is none."""
-    row = connection.execute(query).first()
-    return None if row is None else row_type(*row)
-
-
-def fetch_one(connection: Connection, query: Select[*Columns], row_type: Callable[[*Columns], R]) -> R:
-    """The only row of `query`, as `fetch` gives it."""
-    return row_type(*connection.execute(query).one())
-
-
-def fetch_page(
-    connection: Connection, ordered: Select[str, *Columns], row_type: Callable[[str, *Columns], R], *, limit: int
-) -> list[R]:
-    """The first rows of `ordered` by an id, their first column, that can be read; fewer than `limit` are all."""
-    found: list[R] = []
+def fetch_page(connection: Connection, ordered: Select[*tuple[Any, ...]], *, limit: int) -> list[Row[*tuple[Any, ...]]]:
+    """The first rows of `ordered` whose first column, their id, can be read; fewer than `limit` are all."""
+    found: list[Row[*tuple[Any, ...]]] = []
     offset = 0
     while len(found) < limit:
         rows = connection.execute(ordered.limit(limit).offset(offset)).all()
-        found += [row_type(*row) for row in rows if isinstance(row[0], str)]
+        found += [row for row in rows if isinstance(row[0], str)]
         if len(rows) < limit:
             break
         offset += limit
@@ -287,7 +77,6 @@ class LenientText(TypeDecorator[str]):
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """See the class."""
         return value if value is None else to_printable_text(value)
 
 
@@ -298,8 +87,8 @@ class LenientTimestamp(TypeDecorator[float]):
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> float | None:  # noqa: ARG002
-        """See the class."""
-        return value if value is None or _is_within(value, MAX_TIMESTAMP) else 0.0
+        is_moment = isinstance(value, int | float) and 0 <= value <= MAX_TIMESTAMP
+        return value if value is None or is_moment else 0.0
 
 
 class LenientVersion(TypeDecorator[str]):
@@ -309,7 +98,6 @@ class LenientVersion(TypeDecorator[str]):
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """See the class."""
         return value if value is None or is_version(value) else UNREADABLE_VERSION
 
 
@@ -317,8 +105,12 @@ class LenientBytes(LargeBinary):
     """Bytes; SQLite keeps a text or a number in such a column too."""
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:  # noqa: ARG002
-        """See the class."""
-        return _to_bytes
+        def to_bytes(value: Any) -> bytes | None:
+            if value is None or isinstance(value, bytes):
+                return value
+            return bytes(value) if isinstance(value, bytearray | memoryview) else str(value).encode()
+
+        return to_bytes
 
 
 def find_unreadable_rows(connection: Connection, table: Table, **allowed_values: Collection[str]) -> dict[str, str]:
@@ -336,8 +128,8 @@ def find_unreadable_rows(connection: Connection, table: Table, **allowed_values:
         elif isinstance(column.type, LenientVersion):
             bad[column.name] = build_unreadable_version_condition(connection, column)
     for name, condition in bad.items():
-        for row in fetch(connection, select(table.c.id).where(condition).limit(100), IdRow):
-            found.setdefault(to_printable_text(row.id), _describe_defect(table, name))
+        for row_id in connection.scalars(select(table.c.id).where(condition).limit(100)):
+            found.setdefault(to_printable_text(row_id), _describe_defect(table, name))
     return found
 
 
@@ -364,7 +156,7 @@ def _find_undecodable_text(connection: Connection, table: Table) -> dict[str, st
 
 
 def _may_be_undecodable(connection: Connection, column: Column[Any]) -> ColumnElement[bool]:
-    """Text with other characters than ASCII is checked again: no database says whether it is UTF-8."""
+    """No database says whether a text is UTF-8: the reader checks each with other characters than ASCII."""
     if connection.dialect.name == "sqlite":
         return column.op("GLOB", is_comparison=True)("*[^ -~]*") | (func.typeof(column) != "text")
     return column.op("~", is_comparison=True)("[^ -~]")
@@ -372,16 +164,6 @@ def _may_be_undecodable(connection: Connection, column: Column[Any]) -> ColumnEl
 
 def _describe_defect(table: Table, column: str) -> str:
     return f"its {column} in the table {table.name} cannot be read; correct it there"
-
-
-def _to_bytes(value: Any) -> bytes | None:
-    if value is None or isinstance(value, bytes):
-        return value
-    return bytes(value) if isinstance(value, bytearray | memoryview) else str(value).encode()
-
-
-def _is_within(value: object, last: int) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= last
 
 
 TABLES: Final = MetaData()
@@ -479,9 +261,7 @@ rewraps: Final = Table(
     Column("new_wrapped", LenientBytes, nullable=False),
     Column("new_kek", LenientText, nullable=False),
     Column("new_kek_version", LenientVersion, nullable=False),
-    Column(
-        "outcome", LenientText, nullable=False
-    ),  # `done`; after a rollback `undone`, `kept` where that failed; `restored`
+    Column("outcome", LenientText, nullable=False),  # see `journal.RewrapOutcome`
 )
 Index("keyring_rewraps_by_rotation", rewraps.c.rotation, rewraps.c.number)
 

@@ -11,11 +11,10 @@ from typing import Final
 from sqlalchemy import Connection
 
 from shared.keyring.administration import MAX_PAGE_SIZE, Problem, VerificationResult
-from shared.keyring.database import Database
 from shared.keyring.journal import MAX_PROBLEMS
-from shared.keyring.key_table import KeyTable, Record, RecordsTable
+from shared.keyring.key_table import OpenKeyring, Record, RecordsTable
 from shared.keyring.model import DataKey, KeyringFingerprint
-from shared.keyring.wrapping import KeyWrapper, UnwrapError
+from shared.keyring.wrapping import UnwrapError
 from shared.kms.quota import MAX_CONCURRENT_CALLS
 from shared.process.concurrency import run_concurrently
 
@@ -29,12 +28,7 @@ _RECORDS_PER_PAGE: Final = 16
 
 @dataclass(slots=True)
 class KeyringVerifier:
-    """One verification."""
-
-    database: Database
-    keys: KeyTable
-    wrapping: KeyWrapper
-    records: RecordsTable | None
+    keyring: OpenKeyring
     reads_all_records: bool
     _problems: list[Problem] = field(default_factory=list)
     _foreign_problems: list[Problem] = field(default_factory=list)
@@ -49,24 +43,21 @@ class KeyringVerifier:
             await run_concurrently(keys, self._unwrap, self._check_data_keys, MAX_CONCURRENT_CALLS)
             if after is not None and len(keys) == MAX_PAGE_SIZE:
                 return self._build_result("", last)
-        unreadable = await self.keys.find_unreadable(self.database)
-        for data_key_id, error in unreadable.items():
+        for data_key_id, error in (await self.keyring.keys.find_unreadable(self.keyring.database)).items():
             self._add_problem(data_key_id, error)
-        if self.records:
-            orphans = await self.database.read(self.records.count_orphans, seconds=RECORD_QUERY_SECONDS)
+        if records := self.keyring.records:
+            orphans = await self.keyring.database.read(records.count_orphans, seconds=RECORD_QUERY_SECONDS)
             for data_key_id, number in orphans.items():
                 self._add_problem(data_key_id, f"{number} records need it, and it is not in the keyring")
-        return self._build_result(await self._compute_fingerprint(), None)
-
-    async def _compute_fingerprint(self) -> str:
         whole, last = KeyringFingerprint(), ""
         while keys := await self._read_page(last):
             last = keys[-1].id
             whole.add(keys)
-        return whole.hexdigest()
+        return self._build_result(whole.hexdigest(), None)
 
     async def _read_page(self, after: str) -> tuple[DataKey, ...]:
-        return await self.database.read(partial(self.keys.list_page, after=after, limit=MAX_PAGE_SIZE))
+        list_page = partial(self.keyring.keys.list_page, after=after, limit=MAX_PAGE_SIZE)
+        return await self.keyring.database.read(list_page)
 
     def _build_result(self, fingerprint: str, following: str | None) -> VerificationResult:
         return VerificationResult(
@@ -79,7 +70,7 @@ class KeyringVerifier:
 
     async def _unwrap(self, key: DataKey) -> bytes | UnwrapError:
         try:
-            return await self.wrapping.unwrap(key)
+            return await self.keyring.wrapping.unwrap(key)
         except UnwrapError as error:
             return error
 
@@ -88,8 +79,8 @@ class KeyringVerifier:
         for key, secret in keys:
             if isinstance(secret, UnwrapError):
                 self._add_problem(key.id, str(secret), foreign=secret.is_foreign)
-            elif self.records and self.records.open_record:
-                await self._check_records(self.records, key, secret)
+            elif (records := self.keyring.records) and records.open_record:
+                await self._check_records(records, key, secret)
 
     async def _check_records(self, records: RecordsTable, key: DataKey, secret: bytes) -> None:
         after, limit = "", _RECORDS_PER_PAGE if self.reads_all_records else SAMPLE_SIZE
@@ -97,7 +88,7 @@ class KeyringVerifier:
         def some(connection: Connection) -> tuple[Record, ...]:
             return records.read_page(connection, key.id, after, limit)
 
-        while found := await self.database.read(some):
+        while found := await self.keyring.database.read(some):
             for record in found:
                 self._check_record(records, record, secret)
             after = found[-1].id

@@ -37,15 +37,13 @@ class QuotaLimitedKey:
 
     @property
     def account(self) -> str:
-        """See the port."""
         return self._kms.account
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
-        """See `KmsKey`; `timeout` begins when the call is made."""
+        """`timeout` begins when the call is made, as in `decrypt`."""
         return await self._call_within_quota(lambda: self._kms.encrypt(plaintext, aad, timeout=timeout))
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
-        """See `encrypt`."""
         return await self._call_within_quota(lambda: self._kms.decrypt(ciphertext, aad, timeout=timeout))
 
     async def _call_within_quota(self, call: Callable[[], Awaitable[T]]) -> T:

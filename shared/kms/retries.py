@@ -29,32 +29,24 @@ class RetryingKey:
 
     @property
     def account(self) -> str:
-        """See the port."""
         return self._kms.account
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
-        """See `KmsKey`, as for the other methods; `timeout` is that of each try."""
-        return await _retry(
-            lambda: self._kms.encrypt(plaintext, aad, timeout=timeout), own_retries=Reason.QUOTA_EXHAUSTED
-        )
+        """`timeout` is that of each try, as for every method."""
+        return await _retry(lambda: self._kms.encrypt(plaintext, aad, timeout=timeout), Reason.QUOTA_EXHAUSTED)
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
-        """Likewise."""
-        return await _retry(
-            lambda: self._kms.decrypt(ciphertext, aad, timeout=timeout), own_retries=Reason.QUOTA_EXHAUSTED
-        )
+        return await _retry(lambda: self._kms.decrypt(ciphertext, aad, timeout=timeout), Reason.QUOTA_EXHAUSTED)
 
     async def describe_key(self, *, timeout: float) -> KeyDescription:
-        """Likewise."""
         return await _retry(lambda: self._kms.describe_key(timeout=timeout))
 
     async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:
-        """Likewise."""
         return await _retry(lambda: self._kms.check_permissions(permissions, timeout=timeout))
 
 
 class RetryingAdminKey(RetryingKey):
-    """Likewise, of a key whose versions are administered."""
+    """The same for a key whose versions are administered."""
 
     def __init__(self, kms: KmsKeyAdmin) -> None:
         super().__init__(kms)
@@ -62,7 +54,6 @@ class RetryingAdminKey(RetryingKey):
         self.schedule_destruction = kms.schedule_destruction  # KMS refuses a second one, where the first was done
 
     async def set_version_enabled(self, version: str, *, is_enabled: bool, timeout: float) -> KeyVersion:
-        """Likewise."""
         return await _retry(lambda: self._admin.set_version_enabled(version, is_enabled=is_enabled, timeout=timeout))
 
 

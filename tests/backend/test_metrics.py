@@ -1,26 +1,33 @@
+from types import SimpleNamespace
+from typing import Any, cast
+
 from prometheus_client import CollectorRegistry, generate_latest
 
-from services.backend.metrics import register_metrics
+from services.backend.metrics import KeyringPoller, register_metrics
 from shared.backend_contract import KEYRING_METRIC_LABELS, CryptoMode
 from shared.keyring.administration import RotationType
+from shared.keyring.database import Database
 from shared.keyring.model import DataKeyStatus
 from shared.keyring.rotation_metrics import KeyringMetrics
 
 
+def show(snapshot: KeyringMetrics | None) -> KeyringPoller:
+    poller = KeyringPoller(cast("Database", None))
+    poller.snapshot = snapshot
+    return poller
+
+
 def test_every_scrape_shows_the_state_of_that_moment() -> None:
     registry = CollectorRegistry()
-    mode, ready, at = CryptoMode.ENV, False, 5.0
-    unusable, restored = 3, 2
-    count = register_metrics(
-        registry,
-        get_mode=lambda: mode,
-        is_ready=lambda: ready,
-        get_initialised_at=lambda: at,
-        count_unusable=lambda: unusable,
-        count_restored=lambda: restored,
-        is_local_key_missing=lambda: not ready,
-        get_snapshot=lambda: None,
+    keyring: Any = SimpleNamespace(
+        mode=CryptoMode.ENV,
+        is_ready=False,
+        initialised_at=5.0,
+        unwrap_errors={"a": "", "b": "", "c": ""},
+        restored_count=2,
+        is_local_key_missing=True,
     )
+    count = register_metrics(registry, keyring, show(None))
     crypto = ("mode", "ready", "init_timestamp_seconds", "decryption_errors_total")
     names = [
         *(f"crypto_{name}" for name in crypto),
@@ -29,23 +36,23 @@ def test_every_scrape_shows_the_state_of_that_moment() -> None:
         "kms_data_keys_restored_total",
     ]
     assert [registry.get_sample_value(name) for name in names] == [0, 0, 5, 0, 3, 1, 2]
-    mode, ready, at, unusable, restored = CryptoMode.KMS, True, 6.0, 0, 5
+    keyring.mode, keyring.is_ready, keyring.initialised_at = CryptoMode.KMS, True, 6.0
+    keyring.unwrap_errors, keyring.restored_count, keyring.is_local_key_missing = {}, 5, False
     count()
     assert [registry.get_sample_value(name) for name in names] == [1, 1, 6, 1, 0, 0, 5]
 
 
 def _collect(snapshot: KeyringMetrics | None) -> list[str]:
     registry = CollectorRegistry()
-    register_metrics(
-        registry,
-        get_mode=lambda: CryptoMode.KMS,
-        is_ready=lambda: True,
-        get_initialised_at=lambda: 0.0,
-        count_unusable=lambda: 0,
-        count_restored=lambda: 0,
-        is_local_key_missing=lambda: False,
-        get_snapshot=lambda: snapshot,
+    keyring: Any = SimpleNamespace(
+        mode=CryptoMode.KMS,
+        is_ready=True,
+        initialised_at=0.0,
+        unwrap_errors={},
+        restored_count=0,
+        is_local_key_missing=False,
     )
+    register_metrics(registry, keyring, show(snapshot))
     return [line for line in generate_latest(registry).decode().splitlines() if line.startswith("kms_")]
 
 

@@ -1,13 +1,14 @@
 """A new primary version is in use once Encrypt has answered with it as often as it has to, one after the other."""
 
-from typing import cast
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from services.rotator.model import RotatorError
+from services.rotator.report import RotatorError
 from services.rotator.steps import wait_for_primary
 from shared.kms.gcp.profile import GCP_PROFILE
-from shared.kms.port import EncryptResult, KmsError, KmsKey
+from shared.kms.port import EncryptResult, KmsError
 from shared.kms.reason import Reason
 
 
@@ -29,7 +30,9 @@ class Answering:
 
 async def count_calls(kms: Answering) -> int:
     """How many answers it took."""
-    await wait_for_primary(cast("KmsKey", kms), "2", "run", checks=3, total_timeout=60, interval=1, timeout=5)
+    settings = SimpleNamespace(primary_checks=3, primary_timeout=60, primary_check_interval=1, kms_timeout=5)
+    session: Any = SimpleNamespace(settings=settings, kms=kms)
+    await wait_for_primary(session, "2", "run")
     return kms.calls
 
 

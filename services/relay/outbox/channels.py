@@ -31,6 +31,7 @@ from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_in
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import (
     CHANNELS,
+    CLOCK_TOLERANCE,
     NEW_CHANNEL,
     OUTDATED_DELIVERIES,
     ChannelRow,
@@ -126,17 +127,8 @@ class Admission:
     """Whether the one delivery that is admitted tries a channel behind its circuit breaker."""
 
 
-def admit(
-    transaction: Transaction, channel: str, limit: int, rate: float | None
-) -> tuple[Admission, ChannelRow | None]:
-    """How many of at most `limit` deliveries may be claimed; the channel's row is locked then.
-
-    Args:
-        transaction: the current one.
-        channel: its name.
-        limit: how many there may be.
-        rate: messages per second; None if the channel has no rate limit.
-    """
+def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission, ChannelRow | None]:
+    """How many of at most `limit` deliveries may be claimed; the channel's row is locked then."""
     connection, values = transaction.connection, {"channel": channel}
     row = _LOCK_CHANNEL_IF_FREE.fetch_first(connection, values)
     if row is None and _READ_CHANNEL.fetch_first(connection, values) is None:
@@ -144,12 +136,13 @@ def admit(
         row = _LOCK_CHANNEL_IF_FREE.fetch_first(connection, values)
     if row is None:  # another replica is claiming
         return Admission(0, _LOCKED_RETRY_SECONDS), None
-    seconds = max(compute_pauses(row, transaction.now))
+    now, is_down = transaction.now, bool(row.is_down)
+    seconds = max(compute_pauses(row, now))
     if seconds > 0:
-        return Admission(0, seconds, bool(row.is_down)), row
-    is_trial = row.failures >= FAILURE_THRESHOLD
-    available, token_in = count_available(row.next_token_at, transaction.now, 1 if is_trial else limit, rate)
-    return Admission(available, token_in, bool(row.is_down), is_trial), row
+        return Admission(0, seconds, is_down), row
+    if row.failures >= FAILURE_THRESHOLD:
+        return Admission(1, None, is_down, is_breaker_trial=True), row
+    return Admission(limit, None, is_down), row
 
 
 def record_claim(
@@ -160,21 +153,32 @@ def record_claim(
     rate: float | None,
     trial_seconds: float | None,
 ) -> None:
-    """Records that deliveries were claimed; nothing else is for `trial_seconds`, where it tries a circuit breaker."""
+    """Records that deliveries were claimed.
+
+    Args:
+        transaction: the current one.
+        row: of the channel, as `admit` gave it.
+        count: how many.
+        rate: messages per second; None if the channel has no rate limit.
+        trial_seconds: how long nothing else is claimed, where it is the trial of a circuit breaker.
+    """
     changes: dict[str, float] = {}
     if rate is not None:
         changes["next_token_at"] = spend(row.next_token_at, transaction.now, count, rate)
     if trial_seconds is not None:
-        changes["paused_until"] = transaction.now + trial_seconds
+        changes |= {"paused_until": transaction.now + trial_seconds, "paused_set_at": transaction.now}
     if changes:
         update_channel(transaction, row.name, **changes)
 
 
 def take_token(transaction: Transaction, channel: str, rate: float | None) -> float:
     """Takes a token of a channel's rate for a message that is no delivery; the seconds to wait where there is none."""
-    admission, row = admit(transaction, channel, 1, rate)
+    admission, row = admit(transaction, channel, 1)
     if row is None or not admission.limit or admission.is_breaker_trial:
         return admission.retry_in or NO_TOKEN_SECONDS
+    available, seconds = count_available(row.next_token_at, transaction.now, 1, rate)
+    if not available:
+        return seconds or NO_TOKEN_SECONDS
     record_claim(transaction, row, 1, rate=rate, trial_seconds=None)
     return 0.0
 
@@ -187,7 +191,7 @@ def record_failure(transaction: Transaction, channel: str, reason: str, detail: 
 
 def compute_pauses(row: ChannelRow, now: float) -> tuple[float, float]:
     """The seconds that are left of the pause of its circuit breaker, and of the one that its provider asked for."""
-    return max(row.paused_until - now, 0.0), max((row.retry_after_until or 0.0) - now, 0.0)
+    return _compute_remaining(row.paused_until, row.paused_set_at, now), _compute_retry_after(row, now)
 
 
 def spend_further(transaction: Transaction, channel: str, count: int, rate: float) -> None:
@@ -236,22 +240,26 @@ def record_effect(
         return
     now, requested = transaction.now, retry_after or 0.0
     # A provider may have asked for a longer pause than the longest; attempts that have started by then do not end it.
-    left = 0.0 if is_breaker_trial else row.paused_until - now
+    left = 0.0 if is_breaker_trial else _compute_remaining(row.paused_until, row.paused_set_at, now)
     if 0 < requested <= pauses.maximum:
-        update_channel(transaction, channel, retry_after_until=max(row.retry_after_until or 0.0, now + requested))
+        update_channel(
+            transaction,
+            channel,
+            retry_after_until=now + max(_compute_retry_after(row, now), requested),
+            retry_after_set_at=now,
+        )
     if effect is ChannelEffect.REACHED and (row.failures or row.is_down) and left <= pauses.maximum:
         _close_breaker(transaction, row)
     elif effect is ChannelEffect.DOWN:
         failures, pause = max(row.failures, FAILURE_THRESHOLD), max(pauses.maximum, requested, left)
-        update_channel(transaction, channel, paused_until=now + pause, failures=failures, is_down=1, reason=reason)
+        _pause_until(transaction, channel, now + pause, failures=failures, is_down=1, reason=reason)
     elif effect is ChannelEffect.FAILED and (is_breaker_trial or row.failures < FAILURE_THRESHOLD):
         failures = row.failures + 1
         doublings = min(failures - FAILURE_THRESHOLD, 64)
-        pause = min(pauses.maximum, pauses.initial * 2.0**doublings)
-        until = now + pause if doublings >= 0 else 0.0
-        update_channel(transaction, channel, paused_until=until, failures=failures, reason=reason)
+        pause = min(pauses.maximum, pauses.initial * 2.0**doublings) if doublings >= 0 else 0.0
+        _pause_until(transaction, channel, now + pause, failures=failures, reason=reason)
     elif is_breaker_trial:
-        update_channel(transaction, channel, paused_until=0.0)  # nothing is known: the next one tries
+        _pause_until(transaction, channel, now, failures=row.failures)  # nothing is known: the next one tries
 
 
 def allow_trial(transaction: Transaction, names: Iterable[str]) -> None:
@@ -262,7 +270,7 @@ def allow_trial(transaction: Transaction, names: Iterable[str]) -> None:
     for name in names:
         row = _LOCK_CHANNEL.fetch_first(transaction.connection, {"channel": name})
         if row is not None and (row.is_down or row.failures >= FAILURE_THRESHOLD):
-            update_channel(transaction, name, paused_until=0.0)
+            _pause_until(transaction, name, transaction.now)
             _make_retries_due(transaction, name)
 
 
@@ -289,11 +297,23 @@ def update_channel(transaction: Transaction, channel: str, **changes: object) ->
     transaction.connection.execute(update(channels).where(_channel.name == channel).values(**changes))
 
 
+def _compute_remaining(until: float, set_at: float, now: float) -> float:
+    """Seconds of a pause that are left; none of one that was written by a clock that has been set back since."""
+    return max(until - now, 0.0) if set_at <= now + CLOCK_TOLERANCE else 0.0
+
+
+def _compute_retry_after(row: ChannelRow, now: float) -> float:
+    """Seconds that are left of the pause that the provider asked for."""
+    if row.retry_after_until is None:
+        return 0.0
+    return _compute_remaining(row.retry_after_until, row.retry_after_set_at or 0.0, now)
+
+
 def _close_breaker(transaction: Transaction, row: ChannelRow) -> None:
     was_closed = row.failures >= FAILURE_THRESHOLD or row.is_down
     update_channel(transaction, row.name, failures=0, is_down=0, reason=None)
     if was_closed:
-        update_channel(transaction, row.name, paused_until=0.0)
+        _pause_until(transaction, row.name, transaction.now)
         _make_retries_due(transaction, row.name)
 
 
@@ -309,7 +329,11 @@ def _make_retries_due(transaction: Transaction, channel: str) -> None:
     # Those that somebody else is merging get their time from that.
     free = select(of.seq).where(*waiting).order_by(of.seq).with_for_update(skip_locked=True)
     due = update(deliveries).where(of.seq.in_(free))
-    transaction.connection.execute(due.values(due_at=transaction.now))
+    transaction.connection.execute(due.values(due_at=transaction.now, due_set_at=transaction.now))
+
+
+def _pause_until(transaction: Transaction, channel: str, until: float, **changes: object) -> None:
+    update_channel(transaction, channel, paused_until=until, paused_set_at=transaction.now, **changes)
 
 
 _REPLICA_TIMEOUT: Final = 60.0

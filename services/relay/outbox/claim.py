@@ -2,10 +2,13 @@
 
 A claim is a lease: it ends by itself, so that the deliveries of a relay that crashed can be claimed again. A clean stop
 releases its own.
+
+What a worker does under the lease of a delivery: read its events, save progress, release it at a stop.
 """
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final, NamedTuple
@@ -13,14 +16,21 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, Text, and_, bindparam, case, func, or_, select, update
 
-from services.relay.model import Claim, DeliveryTask, Predecessor, Status
+from services.relay.model import DeliveryTask, DigestMember, Predecessor, Status
 from services.relay.outbox import channels as breaker
 from services.relay.outbox import storm as digests
-from services.relay.outbox.context import read_contexts
+from services.relay.outbox.channels import count_available
 from services.relay.outbox.groups import find_open_group_incidents
 from services.relay.outbox.merge import RetryState, lock_incidents, merge_into_successor
 from services.relay.outbox.store import Store, Transaction
-from services.relay.outbox.storm import FIRST_OF_INCIDENT, IS_CLAIMABLE, MAX_CLAIM_BYTES, Selection, lock_due
+from services.relay.outbox.storm import (
+    FIRST_OF_INCIDENT,
+    IS_CLAIMABLE,
+    MAX_CLAIM_BYTES,
+    Selection,
+    StormRules,
+    lock_due,
+)
 from services.relay.outbox.tables import (
     DELIVERIES,
     DUE_DELIVERIES,
@@ -30,6 +40,7 @@ from services.relay.outbox.tables import (
     DeliveryState,
     DueRow,
     EventSizeRow,
+    GroupIncidentRow,
     RowQuery,
     clean_for_database,
     deliveries,
@@ -39,14 +50,16 @@ from services.relay.outbox.tables import (
 )
 
 
-class ClaimRequest(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
     """Which deliveries a worker requests."""
 
     channel: str
     limit: int
     lease_owner: str
-    """Unique to this run of a relay."""
+    """Whose claims they become; unique to this run of a relay."""
     lease_seconds: float
+    """How long the lease lasts."""
     rate: float | None
     """Messages per second that the channel accepts; None if it has no rate limit."""
     dedup_channels: tuple[str, ...] = ()
@@ -62,113 +75,11 @@ class ClaimRequest(NamedTuple):
 class ClaimResult(NamedTuple):
     """What it gets."""
 
-    claims: tuple[Claim, ...]
+    tasks: tuple[DeliveryTask, ...]
     retry_in: float | None
     """Seconds until the next claim; None if no delivery waits for a known time."""
     channel_down: bool
     """Whether the channel is down until a person acts."""
-
-
-_delivery = deliveries.c
-_LOCK_DUE: Final = (
-    DUE_DELIVERIES.where(*IS_CLAIMABLE)
-    .order_by(_delivery.due_at, _delivery.seq)
-    .limit(bindparam("most"))
-    .for_update(of=deliveries, skip_locked=True)
-)
-# Not `min`, for which PostgreSQL reads every row.
-_NEXT_DUE: Final = (
-    select_values(float, _delivery.due_at).where(*FIRST_OF_INCIDENT).order_by(_delivery.due_at, _delivery.seq).limit(1)
-)
-_MARK_CLAIMED: Final = (
-    update(deliveries)
-    .where(_delivery.seq.in_(bindparam("claimed", expanding=True)))
-    .values(
-        state=DeliveryState.SENDING,
-        lease=bindparam("lease_id"),
-        due_at=bindparam("ends"),
-        attempts=_delivery.attempts + 1,
-        digest_id=bindparam("digest"),
-        # A digest that may have arrived, and is not claimed again as one, since digests were turned off.
-        named_in=case(
-            (_delivery.digest_id != func.coalesce(bindparam("digest", type_=Text), ""), _delivery.digest_id),
-            else_=_delivery.named_in,
-        ),
-        # Its lease expired: the previous holder may have sent the message.
-        maybe_sent=case((_delivery.state == DeliveryState.SENDING, 1), else_=_delivery.maybe_sent),
-    )
-)
-
-
-async def claim_due(store: Store, request: ClaimRequest) -> ClaimResult:
-    """Deliveries of a channel that are due and whose predecessors of their incident are done, the oldest first.
-
-    Raises:
-        StoreUnavailableError: it is not known whether anything was claimed.
-    """
-    return await store.batch(_claim_batch, request)
-
-
-def _claim_batch(transaction: Transaction, requests: Sequence[ClaimRequest]) -> list[ClaimResult]:
-    return [_claim_channel(transaction, request) for request in requests]
-
-
-def _claim_channel(transaction: Transaction, request: ClaimRequest) -> ClaimResult:
-    admission, row = breaker.admit(transaction, request.channel, request.limit, request.rate)
-    if row is None or not admission.limit:
-        return ClaimResult((), admission.retry_in, admission.channel_down)
-    values = {"channel": request.channel, "now": transaction.now, "in_flight": request.in_flight_ids}
-    selected: Selection | None = None
-    query = _LOCK_DUE
-    if request.digest_size and request.rate is not None:
-        selected = digests.select_in_storm(
-            transaction,
-            values,
-            admission,
-            digest_over=request.digest_over,
-            digest_size=request.digest_size,
-            rate=request.rate,
-        )
-        query = digests.LOCK_ALONE
-    due, digest_id = selected or Selection(lock_due(transaction, query, values, admission.limit))
-    if not due:
-        due_at = _NEXT_DUE.fetch_first(transaction.connection, values)
-        retry_in = None if due_at is None else max(due_at - transaction.now, 0.0)
-        return ClaimResult((), retry_in, admission.channel_down)
-    trial_seconds = request.lease_seconds if admission.is_breaker_trial else None
-    message_count = len(due) if digest_id is None else 1
-    breaker.record_claim(transaction, row, message_count, rate=request.rate, trial_seconds=trial_seconds)
-    lease_id = f"{request.lease_owner}/{uuid4().hex}"
-    transaction.connection.execute(
-        _MARK_CLAIMED,
-        {
-            "claimed": [each.delivery.seq for each in due],
-            "lease_id": lease_id,
-            "digest": digest_id,
-            "ends": transaction.now + request.lease_seconds,
-        },
-    )
-    claims = _build_claims(transaction, request, due, lease_id, in_digest=digest_id is not None)
-    if digest_id is not None:
-        claims = [_build_digest_claim(digest_id, claims)]
-    if admission.is_breaker_trial:
-        claims = [each._replace(is_breaker_trial=True) for each in claims]
-    return ClaimResult(tuple(claims), 0.0, admission.channel_down)
-
-
-def _build_digest_claim(digest_id: str, members: Sequence[Claim]) -> Claim:
-    tasks, first = [each.task for each in members], members[0]
-    task = DeliveryTask(
-        delivery_id=digest_id,
-        channel=first.task.channel,
-        incident_id="",
-        episode=0,
-        accepted_at=min(each.accepted_at for each in tasks),
-        age=max(each.age for each in tasks),
-        maybe_sent=any(each.maybe_sent for each in tasks),
-        progress=first.task.progress,
-    )
-    return Claim(task, first.lease_id, max(each.attempt_number for each in members), members=tuple(members))
 
 
 class _EpisodeReceiptRow(NamedTuple):
@@ -177,122 +88,6 @@ class _EpisodeReceiptRow(NamedTuple):
     incident_id: str
     episode: int
     receipt: str | None
-
-
-class _LastFiringRow(NamedTuple):
-    """The last firing event of an episode that a channel has a delivery of."""
-
-    incident_id: str
-    episode: int
-    event_seq: int
-
-
-_READ_EVENTS: Final = EVENTS.where(events.c.seq.in_(bindparam("seqs", expanding=True))).order_by(events.c.seq)
-_first_delivered = (
-    select(func.min(_delivery.seq))
-    .where(
-        _delivery.incident_id.in_(bindparam("incidents", expanding=True)),
-        _delivery.episode.in_(bindparam("episodes", expanding=True)),
-        _delivery.channel == bindparam("channel"),
-        _delivery.state.concat("")
-        == DeliveryState.DELIVERED,  # otherwise a database reads every delivery of the channel
-    )
-    .group_by(_delivery.incident_id, _delivery.episode)
-)
-_FIRST_RECEIPTS: Final = RowQuery(
-    _EpisodeReceiptRow, select(_delivery.incident_id, _delivery.episode, _delivery.receipt)
-).where(_delivery.seq.in_(_first_delivered))
-# Any event of a delivery may have fired: a delivery that fell back late has the beginning and the end in one.
-_LAST_FIRING: Final = RowQuery(
-    _LastFiringRow,
-    select(_delivery.incident_id, _delivery.episode, func.max(events.c.seq).label("event_seq"))
-    .group_by(_delivery.incident_id, _delivery.episode)
-    .join(
-        events,
-        and_(
-            events.c.incident_id == _delivery.incident_id,
-            events.c.seq.between(_delivery.first_event_seq, _delivery.event_seq),
-        ),
-    ),
-).where(
-    _delivery.incident_id.in_(bindparam("incidents", expanding=True)),
-    _delivery.channel == bindparam("channel"),
-    _delivery.episode.in_(bindparam("episodes", expanding=True)),
-    events.c.status == Status.FIRING,
-)
-
-
-def _build_claims(
-    transaction: Transaction, request: ClaimRequest, due: Sequence[DueRow], lease_id: str, *, in_digest: bool
-) -> list[Claim]:
-    connection, now = transaction.connection, transaction.now
-    values = {
-        "incidents": [row.delivery.incident_id for row in due],
-        "episodes": list({row.delivery.episode for row in due}),
-        "channel": request.channel,
-        # A digest reads the events of its members one after the other, so that memory is bounded.
-        "seqs": [] if in_digest else [row.delivery.event_seq for row in due],
-    }
-    stored = {} if in_digest else {row.seq: row.event for row in _READ_EVENTS.fetch_all(connection, values)}
-    receipts = {(row.incident_id, row.episode): row.receipt for row in _FIRST_RECEIPTS.fetch_all(connection, values)}
-    first = [row for row in due if (row.delivery.incident_id, row.delivery.episode) not in receipts]
-    last_firing: dict[tuple[str, int], int] = {}
-    if any(row.event_status == Status.RESOLVED for row in first):
-        for firing in _LAST_FIRING.fetch_all(connection, values):
-            last_firing[firing.incident_id, firing.episode] = firing.event_seq
-    # Where groups are one, what is resolved or begins anew may have to resolve others of its group.
-    restarted = [row for row in first if row.delivery.episode > 1]
-    ending = {
-        row.delivery.incident_id
-        for row in (*due, *restarted)
-        if request.dedup_channels and (row.event_status == Status.RESOLVED or row in restarted)
-    }
-    others = find_open_group_incidents(connection, ending, request.dedup_channels) if ending else {}
-    claims = []
-    for row in due:
-        delivery = row.delivery
-        episode = (delivery.incident_id, delivery.episode)
-        receipt = receipts.get(episode)
-        is_resolve, was_sending = row.event_status == Status.RESOLVED, delivery.state == DeliveryState.SENDING
-        has_others = delivery.first_event_seq != delivery.event_seq or delivery.state != DeliveryState.QUEUED
-        task = DeliveryTask(
-            delivery_id=delivery.id,
-            channel=delivery.channel,
-            incident_id=delivery.incident_id,
-            episode=delivery.episode,
-            accepted_at=datetime.fromtimestamp(delivery.accepted_at, UTC),
-            age=now - delivery.accepted_at,
-            first_event_seq=delivery.first_event_seq,
-            last_event_seq=delivery.event_seq,
-            event_json=stored.get(delivery.event_seq, b""),
-            events_size=row.event_size,
-            first_receipt=json.loads(receipt) if receipt else None,
-            firing_undelivered=receipt is None
-            and is_resolve
-            and last_firing.get(episode, 0) > (delivery.maybe_delivered_up_to or 0),
-            maybe_sent=bool(delivery.maybe_sent) or was_sending,
-            predecessors=_read_predecessors(connection, delivery) if has_others and episode not in receipts else (),
-            progress=json.loads(delivery.progress) if delivery.progress else {},
-            remark=delivery.remark or "",
-        )
-        claim = Claim(
-            task,
-            lease_id,
-            delivery.attempts + 1,
-            is_named_only=in_digest and digests.is_named_only(row),
-            is_resolve=is_resolve,
-            dedup_channels=request.dedup_channels if delivery.incident_id in ending else (),
-            open_group_incidents={
-                other.other_id: other.latest_event_seq for other in others.get(delivery.incident_id, ())
-            },
-        )
-        claims.append(claim)
-    if in_digest:
-        return claims
-    contexts = read_contexts(connection, [each.task for each in claims])
-    return [
-        each._replace(task=each.task._replace(context=context)) for each, context in zip(claims, contexts, strict=True)
-    ]
 
 
 class _PredecessorRow(NamedTuple):
@@ -313,6 +108,59 @@ class _DeliveredRow(NamedTuple):
     episode: int
 
 
+class _LastFiringRow(NamedTuple):
+    """The last firing event of an episode that a channel has a delivery of."""
+
+    incident_id: str
+    episode: int
+    event_seq: int
+
+
+_delivery = deliveries.c
+_LOCK_DUE: Final = (
+    DUE_DELIVERIES.where(*IS_CLAIMABLE)
+    .order_by(_delivery.due_at, _delivery.seq)
+    .limit(bindparam("most"))
+    .for_update(of=deliveries, skip_locked=True)
+)
+# Not `min`, for which PostgreSQL reads every row.
+_NEXT_DUE: Final = (
+    select_values(float, _delivery.due_at).where(*FIRST_OF_INCIDENT).order_by(_delivery.due_at, _delivery.seq).limit(1)
+)
+_MARK_CLAIMED: Final = (
+    update(deliveries)
+    .where(_delivery.seq.in_(bindparam("claimed", expanding=True)))
+    .values(
+        state=DeliveryState.SENDING,
+        lease=bindparam("lease_id"),
+        due_at=bindparam("ends"),
+        due_set_at=bindparam("now"),
+        attempts=_delivery.attempts + 1,
+        digest_id=bindparam("digest"),
+        # A digest that may have arrived, and is not claimed again as one, since digests were turned off.
+        named_in=case(
+            (_delivery.digest_id != func.coalesce(bindparam("digest", type_=Text), ""), _delivery.digest_id),
+            else_=_delivery.named_in,
+        ),
+        # Its lease expired: the previous holder may have sent the message.
+        maybe_sent=case((_delivery.state == DeliveryState.SENDING, 1), else_=_delivery.maybe_sent),
+    )
+)
+_READ_EVENTS: Final = EVENTS.where(events.c.seq.in_(bindparam("seqs", expanding=True)))
+_first_delivered = (
+    select(func.min(_delivery.seq))
+    .where(
+        _delivery.incident_id.in_(bindparam("incidents", expanding=True)),
+        _delivery.episode.in_(bindparam("episodes", expanding=True)),
+        _delivery.channel == bindparam("channel"),
+        _delivery.state.concat("")
+        == DeliveryState.DELIVERED,  # otherwise a database reads every delivery of the channel
+    )
+    .group_by(_delivery.incident_id, _delivery.episode)
+)
+_FIRST_RECEIPTS: Final = RowQuery(
+    _EpisodeReceiptRow, select(_delivery.incident_id, _delivery.episode, _delivery.receipt)
+).where(_delivery.seq.in_(_first_delivered))
 _PREDECESSORS: Final = (
     RowQuery(_PredecessorRow, select(*select_columns(_PredecessorRow, _delivery)))
     .where(
@@ -329,39 +177,269 @@ _DELIVERED: Final = RowQuery(_DeliveredRow, select(*select_columns(_DeliveredRow
     _delivery.incident_id == bindparam("incident"),
     _delivery.channel == bindparam("channel"),
     _delivery.state.concat("") == DeliveryState.DELIVERED,  # as above
-    or_(
-        _delivery.episode.in_(bindparam("episodes", expanding=True)),
-        and_(_delivery.first_event_seq <= bindparam("last"), _delivery.event_seq >= bindparam("first")),
+)
+_DELIVERED_OF_EPISODES: Final = _DELIVERED.where(_delivery.episode.in_(bindparam("episodes", expanding=True)))
+_DELIVERED_OF_RANGE: Final = _DELIVERED.where(
+    _delivery.first_event_seq <= bindparam("last"), _delivery.event_seq >= bindparam("first")
+)
+# Any event of a delivery may have fired: a delivery that fell back late has the beginning and the end in one.
+_LAST_FIRING: Final = RowQuery(
+    _LastFiringRow,
+    select(_delivery.incident_id, _delivery.episode, func.max(events.c.seq).label("event_seq"))
+    .group_by(_delivery.incident_id, _delivery.episode)
+    .join(
+        events,
+        and_(
+            events.c.incident_id == _delivery.incident_id,
+            events.c.seq.between(_delivery.first_event_seq, _delivery.event_seq),
+        ),
     ),
+).where(
+    _delivery.incident_id.in_(bindparam("incidents", expanding=True)),
+    _delivery.channel == bindparam("channel"),
+    _delivery.episode.in_(bindparam("episodes", expanding=True)),
+    events.c.status == Status.FIRING,
 )
 
 
-def _read_predecessors(connection: Connection, delivery: DeliveryRow) -> tuple[Predecessor, ...]:
+async def claim_due(store: Store, request: ClaimRequest) -> ClaimResult:
+    """Deliveries of a channel that are due and whose predecessors of their incident are done, the oldest first.
+
+    Raises:
+        StoreUnavailableError: it is not known whether anything was claimed.
+    """
+    return await store.batch(_claim_batch, request)
+
+
+def _claim_batch(transaction: Transaction, requests: Sequence[ClaimRequest]) -> list[ClaimResult]:
+    return [_claim_channel(transaction, request) for request in requests]
+
+
+def _claim_channel(transaction: Transaction, request: ClaimRequest) -> ClaimResult:
+    admission, row = breaker.admit(transaction, request.channel, request.limit)
+    if row is None or not admission.limit:
+        return ClaimResult((), admission.retry_in, admission.channel_down)
+    available, token_in = count_available(row.next_token_at, transaction.now, admission.limit, request.rate)
+    if not available:
+        return ClaimResult((), token_in, admission.channel_down)
+    due, digest_id = _select_due(transaction, request, available, is_breaker_trial=admission.is_breaker_trial)
+    if not due:
+        return ClaimResult((), _compute_next_due(transaction, request.channel), admission.channel_down)
+    trial_seconds = request.lease_seconds if admission.is_breaker_trial else None
+    message_count = len(due) if digest_id is None else 1
+    breaker.record_claim(transaction, row, message_count, rate=request.rate, trial_seconds=trial_seconds)
+    lease_id = f"{request.lease_owner}/{uuid4().hex}"
+    transaction.connection.execute(
+        _MARK_CLAIMED,
+        {
+            "claimed": [each.delivery.seq for each in due],
+            "lease_id": lease_id,
+            "digest": digest_id,
+            "now": transaction.now,
+            "ends": transaction.now + request.lease_seconds,
+        },
+    )
+    tasks = _build_tasks(
+        transaction,
+        request,
+        due,
+        lease_id,
+        is_breaker_trial=admission.is_breaker_trial,
+        reads_events=digest_id is None,
+    )
+    if digest_id is not None:
+        tasks = (_build_digest_task(digest_id, due, tasks),)
+    return ClaimResult(tasks, 0.0, admission.channel_down)
+
+
+def _select_due(transaction: Transaction, request: ClaimRequest, limit: int, *, is_breaker_trial: bool) -> Selection:
+    """The deliveries to claim."""
+    values = {"channel": request.channel, "now": transaction.now, "in_flight": request.in_flight_ids}
+    if not request.digest_size or request.rate is None:
+        return Selection(lock_due(transaction, _LOCK_DUE, values, limit))
+    rules = StormRules(request.digest_over, request.digest_size, request.rate)
+    selected = digests.select_in_storm(transaction, values, limit, rules, is_breaker_trial=is_breaker_trial)
+    return selected or Selection(lock_due(transaction, digests.LOCK_ALONE, values, limit))
+
+
+def _compute_next_due(transaction: Transaction, channel: str) -> float | None:
+    """In how many seconds the next delivery becomes due, or a lease ends."""
+    due_at = _NEXT_DUE.fetch_first(transaction.connection, {"channel": channel})
+    return None if due_at is None else max(due_at - transaction.now, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _ClaimContext:
+    """What the tasks of one claim are built of, beside their own rows."""
+
+    request: ClaimRequest
+    lease_id: str
+    is_breaker_trial: bool
+    now: float
+    events: Mapping[int, bytes]
+    receipts: Mapping[tuple[str, int], str | None]
+    """By incident and episode."""
+    last_firing: Mapping[tuple[str, int], int]
+    predecessors: Mapping[str, tuple[Predecessor, ...]]
+    """By delivery."""
+    ending_incidents: Collection[str]
+    """Those that are resolved, or begin anew, on a channel where groups are one: it may have to resolve them."""
+    group_incidents: Mapping[str, Sequence[GroupIncidentRow]]
+
+
+def _build_digest_task(digest_id: str, due: Sequence[DueRow], tasks: Sequence[DeliveryTask]) -> DeliveryTask:
+    """One task of the tasks of its members."""
+    first = tasks[0]
+    return DeliveryTask(
+        delivery_id=digest_id,
+        lease_id=first.lease_id,
+        attempt_number=max(each.attempt_number for each in tasks),
+        channel=first.channel,
+        incident_id="",
+        episode=0,
+        accepted_at=min(each.accepted_at for each in tasks),
+        age=max(each.age for each in tasks),
+        maybe_sent=any(each.maybe_sent for each in tasks),
+        progress=first.progress,
+        is_breaker_trial=first.is_breaker_trial,
+        members=tuple(DigestMember(task, digests.is_named_only(row)) for row, task in zip(due, tasks, strict=True)),
+    )
+
+
+def _build_tasks(
+    transaction: Transaction,
+    request: ClaimRequest,
+    due: Sequence[DueRow],
+    lease_id: str,
+    *,
+    is_breaker_trial: bool,
+    reads_events: bool,
+) -> tuple[DeliveryTask, ...]:
+    connection = transaction.connection
+    values = {
+        "incidents": [row.delivery.incident_id for row in due],
+        "episodes": list({row.delivery.episode for row in due}),
+        "channel": request.channel,
+    }
+    # A digest reads the events of its members one after the other, so that memory is bounded.
+    seqs = [row.delivery.event_seq for row in due] if reads_events else []
+    event_rows = _READ_EVENTS.fetch_all(connection, {"seqs": seqs}) if seqs else []
+    receipts = {(row.incident_id, row.episode): row.receipt for row in _FIRST_RECEIPTS.fetch_all(connection, values)}
+    resolved = [row for row in due if row.event_status == Status.RESOLVED]
+    needs_firing = any((row.delivery.incident_id, row.delivery.episode) not in receipts for row in resolved)
+    firing = _LAST_FIRING.fetch_all(connection, values) if needs_firing else []
+    restarted = [
+        row
+        for row in due
+        if row.delivery.episode > 1 and (row.delivery.incident_id, row.delivery.episode) not in receipts
+    ]
+    ending = [*resolved, *restarted] if request.dedup_channels else []
+    ending_incidents = {row.delivery.incident_id for row in ending}
+    context = _ClaimContext(
+        request=request,
+        lease_id=lease_id,
+        is_breaker_trial=is_breaker_trial,
+        now=transaction.now,
+        events={row.seq: row.event for row in event_rows},
+        receipts=receipts,
+        last_firing={(row.incident_id, row.episode): row.event_seq for row in firing},
+        predecessors={
+            row.delivery.id: _read_predecessors(transaction, row.delivery)
+            for row in due
+            if (row.delivery.first_event_seq != row.delivery.event_seq or row.delivery.state != DeliveryState.QUEUED)
+            and (row.delivery.incident_id, row.delivery.episode) not in receipts
+        },
+        ending_incidents=ending_incidents,
+        group_incidents=find_open_group_incidents(connection, ending_incidents, request.dedup_channels)
+        if ending_incidents
+        else {},
+    )
+    return tuple(_build_task(row, context) for row in due)
+
+
+def _read_predecessors(transaction: Transaction, delivery: DeliveryRow) -> tuple[Predecessor, ...]:
     values = {
         "incident": delivery.incident_id,
         "channel": delivery.channel,
         "first": delivery.first_event_seq,
         "last": delivery.event_seq,
     }
-    merged = _PREDECESSORS.fetch_all(connection, values)
+    merged = _PREDECESSORS.fetch_all(transaction.connection, values)
     if not merged:
         return ()
     # After a lost lease or a requeue, a delivery may have events that another one has delivered, too. What was merged
     # into that one stays its own: it may be the first message of an earlier episode, or a reply in its thread.
-    delivered = _DELIVERED.fetch_all(connection, {**values, "episodes": sorted({row.episode for row in merged})})
+    episodes = {row.episode for row in merged}
+    of_episodes = _DELIVERED_OF_EPISODES.fetch_all(transaction.connection, {**values, "episodes": sorted(episodes)})
+    delivered_episodes = {row.episode for row in of_episodes}
+    ranges = _DELIVERED_OF_RANGE.fetch_all(transaction.connection, values)
+    own = (
+        row
+        for row in merged
+        if row.episode not in delivered_episodes
+        and not any(other.first_event_seq <= row.event_seq <= other.event_seq for other in ranges)
+    )
     return tuple(
         Predecessor(row.id, datetime.fromtimestamp(row.accepted_at, UTC), json.loads(row.progress or "{}"))
-        for row in merged
-        if not any(
-            row.episode == other.episode or other.first_event_seq <= row.event_seq <= other.event_seq
-            for other in delivered
-        )
+        for row in own
+    )
+
+
+def _build_task(row: DueRow, context: _ClaimContext) -> DeliveryTask:
+    delivery = row.delivery
+    episode = (delivery.incident_id, delivery.episode)
+    receipt = context.receipts.get(episode)
+    last_firing = context.last_firing.get(episode, 0)
+    is_ending = delivery.incident_id in context.ending_incidents
+    return DeliveryTask(
+        delivery_id=delivery.id,
+        lease_id=context.lease_id,
+        attempt_number=delivery.attempts + 1,
+        channel=delivery.channel,
+        incident_id=delivery.incident_id,
+        episode=delivery.episode,
+        accepted_at=datetime.fromtimestamp(delivery.accepted_at, UTC),
+        age=context.now - delivery.accepted_at,
+        first_event_seq=delivery.first_event_seq,
+        last_event_seq=delivery.event_seq,
+        event_json=context.events.get(delivery.event_seq, b""),
+        events_size=row.event_size,
+        first_receipt=json.loads(receipt) if receipt else None,
+        firing_undelivered=receipt is None
+        and row.event_status == Status.RESOLVED
+        and last_firing > (delivery.maybe_delivered_up_to or 0),
+        maybe_sent=bool(delivery.maybe_sent) or delivery.state == DeliveryState.SENDING,
+        predecessors=context.predecessors.get(delivery.id, ()),
+        progress=json.loads(delivery.progress) if delivery.progress else {},
+        remark=delivery.remark or "",
+        is_breaker_trial=context.is_breaker_trial,
+        is_resolve=row.event_status == Status.RESOLVED,
+        dedup_channels=context.request.dedup_channels if is_ending else (),
+        open_group_incidents={
+            other.other_id: other.latest_event_seq for other in context.group_incidents.get(delivery.incident_id, ())
+        },
     )
 
 
 _READ_EVENT_SIZES: Final = EVENT_SIZES.where(
     events.c.incident_id == bindparam("incident"), events.c.seq.between(bindparam("first"), bindparam("last"))
 ).order_by(events.c.seq)
+_READ_EVENTS_IN_ORDER: Final = EVENTS.where(events.c.seq.in_(bindparam("seqs", expanding=True))).order_by(events.c.seq)
+_owned = (_delivery.lease.startswith(bindparam("owner")), _delivery.finished_at.is_(None))
+_OWNED_INCIDENTS: Final = select_values(str, _delivery.incident_id).where(*_owned)
+_LOCK_OWNED: Final = DELIVERIES.where(*_owned).order_by(_delivery.seq).for_update()
+_RELEASE: Final = (
+    update(deliveries)
+    .where(*_owned)
+    .values(
+        state=case((_delivery.attempts > 1, DeliveryState.RETRYING), else_=DeliveryState.QUEUED),
+        attempts=_delivery.attempts - 1,
+        due_at=bindparam("now"),
+        due_set_at=bindparam("now"),
+        lease=None,
+        maybe_sent=1,
+    )
+)
 
 
 async def read_merged_events(store: Store, task: DeliveryTask) -> AsyncIterator[bytes]:
@@ -369,10 +447,34 @@ async def read_merged_events(store: Store, task: DeliveryTask) -> AsyncIterator[
     if task.first_event_seq == task.last_event_seq and task.event_json:
         yield task.event_json
         return
+    for page in _split_pages(await store.read(partial(_read_event_sizes, task))):
+        for event_json in await store.read(partial(_read_events, page)):
+            yield event_json
+
+
+async def save_progress(store: Store, task: DeliveryTask, progress: Mapping[str, str]) -> bool:
+    """Commits what a channel has done of a delivery or of a digest. False if the lease was lost, and nothing is saved.
+
+    Raises:
+        StoreUnavailableError: it is not known to be committed.
+    """
+    saved = (
+        update(deliveries)
+        .where(_delivery.lease == task.lease_id)
+        .where(or_(_delivery.id == task.delivery_id, _delivery.digest_id == task.delivery_id))
+        .values(progress=clean_for_database(json.dumps(dict(progress))))
+    )
+    return await store.run(lambda transaction: transaction.connection.execute(saved).rowcount > 0)
+
+
+async def release_leases(store: Store, lease_owner: str) -> None:
+    """Makes what an owner claimed and did not finish due at once, for a clean stop. Raises StoreUnavailableError."""
+    await store.run(partial(_release_leases, lease_owner=lease_owner))
+
+
+def _read_event_sizes(task: DeliveryTask, connection: Connection) -> list[EventSizeRow]:
     values = {"incident": task.incident_id, "first": task.first_event_seq, "last": task.last_event_seq}
-    for page in _split_pages(await store.read(partial(_READ_EVENT_SIZES.fetch_all, values=values))):
-        for row in await store.read(partial(_READ_EVENTS.fetch_all, values={"seqs": page})):
-            yield row.event
+    return _READ_EVENT_SIZES.fetch_all(connection, values)
 
 
 def _split_pages(sizes: Sequence[EventSizeRow]) -> Iterator[list[int]]:
@@ -388,46 +490,13 @@ def _split_pages(sizes: Sequence[EventSizeRow]) -> Iterator[list[int]]:
     yield page
 
 
-async def save_progress(store: Store, claim: Claim, progress: Mapping[str, str]) -> bool:
-    """Commits what a channel has done of a delivery or of a digest. False if the lease was lost, and nothing is saved.
-
-    Raises:
-        StoreUnavailableError: it is not known to be committed.
-    """
-    delivery_id = claim.task.delivery_id
-    saved = (
-        update(deliveries)
-        .where(_delivery.lease == claim.lease_id)
-        .where(or_(_delivery.id == delivery_id, _delivery.digest_id == delivery_id))
-        .values(progress=clean_for_database(json.dumps(dict(progress))))
-    )
-    return await store.run(lambda transaction: transaction.connection.execute(saved).rowcount > 0)
+def _read_events(seqs: list[int], connection: Connection) -> list[bytes]:
+    return [row.event for row in _READ_EVENTS_IN_ORDER.fetch_all(connection, {"seqs": seqs})]
 
 
-_owned = (_delivery.lease.startswith(bindparam("owner")), _delivery.finished_at.is_(None))
-_OWNED_INCIDENTS: Final = select_values(str, _delivery.incident_id).where(*_owned)
-_LOCK_OWNED: Final = DELIVERIES.where(*_owned).order_by(_delivery.seq).for_update()
-_RELEASE: Final = (
-    update(deliveries)
-    .where(*_owned)
-    .values(
-        state=case((_delivery.attempts > 1, DeliveryState.RETRYING), else_=DeliveryState.QUEUED),
-        attempts=_delivery.attempts - 1,
-        due_at=bindparam("now"),
-        lease=None,
-        maybe_sent=1,
-    )
-)
-
-
-async def release_leases(store: Store, lease_owner: str) -> None:
-    """Makes what an owner claimed and did not finish due at once, for a clean stop. Raises StoreUnavailableError."""
-
-    def release(transaction: Transaction) -> None:
-        values = {"owner": lease_owner, "now": transaction.now}
-        lock_incidents(transaction, set(_OWNED_INCIDENTS.fetch_all(transaction.connection, values)))
-        for row in _LOCK_OWNED.fetch_all(transaction.connection, values):
-            merge_into_successor(transaction, row, RetryState(row.attempts - 1, transaction.now, row.reason))
-        transaction.connection.execute(_RELEASE, values)
-
-    await store.run(release)
+def _release_leases(transaction: Transaction, lease_owner: str) -> None:
+    connection = transaction.connection
+    lock_incidents(transaction, set(_OWNED_INCIDENTS.fetch_all(connection, {"owner": lease_owner})))
+    for row in _LOCK_OWNED.fetch_all(connection, {"owner": lease_owner}):
+        merge_into_successor(transaction, row, RetryState(row.attempts - 1, transaction.now, row.reason))
+    connection.execute(_RELEASE, {"owner": lease_owner, "now": transaction.now})

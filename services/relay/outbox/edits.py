@@ -24,12 +24,12 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, and_, bindparam, case, func, or_, select, update
 
-from services.relay.model import Claim, DeliveryTask, IncidentContext
+from services.relay.model import DeliveryTask, DigestMember, IncidentContext
 from services.relay.outbox.channels import count_available, spend
-from services.relay.outbox.context import read_contexts
 from services.relay.outbox.database import build_insert
 from services.relay.outbox.store import BulkStatement, Store, Transaction
 from services.relay.outbox.tables import (
+    CLOCK_TOLERANCE,
     DIGEST_EPISODE,
     EVENTS,
     RowQuery,
@@ -65,6 +65,7 @@ _INSERT_FIRST_MESSAGES: Final = {dialect: _build_insert(dialect) for dialect in 
 _request_values = {
     "wanted": _edit.wanted + 1,
     "requested_at": case((_is_idle, bindparam("now")), else_=_edit.requested_at),
+    "due_set_at": case((_is_idle, bindparam("now")), else_=_edit.due_set_at),
 }
 _REQUEST_FOR_CHANNEL: Final = BulkStatement(
     update(edits)
@@ -182,7 +183,7 @@ def record_first_messages(transaction: Transaction, messages: Sequence[FirstMess
     """Records messages that are edited from now on: at once, where a person acted while they were sent."""
     if messages:
         connection, now = transaction.connection, transaction.now
-        state: dict[str, object] = {"wanted": 0, "shown": 0, "requested_at": now, "due_at": now}
+        state: dict[str, object] = {"wanted": 0, "shown": 0, "requested_at": now, "due_at": now, "due_set_at": now}
         state |= {"attempts": 0, "lease": None, "reason": None, "edited_at": None}
         rows = [{key: value for key, value in each._asdict().items() if key != "context"} | state for each in messages]
         _INSERT_FIRST_MESSAGES[connection.dialect.name].execute(connection, rows)
@@ -273,8 +274,8 @@ class EditClaimRequest(NamedTuple):
 class EditClaim(NamedTuple):
     """One claimed edit."""
 
-    claim: Claim
-    """Of the delivery that sent the message, or of the digest."""
+    task: DeliveryTask
+    """Its delivery is the one that sent the message, or the digest."""
     version: int
     """It shows the requests up to this one."""
     age: float
@@ -315,6 +316,7 @@ class EditOutcome:
 class _LimitRow(NamedTuple):
     next_token_at: float
     retry_after_until: float | None
+    retry_after_set_at: float | None
 
 
 class _EditRow(NamedTuple):
@@ -352,9 +354,9 @@ class _MemberRow(NamedTuple):
 
 
 _CHANNELS_OF_SCOPE: Final = select_values(str, channels.c.name).where(channels.c.edit_scope == bindparam("scope"))
-_READ_LIMIT: Final = RowQuery(_LimitRow, select(_limit.next_token_at, _limit.retry_after_until)).where(
-    _limit.scope == bindparam("scope")
-)
+_READ_LIMIT: Final = RowQuery(
+    _LimitRow, select(_limit.next_token_at, _limit.retry_after_until, _limit.retry_after_set_at)
+).where(_limit.scope == bindparam("scope"))
 _LOCK_LIMIT: Final = _READ_LIMIT.for_update(skip_locked=True)
 _DUE_EDITS: Final = RowQuery(
     _EditRow,
@@ -369,7 +371,8 @@ _DUE_EDITS: Final = RowQuery(
 ).where(_edit.channel.in_(bindparam("channels", expanding=True)), _IS_WAITING)
 _LOCK_DUE: Final = (
     _DUE_EDITS.where(
-        _edit.due_at <= bindparam("now"),
+        # What was set in what is now the future is due: the clock was set back.
+        or_(_edit.due_at <= bindparam("now"), _edit.due_set_at > bindparam("now") + CLOCK_TOLERANCE),
         case((_edit.episode == DIGEST_EPISODE, _edit.incident_id), else_=deliveries.c.id).not_in(
             bindparam("in_flight", expanding=True)
         ),
@@ -396,6 +399,7 @@ _MARK_CLAIMED: Final = BulkStatement(
     .values(
         lease=bindparam("new_lease"),
         due_at=bindparam("ends"),
+        due_set_at=bindparam("now"),
         attempts=_edit.attempts + 1,
     )
 )
@@ -411,7 +415,7 @@ _READ_EVENTS: Final = EVENTS.where(events.c.seq.in_(bindparam("seqs", expanding=
 _end = (
     update(edits)
     .where(*_of_one, _edit.lease == bindparam("ours"))
-    .values(due_at=bindparam("new_due_at"), lease=None, reason=bindparam("new_reason"))
+    .values(due_at=bindparam("new_due_at"), due_set_at=bindparam("now"), lease=None, reason=bindparam("new_reason"))
 )
 _END: Final = _end.values(
     shown=bindparam("new_shown"),
@@ -462,7 +466,9 @@ _MEMBERS: Final = RowQuery(
     .order_by(deliveries.c.seq),
 )
 _RELEASE: Final = (
-    update(edits).where(_edit.lease.startswith(bindparam("owner"))).values(due_at=bindparam("now"), lease=None)
+    update(edits)
+    .where(_edit.lease.startswith(bindparam("owner")))
+    .values(due_at=bindparam("now"), due_set_at=bindparam("now"), lease=None)
 )
 
 
@@ -471,9 +477,9 @@ async def claim_edits(store: Store, request: EditClaimRequest) -> EditClaimResul
     return await store.run(partial(_claim, request=request))
 
 
-async def record_edit(store: Store, scope: str, edit: EditClaim, outcome: EditOutcome) -> bool:
+async def record_edit(store: Store, scope: str, claim: EditClaim, outcome: EditOutcome) -> bool:
     """Commits how an edit ended; False if its lease was lost. Raises StoreUnavailableError: it may not be committed."""
-    return await store.run(partial(_record, scope=scope, edit=edit, outcome=outcome))
+    return await store.run(partial(_record, scope=scope, claim=claim, outcome=outcome))
 
 
 async def release_edits(store: Store, lease_owner: str) -> None:
@@ -506,7 +512,7 @@ def _claim(transaction: Transaction, request: EditClaimRequest) -> EditClaimResu
         next_token_at = spend(limit.next_token_at, now, len(rows), request.rate)
         _update_limit(connection, request.scope, next_token_at=next_token_at)
     lease_id = f"{request.lease_owner}/{uuid4().hex}"
-    claimed = {"new_lease": lease_id, "ends": now + request.lease_seconds}
+    claimed = {"new_lease": lease_id, "now": now, "ends": now + request.lease_seconds}
     _MARK_CLAIMED.execute(connection, [{**_identify(row), **claimed} for row in rows])
     return EditClaimResult(tuple(_build_claims(transaction, rows, lease_id)), 0.0)
 
@@ -517,7 +523,7 @@ def _identify(row: _EditRow | DeliveryTask) -> dict[str, object]:
 
 def _build_claims(transaction: Transaction, rows: Sequence[_EditRow], lease_id: str) -> list[EditClaim]:
     """Each shows the latest event of its episode, or of the episodes of its members."""
-    connection, now = transaction.connection, transaction.now
+    connection = transaction.connection
     about_incidents = [row for row in rows if row.episode != DIGEST_EPISODE]
     ids = sorted({row.incident_id for row in about_incidents})
     latest = {
@@ -528,39 +534,21 @@ def _build_claims(transaction: Transaction, rows: Sequence[_EditRow], lease_id: 
         for row in about_incidents
     }
     found = {row.seq: row.event for row in _READ_EVENTS.fetch_all(connection, {"seqs": sorted(set(seqs.values()))})}
-    edits_claimed = []
-    for row in rows:
-        is_digest = row.episode == DIGEST_EPISODE  # its row has the id of a member, of which an edit may be due as well
-        seq = 0 if is_digest else seqs[row.id]
-        task = DeliveryTask(
-            delivery_id=row.incident_id if is_digest else row.id,
-            incident_id=row.incident_id,
-            episode=row.episode,
-            channel=row.channel,
-            accepted_at=datetime.fromtimestamp(row.accepted_at, UTC),
-            event_json=found.get(seq, b""),
-            events_size=len(found.get(seq, b"")),
-            first_receipt=json.loads(row.receipt) if row.receipt else {},
-            remark=row.remark or "",
-            age=now - row.accepted_at,
-            first_event_seq=seq,
-            last_event_seq=seq,
-            is_edit=True,
-        )
-        if not is_digest:
-            task = task._replace(context=read_contexts(connection, [task])[0])
-        members = _read_members(connection, row, lease_id) if is_digest else ()
-        claim = Claim(task, lease_id, row.attempts + 1, members=members)
-        edits_claimed.append(EditClaim(claim, row.wanted, max(now - row.requested_at, 0.0)))
-    return edits_claimed
+    return [
+        _build_digest_claim(transaction, row, lease_id)
+        if row.episode == DIGEST_EPISODE  # whose row has the ID of a member, of which an edit may be due as well
+        else _build_claim(row, seqs[row.id], found.get(seqs[row.id], b""), lease_id, transaction.now)
+        for row in rows
+    ]
 
 
-def _read_members(connection: Connection, row: _EditRow, lease_id: str) -> tuple[Claim, ...]:
-    """Their events are read before the attempt, one after the other."""
-    members = _MEMBERS.fetch_all(connection, {"digest": row.incident_id})
+def _build_digest_claim(transaction: Transaction, row: _EditRow, lease_id: str) -> EditClaim:
+    """With the members of the digest; their events are read before the attempt, one after the other."""
+    claim = _build_claim(row, 0, b"", lease_id, transaction.now)
+    members = _MEMBERS.fetch_all(transaction.connection, {"digest": row.incident_id})
     by_incident = {(member.incident_id, member.episode): member for member in members}
-    return tuple(
-        Claim(
+    tasks = tuple(
+        DigestMember(
             DeliveryTask(
                 delivery_id=member.id,
                 incident_id=member.incident_id,
@@ -570,26 +558,47 @@ def _read_members(connection: Connection, row: _EditRow, lease_id: str) -> tuple
                 first_event_seq=member.latest_event_seq,
                 last_event_seq=member.latest_event_seq,
             ),
-            lease_id,
             is_named_only=bool(member.is_named_only),
         )
         for member in by_incident.values()
     )
+    return claim._replace(task=claim.task._replace(delivery_id=row.incident_id, members=tasks))
 
 
-def _record(transaction: Transaction, scope: str, edit: EditClaim, outcome: EditOutcome) -> bool:
-    connection, now, task = transaction.connection, transaction.now, edit.claim.task
+def _build_claim(row: _EditRow, seq: int, event_json: bytes, lease_id: str, now: float) -> EditClaim:
+    task = DeliveryTask(
+        delivery_id=row.id,
+        incident_id=row.incident_id,
+        episode=row.episode,
+        channel=row.channel,
+        accepted_at=datetime.fromtimestamp(row.accepted_at, UTC),
+        event_json=event_json,
+        events_size=len(event_json),
+        first_receipt=json.loads(row.receipt) if row.receipt else {},
+        remark=row.remark or "",
+        age=now - row.accepted_at,
+        attempt_number=row.attempts + 1,
+        lease_id=lease_id,
+        first_event_seq=seq,
+        last_event_seq=seq,
+        is_edit=True,
+    )
+    return EditClaim(task, row.wanted, max(now - row.requested_at, 0.0))
+
+
+def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: EditOutcome) -> bool:
+    connection, now, task = transaction.connection, transaction.now, claim.task
     is_over = outcome.result is not EditResult.RETRYING
     key = _identify(task)
     ended_count = connection.execute(
         _END if is_over else _END_RETRY,
         {
             **key,
-            "ours": edit.claim.lease_id,
+            "ours": task.lease_id,
             "now": now,
             "new_due_at": now + outcome.retry_in,
             "new_reason": outcome.reason,
-            **({"new_shown": edit.version, "new_edited_at": _find_edit_time(outcome, now)} if is_over else {}),
+            **({"new_shown": claim.version, "new_edited_at": _find_edit_time(outcome, now)} if is_over else {}),
         },
     ).rowcount
     is_lease_valid = bool(ended_count)
@@ -602,7 +611,7 @@ def _record(transaction: Transaction, scope: str, edit: EditClaim, outcome: Edit
         connection.execute(_REPLACE_DIGEST_RECEIPT, {**key, "new_receipt": receipt})
     if outcome.retry_after is not None and (limit := _READ_LIMIT.fetch_first(connection, {"scope": scope})):
         until = now + max(_compute_pause(limit, now), outcome.retry_after)
-        _update_limit(connection, scope, retry_after_until=until)
+        _update_limit(connection, scope, retry_after_until=until, retry_after_set_at=now)
     return is_lease_valid
 
 
@@ -620,8 +629,10 @@ def _lock_limit(transaction: Transaction, scope: str) -> _LimitRow | None:
 
 
 def _compute_pause(limit: _LimitRow, now: float) -> float:
-    """Seconds that are left of the pause that the provider asked for."""
-    return max((limit.retry_after_until or 0.0) - now, 0.0)
+    """Seconds that are left of the pause that the provider asked for; none of one from a clock that was set back."""
+    if limit.retry_after_until is None or (limit.retry_after_set_at or 0.0) > now + CLOCK_TOLERANCE:
+        return 0.0
+    return max(limit.retry_after_until - now, 0.0)
 
 
 def _update_limit(connection: Connection, scope: str, **changes: float) -> None:

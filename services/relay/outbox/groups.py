@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, and_, bindparam, literal_column, or_, select, update
 
-from services.relay.model import Claim, DeliveryTask, Event, Status, compute_digest, decode_event, split_digests
+from services.relay.model import DeliveryTask, Event, Status, compute_digest, decode_event, split_digests
 from services.relay.outbox.store import Transaction
 from services.relay.outbox.tables import (
     OPEN_INCIDENT_EVENTS,
@@ -235,7 +235,7 @@ def is_dedup_key_in_use(connection: Connection, incident_ids: Collection[str], n
     return False
 
 
-def may_have_earlier_open(connection: Connection, claim: Claim) -> bool:
+def may_have_earlier_open(connection: Connection, task: DeliveryTask) -> bool:
     """Whether the provider may have an earlier episode of the incident open, and nothing of this episode.
 
     Its last delivery with the key decides: only a resolve leaves nothing open. One that was left out, because another
@@ -244,8 +244,9 @@ def may_have_earlier_open(connection: Connection, claim: Claim) -> bool:
     counts, too. Two channels of one key that begin at the same moment may both resolve. Where a backup was restored,
     nobody is called twice.
     """
-    task = claim.task
-    channels = claim.dedup_channels or (task.channel,)
+    if task.episode == 1 or task.first_receipt is not None:
+        return False
+    channels = task.dedup_channels or (task.channel,)
     values = {"incident": task.incident_id, "channels": channels, "episode": task.episode}
     last = _LAST_ARRIVED.fetch_first(connection, values)
     if last is None or (last.state, last.status) == (DeliveryState.DELIVERED, Status.RESOLVED):

@@ -1,12 +1,8 @@
-"""The driver `admin_api`: a service's admin API, by HTTPS.
+"""The driver `admin_api`: a service's admin API, by HTTPS; and the client of that API, which `command` has, too.
 
 `http://` is refused for anything but this machine, because it would send the token in plaintext: through
-`kubectl port-forward` or `ssh -L` a service is on this machine.
-
-The client of a service's admin API: an `Administration` over requests that a driver sends.
-
-Every response is validated against the models of `keyring.administration`: an invalid one raises an error with a
-sentence, never a parser's exception.
+`kubectl port-forward` or `ssh -L` a service is on this machine. An invalid response raises an error with a sentence,
+never a parser's exception.
 """
 
 import json
@@ -18,7 +14,7 @@ from urllib.parse import quote, urlencode
 import aiohttp
 from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
-from services.rotator.drivers.driver_settings import BaseDriverSettings
+from services.rotator.drivers import BaseDriverSettings
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import Duration, SecretPath, check_base_url, check_secret_url
 from shared.keyring.administration import (
@@ -62,10 +58,7 @@ class AdminRequest(NamedTuple):
 
 
 class AdminResponse(NamedTuple):
-    """The response to it."""
-
     status: int
-    """The HTTP status."""
     body: bytes
     """JSON, if the admin API sent it."""
 
@@ -96,7 +89,6 @@ class RemoteAdministration:
         self._send = send
 
     async def list_keys(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[KeyInfo]:
-        """See the port, as for the other methods."""
         return await self._call(_KEYS, "GET", f"keys?{urlencode({'after': after, 'limit': limit})}")
 
     async def count_key_usage(self) -> KeyUsage:
@@ -112,7 +104,6 @@ class RemoteAdministration:
         return await self._call(_STORED, "POST", "backup", after=after, limit=limit)
 
     async def list_excluded_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:  # noqa: ARG002
-        """A service's own keyring has none."""
         return ()
 
     async def rotate(self, request: RotateRequest) -> RotationProgress:
@@ -192,7 +183,7 @@ class RemoteAdministration:
 
 
 def explain_excess(body: bytes) -> str | None:
-    """Why JSON is too large to parse; None if it is not. Follows the name of a response in an error."""
+    """Why JSON is too large to parse, as the end of a sentence; None if it is not."""
     if sum(map(body.count, (b",", b"[", b"{"))) <= _MAX_VALUES:
         return None
     return f"holds over {_MAX_VALUES} values"
@@ -224,17 +215,15 @@ class AdminApiDriverSettings(EgressSettings, BaseDriverSettings):
     token_file: SecretPath
     """The first line is sent."""
     timeout: Duration = 300.0
-    """Of one call. That which takes longest is a full verification."""
+    """Of one call. A full verification takes longest."""
 
     @property
     def location(self) -> str:
-        """Names the keyring."""
         return self.url
 
     @asynccontextmanager
     async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
-        """The service's administration; the service calls KMS itself, so `kms` is unused."""
-        del kms
+        del kms  # the service calls it itself
         async with aiohttp.ClientSession(
             # Not kept open: one left idle may be closed just as it is used again.
             connector=Connector(Egress(self), force_close=True),

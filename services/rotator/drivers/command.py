@@ -22,6 +22,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
+from services.rotator.drivers import BaseDriverSettings
 from services.rotator.drivers.admin_api import (
     NO_ADMIN_API,
     AdminRequest,
@@ -29,7 +30,6 @@ from services.rotator.drivers.admin_api import (
     RemoteAdministration,
     explain_excess,
 )
-from services.rotator.drivers.driver_settings import BaseDriverSettings
 from shared.check import HintedError
 from shared.config.settings import Duration
 from shared.keyring.administration import MAX_RESPONSE_BYTES, Administration, RefusedError, UnreachableError
@@ -52,12 +52,10 @@ class CommandDriverSettings(BaseDriverSettings):
 
     @property
     def location(self) -> str:
-        """Names the keyring on one line, shortened if necessary."""
         return " ".join(shlex.join(self.argv).split())[:80]
 
     @asynccontextmanager
     async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
-        """The administration behind the command, which starts at the first call."""
         del kms
         command = _CommandTransport(self, caller)
         try:
@@ -67,7 +65,7 @@ class CommandDriverSettings(BaseDriverSettings):
 
 
 class _NoResponseError(HintedError):
-    """There is no response, or one that cannot be read."""
+    pass
 
 
 class _ResponseLine(BaseModel):
@@ -140,7 +138,7 @@ def _parse_response(line: bytes) -> AdminResponse:
 
 
 class _CommandProcess:
-    """The process and its standard error, which is read so that a full pipe never blocks it."""
+    """A process; its standard error is read, so that a full pipe never blocks it."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -150,7 +148,7 @@ class _CommandProcess:
     async def send_line(self, line: bytes) -> bytes:
         """The line that answers `line`, or what there was of it at the end of standard output."""
         assert self.process.stdin  # noqa: S101 - a pipe
-        assert self.process.stdout  # noqa: S101 - likewise
+        assert self.process.stdout  # noqa: S101 - a pipe
         with suppress(ConnectionError):  # it has ended: standard output says so
             self.process.stdin.write(line)
             await self.process.stdin.drain()

@@ -21,14 +21,10 @@ DriverSettings = Annotated[
 def open_driver(
     settings: DriverSettings, kms: ProviderSettings, *, caller: str = "keypulse-rotator"
 ) -> AbstractAsyncContextManager[Administration]:
-    """The keyring that `settings` lead to, open until the context ends.
+    """The keyring that `settings` lead to, open until the context ends. `caller` is for the service's log.
 
-    Args:
-        settings: of the driver.
-        kms: the key that wraps the data keys; only the drivers `sql` and `table` call it themselves.
-        caller: for the service's log; each character that is not printable ASCII becomes a question mark.
-
-    Raises:
-        AdministrationError: it cannot be opened at all. A service that does not answer is found at the first call.
+    Only the drivers `sql` and `table` call `kms` themselves. Raises AdministrationError if the keyring cannot be
+    opened; a service that does not answer is found at the first call.
     """
+    # Each character that is no printable ASCII becomes a question mark.
     return settings.open(kms, "".join(c if c.isascii() and c.isprintable() else "?" for c in caller)[:200])

@@ -1,12 +1,12 @@
-"""The driver `sql`: the keyring's database and KMS directly, where a service has no admin API or does not run.
+"""The drivers `sql` and `table`, which work in the database of a service and call KMS themselves.
 
-This driver notifies no instance of the service: each notices when it next reads the keyring. Data keys that the
-service's local key wraps stay as they are, and are named: that key is on the service's own disk.
+`sql` is for the keyring of a service that has no admin API or does not run. It notifies no instance of the service:
+each notices when it next reads the keyring. Data keys that the service's local key wraps stay as they are, and are
+named: that key is on the service's own disk.
 
-The driver `table`: a table of envelope-encrypted keys that another program made, in its own database.
-
-Only the wrapped keys and their versions change there. Lease, journal and fingerprints are in `keypulse_*` tables beside
-it. The program itself need not stop: what it writes meanwhile is never overwritten.
+`table` is for envelope-encrypted keys in a table of another program. Only the wrapped keys and their versions change
+there. Lease, journal and fingerprints are in `keypulse_*` tables beside it. The program itself need not stop: what it
+writes meanwhile is never overwritten.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from services.rotator.drivers.driver_settings import BaseDriverSettings
+from services.rotator.drivers import BaseDriverSettings
 from shared.config.settings import Duration, Section
 from shared.keyring.administration import Administration, RefusedError, RotationType, UnreachableError
 from shared.keyring.database import Database, DatabaseError
@@ -26,10 +26,25 @@ from shared.keyring.external.table import AadTemplate, Encoding, TableLayout
 from shared.keyring.key_table import RecordsTable
 from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.wrapping import KeyWrapper
+from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key
 from shared.kms.retries import RetryingKey
 from shared.kms.settings import ProviderSettings
 from shared.sql import database_url
+
+_EXPECTED = "expected the database of the service"
+
+
+@asynccontextmanager
+async def _connect(database: database_url.DatabaseUrl, kms: ProviderSettings, hint: str) -> AsyncIterator[KmsKey]:
+    """The KMS key, for a database whose file exists."""
+    if database.drivername == "sqlite" and not await asyncio.to_thread(Path(database.database or "").is_file):
+        raise RefusedError(f"database {database}: there is no such file", hint)
+    provider = connect_key(kms)
+    try:
+        yield RetryingKey(provider)
+    finally:
+        await provider.close()
 
 
 class RecordsSettings(Section):
@@ -51,56 +66,41 @@ class SqlDriverSettings(BaseDriverSettings):
 
     @property
     def location(self) -> str:
-        """Names the keyring, without a password."""
         return str(self.database)
 
     @asynccontextmanager
     async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
-        """The keyring in `database`; its journal names the caller of a rotation."""
+        """The keyring in `database`, which is never made: an empty keyring has nothing to rotate."""
         del caller
-        provider = connect_key(kms)
-        try:
-            async with _open_database(self.database, self.records) as database:
+        async with _connect(self.database, kms, _EXPECTED) as key:
+            label = f"database {self.database}"
+            try:
+                database = await Database.open(self.database)
+            except DatabaseError as error:
+                raise UnreachableError(f"{label}: {error}", _EXPECTED) from None
+            try:
+                await self._check_tables(database, label)
                 records = RecordsTable(self.records.table, self.records.data_key_column) if self.records else None
-                wrapping = KeyWrapper(RetryingKey(provider), kms.key, self.kms_timeout)
-                yield LocalAdministration(database, wrapping, records)
-        finally:
-            await provider.close()
+                yield LocalAdministration(database, KeyWrapper(key, kms.key, self.kms_timeout), records)
+            finally:
+                await database.close()
 
-
-@asynccontextmanager
-async def _open_database(
-    location: database_url.DatabaseSetting, records: RecordsSettings | None
-) -> AsyncIterator[Database]:
-    """The service's database. One that is not there is never made: an empty keyring has nothing to rotate."""
-    label = f"database {location}"
-    if location.drivername == "sqlite" and not await asyncio.to_thread(Path(location.database or "").is_file):
-        raise RefusedError(f"{label}: there is no such file", "expected the database of the service")
-    try:
-        database = await Database.open(location)
-    except DatabaseError as error:
-        raise UnreachableError(f"{label}: {error}", "expected the database of the service") from None
-    try:
-        await _check_column(database, "data_keys", "fingerprint", label, "expected the database of the service")
-        await _check_tables(database, label)
-        if records:
-            await _check_column(database, records.table, records.data_key_column, label, "correct driver.records")
-        yield database
-    finally:
-        await database.close()
-
-
-async def _check_tables(database: Database, label: str) -> None:
-    """The service alone makes its tables: one of another version may run."""
-    try:
-        is_current = await database.is_keyring_current()
-    except DatabaseError as error:
-        raise UnreachableError(f"{label}: {error}", "expected the database of the service") from None
-    if not is_current:
-        raise RefusedError(
-            f"{label}: the keyring's tables are of another version",
-            "run the rotator in the version of the service",
-        )
+    async def _check_tables(self, database: Database, label: str) -> None:
+        """The service alone makes its tables: one of another version may run."""
+        await _check_column(database, "data_keys", "fingerprint", label, _EXPECTED)
+        try:
+            is_current = await database.is_keyring_current()
+        except DatabaseError as error:
+            raise UnreachableError(f"{label}: {error}", _EXPECTED) from None
+        if not is_current:
+            raise RefusedError(
+                f"{label}: the keyring's tables are of another version",
+                "run the rotator in the version of the service",
+            )
+        if self.records:
+            await _check_column(
+                database, self.records.table, self.records.data_key_column, label, "correct driver.records"
+            )
 
 
 async def _check_column(database: Database, table: str, column: str, location: str, hint: str) -> None:
@@ -155,12 +155,10 @@ class TableDriverSettings(BaseDriverSettings):
 
     @property
     def location(self) -> str:
-        """Names the keyring, without a password."""
         return f"{self.database} {self.table}.{self.wrapped}"
 
     @property
     def layout(self) -> TableLayout:
-        """Where the wrapped keys are."""
         return TableLayout(
             table=self.table,
             id_columns=(self.id,) if isinstance(self.id, str) else self.id,
@@ -173,16 +171,9 @@ class TableDriverSettings(BaseDriverSettings):
 
     @asynccontextmanager
     async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
-        """The table in `database`; its journal names the caller of a rotation."""
         del caller
-        file = Path(self.database.database or "")
-        if self.database.drivername == "sqlite" and not await asyncio.to_thread(file.is_file):
-            raise RefusedError(f"database {self.database}: there is no such file", "correct `driver.database`")
-        provider = connect_key(kms)
-        try:
-            async with ExternalAdministration.open(
-                self.database, self.layout, RetryingKey(provider), kms.key, self.kms_timeout
-            ) as administration:
-                yield administration
-        finally:
-            await provider.close()
+        async with (
+            _connect(self.database, kms, "correct `driver.database`") as key,
+            ExternalAdministration.open(self.database, self.layout, key, kms.key, self.kms_timeout) as administration,
+        ):
+            yield administration

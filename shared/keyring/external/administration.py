@@ -1,4 +1,4 @@
-"""The administration of a table that another program made: `rewrap-kek` alone, by the table's own rows.
+"""The administration of a table that another program made: only `rewrap-kek`, by the table's own rows.
 
 Before a rotation changes anything, every row is unwrapped once: a row that cannot be is named, and nothing is changed.
 """
@@ -61,15 +61,7 @@ class ExternalAdministration(LocalAdministration):
     async def open(
         cls, url: URL, layout: TableLayout, kms: KmsKey, kek: str, timeout: float
     ) -> AsyncIterator["ExternalAdministration"]:
-        """The table in the database at `url`. Raises RefusedError, UnreachableError.
-
-        Args:
-            url: of the database.
-            layout: where the wrapped keys are.
-            kms: the KMS key, as by `RetryingKey`.
-            kek: its full name.
-            timeout: seconds of one call.
-        """
+        """The table in the database at `url`, by the KMS key `kek`. Raises RefusedError, UnreachableError."""
         prefix, quote = get_table_prefix(layout), "`" if url.drivername == "mariadb" else '"'
         database = Database(url, table_names=build_table_names(layout, prefix, quote))
         try:
@@ -83,7 +75,7 @@ class ExternalAdministration(LocalAdministration):
             await database.close()
 
     async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:
-        """The first one makes the tables of the journal."""
+        """The first lease makes the tables of the journal."""
         if not await self._has_tables():
             layout, prefix = self._external.table.layout, self._external.prefix
             async with translate_errors():
@@ -103,7 +95,6 @@ class ExternalAdministration(LocalAdministration):
                     )
 
     async def count_key_usage(self) -> KeyUsage:
-        """Reads every row."""
         async with translate_errors():
             excluded = _list_versions(await self._external.count_excluded(self._database))
         if await self._has_tables():
@@ -113,7 +104,7 @@ class ExternalAdministration(LocalAdministration):
             now = await self._database.read(self._database.read_clock)
         return KeyUsage(
             kek=self._wrapping.kek,
-            versions=_list_versions({(row.kek, row.kek_version): row.total for row in counts.versions}),
+            versions=_list_versions(counts.versions),
             excluded=excluded,
             active=None,
             active_since=None,
@@ -122,7 +113,6 @@ class ExternalAdministration(LocalAdministration):
         )
 
     async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:
-        """None, too, before there is a journal."""
         return await super().get_progress(rotation_id) if await self._has_tables() else None
 
     async def list_backup_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
@@ -132,7 +122,6 @@ class ExternalAdministration(LocalAdministration):
         return await super().list_backup_rows(after, limit)
 
     async def list_excluded_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
-        """The rows that `where` leaves out."""
         async with translate_errors():
             keys = await self._database.read(
                 partial(self._external.list_page, after=after, limit=limit, excluded=True), seconds=SCAN_SECONDS
@@ -140,7 +129,7 @@ class ExternalAdministration(LocalAdministration):
         return [create_backup_row(key) for key in keys]
 
     async def rotate(self, request: RotateRequest) -> RotationProgress:
-        """Of the type `rewrap-kek` alone. What is added once it has begun is for the next rotation."""
+        """Only of the type `rewrap-kek`. What is added once it has begun is for the next rotation."""
         if request.type is not RotationType.REWRAP_KEK:
             raise RefusedError(_ONLY_REWRAP)
         if await self.get_progress(request.rotation_id) is None:
@@ -148,7 +137,6 @@ class ExternalAdministration(LocalAdministration):
         return await super().rotate(request)
 
     async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
-        """Likewise."""
         if type_ is not RotationType.REWRAP_KEK:
             raise RefusedError(_ONLY_REWRAP)
         return await super().dry_run(type_, target_version)
@@ -170,7 +158,7 @@ class ExternalAdministration(LocalAdministration):
             return await self._database.read(self._external.has_tables)
 
     async def _learn_rows(self) -> None:
-        """Stores the fingerprint of each row that is not known yet, and refuses where one cannot be unwrapped."""
+        """Stores the fingerprint of each row that is not known yet. Refuses if a row cannot be unwrapped."""
         problems: list[Problem] = []
         async with translate_errors():
             primary = (await self._wrapping.kms.describe_key(timeout=self._wrapping.timeout)).primary_version
@@ -217,7 +205,6 @@ class ExternalAdministration(LocalAdministration):
 
 
 def _list_versions(counts: Mapping[tuple[str, str], int]) -> tuple[VersionUsage, ...]:
-    """The counts of rows by KMS key and version."""
     return tuple(
         VersionUsage(kek=kek, kek_version=version, data_keys=total, records=0)
         for (kek, version), total in counts.items()

@@ -1,29 +1,24 @@
-"""What is known of the rows that were unwrapped or wrapped here: the data key's fingerprint, and the KMS key's version.
+"""The rows of another program's table as data keys, and the `keypulse_*` tables beside it.
 
-It is believed only of the very ciphertext that it was found with: another program may write another one at any time.
+The first runner that takes the lease makes these tables: those of a keyring, under other names, and one with what is
+known of each row that was unwrapped or wrapped here. That is believed only of the very ciphertext that it was found
+with, because another program may write another one at any time.
 
-The journal of a table of another program: `keypulse_*` tables beside it, made when somebody first takes the lease.
-
-They are those of a keyring, under names of their own, and one of fingerprints: what is known of each row that was
-unwrapped or wrapped here.
-
-The rows of another program's table as data keys: a `KeyTable`.
-
-Which version wraps a row says the table's own column, or what is known of the row's ciphertext since it was wrapped
-here, or the ciphertext itself where the KMS writes that into it. Where nothing does, or two of them disagree, it may be
-any version, and the row is wrapped anew.
+The table's own column says which version wraps a row; or what is known of its ciphertext; or the ciphertext itself,
+where the KMS writes the version into it. Where nothing does, or two of them disagree, it may be any version, and the
+row is wrapped anew.
 """
 
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from sqlalchemy import Column, Connection, Index, MetaData, String, Table, inspect, select
+from sqlalchemy import Row as SqlRow
 from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import SchemaConst
 from sqlalchemy.types import TypeEngine
@@ -31,7 +26,7 @@ from sqlalchemy.types import TypeEngine
 from shared.keyring import store
 from shared.keyring.database import Database
 from shared.keyring.external.table import MAX_ID_LENGTH, ExternalTable, Row, TableLayout, UnreadableRow
-from shared.keyring.key_table import SCAN_SECONDS, KeyCounts
+from shared.keyring.key_table import SCAN_SECONDS, KeyCounts, KeyTable
 from shared.keyring.model import UNREADABLE_VERSION, DataKey, DataKeyStatus, WrappedKey
 from shared.keyring.tables import (
     Id,
@@ -39,9 +34,6 @@ from shared.keyring.tables import (
     LenientText,
     LenientTimestamp,
     LenientVersion,
-    ProblemRow,
-    VersionCount,
-    fetch,
     journal_entries,
     problems,
     retired_versions,
@@ -49,7 +41,6 @@ from shared.keyring.tables import (
     rotation_lease,
     rotations,
     schema,
-    select_rows,
 )
 from shared.kms.fixes import KmsProfile
 from shared.kms.port import MAX_VERSION_LENGTH, is_version
@@ -98,14 +89,6 @@ def build_table_names(layout: TableLayout, prefix: str, quote: str) -> dict[str,
     return {table.name: qualifier + _rename(table, prefix) for table in _TABLES}
 
 
-def has_tables(connection: Connection, layout: TableLayout, prefix: str) -> bool:
-    """Whether all of them are there."""
-    found = inspect(connection)
-    if not found.has_table(_rename(schema, prefix), schema=layout.schema):
-        return False
-    return connection.execute(select(schema.c.version)).first() is not None
-
-
 def create_tables(connection: Connection, layout: TableLayout, prefix: str) -> None:
     """Creates those that are missing."""
     tables = [_copy_table(connection, table, layout, prefix) for table in _TABLES]
@@ -120,11 +103,10 @@ def _rename(table: Table, prefix: str) -> str:
 
 
 def _copy_table(connection: Connection, table: Table, layout: TableLayout, prefix: str) -> Table:
-    """The same for a CREATE TABLE."""
     copy = table.to_metadata(MetaData(), name=_rename(table, prefix), schema=layout.schema or SchemaConst.RETAIN_SCHEMA)
     copy.indexes.clear()
-    for columns in (_INDEXES[table],) if table in _INDEXES else ():
-        Index(f"{copy.name}_ix", *(copy.c[name] for name in columns))
+    if table in _INDEXES:
+        Index(f"{copy.name}_ix", *(copy.c[name] for name in _INDEXES[table]))
     if connection.dialect.name == "mariadb":
         copy.dialect_options["mariadb"]["engine"] = "InnoDB"
         keys = {column.name for column in copy.primary_key} | {"rotation_id"} | ({"id"} & set(copy.c.keys()))
@@ -134,7 +116,7 @@ def _copy_table(connection: Connection, table: Table, layout: TableLayout, prefi
 
 
 def _choose_mariadb_type(column: Column[Any], *, is_key: bool, table: Table) -> TypeEngine[Any]:
-    """One that has a length, where MariaDB needs one, and compares byte by byte."""
+    """A type with a length, where MariaDB needs one, that compares byte by byte."""
     if isinstance(column.type, LenientTimestamp):
         return mysql.DOUBLE()
     if isinstance(column.type, LenientBytes):
@@ -144,39 +126,6 @@ def _choose_mariadb_type(column: Column[Any], *, is_key: bool, table: Table) -> 
     length = MAX_ID_LENGTH if table is fingerprints or column.name == "data_key_id" else _LENGTHS.get(column.name)
     binary = {"charset": "utf8mb4", "collation": "utf8mb4_bin"}
     return mysql.VARCHAR(length, **binary) if is_key and length else mysql.MEDIUMTEXT(**binary)
-
-
-_columns = fingerprints.c
-
-
-class FingerprintRow(NamedTuple):
-    """Of one row."""
-
-    id: str
-    sha256: bytes
-    """Of the ciphertext."""
-    kek_version: str
-    """`UNREADABLE_VERSION` where it is not known."""
-    fingerprint: bytes
-
-
-def compute_sha256(ciphertext: bytes) -> bytes:
-    """Tells one ciphertext from every other."""
-    return sha256(ciphertext).digest()
-
-
-def read_fingerprints(connection: Connection, ids: Sequence[str]) -> Mapping[str, FingerprintRow]:
-    """What is known of these rows, by their ids."""
-    these = select_rows(fingerprints, FingerprintRow).where(_columns.id.in_(ids))
-    return {row.id: row for row in fetch(connection, these, FingerprintRow)}
-
-
-def write_fingerprints(connection: Connection, rows: Iterable[FingerprintRow]) -> None:
-    """Stores it, in the place of what was known before."""
-    values = [row._asdict() for row in rows]
-    if values:
-        connection.execute(fingerprints.delete().where(_columns.id.in_([row["id"] for row in values])))
-        connection.execute(fingerprints.insert(), values)
 
 
 _MAX_UNREADABLE: Final = 100
@@ -192,33 +141,31 @@ class KeyPage(NamedTuple):
     unreadable: list[UnreadableRow]
 
 
-@dataclass
-class ExternalKeyTable:
-    """See the module.
+class ExternalKeyTable(KeyTable):
+    """See the module; `prefix` begins the names of the tables beside it."""
 
-    Args:
-        table: open.
-        prefix: of the names of the tables beside it.
-        kek: full name of the KMS key.
-        profile: of its provider.
-    """
+    is_shared: ClassVar[bool] = True
 
-    table: ExternalTable
-    prefix: str
-    kek: str
-    profile: KmsProfile
-    is_shared: bool = True
-    _has_tables: bool = field(default=False, init=False)
+    def __init__(self, table: ExternalTable, prefix: str, kek: str, profile: KmsProfile) -> None:
+        super().__init__(kek, profile)
+        self.table = table
+        self.prefix = prefix
+        self._has_tables = False
 
     def has_tables(self, connection: Connection) -> bool:
         """Whether the tables beside it are there; once they are, they stay."""
-        self._has_tables = self._has_tables or has_tables(connection, self.table.layout, self.prefix)
+        if not self._has_tables:
+            name, schema_name = _rename(schema, self.prefix), self.table.layout.schema
+            self._has_tables = (
+                inspect(connection).has_table(name, schema=schema_name)
+                and connection.execute(select(schema.c.version)).first() is not None
+            )
         return self._has_tables
 
     def list_page(
         self, connection: Connection, after: str, limit: int, *, excluded: bool = False
     ) -> tuple[DataKey, ...]:
-        """See `KeyTable`, as for every method here; `excluded` gives the rows that `where` leaves out instead."""
+        """`excluded` gives the rows that `where` leaves out instead."""
         rows = self.table.read_page(connection, after, limit, excluded=excluded)
         return tuple(self._build_data_keys(connection, rows))
 
@@ -227,7 +174,7 @@ class ExternalKeyTable:
     ) -> tuple[DataKey, ...]:
         found: list[DataKey] = []
         async for keys, _ in self.scan(database, after):
-            outdated = [key for key in keys if (key.wrapped.kek, key.wrapped.kek_version) != (self.kek, version)]
+            outdated = [key for key in keys if key.wrapped.by != (self.kek, version)]
             left_out = set[str]()
             if outdated and rotation is not None:
                 left_out = await database.read(partial(self._list_left_out, rotation=rotation, keys=outdated))
@@ -237,14 +184,12 @@ class ExternalKeyTable:
         return tuple(found[:limit])
 
     def _list_left_out(self, connection: Connection, rotation: int, keys: list[DataKey]) -> set[str]:
-        """Those that the rotation has named, and those that were added since it began: of these there may be no end."""
+        """The rotation has named them, or they were added since it began: there may be no end of these."""
         ids = [key.id for key in keys]
-        these = select_rows(problems, ProblemRow).where(
-            problems.c.rotation == rotation, problems.c.data_key_id.in_(ids)
-        )
-        stored = read_fingerprints(connection, ids)
+        named = select(problems.c.data_key_id).where(problems.c.rotation == rotation, problems.c.data_key_id.in_(ids))
+        stored = _read_fingerprints(connection, ids)
         added = {key.id for key in keys if key.wrapped.kek == self.kek and key.id not in stored}
-        return added | {row.data_key_id for row in fetch(connection, these, ProblemRow)}
+        return added | set(connection.scalars(named))
 
     async def count_outdated(self, database: Database, version: str) -> int:
         total = 0
@@ -259,9 +204,9 @@ class ExternalKeyTable:
         counted: Counter[tuple[str, str]] = Counter()
         unreadable: dict[str, str] = {}
         async for keys, bad in self.scan(database):
-            counted.update((key.wrapped.kek, key.wrapped.kek_version) for key in keys)
+            counted.update(key.wrapped.by for key in keys)
             unreadable |= {row.id: row.error for row in bad[: _MAX_UNREADABLE - len(unreadable)]}
-        return KeyCounts(tuple(VersionCount(*names, total) for names, total in counted.items()), unreadable)
+        return KeyCounts(counted, unreadable)
 
     async def count_excluded(self, database: Database) -> Counter[tuple[str, str]]:
         """The rows that `where` leaves out, by KMS key and version; one that cannot be read may be of any version."""
@@ -269,7 +214,7 @@ class ExternalKeyTable:
         if self.table.layout.where is None:
             return counted
         async for keys, bad in self.scan(database, excluded=True):
-            counted.update((key.wrapped.kek, key.wrapped.kek_version) for key in keys)
+            counted.update(key.wrapped.by for key in keys)
             counted[self.kek, UNREADABLE_VERSION] += len(bad)
         return +counted
 
@@ -308,26 +253,23 @@ class ExternalKeyTable:
         self, connection: Connection, found: Mapping[DataKey, bytes], wrapped: WrappedKey | None = None
     ) -> None:
         """Stores the fingerprints of these data keys, as they are or as `wrapped` is."""
-        write_fingerprints(
-            connection,
-            (
-                FingerprintRow(
-                    key.id,
-                    compute_sha256((wrapped or key.wrapped).ciphertext),
-                    (wrapped or key.wrapped).kek_version,
-                    fingerprint,
-                )
-                for key, fingerprint in found.items()
-            ),
-        )
+        values = [
+            {
+                "id": key.id,
+                "sha256": _compute_sha256((wrapped or key.wrapped).ciphertext),
+                "kek_version": (wrapped or key.wrapped).kek_version,
+                "fingerprint": fingerprint,
+            }
+            for key, fingerprint in found.items()
+        ]
+        if values:
+            connection.execute(fingerprints.delete().where(fingerprints.c.id.in_([row["id"] for row in values])))
+            connection.execute(fingerprints.insert(), values)
 
     async def scan(self, database: Database, after: str = "", *, excluded: bool = False) -> AsyncIterator[KeyPage]:
-        """All data keys after that id, and the rows that cannot be read, each page in a transaction of its own.
+        """All data keys after that id, and the rows that cannot be read, one transaction for each page.
 
-        Args:
-            database: of the table.
-            after: the id.
-            excluded: reads the rows that `where` leaves out instead.
+        `excluded` reads the rows that `where` leaves out instead.
         """
         last = self.table.parse_cursor(after)
         while True:
@@ -345,13 +287,14 @@ class ExternalKeyTable:
         return KeyPage(keys, [row for row in rows if isinstance(row, UnreadableRow)]), following
 
     def _build_data_keys(self, connection: Connection, rows: list[Row]) -> Iterator[DataKey]:
-        stored = read_fingerprints(connection, [row.id for row in rows]) if rows and self.has_tables(connection) else {}
+        known = rows and self.has_tables(connection)
+        stored = _read_fingerprints(connection, [row.id for row in rows]) if known else {}
         for row in rows:
             found = stored.get(row.id)
-            is_same = found is not None and found.sha256 == compute_sha256(row.wrap.ciphertext)
+            is_same = found is not None and found.sha256 == _compute_sha256(row.wrap.ciphertext)
             yield self._build_data_key(row, found if is_same else None)
 
-    def _build_data_key(self, row: Row, found: FingerprintRow | None) -> DataKey:
+    def _build_data_key(self, row: Row, found: SqlRow[Any] | None) -> DataKey:
         kek, version = self._parse_version(row.version)
         by_ciphertext = self.profile.parse_version(row.wrap.ciphertext)
         by_ciphertext = by_ciphertext or (found.kek_version if found else UNREADABLE_VERSION)
@@ -389,7 +332,7 @@ class ExternalKeyTable:
         return kek, version if is_version(version) else UNREADABLE_VERSION
 
     def _format_version(self, stored: object, new: WrappedKey) -> object:
-        """What the column holds for another version: of the same form as before."""
+        """What the column holds for another version, in the form that it had before."""
         kek, version = self._parse_version(stored)
         if kek == self.kek and version is None:
             return stored  # the key's name, which no version changes
@@ -406,3 +349,12 @@ class ExternalKeyTable:
 
 def _to_text(stored: object) -> str:
     return stored.decode(errors="replace") if isinstance(stored, bytes) else str(stored or "")
+
+
+def _compute_sha256(ciphertext: bytes) -> bytes:
+    return sha256(ciphertext).digest()
+
+
+def _read_fingerprints(connection: Connection, ids: Sequence[str]) -> Mapping[str, SqlRow[Any]]:
+    these = select(fingerprints).where(fingerprints.c.id.in_(ids))
+    return {row.id: row for row in connection.execute(these)}

@@ -1,19 +1,9 @@
-"""How a column stores a wrapped key: as bytes, as text, or inside of what Tink wrote.
+"""A table of another program: where its wrapped keys are, how a column stores one, and its rows in SQL.
 
 Tink's formats are read as tink-py 1.16 writes them: an envelope (`KmsEnvelopeAead`) is four bytes of length, the
 wrapped key and the payload; an encrypted keyset is JSON with `encryptedKeyset`, or a message with it as field 2.
-Only the wrapped key is replaced; everything else stays.
-
-Where wrapped keys are in a table of another program, as its owner describes it. Frozen, no I/O.
-
-A table of another program, in SQL: pages of rows, one row, and a change of one that is still what was read.
-
-The id of a row as one text, and back: a column's value as it is, several as a list in JSON.
-
-Opens a table of another program, unless a rotation could do harm there: what is refused, and what to do about it.
-
-Refused are missing columns, ids that are not unique, rows that the account does not see, and a storage without
-transactions.
+Only the wrapped key is replaced; everything else stays. A table is refused where a rotation could do harm: with missing
+columns, ids that are not unique, rows that the account does not see, or a storage without transactions.
 """
 
 import base64
@@ -98,7 +88,7 @@ def parse_stored_wrap(encoding: Encoding, stored: object) -> StoredWrap:
 
 
 def parse_any_wrap(encoding: Encoding, stored: object) -> StoredWrap:
-    """The same, or all that stands in the column instead of a wrapped key: of Tink's it would be only a part."""
+    """The same, or the whole value if it is no wrapped key; not of Tink's formats, where that is only a part."""
     try:
         return parse_stored_wrap(encoding, stored)
     except EncodingError:
@@ -192,7 +182,6 @@ def _decode_base64(stored: bytes | str) -> bytes:
 
 
 def _in_type_of(stored: bytes | str, wrap: StoredWrap) -> StoredWrap:
-    """A text stays a text."""
     if isinstance(stored, bytes):
         return wrap
     return StoredWrap(wrap.ciphertext, lambda ciphertext: _to_bytes(wrap.replace(ciphertext)).decode())
@@ -238,7 +227,6 @@ class AadTemplate:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that it needs."""
         return tuple(dict.fromkeys(column for _, column in self.parts if column))
 
     def build(self, values: dict[str, object]) -> bytes:
@@ -260,8 +248,6 @@ def _encode_text(column: str, value: object) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class TableLayout:
-    """A table of wrapped keys."""
-
     table: str
     """Its name; `SCHEMA.NAME` where it is in another schema than the connection's own."""
     id_columns: tuple[str, ...]
@@ -277,12 +263,10 @@ class TableLayout:
 
     @property
     def schema(self) -> str | None:
-        """The schema of the table, where it is named."""
         return self.table.rpartition(".")[0] or None
 
     @property
     def name(self) -> str:
-        """The table's name without it."""
         return self.table.rpartition(".")[2]
 
 
@@ -312,19 +296,12 @@ _ID_PARSERS: Final[dict[type, Callable[[str], Any]]] = {
 }
 
 
-def get_python_type(column_type: types.TypeEngine[Any]) -> type:
-    """The type of a column's values; text where the type is the database's own, such as an enumeration."""
-    return next((kind for types_, kind in _KINDS if isinstance(column_type, types_)), str)
-
-
-def is_usable(kind: type) -> bool:
-    """Whether a value of it names one row alone."""
-    return kind in _ID_PARSERS
-
-
 def format_row_id(values: Sequence[object], kinds: Sequence[type]) -> str:
     """The id of a row. Raises ValueError where it would be that of another row, or of none."""
-    texts = [_format_value(value) for value in values]
+    texts = [
+        value.hex() if isinstance(value, bytes) else value.isoformat() if isinstance(value, date) else str(value)
+        for value in values
+    ]
     text = texts[0] if len(texts) == 1 else json.dumps(texts, ensure_ascii=False)
     if not 0 < len(text) <= MAX_ID_LENGTH or "\0" in text:
         raise ValueError(f"its id is empty, longer than {MAX_ID_LENGTH} characters, or holds a NUL")
@@ -340,12 +317,6 @@ def parse_row_id(text: str, kinds: Sequence[type]) -> tuple[Any, ...]:
         return tuple(_ID_PARSERS[kind](part) for kind, part in zip(kinds, texts, strict=True))
     except (ValueError, TypeError, ArithmeticError):
         raise ValueError(f"expected the id of a row, got {text[:100]!r}") from None
-
-
-def _format_value(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.hex()
-    return value.isoformat() if isinstance(value, date) else str(value)
 
 
 CHUNK_ROWS: Final = 1000
@@ -367,15 +338,11 @@ class Row(NamedTuple):
 
 
 class UnreadableRow(NamedTuple):
-    """A row that cannot."""
-
     id: str
     error: str
 
 
 class Chunk(NamedTuple):
-    """Some rows."""
-
     rows: list[Row | UnreadableRow]
     last: tuple[Any, ...] | None
     """The id's values of the last one; None where these are the last of all."""
@@ -383,7 +350,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExternalTable:
-    """The table that `layout` describes; `table_checks` opens it, where it is as `layout` says."""
+    """The table that `layout` describes, as `open_table` found it."""
 
     layout: TableLayout
     table: Table
@@ -412,13 +379,9 @@ class ExternalTable:
     def read_chunk(
         self, connection: Connection, last: tuple[Any, ...] | None, limit: int = CHUNK_ROWS, *, excluded: bool = False
     ) -> Chunk:
-        """The next rows in the order of the id's columns, a thousand at most.
+        """The next rows in the order of the id's columns, a thousand at most, after the row whose id is `last`.
 
-        Args:
-            connection: in a transaction.
-            last: the id's values of the row before; None at the beginning.
-            limit: of the rows.
-            excluded: reads the rows that `where` leaves out instead.
+        `excluded` reads the rows that `where` leaves out instead.
         """
         limit = min(limit, CHUNK_ROWS)
         ids = [self.table.c[name] for name in self.layout.id_columns]
@@ -431,10 +394,7 @@ class ExternalTable:
         return Chunk([self._parse(values) for values in found], following)
 
     def find(self, connection: Connection, row_id: str) -> Row | None:
-        """The row of that id; None where it is gone, or cannot be read.
-
-        What is no wrapped key at all is one that does not open, which a restore replaces.
-        """
+        """The row of that id; None where it is gone, or cannot be read. A restore replaces what is no wrapped key."""
         try:
             key = parse_row_id(row_id, self.kinds)
         except ValueError:
@@ -515,7 +475,6 @@ class ExternalTable:
 
 
 def _is_after(columns: Sequence[ColumnElement[Any]], last: Sequence[Any]) -> ColumnElement[bool]:
-    """Later in the order of these columns."""
     return or_(
         *(
             and_(*(columns[at] == last[at] for at in range(index)), columns[index] > last[index])
@@ -542,12 +501,15 @@ def open_table(connection: Connection, layout: TableLayout) -> ExternalTable:
             f"nothing says that {', '.join(layout.id_columns)} is unique in {layout.table}",
             "expected a primary key or a unique constraint in `driver.id`",
         )
-    kinds = tuple(get_python_type(existing[name]) for name in layout.id_columns)
+    kinds = tuple(
+        next((kind for types_, kind in _KINDS if isinstance(existing[name], types_)), str) for name in layout.id_columns
+    )
     for name, kind in zip(layout.id_columns, kinds, strict=True):
-        if not is_usable(kind):
+        if kind not in _ID_PARSERS:
             raise RefusedError(f"{name} is of the type {existing[name]}", "expected text, whole numbers, UUID or bytes")
+    # SQLite keeps in a column what it gets: what stands there is read as it is, and compared as that.
     is_file = connection.dialect.name == "sqlite"
-    columns = [Column(quoted_name(name, quote=True), _adapt(existing[name], is_file=is_file)) for name in names]
+    columns = [Column(quoted_name(name, quote=True), types.NullType() if is_file else existing[name]) for name in names]
     table = Table(
         quoted_name(layout.name, quote=True),
         MetaData(),
@@ -600,22 +562,13 @@ def _check_rows(connection: Connection, opened: ExternalTable) -> None:
         raise RefusedError(f"a row of {opened.layout.table} has NULL in {', '.join(opened.layout.id_columns)}")
 
 
-def _adapt(column_type: types.TypeEngine[Any], *, is_file: bool) -> types.TypeEngine[Any]:
-    """SQLite keeps in a column what it gets: what stands there is read as it is, and compared as that."""
-    return types.NullType() if is_file else column_type
-
-
 def _list_unique_columns(found: Inspector, layout: TableLayout) -> list[set[str | None]]:
-    """The sets of columns that the database keeps unique in all rows."""
     name, schema = layout.name, layout.schema
     names: list[Sequence[str | None]] = [found.get_pk_constraint(name, schema=schema)["constrained_columns"]]
     names += [each["column_names"] for each in found.get_unique_constraints(name, schema=schema)]
     for index in found.get_indexes(name, schema=schema):
-        if index["unique"] and not _is_partial(dict(index)):
+        options: Any = index.get("dialect_options", {})
+        is_partial = any(options.get(name) is not None for name in ("sqlite_where", "postgresql_where"))
+        if index["unique"] and not is_partial:
             names.append(index["column_names"])
     return [set(each) for each in names]
-
-
-def _is_partial(index: dict[str, Any]) -> bool:
-    options = index.get("dialect_options", {})
-    return any(options.get(name) is not None for name in ("sqlite_where", "postgresql_where"))

@@ -1,17 +1,8 @@
-"""CRC32C as Cloud KMS uses it.
-
-Settings and profile do not import this module: the relay reads them, and does not install the library.
-
-A key of Google Cloud KMS behind the port.
+"""A key of Google Cloud KMS behind the port.
 
 Every call has `retry=None` and a timeout: with the client's own retry, `encrypt(timeout=1)` took 57 s where a server
-stalled, and ended without a status. The caller decides when to try again.
-
-From a gRPC status of Cloud KMS to a reason. Pure.
-
-How gRPC connects: the options of a channel, by a proxy or without, and which certificates it trusts.
-
-The time by Cloud KMS's clock: the header `Date` of an answer over HTTP/1.1, since gRPC's answers have none.
+stalled, and ended without a status. The caller decides when to try again. Settings and profile do not import this
+module: the relay reads them, and does not install the library.
 """
 
 import asyncio
@@ -86,13 +77,11 @@ _NO_CREDENTIALS: Final = "Getting metadata from plugin failed"
 
 
 def parse_grpc_status(status: str, message: str) -> Reason:
-    """Reason of a gRPC status.
+    """The reason of a gRPC status, such as `PERMISSION_DENIED`, and the service's text.
 
-    Args:
-        status: the status code's name, such as `PERMISSION_DENIED`.
-        message: the service's text; Cloud KMS names a version's state only there ("… is not enabled, current state
-            is: DESTROYED."), and gRPC itself says only there that it got no token for the call. A precondition that
-            names no state, such as an external key manager's, says nothing of the version.
+    Cloud KMS names a version's state only in the text ("… is not enabled, current state is: DESTROYED."), and gRPC
+    itself says only there that it got no token for the call. A precondition that names no state, such as an external
+    key manager's, says nothing of the version.
     """
     if status == "UNAVAILABLE" and message.startswith(_NO_CREDENTIALS):
         return Reason.UNAUTHENTICATED
@@ -142,13 +131,9 @@ _DATE: Final = re.compile(rb"^date:[ \t]*([^\r]*)\r$", re.IGNORECASE | re.MULTIL
 
 
 async def read_date(address: Address, proxy: Proxy | None, trusted: ssl.SSLContext, timeout: float) -> float | None:
-    """Return the unix seconds of the answer to a request without credentials; None without such an answer.
+    """The time by Cloud KMS's clock, in unix seconds; None without an answer. gRPC's answers have no header `Date`.
 
-    Args:
-        address: of the service.
-        proxy: that leads to it; None: the connection is direct.
-        trusted: a context with the authorities. It may be one for HTTP/2, and is not used itself.
-        timeout: seconds for all of it.
+    The request has no credentials. `trusted` has the authorities; it may be for HTTP/2, and is not used itself.
     """
     context = ssl.create_default_context(cadata=b"".join(trusted.get_ca_certs(binary_form=True)))
     try:
@@ -208,12 +193,12 @@ class GcpKmsKey:
 
     @property
     def account(self) -> str:
-        """See the port. On a machine of Google's the library learns the email with its first token."""
+        """On a machine of Google's the library learns the email with its first token."""
         email = getattr(self._credentials, "service_account_email", None)
         return email if isinstance(email, str) and "@" in email else ""
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
-        """See the port. Requires `verified_*`: without it the service may not have checked our checksums."""
+        """Requires `verified_*`: without it the service may not have checked our checksums."""
         request = EncryptRequest(
             name=self._key,
             plaintext=plaintext,
@@ -231,7 +216,6 @@ class GcpKmsKey:
         return EncryptResult(answer.ciphertext, version, _get_enum_name(ProtectionLevel, level), int(version))
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
-        """See the port."""
         request = DecryptRequest(
             name=self._key,
             ciphertext=ciphertext,
@@ -245,7 +229,6 @@ class GcpKmsKey:
         return DecryptResult(answer.plaintext, answer.used_primary)
 
     async def describe_key(self, *, timeout: float) -> KeyDescription:
-        """See the port."""
         list_ = ListCryptoKeyVersionsRequest(parent=self._key, page_size=_PAGE_SIZE)
 
         async def read(client: KeyManagementServiceAsyncClient) -> KeyDescription:
@@ -271,16 +254,13 @@ class GcpKmsKey:
         return await self._call(read, timeout)
 
     async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:
-        """See the port."""
         request = TestIamPermissionsRequest(resource=self._key, permissions=permissions)
         answer = await self._call(lambda kms: kms.test_iam_permissions(request, retry=None, timeout=timeout), timeout)
         return frozenset(answer.permissions)
 
     async def set_version_enabled(self, version: str, *, is_enabled: bool, timeout: float) -> KeyVersion:
-        """See the port."""
-        changed = CryptoKeyVersion(
-            name=self._build_version_name(version), state=_States.ENABLED if is_enabled else _States.DISABLED
-        )
+        state = _States.ENABLED if is_enabled else _States.DISABLED
+        changed = CryptoKeyVersion(name=f"{self._key}/cryptoKeyVersions/{version}", state=state)
         request = UpdateCryptoKeyVersionRequest(crypto_key_version=changed, update_mask={"paths": ["state"]})
         answer = await self._call(
             lambda kms: kms.update_crypto_key_version(request, retry=None, timeout=timeout), timeout
@@ -288,18 +268,13 @@ class GcpKmsKey:
         return _parse_version(CryptoKeyVersion.pb(answer))
 
     async def schedule_destruction(self, version: str, *, timeout: float) -> KeyVersion:
-        """See the port."""
-        request = DestroyCryptoKeyVersionRequest(name=self._build_version_name(version))
+        request = DestroyCryptoKeyVersionRequest(name=f"{self._key}/cryptoKeyVersions/{version}")
         answer = await self._call(
             lambda kms: kms.destroy_crypto_key_version(request, retry=None, timeout=timeout), timeout
         )
         return _parse_version(CryptoKeyVersion.pb(answer))
 
-    def _build_version_name(self, version: str) -> str:
-        return f"{self._key}/cryptoKeyVersions/{version}"
-
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
-        """See the port."""
         try:
             proxy = self._find_proxy()
         except EgressError as error:
@@ -313,7 +288,7 @@ class GcpKmsKey:
         )
 
     async def read_service_clock(self, *, timeout: float) -> float | None:
-        """See the port. An emulator, which speaks gRPC alone, does not tell it."""
+        """An emulator, which speaks gRPC alone, does not tell it."""
         if self._is_plaintext:
             return None
         try:
@@ -366,10 +341,8 @@ class GcpKmsKey:
     async def _create_transport(self) -> KeyManagementServiceGrpcAsyncIOTransport:
         self._egress_stamps = self._egress.read_file_stamps()
         proxy = self._find_proxy()
-        target, own_options = (
-            str(proxy.address if proxy else self._address),
-            build_channel_options(self._address, proxy),
-        )
+        target = str(proxy.address if proxy else self._address)
+        own_options = build_channel_options(self._address, proxy)
         if self._is_plaintext:
             return _Transport(channel=grpc.aio.insecure_channel(target, options=own_options))
         trusted = grpc.ssl_channel_credentials(self._egress.read_ca_certificates())
@@ -418,7 +391,7 @@ def _parse_version_id(version_name: str) -> str:
 
 
 def _get_enum_name(enum: type[IntEnum], value: int) -> str:
-    """An enum's name; a value newer than this client is a bare number."""
+    """A value newer than this client is a bare number."""
     return enum(value).name if value in set(enum) else str(value)
 
 

@@ -43,16 +43,13 @@ class GcpKeySettings(EgressSettings, ProviderSettings):
 
     @property
     def service_address(self) -> str:
-        """See the base."""
         return self.endpoint or "cloudkms.googleapis.com:443"
 
     @property
     def address_setting(self) -> str:
-        """See the base."""
         return f"`endpoint` ({self.endpoint})" if self.endpoint else ""
 
     def connect(self) -> KmsKeyAdmin:
-        """See the base."""
         from shared.kms.gcp.client import GcpKmsKey  # noqa: PLC0415  0.4 s that --check and `admin` do not need
 
         return GcpKmsKey(self.key, endpoint=self.endpoint, insecure=self.insecure, egress=self)

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from shared.keyring import instance_readiness
+from shared.keyring import instances
 from shared.keyring.administration import RefusedError, RotationState
-from shared.keyring.instance_readiness import InstanceHeartbeat
+from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.model import DataKeyStatus
 from shared.keyring.tables import instances as table
 from tests.shared.keyring.keyring import NEW_DEK, Keyring
@@ -46,7 +46,7 @@ async def test_it_waits_for_the_last_one_and_then_goes_on(begun: Keyring) -> Non
 async def test_one_that_never_gets_it_is_named_and_nothing_is_promoted_until_it_is_gone(
     begun: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instance_readiness, "_MAX_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(instances, "_MAX_WAIT_SECONDS", 0.3)
     stuck = InstanceHeartbeat(begun.database, "web-7", 60.0)
     await stuck.send([])
     with pytest.raises(RefusedError, match=r"web-7 of the service's instances cannot use .* or stop it, then resume"):
@@ -67,7 +67,7 @@ async def test_a_row_that_is_not_of_the_last_three_intervals_keeps_nobody_waitin
 async def test_one_that_is_checked_at_long_intervals_is_waited_for_between_them(
     begun: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instance_readiness, "_MAX_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(instances, "_MAX_WAIT_SECONDS", 0.3)
     await InstanceHeartbeat(begun.database, "slow", 60.0).send([])
     moved = table.update().values(last_seen_at=table.c.last_seen_at - 170)
     await begun.database.write_exclusively(lambda connection: connection.execute(moved))
