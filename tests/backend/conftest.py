@@ -22,7 +22,7 @@ from services.backend.local_key_file import InstanceLocalKey
 from services.backend.records import Records, decrypt_record
 from shared.config.settings import load_settings
 from shared.keyring.database import Database
-from shared.keyring.instance_readiness import InstanceHeartbeat
+from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import KeyWrapper

@@ -13,23 +13,13 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from shared.backend_contract import CryptoMode
 from shared.keyring.database import DatabaseError
-from shared.keyring.model import LOCAL_KEK, DataKeyStatus
+from shared.keyring.model import LOCAL_KEK
 from shared.keyring.tables import data_keys
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
-
-
-async def test_with_kms_healthy_the_first_data_key_is_wrapped_by_kms(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.checker.check()
-        (key,) = await backend.store.list_all()
-        assert (backend.keyring.mode, backend.keyring.is_ready, backend.keyring.reason) == (CryptoMode.KMS, True, None)
-        assert (key.status, key.wrapped.kek, key.wrapped.kek_version) == (DataKeyStatus.ACTIVE, KEY, "1")
 
 
 @pytest.mark.parametrize(

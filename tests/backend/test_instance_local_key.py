@@ -17,7 +17,7 @@ from services.backend.config import BackendSettings
 from services.backend.local_key_file import InstanceLocalKey, read_or_create
 from shared.http.server import StartError
 from shared.keyring.database import Database
-from shared.keyring.instance_readiness import InstanceHeartbeat
+from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.tables import TABLES
 from tests.backend.served_backend import serve_backend
 from tests.conftest import Until

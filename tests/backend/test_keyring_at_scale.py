@@ -21,7 +21,7 @@ from services.backend.records import Records, decrypt_record
 from shared.backend_contract import CryptoMode
 from shared.keyring import store
 from shared.keyring.database import Database
-from shared.keyring.instance_readiness import InstanceHeartbeat
+from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey, compute_fingerprint
 from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES, data_keys

@@ -16,7 +16,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from services.backend.app import run_backend
 from services.backend.config import BackendSettings
-from services.backend.keyring_snapshot import KeyringPoller
+from services.backend.metrics import KeyringPoller
 from shared.backend_contract import CryptoMode
 from shared.keyring.database import Database
 from shared.kms.port import EncryptResult, KmsKey

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from services.backend.aes_gcm import DecryptionError
 from services.backend.local_key_file import LocalKeyError, read_or_create
 
 
@@ -14,18 +13,6 @@ def test_the_first_start_makes_32_bytes_for_the_owner_alone_and_leaves_nothing_e
     assert len(file.read_bytes()) == 32
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [file]
-
-
-def test_the_next_start_reads_the_same_key(tmp_path: Path) -> None:
-    file = tmp_path / "local.key"
-    wrapped = read_or_create(file, may_create=True).wrap(b"data key", b"aad")
-    assert read_or_create(file, may_create=False).unwrap(wrapped, b"aad") == b"data key"
-
-
-def test_a_wrap_is_bound_to_its_additional_data(tmp_path: Path) -> None:
-    key = read_or_create(tmp_path / "local.key", may_create=True)
-    with pytest.raises(DecryptionError):
-        key.unwrap(key.wrap(b"data key", b"one"), b"other")
 
 
 def test_many_that_start_at_once_read_one_key(tmp_path: Path) -> None:
@@ -65,8 +52,3 @@ def test_a_missing_key_that_is_required_is_not_created_again(tmp_path: Path) -> 
 def test_a_missing_folder_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(LocalKeyError, match=f"mkdir -p {tmp_path / 'gone'}"):
         read_or_create(tmp_path / "gone" / "local.key", may_create=True)
-
-
-def test_a_folder_instead_of_the_key_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(LocalKeyError, match="Is a directory"):
-        read_or_create(tmp_path, may_create=True)

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import URL, Connection, text
 
 from services.rotator.config import RotatorSettings
-from services.rotator.model import StepProgress, StepResult
+from services.rotator.report import StepProgress, StepResult
 from services.rotator.session import CommandSession, open_session
 from shared.config.settings import Address, load_settings
 from shared.keyring import store

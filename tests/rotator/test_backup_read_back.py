@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from services.rotator import backups as encrypted_pages
-from services.rotator.model import RotatorError
+from services.rotator.report import RotatorError
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType, StoredKey
 from tests.rotator.backups.test_backup_file import read, write

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from services.rotator.session import RotationLeaseLostError, describe_holder, run_with_lease
+from services.rotator.session import RotationLeaseLostError, run_with_lease
 from shared.keyring.administration import Administration, Lease, RefusedError, UnreachableError
 
 
@@ -103,9 +103,3 @@ async def test_the_lease_is_given_up_after_an_error_and_after_a_cancellation() -
         await running
     assert keyring.released == ["secret", "secret"]
     assert len(asyncio.all_tasks()) == 1
-
-
-def test_a_holder_is_a_user_a_host_and_a_process() -> None:
-    user, _, rest = describe_holder().partition("@")
-    assert user
-    assert rest.rpartition(" pid ")[2].isdecimal()

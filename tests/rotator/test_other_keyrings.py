@@ -9,8 +9,7 @@ from sqlalchemy import URL, text
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import EmulatedState
 from services.rotator.inspection import show_key_usage, show_plans
-from services.rotator.model import RotatorError
-from services.rotator.report import CommandOutcome, format_markdown
+from services.rotator.report import CommandOutcome, RotatorError, format_markdown
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.config.errors import ConfigurationError

@@ -25,7 +25,7 @@ counts = st.lists(
     st.builds(
         VersionUsage,
         kek=st.sampled_from([KEY, OTHER, LOCAL_KEK]),
-        kek_version=st.integers(0, 4),
+        kek_version=st.sampled_from("01234"),
         data_keys=st.integers(0, 9),
         records=st.integers(0, 9),
     ),
@@ -53,7 +53,7 @@ def rotation(
         rotation_id="id",
         type=type_,
         state=state,
-        target_version=1,
+        target_version="1",
         caller="me",
         started_at=NOW,
         updated_at=NOW,

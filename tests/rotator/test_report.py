@@ -10,9 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from services.rotator.app import LineReporter, open_progress
-from services.rotator.model import StepProgress
-from services.rotator.plan import Plan
-from services.rotator.report import CommandOutcome, CommandReport, format_markdown
+from services.rotator.report import CommandOutcome, CommandReport, Plan, StepProgress, format_markdown
 from shared.keyring.administration import (
     JournalEntry,
     JournalStep,

@@ -11,10 +11,8 @@ from ops.kms_emulator.faults import EmulatorFault
 from services.rotator import backups as backup_file
 from services.rotator.backups import BackupError
 from services.rotator.inspection import check_backup
-from services.rotator.model import RotatorError
-from services.rotator.report import CommandOutcome
-from services.rotator.restore import restore_backup
-from services.rotator.runner import run
+from services.rotator.report import CommandOutcome, RotatorError
+from services.rotator.runner import restore_backup, run
 from shared.keyring.administration import RotationType
 from shared.keyring.model import DataKeyStatus
 from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
@@ -93,7 +91,7 @@ async def test_the_latest_backup_is_that_of_the_latest_rotation_whatever_the_clo
         ((file, header),) = session.backups.list_backups()
         assert header.created_at < datetime.now(UTC)
         later = session.backups.get_new_path(
-            "later", session.now_utc
+            "later", datetime.fromtimestamp(session.clock(), UTC)
         )  # as a database on such a machine, too, would have it
         await backup_file.write_backup(
             later,
@@ -102,7 +100,7 @@ async def test_the_latest_backup_is_that_of_the_latest_rotation_whatever_the_clo
             rotation_id="later",
             kek=KEY,
             needs={"1"},
-            now=session.now_utc,
+            now=datetime.fromtimestamp(session.clock(), UTC),
             timeout=5,
         )
         for command in (check_backup, restore_backup):

@@ -2,14 +2,14 @@
 
 import shutil
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
 
 from services.rotator import backups as backup_file
-from services.rotator.model import RotatorError
-from services.rotator.report import CommandOutcome
+from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.runner import resume, rollback, run
 from services.rotator.session import CommandSession
 from shared.keyring.administration import (
@@ -89,7 +89,7 @@ async def test_a_backup_that_is_not_the_one_of_the_journal_is_created_again(
 
 async def run_another(session: CommandSession, file: Path) -> None:
     """A whole backup, of the half-done keyring, in the place of the first."""
-    target = session.backups.get_new_path("other", session.now_utc)
+    target = session.backups.get_new_path("other", datetime.fromtimestamp(session.clock(), UTC))
     await backup_file.write_backup(
         target,
         session.administration,
@@ -97,7 +97,7 @@ async def run_another(session: CommandSession, file: Path) -> None:
         rotation_id="other",
         kek=KEY,
         needs={"1"},
-        now=session.now_utc,
+        now=datetime.fromtimestamp(session.clock(), UTC),
         timeout=5,
     )
     shutil.move(target, file)

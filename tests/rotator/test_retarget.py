@@ -7,8 +7,7 @@ from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import EmulatedState
-from services.rotator.model import RotatorError
-from services.rotator.report import CommandOutcome
+from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.runner import resume, rollback, run
 from services.rotator.steps import RotationSteps
 from shared.keyring.administration import JournalStep, RotationProgress, RotationType

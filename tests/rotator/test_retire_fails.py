@@ -7,7 +7,7 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
-from services.rotator.model import RotatorError
+from services.rotator.report import RotatorError
 from services.rotator.retirement import retire_version
 from services.rotator.session import CommandSession
 from shared.keyring.administration import AdministrationError, RefusedError, UnreachableError

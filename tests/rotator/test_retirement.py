@@ -1,6 +1,6 @@
 """`retire` and `destroy`: refused while anything needs the version, and not before its month is over."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -9,11 +9,9 @@ from sqlalchemy import URL, text
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import EmulatedState
 from services.rotator import backups as backup_file
-from services.rotator.model import RotatorError
-from services.rotator.report import CommandOutcome
-from services.rotator.restore import restore_backup
+from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.retirement import destroy_version, retire_version
-from services.rotator.runner import resume, rollback, run
+from services.rotator.runner import restore_backup, resume, rollback, run
 from shared.keyring.administration import KeyUsage, RotationType
 from shared.keyring.model import DataKey
 from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
@@ -151,7 +149,7 @@ async def test_a_version_by_which_a_backup_itself_is_encrypted_is_not_retired(
     in_a_file: Rotated, new_version: NewVersion
 ) -> None:
     async with in_a_file.session() as session:
-        file = session.backups.get_new_path("one", session.now_utc)
+        file = session.backups.get_new_path("one", datetime.fromtimestamp(session.clock(), UTC))
         await backup_file.write_backup(
             file,
             session.administration,
@@ -159,7 +157,7 @@ async def test_a_version_by_which_a_backup_itself_is_encrypted_is_not_retired(
             rotation_id="one",
             kek=KEY,
             needs=(),
-            now=session.now_utc,
+            now=datetime.fromtimestamp(session.clock(), UTC),
             timeout=5,
         )
     await new_version()

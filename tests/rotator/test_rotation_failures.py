@@ -9,8 +9,7 @@ from sqlalchemy import text
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
-from services.rotator.model import RotatorError, StepProgress
-from services.rotator.report import CommandOutcome, CommandReport
+from services.rotator.report import CommandOutcome, CommandReport, RotatorError, StepProgress
 from services.rotator.runner import resume, rollback, run
 from services.rotator.session import CommandSession
 from shared.keyring.administration import (
@@ -97,15 +96,6 @@ async def test_a_call_that_kms_does_not_answer_once_is_made_again_at_the_start_a
         report = await run(session, REWRAP)
     assert (report.outcome, report.problems, len(faults)) == (CommandOutcome.DONE, (), 2), report
     assert emulator.faults.list_active() == {}
-
-
-async def test_a_run_waits_until_encrypt_uses_the_new_primary_version(
-    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
-) -> None:
-    emulator.faults.add(EmulatorFault(kind="slow_primary", seconds=1.0))
-    await new_version()
-    async with in_a_file.session() as session:
-        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
 
 
 async def test_an_encrypt_that_never_uses_it_ends_a_run_before_anything_is_changed(

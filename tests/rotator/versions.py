@@ -7,8 +7,7 @@ from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import EmulatedState
-from services.rotator.model import RotatorError
-from services.rotator.report import CommandOutcome
+from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType
 from tests.rotator.keyring_to_rotate import KEY, Rotated

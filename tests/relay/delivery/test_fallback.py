@@ -8,14 +8,15 @@ import pytest
 
 from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.delivery import worker
+from services.relay.delivery.task import RetryPolicy
 from services.relay.outbox.fallback import FALLBACK_STEP
 from services.relay.outbox.recovery import sweep
 from services.relay.outbox.store import StoreUnavailableError
 from services.relay.outbox.tables import DeliveryState
-from tests.relay.delivery.worker_harness import LANES, broken, policy_of, rig
+from tests.relay.delivery.worker_harness import LANES, broken, rig
 from tests.relay.served_relay import Scripted, hang, until
 
-LONG = policy_of(0.01, 300, 3600)
+LONG = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=3600)
 REMARK = "Also sent here because channel a is down."
 
 
@@ -95,7 +96,7 @@ async def test_others_report_it_while_one_tries_for_all(tmp_path: Path) -> None:
 
 async def test_what_is_given_up_at_its_last_attempt_goes_to_the_fallback(tmp_path: Path) -> None:
     other = Scripted()
-    once = policy_of(0.01, 300, 0)
+    once = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=0)
     async with rig(tmp_path, once, fallback=("b",), a=refusing(), b=other) as it:
         await it.accept_events("firing", channels=("a",))
         assert [delivery.state for delivery in await it.finished("a")] == [DeliveryState.DEAD]
@@ -106,9 +107,9 @@ async def test_a_step_that_fails_takes_no_attempt_with_it(tmp_path: Path, monkey
     async def unavailable(*_given: object) -> None:
         raise StoreUnavailableError("for now")
 
-    monkeypatch.setattr("services.relay.delivery.worker.fall_back", unavailable)
+    monkeypatch.setattr("services.relay.delivery.task.fall_back", unavailable)
     channel = refusing(1)
-    quick = policy_of(0.01, 0.1, 3600)
+    quick = RetryPolicy(backoff_initial=0.01, backoff_max=0.1, give_up_after=3600)
     async with rig(tmp_path, quick, fallback=("b",), a=channel, b=Scripted()) as it:
         await it.accept_events("firing", channels=("a",))
         await until(lambda: len(channel.sent) == 1)  # and not only once its lease ends
@@ -117,7 +118,7 @@ async def test_a_step_that_fails_takes_no_attempt_with_it(tmp_path: Path, monkey
 async def test_what_a_clock_a_day_ahead_gave_up_goes_to_the_fallback_and_comes_back(tmp_path: Path) -> None:
     ahead = 0.0
     channel, other = Scripted(*[broken()] * 10_000), Scripted()
-    day = policy_of(0.01, 0.05, 86_400)
+    day = RetryPolicy(backoff_initial=0.01, backoff_max=0.05, give_up_after=86_400)
 
     async with rig(tmp_path, day, clock=lambda: time.time() + ahead, fallback=("b",), a=channel, b=other) as it:
         groups = [str(number) for number in range(6)]
@@ -126,12 +127,12 @@ async def test_what_a_clock_a_day_ahead_gave_up_goes_to_the_fallback_and_comes_b
         await until(lambda: len(channel.attempted) > 6)
         ahead = 90_000.0
         while any(delivery.finished_at is None for delivery in await it.deliveries()):
-            await sweep(it.store, day.give_up_after, ("b",), 0.3)
+            await sweep(it.store, "test", day.give_up_after, ("b",))
             await asyncio.sleep(0.02)
         assert {delivery.state for delivery in await it.deliveries()} == {DeliveryState.DEAD}
         await until(lambda: len(other.sent) == 6)
         channel.script.clear()
         ahead = 0.0
-        swept = await sweep(it.store, day.give_up_after, ("b",), 0.3)
+        swept = await sweep(it.store, "test", day.give_up_after, ("b",))
         assert swept.channels_to_wake == {"a"}
         await until(lambda: {message.task.incident_id for message in channel.sent} == set(groups))

@@ -4,7 +4,7 @@ from typing import Any
 
 from services.relay.deliveries import queries as delivery_list
 from services.relay.deliveries.queries import ChannelState
-from services.relay.model import Claim
+from services.relay.model import DeliveryTask
 from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.receipt import OutcomeResult
 from services.relay.outbox.store import Store
@@ -25,7 +25,7 @@ async def enqueue(store: Store, number: int, channel: str = "a") -> None:
 
 
 async def fail(
-    store: Store, claim: Claim, effect: ChannelEffect = ChannelEffect.FAILED, **changes: Any
+    store: Store, claim: DeliveryTask, effect: ChannelEffect = ChannelEffect.FAILED, **changes: Any
 ) -> OutcomeResult:
     outcome: dict[str, Any] = {"reason": "timeout", "channel_effect": effect, "retry_in": 1.0}
     return await end_attempt(store, claim, DeliveryState.RETRYING, **outcome | changes)
@@ -38,5 +38,5 @@ async def state_of(store: Store, channel: str = "a") -> ChannelState:
 
 async def open_breaker(store: Store) -> None:
     """The breaker of channel `a` opens: as many attempts in a row as it takes do not reach the provider."""
-    for claim in (await claim_some(store, limit=FAILURE_THRESHOLD)).claims:
+    for claim in (await claim_some(store, limit=FAILURE_THRESHOLD)).tasks:
         await fail(store, claim)

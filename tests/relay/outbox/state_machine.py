@@ -57,7 +57,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule(channel=channels, owner=owners, limit=st.integers(1, 3), waits=st.booleans())
     def claim(self, channel: str, owner: str, limit: int, waits: bool) -> None:
         claimed = self.world.claim(channel, owner, limit)
-        if waits and not claimed.claims and claimed.retry_in is not None:
+        if waits and not claimed.tasks and claimed.retry_in is not None:
             self.world.wait(claimed.retry_in + 0.001)
             self.world.claim(channel, owner, limit)
 
@@ -103,7 +103,7 @@ class OutboxMachine(RuleBasedStateMachine):
             self._arrive(owned)
         for moment in (owned.until - 1, owned.until + 0.001):  # before it, the other one must not get it
             self.world.wait(max(moment - self.world.elapsed, 0.0))
-            self.world.claim(owned.claim.task.channel, OTHER[owned.owner], 3)
+            self.world.claim(owned.claim.channel, OTHER[owned.owner], 3)
         self._save(owned, done)
         self._end(owned, how)
 
@@ -113,12 +113,12 @@ class OutboxMachine(RuleBasedStateMachine):
         """A message is given up; its incident goes on, and a person sends it again."""
         owned = self._get_owned(number)
         self._end(owned, "rejected")
-        group = next(name for name in self.world.latest if group_id(name) == owned.claim.task.incident_id)
+        group = next(name for name in self.world.latest if group_id(name) == owned.claim.incident_id)
         self.world.accept([(group, self.world.latest[group][0] if duplicate else alerts, sorted(RATES))])
         if delivered:
-            self.world.claim(owned.claim.task.channel, owned.owner, 3)
+            self.world.claim(owned.claim.channel, owned.owner, 3)
             self.end_all(owned.owner)
-        self._requeue(self.world.rows[owned.claim.task.delivery_id])
+        self._requeue(self.world.rows[owned.claim.delivery_id])
 
     @precondition(lambda self: self.world.owned)
     @rule(owner=owners)
@@ -184,15 +184,15 @@ class OutboxMachine(RuleBasedStateMachine):
         self.world.wait(seconds)
 
     @precondition(lambda self: self.open())
-    @rule()
-    def set_clock_back(self) -> None:
+    @rule(owner=owners)
+    def set_clock_back(self, owner: str) -> None:
         self.world.clock.move(-3 * DAY)
-        self.world.sweep(DAY)
+        self.world.sweep(owner, DAY)
 
     @precondition(lambda self: self.open())
-    @rule(give_up_after=st.sampled_from([1.0, DAY]))
-    def sweep(self, give_up_after: float) -> None:
-        self.world.sweep(give_up_after)
+    @rule(owner=owners, give_up_after=st.sampled_from([1.0, DAY]))
+    def sweep(self, owner: str, give_up_after: float) -> None:
+        self.world.sweep(owner, give_up_after)
 
     @precondition(lambda self: self.open())
     @rule(names=st.lists(st.sampled_from(sorted(RATES)), unique=True))
@@ -228,7 +228,7 @@ class OutboxMachine(RuleBasedStateMachine):
         ]
         assert is_saved == bool(live)
         for each in live:
-            self.world.observed.progress[each.claim.task.delivery_id] = done
+            self.world.observed.progress[each.claim.delivery_id] = done
 
     def _end(self, owned: OwnedClaim, how: str) -> None:
         if how == "delivered":

@@ -39,11 +39,11 @@ async def refuse(store: Store, channel: str = "a", *others: str) -> None:
 
 async def all_of(store: Store, channel: str) -> list[tuple[str, int, int]]:
     """What a channel tells now, in this order: the incident, from which event to which."""
-    claims = (await claim_some(store, channel, limit=200)).claims
+    claims = (await claim_some(store, channel, limit=200)).tasks
     for claim in claims:
-        assert claim.task.remark == REMARK
+        assert claim.remark == REMARK
         await end_attempt(store, claim)
-    return [(claim.task.incident_id, claim.task.first_event_seq, claim.task.last_event_seq) for claim in claims]
+    return [(claim.incident_id, claim.first_event_seq, claim.last_event_seq) for claim in claims]
 
 
 async def test_all_that_waits_goes_to_the_others_in_order_and_once(store: Store) -> None:
@@ -66,7 +66,7 @@ async def test_what_is_accepted_meanwhile_goes_there_too_and_no_event_twice(stor
     await fall_back(store, "a", ("b", "every"))
     assert await all_of(store, "b") == [("x", 2, 2), ("y", 3, 3)]
     every = [await claim_one(store, "every") for _ in range(2)]  # of one incident one after the other
-    assert [(claim.task.first_event_seq, claim.task.last_event_seq) for claim in every] == [(1, 1), (3, 3)]
+    assert [(claim.first_event_seq, claim.last_event_seq) for claim in every] == [(1, 1), (3, 3)]
     await end_attempt(store, every[0])
     assert await all_of(store, "every") == [("x", 2, 2)]
 
@@ -103,7 +103,7 @@ async def test_one_that_reports_every_event_by_itself_does_so_on_this_channel_to
     await fall_back(store, "a", ("every",))
     for number in (1, 2):
         claim = await claim_one(store, "every")
-        assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.episode) == (number, number, number)
+        assert (claim.first_event_seq, claim.last_event_seq, claim.episode) == (number, number, number)
         await end_attempt(store, claim)
 
 
@@ -113,7 +113,7 @@ async def test_a_beginning_and_an_end_that_fall_back_as_one_were_reported_to_nob
     await accept(store, "x", event=event_of("resolved"))
     await fail(store, hanging, ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0, fallback_channels=("b",))
     claim = await claim_one(store, "b")
-    assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.firing_undelivered) == (1, 2, True)
+    assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (1, 2, True)
 
 
 async def test_an_end_that_falls_back_where_the_beginning_was_reported_is_an_end(store: Store) -> None:
@@ -122,8 +122,8 @@ async def test_an_end_that_falls_back_where_the_beginning_was_reported_is_an_end
     await accept(store, "x", event=event_of("resolved"))
     await refuse(store, "a", "b")
     claim = await claim_one(store, "b")
-    assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.firing_undelivered) == (2, 2, False)
-    assert claim.task.first_receipt is not None
+    assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
+    assert claim.first_receipt is not None
 
 
 async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
@@ -131,11 +131,9 @@ async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
     await refuse(store)
     await fall_back(store, "a", ("b",))
     await commit_allow_trial(store, ["a"])
-    (probe,) = (await claim_some(store, limit=9)).claims
+    (probe,) = (await claim_some(store, limit=9)).tasks
     await end_attempt(store, probe)
-    assert {claim.task.incident_id for claim in (await claim_some(store, limit=9)).claims} | {
-        probe.task.incident_id
-    } == {
+    assert {claim.incident_id for claim in (await claim_some(store, limit=9)).tasks} | {probe.incident_id} == {
         "a0",
         "a1",
         "a2",
@@ -181,7 +179,7 @@ async def test_what_a_third_one_stands_in_for_twice_is_reported_there_once(store
 async def test_nothing_is_given_up_that_nobody_else_reports(store: Store, others: tuple[str, ...]) -> None:
     await enqueue(store, fallback.FALLBACK_STEP + 2)
     await refuse(store)
-    swept = await sweep(store, -1, others, 360)
+    swept = await sweep(store, "me", -1, others)
     assert swept.ended == (("a", DeliveryState.DEAD),) * (fallback.FALLBACK_STEP + 2)
     assert swept.channels_to_wake == {"a", *others}
     assert len(await all_of(store, "b")) == (fallback.FALLBACK_STEP + 2 if others else 0)
@@ -191,9 +189,9 @@ async def test_those_that_stand_in_and_refuse_too_give_it_up_each_by_itself(stor
     await accept(store, "x")
     await refuse(store, "a", "b")
     await refuse(store, "b", "a")
-    swept = await sweep(store, -1, ("a", "b"), 360)
+    swept = await sweep(store, "me", -1, ("a", "b"))
     assert sorted(swept.ended) == [("a", DeliveryState.DEAD), ("b", DeliveryState.DEAD)]
-    assert await sweep(store, -1, ("a", "b"), 360) == DeliveryChanges()
+    assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
 
 
 @pytest.mark.parametrize("effect", [ChannelEffect.DOWN, ChannelEffect.FAILED])
@@ -206,7 +204,7 @@ async def test_a_last_attempt_hands_on_what_no_step_did_before(store: Store, eff
         store, probe, DeliveryState.DEAD, channel_effect=effect, reason="timeout", fallback_channels=("b",)
     )
     assert recorded.channels_to_wake == ("a", "b")
-    assert [each[0] for each in await all_of(store, "b")] == [probe.task.incident_id]
+    assert [each[0] for each in await all_of(store, "b")] == [probe.incident_id]
 
 
 async def test_a_message_that_is_refused_itself_is_reported_by_nobody_else(store: Store) -> None:
@@ -219,7 +217,7 @@ async def test_a_channel_that_cannot_be_reached_waits_for_itself(store: Store) -
     await enqueue(store, FAILURE_THRESHOLD + 2)
     await fail(store, await claim_one(store), fallback_channels=("b",))
     await open_breaker(store)
-    assert (await sweep(store, 3600, ("b",), 360)).ended == ()
+    assert (await sweep(store, "me", 3600, ("b",))).ended == ()
     assert await nothing_due(store, "b")
 
 
@@ -230,12 +228,12 @@ async def test_what_is_given_up_for_its_age_goes_to_the_others_whatever_its_chan
     await end_attempt(store, claim, DeliveryState.DEAD, **gave_up)
     assert await all_of(store, "b") == [("a0", 1, 1)]
     await open_breaker(store)
-    swept = await sweep(store, -1, ("a", "b"), 360)
+    swept = await sweep(store, "me", -1, ("a", "b"))
     assert swept == DeliveryChanges(
         (("a", DeliveryState.DEAD),) * (FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1), frozenset({"a", "b"})
     )
     assert len(await all_of(store, "b")) == FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1
-    assert await sweep(store, -1, ("a", "b"), 360) == DeliveryChanges()
+    assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
 
 
 async def test_what_a_crashed_relay_leased_goes_there_once_its_lease_ended(tmp_path: Path, clock: Clock) -> None:
@@ -259,7 +257,7 @@ async def test_a_dead_letter_that_is_resent_goes_there_too(store: Store) -> None
     await accept(store, "y")
     await refuse(store)
     await fall_back(store, "a", ("b",))
-    assert await requeue(store, claim.task.delivery_id) is DeliveryState.DEAD
+    assert await requeue(store, claim.delivery_id) is DeliveryState.DEAD
     await fall_back(store, "a", ("b",))
     assert ("x", 1, 2) in await all_of(store, "b")
 

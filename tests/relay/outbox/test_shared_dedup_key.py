@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text, update
 
-from services.relay.model import Claim, Event, Status, compute_digest
+from services.relay.model import DeliveryTask, Event, Status, compute_digest
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.claim import ClaimRequest, claim_due, save_progress
 from services.relay.outbox.store import Store, open_store
@@ -38,15 +38,15 @@ async def come(store: Store, incident: str, event: Event) -> None:
         await _stays_open(store)
 
 
-async def _claim_with_group(store: Store) -> Claim:
-    (one,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).claims
+async def _claim_with_group(store: Store) -> DeliveryTask:
+    (one,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
     return await prepare(store, one, acknowledges=True)
 
 
 async def _stays_open(store: Store) -> bool:
     one = await _claim_with_group(store)
     await end_attempt(store, one)
-    return one.task.keep_open
+    return one.keep_open
 
 
 async def ends(store: Store, incident: str, **alerts: str) -> bool:
@@ -101,19 +101,19 @@ async def test_what_a_replica_commits_late_under_an_earlier_number_is_reported_a
         await come(store, "ends", group(A="firing"))
         await _number(store, "SELECT nextval('events_seq_seq')")  # another replica has it, and does not commit yet
         await come(store, "ends", group("resolved", A="resolved"))
-        (ending,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).claims
+        (ending,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
         await _number(store, "SELECT setval('events_seq_seq', (SELECT max(seq) - 2 FROM events))")
         await come(store, "begins", group(A="firing"))
         await end_attempt(store, ending, payload=b"sent")
-        (second,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).claims
-        assert (second.task.incident_id, second.task.last_event_seq < ending.task.last_event_seq) == ("begins", True)
+        (second,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
+        assert (second.incident_id, second.last_event_seq < ending.last_event_seq) == ("begins", True)
 
 
 async def _number(store: Store, of: str) -> None:
     await store.run(lambda transaction: transaction.connection.execute(text(of)).all())
 
 
-async def _restart(store: Store, episode: int, status: str = "firing") -> Claim:
+async def _restart(store: Store, episode: int, status: str = "firing") -> DeliveryTask:
     """The claim of what waits for PagerDuty once the next episode has begun, as it goes there."""
     await accept(store, "x", episode=episode, is_open=status == "firing", event=event_of(status))
     return await prepare(store, await claim_one(store), acknowledges=True)
@@ -121,44 +121,42 @@ async def _restart(store: Store, episode: int, status: str = "firing") -> Claim:
 
 async def test_a_resolve_that_did_not_arrive_comes_before_the_next_episode(store: Store) -> None:
     first = await _restart(store, 1)
-    assert not first.task.resolves_earlier
+    assert not first.resolves_earlier
     await end_attempt(store, first)
     ending = await _restart(store, 1, "resolved")
-    assert not ending.task.resolves_earlier
+    assert not ending.resolves_earlier
     await end_attempt(store, ending, DeliveryState.RETRYING, reason="server_error")
     second = await _restart(store, 2)
-    assert second.task.resolves_earlier
+    assert second.resolves_earlier
     await end_attempt(store, second)
     repeated = await _restart(store, 2)
-    assert not repeated.task.resolves_earlier, "the channel has this episode"
+    assert not repeated.resolves_earlier, "the channel has this episode"
     await end_attempt(store, repeated)
     await end_attempt(store, await _restart(store, 2, "resolved"))
     third = await _restart(store, 3)
-    assert not third.task.resolves_earlier, "the resolve arrived"
+    assert not third.resolves_earlier, "the resolve arrived"
     await end_attempt(store, third)
     await end_attempt(store, await _restart(store, 3, "resolved"), DeliveryState.DEAD, reason="rejected")
-    assert (await _restart(store, 4)).task.resolves_earlier, "the resolve was given up"
+    assert (await _restart(store, 4)).resolves_earlier, "the resolve was given up"
 
 
 async def test_an_episode_that_nobody_was_notified_of_needs_no_resolve(store: Store) -> None:
     await end_attempt(store, await _restart(store, 1), DeliveryState.RETRYING, reason="unreachable")
     await accept(store, "x", is_open=False, event=event_of("resolved"))
     second = await _restart(store, 2)
-    assert not second.task.resolves_earlier
+    assert not second.resolves_earlier
     await end_attempt(store, second, DeliveryState.RETRYING, reason="timeout", maybe_sent=True)
     await accept(store, "x", episode=2, is_open=False, event=event_of("resolved"))
-    assert (await _restart(store, 3)).task.resolves_earlier, "it may have arrived"
+    assert (await _restart(store, 3)).resolves_earlier, "it may have arrived"
 
 
 async def test_what_was_begun_of_an_episode_is_not_resolved_again(store: Store) -> None:
     await end_attempt(store, await _restart(store, 1))
     begun = await _restart(store, 2)
-    assert begun.task.resolves_earlier
+    assert begun.resolves_earlier
     assert await save_progress(store, begun, {"earlier_resolved": "yes"})
     await end_attempt(store, begun, DeliveryState.RETRYING, reason="timeout", maybe_sent=True)
-    assert not (await _restart(store, 2)).task.resolves_earlier, (
-        "its trigger may have arrived, and was perhaps acknowledged"
-    )
+    assert not (await _restart(store, 2)).resolves_earlier, "its trigger may have arrived, and was perhaps acknowledged"
 
 
 async def test_an_earlier_episode_stays_open_where_another_incident_needs_its_key(store: Store) -> None:
@@ -167,7 +165,7 @@ async def test_an_earlier_episode_stays_open_where_another_incident_needs_its_ke
     await accept(store, "one", is_open=False, event=group("resolved", A="resolved"))
     await accept(store, "one", episode=2, event=group(A="firing"))
     second = await _claim_with_group(store)
-    assert (second.task.incident_id, second.task.keep_open, second.task.resolves_earlier) == ("one", True, False)
+    assert (second.incident_id, second.keep_open, second.resolves_earlier) == ("one", True, False)
 
 
 async def test_what_was_begun_of_an_earlier_episode_is_resolved(store: Store) -> None:
@@ -175,12 +173,12 @@ async def test_what_was_begun_of_an_earlier_episode_is_resolved(store: Store) ->
     assert await save_progress(store, begun, {"triggered": "yes"})
     await end_attempt(store, begun, DeliveryState.RETRYING, reason="server_error")
     await accept(store, "x", is_open=False, event=event_of("resolved"))
-    assert (await _restart(store, 2)).task.resolves_earlier
+    assert (await _restart(store, 2)).resolves_earlier
 
 
-async def _claim_on(store: Store, channel: str) -> Claim:
+async def _claim_on(store: Store, channel: str) -> DeliveryTask:
     """The next claim of one of two channels with one key, as it goes there."""
-    (one,) = (await claim_due(store, ClaimRequest(channel, 1, "me", 20, None, dedup_channels=("a", "b")))).claims
+    (one,) = (await claim_due(store, ClaimRequest(channel, 1, "me", 20, None, dedup_channels=("a", "b")))).tasks
     return await prepare(store, one, acknowledges=True)
 
 
@@ -195,12 +193,12 @@ async def test_of_two_channels_with_one_key_the_second_resolves_nothing_that_the
     await end_attempt(store, await _claim_on(store, "a"), DeliveryState.DEAD, reason="rejected")
     await accept(store, "x", "a", "b", episode=2)
     first = await _claim_on(store, "a")
-    assert first.task.resolves_earlier
+    assert first.resolves_earlier
     if is_resolved:
         assert await save_progress(store, first, {"earlier_resolved": "yes"})
     await end_attempt(store, first, DeliveryState.RETRYING, reason="timeout", maybe_sent=True)
     second = await _claim_on(store, "b")
-    assert second.task.resolves_earlier != is_resolved, "without progress the resolve itself may be lost"
+    assert second.resolves_earlier != is_resolved, "without progress the resolve itself may be lost"
     await end_attempt(store, second)
 
 
@@ -211,7 +209,7 @@ async def test_a_resolve_by_one_of_two_channels_with_one_key_is_enough(store: St
     await accept(store, "x", "a", is_open=False, event=event_of("resolved"))
     await end_attempt(store, await _claim_on(store, "a"))
     await accept(store, "x", "b", episode=2)
-    assert not (await _claim_on(store, "b")).task.resolves_earlier
+    assert not (await _claim_on(store, "b")).resolves_earlier
 
 
 @pytest.mark.parametrize("delivered_up_to", [2, 3])
@@ -222,7 +220,7 @@ async def test_after_a_restored_backup_nobody_is_called_twice(store: Store, deli
     restored = update(deliveries).where(deliveries.c.event_seq == 3).values(maybe_delivered_up_to=delivered_up_to)
     await store.run(lambda transaction: transaction.connection.execute(restored))
     second = await prepare(store, await claim_one(store), acknowledges=True)
-    assert second.task.resolves_earlier == (delivered_up_to == 2)  # what began after it, nobody was called for
+    assert second.resolves_earlier == (delivered_up_to == 2)  # what began after it, nobody was called for
 
 
 async def test_two_incidents_of_a_group_that_restart_at_the_same_time_are_each_sent_once(store: Store) -> None:

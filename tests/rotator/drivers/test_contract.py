@@ -7,7 +7,7 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
-from services.rotator.version_proof import find_unproven_rows
+from services.rotator.verification import find_unproven_rows
 from shared.keyring.administration import (
     Administration,
     AdministrationError,
@@ -104,10 +104,6 @@ async def test_a_new_data_key_is_rotated_once_whoever_asks_again(keyring: Admini
     await keyring.reload_instances()
     await backend.put("after", b"new")
     assert [await backend.get(record) for record in ("before", "after")] == [b"kept", b"new"]
-
-
-async def test_where_nothing_was_rotated_there_is_no_progress(keyring: Administration) -> None:
-    assert await keyring.get_progress() is None
 
 
 async def test_data_keys_are_re_wrapped_in_batches_and_stay_what_they_are(

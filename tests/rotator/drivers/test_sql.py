@@ -85,7 +85,7 @@ async def test_what_the_local_key_wraps_is_named_and_left_as_it_is(
         assert row.kek == "local"
         lease = await keyring.acquire_lease("a test", 60)
         rewrap = RotateRequest(
-            rotation_id="r", type=RotationType.REWRAP_KEK, token=lease.token, caller="a test", target_version=1
+            rotation_id="r", type=RotationType.REWRAP_KEK, token=lease.token, caller="a test", target_version="1"
         )
         while (progress := await keyring.rotate(rewrap)).state == "running":
             pass

@@ -1,6 +1,5 @@
 """A verification through a service's admin API: by pages, so that no call lasts as long as the keyring is large."""
 
-import json
 from typing import Any
 
 import pytest
@@ -52,20 +51,6 @@ async def test_each_page_is_a_call_and_problems_of_our_own_come_first() -> None:
         ("sample", "d"),
     ]
     assert whole == VerificationResult(data_keys=6, records=9, problems=(ours, foreign), fingerprint="f")
-
-
-async def test_a_hundred_problems_are_reported_at_most() -> None:
-    service = Service(*(page(name, *[Problem(id="k", error="w")] * 60) for name in ("b", None)))
-    assert len((await verify_by_pages(RemoteAdministration("there", service.send), "full")).problems) == 100
-
-
-async def test_an_older_service_that_knows_no_pages_has_checked_all() -> None:
-    async def send(_question: AdminRequest) -> AdminResponse:
-        return AdminResponse(
-            200, json.dumps({"data_keys": 9, "records": 1, "problems": [], "fingerprint": "f"}).encode()
-        )
-
-    assert (await verify_by_pages(RemoteAdministration("there", send), "full")).data_keys == 9
 
 
 async def test_pages_that_lead_in_a_circle_end_with_a_sentence() -> None:

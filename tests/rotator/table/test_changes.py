@@ -5,8 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from sqlalchemy import URL
 
-from services.rotator.model import RotatorError
-from services.rotator.report import CommandOutcome
+from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.retirement import retire_version
 from services.rotator.runner import resume, rollback, run
 from shared.config.errors import ConfigurationError

@@ -8,8 +8,7 @@ from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import EmulatedState
-from services.rotator.model import RotatorError
-from services.rotator.report import CommandOutcome
+from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import rollback, run
 from shared.keyring.administration import RotationType

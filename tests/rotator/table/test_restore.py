@@ -7,8 +7,7 @@ import pytest
 from sqlalchemy import URL
 
 from services.rotator.report import CommandOutcome
-from services.rotator.restore import restore_backup
-from services.rotator.runner import run
+from services.rotator.runner import restore_backup, run
 from shared.keyring.administration import RotationType
 from shared.keyring.external.table import Encoding
 from tests.memory_kms import StoredKey

@@ -2,11 +2,9 @@
 
 import pytest
 
-from services.rotator.model import RotatorError
-from services.rotator.report import CommandOutcome
-from services.rotator.restore import restore_backup
+from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.retirement import destroy_version, retire_version
-from services.rotator.runner import rollback, run
+from services.rotator.runner import restore_backup, rollback, run
 from services.rotator.session import CommandSession
 from shared.keyring.administration import AdministrationError, RotationType
 from shared.kms.port import VersionState

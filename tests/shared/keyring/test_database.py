@@ -2,9 +2,6 @@ import asyncio
 import os
 import sqlite3
 import stat
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -46,16 +43,6 @@ async def test_what_is_written_is_read_by_another_process_at_once(database: Data
     await database.write(_insert)
     with closing(sqlite3.connect(file)) as other:
         assert other.execute("SELECT number FROM numbers").fetchall() == [(1,)]
-
-
-async def test_an_exception_rolls_back_and_comes_out_as_it_is(database: Database) -> None:
-    def fail(connection: Connection) -> None:
-        _insert(connection)
-        raise LookupError("mine")
-
-    with pytest.raises(LookupError, match="mine"):
-        await database.write(fail)
-    assert await database.read(_count) == 0
 
 
 async def test_a_commit_is_on_the_disk_before_the_answer(database: Database) -> None:
@@ -166,19 +153,6 @@ except DatabaseError as error:
 """
 
 
-def test_a_file_that_may_only_be_read_is_an_error() -> None:
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders let no other user in
-        Path(folder).chmod(0o755)
-        file = Path(folder) / "some.db"
-        with closing(sqlite3.connect(file)) as other:
-            other.execute("CREATE TABLE other (x)")
-        file.chmod(0o444)
-        opened = subprocess.run(
-            [sys.executable, "-c", _OPEN, str(file)], capture_output=True, text=True, timeout=30, check=False
-        )
-    assert opened.stdout == "DatabaseError: attempt to write a readonly database\n", opened.stderr
-
-
 async def test_it_is_made_for_its_owner_alone_and_so_are_the_files_beside_it(database: Database, file: Path) -> None:
     await database.write(_insert)
     modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in file.parent.glob(f"{file.name}*")}
@@ -195,15 +169,6 @@ async def test_nothing_is_written_into_a_file_that_was_removed_or_replaced(datab
     await asyncio.to_thread(file.with_suffix(".moved").rename, file)
     await database.write(lambda connection: connection.execute(_numbers.insert().values(number=3)))
     assert await database.read(_count) == 2
-
-
-async def test_opening_again_keeps_what_is_there(database: Database, file: Path) -> None:
-    await database.write(_insert)
-    second = await Database.open(create_sqlite_url(file), TABLES)
-    try:
-        assert await second.read(_count) == 1
-    finally:
-        await second.close()
 
 
 @pytest.mark.parametrize("statement", ["UPDATE keyring_schema SET version = 3", "DROP TABLE keyring_schema"])

@@ -27,31 +27,6 @@ async def _end(database: Database) -> None:
     )
 
 
-async def test_a_second_runner_is_refused_and_learns_who_has_the_lease(free: LocalAdministration) -> None:
-    try_to_acquire = await free.acquire_lease("ci run 7", 60)
-    with pytest.raises(RefusedError, match=r"ci run 7 holds the lease until 20\d\d-"):
-        await free.acquire_lease("ci run 8", 60)
-    with pytest.raises(RefusedError, match="ci run 7 holds the lease"):
-        await free.acquire_lease("ci run 8", 60, "a guess")
-    assert try_to_acquire.holder == "ci run 7"
-
-
-async def test_its_holder_keeps_it_by_its_token_and_it_lasts_longer(free: LocalAdministration) -> None:
-    try_to_acquire = await free.acquire_lease("one", 60)
-    renewed = await free.acquire_lease("one", 120, try_to_acquire.token)
-    assert renewed.token == try_to_acquire.token
-    assert renewed.expires_at > try_to_acquire.expires_at
-
-
-async def test_after_it_was_given_up_another_takes_it_with_a_token_of_its_own(free: LocalAdministration) -> None:
-    try_to_acquire = await free.acquire_lease("one", 60)
-    await free.release_lease("another token")
-    with pytest.raises(RefusedError):
-        await free.acquire_lease("two", 60)
-    await free.release_lease(try_to_acquire.token)
-    assert (await free.acquire_lease("two", 60, try_to_acquire.token)).token != try_to_acquire.token
-
-
 async def test_of_many_that_ask_at_once_one_gets_it(free: LocalAdministration, url: URL, keyring: Keyring) -> None:
     other = await Database.open(url, TABLES)
     try:

@@ -8,9 +8,9 @@ from sqlalchemy import URL, text
 from sqlalchemy.exc import IntegrityError
 from structlog.testing import capture_logs
 
-from shared.keyring import local_key
+from shared.keyring import instances
 from shared.keyring.database import Database
-from shared.keyring.instance_readiness import InstanceHeartbeat
+from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.model import LOCAL_KEK, DataKey, DataKeyStatus, WrappedKey
 from shared.keyring.store import DataKeyStore, OtherLocalKeyError
 from shared.keyring.tables import TABLES
@@ -49,15 +49,6 @@ async def test_tables_that_are_made_are_reported(url: URL) -> None:
         with capture_logs() as logs:
             await (await Database.open(url, TABLES)).close()
         assert [line["event"] for line in logs] == expected
-
-
-async def test_a_new_keyring_is_empty(store: DataKeyStore) -> None:
-    assert await store.list_all() == ()
-
-
-async def test_a_key_is_read_as_it_was_stored(store: DataKeyStore) -> None:
-    assert await store.activate(_key("a"), expected_active=None)
-    assert await store.list_all() == (_key("a"),)
 
 
 async def test_a_successor_retires_the_active_key_in_one_step(store: DataKeyStore) -> None:
@@ -124,30 +115,25 @@ async def test_a_rewrap_of_a_wrap_that_was_replaced_meanwhile_changes_nothing(st
     assert (await store.list_all())[0].wrapped == WrappedKey(b"by kms", KEK, "7")
 
 
-async def test_a_rewrap_of_an_unknown_key_changes_nothing(store: DataKeyStore) -> None:
-    assert not await store.replace_wrap(_key("a"), WrappedKey(b"by kms", KEK, "7"))
-    assert await store.list_all() == ()
-
-
 async def test_once_its_last_data_key_was_given_up_a_local_key_is_replaced_only_where_nobody_else_lives(
     database: Database, store: DataKeyStore
 ) -> None:
     one, other = (InstanceHeartbeat(database, name, 60.0) for name in ("one", "other"))
     await database.write_exclusively(
-        lambda connection: local_key.register_local_key(connection, database.read_clock(connection), one, b"former")
+        lambda connection: instances.register_local_key(connection, database.read_clock(connection), one, b"former")
     )
     await store.restore_row(_key("a"))
     assert await database.write_exclusively(
-        lambda connection: local_key.abandon_data_keys(connection, 1.0, "one", [_key("a")])
+        lambda connection: instances.abandon_data_keys(connection, 1.0, "one", [_key("a")])
     )
     await other.send([])
     with pytest.raises(OtherLocalKeyError):
         await database.write_exclusively(
-            lambda connection: local_key.register_local_key(connection, database.read_clock(connection), one, b"new")
+            lambda connection: instances.register_local_key(connection, database.read_clock(connection), one, b"new")
         )
     await other.remove()
     await database.write_exclusively(
-        lambda connection: local_key.register_local_key(connection, database.read_clock(connection), one, b"new")
+        lambda connection: instances.register_local_key(connection, database.read_clock(connection), one, b"new")
     )
 
 
@@ -156,7 +142,7 @@ async def test_a_data_key_whose_row_is_stored_again_is_no_longer_given_up(
 ) -> None:
     await store.restore_row(_key("a"))
     await database.write_exclusively(
-        lambda connection: local_key.abandon_data_keys(connection, 1.0, "one", [_key("a")])
+        lambda connection: instances.abandon_data_keys(connection, 1.0, "one", [_key("a")])
     )
     assert await store.restore_row(_key("a"))
     left = await database.read(

@@ -67,17 +67,6 @@ def test_every_state_of_googles_client_has_a_meaning() -> None:
     assert set(VERSION_STATES) == states
 
 
-def test_what_each_reason_concerns() -> None:
-    assert {scope: {reason.value for reason in Reason if reason.scope is scope} for scope in Scope} == {
-        Scope.SERVICE: {"timeout", "unavailable"},
-        Scope.ACCOUNT: {"permission_denied", "unauthenticated", "quota_exhausted"},
-        Scope.KEY: {"key_not_found"},
-        Scope.VERSION: {"key_disabled", "key_destroyed"},
-        Scope.CIPHERTEXT: {"crc_mismatch", "plaintext_mismatch", "invalid_request"},
-        Scope.KEYPULSE: {"internal"},
-    }
-
-
 def test_what_passes_by_itself_and_what_concerns_data() -> None:
     passing = {Reason.TIMEOUT, Reason.UNAVAILABLE, Reason.QUOTA_EXHAUSTED, Reason.CRC_MISMATCH}
     assert {reason for reason in Reason if reason.transient} == passing

@@ -88,7 +88,7 @@ async def test_a_test_takes_tokens_and_waits_for_provider_and_rate_but_not_for_a
     assert refusal[0] is SendTestRefusal.RECENT
     assert 0 < refusal[1] <= 30
     now = time.time()
-    await change(store, test_started_at=None, failures=9, is_down=1, paused_until=now + 99)
+    await change(store, test_started_at=None, failures=9, is_down=1, paused_until=now + 99, paused_set_at=now)
     assert await claim_test(store, "a", 1.0) is None  # behind its breaker
     await change(store, test_started_at=None)
     assert await claim_test(store, "a", 1.0) is None  # five seconds are saved up: four messages, and one more
@@ -98,7 +98,7 @@ async def test_a_test_takes_tokens_and_waits_for_provider_and_rate_but_not_for_a
     assert refusal[0] is SendTestRefusal.RATE
     assert (await state(store, "a")).is_busy
     assert await claim_test(store, "a", None) is None
-    await change(store, test_started_at=None, next_token_at=0, retry_after_until=now + 50)
+    await change(store, test_started_at=None, next_token_at=0, retry_after_until=now + 50, retry_after_set_at=now)
     refusal = await claim_test(store, "a", None)
     assert refusal is not None
     assert refusal[0] is SendTestRefusal.RETRY_AFTER

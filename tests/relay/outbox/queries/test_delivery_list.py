@@ -93,6 +93,7 @@ async def test_channels_are_listed_with_their_state(store: Store) -> None:
     row = {
         "name": "slack",
         "paused_until": 7.5,
+        "paused_set_at": 1.0,
         "next_token_at": 0.0,
         "failures": 3,
         "is_down": 1,

@@ -39,11 +39,6 @@ async def test_data_keys_are_counted_by_version_and_status(keyring: Keyring, ver
     }
 
 
-async def test_the_keyrings_beginning_counts_as_a_new_data_key(keyring: Keyring) -> None:
-    await keyring.fill(2)
-    assert (await read_metrics(keyring)).last_success == {RotationType.NEW_DEK: BEGINNING}
-
-
 @pytest.mark.parametrize("type_", [NEW_DEK, REWRAP])
 async def test_a_rotation_is_in_progress_until_it_is_done_and_then_a_success(
     keyring: Keyring, versions: Versions, type_: RotationType
