@@ -110,11 +110,20 @@ class EscalationStep(NamedTuple):
     after: float
     """Seconds after its first delivery."""
     channels: tuple[str, ...]
+    receiver: str = ""
+    """Whose route has it, once it is stored with an incident: an event replaces the steps of its own receiver."""
 
 
 def encode_steps(steps: Sequence[EscalationStep]) -> str | None:
     """What an incident's row stores; None if there is none."""
     return json.dumps(steps) if steps else None
+
+
+def decode_steps(steps: str | None) -> tuple[EscalationStep, ...]:
+    """What `encode_steps` wrote."""
+    return tuple(
+        EscalationStep(after, tuple(channels), receiver) for after, channels, receiver in json.loads(steps or "[]")
+    )
 
 
 class RelatedIncident(NamedTuple):
@@ -167,13 +176,13 @@ class DeliveryTask(NamedTuple):
     """One claimed delivery, until the provider has it.
 
     The claim fills in what the outbox holds. Before an attempt, `event_json` becomes all its events merged into one,
-    and the fields from `keep_open` on are set. It then crosses to the sending process as it is: a named tuple, since
-    pickle takes a tenth of the time for one that it takes for a data class with slots.
+    and the fields from `resolves_earlier` on are set. It then crosses to the sending process as it is: a named tuple,
+    since pickle takes a tenth of the time for one that it takes for a data class with slots.
     """
 
     delivery_id: str
     incident_id: str
-    """A hash of source, receiver and groupKey: the same for every event of the group, for ever."""
+    """A hash of source and groupKey: the same for every event of the group, for ever."""
     episode: int
     """How many times the incident has started; a firing event accepted after a resolved one begins the next episode."""
     channel: str
@@ -204,17 +213,6 @@ class DeliveryTask(NamedTuple):
     first_event_seq: int = 0
     last_event_seq: int = 0
     """It delivers the events of its incident from the first to the last."""
-    is_resolve: bool = False
-    """Whether its last event resolves the incident, as the claim found it."""
-    dedup_channels: tuple[str, ...] = ()
-    """Where it resolves, or may have to: the channels on which that resolves every incident of its group.
-
-    See `shared_dedup_key`.
-    """
-    open_group_incidents: Mapping[str, int] = {}
-    """The open incidents of its group on these channels, each with its latest event at the claim."""
-    keep_open: bool = False
-    """Whether its resolve must not close the provider's incident, since an open incident of its group needs it."""
     resolves_earlier: bool = False
     """Whether the provider may have the incident of an earlier episode open, and has to resolve it before this one."""
     acknowledgement: str = ""
@@ -335,8 +333,11 @@ class Message:
 
 
 def build_incident_id(event: Event) -> str:
-    """The same for every event of a group, for ever: a hash of source, receiver and groupKey."""
-    return _hash_json([event.source, event.receiver, event.group_key])
+    """The same for every event of a group, for ever: a hash of source and groupKey.
+
+    The receiver only chooses channels, so a renamed one goes on with its incidents.
+    """
+    return _hash_json([event.source, event.group_key])
 
 
 def build_fingerprint(event: Event) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, bindparam, func, or_, select, update
 
 from services.relay.incidents.queries import UnknownIncidentError
-from services.relay.model import EscalationStep, encode_steps
+from services.relay.model import decode_steps, encode_steps
 from services.relay.outbox import database as dialect
 from services.relay.outbox.audit import insert_entry
 from services.relay.outbox.channels import read_served_channels
@@ -155,7 +155,7 @@ def _escalate_incident(transaction: Transaction, row: _EscalatingRow, served: Co
     if starts_at > now + _MAX_AHEAD:  # the clock was set back since
         connection.execute(_START_NOW, {"incident": row.id, "at": now})
         return Escalation(row.id, (), ())
-    steps = [EscalationStep(after, tuple(channels)) for after, channels in json.loads(row.escalation or "[]")]
+    steps = decode_steps(row.escalation)
     count = max(1, sum(starts_at + step.after <= now for step in steps))  # the first one is due, as was read
     due, later = steps[:count], steps[count:]
     named = dict.fromkeys(channel for step in due for channel in step.channels)

@@ -2,20 +2,15 @@
 
 The dedup_key is Alertmanager's own, so an Alertmanager that pages with the same routing key opens no second incident
 beside one that is open, and an event that is sent again, because its reply was lost, changes nothing. A webhook's
-`source` is part of the key: independent Alertmanagers often have groups with the same groupKey, which are incidents of
-their own.
+`source` is part of the key, because independent Alertmanagers often have groups with the same groupKey.
 https://developer.pagerduty.com/docs/send-alert-event
-
-Receivers are no part of the key, so the incidents of two receivers with one groupKey are one in PagerDuty: while one of
-them is open, the resolve of the other is not sent.
 
 An acknowledgement is an event of its own, after the trigger. PagerDuty drops it if nothing is open, or if another
 routing key opened it. An incident that is acknowledged calls nobody again, whatever is triggered: who acknowledged it
 has to look. PagerDuty's API has no event that withdraws an acknowledgement.
 https://developer.pagerduty.com/docs/events-api-v2-overview
 
-So where the resolve of an earlier episode did not arrive, it is sent before the next trigger, unless another open
-incident needs the key.
+So where the resolve of an earlier episode did not arrive, it is sent before the next trigger.
 
 PagerDuty drops a resolve if nothing is open. So an incident that was resolved before its firing was delivered is
 triggered and then resolved, as two events; `page_resolved: false` sends the resolve alone, and nobody is called.
@@ -128,7 +123,7 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
 
 def build_dedup_key(event: Event) -> str:
     """The key of the incident in PagerDuty: Alertmanager's own, and another for each source."""
-    named = f"{event.source}\n{event.group_key}" if event.source else event.group_key
+    named = f"{event.source}\0{event.group_key}" if event.source else event.group_key
     return hashlib.sha256(named.encode(errors="surrogatepass")).hexdigest()
 
 
@@ -206,7 +201,6 @@ def _measure(value: object) -> int:
 
 
 _OWN_URL: Final = "https://events.pagerduty.com/v2/enqueue"
-_LEFT_OPEN = "left open: another incident with this key is open"
 _TRIGGERED: Progress = {"triggered": "yes"}
 _PROGRESS: Final[Mapping[Action, Progress]] = {
     "resolve_earlier": {"earlier_resolved": "yes"},
@@ -248,10 +242,6 @@ class PagerDutySettings(HttpChannelSettings):
     def destination(self) -> str:
         return "PagerDuty, to the service of its routing key"
 
-    def dedup_scope(self) -> Hashable:
-        """A service: the key of one of its incidents is the same for every receiver."""
-        return self.url, self.routing_key_file
-
     def connect(self, timeout: float) -> "PagerDutyChannel":
         return PagerDutyChannel(self, timeout)
 
@@ -273,7 +263,7 @@ class PagerDutyChannel:
         """
         message = attempt.message
         actions = self._list_actions(message, attempt.progress)
-        receipt: Receipt = {"dedup_key": build_dedup_key(attempt.message.event), "status": _LEFT_OPEN}
+        receipt: Receipt = {}
         async with call_provider(attempt, "PagerDuty", self._timeout) as call:
             for number, action in enumerate(actions):
                 if number:
@@ -309,7 +299,7 @@ class PagerDutyChannel:
         task = message.task
         if is_resolved(message.event):
             triggers = task.firing_undelivered and self._settings.page_resolved and progress != _TRIGGERED
-            end: tuple[Action, ...] = () if task.keep_open else ("resolve",)
+            end: tuple[Action, ...] = ("resolve",)
         elif task.acknowledgement:
             triggers = not task.is_repeat and progress != _TRIGGERED
             end = ("acknowledge",)

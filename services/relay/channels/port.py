@@ -176,13 +176,6 @@ class ChannelSettings(Section):
     allow_remote_insecure: bool = False
     """Lets plaintext leave this machine: to a stand-in among containers."""
 
-    def dedup_scope(self) -> Hashable:
-        """Where incidents of one source and groupKey are one, whatever their receiver; None if they are not.
-
-        Equal for channels that lead to the same place.
-        """
-        return None
-
     def edit_scope(self) -> str | None:
         """What shares one limit of edits, equal in all replicas; None if messages of this channel are not edited."""
         return None

@@ -18,14 +18,13 @@ from services.relay.metrics import Metrics
 from services.relay.model import DeliveryTask, DigestMember, Event, IncidentContext, decode_event, encode_event
 from services.relay.outbox.channels import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import read_merged_events, save_progress
-from services.relay.outbox.context import read_contexts
-from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.groups import (
+from services.relay.outbox.context import (
     ProviderAcknowledgement,
-    is_dedup_key_in_use,
     may_have_earlier_open,
+    read_contexts,
     read_provider_acknowledgement,
 )
+from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest, record_outcome
 from services.relay.outbox.store import RETRY_SECONDS, Store, StoreUnavailableError
 from services.relay.outbox.tables import DeliveryState
@@ -115,24 +114,16 @@ async def prepare_task(
         async with asyncio.timeout_at(attempt_ends):
             event_json, size = await _merge_events(store, task)
     context = await _read_context(store, task)
-    keep_open = False
-    if task.open_group_incidents:
-        build = partial(
-            is_dedup_key_in_use, incident_ids=task.open_group_incidents, now=task.accepted_at.timestamp() + task.age
-        )
-        async with asyncio.timeout_at(attempt_ends):
-            keep_open = await store.read(build)
     acknowledgement, resolves_earlier = ProviderAcknowledgement(), False
     if acknowledges:
         async with asyncio.timeout_at(attempt_ends):
             if context.acknowledged_at or context.started_at is None:  # or the context could not be read
                 acknowledgement = await store.read(partial(read_provider_acknowledgement, task=task))
-            if task.episode > 1 and task.first_receipt is None and not keep_open:
+            if task.episode > 1 and task.first_receipt is None:
                 resolves_earlier = await store.read(partial(may_have_earlier_open, task=task))
     return task._replace(
         event_json=event_json,
         events_size=size,
-        keep_open=keep_open,
         resolves_earlier=resolves_earlier,
         acknowledgement=acknowledgement.acknowledgement,
         is_repeat=acknowledgement.is_repeat,

@@ -249,7 +249,6 @@ class Worker:
         channel: itself.
         limits: how much it takes.
         context: what all workers share.
-        dedup_channels: the channels that lead to the same place, where incidents of one group are one; itself included.
         is_editable: whether the channel edits its messages.
     """
 
@@ -259,14 +258,12 @@ class Worker:
         channel: Channel,
         limits: SendingLimits,
         context: DeliveryContext,
-        dedup_channels: tuple[str, ...] = (),
         *,
         is_editable: bool = False,
     ) -> None:
         self.name = name
         self._channel = channel
         self._limits = limits
-        self._dedup_channels = dedup_channels
         self._context = context
         self._deliverer = Deliverer(name, context, rate=limits.rate, is_editable=is_editable)
         self._wake_event = asyncio.Event()
@@ -329,7 +326,6 @@ class Worker:
             context.lease_owner,
             context.lease_seconds,
             self._limits.rate,
-            self._dedup_channels,
             tuple(chain.from_iterable(self._in_flight.values())),
             self._limits.digest_over,
             self._limits.digest_size,
@@ -464,7 +460,6 @@ async def _run_workers(
             channel,
             SendingLimits(own.max_concurrency, rate, rules.digest_over, own.digest_size),
             context,
-            _find_dedup_channels(own, settings),
             is_editable=own.edit_scope() is not None,
         )
     editors += build_editors(settings, context, pacing_enabled=rules.pacing_enabled)
@@ -494,11 +489,6 @@ async def _run_workers(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, sweeper, preparation, return_exceptions=True)
-
-
-def _find_dedup_channels(channel: ChannelSettings, channels: Mapping[str, ChannelSettings]) -> tuple[str, ...]:
-    scope = channel.dedup_scope()
-    return tuple(name for name, other in channels.items() if scope is not None and other.dedup_scope() == scope)
 
 
 async def _prepare_channels(store: Store, edit_scopes: EditScopes, compare_delay: float) -> bool:

@@ -15,7 +15,7 @@ from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEve
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.retention import ByteLimit
 from services.relay.outbox.store import Store
-from services.relay.outbox.tables import DeliveryState
+from services.relay.outbox.tables import DeliveryState, clean_for_database
 
 _PEER_TIMEOUT: Final = 20.0
 """Seconds. The second Alertmanager waits for its `peer_timeout`, 15 s by default, before it sends the same."""
@@ -31,37 +31,47 @@ def plan_event(
     routed_channels: Sequence[str],
     configured_channels: Collection[str],
 ) -> DeliveryPlan | None:
-    """The deliveries of an event from a webhook; None if it is a duplicate.
+    """The deliveries of an event from a webhook; None if it repeats what its receiver sent, and all channels have it.
 
     Args:
         event: from the webhook.
         state: what the outbox holds of its incident; None if that is new.
         fingerprint: the event's `build_fingerprint`, from before its size was limited.
         now: unix seconds.
-        duplicate_window: seconds within which an equal event is a duplicate.
+        duplicate_window: seconds within which an equal event of the same receiver is a repeat.
         routed_channels: the channels that the routes name.
         configured_channels: the channels of this relay; those of other replicas are in the state.
     """
-    if state is not None and is_duplicate(event, state, fingerprint, now=now, duplicate_window=duplicate_window):
+    if state is None or not _is_repeat(event, state, fingerprint, now=now, duplicate_window=duplicate_window):
+        return plan_deliveries(event, state, routed_channels=routed_channels, configured_channels=configured_channels)
+    missing = tuple(each for each in dict.fromkeys(routed_channels) if each not in state.latest_channels)
+    if not missing and (fingerprint != state.fingerprint or _has_sent_latest(event, state)):
         return None
-    return plan_deliveries(event, state, routed_channels=routed_channels, configured_channels=configured_channels)
+    return DeliveryPlan(
+        state.episode,
+        is_open=state.is_open,
+        channels=missing,
+        unconfigured_channels=tuple(sorted(state.open_channels.difference(configured_channels))),
+        is_repeat=True,
+    )
 
 
-def is_duplicate(event: Event, state: IncidentState, fingerprint: str, *, now: float, duplicate_window: float) -> bool:
-    """Whether an event repeats the latest event of its incident, or is a late twin of an earlier one.
+def _has_sent_latest(event: Event, state: IncidentState) -> bool:
+    return clean_for_database(event.receiver) in state.latest_receivers
 
-    Args:
-        event: from a webhook.
-        state: what the outbox holds of its incident.
-        fingerprint: the event's `build_fingerprint`, from before its size was limited.
-        now: unix seconds.
-        duplicate_window: seconds within which an equal event is a duplicate.
+
+def _is_repeat(event: Event, state: IncidentState, fingerprint: str, *, now: float, duplicate_window: float) -> bool:
+    """Whether an event says what the latest one of its incident says, or is a late twin of an earlier one.
+
+    What a receiver sends again later is a reminder, and news. What another receiver of the group sends is none, however
+    late its route sends it.
     """
-    # After a clock was set back, the next hours' repeats must not count as duplicates: hence the distance.
+    # After a clock was set back, the next hours' reminders must not count as repeats: hence the distance.
     is_recent = abs(now - state.accepted_at) < duplicate_window
-    # Where the relay resolved it itself, Alertmanager's own resolve is a duplicate, however late it comes.
+    # Where the relay resolved it itself, Alertmanager's own resolve is a repeat, however late it comes.
     resolved_by_relay = state.is_latest_own and not state.is_open
-    if (is_recent or resolved_by_relay) and fingerprint == state.fingerprint and not state.has_dead_delivery:
+    may_repeat = is_recent or resolved_by_relay or not _has_sent_latest(event, state)
+    if may_repeat and fingerprint == state.fingerprint and not state.has_dead_delivery:
         return True
     return _is_late_twin(event, state, fingerprint, now=now, duplicate_window=duplicate_window)
 
@@ -124,7 +134,7 @@ class IntakeRules:
     def plan(
         self, incoming: IncomingEvent, route: Route | None, state: IncidentState | None, now: float
     ) -> DeliveryPlan | None:
-        """The deliveries of an event; None if it is a duplicate.
+        """See `plan_event`.
 
         Args:
             incoming: the event.

@@ -9,8 +9,6 @@ duplicate (see `intake.deduplication`). A false resolve is worse than a late one
   has the labels of its group.
 - If some alerts of a group are gone and others fire, Alertmanager keeps sending the group. So every alert counts that
   the incident had firing last, even if its latest event lacks it.
-- If another incident of the same source and groupKey is open, which another receiver has, neither is closed: in
-  PagerDuty they are one.
 - The absence is measured from the start again after a round in which no Alertmanager counted, and after a restart.
 
 Alertmanager's notification log still contains such an alert: if it fires again, Alertmanager sends nothing until its
@@ -28,7 +26,6 @@ import structlog
 from services.relay.apis import ActiveAlert, AlertmanagerClient, AlertmanagerError
 from services.relay.model import OWN_SOURCE, Event, Status
 from services.relay.monitors.self_alerts import AlertPublisher
-from services.relay.outbox.groups import build_group_id
 from services.relay.outbox.incidents import (
     Incident,
     iterate_closed_by_relay,
@@ -126,21 +123,17 @@ class Reconciler:
             return
         now = self._monotonic()
         closable: list[str] = []
-        open_groups: set[str] = set()
-        """The groups with an incident that stays open."""
         async for incident in iterate_open_incidents(self._publisher.store):
             since = now
             if await self._is_absent(incident, view):
                 since = self._absent_since[incident.event_id] = before.get(incident.event_id, now)
             if now - since >= self._times.min_absence:
                 closable.append(incident.id)
-            elif incident.event is not None:
-                open_groups.add(build_group_id(incident.event))
         for incident_id in closable:  # read again, because all of them may be too much for the memory
             read = await self._publisher.store.read(partial(read_open_incident, incident_id=incident_id))
             if read is None or read.event is None or read.event_id not in self._absent_since:
                 continue  # a new event came meanwhile
-            if build_group_id(read.event) not in open_groups and await self._publisher.resolve(read, CLOSED_REMARK):
+            if await self._publisher.resolve(read, CLOSED_REMARK):
                 log.info("incident closed: Alertmanager no longer has its alerts", incident_id=incident_id)
 
     async def _reopen_firing(self, view: _AlertmanagerView) -> None:

@@ -1,7 +1,12 @@
-"""Accepts an event: commits it with one delivery for each channel, or nothing if it is a duplicate."""
+"""Accepts an event: commits it with one delivery for each channel.
+
+An event that repeats the latest one of its incident is not stored. It adds deliveries of that one on the channels that
+have none of it, as those of another receiver of the group: the receiver only chooses channels.
+"""
 
 import json
 from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
@@ -11,7 +16,6 @@ from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, en
 from services.relay.outbox.audit import insert_entry
 from services.relay.outbox.context import build_service_id, build_title, find_service
 from services.relay.outbox.edits import find_digests, request_channel_edits
-from services.relay.outbox.groups import build_group_id, record_resolved_elsewhere
 from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
 from services.relay.outbox.quarantine import Replay, record_replay
@@ -52,7 +56,7 @@ _FIRST_WAITING_EVENT: Final = (
     deliveries.c.finished_at.is_(None),
 )
 _INCIDENT_COLUMNS: Final = (
-    *("episode", "is_open", "latest_event_seq", "group_id", "earlier_events", "escalation", "escalation_after"),
+    *("episode", "is_open", "latest_event_seq", "repeated_by", "earlier_events", "escalation", "escalation_after"),
     *("severity", "service_id", "title", "started_at", "episode_starts", "alertname", "service"),
 )
 _is_same_episode = incidents.c.episode == bindparam("new_episode")
@@ -69,6 +73,13 @@ _UPDATE_INCIDENTS: Final = BulkStatement(
         }
     )
 )
+_RECORD_REPEAT: Final = BulkStatement(
+    update(incidents)
+    .where(incidents.c.id == bindparam("incident"))
+    .values({name: bindparam(f"new_{name}") for name in ("repeated_by", "escalation", "escalation_after")})
+)
+_MAX_RECEIVERS: Final = 16
+"""How many receivers of one event are remembered."""
 
 
 class IncomingEvent(NamedTuple):
@@ -84,6 +95,11 @@ class IncomingEvent(NamedTuple):
     replay: Replay | None = None
     """Which entry of the quarantine it replays; None for one that was just sent."""
 
+    @property
+    def receiver(self) -> str:
+        """As the database stores it."""
+        return clean_for_database(self.event.receiver)
+
 
 class DeliveryPlan(NamedTuple):
     """What follows from an event."""
@@ -95,18 +111,22 @@ class DeliveryPlan(NamedTuple):
     """Channels on which the incident is open, but which this relay has not configured: they may have been renamed."""
     escalation: tuple[EscalationStep, ...] = ()
     """Where it goes if nobody acknowledges it; the first step first."""
+    is_repeat: bool = False
+    """Whether the latest event says the same: `channels` get that one, and nothing else changes."""
 
 
 PlanEvent = Callable[[IncidentState | None, float], DeliveryPlan | None]
-"""The incident's state and the time of acceptance → what to do; None if the event is a duplicate."""
+"""The incident's state and the time of acceptance → what to do; None for nothing."""
 
 
 class AcceptResult(NamedTuple):
-    """What was committed. For a duplicate, `event_id` and `deliveries` are those of the incident's latest event."""
+    """What was committed. `event_id` is that of the incident's latest event."""
 
     event_id: str
     delivery_count: int
+    """Of the deliveries that were added; for a duplicate, of those that the latest event has."""
     is_duplicate: bool
+    """Whether no delivery was added, because all channels have the event."""
     channels: tuple[str, ...]
     """Those that have something new to deliver."""
     superseded_channels: tuple[str, ...] = ()
@@ -124,10 +144,13 @@ class _AcceptRequest(NamedTuple):
     plan: PlanEvent
 
 
-class _NewEvent(NamedTuple):
+class _PlannedEvent(NamedTuple):
     request: _AcceptRequest
     state: IncidentState | None
     plan: DeliveryPlan
+    seq: int
+    """Of the event; of the latest one, where it repeats that."""
+    event_id: str
 
 
 def plan_deliveries(
@@ -217,30 +240,47 @@ def _record_replay(transaction: Transaction, incoming: IncomingEvent) -> None:
 
 def _accept_round(transaction: Transaction, requests: Sequence[_AcceptRequest]) -> list[AcceptResult]:
     states = lock_states(transaction, {each.incoming.incident_id: each.incoming.fingerprint for each in requests})
-    new_events, repeated = [], {}
+    new: list[tuple[_AcceptRequest, IncidentState | None, DeliveryPlan]] = []
+    repeats: list[_PlannedEvent] = []
+    repeat_rows: list[dict[str, object]] = []
+    results: dict[str, AcceptResult] = {}
     for each in requests:
         incident = each.incoming.incident_id
-        plan = each.plan(states.get(incident), transaction.now)
-        if plan is not None:
-            new_events.append(_NewEvent(each, states.get(incident), plan))
-        elif incident in states:
-            latest = states[incident]
-            repeated[incident] = AcceptResult(latest.event_id, latest.delivery_count, is_duplicate=True, channels=())
-        else:
+        state = states.get(incident)
+        plan = each.plan(state, transaction.now)
+        if plan is not None and not plan.is_repeat:
+            new.append((each, state, plan))
+            continue
+        if state is None:
             raise ValueError("the first event of an incident is no duplicate")
-    new = _insert_events(transaction, new_events)
-    return [(repeated | new)[each.incoming.incident_id] for each in requests]
+        results[incident] = AcceptResult(state.event_id, state.delivery_count, is_duplicate=True, channels=())
+        if plan is not None:
+            repeats.append(_PlannedEvent(each, state, plan, state.latest_event_seq, state.event_id))
+            repeat_rows.append(_build_repeat_row(each.incoming, state, plan))
+    if repeat_rows:
+        _RECORD_REPEAT.execute(transaction.connection, repeat_rows)
+    planned = [*_insert_events(transaction, new), *repeats]
+    for accepted, superseded in zip(planned, _enqueue_deliveries(transaction, planned), strict=True):
+        channels = accepted.plan.channels
+        if channels or not accepted.plan.is_repeat:
+            results[accepted.request.incoming.incident_id] = AcceptResult(
+                accepted.event_id, len(channels), is_duplicate=False, channels=channels, superseded_channels=superseded
+            )
+    return [results[each.incoming.incident_id] for each in requests]
 
 
-def _insert_events(transaction: Transaction, new_events: Sequence[_NewEvent]) -> dict[str, AcceptResult]:
-    """Inserts the events; gives what was accepted, by incident."""
-    if not new_events:
-        return {}
-    rows = [_build_event_row(each.request, transaction.now) for each in new_events]
+def _insert_events(
+    transaction: Transaction, new: Sequence[tuple[_AcceptRequest, IncidentState | None, DeliveryPlan]]
+) -> list[_PlannedEvent]:
+    if not new:
+        return []
+    rows = [_build_event_row(request, transaction.now) for request, _, _ in new]
     _INSERT_EVENTS.execute(transaction.connection, rows)
     numbered = _READ_SEQS.fetch_all(transaction.connection, {"ids": [row["id"] for row in rows]})
     seq_by_id = {row.id: row.seq for row in numbered}
-    seqs = [seq_by_id[row["id"]] for row in rows]
+    planned = [
+        _PlannedEvent(*each, seq=seq_by_id[row["id"]], event_id=row["id"]) for each, row in zip(new, rows, strict=True)
+    ]
     _UPDATE_INCIDENTS.execute(
         transaction.connection,
         [
@@ -248,37 +288,41 @@ def _insert_events(transaction: Transaction, new_events: Sequence[_NewEvent]) ->
                 "incident": each.request.incoming.incident_id,
                 "new_episode": each.plan.episode,
                 "new_is_open": int(each.plan.is_open),
-                "new_latest_event_seq": seq,
-                "new_group_id": build_group_id(each.request.incoming.event),
+                "new_latest_event_seq": each.seq,
+                "new_repeated_by": None,
                 "new_earlier_events": each.state.encode_earlier_events() if each.state else None,
-                "new_escalation": encode_steps(steps),
-                "new_escalation_after": steps[0].after if steps else None,
+                **_encode_escalation(each.request.incoming, each.state, each.plan),
                 **_describe_incident(each, transaction.now),
             }
-            for each, seq, steps in zip(new_events, seqs, map(_select_steps, new_events), strict=True)
+            for each in planned
         ],
     )
-    record_resolved_elsewhere(
-        transaction, [(seq, each.request.incoming.event) for each, seq in zip(new_events, seqs, strict=True)]
-    )
-    accepted = {}
-    for each, row, superseded_channels in zip(
-        new_events, rows, _enqueue_deliveries(transaction, new_events, seqs), strict=True
-    ):
-        channels, incident = each.plan.channels, row["incident_id"]
-        accepted[incident] = AcceptResult(
-            row["id"], len(channels), is_duplicate=False, channels=channels, superseded_channels=superseded_channels
-        )
-    return accepted
+    return planned
 
 
-def _select_steps(new_event: _NewEvent) -> tuple[EscalationStep, ...]:
-    """The steps that still add a channel."""
-    plan = new_event.plan
-    return tuple(step for step in plan.escalation if plan.is_open and not set(step.channels) <= set(plan.channels))
+def _build_repeat_row(incoming: IncomingEvent, state: IncidentState, plan: DeliveryPlan) -> dict[str, object]:
+    receiver, (_, *others) = incoming.receiver, state.latest_receivers
+    if incoming.fingerprint == state.fingerprint and receiver not in state.latest_receivers:
+        others = [*others, receiver][-_MAX_RECEIVERS:]
+    return {
+        "incident": incoming.incident_id,
+        "new_repeated_by": json.dumps(others) if others else None,
+        **_encode_escalation(incoming, state, plan),
+    }
 
 
-def _describe_incident(new_event: _NewEvent, now: float) -> dict[str, object]:
+def _encode_escalation(incoming: IncomingEvent, state: IncidentState | None, plan: DeliveryPlan) -> dict[str, object]:
+    """The steps that still add a channel: of the event's route, and of the routes of other receivers of the group."""
+    steps, reached = [step._replace(receiver=incoming.receiver) for step in plan.escalation], {*plan.channels}
+    if state is not None and state.is_open:
+        steps += [step for step in state.escalation if step.receiver != incoming.receiver]
+        reached |= state.open_channels
+    named = {(step.after, step.channels): step for step in steps if plan.is_open}
+    left = sorted(step for step in named.values() if not reached.issuperset(step.channels))
+    return {"new_escalation": encode_steps(left), "new_escalation_after": left[0].after if left else None}
+
+
+def _describe_incident(new_event: _PlannedEvent, now: float) -> dict[str, object]:
     """What `context` reads of the incident."""
     incoming, state = new_event.request.incoming, new_event.state
     event = incoming.event
@@ -296,41 +340,40 @@ def _describe_incident(new_event: _NewEvent, now: float) -> dict[str, object]:
     }
 
 
-def _enqueue_deliveries(
-    transaction: Transaction, new_events: Sequence[_NewEvent], seqs: Sequence[int]
-) -> list[tuple[str, ...]]:
-    """Adds the deliveries of new events; gives the channels of those that each event superseded.
+def _enqueue_deliveries(transaction: Transaction, planned: Sequence[_PlannedEvent]) -> list[tuple[str, ...]]:
+    """Adds the deliveries of events; gives the channels of those that each event superseded.
 
     First messages on channels that this relay has not configured get no delivery, and so an edit at once.
     """
-    new = [_build_deliveries(transaction, each, seq) for each, seq in zip(new_events, seqs, strict=True)]
+    deliveries_by_event = [_build_deliveries(transaction, each) for each in planned]
     former = [
         (each.request.incoming.incident_id, each.plan.episode, channel)
-        for each in new_events
+        for each in planned
+        if not each.plan.is_repeat
         for channel in each.plan.unconfigured_channels
     ]
     if former:
         digests = find_digests(transaction, former)
         request_channel_edits(transaction, {*former, *(each.get_key() for each in digests)})
     channels: dict[str, list[str]] = {}
-    for old in enqueue_deliveries(transaction, [each for of_event in new for each in of_event]).superseded_rows:
+    for old in enqueue_deliveries(transaction, [*chain.from_iterable(deliveries_by_event)]).superseded_rows:
         channels.setdefault(old.incident_id, []).append(old.channel)
-    return [tuple(channels.get(each.request.incoming.incident_id, ())) for each in new_events]
+    return [tuple(channels.get(each.request.incoming.incident_id, ())) for each in planned]
 
 
-def _build_deliveries(transaction: Transaction, new_event: _NewEvent, seq: int) -> list[NewDelivery]:
+def _build_deliveries(transaction: Transaction, planned: _PlannedEvent) -> list[NewDelivery]:
     """The deliveries of an event.
 
     Events that wait for a channel that is gone are also delivered on channels that are new to the incident: one of
     them may be that channel under another name, and a resolve alone would make no sense there.
     """
-    incident, plan = new_event.request.incoming.incident_id, new_event.plan
+    incident, plan, seq = planned.request.incoming.incident_id, planned.plan, planned.seq
     first, open_elsewhere = seq, frozenset(plan.channels)
-    if plan.unconfigured_channels and new_event.state is not None:
-        open_elsewhere = new_event.state.open_channels | transaction.unmerged_channels
+    if plan.unconfigured_channels and planned.state is not None:
+        open_elsewhere = planned.state.open_channels | transaction.unmerged_channels
         waits = {"incident": incident, "channels": list(plan.unconfigured_channels)}
         first = _FIRST_WAITING_EVENT.fetch_first(transaction.connection, waits) or seq
-    fresh = new_event.state is None
+    fresh = planned.state is None
     return [
         NewDelivery(
             seq,
@@ -349,7 +392,7 @@ def _build_event_row(request: _AcceptRequest, now: float) -> dict[str, Any]:
     return {
         "id": uuid4().hex,
         "incident_id": incoming.incident_id,
-        "receiver": clean_for_database(incoming.event.receiver),
+        "receiver": incoming.receiver,
         "alertname": clean_for_database(incoming.alertname),
         "status": incoming.event.status,
         "fingerprint": incoming.fingerprint,

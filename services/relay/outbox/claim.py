@@ -7,7 +7,7 @@ What a worker does under the lease of a delivery: read its events, save progress
 """
 
 import json
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +20,6 @@ from services.relay.model import DeliveryTask, DigestMember, Predecessor, Status
 from services.relay.outbox import channels as breaker
 from services.relay.outbox import storm as digests
 from services.relay.outbox.channels import count_available
-from services.relay.outbox.groups import find_open_group_incidents
 from services.relay.outbox.merge import RetryState, lock_incidents, merge_into_successor
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.storm import (
@@ -40,7 +39,6 @@ from services.relay.outbox.tables import (
     DeliveryState,
     DueRow,
     EventSizeRow,
-    GroupIncidentRow,
     RowQuery,
     clean_for_database,
     deliveries,
@@ -62,8 +60,6 @@ class ClaimRequest:
     """How long the lease lasts."""
     rate: float | None
     """Messages per second that the channel accepts; None if it has no rate limit."""
-    dedup_channels: tuple[str, ...] = ()
-    """Where incidents of a group are one on this channel: it, and others that lead to the same place."""
     in_flight_ids: tuple[str, ...] = ()
     """The deliveries that the worker is sending: their leases last, whatever the clock was set to."""
     digest_over: int = 0
@@ -272,7 +268,6 @@ def _compute_next_due(transaction: Transaction, channel: str) -> float | None:
 class _ClaimContext:
     """What the tasks of one claim are built of, beside their own rows."""
 
-    request: ClaimRequest
     lease_id: str
     is_breaker_trial: bool
     now: float
@@ -282,9 +277,6 @@ class _ClaimContext:
     last_firing: Mapping[tuple[str, int], int]
     predecessors: Mapping[str, tuple[Predecessor, ...]]
     """By delivery."""
-    ending_incidents: Collection[str]
-    """Those that are resolved, or begin anew, on a channel where groups are one: it may have to resolve them."""
-    group_incidents: Mapping[str, Sequence[GroupIncidentRow]]
 
 
 def _build_digest_task(digest_id: str, due: Sequence[DueRow], tasks: Sequence[DeliveryTask]) -> DeliveryTask:
@@ -328,15 +320,7 @@ def _build_tasks(
     resolved = [row for row in due if row.event_status == Status.RESOLVED]
     needs_firing = any((row.delivery.incident_id, row.delivery.episode) not in receipts for row in resolved)
     firing = _LAST_FIRING.fetch_all(connection, values) if needs_firing else []
-    restarted = [
-        row
-        for row in due
-        if row.delivery.episode > 1 and (row.delivery.incident_id, row.delivery.episode) not in receipts
-    ]
-    ending = [*resolved, *restarted] if request.dedup_channels else []
-    ending_incidents = {row.delivery.incident_id for row in ending}
     context = _ClaimContext(
-        request=request,
         lease_id=lease_id,
         is_breaker_trial=is_breaker_trial,
         now=transaction.now,
@@ -349,10 +333,6 @@ def _build_tasks(
             if (row.delivery.first_event_seq != row.delivery.event_seq or row.delivery.state != DeliveryState.QUEUED)
             and (row.delivery.incident_id, row.delivery.episode) not in receipts
         },
-        ending_incidents=ending_incidents,
-        group_incidents=find_open_group_incidents(connection, ending_incidents, request.dedup_channels)
-        if ending_incidents
-        else {},
     )
     return tuple(_build_task(row, context) for row in due)
 
@@ -390,7 +370,6 @@ def _build_task(row: DueRow, context: _ClaimContext) -> DeliveryTask:
     episode = (delivery.incident_id, delivery.episode)
     receipt = context.receipts.get(episode)
     last_firing = context.last_firing.get(episode, 0)
-    is_ending = delivery.incident_id in context.ending_incidents
     return DeliveryTask(
         delivery_id=delivery.id,
         lease_id=context.lease_id,
@@ -413,11 +392,6 @@ def _build_task(row: DueRow, context: _ClaimContext) -> DeliveryTask:
         progress=json.loads(delivery.progress) if delivery.progress else {},
         remark=delivery.remark or "",
         is_breaker_trial=context.is_breaker_trial,
-        is_resolve=row.event_status == Status.RESOLVED,
-        dedup_channels=context.request.dedup_channels if is_ending else (),
-        open_group_incidents={
-            other.other_id: other.latest_event_seq for other in context.group_incidents.get(delivery.incident_id, ())
-        },
     )
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, and_, bindparam, case, func, literal_column, select
+from sqlalchemy import Connection, and_, bindparam, case, func, literal_column, or_, select
 
 from services.relay.model import DeliveryTask, Event, IncidentContext, RelatedIncident, Status
 from services.relay.outbox.tables import (
@@ -21,6 +21,7 @@ from services.relay.outbox.tables import (
     events,
     incidents,
     select_columns,
+    select_values,
 )
 from services.relay.text import format_event_title, truncate
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
@@ -249,3 +250,116 @@ def _read_alerts(event_json: bytes | None) -> Mapping[str, Status]:
     except UntrustedJsonError:  # a large event, or something else than this program wrote it
         return {}
     return {alert.fingerprint: alert.status for alert in event.alerts}
+
+
+ACKNOWLEDGED: Final = "acknowledged"
+"""The key in a receipt with the acknowledgement that the provider got."""
+
+
+class ProviderAcknowledgement(NamedTuple):
+    """What a delivery has to do of an acknowledgement."""
+
+    acknowledgement: str = ""
+    """The one that the provider still has to get, named by its time; empty if there is none."""
+    is_repeat: bool = False
+    """Whether the channel accepted all events of the delivery before, so that nothing else is new."""
+
+
+class _AcceptedRow(NamedTuple):
+    """What a channel accepted of an episode."""
+
+    event_seq: int
+    receipt: str | None
+
+
+_ACKNOWLEDGED_AT: Final = select_values(float, incidents.c.acknowledged_at).where(
+    incidents.c.id == bindparam("incident"),
+    incidents.c.episode == bindparam("episode"),
+    incidents.c.acknowledged_at.is_not(None),
+)
+_ACCEPTED: Final = RowQuery(_AcceptedRow, select(*select_columns(_AcceptedRow, _delivery))).where(
+    _delivery.incident_id == bindparam("incident"),
+    _delivery.episode == bindparam("episode"),
+    _delivery.channel == bindparam("channel"),
+    _delivery.state.concat("") == DeliveryState.DELIVERED,  # so that `deliveries_of_episode` is used
+)
+
+
+def read_provider_acknowledgement(connection: Connection, task: DeliveryTask) -> ProviderAcknowledgement:
+    """For a delivery on a channel whose provider knows acknowledgements.
+
+    The first message after an acknowledgement carries it to the provider, and no later one repeats it: somebody may
+    have withdrawn it there. The receipts of the episode say whether that was done, so no crash loses it. Unlike the
+    context this is no ornament: where it cannot be read, the attempt fails.
+    """
+    values = {"incident": task.incident_id, "episode": task.episode}
+    acknowledged_at = _ACKNOWLEDGED_AT.fetch_first(connection, values)
+    if acknowledged_at is None:
+        return ProviderAcknowledgement()
+    name = datetime.fromtimestamp(acknowledged_at, UTC).isoformat()
+    accepted = _ACCEPTED.fetch_all(connection, {**values, "channel": task.channel})
+    if any(json.loads(row.receipt or "{}").get(ACKNOWLEDGED) == name for row in accepted):
+        return ProviderAcknowledgement()
+    return ProviderAcknowledgement(name, is_repeat=any(row.event_seq >= task.last_event_seq for row in accepted))
+
+
+class _ArrivedRow(NamedTuple):
+    """A delivery that arrived, or may have, and the status that it gave."""
+
+    state: str
+    status: str
+
+
+_of_incident = (_delivery.incident_id == bindparam("incident"), _delivery.channel == bindparam("channel"))
+_LAST_ARRIVED: Final = (
+    RowQuery(
+        _ArrivedRow,
+        select(_delivery.state, events.c.status).join(events, events.c.seq == _delivery.event_seq),
+    )
+    .where(
+        *_of_incident,
+        _delivery.episode < bindparam("episode"),
+        # So that `deliveries_of_episode` is used. One that was given up may have arrived, too.
+        or_(
+            _delivery.state.concat("") != DeliveryState.SUPERSEDED,
+            _delivery.maybe_sent == 1,
+            _delivery.progress.is_not(None),
+        ),
+    )
+    .order_by(_delivery.episode.desc(), _delivery.seq.desc())  # so that an incident with many episodes is read once
+    .limit(1)
+)
+_BEGUN_OF_EPISODE: Final = (
+    select_values(int, _delivery.seq)
+    .where(
+        incidents.c.id == _delivery.incident_id,
+        *_of_incident,
+        _delivery.episode == bindparam("episode"),
+        or_(
+            and_(_delivery.id != bindparam("delivery"), _delivery.progress.is_not(None)),
+            # A backup was restored: the relay may have delivered the episode after the backup was made.
+            and_(
+                incidents.c.episode == bindparam("episode"),
+                _delivery.maybe_delivered_up_to >= incidents.c.first_event_seq,
+            ),
+        ),
+    )
+    .limit(1)
+)
+
+
+def may_have_earlier_open(connection: Connection, task: DeliveryTask) -> bool:
+    """Whether the provider may have an earlier episode of the incident open, and nothing of this episode.
+
+    An earlier episode has the key of this one. Where its resolve never arrived, the provider has it open, perhaps
+    acknowledged, and a trigger then notifies nobody: so it is resolved before this one is triggered. What was begun of
+    this episode, in a delivery that was merged into this one, began with that resolve. Where a backup was restored,
+    nobody is called twice.
+    """
+    if task.episode == 1 or task.first_receipt is not None:
+        return False
+    values = {"incident": task.incident_id, "channel": task.channel, "episode": task.episode}
+    last = _LAST_ARRIVED.fetch_first(connection, values)
+    if last is None or (last.state, last.status) == (DeliveryState.DELIVERED, Status.RESOLVED):
+        return False
+    return _BEGUN_OF_EPISODE.fetch_first(connection, {**values, "delivery": task.delivery_id}) is None

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, and_, bindparam, select, text
 
-from services.relay.model import Event, Status, decode_event
+from services.relay.model import EscalationStep, Event, Status, decode_event, decode_steps
 from services.relay.outbox import database as dialect
 from services.relay.outbox.channels import read_served_channels
 from services.relay.outbox.database import build_insert
@@ -60,6 +60,13 @@ class IncidentState(NamedTuple):
     """Whether a delivery of the latest event was given up."""
     is_latest_own: bool
     """Whether the relay made the latest event itself."""
+    latest_event_seq: int = 0
+    latest_channels: frozenset[str] = frozenset()
+    """The channels that have a delivery of the latest event."""
+    latest_receivers: tuple[str, ...] = ()
+    """The receivers that sent the latest event, the first one first."""
+    escalation: tuple[EscalationStep, ...] = ()
+    """The steps that are still to come."""
     earlier_events: tuple[EarlierEvent, ...] = ()
     """The last few events before the latest one, the oldest first."""
     served_channels: frozenset[str] = frozenset()
@@ -89,9 +96,10 @@ class Incident:
 
 
 class _DeliveryStateRow(NamedTuple):
-    """The state of a delivery of an event."""
+    """A delivery of an incident's latest event."""
 
     event_seq: int
+    channel: str
     state: str
 
 
@@ -109,9 +117,9 @@ _INSERT_INCIDENTS: Final = {
 }
 _READ_STATES: Final = INCIDENT_STATES.where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
 _READ_CURRENT_STATE: Final = CURRENT_STATES.where(incidents.c.id == bindparam("incident"))
-_READ_DELIVERY_STATES: Final = RowQuery(_DeliveryStateRow, select(deliveries.c.event_seq, deliveries.c.state)).where(
-    deliveries.c.event_seq.in_(bindparam("events", expanding=True))
-)
+_READ_DELIVERY_STATES: Final = RowQuery(
+    _DeliveryStateRow, select(deliveries.c.event_seq, deliveries.c.channel, deliveries.c.state)
+).where(deliveries.c.event_seq.in_(bindparam("events", expanding=True)))
 _READ_OPEN_CHANNELS: Final = RowQuery(
     _OpenChannelRow,
     select(deliveries.c.incident_id, deliveries.c.channel)
@@ -180,19 +188,19 @@ def _read_states(connection: Connection, fingerprints: Mapping[str, str], now: f
     rows = _READ_STATES.fetch_all(connection, {"incidents": sorted(fingerprints)})
     if not rows:
         return {}
-    states: dict[int, list[str]] = {}
+    latest: dict[int, list[_DeliveryStateRow]] = {}
     for delivery in _READ_DELIVERY_STATES.fetch_all(connection, {"events": [row.latest_event_seq for row in rows]}):
-        states.setdefault(delivery.event_seq, []).append(delivery.state)
+        latest.setdefault(delivery.event_seq, []).append(delivery)
     channels: dict[str, set[str]] = {}
     for each in _READ_OPEN_CHANNELS.fetch_all(connection, {"incidents": [row.id for row in rows]}):
         channels.setdefault(each.incident_id, set()).add(each.channel)
     served = read_served_channels(connection, now)
     result = {}
     for row in rows:
-        state = _build_state(row, states.get(row.latest_event_seq, []), channels.get(row.id, set()), served)
+        state = _build_state(row, latest.get(row.latest_event_seq, []), channels.get(row.id, set()), served)
         if fingerprints[row.id] in {earlier.fingerprint for earlier in state.earlier_events}:
-            latest = _READ_EVENT.fetch_one(connection, {"event": row.latest_event_seq})
-            state = state._replace(latest_event_json=latest.event)
+            event = _READ_EVENT.fetch_one(connection, {"event": row.latest_event_seq}).event
+            state = state._replace(latest_event_json=event)
         result[row.id] = state
     return result
 
@@ -263,7 +271,7 @@ async def _iterate(store: Store, page: RowQuery[IncidentRow], values: Mapping[st
 
 
 def _build_state(
-    row: IncidentStateRow, states: Sequence[str], open_channels: set[str], served_channels: frozenset[str]
+    row: IncidentStateRow, latest: Sequence[_DeliveryStateRow], open_channels: set[str], served_channels: frozenset[str]
 ) -> IncidentState:
     return IncidentState(
         episode=row.episode,
@@ -272,9 +280,13 @@ def _build_state(
         event_id=row.event_id,
         fingerprint=row.fingerprint,
         accepted_at=row.accepted_at,
-        delivery_count=len(states),
-        has_dead_delivery=DeliveryState.DEAD in states,
+        delivery_count=len(latest),
+        has_dead_delivery=any(each.state == DeliveryState.DEAD for each in latest),
         is_latest_own=not row.body_size,
+        latest_event_seq=row.latest_event_seq,
+        latest_channels=frozenset(each.channel for each in latest),
+        latest_receivers=(row.receiver, *json.loads(row.repeated_by or "[]")),
+        escalation=decode_steps(row.escalation),
         served_channels=served_channels,
         earlier_events=tuple(EarlierEvent(*each) for each in json.loads(row.earlier_events or "[]")),
         started_at=row.started_at,

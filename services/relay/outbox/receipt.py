@@ -1,8 +1,7 @@
 """Commits how attempts ended, and what becomes of their delivery, their channel and their incident.
 
 Whoever lost the lease before records nothing. But the message may have arrived after something newer: so the current
-state of the incident is sent once more. So is that of another incident of the group that was opened while a resolve was
-in progress that closes it at the provider, too (see `shared_dedup_key`).
+state of the incident is sent once more.
 """
 
 import json
@@ -24,7 +23,6 @@ from services.relay.outbox.edits import (
     request_merged_edits,
 )
 from services.relay.outbox.fallback import enqueue_fallback
-from services.relay.outbox.groups import find_open_group_incidents
 from services.relay.outbox.incidents import read_current_state
 from services.relay.outbox.merge import (
     NewDelivery,
@@ -168,8 +166,7 @@ def _record_batch(
 
 def _record_outcomes(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[OutcomeResult]:
     connection = transaction.connection
-    others = {new.incident_id for new in _build_group_repeats(transaction, requests)}
-    lock_incidents(transaction, others.union(each.task.incident_id for each in requests))
+    lock_incidents(transaction, {each.task.incident_id for each in requests})
     ids = [each.task.delivery_id for each in requests]
     rows = {row.id: row for row in _LOCK_DELIVERIES.fetch_all(connection, {"ids": ids})}
     valid_requests = [each for each in requests if _is_lease_valid(each.task, rows)]
@@ -209,8 +206,6 @@ def _record_outcomes(transaction: Transaction, requests: Sequence[_OutcomeReques
     editable = [each for each in valid_requests if each.outcome.is_editable]
     if editable:
         _record_edits(transaction, editable, rows)
-    if others:
-        enqueue_deliveries(transaction, _build_group_repeats(transaction, requests))
     return [
         _apply_outcome(transaction, each, rows[each.task.delivery_id])
         if _is_lease_valid(each.task, rows)
@@ -277,26 +272,6 @@ def _find_older_digests(
     about = {(each.task.incident_id, each.task.episode, each.task.channel) for each in ended}
     found = find_digests(transaction, about).union(*(find_merged_digests(transaction, task) for task in merged))
     return sorted(digest for digest in found if digest.incident_id not in first_messages)
-
-
-def _build_group_repeats(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[NewDelivery]:
-    """The current state of incidents that were opened, or got events, while another's resolve closed them, too."""
-    repeats: dict[tuple[str, str], NewDelivery] = {}
-    for task, outcome, _, _ in requests:
-        if (
-            not (task.is_resolve and task.dedup_channels)
-            or not outcome.maybe_sent
-            or (outcome.payload is None and not task.maybe_sent)
-        ):
-            continue
-        found = find_open_group_incidents(transaction.connection, [task.incident_id], task.dedup_channels)
-        for other in found.get(task.incident_id, ()):
-            # A replica may commit an event later than another one commits one with a higher number.
-            latest = other.latest_event_seq
-            if latest > task.last_event_seq or latest != task.open_group_incidents.get(other.other_id):
-                repeat = NewDelivery(latest, latest, other.other_id, other.episode, other.channel)
-                repeats[other.other_id, other.channel] = repeat
-    return list(repeats.values())
 
 
 def _is_lease_valid(task: DeliveryTask, rows: Mapping[str, DeliveryRow]) -> bool:

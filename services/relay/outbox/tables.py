@@ -77,8 +77,7 @@ incidents = Table(
     Column("episode", Integer, nullable=False),
     Column("is_open", Integer, nullable=False),  # 1 until the whole group is resolved
     Column("latest_event_seq", BigInteger, nullable=False),  # 0 before its first event is committed
-    Column("group_id", Text),  # see `shared_dedup_key`; null before its first event is committed
-    Column("resolved_elsewhere", Text),  # JSON; see `shared_dedup_key`
+    Column("repeated_by", Text),  # JSON; further receivers that sent the latest event
     Column("earlier_events", Text),  # JSON; fingerprint and time of acceptance of the last few events before it
     Column(
         "severity", Text
@@ -401,7 +400,6 @@ _add_index("silences_due", silences.c.due_at, where="answered_at IS NULL")
 _add_index("silences_of_incident", silences.c.incident_id)
 _add_index("sessions_of_name", sessions.c.name, sessions.c.used_at)
 _add_index("channel_checks_of_channel", channel_checks.c.channel, channel_checks.c.kind, channel_checks.c.seq)
-_add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
 _add_index("incidents_by_episode", incidents.c.first_event_seq)
 _add_index("incidents_open", incidents.c.first_event_seq, where="is_open = 1")
 _add_index("incidents_of_alert", incidents.c.alertname, incidents.c.first_event_seq)
@@ -577,42 +575,13 @@ class IncidentStateRow(NamedTuple):
     earlier_events: str | None
     started_at: float | None
     episode_starts: str | None
+    repeated_by: str | None
+    escalation: str | None
     event_id: str
+    receiver: str
     fingerprint: str
     accepted_at: float
     body_size: int
-
-
-class OpenIncidentRow(NamedTuple):
-    """An open incident of a group; see `shared_dedup_key`."""
-
-    id: str
-    group_id: str | None
-    latest_event_seq: int
-    resolved_elsewhere: str | None
-
-
-class OpenIncidentEventRow(NamedTuple):
-    """An open incident of a group, with its latest event."""
-
-    incident: OpenIncidentRow
-    event: bytes
-
-    @classmethod
-    def build(cls, *values: Any) -> "OpenIncidentEventRow":
-        """Of an incident's columns and an event."""
-        *incident, event = values
-        return cls(OpenIncidentRow(*incident), event)
-
-
-class GroupIncidentRow(NamedTuple):
-    """An open incident of the same group as `incident_id`, on one of its channels."""
-
-    incident_id: str
-    other_id: str
-    episode: int
-    latest_event_seq: int
-    channel: str
 
 
 class EventRow(NamedTuple):
@@ -710,17 +679,15 @@ INCIDENT_STATES: Final = RowQuery(
         incidents.c.earlier_events,
         incidents.c.started_at,
         incidents.c.episode_starts,
+        incidents.c.repeated_by,
+        incidents.c.escalation,
         events.c.id.label("event_id"),
+        events.c.receiver,
         events.c.fingerprint,
         events.c.accepted_at,
         func.length(events.c.body, type_=Integer).label("body_size"),
     ).join(events, events.c.seq == incidents.c.latest_event_seq),
 )
-_open_incidents = select(*select_columns(OpenIncidentRow, incidents.c)).join(
-    events, events.c.seq == incidents.c.latest_event_seq
-)
-OPEN_INCIDENTS: Final = RowQuery(OpenIncidentRow, _open_incidents)
-OPEN_INCIDENT_EVENTS: Final = RowQuery(OpenIncidentEventRow.build, _open_incidents.add_columns(events.c.event))
 EVENTS: Final = RowQuery(EventRow, select(*select_columns(EventRow, events.c)))
 EVENT_SIZES: Final = RowQuery(
     EventSizeRow,

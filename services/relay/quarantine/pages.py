@@ -122,7 +122,7 @@ def _encode_entry(entry: QuarantineEntry) -> dict[str, Any]:
 
 def _encode_preview(preview: ReplayPreview) -> dict[str, Any]:
     times = {"started_at": format_json_time(preview.started_at), "received_at": format_json_time(preview.received_at)}
-    escalation = [step._asdict() for step in preview.escalation]
+    escalation = [{"after": step.after, "channels": step.channels} for step in preview.escalation]
     return {**asdict(preview), **times, "escalation": escalation}
 
 

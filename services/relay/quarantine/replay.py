@@ -165,6 +165,7 @@ class Replays:
     ) -> ReplayPreview:
         incoming, event = parsed.incoming, parsed.incoming.event
         plan = self._rules.plan(incoming, parsed.route, state, now)
+        is_duplicate = plan is None or (plan.is_repeat and not plan.channels)
         return ReplayPreview(
             code=_compute_code(entry, incoming, state, plan),
             incident_id=incoming.incident_id,
@@ -177,11 +178,11 @@ class Replays:
             alert_count=len(event.alerts) + event.unlisted_count,
             started_at=min(alert.starts_at for alert in event.alerts).timestamp(),
             received_at=entry.received_at,
-            is_duplicate=plan is None,
+            is_duplicate=is_duplicate,
             channels=plan.channels if plan else (),
             escalation=plan.escalation if plan and plan.is_open else (),
             ignored_heartbeats=parsed.ignored_heartbeats,
-            warnings=tuple(_list_warnings(entry, event.status, state, now)) if plan else (),
+            warnings=() if is_duplicate else tuple(_list_warnings(entry, event.status, state, now)),
         )
 
 

@@ -148,7 +148,7 @@ async def test_the_same_group_of_two_alertmanagers_is_two_incidents(secret_file:
     for source, payload in (("a", "01-firing-1"), ("b", "01-firing-1"), ("b", "03-resolved-1")):
         await send(channel, message(replace(message(payload).event, source=source)))
     await channel.close()
-    key = hashlib.sha256(f"a\n{message().event.group_key}".encode()).hexdigest()
+    key = hashlib.sha256(f"a\0{message().event.group_key}".encode()).hexdigest()
     assert {incident.dedup_key: incident.status for incident in stand_ins.pagerduty.incidents}.get(key) == "triggered"
     assert sorted(incident.status for incident in stand_ins.pagerduty.incidents) == ["resolved", "triggered"]
 

@@ -27,9 +27,12 @@ async def accept(
     event: Event | None = None,
     is_open: bool = True,
     escalation: tuple[EscalationStep, ...] = (),
+    is_repeat: bool = False,
 ) -> AcceptResult:
     incoming = IncomingEvent(event or event_of(), incident, "fingerprint", "KMSTest", b"{}")
-    plan = DeliveryPlan(episode, is_open=is_open, channels=channels or ("a",), escalation=escalation)
+    plan = DeliveryPlan(
+        episode, is_open=is_open, channels=channels or ("a",), escalation=escalation, is_repeat=is_repeat
+    )
     return await accept_event(store, incoming, lambda _state, _now: plan)
 
 

@@ -13,12 +13,12 @@ def group_id(group: str) -> str:
     return build_incident_id(event_of(group, {}))
 
 
-def event_of(group: str, alerts: AlertStatuses) -> Event:
+def event_of(group: str, alerts: AlertStatuses, receiver: str = "kms") -> Event:
     begun = datetime(2026, 1, 1, tzinfo=UTC)
     status = Status.FIRING if Status.FIRING in alerts.values() else Status.RESOLVED
     return Event(
         source="",
-        receiver="kms",
+        receiver=receiver,
         group_key=group,
         status=status,
         alerts=tuple(

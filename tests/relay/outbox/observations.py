@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from services.relay.model import DeliveryTask, Status
@@ -77,6 +77,11 @@ class Observations:
     ) -> None:
         states = frozenset((name, AlertState(seq, status.value)) for name, status in alerts.items())
         self.events[seq] = Event(seq, event_id, incident, incident, states, channels, episode)
+
+    def repeat(self, seq: int, channels: tuple[str, ...]) -> None:
+        """The event goes to further channels."""
+        event = self.events[seq]
+        self.events[seq] = replace(event, channels=(*event.channels, *channels))
 
     def latest_seq(self, incident: str) -> int:
         return max((event.seq for event in self.events.values() if event.incident == incident), default=0)

@@ -30,9 +30,9 @@ from services.relay.outbox import tables
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.channels import ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
+from services.relay.outbox.context import ACKNOWLEDGED, read_provider_acknowledgement
 from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.groups import ACKNOWLEDGED, read_provider_acknowledgement
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest, record_outcome
 from services.relay.outbox.recovery import sweep
@@ -115,6 +115,8 @@ class SimulatedOutbox:
         """What each claimed delivery carries to the provider."""
         self.earlier: dict[str, list[tuple[AlertStatuses, float]]] = {}
         """Those before it."""
+        self.senders: dict[str, set[str]] = {}
+        """The receivers that sent the last webhook of each group."""
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
         self.open()
@@ -163,7 +165,7 @@ class SimulatedOutbox:
         self.elapsed += seconds
         self.clock.move(seconds)
 
-    def accept(self, webhooks: Sequence[tuple[str, AlertStatuses, list[str]]]) -> None:
+    def accept(self, webhooks: Sequence[tuple[str, str, AlertStatuses, list[str]]]) -> None:
         """Several at once are committed together."""
         before = self.rows
         plan_lists: list[list[DeliveryPlan | None]] = [[] for _ in webhooks]
@@ -176,17 +178,24 @@ class SimulatedOutbox:
         accepted = self.run(run_concurrently())
         ids = select(events.c.id, events.c.seq)
         seqs = {row.id: row.seq for row in self.run(self.store.read(lambda connection: connection.execute(ids).all()))}
-        for (group, alerts, routed), plans, one in zip(webhooks, plan_lists, accepted, strict=True):
-            repeat = self._is_repeat(group, alerts, before) if len(webhooks) == 1 else one.is_duplicate
-            assert one.is_duplicate == repeat == (plans[-1] is None)
-            if plans[-1] is not None:
-                assert set(one.channels) >= set(routed)
-                seq, incident = seqs[one.event_id], group_id(group)
-                assert seq > self.observed.latest_seq(incident), "not in the order of acceptance"
-                self.observed.accept(seq, one.event_id, incident, alerts, one.channels, plans[-1].episode)
-                if group in self.latest:
-                    self.earlier.setdefault(group, []).append(self.latest[group])
-                self.latest[group] = (alerts, self.clock())
+        for (group, receiver, alerts, routed), plans, one in zip(webhooks, plan_lists, accepted, strict=True):
+            seq, incident, plan = seqs[one.event_id], group_id(group), plans[-1]
+            is_repeat = plan is None or plan.is_repeat
+            assert len(webhooks) > 1 or is_repeat == self._is_repeat(group, receiver, alerts, before)
+            assert one.is_duplicate == (is_repeat and not one.channels)
+            if plan is None or plan.is_repeat:
+                have = {row.channel for row in before.values() if row.event_seq == seq}
+                assert len(webhooks) > 1 or set(one.channels) == set(routed) - have
+                self.observed.repeat(seq, one.channels)
+                if alerts == self.latest[group][0]:
+                    self.senders[group].add(receiver)
+                continue
+            assert set(one.channels) >= set(routed)
+            assert seq > self.observed.latest_seq(incident), "not in the order of acceptance"
+            self.observed.accept(seq, one.event_id, incident, alerts, one.channels, plan.episode)
+            if group in self.latest:
+                self.earlier.setdefault(group, []).append(self.latest[group])
+            self.latest[group], self.senders[group] = (alerts, self.clock()), {receiver}
         self.read_and_check()
         assert count_superseded(before, self.rows) == Counter(
             channel for one in accepted for channel in one.superseded_channels
@@ -253,9 +262,9 @@ class SimulatedOutbox:
             }
 
     async def _accept(
-        self, group: str, alerts: AlertStatuses, routed: list[str], plans: list[DeliveryPlan | None]
+        self, group: str, receiver: str, alerts: AlertStatuses, routed: list[str], plans: list[DeliveryPlan | None]
     ) -> AcceptResult:
-        event = event_of(group, alerts)
+        event = event_of(group, alerts, receiver)
 
         def decide(existing: IncidentState | None, now: float) -> DeliveryPlan | None:
             content = build_fingerprint(event)
@@ -276,11 +285,12 @@ class SimulatedOutbox:
             self.store, IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "Down", b"{}"), decide
         )
 
-    def _is_repeat(self, group: str, alerts: AlertStatuses, rows: Deliveries) -> bool:
+    def _is_repeat(self, group: str, receiver: str, alerts: AlertStatuses, rows: Deliveries) -> bool:
         latest, at = self.latest.get(group, ({}, 0.0))
         seq = self.observed.latest_seq(group_id(group))
         dead = any(row.event_seq == seq and row.state == DeliveryState.DEAD for row in rows.values())
-        repeated = latest == alerts and abs(self.clock() - at) < WINDOW
+        is_first = receiver not in self.senders.get(group, set())
+        repeated = latest == alerts and (abs(self.clock() - at) < WINDOW or is_first)
         earlier = self.earlier.get(group, [])[-8:]
         ages = [abs(self.clock() - then) for before, then in earlier if alerts == before]
         lacks = any(status is Status.FIRING and name not in alerts for name, status in latest.items())

@@ -25,6 +25,7 @@ numbers = st.integers(0, 3)
 groups = st.dictionaries(st.sampled_from("ABC"), st.sampled_from(Status), min_size=1)
 webhooks = st.tuples(
     st.sampled_from(["db", "db", "web"]),
+    st.sampled_from(["kms", "kms", "audit"]),
     groups,
     st.just(sorted(RATES)) | st.lists(st.sampled_from(sorted(RATES)), min_size=1, unique=True),
 )
@@ -43,15 +44,15 @@ class OutboxMachine(RuleBasedStateMachine):
         self.world = world
 
     @rule(webhooks=st.lists(webhooks, min_size=1, max_size=3))
-    def accept(self, webhooks: list[tuple[str, AlertStatuses, list[str]]]) -> None:
+    def accept(self, webhooks: list[tuple[str, str, AlertStatuses, list[str]]]) -> None:
         self.world.accept(webhooks)
 
     @precondition(lambda self: self.world.latest)
-    @rule()
-    def accept_a_duplicate(self) -> None:
-        """The other Alertmanager of a pair sends the same."""
+    @rule(receiver=st.sampled_from(["kms", "audit"]), routed=st.lists(channels, min_size=1, unique=True))
+    def accept_a_repeat(self, receiver: str, routed: list[str]) -> None:
+        """The other Alertmanager of a pair sends the same, or the same one by another receiver."""
         group, (alerts, _) = max(self.world.latest.items(), key=lambda item: item[1][1])
-        self.world.accept([(group, alerts, sorted(RATES))])
+        self.world.accept([(group, receiver, alerts, routed)])
 
     @precondition(lambda self: self.open())
     @rule(channel=channels, owner=owners, limit=st.integers(1, 3), waits=st.booleans())
@@ -114,7 +115,7 @@ class OutboxMachine(RuleBasedStateMachine):
         owned = self._get_owned(number)
         self._end(owned, "rejected")
         group = next(name for name in self.world.latest if group_id(name) == owned.claim.incident_id)
-        self.world.accept([(group, self.world.latest[group][0] if duplicate else alerts, sorted(RATES))])
+        self.world.accept([(group, "kms", self.world.latest[group][0] if duplicate else alerts, sorted(RATES))])
         if delivered:
             self.world.claim(owned.claim.channel, owned.owner, 3)
             self.end_all(owned.owner)

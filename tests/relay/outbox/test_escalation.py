@@ -77,6 +77,20 @@ async def test_what_nobody_acknowledges_goes_to_one_step_after_the_other(store: 
     ]
 
 
+async def test_the_steps_of_two_receivers_of_one_group_are_all_taken_and_an_event_replaces_those_of_its_own(
+    store: Store,
+) -> None:
+    other = event_of(receiver="audit")
+    await accept(store, "x", "a", escalation=STEPS)
+    await deliver(store)
+    await accept(store, "x", "log", event=other, escalation=(EscalationStep(60.0, ("mail",)),), is_repeat=True)
+    await accept(store, "x", "a", "log", escalation=STEPS[:1])  # a reminder, after a reload
+    await deliver(store)
+    await let_pass(store, 2000)
+    assert await escalated(store, *SERVED, "mail") == [Escalation("x", ("mail", "lead"), ())]
+    assert await escalated(store, *SERVED, "mail") == []
+
+
 @pytest.mark.parametrize("how", ["acknowledged", "resolved", "not delivered", "dead"])
 async def test_it_ends_with_the_acknowledgement_and_the_resolve_and_waits_for_the_first_delivery(
     store: Store, how: str

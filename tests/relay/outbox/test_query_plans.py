@@ -22,8 +22,8 @@ from services.relay.outbox import claim, context, dead_letters
 from services.relay.outbox import dead_letters as requeue
 from services.relay.outbox import recovery as sweeper
 from services.relay.outbox.channels import record_served_channels
+from services.relay.outbox.context import may_have_earlier_open
 from services.relay.outbox.dead_letters import DeadLetterFilter, requeue_dead
-from services.relay.outbox.groups import may_have_earlier_open
 from services.relay.outbox.store import Store, Transaction, open_store
 from services.relay.outbox.tables import DeliveryState, RowQuery, deliveries, incidents
 from shared.sql import database_url
