@@ -1,6 +1,5 @@
 """Two receivers of one group are one incident, in PagerDuty, too: a receiver only chooses channels."""
 
-import asyncio
 import hashlib
 import json
 from collections import Counter
@@ -29,14 +28,25 @@ async def providers() -> AsyncIterator[StandIns]:
 
 
 @pytest.fixture
-async def client(tmp_path: Path, database: DatabaseUrl, providers: StandIns) -> AsyncIterator[aiohttp.ClientSession]:
+def window() -> str:
+    return "60s"
+
+
+LATER = pytest.mark.parametrize("window", ["1ms"])
+"""Each webhook comes later than a duplicate may."""
+
+
+@pytest.fixture
+async def client(
+    tmp_path: Path, database: DatabaseUrl, providers: StandIns, window: str
+) -> AsyncIterator[aiohttp.ClientSession]:
     (tmp_path / "token").write_text(TOKEN)
     (tmp_path / "key").write_text(KEY)
     pagerduty = {"kind": "pagerduty", "routing_key_file": str(tmp_path / "key"), "url": providers.pagerduty_url}
     settings = RelaySettings(
         database=database.render_as_string(hide_password=False),
         auth={"bearer_token_file": tmp_path / "token"},
-        delivery={"backoff_initial": "10ms", "backoff_max": "100ms", "duplicate_window": "1s"},
+        delivery={"backoff_initial": "10ms", "backoff_max": "100ms", "duplicate_window": window},
         channels={"pagerduty": pagerduty, "log": {"kind": "log"}},
         routes=[{"receiver": "audit", "channels": ["log"]}],
         default_channels=["pagerduty"],
@@ -92,7 +102,6 @@ async def test_what_the_second_receiver_repeats_goes_to_its_channels_alone(
     (incident,) = await list_of(client, "incidents")
     assert await accept(client, webhook("audit", A="firing", B="firing")) == (202, 2), "it is open on both"
     await is_delivered(client, pagerduty=2, log=2)
-    await asyncio.sleep(1.1)  # its route sends it later than a duplicate may come
     assert await accept(client, webhook("kms-critical", A="firing", B="firing")) == (200, 0)
     assert await accept(client, webhook("audit", A="resolved", B="resolved")) == (202, 2)
     assert await accept(client, webhook("kms-critical", A="resolved", B="resolved")) == (200, 0)
@@ -102,13 +111,23 @@ async def test_what_the_second_receiver_repeats_goes_to_its_channels_alone(
     assert (resolved["id"], resolved["status"]) == (incident["id"], "resolved")
 
 
+@LATER
+async def test_what_the_second_receiver_repeats_is_no_reminder_however_late_its_route_sends_it(
+    client: aiohttp.ClientSession,
+) -> None:
+    assert await accept(client, webhook("kms-critical", A="firing")) == (202, 1)
+    assert await accept(client, webhook("audit", A="firing")) == (202, 1)
+    assert await accept(client, webhook("audit", A="firing")) == (202, 2), "that is one"
+    assert await accept(client, webhook("kms-critical", A="firing")) == (200, 0)
+
+
+@LATER
 async def test_a_renamed_receiver_goes_on_with_its_incident(client: aiohttp.ClientSession, providers: StandIns) -> None:
     assert await accept(client, webhook("old-name", A="firing")) == (202, 1)
     await is_delivered(client, pagerduty=1)
     await acknowledge(client)
     await is_delivered(client, pagerduty=2)
     assert await accept(client, webhook("new-name", A="firing")) == (200, 0)
-    await asyncio.sleep(1.1)
     assert await accept(client, webhook("new-name", A="firing")) == (202, 1), "a reminder is news"
     await is_delivered(client, pagerduty=3)
     (incident,) = await list_of(client, "incidents")

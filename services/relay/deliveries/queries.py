@@ -264,9 +264,9 @@ class DeliverySummary:
     receiver: str
     alertname: str
     title: str | None
-    """Of its incident; None if an older version accepted that."""
+    """Of its incident."""
     service: str | None
-    """Likewise; empty if it has none."""
+    """Of its incident; empty if it has none."""
     status: str
     """Of the event: firing or resolved."""
     channel: str

@@ -46,16 +46,16 @@ class IncidentSummary:
     id: str
     alertname: str
     service: str | None
-    """By its latest event; None of an incident from before it was stored, or without one."""
+    """By its latest event; None without one."""
     status: Status
     episode: int
-    title: str | None
-    """Cause and effect by its latest event; None of an incident from before they were stored."""
+    title: str
+    """Cause and effect by its latest event."""
     severity: str | None
     """The worst one by its latest event; None if that has no usual one."""
     receiver: str
-    since: float | None
-    """When the episode started; None if that is not stored."""
+    since: float
+    """When the episode started."""
     ended_at: float | None
     """When the event that resolved it was accepted; None while it fires."""
     acknowledged_by: str | None
@@ -100,11 +100,11 @@ class _SummaryRow(NamedTuple):
     id: str
     episode: int
     is_open: int
-    first_event_seq: int | None
-    title: str | None
-    severity: str | None
-    service: str | None
-    started_at: float | None
+    first_event_seq: int
+    title: str
+    severity: str
+    service: str
+    started_at: float
     acknowledged_by: str | None
     acknowledged_at: float | None
     acknowledged_via: str | None
@@ -229,7 +229,7 @@ def _build_query(filter_: IncidentFilter, group: int) -> RowQuery[_SummaryRow]:
     query = query.where(of.is_open == literal_column("0" if group == _RESOLVED else "1"))
     if group != _RESOLVED:
         severity = WORST_FIRST[-group]
-        query = query.where(of.severity == severity if severity else func.coalesce(of.severity, "") == "")
+        query = query.where(of.severity == severity)
     if filter_.is_acknowledged is not None:
         has_nobody = of.acknowledged_at.is_(None)
         query = query.where(not_(has_nobody) if filter_.is_acknowledged else has_nobody)
@@ -270,7 +270,7 @@ def _read_page(
         if len(rows) > limit:
             break
     page = rows[:limit]
-    next_before = page[-1][0] * _GROUP + (page[-1][1].first_event_seq or 0) if len(rows) > limit else None
+    next_before = page[-1][0] * _GROUP + page[-1][1].first_event_seq if len(rows) > limit else None
     return IncidentPage(_build_summaries(connection, [row for _, row in page], clock), next_before)
 
 
@@ -490,12 +490,11 @@ class _IncidentRow(NamedTuple):
 
     episode: int
     is_open: int
-    first_event_seq: int | None
+    first_event_seq: int
     latest_event_seq: int
     acknowledged_by: str | None
     acknowledged_at: float | None
-    started_at: float | None
-    episode_starts: str | None
+    episode_starts: str
 
 
 _of_event = events.c
@@ -723,7 +722,5 @@ def _add_acknowledgement(
 
 def _list_starts(row: _IncidentRow) -> list[EpisodeStart]:
     """Of each episode whose start is known, the newest first."""
-    starts = json.loads(row.episode_starts or "[]")[::-1]
-    if not starts and row.started_at is not None:  # an older version wrote it
-        starts = [row.started_at]
+    starts = json.loads(row.episode_starts)[::-1]
     return [EpisodeStart(row.episode - age, start) for age, start in enumerate(starts)]

@@ -203,10 +203,10 @@ class OpenIncident:
     id: str
     alertname: str
     title: str
-    """Cause and effect; empty if it is not stored."""
+    """Cause and effect."""
     severity: str
     """Of `WORST_FIRST`."""
-    since: float | None
+    since: float
     acknowledged_by: str | None
     acknowledged_at: float | None
     escalated_to: Sequence[str]
@@ -244,9 +244,9 @@ class _OpenRow(NamedTuple):
     id: str
     episode: int
     alertname: str
-    title: str | None
-    severity: str | None
-    started_at: float | None
+    title: str
+    severity: str
+    started_at: float
     acknowledged_by: str | None
     acknowledged_at: float | None
     escalated_to: str | None
@@ -256,7 +256,7 @@ class _OpenRow(NamedTuple):
 class _CountRow(NamedTuple):
     """How many incidents of a severity are open."""
 
-    severity: str | None
+    severity: str
     open_count: int
     acknowledged_count: int
 
@@ -293,8 +293,6 @@ _OPEN: Final = (
     .limit(bindparam("most"))
 )
 _OPEN_OF_SEVERITY: Final = _OPEN.where(_of.severity == bindparam("level"))
-_OPEN_WITHOUT_SEVERITY: Final = _OPEN.where(_of.severity.is_(None))
-"""Those that an older version wrote."""
 _SILENCES: Final = RowQuery(
     _SilenceRow, select(silences.c.incident_id, silences.c.episode, silences.c.who, silences.c.ends_at)
 ).where(
@@ -313,14 +311,12 @@ def read_open_incidents(connection: Connection, now: float, most: int) -> OpenIn
     """
     counts, unacknowledged = Counter[str](), Counter[str]()
     for row in _COUNTS.fetch_all(connection):
-        counts[row.severity or ""] += row.open_count
-        unacknowledged[row.severity or ""] += row.open_count - row.acknowledged_count
+        counts[row.severity] += row.open_count
+        unacknowledged[row.severity] += row.open_count - row.acknowledged_count
     rows: list[_OpenRow] = []
     for severity in WORST_FIRST:
         if counts.get(severity) and len(rows) < most:
             rows += _OPEN_OF_SEVERITY.fetch_all(connection, {"level": severity, "most": most - len(rows)})
-            if not severity and len(rows) < most:
-                rows += _OPEN_WITHOUT_SEVERITY.fetch_all(connection, {"most": most - len(rows)})
     silenced = {}
     if rows:
         values = {"incidents": [row.id for row in rows], "now": now}
@@ -332,8 +328,8 @@ def _build(row: _OpenRow, silence: _SilenceRow | None) -> OpenIncident:
     return OpenIncident(
         id=row.id,
         alertname=row.alertname,
-        title=row.title or "",
-        severity=row.severity or "",
+        title=row.title,
+        severity=row.severity,
         since=row.started_at,
         acknowledged_by=row.acknowledged_by,
         acknowledged_at=row.acknowledged_at,

@@ -290,7 +290,7 @@ def _insert_events(
                 "new_is_open": int(each.plan.is_open),
                 "new_latest_event_seq": each.seq,
                 "new_repeated_by": None,
-                "new_earlier_events": each.state.encode_earlier_events() if each.state else None,
+                "new_earlier_events": each.state.encode_earlier_events() if each.state else "[]",
                 **_encode_escalation(each.request.incoming, each.state, each.plan),
                 **_describe_incident(each, transaction.now),
             }
@@ -326,7 +326,7 @@ def _describe_incident(new_event: _PlannedEvent, now: float) -> dict[str, object
     """What `context` reads of the incident."""
     incoming, state = new_event.request.incoming, new_event.state
     event = incoming.event
-    started_at, starts = (state.started_at, state.episode_starts) if state else (None, ())
+    started_at, starts = (state.started_at, state.episode_starts) if state else (now, ())
     if state is None or new_event.plan.episode != state.episode:
         started_at, starts = now, (*starts, now)
     return {

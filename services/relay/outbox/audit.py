@@ -117,7 +117,7 @@ class _DeliveryRow(NamedTuple):
 
 class _IncidentRow(NamedTuple):
     id: str
-    title: str | None
+    title: str
 
 
 _FIND_DELIVERIES: Final = RowQuery(_DeliveryRow, select(deliveries.c.id, deliveries.c.channel)).where(

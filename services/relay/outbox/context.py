@@ -43,8 +43,8 @@ class _IncidentContextRow(NamedTuple):
     episode: int
     is_open: int
     service_id: str | None
-    started_at: float | None
-    episode_starts: str | None
+    started_at: float
+    episode_starts: str
     acknowledged_by: str | None
     acknowledged_at: float | None
     escalated_to: str | None
@@ -62,8 +62,8 @@ class _RelatedRow(NamedTuple):
     """An open incident of a service."""
 
     id: str
-    title: str | None
-    started_at: float | None
+    title: str
+    started_at: float
 
 
 class _OpenIncidents(NamedTuple):
@@ -101,17 +101,14 @@ _READ_INCIDENTS: Final = RowQuery(
     _IncidentContextRow,
     select(*select_columns(_IncidentContextRow, incidents.c)),
 ).where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
-_is_open_of_service = (
-    incidents.c.is_open == literal_column("1"),  # as the index `incidents_of_service` has it
-    incidents.c.started_at.is_not(None),
-)
+_is_open = incidents.c.is_open == literal_column("1")  # as the index `incidents_of_service` has it
 _COUNT_OPEN: Final = RowQuery(
     _ServiceCountRow,
     select(incidents.c.service_id, func.count().label("open_count")).group_by(incidents.c.service_id),
-).where(incidents.c.service_id.in_(bindparam("services", expanding=True)), *_is_open_of_service)
+).where(incidents.c.service_id.in_(bindparam("services", expanding=True)), _is_open)
 _READ_OLDEST: Final = (
     RowQuery(_RelatedRow, select(incidents.c.id, incidents.c.title, incidents.c.started_at))
-    .where(incidents.c.service_id == bindparam("service"), *_is_open_of_service)
+    .where(incidents.c.service_id == bindparam("service"), _is_open)
     .order_by(incidents.c.started_at)
     .limit(MAX_RELATED + 1)  # the incident itself may be one of them
 )
@@ -217,9 +214,9 @@ def _build_context(
         others = [each for each in of_service.oldest if each.incident_id != row.id]
         context = context._replace(
             started_at=_convert_time(row.started_at),
-            episodes_in_7_days=sum(start > since for start in json.loads(row.episode_starts or "[]")),
+            episodes_in_7_days=sum(start > since for start in json.loads(row.episode_starts)),
             related=tuple(others[:MAX_RELATED]),
-            related_count=of_service.open_count - bool(row.is_open and row.started_at) if others else 0,
+            related_count=of_service.open_count - row.is_open if others else 0,
         )
     if row is not None and row.episode == task.episode:
         context = context._replace(
@@ -241,7 +238,7 @@ def _convert_time(seconds: float | None) -> datetime | None:
 
 
 def _build_related(row: _RelatedRow) -> RelatedIncident:
-    return RelatedIncident(row.id, row.title or "", datetime.fromtimestamp(row.started_at or 0.0, UTC))
+    return RelatedIncident(row.id, row.title, datetime.fromtimestamp(row.started_at, UTC))
 
 
 def _read_alerts(event_json: bytes | None) -> Mapping[str, Status]:

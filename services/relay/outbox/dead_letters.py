@@ -60,8 +60,8 @@ class DeadLetterExample(NamedTuple):
     id: str
     incident_id: str
     alertname: str
-    title: str | None
-    """Of its incident; None if an older version wrote it."""
+    title: str
+    """Of its incident."""
     oldest_accepted_at: float
     finished_at: float | None
     """When it was given up."""

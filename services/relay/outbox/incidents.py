@@ -71,8 +71,8 @@ class IncidentState(NamedTuple):
     """The last few events before the latest one, the oldest first."""
     served_channels: frozenset[str] = frozenset()
     """The channels on which any replica delivers."""
-    started_at: float | None = None
-    """When its episode started; None if that is not known."""
+    started_at: float = 0.0
+    """When its episode started."""
     episode_starts: tuple[float, ...] = ()
     """When its last episodes started, the oldest first."""
     latest_event_json: bytes | None = None
@@ -288,9 +288,9 @@ def _build_state(
         latest_receivers=(row.receiver, *json.loads(row.repeated_by or "[]")),
         escalation=decode_steps(row.escalation),
         served_channels=served_channels,
-        earlier_events=tuple(EarlierEvent(*each) for each in json.loads(row.earlier_events or "[]")),
+        earlier_events=tuple(EarlierEvent(*each) for each in json.loads(row.earlier_events)),
         started_at=row.started_at,
-        episode_starts=tuple(json.loads(row.episode_starts or "[]")),
+        episode_starts=tuple(json.loads(row.episode_starts)),
     )
 
 

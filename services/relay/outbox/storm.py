@@ -145,7 +145,6 @@ _is_nameable = and_(
     _delivery.maybe_sent == 0,
     _delivery.progress.is_(None),
     _goes_into_digests,
-    incidents.c.severity.is_not(None),
     or_(events.c.status == Status.FIRING, not_(_was_sent_alone)),
     not_(_may_have_been_sent_alone),
 )

@@ -78,12 +78,11 @@ incidents = Table(
     Column("is_open", Integer, nullable=False),  # 1 until the whole group is resolved
     Column("latest_event_seq", BigInteger, nullable=False),  # 0 before its first event is committed
     Column("repeated_by", Text),  # JSON; further receivers that sent the latest event
-    Column("earlier_events", Text),  # JSON; fingerprint and time of acceptance of the last few events before it
-    Column(
-        "severity", Text
-    ),  # the worst one of its latest event, empty if it has none; null if an older version wrote it
+    # JSON; fingerprint and time of acceptance of the last few events before it
+    Column("earlier_events", Text, nullable=False, server_default="[]"),
+    Column("severity", Text, nullable=False, server_default=""),  # the worst of its latest event; empty without any
+    Column("first_event_seq", BigInteger, nullable=False, server_default="0"),  # of the current episode
     # From here on of the current episode; the next one begins without them. See EPISODE_COLUMNS.
-    Column("first_event_seq", BigInteger),  # null before its first event is committed
     Column("acknowledged_by", Text),  # null while nobody has acknowledged it
     Column("acknowledged_at", Double),
     Column("acknowledged_via", Text),  # `api`, `command line`, `console` or `slack`
@@ -94,11 +93,11 @@ incidents = Table(
     Column("escalated_at", Double),  # when the last of them was added
     # What messages of other incidents and of this one say of it; see `context`.
     Column("service_id", Text),  # a hash of its labels env and service; null if it has no service
-    Column("title", Text),  # of its latest event
-    Column("alertname", Text),  # of its latest event; null before its first event is committed
-    Column("service", Text),  # of its latest event, empty if it has none; null if an older version wrote it
-    Column("started_at", Double),  # when its episode started; null before its first event is committed
-    Column("episode_starts", Text),  # JSON; when its last episodes started
+    Column("title", Text, nullable=False, server_default=""),  # of its latest event
+    Column("alertname", Text, nullable=False, server_default=""),  # of its latest event
+    Column("service", Text, nullable=False, server_default=""),  # of its latest event; empty if it has none
+    Column("started_at", Double, nullable=False, server_default="0"),  # when its episode started
+    Column("episode_starts", Text, nullable=False, server_default="[]"),  # JSON; when its last episodes started
 )
 
 EPISODE_COLUMNS: Final = (
@@ -526,7 +525,7 @@ class DueRow(NamedTuple):
     delivery: DeliveryRow
     event_size: int
     event_status: str
-    severity: str | None
+    severity: str
     """The worst of the incident's latest event, which is almost always this one."""
 
     @classmethod
@@ -572,9 +571,9 @@ class IncidentStateRow(NamedTuple):
     episode: int
     is_open: int
     latest_event_seq: int
-    earlier_events: str | None
-    started_at: float | None
-    episode_starts: str | None
+    earlier_events: str
+    started_at: float
+    episode_starts: str
     repeated_by: str | None
     escalation: str | None
     event_id: str

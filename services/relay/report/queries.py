@@ -383,8 +383,8 @@ _GROUPS: Final = RowQuery(
     select(
         union_all(
             _select_groups("all", literal_column("''", Text), 1),
-            _select_groups("alert", func.coalesce(_episodes.c.alertname, ""), MAX_GROUPS),
-            _select_groups("service", func.coalesce(_episodes.c.service, ""), MAX_GROUPS),
+            _select_groups("alert", _episodes.c.alertname, MAX_GROUPS),
+            _select_groups("service", _episodes.c.service, MAX_GROUPS),
         ).subquery()
     ),
 )

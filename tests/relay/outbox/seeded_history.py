@@ -69,7 +69,10 @@ OPEN_COUNT: Final = 12
 _CHUNK: Final = 5_000
 _STARTS: Final = b"2001-01-01T01:01:01Z"
 _ENDS: Final = b"2002-02-02T02:02:02Z"
-_NO_INCIDENT: Final[dict[str, Any]] = dict.fromkeys(column.name for column in incidents.c)
+_NO_INCIDENT: Final[dict[str, Any]] = dict.fromkeys(column.name for column in incidents.c) | {
+    "earlier_events": "[]",
+    "service": "",
+}
 _NO_DELIVERY: Final[dict[str, Any]] = dict.fromkeys(column.name for column in deliveries.c) | {
     "attempts": 0,
     "maybe_sent": 0,

@@ -270,7 +270,7 @@ async def test_each_list_and_each_part_of_a_timeline_is_found_by_its_index(datab
 
         def spread(transaction: Transaction) -> None:
             connection, seq = transaction.connection, incidents.c.latest_event_seq
-            values: dict[str, Any] = {name: cast(seq % 40, Text) for name in ("alertname", "service")}
+            values: dict[str, Any] = {name: cast(seq % 100, Text) for name in ("alertname", "service")}
             values |= {"first_event_seq": seq, "started_at": seq, "is_open": case((seq % 100 == 0, 1), else_=0)}
             connection.execute(update(incidents).values(values))
             entry = {"who": "a", "peer": None, "action": "retry", "object": ""}
