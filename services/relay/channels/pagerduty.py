@@ -295,7 +295,6 @@ class PagerDutyChannel:
         await self._session.close()
 
     def _list_actions(self, message: Message, progress: Progress) -> tuple[Action, ...]:
-        """The events that are still to be sent."""
         task = message.task
         if is_resolved(message.event):
             triggers = task.firing_undelivered and self._settings.page_resolved and progress != _TRIGGERED
@@ -342,7 +341,6 @@ class PagerDutyChannel:
 
 
 def _add_routing_key(key: str, event_json: str) -> str:
-    """An event as JSON, with its routing key."""
     return f'{{"routing_key":{json.dumps(key)},{event_json[1:]}'
 
 

@@ -32,9 +32,14 @@ from shared.net.egress import EgressSettings
 class HttpChannelSettings(EgressSettings, ChannelSettings):
     """The settings of a channel that speaks HTTP."""
 
+    status_decides: ClassVar[bool] = False
+    """Whether a 2xx is the receipt, whatever follows it, which then is not waited for."""
+
 
 class SecretUrlSettings(HttpChannelSettings):
     """Where messages are posted, in a file, since the URL is a secret."""
+
+    status_decides: ClassVar[bool] = True
 
     url_file: UrlFilePath
 
@@ -97,13 +102,12 @@ class PostingChannel(ABC):
 
     provider: ClassVar[str] = "the webhook"
     """How errors name it."""
-    reads_success: ClassVar[bool] = False
-    """Whether the body of a success says more than its status; else it is not waited for."""
 
     def __init__(
         self, settings: HttpChannelSettings, url: str | Path, timeout: float, clock: Callable[[], float] = time.time
     ) -> None:
         self._url = SecretUrl(url, allow_remote_insecure=settings.allow_remote_insecure)
+        self._reads_success = not settings.status_decides
         self._timeout = timeout
         self._clock = clock
         self._session = HttpSession(self.provider, check_current_lease, settings)
@@ -154,7 +158,7 @@ class PostingChannel(ABC):
         await self._session.close()
 
     async def _post(self, url: str, payload: str, headers: Mapping[str, str] | None = None) -> Answer:
-        return await post_json(self._session, self.provider, url, payload, headers, reads_success=self.reads_success)
+        return await post_json(self._session, self.provider, url, payload, headers, reads_success=self._reads_success)
 
     async def _check_connection(self) -> str:
         url = self._url.read()

@@ -42,7 +42,6 @@ class ProviderCall:
         """Whether the message was sent, and its reply has not come yet."""
 
     def before_request(self, payload: str) -> None:
-        """See `Attempt.before_request`."""
         self._attempt.before_request(payload)
         self.reply_missing = True
 

@@ -105,6 +105,7 @@ class WebhookSettings(HttpChannelSettings):
 
     merges_waiting: ClassVar[bool] = False
     uses_templates: ClassVar[bool] = False
+    status_decides: ClassVar[bool] = True
 
     kind: Literal["webhook"]
     url: ProviderUrl | None = None

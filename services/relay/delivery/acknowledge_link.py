@@ -49,14 +49,12 @@ class AcknowledgeLink(NamedTuple):
 
     @classmethod
     def parse(cls, incident_id: str, query: Mapping[str, str]) -> "AcknowledgeLink | None":
-        """That of an address; None if it is none."""
         episode, expires_at, channel = query.get("episode", ""), query.get("expires", ""), query.get("channel", "")
         if not (_NUMBER.fullmatch(episode) and _NUMBER.fullmatch(expires_at)):
             return None
         return cls(incident_id, int(episode), channel, int(expires_at))
 
     def build_url(self, public_url: str, signature: str) -> str:
-        """Its address."""
         query = {"episode": self.episode, "channel": self.channel, "expires": self.expires_at, "signature": signature}
         return f"{public_url}{PATH}{quote(self.incident_id, safe='')}?{urlencode(query)}"
 
@@ -101,7 +99,6 @@ class LinkSigner:
         return any(expected)
 
     async def _sign(self, link: AcknowledgeLink, recipients: str) -> list[str]:
-        """A signature by each token."""
         signed = json.dumps([*link, recipients]).encode()
         keys = [await asyncio.to_thread(_derive_key, token) for token in self._tokens.read_values()]
         return [_encode(hmac.digest(key, signed, "sha256")) for key in keys]

@@ -316,7 +316,6 @@ def _format_threshold(threshold: Threshold) -> str:
 async def _read_lines(
     prometheus: PrometheusClient, expression: str, event: Event, rule: AlertRule, span: _Span
 ) -> list[tuple[Alert, Series]]:
-    """Each alert that has a series, those that fire first."""
     alerts = sorted(event.alerts, key=lambda alert: alert.status is Status.RESOLVED)
     return list(_match_series(await _read_series(prometheus, expression, event, rule, span), alerts, rule))
 
@@ -479,7 +478,6 @@ class Charts:
         return shared
 
     async def close(self) -> None:
-        """Ends what is being made, and the process that draws."""
         drawing = [shared.drawing for shared in self._shared.values()]
         for task in drawing:
             task.cancel()

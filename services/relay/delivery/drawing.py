@@ -42,7 +42,6 @@ _BEHIND_TEXT: Final = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad"
 
 
 def draw_chart(spec: ChartSpec) -> bytes:
-    """A chart as a PNG."""
     zone = _find_zone(spec.zone)
     figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)

@@ -267,7 +267,6 @@ class Runbook:
         return find_excerpt(self._excerpts, alertname) if alertname else None
 
     async def run(self) -> None:
-        """Reads it again and again, until it is cancelled."""
         is_reported = False
         interval = _URL_INTERVAL if isinstance(self._location, str) else _FILE_INTERVAL
         ready = asyncio.get_running_loop().call_later(_FIRST_WAIT, self._is_ready.set)
@@ -291,7 +290,6 @@ class Runbook:
             await self.close()
 
     async def close(self) -> None:
-        """Closes its connections."""
         await self._session.close()
 
     async def read(self) -> int:

@@ -351,7 +351,6 @@ def _find_service_link(event: Event, location: Mapping[str, str], link_rules: Li
 
 
 def _find_link(event: Event) -> str | None:
-    """Its Alertmanager, at the alerts of its group."""
     return next((link.url for link in list_group_links(event)), None)
 
 

@@ -139,7 +139,6 @@ def _find_line(error: BaseException, name: str) -> int:
 
 
 def _mark_labels(value: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object whose labels and annotations are `Labels`."""
     return {
         key: Labels(child) if isinstance(child, dict) and key.endswith(("labels", "annotations")) else child
         for key, child in value.items()

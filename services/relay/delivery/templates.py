@@ -107,7 +107,6 @@ VARIABLE_NAMES: Final = frozenset(field.name for field in fields(Variables))
 
 
 def build_variables(message: Message) -> Variables:
-    """What templates see of a message."""
     event = message.event
     listed = order_alerts(message)
     alerts = [_build_alert_variables(event.alerts[n], message.links[n], message) for n in listed]
@@ -277,12 +276,10 @@ class MessageTemplates:
         return _replace_texts(message, texts), tuple(kind.name for kind in problems)
 
     def start(self) -> None:
-        """Starts the process that renders, and does not wait for it."""
         if self._folder is not None:
             self._process.start()
 
     def close(self) -> None:
-        """Ends the process that renders."""
         self._process.close()
 
     def _load(self, folder: Path) -> dict[_Kind, str | TemplateProblem]:

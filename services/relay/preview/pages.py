@@ -189,7 +189,6 @@ class RenderPages:
         console.post("/channels/-/render/mail", self._show_mail)
 
     async def _show(self, request: Request) -> Response:
-        """An example, or a webhook of the outbox."""
         event, example = request.query_params.get("event"), request.query_params.get("example", _FIRST_EXAMPLE)
         if event is None:
             payload = _EXAMPLES.get(example)
@@ -227,7 +226,6 @@ class RenderPages:
         return HTMLResponse(page, headers={"Content-Security-Policy": MAIL_POLICY})
 
     async def _read_payload(self, request: Request) -> str:
-        """The webhook of the form. Raises FormError or RenderingBusyError."""
         if self._forms.locked():
             raise RenderingBusyError("other payloads are being rendered; try again in a moment")
         async with self._forms:

@@ -233,7 +233,6 @@ def render_mail(payload: str) -> str:
 
 
 def render_page(kind: str, payload: str) -> str:
-    """The payload as an HTML document."""
     return (
         _embed_pictures(payload)
         if kind == "email"
@@ -300,7 +299,6 @@ def _arrange_event(event: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _render_value(value: Any) -> str:
-    """Without what is empty."""
     if isinstance(value, Mapping):
         pairs = {escape(str(name)): _render_value(child) for name, child in value.items() if child not in ("", [], {})}
         return f"<dl>{''.join(f'<dt>{name}</dt><dd>{html}</dd>' for name, html in pairs.items())}</dl>"
@@ -447,7 +445,6 @@ class WebhookRenderer:
             return RenderedPayload(name, kind)
 
     def _build_message(self, event: Event, channel: str) -> Message:
-        """The message of an event, as delivery builds it."""
         now, settings = datetime.now(UTC), self._settings
         rules = settings.link_rules
         event = remove_foreign_links(event, rules)

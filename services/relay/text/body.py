@@ -96,7 +96,6 @@ def _format_escalation(message: Message) -> tuple[str, ...]:
 
 
 def _format_changes(message: Message) -> tuple[str, ...]:
-    """What is new, and what is over; that nothing is, else."""
     context, event = message.task.context, message.event
     if context.previous_at is None:
         return ()
@@ -150,7 +149,6 @@ def _format_ordinal(number: int) -> str:
 
 
 def join_items(items: Iterable[str]) -> str:
-    """A fact's items on one line."""
     return "; ".join(items)
 
 
@@ -265,7 +263,6 @@ def list_alerts(message: Message) -> list[tuple[Alert, list[Link]]]:
 
 
 def list_incident_links(message: Message) -> list[Link]:
-    """The incident's page, if it is known."""
     return [Link("Incident", message.incident_url)] if message.incident_url else []
 
 

@@ -82,7 +82,6 @@ def is_resolved(event: Event) -> bool:
 
 
 def compute_status(event: Event) -> Status:
-    """The status of the whole group."""
     return Status.RESOLVED if is_resolved(event) else Status.FIRING
 
 

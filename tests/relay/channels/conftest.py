@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from aiohttp import web
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from shared.config.settings import Address
+from tests.relay.channels import teams_channel
 from tests.relay.channels.examples import SECRET, example
 
 HOOK_BYTES = 1_000_000
+REFUSALS = {"teams": teams_channel.refuses}
+"""What a provider without a stand-in would refuse, by the kind, which is the first part of the path of its example."""
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 TcpServer = Callable[[Handler], Awaitable[Address]]
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -29,6 +33,16 @@ def secret_file(tmp_path: Path) -> Path:
     file = tmp_path / "secret"
     file.write_text(SECRET)
     return file
+
+
+@pytest.fixture(autouse=True)
+def no_access_log() -> Iterator[None]:
+    """The path of a request is the secret of an incoming webhook, and a test that fails prints what was logged."""
+    access = logging.getLogger("uvicorn.access")
+    level = access.level
+    access.setLevel(logging.WARNING)
+    yield
+    access.setLevel(level)
 
 
 @pytest.fixture
@@ -51,8 +65,9 @@ class Providers:
 
     def example(self, kind: str, secret_file: Path) -> dict[str, Any]:
         """The example of this kind, reaching its provider; the mail server asks nobody for a password."""
-        addresses = {"email": self._stand_ins.smtp, "webhook": self._hook, "apprise": self._hook}
-        values = example(kind, secret_file, addresses.get(kind, self._stand_ins.http))
+        stand_ins = dict.fromkeys(("slack", "slack_webhook", "pagerduty"), self._stand_ins.http)
+        addresses = {**stand_ins, "email": self._stand_ins.smtp}
+        values = example(kind, secret_file, addresses.get(kind, self._hook))
         return {key: value for key, value in values.items() if key not in {"username", "password_file"}}
 
     def arrived(self, kind: str) -> list[str]:
@@ -64,17 +79,16 @@ class Providers:
         mails = [f"{mail.text} {mail.html}" for mail in stand_ins.mailbox.mails]
         lines = [json.dumps(line) for line in self._logged if line["event"] == "alert"]
         events = [str(event) for event in stand_ins.pagerduty.events]
-        hooked = dict.fromkeys(("webhook", "apprise"), self._hooked)
-        arrived = {"slack": slack, "email": mails, "pagerduty": events, "log": lines, **hooked}
-        return arrived[kind.partition("_")[0]]
+        arrived = {"slack": slack, "email": mails, "pagerduty": events, "log": lines}
+        return arrived.get(kind.partition("_")[0], self._hooked)
 
     def answer_late(self, kind: str) -> None:
         """From now on the provider takes everything, and answers in an hour."""
-        if kind in {"webhook", "apprise"}:
+        stand_ins = {"slack": Provider.SLACK, "pagerduty": Provider.PAGERDUTY, "email": Provider.SMTP}
+        if provider := stand_ins.get(kind.partition("_")[0]):
+            self._stand_ins.faults.add(ProviderFault(provider=provider, kind=FaultKind.SLOW_ANSWER, seconds=3600))
+        else:
             self.hook_is_late = True
-            return
-        of = {"slack": Provider.SLACK, "pagerduty": Provider.PAGERDUTY, "email": Provider.SMTP}[kind.partition("_")[0]]
-        self._stand_ins.faults.add(ProviderFault(provider=of, kind=FaultKind.SLOW_ANSWER, seconds=3600))
 
 
 @pytest.fixture
@@ -82,10 +96,11 @@ async def providers(stand_ins: StandIns, answering: Answering) -> AsyncIterator[
     hooked: list[str] = []
 
     async def take(request: web.Request) -> web.Response:
-        body = await request.text()
-        if len(body.encode()) > HOOK_BYTES or request.headers["Authorization"] != f"Bearer {SECRET}":
+        body, kind = await request.read(), request.path.split("/")[1]
+        is_known = request.headers.get("Authorization") == f"Bearer {SECRET}" or request.path.endswith(f"/{SECRET}")
+        if len(body) > HOOK_BYTES or not is_known or (kind in REFUSALS and REFUSALS[kind](body)):
             return web.Response(status=400)
-        hooked.append(body)
+        hooked.append(body.decode())
         if found.hook_is_late:
             await asyncio.sleep(3600)
         return web.Response(status=204)
@@ -142,7 +157,7 @@ async def answering() -> AsyncIterator[Answering]:
     async def serve(answer: Answer) -> Address:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", answer)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)  # who answers in an hour is not waited for
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)  # who answers in an hour is not waited for
         runners.append(runner)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)

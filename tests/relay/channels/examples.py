@@ -4,15 +4,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Union, get_args
 
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from ops.demo.stand_ins.slack.web_api import WEBHOOK_APP
 from services.relay.channels.apprise.plugin import create_plugin
 from services.relay.channels.port import ChannelSettings
+from services.relay.channels.posting import SecretUrlSettings
 from services.relay.channels.registry import AnyChannel
+from services.relay.channels.slack.channel import SlackSettings
 from services.relay.config import MAX_CONTACT_LENGTH, MAX_CONTACTS
 from services.relay.intake.webhook import parse_whole_event
 from services.relay.model import (
@@ -28,9 +30,10 @@ from services.relay.model import (
     Status,
 )
 from shared.config.settings import Address
+from tests.relay.channels.teams_channel import TeamsSettings
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
-KINDS: tuple[type[ChannelSettings], ...] = get_args(get_args(AnyChannel)[0])
+_CLASSES: tuple[type[ChannelSettings], ...] = (*get_args(get_args(AnyChannel)[0]), TeamsSettings)
 SECRET = "0123456789abcdef" * 2
 RUNBOOK = "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kms"
 _GROUP = "%7Balertname%3D%22KMSCryptoModeNotKMS%22%2Cenv%3D%22production%22%2Cservice%3D%22backend%22%7D"
@@ -39,7 +42,7 @@ SILENCE_URL = f"http://alertmanager:9093/#/silences/new?filter={_GROUP}"
 """Alertmanager's pages for the payload 01-firing-1."""
 INCIDENT = "https://relay.example.org/incidents/incident?episode=1"
 DASHBOARD = "https://grafana.example.org/d/kms-crypto-health?var-env=production&var-service=backend"
-ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyChannel)
+ADAPTER = TypeAdapter[Any](Annotated[Union[_CLASSES], Field(discriminator="kind")])  # type: ignore[arg-type]  # noqa: UP007
 
 
 TITLE = "permission_denied: backend cannot encrypt with ledger-kek"
@@ -60,10 +63,15 @@ def kind_of(settings: type[ChannelSettings]) -> str:
     return str(get_args(settings.model_fields["kind"].annotation)[0])
 
 
-def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
-    """Settings of this kind that reach `provider` with the secret in `secret_file`; a new kind adds its own here.
+KINDS = {kind_of(each): each for each in _CLASSES} | {"slack_webhook": SlackSettings}
+"""The settings of each kind: of the registry, and one that a test adds. `slack_webhook` is Slack by a webhook."""
+OWN_KINDS = [kind for kind in KINDS if kind != "teams"]
 
-    `slack_webhook` is Slack by an incoming webhook, whose URL contains the secret, as that of `apprise` does.
+
+def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
+    """Settings of this kind that reach `provider` with the secret in `secret_file`.
+
+    A kind whose secret is its URL needs none here; every other one does.
     """
     if kind == "apprise":
         create_plugin("json://127.0.0.1")  # Apprise is loaded before a short time-out begins
@@ -72,20 +80,17 @@ def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
     if kind == "slack_webhook":
         secret_file.write_text(f"http://{provider}/slack/services/{'/'.join(WEBHOOK_APP)}/{SECRET}")
         return {"kind": "slack", "webhook_url_file": secret_file}
+    if issubclass(KINDS[kind], SecretUrlSettings):
+        secret_file.write_text(f"http://{provider}/{kind}/{SECRET}")
+        return {"kind": kind, "url_file": secret_file}
     examples: dict[str, dict[str, Any]] = {
         "slack": {
-            "kind": "slack",
             "channel": "#security-critical",
             "token_file": secret_file,
             "api_url": f"http://{provider}/slack/api/",
         },
-        "pagerduty": {
-            "kind": "pagerduty",
-            "routing_key_file": secret_file,
-            "url": f"http://{provider}/pagerduty/v2/enqueue",
-        },
+        "pagerduty": {"routing_key_file": secret_file, "url": f"http://{provider}/pagerduty/v2/enqueue"},
         "email": {
-            "kind": "email",
             "host": provider.host,
             "port": provider.port,
             "tls": "none",
@@ -94,14 +99,11 @@ def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
             "from": "keypulse <alerts@example.org>",
             "to": ["secops@example.org", "oncall@example.org"],
         },
-        "webhook": {
-            "kind": "webhook",
-            "url": f"http://{provider}/hook",
-            "token_file": secret_file,
-        },
-        "log": {"kind": "log"},
+        "webhook": {"url": f"http://{provider}/hook", "token_file": secret_file},
+        "log": {},
     }
-    return examples[kind]
+    assert kind in examples, f"add an example of `kind: {kind}` to {__file__}"
+    return {"kind": kind, **examples[kind]}
 
 
 def rotate(file: Path, secret: str) -> None:

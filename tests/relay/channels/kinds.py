@@ -1,31 +1,38 @@
-"""The kinds of channels, by what is true of them, and one attempt that fails."""
+"""The kinds of channels, by what is true of their settings, and one attempt that fails."""
 
 import socket
 from pathlib import Path
 
 import pytest
 
-from services.relay.channels.port import SendError
+from services.relay.channels.port import ChannelSettings, SendError
+from services.relay.channels.posting import HttpChannelSettings
 from shared.config.settings import Address
-from tests.relay.channels.examples import KINDS, example, kind_of, message, settings
+from tests.relay.channels.examples import KINDS, example, message, settings
 from tests.relay.channels.recording_attempt import Recorded
 
 
-def having(*fields: str) -> list[str]:
-    return [kind_of(kind) for kind in KINDS if set(fields) & kind.model_fields.keys()]
+def _has_url_in_file(kind: str, settings: type[ChannelSettings]) -> bool:
+    """Whether the URL is the secret."""
+    fields = settings.model_fields.items()
+    return kind == "slack_webhook" or any(name.endswith("url_file") and each.is_required() for name, each in fields)
 
 
-URL_IN_FILE = ("slack_webhook", "apprise")
-"""Whose URL is the secret, in a file."""
-HTTP_KINDS = [*having("url", "api_url"), *URL_IN_FILE]  # those of which a status can be asked
-REMOTE_KINDS = [*HTTP_KINDS, "email"]  # those that somebody else provides, who asks for a secret
-EVERY_KIND = pytest.mark.parametrize("kind", [*map(kind_of, KINDS), "slack_webhook"])
+HTTP_KINDS = [kind for kind, each in KINDS.items() if issubclass(each, HttpChannelSettings)]
+"""Of which a status can be asked."""
+REMOTE_KINDS = [kind for kind in KINDS if kind != "log"]
+"""Which somebody else provides, who asks for a secret."""
+URL_IN_FILE = [kind for kind in HTTP_KINDS if _has_url_in_file(kind, KINDS[kind])]
+STATUS_DECIDES = {kind for kind in HTTP_KINDS if getattr(KINDS[kind], "status_decides", False)}
+"""To which a status of 2xx says everything."""
+EVERY_KIND = pytest.mark.parametrize("kind", list(KINDS))
 EVERY_REMOTE_KIND = pytest.mark.parametrize("kind", REMOTE_KINDS)
 EVERY_HTTP_KIND = pytest.mark.parametrize("kind", HTTP_KINDS)
 EVERY_KIND_WITH_A_URL = pytest.mark.parametrize("kind", [kind for kind in HTTP_KINDS if kind not in URL_IN_FILE])
 """Whose URL is in the configuration."""
-STATUS_DECIDES = {"webhook", "apprise"}
-"""To which a status of 2xx says everything, as to Apprise's `json://`."""
+EVERY_KIND_WITH_A_SECRET_FILE = pytest.mark.parametrize(
+    "kind", [kind for kind in REMOTE_KINDS if kind not in URL_IN_FILE]
+)
 EVERY_KIND_THAT_READS_ANSWERS = pytest.mark.parametrize("kind", sorted({*REMOTE_KINDS} - STATUS_DECIDES))
 EVERY_HTTP_KIND_THAT_READS_ANSWERS = pytest.mark.parametrize("kind", sorted({*HTTP_KINDS} - STATUS_DECIDES))
 

@@ -33,7 +33,6 @@ from services.relay.http import HttpSession
 from services.relay.model import DigestEntry, Event, ExcerptBlock, IncidentContext, Message, RunbookExcerpt, Status
 from services.relay.text import list_fixes
 from shared.check import CheckError
-from shared.config.file_checks import check_files
 from tests.relay.channels.conftest import Answering, TcpServer, WebServer
 from tests.relay.channels.examples import HUGE, NASTY, change, critical, message, rotate, settings, with_text
 from tests.relay.channels.kinds import unused_address
@@ -110,11 +109,6 @@ def test_no_text_and_no_size_is_cut_by_apprise(service: str) -> None:
         title = 0 if plugin.title_maxlen else len(built.title)
         assert 0 < len(built.body) + title <= min(plugin.body_maxlen, MAX_BODY + title)
         assert re.search(r"… and \d+ more", built.body)
-
-
-def test_a_mail_address_and_a_command_stay_as_they_are() -> None:
-    command = "gcloud kms keys add-iam-policy-binding k --member serviceAccount:app@demo.iam.gserviceaccount.com"
-    assert command in build_text(with_text(command)).body
 
 
 def test_markdown_shows_every_character_as_it_is() -> None:
@@ -302,35 +296,6 @@ async def test_a_url_that_is_not_one_destination_of_http_is_refused(
     assert (refused.value.reason, refused.value.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
     assert sentence in str(refused.value)
     assert "geheim" not in f"{refused.value} {caplog.text}"
-
-
-@pytest.mark.parametrize(
-    ("url", "error", "hint"),
-    [
-        (
-            "nothing://geheim",
-            "expected the Apprise URL of a service, such as tgram://TOKEN/CHAT",
-            "see https://appriseit.com/services/",
-        ),
-        ("syslog://", "expected a service that Apprise reaches by HTTP", "for mail there is `kind: email`"),
-        (
-            "json://127.0.0.1/a json://127.0.0.1/b",
-            "expected one Apprise URL",
-            "give each its own channel, so that each has its receipts",
-        ),
-        (
-            "tgram://123456789:abcdefg_hijklmnop/12315544/12315545",
-            "expected one destination",
-            "give each its own channel, so that each has its receipts",
-        ),
-    ],
-)
-def test_the_check_of_the_file_says_what_is_wrong_and_what_to_do(
-    url: str, error: str, hint: str, secret_file: Path
-) -> None:
-    rotate(secret_file, url)
-    (problem,) = check_files(settings({"kind": "apprise", "url_file": secret_file}))
-    assert (problem.error, problem.hint) == (f"{secret_file}: {error}", hint)
 
 
 async def test_plaintext_leaves_this_machine_only_where_that_is_allowed(secret_file: Path) -> None:

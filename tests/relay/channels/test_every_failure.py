@@ -19,12 +19,11 @@ from tests.relay.channels.kinds import (
     EVERY_HTTP_KIND_THAT_READS_ANSWERS,
     EVERY_KIND,
     EVERY_KIND_THAT_READS_ANSWERS,
+    EVERY_KIND_WITH_A_SECRET_FILE,
     EVERY_KIND_WITH_A_URL,
     EVERY_REMOTE_KIND,
     HTTP_KINDS,
-    REMOTE_KINDS,
     STATUS_DECIDES,
-    URL_IN_FILE,
     failure,
     unused_address,
 )
@@ -155,7 +154,7 @@ async def test_an_answer_that_is_none_is_retried(kind: str, reply: bytes, secret
     assert error.maybe_arrived is (kind in HTTP_KINDS)  # a mail server that greets like this was told nothing
 
 
-@pytest.mark.parametrize("kind", sorted({*REMOTE_KINDS}.difference(URL_IN_FILE)))
+@EVERY_KIND_WITH_A_SECRET_FILE
 @pytest.mark.parametrize("content", [None, "", "\n \n", "a\x00b", b"\xff\xfe"])
 async def test_an_unusable_secret_is_the_channels_error_until_it_is_fixed(
     kind: str, content: str | bytes | None, tmp_path: Path

@@ -1,14 +1,13 @@
 import json
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 from services.relay.channels.log import build_line
 from services.relay.model import Message
 from tests.iterations import LONG
-from tests.relay.channels.examples import HUGE, RUNBOOK, change, message, messages, with_text
+from tests.relay.channels.examples import RUNBOOK, change, message, messages
 
 
 @given(messages())
@@ -20,14 +19,6 @@ def test_no_line_is_cut_by_whoever_collects_it(any_message: Message) -> None:
     assert len(fields["alerts"]) + fields.get("unlisted_count", 0) == (
         len(any_message.event.alerts) + any_message.event.truncated_alerts
     )
-
-
-@pytest.mark.parametrize("text", HUGE)
-def test_of_many_alerts_the_first_is_listed_and_the_rest_is_counted(text: str) -> None:
-    fields = build_line(with_text(text, 500))
-    assert len(json.dumps(fields)) < 16_000
-    assert fields["alerts"]
-    assert fields["unlisted_count"] == 500 - len(fields["alerts"])
 
 
 def test_a_line_says_what_and_where_and_that_it_is_over() -> None:

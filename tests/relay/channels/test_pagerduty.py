@@ -17,13 +17,11 @@ from services.relay.model import ExcerptBlock, Links, Message, RunbookExcerpt
 from tests.iterations import LONG
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import (
-    ALERTS_URL,
     DASHBOARD,
     HUGE,
     INCIDENT,
     RUNBOOK,
     SECRET,
-    SILENCE_URL,
     TITLE,
     change,
     critical,
@@ -153,26 +151,6 @@ async def test_the_same_group_of_two_alertmanagers_is_two_incidents(secret_file:
     assert sorted(incident.status for incident in stand_ins.pagerduty.incidents) == ["resolved", "triggered"]
 
 
-@pytest.mark.parametrize(
-    ("payload", "truncated", "title"),
-    [
-        ("01-firing-1", 0, "KMSCryptoModeNotKMS · production / backend: "),
-        ("01-firing-1", 7, "KMSCryptoModeNotKMS · production / backend (1 firing, 7 not listed): "),
-        ("07-firing-3", 0, "KMSHighCryptoErrorRate · production / backend (2 firing, 1 resolved): "),
-    ],
-)
-def test_the_title_counts_the_alerts_where_there_are_several(payload: str, truncated: int, title: str) -> None:
-    event = replace(message(payload).event, truncated_alerts=truncated)
-    assert build_event(message(event), "trigger")["payload"]["summary"].startswith(title)
-
-
-def test_the_event_leads_back_to_alertmanager_where_it_can() -> None:
-    rendered = build_event(message(), "trigger")
-    assert rendered["client_url"] == ALERTS_URL
-    assert rendered["links"][-1] == {"href": SILENCE_URL, "text": "Silence"}
-    assert "client_url" not in build_event(message(replace(message().event, external_url="javascript:x")), "trigger")
-
-
 def test_the_event_leads_to_the_incidents_page_first_and_to_alertmanager_beside_it() -> None:
     thirty = with_text("https://x.example.org", 30)
     for leading in (message(incident_url=INCIDENT), replace(thirty, incident_url=INCIDENT)):
@@ -269,28 +247,6 @@ async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message
     await channel.close()
 
 
-async def test_an_event_that_is_called_invalid_is_the_messages_own_error(
-    secret_file: Path, stand_ins: StandIns
-) -> None:
-    stand_ins.faults.add(
-        ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error="'payload.summary' is too long")
-    )
-    channel = connect(secret_file, stand_ins)
-    with pytest.raises(SendError, match="is too long") as raised:
-        await send(channel, message())
-    await channel.close()
-    assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
-
-
-async def test_the_wait_that_pagerduty_requests_is_passed_on(secret_file: Path, stand_ins: StandIns) -> None:
-    stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.RATE_LIMIT, seconds=11, count=1))
-    channel = connect(secret_file, stand_ins)
-    with pytest.raises(SendError) as raised:
-        await send(channel, message())
-    await channel.close()
-    assert (raised.value.reason, raised.value.retry_after) == (SendReason.RATE_LIMITED, 11.0)
-
-
 async def test_an_accepted_event_is_delivered_whatever_the_answer_says(secret_file: Path, website: WebServer) -> None:
     address = await website(202, "Accepted")
     channel = settings(example("pagerduty", secret_file, address)).connect(5)
@@ -346,13 +302,6 @@ async def test_a_person_may_choose_not_to_be_called_for_what_is_over(secret_file
     await channel.close()
     assert sent(stand_ins) == ["resolve"]
     assert not stand_ins.pagerduty.incidents
-
-
-def test_what_the_relay_has_to_say_comes_first_in_the_details() -> None:
-    remarked = message(replace(message().event, remark="Ended while silenced."), remark="Slack is down.")
-    details = build_event(remarked, "trigger")["payload"]["custom_details"]
-    assert next(iter(details.items())) == ("remark", "Slack is down. Ended while silenced.")
-    assert "remark" not in build_event(message(), "trigger")["payload"]["custom_details"]
 
 
 async def test_an_acknowledgement_follows_the_trigger_and_is_in_the_receipt(

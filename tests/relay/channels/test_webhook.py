@@ -84,11 +84,6 @@ def test_the_body_is_the_documented_one() -> None:
     assert alert["status"] == "resolved"
 
 
-def test_a_list_that_was_cut_is_not_reported_as_resolved() -> None:
-    body = build_body(message(replace(message("03-resolved-1").event, truncated_alerts=2)))
-    assert (body["status"], body["unlisted_count"]) == ("firing", 2)
-
-
 async def test_the_token_and_the_key_of_the_delivery_stand_in_the_headers(
     secret_file: Path, answering: Answering
 ) -> None:
@@ -141,18 +136,3 @@ async def test_the_text_of_a_refusal_is_passed_on(secret_file: Path, website: We
     assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
     assert str(raised.value) == "the webhook answered HTTP 422: no field `team` ([secret])"
     assert attempt.answers == ["HTTP 422 no field `team` ([secret])"]
-
-
-async def test_an_answer_without_end_is_read_only_at_its_beginning(secret_file: Path, answering: Answering) -> None:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(status=503)
-        await response.prepare(request)
-        while True:
-            await response.write(b"no " * 10_000)
-
-    channel = settings(example("webhook", secret_file, await answering(answer))).connect(5)
-    with pytest.raises(SendError) as raised:
-        await send(channel, message())
-    await channel.close()
-    assert raised.value.reason is SendReason.SERVER_ERROR
-    assert len(str(raised.value)) < 300

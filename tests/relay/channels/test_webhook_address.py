@@ -19,25 +19,6 @@ def url_file(tmp_path: Path) -> Path:
     return tmp_path / "url"
 
 
-async def test_an_address_in_a_file_is_read_again_when_it_changes(url_file: Path, answering: Answering) -> None:
-    requests: list[str] = []
-
-    async def answer(request: web.Request) -> web.Response:
-        requests.append(request.path_qs)
-        return web.Response(status=204)
-
-    provider = await answering(answer)
-    rotate(url_file, f"http://{provider}{TARGET}\n")
-    channel = settings({"kind": "webhook", "url_file": url_file}).connect(5)
-    before = channel.read_secret_versions()
-    await send(channel, message())
-    rotate(url_file, f"http://{provider}/another")
-    assert channel.read_secret_versions() != before
-    await send(channel, message())
-    await channel.close()
-    assert requests == [TARGET, "/another"]
-
-
 @pytest.mark.parametrize(("allowed", "reason"), [(False, SendReason.MISCONFIGURED), (True, SendReason.CONNECTION)])
 async def test_plaintext_to_an_address_in_a_file_leaves_this_machine_only_where_that_is_allowed(
     allowed: bool, reason: SendReason, url_file: Path
@@ -70,16 +51,6 @@ async def test_an_answer_that_repeats_the_address_does_not_bring_it_into_the_rec
     assert "[secret]" in str(raised.value)
     texts = f"{raised.value!r} {raised.value!s} {attempt}"
     assert not [part for part in ("T0123456789", "geheim", "0123456789abcdef") if part in texts]
-
-
-async def test_no_connection_says_nothing_of_the_address(url_file: Path) -> None:
-    rotate(url_file, f"http://{unused_address()}{TARGET}")
-    channel = settings({"kind": "webhook", "url_file": url_file}).connect(5)
-    with pytest.raises(SendError) as raised:
-        await send(channel, message())
-    await channel.close()
-    assert str(raised.value).startswith("the webhook: no connection")
-    assert not [part for part in ("T0123456789", "geheim", "0123456789abcdef") if part in str(raised.value)]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.preview.pages import MAX_PAYLOAD
 from services.relay.preview.render import WebhookRenderer
-from tests.relay.channels.examples import HUGE, KINDS, NASTY, SECRET, example, kind_of
+from tests.relay.channels.examples import HUGE, NASTY, OWN_KINDS, SECRET, example
 from tests.relay.console.test_api import get
 from tests.relay.served_relay import TOKEN, payload, post, served, until, webhook_of
 
@@ -48,7 +48,7 @@ async def stand_ins() -> AsyncIterator[StandIns]:
 def build_settings(folder: Path, stand_ins: StandIns, **keys: Any) -> RelaySettings:
     """A channel of every kind, each of which has all the secrets that it may have."""
     channels: dict[str, dict[str, Any]] = {}
-    for kind in (*map(kind_of, KINDS), "slack_webhook"):
+    for kind in OWN_KINDS:
         secret = folder / f"secret-of-{kind}"
         secret.write_text(SECRET)
         secret.chmod(0o600)

@@ -77,18 +77,9 @@ def test_a_label_cannot_steer_a_link_to_another_folder(template: str, labels: di
     assert build_links(alert({"a": "x..", "b": "..y"}), ACCEPTED, rules).runbook is not None
 
 
-def test_dots_that_are_not_in_the_path_are_a_value_like_any_other() -> None:
-    assert "var-env=..&" in (build_links(alert({"env": ".."}), ACCEPTED, RULES).dashboard or "")
-
-
 def test_the_end_of_a_resolved_alert_ends_the_dashboard() -> None:
     resolved = replace(alert(), status=Status.RESOLVED, ends_at=ACCEPTED + timedelta(hours=1))
     assert "to=1800005400000" in (build_links(resolved, ACCEPTED, RULES).dashboard or "")
-
-
-def test_a_missing_label_expands_to_nothing() -> None:
-    found = build_links(alert({}), ACCEPTED, RULES)
-    assert found.runbook == "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#"
 
 
 def test_a_label_cannot_replace_a_computed_value() -> None:
@@ -260,11 +251,6 @@ def test_whatever_an_annotation_says_it_gives_a_plain_http_link_or_none(url: str
 def test_a_template_that_could_give_anything_else_is_refused(template: str, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         check_template(template)
-
-
-@pytest.mark.parametrize("template", [RUNBOOK, DASHBOARD, "http://[::1]:3000/?a={b}", "https://example.org"])
-def test_a_good_template_stays_as_it_is(template: str) -> None:
-    assert check_template(template) == template
 
 
 @pytest.mark.parametrize(

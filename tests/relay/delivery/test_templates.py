@@ -45,41 +45,26 @@ BROKEN = {
     "{% for a in alerts %}x{% endfor %}\n{{ a.summary }}": "line 2: there is no variable `a`",
     "{{ title.uper() }}": "line 1: 'str object' has no attribute 'uper'",
     "{{ ''.__class__.__mro__ }}": "line 1: SecurityError",
-    "{{ alert.update({}) }}": "line 1: SecurityError",
     "{{ range(10**9) }}": "line 1: OverflowError",
-    "{{ lipsum() }}": "there is no variable `lipsum`",
-    "{{ alerts|random }}": "No filter named 'random'",
     "{{ title|uper }}": "line 1: No filter named 'uper'",
-    "{% if false %}{{ titel }}{% endif %}": "line 1: there is no variable `titel`",
     "{% if title is wrong %}{% endif %}": "line 1: No test named 'wrong'",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "line 1: RecursionError",
-    "{% include '/etc/passwd' %}": "`include` is not allowed",
     "{% import 'os' as os %}": "`import` is not allowed",
-    "{% extends 'x' %}": "`extends` is not allowed",
     "{{ " + "(" * 2_000 + "1" + ")" * 2_000 + " }}": "title.j2: ",
-    "{{ " + "9" * 9_999 + " }}": "title.j2: ",
     "x" * (MAX_SOURCE + 1): "at most 16384 characters",
     "{{ title - 1 }}": "line 1: TypeError",
-    "{{ 1 // 0 }}": "line 1: ZeroDivisionError",
 }
 """Templates that are wrong, and what is said of them."""
 LARGE: Final = (
     "{{ 'x' * 10**9 }}",
-    "{{ '%1000000000d'|format(1) }}",
-    "{{ '{:>1000000000}'.format(1) }}",
-    "{{ 'x'|center(10**9) }}",
-    "{{ 'x'|indent(10**9) }}",
     "{{ alerts|batch(10**9, 'x')|list|length }}",
     "{{ [" + "alerts, " * 1_500 + "]|string }}",
-    "{{ " + " ~ ".join(["alerts"] * 1_500) + " }}",
     "{% set all = namespace(text='x') %}{% for n in range(60) %}{% set all.text = all.text * 9 %}{% endfor %}",
 )
 """What takes gigabytes where nothing bounds it."""
 ENDLESS: Final = (
     "{% for a in range(99999) %}{% for b in range(99999) %}{% if a < 0 %}x{% endif %}{% endfor %}{% endfor %}",
     "{{ 7 ** (7 ** 9) > 0 }}",
-    "{{ ('x ' * 20_000_000)|wordwrap(1)|length > 0 }}",
-    "{{ (10 ** 5_000) ** 1_000 }}",
 )
 """What takes minutes: in Python, and in one operation that nothing in its process can end."""
 
@@ -252,18 +237,6 @@ def test_files_are_read_again_when_they_change_and_a_new_error_is_logged(write: 
     assert opened.apply(message(), TIMEOUT) == (message(), ())
 
 
-def test_files_are_checked_once_a_second(tmp_path: Path) -> None:
-    (tmp_path / "title.j2").write_text("one")
-    moment = 0.0
-    opened = MessageTemplates(tmp_path, clock=lambda: moment)
-    assert opened.apply(message(), TIMEOUT)[0].title == "one"
-    (tmp_path / "title.j2").write_text("second")
-    moment = 0.9
-    assert opened.apply(message(), TIMEOUT)[0].title == "one"
-    moment = 1.0
-    assert opened.apply(message(), TIMEOUT)[0].title == "second"
-
-
 def test_check_finds_a_folder_that_is_missing_and_a_file_that_is_called_otherwise(tmp_path: Path) -> None:
     assert check_template_folder(tmp_path) == ()
     with pytest.raises(FileCheckError, match=r"does not exist; run: mkdir -p"):
@@ -354,7 +327,3 @@ def test_an_error_of_an_expression_never_repeats_an_alert(process: ChildProcess)
         with pytest.raises(TemplateProblem) as raised:
             rendered(process, source, with_text("geheim%d", 2))
         assert "geheim" not in str(raised.value)
-
-
-def test_the_limits_of_the_three_texts_are_those_that_channels_expect() -> None:
-    assert [kind.max_length for kind in templates._KINDS] == [300, 500, 3_000]

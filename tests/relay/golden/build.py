@@ -13,10 +13,10 @@ from typing import Final
 from services.relay.model import Message
 from services.relay.preview.render import format_pretty
 from shared.config.settings import Address
-from tests.relay.channels.examples import PAYLOADS, SECRET, detailed, example, message, settings, titled
+from tests.relay.channels.examples import OWN_KINDS, PAYLOADS, SECRET, detailed, example, message, settings, titled
 
 FOLDER: Final = Path(__file__).parent
-CHANNELS: Final = ("slack", "slack_webhook", "email", "pagerduty", "webhook", "log", "apprise")
+CHANNELS: Final = OWN_KINDS
 _SUFFIXES: Final = {"email": "eml", "apprise": "txt"}
 
 
@@ -49,7 +49,10 @@ def _format_payload(kind: str, payload: str) -> str:
     """JSON indented, so that a difference is readable; anything else as it is, with newlines."""
     if kind in _SUFFIXES:
         return payload.replace("\r\n", "\n").rstrip() + "\n"
-    values = (json.loads(line) for line in payload.splitlines())
+    try:
+        values = [json.loads(line) for line in payload.splitlines()]
+    except ValueError:
+        return f"{payload.rstrip()}\n"
     return "".join(json.dumps(value, indent=1, ensure_ascii=False) + "\n" for value in values)
 
 

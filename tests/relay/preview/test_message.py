@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.preview.render import MAX_SIZE, render_mail, render_message
+from services.relay.preview.render import MAX_SIZE, format_pretty, render_mail, render_message
 from shared.config.settings import Address
-from tests.relay.channels.examples import NASTY, SECRET, detailed, example, message, settings, with_text
+from tests.relay.channels.examples import KINDS, NASTY, SECRET, detailed, example, message, settings, with_text
 
 HARMLESS = {
     *("p", "div", "a", "b", "code", "pre", "hr", "span", "dl", "dt", "dd", "ol", "li"),
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("channel", ["slack", "slack_webhook", "email", "pagerduty", "webhook", "log", "apprise"])
+@pytest.mark.parametrize("channel", list(KINDS))
 def test_what_an_alert_says_stays_text_on_every_channel(folder: Path, channel: str) -> None:
     for text in NASTY:
         payload, kind = render(channel, folder, text)
@@ -53,7 +53,7 @@ def test_what_an_alert_says_stays_text_on_every_channel(folder: Path, channel: s
         assert elements.attributes <= {"class", "href"}
         assert all(address.startswith(("http://", "https://")) for address in elements.addresses)
     payload, kind = render(channel, folder)
-    assert "permission_denied: backend cannot encrypt" in Elements(render_message(kind, payload)).text
+    assert "permission_denied: backend cannot encrypt" in Elements(render_message(kind, payload)).text.replace("\\", "")
 
 
 def test_a_mail_is_a_document_of_its_own_that_loads_nothing(folder: Path) -> None:
@@ -71,3 +71,12 @@ def test_a_mail_is_a_document_of_its_own_that_loads_nothing(folder: Path) -> Non
 def test_what_is_too_large_or_no_json_is_shown_all_the_same() -> None:
     assert "too large" in render_message("webhook", "x" * (MAX_SIZE + 1))
     assert render_message("slack", "<b>no JSON") == "<pre>&lt;b&gt;no JSON</pre>"
+
+
+def test_a_kind_of_somebody_else_is_shown_by_its_texts_or_as_it_is(folder: Path) -> None:
+    payload, kind = render("teams", folder)
+    lines = format_pretty(kind, payload).splitlines()
+    assert lines[0].startswith("- permission\\_denied: backend cannot encrypt")
+    assert not [line for line in lines if "AdaptiveCard" in line or "TextBlock" in line]
+    assert format_pretty("sms", "42") == "42"
+    assert render_message("sms", '"<b>"') == "<pre>&quot;&lt;b&gt;&quot;</pre>"

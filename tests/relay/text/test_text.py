@@ -6,7 +6,6 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 
-from services.relay.delivery.message import LinkRules, build_links
 from services.relay.model import Links, Status
 from services.relay.text import (
     MAX_REMARK,
@@ -82,27 +81,6 @@ def test_nothing_in_a_link_can_end_it() -> None:
 def test_a_link_survives_unchanged_or_is_safe_everywhere(text: str) -> None:
     url = sanitize_url(f"https://example.org/{text}")
     assert url is None or (url.isascii() and not set(url) & set('<>|"`\\ \r\n'))
-
-
-@given(strange)
-def test_every_link_that_enrichment_makes_is_shown_as_it_is(path: str) -> None:
-    rules = LinkRules("https://example.org/{given}", None, allow_hosts=frozenset())
-    annotations = {"runbook_url": f"https://example.org/{path}"}
-    (alert,) = message().event.alerts
-    for given_to in (alert, replace(alert, annotations=annotations, labels={"given": path})):
-        runbook = build_links(given_to, message().task.accepted_at, rules).runbook
-        assert sanitize_url(runbook) == runbook
-
-
-def test_the_longest_link_that_enrichment_makes_is_shown() -> None:
-    longest = "https://example.org/".ljust(MAX_URL, "a")
-    (alert,) = message().event.alerts
-    links = build_links(
-        replace(alert, annotations={"runbook_url": longest}),
-        message().task.accepted_at,
-        LinkRules(None, None, allow_hosts=frozenset()),
-    )
-    assert links.runbook == sanitize_url(longest) == longest
 
 
 def test_a_cut_list_of_alerts_is_never_over() -> None:

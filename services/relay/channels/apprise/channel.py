@@ -71,6 +71,7 @@ AppriseUrlPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _
 class AppriseSettings(HttpChannelSettings):
     """One destination of a service that Apprise knows."""
 
+    status_decides: ClassVar[bool] = True  # as with `json://`; what a plugin reads more in it, it says itself
     # Apprise's plugins keep state, and are not made for several threads.
     max_concurrency: ClassVar[int] = 1
     # What chats such as Telegram take for one destination: https://core.telegram.org/bots/faq#my-bot-is-hitting-limits

@@ -87,7 +87,6 @@ class Text(NamedTuple):
 
     @property
     def payload(self) -> str:
-        """As it is recorded."""
         return f"{self.title}\n\n{self.body}"
 
 
@@ -217,7 +216,6 @@ def _write_fix(fix: Fix, *, is_markdown: bool) -> str:
 
 
 def _write_excerpt(excerpt: RunbookExcerpt | None, write: Callable[..., str], *, is_markdown: bool) -> str:
-    """The first diagnosis steps of the runbook."""
     if excerpt is None:
         return ""
     blocks = (

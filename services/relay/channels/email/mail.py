@@ -76,7 +76,6 @@ class MailContent:
 
 
 def build_content(message: Message) -> MailContent:
-    """What the mail of a message shows."""
     event = message.event
     view = text.build_view(message, max_cards=MAX_ALERTS, max_tables=_MAX_TABLES, max_rows=MAX_ROWS)
     acknowledge = [text.Link("Acknowledge", message.acknowledge_url)] if message.acknowledge_url else []
@@ -173,7 +172,6 @@ def _format_alert(alert: MailAlert) -> Iterator[str]:
 
 
 def _format_table(table: AlertTable) -> Iterator[str]:
-    """The columns aligned, as wide as their widest cell."""
     lines = [table.columns, *table.rows]
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     yield f"* {table.caption}"
@@ -217,11 +215,9 @@ class _IdHeader(BaseHeader):
 
     @classmethod
     def parse(cls, value: str, found: dict[str, Any]) -> None:
-        """As of any header that Python does not know."""
         UnstructuredHeader.parse(value, found)
 
     def fold(self, *, policy: Policy) -> str:
-        """On a line for each, where they are long."""
         line = f"{self.name}: {self}"
         if len(line) > (policy.max_line_length or len(line)):
             line = line.replace("> <", f">{policy.linesep} <")

@@ -55,13 +55,11 @@ class RecipientReplies:
         """Refused for good (5yz)."""
 
     def build_deferral_error(self, recipients: int) -> SendError:
-        """The error where the server defers some of so many `recipients`."""
         count = f"{len(self.deferred)} of {recipients}"
         detail = f"the mail server put off {count} recipients: {format_replies(self.deferred)}"
         return SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail, provider_works=self.has_accepted)
 
     def build_rejection_error(self) -> SendError:
-        """The error where the server rejects every recipient."""
         needs_login = AUTHENTICATION_REQUIRED in map(_parse_code, self.rejected.values())
         reason = SendReason.UNAUTHORIZED if needs_login else SendReason.MISCONFIGURED
         detail = f"the mail server refused every recipient: {format_replies(self.rejected)}"
@@ -69,12 +67,10 @@ class RecipientReplies:
 
 
 def is_any_accepted(replies: Iterable[str]) -> bool:
-    """Whether the server accepted a recipient."""
     return not _ACCEPTED_CODES.isdisjoint(map(_parse_code, replies))
 
 
 def format_replies(replies: Mapping[str, str]) -> str:
-    """Recipients with the reply to each, for a person."""
     return ", ".join(f"{address} ({reply})" for address, reply in replies.items())
 
 
@@ -234,7 +230,6 @@ def _build_reply_error(
 
 
 def _build_session_error(error: Exception, call: ProviderCall, tls: str) -> SendError:
-    """The error for a session that ended without a code."""
     arrived = call.reply_missing
     if isinstance(error, EgressError):
         return build_egress_error("the mail server", error)

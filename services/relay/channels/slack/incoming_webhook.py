@@ -40,7 +40,6 @@ class IncomingWebhookChannel(PostingChannel):
     """Posts to one incoming webhook; the receipt holds Slack's `answer`, which is `ok`."""
 
     provider: ClassVar[str] = "Slack"
-    reads_success: ClassVar[bool] = True
 
     def __init__(self, settings: HttpChannelSettings, url_file: Path, mention: Mention, timeout: float) -> None:
         super().__init__(settings, url_file, timeout)

@@ -383,7 +383,6 @@ def _list_card_forms(card: AlertCard, period: str, divider: list[Block], buttons
 
 
 def _format_period(alert: Alert, zone: tzinfo) -> str:
-    """Since when it fires, or from when to when it fired, as mark-up of the relay."""
     if alert.status is Status.FIRING:
         return f"firing since {format_date(alert.starts_at, zone)}"
     if alert.ends_at is None:

@@ -242,7 +242,6 @@ class Thread(NamedTuple):
     """Called before each post; raises DeliveryLeaseLostError."""
 
     async def add_excerpt(self, message: Message, excerpt: Sequence[Block], *, maybe_sent: bool) -> None:
-        """Adds the runbook's text; see `add_details`."""
         if not (maybe_sent and await self._has_part(message, EXCERPT)):
             await self._reply(message, excerpt, EXCERPT)
 

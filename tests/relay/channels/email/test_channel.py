@@ -14,7 +14,7 @@ from services.relay.channels.port import SendReason, SendScope
 from shared.config.settings import Address
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect, refused
-from tests.relay.channels.examples import SECRET, detailed, example, message, rotate, settings, titled
+from tests.relay.channels.examples import SECRET, example, message, rotate, settings
 from tests.relay.channels.recording_attempt import Recorded, send
 
 
@@ -58,24 +58,6 @@ async def test_each_code_of_smtp_has_its_reason_and_scope(
     assert next(iter(replies.values()))[:3] in str(error)
     assert not error.maybe_arrived
     assert server.accepted == []
-
-
-@pytest.mark.parametrize(
-    ("greeting", "reason", "scope"),
-    [
-        (b"421 4.3.2 too busy\r\n", SendReason.SERVER_ERROR, SendScope.ATTEMPT),
-        (b"554 5.3.2 no SMTP here\r\n", SendReason.MISCONFIGURED, SendScope.CHANNEL),
-    ],
-)
-async def test_a_server_that_refuses_us_in_its_greeting_is_understood(
-    greeting: bytes, reason: SendReason, scope: SendScope, secret_file: Path, tcp: TcpServer
-) -> None:
-    async def door(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(greeting)
-        await writer.drain()
-
-    error = await refused(connect(secret_file, await tcp(door)))
-    assert (error.reason, error.scope) == (reason, scope)
 
 
 async def test_a_rotated_password_is_used_at_the_next_send(secret_file: Path, mail_server: StartServer) -> None:
@@ -219,15 +201,3 @@ async def test_a_lost_answer_is_retried_with_the_same_message_id(secret_file: Pa
 def test_a_wrong_setting_is_named(changes: dict[str, Any], expected: str, secret_file: Path) -> None:
     with pytest.raises(ValueError, match=expected):
         settings({**example("email", secret_file, Address("127.0.0.1", 25)), **changes})
-
-
-async def test_a_mailbox_shows_a_thread_with_the_picture(secret_file: Path, stand_ins: StandIns) -> None:
-    channel = connect(secret_file, stand_ins.smtp, username=None, password_file=None)
-    receipt = await send(channel, detailed(message()))
-    await send(channel, titled(message("03-resolved-1", delivery_id="over", first_receipt=receipt)))
-    await channel.close()
-    first, end = stand_ins.mailbox.mails
-    assert "data:image/png;base64," in first.html
-    assert "cid:" not in first.html
-    assert end.headers["In-Reply-To"] == first.message_id == receipt["message_id"]
-    assert end.subject.startswith("Resolved after 8 s: permission_denied: backend cannot encrypt")

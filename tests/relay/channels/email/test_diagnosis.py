@@ -73,14 +73,6 @@ async def test_the_stage_that_fails_is_named_and_those_behind_it_are_skipped(
     assert server.accepted == []
 
 
-async def test_a_certificate_that_is_not_trusted_is_an_error_of_the_connection(
-    secret_file: Path, mail_server: StartServer, certificate: tuple[ssl.SSLContext, Path]
-) -> None:
-    server = await mail_server(starttls=certificate[0])
-    results = await diagnose(secret_file, server.address, host="localhost", tls="starttls")
-    assert "certificate is not trusted; name its authority in `ca_file`" in results["mail connection"].detail
-
-
 async def test_a_server_that_never_greets_is_an_error_of_the_connection(secret_file: Path, tcp: TcpServer) -> None:
     async def hang(reader: Any, _writer: Any) -> None:
         await reader.read()

@@ -79,23 +79,6 @@ async def test_who_was_put_off_and_is_then_refused_does_not_undo_the_rest(
     assert len(server.accepted) == 1
 
 
-async def test_who_was_refused_for_good_is_not_asked_again_for_the_sake_of_who_was_put_off(
-    secret_file: Path, mail_server: StartServer
-) -> None:
-    removed = "gone@example.org"
-    server = await mail_server(
-        **{f"RCPT {removed}": "550 5.1.1 no such user", f"RCPT {ONCALL}": "450 4.2.0 greylisted"}
-    )
-    first = Recorded(message())
-    to = [SECOPS, removed, ONCALL]
-    error = await refused(connect(secret_file, server.address, to=to), first)
-    assert first.saved == [{SECOPS: "250", removed: "550 5.1.1 no such user"}]
-    server.replies.clear()
-    receipt = await connect(secret_file, server.address, to=to).send(first.create_retry(error))
-    assert receipt["rejected_recipients"] == f"{removed} (550 5.1.1 no such user)"
-    assert [recipients for recipients, _ in server.accepted] == [[SECOPS], [ONCALL]]
-
-
 async def test_a_mail_whose_last_recipients_were_taken_from_the_configuration_is_delivered(
     secret_file: Path, mail_server: StartServer
 ) -> None:

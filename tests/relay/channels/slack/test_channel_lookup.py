@@ -24,12 +24,6 @@ async def test_a_channel_whose_id_was_in_an_answer_needs_no_list(connect: Connec
     assert (await channel.send(retry))["found"] == "yes"
 
 
-async def test_a_bot_that_may_list_public_channels_alone_finds_them(connect: Connect, stand_ins: StandIns) -> None:
-    retry = await lost(stand_ins, connect(), now())
-    stand_ins.slack.scopes.discard("groups:read")
-    assert (await connect().send(retry))["found"] == "yes"
-
-
 async def test_the_configured_channel_counts_and_not_the_one_of_an_earlier_receipt(
     connect: Connect, stand_ins: StandIns
 ) -> None:

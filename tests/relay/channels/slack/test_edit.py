@@ -119,20 +119,6 @@ async def test_a_closed_edit_window_ends_it_an_archived_channel_delays_it_and_a_
     assert (archived.value.reason, archived.value.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
 
 
-async def test_an_edit_waits_as_slack_asks_and_for_a_person_where_the_token_is_revoked(
-    connect: Connect, stand_ins: StandIns
-) -> None:
-    channel = connect()
-    receipt = await send(channel, now())
-    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.RATE_LIMIT, seconds=7, count=1))
-    with pytest.raises(SendError) as limited:
-        await edit(channel, edit_of(receipt))
-    refuse(stand_ins, "token_revoked")
-    with pytest.raises(SendError) as revoked:
-        await edit(channel, edit_of(receipt))
-    assert (limited.value.retry_after, revoked.value.scope) == (7.0, SendScope.CHANNEL)
-
-
 @pytest.mark.parametrize("code", ["invalid_blocks", "msg_blocks_too_long"])
 async def test_blocks_that_slack_refuses_are_left_out(connect: Connect, stand_ins: StandIns, code: str) -> None:
     channel = connect()

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from ops.demo.stand_ins.app import StandIns
-from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.channels.port import Channel, SendError, SendReason, SendScope
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS
 from services.relay.channels.slack.message import REPEAT_REMARK
@@ -96,22 +95,6 @@ async def test_each_answer_of_slack_has_its_reason_and_scope(
     assert error.retry_after == (30.0 if scope is SendScope.ATTEMPT else None)
 
 
-async def test_the_stand_in_answers_as_slack_does(
-    values: dict[str, Any], stand_ins: StandIns, secret_file: Path
-) -> None:
-    rotate(secret_file, stand_ins.build_slack_webhook_url("another"))
-    assert "HTTP 403: invalid_token" in str(await fail(values))
-    rotate(secret_file, stand_ins.build_slack_webhook_url().replace("T0000000001", "T2"))
-    assert "HTTP 404: no_service" in str(await fail(values))
-    rotate(secret_file, stand_ins.build_slack_webhook_url(SECRET))
-    for name, status in (("channel_is_archived", 410), ("channel_not_found", 404), ("invalid_payload", 400)):
-        stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.ERROR, error=name, count=1))
-        assert f"HTTP {status}: {name}" in str(await fail(values))
-    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.RATE_LIMIT, seconds=7, count=1))
-    assert (await fail(values)).retry_after == 7
-    assert posts(stand_ins) == []
-
-
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -140,26 +123,6 @@ async def test_a_file_that_contains_no_url_of_a_webhook_is_found_by_check(
 def test_a_whole_url_of_a_webhook_is_accepted(host: str, values: dict[str, Any], secret_file: Path) -> None:
     rotate(secret_file, f"https://{host}/services/T00000000/B00000000/XXXXXXXXXXXXXXXXXXXXXXXX")
     assert [problem for problem in check_files(settings(values)) if problem.startup_policy] == []
-
-
-@pytest.mark.parametrize("content", ["xoxb-1-2", "hooks.slack.com/services/T/B/x", ""])
-async def test_a_file_that_contains_no_url_is_an_error_of_the_channel(
-    content: str, values: dict[str, Any], secret_file: Path
-) -> None:
-    rotate(secret_file, content)
-    error = await fail(values)
-    assert error.scope is SendScope.CHANNEL
-    assert str(secret_file) in str(error)
-
-
-@pytest.mark.parametrize("url", ["http://hooks.example.org/services/T/B/hunter2", "https://a:hunter2@hooks.slack.com/"])
-async def test_a_url_that_would_give_the_secret_away_is_not_used(
-    url: str, values: dict[str, Any], secret_file: Path
-) -> None:
-    rotate(secret_file, url)
-    error = await fail(values)
-    assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
-    assert "hunter2" not in str(error)
 
 
 @pytest.mark.parametrize(

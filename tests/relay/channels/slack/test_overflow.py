@@ -11,12 +11,11 @@ from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack.workspace import SlackMessage
 from services.relay.channels.port import SendError
-from services.relay.channels.slack.message import build_post
 from services.relay.channels.slack.thread import MAX_REPLY, _check_upload_url, build_paragraphs
 from services.relay.model import ExcerptBlock, Message, RunbookExcerpt
-from tests.relay.channels.examples import change, message, strange, with_text
+from tests.relay.channels.examples import strange
 from tests.relay.channels.recording_attempt import Recorded, send
-from tests.relay.channels.slack.slack_posts import CRITICAL, Connect, now, posts
+from tests.relay.channels.slack.slack_posts import Connect, now, posts
 
 PNG = b"\x89PNG picture"
 
@@ -98,23 +97,6 @@ async def test_the_chart_is_in_the_thread_of_the_first_message_and_delays_nothin
         assert await send(channel, now(chart=PNG, delivery_id=kind.value))
 
 
-async def test_a_text_whose_answer_was_lost_is_found_and_the_message_is_not_reposted(
-    connect: Connect, stand_ins: StandIns
-) -> None:
-    class Losing(Recorded):
-        async def save_progress(self, progress: object) -> None:
-            await super().save_progress(progress)  # type: ignore[arg-type]
-            stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
-
-    first = Losing(long(4_000))
-    with pytest.raises(SendError) as lost:
-        await connect().send(first)
-    assert len(posts(stand_ins)) == 2
-    receipt = await connect().send(first.create_retry(lost.value))
-    root, _ = posts(stand_ins)
-    assert receipt == {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": root.ts}
-
-
 @pytest.mark.parametrize("characters", [4_000, 40_000])
 async def test_what_is_not_said_at_a_rate_limit_is_said_at_the_next_attempt(
     connect: Connect, stand_ins: StandIns, characters: int
@@ -158,8 +140,3 @@ def test_no_bytes_go_to_another_host_than_slacks(url: str) -> None:
     assert _check_upload_url("https://files.slack.com/upload/v1/x", "https://slack.com/api/")
     with pytest.raises(SendError, match="on no host of Slack"):
         _check_upload_url(url, "https://slack.com/api/")
-
-
-def test_a_message_that_has_everything_adds_nothing() -> None:
-    assert build_post(message(), "none").details == ""
-    assert build_post(change(with_text("x", 60)), "none").details

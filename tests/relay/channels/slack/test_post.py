@@ -18,8 +18,6 @@ from services.relay.model import (
 )
 from tests.iterations import LONG
 from tests.relay.channels.examples import (
-    ALERTS_URL,
-    DASHBOARD,
     HUGE,
     INCIDENT,
     NASTY,
@@ -129,40 +127,6 @@ def test_of_any_number_of_alerts_some_are_shown_the_rest_is_counted_and_all_are_
         assert not post.details
 
 
-@pytest.mark.parametrize("text", ["short", "long text " * 500], ids=["over 50 blocks", "over 13,200 characters"])
-def test_what_is_too_much_of_everything_is_left_out(text: str) -> None:
-    given = with_text(text)
-    (alert,) = given.event.alerts
-    alerts = tuple(
-        replace(
-            alert,
-            fingerprint=str(number),
-            labels={"alertname": f"Alert{number}", "severity": "critical", "instance": f"{number} {text}"[:600]},
-            annotations={**FIXED, "summary": f"{number} {text}", "description": f"{number} {text}"},
-            generator_url=f"https://prometheus.example.org/{number}{'y' * 300}",
-        )
-        for number in range(8)
-    )
-    links = tuple(
-        replace(given.links[0], runbook=f"https://runbooks.example.org/{number}", dashboard=f"https://d.org/{number}")
-        for number in range(8)
-    )
-    context = IncidentContext(
-        started_at=AT,
-        episodes_in_7_days=9,
-        related=(RelatedIncident(text, text, AT),) * 6,
-        acknowledged_by=text,
-        acknowledged_at=AT,
-    )
-    excerpt = RunbookExcerpt(text, (ExcerptBlock("step", text),) * 12, is_truncated=True)
-    given = change(given, context=context, excerpt=excerpt, remark=text)
-    given = replace(given, event=replace(given.event, alerts=alerts), links=links)
-    assert list(find_violations(build_post(given, "channel"))) == []
-    post = build_post(given, "channel", has_thread=False)
-    assert list(find_violations(post)) == []
-    assert post.details, "it does not have everything"
-
-
 @pytest.mark.parametrize("text", NASTY)
 @pytest.mark.parametrize("mention", ["channel", "none"])
 def test_what_an_alert_says_stands_in_no_markup(text: str, mention: Any) -> None:
@@ -203,14 +167,6 @@ def test_a_long_cause_is_cut_in_the_header_and_whole_below_it() -> None:
     title = "timeout: " + "very " * 40 + "long"
     header, whole = lines(build_post(message(title=title), "none"))[:2]
     assert (len(header), whole) == (150, title)
-
-
-def test_runbook_dashboard_and_sources_are_buttons_and_stand_in_the_fallback_text() -> None:
-    post = build_post(message(), "none")
-    prometheus = "http://prometheus:9090/graph?g0.expr=crypto_mode+%3D%3D+0&g0.tab=1"
-    assert find_urls(post.blocks) == [RUNBOOK, DASHBOARD, prometheus, ALERTS_URL, SILENCE_URL]
-    assert f"Runbook: {RUNBOOK}" in post.text
-    assert f"Dashboard: {DASHBOARD}".replace("&", "&amp;") in post.text
 
 
 def test_acknowledge_incident_and_runbook_stand_under_the_title_and_nowhere_else() -> None:
@@ -351,31 +307,6 @@ def test_a_reply_says_what_changed_and_shows_only_that() -> None:
     assert (post.details, "more" in str(post.blocks)) == ("", False)
     repeat = build_post(reply("05-firing-3", dict.fromkeys("012", Status.FIRING)), "none")
     assert "nothing has changed" in str(repeat.blocks)
-
-
-def test_a_resolved_list_that_was_cut_appears_as_firing_and_says_what_is_missing() -> None:
-    event = replace(message("03-resolved-1").event, truncated_alerts=2)
-    displayed = lines(build_post(message(event), "channel"))
-    assert displayed[0].startswith("🔴 Firing")
-    assert displayed[1].startswith("*1 resolved, 2 not listed* · critical · since ")
-    assert (
-        "Some alerts of this group are missing here: 2 cut off by Alertmanager. Alertmanager shows them." in displayed
-    )
-
-
-def test_labels_that_all_alerts_share_stand_once_at_the_end() -> None:
-    plain = find_texts(build_post(message("05-firing-3"), "none").blocks, "plain_text")
-    assert [text for text in plain if "job=backend" in text] == [
-        "alertname=KMSHighCryptoErrorRate  ·  env=production  ·  service=backend  ·  severity=warning  ·  job=backend"
-    ]
-
-
-def test_several_alerts_are_separated_by_a_line_and_by_the_labels_beside_their_summaries() -> None:
-    blocks = build_post(message("05-firing-3"), "none").blocks
-    assert [block["type"] for block in blocks].count("divider") == 2
-    beside = [text.split("\n")[1] for text in find_texts(blocks[2:], "plain_text") if "\ninstance=" in text]
-    assert len(set(beside)) == 3
-    assert "divider" not in [block["type"] for block in build_post(message(), "none").blocks]
 
 
 def test_a_repeat_and_what_the_relay_has_to_say_stand_above_the_alerts_and_in_the_text() -> None:
