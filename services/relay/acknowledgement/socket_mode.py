@@ -22,7 +22,7 @@ import msgspec
 import structlog
 
 from services.relay.channels.port import SendError, SendReason
-from services.relay.channels.requests import create_read_only_call
+from services.relay.channels.requests import ProviderCall
 from services.relay.channels.slack.web_api import SlackApi, SlackError
 from services.relay.http import HttpSession, translate_connection_errors
 from services.relay.metrics import Metrics
@@ -74,7 +74,7 @@ class SlackWebApi:
         try:
             async with asyncio.timeout(CALL_TIMEOUT):
                 token = self._token.read_value()
-                api = SlackApi(self.session, self.api_url, token, create_read_only_call(), time.time())
+                api = SlackApi(self.session, self.api_url, token, ProviderCall(), time.time())
                 try:
                     return await api.submit(method, arguments)
                 finally:

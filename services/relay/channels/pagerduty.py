@@ -34,19 +34,18 @@ from services.relay.channels.port import (
     SendReason,
     SendScope,
 )
-from services.relay.channels.posting import Answer, HttpChannelSettings, post_json
+from services.relay.channels.posting import Answer, HttpChannel, HttpChannelSettings, post_json
 from services.relay.channels.requests import (
     MASK,
     ProviderCall,
     build_in_thread_if_large,
     build_status_error,
     call_provider,
-    check_current_lease,
     create_check,
     mask_reply,
     read_secret,
 )
-from services.relay.http import HttpSession, encode_json
+from services.relay.http import encode_json
 from services.relay.model import Event, Message, Status
 from services.relay.text import (
     AlertCard,
@@ -246,15 +245,13 @@ class PagerDutySettings(HttpChannelSettings):
         return PagerDutyChannel(self, timeout)
 
 
-class PagerDutyChannel:
+class PagerDutyChannel(HttpChannel):
     """Sends events to one service of PagerDuty."""
 
     def __init__(self, settings: PagerDutySettings, timeout: float, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
-        self._timeout = timeout
-        self._clock = clock
         self._routing_key = SecretFile(settings.routing_key_file)
-        self._session = HttpSession("PagerDuty", check_current_lease, settings)
+        super().__init__("PagerDuty", settings, [self._routing_key], timeout, clock)
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Triggers, acknowledges or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`.
@@ -276,9 +273,6 @@ class PagerDutyChannel:
         payloads = (encode_json(build_event(message, action)) for action in self._list_actions(message, {}))
         return "\n".join(_add_routing_key(MASK, each) for each in payloads)
 
-    def read_secret_versions(self) -> Hashable:
-        return self._routing_key.read_stamp(), self._session.read_file_stamps()
-
     def list_checks(self, key: str) -> Sequence[Check]:
         """Whether the Events API answers; nothing but an event shows whether PagerDuty knows the routing key."""
         return [create_check(f"{key} Events API", self._check_api)]
@@ -290,9 +284,6 @@ class PagerDutyChannel:
                 f"what answers is not PagerDuty's Events API (HTTP {answer.status})", "correct `url`, or leave it out"
             )
         return "answers; only send-test shows whether PagerDuty knows the routing key"
-
-    async def close(self) -> None:
-        await self._session.close()
 
     def _list_actions(self, message: Message, progress: Progress) -> tuple[Action, ...]:
         task = message.task

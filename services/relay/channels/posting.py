@@ -5,7 +5,7 @@ A kind of its own needs a subclass of `SecretUrlSettings` with its `kind`, and o
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 from urllib.parse import urlsplit
@@ -97,20 +97,54 @@ async def post_json(
     return Answer(response.status, response.headers, text)
 
 
-class PostingChannel(ABC):
+class HttpChannel:
+    """A session, the files of its secrets, and a clock, in unix seconds.
+
+    Args:
+        provider: how errors name it.
+        settings: how it is reached.
+        secrets: their files.
+        timeout: seconds for a whole send.
+        clock: unix seconds.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        settings: HttpChannelSettings,
+        secrets: Iterable[SecretFile | None],
+        timeout: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._session = HttpSession(provider, check_current_lease, settings)
+        self._secrets = [file for file in secrets if file is not None]
+        self._timeout = timeout
+        self._clock = clock
+
+    def read_secret_versions(self) -> Hashable:
+        return *(file.read_stamp() for file in self._secrets), self._session.read_file_stamps()
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+class PostingChannel(HttpChannel, ABC):
     """Posts to one URL. A 2xx is the receipt, unless a subclass reads more in the answer."""
 
     provider: ClassVar[str] = "the webhook"
     """How errors name it."""
 
     def __init__(
-        self, settings: HttpChannelSettings, url: str | Path, timeout: float, clock: Callable[[], float] = time.time
+        self,
+        settings: HttpChannelSettings,
+        url: str | Path,
+        timeout: float,
+        clock: Callable[[], float] = time.time,
+        secrets: Iterable[SecretFile | None] = (),
     ) -> None:
         self._url = SecretUrl(url, allow_remote_insecure=settings.allow_remote_insecure)
+        super().__init__(self.provider, settings, [self._url.file, *secrets], timeout, clock)
         self._reads_success = not settings.status_decides
-        self._timeout = timeout
-        self._clock = clock
-        self._session = HttpSession(self.provider, check_current_lease, settings)
 
     @abstractmethod
     def build_payload(self, message: Message, *, may_be_a_repeat: bool) -> str:
@@ -146,16 +180,10 @@ class PostingChannel(ABC):
     def render_payload(self, message: Message) -> str:
         return self.build_payload(message, may_be_a_repeat=False)
 
-    def read_secret_versions(self) -> Hashable:
-        return self._url.file and self._url.file.read_stamp(), self._session.read_file_stamps()
-
     def list_checks(self, key: str) -> Sequence[Check]:
         """Whether its address answers to OPTIONS, which asks for nothing (RFC 9110, section 9.3.7)."""
         file = f"{key}.url_file" if self._url.file else None
         return [create_check(f"{key} connection", self._check_connection, file)]
-
-    async def close(self) -> None:
-        await self._session.close()
 
     async def _post(self, url: str, payload: str, headers: Mapping[str, str] | None = None) -> Answer:
         return await post_json(self._session, self.provider, url, payload, headers, reads_success=self._reads_success)

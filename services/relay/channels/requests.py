@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 from urllib.parse import unquote
 
-from services.relay.channels.port import REASON_ADVICE, Attempt, Progress, SendError, SendReason, SendScope
+from services.relay.channels.port import REASON_ADVICE, Attempt, SendError, SendReason, SendScope
 from services.relay.model import Message
 from services.relay.text import clean_line, truncate
 from shared.check import Check, CheckError
@@ -32,23 +32,25 @@ T = TypeVar("T")
 
 
 class ProviderCall:
-    """The requests of one attempt to its provider."""
+    """The requests of one attempt to its provider; without one, of a check, which sends nothing."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: Attempt | None = None) -> None:
         self._attempt = attempt
-        self.maybe_sent = attempt.maybe_sent
+        self.maybe_sent = attempt is not None and attempt.maybe_sent
         """Whether an earlier attempt may have arrived. A channel that can find out sets it to False."""
         self.reply_missing = False
         """Whether the message was sent, and its reply has not come yet."""
 
     def before_request(self, payload: str) -> None:
+        assert self._attempt is not None, "a check sends nothing"  # noqa: S101
         self._attempt.before_request(payload)
         self.reply_missing = True
 
     def record_reply(self, reply: str, *secrets: str) -> None:
         """Stores a reply of any form and length, without `secrets` of the relay, which it may repeat."""
         self.reply_missing = False
-        self._attempt.record_reply(mask_reply(reply, *secrets))
+        if self._attempt is not None:
+            self._attempt.record_reply(mask_reply(reply, *secrets))
 
 
 @asynccontextmanager
@@ -142,37 +144,6 @@ def create_check(
 def find_hint(reason: SendReason) -> str:
     """What to do about an error for that reason, on any channel."""
     return REASON_ADVICE[reason].action
-
-
-def create_read_only_call() -> ProviderCall:
-    """A call for requests that send nothing: `before_request` is a defect."""
-    return ProviderCall(_NoAttempt())
-
-
-class _NoAttempt:
-    """The port's `Attempt` without a message."""
-
-    maybe_sent: Final = False
-
-    @property
-    def progress(self) -> Progress:
-        return {}
-
-    @property
-    def message(self) -> Message:
-        raise AssertionError("a check has no message")
-
-    def before_request(self, payload: str) -> None:  # noqa: ARG002  # the port's
-        raise AssertionError("a check sends nothing")
-
-    def check_lease(self) -> None:
-        pass
-
-    def record_reply(self, reply: str) -> None:
-        pass
-
-    async def save_progress(self, progress: Progress) -> None:  # noqa: ARG002  # the port's
-        raise AssertionError("a check makes no progress")
 
 
 _MAX_SECONDS: Final = 1_000_000.0

@@ -28,7 +28,7 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import starmap
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -135,9 +135,10 @@ class WebhookChannel(PostingChannel):
     """Posts to one address; the receipt holds the HTTP `status`."""
 
     def __init__(self, settings: WebhookSettings, timeout: float, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(settings, settings.url_file or settings.url or "", timeout, clock)
         self._token = SecretFile(settings.token_file) if settings.token_file else None
         self._signing_keys = SecretFile(settings.signing_key_file) if settings.signing_key_file else None
+        url, secrets = settings.url_file or settings.url or "", (self._token, self._signing_keys)
+        super().__init__(settings, url, timeout, clock, secrets)
 
     def build_payload(self, message: Message, *, may_be_a_repeat: bool) -> str:  # noqa: ARG002  # it has a key for that
         return json.dumps(build_body(message), ensure_ascii=False, separators=(",", ":"))
@@ -149,10 +150,6 @@ class WebhookChannel(PostingChannel):
             keys = _read_signing_keys(self._signing_keys)
             headers |= build_signature_headers(keys, delivery_id, int(self._clock()), payload.encode())
         return headers, (token,)
-
-    def read_secret_versions(self) -> Hashable:
-        files = self._token, self._signing_keys
-        return *(file.read_stamp() for file in files if file), super().read_secret_versions()
 
 
 def _read_signing_keys(file: SecretFile) -> list[bytes]:

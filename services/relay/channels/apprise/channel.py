@@ -11,7 +11,7 @@ import asyncio
 import importlib
 import importlib.util
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
 
@@ -26,15 +26,13 @@ from services.relay.channels.port import (
     SendReason,
     SendScope,
 )
-from services.relay.channels.posting import HttpChannelSettings
+from services.relay.channels.posting import HttpChannel, HttpChannelSettings
 from services.relay.channels.requests import (
     build_in_thread_if_large,
     call_provider,
-    check_current_lease,
     create_check,
     read_secret,
 )
-from services.relay.http import HttpSession
 from services.relay.model import Message
 from shared.check import Check, CheckError
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
@@ -95,15 +93,13 @@ class AppriseSettings(HttpChannelSettings):
         return AppriseChannel(self, timeout)
 
 
-class AppriseChannel:
+class AppriseChannel(HttpChannel):
     """Sends to one destination."""
 
     def __init__(self, settings: AppriseSettings, timeout: float, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
-        self._timeout = timeout
-        self._clock = clock
         self._url_file = SecretFile(settings.url_file)
-        self._session = HttpSession(_SERVICE, check_current_lease, settings)
+        super().__init__(_SERVICE, settings, [self._url_file], timeout, clock)
         self._plugin: tuple[str, NotifyBase] | None = None
 
     async def send(self, attempt: Attempt) -> Receipt:
@@ -135,15 +131,9 @@ class AppriseChannel:
         """Title and body for a service of plain text without narrow limits; another one would need the URL."""
         return build_text(message).payload
 
-    def read_secret_versions(self) -> Hashable:
-        return self._url_file.read_stamp(), self._session.read_file_stamps()
-
     def list_checks(self, key: str) -> Sequence[Check]:
         """Whether the server can be reached to which Apprise would send; nothing is sent."""
         return [create_check(f"{key} connection", self._check_connection, f"{key}.url_file")]
-
-    async def close(self) -> None:
-        await self._session.close()
 
     async def _check_connection(self) -> str:
         _, plugin = await self._open_plugin()

@@ -42,7 +42,6 @@ from services.relay.channels.requests import (
     ProviderCall,
     call_provider,
     create_check,
-    create_read_only_call,
     mask_reply,
     read_secret,
 )
@@ -244,7 +243,7 @@ class EmailChannel:
     def _translate_errors(self, *secrets: str) -> Iterator[SMTP]:
         """The session of the checks, which the first of them opened."""
         assert self._checked is not None  # noqa: S101  # each later check depends on the first
-        with translate_smtp_errors(create_read_only_call(), secrets, self._route.tls):
+        with translate_smtp_errors(ProviderCall(), secrets, self._route.tls):
             yield self._checked
 
     def _build_mail(self, message: Message) -> _Mail:

@@ -13,7 +13,7 @@ With `files:write` it uploads charts, and texts that are too long for a reply.
 import hashlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
@@ -31,14 +31,12 @@ from services.relay.channels.port import (
     SendReason,
     SendScope,
 )
-from services.relay.channels.posting import HttpChannelSettings
+from services.relay.channels.posting import HttpChannel, HttpChannelSettings
 from services.relay.channels.requests import (
     ProviderCall,
     build_in_thread_if_large,
     call_provider,
-    check_current_lease,
     create_check,
-    create_read_only_call,
     read_secret,
 )
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
@@ -72,7 +70,7 @@ from services.relay.channels.slack.web_api import (
     build_invalid_reply_error,
     send_with_blocks,
 )
-from services.relay.http import HttpSession, encode_json
+from services.relay.http import encode_json
 from services.relay.model import Message
 from shared.check import Check, CheckError
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
@@ -199,18 +197,16 @@ class _Content(NamedTuple):
         return bool(self.details or self.excerpt or self.chart)
 
 
-class SlackChannel:
+class SlackChannel(HttpChannel):
     """Posts to one channel of Slack."""
 
     def __init__(self, settings: SlackSettings, timeout: float, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
-        self._timeout = timeout
-        self._clock = clock
         if settings.channel is None or settings.token_file is None:
             raise ValueError("expected settings of a bot")
         self._channel_name = settings.channel
         self._token = SecretFile(settings.token_file)
-        self._session = HttpSession("Slack", check_current_lease, settings)
+        super().__init__("Slack", settings, [self._token], timeout, clock)
         self._channel_id = self._channel_name if re.fullmatch(_CHANNEL_ID, self._channel_name) else None
         """The channel's ID; None while unknown."""
 
@@ -275,7 +271,7 @@ class SlackChannel:
     async def find_address(self, receipt: Receipt) -> str:
         """The permalink of a post: https://docs.slack.dev/reference/methods/chat.getPermalink. It needs no scope."""
         arguments = {"channel": receipt.get("channel", ""), "message_ts": receipt.get("ts", "")}
-        answer = await self._open_api(create_read_only_call()).read("chat.getPermalink", arguments)
+        answer = await self._open_api(ProviderCall()).read("chat.getPermalink", arguments)
         address = answer.get("permalink")
         if not isinstance(address, str) or not address.startswith(("https://", "http://")):
             raise build_invalid_reply_error()
@@ -287,9 +283,6 @@ class SlackChannel:
         reply = {**build_reply(message, content.excerpt), "channel": self._channel_name, "thread_ts": ""}
         return "\n".join(map(encode_json, [content.arguments, *([reply] if content.excerpt else [])]))
 
-    def read_secret_versions(self) -> Hashable:
-        return self._token.read_stamp(), self._session.read_file_stamps()
-
     def list_checks(self, key: str) -> Sequence[Check]:
         """The token with the bot's scopes, and the channel with the bot's membership. Nothing is posted."""
         token = f"{key} bot token"
@@ -298,14 +291,11 @@ class SlackChannel:
             create_check(f"{key} channel", self._check_channel, token, _HINTS),
         ]
 
-    async def close(self) -> None:
-        await self._session.close()
-
     def _open_api(self, call: ProviderCall) -> SlackApi:
         return SlackApi(self._session, self._settings.api_url, read_secret(self._token), call, self._clock())
 
     async def _check_token(self) -> str:
-        api = self._open_api(create_read_only_call())
+        api = self._open_api(ProviderCall())
         answer = await _explain_errors(api.post("auth.test", {}))  # it needs no scope
         scopes = api.granted_scopes
         if scopes is not None and "chat:write" not in scopes:
@@ -318,7 +308,7 @@ class SlackChannel:
         return detail
 
     async def _check_channel(self) -> str:
-        api, name = self._open_api(create_read_only_call()), self._channel_name
+        api, name = self._open_api(ProviderCall()), self._channel_name
         found = await _explain_errors(
             _read_channel(api, self._channel_id) if self._channel_id else _find_by_name(api, name)
         )
