@@ -8,10 +8,8 @@ from typing import Unpack
 
 import click
 
-from services.exporter import first_configuration
 from services.exporter.app import serve
 from services.exporter.config import ExporterSettings
-from services.exporter.doctor import open_checks
 from shared.process.command_line import ServerOptions, add_server_options, run_server
 from shared.process.doctor import create_doctor_command
 
@@ -19,7 +17,26 @@ gc.freeze()
 gc.enable()
 
 
+class _Commands(click.Group):
+    """Imports the modules of a command when it runs: their HTTP client takes 10 MB, and probes need none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's own
+        return ["doctor", "init"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name == "init":
+            from services.exporter.first_configuration import command  # noqa: PLC0415  # see above
+
+            return command
+        if cmd_name == "doctor":
+            from services.exporter.doctor import open_checks  # noqa: PLC0415  # see above
+
+            return create_doctor_command(ExporterSettings, open_checks, "keypulse-exporter")
+        return None
+
+
 @click.group(
+    cls=_Commands,
     invoke_without_command=True,
     epilog="""\b
 Examples:
@@ -39,10 +56,6 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
     context.obj = options["config"]
     if context.invoked_subcommand is None:
         run_server(ExporterSettings, serve, options)
-
-
-main.add_command(first_configuration.command)
-main.add_command(create_doctor_command(ExporterSettings, open_checks, "keypulse-exporter"))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ from random import Random
 from starlette.applications import Starlette
 
 from services.exporter.backend_process import read_backends_in_process
-from services.exporter.backend_reads import ReadBackends, read_backends
 from services.exporter.config import ExporterSettings
-from services.exporter.jobs import Connect, RunningJobs, start_jobs
+from services.exporter.jobs import Connect, ReadBackends, RunningJobs, start_jobs
 from services.exporter.metrics.exposition import Exposition
 from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
@@ -30,7 +29,7 @@ async def run_exporter(
     *,
     connect: Connect = connect_key,
     random: Random | None = None,
-    read_backends: ReadBackends = read_backends,
+    read_backends: ReadBackends = read_backends_in_process,
 ) -> AsyncIterator[Starlette]:
     """Probes and reads in the background while the body runs.
 
@@ -91,7 +90,7 @@ async def run_exporter(
 
 async def serve(runner: ServerRunner[ExporterSettings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError if it cannot listen."""
-    async with run_exporter(runner.settings, read_backends=read_backends_in_process) as app:
+    async with run_exporter(runner.settings) as app:
         await runner.serve(app, app.state.apply, on_stop=lambda: app.state.stop())  # noqa: PLW0108 - that of the generation that runs by then
 
 

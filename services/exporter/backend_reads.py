@@ -1,63 +1,50 @@
-"""Reads every backend at its times: settings in, states out.
-
-The exporter does it in a process of its own, see `backend_process`; tests do it in theirs.
-"""
+"""The process that reads the backends, each at its times; `backend_process` starts it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import gc
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from random import Random
-from typing import Any, NamedTuple
+from typing import Final
 from urllib.parse import urlsplit
 
+from services.exporter.backend_process import AddStates, Start, receive, send
 from services.exporter.backends.documents import OWN_NAMES
 from services.exporter.backends.reader import BackendCredentials, BackendReader, ReplicaReader, open_http_client
-from services.exporter.backends.settings import Backend
+from services.exporter.backends.settings import Backend, ProbeSettings
 from services.exporter.model import BackendState
 from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
+from shared import VERSION
 from shared.net.egress import DIRECT, Egress, EgressSettings
+from shared.process import logs
 from shared.process.concurrency import is_task_cancelled
 
 ReadBackend = Callable[[], Awaitable[Sequence[BackendState]]]
-AddStates = Callable[[Sequence[BackendState]], object]
-"""Takes the states of all replicas of one service."""
+_HEARTBEAT_SECONDS: Final = 5.0
 
 
-class BackendReads(NamedTuple):
-    """What is read, and how often."""
-
-    backends: tuple[Backend, ...]
-    interval: float
-    """Seconds between two reads of a backend."""
-    timeout: float
-    """Seconds for each document."""
-    concurrency: int
-    """Backends that are read at the same time."""
-
-
-ReadBackends = Callable[[BackendReads, AddStates, Random], Coroutine[Any, Any, None]]
-"""Reads until it is cancelled. Its arguments are those of `read_backends`."""
-
-
-async def read_backends(reads: BackendReads, add_states: AddStates, random: Random) -> None:
+async def read_backends(
+    backends: Sequence[Backend], probe: ProbeSettings, add_states: AddStates, random: Random
+) -> None:
     """Reads in this process until it is cancelled.
 
     Args:
-        reads: which backends, and how often.
+        backends: what is read.
+        probe: how often, and within which time.
         add_states: takes what each read finds.
         random: for the schedule's jitter.
     """
     async with AsyncExitStack() as stack:
+        readers = [await open_backend_reader(backend, probe.timeout, stack) for backend in backends]
         jobs = [
-            _build_job(
-                backend.service,
-                build_read(backend, await open_backend_reader(backend, reads.timeout, stack)),
-                add_states,
-            )
-            for backend in reads.backends
+            _build_job(backend.service, build_read(backend, reader), add_states)
+            for backend, reader in zip(backends, readers, strict=True)
         ]
-        await run_schedule(jobs, interval=reads.interval, concurrency=reads.concurrency, random=random)
+        await run_schedule(jobs, interval=probe.interval, concurrency=probe.concurrency, random=random)
 
 
 async def open_backend_reader(backend: Backend, timeout: float, stack: AsyncExitStack) -> BackendReader:
@@ -111,3 +98,33 @@ def _build_job(service: str, read: ReadBackend, add_states: AddStates) -> Schedu
         return NextRun.ON_GRID
 
     return ScheduledJob(f"read of {service}", run)
+
+
+def main() -> None:
+    """Runs the process, with the number of its socket and the exporter's version as arguments."""
+    gc.freeze()
+    gc.enable()
+    if sys.argv[2] != VERSION:
+        sys.exit(f"version {VERSION} is installed, and the exporter runs as {sys.argv[2]}: restart it")
+    with suppress(asyncio.IncompleteReadError, ConnectionError):  # the exporter is gone
+        asyncio.run(_read_until_closed(socket.socket(fileno=int(sys.argv[1]))))
+
+
+async def _read_until_closed(connection: socket.socket) -> None:
+    reader, writer = await asyncio.open_connection(sock=connection)
+    start: Start = await receive(reader)
+    if start.logging:
+        logs.configure(*start.logging)
+    tasks = [
+        asyncio.create_task(receive(reader)),  # which ends with the exporter: nothing else comes
+        asyncio.create_task(_send_heartbeats(writer)),
+        asyncio.create_task(read_backends(start.backends, start.probe, partial(send, writer), start.random)),
+    ]
+    for task in (await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))[0]:
+        task.result()
+
+
+async def _send_heartbeats(writer: asyncio.StreamWriter) -> None:
+    while True:
+        send(writer, ())
+        await asyncio.sleep(_HEARTBEAT_SECONDS)

@@ -19,13 +19,11 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails
 
-from services.exporter.backends.settings import Backend, Name
+from services.exporter.backends.settings import Backend, Name, ProbeSettings
 from services.exporter.probes.canaries import DISK_TIMEOUT
-from services.exporter.probes.success_expiry import compute_success_max_age
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import (
     Address,
-    Duration,
     FilePath,
     HttpUrl,
     ListenAddress,
@@ -48,29 +46,6 @@ def _refuse_placeholder(url: str, info: ValidationInfo) -> str:
     if is_placeholder_url(url) and info.data.get("environment") == "production":
         raise ValueError("a placeholder is not allowed in production; expected an address of your own")
     return url
-
-
-class ProbeSettings(Section):
-    """Interval and limits, of probes and of backend reads alike."""
-
-    interval: Duration = 30.0
-    timeout: Duration = 5.0
-    """Of each call. While an endpoint stalls, a cycle takes its targets * timeout / concurrency, if over `interval`."""
-    concurrency: int = Field(16, ge=1)
-    """How many probes of one endpoint run at once; its key inspections and the backend reads may have as many."""
-    min_interval: Duration = 5.0
-    """`GET /probe` that comes sooner after the last probe of its target is answered with that one."""
-
-    @model_validator(mode="after")
-    def _check_timeout(self) -> Self:
-        if self.timeout > self.interval:
-            raise ValueError(f"expected a timeout ({self.timeout:g}s) of at most the interval ({self.interval:g}s)")
-        return self
-
-    @property
-    def success_max_age(self) -> float:
-        """Seconds after which a round trip no longer counts as a success."""
-        return compute_success_max_age(self.interval, self.timeout)
 
 
 class Target(Section):

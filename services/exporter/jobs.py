@@ -1,28 +1,24 @@
-"""How often keys are inspected: each once a minute, or less often, so that all keep to their provider's quota of reads.
+"""Starts the jobs of one configuration: probes, key inspections and reads of backends.
 
-A quota of reads is shared by all keys of a project, and by whoever else reads them.
-
-Starts the jobs of one configuration: probes, key inspections and reads of backends.
-
-A reload stops them and starts those of the new settings; both write to the same `Results`.
+A reload stops them and starts those of the new settings; both write to the same `Results`. A key is inspected once a
+minute, or less often: all keys of a provider, and others who read them, share its quota of reads.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from random import Random
-from typing import Final
+from typing import Any, Final
 
-from services.exporter.backend_reads import BackendReads, ReadBackends, read_backends
+from services.exporter.backend_process import AddStates, read_backends_in_process
+from services.exporter.backends.settings import Backend, ProbeSettings
 from services.exporter.config import ExporterSettings, Target
-from services.exporter.model import ProbeResult
 from services.exporter.probes.key_inspection import KeyInspector, sync_nothing
 from services.exporter.probes.round_trip import CoalescedProbe, ProbeClosedError, Prober
-from services.exporter.probes.success_expiry import SuccessExpiry
 from services.exporter.results import Results
 from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
 from shared.kms.fixes import KmsProfile
@@ -48,6 +44,8 @@ def compute_start_spacing(profile: KmsProfile) -> float:
 
 
 Connect = Callable[[ProviderSettings], KmsKey]
+ReadBackends = Callable[[Sequence[Backend], ProbeSettings, AddStates, Random], Coroutine[Any, Any, None]]
+"""Reads until it is cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ async def start_jobs(
     results: Results,
     connect: Connect,
     random: Random,
-    read_backends: ReadBackends = read_backends,
+    read_backends: ReadBackends = read_backends_in_process,
 ) -> AsyncIterator[RunningJobs]:
     """Runs the jobs of `settings` while the body runs; then stops them and closes their connections.
 
@@ -88,11 +86,6 @@ async def start_jobs(
         probe_semaphores: defaultdict[tuple[str, str], asyncio.Semaphore] = defaultdict(create_semaphore)
         inspection_semaphores: defaultdict[tuple[str, str], asyncio.Semaphore] = defaultdict(create_semaphore)
         probes: dict[str, CoalescedProbe] = {}
-        expiry = SuccessExpiry(
-            ((target.service, target.name) for target in settings.targets),
-            settings.probe.success_max_age,
-            results.expire_success,
-        )
         probe_jobs: list[tuple[float, ScheduledJob]] = []
         inspection_jobs: defaultdict[str, list[tuple[float, ScheduledJob]]] = defaultdict(list)
         for target in settings.targets:
@@ -100,7 +93,16 @@ async def start_jobs(
             service = target.kms.provider, target.kms.service_address
             key = connect(target.kms)
             stack.push_async_callback(key.close)
-            probe = _build_probe(target, settings, key, partial(_add_probe, results, expiry), probe_semaphores[service])
+            probe = CoalescedProbe(
+                target.service,
+                target.name,
+                probe=Prober(target.service, target.name, key, settings.probe.timeout).probe,
+                measure_connectivity=partial(key.measure_connectivity, timeout=settings.probe.timeout),
+                add_result=results.add_probe,
+                semaphore=probe_semaphores[service],
+                min_interval=settings.probe.min_interval,
+                profile=target.kms.profile,
+            )
             stack.push_async_callback(probe.close)
             probes[target.name] = probe
             probe_jobs.append((probed_at, _build_probe_job(probe)))
@@ -108,16 +110,13 @@ async def start_jobs(
                 target, settings.probe.timeout, connect, results, inspection_semaphores[service]
             )
             inspection_jobs[target.kms.provider].append((inspected_at, inspection))
-        reads = BackendReads(
-            settings.backends, settings.probe.interval, settings.probe.timeout, settings.probe.concurrency
-        )
         # Separate schedules: a KMS that hangs does not delay the reads of the backends.
         schedule, every = partial(run_schedule, random=random), len(settings.targets)
         interval = settings.probe.interval
         profiles = {target.kms.provider: target.kms.profile for target in settings.targets}
         schedules = [
             *([schedule(_sort_by_last_run(probe_jobs), interval=interval, concurrency=every)] if probe_jobs else []),
-            *([expiry.run()] if probe_jobs else []),
+            *([results.expire_successes(settings.probe.success_max_age)] if probe_jobs else []),
             *(
                 schedule(
                     _sort_by_last_run(jobs),
@@ -127,7 +126,11 @@ async def start_jobs(
                 )
                 for provider, jobs in inspection_jobs.items()
             ),
-            *([read_backends(reads, results.add_backend_states, random)] if settings.backends else []),
+            *(
+                [read_backends(settings.backends, settings.probe, results.add_backend_states, random)]
+                if settings.backends
+                else []
+            ),
         ]
         results.configure(settings)  # after everything that can fail: it removes the results of other targets
         tasks = [asyncio.create_task(each) for each in schedules]
@@ -135,34 +138,9 @@ async def start_jobs(
         yield RunningJobs(probes, tasks)
 
 
-def _add_probe(results: Results, expiry: SuccessExpiry, result: ProbeResult) -> None:
-    expiry.record_round_trip(result.service, result.target)
-    results.add_probe(result)
-
-
 def _sort_by_last_run(jobs: Sequence[tuple[float, ScheduledJob]]) -> list[ScheduledJob]:
     """The jobs, least recently run first: however often the configuration is reloaded, each job runs."""
     return [job for _, job in sorted(jobs, key=itemgetter(0))]
-
-
-def _build_probe(
-    target: Target,
-    settings: ExporterSettings,
-    key: KmsKey,
-    add_result: Callable[[ProbeResult], None],
-    semaphore: asyncio.Semaphore,
-) -> CoalescedProbe:
-    timeout = settings.probe.timeout
-    return CoalescedProbe(
-        target.service,
-        target.name,
-        probe=Prober(target.service, target.name, key, timeout).probe,
-        measure_connectivity=lambda: key.measure_connectivity(timeout=timeout),
-        add_result=add_result,
-        semaphore=semaphore,
-        min_interval=settings.probe.min_interval,
-        profile=target.kms.profile,
-    )
 
 
 def _build_probe_job(probe: CoalescedProbe) -> ScheduledJob:

@@ -1,15 +1,14 @@
-"""The metrics of all configured targets and services.
+"""Receives every result, and passes it to the metrics, to the board's history and to the log.
 
 A scrape exposes the last results, and never waits for KMS or for a backend. A result of a target that is not configured
-is dropped: a probe that ends after a reload removed its target brings nothing back.
-
-Receives every result, and passes it to the metrics, to the board's history and to the log.
-
-The log gets one line for each change, not for each result.
+is dropped: a probe that ends after a reload removed its target brings nothing back. The log gets one line for each
+change, not for each result.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 import structlog
 from prometheus_client.core import Metric
@@ -92,6 +91,9 @@ class ExporterMetrics(Collector):
                     families[family.name] = family
         yield from families.values()
 
+
+_EXPIRY_INTERVAL: Final = 1.0
+"""Seconds between two checks for old successes, or a quarter of their age if that is shorter."""
 
 log = structlog.get_logger(__name__)
 
@@ -204,12 +206,16 @@ def _list_problems(inspection: KeyInspection) -> Iterator[str]:
 class Results:
     """The results of all targets and backends. A reload keeps them."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: seconds, which no change of the wall clock moves."""
+        self._clock = clock
         self.metrics = ExporterMetrics([], [])
         self.history = History()
         self.canary_files = CanaryFiles()
         self._change_log = ChangeLog()
         self._key_names: dict[tuple[str, str], str] = {}
+        self._probed_at: dict[tuple[str, str], float] = {}
+        """When the last round trip of each target ended, whatever its result, by the clock."""
 
     def configure(self, settings: ExporterSettings) -> None:
         """Applies a configuration: removes the results of other targets and backends, and adds new ones without result.
@@ -230,6 +236,7 @@ class Results:
         self.metrics.set_keys(target_keys)
         self.history.set_keys(target_keys)
         self._key_names = keys
+        self._probed_at = dict.fromkeys(keys, self._clock())
 
     def get_last_times(self, target: Target) -> tuple[float, float]:
         """When the target's key was last probed, and last inspected; unix seconds, 0 for never."""
@@ -243,14 +250,23 @@ class Results:
 
     def add_probe(self, result: ProbeResult) -> None:
         """Adds the result of a round trip."""
+        self._probed_at[result.service, result.target] = self._clock()
         self.metrics.add_probe(result)
         self.history.add_probe(result)
         self._change_log.log_probe(result)
 
-    def expire_success(self, service: str, target: str) -> None:
-        """The target's last round trip is older than `success_max_age`. The board computes that itself."""
-        if self.metrics.expire_success(service, target):
-            self._change_log.log_expired_success(service, target)
+    async def expire_successes(self, max_age: float) -> None:
+        """Until it is cancelled, a success that is older than `max_age` seconds becomes a failure.
+
+        While the calls of other keys hang, they can take all of `probe.concurrency`, and a key is not probed for a long
+        time: its last success must not be exposed as if it were new. The board computes that itself.
+        """
+        while True:
+            await asyncio.sleep(min(_EXPIRY_INTERVAL, max_age / 4))
+            oldest = self._clock() - max_age
+            for target, probed_at in self._probed_at.items():
+                if probed_at < oldest and self.metrics.expire_success(*target):
+                    self._change_log.log_expired_success(*target)
 
     def add_inspection(self, inspection: KeyInspection) -> None:
         """Adds the result of a key inspection."""

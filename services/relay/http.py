@@ -11,7 +11,8 @@ from aiohttp.tracing import Trace
 from pydantic import TypeAdapter
 
 from services.relay.channels.port import SendError, SendReason, SendScope
-from shared.net.egress import Connector, Egress, EgressError, EgressSettings
+from shared.net.egress import Egress, EgressError, EgressSettings
+from shared.net.http_connector import Connector
 
 MAX_TEXT_BYTES: Final = 64 * 1024
 """Bytes of a response that are read; the longest that a channel needs is far shorter."""

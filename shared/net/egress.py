@@ -1,25 +1,9 @@
-"""Connections of aiohttp: by the proxy and with the authorities of an `Egress`, names by `shared.net.egress`.
-
-aiohttp's own resolver shares its threads with all lookups, and its `trust_env` knows neither networks nor ports.
-
-A host's addresses → a socket that is connected to one of them: an address that hangs does not delay the others.
-
-By aiohappyeyeballs: https://www.rfc-editor.org/rfc/rfc8305
-
-How a client reaches its server: by which proxy, and which certificate authorities it trusts.
+"""How a client reaches its server: names to addresses to a connection, by a proxy or not, and what it trusts.
 
 Every client of keypulse, whether of HTTP, gRPC or SMTP, has an `Egress`. Its files are read again when they change.
-
-A URL → the proxy that leads to it, by HTTPS_PROXY, HTTP_PROXY and NO_PROXY in the environment, in capitals or not.
-
-NO_PROXY is read as by Go's programs, so that one value fits Prometheus, Alertmanager and keypulse:
-https://pkg.go.dev/golang.org/x/net/http/httpproxy#Config. Loopback addresses are always direct.
-
-A host's name → its addresses, by the system's resolver, which may hang: that delays nothing else.
-
-A proxy and a server → a connection to the server by CONNECT, for what is not HTTP.
-
-https://www.rfc-editor.org/rfc/rfc9110#name-connect
+Without settings HTTPS_PROXY, HTTP_PROXY and NO_PROXY decide, in capitals or not. NO_PROXY is read as by Go's programs,
+so that one value fits Prometheus, Alertmanager and keypulse:
+https://pkg.go.dev/golang.org/x/net/http/httpproxy#Config. Loopback addresses are always direct. A tunnel is CONNECT: https://www.rfc-editor.org/rfc/rfc9110#name-connect
 """
 
 import asyncio
@@ -37,15 +21,8 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Self
 from urllib.parse import unquote, urlsplit
 
-import aiohttp
 from aiohappyeyeballs import start_connection
-from aiohttp import hdrs
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.connector import Connection
-from aiohttp.tracing import Trace
-from multidict import CIMultiDict
 from pydantic import AfterValidator, model_validator
-from yarl import URL
 
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import FileStamp, SecretFile, SecretUnreadableError
@@ -361,76 +338,6 @@ def _parse_address_literal(host: str, port: int) -> ResolvedAddress | None:
 
 def _query_resolver(host: str, port: int) -> list[ResolvedAddress]:
     return [(family, address) for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-
-
-class ClientEgressError(aiohttp.ClientError, EgressError):
-    """An EgressError among aiohttp's own errors, which it lets through as it is."""
-
-
-class Connector(aiohttp.TCPConnector):
-    """Where a session gets its connections; a request raises ClientEgressError if its proxy does not connect.
-
-    Args:
-        egress: the settings; without them, the environment.
-        options: of aiohttp's own connector; a context in `ssl` counts instead of `ca_file`.
-    """
-
-    def __init__(self, egress: Egress | None = None, **options: Any) -> None:
-        self._egress = egress or Egress()
-        tls = options.pop("ssl", None) or self._egress.create_lasting_tls_context() or True
-        super().__init__(resolver=_Resolver(), ssl=tls, **options)
-
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
-    ) -> Connection:
-        """See aiohttp."""
-        try:
-            proxy = self._egress.find_proxy(str(req.url))
-            if req.is_ssl():
-                self._egress.load_tls_context()
-        except EgressError as error:
-            raise _translate(error) from None
-        if proxy is None:
-            return await super().connect(req, traces, timeout)
-        login = {hdrs.PROXY_AUTHORIZATION: proxy.authorization} if proxy.authorization else {}
-        req.update_proxy(URL(f"http://{proxy.address}"), None, CIMultiDict(login))
-        if not req.is_ssl():
-            req.headers.update(login)
-        return await self._connect_by_proxy(req, proxy, traces, timeout)
-
-    async def _connect_by_proxy(
-        self, req: aiohttp.ClientRequest, proxy: Proxy, traces: list[Trace], timeout: aiohttp.ClientTimeout
-    ) -> Connection:
-        try:
-            return await super().connect(req, traces, timeout)
-        except aiohttp.ClientHttpProxyError as error:
-            target = Address(req.url.host or "", req.url.port or 0)
-            raise _translate(build_refusal(proxy, target, error.status)) from None
-        except aiohttp.ClientProxyConnectionError as error:
-            cause = error.strerror or type(error.os_error).__name__
-            raise ClientEgressError(f"{proxy} cannot be reached: {cause}") from None
-
-
-def _translate(error: EgressError) -> ClientEgressError:
-    return ClientEgressError(error.strerror, is_permanent=error.is_permanent, is_login=error.is_login)
-
-
-class _Resolver(AbstractResolver):
-    """For a connector."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """See aiohttp. Raises OSError and UnicodeError."""
-        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-        return [
-            ResolveResult(hostname=host, host=address[0], port=port, family=of, proto=0, flags=numeric)
-            for of, address in await resolve(host, port)
-            if family in {socket.AF_UNSPEC, of}
-        ]
-
-    async def close(self) -> None:
-        """Has nothing to close."""
 
 
 ATTEMPT_DELAY_SECONDS: Final = 0.25

@@ -8,7 +8,8 @@ import aiohttp
 
 from shared.check import CheckError
 from shared.config.settings import Address
-from shared.net.egress import Connector, Egress, EgressSettings, connect, open_tunnel, resolve
+from shared.net.egress import Egress, EgressSettings, connect, open_tunnel, resolve
+from shared.net.http_connector import Connector
 
 
 async def check_page(url: str) -> str:

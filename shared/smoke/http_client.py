@@ -14,7 +14,8 @@ from yarl import URL
 from shared.check import CheckError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import check_base_url
-from shared.net.egress import Connector, Egress, EgressError, EgressSettings
+from shared.net.egress import Egress, EgressError, EgressSettings
+from shared.net.http_connector import Connector
 
 MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 """Of one answer: the rules of a large Prometheus are some megabytes."""

@@ -7,15 +7,17 @@ keeps ages current.
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from shared import VERSION
 from shared.http.access import Endpoint
 from shared.web import time_format
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 SHARED_ASSETS: Final = Path(__file__).parent / "assets"
 _SHARED_TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -70,7 +72,7 @@ def _read_file(path: Path) -> _File:
     return _File(content, _MEDIA_TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
-def create_templates(folders: Sequence[Path], filters: Mapping[str, Any], values: Mapping[str, Any]) -> Environment:
+def create_templates(folders: Sequence[Path], filters: Mapping[str, Any], values: Mapping[str, Any]) -> "Environment":
     """The templates of folders, with the shared ones. Everything is escaped; a name that is not there is an error.
 
     Args:
@@ -78,6 +80,8 @@ def create_templates(folders: Sequence[Path], filters: Mapping[str, Any], values
         filters: of its own, beside those of times.
         values: of its own, in every template.
     """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415  # 3 MB until a page is shown
+
     templates = Environment(
         loader=FileSystemLoader([*folders, _SHARED_TEMPLATES]),
         autoescape=True,

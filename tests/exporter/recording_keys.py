@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
-from services.exporter.config import ExporterSettings, ProbeSettings, Target
+from services.exporter.backends.settings import ProbeSettings
+from services.exporter.config import ExporterSettings, Target
 from services.exporter.jobs import RunningJobs, start_jobs
 from services.exporter.results import Results
 from shared.kms.fixes import GENERIC_PROFILE
@@ -96,5 +97,7 @@ async def watched(
     """Watches `targets` each 30 s, 5 s at most, 16 at once, or as `probe` says."""
     given = {key: value if key == "concurrency" else f"{value}s" for key, value in probe.items()}
     settings = ExporterSettings(listen=FREE, probe=ProbeSettings.model_validate(given), targets=targets)
-    async with start_jobs(settings, record or Results(), kms.connect, Random(1)) as watch:  # noqa: S311  jitter
+    jitter = Random(1)  # noqa: S311
+    record = record or Results(asyncio.get_running_loop().time)
+    async with start_jobs(settings, record, kms.connect, jitter) as watch:
         yield watch

@@ -8,8 +8,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ops.kms_emulator.emulator import Emulator
 from services.exporter.app import run_exporter
-from services.exporter.backends.settings import Backend
-from services.exporter.config import ExporterSettings, ProbeSettings, Target
+from services.exporter.backend_reads import read_backends
+from services.exporter.backends.settings import Backend, ProbeSettings
+from services.exporter.config import ExporterSettings, Target
 from shared.config.settings import Address
 from shared.http.server import serve
 from shared.kms.gcp.settings import GcpKeySettings
@@ -66,7 +67,7 @@ async def scraped(
     settings: ExporterSettings, connect: Callable[[ProviderSettings], KmsKey] = connect_key
 ) -> AsyncIterator[Scrape]:
     async with (
-        run_exporter(settings, connect=connect) as application,
+        run_exporter(settings, connect=connect, read_backends=read_backends) as application,
         serve(application, FREE) as address,
         aiohttp.ClientSession() as session,
     ):

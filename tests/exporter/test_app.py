@@ -10,8 +10,8 @@ from starlette.routing import Route
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
-from services.exporter.backends.settings import Backend
-from services.exporter.config import ExporterSettings, ProbeSettings
+from services.exporter.backends.settings import Backend, ProbeSettings
+from services.exporter.config import ExporterSettings
 from shared.http.server import serve
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import EncryptResult

@@ -65,7 +65,7 @@ async def test_a_schedule_that_ends_makes_the_server_unready_and_ends_the_stop_w
 
     async def run_until_unready() -> None:
         async with (
-            run_exporter(settings, random=NoJitter()) as application,
+            run_exporter(settings, random=NoJitter(), read_backends=backend_reads.read_backends) as application,
             serve(application, FREE) as address,
             aiohttp.ClientSession() as session,
         ):

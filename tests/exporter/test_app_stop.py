@@ -1,20 +1,17 @@
 """What is left of the exporter when it stops: nothing."""
 
 import asyncio
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import httpx2
-from aiohttp import web
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from services.exporter.app import run_exporter
-from services.exporter.backends.settings import Backend
-from services.exporter.config import ExporterSettings, ProbeSettings, Target
+from services.exporter.backends.settings import Backend, ProbeSettings
+from services.exporter.config import ExporterSettings, Target
 from shared.config.settings import Address
 from shared.http.server import serve
 from shared.kms.gcp.settings import GcpKeySettings
@@ -64,23 +61,3 @@ async def test_when_it_stops_no_task_and_no_connection_is_left(
     left = {task for task in asyncio.all_tasks() - before if "services.exporter" in str(task.get_coro())}
     assert left == set()
     await until(is_disconnected)
-
-
-async def test_when_it_stops_no_thread_of_a_parser_is_left(until: Until, backend: Callable[..., Any]) -> None:
-    async def answer(_request: web.BaseRequest) -> web.Response:
-        return web.Response(text="crypto_decryption_errors_total 17\n")
-
-    def parsers() -> set[str]:
-        return {thread.name for thread in threading.enumerate() if thread.name.startswith("metrics-parser")}
-
-    async def one_has_begun() -> bool:
-        return len(parsers()) == 1
-
-    async def all_have_ended() -> bool:
-        return not parsers()
-
-    async with backend(answer) as url:
-        entry = Backend(service="backend", health_url=url, metrics_url=url)
-        async with run_exporter(ExporterSettings(listen=FREE, backends=(entry,))):
-            await until(one_has_begun)
-    await until(all_have_ended)

@@ -47,17 +47,6 @@ async def test_what_a_backend_reports_of_its_data_keys_is_shown_with_the_same_na
     ]
 
 
-async def test_a_backend_that_is_down_shows_nothing_of_its_data_keys(read: Read) -> None:
-    async def handler(request: web.BaseRequest) -> web.Response:
-        return web.Response(body=REPORTED) if request.path == "/metrics" else web.Response(status=500)
-
-    assert (await read(handler)).keyring == {}
-
-
-def test_openmetrics_says_the_same() -> None:
-    assert parse_openmetrics(REPORTED + b"# EOF\n") == parse_metrics(REPORTED)
-
-
 def test_labels_of_the_backends_own_are_left_out_and_its_processes_are_not_counted_twice() -> None:
     body = b"""kms_data_keys{kek_version="3",status="active",pid="1"} 1
 kms_data_keys{kek_version="3",status="active",pid="2"} 1

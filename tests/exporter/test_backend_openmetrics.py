@@ -43,18 +43,6 @@ async def test_what_a_real_client_shows_is_the_same_in_both_formats(read: Read, 
     assert (text.decryption_errors, text.init_timestamp, text.problems) == (7, 1_700_000_000.25, ())
 
 
-async def test_prometheus_own_format_is_requested_first(read: Read) -> None:
-    accepted = []
-
-    async def handler(request: web.BaseRequest) -> web.Response:
-        accepted.append((request.path, request.headers["Accept"], request.headers["Accept-Encoding"]))
-        return web.json_response({})
-
-    await read(handler)
-    kinds = "text/plain;version=0.0.4,application/openmetrics-text;version=1.0.0;q=0.5"
-    assert sorted(accepted) == [("/healthz", "application/json", "identity"), ("/metrics", kinds, "identity")]
-
-
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
@@ -70,17 +58,3 @@ async def test_broken_openmetrics_cost_no_more_than_what_only_they_say(read: Rea
     assert state.health is not None
     assert (state.init_timestamp, state.decryption_errors) == (None, None)
     assert state.problems[0].startswith(problem)
-
-
-async def test_somebody_elses_broken_line_costs_nothing_in_the_other_document_either(read: Read) -> None:
-    body = b"other_total{ what\n" + OURS + b"# TYPE crypto_decryption_errors histogram\n# EOF"
-    state = await read(answering(body, OPENMETRICS))
-    assert (state.decryption_errors, state.init_timestamp, state.problems) == (3, 100, ())
-
-
-@pytest.mark.parametrize("content_type", ["", ";;;", "text", "application/openmetrics-textual", "\t/\t", "a/b;version"])
-async def test_a_content_type_that_makes_no_sense_is_read_as_prometheus_own_format(
-    read: Read, content_type: str
-) -> None:
-    state = await read(answering(OURS, content_type))
-    assert (state.decryption_errors, state.init_timestamp, state.problems) == (3, 100, ())

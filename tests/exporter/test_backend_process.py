@@ -16,8 +16,9 @@ from typing import Self
 import pytest
 
 from services.exporter.backend_process import read_backends_in_process
-from services.exporter.backend_reads import BackendReads, ReadBackends, read_backends
-from services.exporter.backends.settings import Backend
+from services.exporter.backend_reads import read_backends
+from services.exporter.backends.settings import Backend, ProbeSettings
+from services.exporter.jobs import ReadBackends
 from services.exporter.model import BackendState
 from tests.conftest import Until
 from tests.exporter.test_main import started
@@ -50,8 +51,7 @@ def slow_to_read() -> Iterator[str]:
     thread.join()
 
 
-def reads_of(url: str) -> BackendReads:
-    return BackendReads((Backend(service="backend", health_url=url),), 0.05, 30.0, 4)
+PROBE = ProbeSettings.model_construct(interval=0.05, timeout=30.0, concurrency=4)
 
 
 class Reading:
@@ -59,7 +59,8 @@ class Reading:
 
     def __init__(self, read: ReadBackends, url: str) -> None:
         self.states: list[BackendState] = []
-        self._task = asyncio.create_task(read(reads_of(url), self._add, Random(1)))  # noqa: S311  jitter
+        backend, jitter = Backend(service="backend", health_url=url), Random(1)  # noqa: S311
+        self._task = asyncio.create_task(read([backend], PROBE, self._add, jitter))
 
     def _add(self, states: Sequence[BackendState]) -> None:
         self.states += states
@@ -78,7 +79,7 @@ class Reading:
 def list_children(pid: int) -> list[int]:
     """The processes that it has started."""
     children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    return [child for child in children if b"backend_process" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in children if b"backend_reads" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 async def test_what_an_answer_costs_is_no_work_of_the_loop_that_probes(slow_to_read: str, until: Until) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import json
-import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -84,18 +83,6 @@ async def test_what_does_not_speak_correct_http_is_down(reader: Reader, answer: 
     (problem,) = state.problems
     assert problem.startswith("health check: ")
     assert len(problem) < 300
-    assert "secret" not in problem
-
-
-async def test_where_nothing_listens_the_backend_is_down(reader: Reader) -> None:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # bound, but not listening: refuses, and nobody else can take it
-        url = f"http://user:secret@127.0.0.1:{bound.getsockname()[1]}/healthz"
-        state = await reader(url).read()
-    assert state.health is None
-    (problem,) = state.problems
-    assert problem.startswith("health check: cannot connect to 127.0.0.1:")
-    assert problem.endswith(": Connection refused")
     assert "secret" not in problem
 
 

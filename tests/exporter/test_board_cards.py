@@ -24,11 +24,7 @@ from services.exporter.web import findings
 from services.exporter.web.board import (
     Card,
     MaxAges,
-    TargetOrBackendHistory,
     build_card,
-    get_protection_level,
-    sort_canaries,
-    sort_versions,
 )
 from services.exporter.web.findings import HealthStatus
 from shared.backend_contract import CryptoMode
@@ -102,14 +98,6 @@ def version(number: int, destroy_at: float | None = None) -> KeyVersion:
     return KeyVersion(str(number), state, "HSM", destroy_at)
 
 
-def test_a_key_of_which_nothing_is_known_yet_is_unknown_and_has_no_findings() -> None:
-    assert (Key().head().status, Key().head().findings) == (HealthStatus.UNKNOWN, ())
-
-
-def test_a_successful_round_trip_is_healthy() -> None:
-    assert (Key().probe().head().status, Key().probe().head().findings) == (HealthStatus.HEALTHY, ())
-
-
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_has_its_sentence_and_what_to_do(reason: Reason) -> None:
     card = Key().fails(reason).head()
@@ -141,22 +129,6 @@ def test_broken_connectivity_shows_that_it_is_the_network_and_working_connectivi
     assert whole.advice == advice(Reason.UNAVAILABLE)
     (measured,) = Key().fails(Reason.UNAVAILABLE).head().findings
     assert measured.connectivity is None
-
-
-def test_a_proxy_is_a_part_of_the_network() -> None:
-    dns, tcp = ConnectivityPhase("dns", 0.002), ConnectivityPhase("tcp", 0.004)
-    refusal = ConnectivityPhase("proxy", 0.001, "the proxy p:3128 (HTTPS_PROXY) refuses kms:443 (HTTP 403)")
-    (refused,) = Key().fails(Reason.UNAVAILABLE, dns, tcp, refusal).head().findings
-    assert refused.connectivity == (
-        "It is the network, at PROXY: the proxy p:3128 (HTTPS_PROXY) refuses kms:443 (HTTP 403) "
-        "(before it: DNS 2 ms, TCP 4 ms)"
-    )
-    assert refused.advice is findings.NETWORK_ADVICE
-    phases = (dns, tcp, ConnectivityPhase("proxy", 0.005), ConnectivityPhase("tls", 0.03))
-    (passed,) = Key().fails(Reason.TIMEOUT, *phases).head().findings
-    assert passed.connectivity == (
-        "The network works (DNS 2 ms, TCP 4 ms, PROXY 5 ms, TLS 30 ms): it is KMS that does not answer."
-    )
 
 
 def test_lost_canaries_are_one_finding_for_each_reason() -> None:
@@ -219,12 +191,6 @@ def test_missing_permissions_a_late_rotation_and_what_could_not_be_read_need_att
     assert Key().probe().read(KeyDescription("1", NOW, (), 1)).head().status is HealthStatus.HEALTHY
 
 
-def test_the_worst_finding_comes_first() -> None:
-    described = KeyDescription("1", NOW - 1, (), 1)
-    lights = [light for light, _, _ in list_findings(Key().fails(Reason.TIMEOUT).read(described).head())]
-    assert lights == [HealthStatus.FAILING, HealthStatus.DEGRADED]
-
-
 @pytest.mark.parametrize(
     ("health", "problems", "light", "titles"),
     [
@@ -246,40 +212,6 @@ def test_a_backend_has_a_light_too(
     assert (card.status, [finding.title for finding in card.findings]) == (light, titles)
     stale = build_card(history.backends["ledger", None], NOW + STALE + 1, MAX_AGE)
     assert [finding.title for finding in stale.findings] == [*titles, "no recent result"]
-
-
-def test_no_sentence_is_endless() -> None:
-    long = "x" * 100_000
-    key = Key().probe(Call(Operation.ENCRYPT, 0.01, Failure(Reason.INTERNAL, long)))
-    card = key.read(canaries=(lost("1" * 9, Reason.TIMEOUT),), problems=(long,) * 50).head()
-    assert max(len(sentence) for _, _, sentence in list_findings(card)) <= 501
-
-
-def test_the_lists_start_with_what_is_wrong_then_with_the_newest() -> None:
-    described = KeyDescription("11", None, tuple(version(n, 5.0 if n == 3 else None) for n in (1, 2, 3, 10, 11)), 2)
-    canaries = (CanaryResult("2", SUCCEEDED), lost("1", Reason.TIMEOUT), CanaryResult("10", SUCCEEDED))
-    key = Key().read(described, canaries=canaries)
-    assert key.record.inspection
-    assert [entry.id for entry in sort_versions(key.record.inspection)] == ["3", "11", "10", "2", "1"]
-    assert [entry.version for entry in sort_canaries(key.record.inspection)] == ["1", "10", "2"]
-
-
-def test_the_protection_level_is_of_what_encrypted_last_else_of_the_primary_version() -> None:
-    described = KeyDescription("2", None, (version(1), version(2)), 2)
-    assert get_protection_level(Key().record) is None
-    assert get_protection_level(Key().read(described).record) == "HSM"
-    assert get_protection_level(Key().read(described).probe(level="SOFTWARE").record) == "SOFTWARE"
-
-
-def test_two_that_share_a_name_have_ids_of_their_own() -> None:
-    history = History(clock=lambda: NOW)
-    history.configure([("ledger", "ledger")], ["ledger"])
-    history.add_backend_state(BackendState("ledger", None, replica="10.0.0.1"))
-    history.add_backend_state(BackendState("ledger", None, replica="10.0.0.2"))
-    records: list[TargetOrBackendHistory] = [*history.targets.values(), *history.backends.values()]
-    ids = {build_card(record, NOW, MAX_AGE).id for record in records}
-    assert len(ids) == 3
-    assert all(re.fullmatch(r"(key|backend)-[0-9a-f]{16}", entry) for entry in ids)
 
 
 def test_a_successful_round_trip_that_is_too_long_ago_is_no_success() -> None:
@@ -331,9 +263,3 @@ def test_every_section_that_is_named_stands_in_the_runbook() -> None:
     assert len(advices()) > len(Reason) + 5
     for advised in advices():
         assert anchors.count(advised.anchor) == 1  # GitHub gives the second of two equal headings another anchor
-
-
-def test_what_is_lost_for_the_board_is_lost_for_the_alert() -> None:
-    rules = (ROOT / "ops/prometheus/rules/keys.yml").read_text(encoding="utf-8")
-    (reasons,) = re.findall(r'kms_canary_success\{\s*reason=~"([a-z_|]+)"', rules)
-    assert set(reasons.split("|")) == {reason for reason in Reason if reason.concerns_data}

@@ -75,15 +75,6 @@ async def test_versions_have_their_state_and_their_dates(history: History) -> No
     assert "|Protection|HSM|" in details
 
 
-async def test_a_key_without_plan_and_primary_version_says_so(history: History) -> None:
-    history.add_inspection(build_inspection(KeyDescription(None, None, (), 1)))
-    details = await text(history)
-    assert "|Next rotation|not planned|" in details
-    assert "|Primary version|none|" in details
-    assert "|Permissions|not known|" in details
-    assert "|Canaries|none kept|" in details
-
-
 async def test_permissions_and_canaries_are_listed(history: History) -> None:
     lost = CanaryResult("2", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, "said")))
     accepted = Call(Operation.DECRYPT, 0.1, Failure(Reason.PLAINTEXT_MISMATCH, "accepted"))
@@ -110,28 +101,6 @@ async def test_versions_that_no_canary_watches_are_named_and_degrade_nothing(his
     )
 
 
-async def test_long_lists_are_cut_and_say_so(history: History) -> None:
-    numbers = [str(n) for n in range(1, MAX_LISTED_VERSIONS + 4)]
-    versions = tuple(KeyVersion(number, VersionState.USABLE, "HSM", None) for number in numbers)
-    history.add_inspection(
-        build_inspection(
-            KeyDescription("1", None, versions, 2),
-            canaries=tuple(CanaryResult(number, SUCCEEDED) for number in numbers),
-        )
-    )
-    details = await text(history)
-    assert details.count("|and 3 older ones|") == 2
-    assert details.count("|usable|") == MAX_LISTED_VERSIONS
-    assert details.count("decrypted in") == MAX_LISTED_VERSIONS
-
-
-async def test_a_key_without_any_success_says_so(history: History) -> None:
-    assert "|Last success|never|" in await text(history)
-    history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 61, (Call(Operation.ENCRYPT, 0.0042),), None))
-    assert "|Last success|1 min ago|" in await text(history)
-    assert "|encrypt|4.2 ms|4.2 ms|decrypt|-|-|" in await text(history)
-
-
 async def test_a_backend_reports_its_last_answer_and_its_last_failure(history: History) -> None:
     assert "|Last answer|never|" in await text(history)
     history.add_backend_state(BackendState("ledger", Health(CryptoMode.KMS, ready=True), NOW - 7200, 12.0))
@@ -144,18 +113,6 @@ async def test_a_backend_reports_its_last_answer_and_its_last_failure(history: H
     assert "|Last failure|2026-01-15 09:29:56 UTC (|4 s ago|): refused; late|" in details
 
 
-async def test_where_no_mode_is_expected_none_is_missing(history: History) -> None:
-    history.add_backend_state(BackendState("ledger", Health(None, ready=True)))
-    details = await text(history)
-    assert "|Mode|not reported|Ready|yes|" in details
-    assert "mode is" not in details
-    assert "|Failing|" not in details
-    history.add_backend_state(BackendState("ledger", Health(None, ready=False)))
-    details = await text(history)
-    assert "|not ready|Its health check says that it can neither encrypt nor decrypt.|" in details
-    assert "mode is" not in details
-
-
 async def test_a_mode_that_is_unknown_fails_and_says_which_values_are_known(history: History) -> None:
     problem = "/crypto/mode: expected 'KMS' or 'local'"
     health = Health(None, ready=True, mode_problem=problem)
@@ -164,23 +121,6 @@ async def test_a_mode_that_is_unknown_fails_and_says_which_values_are_known(hist
     assert "|Mode|unknown|Ready|yes|" in details
     assert "|mode is unknown|health check: /crypto/mode: expected &#39;KMS&#39; or &#39;local&#39;|" in details
     assert "not all could be read" not in details
-
-
-async def test_what_failed_while_all_of_it_started_is_no_last_failure_once_it_is_healthy(history: History) -> None:
-    history.add_backend_state(BackendState("ledger", None, problems=("health check: refused",)))
-    failed = Call(Operation.ENCRYPT, 0.01, Failure(Reason.UNAVAILABLE, "refused"))
-    history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 90, (failed,), None))
-    details = await text(history)
-    assert "): health check: refused|" in details
-    assert "): unavailable at encrypt.|" in details
-    history.add_backend_state(BackendState("ledger", Health(CryptoMode.KMS, ready=True)))
-    history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 60, (Call(Operation.ENCRYPT, 0.01),), None))
-    details = await text(history)
-    assert "refused" not in details
-    assert "|Last failure|none since its first success.|All failures|" in details
-    history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 30, (failed,), None))
-    history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 10, (Call(Operation.ENCRYPT, 0.01),), None))
-    assert "): unavailable at encrypt.|" in await text(history)  # this one was news
 
 
 async def test_a_backend_reports_how_many_data_keys_each_version_wraps_and_when_they_were_rotated(

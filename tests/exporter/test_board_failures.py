@@ -55,16 +55,6 @@ async def test_a_failure_stays_when_the_successes_around_it_are_over() -> None:
     assert '<a href="https://example.org/r#key_disabled" rel="noreferrer">Runbook: key_disabled</a>' in html
 
 
-async def test_after_a_quiet_hour_the_last_success_is_gone_and_the_failure_is_not() -> None:
-    history = started()
-    probe(history, NOW - 3 * HOUR, Reason.TIMEOUT, "late")
-    probe(history, NOW - 3 * HOUR + 30)
-    html = await page(history)
-    assert "late" in html
-    assert "No round trip in the last hour." in html
-    assert "In the last hour" not in html.replace("No round trip in the last hour", "")
-
-
 async def test_the_newest_comes_first_each_with_its_connectivity_phases() -> None:
     history = started()
     probe(history, NOW - 90, Reason.UNAVAILABLE, "this was before", ConnectivityPhase("dns", 0.1, "no such name"))
@@ -73,16 +63,6 @@ async def test_the_newest_comes_first_each_with_its_connectivity_phases() -> Non
     assert html.index("this came after") < html.index("this was before")
     assert "It is the network, at DNS: no such name" in html
     assert "name servers, routes, firewalls" in html
-
-
-async def test_no_more_are_shown_than_are_kept() -> None:
-    history = started()
-    for n in range(MAX_FAILURE_SPANS + 50):
-        probe(history, NOW - 1000 + n, Reason.TIMEOUT if n % 2 else Reason.UNAVAILABLE, f"number {n}.")
-    html = await page(history)
-    assert html.count('<li class="card failing">') == MAX_FAILURE_SPANS
-    assert "number 149." in html
-    assert "number 49." not in html
 
 
 async def all_of_them(history: History) -> str:
@@ -114,9 +94,3 @@ async def test_without_a_target_the_last_failures_of_all_keys_are_shown_the_newe
     html = await all_of_them(history)
     assert html.count('<li class="card failing">') == MAX_FAILURE_SPANS
     assert "this came after" not in html
-
-
-async def test_a_key_without_failures_says_so() -> None:
-    html = await page(started())
-    assert "No round trip has failed since the exporter started." in html
-    assert "a/b &amp; c?" in html

@@ -67,11 +67,6 @@ async def test_a_token_that_is_set_is_required_on_every_page(path: str, token: P
         assert (await client.get(path, headers={"authorization": "Bearer a-secret-of-16-and-more"})).status_code == 200
 
 
-async def test_a_token_file_that_cannot_be_read_opens_nothing(tmp_path: Path) -> None:
-    async with board_client(tmp_path / "missing") as client:
-        assert {(await client.get(path, auth=("anybody", ""))).status_code for path in PATHS} == {503}
-
-
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_page_of_another_site_reads_nothing(path: str, token: Path) -> None:
     for admin in (None, token):
@@ -108,12 +103,6 @@ async def test_a_name_that_somebody_pointed_to_this_server_reads_nothing_without
         assert (await client.get(path, auth=("anybody", "a-secret-of-16-and-more"))).status_code == 200
     async with board_client(base="http://localhost:9911") as client:
         assert (await client.get(path)).status_code == 200
-
-
-async def test_a_user_of_web_yml_needs_no_token_and_may_use_any_name(token: Path) -> None:
-    for admin in (None, token):
-        async with board_client(admin, base="http://exporter.example.org", user="alice") as client:
-            assert {(await client.get(path)).status_code for path in PATHS} == {200}
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/history", "/board/nothing"])
@@ -169,9 +158,3 @@ async def test_the_pages_hold_no_script_and_no_style_of_their_own() -> None:
             assert re.findall(r"<script(?! type=\"module\" src=\"/board/board.js\"></script>)", html) == []
             assert re.findall(r"<style|\sstyle=|\son\w+=", html) == []
             assert re.findall(r"(?:src|href)=\"(?!/|#)[^\"]*", html) == []
-
-
-async def test_without_a_runbooks_address_its_file_and_section_are_named() -> None:
-    async with board_client() as client:
-        for path in PATHS[:2]:
-            assert "<code>docs/KMS_OPERATIONS.md#permission_denied</code>" in (await client.get(path)).text

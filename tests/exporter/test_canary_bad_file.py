@@ -84,20 +84,6 @@ async def test_a_file_of_no_use_is_set_aside_and_memory_gives_back_what_it_used(
     assert await canary_file(tmp_path).sync() == ((ONE,), ())
 
 
-@pytest.mark.parametrize(("spoil", "reported"), BAD, ids=lambda value: getattr(value, "__name__", ""))
-async def test_a_file_of_no_use_at_the_start_is_replaced_by_what_comes(
-    tmp_path: Path, spoil: Callable[[Path], None], reported: str
-) -> None:
-    await canary_file(tmp_path).sync(ONE)
-    file = canary_file(tmp_path)
-    spoil(file.path)
-    canaries, (problem,) = await file.sync()
-    assert canaries == ()
-    assert reported in problem
-    assert await file.sync(TWO) == ((TWO,), ())
-    assert await canary_file(tmp_path).sync() == ((TWO,), ())
-
-
 @pytest.mark.parametrize(
     "no_canary",
     [replace(ONE, version=version) for version in ("", "x" * 129, "a\nb", "\u202e1")]
@@ -108,11 +94,6 @@ async def test_a_canary_that_no_exporter_wrote_is_not_mistaken_for_one(tmp_path:
     canaries, (problem,) = await canary_file(tmp_path).sync()
     assert canaries == ()
     assert "holds a canary that was changed" in problem
-
-
-async def test_a_defect_is_raised_to_whoever_waits() -> None:
-    with pytest.raises(ValueError, match="null byte"):
-        await canary_file(Path("no\0folder")).sync()
 
 
 async def test_bad_files_replace_no_other_bad_file_and_are_bounded(tmp_path: Path) -> None:

@@ -65,16 +65,6 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
     assert read.listen == Address("127.0.0.1", 9921)
 
 
-@pytest.mark.parametrize("host", ["exämple.org", "[::1]:8000", "a_b", "example.org.", f"{'a' * 63}.example.org"])
-def test_a_host_is_a_name_or_an_address(tmp_path: Path, host: str) -> None:
-    read = settings(tmp_path, CONTRACT.replace("127.0.0.1:8000/healthz", f"{host}/healthz"))
-    assert read.backends[0].health_url == f"http://{host}/healthz"
-
-
-def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
-    assert settings(tmp_path, CONTRACT.replace("30s", "5s")).probe.timeout == 5
-
-
 @pytest.mark.parametrize(
     ("text", "error"),
     [

@@ -71,14 +71,6 @@ def test_only_what_changed_is_encoded_again() -> None:
     assert [len(part.threads) for part in parts] == [1, 2, 1]
 
 
-def test_a_part_that_is_gone_is_not_shown() -> None:
-    parts = [Part("a"), Part("b")]
-    exposed = Exposition(lambda: parts, CollectorRegistry())
-    read_lines(exposed)
-    del parts[0]
-    assert read_lines(exposed) == ['sample{part="b"} 0.0']
-
-
 async def test_a_change_is_encoded_off_the_event_loop_before_the_next_scrape(until: Until) -> None:
     part, changed = Part("a"), asyncio.Event()
     exposed = Exposition(lambda: [part], CollectorRegistry())
@@ -96,36 +88,6 @@ async def test_a_change_is_encoded_off_the_event_loop_before_the_next_scrape(unt
     first, *ahead_of_a_scrape = part.threads
     assert first == threading.current_thread().name  # the first scrape had nothing to take
     assert [name.partition("_")[0] for name in ahead_of_a_scrape] == ["exposition"]
-
-
-async def test_a_change_while_it_is_encoded_is_not_forgotten(until: Until) -> None:
-    changed, begun, go_on = asyncio.Event(), threading.Event(), threading.Event()
-
-    class Slow(Part):
-        def collect(self) -> Iterable[Metric]:
-            families = super().collect()
-            begun.set()
-            assert go_on.wait(10)
-            return families
-
-    slow = Slow("slow")
-    exposed = Exposition(lambda: [slow], CollectorRegistry())
-    go_on.set()
-    async with ahead(exposed, changed):
-        read_lines(exposed)
-        begun.clear()
-        go_on.clear()
-        slow.set(1)
-        changed.set()
-        await asyncio.to_thread(begun.wait, 10)  # it has read the 1
-        slow.set(2)
-        changed.set()
-        go_on.set()
-
-        async def up_to_date() -> bool:
-            return read_lines(exposed)[0] == 'sample{part="slow"} 2.0'
-
-        await until(up_to_date)
 
 
 async def test_a_scrape_does_not_wait_for_an_encoding() -> None:
@@ -180,26 +142,6 @@ async def test_what_changes_all_the_time_is_encoded_again_after_a_rest_that_is_n
     assert [later - earlier for earlier, later in pairwise(encoded)] == [pytest.approx(rest, rel=0.1)] * 2
 
 
-async def test_what_nobody_scrapes_is_not_encoded(until: Until) -> None:
-    part, changed, now = Part("a"), asyncio.Event(), 0.0
-    exposed = Exposition(lambda: [part], CollectorRegistry(), lambda: now)
-
-    async def is_unchanged() -> bool:
-        return not changed.is_set()
-
-    async with ahead(exposed, changed):
-        changed.set()
-        await until(is_unchanged)
-        assert part.threads == []
-        read_lines(exposed)
-        now = exposition.FORMAT_IDLE_SECONDS + 1
-        part.set(7)
-        changed.set()
-        await until(is_unchanged)
-        assert len(part.threads) == 1
-        assert read_lines(exposed) == ['sample{part="a"} 7.0']
-
-
 async def test_what_nobody_scrapes_any_more_takes_no_memory(until: Until) -> None:
     part, changed, now = Part("a"), asyncio.Event(), 0.0
     exposed = Exposition(lambda: [part], CollectorRegistry(), lambda: now)
@@ -214,16 +156,6 @@ async def test_what_nobody_scrapes_any_more_takes_no_memory(until: Until) -> Non
         await until(is_unchanged)
         read_lines(exposed)
     assert len(part.threads) == 2  # it has not changed, but what was encoded of it is gone
-
-
-def test_what_is_forgotten_while_it_is_encoded_is_answered_whole() -> None:
-    class Forgotten(Part):
-        def collect(self) -> Iterable[Metric]:
-            exposed._text.clear()
-            return super().collect()
-
-    exposed = Exposition(lambda: [Part("a"), Forgotten("b")], CollectorRegistry())
-    assert read_lines(exposed) == ['sample{part="a"} 0.0', 'sample{part="b"} 0.0']
 
 
 async def test_a_part_with_a_defect_is_not_shown_and_said_once_and_the_others_go_on(until: Until) -> None:

@@ -12,7 +12,8 @@ from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState, Key
 from services.exporter import app
-from services.exporter.config import ExporterSettings, ProbeSettings, Target
+from services.exporter.backends.settings import ProbeSettings
+from services.exporter.config import ExporterSettings, Target
 from services.exporter.model import Operation, ProbeResult
 from services.exporter.results import Results
 from shared.config.settings import Address

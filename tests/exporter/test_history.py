@@ -1,7 +1,5 @@
 """What is remembered: enough for a person, and never more than its bounds."""
 
-from array import array
-
 import pytest
 
 from services.exporter.history import (
@@ -10,10 +8,8 @@ from services.exporter.history import (
     ROUND_TRIP_WINDOW,
     History,
     TargetHistory,
-    compute_quantile,
 )
-from services.exporter.model import BackendState, Call, Failure, Health, KeyInspection, Operation, ProbeResult
-from shared.backend_contract import CryptoMode
+from services.exporter.model import BackendState, Call, Failure, Operation, ProbeResult
 from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason
 
@@ -45,18 +41,6 @@ def ledger(history: History) -> TargetHistory:
     return history.targets["ledger-kek"]
 
 
-def test_since_when_is_the_first_result_of_its_kind(history: History, ledger: TargetHistory) -> None:
-    assert (ledger.status_since, ledger.last_success) == (None, None)
-    for at in (10, 40):
-        history.add_probe(succeeded(at))
-    assert (ledger.status_since, ledger.last_success) == (10, 40)
-    for at in (70, 100):
-        history.add_probe(wrong(at))
-    assert (ledger.status_since, ledger.last_success) == (70, 40)
-    history.add_probe(succeeded(130))
-    assert (ledger.status_since, ledger.last_success) == (130, 130)
-
-
 def test_failures_of_one_kind_in_a_row_are_one_span_with_the_latest_error(
     history: History, ledger: TargetHistory
 ) -> None:
@@ -71,15 +55,6 @@ def test_failures_of_one_kind_in_a_row_are_one_span_with_the_latest_error(
         (70, 70, 1, Reason.TIMEOUT, "third"),
         (130, 130, 1, Reason.TIMEOUT, "fourth"),
     ]
-
-
-def test_the_connectivity_that_was_measured_once_stays_with_its_failures(
-    history: History, ledger: TargetHistory
-) -> None:
-    connectivity = (ConnectivityPhase("dns", 0.1, "no such name"),)
-    history.add_probe(wrong(10, connectivity=connectivity))
-    history.add_probe(wrong(40))
-    assert ledger.failure_spans[-1].connectivity == connectivity
 
 
 def test_a_failure_outlives_the_hour_and_a_success_does_not(history: History, ledger: TargetHistory) -> None:
@@ -97,26 +72,6 @@ def test_only_the_last_failures_are_kept_and_no_sentence_is_endless(history: His
     assert len(ledger.failure_spans) == MAX_FAILURE_SPANS
     assert ledger.failure_spans[0].first_at == 40
     assert {len(span.detail) for span in ledger.failure_spans} == {500}
-
-
-def test_the_quantiles_are_of_what_succeeded_or_timed_out(history: History, ledger: TargetHistory) -> None:
-    for n in range(98):
-        history.add_probe(succeeded(n, encrypt=0.001))
-    history.add_probe(wrong(98, seconds=100.0))
-    for at in (99, 100):
-        history.add_probe(wrong(at, Failure(Reason.TIMEOUT, "late"), seconds=5.0))
-    assert compute_quantile(ledger.round_trips.encrypt, 0.5) == pytest.approx(0.001)
-    assert compute_quantile(ledger.round_trips.encrypt, 0.98) == pytest.approx(0.001)
-    assert compute_quantile(ledger.round_trips.encrypt, 0.99) == 5.0
-    assert compute_quantile(ledger.round_trips.decrypt, 1.0) == pytest.approx(0.006)
-    assert list(ledger.round_trips.succeeded) == [1] * 98 + [0] * 3
-
-
-def test_a_quantile_is_the_nearest_rank() -> None:
-    assert compute_quantile([], 0.5) is None
-    assert compute_quantile(array("d", [float("nan")]), 0.5) is None
-    hundred = [float(n) for n in range(100, 0, -1)]
-    assert [compute_quantile(hundred, q) for q in (0.0, 0.5, 0.95, 1.0)] == [1.0, 50.0, 95.0, 100.0]
 
 
 def test_a_clock_that_is_set_back_breaks_no_bound(history: History, ledger: TargetHistory) -> None:
@@ -147,17 +102,6 @@ def test_a_copy_does_not_change_with_its_original(history: History, ledger: Targ
     assert [span.count for span in copy.failure_spans] == [1]
 
 
-def test_a_copy_contains_no_round_trip_that_is_older_than_an_hour_by_then(
-    history: History, ledger: TargetHistory
-) -> None:
-    for at in (0, 10):
-        history.add_probe(succeeded(at))
-    assert list(ledger.copy(10.0).round_trips.ended_at) == [0, 10]
-    assert list(ledger.copy(5 + ROUND_TRIP_WINDOW).round_trips.ended_at) == [10]
-    assert [len(column) for column in ledger.copy(11 + ROUND_TRIP_WINDOW).round_trips.columns] == [0, 0, 0, 0]
-    assert list(ledger.round_trips.ended_at) == [0, 10]
-
-
 def test_what_a_reload_took_out_is_forgotten_and_what_it_left_is_kept(history: History, ledger: TargetHistory) -> None:
     history.add_probe(succeeded(1))
     history.add_backend_state(BackendState("backend", None, problems=("refused",)))
@@ -173,42 +117,6 @@ def test_what_a_reload_took_out_is_forgotten_and_what_it_left_is_kept(history: H
     assert list(history.backends) == [("other", None)]
 
 
-def test_what_is_not_configured_leaves_no_trace(history: History) -> None:
-    version = history.version
-    history.add_probe(succeeded(1, target="gone"))
-    history.add_inspection(KeyInspection("backend", "gone", 1.0, None, None, (), None, {}))
-    history.add_backend_state(BackendState("gone", None))
-    history.remove_replica("backend", "10.0.0.9")
-    assert history.version == version
-    assert list(history.targets) == ["ledger-kek"]
-    assert list(history.backends) == [("backend", None)]
-
-
-def test_the_last_snapshot_is_kept(history: History, ledger: TargetHistory) -> None:
-    snapshot = KeyInspection("backend", "ledger-kek", 1.0, None, None, (), None, {})
-    history.add_inspection(snapshot)
-    assert ledger.inspection is snapshot
-    assert ledger.version == history.version
-
-
-def test_a_backend_has_its_state_since_when_and_its_last_failure(history: History) -> None:
-    kms, env = Health(CryptoMode.KMS, ready=True), Health(CryptoMode.ENV, ready=True)
-    for now, state in enumerate(
-        [
-            BackendState("backend", kms),
-            BackendState("backend", None, problems=("health check: refused",)),
-            BackendState("backend", None, problems=("health check: late",)),
-            BackendState("backend", env),
-            BackendState("backend", env, problems=("metrics: HTTP 500",)),
-        ]
-    ):
-        history.clock = lambda now=now: float(now)  # type: ignore[misc]
-        history.add_backend_state(state)
-    (record,) = history.backends.values()
-    assert (record.read_at, record.status_since, record.last_success) == (4, 3, 4)
-    assert record.last_failure == (4, ("metrics: HTTP 500",))
-
-
 def test_replicas_are_distinguished_and_replace_the_backend_without_one(history: History) -> None:
     for replica in ("10.0.0.1", "10.0.0.2"):
         history.add_backend_state(BackendState("backend", None, replica=replica))
@@ -217,14 +125,3 @@ def test_replicas_are_distinguished_and_replace_the_backend_without_one(history:
     assert list(history.backends) == [("backend", "10.0.0.2")]
     history.remove_replica("backend", "10.0.0.2")
     assert list(history.backends) == [("backend", None)]  # it is still configured
-
-
-def test_every_change_has_a_higher_number(history: History, ledger: TargetHistory) -> None:
-    numbers = [history.version]
-    history.add_probe(succeeded(1))
-    numbers.append(ledger.version)
-    history.add_backend_state(BackendState("backend", None))
-    numbers.append(history.backends["backend", None].version)
-    history.remove_replica("backend", None)
-    numbers.append(history.version)
-    assert numbers == sorted(set(numbers))

@@ -86,14 +86,6 @@ async def test_what_an_older_version_encrypted_is_decrypted_at_each_inspection(s
     assert snapshot.problems == ()
 
 
-async def test_a_restart_knows_what_older_versions_encrypted(start: Start, change: Change) -> None:
-    await start().inspect()
-    await change(rotated)
-    snapshot = await start().inspect()
-    assert found(snapshot) == {"1": None}
-    assert (await start().inspect()).encrypt_call is None
-
-
 async def test_a_version_that_was_disabled_is_reported_and_healthy_again_when_it_is_enabled(
     start: Start, change: Change
 ) -> None:
@@ -150,19 +142,6 @@ async def test_a_lost_file_is_reported_and_loses_no_canary(start: Start, change:
     assert found(await start().inspect()) == {"1": None}
 
 
-async def test_a_corrupt_file_at_a_restart_is_reported_and_a_new_one_starts(
-    start: Start, change: Change, tmp_path: Path
-) -> None:
-    await start().inspect()
-    CanaryFile(tmp_path, "ledger-kek", KEY).path.write_bytes(b"\x00")
-    snapshot = await start().inspect()
-    (problem,) = snapshot.problems
-    assert "holds no canaries" in problem
-    await change(rotated)
-    after = await start().inspect()
-    assert (found(after), after.problems) == ({"1": None}, ())
-
-
 async def test_where_encrypt_goes_on_with_the_old_primary_the_new_one_gets_its_canary_as_soon_as_it_is_used(
     emulator: Emulator, start: Start, change: Change
 ) -> None:
@@ -188,26 +167,6 @@ async def test_without_the_right_to_read_the_key_canaries_are_made_and_decrypted
     assert found(await lifecycle.inspect()) == {}
     await change(rotated)
     assert found(await lifecycle.inspect()) == {"1": None}
-
-
-async def test_where_nothing_names_the_present_version_the_last_one_that_was_kept_counts_as_it(
-    emulator: Emulator, start: Start, change: Change
-) -> None:
-    lifecycle = start()
-    await lifecycle.inspect()
-    await change(rotated)
-    await lifecycle.inspect()
-    emulator.faults.add(EmulatorFault(kind="denied", operation="GetCryptoKey"))
-    emulator.faults.add(EmulatorFault(kind="denied", operation="Encrypt"))
-    assert found(await lifecycle.inspect()) == {"1": None}
-
-
-async def test_another_plaintext_is_a_mismatch(emulator: Emulator, start: Start, change: Change) -> None:
-    lifecycle = start()
-    await lifecycle.inspect()
-    await change(rotated)
-    emulator.faults.add(EmulatorFault(kind="wrong_plaintext"))
-    assert found(await lifecycle.inspect()) == {"1": Reason.PLAINTEXT_MISMATCH}
 
 
 async def test_many_canaries_are_decrypted_a_few_at_a_time(

@@ -1,7 +1,6 @@
 """Inspections that meet the unexpected: a wrong AAD is accepted, a defect of keypulse, clocks that jump."""
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Collection
 
 import pytest
@@ -93,35 +92,8 @@ async def test_a_defect_is_a_problem_with_its_trace_in_the_log_and_the_rest_is_r
     assert [(entry["log_level"], entry["exc_info"]) for entry in logged] == [("error", defect)]
 
 
-async def test_a_folder_that_raises_is_a_problem_and_the_key_is_read(key: Broken) -> None:
-    folder = Folder(broken=ZeroDivisionError("defect"))
-    with capture_logs():
-        snapshot = await KeyInspector("backend", "ledger-kek", key, 1, folder.sync).inspect()
-    assert snapshot.problems == ("the canaries cannot be used: internal: ZeroDivisionError('defect')",)
-    assert snapshot.description
-    assert snapshot.wrong_aad_check
-
-
-@pytest.mark.parametrize("defect", [ZeroDivisionError("defect"), asyncio.CancelledError()])
-async def test_a_defect_in_one_canary_is_a_failure_of_its_own(key: Broken, defect: BaseException) -> None:
-    folder = Folder(*(Canary(str(n), b"", b"", bytes(32), 0.0) for n in (2, 3)))
-    key.decrypting = defect
-    with capture_logs():
-        snapshot = await KeyInspector("backend", "ledger-kek", key, 1, folder.sync).inspect()
-    assert [reason(canary) for canary in snapshot.canaries] == [("2", Reason.INTERNAL), ("3", Reason.INTERNAL)]
-
-
 def reason(canary: CanaryResult) -> tuple[str, Reason | None]:
     return canary.version, canary.call.failure.reason if canary.call.failure else None
-
-
-async def test_the_wall_clock_moves_no_duration(key: Broken) -> None:
-    wall, ticks = itertools.count(2_000_000_000.0, -1e9), itertools.count(5.0, 0.25)
-    lifecycle = KeyInspector("backend", "ledger-kek", key, 1, wall_clock=lambda: next(wall), clock=lambda: next(ticks))
-    snapshot = await lifecycle.inspect()
-    assert snapshot.encrypt_call is not None
-    assert snapshot.wrong_aad_check is not None
-    assert (snapshot.encrypt_call.seconds, snapshot.wrong_aad_check.seconds) == (0.25, 0.25)
 
 
 async def test_plaintext_and_aad_are_random_and_what_is_kept_shows_no_plaintext(key: Broken) -> None:

@@ -76,18 +76,6 @@ class Between(GcpKmsKey):
         return replace(await super().describe_key(timeout=timeout), primary_version=self.primary)
 
 
-async def test_without_a_primary_version_all_are_older_and_one_that_encrypted_just_now_has_its_canary(
-    emulator: Emulator, tmp_path: Path
-) -> None:
-    await emulator.store.update_key(KEY, rotated)
-    between = Between(KEY, endpoint=str(emulator.address), insecure=True)
-    start = KeyInspector("backend", "ledger-kek", between, 5, CanaryFile(tmp_path, "ledger-kek", KEY).sync)
-    assert (await start.inspect()).versions_without_canary == ("1",)
-    between.primary = "3"
-    assert (await start.inspect()).versions_without_canary == ("1",)
-    await between.close()
-
-
 async def test_where_the_key_cannot_be_read_or_no_folder_is_configured_nothing_is_reported(
     emulator: Emulator, key: KmsKey, start: Start
 ) -> None:

@@ -71,13 +71,6 @@ def test_a_key_is_shown_whole(metrics: ExporterMetrics) -> None:
     assert read_samples(metrics, "kms_key_permission", "permission") == {ENCRYPT: 1, DECRYPT: 0}
 
 
-def test_versions_are_counted_by_state_and_every_known_state_is_there(metrics: ExporterMetrics) -> None:
-    metrics.add_inspection(WHOLE)
-    counted = {"destroyed": 1, "pending_destruction": 1, "usable": 2}
-    absent = {"decrypt_only": 0, "disabled": 0, "not_ready": 0, "unknown": 0}
-    assert read_samples(metrics, "kms_key_versions", "state") == counted | absent
-
-
 def test_the_primary_version_is_named_and_has_a_number_only_where_the_provider_counts(metrics: ExporterMetrics) -> None:
     metrics.add_inspection(WHOLE)
     assert read_samples(metrics, "kms_key_primary_version_info", "version") == {"3": 1}
@@ -107,25 +100,6 @@ def test_a_round_trip_that_succeeds_after_the_inspection_proves_that_its_calls_w
         assert read_samples(metrics, "kms_key_inspection_problems") == {"": 1 if expected is granted else 2}
 
 
-def test_the_key_and_the_account_are_named_once_the_account_is_known(metrics: ExporterMetrics) -> None:
-    keys = {name: TargetKey("gcp", f"projects/demo/{name}") for name in ("ledger-kek", "other-kek")}
-    metrics.set_keys(keys)
-    assert read_samples(metrics, "kms_target_info") == {}, "before the first inspection it would be another series"
-    metrics.add_inspection(replace(WHOLE, account="exporter@demo.iam.gserviceaccount.com"))
-    for label, value in (("key", "projects/demo/ledger-kek"), ("account", "exporter@demo.iam.gserviceaccount.com")):
-        assert read_samples(metrics, "kms_target_info", label) == {value: 1}
-    versions = [source.version for source in metrics.get_sources()]
-    metrics.set_keys(keys)
-    assert [source.version for source in metrics.get_sources()] == versions, "what is not new is not encoded again"
-
-
-def test_without_a_primary_a_rotation_or_a_destruction_their_gauges_are_absent(metrics: ExporterMetrics) -> None:
-    metrics.add_inspection(WHOLE)
-    restored = tuple(replace(version, destroy_at=None) for version in KEY.versions)
-    metrics.add_inspection(replace(WHOLE, description=KeyDescription(None, None, restored, 2)))
-    assert keys_families(metrics) == {"kms_key_versions", "kms_key_permission", "kms_key_inspection_problems"}
-
-
 def test_of_a_key_that_cannot_be_read_nothing_old_is_shown(metrics: ExporterMetrics) -> None:
     metrics.add_inspection(WHOLE)
     metrics.add_inspection(replace(WHOLE, description=None, problems=("cloudkms.cryptoKeys.get is not granted",)))
@@ -151,23 +125,6 @@ def test_reads_and_canaries_count_as_operations(metrics: ExporterMetrics) -> Non
     counted = {"encrypt": 1, "decrypt": 0, "canary_decrypt": 2}
     assert read_samples(metrics, "kms_operation_duration_seconds_count", "operation") == counted
     assert read_samples(metrics, "kms_operation_duration_seconds_sum", "operation")["canary_decrypt"] == 0.6
-
-
-def test_what_a_snapshot_found_to_be_wrong_counts_as_a_failure_by_its_reason(metrics: ExporterMetrics) -> None:
-    lost = CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DESTROYED, "gone")))
-    accepted = Call(Operation.DECRYPT, 0.1, Failure(Reason.PLAINTEXT_MISMATCH, "a wrong AAD was accepted"))
-    metrics.add_inspection(replace(WHOLE, canaries=(lost,), wrong_aad_check=accepted))
-    failed = {
-        (sample.labels["operation"], sample.labels["reason"]): sample.value
-        for family in metrics.collect()
-        for sample in family.samples
-        if sample.name == "kms_probe_failures_total" and sample.labels["target"] == "ledger-kek"
-    }
-    assert {both for both, count in failed.items() if count} == {
-        ("canary_decrypt", "key_destroyed"),
-        ("decrypt", "plaintext_mismatch"),
-    }
-    assert read_samples(metrics, "kms_probes_total") == {"": 0}
 
 
 def canary(version: str, reason: Reason | None = None) -> CanaryResult:
@@ -206,19 +163,3 @@ def test_a_wrong_aad_counts_as_accepted_only_where_kms_decrypted_with_it(
     assert read_samples(metrics, "kms_wrong_aad_refused") == expected.get(reason, {})
     metrics.add_inspection(WHOLE)
     assert read_samples(metrics, "kms_wrong_aad_refused") == {}
-
-
-def test_what_was_wrong_at_the_last_inspection_is_counted_and_gone_with_it(metrics: ExporterMetrics) -> None:
-    assert read_samples(metrics, "kms_key_inspection_problems") == {}
-    metrics.add_inspection(
-        replace(WHOLE, problems=("the canary file was lost", "cloudkms.cryptoKeys.get is not granted"))
-    )
-    assert read_samples(metrics, "kms_key_inspection_problems") == {"": 2}
-    metrics.add_inspection(WHOLE)
-    assert read_samples(metrics, "kms_key_inspection_problems") == {"": 0}
-
-
-def test_a_snapshot_of_a_target_that_is_gone_is_dropped(metrics: ExporterMetrics) -> None:
-    metrics.configure([("backend", "other-kek")], [])
-    metrics.add_inspection(WHOLE)
-    assert keys_families(metrics) == set()

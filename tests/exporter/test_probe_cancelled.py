@@ -73,19 +73,3 @@ async def test_cancelled_it_ends_as_cancelled_and_leaves_neither_task_nor_channe
     await until(lambda: tasks() <= tasks_before)
     await key.close()
     await until(lambda: sockets() == sockets_before)
-
-
-@pytest.mark.parametrize("work", [probe, inspect])
-async def test_cancelled_before_it_is_connected_it_leaves_nothing_either(
-    work: Callable[[KmsKey], Awaitable[object]],
-) -> None:
-    key = GcpKmsKey(KEY, endpoint="127.0.0.1:1", insecure=True)
-    tasks_before, sockets_before = tasks(), sockets()
-    running = asyncio.ensure_future(work(key))
-    await asyncio.sleep(0)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        async with asyncio.timeout(15):
-            await running
-    await key.close()
-    await until(lambda: tasks() <= tasks_before and sockets() == sockets_before)

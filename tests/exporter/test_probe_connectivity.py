@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
@@ -143,43 +142,3 @@ async def test_where_no_time_is_left_the_network_is_not_blamed_and_the_next_prob
     assert key.given == []
     key._encrypt = 0.0
     assert (await probes.probe()).connectivity == PHASES
-
-
-@pytest.mark.looptime
-async def test_connectivity_that_cannot_be_measured_is_logged_once_a_minute_and_spoils_no_result() -> None:
-    class Defect(Slow):
-        async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:  # noqa: ARG002  the port's
-            raise ZeroDivisionError
-
-    probes = prober(Defect(encrypt=99.0), 5.0)
-    with capture_logs() as logged:
-        results = [await probes.probe() for _ in range(3)]
-    assert [entry["event"] for entry in logged] == ["connectivity measurement failed"]
-    for result in results:
-        assert result.failed_call is not None
-        assert result.failed_call.failure is not None
-        assert (result.failed_call.failure.reason, result.connectivity) == (Reason.TIMEOUT, ())
-
-
-@pytest.mark.looptime
-async def test_a_probe_that_is_cancelled_while_its_connectivity_is_measured_ends_as_cancelled() -> None:
-    key = Slow(encrypt=99.0, connectivity=1e9)
-    task = asyncio.create_task(prober(key, 5.0).probe())
-    await asyncio.sleep(6)
-    assert key.given
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert asyncio.all_tasks() == {asyncio.current_task()}
-
-
-async def test_a_wall_clock_that_jumps_moves_no_duration_and_no_connectivity_measurement(
-    emulator: Emulator, key: Measured
-) -> None:
-    wall = iter([1_700_000_000.0, 1_600_000_000.0, 1_900_000_000.0])
-    probes = Prober("backend", "ledger-kek", key, TIMEOUT, wall_clock=lambda: next(wall))
-    emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
-    results = [await probes.probe() for _ in range(3)]
-    assert [result.ended_at for result in results] == [1_700_000_000.0, 1_600_000_000.0, 1_900_000_000.0]
-    assert all(0 < call.seconds < TIMEOUT for result in results for call in result.calls)
-    assert key.measured == 1

@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as text
 
 from ops.kms_emulator.faults import EmulatorFault
@@ -45,17 +44,6 @@ async def test_a_successful_probe_is_reported_in_metrics_of_its_own(page: Probed
         "probe_key_version",
         "probe_timestamp_seconds",
     }
-
-
-async def test_openmetrics_is_given_where_it_is_requested(page: Probed) -> None:
-    answer = await page.get("?target=ledger-kek", {"Accept": "application/openmetrics-text; version=1.0.0"})
-    assert answer.headers["content-type"].startswith("application/openmetrics-text")
-    assert "probe_success" in {family.name for family in openmetrics(answer.body)}  # type: ignore[no-untyped-call]
-
-
-async def test_an_accept_header_that_nobody_understands_gets_text(page: Probed) -> None:
-    answer = await page.get("?target=ledger-kek", {"Accept": "application/openmetrics-text; version=one.two"})
-    assert samples(answer.body)[("probe_success",)] == 1
 
 
 @pytest.mark.parametrize(
@@ -143,13 +131,6 @@ async def test_a_hundred_scrapes_at_once_are_one_probe(page: Probed) -> None:
     answers = await asyncio.gather(*(page.get("?target=ledger-kek") for _ in range(100)))
     assert len({answer.body for answer in answers}) == 1
     assert len(page.observed) == 1
-
-
-async def test_a_scrape_just_after_another_gets_the_same_probe() -> None:
-    async with probed(min_interval=3600) as page:
-        first = await page.get("?target=ledger-kek")
-        assert (await page.get("?target=ledger-kek")).body == first.body
-        assert len(page.observed) == 1
 
 
 async def test_a_scraper_that_hangs_up_ends_nothing_for_the_others(page: Probed) -> None:

@@ -105,12 +105,6 @@ async def test_what_a_service_says_moves_no_terminal_and_forges_no_line() -> Non
     assert "probe_success 0.0" in body
 
 
-async def test_only_debug_true_asks_for_the_steps() -> None:
-    async with probed() as page:
-        for value in ("", "1", "false", "TRUE"):
-            assert (await page.get(f"?target=ledger-kek&debug={value}")).body.startswith("# HELP")
-
-
 async def test_the_steps_need_the_admin_token_and_the_metrics_do_not(token: TokenFile) -> None:
     async with probed(token) as page:
         refused = await page.get(STEPS)
@@ -137,9 +131,3 @@ async def test_another_web_page_makes_a_browser_probe_nothing(headers: dict[str,
     async with probed() as page:
         assert (await page.get(query, headers)).status == 403
         assert page.observed == []
-
-
-@pytest.mark.parametrize("host", ["localhost:9911", "127.0.0.1:9911", "[::1]:9911"])
-async def test_a_person_on_this_machine_types_its_address(host: str) -> None:
-    async with probed() as page:
-        assert (await page.get(STEPS, {"Host": host, "Sec-Fetch-Site": "none"})).status == 200

@@ -69,14 +69,6 @@ async def test_what_only_memory_contains_goes_into_the_folder_that_a_reload_brin
     assert read_canaries(tmp_path) == ["1", "2"]
 
 
-async def test_a_reload_without_a_folder_forgets_nothing(emulator: Emulator, until: Until, tmp_path: Path) -> None:
-    record = Results()
-    await reloaded(record, until, with_canary_dir(emulator, tmp_path / "missing"))
-    await rotated(emulator, 2)
-    assert versions(await reloaded(record, until, with_canary_dir(emulator, None))) == []
-    assert versions(await reloaded(record, until, with_canary_dir(emulator, tmp_path))) == ["1"]
-
-
 async def test_what_a_person_took_out_of_the_file_stays_out_over_a_reload(
     emulator: Emulator, until: Until, tmp_path: Path
 ) -> None:
@@ -87,14 +79,6 @@ async def test_what_a_person_took_out_of_the_file_stays_out_over_a_reload(
     take_out_the_first(tmp_path)
     assert versions(await reloaded(record, until, with_canary_dir(emulator, tmp_path))) == []
     assert read_canaries(tmp_path) == ["2"]
-
-
-async def test_the_canaries_of_a_target_that_is_gone_are_gone(emulator: Emulator, until: Until, tmp_path: Path) -> None:
-    record, missing = Results(), tmp_path / "missing"
-    await reloaded(record, until, with_canary_dir(emulator, missing))
-    await rotated(emulator, 2)
-    await reloaded(record, until, target(emulator, "other-kek"))
-    assert versions(await reloaded(record, until, with_canary_dir(emulator, missing))) == []
 
 
 async def test_a_reload_that_fails_forgets_nothing(emulator: Emulator, until: Until, tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 from structlog.testing import capture_logs
 
 from services.exporter.model import (
@@ -70,14 +68,6 @@ def test_an_internal_failure_is_reported_once_with_its_trace_until_it_changes() 
     assert [line["exc_info"] for line in logs] == [first, second]
 
 
-def test_one_target_does_not_speak_for_another() -> None:
-    changes = ChangeLog()
-    with capture_logs() as logs:
-        for target in ("a", "b", "a"):
-            changes.log_probe(result(Failure(Reason.TIMEOUT, "no answer"), target=target))
-    assert [line["target"] for line in logs] == ["a", "b"]
-
-
 def test_a_backend_is_reported_when_it_goes_and_when_it_is_back() -> None:
     changes = ChangeLog()
     with capture_logs() as logs:
@@ -89,15 +79,6 @@ def test_a_backend_is_reported_when_it_goes_and_when_it_is_back() -> None:
         ("backend can be read again", True),
     ]
     assert logs[0]["error"] == "health check: refused"
-
-
-def test_replicas_are_distinguished_and_one_that_is_gone_is_forgotten() -> None:
-    changes = ChangeLog()
-    a, b = replace(DOWN, replica="127.0.0.1"), replace(UP, replica="127.0.0.2")
-    with capture_logs() as logs:
-        for states in ([a, b], [a, b], [b], [a, b]):
-            changes.log_backend(states)
-    assert [(line["event"], line["replica"]) for line in logs] == [("backend is down", "127.0.0.1")] * 2
 
 
 def build_inspection(*problems: str, canary: Failure | None = None, wrong_aad: Failure | None = None) -> KeyInspection:
@@ -130,14 +111,3 @@ def test_a_key_inspection_is_reported_when_it_finds_something_else() -> None:
         None,
     ]
     assert logs[-1]["event"] == "key inspection finds no problems any more"
-
-
-def test_what_is_no_longer_watched_is_forgotten() -> None:
-    changes = ChangeLog()
-    with capture_logs() as logs:
-        for _ in range(2):
-            changes.log_probe(result(Failure(Reason.TIMEOUT, "no answer")))
-            changes.log_inspection(build_inspection("the key cannot be read: timeout: no answer"))
-            changes.log_backend([DOWN])
-            changes.configure([], [])
-    assert len(logs) == 6

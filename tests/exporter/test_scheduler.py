@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from structlog.testing import capture_logs
 
-from services.exporter.scheduler import JITTER_FRACTION, START_SPACING, NextRun, ScheduledJob, run_schedule
+from services.exporter.scheduler import JITTER_FRACTION, NextRun, ScheduledJob, run_schedule
 
 pytestmark = pytest.mark.looptime
 
@@ -66,14 +66,6 @@ async def test_the_first_runs_of_a_thousand_jobs_are_spread_over_one_interval() 
     assert max(gaps) == pytest.approx(0.03, abs=0.002)
 
 
-async def test_the_first_runs_of_a_few_jobs_come_at_once() -> None:
-    diaries = [Diary() for _ in range(5)]
-    begin = now()
-    await run_for(1, *(diary.run for diary in diaries), interval=3600)
-    for n, diary in enumerate(diaries):
-        assert [at - begin for at in diary.begun] == pytest.approx([n * START_SPACING], abs=0.001)
-
-
 async def test_no_more_jobs_run_at_once_than_allowed() -> None:
     running = most = 0
 
@@ -102,22 +94,6 @@ async def test_a_job_slower_than_its_interval_never_overlaps_itself_and_runs_aga
     assert min(pauses) >= 0
     assert max(pauses) <= JITTER_FRACTION * 10
     assert len(diary.begun) >= 1000 / (12 + JITTER_FRACTION * 10)
-
-
-async def test_runs_missed_during_one_long_run_are_left_out() -> None:
-    begun: list[float] = []
-
-    async def run() -> NextRun:
-        begun.append(now())
-        if len(begun) == 1:
-            await asyncio.sleep(95)
-        return NextRun.ON_GRID
-
-    begin = now()
-    await run_for(131, run, interval=10)
-    after = [at - begin for at in begun[1:]]
-    assert after[0] == pytest.approx(95, abs=1)
-    assert len(after) == 5  # the one that was late, then 100, 110, 120, 130
 
 
 async def test_a_job_that_raises_goes_on_and_harms_no_other() -> None:
@@ -179,7 +155,3 @@ async def test_cancelled_in_the_middle_of_its_jobs_it_leaves_no_task_behind() ->
         await task
     assert asyncio.all_tasks() == before
     assert not any(diary.ended for diary in diaries)
-
-
-async def test_without_jobs_there_is_nothing_to_wait_for() -> None:
-    await run_schedule([], interval=10, concurrency=1, random=RANDOM)

@@ -41,20 +41,9 @@ async def test_its_pause_doubles_up_to_a_minute() -> None:
     assert pauses(begun)[:6] == pytest.approx([10, 20, 40, 60, 60, 60], abs=0.01)
 
 
-@pytest.mark.parametrize("interval", [1, 7, 30, 45, 60])
-async def test_no_pause_is_over_a_minute_whatever_the_interval(interval: float) -> None:
-    begun = await begins(3600, interval, lambda _: NextRun.BACK_OFF)
-    assert max(pauses(begun)) == pytest.approx(60, abs=0.01)
-
-
 async def test_an_interval_over_a_minute_is_no_further_stretched() -> None:
     begun = await begins(3600, 120, lambda _: NextRun.BACK_OFF)
     assert pauses(begun) == pytest.approx([120] * 29, abs=0.01)
-
-
-async def test_a_slow_run_does_not_eat_the_pause() -> None:
-    begun = await begins(600, 10, lambda _: NextRun.BACK_OFF, duration=50)
-    assert pauses(begun)[:3] == pytest.approx([50 + 20, 50 + 40, 50 + 60], abs=0.01)
 
 
 async def test_the_first_run_that_asks_no_longer_brings_it_back_to_its_grid() -> None:
@@ -67,9 +56,3 @@ async def test_the_first_run_that_asks_no_longer_brings_it_back_to_its_grid() ->
     late = [at % 7 for at in back]
     assert max(late) <= JITTER_FRACTION * 7 + 0.01
     assert all(gap == pytest.approx(7, abs=JITTER_FRACTION * 7 + 0.01) for gap in pauses(back))
-
-
-async def test_after_it_was_back_it_slows_down_from_the_start() -> None:
-    begun = await begins(300, 7, lambda n: NextRun.ON_GRID if n in {0, 3} else NextRun.BACK_OFF)
-    assert pauses(begun)[1:3] == pytest.approx([14, 28], abs=0.01)
-    assert pauses(begun)[4:6] == pytest.approx([14, 28], abs=0.01)

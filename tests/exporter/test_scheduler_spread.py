@@ -38,14 +38,6 @@ async def begins(jobs: int, seconds: float, *, interval: float, spacing: float) 
     return begun
 
 
-async def test_a_spacing_applies_between_the_first_runs_however_long_the_interval() -> None:
-    assert await begins(5, 59, interval=900, spacing=0.9) == pytest.approx([0, 0.9, 1.8, 2.7, 3.6], abs=0.001)
-
-
-async def test_a_spacing_that_would_not_fit_into_the_interval_is_shortened() -> None:
-    assert await begins(5, 9.9, interval=10, spacing=5) == pytest.approx([0, 2, 4, 6, 8], abs=0.001)
-
-
 async def test_a_thousand_keys_are_never_read_more_often_in_any_minute_than_the_quota_grants() -> None:
     begun = await begins(1000, 4 * 900, interval=900, spacing=0.9)
     most = max(bisect_left(begun, at + 60) - n for n, at in enumerate(begun))

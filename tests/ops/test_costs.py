@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from services.exporter.config import ProbeSettings
+from services.exporter.backends.settings import ProbeSettings
 from services.exporter.jobs import MIN_INTERVAL
 from tests.ops.rules import ROOT
 

@@ -40,7 +40,8 @@ from services.exporter.model import BackendState, Health, Samples
 from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRIC_LABELS
 from shared.config.file_checks import FileCheckError
 from shared.config.secret_file import FileStamp, PasswordFile, SecretFile, SecretUnreadableError
-from shared.net.egress import Connector, Egress, EgressError, resolve
+from shared.net.egress import Egress, EgressError, resolve
+from shared.net.http_connector import Connector
 from shared.process.concurrency import run_in_thread_if_large
 
 

@@ -1,4 +1,4 @@
-"""The settings of a backend: where its documents are, what they say in which words, and how a request is let in.
+"""The settings of reads: how often, where a backend's documents are and in which words, and how a request is let in.
 
 `authorization`, `basic_auth` and `tls_config` are as in Prometheus's http_config:
 https://prometheus.io/docs/prometheus/latest/configuration/configuration/#http_config
@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from services.exporter.backends.documents import OWN_NAMES, HealthSetting
 from shared.config.file_checks import FileCheck, FileCheckError, check_readable
-from shared.config.settings import FilePath, HttpUrl, PasswordPath, SecretPath, Section
+from shared.config.settings import Duration, FilePath, HttpUrl, PasswordPath, SecretPath, Section
 from shared.net.egress import DIRECT, EgressSettings
 
 Name = Annotated[str, Field(min_length=1)]
@@ -145,6 +145,32 @@ def load_tls_context(settings: TlsConfig) -> ssl.SSLContext | None:
 def _check_tls_files(settings: TlsConfig) -> Iterable[Path]:
     load_tls_context(settings)
     return [settings.key_file] if settings.key_file else []
+
+
+class ProbeSettings(Section):
+    """Interval and limits, of probes and of backend reads alike."""
+
+    interval: Duration = 30.0
+    timeout: Duration = 5.0
+    """Of each call. While an endpoint stalls, a cycle takes its targets * timeout / concurrency, if over `interval`."""
+    concurrency: int = Field(16, ge=1)
+    """How many probes of one endpoint run at once; its key inspections and the backend reads may have as many."""
+    min_interval: Duration = 5.0
+    """`GET /probe` that comes sooner after the last probe of its target is answered with that one."""
+
+    @model_validator(mode="after")
+    def _check_timeout(self) -> Self:
+        if self.timeout > self.interval:
+            raise ValueError(f"expected a timeout ({self.timeout:g}s) of at most the interval ({self.interval:g}s)")
+        return self
+
+    @property
+    def success_max_age(self) -> float:
+        """Seconds after which a round trip no longer counts as a success: two intervals.
+
+        Longer where a punctual round trip may take longer: the interval with its jitter, and two calls.
+        """
+        return max(2 * self.interval, 1.1 * self.interval + 2 * self.timeout)
 
 
 class Backend(EgressSettings):

@@ -11,13 +11,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from heapq import nlargest
 from pathlib import Path
 from secrets import token_hex
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from jinja2 import Template
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -48,6 +48,9 @@ from shared.config.server_settings import Role
 from shared.http.access import ProtectedRoute, RouteRequirements
 from shared.http.json_api import build_error_response, check_names, format_json_time
 from shared.web.pages import SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MAX_FAILURES: Final = 200
 """Failures in one answer; the newest."""
@@ -129,30 +132,8 @@ class BoardPages:
         self._clock = clock
         self._process_id = token_hex(8)  # version numbers of an earlier process's history have no meaning in this one
         self._files = StaticFiles(SHARED_ASSETS, _ASSET_FOLDER)
-        self._templates = create_templates(
-            [_ASSET_FOLDER],
-            {"quantile": compute_quantile},
-            {
-                "runbook_url": runbook_url,
-                "page_links": page_links,
-                "RUNBOOK_FILE": findings.RUNBOOK_FILE,
-                "HealthStatus": HealthStatus,
-                "STATUS_LABELS": STATUS_LABELS,
-                "MAX_LISTED_VERSIONS": MAX_LISTED_VERSIONS,
-                "MAX_FAILURE_SPANS": MAX_FAILURE_SPANS,
-                "latency_plot": latency_plot,
-                "get_protection_level": get_protection_level,
-                "sort_versions": sort_versions,
-                "get_version_label": get_version_label,
-                "label_versions": label_versions,
-                "sort_canaries": sort_canaries,
-                "format_data_keys": format_data_keys,
-                "get_last_rotation_time": get_last_rotation_time,
-                "format_versions": findings.format_versions,
-                "describe_connectivity": findings.describe_connectivity,
-                "advise_on_failure": findings.advise_on_failure,
-            },
-        )
+        self._runbook_url = runbook_url
+        self._page_links = page_links
 
     def build_routes(self) -> list[ProtectedRoute]:
         """The page at `/` and what it needs."""
@@ -194,7 +175,7 @@ class BoardPages:
 
     async def show_missing(self, _request: Request, what: str = "There is no such page.") -> Response:
         """A page that leads back to the board."""
-        page = await run_in_threadpool(self._get_template("missing.html.j2").render, what=what)
+        page = await run_in_threadpool(self._templates.get_template("missing.html.j2").render, what=what)
         return HTMLResponse(page, status_code=404)
 
     def _list_latest_failures(self) -> list[tuple[TargetHistory, FailureSpan]]:
@@ -204,16 +185,43 @@ class BoardPages:
         return [(record, replace(span)) for record, span in latest]
 
     def _render_history(self, card: Card | None, rows: Sequence[tuple[TargetHistory, FailureSpan]]) -> str:
-        return self._get_template("history.html.j2").render(card=card, rows=rows, now=self._clock())
+        return self._templates.get_template("history.html.j2").render(card=card, rows=rows, now=self._clock())
 
-    def _get_template(self, name: str) -> Template:
-        return self._templates.get_template(name)
+    @cached_property
+    def _templates(self) -> "Environment":
+        """At the first page: until somebody looks, nothing of it is in memory."""
+        return create_templates(
+            [_ASSET_FOLDER],
+            {"quantile": compute_quantile},
+            {
+                "runbook_url": self._runbook_url,
+                "page_links": self._page_links,
+                "RUNBOOK_FILE": findings.RUNBOOK_FILE,
+                "HealthStatus": HealthStatus,
+                "STATUS_LABELS": STATUS_LABELS,
+                "MAX_LISTED_VERSIONS": MAX_LISTED_VERSIONS,
+                "MAX_FAILURE_SPANS": MAX_FAILURE_SPANS,
+                "latency_plot": latency_plot,
+                "get_protection_level": get_protection_level,
+                "sort_versions": sort_versions,
+                "get_version_label": get_version_label,
+                "label_versions": label_versions,
+                "sort_canaries": sort_canaries,
+                "format_data_keys": format_data_keys,
+                "get_last_rotation_time": get_last_rotation_time,
+                "format_versions": findings.format_versions,
+                "describe_connectivity": findings.describe_connectivity,
+                "advise_on_failure": findings.advise_on_failure,
+            },
+        )
 
     def _render_board(self, board: Board, query: BoardQuery) -> str:
-        return self._get_template("board.html.j2").render(board=board, query=query, cursor=self._format_cursor(board))
+        return self._templates.get_template("board.html.j2").render(
+            board=board, query=query, cursor=self._format_cursor(board)
+        )
 
     def _render_changes(self, board: Board, query: BoardQuery) -> dict[str, object]:
-        parts: Any = self._get_template("parts.html.j2").module  # its macros
+        parts: Any = self._templates.get_template("parts.html.j2").module  # its macros
         return {
             "cursor": self._format_cursor(board),
             "overall": str(parts.overall(board)),

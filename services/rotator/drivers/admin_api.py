@@ -35,7 +35,8 @@ from shared.keyring.administration import (
     VerificationResult,
 )
 from shared.kms.settings import ProviderSettings
-from shared.net.egress import Connector, Egress, EgressError, EgressSettings
+from shared.net.egress import Egress, EgressError, EgressSettings
+from shared.net.http_connector import Connector
 
 _MAX_VALUES: Final = 200_000
 """In a response, at most: a page has about ten thousand, and parsing takes hundreds of bytes for each."""

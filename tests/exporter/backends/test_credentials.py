@@ -116,15 +116,6 @@ async def test_a_secret_that_is_gone_means_down_with_a_sentence_and_nothing_is_s
     assert received == []
 
 
-async def test_a_secret_that_no_header_can_hold_is_a_sentence_without_it(parser: Executor, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("hunter2\x00hunter2\n")
-    settings = {"authorization": {"credentials_file": str(tmp_path / "secret")}}
-    async with serving(answer) as url, reading(url, parser, settings) as reader:
-        state = await reader.read()
-    assert state.problems[0].endswith(f"{tmp_path}/secret: expected text without control characters")
-    assert "hunter2" not in repr(state)
-
-
 async def test_a_secret_is_in_no_problem_and_follows_no_redirect(parser: Executor, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("hunter2-hunter2\n")
     sent: list[web.BaseRequest] = []
@@ -175,14 +166,6 @@ async def test_a_backend_of_a_private_authority_is_read_with_a_client_certificat
         state = await reader.read()
     expected = f"health check: tls_config: cert_file {tmp_path}/client.pem and key_file {tmp_path}/client.key: expected"
     assert state.problems[0].startswith(expected)
-
-
-async def test_without_its_authority_a_backend_is_down(parser: Executor, authority: Authority) -> None:
-    context = server_context(authority, *LOCALHOST)
-    async with serving(answer, context) as url, reading(url, parser, {}) as reader:
-        state = await reader.read()
-    assert state.health is None
-    assert "certificate verify failed" in state.problems[0]
 
 
 async def test_a_certificate_with_another_name_is_trusted_by_server_name(

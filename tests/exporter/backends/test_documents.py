@@ -12,34 +12,10 @@ from services.exporter.backends.documents import UnreadableError, parse_health, 
 from services.exporter.model import Samples
 
 ERRORS = "crypto_decryption_errors_total"
-INIT = "crypto_init_timestamp_seconds"
 
 
 def test_somebody_elses_broken_line_costs_nothing() -> None:
     assert parse_metrics(b"other_total{ what\ncrypto_decryption_errors_total 3\n") == {ERRORS: {(): 3}}
-
-
-def test_a_longer_name_that_starts_alike_is_another_family() -> None:
-    assert parse_metrics(b"crypto_decryption_errors_total_by_month 3\n") == {}
-
-
-def test_a_broken_line_of_a_longer_name_that_starts_alike_costs_nothing() -> None:
-    body = b"crypto_decryption_errors_total_by_month{bad 1\ncrypto_decryption_errors_total 3\n"
-    assert parse_metrics(body) == {ERRORS: {(): 3}}
-
-
-def test_indented_samples_are_read() -> None:
-    body = b'  crypto_decryption_errors_total{why="tag"} 3\n\tcrypto_init_timestamp_seconds\t100\n'
-    assert parse_metrics(body) == {ERRORS: {(): 3}, INIT: {(): 100}}
-
-
-def test_labels_of_the_backends_own_are_added_up() -> None:
-    body = b"""crypto_decryption_errors_total{why="tag"} 3
-crypto_decryption_errors_total{why="key"} 4
-crypto_init_timestamp_seconds{pid="1"} 100
-crypto_init_timestamp_seconds{pid="2"} 200
-"""
-    assert parse_metrics(body) == {ERRORS: {(): 7}, INIT: {(): 200}}
 
 
 @pytest.mark.parametrize("parse", [parse_metrics, parse_openmetrics])
@@ -118,11 +94,6 @@ def test_the_most_metrics_that_fit_into_the_limits_are_parsed_in_bounded_time(
 def test_the_longest_health_document_is_parsed_in_bounded_time(begin: bytes, filling: bytes, end: bytes) -> None:
     space = reader.MAX_HEALTH_BYTES - len(begin) - len(end)
     bounded(parse_health, begin + filling * (space // len(filling)) + end)
-
-
-def test_of_a_key_that_comes_twice_the_last_one_counts_as_for_every_json_parser() -> None:
-    health = parse_health(b'{"crypto_mode":"kms","crypto_ready":true,"crypto_mode":"env"}')
-    assert (health.mode, health.ready) == ("env", True)
 
 
 @pytest.mark.parametrize(

@@ -37,16 +37,6 @@ def test_each_value_of_env_is_env(value: object) -> None:
     assert read(NESTED, crypto(value)) == Health(CryptoMode.ENV, ready=True)
 
 
-@pytest.mark.parametrize("ready", [True, "true", "True", " TRUE", 1, 1.0, "1"])
-def test_true_is_true_in_every_form(ready: object) -> None:
-    assert read(NESTED, crypto("kms", ready)).ready is True
-
-
-@pytest.mark.parametrize("ready", [False, "false", "FALSE", 0, 0.0, "0"])
-def test_false_is_false_in_every_form(ready: object) -> None:
-    assert read(NESTED, crypto("kms", ready), 503).ready is False
-
-
 @pytest.mark.parametrize("ready", ["yes", "", 2, -1, None, [True], "UP"])
 def test_what_is_neither_true_nor_false_cannot_be_read(ready: object) -> None:
     with pytest.raises(UnreadableError, match=r"^/crypto/ready: expected "):
@@ -63,19 +53,6 @@ def test_only_the_configured_values_of_readiness_are_ready(value: object, ready:
         read(mapping, {"status": None})
 
 
-@pytest.mark.parametrize(
-    ("setting", "found"),
-    [
-        (NESTED, '/crypto/mode = "hsm", /crypto/ready = true'),
-        ({"mode": "/crypto/mode", "ready": None}, '/crypto/mode = "hsm", HTTP 200'),
-        ({"mode": None, "ready": "/crypto/ready"}, "/crypto/ready = true"),
-        ("status", "HTTP 200"),
-    ],
-)
-def test_what_was_found_is_there_for_a_person(setting: object, found: str) -> None:
-    assert read(setting, crypto("hsm")).found == found
-
-
 @pytest.mark.parametrize("value", ["env", "hunter2", "", 2])
 def test_an_unknown_value_is_no_mode_and_the_rest_counts(value: object) -> None:
     health = read(NESTED, crypto(value, "false"))
@@ -89,24 +66,9 @@ def test_a_document_without_its_mode_cannot_be_read(document: object) -> None:
         read(NESTED, document)
 
 
-def test_without_values_the_texts_are_those_of_the_contract() -> None:
-    paths = {"mode": "/mode"}
-    assert read(paths, {"mode": "Kms", "crypto_ready": True}) == Health(CryptoMode.KMS, ready=True)
-    assert read(paths, {"mode": "ENV", "crypto_ready": True}) == Health(CryptoMode.ENV, ready=True)
-    assert read(paths, {"mode": "hsm", "crypto_ready": True}).mode is None
-
-
 @pytest.mark.parametrize(("status", "ready"), [(200, True), (204, True), (299, True), (500, False), (503, False)])
 def test_where_only_the_status_code_counts_there_is_no_mode_and_no_document(status: int, ready: bool) -> None:
     assert read("status", b"\xff", status) == Health(None, ready)
-
-
-def test_a_mode_beside_the_status_code() -> None:
-    assert read({"mode": "/m", "ready": None}, {"m": "env"}, 503) == Health(CryptoMode.ENV, ready=False)
-
-
-def test_a_readiness_without_a_mode() -> None:
-    assert read({"mode": None, "ready": "/up"}, {"up": 1}, 503) == Health(None, ready=True)
 
 
 @pytest.mark.parametrize(

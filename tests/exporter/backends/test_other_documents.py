@@ -68,15 +68,6 @@ async def test_a_mode_that_is_unknown_is_a_problem_and_the_rest_is_read(
     assert state.decryption_errors == 3
 
 
-@pytest.mark.parametrize(("status", "ready"), [(200, True), (204, True), (500, False), (503, False)])
-async def test_only_the_status_code_counts_where_that_is_set(
-    read: Callable[..., Awaitable[BackendState]], status: int, ready: bool
-) -> None:
-    body = b"" if status == 204 else b'{"crypto_mode": "env"}'
-    state = await read(answering(body, status), STATUS)
-    assert (state.health, state.problems) == (Health(None, ready), ())
-
-
 async def test_where_only_the_status_code_counts_no_body_is_read(reader: Reader, backend: Backend) -> None:
     async def endless(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -138,8 +129,3 @@ async def test_metrics_are_read_by_the_backend_s_names_and_kept_by_ours(
     assert state.problems == ()
     assert (state.decryption_errors, state.init_timestamp) == (7, 100)
     assert state.keyring == {"kms_data_keys": {("7", "active"): 2}, "kms_local_key_missing": {(): 1}}
-
-
-async def test_a_problem_of_metrics_has_the_backend_s_name(read: Callable[..., Awaitable[BackendState]]) -> None:
-    state = await read(answering(metrics=b"vault_decrypt_failures_total -1\n"), MAPPED, NAMES)
-    assert state.problems == ("metrics: vault_decrypt_failures_total: expected a number of at least 0",)

@@ -46,12 +46,6 @@ async def test_a_503_with_a_document_is_an_answer(read: Read) -> None:
     assert state.health == Health(CryptoMode.ENV, ready=False)
 
 
-async def test_unknown_fields_are_fine(read: Read) -> None:
-    state = await read(serving({**HEALTHY, "status": 7, "extra": {"deep": [1, None]}}))
-    assert state.health == Health(CryptoMode.KMS, ready=True)
-    assert state.problems == ()
-
-
 @pytest.mark.parametrize(
     ("document", "problem"),
     [
@@ -90,11 +84,6 @@ async def test_any_other_status_means_down(read: Read, status: int) -> None:
     assert state.problems == (f"health check: answered with HTTP {status}",)
 
 
-async def test_without_a_metrics_url_only_health_is_asked(read: Read) -> None:
-    state = await read(serving(), metrics=False)
-    assert state == BackendState("backend", Health(CryptoMode.KMS, ready=True))
-
-
 @pytest.mark.parametrize(
     "metrics",
     [
@@ -114,9 +103,3 @@ async def test_broken_metrics_cost_no_more_than_what_only_they_say(read: Read, m
     assert (state.init_timestamp, state.decryption_errors) == (None, None)
     (problem,) = state.problems
     assert problem.startswith("metrics: ")
-
-
-async def test_metrics_that_answer_500_are_a_problem(read: Read) -> None:
-    state = await read(serving(metrics_status=500))
-    assert state.decryption_errors is None
-    assert state.problems == ("metrics: answered with HTTP 500",)

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from services.exporter.backends.reader import MAX_ADDRESSES, ReplicaReader, resolve_addresses
+from services.exporter.backends.reader import MAX_ADDRESSES, ReplicaReader
 from services.exporter.model import BackendState, Health
 from shared.backend_contract import CryptoMode
 
@@ -42,24 +42,6 @@ def replicas(dns: Dns, read_one: Callable[[str], Awaitable[BackendState]] = heal
 
 def addresses(states: tuple[BackendState, ...]) -> list[str | None]:
     return [state.replica for state in states]
-
-
-async def test_each_address_is_read_and_shown_in_a_fixed_order() -> None:
-    dns = Dns("fd00::2", "10.0.0.10", "10.0.0.9")
-    states = await replicas(dns).read()
-    assert dns.requests == ["backend.test"]
-    assert addresses(states) == ["10.0.0.9", "10.0.0.10", "fd00::2"]
-    assert {(state.service, state.health, state.problems) for state in states} == {("backend", HEALTH, ())}
-
-
-async def test_an_address_that_dns_names_no_more_is_not_read_again() -> None:
-    dns = Dns("10.0.0.1", "10.0.0.2")
-    watched = replicas(dns)
-    await watched.read()
-    dns.answer = {"10.0.0.2", "10.0.0.3"}
-    assert addresses(await watched.read()) == ["10.0.0.2", "10.0.0.3"]
-    dns.answer = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-    assert addresses(await watched.read()) == ["10.0.0.2", "10.0.0.3"]
 
 
 async def test_where_no_address_was_ever_known_the_service_is_down_and_says_why() -> None:
@@ -103,17 +85,6 @@ async def test_while_dns_fails_the_last_addresses_are_read_for_5_minutes(
     assert "last addresses" not in state.problems[0]
     dns.answer = {"10.0.0.2"}
     assert await watched.read() == (BackendState("backend", HEALTH, replica="10.0.0.2"),)
-
-
-@pytest.mark.looptime
-async def test_each_answer_of_dns_starts_the_5_minutes_again() -> None:
-    dns = Dns("10.0.0.1")
-    watched = replicas(dns)
-    for _ in range(3):
-        await watched.read()
-        await asyncio.sleep(200)
-    dns.answer = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-    assert addresses(await watched.read()) == ["10.0.0.1"]
 
 
 async def test_what_is_wrong_with_dns_is_reported_once_before_what_the_first_replica_says() -> None:
@@ -172,36 +143,6 @@ async def test_a_thousand_replicas_are_read_100_at_a_time() -> None:
 
     states = await replicas(Dns(*(str(ip_address("10.0.0.0") + n) for n in range(1000))), read_one).read()
     assert (len(states), most, asyncio.get_running_loop().time()) == (1000, 100, 50)
-
-
-@pytest.mark.looptime
-@pytest.mark.parametrize("hangs", ["DNS", "a replica"])
-async def test_a_read_that_is_cancelled_leaves_nothing_running(hangs: str) -> None:
-    ended = []
-
-    async def read_one(address: str) -> BackendState:
-        try:
-            await asyncio.sleep(3600)
-        finally:
-            ended.append(address)
-        return await healthy_state(address)
-
-    dns = Dns("10.0.0.1", "10.0.0.2")
-    if hangs == "DNS":
-        dns.answer = None
-    task = asyncio.create_task(replicas(dns, read_one).read())
-    await asyncio.sleep(1)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert asyncio.all_tasks() == {asyncio.current_task()}
-    assert sorted(ended) == ([] if hangs == "DNS" else ["10.0.0.1", "10.0.0.2"])
-
-
-async def test_this_machines_own_resolver_knows_localhost_and_takes_an_address_for_itself() -> None:
-    assert await resolve_addresses("127.0.0.1") == {"127.0.0.1"}
-    assert await resolve_addresses("::1") == {"::1"}
-    assert {"127.0.0.1", "::1"} >= await resolve_addresses("localhost") != set()
 
 
 async def test_what_is_no_host_name_is_a_problem_of_its_service() -> None:

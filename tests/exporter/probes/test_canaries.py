@@ -33,39 +33,11 @@ def versions(canaries: tuple[Canary, ...]) -> list[str]:
     return [one.version for one in canaries]
 
 
-async def test_what_is_kept_is_there_after_a_restart(tmp_path: Path) -> None:
-    file = canary_file(tmp_path)
-    await file.sync(canary(1))
-    assert await file.sync(canary(2)) == ((canary(1), canary(2)), ())
-    assert await canary_file(tmp_path).sync() == ((canary(1), canary(2)), ())
-
-
 async def test_the_file_is_for_its_owner_alone_and_nothing_else_is_left_in_the_folder(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
     await file.sync(canary(1))
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
     assert names(tmp_path) == [file.path.name]
-
-
-async def test_where_nothing_is_kept_yet_nothing_is_written(tmp_path: Path) -> None:
-    assert await canary_file(tmp_path).sync() == ((), ())
-    assert names(tmp_path) == []
-
-
-async def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
-    file = canary_file(tmp_path)
-    await file.sync(canary(1))
-    before = file.path.stat().st_ino
-    await file.sync(canary(1))
-    assert file.path.stat().st_ino == before
-
-
-async def test_the_first_canary_of_a_version_stays(tmp_path: Path) -> None:
-    file = canary_file(tmp_path)
-    await file.sync(canary(1))
-    other = Canary("1", b"", b"other", bytes(32), 0.0)
-    assert (await file.sync(other))[0] == (canary(1),)
-    assert (await canary_file(tmp_path).sync(other))[0] == (canary(1),)
 
 
 async def test_what_is_forgotten_is_gone_from_memory_and_disk(tmp_path: Path) -> None:
@@ -102,13 +74,6 @@ async def test_exporters_that_share_a_folder_add_to_each_other(tmp_path: Path) -
     await one.sync(canary(1))
     await other.sync(canary(2))
     assert versions((await one.sync(canary(3)))[0]) == ["1", "2", "3"]
-
-
-@pytest.mark.parametrize("target", ["../../etc/passwd", "a" * 1000, "läger/ä", "\ud800", "x\ny"])
-async def test_any_name_of_a_target_gives_a_file_in_the_folder(tmp_path: Path, target: str) -> None:
-    file = canary_file(tmp_path, target)
-    assert await file.sync(canary(1)) == ((canary(1),), ())
-    assert names(tmp_path) == [file.path.name]
 
 
 async def test_another_target_or_another_key_has_another_file_and_harms_none(tmp_path: Path) -> None:

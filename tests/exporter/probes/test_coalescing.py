@@ -77,27 +77,6 @@ async def test_who_asks_again_within_the_interval_gets_the_last_result_and_after
     assert len(key.observed) == 2
 
 
-async def test_what_the_schedule_found_answers_who_asks_just_after_it() -> None:
-    key = Key()
-    scheduled = await key.coalesced.run()
-    assert await key.coalesced.run_or_reuse() is scheduled
-
-
-async def test_the_schedule_always_gets_a_new_one() -> None:
-    key = Key()
-    assert await key.coalesced.run_or_reuse() is not await key.coalesced.run()
-
-
-async def test_while_one_is_in_progress_who_asks_gets_that_one_and_not_the_last() -> None:
-    key = Key()
-    last = await key.coalesced.run()
-    scheduled = asyncio.create_task(key.coalesced.run())
-    await asyncio.sleep(1)
-    assert await key.coalesced.run_or_reuse() is not last
-    assert await scheduled is key.observed[-1]
-    assert len(key.observed) == 2
-
-
 @pytest.mark.parametrize("ask", [CoalescedProbe.run_or_reuse, CoalescedProbe.run])
 async def test_one_that_goes_away_ends_nothing_for_the_others(
     ask: Callable[[CoalescedProbe], Awaitable[ProbeResult]],
@@ -214,16 +193,3 @@ async def test_ended_it_informs_who_waits_before_what_is_in_progress_has_ended()
     assert [type(error) for error in await asyncio.gather(*requests, return_exceptions=True)] == [ProbeClosedError] * 2
     with pytest.raises(ProbeClosedError):
         await key.coalesced.run_or_reuse()
-
-
-async def test_closed_while_it_waits_for_a_slot_it_takes_none() -> None:
-    slots = asyncio.Semaphore(1)
-    key = Key(slots)
-    async with slots:
-        request = asyncio.create_task(key.coalesced.run_or_reuse())
-        await asyncio.sleep(1)
-        await key.coalesced.close()
-    assert key.began == []
-    assert not slots.locked()
-    with pytest.raises(ProbeClosedError):
-        await request

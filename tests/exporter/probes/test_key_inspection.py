@@ -6,7 +6,6 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
-from ops.kms_emulator.model import EmulatedState
 from services.exporter.model import KeyInspection, KeyRead, Operation, TargetKey
 from services.exporter.probes.key_inspection import KeyInspector
 from services.exporter.results import ExporterMetrics
@@ -14,7 +13,6 @@ from services.exporter.web.findings import find_key_problems
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKey, VersionState
-from shared.kms.reason import Reason
 from shared.kms.registry import connect_key
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -37,25 +35,6 @@ async def test_a_healthy_key_is_read_whole(lifecycle: KeyInspector) -> None:
     assert snapshot.call_counts == ONE_INSPECTION
     assert (snapshot.service, snapshot.target, snapshot.inspected_at) == ("backend", "ledger-kek", 1_700_000_000.5)
     assert (snapshot.problems, snapshot.canaries) == ((), ())
-
-
-async def test_versions_are_read_with_their_states_and_the_times_of_their_destruction(
-    emulator: Emulator, lifecycle: KeyInspector
-) -> None:
-    now = emulator.store.clock()
-    for _ in range(3):
-        await emulator.store.update_key(KEY, lambda key: key.with_new_version(bytes(32), now))
-    await emulator.store.update_key(KEY, lambda key: key.with_primary(4, now).with_state(3, EmulatedState.DISABLED))
-    await emulator.store.update_key(KEY, lambda key: key.with_destruction(2, now).with_destruction(1, now - 31 * DAY))
-    snapshot = await lifecycle.inspect()
-    assert snapshot.description is not None
-    assert snapshot.description.primary_version == "4"
-    assert {one.id: (one.state, one.destroy_at, one.destroyed_at) for one in snapshot.description.versions} == {
-        "1": (VersionState.DESTROYED, None, pytest.approx(now - DAY)),
-        "2": (VersionState.PENDING_DESTRUCTION, pytest.approx(now + 30 * DAY), None),
-        "3": (VersionState.DISABLED, None, None),
-        "4": (VersionState.USABLE, None, None),
-    }
 
 
 async def test_what_iam_does_not_grant_is_0_and_the_rest_is_read(emulator: Emulator, lifecycle: KeyInspector) -> None:
@@ -99,17 +78,6 @@ async def test_of_a_key_that_is_not_there_no_permission_is_reported_to_be_missin
     assert [family.samples for family in metrics.collect() if family.name == "kms_key_permission"] == [[]]
 
 
-async def test_permissions_that_cannot_be_asked_for_are_unknown_and_not_0(
-    emulator: Emulator, lifecycle: KeyInspector
-) -> None:
-    emulator.faults.add(EmulatorFault(kind="status", operation="TestIamPermissions", status="UNAVAILABLE"))
-    snapshot = await lifecycle.inspect()
-    assert snapshot.permissions is None
-    assert snapshot.problems[0].startswith("its permissions cannot be read: unavailable: ")
-    assert snapshot.description is not None
-    assert snapshot.call_counts == ONE_INSPECTION
-
-
 async def test_where_kms_stalls_an_inspection_ends_in_time_and_says_so(emulator: Emulator, key: KmsKey) -> None:
     lifecycle = KeyInspector("backend", "ledger-kek", key, 0.5)
     emulator.faults.add(EmulatorFault(kind="stall"))
@@ -125,17 +93,6 @@ async def test_where_kms_stalls_an_inspection_ends_in_time_and_says_so(emulator:
     assert (await KeyInspector("backend", "ledger-kek", key, TIMEOUT).inspect()).problems == ()
 
 
-async def test_a_key_without_a_version_that_encrypts_is_no_crash(emulator: Emulator, lifecycle: KeyInspector) -> None:
-    await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
-    snapshot = await lifecycle.inspect()
-    assert snapshot.description is not None
-    assert snapshot.encrypt_call is not None
-    assert snapshot.encrypt_call.failure is not None
-    assert snapshot.encrypt_call.failure.reason is Reason.KEY_DISABLED
-    assert snapshot.wrong_aad_check is None
-    assert snapshot.problems[0].startswith("no canary could be made: key_disabled: ")
-
-
 def refused(snapshot: KeyInspection) -> bool:
     assert snapshot.wrong_aad_check is not None
     assert snapshot.wrong_aad_check.operation is Operation.DECRYPT
@@ -149,18 +106,6 @@ async def test_a_wrong_aad_is_refused_at_each_inspection_and_costs_one_encryptio
     assert first.encrypt_call is not None
     assert first.encrypt_call.operation is Operation.ENCRYPT
     assert second.encrypt_call is None
-
-
-async def test_after_a_rotation_a_wrong_aad_is_tried_on_the_new_version(
-    emulator: Emulator, lifecycle: KeyInspector
-) -> None:
-    await lifecycle.inspect()
-    await emulator.store.update_key(KEY, lambda key: key.with_new_version(bytes(32), 0.0).with_primary(2, 0.0))
-    await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
-    after = await lifecycle.inspect()
-    assert after.encrypt_call is not None
-    assert refused(after)
-    assert (await lifecycle.inspect()).encrypt_call is None
 
 
 @pytest.mark.parametrize(

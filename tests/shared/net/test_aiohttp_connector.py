@@ -7,7 +7,8 @@ import pytest
 
 from shared.config.file_checks import check_files
 from shared.config.settings import Address
-from shared.net.egress import Connector, Egress, EgressError, EgressSettings
+from shared.net.egress import Egress, EgressError, EgressSettings
+from shared.net.http_connector import Connector
 from tests.shared.certificates import Authority
 from tests.shared.net.conftest import StartServer
 from tests.tinyproxy import NOT_LOOPBACK, PASSWORD, USER, TinyProxy, tinyproxy

@@ -9,9 +9,9 @@ REPOSITORY = Path(__file__).parents[3]
 SHEETS = sorted(sheet for package in ("services", "shared", "ops") for sheet in (REPOSITORY / package).rglob("*.css"))
 PAGES = sorted(
     path
-    for folder in ("relay/console", "relay/preview", "relay/intake", "exporter/web", "../shared/web")
+    for folder in ("relay", "exporter/web", "../shared/web")
     for path in (REPOSITORY / "services" / folder).rglob("*")
-    if path.suffix in {".j2", ".js", ".py"}
+    if path.suffix in {".j2", ".js", ".py"} and "email" not in path.parts  # a mail brings its own style
 )
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _SELECTOR = re.compile(r"([^{}]+)\{")
