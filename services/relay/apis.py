@@ -78,8 +78,6 @@ class ActiveAlert:
 
 @dataclass(frozen=True, slots=True)
 class AlertmanagerState:
-    """The state of one Alertmanager."""
-
     started_at: float
     """When it started, in unix seconds by its clock."""
     labels_by_fingerprint: Mapping[str, Mapping[str, str]]
@@ -107,8 +105,6 @@ class _SilenceStatus(msgspec.Struct, gc=False):
 
 
 class FoundSilence(msgspec.Struct, rename="camel", gc=False):
-    """A silence as Alertmanager lists it."""
-
     id: str
     comment: str
     created_by: str
@@ -206,7 +202,6 @@ class AlertmanagerClient:
             return decode_json(_CREATED, await self._request("POST", "/api/v2/silences", document)).silence_id
 
     async def close(self) -> None:
-        """Closes its connections."""
         await self._session.close()
 
     async def _get(self, path: str) -> bytes:
@@ -463,8 +458,6 @@ class QueryRefusedError(PrometheusError):
 
 @dataclass(frozen=True, slots=True)
 class AlertRule:
-    """An alert's rule."""
-
     expression: str
     label_names: frozenset[str]
     """Of the labels that the rule adds."""
@@ -618,7 +611,6 @@ class PrometheusClient:
         return [_build_series(each) for each in reply.data.result]
 
     async def close(self) -> None:
-        """Closes its connections."""
         await self._session.close()
 
     async def _get(self, path: str, query: Mapping[str, str]) -> bytes:

@@ -5,17 +5,16 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from typing import Final
 
 import structlog
 from starlette.applications import Starlette
 
 from services.relay.acknowledgement.pages import AcknowledgePages
-from services.relay.acknowledgement.presses import BotAccess, PressRules, run_presses
+from services.relay.acknowledgement.presses import run_presses
 from services.relay.apis import ExporterHistory
 from services.relay.audit.pages import AuditPages
-from services.relay.channel_health.checks import ChannelChecker, ChannelCheckMonitor, check_channel
+from services.relay.channel_health.checks import ChannelChecks
 from services.relay.channel_health.pages import ChannelsPages
 from services.relay.channel_health.store import prune_checks
 from services.relay.channels.port import SendReason
@@ -34,7 +33,7 @@ from services.relay.intake.acceptance import Acceptance, IntakeRules
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
 from services.relay.intake.routing import find_route
 from services.relay.login.pages import LoginPages
-from services.relay.login.sessions import LoginRules, open_login, prune_sessions
+from services.relay.login.sessions import open_login, prune_sessions
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.model import Event
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
@@ -81,11 +80,6 @@ async def run_relay(
 ) -> AsyncIterator[Starlette]:
     """A relay that delivers while the body runs, and then finishes what it sends.
 
-    Args:
-        settings: the configuration.
-        clock: unix seconds.
-        open_sender: opens what sends.
-
     Yields:
         The application. Its `state.stop` answers every further webhook 503, and limits the wait for the outbox; its
         `state.apply` applies other settings, the database excepted.
@@ -122,20 +116,15 @@ async def run_relay(
             path = PathWatch(
                 settings, store, metrics, limit, lambda: describe_unusable_token(bearer), on_answer=changes.touch
             )
-            checker = ChannelChecker(store, partial(check_channel, settings))
-            checks = ChannelCheckMonitor(checker, settings.channels, changed)
-            async with (
-                open_login(build_login_rules(settings), store, authorizer) as login,
-                run_intake_and_delivery(settings, store, metrics, limit, uptime, path.watch_sender(open_sender)) as (
-                    intake,
-                    wake,
-                    wake_silences,
-                ),
-                open_exporter_history(settings) as exporter,
-                path.run(),
-                changes.run(),
-                run_beside(run_forever("channel checks", checks.check_next)),
-            ):
+            async with AsyncExitStack() as parts:
+                login = await parts.enter_async_context(open_login(settings, store, authorizer))
+                intake, wake, wake_silences = await parts.enter_async_context(
+                    run_intake_and_delivery(settings, store, metrics, limit, uptime, path.watch_sender(open_sender))
+                )
+                exporter = await parts.enter_async_context(open_exporter_history(settings))
+                checks = ChannelChecks(store, settings, wake, changed)
+                for part in (path.run(), changes.run(), run_beside(run_forever("channel checks", checks.check_next))):
+                    await parts.enter_async_context(part)
                 replays = build_replays(settings, store, metrics, wake, limit)
                 console = Console(store.clock, settings.page_links, changes)
                 reports = ReportReader(store, frozenset(settings.channels), settings.messages.zone)
@@ -147,7 +136,7 @@ async def run_relay(
                     IncidentPages(store, console, incidents, settings, wake, wake_silences, metrics),
                     DeliveriesPages(store, settings, console, actions),
                     QuarantinePages(store, console, actions, replays),
-                    ChannelsPages(store, settings, checker, wake),
+                    ChannelsPages(store, settings, checks),
                     RoutesPages(explainer, settings),
                     ReportPages(reports, console, settings.messages.timezone),
                     AuditPages(store, authorizer.audit_log),
@@ -243,11 +232,10 @@ async def run_intake_and_delivery(
             pruners=(prune_sessions, prune_silences, prune_checks),
             min_age=settings.delivery.duplicate_window,
         )
-        press_rules = build_press_rules(settings)
         async with (
             run_beside(monitors.run(), retention),
-            run_silences(press_rules, store) as wake_silences,
-            run_presses(press_rules, store, metrics, wake, wake_silences),
+            run_silences(settings, store) as wake_silences,
+            run_presses(settings, store, metrics, wake, wake_silences),
         ):
             intake = Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit)
             yield intake, wake, wake_silences
@@ -271,18 +259,6 @@ def build_sender_access(auth: RelayAuthSettings, bearer_token: TokenFile, metric
     return RouteRequirements(Role.RESPONDER, access_policy=access, on_refusal=metrics.count_webhook)
 
 
-def build_login_rules(settings: RelaySettings) -> LoginRules:
-    """What the configuration says about logins."""
-    auth = settings.auth
-    return LoginRules(
-        create_access_policy(auth),
-        frozenset([*settings.list_reserved_names(), *auth.roles]),
-        auth.oidc,
-        auth.proxy,
-        auth.public_url,
-    )
-
-
 def describe_unusable_token(bearer_token: TokenFile) -> str | None:
     """Why nobody may send alerts, or None."""
     problem = bearer_token.error
@@ -290,7 +266,6 @@ def describe_unusable_token(bearer_token: TokenFile) -> str | None:
 
 
 def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
-    """What the configuration says about delivery."""
     delivery = settings.delivery
     return DeliveryRules(
         sender=SenderSettings(
@@ -349,28 +324,6 @@ def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
         alertmanager.urls,
         alertmanager.token_file,
         alertmanager_egress=alertmanager,
-    )
-
-
-def build_press_rules(settings: RelaySettings) -> PressRules:
-    """What the configuration says about buttons in Slack."""
-    alertmanager = settings.alertmanager
-    return PressRules(
-        settings.interactive,
-        {
-            name: BotAccess(
-                channel.api_url,
-                channel.token_file,
-                channel,
-                channel.rate_per_second if settings.pacing.enabled else None,
-            )
-            for name, channel in settings.slack_bots.items()
-            if channel.token_file is not None
-        },
-        settings.acknowledging_channels,
-        alertmanager.urls,
-        alertmanager.token_file,
-        alertmanager,
     )
 
 

@@ -28,7 +28,6 @@ from services.relay.delivery.templates import TemplateFolder
 from services.relay.intake.routing import HeartbeatMatcher, Matcher, Route, parse_matcher
 from services.relay.model import Button, EscalationStep
 from services.relay.outbox.retention import compute_minimum
-from services.relay.silences.permission import SilenceRules
 from shared.config.file_checks import FileCheck, FileCheckError, check_readable, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.server_settings import AuthSettings, Role, ServerSettings
@@ -124,12 +123,10 @@ class MessageSettings(EgressSettings):
 
     @property
     def zone(self) -> tzinfo:
-        """The time zone itself."""
         return _load_zone(self.timezone)
 
     @property
     def enrichment(self) -> EnrichmentSettings:
-        """What delivery adds to messages."""
         return EnrichmentSettings(self.runbook, self.prometheus_url, self.prometheus_token_file, self.egress)
 
     @property
@@ -170,22 +167,18 @@ class SilenceSettings(Section):
     max: Annotated[Duration, Field(ge=60, le=7 * 86400)] = 4 * 3600.0
     """How long such a silence lasts."""
 
+    @property
+    def is_enabled(self) -> bool:
+        return bool(self.allow_users or self.allow_groups)
+
 
 class InteractiveSettings(EgressSettings):
-    """Buttons in Slack."""
-
     app_token_file: AppTokenPath | None = None
     """Contains the app-level token, xapp-…, with the scope connections:write."""
     allow_remote_insecure: bool = False
     """Lets plaintext leave this machine: to a stand-in among containers."""
     api_url: ProviderUrl = "https://slack.com/api/"
     silence: SilenceSettings = SilenceSettings()
-
-    @property
-    def silence_rules(self) -> SilenceRules:
-        """Who may silence, and for how long."""
-        silence = self.silence
-        return SilenceRules(frozenset(silence.allow_users), silence.allow_groups, silence.max)
 
 
 _OTHER_HEADERS: Final = ("authorization", "cookie", "host", "x-csrf-token")
@@ -220,8 +213,6 @@ Roles = Annotated[dict[str, Role], Field(min_length=1)]
 
 
 class OidcSettings(EgressSettings):
-    """A provider of OpenID Connect."""
-
     issuer: Annotated[str, AfterValidator(_check_issuer)]
     """Its address, below which its discovery document is."""
     client_id: Annotated[str, Field(min_length=1)]
@@ -368,13 +359,13 @@ def _check_max_bytes(retention: "RetentionSettings", info: ValidationInfo) -> "R
 def _check_interactive(interactive: InteractiveSettings, info: ValidationInfo) -> InteractiveSettings:
     channels, alertmanager = info.data.get("channels"), info.data.get("alertmanager")
     bots = (isinstance(each, SlackSettings) and each.token_file is not None for each in (channels or {}).values())
-    if interactive.app_token_file is None and interactive.silence_rules.is_enabled:
+    if interactive.app_token_file is None and interactive.silence.is_enabled:
         raise ValueError("silence: expected `app_token_file` beside it, since presses come by Socket Mode")
     if interactive.app_token_file is not None and channels is not None and not any(bots):
         raise ValueError(
             "app_token_file: expected a channel of kind slack with `token_file`, whose messages have buttons"
         )
-    if interactive.silence_rules.is_enabled and alertmanager is not None and not alertmanager.urls:
+    if interactive.silence.is_enabled and alertmanager is not None and not alertmanager.urls:
         raise ValueError("silence: expected `alertmanager.urls`, where silences are created")
     return interactive
 
@@ -455,8 +446,6 @@ class RouteSettings(Section):
 
 
 class IntakeSettings(Section):
-    """What a webhook may contain."""
-
     max_body: Annotated[Size, Field(ge=64 * 1024, le=256 * 1024 * 1024)] = 16 * 1024 * 1024
     """A larger one is answered 413. The relay's memory grows with it."""
 
@@ -481,8 +470,6 @@ class DeliverySettings(Section):
 
 
 class PacingSettings(Section):
-    """Rates of channels."""
-
     enabled: bool = True
     digest_over: Annotated[int, Field(ge=1)] = 20
     """How many incidents may wait for a channel's rate before its messages become digests."""
@@ -518,8 +505,6 @@ class WatchdogSettings(EgressSettings):
 
 
 class RelaySettings(ServerSettings):
-    """The relay's configuration."""
-
     service_name: ClassVar[str] = "relay"
     first_configuration: ClassVar[str] = "`keypulse-relay init > relay.yml` writes one to begin with"
 
@@ -610,12 +595,15 @@ class RelaySettings(ServerSettings):
         slack = {name: channel for name, channel in self.channels.items() if isinstance(channel, SlackSettings)}
         return {name: channel for name, channel in slack.items() if channel.token_file is not None}
 
+    def get_rate(self, channel: str) -> float | None:
+        """The channel's messages per second; None without a limit."""
+        return self.channels[channel].rate_per_second if self.pacing.enabled else None
+
     @property
     def buttons(self) -> tuple[Button, ...]:
-        """What readers of Slack can press."""
         if self.interactive.app_token_file is None:
             return ()
-        return ("acknowledge", "silence") if self.interactive.silence_rules.is_enabled else ("acknowledge",)
+        return ("acknowledge", "silence") if self.interactive.silence.is_enabled else ("acknowledge",)
 
     @property
     def unmerged_channels(self) -> frozenset[str]:
@@ -624,7 +612,6 @@ class RelaySettings(ServerSettings):
 
     @property
     def acknowledging_channels(self) -> frozenset[str]:
-        """The channels whose provider knows acknowledgements."""
         return frozenset(name for name, channel in self.channels.items() if channel.acknowledges)
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:

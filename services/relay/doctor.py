@@ -102,7 +102,6 @@ async def _check_rule_runbooks(settings: EnrichmentSettings) -> str:
 
 @asynccontextmanager
 async def _open_prometheus(settings: EnrichmentSettings) -> AsyncIterator[PrometheusClient]:
-    """Its errors are CheckErrors."""
     token = SecretFile(settings.prometheus_token_file) if settings.prometheus_token_file else None
     prometheus = PrometheusClient(settings.prometheus_url or "", token, settings.egress)
     try:
@@ -176,8 +175,6 @@ _WATCHDOG: Final = {"alertname": "Watchdog", "severity": "none"}
 
 @dataclass(frozen=True, slots=True)
 class Receivers:
-    """The receivers of one Alertmanager."""
-
     names: Collection[str]
     webhooks: Collection[str]
     """Those that send webhooks with a token, without which the relay takes none."""
@@ -186,7 +183,6 @@ class Receivers:
 
 
 def list_receivers(tree: RoutingTree) -> Receivers:
-    """The receivers of a routing tree."""
     return Receivers(tree.receivers.keys(), tree.token_senders, set(_iterate_routed(tree.root)))
 
 
@@ -308,7 +304,7 @@ async def _open_interactive_checks(settings: RelaySettings, stack: AsyncExitStac
     stack.push_async_callback(app.close)
     checks = [Check("interactive app token", partial(check_app_token, app), "interactive.app_token_file")]
     scopes = ["users:read", *(["usergroups:read"] if interactive.silence.allow_groups else [])]
-    for name, channel in settings.slack_bots.items() if interactive.silence_rules.is_enabled else ():
+    for name, channel in settings.slack_bots.items() if interactive.silence.is_enabled else ():
         if channel.token_file is not None:
             bot = SlackWebApi(channel.api_url, channel.token_file, channel)
             stack.push_async_callback(bot.close)

@@ -110,7 +110,6 @@ class HttpSession:
         return self._egress.read_file_stamps()
 
     async def close(self) -> None:
-        """Closes every connection."""
         if self._session is not None:
             await self._session.close()
             self._session = None

@@ -193,15 +193,12 @@ class Metrics:
         self.webhook_times[code] = self._clock()
 
     def set_streams(self, count: int) -> None:
-        """So many pages are kept live."""
         self._streams.set(count)
 
     def count_refused_stream(self) -> None:
-        """A page is not kept live."""
         self._refused_streams.inc()
 
     def count_attempt(self, channel: str, reason: str) -> None:
-        """An attempt ended."""
         self._attempts.labels(channel, reason).inc()
 
     def count_message_part(self, part: MessagePart, outcome: PartOutcome) -> None:
@@ -209,7 +206,6 @@ class Metrics:
         self._message_parts.labels(part, outcome).inc()
 
     def count_delivery(self, channel: str, outcome: str) -> None:
-        """A delivery ended."""
         self._deliveries.labels(channel, outcome).inc()
 
     def observe_duration(self, channel: str, seconds: float) -> None:
@@ -225,7 +221,6 @@ class Metrics:
         self._escalations.labels(channel).inc()
 
     def count_edit(self, channel: str, outcome: str) -> None:
-        """An attempt to edit ended."""
         self._edits.labels(channel, outcome).inc()
 
     def count_partial_delivery(self, channel: str) -> None:
@@ -233,7 +228,6 @@ class Metrics:
         self._partial_deliveries.labels(channel).inc()
 
     def count_press(self, action: str, outcome: PressOutcome) -> None:
-        """A press was handled."""
         self._presses.labels(action, outcome).inc()
 
     def set_slack_connected(self, *, is_connected: bool) -> None:
@@ -287,7 +281,6 @@ class OutboxGauges(Collector):
         yield from _build_families()
 
     def collect(self) -> Iterator[Metric]:
-        """The families with the current values."""
         deliveries, oldest, up, heartbeats = _build_families()
         state = self._read_state()
         if state is None:

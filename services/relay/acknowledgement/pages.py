@@ -36,14 +36,11 @@ _OVER = "What the mail is about is over."
 
 
 class _Mail(NamedTuple):
-    """What a valid link says."""
-
     link: AcknowledgeLink
     recipients: str
 
     @property
     def who(self) -> str:
-        """Who acknowledges, for the audit."""
         return truncate(f"mail link to {self.recipients}", MAX_NAME)
 
 

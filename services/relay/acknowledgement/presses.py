@@ -1,10 +1,4 @@
-"""A press as Slack sends it: https://docs.slack.dev/reference/interaction-payloads/block_actions-payload.
-
-What a press does: it counts only on a message that the relay has sent, and from the workspace of its bot.
-
-Runs what presses need: the connection to Slack.
-
-Which incident a message in Slack belongs to: a press counts only on a message that the relay has sent.
+"""Presses of buttons in Slack: each counts only on a message that the relay has sent, and from its bot's workspace.
 
 A message is there, and can be pressed, before all that belongs into its thread is: then its delivery has no receipt
 yet, and its progress says where it is.
@@ -14,22 +8,21 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from html import escape
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 import structlog
 from sqlalchemy import Connection, bindparam, or_, select
 
-from services.relay.acknowledgement.socket_mode import SlackCallError, SlackWebApi, SocketModeClient
+from services.relay.acknowledgement.socket_mode import SlackCallError, SlackWebApi, SocketModeClient, open_bots
 from services.relay.acknowledgement.store import Acknowledgement, EpisodeOverError, acknowledge, unacknowledge
-from services.relay.config import InteractiveSettings
+from services.relay.config import RelaySettings
 from services.relay.incidents.queries import UnknownIncidentError
 from services.relay.metrics import Metrics, PressOutcome
 from services.relay.outbox.store import Store, StoreUnavailableError
@@ -37,7 +30,6 @@ from services.relay.outbox.tables import RowQuery, clean_for_database, deliverie
 from services.relay.silences.store import SilenceRefusedError, SilenceRequest, request_silence
 from services.relay.text import clean_line, truncate
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
-from shared.net.egress import EgressSettings
 from shared.process.concurrency import run_beside
 
 _MAX_NAME: Final = 80
@@ -141,8 +133,6 @@ _delivery = deliveries.c
 
 
 class SentMessage(NamedTuple):
-    """A message of an incident."""
-
     channel: str
     """The relay's channel that sent it."""
     episode: int
@@ -189,8 +179,6 @@ log = structlog.get_logger(__name__)
 
 
 class _Reply(NamedTuple):
-    """What came of a press."""
-
     outcome: PressOutcome
     text: str = ""
     """What only the person gets to read; empty for nothing."""
@@ -334,14 +322,12 @@ class PressHandler:
             task.add_done_callback(self._answers.discard)
 
     async def close(self) -> None:
-        """Answers no more."""
         for task in self._answers:
             task.cancel()
         await asyncio.gather(*self._answers, return_exceptions=True)
 
 
 async def _answer(bot: SlackWebApi, press: Press, text: str) -> None:
-    """Only the person sees it."""
     where = {"channel": press.channel, "user": press.user_id}
     try:
         await bot.call("chat.postEphemeral", **where, text=escape(text, quote=False), parse="none")
@@ -349,61 +335,25 @@ async def _answer(bot: SlackWebApi, press: Press, text: str) -> None:
         log.warning("a person did not get the answer to a press", error=str(error), who=press.who, peer=press.peer)
 
 
-@dataclass(frozen=True, slots=True)
-class BotAccess:
-    """How a channel's bot is reached."""
-
-    api_url: str
-    token_file: Path
-    egress: EgressSettings
-    rate: float | None = None
-    """The channel's messages per second; None for no limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class PressRules:
-    """What the configuration says about presses."""
-
-    settings: InteractiveSettings
-    bots: Mapping[str, BotAccess]
-    """By the relay's channels of Slack."""
-    acknowledging_channels: Collection[str]
-    alertmanagers: Collection[str]
-    """URLs."""
-    alertmanager_token: Path | None
-    alertmanager_egress: EgressSettings
-
-
 @asynccontextmanager
 async def run_presses(
-    rules: PressRules,
+    settings: RelaySettings,
     store: Store,
     metrics: Metrics,
     wake_channels: Callable[[Iterable[str]], None],
     wake_silences: Callable[[], None] | None,
 ) -> AsyncIterator[None]:
-    """Handles presses while the body runs; without an app-level token there are none.
-
-    Args:
-        rules: of the configuration.
-        store: the outbox.
-        metrics: counts presses.
-        wake_channels: called with the channels that have something new.
-        wake_silences: called when a silence waits; see `silences`.
-    """
-    settings = rules.settings
-    if settings.app_token_file is None:
+    """Handles presses while the body runs; without an app-level token there are none."""
+    interactive = settings.interactive
+    if interactive.app_token_file is None:
         yield
         return
     async with AsyncExitStack() as stack:
-        bots = {name: SlackWebApi(bot.api_url, bot.token_file, bot.egress) for name, bot in rules.bots.items()}
-        app = SlackWebApi(settings.api_url, settings.app_token_file, settings)
-        for api in (*bots.values(), app):
-            stack.push_async_callback(api.close)
-        may_silence = settings.silence_rules.is_enabled
-        handler = PressHandler(
-            store, bots, metrics, rules.acknowledging_channels, wake_channels, wake_silences if may_silence else None
-        )
+        bots = open_bots(settings, stack)
+        app = SlackWebApi(interactive.api_url, interactive.app_token_file, interactive)
+        stack.push_async_callback(app.close)
+        wake_silences = wake_silences if interactive.silence.is_enabled else None
+        handler = PressHandler(store, bots, metrics, settings.acknowledging_channels, wake_channels, wake_silences)
         stack.push_async_callback(handler.close)
         await stack.enter_async_context(run_beside(SocketModeClient(app, handler.handle, metrics).run()))
         yield

@@ -13,6 +13,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ import structlog
 from services.relay.channels.port import SendError, SendReason
 from services.relay.channels.requests import ProviderCall
 from services.relay.channels.slack.web_api import SlackApi, SlackError
+from services.relay.config import RelaySettings
 from services.relay.http import HttpSession, translate_connection_errors
 from services.relay.metrics import Metrics
 from shared.config.secret_file import SecretFile, SecretUnreadableError
@@ -96,8 +98,19 @@ class SlackWebApi:
         return self._team_id or ""
 
     async def close(self) -> None:
-        """Closes its connections."""
         await self.session.close()
+
+
+def open_bots(settings: RelaySettings, stack: AsyncExitStack) -> Mapping[str, SlackWebApi]:
+    """The bot of each of the relay's channels of Slack, until the stack closes."""
+    bots = {
+        name: SlackWebApi(channel.api_url, channel.token_file, channel)
+        for name, channel in settings.slack_bots.items()
+        if channel.token_file is not None
+    }
+    for bot in bots.values():
+        stack.push_async_callback(bot.close)
+    return bots
 
 
 _MAX_MESSAGE_BYTES: Final = 1024 * 1024
@@ -145,8 +158,6 @@ class _Envelope(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class _Connection:
-    """An open WebSocket."""
-
     socket: aiohttp.ClientWebSocketResponse
     needs_successor: asyncio.Event
     """Set when it has ended, or is about to."""
@@ -180,7 +191,6 @@ class SocketModeClient:
         self._presses = asyncio.Semaphore(_MAX_PRESSES)
 
     async def run(self) -> None:
-        """Receives until cancelled."""
         loop, failures = asyncio.get_running_loop(), 0
         async with asyncio.TaskGroup() as tasks:
             while True:

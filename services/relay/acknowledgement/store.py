@@ -53,8 +53,6 @@ _MAX_AHEAD: Final = COMPARE_DELAY + CLOCK_TOLERANCE
 
 
 class Escalation(NamedTuple):
-    """What was done for one incident."""
-
     incident_id: str
     channels: tuple[str, ...]
     """Those that were added."""

@@ -13,19 +13,13 @@ from shared.http.json_api import PageQuery, format_cursor, parse_query
 
 
 class AuditPages:
-    """The page of the audit; its API is that of every server.
-
-    Args:
-        store: the outbox.
-        audit_log: of the server.
-    """
+    """The page of the audit; its API is that of every server."""
 
     def __init__(self, store: Store, audit_log: AuditLog) -> None:
         self._store = store
         self._audit_log = audit_log
 
     def add_routes(self, console: Console) -> None:
-        """The route of the page."""
         console.page("/audit", self._show, "audit.html.j2", title="Audit")
 
     async def _show(self, request: Request) -> dict[str, Any]:

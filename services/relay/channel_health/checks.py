@@ -1,25 +1,18 @@
-"""One channel without the outbox: check it, send a test message and its resolve, or advise what to do.
+"""Checks of a channel, which send nothing, and tests by a message and its resolve. Each leaves a result.
 
-Nothing is stored, and nothing is tried again.
-
-What people do with a channel: check it, which sends nothing, or send a test message. Each leaves a result.
-
-Checks channels without sending: at the start, when their settings change, then daily; one replica each.
-
-The providers' limits set the pace. One channel is checked after the other; one on which deliveries use up the rate, or
-whose provider asked for a pause, is left alone meanwhile: its deliveries show how it is. One that failed is checked
-each hour, so that the page does not stay red for a day after somebody has fixed it.
-
-When a channel may be sent a test message: not twice within half a minute, and within its rate. For all replicas.
+The relay checks by itself at its start, when a channel's settings change, then daily; one replica each. The providers'
+limits set the pace. One channel is checked after the other; one on which deliveries use up the rate, or whose provider
+asked for a pause, is left alone meanwhile: its deliveries show how it is. One that failed is checked each hour, so that
+the page does not stay red for a day after somebody has fixed it. A test is sent within the channel's rate, and not
+twice within half a minute, by all replicas together.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import partial
 from typing import Final, NamedTuple
 from uuid import uuid4
@@ -29,7 +22,6 @@ import structlog
 from services.relay.channel_health.store import (
     ChannelCheck,
     CheckKind,
-    CheckState,
     claim_check,
     read_check_state,
     record_check,
@@ -60,8 +52,6 @@ _NO_ANSWER: Final = {SendReason.TIMEOUT, SendReason.CONNECTION, SendReason.RATE_
 
 
 class AcceptedMessage(NamedTuple):
-    """A message that a provider accepted."""
-
     receipt: Receipt
     reply: str
     """The provider's, credentials masked."""
@@ -140,13 +130,7 @@ def advise_on(reason: str | None) -> str:
 
 
 def _build_test_message(channel: str, now: datetime, rules: LinkRules) -> Message:
-    """A firing test alert, an incident of its own, so that it touches no real one.
-
-    Args:
-        channel: the name of the channel.
-        now: when it is sent.
-        rules: for its links.
-    """
+    """A firing test alert, an incident by itself, so that it touches no real one."""
     name = f"test-{uuid4().hex}"
     labels = {"alertname": "KeypulseTest", "severity": "info"}
     annotations = {
@@ -180,13 +164,7 @@ def _build_test_message(channel: str, now: datetime, rules: LinkRules) -> Messag
 
 
 def _build_test_resolve(message: Message, receipt: Mapping[str, str], now: datetime) -> Message:
-    """The resolve of a test message, so that it leaves nothing open.
-
-    Args:
-        message: the test message.
-        receipt: of that message.
-        now: when it is resolved.
-    """
+    """The resolve of a test message, so that it leaves nothing open."""
     alerts = tuple(replace(alert, status=Status.RESOLVED, ends_at=now) for alert in message.event.alerts)
     event = replace(message.event, status=Status.RESOLVED, alerts=alerts)
     delivery_id = f"{message.task.delivery_id}-over"
@@ -204,22 +182,17 @@ class _UnrecordedAttempt:
         self.reply = ""
 
     def before_request(self, payload: str) -> None:
-        """See the port."""
+        pass
 
     def check_lease(self) -> None:
-        """See the port."""
+        pass
 
     def record_reply(self, reply: str) -> None:
-        """See the port."""
         self.reply = reply
 
     async def save_progress(self, progress: Mapping[str, str]) -> None:
-        """See the port."""
         self.progress = progress
 
-
-RunCheck = Callable[[str], Awaitable[Sequence[CheckResult]]]
-"""Checks the channel of that name; no results if there is nothing to check."""
 
 _START_DELAY: Final = 15.0
 """Seconds after a start in which deliveries have the providers for themselves."""
@@ -230,63 +203,58 @@ _CHANGED_MIN_AGE: Final = 10.0
 _INTERVAL: Final = 86400.0
 _FAILED_INTERVAL: Final = 3600.0
 _PAUSE: Final = 5.0
-"""Seconds between two checks."""
+"""Seconds between two checks by the relay itself."""
 _POLL_INTERVAL: Final = 60.0
 """Seconds until it is determined again what is due."""
+_REQUEST_INTERVAL: Final = 10.0
+"""Seconds between two checks of a channel that people ask for."""
+_MAX_CONCURRENT: Final = 4
+"""Checks and tests on request at the same time."""
+_TEST_INTERVAL: Final = 30.0
+"""Seconds between two tests of a channel."""
+_STEPS: Final = ("test message", "its resolve")
+_RECENT: Final = "there was a test just now"
+_RETRY_AFTER: Final = "its provider asked to wait"
+_NO_RATE: Final = "deliveries use up its rate"
 
 log = structlog.get_logger(__name__)
 
 
-class ChannelChecker:
-    """Checks a channel, and records what it finds.
+def _refuse(cause: str, seconds: float) -> RefusedError:
+    rounded = math.ceil(seconds)
+    return RefusedError(f"{cause}; try again in {rounded} s", 429, headers={"Retry-After": str(rounded)})
+
+
+class ChannelChecks:
+    """Checks and tests channels, and records what came of it.
 
     Args:
         store: the outbox.
-        run_check: checks it.
-        clock: seconds, monotonic.
+        settings: the configuration.
+        wake_channels: called with a channel that works again.
+        changed: the channels whose settings are new since a reload; None after a start, when all are checked.
+        run_check: gives the steps of a check; none if there is nothing to check.
     """
 
-    def __init__(self, store: Store, run_check: RunCheck, clock: Callable[[], float] = time.monotonic) -> None:
-        self.store = store
+    def __init__(
+        self,
+        store: Store,
+        settings: RelaySettings,
+        wake_channels: Callable[[Iterable[str]], None],
+        changed: Iterable[str] | None = None,
+        run_check: Callable[[RelaySettings, str], Awaitable[Sequence[CheckResult]]] = check_channel,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._wake_channels = wake_channels
         self._run_check = run_check
-        self._clock = clock
-
-    async def check(self, channel: str, min_age: float, requested_by: str | None = None) -> ChannelCheck | None:
-        """What the check found; None if one began within `min_age` seconds. Raises StoreUnavailableError.
-
-        Args:
-            channel: its name.
-            min_age: seconds since the last check began, of whichever replica.
-            requested_by: the name of the caller; None for the relay itself.
-        """
-        if not await claim_check(self.store, channel, min_age):
-            return None
-        began = self._clock()
-        results = await self._run_check(channel)
-        found = ChannelCheck(CheckKind.CHECK, self._clock() - began, requested_by, results)
-        if results:
-            await record_check(self.store, channel, found)
-        if (failure := found.failure) is not None:
-            log.warning("channel check failed", channel=channel, error=failure.detail, hint=failure.hint)
-        return found
-
-
-class ChannelCheckMonitor:
-    """Checks the channels that are due.
-
-    Args:
-        checker: checks one.
-        channels: the names of all.
-        changed: those whose settings are new since a reload; None after a start, when all are checked.
-    """
-
-    def __init__(self, checker: ChannelChecker, channels: Collection[str], changed: Collection[str] | None) -> None:
-        self._checker = checker
-        self._channels = channels
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
         self._min_ages = (
-            dict.fromkeys(channels, _START_MIN_AGE) if changed is None else dict.fromkeys(changed, _CHANGED_MIN_AGE)
+            dict.fromkeys(settings.channels, _START_MIN_AGE)
+            if changed is None
+            else dict.fromkeys(changed, _CHANGED_MIN_AGE)
         )
-        """Of those that were not checked since the start, or the reload."""
+        """Of the channels that were not checked since the start, or the reload."""
         self._has_started = False
 
     async def check_next(self) -> float:
@@ -294,122 +262,23 @@ class ChannelCheckMonitor:
         if not self._has_started:
             self._has_started = True
             return _START_DELAY
-        store = self._checker.store
-        for channel in self._channels:
-            state = await store.read(partial(read_check_state, channel=channel, now=store.clock()))
+        for channel in self._settings.channels:
+            state = await self._store.read(partial(read_check_state, channel=channel, now=self._store.clock()))
             min_age = self._min_ages.get(channel, _FAILED_INTERVAL if state.is_failed else _INTERVAL)
-            if state.is_busy or not _is_due(state, min_age):
+            if state.is_busy or (state.age is not None and state.age < min_age):
                 continue
             self._min_ages.pop(channel, None)
-            if await self._checker.check(channel, min_age) is not None:
+            if await self._check(channel, min_age) is not None:
                 return _PAUSE
         return _POLL_INTERVAL
 
-
-def _is_due(state: CheckState, min_age: float) -> bool:
-    return state.age is None or state.age >= min_age
-
-
-_TEST_INTERVAL: Final = 30.0
-"""Seconds between two tests of a channel."""
-_TEST_MESSAGES: Final = 2
-"""A test message, and its resolve."""
-
-
-class SendTestRefusal(StrEnum):
-    """Why no test message may be sent now."""
-
-    RECENT = "recent"
-    """There was one just now."""
-    RETRY_AFTER = "retry_after"
-    """The provider asked to wait."""
-    RATE = "rate"
-    """Deliveries need the channel's rate."""
-
-
-async def claim_test(store: Store, channel: str, rate: float | None) -> tuple[SendTestRefusal, float] | None:
-    """Takes the tokens of a test message; else why there may be none now, and for how many seconds.
-
-    A channel behind its circuit breaker may be tested, not one whose provider asked for a pause.
-
-    Args:
-        store: the outbox.
-        channel: its name.
-        rate: messages per second; None if it has no rate limit.
-
-    Raises:
-        StoreUnavailableError: it is not known to be committed.
-    """
-
-    def claim(transaction: Transaction) -> tuple[SendTestRefusal, float] | None:
-        now, row = transaction.now, lock_or_insert(transaction, channel)
-        # Another replica's may have started after this transaction; much later, the clock was set back.
-        since = None if row.test_started_at is None else now - row.test_started_at
-        if since is not None and -CLOCK_TOLERANCE <= since < _TEST_INTERVAL:
-            return SendTestRefusal.RECENT, _TEST_INTERVAL - max(since, 0.0)
-        if seconds := compute_pauses(row, now)[1]:
-            return SendTestRefusal.RETRY_AFTER, seconds
-        available, wait = count_available(row.next_token_at, now, 1, rate)
-        if not available:
-            return SendTestRefusal.RATE, wait or NO_TOKEN_SECONDS
-        next_token_at = row.next_token_at if rate is None else spend(row.next_token_at, now, _TEST_MESSAGES, rate)
-        update_channel(transaction, channel, test_started_at=now, next_token_at=next_token_at)
-        return None
-
-    return await store.run(claim)
-
-
-CHECK_INTERVAL: Final = 10.0
-"""Seconds between two checks of a channel."""
-_MAX_CONCURRENT: Final = 4
-"""Checks and tests at the same time."""
-_REFUSALS: Final[Mapping[SendTestRefusal, str]] = {
-    SendTestRefusal.RECENT: "there was a test just now",
-    SendTestRefusal.RETRY_AFTER: "its provider asked to wait",
-    SendTestRefusal.RATE: "deliveries use up its rate",
-}
-_STEPS: Final = ("test message", "its resolve")
-
-
-def _refuse(cause: str, seconds: float) -> RefusedError:
-    """Nothing is done for so long."""
-    rounded = math.ceil(seconds)
-    return RefusedError(f"{cause}; try again in {rounded} s", 429, headers={"Retry-After": str(rounded)})
-
-
-class ChannelActions:
-    """Checks and tests on request.
-
-    Args:
-        store: the outbox.
-        settings: the configuration.
-        checker: checks a channel.
-        wake_channels: called with a channel that works again.
-        clock: seconds, monotonic.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        settings: RelaySettings,
-        checker: ChannelChecker,
-        wake_channels: Callable[[Iterable[str]], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._store = store
-        self._settings = settings
-        self._checker = checker
-        self._wake_channels = wake_channels
-        self._clock = clock
-        self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
-
     async def check(self, channel: str, who: str) -> ChannelCheck:
-        """Checks a channel. Raises RefusedError or StoreUnavailableError."""
+        """Checks a channel on request. Raises RefusedError or StoreUnavailableError."""
         self._refuse_if_busy()
         async with self._slots:
-            found = await self._checker.check(channel, CHECK_INTERVAL, who)
+            found = await self._check(channel, _REQUEST_INTERVAL, who)
         if found is None:
-            raise _refuse("it is being checked, or was a moment ago", CHECK_INTERVAL)
+            raise _refuse("it is being checked, or was a moment ago", _REQUEST_INTERVAL)
         return found
 
     async def test(self, channel: str, who: str) -> ChannelCheck:
@@ -419,17 +288,28 @@ class ChannelActions:
         """
         self._refuse_if_busy()
         async with self._slots:
-            rate = self._settings.channels[channel].rate_per_second if self._settings.pacing.enabled else None
-            if refusal := await claim_test(self._store, channel, rate):
-                raise _refuse(_REFUSALS[refusal[0]], refusal[1])
-            began = self._clock()
+            await claim_test(self._store, channel, self._settings.get_rate(channel))
+            began = time.monotonic()
             results = await self._send(channel)
-            sent = ChannelCheck(CheckKind.TEST, self._clock() - began, who, results)
+            sent = ChannelCheck(CheckKind.TEST, time.monotonic() - began, who, results)
             await record_check(self._store, channel, sent)
             if sent.failure is None:
                 await commit_allow_trial(self._store, [channel])
                 self._wake_channels([channel])
         return sent
+
+    async def _check(self, channel: str, min_age: float, requested_by: str | None = None) -> ChannelCheck | None:
+        """None if a replica has begun a check within `min_age` seconds."""
+        if not await claim_check(self._store, channel, min_age):
+            return None
+        began = time.monotonic()
+        results = await self._run_check(self._settings, channel)
+        found = ChannelCheck(CheckKind.CHECK, time.monotonic() - began, requested_by, results)
+        if results:
+            await record_check(self._store, channel, found)
+        if (failure := found.failure) is not None:
+            log.warning("channel check failed", channel=channel, error=failure.detail, hint=failure.hint)
+        return found
 
     async def _send(self, channel: str) -> list[CheckResult]:
         sent, error = await send_test_message(self._settings, channel)
@@ -437,17 +317,41 @@ class ChannelActions:
             CheckResult(name, CheckOutcome.PASSED, _describe(each)) for name, each in zip(_STEPS, sent, strict=False)
         ]
         if error is not None:
+            detail = f"{error.reason.replace('_', ' ')}: {error}"
             advice = await find_advice(self._settings, channel, error)
-            results.append(
-                CheckResult(
-                    _STEPS[len(sent)], CheckOutcome.FAILED, f"{error.reason.replace('_', ' ')}: {error}", advice
-                )
-            )
+            results.append(CheckResult(_STEPS[len(sent)], CheckOutcome.FAILED, detail, advice))
         return results
 
     def _refuse_if_busy(self) -> None:
         if self._slots.locked():
             raise _refuse("too many channels are being checked or tested", 5)
+
+
+async def claim_test(store: Store, channel: str, rate: float | None) -> None:
+    """Takes the tokens of a test message and its resolve, at `rate` messages per second, if there is a limit.
+
+    A channel behind its circuit breaker may be tested, not one whose provider asked for a pause.
+
+    Raises:
+        RefusedError: there may be none now; with the reason, and for how long.
+        StoreUnavailableError: it is not known to be committed.
+    """
+
+    def claim(transaction: Transaction) -> None:
+        now, row = transaction.now, lock_or_insert(transaction, channel)
+        # Another replica's may have started after this transaction; much later, the clock was set back.
+        since = None if row.test_started_at is None else now - row.test_started_at
+        if since is not None and -CLOCK_TOLERANCE <= since < _TEST_INTERVAL:
+            raise _refuse(_RECENT, _TEST_INTERVAL - max(since, 0.0))
+        if seconds := compute_pauses(row, now)[1]:
+            raise _refuse(_RETRY_AFTER, seconds)
+        available, wait = count_available(row.next_token_at, now, 1, rate)
+        if not available:
+            raise _refuse(_NO_RATE, wait or NO_TOKEN_SECONDS)
+        next_token_at = row.next_token_at if rate is None else spend(row.next_token_at, now, len(_STEPS), rate)
+        update_channel(transaction, channel, test_started_at=now, next_token_at=next_token_at)
+
+    await store.run(claim)
 
 
 def _describe(sent: AcceptedMessage) -> str:

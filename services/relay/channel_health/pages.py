@@ -14,7 +14,7 @@ A channel as pages and API show it: what the configuration says, and what the ou
 `/channels`: each channel with its state, its configuration without secrets, its checks and its last test.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
-from services.relay.channel_health.checks import ChannelActions, ChannelChecker, advise_on
+from services.relay.channel_health.checks import ChannelChecks, advise_on
 from services.relay.channel_health.store import ChannelCheck, CheckKind, CheckRow, list_checks_of_channels, read_results
 from services.relay.channels.port import ChannelSettings, MessageRate
 from services.relay.channels.requests import MASK
@@ -93,8 +93,6 @@ def _mask_value(value: object, default: object) -> SettingValue:
 
 
 class ChannelUse(NamedTuple):
-    """One use."""
-
     text: str
     route: int | None = None
     """The position of its route."""
@@ -148,7 +146,7 @@ def describe_route(route: RouteSettings) -> str:
 
 
 def _describe(settings: RelaySettings, name: str, own: ChannelSettings) -> ConfiguredChannel:
-    rate = own.rate_per_second if settings.pacing.enabled else None
+    rate = settings.get_rate(name)
     return ConfiguredChannel(
         name=name,
         kind=str(getattr(own, "kind", "")),
@@ -218,20 +216,13 @@ class ChannelsPages:
     Args:
         store: the outbox.
         settings: the configuration.
-        checker: checks a channel.
-        wake_channels: called with a channel that works again.
+        checks: what people ask for.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        settings: RelaySettings,
-        checker: ChannelChecker,
-        wake_channels: Callable[[Iterable[str]], None],
-    ) -> None:
+    def __init__(self, store: Store, settings: RelaySettings, checks: ChannelChecks) -> None:
         self._store = store
         self._channels = list_configured_channels(settings)
-        self._actions = ChannelActions(store, settings, checker, wake_channels)
+        self._checks = checks
 
     def add_routes(self, console: Console) -> None:
         """The routes of pages, actions and API."""
@@ -258,11 +249,11 @@ class ChannelsPages:
 
     async def _check(self, request: Request) -> Done:
         name = self._find(request).name
-        return _finish(name, await self._actions.check(name, get_caller(request).name), "checked: nothing is wrong")
+        return _finish(name, await self._checks.check(name, get_caller(request).name), "checked: nothing is wrong")
 
     async def _test(self, request: Request) -> Done:
         name = self._find(request).name
-        return _finish(name, await self._actions.test(name, get_caller(request).name), "test message sent")
+        return _finish(name, await self._checks.test(name, get_caller(request).name), "test message sent")
 
     def _find(self, request: Request) -> ConfiguredChannel:
         name = request.path_params["name"]

@@ -32,8 +32,6 @@ _MAX_TEXT: Final = 2000
 
 
 class CheckKind(StrEnum):
-    """How a channel was tried."""
-
     CHECK = "check"
     """Nothing was sent."""
     TEST = "test"
@@ -54,7 +52,6 @@ class ChannelCheck:
 
     @property
     def failure(self) -> CheckResult | None:
-        """The first step that failed."""
         return next((result for result in self.results if result.outcome is CheckOutcome.FAILED), None)
 
 
@@ -144,7 +141,6 @@ def list_checks(connection: Connection, channel: str, kind: CheckKind, limit: in
 def list_checks_of_channels(
     connection: Connection, channels: Iterable[str], kind: CheckKind, limit: int
 ) -> dict[str, list[CheckRow]]:
-    """The same of several channels."""
     return {channel: list_checks(connection, channel, kind, limit) for channel in channels}
 
 
@@ -155,13 +151,7 @@ def read_results(connection: Connection, row: CheckRow) -> list[CheckResult]:
 
 
 def read_check_state(connection: Connection, channel: str, now: float) -> CheckState:
-    """Whether a channel is due for a check; for `Store.read`.
-
-    Args:
-        connection: to read with.
-        channel: its name.
-        now: unix seconds.
-    """
+    """Whether a channel is due for a check; for `Store.read`."""
     row = _STATES.fetch_first(connection, {"channel": channel})
     if row is None:
         return CheckState(None, is_failed=False, is_busy=False)

@@ -80,13 +80,7 @@ log = structlog.get_logger(__name__)
 
 
 class ChangeStream:
-    """The endpoint of the stream, and the poll behind it.
-
-    Args:
-        store: the outbox.
-        metrics: counts the streams.
-        clock: seconds, monotonic.
-    """
+    """The endpoint of the stream, and the poll behind it."""
 
     def __init__(self, store: Store, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self.version = 0
@@ -234,8 +228,6 @@ _MAX_RENDERS: Final = 4
 
 
 class NavigationEntry(NamedTuple):
-    """A page in the navigation."""
-
     path: str
     title: str
 

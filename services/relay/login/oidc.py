@@ -78,12 +78,10 @@ class LoginAttempt(NamedTuple):
 
     @property
     def state(self) -> str:
-        """Comes back in the callback's address."""
         return self._derive("state")
 
     @property
     def nonce(self) -> str:
-        """Comes back in the ID token."""
         return self._derive("nonce")
 
     @property
@@ -218,7 +216,6 @@ class OidcClient:
         return len((await self._read_keys(0.0)).keys)
 
     async def close(self) -> None:
-        """Closes its connections."""
         await self._session.close()
 
     async def _read_metadata(self) -> _Metadata:

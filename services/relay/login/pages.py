@@ -66,7 +66,6 @@ class LoginPages:
         self._oidc = login.oidc
 
     def add_routes(self, console: Console) -> None:
-        """The routes."""
         self._sessions.render_refusal = console.render_refusal
         console.public(LOGIN_PATH, self._show, "login.html.j2")
         console.public(LOGIN_PATH, self._log_in, "login.html.j2", ["POST"])
@@ -199,7 +198,7 @@ class LoginPages:
             raise CredentialRefusedError(f"The provider has refused the login{described}.", 401, RefusalReason.WRONG)
         with _translate_errors():
             login = await self._oidc.complete(attempt, sent["code"], self._redirect_uri, get_peer(request) or "")
-        if is_name_in(login.name, self._sessions.rules.reserved_names):
+        if is_name_in(login.name, self._sessions.reserved_names):
             raise CredentialRefusedError(
                 f"{login.name} is the name of another caller in the audit.", 403, RefusalReason.ROLE
             )
@@ -211,7 +210,7 @@ class LoginPages:
         return self._view(request, next_path, str(error), error.status)
 
     def _view(self, request: Request, next_path: str, problem: str | None = None, status: int = 200) -> View:
-        policy = self._sessions.rules.access_policy
+        policy = self._sessions.access_policy
         values = {
             "next_path": clean_next_path(next_path),
             "problem": problem,
@@ -225,7 +224,7 @@ class LoginPages:
 
     @property
     def _redirect_uri(self) -> str:
-        return f"{self._sessions.rules.public_url}{CALLBACK_PATH}"
+        return f"{self._sessions.auth.public_url}{CALLBACK_PATH}"
 
 
 @contextmanager

@@ -1,16 +1,9 @@
-"""A person whose credential was checked, and how the audit names them.
-
-The login of one relay with one configuration: its sessions, and its client of the provider.
-
-The sessions of the console: that of a cookie, or that of the person whom a trusted proxy names.
+"""The sessions of the console: each by the cookie of a login, or of the person whom a trusted proxy names.
 
 A session says by what its holder logged in. At each request that is looked up again: a user who left web.yml, a token
-that was replaced, a password that was changed and a group without a role end it at once. The stored proof is a hash of
-the credential, keyed with the cookie's value, which the store does not have.
-
-The sessions of people who have logged in, for all replicas: the database has the hash of each cookie, never it.
-
-A session ends at its `expires_at`, after `IDLE_SECONDS` without a request, or at its logout, whichever is first.
+that was replaced, a password that was changed and a group without a role end it at once. The database has the hash of
+each cookie, never the cookie, and as a proof a hash of the credential, keyed with the cookie. All replicas share it. A
+session ends at its `expires_at`, after `IDLE_SECONDS` without a request, or at its logout, whichever is first.
 """
 
 import asyncio
@@ -18,7 +11,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -29,19 +22,19 @@ from sqlalchemy import Connection, bindparam, delete, insert, or_, select, updat
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from services.relay.config import OidcSettings, ProxyLoginSettings, find_role
+from services.relay.config import OidcSettings, RelaySettings, find_role
 from services.relay.outbox.audit import insert_entry
 from services.relay.outbox.store import Store, StoreUnavailableError, Transaction
 from services.relay.outbox.tables import RowQuery, clean_for_database, select_columns, select_values, sessions
 from shared.config.server_settings import Role, is_name_in
 from shared.http.access import (
     IGNORED_HEADER_SCOPE_KEY,
-    AccessPolicy,
     Authorizer,
     Caller,
     Session,
     SessionsUnavailableError,
     Token,
+    create_access_policy,
     find_token,
     format_cookie,
     get_path_and_query,
@@ -55,8 +48,6 @@ MAX_NAME_LENGTH: Final = 200
 
 
 class LoginSource(StrEnum):
-    """What somebody logs in by."""
-
     PASSWORD = "password"  # noqa: S105  # no password
     """Of a user of web.yml."""
     TOKEN = "token"  # noqa: S105  # no token
@@ -64,8 +55,6 @@ class LoginSource(StrEnum):
 
 
 class Login(NamedTuple):
-    """A person whose credential was checked."""
-
     name: str
     source: LoginSource
     credential: bytes
@@ -99,8 +88,6 @@ _session = sessions.c
 
 
 class SessionRow(NamedTuple):
-    """A session."""
-
     id: str
     name: str
     source: str
@@ -204,28 +191,15 @@ _COOKIE: Final = "session"
 _VALUE: Final = re.compile("[A-Za-z0-9_-]{43}")
 
 
-class LoginRules(NamedTuple):
-    """The configuration."""
-
-    access_policy: AccessPolicy
-    """Has the tokens, and the roles of web.yml's users."""
-    reserved_names: Collection[str] = ()
-    """Of other callers in the audit; nobody who logs in elsewhere may have one of them."""
-    oidc: OidcSettings | None = None
-    proxy: ProxyLoginSettings | None = None
-    public_url: str | None = None
-
-
 class ConsoleSessions:
-    """The sessions of the relay's console; see `shared.http.access.Sessions`.
+    """The sessions of the relay's console; see `shared.http.access.Sessions`."""
 
-    Args:
-        store: the outbox.
-        rules: the configuration.
-    """
-
-    def __init__(self, store: Store, rules: LoginRules) -> None:
-        self.rules = rules
+    def __init__(self, store: Store, settings: RelaySettings) -> None:
+        self.auth = settings.auth
+        self.access_policy = create_access_policy(settings.auth)
+        """Has the tokens, and the roles of web.yml's users."""
+        self.reserved_names = frozenset([*settings.list_reserved_names(), *settings.auth.roles])
+        """Of other callers in the audit: nobody who logs in elsewhere may have one of them."""
         self.render_refusal: Callable[[int, str], Response] | None = None
         """Makes the page for a browser whose request is refused, by status and message; None before there are pages."""
         self._store = store
@@ -234,7 +208,7 @@ class ConsoleSessions:
     @property
     def uses_https(self) -> bool:
         """Whether browsers reach the relay by https, as far as the configuration says."""
-        return (self.rules.public_url or "").startswith("https:")
+        return (self.auth.public_url or "").startswith("https:")
 
     async def find_session(self, request: Request) -> Session | None:
         """The session of a request, or that of a trusted proxy. Raises SessionsUnavailableError."""
@@ -293,20 +267,19 @@ class ConsoleSessions:
         return None
 
     async def close(self) -> None:
-        """Waits until the uses are recorded."""
         await asyncio.gather(*self._recording.values(), return_exceptions=True)
 
     def find_role(self, login: Login) -> Role | None:
         """The role of who logs in; None if there is none."""
         if login.source is LoginSource.PASSWORD:
-            return self.rules.access_policy.roles.get(login.name)
+            return self.access_policy.roles.get(login.name)
         if login.source is LoginSource.TOKEN:
-            return next((each.role for each in self.rules.access_policy.tokens if each.name == login.name), None)
-        return find_role(self.rules.oidc.roles, login.groups) if self.rules.oidc else None
+            return next((each.role for each in self.access_policy.tokens if each.name == login.name), None)
+        return find_role(self.auth.oidc.roles, login.groups) if self.auth.oidc else None
 
     def find_token(self, sent: bytes) -> Login | None:
         """The login of a token. Raises SecretUnreadableError: a file cannot be read, and no other token is valid."""
-        found = find_token(self.rules.access_policy.tokens, sent)
+        found = find_token(self.access_policy.tokens, sent)
         return Login(found.name, LoginSource.TOKEN, sent) if found else None
 
     def _find_role(self, row: SessionRow, value: str, request: Request) -> Role | None:
@@ -325,15 +298,15 @@ class ConsoleSessions:
             stored = passwords.get_hash(row.name) if passwords else None
             return [stored] if stored else []
         if row.source == LoginSource.TOKEN:
-            tokens: Iterable[Token] = self.rules.access_policy.tokens
+            tokens: Iterable[Token] = self.access_policy.tokens
             return [value.encode() for each in tokens if each.name == row.name for value in each.secret.read_values()]
-        if row.source == LoginSource.OIDC and self.rules.oidc:
-            return [build_client_credential(self.rules.oidc)]
+        if row.source == LoginSource.OIDC and self.auth.oidc:
+            return [build_client_credential(self.auth.oidc)]
         return []
 
     def _read_proxy(self, request: Request) -> Session | None:
         """The person whom a trusted proxy names. Any other header of this name is ignored, and counted."""
-        proxy = self.rules.proxy
+        proxy = self.auth.proxy
         names = request.headers.getlist(proxy.user_header) if proxy else []
         if not proxy or not names:
             return None
@@ -341,10 +314,10 @@ class ConsoleSessions:
         # Two of them: one may be the client's own, which the proxy has let through.
         if (
             not is_peer_in(request, proxy.from_)
-            or not (self.rules.public_url is None or self.is_public_host(request))
+            or not (self.auth.public_url is None or self.is_public_host(request))
             or len(names) > 1
             or name is None
-            or is_name_in(name, self.rules.reserved_names)
+            or is_name_in(name, self.reserved_names)
         ):
             request.scope[IGNORED_HEADER_SCOPE_KEY] = True
             return None
@@ -358,9 +331,9 @@ class ConsoleSessions:
 
     def is_public_host(self, request: Request) -> bool:
         """Whether it came for `public_url`'s host: other hosts of the proxy may pass on what their clients send."""
-        if self.rules.public_url is None:
+        if self.auth.public_url is None:
             return False
-        scheme, own, *_ = urlsplit(self.rules.public_url)
+        scheme, own, *_ = urlsplit(self.auth.public_url)
         suffix = ":443" if scheme == "https" else ":80"
         hosts = [host.lower().removesuffix(suffix) for host in request.headers.getlist("host")]
         return hosts == [own.lower().removesuffix(suffix)]
@@ -437,24 +410,22 @@ if TYPE_CHECKING:
 
 
 class LoginService(NamedTuple):
-    """What the login page needs."""
-
     sessions: ConsoleSessions
     authorizer: Authorizer
     oidc: "OidcClient | None"
 
 
 @asynccontextmanager
-async def open_login(rules: LoginRules, store: Store, authorizer: Authorizer) -> AsyncIterator[LoginService]:
+async def open_login(settings: RelaySettings, store: Store, authorizer: Authorizer) -> AsyncIterator[LoginService]:
     """Lets the authorizer find sessions from now on; closes the connections to the provider at the end."""
     async with AsyncExitStack() as stack:
         oidc = None
-        if rules.oidc:
+        if settings.auth.oidc:
             from services.relay.login.oidc import OidcClient  # noqa: PLC0415  # authlib takes 200 ms, which few need
 
-            oidc = OidcClient(rules.oidc, store.clock)
+            oidc = OidcClient(settings.auth.oidc, store.clock)
             stack.push_async_callback(oidc.close)
-        sessions = ConsoleSessions(store, rules)
+        sessions = ConsoleSessions(store, settings)
         stack.push_async_callback(sessions.close)
         authorizer.sessions = sessions
         yield LoginService(sessions, authorizer, oidc)

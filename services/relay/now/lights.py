@@ -1,19 +1,7 @@
-"""Asks something in the background while somebody looks, at a bounded pace, and remembers the answer for a while.
+"""The path of an alert and the channels as lights, each with its last proof, and with what to do.
 
-No page waits for it, and nothing is asked while nobody looks. So the last answer may be from long ago: then it says
-nothing of now, and counts as none.
-
-How a channel stands, as a light: up or down, why, and what to do. Pure.
-
-The path of an alert as lights, each with its last proof. Pure.
-
-What is not known is unknown, with what to set; a part that works has a proof with an age.
-
-What is known of the path of an alert beside the outbox, and the lights that follow from all of it.
-
-Prometheus and the sender process are asked in the background while somebody looks.
-
-What Prometheus knows of the path before the relay: whether the exporter is scraped and the rules are evaluated.
+What is not known is unknown, with what to set. Prometheus and the sender process are asked in the background while
+somebody looks, at a bounded pace: no page waits for them, and an answer from long ago counts as none.
 """
 
 import asyncio
@@ -27,7 +15,7 @@ import structlog
 from services.relay.apis import PrometheusClient, PrometheusError, RuleGroup
 from services.relay.channel_health.checks import advise_on
 from services.relay.channels.port import SendReason
-from services.relay.config import RelaySettings
+from services.relay.config import RelaySettings, WatchdogSettings
 from services.relay.console.frame import HealthStatus
 from services.relay.delivery.attempt import OpenSender, RemoteSender, Sender, SenderSettings
 from services.relay.metrics import Metrics
@@ -76,7 +64,6 @@ class BackgroundWatch(Generic[T]):
         return self.answer if is_current else None
 
     async def run(self) -> None:
-        """Asks until it is cancelled."""
         while True:
             await self._requested.wait()
             self._requested.clear()
@@ -98,8 +85,6 @@ _TIMEOUT: Final = 8.0
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """The last scrape of one exporter."""
-
     instance: str
     at: float | None
     """When, unix seconds by the relay's clock; None if it failed."""
@@ -171,8 +156,6 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """One part of the path."""
-
     name: str
     verdict: Verdict
     proof: str = ""
@@ -186,44 +169,6 @@ class Light:
 
 
 @dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """A heartbeat that is expected."""
-
-    name: str
-    """Of its watchdog."""
-    expect_every: float
-    """Seconds."""
-    at: float | None
-    """The last one, unix seconds; None if none has come."""
-    awaited_since: float | None
-    """The last one, or since when one is awaited; None if that is not known yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreFacts:
-    """How the store does."""
-
-    error: str | None
-    committed_at: float | None
-    used_bytes: int
-    max_bytes: int
-    """0: no limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class IntakeFacts:
-    """What came, and what was refused."""
-
-    token_error: str | None
-    """Why nobody may send, or None."""
-    can_commit: bool
-    """Whether the store can commit webhooks."""
-    times: WebhookTimes
-    answered_at: Mapping[int, float]
-    """When this relay last answered a webhook with each status."""
-
-
-@dataclass(frozen=True, slots=True)
 class SenderFacts:
     """What the sender process answered when it was last asked."""
 
@@ -233,7 +178,7 @@ class SenderFacts:
 
 
 def build_exporter_light(facts: PrometheusFacts | None, *, is_configured: bool) -> Light:
-    """Whether Prometheus scrapes the exporter."""
+    """Whether Prometheus scrapes the exporter, by its answer."""
     scrapes = facts.scrapes if facts else ()
     at = min((scrape.at for scrape in scrapes if scrape.at is not None), default=None)
     verdict = _judge_exporter(facts, is_configured=is_configured)
@@ -255,7 +200,6 @@ def _judge_exporter(facts: PrometheusFacts | None, *, is_configured: bool) -> Ve
 
 
 def build_rules_light(facts: PrometheusFacts | None, now: float, *, is_configured: bool) -> Light:
-    """Whether Prometheus evaluates the rules."""
     groups = _select_groups(facts)
     at = min((group.evaluated_at for group in groups if group.evaluated_at is not None), default=None)
     verdict = _judge_rules(facts, groups, now, is_configured=is_configured)
@@ -280,50 +224,59 @@ def _judge_rules(
     return Verdict(HealthStatus.HEALTHY, f"{_count(sum(group.rules for group in groups), 'rule')} evaluated.")
 
 
-def build_heartbeat_lights(heartbeats: Sequence[Heartbeat], now: float, *, is_readable: bool) -> list[Light]:
+def build_heartbeat_lights(
+    watchdogs: Sequence[WatchdogSettings], overview: Overview, now: float, *, is_readable: bool
+) -> list[Light]:
     """Whether the heartbeats of Alertmanager come: a light for each watchdog. `is_readable`: whether the outbox is."""
-    if not heartbeats:
+    if not watchdogs:
         hint = "Set it to an alert that always fires."
         return [Light("Alertmanager", Verdict(HealthStatus.UNKNOWN, "Not known without watchdogs.", hint))]
-    return [
-        Light(
-            "Alertmanager" if len(heartbeats) == 1 else f"Alertmanager ({each.name})",
-            _judge_heartbeat(each, now, is_readable=is_readable),
-            "heartbeat",
-            each.at,
-        )
-        for each in heartbeats
-    ]
+    lights = []
+    for watchdog in watchdogs:
+        at, awaited_since = (beats.get(watchdog.name) for beats in (overview.heartbeats, overview.heartbeats_awaited))
+        verdict = Verdict(HealthStatus.UNKNOWN, "Not known: the store cannot be read.")
+        if is_readable:
+            verdict = _judge_heartbeat(watchdog.expect_every, at, awaited_since, now)
+        name = "Alertmanager" if len(watchdogs) == 1 else f"Alertmanager ({watchdog.name})"
+        lights.append(Light(name, verdict, "heartbeat", at))
+    return lights
 
 
-def _judge_heartbeat(heartbeat: Heartbeat, now: float, *, is_readable: bool) -> Verdict:
-    if not is_readable:
-        return Verdict(HealthStatus.UNKNOWN, "Not known: the store cannot be read.")
-    every = f"one is expected every {format_seconds(heartbeat.expect_every)}"
-    since = heartbeat.at if heartbeat.at is not None else heartbeat.awaited_since
-    if since is not None and now - since > heartbeat.expect_every:
+def _judge_heartbeat(expect_every: float, at: float | None, awaited_since: float | None, now: float) -> Verdict:
+    every = f"one is expected every {format_seconds(expect_every)}"
+    since = at if at is not None else awaited_since
+    if since is not None and now - since > expect_every:
         hint = "See whether Prometheus and Alertmanager run, and whether Alertmanager reaches the relay."
         return Verdict(HealthStatus.FAILING, f"No heartbeat comes; {every}.", hint)
-    if heartbeat.at is None:
+    if at is None:
         return Verdict(HealthStatus.UNKNOWN, f"No heartbeat has come yet; {every}.")
     return Verdict(HealthStatus.HEALTHY, f"Heartbeats come; {every}.")
 
 
-def build_intake_light(facts: IntakeFacts, now: float) -> Light:
-    """Whether webhooks come, and are accepted."""
-    href = "/quarantine" if facts.times.quarantined else ""
-    return Light("Intake", _judge_intake(facts, now), "last webhook", facts.times.accepted_at, href)
+def build_intake_light(
+    times: WebhookTimes, answered_at: Mapping[int, float], now: float, *, token_error: str | None, can_commit: bool
+) -> Light:
+    """Whether webhooks come, and are accepted.
 
-
-def _judge_intake(facts: IntakeFacts, now: float) -> Verdict:
-    at, entries = facts.times.accepted_at, facts.times.quarantined
-    quarantined = f" {entries} in quarantine." if entries else ""
-    if facts.token_error:
-        return Verdict(HealthStatus.FAILING, facts.token_error, "Put the token into its file.")
-    if not facts.can_commit:
+    Args:
+        times: of the webhooks in the outbox.
+        answered_at: when this relay last answered a webhook with each status.
+        now: unix seconds.
+        token_error: why nobody may send, or None.
+        can_commit: whether the store can commit webhooks.
+    """
+    verdict = _judge_answers(times, answered_at, now)
+    if token_error:
+        verdict = Verdict(HealthStatus.FAILING, token_error, "Put the token into its file.")
+    elif not can_commit:
         text = "Webhooks are answered 503, and Alertmanager sends them again."
-        return Verdict(HealthStatus.FAILING, text, "Repair the store.")
-    refused = [(when, code) for code, when in facts.answered_at.items() if code >= 400 and now - when < RECENT_SECONDS]
+        verdict = Verdict(HealthStatus.FAILING, text, "Repair the store.")
+    return Light("Intake", verdict, "last webhook", times.accepted_at, "/quarantine" if times.quarantined else "")
+
+
+def _judge_answers(times: WebhookTimes, answered_at: Mapping[int, float], now: float) -> Verdict:
+    at, quarantined = times.accepted_at, f" {times.quarantined} in quarantine." if times.quarantined else ""
+    refused = [(when, code) for code, when in answered_at.items() if code >= 400 and now - when < RECENT_SECONDS]
     if refused:
         when, code = max(refused)
         is_failing = code >= 500 and (at is None or at < when)
@@ -339,24 +292,19 @@ def _judge_intake(facts: IntakeFacts, now: float) -> Verdict:
     return Verdict(HealthStatus.HEALTHY, f"Webhooks are accepted.{quarantined}")
 
 
-def build_store_light(facts: StoreFacts, now: float) -> Light:
-    """Whether the store can commit, and has space."""
-    return Light("Store", _judge_store(facts, now), "committed", facts.committed_at)
-
-
-def _judge_store(facts: StoreFacts, now: float) -> Verdict:
-    size = f"{facts.used_bytes / _MEBIBYTE:.0f} MiB"
-    if facts.max_bytes:
-        size += f" of {facts.max_bytes / _MEBIBYTE:.0f} MiB"
-    if facts.error is not None:
+def build_store_light(error: str | None, committed_at: float | None, used: int, limit: int, now: float) -> Light:
+    """Whether the store can commit, and has space: of `limit` bytes, where 0 is no limit, it uses `used`."""
+    size = f"{used / _MEBIBYTE:.0f} MiB" + (f" of {limit / _MEBIBYTE:.0f} MiB" if limit else "")
+    verdict = Verdict(HealthStatus.HEALTHY, f"Commits; holds {size}.")
+    if error is not None:
         hint = "See the disk, or the server of the database."
-        return Verdict(HealthStatus.FAILING, f"Cannot be used: {facts.error}.", hint)
-    if facts.max_bytes and facts.used_bytes > _NEARLY_FULL * facts.max_bytes:
+        verdict = Verdict(HealthStatus.FAILING, f"Cannot be used: {error}.", hint)
+    elif limit and used > _NEARLY_FULL * limit:
         hint = "See which channel fails: what waits is kept. Or raise retention.max_bytes where the disk has more."
-        return Verdict(HealthStatus.DEGRADED, f"Nearly full: {size}.", hint)
-    if facts.committed_at is None or now - facts.committed_at > _STORE_SILENCE:
-        return Verdict(HealthStatus.UNKNOWN, "Nothing was committed for a while.", "See the relay's log.")
-    return Verdict(HealthStatus.HEALTHY, f"Commits; holds {size}.")
+        verdict = Verdict(HealthStatus.DEGRADED, f"Nearly full: {size}.", hint)
+    elif committed_at is None or now - committed_at > _STORE_SILENCE:
+        verdict = Verdict(HealthStatus.UNKNOWN, "Nothing was committed for a while.", "See the relay's log.")
+    return Light("Store", verdict, "committed", committed_at)
 
 
 def build_sender_light(facts: SenderFacts | None) -> Light:
@@ -414,7 +362,6 @@ _REASONS: Final = {
 
 
 def build_channel_light(channel: ChannelOverview, now: float) -> Light:
-    """One channel."""
     at, proof = channel.last_success.finished_at if channel.last_success else None, "last success"
     test = channel.last_test
     if test is not None and test.problem is None and not _was_delivered_after(channel, test.started_at):
@@ -509,11 +456,11 @@ class PathWatch:
         self._metrics = metrics
         self._byte_limit = byte_limit
         self._describe_token = describe_token
-        enrichment = settings.messages.enrichment
+        messages = settings.messages
         self._prometheus: PrometheusClient | None = None
-        if enrichment.prometheus_url is not None:
-            token = SecretFile(enrichment.prometheus_token_file) if enrichment.prometheus_token_file else None
-            self._prometheus = PrometheusClient(enrichment.prometheus_url, token, enrichment.egress)
+        if messages.prometheus_url is not None:
+            token = SecretFile(messages.prometheus_token_file) if messages.prometheus_token_file else None
+            self._prometheus = PrometheusClient(messages.prometheus_url, token, messages.egress)
         self._sender: Sender | None = None
         self._prometheus_watch = BackgroundWatch(self._ask_prometheus, on_answer)
         self._sender_watch = BackgroundWatch(self._ask_sender, on_answer)
@@ -548,24 +495,21 @@ class PathWatch:
         """
         is_configured = self._prometheus is not None
         facts = self._prometheus_watch.read() if is_configured else None
-        heartbeats = [
-            Heartbeat(
-                each.name,
-                each.expect_every,
-                overview.heartbeats.get(each.name),
-                overview.heartbeats_awaited.get(each.name),
-            )
-            for each in self._watchdogs
-        ]
         error = self._store.error or read_error
-        store = StoreFacts(error, self._store.committed_at, self._byte_limit.used_bytes, self._byte_limit.max_bytes)
-        intake = IntakeFacts(self._describe_token(), error is None, overview.webhooks, self._metrics.webhook_times)
         return [
             build_exporter_light(facts, is_configured=is_configured),
             build_rules_light(facts, now, is_configured=is_configured),
-            *build_heartbeat_lights(heartbeats, now, is_readable=read_error is None),
-            build_intake_light(intake, now),
-            build_store_light(store, now),
+            *build_heartbeat_lights(self._watchdogs, overview, now, is_readable=read_error is None),
+            build_intake_light(
+                overview.webhooks,
+                self._metrics.webhook_times,
+                now,
+                token_error=self._describe_token(),
+                can_commit=error is None,
+            ),
+            build_store_light(
+                error, self._store.committed_at, self._byte_limit.used_bytes, self._byte_limit.max_bytes, now
+            ),
             build_sender_light(self._sender_watch.read()),
         ]
 

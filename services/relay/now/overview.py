@@ -43,8 +43,6 @@ from services.relay.text import WORST_FIRST
 
 
 class BreakerState(StrEnum):
-    """Of a circuit breaker."""
-
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half-open"
@@ -61,8 +59,6 @@ class LastSuccess(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LastFailure:
-    """The last attempt that failed."""
-
     at: float
     """Unix seconds."""
     reason: str
@@ -229,7 +225,6 @@ class OpenIncidents:
 
     @property
     def total(self) -> int:
-        """How many are open."""
         return sum(self.counts.values())
 
     @property
@@ -262,8 +257,6 @@ class _CountRow(NamedTuple):
 
 
 class _SilenceRow(NamedTuple):
-    """A silence that is in force."""
-
     incident_id: str
     episode: int
     who: str

@@ -57,8 +57,6 @@ class _StepRow(NamedTuple):
 
 
 class _DeadRow(NamedTuple):
-    """Those that were given up."""
-
     step: int
     dead: int
 
@@ -134,8 +132,6 @@ _GAP: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A rectangle."""
-
     x: float
     y: float
     width: float
@@ -228,11 +224,7 @@ _SETTLE_SECONDS: Final = 60.0
 
 
 class RecentTimes:
-    """The delivery times of the last hours.
-
-    Args:
-        store: the outbox.
-    """
+    """The delivery times of the last hours."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -270,8 +262,6 @@ _NOT_URGENT: Final = (Severity.WARNING, Severity.INFO)
 
 @dataclass(frozen=True, slots=True)
 class ChannelCard:
-    """What is shown of a channel."""
-
     light: Light
     overview: ChannelOverview
     kind: str
@@ -315,7 +305,6 @@ class NowPages:
         self._clock = store.clock
 
     def add_routes(self, console: Console) -> None:
-        """The route of the page."""
         console.page("/", self._show, "now.html.j2", title="Now", shared_fragment="now_state")
 
     async def _show(self, request: Request) -> View:

@@ -35,8 +35,6 @@ _CREDENTIALS: Final = {"authorization", "bearer_token", "bearer_token_file", "oa
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition of a route."""
-
     text: str
     matcher: Matcher | None
     """None if it cannot be parsed here: it may match, or not."""
@@ -44,8 +42,6 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class TreeRoute:
-    """A route with those below it."""
-
     path: str
     """`route`, `route.routes[0]`, and so on."""
     receiver: str
@@ -60,8 +56,6 @@ class TreeRoute:
 
 @dataclass(frozen=True, slots=True)
 class RoutingTree:
-    """The tree of one Alertmanager."""
-
     root: TreeRoute
     receivers: Mapping[str, Sequence[str]]
     """What each receiver sends to: `webhook`, `slack`, …; empty for one that sends nothing."""

@@ -96,8 +96,6 @@ _MAX_VALUE: Final = 100
 
 
 class ConditionVerdict(NamedTuple):
-    """Whether an alert fulfils a matcher."""
-
     condition: str
     """Such as `severity="critical"`."""
     matches: bool
@@ -257,26 +255,18 @@ class TreeExplanation(NamedTuple):
 
 
 class AlertExplanation(NamedTuple):
-    """Where an alert goes."""
-
     receivers: tuple[ReceiverExplanation, ...]
     trees: tuple[TreeExplanation, ...]
     why: tuple[str, ...]
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """All channels that get it."""
         found = (each.explanation.channels for each in self.receivers if each.explanation)
         return tuple(dict.fromkeys(channel for channels in found for channel in channels))
 
 
 class RouteExplainer:
-    """Explains where alerts go.
-
-    Args:
-        settings: the configuration.
-        trees: of the Alertmanagers.
-    """
+    """Explains where alerts go."""
 
     def __init__(self, settings: RelaySettings, trees: AlertmanagerTrees) -> None:
         self.trees = trees

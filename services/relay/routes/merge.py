@@ -209,7 +209,6 @@ class _Node:
         return bool(getattr(self.event, "flow_style", False))
 
     def find_value(self, key: str) -> "_Node | None":
-        """The value of a mapping's key."""
         pairs = zip(self.children[::2], self.children[1::2], strict=True)
         return next((v for k, v in pairs if isinstance(k.event, yaml.ScalarEvent) and k.event.value == key), None)
 
@@ -388,8 +387,6 @@ class CollisionError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where Alertmanager sends keypulse's alerts."""
-
     url: str
     """Of the relay, with `/alerts`."""
     token_file: str
@@ -413,10 +410,6 @@ class _File(BaseModel):
 
 def merge(text: str, destination: Destination) -> str:
     """The text of an Alertmanager file with keypulse's routing in it. Every byte that was there is still there.
-
-    Args:
-        text: the file.
-        destination: of keypulse's alerts.
 
     Raises:
         ConfigurationError: the text is no YAML.
@@ -483,7 +476,6 @@ def _check_shape(document: Entry) -> _File:
 
 
 def _build_fragment(destination: Destination, direct: str) -> str:
-    """fragment.yml with the destination in it."""
     text = (_OPS / "alertmanager/fragment.yml").read_text(encoding="utf-8")
     values = {_URL: destination.url, _TOKEN_FILE: destination.token_file, f"receiver: {_DIRECT}": direct}
     for placeholder, value in values.items():

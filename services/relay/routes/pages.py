@@ -59,8 +59,6 @@ class _Condition(NamedTuple):
 
 
 class _RouteView(NamedTuple):
-    """A route of the relay."""
-
     number: int
     route: Route
     conditions: tuple[_Condition, ...]
@@ -70,8 +68,6 @@ class _RouteView(NamedTuple):
 
 
 class _TreeView(NamedTuple):
-    """A route of Alertmanager's tree."""
-
     route: TreeRoute
     conditions: tuple[_Condition, ...]
     state: _State | None

@@ -28,6 +28,7 @@ from services.relay.outbox.tables import (
     select_values,
     silences,
 )
+from shared.http.json_api import RefusedError
 
 _GOSSIP_SECONDS: Final = 60.0
 """In which every Alertmanager of a cluster knows of a silence."""
@@ -38,8 +39,6 @@ _row = silences.c
 
 
 class SilenceState(StrEnum):
-    """The states of a requested silence."""
-
     REQUESTED = "requested"
     CREATING = "creating"
     """It may exist in Alertmanager."""
@@ -52,8 +51,6 @@ _FINAL: Final = (SilenceState.CREATED, SilenceState.REFUSED, SilenceState.FAILED
 
 
 class SilenceRequest(NamedTuple):
-    """What a person wants."""
-
     id: str
     """The same for one press of the button, however often it arrives."""
     incident_id: str
@@ -74,8 +71,6 @@ class SilenceRequest(NamedTuple):
 
 
 class SilenceRow(NamedTuple):
-    """A requested silence."""
-
     id: str
     incident_id: str
     episode: int
@@ -110,8 +105,10 @@ class SilencePlan:
     ends_at: float
 
 
-class SilenceRefusedError(Exception):
-    """There is nothing to silence; the message is a sentence for the person."""
+class SilenceRefusedError(RefusedError):
+    """There is nothing to silence, or not for this person, to whom the message is a sentence."""
+
+    status = 409
 
 
 class SilenceLeaseLostError(Exception):
@@ -268,7 +265,6 @@ async def prune_silences(store: Store, cutoff: float) -> int:
 
 
 def is_final(row: SilenceRow) -> bool:
-    """Whether only its answer is missing."""
     return row.state in _FINAL
 
 

@@ -1,29 +1,26 @@
 """Creates the silences that people request in Slack or in the console, and answers them.
 
 For each: may the person silence, is there something to silence, in which Alertmanager; then the silence itself, and
-what became of it. In Slack the answer is a reply in the thread where it is silenced, else a message that only the
-person sees; in the console the incident's timeline shows it. A silence has a mark of its incident in its comment, so
-that one whose answer was lost is found, and not created twice.
-
-Runs the worker that creates silences, where an Alertmanager is configured to create them in.
+what became of it. In Slack the answer is a reply in the thread where it is silenced, or else a message that only the
+person sees; in the console the incident's timeline shows it. The mark of its incident in a silence's comment lets one
+be found whose answer was lost, so that none is created twice.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from html import escape
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
-from services.relay.acknowledgement.presses import PressRules
-from services.relay.acknowledgement.socket_mode import SlackCallError, SlackWebApi
+from services.relay.acknowledgement.socket_mode import SlackCallError, SlackWebApi, open_bots
 from services.relay.apis import AlertmanagerClient, AlertmanagerError, NewSilence
+from services.relay.config import RelaySettings, SilenceSettings
 from services.relay.outbox.channels import take_token
 from services.relay.outbox.store import RETRY_SECONDS, Store, StoreUnavailableError
-from services.relay.silences.permission import NotAllowedError, SilenceRules, check_permission
 from services.relay.silences.store import (
     SilenceLeaseLostError,
     SilenceRefusedError,
@@ -59,33 +56,28 @@ class SilenceWorker:
 
     Args:
         store: the outbox.
+        settings: who may silence, in which Alertmanager; the rate of each channel.
         bots: the bot of each of the relay's channels of Slack.
-        rates: the messages per second of each of these channels.
-        alertmanagers: that send to this relay.
-        rules: who may in Slack, and for how long.
+        alertmanagers: as configured.
     """
 
     def __init__(
         self,
         store: Store,
+        settings: RelaySettings,
         bots: Mapping[str, SlackWebApi],
-        rates: Mapping[str, float | None],
         alertmanagers: Sequence[AlertmanagerClient],
-        rules: SilenceRules,
     ) -> None:
         self._store = store
+        self._settings = settings
         self._bots = bots
-        self._rates = rates
         self._alertmanagers = {each.url: each for each in alertmanagers}
-        self._rules = rules
         self._wake_event = asyncio.Event()
 
     def wake(self) -> None:
-        """A silence waits."""
         self._wake_event.set()
 
     async def run(self) -> None:
-        """Works until cancelled; errors are logged."""
         while True:
             self._wake_event.clear()
             try:
@@ -118,7 +110,7 @@ class SilenceWorker:
     async def _create(self, row: SilenceRow) -> None:
         try:
             silence_id, detail = await self._find_or_create(row)
-        except (NotAllowedError, SilenceRefusedError) as error:
+        except SilenceRefusedError as error:
             await finish_silence(self._store, row, SilenceState.REFUSED, str(error))
             log.warning("a silence was refused", incident_id=row.incident_id, who=row.who, error=str(error))
         else:
@@ -146,7 +138,7 @@ class SilenceWorker:
             plan = await begin_silence(
                 self._store,
                 row,
-                seconds=row.seconds or self._rules.max_seconds,
+                seconds=row.seconds or self._settings.interactive.silence.max,
                 alertmanager=client.url,
                 created_by=created_by,
             )
@@ -167,7 +159,7 @@ class SilenceWorker:
         bot = self._bots.get(row.channel)
         if bot is None:
             raise SilenceRefusedError("The channel is not configured any more.")
-        return await check_permission(bot, row.user_id, self._rules)
+        return await check_permission(bot, row.user_id, self._settings.interactive.silence)
 
     async def _read_labels(self, row: SilenceRow) -> Mapping[str, str]:
         labels = await self._store.read(partial(read_group_labels, incident_id=row.incident_id, episode=row.episode))
@@ -199,7 +191,9 @@ class SilenceWorker:
             # A post takes a token of the channel's rate; where it gets none in time, only the person sees the answer.
             if row.state != SilenceState.CREATED or row.attempts == _MAX_ATTEMPTS:
                 await bot.call("chat.postEphemeral", **where, user=row.user_id)
-            elif wait := await self._store.run(partial(take_token, channel=row.channel, rate=self._rates[row.channel])):
+            elif wait := await self._store.run(
+                partial(take_token, channel=row.channel, rate=self._settings.get_rate(row.channel))
+            ):
                 await postpone_silence(self._store, row, wait)
                 return
             else:
@@ -224,6 +218,33 @@ class SilenceWorker:
             pass
 
 
+async def check_permission(bot: SlackWebApi, user_id: str, rules: SilenceSettings) -> str:
+    """The name of a person whom the configuration lets silence, and who is no guest.
+
+    Raises:
+        SilenceRefusedError: for anybody else.
+        SlackCallError: Slack cannot say.
+    """
+    user: Any = (await bot.call("users.info", user=user_id)).get("user")
+    if not isinstance(user, dict) or user.get("id") != user_id or user.get("team_id") != await bot.read_team():
+        raise SilenceRefusedError("Only members of this workspace can silence.")
+    if any(user.get(key) for key in ("is_restricted", "is_ultra_restricted", "deleted", "is_bot")):
+        raise SilenceRefusedError("Guests cannot silence.")
+    if user_id not in rules.allow_users and not await _is_in_group(bot, user_id, rules.allow_groups):
+        raise SilenceRefusedError(
+            "You are not among those who may silence: `interactive.silence` of the relay names them."
+        )
+    return truncate(clean_line(str(user.get("real_name") or user.get("name") or user_id)), 80)
+
+
+async def _is_in_group(bot: SlackWebApi, user_id: str, groups: Collection[str]) -> bool:
+    for group in groups:
+        members = (await bot.call("usergroups.users.list", usergroup=group)).get("users")
+        if isinstance(members, list) and user_id in members:
+            return True
+    return False
+
+
 def _format_comment(row: SilenceRow, created_by: str) -> str:
     if row.is_from_slack:
         return f"Silenced in Slack by {created_by} ({row.user_id})"
@@ -235,23 +256,23 @@ def _describe(created_by: str, ends_at: float) -> str:
 
 
 @asynccontextmanager
-async def run_silences(rules: PressRules, store: Store) -> AsyncIterator[Callable[[], None] | None]:
+async def run_silences(settings: RelaySettings, store: Store) -> AsyncIterator[Callable[[], None] | None]:
     """Creates the silences that wait in the outbox while the body runs.
 
     Yields:
         What to call when one waits; None without an Alertmanager.
     """
-    if not rules.alertmanagers:
+    alertmanager = settings.alertmanager
+    if not alertmanager.urls:
         yield None
         return
     async with AsyncExitStack() as stack:
-        bots = {name: SlackWebApi(bot.api_url, bot.token_file, bot.egress) for name, bot in rules.bots.items()}
-        token = SecretFile(rules.alertmanager_token) if rules.alertmanager_token else None
-        peers = [AlertmanagerClient(url, token, rules.alertmanager_egress) for url in rules.alertmanagers]
-        for close in (*(bot.close for bot in bots.values()), *(peer.close for peer in peers)):
-            stack.push_async_callback(close)
-        rates = {name: bot.rate for name, bot in rules.bots.items()}
-        worker = SilenceWorker(store, bots, rates, peers, rules.settings.silence_rules)
+        bots = open_bots(settings, stack)
+        token = SecretFile(alertmanager.token_file) if alertmanager.token_file else None
+        peers = [AlertmanagerClient(url, token, alertmanager) for url in alertmanager.urls]
+        for peer in peers:
+            stack.push_async_callback(peer.close)
+        worker = SilenceWorker(store, settings, bots, peers)
         task = asyncio.create_task(worker.run())
         try:
             yield worker.wake

@@ -1,17 +1,17 @@
 """What the lights of the first page say: a part that works has a proof, and what is not known is not green."""
 
+from dataclasses import replace
+
 import pytest
 
 from services.relay.apis import RuleGroup
+from services.relay.config import WatchdogSettings
 from services.relay.console.frame import HealthStatus, find_worst
 from services.relay.now.lights import (
-    Heartbeat,
-    IntakeFacts,
     Light,
     PrometheusFacts,
     Scrape,
     SenderFacts,
-    StoreFacts,
     build_exporter_light,
     build_heartbeat_lights,
     build_intake_light,
@@ -19,7 +19,7 @@ from services.relay.now.lights import (
     build_sender_light,
     build_store_light,
 )
-from services.relay.now.overview import WebhookTimes
+from services.relay.now.overview import EMPTY_OVERVIEW, WebhookTimes
 
 NOW = 1_000_000.0
 FAILING, DEGRADED, UNKNOWN, HEALTHY = HealthStatus
@@ -92,14 +92,17 @@ def test_the_light_of_the_heartbeats_fits_its_facts(
     at: float | None, awaited_since: float | None, expected: tuple[object, ...]
 ) -> None:
     ages = [None if age is None else NOW - age for age in (at, awaited_since)]
-    heartbeat = Heartbeat("prod", 300.0, *ages)
-    (light,) = build_heartbeat_lights([heartbeat], NOW, is_readable=True)
+    watchdog = WatchdogSettings(matchers=('alertname="prod"',), expect_every="5m", channels=("a",))
+    overview = replace(EMPTY_OVERVIEW, heartbeats={"prod": ages[0]})
+    if ages[1] is not None:
+        overview = replace(overview, heartbeats_awaited={"prod": ages[1]})
+    (light,) = build_heartbeat_lights([watchdog], overview, NOW, is_readable=True)
     assert (light.name, read_light(light), light.at) == ("Alertmanager", expected, ages[0])
-    names = [light.name for light in build_heartbeat_lights([heartbeat, heartbeat], NOW, is_readable=True)]
+    names = [light.name for light in build_heartbeat_lights([watchdog] * 2, overview, NOW, is_readable=True)]
     assert names == ["Alertmanager (prod)"] * 2
-    (unreadable,) = build_heartbeat_lights([heartbeat], NOW, is_readable=False)
+    (unreadable,) = build_heartbeat_lights([watchdog], overview, NOW, is_readable=False)
     assert read_light(unreadable) == (UNKNOWN, "Not known: the store cannot be read.", False)
-    (nothing,) = build_heartbeat_lights([], NOW, is_readable=True)
+    (nothing,) = build_heartbeat_lights([], overview, NOW, is_readable=True)
     assert read_light(nothing) == (UNKNOWN, "Not known without watchdogs.", True)
 
 
@@ -144,26 +147,28 @@ def test_the_light_of_the_intake_fits_its_facts(
 ) -> None:
     times = WebhookTimes(None if accepted is None else NOW - accepted, entries)
     answered_at = {code: NOW - age for code, age in answers.items()}
-    light = build_intake_light(IntakeFacts(token_error, can_commit=True, times=times, answered_at=answered_at), NOW)
+    light = build_intake_light(times, answered_at, NOW, token_error=token_error, can_commit=True)
     assert read_light(light) == expected
     assert light.href == ("/quarantine" if entries else "")
-    stuck = build_intake_light(IntakeFacts(None, can_commit=False, times=times, answered_at=answered_at), NOW)
+    stuck = build_intake_light(times, answered_at, NOW, token_error=None, can_commit=False)
     assert read_light(stuck) == (FAILING, "Webhooks are answered 503, and Alertmanager sends them again.", True)
 
 
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        (StoreFacts(None, NOW - 3, 5 << 20, 100 << 20), (HEALTHY, "Commits; holds 5 MiB of 100 MiB.", False)),
-        (StoreFacts(None, NOW - 3, 5 << 20, 0), (HEALTHY, "Commits; holds 5 MiB.", False)),
-        (StoreFacts("disk full", NOW - 3, 0, 0), (FAILING, "Cannot be used: disk full.", True)),
-        (StoreFacts(None, NOW - 3, 95 << 20, 100 << 20), (DEGRADED, "Nearly full: 95 MiB of 100 MiB.", True)),
-        (StoreFacts(None, None, 0, 0), (UNKNOWN, "Nothing was committed for a while.", True)),
-        (StoreFacts(None, NOW - 61, 0, 0), (UNKNOWN, "Nothing was committed for a while.", True)),
+        ((None, NOW - 3, 5 << 20, 100 << 20), (HEALTHY, "Commits; holds 5 MiB of 100 MiB.", False)),
+        ((None, NOW - 3, 5 << 20, 0), (HEALTHY, "Commits; holds 5 MiB.", False)),
+        (("disk full", NOW - 3, 0, 0), (FAILING, "Cannot be used: disk full.", True)),
+        ((None, NOW - 3, 95 << 20, 100 << 20), (DEGRADED, "Nearly full: 95 MiB of 100 MiB.", True)),
+        ((None, None, 0, 0), (UNKNOWN, "Nothing was committed for a while.", True)),
+        ((None, NOW - 61, 0, 0), (UNKNOWN, "Nothing was committed for a while.", True)),
     ],
 )
-def test_the_light_of_the_store_fits_its_facts(facts: StoreFacts, expected: tuple[object, ...]) -> None:
-    assert read_light(build_store_light(facts, NOW)) == expected
+def test_the_light_of_the_store_fits_its_facts(
+    facts: tuple[str | None, float | None, int, int], expected: tuple[object, ...]
+) -> None:
+    assert read_light(build_store_light(*facts, NOW)) == expected
 
 
 def test_the_light_of_the_sender_fits_its_facts_and_the_worst_light_is_found() -> None:

@@ -5,10 +5,11 @@ import time
 from functools import partial
 from typing import Any
 
+import pytest
 from sqlalchemy import Column, Connection, update
 
 from services.relay.channel_health import store as channel_checks
-from services.relay.channel_health.checks import SendTestRefusal, claim_test
+from services.relay.channel_health.checks import claim_test
 from services.relay.channel_health.store import ChannelCheck, CheckKind, claim_check, prune_checks, record_check
 from services.relay.now import overview as channel_overviews
 from services.relay.now.overview import BreakerState, ChannelOverview, LastFailure, read_channel_overviews
@@ -17,6 +18,7 @@ from services.relay.outbox.retention import prune_by_age
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, RowQuery, channels, deliveries
 from shared.check import CheckOutcome, CheckResult
+from shared.http.json_api import RefusedError
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one
 from tests.relay.outbox.channel_breakers import fail
@@ -77,31 +79,28 @@ async def test_one_replica_at_a_time_checks_a_channel_and_the_last_checks_are_ke
 async def test_of_two_replicas_one_checks_and_one_tests(database: DatabaseUrl, store: Store) -> None:
     async with open_store(database, time.time) as other:
         assert sorted(await asyncio.gather(claim_check(store, "a", 60), claim_check(other, "a", 60))) == [False, True]
-        refusals = await asyncio.gather(claim_test(store, "b", 1.0), claim_test(other, "b", 1.0))
-    assert [each and each[0] for each in sorted(refusals, key=bool)] == [None, SendTestRefusal.RECENT]
+        tests = (claim_test(store, "b", 1.0), claim_test(other, "b", 1.0))
+        refused = [each for each in await asyncio.gather(*tests, return_exceptions=True) if each]
+    assert [str(each).partition(";")[0] for each in refused] == ["there was a test just now"]
 
 
 async def test_a_test_takes_tokens_and_waits_for_provider_and_rate_but_not_for_a_breaker(store: Store) -> None:
-    assert await claim_test(store, "a", 1.0) is None
-    refusal = await claim_test(store, "a", 1.0)
-    assert refusal is not None
-    assert refusal[0] is SendTestRefusal.RECENT
-    assert 0 < refusal[1] <= 30
+    await claim_test(store, "a", 1.0)
+    with pytest.raises(RefusedError, match=r"there was a test just now; try again in (30|29) s"):
+        await claim_test(store, "a", 1.0)
     now = time.time()
     await change(store, test_started_at=None, failures=9, is_down=1, paused_until=now + 99, paused_set_at=now)
-    assert await claim_test(store, "a", 1.0) is None  # behind its breaker
+    await claim_test(store, "a", 1.0)  # behind its breaker
     await change(store, test_started_at=None)
-    assert await claim_test(store, "a", 1.0) is None  # five seconds are saved up: four messages, and one more
+    await claim_test(store, "a", 1.0)  # five seconds are saved up: four messages, and one more
     await change(store, test_started_at=None)
-    refusal = await claim_test(store, "a", 1.0)
-    assert refusal is not None
-    assert refusal[0] is SendTestRefusal.RATE
+    with pytest.raises(RefusedError, match="deliveries use up its rate"):
+        await claim_test(store, "a", 1.0)
     assert (await state(store, "a")).is_busy
-    assert await claim_test(store, "a", None) is None
+    await claim_test(store, "a", None)
     await change(store, test_started_at=None, next_token_at=0, retry_after_until=now + 50, retry_after_set_at=now)
-    refusal = await claim_test(store, "a", None)
-    assert refusal is not None
-    assert refusal[0] is SendTestRefusal.RETRY_AFTER
+    with pytest.raises(RefusedError, match="its provider asked to wait"):
+        await claim_test(store, "a", None)
     assert (await state(store, "a")).is_busy
 
 
