@@ -1,15 +1,8 @@
-"""An Alertmanager's API: since when it is up, its alerts, muted ones included, and its silences.
+"""The APIs of other programs that the relay reads: Alertmanager's, Prometheus's, the exporter's history of failures.
 
+Each answer is bounded, and nothing is asked of another server: a redirect is an error.
 https://github.com/prometheus/alertmanager/blob/main/api/v2/openapi.yaml
-
-Reads from the exporter when a key began to fail: the fault behind an incident. Answers are kept for a moment.
-
-It is read when somebody looks at an incident, never by intake or delivery. The exporter knows what happened since its
-start, and no more.
-
-Reads the configured Prometheus: its rules, the expression of an alert, and what an expression gives or gave.
-
-Nothing is asked of another server: a redirect is an error. https://prometheus.io/docs/prometheus/latest/querying/api/
+https://prometheus.io/docs/prometheus/latest/querying/api/
 """
 
 import asyncio
@@ -22,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -37,21 +30,81 @@ from shared.process.concurrency import run_in_thread_if_large, run_large
 
 _REPLY_TIMEOUT: Final = 10.0
 _MAX_ALERTS_BYTES: Final = 16 * 1024 * 1024
-"""Bytes."""
 _ALERTS_PATH: Final = "/api/v2/alerts?active=true&silenced=true&inhibited=true&unprocessed=true"
 
 
-class AlertmanagerError(Exception):
-    """An Alertmanager does not do what it was asked for; the text says why, without secrets.
+class ApiError(Exception):
+    """A program does not do what it was asked for; the text says why, without secrets.
 
     Args:
         text: why.
         is_refusal: whether it answered that it will not, so that it has certainly done nothing.
+        status: of HTTP, if there was an answer.
     """
 
-    def __init__(self, text: str, *, is_refusal: bool = False) -> None:
+    def __init__(self, text: str, *, is_refusal: bool = False, status: int | None = None) -> None:
         super().__init__(text)
         self.is_refusal = is_refusal
+        self.status = status
+
+
+class _Api:
+    """One program's API.
+
+    Args:
+        name: how errors name it.
+        url: of its root, without its last slash.
+        token: sent as Bearer; None sends nothing.
+        egress: how it is reached.
+        max_bytes: of an answer.
+        error: what is raised.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        token: SecretFile | None,
+        egress: EgressSettings | None,
+        max_bytes: int,
+        error: type[ApiError],
+    ) -> None:
+        self.url = url
+        self._name = name
+        self._token = token
+        self._session = HttpSession(name, egress=egress)
+        self._max_bytes = max_bytes
+        self._error = error
+
+    async def request(self, method: str, path: str, **options: Any) -> bytes:
+        """The body of a 200; `options` are those of aiohttp. Raises the error; TimeoutError is the caller's."""
+        body = bytearray()
+        try:
+            headers = {"Authorization": f"Bearer {self._token.read_value()}"} if self._token else {}
+            with translate_connection_errors(self._name):
+                async with self._session.open().request(method, self.url + path, headers=headers, **options) as answer:
+                    self.check_status(answer.status)
+                    async for chunk in answer.content.iter_any():
+                        body += chunk
+                        if len(body) > self._max_bytes:
+                            raise self._error(f"its answer is over {self._max_bytes} bytes")
+        except SendError as error:
+            raise self._error(str(error), is_refusal=not error.maybe_arrived) from None
+        except SecretUnreadableError as error:
+            raise self._error(str(error), is_refusal=True) from None
+        return bytes(body)
+
+    def check_status(self, status: int) -> None:
+        """Raises the error of any status but 200."""
+        if status != 200:
+            raise self._error(f"it answered HTTP {status}", is_refusal=status < 500, status=status)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+class AlertmanagerError(ApiError):
+    pass
 
 
 @contextmanager
@@ -60,10 +113,6 @@ def _translate_errors() -> Iterator[None]:
         yield
     except TimeoutError:
         raise AlertmanagerError(f"no answer within {_REPLY_TIMEOUT:g} s") from None
-    except SendError as error:
-        raise AlertmanagerError(str(error), is_refusal=not error.maybe_arrived) from None
-    except SecretUnreadableError as error:
-        raise AlertmanagerError(str(error), is_refusal=True) from None
     except (UntrustedJsonError, OverflowError):  # the latter for a time near the year 1 or 9999
         raise AlertmanagerError("its answer is not that of Alertmanager's API, version 2") from None
 
@@ -150,7 +199,7 @@ _CREATED: Final = msgspec.json.Decoder(_CreatedSilence)
 _ALERT_LIST: Final = msgspec.json.Decoder(list[_ListedAlert])
 
 
-class AlertmanagerClient:
+class AlertmanagerClient(_Api):
     """One Alertmanager.
 
     Args:
@@ -160,9 +209,7 @@ class AlertmanagerClient:
     """
 
     def __init__(self, url: str, token: SecretFile | None, egress: EgressSettings | None = None) -> None:
-        self.url = url
-        self._token = token
-        self._session = HttpSession("Alertmanager", egress=egress)
+        super().__init__("Alertmanager", url, token, egress, _MAX_ALERTS_BYTES, AlertmanagerError)
 
     async def read_state(self) -> AlertmanagerState:
         """Its current state. Raises AlertmanagerError."""
@@ -199,31 +246,13 @@ class AlertmanagerClient:
             "comment": silence.comment,
         }
         with _translate_errors():
-            return decode_json(_CREATED, await self._request("POST", "/api/v2/silences", document)).silence_id
-
-    async def close(self) -> None:
-        await self._session.close()
+            async with asyncio.timeout(_REPLY_TIMEOUT):
+                answer = await self.request("POST", "/api/v2/silences", json=document)
+            return decode_json(_CREATED, answer).silence_id
 
     async def _get(self, path: str) -> bytes:
-        return await self._request("GET", path)
-
-    async def _request(self, method: str, path: str, document: object = None) -> bytes:
-        body = bytearray()
-        with translate_connection_errors("Alertmanager"):
-            async with (
-                asyncio.timeout(_REPLY_TIMEOUT),
-                self._session.open().request(method, self.url + path, headers=self._headers(), json=document) as answer,
-            ):
-                if answer.status != 200:
-                    raise AlertmanagerError(f"it answered HTTP {answer.status}", is_refusal=answer.status < 500)
-                async for chunk in answer.content.iter_any():
-                    body += chunk
-                    if len(body) > _MAX_ALERTS_BYTES:
-                        raise AlertmanagerError(f"its answer is over {_MAX_ALERTS_BYTES} bytes")
-        return bytes(body)
-
-    def _headers(self) -> Mapping[str, str]:
-        return {"Authorization": f"Bearer {self._token.read_value()}"} if self._token else {}
+        async with asyncio.timeout(_REPLY_TIMEOUT):
+            return await self.request("GET", path)
 
 
 def _build_state(started_at: float, body: bytes) -> AlertmanagerState:
@@ -240,12 +269,10 @@ def _build_state(started_at: float, body: bytes) -> AlertmanagerState:
 
 TIMEOUT: Final = 3.0
 """Seconds for one answer."""
-_MAX_BYTES: Final = 1024 * 1024
 _MAX_CONCURRENT: Final = 4
 _KEEP_SECONDS: Final = 15.0
 """For which an answer, or an error, is shown again without another request."""
 _MAX_ANSWERS: Final = 256
-_EXPORTER: Final = "the exporter"
 _MAX_TEXT: Final = 500
 
 
@@ -284,17 +311,8 @@ class HistoryQuery:
     value: str
 
 
-class ExporterError(Exception):
-    """The exporter gave no answer that can be used; the text says why, without secrets.
-
-    Args:
-        text: why.
-        is_refusal: whether it wants other credentials.
-    """
-
-    def __init__(self, text: str, *, is_refusal: bool = False) -> None:
-        super().__init__(text)
-        self.is_refusal = is_refusal
+class ExporterError(ApiError):
+    pass
 
 
 class _Failure(msgspec.Struct, gc=False):
@@ -316,8 +334,11 @@ class _Answer(msgspec.Struct, gc=False):
 _ANSWER: Final = msgspec.json.Decoder(_Answer)
 
 
-class ExporterHistory:
-    """Reads `GET /api/history` of one exporter.
+class ExporterHistory(_Api):
+    """Reads `GET /api/history` of one exporter: when a key began to fail, the fault behind an incident.
+
+    It is read when somebody looks at an incident, never by intake or delivery. The exporter knows what happened since
+    its start, and no more. Answers are kept for a moment.
 
     Args:
         url: of the board, without its last slash; None where `messages.board_url` is not set.
@@ -333,9 +354,8 @@ class ExporterHistory:
         egress: EgressSettings | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._url = url
-        self._token = SecretFile(token_file) if token_file else None
-        self._session = HttpSession(_EXPORTER, egress=egress)
+        token = SecretFile(token_file) if token_file else None
+        super().__init__("the exporter", url or "", token, egress, 1024 * 1024, ExporterError)
         self._monotonic = monotonic
         self._answers: OrderedDict[HistoryQuery, tuple[float, FailureHistory]] = OrderedDict()
         self._reads: dict[HistoryQuery, asyncio.Task[FailureHistory]] = {}
@@ -344,7 +364,7 @@ class ExporterHistory:
     @property
     def is_configured(self) -> bool:
         """Whether there is an exporter to ask."""
-        return self._url is not None
+        return bool(self.url)
 
     def get_answer(self, query: HistoryQuery) -> FailureHistory | None:
         """The last answer; None if there is none."""
@@ -370,11 +390,12 @@ class ExporterHistory:
         """For `doctor`: whether the exporter answers. Raises CheckError."""
         try:
             async with asyncio.timeout(TIMEOUT):
-                answer = await self._request({})
+                answer = await self._read({})
         except TimeoutError:
             raise CheckError(f"no answer within {TIMEOUT:g} s", "see whether the exporter runs there") from None
         except ExporterError as error:
-            hint = "name a viewer's token in `messages.board_token_file`" if error.is_refusal else "correct the URL"
+            is_refused = error.status in {401, 403}
+            hint = "name a viewer's token in `messages.board_token_file`" if is_refused else "correct the URL"
             raise CheckError(str(error), hint) from None
         return f"it knows {len(answer.failures)} failures of keys"
 
@@ -383,12 +404,12 @@ class ExporterHistory:
         for task in self._reads.values():
             task.cancel()
         await asyncio.gather(*self._reads.values(), return_exceptions=True)
-        await self._session.close()
+        await super().close()
 
     async def _read_and_store(self, query: HistoryQuery) -> FailureHistory:
         try:
             async with asyncio.timeout(TIMEOUT), self._semaphore:
-                answer = await self._request({query.name: query.value})
+                answer = await self._read({query.name: query.value})
             history = _build_history(answer)
         except TimeoutError:
             history = FailureHistory(error=f"no answer within {TIMEOUT:g} s")
@@ -402,28 +423,16 @@ class ExporterHistory:
             self._answers.popitem(last=False)
         return history
 
-    async def _request(self, parameters: dict[str, str]) -> _Answer:
-        body = bytearray()
+    async def _read(self, parameters: dict[str, str]) -> _Answer:
         try:
-            headers = {"Authorization": f"Bearer {self._token.read_value()}"} if self._token else {}
-            with translate_connection_errors(_EXPORTER):
-                async with self._session.open().get(
-                    f"{self._url}/api/history", params=parameters, headers=headers
-                ) as answer:
-                    if answer.status == 404 and "target" in parameters:
-                        raise ExporterError("it does not watch this key (HTTP 404)")
-                    if answer.status != 200:
-                        is_refusal = answer.status in {401, 403}
-                        raise ExporterError(f"it answered HTTP {answer.status}", is_refusal=is_refusal)
-                    async for chunk in answer.content.iter_any():
-                        body += chunk
-                        if len(body) > _MAX_BYTES:
-                            raise ExporterError(f"its answer is over {_MAX_BYTES} bytes")
-            return await run_in_thread_if_large(len(body), lambda: decode_json(_ANSWER, bytes(body)))
-        except (SendError, SecretUnreadableError) as error:
-            raise ExporterError(str(error)) from None
+            body = await self.request("GET", "/api/history", params=parameters)
+            return await run_in_thread_if_large(len(body), lambda: decode_json(_ANSWER, body))
         except UntrustedJsonError:
             raise ExporterError("its answer is not that of keypulse's exporter") from None
+        except ExporterError as error:
+            if "target" in parameters and error.status == 404:
+                raise ExporterError("it does not watch this key (HTTP 404)") from None
+            raise
 
 
 def _build_history(answer: _Answer) -> FailureHistory:
@@ -444,12 +453,11 @@ def _build_history(answer: _Answer) -> FailureHistory:
 
 
 _MAX_REPLY_BYTES: Final = 4 * 1024 * 1024
-_PROMETHEUS: Final = "Prometheus"
 T = TypeVar("T")
 
 
-class PrometheusError(Exception):
-    """Prometheus gave no answer that can be used; the text says why, without secrets."""
+class PrometheusError(ApiError):
+    pass
 
 
 class QueryRefusedError(PrometheusError):
@@ -556,8 +564,8 @@ _RANGE: Final = msgspec.json.Decoder(_RangeReply)
 _INSTANT: Final = msgspec.json.Decoder(_InstantReply)
 
 
-class PrometheusClient:
-    """One Prometheus.
+class PrometheusClient(_Api):
+    """One Prometheus: its rules, the expression of an alert, and what an expression gives or gave.
 
     Args:
         url: of its root.
@@ -566,9 +574,7 @@ class PrometheusClient:
     """
 
     def __init__(self, url: str, token: SecretFile | None, egress: EgressSettings | None = None) -> None:
-        self._url = url
-        self._token = token
-        self._session = HttpSession(_PROMETHEUS, egress=egress)
+        super().__init__("Prometheus", url, token, egress, _MAX_REPLY_BYTES, PrometheusError)
 
     async def find_rule(self, alert: Alert) -> AlertRule | None:
         """The rule of an alert, by its name and its labels; None if there is none. Raises PrometheusError."""
@@ -610,30 +616,15 @@ class PrometheusClient:
         reply = await self._decode(_RANGE, await self._get("/api/v1/query_range", query))
         return [_build_series(each) for each in reply.data.result]
 
-    async def close(self) -> None:
-        await self._session.close()
+    def check_status(self, status: int) -> None:
+        if status in {400, 422}:
+            raise QueryRefusedError(f"it answered HTTP {status} to an expression")
+        super().check_status(status)
 
     async def _get(self, path: str, query: Mapping[str, str]) -> bytes:
-        body = bytearray()
-        try:
-            headers = {"Authorization": f"Bearer {self._token.read_value()}"} if self._token else {}
-            with translate_connection_errors(_PROMETHEUS):
-                # A form, since an expression may be longer than an address may be; rules are read by GET alone.
-                method, form = ("GET", None) if path.endswith("rules") else ("POST", query)
-                async with self._session.open().request(
-                    method, self._url + path, params=query if form is None else None, data=form, headers=headers
-                ) as answer:
-                    if answer.status in {400, 422}:
-                        raise QueryRefusedError(f"it answered HTTP {answer.status} to an expression")
-                    if answer.status != 200:
-                        raise PrometheusError(f"it answered HTTP {answer.status}")
-                    async for chunk in answer.content.iter_any():
-                        body += chunk
-                        if len(body) > _MAX_REPLY_BYTES:
-                            raise PrometheusError(f"its answer is over {_MAX_REPLY_BYTES} bytes")
-        except (SendError, SecretUnreadableError) as error:
-            raise PrometheusError(str(error)) from None
-        return bytes(body)
+        # A form, since an expression may be longer than an address may be; rules are read by GET alone.
+        is_rules = path.endswith("rules")
+        return await self.request("GET" if is_rules else "POST", path, **{"params" if is_rules else "data": query})
 
     async def _decode(self, decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         try:

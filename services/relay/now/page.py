@@ -1,16 +1,11 @@
-"""The deliveries of the last hours as a plot: steps of a period in, the shapes of an SVG out. Pure.
+"""`/`: the state of the relay now: the path of an alert as lights, open incidents, channels, the last hours as a plot.
 
-`/`: the state of the relay now: the path of an alert as lights, open incidents, channels, the last hours.
-
-The steps of the plot, shared by all viewers: what is over is read once, and the rest every few seconds.
-
-How many deliveries ended in each step of a period, and how long they took from acceptance to receipt.
-
-The database sorts and counts; what comes out is a row for each step. `delivery_figures` says what a quantile is.
+How many deliveries ended in each step of the plot, and how long they took from acceptance to receipt, the database
+sorts and counts. All viewers share it: what is over is read once, and the rest every few seconds.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
@@ -78,26 +73,11 @@ _DEAD: Final = RowQuery(_DeadRow, select(_step, func.count().label("dead")).grou
 )
 
 
-def read_recent_times(
-    connection: Connection, clock: Callable[[], float], find_start: Callable[[float], float], step_seconds: int
-) -> tuple[float, dict[float, DeliveryTimes]]:
-    """The time, unix seconds by the database's clock, and the steps since a start that depends on it.
-
-    Args:
-        connection: of a read.
-        clock: unix seconds, by this machine.
-        find_start: gives the start of the first step.
-        step_seconds: the length of a step.
-    """
-    now = read_clock(connection, clock)
-    return now, read_delivery_times(connection, find_start(now), step_seconds)
-
-
 def read_delivery_times(connection: Connection, since: float, step_seconds: int) -> dict[float, DeliveryTimes]:
     """The steps in which a delivery ended, by their start; for `Store.read`.
 
     Args:
-        connection: of a read.
+        connection: to read with.
         since: unix seconds, the start of a step.
         step_seconds: the length of a step.
     """
@@ -130,8 +110,7 @@ _STEP_WIDTH: Final = WIDTH / STEPS
 _GAP: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(NamedTuple):
     x: float
     y: float
     width: float
@@ -239,12 +218,11 @@ class RecentTimes:
 
     async def _read(self) -> tuple[Mapping[float, DeliveryTimes], float]:
         settled_until = self._settled_until
-        read = partial(
-            read_recent_times,
-            clock=self._store.clock,
-            find_start=lambda now: max(find_start(now), settled_until),
-            step_seconds=STEP_SECONDS,
-        )
+
+        def read(connection: Connection) -> tuple[float, dict[float, DeliveryTimes]]:
+            now = read_clock(connection, self._store.clock)
+            return now, read_delivery_times(connection, max(find_start(now), settled_until), STEP_SECONDS)
+
         now, found = await self._store.read(read)
         start = find_start(now)
         earlier = {at: step for at, step in self._steps.items() if start <= at < settled_until}
