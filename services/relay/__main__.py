@@ -1,15 +1,11 @@
-"""`keypulse-relay`: accepts Alertmanager's webhooks and delivers them.
-
-`init`: prints a first configuration of the relay, with a channel for each that is asked for.
-
-`mark-restored`: marks the outbox as restored from a backup, if that cannot be detected.
-"""
+"""`keypulse-relay`: accepts Alertmanager's webhooks and delivers them."""
 
 import gc
-import json
+
+gc.disable()  # to look for garbage among what is imported is a third of the start
+
 import logging
-import re
-from pathlib import Path
+from importlib import import_module
 from typing import Final, Unpack
 
 import click
@@ -17,185 +13,26 @@ import structlog
 import uvloop
 
 from services.relay.app import serve
-from services.relay.channel_health import cli as send_test
-from services.relay.cli import add_config_option, record_action, run_with_outbox
 from services.relay.config import RelaySettings
-from services.relay.deliveries import cli as deliveries
-from services.relay.deliveries import cli as retry
-from services.relay.doctor import open_checks
-from services.relay.incidents import cli as incidents
-from services.relay.outbox.recovery import mark_restored
-from services.relay.outbox.store import Store
-from services.relay.preview import pages as render
-from services.relay.report import pages as report
-from services.relay.routes import merge as alertmanager
-from shared.process.command_line import (
-    ServerOptions,
-    add_server_options,
-    load_settings_or_exit,
-    print_configuration_or_exit,
-    run_server,
-)
-from shared.process.doctor import create_doctor_command
-
-_INIT_EXAMPLES: Final = """\b
-Examples:
-  keypulse-relay init --slack webhook --alertmanager http://127.0.0.1:9093 > relay.yml
-  keypulse-relay init --slack '#security-ops' > relay.yml
-  keypulse-relay init --slack '#security-ops' --email secops@example.org --pagerduty > relay.yml"""
-_HEAD: Final = """\
-# The relay's configuration; docs/configuration.md explains every key. Relative paths start at this file's folder.
-# Try it with: keypulse-relay doctor --config relay.yml
-
-# The outbox: a file, or postgresql://USER@HOST/NAME for several relays.
-database: sqlite:///relay.db
-
-# The token that Alertmanager sends. Make it with: (umask 077; openssl rand -hex 32 > relay_token)
-auth: {bearer_token_file: relay_token}
-
-# Who gets an alert that no route below matches.
-"""
-_ROUTES: Final = """
-# By Alertmanager's receiver and labels; the first that matches counts. All alerts go to `default_channels` without any.
-# routes:
-#   - {receiver: kms-critical, channels: [CHANNELS]}
-
-# The alert of keypulse's rules that always fires: a heartbeat, which is no message. Its absence is one.
-watchdogs:
-  - {matchers: ['alertname="Watchdog"'], expect_every: 5m, channels: [CHANNELS]}
-
-# Links in each message, with the alert's labels. Remove the `#`, and set your own addresses:
-# links:
-#   runbook: https://HOST/KMS_OPERATIONS.md#{alertname_lower}
-#   dashboard: https://HOST/d/kms-crypto-health?var-env={env}&var-service={service}&from={from_ms}&to={to_ms}
-
-# The first diagnosis steps of its alert in each message; what its expression gives now, and a chart:
-PROMETHEUS
-
-# Alertmanager's address, so that alerts which end while they are silenced are resolved here, too:
-ALERTMANAGER
-
-# Buttons in Slack, with an app-level token (xapp-…), which docs/SLACK.md explains:
-# interactive: {app_token_file: slack_app_token}
-
-# Whom a critical message says to call:
-# contacts: {"security on call": "TELEPHONE"}
-
-channels:
-"""
-_SLACK: Final = """\
-  # A Slack app with a bot that is a member of the channel, and has the scopes chat:write, channels:read and
-  # channels:history. Put its token (xoxb-…) into the file: (umask 077; cat > slack_token)
-  slack: {{kind: slack, channel: {channel}, token_file: slack_token}}
-"""
-_WEBHOOK: Final = "webhook"
-_SLACK_WEBHOOK: Final = """\
-  # An incoming webhook of Slack. Put its URL into the file: (umask 077; cat > slack_webhook). Each message stands by
-  # itself; for threads use a bot: keypulse-relay init --slack CHANNEL
-  slack: {kind: slack, webhook_url_file: slack_webhook}
-"""
-_EMAIL: Final = """\
-  # A mail server with STARTTLS on port 587. It may need `username` and `password_file`.
-  email: {{kind: email, host: localhost, from: keypulse@localhost.localdomain, to: [{addresses}]}}
-"""
-_PAGERDUTY: Final = """\
-  # The integration key of an integration `Events API V2`, 32 characters: (umask 077; cat > pagerduty_key)
-  pagerduty: {kind: pagerduty, routing_key_file: pagerduty_key}
-"""
-_LOG: Final = """\
-  # Writes each message to the relay's log. Add others with: keypulse-relay init --slack CHANNEL --email ADDRESS
-  log: {kind: log}
-"""
-
-
-@click.command("init", short_help="Print a first configuration.", epilog=_INIT_EXAMPLES)
-@click.option(
-    "--slack",
-    metavar="CHANNEL|webhook",
-    help="Deliver to this channel of Slack, its name with # or its ID, by a bot; or by an incoming webhook.",
-)
-@click.option("--email", metavar="ADDRESS", multiple=True, help="Deliver to this address; may be repeated.")
-@click.option("--pagerduty", is_flag=True, help="Deliver to a service of PagerDuty.")
-@click.option("--alertmanager", metavar="URL", multiple=True, help="An Alertmanager that sends; may be repeated.")
-@click.option("--prometheus", metavar="URL", help="The Prometheus of the values and charts in messages.")
-def init_command(
-    slack: str | None, email: tuple[str, ...], alertmanager: tuple[str, ...], prometheus: str | None, *, pagerduty: bool
-) -> None:
-    """Print a first configuration, with comments and a channel for each option."""
-    text = build_configuration(slack, email, pagerduty=pagerduty, alertmanagers=alertmanager, prometheus=prometheus)
-    print_configuration_or_exit(RelaySettings, text)
-
-
-def build_configuration(
-    slack: str | None,
-    email: tuple[str, ...],
-    *,
-    pagerduty: bool,
-    alertmanagers: tuple[str, ...] = (),
-    prometheus: str | None = None,
-) -> str:
-    """Build the YAML.
-
-    Args:
-        slack: the channel, or `webhook`, if any.
-        email: the recipients, if any.
-        pagerduty: whether there is a service of PagerDuty.
-        alertmanagers: the addresses of those that send.
-        prometheus: the address of Prometheus, if it is known.
-    """
-    channels = {
-        "slack": _SLACK_WEBHOOK if slack == _WEBHOOK else slack and _SLACK.format(channel=_quote(slack)),
-        "email": email and _EMAIL.format(addresses=", ".join(_quote(address) for address in email)),
-        "pagerduty": pagerduty and _PAGERDUTY,
-    }
-    chosen = {name: text for name, text in channels.items() if text} or {"log": _LOG}
-    names = ", ".join(chosen)
-    urls = ", ".join(map(_quote, alertmanagers or ["http://127.0.0.1:9093"]))
-    url = _quote(prometheus or "http://127.0.0.1:9090")
-    values = {
-        "CHANNELS": names,
-        "ALERTMANAGER": f"{'' if alertmanagers else '# '}alertmanager: {{urls: [{urls}]}}",
-        "PROMETHEUS": f"messages: {{prometheus_url: {url}}}  # runbook: KMS_OPERATIONS.md"
-        if prometheus
-        else f"# messages: {{runbook: KMS_OPERATIONS.md, prometheus_url: {url}}}",
-    }
-    routes = re.sub("|".join(values), lambda found: values[found[0]], _ROUTES)
-    return f"{_HEAD}default_channels: [{names}]\n{routes}{''.join(chosen.values())}"
-
-
-def _quote(text: str) -> str:
-    """In YAML's double quotes, which JSON's are, too."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-_MARK_RESTORED_EXAMPLES: Final = """\b
-Example:
-  keypulse-relay --config relay.yml mark-restored"""
-
-
-@click.command("mark-restored", short_help="Mark the outbox as restored from a backup.", epilog=_MARK_RESTORED_EXAMPLES)
-@add_config_option
-def mark_restored_command(config: Path | None) -> None:
-    """Mark the outbox as restored from a backup, a snapshot or a replica. Run it before the relay is started.
-
-    Waiting deliveries then count as possibly delivered: they are compared with Alertmanager first, and nobody is paged
-    for what is resolved.
-    """
-    run_with_outbox(load_settings_or_exit(RelaySettings, config), _mark_restored)
-    click.echo("marked; the relay will treat waiting deliveries as possibly delivered")
-
-
-async def _mark_restored(store: Store) -> None:
-    await mark_restored(store)
-    await record_action(store, "mark-restored", "outbox")
-
-
-gc.disable()  # to look for garbage among what is imported is a third of the start
-
+from shared.process.command_line import ServerOptions, add_server_options, run_server
 
 gc.freeze()
 gc.enable()
 
+_COMMANDS: Final = {
+    "acknowledge": "services.relay.incidents.cli:acknowledge_command",
+    "alertmanager": "services.relay.routes.merge:command",
+    "deliveries": "services.relay.deliveries.cli:deliveries_command",
+    "doctor": "services.relay.doctor:command",
+    "incidents": "services.relay.incidents.cli:command",
+    "init": "services.relay.init:init_command",
+    "mark-restored": "services.relay.cli:mark_restored_command",
+    "render": "services.relay.preview.pages:command",
+    "report": "services.relay.report.pages:command",
+    "retry": "services.relay.deliveries.cli:retry_command",
+    "send-test": "services.relay.channel_health.cli:command",
+    "unacknowledge": "services.relay.incidents.cli:unacknowledge_command",
+}
 _EXAMPLES: Final = """\b
 Examples:
   keypulse-relay init --slack '#security-ops' > relay.yml
@@ -208,7 +45,19 @@ Examples:
   keypulse-relay --config relay.yml deliveries --state dead"""
 
 
-@click.group(invoke_without_command=True, epilog=_EXAMPLES)
+class _Commands(click.Group):
+    """Imports a command once it is used: a relay that serves needs none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click's
+        module, _, attribute = _COMMANDS.get(cmd_name, "").partition(":")
+        command: click.Command | None = getattr(import_module(module), attribute) if module else None
+        return command
+
+
+@click.group(cls=_Commands, invoke_without_command=True, epilog=_EXAMPLES)
 @add_server_options
 @click.pass_context
 def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
@@ -221,23 +70,6 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
         run_server(RelaySettings, serve, options, uvloop.new_event_loop)
     else:  # a command prints what the log would contain
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-
-
-for each in (
-    deliveries.deliveries_command,
-    incidents.command,
-    report.command,
-    init_command,
-    retry.retry_command,
-    mark_restored_command,
-    render.command,
-    send_test.command,
-    alertmanager.command,
-    incidents.acknowledge_command,
-    incidents.unacknowledge_command,
-):
-    main.add_command(each)
-main.add_command(create_doctor_command(RelaySettings, open_checks, "keypulse-relay"))
 
 
 if __name__ == "__main__":

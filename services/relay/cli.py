@@ -1,4 +1,7 @@
-"""What the commands share: `--config`, the outbox beside a running relay, its audit, and a channel's name."""
+"""What the commands share: `--config`, the outbox beside a running relay, its audit, and a channel's name.
+
+And `mark-restored`: marks the outbox as restored from a backup, if that cannot be detected.
+"""
 
 import asyncio
 import os
@@ -18,9 +21,10 @@ from services.relay.config import RelaySettings
 from services.relay.deliveries.queries import parse_since
 from services.relay.outbox import database as dialect
 from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.recovery import mark_restored
 from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, open_store
 from shared.http.access import AuditEntry, AuditUnavailableError
-from shared.process.command_line import parse_option_or_exit
+from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 COMMAND_LINE: Final = "command line"
 """Where an action of a command comes from, in the audit."""
@@ -126,3 +130,25 @@ def check_channel_or_exit(settings: RelaySettings, name: str) -> str:
         return given
 
     return parse_option_or_exit("--channel", check_channel, name)
+
+
+_MARK_RESTORED_EXAMPLES: Final = """\b
+Example:
+  keypulse-relay --config relay.yml mark-restored"""
+
+
+@click.command("mark-restored", short_help="Mark the outbox as restored from a backup.", epilog=_MARK_RESTORED_EXAMPLES)
+@add_config_option
+def mark_restored_command(config: Path | None) -> None:
+    """Mark the outbox as restored from a backup, a snapshot or a replica. Run it before the relay is started.
+
+    Waiting deliveries then count as possibly delivered: they are compared with Alertmanager first, and nobody is paged
+    for what is resolved.
+    """
+
+    async def mark(store: Store) -> None:
+        await mark_restored(store)
+        await record_action(store, "mark-restored", "outbox")
+
+    run_with_outbox(load_settings_or_exit(RelaySettings, config), mark)
+    click.echo("marked; the relay will treat waiting deliveries as possibly delivered")

@@ -43,6 +43,7 @@ from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
 from shared.config.settings import is_placeholder_url
 from shared.net.page import check_connection, check_page
+from shared.process.doctor import create_doctor_command
 from shared.sql.database_url import DatabaseUrl
 from shared.sql.read_only import check_database
 
@@ -419,3 +420,6 @@ def _list_link_checks(settings: RelaySettings) -> Iterator[Check]:
     ):
         if url:
             yield Check(name, partial(check_page, url))
+
+
+command = create_doctor_command(RelaySettings, open_checks, "keypulse-relay")
