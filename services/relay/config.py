@@ -1,11 +1,4 @@
-"""The relay's configuration: each error names the key and what was expected.
-
-The settings of what messages contain beside the alert: `links` and `messages`.
-
-The settings under `interactive`: buttons in Slack are off without an app-level token, silences without a name.
-
-The settings of who logs in elsewhere: at a provider of OpenID Connect, or at a proxy in front of the relay.
-"""
+"""The relay's configuration: each error names the key and what was expected."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sized

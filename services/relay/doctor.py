@@ -1,12 +1,6 @@
-"""The checks of runbook and Prometheus, for the command `doctor`: both are read as delivery reads them.
+"""The checks of the relay's configuration, for the command `doctor`. Nothing is sent, and nothing changes.
 
-The checks of the relay's configuration, for the command `doctor`.
-
-Checks of buttons in Slack: the app-level token, and the scopes that silences need. No connection is opened.
-
-The check of the outbox's database, for the command `doctor`.
-
-Compares an Alertmanager's receivers with the relay's routes, by name: Alertmanager masks the URLs of webhooks.
+An Alertmanager's receivers are compared with the relay's routes by name, since it masks the URLs of webhooks.
 """
 
 import asyncio

@@ -61,13 +61,6 @@ async def test_a_test_message_that_is_refused_exits_with_1_and_the_reason(tmp_pa
     assert "Traceback" not in result.stderr
 
 
-def test_an_unknown_channel_exits_with_2_and_the_names_of_those_that_exist(tmp_path: Path) -> None:
-    file = configuration(tmp_path, Address("127.0.0.1", 9))
-    result = relay("--config", file, "send-test", "--channel", "x")
-    assert result.returncode == 2
-    assert "no such channel; expected one of pager" in result.stderr
-
-
 @pytest.mark.parametrize("arguments", [["deliveries"], ["deliveries", "--channel"], ["retry"]])
 def test_an_argument_that_is_not_utf_8_exits_with_2_and_one_line(tmp_path: Path, arguments: list[str]) -> None:
     file = configuration(tmp_path, Address("127.0.0.1", 9))

@@ -117,29 +117,6 @@ async def test_alertmanager_sends_as_a_user_or_with_the_bearer_token_and_nobody_
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_browser_that_has_a_password_sends_nothing_for_another_page(shared_relay: Relay) -> None:
-    for page in ({"Origin": "https://evil.example.org"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
-        for credentials in (USER, BEARER):
-            assert (await shared_relay.sends("a", headers={**credentials, **page}))[0] == 403
-    answer, _ = await shared_relay.sends("d", headers={**USER, "Host": "relay.example.org"})
-    assert answer == 202  # as Alertmanager sends
-
-
-@pytest.mark.asyncio(loop_scope="module")
-async def test_a_user_for_scraping_reads_metrics_and_nothing_else(shared_relay: Relay) -> None:
-    scraper = {"Authorization": aiohttp.encode_basic_auth("prometheus", "a secret")}
-    for method, path, code in (
-        ("GET", "/metrics", 200),
-        ("GET", "/api/quarantine", 403),
-        ("POST", "/api/deliveries/retry?channel=one", 403),
-        ("POST", "/-/reload", 403),
-        ("POST", "/alerts", 403),
-    ):
-        async with shared_relay.client.request(method, path, headers=scraper) as answer:
-            assert answer.status == code, path
-
-
-@pytest.mark.asyncio(loop_scope="module")
 async def test_a_client_without_an_allowed_certificate_is_not_even_asked(shared_relay: Relay) -> None:
     context = ssl.create_default_context(cafile=shared_relay.folder / "ca.pem")
     authority = Authority(shared_relay.folder, "other")

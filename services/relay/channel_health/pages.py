@@ -1,17 +1,8 @@
-"""The settings of a channel for a person, without a secret: a secret stands in a file, which is named by its path.
+"""`/channels`: each channel with its state, its checks, its last test, and its configuration; also at `/api/channels`.
 
-An address may be a secret itself, or hold one in its path: of an address only scheme, host and port are shown, unless
-it is the provider's own, as documented.
-
-What the configuration says about each channel, for people: its settings without secrets, and what it is used for.
-
-`/api/channels`: each channel with its state and its configuration without secrets; checks and tests on request.
-
-Times are RFC 3339 in UTC with milliseconds.
-
-A channel as pages and API show it: what the configuration says, and what the outbox knows.
-
-`/channels`: each channel with its state, its configuration without secrets, its checks and its last test.
+The configuration is shown without secrets. A secret stands in a file, which is named by its path. An address may be a
+secret, or hold one in its path: of an address only scheme, host and port are shown, unless it is the provider's, as
+documented.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -226,7 +217,7 @@ class ChannelsPages:
 
     def add_routes(self, console: Console) -> None:
         """The routes of pages, actions and API."""
-        one, refused = "/channels/{name}", "Nothing was done"
+        one, refused = "/channels/{name}", "Nothing was done on {name}"
         console.page("/channels", self._list, "channels.html.j2", title="Channels", encode=_encode_list)
         console.page(one, self._show, "channel.html.j2")
         console.action(f"{one}/check", self._check, Role.RESPONDER, "check channel", refused=refused)

@@ -1,22 +1,16 @@
-"""`GET /events`: tells open pages that something they show has changed, as server-sent events.
+"""What every page of the console has: its frame, its answers, and what keeps it live.
 
-The event `changed` has no content: a page then loads its own fragments again. One poll of the database serves all
-viewers, and only while there are any; it sees what other replicas and commands commit, too. A stream begins with
-`changed`, since a page may be older than its connection. Between two of them is a second at least.
+`Console` takes each route once, with its entry in the navigation, its role and its action for the audit. A handler
+returns values, and the answer is a template or JSON; an error carries its status. A fragment is a block of a page's
+template, in an element whose id is the block's name: htmx asks for the page's address with that id in `HX-Target`.
 
-`heartbeat` comes every few seconds, so that a page notices a connection that is dead without an end. The credentials
-are checked again then. No stream lasts for long, so that a new connection passes all checks. Its last event,
-`reconnect`, lets a page connect again without an alarm. A page whose stream ended asks with `?check=1` why, without
-opening another one. https://html.spec.whatwg.org/multipage/server-sent-events.html
-
-What every page of the console has: the frame, its navigation, the caller, the message of the last action.
-
-A fragment is a block of a page's template, in an element whose id is the block's name. htmx asks for the page's own
-address with that id in `HX-Target`, and gets the block alone.
-
-The four states of a part, the worst first; each has a colour and a shape of its own on a page.
-
-One read for all who want it at the same time, kept for a moment: many viewers cost as much as one.
+`GET /events` tells open pages that something has changed, as server-sent events
+(https://html.spec.whatwg.org/multipage/server-sent-events.html). `changed` has no content: a page then loads its own
+fragments again. One poll of the database serves all viewers, and only while there are any; it sees what other replicas
+and commands commit, too. A stream begins with `changed`, since a page may be older than its connection. `heartbeat`
+lets a page notice a connection that is dead without an end; the credentials are checked again then. No stream lasts
+for long, so that a new connection passes all checks. Its last event, `reconnect`, lets a page connect again without an
+alarm. A page whose stream ended asks with `?check=1` why, without opening another one.
 """
 
 import asyncio
@@ -399,7 +393,7 @@ class Console:
             act: does it, and returns Done, or a Response.
             role: who may.
             name: in the audit.
-            refused: begins what a page says of an action that changed nothing, such as `Not sent`.
+            refused: begins what a page says of an action that changed nothing; it may have the path's parameters.
             back: where that is said; None is the path without its last part.
             has_api: whether programs may, too.
         """
@@ -473,7 +467,7 @@ class Console:
             try:
                 done = await act(request)
             except RefusedError as error:
-                message = f"{refused}: {str(error).rstrip('.')}."
+                message = f"{refused.format(**request.path_params)}: {str(error).rstrip('.')}."
                 describe_action(request, is_stored=True, error=message)  # it has no entry in the audit
                 return redirect(request, back.format(**_quote_parts(request)), message)
             return done if isinstance(done, Response) else redirect(request, done.to, done.message)

@@ -1,12 +1,6 @@
-"""What people read of channels: whether each can be used now, what waits for it, and what happened last.
+"""All that the first page of the console reads of the outbox, as of one moment; and how each channel is.
 
 No query changes the outbox or waits for a writer, and none searches what was delivered.
-
-All that the first page of the console reads of the outbox, as of one moment.
-
-The open incidents, the worst first: what each is, who takes care of it, and whether somebody silenced it.
-
-When a webhook was last accepted, heartbeats included, and how many are in quarantine; by any replica.
 """
 
 import json

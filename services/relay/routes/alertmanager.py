@@ -1,12 +1,9 @@
-"""The routing tree of an Alertmanager, and which of its receivers an alert reaches. Pure.
+"""The routing trees of the configured Alertmanagers, and which of its receivers an alert reaches.
 
 An alert goes down the tree: into the first child that matches, and into the next ones as long as those say `continue`.
 A route without a child that matches takes it. https://prometheus.io/docs/alerting/latest/configuration/#route,
-https://github.com/prometheus/alertmanager/blob/main/dispatch/route.go, Route.Match
-
-The routing trees of the configured Alertmanagers, read from their API once a minute at most. Nothing changes there.
-
-Of a configuration only routes and the kinds of receivers are kept; Alertmanager itself masks secrets and URLs.
+https://github.com/prometheus/alertmanager/blob/main/dispatch/route.go, Route.Match. A tree is read from the API once a
+minute at most; only routes and the kinds of receivers are kept, and Alertmanager masks secrets and URLs.
 """
 
 import asyncio

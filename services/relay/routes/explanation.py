@@ -1,16 +1,8 @@
-"""Which receivers, routes and channels an alert takes: through Alertmanager's tree where it is known, then the relay's.
+"""Which receivers, routes and channels an alert takes, and why: by Alertmanager's tree where it is known, then by ours.
 
-The decisions are those of `intake`, and of Alertmanager's own rules; see `intake.route_explanation` and
-`alertmanager_file.routing_tree`.
-
-Labels as a person pastes them → labels. Pure.
-
-Three forms: Alertmanager's matchers, with or without braces (`{alertname="X", severity="critical"}`), a JSON object, or
-one `name=value` a line.
-
-Which route and channels an alert takes, and why, by the intake's own decisions. Pure.
-
-Explained is one alert. A webhook may have several, and takes the first route that matches any of them.
+The decisions are those of `intake`, and of Alertmanager's rules. Explained is one alert. A webhook may have several,
+and takes the first route that matches any of them. Its labels may be pasted in three forms: Alertmanager's matchers,
+with or without braces (`{alertname="X", severity="critical"}`), a JSON object, or one `name=value` a line.
 """
 
 import json

@@ -1,19 +1,11 @@
-"""Adds keypulse's routes, receivers and inhibitions to the file of an Alertmanager that exists, or says what collides.
+"""`alertmanager --merge`: adds keypulse's routes, receivers and inhibitions to a file of Alertmanager.
 
-The root route stays as it is. keypulse's routes stand before the first route that would keep one of its alerts, so the
-alerts of others go where they went. A second merge finds everything there, and changes nothing.
-
-Where keypulse's routes belong among those of somebody else's Alertmanager file, and which of those collide.
-
-Of an alert only its labels `alertname` and `severity` are certain. A condition on another label may be fulfilled.
-https://prometheus.io/docs/alerting/latest/configuration/#route
-
-Inserts entries into the text of a YAML document, and changes not a byte of what is there.
-
-A library that parses a document and writes it again changes quotes, folds and indents, and may move a comment to
-another entry. Here the document is parsed for positions only. A list in brackets gets its entries as JSON.
-
-`alertmanager --merge`: prints the file of an Alertmanager that exists with keypulse's routing in it.
+Or it says what collides. The root route stays as it is. keypulse's routes stand before the first route that would keep
+one of its alerts, so the alerts of others go where they went
+(https://prometheus.io/docs/alerting/latest/configuration/#route). Of an alert, only its labels `alertname` and
+`severity` are certain; a condition on another label may be fulfilled. A second merge changes nothing. No byte of the
+file changes: a library that parses YAML and writes it again changes quotes, folds and indents, and may move a comment
+to another entry. So the file is parsed for positions only. A list in brackets gets JSON.
 """
 
 import json

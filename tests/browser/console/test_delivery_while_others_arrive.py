@@ -6,36 +6,13 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from tests.browser.console.served_console import (
-    Console,
-    check_accessibility,
-    check_reloads,
     find_violations,
     open_console,
     open_page,
-    record_reloads,
 )
 from tests.browser.lasting_page import lasting_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
-
-
-async def test_the_list_is_filtered_live_and_accessible(chromium: Browser, console: Console) -> None:
-    async with open_page(chromium, f"{console.url}/deliveries") as page:
-        await page.get_by_label("State").select_option("delivered")
-        await page.get_by_label("Channel").fill("email")
-        await page.get_by_role("button", name="Filter").click()
-        await page.wait_for_url("**/deliveries?*channel=email*")
-        rows = page.locator(".delivery-list tbody tr")
-        assert set(await rows.locator(".where").all_text_contents()) == {"email"}
-        await page.locator("#live.on").wait_for()
-        await page.evaluate("window.sameDocument = true")
-        before = await rows.count()
-        await record_reloads(page)
-        await console.post(group="list")
-        await expect(rows).to_have_count(before + 1)
-        await check_reloads(page)
-        assert await page.evaluate("window.sameDocument") is True
-        await check_accessibility(page)
 
 
 async def test_a_page_that_cannot_be_read_again_does_not_appear_live(chromium: Browser, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.fork_server import forked
 from tests.relay.cli.conftest import Typed
-from tests.relay.served_relay import PAYLOADS, payload
+from tests.relay.served_relay import PAYLOADS
 
 ROOT = Path(__file__).parents[3]
 
@@ -66,14 +66,6 @@ def test_it_prints_the_steps_of_the_runbook(typed: Typed, tmp_path: Path, monkey
     assert "messages.runbook: expected a URL such as https://HOST" in typed("--check").stderr
 
 
-@pytest.mark.parametrize("channel", ["pager", "slack", "mail", "log"])
-@pytest.mark.parametrize("number", range(1, len(PAYLOADS) + 1))
-def test_every_payload_can_be_rendered_on_every_kind_of_channel(typed: Typed, channel: str, number: int) -> None:
-    result = typed("render", "--payload", "-", "--channel", channel, stdin=payload(number))
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert "KMS" in result.stdout
-
-
 def test_the_first_example_of_its_help_works_when_it_is_typed_in_a_checkout() -> None:
     def typed_there(*arguments: str) -> str:
         command = [*forked("services.relay"), *arguments]
@@ -118,8 +110,3 @@ def test_a_person_sees_what_is_wrong_in_a_terminal_and_on_a_page(typed: Typed, c
         assert "бекенд-é-漢字:8000" in text
         assert "\\u" not in text
     assert page.lstrip().startswith("<!doctype html>")
-
-
-def test_an_unknown_format_exits_with_2(typed: Typed) -> None:
-    result = typed("render", "--payload", str(PAYLOADS[0]), "--channel", "log", "--format", "pdf")
-    assert result.exit_code == 2

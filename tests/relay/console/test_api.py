@@ -192,22 +192,6 @@ async def test_what_was_not_accepted_can_be_read(tmp_path: Path) -> None:
             assert (await get(client, f"/api/quarantine/{unknown}"))[0] == 404
 
 
-async def test_the_admin_token_is_required_where_there_is_one(tmp_path: Path) -> None:
-    (tmp_path / "admin").write_text("an-admin-token-of-tests")
-    configuration = settings(tmp_path, {"one": Scripted()}, auth={"admin_token_file": tmp_path / "admin"})
-    admin = {"Authorization": "Bearer an-admin-token-of-tests"}
-    async with served(configuration) as client:
-        for path in ("/api/deliveries", "/api/deliveries/x", "/api/quarantine", "/api/quarantine/1"):
-            assert (await get(client, path))[0] == 401  # Alertmanager's token is not enough
-            assert (await get(client, path, headers=admin))[0] != 401
-        for path in ("/api/deliveries/x/retry", "/api/deliveries/retry?channel=x"):
-            for headers, code in (({}, 401), (admin, 404)):
-                async with client.post(path, headers=headers) as response:
-                    assert response.status == code
-        async with client.post("/alerts", data=payload(1), headers=admin) as response:
-            assert response.status == 401  # nor is the admin's for an alert
-
-
 async def test_the_api_answers_while_a_channel_hangs(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted(hang)})) as client:
         await post(client, payload(1))
@@ -227,10 +211,3 @@ async def test_a_store_that_cannot_be_read_is_503_with_the_reason(own_postgres: 
             assert answer["error"].startswith("the outbox cannot be used now, try again: ")
         await asyncio.to_thread(own_postgres.start)
         assert (await get(client, "/api/deliveries"))[0] == 200
-
-
-async def test_a_name_that_another_page_pointed_to_this_server_reads_nothing(tmp_path: Path) -> None:
-    async with served(settings(tmp_path, {"good": Scripted()})) as client:
-        for path in ("/api/deliveries", "/api/deliveries/one", "/api/quarantine", "/api/quarantine/1"):
-            code, answer = await get(client, path, headers={"Host": "rebound.example.org:9912"})
-            assert (code, list(answer)) == (403, ["error"])

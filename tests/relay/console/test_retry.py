@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 
 from services.relay.channels.port import SendError, SendReason, SendScope
 from tests.relay.served_relay import Scripted, hang, post, reaches, served, settings, webhook_of
@@ -108,33 +107,6 @@ async def test_all_of_an_unknown_channel_is_404_and_of_none_is_400(tmp_path: Pat
         assert (code, answer["error"]) == (404, "no such channel; expected one of one, two")
         assert (await retry(client, "retry"))[0] == 400
         assert await retry(client, "retry?channel=one") == (202, {"retried": 0})
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Origin": "https://evil.example.org"},
-        {"Origin": "null"},
-        {"Sec-Fetch-Site": "cross-site"},
-        {"Sec-Fetch-Site": "same-site"},
-        {"Host": "rebound.example.org:9912"},
-    ],
-)
-async def test_another_web_page_retries_nothing(tmp_path: Path, headers: dict[str, str]) -> None:
-    async with served(settings(tmp_path, {"one": Scripted(REFUSED)})) as client:
-        (dead,) = await given_up(client)
-        for path in (f"{dead}/retry", "retry?channel=one"):
-            assert (await retry(client, path, **headers))[0] == 403
-        assert [delivery["id"] for delivery in await listed(client, "state=dead")] == [dead]
-
-
-async def test_a_name_of_its_own_is_fine_for_a_relay_that_requires_a_token(tmp_path: Path) -> None:
-    (tmp_path / "admin").write_text("an-admin-token-of-tests")
-    auth = {"admin_token_file": tmp_path / "admin"}
-    async with served(settings(tmp_path, {"one": Scripted()}, auth=auth)) as client:
-        token = {"Authorization": "Bearer an-admin-token-of-tests", "Host": "relay.example.org"}
-        assert (await retry(client, "retry?channel=one", **token))[0] == 202
-        assert (await retry(client, "retry?channel=one", **token, Origin="http://evil.example.org"))[0] == 403
 
 
 async def test_a_database_that_somebody_locks_is_503_and_nothing_is_lost(tmp_path: Path) -> None:
