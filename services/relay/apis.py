@@ -49,16 +49,7 @@ class ApiError(Exception):
 
 
 class _Api:
-    """One program's API.
-
-    Args:
-        name: how errors name it.
-        url: of its root, without its last slash.
-        token: sent as Bearer; None sends nothing.
-        egress: how it is reached.
-        max_bytes: of an answer.
-        error: what is raised.
-    """
+    """One program's API."""
 
     def __init__(
         self,
@@ -200,13 +191,7 @@ _ALERT_LIST: Final = msgspec.json.Decoder(list[_ListedAlert])
 
 
 class AlertmanagerClient(_Api):
-    """One Alertmanager.
-
-    Args:
-        url: of its root; its `--web.external-url` may have a path.
-        token: sent as Bearer; None sends nothing.
-        egress: how it is reached.
-    """
+    """One Alertmanager."""
 
     def __init__(self, url: str, token: SecretFile | None, egress: EgressSettings | None = None) -> None:
         super().__init__("Alertmanager", url, token, egress, _MAX_ALERTS_BYTES, AlertmanagerError)
@@ -565,13 +550,7 @@ _INSTANT: Final = msgspec.json.Decoder(_InstantReply)
 
 
 class PrometheusClient(_Api):
-    """One Prometheus: its rules, the expression of an alert, and what an expression gives or gave.
-
-    Args:
-        url: of its root.
-        token: sent as Bearer; None sends nothing.
-        egress: how it is reached.
-    """
+    """One Prometheus: its rules, the expression of an alert, and what an expression gives or gave."""
 
     def __init__(self, url: str, token: SecretFile | None, egress: EgressSettings | None = None) -> None:
         super().__init__("Prometheus", url, token, egress, _MAX_REPLY_BYTES, PrometheusError)

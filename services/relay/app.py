@@ -17,7 +17,6 @@ from services.relay.audit.pages import AuditPages
 from services.relay.channel_health.checks import ChannelChecks
 from services.relay.channel_health.pages import ChannelsPages
 from services.relay.channel_health.store import prune_checks
-from services.relay.channels.port import SendReason
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console.frame import ChangeStream, Console
 from services.relay.deliveries import queries as delivery_list
@@ -46,7 +45,7 @@ from services.relay.outbox.heartbeats import read_last_seen
 from services.relay.outbox.recovery import COMPARE_DELAY
 from services.relay.outbox.retention import ByteLimit, run_retention
 from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, open_store
-from services.relay.outbox.tables import UNFINISHED, UNSETTLED, DeliveryState
+from services.relay.outbox.tables import UNFINISHED
 from services.relay.preview.pages import RenderPages
 from services.relay.preview.render import WebhookRenderer
 from services.relay.quarantine.pages import QuarantineEndpoint, QuarantinePages
@@ -65,8 +64,6 @@ from shared.http.limits import AdmissionQueue
 from shared.http.server import StartError, create_application, create_registry
 from shared.process.concurrency import run_beside
 from shared.process.server import ReloadableApp, ServerRunner
-
-_FINAL_STATES: Final = (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED, DeliveryState.DEAD)
 
 SELF_AUTHENTICATED_PATHS: Final = ("/alerts", "/login", "/login/", "/logout", "/console/", PATH)
 """Paths that need no user of web.yml: sender and mail have a secret, and who logs in needs a page and its styles."""
@@ -94,10 +91,10 @@ async def run_relay(
             raise StartError(str(error)) from None
         registry, uptime = create_registry(), IntakeUptime(time.monotonic)
         authorizer = Authorizer(registry, OutboxAudit(store), clock=clock)
-        metrics = Metrics(registry, (), _FINAL_STATES, SendReason)
+        metrics = Metrics(registry)
         limit = ByteLimit()
         metrics.set_size_functions(lambda: limit.used_bytes, lambda: limit.max_bytes)
-        gauges = OutboxGauges((), (), UNSETTLED, UNFINISHED, lambda: read_outbox_state(store))
+        gauges = OutboxGauges(lambda: read_outbox_state(store))
         registry.register(gauges)
 
         previous: RelaySettings | None = None

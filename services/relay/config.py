@@ -69,7 +69,7 @@ class LinkSettings(Section):
     runbook: Template | None = None
     dashboard: Template | None = None
     prefer: Literal["template", "annotation"] = "template"
-    """Which of the two wins, where an alert has an annotation `runbook_url` or `dashboard_url` of its own."""
+    """Which of the two wins, where an alert has an annotation `runbook_url` or `dashboard_url`."""
     allow_hosts: tuple[Annotated[str, AfterValidator(check_allowed_host)], ...] = ()
     """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
 
@@ -258,7 +258,7 @@ def _require_one(values: T) -> T:
 
 
 def _check_channel(name: str, info: ValidationInfo) -> str:
-    channels = info.data.get("channels")  # absent if it has errors of its own, which are reported already
+    channels = info.data.get("channels")  # absent if it has errors, which are reported already
     if channels is not None and name not in channels:
         raise ValueError(f"no such channel; expected one of {', '.join(sorted(channels))}")
     return name
@@ -343,7 +343,7 @@ def _check_root(url: str) -> str:
 
 
 def _check_max_bytes(retention: "RetentionSettings", info: ValidationInfo) -> "RetentionSettings":
-    intake = info.data.get("intake")  # absent if it has errors of its own
+    intake = info.data.get("intake")  # absent if it has errors
     if intake is not None and retention.max_bytes < (least := compute_minimum(intake.max_body)):
         raise ValueError(f"max_bytes: expected at least {least} bytes, to hold a webhook of intake.max_body")
     return retention
@@ -600,7 +600,7 @@ class RelaySettings(ServerSettings):
 
     @property
     def unmerged_channels(self) -> frozenset[str]:
-        """The channels that get every event as a message of its own."""
+        """The channels that get a message for every event."""
         return frozenset(name for name, channel in self.channels.items() if not channel.merges_waiting)
 
     @property

@@ -105,15 +105,7 @@ def build_configuration(
     alertmanagers: tuple[str, ...] = (),
     prometheus: str | None = None,
 ) -> str:
-    """Build the YAML.
-
-    Args:
-        slack: the channel, or `webhook`, if any.
-        email: the recipients, if any.
-        pagerduty: whether there is a service of PagerDuty.
-        alertmanagers: the addresses of those that send.
-        prometheus: the address of Prometheus, if it is known.
-    """
+    """Build the YAML."""
     channels = {
         "slack": _SLACK_WEBHOOK if slack == _WEBHOOK else slack and _SLACK.format(channel=_quote(slack)),
         "email": email and _EMAIL.format(addresses=", ".join(_quote(address) for address in email)),

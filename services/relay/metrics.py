@@ -10,13 +10,16 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from services.relay.channels.port import SendReason
 from services.relay.model import MessagePart, PartOutcome
+from services.relay.outbox.tables import UNFINISHED, UNSETTLED, DeliveryState
 
 PRESSED_ACTIONS = ("acknowledge", "unacknowledge", "silence")
 CODES = (200, 202, 400, 401, 403, 413, 500, 503)
 ACKNOWLEDGED_VIA = ("api", "console", "slack")
 """Where an acknowledgement that a relay itself sees can come from."""
 TEMPLATES = ("title", "summary", "description")
+_OUTCOMES = (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED, DeliveryState.DEAD)
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
 
 
@@ -47,32 +50,29 @@ class Metrics:
 
     Args:
         registry: where `/metrics` finds it.
-        channels: the configured names; see `show`.
-        outcomes: how a delivery can end.
-        reasons: how an attempt can end.
+        channels: the configured names; see `set_channels`.
         clock: unix seconds.
     """
 
     def __init__(
         self,
         registry: CollectorRegistry,
-        channels: Iterable[str],
-        outcomes: Iterable[str],
-        reasons: Iterable[str],
+        channels: Iterable[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.webhook_times: dict[int, float] = {}
         """When a webhook was last answered with each HTTP status, unix seconds."""
         self._clock = clock
-        self._webhooks = Counter(
-            "relay_webhooks_total", "Webhooks answered, by HTTP status.", ["code"], registry=registry
-        )
-        self._deliveries = Counter(
-            "relay_deliveries_total", "Deliveries that ended.", ["channel", "outcome"], registry=registry
-        )
-        self._attempts = Counter(
-            "relay_delivery_attempts_total", "Attempts that ended.", ["channel", "reason"], registry=registry
-        )
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, registry=registry)
+
+        self._webhooks = counter("relay_webhooks_total", "Webhooks answered, by HTTP status.", "code")
+        self._deliveries = counter("relay_deliveries_total", "Deliveries that ended.", "channel", "outcome")
+        self._attempts = counter("relay_delivery_attempts_total", "Attempts that ended.", "channel", "reason")
         self._duration = Histogram(
             "relay_delivery_duration_seconds",
             "From the commit of an event to its receipt on a channel.",
@@ -80,79 +80,55 @@ class Metrics:
             buckets=_BUCKETS,
             registry=registry,
         )
-        self._partial_deliveries = Counter(
+        self._partial_deliveries = counter(
             "relay_partial_deliveries_total",
             "Messages that a provider took, but refused for some of their recipients.",
-            ["channel"],
-            registry=registry,
+            "channel",
         )
-        self._leases_lost = Counter(
+        self._leases_lost = counter(
             "relay_leases_lost_total",
             "Leases that expired before the outcome was recorded, as while a process is stopped.",
-            ["channel"],
-            registry=registry,
+            "channel",
         )
-        self._acknowledgements = Counter(
-            "relay_acknowledgements_total", "Incidents acknowledged through this relay.", ["via"], registry=registry
+        self._acknowledgements = counter(
+            "relay_acknowledgements_total", "Incidents acknowledged through this relay.", "via"
         )
-        self._escalations = Counter(
+        self._escalations = counter(
             "relay_escalations_total",
             "Incidents that went to a further channel, since nobody acknowledged them.",
-            ["channel"],
-            registry=registry,
+            "channel",
         )
-        self._edits = Counter(
-            "relay_edits_total",
-            "Attempts to edit the first message of an incident.",
-            ["channel", "outcome"],
-            registry=registry,
+        self._edits = counter(
+            "relay_edits_total", "Attempts to edit the first message of an incident.", "channel", "outcome"
         )
-        self._message_parts = Counter(
-            "relay_message_parts_total",
-            "What messages got beside their event, by how that ended.",
-            ["part", "outcome"],
-            registry=registry,
+        self._message_parts = counter(
+            "relay_message_parts_total", "What messages got beside their event, by how that ended.", "part", "outcome"
         )
-        for part in MessagePart:
-            for ending in PartOutcome:
-                self._message_parts.labels(part, ending)
-        self._presses = Counter(
-            "relay_presses_total",
-            "Presses of buttons in Slack that reached this relay.",
-            ["action", "outcome"],
-            registry=registry,
+        self._presses = counter(
+            "relay_presses_total", "Presses of buttons in Slack that reached this relay.", "action", "outcome"
         )
-        self._slack_connected = Gauge(
-            "relay_slack_connected", "1 while this relay is connected to Slack's Socket Mode.", registry=registry
+        self._slack_connected = gauge(
+            "relay_slack_connected", "1 while this relay is connected to Slack's Socket Mode."
         )
-        self._slack_connections = Gauge(
-            "relay_slack_connections", "Connections that Slack counted when this relay connected.", registry=registry
+        self._slack_connections = gauge(
+            "relay_slack_connections", "Connections that Slack counted when this relay connected."
         )
-        self._template_errors = Counter(
+        self._template_errors = counter(
             "relay_template_errors_total",
             "Messages for which a template of `messages.templates` gave no text, so that keypulse's own was sent.",
-            ["template"],
-            registry=registry,
+            "template",
         )
-        for template in TEMPLATES:
-            self._template_errors.labels(template)
-        self._used_bytes = Gauge(
-            "relay_outbox_bytes",
-            "Bytes that the outbox holds, as measured last, and what was accepted since.",
-            registry=registry,
+        self._used_bytes = gauge(
+            "relay_outbox_bytes", "Bytes that the outbox holds, as measured last, and what was accepted since."
         )
-        self._max_bytes = Gauge(
+        self._max_bytes = gauge(
             "relay_outbox_max_bytes",
             "Bytes that the outbox may hold: retention.max_bytes. Near it, webhooks get 503 if nothing can be removed.",
-            registry=registry,
         )
-        self._streams = Gauge(
-            "relay_event_streams", "Pages of the console that this relay keeps live.", registry=registry
-        )
-        self._refused_streams = Counter(
+        self._streams = gauge("relay_event_streams", "Pages of the console that this relay keeps live.")
+        self._refused_streams = counter(
             "relay_event_streams_refused_total",
             "Pages that are not kept live, because the relay stops or too many are open.",
-            registry=registry,
         )
         for code in CODES:
             self._webhooks.labels(code)
@@ -161,7 +137,11 @@ class Metrics:
         for action in PRESSED_ACTIONS:
             for outcome in PressOutcome:
                 self._presses.labels(action, outcome)
-        self._outcomes, self._reasons = tuple(outcomes), tuple(reasons)
+        for part in MessagePart:
+            for ending in PartOutcome:
+                self._message_parts.labels(part, ending)
+        for template in TEMPLATES:
+            self._template_errors.labels(template)
         self._channels: frozenset[str] = frozenset()
         self.set_channels(channels)
 
@@ -176,9 +156,9 @@ class Metrics:
             self._leases_lost.labels(channel)
             self._duration.labels(channel)
             self._escalations.labels(channel)
-            for outcome in self._outcomes:
+            for outcome in _OUTCOMES:
                 self._deliveries.labels(channel, outcome)
-            for reason in self._reasons:
+            for reason in SendReason:
                 self._attempts.labels(channel, reason)
         self._channels = channels
 
@@ -188,7 +168,6 @@ class Metrics:
         self._max_bytes.set_function(read_limit)
 
     def count_webhook(self, code: int) -> None:
-        """A webhook was answered with this status."""
         self._webhooks.labels(code).inc()
         self.webhook_times[code] = self._clock()
 
@@ -202,22 +181,18 @@ class Metrics:
         self._attempts.labels(channel, reason).inc()
 
     def count_message_part(self, part: MessagePart, outcome: PartOutcome) -> None:
-        """A part of a message was added, or not."""
         self._message_parts.labels(part, outcome).inc()
 
     def count_delivery(self, channel: str, outcome: str) -> None:
         self._deliveries.labels(channel, outcome).inc()
 
     def observe_duration(self, channel: str, seconds: float) -> None:
-        """A delivery got its receipt so long after its commit."""
         self._duration.labels(channel).observe(seconds)
 
     def count_acknowledgement(self, via: str) -> None:
-        """Somebody acknowledged an incident that nobody had acknowledged."""
         self._acknowledgements.labels(via).inc()
 
     def count_escalation(self, channel: str) -> None:
-        """An incident went to a further channel."""
         self._escalations.labels(channel).inc()
 
     def count_edit(self, channel: str, outcome: str) -> None:
@@ -235,7 +210,6 @@ class Metrics:
         self._slack_connected.set(is_connected)
 
     def set_slack_connections(self, count: int) -> None:
-        """Slack has counted the connections of the app."""
         self._slack_connections.set(count)
 
     def count_template_error(self, template: str) -> None:
@@ -251,24 +225,11 @@ class OutboxGauges(Collector):
     """Read from the outbox at each scrape, in the scrape's thread; absent where it cannot be read.
 
     Args:
-        channels: the configured names; see `show`.
-        watchdogs: likewise.
-        states: those that are counted.
-        unfinished_states: which of them are still to be sent.
         read_state: reads the outbox; None if it cannot.
     """
 
-    def __init__(
-        self,
-        channels: Iterable[str],
-        watchdogs: Collection[str],
-        states: Iterable[str],
-        unfinished_states: Iterable[str],
-        read_state: Callable[[], OutboxState | None],
-    ) -> None:
-        self.set_configuration(channels, watchdogs)
-        self._states = tuple(states)
-        self._unfinished_states = frozenset(unfinished_states)
+    def __init__(self, read_state: Callable[[], OutboxState | None]) -> None:
+        self.set_configuration((), ())
         self._read_state = read_state
 
     def set_configuration(self, channels: Iterable[str], watchdogs: Collection[str]) -> None:
@@ -285,11 +246,11 @@ class OutboxGauges(Collector):
         state = self._read_state()
         if state is None:
             return
-        values = {(channel, each): 0 for channel in self._channels for each in self._states}
+        values: dict[tuple[str, str], int] = {(channel, each): 0 for channel in self._channels for each in UNSETTLED}
         oldest_waiting: dict[str, float] = {}
         for channel, each, number, accepted_at in state.counts:
             values[channel, each] = number
-            if each in self._unfinished_states:
+            if each in UNFINISHED:
                 oldest_waiting[channel] = min(accepted_at, oldest_waiting.get(channel, accepted_at))
         for labels, number in values.items():
             deliveries.add_metric(labels, number)

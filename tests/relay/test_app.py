@@ -154,7 +154,7 @@ async def test_a_channel_that_does_not_close_delays_no_stop(tmp_path: Path, monk
 async def test_an_outbox_that_hangs_delays_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     configuration = settings(tmp_path, {"one": Scripted()})
-    metrics = Metrics(create_registry(), configuration.channels, (), SendReason)
+    metrics = Metrics(create_registry(), configuration.channels)
     with capture_logs() as logs:
         async with open_store(configuration.database, time.time) as store, AsyncExitStack() as stack:
             await stack.enter_async_context(

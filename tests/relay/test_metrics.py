@@ -60,7 +60,9 @@ def test_the_oldest_of_all_that_waits_counts_whichever_state_it_is_in(times: tup
     rows = [("a", state, 1, at) for state, at in zip(waits, times, strict=True)]
     registry = CollectorRegistry()
     state = OutboxState([("a", "dead", 1, 1.0), *rows], down_channels=(), watchdogs_last_seen={})
-    registry.register(OutboxGauges(["a"], (), [*waits, "dead"], waits, lambda: state))
+    gauges = OutboxGauges(lambda: state)
+    gauges.set_configuration(["a"], ())
+    registry.register(gauges)
     assert registry.get_sample_value("relay_outbox_oldest_timestamp_seconds", {"channel": "a"}) == 3.0
 
 

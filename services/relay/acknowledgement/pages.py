@@ -1,7 +1,7 @@
 """`/acknowledge/INCIDENT`: where the link in a mail leads. Its form acknowledges the episode that the mail is about.
 
 Whoever has the link may do that, and nothing else: see `services.relay.delivery.acknowledge_link`. The audit names the
-mail's recipients. A GET changes nothing, whoever follows the link.
+mail's recipients. A GET changes nothing, also where a scanner follows the link.
 """
 
 from collections.abc import Callable, Iterable
@@ -45,15 +45,7 @@ class _Mail(NamedTuple):
 
 
 class AcknowledgePages:
-    """The page and its form.
-
-    Args:
-        store: the outbox.
-        settings: whose channels and key sign links.
-        authorizer: counts refusals and logs what is done.
-        wake_channels: called with the channels that have something new to deliver.
-        metrics: counts acknowledgements.
-    """
+    """The page and its form."""
 
     def __init__(
         self,

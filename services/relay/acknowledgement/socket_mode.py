@@ -55,13 +55,7 @@ class SlackCallError(Exception):
 
 
 class SlackWebApi:
-    """One token's access to the Web API.
-
-    Args:
-        api_url: its base, which ends with a slash.
-        token_file: with the token.
-        egress: how it is reached.
-    """
+    """One token's access to the Web API."""
 
     def __init__(self, api_url: str, token_file: Path, egress: EgressSettings) -> None:
         self.api_url = api_url.rstrip("/") + "/"
@@ -167,14 +161,7 @@ _ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
 
 
 class SocketModeClient:
-    """Receives presses while `run` runs.
-
-    Args:
-        api: with the app-level token.
-        handle: commits a press; whether to acknowledge it.
-        metrics: counts connections.
-        times: time limits.
-    """
+    """Receives presses while `run` runs."""
 
     def __init__(
         self,
@@ -216,7 +203,7 @@ class SocketModeClient:
         return delay * random.uniform(0.5, 1.0)  # noqa: S311  # no secret
 
     async def _connect(self) -> _Connection:
-        """A connection on which Slack has said hello; each one has an address of its own. Raises SlackCallError."""
+        """A connection on which Slack has said hello; each has another address. Raises SlackCallError."""
         try:
             async with asyncio.timeout(self._times.hello):
                 url = self._check_address(str((await self._api.call("apps.connections.open")).get("url")))

@@ -259,7 +259,7 @@ async def acknowledge(
     Args:
         store: the outbox.
         incident_id: which incident.
-        episode: the one that the person has seen; None for the current one.
+        episode: which the person has seen; None for the current one.
         who: the person, or the credential.
         via: `api`, `command line`, `console`, `mail` or `slack`.
         peer: the address that called, for the audit; None stores `via`.

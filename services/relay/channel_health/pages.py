@@ -36,7 +36,7 @@ _UNITS: Final = (("s", 1.0), ("m", 60.0), ("h", 3600.0))
 
 
 def mask_settings(settings: ChannelSettings) -> dict[str, SettingValue]:
-    """Each key that has a value, as in the configuration's file; those that the file sets come first."""
+    """Each key that has a value, as in the configuration's file; first the keys that the file sets."""
     fields = type(settings).model_fields
     names = sorted(fields, key=lambda name: (name != "kind", name not in settings.model_fields_set))
     values = {name: getattr(settings, name) for name in names}
@@ -190,25 +190,13 @@ async def read_views(store: Store, configured: Sequence[ConfiguredChannel]) -> l
 
 
 def find_next_message_time(overview: ChannelOverview, rate: float | None, now: float) -> float | None:
-    """When the rate limit allows the next message, unix seconds; None if it does now.
-
-    Args:
-        overview: of the channel.
-        rate: messages per second; None without a limit.
-        now: unix seconds.
-    """
+    """When the rate limit allows the next message, unix seconds; None if it does now."""
     seconds = count_available(overview.next_token_at, now, 1, rate)[1]
     return None if seconds is None else now + seconds
 
 
 class ChannelsPages:
-    """The list of channels and the page of each, with checks and tests on request; and the same as JSON.
-
-    Args:
-        store: the outbox.
-        settings: the configuration.
-        checks: what people ask for.
-    """
+    """The list of channels and the page of each, with checks and tests on request; and the same as JSON."""
 
     def __init__(self, store: Store, settings: RelaySettings, checks: ChannelChecks) -> None:
         self._store = store

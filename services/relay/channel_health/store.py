@@ -92,13 +92,7 @@ _STATES: Final = CHANNELS.where(channels.c.name == bindparam("channel"))
 
 
 async def claim_check(store: Store, channel: str, min_age: float) -> bool:
-    """Whether the caller is to check the channel now: nobody has begun to. Raises StoreUnavailableError.
-
-    Args:
-        store: the outbox.
-        channel: its name.
-        min_age: seconds since the last check began, of whichever replica.
-    """
+    """Whether to check the channel now: no replica has begun within `min_age` seconds. Raises StoreUnavailableError."""
 
     def claim(transaction: Transaction) -> bool:
         insert_channel(transaction, channel)

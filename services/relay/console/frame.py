@@ -168,7 +168,7 @@ class ChangeStream:
         try:
             yield
         finally:
-            self._streams -= Counter({caller: 1})  # which leaves out whoever has none
+            self._streams -= Counter({caller: 1})  # without the callers that have none
             self._metrics.set_streams(self._streams.total())
             if not self._streams and self._polling is not None:
                 self._polling.cancel()
@@ -246,13 +246,7 @@ class View:
 
 
 class CredentialRefusedError(RefusedError):
-    """What somebody shows as a credential is not valid.
-
-    Args:
-        text: the sentence.
-        status: of the response.
-        reason: as it is counted; None counts nothing.
-    """
+    """What somebody shows as a credential is not valid."""
 
     def __init__(self, text: str, status: int, reason: RefusalReason | None = None) -> None:
         super().__init__(text, status)
@@ -407,7 +401,7 @@ class Console:
         self.routes.append(ProtectedRoute(path, self._answer(read, template), _build_page_requirements(), ["POST"]))
 
     def public(self, path: str, handler: Handler, template: str = "", methods: Collection[str] = ("GET",)) -> None:
-        """A page that checks credentials itself; whoever reaches the relay may ask for it."""
+        """A page for everybody, which checks credentials itself."""
         requirements = RouteRequirements(None, is_public=True)
         self.routes.append(ProtectedRoute(path, self._answer(handler, template), requirements, methods))
 
@@ -486,14 +480,7 @@ class Console:
     async def render(
         self, request: Request, template: str, values: Mapping[str, Any], *, status: int = 200
     ) -> Response:
-        """The page, or the fragment that htmx asks for.
-
-        Args:
-            request: of an authorized caller.
-            template: `NAME.html.j2`.
-            values: of its own; the frame's are added.
-            status: of the response.
-        """
+        """The page, or the fragment that htmx asks for."""
         flash = request.cookies.get(_FLASH_COOKIE)
         caller = get_caller(request)
         context = {
@@ -617,7 +604,7 @@ class SharedRead(Generic[T]):
         if task is None or version > self._version or now - self._started_at > self._max_age or _has_failed(task):
             self._version, self._started_at = version, now
             task = self._task = asyncio.ensure_future(self._read(*arguments))
-            task.add_done_callback(_has_failed)  # whoever wanted it may be gone
+            task.add_done_callback(_has_failed)  # the caller may be gone
         return await asyncio.shield(task)
 
 

@@ -1,7 +1,7 @@
 """A login by OpenID Connect: where the browser goes, and who came back. Authorization code with PKCE, state and nonce.
 
 authlib and joserfc know the protocol; the requests are made here, since their own clients know no egress settings. The
-three secrets of an attempt come from one random value in a cookie of its own, so several tabs may log in at once, at
+three secrets of an attempt come from one random value in the cookie of each, so several tabs may log in at once, at
 any replica. It is signed with its time by a key that all replicas derive from the client's secret: the provider is
 asked about no other attempt. A code works once, which the provider sees to.
 
@@ -147,13 +147,7 @@ def verify_id_token(id_token: str, keys: KeySet, rules: IdTokenRules, now: float
 
 
 class OidcClient:
-    """The provider.
-
-    Args:
-        settings: where it is, and who this client is.
-        clock: unix seconds.
-        monotonic: seconds.
-    """
+    """The provider."""
 
     def __init__(
         self,

@@ -54,11 +54,7 @@ class _StartedAttempt(NamedTuple):
 
 
 class LoginPages:
-    """The login page, its actions, and the logout.
-
-    Args:
-        login: starts and ends sessions.
-    """
+    """The login page, its actions, and the logout."""
 
     def __init__(self, login: LoginService) -> None:
         self._sessions = login.sessions

@@ -114,24 +114,8 @@ def find_sessions(connection: Connection, ids: Sequence[str]) -> Sequence[Sessio
     return [rows.get(each) for each in ids]
 
 
-def is_active(row: SessionRow, now: float) -> bool:
-    """Whether a session has not ended at `now`, unix seconds."""
-    return now < row.expires_at and now < row.used_at + IDLE_SECONDS
-
-
-def is_use_due(row: SessionRow, now: float) -> bool:
-    """Whether its use has to be recorded: the last record is a minute old."""
-    return now >= row.used_at + _USE_STEP
-
-
 async def start_session(store: Store, row: SessionRow, peer: str | None, replaced_id: str | None) -> None:
     """Commits a session with the entry of its login in the audit.
-
-    Args:
-        store: the outbox.
-        row: its times are set here.
-        peer: the address.
-        replaced_id: of a session that the same browser had, and that ends now.
 
     Raises:
         StoreUnavailableError: it is not known to be committed.
@@ -220,7 +204,8 @@ class ConsoleSessions:
             row = await self._store.read_batch(find_sessions, _hash_value(value))
         except StoreUnavailableError as error:
             raise SessionsUnavailableError(str(error)) from None
-        if row is None or not is_active(row, self._store.clock()):
+        now = self._store.clock()
+        if row is None or now >= row.expires_at or now >= row.used_at + IDLE_SECONDS:
             return from_proxy
         role = self._find_role(row, value, request)
         if role is None:
@@ -340,7 +325,7 @@ class ConsoleSessions:
 
     def _record_use(self, row: SessionRow) -> None:
         """Record the use of a session once a minute; no page waits for it."""
-        if not is_use_due(row, self._store.clock()) or row.id in self._recording:
+        if self._store.clock() < row.used_at + _USE_STEP or row.id in self._recording:
             return
 
         async def record() -> None:

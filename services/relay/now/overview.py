@@ -128,13 +128,7 @@ _DELIVERED: Final = RowQuery(
 
 
 def read_channel_overviews(connection: Connection, names: Iterable[str], now: float) -> list[ChannelOverview]:
-    """An overview of each channel, in their order; for `Store.read`.
-
-    Args:
-        connection: to read with.
-        names: of channels, those that were never used included.
-        now: unix seconds.
-    """
+    """An overview of each channel, in their order; for `Store.read`."""
     rows = {row.name: row for row in CHANNELS.fetch_all(connection)}
     counts: dict[str, dict[DeliveryState, tuple[int, float]]] = {}
     for each in count_deliveries(connection):
@@ -289,13 +283,7 @@ _SILENCES: Final = RowQuery(
 
 
 def read_open_incidents(connection: Connection, now: float, most: int) -> OpenIncidents:
-    """At most so many open incidents, and the counts of all; for `Store.read`.
-
-    Args:
-        connection: of a read.
-        now: unix seconds by the database's clock.
-        most: of `OpenIncidents.incidents`.
-    """
+    """At most so many open incidents, and the counts of all; for `Store.read`."""
     counts, unacknowledged = Counter[str](), Counter[str]()
     for row in _COUNTS.fetch_all(connection):
         counts[row.severity] += row.open_count
@@ -382,14 +370,7 @@ EMPTY_OVERVIEW: Final = Overview(0.0, (), OpenIncidents((), {}, {}), WebhookTime
 def read_overview(
     connection: Connection, clock: Callable[[], float], channels: Sequence[str], max_incidents: int
 ) -> Overview:
-    """For `Store.read`.
-
-    Args:
-        connection: of a read.
-        clock: unix seconds, by this machine.
-        channels: the configured names.
-        max_incidents: how many open incidents are read at most.
-    """
+    """For `Store.read`."""
     now = read_clock(connection, clock)
     return Overview(
         now,

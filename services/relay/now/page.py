@@ -123,7 +123,7 @@ class DeliveryPlot:
 
     delivered: Sequence[Bar]
     dead: Sequence[Bar]
-    """Above those that were delivered."""
+    """Above the delivered ones."""
     max_count: int
     """The height of the counts."""
     p50: str
@@ -262,14 +262,7 @@ class Headline:
 
 
 class NowPages:
-    """The first page.
-
-    Args:
-        store: the outbox.
-        settings: the configuration.
-        path: the lights of the path.
-        changes: says whether something has changed since the last read.
-    """
+    """The first page."""
 
     def __init__(self, store: Store, settings: RelaySettings, path: PathWatch, changes: ChangeStream) -> None:
         self._path = path

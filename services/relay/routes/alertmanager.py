@@ -169,11 +169,7 @@ class AlertmanagerTree(NamedTuple):
 
 
 class AlertmanagerTrees:
-    """Reads the trees.
-
-    Args:
-        settings: of Alertmanager; without URLs there are no trees.
-    """
+    """Reads the trees."""
 
     def __init__(self, settings: AlertmanagerSettings) -> None:
         self._settings = settings

@@ -105,7 +105,7 @@ class RouteVerdict(NamedTuple):
     receiver_matches: bool
     conditions: tuple[ConditionVerdict, ...]
     is_chosen: bool
-    """Whether the alert takes it: of those that match, the first one."""
+    """Whether the alert takes it: the first route that matches."""
 
     @property
     def matches(self) -> bool:
@@ -126,7 +126,7 @@ class RouteExplanation(NamedTuple):
     verdicts: tuple[RouteVerdict, ...]
     """Of every route, in their order."""
     why: tuple[str, ...]
-    """A sentence for each route up to the one that it takes."""
+    """A sentence for each route, up to the chosen one."""
 
 
 def explain_route(
@@ -136,15 +136,7 @@ def explain_route(
     default_channels: Sequence[str],
     heartbeats: Sequence[HeartbeatMatcher],
 ) -> RouteExplanation:
-    """Where an alert goes.
-
-    Args:
-        receiver: of Alertmanager, by whose webhook it comes.
-        labels: of the alert.
-        routes: in their order.
-        default_channels: where it goes if no route matches.
-        heartbeats: which alerts are heartbeats.
-    """
+    """Where an alert goes."""
     event = _build_event(receiver, labels)
     others, watchdogs = split_heartbeats(event, heartbeats)
     chosen = None if others is None else find_route(others, routes)
@@ -271,7 +263,7 @@ class RouteExplainer:
 
         Args:
             labels: of the alert.
-            receiver: by which it comes; None takes those that Alertmanager's tree gives.
+            receiver: by which it comes; None takes the receivers of Alertmanager's tree.
 
         Raises:
             RefusedError: no receiver is given, and no tree gives one; with what was expected.

@@ -147,7 +147,7 @@ def _walk(route: AlertmanagerRoute) -> Iterator[AlertmanagerRoute]:
 
 
 def _parse_matchers(route: AlertmanagerRoute) -> Iterator[Matcher]:
-    """The conditions of a route, without those that cannot be parsed: they may be fulfilled."""
+    """The conditions of a route that can be parsed; another one may be fulfilled."""
     for text in iterate_conditions(route):
         try:
             yield parse_matcher(text)
@@ -489,13 +489,7 @@ def _read_alerts() -> Sequence[Labels]:
 
 
 def _find_routes(theirs: Sequence[Entry], ours: Sequence[Entry], any_receiver: str | None) -> dict[int, int]:
-    """The number of each of keypulse's routes that is there already → its index. One that continues is the same.
-
-    Args:
-        theirs: the file's.
-        ours: keypulse's.
-        any_receiver: a route of keypulse's to this receiver may lead to another one by now.
-    """
+    """The number of each of keypulse's routes that is there already → its index. One that continues is the same."""
 
     def is_same(other: Entry, route: Entry) -> bool:
         free = {"continue": None} | ({"receiver": None} if route["receiver"] == any_receiver else {})

@@ -86,12 +86,7 @@ class _Answer(NamedTuple):
 
 
 class RoutesPages:
-    """The page of routes.
-
-    Args:
-        explainer: knows where alerts go.
-        settings: the configuration.
-    """
+    """The page of routes."""
 
     def __init__(self, explainer: RouteExplainer, settings: RelaySettings) -> None:
         self._explainer = explainer

@@ -221,13 +221,6 @@ def read_group_labels(connection: Connection, incident_id: str, episode: int) ->
 async def finish_silence(store: Store, row: SilenceRow, state: SilenceState, detail: str, silence_id: str = "") -> None:
     """Commit what became of it, with an entry of the audit. The answer to the person is due next.
 
-    Args:
-        store: the outbox.
-        row: as it was claimed.
-        state: a final one.
-        detail: what to answer.
-        silence_id: Alertmanager's, of one that was created.
-
     Raises:
         SilenceLeaseLostError: another replica works on it.
         StoreUnavailableError: it is not known to be committed.
@@ -255,7 +248,7 @@ async def postpone_silence(store: Store, row: SilenceRow, seconds: float) -> Non
 
 
 async def prune_silences(store: Store, cutoff: float) -> int:
-    """Removes those that were answered before `cutoff` and have ended; gives how many. Raises StoreUnavailableError."""
+    """Removes what was answered before `cutoff` and has ended; gives how many. Raises StoreUnavailableError."""
 
     def prune(transaction: Transaction) -> int:
         has_ended = or_(_row.ends_at.is_(None), _row.ends_at < transaction.now)

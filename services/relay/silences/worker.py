@@ -52,14 +52,7 @@ log = structlog.get_logger(__name__)
 
 
 class SilenceWorker:
-    """Creates silences while `run` runs.
-
-    Args:
-        store: the outbox.
-        settings: who may silence, in which Alertmanager; the rate of each channel.
-        bots: the bot of each of the relay's channels of Slack.
-        alertmanagers: as configured.
-    """
+    """Creates silences while `run` runs."""
 
     def __init__(
         self,
@@ -92,7 +85,7 @@ class SilenceWorker:
                     await self._sleep()
 
     async def work_once(self) -> bool:
-        """Work on the one that has waited longest; False where none waits. Raises StoreUnavailableError."""
+        """Work on the silence that has waited longest; False where none waits. Raises StoreUnavailableError."""
         if not await self._store.read(partial(has_due, clock=self._store.clock)):
             return False
         row = await claim_silence(self._store, LEASE_SECONDS)

@@ -149,7 +149,7 @@ async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None
     store.close()
     shared = DeliveryContext(
         store=store,
-        metrics=Metrics(CollectorRegistry(), ["a"], [], []),
+        metrics=Metrics(CollectorRegistry(), ["a"]),
         send=never,
         retry_policy=QUICK,
         timeout=10,

@@ -108,7 +108,7 @@ async def rig(
 
         shared = DeliveryContext(
             store=store,
-            metrics=Metrics(registry, channels, ["delivered", "superseded", "dead"], SendReason),
+            metrics=Metrics(registry, channels),
             send=send,
             retry_policy=policy,
             timeout=timeout,

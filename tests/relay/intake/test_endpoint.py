@@ -365,7 +365,7 @@ async def test_a_defect_of_ours_is_500_and_counted(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     rules = IntakeRules((), ("one",), {"one"}, 60.0, 1_000_000)
     async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
-        metrics = Metrics(registry, (), (), ())
+        metrics = Metrics(registry)
         intake = endpoint.Intake(store, rules, metrics, broken, lambda _names: None)
         app = Starlette(routes=[Route("/alerts", intake.handle_post, methods=["POST"])])
         client = TestClient(app, raise_server_exceptions=False)

@@ -75,7 +75,7 @@ class Replica(NamedTuple):
 
 def build_replica(store: Store) -> Replica:
     woken: list[str] = []
-    metrics = Metrics(CollectorRegistry(), (), (), ())
+    metrics = Metrics(CollectorRegistry())
     return Replica(store, Replays(store, RULES, Acceptance(store, RULES, metrics, woken.extend, ByteLimit())), woken)
 
 

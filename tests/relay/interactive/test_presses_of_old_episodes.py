@@ -87,7 +87,7 @@ class Presses:
 async def presses(database: DatabaseUrl, stand_ins: StandIns, tmp_path: Path) -> AsyncIterator[Presses]:
     (tmp_path / "bot").write_text("xoxb-test")
     bot = Bot(stand_ins.slack_api_url, tmp_path / "bot")
-    metrics = Metrics(CollectorRegistry(), (), (), ())
+    metrics = Metrics(CollectorRegistry())
     async with open_store(database, time.time) as store:
         handler = PressHandler(store, {"a": bot}, metrics, (), lambda _channels: None, lambda: None)
         yield Presses(store, stand_ins, bot, handler)

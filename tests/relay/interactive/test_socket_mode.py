@@ -33,7 +33,7 @@ def open_client(tmp_path: Path, stand_ins: StandIns) -> Open:
     async def open_client(handle: Handle, times: SocketTimes = QUICK) -> AsyncIterator[CollectorRegistry]:
         registry = CollectorRegistry()
         api = SlackWebApi(stand_ins.slack_api_url, tmp_path / "app", EgressSettings())
-        client = SocketModeClient(api, handle, Metrics(registry, (), (), ()), times)
+        client = SocketModeClient(api, handle, Metrics(registry), times)
         running = asyncio.create_task(client.run())
         try:
             yield registry
@@ -158,7 +158,7 @@ async def test_the_websocket_goes_through_the_proxy_of_the_environment_like_ever
         monkeypatch.setenv("NO_PROXY", no_proxy)
         (tmp_path / "app").write_text("xapp-test")
         api = Opened("https://slack.com/api/", tmp_path / "app", EgressSettings())
-        client = SocketModeClient(api, accept, Metrics(CollectorRegistry(), (), (), ()), QUICK)
+        client = SocketModeClient(api, accept, Metrics(CollectorRegistry()), QUICK)
         with pytest.raises(SlackCallError, match="proxy" if requested else "no connection"):
             await client._connect()
         await api.close()
@@ -172,6 +172,6 @@ async def test_only_a_websocket_with_tls_is_opened_where_slack_is_reached_by_tls
             return {"url": url} if method == "apps.connections.open" else {}
 
     api = Opened("https://slack.com/api/", tmp_path / "app", EgressSettings())
-    client = SocketModeClient(api, accept, Metrics(CollectorRegistry(), (), (), ()), QUICK)
+    client = SocketModeClient(api, accept, Metrics(CollectorRegistry()), QUICK)
     with pytest.raises(SlackCallError, match="no address of a WebSocket with TLS"):
         await client._connect()

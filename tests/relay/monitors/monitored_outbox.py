@@ -24,7 +24,7 @@ from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.store import Store, open_store
-from services.relay.outbox.tables import DeliveryState, deliveries, events
+from services.relay.outbox.tables import deliveries, events
 from shared.sql.database_url import DatabaseUrl
 
 CHANNELS = ("slack", "email", "pagerduty")
@@ -64,9 +64,7 @@ class MonitoredOutbox:
         self.registry = registry
         self.woken: list[str] = []
         self.duplicate_window = 60.0
-        metrics = Metrics(
-            registry, CHANNELS, (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED, DeliveryState.DEAD), ()
-        )
+        metrics = Metrics(registry, CHANNELS)
         self.routed: tuple[str, ...] = ("slack",)
         self.escalation: tuple[EscalationStep, ...] = ()
         self.publisher = AlertPublisher(

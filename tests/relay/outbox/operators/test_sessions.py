@@ -6,19 +6,13 @@ from services.relay.login import sessions
 from services.relay.login.sessions import (
     _PRUNE_STEP,
     IDLE_SECONDS,
-    MAX_SECONDS,
     MAX_SESSIONS_OF_NAME,
     SessionRow,
-    end_session,
     find_sessions,
-    is_active,
-    is_use_due,
     prune_sessions,
-    record_use,
     start_session,
 )
 from services.relay.outbox import tables
-from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.retention import prune_by_age
 from services.relay.outbox.store import Store, Transaction, open_store
 from shared.sql.database_url import DatabaseUrl
@@ -32,42 +26,6 @@ def row(session_id: str, name: str = "anna") -> SessionRow:
 
 async def find(store: Store, session_id: str) -> SessionRow | None:
     return await store.read_batch(find_sessions, session_id)
-
-
-async def test_a_session_is_found_used_replaced_and_ended_and_the_audit_has_login_and_logout(
-    database: DatabaseUrl,
-) -> None:
-    async with open_store(database, Clock()) as store:
-        await start_session(store, row("one"), "192.0.2.1", None)
-        found = await find(store, "one")
-        assert found is not None
-        assert found.expires_at == found.used_at + MAX_SECONDS
-        now = found.used_at
-        assert [is_active(found, now + age) for age in (0.0, IDLE_SECONDS - 1, IDLE_SECONDS)] == [True, True, False]
-        busy = found._replace(used_at=now + MAX_SECONDS - 1)
-        assert [is_active(busy, now + MAX_SECONDS + late) for late in (-1, 0)] == [True, False]
-        assert [is_use_due(found, now + age) for age in (59.0, 60.0)] == [False, True]
-
-        def age(transaction: Transaction) -> None:
-            transaction.connection.execute(update(tables.sessions).values(used_at=transaction.now - 100))
-
-        await store.run(age)
-        await record_use(store, "one")
-        used = await find(store, "one")
-        assert used is not None
-        assert used.used_at >= now
-
-        await start_session(store, row("two"), "192.0.2.1", "one")
-        assert await find(store, "one") is None
-        await end_session(store, "two", "anna", "192.0.2.2")
-        await end_session(store, "two", "anna", "192.0.2.2")  # the same logout once more changes nothing
-        assert await find(store, "two") is None
-        entries, _ = await OutboxAudit(store).list_entries(10, None)
-    assert [(each.who, each.peer, each.action, each.on) for each in entries] == [
-        ("anna", "192.0.2.2", "logout", ""),
-        ("anna", "192.0.2.1", "login", "password"),
-        ("anna", "192.0.2.1", "login", "password"),
-    ]
 
 
 async def test_the_number_of_sessions_is_bounded_and_the_retention_removes_those_that_have_ended(
