@@ -84,7 +84,7 @@ def test_the_example_is_a_valid_configuration(server: str, tmp_path: Path) -> No
 
 def test_every_metric_is_explained() -> None:
     created = re.compile(
-        r'\b(?:Counter|Gauge|Histogram|CounterMetricFamily|GaugeMetricFamily)\(\s*(?:"(\w+)"|([A-Z_]+))'
+        r'\b(?:[Cc]ounter|[Gg]auge|Histogram|CounterMetricFamily|GaugeMetricFamily)\(\s*(?:"(\w+)"|([A-Z_]+))'
     )
     constants = dict(re.findall(r'^([A-Z_]+)(?:: Final)? = "([a-z_]+)"', "\n".join(SOURCES.values()), re.MULTILINE))
     names = {name or constants[constant] for text in SOURCES.values() for name, constant in created.findall(text)}
