@@ -10,7 +10,7 @@ import click
 
 from shared import VERSION
 from shared.config.settings import Address
-from shared.kms.gcp.wire_format import check_key_name
+from shared.kms.gcp.profile import check_key_name
 from shared.process import logs
 from shared.process.command_line import parse_listen_option_or_exit, parse_option_or_exit, run_until_done_or_exit
 from shared.process.server import run_until_stop_signal, wait_until_stopped

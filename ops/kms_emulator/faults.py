@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from ops.kms_emulator.grpc_errors import StatusError
 from ops.kms_emulator.permissions import OPERATIONS, PERMISSIONS
 from shared.kms.gcp.client import compute_crc32c
-from shared.kms.gcp.wire_format import check_key_name
+from shared.kms.gcp.profile import check_key_name
 
 FaultKind = Literal["latency", "stall", "status", "corrupt_crc", "wrong_plaintext", "denied", "slow_primary"]
 _OPERATIONS_BY_KIND: Final = {

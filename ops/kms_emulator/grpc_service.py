@@ -17,7 +17,7 @@ from ops.kms_emulator.grpc_errors import StatusError
 from ops.kms_emulator.key_methods import KeyMethods
 from ops.kms_emulator.permissions import TEST_IAM_PERMISSIONS
 from ops.kms_emulator.store import EmulatorStore
-from shared.kms.gcp.wire_format import get_key_name
+from shared.kms.gcp.profile import get_key_name
 
 Method = Callable[[Any], Awaitable[Any]]
 

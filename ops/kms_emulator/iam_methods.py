@@ -6,7 +6,7 @@ from ops.kms_emulator import resource_names
 from ops.kms_emulator.faults import EmulatorFaults
 from ops.kms_emulator.grpc_errors import StatusError, invalid_argument
 from ops.kms_emulator.store import EmulatorStore
-from shared.kms.gcp.wire_format import get_key_name
+from shared.kms.gcp.profile import get_key_name
 
 
 async def test_iam_permissions(

@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from ops.kms_emulator.grpc_errors import invalid_argument
-from shared.kms.gcp.wire_format import check_key_name
+from shared.kms.gcp.profile import check_key_name
 
 # https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1#createcryptokeyrequest
 _ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,63}")

@@ -24,12 +24,13 @@ from shared.sql.engine import (
     AnswerTimeout,
     FileLostError,
     SqliteFile,
+    create_mariadb_engine,
     create_postgresql_engine,
     create_sqlite_engine,
+    describe_mariadb_error,
     is_retryable,
     open_transaction,
 )
-from shared.sql.mariadb_engine import create_mariadb_engine, describe_mariadb_error
 from shared.sql.read_only import check_database, describe_empty_database
 
 READER_COUNT: Final = 2
@@ -151,10 +152,8 @@ class DatabaseError(Exception):
 class Database:
     """An open database. `close` it.
 
-    Args:
-        url: of SQLite, PostgreSQL or MariaDB; see `shared.sql.database_url.parse_database_url`.
-        clock: unix seconds by this machine, which is SQLite's clock too; the others have their own.
-        table_names: what the keyring's tables are called there, as SQL has it, where they have other names.
+    `clock` is that of this machine, unix seconds, which is SQLite's clock too; the others have their own. `table_names`
+    are the names of the keyring's tables there, as SQL has them, where they differ.
     """
 
     def __init__(

@@ -42,14 +42,10 @@ _ROTATION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class LocalAdministration:
-    """An `Administration` over a database and KMS.
+    """An `Administration` over a database with `tables.TABLES`, and KMS as by `RetryingKey`.
 
-    Args:
-        database: open, with `tables.TABLES`.
-        wrapping: KMS, as by `RetryingKey`, and the service's local key if it is available.
-        records: the service's table of records, in the same database; None counts none.
-        notify_instances: has every instance of the service that can be reached read the keyring again.
-        keys: the rows of the data keys, where they are not the keyring's own.
+    `records` is the service's table in the same database; None counts none. `keys` are the rows of the data keys, where
+    they are not the keyring's own.
     """
 
     def __init__(

@@ -35,8 +35,6 @@ class LocalKeyWrapper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KeyWrapper:
-    """What wraps and unwraps."""
-
     kms: KmsKey
     kek: str
     """Full name of `kms`'s key."""
@@ -45,14 +43,12 @@ class KeyWrapper:
     local_wrapper: LocalKeyWrapper | None = None
 
     async def wrap(self, data_key_id: str, secret: bytes) -> WrappedKey:
-        """`wrap_with_aad`, bound to the id of the data key."""
         return await self.wrap_with_aad(build_wrapping_aad(data_key_id), secret)
 
     async def wrap_with_aad(self, aad: bytes, secret: bytes) -> WrappedKey:
         """Wraps by KMS, and unwraps again: a wrap that does not give the key back must never replace one that does.
 
-        Raises:
-            KmsError: KMS did not do it, or not rightly.
+        Raises KmsError.
         """
         encrypted = await self.kms.encrypt(secret, aad, timeout=self.timeout)
         decrypted = await self.kms.decrypt(encrypted.ciphertext, aad, timeout=self.timeout)
@@ -63,9 +59,7 @@ class KeyWrapper:
     async def unwrap(self, key: DataKey) -> bytes:
         """The data key in clear, proven by its fingerprint.
 
-        Raises:
-            UnwrapError: this one cannot be unwrapped.
-            KmsError: all of KMS is at fault.
+        Raises UnwrapError if this one cannot be unwrapped, KmsError if all of KMS is at fault.
         """
         if refusal := self.explain_refusal(key.wrapped):
             raise refusal

@@ -15,12 +15,10 @@ _LABELS: Final = ("target", "version", "permission")
 
 
 def list_fixes(annotations: Mapping[str, str], labels: Mapping[str, str]) -> tuple[Fix, ...]:
-    """The commands for an alert; none if it has no reason, or a value in it is not valid.
+    """The commands for an alert; none if it has no `kms_reason`, or a value in it is not valid.
 
-    Args:
-        annotations: `kms_reason`, and what is known of `kms_provider`, `kms_key` (the key's full name), `kms_account`,
-            `kms_target`, `kms_version` and `kms_permission`.
-        labels: `target`, `version` and `permission`, where no annotation names another.
+    The annotations are `kms_provider`, `kms_key` (the key's full name), `kms_account`, `kms_target`, `kms_version` and
+    `kms_permission`; the labels `target`, `version` and `permission`, where no annotation names another.
     """
     reason = _REASONS.get(annotations.get("kms_reason", ""))
     if reason is None:

@@ -28,14 +28,10 @@ async def measure_connectivity(
     alpn: str | None = None,
     proxy: Proxy | None = None,
 ) -> tuple[ConnectivityPhase, ...]:
-    """Connects once and measures each phase. Raises only CancelledError, and closes the connection.
+    """Connects once and measures each phase, within `timeout` seconds in all. Raises only CancelledError.
 
-    Args:
-        address: the service.
-        create_trust_context: returns the TLS context; called in a thread, because it may read files. None: no TLS.
-        timeout: seconds for all phases.
-        alpn: the protocol that the service has to agree to in TLS, such as `h2`; None: any.
-        proxy: that leads to the service; None: the connection is direct.
+    `create_trust_context` is called in a thread, because it may read files; without it there is no TLS. The service has
+    to agree to the protocol `alpn` in TLS, such as `h2`.
     """
     phases: list[ConnectivityPhase] = []
     loop = asyncio.get_running_loop()

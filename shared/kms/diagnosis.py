@@ -27,15 +27,10 @@ def list_key_checks(
     address: str = "",
     clock: Callable[[], float] = time.time,
 ) -> list[Check]:
-    """List the checks of one KMS key.
+    """The checks of one KMS key, whose place in the configuration is `key`, such as `targets.0`.
 
-    Args:
-        key: of the configuration, such as `targets.0`.
-        kms: the KMS key; open until the checks are done.
-        permissions: those that the account needs, in the provider's words.
-        timeout: seconds for each call.
-        address: the setting of the service's address, such as "`endpoint` (127.0.0.1:9010)"; empty for the usual one.
-        clock: unix seconds.
+    `permissions` are in the provider's words. `address` is the setting of the service's address, such as "`endpoint`
+    (127.0.0.1:9010)"; empty for the usual one.
     """
     connection, granted = f"{key} connection", _GrantedPermissions(kms, permissions, timeout, address)
     return [
@@ -47,7 +42,6 @@ def list_key_checks(
 
 
 def _advise(kms: KmsKey, reason: Reason, address: str) -> str:
-    """What to do; where the service does not answer at an address of the configuration, that first."""
     if address and reason in _NO_SERVICE:
         return f"correct {address}, start what listens there, or check proxy and network to it"
     return kms.profile.advise(reason)

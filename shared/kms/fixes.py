@@ -1,9 +1,7 @@
-"""The commands that fix a failure of KMS, or show its cause: a reason and a key in, shell commands out. Pure.
+"""What is particular to one provider, as data: permissions, quotas, advice, and the commands that fix a failure. Pure.
 
-Each provider has one table, in its profile. Board, runbook and messages show its commands. The values may come from an
-alert, which others can write: a value that does not match its pattern is in no command.
-
-What is particular to one provider, as data: permissions, quotas, advice and commands. Pure.
+Board, runbook and messages show the commands. Their values may come from an alert, which others can write: a value that
+does not match its pattern is in no command.
 """
 
 import re
@@ -22,8 +20,6 @@ _TARGET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class Fix(NamedTuple):
-    """A command, ready to paste."""
-
     title: str
     """What it does, such as `Grant the role`."""
     command: str
@@ -40,14 +36,11 @@ class FixTemplate(NamedTuple):
 
     @property
     def names(self) -> frozenset[str]:
-        """The values that it needs."""
         return frozenset(name for _, name, _, _ in Formatter().parse(self.command) if name)
 
 
 @dataclass(frozen=True, slots=True)
 class FixTable:
-    """The commands of one provider."""
-
     commands: Mapping[Reason, tuple[FixTemplate, ...]]
     """What a person runs first comes first."""
     key: re.Pattern[str] | None = None
@@ -60,10 +53,7 @@ class FixTable:
     def build(self, reason: Reason, key: str, values: Mapping[str, str]) -> Iterator[Fix]:
         """Each command whose values are all known and valid.
 
-        Args:
-            reason: why KMS failed.
-            key: the full name of the key; empty if it is not known.
-            values: `target`, `version`, `permission`, `account`; empty or absent if they are not known.
+        `values` are `target`, `version`, `permission`, `account`. What is not known is empty.
         """
         valid = {"reason": str(reason), **self.check(key, values)}
         for template in self.commands.get(reason, ()):
@@ -71,7 +61,7 @@ class FixTable:
                 yield Fix(template.title, template.command.format_map(valid))
 
     def check(self, key: str, values: Mapping[str, str]) -> dict[str, str]:
-        """The values that are known and valid, quoted for a shell; arguments as of `build`."""
+        """The values that are known and valid, quoted for a shell."""
         patterns = {"target": _TARGET, **self.values}
         candidates = {"account": ACCOUNT_OF_EXPORTER, **{name: value for name, value in values.items() if value}}
         valid = {
@@ -165,7 +155,6 @@ class KmsProfile:
     """How long a new primary version, or a disabled one, takes to take effect everywhere, as text."""
 
     def advise(self, reason: Reason) -> str:
-        """What a person does about a failure."""
         return self.advice.get(reason) or GENERIC_ADVICE[reason]
 
     def may_name(self, text: str, key: str) -> bool:

@@ -44,7 +44,6 @@ class Reason(StrEnum):
     """A defect of keypulse itself; a fault inside the service counts as `unavailable`."""
 
     def __new__(cls, value: str, scope: Scope, transient: bool = False) -> Self:
-        """A member is a string with attributes."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.scope = scope

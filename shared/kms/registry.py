@@ -35,12 +35,7 @@ def connect_key(settings: ProviderSettings) -> KmsKeyAdmin:
 
 
 def validate_key_settings(value: object) -> ProviderSettings:
-    """The settings of a key, by the provider that `value` names.
-
-    Raises:
-        pydantic.ValidationError: they are not valid.
-        pydantic_core.PydanticKnownError: there is no such provider, or `value` is no mapping.
-    """
+    """The settings of a key, by the provider that `value` names. Raises ValidationError, PydanticKnownError."""
     if isinstance(value, ProviderSettings):
         return value
     if not isinstance(value, Mapping):

@@ -151,4 +151,4 @@ TableDatabaseSetting = Annotated[
     PlainSerializer(str),
     FileCheck(_check_database_files, "checks later"),
 ]
-"""Likewise, or of MariaDB, `mariadb://USER@HOST/NAME`."""
+"""The same, or of MariaDB, `mariadb://USER@HOST/NAME`."""

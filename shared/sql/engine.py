@@ -1,16 +1,12 @@
-"""The timeout of answers from PostgreSQL. Without psycopg, whose import would take 9 MB with an SQLite file, too.
+"""Connections to SQLite, PostgreSQL and MariaDB: a commit is on the disk, and every wait has a timeout.
 
-Connections to SQLite and PostgreSQL: a commit is on the disk, and every wait has a timeout.
+SQLite: WAL with `synchronous=FULL`, in the file that the path names. A removed or replaced file exists as long as a
+connection has it open, and commits go into it; SQLite does not check that in WAL mode. The same is true of the `-wal`,
+which has the newest commits, beside it or a link's target. So both names are compared with the opened files before each
+transaction, and before its commit is acknowledged. A file that was truncated is lost, too.
 
-SQLite: WAL with `synchronous=FULL`, in the file that the path names (`sqlite_file`). PostgreSQL: a commit waits for the
-disk, whatever the server's default is; other waits end by the server's timeouts, or by `answer_timeout`.
-
-Checks that an SQLite connection's open file is still the one at its path: else a commit would be lost.
-
-A removed or replaced file exists as long as a connection has it open, and commits go into it. SQLite does not check
-that in WAL mode. The same is true of the `-wal`, which has the newest commits, beside it or a link's target. So both
-names are compared with the opened files before each transaction, and before its commit is acknowledged. A file
-that was truncated is lost, too.
+PostgreSQL: a commit waits for the disk, whatever the server's default is; other waits end by the server's timeouts, or
+by `AnswerTimeout`. psycopg is imported only where it is used: it takes 9 MB.
 """
 
 import ctypes
@@ -107,11 +103,9 @@ class SqliteFile:
         """The same, once it was replaced or emptied: its -wal must not be taken for that of what is there now."""
 
     def create(self) -> None:
-        """Create an empty file if missing, for its owner alone; SQLite gives the files beside it the same mode.
+        """Creates an empty file if missing, for its owner alone; SQLite gives the files beside it the same mode.
 
-        Raises:
-            FileLostError: there was one.
-            OSError: it cannot be created.
+        Raises OSError, and FileLostError if there was one.
         """
         if problem := self._describe_loss(self._locate_wal()):
             raise FileLostError(problem)
@@ -164,8 +158,7 @@ class SqliteFile:
     def is_replaced(self, connection: FileConnection) -> bool:
         """Whether the path now names another file, or none; this connection is then useless.
 
-        Raises:
-            sqlite3.OperationalError: it is the same file, but truncated, or its -wal is missing.
+        Raises sqlite3.OperationalError if it is the same file, but truncated, or its -wal is missing.
         """
         names = self._read_identity(connection.wal)
         replaced, emptied = names.file != connection.identity.file, _read_size(self.path) == 0
@@ -326,10 +319,9 @@ def create_sqlite_engine(file: SqliteFile, connections: int, begin_statement: st
 
 @contextmanager
 def open_transaction(engine: Engine) -> Iterator[Connection]:
-    """Run a transaction; after an end without an error, all of it is on the disk.
+    """A transaction; after an end without an error, all of it is on the disk.
 
-    Raises:
-        DBAPIError: the database failed, or its file was replaced. Nothing is known to be committed then.
+    After a DBAPIError, of the database or of a file that was replaced, nothing is known to be committed.
     """
     with engine.connect() as connection:
         with connection.begin():
@@ -352,15 +344,10 @@ def create_postgresql_engine(
     checks_connections: bool,
     create_answer_timeout: Callable[[], "AnswerTimeout"],
 ) -> Engine:
-    """Create the engine; parameters of the URL win over these.
+    """The engine, with `connections` at most; parameters of the URL win over these.
 
-    Args:
-        url: the database.
-        connections: how many at most.
-        application_name: the name under which the server shows them.
-        options: the server's own time-outs, as `-c NAME=VALUE …`.
-        checks_connections: whether a connection is tested before use, so that a server restart causes no error.
-        create_answer_timeout: of each connection that is made.
+    `options` are the server's own time-outs, as `-c NAME=VALUE …`. With `checks_connections` a connection is tested
+    before use, so that a server restart causes no error.
     """
     from shared.sql.postgresql_connection import RowByRowCursor, TimeoutConnection  # noqa: PLC0415  # 0.1 s that a file does not need
 
@@ -416,3 +403,51 @@ def is_retryable(error: exc.SQLAlchemyError) -> bool:
     """Whether a transaction failed only because of a conflict with another one, and can be retried."""
     own = getattr(error, "orig", None)
     return getattr(own, "sqlstate", None) in _RETRYABLE_STATES or getattr(own, "args", ())[:1] == (_MARIADB_DEADLOCK,)
+
+
+_MARIADB_CONNECT_SECONDS: Final = 3
+_MARIADB_ANSWER_SECONDS: Final = 65
+"""The server itself ends a slow statement sooner; this is for a server, or a proxy before it, that never answers."""
+_MARIADB_IDLE_SECONDS: Final = 5
+"""Of a transaction whose client has stopped: its locks are released then."""
+_MARIADB_POOL_SECONDS: Final = 3.0
+_ERRORS_WITH_VALUES: Final = {1062: "a duplicate key", 1292: "a value of another type", 1366: "a value of another type"}
+"""Errors whose text holds a value of a row (MariaDB, "MariaDB Error Codes")."""
+
+
+def create_mariadb_engine(url: URL, connections: int, *, lock_seconds: float, statement_seconds: float) -> Engine:
+    """The engine for a URL with the driver name `mariadb`. Every wait has a timeout, and no value is ever cut."""
+    engine = create_engine(
+        url.set(drivername="mariadb+pymysql"),
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=_MARIADB_POOL_SECONDS,
+        pool_pre_ping=True,
+        connect_args={
+            "charset": "utf8mb4",
+            "connect_timeout": _MARIADB_CONNECT_SECONDS,
+            "read_timeout": _MARIADB_ANSWER_SECONDS,
+            "write_timeout": _MARIADB_ANSWER_SECONDS,
+        },
+        hide_parameters=True,  # an error's text must never show a wrapped key
+        isolation_level="READ COMMITTED",
+    )
+    # Strict: else a wrapped key that is too long for its column would be cut, and nobody could unwrap it.
+    setup = (
+        f"SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES'), max_statement_time = {statement_seconds:g}, "
+        f"innodb_lock_wait_timeout = {int(lock_seconds)}, idle_transaction_timeout = {_MARIADB_IDLE_SECONDS}"
+    )
+
+    def set_up(connection: Any, _entry: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(setup)
+
+    event.listen(engine, "connect", set_up)
+    return engine
+
+
+def describe_mariadb_error(error: BaseException) -> str:
+    """What the database says, on one line, without a value of a row; `error` is the driver's."""
+    code, *text = error.args or (0,)
+    message = _ERRORS_WITH_VALUES.get(code) or " ".join(str(part) for part in text)
+    return f"{' '.join(message.split()) or type(error).__name__} (MariaDB's error {code})"

@@ -16,15 +16,7 @@ _OPTIONS: Final = "-c default_transaction_read_only=on -c statement_timeout=5s -
 
 
 async def check_database(url: URL, describe: Callable[[Connection], str]) -> str:
-    """Return what `describe` says of the database; of a file that does not exist, that the first start makes it.
-
-    Args:
-        url: the database.
-        describe: reads the tables, in a thread. Raises CheckError.
-
-    Raises:
-        CheckError: it cannot be read.
-    """
+    """What `describe` says of the database, in a thread; it may raise CheckError, too. Raises CheckError."""
     return await asyncio.to_thread(_check_database, url, describe)
 
 
@@ -59,7 +51,7 @@ def _create_engine(url: URL) -> Engine:
 
 
 def describe_empty_database(connection: Connection) -> str:
-    """Return that the first start makes the tables. Raises CheckError if the user may not do that."""
+    """Says that the first start makes the tables. Raises CheckError if the user may not do that."""
     if connection.dialect.name == "postgresql":
         may_create = "SELECT current_user, has_schema_privilege(current_schema(), 'CREATE')"
         user, is_allowed = connection.execute(text(may_create)).one()

@@ -18,7 +18,7 @@ from services.backend.keyring import KeyUnavailableError
 from services.backend.local_key_file import read_or_create
 from services.backend.records import CorruptRecordError, decrypt_record
 from shared.backend_contract import CryptoMode
-from shared.keyring.model import LOCAL_KEK, DataKeyStatus, build_wrapping_aad
+from shared.keyring.model import DataKeyStatus, build_wrapping_aad
 from shared.keyring.tables import local_key
 from tests.iterations import LONG
 
@@ -26,45 +26,6 @@ KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
-
-
-async def test_an_outage_of_a_running_backend_stops_neither_reads_nor_writes_and_makes_no_key(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.check()
-        await backend.put("before", b"1")
-        emulator.faults.add(OUTAGE)
-        await backend.check()
-        await backend.check()
-        await backend.put("during", b"2")
-        assert (await backend.get("before"), await backend.get("during")) == (b"1", b"2")
-        assert len(await backend.store.list_all()) == 1
-
-
-async def test_a_restart_in_an_outage_writes_with_a_local_key_and_says_why_an_older_record_must_wait(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.check()
-        await backend.put("before", b"1")
-    emulator.faults.add(OUTAGE)
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.check()
-        await backend.put("during", b"2")
-        assert await backend.get("during") == b"2"
-        with pytest.raises(KeyUnavailableError, match="it is wrapped by KMS, which cannot be used"):
-            await backend.get("before")
-        before, during = await backend.store.list_all()
-        assert (before.status, during.status, during.wrapped.kek) == (
-            DataKeyStatus.RETIRED,
-            DataKeyStatus.ACTIVE,
-            LOCAL_KEK,
-        )
-
-        emulator.faults.clear()
-        await backend.check()
-        assert (await backend.get("before"), await backend.get("during")) == (b"1", b"2")
 
 
 async def test_what_is_read_while_kms_returns_is_served_as_soon_as_the_mode_is_kms(
@@ -173,21 +134,6 @@ async def test_kms_that_fails_in_the_middle_of_its_return_leaves_the_local_wrap_
         assert await backend.store.list_all() == before
 
 
-async def test_a_wrap_that_does_not_give_the_key_back_never_replaces_one_that_does(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    emulator.faults.add(OUTAGE)
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.check()
-        before = await backend.store.list_all()
-        emulator.faults.clear()
-        emulator.faults.add(EmulatorFault(kind="wrong_plaintext", probability=0.5))
-        emulator.faults._random = iter([0.9, 0.1]).__next__
-        await backend.check()
-        assert "plaintext_mismatch" in backend.keyring.reason
-        assert await backend.store.list_all() == before
-
-
 async def test_a_wrongly_unwrapped_key_encrypts_nothing_and_the_right_one_is_used_later(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
@@ -205,25 +151,6 @@ async def test_a_wrongly_unwrapped_key_encrypts_nothing_and_the_right_one_is_use
         assert (await backend.get("r"), await backend.get("s")) == (b"kept", b"under a new key")
 
 
-async def test_a_restart_after_the_version_of_the_active_key_was_disabled_goes_on_with_a_new_key(
-    emulator: Emulator, versions: Any, open_backend: Open, tmp_path: Path
-) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.check()
-        await backend.put("r", b"kept")
-    await versions.rotate()
-    await versions.disable(1)
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.check()
-        assert backend.keyring.mode is CryptoMode.KMS
-        assert backend.keyring.get_active_key().id == (await backend.store.list_all())[1].id
-        with pytest.raises(KeyUnavailableError, match=r"key_disabled \(version 1\)"):
-            await backend.get("r")
-        await versions.enable(1)
-        await backend.check()
-        assert await backend.get("r") == b"kept"
-
-
 async def test_a_key_under_another_kms_key_is_named_and_left_alone(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
@@ -238,24 +165,6 @@ async def test_a_key_under_another_kms_key_is_named_and_left_alone(
         with pytest.raises(KeyUnavailableError, match=f"wrapped by {other}"):
             await backend.get("r")
         assert (await backend.store.list_all())[0].wrapped == foreign.wrapped
-
-
-async def test_a_lost_local_key_costs_its_own_records_and_no_others(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    emulator.faults.add(OUTAGE)
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.check()
-        await backend.put("lost", b"1")
-    (tmp_path / "local.key").unlink()
-    emulator.faults.clear()
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.check()
-        assert backend.keyring.mode is CryptoMode.KMS
-        await backend.put("new", b"2")
-        assert await backend.get("new") == b"2"
-        with pytest.raises(KeyUnavailableError, match=r"wrapped by the local key, .* is missing; put it back"):
-            await backend.get("lost")
 
 
 async def test_two_processes_that_start_at_once_agree_on_one_active_key(

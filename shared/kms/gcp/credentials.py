@@ -37,11 +37,7 @@ class CredentialsLookup:
         self._stamp: FileStamp | None = None
 
     async def get_credentials(self) -> Credentials:
-        """The credentials; a wait that is cancelled leaves the lookup running, so that a later one finds its end.
-
-        Raises:
-            google.auth.exceptions.GoogleAuthError: there are none.
-        """
+        """A wait that is cancelled leaves the lookup running, for a later one. Raises GoogleAuthError."""
         lookup = self._pending
         if lookup is None or (lookup.done() and self._is_file_changed):
             self._stamp = _read_file_stamp()
@@ -74,7 +70,6 @@ class CredentialsLookup:
 
 
 def _read_file_stamp() -> FileStamp | None:
-    """Of the file with the credentials; None if there is none, or none at the moment."""
     named = os.environ.get(CREDENTIALS)
     return SecretFile(Path(named)).read_stamp() if named else None
 

@@ -6,8 +6,7 @@ from pydantic import AfterValidator, model_validator
 
 from shared import without
 from shared.config.settings import parse_address
-from shared.kms.gcp.profile import GCP_PROFILE
-from shared.kms.gcp.wire_format import check_key_name
+from shared.kms.gcp.profile import GCP_PROFILE, check_key_name
 from shared.kms.port import KmsKeyAdmin
 from shared.kms.settings import ProviderSettings
 from shared.net.egress import EgressSettings

@@ -4,8 +4,7 @@ import pymysql
 import pytest
 from sqlalchemy import exc
 
-from shared.sql.engine import is_retryable
-from shared.sql.mariadb_engine import describe_mariadb_error
+from shared.sql.engine import describe_mariadb_error, is_retryable
 
 
 @pytest.mark.parametrize(

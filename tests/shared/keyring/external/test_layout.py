@@ -60,11 +60,6 @@ def test_an_id_that_no_journal_could_hold_is_refused(value: str) -> None:
         format_row_id((value,), (str,))
 
 
-def test_an_id_of_another_type_than_its_column_is_refused() -> None:
-    with pytest.raises(ValueError, match="its id is not of the type of its column"):
-        format_row_id((7,), (str,))
-
-
 @pytest.mark.parametrize("text", ["x", "[1", "7.5"])
 def test_a_text_that_is_no_id_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected the id of a row"):

@@ -1,6 +1,6 @@
 import pytest
 
-from shared.kms.gcp.wire_format import check_key_name, parse_key_name
+from shared.kms.gcp.profile import check_key_name, parse_key_name
 
 KEY = "projects/acme.example:demo/locations/europe-west3/keyRings/app_1/cryptoKeys/ledger-kek"
 
