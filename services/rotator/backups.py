@@ -13,7 +13,7 @@ import csv
 import errno
 import io
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime
 from hashlib import sha256
@@ -26,8 +26,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.rotator.report import BackupSummary, RotatorError
 from shared.atomic_file import sync_folder
-from shared.keyring.administration import Administration, JournalBackup, KeyInfo, Problem, StoredKey, StoredVersion
-from shared.keyring.model import UNREADABLE_VERSION, compute_fingerprint, get_version_sort_key
+from shared.keyring.administration import (
+    Administration,
+    JournalBackup,
+    Problem,
+    StoredKey,
+    StoredVersion,
+    list_pages,
+)
+from shared.keyring.model import UNREADABLE_VERSION, KeyringFingerprint, compute_fingerprint, get_version_sort_key
 from shared.kms.port import KmsError, KmsKey
 from shared.kms.reason import Scope
 
@@ -147,14 +154,14 @@ class SummaryBuilder:
     """A summary that grows by pages."""
 
     def __init__(self) -> None:
-        self.data_keys, self._csv, self._keys = 0, sha256(), sha256()
+        self.data_keys, self._csv, self._keys = 0, sha256(), KeyringFingerprint()
 
     def add_page(self, rows: Sequence[StoredKey], text: bytes) -> None:
         """One page: the rows, and the same as CSV."""
         self.data_keys += len(rows)
         self._csv.update(text)
         for row in rows:
-            self._keys.update(f"{row.id} {row.fingerprint}\n".encode())
+            self._keys.add(row.id, row.fingerprint)
 
     def build(self) -> BackupSummary:
         return BackupSummary(data_keys=self.data_keys, sha256=self._csv.hexdigest(), fingerprint=self._keys.hexdigest())
@@ -193,7 +200,7 @@ async def write_backup(  # noqa: PLR0913  most by name
         writer = await asyncio.to_thread(EncryptedFileWriter, file, header.model_dump_json().encode(), key)
         try:
             counted = SummaryBuilder()
-            async for rows in _list_stored_keys(administration):
+            async for rows in list_pages(administration.list_backup_rows):
                 text = (_CSV_HEADER if not counted.data_keys else b"") + _format_csv(rows)
                 counted.add_page(rows, text)
                 await asyncio.to_thread(writer.write_page, text)
@@ -262,13 +269,6 @@ async def read_pages(
         raise BackupError(f"the backup {file} is damaged: {cause}") from None
 
 
-async def _list_stored_keys(administration: Administration) -> AsyncIterator[Sequence[StoredKey]]:
-    after = ""
-    while rows := await administration.list_backup_rows(after):
-        yield rows
-        after = rows[-1].id
-
-
 def _format_csv(rows: Sequence[StoredKey]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, _CSV_COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)  # a CR would end a row, too
@@ -335,7 +335,7 @@ async def compare_with_keyring(
     Raises BackupError, AdministrationError.
     """
     found: list[Problem] = []
-    async with aclosing(_list_keys(administration)) as keys:
+    async with aclosing(key async for page in list_pages(administration.list_keys) for key in page) as keys:
         key = await anext(keys, None)
         async for rows in read_pages(file, kms, SummaryBuilder(), timeout=timeout):
             for row in rows:
@@ -370,11 +370,3 @@ async def find_unwrap_failures(file: Path, kms: KmsKey, *, timeout: float) -> li
             if failure:
                 found.append(Problem(id=row.id, error=f"version {row.kek_version} does not unwrap it: {failure}"))
     return found
-
-
-async def _list_keys(administration: Administration) -> AsyncGenerator[KeyInfo, None]:
-    after = ""
-    while page := await administration.list_keys(after):
-        for key in page:
-            yield key
-        after = page[-1].id

@@ -5,11 +5,11 @@ database and KMS. The types are JSON on the wire; fields are added, never remove
 material, and there it is wrapped.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import PurePath
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -170,6 +170,9 @@ class StoredKey(KeyInfo):
         return build_wrapping_aad(self.id) if self.aad is None else bytes.fromhex(self.aad.removeprefix("0x"))
 
 
+K = TypeVar("K", bound=KeyInfo)
+
+
 class VersionUsage(_WireModel):
     """What needs one version of a key."""
 
@@ -313,6 +316,14 @@ class RefusedError(AdministrationError):
 
 class UnreachableError(AdministrationError):
     """No valid response. The request may have been done, and may be sent again."""
+
+
+async def list_pages(list_rows: Callable[[str], Awaitable[Sequence[K]]]) -> AsyncGenerator[Sequence[K], None]:
+    """Every page of a list of the keyring, such as `list_backup_rows`."""
+    after = ""
+    while rows := await list_rows(after):
+        yield rows
+        after = rows[-1].id
 
 
 class Administration(Protocol):

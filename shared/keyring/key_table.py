@@ -123,10 +123,6 @@ class KeyTable:
         """The data key that encrypts new records; None where each row is used for its own."""
         return store.find_active_data_key(connection)
 
-    async def find_unreadable(self, database: Database) -> Mapping[str, str]:
-        """Why rows cannot be read, by their ids."""
-        return await database.read(store.find_unreadable_data_keys, seconds=SCAN_SECONDS)
-
     def list_retired_versions(self, connection: Connection) -> Mapping[str, float]:
         """The versions of the KMS key that nothing may be wrapped by any more, and since when (unix seconds)."""
         return store.list_retired_versions(connection, self.kek)

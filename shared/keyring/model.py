@@ -3,7 +3,6 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -97,10 +96,9 @@ class KeyringFingerprint:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, keys: Iterable[DataKey]) -> None:
-        """Adds the next ones, in the order of their ids."""
-        for key in keys:
-            self._hash.update(f"{key.id} {key.fingerprint.hex()}\n".encode())
+    def add(self, data_key_id: str, fingerprint: str) -> None:
+        """Adds the next data key, in the order of their ids; its fingerprint is hexadecimal."""
+        self._hash.update(f"{data_key_id} {fingerprint}\n".encode())
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()

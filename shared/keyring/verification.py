@@ -43,7 +43,7 @@ class KeyringVerifier:
             await run_concurrently(keys, self._unwrap, self._check_data_keys, MAX_CONCURRENT_CALLS)
             if after is not None and len(keys) == MAX_PAGE_SIZE:
                 return self._build_result("", last)
-        for data_key_id, error in (await self.keyring.keys.find_unreadable(self.keyring.database)).items():
+        for data_key_id, error in (await self.keyring.keys.count(self.keyring.database)).unreadable.items():
             self._add_problem(data_key_id, error)
         if records := self.keyring.records:
             orphans = await self.keyring.database.read(records.count_orphans, seconds=RECORD_QUERY_SECONDS)
@@ -52,7 +52,8 @@ class KeyringVerifier:
         whole, last = KeyringFingerprint(), ""
         while keys := await self._read_page(last):
             last = keys[-1].id
-            whole.add(keys)
+            for key in keys:
+                whole.add(key.id, key.fingerprint.hex())
         return self._build_result(whole.hexdigest(), None)
 
     async def _read_page(self, after: str) -> tuple[DataKey, ...]:

@@ -228,9 +228,6 @@ class ExternalKeyTable(KeyTable):
     def find_active(self, connection: Connection) -> DataKey | None:  # noqa: ARG002
         return None
 
-    async def find_unreadable(self, database: Database) -> Mapping[str, str]:
-        return (await self.count(database)).unreadable
-
     def list_retired_versions(self, connection: Connection) -> Mapping[str, float]:
         return store.list_retired_versions(connection, self.kek) if self.has_tables(connection) else {}
 

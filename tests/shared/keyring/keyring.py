@@ -79,7 +79,8 @@ class Keyring:
 
     async def fingerprint(self) -> str:
         whole = KeyringFingerprint()
-        whole.add((await self.keys()).values())
+        for key in (await self.keys()).values():
+            whole.add(key.id, key.fingerprint.hex())
         return whole.hexdigest()
 
     def request(self, type_: RotationType = REWRAP, rotation_id: str = "r1", **other: Any) -> RotateRequest:

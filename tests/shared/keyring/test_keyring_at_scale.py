@@ -71,5 +71,5 @@ def _fingerprint() -> str:
     whole = KeyringFingerprint()
     for number in range(NUMBER):
         name = f"k{number:06}"
-        whole._hash.update(f"{name} {compute_fingerprint(secret_of(name)).hex()}\n".encode())
+        whole.add(name, compute_fingerprint(secret_of(name)).hex())
     return whole.hexdigest()
