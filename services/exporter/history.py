@@ -52,11 +52,6 @@ class RoundTrips:
         self.decrypt = array("f")
         self.succeeded = array("b")
 
-    @property
-    def columns(self) -> "tuple[array[float] | array[int], ...]":
-        """All there is: one value of each for a round trip."""
-        return self.ended_at, self.encrypt, self.decrypt, self.succeeded
-
     def add(self, result: ProbeResult) -> None:
         """Takes one more, and drops what is older than an hour by its time."""
         seconds = {
@@ -70,7 +65,7 @@ class RoundTrips:
         self.succeeded.append(result.failed_call is None)
         # A clock that was set back leaves times out of order; then the number alone bounds them until the hour is over.
         old = max(bisect_left(self.ended_at, result.ended_at - ROUND_TRIP_WINDOW), len(self.ended_at) - MAX_ROUND_TRIPS)
-        for column in self.columns:
+        for column in (self.ended_at, self.encrypt, self.decrypt, self.succeeded):
             del column[:old]
 
     def copy(self, now: float) -> "RoundTrips":

@@ -77,7 +77,7 @@ from shared.http.json_api import (
     format_json_time,
     parse_query,
 )
-from shared.http.password_check import find_passwords
+from shared.http.password_check import PasswordChecker
 
 MAX_TEXT_LENGTH: Final = 200
 """Characters that are stored of a caller's text."""
@@ -156,6 +156,21 @@ async def handle_audit_request(audit_log: AuditLog, request: Request) -> Respons
 def escape_text(text: str) -> str:
     """Return a caller's text for a log or an entry: printable ASCII, shortened."""
     return text[:MAX_TEXT_LENGTH].encode("unicode_escape").decode()[:MAX_TEXT_LENGTH]
+
+
+_PASSWORDS_KEY: Final = "keypulse.passwords"
+"""The key in a request's scope for a function that returns the PasswordChecker of now."""
+
+
+def set_passwords(scope: Scope, get: Callable[[], PasswordChecker | None]) -> None:
+    """Let a request find the passwords of web.yml's users, also later, when these may have changed."""
+    scope[_PASSWORDS_KEY] = get
+
+
+def find_passwords(scope: Scope) -> PasswordChecker | None:
+    """Return the passwords of web.yml's users as they are now; None if it has none."""
+    get: Callable[[], PasswordChecker | None] | None = scope.get(_PASSWORDS_KEY)
+    return get() if get else None
 
 
 USER_SCOPE_KEY: Final = "keypulse.user"

@@ -15,17 +15,14 @@ import asyncio
 import hmac
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import bcrypt
-from starlette.types import Scope
 
 from shared.http.fair_queue import FairQueue
 
-_SCOPE_KEY: Final = "keypulse.passwords"
-"""The key in a request's scope for a function that returns the PasswordChecker of now."""
 MAX_WAITING_CHECKS: Final = 60
 """Checks that may wait: fewer than the relay handles webhooks at once, so callers with a token are never delayed."""
 _FIRST_DELAY: Final = 0.125
@@ -41,17 +38,6 @@ _MAX_NAMES: Final = 1000
 """Whose failures are counted. Each further name costs a check, so forgetting a name costs more than its delay."""
 _BCRYPT_BYTES: Final = 72
 """bcrypt ignores the rest of a password; so did the program that made the hash."""
-
-
-def set_passwords(scope: Scope, get: Callable[[], "PasswordChecker | None"]) -> None:
-    """Let a request find the passwords of web.yml's users, also later, when these may have changed."""
-    scope[_SCOPE_KEY] = get
-
-
-def find_passwords(scope: Scope) -> "PasswordChecker | None":
-    """Return the passwords of web.yml's users as they are now; None if it has none."""
-    get: Callable[[], PasswordChecker | None] | None = scope.get(_SCOPE_KEY)
-    return get() if get else None
 
 
 class _Guesses:

@@ -29,10 +29,11 @@ from shared.http.access import (
     get_peer,
     get_requirements,
     parse_basic_credentials,
+    set_passwords,
 )
 from shared.http.fair_queue import QueueFullError
 from shared.http.limits import RECEIVED_AT
-from shared.http.password_check import PasswordChecker, set_passwords
+from shared.http.password_check import PasswordChecker
 from shared.http.web_config import WebConfigFile
 
 _PUBLIC_PATHS: Final = ("/-/healthy", "/-/ready")

@@ -7,20 +7,20 @@ metrics of the process, which always change. A part with a defect is left out, a
 
 import asyncio
 import math
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
-from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -33,6 +33,8 @@ MAX_REST = 5.0
 FORMAT_IDLE_SECONDS = 300.0
 """Seconds without a scrape after which a format is no longer encoded ahead."""
 _EOF_LINE = b"# EOF\n"
+_FAMILY_START = re.compile(rb"^# HELP ", re.MULTILINE)
+"""No label has it at the start of a line: its line breaks are escaped."""
 
 log = structlog.get_logger(__name__)
 
@@ -117,49 +119,26 @@ class _EncodedBody:
     """As it is after `plain`; a copy of it continues with what a scrape adds."""
 
 
-@dataclass(frozen=True, slots=True)
-class _EncodedFamily:
-    """One family of one part."""
-
-    head: bytes
-    """What it is and of which type; two lines."""
-    samples: bytes
-
-    @classmethod
-    def encode(cls, family: Metric, generate: Callable[[Collector], bytes]) -> "_EncodedFamily":
-        help_, type_, samples = generate(_SingleFamily(family)).removesuffix(_EOF_LINE).split(b"\n", 2)
-        return cls(b"%s\n%s\n" % (help_, type_), samples)
-
-
-class _SingleFamily(Collector):
-    """One family, as prometheus_client's encoders take it."""
-
-    def __init__(self, family: Metric) -> None:
-        self._family = family
-
-    def collect(self) -> Iterable[Metric]:
-        return [self._family]
-
-
 class _Format:
     """One of the two text formats."""
 
-    def __init__(self, generate: Callable[[Collector], bytes]) -> None:
+    def __init__(self, generate: Callable[[Any], bytes]) -> None:
         self.generate = generate
         self.body: _EncodedBody | None = None
         self.scraped_at = -math.inf
         """When it was scraped last, by the monotonic clock."""
-        self._encoded: dict[MetricSource, tuple[int, dict[str, _EncodedFamily]]] = {}
+        self._encoded: dict[MetricSource, tuple[int, dict[bytes, bytes]]] = {}
+        """The version of each part, and its samples by the two lines that say what a family is."""
         self._lock = Lock()
 
     def encode(self, parts: Sequence[MetricSource]) -> _EncodedBody:
         """The body as the parts are now."""
         with self._lock:
             encoded = {part: self._encode_families(part) for part in parts}
-            lines: dict[str, list[bytes]] = {}
+            lines: dict[bytes, list[bytes]] = {}
             for _, families in encoded.values():
-                for name, family in families.items():
-                    lines.setdefault(name, [family.head]).append(family.samples)
+                for head, samples in families.items():
+                    lines.setdefault(head, [head]).append(samples)
             plain = b"".join(line for family in lines.values() for line in family)
             compressor = zlib.compressobj(level=1, wbits=31)  # 31: a gzip stream
             compressed = compressor.compress(plain) + compressor.flush(zlib.Z_SYNC_FLUSH)
@@ -172,17 +151,22 @@ class _Format:
         self.body = None
         self._encoded = {}
 
-    def _encode_families(self, part: MetricSource) -> tuple[int, dict[str, _EncodedFamily]]:
+    def _encode_families(self, part: MetricSource) -> tuple[int, dict[bytes, bytes]]:
         version = part.version  # before it is read: a change in the middle leads to another encoding
         previous = self._encoded.get(part)
         if previous and previous[0] == version:
             return previous
+        families = {}
         try:
-            return version, {family.name: _EncodedFamily.encode(family, self.generate) for family in part.collect()}
+            text = self.generate(part).removesuffix(_EOF_LINE)
+            for family in _FAMILY_START.split(text)[1:]:
+                help_, type_, samples = family.split(b"\n", 2)
+                families[b"# HELP %s\n%s\n" % (help_, type_)] = samples
         except Exception:
+            families = {}
             if previous is None or previous[1]:
                 log.exception("encoding metrics failed unexpectedly", collector=repr(part))
-            return version, {}
+        return version, families
 
 
 def _accepts_gzip(accept_encoding: str) -> bool:

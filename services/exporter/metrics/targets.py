@@ -1,17 +1,12 @@
-"""What `/metrics` says of one service's backend: the last state of each replica in, Prometheus's families out.
+"""The metrics of one target and of one service's backend: results in, Prometheus's families out.
 
-Changed on the event loop, read from the thread that encodes.
-
-The metrics of one target: ProbeResult and KeyInspection in, Prometheus's families out.
-
-The families are built from plain numbers each time: what a key was before its last inspection cannot stay exposed, and
-all metrics of a target disappear with it. Changed on the event loop, read from the thread that encodes.
+The families are built from plain numbers each time, so what was before the last inspection or read cannot stay exposed,
+and all metrics of a target disappear with it. Changed on the event loop, read from the thread that encodes.
 """
 
-import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final, TypeVar
 
@@ -121,6 +116,8 @@ _WRONG_AAD_GAUGE: Final = {"": True, Reason.PLAINTEXT_MISMATCH: False}
 """The result of the check with a wrong AAD by its reason; for any other reason it is not known."""
 
 Family = TypeVar("Family", bound=Metric)
+_Labels = tuple[tuple[str, str], ...]
+"""Names and values."""
 
 
 class TargetMetrics:
@@ -185,29 +182,27 @@ class TargetMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """Every family of a target, also those of which it has no sample now."""
-        yield self._add_samples(
+        yield self._show(
             GaugeMetricFamily(
                 "kms_probe_success", "1 if the last round trip succeeded, not longer ago than two intervals."
             ),
-            _build_optional_sample(self._success),
+            self._success,
         )
-        yield self._add_samples(
+        yield self._show(
             GaugeMetricFamily(
                 "kms_probe_last_success_timestamp_seconds",
                 "Unix time of the last round trip that succeeded; absent until the first.",
             ),
-            _build_optional_sample(self._last_success),
+            self._last_success,
         )
-        yield self._add_samples(
-            CounterMetricFamily("kms_probes_total", "Round trips tried."), _build_optional_sample(self._probes)
-        )
-        yield self._add_samples(
+        yield self._show(CounterMetricFamily("kms_probes_total", "Round trips tried."), self._probes)
+        yield self._show(
             CounterMetricFamily("kms_probe_failures_total", "Calls that failed, by operation and reason."),
-            (({"operation": operation, "reason": reason}, n) for (operation, reason), n in self._failures.items()),
+            {(("operation", operation), ("reason", reason)): n for (operation, reason), n in self._failures.items()},
         )
-        yield self._add_samples(
+        yield self._show(
             CounterMetricFamily("kms_operations_total", "Calls to KMS, those that only read the key included."),
-            (({"operation": operation}, n) for operation, n in self._operations.items()),
+            {(("operation", operation),): n for operation, n in self._operations.items()},
         )
         durations = HistogramMetricFamily(
             "kms_operation_duration_seconds",
@@ -220,105 +215,98 @@ class TargetMetrics:
         yield from self._collect_key()
 
     def _collect_key(self) -> Iterator[Metric]:
+        """What the last inspection found; nothing of an earlier one."""
+        inspection = self._inspection
         # With the first inspection the account is known: before it, this would be another series.
-        info = {"provider": self._key.provider, "key": self._key.name}
-        yield self._add_samples(
+        info = ("provider", self._key.provider), ("key", self._key.name)
+        yield self._show(
             GaugeMetricFamily("kms_target_info", "1; its labels name the key and the account that the exporter has."),
-            [({**info, "account": self._inspection.account}, 1)] if self._inspection else [],
+            {(*info, ("account", inspection.account)): 1} if inspection else None,
         )
-        key = self._inspection.description if self._inspection else None
+        key = inspection.description if inspection else None
+        versions = key.versions if key else ()
         primary = key.find_version(key.primary_version) if key else None
-        yield self._add_samples(
+        yield self._show(
             GaugeMetricFamily(
                 "kms_key_primary_version",
                 "Number of the version that encrypts; absent where the provider does not number versions.",
             ),
-            _build_optional_sample(primary.number if primary else None),
+            primary.number if primary else None,
         )
-        yield self._add_samples(
+        yield self._show(
             GaugeMetricFamily("kms_key_primary_version_info", "1; its label names the version that encrypts."),
-            [({"version": key.primary_version}, 1)] if key and key.primary_version else [],
+            {(("version", key.primary_version),): 1} if key and key.primary_version else None,
         )
-        states = {**dict.fromkeys(VersionState, 0), **Counter(v.state for v in key.versions)} if key else {}
-        yield self._add_samples(
+        states = Counter(version.state for version in versions)
+        yield self._show(
             GaugeMetricFamily("kms_key_versions", "Versions of the key by state."),
-            (({"state": state}, n) for state, n in states.items()),
+            {(("state", state),): states[state] for state in VersionState} if key else None,
         )
-        yield self._add_samples(
+        yield self._show(
             GaugeMetricFamily(
                 "kms_key_next_rotation_timestamp_seconds",
                 "Unix time of the next scheduled rotation; absent if none is scheduled.",
             ),
-            _build_optional_sample(key.next_rotation_at if key else None),
+            key.next_rotation_at if key else None,
         )
-        scheduled = [(v.id, v.destroy_at) for v in (key.versions if key else ()) if v.destroy_at is not None]
-        yield self._add_samples(
+        yield self._show(
             GaugeMetricFamily(
                 "kms_key_version_destroy_timestamp_seconds",
                 "Unix time at which a version will be destroyed; only while that is scheduled.",
             ),
-            (({"version": number}, at) for number, at in scheduled),
+            {(("version", one.id),): one.destroy_at for one in versions if one.destroy_at is not None},
         )
-        yield self._add_samples(
+        # A round trip that succeeded since the inspection proves what it uses, so that no alert outlives its cause.
+        is_proven = (
+            bool(self._success) and inspection is not None and (self._last_success or 0.0) > inspection.inspected_at
+        )
+        proven = self._key.profile.round_trip_permissions if is_proven else ()
+        permissions = (inspection and inspection.permissions) or {}
+        yield self._show(
             GaugeMetricFamily("kms_key_permission", "1 if the account has the permission on the key."),
-            (({"permission": permission}, granted) for permission, granted in self._list_permissions()),
+            {(("permission", name),): granted or name in proven for name, granted in permissions.items()},
         )
-        yield from self._collect_canaries()
-
-    @property
-    def _has_succeeded_since(self) -> bool:
-        """Whether a round trip proved since the inspection that it works, so that no alert outlives its cause."""
-        inspected_at = self._inspection.inspected_at if self._inspection else math.inf
-        return bool(self._success) and (self._last_success or 0.0) > inspected_at
-
-    def _list_permissions(self) -> Iterator[tuple[str, bool]]:
-        proven = self._key.profile.round_trip_permissions if self._has_succeeded_since else ()
-        for permission, granted in ((self._inspection and self._inspection.permissions) or {}).items():
-            yield permission, granted or permission in proven
-
-    def _count_problems(self) -> int | None:
-        inspection = self._inspection
-        if inspection is None:
-            return None
-        return len(set(inspection.problems) - set(inspection.call_problems if self._has_succeeded_since else ()))
-
-    def _collect_canaries(self) -> Iterator[Metric]:
-        inspection = self._inspection
-        reasons = {canary.version: _get_reason(canary.call) for canary in (inspection.canaries if inspection else ())}
-        yield self._add_samples(
+        canaries = inspection.canaries if inspection else ()
+        yield self._show(
             GaugeMetricFamily(
                 "kms_canary_success",
                 "1 if a ciphertext of an older version could be decrypted; if not, the label gives the reason.",
             ),
-            (({"version": version, "reason": reason}, not reason) for version, reason in reasons.items()),
+            {
+                (("version", one.version), ("reason", _get_reason(one.call))): not _get_reason(one.call)
+                for one in canaries
+            },
         )
         unwatched = inspection.versions_without_canary if inspection else None
-        yield self._add_samples(
+        yield self._show(
             GaugeMetricFamily(
                 "kms_key_versions_without_canary", "Older versions, not destroyed, of which no canary is kept."
             ),
-            _build_optional_sample(None if unwatched is None else len(unwatched)),
+            None if unwatched is None else len(unwatched),
         )
         wrong_aad = inspection.wrong_aad_check if inspection else None
-        yield self._add_samples(
+        yield self._show(
             GaugeMetricFamily(
                 "kms_wrong_aad_refused",
                 "1 if KMS refused to decrypt with other authenticated data; absent where that could not be checked.",
             ),
-            _build_optional_sample(_WRONG_AAD_GAUGE.get(_get_reason(wrong_aad)) if wrong_aad else None),
+            _WRONG_AAD_GAUGE.get(_get_reason(wrong_aad)) if wrong_aad else None,
         )
-        yield self._add_samples(
+        problems = set(inspection.problems) - set(inspection.call_problems if is_proven else ()) if inspection else None
+        yield self._show(
             GaugeMetricFamily(
                 "kms_key_inspection_problems",
                 "What could not be read of the key, and what was wrong with the file of its canaries.",
             ),
-            _build_optional_sample(self._count_problems()),
+            None if problems is None else len(problems),
         )
 
-    def _add_samples(self, family: Family, samples: Iterable[tuple[dict[str, str], float]]) -> Family:
+    def _show(self, family: Family, value: float | Mapping[_Labels, float] | None) -> Family:
+        """The family with one value of the target, with one for each of further labels, or without a sample."""
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        for labels, value in samples:
-            family.add_sample(name, {**self._labels, **labels}, value)
+        samples = value if isinstance(value, Mapping) else {} if value is None else {(): value}
+        for labels, number in samples.items():
+            family.add_sample(name, {**self._labels, **dict(labels)}, number)
         return family
 
 
@@ -339,7 +327,3 @@ class _DurationHistogram:
 
 def _get_reason(call: Call) -> str:
     return call.failure.reason if call.failure else ""
-
-
-def _build_optional_sample(value: float | None) -> list[tuple[dict[str, str], float]]:
-    return [] if value is None else [({}, value)]

@@ -22,6 +22,7 @@ from shared.config.secret_file import SecretUnreadableError
 from shared.config.server_settings import is_name_in
 from shared.http.access import (
     RefusalReason,
+    find_passwords,
     format_cookie,
     get_peer,
     get_session,
@@ -30,7 +31,6 @@ from shared.http.access import (
 )
 from shared.http.fair_queue import QueueFullError
 from shared.http.json_api import RefusedError, read_form
-from shared.http.password_check import find_passwords
 from shared.http.public_text import hide_paths
 from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS
 

@@ -35,6 +35,7 @@ from shared.http.access import (
     SessionsUnavailableError,
     Token,
     create_access_policy,
+    find_passwords,
     find_token,
     format_cookie,
     get_path_and_query,
@@ -42,7 +43,6 @@ from shared.http.access import (
     is_peer_in,
     read_cookie,
 )
-from shared.http.password_check import find_passwords
 
 MAX_NAME_LENGTH: Final = 200
 
