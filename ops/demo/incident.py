@@ -33,13 +33,13 @@ async def read_timeline(stack: Stack, alertname: str) -> tuple[dict[str, Any], l
         alertname: of the incident.
 
     Returns:
-        What the console exports for a post-mortem, and a sentence for each entry that was not there in time.
+        The incident as the API has it, and a sentence for each entry that was not there in time.
     """
     ends_at, export = time.monotonic() + TIMEOUT, None
     while True:
         found = await list_incidents(stack, f"alertname={alertname}&limit=1")
         if found:
-            export = await stack.get_json("relay", f"/incidents/{found[0]['id']}/export.json")
+            export = await stack.get_json("relay", f"/api/incidents/{found[0]['id']}?fault=wait")
         missing = _list_missing(export["timeline"] if export else ())
         if not missing or time.monotonic() > ends_at:
             return export or {}, missing

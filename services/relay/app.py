@@ -19,14 +19,14 @@ from services.relay.channel_health.pages import ChannelsPages
 from services.relay.channel_health.store import prune_checks
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console.frame import ChangeStream, Console
-from services.relay.deliveries import queries as delivery_list
-from services.relay.deliveries.pages import DeliveriesEndpoint, DeliveriesPages, DeliveryActions
+from services.relay.deliveries.pages import DeliveriesPages
+from services.relay.deliveries.queries import count_deliveries
 from services.relay.delivery.acknowledge_link import PATH
 from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.task import RetryPolicy
 from services.relay.delivery.worker import DeliveryRules, run_delivery
-from services.relay.incidents.pages import IncidentPages, IncidentsEndpoint
+from services.relay.incidents.pages import IncidentPages
 from services.relay.incidents.post_mortem import IncidentReader
 from services.relay.intake.acceptance import Acceptance, IntakeRules
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
@@ -45,12 +45,12 @@ from services.relay.outbox.heartbeats import read_last_seen
 from services.relay.outbox.recovery import COMPARE_DELAY
 from services.relay.outbox.retention import ByteLimit, run_retention
 from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, open_store
-from services.relay.outbox.tables import UNFINISHED
+from services.relay.outbox.tables import CHANNELS, UNFINISHED
 from services.relay.preview.pages import RenderPages
 from services.relay.preview.render import WebhookRenderer
-from services.relay.quarantine.pages import QuarantineEndpoint, QuarantinePages
+from services.relay.quarantine.pages import QuarantinePages
 from services.relay.quarantine.replay import Replays
-from services.relay.report.pages import ReportEndpoint, ReportPages
+from services.relay.report.pages import ReportPages
 from services.relay.report.report import ReportReader
 from services.relay.routes.alertmanager import AlertmanagerTrees
 from services.relay.routes.explanation import RouteExplainer
@@ -126,24 +126,20 @@ async def run_relay(
                 console = Console(store.clock, settings.page_links, changes)
                 reports = ReportReader(store, frozenset(settings.channels), settings.messages.zone)
                 incidents = IncidentReader(store, exporter, settings.link_rules)
-                actions = DeliveryActions(store, settings.channels, wake, metrics)
+                deliveries = DeliveriesPages(store, settings, wake, metrics)
                 explainer = RouteExplainer(settings, AlertmanagerTrees(settings.alertmanager))
                 for pages in (  # in the order of the navigation
                     NowPages(store, settings, path, changes),
-                    IncidentPages(store, console, incidents, settings, wake, wake_silences, metrics),
-                    DeliveriesPages(store, settings, console, actions),
-                    QuarantinePages(store, console, actions, replays),
+                    IncidentPages(store, incidents, settings, wake, wake_silences, metrics),
+                    deliveries,
+                    QuarantinePages(store, console, deliveries, replays),
                     ChannelsPages(store, settings, checks),
                     RoutesPages(explainer, settings),
-                    ReportPages(reports, console, settings.messages.timezone),
+                    ReportPages(reports, settings.messages.timezone),
                     AuditPages(store, authorizer.audit_log),
                     RenderPages(store, console, WebhookRenderer(settings)),
                     LoginPages(login),
                     AcknowledgePages(store, settings, authorizer, wake, metrics),
-                    IncidentsEndpoint(store, incidents, settings.acknowledging_channels, wake, metrics),
-                    DeliveriesEndpoint(store, actions),
-                    QuarantineEndpoint(store, replays),
-                    ReportEndpoint(reports),
                 ):
                     pages.add_routes(console)
                 app = create_application(
@@ -336,11 +332,8 @@ def read_outbox_state(store: Store) -> OutboxState | None:
     try:
         return store.read_blocking(
             lambda connection: OutboxState(
-                [
-                    (each.channel, each.state, each.count, each.oldest_accepted_at)
-                    for each in delivery_list.count_deliveries(connection)
-                ],
-                {each.name for each in delivery_list.read_channel_states(connection) if each.is_down},
+                count_deliveries(connection),
+                {each.name for each in CHANNELS.fetch_all(connection) if each.is_down},
                 read_last_seen(connection),
             )
         )

@@ -85,7 +85,6 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "GET /incidents": Role.VIEWER,
         "GET /incidents/{id}": Role.VIEWER,
         "GET /incidents/{id}/export.md": Role.VIEWER,
-        "GET /incidents/{id}/export.json": Role.VIEWER,
         "POST /incidents/{id}/acknowledge": Role.RESPONDER,
         "POST /incidents/{id}/unacknowledge": Role.RESPONDER,
         "POST /incidents/{id}/silence": Role.ADMIN,

@@ -43,6 +43,7 @@ from services.relay.outbox.tables import (
     select_columns,
     select_values,
 )
+from shared.http.json_api import RefusedError
 
 ACTOR: Final = "keypulse"
 """Who escalates, in the audit."""
@@ -195,8 +196,10 @@ MAX_NAME: Final = 200
 """Characters of a name that are stored."""
 
 
-class EpisodeOverError(Exception):
+class EpisodeOverError(RefusedError):
     """The episode is over; the message is a sentence that says so, and how the incident stands."""
+
+    status = 409
 
 
 class Acknowledgement(NamedTuple):

@@ -41,8 +41,6 @@ from services.relay.deliveries.queries import (
 )
 from services.relay.deliveries.retries import (
     STEP,
-    NotRetryableError,
-    UnknownDeliveryError,
     retry_channel,
     retry_delivery,
 )
@@ -51,7 +49,7 @@ from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState
 from services.relay.text import clean_line, clean_text
-from shared.http.json_api import format_json_time
+from shared.http.json_api import RefusedError, format_json_time
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _PIPE_WIDTH = 1000
@@ -283,7 +281,7 @@ async def _retry_deliveries(store: Store, ids: Sequence[str], settings: RelaySet
         for delivery_id in ids:
             try:
                 await retry_delivery(store, delivery_id, settings.channels, actor)
-            except (UnknownDeliveryError, NotRetryableError) as error:
+            except RefusedError as error:
                 errors.append(f"{delivery_id}: {error}")
             advance(1)
     return len(ids) - len(errors), errors

@@ -1,16 +1,4 @@
-"""`/api/deliveries`: deliveries, and what callers do with them. Times are RFC 3339 in UTC with milliseconds.
-
-What people do with one delivery, by API or on its page: retry it, send it elsewhere.
-
-`/deliveries`: what was sent, what was not, and why; and one delivery, with its message as its readers see it.
-
-The address of a list of deliveries: its filters and its position, and the links to the pages beside it. Pure.
-
-Where a person reads a message at its provider: a receipt goes in, the address comes out.
-
-Slack's receipt has no address, and the workspace's name is known to Slack alone; so it is asked when a person follows
-the link.
-"""
+"""Deliveries on their pages and over the API: what was sent, what was not, and why; retries, and sending elsewhere."""
 
 import asyncio
 import json
@@ -24,38 +12,42 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 from markupsafe import Markup
+from pydantic import BeforeValidator
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from services.relay.channels.port import AddressingChannel, ChannelSettings, Receipt, SendError, SendReason
+from services.relay.channels.port import AddressingChannel, SendError, SendReason
 from services.relay.config import RelaySettings
 from services.relay.console.frame import (
     DELIVERY_LIGHTS,
     FRAME_POLICY,
     Console,
+    Done,
     View,
+    is_api,
+    read_fields,
     redirect,
-    redirect_refused,
 )
-from services.relay.deliveries import queries as delivery_list
 from services.relay.deliveries.queries import (
     DeliveryDetails,
     DeliveryFilter,
+    DeliveryPage,
     DeliverySummary,
     Position,
+    Since,
     check_text,
     encode_delivery,
     encode_details,
+    list_deliveries,
     parse_since,
     parse_state,
     parse_time,
+    read_delivery,
+    read_event,
 )
 from services.relay.deliveries.retries import (
     ACTION,
-    NotRetryableError,
-    NotSendableError,
     UnknownDeliveryError,
     retry_channel,
     retry_delivery,
@@ -71,236 +63,34 @@ from services.relay.preview.render import MAIL_POLICY, MAIL_SANDBOX, render_mail
 from shared.config.server_settings import Role
 from shared.http.access import describe_action, get_caller, get_peer
 from shared.http.json_api import (
-    FormError,
-    Page,
-    build_error_response,
-    check_names,
+    PageQuery,
+    RefusedError,
     format_cursor,
     format_json_time,
     parse_cursor,
-    parse_page,
-    parse_parameter,
+    parse_query,
     read_form,
 )
-from shared.http.limits import BODY_SECONDS, BodyTooLargeError, read_body
-from shared.http.untrusted_json import UntrustedJsonError, decode_json
-
-
-class UnknownChannelError(Exception):
-    """There is no such channel; the message is a sentence with those that are there."""
-
-
-class DeliveryActions:
-    """The actions, for requests whose path names a delivery as `id`.
-
-    Args:
-        store: the outbox.
-        channels: the configured names.
-        wake_channels: called with the channels that have something new to deliver.
-        metrics: counts what was merged into something newer.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        channels: Collection[str],
-        wake_channels: Callable[[Iterable[str]], None],
-        metrics: Metrics,
-    ) -> None:
-        self._store = store
-        self.channels = channels
-        self._wake_channels = wake_channels
-        self._metrics = metrics
-
-    async def retry(self, request: Request) -> DeliverySummary:
-        """Sends a dead letter again, and a waiting delivery at once; gives it as it stands then.
-
-        Raises:
-            UnknownDeliveryError: nothing was changed.
-            NotRetryableError: nothing was changed.
-            StoreUnavailableError: it is not known how it stands.
-        """
-        describe_action(request, is_stored=True)  # with what it changes
-        actor = Actor(get_caller(request).name, get_peer(request))
-        delivery_id = clean_for_database(request.path_params["id"])
-        now = await retry_delivery(self._store, delivery_id, self.channels, actor)
-        self._wake_channels([now.channel])
-        return now
-
-    async def retry_all(self, request: Request, channel: str | None, reason: str | None) -> int:
-        """Sends the dead letters of a channel again, or of all that are configured; gives how many.
-
-        Raises:
-            UnknownChannelError: nothing was changed.
-            StoreUnavailableError: some may be sent again; those that are not are still dead letters.
-        """
-        describe_action(request, on=" ".join(filter(None, (channel, reason))), is_stored=True)
-        reason = reason and clean_for_database(reason)
-        if channel is not None:
-            self._check_channel(channel)
-            names = [channel]
-        else:  # an entry in the audit for each, so none for a channel without dead letters
-            letters = [DeadLetterFilter(name, reason) for name in sorted(self.channels)]
-            names = [each.channel for each in letters if await self._store.read(each.count)]
-        actor, retried = Actor(get_caller(request).name, get_peer(request)), 0
-        for name in names:
-            async for count in retry_channel(self._store, name, reason, actor):
-                retried += count
-                self._wake_channels([name])
-        return retried
-
-    def _check_channel(self, name: str) -> None:
-        if name not in self.channels:
-            raise UnknownChannelError(f"no such channel; expected one of {', '.join(sorted(self.channels))}")
-
-    async def send(self, request: Request, channel: str) -> str:
-        """Sends the current state of its incident to another channel; gives the id of the delivery there.
-
-        Raises:
-            UnknownChannelError: nothing was changed.
-            UnknownDeliveryError: nothing was changed.
-            NotSendableError: nothing was changed.
-            StoreUnavailableError: it is not known to be committed.
-        """
-        delivery_id = clean_for_database(request.path_params["id"])
-        describe_action(request, channel=channel, is_stored=True)  # with what it changes
-        self._check_channel(channel)
-        sent = await send_elsewhere(
-            self._store, delivery_id, channel, who=get_caller(request).name, peer=get_peer(request)
-        )
-        for _ in range(sent.superseded_count):
-            self._metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
-        self._wake_channels([channel])
-        return sent.delivery_id
-
-
-DEAD_LETTER_REASONS: Final = (*(reason.value for reason in SendReason if reason is not SendReason.OK), NO_ATTEMPT)
-_FILTERS: Final = (
-    *("state", "channel", "alertname", "service", "digest", "since", "until", "text"),
-    *("limit", "cursor"),
-)
-
-
-_MAX_BODY: Final = 4096
-
-
-class _SendRequest(msgspec.Struct):
-    """The body of `POST /api/deliveries/{id}/send`."""
-
-    channel: Annotated[str, msgspec.Meta(max_length=200)]
-
-
-_SEND_REQUEST: Final = msgspec.json.Decoder(_SendRequest)
-
-
-class DeliveriesEndpoint:
-    """The endpoints of deliveries.
-
-    Args:
-        store: the outbox.
-        actions: what callers do with deliveries.
-    """
-
-    def __init__(self, store: Store, actions: DeliveryActions) -> None:
-        self._store = store
-        self._actions = actions
-
-    def add_routes(self, console: Console) -> None:
-        """The routes of the API."""
-        console.api("/deliveries", self.list)
-        console.api("/deliveries/retry", self.retry_all, role=Role.ADMIN, action="retry all")
-        console.api("/deliveries/{id}", self.get)
-        console.api("/deliveries/{id}/retry", self.retry, role=Role.RESPONDER, action="retry")
-        console.api("/deliveries/{id}/send", self.send, role=Role.RESPONDER, action=ACTION)
-
-    async def list(self, request: Request) -> Response:
-        """A page of deliveries, the newest first."""
-        try:
-            delivery_filter, page = _parse_filter(request.query_params, self._store.clock())
-        except ValueError as error:
-            return build_error_response(400, str(error))
-        listed = await delivery_list.list_deliveries(
-            self._store, delivery_filter, limit=page.limit, position=Position(before=page.before)
-        )
-        rows = [encode_delivery(delivery) for delivery in listed.deliveries]
-        end = listed.examined
-        examined = end and {"number": end.number, "back_to": format_json_time(end.back_to)}
-        return JSONResponse({"deliveries": rows, "next_cursor": format_cursor(listed.older), "examined": examined})
-
-    async def get(self, request: Request) -> Response:
-        """One delivery with its attempts."""
-        record = await delivery_list.read_delivery(self._store, clean_for_database(request.path_params["id"]))
-        return build_error_response(404, "no such delivery") if record is None else JSONResponse(encode_details(record))
-
-    async def retry(self, request: Request) -> Response:
-        """Delivers a dead letter again."""
-        try:
-            now = await self._actions.retry(request)
-        except UnknownDeliveryError as error:
-            return build_error_response(404, str(error))
-        except NotRetryableError as error:
-            return build_error_response(409, str(error))
-        return JSONResponse({"id": now.id, "state": now.state, "superseded_by": now.superseded_by}, status_code=202)
-
-    async def send(self, request: Request) -> Response:
-        """Sends the current state of its incident to another channel."""
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                channel = decode_json(_SEND_REQUEST, await read_body(request.stream(), _MAX_BODY)).channel
-            delivery_id = await self._actions.send(request, channel)
-        except (BodyTooLargeError, TimeoutError):
-            return build_error_response(400, f'expected {{"channel": NAME}} in at most {_MAX_BODY} bytes')
-        except UntrustedJsonError as error:
-            return build_error_response(400, f'expected {{"channel": NAME}}: {error}')
-        except (UnknownDeliveryError, UnknownChannelError) as error:
-            return build_error_response(404, str(error))
-        except NotSendableError as error:
-            return build_error_response(409, str(error))
-        return JSONResponse({"id": delivery_id, "channel": channel}, status_code=202)
-
-    async def retry_all(self, request: Request) -> Response:
-        """Delivers all dead letters of a channel again, or those that were given up for a reason."""
-        channel, reason = request.query_params.get("channel"), request.query_params.get("reason")
-        describe_action(request, is_stored=True)
-        if channel is None:
-            return build_error_response(400, "channel: missing; expected the name of a channel")
-        if reason is not None and reason not in DEAD_LETTER_REASONS:
-            return build_error_response(400, f"reason: expected one of {', '.join(DEAD_LETTER_REASONS)}")
-        try:
-            retried = await self._actions.retry_all(request, channel, reason)
-        except UnknownChannelError as error:
-            return build_error_response(404, str(error))
-        return JSONResponse({"retried": retried}, status_code=202)
-
-
-def _parse_filter(parameters: QueryParams, now: float) -> tuple[DeliveryFilter, Page]:
-    """The filter and the page. Raises ValueError with what was expected."""
-    check_names(parameters, _FILTERS)
-    page = parse_page(parameters)
-    delivery_filter = DeliveryFilter(
-        state=parse_parameter("state", parse_state, parameters),
-        channel=parse_parameter("channel", check_text, parameters),
-        alertname=parse_parameter("alertname", check_text, parameters),
-        digest=parse_parameter("digest", check_text, parameters),
-        service=parse_parameter("service", check_text, parameters),
-        since=parse_parameter("since", partial(parse_since, now=now), parameters),
-        until=parse_parameter("until", parse_time, parameters),
-        text=parse_parameter("text", check_text, parameters),
-    )
-    return delivery_filter, page
-
 
 PATH: Final = "/deliveries"
+PAGE_SIZE: Final = 50
 _MAX_TEXT: Final = 200
+_RETRYABLE: Final = (DeliveryState.DEAD, DeliveryState.QUEUED, DeliveryState.RETRYING)
+_REASONS: Final = (*(reason.value for reason in SendReason if reason is not SendReason.OK), NO_ATTEMPT)
+_MAX_RAW: Final = 50_000
+"""Characters of a payload that the page shows as it is; the API has all."""
+_ADDRESS_SECONDS: Final = 5.0
+_MAX_ADDRESS_REQUESTS: Final = 4
+"""At the same time."""
 
 
-def _parse_text(text: str) -> str:
+def _parse_form_text(text: str) -> str:
     if len(text) > _MAX_TEXT:
         raise ValueError(f"expected at most {_MAX_TEXT} characters")
     return check_text(text)
 
 
-def _parse_time(text: str, now: float) -> float:
+def _parse_form_time(text: str, now: float) -> float:
     """A time of a form, which is in UTC, or one with its zone, or a duration until now."""
     with suppress(ValueError):
         return parse_since(text, now)
@@ -312,18 +102,6 @@ def _parse_time(text: str, now: float) -> float:
     return in_utc.timestamp()
 
 
-_FIELDS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "text": _parse_text,
-    "state": parse_state,
-    "channel": _parse_text,
-    "alertname": _parse_text,
-    "service": _parse_text,
-    "digest": _parse_text,
-}
-"""The parameters that filter, as `GET /api/deliveries` names them; those of `_TIMES` do, too."""
-_TIMES: Final = ("since", "until")
-
-
 @dataclass(frozen=True, slots=True)
 class DeliveryQuery:
     """What a person wants to see of the list."""
@@ -333,7 +111,7 @@ class DeliveryQuery:
     filter: DeliveryFilter
     position: Position
     problems: Mapping[str, str]
-    """What is wrong with a filter, by its name."""
+    """What is wrong with a parameter, by its name."""
 
     @property
     def is_newest(self) -> bool:
@@ -342,7 +120,7 @@ class DeliveryQuery:
 
     def get(self, name: str) -> str:
         """A filter as a form shows it."""
-        if name not in _TIMES:
+        if name not in ("since", "until"):
             return self.given.get(name, "")
         value: float | None = getattr(self.filter, name)
         return "" if value is None else datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%dT%H:%M")
@@ -354,14 +132,23 @@ class DeliveryQuery:
         return f"{PATH}?{urlencode(given)}" if given else PATH
 
 
-def parse_query(parameters: Mapping[str, str], now: float) -> DeliveryQuery:
-    """What the address of the page says; a parameter that is unknown is ignored."""
-    fields: dict[str, Callable[[str], Any]] = {**_FIELDS, **dict.fromkeys(_TIMES, partial(_parse_time, now=now))}
-    given = {name: parameters[name].strip() for name in fields if parameters.get(name, "").strip()}
-    problems, values, position = {}, {}, {}
+def parse_form_query(parameters: Mapping[str, str], now: float) -> DeliveryQuery:
+    """The query of the page's form; a parameter that is unknown is ignored, and one that is wrong is a problem."""
+    parse_form_time = partial(_parse_form_time, now=now)
+    texts = dict.fromkeys(("text", "channel", "alertname", "service", "digest"), _parse_form_text)
+    filters: dict[str, Callable[[str], Any]] = {
+        **texts,
+        "state": parse_state,
+        "since": parse_form_time,
+        "until": parse_form_time,
+    }
+    given = {name: parameters[name].strip() for name in filters if parameters.get(name, "").strip()}
+    problems: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    position: dict[str, int] = {}
     for name, text in given.items():
         try:
-            values[name] = fields[name](text)
+            values[name] = filters[name](text)
         except (ValueError, OverflowError) as error:
             problems[name] = str(error)
     for name in ("before", "after"):
@@ -373,53 +160,207 @@ def parse_query(parameters: Mapping[str, str], now: float) -> DeliveryQuery:
     return DeliveryQuery(given, DeliveryFilter(**values), Position(**position), problems)
 
 
-_SECONDS: Final = 5.0
-_MAX_REQUESTS: Final = 4
-"""At the same time."""
+_Text = Annotated[str | None, BeforeValidator(check_text)]
 
 
-class NoAddressError(Exception):
-    """There is no address; the message is a sentence that says why, without its full stop."""
+class _ApiQuery(PageQuery):
+    state: Annotated[DeliveryState | None, BeforeValidator(parse_state)] = None
+    channel: _Text = None
+    alertname: _Text = None
+    service: _Text = None
+    digest: _Text = None
+    since: Since = None
+    until: Annotated[float | None, BeforeValidator(parse_time)] = None
+    text: _Text = None
 
 
-class MessageAddresses:
-    """Asks the providers.
+class _SendRequest(msgspec.Struct):
+    channel: Annotated[str, msgspec.Meta(max_length=200)]
+
+
+class DeliveriesPages:
+    """The list, and one delivery with its actions.
 
     Args:
-        channels: the configured ones.
+        store: the outbox.
+        settings: the configuration.
+        wake_channels: called with the channels that have something new to deliver.
+        metrics: counts what was merged into something newer.
     """
 
-    def __init__(self, channels: Mapping[str, ChannelSettings]) -> None:
-        self._channels = channels
-        self._requests = asyncio.Semaphore(_MAX_REQUESTS)
+    def __init__(
+        self,
+        store: Store,
+        settings: RelaySettings,
+        wake_channels: Callable[[Iterable[str]], None],
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._settings = settings.channels
+        self._wake_channels = wake_channels
+        self._metrics = metrics
+        self._address_requests = asyncio.Semaphore(_MAX_ADDRESS_REQUESTS)
 
-    def can_find(self, channel_name: str, receipt: Receipt | None) -> bool:
-        """Whether the provider can be asked."""
-        settings = self._channels.get(channel_name)
+    @property
+    def channels(self) -> Collection[str]:
+        """The configured names."""
+        return self._settings
+
+    def add_routes(self, console: Console) -> None:
+        """The routes of pages, API and actions."""
+        one = f"{PATH}/{{id}}"
+        console.page(PATH, self._list, "deliveries.html.j2", title="Deliveries", shared_fragment="delivery_list")
+        console.api(PATH, self._list_for_program)
+        console.api(f"{PATH}/retry", self.retry_all, role=Role.ADMIN, action="retry all")
+        console.page(one, self._show, "delivery.html.j2")
+        console.api(one, self._read, encode=encode_details)
+        console.page(f"{one}/mail", self._show_mail)
+        console.page(f"{one}/open", self._open)
+        console.action(f"{one}/retry", self._retry, Role.RESPONDER, "retry", refused="Not retried")
+        console.action(f"{one}/send", self._send, Role.RESPONDER, ACTION, refused="Not sent")
+
+    async def _list(self, request: Request) -> View:
+        query = parse_form_query(request.query_params, self._store.clock())
+        page = DeliveryPage([], None, None, None)
+        if not query.problems:
+            page = await list_deliveries(self._store, query.filter, limit=PAGE_SIZE, position=query.position)
+        # Channels that are not configured any more may have deliveries, too: they can be typed.
+        values = {"query": query, "states": list(DeliveryState), "lights": DELIVERY_LIGHTS, "page": page}
+        return View({**values, "channels": sorted(self.channels)}, 400 if query.problems else 200)
+
+    async def _list_for_program(self, request: Request) -> dict[str, Any]:
+        query = parse_query(_ApiQuery, request.query_params, self._store.clock())
+        chosen = DeliveryFilter(**query.model_dump(exclude={"limit", "cursor"}))
+        page = await list_deliveries(self._store, chosen, limit=query.limit, position=Position(before=query.cursor))
+        end = page.examined
+        return {
+            "deliveries": [encode_delivery(delivery) for delivery in page.deliveries],
+            "next_cursor": format_cursor(page.older),
+            "examined": end and {"number": end.number, "back_to": format_json_time(end.back_to)},
+        }
+
+    async def _show(self, request: Request) -> View:
+        details = await self._read(request)
+        delivery, kind = details.delivery, self._get_kind(details)
+        is_configured = delivery.channel in self.channels
+        values = {
+            "delivery": delivery,
+            "details": details,
+            "light": DELIVERY_LIGHTS.get(delivery.state, "unknown"),
+            "kind": kind,
+            "is_unfinished": delivery.state in UNFINISHED,
+            "is_configured": is_configured,
+            "can_retry": is_configured and delivery.state in _RETRYABLE,
+            "other_channels": sorted(name for name in self.channels if name != delivery.channel),
+            "has_address": self._has_address(details),
+            "event": await read_event(self._store, delivery.event_id),
+            "content": await run_in_threadpool(_build_content, kind, details.payload) if details.payload else None,
+            "mail_sandbox": MAIL_SANDBOX,
+        }
+        return View(values, headers={"Content-Security-Policy": FRAME_POLICY})
+
+    async def _show_mail(self, request: Request) -> Response:
+        """The mail's HTML, for a sandboxed frame."""
+        details = await self._read(request)
+        if details.payload is None or self._get_kind(details) != "email":
+            return HTMLResponse("<!doctype html><title>No mail</title><p>There is no mail.", status_code=404)
+        html = await run_in_threadpool(render_mail, details.payload)
+        return HTMLResponse(html, headers={"Content-Security-Policy": MAIL_POLICY})
+
+    async def _open(self, request: Request) -> Response:
+        """Leads to the message at its provider, which alone knows its address: Slack's receipt has none."""
+        details = await self._read(request)
+        try:
+            return RedirectResponse(await self._find_address(details), status_code=303)
+        except (SendError, RefusedError) as error:
+            problem = str(error)
+        except TimeoutError:
+            problem = f"the provider did not answer within {_ADDRESS_SECONDS:g} s; try again"
+        return redirect(request, _build_path(details.delivery.id), f"The message has no address: {problem}.")
+
+    def _has_address(self, details: DeliveryDetails) -> bool:
+        settings, receipt = self._settings.get(details.delivery.channel), details.delivery.receipt
         return settings is not None and receipt is not None and settings.has_address(receipt)
 
-    async def find(self, channel_name: str, receipt: Receipt | None) -> str:
-        """The address of the message. Raises NoAddressError."""
-        if receipt is None or not self.can_find(channel_name, receipt):
-            raise NoAddressError("its provider names none, or its channel is not configured any more")
-        channel = self._channels[channel_name].connect(_SECONDS)
-        try:
-            async with asyncio.timeout(_SECONDS), self._requests:
-                if isinstance(channel, AddressingChannel):
-                    return await channel.find_address(receipt)
-            raise NoAddressError("its provider names none")
-        except SendError as error:
-            raise NoAddressError(str(error)) from None
-        except TimeoutError:
-            raise NoAddressError(f"the provider did not answer within {_SECONDS:g} s; try again") from None
-        finally:
-            await close_channel(channel_name, channel)
+    async def _find_address(self, details: DeliveryDetails) -> str:
+        """Asks the provider. Raises SendError, RefusedError, TimeoutError."""
+        name, receipt = details.delivery.channel, details.delivery.receipt
+        if receipt is not None and self._has_address(details):
+            channel = self._settings[name].connect(_ADDRESS_SECONDS)
+            try:
+                async with asyncio.timeout(_ADDRESS_SECONDS), self._address_requests:
+                    if isinstance(channel, AddressingChannel):
+                        return await channel.find_address(receipt)
+            finally:
+                await close_channel(name, channel)
+        raise RefusedError("its provider names none, or its channel is not configured any more", 404)
 
+    async def _retry(self, request: Request) -> Done:
+        now = await self.retry_one(request)
+        message = "It is due now."
+        if now.superseded_by:
+            message = "Retried: this delivery has the current state of its incident."
+        document = {"id": now.id, "state": now.state, "superseded_by": now.superseded_by}
+        return Done(message, _build_path(now.superseded_by or now.id), document, 202)
 
-PAGE_SIZE: Final = 50
-_RETRYABLE: Final = (DeliveryState.DEAD, DeliveryState.QUEUED, DeliveryState.RETRYING)
-_MAX_RAW: Final = 50_000
-"""Characters of a payload that the page shows as it is; the API has all."""
+    async def retry_one(self, request: Request) -> DeliverySummary:
+        """Sends a dead letter again, and a waiting delivery at once; gives it as it is then. Raises RefusedError."""
+        describe_action(request, is_stored=True)  # with what it changes
+        now = await retry_delivery(self._store, _read_id(request), self.channels, _get_actor(request))
+        self._wake_channels([now.channel])
+        return now
+
+    async def retry_all(self, request: Request) -> Done:
+        """Sends the dead letters of a channel again; a form without a channel takes all that are configured.
+
+        If the relay stops meanwhile, what is not sent again is still a dead letter.
+        """
+        given = request.query_params if is_api(request) else await read_form(request)
+        channel, reason = given.get("channel", ""), given.get("reason") or None
+        describe_action(request, on=" ".join(filter(None, (channel, reason))), is_stored=True)
+        if not channel and is_api(request):
+            raise RefusedError("channel: missing; expected the name of a channel")
+        if channel:
+            self._check_channel(channel)
+        if reason is not None and reason not in _REASONS:
+            raise RefusedError(f"reason: expected one of {', '.join(_REASONS)}")
+        names = [channel]
+        if not channel:  # an entry in the audit for each, so none for a channel without dead letters
+            letters = [DeadLetterFilter(name, reason) for name in sorted(self.channels)]
+            names = [each.channel for each in letters if await self._store.read(each.count)]
+        retried = 0
+        for name in names:
+            async for count in retry_channel(self._store, name, reason, _get_actor(request)):
+                retried += count
+                self._wake_channels([name])
+        message = f"{retried:,} dead letter{' is' if retried == 1 else 's are'} sent again."
+        return Done(message, "/quarantine", {"retried": retried}, 202)
+
+    async def _send(self, request: Request) -> Done:
+        """Sends the current state of its incident to another channel."""
+        channel = (await read_fields(request, _SendRequest, '{"channel": NAME}')).channel
+        describe_action(request, channel=channel, is_stored=True)  # with what it changes
+        self._check_channel(channel)
+        sent = await send_elsewhere(self._store, _read_id(request), channel, _get_actor(request))
+        for _ in range(sent.superseded_count):
+            self._metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
+        self._wake_channels([channel])
+        message = f"Sent to {channel}: further messages of its incident go there, too."
+        return Done(message, _build_path(sent.delivery_id), {"id": sent.delivery_id, "channel": channel}, 202)
+
+    def _check_channel(self, name: str) -> None:
+        if name not in self.channels:
+            raise RefusedError(f"no such channel; expected one of {', '.join(sorted(self.channels))}", 404)
+
+    async def _read(self, request: Request) -> DeliveryDetails:
+        details = await read_delivery(self._store, _read_id(request))
+        if details is None:
+            raise UnknownDeliveryError
+        return details
+
+    def _get_kind(self, details: DeliveryDetails) -> str:
+        """The kind of its channel; empty if that is not configured any more."""
+        return str(getattr(self._settings.get(details.delivery.channel), "kind", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,144 +373,20 @@ class _Content:
     is_cut: bool
 
 
-class DeliveriesPages:
-    """The list, and one delivery with its actions.
+def _build_content(kind: str, payload: str) -> _Content:
+    raw = payload
+    with suppress(ValueError):  # JSON is indented, anything else stays as it is
+        raw = "\n".join(json.dumps(json.loads(line), indent=2, ensure_ascii=False) for line in payload.splitlines())
+    return _Content(render_message(kind, payload), raw[:_MAX_RAW], len(payload) > _MAX_RAW)
 
-    Args:
-        store: the outbox.
-        settings: the configuration.
-        renderer: renders the templates.
-        actions: what callers do with one delivery.
-    """
 
-    def __init__(
-        self,
-        store: Store,
-        settings: RelaySettings,
-        renderer: Console,
-        actions: DeliveryActions,
-    ) -> None:
-        self._store = store
-        self._channels = settings.channels
-        self._renderer = renderer
-        self._actions = actions
-        self._addresses = MessageAddresses(settings.channels)
+def _read_id(request: Request) -> str:
+    return clean_for_database(request.path_params["id"])
 
-    def add_routes(self, console: Console) -> None:
-        """The routes of the pages and their actions."""
-        one = f"{PATH}/{{id}}"
-        console.page(PATH, self._list, "deliveries.html.j2", title="Deliveries", shared_fragment="delivery_list")
-        console.page(one, self._show)
-        console.page(f"{one}/mail", self._show_mail)
-        console.page(f"{one}/open", self._open)
-        console.action(f"{one}/retry", self._retry, Role.RESPONDER, "retry", refused="Not retried", has_api=False)
-        console.action(f"{one}/send", self._send, Role.RESPONDER, ACTION, refused="Not sent", has_api=False)
 
-    async def _list(self, request: Request) -> View:
-        query = parse_query(request.query_params, self._store.clock())
-        values: dict[str, Any] = {"query": query, "states": list(DeliveryState), "lights": DELIVERY_LIGHTS}
-        if query.problems:
-            page = delivery_list.DeliveryPage([], None, None, None)
-        else:
-            page = await delivery_list.list_deliveries(
-                self._store, query.filter, limit=PAGE_SIZE, position=query.position
-            )
-        # Channels that are not configured any more may have deliveries, too: they can be typed.
-        values |= {"page": page, "channels": sorted(self._channels)}
-        status = 400 if query.problems else 200
-        return View(values, status)
-
-    async def _show(self, request: Request) -> Response:
-        details = await self._read(request)
-        if details is None:
-            return await self._renderer.render(request, "delivery_missing.html.j2", {}, status=404)
-        delivery = details.delivery
-        is_configured = delivery.channel in self._channels
-        values = {
-            "delivery": delivery,
-            "details": details,
-            "light": DELIVERY_LIGHTS.get(delivery.state, "unknown"),
-            "kind": self._get_kind(details),
-            "is_unfinished": delivery.state in UNFINISHED,
-            "is_configured": is_configured,
-            "can_retry": is_configured and delivery.state in _RETRYABLE,
-            "other_channels": sorted(name for name in self._channels if name != delivery.channel),
-            "has_address": self._addresses.can_find(delivery.channel, delivery.receipt),
-            "event": await delivery_list.read_event(self._store, delivery.event_id),
-            "content": await run_in_threadpool(self._build_content, details),
-            "mail_sandbox": MAIL_SANDBOX,
-        }
-        response = await self._renderer.render(request, "delivery.html.j2", values)
-        response.headers["Content-Security-Policy"] = FRAME_POLICY
-        return response
-
-    async def _show_mail(self, request: Request) -> Response:
-        """The mail's HTML, for a sandboxed frame."""
-        details = await self._read(request)
-        if details is None or details.payload is None or self._get_kind(details) != "email":
-            return HTMLResponse("<!doctype html><title>No mail</title><p>There is no mail.", status_code=404)
-        html = await run_in_threadpool(render_mail, details.payload)
-        return HTMLResponse(html, headers={"Content-Security-Policy": MAIL_POLICY})
-
-    async def _open(self, request: Request) -> Response:
-        """Leads to the message at its provider, which is asked for its address."""
-        details = await self._read(request)
-        if details is None:
-            return await self._renderer.render(request, "delivery_missing.html.j2", {}, status=404)
-        try:
-            address = await self._addresses.find(details.delivery.channel, details.delivery.receipt)
-        except NoAddressError as error:
-            return redirect(request, _build_path(details.delivery.id), f"The message has no address: {error}.")
-        return RedirectResponse(address, status_code=303)
-
-    async def _retry(self, request: Request) -> Response:
-        delivery_id = clean_for_database(request.path_params["id"])
-        try:
-            now = await self._actions.retry(request)
-        except (NotRetryableError, UnknownDeliveryError) as error:
-            return redirect_refused(request, _build_path(delivery_id), f"Not retried: {error}.")
-        if now.superseded_by:
-            message = "Retried: this delivery has the current state of its incident."
-            return redirect(request, _build_path(now.superseded_by), message)
-        return redirect(request, _build_path(delivery_id), "It is due now.")
-
-    async def _send(self, request: Request) -> Response:
-        delivery_id = clean_for_database(request.path_params["id"])
-        try:
-            form = await read_form(request)
-            channel = form.get("channel", "")
-            sent = await self._actions.send(request, channel)
-        except (NotSendableError, UnknownChannelError, UnknownDeliveryError, FormError) as error:
-            return redirect_refused(request, _build_path(delivery_id), f"Not sent: {error}.")
-        return redirect(
-            request, _build_path(sent), f"Sent to {channel}: further messages of its incident go there, too."
-        )
-
-    async def _read(self, request: Request) -> DeliveryDetails | None:
-        return await delivery_list.read_delivery(self._store, clean_for_database(request.path_params["id"]))
-
-    def _get_kind(self, details: DeliveryDetails) -> str:
-        """The kind of its channel; empty if that is not configured any more."""
-        return str(getattr(self._channels.get(details.delivery.channel), "kind", ""))
-
-    def _build_content(self, details: DeliveryDetails) -> _Content | None:
-        payload = details.payload
-        if payload is None:
-            return None
-        return _Content(
-            render_message(self._get_kind(details), payload),
-            _indent(payload)[:_MAX_RAW],
-            len(payload) > _MAX_RAW,
-        )
+def _get_actor(request: Request) -> Actor:
+    return Actor(get_caller(request).name, get_peer(request))
 
 
 def _build_path(delivery_id: str) -> str:
     return f"{PATH}/{quote(delivery_id, safe='')}"
-
-
-def _indent(payload: str) -> str:
-    """JSON as a person reads it; anything else as it is."""
-    try:
-        return "\n".join(json.dumps(json.loads(line), indent=2, ensure_ascii=False) for line in payload.splitlines())
-    except ValueError:
-        return payload

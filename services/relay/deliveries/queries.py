@@ -1,27 +1,24 @@
-"""What people and metrics read of the outbox: deliveries, counts and channels, and how API and CLI write them as JSON.
+"""What people read of deliveries: one of them, or those that match a filter, the newest first.
 
-No query changes the outbox or waits for a writer.
-
-Which deliveries match a filter: some of them, the newest first, within bounded time whatever the outbox holds.
-
-The states that are unsettled, an incident, a digest and a time are found by their index. Whatever else is asked for,
-such as a channel or a text, is compared with one delivery after the other, `MAX_EXAMINED` for a page: a page that ends
-there says so, and the next one goes on behind it. (An index of channels would attract every query that names one.)
+The states that are unsettled, an incident, a digest and a time are found by their index. Anything else, such as a
+channel or a text, is compared with one delivery after the other, `MAX_EXAMINED` for a page: a page that ends there says
+so, and the next one goes on behind it. (An index of channels would attract every query that names one.) No query
+changes the outbox or waits for a writer.
 """
 
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
+from pydantic import BeforeValidator, ValidationInfo
 from sqlalchemy import ColumnElement, Connection, Select, Subquery, bindparam, exists, func, or_, select
 
 from services.relay.model import Event, decode_event
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import (
-    CHANNELS,
     IS_UNSETTLED,
     UNSETTLED,
     DeliveryState,
@@ -31,6 +28,7 @@ from services.relay.outbox.tables import (
     deliveries,
     events,
     incidents,
+    select_columns,
     select_values,
 )
 from shared.config.settings import parse_duration
@@ -65,12 +63,10 @@ class DeliveryFilter:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a page begins; no field is set for the page of the newest."""
+    """Where a page begins: behind the page whose `older` is `before`, or in front of that whose `newer` is `after`."""
 
     before: int | None = None
-    """Behind the page whose `older` this is."""
     after: int | None = None
-    """In front of the page whose `newer` this is."""
 
 
 NEWEST: Final = Position()
@@ -97,13 +93,15 @@ class SearchResult(NamedTuple):
     """None if all that match are on this page or the pages that follow it."""
 
 
-class _ExaminedRow(NamedTuple):
-    """What was examined."""
-
+class _EndRow(NamedTuple):
     delivery_count: int
     first_seq: int | None
     last_seq: int | None
     back_to: float | None
+
+    @property
+    def examined(self) -> Examined:
+        return Examined(self.delivery_count, self.back_to or 0.0)
 
 
 _delivery = deliveries.c
@@ -116,15 +114,7 @@ _EXAMINED_COLUMNS: Final = (
 def search_deliveries(
     connection: Connection, filter_: DeliveryFilter, position: Position, limit: int, max_examined: int | None = None
 ) -> SearchResult:
-    """The deliveries of one page.
-
-    Args:
-        connection: to read with.
-        filter_: which deliveries.
-        position: where the page begins.
-        limit: how many, at most.
-        max_examined: how many are examined at most; None takes the usual number.
-    """
+    """The deliveries of one page; `max_examined` is for those that no index finds."""
     if not _compares(filter_):
         max_examined = limit + 1
     elif max_examined is None:
@@ -138,7 +128,7 @@ def search_deliveries(
         end = _build_end(examined).fetch_one(connection)
         if end.delivery_count < max_examined:  # the newest are fewer than a page has
             return search_deliveries(connection, filter_, NEWEST, limit, max_examined)
-        return SearchResult(seqs[::-1], seqs[0] if seqs else position.after + 1, end.last_seq, _describe(end))
+        return SearchResult(seqs[::-1], seqs[0] if seqs else position.after + 1, end.last_seq, end.examined)
     newer = None if position.before is None else position.before - 1
     if seqs and newer is not None:
         newer = seqs[0]
@@ -147,7 +137,7 @@ def search_deliveries(
     end = _build_end(examined).fetch_one(connection)
     if end.delivery_count < max_examined:
         return SearchResult(seqs, None, newer)
-    return SearchResult(seqs, end.first_seq, newer, _describe(end))
+    return SearchResult(seqs, end.first_seq, newer, end.examined)
 
 
 def _compares(filter_: DeliveryFilter) -> bool:
@@ -232,10 +222,10 @@ def _contains_text(examined: Subquery, text: str) -> ColumnElement[bool]:
     )
 
 
-def _build_end(examined: Subquery) -> RowQuery[_ExaminedRow]:
+def _build_end(examined: Subquery) -> RowQuery[_EndRow]:
     found = examined.c
     return RowQuery(
-        _ExaminedRow,
+        _EndRow,
         select(
             func.count().label("delivery_count"),
             func.min(found.seq).label("first_seq"),
@@ -243,10 +233,6 @@ def _build_end(examined: Subquery) -> RowQuery[_ExaminedRow]:
             func.min(found.accepted_at).label("back_to"),
         ).select_from(examined),
     )
-
-
-def _describe(end: _ExaminedRow) -> Examined:
-    return Examined(end.delivery_count, end.back_to or 0.0)
 
 
 _MAX_DURATION: Final = 1e10
@@ -266,7 +252,7 @@ class DeliverySummary:
     title: str | None
     """Of its incident."""
     service: str | None
-    """Of its incident; empty if it has none."""
+    """Of its incident; empty if that has none."""
     status: str
     """Of the event: firing or resolved."""
     channel: str
@@ -285,8 +271,7 @@ class DeliverySummary:
     """The digest that delivered it; before its own message, the one that named it."""
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRow:
+class AttemptRow(NamedTuple):
     """One try. Times are unix seconds."""
 
     number: int
@@ -320,69 +305,13 @@ class DeliveryPage:
     older: int | None
     """Where the next page begins; None if there is none. It stays correct while deliveries are added."""
     newer: int | None
-    """Where the page before this one ends, likewise."""
+    """Where the page before this one ends; None if this is the page of the newest."""
     examined: Examined | None
-    """How far it searched, if it ended before it was full; see `delivery_search`."""
+    """How far it searched, if it ended before it was full."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryCount:
+class DeliveryCount(NamedTuple):
     """How many deliveries of a channel are in a state, and when the oldest of them was accepted (unix seconds)."""
-
-    channel: str
-    state: DeliveryState
-    count: int
-    oldest_accepted_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelState:
-    """The state of a channel, for all replicas."""
-
-    name: str
-    is_down: bool
-    """Whether it is down until a person acts."""
-    paused_until: float
-    """Until then its circuit breaker is open; unix seconds."""
-    failures: int
-    """Attempts in a row that did not reach it."""
-
-
-class _SummaryRow(NamedTuple):
-    """A delivery with its last event, for `DeliverySummary`."""
-
-    seq: int
-    id: str
-    event_id: str
-    incident_id: str
-    receiver: str
-    alertname: str
-    title: str | None
-    service: str | None
-    status: str
-    channel: str
-    state: str
-    attempts: int
-    reason: str | None
-    accepted_at: float
-    finished_at: float | None
-    superseded_by: str | None
-    remark: str | None
-    receipt: str | None
-    digest: str | None
-
-    def build_summary(self) -> DeliverySummary:
-        """As people read it."""
-        values = self._asdict()
-        del values["seq"]
-        values["attempt_count"] = values.pop("attempts")
-        values["state"] = DeliveryState(self.state)
-        values["receipt"] = json.loads(self.receipt) if self.receipt else None
-        return DeliverySummary(**values)
-
-
-class _CountRow(NamedTuple):
-    """For `DeliveryCount`."""
 
     channel: str
     state: str
@@ -390,100 +319,106 @@ class _CountRow(NamedTuple):
     oldest_accepted_at: float
 
 
-_MAX_EVENT: Final = 256 * 1024
-"""Bytes of an event over which it is not read for a person."""
-_of = deliveries.c
-_of_attempt = attempts.c
+def _build_summary(*values: Any) -> DeliverySummary:
+    summary = DeliverySummary(*values)
+    receipt = json.loads(summary.receipt) if isinstance(summary.receipt, str) else None
+    return replace(summary, state=DeliveryState(summary.state), receipt=receipt)
+
+
 _SUMMARIES: Final = RowQuery(
-    _SummaryRow,
+    _build_summary,
     select(
-        _of.seq,
-        _of.id,
-        events.c.id.label("event_id"),
-        _of.incident_id,
+        _delivery.id,
+        events.c.id,
+        _delivery.incident_id,
         events.c.receiver,
         events.c.alertname,
         incidents.c.title,
         incidents.c.service,
         events.c.status,
-        _of.channel,
-        _of.state,
-        _of.attempts,
-        _of.reason,
-        _of.accepted_at,
-        _of.finished_at,
-        _of.superseded_by,
-        _of.remark,
-        _of.receipt,
-        func.coalesce(_of.digest_id, _of.named_in).label("digest"),
+        _delivery.channel,
+        _delivery.state,
+        _delivery.attempts,
+        _delivery.reason,
+        _delivery.accepted_at,
+        _delivery.finished_at,
+        _delivery.superseded_by,
+        _delivery.remark,
+        _delivery.receipt,
+        func.coalesce(_delivery.digest_id, _delivery.named_in),
     )
-    .join(events, events.c.seq == _of.event_seq)
-    .outerjoin(incidents, incidents.c.id == _of.incident_id),
+    .join(events, events.c.seq == _delivery.event_seq)
+    .outerjoin(incidents, incidents.c.id == _delivery.incident_id),
 )
-_PAGE: Final = _SUMMARIES.where(_of.seq.in_(bindparam("seqs", expanding=True))).order_by(_of.seq.desc())
-_SUMMARY: Final = _SUMMARIES.where(_of.id == bindparam("delivery"))
-_DUE_AT: Final = select_values(float, _of.due_at).where(_of.id == bindparam("delivery"))
-_EVENT: Final = select_values(bytes, events.c.event).where(
-    events.c.id == bindparam("event"), func.length(events.c.event) <= _MAX_EVENT
-)
-_PAYLOAD: Final = select_values(bytes, _of.payload).where(_of.id == bindparam("delivery"), _of.payload.is_not(None))
-_DIGEST_PAYLOAD: Final = (
-    select_values(bytes, _of.payload).where(_of.digest_id == bindparam("digest"), _of.payload.is_not(None)).limit(1)
-)
-_ATTEMPTS: Final = (
-    RowQuery(
-        AttemptRow,
-        select(_of_attempt.number, _of_attempt.started_at, _of_attempt.seconds, _of_attempt.reason, _of_attempt.detail),
-    )
-    .where(_of_attempt.delivery_seq == bindparam("seq"))
-    .order_by(_of_attempt.number)
-)
-_SUPERSEDED: Final = (
-    select_values(str, _of.id)
-    .where(
-        _of.incident_id == bindparam("incident"),
-        _of.channel == bindparam("channel"),
-        _of.superseded_by == bindparam("delivery"),
-    )
-    .order_by(_of.seq)
-)
-_COUNTS: Final = RowQuery(
-    _CountRow,
-    select(
-        _of.channel,
-        _of.state,
-        func.count().label("delivery_count"),
-        func.min(_of.oldest_accepted_at).label("oldest_accepted_at"),
-    ).group_by(_of.channel, _of.state),
-).where(IS_UNSETTLED)
+_PAGE: Final = _SUMMARIES.where(_delivery.seq.in_(bindparam("seqs", expanding=True))).order_by(_delivery.seq.desc())
 
 
 async def list_deliveries(
     store: Store, filter_: DeliveryFilter, *, limit: int, position: Position = NEWEST
 ) -> DeliveryPage:
-    """Deliveries, the newest first.
-
-    Args:
-        store: the outbox.
-        filter_: which of them.
-        limit: at most so many.
-        position: where the page begins.
-
-    Raises:
-        StoreUnavailableError: they cannot be read.
-    """
+    """A page of deliveries. Raises StoreUnavailableError."""
 
     def read(connection: Connection) -> DeliveryPage:
         found = search_deliveries(connection, filter_, position, limit)
         rows = _PAGE.fetch_all(connection, {"seqs": found.seqs}) if found.seqs else []
-        return DeliveryPage([row.build_summary() for row in rows], found.older, found.newer, found.examined)
+        return DeliveryPage(rows, found.older, found.newer, found.examined)
 
     return await store.read(read)
 
 
+_IS_IT: Final = _delivery.id == bindparam("delivery")
+_SUMMARY: Final = _SUMMARIES.where(_IS_IT)
+_DUE_AT: Final = select_values(float, _delivery.due_at).where(_IS_IT)
+_PAYLOAD: Final = select_values(bytes, _delivery.payload).where(_IS_IT, _delivery.payload.is_not(None))
+_DIGEST_PAYLOAD: Final = (
+    select_values(bytes, _delivery.payload)
+    .where(_delivery.digest_id == bindparam("digest"), _delivery.payload.is_not(None))
+    .limit(1)
+)
+_ATTEMPTS: Final = (
+    RowQuery(AttemptRow, select(*select_columns(AttemptRow, attempts.c)))
+    .where(attempts.c.delivery_seq == select(_delivery.seq).where(_IS_IT).scalar_subquery())
+    .order_by(attempts.c.number)
+)
+_SUPERSEDED: Final = (
+    select_values(str, _delivery.id)
+    .where(
+        _delivery.incident_id == bindparam("incident"),
+        _delivery.channel == bindparam("channel"),
+        _delivery.superseded_by == bindparam("delivery"),
+    )
+    .order_by(_delivery.seq)
+)
+
+
 async def read_delivery(store: Store, delivery_id: str) -> DeliveryDetails | None:
     """One delivery with its attempts and payload; None if there is none. Raises StoreUnavailableError."""
-    return await store.read(lambda connection: _read_details(connection, delivery_id))
+
+    def read(connection: Connection) -> DeliveryDetails | None:
+        values = {"delivery": delivery_id}
+        delivery = _SUMMARY.fetch_first(connection, values)
+        if delivery is None:
+            return None
+        payload = _PAYLOAD.fetch_first(connection, values)
+        if payload is None and delivery.digest is not None:
+            payload = _DIGEST_PAYLOAD.fetch_first(connection, {"digest": delivery.digest})
+        superseded = {**values, "incident": delivery.incident_id, "channel": delivery.channel}
+        return DeliveryDetails(
+            delivery=delivery,
+            attempts=_ATTEMPTS.fetch_all(connection, values),
+            supersedes=_SUPERSEDED.fetch_all(connection, superseded),
+            payload=None if payload is None else zlib.decompress(payload).decode(),
+            due_at=_DUE_AT.fetch_one(connection, values),
+        )
+
+    return await store.read(read)
+
+
+_MAX_EVENT: Final = 256 * 1024
+"""Bytes of an event over which it is not read for a person."""
+_EVENT: Final = select_values(bytes, events.c.event).where(
+    events.c.id == bindparam("event"), func.length(events.c.event) <= _MAX_EVENT
+)
 
 
 async def read_event(store: Store, event_id: str) -> Event | None:
@@ -495,42 +430,24 @@ async def read_event(store: Store, event_id: str) -> Event | None:
         return None
 
 
+_COUNTS: Final = RowQuery(
+    DeliveryCount,
+    select(
+        _delivery.channel,
+        _delivery.state,
+        func.count().label("delivery_count"),
+        func.min(_delivery.oldest_accepted_at).label("oldest_accepted_at"),
+    ).group_by(_delivery.channel, _delivery.state),
+).where(IS_UNSETTLED)
+
+
 def count_deliveries(connection: Connection) -> list[DeliveryCount]:
     """How many deliveries each channel has in each state of `UNSETTLED`, for `Store.read`; no row where it has none."""
-    return [
-        DeliveryCount(row.channel, DeliveryState(row.state), row.delivery_count, row.oldest_accepted_at)
-        for row in _COUNTS.fetch_all(connection)
-    ]
-
-
-def read_channel_states(connection: Connection) -> list[ChannelState]:
-    """The state of each channel that was ever used; for `Store.read`."""
-    return [
-        ChannelState(row.name, bool(row.is_down), row.paused_until, row.failures)
-        for row in CHANNELS.fetch_all(connection)
-    ]
-
-
-def _read_details(connection: Connection, delivery_id: str) -> DeliveryDetails | None:
-    values = {"delivery": delivery_id}
-    row = _SUMMARY.fetch_first(connection, values)
-    if row is None:
-        return None
-    payload = _PAYLOAD.fetch_first(connection, values)
-    if payload is None and row.digest is not None:
-        payload = _DIGEST_PAYLOAD.fetch_first(connection, {"digest": row.digest})
-    superseded = {**values, "incident": row.incident_id, "channel": row.channel}
-    return DeliveryDetails(
-        delivery=row.build_summary(),
-        attempts=_ATTEMPTS.fetch_all(connection, {"seq": row.seq}),
-        supersedes=_SUPERSEDED.fetch_all(connection, superseded),
-        payload=None if payload is None else zlib.decompress(payload).decode(),
-        due_at=_DUE_AT.fetch_one(connection, values),
-    )
+    return _COUNTS.fetch_all(connection)
 
 
 def encode_delivery(delivery: DeliverySummary) -> dict[str, Any]:
-    """A delivery."""
+    """A delivery as API and command write it."""
     times = {
         "accepted_at": format_json_time(delivery.accepted_at),
         "finished_at": format_json_time(delivery.finished_at),
@@ -544,7 +461,7 @@ def encode_details(details: DeliveryDetails) -> dict[str, Any]:
         **encode_delivery(details.delivery),
         "supersedes": details.supersedes,
         "attempts": [
-            {**asdict(attempt), "started_at": format_json_time(attempt.started_at)} for attempt in details.attempts
+            {**attempt._asdict(), "started_at": format_json_time(attempt.started_at)} for attempt in details.attempts
         ],
         "payload": details.payload,
     }
@@ -562,6 +479,14 @@ def parse_since(text: str, now: float) -> float:
         return parse_time(text)
     except ValueError:
         raise ValueError(_EXPECTED_SINCE) from None
+
+
+def _validate_since(text: str, info: ValidationInfo) -> float:
+    return parse_since(text, float(info.context or 0.0))
+
+
+Since = Annotated[float | None, BeforeValidator(_validate_since)]
+"""A parameter of a query; the model's context is now, in unix seconds."""
 
 
 def parse_time(text: str) -> float:

@@ -22,6 +22,7 @@ from services.relay.outbox.incidents import read_current_state
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import DELIVERIES, DeliveryState, clean_for_database, deliveries
+from shared.http.json_api import RefusedError
 
 STEP: Final = 50
 """Dead letters of one transaction: some tens of milliseconds of the writer's time, so that webhooks hardly wait."""
@@ -32,12 +33,15 @@ _NOT_RETRYABLE: Final = {
 }
 
 
-class UnknownDeliveryError(Exception):
+class UnknownDeliveryError(RefusedError):
     """There is no such delivery, or not any more."""
 
+    status = 404
 
-class NotRetryableError(Exception):
-    """The message is a sentence that says why."""
+    def __init__(self) -> None:
+        super().__init__(
+            "no such delivery", hint="It may have been deleted: `retention` says for how long deliveries are kept."
+        )
 
 
 async def retry_delivery(
@@ -52,23 +56,22 @@ async def retry_delivery(
         actor: with an entry in the audit; both are committed, or neither is.
 
     Raises:
-        UnknownDeliveryError: nothing was changed.
-        NotRetryableError: nothing was changed.
+        RefusedError: nothing was changed.
         StoreUnavailableError: nothing was changed, or it cannot be read how it stands.
     """
     before = await _read_delivery(store, delivery_id)
     if before.channel not in channels:
-        raise NotRetryableError(f"its channel, {before.channel}, is not configured any more")
+        raise RefusedError(f"its channel, {before.channel}, is not configured any more", 409)
     state = await requeue(store, delivery_id, actor)
     if state in _NOT_RETRYABLE:
-        raise NotRetryableError(f"there is nothing to try again: {_NOT_RETRYABLE[state]}")
+        raise RefusedError(f"there is nothing to try again: {_NOT_RETRYABLE[state]}", 409)
     return await _read_delivery(store, delivery_id)
 
 
 async def _read_delivery(store: Store, delivery_id: str) -> DeliverySummary:
     details = await read_delivery(store, delivery_id)
     if details is None:
-        raise UnknownDeliveryError("no such delivery")
+        raise UnknownDeliveryError
     return details.delivery
 
 
@@ -114,10 +117,6 @@ _FIND_LATEST: Final = (
 )
 
 
-class NotSendableError(Exception):
-    """The message is a sentence that says why."""
-
-
 class SentElsewhere(NamedTuple):
     """What was committed."""
 
@@ -127,36 +126,26 @@ class SentElsewhere(NamedTuple):
     """How many deliveries on that channel were merged into it."""
 
 
-async def send_elsewhere(
-    store: Store, delivery_id: str, channel: str, *, who: str, peer: str | None = None
-) -> SentElsewhere:
-    """Adds the delivery on another channel, with an entry in the audit; both are committed, or neither is.
-
-    Args:
-        store: the outbox.
-        delivery_id: which delivery.
-        channel: the other channel, which is configured.
-        who: the person, or the credential.
-        peer: the address that called, for the audit.
+async def send_elsewhere(store: Store, delivery_id: str, channel: str, actor: Actor) -> SentElsewhere:
+    """Adds the delivery on another, configured channel, with an entry in the audit; commits both or neither.
 
     Raises:
-        UnknownDeliveryError: nothing was changed.
-        NotSendableError: nothing was changed.
+        RefusedError: nothing was changed.
         StoreUnavailableError: it is not known to be committed.
     """
-    who = clean_for_database(who)[:MAX_NAME]
+    who = clean_for_database(actor.who)[:MAX_NAME]
 
     def work(transaction: Transaction) -> SentElsewhere:
         row = _FIND_DELIVERY.fetch_first(transaction.connection, {"delivery": delivery_id})
         if row is None:
-            raise UnknownDeliveryError("no such delivery")
+            raise UnknownDeliveryError
         if row.channel == channel:
-            raise NotSendableError(f"it is for {channel} already; expected another channel, or retry it")
+            raise RefusedError(f"it is for {channel} already; expected another channel, or retry it", 409)
         lock_incidents(transaction, [row.incident_id])
         remark = f"Sent elsewhere by {who}; it was for {row.channel}."
         new = _build_delivery(transaction, row.incident_id, row.first_event_seq, channel, remark)
         enqueued = enqueue_deliveries(transaction, [new])
-        insert_entry(transaction, who, peer, ACTION, f"{delivery_id} to {channel}", row.incident_id)
+        insert_entry(transaction, who, actor.peer, ACTION, f"{delivery_id} to {channel}", row.incident_id)
         return SentElsewhere(enqueued.delivery_ids[0], len(enqueued.superseded_rows))
 
     return await store.run(work)
@@ -168,14 +157,14 @@ def _build_delivery(
     """The current state of an incident, with all events since the first one that the channel does not have."""
     current = read_current_state(transaction.connection, incident_id)
     if current is None:
-        raise NotSendableError("its incident is not stored any more")
+        raise RefusedError("its incident is not stored any more", 409)
     latest = current.latest_event_seq
     missing = find_missing_events(transaction, incident_id, channel, first_event_seq, latest)
     if latest not in missing:
         there = _FIND_LATEST.fetch_one(transaction.connection, {"incident": incident_id, "channel": channel})
         if there.state == DeliveryState.DEAD:
-            raise NotSendableError(f"the current state was given up on {channel}: retry delivery {there.id}")
-        raise NotSendableError(f"{channel} has the current state of its incident: delivery {there.id}, {there.state}")
+            raise RefusedError(f"the current state was given up on {channel}: retry delivery {there.id}", 409)
+        raise RefusedError(f"{channel} has the current state of its incident: delivery {there.id}, {there.state}", 409)
     # On a channel that merges nothing, an older event would follow newer ones.
     first = latest if channel in transaction.unmerged_channels else missing[0]
     return NewDelivery(latest, first, incident_id, current.episode, channel, remark)

@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from services.relay.acknowledgement.store import Acknowledgement, EpisodeOverError, acknowledge, unacknowledge
+from services.relay.acknowledgement.store import Acknowledgement, acknowledge, unacknowledge
 from services.relay.cli import (
     COMMAND_LINE,
     add_config_option,
@@ -26,7 +26,6 @@ from services.relay.deliveries.queries import check_text
 from services.relay.incidents.queries import (
     IncidentFilter,
     IncidentSummary,
-    UnknownIncidentError,
     encode_incident,
     find_incident_id,
     list_incidents,
@@ -34,7 +33,7 @@ from services.relay.incidents.queries import (
 )
 from services.relay.outbox.store import Store
 from services.relay.text import clean_line
-from shared.http.json_api import format_json_time
+from shared.http.json_api import RefusedError, format_json_time
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _DEFAULT_LIMIT: Final = 50
@@ -152,6 +151,6 @@ def _act(
 
     try:
         return run_with_outbox(settings, act)
-    except (EpisodeOverError, UnknownIncidentError) as error:
+    except RefusedError as error:
         click.echo(f"{given}: {error}", err=True)
         sys.exit(1)

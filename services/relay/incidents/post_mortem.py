@@ -1,19 +1,13 @@
-"""What is known of an incident beside its timeline: alerts with labels, annotations and links, and what to do. Pure.
+"""One incident for its page, the API and a post-mortem: its timeline, its alerts, what to do, and the fault behind it.
 
-Input is the last event of an episode. Texts are clean and not escaped; links are http(s).
-
-An incident for a post-mortem: a document in Markdown, and the same in JSON. Pure.
-
-What alerts, people and providers wrote is escaped, so that it is text for every renderer of Markdown: no link, no
-mention, no HTML and no row of a table.
-
-Reads an incident for page, API and export: its row, a page of its timeline, its alerts, and the fault behind it.
+A post-mortem is a document in Markdown. What alerts, people and providers wrote is escaped in it, so that it is text
+for every renderer: no link, no mention, no HTML and no row of a table.
 """
 
 import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -23,7 +17,7 @@ from services.relay.incidents.queries import (
     PAGE_EVENTS,
     EpisodeHistory,
     IncidentSummary,
-    encode_incident,
+    UnknownIncidentError,
     read_episode,
     read_incident,
 )
@@ -33,8 +27,6 @@ from services.relay.incidents.timeline import (
     TimelineEntry,
     build_timeline,
     decode_record,
-    encode_entry,
-    encode_hop,
     explain_missing_fault,
     find_query,
     get_end,
@@ -59,7 +51,6 @@ from services.relay.text import (
     truncate,
 )
 from shared import VERSION
-from shared.http.json_api import format_json_time
 from shared.web.time_format import format_step_duration
 
 MAX_ALERTS = 20
@@ -105,14 +96,7 @@ class IncidentDetails:
 
 
 def build_details(incident_id: str, history: EpisodeHistory, event: Event, rules: LinkRules) -> IncidentDetails:
-    """The details.
-
-    Args:
-        incident_id: which incident.
-        history: of its episode.
-        event: the last one of the episode.
-        rules: for the links.
-    """
+    """What the last event of an episode says. Texts are clean and not escaped; links are http(s)."""
     accepted_at = datetime.fromtimestamp(history.last_event.accepted_at, UTC)
     event = remove_foreign_links(event, rules)
     task = DeliveryTask("", incident_id, history.episode, "", accepted_at)
@@ -156,6 +140,7 @@ def _list_annotations(annotations: Mapping[str, str]) -> list[tuple[str, str]]:
     ]
 
 
+_GONE: Final = "It never was, or it is older than `retention.max_age`."
 _NOT_SET: Final = "messages.board_url is not set, so the relay cannot ask the exporter"
 _NO_KEY: Final = "its alerts have neither a label target nor a label service"
 
@@ -176,13 +161,7 @@ class IncidentView:
 
 
 class IncidentReader:
-    """Reads incidents.
-
-    Args:
-        store: the outbox.
-        exporter: knows the faults.
-        link_rules: for the links of alerts.
-    """
+    """Reads incidents, and asks the exporter for the faults behind them."""
 
     def __init__(self, store: Store, exporter: ExporterHistory, link_rules: LinkRules) -> None:
         self._store = store
@@ -197,23 +176,21 @@ class IncidentReader:
         before: int | None = None,
         limit: int = PAGE_EVENTS,
         waits_for_fault: bool = False,
-    ) -> IncidentView | None:
-        """One episode; None if there is no such incident, or nothing of the episode is stored.
+    ) -> IncidentView:
+        """One episode, as `read_episode` reads it.
 
-        Args:
-            incident_id: which incident.
-            episode: which episode; None for the current, or last, one.
-            before: the `earlier` of a page of its timeline; None for the newest page.
-            limit: events of the page.
-            waits_for_fault: whether to ask the exporter, for some seconds at most; otherwise what it said a moment ago.
+        Asks the exporter for some seconds at most if `waits_for_fault`; else takes what it said a moment ago.
 
         Raises:
+            UnknownIncidentError: there is no such incident, or nothing of the episode is stored.
             StoreUnavailableError: it cannot be read.
         """
         incident = await read_incident(self._store, incident_id)
         history = await read_episode(self._store, incident_id, episode=episode, before=before, limit=limit)
-        if incident is None or history is None:
-            return None
+        if incident is None:
+            raise UnknownIncidentError("no such incident", hint=_GONE)
+        if history is None:
+            raise UnknownIncidentError("nothing of it is stored any more", hint=_GONE)
         query = await asyncio.to_thread(lambda: find_query(decode_record(history.first_event)))
         fault = None
         if query is not None and self._exporter.is_configured:
@@ -265,49 +242,9 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"(?i)\bwww\.", lambda found: f"{found[0][:-1]}\\.", text).replace("@", "@\u2060")
 
 
-def build_json(export: PostMortem) -> dict[str, Any]:
-    """The document as JSON; times in RFC 3339, UTC."""
-    view = export.view
-    history, timeline, details = view.history, view.timeline, view.details
-    return {
-        "exported_at": format_json_time(export.exported_at),
-        "address": export.address,
-        "incident": encode_incident(view.incident),
-        "episode": history.episode,
-        "is_over": history.is_over,
-        "events": history.event_count,
-        "hops": {"start": [*map(encode_hop, timeline.start)], "end": [*map(encode_hop, timeline.end)]},
-        "fault": {
-            "note": view.fault_problem or None,
-            "failures": [
-                {**asdict(each), "first_at": format_json_time(each.first_at), "last_at": format_json_time(each.last_at)}
-                for each in timeline.faults
-            ],
-        },
-        "timeline": [*map(encode_entry, timeline.entries)],
-        "timeline_is_complete": not (history.is_cut or history.earlier is not None or history.pruned_up_to is not None),
-        "labels": dict(details.labels) if details else {},
-        "alerts": [_encode_alert(each) for each in details.alerts] if details else [],
-        "links": [each._asdict() for each in details.links] if details else [],
-        "fixes": [each._asdict() for each in details.fixes] if details else [],
-    }
-
-
 def build_markdown(export: PostMortem) -> str:
     """The document as Markdown."""
     return "\n".join([*_list_head(export), *_list_hops(export), *_list_entries(export), *_list_details(export), ""])
-
-
-def _encode_alert(alert: AlertDetails) -> dict[str, Any]:
-    return {
-        "title": alert.title,
-        "status": alert.status,
-        "starts_at": format_json_time(alert.starts_at),
-        "ends_at": format_json_time(alert.ends_at),
-        "labels": dict(alert.labels),
-        "annotations": dict(alert.annotations),
-        "links": [each._asdict() for each in alert.links],
-    }
 
 
 def _list_head(export: PostMortem) -> Iterator[str]:

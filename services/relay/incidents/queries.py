@@ -1,20 +1,14 @@
-"""What people read of incidents: a list in pages, or one. No query changes the outbox or waits for a writer.
+"""What people read of incidents: a list in pages, one incident, and what is stored of one of its episodes.
 
-The list begins with the open incidents, the worst first; then come the resolved ones, the newest first.
-
-What the outbox still has of an episode for its timeline: events, deliveries, attempts, actions, silences and edits.
-
-An episode may have thousands of events, so it is read in pages of events, the newest page first. What has no event,
-such as an acknowledgement, belongs to the page in whose time it was. Each read is bounded, and says where it was cut.
-
-What the outbox still has of one episode of an incident, as `timeline_query` reads it.
+The list begins with the open incidents, the worst first; then come the resolved ones, the newest first. An episode may
+have thousands of events, so it is read in pages, the newest first. What has no event, such as an acknowledgement,
+belongs to the page in whose time it was. Each read is bounded, says where it was cut, and waits for no writer.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Integer, and_, bindparam, case, func, literal_column, not_, or_, select
@@ -33,10 +27,17 @@ from services.relay.outbox.tables import (
     events,
     incidents,
     select_columns,
+    select_values,
     silences,
 )
 from services.relay.text import WORST_FIRST
-from shared.http.json_api import format_json_time
+from shared.http.json_api import RefusedError, format_json_time
+
+
+class UnknownIncidentError(RefusedError):
+    """There is no such incident or episode, or not any more; or the beginning of an id names several."""
+
+    status = 404
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,12 @@ class IncidentSummary:
     id: str
     alertname: str
     service: str | None
-    """By its latest event; None without one."""
     status: Status
     episode: int
     title: str
     """Cause and effect by its latest event."""
     severity: str | None
-    """The worst one by its latest event; None if that has no usual one."""
+    """The worst one of its latest event; None if that has no usual one."""
     receiver: str
     since: float
     """When the episode started."""
@@ -64,12 +64,12 @@ class IncidentSummary:
     """`api`, `command line`, `console` or `slack`."""
     escalated_to: Sequence[str]
     escalated_at: float | None
-    silenced_by: str | None
+    silenced_by: str | None = None
     """Who silenced the episode through the relay; None if that is over. Alertmanager may have other silences."""
-    silenced_until: float | None
-    channels: Sequence[str]
+    silenced_until: float | None = None
+    channels: Sequence[str] = ()
     """The channels of the episode."""
-    channel_states: Mapping[str, DeliveryState]
+    channel_states: Mapping[str, DeliveryState] = field(default_factory=dict)
     """The state of the newest delivery on each of them."""
 
 
@@ -94,70 +94,121 @@ class IncidentFilter:
     """Whose episode started at or after it, unix seconds."""
 
 
-class _SummaryRow(NamedTuple):
-    """An incident with its latest event."""
-
-    id: str
-    episode: int
-    is_open: int
+class _ListRow(NamedTuple):
     first_event_seq: int
-    title: str
-    severity: str
-    service: str
-    started_at: float
-    acknowledged_by: str | None
-    acknowledged_at: float | None
-    acknowledged_via: str | None
-    escalated_to: str | None
-    escalated_at: float | None
-    alertname: str
-    receiver: str
-    accepted_at: float
+    summary: IncidentSummary
+
+
+def _build_list_row(*values: Any) -> _ListRow:
+    first_event_seq, *rest = values
+    summary = IncidentSummary(*rest)
+    summary = replace(summary, status=Status(summary.status), escalated_to=json.loads(rest[-2] or "[]"))
+    return _ListRow(first_event_seq, summary)
 
 
 class _ChannelRow(NamedTuple):
-    """The newest delivery of an episode on a channel."""
-
     incident_id: str
     channel: str
     state: str
 
 
 class _SilenceRow(NamedTuple):
-    """A silence of an episode that was created."""
-
     incident_id: str
     created_by: str | None
     ends_at: float | None
 
 
+_incident = incidents.c
 _SUMMARIES: Final = RowQuery(
-    _SummaryRow,
+    _build_list_row,
     select(
-        *(incidents.c[name] for name in _SummaryRow._fields if name not in {"alertname", "receiver", "accepted_at"}),
+        _incident.first_event_seq,
+        _incident.id,
         events.c.alertname,
+        func.nullif(_incident.service, ""),
+        case((_incident.is_open == 1, Status.FIRING.value), else_=Status.RESOLVED.value),
+        _incident.episode,
+        _incident.title,
+        func.nullif(_incident.severity, ""),
         events.c.receiver,
-        events.c.accepted_at,
-    ).join(events, events.c.seq == incidents.c.latest_event_seq),
+        _incident.started_at,
+        case((_incident.is_open == 0, events.c.accepted_at)),
+        _incident.acknowledged_by,
+        _incident.acknowledged_at,
+        _incident.acknowledged_via,
+        _incident.escalated_to,
+        _incident.escalated_at,
+    ).join(events, events.c.seq == _incident.latest_event_seq),
 )
-_SUMMARY: Final = _SUMMARIES.where(incidents.c.id == bindparam("incident"))
-_ID_LENGTH: Final = 64
+_SUMMARY: Final = _SUMMARIES.where(_incident.id == bindparam("incident"))
 _RESOLVED: Final = 0
-"""The last group of the list; those before it are the open incidents of a severity, the worst of which has the highest
-number."""
+"""The last group of the list; each before it is the open incidents of a severity, the worst with the highest number."""
 _GROUP: Final = 1 << 48
 """A position in the list: the group times this, and in it the number of the episode's first event."""
-_FIND_ID: Final = (
-    RowQuery(str, select(incidents.c.id))
-    .where(incidents.c.id >= bindparam("first"), incidents.c.id < bindparam("last"))
-    .order_by(incidents.c.id)
-    .limit(2)
-)
-_is_current = and_(incidents.c.id == deliveries.c.incident_id, incidents.c.episode == deliveries.c.episode)
+
+
+async def list_incidents(
+    store: Store, filter_: IncidentFilter, *, limit: int, before: int | None = None
+) -> IncidentPage:
+    """A page of the list, from the `before` of the page that came before it on. Raises StoreUnavailableError."""
+
+    def read(connection: Connection) -> IncidentPage:
+        first_group, before_seq = (len(WORST_FIRST), None) if before is None else divmod(before, _GROUP)
+        rows: list[tuple[int, _ListRow]] = []
+        for group in range(min(first_group, len(WORST_FIRST)), _RESOLVED - 1, -1):
+            if filter_.status not in {None, Status.RESOLVED if group == _RESOLVED else Status.FIRING}:
+                continue
+            query = _build_query(filter_, group)
+            if before_seq is not None and group == first_group:
+                query = query.where(_incident.first_event_seq < before_seq)
+            rows += [(group, row) for row in query.limit(limit + 1 - len(rows)).fetch_all(connection)]
+            if len(rows) > limit:
+                break
+        page = rows[:limit]
+        next_before = page[-1][0] * _GROUP + page[-1][1].first_event_seq if len(rows) > limit else None
+        return IncidentPage(_add_channels(connection, [row for _, row in page], store.clock), next_before)
+
+    return await store.read(read)
+
+
+def _build_query(filter_: IncidentFilter, group: int) -> RowQuery[_ListRow]:
+    """Each filter has an index that is in the order of the pages, and the time has one that says where to stop."""
+    query = _SUMMARIES.order_by(_incident.first_event_seq.desc())
+    # In literals, so that a database sees that it may use the indexes of open incidents.
+    query = query.where(_incident.is_open == literal_column("0" if group == _RESOLVED else "1"))
+    if group != _RESOLVED:
+        severity = WORST_FIRST[-group]
+        query = query.where(_incident.severity == severity)
+    if filter_.is_acknowledged is not None:
+        has_nobody = _incident.acknowledged_at.is_(None)
+        query = query.where(not_(has_nobody) if filter_.is_acknowledged else has_nobody)
+    if filter_.alertname is not None:
+        query = query.where(_incident.alertname == filter_.alertname)
+    if filter_.service is not None:
+        query = query.where(_incident.service == filter_.service)
+    if filter_.since is not None:
+        earlier = incidents.alias("earlier").c
+        last = select(earlier.first_event_seq).where(earlier.started_at < filter_.since)
+        bound = last.order_by(earlier.started_at.desc()).limit(1).scalar_subquery()
+        query = query.where(_incident.started_at >= filter_.since, _incident.first_event_seq > func.coalesce(bound, 0))
+    return query
+
+
+async def read_incident(store: Store, incident_id: str) -> IncidentSummary | None:
+    """One incident; None if there is none. Raises StoreUnavailableError."""
+
+    def read(connection: Connection) -> IncidentSummary | None:
+        rows = _SUMMARY.fetch_all(connection, {"incident": incident_id})
+        return next(iter(_add_channels(connection, rows, store.clock)), None)
+
+    return await store.read(read)
+
+
+_is_current = and_(_incident.id == deliveries.c.incident_id, _incident.episode == deliveries.c.episode)
 _newest_deliveries = (
     select(func.max(deliveries.c.seq))
     .join(incidents, _is_current)
-    .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
+    .where(_incident.id.in_(bindparam("incidents", expanding=True)))
     .group_by(deliveries.c.incident_id, deliveries.c.channel)
 )
 _READ_CHANNELS: Final = (
@@ -169,12 +220,12 @@ _READ_SILENCES: Final = (
     RowQuery(
         _SilenceRow,
         select(*select_columns(_SilenceRow, silences.c)).join(
-            incidents, and_(incidents.c.id == silences.c.incident_id, incidents.c.episode == silences.c.episode)
+            incidents, and_(_incident.id == silences.c.incident_id, _incident.episode == silences.c.episode)
         ),
     )
     .where(
         silences.c.incident_id.in_(bindparam("incidents", expanding=True)),
-        incidents.c.is_open == 1,
+        _incident.is_open == 1,
         silences.c.state == "created",
         silences.c.ends_at > bindparam("now"),
     )
@@ -182,8 +233,36 @@ _READ_SILENCES: Final = (
 )
 
 
-class UnknownIncidentError(Exception):
-    """There is no such incident or episode, or not any more; or the beginning of an id names several."""
+def _add_channels(
+    connection: Connection, rows: Sequence[_ListRow], clock: Callable[[], float]
+) -> list[IncidentSummary]:
+    """With the state of each channel, and the silence."""
+    if not rows:
+        return []
+    values = {"incidents": [row.summary.id for row in rows], "now": read_clock(connection, clock)}
+    states: dict[str, dict[str, DeliveryState]] = {}
+    for row in _READ_CHANNELS.fetch_all(connection, values):
+        states.setdefault(row.incident_id, {})[row.channel] = DeliveryState(row.state)
+    silenced = {row.incident_id: row for row in _READ_SILENCES.fetch_all(connection, values)}
+    return [
+        replace(
+            summary,
+            channels=list(states.get(summary.id, ())),
+            channel_states=states.get(summary.id, {}),
+            silenced_by=silenced[summary.id].created_by if summary.id in silenced else None,
+            silenced_until=silenced[summary.id].ends_at if summary.id in silenced else None,
+        )
+        for _, summary in rows
+    ]
+
+
+_ID_LENGTH: Final = 64
+_FIND_ID: Final = (
+    select_values(str, _incident.id)
+    .where(_incident.id >= bindparam("first"), _incident.id < bindparam("last"))
+    .order_by(_incident.id)
+    .limit(2)
+)
 
 
 async def find_incident_id(store: Store, prefix: str) -> str:
@@ -202,113 +281,6 @@ async def find_incident_id(store: Store, prefix: str) -> str:
         some = " and ".join(each[: len(prefix) + 8] for each in found)
         raise UnknownIncidentError(f"several incidents begin with {prefix}, such as {some}; write more of the id")
     return found[0] if found else prefix
-
-
-async def list_incidents(
-    store: Store, filter_: IncidentFilter, *, limit: int, before: int | None = None
-) -> IncidentPage:
-    """A page of the list.
-
-    Args:
-        store: the outbox.
-        filter_: which of them.
-        limit: at most so many.
-        before: the `before` of the page that came before this one; None begins with the first page.
-
-    Raises:
-        StoreUnavailableError: they cannot be read.
-    """
-    return await store.read(partial(_read_page, filter_=filter_, limit=limit, before=before, clock=store.clock))
-
-
-def _build_query(filter_: IncidentFilter, group: int) -> RowQuery[_SummaryRow]:
-    """Each filter has an index that is in the order of the pages, and the time has one that says where to stop."""
-    of = incidents.c
-    query = _SUMMARIES.order_by(of.first_event_seq.desc())
-    # In literals, so that a database sees that it may use the indexes of open incidents.
-    query = query.where(of.is_open == literal_column("0" if group == _RESOLVED else "1"))
-    if group != _RESOLVED:
-        severity = WORST_FIRST[-group]
-        query = query.where(of.severity == severity)
-    if filter_.is_acknowledged is not None:
-        has_nobody = of.acknowledged_at.is_(None)
-        query = query.where(not_(has_nobody) if filter_.is_acknowledged else has_nobody)
-    if filter_.alertname is not None:
-        query = query.where(of.alertname == filter_.alertname)
-    if filter_.service is not None:
-        query = query.where(of.service == filter_.service)
-    if filter_.since is not None:
-        earlier = incidents.alias("earlier").c
-        last = select(earlier.first_event_seq).where(earlier.started_at < filter_.since)
-        bound = last.order_by(earlier.started_at.desc()).limit(1).scalar_subquery()
-        query = query.where(of.started_at >= filter_.since, of.first_event_seq > func.coalesce(bound, 0))
-    return query
-
-
-async def read_incident(store: Store, incident_id: str) -> IncidentSummary | None:
-    """One incident; None if there is none. Raises StoreUnavailableError."""
-
-    def read(connection: Connection) -> IncidentSummary | None:
-        row = _SUMMARY.fetch_first(connection, {"incident": incident_id})
-        return None if row is None else _build_summaries(connection, [row], store.clock)[0]
-
-    return await store.read(read)
-
-
-def _read_page(
-    connection: Connection, filter_: IncidentFilter, limit: int, before: int | None, clock: Callable[[], float]
-) -> IncidentPage:
-    first_group, before_seq = (len(WORST_FIRST), None) if before is None else divmod(before, _GROUP)
-    rows: list[tuple[int, _SummaryRow]] = []
-    for group in range(min(first_group, len(WORST_FIRST)), _RESOLVED - 1, -1):
-        if filter_.status not in {None, Status.RESOLVED if group == _RESOLVED else Status.FIRING}:
-            continue
-        query = _build_query(filter_, group)
-        if before_seq is not None and group == first_group:
-            query = query.where(incidents.c.first_event_seq < before_seq)
-        rows += [(group, row) for row in query.limit(limit + 1 - len(rows)).fetch_all(connection)]
-        if len(rows) > limit:
-            break
-    page = rows[:limit]
-    next_before = page[-1][0] * _GROUP + page[-1][1].first_event_seq if len(rows) > limit else None
-    return IncidentPage(_build_summaries(connection, [row for _, row in page], clock), next_before)
-
-
-def _build_summaries(
-    connection: Connection, rows: Sequence[_SummaryRow], clock: Callable[[], float]
-) -> list[IncidentSummary]:
-    values = {"incidents": [each.id for each in rows], "now": read_clock(connection, clock)}
-    channels: dict[str, dict[str, DeliveryState]] = {}
-    for row in _READ_CHANNELS.fetch_all(connection, values):
-        channels.setdefault(row.incident_id, {})[row.channel] = DeliveryState(row.state)
-    silenced = {row.incident_id: row for row in _READ_SILENCES.fetch_all(connection, values)}
-    return [_build_summary(row, channels.get(row.id, {}), silenced.get(row.id)) for row in rows]
-
-
-def _build_summary(
-    row: _SummaryRow, channels: Mapping[str, DeliveryState], silence: _SilenceRow | None
-) -> IncidentSummary:
-    return IncidentSummary(
-        id=row.id,
-        alertname=row.alertname,
-        service=row.service or None,
-        status=Status.FIRING if row.is_open else Status.RESOLVED,
-        episode=row.episode,
-        title=row.title,
-        severity=row.severity or None,
-        receiver=row.receiver,
-        since=row.started_at,
-        ended_at=None if row.is_open else row.accepted_at,
-        acknowledged_by=row.acknowledged_by,
-        acknowledged_at=row.acknowledged_at,
-        acknowledged_via=row.acknowledged_via,
-        escalated_to=json.loads(row.escalated_to or "[]"),
-        escalated_at=row.escalated_at,
-        silenced_by=silence.created_by if silence else None,
-        silenced_until=silence.ends_at if silence else None,
-        channels=list(channels),
-        channel_states=channels,
-    )
 
 
 def encode_incident(incident: IncidentSummary) -> dict[str, Any]:
@@ -333,7 +305,7 @@ def parse_status(text: str) -> Status:
 
 
 class EventRecord(NamedTuple):
-    """One accepted webhook, or one event of the relay's own."""
+    """One accepted webhook, or one event of the relay."""
 
     seq: int
     id: str
@@ -347,7 +319,7 @@ class EventRecord(NamedTuple):
 
 
 class DeliveryRecord(NamedTuple):
-    """An event on a channel."""
+    """An event, or several merged ones, on a channel."""
 
     seq: int
     id: str
@@ -470,7 +442,6 @@ class EpisodeHistory:
 
 
 PAGE_EVENTS: Final = 40
-"""Events of a page."""
 MAX_DELIVERIES: Final = 1000
 """Deliveries of a page."""
 MAX_ATTEMPTS: Final = 2000
@@ -479,15 +450,12 @@ FIRST_ATTEMPTS: Final = 3
 """Of a delivery with many attempts the first ones and the last ones are read."""
 LAST_ATTEMPTS: Final = 3
 MAX_EPISODES: Final = 20
-"""Earlier episodes that are listed."""
 _MAX_EVENT_BYTES: Final = 64 * 1024
 """Bytes of an event over which its alerts are not read for the timeline."""
 _MAX_COUNTED: Final = 10_000
 
 
 class _IncidentRow(NamedTuple):
-    """Which events an incident has."""
-
     episode: int
     is_open: int
     first_event_seq: int
@@ -524,8 +492,8 @@ _INCIDENT: Final = RowQuery(_IncidentRow, select(*select_columns(_IncidentRow, i
     incidents.c.id == bindparam("incident")
 )
 _of_episode = and_(_of.incident_id == bindparam("incident"), _of.episode == bindparam("episode"))
-_FIRST_SEQ: Final = RowQuery(int, select(_of.event_seq)).where(_of_episode).order_by(_of.event_seq).limit(1)
-_LAST_SEQ: Final = RowQuery(int, select(_of.event_seq)).where(_of_episode).order_by(_of.event_seq.desc()).limit(1)
+_FIRST_SEQ: Final = select_values(int, _of.event_seq).where(_of_episode).order_by(_of.event_seq).limit(1)
+_LAST_SEQ: Final = select_values(int, _of.event_seq).where(_of_episode).order_by(_of.event_seq.desc()).limit(1)
 _DELIVERIES: Final = RowQuery(DeliveryRecord, select(*select_columns(DeliveryRecord, _of)))
 _PAGE_DELIVERIES: Final = (
     _DELIVERIES.where(_of.event_seq.in_(bindparam("seqs", expanding=True))).order_by(_of.seq).limit(MAX_DELIVERIES + 1)
@@ -593,14 +561,14 @@ _FOREVER: Final = 1e12
 async def read_episode(
     store: Store, incident_id: str, *, episode: int | None = None, before: int | None = None, limit: int = PAGE_EVENTS
 ) -> EpisodeHistory | None:
-    """One episode of an incident; None if nothing of it is stored.
+    """One episode of an incident with a page of its events, the current one by default; None if nothing is stored.
 
     Args:
         store: the outbox.
         incident_id: which incident.
-        episode: which episode; None for the current, or last, one.
+        episode: its number, from 1 on.
         before: the `earlier` of the page that came before this one; None begins with the newest events.
-        limit: how many events.
+        limit: events of the page.
 
     Raises:
         StoreUnavailableError: it cannot be read.
@@ -608,11 +576,7 @@ async def read_episode(
 
     def read(connection: Connection) -> EpisodeHistory | None:
         row = _INCIDENT.fetch_first(connection, {"incident": incident_id})
-        return (
-            None
-            if row is None
-            else _read_timeline_page(connection, incident_id, row, episode or row.episode, before, limit)
-        )
+        return row and _read_timeline_page(connection, incident_id, row, episode or row.episode, before, limit)
 
     return await store.read(read)
 

@@ -1,13 +1,8 @@
-"""An entry of the timeline of an incident, and its form for programs. Pure.
+"""One episode of an incident as a timeline over all channels, and the seconds from the fault to each channel. Pure.
 
-The fault behind an incident: failures of the key, or else of the service, that its first alerts name. Pure.
-
-The seconds from a fault to each channel, hop by hop, and from the alert's end to each channel. Pure.
-
-One episode of an incident as a timeline over all channels. Pure.
-
-Input is what the outbox holds (`EpisodeHistory`) and what the exporter knows of the fault. Each entry has a time, a
-sentence and, where it ends something, how many seconds that took, and since what.
+Input is what the outbox holds (`EpisodeHistory`) and what the exporter knows of the fault: failures of the key, or else
+of the service, that the first alerts name. Each entry has a time, a sentence and, where it ends something, how many
+seconds that took, and since what.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,13 +96,12 @@ def _subtract(at: float | None, since: float | None) -> float | None:
 
 
 def encode_hop(hop: Hop) -> dict[str, Any]:
-    """A hop as API and export write it."""
-    times = {"at": format_json_time(hop.at), "seconds": round_seconds(hop.seconds), "total": round_seconds(hop.total)}
+    """A hop as the API writes it."""
+    times = {"at": format_json_time(hop.at), "seconds": _round(hop.seconds), "total": _round(hop.total)}
     return {**asdict(hop), **times}
 
 
-def round_seconds(seconds: float | None) -> float | None:
-    """As API and export write it."""
+def _round(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)
 
 
@@ -183,8 +177,8 @@ def build_entry(at: float, kind: EntryKind, text: str, **fields: Any) -> Timelin
 
 
 def encode_entry(entry: TimelineEntry) -> dict[str, Any]:
-    """An entry as API and export write it."""
-    return {**asdict(entry), "at": format_json_time(entry.at), "seconds": round_seconds(entry.seconds)}
+    """An entry as the API writes it."""
+    return {**asdict(entry), "at": format_json_time(entry.at), "seconds": _round(entry.seconds)}
 
 
 _MAX_FAULT_AGE: Final = 900.0
@@ -204,13 +198,7 @@ def find_query(first: Event | None) -> HistoryQuery | None:
 def select_failures(
     history: FailureHistory | None, begins_at: float, ended_at: float | None
 ) -> tuple[list[KeyFailure], float | None]:
-    """The failures that led to an incident, and those since, until its end; and when the fault began, if it is known.
-
-    Args:
-        history: of the exporter; None if it was not asked.
-        begins_at: when its first alert began, unix seconds.
-        ended_at: when its last one ended; None while it fires.
-    """
+    """The failures that led to an incident and came until its end, and when the fault began; times are unix seconds."""
     ends = float("inf") if ended_at is None else ended_at
     failures = [
         each
@@ -221,12 +209,7 @@ def select_failures(
 
 
 def explain_missing_fault(history: FailureHistory | None, start: Sequence[Hop]) -> str:
-    """Why a timeline begins without a fault; empty if it does not, or the exporter was not asked.
-
-    Args:
-        history: of the exporter; None if it was not asked.
-        start: the first hops of the timeline: the fault, the alert, the webhook.
-    """
+    """Why a timeline with these first hops begins without a fault; empty if the exporter was not asked."""
     if history is None or start[0].at is not None:
         return ""
     if history.error is not None:
@@ -267,15 +250,13 @@ class Timeline:
 
 
 def build_timeline(history: EpisodeHistory, fault: FailureHistory | None) -> Timeline:
-    """The timeline of a page of an episode.
-
-    Args:
-        history: of the outbox.
-        fault: of the exporter; None if it was not asked, or there is none to ask.
-    """
+    """The timeline of a page of an episode; `fault` is None if the exporter was not asked."""
     first, last = decode_record(history.first_event), decode_record(history.last_event)
-    alert_at = _find_start(first) if history.has_beginning else None
-    ended_at = _find_end(last) if history.is_over and last and is_resolved(last) else None
+    alert_at, ended_at = None, None
+    if first and history.has_beginning:
+        alert_at = min((each.starts_at.timestamp() for each in first.alerts), default=None)
+    if last and history.is_over and is_resolved(last):
+        ended_at = max((ends_at for each in last.alerts if (ends_at := get_end(each)) is not None), default=None)
     begins_at = alert_at or history.started_at
     faults, fault_at = select_failures(fault, begins_at, ended_at)
     listed_faults = faults[:MAX_FAULTS]
@@ -307,15 +288,6 @@ def decode_record(record: EventRecord) -> Event | None:
         return decode_event(record.event)
     except ValueError:
         return None
-
-
-def _find_start(event: Event | None) -> float | None:
-    """When the first alert of an event began to fire."""
-    return min((each.starts_at.timestamp() for each in event.alerts), default=None) if event else None
-
-
-def _find_end(event: Event) -> float | None:
-    return max((ends_at for each in event.alerts if (ends_at := get_end(each)) is not None), default=None)
 
 
 def get_end(alert: Alert) -> float | None:
@@ -367,7 +339,7 @@ def _list_alert_changes(
     changes: Sequence[Alert], earlier: Mapping[str, Alert], record: EventRecord, fault_at: float | None
 ) -> Iterator[TimelineEntry]:
     for alert in changes[:_MAX_ALERTS]:
-        title, event = _format_alert(alert), record.id
+        title, event = format_alert_title(alert) or format_summary(alert), record.id
         starts_at = alert.starts_at.timestamp()
         if alert.fingerprint not in earlier or alert.status is Status.FIRING:
             entry = build_entry(starts_at, EntryKind.ALERT, f"Alert fires: {title}", event=event)
@@ -380,10 +352,6 @@ def _list_alert_changes(
         firing = sum(each.status is Status.FIRING for each in more)
         text = f"Further alerts changed: {firing} fire, {len(more) - firing} are over"
         yield build_entry(record.accepted_at, EntryKind.OMITTED, text, event=record.id)
-
-
-def _format_alert(alert: Alert) -> str:
-    return format_alert_title(alert) or format_summary(alert)
 
 
 def _build_event_entry(record: EventRecord, event: Event, since: float | None, *, is_repeat: bool) -> TimelineEntry:

@@ -25,6 +25,7 @@ from services.relay.model import (
     limit_size,
 )
 from services.relay.outbox.accept import IncomingEvent
+from shared.http.json_api import RefusedError
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
 PART_BYTES: Final = 256 * 1024
@@ -39,12 +40,14 @@ _EXPECTED_VALUES: Final = {"status": "'firing' or 'resolved'", "version": "'4'"}
 T = TypeVar("T")
 
 
-class MalformedWebhookError(Exception):
+class MalformedWebhookError(RefusedError):
     """No webhook of version 4; the text says where and what was expected, and repeats none of its content."""
 
 
-class TooManyTextsError(Exception):
+class TooManyTextsError(RefusedError):
     """A webhook with so many names and values in one place that they would take too much memory."""
+
+    status = 413
 
 
 # No enumerations: msgspec's error would hold the text that is none of them, whatever its length.

@@ -132,7 +132,7 @@ def read_channel_overviews(connection: Connection, names: Iterable[str], now: fl
     rows = {row.name: row for row in CHANNELS.fetch_all(connection)}
     counts: dict[str, dict[DeliveryState, tuple[int, float]]] = {}
     for each in count_deliveries(connection):
-        counts.setdefault(each.channel, {})[each.state] = each.count, each.oldest_accepted_at
+        counts.setdefault(each.channel, {})[DeliveryState(each.state)] = each.delivery_count, each.oldest_accepted_at
     return [_read_overview(connection, name, rows.get(name), counts.get(name, {}), now) for name in names]
 
 

@@ -1,7 +1,4 @@
-"""The audit in the outbox's database: who did what, for as long as the retention keeps it.
-
-Up to when retention has deleted rows of a kind, so that a report of that time can say what it lacks.
-"""
+"""The audit: who did what, as long as retention keeps it; and up to when retention has deleted rows of a kind."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -36,8 +33,6 @@ class PrunedKind(StrEnum):
 
 
 class _MarkRow(NamedTuple):
-    """Up to when rows of a kind were deleted."""
-
     kind: str
     up_to: float
 
@@ -66,14 +61,11 @@ _audit = audit.c
 
 
 class _AuditRow(NamedTuple):
-    """An entry and its number."""
-
     seq: int
     entry: AuditEntry
 
     @classmethod
     def build(cls, seq: int, *values: Any) -> "_AuditRow":
-        """Of a number and an entry's columns."""
         return cls(seq, AuditEntry(*values))
 
 

@@ -37,8 +37,6 @@ _MAX_PREVIOUS_BYTES: Final = 256 * 1024
 
 
 class _IncidentContextRow(NamedTuple):
-    """What the outbox knows of an incident."""
-
     id: str
     episode: int
     is_open: int
@@ -52,31 +50,23 @@ class _IncidentContextRow(NamedTuple):
 
 
 class _ServiceCountRow(NamedTuple):
-    """How many incidents of a service are open."""
-
     service_id: str | None
     open_count: int
 
 
 class _RelatedRow(NamedTuple):
-    """An open incident of a service."""
-
     id: str
     title: str
     started_at: float
 
 
 class _OpenIncidents(NamedTuple):
-    """The open incidents of a service."""
-
     open_count: int
     oldest: Sequence[RelatedIncident]
     """Empty where there is one alone."""
 
 
 class _PreviousRow(NamedTuple):
-    """The last message of an episode that a channel has accepted."""
-
     incident_id: str
     episode: int
     channel: str

@@ -1,17 +1,13 @@
-"""What SQLite and PostgreSQL do differently; the rest of the outbox is written once.
+"""What SQLite and PostgreSQL do differently, and the creation of the tables; the rest of the outbox is written once.
 
 SQLite: WAL with `synchronous=FULL`, one writer at a time, its transactions `IMMEDIATE`; the clock is this machine's.
 PostgreSQL: a commit waits for the disk; every other wait is bounded, so that neither a server that hangs nor a replica
 that is stopped in the middle of a transaction blocks anybody for long; the clock is the server's, which all replicas
 share.
 
-Detects a lost outbox: a database without tables, although a relay has used it, is refused.
-
-Otherwise a wrong path or a volume that is not mounted would look like a first start, and waiting deliveries would be
-forgotten. A relay with SQLite records beside its database, in `relay.db-last-used`, when it last used it; a backup of
-the database does not contain that file. `restore_detection` compares it with the database to detect a restored backup.
-
-Creates the outbox's tables, or raises why this program must not use those that are there.
+A database without tables, although a relay has used it, is a lost outbox and refused: otherwise a wrong path or a
+volume that is not mounted would look like a first start, and waiting deliveries would be forgotten. A relay with SQLite
+records beside its database, in `relay.db-last-used`, when it last used it; a backup of the database lacks that file.
 
 The revision stands in a table of Alembic's form and name, so that the first change of the tables after a release can be
 a migration of it. Before the first release there is one revision.
@@ -90,12 +86,7 @@ class Engines(NamedTuple):
 
 
 def create_engines(database: DatabaseUrl, answer_timeout: AnswerTimeout | None = None) -> Engines:
-    """They connect when they are used.
-
-    Args:
-        database: where it is.
-        answer_timeout: how long connections to PostgreSQL wait for an answer.
-    """
+    """They connect when they are used; `answer_timeout` is for PostgreSQL."""
     if is_sqlite(database):
         file = SqliteFile(database)
         return Engines(

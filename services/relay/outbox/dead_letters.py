@@ -1,16 +1,14 @@
-"""Dead letters: how many a channel has for each reason, the newest of each, and which of them a retry takes.
+"""Dead letters: how many a channel has for each reason, and how they are sent again.
+
+They are sent not as they were, which may be long over, but as the current state of their incident. An operator requests
+it, for one delivery or all of a channel: then what waits for its next attempt is due at once, and a channel behind its
+circuit breaker is tried. The relay itself requests it for what was given up by a wrong clock.
 
 The queries go by `deliveries_dead_groups`, or by `deliveries_unsettled` for all of a channel: both have only what was
 not delivered, in the order of acceptance.
-
-Sends dead letters again: not as they were, which may be long over, but as the current state of their incident.
-
-An operator requests it, for one delivery or all of a channel; or the relay itself, if they were given up by a wrong
-clock. If an operator requests it, what waits for its next attempt is due at once, and a channel behind its circuit
-breaker is tried.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
@@ -69,16 +67,6 @@ class DeadLetterExample(NamedTuple):
     """The provider's answer to the last attempt, or what went wrong; None without an attempt."""
 
 
-class _CountRow(NamedTuple):
-    """The dead letters of a channel for a reason."""
-
-    channel: str
-    reason: str | None
-    letter_count: int
-    oldest_accepted_at: float
-    newest_accepted_at: float
-
-
 class DeadLetterGroup(NamedTuple):
     """The dead letters of a channel for a reason. Times are unix seconds."""
 
@@ -88,8 +76,6 @@ class DeadLetterGroup(NamedTuple):
     letter_count: int
     oldest_accepted_at: float
     newest_accepted_at: float
-    examples: tuple[DeadLetterExample, ...]
-    """The newest."""
 
 
 class DeadLetters(NamedTuple):
@@ -98,6 +84,8 @@ class DeadLetters(NamedTuple):
     letter_count: int
     groups: tuple[DeadLetterGroup, ...]
     """The largest first."""
+    examples: Mapping[DeadLetterGroup, Sequence[DeadLetterExample]]
+    """The newest of each."""
     further_groups: int
     """How many smaller ones were left out."""
 
@@ -105,10 +93,10 @@ class DeadLetters(NamedTuple):
 # A literal, as the indexes of dead letters have it: else PostgreSQL does not see that it may use them.
 _IS_DEAD: Final = _delivery.state == literal_column("'dead'")
 _COUNTS: Final = RowQuery(
-    _CountRow,
+    DeadLetterGroup,
     select(
         _delivery.channel,
-        _delivery.reason,
+        func.coalesce(_delivery.reason, NO_ATTEMPT).label("reason"),
         func.count().label("letter_count"),
         func.min(_delivery.oldest_accepted_at).label("oldest_accepted_at"),
         func.max(_delivery.oldest_accepted_at).label("newest_accepted_at"),
@@ -200,17 +188,11 @@ class DeadLetterFilter(NamedTuple):
 
 def read_dead_letters(connection: Connection) -> DeadLetters:
     """All dead letters, grouped; for `Store.read`."""
-    rows = sorted(_COUNTS.fetch_all(connection), key=lambda row: row.letter_count, reverse=True)
-    groups = tuple(_read_group(connection, row) for row in rows[:_MAX_GROUPS])
-    return DeadLetters(sum(row.letter_count for row in rows), groups, max(0, len(rows) - _MAX_GROUPS))
-
-
-def _read_group(connection: Connection, row: _CountRow) -> DeadLetterGroup:
-    reason = NO_ATTEMPT if row.reason is None else row.reason
-    examples = DeadLetterFilter(row.channel, reason).find_examples(connection)
-    return DeadLetterGroup(
-        row.channel, reason, row.letter_count, row.oldest_accepted_at, row.newest_accepted_at, examples
-    )
+    groups = sorted(_COUNTS.fetch_all(connection), key=lambda group: group.letter_count, reverse=True)
+    listed = groups[:_MAX_GROUPS]
+    examples = {group: DeadLetterFilter(group.channel, group.reason).find_examples(connection) for group in listed}
+    count = sum(group.letter_count for group in groups)
+    return DeadLetters(count, tuple(listed), examples, len(groups) - len(listed))
 
 
 _TOO_EARLY_STEP: Final = 32
@@ -263,11 +245,7 @@ def requeue_dead_letters(transaction: Transaction, letters: DeadLetterFilter, li
 
 
 async def requeue_too_early(store: Store, give_up_after: float) -> DeliveryChanges:
-    """Sends again what was given up for its age, by a clock that has been set back since.
-
-    Args:
-        store: the outbox.
-        give_up_after: the age, in seconds.
+    """Sends again what was given up at this age (seconds), by a clock that has been set back since.
 
     Raises:
         StoreUnavailableError: the steps before this one are done.

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Integer, bindparam, delete, func, insert, 
 from services.relay.outbox.audit import PrunedKind, record_pruned
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import RowQuery, clean_for_database, quarantine, select_values
+from shared.http.json_api import RefusedError
 
 MAX_ENTRIES: Final = 100
 MAX_BODY_BYTES: Final = 512 * 1024
@@ -72,12 +73,16 @@ class Replay(NamedTuple):
     """The address that called."""
 
 
-class UnknownEntryError(Exception):
+class UnknownEntryError(RefusedError):
     """There is no such entry, or not any more; the message is a sentence."""
 
+    status = 404
 
-class AlreadyReplayedError(Exception):
+
+class AlreadyReplayedError(RefusedError):
     """The message is a sentence that says by whom."""
+
+    status = 409
 
 
 _ENTRIES: Final = RowQuery(

@@ -1,32 +1,22 @@
-"""Prunes finished deliveries and events from before a cutoff, or beyond a number, in small steps: nobody waits for it.
+"""Retention: prunes by age every few minutes, and by bytes whenever the outbox comes near its limit.
 
 Never pruned: what is still to be delivered, and what says on which channels an open incident was delivered, and what to
 reply to there. Dead letters go by age alone, since a person must see them. An event stays while a delivery has it and
 while it is its incident's latest, against which a duplicate is compared; a closed incident goes with its last event.
 
-`unsettled` finds the events that a delivery still needs that waits or is dead.
+An unsettled delivery waits or is dead. It needs every event from its first to its last. Sent again, it becomes the
+current state of its incident, so it needs later events, too: otherwise an alert that ended in them would look as if it
+still fired. But an event adds nothing if newer events have all its alerts. So what is kept grows with the alerts of an
+incident, not with its events.
 
+By bytes, finished rows go before their age, dead letters and quarantined webhooks included; rows younger than the
+window in which a late twin may come stay, and so does the audit, since whoever may send webhooks fills the outbox.
 SQLite's file does not shrink: freed pages are used again. (VACUUM would lock everybody out while it copies the file.)
 
-Measures the bytes of the outbox, and prunes the oldest finished rows where they come near `retention.max_bytes`.
-
-Finished rows go before their age, dead letters and quarantined webhooks included. Rows younger than the window in which
-a late twin may come stay all the same; so does the audit, since whoever may send webhooks fills the outbox.
-
-How many bytes the outbox may hold, and when webhooks are refused since it is full.
-
-Where a whole pruning round (see `by_bytes`) leaves so many bytes that cannot be pruned that they alone come
-near the limit, webhooks are refused, and Alertmanager sends them again: firing ones first, resolved ones only a quarter
-beyond the limit, since they release what their incident holds. Until a round has shown that, webhooks are accepted,
-since the round may make space; but only a little beyond the limit, or beyond what was there already.
-
-Retention: prunes by age every few minutes, and by bytes whenever the outbox comes near its limit.
-
-Finds the events that an unsettled delivery still needs: one that waits or is dead.
-
-It has every event from its first to its last. Sent again, it becomes the current state of its incident, so it needs
-later events, too: otherwise an alert that ended in them would look as if it still fired. But an event adds nothing if
-newer events have all its alerts. So what is kept grows with the alerts of an incident, not with its events.
+Where a whole round leaves so many bytes that cannot be pruned that they alone come near the limit, webhooks are
+refused, and Alertmanager sends them again: firing ones first, resolved ones only a quarter beyond the limit, since they
+release what their incident holds. Until a round has shown that, webhooks are accepted, but only a little beyond the
+limit, or beyond what was there already.
 """
 
 import asyncio
@@ -67,16 +57,12 @@ UnsettledRanges = Mapping[str, Sequence[range]]
 
 
 class _EventRangeRow(NamedTuple):
-    """The events of a delivery."""
-
     incident_id: str
     first_event_seq: int
     event_seq: int
 
 
 class _EventUseRow(NamedTuple):
-    """Whether an event has no delivery of its own."""
-
     seq: int
     is_unused: bool
 
@@ -110,16 +96,16 @@ _NEWEST_FIRST: Final = (
 _READ_EVENT: Final = EVENTS.where(events.c.seq == bindparam("event"))
 
 
-async def find_unsettled_ranges(store: Store, cutoff: float) -> UnsettledRanges:
-    """What is unsettled, but for what was given up before `cutoff` (unix seconds). Raises StoreUnavailableError."""
+async def _find_unsettled_ranges(store: Store, cutoff: float) -> UnsettledRanges:
+    """What is unsettled, but for what was given up before `cutoff`."""
     found: dict[str, list[range]] = {}
     for row in await store.read(partial(_READ_RANGES.fetch_all, values={"cutoff": cutoff})):
         found.setdefault(row.incident_id, []).append(range(row.first_event_seq, row.event_seq + 1))
     return found
 
 
-async def find_redundant_events(store: Store, unsettled: UnsettledRanges, cutoff: float) -> set[int]:
-    """Events of these incidents that add nothing to what would be delivered. Raises StoreUnavailableError."""
+async def _find_redundant_events(store: Store, unsettled: UnsettledRanges, cutoff: float) -> set[int]:
+    """Events of these incidents that add nothing to what would be delivered."""
     redundant: set[int] = set()
     for incident in await store.read(partial(_INCIDENTS_WITH_LATER_EVENTS.fetch_all, values={"cutoff": cutoff})):
         ranges = unsettled.get(incident, ())
@@ -202,8 +188,6 @@ class _PruneStepResult(NamedTuple):
 
 
 class _PrunableRow(NamedTuple):
-    """A delivery that may be pruned."""
-
     seq: int
     incident_id: str
     episode: int
@@ -216,8 +200,6 @@ class _PrunableRow(NamedTuple):
 
 
 class _UnusedEventRow(NamedTuple):
-    """An event that may be pruned."""
-
     seq: int
     incident_id: str
 
@@ -262,7 +244,7 @@ _KEEP_DIGESTS: Final = (
     )
     .values(delivery_seq=_other_of_digest.scalar_subquery())
 )
-"""A digest is edited as long as one of the deliveries is there that it names."""
+"""A digest is edited as long as a delivery is there that it names."""
 _READ_DELIVERIES: Final = (
     RowQuery(
         _PrunableRow,
@@ -331,11 +313,11 @@ async def prune_by_age(
 
 async def prune_before(store: Store, cutoff: float, bounds: Excess = NO_EXCESS, pace: StepPlan = NORMAL) -> PruneResult:
     """Prunes what finished before `cutoff` (unix seconds), and the excess. Raises StoreUnavailableError."""
-    unsettled = await find_unsettled_ranges(store, cutoff)
+    unsettled = await _find_unsettled_ranges(store, cutoff)
     of_deliveries = _DeliveryPruner(cutoff, bounds.last_delivery_seq, unsettled, pace.rows)
     pruned_deliveries = await _run_steps(store, of_deliveries.step, pace.pause)
-    unsettled = await find_unsettled_ranges(store, cutoff)
-    redundant = await find_redundant_events(store, unsettled, cutoff)
+    unsettled = await _find_unsettled_ranges(store, cutoff)
+    redundant = await _find_redundant_events(store, unsettled, cutoff)
     of_events = _EventPruner(cutoff, bounds.last_event_seq, unsettled, redundant, pace.rows)
     pruned_events = await _run_steps(store, of_events.step, pace.pause)
     quarantined = await store.run(partial(delete_entries, condition=quarantine.c.received_at < cutoff))
@@ -410,7 +392,7 @@ class _DeliveryPruner:
 
 
 class _EventPruner:
-    """The steps of one walk over the events."""
+    """The steps of one pass over the events."""
 
     def __init__(
         self, cutoff: float, bound: int, unsettled: UnsettledRanges, redundant: Collection[int], rows: int = PRUNE_STEP
@@ -466,10 +448,6 @@ ROW_OVERHEAD: Final = 1024
 """What a row takes beside its large columns: the other columns, its index entries, its attempts."""
 
 
-def _read_cutoff(at: float | None) -> float | None:
-    return at
-
-
 _EPSILON: Final = 1e-3
 """Seconds: what came at a time goes with a cutoff behind it."""
 _bytes_by_time = union_all(
@@ -487,7 +465,7 @@ _running_totals = (
     .where(_bytes_by_time.c.at >= bindparam("after"))
     .subquery()
 )
-_CUTOFF_FOR_SIZE: Final = RowQuery(_read_cutoff, select(func.min(_running_totals.c.at))).where(
+_CUTOFF_FOR_SIZE: Final = select_values(float, func.min(_running_totals.c.at)).where(
     _running_totals.c.sum >= bindparam("size")
 )
 _POSTGRESQL_SIZES: Final = (
@@ -513,8 +491,9 @@ async def prune_to_size(store: Store, limit: "ByteLimit", min_age: float) -> Pru
     while limit.used_bytes > PRUNE_DOWN_TO * limit.max_bytes and not stuck:
         newest = await store.run(lambda transaction: transaction.now) - min_age
         bytes_to_prune = max(limit.used_bytes - PRUNE_DOWN_TO * limit.max_bytes, _MINIMUM_SHARE * limit.max_bytes)
-        end = await store.read(partial(_find_cutoff, after=cutoff, size=bytes_to_prune))
-        cutoff = newest if end is None else min(newest, end)
+        values = {"after": cutoff, "size": bytes_to_prune}
+        end = await store.read(partial(_CUTOFF_FOR_SIZE.fetch_first, values=values))
+        cutoff = newest if end is None else min(newest, end + _EPSILON)
         used_before, accepted_before = limit.used_bytes, limit.accepted_bytes
         more = await prune_before(store, cutoff, pace=FAST)
         pruned = PruneResult(*map(sum, zip(pruned, more, strict=True)))
@@ -534,18 +513,6 @@ def measure_bytes(connection: Connection) -> int:
         )
         return (pages - free) * size
     return sum(int(connection.execute(query).scalar_one()) for query in _POSTGRESQL_SIZES)
-
-
-def _find_cutoff(connection: Connection, after: float, size: float) -> float | None:
-    """When so many bytes of rows that may be finished had come, from `after` on; None if there are fewer.
-
-    Args:
-        connection: to read with.
-        after: unix seconds.
-        size: in bytes.
-    """
-    found = _CUTOFF_FOR_SIZE.fetch_one(connection, {"after": after, "size": size})
-    return None if found is None else found + _EPSILON
 
 
 _FIRING_CEILING: Final = 0.9
@@ -629,11 +596,7 @@ class ByteLimit:
             log.info("outbox accepts webhooks again", used_bytes=self.used_bytes, max_bytes=self.max_bytes)
 
     def record_pruning(self, *, nothing_to_prune: bool) -> None:
-        """Records the end of a whole pruning round.
-
-        Args:
-            nothing_to_prune: whether it freed next to nothing, and more than `PRUNE_ABOVE` is left.
-        """
+        """Records the end of a round, and whether it freed next to nothing while more than `PRUNE_ABOVE` is left."""
         self._nothing_to_prune = nothing_to_prune
         self._bytes_after_pruning = self._measured_bytes
 
@@ -702,7 +665,7 @@ async def run_retention(
         store: the outbox.
         max_age: seconds for which what is over is kept.
         max_deliveries: how many settled deliveries are kept.
-        limit: of its bytes.
+        limit: of bytes; None for none.
         pruners: remove what others own; called in each round.
         min_age: seconds for which what is over is kept whatever its bytes are.
         interval: seconds between two rounds.

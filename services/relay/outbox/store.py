@@ -1,25 +1,12 @@
-"""Many jobs in one transaction (group commit), and statements for many rows.
+"""The open outbox: functions on a transaction go in, and their results come out once the commit is on the disk.
 
-Each job gets its own result, and one that fails undoes itself alone. A statement for many rows is compiled once for
-each kind of database: SQLAlchemy inspects every value of every row at each execution, which takes longer than SQLite
-needs for the row.
+One thread commits all waiting jobs together (group commit): many webhooks and receipts share one fsync. On SQLite all
+jobs share one transaction; on PostgreSQL each handler has its own, so that it locks rows in the same order in every
+replica. A job that fails undoes itself alone. The queue is bounded in number and in bytes, and a job leaves it when
+nobody awaits it any more: while a database hangs, Alertmanager sends the same webhooks again and again.
 
-Many readers of the same kind in one read: while one read runs, the next items wait for the one after it.
-
-The open outbox: functions on a transaction go in, their results come out after the commit.
-
-One thread commits all waiting jobs together (group commit): many webhooks and receipts share one fsync, and each is
-answered only after it. Reads have threads and connections of their own, and never wait for the writer.
-
-Jobs that callers await on an event loop while the outbox's thread does them.
-
-The queue is bounded in number and in bytes, and a job leaves it when nobody awaits it any more: while a database hangs,
-Alertmanager sends the same webhooks again and again.
-
-The thread that writes: takes the waiting jobs, does them in few transactions, and returns the result of each.
-
-On SQLite all jobs share one transaction; on PostgreSQL each handler has its own, so that it locks rows in the same
-order in every replica.
+Reads have threads and connections of their own, and never wait for the writer. While one batched read runs, the next
+items wait for the one after it.
 """
 
 import asyncio
@@ -27,11 +14,10 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -44,8 +30,29 @@ from services.relay.outbox.database import UnknownDatabaseError, check_tables, c
 from shared.sql.database_url import DatabaseUrl
 from shared.sql.engine import AnswerTimeout, FileLostError, is_retryable, open_transaction
 
-JobResult = tuple[Any, Exception | None]
-"""A result, or what was raised instead."""
+RETRY_SECONDS: Final = 1.0
+"""How long a caller waits after a StoreUnavailableError before it tries again."""
+
+log = structlog.get_logger(__name__)
+
+I = TypeVar("I")  # noqa: E741  # an item of work
+T = TypeVar("T")
+
+
+class StoreUnavailableError(Exception):
+    """Nothing is known to be committed: locked, full, read-only, closed, or too much is waiting. Try again later.
+
+    In almost all cases nothing was. But a connection may be lost between a COMMIT and its answer, and a caller that
+    waits no longer does not stop a transaction that has started: then it was done, or will be.
+    """
+
+
+class StoreDamagedError(StoreUnavailableError):
+    """Nothing was committed, since the database cannot read what it holds; other parts of it may work."""
+
+
+class StoreUnusableError(Exception):
+    """The database cannot be opened at all; the message is one sentence with the next step."""
 
 
 class Transaction(NamedTuple):
@@ -60,31 +67,41 @@ class Transaction(NamedTuple):
 
 Handler = Callable[[Transaction, Sequence[Any]], Sequence[Any]]
 """Does all of its items at once, and gives the result of each in its place."""
+ReadHandler = Callable[[Connection, Sequence[I]], Sequence[T]]
+"""Reads for all of its items at once, and gives the result of each in its place."""
+JobResult = tuple[Any, Exception | None]
+"""A result, or what was raised instead."""
 
 
-class Job(NamedTuple):
-    """An item of work, and its handler."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """An item for a handler, who awaits the result, and the size in bytes where that may be large."""
 
     handler: Handler
     item: Any
+    future: "asyncio.Future[Any]"
+    size: int = 0
+
+    def fail(self, error: str) -> None:
+        """The caller gets a StoreUnavailableError, where the job has not ended."""
+        if not self.future.done():
+            self.future.set_exception(StoreUnavailableError(error))
 
 
-def group_by_handler(jobs: Sequence[Job]) -> dict[Handler, list[int]]:
-    """The indexes of the jobs of each handler."""
-    indexes: dict[Handler, list[int]] = {}
-    for index, job in enumerate(jobs):
-        indexes.setdefault(job.handler, []).append(index)
-    return indexes
+def _group_by_handler(jobs: Sequence[Job]) -> Iterable[list[Job]]:
+    groups: dict[Handler, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.handler, []).append(job)
+    return groups.values()
 
 
-def run_jobs(transaction: Transaction, jobs: Sequence[Job]) -> list[JobResult]:
+def _run_jobs(transaction: Transaction, jobs: Sequence[Job]) -> list[JobResult]:
     """The result of each job, in its place. Raises DBAPIError, and then nothing was done."""
-    outcomes: list[JobResult] = [(None, None)] * len(jobs)
-    for handler, indexes in group_by_handler(jobs).items():
-        items = [jobs[index].item for index in indexes]
-        for index, outcome in zip(indexes, _run_in_savepoint(transaction, handler, items), strict=True):
-            outcomes[index] = outcome
-    return outcomes
+    results: dict[Job, JobResult] = {}
+    for group in _group_by_handler(jobs):
+        items = [job.item for job in group]
+        results |= zip(group, _run_in_savepoint(transaction, group[0].handler, items), strict=True)
+    return [results[job] for job in jobs]
 
 
 def _run_in_savepoint(transaction: Transaction, handler: Handler, items: list[Any]) -> list[JobResult]:
@@ -111,7 +128,10 @@ RowValues = Mapping[str, Any]
 
 
 class BulkStatement:
-    """An insert or an update. Values go to the driver as they are: texts, numbers, bytes, None.
+    """An insert or an update of many rows, compiled once for each kind of database.
+
+    SQLAlchemy inspects every value of every row at each execution, which takes longer than SQLite needs for the row.
+    Values go to the driver as they are: texts, numbers, bytes, None.
 
     Args:
         statement: without RETURNING.
@@ -142,170 +162,76 @@ class BulkStatement:
         return compiled.string, lambda row: tuple(map({**constants, **row}.__getitem__, order))
 
 
-_MAX_ITEMS: Final = 128
-"""Items of one read: few enough that what it reads for them fits into memory."""
-
-I = TypeVar("I")  # noqa: E741  # an item of work
-T = TypeVar("T")
-ReadHandler = Callable[[Connection, Sequence[I]], Sequence[T]]
-"""Reads for all of its items at once, and gives the result of each in its place."""
-
-
-class ReadBatches:
-    """The reads that wait.
-
-    Args:
-        read: runs a query on a connection of its own.
-    """
-
-    def __init__(self, read: Callable[[Callable[[Connection], Sequence[Any]]], Awaitable[Sequence[Any]]]) -> None:
-        self._read = read
-        self._waiting: dict[ReadHandler[Any, Any], list[tuple[Any, asyncio.Future[Any]]]] = {}
-        self._running: set[asyncio.Task[None]] = set()
-
-    async def read(self, handler: ReadHandler[I, T], item: I) -> T:
-        """What `handler` reads for `item`. Raises what the read raises."""
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        if handler in self._waiting:
-            self._waiting[handler].append((item, done))
-        else:
-            self._waiting[handler] = [(item, done)]
-            task = asyncio.create_task(self._run(handler), name="batched read")
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
-        return await done
-
-    async def _run(self, handler: ReadHandler[Any, Any]) -> None:
-        waiting = self._waiting[handler]
-        try:
-            while waiting:
-                batch = [each for each in waiting[:_MAX_ITEMS] if not each[1].done()]  # else its reader is gone
-                del waiting[:_MAX_ITEMS]
-                if batch:
-                    await self._read_batch(handler, batch)
-        finally:
-            del self._waiting[handler]
-            for _, done in waiting:
-                done.cancel()
-
-    async def _read_batch(
-        self, handler: ReadHandler[Any, Any], batch: Sequence[tuple[Any, asyncio.Future[Any]]]
-    ) -> None:
-        error, results = None, [None] * len(batch)
-        try:
-            results[:] = await self._read(partial(_call, handler, [item for item, _ in batch]))
-        except Exception as raised:  # noqa: BLE001  # each reader gets it
-            error = raised
-        for (_, done), result in zip(batch, results, strict=True):
-            if not done.done():
-                done.set_exception(error) if error else done.set_result(result)
-
-
-def _call(handler: ReadHandler[Any, Any], items: Sequence[Any], connection: Connection) -> Sequence[Any]:
-    return handler(connection, items)
-
-
 _MAX_JOBS: Final = 8192
 """How many jobs may wait; one more is refused."""
 _MAX_BYTES: Final = 64 * 1024 * 1024
 """Total size of waiting and running jobs, at most: as much as the intake receives at once."""
 
-RETRY_SECONDS: Final = 1.0
-"""How long a caller waits after a StoreUnavailableError before it tries again."""
 
-log = structlog.get_logger(__name__)
-
-
-class StoreUnavailableError(Exception):
-    """Nothing is known to be committed: locked, full, read-only, closed, or too much is waiting. Try again later.
-
-    In almost all cases nothing was. But a connection may be lost between a COMMIT and its answer, and a caller that
-    waits no longer does not stop a transaction that has started: then it was done, or will be.
-    """
-
-
-class StoreDamagedError(StoreUnavailableError):
-    """Nothing was committed, since the database cannot read what it holds; other parts of it may work."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class QueuedJob:
-    """A job, who awaits it, and its size in bytes where that may be large."""
-
-    job: Job
-    future: "asyncio.Future[Any]"
-    size: int = 0
-
-
-class WorkQueue:
+class _WorkQueue:
     """The jobs that wait for the thread, in order of arrival, and those that it runs."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._queued: dict[QueuedJob, None] = {}
-        self._running: set[QueuedJob] = set()
+        self._queued: dict[Job, None] = {}
+        self._running: set[Job] = set()
         self._bytes = 0
         self._closed = False
 
-    def put(self, work: QueuedJob) -> None:
+    def put(self, job: Job) -> None:
         """Adds a job. Raises StoreUnavailableError."""
         with self._changed:
             if self._closed:
                 raise StoreUnavailableError("the outbox is closed")
             if len(self._queued) >= _MAX_JOBS:
                 raise StoreUnavailableError(f"{_MAX_JOBS} jobs wait for the outbox already")
-            if self._bytes + work.size > _MAX_BYTES:
+            if self._bytes + job.size > _MAX_BYTES:
                 raise StoreUnavailableError(f"{self._bytes} bytes wait for the outbox already")
-            self._queued[work] = None
-            self._bytes += work.size
+            self._queued[job] = None
+            self._bytes += job.size
             self._changed.notify()
 
-    def cancel(self, queued: QueuedJob) -> None:
+    def cancel(self, job: Job) -> None:
         """Nobody awaits it any more; where it has not started, it is not done."""
         with self._changed:
-            if queued in self._queued:
-                del self._queued[queued]
-                self._bytes -= queued.size
+            if job in self._queued:
+                del self._queued[job]
+                self._bytes -= job.size
 
-    def wait_for_job(self) -> bool:
-        """True once something waits, False once the queue is closed and nothing does; for the thread."""
+    def start_next(self, limit: int) -> Sequence[Job]:
+        """Waits for jobs; they run until `set_results`, `return_job` or `discard`. None once the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._queued or self._closed)
-            return bool(self._queued)
-
-    def start_next(self, limit: int) -> Sequence[QueuedJob]:
-        """The next jobs, which run until `set_results`, `return_job` or `discard`; for the thread."""
-        with self._changed:
             batch = list(islice(self._queued, limit))
-            for work in batch:
-                del self._queued[work]
+            for job in batch:
+                del self._queued[job]
             self._running.update(batch)
             return batch
 
-    def return_job(self, work: QueuedJob) -> bool:
-        """Puts a running job at the end of the queue; False if that is closed. For the thread."""
+    def return_job(self, job: Job) -> bool:
+        """Puts a running job at the end of the queue; False if that is closed."""
         with self._changed:
             if not self._closed:
-                self._running.remove(work)
-                self._queued[work] = None
+                self._running.remove(job)
+                self._queued[job] = None
             return not self._closed
 
-    def set_results(self, jobs: Sequence[QueuedJob], results: Sequence[JobResult]) -> None:
-        """Gives the results to those who await them, all at once; for the thread."""
+    def set_results(self, jobs: Sequence[Job], results: Sequence[JobResult]) -> None:
+        """Gives the results to those who await them, all at once."""
         self.discard(jobs)  # first: whoever gets a result may put the next job at once
         ended = list(zip(jobs, results, strict=True))
-        for loop in {work.future.get_loop() for work in jobs}:
+        for loop in {job.future.get_loop() for job in jobs}:
             try:
                 loop.call_soon_threadsafe(_set_results, [each for each in ended if each[0].future.get_loop() is loop])
             except RuntimeError:  # the loop has ended, and with it everybody who waited
                 log.warning("event loop ended before the result was returned")
 
-    def discard(self, jobs: Sequence[QueuedJob]) -> None:
-        """These jobs run no more; for the thread."""
+    def discard(self, jobs: Sequence[Job]) -> None:
+        """These jobs run no more."""
         with self._changed:
-            for work in self._running.intersection(jobs):
-                self._running.remove(work)
-                self._bytes -= work.size
+            for job in self._running.intersection(jobs):
+                self._running.remove(job)
+                self._bytes -= job.size
 
     def close(self) -> None:
         """Takes nothing more."""
@@ -316,25 +242,19 @@ class WorkQueue:
     def fail_all(self, error: str) -> None:
         """Every caller gets a StoreUnavailableError now; for their event loop."""
         with self._changed:
-            works = [*self._running, *self._queued]
-        for work in works:
-            fail_job(work.future, error)
+            jobs = [*self._running, *self._queued]
+        for job in jobs:
+            job.fail(error)
 
 
-def fail_job(future: "asyncio.Future[Any]", error: str) -> None:
-    """The caller gets a StoreUnavailableError, where the job has not ended."""
-    if not future.done():
-        future.set_exception(StoreUnavailableError(error))
-
-
-def _set_results(results: list[tuple[QueuedJob, JobResult]]) -> None:
-    for work, (result, problem) in results:
-        if work.future.done():
+def _set_results(results: list[tuple[Job, JobResult]]) -> None:
+    for job, (result, problem) in results:
+        if job.future.done():
             continue  # the caller has given up
         if problem is None:
-            work.future.set_result(result)
+            job.future.set_result(result)
         else:
-            work.future.set_exception(problem)
+            job.future.set_exception(problem)
 
 
 _MAX_BATCH: Final = 256
@@ -350,23 +270,14 @@ _SLOW_TRANSACTION: Final = 3.0
 """Seconds after which a transaction is reported as hanging."""
 
 
-class Writer:
-    """Works until its queue is closed and empty.
-
-    Args:
-        database: where it is.
-        engines: of which it uses `writing`; the others are also reopened after the database failed.
-        queue: of jobs.
-        clock: unix seconds, by this machine.
-        unmerged_channels: the channels that get every event as a delivery of its own.
-        monotonic: seconds, to see how long a transaction takes.
-    """
+class _Writer:
+    """Takes the waiting jobs, does them in few transactions, and returns the results; until its queue is closed."""
 
     def __init__(
         self,
         database: DatabaseUrl,
         engines: dialect.Engines,
-        queue: WorkQueue,
+        queue: _WorkQueue,
         clock: Callable[[], float],
         unmerged_channels: frozenset[str],
         monotonic: Callable[[], float],
@@ -418,7 +329,7 @@ class Writer:
             log.warning("new tables created in an empty database", database=str(self._database))
         self.is_prepared = True
 
-    def fail(self, jobs: Sequence[QueuedJob], error: str) -> None:
+    def fail(self, jobs: Sequence[Job], error: str) -> None:
         """Nothing can be committed for now; the callers of these jobs get the error."""
         if self._error != error:
             log.error("outbox cannot commit", error=error)
@@ -432,26 +343,21 @@ class Writer:
             engine.dispose()
 
     def _run(self) -> None:
-        before = 0
-        while self._queue.wait_for_job():
-            if before > _SMALL_BATCH:
+        while count := self._run_next_batch():
+            if count > _SMALL_BATCH:
                 time.sleep(_BATCH_DELAY)
-            before = self._run_next_batch()
         self._engine.dispose()
 
     def _run_next_batch(self) -> int:
-        """Does what waits; gives how many jobs it was."""
-        works = self._queue.start_next(_MAX_BATCH)
-        if dialect.is_sqlite(self._database):
-            self._commit(works)
-        else:
-            for indexes in group_by_handler([work.job for work in works]).values():
-                self._commit([works[index] for index in indexes])
-        self._queue.discard(works)
-        return len(works)
+        """How many jobs it was; none once the queue is closed. Nothing keeps them while the next ones are awaited."""
+        jobs = self._queue.start_next(_MAX_BATCH)
+        for group in [jobs] if dialect.is_sqlite(self._database) else _group_by_handler(jobs):
+            self._commit(group)
+        self._queue.discard(jobs)
+        return len(jobs)
 
-    def _commit(self, jobs: Sequence[QueuedJob], tries: int = _MAX_TRIES, *, short_lock_timeout: bool = False) -> None:
-        jobs = [work for work in jobs if not work.future.done()]
+    def _commit(self, jobs: Sequence[Job], tries: int = _MAX_TRIES, *, short_lock_timeout: bool = False) -> None:
+        jobs = [job for job in jobs if not job.future.done()]
         if not jobs:
             return
         try:
@@ -479,7 +385,7 @@ class Writer:
             self.committed_at = self._clock()
             self._queue.set_results(jobs, outcomes)
 
-    def _run_transaction(self, jobs: Sequence[QueuedJob], *, short_lock_timeout: bool) -> list[JobResult]:
+    def _run_transaction(self, jobs: Sequence[Job], *, short_lock_timeout: bool) -> list[JobResult]:
         self._transaction_started = self._monotonic()
         try:
             self.prepare()
@@ -488,19 +394,19 @@ class Writer:
                 if short_lock_timeout:
                     dialect.set_short_lock_timeout(connection)
                 now = dialect.read_clock(connection, self._clock)
-                return run_jobs(Transaction(connection, now, self.unmerged_channels), [work.job for work in jobs])
+                return _run_jobs(Transaction(connection, now, self.unmerged_channels), jobs)
         finally:
             self._transaction_started = None
 
-    def _retry_locked(self, jobs: Sequence[QueuedJob], error: Exception) -> None:
+    def _retry_locked(self, jobs: Sequence[Job], error: Exception) -> None:
         """Another process has locked what some of them need: the others are done, and these are queued again."""
         if len(jobs) > 1:
-            for work in jobs:
-                self._commit([work], short_lock_timeout=True)
+            for job in jobs:
+                self._commit([job], short_lock_timeout=True)
         elif not self._queue.return_job(jobs[0]):
             self._queue.set_results(jobs, [(None, error)])
 
-    def _commit_one_by_one(self, jobs: Sequence[QueuedJob], error: exc.DBAPIError) -> None:
+    def _commit_one_by_one(self, jobs: Sequence[Job], error: exc.DBAPIError) -> None:
         """Each is done alone, so that one that is wrong, or needs what is damaged, fails alone."""
         is_damaged = dialect.is_damaged(error)
         if is_damaged:
@@ -508,8 +414,8 @@ class Writer:
         if len(jobs) == 1:
             result = StoreDamagedError(dialect.describe_error(error)) if is_damaged else error
             self._queue.set_results(jobs, [(None, result)])
-        for work in jobs if len(jobs) > 1 else ():
-            self._commit([work])
+        for job in jobs if len(jobs) > 1 else ():
+            self._commit([job])
 
 
 def _check_new_connection(connection: Connection) -> None:
@@ -519,6 +425,8 @@ def _check_new_connection(connection: Connection) -> None:
         connection.info[_REVISION_CHECKED] = True
 
 
+_MAX_ITEMS: Final = 128
+"""Items of one batched read: few enough that what it reads for them fits into memory."""
 _REPLY_TIMEOUT: Final = 7.5
 """How long a caller waits, in the queue and for the result: less than the 10 s that Alertmanager gives a webhook."""
 _SCRAPE_TIMEOUT: Final = 2.0
@@ -534,19 +442,8 @@ _DAMAGE_SECONDS: Final = 5.0
 """For how long a damage counts. Whoever met one tries again every second or two."""
 
 
-class StoreUnusableError(Exception):
-    """The database cannot be opened at all; the message is one sentence with the next step."""
-
-
 class Store:
-    """The open database.
-
-    Args:
-        database: where it is.
-        clock: unix seconds, by this machine.
-        unmerged_channels: the channels that get every event as a delivery of its own.
-        monotonic: seconds, to see how long a transaction takes.
-    """
+    """The open database; see `open_store`."""
 
     def __init__(
         self,
@@ -560,11 +457,12 @@ class Store:
         self._answer_timeout = AnswerTimeout()
         self._engines = dialect.create_engines(database, self._answer_timeout)
         self._read_engine = self._engines.reading
-        self._queue = WorkQueue()
-        self._writer = Writer(database, self._engines, self._queue, clock, unmerged_channels, monotonic)
+        self._queue = _WorkQueue()
+        self._writer = _Writer(database, self._engines, self._queue, clock, unmerged_channels, monotonic)
         self._readers = ThreadPoolExecutor(dialect.READERS, "outbox read")
         self._reads: set[Future[Any]] = set()
-        self._read_batches = ReadBatches(self.read)
+        self._waiting: dict[ReadHandler[Any, Any], list[tuple[Any, asyncio.Future[Any]]]] = {}
+        self._batched_reads: set[asyncio.Task[None]] = set()
         self._monotonic = monotonic
         self._damage = ""
         self._damage_ends = -math.inf
@@ -601,11 +499,6 @@ class Store:
 
         `handler` gets all items that wait for it in one call. Deliveries depend on it: see `damage`.
 
-        Args:
-            handler: does its items in one transaction.
-            item: one of them.
-            size: its bytes, where they may be many.
-
         Raises:
             StoreUnavailableError: it is not known to be committed.
         """
@@ -620,16 +513,16 @@ class Store:
     async def _do(self, handler: Callable[[Transaction, Sequence[I]], Sequence[T]], item: I, size: int = 0) -> T:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
-        work = QueuedJob(Job(handler, item), done, size)
-        self._queue.put(work)
-        timeout = loop.call_later(_REPLY_TIMEOUT, fail_job, done, f"no answer within {_REPLY_TIMEOUT:g} s")
+        job = Job(handler, item, done, size)
+        self._queue.put(job)
+        timeout = loop.call_later(_REPLY_TIMEOUT, job.fail, f"no answer within {_REPLY_TIMEOUT:g} s")
         try:
             return await done
         finally:
             timeout.cancel()
-            self._queue.cancel(work)
+            self._queue.cancel(job)
             # An exception that `done` holds holds this frame: without a cycle, all of it is gone at once.
-            del work, done
+            del job, done
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """What `query` reads, on a connection of its own. Raises StoreUnavailableError."""
@@ -655,7 +548,39 @@ class Store:
 
     async def read_batch(self, handler: ReadHandler[I, T], item: I) -> T:
         """What `handler` reads for `item`, together with other items that wait for it. Raises StoreUnavailableError."""
-        return await self._read_batches.read(handler, item)
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        if handler in self._waiting:
+            self._waiting[handler].append((item, done))
+        else:
+            self._waiting[handler] = [(item, done)]
+            task = asyncio.create_task(self._run_batches(handler), name="batched read")
+            self._batched_reads.add(task)
+            task.add_done_callback(self._batched_reads.discard)
+        return await done
+
+    async def _run_batches(self, handler: ReadHandler[Any, Any]) -> None:
+        waiting = self._waiting[handler]
+        try:
+            while waiting:
+                batch = [each for each in waiting[:_MAX_ITEMS] if not each[1].done()]  # else its reader is gone
+                del waiting[:_MAX_ITEMS]
+                if batch:
+                    await self._read_for(handler, batch)
+        finally:
+            del self._waiting[handler]
+            for _, done in waiting:
+                done.cancel()
+
+    async def _read_for(self, handler: ReadHandler[Any, Any], batch: Sequence[tuple[Any, asyncio.Future[Any]]]) -> None:
+        error, results = None, [None] * len(batch)
+        items = [item for item, _ in batch]
+        try:
+            results[:] = await self.read(lambda connection: handler(connection, items))
+        except Exception as raised:  # noqa: BLE001  # each reader gets it
+            error = raised
+        for (_, done), result in zip(batch, results, strict=True):
+            if not done.done():
+                done.set_exception(error) if error else done.set_result(result)
 
     def read_blocking(self, query: Callable[[Connection], T]) -> T:
         """The same for the thread of a scrape, within 2 s. Raises StoreUnavailableError."""

@@ -1,13 +1,4 @@
-"""`/api/quarantine`: what was not accepted, and its replay.
-
-All of it is JSON, except the body of a quarantined webhook: `GET /api/quarantine/{id}` returns it as it came.
-
-`/quarantine`: what was given up, and the retry of many; what was refused, and its replay.
-
-The body of a refused webhook as people read and edit it. Pure.
-
-It may be anything that anybody sent: no JSON, no text, nested without end, or much longer once it is indented.
-"""
+"""Dead letters and refused webhooks on one page, and over the API: retried, repaired and replayed."""
 
 import asyncio
 import json
@@ -20,99 +11,25 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.relay.channels.port import REASON_ADVICE, ReasonAdvice
-from services.relay.console.frame import Console, Handler, redirect, redirect_refused
-from services.relay.deliveries.pages import DeliveryActions, UnknownChannelError
-from services.relay.deliveries.retries import NotRetryableError, UnknownDeliveryError
-from services.relay.intake.webhook import MalformedWebhookError, TooManyTextsError
-from services.relay.outbox.accept import encode_accepted
+from services.relay.console.frame import Console, Done, Handler
+from services.relay.deliveries.pages import DeliveriesPages
+from services.relay.outbox.accept import AcceptResult, encode_accepted
 from services.relay.outbox.dead_letters import NO_ATTEMPT, read_dead_letters
 from services.relay.outbox.quarantine import (
     MAX_BODY_BYTES,
     MAX_ENTRIES,
     AlreadyReplayedError,
     QuarantineEntry,
-    UnknownEntryError,
     list_entries,
     read_webhook,
 )
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import clean_for_database
-from services.relay.quarantine.replay import NotConfirmedError, ReplayPreview, ReplayRefusedError, Replays
+from services.relay.quarantine.replay import NotConfirmedError, ReplayPreview, Replays
 from shared.config.server_settings import Role
 from shared.http.access import describe_action, get_caller, get_peer
-from shared.http.json_api import FormError, build_error_response, format_json_time, read_form
+from shared.http.json_api import FormError, RefusedError, format_json_time, read_form
 from shared.http.limits import BODY_SECONDS, BodyTooLargeError, read_body
-
-_REFUSALS: Final[Mapping[type[Exception], int]] = {
-    UnknownEntryError: 404,
-    AlreadyReplayedError: 409,
-    ReplayRefusedError: 409,
-    MalformedWebhookError: 400,
-    TooManyTextsError: 413,
-    TimeoutError: 408,
-}
-
-
-class QuarantineEndpoint:
-    """The endpoints of the quarantine.
-
-    Args:
-        store: the outbox.
-        replays: accepts webhooks after all.
-    """
-
-    def __init__(self, store: Store, replays: Replays) -> None:
-        self._store = store
-        self._replays = replays
-
-    def add_routes(self, console: Console) -> None:
-        """The routes of the API."""
-        console.api("/quarantine", self.list)
-        console.api("/quarantine/{id}", self.get_body, role=Role.ADMIN)  # it may contain misdirected secrets
-        console.api("/quarantine/{id}/replay", self.replay, role=Role.ADMIN, action="replay")
-
-    async def list(self, _request: Request) -> Response:
-        """All entries, the newest first."""
-        return JSONResponse({"quarantine": [_encode_entry(entry) for entry in await list_entries(self._store)]})
-
-    async def get_body(self, request: Request) -> Response:
-        """The body of one, as a download."""
-        try:
-            entry, body = await read_webhook(self._store, request.path_params["id"])
-        except UnknownEntryError as error:
-            return build_error_response(404, str(error))
-        headers = {
-            "Content-Disposition": f'attachment; filename="webhook-{entry.id}.txt"',
-            "X-Content-Type-Options": "nosniff",  # the sender of the webhook wrote it
-        }
-        return Response(body, media_type="text/plain", headers=headers)
-
-    async def replay(self, request: Request) -> Response:
-        """Accepts one after all: as it is kept, or as the request's body has it."""
-        describe_action(request, is_stored=True)  # with what it accepts, or it changed nothing
-        try:
-            entry, stored = await read_webhook(self._store, request.path_params["id"])
-            sent = await _read_repaired(request)
-            caller, code = get_caller(request).name, request.query_params.get("confirm")
-            accepted = await self._replays.replay(entry, sent or stored, code, who=caller, peer=get_peer(request))
-        except NotConfirmedError as error:
-            return JSONResponse({"error": str(error), "preview": _encode_preview(error.preview)}, status_code=409)
-        except tuple(_REFUSALS) as error:
-            return build_error_response(_REFUSALS[type(error)], str(error))
-        except BodyTooLargeError:
-            refused = build_error_response(413, f"the body is over {MAX_BODY_BYTES} bytes; post it to /alerts")
-            refused.headers["Connection"] = "close"  # else uvicorn would read the rest, to drop it
-            return refused
-        return JSONResponse(encode_accepted(accepted), status_code=200 if accepted.is_duplicate else 202)
-
-
-async def _read_repaired(request: Request) -> bytes:
-    """The body of the request; empty if there is none. Raises BodyTooLargeError, TimeoutError."""
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await read_body(request.stream(), MAX_BODY_BYTES)
-    except TimeoutError:
-        raise TimeoutError(f"the body did not arrive within {BODY_SECONDS:g} s; send it again") from None
 
 
 def _encode_entry(entry: QuarantineEntry) -> dict[str, Any]:
@@ -133,7 +50,10 @@ _MAX_FORMATTED: Final = 4 * PAGE_BYTES
 
 
 class FormattedBody(NamedTuple):
-    """A body as a page shows it."""
+    """A body as a page shows it, for people to read and edit.
+
+    It may be anything: no JSON, no text, nested without end, or much longer once it is indented.
+    """
 
     text: str
     is_json: bool
@@ -185,56 +105,58 @@ _ADVICE: Final[Mapping[str, ReasonAdvice]] = {
 _PAGE_SIZE: Final = 20
 """Refused webhooks on a page."""
 _CONFIRMED: Final = "yes"
-_REFUSED_REPAIRS: Final = (MalformedWebhookError, TooManyTextsError, ReplayRefusedError)
 
 
 class QuarantinePages:
-    """The pages of dead letters and of refused webhooks.
+    """The pages of dead letters and of refused webhooks, with their actions.
 
     Args:
         store: the outbox.
-        renderer: renders the templates.
-        actions: retry dead letters.
+        renderer: renders what a person edits, with what is wrong.
+        deliveries: retries dead letters.
         replays: accepts refused webhooks after all.
     """
 
-    def __init__(self, store: Store, renderer: Console, actions: DeliveryActions, replays: Replays) -> None:
+    def __init__(self, store: Store, renderer: Console, deliveries: DeliveriesPages, replays: Replays) -> None:
         self._store = store
         self._renderer = renderer
-        self._actions = actions
+        self._deliveries = deliveries
         self._replays = replays
         self._forms = asyncio.Semaphore(_MAX_FORMS)
 
     def add_routes(self, console: Console) -> None:
-        """The routes of the pages and of their actions."""
+        """The routes of pages, API and actions."""
+        one = f"{PATH}/{{id}}"
 
-        def action(path: str, act: Handler, role: Role, name: str, refused: str = "Nothing was done") -> None:
-            handler = self._answer_errors(act)
-            console.action(PATH + path, handler, role, name, refused=refused, back=PATH, has_api=False)
+        def action(path: str, act: Handler, role: Role, name: str, refused: str) -> None:
+            console.action(path, act, role, name, refused=refused, back=PATH, has_api=False)
 
-        console.page(PATH, self._show, title="Quarantine")
-        action("/retry", self._retry_all, Role.ADMIN, "retry all")
-        action("/retry/{id}", self._retry_one, Role.RESPONDER, "retry")
+        console.page(PATH, self._show, "quarantine.html.j2", title="Quarantine")
+        console.api(PATH, self._list)
+        action(f"{PATH}/retry", self._deliveries.retry_all, Role.ADMIN, "retry all", "Not retried")
+        action(f"{PATH}/retry/{{id}}", self._retry, Role.RESPONDER, "retry", "Not retried")
         # It may contain misdirected secrets.
-        console.page(PATH + "/{id}", self._answer_errors(self._show_entry), role=Role.ADMIN)
-        action("/{id}/preview", self._limit_forms(self._preview), Role.ADMIN, "preview replay")
-        action("/{id}/replay", self._limit_forms(self._replay), Role.ADMIN, "replay")
+        console.page(one, self._show_entry, "quarantine_entry.html.j2", role=Role.ADMIN)
+        console.api(one, self._get_body, role=Role.ADMIN)
+        action(f"{one}/preview", self._limit_forms(self._preview), Role.ADMIN, "preview replay", "Nothing was done")
+        action(f"{one}/replay", self._limit_forms(self._replay), Role.ADMIN, "replay", "Nothing was done")
+        console.api(f"{one}/replay", self._replay_for_program, role=Role.ADMIN, action="replay")
 
-    async def _show(self, request: Request) -> Response:
+    async def _show(self, request: Request) -> dict[str, object]:
         part = request.headers.get("hx-target")  # a page that is open loads its two parts each by itself
         values = {} if part == "refused" else await self._read_dead_letters()
-        values |= {} if part == "dead_letters" else await self._read_refused(request.query_params.get("before", ""))
-        return await self._renderer.render(request, "quarantine.html.j2", values)
+        return values | ({} if part == "dead_letters" else await self._read_refused(request))
 
     async def _read_dead_letters(self) -> dict[str, object]:
         letters = await self._store.read(read_dead_letters)
         return {
             "letters": letters,
             "advice": {group.reason: _ADVICE.get(group.reason, _UNKNOWN_ADVICE) for group in letters.groups},
-            "channels": self._actions.channels,
+            "channels": self._deliveries.channels,
         }
 
-    async def _read_refused(self, before: str) -> dict[str, object]:
+    async def _read_refused(self, request: Request) -> dict[str, object]:
+        before = request.query_params.get("before", "")
         oldest = int(before) if re.fullmatch("[0-9]{1,18}", before) else None
         entries = await list_entries(self._store, _PAGE_SIZE + 1, oldest)
         return {
@@ -244,104 +166,95 @@ class QuarantinePages:
             "max_entries": MAX_ENTRIES,
         }
 
-    async def _retry_all(self, request: Request) -> Response:
-        form = await read_form(request)
-        try:
-            count = await self._actions.retry_all(request, form.get("channel") or None, form.get("reason") or None)
-        except UnknownChannelError as error:
-            return redirect_refused(request, PATH, f"Not retried: {error}.")
-        return redirect(request, PATH, f"{count:,} dead letter{' is' if count == 1 else 's are'} sent again.")
+    async def _list(self, _request: Request) -> dict[str, object]:
+        return {"quarantine": [_encode_entry(entry) for entry in await list_entries(self._store)]}
 
-    async def _retry_one(self, request: Request) -> Response:
-        try:
-            now = await self._actions.retry(request)
-        except (UnknownDeliveryError, NotRetryableError) as error:
-            return redirect_refused(request, PATH, f"Not retried: {error}.")
-        return redirect(request, PATH, f"{now.alertname} is sent again on {now.channel}.")
+    async def _retry(self, request: Request) -> Done:
+        now = await self._deliveries.retry_one(request)
+        return Done(f"{now.alertname} is sent again on {now.channel}.", PATH)
 
-    async def _show_entry(self, request: Request) -> Response:
+    async def _get_body(self, request: Request) -> Response:
+        """The body as it came, as a download."""
         entry, body = await read_webhook(self._store, request.path_params["id"])
-        return await self._render_entry(request, entry, body)
+        headers = {
+            "Content-Disposition": f'attachment; filename="webhook-{entry.id}.txt"',
+            "X-Content-Type-Options": "nosniff",  # the sender of the webhook wrote it
+        }
+        return Response(body, media_type="text/plain", headers=headers)
+
+    async def _show_entry(self, request: Request) -> dict[str, object]:
+        return _build_values(*await read_webhook(self._store, request.path_params["id"]))
 
     async def _preview(self, request: Request) -> Response:
         entry, stored = await read_webhook(self._store, request.path_params["id"])
         edited = (await read_form(request, _MAX_FORM_BYTES)).get("body")
-        body = stored if edited is None else edited.encode()
+        values = _build_values(entry, stored, edited)
         try:
-            preview = await self._replays.preview(entry, body)
-        except _REFUSED_REPAIRS as error:
-            return await self._render_entry(request, entry, stored, edited=edited, error=f"Not accepted: {error}")
-        return await self._render_entry(request, entry, stored, edited=edited, preview=preview)
+            values["preview"] = await self._replays.preview(entry, stored if edited is None else edited.encode())
+        except RefusedError as error:
+            values["error"] = f"Not accepted: {error}"
+        return await self._renderer.render(request, "quarantine_entry.html.j2", values)
 
-    async def _replay(self, request: Request) -> Response:
+    async def _replay(self, request: Request) -> Response | Done:
         describe_action(request, is_stored=True)  # with what it accepts, or it changed nothing
         entry, stored = await read_webhook(self._store, request.path_params["id"])
         form = await read_form(request, _MAX_FORM_BYTES)
-        edited, is_confirmed = form.get("body"), form.get("confirmed") == _CONFIRMED
-        body, code = stored if edited is None else edited.encode(), form.get("code") if is_confirmed else None
-        who, peer = get_caller(request).name, get_peer(request)
+        edited, code = form.get("body"), form.get("code") if form.get("confirmed") == _CONFIRMED else None
+        values = _build_values(entry, stored, edited)
         try:
-            accepted = await self._replays.replay(entry, body, code, who=who, peer=peer)
+            accepted = await self._accept(request, entry, stored if edited is None else edited.encode(), code)
         except NotConfirmedError as error:
-            why = "Nothing was done: what it would do has changed. Read it again, then confirm."
-            return await self._render_entry(
-                request, entry, stored, edited=edited, preview=error.preview, error=why, status=409
-            )
-        except AlreadyReplayedError as error:
-            return redirect(request, PATH, f"Nothing was done: {error}.")
-        except _REFUSED_REPAIRS as error:
-            return await self._render_entry(
-                request, entry, stored, edited=edited, error=f"Not accepted: {error}", status=422
-            )
+            values["preview"] = error.preview
+            values["error"] = "Nothing was done: what it would do has changed. Read it again, then confirm."
+            return await self._renderer.render(request, "quarantine_entry.html.j2", values, status=409)
+        except AlreadyReplayedError:
+            raise
+        except RefusedError as error:
+            values["error"] = f"Not accepted: {error}"
+            return await self._renderer.render(request, "quarantine_entry.html.j2", values, status=422)
         if accepted.is_duplicate:
-            return redirect(request, PATH, "Accepted. It repeats what was accepted before: nothing is sent.")
-        return redirect(request, PATH, f"Accepted: it goes to {', '.join(accepted.channels) or 'no channel'}.")
+            return Done("Accepted. It repeats what was accepted before: nothing is sent.", PATH)
+        return Done(f"Accepted: it goes to {', '.join(accepted.channels) or 'no channel'}.", PATH)
 
-    async def _render_entry(
-        self,
-        request: Request,
-        entry: QuarantineEntry,
-        body: bytes,
-        *,
-        edited: str | None = None,
-        preview: ReplayPreview | None = None,
-        error: str | None = None,
-        status: int = 200,
-    ) -> Response:
-        values = {
-            "entry": entry,
-            "formatted": format_body(body),
-            "edited": edited,
-            "preview": preview,
-            "error": error,
-            "PAGE_BYTES": PAGE_BYTES,
-        }
-        return await self._renderer.render(request, "quarantine_entry.html.j2", values, status=status)
+    async def _replay_for_program(self, request: Request) -> Response | Done:
+        """Accepts one as it is kept, or as the request's body has it."""
+        describe_action(request, is_stored=True)  # as above
+        entry, stored = await read_webhook(self._store, request.path_params["id"])
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                repaired = await read_body(request.stream(), MAX_BODY_BYTES)
+            accepted = await self._accept(request, entry, repaired or stored, request.query_params.get("confirm"))
+        except NotConfirmedError as error:
+            return JSONResponse({"error": str(error), "preview": _encode_preview(error.preview)}, error.status)
+        except BodyTooLargeError:
+            why = f"the body is over {MAX_BODY_BYTES} bytes; post it to /alerts"
+            # Else uvicorn would read the rest, to drop it.
+            raise RefusedError(why, 413, headers={"Connection": "close"}) from None
+        except TimeoutError:
+            raise RefusedError(f"the body did not arrive within {BODY_SECONDS:g} s; send it again", 408) from None
+        return Done("", "", encode_accepted(accepted), 200 if accepted.is_duplicate else 202)
+
+    async def _accept(self, request: Request, entry: QuarantineEntry, body: bytes, code: str | None) -> AcceptResult:
+        who, peer = get_caller(request).name, get_peer(request)
+        return await self._replays.replay(entry, body, code, who=who, peer=peer)
 
     def _limit_forms(self, handler: Handler) -> Handler:
-        async def answer(request: Request) -> Response:
+        async def answer(request: Request) -> Response | Done:
             try:  # nothing of the form is read meanwhile
                 async with asyncio.timeout(_FORM_WAIT_SECONDS):
                     await self._forms.acquire()
             except TimeoutError:
                 raise FormError("others are being repaired; go back, and try again in a moment", 503) from None
             try:
-                response: Response = await handler(request)
+                done: Response | Done = await handler(request)
             finally:
                 self._forms.release()
-            return response
+            return done
 
         return answer
 
-    def _answer_errors(self, handler: Handler) -> Handler:
-        async def answer(request: Request) -> Response:
-            try:
-                response: Response = await handler(request)
-                return response  # noqa: TRY300
-            except UnknownEntryError as error:
-                values = {"error": str(error)}
-                return await self._renderer.render(request, "quarantine_missing.html.j2", values, status=404)
-            except FormError as error:
-                return redirect_refused(request, PATH, f"Nothing was done: {error}.")
 
-        return answer
+def _build_values(entry: QuarantineEntry, body: bytes, edited: str | None = None) -> dict[str, object]:
+    """What the page of an entry shows: its body, or what a person made of it."""
+    values = {"entry": entry, "formatted": format_body(body), "edited": edited, "preview": None, "error": None}
+    return {**values, "PAGE_BYTES": PAGE_BYTES}

@@ -20,6 +20,7 @@ from services.relay.outbox.context import build_title
 from services.relay.outbox.incidents import IncidentState, read_state
 from services.relay.outbox.quarantine import MAX_BODY_BYTES, AlreadyReplayedError, QuarantineEntry, Replay, read_entry
 from services.relay.outbox.store import Store
+from shared.http.json_api import RefusedError
 from shared.process.concurrency import run_in_thread_if_large
 
 _OLD_SECONDS: Final = 300.0
@@ -63,12 +64,16 @@ class ReplayPreview:
     """Sentences: what a person should know before."""
 
 
-class ReplayRefusedError(Exception):
+class ReplayRefusedError(RefusedError):
     """It cannot be replayed as it is; the message is a sentence."""
 
+    status = 409
 
-class NotConfirmedError(Exception):
+
+class NotConfirmedError(RefusedError):
     """Nothing was done: the code is missing, or is not that of `preview`."""
+
+    status = 409
 
     def __init__(self, preview: ReplayPreview) -> None:
         super().__init__("not confirmed: read what the replay would do, then repeat it with the code of this preview")

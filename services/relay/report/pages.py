@@ -1,9 +1,4 @@
-"""`report`: what happened in a period, as a table, JSON or CSV. Text of an alert cannot control the terminal.
-
-`/api/report`: the figures of a period.
-
-`/report`: what happened in a period; `/report.csv`: the same figures for a spreadsheet.
-"""
+"""The report of a period: its page, API and command. Text of an alert cannot control the terminal."""
 
 import json
 import time
@@ -15,14 +10,14 @@ from urllib.parse import urlencode
 
 import click
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
 from services.relay.cli import add_config_option, run_with_outbox
 from services.relay.config import RelaySettings
-from services.relay.console.frame import Console
+from services.relay.console.frame import Console, View
 from services.relay.outbox.store import StoreUnavailableError
 from services.relay.preview.pages import read_part
-from services.relay.report.queries import read_report
+from services.relay.report.queries import Report, read_report
 from services.relay.report.report import (
     DEFAULT_SINCE,
     PARAMETERS,
@@ -33,7 +28,7 @@ from services.relay.report.report import (
     parse_period,
 )
 from services.relay.text import clean_line, format_seconds
-from shared.http.json_api import build_error_response, check_names
+from shared.http.json_api import RefusedError, check_names
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _EXAMPLES: Final = """\b
@@ -138,30 +133,6 @@ def _format_table(heading: tuple[str, ...], rows: Iterable[tuple[object, ...]]) 
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
-class ReportEndpoint:
-    """The report as JSON.
-
-    Args:
-        reader: of reports.
-    """
-
-    def __init__(self, reader: ReportReader) -> None:
-        self._reader = reader
-
-    def add_routes(self, console: Console) -> None:
-        """The route of the API."""
-        console.api("/report", self.get)
-
-    async def get(self, request: Request) -> Response:
-        """The report of the period that the query names."""
-        try:
-            check_names(request.query_params, PARAMETERS)
-            report = await self._reader.read(request.query_params)
-        except ValueError as error:
-            return build_error_response(400, str(error))
-        return JSONResponse(encode_report(report))
-
-
 _FRAGMENT: Final = "figures"
 _PRESETS: Final = {"24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days"}
 _CAUSES: Final = {
@@ -174,30 +145,36 @@ _CAUSES: Final = {
 
 
 class ReportPages:
-    """The page of the report.
+    """The page of the report, and its figures as JSON and CSV.
 
     Args:
         reader: of reports.
-        renderer: renders the template.
         zone: the name of the time zone in which dates are read.
     """
 
-    def __init__(self, reader: ReportReader, renderer: Console, zone: str) -> None:
+    def __init__(self, reader: ReportReader, zone: str) -> None:
         self._reader = reader
-        self._renderer = renderer
         self._zone = zone
 
     def add_routes(self, console: Console) -> None:
-        """The routes of page and CSV."""
-        console.page("/report", self._show, title="Report")
+        """The routes of page, API and CSV."""
+        console.page("/report", self._show, "report.html.j2", title="Report")
+        console.api("/report", self._read, encode=encode_report)
         console.page("/report.csv", self._get_csv)
 
-    async def _show(self, request: Request) -> Response:
+    async def _read(self, request: Request) -> Report:
+        try:
+            check_names(request.query_params, PARAMETERS)
+            return await self._reader.read(request.query_params)
+        except ValueError as error:
+            raise RefusedError(str(error)) from None
+
+    async def _show(self, request: Request) -> View:
         given = {name: value for name, value in request.query_params.items() if name in PARAMETERS and value}
         error, unavailable, report = None, None, None
         try:
-            report = await read_part(request, _FRAGMENT, self._reader.read(request.query_params))
-        except ValueError as problem:
+            report = await read_part(request, _FRAGMENT, self._read(request))
+        except RefusedError as problem:
             error = str(problem)
         except StoreUnavailableError as problem:
             if request.headers.get("hx-target") != _FRAGMENT:
@@ -215,12 +192,12 @@ class ReportPages:
             "causes": _CAUSES,
             "explain_delay": explain_delay,
         }
-        return await self._renderer.render(request, "report.html.j2", values, status=400 if error else 200)
+        return View(values, 400 if error else 200)
 
     async def _get_csv(self, request: Request) -> Response:
         try:
-            report = await self._reader.read(request.query_params)
-        except ValueError as error:
-            return PlainTextResponse(f"{error}\n", status_code=400)
+            report = await self._read(request)
+        except RefusedError as error:
+            return PlainTextResponse(f"{error}\n", error.status)
         headers = {"Content-Disposition": 'attachment; filename="keypulse-report.csv"'}
         return Response(format_csv(report), media_type="text/csv", headers=headers)

@@ -1,20 +1,10 @@
-"""Figures of the deliveries of a period: how many, how fast, on which channel, and what was never delivered.
+"""The figures of a period: its incidents and deliveries, and what took the slowest deliveries so long.
 
 A delivery belongs to the period in which it was delivered or given up. Its time goes from the acceptance of the oldest
-event in it to its receipt; of one that a retry, a fallback, an escalation or a person added later, from then on. A
-quantile is the smallest time that so many percent do not exceed: exact, and computed by the database. No query changes
-the outbox or waits for a writer.
-
-Figures of the incidents of a period: how many, of which alert and service, and how soon they were acknowledged.
-
-Each episode that starts in the period counts. The time to acknowledge goes from its start to the first acknowledgement
-in it, be that withdrawn later, as the audit has it. No query changes the outbox or waits for a writer.
-
-The report of a period: the figures of its incidents and deliveries, and since when the outbox has them.
-
-The slowest deliveries of a period, each with what is stored of its delay: its attempts, and those of others.
-
-Each query reads a bounded number of rows, however many the outbox has. None changes the outbox or waits for a writer.
+event in it to its receipt; of one that a retry, a fallback, an escalation or a person added later, from then on. An
+episode belongs to the period in which it starts; its time to acknowledge goes to the first acknowledgement in it, even
+if that was withdrawn later. A quantile is the smallest time that so many percent do not exceed: exact, and computed by
+the database. No query changes the outbox or waits for a writer.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -53,6 +43,7 @@ from services.relay.outbox.tables import (
     events,
     incidents,
     quarantine,
+    select_values,
 )
 
 
@@ -145,12 +136,7 @@ def is_within(moment: ColumnElement[Any]) -> ColumnElement[bool]:
 
 
 def select_quantiles(times: Select[Any], *groups: str) -> Select[*tuple[Any, ...]]:
-    """For each group: its columns, how many times there are, and their quantiles.
-
-    Args:
-        times: with a column `seconds`.
-        groups: the names of its other columns.
-    """
+    """For each group of times, of the column `seconds`: the group's columns, how many there are, their quantiles."""
     of = times.subquery().c
     share = func.cume_dist().over(partition_by=[of[name] for name in groups] or None, order_by=of.seconds)
     ranked = select(*(of[name] for name in groups), of.seconds, share.label("share")).subquery().c
@@ -492,10 +478,6 @@ class _SlowRow(NamedTuple):
     maybe_delivered_up_to: int | None
 
 
-class _MomentRow(NamedTuple):
-    at: float | None
-
-
 class _FailureRow(NamedTuple):
     reason: str
     attempt_count: int
@@ -554,9 +536,9 @@ _ATTEMPTS: Final = (
 
 _on_channel = _of.channel == bindparam("channel")
 _is_other = _of.seq != bindparam("seq")
-_FIRST_OTHER: Final = RowQuery(
-    _MomentRow, select(func.min(_of.finished_at).label("at")).where(IS_DELIVERED, _on_channel, _is_other)
-).where(is_within(_of.finished_at))
+_FIRST_OTHER: Final = select_values(float, func.min(_of.finished_at)).where(
+    IS_DELIVERED, _on_channel, _is_other, is_within(_of.finished_at)
+)
 _COUNT_OTHERS: Final = RowQuery(
     int,
     select(func.count()).select_from(
@@ -605,7 +587,7 @@ def _read_delay(connection: Connection, row: _SlowRow) -> SlowDelivery:
     if delivery.waited < MIN_WAIT:
         return delivery
     values = {"channel": row.channel, "seq": row.seq, "since": start, "until": start + delivery.waited}
-    first = _FIRST_OTHER.fetch_one(connection, values).at
+    first = _FIRST_OTHER.fetch_first(connection, values)
     blocked = delivery.waited if first is None else first - start
     failures = _OTHER_FAILURES.fetch_all(connection, {**values, "until": start + blocked})
     return delivery._replace(
@@ -631,13 +613,7 @@ class Report(NamedTuple):
 
 
 def read_report(connection: Connection, period: Period, channels: Collection[str]) -> Report:
-    """The report of a period, for `Store.read`.
-
-    Args:
-        connection: to read with.
-        period: of the report.
-        channels: the configured names; each is listed, be it without a delivery.
-    """
+    """The report of a period, for `Store.read`; each of these channels is listed, be it without a delivery."""
     dead = read_dead(connection, period)
     marks = read_pruned(connection)
     deleted_up_to = max((at for kind, at in marks.items() if kind is not PrunedKind.QUARANTINE), default=0.0)

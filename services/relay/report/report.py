@@ -1,18 +1,7 @@
-"""Why a delivery was late, from what the outbox has of it. Pure.
-
-Nothing is claimed beyond what is stored: where no attempt on the channel explains a wait, its cause is unknown.
-
-A report as JSON and as CSV: the same figures for API, console and command line.
-
-Seconds have three decimals, times are RFC 3339 in UTC. In CSV each row is one thing of a section, and a column
-that says nothing of it is empty.
-
-The period of a report, as a person or a program writes it.
-
-Reads reports for the console: one at a time, and one for all who ask for the same period within seconds.
+"""A report as people and programs read it: why deliveries were late, JSON, CSV, and which period an address names.
 
 A report of 100,000 deliveries keeps one of the outbox's readers busy for a quarter of a second, and the senders need
-these, too.
+these, too: so reports are read one at a time, and one serves all who ask for the same period within seconds.
 """
 
 import asyncio
@@ -315,13 +304,7 @@ _MAX_WAIT: Final = 8.0
 
 
 class ReportReader:
-    """Reads reports.
-
-    Args:
-        store: the outbox.
-        channels: the configured names.
-        zone: the readers'.
-    """
+    """Reads reports of the configured channels, in the readers' time zone."""
 
     def __init__(self, store: Store, channels: Collection[str], zone: tzinfo) -> None:
         self._store = store

@@ -28,7 +28,7 @@ HOSTILE = (
     "<div hx-get=/metrics hx-trigger=load hx-on:load=alert(1)>"
 )
 FILTERS = {
-    "incidents": ("state", "alert", "service", "period", "cursor"),
+    "incidents": ("alert", "service"),
     "deliveries": ("alertname", "service", "channel", "text"),
 }
 PAGES = (

@@ -102,7 +102,7 @@ async def test_a_wrong_filter_is_400_with_what_was_expected(tmp_path: Path) -> N
         code, answer = await get(client, "/api/deliveries?stat=dead")
         assert (code, answer["error"]) == (
             400,
-            "unknown parameter; expected state, channel, alertname, service, digest, since, until, text, limit, cursor",
+            "unknown parameter; expected limit, cursor, state, channel, alertname, service, digest, since, until, text",
         )
 
 
@@ -121,7 +121,7 @@ async def test_a_nul_character_is_an_error_and_no_defect_with_either_store(
             ("POST", "/api/deliveries/retry?channel=%00", 404),
         ):
             async with client.request(method, path) as response:
-                assert (response.status, list(await response.json())) == (code, ["error"]), path
+                assert (response.status, "error" in await response.json()) == (code, True), path
 
 
 async def test_pages_follow_one_another_by_their_cursor(tmp_path: Path) -> None:

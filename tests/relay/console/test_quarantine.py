@@ -111,7 +111,7 @@ async def test_a_page_shows_a_body_escaped_previews_and_replays_it(tmp_path: Pat
         await show(client, "/quarantine/1/replay", data={**form, "confirmed": "yes"})  # a double click
         assert "Repair and replay" not in await show(client, "/quarantine/1")
         assert len(find_sent(channel)) == 1
-        assert "There is no such entry" in await show(client, "/quarantine/77")
+        assert "No such entry" in await show(client, "/quarantine/77")
 
 
 async def test_a_channel_with_dead_letters_is_degraded_until_they_are_retried(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ async def test_dead_letters_are_retried_one_by_one_in_groups_and_all_at_once(tmp
         assert await retry("/api/deliveries/retry?channel=one&reason=timeout") == (202, {"retried": 0})
         retry_by_page = partial(flash, client, "/quarantine/retry", headers=ADMIN)
         assert await retry_by_page(channel="one", reason="timeout") == "0 dead letters are sent again."
-        assert "no such channel" in await retry_by_page(channel="\0", reason="\0")
+        assert "no such channel" in await retry_by_page(channel="\0")
         assert "too large" in await retry_by_page(channel="x" * 70_000)
         assert await retry_by_page() == "4 dead letters are sent again."
         await until(lambda: len(channel.sent) == 5)

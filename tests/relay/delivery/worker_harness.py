@@ -11,7 +11,6 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from services.relay.channels.port import SendError, SendReason, SendScope
-from services.relay.deliveries import queries as delivery_list
 from services.relay.deliveries.queries import DeliveryFilter, DeliverySummary, list_deliveries
 from services.relay.delivery.attempt import SenderSettings, open_local_sender
 from services.relay.delivery.enrichment import NO_ENRICHMENT, EnrichmentSettings
@@ -22,6 +21,7 @@ from services.relay.metrics import Metrics
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.store import open_store
+from services.relay.outbox.tables import CHANNELS
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.served_relay import Scripted, ScriptedSettings, event_of, until
@@ -70,7 +70,7 @@ class Rig:
         return await self.deliveries(channel)
 
     async def refused(self) -> set[str]:
-        return {each.name for each in await self.store.read(delivery_list.read_channel_states) if each.is_down}
+        return {each.name for each in await self.store.read(CHANNELS.fetch_all) if each.is_down}
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)

@@ -2,13 +2,11 @@
 
 from typing import Any
 
-from services.relay.deliveries import queries as delivery_list
-from services.relay.deliveries.queries import ChannelState
 from services.relay.model import DeliveryTask
 from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.receipt import OutcomeResult
 from services.relay.outbox.store import Store
-from services.relay.outbox.tables import DeliveryState
+from services.relay.outbox.tables import CHANNELS, ChannelRow, DeliveryState
 from tests.relay.outbox.actions import accept, claim_some, end_attempt
 
 
@@ -31,8 +29,8 @@ async def fail(
     return await end_attempt(store, claim, DeliveryState.RETRYING, **outcome | changes)
 
 
-async def state_of(store: Store, channel: str = "a") -> ChannelState:
-    (state,) = [each for each in await store.read(delivery_list.read_channel_states) if each.name == channel]
+async def state_of(store: Store, channel: str = "a") -> ChannelRow:
+    (state,) = [each for each in await store.read(CHANNELS.fetch_all) if each.name == channel]
     return state
 
 

@@ -37,6 +37,7 @@ from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest, record_outcome
 from services.relay.outbox.recovery import sweep
 from services.relay.outbox.store import open_store
+from services.relay.outbox.tables import CHANNELS as CHANNEL_ROWS
 from services.relay.outbox.tables import DeliveryState, deliveries, events, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery_oracle.claims import check_claim
@@ -158,7 +159,8 @@ class SimulatedOutbox:
         check(check_stored(self.events, list(self.rows.values()), CHANNELS))
         counted = Counter((row.channel, row.state) for row in found if row.state in tables.UNSETTLED)
         assert {
-            (one.channel, one.state): one.count for one in self.run(self.store.read(delivery_list.count_deliveries))
+            (one.channel, one.state): one.delivery_count
+            for one in self.run(self.store.read(delivery_list.count_deliveries))
         } == counted
 
     def wait(self, seconds: float) -> None:
@@ -405,8 +407,7 @@ class SimulatedOutbox:
             channel for one in recorded for channel in one.superseded_channels
         )
         channel_states = {
-            channel_state.name: channel_state
-            for channel_state in self.run(self.store.read(delivery_list.read_channel_states))
+            channel_state.name: channel_state for channel_state in self.run(self.store.read(CHANNEL_ROWS.fetch_all))
         }
         for owned, one in zip(ending, recorded, strict=True):
             self.owned.remove(owned)
@@ -464,7 +465,7 @@ class SimulatedOutbox:
         """The channels that refuse everything."""
         return {
             channel_state.name
-            for channel_state in self.run(self.store.read(delivery_list.read_channel_states))
+            for channel_state in self.run(self.store.read(CHANNEL_ROWS.fetch_all))
             if channel_state.is_down
         }
 

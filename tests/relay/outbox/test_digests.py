@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, select, update
 
-from services.relay.deliveries import queries as delivery_list
 from services.relay.model import DeliveryTask, Status, decode_event
 from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due, release_leases, save_progress
@@ -17,7 +16,7 @@ from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResul
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest
 from services.relay.outbox.retention import prune_before
 from services.relay.outbox.store import Store, open_store
-from services.relay.outbox.tables import DeliveryState, attempts, deliveries, edits, incidents
+from services.relay.outbox.tables import CHANNELS, DeliveryState, attempts, deliveries, edits, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import PAUSES, accept, end_attempt, prepare
 from tests.relay.outbox.clocks import FileClock, ServerClock
@@ -297,7 +296,7 @@ async def test_each_member_has_its_attempts_and_a_digest_reaches_the_channel_onc
     read = select(attempts.c.delivery_seq, attempts.c.number, attempts.c.reason)
     found = await storm.store.read(lambda connection: connection.execute(read).all())
     assert {(row.number, row.reason) for row in found if row.delivery_seq == rows["b"].seq} == {(1, "timeout")}
-    (channel,) = await storm.store.read(delivery_list.read_channel_states)
+    (channel,) = await storm.store.read(CHANNELS.fetch_all)
     assert channel.failures == 1
 
 
