@@ -50,7 +50,7 @@ from services.relay.outbox.edits import (
 )
 from services.relay.outbox.fallback import fall_back_unserved
 from services.relay.outbox.merge import DeliveryChanges
-from services.relay.outbox.recovery import detect_restore, sweep
+from services.relay.outbox.recovery import COMPARE_DELAY, detect_restore, sweep
 from services.relay.outbox.store import RETRY_SECONDS, Store, StoreUnavailableError
 from services.relay.outbox.storm import MAX_CLAIM_BYTES
 from shared.process.logs import describe_exception
@@ -527,8 +527,9 @@ async def _run_sweeper(
     async def sweep_once() -> None:
         await record_served_channels(store, edit_scopes)
         handle_changes(await fall_back_unserved(store, edit_scopes, context.fallback_channels))
-        give_up_after = context.retry_policy.give_up_after
-        handle_changes(await sweep(store, context.lease_owner, give_up_after, context.fallback_channels))
+        policy = context.retry_policy
+        longest_wait = max(policy.backoff_max, context.lease_seconds, COMPARE_DELAY)
+        handle_changes(await sweep(store, policy.give_up_after, context.fallback_channels, longest_wait))
 
     def handle_changes(changes: DeliveryChanges) -> None:
         for channel, state in changes.ended:

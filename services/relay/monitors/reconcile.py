@@ -34,7 +34,7 @@ from services.relay.outbox.incidents import (
     read_last_firing,
     read_open_incident,
 )
-from services.relay.outbox.recovery import read_postponed_at, release_compared
+from services.relay.outbox.recovery import read_postponed_until, release_compared
 
 CLOSED_REMARK: Final = (
     "Closed by the relay: Alertmanager no longer has it; it may have ended while silenced or inhibited."
@@ -105,8 +105,8 @@ class Reconciler:
     async def _compare_backup(self, view: _AlertmanagerView) -> None:
         """Compares what waits in a restored backup before it is sent: it may be resolved long since."""
         store = self._publisher.store
-        postponed_at = await store.read(read_postponed_at) if view.usable_peers else None
-        if postponed_at is None:
+        postponed_until = await store.read(read_postponed_until) if view.usable_peers else None
+        if postponed_until is None:
             return
         async for incident in iterate_restored(store, is_open=True):
             if await self._is_absent(incident, view):
@@ -115,7 +115,7 @@ class Reconciler:
             event = _build_refired_event(incident.event, view) if incident.event else None
             if event is not None:
                 await self._publisher.publish(incident, event)
-        await release_compared(store, postponed_at)
+        await release_compared(store, postponed_until)
 
     async def _close_absent(self, view: _AlertmanagerView) -> None:
         before, self._absent_since = self._absent_since, {}

@@ -148,7 +148,7 @@ def _read_overview(
     counts: Mapping[DeliveryState, tuple[int, float]],
     now: float,
 ) -> ChannelOverview:
-    row = row or ChannelRow(name, 0.0, 0.0, 0.0, 0, 0)
+    row = row or ChannelRow(name, 0.0, 0.0, 0, 0)
     pause, retry_after = compute_pauses(row, now)
     (last_check, last_test) = (next(iter(list_checks(connection, name, kind, 1)), None) for kind in CheckKind)
     return ChannelOverview(

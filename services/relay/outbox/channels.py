@@ -31,7 +31,6 @@ from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_in
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import (
     CHANNELS,
-    CLOCK_TOLERANCE,
     NEW_CHANNEL,
     OUTDATED_DELIVERIES,
     ChannelRow,
@@ -166,7 +165,7 @@ def record_claim(
     if rate is not None:
         changes["next_token_at"] = spend(row.next_token_at, transaction.now, count, rate)
     if trial_seconds is not None:
-        changes |= {"paused_until": transaction.now + trial_seconds, "paused_set_at": transaction.now}
+        changes["paused_until"] = transaction.now + trial_seconds
     if changes:
         update_channel(transaction, row.name, **changes)
 
@@ -191,7 +190,7 @@ def record_failure(transaction: Transaction, channel: str, reason: str, detail: 
 
 def compute_pauses(row: ChannelRow, now: float) -> tuple[float, float]:
     """The seconds that are left of the pause of its circuit breaker, and of the one that its provider asked for."""
-    return _compute_remaining(row.paused_until, row.paused_set_at, now), _compute_retry_after(row, now)
+    return max(row.paused_until - now, 0.0), max((row.retry_after_until or 0.0) - now, 0.0)
 
 
 def spend_further(transaction: Transaction, channel: str, count: int, rate: float) -> None:
@@ -240,26 +239,22 @@ def record_effect(
         return
     now, requested = transaction.now, retry_after or 0.0
     # A provider may have asked for a longer pause than the longest; attempts that have started by then do not end it.
-    left = 0.0 if is_breaker_trial else _compute_remaining(row.paused_until, row.paused_set_at, now)
+    left = 0.0 if is_breaker_trial else row.paused_until - now
     if 0 < requested <= pauses.maximum:
-        update_channel(
-            transaction,
-            channel,
-            retry_after_until=now + max(_compute_retry_after(row, now), requested),
-            retry_after_set_at=now,
-        )
+        update_channel(transaction, channel, retry_after_until=max(row.retry_after_until or 0.0, now + requested))
     if effect is ChannelEffect.REACHED and (row.failures or row.is_down) and left <= pauses.maximum:
         _close_breaker(transaction, row)
     elif effect is ChannelEffect.DOWN:
         failures, pause = max(row.failures, FAILURE_THRESHOLD), max(pauses.maximum, requested, left)
-        _pause_until(transaction, channel, now + pause, failures=failures, is_down=1, reason=reason)
+        update_channel(transaction, channel, paused_until=now + pause, failures=failures, is_down=1, reason=reason)
     elif effect is ChannelEffect.FAILED and (is_breaker_trial or row.failures < FAILURE_THRESHOLD):
         failures = row.failures + 1
         doublings = min(failures - FAILURE_THRESHOLD, 64)
-        pause = min(pauses.maximum, pauses.initial * 2.0**doublings) if doublings >= 0 else 0.0
-        _pause_until(transaction, channel, now + pause, failures=failures, reason=reason)
+        pause = min(pauses.maximum, pauses.initial * 2.0**doublings)
+        until = now + pause if doublings >= 0 else 0.0
+        update_channel(transaction, channel, paused_until=until, failures=failures, reason=reason)
     elif is_breaker_trial:
-        _pause_until(transaction, channel, now, failures=row.failures)  # nothing is known: the next one tries
+        update_channel(transaction, channel, paused_until=0.0)  # nothing is known: the next one tries
 
 
 def allow_trial(transaction: Transaction, names: Iterable[str]) -> None:
@@ -270,7 +265,7 @@ def allow_trial(transaction: Transaction, names: Iterable[str]) -> None:
     for name in names:
         row = _LOCK_CHANNEL.fetch_first(transaction.connection, {"channel": name})
         if row is not None and (row.is_down or row.failures >= FAILURE_THRESHOLD):
-            _pause_until(transaction, name, transaction.now)
+            update_channel(transaction, name, paused_until=0.0)
             _make_retries_due(transaction, name)
 
 
@@ -297,23 +292,11 @@ def update_channel(transaction: Transaction, channel: str, **changes: object) ->
     transaction.connection.execute(update(channels).where(_channel.name == channel).values(**changes))
 
 
-def _compute_remaining(until: float, set_at: float, now: float) -> float:
-    """Seconds of a pause that are left; none of one that was written by a clock that has been set back since."""
-    return max(until - now, 0.0) if set_at <= now + CLOCK_TOLERANCE else 0.0
-
-
-def _compute_retry_after(row: ChannelRow, now: float) -> float:
-    """Seconds that are left of the pause that the provider asked for."""
-    if row.retry_after_until is None:
-        return 0.0
-    return _compute_remaining(row.retry_after_until, row.retry_after_set_at or 0.0, now)
-
-
 def _close_breaker(transaction: Transaction, row: ChannelRow) -> None:
     was_closed = row.failures >= FAILURE_THRESHOLD or row.is_down
     update_channel(transaction, row.name, failures=0, is_down=0, reason=None)
     if was_closed:
-        _pause_until(transaction, row.name, transaction.now)
+        update_channel(transaction, row.name, paused_until=0.0)
         _make_retries_due(transaction, row.name)
 
 
@@ -329,11 +312,7 @@ def _make_retries_due(transaction: Transaction, channel: str) -> None:
     # Those that somebody else is merging get their time from that.
     free = select(of.seq).where(*waiting).order_by(of.seq).with_for_update(skip_locked=True)
     due = update(deliveries).where(of.seq.in_(free))
-    transaction.connection.execute(due.values(due_at=transaction.now, due_set_at=transaction.now))
-
-
-def _pause_until(transaction: Transaction, channel: str, until: float, **changes: object) -> None:
-    update_channel(transaction, channel, paused_until=until, paused_set_at=transaction.now, **changes)
+    transaction.connection.execute(due.values(due_at=transaction.now))
 
 
 _REPLICA_TIMEOUT: Final = 60.0

@@ -130,7 +130,6 @@ _MARK_CLAIMED: Final = (
         state=DeliveryState.SENDING,
         lease=bindparam("lease_id"),
         due_at=bindparam("ends"),
-        due_set_at=bindparam("now"),
         attempts=_delivery.attempts + 1,
         digest_id=bindparam("digest"),
         # A digest that may have arrived, and is not claimed again as one, since digests were turned off.
@@ -231,7 +230,6 @@ def _claim_channel(transaction: Transaction, request: ClaimRequest) -> ClaimResu
             "claimed": [each.delivery.seq for each in due],
             "lease_id": lease_id,
             "digest": digest_id,
-            "now": transaction.now,
             "ends": transaction.now + request.lease_seconds,
         },
     )
@@ -409,7 +407,6 @@ _RELEASE: Final = (
         state=case((_delivery.attempts > 1, DeliveryState.RETRYING), else_=DeliveryState.QUEUED),
         attempts=_delivery.attempts - 1,
         due_at=bindparam("now"),
-        due_set_at=bindparam("now"),
         lease=None,
         maybe_sent=1,
     )

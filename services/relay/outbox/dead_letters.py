@@ -277,7 +277,7 @@ def _requeue_one(transaction: Transaction, delivery_id: str, actor: Actor | None
         _enqueue_current_state(transaction, row)
     elif state in (DeliveryState.QUEUED, DeliveryState.RETRYING):
         due = update(deliveries).where(_delivery.seq == row.seq)
-        transaction.connection.execute(due.values(due_at=transaction.now, due_set_at=transaction.now))
+        transaction.connection.execute(due.values(due_at=transaction.now))
     if state in (DeliveryState.DEAD, DeliveryState.QUEUED, DeliveryState.RETRYING):
         breaker.allow_trial(transaction, [row.channel])
         if actor:

@@ -29,7 +29,6 @@ from services.relay.outbox.channels import count_available, spend
 from services.relay.outbox.database import build_insert
 from services.relay.outbox.store import BulkStatement, Store, Transaction
 from services.relay.outbox.tables import (
-    CLOCK_TOLERANCE,
     DIGEST_EPISODE,
     EVENTS,
     RowQuery,
@@ -65,7 +64,6 @@ _INSERT_FIRST_MESSAGES: Final = {dialect: _build_insert(dialect) for dialect in 
 _request_values = {
     "wanted": _edit.wanted + 1,
     "requested_at": case((_is_idle, bindparam("now")), else_=_edit.requested_at),
-    "due_set_at": case((_is_idle, bindparam("now")), else_=_edit.due_set_at),
 }
 _REQUEST_FOR_CHANNEL: Final = BulkStatement(
     update(edits)
@@ -183,7 +181,7 @@ def record_first_messages(transaction: Transaction, messages: Sequence[FirstMess
     """Records messages that are edited from now on: at once, where a person acted while they were sent."""
     if messages:
         connection, now = transaction.connection, transaction.now
-        state: dict[str, object] = {"wanted": 0, "shown": 0, "requested_at": now, "due_at": now, "due_set_at": now}
+        state: dict[str, object] = {"wanted": 0, "shown": 0, "requested_at": now, "due_at": now}
         state |= {"attempts": 0, "lease": None, "reason": None, "edited_at": None}
         rows = [{key: value for key, value in each._asdict().items() if key != "context"} | state for each in messages]
         _INSERT_FIRST_MESSAGES[connection.dialect.name].execute(connection, rows)
@@ -316,7 +314,6 @@ class EditOutcome:
 class _LimitRow(NamedTuple):
     next_token_at: float
     retry_after_until: float | None
-    retry_after_set_at: float | None
 
 
 class _EditRow(NamedTuple):
@@ -354,9 +351,9 @@ class _MemberRow(NamedTuple):
 
 
 _CHANNELS_OF_SCOPE: Final = select_values(str, channels.c.name).where(channels.c.edit_scope == bindparam("scope"))
-_READ_LIMIT: Final = RowQuery(
-    _LimitRow, select(_limit.next_token_at, _limit.retry_after_until, _limit.retry_after_set_at)
-).where(_limit.scope == bindparam("scope"))
+_READ_LIMIT: Final = RowQuery(_LimitRow, select(_limit.next_token_at, _limit.retry_after_until)).where(
+    _limit.scope == bindparam("scope")
+)
 _LOCK_LIMIT: Final = _READ_LIMIT.for_update(skip_locked=True)
 _DUE_EDITS: Final = RowQuery(
     _EditRow,
@@ -371,8 +368,7 @@ _DUE_EDITS: Final = RowQuery(
 ).where(_edit.channel.in_(bindparam("channels", expanding=True)), _IS_WAITING)
 _LOCK_DUE: Final = (
     _DUE_EDITS.where(
-        # What was set in what is now the future is due: the clock was set back.
-        or_(_edit.due_at <= bindparam("now"), _edit.due_set_at > bindparam("now") + CLOCK_TOLERANCE),
+        _edit.due_at <= bindparam("now"),
         case((_edit.episode == DIGEST_EPISODE, _edit.incident_id), else_=deliveries.c.id).not_in(
             bindparam("in_flight", expanding=True)
         ),
@@ -399,7 +395,6 @@ _MARK_CLAIMED: Final = BulkStatement(
     .values(
         lease=bindparam("new_lease"),
         due_at=bindparam("ends"),
-        due_set_at=bindparam("now"),
         attempts=_edit.attempts + 1,
     )
 )
@@ -415,7 +410,7 @@ _READ_EVENTS: Final = EVENTS.where(events.c.seq.in_(bindparam("seqs", expanding=
 _end = (
     update(edits)
     .where(*_of_one, _edit.lease == bindparam("ours"))
-    .values(due_at=bindparam("new_due_at"), due_set_at=bindparam("now"), lease=None, reason=bindparam("new_reason"))
+    .values(due_at=bindparam("new_due_at"), lease=None, reason=bindparam("new_reason"))
 )
 _END: Final = _end.values(
     shown=bindparam("new_shown"),
@@ -466,9 +461,7 @@ _MEMBERS: Final = RowQuery(
     .order_by(deliveries.c.seq),
 )
 _RELEASE: Final = (
-    update(edits)
-    .where(_edit.lease.startswith(bindparam("owner")))
-    .values(due_at=bindparam("now"), due_set_at=bindparam("now"), lease=None)
+    update(edits).where(_edit.lease.startswith(bindparam("owner"))).values(due_at=bindparam("now"), lease=None)
 )
 
 
@@ -512,7 +505,7 @@ def _claim(transaction: Transaction, request: EditClaimRequest) -> EditClaimResu
         next_token_at = spend(limit.next_token_at, now, len(rows), request.rate)
         _update_limit(connection, request.scope, next_token_at=next_token_at)
     lease_id = f"{request.lease_owner}/{uuid4().hex}"
-    claimed = {"new_lease": lease_id, "now": now, "ends": now + request.lease_seconds}
+    claimed = {"new_lease": lease_id, "ends": now + request.lease_seconds}
     _MARK_CLAIMED.execute(connection, [{**_identify(row), **claimed} for row in rows])
     return EditClaimResult(tuple(_build_claims(transaction, rows, lease_id)), 0.0)
 
@@ -611,7 +604,7 @@ def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: Edi
         connection.execute(_REPLACE_DIGEST_RECEIPT, {**key, "new_receipt": receipt})
     if outcome.retry_after is not None and (limit := _READ_LIMIT.fetch_first(connection, {"scope": scope})):
         until = now + max(_compute_pause(limit, now), outcome.retry_after)
-        _update_limit(connection, scope, retry_after_until=until, retry_after_set_at=now)
+        _update_limit(connection, scope, retry_after_until=until)
     return is_lease_valid
 
 
@@ -629,10 +622,8 @@ def _lock_limit(transaction: Transaction, scope: str) -> _LimitRow | None:
 
 
 def _compute_pause(limit: _LimitRow, now: float) -> float:
-    """Seconds that are left of the pause that the provider asked for; none of one from a clock that was set back."""
-    if limit.retry_after_until is None or (limit.retry_after_set_at or 0.0) > now + CLOCK_TOLERANCE:
-        return 0.0
-    return max(limit.retry_after_until - now, 0.0)
+    """Seconds that are left of the pause that the provider asked for."""
+    return max((limit.retry_after_until or 0.0) - now, 0.0)
 
 
 def _update_limit(connection: Connection, scope: str, **changes: float) -> None:

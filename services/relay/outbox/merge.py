@@ -67,7 +67,6 @@ _UPDATE_SUCCESSOR: Final = (
         remark=bindparam("new_remark"),
         attempts=bindparam("new_attempts"),
         due_at=bindparam("new_due_at"),
-        due_set_at=bindparam("new_due_set_at"),
         reason=bindparam("new_reason"),
         fallback_up_to=bindparam("new_fallback_up_to"),
         maybe_delivered_up_to=bindparam("new_maybe_delivered_up_to"),
@@ -75,7 +74,7 @@ _UPDATE_SUCCESSOR: Final = (
 )
 _INSERT_COLUMNS: Final = (
     *("id", "event_seq", "first_event_seq", "incident_id", "episode", "channel", "state", "attempts", "reason"),
-    *("accepted_at", "oldest_accepted_at", "due_at", "due_set_at", "remark"),
+    *("accepted_at", "oldest_accepted_at", "due_at", "remark"),
     *("fallback_up_to", "maybe_delivered_up_to"),
 )
 _INSERT: Final = BulkStatement(insert(deliveries), _INSERT_COLUMNS)
@@ -210,7 +209,6 @@ def merge_into_successor(transaction: Transaction, delivery: DeliveryRow, retry:
             "new_remark": successor.remark or delivery.remark,
             "new_attempts": retry.attempts,
             "new_due_at": retry.due_at,
-            "new_due_set_at": transaction.now,
             "new_reason": retry.reason,
             "new_maybe_delivered_up_to": successor.maybe_delivered_up_to or delivery.maybe_delivered_up_to,
             # Of events before its own nobody knows how far they fell back.
@@ -254,7 +252,6 @@ def _build_row(new: NewDelivery, now: float) -> dict[str, Any]:
         "accepted_at": now,
         "oldest_accepted_at": now,
         "due_at": now,
-        "due_set_at": now,
         "remark": new.remark,
         "fallback_up_to": None,
         "maybe_delivered_up_to": None,
@@ -271,7 +268,6 @@ def _inherit(new: NewDelivery, old: DeliveryRow, now: float) -> dict[str, Any]:
         "reason": old.reason,
         "oldest_accepted_at": old.oldest_accepted_at,
         "due_at": now if is_restored else old.due_at,
-        "due_set_at": now if is_restored else old.due_set_at,
         "remark": new.remark or old.remark,
         # Of events before its own nobody knows how far they fell back.
         "fallback_up_to": None if new.first_event_seq < old.first_event_seq else old.fallback_up_to,

@@ -49,7 +49,7 @@ _LOCK_DELIVERIES: Final = (
     DELIVERIES.where(_delivery.id.in_(bindparam("ids", expanding=True))).order_by(_delivery.seq).for_update()
 )
 _OUTCOME_COLUMNS: Final = (
-    *("state", "reason", "due_at", "due_set_at", "finished_at", "receipt", "maybe_sent"),
+    *("state", "reason", "due_at", "finished_at", "receipt", "maybe_sent"),
     *("attempts", "digest_id", "named_in", "progress"),
 )
 _WRITE_OUTCOMES: Final = BulkStatement(
@@ -293,7 +293,6 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
         "new_state": _find_state(outcome, row),
         "new_reason": outcome.reason,
         "new_due_at": now + outcome.retry_in if is_retried else row.due_at,
-        "new_due_set_at": now,
         "new_finished_at": None if is_retried else now,
         "new_receipt": None if is_named_only else _encode_receipt(outcome),
         "new_maybe_sent": int(maybe_sent),

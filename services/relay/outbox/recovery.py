@@ -12,9 +12,9 @@ A snapshot of the whole volume, or a database restored in place, cannot be detec
 What no single attempt notices: a channel that accepts nothing for too long, and a clock that was wrong.
 
 While a channel's circuit breaker is open its deliveries are not tried, so nothing else would give them up; fallback
-channels get what is given up. Every wait is written as a moment of the wall clock: where it was written in what is now
-the future, it would last for as long as the clock was set back, so it ends at once. What was given up in what is now
-the future was given up too early, and is sent again.
+channels get what is given up. Every wait is a moment of the wall clock, and would last for as long as the clock was set
+back: so none ends later than the longest wait from now. What was given up in what is now the future was given up too
+early, and is sent again.
 """
 
 import asyncio
@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import structlog
-from sqlalchemy import Connection, bindparam, exists, func, or_, select, text, update
+from sqlalchemy import Connection, and_, bindparam, exists, func, not_, or_, select, text, true, update
 
+from services.relay.channels.port import SendReason
 from services.relay.outbox import database as dialect
 from services.relay.outbox.channels import FAILURE_THRESHOLD, read_down_channels
 from services.relay.outbox.database import build_insert, find_last_used_file, read_last_used, write_last_used
@@ -34,7 +35,6 @@ from services.relay.outbox.fallback import FALLBACK_STEP, IS_NOT_COMPARING, enqu
 from services.relay.outbox.merge import DeliveryChanges, RetryState, lock_incidents, merge_into_successor
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import (
-    CLOCK_TOLERANCE,
     DATABASE_IDENTITIES,
     DELIVERIES,
     WAITING,
@@ -43,6 +43,7 @@ from services.relay.outbox.tables import (
     channels,
     database_identity,
     deliveries,
+    edit_limits,
     edits,
     incidents,
     select_values,
@@ -73,7 +74,6 @@ _MARK_MAYBE_DELIVERED: Final = (
         maybe_sent=1,
         maybe_delivered_up_to=_delivery.event_seq,
         due_at=bindparam("due"),
-        due_set_at=bindparam("at"),
         remark=func.coalesce(_delivery.remark, RESTORED_REMARK),
     )
 )
@@ -81,11 +81,7 @@ _RESTART_ESCALATION: Final = (
     update(incidents).where(incidents.c.escalation_after.is_not(None)).values(escalation_starts_at=bindparam("at"))
 )
 """What is open in a backup may be over, or acknowledged since: nobody else is called for it before the comparison."""
-_POSTPONE_EDITS: Final = (
-    update(edits)
-    .where(edits.c.wanted > edits.c.shown)
-    .values(due_at=bindparam("due"), due_set_at=bindparam("at"), lease=None)
-)
+_POSTPONE_EDITS: Final = update(edits).where(edits.c.wanted > edits.c.shown).values(due_at=bindparam("due"), lease=None)
 """A message may show by now how the incident ended; nobody edits it back to what the backup knows."""
 _waiting_deliveries = (
     _delivery.finished_at.is_(None),
@@ -93,14 +89,14 @@ _waiting_deliveries = (
     _delivery.state == DeliveryState.QUEUED,
 )
 _waiting_edits = (edits.c.wanted > edits.c.shown, edits.c.lease.is_(None))
-_READ_POSTPONED_AT: Final = [
-    select_values(float, func.max(_delivery.due_set_at)).where(*_waiting_deliveries),
-    select_values(float, func.max(edits.c.due_set_at)).where(*_waiting_edits),
+_READ_POSTPONED_UNTIL: Final = [
+    select_values(float, func.max(_delivery.due_at)).where(*_waiting_deliveries),
+    select_values(float, func.max(edits.c.due_at)).where(*_waiting_edits),
 ]
 _MAKE_DUE: Final = [
     update(table)
-    .where(*conditions, table.c.due_at > bindparam("at"), table.c.due_set_at <= bindparam("postponed_at"))
-    .values(due_at=bindparam("at"), due_set_at=bindparam("at"))
+    .where(*conditions, table.c.due_at.between(bindparam("at"), bindparam("postponed_until")))
+    .values(due_at=bindparam("at"))
     for table, conditions in ((deliveries, _waiting_deliveries), (edits, _waiting_edits))
 ]
 
@@ -148,26 +144,26 @@ async def mark_restored(store: Store) -> None:
     await store.run(mark)
 
 
-def read_postponed_at(connection: Connection) -> float | None:
-    """When the last of what may wait for the comparison was postponed; None if nothing waits.
+def read_postponed_until(connection: Connection) -> float | None:
+    """Until when what waits for the comparison waits at most; None if nothing does.
 
     Read it before the comparison: a restored backup may be detected while that goes on.
     """
-    moments = [query.fetch_first(connection) for query in _READ_POSTPONED_AT]
+    moments = [query.fetch_first(connection) for query in _READ_POSTPONED_UNTIL]
     return max((moment for moment in moments if moment is not None), default=None)
 
 
-async def release_compared(store: Store, postponed_at: float) -> None:
+async def release_compared(store: Store, postponed_until: float) -> None:
     """Makes waiting deliveries and edits due: they were compared with Alertmanager. Raises StoreUnavailableError.
 
     Args:
         store: the outbox.
-        postponed_at: as it was before the comparison; what was postponed later was not compared.
+        postponed_until: as it was before the comparison; what was postponed later was not compared.
     """
 
     def release(transaction: Transaction) -> None:
         for statement in _MAKE_DUE:
-            transaction.connection.execute(statement, {"at": transaction.now, "postponed_at": postponed_at})
+            transaction.connection.execute(statement, {"at": transaction.now, "postponed_until": postponed_until})
 
     await store.run(release)
 
@@ -187,9 +183,9 @@ def _detect(transaction: Transaction, compare_delay: float) -> _Detection:
     lock_incidents(transaction, {row.incident_id for row in leased})
     for row in leased:
         merge_into_successor(transaction, row, RetryState(row.attempts, now, row.reason))
-    marked_count = connection.execute(_MARK_MAYBE_DELIVERED, {"due": now + compare_delay, "at": now}).rowcount
+    marked_count = connection.execute(_MARK_MAYBE_DELIVERED, {"due": now + compare_delay}).rowcount
     connection.execute(_RESTART_ESCALATION, {"at": now + compare_delay})
-    connection.execute(_POSTPONE_EDITS, {"due": now + compare_delay, "at": now})
+    connection.execute(_POSTPONE_EDITS, {"due": now + compare_delay})
     return _Detection(now, file, is_restored=bool(marked_count))
 
 
@@ -240,34 +236,36 @@ _GIVE_UP: Final = (
         fallback_up_to=_delivery.event_seq,
     )
 )
-_RESET_FUTURE_WAITS: Final = (
-    update(deliveries)
-    .where(_delivery.finished_at.is_(None), _delivery.due_set_at > bindparam("at") + CLOCK_TOLERANCE)
-    .where(or_(_delivery.lease.is_(None), ~_delivery.lease.startswith(bindparam("owner"))))
-    .values(due_at=bindparam("at"), due_set_at=bindparam("at"))
+_long_pause_requested = and_(  # its provider, which may ask for a day
+    channels.c.is_down > 0,
+    channels.c.reason.in_([SendReason.RATE_LIMITED.value, SendReason.SERVER_ERROR.value]),
 )
-_RESET_FUTURE_BREAKERS: Final = (
-    update(channels)
-    .where(channels.c.paused_set_at > bindparam("at") + CLOCK_TOLERANCE)
-    .values(paused_until=bindparam("at"), paused_set_at=bindparam("at"))
+_NEVER_LATER: Final = (
+    (_delivery.due_at, _delivery.finished_at.is_(None), "longest"),
+    # What was never tried waits for nothing but a comparison.
+    (_delivery.due_at, and_(_delivery.state == DeliveryState.QUEUED, _delivery.maybe_delivered_up_to.is_(None)), "now"),
+    (edits.c.due_at, edits.c.wanted > edits.c.shown, "longest"),
+    (edit_limits.c.retry_after_until, true(), "longest_request"),
+    (channels.c.retry_after_until, true(), "longest"),
+    (channels.c.paused_until, not_(_long_pause_requested), "longest"),
+    (channels.c.paused_until, _long_pause_requested, "longest_request"),
 )
-_RESET_FUTURE_RETRY_AFTER: Final = (
-    update(channels)
-    .where(channels.c.retry_after_set_at > bindparam("at") + CLOCK_TOLERANCE)
-    .values(retry_after_until=None, retry_after_set_at=None)
-)
+_CLAMP: Final = [
+    (update(column.table).where(condition, column > bindparam(latest)).values({column.name: bindparam(latest)}), latest)
+    for column, condition, latest in _NEVER_LATER
+]
 
 
 async def sweep(
-    store: Store, lease_owner: str, give_up_after: float, fallback_channels: Sequence[str]
+    store: Store, give_up_after: float, fallback_channels: Sequence[str], longest_wait: float
 ) -> DeliveryChanges:
     """Gives up what waited too long behind an open circuit breaker, and undoes what a wrong clock did.
 
     Args:
         store: the outbox.
-        lease_owner: whose leases last whatever the clock says: the holder runs, and ends them.
-        give_up_after: seconds since the event was accepted.
+        give_up_after: seconds since the event was accepted; no provider can ask for a longer pause.
         fallback_channels: the channels that deliver what another one does not.
+        longest_wait: seconds of the longest backoff, lease and comparison.
 
     Raises:
         StoreUnavailableError: the steps before this one are done.
@@ -276,7 +274,7 @@ async def sweep(
     for name in await store.read(read_down_channels):  # its worker does so, too, but a channel may have none
         fallbacks = [other for other in fallback_channels if other != name]
         changes = changes.add(await fall_back(store, name, fallbacks))
-    await store.run(partial(_reset_future_waits, lease_owner=lease_owner))
+    await store.run(partial(_clamp_waits, longest_wait=longest_wait, longest_request=max(longest_wait, give_up_after)))
     changes = changes.add(await requeue_too_early(store, give_up_after))
     has_more = True
     while has_more:
@@ -285,11 +283,10 @@ async def sweep(
     return changes
 
 
-def _reset_future_waits(transaction: Transaction, lease_owner: str) -> None:
-    connection, now = transaction.connection, transaction.now
-    connection.execute(_RESET_FUTURE_WAITS, {"at": now, "owner": lease_owner})
-    connection.execute(_RESET_FUTURE_BREAKERS, {"at": now})
-    connection.execute(_RESET_FUTURE_RETRY_AFTER, {"at": now})
+def _clamp_waits(transaction: Transaction, longest_wait: float, longest_request: float) -> None:
+    waits = {"now": 0.0, "longest": longest_wait, "longest_request": longest_request}
+    for statement, name in _CLAMP:
+        transaction.connection.execute(statement, {name: transaction.now + waits[name]})
 
 
 async def _give_up(store: Store, give_up_after: float, fallback_channels: Sequence[str]) -> DeliveryChanges:

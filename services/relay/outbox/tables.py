@@ -139,7 +139,6 @@ deliveries = Table(
     Column("accepted_at", Double, nullable=False),
     Column("oldest_accepted_at", Double, nullable=False, server_default="0"),  # when its oldest event was accepted
     Column("due_at", Double, nullable=False),  # when it may be claimed; while `sending`, when its lease ends
-    Column("due_set_at", Double, nullable=False, server_default="0"),  # when `due_at` was written
     Column("lease", Text),  # whose claim it is
     Column("maybe_sent", Integer, nullable=False, server_default="0"),  # 1: an attempt may have arrived
     Column("progress", Text),  # JSON; what its channel has done of it already
@@ -181,7 +180,6 @@ edits = Table(
     Column("requested_at", Double, nullable=False),  # when the first of the others was
     Column("attempts", Integer, nullable=False),  # since then
     Column("due_at", Double, nullable=False),  # when it may be claimed; while there is a lease, when that ends
-    Column("due_set_at", Double, nullable=False),  # when `due_at` was written
     Column("lease", Text),  # whose claim it is
     Column("reason", Text),  # how the last attempt ended
     Column("receipt", Text),  # JSON; of a digest, since each of its deliveries may get a receipt of its own
@@ -195,7 +193,6 @@ edit_limits = Table(
     Column("scope", Text, primary_key=True),  # what shares a rate; see `ChannelSettings.edit_scope`
     Column("next_token_at", Double, nullable=False),  # as in `channels`
     Column("retry_after_until", Double),
-    Column("retry_after_set_at", Double),
 )
 
 # A silence that somebody requested by a button in Slack or in the console; see `silences`.
@@ -233,13 +230,11 @@ channels = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("paused_until", Double, nullable=False),  # until then its circuit breaker is open
-    Column("paused_set_at", Double, nullable=False),  # when `paused_until` was written
     Column("next_token_at", Double, nullable=False),  # when its token bucket, once empty, has the next token
     Column("failures", Integer, nullable=False),  # attempts in a row that did not reach it
     Column("is_down", Integer, nullable=False),  # 1: it is down until a person acts
     Column("reason", Text),  # how the last attempt that did not reach it ended
     Column("retry_after_until", Double),  # until then nothing is claimed: its provider asked for a pause
-    Column("retry_after_set_at", Double),  # when `retry_after_until` was written
     Column("served_at", Double),  # when a relay last recorded that it delivers on it
     Column("edit_scope", Text),  # what edits its messages, also once it is called otherwise; null if nothing does
     # The last attempt that failed, be it that only its message was rejected.
@@ -252,7 +247,6 @@ channels = Table(
 
 NEW_CHANNEL: Final = {
     "paused_until": 0.0,
-    "paused_set_at": 0.0,
     "next_token_at": 0.0,
     "failures": 0,
     "is_down": 0,
@@ -507,7 +501,6 @@ class DeliveryRow(NamedTuple):
     accepted_at: float
     oldest_accepted_at: float
     due_at: float
-    due_set_at: float
     lease: str | None
     maybe_sent: int
     progress: str | None
@@ -604,13 +597,11 @@ class ChannelRow(NamedTuple):
 
     name: str
     paused_until: float
-    paused_set_at: float
     next_token_at: float
     failures: int
     is_down: int
     reason: str | None = None
     retry_after_until: float | None = None
-    retry_after_set_at: float | None = None
     served_at: float | None = None
     failed_at: float | None = None
     failed_reason: str | None = None

@@ -127,12 +127,12 @@ async def test_what_a_clock_a_day_ahead_gave_up_goes_to_the_fallback_and_comes_b
         await until(lambda: len(channel.attempted) > 6)
         ahead = 90_000.0
         while any(delivery.finished_at is None for delivery in await it.deliveries()):
-            await sweep(it.store, "test", day.give_up_after, ("b",))
+            await sweep(it.store, day.give_up_after, ("b",), 0.3)
             await asyncio.sleep(0.02)
         assert {delivery.state for delivery in await it.deliveries()} == {DeliveryState.DEAD}
         await until(lambda: len(other.sent) == 6)
         channel.script.clear()
         ahead = 0.0
-        swept = await sweep(it.store, "test", day.give_up_after, ("b",))
+        swept = await sweep(it.store, day.give_up_after, ("b",), 0.3)
         assert swept.channels_to_wake == {"a"}
         await until(lambda: {message.task.incident_id for message in channel.sent} == set(groups))

@@ -102,7 +102,7 @@ async def test_a_reload_checks_what_has_changed_and_a_busy_channel_waits(
     await relay.start(("slack", "new")).check_next()
     await change(store, next_token_at=clock.now + 2)  # deliveries use the rate
     assert await relay.play() == ["new"]
-    await change(store, next_token_at=0, retry_after_until=clock.now + 5, retry_after_set_at=clock.now)
+    await change(store, next_token_at=0, retry_after_until=clock.now + 5)
     assert await relay.play() == []
     clock.now += 6
     assert await relay.play() == ["slack"]

@@ -292,7 +292,6 @@ class _History:
             "accepted_at": step.at,
             "oldest_accepted_at": step.at,
             "due_at": step.at,
-            "due_set_at": step.at,
             "payload": _render(KINDS[channel], incident.labels["alertname"], step.status),
         }
         before = incident.latest.get(channel)
@@ -331,7 +330,7 @@ class _History:
         key = (row["incident_id"], row["episode"], row["channel"])
         if key not in self._rows.edits:
             about: dict[str, Any] = dict(zip(("incident_id", "episode", "channel"), key, strict=True))
-            times: dict[str, Any] = dict.fromkeys(("requested_at", "due_at", "due_set_at"), row["finished_at"])
+            times: dict[str, Any] = dict.fromkeys(("requested_at", "due_at"), row["finished_at"])
             counts = {"wanted": 0, "shown": 0, "attempts": 0}
             self._rows.edits[key] = _NO_EDIT | about | times | counts | {"delivery_seq": row["seq"]}
         else:
@@ -360,7 +359,7 @@ class _History:
             for row in incident.latest.values() if incident.row["is_open"] else ():
                 if row["state"] == "delivered" and row["channel"] != UNMERGED and row["seq"] not in edited:
                     row |= {"state": "retrying", "finished_at": None, "receipt": None, "reason": "timeout"}
-                    row |= {"due_at": self._now + 3600.0, "due_set_at": self._now}
+                    row |= {"due_at": self._now + 3600.0}
                     waits[row["seq"], row["attempts"]] = row
                     break
         for attempt in self._rows.attempts:

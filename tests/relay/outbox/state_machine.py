@@ -185,15 +185,15 @@ class OutboxMachine(RuleBasedStateMachine):
         self.world.wait(seconds)
 
     @precondition(lambda self: self.open())
-    @rule(owner=owners)
-    def set_clock_back(self, owner: str) -> None:
+    @rule()
+    def set_clock_back(self) -> None:
         self.world.clock.move(-3 * DAY)
-        self.world.sweep(owner, DAY)
+        self.world.sweep(DAY)
 
     @precondition(lambda self: self.open())
-    @rule(owner=owners, give_up_after=st.sampled_from([1.0, DAY]))
-    def sweep(self, owner: str, give_up_after: float) -> None:
-        self.world.sweep(owner, give_up_after)
+    @rule(give_up_after=st.sampled_from([1.0, DAY]))
+    def sweep(self, give_up_after: float) -> None:
+        self.world.sweep(give_up_after)
 
     @precondition(lambda self: self.open())
     @rule(names=st.lists(st.sampled_from(sorted(RATES)), unique=True))

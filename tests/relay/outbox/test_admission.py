@@ -62,10 +62,11 @@ async def test_a_pace_counts_what_was_taken_and_not_what_might_have_been(store: 
 
 @pytest.mark.parametrize("back", [60, 86400])
 async def test_a_clock_that_is_set_back_makes_no_pace_slower(store: Store, clock: Clock, back: float) -> None:
+    clock.now = 1e9
     await enqueue(store, 10)
     await at_pace(store, 1.0)
     clock.now -= back
-    await sweep(store, "me", 86400, ())
+    await sweep(store, 86400, (), 360)
     assert len((await at_pace(store, 1.0)).tasks) == 5
 
 
@@ -108,19 +109,11 @@ async def test_what_an_open_breaker_kept_waiting_for_too_long_is_given_up_and_no
     clock.now += 3000
     await accept(store, "late", "a")
     clock.now += 700
-    assert (await sweep(store, "me", 3600, ())).ended == (("a", DeliveryState.DEAD),) * 3
+    assert (await sweep(store, 3600, (), 360)).ended == (("a", DeliveryState.DEAD),) * 3
     assert [(each.channel, each.reason) for each in await _states(store, DeliveryState.DEAD)] == [
         ("a", "unauthorized")
     ] * 3
     assert {each.channel for each in await _states(store, DeliveryState.QUEUED)} == {"a", "b"}
-
-
-async def test_a_clock_that_is_set_back_opens_what_would_stay_closed(store: Store, clock: Clock) -> None:
-    await enqueue(store, 2)
-    await fail(store, await claim_one(store), ChannelEffect.NOTHING, retry_after=30.0)
-    clock.now -= 3600
-    await sweep(store, "me", 86400, ())
-    assert not await nothing_due(store)
 
 
 async def _states(store: Store, state: DeliveryState) -> list[delivery_list.DeliverySummary]:

@@ -109,7 +109,7 @@ async def test_a_crashed_relays_claim_is_merged_into_what_waits_behind_it(store:
 
 
 @pytest.mark.parametrize("back", [30, 3600, 86400 * 365])
-async def test_a_clock_that_is_set_back_delays_nothing(store: Store, clock: Clock, back: float) -> None:
+async def test_a_clock_that_is_set_back_costs_minutes_at_most(store: Store, clock: Clock, back: float) -> None:
     clock.now = 1e9
     for incident in ("retried", "leased", "given back", "queued", "ours"):
         await accept(store, incident)
@@ -118,12 +118,12 @@ async def test_a_clock_that_is_set_back_delays_nothing(store: Store, clock: Cloc
     await claim_one(store, owner="stopped")
     await release_leases(store, "stopped")
     clock.now -= back
-    await sweep(store, "me", 86400, ())
-    found = [(await claim_one(store)).incident_id for _ in range(5)]
-    assert sorted(found) == ["given back", "leased", "ours", "queued", "retried"]
-    clock.now -= back
-    await sweep(store, "me", 86400, ())
-    assert await nothing_due(store)  # what this very run holds, it holds: another claim would send it twice
+    await sweep(store, 86400, (), 300)
+    assert [(await claim_one(store)).incident_id for _ in range(3)] == ["given back", "queued", "ours"]
+    assert await nothing_due(store)  # what is held stays held: another claim would send it twice
+    clock.now += 300
+    claims = (await claim_some(store, limit=9)).tasks
+    assert {"retried", "leased"} <= {each.incident_id for each in claims}
 
 
 async def test_a_clock_that_is_set_back_by_a_moment_ends_no_wait_and_no_lease(store: Store, clock: Clock) -> None:
@@ -133,7 +133,7 @@ async def test_a_clock_that_is_set_back_by_a_moment_ends_no_wait_and_no_lease(st
     await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, retry_in=300.0)
     await claim_one(store, owner="them")
     clock.now -= 5
-    await sweep(store, "me", 86400, ())
+    await sweep(store, 86400, (), 360)
     assert await nothing_due(store)
     clock.now += 305
     assert (await claim_one(store)).incident_id == "leased"

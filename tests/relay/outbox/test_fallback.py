@@ -179,7 +179,7 @@ async def test_what_a_third_one_stands_in_for_twice_is_reported_there_once(store
 async def test_nothing_is_given_up_that_nobody_else_reports(store: Store, others: tuple[str, ...]) -> None:
     await enqueue(store, fallback.FALLBACK_STEP + 2)
     await refuse(store)
-    swept = await sweep(store, "me", -1, others)
+    swept = await sweep(store, -1, others, 360)
     assert swept.ended == (("a", DeliveryState.DEAD),) * (fallback.FALLBACK_STEP + 2)
     assert swept.channels_to_wake == {"a", *others}
     assert len(await all_of(store, "b")) == (fallback.FALLBACK_STEP + 2 if others else 0)
@@ -189,9 +189,9 @@ async def test_those_that_stand_in_and_refuse_too_give_it_up_each_by_itself(stor
     await accept(store, "x")
     await refuse(store, "a", "b")
     await refuse(store, "b", "a")
-    swept = await sweep(store, "me", -1, ("a", "b"))
+    swept = await sweep(store, -1, ("a", "b"), 360)
     assert sorted(swept.ended) == [("a", DeliveryState.DEAD), ("b", DeliveryState.DEAD)]
-    assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
+    assert await sweep(store, -1, ("a", "b"), 360) == DeliveryChanges()
 
 
 @pytest.mark.parametrize("effect", [ChannelEffect.DOWN, ChannelEffect.FAILED])
@@ -217,7 +217,7 @@ async def test_a_channel_that_cannot_be_reached_waits_for_itself(store: Store) -
     await enqueue(store, FAILURE_THRESHOLD + 2)
     await fail(store, await claim_one(store), fallback_channels=("b",))
     await open_breaker(store)
-    assert (await sweep(store, "me", 3600, ("b",))).ended == ()
+    assert (await sweep(store, 3600, ("b",), 360)).ended == ()
     assert await nothing_due(store, "b")
 
 
@@ -228,12 +228,12 @@ async def test_what_is_given_up_for_its_age_goes_to_the_others_whatever_its_chan
     await end_attempt(store, claim, DeliveryState.DEAD, **gave_up)
     assert await all_of(store, "b") == [("a0", 1, 1)]
     await open_breaker(store)
-    swept = await sweep(store, "me", -1, ("a", "b"))
+    swept = await sweep(store, -1, ("a", "b"), 360)
     assert swept == DeliveryChanges(
         (("a", DeliveryState.DEAD),) * (FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1), frozenset({"a", "b"})
     )
     assert len(await all_of(store, "b")) == FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1
-    assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
+    assert await sweep(store, -1, ("a", "b"), 360) == DeliveryChanges()
 
 
 async def test_what_a_crashed_relay_leased_goes_there_once_its_lease_ended(tmp_path: Path, clock: Clock) -> None:

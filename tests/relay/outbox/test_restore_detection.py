@@ -19,7 +19,7 @@ from services.relay.outbox.recovery import (
     COMPARE_DELAY,
     RESTORED_REMARK,
     detect_restore,
-    read_postponed_at,
+    read_postponed_until,
     release_compared,
 )
 from services.relay.outbox.store import Store, StoreUnusableError, open_store
@@ -52,9 +52,9 @@ async def notice(store: Store, delay: float = COMPARE_DELAY) -> bool:
 
 
 async def release(store: Store) -> None:
-    postponed_at = await store.read(read_postponed_at)
-    assert postponed_at is not None
-    await release_compared(store, postponed_at)
+    postponed_until = await store.read(read_postponed_until)
+    assert postponed_until is not None
+    await release_compared(store, postponed_until)
 
 
 async def test_what_is_on_hold_during_a_comparison_waits_for_the_next_one(
@@ -63,9 +63,9 @@ async def test_what_is_on_hold_during_a_comparison_waits_for_the_next_one(
     async with open_store(database, lambda: 10_000.0) as store:
         await notice(store)
         await accept(store, "x")
-        assert await store.read(read_postponed_at) is None, "nothing of it was ever held back"
+        assert await store.read(read_postponed_until) is None, "nothing of it was ever held back"
     async with open_store(restore(), lambda: 10_000.0) as store:
-        before = await store.read(lambda connection: read_postponed_at(connection) or 0.0)
+        before = await store.read(lambda connection: read_postponed_until(connection) or 0.0)
         assert await notice(store)
         await release_compared(store, before)
         assert await nothing_due(store)

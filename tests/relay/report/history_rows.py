@@ -64,7 +64,7 @@ class HistoryRows:
         row: dict[str, Any] = {"id": f"delivery {self._number}", "event_seq": event, "first_event_seq": event}
         row |= {"incident_id": f"{self._number}", "episode": 1, "channel": channel, "state": state}
         row |= {"attempts": len(attempt_rows), "reason": attempt_rows[-1][2], "accepted_at": self.start + accepted}
-        row |= {"oldest_accepted_at": row["accepted_at"], "due_at": self._now + 600, "due_set_at": self._now}
+        row |= {"oldest_accepted_at": row["accepted_at"], "due_at": self._now + 600}
         row |= {"finished_at": None if finished is None else self.start + finished}
         seq: int = self._connection.execute(insert(deliveries).values(row).returning(deliveries.c.seq)).scalar_one()
         for number, (at, seconds, reason, detail) in enumerate(attempt_rows, 1):

@@ -89,7 +89,7 @@ async def test_a_test_takes_tokens_and_waits_for_provider_and_rate_but_not_for_a
     with pytest.raises(RefusedError, match=r"there was a test just now; try again in (30|29) s"):
         await claim_test(store, "a", 1.0)
     now = time.time()
-    await change(store, test_started_at=None, failures=9, is_down=1, paused_until=now + 99, paused_set_at=now)
+    await change(store, test_started_at=None, failures=9, is_down=1, paused_until=now + 99)
     await claim_test(store, "a", 1.0)  # behind its breaker
     await change(store, test_started_at=None)
     await claim_test(store, "a", 1.0)  # five seconds are saved up: four messages, and one more
@@ -98,7 +98,7 @@ async def test_a_test_takes_tokens_and_waits_for_provider_and_rate_but_not_for_a
         await claim_test(store, "a", 1.0)
     assert (await state(store, "a")).is_busy
     await claim_test(store, "a", None)
-    await change(store, test_started_at=None, next_token_at=0, retry_after_until=now + 50, retry_after_set_at=now)
+    await change(store, test_started_at=None, next_token_at=0, retry_after_until=now + 50)
     with pytest.raises(RefusedError, match="its provider asked to wait"):
         await claim_test(store, "a", None)
     assert (await state(store, "a")).is_busy

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,20 +97,29 @@ async def test_the_longer_of_two_counts(store: Store, clock: Clock) -> None:
     assert await waits(store, 40)
 
 
-async def test_a_clock_that_is_set_back_ends_it(store: Store, clock: Clock) -> None:
-    await enqueue(store, 4)
-    limited, other = (await claim_some(store, limit=2)).tasks
-    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
-    clock.now -= 500
-    await fail(store, other, retry_in=0.0)  # which writes when its own pause began
-    assert not await nothing_due(store)
-    await sweep(store, "me", 86400, ())
-    clock.now += 510  # as late as when it was asked for
-    assert not await nothing_due(store)
+async def test_after_a_clock_is_set_back_it_lasts_no_longer_than_the_longest_wait(store: Store, clock: Clock) -> None:
+    clock.now = 1e9
+    await enqueue(store, 2)
+    await fail(store, await claim_one(store), ChannelEffect.NOTHING, **LIMITED)
+    clock.now -= 5000
+    await sweep(store, 86_400, (), 300)
+    assert await waits(store, 300)
 
 
 DAY = {"reason": "rate_limited", "retry_after": 86_400.0, "retry_in": 86_400.0}
 """Longer than the longest pause of the breaker: whoever is asked for that is refused."""
+
+
+@pytest.mark.parametrize(("how", "most"), [(DAY, 86_400), ({"reason": "unauthorized", "retry_in": 300.0}, 300)])
+async def test_after_a_clock_is_set_back_a_channel_is_down_for_as_long_as_its_provider_may_have_asked(
+    store: Store, clock: Clock, how: dict[str, Any], most: float
+) -> None:
+    clock.now = 1e9
+    await enqueue(store, 2)
+    await fail(store, await claim_one(store), ChannelEffect.DOWN, **how)
+    clock.now -= 500_000
+    await sweep(store, 86_400, (), 300)
+    assert await waits(store, most)
 
 
 @pytest.mark.parametrize("then", [ChannelEffect.REACHED, ChannelEffect.FAILED, ChannelEffect.DOWN])

@@ -6,7 +6,7 @@ from sqlalchemy import bindparam, exc, insert, select, update
 from services.relay.outbox.store import BulkStatement, Store, Transaction
 from services.relay.outbox.tables import channels
 
-COLUMNS = ("name", "paused_until", "paused_set_at", "next_token_at", "failures", "is_down")
+COLUMNS = ("name", "paused_until", "next_token_at", "failures", "is_down")
 NEW = BulkStatement(insert(channels), COLUMNS)
 REFUSED = BulkStatement(
     update(channels)

@@ -32,10 +32,10 @@ async def set_the_clock_back(store: Store, seconds: float) -> None:
 async def test_all_that_waited_for_a_broken_channel_comes_back(store: Store) -> None:
     await enqueue(store, 40)
     await open_breaker(store)
-    assert (await sweep(store, "me", -1, ())).ended == (("a", DeliveryState.DEAD),) * 40
+    assert (await sweep(store, -1, (), 360)).ended == (("a", DeliveryState.DEAD),) * 40
     await set_the_clock_back(store, DAY)
-    assert (await sweep(store, "me", DAY, ())).channels_to_wake == {"a"}
-    assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
+    assert (await sweep(store, DAY, (), 360)).channels_to_wake == {"a"}
+    assert (await sweep(store, DAY, (), 360)).channels_to_wake == frozenset()
     await commit_allow_trial(store, ["a"])
     (probe,) = (await claim_some(store, limit=99)).tasks
     await end_attempt(store, probe)
@@ -47,18 +47,18 @@ async def test_what_gave_up_at_its_last_attempt_comes_back_as_its_incident_stand
     await end_attempt(store, await claim_one(store), DeliveryState.DEAD, is_expired=True)
     await accept(store, "x")
     await end_attempt(store, await claim_one(store))
-    assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
+    assert (await sweep(store, DAY, (), 360)).channels_to_wake == frozenset()
     await set_the_clock_back(store, DAY)
-    assert (await sweep(store, "me", DAY, ())).channels_to_wake == {"a"}
+    assert (await sweep(store, DAY, (), 360)).channels_to_wake == {"a"}
     claim = await claim_one(store)
     assert (claim.first_event_seq, claim.last_event_seq) == (1, 2)
     await end_attempt(store, claim)
-    assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
+    assert (await sweep(store, DAY, (), 360)).channels_to_wake == frozenset()
 
 
 async def test_what_was_refused_for_what_it_is_stays_dead_as_does_what_is_over_for_long(store: Store) -> None:
     await accept(store, "x")
     await end_attempt(store, await claim_one(store), DeliveryState.DEAD)
     await set_the_clock_back(store, 60.0)  # a minute ahead made nothing a day old
-    assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
+    assert (await sweep(store, DAY, (), 360)).channels_to_wake == frozenset()
     assert await nothing_due(store)
