@@ -22,10 +22,9 @@ from services.relay.console.frame import ChangeStream, Console
 from services.relay.deliveries.pages import DeliveriesPages
 from services.relay.deliveries.queries import count_deliveries
 from services.relay.delivery.acknowledge_link import PATH
-from services.relay.delivery.attempt import OpenSender, SenderSettings
+from services.relay.delivery.attempt import OpenSender
 from services.relay.delivery.sender_process import open_sender_process
-from services.relay.delivery.task import RetryPolicy
-from services.relay.delivery.worker import DeliveryRules, run_delivery
+from services.relay.delivery.worker import run_delivery
 from services.relay.incidents.pages import IncidentPages
 from services.relay.incidents.post_mortem import IncidentReader
 from services.relay.intake.acceptance import Acceptance, IntakeRules
@@ -42,7 +41,6 @@ from services.relay.now.lights import PathWatch
 from services.relay.now.page import NowPages
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.heartbeats import read_last_seen
-from services.relay.outbox.recovery import COMPARE_DELAY
 from services.relay.outbox.retention import ByteLimit, run_retention
 from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, open_store
 from services.relay.outbox.tables import CHANNELS, UNFINISHED
@@ -205,7 +203,7 @@ async def run_intake_and_delivery(
     Yields:
         The intake; what wakes channels; what is called when a silence waits, None without an Alertmanager.
     """
-    async with run_delivery(build_delivery_rules(settings), store, metrics, open_sender) as wake:
+    async with run_delivery(settings, store, metrics, open_sender) as wake:
         rules = build_intake_rules(settings)
 
         def route(event: Event) -> RoutedChannels:
@@ -256,29 +254,6 @@ def describe_unusable_token(bearer_token: TokenFile) -> str | None:
     """Why nobody may send alerts, or None."""
     problem = bearer_token.error
     return problem and f"auth.bearer_token_file cannot be used, and every webhook is answered 503: {problem}"
-
-
-def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
-    delivery = settings.delivery
-    return DeliveryRules(
-        sender=SenderSettings(
-            settings.channels,
-            settings.link_rules,
-            settings.contacts,
-            delivery.timeout,
-            settings.messages.zone,
-            settings.enrichment,
-            settings.buttons,
-            settings.messages.templates,
-            settings.acknowledge_link,
-        ),
-        retry_policy=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
-        lease_seconds=delivery.lease,
-        fallback_channels=settings.default_channels,
-        pacing_enabled=settings.pacing.enabled,
-        digest_over=settings.pacing.digest_over,
-        compare_delay=COMPARE_DELAY if settings.alertmanager.urls else 0.0,
-    )
 
 
 def build_intake_rules(settings: RelaySettings) -> IntakeRules:

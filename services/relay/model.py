@@ -173,11 +173,10 @@ class Predecessor(NamedTuple):
 
 
 class DeliveryTask(NamedTuple):
-    """One claimed delivery, until the provider has it.
+    """What a channel sees of a delivery, or of an edit.
 
-    The claim fills in what the outbox holds. Before an attempt, `event_json` becomes all its events merged into one,
-    and the fields from `resolves_earlier` on are set. It then crosses to the sending process as it is: a named tuple,
-    since pickle takes a tenth of the time for one that it takes for a data class with slots.
+    Before an attempt `event_json` becomes all its events merged into one. It crosses to the sending process as it is: a
+    named tuple, since pickle takes a tenth of the time for one that it takes for a data class with slots.
     """
 
     delivery_id: str
@@ -191,6 +190,9 @@ class DeliveryTask(NamedTuple):
     """The last event, or all events merged into one; empty for a message that no outbox holds."""
     events_size: int = 0
     """Bytes of all its events as they were accepted: how much work a message of them is."""
+    first_event_seq: int = 0
+    last_event_seq: int = 0
+    """It delivers the events of its incident from the first to the last."""
     first_receipt: Mapping[str, str] | None = None
     """The receipt of this episode's first delivery on this channel, which a reply can refer to."""
     firing_undelivered: bool = False
@@ -199,20 +201,17 @@ class DeliveryTask(NamedTuple):
     """What the relay itself adds for the reader, such as why this channel gets the message; usually empty."""
     age: float = 0.0
     """Seconds since `accepted_at`, by the clock that set it, which may differ from a provider's."""
-    attempt_number: int = 1
     progress: Mapping[str, str] = {}
     """What the channel has done of it in earlier attempts."""
     maybe_sent: bool = False
     """Whether an earlier attempt may have arrived without anybody knowing."""
     predecessors: tuple[Predecessor, ...] = ()
     """Of the first message of an episode: what was merged into it and may have arrived, the newest first."""
-    lease_id: str = ""
-    """Proof of this claim; an outcome is recorded only under it."""
-    is_breaker_trial: bool = False
-    """Whether it is the one delivery that tries a channel behind its circuit breaker."""
-    first_event_seq: int = 0
-    last_event_seq: int = 0
-    """It delivers the events of its incident from the first to the last."""
+    context: IncidentContext = IncidentContext()
+    is_edit: bool = False
+    """Whether the message that `first_receipt` names is edited to show the event, and nothing new is sent."""
+    members: tuple["DigestMember", ...] = ()
+    """The deliveries of a digest, whose id `delivery_id` is then; empty for the message of one incident."""
     resolves_earlier: bool = False
     """Whether the provider may have the incident of an earlier episode open, and has to resolve it before this one."""
     acknowledgement: str = ""
@@ -223,22 +222,32 @@ class DeliveryTask(NamedTuple):
     """When the attempt is cancelled at the latest, by CLOCK_MONOTONIC, which all processes of a machine share."""
     lease_ends: float = 0.0
     """Until when nobody else claims the delivery, by the same clock."""
-    context: IncidentContext = IncidentContext()
-    members: tuple["DigestMember", ...] = ()
-    """The deliveries of a digest, whose id `delivery_id` is then; empty for the message of one incident."""
-    is_edit: bool = False
-    """Whether the message that `first_receipt` names is edited to show the event, and nothing new is sent."""
 
 
 class DigestMember(NamedTuple):
     """A delivery that a digest names."""
 
     task: DeliveryTask
-    """Before an attempt its `event_json` becomes all its events, merged and cut to the worst alert."""
+    """With all its events merged, and cut to the worst alert."""
     is_named_only: bool
     """Whether it is critical: the digest names it, and it still waits for a message of its own."""
     counts: str = ""
-    """How many alerts it has, such as `2 firing, 1 resolved`; set before an attempt."""
+    """How many alerts it has, such as `2 firing, 1 resolved`."""
+
+
+class Claim(NamedTuple):
+    """What the outbox hands out under a lease."""
+
+    task: DeliveryTask
+    lease_id: str
+    """Proof of this claim; an outcome is recorded only under it."""
+    attempt_number: int = 1
+    is_breaker_trial: bool = False
+    """Whether it is the one delivery that tries a channel behind its circuit breaker."""
+    members: tuple["Claim", ...] = ()
+    """The deliveries of a digest."""
+    is_named_only: bool = False
+    """Of a member: whether the digest names it and leaves it its own message."""
 
 
 class ExcerptBlock(NamedTuple):

@@ -18,7 +18,7 @@ import click
 
 from services.relay.outbox.channels import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, claim_due
-from services.relay.outbox.receipt import AttemptOutcome, record_outcome
+from services.relay.outbox.receipt import AttemptOutcome, record_outcomes
 from services.relay.outbox.store import Store, StoreUnavailableError, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.http.server import StartError
@@ -110,15 +110,15 @@ async def _costs(outbox: Store, others: Others) -> Costs:
     for _ in range(TIMES):
         claimed, seconds = await _timed(claim_due(outbox, _WANTED))
         claiming.append(seconds)
-        if len(claimed.tasks) != 1:
+        if len(claimed.claims) != 1:
             raise BenchError("a delivery that is due was not claimed")
-        _, seconds = await _timed(record_outcome(outbox, claimed.tasks[0], _SENT, _PAUSES))
+        _, seconds = await _timed(record_outcomes(outbox, claimed.claims[0], [_SENT], _PAUSES))
         receipts.append(seconds)
     await put_off(outbox, _HOUR)
     for _ in range(TIMES):
         nothing, seconds = await _timed(claim_due(outbox, _WANTED))
         oldest_reads.append(seconds)
-        if nothing.tasks:
+        if nothing.claims:
             raise BenchError("a delivery that is not due was claimed")
     return Costs(*(1000 * statistics.median(each) for each in (claiming, receipts, oldest_reads)))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from services.relay.app import build_delivery_rules, run_relay
+from services.relay.app import run_relay
 from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.delivery.worker import run_delivery
@@ -157,9 +157,7 @@ async def test_an_outbox_that_hangs_delays_no_stop(tmp_path: Path, monkeypatch: 
     metrics = Metrics(create_registry(), configuration.channels)
     with capture_logs() as logs:
         async with open_store(configuration.database, time.time) as store, AsyncExitStack() as stack:
-            await stack.enter_async_context(
-                run_delivery(build_delivery_rules(configuration), store, metrics, open_local_sender)
-            )
+            await stack.enter_async_context(run_delivery(configuration, store, metrics, open_local_sender))
             async with blocked(store):
                 began = time.monotonic()
                 await stack.aclose()

@@ -17,7 +17,6 @@ from aiohttp import web
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.app import build_delivery_rules
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.delivery.worker import run_delivery
@@ -142,9 +141,9 @@ async def test_what_is_marked_as_restored_stays_on_hold_though_the_relay_is_stop
     given = settings(tmp_path, {"one": Scripted()}, alertmanager={"urls": ["http://127.0.0.1:1"]})
     metrics = Metrics(create_registry(), given.channels)
     async with open_store(given.database, time.time) as store:
-        async with run_delivery(build_delivery_rules(given), store, metrics, open_local_sender):
+        async with run_delivery(given, store, metrics, open_local_sender):
             await accept(store, "x", "elsewhere")
             await mark_restored(store)
         claimed = await claim_some(store, "elsewhere")
-        assert claimed.tasks == ()
+        assert claimed.claims == ()
         assert claimed.retry_in == pytest.approx(COMPARE_DELAY, abs=30)

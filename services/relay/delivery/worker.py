@@ -1,41 +1,34 @@
-"""Edits the first messages of incidents as these change: claim → message → edit → outcome.
+"""The deliveries of each channel, claim → message → send → receipt, and the edits of first messages.
 
-One editor serves all channels that share a rate of edits, such as those with one token. The outbox says what is to be
-edited and when; between two claims any number of changes of an incident becomes one edit. It sleeps until an edit is
-due or `wake` is called, and checks every few seconds for what another process requested.
-
-The deliveries of each channel: claim → message → send → receipt. A channel that hangs delays no other.
-
-Each channel claims as many deliveries as it has free slots, and each is sent by a task of its own; the outbox keeps the
-messages of one incident in order, and the channel within its rate. A worker sleeps until something is due or `wake` is
-called, and checks every few seconds for deliveries that another process made due. While its channel is down, its
-deliveries go to the fallback channels.
+Each channel claims as many deliveries as it has free slots, and each is sent by a task of its own, so a channel that
+hangs delays no other; the outbox keeps the messages of one incident in order, and the channel within its rate. A worker
+sleeps until something is due or `wake` is called, and checks every few seconds for what another process made due. While
+its channel is down, its deliveries go to the fallback channels. Channels with one rate of edits have one editor.
 """
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import uuid4
 
 import structlog
 
-from services.relay.channels.port import Channel, ChannelSettings, Progress, SendError, SendReason, SendScope
+from services.relay.channels.port import Channel, Progress, SendReason
+from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import OpenSender, ProgressNotSavedError, Sender, SenderSettings, SendResult
 from services.relay.delivery.task import (
     Deliverer,
     DeliveryContext,
-    RetryPolicy,
     compute_retry_delay,
     get_requested_delay,
-    prepare_task,
+    retry_until_stored,
+    send_task,
 )
 from services.relay.metrics import Metrics
-from services.relay.model import DeliveryTask
+from services.relay.model import Claim
 from services.relay.outbox import channels as breaker
 from services.relay.outbox.channels import record_served_channels, refresh_outdated
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due, release_leases
@@ -48,12 +41,11 @@ from services.relay.outbox.edits import (
     record_edit,
     release_edits,
 )
-from services.relay.outbox.fallback import fall_back_unserved
+from services.relay.outbox.fallback import fall_back, fall_back_unserved
 from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.recovery import COMPARE_DELAY, detect_restore, sweep
 from services.relay.outbox.store import RETRY_SECONDS, Store, StoreUnavailableError
 from services.relay.outbox.storm import MAX_CLAIM_BYTES
-from shared.process.logs import describe_exception
 
 _MAX_CONCURRENCY: Final = 8
 _MAX_SLEEP: Final = 2.0
@@ -64,20 +56,13 @@ log = structlog.get_logger(__name__)
 
 
 class Editor:
-    """Edits on channels that share a rate of edits while `run` runs.
+    """Edits on the channels that share a rate of edits, a `ChannelSettings.edit_scope`, while `run` runs."""
 
-    Args:
-        scope: as `ChannelSettings.edit_scope`.
-        channels: their names.
-        rate: edits per second; None for no limit.
-        context: what it shares with the workers.
-    """
-
-    def __init__(self, scope: str, channels: tuple[str, ...], rate: float | None, context: DeliveryContext) -> None:
+    def __init__(self, scope: str, channels: tuple[str, ...], context: DeliveryContext) -> None:
         self.name = f"edits of {', '.join(channels)}"
         self._scope = scope
         self._channels = channels
-        self._rate = rate
+        self._rate = context.channels[channels[-1]].edit_rate.per_second if context.pacing.enabled else None
         self._shared = context
         self._wake_event = asyncio.Event()
         self._in_flight_ids: set[str] = set()
@@ -111,66 +96,58 @@ class Editor:
         if free <= 0:
             await self._wake_event.wait()
             return
-        claimed_at = asyncio.get_running_loop().time()
+        lease_seconds = self._shared.settings.lease
+        lease_ends = asyncio.get_running_loop().time() + lease_seconds
         request = EditClaimRequest(
             self._scope,
             self._channels,
             free,
             self._shared.lease_owner,
-            self._shared.lease_seconds,
+            lease_seconds,
             self._rate,
             tuple(self._in_flight_ids),
         )
         claimed = await claim_edits(self._shared.store, request)
-        for claim in claimed.claims:
-            self._in_flight_ids.add(claim.task.delivery_id)
-            attempts.create_task(self._edit(claim, claimed_at + self._shared.lease_seconds))
+        for each in claimed.claims:
+            self._in_flight_ids.add(each.claim.task.delivery_id)
+            attempts.create_task(self._edit(each, lease_ends))
         if not claimed.claims:
-            seconds = _MAX_SLEEP if claimed.retry_in is None else min(max(claimed.retry_in, _MIN_SLEEP), _MAX_SLEEP)
-            await _wait(self._wake_event, seconds)
+            await _wait(self._wake_event, claimed.retry_in)
 
-    async def _edit(self, claim: EditClaim, lease_ends: float) -> None:
+    async def _edit(self, edit: EditClaim, lease_ends: float) -> None:
+        task = edit.claim.task
+        # The channel may have been renamed in the configuration; its scope is ours.
+        channel = task.channel if task.channel in self._channels else self._channels[0]
         try:
-            result = await self._attempt(claim, lease_ends)
+            result = await send_task(self._shared, edit.claim, lease_ends, _refuse_progress, channel)
             if not result.lease_lost:
-                await self._record(claim, self._build_outcome(claim, result))
+                outcome = self._build_outcome(edit, result)
+                is_lease_valid = await retry_until_stored(
+                    lambda: record_edit(self._shared.store, self._scope, edit, outcome)
+                )
+                self._shared.metrics.count_edit(task.channel, outcome.result if is_lease_valid else EditResult.RETRYING)
         except Exception:
-            log.exception("unexpected error in the editor; it continues", channel=claim.task.channel)
+            log.exception("unexpected error in the editor; it continues", channel=task.channel)
         finally:
-            self._in_flight_ids.discard(claim.task.delivery_id)
+            self._in_flight_ids.discard(task.delivery_id)
             self._wake_event.set()
 
-    async def _attempt(self, claim: EditClaim, lease_ends: float) -> SendResult:
-        ends = asyncio.get_running_loop().time() + self._shared.timeout
-        try:
-            task = await prepare_task(self._shared.store, claim.task, attempt_ends=ends, lease_ends=lease_ends)
-        except (StoreUnavailableError, TimeoutError) as error:
-            return SendResult(error=SendError(SendReason.INTERNAL, SendScope.ATTEMPT, str(error)))
-        except Exception as error:  # noqa: BLE001  # every outcome is recorded
-            log.error(  # noqa: TRY400  # without the exception's text, which may hold what an alert says
-                "stored event cannot be read", channel=claim.task.channel, **describe_exception(error)
-            )
-            return SendResult(error=SendError(SendReason.INTERNAL, SendScope.MESSAGE, "a defect"))
-        if task.channel not in self._channels:  # it was renamed in the configuration, and its scope is ours
-            task = task._replace(channel=self._channels[0])
-        return await self._shared.send(task, _refuse_progress)
-
-    def _build_outcome(self, claim: EditClaim, result: SendResult) -> EditOutcome:
-        task, error, policy = claim.task, result.error, self._shared.retry_policy
+    def _build_outcome(self, edit: EditClaim, result: SendResult) -> EditOutcome:
+        claim, task, error, settings = edit.claim, edit.claim.task, result.error, self._shared.settings
         if error is None:
-            receipt = {**(result.receipt or {}), **({"digest": task.incident_id} if task.members else {})}
+            receipt = {**(result.receipt or {}), **({"digest": task.delivery_id} if claim.members else {})}
             is_same = task.first_receipt is not None and receipt == dict(task.first_receipt)
             never_arrived = not result.receipt  # a digest whose answer was lost
             new_receipt = None if is_same or never_arrived else receipt
             return EditOutcome(EditResult.EDITED, SendReason.OK, receipt=new_receipt, maybe_sent=True)
         retry_in = compute_retry_delay(
-            error, attempt=task.attempt_number, age=claim.age, policy=policy, random=self._shared.random
+            error, attempt=claim.attempt_number, age=edit.age, settings=settings, random=self._shared.random
         )
         log.warning(
             "message could not be edited",
             channel=task.channel,
             delivery_id=task.delivery_id,
-            attempt=task.attempt_number,
+            attempt=claim.attempt_number,
             reason=error.reason,
             error=str(error),
             retry_in=None if retry_in is None else round(retry_in, 1),
@@ -179,19 +156,9 @@ class Editor:
             EditResult.GIVEN_UP if retry_in is None else EditResult.RETRYING,
             error.reason,
             retry_in=retry_in or 0.0,
-            retry_after=get_requested_delay(error, policy),
+            retry_after=get_requested_delay(error, settings),
             maybe_sent=error.maybe_arrived,
         )
-
-    async def _record(self, claim: EditClaim, outcome: EditOutcome) -> None:
-        """Does not give up: without its outcome the edit would be made again."""
-        while True:
-            try:
-                is_lease_valid = await record_edit(self._shared.store, self._scope, claim, outcome)
-                break
-            except StoreUnavailableError:
-                await asyncio.sleep(RETRY_SECONDS)
-        self._shared.metrics.count_edit(claim.task.channel, outcome.result if is_lease_valid else EditResult.RETRYING)
 
 
 async def _refuse_progress(_progress: Progress) -> None:
@@ -199,73 +166,35 @@ async def _refuse_progress(_progress: Progress) -> None:
     raise ProgressNotSavedError("an edit has no progress")
 
 
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
+async def _wait(event: asyncio.Event, seconds: float | None, most: float = _MAX_SLEEP) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(most if seconds is None else min(max(seconds, _MIN_SLEEP), most)):
             await event.wait()
-    except TimeoutError:
-        pass
 
 
-def build_editors(
-    settings: Mapping[str, ChannelSettings], context: DeliveryContext, *, pacing_enabled: bool
-) -> list[Editor]:
-    """One for each scope of edits among some channels."""
+def build_editors(context: DeliveryContext) -> list[Editor]:
+    """One for each scope of edits among the channels."""
     names: dict[str, list[str]] = {}
-    rates: dict[str, float] = {}
-    for name, channel in sorted(settings.items()):
+    for name, channel in sorted(context.channels.items()):
         scope = channel.edit_scope()
         if scope is not None:
             names.setdefault(scope, []).append(name)
-            rates[scope] = channel.edit_rate.per_second
-    return [
-        Editor(scope, tuple(channels), rates[scope] if pacing_enabled else None, context)
-        for scope, channels in names.items()
-    ]
+    return [Editor(scope, tuple(channels), context) for scope, channels in names.items()]
 
 
 _SECRET_CHECK_INTERVAL: Final = 1.0
 """Seconds between checks of the secrets of a channel that is down."""
 
 
-class SendingLimits(NamedTuple):
-    """How much a channel takes."""
-
-    max_concurrency: int
-    """Messages that are sent at once."""
-    rate: float | None = None
-    """Messages a second; None for no limit."""
-    digest_over: int = 0
-    """How many deliveries may wait for the rate before they become digests."""
-    digest_size: int = 0
-    """How many deliveries one digest may have; 0 if the channel has none."""
-
-
 class Worker:
-    """Delivers on one channel while `run` runs.
+    """Delivers on one channel while `run` runs."""
 
-    Args:
-        name: of the channel.
-        channel: itself.
-        limits: how much it takes.
-        context: what all workers share.
-        is_editable: whether the channel edits its messages.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        channel: Channel,
-        limits: SendingLimits,
-        context: DeliveryContext,
-        *,
-        is_editable: bool = False,
-    ) -> None:
+    def __init__(self, name: str, channel: Channel, context: DeliveryContext) -> None:
         self.name = name
         self._channel = channel
-        self._limits = limits
-        self._context = context
-        self._deliverer = Deliverer(name, context, rate=limits.rate, is_editable=is_editable)
+        self._settings = context.channels[name]
+        self._shared = context
+        self._deliverer = Deliverer(name, context)
         self._wake_event = asyncio.Event()
         self._send_finished = asyncio.Event()
         self._secrets: Hashable = None
@@ -298,68 +227,62 @@ class Worker:
 
     async def _claim_and_send(self, sends: asyncio.TaskGroup) -> None:
         self._send_finished.clear()
-        if len(self._in_flight) >= self._limits.max_concurrency:
+        free = self._settings.max_concurrency - len(self._in_flight)
+        if free <= 0:
             await self._send_finished.wait()
             return
         self._wake_event.clear()
-        claimed_at = asyncio.get_running_loop().time()
-        claimed = await self._claim()
-        size = sum(len(each.event_json) for each in claimed.tasks)
-        for each in claimed.tasks:
+        lease_seconds = self._shared.settings.lease
+        lease_ends = asyncio.get_running_loop().time() + lease_seconds
+        request = ClaimRequest(
+            self.name,
+            free,
+            self._shared.lease_owner,
+            lease_seconds,
+            self._deliverer.rate,
+            tuple(chain.from_iterable(self._in_flight.values())),
+            self._shared.pacing.digest_over,
+            self._settings.digest_size,
+        )
+        claimed = await claim_due(self._shared.store, request)
+        size = 0
+        for each in claimed.claims:
+            size += len(each.task.event_json)
             members = tuple(member.task.delivery_id for member in each.members)
-            self._in_flight[each.delivery_id] = members or (each.delivery_id,)
-            sends.create_task(self._deliver(each, claimed_at + self._context.lease_seconds))
-        if claimed.channel_down and await self._deliverer.fall_back():
-            self._wake_event.set()
+            self._in_flight[each.task.delivery_id] = members or (each.task.delivery_id,)
+            sends.create_task(self._deliver(each, lease_ends))
+        if claimed.channel_down:
+            changes = await fall_back(self._shared.store, self.name, self._deliverer.fallback)
+            _handle_changes(self._shared, changes)
+            if changes.has_more:
+                self._wake_event.set()
         if size > MAX_CLAIM_BYTES:  # nothing more is claimed beside so much
             while self._in_flight and not self._stopping:
                 self._send_finished.clear()
                 await self._send_finished.wait()
-        elif not claimed.tasks:
+        elif not claimed.claims:
             await self._sleep(claimed)
 
-    async def _claim(self) -> ClaimResult:
-        context, free = self._context, self._limits.max_concurrency - len(self._in_flight)
-        request = ClaimRequest(
-            self.name,
-            free,
-            context.lease_owner,
-            context.lease_seconds,
-            self._limits.rate,
-            tuple(chain.from_iterable(self._in_flight.values())),
-            self._limits.digest_over,
-            self._limits.digest_size,
-        )
-        return await claim_due(context.store, request)
-
-    async def _deliver(self, task: DeliveryTask, lease_ends: float) -> None:
+    async def _deliver(self, claim: Claim, lease_ends: float) -> None:
         try:
-            await self._deliverer.deliver(task, lease_ends)
+            await self._deliverer.deliver(claim, lease_ends)
         except Exception:
             log.exception("unexpected error in the channel's worker; the worker continues", channel=self.name)
         finally:
-            del self._in_flight[task.delivery_id]
+            del self._in_flight[claim.task.delivery_id]
             self._send_finished.set()
             self._wake_event.set()
 
     async def _sleep(self, result: ClaimResult) -> None:
-        seconds = _MAX_SLEEP if result.retry_in is None else min(max(result.retry_in, _MIN_SLEEP), _MAX_SLEEP)
-        if result.channel_down:
-            await self._check_secrets()
-            seconds = min(seconds, _SECRET_CHECK_INTERVAL)
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wake_event.wait()
-        except TimeoutError:
-            pass
-
-    async def _check_secrets(self) -> None:
-        """Tries a channel again whose secret has changed."""
-        secrets = await asyncio.to_thread(self._channel.read_secret_versions)
-        if secrets != self._secrets:
-            await breaker.commit_allow_trial(self._context.store, [self.name])
-            self._secrets = secrets
-            self._wake_event.set()
+        most = _MAX_SLEEP
+        if result.channel_down:  # a secret that has changed ends that
+            secrets = await asyncio.to_thread(self._channel.read_secret_versions)
+            if secrets != self._secrets:
+                await breaker.commit_allow_trial(self._shared.store, [self.name])
+                self._secrets = secrets
+                return
+            most = _SECRET_CHECK_INTERVAL
+        await _wait(self._wake_event, result.retry_in, most)
 
     async def _pause(self) -> None:
         if not self._stopping:
@@ -374,30 +297,11 @@ _PAUSE: Final = 1.0
 _SWEEP_INTERVAL: Final = 15.0
 
 WakeChannels = Callable[[Iterable[str]], None]
-EditScopes = Mapping[str, str | None]
-"""The channels of this relay; `ChannelSettings.edit_scope` of each."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryRules:
-    """What the configuration says about delivery."""
-
-    sender: SenderSettings
-    retry_policy: RetryPolicy
-    lease_seconds: float
-    fallback_channels: tuple[str, ...]
-    """Channels that get the deliveries of one that is down."""
-    pacing_enabled: bool
-    """Whether each channel keeps to its rate."""
-    digest_over: int
-    """How many deliveries may wait for a channel's rate before they become digests."""
-    compare_delay: float
-    """Seconds for which a restored backup waits to be compared with Alertmanager; 0 if there is none."""
 
 
 @asynccontextmanager
 async def run_delivery(
-    rules: DeliveryRules, store: Store, metrics: Metrics, open_sender: OpenSender
+    settings: RelaySettings, store: Store, metrics: Metrics, open_sender: OpenSender
 ) -> AsyncIterator[WakeChannels]:
     """A worker for each channel; at the end each finishes what it sends, within `STOP_SECONDS`.
 
@@ -405,15 +309,30 @@ async def run_delivery(
         Wakes the workers of some channels: there is something new.
     """
     lease_owner = uuid4().hex
+    sender_settings = SenderSettings(
+        settings.channels,
+        settings.link_rules,
+        settings.contacts,
+        settings.delivery.timeout,
+        settings.messages.zone,
+        settings.enrichment,
+        settings.buttons,
+        settings.messages.templates,
+        settings.acknowledge_link,
+    )
     try:
-        async with open_sender(rules.sender) as send, _run_workers(rules, store, metrics, lease_owner, send) as wake:
+        async with (
+            open_sender(sender_settings) as send,
+            _run_workers(settings, store, metrics, lease_owner, send) as wake,
+        ):
             yield wake
     finally:  # nothing is sent any more
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await release_leases(store, lease_owner)
                 await release_edits(store, lease_owner)
-                await detect_restore(store, compare_delay=rules.compare_delay)  # records that it was used until now
+                # Records that it was used until now.
+                await detect_restore(store, compare_delay=_get_compare_delay(settings))
         except (StoreUnavailableError, TimeoutError) as error:
             log.warning(
                 "leases could not be released at stop; they expire by themselves",
@@ -421,11 +340,15 @@ async def run_delivery(
             )
 
 
+def _get_compare_delay(settings: RelaySettings) -> float:
+    """Seconds for which a restored backup waits to be compared with Alertmanager; 0 if there is none."""
+    return COMPARE_DELAY if settings.alertmanager.urls else 0.0
+
+
 @asynccontextmanager
 async def _run_workers(
-    rules: DeliveryRules, store: Store, metrics: Metrics, lease_owner: str, send: Sender
+    settings: RelaySettings, store: Store, metrics: Metrics, lease_owner: str, send: Sender
 ) -> AsyncIterator[WakeChannels]:
-    settings, timeout = rules.sender.channels, rules.sender.timeout
     workers: dict[str, Worker] = {}
 
     def wake(names: Iterable[str]) -> None:
@@ -438,36 +361,26 @@ async def _run_workers(
 
     editors: list[Editor] = []
     context = DeliveryContext(
-        store=store,
-        metrics=metrics,
-        send=send,
-        retry_policy=rules.retry_policy,
-        timeout=timeout,
-        lease_seconds=rules.lease_seconds,
-        lease_owner=lease_owner,
-        random=random.random,
-        fallback_channels=rules.fallback_channels,
-        wake_channels=wake,
-        acknowledging_channels=frozenset(name for name, each in settings.items() if each.acknowledges),
+        store,
+        metrics,
+        send,
+        settings.channels,
+        settings.delivery,
+        settings.pacing,
+        lease_owner,
+        random.random,
+        settings.default_channels,
+        wake,
     )
-    # These only say whether their secrets changed: they connect at their first send, and never send.
-    channels = {name: each.connect(timeout) for name, each in settings.items()}
-    for name, channel in channels.items():
-        own = settings[name]
-        rate = own.rate_per_second if rules.pacing_enabled else None
-        workers[name] = Worker(
-            name,
-            channel,
-            SendingLimits(own.max_concurrency, rate, rules.digest_over, own.digest_size),
-            context,
-            is_editable=own.edit_scope() is not None,
-        )
-    editors += build_editors(settings, context, pacing_enabled=rules.pacing_enabled)
+    for name, each in settings.channels.items():
+        # It only says whether its secrets changed: it connects at its first send, and never sends.
+        workers[name] = Worker(name, each.connect(settings.delivery.timeout), context)
+    editors += build_editors(context)
     runners: list[Worker | Editor] = [*workers.values(), *editors]
-    edit_scopes = {name: each.edit_scope() for name, each in settings.items()}
-    prepared = await _prepare_channels(store, edit_scopes, rules.compare_delay)
+    compare_delay = _get_compare_delay(settings)
+    is_prepared = await _prepare_channels(context, compare_delay)
     preparation = asyncio.create_task(
-        _retry_preparation(store, edit_scopes, rules.compare_delay, prepared=prepared), name="prepare channels"
+        _retry_preparation(context, compare_delay, is_prepared=is_prepared), name="prepare channels"
     )
 
     async def deliver(runner: Worker | Editor) -> None:
@@ -475,7 +388,7 @@ async def _run_workers(
         await runner.run()
 
     tasks = [asyncio.create_task(deliver(runner), name=f"deliver {runner.name}") for runner in runners]
-    sweeper = asyncio.create_task(_run_sweeper(store, context, wake, edit_scopes, rules.compare_delay), name="sweeper")
+    sweeper = asyncio.create_task(_run_sweeper(context, compare_delay), name="sweeper")
     try:
         yield wake
     finally:
@@ -491,61 +404,62 @@ async def _run_workers(
             await asyncio.gather(*tasks, sweeper, preparation, return_exceptions=True)
 
 
-async def _prepare_channels(store: Store, edit_scopes: EditScopes, compare_delay: float) -> bool:
+async def _prepare_channels(context: DeliveryContext, compare_delay: float) -> bool:
     """Tries channels that were down at once, since the restart may follow a fix, and detects a restored backup.
 
     False if the outbox is not available.
     """
     try:
-        await _mark_served(store, edit_scopes)
-        await detect_restore(store, compare_delay=compare_delay)
+        await _mark_served(context)
+        await detect_restore(context.store, compare_delay=compare_delay)
     except StoreUnavailableError as error:
         log.warning("nothing is delivered until the outbox can be used", error=str(error))
         return False
     return True
 
 
-async def _retry_preparation(store: Store, edit_scopes: EditScopes, compare_delay: float, *, prepared: bool) -> None:
-    while not prepared:
+async def _retry_preparation(context: DeliveryContext, compare_delay: float, *, is_prepared: bool) -> None:
+    while not is_prepared:
         await asyncio.sleep(_PAUSE)
         with suppress(StoreUnavailableError):  # the store has logged it
             with suppress(StoreUnavailableError):  # then they are tried when their pause ends
-                await _mark_served(store, edit_scopes)
-            await detect_restore(store, compare_delay=compare_delay)
-            prepared = True
+                await _mark_served(context)
+            await detect_restore(context.store, compare_delay=compare_delay)
+            is_prepared = True
 
 
-async def _mark_served(store: Store, edit_scopes: EditScopes) -> None:
-    await record_served_channels(store, edit_scopes)
-    await refresh_outdated(store, edit_scopes)
-    await breaker.commit_allow_trial(store, edit_scopes)
+async def _mark_served(context: DeliveryContext) -> None:
+    await _record_served(context)
+    await refresh_outdated(context.store, context.channels)
+    await breaker.commit_allow_trial(context.store, context.channels)
 
 
-async def _run_sweeper(
-    store: Store, context: DeliveryContext, wake_channels: WakeChannels, edit_scopes: EditScopes, compare_delay: float
-) -> None:
+async def _record_served(context: DeliveryContext) -> None:
+    edit_scopes = {name: each.edit_scope() for name, each in context.channels.items()}
+    await record_served_channels(context.store, edit_scopes)
+
+
+async def _run_sweeper(context: DeliveryContext, compare_delay: float) -> None:
+    store, settings, fallback = context.store, context.settings, context.fallback_channels
+    longest_wait = max(settings.backoff_max, settings.lease, COMPARE_DELAY)
+
     async def sweep_once() -> None:
-        await record_served_channels(store, edit_scopes)
-        handle_changes(await fall_back_unserved(store, edit_scopes, context.fallback_channels))
-        policy = context.retry_policy
-        longest_wait = max(policy.backoff_max, context.lease_seconds, COMPARE_DELAY)
-        handle_changes(await sweep(store, policy.give_up_after, context.fallback_channels, longest_wait))
+        await _record_served(context)
+        _handle_changes(context, await fall_back_unserved(store, context.channels, fallback))
+        _handle_changes(context, await sweep(store, settings.give_up_after, fallback, longest_wait))
 
-    def handle_changes(changes: DeliveryChanges) -> None:
-        for channel, state in changes.ended:
-            context.metrics.count_delivery(channel, state)
-        wake_channels(changes.channels_to_wake)
-
-    steps: tuple[Callable[[], Awaitable[object]], ...] = (
-        partial(detect_restore, store, compare_delay=compare_delay),
-        sweep_once,
-    )
     while True:
         await asyncio.sleep(_SWEEP_INTERVAL)
-        for step in steps:
+        for step in (lambda: detect_restore(store, compare_delay=compare_delay), sweep_once):
             try:
                 await step()
             except StoreUnavailableError:
                 continue  # the store has logged it
             except Exception:
                 log.exception("unexpected error in the sweeper; it continues")
+
+
+def _handle_changes(context: DeliveryContext, changes: DeliveryChanges) -> None:
+    for channel, state in changes.ended:
+        context.metrics.count_delivery(channel, state)
+    context.wake_channels(changes.channels_to_wake)

@@ -126,8 +126,17 @@ class Admission:
     """Whether the one delivery that is admitted tries a channel behind its circuit breaker."""
 
 
-def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission, ChannelRow | None]:
-    """How many of at most `limit` deliveries may be claimed; the channel's row is locked then."""
+def admit(
+    transaction: Transaction, channel: str, limit: int, rate: float | None
+) -> tuple[Admission, ChannelRow | None]:
+    """How many of at most `limit` deliveries may be claimed; the channel's row is locked then.
+
+    Args:
+        transaction: the current one.
+        channel: its name.
+        limit: how many there may be.
+        rate: messages per second; None if the channel has no rate limit.
+    """
     connection, values = transaction.connection, {"channel": channel}
     row = _LOCK_CHANNEL_IF_FREE.fetch_first(connection, values)
     if row is None and _READ_CHANNEL.fetch_first(connection, values) is None:
@@ -135,13 +144,12 @@ def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission
         row = _LOCK_CHANNEL_IF_FREE.fetch_first(connection, values)
     if row is None:  # another replica is claiming
         return Admission(0, _LOCKED_RETRY_SECONDS), None
-    now, is_down = transaction.now, bool(row.is_down)
-    seconds = max(compute_pauses(row, now))
+    seconds = max(compute_pauses(row, transaction.now))
     if seconds > 0:
-        return Admission(0, seconds, is_down), row
-    if row.failures >= FAILURE_THRESHOLD:
-        return Admission(1, None, is_down, is_breaker_trial=True), row
-    return Admission(limit, None, is_down), row
+        return Admission(0, seconds, bool(row.is_down)), row
+    is_trial = row.failures >= FAILURE_THRESHOLD
+    available, token_in = count_available(row.next_token_at, transaction.now, 1 if is_trial else limit, rate)
+    return Admission(available, token_in, bool(row.is_down), is_trial), row
 
 
 def record_claim(
@@ -152,15 +160,7 @@ def record_claim(
     rate: float | None,
     trial_seconds: float | None,
 ) -> None:
-    """Records that deliveries were claimed.
-
-    Args:
-        transaction: the current one.
-        row: of the channel, as `admit` gave it.
-        count: how many.
-        rate: messages per second; None if the channel has no rate limit.
-        trial_seconds: how long nothing else is claimed, where it is the trial of a circuit breaker.
-    """
+    """Records that deliveries were claimed; nothing else is for `trial_seconds`, where it tries a circuit breaker."""
     changes: dict[str, float] = {}
     if rate is not None:
         changes["next_token_at"] = spend(row.next_token_at, transaction.now, count, rate)
@@ -172,12 +172,9 @@ def record_claim(
 
 def take_token(transaction: Transaction, channel: str, rate: float | None) -> float:
     """Takes a token of a channel's rate for a message that is no delivery; the seconds to wait where there is none."""
-    admission, row = admit(transaction, channel, 1)
+    admission, row = admit(transaction, channel, 1, rate)
     if row is None or not admission.limit or admission.is_breaker_trial:
         return admission.retry_in or NO_TOKEN_SECONDS
-    available, seconds = count_available(row.next_token_at, transaction.now, 1, rate)
-    if not available:
-        return seconds or NO_TOKEN_SECONDS
     record_claim(transaction, row, 1, rate=rate, trial_seconds=None)
     return 0.0
 

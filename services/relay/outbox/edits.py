@@ -24,8 +24,9 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, and_, bindparam, case, func, or_, select, update
 
-from services.relay.model import DeliveryTask, DigestMember, IncidentContext
+from services.relay.model import Claim, DeliveryTask, IncidentContext
 from services.relay.outbox.channels import count_available, spend
+from services.relay.outbox.context import read_contexts
 from services.relay.outbox.database import build_insert
 from services.relay.outbox.store import BulkStatement, Store, Transaction
 from services.relay.outbox.tables import (
@@ -272,8 +273,8 @@ class EditClaimRequest(NamedTuple):
 class EditClaim(NamedTuple):
     """One claimed edit."""
 
-    task: DeliveryTask
-    """Its delivery is the one that sent the message, or the digest."""
+    claim: Claim
+    """Of the delivery that sent the message, or of the digest."""
     version: int
     """It shows the requests up to this one."""
     age: float
@@ -470,9 +471,9 @@ async def claim_edits(store: Store, request: EditClaimRequest) -> EditClaimResul
     return await store.run(partial(_claim, request=request))
 
 
-async def record_edit(store: Store, scope: str, claim: EditClaim, outcome: EditOutcome) -> bool:
+async def record_edit(store: Store, scope: str, edit: EditClaim, outcome: EditOutcome) -> bool:
     """Commits how an edit ended; False if its lease was lost. Raises StoreUnavailableError: it may not be committed."""
-    return await store.run(partial(_record, scope=scope, claim=claim, outcome=outcome))
+    return await store.run(partial(_record, scope=scope, edit=edit, outcome=outcome))
 
 
 async def release_edits(store: Store, lease_owner: str) -> None:
@@ -516,7 +517,7 @@ def _identify(row: _EditRow | DeliveryTask) -> dict[str, object]:
 
 def _build_claims(transaction: Transaction, rows: Sequence[_EditRow], lease_id: str) -> list[EditClaim]:
     """Each shows the latest event of its episode, or of the episodes of its members."""
-    connection = transaction.connection
+    connection, now = transaction.connection, transaction.now
     about_incidents = [row for row in rows if row.episode != DIGEST_EPISODE]
     ids = sorted({row.incident_id for row in about_incidents})
     latest = {
@@ -527,21 +528,39 @@ def _build_claims(transaction: Transaction, rows: Sequence[_EditRow], lease_id: 
         for row in about_incidents
     }
     found = {row.seq: row.event for row in _READ_EVENTS.fetch_all(connection, {"seqs": sorted(set(seqs.values()))})}
-    return [
-        _build_digest_claim(transaction, row, lease_id)
-        if row.episode == DIGEST_EPISODE  # whose row has the ID of a member, of which an edit may be due as well
-        else _build_claim(row, seqs[row.id], found.get(seqs[row.id], b""), lease_id, transaction.now)
-        for row in rows
-    ]
+    edits_claimed = []
+    for row in rows:
+        is_digest = row.episode == DIGEST_EPISODE  # its row has the id of a member, of which an edit may be due as well
+        seq = 0 if is_digest else seqs[row.id]
+        task = DeliveryTask(
+            delivery_id=row.incident_id if is_digest else row.id,
+            incident_id=row.incident_id,
+            episode=row.episode,
+            channel=row.channel,
+            accepted_at=datetime.fromtimestamp(row.accepted_at, UTC),
+            event_json=found.get(seq, b""),
+            events_size=len(found.get(seq, b"")),
+            first_receipt=json.loads(row.receipt) if row.receipt else {},
+            remark=row.remark or "",
+            age=now - row.accepted_at,
+            first_event_seq=seq,
+            last_event_seq=seq,
+            is_edit=True,
+        )
+        if not is_digest:
+            task = task._replace(context=read_contexts(connection, [task])[0])
+        members = _read_members(connection, row, lease_id) if is_digest else ()
+        claim = Claim(task, lease_id, row.attempts + 1, members=members)
+        edits_claimed.append(EditClaim(claim, row.wanted, max(now - row.requested_at, 0.0)))
+    return edits_claimed
 
 
-def _build_digest_claim(transaction: Transaction, row: _EditRow, lease_id: str) -> EditClaim:
-    """With the members of the digest; their events are read before the attempt, one after the other."""
-    claim = _build_claim(row, 0, b"", lease_id, transaction.now)
-    members = _MEMBERS.fetch_all(transaction.connection, {"digest": row.incident_id})
+def _read_members(connection: Connection, row: _EditRow, lease_id: str) -> tuple[Claim, ...]:
+    """Their events are read before the attempt, one after the other."""
+    members = _MEMBERS.fetch_all(connection, {"digest": row.incident_id})
     by_incident = {(member.incident_id, member.episode): member for member in members}
-    tasks = tuple(
-        DigestMember(
+    return tuple(
+        Claim(
             DeliveryTask(
                 delivery_id=member.id,
                 incident_id=member.incident_id,
@@ -551,47 +570,26 @@ def _build_digest_claim(transaction: Transaction, row: _EditRow, lease_id: str) 
                 first_event_seq=member.latest_event_seq,
                 last_event_seq=member.latest_event_seq,
             ),
+            lease_id,
             is_named_only=bool(member.is_named_only),
         )
         for member in by_incident.values()
     )
-    return claim._replace(task=claim.task._replace(delivery_id=row.incident_id, members=tasks))
 
 
-def _build_claim(row: _EditRow, seq: int, event_json: bytes, lease_id: str, now: float) -> EditClaim:
-    task = DeliveryTask(
-        delivery_id=row.id,
-        incident_id=row.incident_id,
-        episode=row.episode,
-        channel=row.channel,
-        accepted_at=datetime.fromtimestamp(row.accepted_at, UTC),
-        event_json=event_json,
-        events_size=len(event_json),
-        first_receipt=json.loads(row.receipt) if row.receipt else {},
-        remark=row.remark or "",
-        age=now - row.accepted_at,
-        attempt_number=row.attempts + 1,
-        lease_id=lease_id,
-        first_event_seq=seq,
-        last_event_seq=seq,
-        is_edit=True,
-    )
-    return EditClaim(task, row.wanted, max(now - row.requested_at, 0.0))
-
-
-def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: EditOutcome) -> bool:
-    connection, now, task = transaction.connection, transaction.now, claim.task
+def _record(transaction: Transaction, scope: str, edit: EditClaim, outcome: EditOutcome) -> bool:
+    connection, now, task = transaction.connection, transaction.now, edit.claim.task
     is_over = outcome.result is not EditResult.RETRYING
     key = _identify(task)
     ended_count = connection.execute(
         _END if is_over else _END_RETRY,
         {
             **key,
-            "ours": task.lease_id,
+            "ours": edit.claim.lease_id,
             "now": now,
             "new_due_at": now + outcome.retry_in,
             "new_reason": outcome.reason,
-            **({"new_shown": claim.version, "new_edited_at": _find_edit_time(outcome, now)} if is_over else {}),
+            **({"new_shown": edit.version, "new_edited_at": _find_edit_time(outcome, now)} if is_over else {}),
         },
     ).rowcount
     is_lease_valid = bool(ended_count)

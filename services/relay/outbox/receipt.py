@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import bindparam, func, insert, update
 
 from services.relay.channels.port import SendReason
-from services.relay.model import DeliveryTask, IncidentContext
+from services.relay.model import Claim, DeliveryTask, IncidentContext
 from services.relay.outbox import channels as breaker
 from services.relay.outbox.edits import (
     FirstMessage,
@@ -122,111 +122,108 @@ class OutcomeResult(NamedTuple):
     """The channels that have something new to deliver."""
 
 
-class _OutcomeRequest(NamedTuple):
-    task: DeliveryTask
+class _Ended(NamedTuple):
+    """A delivery whose attempt ended."""
+
+    claim: Claim
     outcome: AttemptOutcome
     pauses: breaker.PauseLimits
-    digest_id: str | None = None
-    """The digest whose attempt it is."""
+    digest_id: str | None
+    """The digest whose attempt it was."""
+
+    @property
+    def task(self) -> DeliveryTask:
+        """What its channel saw."""
+        return self.claim.task
 
 
-async def record_outcome(
-    store: Store, task: DeliveryTask, outcome: AttemptOutcome, pauses: breaker.PauseLimits
-) -> OutcomeResult:
-    """Commits an outcome. Raises StoreUnavailableError: it is not known to be committed."""
-    (result,) = await store.batch(_record_batch, (_OutcomeRequest(task, outcome, pauses),))
-    return result
-
-
-async def record_digest(
-    store: Store, task: DeliveryTask, outcomes: Sequence[AttemptOutcome], pauses: breaker.PauseLimits
+async def record_outcomes(
+    store: Store, claim: Claim, outcomes: Sequence[AttemptOutcome], pauses: breaker.PauseLimits
 ) -> list[OutcomeResult]:
-    """Commits how the one attempt of a digest ended, for each of its members, in one transaction.
-
-    Args:
-        store: the outbox.
-        task: the digest.
-        outcomes: of its members, in their order.
-        pauses: how long a breaker pauses.
+    """Commits how an attempt ended: one outcome, or one for each member of a digest, in their order.
 
     Raises:
         StoreUnavailableError: it is not known to be committed.
     """
-    members = zip(task.members, outcomes, strict=True)
-    requests = [_OutcomeRequest(member.task, outcome, pauses, task.delivery_id) for member, outcome in members]
-    return await store.batch(_record_batch, requests)
+    digest_id = claim.task.delivery_id if claim.members else None
+    ended = zip(claim.members or (claim,), outcomes, strict=True)
+    return await store.batch(_record_batch, [_Ended(each, outcome, pauses, digest_id) for each, outcome in ended])
 
 
-def _record_batch(
-    transaction: Transaction, requests_by_attempt: Sequence[Sequence[_OutcomeRequest]]
-) -> list[list[OutcomeResult]]:
-    results = iter(_record_outcomes(transaction, list(chain.from_iterable(requests_by_attempt))))
-    return [[next(results) for _ in requests] for requests in requests_by_attempt]
-
-
-def _record_outcomes(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[OutcomeResult]:
-    connection = transaction.connection
-    lock_incidents(transaction, {each.task.incident_id for each in requests})
-    ids = [each.task.delivery_id for each in requests]
-    rows = {row.id: row for row in _LOCK_DELIVERIES.fetch_all(connection, {"ids": ids})}
-    valid_requests = [each for each in requests if _is_lease_valid(each.task, rows)]
-    if valid_requests:
-        _WRITE_OUTCOMES.execute(
-            connection,
-            [_build_outcome_values(each, rows[each.task.delivery_id], transaction.now) for each in valid_requests],
-        )
-        attempt_rows = [
-            _build_attempt_row(each, rows[each.task.delivery_id])
-            for each in valid_requests
-            if each.outcome.state is not DeliveryState.QUEUED  # that was no attempt of its own message
+def _record_batch(transaction: Transaction, attempts_ended: Sequence[Sequence[_Ended]]) -> list[list[OutcomeResult]]:
+    """All outcomes that wait to be committed, those of digests included, as one."""
+    ended = list(chain.from_iterable(attempts_ended))
+    lock_incidents(transaction, {each.task.incident_id for each in ended})
+    ids = [each.task.delivery_id for each in ended]
+    rows = {row.id: row for row in _LOCK_DELIVERIES.fetch_all(transaction.connection, {"ids": ids})}
+    valid = [each for each in ended if (row := rows.get(each.task.delivery_id)) and row.lease == each.claim.lease_id]
+    if valid:
+        _write_outcomes(transaction, valid, rows)
+        _record_effects(transaction, valid)
+        if editable := [each for each in valid if each.outcome.is_editable]:
+            _record_edits(transaction, editable, rows)
+    are_valid = frozenset(map(id, valid))
+    results = iter(
+        [
+            _apply_outcome(transaction, each, rows[each.task.delivery_id])
+            if id(each) in are_valid
+            else _handle_lost_lease(transaction, each, rows.get(each.task.delivery_id))
+            for each in ended
         ]
-        if attempt_rows:
-            _INSERT_ATTEMPTS.execute(connection, attempt_rows)
-    reached = (
-        breaker.find_healthy(transaction, {each.task.channel for each in valid_requests})
-        if valid_requests
-        else frozenset()
     )
-    for each in _select_effects(valid_requests):
-        if each.outcome.reason != SendReason.OK:
-            breaker.record_failure(transaction, each.task.channel, each.outcome.reason, each.outcome.detail)
-        if each.task.channel not in reached or each.outcome.channel_effect is not breaker.ChannelEffect.REACHED:
+    return [[next(results) for _ in one] for one in attempts_ended]
+
+
+def _write_outcomes(transaction: Transaction, ended: Sequence[_Ended], rows: Mapping[str, DeliveryRow]) -> None:
+    outcome_rows, attempt_rows = [], []
+    for each in ended:
+        row, outcome = rows[each.task.delivery_id], each.outcome
+        outcome_rows.append(_build_outcome_values(each, row, transaction.now))
+        if outcome.state is not DeliveryState.QUEUED:  # that was no attempt of its own message
+            attempt_rows.append(
+                {
+                    "delivery_seq": row.seq,
+                    "number": each.claim.attempt_number,
+                    "started_at": outcome.started_at,
+                    "seconds": outcome.seconds,
+                    "reason": outcome.reason,
+                    "detail": clean_for_database(outcome.detail),
+                }
+            )
+    _WRITE_OUTCOMES.execute(transaction.connection, outcome_rows)
+    if attempt_rows:
+        _INSERT_ATTEMPTS.execute(transaction.connection, attempt_rows)
+
+
+def _record_effects(transaction: Transaction, ended: Sequence[_Ended]) -> None:
+    """Once for each attempt, since a digest reached the channel once; in the order in which locks are taken."""
+    by_attempt = {each.digest_id or each.task.delivery_id: each for each in reversed(ended)}
+    healthy = breaker.find_healthy(transaction, {each.task.channel for each in ended})
+    for each in sorted(by_attempt.values(), key=lambda each: each.task.channel):
+        channel, outcome = each.task.channel, each.outcome
+        if outcome.reason != SendReason.OK:
+            breaker.record_failure(transaction, channel, outcome.reason, outcome.detail)
+        if channel not in healthy or outcome.channel_effect is not breaker.ChannelEffect.REACHED:
             breaker.record_effect(
                 transaction,
-                each.task.channel,
-                each.outcome.channel_effect,
-                reason=each.outcome.reason,
-                is_breaker_trial=each.task.is_breaker_trial,
-                retry_after=each.outcome.retry_after,
+                channel,
+                outcome.channel_effect,
+                reason=outcome.reason,
+                is_breaker_trial=each.claim.is_breaker_trial,
+                retry_after=outcome.retry_after,
                 pauses=each.pauses,
             )
-            reached -= {each.task.channel}
-        if each.outcome.further_requests and each.outcome.rate is not None:
-            breaker.spend_further(transaction, each.task.channel, each.outcome.further_requests, each.outcome.rate)
-    editable = [each for each in valid_requests if each.outcome.is_editable]
-    if editable:
-        _record_edits(transaction, editable, rows)
-    return [
-        _apply_outcome(transaction, each, rows[each.task.delivery_id])
-        if _is_lease_valid(each.task, rows)
-        else _handle_lost_lease(transaction, each, rows.get(each.task.delivery_id))
-        for each in requests
-    ]
+            healthy -= {channel}
+        if outcome.further_requests and outcome.rate is not None:
+            breaker.spend_further(transaction, channel, outcome.further_requests, outcome.rate)
 
 
-def _select_effects(requests: Sequence[_OutcomeRequest]) -> list[_OutcomeRequest]:
-    """One request for each attempt, since a digest reached the channel once; in the order in which locks are taken."""
-    by_attempt = {each.digest_id or each.task.delivery_id: each for each in reversed(requests)}
-    return sorted(by_attempt.values(), key=lambda each: each.task.channel)
-
-
-def _record_edits(
-    transaction: Transaction, requests: Sequence[_OutcomeRequest], rows: Mapping[str, DeliveryRow]
-) -> None:
+def _record_edits(transaction: Transaction, requests: Sequence[_Ended], rows: Mapping[str, DeliveryRow]) -> None:
     """The first message of an episode is edited at each later change, be it that its own message was given up."""
     ended = [each for each in requests if each.outcome.state not in WAITING]
     first_messages: dict[str, FirstMessage] = {}
-    for task, outcome, _, digest_id in requests:
+    for each in requests:
+        task, outcome, digest_id = each.task, each.outcome, each.digest_id
         seq = rows[task.delivery_id].seq
         if digest_id and outcome.state in (DeliveryState.DELIVERED, DeliveryState.QUEUED):
             digest = FirstMessage(digest_id, DIGEST_EPISODE, task.channel, seq, receipt=_encode_receipt(outcome))
@@ -258,7 +255,7 @@ def _record_edits(
 
 def _find_older_digests(
     transaction: Transaction,
-    ended: Sequence[_OutcomeRequest],
+    ended: Sequence[_Ended],
     merged: Sequence[DeliveryTask],
     first_messages: Collection[str],
 ) -> list[FirstMessage]:
@@ -274,18 +271,13 @@ def _find_older_digests(
     return sorted(digest for digest in found if digest.incident_id not in first_messages)
 
 
-def _is_lease_valid(task: DeliveryTask, rows: Mapping[str, DeliveryRow]) -> bool:
-    row = rows.get(task.delivery_id)
-    return row is not None and row.lease == task.lease_id
-
-
-def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float) -> dict[str, Any]:
-    outcome = request.outcome
+def _build_outcome_values(ended: _Ended, row: DeliveryRow, now: float) -> dict[str, Any]:
+    outcome = ended.outcome
     is_retried = outcome.state in WAITING
     is_named_only = outcome.state is DeliveryState.QUEUED
     # A refused digest goes one by one, even where an earlier try of it may have arrived.
-    is_refused = request.digest_id is not None and outcome.reason == SendReason.REJECTED and not outcome.maybe_sent
-    maybe_sent = is_retried and not (is_named_only or is_refused) and (outcome.maybe_sent or request.task.maybe_sent)
+    is_refused = ended.digest_id is not None and outcome.reason == SendReason.REJECTED and not outcome.maybe_sent
+    maybe_sent = is_retried and not (is_named_only or is_refused) and (outcome.maybe_sent or ended.task.maybe_sent)
     # A digest that certainly did not arrive is forgotten: its members may be collected anew.
     stays_in_digest = not is_retried or maybe_sent or (row.progress is not None and not is_named_only)
     return {
@@ -299,7 +291,7 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
         "new_payload": outcome.payload,
         "new_attempts": row.attempts - is_named_only,
         "new_digest_id": row.digest_id if stays_in_digest else None,
-        "new_named_in": request.digest_id if is_named_only else row.named_in,
+        "new_named_in": ended.digest_id if is_named_only else row.named_in,
         "new_progress": None if is_named_only else row.progress,  # that of the digest says nothing of its own message
     }
 
@@ -314,24 +306,12 @@ def _find_state(outcome: AttemptOutcome, row: DeliveryRow) -> DeliveryState:
     return DeliveryState.RETRYING if outcome.state is DeliveryState.QUEUED and has_attempt else outcome.state
 
 
-def _build_attempt_row(request: _OutcomeRequest, row: DeliveryRow) -> dict[str, Any]:
-    outcome = request.outcome
-    return {
-        "delivery_seq": row.seq,
-        "number": request.task.attempt_number,
-        "started_at": outcome.started_at,
-        "seconds": outcome.seconds,
-        "reason": outcome.reason,
-        "detail": clean_for_database(outcome.detail),
-    }
-
-
-def _apply_outcome(transaction: Transaction, request: _OutcomeRequest, row: DeliveryRow) -> OutcomeResult:
+def _apply_outcome(transaction: Transaction, ended: _Ended, row: DeliveryRow) -> OutcomeResult:
     """The delivery may be merged into what waits behind it, and fallback channels may have to deliver it."""
-    outcome, state = request.outcome, _find_state(request.outcome, row)
+    outcome, state = ended.outcome, _find_state(ended.outcome, row)
     superseded, channels_to_wake = [], {row.channel}
     if state in WAITING:
-        attempt_count = request.task.attempt_number - (outcome.state is DeliveryState.QUEUED)
+        attempt_count = ended.claim.attempt_number - (outcome.state is DeliveryState.QUEUED)
         retry = RetryState(attempt_count, transaction.now + outcome.retry_in, outcome.reason)
         if merge_into_successor(transaction, row, retry):
             state = DeliveryState.SUPERSEDED
@@ -352,10 +332,10 @@ def _apply_outcome(transaction: Transaction, request: _OutcomeRequest, row: Deli
     )
 
 
-def _handle_lost_lease(transaction: Transaction, request: _OutcomeRequest, row: DeliveryRow | None) -> OutcomeResult:
+def _handle_lost_lease(transaction: Transaction, ended: _Ended, row: DeliveryRow | None) -> OutcomeResult:
     """The lease was lost; or this outcome is committed already, and only the answer to the commit was lost."""
     if row is not None:
-        values = {"delivery": row.seq, "attempt": request.task.attempt_number, "since": request.outcome.started_at}
+        values = {"delivery": row.seq, "attempt": ended.claim.attempt_number, "since": ended.outcome.started_at}
         if _ATTEMPT_EXISTS.fetch_first(transaction.connection, values) is not None:
             return OutcomeResult(
                 lease_valid=True,
@@ -364,12 +344,12 @@ def _handle_lost_lease(transaction: Transaction, request: _OutcomeRequest, row: 
                 superseded_channels=(),
                 channels_to_wake=(row.channel,),
             )
-    return _enqueue_current_state(transaction, request)
+    return _enqueue_current_state(transaction, ended)
 
 
-def _enqueue_current_state(transaction: Transaction, request: _OutcomeRequest) -> OutcomeResult:
-    task, superseded = request.task, []
-    if request.outcome.maybe_sent:
+def _enqueue_current_state(transaction: Transaction, ended: _Ended) -> OutcomeResult:
+    task, superseded = ended.task, []
+    if ended.outcome.maybe_sent:
         current = read_current_state(transaction.connection, task.incident_id)
         if current is not None:
             latest = current.latest_event_seq
@@ -378,7 +358,7 @@ def _enqueue_current_state(transaction: Transaction, request: _OutcomeRequest) -
             superseded = [old.channel for old in enqueue_deliveries(transaction, [new]).superseded_rows]
     return OutcomeResult(
         lease_valid=False,
-        state=request.outcome.state,
+        state=ended.outcome.state,
         age=0.0,
         superseded_channels=tuple(superseded),
         channels_to_wake=(task.channel,),

@@ -15,7 +15,6 @@ Which deliveries of a channel may be claimed: what is due, and has no older one 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 from uuid import uuid4
 
@@ -23,7 +22,7 @@ from sqlalchemy import and_, bindparam, case, exists, func, not_, or_, select
 
 from services.relay.channels.port import SendReason
 from services.relay.model import Status
-from services.relay.outbox.channels import BURST_SECONDS
+from services.relay.outbox.channels import BURST_SECONDS, Admission
 from services.relay.outbox.merge import RetryState, merge_into_successor, try_lock_incident
 from services.relay.outbox.store import Transaction
 from services.relay.outbox.tables import (
@@ -68,34 +67,25 @@ _LOCK_BY_ID: Final = DUE_DELIVERIES.where(_delivery.id == bindparam("delivery"))
 def lock_due(
     transaction: Transaction, query: RowQuery[DueRow], values: Mapping[str, object], most: int
 ) -> list[DueRow]:
-    """The deliveries that a query locks, as many as their events' size allows.
-
-    Args:
-        transaction: the current one.
-        query: of deliveries, at most `most` of them.
-        values: of the other parameters of the query.
-        most: how many.
-    """
+    """At most `most` deliveries that a query locks, and as many as their events' size allows."""
     due: list[DueRow] = []
     size = 0
     for row in query.fetch_all(transaction.connection, {**values, "most": most}):
         if due and size + row.event_size > MAX_CLAIM_BYTES:
             break
-        newest = merge_expired_lease(transaction, row)
+        newest = row if row.delivery.state != DeliveryState.SENDING else _merge_expired_lease(transaction, row)
         if newest is not None:
             size += newest.event_size
             due.append(newest)
     return due
 
 
-def merge_expired_lease(transaction: Transaction, row: DueRow) -> DueRow | None:
+def _merge_expired_lease(transaction: Transaction, row: DueRow) -> DueRow | None:
     """A delivery whose lease ended waits again, and is merged into what waits behind it.
 
     None if somebody else is changing what waits of its incident: it can wait a moment.
     """
     delivery = row.delivery
-    if delivery.state != DeliveryState.SENDING:
-        return row
     if not try_lock_incident(transaction, delivery.incident_id):
         return None
     retry = RetryState(delivery.attempts, transaction.now, delivery.reason)
@@ -191,18 +181,6 @@ _LOCK_UNANSWERED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class StormRules:
-    """What a channel that has digests says about them."""
-
-    digest_over: int
-    """How many deliveries may wait for its rate before there is a digest."""
-    digest_size: int
-    """How many deliveries a digest may have."""
-    rate: float
-    """Messages per second."""
-
-
 class Selection(NamedTuple):
     """The locked deliveries to claim."""
 
@@ -217,55 +195,58 @@ def is_named_only(row: DueRow) -> bool:
 
 
 def select_in_storm(
-    transaction: Transaction, values: Mapping[str, object], available: int, rules: StormRules, *, is_breaker_trial: bool
+    transaction: Transaction,
+    values: Mapping[str, object],
+    admission: Admission,
+    *,
+    digest_over: int,
+    digest_size: int,
+    rate: float,
 ) -> Selection | None:
-    """What a channel sends next, where it is a digest or a storm.
+    """What a channel sends next, where it is a digest or a storm; None if it is neither.
 
     Args:
         transaction: the current one.
         values: of the parameters of `IS_CLAIMABLE`.
-        available: how many messages the channel's rate allows now.
-        rules: of the channel.
-        is_breaker_trial: whether the message tries a channel behind its circuit breaker.
-
-    Returns:
-        None if there is neither.
+        admission: how many messages the channel's rate allows now.
+        digest_over: how many deliveries may wait for the rate before there is a digest.
+        digest_size: how many deliveries a digest may have.
+        rate: messages per second.
     """
-    unanswered = _lock_unanswered(transaction, values)
-    if unanswered is not None:
+    digest_id = _FIRST_UNANSWERED.fetch_first(transaction.connection, values)
+    if digest_id is not None and (unanswered := _lock_unanswered(transaction, values, digest_id)):
         return unanswered
-    most = max(rules.digest_over, available)
+    most = max(digest_over, admission.limit)
     if _COUNT_CLAIMABLE.fetch_one(transaction.connection, {**values, "most": most + 1}) <= most:
         return None
     oldest = _FIRST_NAMEABLE.fetch_first(transaction.connection, values)
-    max_delay = BURST_SECONDS * max(1.0, 1.0 / rules.rate)
+    max_delay = BURST_SECONDS * max(1.0, 1.0 / rate)
     is_late = oldest is not None and transaction.now - oldest.delivery.oldest_accepted_at > max_delay
     # A digest that is overdue gets the last token, unless the first message after an outage may be a critical one.
-    alone_limit = available - 1 if is_late and not is_breaker_trial else available
+    alone_limit = admission.limit - (is_late and not admission.is_breaker_trial)
     alone = lock_due(transaction, _LOCK_ALONE_IN_STORM, values, alone_limit) if alone_limit else []
     if alone:
         return Selection(alone)
     # Of their events a digest holds a title each, so their size does not matter.
-    members = _LOCK_NAMEABLE.fetch_all(transaction.connection, {**values, "most": rules.digest_size})
+    members = _LOCK_NAMEABLE.fetch_all(transaction.connection, {**values, "most": digest_size})
     if len(members) == 1:
         return Selection(members)
     return Selection(members, uuid4().hex) if members else None
 
 
-def _lock_unanswered(transaction: Transaction, values: Mapping[str, object]) -> Selection | None:
+def _lock_unanswered(transaction: Transaction, values: Mapping[str, object], digest_id: str) -> Selection | None:
     """A digest that may have arrived: all of its members, or it waits a moment.
 
     In a part of them its channel could not tell whether the post that it finds names these members.
     """
-    digest_id = _FIRST_UNANSWERED.fetch_first(transaction.connection, values)
-    if digest_id is None:
-        return None
     digest = {"digest": digest_id, "channel": values["channel"]}
     count = _COUNT_UNANSWERED.fetch_one(transaction.connection, digest)
     rows = _LOCK_UNANSWERED.fetch_all(transaction.connection, digest)
     if len(rows) < count:
         return None
-    merged = [merge_expired_lease(transaction, row) for row in rows]
+    merged = [
+        _merge_expired_lease(transaction, row) if row.delivery.state == DeliveryState.SENDING else row for row in rows
+    ]
     # What was merged into its successor is no member any more.
     members = [row for row in merged if row is not None and row.delivery.digest_id == digest_id]
     return Selection(members, digest_id) if members and None not in merged else None

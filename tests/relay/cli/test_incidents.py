@@ -5,7 +5,7 @@ import os
 import pwd
 
 from services.relay.acknowledgement.store import escalate_due
-from services.relay.model import DeliveryTask, EscalationStep
+from services.relay.model import Claim, EscalationStep
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.actions import accept, claim_one, end_attempt
 from tests.relay.outbox.rows import Rows
@@ -46,7 +46,7 @@ def test_incidents_are_listed_with_who_takes_care_of_them(typed: Typed, fill: Fi
     assert typed("unacknowledge", "burning").stdout == "withdrawn\n"
     assert typed("unacknowledge", "burning").stdout == "nobody had acknowledged it\n"
 
-    async def page(rows: Rows) -> DeliveryTask:
+    async def page(rows: Rows) -> Claim:
         return await claim_one(rows.store, "pager")
 
     assert fill(page).remark == f"Acknowledged by {WHO}."

@@ -45,7 +45,7 @@ def test_without_a_compare_delay_what_is_over_calls_nobody(typed: Typed, fill: F
 
     async def started(rows: Rows) -> bool:
         assert await detect_restore(rows.store, compare_delay=0.0)
-        return (await claim_one(rows.store)).firing_undelivered
+        return (await claim_one(rows.store)).task.firing_undelivered
 
     fill(used)
     assert typed("mark-restored").exit_code == 0

@@ -15,7 +15,7 @@ from services.relay.deliveries.queries import DeliveryDetails, read_delivery
 from services.relay.delivery.attempt import SenderSettings, open_local_sender
 from services.relay.delivery.message import LinkRules
 from services.relay.delivery.task import Deliverer
-from services.relay.model import DeliveryTask
+from services.relay.model import Claim
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.delivery.worker_harness import NEARLY, Rig, broken, rig
 from tests.relay.outbox.actions import claim_one, claim_some
@@ -40,20 +40,20 @@ class Twice(Scripted):
         raise DeliveryLeaseLostError
 
 
-async def deliver(it: Rig, channel: Scripted, claim: DeliveryTask, seconds: float = LEASE, zone: tzinfo = UTC) -> None:
+async def deliver(it: Rig, channel: Scripted, claim: Claim, seconds: float = LEASE, zone: tzinfo = UTC) -> None:
     """On a channel that has no worker, with so many seconds of the lease left."""
-    given = SenderSettings({"b": ScriptedSettings(channel=channel)}, NO_LINKS, {}, it.shared.timeout, zone)
+    given = SenderSettings({"b": ScriptedSettings(channel=channel)}, NO_LINKS, {}, it.shared.settings.timeout, zone)
     async with open_local_sender(given) as send:
         ends = asyncio.get_running_loop().time() + seconds
-        await Deliverer("b", replace(it.shared, send=send)).deliver(claim, ends)
+        await Deliverer("b", replace(it.shared, send=send, channels=given.channels)).deliver(claim, ends)
 
 
-async def due(it: Rig) -> DeliveryTask:
+async def due(it: Rig) -> Claim:
     """The delivery's next claim, once its wait of a hundredth of a second is over."""
-    claims: list[DeliveryTask] = []
+    claims: list[Claim] = []
 
     async def there() -> bool:
-        claims.extend((await claim_some(it.store, "b")).tasks)
+        claims.extend((await claim_some(it.store, "b")).claims)
         return bool(claims)
 
     await until(there)
@@ -73,7 +73,7 @@ async def test_nothing_is_sent_that_could_outlast_its_lease(it: Rig, left: float
     await deliver(it, channel, claim, left)
     assert not channel.attempted
     assert (
-        await record_of(it, claim.delivery_id)
+        await record_of(it, claim.task.delivery_id)
     ).delivery.state is DeliveryState.SENDING  # the end of the lease is its end
     assert it.value("relay_leases_lost_total", channel="b") == 1
 
@@ -83,14 +83,14 @@ async def test_a_send_that_its_lease_outlasts_goes_out(it: Rig) -> None:
     claim = await claim_one(it.store, "b")
     await deliver(it, channel, claim)
     assert len(channel.sent) == 1
-    assert (await record_of(it, claim.delivery_id)).delivery.state is DeliveryState.DELIVERED
+    assert (await record_of(it, claim.task.delivery_id)).delivery.state is DeliveryState.DELIVERED
 
 
 async def test_what_was_sent_before_the_lease_ended_may_have_arrived(it: Rig) -> None:
     claim = await claim_one(it.store, "b")
     await deliver(it, Twice(), claim)
-    assert (await record_of(it, claim.delivery_id)).delivery.state is DeliveryState.RETRYING
-    assert (await due(it)).maybe_sent
+    assert (await record_of(it, claim.task.delivery_id)).delivery.state is DeliveryState.RETRYING
+    assert (await due(it)).task.maybe_sent
 
 
 async def test_an_uncertainty_outlives_an_attempt_that_settles_nothing(it: Rig) -> None:
@@ -99,7 +99,7 @@ async def test_an_uncertainty_outlives_an_attempt_that_settles_nothing(it: Rig) 
     channel = Scripted(lost, refused)
     for _ in range(2):
         await deliver(it, channel, await due(it))
-    assert (await due(it)).maybe_sent
+    assert (await due(it)).task.maybe_sent
 
 
 async def test_the_time_from_commit_to_receipt_is_measured(tmp_path: Path) -> None:
@@ -125,7 +125,9 @@ async def test_a_message_for_people_has_the_text_of_the_team_and_a_broken_templa
     given = SenderSettings({"b": Settings(channel=channel)}, NO_LINKS, {}, 10, templates=tmp_path)
     async with open_local_sender(given) as send:
         ends = asyncio.get_running_loop().time() + LEASE
-        await Deliverer("b", replace(it.shared, send=send)).deliver(await claim_one(it.store, "b"), ends)
+        await Deliverer("b", replace(it.shared, send=send, channels=given.channels)).deliver(
+            await claim_one(it.store, "b"), ends
+        )
     (sent,) = channel.sent
     assert sent.title == ("critical: b" if for_people else "")
     assert it.value("relay_template_errors_total", template="summary") == (1 if for_people else 0)

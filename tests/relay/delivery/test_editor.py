@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,5 +122,5 @@ async def test_channels_with_one_token_share_an_editor_and_others_have_none(tmp_
     async with rig(tmp_path, a=Scripted()) as it:
         channels = {"a": ScriptedEdits(), "b": ScriptedEdits(), "c": Scripted()}
         channel_settings = {name: ScriptedSettings(channel=channel) for name, channel in channels.items()}
-        (editor,) = build_editors(channel_settings, it.shared, pacing_enabled=True)
+        (editor,) = build_editors(replace(it.shared, channels=channel_settings))
     assert editor.name == "edits of a, b"

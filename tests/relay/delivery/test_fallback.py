@@ -8,15 +8,14 @@ import pytest
 
 from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.delivery import worker
-from services.relay.delivery.task import RetryPolicy
 from services.relay.outbox.fallback import FALLBACK_STEP
 from services.relay.outbox.recovery import sweep
 from services.relay.outbox.store import StoreUnavailableError
 from services.relay.outbox.tables import DeliveryState
-from tests.relay.delivery.worker_harness import LANES, broken, rig
+from tests.relay.delivery.worker_harness import LANES, broken, policy_of, rig
 from tests.relay.served_relay import Scripted, hang, until
 
-LONG = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=3600)
+LONG = policy_of(0.01, 300, 3600)
 REMARK = "Also sent here because channel a is down."
 
 
@@ -96,7 +95,7 @@ async def test_others_report_it_while_one_tries_for_all(tmp_path: Path) -> None:
 
 async def test_what_is_given_up_at_its_last_attempt_goes_to_the_fallback(tmp_path: Path) -> None:
     other = Scripted()
-    once = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=0)
+    once = policy_of(0.01, 300, 0)
     async with rig(tmp_path, once, fallback=("b",), a=refusing(), b=other) as it:
         await it.accept_events("firing", channels=("a",))
         assert [delivery.state for delivery in await it.finished("a")] == [DeliveryState.DEAD]
@@ -107,9 +106,9 @@ async def test_a_step_that_fails_takes_no_attempt_with_it(tmp_path: Path, monkey
     async def unavailable(*_given: object) -> None:
         raise StoreUnavailableError("for now")
 
-    monkeypatch.setattr("services.relay.delivery.task.fall_back", unavailable)
+    monkeypatch.setattr("services.relay.delivery.worker.fall_back", unavailable)
     channel = refusing(1)
-    quick = RetryPolicy(backoff_initial=0.01, backoff_max=0.1, give_up_after=3600)
+    quick = policy_of(0.01, 0.1, 3600)
     async with rig(tmp_path, quick, fallback=("b",), a=channel, b=Scripted()) as it:
         await it.accept_events("firing", channels=("a",))
         await until(lambda: len(channel.sent) == 1)  # and not only once its lease ends
@@ -118,7 +117,7 @@ async def test_a_step_that_fails_takes_no_attempt_with_it(tmp_path: Path, monkey
 async def test_what_a_clock_a_day_ahead_gave_up_goes_to_the_fallback_and_comes_back(tmp_path: Path) -> None:
     ahead = 0.0
     channel, other = Scripted(*[broken()] * 10_000), Scripted()
-    day = RetryPolicy(backoff_initial=0.01, backoff_max=0.05, give_up_after=86_400)
+    day = policy_of(0.01, 0.05, 86_400)
 
     async with rig(tmp_path, day, clock=lambda: time.time() + ahead, fallback=("b",), a=channel, b=other) as it:
         groups = [str(number) for number in range(6)]

@@ -6,14 +6,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from services.relay.deliveries.retries import retry_channel, retry_delivery
-from services.relay.delivery.task import RetryPolicy
 from services.relay.outbox.audit import Actor
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.delivery.worker_harness import Rig, broken, rig
+from tests.relay.delivery.worker_harness import Rig, broken, policy_of, rig
 from tests.relay.served_relay import Scripted, until
 
-POLICY = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=90_000)
+POLICY = policy_of(0.01, 300, 90_000)
 DAY = 86_400.0
 REMARK = "Also sent here because channel a is down."
 

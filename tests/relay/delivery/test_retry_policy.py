@@ -7,15 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.relay.channels.port import SendError, SendReason, SendScope
-from services.relay.delivery.task import RetryPolicy, compute_retry_delay
+from services.relay.config import DeliverySettings
+from services.relay.delivery.task import compute_retry_delay
 
-POLICY = RetryPolicy(backoff_initial=1, backoff_max=300, give_up_after=86400)
+SETTINGS = DeliverySettings()
 
 
 def wait(scope: SendScope, *, retry_after: float | None = None, random: float = 1.0, **changes: Any) -> float | None:
     error = SendError(SendReason.SERVER_ERROR, scope, "no", retry_after=retry_after)
     return compute_retry_delay(
-        error, random=lambda: random, **{"attempt": 1, "age": 100.0, "policy": POLICY, **changes}
+        error, random=lambda: random, **{"attempt": 1, "age": 100.0, "settings": SETTINGS, **changes}
     )
 
 
@@ -58,9 +59,9 @@ def test_the_wait_is_bounded_and_never_shorter_than_asked(
     scope: SendScope, attempt: int, retry_after: float | None, random: float, age: float
 ) -> None:
     error = SendError(SendReason.RATE_LIMITED, scope, "no", retry_after=retry_after)
-    wait = compute_retry_delay(error, attempt=attempt, age=age, policy=POLICY, random=lambda: random)
-    requested = min(retry_after or 0.0, POLICY.give_up_after)
+    wait = compute_retry_delay(error, attempt=attempt, age=age, settings=SETTINGS, random=lambda: random)
+    requested = min(retry_after or 0.0, SETTINGS.give_up_after)
     assert wait is not None
     assert wait >= requested
-    assert wait <= max(POLICY.backoff_max, requested)
-    assert wait <= max(POLICY.give_up_after - age, requested)
+    assert wait <= max(SETTINGS.backoff_max, requested)
+    assert wait <= max(SETTINGS.give_up_after - age, requested)

@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.relay.channels.port import Attempt, Receipt, SendError, SendReason, SendScope
-from services.relay.delivery.task import RetryPolicy
-from services.relay.delivery.worker import SendingLimits
 from services.relay.outbox.storm import MAX_CLAIM_BYTES
 from services.relay.outbox.tables import DeliveryState
-from tests.relay.delivery.worker_harness import LANES, NEARLY, QUICK, broken, rig
+from tests.relay.delivery.worker_harness import LANES, NEARLY, QUICK, broken, policy_of, rig
 from tests.relay.served_relay import Scripted, event_of, hang, statuses, until
 
 
@@ -154,7 +152,7 @@ async def test_an_error_of_the_channel_waits_for_a_person_and_loses_nothing(tmp_
 
 async def test_another_secret_is_tried_at_once(tmp_path: Path) -> None:
     channel = Scripted(revoked())
-    async with rig(tmp_path, RetryPolicy(0.01, 300, 3600), a=channel) as it:
+    async with rig(tmp_path, policy_of(0.01, 300, 3600), a=channel) as it:
         await it.accept_events("firing")
         await until(lambda: len(channel.attempted) == 1)
         channel.secret += 1
@@ -164,7 +162,7 @@ async def test_another_secret_is_tried_at_once(tmp_path: Path) -> None:
 
 async def test_what_a_channel_refuses_goes_to_the_fallback_at_once(tmp_path: Path) -> None:
     channel, other = Scripted(*[revoked() for _ in range(100)]), Scripted()
-    async with rig(tmp_path, RetryPolicy(0.01, 300, 3600), fallback=("b",), a=channel, b=other) as it:
+    async with rig(tmp_path, policy_of(0.01, 300, 3600), fallback=("b",), a=channel, b=other) as it:
         await it.accept_events("firing", channels=("a",))
         await until(lambda: bool(other.sent))
         (delivery,) = await it.finished("b")
@@ -175,7 +173,7 @@ async def test_what_a_channel_refuses_goes_to_the_fallback_at_once(tmp_path: Pat
 
 async def test_a_provider_that_cannot_be_reached_is_left_alone_for_a_while(tmp_path: Path) -> None:
     channel = Scripted(*[broken() for _ in range(200)])
-    async with rig(tmp_path, RetryPolicy(30, 300, 3600), a=channel) as it:
+    async with rig(tmp_path, policy_of(30, 300, 3600), a=channel) as it:
         for number in range(100):
             await it.accept_events("firing", group=str(number))
         await until(lambda: len(channel.attempted) >= 5 and not channel.in_progress)
@@ -194,7 +192,7 @@ async def test_a_channel_keeps_its_pace(tmp_path: Path) -> None:
         return now
 
     channel = Scripted()
-    async with rig(tmp_path, clock=clock, limits=SendingLimits(LANES, 20.0), a=channel) as it:
+    async with rig(tmp_path, clock=clock, rate=20.0, a=channel) as it:
 
         async def sends_and_waits(count: int) -> None:
             async def recorded() -> bool:
@@ -223,7 +221,7 @@ async def test_it_is_given_up_after_its_time(tmp_path: Path) -> None:
         raise broken()
 
     channel = Scripted(*[fail_late] * 100)
-    async with rig(tmp_path, RetryPolicy(0.01, 0.1, 60), clock=lambda: time.time() + ahead, a=channel) as it:
+    async with rig(tmp_path, policy_of(0.01, 0.1, 60), clock=lambda: time.time() + ahead, a=channel) as it:
         await it.accept_events("firing")
         (delivery,) = await it.finished()
     assert (delivery.state, delivery.reason, delivery.attempt_count) == (DeliveryState.DEAD, "server_error", 5)

@@ -14,18 +14,18 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.config import PacingSettings
 from services.relay.deliveries.queries import read_delivery
 from services.relay.delivery.attempt import SaveProgress, SendResult
-from services.relay.delivery.task import DeliveryContext, RetryPolicy
-from services.relay.delivery.worker import SendingLimits, Worker
+from services.relay.delivery.task import DeliveryContext
+from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
-from services.relay.model import DeliveryTask
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import DeliveryState, events
 from shared.sql import database_url
 from tests.fork_server import forked
-from tests.relay.delivery.worker_harness import LANES, QUICK, rig
-from tests.relay.served_relay import Scripted, until
+from tests.relay.delivery.worker_harness import LANES, QUICK, policy_of, rig
+from tests.relay.served_relay import Scripted, ScriptedSettings, until
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741  # an item of work
@@ -127,7 +127,7 @@ async def test_an_ending_that_cannot_be_written_is_written_once_it_can(
     assert (delivery.state, delivery.attempt_count, len(channel.sent)) == (DeliveryState.DELIVERED, 1, 1)
 
 
-async def never(task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
+async def never(task: object, save_progress: SaveProgress) -> SendResult:
     pytest.fail(f"nothing was claimed: {task}, {save_progress}")
 
 
@@ -151,15 +151,15 @@ async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None
         store=store,
         metrics=Metrics(CollectorRegistry(), ["a"]),
         send=never,
-        retry_policy=QUICK,
-        timeout=10,
-        lease_seconds=20,
+        channels={"a": ScriptedSettings(channel=None)},
+        settings=QUICK,
+        pacing=PacingSettings(),
         lease_owner="test",
         random=lambda: 1.0,
         fallback_channels=(),
         wake_channels=lambda _names: None,
     )
-    task = asyncio.create_task(Worker("a", Scripted(), SendingLimits(LANES), shared).run())
+    task = asyncio.create_task(Worker("a", Scripted(), shared).run())
     await asyncio.sleep(9.5)
     assert store.calls == 10
     task.cancel()
@@ -169,13 +169,13 @@ async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None
 
 async def test_an_event_that_cannot_be_read_delays_its_own_incident_only(tmp_path: Path) -> None:
     channel = Scripted()
-    async with rig(tmp_path, RetryPolicy(0.01, 0.1, 0.5), a=channel) as it:
+    async with rig(tmp_path, policy_of(0.01, 0.1, 0.5), a=channel) as it:
         for worker in it.workers.values():
             worker.stop()
         await it.accept_events("firing", group="bad")
         await it.store.run(lambda transaction: transaction.connection.execute(events.update().values(event=b"{}")))
         await it.accept_events("firing", group="good")
-    async with rig(tmp_path, RetryPolicy(0.01, 0.1, 0.5), a=channel) as it:
+    async with rig(tmp_path, policy_of(0.01, 0.1, 0.5), a=channel) as it:
         bad, good = await it.finished()
     assert (bad.state, bad.reason) == (DeliveryState.DEAD, "internal")
     assert good.state is DeliveryState.DELIVERED

@@ -6,17 +6,18 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from prometheus_client import CollectorRegistry
 
-from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.channels.port import MessageRate, SendError, SendReason, SendScope
+from services.relay.config import DeliverySettings, PacingSettings
 from services.relay.deliveries.queries import DeliveryFilter, DeliverySummary, list_deliveries
 from services.relay.delivery.attempt import SenderSettings, open_local_sender
 from services.relay.delivery.enrichment import NO_ENRICHMENT, EnrichmentSettings
 from services.relay.delivery.message import LinkRules
-from services.relay.delivery.task import DeliveryContext, RetryPolicy
-from services.relay.delivery.worker import SendingLimits, Worker
+from services.relay.delivery.task import DeliveryContext
+from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.incidents import IncidentState
@@ -26,15 +27,25 @@ from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.served_relay import Scripted, ScriptedSettings, event_of, until
 
-QUICK = RetryPolicy(backoff_initial=0.01, backoff_max=0.3, give_up_after=60)
+
+def policy_of(backoff_initial: float, backoff_max: float, give_up_after: float) -> DeliverySettings:
+    return DeliverySettings.model_construct(
+        backoff_initial=backoff_initial, backoff_max=backoff_max, give_up_after=give_up_after
+    )
+
+
+QUICK = policy_of(0.01, 0.3, 60)
 LANES = 8
-ALL_LANES = SendingLimits(LANES)
 NEARLY = 0.99
 """The wall clock says when it is due, the event loop's clock how long that was."""
 
 
 def _always(plan: DeliveryPlan, _state: IncidentState | None, _now: float) -> DeliveryPlan:
     return plan
+
+
+class _Lanes(ScriptedSettings):
+    max_concurrency: ClassVar[int] = LANES
 
 
 class Rig:
@@ -79,12 +90,12 @@ class Rig:
 @asynccontextmanager
 async def rig(
     where: Path | DatabaseUrl,
-    policy: RetryPolicy = QUICK,
+    policy: DeliverySettings = QUICK,
     timeout: float = 10,
     clock: Callable[[], float] = time.time,
     hosts: frozenset[str] = frozenset(),
     fallback: tuple[str, ...] = (),
-    limits: SendingLimits = ALL_LANES,
+    rate: float | None = None,
     *,
     enrichment: EnrichmentSettings = NO_ENRICHMENT,
     **channels: Scripted,
@@ -93,7 +104,7 @@ async def rig(
     unmerged = frozenset(name for name in channels if name.startswith("every"))
     file = database_url.create_sqlite_url(where / "relay.db") if isinstance(where, Path) else where
     given = SenderSettings(
-        channels={name: ScriptedSettings(channel=channel) for name, channel in channels.items()},
+        channels={name: _Lanes(channel=channel, rate=rate and MessageRate(rate)) for name, channel in channels.items()},
         link_rules=LinkRules("https://docs.example.org/#{alertname_lower}", None, allow_hosts=hosts),
         contacts={"service owner": "#ledger-team"},
         timeout=timeout,
@@ -110,15 +121,15 @@ async def rig(
             store=store,
             metrics=Metrics(registry, channels),
             send=send,
-            retry_policy=policy,
-            timeout=timeout,
-            lease_seconds=timeout * 2,
+            channels=given.channels,
+            settings=policy.model_copy(update={"timeout": timeout, "lease": timeout * 2}),
+            pacing=PacingSettings(),
             lease_owner="test",
             random=lambda: 1.0,
             fallback_channels=fallback,
             wake_channels=wake,
         )
-        workers |= {name: Worker(name, channel, limits, shared) for name, channel in channels.items()}
+        workers |= {name: Worker(name, channel, shared) for name, channel in channels.items()}
         tasks = [asyncio.create_task(worker.run()) for worker in workers.values()]
         try:
             yield Rig(shared, workers, registry)

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from services.relay.model import DeliveryTask
+from services.relay.model import Claim
 from tests.relay.delivery_oracle.evidence import Delivery, Event, Message
 
 
 def check_claim(
-    task: DeliveryTask,
+    claim: Claim,
     events: Sequence[Event],
     deliveries: Sequence[Delivery],
     messages: Sequence[Message],
@@ -19,7 +19,7 @@ def check_claim(
     """Everything that is wrong with a claim that was just given.
 
     Args:
-        task: the claim.
+        claim: itself.
         events: every accepted one.
         deliveries: the outbox after the claim.
         messages: what arrived before.
@@ -27,9 +27,10 @@ def check_claim(
         progress: what the channel stored as `done` for this delivery.
         is_leased_elsewhere: whether the lease of an earlier claim of its incident and channel still holds.
     """
+    task = claim.task
     name = f"claim of {task.delivery_id}"
     row = next((each for each in deliveries if each.id == task.delivery_id), None)
-    if row is None or (row.state, row.lease) != ("sending", task.lease_id):
+    if row is None or (row.state, row.lease) != ("sending", claim.lease_id):
         yield f"{name} is not in the outbox"
     if is_leased_elsewhere:
         yield f"{name}: another holds a lease of its incident and channel"

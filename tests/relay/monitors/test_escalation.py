@@ -45,7 +45,7 @@ async def test_what_is_due_wakes_its_channels_and_is_counted(at: MonitoredOutbox
         ("escalation skipped a channel that is not configured", "warning", ("gone",)),
     ]
     await publish(at, RESOLVED)
-    assert (await claim_one(at.store, "email")).incident_id == incident
+    assert (await claim_one(at.store, "email")).task.incident_id == incident
     assert not [each async for each in iterate_open_incidents(at.store)]
 
 
@@ -53,7 +53,7 @@ async def test_what_waits_of_an_earlier_episode_is_merged_and_counted(at: Monito
     at.escalation = (EscalationStep(60.0, ("email",)),)
     await at.accept(event(("A", FIRING)), "slack", "email")
     await at.accept(event(("A", RESOLVED)), "slack", "email")
-    incident = (await claim_one(at.store, "slack")).incident_id
+    incident = (await claim_one(at.store, "slack")).task.incident_id
     clock.go(100)
     (begun,) = [Incident(incident, 1, each, event(("A", RESOLVED))) for each in [await at.accept(event(("A", FIRING)))]]
     assert await at.publisher.publish(begun, event(("A", FIRING)))
@@ -66,5 +66,5 @@ async def test_what_waits_of_an_earlier_episode_is_merged_and_counted(at: Monito
 
     after = value(at.registry, "relay_deliveries_total", channel="email", outcome=DeliveryState.SUPERSEDED)
     assert (superseded, after) == (0, 1)
-    task = await claim_one(at.store, "email")
-    assert (task.episode, task.first_event_seq) == (2, 1)
+    claim = await claim_one(at.store, "email")
+    assert (claim.task.episode, claim.task.first_event_seq) == (2, 1)

@@ -94,10 +94,10 @@ async def test_what_waits_while_alertmanagers_own_end_comes_is_merged_as_it_was_
     await closed(at, clock, reconcile(at, clock, one))
     await at.accept(event(("A", RESOLVED), ("B", RESOLVED)), "email")
     await at.accept(event(("A", FIRING)), "email")
-    (claim,) = (await claim_some(at.store, "email", limit=9)).tasks
+    (claim,) = (await claim_some(at.store, "email", limit=9)).claims
     published = await read_event(at.store, claim)
     assert {alert.labels["alertname"]: alert.status for alert in published.alerts} == {"A": FIRING, "B": RESOLVED}
-    (end,) = (await claim_some(at.store, "pagerduty", limit=9)).tasks
+    (end,) = (await claim_some(at.store, "pagerduty", limit=9)).claims
     published = await read_event(at.store, end)
     assert [alert.status for alert in published.alerts] == [RESOLVED, RESOLVED]
 

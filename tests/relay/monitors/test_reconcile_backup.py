@@ -30,13 +30,13 @@ async def test_what_is_over_is_reported_as_over_at_once_and_what_goes_on_as_it_s
     await restored(at)
     one.alerts = {"B"}
     await minutes(1, clock, reconcile(at, clock, one))
-    claims = (await claim_some(at.store, "slack", limit=9)).tasks
+    claims = (await claim_some(at.store, "slack", limit=9)).claims
     published = {
         each.alerts[0].labels["alertname"]: each for each in [await read_event(at.store, claim) for claim in claims]
     }
     assert {name: each.status for name, each in published.items()} == {"A": RESOLVED, "B": FIRING}
     assert published["A"].remark == CLOSED_REMARK
-    assert not any(claim.firing_undelivered for claim in claims)
+    assert not any(claim.task.firing_undelivered for claim in claims)
 
 
 async def test_what_fires_though_the_backup_says_that_it_is_over_is_reported(
@@ -48,7 +48,7 @@ async def test_what_fires_though_the_backup_says_that_it_is_over_is_reported(
     one.alerts = {"A"}
     await minutes(1, clock, reconcile(at, clock, one))
     assert ((await latest(at)).status, (await latest(at)).remark) == (FIRING, REFIRED_REMARK)
-    (claim,) = (await claim_some(at.store, "slack", limit=9)).tasks
+    (claim,) = (await claim_some(at.store, "slack", limit=9)).claims
     assert (await read_event(at.store, claim)).status is FIRING
 
 

@@ -1,17 +1,16 @@
 """What the tests of the outbox do to it, in few words."""
 
-import asyncio
 from typing import Any
 
 from sqlalchemy import update
 
 from services.relay.delivery.task import prepare_task
-from services.relay.model import DeliveryTask, EscalationStep, Event, decode_event
+from services.relay.model import Claim, DeliveryTask, EscalationStep, Event, decode_event
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.channels import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
-from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
+from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcomes
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 from tests.relay.served_relay import event_of
@@ -42,28 +41,27 @@ async def claim_some(
     return await claim_due(store, ClaimRequest(channel, limit, owner, 20, rate))
 
 
-async def claim_one(store: Store, channel: str = "a", owner: str = "me") -> DeliveryTask:
-    (one,) = (await claim_some(store, channel, owner)).tasks
+async def claim_one(store: Store, channel: str = "a", owner: str = "me") -> Claim:
+    (one,) = (await claim_some(store, channel, owner)).claims
     return one
 
 
-async def prepare(store: Store, claim: DeliveryTask, *, acknowledges: bool = False) -> DeliveryTask:
+async def prepare(store: Store, claim: Claim, *, acknowledges: bool = False) -> Claim:
     """A claim as it goes to its channel."""
-    ends = asyncio.get_running_loop().time() + 10
-    return await prepare_task(store, claim, attempt_ends=ends, lease_ends=ends, acknowledges=acknowledges)
+    return claim._replace(task=await prepare_task(store, claim, acknowledges=acknowledges))
 
 
-async def read_event(store: Store, claim: DeliveryTask) -> Event:
+async def read_event(store: Store, claim: Claim) -> Event:
     """What the holder of a claim tells."""
-    return decode_event((await prepare(store, claim)).event_json)
+    return decode_event((await prepare_task(store, claim)).event_json)
 
 
 async def nothing_due(store: Store, channel: str = "a") -> bool:
-    return not (await claim_some(store, channel)).tasks
+    return not (await claim_some(store, channel)).claims
 
 
 async def end_attempt(
-    store: Store, claim: DeliveryTask, state: DeliveryState = DeliveryState.DELIVERED, **changes: Any
+    store: Store, claim: Claim, state: DeliveryState = DeliveryState.DELIVERED, **changes: Any
 ) -> OutcomeResult:
     """Ends a claim: delivered, to be tried again after `retry_in` seconds, or dead."""
     effects = {
@@ -74,7 +72,8 @@ async def end_attempt(
     if state is DeliveryState.DELIVERED:
         changes = {"receipt": {"number": "1"}, "maybe_sent": True} | changes
     ending: dict[str, Any] = {"reason": "ok", "detail": "", "channel_effect": effects[state]} | changes
-    return await record_outcome(store, claim, AttemptOutcome(state, 1000.0, 1.5, **ending), PAUSES)
+    (result,) = await record_outcomes(store, claim, [AttemptOutcome(state, 1000.0, 1.5, **ending)], PAUSES)
+    return result
 
 
 async def let_pass(store: Store, seconds: float) -> None:
@@ -90,6 +89,6 @@ async def let_pass(store: Store, seconds: float) -> None:
 async def take_edits(store: Store, channel: str = "a") -> list[DeliveryTask]:
     """What the first messages of a channel are to show now, as it goes to the channel; they are edited."""
     claimed = await claim_edits(store, EditClaimRequest("scope", (channel,), 8, "me", 20, None))
-    for claim in claimed.claims:
-        assert await record_edit(store, "scope", claim, EditOutcome(EditResult.EDITED, "ok"))
-    return [await prepare(store, claim.task) for claim in claimed.claims]
+    for edit in claimed.claims:
+        assert await record_edit(store, "scope", edit, EditOutcome(EditResult.EDITED, "ok"))
+    return [await prepare_task(store, edit.claim) for edit in claimed.claims]

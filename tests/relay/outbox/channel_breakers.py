@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from services.relay.model import DeliveryTask
+from services.relay.model import Claim
 from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.receipt import OutcomeResult
 from services.relay.outbox.store import Store
@@ -23,7 +23,7 @@ async def enqueue(store: Store, number: int, channel: str = "a") -> None:
 
 
 async def fail(
-    store: Store, claim: DeliveryTask, effect: ChannelEffect = ChannelEffect.FAILED, **changes: Any
+    store: Store, claim: Claim, effect: ChannelEffect = ChannelEffect.FAILED, **changes: Any
 ) -> OutcomeResult:
     outcome: dict[str, Any] = {"reason": "timeout", "channel_effect": effect, "retry_in": 1.0}
     return await end_attempt(store, claim, DeliveryState.RETRYING, **outcome | changes)
@@ -36,5 +36,5 @@ async def state_of(store: Store, channel: str = "a") -> ChannelRow:
 
 async def open_breaker(store: Store) -> None:
     """The breaker of channel `a` opens: as many attempts in a row as it takes do not reach the provider."""
-    for claim in (await claim_some(store, limit=FAILURE_THRESHOLD)).tasks:
+    for claim in (await claim_some(store, limit=FAILURE_THRESHOLD)).claims:
         await fail(store, claim)

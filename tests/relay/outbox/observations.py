@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from services.relay.model import DeliveryTask, Status
+from services.relay.model import Claim, Status
 from tests.relay.delivery_oracle.evidence import (
     Alerts,
     AlertState,
@@ -33,21 +33,21 @@ CHANNELS: Final = {
 class OwnedClaim:
     """A claim and who has it."""
 
-    claim: DeliveryTask
+    claim: Claim
     owner: str
     until: float
     """When its holder stops, by a clock that nobody sets."""
     exclusive_until: float
     """Until when nobody else may get it, by the same clock; earlier only where the outbox ended all leases."""
     arrived: bool = False
-    digest: DeliveryTask | None = None
+    digest: Claim | None = None
     """The message of several deliveries that it is in."""
     is_named_only: bool = False
     """Whether that only names it."""
 
     @property
     def delivery_key(self) -> DeliveryKey:
-        return self.claim.incident_id, self.claim.channel
+        return self.claim.task.incident_id, self.claim.task.channel
 
 
 @dataclass
@@ -89,17 +89,18 @@ class Observations:
     def latest_event(self, incident: str) -> Event:
         return self.events[self.latest_seq(incident)]
 
-    def alerts_of(self, claim: DeliveryTask) -> Alerts:
+    def alerts_of(self, claim: Claim) -> Alerts:
         """Every alert of the events that it delivers, in its last state."""
         return merge_alerts(
             [
                 event
                 for event in self.events.values()
-                if event.incident == claim.incident_id and claim.first_event_seq <= event.seq <= claim.last_event_seq
+                if event.incident == claim.task.incident_id
+                and claim.task.first_event_seq <= event.seq <= claim.task.last_event_seq
             ]
         )
 
-    def statuses_of(self, claim: DeliveryTask) -> dict[Hashable, str]:
+    def statuses_of(self, claim: Claim) -> dict[Hashable, str]:
         return {alert: what.state for alert, what in self.alerts_of(claim)}
 
     def arrive(self, owned: OwnedClaim) -> None:
@@ -107,10 +108,10 @@ class Observations:
             return
         owned.arrived = True
         if owned.digest is not None:  # one that arrived before is found, and stays as it is until it is edited
-            states = self.digests.setdefault(owned.digest.delivery_id, {})
-            states.setdefault((owned.claim.incident_id, owned.claim.episode), owned.claim.last_event_seq)
+            states = self.digests.setdefault(owned.digest.task.delivery_id, {})
+            states.setdefault((owned.claim.task.incident_id, owned.claim.task.episode), owned.claim.task.last_event_seq)
         else:
-            self.sent_alone.add(owned.claim.delivery_id)
+            self.sent_alone.add(owned.claim.task.delivery_id)
         if owned.is_named_only:  # its own message is still to come
             return
         self.sent_after_lease += self.live.get(owned.delivery_key) is not owned
@@ -119,10 +120,10 @@ class Observations:
             Message(
                 channel,
                 channel,
-                owned.claim.delivery_id,
+                owned.claim.task.delivery_id,
                 incident,
                 self.alerts_of(owned.claim),
-                is_marked_repeat=owned.claim.maybe_sent,
+                is_marked_repeat=owned.claim.task.maybe_sent,
             )
         )
 

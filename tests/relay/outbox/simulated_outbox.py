@@ -16,9 +16,10 @@ from sqlalchemy import select
 from services.relay.acknowledgement.store import EpisodeOverError, acknowledge, escalate_due, unacknowledge
 from services.relay.deliveries import queries as delivery_list
 from services.relay.delivery.message import LinkRules
-from services.relay.delivery.task import _merge_events
+from services.relay.delivery.task import _read_merged
 from services.relay.intake.acceptance import plan_event
 from services.relay.model import (
+    Claim,
     DeliveryTask,
     EscalationStep,
     Status,
@@ -34,7 +35,7 @@ from services.relay.outbox.context import ACKNOWLEDGED, read_provider_acknowledg
 from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest, record_outcome
+from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcomes
 from services.relay.outbox.recovery import sweep
 from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import CHANNELS as CHANNEL_ROWS
@@ -311,19 +312,19 @@ class SimulatedOutbox:
         request = ClaimRequest(channel, limit, owner, LEASE, RATES[channel], digest_size=DIGEST_SIZES[channel])
         claimed = self.run(claim_due(self.store, request))
         self.read_and_check()
-        assert len(claimed.tasks) <= limit
+        assert len(claimed.claims) <= limit
         for delivery_key, live in list(
             self.observed.live.items()
         ):  # a member of a digest may be merged, and not be claimed yet
-            if live.digest is not None and self.rows[live.claim.delivery_id].lease is None:
+            if live.digest is not None and self.rows[live.claim.task.delivery_id].lease is None:
                 del self.observed.live[delivery_key]
-        digests = [task for task in claimed.tasks if task.members]
-        assert len(claimed.tasks) == 1 or not digests
-        claims = [OwnedClaim(task, owner, 0, 0) for task in claimed.tasks if not task.members]
+        digests = [taken for taken in claimed.claims if taken.members]
+        assert len(claimed.claims) == 1 or not digests
+        claims = [OwnedClaim(each, owner, 0, 0) for each in claimed.claims if not each.members]
         claims += [
-            OwnedClaim(member.task, owner, 0, 0, digest=task, is_named_only=member.is_named_only)
-            for task in digests
-            for member in task.members
+            OwnedClaim(member, owner, 0, 0, digest=taken, is_named_only=member.is_named_only)
+            for taken in digests
+            for member in taken.members
         ]
         for owned in claims:
             each = owned.claim
@@ -336,45 +337,47 @@ class SimulatedOutbox:
                     list(self.rows.values()),
                     self.observed.messages,
                     merges=CHANNELS[channel].merges,
-                    progress=self.observed.progress.get(each.delivery_id),
+                    progress=self.observed.progress.get(each.task.delivery_id),
                     is_leased_elsewhere=before is not None and before.exclusive_until > self.elapsed + ROUNDED,
                 )
             )
             lost = self._find_lost(each)
             if owned.digest is not None:
                 assert owned.is_named_only or not lost, "what arrived alone is not found by a digest"
-                events_json, _ = self.run(_merge_events(self.store, each))
+                events_json, _ = self.run(_read_merged(self.store, each.task))
                 event = decode_event(events_json)
                 assert {alert.fingerprint: alert.status for alert in event.alerts} == self.observed.statuses_of(each)
-                self.acknowledgements[each.delivery_id] = ""
+                self.acknowledgements[each.task.delivery_id] = ""
                 self.observed.live[owned.delivery_key] = owned
                 self.owned.append(owned)
                 continue
-            if each.first_receipt is None:
-                assert lost <= {earlier.delivery_id for earlier in each.predecessors}, "what arrived is not found"
-            task = self.run(prepare(self.store, each, acknowledges=channel == ACKNOWLEDGING))
-            event = decode_event(task.event_json)
+            if each.task.first_receipt is None:
+                assert lost <= {earlier.delivery_id for earlier in each.task.predecessors}, "what arrived is not found"
+            taken = self.run(prepare(self.store, each, acknowledges=channel == ACKNOWLEDGING))
+            event = decode_event(taken.task.event_json)
             assert {alert.fingerprint: alert.status for alert in event.alerts} == self.observed.statuses_of(each)
-            episode, who = self.acknowledged.get(each.incident_id, (0, ""))
-            is_current = episode == each.episode == self.observed.latest_event(each.incident_id).episode
-            assert task.context.acknowledged_by == (who if is_current else "")
-            self.acknowledgements[each.delivery_id] = task.acknowledgement if event.status is Status.FIRING else ""
+            episode, who = self.acknowledged.get(each.task.incident_id, (0, ""))
+            is_current = episode == each.task.episode == self.observed.latest_event(each.task.incident_id).episode
+            assert taken.task.context.acknowledged_by == (who if is_current else "")
+            self.acknowledgements[each.task.delivery_id] = (
+                taken.task.acknowledgement if event.status is Status.FIRING else ""
+            )
             self.observed.live[owned.delivery_key] = owned
             self.owned.append(owned)
-        if not claimed.tasks and any(row.channel == channel and not row.is_finished for row in self.rows.values()):
+        if not claimed.claims and any(row.channel == channel and not row.is_finished for row in self.rows.values()):
             assert claimed.retry_in is not None, "lost: no later claim is planned"
         return claimed
 
-    def _find_lost(self, claim: DeliveryTask) -> set[str]:
+    def _find_lost(self, claim: Claim) -> set[str]:
         """What was merged into a delivery and arrived by itself, and no other delivery has as its first message."""
-        of_key = [row for row in self.rows.values() if row.delivery_key == (claim.incident_id, claim.channel)]
+        of_key = [row for row in self.rows.values() if row.delivery_key == (claim.task.incident_id, claim.task.channel)]
         delivered = [row for row in of_key if row.state == DeliveryState.DELIVERED]
         return {
             row.id
             for row in of_key
             if row.state == DeliveryState.SUPERSEDED
             and row.id in self.observed.sent_alone
-            and claim.first_event_seq <= row.event_seq <= claim.last_event_seq
+            and claim.task.first_event_seq <= row.event_seq <= claim.task.last_event_seq
             and not any(other.episode == row.episode or other.covers(row.event_seq) for other in delivered)
         }
 
@@ -382,13 +385,13 @@ class SimulatedOutbox:
         """Several at once are committed together."""
         before, how = self.rows, how._replace(is_editable=True)
 
-        async def end_digest(digest: DeliveryTask, members: Sequence[OwnedClaim]) -> list[OutcomeResult]:
-            assert [owned.claim for owned in members] == [member.task for member in digest.members]
+        async def end_digest(digest: Claim, members: Sequence[OwnedClaim]) -> list[OutcomeResult]:
+            assert [owned.claim for owned in members] == list(digest.members)
             outcomes = [_name_only(how) if owned.is_named_only else how for owned in members]
-            return await record_digest(self.store, digest, outcomes, PAUSES)
+            return await record_outcomes(self.store, digest, outcomes, PAUSES)
 
         async def end_alone(owned: OwnedClaim) -> list[OutcomeResult]:
-            return [await record_outcome(self.store, owned.claim, self._add_acknowledgement(owned, how), PAUSES)]
+            return await record_outcomes(self.store, owned.claim, [self._add_acknowledgement(owned, how)], PAUSES)
 
         messages = {id(owned.digest or owned): owned.digest for owned in ending}
         by_message = {key: [owned for owned in ending if id(owned.digest or owned) == key] for key in messages}
@@ -415,17 +418,17 @@ class SimulatedOutbox:
             if one.lease_valid:
                 del self.observed.live[owned.delivery_key]
                 if owned.is_named_only and one.state in tables.WAITING and how.state is DeliveryState.DELIVERED:
-                    self.observed.progress.pop(owned.claim.delivery_id, None)
-                assert self.rows[owned.claim.delivery_id].state == one.state
+                    self.observed.progress.pop(owned.claim.task.delivery_id, None)
+                assert self.rows[owned.claim.task.delivery_id].state == one.state
                 if how.channel_effect is ChannelEffect.REACHED:
-                    assert not channel_states[owned.claim.channel].failures
+                    assert not channel_states[owned.claim.task.channel].failures
                 assert (
-                    channel_states[owned.claim.channel].is_down == (how.channel_effect is ChannelEffect.DOWN)
+                    channel_states[owned.claim.task.channel].is_down == (how.channel_effect is ChannelEffect.DOWN)
                     or how.channel_effect in UNSURE
                 )
             elif how.maybe_sent and not (owned.is_named_only and how.state is DeliveryState.DELIVERED):
-                events_sent = (owned.claim.first_event_seq, owned.claim.last_event_seq)
-                merges = CHANNELS[owned.claim.channel].merges
+                events_sent = (owned.claim.task.first_event_seq, owned.claim.task.last_event_seq)
+                merges = CHANNELS[owned.claim.task.channel].merges
                 check(check_late_send(owned.delivery_key, events_sent, self.events, list(self.rows.values()), merges))
 
     def get_message(self, owned: OwnedClaim) -> list[OwnedClaim]:
@@ -434,7 +437,7 @@ class SimulatedOutbox:
 
     def _add_acknowledgement(self, owned: OwnedClaim, how: AttemptOutcome) -> AttemptOutcome:
         """What the channel writes into its receipt."""
-        acknowledgement = self.acknowledgements[owned.claim.delivery_id]
+        acknowledgement = self.acknowledgements[owned.claim.task.delivery_id]
         return (
             how._replace(receipt={**how.receipt, ACKNOWLEDGED: acknowledgement})
             if how.receipt and acknowledgement
@@ -458,7 +461,7 @@ class SimulatedOutbox:
         for row in now_dead:
             self._check_stand_ins(row)
         for owned in self.observed.live.values():
-            if self.due_at[owned.claim.delivery_id] <= self.clock() + ROUNDED:
+            if self.due_at[owned.claim.task.delivery_id] <= self.clock() + ROUNDED:
                 owned.exclusive_until = self.elapsed
 
     def find_refusing(self) -> set[str]:
@@ -512,11 +515,11 @@ class SimulatedOutbox:
         """Each digest that arrived shows its incidents as they are, however its answers were lost."""
         request = EditClaimRequest("scope", tuple(MERGING), 100, "last", LEASE, None)
         while claims := self.run(claim_edits(self.store, request)).claims:
-            for claim in claims:
-                states = self.observed.digests.get(claim.task.delivery_id, {})
-                for member in claim.task.members:
+            for edit in claims:
+                states = self.observed.digests.get(edit.claim.task.delivery_id, {})
+                for member in edit.claim.members:
                     states[member.task.incident_id, member.task.episode] = member.task.last_event_seq
-                self.run(record_edit(self.store, "scope", claim, EditOutcome(EditResult.EDITED, "ok")))
+                self.run(record_edit(self.store, "scope", edit, EditOutcome(EditResult.EDITED, "ok")))
         for digest, states in self.observed.digests.items():
             for (incident, episode), seq in states.items():
                 of_episode = [

@@ -58,7 +58,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule(channel=channels, owner=owners, limit=st.integers(1, 3), waits=st.booleans())
     def claim(self, channel: str, owner: str, limit: int, waits: bool) -> None:
         claimed = self.world.claim(channel, owner, limit)
-        if waits and not claimed.tasks and claimed.retry_in is not None:
+        if waits and not claimed.claims and claimed.retry_in is not None:
             self.world.wait(claimed.retry_in + 0.001)
             self.world.claim(channel, owner, limit)
 
@@ -104,7 +104,7 @@ class OutboxMachine(RuleBasedStateMachine):
             self._arrive(owned)
         for moment in (owned.until - 1, owned.until + 0.001):  # before it, the other one must not get it
             self.world.wait(max(moment - self.world.elapsed, 0.0))
-            self.world.claim(owned.claim.channel, OTHER[owned.owner], 3)
+            self.world.claim(owned.claim.task.channel, OTHER[owned.owner], 3)
         self._save(owned, done)
         self._end(owned, how)
 
@@ -114,12 +114,12 @@ class OutboxMachine(RuleBasedStateMachine):
         """A message is given up; its incident goes on, and a person sends it again."""
         owned = self._get_owned(number)
         self._end(owned, "rejected")
-        group = next(name for name in self.world.latest if group_id(name) == owned.claim.incident_id)
+        group = next(name for name in self.world.latest if group_id(name) == owned.claim.task.incident_id)
         self.world.accept([(group, "kms", self.world.latest[group][0] if duplicate else alerts, sorted(RATES))])
         if delivered:
-            self.world.claim(owned.claim.channel, owned.owner, 3)
+            self.world.claim(owned.claim.task.channel, owned.owner, 3)
             self.end_all(owned.owner)
-        self._requeue(self.world.rows[owned.claim.delivery_id])
+        self._requeue(self.world.rows[owned.claim.task.delivery_id])
 
     @precondition(lambda self: self.world.owned)
     @rule(owner=owners)
@@ -229,7 +229,7 @@ class OutboxMachine(RuleBasedStateMachine):
         ]
         assert is_saved == bool(live)
         for each in live:
-            self.world.observed.progress[each.claim.delivery_id] = done
+            self.world.observed.progress[each.claim.task.delivery_id] = done
 
     def _end(self, owned: OwnedClaim, how: str) -> None:
         if how == "delivered":

@@ -29,35 +29,35 @@ async def at_pace(store: Store, rate: float, limit: int = 100) -> ClaimResult:
 
 async def test_a_channel_sends_at_once_what_its_pace_saved_up_and_then_keeps_it(store: Store, clock: Clock) -> None:
     await enqueue(store, 12)
-    assert len((await at_pace(store, 1.0)).tasks) == 5
+    assert len((await at_pace(store, 1.0)).claims) == 5
     assert (await at_pace(store, 1.0)).retry_in == pytest.approx(1.0)
     clock.now += 0.5
     assert (await at_pace(store, 1.0)).retry_in == pytest.approx(0.5)
     clock.now += 0.5
-    assert len((await at_pace(store, 1.0)).tasks) == 1
+    assert len((await at_pace(store, 1.0)).claims) == 1
     clock.now += 2.5
-    assert len((await at_pace(store, 1.0)).tasks) == 2
+    assert len((await at_pace(store, 1.0)).claims) == 2
     clock.now += 15
-    assert len((await at_pace(store, 1.0)).tasks) == 4  # there are no more
+    assert len((await at_pace(store, 1.0)).claims) == 4  # there are no more
 
 
 async def test_a_slow_pace_lets_one_go_at_a_time(store: Store, clock: Clock) -> None:
     await enqueue(store, 3)
-    assert len((await at_pace(store, 1 / 60)).tasks) == 1
+    assert len((await at_pace(store, 1 / 60)).claims) == 1
     claimed = await at_pace(store, 1 / 60)
-    assert not claimed.tasks
+    assert not claimed.claims
     assert claimed.retry_in == pytest.approx(60)
     clock.now += 59
-    assert not (await at_pace(store, 1 / 60)).tasks
+    assert not (await at_pace(store, 1 / 60)).claims
     clock.now += 1
-    assert len((await at_pace(store, 1 / 60)).tasks) == 1
+    assert len((await at_pace(store, 1 / 60)).claims) == 1
 
 
 async def test_a_pace_counts_what_was_taken_and_not_what_might_have_been(store: Store) -> None:
     await enqueue(store, 1)
-    assert len((await at_pace(store, 1.0)).tasks) == 1
+    assert len((await at_pace(store, 1.0)).claims) == 1
     await enqueue(store, 10)
-    assert len((await at_pace(store, 1.0)).tasks) == 4
+    assert len((await at_pace(store, 1.0)).claims) == 4
 
 
 @pytest.mark.parametrize("back", [60, 86400])
@@ -67,7 +67,7 @@ async def test_a_clock_that_is_set_back_makes_no_pace_slower(store: Store, clock
     await at_pace(store, 1.0)
     clock.now -= back
     await sweep(store, 86400, (), 360)
-    assert len((await at_pace(store, 1.0)).tasks) == 5
+    assert len((await at_pace(store, 1.0)).claims) == 5
 
 
 async def test_nothing_is_sent_before_a_provider_said(store: Store, clock: Clock) -> None:
@@ -75,18 +75,18 @@ async def test_nothing_is_sent_before_a_provider_said(store: Store, clock: Clock
     await enqueue(store, 1, "b")
     await fail(store, await claim_one(store), ChannelEffect.NOTHING, retry_after=30.0, retry_in=30.0)
     claimed = await claim_some(store)
-    assert (claimed.tasks, claimed.retry_in) == ((), 30.0)
-    assert (await claim_some(store, "b")).tasks  # another channel waits for nobody
+    assert (claimed.claims, claimed.retry_in) == ((), 30.0)
+    assert (await claim_some(store, "b")).claims  # another channel waits for nobody
     clock.now += 29.9
     assert await nothing_due(store)
     clock.now += 0.1
-    assert len((await claim_some(store, limit=5)).tasks) == 2
+    assert len((await claim_some(store, limit=5)).claims) == 2
     assert not (await state_of(store)).is_down
 
 
 async def test_a_shorter_retry_after_does_not_shorten_a_longer_one(store: Store, clock: Clock) -> None:
     await enqueue(store, 3)
-    first, second = (await claim_some(store, limit=2)).tasks
+    first, second = (await claim_some(store, limit=2)).claims
     await fail(store, first, ChannelEffect.NOTHING, retry_after=30.0)
     await fail(store, second, ChannelEffect.NOTHING, retry_after=5.0)
     clock.now += 29

@@ -36,15 +36,15 @@ async def either(database: DatabaseUrl) -> AsyncIterator[Store]:
 async def test_the_oldest_is_claimed_first_and_incidents_do_not_wait_for_each_other(either: Store) -> None:
     await accept(either, "x")
     await accept(either, "y")
-    assert [(await claim_one(either)).incident_id for _ in range(2)] == ["x", "y"]
+    assert [(await claim_one(either)).task.incident_id for _ in range(2)] == ["x", "y"]
     assert await nothing_due(either)
 
 
 async def test_as_many_are_claimed_as_were_asked_for(either: Store) -> None:
     for number in range(5):
         await accept(either, str(number))
-    assert [each.incident_id for each in (await claim_some(either, limit=3)).tasks] == ["0", "1", "2"]
-    assert [each.incident_id for each in (await claim_some(either, limit=3)).tasks] == ["3", "4"]
+    assert [each.task.incident_id for each in (await claim_some(either, limit=3)).claims] == ["0", "1", "2"]
+    assert [each.task.incident_id for each in (await claim_some(either, limit=3)).claims] == ["3", "4"]
 
 
 async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_merges_none(either: Store) -> None:
@@ -54,28 +54,28 @@ async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_mer
     assert await nothing_due(either, "every")
     await end_attempt(either, first, DeliveryState.RETRYING, retry_in=0.0)
     retried = await claim_one(either, "every")
-    assert (retried.delivery_id, retried.attempt_number) == (first.delivery_id, 2)
+    assert (retried.task.delivery_id, retried.attempt_number) == (first.task.delivery_id, 2)
     await end_attempt(either, retried)
     second = await claim_one(either, "every")
-    assert second.delivery_id != first.delivery_id
+    assert second.task.delivery_id != first.task.delivery_id
     await end_attempt(either, second, DeliveryState.DEAD)
     third = await claim_one(either, "every")
-    assert third.delivery_id not in {first.delivery_id, second.delivery_id}
-    assert {each.first_event_seq - each.last_event_seq for each in (first, second, third)} == {0}
+    assert third.task.delivery_id not in {first.task.delivery_id, second.task.delivery_id}
+    assert {each.task.first_event_seq - each.task.last_event_seq for each in (first, second, third)} == {0}
 
 
 async def test_what_failed_waits_for_its_time(store: Store, clock: Clock) -> None:
     await accept(store, "x")
     await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, retry_in=5.0)
     claimed = await claim_some(store)
-    assert (claimed.tasks, claimed.retry_in) == ((), 5.0)
+    assert (claimed.claims, claimed.retry_in) == ((), 5.0)
     clock.now += 5
     assert (await claim_one(store)).attempt_number == 2
 
 
 async def test_channels_do_not_wait_for_each_other(either: Store) -> None:
     await accept(either, "x", "a", "b")
-    assert (await claim_one(either, "a")).delivery_id != (await claim_one(either, "b")).delivery_id
+    assert (await claim_one(either, "a")).task.delivery_id != (await claim_one(either, "b")).task.delivery_id
 
 
 async def test_a_crashed_relays_claim_returns_when_its_lease_ends(store: Store, clock: Clock) -> None:
@@ -86,8 +86,8 @@ async def test_a_crashed_relays_claim_returns_when_its_lease_ends(store: Store, 
     assert await nothing_due(store)
     clock.now += 0.1
     retried = await claim_one(store, owner="other")
-    assert retried.delivery_id == lost.delivery_id
-    assert (lost.maybe_sent, retried.maybe_sent) == (False, True)
+    assert retried.task.delivery_id == lost.task.delivery_id
+    assert (lost.task.maybe_sent, retried.task.maybe_sent) == (False, True)
     assert not await save_progress(store, lost, {"late": "yes"})
     assert not (await end_attempt(store, lost, DeliveryState.RETRYING)).lease_valid  # its time is over
     assert (await end_attempt(store, retried)).lease_valid
@@ -100,12 +100,16 @@ async def test_a_crashed_relays_claim_is_merged_into_what_waits_behind_it(store:
     await accept(store, "x", event=event_of("resolved"))
     clock.now += 20
     newer = await claim_one(store)
-    assert newer.delivery_id != lost.delivery_id
-    assert (newer.first_event_seq, newer.attempt_number, newer.firing_undelivered) == (lost.last_event_seq, 2, True)
-    found = await read_delivery(store, lost.delivery_id)
+    assert newer.task.delivery_id != lost.task.delivery_id
+    assert (newer.task.first_event_seq, newer.attempt_number, newer.task.firing_undelivered) == (
+        lost.task.last_event_seq,
+        2,
+        True,
+    )
+    found = await read_delivery(store, lost.task.delivery_id)
     assert found is not None
     assert found.delivery.state is DeliveryState.SUPERSEDED
-    assert found.delivery.superseded_by == newer.delivery_id
+    assert found.delivery.superseded_by == newer.task.delivery_id
 
 
 @pytest.mark.parametrize("back", [30, 3600, 86400 * 365])
@@ -119,11 +123,11 @@ async def test_a_clock_that_is_set_back_costs_minutes_at_most(store: Store, cloc
     await release_leases(store, "stopped")
     clock.now -= back
     await sweep(store, 86400, (), 300)
-    assert [(await claim_one(store)).incident_id for _ in range(3)] == ["given back", "queued", "ours"]
+    assert [(await claim_one(store)).task.incident_id for _ in range(3)] == ["given back", "queued", "ours"]
     assert await nothing_due(store)  # what is held stays held: another claim would send it twice
     clock.now += 300
-    claims = (await claim_some(store, limit=9)).tasks
-    assert {"retried", "leased"} <= {each.incident_id for each in claims}
+    claims = (await claim_some(store, limit=9)).claims
+    assert {"retried", "leased"} <= {each.task.incident_id for each in claims}
 
 
 async def test_a_clock_that_is_set_back_by_a_moment_ends_no_wait_and_no_lease(store: Store, clock: Clock) -> None:
@@ -136,8 +140,8 @@ async def test_a_clock_that_is_set_back_by_a_moment_ends_no_wait_and_no_lease(st
     await sweep(store, 86400, (), 360)
     assert await nothing_due(store)
     clock.now += 305
-    assert (await claim_one(store)).incident_id == "leased"
-    assert (await claim_one(store)).incident_id == "retried"
+    assert (await claim_one(store)).task.incident_id == "leased"
+    assert (await claim_one(store)).task.incident_id == "retried"
 
 
 async def test_a_clean_stop_returns_its_own_claims_and_no_others(either: Store) -> None:
@@ -146,7 +150,7 @@ async def test_a_clean_stop_returns_its_own_claims_and_no_others(either: Store) 
     mine, _theirs = await claim_one(either, owner="me"), await claim_one(either, owner="them")
     await release_leases(either, "me")
     back = await claim_one(either)
-    assert (back.delivery_id, back.attempt_number, back.maybe_sent) == (mine.delivery_id, 1, True)
+    assert (back.task.delivery_id, back.attempt_number, back.task.maybe_sent) == (mine.task.delivery_id, 1, True)
     assert await nothing_due(either)
 
 
@@ -155,19 +159,19 @@ async def test_the_first_receipt_is_that_of_this_episode_on_this_channel(either:
     for number, episode in enumerate((1, 1, 1, 2), 1):
         await accept(either, "x", "a", "b", episode=episode)
         mine = await claim_one(either, "a")
-        receipts.append(mine.first_receipt)
+        receipts.append(mine.task.first_receipt)
         if number == 1:
             await end_attempt(either, mine, DeliveryState.DEAD)
         else:
             await end_attempt(either, mine, receipt={"number": str(number)})
     assert receipts == [None, None, {"number": "2"}, None]
-    assert (await claim_one(either, "b")).first_receipt is None
+    assert (await claim_one(either, "b")).task.first_receipt is None
 
 
 async def test_an_event_comes_out_as_it_went_in(either: Store) -> None:
     event = event_of("resolved", source="eu", truncated_alerts=3)
     await accept(either, "x", event=event)
-    assert decode_event((await claim_one(either)).event_json) == event
+    assert decode_event((await claim_one(either)).task.event_json) == event
 
 
 async def test_progress_outlives_an_attempt_and_a_restart(database: DatabaseUrl) -> None:
@@ -177,14 +181,14 @@ async def test_progress_outlives_an_attempt_and_a_restart(database: DatabaseUrl)
         assert await save_progress(store, mine, {"have_it": "oncall@example.org"})
         await end_attempt(store, mine, DeliveryState.RETRYING)
     async with open_store(database, lambda: 1000.0) as store:
-        assert (await claim_one(store)).progress == {"have_it": "oncall@example.org"}
+        assert (await claim_one(store)).task.progress == {"have_it": "oncall@example.org"}
 
 
 async def test_large_events_are_claimed_one_by_one(either: Store) -> None:
     large = event_of(common_annotations={"description": "x" * MAX_CLAIM_BYTES})
     for number in range(3):
         await accept(either, str(number), event=large)
-    assert len((await claim_some(either, limit=3)).tasks) == 1
+    assert len((await claim_some(either, limit=3)).claims) == 1
 
 
 async def test_all_events_of_a_long_wait_are_reported_in_their_order(either: Store) -> None:
@@ -193,8 +197,8 @@ async def test_all_events_of_a_long_wait_are_reported_in_their_order(either: Sto
     for number in range(40):
         await accept(either, "x", event=event_of(truncated_alerts=number))
         await accept(either, "y", event=event_of(truncated_alerts=1000))
-    claims = {each.incident_id: each for each in (await claim_some(either, limit=3)).tasks}
-    counts = [decode_event(encoded).truncated_alerts async for encoded in read_merged_events(either, claims["x"])]
+    claims = {each.task.incident_id: each for each in (await claim_some(either, limit=3)).claims}
+    counts = [decode_event(encoded).truncated_alerts async for encoded in read_merged_events(either, claims["x"].task)]
     assert counts == [0, *range(40)]
 
 
@@ -221,5 +225,7 @@ async def test_a_clock_that_is_set_forward_ends_no_lease_of_what_is_just_being_s
     await accept(store, "x")
     ours = await claim_one(store)
     clock.now += 3600
-    assert not (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, in_flight_ids=(ours.delivery_id,)))).tasks
+    assert not (
+        await claim_due(store, ClaimRequest("a", 1, "me", 20, None, in_flight_ids=(ours.task.delivery_id,)))
+    ).claims
     assert (await end_attempt(store, ours)).lease_valid

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, select, update
 
-from services.relay.model import DeliveryTask, Status, decode_event
+from services.relay.model import Claim, Status, decode_event
 from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due, release_leases, save_progress
 from services.relay.outbox.dead_letters import requeue
 from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
-from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest
+from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcomes
 from services.relay.outbox.retention import prune_before
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import CHANNELS, DeliveryState, attempts, deliveries, edits, incidents
@@ -48,18 +48,18 @@ class Storm:
         return await claim_due(self.store, ClaimRequest("a", 8, owner, 20, 1.0, digest_over=OVER, digest_size=size))
 
     async def claim_alone(self) -> list[str]:
-        tasks = (await self.claim()).tasks
-        assert not any(task.members for task in tasks)
-        for task in tasks:
-            await end_attempt(self.store, task, is_editable=True)
-        return [task.incident_id for task in tasks]
+        tasks = (await self.claim()).claims
+        assert not any(taken.members for taken in tasks)
+        for taken in tasks:
+            await end_attempt(self.store, taken, is_editable=True)
+        return [taken.task.incident_id for taken in tasks]
 
-    async def claim_digest(self, **options: Any) -> DeliveryTask:
-        (task,) = (await self.claim(**options)).tasks
+    async def claim_digest(self, **options: Any) -> Claim:
+        (task,) = (await self.claim(**options)).claims
         assert task.members
         return task
 
-    async def deliver_digest_of_critical(self) -> DeliveryTask:
+    async def deliver_digest_of_critical(self) -> Claim:
         """Sends five of nine critical incidents alone, then a digest names `f` to `i`, whose own messages follow."""
         await self.accept_events("abcdefghi", "critical")
         for _ in range(5):
@@ -71,21 +71,21 @@ class Storm:
     async def spend_burst(self) -> None:
         """What the channel had saved up: from now on it takes a message a second."""
         await self.accept_events(f"burst {number}" for number in range(5))
-        for task in (await claim_due(self.store, ClaimRequest("a", 8, "me", 20, 1.0))).tasks:
+        for task in (await claim_due(self.store, ClaimRequest("a", 8, "me", 20, 1.0))).claims:
             await end_attempt(self.store, task)
 
-    async def deliver(self, task: DeliveryTask) -> list[OutcomeResult]:
+    async def deliver(self, claim: Claim) -> list[OutcomeResult]:
         outcome = AttemptOutcome(
             DeliveryState.DELIVERED, 1000.0, 1.5, "ok", "", ChannelEffect.REACHED, is_editable=True
         )
-        delivered = outcome._replace(receipt={"ts": "1", "digest": task.delivery_id}, maybe_sent=True)
+        delivered = outcome._replace(receipt={"ts": "1", "digest": claim.task.delivery_id}, maybe_sent=True)
         named = delivered._replace(state=DeliveryState.QUEUED, maybe_sent=False)
-        outcomes = [named if member.is_named_only else delivered for member in task.members]
-        return await record_digest(self.store, task, outcomes, PAUSES)
+        outcomes = [named if member.is_named_only else delivered for member in claim.members]
+        return await record_outcomes(self.store, claim, outcomes, PAUSES)
 
-    async def fail(self, task: DeliveryTask, reason: str = "timeout", **changes: Any) -> list[OutcomeResult]:
+    async def fail(self, task: Claim, reason: str = "timeout", **changes: Any) -> list[OutcomeResult]:
         outcome = AttemptOutcome(DeliveryState.RETRYING, 1000.0, 1.5, reason, "", ChannelEffect.FAILED)
-        return await record_digest(self.store, task, [outcome._replace(**changes) for _ in task.members], PAUSES)
+        return await record_outcomes(self.store, task, [outcome._replace(**changes) for _ in task.members], PAUSES)
 
     async def rows(self) -> dict[str, Any]:
         """The last delivery of each incident."""
@@ -108,7 +108,7 @@ async def storm(database: DatabaseUrl) -> AsyncIterator[Storm]:
     engine.dispose()
 
 
-def list_incidents(task: DeliveryTask) -> list[str]:
+def list_incidents(task: Claim) -> list[str]:
     return [member.task.incident_id for member in task.members]
 
 
@@ -116,23 +116,23 @@ async def test_few_go_one_by_one_and_more_go_as_one_message_for_one_token(storm:
     await storm.accept_events("abc")
     assert await storm.claim_alone() == ["a"]
     await storm.accept_events("de")
-    task = await storm.claim_digest()
-    assert list_incidents(task) == ["b", "c", "d", "e"]
-    assert not (await storm.claim(after=0)).tasks, "it cost a token"
-    results = await storm.deliver(task)
+    taken = await storm.claim_digest()
+    assert list_incidents(taken) == ["b", "c", "d", "e"]
+    assert not (await storm.claim(after=0)).claims, "it cost a token"
+    results = await storm.deliver(taken)
     assert [each.state for each in results] == [DeliveryState.DELIVERED] * 4
     rows = await storm.rows()
-    assert {rows[name].digest_id for name in "bcde"} == {task.delivery_id}
-    assert all(f'"digest": "{task.delivery_id}"' in rows[name].receipt for name in "bcde")
+    assert {rows[name].digest_id for name in "bcde"} == {taken.task.delivery_id}
+    assert all(f'"digest": "{taken.task.delivery_id}"' in rows[name].receipt for name in "bcde")
     assert rows["a"].digest_id is None
     assert (await storm.claim()).retry_in is None, "nothing is left"
 
 
 async def test_a_channel_without_a_rate_or_without_digests_sends_each_alone(storm: Storm) -> None:
     await storm.accept_events("abcdef")
-    assert [len(task.members) for task in (await storm.claim(size=0)).tasks] == [0]
+    assert [len(taken.members) for taken in (await storm.claim(size=0)).claims] == [0]
     everything = await claim_due(storm.store, ClaimRequest("a", 8, "me", 20, None, digest_over=OVER, digest_size=SIZE))
-    assert [task.incident_id for task in everything.tasks] == ["b", "c", "d", "e", "f"]
+    assert [taken.task.incident_id for taken in everything.claims] == ["b", "c", "d", "e", "f"]
 
 
 async def test_a_digest_names_a_limited_number_and_the_next_one_names_the_rest(storm: Storm) -> None:
@@ -152,7 +152,7 @@ async def test_what_waits_of_a_member_is_merged_and_the_digest_shows_its_current
     assert member.firing_undelivered
     # While it is sent, the next event of a member waits: one message of an incident at a time.
     await storm.accept_events("ab")
-    assert not (await storm.claim()).tasks
+    assert not (await storm.claim()).claims
     await storm.deliver(task)
     assert await storm.claim_alone() == ["a", "b"], "what came meanwhile"
 
@@ -163,16 +163,16 @@ async def test_critical_ones_go_first_and_one_by_one_until_others_have_waited_fo
     await storm.accept_events(critical, "critical")
     alone = [await storm.claim_alone() for _ in range(5)]
     assert list(chain.from_iterable(alone)) == critical[:5]
-    task = await storm.claim_digest()
-    assert [(each.task.incident_id, each.is_named_only) for each in task.members] == [
+    claim = await storm.claim_digest()
+    assert [(each.task.incident_id, each.is_named_only) for each in claim.members] == [
         *((name, True) for name in critical[5:]),
         *((name, False) for name in "abcd"),
     ]
-    await storm.deliver(task)
+    await storm.deliver(claim)
     rows = await storm.rows()
     assert await storm.states("abcd") == {"delivered"}
     assert {(rows[name].state, rows[name].attempts, rows[name].named_in) for name in critical[5:]} == {
-        ("queued", 0, task.delivery_id)
+        ("queued", 0, claim.task.delivery_id)
     }
     # Their own messages follow, and nothing names them again.
     await storm.accept_events("efgh")
@@ -224,23 +224,23 @@ async def test_what_may_have_arrived_alone_or_was_refused_in_a_digest_goes_alone
     assert list_incidents(task) == list("efgh")
     await storm.deliver(task)
     await storm.accept_events("i")
-    (lost,) = (await storm.claim()).tasks
+    (lost,) = (await storm.claim()).claims
     await end_attempt(storm.store, lost, DeliveryState.RETRYING, reason="timeout", maybe_sent=True, retry_in=0.5)
     await storm.accept_events("jklm")
-    (second,) = (await storm.claim()).tasks
-    assert (second.incident_id, second.maybe_sent, second.members) == ("i", True, ())
+    (second,) = (await storm.claim()).claims
+    assert (second.task.incident_id, second.task.maybe_sent, second.members) == ("i", True, ())
 
 
 async def test_a_digest_that_did_not_arrive_is_collected_anew_with_what_came_meanwhile(storm: Storm) -> None:
     await storm.accept_events("abcd")
-    task = await storm.claim_digest()
+    claim = await storm.claim_digest()
     await storm.accept_events("b", status="resolved")
-    await storm.fail(task, "rate_limited", retry_in=0.5)
+    await storm.fail(claim, "rate_limited", retry_in=0.5)
     await storm.accept_events("e")
     second = await storm.claim_digest()
     assert sorted(list_incidents(second)) == list("abcde")
-    assert second.delivery_id != task.delivery_id
-    assert not second.maybe_sent
+    assert second.task.delivery_id != claim.task.delivery_id
+    assert not second.task.maybe_sent
 
 
 @pytest.mark.parametrize("end", ["answer lost", "lease expired", "stopped", "progress saved"])
@@ -248,27 +248,27 @@ async def test_a_digest_that_may_have_arrived_is_claimed_again_as_it_was(storm: 
     await storm.accept_events("abcd")
     await storm.accept_events(["critical"], "critical")
     assert await storm.claim_alone() == ["critical"]
-    task = await storm.claim_digest()
+    claim = await storm.claim_digest()
     if end == "answer lost":
-        await storm.fail(task, maybe_sent=True, retry_in=0.5)
+        await storm.fail(claim, maybe_sent=True, retry_in=0.5)
     elif end == "lease expired":
         storm.clock.move(20)
     elif end == "progress saved":
-        assert await save_progress(storm.store, task, {"sent to": "one of two"})
-        await storm.fail(task, retry_in=0.5)
+        assert await save_progress(storm.store, claim, {"sent to": "one of two"})
+        await storm.fail(claim, retry_in=0.5)
     else:
         await release_leases(storm.store, "me")
     await storm.accept_events("b", status="resolved")
     await storm.accept_events("efghi")
     second = await storm.claim_digest(owner="other")
-    assert (second.delivery_id, list_incidents(second)) == (task.delivery_id, ["a", "c", "d"])
-    assert second.maybe_sent == (end != "progress saved")
+    assert (second.task.delivery_id, list_incidents(second)) == (claim.task.delivery_id, ["a", "c", "d"])
+    assert second.task.maybe_sent == (end != "progress saved")
     assert second.attempt_number == (1 if end == "stopped" else 2)
-    assert dict(second.progress) == ({"sent to": "one of two"} if end == "progress saved" else {})
+    assert dict(second.task.progress) == ({"sent to": "one of two"} if end == "progress saved" else {})
     await storm.deliver(second)
     # Whoever lost the lease changes nothing, and sends what is current once more.
     if end == "lease expired":
-        assert not any(each.lease_valid for each in await storm.deliver(task))
+        assert not any(each.lease_valid for each in await storm.deliver(claim))
     assert "b" in list_incidents(await storm.claim_digest())
 
 
@@ -283,7 +283,7 @@ async def test_only_the_whole_of_a_digest_that_may_have_arrived_is_claimed(storm
         engine = create_engine(database)
         with engine.begin() as other:
             other.execute(select(deliveries.c.seq).where(deliveries.c.id == rows["d"].id).with_for_update())
-            assert not (await storm.claim()).tasks, "another replica works on one of them"
+            assert not (await storm.claim()).claims, "another replica works on one of them"
         engine.dispose()
     second = await storm.claim_digest()
     assert list_incidents(second) == list("abcd")
@@ -329,14 +329,14 @@ async def test_an_episode_that_was_only_in_a_digest_ends_in_one_whatever_earlier
 async def test_after_an_outage_a_critical_one_tries_the_channel_and_others_follow(storm: Storm) -> None:
     for number in range(FAILURE_THRESHOLD):
         await storm.accept_events([f"lost {number}"])
-        (task,) = (await storm.claim()).tasks
+        (task,) = (await storm.claim()).claims
         failure = {"reason": "server_error", "retry_in": 1000.0}
         await end_attempt(storm.store, task, DeliveryState.RETRYING, **failure)
     await storm.accept_events("abcd")
     await storm.accept_events(["critical"], "critical")
     storm.clock.move(400)
-    (trial,) = (await storm.claim()).tasks
-    assert (trial.incident_id, trial.is_breaker_trial) == ("critical", True)
+    (trial,) = (await storm.claim()).claims
+    assert (trial.task.incident_id, trial.is_breaker_trial) == ("critical", True)
     await end_attempt(storm.store, trial)
     assert set("abcd") <= set(list_incidents(await storm.claim_digest()))
 
@@ -355,7 +355,7 @@ async def test_progress_of_a_digest_is_none_of_a_message_that_it_only_named(stor
 async def list_edits(storm: Storm) -> dict[str, set[tuple[str, Status]]]:
     """What the digests will show that are to be edited now: each incident with its status."""
     claimed = await claim_edits(storm.store, EditClaimRequest("scope", ("a",), 100, "editor", 20, None))
-    digests = [await prepare(storm.store, claim.task) for claim in claimed.claims if claim.task.members]
+    digests = [(await prepare(storm.store, edit.claim)).task for edit in claimed.claims if edit.claim.members]
     assert all(digest.first_receipt in ({"ts": "1", "digest": digest.delivery_id}, {}) for digest in digests)
     return {
         digest.incident_id: {
@@ -368,56 +368,57 @@ async def list_edits(storm: Storm) -> dict[str, set[tuple[str, Status]]]:
 async def test_a_digest_shows_the_end_of_what_it_only_named_though_that_came_before_its_own_message(
     storm: Storm,
 ) -> None:
-    task = await storm.deliver_digest_of_critical()
+    claim = await storm.deliver_digest_of_critical()
     assert await storm.claim_alone() == ["f"]
     await storm.accept_events("i", "critical", "resolved")
     assert [await storm.claim_alone() for _ in range(3)] == [["g"], ["h"], ["i"]]
     edited = await list_edits(storm)
-    assert ("i", Status.RESOLVED) in edited[task.delivery_id]
+    assert ("i", Status.RESOLVED) in edited[claim.task.delivery_id]
 
 
 async def test_a_digest_stays_one_when_it_is_edited_in_the_same_round_as_the_message_of_an_incident_that_it_named(
     storm: Storm,
 ) -> None:
-    task = await storm.deliver_digest_of_critical()
+    taken = await storm.deliver_digest_of_critical()
     assert [await storm.claim_alone() for _ in range(4)] == [["f"], ["g"], ["h"], ["i"]]
     await storm.accept_events("fghi", "critical", "resolved")
     for _ in range(4):
         await storm.claim_alone()
     claimed = await claim_edits(storm.store, EditClaimRequest("scope", ("a",), 100, "editor", 20, None))
     members = {
-        claim.task.incident_id: [member.task.incident_id for member in claim.task.members] for claim in claimed.claims
+        edit.claim.task.incident_id: [member.task.incident_id for member in edit.claim.members]
+        for edit in claimed.claims
     }
-    assert members == {task.delivery_id: ["f", "g", "h", "i"], "f": [], "g": [], "h": [], "i": []}
+    assert members == {taken.task.delivery_id: ["f", "g", "h", "i"], "f": [], "g": [], "h": [], "i": []}
 
 
 async def test_a_digest_shows_an_end_that_was_merged_into_the_next_episode(storm: Storm) -> None:
     await storm.accept_events("abcd")
-    task = await storm.claim_digest()
-    await storm.deliver(task)
+    claim = await storm.claim_digest()
+    await storm.deliver(claim)
     await storm.accept_events("b", status="resolved")
     await storm.accept_events("b", episode=2)
     assert await storm.claim_alone() == ["b"]
     edited = await list_edits(storm)
-    assert ("b", Status.RESOLVED) in edited[task.delivery_id]
+    assert ("b", Status.RESOLVED) in edited[claim.task.delivery_id]
 
 
 async def test_a_digest_that_may_have_arrived_with_an_older_state_is_edited(storm: Storm) -> None:
     await storm.accept_events("abcd")
-    task = await storm.claim_digest()
-    await storm.fail(task, maybe_sent=True, retry_in=0.5)
+    claim = await storm.claim_digest()
+    await storm.fail(claim, maybe_sent=True, retry_in=0.5)
     await storm.accept_events("b", status="resolved")
     second = await storm.claim_digest()
-    assert (second.delivery_id, list_incidents(second)) == (task.delivery_id, ["a", "c", "d"])
+    assert (second.task.delivery_id, list_incidents(second)) == (claim.task.delivery_id, ["a", "c", "d"])
     await storm.deliver(second)
     expected = {*((name, Status.FIRING) for name in "acd"), ("b", Status.RESOLVED)}
-    assert await list_edits(storm) == {task.delivery_id: expected}
+    assert await list_edits(storm) == {claim.task.delivery_id: expected}
 
 
 @pytest.mark.parametrize("end", ["answer lost", "changed meanwhile", "lease expired", "stopped", "given up"])
 async def test_a_digest_whose_answer_was_lost_is_edited_though_all_of_it_changed(storm: Storm, end: str) -> None:
     await storm.accept_events("abcd")
-    task = await storm.claim_digest()
+    taken = await storm.claim_digest()
     if end == "changed meanwhile":
         await storm.accept_events("abcd", status="resolved")
     if end == "lease expired":
@@ -426,22 +427,24 @@ async def test_a_digest_whose_answer_was_lost_is_edited_though_all_of_it_changed
         await release_leases(storm.store, "me")
     else:
         state = DeliveryState.DEAD if end == "given up" else DeliveryState.RETRYING
-        await storm.fail(task, state=state, maybe_sent=True, retry_in=0.5)
+        await storm.fail(taken, state=state, maybe_sent=True, retry_in=0.5)
     if end != "changed meanwhile":
         await storm.accept_events("abcd", status="resolved")
-    while claimed := (await storm.claim(owner="other")).tasks:
+    while claimed := (await storm.claim(owner="other")).claims:
         for each in claimed:
-            assert each.delivery_id != task.delivery_id
+            assert each.task.delivery_id != taken.task.delivery_id
             await (storm.deliver(each) if each.members else end_attempt(storm.store, each, is_editable=True))
     (lost,) = (await claim_edits(storm.store, EditClaimRequest("scope", ("a",), 100, "editor", 20, None))).claims
-    assert (lost.task.delivery_id, lost.task.first_receipt) == (task.delivery_id, {})
-    found = {"ts": "2", "digest": task.delivery_id}
+    assert (lost.claim.task.delivery_id, lost.claim.task.first_receipt) == (taken.task.delivery_id, {})
+    found = {"ts": "2", "digest": taken.task.delivery_id}
     assert await record_edit(storm.store, "scope", lost, EditOutcome(EditResult.EDITED, "ok", receipt=found))
     # From then on it is edited where it was found.
     await storm.accept_events("a", status="resolved")
     await storm.claim_alone()
     claims = (await claim_edits(storm.store, EditClaimRequest("scope", ("a",), 100, "editor", 20, None))).claims
-    assert {claim.task.delivery_id: claim.task.first_receipt for claim in claims}[task.delivery_id] == found
+    assert {edit.claim.task.delivery_id: edit.claim.task.first_receipt for edit in claims}[
+        taken.task.delivery_id
+    ] == found
 
 
 @pytest.mark.parametrize("arrived", [False, True])
@@ -449,24 +452,24 @@ async def test_a_digest_whose_answer_was_lost_is_edited_after_digests_were_turne
     storm: Storm, arrived: bool
 ) -> None:
     await storm.accept_events("abcd")
-    task = await storm.claim_digest()
-    await storm.fail(task, maybe_sent=arrived, retry_in=0.5)
+    taken = await storm.claim_digest()
+    await storm.fail(taken, maybe_sent=arrived, retry_in=0.5)
     for _ in "abcd":
-        (alone,) = (await storm.claim(size=0)).tasks
+        (alone,) = (await storm.claim(size=0)).claims
         await end_attempt(storm.store, alone, is_editable=True, receipt={"ts": "of its own"})
     expected = {(name, Status.FIRING) for name in "abcd"}
-    assert await list_edits(storm) == ({task.delivery_id: expected} if arrived else {})
+    assert await list_edits(storm) == ({taken.task.delivery_id: expected} if arrived else {})
 
 
 async def test_what_may_have_arrived_alone_goes_alone_when_it_changes_in_a_storm(storm: Storm) -> None:
     """Only a message of its own finds the other one, and edits it."""
     await storm.accept_events("a")
-    (lost,) = (await storm.claim()).tasks
+    (lost,) = (await storm.claim()).claims
     await end_attempt(storm.store, lost, DeliveryState.RETRYING, reason="timeout", maybe_sent=True, retry_in=0.5)
     await storm.accept_events("abcdefg")
-    (alone,) = (await storm.claim()).tasks
-    assert (alone.incident_id, alone.members) == ("a", ())
-    assert [each.delivery_id for each in alone.predecessors] == [lost.delivery_id]
+    (alone,) = (await storm.claim()).claims
+    assert (alone.task.incident_id, alone.members) == ("a", ())
+    assert [each.delivery_id for each in alone.task.predecessors] == [lost.task.delivery_id]
     await end_attempt(storm.store, alone, is_editable=True)
     assert list_incidents(await storm.claim_digest()) == list("bcdefg")
     await storm.accept_events("a", episode=2)
@@ -476,8 +479,8 @@ async def test_what_may_have_arrived_alone_goes_alone_when_it_changes_in_a_storm
 
 async def test_a_digest_is_edited_as_long_as_the_outbox_has_one_of_its_incidents(storm: Storm) -> None:
     await storm.accept_events("abcd")
-    task = await storm.claim_digest()
-    await storm.deliver(task)
+    claim = await storm.claim_digest()
+    await storm.deliver(claim)
     ended = update(incidents).where(incidents.c.id == "a").values(is_open=0)
     await storm.store.run(lambda transaction: transaction.connection.execute(ended))
     storm.clock.move(1000)
@@ -486,7 +489,7 @@ async def test_a_digest_is_edited_as_long_as_the_outbox_has_one_of_its_incidents
     await storm.accept_events("b", status="resolved")
     assert await storm.claim_alone() == ["b"]
     edited = await list_edits(storm)
-    assert ("b", Status.RESOLVED) in edited[task.delivery_id]
+    assert ("b", Status.RESOLVED) in edited[claim.task.delivery_id]
     # With the last of them it is forgotten.
     await storm.store.run(lambda transaction: transaction.connection.execute(update(incidents).values(is_open=0)))
     await storm.store.run(
@@ -500,7 +503,7 @@ async def test_a_digest_that_is_refused_after_its_answer_was_lost_goes_one_by_on
     await storm.accept_events("abcd")
     await storm.fail(await storm.claim_digest(), maybe_sent=True, retry_in=0.5)
     second = await storm.claim_digest()
-    assert second.maybe_sent
+    assert second.task.maybe_sent
     await storm.fail(second, "rejected", channel_effect=ChannelEffect.REACHED)
     assert [await storm.claim_alone() for _ in range(4)] == [["a"], ["b"], ["c"], ["d"]]
 
@@ -531,10 +534,10 @@ async def test_where_digests_are_turned_off_their_members_go_alone(storm: Storm,
     await storm.fail(task, maybe_sent=arrived, retry_in=0.5)
     alone = []
     for _ in range(4):
-        (one,) = (await storm.claim(size=0)).tasks
-        assert (one.members, one.maybe_sent) == ((), arrived)
+        (one,) = (await storm.claim(size=0)).claims
+        assert (one.members, one.task.maybe_sent) == ((), arrived)
         await end_attempt(storm.store, one)
-        alone.append(one.incident_id)
+        alone.append(one.task.incident_id)
     assert alone == list("abcd")
     rows = await storm.rows()
     assert {(rows[name].state, rows[name].digest_id) for name in "abcd"} == {("delivered", None)}
@@ -546,8 +549,8 @@ async def test_a_member_that_was_given_up_is_resent_as_a_delivery_of_its_own(sto
     rows = await storm.rows()
     assert await storm.states("abcd") == {"dead"}
     assert await requeue(storm.store, rows["c"].id) == DeliveryState.DEAD
-    (second,) = (await storm.claim()).tasks
-    assert (second.incident_id, second.members, second.maybe_sent) == ("c", (), False)
+    (second,) = (await storm.claim()).claims
+    assert (second.task.incident_id, second.members, second.task.maybe_sent) == ("c", (), False)
 
 
 async def test_members_of_a_digest_that_cannot_be_built_go_alone_so_that_one_does_not_hold_up_the_others(

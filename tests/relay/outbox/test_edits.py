@@ -77,11 +77,11 @@ async def test_each_change_after_the_first_message_edits_it_and_many_changes_are
     await deliver(store)
     await deliver(store, event=RESOLVED)
 
-    task, version, age = await claim_edit(store)
+    edit = await claim_edit(store)
 
-    assert (status_of(task), version, task.is_edit) == (Status.RESOLVED, 2, True)
-    assert task.first_receipt == {"number": "1"}
-    assert await edits.record_edit(store, "scope", EditClaim(task, version, age), EDITED)
+    assert (status_of(edit.claim.task), edit.version, edit.claim.task.is_edit) == (Status.RESOLVED, 2, True)
+    assert edit.claim.task.first_receipt == {"number": "1"}
+    assert await edits.record_edit(store, "scope", edit, EDITED)
     assert await nothing_to_edit(store)
 
 
@@ -100,7 +100,7 @@ async def test_a_change_during_an_edit_is_shown_by_the_next_one_and_nobody_else_
     await deliver(store, event=RESOLVED)
     assert not (await claim(store, "other")).claims
     await edits.record_edit(store, "scope", first, EDITED)
-    assert status_of((await claim_edit(store, "other")).task) is Status.RESOLVED
+    assert status_of((await claim_edit(store, "other")).claim.task) is Status.RESOLVED
 
 
 async def test_after_a_lost_lease_the_current_state_is_shown_once_more(timed: Store, clock: Clock) -> None:
@@ -109,7 +109,7 @@ async def test_after_a_lost_lease_the_current_state_is_shown_once_more(timed: St
     lost = await claim_edit(timed)
     clock.now += 21
     second = await claim_edit(timed, "other")
-    assert second.task.attempt_number == 2
+    assert second.claim.attempt_number == 2
     assert await edits.record_edit(timed, "scope", second, EDITED)
 
     assert not await edits.record_edit(timed, "scope", lost, EDITED)
@@ -133,8 +133,8 @@ async def test_a_claim_that_waited_for_its_edit_shows_what_was_accepted_meanwhil
                 claimed = tasks.create_task(claim(store))
                 await until(is_awaited)
                 await deliver(other, event=RESOLVED)
-        ((task, version, _),) = claimed.result().claims
-    assert (version, status_of(task)) == (2, Status.RESOLVED)
+        (edit,) = claimed.result().claims
+    assert (edit.version, status_of(edit.claim.task)) == (2, Status.RESOLVED)
 
 
 @contextmanager
@@ -153,7 +153,7 @@ async def test_an_older_episode_is_edited_to_its_own_end(store: Store) -> None:
     await deliver(store, event=RESOLVED)
     await deliver(store, episode=2)
     await deliver(store, episode=2)
-    found = {each.task.episode: status_of(each.task) for each in (await claim(store)).claims}
+    found = {each.claim.task.episode: status_of(each.claim.task) for each in (await claim(store)).claims}
     assert found == {1: Status.RESOLVED, 2: Status.FIRING}
 
 
@@ -162,9 +162,9 @@ async def test_an_end_that_was_merged_into_the_next_episode_is_shown_where_its_b
     await accept(store, "x", event=RESOLVED)
     await accept(store, "x", episode=2)
     merged = await claim_one(store)
-    assert (merged.episode, merged.first_event_seq, merged.last_event_seq) == (2, 2, 3)
+    assert (merged.task.episode, merged.task.first_event_seq, merged.task.last_event_seq) == (2, 2, 3)
     await end_attempt(store, merged, is_editable=True)
-    task = (await claim_edit(store)).task
+    task = (await claim_edit(store)).claim.task
     assert (task.episode, status_of(task)) == (1, Status.RESOLVED)
 
 
@@ -176,9 +176,9 @@ async def test_what_a_person_waits_for_goes_first(timed: Store, clock: Clock) ->
     assert await request(timed, "z", "unknown") == {"a"}
     assert await request(timed) == frozenset()
     first = (await claim(timed, limit=1)).claims[0]
-    assert (first.task.incident_id, first.version) == ("z", 2)
+    assert (first.claim.task.incident_id, first.version) == ("z", 2)
     assert await request(timed, "z") == {"a"}
-    assert [each.task.incident_id for each in (await claim(timed)).claims] == ["x", "y"]
+    assert [each.claim.task.incident_id for each in (await claim(timed)).claims] == ["x", "y"]
 
 
 async def test_edits_that_failed_delay_none_that_was_not_tried_yet(timed: Store, clock: Clock) -> None:
@@ -192,10 +192,10 @@ async def test_edits_that_failed_delay_none_that_was_not_tried_yet(timed: Store,
     clock.now += 10
     await deliver(timed, "z")
     await deliver(timed, "z")
-    assert [each.task.incident_id for each in (await claim(timed, limit=2)).claims] == ["z", "x"]
+    assert [each.claim.task.incident_id for each in (await claim(timed, limit=2)).claims] == ["z", "x"]
     assert await request(timed, "y") == {"a"}, "a person waits for it"
     await deliver(timed, "z")
-    assert [each.task.incident_id for each in (await claim(timed, limit=1)).claims] == ["y"]
+    assert [each.claim.task.incident_id for each in (await claim(timed, limit=1)).claims] == ["y"]
 
 
 async def test_the_scope_keeps_its_rate_and_the_pause_that_the_provider_asked_for(timed: Store, clock: Clock) -> None:
@@ -228,7 +228,7 @@ async def test_an_edit_that_failed_waits_or_is_over(timed: Store, clock: Clock, 
     assert waiting == EditClaimResult((), 5 if result is EditResult.RETRYING else None)
     clock.now += 5
     second = (await claim(timed)).claims
-    assert [(each.task.attempt_number, each.age) for each in second] == (
+    assert [(each.claim.attempt_number, each.age) for each in second] == (
         [(2, 5.0)] if result is EditResult.RETRYING else []
     )
 
@@ -243,7 +243,7 @@ async def test_of_a_channel_that_was_renamed_first_messages_show_their_end_thoug
         plan = DeliveryPlan(episode, is_open=episode == 2, channels=("b",), unconfigured_channels=("a",))
         await accept_event(store, incoming, lambda _state, _now, plan=plan: plan)  # type: ignore[misc]
     (one,) = (await claim(store, channels=("b",))).claims
-    assert (one.task.channel, one.task.episode, status_of(one.task)) == ("a", 1, Status.RESOLVED)
+    assert (one.claim.task.channel, one.claim.task.episode, status_of(one.claim.task)) == ("a", 1, Status.RESOLVED)
     assert not (await claim(store, scope="another", channels=("b",))).claims
 
 
@@ -253,7 +253,7 @@ async def test_another_message_replaces_the_first_one(store: Store) -> None:
     replaced = EditOutcome(EditResult.EDITED, "ok", receipt={"number": "2"})
     await edits.record_edit(store, "scope", await claim_edit(store), replaced)
     await accept(store, "x")
-    assert (await claim_one(store)).first_receipt == {"number": "2"}
+    assert (await claim_one(store)).task.first_receipt == {"number": "2"}
 
 
 async def test_a_stop_gives_back_what_was_claimed_and_a_clock_that_was_set_back_costs_minutes_at_most(
@@ -271,7 +271,7 @@ async def test_a_stop_gives_back_what_was_claimed_and_a_clock_that_was_set_back_
     await sweep(timed, 86_400, (), 300)
     assert not (await claim(timed)).claims
     clock.now += 300
-    assert not (await claim(timed, in_flight_ids=(claimed.task.delivery_id,))).claims
+    assert not (await claim(timed, in_flight_ids=(claimed.claim.task.delivery_id,))).claims
     assert await claim_edit(timed, "other")
 
 
@@ -295,13 +295,13 @@ async def test_what_an_edit_shows_is_not_pruned_before(timed: Store, clock: Cloc
 async def test_what_a_person_did_while_a_first_message_was_sent_is_shown_by_an_edit(store: Store) -> None:
     await accept(store, "x")
     unaware = await claim_one(store)
-    context = (await prepare(store, unaware)).context
+    context = (await prepare(store, unaware)).task.context
     await acknowledge(store, "x", who="ann", via="slack", acknowledging_channels=())
     await end_attempt(store, unaware, is_editable=True, context=context)
     first = await claim_edit(store)
-    assert (await prepare(store, first.task)).context.acknowledged_by == "ann"
+    assert (await prepare(store, first.claim)).task.context.acknowledged_by == "ann"
     await edits.record_edit(store, "scope", first, EDITED)
     await accept(store, "x", "b")
     aware = await claim_one(store, "b")
-    await end_attempt(store, aware, is_editable=True, context=(await prepare(store, aware)).context)
+    await end_attempt(store, aware, is_editable=True, context=(await prepare(store, aware)).task.context)
     assert await claim(store, channels=("a", "b")) == EditClaimResult((), None)

@@ -29,7 +29,7 @@ async def deliver(store: Store, channel: str = "a") -> str:
     """Delivers what is due on a channel; gives its remark."""
     claim = await claim_one(store, channel)
     await end_attempt(store, claim)
-    return claim.remark
+    return claim.task.remark
 
 
 async def escalated(store: Store, *served: str) -> list[Escalation]:
@@ -58,17 +58,17 @@ async def test_what_nobody_acknowledges_goes_to_one_step_after_the_other(store: 
     assert await escalated(store) == [Escalation("x", ("lead",), ())]
     assert await escalated(store) == []
     claim = await prepare(store, await claim_one(store, "lead"))
-    assert claim.remark == "Escalated: nobody acknowledged it within 10 min."
-    assert (claim.context.escalated_to, claim.context.escalated_at is not None) == (("lead",), True)
+    assert claim.task.remark == "Escalated: nobody acknowledged it within 10 min."
+    assert (claim.task.context.escalated_to, claim.task.context.escalated_at is not None) == (("lead",), True)
     await end_attempt(store, claim)
     assert await nothing_due(store, "boss")
 
     await accept(store, "x", "a", "lead", escalation=STEPS)  # a repeat, of all channels on which it is open
-    assert (await prepare(store, await claim_one(store))).context.escalated_to == ("lead",)
+    assert (await prepare(store, await claim_one(store))).task.context.escalated_to == ("lead",)
     await let_pass(store, 1200)
     assert await escalated(store) == [Escalation("x", ("boss", "log"), ())]
     assert await deliver(store, "boss") == await deliver(store, "log")
-    assert (await prepare(store, await claim_one(store, "lead"))).context.escalated_to == ("lead", "boss", "log")
+    assert (await prepare(store, await claim_one(store, "lead"))).task.context.escalated_to == ("lead", "boss", "log")
 
     entries, _ = await OutboxAudit(store).list_entries(10, None)
     assert [(each.who, each.peer, each.action, each.on) for each in entries] == [
@@ -132,12 +132,12 @@ async def test_a_new_episode_escalates_anew_and_its_resolve_reaches_where_it_wen
     await accept(store, "x", *SERVED, is_open=False, event=event_of("resolved"))
     for channel in SERVED:
         claim = await prepare(store, await claim_one(store, channel))
-        assert claim.context.escalated_to == ("lead", "boss", "log")
+        assert claim.task.context.escalated_to == ("lead", "boss", "log")
         await end_attempt(store, claim)
 
     await accept(store, "x", "a", episode=2, escalation=STEPS)
     claim = await prepare(store, await claim_one(store))
-    assert claim.context.escalated_to == ()
+    assert claim.task.context.escalated_to == ()
     await end_attempt(store, claim)
     assert await escalated(store) == []
     await let_pass(store, 601)
@@ -201,7 +201,7 @@ async def test_the_first_message_is_edited_to_show_it(store: Store) -> None:
     assert edit.context.escalated_to == ("lead",)
     await accept(store, "x", "a", escalation=(EscalationStep(1.0, ("gone",)),))
     assert [each.edited_channels for each in await escalated(store)] == [frozenset()]
-    assert (await prepare(store, await claim_one(store))).context.escalated_at == edit.context.escalated_at
+    assert (await prepare(store, await claim_one(store))).task.context.escalated_at == edit.context.escalated_at
 
 
 async def test_the_current_state_is_what_a_further_channel_gets(store: Store) -> None:
@@ -210,4 +210,4 @@ async def test_the_current_state_is_what_a_further_channel_gets(store: Store) ->
     await let_pass(store, 601)
     await escalated(store)
     claim = await claim_one(store, "lead")
-    assert (claim.first_event_seq, claim.last_event_seq) == (2, 2)
+    assert (claim.task.first_event_seq, claim.task.last_event_seq) == (2, 2)

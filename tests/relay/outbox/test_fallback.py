@@ -39,11 +39,11 @@ async def refuse(store: Store, channel: str = "a", *others: str) -> None:
 
 async def all_of(store: Store, channel: str) -> list[tuple[str, int, int]]:
     """What a channel tells now, in this order: the incident, from which event to which."""
-    claims = (await claim_some(store, channel, limit=200)).tasks
+    claims = (await claim_some(store, channel, limit=200)).claims
     for claim in claims:
-        assert claim.remark == REMARK
+        assert claim.task.remark == REMARK
         await end_attempt(store, claim)
-    return [(claim.incident_id, claim.first_event_seq, claim.last_event_seq) for claim in claims]
+    return [(claim.task.incident_id, claim.task.first_event_seq, claim.task.last_event_seq) for claim in claims]
 
 
 async def test_all_that_waits_goes_to_the_others_in_order_and_once(store: Store) -> None:
@@ -66,7 +66,7 @@ async def test_what_is_accepted_meanwhile_goes_there_too_and_no_event_twice(stor
     await fall_back(store, "a", ("b", "every"))
     assert await all_of(store, "b") == [("x", 2, 2), ("y", 3, 3)]
     every = [await claim_one(store, "every") for _ in range(2)]  # of one incident one after the other
-    assert [(claim.first_event_seq, claim.last_event_seq) for claim in every] == [(1, 1), (3, 3)]
+    assert [(claim.task.first_event_seq, claim.task.last_event_seq) for claim in every] == [(1, 1), (3, 3)]
     await end_attempt(store, every[0])
     assert await all_of(store, "every") == [("x", 2, 2)]
 
@@ -103,7 +103,7 @@ async def test_one_that_reports_every_event_by_itself_does_so_on_this_channel_to
     await fall_back(store, "a", ("every",))
     for number in (1, 2):
         claim = await claim_one(store, "every")
-        assert (claim.first_event_seq, claim.last_event_seq, claim.episode) == (number, number, number)
+        assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.episode) == (number, number, number)
         await end_attempt(store, claim)
 
 
@@ -113,7 +113,7 @@ async def test_a_beginning_and_an_end_that_fall_back_as_one_were_reported_to_nob
     await accept(store, "x", event=event_of("resolved"))
     await fail(store, hanging, ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0, fallback_channels=("b",))
     claim = await claim_one(store, "b")
-    assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (1, 2, True)
+    assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.firing_undelivered) == (1, 2, True)
 
 
 async def test_an_end_that_falls_back_where_the_beginning_was_reported_is_an_end(store: Store) -> None:
@@ -122,8 +122,8 @@ async def test_an_end_that_falls_back_where_the_beginning_was_reported_is_an_end
     await accept(store, "x", event=event_of("resolved"))
     await refuse(store, "a", "b")
     claim = await claim_one(store, "b")
-    assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
-    assert claim.first_receipt is not None
+    assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.firing_undelivered) == (2, 2, False)
+    assert claim.task.first_receipt is not None
 
 
 async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
@@ -131,9 +131,11 @@ async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
     await refuse(store)
     await fall_back(store, "a", ("b",))
     await commit_allow_trial(store, ["a"])
-    (probe,) = (await claim_some(store, limit=9)).tasks
+    (probe,) = (await claim_some(store, limit=9)).claims
     await end_attempt(store, probe)
-    assert {claim.incident_id for claim in (await claim_some(store, limit=9)).tasks} | {probe.incident_id} == {
+    assert {claim.task.incident_id for claim in (await claim_some(store, limit=9)).claims} | {
+        probe.task.incident_id
+    } == {
         "a0",
         "a1",
         "a2",
@@ -204,7 +206,7 @@ async def test_a_last_attempt_hands_on_what_no_step_did_before(store: Store, eff
         store, probe, DeliveryState.DEAD, channel_effect=effect, reason="timeout", fallback_channels=("b",)
     )
     assert recorded.channels_to_wake == ("a", "b")
-    assert [each[0] for each in await all_of(store, "b")] == [probe.incident_id]
+    assert [each[0] for each in await all_of(store, "b")] == [probe.task.incident_id]
 
 
 async def test_a_message_that_is_refused_itself_is_reported_by_nobody_else(store: Store) -> None:
@@ -257,7 +259,7 @@ async def test_a_dead_letter_that_is_resent_goes_there_too(store: Store) -> None
     await accept(store, "y")
     await refuse(store)
     await fall_back(store, "a", ("b",))
-    assert await requeue(store, claim.delivery_id) is DeliveryState.DEAD
+    assert await requeue(store, claim.task.delivery_id) is DeliveryState.DEAD
     await fall_back(store, "a", ("b",))
     assert ("x", 1, 2) in await all_of(store, "b")
 

@@ -56,7 +56,7 @@ async def test_it_takes_back_no_alert_that_came_since(store: Store) -> None:
     latest = await come(store, two)
     for late in (one, one, two):
         assert await come(store, late) == AcceptResult(latest.event_id, 1, is_duplicate=True, channels=())
-    assert (await claim_one(store)).last_event_seq == 2
+    assert (await claim_one(store)).task.last_event_seq == 2
     assert await nothing_due(store)
 
 

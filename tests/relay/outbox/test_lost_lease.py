@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.model import DeliveryTask
+from services.relay.model import Claim
 from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
@@ -21,7 +21,7 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
         yield store
 
 
-async def lost(store: Store, clock: Clock, channel: str = "a") -> DeliveryTask:
+async def lost(store: Store, clock: Clock, channel: str = "a") -> Claim:
     """The claim of one whose lease ended."""
     await accept(store, "x", channel)
     claim = await claim_one(store, channel, owner="late")
@@ -42,7 +42,7 @@ async def test_what_came_late_is_followed_by_how_things_stand(
 
     assert (recorded.lease_valid, recorded.channels_to_wake) == (False, (channel,))
     once_more = await claim_one(store, channel)
-    assert (once_more.first_event_seq, once_more.last_event_seq, once_more.episode) == (first, 2, 2)
+    assert (once_more.task.first_event_seq, once_more.task.last_event_seq, once_more.task.episode) == (first, 2, 2)
     await end_attempt(store, once_more)
     assert await nothing_due(store, channel)
 
@@ -59,7 +59,7 @@ async def test_what_came_late_adds_nothing_where_its_delivery_still_waits(store:
     await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, maybe_sent=True, retry_in=0.0)
     await end_attempt(store, late)
     second = await claim_one(store)
-    assert (second.delivery_id, second.maybe_sent) == (late.delivery_id, True)
+    assert (second.task.delivery_id, second.task.maybe_sent) == (late.task.delivery_id, True)
 
 
 async def test_a_later_episode_leaves_the_message_that_shows_what_came_late_to_its_own(
@@ -68,18 +68,18 @@ async def test_a_later_episode_leaves_the_message_that_shows_what_came_late_to_i
     """The message sent late became the first one of its episode: no other episode may edit it as its own."""
     async with open_store(database, clock) as store:
         await accept(store, "x")
-        (late,) = (await claim_due(store, ClaimRequest("a", 1, "late", lease_seconds=0.0, rate=None))).tasks
+        (late,) = (await claim_due(store, ClaimRequest("a", 1, "late", lease_seconds=0.0, rate=None))).claims
         await accept(store, "x")
         first = await claim_one(store)
-        assert [each.delivery_id for each in first.predecessors] == [late.delivery_id]
+        assert [each.delivery_id for each in first.task.predecessors] == [late.task.delivery_id]
         await end_attempt(store, first)
         await accept(store, "x", episode=2)
 
         assert not (await end_attempt(store, late)).lease_valid
 
         second = await claim_one(store)
-        assert (second.first_event_seq, second.last_event_seq, second.episode) == (1, 3, 2)
-        assert (second.first_receipt, second.predecessors) == (None, ())
+        assert (second.task.first_event_seq, second.task.last_event_seq, second.task.episode) == (1, 3, 2)
+        assert (second.task.first_receipt, second.task.predecessors) == (None, ())
 
 
 async def test_an_ending_whose_commit_was_not_answered_is_written_once_and_nothing_is_resent(store: Store) -> None:
@@ -93,9 +93,9 @@ async def test_what_arrived_under_a_lost_lease_is_known_to_the_message_that_repe
     store: Store, clock: Clock
 ) -> None:
     late = await lost(store, clock)
-    assert (await claim_one(store)).delivery_id == late.delivery_id
+    assert (await claim_one(store)).task.delivery_id == late.task.delivery_id
     await end_attempt(store, late, DeliveryState.RETRYING, reason="timeout", maybe_sent=True)
     clock.now += 20
     repeat = await claim_one(store)
-    assert (repeat.first_event_seq, repeat.last_event_seq) == (1, 1)
-    assert [each.delivery_id for each in repeat.predecessors] == [late.delivery_id]
+    assert (repeat.task.first_event_seq, repeat.task.last_event_seq) == (1, 1)
+    assert [each.delivery_id for each in repeat.task.predecessors] == [late.task.delivery_id]

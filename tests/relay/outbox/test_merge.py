@@ -59,7 +59,7 @@ async def test_what_replaces_a_message_that_failed_is_tried_no_sooner_and_counts
     assert await nothing_due(store)
     clock.now += 1
     second = await claim_one(store)
-    assert (second.attempt_number, second.first_event_seq, second.last_event_seq) == (2, 1, 2)
+    assert (second.attempt_number, second.task.first_event_seq, second.task.last_event_seq) == (2, 1, 2)
     await end_attempt(store, second)
     await accept(store, "x")
     assert (await claim_one(store)).attempt_number == 1  # what arrived leaves nothing behind
@@ -76,10 +76,10 @@ async def test_a_dead_letter_goes_to_the_fallback_though_the_message_it_is_merge
     await fall_back(store, "a", ("b",))
     await commit_allow_trial(store, ["a"])
     claim = await claim_one(store)
-    await requeue(store, dead.delivery_id)
+    await requeue(store, dead.task.delivery_id)
     await fail(store, claim, ChannelEffect.DOWN)  # merged into what tells of both
     await fall_back(store, "a", ("b",))
-    assert (await claim_one(store, "b")).first_event_seq == 1
+    assert (await claim_one(store, "b")).task.first_event_seq == 1
 
 
 async def test_a_first_message_knows_what_was_merged_into_it_and_may_have_arrived(store: Store, clock: Clock) -> None:
@@ -90,21 +90,21 @@ async def test_a_first_message_knows_what_was_merged_into_it_and_may_have_arrive
         await accept(store, incident)
         clock.now += 1
         merged = await claim_one(store)
-        found = [each.delivery_id for each in merged.predecessors]
-        assert found == ([failed.delivery_id] if changes else []), incident
+        found = [each.delivery_id for each in merged.task.predecessors]
+        assert found == ([failed.task.delivery_id] if changes else []), incident
         await end_attempt(store, merged)
         await accept(store, incident)
         await accept(store, incident)
         later = await claim_one(store)
-        assert not later.predecessors
+        assert not later.task.predecessors
         await end_attempt(store, later)
     await accept(store, "killed")
     killed = await claim_one(store)
     await save_progress(store, killed, {"ts": "1"})
     await accept(store, "killed")
     clock.now += 21
-    (predecessor,) = (await claim_one(store)).predecessors
-    assert (predecessor.delivery_id, predecessor.progress) == (killed.delivery_id, {"ts": "1"})
+    (predecessor,) = (await claim_one(store)).task.predecessors
+    assert (predecessor.delivery_id, predecessor.progress) == (killed.task.delivery_id, {"ts": "1"})
 
 
 async def test_a_first_message_knows_all_that_may_have_arrived_however_often_no_answer_came(
@@ -115,10 +115,10 @@ async def test_a_first_message_knows_all_that_may_have_arrived_however_often_no_
         for _ in range(12):
             await accept(store, "x")
             claimed = await claim_one(store)
-            assert [each.delivery_id for each in claimed.predecessors] == lost[::-1]
+            assert [each.delivery_id for each in claimed.task.predecessors] == lost[::-1]
             uncertain = {"maybe_sent": True, "channel_effect": ChannelEffect.NOTHING}
             await end_attempt(store, claimed, DeliveryState.RETRYING, **uncertain)
-            lost.append(claimed.delivery_id)
+            lost.append(claimed.task.delivery_id)
 
 
 async def test_a_reply_to_an_earlier_episode_is_not_taken_over_by_the_next(store: Store, clock: Clock) -> None:
@@ -130,8 +130,8 @@ async def test_a_reply_to_an_earlier_episode_is_not_taken_over_by_the_next(store
     await accept(store, "x", episode=2)
     clock.now += 1
     second = await claim_one(store)
-    assert (second.first_event_seq, second.last_event_seq, second.first_receipt) == (2, 3, None)
-    assert not second.predecessors
+    assert (second.task.first_event_seq, second.task.last_event_seq, second.task.first_receipt) == (2, 3, None)
+    assert not second.task.predecessors
 
 
 async def test_what_was_merged_into_one_first_message_is_not_taken_over_by_another(store: Store, clock: Clock) -> None:
@@ -144,10 +144,10 @@ async def test_what_was_merged_into_one_first_message_is_not_taken_over_by_anoth
     await accept(store, "x")
     clock.now += 1
     first = await claim_one(store)
-    assert [each.delivery_id for each in first.predecessors] == [lost.delivery_id]
+    assert [each.delivery_id for each in first.task.predecessors] == [lost.task.delivery_id]
     await end_attempt(store, first)
     await accept(store, "x", episode=2)
-    await requeue(store, dead.delivery_id)
+    await requeue(store, dead.task.delivery_id)
     second = await claim_one(store)
-    assert (second.first_event_seq, second.episode, second.first_receipt) == (1, 2, None)
-    assert not second.predecessors
+    assert (second.task.first_event_seq, second.task.episode, second.task.first_receipt) == (1, 2, None)
+    assert not second.task.predecessors

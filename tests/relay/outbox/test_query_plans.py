@@ -86,8 +86,8 @@ async def test_earlier_episodes_of_an_incident_are_not_searched(tmp_path: Path) 
             steps = Steps()
             await store.run(steps.count)
             claimed = await claim_one(store, CHANNEL)
-            assert claimed.first_receipt is None
-            assert await store.run(lambda transaction: may_have_earlier_open(transaction.connection, claimed))  # noqa: B023
+            assert claimed.task.first_receipt is None
+            assert await store.run(lambda transaction: may_have_earlier_open(transaction.connection, claimed.task))  # noqa: B023
             found.append(steps.number)
     few, large = found
     assert 50 < large < 1.05 * few + 20
@@ -121,8 +121,7 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
     first: list[tuple[RowQuery[Any], dict[str, Any], tuple[str, ...]]] = [
         (claim._FIRST_RECEIPTS, {**of_two, "channel": CHANNEL}, ("deliveries_of_episode",)),
         (claim._PREDECESSORS, of_range, ("deliveries_of_episode",)),
-        (claim._DELIVERED_OF_RANGE, of_range, ("deliveries_of_episode",)),
-        (claim._DELIVERED_OF_EPISODES, {**of_range, "episodes": [1, 2]}, ("deliveries_of_episode",)),
+        (claim._DELIVERED, {**of_range, "episodes": [1, 2]}, ("deliveries_of_episode",)),
         (context._READ_PREVIOUS, {**of_two, "channels": [CHANNEL]}, ("deliveries_of_episode",)),
     ]
     # PostgreSQL looks for the first ones in another way when it knows that there are many.

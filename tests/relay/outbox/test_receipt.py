@@ -33,7 +33,7 @@ async def test_an_attempt_that_failed_is_merged_into_what_waits_behind_it(store:
         ("a",),
     )
     second = await claim_one(store)
-    assert (second.first_event_seq, second.last_event_seq, second.attempt_number) == (1, 2, 2)
+    assert (second.task.first_event_seq, second.task.last_event_seq, second.attempt_number) == (1, 2, 2)
     await end_attempt(store, second)
     assert await nothing_due(store)
 
@@ -46,7 +46,7 @@ async def test_what_a_stop_gives_back_is_merged_into_what_waits_behind_it(store:
     await release_leases(store, "me")
 
     claim = await claim_one(store)
-    assert (claim.first_event_seq, claim.last_event_seq, claim.attempt_number) == (1, 2, 1)
+    assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.attempt_number) == (1, 2, 1)
     await end_attempt(store, claim)
     assert await nothing_due(store)
 
@@ -60,8 +60,8 @@ async def test_what_a_channel_refuses_goes_to_its_fallbacks_once(store: Store) -
     assert set(recorded.channels_to_wake) == {"a", "b", "every"}
     for channel in ("b", "every"):
         instead = await claim_one(store, channel)
-        assert (instead.first_event_seq, instead.last_event_seq) == (1, 1)
-        assert instead.remark == "Also sent here because channel a is down."
+        assert (instead.task.first_event_seq, instead.task.last_event_seq) == (1, 1)
+        assert instead.task.remark == "Also sent here because channel a is down."
         await end_attempt(store, instead)
         assert await nothing_due(store, channel)
 
@@ -84,4 +84,4 @@ async def test_a_fallback_never_gets_something_older_than_it_knows(store: Store)
     await end_attempt(store, refused, DeliveryState.RETRYING, **REFUSED)
 
     instead = await claim_one(store, "b")
-    assert (instead.first_event_seq, instead.last_event_seq) == (1, 2)
+    assert (instead.task.first_event_seq, instead.task.last_event_seq) == (1, 2)

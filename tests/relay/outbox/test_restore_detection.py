@@ -70,7 +70,7 @@ async def test_what_is_on_hold_during_a_comparison_waits_for_the_next_one(
         await release_compared(store, before)
         assert await nothing_due(store)
         await release(store)
-        assert (await claim_one(store)).incident_id == "x"
+        assert (await claim_one(store)).task.incident_id == "x"
 
 
 async def test_what_is_open_in_a_backup_is_compared_before_it_is_escalated(
@@ -120,12 +120,15 @@ async def test_what_waits_in_a_backup_is_on_hold_and_counts_as_perhaps_delivered
     async with open_store(restore(), lambda: 10_000.0) as store:
         assert await notice(store)
         claimed = await claim_some(store, limit=9)
-        assert claimed.tasks == ()
+        assert claimed.claims == ()
         assert claimed.retry_in == pytest.approx(COMPARE_DELAY, abs=5)
         assert not (await fall_back(store, "a", ("b",))).channels_to_wake
         await release(store)
-        claims = (await claim_some(store, limit=9)).tasks
-        assert {(each.incident_id, each.first_event_seq, each.maybe_sent, each.remark) for each in claims} == {
+        claims = (await claim_some(store, limit=9)).claims
+        assert {
+            (each.task.incident_id, each.task.first_event_seq, each.task.maybe_sent, each.task.remark)
+            for each in claims
+        } == {
             ("x", 1, True, RESTORED_REMARK),
             ("y", 3, True, RESTORED_REMARK),
         }
@@ -133,7 +136,7 @@ async def test_what_waits_in_a_backup_is_on_hold_and_counts_as_perhaps_delivered
         for each in claims:
             assert (await end_attempt(store, each)).lease_valid
         await accept(store, "z")
-        assert (await claim_one(store)).remark == ""
+        assert (await claim_one(store)).task.remark == ""
 
 
 async def test_nobody_is_called_for_what_was_over_in_it_but_for_what_fired_and_ended_since(
@@ -149,8 +152,12 @@ async def test_nobody_is_called_for_what_was_over_in_it_but_for_what_fired_and_e
         await accept(store, "y", event=event_of("resolved"))
         await accept(store, "z", event=event_of("firing"))
         await accept(store, "z", event=event_of("resolved"))
-        claims = (await claim_some(store, limit=9)).tasks
-        assert {each.incident_id: each.firing_undelivered for each in claims} == {"x": False, "y": False, "z": True}
+        tasks = [each.task for each in (await claim_some(store, limit=9)).claims]
+        assert {task.incident_id: task.firing_undelivered for task in tasks} == {
+            "x": False,
+            "y": False,
+            "z": True,
+        }
 
 
 async def test_what_comes_after_the_restore_is_not_on_hold(database: DatabaseUrl, restore: Restore) -> None:
@@ -162,7 +169,7 @@ async def test_what_comes_after_the_restore_is_not_on_hold(database: DatabaseUrl
         assert await nothing_due(store)
         await accept(store, "x")
         claim = await claim_one(store)
-        assert (claim.first_event_seq, claim.last_event_seq) == (1, 2)
+        assert (claim.task.first_event_seq, claim.task.last_event_seq) == (1, 2)
 
 
 async def test_a_relay_that_was_stopped_for_long_reports_what_waits_as_ever(database: DatabaseUrl) -> None:
@@ -174,7 +181,7 @@ async def test_a_relay_that_was_stopped_for_long_reports_what_waits_as_ever(data
         await store.run(lambda transaction: transaction.connection.execute(earlier))
         await asyncio.to_thread(Path(f"{database.database}-last-used").unlink, missing_ok=True)
         assert not await notice(store)
-        assert (await claim_one(store)).firing_undelivered
+        assert (await claim_one(store)).task.firing_undelivered
 
 
 async def test_two_replicas_that_start_for_the_first_time_at_once_find_no_backup(database: DatabaseUrl) -> None:

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, select, text
 
 from services.relay.intake import acceptance as deduplication
-from services.relay.model import DeliveryTask, Event, build_fingerprint, build_incident_id
+from services.relay.model import Claim, Event, build_fingerprint, build_incident_id
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, claim_due
@@ -46,16 +46,18 @@ class Replicas:
     async def deliver(self, store: Store, channel: str, random: Random, *, fails: float) -> int:
         """Claims what is due and ends it, some of it as failed; how many claims that were."""
         claimed = await claim_due(store, ClaimRequest(channel, 3, "me", 60, None))
-        await asyncio.gather(*(self.end(store, one, failed=random.random() < fails) for one in claimed.tasks))
-        return len(claimed.tasks)
+        await asyncio.gather(*(self.end(store, one, failed=random.random() < fails) for one in claimed.claims))
+        return len(claimed.claims)
 
-    async def end(self, store: Store, one: DeliveryTask, *, failed: bool) -> None:
+    async def end(self, store: Store, one: Claim, *, failed: bool) -> None:
         """Ends a claim as delivered, or as failed."""
         if failed:
             # It says nothing of the channel, whose breaker would else keep everybody waiting.
             await end_attempt(store, one, DeliveryState.RETRYING, channel_effect=ChannelEffect.NOTHING)
         else:
-            self.reported[one.incident_id, one.channel].append((one.first_event_seq, one.last_event_seq))
+            self.reported[one.task.incident_id, one.task.channel].append(
+                (one.task.first_event_seq, one.task.last_event_seq)
+            )
             assert (await end_attempt(store, one)).lease_valid
 
     async def drain(self) -> None:
@@ -188,7 +190,7 @@ async def test_a_claim_whose_lease_ended_while_the_other_accepts(replicas: Repli
         incident = str(number)
         await accept(one, incident, *CHANNELS)
         for channel in CHANNELS:  # a crash: nobody ends this claim
-            assert len((await claim_due(one, ClaimRequest(channel, 1, "crashed", 0, None))).tasks) == 1
+            assert len((await claim_due(one, ClaimRequest(channel, 1, "crashed", 0, None))).claims) == 1
         if number % 2:  # something waits behind it already
             await accept(other, incident, *CHANNELS)
         await asyncio.gather(
@@ -208,7 +210,7 @@ async def test_a_dead_letter_that_is_resent_while_the_other_accepts(replicas: Re
         for each in dead.values():
             await end_attempt(one, each, DeliveryState.DEAD)
         state, revived, _ = await asyncio.gather(
-            requeue(one, dead["a"].delivery_id),
+            requeue(one, dead["a"].task.delivery_id),
             requeue_dead(one, DeadLetterFilter("b"), 10),
             accept(other, incident, *CHANNELS),
         )
@@ -238,9 +240,9 @@ async def test_a_breaker_that_closes_while_what_waits_for_it_is_merged(replicas:
     await replicas.judge()
 
 
-async def _open_the_breaker_but_for_one(store: Store, channel: str, number: int) -> DeliveryTask:
+async def _open_the_breaker_but_for_one(store: Store, channel: str, number: int) -> Claim:
     """All deliveries of a channel fail and wait: its breaker is open. One claim is still to end, and may close it."""
-    last_claim, *others = (await claim_due(store, ClaimRequest(channel, number, "me", 60, None))).tasks
+    last_claim, *others = (await claim_due(store, ClaimRequest(channel, number, "me", 60, None))).claims
     assert len(others) == number - 1
     await asyncio.gather(*(end_attempt(store, each, DeliveryState.RETRYING, retry_in=1) for each in others))
     return last_claim

@@ -26,15 +26,15 @@ async def test_after_failures_in_a_row_one_tries_for_all_and_each_failure_double
     await open_breaker(store)
     for pause in (1.0, 2.0, 4.0, 8.0):
         claimed = await claim_some(store, limit=9)
-        assert (claimed.tasks, claimed.retry_in) == ((), pause)
+        assert (claimed.claims, claimed.retry_in) == ((), pause)
         clock.now += pause
-        (probe,) = (await claim_some(store, limit=9)).tasks
+        (probe,) = (await claim_some(store, limit=9)).claims
         assert probe.is_breaker_trial
         assert await nothing_due(store)  # while it tries
         await fail(store, probe)
     clock.now += 16
     await end_attempt(store, await claim_one(store))
-    assert len((await claim_some(store, limit=99)).tasks) == FAILURE_THRESHOLD + 2  # also those that had to wait
+    assert len((await claim_some(store, limit=99)).claims) == FAILURE_THRESHOLD + 2  # also those that had to wait
 
 
 async def test_the_longest_pause_has_a_bound(store: Store, clock: Clock) -> None:
@@ -57,14 +57,14 @@ async def test_failures_with_a_success_between_them_break_nothing(store: Store) 
 
 async def test_those_in_progress_when_it_breaks_do_not_make_the_pause_longer(store: Store) -> None:
     await enqueue(store, 30)
-    for claim in (await claim_some(store, limit=29)).tasks:
+    for claim in (await claim_some(store, limit=29)).claims:
         await fail(store, claim)
     assert (await claim_some(store)).retry_in == 1.0
 
 
 async def test_one_of_those_in_progress_that_arrives_closes_the_breaker(store: Store) -> None:
     await enqueue(store, FAILURE_THRESHOLD + 2)
-    *others, last = (await claim_some(store, limit=FAILURE_THRESHOLD + 1)).tasks
+    *others, last = (await claim_some(store, limit=FAILURE_THRESHOLD + 1)).claims
     for claim in others:
         await fail(store, claim)
     assert await nothing_due(store)
@@ -85,12 +85,12 @@ async def test_a_channel_that_refuses_everything_is_tried_after_the_longest_paus
     await fail(store, await claim_one(store), ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0)
     assert (await state_of(store)).is_down
     claimed = await claim_some(store)
-    assert (claimed.tasks, claimed.retry_in, claimed.channel_down) == ((), 300.0, True)
+    assert (claimed.claims, claimed.retry_in, claimed.channel_down) == ((), 300.0, True)
     clock.now += 300
-    (probe,) = (await claim_some(store, limit=9)).tasks
+    (probe,) = (await claim_some(store, limit=9)).claims
     await end_attempt(store, probe)
     assert not (await state_of(store)).is_down
-    assert len((await claim_some(store, limit=9)).tasks) == 4
+    assert len((await claim_some(store, limit=9)).claims) == 4
 
 
 async def test_a_probe_that_says_nothing_lets_the_next_try(store: Store, clock: Clock) -> None:
@@ -98,7 +98,7 @@ async def test_a_probe_that_says_nothing_lets_the_next_try(store: Store, clock: 
     await open_breaker(store)
     clock.now += 1
     await fail(store, await claim_one(store), ChannelEffect.NOTHING, retry_in=60.0)
-    assert len((await claim_some(store, limit=9)).tasks) == 1
+    assert len((await claim_some(store, limit=9)).claims) == 1
 
 
 async def test_a_probe_that_crashed_lets_the_next_try_when_its_lease_ends(store: Store, clock: Clock) -> None:
@@ -108,26 +108,26 @@ async def test_a_probe_that_crashed_lets_the_next_try_when_its_lease_ends(store:
     await claim_one(store, owner="crashed")
     assert (await claim_some(store)).retry_in == 20
     clock.now += 20
-    assert len((await claim_some(store, limit=9)).tasks) == 1
+    assert len((await claim_some(store, limit=9)).claims) == 1
 
 
 async def test_another_secret_is_tried_at_once_by_one_for_all(store: Store) -> None:
     await enqueue(store, 5)
     await fail(store, await claim_one(store), ChannelEffect.DOWN, retry_in=300.0)
     await commit_allow_trial(store, ["a"])
-    (probe,) = (await claim_some(store, limit=9)).tasks
+    (probe,) = (await claim_some(store, limit=9)).claims
     assert (await state_of(store)).is_down  # until something arrives
     await end_attempt(store, probe)
-    assert len((await claim_some(store, limit=9)).tasks) == 4
+    assert len((await claim_some(store, limit=9)).claims) == 4
 
 
 async def test_what_failed_before_is_due_at_once_when_a_probe_arrives(store: Store, clock: Clock) -> None:
     await enqueue(store, FAILURE_THRESHOLD + 1)
-    for claim in (await claim_some(store, limit=FAILURE_THRESHOLD)).tasks:
+    for claim in (await claim_some(store, limit=FAILURE_THRESHOLD)).claims:
         await fail(store, claim, retry_in=1000.0)
     clock.now += 1
     await end_attempt(store, await claim_one(store))
-    assert len((await claim_some(store, limit=9)).tasks) == FAILURE_THRESHOLD
+    assert len((await claim_some(store, limit=9)).claims) == FAILURE_THRESHOLD
 
 
 async def test_whoever_starts_again_tries_at_once(store: Store) -> None:
@@ -135,7 +135,7 @@ async def test_whoever_starts_again_tries_at_once(store: Store) -> None:
     await open_breaker(store)
     assert await nothing_due(store)
     await commit_allow_trial(store, ["a"])
-    (probe,) = (await claim_some(store, limit=9)).tasks
+    (probe,) = (await claim_some(store, limit=9)).claims
     assert probe.is_breaker_trial
 
 
@@ -146,9 +146,9 @@ async def test_a_message_that_is_no_delivery_takes_a_token_of_the_same_rate(stor
     assert [await take() for _ in range(7)] == [0.0] * 5 + [1.0] * 2
     assert [await take(None) for _ in range(7)] == [0.0] * 7
     await enqueue(store, FAILURE_THRESHOLD)
-    assert (await claim_some(store, rate=1.0)).tasks == ()
+    assert (await claim_some(store, rate=1.0)).claims == ()
     clock.now += 1
-    (claim,) = (await claim_some(store, rate=1.0)).tasks
+    (claim,) = (await claim_some(store, rate=1.0)).claims
     await fail(store, claim, retry_in=0.0)
     clock.now += 60
     await open_breaker(store)

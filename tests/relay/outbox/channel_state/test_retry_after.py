@@ -25,7 +25,7 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
 
 async def waits(store: Store, seconds: float) -> bool:
     claimed = await claim_some(store, limit=9)
-    return not claimed.tasks and claimed.retry_in == seconds
+    return not claimed.claims and claimed.retry_in == seconds
 
 
 @pytest.mark.parametrize("effect", [ChannelEffect.FAILED, ChannelEffect.NOTHING, ChannelEffect.DOWN])
@@ -33,7 +33,7 @@ async def test_another_attempt_that_fails_does_not_shorten_it(
     store: Store, clock: Clock, effect: ChannelEffect
 ) -> None:
     await enqueue(store, 4)
-    limited, other = (await claim_some(store, limit=2)).tasks
+    limited, other = (await claim_some(store, limit=2)).claims
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     await fail(store, other, effect)
     clock.now += 29
@@ -42,17 +42,17 @@ async def test_another_attempt_that_fails_does_not_shorten_it(
 
 async def test_another_attempt_that_arrives_does_not_shorten_it(store: Store, clock: Clock) -> None:
     await enqueue(store, 4)
-    limited, other = (await claim_some(store, limit=2)).tasks
+    limited, other = (await claim_some(store, limit=2)).claims
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     await end_attempt(store, other)
     assert await waits(store, 30)
     clock.now += 30
-    assert len((await claim_some(store, limit=9)).tasks) == 3
+    assert len((await claim_some(store, limit=9)).claims) == 3
 
 
 async def test_a_breaker_that_opens_does_not_shorten_it(store: Store, clock: Clock) -> None:
     await enqueue(store, FAILURE_THRESHOLD + 4)
-    *failing, limited, arriving = (await claim_some(store, limit=FAILURE_THRESHOLD + 2)).tasks
+    *failing, limited, arriving = (await claim_some(store, limit=FAILURE_THRESHOLD + 2)).claims
     for claim in failing:
         await fail(store, claim, retry_in=100.0)
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
@@ -60,20 +60,20 @@ async def test_a_breaker_that_opens_does_not_shorten_it(store: Store, clock: Clo
     assert await waits(store, 30)
     clock.now += 30
     assert (
-        len((await claim_some(store, limit=9)).tasks) == FAILURE_THRESHOLD + 3
+        len((await claim_some(store, limit=9)).claims) == FAILURE_THRESHOLD + 3
     )  # those that failed wait no longer than that
 
 
 async def test_whoever_starts_again_does_not_shorten_it(store: Store, clock: Clock) -> None:
     await enqueue(store, FAILURE_THRESHOLD + 4)
-    *failing, limited = (await claim_some(store, limit=FAILURE_THRESHOLD + 1)).tasks
+    *failing, limited = (await claim_some(store, limit=FAILURE_THRESHOLD + 1)).claims
     for claim in failing:
         await fail(store, claim)
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     await commit_allow_trial(store, ["a"])
     assert await waits(store, 30)
     clock.now += 30
-    (probe,) = (await claim_some(store, limit=9)).tasks
+    (probe,) = (await claim_some(store, limit=9)).claims
     assert probe.is_breaker_trial
 
 
@@ -81,14 +81,14 @@ async def test_a_probe_that_is_put_off_is_not_tried_before(store: Store, clock: 
     await enqueue(store, FAILURE_THRESHOLD + 4)
     await open_breaker(store)
     clock.now += 1
-    (probe,) = (await claim_some(store, limit=9)).tasks
+    (probe,) = (await claim_some(store, limit=9)).claims
     await fail(store, probe, ChannelEffect.FAILED, **LIMITED)  # the breaker alone would pause for 2 s
     assert await waits(store, 30)
 
 
 async def test_the_longer_of_two_counts(store: Store, clock: Clock) -> None:
     await enqueue(store, 4)
-    first, second, third = (await claim_some(store, limit=3)).tasks
+    first, second, third = (await claim_some(store, limit=3)).claims
     await fail(store, first, ChannelEffect.NOTHING, **LIMITED)
     clock.now += 10
     await fail(store, second, ChannelEffect.NOTHING, retry_after=5.0)
@@ -127,13 +127,13 @@ async def test_what_was_in_progress_does_not_end_the_pause_of_a_channel_that_is_
     store: Store, clock: Clock, then: ChannelEffect
 ) -> None:
     await enqueue(store, 4)
-    limited, other = (await claim_some(store, limit=2)).tasks
+    limited, other = (await claim_some(store, limit=2)).claims
     await fail(store, limited, ChannelEffect.DOWN, **DAY)
     await fail(store, other, then)
     assert (await state_of(store)).is_down
     assert await waits(store, 86_400)
     clock.now += 86_400
-    (probe,) = (await claim_some(store, limit=9)).tasks
+    (probe,) = (await claim_some(store, limit=9)).claims
     await end_attempt(store, probe)
     assert not (await state_of(store)).is_down
 
@@ -147,7 +147,7 @@ async def test_an_answer_to_one_message_never_silences_its_channel_for_a_day(sto
 
 async def test_a_message_that_is_refused_ends_no_pause_but_that_of_the_breaker(store: Store, clock: Clock) -> None:
     await enqueue(store, FAILURE_THRESHOLD + 4)
-    *failing, limited, refused = (await claim_some(store, limit=FAILURE_THRESHOLD + 2)).tasks
+    *failing, limited, refused = (await claim_some(store, limit=FAILURE_THRESHOLD + 2)).claims
     for claim in failing:
         await fail(store, claim)
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)

@@ -59,10 +59,10 @@ async def test_a_new_name_gets_the_beginning_that_waits_for_the_old_one(store: S
     await end_attempt(store, await claim_one(store, "slack"))
     await come(store, "resolved", "new", "slack", "every")
     claim = await claim_one(store, "new")
-    assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (1, 2, True)
+    assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.firing_undelivered) == (1, 2, True)
     for kind in ("slack", "every"):
         claim = await claim_one(store, kind)
-        assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
+        assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.firing_undelivered) == (2, 2, False)
 
 
 async def test_a_new_name_gets_the_end_alone_where_the_old_one_reported_the_beginning(store: Store) -> None:
@@ -70,7 +70,7 @@ async def test_a_new_name_gets_the_end_alone_where_the_old_one_reported_the_begi
     await end_attempt(store, await claim_one(store, "old"))
     await come(store, "resolved", "new")
     claim = await claim_one(store, "new")
-    assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
+    assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.firing_undelivered) == (2, 2, False)
 
 
 async def test_what_another_replica_delivers_is_left_to_it_and_it_gets_what_comes(store: Store) -> None:
@@ -102,7 +102,12 @@ async def test_a_channel_that_comes_back_reports_how_things_stand_now(store: Sto
     await refresh_outdated(store, ["new"])
     await refresh_outdated(store, ["old", "every"])
     claim = await claim_one(store, "old")
-    assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered, claim.attempt_number) == (
+    assert (
+        claim.task.first_event_seq,
+        claim.task.last_event_seq,
+        claim.task.firing_undelivered,
+        claim.attempt_number,
+    ) == (
         1,
         2,
         True,

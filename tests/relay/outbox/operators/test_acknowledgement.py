@@ -10,9 +10,8 @@ from sqlalchemy import func, select
 
 from services.relay.acknowledgement.store import Acknowledgement, EpisodeOverError, acknowledge, unacknowledge
 from services.relay.deliveries.queries import read_delivery
-from services.relay.delivery import task
 from services.relay.incidents.queries import UnknownIncidentError
-from services.relay.model import DeliveryTask, IncidentContext
+from services.relay.model import Claim, IncidentContext
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries
@@ -39,7 +38,7 @@ async def withdrawn(store: Store, who: str = "ben", episode: int | None = None) 
     return await unacknowledge(store, "x", episode=episode, who=who, via="command line")
 
 
-async def page(store: Store) -> DeliveryTask:
+async def page(store: Store) -> Claim:
     """The delivery that PagerDuty's worker claims, as it goes to the channel."""
     return await prepare(store, await claim_one(store, "pagerduty"), acknowledges=True)
 
@@ -48,20 +47,25 @@ async def no_page(store: Store) -> bool:
     return await nothing_due(store, "pagerduty")
 
 
-def receipt_of(claim: DeliveryTask) -> dict[str, Any]:
+def receipt_of(claim: Claim) -> dict[str, Any]:
     """What PagerDuty's channel gives for a claim."""
-    return {"receipt": {"dedup_key": "k", **({"acknowledged": claim.acknowledgement} if claim.acknowledgement else {})}}
+    return {
+        "receipt": {
+            "dedup_key": "k",
+            **({"acknowledged": claim.task.acknowledgement} if claim.task.acknowledgement else {}),
+        }
+    }
 
 
 async def next_of(store: Store, channel: str = "a") -> IncidentContext:
     """What the next message of a channel says of its incident; it is delivered."""
     claim = await claim_one(store, channel)
-    context = (await prepare(store, claim)).context
+    context = (await prepare(store, claim)).task.context
     await end_attempt(store, claim)
     return context
 
 
-async def paged(store: Store) -> DeliveryTask:
+async def paged(store: Store) -> Claim:
     """Claims and delivers to PagerDuty."""
     claim = await page(store)
     await end_attempt(store, claim, **receipt_of(claim))
@@ -153,7 +157,7 @@ async def test_what_is_being_sent_of_an_earlier_episode_contains_no_acknowledgem
     await accept(store, "x", "pagerduty", is_open=False, event=event_of("resolved"))
     await accept(store, "x", "pagerduty", episode=2)
     await acknowledged(store)
-    assert (await prepare(store, claim, acknowledges=True)).acknowledgement == ""
+    assert (await prepare(store, claim, acknowledges=True)).task.acknowledgement == ""
 
 
 async def test_pagerduty_is_not_notified_of_an_episode_that_it_does_not_have(store: Store) -> None:
@@ -187,24 +191,28 @@ async def test_the_first_message_is_edited_at_once(store: Store) -> None:
 
 async def test_pagerduty_gets_an_acknowledgement_once_after_what_it_has(store: Store) -> None:
     await accept(store, "x", "a", "pagerduty")
-    assert not (await paged(store)).acknowledgement
+    assert not (await paged(store)).task.acknowledgement
 
     assert (await acknowledged(store)).channels_to_wake == ("pagerduty",)
     assert (await acknowledged(store, "ben")).channels_to_wake == ()
 
     claim = await paged(store)
-    assert (bool(claim.acknowledgement), claim.is_repeat, claim.remark) == (True, True, "Acknowledged by anna.")
+    assert (bool(claim.task.acknowledgement), claim.task.is_repeat, claim.task.remark) == (
+        True,
+        True,
+        "Acknowledged by anna.",
+    )
     assert await no_page(store)
     await end_attempt(store, await claim_one(store))
     assert await nothing_due(store)  # no other channel gets a message for it
     await accept(store, "x", "pagerduty")  # a repeat
-    assert not (await paged(store)).acknowledgement
+    assert not (await paged(store)).task.acknowledgement
 
     await withdrawn(store)
     assert await no_page(store)
     await acknowledged(store, "ben")
     claim = await paged(store)
-    assert (bool(claim.acknowledgement), claim.is_repeat) == (True, True)
+    assert (bool(claim.task.acknowledgement), claim.task.is_repeat) == (True, True)
 
 
 @pytest.mark.parametrize("then", ["nothing", "fails", "is left"])
@@ -220,7 +228,7 @@ async def test_a_page_that_is_not_out_yet_is_sent_and_then_acknowledged(store: S
 
     claim = await paged(store)
 
-    assert (bool(claim.acknowledgement), claim.is_repeat) == (True, then == "is left")
+    assert (bool(claim.task.acknowledgement), claim.task.is_repeat) == (True, then == "is left")
     assert await no_page(store)
 
 
@@ -230,17 +238,17 @@ async def test_an_acknowledgement_that_waits_goes_with_what_follows_and_never_af
     await acknowledged(store)
     await accept(store, "x", "pagerduty")
     claim = await page(store)
-    assert (bool(claim.acknowledgement), claim.is_repeat) == (True, False)
+    assert (bool(claim.task.acknowledgement), claim.task.is_repeat) == (True, False)
     await end_attempt(store, claim, DeliveryState.RETRYING)  # its answer was lost, say
     await accept(store, "x", "pagerduty", is_open=False, event=event_of("resolved"))
 
     last = await paged(store)
 
-    assert last.last_event_seq == 3
+    assert last.task.last_event_seq == 3
     assert await no_page(store)
     await accept(store, "x", "pagerduty", episode=2)
     second = await paged(store)
-    assert (second.acknowledgement, second.is_repeat) == ("", False)
+    assert (second.task.acknowledgement, second.task.is_repeat) == ("", False)
 
 
 async def test_an_acknowledgement_revives_no_page_that_was_given_up(store: Store) -> None:
@@ -258,17 +266,7 @@ async def test_the_record_of_the_delivery_says_why_it_was_sent(store: Store) -> 
     await paged(store)
     await acknowledged(store, "an\0na" + "x" * 300)
     claim = await paged(store)
-    record = await read_delivery(store, claim.delivery_id)
+    record = await read_delivery(store, claim.task.delivery_id)
     assert record is not None
     assert record.delivery.remark == f"Acknowledged by an\ufffdna{'x' * 195}."
-    assert record.delivery.receipt == {"dedup_key": "k", "acknowledged": claim.acknowledgement}
-
-
-async def test_the_provider_gets_an_acknowledgement_where_the_context_could_not_be_read(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(task, "_CONTEXT_SECONDS", 0.0)
-    await accept(store, "x", "pagerduty")
-    await acknowledged(store)
-    claim = await page(store)
-    assert (bool(claim.acknowledgement), claim.context.acknowledged_by) == (True, "")
+    assert record.delivery.receipt == {"dedup_key": "k", "acknowledged": claim.task.acknowledgement}

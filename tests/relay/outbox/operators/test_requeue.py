@@ -30,7 +30,7 @@ async def broken(store: Store) -> None:
     """The channel's breaker opens."""
     for number in range(FAILURE_THRESHOLD):
         await accept(store, f"failing{number}")
-    for claim in (await claim_some(store, limit=FAILURE_THRESHOLD)).tasks:
+    for claim in (await claim_some(store, limit=FAILURE_THRESHOLD)).claims:
         await end_attempt(store, claim, DeliveryState.RETRYING, retry_in=60.0)
     assert await nothing_due(store)
 
@@ -39,7 +39,7 @@ async def given_up(store: Store, incident: str = "x", channel: str = "a") -> str
     await accept(store, incident, channel)
     claim = await claim_one(store, channel)
     await end_attempt(store, claim, DeliveryState.DEAD)
-    return claim.delivery_id
+    return claim.task.delivery_id
 
 
 async def test_a_dead_letter_is_requeued_as_its_incident_stands(store: Store) -> None:
@@ -50,7 +50,7 @@ async def test_a_dead_letter_is_requeued_as_its_incident_stands(store: Store) ->
     assert await requeue(store, dead) is DeliveryState.DEAD
 
     claim = await claim_one(store)
-    assert (claim.first_event_seq, claim.last_event_seq) == (1, 2)
+    assert (claim.task.first_event_seq, claim.task.last_event_seq) == (1, 2)
     assert await state_of(store, dead) is DeliveryState.SUPERSEDED
 
 
@@ -61,7 +61,7 @@ async def test_what_waits_already_reports_the_dead_letter_too(store: Store) -> N
     assert await requeue(store, dead) is DeliveryState.DEAD
 
     claim = await claim_one(store)
-    assert (claim.first_event_seq, claim.last_event_seq) == (1, 2)
+    assert (claim.task.first_event_seq, claim.task.last_event_seq) == (1, 2)
     await end_attempt(store, claim)
     assert await nothing_due(store)
 
@@ -79,12 +79,12 @@ async def test_what_was_sent_already_and_waits_is_reported_again_with_the_dead_l
     assert await requeue(store, dead) is DeliveryState.DEAD
 
     claim = await claim_one(store)
-    assert claim.delivery_id != retried.delivery_id  # by which its channel would take it for sent
-    assert (claim.first_event_seq, claim.last_event_seq, claim.maybe_sent) == (1, 2, False)
+    assert claim.task.delivery_id != retried.task.delivery_id  # by which its channel would take it for sent
+    assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.maybe_sent) == (1, 2, False)
     assert claim.attempt_number == retried.attempt_number + (how == "answer lost")
-    record = await read_delivery(store, retried.delivery_id)
+    record = await read_delivery(store, retried.task.delivery_id)
     assert record is not None
-    assert (record.delivery.state, record.delivery.superseded_by) == (DeliveryState.SUPERSEDED, claim.delivery_id)
+    assert (record.delivery.state, record.delivery.superseded_by) == (DeliveryState.SUPERSEDED, claim.task.delivery_id)
     await end_attempt(store, claim)
     assert await nothing_due(store)
 
@@ -97,7 +97,7 @@ async def test_a_dead_letter_of_a_channel_that_reports_every_event_is_sent_as_it
     assert await requeue(store, dead) is DeliveryState.DEAD
 
     claim = await claim_one(store, "every")
-    assert (claim.first_event_seq, claim.last_event_seq, claim.episode) == (1, 1, 1)
+    assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.episode) == (1, 1, 1)
 
 
 async def test_what_waits_for_its_next_attempt_is_due_at_once(store: Store) -> None:
@@ -106,18 +106,18 @@ async def test_what_waits_for_its_next_attempt_is_due_at_once(store: Store) -> N
     await end_attempt(store, waiting, DeliveryState.RETRYING, retry_in=300.0)
     assert await nothing_due(store)
 
-    assert await requeue(store, waiting.delivery_id) is DeliveryState.RETRYING
+    assert await requeue(store, waiting.task.delivery_id) is DeliveryState.RETRYING
 
-    assert (await claim_one(store)).delivery_id == waiting.delivery_id
+    assert (await claim_one(store)).task.delivery_id == waiting.task.delivery_id
 
 
 async def test_what_is_being_sent_or_has_arrived_is_left_alone(store: Store) -> None:
     await accept(store, "x")
     claim = await claim_one(store)
 
-    assert await requeue(store, claim.delivery_id) is DeliveryState.SENDING
+    assert await requeue(store, claim.task.delivery_id) is DeliveryState.SENDING
     assert (await end_attempt(store, claim)).lease_valid
-    assert await requeue(store, claim.delivery_id) is DeliveryState.DELIVERED
+    assert await requeue(store, claim.task.delivery_id) is DeliveryState.DELIVERED
     assert await nothing_due(store)
 
 
@@ -137,7 +137,7 @@ async def test_the_dead_letters_of_one_channel_are_resent_the_oldest_first(store
         DeliveryState.DEAD,
     ]
     assert await state_of(store, other) is DeliveryState.DEAD
-    assert [claim.incident_id for claim in (await claim_some(store, limit=5)).tasks] == ["x", "y"]
+    assert [claim.task.incident_id for claim in (await claim_some(store, limit=5)).claims] == ["x", "y"]
     assert await requeue_dead(store, DeadLetterFilter("a"), 2) == 1
 
 
@@ -145,11 +145,11 @@ async def test_whoever_requests_another_try_gets_it_though_the_breaker_delays_th
     dead = await given_up(store)
     await broken(store)
     assert await requeue(store, dead) is DeliveryState.DEAD
-    assert len((await claim_some(store, limit=9)).tasks) == 1  # which tries for all
+    assert len((await claim_some(store, limit=9)).claims) == 1  # which tries for all
 
 
 async def test_dead_letters_that_are_resent_do_not_wait_for_the_breaker(store: Store) -> None:
     await given_up(store)
     await broken(store)
     assert await requeue_dead(store, DeadLetterFilter("a"), 9) == 1
-    assert len((await claim_some(store, limit=9)).tasks) == 1
+    assert len((await claim_some(store, limit=9)).claims) == 1

@@ -37,9 +37,9 @@ async def test_all_that_waited_for_a_broken_channel_comes_back(store: Store) -> 
     assert (await sweep(store, DAY, (), 360)).channels_to_wake == {"a"}
     assert (await sweep(store, DAY, (), 360)).channels_to_wake == frozenset()
     await commit_allow_trial(store, ["a"])
-    (probe,) = (await claim_some(store, limit=99)).tasks
+    (probe,) = (await claim_some(store, limit=99)).claims
     await end_attempt(store, probe)
-    assert len((await claim_some(store, limit=99)).tasks) == 39
+    assert len((await claim_some(store, limit=99)).claims) == 39
 
 
 async def test_what_gave_up_at_its_last_attempt_comes_back_as_its_incident_stands(store: Store) -> None:
@@ -51,7 +51,7 @@ async def test_what_gave_up_at_its_last_attempt_comes_back_as_its_incident_stand
     await set_the_clock_back(store, DAY)
     assert (await sweep(store, DAY, (), 360)).channels_to_wake == {"a"}
     claim = await claim_one(store)
-    assert (claim.first_event_seq, claim.last_event_seq) == (1, 2)
+    assert (claim.task.first_event_seq, claim.task.last_event_seq) == (1, 2)
     await end_attempt(store, claim)
     assert (await sweep(store, DAY, (), 360)).channels_to_wake == frozenset()
 

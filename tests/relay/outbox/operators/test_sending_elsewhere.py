@@ -38,11 +38,11 @@ async def test_another_channel_gets_the_current_state_and_all_that_follows(store
     (newest, oldest) = await on(store, "slack")
     assert oldest.state is DeliveryState.SUPERSEDED
     sent = await send_elsewhere(store, oldest.id, "mail", Actor("alice", "10.0.0.7"))
-    task = await claim_one(store, "mail")
-    assert task.delivery_id == sent.delivery_id
-    assert task.last_event_seq - task.first_event_seq == 1  # both events, as on its own channel
-    assert task.remark == "Sent elsewhere by alice; it was for slack."
-    await end_attempt(store, task)
+    claim = await claim_one(store, "mail")
+    assert claim.task.delivery_id == sent.delivery_id
+    assert claim.task.last_event_seq - claim.task.first_event_seq == 1  # both events, as on its own channel
+    assert claim.task.remark == "Sent elsewhere by alice; it was for slack."
+    await end_attempt(store, claim)
     assert (await on(store, "slack"))[0] == newest  # which waits as before
     (entry, *_), _ = await OutboxAudit(store).list_entries(9, None)
     assert (entry.who, entry.peer, entry.action, entry.on) == (
@@ -82,8 +82,8 @@ async def test_what_waits_there_is_merged_and_nothing_older_follows_what_is_newe
     sent = await send_elsewhere(store, newest.id, "mail", ALICE)
     assert sent.superseded_count == 1
     assert [each.id for each in await on(store, "mail") if each.state is DeliveryState.QUEUED] == [sent.delivery_id]
-    task = await claim_one(store, "mail")
-    assert task.last_event_seq - task.first_event_seq == 1
+    claim = await claim_one(store, "mail")
+    assert claim.task.last_event_seq - claim.task.first_event_seq == 1
 
 
 async def test_a_channel_that_merges_nothing_gets_the_latest_event_alone(store: Store) -> None:

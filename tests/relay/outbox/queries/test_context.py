@@ -7,17 +7,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import pytest
 from sqlalchemy import Connection, update
 
-from services.relay.delivery.task import prepare_task
-from services.relay.model import MAX_EPISODES, DeliveryTask, Event, IncidentContext, Status
+from services.relay.model import MAX_EPISODES, Claim, Event, Status
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.context import MAX_RELATED, read_contexts
-from services.relay.outbox.store import Store, StoreUnavailableError, Transaction, open_store
+from services.relay.outbox.store import Store, Transaction, open_store
 from services.relay.outbox.tables import incidents
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
-from tests.relay.outbox.actions import accept, claim_one, end_attempt
+from tests.relay.outbox.actions import claim_one, end_attempt
 from tests.relay.served_relay import event_of
 
 DAY = 86400.0
@@ -36,11 +34,6 @@ async def take(store: Store, incident: str, event: Event, *, episode: int, is_op
     await accept_event(store, IncomingEvent(event, incident, "", "KMSTest", b"{}"), lambda _state, _now: plan)
 
 
-async def context_of(store: Store, task: DeliveryTask) -> IncidentContext:
-    ends = asyncio.get_running_loop().time() + 10
-    return (await prepare_task(store, task, attempt_ends=ends, lease_ends=ends)).context
-
-
 async def test_what_else_fires_for_the_service_is_named_the_oldest_first(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         for number in range(MAX_RELATED + 2):
@@ -52,12 +45,18 @@ async def test_what_else_fires_for_the_service_is_named_the_oldest_first(databas
         await take(store, "alone, over", of("resolved", service="other"), episode=1, is_open=False)
         await take(store, "nothing", of(service=""), episode=1)
         await take(store, "mine", of(), episode=1)
-        tasks: dict[str, DeliveryTask] = {}
+        tasks: dict[str, Claim] = {}
         while len(tasks) < MAX_RELATED + 8:
-            task = await claim_one(store)
-            tasks[task.incident_id] = task
-            await end_attempt(store, task)
-        read = dict(zip(tasks, await store.read(partial(read_contexts, tasks=list(tasks.values()))), strict=True))
+            claim = await claim_one(store)
+            tasks[claim.task.incident_id] = claim
+            await end_attempt(store, claim)
+        read = dict(
+            zip(
+                tasks,
+                await store.read(partial(read_contexts, tasks=[each.task for each in tasks.values()])),
+                strict=True,
+            )
+        )
 
     mine = read["mine"]
     assert [each.incident_id for each in mine.related] == [f"other {number}" for number in range(MAX_RELATED)]
@@ -85,13 +84,13 @@ async def test_starts_within_seven_days_are_counted(tmp_path: Path) -> None:
             now += days * DAY
             await take(store, "one", of(), episode=episode)
             await take(store, "one", of(), episode=episode)  # repeats it
-            task = await claim_one(store)
-            counts.append((await context_of(store, task)).episodes_in_7_days)
-            await end_attempt(store, task)
+            claim = await claim_one(store)
+            counts.append(claim.task.context.episodes_in_7_days)
+            await end_attempt(store, claim)
         assert counts == [1, 2, 3, 3, 2]
         for episode in range(6, 6 + MAX_EPISODES):
             await take(store, "one", of(), episode=episode)
-        assert (await context_of(store, await claim_one(store))).episodes_in_7_days == MAX_EPISODES
+        assert (await claim_one(store)).task.context.episodes_in_7_days == MAX_EPISODES
 
 
 async def test_the_previous_message_is_the_last_that_its_channel_accepted_in_this_episode(
@@ -106,10 +105,9 @@ async def test_the_previous_message_is_the_last_that_its_channel_accepted_in_thi
             (2, of(a="firing")),
         ):
             await take(store, "one", event, episode=episode)
-            task = await claim_one(store)
-            found.append(await context_of(store, task))
-            assert (await context_of(store, task._replace(is_edit=True))).previous_at is None
-            await end_attempt(store, task)
+            claim = await claim_one(store)
+            found.append(claim.task.context)
+            await end_attempt(store, claim)
     assert [each.previous_alerts for each in found] == [
         {},
         {"a": "firing", "b": "firing"},
@@ -119,29 +117,14 @@ async def test_the_previous_message_is_the_last_that_its_channel_accepted_in_thi
     assert [each.previous_at is None for each in found] == [True, False, False, True]
 
 
-async def test_a_message_goes_without_context_if_the_outbox_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def fail(*_: object) -> object:
-        raise StoreUnavailableError("it hangs")
-
-    async with open_store(create_sqlite_url(tmp_path / "relay.db"), time.time) as store:
-        await accept(store, "one")
-        task = await claim_one(store)
-        monkeypatch.setattr(store, "read_batch", fail)
-        assert await context_of(store, task) == IncidentContext()
-        with pytest.raises(StoreUnavailableError):  # an edit would show that nobody has acknowledged it
-            await context_of(store, task._replace(is_edit=True))
-
-
 async def test_a_group_of_hundreds_is_compared_with_its_previous_message(tmp_path: Path) -> None:
     alerts = {f"{number:0200}": "firing" for number in range(200)}
     async with open_store(create_sqlite_url(tmp_path / "relay.db"), time.time) as store:
         for event in (of(**alerts), of(**alerts, worse="firing")):
             await take(store, "one", event, episode=1)
-            task = await claim_one(store)
-            context = await context_of(store, task)
-            await end_attempt(store, task)
+            claim = await claim_one(store)
+            context = claim.task.context
+            await end_attempt(store, claim)
     assert len(context.previous_alerts) == len(alerts)
 
 
