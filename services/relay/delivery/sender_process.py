@@ -1,6 +1,6 @@
 """Sends in a process of its own, beside the one that accepts and commits: Python runs on one core in each (ADR 4).
 
-The relay starts it and exchanges messages with it over a socket that only these two have; the first one is `Start`. All
+The relay starts it and exchanges messages with it over a socket that only these two have; the first one is `START`. All
 messages of one iteration of the event loop go out as one frame: its length in eight bytes, then the pickle of a list.
 
 It has no data that is not in the outbox. When it exits, its deliveries count as possibly sent and are
@@ -19,6 +19,7 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from enum import Enum, auto
 from itertools import count
 from typing import Any, Final, NamedTuple, cast
 
@@ -49,101 +50,59 @@ COMMAND: Final = (
 )
 
 
-class Start(NamedTuple):
-    """To the process: its settings."""
+class Kind(Enum):
+    """What a message between the two processes says."""
 
-    settings: SenderSettings
-    logging: tuple[Any, ...] | None
-    """What `logs.configure` was called with."""
-
-
-class Started(NamedTuple):
-    """From the process: it can send."""
-
-
-class SendRequest(NamedTuple):
-    """To the process: send this."""
-
-    number: int
-    task: DeliveryTask
-
-
-class CancelRequest(NamedTuple):
-    """To the process: cancel this one."""
-
-    number: int
+    START = auto()
+    """To the process: the settings, and what `logs.configure` was called with."""
+    STARTED = auto()
+    SEND = auto()
+    """To the process: a task."""
+    CANCEL = auto()
+    PING = auto()
+    SAVE = auto()
+    """From the process: progress to commit."""
+    SAVED = auto()
+    """To the process: the error, None if it is committed."""
+    ANSWER = auto()
+    """From the process: the result of what was sent, or of a ping."""
 
 
-class PingRequest(NamedTuple):
-    """To the process: answer."""
+class PipeMessage(NamedTuple):
+    """One message; `number` is that of the request that it belongs to."""
 
-    number: int
-
-
-class PingResponse(NamedTuple):
-    """From the process: it lives."""
-
-    number: int
-
-
-class SendResponse(NamedTuple):
-    """From the process: the result."""
-
-    number: int
-    result: SendResult
-
-
-class ProgressRequest(NamedTuple):
-    """From the process: commit this."""
-
-    number: int
-    progress: Progress
-
-
-class ProgressResponse(NamedTuple):
-    """To the process: whether it is committed."""
-
-    number: int
-    error: Exception | None
-    """DeliveryLeaseLostError or ProgressNotSavedError where it is not."""
+    kind: Kind
+    number: int = 0
+    value: Any = None
 
 
 _LENGTH: Final = 8
 
 
 class Pipe(asyncio.Protocol):
-    """One end.
+    """One end: calls `on_message` with each message, and `on_closed` when the other end is gone."""
 
-    Args:
-        on_message: called with each message.
-        on_closed: called when the other end is gone.
-    """
-
-    def __init__(self, on_message: Callable[[Any], object], on_closed: Callable[[], object]) -> None:
+    def __init__(self, on_message: Callable[[PipeMessage], None], on_closed: Callable[[], None]) -> None:
         self._on_message = on_message
         self._on_closed = on_closed
-        self._loop = asyncio.get_running_loop()
-        self._unsent: list[object] = []
-        self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._unsent: list[PipeMessage] = []
 
-    def send(self, message: object) -> None:
-        """Sends a message, in order."""
+    def send(self, kind: Kind, number: int = 0, value: object = None) -> None:
+        """Sends a message with the others of this iteration of the event loop."""
         if not self._unsent:
-            self._loop.call_soon(self._flush)
-        self._unsent.append(message)
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(PipeMessage(kind, number, value))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by asyncio."""
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """Called by asyncio."""
         self._transport = None
         self._on_closed()
 
     def data_received(self, data: bytes) -> None:
-        """Called by asyncio."""
         self._buffer += data
         while len(self._buffer) >= _LENGTH:
             end = _LENGTH + int.from_bytes(self._buffer[:_LENGTH], "big")
@@ -196,8 +155,8 @@ class _SenderProcess:
     def __init__(self, settings: SenderSettings) -> None:
         self._settings = settings
         self._numbers = count()
-        self._requests: dict[int, tuple[asyncio.Future[SendResult], SaveProgress]] = {}
-        self._pings: dict[int, asyncio.Future[None]] = {}
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._savers: dict[int, SaveProgress] = {}
         self._progress_tasks: set[asyncio.Task[None]] = set()
         self._process: Process | None = None
         self._starting: Pipe | None = None
@@ -217,41 +176,38 @@ class _SenderProcess:
                 return _build_lost_result("no sender process could be started", maybe_arrived=False)
         loop, number = asyncio.get_running_loop(), next(self._numbers)
         answer: asyncio.Future[SendResult] = loop.create_future()
-        self._requests[number] = answer, save_progress
-        pipe.send(SendRequest(number, task))
-        kill_timer = loop.call_at(_compute_kill_time(task), self._check_unread, number)
+        self._answers[number], self._savers[number] = answer, save_progress
+        pipe.send(Kind.SEND, number, task)
+        # Without a result it counts as hanging halfway between the end of the attempt and that of its lease.
+        kill_timer = loop.call_at((task.attempt_ends + task.lease_ends) / 2, self._check_unread, number)
         try:
             return await answer
         except asyncio.CancelledError:
-            pipe.send(CancelRequest(number))
+            pipe.send(Kind.CANCEL, number)
             raise
         finally:
             kill_timer.cancel()
-            del self._requests[number]
+            del self._answers[number], self._savers[number]
 
     async def ping(self) -> bool:
         """See the port."""
-        if (pipe := await self._wait_for_pipe()) is None:
-            return False
-        number = next(self._numbers)
-        answer = self._pings[number] = asyncio.get_running_loop().create_future()
-        pipe.send(PingRequest(number))
-        try:
-            async with asyncio.timeout(_PING_SECONDS):
-                await answer
-        except TimeoutError:
-            return False
-        finally:
-            del self._pings[number]
-        return True
-
-    async def _wait_for_pipe(self) -> Pipe | None:
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await self._started.wait()
         except TimeoutError:
-            return None
-        return self._pipe
+            return False
+        if (pipe := self._pipe) is None:
+            return False
+        number = next(self._numbers)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        pipe.send(Kind.PING, number)
+        try:
+            async with asyncio.timeout(_PING_SECONDS):
+                return await answer is True
+        except TimeoutError:
+            return False
+        finally:
+            del self._answers[number]
 
     async def run(self) -> None:
         """Keeps a process until it is cancelled."""
@@ -304,7 +260,7 @@ class _SenderProcess:
         transport, _ = await asyncio.get_running_loop().create_connection(lambda: pipe, sock=relay_socket)
         try:
             self._process, self._starting = process, pipe
-            pipe.send(Start(self._settings, logs.get_configuration()))
+            pipe.send(Kind.START, value=(self._settings, logs.get_configuration()))
             await ended.wait()
         finally:
             self._started.clear()
@@ -313,11 +269,10 @@ class _SenderProcess:
 
     def _fail_requests(self) -> None:
         """Ends all requests of a process that is gone."""
-        for answer, _ in self._requests.values():
+        lost = _build_lost_result("the sender process exited during the attempt", maybe_arrived=True)
+        for answer in self._answers.values():
             if not answer.done():
-                answer.set_result(
-                    _build_lost_result("the sender process exited during the attempt", maybe_arrived=True)
-                )
+                answer.set_result(lost)
 
     def _check_unread(self, number: int) -> None:
         """Waits a moment: if the relay itself was stopped for a while, the result may be in its socket, unread."""
@@ -325,49 +280,36 @@ class _SenderProcess:
 
     def _kill_unresponsive(self, number: int) -> None:
         """Kills the process; its requests end when it is gone."""
-        if number in self._requests and self._pipe is not None and self._process is not None:
+        if number in self._savers and self._pipe is not None and self._process is not None:
             log.error("sender process does not respond; killing it")
             _kill(self._process)
             self._started.clear()
             self._pipe = None
 
-    def _handle_message(self, message: Started | PingResponse | SendResponse | ProgressRequest) -> None:
-        if isinstance(message, Started):
+    def _handle_message(self, message: PipeMessage) -> None:
+        if message.kind is Kind.STARTED:
             self._pipe = self._starting
             self._started.set()
-            return
-        if isinstance(message, PingResponse):
-            ping = self._pings.get(message.number)
-            if ping is not None and not ping.done():
-                ping.set_result(None)
-            return
-        answer, save_progress = self._requests.get(message.number, (None, None))
-        if answer is None or save_progress is None:
-            return
-        if isinstance(message, SendResponse):
-            if not answer.done():
-                answer.set_result(message.result)
-        else:
-            task = asyncio.create_task(self._save_progress(message, save_progress))
+        elif message.kind is Kind.ANSWER:
+            answer = self._answers.get(message.number)
+            if answer is not None and not answer.done():
+                answer.set_result(message.value)
+        elif (save := self._savers.get(message.number)) is not None:
+            task = asyncio.create_task(self._save_progress(message, save))
             self._progress_tasks.add(task)
             task.add_done_callback(self._progress_tasks.discard)
 
-    async def _save_progress(self, request: ProgressRequest, save_progress: SaveProgress) -> None:
+    async def _save_progress(self, message: PipeMessage, save: SaveProgress) -> None:
         error: Exception | None = None
         try:
-            await save_progress(request.progress)
+            await save(message.value)
         except (DeliveryLeaseLostError, ProgressNotSavedError) as raised:
             error = raised
         except Exception as raised:  # noqa: BLE001  # the process waits for an answer
             log.error("progress could not be saved", **describe_exception(raised))  # noqa: TRY400  # without its text
             error = ProgressNotSavedError(f"a defect: {type(raised).__name__}")
         if self._pipe is not None:
-            self._pipe.send(ProgressResponse(request.number, error))
-
-
-def _compute_kill_time(task: DeliveryTask) -> float:
-    """When a process without a result counts as hanging: halfway between the end of the attempt and of its lease."""
-    return (task.attempt_ends + task.lease_ends) / 2
+            self._pipe.send(Kind.SAVED, message.number, error)
 
 
 def _build_lost_result(detail: str, *, maybe_arrived: bool) -> SendResult:
@@ -398,45 +340,44 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 class _SenderMain:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.start: asyncio.Future[Start | None] = loop.create_future()
+        self.start: asyncio.Future[tuple[SenderSettings, tuple[Any, ...] | None] | None] = loop.create_future()
         self.send: Sender
         self.ended = asyncio.Event()
         self.pipe = Pipe(self._handle_message, self._handle_closed)
         self.sends: dict[int, asyncio.Task[None]] = {}
-        self._progress_responses: dict[int, asyncio.Future[None]] = {}
+        self._saves: dict[int, asyncio.Future[None]] = {}
 
     def _handle_closed(self) -> None:
         if not self.start.done():
             self.start.set_result(None)
         self.ended.set()
 
-    def _handle_message(self, message: Start | PingRequest | SendRequest | CancelRequest | ProgressResponse) -> None:
-        match message:
-            case PingRequest(number):
-                self.pipe.send(PingResponse(number))
-            case SendRequest(number):
-                task = self.sends[number] = asyncio.create_task(self._send(message))
-                task.add_done_callback(lambda _: self.sends.pop(number, None))
-            case CancelRequest(number):
-                if number in self.sends:
-                    self.sends[number].cancel()
-            case ProgressResponse(number, error):
-                progress_response = self._progress_responses.pop(number, None)
-                if progress_response is not None and not progress_response.done():
-                    progress_response.set_exception(error) if error else progress_response.set_result(None)
-            case Start():
-                self.start.set_result(message)
+    def _handle_message(self, message: PipeMessage) -> None:
+        number = message.number
+        if message.kind is Kind.SEND:
+            task = self.sends[number] = asyncio.create_task(self._send(number, message.value))
+            task.add_done_callback(lambda _: self.sends.pop(number, None))
+        elif message.kind is Kind.CANCEL and number in self.sends:
+            self.sends[number].cancel()
+        elif message.kind is Kind.SAVED:
+            saved = self._saves.pop(number, None)
+            if saved is not None and not saved.done():
+                saved.set_exception(message.value) if message.value else saved.set_result(None)
+        elif message.kind is Kind.PING:
+            self.pipe.send(Kind.ANSWER, number, value=True)
+        elif message.kind is Kind.START:
+            self.start.set_result(message.value)
 
-    async def _send(self, request: SendRequest) -> None:
+    async def _send(self, number: int, task: DeliveryTask) -> None:
         async def save_progress(progress: Progress) -> None:
-            self._progress_responses[request.number] = asyncio.get_running_loop().create_future()
-            self.pipe.send(ProgressRequest(request.number, progress))
-            await self._progress_responses[request.number]
+            self._saves[number] = asyncio.get_running_loop().create_future()
+            self.pipe.send(Kind.SAVE, number, progress)
+            await self._saves[number]
 
         try:
-            self.pipe.send(SendResponse(request.number, await self.send(request.task, save_progress)))
+            self.pipe.send(Kind.ANSWER, number, await self.send(task, save_progress))
         finally:
-            self._progress_responses.pop(request.number, None)
+            self._saves.pop(number, None)
 
 
 async def _run_sender(sender_socket: socket.socket) -> None:
@@ -445,10 +386,11 @@ async def _run_sender(sender_socket: socket.socket) -> None:
     begin = await process.start
     if begin is None:  # the relay was gone before it sent its settings
         return
-    if begin.logging is not None:
-        logs.configure(*begin.logging)
-    async with open_local_sender(begin.settings) as process.send:
-        process.pipe.send(Started())
+    settings, logging = begin
+    if logging is not None:
+        logs.configure(*logging)
+    async with open_local_sender(settings) as process.send:
+        process.pipe.send(Kind.STARTED)
         gc.freeze()  # as in `app.serve`
         gc.set_threshold(100_000, 50, 50)
         await process.ended.wait()

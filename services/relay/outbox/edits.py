@@ -1,13 +1,9 @@
-"""Requests for edits of first messages: who asks for one, and which messages are edited from now on. See `edits`.
+"""Edits of first messages: which of them show less than is known, and who edits which, and when.
 
-Edits of first messages: which of them show less than is known, and who edits which, and when.
-
-A channel that edits has one row here for each episode, from the receipt of its first message on. A request adds one to
-`wanted`; an edit shows the incident as it is at its claim, and so all requests until then at once. A claim is a lease,
-as that of a delivery, so of all replicas one edits a message at a time. Where a lease ended during an edit, the older
-state may have arrived last: then the message is edited once more.
-
-A digest has one row as well, of its id and the episode 0: an edit of it shows all its incidents as they are.
+A channel that edits has one row here for each episode, from the receipt of its first message on, and one for each
+digest, of its id and the episode 0. A request adds one to `wanted`; an edit shows the incidents as they are at its
+claim, and so all requests until then at once. A claim is a lease, so of all replicas one edits a message at a time.
+Where a lease ended during an edit, the older state may have arrived last: then the message is edited once more.
 
 Channels with one token share a rate of edits, that of `edit_limits`. A channel that was renamed in the configuration is
 edited by those that share its scope.
@@ -15,7 +11,6 @@ edited by those that share its scope.
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -44,6 +39,9 @@ from services.relay.outbox.tables import (
     select_values,
 )
 
+MessageKey = tuple[str, int, str]
+"""Of a row: an incident or a digest, its episode, and the channel."""
+
 _SAME_SECONDS: Final = 0.001
 """By which a moment may differ from the same one as it was stored."""
 _FIRST: Final = 0.0
@@ -66,28 +64,14 @@ _request_values = {
     "wanted": _edit.wanted + 1,
     "requested_at": case((_is_idle, bindparam("now")), else_=_edit.requested_at),
 }
-_REQUEST_FOR_CHANNEL: Final = BulkStatement(
-    update(edits)
-    .where(
-        _edit.incident_id == bindparam("incident"),
-        _edit.episode == bindparam("of_episode"),
-        _edit.channel == bindparam("of_channel"),
-    )
-    .values(**_request_values, due_at=case((_is_idle, bindparam("now")), else_=_edit.due_at))
+_of_one = (
+    _edit.incident_id == bindparam("incident"),
+    _edit.episode == bindparam("of_episode"),
+    _edit.channel == bindparam("of_channel"),
 )
-_merged_episodes = select(deliveries.c.episode).where(
-    deliveries.c.incident_id == bindparam("incident"),
-    deliveries.c.channel == bindparam("of_channel"),
-    deliveries.c.event_seq.between(bindparam("first"), bindparam("last")),
-)
-_REQUEST_FOR_MERGED: Final = (
+_REQUEST: Final = BulkStatement(
     update(edits)
-    .where(
-        _edit.incident_id == bindparam("incident"),
-        _edit.channel == bindparam("of_channel"),
-        _edit.episode < bindparam("of_episode"),
-        _edit.episode.in_(_merged_episodes),
-    )
+    .where(*_of_one)
     .values(**_request_values, due_at=case((_is_idle, bindparam("now")), else_=_edit.due_at))
 )
 _current_episode = select(incidents.c.episode).where(incidents.c.id == _edit.incident_id).scalar_subquery()
@@ -113,7 +97,7 @@ class FirstMessage(NamedTuple):
     receipt: str | None = None
     """JSON, of a digest; that of another message is the one of its delivery. None where its answer was lost."""
 
-    def get_key(self) -> tuple[str, int, str]:
+    def get_key(self) -> MessageKey:
         """Of its row."""
         return self.incident_id, self.episode, self.channel
 
@@ -127,10 +111,20 @@ class _ChangesRow(NamedTuple):
     escalated_at: float | None
 
 
+class _EpisodeRow(NamedTuple):
+    """An episode on a channel."""
+
+    incident_id: str
+    episode: int
+    channel: str
+
+
 class _DigestRow(NamedTuple):
-    """A digest on a channel."""
+    """A digest that names an episode of an incident on a channel."""
 
     digest_id: str
+    incident_id: str
+    episode: int
     channel: str
     delivery_seq: int
 
@@ -138,30 +132,29 @@ class _DigestRow(NamedTuple):
 _READ_CHANGES: Final = RowQuery(_ChangesRow, select(*select_columns(_ChangesRow, incidents.c))).where(
     incidents.c.id.in_(bindparam("incidents", expanding=True))
 )
-_digest_id = func.coalesce(deliveries.c.digest_id, deliveries.c.named_in)
+_of = deliveries.c
+_MERGED_EPISODES: Final = RowQuery(_EpisodeRow, select(_of.incident_id, _of.episode, _of.channel).distinct()).where(
+    _of.incident_id == bindparam("incident"),
+    _of.channel == bindparam("of_channel"),
+    _of.episode < bindparam("of_episode"),
+    _of.event_seq.between(bindparam("first"), bindparam("last")),
+)
+_digest_id = func.coalesce(_of.digest_id, _of.named_in)
 _DIGESTS: Final = RowQuery(
     _DigestRow,
-    select(_digest_id.label("digest_id"), deliveries.c.channel, func.min(deliveries.c.seq).label("delivery_seq"))
+    select(
+        _digest_id.label("digest_id"),
+        _of.incident_id,
+        _of.episode,
+        _of.channel,
+        func.min(_of.seq).label("delivery_seq"),
+    )
     .where(_digest_id.is_not(None))
-    .group_by(_digest_id, deliveries.c.channel),
-)
-_DIGESTS_OF_EPISODES: Final = _DIGESTS.where(
-    deliveries.c.incident_id.in_(bindparam("incidents", expanding=True)),
-    deliveries.c.episode.in_(bindparam("episodes", expanding=True)),
-    deliveries.c.channel.in_(bindparam("channels", expanding=True)),
-)
-_merged = deliveries.alias("merged")
-_DIGESTS_OF_MERGED: Final = _DIGESTS.where(
-    deliveries.c.incident_id == bindparam("incident"),
-    deliveries.c.channel == bindparam("of_channel"),
-    deliveries.c.episode < bindparam("of_episode"),
-    deliveries.c.episode.in_(
-        select(_merged.c.episode).where(
-            _merged.c.incident_id == bindparam("incident"),
-            _merged.c.channel == bindparam("of_channel"),
-            _merged.c.event_seq.between(bindparam("first"), bindparam("last")),
-        )
-    ),
+    .group_by(_digest_id, _of.incident_id, _of.episode, _of.channel),
+).where(
+    _of.incident_id.in_(bindparam("incidents", expanding=True)),
+    _of.episode.in_(bindparam("episodes", expanding=True)),
+    _of.channel.in_(bindparam("channels", expanding=True)),
 )
 
 
@@ -189,7 +182,7 @@ def record_first_messages(transaction: Transaction, messages: Sequence[FirstMess
         changes = _READ_CHANGES.fetch_all(connection, {"incidents": sorted({each.incident_id for each in messages})})
         by_episode = {(row.id, row.episode): row for row in changes}
         outdated = [each for each in messages if _is_outdated(each, by_episode.get((each.incident_id, each.episode)))]
-        request_channel_edits(transaction, {(each.incident_id, each.episode, each.channel) for each in outdated})
+        request_channel_edits(transaction, {each.get_key() for each in outdated})
 
 
 def _is_outdated(message: FirstMessage, row: _ChangesRow | None) -> bool:
@@ -205,46 +198,36 @@ def _is_outdated(message: FirstMessage, row: _ChangesRow | None) -> bool:
     )
 
 
-def request_channel_edits(transaction: Transaction, keys: Collection[tuple[str, int, str]]) -> None:
-    """Has the first messages edited that these incidents, episodes and channels have, in the order of the requests."""
+def request_channel_edits(transaction: Transaction, keys: Collection[MessageKey]) -> None:
+    """Has the first messages with these keys edited, in the order of the requests."""
     if keys:
-        rows = [
-            {"incident": incident, "of_episode": episode, "of_channel": channel, "now": transaction.now}
-            for incident, episode, channel in sorted(keys)
-        ]
-        _REQUEST_FOR_CHANNEL.execute(transaction.connection, rows)
+        _REQUEST.execute(transaction.connection, [{**_bind(key), "now": transaction.now} for key in sorted(keys)])
 
 
-def request_merged_edits(transaction: Transaction, task: DeliveryTask) -> None:
-    """Has the first messages of earlier episodes edited whose end was merged into a delivery of a later one."""
-    values = {
-        **_identify_first_message(task),
-        "first": task.first_event_seq,
-        "last": task.last_event_seq,
-        "now": transaction.now,
-    }
-    transaction.connection.execute(_REQUEST_FOR_MERGED, values)
+def _bind(key: MessageKey) -> dict[str, object]:
+    return dict(zip(("incident", "of_episode", "of_channel"), key, strict=True))
 
 
-def find_digests(transaction: Transaction, messages: Collection[tuple[str, int, str]]) -> frozenset[FirstMessage]:
+def find_merged_episodes(transaction: Transaction, task: DeliveryTask) -> set[MessageKey]:
+    """The earlier episodes whose end was merged into a delivery of a later one."""
+    key = (task.incident_id, task.episode, task.channel)
+    values = {**_bind(key), "first": task.first_event_seq, "last": task.last_event_seq}
+    rows = _MERGED_EPISODES.fetch_all(transaction.connection, values)
+    return {(row.incident_id, row.episode, row.channel) for row in rows}
+
+
+def find_digests(transaction: Transaction, keys: Collection[MessageKey]) -> list[FirstMessage]:
     """The digests that name these incidents, episodes and channels, or may, since their answer was lost."""
-    incident_ids, episodes, channels = (sorted(set(values)) for values in zip(*messages, strict=True))
-    values = {"incidents": incident_ids, "episodes": episodes, "channels": channels}
-    return _build_digests(_DIGESTS_OF_EPISODES.fetch_all(transaction.connection, values))
-
-
-def find_merged_digests(transaction: Transaction, task: DeliveryTask) -> frozenset[FirstMessage]:
-    """Likewise of those that name earlier episodes whose end was merged into a delivery of a later one."""
-    values = {**_identify_first_message(task), "first": task.first_event_seq, "last": task.last_event_seq}
-    return _build_digests(_DIGESTS_OF_MERGED.fetch_all(transaction.connection, values))
-
-
-def _build_digests(rows: Collection[_DigestRow]) -> frozenset[FirstMessage]:
-    return frozenset(FirstMessage(row.digest_id, DIGEST_EPISODE, row.channel, row.delivery_seq) for row in rows)
-
-
-def _identify_first_message(task: DeliveryTask) -> dict[str, object]:
-    return {"incident": task.incident_id, "of_episode": task.episode, "of_channel": task.channel}
+    if not keys:
+        return []
+    incident_ids, episodes, names = (sorted(set(values)) for values in zip(*keys, strict=True))
+    values = {"incidents": incident_ids, "episodes": episodes, "channels": names}
+    found: dict[MessageKey, int] = {}
+    for row in _DIGESTS.fetch_all(transaction.connection, values):
+        if (row.incident_id, row.episode, row.channel) in keys:
+            key = (row.digest_id, DIGEST_EPISODE, row.channel)
+            found[key] = min(row.delivery_seq, found.get(key, row.delivery_seq))
+    return [FirstMessage(*key, seq) for key, seq in sorted(found.items())]
 
 
 _LOCKED_RETRY_SECONDS: Final = 0.05
@@ -297,8 +280,7 @@ class EditResult(StrEnum):
     GIVEN_UP = "given_up"
 
 
-@dataclass(frozen=True, slots=True)
-class EditOutcome:
+class EditOutcome(NamedTuple):
     """How an attempt to edit ended, and what becomes of the message."""
 
     result: EditResult
@@ -332,16 +314,8 @@ class _EditRow(NamedTuple):
     receipt: str | None
 
 
-class _IncidentRow(NamedTuple):
-    """An incident as it stands."""
-
-    id: str
-    episode: int
-    latest_event_seq: int
-
-
-class _MemberRow(NamedTuple):
-    """A delivery that a digest names, and the latest event of its episode."""
+class _ShownRow(NamedTuple):
+    """A delivery whose message shows an episode, alone or in a digest, and the latest event of that."""
 
     id: str
     incident_id: str
@@ -385,11 +359,6 @@ _NEXT_DUE: Final = (
     .order_by(_edit.due_at)
     .limit(1)
 )
-_of_one = (
-    _edit.incident_id == bindparam("incident"),
-    _edit.episode == bindparam("of_episode"),
-    _edit.channel == bindparam("of_channel"),
-)
 _MARK_CLAIMED: Final = BulkStatement(
     update(edits)
     .where(*_of_one)
@@ -399,27 +368,43 @@ _MARK_CLAIMED: Final = BulkStatement(
         attempts=_edit.attempts + 1,
     )
 )
+_later = deliveries.alias("later")
+_last_event_of_episode = (  # on any channel, since one that was renamed got no end
+    select(func.max(_later.c.event_seq))
+    .where(_later.c.incident_id == _of.incident_id, _later.c.episode == _of.episode)
+    .scalar_subquery()
+)
 # Read once the edits are locked: of what is joined to them PostgreSQL would give an older state than of `wanted`.
-_INCIDENTS: Final = RowQuery(_IncidentRow, select(*select_columns(_IncidentRow, incidents.c))).where(
-    incidents.c.id.in_(bindparam("incidents", expanding=True))
+_SHOWN: Final = RowQuery(
+    _ShownRow,
+    select(
+        _of.id,
+        _of.incident_id,
+        _of.episode,
+        _of.accepted_at,
+        _of.named_in.is_not(None).label("is_named_only"),
+        case((incidents.c.episode == _of.episode, incidents.c.latest_event_seq), else_=_last_event_of_episode).label(
+            "latest_event_seq"
+        ),
+    ).join(incidents, incidents.c.id == _of.incident_id),
 )
-_LAST_EVENT: Final = select_values(int, func.max(deliveries.c.event_seq)).where(
-    deliveries.c.incident_id == bindparam("incident"),
-    deliveries.c.episode == bindparam("of_episode"),  # on any channel, since one that was renamed got no end
-)
+_SHOWN_ALONE: Final = _SHOWN.where(_of.id.in_(bindparam("ids", expanding=True)))
+# Delivered in it, or what may have been, whatever became of it since.
+_SHOWN_IN_DIGEST: Final = _SHOWN.where(
+    or_(_of.digest_id == bindparam("digest"), _of.named_in == bindparam("digest"))
+).order_by(_of.seq)
 _READ_EVENTS: Final = EVENTS.where(events.c.seq.in_(bindparam("seqs", expanding=True)))
-_end = (
+_END_RETRY: Final = (
     update(edits)
     .where(*_of_one, _edit.lease == bindparam("ours"))
     .values(due_at=bindparam("new_due_at"), lease=None, reason=bindparam("new_reason"))
 )
-_END: Final = _end.values(
+_END: Final = _END_RETRY.values(
     shown=bindparam("new_shown"),
     edited_at=func.coalesce(bindparam("new_edited_at"), _edit.edited_at),
     requested_at=bindparam("now"),
     attempts=0,
 )
-_END_RETRY: Final = _end
 _ADD_REQUEST: Final = update(edits).where(*_of_one).values(wanted=_edit.wanted + 1)
 _REPLACE_RECEIPT: Final = (
     update(deliveries)
@@ -430,57 +415,11 @@ _REPLACE_RECEIPT: Final = (
 _REPLACE_DIGEST_RECEIPT: Final = (
     update(edits).where(*_of_one, _edit.episode == DIGEST_EPISODE).values(receipt=bindparam("new_receipt"))
 )
-_later = deliveries.alias("later")
-_last_event_of_episode = (
-    select(func.max(_later.c.event_seq))
-    .where(
-        _later.c.incident_id == deliveries.c.incident_id,
-        _later.c.episode == deliveries.c.episode,
-    )
-    .scalar_subquery()
-)
-_MEMBERS: Final = RowQuery(
-    _MemberRow,
-    select(
-        deliveries.c.id,
-        deliveries.c.incident_id,
-        deliveries.c.episode,
-        deliveries.c.accepted_at,
-        deliveries.c.named_in.is_not(None).label("is_named_only"),
-        case(
-            (incidents.c.episode == deliveries.c.episode, incidents.c.latest_event_seq), else_=_last_event_of_episode
-        ).label("latest_event_seq"),
-    )
-    .join(incidents, incidents.c.id == deliveries.c.incident_id)
-    .where(
-        or_(
-            # Delivered in it, or what may have been, whatever became of it since.
-            deliveries.c.digest_id == bindparam("digest"),
-            deliveries.c.named_in == bindparam("digest"),
-        )
-    )
-    .order_by(deliveries.c.seq),
-)
-_RELEASE: Final = (
-    update(edits).where(_edit.lease.startswith(bindparam("owner"))).values(due_at=bindparam("now"), lease=None)
-)
 
 
 async def claim_edits(store: Store, request: EditClaimRequest) -> EditClaimResult:
     """Edits that are due, within their rate. Raises StoreUnavailableError: it is not known whether any was claimed."""
     return await store.run(partial(_claim, request=request))
-
-
-async def record_edit(store: Store, scope: str, edit: EditClaim, outcome: EditOutcome) -> bool:
-    """Commits how an edit ended; False if its lease was lost. Raises StoreUnavailableError: it may not be committed."""
-    return await store.run(partial(_record, scope=scope, edit=edit, outcome=outcome))
-
-
-async def release_edits(store: Store, lease_owner: str) -> None:
-    """Makes what an owner claimed and did not finish due at once. Raises StoreUnavailableError."""
-    await store.run(
-        lambda transaction: transaction.connection.execute(_RELEASE, {"owner": lease_owner, "now": transaction.now})
-    )
 
 
 def _claim(transaction: Transaction, request: EditClaimRequest) -> EditClaimResult:
@@ -492,7 +431,7 @@ def _claim(transaction: Transaction, request: EditClaimRequest) -> EditClaimResu
     limit = _lock_limit(transaction, request.scope)
     if limit is None:
         return EditClaimResult((), _LOCKED_RETRY_SECONDS)
-    pause = _compute_pause(limit, now)
+    pause = (limit.retry_after_until or 0.0) - now
     if pause > 0:
         return EditClaimResult((), pause)
     available, token_in = count_available(limit.next_token_at, now, request.limit, request.rate)
@@ -507,26 +446,16 @@ def _claim(transaction: Transaction, request: EditClaimRequest) -> EditClaimResu
         _update_limit(connection, request.scope, next_token_at=next_token_at)
     lease_id = f"{request.lease_owner}/{uuid4().hex}"
     claimed = {"new_lease": lease_id, "ends": now + request.lease_seconds}
-    _MARK_CLAIMED.execute(connection, [{**_identify(row), **claimed} for row in rows])
+    keys = [(row.incident_id, row.episode, row.channel) for row in rows]
+    _MARK_CLAIMED.execute(connection, [{**_bind(key), **claimed} for key in keys])
     return EditClaimResult(tuple(_build_claims(transaction, rows, lease_id)), 0.0)
-
-
-def _identify(row: _EditRow | DeliveryTask) -> dict[str, object]:
-    return {"incident": row.incident_id, "of_episode": row.episode, "of_channel": row.channel}
 
 
 def _build_claims(transaction: Transaction, rows: Sequence[_EditRow], lease_id: str) -> list[EditClaim]:
     """Each shows the latest event of its episode, or of the episodes of its members."""
     connection, now = transaction.connection, transaction.now
-    about_incidents = [row for row in rows if row.episode != DIGEST_EPISODE]
-    ids = sorted({row.incident_id for row in about_incidents})
-    latest = {
-        (row.id, row.episode): row.latest_event_seq for row in _INCIDENTS.fetch_all(connection, {"incidents": ids})
-    }
-    seqs = {
-        row.id: latest.get((row.incident_id, row.episode)) or _LAST_EVENT.fetch_one(connection, _identify(row))
-        for row in about_incidents
-    }
+    ids = [row.id for row in rows if row.episode != DIGEST_EPISODE]
+    seqs = {row.id: row.latest_event_seq for row in _SHOWN_ALONE.fetch_all(connection, {"ids": ids})}
     found = {row.seq: row.event for row in _READ_EVENTS.fetch_all(connection, {"seqs": sorted(set(seqs.values()))})}
     edits_claimed = []
     for row in rows:
@@ -557,7 +486,7 @@ def _build_claims(transaction: Transaction, rows: Sequence[_EditRow], lease_id: 
 
 def _read_members(connection: Connection, row: _EditRow, lease_id: str) -> tuple[Claim, ...]:
     """Their events are read before the attempt, one after the other."""
-    members = _MEMBERS.fetch_all(connection, {"digest": row.incident_id})
+    members = _SHOWN_IN_DIGEST.fetch_all(connection, {"digest": row.incident_id})
     by_incident = {(member.incident_id, member.episode): member for member in members}
     return tuple(
         Claim(
@@ -577,22 +506,25 @@ def _read_members(connection: Connection, row: _EditRow, lease_id: str) -> tuple
     )
 
 
+async def record_edit(store: Store, scope: str, edit: EditClaim, outcome: EditOutcome) -> bool:
+    """Commits how an edit ended; False if its lease was lost. Raises StoreUnavailableError: it may not be committed."""
+    return await store.run(partial(_record, scope=scope, edit=edit, outcome=outcome))
+
+
 def _record(transaction: Transaction, scope: str, edit: EditClaim, outcome: EditOutcome) -> bool:
     connection, now, task = transaction.connection, transaction.now, edit.claim.task
-    is_over = outcome.result is not EditResult.RETRYING
-    key = _identify(task)
-    ended_count = connection.execute(
-        _END if is_over else _END_RETRY,
-        {
-            **key,
-            "ours": edit.claim.lease_id,
-            "now": now,
-            "new_due_at": now + outcome.retry_in,
-            "new_reason": outcome.reason,
-            **({"new_shown": edit.version, "new_edited_at": _find_edit_time(outcome, now)} if is_over else {}),
-        },
-    ).rowcount
-    is_lease_valid = bool(ended_count)
+    key = _bind((task.incident_id, task.episode, task.channel))
+    values = {
+        **key,
+        "ours": edit.claim.lease_id,
+        "now": now,
+        "new_due_at": now + outcome.retry_in,
+        "new_reason": outcome.reason,
+        "new_shown": edit.version,
+        "new_edited_at": now if outcome.result is EditResult.EDITED else None,
+    }
+    end = _END_RETRY if outcome.result is EditResult.RETRYING else _END
+    is_lease_valid = bool(connection.execute(end, values).rowcount)
     if not is_lease_valid and outcome.maybe_sent:
         connection.execute(_ADD_REQUEST, key)
     if is_lease_valid and outcome.receipt is not None:
@@ -601,13 +533,21 @@ def _record(transaction: Transaction, scope: str, edit: EditClaim, outcome: Edit
         connection.execute(_REPLACE_RECEIPT, values)
         connection.execute(_REPLACE_DIGEST_RECEIPT, {**key, "new_receipt": receipt})
     if outcome.retry_after is not None and (limit := _READ_LIMIT.fetch_first(connection, {"scope": scope})):
-        until = now + max(_compute_pause(limit, now), outcome.retry_after)
+        until = max(limit.retry_after_until or 0.0, now + outcome.retry_after)
         _update_limit(connection, scope, retry_after_until=until)
     return is_lease_valid
 
 
-def _find_edit_time(outcome: EditOutcome, now: float) -> float | None:
-    return now if outcome.result is EditResult.EDITED else None
+_RELEASE: Final = (
+    update(edits).where(_edit.lease.startswith(bindparam("owner"))).values(due_at=bindparam("now"), lease=None)
+)
+
+
+async def release_edits(store: Store, lease_owner: str) -> None:
+    """Makes what an owner claimed and did not finish due at once. Raises StoreUnavailableError."""
+    await store.run(
+        lambda transaction: transaction.connection.execute(_RELEASE, {"owner": lease_owner, "now": transaction.now})
+    )
 
 
 def _lock_limit(transaction: Transaction, scope: str) -> _LimitRow | None:
@@ -617,11 +557,6 @@ def _lock_limit(transaction: Transaction, scope: str) -> _LimitRow | None:
         insert = build_insert(edit_limits, connection.dialect.name).on_conflict_do_nothing()
         connection.execute(insert, {"scope": scope, "next_token_at": 0.0})
     return _LOCK_LIMIT.fetch_first(connection, values)
-
-
-def _compute_pause(limit: _LimitRow, now: float) -> float:
-    """Seconds that are left of the pause that the provider asked for."""
-    return max((limit.retry_after_until or 0.0) - now, 0.0)
 
 
 def _update_limit(connection: Connection, scope: str, **changes: float) -> None:

@@ -5,7 +5,7 @@ state of the incident is sent once more.
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -16,11 +16,11 @@ from services.relay.model import Claim, DeliveryTask, IncidentContext
 from services.relay.outbox import channels as breaker
 from services.relay.outbox.edits import (
     FirstMessage,
+    MessageKey,
     find_digests,
-    find_merged_digests,
+    find_merged_episodes,
     record_first_messages,
     request_channel_edits,
-    request_merged_edits,
 )
 from services.relay.outbox.fallback import enqueue_fallback
 from services.relay.outbox.incidents import read_current_state
@@ -218,57 +218,35 @@ def _record_effects(transaction: Transaction, ended: Sequence[_Ended]) -> None:
             breaker.spend_further(transaction, channel, outcome.further_requests, outcome.rate)
 
 
-def _record_edits(transaction: Transaction, requests: Sequence[_Ended], rows: Mapping[str, DeliveryRow]) -> None:
+def _record_edits(transaction: Transaction, ended: Sequence[_Ended], rows: Mapping[str, DeliveryRow]) -> None:
     """The first message of an episode is edited at each later change, be it that its own message was given up."""
-    ended = [each for each in requests if each.outcome.state not in WAITING]
     first_messages: dict[str, FirstMessage] = {}
-    for each in requests:
+    named: set[MessageKey] = set()
+    """What digests may have named before, be it that what they named was never sent as a message."""
+    changed: set[MessageKey] = set()
+    for each in ended:
         task, outcome, digest_id = each.task, each.outcome, each.digest_id
-        seq = rows[task.delivery_id].seq
+        key, seq = (task.incident_id, task.episode, task.channel), rows[task.delivery_id].seq
         if digest_id and outcome.state in (DeliveryState.DELIVERED, DeliveryState.QUEUED):
             digest = FirstMessage(digest_id, DIGEST_EPISODE, task.channel, seq, receipt=_encode_receipt(outcome))
             first_messages.setdefault(digest_id, digest)
+            if task.maybe_sent:  # it may name what was merged into something newer since then
+                changed.add(digest.get_key())
         elif outcome.state is DeliveryState.DELIVERED and task.first_receipt is None:
-            first_messages[task.delivery_id] = FirstMessage(
-                task.incident_id, task.episode, task.channel, seq, context=outcome.context
-            )
-    changed = {
-        (each.task.incident_id, each.task.episode, each.task.channel)
-        for each in ended
-        if each.task.first_receipt is not None
-    }
-    merged = [
-        each.task for each in ended if each.task.episode > 1 and each.task.first_event_seq != each.task.last_event_seq
-    ]
-    # One that may have arrived before may name what was merged into something newer since then.
-    uncertain = {
-        (each.digest_id, DIGEST_EPISODE, each.task.channel)
-        for each in requests
-        if each.digest_id in first_messages and each.task.maybe_sent
-    }
-    older = _find_older_digests(transaction, ended, merged, first_messages)
+            first_messages[task.delivery_id] = FirstMessage(*key, seq, context=outcome.context)
+        if outcome.state in WAITING:
+            continue
+        named.add(key)
+        if task.first_receipt is not None:
+            changed.add(key)
+        if task.episode > 1 and task.first_event_seq != task.last_event_seq:
+            merged = find_merged_episodes(transaction, task)
+            named |= merged
+            changed |= merged
+    # One whose answer was lost may have no member left that is claimed again: then its edit searches for it.
+    older = [digest for digest in find_digests(transaction, named) if digest.incident_id not in first_messages]
     record_first_messages(transaction, [*first_messages.values(), *older])
-    request_channel_edits(transaction, changed | uncertain | {each.get_key() for each in older})
-    for task in merged:
-        request_merged_edits(transaction, task)
-
-
-def _find_older_digests(
-    transaction: Transaction,
-    ended: Sequence[_Ended],
-    merged: Sequence[DeliveryTask],
-    first_messages: Collection[str],
-) -> list[FirstMessage]:
-    """The digests that named these incidents before, be it that what they named was never sent as a message.
-
-    One whose answer was lost may have no member left that is claimed again, since all of them changed meanwhile: then
-    its edit searches for it.
-    """
-    if not ended:
-        return []
-    about = {(each.task.incident_id, each.task.episode, each.task.channel) for each in ended}
-    found = find_digests(transaction, about).union(*(find_merged_digests(transaction, task) for task in merged))
-    return sorted(digest for digest in found if digest.incident_id not in first_messages)
+    request_channel_edits(transaction, changed.union(each.get_key() for each in older))
 
 
 def _build_outcome_values(ended: _Ended, row: DeliveryRow, now: float) -> dict[str, Any]:

@@ -306,13 +306,6 @@ async def test_what_the_rate_allows_at_once_goes_alone_however_few_make_a_storm(
     assert await storm.claim_alone() == list("abcde")
 
 
-async def test_what_an_older_version_accepted_goes_alone_since_its_severity_is_not_known(storm: Storm) -> None:
-    await storm.accept_events("abcde")
-    unknown = update(incidents).where(incidents.c.id.in_(["b", "d"])).values(severity=None)
-    await storm.store.run(lambda transaction: transaction.connection.execute(unknown))
-    assert [await storm.claim_alone() for _ in range(2)] == [["b"], ["d"]]
-
-
 async def test_an_episode_that_was_only_in_a_digest_ends_in_one_whatever_earlier_ones_did(storm: Storm) -> None:
     await storm.accept_events(["flapping"])
     assert await storm.claim_alone() == ["flapping"]
