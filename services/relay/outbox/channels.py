@@ -1,20 +1,10 @@
-"""When a channel may be used: its circuit breaker, and the pause that its provider asked for. Shared by all replicas.
+"""What all replicas share of a channel: its circuit breaker, its provider's pause, its rate, and who delivers on it.
 
 The circuit breaker opens after 5 attempts in a row that did not reach the provider, or after one that was refused for
 a reason that only a person can end: nothing is claimed for a while. Then one delivery tries (half-open), and its
 outcome closes the breaker, or opens it for twice as long. When it closes, retries are due at once. The provider's own
 pause is stored separately (`retry_after_until`): nothing else that happens to the channel shortens it. A provider that
 asks for more than the longest pause takes the channel down: for as long as it asked, or until a person acts.
-
-A channel's rate limit: a token bucket that fills at the channel's rate and holds the tokens of 5 s.
-
-It is stored as one time, when the next token of an empty bucket is there, as in the Generic Cell Rate Algorithm.
-
-Which channels some replica delivers on, since configurations differ while one after the other is reloaded.
-
-Each relay records at its start, and every few seconds from then on, on which channels it delivers. What waits for a
-channel on which nobody does goes to fallback channels (see `unserved_channels`), and an event of an incident also goes
-to a channel that another replica has. A channel that comes back learns what happened meanwhile.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -53,11 +43,8 @@ _MAX_DEBT_SECONDS: Final = 10.0
 def count_available(next_token_at: float, now: float, limit: int, rate: float | None) -> tuple[int, float | None]:
     """How many messages may be sent now, and in how many seconds the next one, where it is fewer than `limit`.
 
-    Args:
-        next_token_at: when the next token of an empty bucket is there.
-        now: unix seconds.
-        limit: how many there may be.
-        rate: messages per second; None if there is no limit.
+    A token bucket that fills at `rate` a second and holds the tokens of 5 s, stored as one time: when an empty bucket
+    has its next token, as in the Generic Cell Rate Algorithm.
     """
     if rate is None:
         return limit, None
@@ -180,7 +167,7 @@ def take_token(transaction: Transaction, channel: str, rate: float | None) -> fl
 
 
 def record_failure(transaction: Transaction, channel: str, reason: str, detail: str) -> None:
-    """Records an attempt that failed, for whoever looks at the channel."""
+    """Shows a person why the last attempt failed."""
     detail = clean_for_database(detail[:_MAX_DETAIL])
     update_channel(transaction, channel, failed_at=transaction.now, failed_reason=reason, failed_detail=detail)
 
@@ -191,7 +178,7 @@ def compute_pauses(row: ChannelRow, now: float) -> tuple[float, float]:
 
 
 def spend_further(transaction: Transaction, channel: str, count: int, rate: float) -> None:
-    """Records that a message took further requests than the one for which its claim took a token."""
+    """Takes tokens for the requests of a message beyond its first."""
     row = _LOCK_CHANNEL.fetch_first(transaction.connection, {"channel": channel})
     if row is not None:
         next_token_at = spend(row.next_token_at, transaction.now, count, rate)
@@ -199,7 +186,7 @@ def spend_further(transaction: Transaction, channel: str, count: int, rate: floa
 
 
 def find_healthy(transaction: Transaction, names: Collection[str]) -> frozenset[str]:
-    """Those of some channels that have no failure to forget: almost always all, and nothing is locked."""
+    """The channels without a failure to forget: almost always all of them, and nothing is locked."""
     return frozenset(names).difference(_FAILING_CHANNELS.fetch_all(transaction.connection))
 
 
@@ -218,17 +205,7 @@ def record_effect(
     retry_after: float | None,
     pauses: PauseLimits,
 ) -> None:
-    """Records how an attempt ended.
-
-    Args:
-        transaction: the current one.
-        channel: its name.
-        effect: what it means for the channel.
-        reason: how it ended.
-        is_breaker_trial: whether it was the trial of a circuit breaker.
-        retry_after: seconds that the provider asked to wait.
-        pauses: how long a breaker pauses.
-    """
+    """Records how an attempt ended; `retry_after` are the seconds that the provider asked to wait."""
     if effect is ChannelEffect.NOTHING and retry_after is None and not is_breaker_trial:
         return
     row = _LOCK_CHANNEL.fetch_first(transaction.connection, {"channel": channel})
@@ -240,7 +217,9 @@ def record_effect(
     if 0 < requested <= pauses.maximum:
         update_channel(transaction, channel, retry_after_until=max(row.retry_after_until or 0.0, now + requested))
     if effect is ChannelEffect.REACHED and (row.failures or row.is_down) and left <= pauses.maximum:
-        _close_breaker(transaction, row)
+        update_channel(transaction, channel, failures=0, is_down=0, reason=None, paused_until=0.0)
+        if row.failures >= FAILURE_THRESHOLD or row.is_down:
+            _make_retries_due(transaction, channel)
     elif effect is ChannelEffect.DOWN:
         failures, pause = max(row.failures, FAILURE_THRESHOLD), max(pauses.maximum, requested, left)
         update_channel(transaction, channel, paused_until=now + pause, failures=failures, is_down=1, reason=reason)
@@ -289,16 +268,8 @@ def update_channel(transaction: Transaction, channel: str, **changes: object) ->
     transaction.connection.execute(update(channels).where(_channel.name == channel).values(**changes))
 
 
-def _close_breaker(transaction: Transaction, row: ChannelRow) -> None:
-    was_closed = row.failures >= FAILURE_THRESHOLD or row.is_down
-    update_channel(transaction, row.name, failures=0, is_down=0, reason=None)
-    if was_closed:
-        update_channel(transaction, row.name, paused_until=0.0)
-        _make_retries_due(transaction, row.name)
-
-
 def _make_retries_due(transaction: Transaction, channel: str) -> None:
-    """What waits for its next attempt is due at once; a pause that its provider asked for stays, see `admit`."""
+    """A pause that the provider asked for stays, see `admit`."""
     of = deliveries.c
     waiting = (
         of.channel == channel,
@@ -306,7 +277,7 @@ def _make_retries_due(transaction: Transaction, channel: str) -> None:
         of.state == DeliveryState.RETRYING,
         of.due_at > transaction.now,
     )
-    # Those that somebody else is merging get their time from that.
+    # What somebody else is merging gets its time from that.
     free = select(of.seq).where(*waiting).order_by(of.seq).with_for_update(skip_locked=True)
     due = update(deliveries).where(of.seq.in_(free))
     transaction.connection.execute(due.values(due_at=transaction.now))
@@ -333,11 +304,17 @@ _READ_OUTDATED: Final = _OUTDATED.where(_delivery.seq.in_(bindparam("seqs", expa
 
 
 async def record_served_channels(store: Store, edit_scopes: Mapping[str, str | None]) -> None:
-    """Records that this relay delivers on these channels now. Raises StoreUnavailableError.
+    """Records that this relay delivers on these channels now, as it does at its start and every few seconds.
+
+    Configurations differ while one replica after the other is reloaded. What waits for a channel on which nobody
+    delivers goes to fallback channels, and an event of an incident goes to the channels of other replicas, too.
 
     Args:
         store: the outbox.
         edit_scopes: of each channel; None if its messages are not edited.
+
+    Raises:
+        StoreUnavailableError: it is not known to be committed.
     """
 
     def commit(transaction: Transaction) -> None:
@@ -365,7 +342,7 @@ def read_served_channels(connection: Connection, now: float) -> frozenset[str]:
 async def refresh_outdated(store: Store, names: Collection[str]) -> None:
     """What waits on these channels with something that fires becomes the current state of its incident.
 
-    While a channel was not configured, it got no deliveries of newer events.
+    A channel got no deliveries of newer events while it was not configured.
 
     Raises:
         StoreUnavailableError: the steps before this one are done.
