@@ -27,16 +27,14 @@ from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import run_delivery
 from services.relay.incidents.pages import IncidentPages
 from services.relay.incidents.post_mortem import IncidentReader
-from services.relay.intake.acceptance import Acceptance, IntakeRules
+from services.relay.intake.acceptance import Acceptance
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
-from services.relay.intake.routing import find_route
 from services.relay.login.pages import LoginPages
 from services.relay.login.sessions import open_login, prune_sessions
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
-from services.relay.model import Event
-from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
-from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_forever
-from services.relay.monitors.watchdog import IntakeUptime, Watchdog
+from services.relay.monitors.self_alerts import AlertPublisher
+from services.relay.monitors.supervisor import Monitors, run_forever
+from services.relay.monitors.watchdog import IntakeUptime
 from services.relay.now.lights import PathWatch
 from services.relay.now.page import NowPages
 from services.relay.outbox.audit import OutboxAudit
@@ -120,7 +118,7 @@ async def run_relay(
                 checks = ChannelChecks(store, settings, wake, changed)
                 for part in (path.run(), changes.run(), run_beside(run_forever("channel checks", checks.check_next))):
                     await parts.enter_async_context(part)
-                replays = build_replays(settings, store, metrics, wake, limit)
+                replays = Replays(intake.acceptance)
                 console = Console(store.clock, settings.page_links, changes)
                 reports = ReportReader(store, frozenset(settings.channels), settings.messages.zone)
                 incidents = IncidentReader(store, exporter, settings.link_rules)
@@ -204,17 +202,7 @@ async def run_intake_and_delivery(
         The intake; what wakes channels; what is called when a silence waits, None without an Alertmanager.
     """
     async with run_delivery(settings, store, metrics, open_sender) as wake:
-        rules = build_intake_rules(settings)
-
-        def route(event: Event) -> RoutedChannels:
-            index = find_route(event, rules.routes)
-            if index is None:
-                return RoutedChannels(rules.default_channels)
-            return RoutedChannels(rules.routes[index].channels, rules.routes[index].escalation)
-
-        monitors = Monitors(
-            AlertPublisher(store, metrics, settings.channels, wake, route), build_monitor_settings(settings), uptime
-        )
+        monitors = Monitors(AlertPublisher(store, metrics, settings, wake), uptime)
         retention = run_retention(
             store,
             settings.retention.max_age,
@@ -228,7 +216,8 @@ async def run_intake_and_delivery(
             run_silences(settings, store) as wake_silences,
             run_presses(settings, store, metrics, wake, wake_silences),
         ):
-            intake = Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit)
+            acceptance = Acceptance(store, settings, metrics, wake, byte_limit)
+            intake = Intake(acceptance, metrics, monitors.record_heartbeats)
             yield intake, wake, wake_silences
 
 
@@ -254,45 +243,6 @@ def describe_unusable_token(bearer_token: TokenFile) -> str | None:
     """Why nobody may send alerts, or None."""
     problem = bearer_token.error
     return problem and f"auth.bearer_token_file cannot be used, and every webhook is answered 503: {problem}"
-
-
-def build_intake_rules(settings: RelaySettings) -> IntakeRules:
-    """What the configuration says about the intake."""
-    return IntakeRules(
-        routes=settings.intake_routes,
-        default_channels=settings.default_channels,
-        channels=frozenset(settings.channels),
-        duplicate_window=settings.delivery.duplicate_window,
-        max_body=settings.intake.max_body,
-        heartbeats=settings.heartbeat_matchers,
-    )
-
-
-def build_replays(
-    settings: RelaySettings,
-    store: Store,
-    metrics: Metrics,
-    wake: Callable[[Iterable[str]], None],
-    byte_limit: ByteLimit,
-) -> Replays:
-    """What accepts quarantined webhooks by the rules of the intake."""
-    rules = build_intake_rules(settings)
-    return Replays(store, rules, Acceptance(store, rules, metrics, wake, byte_limit))
-
-
-def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
-    """What the configuration says about the monitors."""
-    watchdogs = [
-        Watchdog(each.name, each.expect_every, each.channels, each.ping_url_file, each) for each in settings.watchdogs
-    ]
-    alertmanager = settings.alertmanager
-    return MonitorSettings(
-        watchdogs,
-        settings.default_channels,
-        alertmanager.urls,
-        alertmanager.token_file,
-        alertmanager_egress=alertmanager,
-    )
 
 
 def find_changed_channels(before: RelaySettings, after: RelaySettings) -> list[str]:

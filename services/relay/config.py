@@ -18,8 +18,8 @@ from services.relay.delivery.acknowledge_link import SignatureSettings
 from services.relay.delivery.enrichment import EnrichmentSettings
 from services.relay.delivery.message import LinkRules, check_allowed_host, check_template, list_unusual_variables
 from services.relay.delivery.templates import TemplateFolder
-from services.relay.intake.routing import HeartbeatMatcher, Matcher, Route, parse_matcher
-from services.relay.model import Button, EscalationStep
+from services.relay.intake.routing import EscalationSettings, RouteSettings, WatchdogSettings, require_one
+from services.relay.model import Button
 from services.relay.outbox.retention import compute_minimum
 from shared.config.file_checks import FileCheck, FileCheckError, check_readable, create_secret_check
 from shared.config.secret_file import SecretFile
@@ -37,7 +37,6 @@ from shared.config.settings import (
     Section,
     Size,
     TokenPath,
-    UrlFilePath,
     check_base_url,
     check_secret_url,
     is_placeholder_host,
@@ -237,7 +236,7 @@ def find_role(roles: dict[str, Role], names: Iterable[str]) -> Role | None:
 
 T = TypeVar("T", bound=Sized)
 P = TypeVar("P", bound=Section)
-R = TypeVar("R", "RouteSettings", "EscalationSettings", "WatchdogSettings")
+R = TypeVar("R", RouteSettings, EscalationSettings, WatchdogSettings)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MAX_CONTACTS: Final = 10
 MAX_CONTACT_LENGTH: Final = 200
@@ -248,13 +247,6 @@ def _check_channel_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError("expected a name of letters, digits, '-', '_' and '.'")
     return name
-
-
-def _require_one(values: T) -> T:
-    # Not pydantic's min_length, which complains of an empty list where the items have errors of their own.
-    if not values:
-        raise ValueError("expected at least one")
-    return values
 
 
 def _check_channel(name: str, info: ValidationInfo) -> str:
@@ -273,7 +265,7 @@ def _check_channels(route: R, info: ValidationInfo) -> R:
     return route
 
 
-def _check_escalation(route: "RouteSettings", info: ValidationInfo) -> "RouteSettings":
+def _check_escalation(route: RouteSettings, info: ValidationInfo) -> RouteSettings:
     before, earlier = 0.0, set(route.channels)
     for number, step in enumerate(route.escalate):
         key = f"escalate.{number}"
@@ -328,7 +320,7 @@ def _is_placeholder_address(key: str, text: str) -> bool:
     return is_placeholder_mailbox(text) if "@" in text else key == "host" and is_placeholder_host(text)
 
 
-def _check_unique_names(watchdogs: tuple["WatchdogSettings", ...]) -> tuple["WatchdogSettings", ...]:
+def _check_unique_names(watchdogs: tuple[WatchdogSettings, ...]) -> tuple[WatchdogSettings, ...]:
     names = [watchdog.name for watchdog in watchdogs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -363,10 +355,6 @@ def _check_interactive(interactive: InteractiveSettings, info: ValidationInfo) -
     return interactive
 
 
-ParsedMatcher = Annotated[
-    Matcher,
-    BeforeValidator(lambda value: parse_matcher(value if isinstance(value, str) else ""), json_schema_input_type=str),
-]
 ChannelName = Annotated[str, AfterValidator(_check_channel_name)]
 ContactRole = Annotated[str, Field(min_length=1, max_length=MAX_CONTACT_LENGTH)]
 ContactAddress = Annotated[
@@ -420,24 +408,6 @@ class AlertmanagerSettings(EgressSettings):
         return self
 
 
-class EscalationSettings(Section):
-    """Where an incident goes that was delivered, and that nobody has acknowledged."""
-
-    after: Duration
-    """Since its first delivery."""
-    channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
-
-
-class RouteSettings(Section):
-    """Alerts of a receiver that match go to these channels; the first route that matches counts."""
-
-    receiver: str | None = None
-    matchers: tuple[ParsedMatcher, ...] = ()
-    channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
-    escalate: tuple[EscalationSettings, ...] = ()
-    """Further channels, one step after the other."""
-
-
 class IntakeSettings(Section):
     max_body: Annotated[Size, Field(ge=64 * 1024, le=256 * 1024 * 1024)] = 16 * 1024 * 1024
     """A larger one is answered 413. The relay's memory grows with it."""
@@ -477,26 +447,6 @@ class RetentionSettings(Section):
     """Of everything in the outbox, the quarantine included."""
 
 
-class WatchdogSettings(EgressSettings):
-    """An alert that always fires. It counts as a heartbeat, and its absence is an alert."""
-
-    matchers: Annotated[tuple[ParsedMatcher, ...], AfterValidator(_require_one)]
-    expect_every: Duration
-    """The longest time between two heartbeats; longer means that Prometheus or Alertmanager is gone."""
-    channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
-    ping_url_file: UrlFilePath | None = None
-    """Contains the URL of a dead man's switch, pinged at each heartbeat while the outbox drains."""
-
-    @property
-    def name(self) -> str:
-        """Its name in metrics and in its incident: alert and other matchers, such as `Watchdog{cluster=eu}`."""
-        alert = next((m for m in self.matchers if m.label == "alertname" and m.operator == "="), None)
-        others = ",".join(f"{m.label}{m.operator}{m.value}" for m in self.matchers if m is not alert)
-        if alert is None:
-            return others
-        return f"{alert.value}{{{others}}}" if others else alert.value
-
-
 class RelaySettings(ServerSettings):
     service_name: ClassVar[str] = "relay"
     first_configuration: ClassVar[str] = "`keypulse-relay init > relay.yml` writes one to begin with"
@@ -520,12 +470,12 @@ class RelaySettings(ServerSettings):
     retention: Annotated[RetentionSettings, AfterValidator(_check_max_bytes)] = RetentionSettings()
     # Before the routes, which are checked against it.
     channels: Annotated[
-        dict[ChannelName, Annotated[AnyChannel, AfterValidator(_check_placeholders)]], AfterValidator(_require_one)
+        dict[ChannelName, Annotated[AnyChannel, AfterValidator(_check_placeholders)]], AfterValidator(require_one)
     ]
     routes: tuple[
         Annotated[RouteSettings, AfterValidator(_check_channels), AfterValidator(_check_escalation)], ...
     ] = ()
-    default_channels: Annotated[tuple[ConfiguredChannel, ...], AfterValidator(_require_one)]
+    default_channels: Annotated[tuple[ConfiguredChannel, ...], AfterValidator(require_one)]
     watchdogs: Annotated[
         tuple[Annotated[WatchdogSettings, AfterValidator(_check_channels)], ...], AfterValidator(_check_unique_names)
     ] = ()
@@ -563,24 +513,6 @@ class RelaySettings(ServerSettings):
         """How links are signed that acknowledge; None where nobody could open them."""
         public_url = self.auth.public_url
         return SignatureSettings(public_url, self.auth.bearer_token_file) if public_url else None
-
-    @property
-    def intake_routes(self) -> tuple[Route, ...]:
-        """The routes by which the intake chooses channels, in their order."""
-        return tuple(
-            Route(
-                route.receiver,
-                route.matchers,
-                route.channels,
-                tuple(EscalationStep(step.after, step.channels) for step in route.escalate),
-            )
-            for route in self.routes
-        )
-
-    @property
-    def heartbeat_matchers(self) -> tuple[HeartbeatMatcher, ...]:
-        """Which alerts the intake takes for heartbeats."""
-        return tuple(HeartbeatMatcher(each.name, each.matchers) for each in self.watchdogs)
 
     @property
     def slack_bots(self) -> Mapping[str, SlackSettings]:

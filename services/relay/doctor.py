@@ -23,12 +23,12 @@ from services.relay.apis import (
     PrometheusError,
 )
 from services.relay.channels.slack.web_api import SLACK_CODES
-from services.relay.config import OidcSettings, RelaySettings, WatchdogSettings
+from services.relay.config import OidcSettings, RelaySettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.charts import can_draw
 from services.relay.delivery.enrichment import EnrichmentSettings, Runbook, RunbookError
 from services.relay.delivery.message import build_links
-from services.relay.intake.routing import HeartbeatMatcher
+from services.relay.intake.routing import WatchdogSettings
 from services.relay.model import Alert, Status
 from services.relay.outbox import database as dialect
 from services.relay.outbox.database import UnknownDatabaseError, describe_lost_outbox, describe_tables
@@ -227,7 +227,7 @@ def check_unserved(receivers: Receivers, served: Collection[str | None]) -> str:
     return f"no route of the relay serves {names}: what leads here, except heartbeats, goes to `default_channels`"
 
 
-def check_watchdogs(tree: RoutingTree, watchdogs: Iterable[HeartbeatMatcher]) -> str:
+def check_watchdogs(tree: RoutingTree, watchdogs: Iterable[WatchdogSettings]) -> str:
     """Check that each heartbeat which Alertmanager sends here is a watchdog's, and the reverse. Raises CheckError."""
     try:
         for watchdog in watchdogs:
@@ -253,7 +253,7 @@ def _reaches_webhook(tree: RoutingTree, labels: Mapping[str, str]) -> bool:
     return any(route.receiver in tree.token_senders for route in chosen)
 
 
-def _may_match(watchdog: HeartbeatMatcher) -> bool:
+def _may_match(watchdog: WatchdogSettings) -> bool:
     """Whether its alert may be called Watchdog; it may have further labels."""
     return all(m.matches(_WATCHDOG) for m in watchdog.matchers if m.label in _WATCHDOG)
 
@@ -334,7 +334,7 @@ class _Alertmanager:
         served = [route.receiver for route in settings.routes if route.receiver is not None or not route.matchers]
         yield Check(f"{key} receivers", partial(self._check_unserved, served), api)
         if settings.watchdogs:
-            yield Check(f"watchdogs at {key}", partial(self._check_watchdogs, settings.heartbeat_matchers), api)
+            yield Check(f"watchdogs at {key}", partial(self._check_watchdogs, settings.watchdogs), api)
 
     async def _read_tree(self) -> str:
         try:
@@ -356,7 +356,7 @@ class _Alertmanager:
     async def _check_unserved(self, served: Sequence[str | None]) -> str:
         return check_unserved(list_receivers(self._tree), served)
 
-    async def _check_watchdogs(self, watchdogs: Sequence[HeartbeatMatcher]) -> str:
+    async def _check_watchdogs(self, watchdogs: Sequence[WatchdogSettings]) -> str:
         return check_watchdogs(self._tree, watchdogs)
 
 

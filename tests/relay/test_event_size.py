@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from services.relay.intake import webhook as webhook_parser
-from services.relay.intake.routing import HeartbeatMatcher, Route, parse_matcher
+from services.relay.intake.routing import RouteSettings
 from services.relay.intake.webhook import parse_webhook
 from services.relay.model import MAX_ALERTS_SIZE, MAX_TEXT, Status, build_fingerprint, collect_digests, limit_size
+from tests.relay.monitors.monitored_outbox import watch
 from tests.relay.served_relay import PAYLOADS, event_of, payload, webhook_of
 
 
@@ -43,11 +44,11 @@ def test_a_webhook_in_many_parts_is_parsed_as_one() -> None:
     alerts[2_950] |= {"labels": {"alertname": "Watchdog"}}
     body = webhook_of(alerts=alerts)
     assert len(list(webhook_parser.iterate_parts(body, ""))) > 2
-    rules = [Route(None, (parse_matcher(f"severity={name}"),), (name,)) for name in ("info", "page", "critical")]
-    heartbeats = [HeartbeatMatcher("dog", (parse_matcher("alertname=Watchdog"),))]
+    rules = [RouteSettings(matchers=(f"severity={name}",), channels=(name,)) for name in ("info", "page", "critical")]
+    heartbeats = [watch("Watchdog", "60s", "slack")]
     parsed = parse_webhook(body, "", heartbeats, rules)
     assert parsed.incoming is not None
-    assert (parsed.heartbeats, parsed.route) == (frozenset({"dog"}), rules[1])
+    assert (parsed.heartbeats, parsed.route) == (frozenset({"Watchdog"}), rules[1])
     whole = webhook_parser.parse_whole_event(body, "")
     rest = replace(whole, alerts=tuple(each for each in whole.alerts if each.labels.get("alertname") != "Watchdog"))
     assert collect_digests(parsed.incoming.event) == collect_digests(rest)

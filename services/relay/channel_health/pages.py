@@ -18,8 +18,9 @@ from services.relay.channel_health.checks import ChannelChecks, advise_on
 from services.relay.channel_health.store import ChannelCheck, CheckKind, CheckRow, list_checks_of_channels, read_results
 from services.relay.channels.port import ChannelSettings, MessageRate
 from services.relay.channels.requests import MASK
-from services.relay.config import RelaySettings, RouteSettings
+from services.relay.config import RelaySettings
 from services.relay.console.frame import Console, Done, is_api
+from services.relay.intake.routing import RouteSettings
 from services.relay.now.lights import Verdict, build_channel_light
 from services.relay.now.overview import ChannelOverview, count_delivered, read_channel_overviews
 from services.relay.outbox.channels import count_available

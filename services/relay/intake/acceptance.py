@@ -1,13 +1,10 @@
-"""A parsed webhook → its event and deliveries in the outbox: deduplicated, routed, committed.
-
-Whether an event repeats what its incident said already: the other Alertmanager of an HA pair. Pure.
-"""
+"""A parsed webhook → its event and deliveries in the outbox: deduplicated, routed, committed."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
-from services.relay.intake.routing import HeartbeatMatcher, Route
+from services.relay.config import RelaySettings
+from services.relay.intake.routing import RouteSettings
 from services.relay.intake.webhook import MalformedWebhookError
 from services.relay.metrics import Metrics
 from services.relay.model import OWN_SOURCE, Event, Status, collect_digests, compute_digest, decode_event
@@ -113,53 +110,12 @@ def _misses_firing_alerts(event: Event, latest: Event) -> bool:
     return not event.truncated_alerts and not included.issuperset(firing)
 
 
-MAX_SOURCE: Final = 200
-
-
-@dataclass(frozen=True, slots=True)
-class IntakeRules:
-    """What the configuration says about the intake."""
-
-    routes: Sequence[Route]
-    default_channels: Sequence[str]
-    channels: Collection[str]
-    """Every channel that exists."""
-    duplicate_window: float
-    """Seconds."""
-    max_body: int
-    """Bytes of a webhook, at most."""
-    heartbeats: Sequence[HeartbeatMatcher] = ()
-    """Which alerts are heartbeats."""
-
-    def plan(
-        self, incoming: IncomingEvent, route: Route | None, state: IncidentState | None, now: float
-    ) -> DeliveryPlan | None:
-        """See `plan_event`.
-
-        Args:
-            incoming: the event.
-            route: the first that matches.
-            state: what the outbox holds of its incident; None if that is new.
-            now: unix seconds.
-        """
-        plan = plan_event(
-            incoming.event,
-            state,
-            fingerprint=incoming.fingerprint,
-            now=now,
-            duplicate_window=self.duplicate_window,
-            routed_channels=route.channels if route else self.default_channels,
-            configured_channels=self.channels,
-        )
-        return plan and plan._replace(escalation=route.escalation if route else ())
-
-
 class Acceptance:
-    """Commits webhooks.
+    """Plans and commits webhooks, by the configuration.
 
     Args:
         store: where they are committed.
-        rules: where they go.
+        settings: the configuration.
         metrics: counts what is merged.
         wake_channels: called with the channels that have something new, after the commit.
         byte_limit: of the outbox's bytes.
@@ -168,21 +124,36 @@ class Acceptance:
     def __init__(
         self,
         store: Store,
-        rules: IntakeRules,
+        settings: RelaySettings,
         metrics: Metrics,
         wake_channels: Callable[[Iterable[str]], None],
         byte_limit: ByteLimit,
     ) -> None:
-        self._store = store
-        self._rules = rules
+        self.store = store
+        self.settings = settings
         self._metrics = metrics
         self._wake_channels = wake_channels
         self._byte_limit = byte_limit
 
+    def plan(
+        self, incoming: IncomingEvent, route: RouteSettings | None, state: IncidentState | None, now: float
+    ) -> DeliveryPlan | None:
+        """See `plan_event`; `route` is the first that matches."""
+        plan = plan_event(
+            incoming.event,
+            state,
+            fingerprint=incoming.fingerprint,
+            now=now,
+            duplicate_window=self.settings.delivery.duplicate_window,
+            routed_channels=route.channels if route else self.settings.default_channels,
+            configured_channels=self.settings.channels,
+        )
+        return plan and plan._replace(escalation=route.escalation if route else ())
+
     async def commit(
         self,
         incoming: IncomingEvent,
-        route: Route | None,
+        route: RouteSettings | None,
         check_plan: Callable[[IncidentState | None, DeliveryPlan | None], None] = lambda _state, _plan: None,
     ) -> AcceptResult:
         """Commits an event with its deliveries; they are on the disk when this returns.
@@ -190,24 +161,26 @@ class Acceptance:
         Args:
             incoming: the event.
             route: the first that matches.
-            check_plan: called in the transaction with the incident's state and the plan; where it raises, nothing
-                is committed.
+            check_plan: called in the transaction; where it raises, nothing is committed.
 
         Raises:
             StoreUnavailableError: it is not known to be committed.
         """
 
         def decide(state: IncidentState | None, now: float) -> DeliveryPlan | None:
-            plan = self._rules.plan(incoming, route, state, now)
+            plan = self.plan(incoming, route, state, now)
             check_plan(state, plan)
             return plan
 
         with self._byte_limit.reserve(len(incoming.body), resolved=incoming.event.status is Status.RESOLVED):
-            accepted = await accept_event(self._store, incoming, decide)
+            accepted = await accept_event(self.store, incoming, decide)
         for channel in accepted.superseded_channels:
             self._metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
         self._wake_channels(accepted.channels)
         return accepted
+
+
+MAX_SOURCE: Final = 200
 
 
 def check_source(source: str) -> None:

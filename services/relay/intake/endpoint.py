@@ -18,14 +18,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from services.relay.intake import webhook as webhook_parser
-from services.relay.intake.acceptance import MAX_SOURCE, Acceptance, IntakeRules, check_source
+from services.relay.intake.acceptance import MAX_SOURCE, Acceptance, check_source
 from services.relay.intake.webhook import ParsedWebhook, parse_webhook
 from services.relay.metrics import Metrics
 from services.relay.outbox import quarantine
 from services.relay.outbox.accept import encode_accepted
 from services.relay.outbox.heartbeats import record_heartbeats
-from services.relay.outbox.retention import ByteLimit
-from services.relay.outbox.store import Store, StoreUnavailableError
+from services.relay.outbox.store import StoreUnavailableError
 from shared.http.json_api import build_error_response
 from shared.http.limits import (
     RECEIVED_AT,
@@ -68,29 +67,21 @@ class Intake:
     """Takes webhooks until `stop`.
 
     Args:
-        store: where they are committed.
-        rules: where they go.
+        acceptance: commits them.
         metrics: counts the answers.
-        wake_channels: called with the channels that have something new, after the commit.
         on_heartbeats: called with the watchdogs that sent a heartbeat, after the commit.
-        byte_limit: of the outbox's bytes.
     """
 
     def __init__(
-        self,
-        store: Store,
-        rules: IntakeRules,
-        metrics: Metrics,
-        wake_channels: Callable[[Iterable[str]], None],
-        on_heartbeats: Callable[[Iterable[str]], None],
-        byte_limit: ByteLimit | None = None,
+        self, acceptance: Acceptance, metrics: Metrics, on_heartbeats: Callable[[Iterable[str]], None]
     ) -> None:
-        self._store = store
-        self._rules = rules
+        self.acceptance = acceptance
+        self._store = acceptance.store
+        self._settings = acceptance.settings
+        self._max_body = acceptance.settings.intake.max_body
         self._metrics = metrics
-        self._acceptance = Acceptance(store, rules, metrics, wake_channels, byte_limit or ByteLimit())
         self._on_heartbeats = on_heartbeats
-        self._body_budget = BodyBudgets(SMALL_BODIES_LIMIT, rules.max_body)
+        self._body_budget = BodyBudgets(SMALL_BODIES_LIMIT, self._max_body)
         self._concurrency = asyncio.Semaphore(MAX_CONCURRENT_WEBHOOKS)
         self._stopping = False
 
@@ -136,7 +127,7 @@ class Intake:
         except webhook_parser.TooManyTextsError as error:
             return await self._quarantine(body, source, 413, str(error))
         except BodyTooLargeError:
-            reason = f"the body is over {self._rules.max_body} bytes, see intake.max_body"
+            reason = f"the body is over {self._max_body} bytes, see intake.max_body"
             return _close_connection(await self._quarantine(body, source, 413, reason))
         except (_RetryLaterError, StoreUnavailableError) as error:
             refused = build_error_response(503, f"not accepted, send it again: {error}")
@@ -166,11 +157,9 @@ class Intake:
     def _open_body(self, request: Request, deadline: float) -> BodyReader:
         header = request.headers.get("content-length", "")
         declared = int(header) if header.isdecimal() else None
-        too_large = declared is not None and declared > self._rules.max_body
-        limit = quarantine.MAX_BODY_BYTES if too_large else self._rules.max_body
-        return BodyReader(
-            self._body_budget, request.stream(), min(limit, self._rules.max_body), declared, deadline=deadline
-        )
+        too_large = declared is not None and declared > self._max_body
+        limit = quarantine.MAX_BODY_BYTES if too_large else self._max_body
+        return BodyReader(self._body_budget, request.stream(), min(limit, self._max_body), declared, deadline=deadline)
 
     async def _parse_and_commit(self, arrival: _Arrival, body: bytes, source: str) -> Response:
         parsed = await self._parse(arrival, body, source)
@@ -180,11 +169,11 @@ class Intake:
             self._on_heartbeats(parsed.heartbeats)
         if parsed.incoming is None:
             return JSONResponse({"event_id": None, "deliveries": 0, "duplicate": False}, status_code=202)
-        accepted = await self._acceptance.commit(parsed.incoming, parsed.route)
+        accepted = await self.acceptance.commit(parsed.incoming, parsed.route)
         return JSONResponse(encode_accepted(accepted), status_code=200 if accepted.is_duplicate else 202)
 
     async def _parse(self, arrival: _Arrival, body: bytes, source: str) -> ParsedWebhook:
-        work = partial(parse_webhook, body, source, self._rules.heartbeats, self._rules.routes)
+        work = partial(parse_webhook, body, source, self._settings.watchdogs, self._settings.routes)
         if len(body) <= SMALL_BODY_BYTES:
             return work()
         arrival.waits_for = "its body to be parsed"

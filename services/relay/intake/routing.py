@@ -1,8 +1,4 @@
-r"""Splits an event into the alerts of watchdogs, which are heartbeats, and the others. Pure.
-
-A watchdog's alert always fires. It is no incident; its absence is one, which `monitors.watchdog` publishes.
-
-Which channels an event goes to: those of the first route that matches any of its alerts. Pure.
+r"""Where an event goes: its watchdogs' alerts are heartbeats, and the others take the first route that matches any.
 
 The matchers are Alertmanager's: `name="value"` with `=`, `!=`, `=~` or `!~`; the value may stand in double quotes,
 where `\"`, `\\` and `\n` are escapes; a missing label equals the empty value; a regular expression matches the whole
@@ -11,13 +7,16 @@ https://prometheus.io/docs/alerting/latest/configuration/#matcher, https://githu
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import re2
+from pydantic import AfterValidator, BeforeValidator
 
 from services.relay.model import Alert, EscalationStep, Event, Status
+from shared.config.settings import Duration, Section, UrlFilePath
+from shared.net.egress import EgressSettings
 
 _MATCHER: Final = re.compile(r'\s*([a-zA-Z_:][a-zA-Z0-9_:]*|"(?:[^"\\]|\\.)+")\s*(=~|!~|!=|=)(.*)', re.DOTALL)
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\n])*)"', re.DOTALL)
@@ -44,17 +43,6 @@ class Matcher:
         return found is not self.operator.startswith("!")
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A route. It matches if its receiver does, and if all its matchers match one and the same alert."""
-
-    receiver: str | None
-    """None matches every receiver."""
-    matchers: tuple[Matcher, ...]
-    channels: tuple[str, ...]
-    escalation: tuple[EscalationStep, ...] = ()
-
-
 def parse_matcher(text: str) -> Matcher:
     """`severity=~"warning|critical"` → Matcher. Raises ValueError with what was expected."""
     parts = _MATCHER.fullmatch(text)
@@ -73,7 +61,71 @@ def parse_matcher(text: str) -> Matcher:
     return Matcher(_unquote(label), operator, value, pattern)
 
 
-def find_route(event: Event, routes: Sequence[Route]) -> int | None:
+T = TypeVar("T", bound=Sized)
+
+
+def require_one(values: T) -> T:
+    """Raises ValueError for an empty collection."""
+    # Not pydantic's min_length, which complains of an empty list where the items have errors of their own.
+    if not values:
+        raise ValueError("expected at least one")
+    return values
+
+
+ParsedMatcher = Annotated[
+    Matcher,
+    BeforeValidator(lambda value: parse_matcher(value if isinstance(value, str) else ""), json_schema_input_type=str),
+]
+ChannelNames = Annotated[tuple[str, ...], AfterValidator(require_one)]
+
+
+class EscalationSettings(Section):
+    """Where an incident goes that was delivered, and that nobody has acknowledged."""
+
+    after: Duration
+    """Since its first delivery."""
+    channels: ChannelNames
+
+
+class RouteSettings(Section):
+    """Alerts of a receiver that match go to these channels; the first route that matches counts.
+
+    It matches if its receiver does, and if all its matchers match one and the same alert.
+    """
+
+    receiver: str | None = None
+    matchers: tuple[ParsedMatcher, ...] = ()
+    channels: ChannelNames
+    escalate: tuple[EscalationSettings, ...] = ()
+    """Further channels, one step after the other."""
+
+    @property
+    def escalation(self) -> tuple[EscalationStep, ...]:
+        """As an incident stores it."""
+        return tuple(EscalationStep(step.after, step.channels) for step in self.escalate)
+
+
+class WatchdogSettings(EgressSettings):
+    """An alert that always fires. It counts as a heartbeat, and its absence is an alert."""
+
+    matchers: Annotated[tuple[ParsedMatcher, ...], AfterValidator(require_one)]
+    expect_every: Duration
+    """The longest time between two heartbeats; longer means that Prometheus or Alertmanager is gone."""
+    channels: ChannelNames
+    ping_url_file: UrlFilePath | None = None
+    """Contains the URL of a dead man's switch, pinged at each heartbeat while the outbox drains."""
+
+    @property
+    def name(self) -> str:
+        """Its name in metrics and in its incident: alert and other matchers, such as `Watchdog{cluster=eu}`."""
+        alert = next((m for m in self.matchers if m.label == "alertname" and m.operator == "="), None)
+        others = ",".join(f"{m.label}{m.operator}{m.value}" for m in self.matchers if m is not alert)
+        if alert is None:
+            return others
+        return f"{alert.value}{{{others}}}" if others else alert.value
+
+
+def find_route(event: Event, routes: Sequence[RouteSettings]) -> int | None:
     """The index of the first route that matches; None if none does."""
     for index, route in enumerate(routes):
         if route.receiver is not None and route.receiver != event.receiver:
@@ -98,35 +150,25 @@ def _unquote(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class HeartbeatMatcher:
-    """By which matchers the alert of a watchdog is recognised."""
-
-    name: str
-    """Of the watchdog."""
-    matchers: tuple[Matcher, ...]
-    """Its alert matches all of them."""
-
-
-def split_heartbeats(event: Event, heartbeats: Iterable[HeartbeatMatcher]) -> tuple[Event | None, frozenset[str]]:
+def split_heartbeats(event: Event, watchdogs: Iterable[WatchdogSettings]) -> tuple[Event | None, frozenset[str]]:
     """The event without the alerts of watchdogs, or None if no other is left; and the watchdogs whose alerts fire.
 
-    A resolved alert of a watchdog is removed too, but is no heartbeat: Prometheus has stopped sending it, and
-    its absence will be published. As an event it would resolve something whose firing was never delivered.
+    A resolved alert of a watchdog is no heartbeat, since Prometheus has stopped sending it. As an event it would
+    resolve something whose firing was never delivered; `monitors.watchdog` publishes its absence.
     """
-    heartbeats = tuple(heartbeats)
-    watchdogs: set[str] = set()
+    watchdogs = tuple(watchdogs)
+    heartbeats: set[str] = set()
     others: list[Alert] = []
     for alert in event.alerts:
-        names = [heartbeat.name for heartbeat in heartbeats if all(m.matches(alert.labels) for m in heartbeat.matchers)]
+        names = [each.name for each in watchdogs if all(m.matches(alert.labels) for m in each.matchers)]
         if not names:
             others.append(alert)
         elif alert.status is Status.FIRING:
-            watchdogs.update(names)
+            heartbeats.update(names)
     if len(others) == len(event.alerts):
         return event, frozenset()
     if not others:
-        return None, frozenset(watchdogs)
+        return None, frozenset(heartbeats)
     firing = any(alert.status is Status.FIRING for alert in others)
     status = Status.FIRING if firing else Status.RESOLVED
-    return replace(event, status=status, alerts=tuple(others)), frozenset(watchdogs)
+    return replace(event, status=status, alerts=tuple(others)), frozenset(heartbeats)

@@ -13,7 +13,7 @@ from typing import Annotated, Final, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta
 
-from services.relay.intake.routing import HeartbeatMatcher, Route, find_route, split_heartbeats
+from services.relay.intake.routing import RouteSettings, WatchdogSettings, find_route, split_heartbeats
 from services.relay.model import (
     MAX_TEXT,
     Alert,
@@ -186,27 +186,20 @@ class ParsedWebhook(NamedTuple):
     """The watchdogs whose alerts fire in it."""
     incoming: IncomingEvent | None
     """The event of its other alerts; None if there are none."""
-    route: Route | None
+    route: RouteSettings | None
     """The first route that matches any alert."""
 
 
 def parse_webhook(
-    body: bytes, source: str, heartbeats: Sequence[HeartbeatMatcher], routes: Sequence[Route]
+    body: bytes, source: str, watchdogs: Sequence[WatchdogSettings], routes: Sequence[RouteSettings]
 ) -> ParsedWebhook:
-    """Parses a webhook. Raises MalformedWebhookError or TooManyTextsError.
-
-    Args:
-        body: JSON in UTF-8.
-        source: which of several independent Alertmanagers sent it.
-        heartbeats: which alerts are heartbeats.
-        routes: in their order.
-    """
+    """Parses the JSON that a source sent. Raises MalformedWebhookError, TooManyTextsError."""
     event: Event | None = None
-    watchdogs: frozenset[str] = frozenset()
+    heartbeats: frozenset[str] = frozenset()
     total, route, candidates, has_heartbeats = 0, None, routes, False
     for part in iterate_parts(body, source):
-        others, found = split_heartbeats(part, heartbeats)
-        watchdogs |= found
+        others, found = split_heartbeats(part, watchdogs)
+        heartbeats |= found
         has_heartbeats |= others is not part
         if others is None:
             continue
@@ -216,7 +209,7 @@ def parse_webhook(
             route, candidates = candidates[index], candidates[:index]
         event = limit_size(others if event is None else replace(event, alerts=event.alerts + others.alerts))
     if event is None:
-        return ParsedWebhook(watchdogs, None, None)
+        return ParsedWebhook(heartbeats, None, None)
     if has_heartbeats:
         firing = event.unlisted_firing or any(alert.status is Status.FIRING for alert in event.alerts)
         event = replace(event, status=Status.FIRING if firing else Status.RESOLVED)
@@ -227,4 +220,4 @@ def parse_webhook(
         alertname=find_alertname(event)[:MAX_TEXT],
         body=body,
     )
-    return ParsedWebhook(watchdogs, incoming, route)
+    return ParsedWebhook(heartbeats, incoming, route)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
+from services.relay.config import RelaySettings
+from services.relay.intake.routing import find_route
 from services.relay.metrics import Metrics
 from services.relay.model import (
     OWN_SOURCE,
     Alert,
-    EscalationStep,
     Event,
     Status,
     build_fingerprint,
@@ -76,37 +77,27 @@ class SelfAlert:
         )
 
 
-class RoutedChannels(NamedTuple):
-    """Where an event goes by the routes."""
-
-    channels: Collection[str]
-    escalation: Sequence[EscalationStep] = ()
-
-
 class AlertPublisher:
     """Commits events of the relay's own.
 
     Args:
         store: the outbox.
         metrics: counts the deliveries that are superseded.
-        channels: those that exist.
+        settings: the configuration.
         wake_channels: called with the channels that have something new, after the commit.
-        route: the channels to which an event goes by the routes, at once and later.
     """
 
     def __init__(
         self,
         store: Store,
         metrics: Metrics,
-        channels: Collection[str],
+        settings: RelaySettings,
         wake_channels: Callable[[Iterable[str]], None],
-        route: Callable[[Event], "RoutedChannels"],
     ) -> None:
         self.store = store
         self.metrics = metrics
-        self.channels = channels
+        self.settings = settings
         self.wake_channels = wake_channels
-        self._route = route
 
     def now(self) -> datetime:
         """The time by this machine's clock."""
@@ -147,16 +138,18 @@ class AlertPublisher:
         def decide(current: IncidentState | None, _now: float) -> DeliveryPlan | None:
             if current is None or current.event_id != incident.event_id:
                 return None
-            removed_channels = current.open_channels.difference(self.channels, current.served_channels)
-            route = self._route(event)
-            channels = current.open_channels.union(route.channels) if removed_channels else current.open_channels
-            return self._plan(event, current, channels)._replace(escalation=tuple(route.escalation))
+            routes, index = self.settings.routes, find_route(event, self.settings.routes)
+            routed = self.settings.default_channels if index is None else routes[index].channels
+            removed = current.open_channels.difference(self.settings.channels, current.served_channels)
+            channels = current.open_channels.union(routed) if removed else current.open_channels
+            escalation = () if index is None else routes[index].escalation
+            return self._plan(event, current, channels)._replace(escalation=escalation)
 
         return await self._accept(event, decide)
 
     def _plan(self, event: Event, state: IncidentState | None, channels: Collection[str]) -> DeliveryPlan:
-        routed = tuple(sorted(set(channels).intersection(self.channels)))
-        return plan_deliveries(event, state, routed_channels=routed, configured_channels=self.channels)
+        routed = tuple(sorted(set(channels).intersection(self.settings.channels)))
+        return plan_deliveries(event, state, routed_channels=routed, configured_channels=self.settings.channels)
 
     async def _accept(self, event: Event, decide: PlanEvent) -> bool:
         incoming = IncomingEvent(
@@ -201,13 +194,11 @@ class QuarantineMonitor:
     """Publishes an alert about webhooks in quarantine.
 
     Args:
-        publisher: of the alert.
-        channels: where it goes.
+        publisher: of the alert, on `default_channels`.
     """
 
-    def __init__(self, publisher: AlertPublisher, channels: Collection[str]) -> None:
+    def __init__(self, publisher: AlertPublisher) -> None:
         self._publisher = publisher
-        self._channels = channels
         self._incident_id = _build_alert([]).incident_id
 
     async def check(self) -> float:
@@ -217,7 +208,7 @@ class QuarantineMonitor:
         recent = [entry for entry in await list_entries(store) if now - entry.received_at < _RESOLVE_AFTER]
         incident = await store.read(partial(read_open_incident, incident_id=self._incident_id))
         if recent and incident is None:
-            await self._publisher.fire(_build_alert(recent), self._channels)
+            await self._publisher.fire(_build_alert(recent), self._publisher.settings.default_channels)
         elif incident is not None and not recent:
             await self._publisher.resolve(incident, _RESOLVED_REMARK)
         return _CHECK_INTERVAL

@@ -2,26 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Final
 
 import structlog
 
+from services.relay.acknowledgement.store import escalate_due
 from services.relay.apis import AlertmanagerClient
-from services.relay.monitors.escalation import EscalationMonitor
 from services.relay.monitors.reconcile import Reconciler, ReconcileTimes
 from services.relay.monitors.self_alerts import AlertPublisher, QuarantineMonitor
-from services.relay.monitors.watchdog import DeadMansSwitch, IntakeUptime, Watchdog, WatchdogMonitor
+from services.relay.monitors.watchdog import DeadMansSwitch, IntakeUptime, WatchdogMonitor
 from services.relay.outbox.store import RETRY_SECONDS, StoreUnavailableError
+from services.relay.outbox.tables import DeliveryState
 from shared.config.secret_file import SecretFile
-from shared.net.egress import EgressSettings
 from shared.process.concurrency import is_task_cancelled
 from shared.process.logs import describe_exception
 
 _DEFECT_RETRY_SECONDS: Final = 60.0
+_ESCALATION_INTERVAL: Final = 5.0
+_TIMES: Final = ReconcileTimes()
 
 log = structlog.get_logger(__name__)
 
@@ -46,38 +47,24 @@ async def run_forever(name: str, step: Callable[[], Awaitable[float]]) -> None:
         await asyncio.sleep(pause)
 
 
-@dataclass(frozen=True, slots=True)
-class MonitorSettings:
-    """What the configuration says about the monitors."""
-
-    watchdogs: Sequence[Watchdog]
-    default_channels: Collection[str]
-    alertmanagers: Sequence[str]
-    """URLs of every Alertmanager that sends to this relay; empty compares nothing."""
-    alertmanager_token: Path | None
-    reconcile_times: ReconcileTimes = field(default_factory=ReconcileTimes)
-    alertmanager_egress: EgressSettings = field(default_factory=EgressSettings)
-    """How they are reached."""
-
-
 class Monitors:
     """All monitors of the relay.
 
     Args:
         publisher: of what they detect.
-        settings: of the configuration.
         uptime: since when heartbeats can be stored.
+        times: of the comparison with Alertmanager.
     """
 
-    def __init__(self, publisher: AlertPublisher, settings: MonitorSettings, uptime: IntakeUptime) -> None:
+    def __init__(self, publisher: AlertPublisher, uptime: IntakeUptime, times: ReconcileTimes = _TIMES) -> None:
         self._publisher = publisher
-        self._settings = settings
         self._uptime = uptime
+        self._times = times
         self._switches = {
             watchdog.name: DeadMansSwitch(
-                watchdog.name, watchdog.ping_url_file, publisher.store, publisher.channels, watchdog.egress
+                watchdog.name, watchdog.ping_url_file, publisher.store, publisher.settings.channels, watchdog
             )
-            for watchdog in settings.watchdogs
+            for watchdog in publisher.settings.watchdogs
             if watchdog.ping_url_file
         }
 
@@ -89,26 +76,46 @@ class Monitors:
 
     async def run(self) -> None:
         """Runs until cancelled."""
-        settings = self._settings
-        quarantine = QuarantineMonitor(self._publisher, settings.default_channels)
-        watchdogs = WatchdogMonitor(self._publisher, settings.watchdogs, self._uptime)
+        publisher, alertmanager = self._publisher, self._publisher.settings.alertmanager
         steps: dict[str, Callable[[], Awaitable[float]]] = {
-            "quarantine": quarantine.check,
-            "watchdogs": watchdogs.check,
-            "escalation": EscalationMonitor(self._publisher).check,
+            "quarantine": QuarantineMonitor(publisher).check,
+            "watchdogs": WatchdogMonitor(publisher, publisher.settings.watchdogs, self._uptime).check,
+            "escalation": partial(escalate, publisher),
         }
         async with AsyncExitStack() as stack:
             for name, switch in self._switches.items():
                 stack.push_async_callback(switch.close)
                 steps[f"dead man's switch of {name}"] = switch.ping_after_heartbeat
-            if settings.alertmanagers:
-                token = SecretFile(settings.alertmanager_token) if settings.alertmanager_token else None
-                peers = [AlertmanagerClient(url, token, settings.alertmanager_egress) for url in settings.alertmanagers]
+            if alertmanager.urls:
+                token = SecretFile(alertmanager.token_file) if alertmanager.token_file else None
+                peers = [AlertmanagerClient(url, token, alertmanager) for url in alertmanager.urls]
                 for peer in peers:
                     stack.push_async_callback(peer.close)
-                steps["reconcile"] = Reconciler(
-                    self._publisher, peers, settings.reconcile_times, time.monotonic
-                ).reconcile
+                steps["reconcile"] = Reconciler(publisher, peers, self._times, time.monotonic).reconcile
             async with asyncio.TaskGroup() as tasks:
                 for name, step in steps.items():
                     tasks.create_task(run_forever(name, step), name=f"monitor {name}")
+
+
+async def escalate(publisher: AlertPublisher) -> float:
+    """Gives incidents that nobody acknowledges to their next channels; gives the seconds until the next check.
+
+    Raises:
+        StoreUnavailableError: the incidents before this one are escalated.
+    """
+    for done in await escalate_due(publisher.store, publisher.settings.channels):
+        if done.channels:
+            log.info("incident escalated", incident_id=done.incident_id, channels=done.channels)
+        for channel in done.channels:
+            publisher.metrics.count_escalation(channel)
+        for channel in done.superseded_channels:
+            publisher.metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
+        if done.skipped_channels:
+            log.warning(
+                "escalation skipped a channel that is not configured",
+                incident_id=done.incident_id,
+                channels=done.skipped_channels,
+                hint="correct `routes`; the incident's next event brings the new steps",
+            )
+        publisher.wake_channels(done.edited_channels.union(done.channels))
+    return _ESCALATION_INTERVAL

@@ -13,7 +13,6 @@ Whether the outbox drains: what waits for the channels is delivered in time. The
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,6 +22,7 @@ from sqlalchemy import bindparam, func, literal_column, select
 
 from services.relay.channels.port import SendError
 from services.relay.http import HttpSession, translate_connection_errors
+from services.relay.intake.routing import WatchdogSettings
 from services.relay.model import OWN_SOURCE
 from services.relay.monitors.self_alerts import AlertPublisher, SelfAlert
 from services.relay.outbox.heartbeats import count_silence
@@ -43,33 +43,21 @@ _REMOVED_REMARK: Final = "This watchdog is no longer configured."
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Watchdog:
-    """An alert that always fires."""
-
-    name: str
-    expect_every: float
-    """Seconds; a longer absence is an alert."""
-    channels: Collection[str]
-    ping_url_file: Path | None
-    """Contains the URL of its dead man's switch."""
-    egress: EgressSettings = field(default_factory=EgressSettings)
-    """How that URL is reached."""
-
-    def build_alert(self) -> SelfAlert:
-        """The incident of its absence."""
-        return SelfAlert(
-            group=f"{_GROUP_PREFIX}{self.name}",
-            labels={"alertname": "WatchdogAbsent", "severity": "critical", "watchdog": self.name},
-            title=f"Prometheus or Alertmanager is silent: no heartbeat of {self.name} for {self.expect_every:g} s",
-            summary="No other alert will arrive either",
-            description=(
-                "Prometheus, Alertmanager or the connection between them and the relay is broken. Check that "
-                f"Prometheus runs and {self.name} fires on its page of alerts, that Alertmanager lists it and routes "
-                "it to the relay at least as often as `expect_every`, and that Alertmanager's log shows no failed "
-                "notifications."
-            ),
-        )
+def build_absence(watchdog: WatchdogSettings) -> SelfAlert:
+    """The incident of a watchdog's absence."""
+    name = watchdog.name
+    return SelfAlert(
+        group=f"{_GROUP_PREFIX}{name}",
+        labels={"alertname": "WatchdogAbsent", "severity": "critical", "watchdog": name},
+        title=f"Prometheus or Alertmanager is silent: no heartbeat of {name} for {watchdog.expect_every:g} s",
+        summary="No other alert will arrive either",
+        description=(
+            "Prometheus, Alertmanager or the connection between them and the relay is broken. Check that "
+            f"Prometheus runs and {name} fires on its page of alerts, that Alertmanager lists it and routes "
+            "it to the relay at least as often as `expect_every`, and that Alertmanager's log shows no failed "
+            "notifications."
+        ),
+    )
 
 
 class IntakeUptime:
@@ -104,7 +92,7 @@ class WatchdogMonitor:
         uptime: restarted, because a watchdog that is configured again was not expected before.
     """
 
-    def __init__(self, publisher: AlertPublisher, watchdogs: Sequence[Watchdog], uptime: IntakeUptime) -> None:
+    def __init__(self, publisher: AlertPublisher, watchdogs: Sequence[WatchdogSettings], uptime: IntakeUptime) -> None:
         self._publisher = publisher
         self._watchdogs = watchdogs
         self._uptime = uptime
@@ -131,7 +119,7 @@ class WatchdogMonitor:
         silences = await store.run(lambda transaction: count_silence(transaction, expected, uptime))
         pause = _CHECK_INTERVAL
         for watchdog in self._watchdogs:
-            absent = watchdog.build_alert()
+            absent = build_absence(watchdog)
             incident = await store.read(partial(read_open_incident, incident_id=absent.incident_id))
             silent, since_heartbeat = silences[watchdog.name]
             if silent >= watchdog.expect_every:

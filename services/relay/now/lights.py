@@ -15,9 +15,10 @@ import structlog
 from services.relay.apis import PrometheusClient, PrometheusError, RuleGroup
 from services.relay.channel_health.checks import advise_on
 from services.relay.channels.port import SendReason
-from services.relay.config import RelaySettings, WatchdogSettings
+from services.relay.config import RelaySettings
 from services.relay.console.frame import HealthStatus
 from services.relay.delivery.attempt import OpenSender, RemoteSender, Sender, SenderSettings
+from services.relay.intake.routing import WatchdogSettings
 from services.relay.metrics import Metrics
 from services.relay.now.overview import BreakerState, ChannelOverview, Overview, WebhookTimes
 from services.relay.outbox.retention import ByteLimit

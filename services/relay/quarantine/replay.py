@@ -11,15 +11,14 @@ from enum import StrEnum
 from functools import partial
 from typing import Final, NamedTuple
 
-from services.relay.intake.acceptance import Acceptance, IntakeRules, check_source
-from services.relay.intake.routing import Route
+from services.relay.intake.acceptance import Acceptance, check_source
+from services.relay.intake.routing import RouteSettings
 from services.relay.intake.webhook import MalformedWebhookError, parse_webhook
 from services.relay.model import EscalationStep, Status
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent
 from services.relay.outbox.context import build_title
 from services.relay.outbox.incidents import IncidentState, read_state
 from services.relay.outbox.quarantine import MAX_BODY_BYTES, AlreadyReplayedError, QuarantineEntry, Replay, read_entry
-from services.relay.outbox.store import Store
 from shared.http.json_api import RefusedError
 from shared.process.concurrency import run_in_thread_if_large
 
@@ -82,30 +81,18 @@ class NotConfirmedError(RefusedError):
 
 class _Parsed(NamedTuple):
     incoming: IncomingEvent
-    route: Route | None
+    route: RouteSettings | None
     ignored_heartbeats: tuple[str, ...]
 
 
 class Replays:
-    """Replays entries of the quarantine.
+    """Replays entries of the quarantine as they are kept, or repaired."""
 
-    Args:
-        store: the outbox.
-        rules: where webhooks go.
-        acceptance: commits them.
-    """
-
-    def __init__(self, store: Store, rules: IntakeRules, acceptance: Acceptance) -> None:
-        self._store = store
-        self._rules = rules
+    def __init__(self, acceptance: Acceptance) -> None:
         self._acceptance = acceptance
 
     async def preview(self, entry: QuarantineEntry, body: bytes) -> ReplayPreview:
         """What the replay of an entry would do now.
-
-        Args:
-            entry: of the quarantine.
-            body: as it is kept, or repaired.
 
         Raises:
             MalformedWebhookError, TooManyTextsError: as for `POST /alerts`.
@@ -113,20 +100,13 @@ class Replays:
             StoreUnavailableError: the incident cannot be read.
         """
         parsed = await self._parse(entry, body)
-        state, now = await read_state(self._store, parsed.incoming.incident_id, parsed.incoming.fingerprint)
+        state, now = await read_state(self._acceptance.store, parsed.incoming.incident_id, parsed.incoming.fingerprint)
         return self._build_preview(entry, parsed, state, now)
 
     async def replay(
         self, entry: QuarantineEntry, body: bytes, code: str | None, *, who: str, peer: str | None
     ) -> AcceptResult:
-        """Accepts an entry as if it had just been sent, once; it keeps its source.
-
-        Args:
-            entry: of the quarantine.
-            body: as it is kept, or repaired.
-            code: of the preview that the caller has read.
-            who: the caller.
-            peer: the address that called.
+        """Accepts an entry as if it had just been sent, once; `code` is that of the preview that the caller has read.
 
         Raises:
             NotConfirmedError: nothing was changed.
@@ -145,7 +125,7 @@ class Replays:
         try:
             return await self._acceptance.commit(incoming, parsed.route, check)
         except _OutdatedCodeError:
-            current = await read_entry(self._store, entry.id)  # it may have been replayed in this moment
+            current = await read_entry(self._acceptance.store, entry.id)  # it may have been replayed in this moment
             raise NotConfirmedError(await self.preview(current, body)) from None
 
     async def _parse(self, entry: QuarantineEntry, body: bytes) -> _Parsed:
@@ -154,7 +134,8 @@ class Replays:
         if len(body) > MAX_BODY_BYTES:
             raise ReplayRefusedError(f"the body has {len(body)} bytes; expected at most {MAX_BODY_BYTES}")
         check_source(entry.source)
-        work = partial(parse_webhook, body, entry.source, self._rules.heartbeats, self._rules.routes)
+        settings = self._acceptance.settings
+        work = partial(parse_webhook, body, entry.source, settings.watchdogs, settings.routes)
         try:
             heartbeats, incoming, route = await run_in_thread_if_large(len(body), work)
         except MalformedWebhookError as error:
@@ -169,7 +150,7 @@ class Replays:
         self, entry: QuarantineEntry, parsed: _Parsed, state: IncidentState | None, now: float
     ) -> ReplayPreview:
         incoming, event = parsed.incoming, parsed.incoming.event
-        plan = self._rules.plan(incoming, parsed.route, state, now)
+        plan = self._acceptance.plan(incoming, parsed.route, state, now)
         is_duplicate = plan is None or (plan.is_repeat and not plan.channels)
         return ReplayPreview(
             code=_compute_code(entry, incoming, state, plan),

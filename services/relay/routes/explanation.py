@@ -15,7 +15,14 @@ import msgspec
 
 from services.relay.config import RelaySettings
 from services.relay.doctor import check_receiver, check_unserved, list_receivers
-from services.relay.intake.routing import HeartbeatMatcher, Matcher, Route, find_route, parse_matcher, split_heartbeats
+from services.relay.intake.routing import (
+    Matcher,
+    RouteSettings,
+    WatchdogSettings,
+    find_route,
+    parse_matcher,
+    split_heartbeats,
+)
 from services.relay.model import Alert, EscalationStep, Event, Status
 from services.relay.routes.alertmanager import (
     AlertmanagerTree,
@@ -132,9 +139,9 @@ class RouteExplanation(NamedTuple):
 def explain_route(
     receiver: str,
     labels: Mapping[str, str],
-    routes: Sequence[Route],
+    routes: Sequence[RouteSettings],
     default_channels: Sequence[str],
-    heartbeats: Sequence[HeartbeatMatcher],
+    heartbeats: Sequence[WatchdogSettings],
 ) -> RouteExplanation:
     """Where an alert goes."""
     event = _build_event(receiver, labels)
@@ -255,8 +262,8 @@ class RouteExplainer:
     def __init__(self, settings: RelaySettings, trees: AlertmanagerTrees) -> None:
         self.trees = trees
         self._settings = settings
-        self._routes = settings.intake_routes
-        self._heartbeats = settings.heartbeat_matchers
+        self._routes = settings.routes
+        self._heartbeats = settings.watchdogs
 
     async def explain(self, labels: Mapping[str, str], receiver: str | None) -> AlertExplanation:
         """Where an alert with these labels goes.

@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from services.relay.config import RelaySettings
 from services.relay.console.frame import Console, read_fields
-from services.relay.intake.routing import Route
+from services.relay.intake.routing import RouteSettings
 from services.relay.preview.pages import read_part
 from services.relay.routes.alertmanager import AlertmanagerTree, RoutingTree, TreeRoute, TreeVerdict
 from services.relay.routes.explanation import (
@@ -60,7 +60,7 @@ class _Condition(NamedTuple):
 
 class _RouteView(NamedTuple):
     number: int
-    route: Route
+    route: RouteSettings
     conditions: tuple[_Condition, ...]
     state: _State | None
     """None where no alert is explained."""
@@ -97,7 +97,7 @@ class RoutesPages:
             "receivers": sorted({route.receiver for route in settings.routes if route.receiver is not None}),
             "max_text": MAX_TEXT,
             "format_matcher": format_matcher,
-            "view_routes": partial(_view_routes, settings.intake_routes),
+            "view_routes": partial(_view_routes, settings.routes),
             "view_tree": _view_tree,
         }
 
@@ -129,13 +129,13 @@ class RoutesPages:
         return _Answer(trees, [each.replace("`", "") for each in problems], unserved, explanation, error)
 
 
-def _view_routes(routes: Sequence[Route], explanation: RouteExplanation | None) -> list[_RouteView]:
+def _view_routes(routes: Sequence[RouteSettings], explanation: RouteExplanation | None) -> list[_RouteView]:
     """The relay's routes, and what becomes of an alert at each."""
     return [_RouteView(number, route, *_judge_route(route, explanation, number)) for number, route in enumerate(routes)]
 
 
 def _judge_route(
-    route: Route, explanation: RouteExplanation | None, number: int
+    route: RouteSettings, explanation: RouteExplanation | None, number: int
 ) -> tuple[tuple[_Condition, ...], _State | None, bool]:
     """Its conditions, what becomes of the alert, and whether the receiver is another one."""
     if explanation is None:

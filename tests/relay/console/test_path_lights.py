@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from services.relay.apis import RuleGroup
-from services.relay.config import WatchdogSettings
 from services.relay.console.frame import HealthStatus, find_worst
+from services.relay.intake.routing import WatchdogSettings
 from services.relay.now.lights import (
     Light,
     PrometheusFacts,

@@ -20,9 +20,10 @@ from services.relay import text
 from services.relay.app import run_relay
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.intake import endpoint
-from services.relay.intake.acceptance import IntakeRules
+from services.relay.intake.acceptance import Acceptance
 from services.relay.metrics import Metrics
 from services.relay.outbox import quarantine
+from services.relay.outbox.retention import ByteLimit
 from services.relay.outbox.store import open_store
 from shared.http import limits as body_limits
 from shared.sql import database_url
@@ -363,10 +364,11 @@ async def test_a_defect_of_ours_is_500_and_counted(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     registry = CollectorRegistry()
-    rules = IntakeRules((), ("one",), {"one"}, 60.0, 1_000_000)
+    own = settings(tmp_path, {"one": Scripted()})
     async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
         metrics = Metrics(registry)
-        intake = endpoint.Intake(store, rules, metrics, broken, lambda _names: None)
+        acceptance = Acceptance(store, own, metrics, broken, ByteLimit())
+        intake = endpoint.Intake(acceptance, metrics, lambda _names: None)
         app = Starlette(routes=[Route("/alerts", intake.handle_post, methods=["POST"])])
         client = TestClient(app, raise_server_exceptions=False)
         assert (await asyncio.to_thread(client.post, "/alerts", content=payload(1))).status_code == 500

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from services.relay.intake.routing import HeartbeatMatcher, parse_matcher, split_heartbeats
+from services.relay.intake.routing import WatchdogSettings, split_heartbeats
 from services.relay.model import Event, Status
-from tests.relay.monitors.monitored_outbox import event
+from tests.relay.monitors.monitored_outbox import event, watch
 
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
-WATCHDOG = HeartbeatMatcher("Watchdog", (parse_matcher('alertname="Watchdog"'),))
+WATCHDOG = watch("Watchdog", "60s", "slack")
 
 
 def names(event: Event | None) -> list[str]:
@@ -48,15 +48,15 @@ def test_a_resolved_watchdog_is_no_sign_of_life_and_no_new_event() -> None:
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        ({"alertname": "Watchdog", "cluster": "eu"}, {"eu"}),
-        ({"alertname": "Watchdog", "cluster": "us"}, {"us"}),
+        ({"alertname": "Watchdog", "cluster": "eu"}, {"Watchdog{cluster=eu}"}),
+        ({"alertname": "Watchdog", "cluster": "us"}, {"Watchdog{cluster=us}"}),
         ({"alertname": "Watchdog", "cluster": "ap"}, set()),
         ({"alertname": "Other", "cluster": "eu"}, set()),
     ],
 )
 def test_every_matcher_of_a_watchdog_must_hold(labels: dict[str, str], expected: set[str]) -> None:
     watchdogs = [
-        HeartbeatMatcher(cluster, (parse_matcher("alertname=Watchdog"), parse_matcher(f"cluster={cluster}")))
+        WatchdogSettings(matchers=("alertname=Watchdog", f"cluster={cluster}"), expect_every="60s", channels=("slack",))
         for cluster in ("eu", "us")
     ]
     plain = event(("Watchdog", FIRING))
@@ -66,8 +66,8 @@ def test_every_matcher_of_a_watchdog_must_hold(labels: dict[str, str], expected:
 
 
 def test_one_alert_may_be_the_heartbeat_of_two_watchdogs() -> None:
-    second = HeartbeatMatcher("everything", (parse_matcher("alertname=~.+"),))
+    second = WatchdogSettings(matchers=("alertname=~.+",), expect_every="60s", channels=("slack",))
     assert split_heartbeats(event(("Watchdog", FIRING)), [WATCHDOG, second]) == (
         None,
-        frozenset({"Watchdog", "everything"}),
+        frozenset({"Watchdog", "alertname=~.+"}),
     )

@@ -4,17 +4,17 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import func, select, update
 
-from services.relay.intake.acceptance import Acceptance, IntakeRules
-from services.relay.intake.routing import HeartbeatMatcher, Route, parse_matcher
+from services.relay.config import RelaySettings
+from services.relay.intake.acceptance import Acceptance
+from services.relay.intake.routing import RouteSettings
 from services.relay.intake.webhook import MalformedWebhookError, parse_webhook
 from services.relay.metrics import Metrics
-from services.relay.model import EscalationStep
 from services.relay.outbox import quarantine
 from services.relay.outbox.accept import AcceptResult
 from services.relay.outbox.audit import OutboxAudit
@@ -31,15 +31,19 @@ from services.relay.quarantine.replay import (
     Replays,
 )
 from shared.sql.database_url import DatabaseUrl
+from tests.relay.monitors.monitored_outbox import watch
 from tests.relay.served_relay import webhook_of
 
-RULES = IntakeRules(
-    routes=[Route("kms-critical", (), ("slack", "pager"), (EscalationStep(600.0, ("boss",)),))],
+CHANNELS: dict[str, Any] = dict.fromkeys(("slack", "pager", "boss"))
+RULES = RelaySettings.model_construct(
+    routes=(
+        RouteSettings(
+            receiver="kms-critical", channels=("slack", "pager"), escalate=({"after": "10m", "channels": ("boss",)},)
+        ),
+    ),
     default_channels=("slack",),
-    channels=frozenset({"slack", "pager", "boss"}),
-    duplicate_window=60.0,
-    max_body=1_000_000,
-    heartbeats=[HeartbeatMatcher("dog", (parse_matcher('alertname="Watchdog"'),))],
+    channels=CHANNELS,
+    watchdogs=(watch("Watchdog", "60s", "slack"),),
 )
 HOUR = 3600.0
 
@@ -76,7 +80,7 @@ class Replica(NamedTuple):
 def build_replica(store: Store) -> Replica:
     woken: list[str] = []
     metrics = Metrics(CollectorRegistry())
-    return Replica(store, Replays(store, RULES, Acceptance(store, RULES, metrics, woken.extend, ByteLimit())), woken)
+    return Replica(store, Replays(Acceptance(store, RULES, metrics, woken.extend, ByteLimit())), woken)
 
 
 @pytest.fixture
@@ -180,7 +184,7 @@ async def test_what_cannot_be_accepted_says_where_and_why(relay: Replica) -> Non
     both = json.loads(webhook_of())
     both["alerts"].append({**both["alerts"][0], "labels": {"alertname": "Watchdog"}, "fingerprint": "dog"})
     mixed = await relay.replays.preview(entry, json.dumps(both).encode())
-    assert (mixed.ignored_heartbeats, mixed.alert_count) == (("dog",), 1)
+    assert (mixed.ignored_heartbeats, mixed.alert_count) == (("Watchdog",), 1)
     with pytest.raises(ReplayRefusedError, match="expected at most"):
         await relay.replays.preview(entry, b" " * (quarantine.MAX_BODY_BYTES + 1))
     cut = await relay.refuse(b'{"' + b"x" * quarantine.MAX_BODY_BYTES)

@@ -5,18 +5,21 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.intake.routing import HeartbeatMatcher, Route, parse_matcher
+from services.relay.intake.routing import RouteSettings, WatchdogSettings
 from services.relay.intake.webhook import parse_webhook
 from services.relay.model import EscalationStep
 from services.relay.routes.explanation import explain_route
+from tests.relay.monitors.monitored_outbox import watch
 from tests.relay.served_relay import webhook_of
 
 STEPS = (EscalationStep(600.0, ("boss",)),)
 ROUTES = [
-    Route("kms-critical", (), ("slack", "pager"), STEPS),
-    Route(None, (parse_matcher('severity="warning"'), parse_matcher('env!~"test|dev"')), ("mail",)),
+    RouteSettings(
+        receiver="kms-critical", channels=("slack", "pager"), escalate=({"after": "10m", "channels": ("boss",)},)
+    ),
+    RouteSettings(matchers=('severity="warning"', 'env!~"test|dev"'), channels=("mail",)),
 ]
-WATCHDOGS = [HeartbeatMatcher("Watchdog", (parse_matcher("alertname=Watchdog"),))]
+WATCHDOGS = [watch("Watchdog", "60s", "slack")]
 
 
 def test_each_route_says_what_failed_or_matched() -> None:
@@ -49,19 +52,24 @@ def test_each_route_says_what_failed_or_matched() -> None:
 
 values = st.sampled_from(["", "a", "b", "ab"])
 matchers = st.builds(
-    lambda label, operator, value: parse_matcher(f'{label}{operator}"{value}"'),
+    lambda label, operator, value: f'{label}{operator}"{value}"',
     st.sampled_from(["x", "y"]),
     st.sampled_from(["=", "!=", "=~", "!~"]),
     values,
 )
 receivers = st.sampled_from(["one", "two"])
 routes = st.builds(
-    Route,
-    st.none() | receivers,
-    st.lists(matchers, max_size=2).map(tuple),
-    st.sampled_from([("slack",), ("mail", "pager")]),
+    RouteSettings,
+    receiver=st.none() | receivers,
+    matchers=st.lists(matchers, max_size=2).map(tuple),
+    channels=st.sampled_from([("slack",), ("mail", "pager")]),
 )
-heartbeats = st.builds(HeartbeatMatcher, st.just("Watchdog"), st.lists(matchers, min_size=1, max_size=1).map(tuple))
+heartbeats = st.builds(
+    WatchdogSettings,
+    matchers=st.lists(matchers, min_size=1, max_size=1).map(tuple),
+    expect_every=st.just("60s"),
+    channels=st.just(("slack",)),
+)
 
 
 @given(
@@ -71,7 +79,7 @@ heartbeats = st.builds(HeartbeatMatcher, st.just("Watchdog"), st.lists(matchers,
     st.lists(heartbeats, max_size=1),
 )
 def test_an_explanation_is_what_the_intake_does(
-    receiver: str, labels: dict[str, str], listed: list[Route], watchdogs: list[HeartbeatMatcher]
+    receiver: str, labels: dict[str, str], listed: list[RouteSettings], watchdogs: list[WatchdogSettings]
 ) -> None:
     webhook = json.loads(webhook_of(receiver=receiver))
     webhook["alerts"][0]["labels"] = labels

@@ -7,7 +7,7 @@ import re2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.intake.routing import Matcher, Route, find_route, parse_matcher
+from services.relay.intake.routing import Matcher, RouteSettings, find_route, parse_matcher
 from tests.relay.served_relay import event_of, with_labels
 
 LABELS = {"severity": "warning", "path": 'C:\\a "b"\nc', "env": ""}
@@ -111,8 +111,8 @@ def test_any_text_is_a_matcher_or_a_value_error(text: str) -> None:
     assert matcher.label
 
 
-def rule(name: str, *matchers: str, receiver: str | None = None) -> Route:
-    return Route(receiver, tuple(map(parse_matcher, matchers)), (name,))
+def rule(name: str, *matchers: str, receiver: str | None = None) -> RouteSettings:
+    return RouteSettings(receiver=receiver, matchers=matchers, channels=(name,))
 
 
 def test_the_first_route_that_matches_wins() -> None:

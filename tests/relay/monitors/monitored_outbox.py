@@ -1,18 +1,20 @@
 """A teller over a real outbox, and what it has told: the latest event of each incident."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from sqlalchemy import select
 
+from services.relay.config import RelaySettings
 from services.relay.intake import acceptance as deduplication
+from services.relay.intake.routing import RouteSettings, WatchdogSettings
 from services.relay.metrics import Metrics
 from services.relay.model import (
     Alert,
-    EscalationStep,
     Event,
     Status,
     build_fingerprint,
@@ -20,7 +22,7 @@ from services.relay.model import (
     decode_event,
     find_alertname,
 )
-from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
+from services.relay.monitors.self_alerts import AlertPublisher
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.store import Store, open_store
@@ -49,6 +51,19 @@ class Clock:
         self.monotonic += seconds
 
 
+def configure(**changes: Any) -> RelaySettings:
+    """A configuration whose channels nobody connects."""
+    defaults: dict[str, Any] = {"channels": dict.fromkeys(CHANNELS), "default_channels": ("slack",)}
+    return RelaySettings.model_construct(**defaults | changes)
+
+
+def watch(name: str, expect_every: str, *channels: str, file: Path | None = None) -> WatchdogSettings:
+    """The settings of a watchdog, by the name of its alert."""
+    return WatchdogSettings(
+        matchers=(f'alertname="{name}"',), expect_every=expect_every, channels=channels, ping_url_file=file
+    )
+
+
 class PublishedEvent(NamedTuple):
     """One event that was accepted, and the channels it went to."""
 
@@ -65,11 +80,12 @@ class MonitoredOutbox:
         self.woken: list[str] = []
         self.duplicate_window = 60.0
         metrics = Metrics(registry, CHANNELS)
-        self.routed: tuple[str, ...] = ("slack",)
-        self.escalation: tuple[EscalationStep, ...] = ()
-        self.publisher = AlertPublisher(
-            store, metrics, CHANNELS, self._accepted, lambda _event: RoutedChannels(self.routed, self.escalation)
-        )
+        self.publisher = AlertPublisher(store, metrics, configure(), self._accepted)
+
+    def route(self, *channels: str, escalate: Sequence[Mapping[str, object]] = ()) -> None:
+        """Where every event goes by the routes."""
+        route = RouteSettings(channels=channels, escalate=tuple(escalate))
+        self.publisher.settings = configure(routes=(route,))
 
     def _accepted(self, channels: Iterable[str]) -> None:
         self.woken += channels

@@ -3,8 +3,8 @@
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from services.relay.model import EscalationStep, Status
-from services.relay.monitors.escalation import EscalationMonitor
+from services.relay.model import Status
+from services.relay.monitors.supervisor import escalate
 from services.relay.outbox.incidents import Incident, iterate_open_incidents
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, event
@@ -24,8 +24,7 @@ async def publish(at: MonitoredOutbox, status: Status) -> None:
 
 
 async def test_what_is_due_wakes_its_channels_and_is_counted(at: MonitoredOutbox, clock: Clock) -> None:
-    monitor = EscalationMonitor(at.publisher)
-    at.escalation = (EscalationStep(60.0, ("email", "gone")),)
+    at.route("slack", escalate=[{"after": "60s", "channels": ["email", "gone"]}])
     await at.accept(event(("A", FIRING)))
     await end_attempt(at.store, await claim_one(at.store, "slack"))
     await publish(at, FIRING)  # with the steps of its route
@@ -33,8 +32,8 @@ async def test_what_is_due_wakes_its_channels_and_is_counted(at: MonitoredOutbox
     at.woken.clear()
 
     with capture_logs() as logs:
-        assert await monitor.check() == 5
-        await monitor.check()
+        assert await escalate(at.publisher) == 5
+        await escalate(at.publisher)
 
     assert at.woken == ["email"]
     assert value(at.registry, "relay_escalations_total", channel="email") == 1
@@ -50,7 +49,7 @@ async def test_what_is_due_wakes_its_channels_and_is_counted(at: MonitoredOutbox
 
 
 async def test_what_waits_of_an_earlier_episode_is_merged_and_counted(at: MonitoredOutbox, clock: Clock) -> None:
-    at.escalation = (EscalationStep(60.0, ("email",)),)
+    at.route("slack", escalate=[{"after": "60s", "channels": ["email"]}])
     await at.accept(event(("A", FIRING)), "slack", "email")
     await at.accept(event(("A", RESOLVED)), "slack", "email")
     incident = (await claim_one(at.store, "slack")).task.incident_id
@@ -62,7 +61,7 @@ async def test_what_waits_of_an_earlier_episode_is_merged_and_counted(at: Monito
     clock.go(61)
     superseded = value(at.registry, "relay_deliveries_total", channel="email", outcome=DeliveryState.SUPERSEDED)
 
-    await EscalationMonitor(at.publisher).check()
+    await escalate(at.publisher)
 
     after = value(at.registry, "relay_deliveries_total", channel="email", outcome=DeliveryState.SUPERSEDED)
     assert (superseded, after) == (0, 1)

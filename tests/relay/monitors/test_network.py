@@ -9,9 +9,7 @@ import yaml
 from aiohttp import web
 
 from services.relay.apis import AlertmanagerClient
-from services.relay.app import build_monitor_settings
 from services.relay.config import RelaySettings
-from services.relay.monitors.supervisor import MonitorSettings
 from services.relay.monitors.watchdog import DeadMansSwitch
 from shared.config.settings import Address, load_settings
 from tests.relay.monitors.monitored_outbox import MonitoredOutbox
@@ -42,7 +40,7 @@ async def server(authority: Authority) -> AsyncIterator[Address]:
     await runner.cleanup()
 
 
-def configured(folder: Path, server: Address, proxy: TinyProxy, authority: Authority) -> MonitorSettings:
+def configured(folder: Path, server: Address, proxy: TinyProxy, authority: Authority) -> RelaySettings:
     network = {"proxy": proxy.url, "ca_file": str(authority.ca)}
     (folder / "ping").write_text(f"https://{server}/ping")
     heartbeat = {"matchers": ['alertname="Watchdog"'], "expect_every": "5m", "channels": ["log"]}
@@ -54,7 +52,7 @@ def configured(folder: Path, server: Address, proxy: TinyProxy, authority: Autho
         "default_channels": ["log"],
     }
     (folder / "relay.yml").write_text(yaml.safe_dump(document))
-    return build_monitor_settings(load_settings(RelaySettings, folder / "relay.yml"))
+    return load_settings(RelaySettings, folder / "relay.yml")
 
 
 async def test_alertmanager_and_the_dead_mans_switch_are_reached_through_their_proxy(
@@ -62,13 +60,13 @@ async def test_alertmanager_and_the_dead_mans_switch_are_reached_through_their_p
 ) -> None:
     with tinyproxy(tmp_path) as proxy:
         settings = configured(tmp_path, server, proxy, authority)
-        peer = AlertmanagerClient(settings.alertmanagers[0], None, settings.alertmanager_egress)
+        peer = AlertmanagerClient(settings.alertmanager.urls[0], None, settings.alertmanager)
         assert (await peer.read_state()).labels_by_fingerprint == {}
         await peer.close()
         assert proxy.requests == [f"CONNECT {server}"]
         (watchdog,) = settings.watchdogs
         assert watchdog.ping_url_file
-        switch = DeadMansSwitch("Watchdog", watchdog.ping_url_file, at.store, ["log"], watchdog.egress)
+        switch = DeadMansSwitch("Watchdog", watchdog.ping_url_file, at.store, ["log"], watchdog)
         switch.record_heartbeat()
         await switch.ping_after_heartbeat()
         await switch.close()

@@ -4,7 +4,7 @@ from services.relay.model import Status
 from services.relay.monitors.self_alerts import QuarantineMonitor
 from services.relay.outbox import quarantine
 from services.relay.outbox.quarantine import RefusedWebhook
-from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox
+from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, configure
 
 
 async def quarantined(at: MonitoredOutbox, reason: str = "the body: is no JSON") -> None:
@@ -12,7 +12,8 @@ async def quarantined(at: MonitoredOutbox, reason: str = "the body: is no JSON")
 
 
 def notice(at: MonitoredOutbox) -> QuarantineMonitor:
-    return QuarantineMonitor(at.publisher, ["slack", "email"])
+    at.publisher.settings = configure(default_channels=("slack", "email"))
+    return QuarantineMonitor(at.publisher)
 
 
 async def test_an_empty_quarantine_is_not_reported(at: MonitoredOutbox) -> None:

@@ -6,9 +6,9 @@ import pytest
 
 from services.relay.model import Status
 from services.relay.monitors.reconcile import CLOSED_REMARK
-from services.relay.monitors.watchdog import IntakeUptime, Watchdog, WatchdogMonitor
+from services.relay.monitors.watchdog import IntakeUptime, WatchdogMonitor
 from services.relay.outbox import heartbeats as watchdog_silence
-from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, event
+from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, event, watch
 from tests.relay.monitors.reconciling import Answers, latest, minutes, reconcile
 
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
@@ -138,7 +138,7 @@ async def test_the_same_group_of_two_sources_is_closed_in_each(at: MonitoredOutb
 async def test_the_relays_own_incidents_are_none_of_alertmanagers(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
-    guard = WatchdogMonitor(at.publisher, [Watchdog("Watchdog", 60, ("slack",), None)], IntakeUptime(clock.steady))
+    guard = WatchdogMonitor(at.publisher, [watch("Watchdog", "60s", "slack")], IntakeUptime(clock.steady))
     await guard.check()
     clock.go(60)
     await guard.check()
@@ -153,7 +153,7 @@ async def test_an_end_goes_where_the_routes_lead_if_its_channel_is_gone(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING)), "email", "old-name")
-    at.routed = ("pagerduty", "unknown")
+    at.route("pagerduty", "unknown")
     await minutes(6, clock, reconcile(at, clock, one))
     assert (await at.list_published())[-1].channels == {"email", "pagerduty"}
 

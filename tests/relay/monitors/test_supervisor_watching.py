@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from services.relay.monitors.supervisor import Monitors, MonitorSettings
-from services.relay.monitors.watchdog import IntakeUptime, Watchdog
+from services.relay.config import AlertmanagerSettings
+from services.relay.monitors.supervisor import Monitors
+from services.relay.monitors.watchdog import IntakeUptime
 from services.relay.outbox import heartbeats as watchdog_silence
 from services.relay.outbox import quarantine
 from services.relay.outbox.quarantine import RefusedWebhook
 from shared.sql import database_url
 from tests.conftest import Until
-from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, open_monitored_outbox
+from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, configure, open_monitored_outbox, watch
 
 
 class Real(Clock):
@@ -47,13 +48,12 @@ async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it
     file.write_text(f"http://127.0.0.1:{runner.addresses[0][1]}/ping")
     await quarantine.add_entry(at.store, RefusedWebhook("", 400, "a reason", b"{"), max_entries=100)
 
-    present, absent = Watchdog("Seen", 60, ["slack"], file), Watchdog("Absent", 0.2, ["email"], None)
     # No Alertmanager is there: the others do not wait for it.
-    watching = Monitors(
-        at.publisher,
-        MonitorSettings([present, absent], ["slack"], ["http://127.0.0.1:1"], None),
-        IntakeUptime(time.monotonic),
+    at.publisher.settings = configure(
+        watchdogs=(watch("Seen", "60s", "slack", file=file), watch("Absent", "200ms", "email")),
+        alertmanager=AlertmanagerSettings(urls=("http://127.0.0.1:1",)),
     )
+    watching = Monitors(at.publisher, IntakeUptime(time.monotonic))
     task = asyncio.create_task(watching.run())
     await watchdog_silence.record_heartbeats(at.store, ["Seen", "Absent"])
     watching.record_heartbeats(["Seen", "Absent"])

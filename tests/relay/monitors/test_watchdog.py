@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from services.relay.intake.routing import WatchdogSettings
 from services.relay.model import Status
-from services.relay.monitors.watchdog import IntakeUptime, Watchdog, WatchdogMonitor
+from services.relay.monitors.watchdog import IntakeUptime, WatchdogMonitor
 from services.relay.outbox import heartbeats as watchdog_silence
 from services.relay.outbox.store import StoreUnavailableError
-from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, event
+from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, event, watch
 
-WATCHDOG = Watchdog("Watchdog", 180.0, ("email", "pagerduty"), None)
+WATCHDOG = watch("Watchdog", "180s", "email", "pagerduty")
 
 
-def started(at: MonitoredOutbox, clock: Clock, *others: Watchdog) -> WatchdogMonitor:
+def started(at: MonitoredOutbox, clock: Clock, *others: WatchdogSettings) -> WatchdogMonitor:
     return WatchdogMonitor(at.publisher, [WATCHDOG, *others], IntakeUptime(clock.steady))
 
 
@@ -149,7 +150,7 @@ async def test_an_outbox_that_took_no_heartbeats_is_no_absence(
 
 
 async def test_one_that_stays_away_is_reported_though_another_is_seen(at: MonitoredOutbox, clock: Clock) -> None:
-    guard = started(at, clock, Watchdog("Other", 60.0, ("slack",), None))
+    guard = started(at, clock, watch("Other", "60s", "slack"))
     await guard.check()
     clock.go(60)
     await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
@@ -168,7 +169,7 @@ async def test_it_checks_again_at_the_next_deadline_and_every_five_seconds_at_le
 
 
 async def test_one_that_is_no_longer_configured_is_over_at_the_next_start(at: MonitoredOutbox, clock: Clock) -> None:
-    guard = started(at, clock, Watchdog("Other", 180.0, ("slack",), None))
+    guard = started(at, clock, watch("Other", "180s", "slack"))
     await guard.check()
     await check_after(180, guard, clock)
     await at.accept(event(("A", Status.FIRING)))

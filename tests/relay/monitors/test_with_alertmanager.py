@@ -13,13 +13,14 @@ import pytest
 import yaml
 from aiohttp import web
 
+from services.relay.config import AlertmanagerSettings
 from services.relay.intake import webhook as webhook_parser
 from services.relay.model import Event, Status
 from services.relay.monitors.reconcile import CLOSED_REMARK, REFIRED_REMARK, ReconcileTimes
-from services.relay.monitors.supervisor import Monitors, MonitorSettings
+from services.relay.monitors.supervisor import Monitors
 from services.relay.monitors.watchdog import IntakeUptime
 from tests.conftest import Until
-from tests.relay.monitors.monitored_outbox import CHANNELS, Clock, MonitoredOutbox
+from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, configure
 
 Start = Callable[..., Awaitable[str]]
 PROGRAM = shutil.which("alertmanager") or shutil.which("prometheus-alertmanager")
@@ -120,8 +121,8 @@ async def alertmanager(
 
 @pytest.fixture
 async def watching(at: MonitoredOutbox, alertmanager: Alertmanager) -> AsyncIterator[None]:
-    watched = MonitorSettings((), CHANNELS[:1], [alertmanager.url], None, QUICK)
-    task = asyncio.create_task(Monitors(at.publisher, watched, IntakeUptime(time.monotonic)).run())
+    at.publisher.settings = configure(alertmanager=AlertmanagerSettings(urls=(alertmanager.url,)))
+    task = asyncio.create_task(Monitors(at.publisher, IntakeUptime(time.monotonic), QUICK).run())
     yield
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
