@@ -3,7 +3,7 @@
 KMS is checked with a real round trip, once at the start and then at each interval:
 
 - It succeeds: the active data key is unwrapped, and the mode is `kms`. The remaining data keys are unwrapped after the
-  check, several at a time, or when a record needs them; KMS re-wraps those that the local key wrapped.
+  check, several at a time, or when a record needs them; KMS re-wraps what the local key wrapped.
 - It fails at the start, or for the second time in a row: the mode is `env`. One failure may be a lost packet or a slow
   answer, and would page somebody; a start cannot wait for a second try. A running service whose quota is exhausted
   stays in mode `kms`: KMS answers, and the data keys in memory stay usable.

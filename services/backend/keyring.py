@@ -40,7 +40,7 @@ from shared.kms.port import KmsError, KmsKey
 from shared.process.concurrency import run_concurrently
 
 SAMPLE_SIZE: Final = 8
-"""Data keys of each version: some of them may be refused for a cause of their own."""
+"""Data keys of each version: one alone may be refused for another cause."""
 
 
 class UnwrapRetries:
@@ -88,7 +88,7 @@ class UnwrapRetries:
 _MAX_CONCURRENT_CALLS: Final = 16
 """Concurrent calls of KMS, at most."""
 MAX_BACKGROUND_CALLS: Final = 8
-"""How many of them are for what nobody waits for: what a reader needs never waits for thousands."""
+"""How many of them are for background work: a reader never waits for thousands."""
 
 _WAITS_FOR_KMS: Final = "it is wrapped by KMS, which cannot be used"
 """Why a data key is not usable in mode `env`, however good it is."""
@@ -97,7 +97,7 @@ log = structlog.get_logger(__name__)
 
 
 class DataKeyCache:
-    """Data keys by id, and why those that are not usable are not."""
+    """Data keys by id, and why the others are not usable."""
 
     def __init__(self) -> None:
         self._keys: dict[str, UnwrappedKey] = {}
@@ -114,7 +114,7 @@ class DataKeyCache:
 
     @property
     def errors(self) -> Mapping[str, str]:
-        """Why data keys could not be unwrapped, by id; in mode `env` those that wait for KMS, too."""
+        """Why data keys could not be unwrapped, by id; in mode `env` also which wait for KMS."""
         return self._errors
 
     def is_resolved(self, data_key_id: str) -> bool:
@@ -144,12 +144,12 @@ class DataKeyCache:
         if task is None:
             task = self._in_flight[key.id] = asyncio.create_task(self._unwrap_uncached(key, mode, wrapping))
             task.add_done_callback(lambda _: self._in_flight.pop(key.id))
-        outcome = await asyncio.shield(task)  # who leaves spoils it for nobody
+        outcome = await asyncio.shield(task)  # one caller that is cancelled cancels no other
         if isinstance(outcome, KmsError):
             raise outcome
 
     async def _unwrap_uncached(self, key: DataKey, mode: CryptoMode, wrapping: KeyWrapper) -> KmsError | None:
-        """An error of KMS is given, not raised: several may wait for it, or nobody any more."""
+        """Returns an error of KMS instead of raising it: many callers may wait for it, or none any more."""
         refusal = wrapping.explain_refusal(key.wrapped)
         if refusal is None and mode is CryptoMode.ENV and key.wrapped.kek != LOCAL_KEK:
             refusal = UnwrapError(_WAITS_FOR_KMS)
@@ -179,7 +179,7 @@ _STATUSES_UNWRAPPED_FIRST: Final = {DataKeyStatus.ACTIVE, DataKeyStatus.PENDING}
 _MAX_NAMED: Final = 3
 """Data keys in one sentence, at most."""
 _RESTORED_SECONDS: Final = 3600.0
-"""How long `/healthz` names a row that was put back: whoever restored the database needs to know what it did."""
+"""How long `/healthz` names a row that was put back, for the person who restored the database."""
 
 
 class KeyUnavailableError(Exception):
@@ -187,7 +187,7 @@ class KeyUnavailableError(Exception):
 
 
 class KeyAbandonedError(KeyUnavailableError):
-    """A data key that somebody gave up, and that nobody waits for."""
+    """A data key that was abandoned."""
 
 
 class Keyring:
@@ -345,7 +345,7 @@ class Keyring:
             log.warning("KMS failed while the keyring was reloaded; the next check tries again", error=str(error))
 
     async def unwrap_remaining(self) -> None:
-        """Unwraps the data keys that no record has needed yet, and re-wraps by KMS those that the local key wraps.
+        """Unwraps the data keys that no record has needed yet, and re-wraps by KMS what the local key wraps.
 
         A few at a time, below KMS's quota, and beside the checks: of thousands it takes minutes. What KMS fails at
         meanwhile decides nothing; the next time continues from there. Of what KMS refused, a sample is tried again, see
@@ -374,7 +374,7 @@ class Keyring:
             log.info("data key rewrapped by KMS", data_key=key.id, kek_version=wrapped.kek_version)
 
     async def _use_keys(self, mode: CryptoMode) -> None:
-        """Makes a usable key the active one; unwraps it, and those that are to become active."""
+        """Makes a usable key the active one; unwraps it and the pending ones."""
         keys = await self._store.list_all()
         if await self._restore_missing_rows(keys, mode):
             keys = await self._store.list_all()

@@ -1,9 +1,9 @@
 """The records, `PUT` and `GET /v1/records/{id}`: encrypted with the active data key, decrypted by the key of the row.
 
 The additional authenticated data binds a record to its id and to its data key, so that a row which is copied over
-another one does not open. It binds it to no moment: an older version of the same record that somebody puts back opens
-as well, and one that is removed is not missed. A service that must notice that keeps a counter for each record where
-those who can write the database cannot, and adds it to that data.
+another one does not open. It binds a record to no moment: an older version of it that is put back opens as well, and a
+record that is removed is not missed. A service that must notice that keeps a counter for each record out of reach of
+the database's writers, and adds it to that data.
 
 Every response but a record's own bytes is JSON; an error is `{"error": one sentence}`. No response contains key
 material.
@@ -44,7 +44,7 @@ Index("records_of_data_key", _records.c.data_key_id, _records.c.id)
 
 
 class CorruptRecordError(ValueError):
-    """The record was changed since it was stored, or is not the one that was stored under this id."""
+    """The record was changed since it was stored, or is another one."""
 
 
 class Records:

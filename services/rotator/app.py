@@ -124,7 +124,7 @@ def _append_to_file(file: Path, text: str) -> None:
 async def run_to_report(
     command: str, settings: RotatorSettings, run: SessionCommand, progress: ProgressReporter
 ) -> CommandReport:
-    """The report of `run`, whatever it raises."""
+    """The report of `run`, also of an error that it raises."""
     steps: list[StepResult] = []
     running = asyncio.ensure_future(_run_in_session(settings, run, progress, steps))
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,7 +1,7 @@
 """The commands that only read: plans, the latest rotation, key usage, verification, and the check of a backup.
 
 `retire` and `destroy` count the other keyrings of the same KMS key here. They hold the lease of each meanwhile, so that
-nobody rotates or rolls back there between count and end. A keyring that does not answer may need any version.
+no other runner rotates or rolls back there between count and end. A keyring that does not answer may need any version.
 """
 
 import asyncio

@@ -3,8 +3,8 @@
 Both refuse while anything that is known of needs the version: a data key, a record, a backup in the folder, in this
 keyring or in one of the others that the KMS key wraps. A backup that only a journal knows of has to be confirmed. A
 data key that cannot be read, or that the database lost, may need any version, and blocks both. So does one that the
-primary version does not unwrap, whatever its row says. What is not known of is an older backup of the service's whole
-database; `destroy` warns of it.
+primary version does not unwrap, whatever its row says. Older backups of the service's whole database are not known;
+`destroy` warns of them.
 """
 
 import asyncio

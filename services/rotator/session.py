@@ -50,7 +50,7 @@ async def run_with_lease(
     Raises:
         RefusedError: another runner holds the lease; the message names it.
         RotationLeaseLostError: it could not be renewed, and the work was cancelled.
-        AdministrationError: it could not be acquired. And whatever `run` raises.
+        AdministrationError: it could not be acquired. And the errors of `run`.
     """
     lease = await administration.acquire_lease(holder, seconds)
     work = asyncio.ensure_future(run(lease))

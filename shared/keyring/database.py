@@ -42,7 +42,7 @@ _SERVER_OPTIONS: Final = (
     "-c idle_in_transaction_session_timeout=5s"
 )
 _KEYRING_LOCK_ID: Final = 0x6B657972696E6721
-"""The advisory lock of PostgreSQL that whoever changes the keyring holds: "keyring!" in ASCII."""
+"""The advisory lock of PostgreSQL that a change of the keyring needs: "keyring!" in ASCII."""
 
 
 def create_engines(url: URL) -> tuple[Engine, Engine]:
@@ -181,7 +181,7 @@ class Database:
         return database
 
     async def complete(self, *tables: MetaData) -> bool:
-        """Creates those of `tables` that are missing, and returns whether there were none before.
+        """Creates the missing ones of `tables`, and returns whether there were none before.
 
         Raises DatabaseError, also if another version of keypulse made the keyring.
         """
@@ -202,7 +202,7 @@ class Database:
         return await self.write_exclusively(create)
 
     async def is_keyring_current(self) -> bool:
-        """Whether the keyring's tables are those of this keypulse. Raises DatabaseError."""
+        """Whether this version of keypulse made the keyring's tables. Raises DatabaseError."""
 
         def is_current(connection: Connection) -> bool:
             existing = set(inspect(connection).get_table_names())
@@ -288,7 +288,7 @@ def _run_transaction(engine: Engine, work: Callable[[Connection], T], tries_left
 
 
 class OtherVersionError(HintedError):
-    """Another version of keypulse made the keyring's tables, or the one that matters is missing."""
+    """Another version of keypulse made the keyring's tables, or `data_keys` is missing."""
 
 
 def has_keyring(connection: Connection) -> bool:

@@ -104,7 +104,7 @@ def list_locally_wrapped_keys(connection: Connection, limit: int = MAX_PAGE_SIZE
 
 
 def may_replace_local_key(connection: Connection, now: float, instance: str) -> bool:
-    """Whether a new local key may take the place of the one that is known: nothing and nobody needs that."""
+    """Whether a new local key may replace the known one: no data key and no other instance needs that."""
     fingerprint_in_use = read_local_key_fingerprint(connection)
     return not list_locally_wrapped_keys(connection, 1) and (
         fingerprint_in_use is None or not are_others_alive(connection, now, instance)

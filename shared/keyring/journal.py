@@ -1,4 +1,4 @@
-"""The journal of rotations: which there were, what each changed and could not change, and what its runner did.
+"""The journal of rotations: what each changed and could not change, and the steps of its runner.
 
 An entry is written in the same transaction as the change that it describes. After a kill it says exactly what was done:
 `rotate` continues after it, `rollback` undoes it. Any program may write into the tables. An entry of a runner that
@@ -333,7 +333,7 @@ def count_not_rolled_back(connection: Connection, rotation: Rotation) -> int:
 
 
 def add_problem(connection: Connection, rotation: Rotation, problem: Problem) -> None:
-    """Stores what was left out, in the place of what was said of the same data key before."""
+    """Stores that a data key was left out; a new problem replaces an older one of it."""
     condition = (problems.c.rotation == rotation.number) & (problems.c.data_key_id == problem.id)
     connection.execute(problems.delete().where(condition))
     values = {"data_key_id": problem.id, "error": problem.error, "is_foreign": problem.is_foreign}

@@ -100,7 +100,7 @@ def _refuse_mismatch(rotation: Rotation, request: RotateRequest) -> None:
 
 
 async def _choose_target_version(keyring: OpenKeyring, requested: str | None) -> str:
-    """The version that was `requested`, or else the primary one; refused if nobody could unwrap by it tomorrow."""
+    """The version that was `requested`, or the primary one. Refused if it is not usable, or was retired."""
     retired, kek = await keyring.database.read(keyring.keys.list_retired_versions), keyring.wrapping.kek
     described = await keyring.wrapping.kms.describe_key(timeout=keyring.wrapping.timeout)
     target = requested or described.primary_version

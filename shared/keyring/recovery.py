@@ -95,7 +95,7 @@ async def roll_back_batch(keyring: OpenKeyring, rotation: Rotation, token: str) 
 
 
 async def _find_obstacle(keyring: OpenKeyring, entry: RewrapEntry) -> str | None:
-    """Why the former wrapped form must not be put back, whatever the row holds by then."""
+    """Why the former wrapped form must not be put back."""
     key = await keyring.database.read(lambda connection: keyring.keys.find(connection, entry.data_key_id))
     if key is None:
         return _NOT_IN_KEYRING

@@ -48,7 +48,7 @@ def release_lease(connection: Connection, token: str) -> None:
 
 
 def get_holder(connection: Connection) -> str:
-    """Who has the lease, or had it last; empty where nobody does."""
+    """Who has the lease, or had it last; empty if there was none."""
     current = connection.execute(select(rotation_lease)).first()
     return current.holder if current else ""
 

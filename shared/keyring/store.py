@@ -33,13 +33,13 @@ class RetiredVersionError(HintedError):
 
 
 class OtherLocalKeyError(Exception):
-    """A wrap by a local key that is not the one that the database knows, which must not be stored."""
+    """A wrap by another local key than the database knows, which must not be stored."""
 
 
 def list_data_keys(
     connection: Connection, after: str, limit: int, condition: ColumnElement[bool] | None = None
 ) -> tuple[DataKey, ...]:
-    """Those whose id comes after `after`, in the order of their ids."""
+    """The data keys whose id comes after `after`, in the order of their ids."""
     query = select(data_keys).where(_columns.id > after).order_by(_columns.id)
     if condition is not None:
         query = query.where(condition)
@@ -137,7 +137,7 @@ class DataKeyStore:
         return await self._database.read(partial(find_data_key, data_key_id=data_key_id))
 
     async def is_abandoned(self, data_key_id: str) -> bool:
-        """Whether nobody waits for a data key any more; false where its row was copied back."""
+        """Whether a data key was abandoned, and its row was not copied back."""
         is_stored = exists(select(_columns.id).where(_columns.id == data_key_id))
         query = select(abandoned_data_keys.c.id).where(abandoned_data_keys.c.id == data_key_id, ~is_stored)
         return await self._database.read(lambda connection: connection.execute(query).first() is not None)

@@ -64,7 +64,7 @@ def decode_text(stored: bytes) -> str | bytes:
 
 
 def to_printable_text(value: Any) -> str:
-    """A text, or what stands in its place in a form that shows what is wrong."""
+    """A text; another value in a form that shows what is wrong."""
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
     return value if isinstance(value, str) else str(value)

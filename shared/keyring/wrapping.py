@@ -1,7 +1,6 @@
 """Wraps and unwraps data keys: by KMS, and by the service's local key where it has one.
 
-Nothing is believed: what was wrapped is unwrapped again and compared, and what is unwrapped must have the fingerprint
-of the data key that was stored.
+A wrap is unwrapped again and compared, and an unwrapped data key must have the fingerprint that was stored.
 """
 
 import hmac
@@ -15,7 +14,7 @@ from shared.kms.reason import Reason, Scope
 
 
 class UnwrapError(Exception):
-    """This data key cannot be unwrapped, whatever holds for others; the message says why, and holds no key material."""
+    """This data key cannot be unwrapped; others may be. The message says why, and holds no key material."""
 
     def __init__(self, message: str, *, is_foreign: bool = False, is_of_version: bool = False) -> None:
         super().__init__(message)

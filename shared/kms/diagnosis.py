@@ -15,7 +15,7 @@ MAX_CLOCK_SKEW_SECONDS: Final = 60.0
 """A service refuses a signed request, or a token, whose time differs too much from its own clock."""
 
 _NO_SERVICE: Final = {Reason.UNAVAILABLE, Reason.TIMEOUT, Reason.INTERNAL}
-"""Reasons of a call that something else than a KMS answers, or nobody."""
+"""Reasons of a call that no KMS answers."""
 
 
 def list_key_checks(

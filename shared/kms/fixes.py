@@ -127,7 +127,7 @@ class KmsProfile:
     probe_permissions: tuple[str, ...]
     """The permissions on a key that the exporter needs, as the provider names them; empty if it has none."""
     round_trip_permissions: tuple[str, ...] = field(default=(), kw_only=True)
-    """Those of them that a round trip proves when it succeeds."""
+    """The ones that a round trip proves when it succeeds."""
     reads_per_minute: float
     """How many reads of keys all targets may make in total, with a reserve for people and other programs."""
     reads_per_inspection: int

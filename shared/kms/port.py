@@ -123,7 +123,7 @@ class KeyDescription:
         return found.label if found else version
 
     def list_older_versions(self) -> tuple[KeyVersion, ...]:
-        """Those that are older than the primary version, the oldest first; all if there is none."""
+        """The versions before the primary one, the oldest first; all if there is none."""
         ids = [each.id for each in self.versions]
         return self.versions[: ids.index(self.primary_version)] if self.primary_version in ids else self.versions
 
@@ -180,7 +180,7 @@ class KmsKey(Protocol):
         ...
 
     async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:
-        """Those of `permissions` that the caller has on the key, within `timeout` seconds. Raises KmsError.
+        """Which of `permissions` the caller has on the key, within `timeout` seconds. Raises KmsError.
 
         A key that does not exist grants none.
         """

@@ -1,7 +1,7 @@
 """A KMS key whose calls stay below the provider's quota, which a rotation and a verification share with the services.
 
-A call over the quota is refused to whoever comes next, such as a service that starts. Where the KMS refuses a call for
-its quota all the same, all callers of this key wait.
+Over the quota, KMS refuses the next call of any caller, such as a service that starts. Where KMS refuses a call for its
+quota all the same, all callers of this key wait.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What the settings of every KMS key have in common, whatever the provider."""
+"""What the settings of the keys of all providers have in common."""
 
 from abc import abstractmethod
 from typing import ClassVar

@@ -84,13 +84,13 @@ def get_table_prefix(layout: TableLayout) -> str:
 
 
 def build_table_names(layout: TableLayout, prefix: str, quote: str) -> dict[str, str]:
-    """The names as SQL has them, by those of a keyring's tables; `quote` stands around an identifier."""
+    """The names as SQL has them, by the names of a keyring's tables; `quote` stands around an identifier."""
     qualifier = f"{quote}{layout.schema.replace(quote, quote * 2)}{quote}." if layout.schema else ""
     return {table.name: qualifier + _rename(table, prefix) for table in _TABLES}
 
 
 def create_tables(connection: Connection, layout: TableLayout, prefix: str) -> None:
-    """Creates those that are missing."""
+    """Creates the missing ones."""
     tables = [_copy_table(connection, table, layout, prefix) for table in _TABLES]
     for table in tables:
         table.create(connection, checkfirst=True)

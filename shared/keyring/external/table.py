@@ -435,7 +435,7 @@ class ExternalTable:
         return int(version) if self.has_number_versions and version.isdecimal() else version
 
     def filter_rows(self, query: Select[Any], *, excluded: bool = False) -> Select[Any]:
-        """The query for the rows with a wrapped key that `driver.where` names; or else for those that it leaves out."""
+        """The query for the rows with a wrapped key that `driver.where` names, or that it leaves out."""
         condition = self.build_condition()
         chosen = or_(condition.is_(None), not_(condition)) if excluded else condition
         return query.where(self.table.c[self.layout.wrapped].is_not(None), chosen)
@@ -507,7 +507,7 @@ def open_table(connection: Connection, layout: TableLayout) -> ExternalTable:
     for name, kind in zip(layout.id_columns, kinds, strict=True):
         if kind not in _ID_PARSERS:
             raise RefusedError(f"{name} is of the type {existing[name]}", "expected text, whole numbers, UUID or bytes")
-    # SQLite keeps in a column what it gets: what stands there is read as it is, and compared as that.
+    # A column of SQLite keeps values of any type: they are read and compared as they are.
     is_file = connection.dialect.name == "sqlite"
     columns = [Column(quoted_name(name, quote=True), types.NullType() if is_file else existing[name]) for name in names]
     table = Table(
