@@ -13,8 +13,6 @@ _NONCE_BYTES: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class UnwrappedKey:
-    """A data key, unwrapped."""
-
     id: str
     secret: bytes = field(repr=False)
 

@@ -58,5 +58,4 @@ class BackendSettings(ServerSettings):
         return admin
 
     def list_reserved_names(self) -> list[str]:
-        """See ServerSettings."""
         return [*super().list_reserved_names(), *(token.name for token in self.admin.tokens)]

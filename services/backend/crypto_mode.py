@@ -35,7 +35,6 @@ class KmsChecker:
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
         self._failures = 0
-        """Checks that failed in a row."""
 
     async def run(self, interval: float, checked: asyncio.Event) -> None:
         """Checks now and at each `interval` seconds, until it is cancelled; sets `checked` after the first time.

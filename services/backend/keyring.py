@@ -86,7 +86,6 @@ class UnwrapRetries:
 
 
 _MAX_CONCURRENT_CALLS: Final = 16
-"""Concurrent calls of KMS, at most."""
 MAX_BACKGROUND_CALLS: Final = 8
 """How many of them are for background work: a reader never waits for thousands."""
 
@@ -177,7 +176,6 @@ _STATUSES_UNWRAPPED_FIRST: Final = {DataKeyStatus.ACTIVE, DataKeyStatus.PENDING}
 """Data keys without which nothing can be written, now or after a rotation that waits for this instance."""
 
 _MAX_NAMED: Final = 3
-"""Data keys in one sentence, at most."""
 _RESTORED_SECONDS: Final = 3600.0
 """How long `/healthz` names a row that was put back, for the person who restored the database."""
 

@@ -91,7 +91,6 @@ class InstanceLocalKey:
         self._heartbeat = heartbeat
         self._key: LocalKey | None = None
         self.missing_reason: str | None = f"local_key_file {file}: was not read yet"
-        """Why there is none."""
 
     @property
     def fingerprint(self) -> bytes | None:

@@ -41,7 +41,6 @@ from shared.kms.reason import Scope
 KEY_BYTES: Final = 32
 _MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_PAGE_BYTES: Final = 16 * 1024 * 1024
-"""Of a page's ciphertext, at most."""
 _LENGTH_BYTES: Final = 4
 
 
@@ -143,7 +142,6 @@ class BackupHeader(BaseModel):
     needs: tuple[StoredVersion, ...]
     """Versions of the KMS key that wrap its data keys, and thus are needed to restore it."""
     wrapped: str
-    """Base64 of the file's key, wrapped."""
 
     def may_need(self, version: str) -> bool:
         """Whether it needs that version, as far as is known."""
@@ -151,8 +149,6 @@ class BackupHeader(BaseModel):
 
 
 class SummaryBuilder:
-    """A summary that grows by pages."""
-
     def __init__(self) -> None:
         self.data_keys, self._csv, self._keys = 0, sha256(), KeyringFingerprint()
 
@@ -298,7 +294,6 @@ class BackupFolder:
             ) from None
 
     def get_new_path(self, rotation_id: str, now: datetime) -> Path:
-        """Where a rotation's backup is written."""
         return self.folder / f"{rotation_id}.{now:%Y%m%dT%H%M%S.%fZ}{_FILE_SUFFIX}"
 
     def list_backups(self) -> list[tuple[Path, BackupHeader]]:

@@ -43,7 +43,6 @@ async def open_checks(settings: RotatorSettings) -> AsyncIterator[Sequence[Check
 
 
 async def _check_keyring(driver: DriverSettings, kms: ProviderSettings) -> str:
-    """By one call that reads."""
     try:
         async with open_driver(driver, kms, caller="keypulse-rotator doctor") as administration:
             count, keks = await _read_keyring(administration, driver)

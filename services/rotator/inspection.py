@@ -31,7 +31,6 @@ class LeasedKeyring(NamedTuple):
     """A further keyring, while nobody else changes it."""
 
     name: str
-    """Where it is."""
     usage: KeyUsage
     administration: Administration
 

@@ -44,16 +44,12 @@ class StepResult(BaseModel):
     step: JournalStep
     outcome: StepOutcome
     detail: str
-    """A short description of its result."""
     seconds: float
 
 
 class StepProgress(NamedTuple):
-    """How far a command is."""
-
     step: str
     done: int
-    """Data keys of this step."""
     total: int
     calls: int
     """Of KMS so far, in this step and in those before it: what takes the time."""
@@ -86,8 +82,6 @@ class Plan(BaseModel):
 
 
 class BackupSummary(BaseModel):
-    """What a backup holds."""
-
     model_config = ConfigDict(frozen=True)
 
     data_keys: int
@@ -98,16 +92,12 @@ class BackupSummary(BaseModel):
 
 
 class CommandOutcome(StrEnum):
-    """How it ended."""
-
     DONE = "done"
     NOTHING_TO_DO = "nothing to do"
     FAILED = "failed"
 
 
 class BackupReport(BackupSummary):
-    """A backup and where it is."""
-
     file: str
 
 
@@ -115,16 +105,11 @@ class OtherKeyringUsage(BaseModel):
     """A further keyring that the same KMS key wraps."""
 
     name: str
-    """Where it is."""
     census: KeyUsage | None = None
-    """None if it did not answer."""
     error: str | None = None
-    """Why it did not."""
 
 
 class CommandReport(BaseModel):
-    """The result of one command."""
-
     command: str
     outcome: CommandOutcome
     summary: str

@@ -30,7 +30,6 @@ Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 StoredVersion = Annotated[str, Field(max_length=MAX_VERSION_LENGTH, pattern=r"^[ -~]*$")]
 """A version of a key as a keyring has it; `UNREADABLE_VERSION` where it cannot be read."""
 Version = Annotated[StoredVersion, Field(min_length=1)]
-"""A version of a KMS key."""
 
 
 class _WireModel(BaseModel):
@@ -127,11 +126,9 @@ class JournalEntry(_WireModel):
     """The file of a backup that was made; the next two belong to it."""
     sha256: str | None = None
     needs: tuple[StoredVersion, ...] | None = None
-    """See `JournalBackup`."""
     detail: str = ""
     """A short text for people; no program parses it."""
     created_at: datetime | None = None
-    """By the database's clock."""
 
     @property
     def backup(self) -> JournalBackup | None:
@@ -196,7 +193,6 @@ class KeyUsage(_WireModel):
 
     versions: tuple[VersionUsage, ...]
     active: str | None
-    """Id of the active data key."""
     active_since: datetime | None
     retired_versions: tuple[RetiredVersion, ...] = ()
     """Of `kek`."""
@@ -272,7 +268,6 @@ class VerificationResult(_WireModel):
 
     data_keys: int
     records: int
-    """How many were checked."""
     problems: tuple[Problem, ...]
     fingerprint: str
     """Of all data keys by id, hexadecimal; a re-wrap leaves it as it is. Empty before the last page."""
@@ -287,7 +282,6 @@ class Lease(_WireModel):
     token: str
     """A secret: only who took the lease gives it up."""
     expires_at: datetime
-    """By the database's clock."""
 
 
 class RotateRequest(_WireModel):
@@ -296,7 +290,6 @@ class RotateRequest(_WireModel):
     rotation_id: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
     type: RotationType
     token: str
-    """Of the lease."""
     caller: Text = Field(max_length=200)
     target_version: Version | None = None
     """The version that Encrypt is known to use by now; a wrap under another one is refused."""

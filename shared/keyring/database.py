@@ -34,7 +34,6 @@ from shared.sql.engine import (
 from shared.sql.read_only import check_database, describe_empty_database
 
 READER_COUNT: Final = 2
-"""How many may read at once."""
 STATEMENT_TIMEOUT_SECONDS: Final = 4.0
 """How long a statement may take at PostgreSQL, where the caller says nothing else."""
 _SERVER_OPTIONS: Final = (

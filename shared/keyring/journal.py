@@ -34,14 +34,10 @@ from shared.keyring.tables import journal_entries, problems, rewraps, rotations
 from shared.kms.port import is_version
 
 MAX_DETAIL_LENGTH: Final = 1000
-"""Characters of an entry's text."""
 MAX_NAME_LENGTH: Final = 300
 MAX_NEEDS: Final = 10_000
-"""Versions that one backup needs, at most."""
 MAX_PROBLEMS: Final = 100
-"""Problems in one answer, at most."""
 _MAX_UNREADABLE: Final = 100
-"""Unreadable entries that are named."""
 _NO_ROTATION: Final = 0
 """Rotations are numbered from 1."""
 _WRITABLE_STEPS: Final = [step.value for step in JournalStep if step is not JournalStep.UNKNOWN]
@@ -172,8 +168,6 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True)
 class RewrapEntry:
-    """A data key that was re-wrapped."""
-
     number: int
     data_key_id: str
     old_wrap: WrappedKey
@@ -322,7 +316,6 @@ def _parse_rewrap(row: Row[Any]) -> RewrapEntry:
 
 
 def set_rewrap_outcome(connection: Connection, entry: RewrapEntry, outcome: RewrapOutcome) -> None:
-    """Stores what became of an entry."""
     connection.execute(rewraps.update().where(rewraps.c.number == entry.number).values(outcome=outcome.value))
 
 

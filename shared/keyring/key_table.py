@@ -48,7 +48,6 @@ class KeyCounts(NamedTuple):
     """How many data keys each version of each KMS key wraps, and which rows cannot be read."""
 
     versions: Mapping[tuple[str, str], int]
-    """By KMS key and version."""
     unreadable: Mapping[str, str]
     """Why, by their ids: the first hundred."""
 
@@ -102,7 +101,6 @@ class KeyTable:
         return bool(self._list_outdated(connection, version, "", 1, rotation))
 
     async def count(self, database: Database) -> KeyCounts:
-        """Of the whole table."""
 
         def count(connection: Connection) -> KeyCounts:
             return KeyCounts(_count_versions(connection), store.find_unreadable_data_keys(connection))
@@ -110,7 +108,6 @@ class KeyTable:
         return await database.read(count, seconds=SCAN_SECONDS)
 
     def find(self, connection: Connection, data_key_id: str) -> DataKey | None:
-        """The data key of that id."""
         return store.find_data_key(connection, data_key_id)
 
     def find_needing(self, connection: Connection, version: str) -> DataKey | None:
@@ -155,8 +152,6 @@ def _to_counts(rows: Iterable[Row[*tuple[Any, ...]]]) -> dict[tuple[str, str], i
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as it is stored."""
-
     id: str
     data_key_id: str
     ciphertext: bytes
@@ -168,8 +163,6 @@ OpenRecord = Callable[[Record, bytes], object]
 
 @dataclass(frozen=True, slots=True)
 class RecordsTable:
-    """Where the records are."""
-
     name: str
     data_key_column: str
     id_column: str = "id"

@@ -13,9 +13,7 @@ from shared.kms.port import LOCAL_KEY_NAME
 LOCAL_KEK: Final = LOCAL_KEY_NAME
 """`DataKey.kek` of a key that is wrapped by the service's own local key."""
 ALGORITHM: Final = "AES-256-GCM"
-"""What a data key is used with."""
 KEY_BYTES: Final = 32
-"""Of a data key."""
 UNREADABLE_VERSION: Final = ""
 """What a version reads as where another program wrote something else there: it may be any. No version has this name."""
 
@@ -55,22 +53,18 @@ class WrappedKey:
 
 @dataclass(frozen=True, slots=True)
 class DataKey:
-    """One row of the keyring."""
-
     id: str
     status: DataKeyStatus
     wrapped: WrappedKey
     fingerprint: bytes
     """See `compute_fingerprint`: a wrong unwrap is noticed before it encrypts anything."""
     created_at: datetime
-    """Aware, in UTC."""
     algorithm: str = ALGORITHM
     aad: bytes | None = None
     """The additional authenticated data of its wrap; None: `build_wrapping_aad` of its id."""
 
     @property
     def wrapping_aad(self) -> bytes:
-        """What its wrap is bound to."""
         return build_wrapping_aad(self.id) if self.aad is None else self.aad
 
 

@@ -143,7 +143,6 @@ def _restore_active_key(connection: Connection, rotation: Rotation, added: str) 
 
 
 def create_backup_row(key: DataKey) -> StoredKey:
-    """A row for a backup."""
     return StoredKey(
         id=key.id,
         status=key.status,

@@ -47,7 +47,6 @@ def list_data_keys(
 
 
 def find_data_key(connection: Connection, data_key_id: str) -> DataKey | None:
-    """The data key of that id."""
     row = connection.execute(select(data_keys).where(_columns.id == data_key_id)).first()
     return _parse_data_key(row) if row else None
 
@@ -133,7 +132,6 @@ class DataKeyStore:
         return tuple(sorted(keys, key=lambda key: (key.created_at, key.id)))
 
     async def find(self, data_key_id: str) -> DataKey | None:
-        """The data key of that id."""
         return await self._database.read(partial(find_data_key, data_key_id=data_key_id))
 
     async def is_abandoned(self, data_key_id: str) -> bool:

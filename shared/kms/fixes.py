@@ -23,7 +23,6 @@ class Fix(NamedTuple):
     title: str
     """What it does, such as `Grant the role`."""
     command: str
-    """One line."""
 
 
 class FixTemplate(NamedTuple):
@@ -98,7 +97,6 @@ GENERIC_COMMANDS: Final[Mapping[Reason, tuple[FixTemplate, ...]]] = {
     Reason.INVALID_REQUEST: (_COMPARE,),
     Reason.INTERNAL: (_COMPARE,),
 }
-"""Of every provider."""
 GENERIC_FIXES: Final = FixTable(GENERIC_COMMANDS)
 
 
@@ -139,7 +137,6 @@ class KmsProfile:
     advice: Mapping[Reason, str] = field(default_factory=dict)
     """What to do about a failure, where it differs from `GENERIC_ADVICE`."""
     fixes: FixTable = GENERIC_FIXES
-    """The commands that fix a failure."""
     permission_advice: str = GENERIC_ADVICE[Reason.PERMISSION_DENIED]
     """What to do where a permission is missing."""
     rotation_advice: str = "The KMS shows the rotation schedule of the key."

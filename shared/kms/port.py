@@ -40,7 +40,6 @@ class VersionState(StrEnum):
     NOT_READY = "not_ready"
     """It has never encrypted anything: it is being generated or imported, or that failed."""
     UNKNOWN = "unknown"
-    """The client does not know the state."""
 
     @property
     def may_have_ciphertexts(self) -> bool:
@@ -54,7 +53,6 @@ class EncryptResult:
 
     ciphertext: bytes
     version: str
-    """The version that was used."""
     protection_level: str
     """`SOFTWARE`, `HSM`, `EXTERNAL`, …"""
     version_number: int | None = None
@@ -72,8 +70,6 @@ class DecryptResult:
 
 @dataclass(frozen=True, slots=True)
 class KeyVersion:
-    """One version of a key."""
-
     id: str
     """Opaque."""
     state: VersionState

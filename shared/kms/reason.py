@@ -18,7 +18,6 @@ class Scope(StrEnum):
     CIPHERTEXT = "ciphertext"
     """One ciphertext, its authenticated data, or the bytes of one call."""
     KEYPULSE = "keypulse"
-    """keypulse itself."""
 
 
 class Reason(StrEnum):

@@ -40,7 +40,6 @@ _UNREACHABLE_HOST: Final = "/dev/null"
 
 
 def create_sqlite_url(file: Path) -> DatabaseUrl:
-    """The database in a file."""
     return URL.create("sqlite", database=str(file))
 
 

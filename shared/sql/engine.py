@@ -69,8 +69,6 @@ class _InodePin:
 
 
 class FileConnection(sqlite3.Connection):
-    """A connection that knows its file."""
-
     file: "SqliteFile"
     wal: Path
     identity: _FileIdentity

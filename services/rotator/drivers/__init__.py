@@ -10,6 +10,5 @@ class BaseDriverSettings(Section):
     """The base of a driver's settings; a subclass has `kind`, `location` and `open`."""
 
     rotation_types: ClassVar[tuple[RotationType, ...]] = tuple(RotationType)
-    """What can be rotated this way."""
     has_own_keys: ClassVar[bool] = True
     """Whether only keypulse changes and removes the keys: then each is compared with its backup after a rotation."""

@@ -41,7 +41,6 @@ from shared.net.http_connector import Connector
 _MAX_VALUES: Final = 200_000
 """In a response, at most: a page has about ten thousand, and parsing takes hundreds of bytes for each."""
 NO_ADMIN_API: Final = "check that it is an admin API"
-"""The hint where `explain_excess` finds something."""
 _MAX_ERROR_LENGTH: Final = 500
 """Characters of the service's error that are repeated, at most."""
 _CLIENT_ERROR_STATUSES: Final = {400, 403, 404, 405, 409, 413, 422}
@@ -50,8 +49,6 @@ T = TypeVar("T")
 
 
 class AdminRequest(NamedTuple):
-    """A request of the admin API."""
-
     method: Literal["GET", "POST"]
     path: str
     """Below `/admin/crypto/`, with its query."""

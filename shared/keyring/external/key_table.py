@@ -54,7 +54,6 @@ fingerprints: Final = Table(
     Column("fingerprint", LenientBytes, nullable=False),
 )
 VERSION: Final = 1
-"""Of these tables."""
 _TABLES: Final = (
     schema,
     rotation_lease,
@@ -90,7 +89,6 @@ def build_table_names(layout: TableLayout, prefix: str, quote: str) -> dict[str,
 
 
 def create_tables(connection: Connection, layout: TableLayout, prefix: str) -> None:
-    """Creates the missing ones."""
     tables = [_copy_table(connection, table, layout, prefix) for table in _TABLES]
     for table in tables:
         table.create(connection, checkfirst=True)
@@ -129,7 +127,6 @@ def _choose_mariadb_type(column: Column[Any], *, is_key: bool, table: Table) -> 
 
 
 _MAX_UNREADABLE: Final = 100
-"""Rows that are named."""
 _UNKNOWN_AGE: Final = datetime.fromtimestamp(0, UTC)
 _UNKNOWN_ALGORITHM: Final = "unknown"
 

@@ -54,8 +54,6 @@ _KEYSET_NAME: Final = "encryptedKeyset"
 
 
 class Encoding(StrEnum):
-    """How the wrapped key is stored."""
-
     RAW = "raw"
     """What KMS's Encrypt gave, as bytes."""
     BASE64 = "base64"
@@ -70,8 +68,6 @@ class EncodingError(ValueError):
 
 
 class StoredWrap(NamedTuple):
-    """A wrapped key in its column."""
-
     ciphertext: bytes
     """What KMS's Encrypt gave."""
     replace: Callable[[bytes], bytes | str]
@@ -253,7 +249,6 @@ class TableLayout:
     id_columns: tuple[str, ...]
     """Which together are unique."""
     wrapped: str
-    """The column of the wrapped key."""
     encoding: Encoding = Encoding.RAW
     key_version: str | None = None
     """The column with the version of the KMS key; a number, a text, or the version's full name."""
@@ -324,13 +319,9 @@ CHUNK_ROWS: Final = 1000
 
 
 class Row(NamedTuple):
-    """A row that can be read."""
-
     id: str
     key: tuple[Any, ...]
-    """The values of the id's columns."""
     stored: object
-    """The column of the wrapped key."""
     wrap: StoredWrap
     version: object
     """The column of the version; None where there is none."""
@@ -355,7 +346,6 @@ class ExternalTable:
     layout: TableLayout
     table: Table
     kinds: tuple[type, ...]
-    """Of the values of the id's columns."""
     has_number_versions: bool
     """Whether the column of the version is one of numbers."""
 

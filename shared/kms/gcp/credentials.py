@@ -75,4 +75,3 @@ def _read_file_stamp() -> FileStamp | None:
 
 
 process_lookup: Final = CredentialsLookup()
-"""The one of this process."""
