@@ -5,7 +5,7 @@ beside one that is open, and an event that is sent again, because its reply was 
 `source` is part of the key, because independent Alertmanagers often have groups with the same groupKey.
 https://developer.pagerduty.com/docs/send-alert-event
 
-An acknowledgement is an event of its own, after the trigger. PagerDuty drops it if nothing is open, or if another
+An acknowledgement is a separate event, after the trigger. PagerDuty drops it if nothing is open, or if another
 routing key opened it. An incident that is acknowledged calls nobody again, whatever is triggered: who acknowledged it
 has to look. PagerDuty's API has no event that withdraws an acknowledgement.
 https://developer.pagerduty.com/docs/events-api-v2-overview

@@ -1,7 +1,4 @@
-"""The port of a channel: what delivery knows of Slack, email and the others.
-
-The one error of a request to a provider: its reason, its scope, which decides what follows, and what to do.
-"""
+"""The port of a channel: what delivery knows of Slack, email and the others, and the one error of a request to a provider."""
 
 import re
 from abc import abstractmethod
@@ -95,7 +92,7 @@ class Channel(Protocol):
     async def send(self, attempt: Attempt) -> Receipt:
         """Delivers, or raises SendError or DeliveryLeaseLostError.
 
-        It has a time-out of its own; the caller may cancel it earlier.
+        It ends after its time-out; the caller may cancel it earlier.
         """
         ...
 

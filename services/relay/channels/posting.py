@@ -1,6 +1,6 @@
 """The base of a channel that posts each message as JSON to one URL, which is a secret, and whose status says the rest.
 
-A kind of its own needs a subclass of `SecretUrlSettings` with its `kind`, and one of `PostingChannel` with its payload.
+A new kind needs a subclass of `SecretUrlSettings` with its `kind`, and one of `PostingChannel` with its payload.
 """
 
 import time

@@ -80,7 +80,7 @@ class LinkSigner:
         self._tokens = TokenFile(settings.token_file)
 
     async def add_to(self, message: Message, recipients: str) -> Message:
-        """The message with a link of its own; as it is where there is nothing to acknowledge, or no key."""
+        """The message with its link; without one where there is nothing to acknowledge, or no key."""
         if is_resolved(message.event) or message.task.context.acknowledged_by:
             return message
         link = build_link(message)

@@ -1,8 +1,8 @@
 """Current values and charts for messages: in bounded time, shared by the channels of an event, a few in a storm.
 
 The last hour of an event's expression is read from Prometheus. An expression with a comparison has points only while
-the comparison holds, so what is drawn is its left side. That takes a tokenizer, no parser: what stands within brackets
-or quotes is passed over. What is late, refused or too much in a storm is left out of the message, and after a failure
+the comparison holds, so its left side is drawn. That takes a tokenizer, no parser: brackets and quotes are passed
+over. What is late, refused or too much in a storm is left out of the message, and after a failure
 nothing is asked for a while, so that a Prometheus that hangs delays one message and not each.
 
 https://prometheus.io/docs/prometheus/latest/querying/operators/#binary-operator-precedence
@@ -418,7 +418,7 @@ class _Shared:
 
 
 class Charts:
-    """Makes them.
+    """Makes charts.
 
     Args:
         prometheus: what is asked.

@@ -44,7 +44,7 @@ class ChildProcess:
 
     Args:
         module: its main program calls `serve`.
-        folder_variable: the variable that names a folder of its own, where it needs one.
+        folder_variable: the variable that names its temporary folder, where it needs one.
         environment: more variables. It gets none of this process, which may have secrets.
     """
 
@@ -128,7 +128,7 @@ class ChildProcess:
             environment[self._folder_variable] = self._folder.name
         ours, its = socket.socketpair()
         with its:
-            # In a session of its own, so that the terminal's Ctrl-C reaches only the relay.
+            # In another session, so that the terminal's Ctrl-C reaches only the relay.
             process = subprocess.Popen(  # noqa: S603  # our own module
                 [sys.executable, "-P", "-m", self._module],
                 stdin=its.fileno(),

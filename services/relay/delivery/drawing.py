@@ -1,4 +1,4 @@
-"""Draws charts in a process of its own: `python -m services.relay.delivery.drawing`.
+"""Draws charts in a separate process: `python -m services.relay.delivery.drawing`.
 
 A `ChartSpec` comes as JSON, and a PNG goes. matplotlib takes 70 MB and half a second to import, so it is imported here
 alone. What cannot be drawn, or takes too long, ends the process.

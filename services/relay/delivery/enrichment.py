@@ -1,19 +1,12 @@
-"""A message → the message with its runbook excerpt, its current values and its chart, in bounded time.
+"""What a message gets beside its event, in bounded time: the first steps of its runbook, current values, a chart.
 
-A runbook in Markdown → the first diagnosis steps of each of its sections, as plain text. Pure.
+The runbook is a Markdown file, a folder with a file for each alert, or one URL. It is read in the background, and again
+when it changes, so that a message waits for it only at the very start. Nothing that an alert names is read. The document
+may come from a server, so nothing in it is trusted: mark-up and HTML are dropped, a link becomes text, and each excerpt is
+short. Code is never cut, since half a command may do harm.
 
-The document may come from a server, so nothing in it is trusted: mark-up and HTML are dropped, a link becomes text, and
-each excerpt is short. Code is never cut, since half a command may do harm.
-
-The configured runbook, in memory: a Markdown file, a folder with a file for each alert, or one URL.
-
-It is read in the background, and again when it changes, so that a message waits for it only at the very start. Nothing
-that an alert names is read: its name is looked up among the sections that are in memory.
-
-The variables of a runbook's commands, such as `$TARGET`, filled in with what labels and settings know. Pure.
-
-Others write labels, so a value is let into a command only where no shell reads more in it than the value, whether the
-command quotes it or not. What is not known, and what the commands set themselves, stays a variable.
+The variables of its commands, such as `$TARGET`, are filled in with what labels and settings know. Others write labels,
+so a value is let into a command only where no shell reads more in it than the value, quoted or not.
 """
 
 import asyncio
@@ -60,7 +53,7 @@ _MAX_PARAGRAPH: Final = 500
 _MAX_SECTIONS: Final = 1_000
 _MAX_INLINE: Final = 4 * _MAX_PARAGRAPH
 """Characters of a paragraph in which mark-up is looked for: that may take time by the square of their number."""
-# With HTML, which thus becomes tokens of its own, and is dropped.
+# With HTML, which thus becomes separate tokens, and is dropped.
 _BLOCKS: Final = MarkdownIt("commonmark").disable("inline")
 _INLINE: Final = MarkdownIt("commonmark")
 _NO_SLUG: Final = re.compile(r"[^\w\- ]")
@@ -84,7 +77,7 @@ class _Heading:
 def build_excerpts(text: str, read_linked: ReadLinked = lambda _: None) -> dict[str, RunbookExcerpt]:
     """The excerpt of each section, by each name that leads to it, in lower case.
 
-    These are the heading's anchor as GitHub makes it, an anchor of its own in HTML, and the heading's first word.
+    These are the heading's anchor as GitHub makes it, an anchor in HTML, and the heading's first word.
 
     Args:
         text: the document.
@@ -239,7 +232,7 @@ class RunbookError(Exception):
 
 
 class _FilesRead(NamedTuple):
-    """What was made of files, and what they were."""
+    """The excerpts of files, and their stamps."""
 
     excerpts: Excerpts
     stamps: Mapping[Path, _Stamp]
@@ -300,7 +293,7 @@ class Runbook:
                 work = partial(build_excerpts, text)
                 self._excerpts = await asyncio.wrap_future(start_in_thread("runbook", work))
         else:
-            read = partial(_read_changed_files, self._location, self._stamps)  # in a thread of its own: it may hang
+            read = partial(_read_changed_files, self._location, self._stamps)  # in a new thread: it may hang
             changed = await asyncio.wrap_future(start_in_thread("runbook", read))
             if changed is not None:
                 self._excerpts, self._stamps = changed
@@ -453,11 +446,11 @@ NO_ENRICHMENT: Final = EnrichmentSettings()
 
 
 class Enricher:
-    """Adds them.
+    """Adds these parts to messages.
 
     Args:
         runbook: None if there is none.
-        charts: likewise.
+        charts: None without a Prometheus.
         addresses: of the runbook's variables.
     """
 

@@ -1,14 +1,11 @@
-"""The members of a digest → its message: an entry for each incident. Pure.
+"""A claimed task → the message that a channel sends; two events of one incident → one event; many incidents → a digest.
 
-The relay reads the events of one member after the other and condenses each to what its entry needs, so that a digest of
-large groups costs little memory. The sending process builds the entries.
+The links of an alert are templates filled with its labels, or its own annotations. What cannot become a link is left out;
+it never delays an alert. Anybody who can write a rule or a metric writes labels and annotations, so their values are
+always escaped, and only http(s) is let through.
 
-The links of an alert: templates filled with its labels, or its own annotations; and the exporter's board. Pure.
-
-What cannot become a link is left out; it never delays an alert. Anybody who can write a rule or a metric writes labels
-and annotations, so their values are always escaped, and only http(s) is let through.
-
-A claimed task → the message that a channel sends; and two events of one incident → one event. Pure.
+The relay reads the events of a digest's members one after the other and condenses each to what its entry needs, so that
+a digest of large groups costs little memory. The sending process builds the entries.
 """
 
 import asyncio

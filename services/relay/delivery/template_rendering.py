@@ -1,4 +1,4 @@
-"""Renders a team's templates in a process of its own: `python -m services.relay.delivery.template_rendering`.
+"""Renders a team's templates in a separate process: `python -m services.relay.delivery.template_rendering`.
 
 Jinja's own sandbox bounds what a template reaches, and neither time nor memory: one operation, such as `"x" * 10**9`,
 may take all of both. So the kernel does that for this process: memory by RLIMIT_AS, and the processor's time of one
@@ -63,7 +63,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _NoTextError(Exception):
-    """The value of an expression has no text of its own."""
+    """The value of an expression has no text."""
 
 
 def _check_text(value: object) -> object:

@@ -86,13 +86,13 @@ class Variables:
     state: str
     """`Firing`, `Resolved` or `Fired and resolved`."""
     severity: str
-    """The worst of those that fire: `critical`, `error`, `warning`, `info`."""
+    """The worst of the firing alerts: `critical`, `error`, `warning`, `info`."""
     counts: str
     """Such as `2 firing, 1 resolved`."""
     alert: AlertVariables
-    """The one that the text is about; in `title.j2` the worst one."""
+    """The alert that the text is about; in `title.j2` the worst alert."""
     alerts: list[AlertVariables]
-    """Those that fire first; 100 at most."""
+    """Firing ones first; 100 at most."""
     group_labels: Mapping[str, str]
     common_labels: Mapping[str, str]
     common_annotations: Mapping[str, str]
@@ -130,7 +130,7 @@ def build_variables(message: Message) -> Variables:
 
 
 def order_alerts(message: Message) -> list[int]:
-    """The indexes of the alerts that templates see: those that fire first."""
+    """The indexes of the alerts that templates see, firing ones first."""
     alerts = message.event.alerts
     return sorted(range(len(alerts)), key=lambda n: alerts[n].status is Status.RESOLVED)[:MAX_ALERTS]
 
@@ -283,7 +283,7 @@ class MessageTemplates:
         self._process.close()
 
     def _load(self, folder: Path) -> dict[_Kind, str | TemplateProblem]:
-        """The templates as they are now. Who comes while another thread reads them waits for it."""
+        """The templates as they are now. A thread waits while another one reads them."""
         with self._lock:
             if self._clock() >= self._next_check:
                 stamps = tuple(_read_stamp(folder / kind.file_name) for kind in _KINDS)

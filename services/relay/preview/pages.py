@@ -1,7 +1,7 @@
 """`/channels/-/render`: a webhook as every channel would show it, side by side; and the command `render` for one.
 
 The webhook is pasted, an example, or an event of the outbox; it stands in the form, so that it can be changed and
-rendered again. A mail has a frame of its own, in which nothing runs and nothing is loaded; the form is sent there, too.
+rendered again. A mail is in a frame, in which nothing runs and nothing is loaded; the form is sent there, too.
 """
 
 import asyncio
@@ -209,7 +209,7 @@ class RenderPages:
         return await self._respond_rendered(request, payload)
 
     async def _show_mail(self, request: Request) -> Response:
-        """The mail of the channel that the query names, as a document of its own."""
+        """The mail of the channel that the query names, as a document for its frame."""
         try:
             payload = await self._read_payload(request)
             rendered = await self._webhooks.render(payload.encode(), only=request.query_params.get("channel", ""))

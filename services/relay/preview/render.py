@@ -1,8 +1,8 @@
 """What channels would send for a webhook, and any payload as a person sees it: text for a terminal, HTML for a page.
 
 A mail is what a mail program shows, Slack's post what Slack shows; other payloads are JSON, shown with their names, or
-the texts in it where the kind is of somebody else. The HTML has classes and no style of its own, and loads nothing. A
-mail's is a document of its own for a sandboxed frame: `MAIL_POLICY` is its Content-Security-Policy.
+the texts in it where somebody else has added the kind. The HTML has classes and no style, and loads nothing. That of a
+mail is a document for a sandboxed frame: `MAIL_POLICY` is its Content-Security-Policy.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ HEADERS: Final = ("From", "To", "Subject", "Date")
 MAX_SIZE: Final = 200_000
 """Characters of a payload over which it is not rendered."""
 MAIL_SANDBOX: Final = "allow-popups allow-popups-to-escape-sandbox"
-"""What the frame of a mail may do: a link opens a page of its own. It runs no script."""
+"""What the frame of a mail may do: a link opens a new page. It runs no script."""
 MAIL_POLICY: Final = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     f"frame-ancestors 'self'; sandbox {MAIL_SANDBOX}"

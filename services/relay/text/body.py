@@ -251,7 +251,7 @@ _LABEL_NAME = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 def list_alerts(message: Message) -> list[tuple[Alert, list[Link]]]:
-    """The alerts, those that still fire first, each with the links that no alert before it has."""
+    """The alerts, firing ones first, each with the links that no alert before it has."""
     pairs = list(zip(message.event.alerts, message.links, strict=True))
     listed: set[Link] = set()
     result = []
@@ -342,11 +342,11 @@ class AlertCard(NamedTuple):
     labels: Mapping[str, str]
     """By which it differs from the others of its group."""
     links: list[Link]
-    """Those that no alert before it has."""
+    """No alert before it has them."""
 
 
 class AlertTable(NamedTuple):
-    """Alerts of one rule, those that fire first: what they share in the caption, what differs in columns."""
+    """Alerts of one rule, firing ones first. The caption has what they share, the columns what differs."""
 
     caption: str
     columns: tuple[str, ...]
@@ -362,7 +362,7 @@ class AlertTable(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a message says, in the order in which a person needs it. What is empty is left out."""
+    """A message in the order in which a person needs it. Empty fields are not shown."""
 
     title: str
     """The cause and its effect, without the state."""
@@ -382,7 +382,7 @@ class View:
     fixes: list[Fix]
     context: list[ContextLine]
     parts: list[AlertCard | AlertTable]
-    """The alerts by rule, those that fire first."""
+    """The alerts by rule, firing ones first."""
     more: str
     """How many alerts the parts leave out, the rows that a table leaves out excepted."""
     excerpt: RunbookExcerpt | None
@@ -430,7 +430,7 @@ def build_view(
 def arrange_alerts(
     message: Message, *, max_cards: int, max_tables: int, max_rows: int
 ) -> tuple[list[AlertCard | AlertTable], str]:
-    """The alerts by rule, those that fire first, and how many are left out, the rows of a table excepted."""
+    """The alerts by rule, firing ones first; and how many are left out, except the rows of a table."""
     rules: dict[str, list[tuple[Alert, list[Link]]]] = {}
     for alert, links in list_alerts(message):
         rules.setdefault(alert.labels.get("alertname", ""), []).append((alert, links))
@@ -518,7 +518,7 @@ def format_more(alerts: Sequence[Alert]) -> str:
 
 
 def _find_differing_labels(alerts: Sequence[Alert]) -> list[str]:
-    """The names of labels that are not the same in all of them; those that tell most alerts apart first."""
+    """The names of labels that differ; a label that tells more alerts apart comes first."""
     values: dict[str, set[str | None]] = {name: set() for alert in alerts for name in alert.labels}
     for name, found in values.items():
         found.update(alert.labels.get(name) for alert in alerts)

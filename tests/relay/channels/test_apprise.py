@@ -37,7 +37,6 @@ from tests.relay.channels.conftest import Answering, TcpServer, WebServer
 from tests.relay.channels.examples import HUGE, NASTY, change, critical, message, rotate, settings, with_text
 from tests.relay.channels.kinds import unused_address
 from tests.relay.channels.recording_attempt import Recorded, send
-from tests.shared.certificates import LOCALHOST, Authority
 
 TOKEN = "geheim0123456789abcdef"
 SERVICES = {
@@ -236,39 +235,6 @@ async def test_ntfy_gets_title_and_text_and_the_receipt_names_it(secret_file: Pa
     assert [each["topic"] for each in received] == ["security", "another"]
     assert [each["title"].split()[0] for each in received] == ["Firing:", "Resolved"]
     assert "Runbook: https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kms" in received[0]["message"]
-
-
-async def test_teams_gets_links_that_can_be_clicked_over_tls_of_a_private_authority(
-    secret_file: Path, tmp_path: Path
-) -> None:
-    import ssl
-
-    received: list[Any] = []
-
-    async def teams(request: web.Request) -> web.Response:
-        received.append((request.path_qs, await request.json()))
-        return web.Response(status=202)
-
-    authority = Authority(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*authority.sign("teams", *LOCALHOST))
-    app = web.Application()
-    app.router.add_post("/{path:.*}", teams)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-    port = runner.addresses[0][1]
-    rotate(secret_file, f"workflows://127.0.0.1:{port}/workflow/{TOKEN}")
-    channel = settings({"kind": "apprise", "url_file": secret_file, "ca_file": authority.ca}).connect(5)
-    attempt = Recorded(message())
-    receipt = await channel.send(attempt)
-    await channel.close()
-    await runner.cleanup()
-    assert receipt["status"] == "202"
-    ((path, card),) = received
-    assert TOKEN in path
-    assert TOKEN not in f"{attempt} {receipt}"
-    assert "[Runbook](https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kms)" in json.dumps(card)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from services.relay.model import MAX_EPISODES, IncidentContext, RelatedIncident, Status
 from services.relay.text import ALSO_FIRING, HOW_OFTEN, LAST_MESSAGE, list_context
-from tests.relay.channels.examples import change, detailed, message
+from tests.relay.channels.examples import change, message
 
 NOW = message().task.accepted_at
 
@@ -13,15 +13,6 @@ NOW = message().task.accepted_at
 def facts(payload: str = "07-firing-3", **context: object) -> dict[str, tuple[str, ...]]:
     of = change(message(payload), context=IncidentContext(**context))  # type: ignore[arg-type]  # any of its fields
     return {line.name: line.items for line in list_context(of)}
-
-
-def test_a_message_without_context_has_no_lines() -> None:
-    assert list_context(message()) == []
-
-
-def test_the_most_urgent_fact_comes_first() -> None:
-    names = [line.name for line in list_context(detailed(message()))]
-    assert names == ["Acknowledged", "Escalated", "Last message", "Also firing", "How often"]
 
 
 def test_it_says_what_changed_since_the_last_message_and_how_long_that_is() -> None:

@@ -5,9 +5,9 @@ from itertools import pairwise
 from hypothesis import given, settings
 
 from services.relay.model import Alert, Message, Status
-from services.relay.text import AlertCard, AlertTable, arrange_alerts, select_alerts
+from services.relay.text import AlertTable, arrange_alerts
 from tests.iterations import LONG
-from tests.relay.channels.examples import HUGE, message, messages, with_text
+from tests.relay.channels.examples import message, messages
 
 
 def group(firing: int, resolved: int, **annotations: str) -> Message:
@@ -34,14 +34,6 @@ def arrange_one(of: Message, max_rows: int = 25) -> AlertTable:
     return table
 
 
-def test_twenty_alerts_of_one_rule_are_one_table_of_what_differs() -> None:
-    table = arrange_one(group(17, 3, title="backend cannot decrypt", summary="Errors on backend-{n}:8000"))
-    assert (table.caption, table.columns, table.more) == ("backend cannot decrypt", ("instance", "state"), "")
-    assert table.rows[0] == ("backend-0:8000", "firing since 2026-11-24 22:46 UTC")
-    assert table.rows[-1] == ("backend-19:8000", "resolved after 30 min")
-    assert [link.text for link in table.links] == ["Runbook", "Dashboard", "Prometheus"]
-
-
 def test_what_all_alerts_share_is_in_the_caption() -> None:
     table = arrange_one(group(4, 0, summary="Errors on backend-{n}:8000 rise"))
     assert table.caption == "Errors on … rise · firing since 2026-11-24 22:46 UTC"
@@ -55,29 +47,11 @@ def test_a_summary_that_says_more_than_the_labels_has_a_column() -> None:
     assert table.caption == "KMSHighCryptoErrorRate · firing since 2026-11-24 22:46 UTC"
 
 
-def test_what_the_expression_gives_now_has_a_column() -> None:
-    values = {str(n): f"{n} (fires if > 1)" for n in range(3)}
-    table = arrange_one(replace(group(4, 0, summary="x"), current_values=values))
-    assert table.columns == ("instance", "now")
-    assert [row[1] for row in table.rows] == ["0 (fires if > 1)", "1 (fires if > 1)", "2 (fires if > 1)", ""]
-
-
 def test_no_number_of_firing_alerts_hides_the_resolved_ones() -> None:
     table = arrange_one(group(90, 30, summary="x"), max_rows=20)
     states = [alert.status for alert in table.alerts]
     assert (states.count(Status.FIRING), states.count(Status.RESOLVED)) == (15, 5)
     assert table.more == "… and 75 more firing, 25 more resolved"
-
-
-def test_few_alerts_are_shown_one_by_one_and_many_rules_are_counted() -> None:
-    parts, more = arrange_alerts(group(3, 0, summary="x"), max_cards=25, max_tables=5, max_rows=25)
-    assert [type(part) for part in parts] == [AlertCard] * 3
-    assert more == ""
-    parts, more = arrange_alerts(group(2, 1, summary="x"), max_cards=2, max_tables=5, max_rows=25)
-    assert len(parts) == 2
-    assert more == "… and 1 more firing"
-    parts, more = arrange_alerts(group(5, 1, summary="x"), max_cards=2, max_tables=0, max_rows=25)
-    assert (parts, more) == ([], "… and 5 more firing, 1 more resolved")
 
 
 @given(messages())
@@ -94,17 +68,3 @@ def test_every_alert_is_shown_or_counted(any_message: Message) -> None:
             assert all(len(cell) <= 80 and "\n" not in cell for row in part.rows for cell in row)
             ordered = [alert.status is Status.RESOLVED for alert in part.alerts]
             assert all(one <= other for one, other in pairwise(ordered))
-
-
-def test_long_texts_keep_a_table_small() -> None:
-    for text in HUGE:
-        (table,), _ = arrange_alerts(with_text(text, 40), max_cards=1, max_tables=1, max_rows=40)
-        assert isinstance(table, AlertTable)
-        assert len(str((table.caption, table.columns, table.rows))) < 20_000
-
-
-def test_a_selection_keeps_the_order_and_fills_what_the_resolved_leave() -> None:
-    alerts = group(6, 1, summary="x").event.alerts
-    selected, left_out = select_alerts(alerts, 5)
-    assert [alert.fingerprint for alert in selected] == ["0", "1", "2", "3", "6"]
-    assert [alert.fingerprint for alert in left_out] == ["4", "5"]

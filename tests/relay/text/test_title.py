@@ -2,9 +2,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
 
-from services.relay.model import IncidentContext, Message
+from services.relay.model import IncidentContext
 from services.relay.text import (
     MAX_TITLE,
     compute_duration,
@@ -13,8 +12,7 @@ from services.relay.text import (
     format_subject,
     format_title,
 )
-from tests.iterations import LONG
-from tests.relay.channels.examples import HUGE, TITLE, annotated, change, message, messages, titled
+from tests.relay.channels.examples import HUGE, TITLE, annotated, change, message, titled
 
 HEADLINE = "KMSCryptoModeNotKMS · production / backend"
 
@@ -70,15 +68,6 @@ def test_an_incident_lasts_from_its_first_start_to_its_last_end() -> None:
 @pytest.mark.parametrize("text", HUGE)
 def test_a_long_cause_is_cut(text: str) -> None:
     assert len(format_title(annotated(message(), title=text))) <= MAX_TITLE
-
-
-@given(messages())
-@settings(max_examples=200 if LONG else 40)
-def test_every_message_has_a_subject_on_one_line(any_message: Message) -> None:
-    subject = format_subject(any_message)
-    assert subject
-    assert "\n" not in subject
-    subject.encode()
 
 
 def test_a_group_that_is_not_whole_says_so() -> None:

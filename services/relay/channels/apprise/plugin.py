@@ -96,7 +96,7 @@ class _Form(NamedTuple):
     text: str
     """Empty where there is nothing to say."""
     alerts: Sequence[Alert] = ()
-    """Those that it shows."""
+    """Shown in it."""
 
 
 class _Part(NamedTuple):
@@ -278,7 +278,7 @@ def create_plugin(url: str) -> apprise.NotifyBase:
         if name.startswith("apprise.plugins.") and name != "apprise.plugins.base"
     ):
         raise FileCheckError("expected a service that Apprise reaches by HTTP", "for mail there is `kind: email`")
-    plugin.retry = 0  # that is for whoever counts it
+    plugin.retry = 0  # delivery retries, and counts
     if len(plugin) > 1:
         raise FileCheckError("expected one destination", _ONE_EACH)
     plugin.request_rate_per_sec = 0  # it would sleep; the channel has a rate

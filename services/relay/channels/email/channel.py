@@ -1,6 +1,6 @@
 """Email, through SMTP. The receipt is the Message-ID and the server's answer.
 
-One mail goes to all recipients, over a connection of its own; `mail.py` builds it. The password and the alerts travel
+One mail goes to all recipients, over one connection; `mail.py` builds it. The password and the alerts travel
 encrypted, with a verified certificate, except to a server on this machine.
 
 If a server accepts some recipients and defers others, the reply to each is saved before the delivery is tried again, so
@@ -83,7 +83,7 @@ def _check_host(value: str) -> str:
 
 
 def _require_recipient(recipients: tuple[str, ...]) -> tuple[str, ...]:
-    # Not pydantic's min_length, which complains of an empty list where an address has an error of its own.
+    # Not pydantic's min_length, which complains of an empty list where an address is wrong.
     if not recipients:
         raise ValueError("expected a list of at least 1")
     return recipients

@@ -1,12 +1,9 @@
-"""Judges a mail server's replies to the recipients of one mail: accepted, deferred or rejected.
+"""One session with a mail server: sends an envelope; gives the reply to each recipient, or raises SendError.
 
-A mail is delivered once a recipient is accepted and none is deferred. A deferred recipient is tried again, alone; a
-rejected one is named in the receipt. Where every recipient is rejected, the channel is misconfigured.
-
-One session with a mail server: sends an envelope; gives the reply to each recipient, or raises SendError.
-
-Step by step instead of aiosmtplib's `sendmail`, because only DATA sends the message: if the session ends before it,
-nothing can have arrived.
+It goes step by step instead of by aiosmtplib's `sendmail`, because only DATA sends the message: if the session ends
+before it, nothing can have arrived. A mail is delivered once a recipient is accepted and none is deferred. A deferred
+recipient is tried again, alone; a rejected one is named in the receipt. Where every recipient is rejected, the channel
+is misconfigured.
 """
 
 import asyncio

@@ -126,7 +126,7 @@ def _check_webhook_url(secret: str) -> None:
 
 _EXPECTED_URL: Final = "expected a file with the URL https://hooks.slack.com/services/… on its first line"
 WebhookUrlPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EXPECTED_URL, _check_webhook_url))]
-"""A file with the URL of an incoming webhook, likewise."""
+"""A file with the URL of an incoming webhook; `--check` recognises what is something else."""
 
 
 class SlackSettings(HttpChannelSettings):
@@ -242,7 +242,7 @@ class SlackChannel(HttpChannel):
         return receipt
 
     async def edit(self, attempt: Attempt) -> Receipt:
-        """Edits the first message; one that is gone is posted again. The receipt is that of the one that is there.
+        """Edits the first message, or posts it again where it is gone. The receipt says which message is there then.
 
         A digest without a receipt, since its answer was lost, is searched for. Where it is not found, its incidents
         have other messages, so nothing is posted, and the receipt is empty.

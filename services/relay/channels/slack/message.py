@@ -108,7 +108,7 @@ class _Form(NamedTuple):
     blocks: list[Block]
     is_complete: bool = True
     alerts: tuple[Alert, ...] = ()
-    """Those that it shows."""
+    """Shown in it."""
 
 
 def _count_form_characters(form: _Form) -> int:
@@ -137,7 +137,7 @@ class Change:
     is_comparable: bool
     """Whether it is known what that one said."""
     alerts: tuple[Alert, ...]
-    """Those that fire, or are resolved, and were not then."""
+    """They changed: they fire, or are resolved, and were not then."""
     is_worse: bool
     """Whether alerts that are new are worse than all others, or the incident is critical and has new ones."""
     is_broadcast: bool
@@ -507,7 +507,7 @@ _SHORTEST_TITLE: Final = 24
 
 
 def build_digest_post(message: Message, *, may_be_a_repeat: bool = False) -> Post:
-    """The digest as a post: each incident on a line of its own, and nobody mentioned, since its own message does that.
+    """The digest as a post: one line for each incident, and nobody mentioned, since its own message does that.
 
     A title leads to its alerts while all links fit; in a fuller digest each service has one link for all its incidents,
     and with too many services for that, the last line leads to the alerts of all.

@@ -1,4 +1,4 @@
-"""What belongs to a message of Slack: where it was posted, and what goes into its thread.
+"""Where a message was posted in Slack, and the replies and files in its thread.
 
 Slack has no idempotency key, but stores the metadata of a post for everybody who may read the channel: the
 bot needs the scope `channels:history`, and `groups:history` for a private channel, and must be a member. The methods

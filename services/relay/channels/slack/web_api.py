@@ -231,7 +231,7 @@ async def send_with_blocks(
 ) -> Mapping[str, Any]:
     """Sends a message; as text alone where Slack refuses its blocks, since that is better than no message.
 
-    The text of a digest does not name all of its incidents: each then gets a message of its own. Raises SendError.
+    The text of a digest does not name all of its incidents: each then gets its own message. Raises SendError.
     """
     call.before_request(encode_json(arguments))
     try:

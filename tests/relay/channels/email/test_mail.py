@@ -37,41 +37,10 @@ HEADERS = {
 }
 
 
-TAGS = {
-    "html",
-    "head",
-    "meta",
-    "title",
-    "style",
-    "body",
-    "table",
-    "tr",
-    "td",
-    "th",
-    "div",
-    "h1",
-    "h2",
-    "a",
-    "pre",
-    "br",
-    "img",
-}
+TAGS = {*re.findall(r"\w+", "html head meta title style body table tr td th div h1 h2 a pre br img")}
 ATTRIBUTES = {
-    "lang",
-    "charset",
-    "name",
-    "content",
-    "class",
-    "style",
-    "role",
-    "width",
-    "cellpadding",
-    "cellspacing",
-    "align",
-    "valign",
-    "href",
-    "src",
-    "alt",
+    *re.findall(r"\w+", "lang charset name content class style role width cellpadding cellspacing align valign"),
+    *("href", "src", "alt"),
 }
 
 

@@ -24,8 +24,6 @@ def refuse(stand_ins: StandIns, code: str = LOCKED, count: int | None = 1) -> No
     "code",
     [
         LOCKED,
-        "restricted_action_non_threadable_channel",
-        "invalid_thread_ts",
         "thread_not_found",
         "cannot_reply_to_message",
     ],

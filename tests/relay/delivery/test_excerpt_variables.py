@@ -11,7 +11,7 @@ from services.relay.delivery.enrichment import build_excerpts, fill_excerpt, fin
 from services.relay.model import ExcerptBlock, Message, RunbookExcerpt, Status
 from tests.relay.channels.examples import FIX_ANNOTATIONS, HUGE, NASTY, annotated, message, strange
 
-DOCS = Path(__file__).parents[4] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 ADDRESSES = {"EXPORTER": "http://127.0.0.1:9911", "RELAY": "https://relay.example.org"}
 
 
