@@ -1,4 +1,4 @@
-"""The port of a channel: what delivery knows of Slack, email and the others, and the one error of a request to a provider."""
+"""The port of a channel: what delivery knows of Slack, email and others, and the error of a request to a provider."""
 
 import re
 from abc import abstractmethod

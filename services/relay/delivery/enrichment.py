@@ -1,12 +1,12 @@
 """What a message gets beside its event, in bounded time: the first steps of its runbook, current values, a chart.
 
-The runbook is a Markdown file, a folder with a file for each alert, or one URL. It is read in the background, and again
-when it changes, so that a message waits for it only at the very start. Nothing that an alert names is read. The document
-may come from a server, so nothing in it is trusted: mark-up and HTML are dropped, a link becomes text, and each excerpt is
-short. Code is never cut, since half a command may do harm.
+The runbook is a Markdown file, a folder with a file for each alert, or one URL. It is read in the background, and
+again when it changes, so that a message waits for it only at the very start. Nothing that an alert names is read. The
+document may come from a server, so nothing in it is trusted: mark-up and HTML are dropped, a link becomes text, and
+each excerpt is short. Code is never cut, since half a command may do harm.
 
-The variables of its commands, such as `$TARGET`, are filled in with what labels and settings know. Others write labels,
-so a value is let into a command only where no shell reads more in it than the value, quoted or not.
+The variables of its commands, such as `$TARGET`, are filled in with what labels and settings know. Others write
+labels, so a value is let into a command only where no shell reads more in it than the value, quoted or not.
 """
 
 import asyncio

@@ -1,11 +1,11 @@
-"""A claimed task → the message that a channel sends; two events of one incident → one event; many incidents → a digest.
+"""A claimed task → the message that a channel sends; two events of an incident → one; many incidents → a digest.
 
-The links of an alert are templates filled with its labels, or its own annotations. What cannot become a link is left out;
-it never delays an alert. Anybody who can write a rule or a metric writes labels and annotations, so their values are
-always escaped, and only http(s) is let through.
+The links of an alert are templates filled with its labels, or its own annotations. What cannot become a link is left
+out; it never delays an alert. Anybody who can write a rule or a metric writes labels and annotations, so their values
+are always escaped, and only http(s) is let through.
 
-The relay reads the events of a digest's members one after the other and condenses each to what its entry needs, so that
-a digest of large groups costs little memory. The sending process builds the entries.
+The relay reads the events of a digest's members one after the other and condenses each to what its entry needs, so
+that a digest of large groups costs little memory. The sending process builds the entries.
 """
 
 import asyncio
