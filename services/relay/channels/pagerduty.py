@@ -147,11 +147,13 @@ def _fit_details(view: View) -> dict[str, Any]:
     left = MAX_DETAILS_BYTES
     for name, value in _list_details(view):
         added = {name: value}
-        if _measure(added) > left:
+        size = _measure(added)
+        if size > left:
             items = fit_first(value, left - _measure(name) - 50, _measure) if isinstance(value, list) else []
             added = {name: items, f"{name}_left_out": len(value) - len(items)} if items else {}
+            size = _measure(added)
         details |= added
-        left -= _measure(added)
+        left -= size
     return details
 
 
