@@ -33,8 +33,6 @@ class HintedError(Exception):
 
 
 class CheckOutcome(StrEnum):
-    """How a check went."""
-
     PASSED = "passed"
     FAILED = "failed"
     SKIPPED = "skipped"
@@ -82,8 +80,6 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The result of one check."""
-
     name: str
     outcome: CheckOutcome
     detail: str

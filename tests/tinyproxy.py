@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ops.demo.ports import pick_free_ports
+from ops.demo.processes import pick_free_ports
 from shared.config.settings import Address
 
 NOT_LOOPBACK = "0.0.0.0"  # leads to this machine, too, and no rule about proxies makes an exception of it

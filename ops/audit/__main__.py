@@ -14,12 +14,17 @@ import click
 
 from ops.audit.apply import apply_changes
 from ops.audit.auditor_queries import list_queries
-from ops.audit.diff import diff_change, format_title
-from ops.audit.google_api import GoogleApi
-from ops.audit.google_errors import GoogleError
+from ops.audit.google_api import GoogleApi, GoogleError
 from ops.audit.google_parts import read_part
-from ops.audit.model import Change, DesiredState
-from ops.audit.plan import UnchangeableError, list_warnings, plan_changes
+from ops.audit.plan import (
+    Change,
+    DesiredState,
+    UnchangeableError,
+    diff_change,
+    format_title,
+    list_warnings,
+    plan_changes,
+)
 from ops.audit.verify import AuditProbe, Clock, verify_logging
 from shared import VERSION
 from shared.check import format_line, to_one_line

@@ -6,10 +6,9 @@ Nothing is stored between runs: the current state shows how far an earlier run c
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from ops.audit.google_errors import RETRY_HINT, ErrorKind, GoogleError
+from ops.audit.google_api import RETRY_HINT, ErrorKind, GoogleError
 from ops.audit.google_parts import GoogleCaller, is_finished, read_part, write_change
-from ops.audit.model import AuditPart, Change, DesiredState, Resource
-from ops.audit.plan import plan_change
+from ops.audit.plan import AuditPart, Change, DesiredState, Resource, plan_change
 
 MAX_ATTEMPTS: Final = 10
 _PAUSE: Final = 3.0

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from textwrap import dedent, indent
 from typing import Final
 
-from ops.audit.model import DATASET, KMS
+from ops.audit.plan import DATASET, KMS
 
 _DATA_ACCESS_LOG: Final = "cloudaudit.googleapis.com%2Fdata_access"
 _COLUMNS: Final = (

@@ -2,8 +2,8 @@
 
 from typing import Any, Final, Protocol
 
-from ops.audit.google_errors import ErrorKind, GoogleError
-from ops.audit.model import BIGQUERY_SINK, DATASET, KMS, STORAGE_SINK, AuditPart, Change, DesiredState, Resource
+from ops.audit.google_api import ErrorKind, GoogleError
+from ops.audit.plan import BIGQUERY_SINK, DATASET, KMS, STORAGE_SINK, AuditPart, Change, DesiredState, Resource
 
 _SINKS: Final = {AuditPart.BIGQUERY_SINK: BIGQUERY_SINK, AuditPart.STORAGE_SINK: STORAGE_SINK}
 _VERSION: Final = 3
@@ -11,8 +11,6 @@ _VERSION: Final = 3
 
 
 class GoogleCaller(Protocol):
-    """Calls Google's methods."""
-
     def call(self, name: str, /, *, headers: dict[str, str] | None = None, **parameters: Any) -> Any:
         """The answer of a method; see `ops.audit.google_api.GoogleApi.call`."""
 

@@ -78,7 +78,6 @@ def main(folder: Path, show: str | None, wait_for_signal: bool) -> None:
 
 
 def _read_secret(folder: Path, name: str) -> str:
-    """Raises OSError."""
     container = next((each for each, names in SECRETS_BY_CONTAINER.items() if name in names), "relay")
     return (folder / container / name).read_text(encoding="utf-8").strip()
 

@@ -14,9 +14,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from ops.demo import incident, scenario, shell_environment, stack, storm, timeline
-from ops.demo.ports import Ports
-from ops.smoke.deployment import Deployment, run_checks
+from ops.demo import configuration, scenario, stack, storm, timeline
+from ops.demo.processes import Ports
+from ops.smoke.deployment import Deployment, check_deployment
 from shared import VERSION
 from shared.check import format_line
 from shared.http.server import StartError
@@ -84,7 +84,7 @@ async def _run_incident(result: Path) -> bool:
             missing, summary = result_of_storm.missing, result_of_storm.summary
         export: dict[str, Any] = {}
         if not missing:
-            export, missing = await incident.read_timeline(running, scenario.ALERT)
+            export, missing = await scenario.read_timeline(running, scenario.ALERT)
         timeline.write_json(hops, ok=not missing, file=result)
         console.print()
         timeline.print_table(hops, console)
@@ -107,9 +107,9 @@ async def _print_incident(running: stack.Stack, export: dict[str, Any], file: Pa
     document = await running.get_text("relay", f"{path}/export.md")
     await asyncio.to_thread(file.write_text, document, encoding="utf-8")
     console.print("\nthe incident, as the relay's console has it:\n")
-    for line in incident.format_entries(export):
+    for line in scenario.format_entries(export):
         console.print(line, markup=False, soft_wrap=True)
-    address = incident.build_address(running, export["incident"]["id"])
+    address = scenario.build_address(running, export["incident"]["id"])
     console.print(f"\nits page, while the demo runs: {address}\nfor a post-mortem: {file}", soft_wrap=True)
 
 
@@ -128,7 +128,7 @@ async def _run_smoke_test(ports: Ports) -> bool:
         relay=ports.build_url("relay"),
     )
     green = True
-    async for results in run_checks(where, None, TEST_ALERT_TIMEOUT_SECONDS):
+    async for results in check_deployment(where, None, TEST_ALERT_TIMEOUT_SECONDS):
         for result in results:
             console.print(
                 f"  {format_line(result)}", style=None if result.is_ok else "red", markup=False, soft_wrap=True
@@ -144,7 +144,7 @@ async def _run_until_stopped() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, restarted.set)
     try:
         async with stack.run_stack(Ports()) as running:
-            shell_environment.write_file(running.folder, running.ports)
+            configuration.write_shell_environment(running.folder, running.ports)
             await _run_smoke_test(running.ports)
             _print_addresses(running.ports, running.folder)
             printed: dict[str, str] = {}
@@ -169,11 +169,11 @@ async def _print_new_incidents(running: stack.Stack) -> None:
     """Print the page of each incident that begins, until cancelled."""
     printed: set[tuple[str, int]] = set()
     while True:
-        for found in reversed(await incident.list_incidents(running, "status=firing&limit=5")):
+        for found in reversed(await scenario.list_incidents(running, "status=firing&limit=5")):
             episode = found["id"], found["episode"]
             if episode not in printed:
                 printed.add(episode)
-                address = incident.build_address(running, found["id"])
+                address = scenario.build_address(running, found["id"])
                 console.print(f"{found['title']}\n  its timeline: {address}", markup=False, soft_wrap=True)
         await asyncio.sleep(1)
 
@@ -189,7 +189,7 @@ def _print_ended_processes(ended: dict[str, str], printed: dict[str, str]) -> di
 
 def _print_addresses(ports: Ports, folder: Path) -> None:
     commands = (
-        ("first, in another terminal: the runbook's variables", f". {folder / shell_environment.FILE_NAME}"),
+        ("first, in another terminal: the runbook's variables", f". {folder / configuration.SHELL_ENVIRONMENT}"),
         ("checks everything, with a test alert to every channel", "keypulse-smoke --test-alert critical"),
         ("rotates the backend's data key", "keypulse-rotator run --type new-dek --config $DEMO/rotator.yml"),
     )

@@ -18,8 +18,7 @@ from typing import Any
 import aiohttp
 
 from ops.demo.configuration import DOCS, KEY, write_configuration
-from ops.demo.ports import Ports
-from ops.demo.processes import Processes, run_processes
+from ops.demo.processes import Ports, Processes, run_processes
 from shared.http.server import StartError
 
 READY_TIMEOUT = 120.0
@@ -27,8 +26,6 @@ READY_TIMEOUT = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A running demo."""
-
     ports: Ports
     http: aiohttp.ClientSession
     processes: Processes

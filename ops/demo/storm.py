@@ -35,8 +35,6 @@ _NAMING: Final = ("header", "rich_text")
 
 @dataclass(slots=True)
 class Storm:
-    """What came of a storm."""
-
     hops: list[Hop] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     """A sentence for each hop that did not happen in time."""

@@ -104,7 +104,6 @@ def find_reviewers(environment: dict[str, Any]) -> list[str]:
 
 
 def find_warnings(environment: dict[str, Any]) -> list[str]:
-    """What weakens the approval."""
     rules = [rule for rule in environment.get("protection_rules") or [] if rule.get("type") == "required_reviewers"]
     warnings = []
     if not all(rule.get("prevent_self_review") for rule in rules):

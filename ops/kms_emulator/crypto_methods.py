@@ -3,17 +3,61 @@
 Rules: https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1#encryptrequest
 """
 
+import hashlib
+import os
+import struct
 from typing import Any
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.cloud import kms_v1 as kms
 
-from ops.kms_emulator import ciphertext as crypto
 from ops.kms_emulator import resource_names
 from ops.kms_emulator.faults import EmulatorFaults
-from ops.kms_emulator.grpc_errors import failed_precondition, invalid_argument
-from ops.kms_emulator.model import Key
+from ops.kms_emulator.model import Key, failed_precondition, invalid_argument
 from ops.kms_emulator.store import EmulatorStore
 from shared.kms.gcp.client import compute_crc32c
+
+_FORMAT = 1
+_HEADER = struct.Struct(">B8sI")
+_NONCE = 12
+_TAG = 16
+
+
+class DecryptionError(Exception):
+    """The ciphertext is not of this key version with this AAD."""
+
+
+def encrypt(plaintext: bytes, aad: bytes, *, key: str, version: int, material: bytes) -> bytes:
+    """The ciphertext; `key` is the key's name, `version` the number of the version that `material` belongs to."""
+    header = _HEADER.pack(_FORMAT, _fingerprint_key(key), version)
+    nonce = os.urandom(_NONCE)
+    return header + nonce + AESGCM(material).encrypt(nonce, plaintext, header + aad)
+
+
+def parse_version(ciphertext: bytes, *, key: str) -> int | None:
+    """Return the version of `key` that made this ciphertext; None if `key` did not."""
+    if len(ciphertext) < _HEADER.size + _NONCE + _TAG:
+        return None
+    format_, fingerprint, number = _HEADER.unpack_from(ciphertext)
+    return int(number) if (format_, fingerprint) == (_FORMAT, _fingerprint_key(key)) else None
+
+
+def decrypt(ciphertext: bytes, aad: bytes, *, material: bytes) -> bytes:
+    header, nonce, encrypted = (
+        ciphertext[: _HEADER.size],
+        ciphertext[_HEADER.size : _HEADER.size + _NONCE],
+        ciphertext[_HEADER.size + _NONCE :],
+    )
+    try:
+        return AESGCM(material).decrypt(nonce, encrypted, header + aad)
+    except InvalidTag:
+        raise DecryptionError from None
+
+
+def _fingerprint_key(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()[:8]
+
 
 MAX_BYTES = 64 * 1024
 """Of a plaintext, and of additional authenticated data, for protection level SOFTWARE."""
@@ -40,7 +84,7 @@ class CryptoMethods:
         key = await self._store.get_key(name)
         number = number or self._get_primary(key)
         material = key.get_usable_material(number)
-        ciphertext = crypto.encrypt(
+        ciphertext = encrypt(
             request.plaintext, request.additional_authenticated_data, key=name, version=number, material=material
         )
         return kms.EncryptResponse(
@@ -59,13 +103,13 @@ class CryptoMethods:
         _verify_checksum("ciphertext", request.ciphertext, request.ciphertext_crc32c)
         _verify_aad_checksum(request)
         key = await self._store.get_key(name)
-        number = crypto.parse_version(request.ciphertext, key=name)
+        number = parse_version(request.ciphertext, key=name)
         if number is None or number > len(key.versions):
             raise _build_decryption_error()
         material = key.get_usable_material(number)
         try:
-            plaintext = crypto.decrypt(request.ciphertext, request.additional_authenticated_data, material=material)
-        except crypto.DecryptionError:
+            plaintext = decrypt(request.ciphertext, request.additional_authenticated_data, material=material)
+        except DecryptionError:
             raise _build_decryption_error() from None
         return kms.DecryptResponse(
             plaintext=plaintext,

@@ -9,10 +9,32 @@ from typing import Annotated, Any, Final, Literal, Self
 import grpc
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ops.kms_emulator.grpc_errors import StatusError
-from ops.kms_emulator.permissions import OPERATIONS, PERMISSIONS
+from ops.kms_emulator.model import StatusError
 from shared.kms.gcp.client import compute_crc32c
 from shared.kms.gcp.profile import check_key_name
+
+PERMISSIONS: Final = {
+    "CreateKeyRing": "cloudkms.keyRings.create",
+    "GetKeyRing": "cloudkms.keyRings.get",
+    "ListKeyRings": "cloudkms.keyRings.list",
+    "CreateCryptoKey": "cloudkms.cryptoKeys.create",
+    "GetCryptoKey": "cloudkms.cryptoKeys.get",
+    "ListCryptoKeys": "cloudkms.cryptoKeys.list",
+    "UpdateCryptoKey": "cloudkms.cryptoKeys.update",
+    "UpdateCryptoKeyPrimaryVersion": "cloudkms.cryptoKeys.update",
+    "CreateCryptoKeyVersion": "cloudkms.cryptoKeyVersions.create",
+    "GetCryptoKeyVersion": "cloudkms.cryptoKeyVersions.get",
+    "ListCryptoKeyVersions": "cloudkms.cryptoKeyVersions.list",
+    "UpdateCryptoKeyVersion": "cloudkms.cryptoKeyVersions.update",
+    "DestroyCryptoKeyVersion": "cloudkms.cryptoKeyVersions.destroy",
+    "RestoreCryptoKeyVersion": "cloudkms.cryptoKeyVersions.restore",
+    "Encrypt": "cloudkms.cryptoKeyVersions.useToEncrypt",
+    "Decrypt": "cloudkms.cryptoKeyVersions.useToDecrypt",
+}
+TEST_IAM_PERMISSIONS: Final = "TestIamPermissions"
+"""The operation that needs no permission."""
+OPERATIONS: Final = (*PERMISSIONS, TEST_IAM_PERMISSIONS)
+
 
 FaultKind = Literal["latency", "stall", "status", "corrupt_crc", "wrong_plaintext", "denied", "slow_primary"]
 _OPERATIONS_BY_KIND: Final = {

@@ -12,10 +12,9 @@ from prometheus_client import CollectorRegistry, Counter
 
 from ops.kms_emulator import iam_methods
 from ops.kms_emulator.crypto_methods import CryptoMethods
-from ops.kms_emulator.faults import EmulatorFaults
-from ops.kms_emulator.grpc_errors import StatusError
+from ops.kms_emulator.faults import TEST_IAM_PERMISSIONS, EmulatorFaults
 from ops.kms_emulator.key_methods import KeyMethods
-from ops.kms_emulator.permissions import TEST_IAM_PERMISSIONS
+from ops.kms_emulator.model import StatusError
 from ops.kms_emulator.store import EmulatorStore
 from shared.kms.gcp.profile import get_key_name
 

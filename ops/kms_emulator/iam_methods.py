@@ -4,7 +4,7 @@ from google.iam.v1 import iam_policy_pb2
 
 from ops.kms_emulator import resource_names
 from ops.kms_emulator.faults import EmulatorFaults
-from ops.kms_emulator.grpc_errors import StatusError, invalid_argument
+from ops.kms_emulator.model import StatusError, invalid_argument
 from ops.kms_emulator.store import EmulatorStore
 from shared.kms.gcp.profile import get_key_name
 

@@ -16,9 +16,15 @@ from typing import Any, TypeVar
 from google.cloud import kms_v1 as kms
 
 from ops.kms_emulator import resource_names
-from ops.kms_emulator.ciphertext import create_material
-from ops.kms_emulator.grpc_errors import invalid_argument, unimplemented
-from ops.kms_emulator.model import DEFAULT_DESTROY_SCHEDULED_DURATION, EmulatedState, Key, Version
+from ops.kms_emulator.model import (
+    DEFAULT_DESTROY_SCHEDULED_DURATION,
+    EmulatedState,
+    Key,
+    Version,
+    create_material,
+    invalid_argument,
+    unimplemented,
+)
 from ops.kms_emulator.store import EmulatorStore
 
 DEFAULT_PAGE = 100
@@ -115,7 +121,6 @@ class KeyMethods:
         self._store = store
 
     async def create_key_ring(self, request: kms.CreateKeyRingRequest) -> kms.KeyRing:
-        """An empty key ring."""
         id_ = resource_names.check_new_id(request.key_ring_id, "key_ring_id")
         name = f"{resource_names.parse_location(request.parent)}/keyRings/{id_}"
         return build_key_ring(name, await self._store.add_key_ring(name))
@@ -205,7 +210,6 @@ class KeyMethods:
         return build_crypto_key_version(key, key.versions[-1])
 
     async def get_crypto_key_version(self, request: kms.GetCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
-        """A version by its name."""
         name, number = resource_names.parse_version_name(request.name)
         return _build_version(await self._store.get_key(name), number)
 
@@ -221,7 +225,6 @@ class KeyMethods:
         )
 
     async def update_crypto_key_version(self, request: kms.UpdateCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
-        """Enables or disables a version."""
         name, number = resource_names.parse_version_name(request.crypto_key_version.name)
         if list(request.update_mask.paths) != ["state"]:
             raise invalid_argument(f"The update_mask {list(request.update_mask.paths)} must name state, and only that.")

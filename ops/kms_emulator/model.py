@@ -7,7 +7,42 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Self
 
-from ops.kms_emulator.grpc_errors import failed_precondition, not_found
+import grpc
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+
+class StatusError(Exception):
+    """Ends a call with `code` and `message`; `grpc_service` turns it into the response."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def invalid_argument(message: str) -> StatusError:
+    return StatusError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def failed_precondition(message: str) -> StatusError:
+    """The request is right, the state of the resource forbids it."""
+    return StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
+def not_found(kind: str, name: str) -> StatusError:
+    """`kind` is the resource's type, such as `CryptoKey`."""
+    return StatusError(grpc.StatusCode.NOT_FOUND, f"{kind} {name} not found.")
+
+
+def already_exists(kind: str, name: str) -> StatusError:
+    """`kind` is the resource's type, such as `KeyRing`."""
+    return StatusError(grpc.StatusCode.ALREADY_EXISTS, f"{kind} {name} already exists.")
+
+
+def unimplemented(message: str) -> StatusError:
+    """The real service does this, the emulator does not."""
+    return StatusError(grpc.StatusCode.UNIMPLEMENTED, message)
+
 
 DEFAULT_DESTROY_SCHEDULED_DURATION = 30 * 86400.0
 """Seconds; `destroy_scheduled_duration` of a key that was created without one."""
@@ -135,3 +170,8 @@ def _apply_due_destruction(version: Version, now: float) -> Version:
         destroy_time=None,
         destroy_event_time=version.destroy_time,
     )
+
+
+def create_material() -> bytes:
+    """The secret of a new version: 32 random bytes."""
+    return AESGCM.generate_key(256)

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from ops.kms_emulator.grpc_errors import invalid_argument
+from ops.kms_emulator.model import invalid_argument
 from shared.kms.gcp.profile import check_key_name
 
 # https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1#createcryptokeyrequest

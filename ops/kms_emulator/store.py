@@ -17,9 +17,7 @@ import structlog
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ops.kms_emulator import resource_names
-from ops.kms_emulator.ciphertext import create_material
-from ops.kms_emulator.grpc_errors import StatusError, already_exists, not_found
-from ops.kms_emulator.model import Key
+from ops.kms_emulator.model import Key, StatusError, already_exists, create_material, not_found
 from shared.atomic_file import replace_file
 from shared.http.server import StartError
 

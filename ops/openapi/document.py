@@ -41,8 +41,6 @@ HMAC-SHA256 of the data key with the message `keypulse data key fingerprint`: th
 
 
 class Operation(NamedTuple):
-    """A path below `/admin/crypto/`."""
-
     method: str
     path: str
     summary: str
@@ -166,7 +164,6 @@ _PAGE_PARAMETERS: Final = (
 
 
 def build_document() -> dict[str, Any]:
-    """The whole document."""
     modes = [*((model, "validation") for model in _REQUESTS), *((model, "validation") for model in _RESPONSES)]
     _, definitions = models_json_schema(modes, ref_template=_REFERENCE)  # type: ignore[arg-type]  # a Literal
     schemas: dict[str, Any] = definitions["$defs"] | {

@@ -6,7 +6,9 @@ twice. A series without any job counts, too, such as one that an aggregating pro
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import yaml
 
 from shared.backend_contract import (
     CRYPTO_DECRYPTION_ERRORS,
@@ -16,6 +18,19 @@ from shared.backend_contract import (
     KEYRING_METRIC_LABELS,
 )
 from shared.smoke.monitoring import EXPORTER_JOB
+
+_FOLDER: Final = Path(__file__).parent / "rules"
+
+
+def read_rules() -> dict[str, list[dict[str, Any]]]:
+    """Return the rules of each file, by its name."""
+    return {
+        file.name: [
+            rule for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]
+        ]
+        for file in sorted(_FOLDER.glob("*.yml"))
+    }
+
 
 RULES_FOLDER: Final = Path(__file__).parent / "rules"
 EXPORTER_SELECTOR: Final = f'job=~"{EXPORTER_JOB}|"'

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import yaml
 
-from ops.release.image_references import find_references
+from ops.release.pin import find_references
 
 _CHART_FILE = "ops/helm/keypulse/Chart.yaml"
 _EXAMPLE_CHART_FILE = "ops/helm/examples/sidecar/Chart.yaml"

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import click
 
-from ops.smoke.deployment import Deployment, Environment, run_checks
+from ops.smoke.deployment import Deployment, Environment, check_deployment
 from services.exporter.config import ExporterSettings
 from shared import VERSION
 from shared.check import CheckResult, format_line
@@ -144,7 +144,7 @@ def main(**options: Any) -> None:
 
 async def _run_and_print(deployment: Deployment, options: dict[str, Any]) -> list[CheckResult]:
     results: list[CheckResult] = []
-    async for part in run_checks(deployment, options["test_alert"], options["timeout"]):
+    async for part in check_deployment(deployment, options["test_alert"], options["timeout"]):
         results += part
         for result in part:
             if not options["as_json"]:

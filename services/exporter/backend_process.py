@@ -39,8 +39,6 @@ log = structlog.get_logger(__name__)
 
 
 class Start(NamedTuple):
-    """To the process."""
-
     backends: Sequence[Backend]
     probe: ProbeSettings
     random: Random

@@ -86,8 +86,6 @@ _TIMEOUT_SECONDS: Final = 5.0
 
 
 class _Service(NamedTuple):
-    """What a service answers."""
-
     health_url: str
     metrics_url: str
     proposal: HealthProposal | None = None

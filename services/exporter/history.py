@@ -102,7 +102,6 @@ class TargetHistory:
     key: TargetKey = field(default_factory=TargetKey)
 
     def add_probe(self, result: ProbeResult) -> None:
-        """Takes a round trip."""
         call, previous = result.failed_call, self.last_result
         continues = previous is not None and (previous.failed_call is None) == (call is None)
         if not continues:
@@ -163,7 +162,6 @@ class BackendHistory:
     """When something of it could last not be read, and what, one sentence each."""
 
     def add_state(self, state: BackendState, at: float) -> None:
-        """Takes a read."""
         if self.state is None or self.state.health != state.health:
             self.status_since = at
         self.state, self.read_at = state, at
@@ -227,14 +225,12 @@ class History:
             record.version = self._next_version()
 
     def add_inspection(self, inspection: KeyInspection) -> None:
-        """A key inspection; likewise."""
         record = self.targets.get(inspection.target)
         if record and record.service == inspection.service:
             record.inspection = inspection
             record.version = self._next_version()
 
     def add_backend_state(self, state: BackendState) -> None:
-        """A read; likewise."""
         if state.service not in self._services:
             return
         if state.replica is not None:

@@ -40,8 +40,6 @@ class TargetKey:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a call failed."""
-
     reason: Reason
     detail: str
     """For a log and a person; holds no key material."""

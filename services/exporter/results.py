@@ -26,7 +26,6 @@ class ExporterMetrics(Collector):
     """Every metric of the exporter but those that each server has."""
 
     def __init__(self, targets: Iterable[tuple[str, str]], services: Iterable[str]) -> None:
-        """Takes what `configure` takes."""
         self.changed = asyncio.Event()
         """Set after each change, for whoever encodes ahead of the scrape; it clears it."""
         self._targets: dict[tuple[str, str], TargetMetrics] = {}
@@ -51,7 +50,6 @@ class ExporterMetrics(Collector):
         self.changed.set()
 
     def add_probe(self, result: ProbeResult) -> None:
-        """Counts a round trip."""
         if target := self._targets.get((result.service, result.target)):
             target.add_probe(result)
             self.changed.set()

@@ -75,8 +75,6 @@ async def run_schedule(
 
 
 class _Grid:
-    """The grid of one job."""
-
     def __init__(self, first_run_at: float, interval: float, random: Random) -> None:
         self._first = first_run_at
         self._interval = interval

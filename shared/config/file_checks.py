@@ -48,7 +48,6 @@ class FileProblem(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """Both, for a person."""
         return join_hint(self.error, self.hint)
 
 

@@ -87,8 +87,6 @@ _MAX_ENTRIES: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One action."""
-
     at: float
     """Unix seconds."""
     who: str
@@ -105,8 +103,6 @@ class AuditUnavailableError(Exception):
 
 
 class AuditLog(Protocol):
-    """Stores entries."""
-
     async def add(self, entry: AuditEntry) -> None:
         """Store an entry. Raises AuditUnavailableError."""
 
@@ -120,25 +116,20 @@ class AuditLog(Protocol):
 
 
 class InMemoryAuditLog:
-    """The last entries, in memory."""
-
     def __init__(self, max_entries: int = _MAX_ENTRIES) -> None:
         self._entries: deque[tuple[int, AuditEntry]] = deque(maxlen=max_entries)
         self._numbers = itertools.count(1)
 
     async def add(self, entry: AuditEntry) -> None:
-        """Store an entry."""
         self._entries.append((next(self._numbers), entry))
 
     async def list_entries(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
-        """See AuditLog."""
         older = [each for each in reversed(self._entries) if before is None or each[0] < before]
         following = older[limit - 1][0] if len(older) > limit else None
         return [entry for _, entry in older[:limit]], following
 
 
 async def handle_audit_request(audit_log: AuditLog, request: Request) -> Response:
-    """`GET /api/audit`: `?limit=` and `?cursor=`."""
     try:
         page = parse_query(PageQuery, request.query_params)
         entries, before = await audit_log.list_entries(page.limit, page.cursor)
@@ -187,8 +178,6 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated caller."""
-
     name: str
     role: Role | None
     """None: may only read `/metrics`."""
@@ -296,7 +285,6 @@ def find_token(tokens: Sequence[Token], sent: bytes) -> Token | None:
 
 
 def load_tokens(tokens: Sequence[NamedToken]) -> list[Token]:
-    """Return the tokens of settings."""
     return [Token(token.name, token.role, TokenFile(token.file)) for token in tokens]
 
 
@@ -472,8 +460,6 @@ log = structlog.get_logger(__name__)
 
 
 class RefusalReason(StrEnum):
-    """Why a request was refused."""
-
     MISSING = "missing"
     """No credentials."""
     WRONG = "wrong"
@@ -514,7 +500,6 @@ class RefusalCounter(Collector):
         metrics.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """Each count, for a scrape."""
         family = CounterMetricFamily(
             "keypulse_auth_failures", "Requests that were refused for who sent them.", labels=["endpoint", "reason"]
         )
@@ -638,8 +623,6 @@ _HEADERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class RouteRequirements:
-    """The requirements of an endpoint."""
-
     role: Role | None
     """None: no more than web.yml requires."""
     is_public: bool = False
@@ -927,7 +910,6 @@ def describe_action(request: Request, **details: object) -> None:
 
 
 def get_caller(request: Request) -> Caller:
-    """Return the authorized caller."""
     caller: Caller = request.scope[_CALLER_SCOPE_KEY]
     return caller
 

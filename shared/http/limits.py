@@ -41,7 +41,6 @@ class ByteBudget:
 
     @property
     def waiting_count(self) -> int:
-        """How many are waiting."""
         return len(self._waiting)
 
     async def acquire(self, size: int, seconds: float) -> None:
@@ -64,7 +63,6 @@ class ByteBudget:
             raise
 
     def release(self, size: int) -> None:
-        """Release reserved bytes."""
         self._available += size
         self._wake_waiting()
 
@@ -300,7 +298,6 @@ class HttpProtocol(HttpToolsProtocol):
     _is_head_too_large = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        """Called by asyncio."""
         super().connection_made(transport)
         self._head_timer = self.loop.call_later(HEAD_SECONDS, transport.close)
 
@@ -324,19 +321,16 @@ class HttpProtocol(HttpToolsProtocol):
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by asyncio."""
         self._end_head()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        """Called by httptools."""
         super().on_message_begin()
         self._header_count = 0
         if self._received_at is None:
             self._received_at = self.loop.time()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by httptools."""
         self._header_count += 1
         if self._header_count > MAX_HEADERS:
             self._is_head_too_large = True
@@ -344,7 +338,6 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Called by httptools."""
         self._buffered = 0
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
             self._is_head_too_large = True
@@ -356,7 +349,6 @@ class HttpProtocol(HttpToolsProtocol):
         self.cycle.transport = _CoalescingTransport(self.transport, self.loop)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
-        """Called by httptools."""
         self._buffered = 0
         super().on_body(body)
 
@@ -472,7 +464,6 @@ class AdmissionQueue:
         return self._active_count >= self._max_active
 
     def admit(self) -> None:
-        """Count a request as active."""
         self._active_count += 1
 
     def release(self) -> None:
@@ -511,7 +502,6 @@ class AdmissionProtocol(asyncio.Protocol):
     _received_at: float | None
 
     def data_received(self, data: bytes) -> None:
-        """Called by asyncio."""
         if self._deferred_data:  # some transports deliver what they had read before the pause
             self._deferred_data += data
         elif self._arrival_timer or not data.startswith(self.queue.request_prefix) or not self._is_idle():
@@ -526,12 +516,10 @@ class AdmissionProtocol(asyncio.Protocol):
             self._start_request(data)
 
     def on_response_complete(self) -> None:
-        """Called by the protocol behind."""
         super().on_response_complete()  # type: ignore[misc]  # of uvicorn, which asyncio does not know
         self._release()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by asyncio."""
         self._deferred_data = b""
         super().connection_lost(exc)
         self._release()

@@ -41,22 +41,18 @@ _BCRYPT_BYTES: Final = 72
 
 
 class _Guesses:
-    """The checks of one name."""
-
     def __init__(self) -> None:
         self.queue = FairQueue(1, MAX_WAITING_CHECKS)
         self._failures = 0
         self._failed_at = 0.0
 
     def compute_delay(self, now: float) -> float:
-        """Seconds until the next check."""
         elapsed = now - self._failed_at
         if not self._failures or elapsed > _FORGET_SECONDS:
             return 0.0
         return max(0.0, min(_MAX_DELAY, _FIRST_DELAY * 2.0 ** min(self._failures - 1, 10)) - elapsed)
 
     def record(self, now: float, *, is_correct: bool) -> None:
-        """Count a check."""
         forgotten = is_correct or now - self._failed_at > _FORGET_SECONDS
         self._failures = (0 if forgotten else self._failures) + (not is_correct)
         self._failed_at = now

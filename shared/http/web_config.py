@@ -131,7 +131,6 @@ class TlsSettings(Section):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files of the settings."""
         return tuple(file for file in (self.cert_file, self.key_file, self.client_ca_file) if file)
 
 
@@ -303,7 +302,6 @@ class WebConfigFile:
         self._state = self._read()
 
     def get_state(self) -> WebState:
-        """Return the latest valid state."""
         stamps = _read_stamps(self.file, *self._watched_files)
         if stamps != self._stamps:
             self._stamps = stamps

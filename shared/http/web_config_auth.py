@@ -153,7 +153,6 @@ class _BufferedReceive:
         self._buffer: deque[Message] = deque()
 
     async def receive(self) -> Message:
-        """Return the next message."""
         return self._buffer.popleft() if self._buffer else await self._receive()
 
     async def run_until_disconnect(self, check: Coroutine[Any, Any, bool]) -> bool:

@@ -56,8 +56,6 @@ class EgressError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An HTTP proxy."""
-
     address: Address
     source: str
     """What names it: HTTPS_PROXY, or a setting."""
@@ -65,7 +63,6 @@ class Proxy:
     """`USER:PASSWORD`."""
 
     def __str__(self) -> str:
-        """For people: without the login."""
         return f"the proxy {self.address} ({self.source})"
 
     @property
@@ -145,7 +142,6 @@ DIRECT: Final = "none"
 
 
 def _load_ca_file(file: Path) -> ssl.SSLContext:
-    """Raises FileCheckError."""
     try:
         return ssl.create_default_context(cafile=file)
     except ssl.SSLError:
@@ -262,8 +258,6 @@ class Egress:
 
 
 class _CaFile:
-    """Certificate authorities in a file."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stamp: FileStamp | None = None

@@ -38,7 +38,6 @@ class Connector(aiohttp.TCPConnector):
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
     ) -> Connection:
-        """See aiohttp."""
         try:
             proxy = self._egress.find_proxy(str(req.url))
             if req.is_ssl():
@@ -71,8 +70,6 @@ def _translate(error: EgressError) -> ClientEgressError:
 
 
 class _Resolver(AbstractResolver):
-    """For a connector."""
-
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:

@@ -208,7 +208,6 @@ def block_sighup() -> None:
 
 
 def unblock_sighup() -> None:
-    """One that waited comes now."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 

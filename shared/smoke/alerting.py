@@ -156,7 +156,6 @@ class _TestAlert:
 
     @asynccontextmanager
     async def resolve_at_end(self) -> AsyncIterator[None]:
-        """The alert is over afterwards."""
         try:
             yield
         finally:

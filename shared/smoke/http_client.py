@@ -26,8 +26,6 @@ CA_FILE: Final[ContextVar[Path | None]] = ContextVar("ca_file", default=None)
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """A server's response."""
-
     status: int
     body: bytes
 
@@ -55,11 +53,9 @@ class HttpClient:
         return await self._request("GET", path, params=params)
 
     async def put(self, path: str, body: bytes) -> HttpResponse:
-        """Likewise."""
         return await self._request("PUT", path, data=body)
 
     async def post(self, path: str, document: Any) -> HttpResponse:
-        """Likewise."""
         return await self._request("POST", path, json=document)
 
     async def _request(self, method: str, path: str, **options: Any) -> HttpResponse:

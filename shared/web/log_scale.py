@@ -13,8 +13,6 @@ _MAX_TICKS = 5
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A line across the plot."""
-
     seconds: float
     y: float
     """In percent of the height, from the top."""
@@ -37,7 +35,6 @@ class LogScale:
         """From the lower edge to the upper one."""
 
     def compute_y(self, seconds: float) -> float:
-        """From the top."""
         marks = self._marks
         up = math.log(max(seconds, self._smallest) / marks[0]) / math.log(marks[-1] / marks[0])
         return self._height * (1 - min(max(0.0, up), 1.0))

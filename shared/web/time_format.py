@@ -20,7 +20,6 @@ def format_age(at: float, now: float) -> str:
 
 
 def format_utc_time(at: float) -> str:
-    """Date and time, UTC."""
     return _to_datetime(at).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
@@ -30,7 +29,6 @@ def format_utc_minute(at: float) -> str:
 
 
 def format_clock(at: float) -> str:
-    """Hour and minute, UTC."""
     return _to_datetime(at).strftime("%H:%M UTC")
 
 
@@ -41,7 +39,6 @@ def format_moment(at: float) -> str:
 
 
 def format_rfc3339(at: float) -> str:
-    """For a machine (RFC 3339)."""
     return _to_datetime(at).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

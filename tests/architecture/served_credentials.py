@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ops.demo.stand_ins import app as stand_ins
-from ops.kms_emulator import emulator, fault_api
+from ops.kms_emulator import emulator
 from ops.kms_emulator.faults import EmulatorFaults
 from services.backend import app as backend
 from services.backend.config import BackendSettings
@@ -243,7 +243,7 @@ STARTS: Mapping[str, Callable[..., AbstractAsyncContextManager[tuple[Any, Starle
 async def serving(name: str, folder: Path, *, closed: bool = True, users: bool = False) -> AsyncIterator[Server]:
     """A server as `ServerRunner` serves it."""
     if name == "emulator":
-        app = fault_api.build_app(EmulatorFaults(lambda: 0.5), CollectorRegistry(), remote=False)
+        app = emulator.build_app(EmulatorFaults(lambda: 0.5), CollectorRegistry(), remote=False)
         yield Server(app, app, [])
         return
     if name == "stand-ins":

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from ops.compose import secrets
-from ops.demo.ports import Ports
+from ops.demo.processes import Ports
 from ops.demo.time_scale import scale_yaml
 from tests.containers.engine import ROOT, Engine, privileges
 

@@ -21,8 +21,7 @@ import yaml
 
 from ops.demo import scenario, stack
 from ops.demo.configuration import write_configuration
-from ops.demo.ports import Ports
-from ops.demo.processes import run_processes
+from ops.demo.processes import Ports, run_processes
 from tests.containers.engine import Engine
 from tests.ops.helm.rendering import Object, containers, of_kind, pods, rendered
 

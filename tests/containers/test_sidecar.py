@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ops.demo.ports import Ports
+from ops.demo.processes import Ports
 from tests.containers.compose_stack import USER
 from tests.containers.engine import ROOT, Engine
 

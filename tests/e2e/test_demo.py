@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ops.demo import incident, scenario, stack, storm, timeline
+from ops.demo import scenario, stack, storm, timeline
 from ops.demo.__main__ import list_addresses
-from ops.demo.ports import Ports
+from ops.demo.processes import Ports
 from shared.http.server import StartError
 
 
@@ -60,14 +60,14 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
         hops, missing = await scenario.run_incident(running, found_hops.append)
         silence = await running.query("time() - relay_watchdog_last_seen_timestamp_seconds")
         state = await running.get_text("stand_ins", "/api/state")
-        export, incomplete = await incident.read_timeline(running, scenario.ALERT)
+        export, incomplete = await scenario.read_timeline(running, scenario.ALERT)
         dead_ends = await _dead_ends(running, json.loads(state))
         result = await storm.run_storm(running, found_hops.append)
         pages = json.loads(await running.get_text("stand_ins", "/api/state"))["pagerduty"]
         assert "storm-" not in json.dumps(pages), "a storm pages nobody"
     assert missing == incomplete == []
     assert [each["kind"] for each in export["timeline"]][:3] == ["fault", "alert", "accepted"]
-    assert len(incident.format_entries(export)) == len(export["timeline"])
+    assert len(scenario.format_entries(export)) == len(export["timeline"])
     assert all(hop["at"] for hop in export["hops"]["start"] + export["hops"]["end"]), "no hop is unknown"
     assert dead_ends == []
     assert silence is not None
@@ -113,7 +113,7 @@ ONCE_WITH_A_SILENT_PAGER = """
 from contextlib import asynccontextmanager
 
 from ops.demo import __main__ as demo, scenario, stack
-from ops.demo.ports import Ports
+from ops.demo.processes import Ports
 
 everything = stack.run_stack
 

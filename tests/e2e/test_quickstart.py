@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from ops.demo.ports import pick_free_ports
+from ops.demo.processes import pick_free_ports
 from ops.demo.stack import find_program
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator.emulator import run_emulator

@@ -14,7 +14,7 @@ from google.cloud.kms_v1.services.key_management_service.transports import KeyMa
 
 from ops.demo import stack
 from ops.demo.configuration import KEY
-from ops.demo.ports import Ports
+from ops.demo.processes import Ports
 from tests.faults import summary
 from tests.fork_server import forked
 

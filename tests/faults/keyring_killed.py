@@ -16,10 +16,9 @@ from typing import Any, Final
 import aiohttp
 import yaml
 
-from ops.demo.ports import pick_free_ports
-from ops.demo.processes import build_parent_death_hook
-from ops.kms_emulator.ciphertext import create_material
+from ops.demo.processes import build_parent_death_hook, pick_free_ports
 from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.model import create_material
 from shared.sql.database_url import DatabaseUrl
 
 KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"

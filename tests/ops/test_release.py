@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from ops.release import pin
 from ops.release.__main__ import main
-from ops.release.image_references import FILES_WITH_IMAGES, REFERENCE_PATTERN, find_references
+from ops.release.pin import FILES_WITH_IMAGES, REFERENCE_PATTERN, find_references
 
 ROOT = Path(__file__).parents[2]
 CHANGELOG = (

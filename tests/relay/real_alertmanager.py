@@ -8,7 +8,7 @@ from pathlib import Path
 
 import aiohttp
 
-from ops.demo.ports import pick_free_ports
+from ops.demo.processes import pick_free_ports
 from tests.relay.served_relay import until
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from ops.kms_emulator.ciphertext import create_material
 from ops.kms_emulator.emulator import Emulator, run_emulator
+from ops.kms_emulator.model import create_material
 from tests.rotator.keyring_to_rotate import KEY, Rotated
 
 Another = Callable[[], Awaitable[Rotated]]

@@ -52,7 +52,6 @@ class StandIns:
 
     @property
     def pagerduty_url(self) -> str:
-        """The URL for events."""
         return f"http://{self.http}/pagerduty/v2/enqueue"
 
 

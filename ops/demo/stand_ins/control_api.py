@@ -89,7 +89,6 @@ class KmsFaults:
             await self._call("POST", part)
 
     async def heal_kms(self) -> None:
-        """Remove every fault. Raises EmulatorError."""
         await self._call("DELETE")
 
     async def _call(self, method: str, fault: Json | None = None) -> Json:
@@ -113,8 +112,6 @@ def _are_equal(parts: tuple[Json, ...], faults: list[Json]) -> bool:
 
 
 class ControlApi:
-    """Return the endpoints under `/api`."""
-
     def __init__(
         self,
         slack: Workspace,
@@ -132,7 +129,6 @@ class ControlApi:
         self._changes = changes
 
     def build_routes(self) -> list[ProtectedRoute]:
-        """The endpoints."""
         reads = RouteRequirements(Role.VIEWER)
         return [
             ProtectedRoute("/api/state", self.get_state, reads),
@@ -173,7 +169,6 @@ class ControlApi:
         return JSONResponse({"id": self._faults.add(fault)}, status_code=201)
 
     async def clear_faults(self, _request: Request) -> Response:
-        """Heals every provider."""
         self._faults.clear()
         return Response(status_code=204)
 
@@ -199,7 +194,6 @@ class ControlApi:
         return JSONResponse({"fault": name}, status_code=201)
 
     async def heal_kms(self, _request: Request) -> Response:
-        """Heals KMS."""
         try:
             await self._kms.heal_kms()
         except EmulatorError as error:

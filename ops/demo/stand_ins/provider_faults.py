@@ -31,21 +31,16 @@ class ChangeFeed:
         self.version = 0
 
     def publish(self) -> None:
-        """Count a change."""
         self.version += 1
 
 
 class Provider(StrEnum):
-    """Whom a fault befalls."""
-
     SLACK = "slack"
     PAGERDUTY = "pagerduty"
     SMTP = "smtp"
 
 
 class FaultKind(StrEnum):
-    """A fault; see the module."""
-
     HANG = "hang"
     STATUS = "status"
     ERROR = "error"
@@ -93,8 +88,6 @@ class ProviderFault(BaseModel):
 
 
 class ProviderFaults:
-    """The faults in force."""
-
     def __init__(self, changes: ChangeFeed) -> None:
         self._changes = changes
         self._active: dict[int, ProviderFault] = {}

@@ -4,13 +4,18 @@ from grafana_foundation_sdk.builders.common import TableSortByFieldState
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import DynamicConfigValue, Panel
 
-from ops.grafana import links
-from ops.grafana.links import build_link, build_runbook_links, build_runbook_url
 from ops.grafana.panels.panel_types import (
+    ALERTS_URL,
+    BOARD_URL,
+    ENV_SELECTOR,
     HEALTH_LABELS,
     MODE_LABELS,
     RED_GREEN,
+    SERVICE_SELECTOR,
     YES_LABELS,
+    build_link,
+    build_runbook_links,
+    build_runbook_url,
     build_stat,
     build_state_timeline,
     build_table,
@@ -18,12 +23,12 @@ from ops.grafana.panels.panel_types import (
     build_value_mappings,
     color_cells,
     link_cells,
+    list_alert_names,
     query_instant,
     query_range,
     query_table,
     set_unit,
 )
-from ops.grafana.variables import ENV_SELECTOR, SERVICE_SELECTOR
 from shared.smoke.monitoring import DASHBOARD_UID
 
 _LEGEND = "{{env}} {{service}}"
@@ -51,7 +56,7 @@ def build_panels() -> list[Builder[Panel]]:
         .mappings(build_value_mappings(HEALTH_LABELS))
         .links(
             [
-                build_link("Board", links.BOARD_URL),
+                build_link("Board", BOARD_URL),
                 *build_runbook_links("What to look at first", "KMSHealthChecksFailing"),
             ]
         )
@@ -102,14 +107,14 @@ def build_panels() -> list[Builder[Panel]]:
         .links(
             [
                 *build_runbook_links("KMSHighCryptoErrorRate", "KMSDecryptionErrorsBurst"),
-                build_link("Alerts", links.ALERTS_URL),
+                build_link("Alerts", ALERTS_URL),
             ]
         )
         .span(12)
         .height(8),
         build_state_timeline("Health over time", "The health of each service over time.", HEALTH_LABELS)
         .with_target(query_range(_HEALTH_QUERY, _LEGEND))
-        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("What to look at first")])
+        .links([build_link("Board", BOARD_URL), *build_runbook_links("What to look at first")])
         .span(12)
         .height(8),
         _build_services_table(),
@@ -121,11 +126,11 @@ def _build_services_table() -> Builder[Panel]:
     """A row for each service, with links to details."""
     this = "${__data.fields.service:percentencode}"
     more = [
-        build_link("Health on the board", f"{links.BOARD_URL}?q={this}"),
+        build_link("Health on the board", f"{BOARD_URL}?q={this}"),
         build_link(
             "Only this service", f"/d/{DASHBOARD_UID}?var-env=${{__data.fields.env:percentencode}}&var-service={this}"
         ),
-        build_link("Alerts", links.ALERTS_URL),
+        build_link("Alerts", ALERTS_URL),
         build_link("Runbook: What to look at first", build_runbook_url("what-to-look-at-first")),
     ]
     names = {
@@ -156,7 +161,7 @@ def _build_services_table() -> Builder[Panel]:
         .override_by_name("probes succeeded", color_cells(YES_LABELS))
         .override_by_name("uptime", set_unit("s"))
         .override_by_name("errors", set_unit("cps"))
-        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("What to look at first")])
+        .links([build_link("Board", BOARD_URL), *build_runbook_links("What to look at first")])
         .span(12)
         .height(9)
     )
@@ -166,7 +171,7 @@ def _build_alerts_table() -> Builder[Panel]:
     """A row for each alert. Anchors are in lower case, which PromQL cannot produce from a name; a value mapping can."""
     which = f'alertname=~"(KMS|Relay).*", {ENV_SELECTOR}, service=~"$service|"'
     since = f"1000 * (ALERTS{{{which}}} * ignoring (alertstate) group_left () ALERTS_FOR_STATE{{{which}}})"
-    anchors = {name: (name.lower(), None) for name in links.list_alert_names()}
+    anchors = {name: (name.lower(), None) for name in list_alert_names()}
     columns = ("alertname", "alertstate", "severity", "env", "service", "target", "version", "channel")
     names = {name: name.removeprefix("alert") for name in columns} | {"Value": "since", "runbook": "runbook"}
     return (
@@ -187,7 +192,7 @@ def _build_alerts_table() -> Builder[Panel]:
                 *link_cells(build_link("What to do", build_runbook_url("${__value.text}"))),
             ],
         )
-        .links([build_link("Alerts", links.ALERTS_URL), *build_runbook_links("What to look at first", "Escalation")])
+        .links([build_link("Alerts", ALERTS_URL), *build_runbook_links("What to look at first", "Escalation")])
         .span(12)
         .height(9)
     )

@@ -3,11 +3,14 @@
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import Panel
 
-from ops.grafana import links
-from ops.grafana.links import build_link, build_runbook_links
 from ops.grafana.panels.panel_types import (
+    ALERTS_URL,
+    BOARD_URL,
+    SERVICE_SELECTOR,
     YES_LABELS,
     build_bar_chart,
+    build_link,
+    build_runbook_links,
     build_stat,
     build_state_timeline,
     build_table,
@@ -19,7 +22,6 @@ from ops.grafana.panels.panel_types import (
     query_table,
     set_unit,
 )
-from ops.grafana.variables import SERVICE_SELECTOR
 
 _PERMISSION_LABELS = {"0": ("missing", "red"), "1": ("granted", "green")}
 _CANARY_LABELS = {"0": ("does not decrypt", "red"), "1": ("decrypts", "green")}
@@ -58,7 +60,7 @@ def build_key_panels() -> list[Builder[Panel]]:
                 "{{env}} {{service}} {{target}} version {{version}}",
             )
         )
-        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("KMSCanaryLost", "key_destroyed")])
+        .links([build_link("Board", BOARD_URL), *build_runbook_links("KMSCanaryLost", "key_destroyed")])
         .span(12)
         .height(8),
         build_state_timeline(
@@ -81,7 +83,7 @@ def build_key_panels() -> list[Builder[Panel]]:
         )
         .with_target(query_table(f"1000 * {destroyed}"))
         .override_by_name("when", set_unit("dateTimeAsIso"))
-        .links([*build_runbook_links("KMSKeyVersionDestroyScheduled"), build_link("Alerts", links.ALERTS_URL)])
+        .links([*build_runbook_links("KMSKeyVersionDestroyScheduled"), build_link("Alerts", ALERTS_URL)])
         .span(24)
         .height(6),
     ]
@@ -109,7 +111,7 @@ def _build_keys_table() -> Builder[Panel]:
     return (
         panel.override_by_name("next rotation", set_unit("dateTimeAsIso"))
         .override_by_name("wrong AAD refused", color_cells(YES_LABELS))
-        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("KMSWrongAADAccepted")])
+        .links([build_link("Board", BOARD_URL), *build_runbook_links("KMSWrongAADAccepted")])
         .span(12)
         .height(8)
     )
@@ -132,7 +134,7 @@ def build_rotation_panels() -> list[Builder[Panel]]:
         )
         .with_target(query_instant(f"time() - {data_keys}", "{{env}} {{service}} {{type}}"))
         .unit("s")
-        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("KMSRotationOverdue")])
+        .links([build_link("Board", BOARD_URL), *build_runbook_links("KMSRotationOverdue")])
         .span(8)
         .height(5),
         build_stat(
@@ -147,7 +149,7 @@ def build_rotation_panels() -> list[Builder[Panel]]:
         )
         .unit("none")
         .mappings(build_value_mappings(_IN_PROGRESS_LABELS))
-        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("KMSRotationFailed")])
+        .links([build_link("Board", BOARD_URL), *build_runbook_links("KMSRotationFailed")])
         .span(8)
         .height(5),
         build_stat(
@@ -158,7 +160,7 @@ def build_rotation_panels() -> list[Builder[Panel]]:
         .with_target(query_instant(f"time() - {failed}", "{{env}} {{service}}"))
         .unit("s")
         .no_value("none failed")
-        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("KMSRotationFailed")])
+        .links([build_link("Board", BOARD_URL), *build_runbook_links("KMSRotationFailed")])
         .span(8)
         .height(5),
         build_time_series(
@@ -175,7 +177,7 @@ def build_rotation_panels() -> list[Builder[Panel]]:
         build_bar_chart("Failures of rotations", "Steps of rotations that failed in each interval.")
         .with_target(query_range(steps, "{{env}} {{service}} {{step}}"))
         .unit("short")
-        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("KMSRotationFailed")])
+        .links([build_link("Board", BOARD_URL), *build_runbook_links("KMSRotationFailed")])
         .span(12)
         .height(8),
     ]

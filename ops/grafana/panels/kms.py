@@ -3,12 +3,16 @@
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import Panel
 
-from ops.grafana import links
-from ops.grafana.links import build_link, build_runbook_links, build_runbook_url
 from ops.grafana.panels.panel_types import (
+    ALERTS_URL,
+    BOARD_URL,
+    SERVICE_SELECTOR,
     YES_LABELS,
     build_bar_chart,
     build_heatmap,
+    build_link,
+    build_runbook_links,
+    build_runbook_url,
     build_stat,
     build_state_timeline,
     build_table,
@@ -19,7 +23,6 @@ from ops.grafana.panels.panel_types import (
     query_range,
     query_table,
 )
-from ops.grafana.variables import SERVICE_SELECTOR
 
 _OPERATIONS = {
     "encrypt": "Encrypt",
@@ -53,7 +56,7 @@ def _build_quantile_panel(quantile: float, percentile: str) -> Builder[Panel]:
             )
         )
         .unit("s")
-        .links([*build_runbook_links("KMSHighLatency", "timeout"), build_link("Alerts", links.ALERTS_URL)])
+        .links([*build_runbook_links("KMSHighLatency", "timeout"), build_link("Alerts", ALERTS_URL)])
         .span(12)
         .height(8)
     )
@@ -92,7 +95,7 @@ def build_failure_panels() -> list[Builder[Panel]]:
                 "{{env}} {{service}} {{target}}",
             )
         )
-        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("KMSProbeFailing")])
+        .links([build_link("Board", BOARD_URL), *build_runbook_links("KMSProbeFailing")])
         .span(16)
         .height(8),
         build_stat(

@@ -3,6 +3,7 @@
 Each type has the same options everywhere; its user adds queries and a unit.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -13,7 +14,7 @@ from grafana_foundation_sdk.builders.common import (
     VizLegendOptions,
     VizTooltipOptions,
 )
-from grafana_foundation_sdk.builders.dashboard import FieldColor, ThresholdsConfig
+from grafana_foundation_sdk.builders.dashboard import DashboardLink, FieldColor, ThresholdsConfig
 from grafana_foundation_sdk.builders.heatmap import HeatmapColorOptions, YAxisConfig
 from grafana_foundation_sdk.builders.heatmap import Panel as Heatmap
 from grafana_foundation_sdk.builders.prometheus import Dataquery
@@ -21,6 +22,8 @@ from grafana_foundation_sdk.builders.stat import Panel as Stat
 from grafana_foundation_sdk.builders.statetimeline import Panel as StateTimeline
 from grafana_foundation_sdk.builders.table import Panel as Table
 from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.models import dashboard
 from grafana_foundation_sdk.models.common import (
     BigValueColorMode,
     BigValueGraphMode,
@@ -47,8 +50,39 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat, QueryEditorMode
 
-from ops.grafana.links import Link
-from ops.prometheus.build import select_exporter_job
+from ops.prometheus.build import read_rules, select_exporter_job
+
+Link = Builder[dashboard.DashboardLink]
+BOARD_URL: Final = "${board:raw}"
+RELAY_URL: Final = "${relay:raw}"
+ALERTS_URL: Final = "${prometheus:raw}/alerts"
+ENV_SELECTOR: Final = 'env=~"$env"'
+"""Selects metrics by environment, such as all of the relay."""
+SERVICE_SELECTOR: Final = 'env=~"$env", service=~"$service"'
+"""Selects metrics by service."""
+
+
+def build_runbook_url(anchor: str) -> str:
+    """The address of a section of docs/KMS_OPERATIONS.md."""
+    return f"${{runbook:raw}}#{anchor}"
+
+
+def build_link(title: str, url: str) -> Link:
+    return DashboardLink(title).icon("external link").url(url).target_blank(target_blank=True)
+
+
+def build_runbook_links(*headings: str) -> list[Link]:
+    """A link to each section of the runbook, by its heading; GitHub makes the anchor from it."""
+    return [
+        build_link(f"Runbook: {heading}", build_runbook_url(re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")))
+        for heading in headings
+    ]
+
+
+def list_alert_names() -> list[str]:
+    """The names of the product's alerts."""
+    return [rule["alert"] for rules in read_rules().values() for rule in rules if "alert" in rule]
+
 
 ThresholdColors = Mapping[float, str]
 ValueLabels = Mapping[str, tuple[str, str | None]]
@@ -69,7 +103,6 @@ def build_thresholds(colors: ThresholdColors | None = None, base: str = DEFAULT_
 
 
 def build_value_mappings(labels: ValueLabels) -> list[ValueMapping]:
-    """Show values as text."""
     return [
         ValueMap(
             options={
@@ -96,7 +129,6 @@ def query_table(expr: str, ref: str = "A") -> Dataquery:
 
 
 def query_buckets(expr: str) -> Dataquery:
-    """A histogram's buckets over time."""
     return query_range(expr, "{{le}}").format(PromQueryFormat.HEATMAP)
 
 
@@ -226,7 +258,6 @@ def link_cells(*links: Link) -> list[DynamicConfigValue]:
 
 
 def set_unit(name: str) -> list[DynamicConfigValue]:
-    """Of a table's column."""
     return [DynamicConfigValue(id_val="unit", value=name)]
 
 

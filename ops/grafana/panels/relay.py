@@ -3,17 +3,18 @@
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import Panel
 
-from ops.grafana import links
-from ops.grafana.links import build_link, build_runbook_links
 from ops.grafana.panels.panel_types import (
+    ENV_SELECTOR,
+    RELAY_URL,
     build_bar_chart,
+    build_link,
+    build_runbook_links,
     build_stat,
     build_state_timeline,
     build_time_series,
     query_instant,
     query_range,
 )
-from ops.grafana.variables import ENV_SELECTOR
 
 _CHANNEL_LABELS = {"0": ("refuses", "red"), "1": ("accepts", "green")}
 _LEGEND = "{{env}} {{channel}}"
@@ -26,7 +27,7 @@ def build_panels() -> list[Builder[Panel]]:
         .with_target(query_range(f"min by (env, channel) (relay_channel_up{{{ENV_SELECTOR}}})", _LEGEND))
         .links(
             [
-                build_link("Relay", links.RELAY_URL),
+                build_link("Relay", RELAY_URL),
                 *build_runbook_links("RelayChannelFailing", "What a channel's reason means"),
             ]
         )
@@ -41,7 +42,7 @@ def build_panels() -> list[Builder[Panel]]:
             query_instant(f'max by (env, channel) (relay:outbox_deliveries{{{ENV_SELECTOR}, state="dead"}})', _LEGEND)
         )
         .unit("short")
-        .links([build_link("Relay", links.RELAY_URL), *build_runbook_links("RelayDeadLetters")])
+        .links([build_link("Relay", RELAY_URL), *build_runbook_links("RelayDeadLetters")])
         .span(6)
         .height(8),
         build_stat(
@@ -68,7 +69,7 @@ def build_panels() -> list[Builder[Panel]]:
         )
         .unit("short")
         .decimals(0)
-        .links([build_link("Relay", links.RELAY_URL), *build_runbook_links("RelayOutboxStuck")])
+        .links([build_link("Relay", RELAY_URL), *build_runbook_links("RelayOutboxStuck")])
         .span(12)
         .height(8),
         build_time_series(
@@ -79,7 +80,7 @@ def build_panels() -> list[Builder[Panel]]:
         )
         .with_target(query_range(f"time() - relay:outbox_oldest_timestamp_seconds{{{ENV_SELECTOR}}}", _LEGEND))
         .unit("s")
-        .links([build_link("Relay", links.RELAY_URL), *build_runbook_links("RelayOutboxStuck")])
+        .links([build_link("Relay", RELAY_URL), *build_runbook_links("RelayOutboxStuck")])
         .span(12)
         .height(8),
         _build_event_panel(
@@ -116,7 +117,7 @@ def _build_receipt_panel(quantile: float, percentile: str) -> Builder[Panel]:
         )
         .with_target(query_range(f"histogram_quantile({quantile}, sum by (env, channel, le) ({rate}))", _LEGEND))
         .unit("s")
-        .links([build_link("Relay", links.RELAY_URL), *build_runbook_links("RelayOutboxStuck")])
+        .links([build_link("Relay", RELAY_URL), *build_runbook_links("RelayOutboxStuck")])
         .span(12)
         .height(8)
     )

@@ -323,7 +323,6 @@ class HealthMapping(Section):
 
     @property
     def needs_document(self) -> bool:
-        """Whether the body counts."""
         return self.mode is not None or self.ready is not None
 
     def read(self, status: int, body: bytes) -> Health:

@@ -99,7 +99,6 @@ class _ClientTls:
         self._loaded: tuple[list[FileStamp | None], ssl.SSLContext | None] | None = None
 
     def load(self) -> ssl.SSLContext | None:
-        """Raises FileCheckError."""
         stamps = [SecretFile(file).read_stamp() for file in self._settings.files]
         if self._loaded is None or self._loaded[0] != stamps or None in stamps:
             self._loaded = stamps, load_tls_context(self._settings)
@@ -124,8 +123,6 @@ T = TypeVar("T")
 
 
 class Answer(NamedTuple):
-    """An answer, of whatever status."""
-
     status: int
     media_type: str
     body: bytes
@@ -157,8 +154,6 @@ async def open_http_client(egress: Egress | None = None) -> AsyncIterator[aiohtt
 
 @dataclass(frozen=True, slots=True)
 class BackendReader:
-    """Reads one backend."""
-
     service: str
     health_url: str
     metrics_url: str | None

@@ -118,7 +118,6 @@ class TlsConfig(Section):
 
     @property
     def files(self) -> list[Path]:
-        """All that it names."""
         return [file for file in (self.ca_file, self.cert_file, self.key_file) if file]
 
 

@@ -51,8 +51,6 @@ class MetricSource(Protocol):
 
 
 class Exposition:
-    """The answers of `/metrics`."""
-
     def __init__(
         self,
         get_sources: Callable[[], Sequence[MetricSource]],

@@ -143,7 +143,6 @@ class TargetMetrics:
             self.version += 1
 
     def add_probe(self, result: ProbeResult) -> None:
-        """Counts a round trip."""
         self._probes += 1
         for call in result.calls:
             self._count_call(call)
@@ -311,8 +310,6 @@ class TargetMetrics:
 
 
 class _DurationHistogram:
-    """A histogram of one operation."""
-
     def __init__(self) -> None:
         self.sum = 0.0
         self._counts = [0] * len(_BOUNDS)

@@ -40,7 +40,6 @@ class SyncCanaries(Protocol):
 
 
 async def sync_nothing(add: Canary | None = None, remove: Collection[str] = ()) -> tuple[tuple[()], tuple[()]]:  # noqa: ARG001
-    """For a target without `canary_dir`."""
     return (), ()
 
 

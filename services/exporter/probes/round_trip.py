@@ -203,8 +203,6 @@ class _ConnectivityCache:
 
 @dataclass(frozen=True, slots=True)
 class Prober:
-    """Probes one target."""
-
     service: str
     target: str
     key: KmsKey

@@ -66,7 +66,6 @@ class Card:
 
     @property
     def status_label(self) -> str:
-        """The status as text."""
         return STATUS_LABELS[self.status]
 
     @property
@@ -256,8 +255,6 @@ class BoardQuery:
 
 @dataclass(frozen=True, slots=True)
 class BoardSection:
-    """The cards of one kind."""
-
     kind: str
     card_ids: tuple[str, ...]
     """The ids of those shown."""
@@ -271,8 +268,6 @@ class BoardSection:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """One view of everything."""
-
     created_at: float
     """Unix seconds."""
     history_version: int

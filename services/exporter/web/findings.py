@@ -18,8 +18,6 @@ RUNBOOK_FILE: Final = "docs/KMS_OPERATIONS.md"
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What a person does next."""
-
     text: str
     section: str
     """The heading in the runbook: a reason, or an alert."""
@@ -101,8 +99,6 @@ STATUS_LABELS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong."""
-
     status: HealthStatus
     title: str
     """A reason, or a short phrase."""

@@ -5,9 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from ops.audit.apply import MAX_ATTEMPTS, apply_changes
-from ops.audit.google_api import GoogleApi
-from ops.audit.google_errors import PERMISSIONS_BY_METHOD, GoogleError
-from ops.audit.model import AuditPart, DesiredState
+from ops.audit.google_api import PERMISSIONS_BY_METHOD, GoogleApi, GoogleError
+from ops.audit.plan import AuditPart, DesiredState
 from tests.ops.audit.conftest import Waits
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Fault, RefusedError, Stand

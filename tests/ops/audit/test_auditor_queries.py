@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ops.audit.auditor_queries import list_queries
-from ops.audit.model import KMS, Resource
+from ops.audit.plan import KMS, Resource
 from tests.ops.audit.conftest import Audit
 from tests.ops.audit.logs import selects
 

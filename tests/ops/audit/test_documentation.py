@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ops.audit.__main__ import main
-from ops.audit.google_errors import PERMISSIONS_BY_METHOD
+from ops.audit.google_api import PERMISSIONS_BY_METHOD
 from ops.audit.verify import AuditProbe
 from tests.ops.audit.conftest import Audit
 from tests.ops.audit.logs import LoggingWorld

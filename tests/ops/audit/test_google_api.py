@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 
-from ops.audit.google_api import GoogleApi
-from ops.audit.google_errors import ErrorKind, GoogleError
+from ops.audit.google_api import ErrorKind, GoogleApi, GoogleError
 from tests.ops.audit.conftest import Waits
 from tests.ops.audit.server import Fault, RefusedError, Stand
 from tests.tinyproxy import NOT_LOOPBACK, tinyproxy

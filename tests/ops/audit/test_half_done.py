@@ -7,11 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ops.audit.apply import apply_changes
-from ops.audit.diff import diff_change
 from ops.audit.google_api import GoogleApi
 from ops.audit.google_parts import read_part
-from ops.audit.model import DesiredState
-from ops.audit.plan import plan_changes
+from ops.audit.plan import DesiredState, diff_change, plan_changes
 from tests.iterations import LONG
 from tests.ops.audit.initial_states import BUCKET, FOREIGN_BINDING, PROJECT, half_done
 from tests.ops.audit.logs import LoggingWorld

@@ -4,12 +4,16 @@ from typing import Any
 
 import pytest
 
-from ops.audit.diff import diff_change
-from ops.audit.model import KMS, AuditPart, Change, DesiredState, Resource
 from ops.audit.plan import (
+    KMS,
     SINK_FILTER,
     WRITER_AFTER_CREATION,
+    AuditPart,
+    Change,
+    DesiredState,
+    Resource,
     UnchangeableError,
+    diff_change,
     list_warnings,
     plan_change,
 )

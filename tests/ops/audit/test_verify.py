@@ -7,7 +7,7 @@ import pytest
 
 from ops.audit.apply import apply_changes
 from ops.audit.google_api import GoogleApi
-from ops.audit.model import DesiredState
+from ops.audit.plan import DesiredState
 from ops.audit.verify import AuditProbe, Clock, verify_logging
 from shared.check import CheckOutcome, CheckResult
 from tests.ops.audit.conftest import Waits
@@ -138,5 +138,5 @@ def test_a_table_that_is_not_there_yet_is_waited_for(set_up: None, verify: Verif
 def test_a_mark_that_two_reads_of_a_large_file_share_is_found(
     set_up: None, verify: Verify, world: LoggingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.audit.log_search._CHUNK_BYTES", 16)
+    monkeypatch.setattr("ops.audit.verify._CHUNK_BYTES", 16)
     assert outcomes(verify())["bucket"] is CheckOutcome.PASSED

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from ops.demo import __main__ as demo
-from ops.demo import kms_admin, shell_environment
+from ops.demo import configuration, kms_admin
 from ops.demo.configuration import DOCS, KEY
-from ops.demo.ports import Ports
+from ops.demo.processes import Ports
 from ops.kms_emulator.emulator import run_emulator
 
 NOWHERE = Ports(*range(1, 10))
@@ -30,7 +30,7 @@ async def test_a_part_that_does_not_work_is_a_red_line_with_what_to_do(capsys: p
 def test_the_shell_of_a_person_on_call_has_the_runbooks_variables_and_keypulses_commands(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()
-    shell_environment.write_file(folder, NOWHERE)
+    configuration.write_shell_environment(folder, NOWHERE)
     script = f'. "{folder}/env"; env; command -v python'
     printed = subprocess.run(["/bin/sh", "-ec", script], capture_output=True, text=True, check=True).stdout
     found = dict(line.partition("=")[::2] for line in printed.splitlines())

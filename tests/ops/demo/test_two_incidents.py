@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from ops.demo.ports import Ports
+from ops.demo.processes import Ports
 from ops.demo.stack import Stack, run_stack
 
 TIMEOUT = 100.0

@@ -20,7 +20,7 @@ TIMEOUT = 90.0
 """Seconds that a command may take, or an alert: the machine may be busy with other tests."""
 _ON_FREE_PORTS = """
 from ops.demo import __main__ as demo
-from ops.demo.ports import Ports
+from ops.demo.processes import Ports
 
 free = Ports.pick_free()
 demo.Ports = lambda: free

@@ -25,7 +25,7 @@ from grpc.aio import insecure_channel
 
 from ops.demo import stack
 from ops.demo.configuration import KEY, write_configuration
-from ops.demo.ports import Ports
+from ops.demo.processes import Ports
 from ops.demo.stack import Stack
 from tests.key_versions import Versions
 

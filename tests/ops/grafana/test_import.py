@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ops.grafana.variables import LINK_ADDRESSES
+from ops.grafana.build import LINK_ADDRESSES
 from shared.smoke.monitoring import DASHBOARD_UID
 from tests.ops.rules import REFERENCE, ROOT
 

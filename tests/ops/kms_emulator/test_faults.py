@@ -3,8 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ops.kms_emulator.faults import EmulatorFault, EmulatorFaults
-from ops.kms_emulator.permissions import PERMISSIONS
+from ops.kms_emulator.faults import PERMISSIONS, EmulatorFault, EmulatorFaults
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 USE_TO_ENCRYPT = "cloudkms.cryptoKeyVersions.useToEncrypt"

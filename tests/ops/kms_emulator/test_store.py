@@ -6,8 +6,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from ops.kms_emulator.grpc_errors import StatusError
-from ops.kms_emulator.model import EmulatedState
+from ops.kms_emulator.model import EmulatedState, StatusError
 from ops.kms_emulator.store import EmulatorStore
 from shared.http.server import StartError
 

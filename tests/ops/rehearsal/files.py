@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ops.demo.ports import Ports
+from ops.demo.processes import Ports
 from shared.config.settings import Address
 from shared.http.server import bind_socket
 from tests.ops.rehearsal.gcloud import name_of

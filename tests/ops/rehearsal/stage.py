@@ -20,7 +20,7 @@ from grpc.aio import insecure_channel
 
 from ops.demo import stack
 from ops.demo.configuration import write_configuration
-from ops.demo.ports import Ports
+from ops.demo.processes import Ports
 from ops.demo.stack import Stack
 from tests.ops.rehearsal import files
 from tests.ops.rehearsal.gcloud import EXPORTER_ACCOUNT, SERVICE_ACCOUNT, Gcloud, name_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.demo.ports import Ports
+from ops.demo.processes import Ports
 from tests.ops.rehearsal import not_run, stage
 from tests.ops.rehearsal.document import blocks, read_parts
 from tests.ops.rehearsal.programme import AT_ONCE

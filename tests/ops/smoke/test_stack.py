@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ops.demo import stack
-from ops.demo.ports import Ports
+from ops.demo.processes import Ports
 from ops.demo.stack import Stack
 
 LIGHTS = ("passed", "failed")

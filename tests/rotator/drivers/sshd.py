@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from ops.demo.ports import pick_free_ports
+from ops.demo.processes import pick_free_ports
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 _CONFIGURATION = """ListenAddress 127.0.0.1:{port}

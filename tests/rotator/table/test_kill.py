@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, Connection, text
 
-from ops.kms_emulator.ciphertext import create_material
 from ops.kms_emulator.emulator import Emulator, run_emulator
+from ops.kms_emulator.model import create_material
 from services.rotator.report import CommandOutcome
 from services.rotator.runner import resume, rollback, run
 from shared.keyring.administration import RotationType

@@ -80,8 +80,6 @@ def paginate(items: list[T], arguments: Json) -> tuple[list[T], str]:
 
 
 class Content(NamedTuple):
-    """The content of a message."""
-
     text: str
     blocks: list[Json]
     attachments: list[Json] | None
@@ -89,7 +87,6 @@ class Content(NamedTuple):
 
 
 def parse_content(arguments: Json, find_file: FindFile) -> Content:
-    """Text, blocks and attachments, checked."""
     text = arguments.get("text") or ""
     blocks = parse_json(arguments.get("blocks") or [], "invalid_blocks_format")
     attachments = parse_json(arguments.get("attachments"), "invalid_attachments")

@@ -30,8 +30,6 @@ _CLOSE_SECONDS = 1.0
 
 @dataclass
 class SocketConnection:
-    """One WebSocket of the app."""
-
     socket: web.WebSocketResponse
     number: int
     is_half_open: bool = False
@@ -40,8 +38,6 @@ class SocketConnection:
 
 
 class SocketMode:
-    """The WebSockets of one app."""
-
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._tickets: set[str] = set()
@@ -115,7 +111,6 @@ class SocketMode:
         self.connections = [each for each in self.connections if not each.is_half_open]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """`/link/`: one WebSocket."""
         ticket = request.query.get("ticket", "")
         if ticket not in self._tickets:
             return web.Response(status=404)
@@ -176,7 +171,6 @@ def _find_button(message: SlackMessage, action_id: str) -> tuple[Json, Json]:
 def _build_payload(
     channel: SlackChannelState, message: SlackMessage, block: Json, button: Json, person: SlackPerson, now: float
 ) -> Json:
-    """What Slack sends: https://docs.slack.dev/reference/interaction-payloads/block_actions-payload."""
     container: dict[str, Any] = {"type": "message", "message_ts": message.ts, "channel_id": channel.id}
     if block not in message.blocks:
         container["type"] = "message_attachment"

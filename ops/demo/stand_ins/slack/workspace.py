@@ -110,8 +110,6 @@ class SlackChannelState:
 
 @dataclass(frozen=True)
 class SlackPerson:
-    """Somebody who presses buttons."""
-
     id: str
     name: str
     real_name: str
@@ -183,12 +181,6 @@ POST_METHODS = ("chat.postMessage", "incoming webhook")
 
 
 class RateLimits:
-    """Counts calls.
-
-    Args:
-        clock: seconds.
-    """
-
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.enabled = False
@@ -268,7 +260,6 @@ class Workspace:
         ]
 
     def get_people(self) -> list[Json]:
-        """The people as JSON."""
         return [asdict(person) for person in self.people.values()]
 
     def find_channel(self, arguments: Json) -> SlackChannelState | None:
@@ -310,7 +301,6 @@ class Workspace:
         return message
 
     def publish(self) -> None:
-        """Something has changed."""
         self._changes.publish()
 
     def delete_message(self, channel: SlackChannelState, message: SlackMessage) -> None:
