@@ -9,9 +9,6 @@ from tests.relay.cli.conftest import Typed
 
 COMMANDS = (
     ["deliveries"],
-    ["deliveries", "an-id"],
-    ["retry", "an-id"],
-    ["retry", "--channel", "pager"],
     ["retry", "--all"],
 )
 

@@ -91,27 +91,6 @@ def test_all_of_every_configured_channel_are_retried(typed: Typed, fill: Fill) -
     assert fill(states) == {"superseded": 4, "queued": 4, "dead": 1}
 
 
-def test_on_a_channel_that_merges_nothing_each_is_resent_by_itself(typed: Typed, fill: Fill) -> None:
-    async def three_of_one(rows: Rows) -> None:
-        for _ in range(3):
-            event = await rows.event()
-            await rows.delivery(event, "log", DeliveryState.DEAD)
-            await rows.delivery(event, "pager", DeliveryState.DEAD)
-
-    fill(three_of_one)
-    assert typed("retry", "--all").stdout == "6 requeued\n"
-
-    async def waiting(rows: Rows) -> list[str]:
-        query = (
-            select(deliveries.c.channel)
-            .where(deliveries.c.state == DeliveryState.QUEUED)
-            .order_by(deliveries.c.channel)
-        )
-        return await rows.store.read(lambda connection: list(connection.execute(query).scalars()))
-
-    assert fill(waiting) == ["log", "log", "log", "pager"]
-
-
 async def test_a_relay_that_runs_sends_it_within_seconds(
     tmp_path: Path, database: DatabaseUrl, configuration: Path
 ) -> None:
@@ -132,41 +111,12 @@ async def test_a_relay_that_runs_sends_it_within_seconds(
     assert len(channel.sent) == 1
 
 
-async def test_a_channel_that_asked_for_a_day_is_down_until_somebody_says_so(
-    tmp_path: Path, database: DatabaseUrl, configuration: Path
-) -> None:
-    channel = Scripted(SendError(SendReason.RATE_LIMITED, SendScope.ATTEMPT, "HTTP 429", retry_after=86_400))
-    async with served(settings(tmp_path, {"pager": channel}, database=database.render_as_string())) as client:
-        await post(client, webhook_of())
-        await reaches(client, 0, "relay_channel_up", channel="pager")
-        command = [
-            *forked("services.relay"),
-            "--config",
-            str(configuration),
-            "retry",
-            "--channel",
-            "pager",
-        ]
-        await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
-        await reaches(client, 1, "relay_channel_up", channel="pager")
-    assert len(channel.sent) == 1
-
-
 @pytest.mark.parametrize(
     "arguments", [[], ["an-id", "--all"], ["--all", "--channel", "pager"], ["an-id", "--channel", "pager"]]
 )
 def test_exactly_one_of_ids_channel_and_all_is_expected(typed: Typed, arguments: list[str]) -> None:
     result = typed("retry", *arguments)
     assert (result.exit_code, result.stderr) == (2, "expected one of: IDs, --channel, --all\n")
-
-
-@pytest.mark.parametrize("given", ["\udcff", "a\0b"])
-def test_what_can_be_no_id_exits_with_2_and_nothing_is_retried(typed: Typed, fill: Fill, given: str) -> None:
-    stored = fill(one_of_each)
-    result = typed("retry", stored["dead"], given)
-    line = f"ID: expected UTF-8 without a NUL character, got {given!r}\n"
-    assert (result.exit_code, result.stdout, result.stderr) == (2, "", line)
-    assert fill(states)["dead"] == 2
 
 
 def test_an_unknown_channel_exits_with_2_and_those_that_exist(typed: Typed) -> None:

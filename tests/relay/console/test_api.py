@@ -10,7 +10,7 @@ import aiohttp
 from services.relay.channels.port import SendError, SendReason, SendScope
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
-from tests.relay.served_relay import Scripted, hang, payload, post, reaches, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, payload, post, reaches, served, settings, webhook_of
 
 
 class Clock:
@@ -140,27 +140,6 @@ async def test_pages_follow_one_another_by_their_cursor(tmp_path: Path) -> None:
         assert [each for page in pages for each in page] == [delivery["id"] for delivery in whole["deliveries"]]
 
 
-async def test_deliveries_can_be_asked_for_by_name_and_time(tmp_path: Path) -> None:
-    clock = Clock()
-    async with served(settings(tmp_path, {"one": Scripted()}), clock=clock) as client:
-        await post(client, payload(1))
-        clock.now += 60
-        await post(client, payload(4))
-
-        async def names(query: str) -> list[str]:
-            _, answer = await get(client, f"/api/deliveries?{query}")
-            return [delivery["alertname"] for delivery in answer["deliveries"]]
-
-        assert await names("alertname=KMSTest") == ["KMSTest"]
-        assert await names("alertname=x") == []
-        assert await names("since=2001-09-09T01:46:40Z") == ["KMSTest", "KMSCryptoModeNotKMS"]
-        assert await names("since=2001-09-09T03:46:41%2B02:00") == ["KMSTest"]
-        assert await names("since=2001-09-09T01:46:41Z&alertname=KMSCryptoModeNotKMS") == []
-        assert await names("until=2001-09-09T01:47:00Z") == ["KMSCryptoModeNotKMS"]
-        assert await names("service=backend&text=modenot") == ["KMSCryptoModeNotKMS"]
-        assert await names("service=ledger") == []
-
-
 async def test_what_was_not_accepted_can_be_read(tmp_path: Path) -> None:
     body = b"<script>alert('\xff')</script>"
     async with served(settings(tmp_path, {"one": Scripted()}), clock=Clock()) as client:
@@ -190,14 +169,6 @@ async def test_what_was_not_accepted_can_be_read(tmp_path: Path) -> None:
             assert response.headers["X-Content-Type-Options"] == "nosniff"
         for unknown in ("9999", "x", "9" * 500):
             assert (await get(client, f"/api/quarantine/{unknown}"))[0] == 404
-
-
-async def test_the_api_answers_while_a_channel_hangs(tmp_path: Path) -> None:
-    async with served(settings(tmp_path, {"one": Scripted(hang)})) as client:
-        await post(client, payload(1))
-        await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="sending")
-        _, answer = await get(client, "/api/deliveries")
-        assert [d["state"] for d in answer["deliveries"]] == ["sending"]
 
 
 async def test_a_store_that_cannot_be_read_is_503_with_the_reason(own_postgres: Postgres, tmp_path: Path) -> None:

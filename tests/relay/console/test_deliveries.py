@@ -133,17 +133,6 @@ async def test_one_delivery_is_shown_with_all_that_is_known_and_nothing_else(tmp
         assert (await get(client, "/api/audit"))[1]["audit"] == []  # nothing was done
 
 
-@pytest.mark.parametrize(
-    ("parameters", "link"),
-    [
-        ({"text": " a b ", "state": "", "unknown": "x"}, "/deliveries?text=a+b&channel=x"),
-        ({"since": "2026-11-24T22:46", "before": "1f"}, "/deliveries?since=2026-11-24T22%3A46&channel=x"),
-    ],
-)
-def test_a_link_keeps_what_was_asked_for(parameters: dict[str, str], link: str) -> None:
-    assert parse_form_query(parameters, 0).build_link(channel="x") == link
-
-
 def test_a_query_is_read_as_a_form_writes_it() -> None:
     query = parse_form_query(
         {"since": "2026-11-24T22:46", "until": "2026-11-24T23:46:30+01:00", "state": "dead", "after": "a"}, 0

@@ -53,11 +53,3 @@ async def test_groups_come_with_their_newest_and_what_their_provider_answered(st
     assert await requeue_dead(store, DeadLetterFilter("slack", NO_ATTEMPT), 9) == 1
     assert never not in [row.id for row in await store.read(lambda connection: letters.find(connection, 9))]
     assert (await store.read(read_dead_letters)).letter_count == 6
-
-
-async def test_what_is_retried_in_one_batch_goes_in_the_order_of_acceptance(store: Store) -> None:
-    rows = Rows(store)
-    event = await rows.event(age=10.0)
-    dead = [await rows.delivery(event, "log", DeliveryState.DEAD) for _ in range(3)]
-    letters = DeadLetterFilter("log")
-    assert [row.id for row in await store.read(lambda connection: letters.find(connection, 9))] == dead

@@ -111,20 +111,6 @@ async def test_what_waits_for_its_next_attempt_is_due_at_once(store: Store) -> N
     assert (await claim_one(store)).task.delivery_id == waiting.task.delivery_id
 
 
-async def test_what_is_being_sent_or_has_arrived_is_left_alone(store: Store) -> None:
-    await accept(store, "x")
-    claim = await claim_one(store)
-
-    assert await requeue(store, claim.task.delivery_id) is DeliveryState.SENDING
-    assert (await end_attempt(store, claim)).lease_valid
-    assert await requeue(store, claim.task.delivery_id) is DeliveryState.DELIVERED
-    assert await nothing_due(store)
-
-
-async def test_there_is_no_delivery_of_an_id_that_was_never_given(store: Store) -> None:
-    assert await requeue(store, "nobody") is None
-
-
 async def test_the_dead_letters_of_one_channel_are_resent_the_oldest_first(store: Store) -> None:
     dead = [await given_up(store, incident) for incident in ("x", "y", "z")]
     other = await given_up(store, "x", "b")

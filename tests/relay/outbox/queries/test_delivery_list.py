@@ -1,7 +1,5 @@
 """What people and metrics read of the outbox, on both stores."""
 
-import asyncio
-import threading
 import zlib
 
 import pytest
@@ -9,7 +7,7 @@ import pytest
 from services.relay.deliveries import queries as delivery_list
 from services.relay.deliveries.queries import AttemptRow, DeliveryFilter, Position, list_deliveries
 from services.relay.outbox.dead_letters import DeadLetterFilter
-from services.relay.outbox.store import Store, Transaction
+from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.outbox.rows import Rows
 
@@ -86,20 +84,3 @@ async def test_what_waits_and_what_was_given_up_is_counted(store: Store, rows: R
     }
     assert min(each.oldest_accepted_at for each in counted) == pytest.approx(now - 60, abs=10)
     assert [await store.read(DeadLetterFilter(name).count) for name in ("slack", "email")] == [1, 0]
-
-
-async def test_nobody_who_reads_waits_for_who_writes(store: Store, rows: Rows) -> None:
-    delivery = await rows.delivery(await rows.event())
-    writing, read = threading.Event(), threading.Event()
-
-    def write(_transaction: Transaction) -> bool:
-        writing.set()
-        return read.wait(10)
-
-    writer = asyncio.create_task(store.run(write))
-    assert await asyncio.to_thread(writing.wait, 10)
-    assert [each.id for each in (await list_deliveries(store, DeliveryFilter(), limit=1)).deliveries] == [delivery]
-    assert await delivery_list.read_delivery(store, delivery) is not None
-    assert not writer.done()
-    read.set()
-    assert await writer

@@ -25,7 +25,7 @@ from tests.bench.filled import CHANNEL, fill
 from tests.relay.outbox.rows import Rows
 from tests.relay.outbox.test_query_plans import plan
 from tests.relay.report.history_rows import HistoryRows
-from tests.relay.report.small_history import add_small_history, check_report
+from tests.relay.report.small_history import add_small_history
 
 DAY = 86400.0
 
@@ -41,19 +41,6 @@ async def read(store: Store, days: float = 7.0) -> dict[str, Any]:
 
 async def read_csv(store: Store) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(format_csv(await read_report_of(store, 7.0)))))
-
-
-async def test_the_figures_of_a_small_history_are_those_counted_manually(database: DatabaseUrl) -> None:
-    async with open_store(database, time.time) as store:
-        empty = await read(store)
-        assert empty["incidents"]["count"] == empty["incidents"]["acknowledged"] == 0
-        assert empty["incidents"]["acknowledged_share"] is None
-        assert [each["channel"] for each in empty["channels"]] == ["log"]
-        await add_small_history(store)
-        check_report(await read(store))
-        longer = await read(store, days=10)
-        assert (longer["incidents"]["count"], longer["incidents"]["escalations"]) == (5, 2)
-        assert longer["incidents"]["acknowledged"] == 3
 
 
 async def test_an_incident_that_starts_more_often_than_is_stored_makes_the_count_a_minimum(

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 
 from services.relay.outbox import retention as by_age
 from services.relay.outbox.retention import PRUNE_STEP, PruneResult, prune_by_age, run_retention
@@ -78,10 +77,6 @@ async def test_an_end_that_is_accepted_while_a_round_is_in_progress_keeps_what_t
     assert await rows.left() == {page, end}
 
 
-async def test_an_empty_outbox_is_pruned_of_nothing(store: Store) -> None:
-    assert await prune_by_age(store, DAY, 1) == PruneResult(0, 0)
-
-
 async def test_two_replicas_may_prune_at_once(database: DatabaseUrl, rows: Rows) -> None:
     await rows.create_deliveries(PRUNE_STEP * 2, age=2 * DAY)
     async with open_store(database, time.time) as one, open_store(database, time.time) as other:
@@ -113,23 +108,3 @@ async def test_it_goes_on_after_the_store_was_not_available(tmp_path: Path, unti
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-
-
-async def test_the_pages_of_what_is_gone_are_used_again(tmp_path: Path) -> None:
-    async with open_store(create_sqlite_url(tmp_path / "relay.db"), time.time) as store:
-        rows = Rows(store)
-
-        async def pages() -> int:
-            return await store.read(lambda connection: connection.execute(text("PRAGMA page_count")).scalar_one())
-
-        async def a_day() -> None:
-            for number in range(50):
-                await rows.delivery(await rows.event(f"{number}", age=2 * DAY, goes_on=False), payload=b"x" * 9000)
-            await prune_by_age(store, DAY, NO_LIMIT)
-
-        await a_day()
-        full = await pages()
-        for _ in range(3):
-            await a_day()
-        assert full > 100
-        assert await pages() <= full * 1.05
