@@ -159,7 +159,7 @@ Examples:
 @click.option("--state", "in_state", help=f"Only those in this state: {', '.join(DeliveryState)}.")
 @click.option("--channel", help="Only those to this channel.")
 @click.option("--alertname", help="Only those of this alertname.")
-@click.option("--digest", metavar="ID", help="Only those that this digest delivered or named.")
+@click.option("--digest", metavar="ID", help="Only the deliveries that this digest delivered or named.")
 @click.option(
     "--since",
     metavar="TIME",

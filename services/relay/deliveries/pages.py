@@ -1,4 +1,4 @@
-"""Deliveries on their pages and over the API: what was sent, what was not, and why; retries, and sending elsewhere."""
+"""Deliveries on their pages and over the API: the list, one with its attempts, retries, and sending elsewhere."""
 
 import asyncio
 import json
@@ -107,7 +107,7 @@ class DeliveryQuery:
     """What a person wants to see of the list."""
 
     given: Mapping[str, str]
-    """The filters as they were written; those that are empty are absent."""
+    """The filters as they were written, without empty ones."""
     filter: DeliveryFilter
     position: Position
     problems: Mapping[str, str]

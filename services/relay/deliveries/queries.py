@@ -1,4 +1,4 @@
-"""What people read of deliveries: one of them, or those that match a filter, the newest first.
+"""What people read of deliveries: one of them, or all that match a filter, the newest first.
 
 The states that are unsettled, an incident, a digest and a time are found by their index. Anything else, such as a
 channel or a text, is compared with one delivery after the other, `MAX_EXAMINED` for a page: a page that ends there says
@@ -52,7 +52,7 @@ class DeliveryFilter:
     service: str | None = None
     """Of its incident."""
     digest: str | None = None
-    """Those that a digest delivered, or named."""
+    """The id of the digest that delivered or named it."""
     since: float | None = None
     """Accepted at or after it, unix seconds."""
     until: float | None = None
@@ -114,7 +114,7 @@ _EXAMINED_COLUMNS: Final = (
 def search_deliveries(
     connection: Connection, filter_: DeliveryFilter, position: Position, limit: int, max_examined: int | None = None
 ) -> SearchResult:
-    """The deliveries of one page; `max_examined` is for those that no index finds."""
+    """The deliveries of one page; `max_examined` counts where no index finds them."""
     if not _compares(filter_):
         max_examined = limit + 1
     elif max_examined is None:
@@ -186,7 +186,7 @@ def _list_indexed_conditions(filter_: DeliveryFilter) -> Iterator[ColumnElement[
 
 
 def _build_search(filter_: DeliveryFilter, examined: Subquery, position: Position, limit: int) -> RowQuery[int]:
-    """The numbers of those that match, from the page's beginning on."""
+    """The numbers of all that match, from the page's beginning on."""
     found = examined.c
     query: Select[Any] = select(found.seq)
     if filter_.alertname is not None or filter_.text is not None:
@@ -268,7 +268,7 @@ class DeliverySummary:
     """What the relay itself adds for the reader, such as why this channel gets it."""
     receipt: Mapping[str, str] | None
     digest: str | None
-    """The digest that delivered it; before its own message, the one that named it."""
+    """The digest that delivered it, or has named it so far."""
 
 
 class AttemptRow(NamedTuple):
@@ -290,7 +290,7 @@ class DeliveryDetails:
     attempts: list[AttemptRow]
     """The oldest first."""
     supersedes: list[str]
-    """The deliveries that were merged into it; those that retention has pruned are missing."""
+    """The deliveries that were merged into it, as far as retention has kept them."""
     payload: str | None
     """What was last sent, that of its digest included, credentials masked; None before the first attempt."""
     due_at: float
@@ -501,7 +501,7 @@ def parse_time(text: str) -> float:
 
 
 def check_text(text: str) -> str:
-    """Raises ValueError with what was expected: a database takes only what it could hold itself."""
+    """Raises ValueError with what was expected: no database stores a NUL character or half a surrogate pair."""
     if text != clean_for_database(text):
         raise ValueError("expected UTF-8 without a NUL character")
     return text

@@ -78,8 +78,8 @@ async def _read_delivery(store: Store, delivery_id: str) -> DeliverySummary:
 async def retry_channel(store: Store, channel: str, reason: str | None, actor: Actor) -> AsyncIterator[int]:
     """Tries again what is dead on a channel now, with an entry in the audit; gives how many each step took.
 
-    What dies again meanwhile is left alone, else it would never end. Where the channel is down, what waits for it is
-    tried at once, too.
+    A delivery that dies again meanwhile is left alone, else it would never end. If the channel is down, waiting
+    deliveries are tried at once, too.
 
     Args:
         store: the outbox.

@@ -71,10 +71,10 @@ class AlertDetails:
     """Unix seconds."""
     ends_at: float | None
     labels: Sequence[tuple[str, str]]
-    """Those that not every alert of the group has."""
+    """Without the labels of the whole group."""
     annotations: Sequence[tuple[str, str]]
     links: Sequence[Link]
-    """Those that no alert before it has."""
+    """Without the links of the alerts before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class IncidentDetails:
     labels: Sequence[tuple[str, str]]
     """Of every alert of the group."""
     alerts: Sequence[AlertDetails]
-    """Those that fire first."""
+    """The firing ones first."""
     more: str
     """What is not shown; empty for nothing."""
     links: Sequence[Link]

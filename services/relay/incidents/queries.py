@@ -1,4 +1,4 @@
-"""What people read of incidents: a list in pages, one incident, and what is stored of one of its episodes.
+"""What people read of incidents: a list in pages, one incident, and the history of one episode.
 
 The list begins with the open incidents, the worst first; then come the resolved ones, the newest first. An episode may
 have thousands of events, so it is read in pages, the newest first. What has no event, such as an acknowledgement,

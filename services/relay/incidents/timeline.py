@@ -1,7 +1,7 @@
 """One episode of an incident as a timeline over all channels, and the seconds from the fault to each channel. Pure.
 
-Input is what the outbox holds (`EpisodeHistory`) and what the exporter knows of the fault: failures of the key, or else
-of the service, that the first alerts name. Each entry has a time, a sentence and, where it ends something, how many
+Input is the outbox's `EpisodeHistory` and the exporter's failures of the key, or else of the service, that the first
+alerts name. Each entry has a time, a sentence and, where it ends something, how many
 seconds that took, and since what.
 """
 
@@ -79,7 +79,7 @@ def list_end_hops(history: EpisodeHistory, ended_at: float | None) -> list[Hop]:
 def _list_receipt_hops(
     channels: Sequence[DeliveryRecord], receipts: Sequence[DeliveryRecord], accepted_at: float, start: float
 ) -> list[Hop]:
-    """One for each channel; those that have nothing yet come last."""
+    """One for each channel, the channels without a receipt last."""
     received: dict[str, float] = {}
     for each in receipts:
         if each.finished_at is not None:
@@ -227,7 +227,7 @@ def _find_label(event: Event, name: str) -> str:
 MAX_FAULTS: Final = 10
 """Failures of the exporter that are shown."""
 _MAX_ALERTS: Final = 10
-"""Alerts of one event that began or ended, each with an entry of its own."""
+"""Alerts of one event that began or ended, each with its entry."""
 _ORDER: Final = {kind: rank for rank, kind in enumerate(EntryKind)}
 """Of entries of the same moment."""
 
@@ -381,7 +381,7 @@ def _list_deliveries(history: EpisodeHistory) -> Iterator[TimelineEntry]:
 
 
 def _list_attempts(delivery: DeliveryRecord, attempts: Sequence[AttemptRecord]) -> Iterator[TimelineEntry]:
-    """Every attempt but the one that delivered it."""
+    """Every attempt that did not deliver it."""
     is_delivered = delivery.state == DeliveryState.DELIVERED
     for attempt in attempts[:-1] if is_delivered and attempts and attempts[-1].reason == "ok" else attempts:
         ended_at = attempt.started_at + attempt.seconds

@@ -1,4 +1,4 @@
-"""What messages say of an incident beside its event: what else fires, how often it fired, what was sent before.
+"""The context of a message: other incidents of the service, how often this one fired, and the message before.
 
 One read serves all deliveries that are prepared at the time, so that a storm reads little. It changes nothing.
 """

@@ -69,7 +69,7 @@ _NOW: Final = select(func.extract("epoch", func.clock_timestamp()))
 _CHANGE_MARKERS: Final = {
     # What other connections to the file have committed, as this one sees it: https://sqlite.org/pragma.html
     "sqlite": "PRAGMA data_version",
-    # Which transactions are visible: of those that write, and not yet of one that is about to commit, which
+    # Which transactions are visible. A transaction that is about to commit is not yet among them, which
     # `pg_current_wal_lsn()` would show.
     "postgresql": "SELECT CAST(pg_current_snapshot() AS text)",
 }
@@ -82,7 +82,7 @@ class Engines(NamedTuple):
     """One connection."""
     reading: Engine
     watching: Engine
-    """One connection, for `read_change_marker` alone: SQLite compares what it sees with what it saw before."""
+    """One connection, for `read_change_marker` alone: SQLite compares with its last read."""
 
 
 def create_engines(database: DatabaseUrl, answer_timeout: AnswerTimeout | None = None) -> Engines:

@@ -1,7 +1,7 @@
 """Retention: prunes by age every few minutes, and by bytes whenever the outbox comes near its limit.
 
-Never pruned: what is still to be delivered, and what says on which channels an open incident was delivered, and what to
-reply to there. Dead letters go by age alone, since a person must see them. An event stays while a delivery has it and
+Never pruned: unfinished deliveries, and those by which an open incident knows its channels and its first message there.
+Dead letters go by age alone, since a person must see them. An event stays while a delivery has it and
 while it is its incident's latest, against which a duplicate is compared; a closed incident goes with its last event.
 
 An unsettled delivery waits or is dead. It needs every event from its first to its last. Sent again, it becomes the
@@ -10,7 +10,7 @@ still fired. But an event adds nothing if newer events have all its alerts. So w
 incident, not with its events.
 
 By bytes, finished rows go before their age, dead letters and quarantined webhooks included; rows younger than the
-window in which a late twin may come stay, and so does the audit, since whoever may send webhooks fills the outbox.
+window in which a late twin may come stay, and so does the audit, since a sender of webhooks can fill the outbox.
 SQLite's file does not shrink: freed pages are used again. (VACUUM would lock everybody out while it copies the file.)
 
 Where a whole round leaves so many bytes that cannot be pruned that they alone come near the limit, webhooks are
@@ -97,7 +97,7 @@ _READ_EVENT: Final = EVENTS.where(events.c.seq == bindparam("event"))
 
 
 async def _find_unsettled_ranges(store: Store, cutoff: float) -> UnsettledRanges:
-    """What is unsettled, but for what was given up before `cutoff`."""
+    """The ranges of unsettled deliveries, without dead letters from before `cutoff`."""
     found: dict[str, list[range]] = {}
     for row in await store.read(partial(_READ_RANGES.fetch_all, values={"cutoff": cutoff})):
         found.setdefault(row.incident_id, []).append(range(row.first_event_seq, row.event_seq + 1))
@@ -144,7 +144,7 @@ _PAUSE: Final = 0.05
 
 
 Pruner = Callable[[Store, float], Awaitable[object]]
-"""Removes rows of its own that are older than a time, unix seconds. Raises StoreUnavailableError."""
+"""Removes the rows of a capability that are older than a time, unix seconds. Raises StoreUnavailableError."""
 
 
 class PruneResult(NamedTuple):
@@ -302,7 +302,7 @@ _LAST_EXCESS: Final = (
 async def prune_by_age(
     store: Store, max_age: float, max_deliveries: int, pruners: Sequence[Pruner] = ()
 ) -> PruneResult:
-    """One round; then `pruners` remove what others own. Raises StoreUnavailableError: what was pruned stays so."""
+    """One round, `pruners` last. Raises StoreUnavailableError; the steps before it are done."""
     cutoff = await store.run(lambda transaction: transaction.now) - max_age
     pruned = await prune_before(store, cutoff, await store.read(partial(_find_excess, max_deliveries)))
     await prune_audit(store, cutoff, AUDIT_ROWS, PRUNE_STEP)
@@ -325,7 +325,7 @@ async def prune_before(store: Store, cutoff: float, bounds: Excess = NO_EXCESS, 
 
 
 async def _run_steps(store: Store, step: Callable[[int, Transaction], _PruneStepResult], pause: float) -> int:
-    """Every step from the oldest row on, each in a transaction of its own; gives how many rows went."""
+    """Every step from the oldest row on, each in one transaction; gives how many rows went."""
     pruned_count, after = 0, 0
     while True:
         done = await store.run(partial(step, after))
@@ -520,7 +520,7 @@ _FIRING_CEILING: Final = 0.9
 _OVERRUN: Final = 0.1
 """What is taken beyond the limit, in parts of it, while more may be dropped."""
 _RESOLVED_OVERRUN: Final = 0.25
-"""The same of what resolves, at any time: it lets go of what its incident holds."""
+"""The same for a webhook that resolves, at any time: it releases the rows of its incident."""
 _COPIES_OF_EVENT: Final = 2
 """An event is kept as it came, and as it is read."""
 _DELIVERIES_OVERHEAD: Final = 4 * ROW_OVERHEAD
@@ -560,7 +560,7 @@ class ByteLimit:
 
     @property
     def used_bytes(self) -> int:
-        """What was measured last, and what was reserved since; rather too much than too little."""
+        """The last measurement and all that was reserved since; rather too much than too little."""
         return self._measured_bytes + self._started_bytes - self._finished_when_measured
 
     @property

@@ -62,7 +62,7 @@ class Transaction(NamedTuple):
     now: float
     """Unix seconds by the database's clock."""
     unmerged_channels: frozenset[str]
-    """The channels that get every event as a delivery of its own."""
+    """The channels that merge nothing: they get a delivery for each event."""
 
 
 Handler = Callable[[Transaction, Sequence[Any]], Sequence[Any]]
@@ -114,7 +114,7 @@ def _run_in_savepoint(transaction: Transaction, handler: Handler, items: list[An
         outcomes: list[JobResult] = [(result, None) for result in handler(transaction, items)]
     except exc.DBAPIError:
         raise
-    except Exception as error:  # noqa: BLE001  # raised for whoever waits for this job
+    except Exception as error:  # noqa: BLE001  # raised for the caller who waits for this job
         connection.exec_driver_sql("ROLLBACK TO SAVEPOINT work")
         connection.exec_driver_sql("RELEASE SAVEPOINT work")
         if len(items) == 1:
@@ -154,7 +154,7 @@ class BulkStatement:
     def _compile(self, dialect: Dialect) -> tuple[str, Callable[[RowValues], Any]]:
         """The text for a driver, and what it takes for a row: a tuple or a mapping."""
         compiled = self._statement.compile(dialect=dialect, column_keys=self._columns, for_executemany=True)
-        # What the statement itself holds, and what it awaits of each row.
+        # The statement holds some values itself, and awaits the others of each row.
         constants = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
         order = compiled.positiontup
         if order is None:
@@ -169,7 +169,7 @@ _MAX_BYTES: Final = 64 * 1024 * 1024
 
 
 class _WorkQueue:
-    """The jobs that wait for the thread, in order of arrival, and those that it runs."""
+    """The jobs that wait for the thread, in order of arrival, and the running ones."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -218,7 +218,7 @@ class _WorkQueue:
 
     def set_results(self, jobs: Sequence[Job], results: Sequence[JobResult]) -> None:
         """Gives the results to those who await them, all at once."""
-        self.discard(jobs)  # first: whoever gets a result may put the next job at once
+        self.discard(jobs)  # first: a caller with a result may put the next job at once
         ended = list(zip(jobs, results, strict=True))
         for loop in {job.future.get_loop() for job in jobs}:
             try:
@@ -439,7 +439,7 @@ _CLOSING_TIMEOUT: Final = 0.5
 """How long the connections to it then wait for an answer."""
 
 _DAMAGE_SECONDS: Final = 5.0
-"""For how long a damage counts. Whoever met one tries again every second or two."""
+"""For how long a damage counts; a worker that met one tries again every second or two."""
 
 
 class Store:
@@ -483,7 +483,7 @@ class Store:
         return self._writer.committed_at
 
     def set_unmerged_channels(self, unmerged_channels: frozenset[str]) -> None:
-        """From now on, these channels alone get every event as a delivery of its own."""
+        """From now on, these channels merge nothing."""
         self._writer.unmerged_channels = unmerged_channels
 
     async def run(self, work: Callable[[Transaction], T]) -> T:
@@ -525,7 +525,7 @@ class Store:
             del job, done
 
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """What `query` reads, on a connection of its own. Raises StoreUnavailableError."""
+        """The result of `query`, on another connection than the writer's. Raises StoreUnavailableError."""
         return await self._wait_for(self._submit(query))
 
     async def read_change_marker(self) -> str:
@@ -614,7 +614,7 @@ class Store:
         self._writer.start()
 
     def start_read_only(self) -> None:
-        """For who only reads, beside whoever writes: makes and changes nothing. Blocks.
+        """Opens the database of a running relay for reading alone: makes and changes nothing. Blocks.
 
         Raises:
             StoreUnusableError: waiting would not help, for example if the tables are of another version.
@@ -689,7 +689,7 @@ async def open_store(
     Args:
         database: a file, whose folder must exist, or a database of PostgreSQL.
         clock: unix seconds.
-        unmerged_channels: the channels that get every event as a delivery of its own.
+        unmerged_channels: the channels that get a delivery for each event.
         monotonic: seconds, to see how long a transaction takes.
         read_only: it is only read; nothing is made or changed.
 

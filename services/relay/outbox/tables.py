@@ -182,7 +182,7 @@ edits = Table(
     Column("due_at", Double, nullable=False),  # when it may be claimed; while there is a lease, when that ends
     Column("lease", Text),  # whose claim it is
     Column("reason", Text),  # how the last attempt ended
-    Column("receipt", Text),  # JSON; of a digest, since each of its deliveries may get a receipt of its own
+    Column("receipt", Text),  # JSON; of a digest, since each of its deliveries has its receipt
     Column("edited_at", Double),  # when the last edit was made; null before the first
     sqlite_with_rowid=False,
 )
@@ -253,7 +253,7 @@ NEW_CHANNEL: Final = {
 }
 """The state of a channel that was never used."""
 
-# What a check of a channel found, or what became of a test message; see `channel_checks`.
+# The result of a check of a channel, or of a test message; see `channel_checks`.
 channel_checks = Table(
     "channel_checks",
     metadata,
@@ -421,7 +421,7 @@ _NO_VALUES: Final[Mapping[str, object]] = {}
 class RowQuery(Generic[R]):
     """A SELECT and the type of its rows. Build each once: that takes longer than a database needs to run it.
 
-    mypy compares the number of columns, and the types of those that it knows; a test compares each type.
+    mypy compares the number of columns, and the types that it knows; a test compares each type.
 
     Args:
         build_row: makes a row of the values of its columns.

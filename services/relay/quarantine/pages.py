@@ -112,7 +112,7 @@ class QuarantinePages:
 
     Args:
         store: the outbox.
-        renderer: renders what a person edits, with what is wrong.
+        renderer: renders an edited body again, with its error.
         deliveries: retries dead letters.
         replays: accepts refused webhooks after all.
     """
@@ -255,6 +255,6 @@ class QuarantinePages:
 
 
 def _build_values(entry: QuarantineEntry, body: bytes, edited: str | None = None) -> dict[str, object]:
-    """What the page of an entry shows: its body, or what a person made of it."""
+    """The values of the page of an entry; `edited` is the body as a person repaired it."""
     values = {"entry": entry, "formatted": format_body(body), "edited": edited, "preview": None, "error": None}
     return {**values, "PAGE_BYTES": PAGE_BYTES}

@@ -8,6 +8,7 @@ the database. No query changes the outbox or waits for a writer.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -73,13 +74,14 @@ class ChannelFigures(NamedTuple):
     time_to_deliver: Quantiles
 
 
-class DeadGroup(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DeadGroup:
     """What was given up in a period on a channel for a reason, and was not sent again."""
 
     channel: str
     reason: str | None
     """How the last attempt ended; None without an attempt."""
-    delivery_count: int
+    count: int
     last_id: str
     """The delivery that was given up last."""
     last_at: float
@@ -87,12 +89,13 @@ class DeadGroup(NamedTuple):
     """The provider's, to its last attempt."""
 
 
-class RefusedGroup(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RefusedGroup:
     """Webhooks of a period that were not accepted, for one reason."""
 
     code: int
     reason: str
-    webhook_count: int
+    count: int
     last_at: float
 
 
@@ -190,7 +193,7 @@ _REFUSED: Final = RowQuery(
     select(
         quarantine.c.code,
         quarantine.c.reason,
-        func.count().label("webhook_count"),
+        func.count().label("count"),
         func.max(quarantine.c.received_at).label("last_at"),
     )
     .where(is_within(quarantine.c.received_at))
@@ -215,7 +218,7 @@ def read_dead(connection: Connection, period: Period) -> list[DeadGroup]:
         for row in rows
         if row.last_seq in last  # PostgreSQL: retention may delete it between two statements
     ]
-    return sorted(groups, key=lambda group: (-group.delivery_count, group.channel, group.reason or ""))
+    return sorted(groups, key=lambda group: (-group.count, group.channel, group.reason or ""))
 
 
 def read_channels(
@@ -226,7 +229,7 @@ def read_channels(
     waiting: Mapping[str, int] = dict(_WAITING.fetch_all(connection, period._asdict()))
     given_up: dict[str, int] = {}
     for group in dead:
-        given_up[group.channel] = given_up.get(group.channel, 0) + group.delivery_count
+        given_up[group.channel] = given_up.get(group.channel, 0) + group.count
     return [
         ChannelFigures(
             name,
@@ -314,7 +317,7 @@ def _select_episodes() -> CTE:
     several = (
         select(*common, start)
         .select_from(incidents.join(starts, literal(value=True)))
-        # Its last episode is the one that starts last.
+        # Its last episode starts last.
         .where(of.episode > 1, of.started_at >= bindparam("since"), start >= bindparam("since"))
     )
     return union_all(once, several).cte("episodes")
@@ -406,7 +409,7 @@ def read_incidents(connection: Connection, period: Period) -> IncidentFigures:
 
 MAX_SLOW: Final = 20
 _MAX_MERGED: Final = 50
-"""Deliveries of the same incident whose attempts are read: those that were merged into it."""
+"""Merged deliveries of the same incident whose attempts are read."""
 _MAX_ATTEMPTS: Final = 1000
 _MAX_OTHERS: Final = 200
 """Other deliveries on the channel whose attempts are read."""
@@ -551,7 +554,7 @@ _COUNT_OTHERS: Final = RowQuery(
 
 
 def _select_ended(state: ColumnElement[bool]) -> Any:
-    """The first deliveries of the channel that ended from `since` on: those that were tried in the seconds after it."""
+    """The first deliveries of the channel that ended from `since` on, so they were tried in the seconds after it."""
     ended = select(_of.seq).where(state, _on_channel, _is_other, _of.finished_at >= bindparam("since"))
     return select(ended.order_by(_of.finished_at).limit(_MAX_OTHERS).subquery().c.seq)
 

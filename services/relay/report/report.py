@@ -10,6 +10,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict
 from datetime import date, datetime, timedelta, tzinfo
 from enum import StrEnum
 from functools import partial
@@ -21,10 +22,13 @@ from services.relay.outbox.store import Store, StoreUnavailableError
 from services.relay.report.queries import (
     MAX_COUNTED,
     MIN_WAIT,
+    ChannelFigures,
+    DeadGroup,
     IncidentFigures,
     IncidentGroup,
     Period,
     Quantiles,
+    RefusedGroup,
     Report,
     SlowDelivery,
     read_report,
@@ -134,42 +138,24 @@ def encode_report(report: Report) -> dict[str, Any]:
         "to": format_json_time(report.period.until),
         "complete_since": format_json_time(report.complete_since),
         "incidents": _encode_incidents(report.incidents),
-        "channels": [
-            {
-                "channel": each.channel,
-                "delivered": each.delivered,
-                "dead": each.dead,
-                "waiting": each.waiting,
-                **_encode_quantiles(each.time_to_deliver),
-            }
-            for each in report.channels
-        ],
+        "channels": [_encode_channel(each) for each in report.channels],
         "late": [_encode_late(each) for each in report.slowest],
-        "never_delivered": [
-            {
-                "channel": each.channel,
-                "reason": each.reason,
-                "count": each.delivery_count,
-                "last_id": each.last_id,
-                "last_at": format_json_time(each.last_at),
-                "last_answer": each.last_answer,
-            }
-            for each in report.dead
-        ],
+        "never_delivered": [_encode_last(each) for each in report.dead],
         "refused_webhooks": {
-            "count": sum(each.webhook_count for each in report.refused),
+            "count": sum(each.count for each in report.refused),
             "is_minimum": report.is_refused_minimum,
-            "reasons": [
-                {
-                    "code": each.code,
-                    "reason": each.reason,
-                    "count": each.webhook_count,
-                    "last_at": format_json_time(each.last_at),
-                }
-                for each in report.refused
-            ],
+            "reasons": [_encode_last(each) for each in report.refused],
         },
     }
+
+
+def _encode_channel(figures: ChannelFigures) -> dict[str, Any]:
+    encoded = figures._asdict()
+    return encoded | _encode_quantiles(encoded.pop("time_to_deliver"))
+
+
+def _encode_last(group: DeadGroup | RefusedGroup) -> dict[str, Any]:
+    return {**asdict(group), "last_at": format_json_time(group.last_at)}
 
 
 def _encode_incidents(figures: IncidentFigures) -> dict[str, Any]:
