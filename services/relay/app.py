@@ -123,17 +123,18 @@ async def run_relay(
                 reports = ReportReader(store, frozenset(settings.channels), settings.messages.zone)
                 incidents = IncidentReader(store, exporter, settings.link_rules)
                 deliveries = DeliveriesPages(store, settings, wake, metrics)
-                explainer = RouteExplainer(settings, AlertmanagerTrees(settings.alertmanager))
+                webhooks = WebhookRenderer(settings)
+                parts.push_async_callback(webhooks.close)
                 for pages in (  # in the order of the navigation
                     NowPages(store, settings, path, changes),
                     IncidentPages(store, incidents, settings, wake, wake_silences, metrics),
                     deliveries,
                     QuarantinePages(store, console, deliveries, replays),
                     ChannelsPages(store, settings, checks),
-                    RoutesPages(explainer, settings),
+                    RoutesPages(RouteExplainer(settings, AlertmanagerTrees(settings.alertmanager)), settings),
                     ReportPages(reports, settings.messages.timezone),
                     AuditPages(store, authorizer.audit_log),
-                    RenderPages(store, console, WebhookRenderer(settings)),
+                    RenderPages(store, webhooks),
                     LoginPages(login),
                     AcknowledgePages(store, settings, authorizer, wake, metrics),
                 ):

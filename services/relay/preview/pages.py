@@ -1,4 +1,4 @@
-"""`/channels/-/render`: a webhook as every channel would show it, side by side; and the command `render` for one.
+"""`/channels/-/render`, and the command `render`: a webhook as every channel would show it. Nothing is sent.
 
 The webhook is pasted, an example, or an event of the outbox; it stands in the form, so that it can be changed and
 rendered again. A mail is in a frame, in which nothing runs and nothing is loaded; the form is sent there, too.
@@ -6,7 +6,7 @@ rendered again. A mail is in a frame, in which nothing runs and nothing is loade
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from services.relay.cli import add_config_option, check_channel_or_exit
 from services.relay.config import RelaySettings
-from services.relay.console.frame import FRAME_POLICY, Console
+from services.relay.console.frame import FRAME_POLICY, Console, View
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import RowQuery, clean_for_database, events, select_values
 from services.relay.preview.render import (
@@ -31,7 +31,7 @@ from services.relay.preview.render import (
     render_mail,
     render_page,
 )
-from shared.http.json_api import FormError, read_form
+from shared.http.json_api import Query, RefusedError, parse_query, read_form
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit, replace_unencodable_output
 
 _RENDER_EXAMPLES: Final = """\b
@@ -167,58 +167,70 @@ _TOO_LARGE: Final = (
 )
 
 
+class _Query(Query):
+    event: str | None = None
+    example: str = _FIRST_EXAMPLE
+
+
 class RenderPages:
-    """The page, and the frames of its mails.
+    """The page, and the frames of its mails."""
 
-    Args:
-        store: the outbox.
-        renderer: renders the templates.
-        webhooks: renders webhooks.
-    """
-
-    def __init__(self, store: Store, renderer: Console, webhooks: WebhookRenderer) -> None:
+    def __init__(self, store: Store, webhooks: WebhookRenderer) -> None:
         self._store = store
-        self._renderer = renderer
         self._webhooks = webhooks
         self._forms = asyncio.Semaphore(_MAX_FORMS)
 
     def add_routes(self, console: Console) -> None:
         """The routes; a POST changes nothing, and so it is no action."""
-        console.page("/channels/-/render", self._show)
-        console.post("/channels/-/render", self._render_form)
+        console.page("/channels/-/render", self._show, "render.html.j2")
+        console.post("/channels/-/render", self._render_form, "render.html.j2")
         console.post("/channels/-/render/mail", self._show_mail)
 
-    async def _show(self, request: Request) -> Response:
-        event, example = request.query_params.get("event"), request.query_params.get("example", _FIRST_EXAMPLE)
-        if event is None:
-            payload = _EXAMPLES.get(example)
-        else:
-            body = await read_webhook(self._store, clean_for_database(event), MAX_PAYLOAD)
+    async def _show(self, request: Request) -> View:
+        query = parse_query(_Query, request.query_params)
+        payload = _EXAMPLES.get(query.example)
+        if query.event is not None:
+            body = await read_webhook(self._store, clean_for_database(query.event), MAX_PAYLOAD)
             payload = None if body is None else body.decode(errors="replace")
         if payload is None:
-            return await self._respond(request, "", [], "there is no such example, or webhook in the outbox", 404)
-        return await self._respond_rendered(request, payload)
+            return await self._view("", error="there is no such example, or webhook in the outbox", status=404)
+        return await self._render(payload)
 
-    async def _render_form(self, request: Request) -> Response:
+    async def _render_form(self, request: Request) -> View:
         try:
             payload = await self._read_payload(request)
-        except FormError as error:
-            return await self._respond(request, "", [], str(error), error.status)
-        except RenderingBusyError as error:
-            return await self._respond(request, "", [], str(error), 503)
-        return await self._respond_rendered(request, payload)
+        except RefusedError as error:
+            return await self._view("", error=str(error), status=error.status)
+        return await self._render(payload)
+
+    async def _render(self, payload: str) -> View:
+        try:
+            return await self._view(payload, await self._webhooks.render(payload.encode()))
+        except ValueError as error:
+            return await self._view(payload, error=str(error))
+        except RefusedError as error:
+            return await self._view(payload, error=str(error), status=error.status)
+
+    async def _view(
+        self, payload: str, rendered: Sequence[RenderedPayload] = (), *, error: str | None = None, status: int = 200
+    ) -> View:
+        values = {
+            "payload": payload,
+            "rendered": rendered,
+            "error": error,
+            "examples": list(_EXAMPLES),
+            "mail_sandbox": MAIL_SANDBOX,
+            "events": await list_recent_events(self._store, _MAX_EVENTS, MAX_PAYLOAD),
+        }
+        return View(values, status, {"Content-Security-Policy": FRAME_POLICY})
 
     async def _show_mail(self, request: Request) -> Response:
         """The mail of the channel that the query names, as a document for its frame."""
         try:
             payload = await self._read_payload(request)
             rendered = await self._webhooks.render(payload.encode(), only=request.query_params.get("channel", ""))
-        except FormError as error:
-            return PlainTextResponse(f"{error}\n", status_code=error.status)
-        except ValueError as error:
-            return PlainTextResponse(f"{error}\n", status_code=422)
-        except RenderingBusyError as error:
-            return PlainTextResponse(f"{error}\n", status_code=503)
+        except (RefusedError, ValueError) as error:
+            return PlainTextResponse(f"{error}\n", status_code=getattr(error, "status", 422))
         mail = next((each.payload for each in rendered if each.kind == "email"), None)
         if mail is None:
             return PlainTextResponse("there is no such mail\n", status_code=404)
@@ -231,34 +243,8 @@ class RenderPages:
         async with self._forms:
             try:
                 payload = (await read_form(request, _MAX_FORM)).get("payload", "")
-            except FormError as error:
-                raise FormError(
-                    _TOO_LARGE if error.status == _CONTENT_TOO_LARGE else str(error), error.status
-                ) from None
+            except RefusedError as error:
+                raise error if error.status != _CONTENT_TOO_LARGE else RefusedError(_TOO_LARGE, error.status) from None
         if len(payload.encode()) > MAX_PAYLOAD:
-            raise FormError(_TOO_LARGE, _CONTENT_TOO_LARGE)
+            raise RefusedError(_TOO_LARGE, _CONTENT_TOO_LARGE)
         return payload
-
-    async def _respond_rendered(self, request: Request, payload: str) -> Response:
-        try:
-            rendered = await self._webhooks.render(payload.encode())
-        except ValueError as error:
-            return await self._respond(request, payload, [], str(error), 200)
-        except RenderingBusyError as error:
-            return await self._respond(request, payload, [], str(error), 503)
-        return await self._respond(request, payload, rendered, None, 200)
-
-    async def _respond(
-        self, request: Request, payload: str, rendered: list[RenderedPayload], error: str | None, status: int
-    ) -> Response:
-        values = {
-            "payload": payload,
-            "rendered": rendered,
-            "error": error,
-            "examples": list(_EXAMPLES),
-            "mail_sandbox": MAIL_SANDBOX,
-            "events": await list_recent_events(self._store, _MAX_EVENTS, MAX_PAYLOAD),
-        }
-        response = await self._renderer.render(request, "render.html.j2", values, status=status)
-        response.headers["Content-Security-Policy"] = FRAME_POLICY
-        return response

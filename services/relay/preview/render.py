@@ -34,6 +34,7 @@ from services.relay.delivery.templates import MessageTemplates
 from services.relay.intake.webhook import MalformedWebhookError, TooManyTextsError, parse_whole_event
 from services.relay.model import DeliveryTask, Event, Message, build_incident_id, limit_size
 from services.relay.text import is_resolved
+from shared.http.json_api import RefusedError
 from shared.process.logs import describe_exception
 
 HEADERS: Final = ("From", "To", "Subject", "Date")
@@ -367,8 +368,10 @@ class RenderedPayload(NamedTuple):
     """The same as a person sees it, for a page; of a mail its text."""
 
 
-class RenderingBusyError(Exception):
+class RenderingBusyError(RefusedError):
     """Too many webhooks are being rendered, or one takes too long; the message says what to do."""
+
+    status = 503
 
 
 class WebhookRenderer:
