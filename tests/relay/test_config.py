@@ -42,7 +42,6 @@ channels:
 
 
 TO_PAGER = {"after": "10m", "channels": ["pagerduty"]}
-NO_URLS: tuple[object, ...] = (5, 5.5, "", [], {}, None, True)
 WATCHDOG = {"matchers": ['alertname="Watchdog"'], "expect_every": "2m", "channels": ["pagerduty"]}
 
 
@@ -117,7 +116,6 @@ def test_the_environment_sets_what_the_file_does_not(tmp_path: Path, monkeypatch
     ("changes", "expected"),
     [
         ({"database": "postgresql://relay:secret@db"}, "database: expected sqlite:///FILE"),
-        ({"database": "postgres://relay@db/relay"}, "database: expected sqlite:///FILE"),
         ({"database": "sqlite:////tmp/x?mode=ro"}, "database: expected sqlite:///FILE"),
         (
             {"watchdogs": [{"matchers": ["a=b"], "expect_every": "2m", "channels": ["x"]}]},
@@ -136,7 +134,7 @@ def test_the_environment_sets_what_the_file_does_not(tmp_path: Path, monkeypatch
             "channels.pagerduty.rate: expected messages in a time, such as 1/s, 120/m or 500/h",
         ),
         ({"database": "relay.db"}, "database: expected sqlite:///FILE"),
-        *(({"database": other}, "database: expected sqlite:///FILE") for other in NO_URLS),
+        ({"database": None}, "database: expected sqlite:///FILE"),
         ({"database": "postgresql://db/relay?password=x"}, "database: password would stand there for everybody"),
         ({"database": "sqlite:///a\0b"}, "database: expected a path; a NUL character can stand in none"),
         ({"auth": {}}, "auth.bearer_token_file: missing"),
@@ -174,18 +172,21 @@ def test_the_environment_sets_what_the_file_does_not(tmp_path: Path, monkeypatch
             "routes.0.matchers.0: expected a matcher such as",
         ),
         ({"routes": [{"channels": ["pagerduty"], "matchers": ['a=~"("']}]}, "routes.0.matchers.0: is not a regular"),
-        ({"routes": [{"channels": ["pagerduty"], "matchers": [7]}]}, "routes.0.matchers.0: expected a matcher such as"),
         ({"default_channels": ["nowhere"]}, "default_channels.0: no such channel; expected one of email-oncall"),
         ({"default_channels": []}, "default_channels: "),
         ({"links": {"runbook": "https://example.org/{+x}"}}, "links.runbook: {+x} is not simple expansion"),
-        ({"links": {"dashboard": "https://example.org/{#x}"}}, "links.dashboard: {#x} is not simple expansion"),
         ({"links": {"dashboard": "https://example.org/{a-b}"}}, "links.dashboard: {a-b} is no variable"),
         ({"delivery": {"lease": "10s"}}, "delivery: lease (10s) must be at least 1s longer than timeout (10s)"),
-        ({"delivery": {"lease": "10.9s"}}, "delivery: lease (10.9s) must be at least 1s longer than timeout (10s)"),
         ({"delivery": {"backoff_max": "1ms"}}, "delivery: backoff_max must not be shorter than backoff_initial"),
         ({"delivery": {"timeout": "soon"}}, "delivery.timeout: expected a duration"),
         ({"channels": {}, "default_channels": ["x"]}, "channels: "),
         ({"unknown": 1}, "unknown: unknown key"),
+        ({"contacts": {"owner": 49301234567}}, "contacts.owner: expected text in quotes, since YAML takes a telephone"),
+        ({"contacts": {"owner": ["a"]}}, "contacts.owner: expected text"),
+        ({"contacts": {"owner": "x" * 201}}, "contacts.owner: expected text of at most 200 characters"),
+        ({"contacts": {"": "a"}}, "contacts..[key]: expected text that is longer"),
+        ({"contacts": {str(n): "a" for n in range(11)}}, "contacts: expected at most 10 entries"),
+        ({"environment": "prod"}, "environment: expected 'production', 'staging' or 'demo', got 'prod'"),
     ],
 )
 def test_an_error_is_one_line_with_its_key_and_what_was_expected(

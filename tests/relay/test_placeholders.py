@@ -1,15 +1,18 @@
 """An address of an example is an error in production: nobody would read the runbook, or get the mail."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from services.relay.config import RelaySettings
+from services.relay.config import RelaySettings, is_placeholder
 from shared.config.errors import ConfigurationError
 from shared.config.settings import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url, load_settings
+from tests.fork_server import forked
 
+SHIPPED = Path(__file__).parents[2] / "ops/relay/relay.yml"
 MAIL = {"kind": "email", "host": "smtp.ledger.test", "from": "keypulse <a@ledger.test>", "to": ["b@ledger.test"]}
 
 
@@ -49,13 +52,54 @@ def test_a_placeholder_is_an_error_in_production_alone(tmp_path: Path, keys: dic
         assert load(tmp_path, environment=environment, **keys)
 
 
-@pytest.mark.parametrize("address", ["secops@example.org", "Ada <ada@example.com>", "https://wiki.example.net/on-call"])
-def test_a_contact_at_a_placeholder_is_an_error_in_production(tmp_path: Path, address: str) -> None:
-    with pytest.raises(ConfigurationError, match="a placeholder is not allowed in production"):
-        load(tmp_path, contacts={"owner": address})
-    assert [key for key, _ in load(tmp_path, environment="demo", contacts={"owner": address}).find_warnings()] == [
-        "contacts.owner"
-    ]
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("<telephone>", "<>", "", " ", None),
+        *("secops@example.org", "Ada <ada@example.com>", "https://wiki.example.net/on-call"),
+    ],
+)
+def test_a_contact_at_a_placeholder_is_an_error_in_production(tmp_path: Path, address: str | None) -> None:
+    contacts = {"owner": address, "lead": "Ada <ada@ledger.test>"}
+    with pytest.raises(
+        ConfigurationError, match=r"contacts\.owner: a placeholder is not allowed in production; expected "
+    ):
+        load(tmp_path, contacts=contacts)
+    for environment in ("staging", "demo"):
+        warnings = load(tmp_path, environment=environment, contacts=contacts).find_warnings()
+        assert [key for key, _ in warnings] == ["contacts.owner"]
+
+
+def test_check_and_start_refuse_it_and_elsewhere_check_only_names_it(tmp_path: Path) -> None:
+    def relay(*arguments: str) -> tuple[int, str]:
+        command = [*forked("services.relay"), "--config", str(file), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        return result.returncode, result.stderr
+
+    file = tmp_path / "relay.yml"
+    (tmp_path / "token").touch(mode=0o600)
+    (tmp_path / "token").write_text("a-token-of-alertmanager")
+    contacts = {"owner": "<channel>"}
+    with pytest.raises(ConfigurationError):
+        load(tmp_path, contacts=contacts)
+    for arguments in (["--check"], []):
+        code, output = relay(*arguments)
+        assert (code, output.count("\n")) == (2, 1)
+        assert output.startswith(f"{file}: contacts.owner: a placeholder ")
+    load(tmp_path, contacts=contacts, environment="staging", database="sqlite:///relay.db")
+    assert relay("--check") == (0, f"{file}: contacts.owner: is a placeholder; production does not allow it\n")
+
+
+def test_the_shipped_configuration_lacks_nothing_but_contacts_and_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings(RelaySettings, SHIPPED)
+    contacts = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))["contacts"]
+    roles = [role for role, address in contacts.items() if is_placeholder(address)]
+    assert len(roles) == len(contacts) - 1, "Google's support has one address for everybody"
+    lacks = ["links", *(f"contacts.{role}" for role in roles), "channels.email-secops", "channels.email-oncall"]
+    assert [line.split(": ")[1] for line in raised.value.lines] == lacks
+    monkeypatch.setenv("KEYPULSE_RELAY__ENVIRONMENT", "staging")
+    assert len(list(load_settings(RelaySettings, SHIPPED).find_warnings())) == len(roles)
 
 
 def test_addresses_of_ones_own_are_accepted(tmp_path: Path) -> None:
