@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from shared.config.settings import Address
 from tests.fork_server import forked
 
 KEY = "0" * 32
+ROOT = Path(__file__).parents[2]
 
 
 def relay(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -85,3 +87,10 @@ def test_help_shows_examples_a_line_each(command: list[str]) -> None:
     assert lines
     assert all("keypulse-relay " in line for line in lines)
     assert "\\b" not in result.stdout
+
+
+def test_a_relay_imports_nothing_that_is_not_configured() -> None:
+    unused = ("apprise", "requests", "joserfc", "authlib", "matplotlib", "psycopg", "rich.table", "services.relay.init")
+    program = f"import sys, services.relay.__main__; print([each for each in {unused} if each in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import model_validator
 
-from services.relay.channels.apprise.plugin import build_text
 from services.relay.channels.port import (
     Attempt,
     MessageRate,
@@ -129,7 +128,8 @@ class AppriseChannel(HttpChannel):
 
     def render_payload(self, message: Message) -> str:
         """Title and body for a service of plain text without narrow limits; another one would need the URL."""
-        return build_text(message).payload
+        payload: str = _import_plugin_module().build_text(message).payload
+        return payload
 
     def list_checks(self, key: str) -> Sequence[Check]:
         """Whether the server can be reached to which Apprise would send; nothing is sent."""
