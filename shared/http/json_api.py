@@ -7,7 +7,7 @@ import asyncio
 import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Final, NamedTuple, TypeVar
+from typing import Annotated, Final, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -41,22 +41,18 @@ class RefusedError(Exception):
         self.headers = headers
 
 
-class FormError(RefusedError):
-    """A form cannot be read."""
-
-
 async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Mapping[str, str]:
-    """Return the fields of an urlencoded form; of a field that comes twice, the last. Raises FormError."""
+    """Return the fields of an urlencoded form; of a field that comes twice, the last. Raises RefusedError."""
     try:
         async with asyncio.timeout(BODY_SECONDS):
             body = await read_body(request.stream(), max_bytes)
         return _parse(body) if len(body) <= MAX_FORM_BYTES else await asyncio.to_thread(_parse, body)
     except BodyTooLargeError:
-        raise FormError(f"the form is too large; expected at most {max_bytes} bytes", 413) from None
+        raise RefusedError(f"the form is too large; expected at most {max_bytes} bytes", 413) from None
     except TimeoutError:
-        raise FormError(f"the form did not arrive within {BODY_SECONDS:g} s; try again", 408) from None
+        raise RefusedError(f"the form did not arrive within {BODY_SECONDS:g} s; try again", 408) from None
     except ValueError:  # it is not UTF-8, or has too many fields
-        raise FormError("the form cannot be read; reload the page, and try again", 400) from None
+        raise RefusedError("the form cannot be read; reload the page, and try again", 400) from None
 
 
 def _parse(body: bytes) -> Mapping[str, str]:
@@ -122,27 +118,6 @@ def format_json_time(at: float | None) -> str | None:
 
 _DEFAULT_LIMIT: Final = 100
 _MAX_LIMIT: Final = 1000
-
-
-class Page(NamedTuple):
-    """Which entries of a list are requested."""
-
-    limit: int
-    before: int | None
-    """The number of the first entry that is too new; None for the first page."""
-
-
-def parse_page(parameters: Mapping[str, str]) -> Page:
-    """The page that `limit` and `cursor` of a query name. Raises ValueError with what was expected."""
-    cursor = parameters.get("cursor")
-    try:
-        limit = _parse_limit(parameters.get("limit", str(_DEFAULT_LIMIT)))
-    except ValueError as error:
-        raise ValueError(f"limit: {error}") from None
-    try:
-        return Page(limit, None if cursor is None else parse_cursor(cursor))
-    except ValueError as error:
-        raise ValueError(f"cursor: {error}") from None
 
 
 def _parse_limit(text: str) -> int:

@@ -525,12 +525,6 @@ def _quote_parts(request: Request) -> dict[str, str]:
     return {name: quote(clean_for_database(part), safe="") for name, part in request.path_params.items()}
 
 
-def redirect_refused(request: Request, to: str, message: str) -> Response:
-    """As `redirect`, after an action that changed nothing: it has no entry in the audit."""
-    describe_action(request, is_stored=True, error=message)
-    return redirect(request, to, message)
-
-
 def redirect(request: Request, to: str, message: str) -> Response:
     """Leads the browser from an action to a page of ours, which shows the message once.
 

@@ -28,7 +28,7 @@ from services.relay.outbox.tables import clean_for_database
 from services.relay.quarantine.replay import NotConfirmedError, ReplayPreview, Replays
 from shared.config.server_settings import Role
 from shared.http.access import describe_action, get_caller, get_peer
-from shared.http.json_api import FormError, RefusedError, format_json_time, read_form
+from shared.http.json_api import RefusedError, format_json_time, read_form
 from shared.http.limits import BODY_SECONDS, BodyTooLargeError, read_body
 
 
@@ -244,7 +244,7 @@ class QuarantinePages:
                 async with asyncio.timeout(_FORM_WAIT_SECONDS):
                     await self._forms.acquire()
             except TimeoutError:
-                raise FormError("others are being repaired; go back, and try again in a moment", 503) from None
+                raise RefusedError("others are being repaired; go back, and try again in a moment", 503) from None
             try:
                 done: Response | Done = await handler(request)
             finally:

@@ -26,7 +26,7 @@ from shared.http.access import (
     is_still_authorized,
     send_csrf_cookie,
 )
-from shared.http.json_api import FormError, read_form
+from shared.http.json_api import RefusedError, read_form
 from shared.http.server import create_application
 
 ANNA = Session(Caller("anna", Role.RESPONDER), "a" * 43)
@@ -107,7 +107,7 @@ async def test_a_form_that_does_not_arrive_is_not_waited_for_for_long() -> None:
         raise AssertionError
 
     assert not (await check_csrf_token(request_with(ANNA), never))[0]
-    with pytest.raises(FormError) as slow:
+    with pytest.raises(RefusedError) as slow:
         await read_form(Request(request_with(ANNA).scope, never))
     assert slow.value.status == 408
 
