@@ -27,7 +27,6 @@ from markupsafe import Markup
 
 from services.relay.config import RelaySettings
 from services.relay.delivery.acknowledge_link import build_link
-from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.enrichment import EnrichmentSettings, open_enricher
 from services.relay.delivery.message import build_incident_url, build_links, remove_foreign_links
 from services.relay.delivery.templates import MessageTemplates
@@ -396,7 +395,7 @@ class WebhookRenderer:
             runbook=runbook if isinstance(runbook, Path) else None, addresses=settings.enrichment.addresses
         )
         self._enrichment = settings.enrichment if asks_servers else own_files
-        # They open a connection at their first send, and never send.
+        # They open a connection at their first send, and never send: there is nothing to close.
         self._channels = {name: each.connect(settings.delivery.timeout) for name, each in settings.channels.items()}
         self._templates = MessageTemplates(settings.messages.templates)
         self._thread = ThreadPoolExecutor(1, "render")
@@ -425,7 +424,6 @@ class WebhookRenderer:
             self._waiting_count -= 1
 
     async def close(self) -> None:
-        await asyncio.gather(*(close_channel(name, channel) for name, channel in self._channels.items()))
         await self._run(self._templates.close)
         self._thread.shutdown(wait=False)
 
