@@ -20,7 +20,7 @@ class Acknowledging(ScriptedSettings):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.relay.monitors.escalation._CHECK_INTERVAL", 0.02)
+    monkeypatch.setattr("services.relay.monitors.supervisor._ESCALATION_INTERVAL", 0.02)
 
 
 async def act(
