@@ -1,8 +1,6 @@
 """The first message of an incident shows at the end how the incident stands, whatever happens on the way."""
 
-import asyncio
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,12 +38,11 @@ def started_at(second: int, status: str = "firing") -> bytes:
     "failure",
     [
         SendError(SendReason.CONNECTION, SendScope.ATTEMPT, "lost", maybe_arrived=True),
-        SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, "invalid_auth"),
         SendError(SendReason.RATE_LIMITED, SendScope.ATTEMPT, "ratelimited", retry_after=0.05),
         ValueError("a defect"),
         hang,
     ],
-    ids=["lost answer", "revoked token", "rate limit", "defect", "no answer"],
+    ids=["lost answer", "rate limit", "defect", "no answer"],
 )
 async def test_an_edit_is_made_again_until_it_is_shown(tmp_path: Path, failure: BaseException) -> None:
     channel = ScriptedEdits(failure, failure)
@@ -95,27 +92,6 @@ async def test_a_restart_finishes_what_was_not_edited_and_threads_go_on_under_an
         await post(client, started_at(5, "resolved"))
         await until(lambda: len(second.sent) == 1)
     assert second.sent[0].task.first_receipt == {"number": "another"}
-
-
-async def test_a_clock_that_is_set_back_starts_no_edit_beside_another_of_the_same_message(tmp_path: Path) -> None:
-    behind, released = 0.0, asyncio.Event()
-
-    async def wait() -> None:
-        await released.wait()
-
-    channel = ScriptedEdits(wait)
-    given = settings(tmp_path, {"a": channel}, delivery=QUICK | {"timeout": "60s", "lease": "120s"})
-    async with served(given, clock=lambda: time.time() - behind) as client:
-        for number in range(1, 4):
-            await post(client, started_at(number))
-            await until(lambda: len(channel.sent) >= number)  # noqa: B023
-            if number == 2:
-                await until(lambda: len(channel.edits.attempted) == 1)
-                behind = 500.0
-        await reaches(client, 3, "relay_deliveries_total", channel="a", outcome="delivered")
-        released.set()
-        await until(lambda: len(channel.edits.sent) == 2)
-    assert channel.edits.most_in_progress == 1
 
 
 async def test_channels_with_one_token_share_an_editor_and_others_have_none(tmp_path: Path) -> None:

@@ -68,20 +68,6 @@ async def test_what_waited_arrives_on_its_own_channel_when_that_takes_it_again(t
     assert len(other.sent) == 3
 
 
-async def test_a_fallback_that_refuses_too_sends_nothing_back(tmp_path: Path) -> None:
-    first, second, last = refusing(), refusing(), Scripted()
-    async with rig(tmp_path, LONG, fallback=("b", "c"), a=first, b=second, c=last) as it:
-        for group in "one", "two", "three":
-            await it.accept_events("firing", group=group, channels=("a",))
-        await until(lambda: len(last.sent) == 3)
-        await until(lambda: bool(second.attempted))
-        await it.accept_events("resolved", group="one", channels=("a", "b", "c"))
-        await it.finished("c")
-        counts = {name: len(await it.deliveries(name)) for name in "abc"}
-        assert counts == {"a": 4, "b": 4, "c": 4}
-    assert len(last.sent) == 4
-
-
 async def test_others_report_it_while_one_tries_for_all(tmp_path: Path) -> None:
     channel, other = Scripted(revoked(), hang), Scripted()
     async with rig(tmp_path, LONG, fallback=("b",), a=channel, b=other) as it:
@@ -91,15 +77,6 @@ async def test_others_report_it_while_one_tries_for_all(tmp_path: Path) -> None:
         await until(lambda: channel.in_progress == 1)
         await it.accept_events("firing", group="two", channels=("a",))
         await until(lambda: len(other.sent) == 2)
-
-
-async def test_what_is_given_up_at_its_last_attempt_goes_to_the_fallback(tmp_path: Path) -> None:
-    other = Scripted()
-    once = policy_of(0.01, 300, 0)
-    async with rig(tmp_path, once, fallback=("b",), a=refusing(), b=other) as it:
-        await it.accept_events("firing", channels=("a",))
-        assert [delivery.state for delivery in await it.finished("a")] == [DeliveryState.DEAD]
-        await until(lambda: len(other.sent) == 1)
 
 
 async def test_a_step_that_fails_takes_no_attempt_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import DeliveryState, events
 from shared.sql import database_url
 from tests.fork_server import forked
-from tests.relay.delivery.worker_harness import LANES, QUICK, policy_of, rig
+from tests.relay.delivery.worker_harness import QUICK, policy_of, rig
 from tests.relay.served_relay import Scripted, ScriptedSettings, until
 
 T = TypeVar("T")
@@ -50,14 +50,6 @@ async def test_a_defect_of_a_channel_is_logged_with_its_trace_and_retried(tmp_pa
     assert (
         found.attempts[0].detail == f"a defect: {type(error).__name__}"
     )  # what is stored and shown holds no text of it
-
-
-async def test_as_many_stray_cancellations_as_lanes_stop_no_channel(tmp_path: Path) -> None:
-    channel = Scripted(*[asyncio.CancelledError() for _ in range(2 * LANES)])
-    async with rig(tmp_path, a=channel) as it:
-        for number in range(2 * LANES):
-            await it.accept_events("firing", group=str(number))
-        assert {delivery.state for delivery in await it.finished()} == {DeliveryState.DELIVERED}
 
 
 def test_the_log_line_of_a_defect_contains_no_text_of_it(tmp_path: Path) -> None:

@@ -40,13 +40,6 @@ async def test_the_oldest_is_claimed_first_and_incidents_do_not_wait_for_each_ot
     assert await nothing_due(either)
 
 
-async def test_as_many_are_claimed_as_were_asked_for(either: Store) -> None:
-    for number in range(5):
-        await accept(either, str(number))
-    assert [each.task.incident_id for each in (await claim_some(either, limit=3)).claims] == ["0", "1", "2"]
-    assert [each.task.incident_id for each in (await claim_some(either, limit=3)).claims] == ["3", "4"]
-
-
 async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_merges_none(either: Store) -> None:
     for _ in range(3):
         await accept(either, "x", "every")
@@ -73,11 +66,6 @@ async def test_what_failed_waits_for_its_time(store: Store, clock: Clock) -> Non
     assert (await claim_one(store)).attempt_number == 2
 
 
-async def test_channels_do_not_wait_for_each_other(either: Store) -> None:
-    await accept(either, "x", "a", "b")
-    assert (await claim_one(either, "a")).task.delivery_id != (await claim_one(either, "b")).task.delivery_id
-
-
 async def test_a_crashed_relays_claim_returns_when_its_lease_ends(store: Store, clock: Clock) -> None:
     await accept(store, "x")
     lost = await claim_one(store)
@@ -92,24 +80,6 @@ async def test_a_crashed_relays_claim_returns_when_its_lease_ends(store: Store, 
     assert not (await end_attempt(store, lost, DeliveryState.RETRYING)).lease_valid  # its time is over
     assert (await end_attempt(store, retried)).lease_valid
     assert (await claim_some(store)).retry_in is None
-
-
-async def test_a_crashed_relays_claim_is_merged_into_what_waits_behind_it(store: Store, clock: Clock) -> None:
-    await accept(store, "x", event=event_of("firing"))
-    lost = await claim_one(store)
-    await accept(store, "x", event=event_of("resolved"))
-    clock.now += 20
-    newer = await claim_one(store)
-    assert newer.task.delivery_id != lost.task.delivery_id
-    assert (newer.task.first_event_seq, newer.attempt_number, newer.task.firing_undelivered) == (
-        lost.task.last_event_seq,
-        2,
-        True,
-    )
-    found = await read_delivery(store, lost.task.delivery_id)
-    assert found is not None
-    assert found.delivery.state is DeliveryState.SUPERSEDED
-    assert found.delivery.superseded_by == newer.task.delivery_id
 
 
 @pytest.mark.parametrize("back", [30, 3600, 86400 * 365])
@@ -166,12 +136,6 @@ async def test_the_first_receipt_is_that_of_this_episode_on_this_channel(either:
             await end_attempt(either, mine, receipt={"number": str(number)})
     assert receipts == [None, None, {"number": "2"}, None]
     assert (await claim_one(either, "b")).task.first_receipt is None
-
-
-async def test_an_event_comes_out_as_it_went_in(either: Store) -> None:
-    event = event_of("resolved", source="eu", truncated_alerts=3)
-    await accept(either, "x", event=event)
-    assert decode_event((await claim_one(either)).task.event_json) == event
 
 
 async def test_progress_outlives_an_attempt_and_a_restart(database: DatabaseUrl) -> None:

@@ -247,15 +247,6 @@ async def test_of_a_channel_that_was_renamed_first_messages_show_their_end_thoug
     assert not (await claim(store, scope="another", channels=("b",))).claims
 
 
-async def test_another_message_replaces_the_first_one(store: Store) -> None:
-    await deliver(store)
-    await deliver(store)
-    replaced = EditOutcome(EditResult.EDITED, "ok", receipt={"number": "2"})
-    await edits.record_edit(store, "scope", await claim_edit(store), replaced)
-    await accept(store, "x")
-    assert (await claim_one(store)).task.first_receipt == {"number": "2"}
-
-
 async def test_a_stop_gives_back_what_was_claimed_and_a_clock_that_was_set_back_costs_minutes_at_most(
     timed: Store, clock: Clock
 ) -> None:

@@ -146,19 +146,6 @@ async def test_events_at_both_while_claims_and_receipts_go_on(replicas: Replicas
     await replicas.judge()
 
 
-async def test_an_attempt_that_fails_while_the_other_accepts(replicas: Replicas) -> None:
-    one, other = replicas.stores
-    for number in range(40):
-        incident = str(number)
-        await accept(one, incident, *CHANNELS)
-        claims = [await claim_one(one, channel) for channel in CHANNELS]
-        await asyncio.gather(
-            *(replicas.end(one, each, failed=True) for each in claims), accept(other, incident, *CHANNELS)
-        )
-        await replicas.drain()
-    await replicas.judge()
-
-
 async def test_a_notification_that_comes_to_both_at_once_is_accepted_once(replicas: Replicas) -> None:
     async def posted(store: Store, event: Event) -> bool:
         def decide(state: IncidentState | None, now: float) -> DeliveryPlan | None:
