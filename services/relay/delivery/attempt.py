@@ -1,6 +1,6 @@
 """One attempt to send: a task becomes a message, its channel sends it, and the result says how that ended.
 
-`Sender` is the port: in this process (`open_local_sender`) or in one of its own (`sender_process`).
+`Sender` is the port: in this process (`open_local_sender`) or in another one (`sender_process`).
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class Sender(Protocol):
 
 @runtime_checkable
 class RemoteSender(Sender, Protocol):
-    """A sender in a process of its own."""
+    """A sender in another process."""
 
     async def ping(self) -> bool:
         """Whether the process answers, within seconds; one that starts is waited for."""
@@ -106,13 +106,7 @@ OpenSender = Callable[[SenderSettings], AbstractAsyncContextManager[Sender]]
 
 
 class LeasedAttempt:
-    """The port's `Attempt`, bound to a lease.
-
-    Args:
-        task: with the lease.
-        message: to be sent.
-        save_progress: commits progress.
-    """
+    """The port's `Attempt`, bound to a lease."""
 
     def __init__(self, task: DeliveryTask, message: Message, save_progress: SaveProgress) -> None:
         self.message = message
@@ -128,13 +122,12 @@ class LeasedAttempt:
         self._save_progress = save_progress
 
     def before_request(self, payload: str) -> None:
-        """See the port. A process that was suspended for a while notices here that its lease has expired."""
+        # A process that was suspended for a while notices here that its lease has expired.
         self._check_lease()
         self._previous_payload, self.payload = self.payload, payload
         self.request_count += 1
 
     def check_lease(self) -> None:
-        """See the port."""
         try:
             self._check_lease()
         except DeliveryLeaseLostError:
@@ -143,11 +136,9 @@ class LeasedAttempt:
         self._previous_payload = self.payload
 
     def record_reply(self, reply: str) -> None:
-        """See the port."""
         self.reply = reply
 
     async def save_progress(self, progress: Progress) -> None:
-        """See the port. Also raises ProgressNotSavedError."""
         await self._save_progress(progress)
         self.progress = progress
 
@@ -165,14 +156,16 @@ log = structlog.get_logger(__name__)
 async def open_local_sender(settings: SenderSettings) -> AsyncIterator[Sender]:
     """Sends while the body runs, and closes every channel after it."""
     channels = {name: channel.connect(settings.timeout) for name, channel in settings.channels.items()}
+    templates = MessageTemplates(settings.templates) if settings.templates else None
     try:
         async with open_enricher(settings.enrichment, settings.zone) as enricher:
-            sender = _LocalSender(channels, settings, enricher)
-            await sender.start()
+            if templates:  # so that the first message need not wait for the process that renders them
+                await asyncio.to_thread(templates.start)
             try:
-                yield sender
+                yield _LocalSender(channels, settings, enricher, templates)
             finally:
-                await sender.close()
+                if templates:
+                    await asyncio.to_thread(templates.close)
     finally:
         await asyncio.gather(*(close_channel(name, channel) for name, channel in channels.items()))
 
@@ -189,15 +182,21 @@ async def close_channel(channel_name: str, channel: Channel) -> None:
 
 
 class _LocalSender:
-    def __init__(self, channels: Mapping[str, Channel], settings: SenderSettings, enricher: Enricher) -> None:
+    def __init__(
+        self,
+        channels: Mapping[str, Channel],
+        settings: SenderSettings,
+        enricher: Enricher,
+        templates: MessageTemplates | None,
+    ) -> None:
         self._channels = channels
         self._settings = settings
         self._enricher = enricher
-        self._templates = MessageTemplates(settings.templates) if settings.templates else None
+        self._templates = templates
         self._signer = LinkSigner(settings.acknowledge_link) if settings.acknowledge_link else None
 
     async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
-        """See the port."""
+        settings = self._settings
         loop = asyncio.get_running_loop()
         started = loop.time()
         attempt: LeasedAttempt | None = None
@@ -206,22 +205,27 @@ class _LocalSender:
         failed_templates: tuple[str, ...] = ()
         try:
             async with asyncio.timeout_at(task.attempt_ends):
-                settings = self._settings
+                own, channel = settings.channels[task.channel], self._channels[task.channel]
                 message = await build_message(
                     task, settings.link_rules, settings.contacts, settings.zone, settings.buttons
                 )
                 if not message.digest:
-                    own = settings.channels[task.channel]
                     message, outcomes = await self._enricher.enrich(
                         message, shows_values=own.shows_values, shows_chart=own.shows_chart
                     )
-                if self._templates and not message.digest and settings.channels[task.channel].uses_templates:
-                    seconds = min(MAX_SECONDS, (task.attempt_ends - loop.time()) / 2)
-                    message, failed_templates = await asyncio.to_thread(self._templates.apply, message, seconds)
-                if self._signer and settings.channels[task.channel].has_acknowledge_link:
-                    message = await self._signer.add_to(message, settings.channels[task.channel].destination)
+                    if self._templates and own.uses_templates:
+                        seconds = min(MAX_SECONDS, (task.attempt_ends - loop.time()) / 2)
+                        message, failed_templates = await asyncio.to_thread(self._templates.apply, message, seconds)
+                if self._signer and own.has_acknowledge_link:
+                    message = await self._signer.add_to(message, own.destination)
                 attempt = LeasedAttempt(task, message, save_progress)
-                receipt = await self._send(task, attempt)
+                if not task.is_edit:
+                    receipt = await channel.send(attempt)
+                elif isinstance(channel, EditingChannel):
+                    receipt = await channel.edit(attempt)
+                else:
+                    detail = "messages of this channel are not edited"
+                    error = SendError(SendReason.REJECTED, SendScope.MESSAGE, detail)
         except DeliveryLeaseLostError:
             if attempt is None or attempt.payload is None:
                 return SendResult(loop.time() - started, lease_lost=True)
@@ -229,57 +233,34 @@ class _LocalSender:
             error = SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, detail, maybe_arrived=True)
         except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001  # every failure is a result
             error = self._build_error(task, raised, sent=attempt is not None and attempt.payload is not None)
+        payload = attempt.payload if attempt else None
         return SendResult(
             loop.time() - started,
             receipt,
             error,
-            payload=_compress(attempt.payload) if attempt and attempt.payload is not None else None,
+            payload=None if payload is None else zlib.compress(payload.encode(errors="replace"), 1),
             reply=attempt.reply if attempt else "",
             enrichment=outcomes,
             failed_templates=failed_templates,
             request_count=attempt.request_count if attempt else 0,
         )
 
-    async def start(self) -> None:
-        """Starts the process that renders templates, so that the first message need not wait for it."""
-        if self._templates:
-            await asyncio.to_thread(self._templates.start)
-
-    async def close(self) -> None:
-        """Ends the process that renders templates."""
-        if self._templates:
-            await asyncio.to_thread(self._templates.close)
-
-    async def _send(self, task: DeliveryTask, attempt: LeasedAttempt) -> Receipt:
-        channel = self._channels[task.channel]
-        if not task.is_edit:
-            return await channel.send(attempt)
-        if isinstance(channel, EditingChannel):
-            return await channel.edit(attempt)
-        raise SendError(SendReason.REJECTED, SendScope.MESSAGE, "messages of this channel are not edited")
-
     def _build_error(self, task: DeliveryTask, exception: BaseException, *, sent: bool) -> SendError:
-        """The exception as a SendError."""
         if isinstance(exception, SendError):
             return exception
+        reason = SendReason.INTERNAL
         if isinstance(exception, ProgressNotSavedError):
             detail = f"the outbox was not available during the attempt: {exception}"
-            return SendError(SendReason.INTERNAL, SendScope.ATTEMPT, detail, maybe_arrived=sent)
-        if isinstance(exception, TimeoutError):
-            detail = f"no answer within {self._settings.timeout:g} s"
-            return SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, detail, maybe_arrived=sent)
-        if isinstance(exception, asyncio.CancelledError) and is_task_cancelled():
+        elif isinstance(exception, TimeoutError):
+            reason, detail = SendReason.TIMEOUT, f"no answer within {self._settings.timeout:g} s"
+        elif isinstance(exception, asyncio.CancelledError) and is_task_cancelled():
             raise exception  # else a library let out a cancellation of its own
-        log.error(  # without the exception's text, which may hold a secret
-            "unexpected error in the channel",
-            channel=task.channel,
-            delivery_id=task.delivery_id,
-            **describe_exception(exception),
-        )
-        return SendError(
-            SendReason.INTERNAL, SendScope.ATTEMPT, f"a defect: {type(exception).__name__}", maybe_arrived=sent
-        )
-
-
-def _compress(payload: str) -> bytes:
-    return zlib.compress(payload.encode(errors="replace"), 1)
+        else:
+            detail = f"a defect: {type(exception).__name__}"
+            log.error(  # without the exception's text, which may hold a secret
+                "unexpected error in the channel",
+                channel=task.channel,
+                delivery_id=task.delivery_id,
+                **describe_exception(exception),
+            )
+        return SendError(reason, SendScope.ATTEMPT, detail, maybe_arrived=sent)

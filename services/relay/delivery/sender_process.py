@@ -1,4 +1,4 @@
-"""Sends in a process of its own, beside the one that accepts and commits: Python runs on one core in each (ADR 4).
+"""Sends in a process beside the one that accepts and commits: Python runs on one core in each (ADR 4).
 
 The relay starts it and exchanges messages with it over a socket that only these two have; the first one is `START`. All
 messages of one iteration of the event loop go out as one frame: its length in eight bytes, then the pickle of a list.
@@ -165,7 +165,6 @@ class _SenderProcess:
         self._started = asyncio.Event()
 
     async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
-        """See the port."""
         if task.lease_ends - task.attempt_ends < _KILL_MARGIN:
             return SendResult(lease_lost=True)
         while (pipe := self._pipe) is None:
@@ -190,7 +189,6 @@ class _SenderProcess:
             del self._answers[number], self._savers[number]
 
     async def ping(self) -> bool:
-        """See the port."""
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await self._started.wait()

@@ -103,7 +103,7 @@ async def send_task(
         claim: of a delivery, or of an edit.
         lease_ends: until when nobody else claims it, by the event loop's clock.
         save: commits progress.
-        channel: the one that sends; None for that of the claim.
+        channel: which one sends; None for the claim's.
     """
     attempt_ends = asyncio.get_running_loop().time() + context.settings.timeout
     try:

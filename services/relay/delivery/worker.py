@@ -1,6 +1,6 @@
 """The deliveries of each channel, claim → message → send → receipt, and the edits of first messages.
 
-Each channel claims as many deliveries as it has free slots, and each is sent by a task of its own, so a channel that
+Each channel claims as many deliveries as it has free slots, and each is sent by one task, so a channel that
 hangs delays no other; the outbox keeps the messages of one incident in order, and the channel within its rate. A worker
 sleeps until something is due or `wake` is called, and checks every few seconds for what another process made due. While
 its channel is down, its deliveries go to the fallback channels. Channels with one rate of edits have one editor.

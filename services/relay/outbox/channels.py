@@ -110,7 +110,7 @@ class Admission:
     """Seconds until a delivery that is due may be claimed."""
     channel_down: bool = False
     is_breaker_trial: bool = False
-    """Whether the one delivery that is admitted tries a channel behind its circuit breaker."""
+    """Whether one delivery is admitted, to try a channel behind its circuit breaker."""
 
 
 def admit(
@@ -173,7 +173,7 @@ def record_failure(transaction: Transaction, channel: str, reason: str, detail: 
 
 
 def compute_pauses(row: ChannelRow, now: float) -> tuple[float, float]:
-    """The seconds that are left of the pause of its circuit breaker, and of the one that its provider asked for."""
+    """Seconds that are left: of the circuit breaker's pause, and of the provider's."""
     return max(row.paused_until - now, 0.0), max((row.retry_after_until or 0.0) - now, 0.0)
 
 

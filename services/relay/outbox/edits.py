@@ -95,7 +95,7 @@ class FirstMessage(NamedTuple):
     context: IncidentContext | None = None
     """What it says of its incident; None if that is not known."""
     receipt: str | None = None
-    """JSON, of a digest; that of another message is the one of its delivery. None where its answer was lost."""
+    """JSON, of a digest; another message has its delivery's. None where its answer was lost."""
 
     def get_key(self) -> MessageKey:
         """Of its row."""
@@ -186,7 +186,7 @@ def record_first_messages(transaction: Transaction, messages: Sequence[FirstMess
 
 
 def _is_outdated(message: FirstMessage, row: _ChangesRow | None) -> bool:
-    """Whether somebody acknowledged the incident, or it was escalated, after the message had read of it."""
+    """Whether the incident was acknowledged or escalated after the claim had read it for the message."""
     if row is None or message.context is None:
         return row is not None
     in_message = (message.context.acknowledged_at, message.context.escalated_at)
@@ -243,7 +243,6 @@ class EditClaimRequest(NamedTuple):
     scope: str
     """Whose rate they share."""
     channels: tuple[str, ...]
-    """Those of the configuration."""
     limit: int
     lease_owner: str
     lease_seconds: float
@@ -348,7 +347,7 @@ _LOCK_DUE: Final = (
             bindparam("in_flight", expanding=True)
         ),
     )
-    # Those that failed come last, but for what a person waits for: one archived channel may have hundreds of them.
+    # What failed comes last, unless a person waits for it: one archived channel may have hundreds of failed edits.
     .order_by(case((and_(_edit.attempts > 0, _edit.due_at > 0), 1), else_=0), _edit.due_at, _edit.delivery_seq)
     .limit(bindparam("most"))
     .for_update(of=edits, skip_locked=True)

@@ -1,6 +1,6 @@
 """Commits how attempts ended, and what becomes of their delivery, their channel and their incident.
 
-Whoever lost the lease before records nothing. But the message may have arrived after something newer: so the current
+An attempt whose lease was lost records nothing. But its message may have arrived after something newer, so the current
 state of the incident is sent once more.
 """
 
@@ -100,7 +100,7 @@ class AttemptOutcome(NamedTuple):
     is_editable: bool = False
     """Whether the channel edits its messages."""
     further_requests: int = 0
-    """To the provider, beside the one for which the claim took a token of the channel's rate."""
+    """To the provider, after the first, for which the claim took a token of the channel's rate."""
     rate: float | None = None
     """The channel's messages per second; None if it has no rate limit."""
     context: IncidentContext | None = IncidentContext()
@@ -151,7 +151,7 @@ async def record_outcomes(
 
 
 def _record_batch(transaction: Transaction, attempts_ended: Sequence[Sequence[_Ended]]) -> list[list[OutcomeResult]]:
-    """All outcomes that wait to be committed, those of digests included, as one."""
+    """All outcomes that wait to be committed, with the same few statements."""
     ended = list(chain.from_iterable(attempts_ended))
     lock_incidents(transaction, {each.task.incident_id for each in ended})
     ids = [each.task.delivery_id for each in ended]
@@ -179,7 +179,7 @@ def _write_outcomes(transaction: Transaction, ended: Sequence[_Ended], rows: Map
     for each in ended:
         row, outcome = rows[each.task.delivery_id], each.outcome
         outcome_rows.append(_build_outcome_values(each, row, transaction.now))
-        if outcome.state is not DeliveryState.QUEUED:  # that was no attempt of its own message
+        if outcome.state is not DeliveryState.QUEUED:  # else only a digest named it
             attempt_rows.append(
                 {
                     "delivery_seq": row.seq,
@@ -270,7 +270,7 @@ def _build_outcome_values(ended: _Ended, row: DeliveryRow, now: float) -> dict[s
         "new_attempts": row.attempts - is_named_only,
         "new_digest_id": row.digest_id if stays_in_digest else None,
         "new_named_in": ended.digest_id if is_named_only else row.named_in,
-        "new_progress": None if is_named_only else row.progress,  # that of the digest says nothing of its own message
+        "new_progress": None if is_named_only else row.progress,  # the digest's says nothing of its own message
     }
 
 

@@ -1,20 +1,11 @@
-"""Detects a restored backup: its unfinished deliveries may have been delivered since, and their alerts may be over.
+"""Detects a restored backup, a channel that accepts nothing for too long, and a clock that was wrong.
 
 The outbox records which database it is: the file's inode, or PostgreSQL's identifiers of the cluster, the database and
-the table. The last-used file beside an SQLite database says when it was last used (see `engine.lost_outbox`). A backup
-was restored if the database is another one, or was used later than it says itself. Then every unfinished delivery
-counts as perhaps delivered, so that PagerDuty pages nobody for an alert that is over. If Alertmanager is configured,
-they wait until they were compared with it, for a few minutes at most; see `monitors.reconcile`.
-
-A snapshot of the whole volume, or a database restored in place, cannot be detected: an operator runs
-`keypulse-relay mark-restored`. A relay that was stopped for a long time delivers as usual.
-
-What no single attempt notices: a channel that accepts nothing for too long, and a clock that was wrong.
-
-While a channel's circuit breaker is open its deliveries are not tried, so nothing else would give them up; fallback
-channels get what is given up. Every wait is a moment of the wall clock, and would last for as long as the clock was set
-back: so none ends later than the longest wait from now. What was given up in what is now the future was given up too
-early, and is sent again.
+the table. The last-used file beside an SQLite database says when it was last used. A backup was restored if the
+database is another one, or was used later than it says itself. Then every unfinished delivery counts as perhaps
+delivered, so that PagerDuty pages nobody for an alert that is over. If Alertmanager is configured, they wait until they
+were compared with it, for a few minutes at most. A snapshot of the whole volume, or a database restored in place,
+cannot be detected: an operator runs `keypulse-relay mark-restored`.
 """
 
 import asyncio
@@ -80,9 +71,9 @@ _MARK_MAYBE_DELIVERED: Final = (
 _RESTART_ESCALATION: Final = (
     update(incidents).where(incidents.c.escalation_after.is_not(None)).values(escalation_starts_at=bindparam("at"))
 )
-"""What is open in a backup may be over, or acknowledged since: nobody else is called for it before the comparison."""
+"""What is open in a backup may be over, or acknowledged since: it is escalated after the comparison."""
 _POSTPONE_EDITS: Final = update(edits).where(edits.c.wanted > edits.c.shown).values(due_at=bindparam("due"), lease=None)
-"""A message may show by now how the incident ended; nobody edits it back to what the backup knows."""
+"""A message may show by now how the incident ended: it must not be edited back to what the backup knows."""
 _waiting_deliveries = (
     _delivery.finished_at.is_(None),
     _delivery.maybe_delivered_up_to.is_not(None),
@@ -259,7 +250,10 @@ _CLAMP: Final = [
 async def sweep(
     store: Store, give_up_after: float, fallback_channels: Sequence[str], longest_wait: float
 ) -> DeliveryChanges:
-    """Gives up what waited too long behind an open circuit breaker, and undoes what a wrong clock did.
+    """Gives up what waited too long behind an open circuit breaker, where nothing is tried, and undoes a wrong clock.
+
+    Every wait is a moment of the wall clock, and would last for as long as the clock was set back: so none ends later
+    than the longest wait from now. What was given up in what is now the future is sent again.
 
     Args:
         store: the outbox.

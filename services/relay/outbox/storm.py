@@ -1,17 +1,15 @@
 """What a claim takes in a storm: one digest of many incidents, or the next messages of incidents that need their own.
 
-It is a storm where more than `digest_over` deliveries wait for the channel's rate. Then what is not critical is
-collected into digests of at most `digest_size` deliveries, each for one token of the rate. These are sent alone all the
-same: what is critical, the resolve of an incident that was sent alone, and what may have arrived alone already. They
-go first. Only when an incident has waited for as long as a burst of messages takes, a digest goes before them. It then
-names the waiting critical incidents, too; these are released after it, and still get a message of their own.
+It is a storm where more than `digest_over` deliveries wait for the channel's rate. Then deliveries are collected into
+digests of at most `digest_size`, each for one token of the rate. What is critical, the resolve of an incident that was
+sent alone, and what may have arrived alone are sent alone all the same, and first. Only when an incident has waited for
+as long as a burst of messages takes, a digest goes before them. It then names the waiting critical incidents, too;
+their own messages follow.
 
 A digest that may have arrived, because its answer was lost, is claimed again as a whole and under its id, so that its
-channel can search for it: its members are those with its `digest_id` that may have been sent. A digest that certainly
-did not arrive is forgotten, and its members are collected anew. What changes meanwhile leaves the digest, and once a
-message of it was sent, the digest is searched for and edited.
-
-Which deliveries of a channel may be claimed: what is due, and has no older one of its incident before it.
+channel can search for it: its members have its `digest_id`, and may have been sent. A digest that certainly did not
+arrive is forgotten, and its members are collected anew. What changes meanwhile leaves the digest, and once a message of
+it was sent, the digest is searched for and edited.
 """
 
 from collections.abc import Mapping
@@ -60,7 +58,7 @@ IS_CLAIMABLE: Final = (
     _delivery.due_at <= bindparam("now"),
     _delivery.id.not_in(bindparam("in_flight", expanding=True)),
 )
-"""Those of them that are due, and that the worker is not sending."""
+"""Of these, what is due and what the worker is not sending."""
 _LOCK_BY_ID: Final = DUE_DELIVERIES.where(_delivery.id == bindparam("delivery")).for_update(of=deliveries)
 
 
@@ -81,10 +79,7 @@ def lock_due(
 
 
 def _merge_expired_lease(transaction: Transaction, row: DueRow) -> DueRow | None:
-    """A delivery whose lease ended waits again, and is merged into what waits behind it.
-
-    None if somebody else is changing what waits of its incident: it can wait a moment.
-    """
+    """A delivery whose lease ended waits again, and is merged into its successor; None while its incident is locked."""
     delivery = row.delivery
     if not try_lock_incident(transaction, delivery.incident_id):
         return None
@@ -186,7 +181,7 @@ class Selection(NamedTuple):
 
     rows: list[DueRow]
     digest_id: str | None = None
-    """Of the digest that they are; None if each is a message of its own."""
+    """None if each delivery is a message."""
 
 
 def is_named_only(row: DueRow) -> bool:

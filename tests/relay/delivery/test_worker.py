@@ -29,11 +29,11 @@ async def test_a_message_contains_the_event_and_its_links(tmp_path: Path) -> Non
 
 
 async def test_what_waits_is_merged_into_its_successor_and_reported_as_one(tmp_path: Path) -> None:
-    started = asyncio.Event()
+    started, accepted = asyncio.Event(), asyncio.Event()
 
     async def fail_late() -> None:
         started.set()
-        await asyncio.sleep(0.1)
+        await accepted.wait()
         raise broken()
 
     channel = Scripted(fail_late)
@@ -41,6 +41,7 @@ async def test_what_waits_is_merged_into_its_successor_and_reported_as_one(tmp_p
         await it.accept_events("firing")
         await started.wait()
         await it.accept_events("resolved", "firing", "resolved")
+        accepted.set()
         done = await it.finished()
         assert [delivery.state for delivery in done] == [DeliveryState.SUPERSEDED] * 3 + [DeliveryState.DELIVERED]
         assert {each.superseded_by for each in done[:3]} <= {each.id for each in done[1:]}

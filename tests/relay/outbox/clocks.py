@@ -31,7 +31,7 @@ class ServerClock(FileClock):
 
     def move(self, seconds: float) -> None:
         super().move(seconds)
-        self._run(f"UPDATE the_time SET now = {self.now}")  # noqa: S608  # likewise
+        self._run(f"UPDATE the_time SET now = {self.now}")  # noqa: S608  # as above
 
     def reset(self) -> None:
         self.move(START - self.now)

@@ -243,7 +243,7 @@ async def test_another_attempt_that_arrives_does_not_shorten_it(store: Store, cl
     assert len((await claim_some(store, limit=9)).claims) == 3
 
 
-async def test_whoever_starts_again_does_not_shorten_it(store: Store, clock: Clock) -> None:
+async def test_a_restart_does_not_shorten_it(store: Store, clock: Clock) -> None:
     await enqueue(store, FAILURE_THRESHOLD + 4)
     *failing, limited = (await claim_some(store, limit=FAILURE_THRESHOLD + 1)).claims
     for claim in failing:
@@ -286,7 +286,7 @@ async def test_after_a_clock_is_set_back_it_lasts_no_longer_than_the_longest_wai
 
 
 DAY = {"reason": "rate_limited", "retry_after": 86_400.0, "retry_in": 86_400.0}
-"""Longer than the longest pause of the breaker: whoever is asked for that is refused."""
+"""Longer than the longest pause of the breaker: the channel counts as down."""
 
 
 @pytest.mark.parametrize(("how", "most"), [(DAY, 86_400), ({"reason": "unauthorized", "retry_in": 300.0}, 300)])

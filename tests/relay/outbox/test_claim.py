@@ -193,3 +193,14 @@ async def test_a_clock_that_is_set_forward_ends_no_lease_of_what_is_just_being_s
         await claim_due(store, ClaimRequest("a", 1, "me", 20, None, in_flight_ids=(ours.task.delivery_id,)))
     ).claims
     assert (await end_attempt(store, ours)).lease_valid
+
+
+async def test_what_a_stop_returns_is_merged_into_what_waits_behind_it(either: Store) -> None:
+    await accept(either, "x")
+    await claim_one(either)
+    await accept(either, "x")
+    await release_leases(either, "me")
+    claim = await claim_one(either)
+    assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.attempt_number) == (1, 2, 1)
+    await end_attempt(either, claim)
+    assert await nothing_due(either)

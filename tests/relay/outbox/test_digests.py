@@ -266,7 +266,7 @@ async def test_a_digest_that_may_have_arrived_is_claimed_again_as_it_was(storm: 
     assert second.attempt_number == (1 if end == "stopped" else 2)
     assert dict(second.task.progress) == ({"sent to": "one of two"} if end == "progress saved" else {})
     await storm.deliver(second)
-    # Whoever lost the lease changes nothing, and sends what is current once more.
+    # An attempt without its lease changes nothing, and the current state is sent once more.
     if end == "lease expired":
         assert not any(each.lease_valid for each in await storm.deliver(claim))
     assert "b" in list_incidents(await storm.claim_digest())

@@ -1,4 +1,4 @@
-"""A message that was sent under a lost lease gets no receipt, and may be the first one of its episode."""
+"""An attempt that lost its lease gets no receipt; its message may come late, so the current state is sent again."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,6 +27,39 @@ async def lost(store: Store, clock: Clock, channel: str = "a") -> Claim:
     claim = await claim_one(store, channel, owner="late")
     clock.now += 20
     return claim
+
+
+@pytest.mark.parametrize(("channel", "first"), [("a", 1), ("every", 2)])
+async def test_what_came_late_is_followed_by_how_things_stand(
+    store: Store, clock: Clock, channel: str, first: int
+) -> None:
+    late = await lost(store, clock, channel)
+    await end_attempt(store, await claim_one(store, channel))
+    await accept(store, "x", channel, episode=2)
+    await end_attempt(store, await claim_one(store, channel))
+
+    recorded = await end_attempt(store, late)
+
+    assert (recorded.lease_valid, recorded.channels_to_wake) == (False, (channel,))
+    once_more = await claim_one(store, channel)
+    assert (once_more.task.first_event_seq, once_more.task.last_event_seq, once_more.task.episode) == (first, 2, 2)
+    await end_attempt(store, once_more)
+    assert await nothing_due(store, channel)
+
+
+async def test_what_was_not_sent_is_followed_by_nothing(store: Store, clock: Clock) -> None:
+    late = await lost(store, clock)
+    await end_attempt(store, await claim_one(store))
+    assert not (await end_attempt(store, late, DeliveryState.RETRYING, maybe_sent=False)).lease_valid
+    assert await nothing_due(store)
+
+
+async def test_what_came_late_adds_nothing_where_its_delivery_still_waits(store: Store, clock: Clock) -> None:
+    late = await lost(store, clock)
+    await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, maybe_sent=True, retry_in=0.0)
+    await end_attempt(store, late)
+    second = await claim_one(store)
+    assert (second.task.delivery_id, second.task.maybe_sent) == (late.task.delivery_id, True)
 
 
 async def test_a_later_episode_leaves_the_message_that_shows_what_came_late_to_its_own(

@@ -32,7 +32,7 @@ _ONE_WAITS = """
     ALTER TABLE deliveries ADD CONSTRAINT one_waits EXCLUDE USING btree (incident_id WITH =, channel WITH =)
     WHERE (state IN ('queued', 'retrying')) DEFERRABLE INITIALLY DEFERRED
 """
-"""Checked when a transaction commits; one that breaks it fails, and so does whoever asked for it."""
+"""Checked when a transaction commits: one that breaks it fails."""
 
 
 class Replicas:
@@ -61,7 +61,7 @@ class Replicas:
             assert (await end_attempt(store, one)).lease_valid
 
     async def drain(self) -> None:
-        """Delivers everything that is left, whoever claims it."""
+        """Delivers everything that is left."""
 
         async def finished() -> bool:
             for channel in CHANNELS:
