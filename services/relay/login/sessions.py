@@ -14,6 +14,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -98,7 +99,7 @@ class SessionRow(NamedTuple):
 
 
 _FIND: Final = RowQuery(SessionRow, select(*select_columns(SessionRow, sessions.c))).where(
-    _session.id.in_(bindparam("ids", expanding=True))
+    _session.id == bindparam("session")
 )
 _OLDEST_OF_NAME: Final = (
     select_values(str, _session.id)
@@ -108,10 +109,9 @@ _OLDEST_OF_NAME: Final = (
 _DELETE: Final = delete(sessions).where(_session.id == bindparam("session"))
 
 
-def find_sessions(connection: Connection, ids: Sequence[str]) -> Sequence[SessionRow | None]:
-    """The session of each id, in its place; also one that has ended."""
-    rows = {row.id: row for row in _FIND.fetch_all(connection, {"ids": list(ids)})}
-    return [rows.get(each) for each in ids]
+def find_session(connection: Connection, session_id: str) -> SessionRow | None:
+    """The session of an id, also one that has ended."""
+    return _FIND.fetch_first(connection, {"session": session_id})
 
 
 async def start_session(store: Store, row: SessionRow, peer: str | None, replaced_id: str | None) -> None:
@@ -201,7 +201,7 @@ class ConsoleSessions:
         if value is None:
             return from_proxy
         try:
-            row = await self._store.read_batch(find_sessions, _hash_value(value))
+            row = await self._store.read(partial(find_session, session_id=_hash_value(value)))
         except StoreUnavailableError as error:
             raise SessionsUnavailableError(str(error)) from None
         now = self._store.clock()

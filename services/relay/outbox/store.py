@@ -5,8 +5,7 @@ jobs share one transaction; on PostgreSQL each handler has its own, so that it l
 replica. A job that fails undoes itself alone. The queue is bounded in number and in bytes, and a job leaves it when
 nobody awaits it any more: while a database hangs, Alertmanager sends the same webhooks again and again.
 
-Reads have threads and connections of their own, and never wait for the writer. While one batched read runs, the next
-items wait for the one after it.
+Reads have their threads and connections, and never wait for the writer.
 """
 
 import asyncio
@@ -67,8 +66,6 @@ class Transaction(NamedTuple):
 
 Handler = Callable[[Transaction, Sequence[Any]], Sequence[Any]]
 """Does all of its items at once, and gives the result of each in its place."""
-ReadHandler = Callable[[Connection, Sequence[I]], Sequence[T]]
-"""Reads for all of its items at once, and gives the result of each in its place."""
 JobResult = tuple[Any, Exception | None]
 """A result, or what was raised instead."""
 
@@ -425,8 +422,6 @@ def _check_new_connection(connection: Connection) -> None:
         connection.info[_REVISION_CHECKED] = True
 
 
-_MAX_ITEMS: Final = 128
-"""Items of one batched read: few enough that what it reads for them fits into memory."""
 _REPLY_TIMEOUT: Final = 7.5
 """How long a caller waits, in the queue and for the result: less than the 10 s that Alertmanager gives a webhook."""
 _SCRAPE_TIMEOUT: Final = 2.0
@@ -461,8 +456,6 @@ class Store:
         self._writer = _Writer(database, self._engines, self._queue, clock, unmerged_channels, monotonic)
         self._readers = ThreadPoolExecutor(dialect.READERS, "outbox read")
         self._reads: set[Future[Any]] = set()
-        self._waiting: dict[ReadHandler[Any, Any], list[tuple[Any, asyncio.Future[Any]]]] = {}
-        self._batched_reads: set[asyncio.Task[None]] = set()
         self._monotonic = monotonic
         self._damage = ""
         self._damage_ends = -math.inf
@@ -545,42 +538,6 @@ class Store:
             raise StoreUnavailableError(f"no answer within {_REPLY_TIMEOUT:g} s") from None
         finally:
             del reading  # as above
-
-    async def read_batch(self, handler: ReadHandler[I, T], item: I) -> T:
-        """What `handler` reads for `item`, together with other items that wait for it. Raises StoreUnavailableError."""
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        if handler in self._waiting:
-            self._waiting[handler].append((item, done))
-        else:
-            self._waiting[handler] = [(item, done)]
-            task = asyncio.create_task(self._run_batches(handler), name="batched read")
-            self._batched_reads.add(task)
-            task.add_done_callback(self._batched_reads.discard)
-        return await done
-
-    async def _run_batches(self, handler: ReadHandler[Any, Any]) -> None:
-        waiting = self._waiting[handler]
-        try:
-            while waiting:
-                batch = [each for each in waiting[:_MAX_ITEMS] if not each[1].done()]  # else its reader is gone
-                del waiting[:_MAX_ITEMS]
-                if batch:
-                    await self._read_for(handler, batch)
-        finally:
-            del self._waiting[handler]
-            for _, done in waiting:
-                done.cancel()
-
-    async def _read_for(self, handler: ReadHandler[Any, Any], batch: Sequence[tuple[Any, asyncio.Future[Any]]]) -> None:
-        error, results = None, [None] * len(batch)
-        items = [item for item, _ in batch]
-        try:
-            results[:] = await self.read(lambda connection: handler(connection, items))
-        except Exception as raised:  # noqa: BLE001  # each reader gets it
-            error = raised
-        for (_, done), result in zip(batch, results, strict=True):
-            if not done.done():
-                done.set_exception(error) if error else done.set_result(result)
 
     def read_blocking(self, query: Callable[[Connection], T]) -> T:
         """The same for the thread of a scrape, within 2 s. Raises StoreUnavailableError."""

@@ -1,6 +1,7 @@
 """The login page: who gets in, where to, for how long, and that nobody else does."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -247,7 +248,7 @@ async def test_while_the_outbox_cannot_be_read_a_session_gets_503_and_a_token_wo
         async def fail(*_: object) -> object:
             raise StoreUnavailableError("no answer")
 
-        monkeypatch.setattr(relay.app.state.authorizer.sessions._store, "read_batch", fail)
+        monkeypatch.setattr(relay.app.state.authorizer.sessions, "_store", SimpleNamespace(read=fail))
         assert (await browser.get("/audit")).status_code == 503
         assert (await browser.get("/console/theme.css")).status_code == 200
         bearer = {"authorization": f"Bearer {token('emil')}"}

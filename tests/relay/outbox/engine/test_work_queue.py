@@ -41,7 +41,7 @@ async def test_work_that_was_cancelled_before_it_began_is_not_done(store: Store)
 
 async def test_more_than_a_bound_of_waiting_work_is_refused(store: Store) -> None:
     async with blocked(store):
-        waiting = [asyncio.create_task(store.run(write)) for _ in range(8192)]
+        waiting = [asyncio.create_task(store.batch(write_all, b"x")) for _ in range(8192)]
         await asyncio.sleep(0)
         with pytest.raises(StoreUnavailableError, match="wait for the outbox already"):
             await store.run(write)

@@ -1,5 +1,7 @@
 """Sessions in the outbox: their end by time, by logout and by number, in either database."""
 
+from functools import partial
+
 from sqlalchemy import Connection, update
 
 from services.relay.login import sessions
@@ -8,7 +10,7 @@ from services.relay.login.sessions import (
     IDLE_SECONDS,
     MAX_SESSIONS_OF_NAME,
     SessionRow,
-    find_sessions,
+    find_session,
     prune_sessions,
     start_session,
 )
@@ -25,7 +27,7 @@ def row(session_id: str, name: str = "anna") -> SessionRow:
 
 
 async def find(store: Store, session_id: str) -> SessionRow | None:
-    return await store.read_batch(find_sessions, session_id)
+    return await store.read(partial(find_session, session_id=session_id))
 
 
 async def test_the_number_of_sessions_is_bounded_and_the_retention_removes_those_that_have_ended(
@@ -60,7 +62,7 @@ async def test_a_request_finds_its_session_and_a_login_the_others_of_its_holder_
             connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # of a table that is almost empty
         plans = []
         for query, values in (
-            (sessions._FIND, {"ids": ["one", "two"]}),
+            (sessions._FIND, {"session": "one"}),
             (sessions._OLDEST_OF_NAME, {"holder": "anna"}),
         ):
             compiled = query.statement.params(values).compile(connection, compile_kwargs={"literal_binds": True})

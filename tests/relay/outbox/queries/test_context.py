@@ -1,13 +1,11 @@
 """What else fires, how often it fired, and what was sent before: read with the deliveries that are prepared."""
 
-import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from sqlalchemy import Connection, update
+from sqlalchemy import update
 
 from services.relay.model import MAX_EPISODES, Claim, Event, Status
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
@@ -126,22 +124,3 @@ async def test_a_group_of_hundreds_is_compared_with_its_previous_message(tmp_pat
             context = claim.task.context
             await end_attempt(store, claim)
     assert len(context.previous_alerts) == len(alerts)
-
-
-async def test_what_is_read_at_the_same_time_is_one_read_and_one_that_fails_fails_alone(tmp_path: Path) -> None:
-    sizes: list[int] = []
-
-    def read(_connection: Connection, items: Sequence[int]) -> Sequence[int]:
-        sizes.append(len(items))
-        if 13 in items:
-            raise ValueError("of this read alone")
-        return items
-
-    async with open_store(create_sqlite_url(tmp_path / "relay.db"), time.time) as store:
-        reads = [asyncio.create_task(store.read_batch(read, number)) for number in range(301)]
-        await asyncio.sleep(0)
-        reads.pop().cancel()  # nobody waits for its result any more
-        results = await asyncio.gather(*reads, return_exceptions=True)
-    assert sizes == [128, 128, 44]
-    assert [each for each in results if isinstance(each, int)] == [*range(128, 300)]
-    assert sum(isinstance(each, ValueError) for each in results) == 128
