@@ -12,7 +12,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
-from jinja2 import StrictUndefined, Template, TemplateRuntimeError, TemplateSyntaxError, Undefined, meta, nodes
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from services.relay.delivery.child_process import serve
@@ -22,7 +22,7 @@ SECONDS: Final = 0.5
 MEMORY_BYTES: Final = 192 * 1024**2
 _FILES: Final = (nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include)
 _MAPPING_METHODS: Final = {"get", "items", "keys", "values"}
-_MISSING: Final = re.compile(r"(?:'[\w ]+' has no attribute|No (?:test|filter) named) '(\w+)'(?: found)?\.?")
+_MISSING: Final = re.compile(r"'[\w ]+' has no attribute '(\w+)'")
 
 
 class Request(TypedDict):
@@ -113,6 +113,10 @@ def _compile(source: str, name: str, variables: frozenset[str]) -> Template:
     for node in tree.find_all(_FILES):
         name_of = type(node).__name__.lower()
         raise TemplateSyntaxError(f"`{name_of}` is not allowed; there are no other files", node.lineno)
+    for kind, available in ((nodes.Filter, _ENVIRONMENT.filters), (nodes.Test, _ENVIRONMENT.tests)):
+        for used in tree.find_all(kind):
+            if used.name not in available:
+                raise TemplateSyntaxError(f"there is no {kind.__name__.lower()} `{used.name}`", used.lineno)
     unknown = meta.find_undeclared_variables(tree) - variables - _ENVIRONMENT.globals.keys()
     for variable in tree.find_all(nodes.Name):
         if variable.name in unknown and variable.ctx == "load":
@@ -125,7 +129,7 @@ def _describe(error: Exception, source: str) -> str:
     """A sentence where the template alone is in it; else the type: its text may be that of an alert."""
     if isinstance(error, _NoTextError):
         return str(error)
-    found = _MISSING.fullmatch(str(error)) if isinstance(error, TemplateRuntimeError) else None
+    found = _MISSING.fullmatch(str(error)) if isinstance(error, UndefinedError) else None
     return str(error) if found and found[1] in re.findall(r"\w+", source) else type(error).__name__
 
 
