@@ -85,6 +85,9 @@ class ChildProcess:
 
     def close(self) -> None:
         """Ends the process."""
+        running = self._running
+        if running is not None:
+            running.process.kill()  # so that nobody waits for an answer
         with self._lock:
             self._stop()
             if self._folder is not None:

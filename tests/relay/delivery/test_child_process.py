@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -61,6 +62,18 @@ def test_one_that_still_starts_is_left_to_the_next_request(child: ChildProcess) 
     with pytest.raises(ChildLateError, match="not started yet"):
         child.ask(b"a", 0.0)
     assert child.ask(b"a", LONG) == b"aa"
+
+
+def test_to_end_it_waits_for_no_answer(child: ChildProcess) -> None:
+    child.ask(b"a", LONG)
+    with ThreadPoolExecutor(1) as threads:
+        hanging = threads.submit(child.ask, b"hang", LONG)
+        while not child._lock.locked():
+            time.sleep(0.01)
+        begun = time.monotonic()
+        child.close()
+        assert time.monotonic() - begun < LONG / 2
+        assert isinstance(hanging.exception(), ChildEndedError)
 
 
 if __name__ == "__main__":

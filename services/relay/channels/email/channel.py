@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
-from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 import aiosmtplib
 import structlog
@@ -130,15 +130,6 @@ class EmailSettings(EgressSettings, ChannelSettings):
         return EmailChannel(self, timeout)
 
 
-class _Mail(NamedTuple):
-    message_id: str
-    content: str
-    masked: str
-    """The content without its secret."""
-    secret: str
-    """Of the link that acknowledges; empty if there is none."""
-
-
 class EmailChannel:
     """Sends to one set of recipients through one mail server."""
 
@@ -156,23 +147,25 @@ class EmailChannel:
     async def send(self, attempt: Attempt) -> Receipt:
         """Sends the mail; the receipt has `message_id`, the `answer`, and `rejected_recipients` with reasons.
 
-        `recipients` judges the replies. While some recipients are deferred, the delivery is tried again for these
-        alone; progress holds the reply to every other one.
+        While some recipients are deferred, the delivery is tried again for these alone; progress holds the reply to
+        every other one.
         """
-        mail = await asyncio.to_thread(self._build_mail, attempt.message)
+        message_id, whole = await asyncio.to_thread(self._build_envelope, attempt.message)
         progress = dict(attempt.progress)
-        to = [address for address in self._recipients if address not in progress]
+        envelope = whole._replace(to=[address for address in whole.to if address not in progress])
+        sent = SmtpResult({}, "")
         async with call_provider(attempt, "the mail server", self._timeout) as call:
-            envelope = Envelope(self._sender.addr_spec, to, mail.content, mail.masked, mail.secret)
-            new_replies, answer = await self._send_mail(call, envelope)
-        replies = RecipientReplies(progress | dict(new_replies))
+            if envelope.to:  # else the recipients that were left are no longer configured
+                login = self._settings.username or "", read_secret(self._password) if self._password else ""
+                sent = await send_envelope(self._create_client(*login), self._route, call, envelope, login)
+        replies = RecipientReplies(progress | dict(sent.replies))
         if replies.deferred:
             if replies.has_accepted:  # if nobody has the mail, the next attempt is for all
                 await attempt.save_progress(replies.settled)
             raise replies.build_deferral_error(len(self._recipients))
         if not replies.has_accepted:
             raise replies.build_rejection_error()
-        receipt = {"message_id": mail.message_id, "answer": answer}
+        receipt = {"message_id": message_id, "answer": sent.reply}
         if replies.rejected:
             receipt["rejected_recipients"] = format_replies(replies.rejected)
             log.warning(
@@ -184,7 +177,7 @@ class EmailChannel:
 
     def render_payload(self, message: Message) -> str:
         """The mail as it goes over the wire, but for the secret of its link."""
-        return self._build_mail(message).masked
+        return self._build_envelope(message)[1].masked
 
     def read_secret_versions(self) -> Hashable:
         return self._password.read_stamp() if self._password else None, self._egress.read_file_stamps()
@@ -246,7 +239,8 @@ class EmailChannel:
         with translate_smtp_errors(ProviderCall(), secrets, self._route.tls):
             yield self._checked
 
-    def _build_mail(self, message: Message) -> _Mail:
+    def _build_envelope(self, message: Message) -> tuple[str, Envelope]:
+        """The Message-ID, and the mail for all recipients."""
         mail = build_mail(message, self._sender, self._recipients)
         content = mail.as_bytes(policy=email.policy.SMTP).decode("ascii")
         masked, secret = content, ""
@@ -254,15 +248,7 @@ class EmailChannel:
             address, _, secret = message.acknowledge_url.rpartition("=")
             without = build_mail(replace(message, acknowledge_url=f"{address}={MASK}"), self._sender, self._recipients)
             masked = without.as_bytes(policy=email.policy.SMTP).decode("ascii")
-        return _Mail(str(mail["Message-ID"]), content, masked, secret)
-
-    async def _send_mail(self, call: ProviderCall, envelope: Envelope) -> SmtpResult:
-        if not envelope.to:  # the recipients that were left are no longer configured
-            return SmtpResult({}, "")
-        username = self._settings.username or ""
-        password = read_secret(self._password) if self._password else ""
-        client = self._create_client(username, password)
-        return await send_envelope(client, self._route, call, envelope, (username, password))
+        return str(mail["Message-ID"]), Envelope(self._sender.addr_spec, self._recipients, content, masked, secret)
 
     @property
     def _route(self) -> SmtpRoute:
