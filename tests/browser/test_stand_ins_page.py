@@ -10,7 +10,7 @@ from playwright.async_api import Browser, Page, Route, expect
 from tests.browser.accessibility import CONTRASTS, HOSTILE, IMAGE, SCHEMES, SCRIPT, nothing_ran
 from tests.browser.lasting_page import lasting_page
 from tests.browser.senders import CRITICAL, Senders
-from tests.relay.interactive.pressed_relay import build_settings, open_relay
+from tests.relay.acknowledgement.pressed_relay import build_settings, open_relay
 from tests.relay.served_relay import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser

@@ -11,7 +11,7 @@ from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack.workspace import create_message
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.interactive.pressed_relay import (
+from tests.relay.acknowledgement.pressed_relay import (
     ANNA,
     BEN,
     CRITICAL,

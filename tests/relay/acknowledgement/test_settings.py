@@ -10,7 +10,7 @@ from ops.demo.stand_ins.app import StandIns
 from services.relay.config import RelaySettings
 from services.relay.doctor import open_checks
 from shared.check import CheckError
-from tests.relay.interactive.pressed_relay import ANNA, build_settings
+from tests.relay.acknowledgement.pressed_relay import ANNA, build_settings
 
 ALLOWED = {"allow_users": [ANNA], "allow_groups": ["S0000000002"]}
 URLS = {"urls": ["http://127.0.0.1:9"]}

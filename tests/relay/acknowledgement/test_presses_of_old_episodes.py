@@ -21,7 +21,7 @@ from services.relay.outbox.store import Store, open_store
 from services.relay.silences.store import claim_silence
 from shared.net.egress import EgressSettings
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.interactive.pressed_relay import ANNA, CRITICAL
+from tests.relay.acknowledgement.pressed_relay import ANNA, CRITICAL
 from tests.relay.outbox.actions import accept, claim_one, end_attempt
 from tests.relay.served_relay import event_of, until
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from services.relay.routes.merge import merge
-from tests.relay.alertmanager_file.conftest import DIRECT, FILES, destination_for, receivers_of
+from tests.relay.routes.conftest import DIRECT, FILES, destination_for, receivers_of
 
 LEDGER = "alertname=KMSProbeFailing severity=critical env=production service=ledger"
 TENANT = "alertname=KMSCryptoModeNotKMS severity=critical tenant=a service=database"

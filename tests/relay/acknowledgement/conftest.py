@@ -7,7 +7,7 @@ import pytest
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from tests.ops.conftest import running, start
-from tests.relay.interactive.pressed_relay import PressedRelay, build_settings, open_relay
+from tests.relay.acknowledgement.pressed_relay import PressedRelay, build_settings, open_relay
 
 __all__ = ["running", "start"]
 

@@ -21,7 +21,7 @@ from services.relay.silences import worker as silence_worker
 from services.relay.silences.store import SilenceRequest, request_silence
 from shared.sql.database_url import DatabaseUrl
 from tests.ops.conftest import Start
-from tests.relay.interactive.pressed_relay import (
+from tests.relay.acknowledgement.pressed_relay import (
     ANNA,
     BEN,
     CRITICAL,

@@ -17,7 +17,7 @@ from ops.demo.stand_ins.slack.workspace import PEOPLE, create_message
 from services.relay.acknowledgement.socket_mode import SlackCallError, SlackWebApi, SocketModeClient, SocketTimes
 from services.relay.metrics import Metrics
 from shared.net.egress import EgressSettings
-from tests.relay.interactive.pressed_relay import CRITICAL, add_buttons
+from tests.relay.acknowledgement.pressed_relay import CRITICAL, add_buttons
 from tests.relay.served_relay import until
 
 QUICK = SocketTimes(ping=0.2, close=0.2, retry_initial=0.01, retry_max=0.05, stable=0.0, overlap=0.5)
