@@ -469,7 +469,7 @@ class Console:
         return answer
 
     def _find_parent(self, request: Request) -> NavigationEntry:
-        path = request.scope["path"]
+        path = f"{request.scope['path']}/"
         return next((each for each in self.navigation if path.startswith(f"{each.path}/")), NavigationEntry("/", "Now"))
 
     def render_refusal(self, status: int, message: str) -> Response:
