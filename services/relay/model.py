@@ -1,10 +1,4 @@
-"""Limits the size of an event, whatever its webhook contains. Pure.
-
-The outbox stores the limited event beside the whole webhook, so that merging, comparing and delivering never need more
-than about a megabyte for one event. No channel would show what is cut off: each has narrower limits.
-
-The types that move through the relay, an event's identity, and its JSON. Frozen, no I/O.
-"""
+"""The types that move through the relay, an event's identity, its JSON and its size. Frozen, no I/O."""
 
 import hashlib
 import json
@@ -27,12 +21,12 @@ DIGEST_BYTES: Final = 8
 
 
 def compute_digest(fingerprint: str) -> bytes:
-    """The digest that represents an alert that is not listed."""
+    """Stands for an alert that is not listed."""
     return hashlib.sha256(fingerprint.encode()).digest()[:DIGEST_BYTES]
 
 
 def split_digests(digests: bytes) -> frozenset[bytes]:
-    """Those that one `unlisted_…` holds."""
+    """Of `unlisted_firing` or `unlisted_resolved`."""
     return frozenset(digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES))
 
 
@@ -120,7 +114,6 @@ def encode_steps(steps: Sequence[EscalationStep]) -> str | None:
 
 
 def decode_steps(steps: str | None) -> tuple[EscalationStep, ...]:
-    """What `encode_steps` wrote."""
     return tuple(
         EscalationStep(after, tuple(channels), receiver) for after, channels, receiver in json.loads(steps or "[]")
     )
@@ -377,7 +370,6 @@ _DECODER: Final = msgspec.json.Decoder(Event)
 
 
 def encode_event(event: Event) -> bytes:
-    """What `decode_event` reads."""
     return _ENCODER.encode(event)
 
 
@@ -402,9 +394,10 @@ _IMPORTANT_KEYS: Final = frozenset(
 
 
 def limit_size(event: Event) -> Event:
-    """The event with as many of its alerts as fit; of the others it keeps digests, which count.
+    """The event with as many of its alerts as fit, firing and critical ones first; of the others it keeps digests.
 
-    Where not all fit, those that fire are listed before those that are over, and critical ones before others.
+    The outbox stores it beside the whole webhook, so that merging, comparing and delivering never need more than about
+    a megabyte for one event. No channel would show what is cut off: each has narrower limits.
     """
     alerts = tuple(map(_limit_alert, event.alerts))
     if sum(map(_measure_alert, alerts)) <= MAX_ALERTS_SIZE:

@@ -1,19 +1,15 @@
-"""An incident that was delivered, and that nobody has acknowledged, goes to further channels after a while.
+"""Who takes care of an incident, and where it goes if nobody does.
+
+A person acknowledges the episode that they see: where another one has begun since, nothing is changed. That ends
+mentions, broadcasts and escalation, and never a delivery. The first acknowledgement counts, whichever replica and
+however many persons there are. Where its provider can be told, a delivery of the current state on that channel carries
+it there (see `context`).
 
 Each event stores the steps of its route in the incident's row, so that any replica can take them, whatever its own
 configuration says. A step is due so many seconds after the first delivery of the episode, on whatever channel, or after
 an acknowledgement was withdrawn. One transaction takes all steps that are due: it adds a delivery of the latest event
-on each new channel, and leaves only the later steps in the row. From then on the incident is open on these channels,
-and all its further events go there.
-
-Before anything was delivered, no step is due: then fallback channels stand in (see `fallback`).
-
-Who takes care of an incident: its episode is acknowledged, or no longer. The next episode begins without.
-
-A person acknowledges the episode that they see: where another one has begun since, nothing is changed.
-An acknowledgement ends mentions, broadcasts and escalation, and never a delivery. The first one counts, whichever
-replica and however many persons there are; the next ones change nothing. Where its provider can be told, a delivery of
-the current state on that channel carries it there (see `provider_acknowledgement`).
+on each new channel, where the incident is open from then on, and leaves only the later steps in the row. Before
+anything was delivered, no step is due: then fallback channels stand in (see `fallback`).
 """
 
 import json
@@ -66,8 +62,6 @@ class Escalation(NamedTuple):
 
 
 class _EscalatingRow(NamedTuple):
-    """An incident with a step that is due."""
-
     id: str
     episode: int
     latest_event_seq: int
@@ -117,10 +111,6 @@ _RECORD: Final = (
 
 async def escalate_due(store: Store, configured_channels: Collection[str]) -> list[Escalation]:
     """Takes every step that is due, each once, whatever other replicas do.
-
-    Args:
-        store: the outbox.
-        configured_channels: the channels of this relay.
 
     Raises:
         StoreUnavailableError: the steps before this one are done.
@@ -217,8 +207,6 @@ class Acknowledgement(NamedTuple):
 
 
 class _StateRow(NamedTuple):
-    """What an action needs to know of an incident."""
-
     episode: int
     is_open: int
     latest_event_seq: int
@@ -264,8 +252,8 @@ async def acknowledge(
         incident_id: which incident.
         episode: which the person has seen; None for the current one.
         who: the person, or the credential.
-        via: `api`, `command line`, `console`, `mail` or `slack`.
-        peer: the address that called, for the audit; None stores `via`.
+        via: `api`, `command line`, `console`, `mail` or `slack`; stands in the audit for an unknown `peer`.
+        peer: the address that called.
         acknowledging_channels: the channels whose provider knows acknowledgements.
 
     Raises:

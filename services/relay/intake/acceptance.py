@@ -30,14 +30,8 @@ def plan_event(
 ) -> DeliveryPlan | None:
     """The deliveries of an event from a webhook; None if it repeats what its receiver sent, and all channels have it.
 
-    Args:
-        event: from the webhook.
-        state: what the outbox holds of its incident; None if that is new.
-        fingerprint: the event's `build_fingerprint`, from before its size was limited.
-        now: unix seconds.
-        duplicate_window: seconds within which an equal event of the same receiver is a repeat.
-        routed_channels: the channels that the routes name.
-        configured_channels: the channels of this relay; those of other replicas are in the state.
+    `fingerprint` is the event's `build_fingerprint` from before its size was limited. An equal event of the same
+    receiver is a repeat within `duplicate_window` seconds. The channels of other replicas are in `state`.
     """
     if state is None or not _is_repeat(event, state, fingerprint, now=now, duplicate_window=duplicate_window):
         return plan_deliveries(event, state, routed_channels=routed_channels, configured_channels=configured_channels)
@@ -111,15 +105,7 @@ def _misses_firing_alerts(event: Event, latest: Event) -> bool:
 
 
 class Acceptance:
-    """Plans and commits webhooks, by the configuration.
-
-    Args:
-        store: where they are committed.
-        settings: the configuration.
-        metrics: counts what is merged.
-        wake_channels: called with the channels that have something new, after the commit.
-        byte_limit: of the outbox's bytes.
-    """
+    """Plans and commits webhooks, by the configuration, and wakes the channels that have something new."""
 
     def __init__(
         self,
@@ -158,10 +144,7 @@ class Acceptance:
     ) -> AcceptResult:
         """Commits an event with its deliveries; they are on the disk when this returns.
 
-        Args:
-            incoming: the event.
-            route: the first that matches.
-            check_plan: called in the transaction; where it raises, nothing is committed.
+        `check_plan` is called in the transaction; where it raises, nothing is committed.
 
         Raises:
             StoreUnavailableError: it is not known to be committed.

@@ -64,13 +64,7 @@ class _Arrival:
 
 
 class Intake:
-    """Takes webhooks until `stop`.
-
-    Args:
-        acceptance: commits them.
-        metrics: counts the answers.
-        on_heartbeats: called with the watchdogs that sent a heartbeat, after the commit.
-    """
+    """Takes webhooks until `stop`; calls `on_heartbeats` with the watchdogs that sent one, after the commit."""
 
     def __init__(
         self, acceptance: Acceptance, metrics: Metrics, on_heartbeats: Callable[[Iterable[str]], None]

@@ -107,14 +107,10 @@ def parse_whole_event(body: bytes, source: str) -> Event:
 
 
 def iterate_parts(body: bytes, source: str) -> Iterator[Event]:
-    """A webhook's body → its event, in parts that have some of its alerts each; almost always one.
-
-    Args:
-        body: JSON in UTF-8.
-        source: which of several independent Alertmanagers sent it.
+    """The event of the JSON that a source sent, in parts that have some of its alerts each; almost always one.
 
     Raises:
-        MalformedWebhookError: it is not one.
+        MalformedWebhookError: it is no webhook.
         TooManyTextsError: it would take too much memory.
     """
     if len(body) > PART_BYTES:

@@ -3,7 +3,7 @@
 Input are the open incidents and the alerts that Alertmanager has; output is the resolve of an incident whose alerts it
 has not had for a while. Alertmanager does not say why it no longer has an alert: it may have lost its state, or its
 resolve was lost. So the resolve claims no more than is known. If Alertmanager's own resolve comes after all, it is a
-duplicate (see `intake.deduplication`). A false resolve is worse than a late one, so in doubt the incident stays open:
+duplicate (see `intake.acceptance`). A false resolve is worse than a late one, so in doubt the incident stays open:
 
 - Alerts that are not listed cannot be compared. An incident with such alerts is closed only if no alert in Alertmanager
   has the labels of its group.
@@ -68,26 +68,19 @@ class _AlertmanagerView:
 
 
 class Reconciler:
-    """Compares open incidents with every Alertmanager.
-
-    Args:
-        publisher: of the resolves.
-        peers: every Alertmanager that sends to this relay; at least one.
-        waits: the minimum times.
-        monotonic: seconds that no clock change touches.
-    """
+    """Compares open incidents with `peers`, every Alertmanager that sends to this relay."""
 
     def __init__(
         self,
         publisher: AlertPublisher,
         peers: Sequence[AlertmanagerClient],
-        waits: ReconcileTimes,
+        times: ReconcileTimes,
         monotonic: Callable[[], float],
     ) -> None:
         self._publisher = publisher
         self._monotonic = monotonic
         self._peers = peers
-        self._times = waits
+        self._times = times
         self._errors: dict[str, str] = {}
         self._absent_since: dict[str, float] = {}
         """By the id of the incident's latest event: another event means that its alerts were there again."""
@@ -186,7 +179,6 @@ class Reconciler:
         return fired.isdisjoint(view.labels_by_fingerprint)
 
     def _log_error_change(self, peer: AlertmanagerClient, error: str | None) -> None:
-        """Logs an error of a peer when it begins and when it ends, not each minute."""
         if error == self._errors.get(peer.url):
             return
         if error is None:

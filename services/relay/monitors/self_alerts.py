@@ -48,11 +48,9 @@ class SelfAlert:
 
     @property
     def incident_id(self) -> str:
-        """Its id in the outbox."""
         return build_incident_id(self.event(datetime.min.replace(tzinfo=UTC)))
 
     def event(self, starts_at: datetime) -> Event:
-        """Its firing event."""
         annotations = {"title": self.title, "summary": self.summary, "description": self.description}
         alert = Alert(
             status=Status.FIRING,
@@ -78,14 +76,7 @@ class SelfAlert:
 
 
 class AlertPublisher:
-    """Commits events of the relay's own.
-
-    Args:
-        store: the outbox.
-        metrics: counts the deliveries that are superseded.
-        settings: the configuration.
-        wake_channels: called with the channels that have something new, after the commit.
-    """
+    """Commits events of the relay's own, and wakes the channels that have something new."""
 
     def __init__(
         self,
@@ -100,15 +91,10 @@ class AlertPublisher:
         self.wake_channels = wake_channels
 
     def now(self) -> datetime:
-        """The time by this machine's clock."""
         return datetime.fromtimestamp(self.store.clock(), UTC)
 
     async def fire(self, alert: SelfAlert, channels: Collection[str]) -> bool:
-        """Opens an incident of the relay's own on these channels; False if it is open already.
-
-        Raises:
-            StoreUnavailableError: it is not known to be committed.
-        """
+        """Opens an incident on these channels; False if it is open already. Raises StoreUnavailableError."""
         event = alert.event(self.now())
 
         def decide(current: IncidentState | None, _now: float) -> DeliveryPlan | None:
@@ -117,7 +103,7 @@ class AlertPublisher:
         return await self._accept(event, decide)
 
     async def resolve(self, incident: Incident, remark: str) -> bool:
-        """Resolves an incident with a remark; see `publish`."""
+        """See `publish`."""
         return incident.event is not None and await self.publish(
             incident, build_resolve(incident.event, self.now(), remark)
         )
@@ -125,14 +111,8 @@ class AlertPublisher:
     async def publish(self, incident: Incident, event: Event) -> bool:
         """Adds an event to an incident, on every channel on which it is open; False if it has changed since.
 
-        If one of those is no longer configured, it may have a new name: then the routes count too.
-
-        Args:
-            incident: as it was read.
-            event: the next one.
-
-        Raises:
-            StoreUnavailableError: it is not known to be committed.
+        If one of those is no longer configured, it may have a new name: then the routes count too. Raises
+        StoreUnavailableError.
         """
 
         def decide(current: IncidentState | None, _now: float) -> DeliveryPlan | None:
@@ -191,11 +171,7 @@ _RESOLVED_REMARK: Final = "No further webhook was quarantined for an hour."
 
 
 class QuarantineMonitor:
-    """Publishes an alert about webhooks in quarantine.
-
-    Args:
-        publisher: of the alert, on `default_channels`.
-    """
+    """Publishes an alert about webhooks in quarantine, on `default_channels`."""
 
     def __init__(self, publisher: AlertPublisher) -> None:
         self._publisher = publisher

@@ -28,12 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 async def run_forever(name: str, step: Callable[[], Awaitable[float]]) -> None:
-    """Repeats a step until cancelled.
-
-    Args:
-        name: of the monitor, for the log.
-        step: gives the seconds until the next one.
-    """
+    """Repeats a step, which gives the seconds until the next one, until cancelled."""
     while True:
         try:
             pause = await step()
@@ -48,13 +43,7 @@ async def run_forever(name: str, step: Callable[[], Awaitable[float]]) -> None:
 
 
 class Monitors:
-    """All monitors of the relay.
-
-    Args:
-        publisher: of what they detect.
-        uptime: since when heartbeats can be stored.
-        times: of the comparison with Alertmanager.
-    """
+    """All monitors of the relay."""
 
     def __init__(self, publisher: AlertPublisher, uptime: IntakeUptime, times: ReconcileTimes = _TIMES) -> None:
         self._publisher = publisher
@@ -75,7 +64,6 @@ class Monitors:
                 self._switches[name].record_heartbeat()
 
     async def run(self) -> None:
-        """Runs until cancelled."""
         publisher, alertmanager = self._publisher, self._publisher.settings.alertmanager
         steps: dict[str, Callable[[], Awaitable[float]]] = {
             "quarantine": QuarantineMonitor(publisher).check,

@@ -1,14 +1,9 @@
-"""A dead man's switch: each heartbeat of a watchdog pings a URL outside of this system, while the outbox drains.
-
-The service behind the URL alerts when the pings stop: when Prometheus, Alertmanager or the relay is down, or the relay
-delivers nothing. The URL is a secret, for anybody who has it can keep the switch quiet.
-
-Publishes an alert when a watchdog is absent: then Prometheus or Alertmanager may be down, and no other alert comes.
+"""Publishes an alert when a watchdog is absent: then Prometheus or Alertmanager may be down, and no other alert comes.
 
 The alert is an incident of the relay's own, on the watchdog's channels; the next heartbeat resolves it. Each heartbeat
-also goes to a dead man's switch, which notices when the relay itself is gone.
-
-Whether the outbox drains: what waits for the channels is delivered in time. The dead man's switch depends on it.
+also pings a dead man's switch outside of this system, while the outbox drains. The service behind it alerts when the
+pings stop: when Prometheus, Alertmanager or the relay is down, or the relay delivers nothing. Its URL is a secret, for
+anybody who has it can keep the switch quiet.
 """
 
 import asyncio
@@ -64,9 +59,6 @@ class IntakeUptime:
     """How long heartbeats could be stored since the last check; only in that time can a watchdog be absent.
 
     A wall clock does not show that: one that jumps ahead, as after a machine was suspended, is no absence.
-
-    Args:
-        monotonic: seconds that no clock change touches.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
@@ -74,23 +66,15 @@ class IntakeUptime:
         self.restart()
 
     def restart(self) -> None:
-        """Count from now on."""
         self._started_at = self._monotonic()
 
     def measure_and_restart(self) -> float:
-        """Return the seconds since the last restart, and restart."""
         before, self._started_at = self._started_at, self._monotonic()
         return self._started_at - before
 
 
 class WatchdogMonitor:
-    """Publishes which watchdogs are absent, and which are back.
-
-    Args:
-        publisher: of the alerts.
-        watchdogs: the configured ones.
-        uptime: restarted, because a watchdog that is configured again was not expected before.
-    """
+    """Publishes which watchdogs are absent, and which are back."""
 
     def __init__(self, publisher: AlertPublisher, watchdogs: Sequence[WatchdogSettings], uptime: IntakeUptime) -> None:
         self._publisher = publisher
@@ -133,7 +117,6 @@ class WatchdogMonitor:
         return pause
 
     async def _resolve_removed(self, names: Collection[str]) -> None:
-        """Resolves the incidents of watchdogs that were removed from the configuration while they were absent."""
         async for incident in iterate_open_incidents(self._publisher.store):
             event = incident.event
             if event is None or event.source != OWN_SOURCE or not event.group_key.startswith(_GROUP_PREFIX):
@@ -143,8 +126,6 @@ class WatchdogMonitor:
 
 
 class _OldestRow(NamedTuple):
-    """When the oldest event that waits for a channel was accepted."""
-
     channel: str
     accepted_at: float
 
@@ -169,11 +150,8 @@ _OLDEST_WAITING: Final = RowQuery(
 def is_draining(transaction: Transaction, channels: Collection[str], *, within: float, max_age: float) -> bool:
     """Whether nothing waits too long on any of these channels; the alert RelayOutboxStuck uses the same condition.
 
-    Args:
-        transaction: the current one.
-        channels: those that count.
-        within: seconds; what is older is too old where nothing was delivered on its channel within them.
-        max_age: seconds; what is older is too old even while others are delivered.
+    What is older than `within` seconds is too old where nothing was delivered on its channel within them; what is older
+    than `max_age` is too old even while others are delivered.
     """
     oldest = _OLDEST_WAITING.fetch_all(transaction.connection, {"channels": list(channels)})
     ages = [(row.channel, transaction.now - row.accepted_at) for row in oldest]
@@ -193,15 +171,7 @@ MAX_WAITING_AGE: Final = 7200.0
 
 
 class DeadMansSwitch:
-    """The dead man's switch of one watchdog.
-
-    Args:
-        watchdog: its name.
-        url_file: contains the URL; read again when it changes.
-        store: the outbox.
-        channels: the configured ones; deliveries of others do not count.
-        egress: how the URL is reached.
-    """
+    """The dead man's switch of one watchdog, at the URL in a file. Deliveries on other than `channels` do not count."""
 
     def __init__(
         self,
@@ -244,7 +214,6 @@ class DeadMansSwitch:
         return 0.0
 
     async def close(self) -> None:
-        """Closes its connections."""
         await self._session.close()
 
     async def _ping(self) -> str | None:

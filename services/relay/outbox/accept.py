@@ -13,7 +13,6 @@ from uuid import uuid4
 from sqlalchemy import bindparam, case, func, insert, select, update
 
 from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, encode_event, encode_steps
-from services.relay.outbox.audit import insert_entry
 from services.relay.outbox.context import build_service_id, build_title, find_service
 from services.relay.outbox.edits import find_digests, request_channel_edits
 from services.relay.outbox.incidents import IncidentState, lock_states
@@ -39,8 +38,6 @@ _INSERT_EVENTS: Final = BulkStatement(
 
 
 class _EventSeqRow(NamedTuple):
-    """The seq that an event got."""
-
     id: str
     seq: int
 
@@ -160,46 +157,26 @@ def plan_deliveries(
     routed_channels: Sequence[str],
     configured_channels: Collection[str],
 ) -> DeliveryPlan:
-    """The deliveries of an event that is no duplicate. Pure.
-
-    Args:
-        event: to be accepted.
-        state: what the outbox holds of its incident; None if that is new.
-        routed_channels: the channels that the routes name.
-        configured_channels: the channels of this relay; those of other replicas are in the state.
-    """
-    if state is None:
-        return DeliveryPlan(
-            1, is_open=_is_open_after(event, was_open=True), channels=tuple(dict.fromkeys(routed_channels))
-        )
-    begins = event.status is Status.FIRING and not state.is_open
-    existing = state.served_channels.union(configured_channels)
-    also = sorted(state.open_channels & existing) if state.is_open else []
-    return DeliveryPlan(
-        state.episode + begins,
-        is_open=_is_open_after(event, was_open=state.is_open),
-        channels=tuple(dict.fromkeys([*routed_channels, *also])),
-        unconfigured_channels=tuple(sorted(state.open_channels.difference(configured_channels)))
-        if state.is_open
-        else (),
-    )
-
-
-def _is_open_after(event: Event, *, was_open: bool) -> bool:
-    """Whether the incident is open after this event, given whether it was before."""
-    if event.status is Status.FIRING:
-        return True
+    """The deliveries of an event that is news: on its routes' channels, and where its incident is open. Pure."""
+    is_firing, was_open = event.status is Status.FIRING, state is None or state.is_open
     # Alertmanager computes the status of a truncated group on the alerts that were left in it: it says nothing.
-    return was_open if event.truncated_alerts else False
+    is_open = is_firing or (was_open and event.truncated_alerts > 0)
+    if state is None or not state.is_open:
+        episode = 1 if state is None else state.episode + is_firing
+        return DeliveryPlan(episode, is_open, tuple(dict.fromkeys(routed_channels)))
+    existing = state.open_channels & state.served_channels.union(configured_channels)
+    return DeliveryPlan(
+        state.episode,
+        is_open,
+        channels=tuple(dict.fromkeys([*routed_channels, *sorted(existing)])),
+        unconfigured_channels=tuple(sorted(state.open_channels.difference(configured_channels))),
+    )
 
 
 async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -> AcceptResult:
     """Commits an event and its deliveries; they are on the disk when this returns.
 
-    Args:
-        store: the outbox.
-        incoming: the event.
-        plan: pure; called in the transaction, so that it sees the latest event whatever arrives at the same time.
+    `plan` is called in the transaction, so that it sees the latest event whatever arrives at the same time.
 
     Raises:
         UnknownEntryError, AlreadyReplayedError: of its `replay`; nothing was changed.
@@ -226,16 +203,10 @@ def _accept_batch(transaction: Transaction, requests: Sequence[_AcceptRequest]) 
     for indexes in rounds:
         accepted = _accept_round(transaction, [requests[index] for index in indexes.values()])
         results.update(zip(indexes.values(), accepted, strict=True))
-    for each in requests:  # after the incidents, which everybody locks first
-        _record_replay(transaction, each.incoming)
+    for incoming in (each.incoming for each in requests):
+        if incoming.replay is not None:  # after the incidents, which everybody locks first
+            record_replay(transaction, incoming.replay, incoming.incident_id)
     return [results[index] for index in range(len(requests))]
-
-
-def _record_replay(transaction: Transaction, incoming: IncomingEvent) -> None:
-    if incoming.replay is not None:
-        record_replay(transaction, incoming.replay, incoming.incident_id)
-        who, peer = incoming.replay.who, incoming.replay.peer
-        insert_entry(transaction, who, peer, "replay", f"quarantine {incoming.replay.entry}")
 
 
 def _accept_round(transaction: Transaction, requests: Sequence[_AcceptRequest]) -> list[AcceptResult]:
@@ -368,22 +339,15 @@ def _build_deliveries(transaction: Transaction, planned: _PlannedEvent) -> list[
     them may be that channel under another name, and a resolve alone would make no sense there.
     """
     incident, plan, seq = planned.request.incoming.incident_id, planned.plan, planned.seq
-    first, open_elsewhere = seq, frozenset(plan.channels)
+    is_first, first, open_elsewhere = planned.state is None, seq, frozenset(plan.channels)
     if plan.unconfigured_channels and planned.state is not None:
         open_elsewhere = planned.state.open_channels | transaction.unmerged_channels
         waits = {"incident": incident, "channels": list(plan.unconfigured_channels)}
         first = _FIRST_WAITING_EVENT.fetch_first(transaction.connection, waits) or seq
-    fresh = planned.state is None
+    starts = {channel: seq if channel in open_elsewhere else first for channel in plan.channels}
     return [
-        NewDelivery(
-            seq,
-            seq if channel in open_elsewhere else first,
-            incident,
-            plan.episode,
-            channel,
-            is_first_of_incident=fresh,
-        )
-        for channel in plan.channels
+        NewDelivery(seq, start, incident, plan.episode, channel, is_first_of_incident=is_first)
+        for channel, start in starts.items()
     ]
 
 

@@ -1,14 +1,10 @@
 """What waits for a channel that is down goes to its fallback channels: at once, in order, each event once.
 
-So does, after a while, what waits for a channel on which no replica delivers any more; see `unserved_channels`.
-
 The delivery continues waiting for its own channel, too. It records how far its events fell back (`fallback_up_to`), so
 that each step finds the next ones. An event that a fallback channel delivers anyway is not repeated there.
 
-What waits for a channel on which no replica delivers any more goes, after a while, to fallback channels.
-
-A webhook may have been accepted under the former configuration, and nobody else would ever deliver it. The replicas
-record in `served_channels` on which channels they deliver.
+What waits for a channel on which no replica delivers any more falls back after a while: a webhook may have been
+accepted under the former configuration, and nobody else would deliver it.
 """
 
 from collections.abc import Collection, Sequence
@@ -34,8 +30,6 @@ FALLBACK_STEP: Final = 32
 
 
 class _MissingEventRow(NamedTuple):
-    """An event that a channel has no delivery of."""
-
     seq: int
     episode: int | None
 
@@ -84,11 +78,6 @@ _MISSING_EVENTS: Final = (
 async def fall_back(store: Store, channel: str, fallback_channels: Sequence[str]) -> DeliveryChanges:
     """Gives some of what waits for a channel that is down to its fallback channels.
 
-    Args:
-        store: the outbox.
-        channel: the channel that is down.
-        fallback_channels: the channels that deliver in its place.
-
     Raises:
         StoreUnavailableError: it is not known to be committed.
     """
@@ -103,12 +92,9 @@ async def fall_back(store: Store, channel: str, fallback_channels: Sequence[str]
 def build_fallback_deliveries(
     transaction: Transaction, row: DeliveryRow, fallback_channels: Sequence[str]
 ) -> list[NewDelivery]:
-    """The events of a delivery as deliveries on fallback channels, as far as these do not deliver them anyway.
+    """The events of a delivery on fallback channels, where these do not deliver them anyway.
 
-    Args:
-        transaction: the current one, which holds the lock on the incident.
-        row: the delivery.
-        fallback_channels: the names of the channels.
+    The transaction holds the lock on the incident.
     """
     remark = f"Also sent here because channel {row.channel} is down."
     # Events that fell back before are left out: an incident that flaps for a day has hundreds of events.
@@ -180,12 +166,7 @@ _UNSERVED_CHANNELS: Final = RowQuery(str, select(_delivery.channel).distinct()).
 async def fall_back_unserved(
     store: Store, configured_channels: Collection[str], fallback_channels: Sequence[str]
 ) -> DeliveryChanges:
-    """Gives all of what has waited for `UNSERVED_AFTER` for channels that no replica has served for as long to others.
-
-    Args:
-        store: the outbox.
-        configured_channels: the channels of this relay.
-        fallback_channels: the channels that deliver in their place.
+    """Gives all that has waited for `UNSERVED_AFTER` to others, where no replica has served its channel for as long.
 
     Raises:
         StoreUnavailableError: the steps before this one are done.

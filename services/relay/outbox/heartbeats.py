@@ -16,8 +16,6 @@ from services.relay.outbox.tables import CLOCK_TOLERANCE, WATCHDOGS, RowQuery, W
 
 
 class _HeartbeatRow(NamedTuple):
-    """When a watchdog's last heartbeat came."""
-
     name: str
     heartbeat_at: float | None
 
@@ -70,10 +68,8 @@ async def record_heartbeats(store: Store, names: Collection[str]) -> None:
 def count_silence(transaction: Transaction, expected: Mapping[str, float], uptime: float) -> Mapping[str, Silence]:
     """Counts how long each watchdog has been silent. One that was never seen is expected from now on.
 
-    Args:
-        transaction: the current one.
-        expected: for each watchdog, after how many seconds it is absent.
-        uptime: seconds for which this relay could receive heartbeats since it counted last.
+    `expected` has the seconds after which a watchdog is absent; `uptime` are the seconds for which this relay could
+    receive heartbeats since it counted last.
     """
     connection, now = transaction.connection, transaction.now
     if not expected:
@@ -102,7 +98,7 @@ def _compute_silence(row: WatchdogRow, now: float, expect_every: float, uptime: 
 
 
 def read_last_seen(connection: Connection) -> dict[str, float]:
-    """When each was last seen, or first awaited, in unix seconds; also those that are no longer configured."""
+    """When each was last seen, or first awaited, in unix seconds."""
     return {row.name: row.last_seen_at for row in WATCHDOGS.fetch_all(connection)}
 
 

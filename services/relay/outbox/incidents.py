@@ -96,16 +96,12 @@ class Incident:
 
 
 class _DeliveryStateRow(NamedTuple):
-    """A delivery of an incident's latest event."""
-
     event_seq: int
     channel: str
     state: str
 
 
 class _OpenChannelRow(NamedTuple):
-    """A channel that has a delivery of an incident's current episode."""
-
     incident_id: str
     channel: str
 
@@ -152,11 +148,9 @@ _RESTORED_PAGE: Final = (
 
 
 def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> dict[str, IncidentState]:
-    """What is known of incidents; their rows, made if there are none, are locked until the transaction ends.
+    """What is known of incidents; their rows, inserted if need be, are locked until the transaction ends.
 
-    Args:
-        transaction: the current one.
-        fingerprints: the fingerprint of the event that comes in, by its incident.
+    `fingerprints` has that of the event that comes in, by its incident.
     """
     connection, ids = transaction.connection, sorted(fingerprints)
     _INSERT_INCIDENTS[connection.dialect.name].execute(connection, [{"id": each, **_NEW_INCIDENT} for each in ids])
@@ -165,15 +159,9 @@ def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> di
 
 
 async def read_state(store: Store, incident_id: str, fingerprint: str) -> tuple[IncidentState | None, float]:
-    """What is known of an incident, None if it has had no event; and the database's time. Changes nothing.
+    """What is known of an incident, None if it has had no event; and the database's time.
 
-    Args:
-        store: the outbox.
-        incident_id: which incident.
-        fingerprint: of an event that might come in.
-
-    Raises:
-        StoreUnavailableError: it cannot be read.
+    `fingerprint` is of an event that might come in. Raises StoreUnavailableError.
     """
 
     def read(connection: Connection) -> tuple[IncidentState | None, float]:
@@ -184,7 +172,6 @@ async def read_state(store: Store, incident_id: str, fingerprint: str) -> tuple[
 
 
 def _read_states(connection: Connection, fingerprints: Mapping[str, str], now: float) -> dict[str, IncidentState]:
-    """Of those that have had events."""
     rows = _READ_STATES.fetch_all(connection, {"incidents": sorted(fingerprints)})
     if not rows:
         return {}
@@ -229,7 +216,7 @@ def read_last_firing(connection: Connection, incident_id: str) -> frozenset[str]
 
 
 def read_open_incident(connection: Connection, incident_id: str) -> Incident | None:
-    """The incident, where it is open."""
+    """None where it is not open."""
     row = _READ_OPEN.fetch_first(connection, {"incident": incident_id})
     return None if row is None else _build_incident(row)
 
@@ -247,18 +234,12 @@ def iterate_closed_by_relay(store: Store) -> AsyncIterator[Incident]:
 def iterate_restored(store: Store, *, is_open: bool) -> AsyncIterator[Incident]:
     """Every incident with deliveries that wait for the comparison after a restored backup, and with no newer event.
 
-    Args:
-        store: the outbox.
-        is_open: whether those that are open, or those that are over.
-
-    Raises:
-        StoreUnavailableError: they cannot be read.
+    Raises StoreUnavailableError.
     """
     return _iterate(store, _RESTORED_PAGE, {"is_open": int(is_open)})
 
 
 async def _iterate(store: Store, page: RowQuery[IncidentRow], values: Mapping[str, object]) -> AsyncIterator[Incident]:
-    """The incidents of all pages, each of which begins after the last id of the one before."""
     after = ""
 
     def read(connection: Connection) -> list[Incident]:

@@ -183,13 +183,7 @@ def enqueue_deliveries(transaction: Transaction, new_deliveries: Sequence[NewDel
 def merge_into_successor(transaction: Transaction, delivery: DeliveryRow, retry: RetryState) -> str | None:
     """Merges a delivery that was being sent, and has to be sent again, into the one that waits behind it.
 
-    Args:
-        transaction: the current one.
-        delivery: its row.
-        retry: when it would be tried again; the successor then is.
-
-    Returns:
-        The id of the successor; None if nothing waits behind it, and nothing was changed.
+    That one is then tried when this one would be. Gives its id; None if nothing waits, and nothing was changed.
     """
     if delivery.channel in transaction.unmerged_channels:
         return None
@@ -232,7 +226,7 @@ def _lock_waiting(
 
 
 def _extend_to_event(transaction: Transaction, waiting: DeliveryRow, first_event_seq: int) -> None:
-    """What waits delivers something newer already, and was never sent: it delivers the older events, too."""
+    """What waits is newer, and was never sent: it delivers the older events, too."""
     if first_event_seq < waiting.first_event_seq:
         extended = update(deliveries).where(_delivery.seq == waiting.seq)
         transaction.connection.execute(extended.values(first_event_seq=first_event_seq, fallback_up_to=None))
@@ -259,7 +253,6 @@ def _build_row(new: NewDelivery, now: float) -> dict[str, Any]:
 
 
 def _inherit(new: NewDelivery, old: DeliveryRow, now: float) -> dict[str, Any]:
-    """What a delivery takes over from the waiting one that is merged into it."""
     is_restored = old.maybe_delivered_up_to is not None  # only older deliveries wait
     return {
         "first_event_seq": min(old.first_event_seq, new.first_event_seq),

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import structlog
 from sqlalchemy import ColumnElement, Integer, bindparam, delete, func, insert, select, update
 
-from services.relay.outbox.audit import PrunedKind, record_pruned
+from services.relay.outbox.audit import PrunedKind, insert_entry, record_pruned
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import RowQuery, clean_for_database, quarantine, select_values
 from shared.http.json_api import RefusedError
@@ -25,30 +25,19 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class RefusedWebhook:
-    """A webhook that was not accepted."""
+class QuarantineEntry:
+    """A webhook that was not accepted. Times are unix seconds."""
 
+    id: int
+    received_at: float
     source: str
     code: int
     """What was answered: 400 or 413."""
     reason: str
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class QuarantineEntry:
-    """One that is kept; `read_body` gives its body."""
-
-    id: int
-    received_at: float
-    """Unix seconds."""
-    source: str
-    code: int
-    reason: str
     body_bytes: int
     """Bytes of the body that are kept."""
     replayed_at: float | None
-    """When it was accepted after all, unix seconds."""
+    """When it was accepted after all."""
     replayed_by: str | None
     incident_id: str | None
     """Of what was accepted."""
@@ -60,7 +49,7 @@ class QuarantineEntry:
 
     @property
     def hint(self) -> str:
-        """What to do about it, for people."""
+        """What a person can do about it."""
         return _HINTS.get(self.code, "See the relay's log.")
 
 
@@ -110,26 +99,21 @@ _BODY: Final = select_values(bytes, quarantine.c.body).where(quarantine.c.seq ==
 
 
 async def quarantine_webhook(store: Store, body: bytes, *, source: str, code: int, reason: str) -> None:
-    """Keeps a body that was answered with `code` for `reason`. Raises StoreUnavailableError."""
-    await add_entry(store, RefusedWebhook(source, code, reason, body[:MAX_BODY_BYTES]), max_entries=MAX_ENTRIES)
-    log.warning("webhook quarantined", status=code, error=reason, source=source)
-
-
-async def add_entry(store: Store, webhook: RefusedWebhook, *, max_entries: int) -> None:
-    """Commits one, and drops the oldest over `max_entries`. Raises StoreUnavailableError."""
+    """Keeps a body that was answered with `code` for `reason`, instead of the oldest. Raises StoreUnavailableError."""
     row = {
-        "source": clean_for_database(webhook.source),
-        "code": webhook.code,
-        "reason": clean_for_database(webhook.reason),
-        "body": webhook.body,
+        "source": clean_for_database(source),
+        "code": code,
+        "reason": clean_for_database(reason),
+        "body": body[:MAX_BODY_BYTES],
     }
-    newest = select(quarantine.c.seq).order_by(quarantine.c.seq.desc()).limit(max_entries)
+    newest = select(quarantine.c.seq).order_by(quarantine.c.seq.desc()).limit(MAX_ENTRIES)
 
     def commit(transaction: Transaction) -> None:
         transaction.connection.execute(insert(quarantine), {**row, "received_at": transaction.now})
         delete_entries(transaction, quarantine.c.seq.not_in(newest))
 
     await store.run(commit)
+    log.warning("webhook quarantined", status=code, error=reason, source=source)
 
 
 def delete_entries(transaction: Transaction, condition: ColumnElement[bool]) -> int:
@@ -140,13 +124,7 @@ def delete_entries(transaction: Transaction, condition: ColumnElement[bool]) -> 
 
 
 async def list_entries(store: Store, limit: int = MAX_ENTRIES, before: int | None = None) -> list[QuarantineEntry]:
-    """What is kept, the newest first. Raises StoreUnavailableError.
-
-    Args:
-        store: the outbox.
-        limit: at most so many.
-        before: only those older than this one.
-    """
+    """What is kept, or is older than `before`, the newest first. Raises StoreUnavailableError."""
     query = _ENTRIES if before is None else _ENTRIES.where(quarantine.c.seq < before)
     return await store.read(query.limit(limit).fetch_all)
 
@@ -175,10 +153,10 @@ async def read_webhook(store: Store, text: str) -> tuple[QuarantineEntry, bytes]
 def record_replay(transaction: Transaction, replay: Replay, incident_id: str) -> None:
     """Records that an entry is accepted in this transaction, once. Raises UnknownEntryError, AlreadyReplayedError."""
     values = {"entry": replay.entry, "at": transaction.now, "who": clean_for_database(replay.who)}
-    if transaction.connection.execute(_RECORD_REPLAY, {**values, "incident": incident_id}).rowcount:
-        return
-    found = _check_entry(_ENTRY.fetch_first(transaction.connection, {"entry": replay.entry}))
-    raise AlreadyReplayedError(f"it was replayed already, by {found.replayed_by}")
+    if not transaction.connection.execute(_RECORD_REPLAY, {**values, "incident": incident_id}).rowcount:
+        found = _check_entry(_ENTRY.fetch_first(transaction.connection, {"entry": replay.entry}))
+        raise AlreadyReplayedError(f"it was replayed already, by {found.replayed_by}")
+    insert_entry(transaction, replay.who, replay.peer, "replay", f"quarantine {replay.entry}")
 
 
 def _check_entry(found: QuarantineEntry | None) -> QuarantineEntry:

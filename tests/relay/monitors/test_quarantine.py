@@ -3,12 +3,11 @@
 from services.relay.model import Status
 from services.relay.monitors.self_alerts import QuarantineMonitor
 from services.relay.outbox import quarantine
-from services.relay.outbox.quarantine import RefusedWebhook
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, configure
 
 
 async def quarantined(at: MonitoredOutbox, reason: str = "the body: is no JSON") -> None:
-    await quarantine.add_entry(at.store, RefusedWebhook("", 400, reason, b"{"), max_entries=100)
+    await quarantine.quarantine_webhook(at.store, b"{", source="", code=400, reason=reason)
 
 
 def notice(at: MonitoredOutbox) -> QuarantineMonitor:

@@ -13,7 +13,6 @@ from services.relay.monitors.supervisor import Monitors
 from services.relay.monitors.watchdog import IntakeUptime
 from services.relay.outbox import heartbeats as watchdog_silence
 from services.relay.outbox import quarantine
-from services.relay.outbox.quarantine import RefusedWebhook
 from shared.sql import database_url
 from tests.conftest import Until
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, configure, open_monitored_outbox, watch
@@ -46,7 +45,7 @@ async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     file = tmp_path / "url"
     file.write_text(f"http://127.0.0.1:{runner.addresses[0][1]}/ping")
-    await quarantine.add_entry(at.store, RefusedWebhook("", 400, "a reason", b"{"), max_entries=100)
+    await quarantine.quarantine_webhook(at.store, b"{", source="", code=400, reason="a reason")
 
     # No Alertmanager is there: the others do not wait for it.
     at.publisher.settings = configure(

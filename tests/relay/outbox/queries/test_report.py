@@ -8,10 +8,11 @@ from functools import partial
 from random import Random
 from typing import Any
 
+import pytest
 from sqlalchemy import insert
 
+from services.relay.outbox import quarantine
 from services.relay.outbox.audit import PrunedKind, prune_audit, read_pruned
-from services.relay.outbox.quarantine import RefusedWebhook, add_entry
 from services.relay.outbox.retention import prune_before
 from services.relay.outbox.store import Store, Transaction, open_store
 from services.relay.outbox.tables import DeliveryState, RowQuery, deliveries
@@ -107,8 +108,10 @@ async def test_what_retention_has_deleted_is_said(database: DatabaseUrl) -> None
         assert report["refused_webhooks"]["is_minimum"]
         assert (await read_csv(store))[0]["detail"] == ""
         assert (await read_csv(store))[-1]["detail"] == "there were more than are stored"
-        for number in range(3):
-            await add_entry(store, RefusedWebhook("", 400, f"{number}", b""), max_entries=2)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(quarantine, "MAX_ENTRIES", 2)
+            for number in range(3):
+                await quarantine.quarantine_webhook(store, b"", source="", code=400, reason=f"{number}")
         assert (await store.read(read_pruned))[PrunedKind.QUARANTINE] > start + 2 * DAY
 
 
