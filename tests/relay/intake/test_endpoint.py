@@ -397,16 +397,6 @@ async def test_a_relay_that_is_stopping_answers_503_though_its_outbox_still_comm
     assert len(channel.sent) == 1
 
 
-async def test_sources_with_equal_group_keys_are_incidents_of_their_own(tmp_path: Path) -> None:
-    channel = Scripted()
-    async with served(settings(tmp_path, {"one": channel})) as client:
-        for source in ("eu", "us"):
-            assert (await post(client, payload(1), f"/alerts?source={source}"))[0] == 202
-        assert (await post(client, payload(1), "/alerts?source=eu"))[0] == 200
-        await until(lambda: len(channel.sent) == 2)
-    assert len({message.task.incident_id for message in channel.sent}) == 2
-
-
 async def test_twins_that_arrive_at_the_same_time_are_reported_once(tmp_path: Path) -> None:
     channel = Scripted()
     async with served(settings(tmp_path, {"one": channel})) as client:

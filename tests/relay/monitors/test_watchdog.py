@@ -40,15 +40,6 @@ async def test_one_that_was_never_seen_is_reported_after_its_time_and_once(at: M
     assert "Watchdog" in published.group_key
 
 
-async def test_one_that_is_seen_in_time_is_not_reported(at: MonitoredOutbox, clock: Clock) -> None:
-    guard = started(at, clock)
-    for _ in range(5):
-        await check_after(170, guard, clock)
-        await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
-    await guard.check()
-    assert await at.list_published() == []
-
-
 async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_checks_next(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
@@ -147,16 +138,6 @@ async def test_an_outbox_that_took_no_heartbeats_is_no_absence(
     assert await at.list_published() == []
     await check_after(1, guard, clock)
     assert len(await at.list_published()) == 1
-
-
-async def test_one_that_stays_away_is_reported_though_another_is_seen(at: MonitoredOutbox, clock: Clock) -> None:
-    guard = started(at, clock, watch("Other", "60s", "slack"))
-    await guard.check()
-    clock.go(60)
-    await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
-    await guard.check()
-    ((published, channels),) = await at.list_published()
-    assert (published.common_labels["watchdog"], channels) == ("Other", {"slack"})
 
 
 async def test_it_checks_again_at_the_next_deadline_and_every_five_seconds_at_least(

@@ -155,22 +155,6 @@ async def test_the_next_event_brings_the_steps_of_a_new_configuration(store: Sto
     assert await escalated(store) == []
 
 
-async def test_a_later_step_needs_no_further_event(store: Store) -> None:
-    await fired(store)
-    for seconds, channels in ((601, ("lead",)), (1198, None), (2, ("boss", "log"))):
-        await let_pass(store, seconds)
-        assert [each.channels for each in await escalated(store)] == ([channels] if channels else [])
-
-
-async def test_a_channel_that_has_the_incident_already_gets_nothing_again(store: Store) -> None:
-    await accept(store, "x", "a", "boss", escalation=STEPS)
-    await deliver(store)
-    await deliver(store, "boss")
-    await let_pass(store, 2000)
-    assert [each.channels for each in await escalated(store)] == [("lead", "log")]
-    assert await nothing_due(store, "boss")
-
-
 async def test_of_many_incidents_each_is_escalated_once_by_one_of_two_replicas(
     store: Store, database: DatabaseUrl
 ) -> None:

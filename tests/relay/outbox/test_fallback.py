@@ -96,17 +96,6 @@ async def test_what_another_channel_reports_anyway_is_not_reported_twice(store: 
     assert await all_of(store, "b") == [("x", 1, 2)]
 
 
-async def test_one_that_reports_every_event_by_itself_does_so_on_this_channel_too(store: Store) -> None:
-    await accept(store, "x", episode=1)
-    await accept(store, "x", episode=2)
-    await refuse(store)
-    await fall_back(store, "a", ("every",))
-    for number in (1, 2):
-        claim = await claim_one(store, "every")
-        assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.episode) == (number, number, number)
-        await end_attempt(store, claim)
-
-
 async def test_a_beginning_and_an_end_that_fall_back_as_one_were_reported_to_nobody_there(store: Store) -> None:
     await accept(store, "x", event=event_of("firing"))
     hanging = await claim_one(store)
@@ -126,22 +115,6 @@ async def test_an_end_that_falls_back_where_the_beginning_was_reported_is_an_end
     assert claim.task.first_receipt is not None
 
 
-async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
-    await enqueue(store, 3)
-    await refuse(store)
-    await fall_back(store, "a", ("b",))
-    await commit_allow_trial(store, ["a"])
-    (probe,) = (await claim_some(store, limit=9)).claims
-    await end_attempt(store, probe)
-    assert {claim.task.incident_id for claim in (await claim_some(store, limit=9)).claims} | {
-        probe.task.incident_id
-    } == {
-        "a0",
-        "a1",
-        "a2",
-    }
-
-
 async def test_thousands_are_passed_on_in_steps(store: Store) -> None:
     await enqueue(store, 2 * fallback.FALLBACK_STEP + 2)
     await refuse(store, "a", "b")
@@ -154,18 +127,6 @@ async def test_thousands_are_passed_on_in_steps(store: Store) -> None:
     assert [each[0] for each in await all_of(store, "b")] == [
         f"a{number}" for number in range(2 * fallback.FALLBACK_STEP + 2)
     ]
-
-
-async def test_two_that_refuse_do_not_pass_it_back_and_forth(store: Store) -> None:
-    await accept(store, "x")
-    await refuse(store, "a", "b")
-    await refuse(store, "b", "a")
-    for _ in range(3):
-        for channel, other in (("a", "b"), ("b", "a")):
-            assert await fall_back(store, channel, (other,)) == DeliveryChanges()
-    await accept(store, "x", "a", "b")
-    for channel, other in (("a", "b"), ("b", "a")):
-        assert await fall_back(store, channel, (other,)) == DeliveryChanges()
 
 
 async def test_what_a_third_one_stands_in_for_twice_is_reported_there_once(store: Store) -> None:
@@ -185,15 +146,6 @@ async def test_nothing_is_given_up_that_nobody_else_reports(store: Store, others
     assert swept.ended == (("a", DeliveryState.DEAD),) * (fallback.FALLBACK_STEP + 2)
     assert swept.channels_to_wake == {"a", *others}
     assert len(await all_of(store, "b")) == (fallback.FALLBACK_STEP + 2 if others else 0)
-
-
-async def test_those_that_stand_in_and_refuse_too_give_it_up_each_by_itself(store: Store) -> None:
-    await accept(store, "x")
-    await refuse(store, "a", "b")
-    await refuse(store, "b", "a")
-    swept = await sweep(store, -1, ("a", "b"), 360)
-    assert sorted(swept.ended) == [("a", DeliveryState.DEAD), ("b", DeliveryState.DEAD)]
-    assert await sweep(store, -1, ("a", "b"), 360) == DeliveryChanges()
 
 
 @pytest.mark.parametrize("effect", [ChannelEffect.DOWN, ChannelEffect.FAILED])

@@ -1,7 +1,6 @@
 """The incidents that go on, read page by page, on both stores."""
 
 from collections.abc import AsyncIterator
-from functools import partial
 
 import pytest
 from sqlalchemy import update
@@ -10,10 +9,7 @@ from services.relay.model import Event, Status
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.incidents import (
     PAGE_SIZE,
-    Incident,
-    iterate_closed_by_relay,
     iterate_open_incidents,
-    read_open_incident,
 )
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import events
@@ -39,41 +35,12 @@ async def accept(
     return accepted.event_id
 
 
-async def read(store: Store, incident: str) -> Incident | None:
-    return await store.read(partial(read_open_incident, incident_id=incident))
-
-
-async def test_an_open_incident_has_its_latest_event(store: Store) -> None:
-    await accept(store, "one")
-    both = event(("A", Status.RESOLVED), ("B", Status.FIRING))
-    latest = await accept(store, "one", both)
-    assert await read(store, "one") == Incident("one", 3, latest, both)
-
-
-async def test_one_that_is_over_or_unknown_is_not_open(store: Store) -> None:
-    await accept(store, "one")
-    await accept(store, "one", is_open=False)
-    assert await read(store, "one") is None
-    assert await read(store, "two") is None
-    assert [incident async for incident in iterate_open_incidents(store)] == []
-
-
 async def test_pages_hold_every_open_incident_once(store: Store) -> None:
     names = [f"{number:03}" for number in range(2 * PAGE_SIZE + 5)]
     for name in reversed(names):
         await accept(store, name, is_open=name != "007")
     found = [incident.id async for incident in iterate_open_incidents(store)]
     assert found == [name for name in names if name != "007"]
-
-
-async def test_those_that_the_relay_closed_are_those_whose_end_came_with_no_webhook(store: Store) -> None:
-    for incident in ("by us", "by alertmanager", "open again"):
-        await accept(store, incident)
-    end = await accept(store, "by us", event(("A", Status.RESOLVED)), is_open=False, body=b"")
-    await accept(store, "by alertmanager", is_open=False)
-    await accept(store, "open again", is_open=False, body=b"")
-    await accept(store, "open again", body=b"")
-    assert [incident.event_id async for incident in iterate_closed_by_relay(store)] == [end]
 
 
 async def test_an_event_that_another_program_wrote_does_not_hide_the_others(store: Store) -> None:

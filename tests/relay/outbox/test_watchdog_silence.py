@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import insert
 
 from services.relay.outbox.heartbeats import count_silence, read_last_seen, record_heartbeats
 from services.relay.outbox.store import Store, open_store
@@ -30,28 +30,6 @@ async def silences(store: Store, *names: str) -> dict[str, float]:
     return {name: silence.since_last for name, silence in found.items()}
 
 
-async def set_back(store: Store, name: str, seconds: float) -> None:
-    """As if it had been seen so long before."""
-    earlier = update(watchdogs).where(watchdogs.c.name == name).values(last_seen_at=watchdogs.c.last_seen_at - seconds)
-    await store.run(lambda transaction: transaction.connection.execute(earlier))
-
-
-async def test_one_that_was_never_seen_is_awaited_from_the_first_question_on(store: Store) -> None:
-    assert (await silences(store, "Watchdog"))["Watchdog"] < 5
-    await set_back(store, "Watchdog", AGES)
-    assert (await silences(store, "Watchdog"))["Watchdog"] == pytest.approx(AGES, abs=5)
-
-
-async def test_a_heartbeat_ends_the_silence_of_its_watchdog_alone(store: Store) -> None:
-    await silences(store, "Watchdog", "Other")
-    for name in ("Watchdog", "Other"):
-        await set_back(store, name, AGES)
-    await record_heartbeats(store, ["Watchdog"])
-    silent = await silences(store, "Watchdog", "Other")
-    assert silent["Watchdog"] < 5
-    assert silent["Other"] == pytest.approx(AGES, abs=5)
-
-
 async def test_heartbeats_of_several_watchdogs_and_at_once_are_all_kept(store: Store) -> None:
     await asyncio.gather(
         record_heartbeats(store, ["a", "b"]),
@@ -60,12 +38,6 @@ async def test_heartbeats_of_several_watchdogs_and_at_once_are_all_kept(store: S
         record_heartbeats(store, []),
     )
     assert set(await store.read(read_last_seen)) == {"a", "b", "c"}
-
-
-async def test_it_is_asked_only_for_those_that_are_configured(store: Store) -> None:
-    await record_heartbeats(store, ["gone"])
-    assert set(await silences(store, "Watchdog")) == {"Watchdog"}
-    assert await silences(store) == {}
 
 
 async def test_a_heartbeat_never_moves_it_backwards(store: Store) -> None:

@@ -113,19 +113,6 @@ async def test_one_that_is_over_or_unknown_cannot_be_acknowledged(store: Store) 
     assert await audited(store) == []
 
 
-async def test_an_acknowledgement_lasts_for_its_episode(store: Store) -> None:
-    await accept(store, "x")
-    await acknowledged(store)
-    await accept(store, "x")
-    assert (await acknowledged(store, "ben")).by == "anna"
-    await accept(store, "x", is_open=False, event=event_of("resolved"))
-    assert (await next_of(store)).acknowledged_by == "anna"  # of the resolve, too
-
-    await accept(store, "x", episode=2)
-    assert (await next_of(store)).acknowledged_by == ""
-    assert (await acknowledged(store, "ben")).by == "ben"
-
-
 async def test_who_saw_an_earlier_episode_changes_nothing_of_the_next_one(store: Store) -> None:
     await accept(store, "x")
     await accept(store, "x", is_open=False, event=event_of("resolved"))
@@ -151,15 +138,6 @@ async def test_a_press_while_the_next_episode_is_accepted_is_not_of_that_one(
             assert (await acknowledged(store, "ben")).is_changed
 
 
-async def test_what_is_being_sent_of_an_earlier_episode_contains_no_acknowledgement(store: Store) -> None:
-    await accept(store, "x", "pagerduty")
-    claim = await claim_one(store, "pagerduty")
-    await accept(store, "x", "pagerduty", is_open=False, event=event_of("resolved"))
-    await accept(store, "x", "pagerduty", episode=2)
-    await acknowledged(store)
-    assert (await prepare(store, claim, acknowledges=True)).task.acknowledgement == ""
-
-
 async def test_pagerduty_is_not_notified_of_an_episode_that_it_does_not_have(store: Store) -> None:
     await accept(store, "x", "a", "pagerduty")
     await paged(store)
@@ -168,14 +146,6 @@ async def test_pagerduty_is_not_notified_of_an_episode_that_it_does_not_have(sto
     await accept(store, "x", "a", episode=2)
     assert (await acknowledged(store)).channels_to_wake == ()
     assert await no_page(store)
-
-
-async def test_what_an_earlier_episode_still_has_to_deliver_is_not_acknowledged(store: Store) -> None:
-    await accept(store, "x", "log")
-    await accept(store, "x", "log", is_open=False, event=event_of("resolved"))
-    await accept(store, "x", "log", episode=2)
-    await acknowledged(store)
-    assert [(await next_of(store, "log")).acknowledged_by for _ in range(3)] == ["", "", "anna"]
 
 
 async def test_the_first_message_is_edited_at_once(store: Store) -> None:
