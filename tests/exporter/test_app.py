@@ -55,32 +55,6 @@ async def test_a_scrape_does_not_wait_for_probes_that_hang(emulator: Emulator, u
     assert time.monotonic() - stopping < 5
 
 
-async def test_a_key_that_gets_no_slot_is_no_success_for_metrics_and_board(emulator: Emulator, until: Until) -> None:
-    targets = tuple(target(emulator, f"kek-{n}") for n in range(8))
-    probe = ProbeSettings.model_validate({"interval": "1s", "timeout": "1s", "concurrency": 1})
-    async with scraped(ExporterSettings(listen=FREE, probe=probe, targets=targets)) as scrape:
-        succeeded: set[str] = set()
-
-        async def all_have_succeeded() -> bool:
-            values = await scrape.values()
-            succeeded.update(one.name for one in targets if values.get(f"kms_probe_success backend {one.name}") == 1)
-            return len(succeeded) == len(targets)
-
-        async def some_wait_in_vain() -> bool:
-            values, board = await scrape.values(), await scrape.board()
-            late = [one.name for one in targets if values[f"kms_probe_success backend {one.name}"] == 0]
-            return any(probes(values, name) == before[name] for name in late) and "no round trip in time" in board
-
-        def probes(values: dict[str, float], name: str) -> float:
-            return values.get(f"kms_probes_total backend {name}", 0)
-
-        await until(all_have_succeeded)
-        values = await scrape.values()
-        before = {one.name: probes(values, one.name) for one in targets}
-        emulator.faults.add(EmulatorFault(kind="stall"))
-        await until(some_wait_in_vain)
-
-
 async def test_backends_are_read_while_every_probe_hangs(emulator: Emulator, until: Until) -> None:
     emulator.faults.add(EmulatorFault(kind="stall"))
     health = Health()

@@ -10,11 +10,9 @@ import pytest
 
 from services.exporter.history import History
 from services.exporter.model import (
-    BackendState,
     Call,
     CanaryResult,
     Failure,
-    Health,
     KeyInspection,
     Operation,
     ProbeResult,
@@ -27,7 +25,6 @@ from services.exporter.web.board import (
     build_card,
 )
 from services.exporter.web.findings import HealthStatus
-from shared.backend_contract import CryptoMode
 from shared.kms.fixes import GENERIC_ADVICE, GENERIC_PROFILE
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion, VersionState
@@ -36,7 +33,6 @@ from shared.kms.reason import Reason
 KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 NOW: Final = 10_000.0
 STALE: Final = 100.0
-MAX_PROBE_AGE: Final = 60.0
 MAX_AGE: Final = MaxAges(STALE, success=math.inf)
 ROOT: Final = Path(__file__).parents[2]
 RUNBOOK: Final = ROOT / findings.RUNBOOK_FILE
@@ -189,44 +185,6 @@ def test_missing_permissions_a_late_rotation_and_what_could_not_be_read_need_att
     ]
     assert card.status is HealthStatus.DEGRADED
     assert Key().probe().read(KeyDescription("1", NOW, (), 1)).head().status is HealthStatus.HEALTHY
-
-
-@pytest.mark.parametrize(
-    ("health", "problems", "light", "titles"),
-    [
-        (None, ("refused",), HealthStatus.FAILING, ["down"]),
-        (Health(CryptoMode.ENV, ready=True), (), HealthStatus.FAILING, ["mode is env"]),
-        (Health(CryptoMode.KMS, ready=False), (), HealthStatus.FAILING, ["not ready"]),
-        (Health(CryptoMode.KMS, ready=True), ("metrics: HTTP 500",), HealthStatus.DEGRADED, ["not all could be read"]),
-        (Health(CryptoMode.KMS, ready=True), (), HealthStatus.HEALTHY, []),
-    ],
-)
-def test_a_backend_has_a_light_too(
-    health: Health | None, problems: tuple[str, ...], light: HealthStatus, titles: list[str]
-) -> None:
-    history = History(clock=lambda: NOW)
-    history.configure([], ["ledger"])
-    assert build_card(history.backends["ledger", None], NOW, MAX_AGE).status is HealthStatus.UNKNOWN
-    history.add_backend_state(BackendState("ledger", health, problems=problems))
-    card = build_card(history.backends["ledger", None], NOW, MAX_AGE)
-    assert (card.status, [finding.title for finding in card.findings]) == (light, titles)
-    stale = build_card(history.backends["ledger", None], NOW + STALE + 1, MAX_AGE)
-    assert [finding.title for finding in stale.findings] == [*titles, "no recent result"]
-
-
-def test_a_successful_round_trip_that_is_too_long_ago_is_no_success() -> None:
-    max_age = MaxAges(STALE, MAX_PROBE_AGE)
-    right, wrong = Key().probe(), Key().fails(Reason.TIMEOUT)
-    assert build_card(right.record, NOW + MAX_PROBE_AGE, max_age).status is HealthStatus.HEALTHY
-    card = build_card(right.record, NOW + MAX_PROBE_AGE + 1, max_age)
-    assert (card.status, [title for _, title, _ in list_findings(card)]) == (
-        HealthStatus.FAILING,
-        ["no round trip in time"],
-    )
-    assert "1970-01-01 02:46:40 UTC" in card.findings[0].text
-    assert [title for _, title, _ in list_findings(build_card(wrong.record, NOW + MAX_PROBE_AGE + 1, max_age))] == [
-        "timeout at encrypt"
-    ]
 
 
 def test_advice_about_a_role_or_credentials_applies_to_those_that_never_were() -> None:

@@ -6,11 +6,10 @@ import httpx2
 import pytest
 
 from services.exporter.history import History
-from services.exporter.model import BackendState, Call, Failure, Health, KeyInspection, Operation, ProbeResult
+from services.exporter.model import BackendState, Call, Failure, Health, Operation, ProbeResult
 from services.exporter.web.pages import BoardPages
 from shared.backend_contract import CryptoMode
 from shared.http.server import create_application, create_registry
-from shared.kms.port import KeyDescription
 from shared.kms.reason import Reason
 
 STALE: Final = 100.0
@@ -89,21 +88,6 @@ async def test_a_cursor_brings_only_what_has_changed_since(board: BoardClient) -
     assert (await board.get_changes(cursor=changes["cursor"]))["cards"] == {}
 
 
-async def test_what_time_alone_does_changes_a_card_too(board: BoardClient) -> None:
-    board.probe("key-5")
-    board.history.add_inspection(
-        KeyInspection("ledger", "key-6", board.now, KeyDescription("1", board.now + 7, (), 1), None, (), None, {})
-    )
-    cursor = (await board.get_changes())["cursor"]
-    board.now += 8
-    (card,) = (await board.get_changes(q="key-6", cursor=cursor))["cards"].values()
-    assert "rotation overdue" in card
-    board.now += STALE
-    (stale,) = (await board.get_changes(q="key-5", cursor=cursor))["cards"].values()
-    assert "no recent result" in stale
-    assert "Degraded" in stale
-
-
 async def test_a_cursor_of_an_earlier_process_brings_everything(board: BoardClient) -> None:
     cursor = (await board.get_changes())["cursor"]
     board.restart()
@@ -125,17 +109,3 @@ async def test_a_reload_shows_what_is_new_and_forgets_what_is_gone(board: BoardC
     assert changes["sections"]["backends"]["order"] == []
     assert len(changes["cards"]) == 2
     assert all("Unknown" in card for card in changes["cards"].values())  # key-1 is of another service now
-
-
-async def test_html_is_made_of_copies(board: BoardClient) -> None:
-    """A look stays as it is, whatever happens while its HTML is made in a thread."""
-    from services.exporter.web.board import BoardQuery, CardCache, MaxAges, build_board
-
-    board.probe("key-1", Reason.TIMEOUT, "first")
-    heads = CardCache(MaxAges(STALE, STALE))
-    board_page = build_board(board.history, heads, BoardQuery(), board.now)
-    history = board_page.sections[1].changed_cards[0].history
-    assert history is not board.history.targets["key-1"]
-    board.probe("key-1", Reason.TIMEOUT, "second")
-    assert history.failure_spans[-1].detail == "first"  # type: ignore[union-attr]
-    assert len(history.round_trips.ended_at) == 1  # type: ignore[union-attr]

@@ -113,16 +113,6 @@ async def test_a_backend_reports_its_last_answer_and_its_last_failure(history: H
     assert "|Last failure|2026-01-15 09:29:56 UTC (|4 s ago|): refused; late|" in details
 
 
-async def test_a_mode_that_is_unknown_fails_and_says_which_values_are_known(history: History) -> None:
-    problem = "/crypto/mode: expected 'KMS' or 'local'"
-    health = Health(None, ready=True, mode_problem=problem)
-    history.add_backend_state(BackendState("ledger", health, problems=(f"health check: {problem}",)))
-    details = await text(history)
-    assert "|Mode|unknown|Ready|yes|" in details
-    assert "|mode is unknown|health check: /crypto/mode: expected &#39;KMS&#39; or &#39;local&#39;|" in details
-    assert "not all could be read" not in details
-
-
 async def test_a_backend_reports_how_many_data_keys_each_version_wraps_and_when_they_were_rotated(
     history: History,
 ) -> None:

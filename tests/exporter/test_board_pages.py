@@ -82,13 +82,6 @@ async def test_a_page_of_another_site_reads_nothing(path: str, token: Path) -> N
                 assert "ledger-kek" not in answer.text
 
 
-async def test_a_link_of_another_site_leads_to_the_pages_and_not_to_their_data() -> None:
-    followed = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
-    async with board_client() as client:
-        codes = [(await client.get(path, headers=followed)).status_code for path in PATHS]
-    assert codes == [200, 200, 403, 403]
-
-
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_name_that_somebody_pointed_to_this_server_reads_nothing_without_credentials(
     path: str, token: Path

@@ -54,13 +54,6 @@ async def test_a_missing_folder_is_reported_at_each_inspection_until_it_is_there
     assert await canary_file(tmp_path / "missing").sync() == ((ONE,), ())
 
 
-async def test_a_folder_that_is_a_file_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    canaries, (problem,) = await canary_file(tmp_path / "file").sync(ONE)
-    assert canaries == (ONE,)
-    assert "cannot be read: Not a directory" in problem
-
-
 @contextmanager
 def full_disk() -> Iterator[None]:
     """No file can grow: writes fail as on a full disk."""
@@ -108,31 +101,6 @@ async def test_a_file_that_may_not_be_read_is_left_as_it_is(folder_of_nobody: Pa
     assert await canary_file(folder_of_nobody).sync() == ((ONE,), ())
     assert await file.sync() == ((ONE, TWO), ())
     assert [path.name for path in folder_of_nobody.iterdir()] == [file.path.name]  # noqa: ASYNC240
-
-
-async def test_a_folder_that_may_only_be_read_is_reported(folder_of_nobody: Path) -> None:
-    file = canary_file(folder_of_nobody)
-    await file.sync(ONE)
-    os.chmod(folder_of_nobody, 0o500)  # noqa: PTH101  no matter for a loop
-    canaries, (problem,) = await file.sync(TWO)
-    os.chmod(folder_of_nobody, 0o700)  # noqa: PTH101
-    assert canaries == (ONE, TWO)
-    assert "cannot be written: Permission denied" in problem
-
-
-async def test_a_file_that_cannot_be_opened_for_now_is_left_as_it_is(tmp_path: Path) -> None:
-    file = canary_file(tmp_path)
-    await file.sync(ONE)
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
-    try:
-        canaries, (problem,) = await file.sync(TWO)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert canaries == (ONE, TWO)
-    assert "cannot be read: Too many open files; canaries are in memory only until it can" in problem
-    assert await canary_file(tmp_path).sync() == ((ONE,), ())
-    assert await file.sync() == ((ONE, TWO), ())
 
 
 async def test_a_disk_that_hangs_is_reported_in_time_has_one_thread_and_loses_nothing(

@@ -13,7 +13,6 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from starlette.requests import Request
 from structlog.testing import capture_logs
 
-from services.exporter.metrics import exposition
 from services.exporter.metrics.exposition import Exposition
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
@@ -140,22 +139,6 @@ async def test_what_changes_all_the_time_is_encoded_again_after_a_rest_that_is_n
             await asyncio.sleep(0.01)
     # While a thread works, this loop's clock is moved on.
     assert [later - earlier for earlier, later in pairwise(encoded)] == [pytest.approx(rest, rel=0.1)] * 2
-
-
-async def test_what_nobody_scrapes_any_more_takes_no_memory(until: Until) -> None:
-    part, changed, now = Part("a"), asyncio.Event(), 0.0
-    exposed = Exposition(lambda: [part], CollectorRegistry(), lambda: now)
-
-    async def is_unchanged() -> bool:
-        return not changed.is_set()
-
-    async with ahead(exposed, changed):
-        read_lines(exposed)
-        now = exposition.FORMAT_IDLE_SECONDS + 1
-        changed.set()
-        await until(is_unchanged)
-        read_lines(exposed)
-    assert len(part.threads) == 2  # it has not changed, but what was encoded of it is gone
 
 
 async def test_a_part_with_a_defect_is_not_shown_and_said_once_and_the_others_go_on(until: Until) -> None:

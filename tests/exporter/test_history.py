@@ -5,8 +5,6 @@ from typing import Any
 import pytest
 
 from services.exporter.history import (
-    MAX_FAILURE_SPANS,
-    MAX_ROUND_TRIPS,
     ROUND_TRIP_WINDOW,
     History,
     RoundTrips,
@@ -72,23 +70,6 @@ def test_a_failure_outlives_the_hour_and_a_success_does_not(history: History, le
     assert len(ledger.failure_spans) == 1
 
 
-def test_only_the_last_failures_are_kept_and_no_sentence_is_endless(history: History, ledger: TargetHistory) -> None:
-    for n in range(MAX_FAILURE_SPANS + 20):
-        history.add_probe(wrong(2 * n, Failure(Reason.UNAVAILABLE, "x" * 100_000)))
-        history.add_probe(succeeded(2 * n + 1))
-    assert len(ledger.failure_spans) == MAX_FAILURE_SPANS
-    assert ledger.failure_spans[0].first_at == 40
-    assert {len(span.detail) for span in ledger.failure_spans} == {500}
-
-
-def test_a_clock_that_is_set_back_breaks_no_bound(history: History, ledger: TargetHistory) -> None:
-    for n in range(2 * MAX_ROUND_TRIPS):
-        history.add_probe(succeeded(1_000_000 - n))
-    assert {len(column) for column in get_columns(ledger.round_trips)} == {MAX_ROUND_TRIPS}
-    history.add_probe(succeeded(1_000_000 + ROUND_TRIP_WINDOW + 1))
-    assert len(ledger.round_trips.ended_at) == 1
-
-
 def test_an_hour_of_a_thousand_targets_every_30_seconds_stays_under_20_megabytes() -> None:
     history = History()
     names = [f"target-{n}" for n in range(1000)]
@@ -99,14 +80,6 @@ def test_an_hour_of_a_thousand_targets_every_30_seconds_stays_under_20_megabytes
     columns = [column for record in history.targets.values() for column in get_columns(record.round_trips)]
     assert {len(column) for column in columns} == {121}
     assert sum(column.__sizeof__() for column in columns) < 4_000_000  # of 20 MB; the rest is for the sentences
-
-
-def test_a_copy_does_not_change_with_its_original(history: History, ledger: TargetHistory) -> None:
-    history.add_probe(wrong(1))
-    copy = ledger.copy(1.0)
-    history.add_probe(wrong(2))
-    assert [len(column) for column in get_columns(copy.round_trips)] == [1, 1, 1, 1]
-    assert [span.count for span in copy.failure_spans] == [1]
 
 
 def test_what_a_reload_took_out_is_forgotten_and_what_it_left_is_kept(history: History, ledger: TargetHistory) -> None:

@@ -108,25 +108,6 @@ def test_of_a_key_that_cannot_be_read_nothing_old_is_shown(metrics: ExporterMetr
     assert "kms_key_permission" not in keys_families(metrics)
 
 
-def test_reads_and_canaries_count_as_operations(metrics: ExporterMetrics) -> None:
-    metrics.add_inspection(
-        replace(WHOLE, encrypt_call=Call(Operation.ENCRYPT, 0.1), wrong_aad_check=Call(Operation.DECRYPT, 9))
-    )
-    metrics.add_inspection(WHOLE)
-    assert read_samples(metrics, "kms_operations_total", "operation") == {
-        "encrypt": 1,
-        "decrypt": 1,
-        "canary_decrypt": 2,
-        "get_key": 2,
-        "list_versions": 4,
-        "test_permissions": 2,
-    }
-    # What is refused, as it has to be, lasted for as long as no decryption does.
-    counted = {"encrypt": 1, "decrypt": 0, "canary_decrypt": 2}
-    assert read_samples(metrics, "kms_operation_duration_seconds_count", "operation") == counted
-    assert read_samples(metrics, "kms_operation_duration_seconds_sum", "operation")["canary_decrypt"] == 0.6
-
-
 def canary(version: str, reason: Reason | None = None) -> CanaryResult:
     return CanaryResult(version, Call(Operation.CANARY_DECRYPT, 0.1, Failure(reason, "because") if reason else None))
 

@@ -3,7 +3,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -53,12 +52,6 @@ def started(file: Path, command: Sequence[str] = ()) -> Iterator[tuple[subproces
         process.communicate()
 
 
-def test_help_has_examples() -> None:
-    done = run("--help")
-    assert done.returncode == 0
-    assert "keypulse-exporter --config exporter.yml --check" in done.stdout
-
-
 def test_the_schema_describes_every_key_of_the_contract() -> None:
     done = run("--print-schema")
     schema = json.loads(done.stdout)
@@ -104,18 +97,6 @@ def test_a_wrong_configuration_is_one_line_for_each_error_and_exit_2(tmp_path: P
         f"{file}: probe: expected a timeout (2s) of at most the interval (1s)",
         f"{file}: targets.0.colour: unknown key; see --print-schema for those that exist",
     ]
-
-
-def test_a_taken_port_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
-    with socket.socket() as occupied:
-        occupied.bind(("127.0.0.1", 0))
-        occupied.listen()
-        address = f"127.0.0.1:{occupied.getsockname()[1]}"
-        done = run("--config", config(tmp_path, listen=address))
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"cannot listen on {address}: Address already in use")
-    assert "Traceback" not in done.stderr
 
 
 def test_on_the_network_it_refuses_to_start_without_a_token_file(tmp_path: Path) -> None:

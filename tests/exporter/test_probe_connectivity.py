@@ -132,13 +132,3 @@ async def test_a_round_trip_ends_within_two_timeouts_however_long_its_connectivi
     assert result.connectivity == ()
     assert len(key.given) == 1
     assert 0 < key.given[0] < 10 - (encrypt if encrypt < 5 else 0) - 5
-
-
-@pytest.mark.looptime
-async def test_where_no_time_is_left_the_network_is_not_blamed_and_the_next_probe_measures() -> None:
-    key = Slow(encrypt=4.9, decrypt=99.0)
-    probes = prober(key, 5.0)
-    assert (await probes.probe()).connectivity == ()
-    assert key.given == []
-    key._encrypt = 0.0
-    assert (await probes.probe()).connectivity == PHASES

@@ -81,15 +81,6 @@ async def test_the_steps_distinguish_a_fault_of_kms_from_one_of_the_network() ->
     assert "key version that encrypted: none" in of_the_network
 
 
-async def test_the_steps_of_a_probe_that_has_not_ended_say_so() -> None:
-    async with probed() as page:
-        page.emulator.faults.add(EmulatorFault(kind="stall"))
-        answer = await page.get(STEPS, {"X-Prometheus-Scrape-Timeout-Seconds": "0.6"})
-    assert "It had not ended after 0.1 s: timeout. It continues and will be counted at /metrics." in answer.body
-    assert "not measured: no time was left" in answer.body
-    assert 'probe_failure_reason{reason="timeout"} 1.0' in answer.body
-
-
 async def test_what_a_service_says_moves_no_terminal_and_forges_no_line() -> None:
     failure = Failure(Reason.INVALID_REQUEST, "\x1b[2J\nprobe_success 1\r" + "x" * 10_000)
     result = ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1, failure),), None)
@@ -113,21 +104,3 @@ async def test_the_steps_need_the_admin_token_and_the_metrics_do_not(token: Toke
         assert page.observed == []
         assert (await page.get(STEPS, {"Authorization": "Bearer an-admin-token-of-tests"})).status == 200
         assert (await page.get("?target=ledger-kek", {"Host": "exporter.example.org:9911"})).status == 200
-
-
-@pytest.mark.parametrize("query", ["?target=ledger-kek", STEPS])
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
-        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
-        {"Sec-Fetch-Site": "same-site"},
-        {"Origin": "https://evil.example.org"},
-        {"Host": "evil.example.org", "Sec-Fetch-Site": "same-origin"},
-    ],
-    ids=["image", "link", "neighbour", "script", "name that points here"],
-)
-async def test_another_web_page_makes_a_browser_probe_nothing(headers: dict[str, str], query: str) -> None:
-    async with probed() as page:
-        assert (await page.get(query, headers)).status == 403
-        assert page.observed == []

@@ -104,16 +104,6 @@ async def test_an_address_that_goes_is_gone_from_metrics_and_one_that_is_dead_is
     assert list_samples()["crypto_mode"] == {TWO: 1}
 
 
-async def test_a_process_that_hangs_is_down_and_the_others_are_not(reader: Reader) -> None:
-    async with processes(ONE, TWO) as running:
-        running.hanging = ONE
-        name = f"http://backend.test:{running.port}"
-        one, two = await behind(reader(f"{name}/healthz", f"{name}/metrics"), ONE, TWO).read()
-        await asyncio.wait_for(running.left.wait(), 15)
-    assert (one.health, one.problems[0]) == (None, "health check: no complete answer within 1 s")
-    assert (two.problems, two.decryption_errors) == ((), 2)
-
-
 async def test_a_read_that_is_cancelled_hangs_up(reader: Reader) -> None:
     async with processes(ONE) as running:
         running.hanging = ONE
@@ -121,16 +111,6 @@ async def test_a_read_that_is_cancelled_hangs_up(reader: Reader) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(behind(whole, ONE).read(), 0.5)
         await asyncio.wait_for(running.left.wait(), 15)
-
-
-@pytest.mark.parametrize("address", [ONE, SIX])
-async def test_a_url_that_names_an_address_has_that_one_replica(reader: Reader, address: str) -> None:
-    async with processes(address) as running:
-        host = f"[{address}]" if ":" in address else address
-        whole = reader(f"http://{host}:{running.port}/healthz", f"http://{host}:{running.port}/metrics", timeout=15)
-        states = await ReplicaReader("backend", address, whole.read, timeout=15).read()
-    assert errors(states) == {address: ERRORS[address]}
-    assert {requested_host for _, _, requested_host in running.requested_hosts} == {f"{host}:{running.port}"}
 
 
 def certified(name: str, folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext, list[str | None]]:

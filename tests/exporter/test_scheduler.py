@@ -81,12 +81,6 @@ async def test_no_more_jobs_run_at_once_than_allowed() -> None:
     assert most == 4
 
 
-async def test_where_slots_are_few_every_job_still_runs() -> None:
-    diaries = [Diary(seconds=5) for _ in range(40)]
-    await run_for(1000, *(diary.run for diary in diaries), interval=10, concurrency=4)
-    assert {len(diary.ended) for diary in diaries} <= {19, 20}  # 1000 s * 4 places / 5 s / 40 jobs = 20
-
-
 async def test_a_job_slower_than_its_interval_never_overlaps_itself_and_runs_again_at_once() -> None:
     diary = Diary(seconds=12)
     await run_for(1000, diary.run, interval=10)
@@ -113,20 +107,6 @@ async def test_a_job_that_raises_goes_on_and_harms_no_other() -> None:
     assert line["job"] == "job 0"
     assert isinstance(line["exc_info"], ZeroDivisionError)
     assert line["exc_info"].__traceback__ is not None
-
-
-async def test_a_job_that_fails_again_after_a_success_or_differently_is_logged_again() -> None:
-    outcomes = [ValueError("a"), ValueError("a"), ValueError("b"), None, ValueError("b"), ValueError("b")]
-    left = iter(outcomes)
-
-    async def run() -> NextRun:
-        if outcome := next(left, None):
-            raise outcome
-        return NextRun.ON_GRID
-
-    with capture_logs() as logs:
-        await run_for(100, run, interval=10)
-    assert [repr(line["exc_info"]) for line in logs] == ["ValueError('a')", "ValueError('b')", "ValueError('b')"]
 
 
 async def test_a_library_that_raises_cancelled_error_does_not_end_the_job() -> None:

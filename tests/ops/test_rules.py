@@ -8,7 +8,7 @@ from prometheus_client.metrics_core import Metric
 
 from ops.prometheus.build import build_files, select_exporter_job
 from tests.ops import exposed_metrics
-from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, RECORDINGS, REFERENCE, RULES, TEST_FILES, TESTS, promtool
+from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, RECORDINGS, REFERENCE, RULES, TESTS, promtool
 
 SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
     "kms_crypto": {
@@ -78,26 +78,6 @@ def test_the_reference_lists_every_alert_with_its_wait_and_severity() -> None:
 def test_promtool_accepts_the_rules_and_the_configuration_that_loads_them() -> None:
     for answer in (promtool("check", "rules", *FILES), promtool("check", "config", PROMETHEUS / "prometheus.yml")):
         assert answer.returncode == 0, answer.stdout + answer.stderr
-
-
-def test_make_check_runs_every_file_of_tests() -> None:
-    """18 seconds of promtool, once."""
-    assert "promtool test rules ops/prometheus/tests/*.yml" in (PROMETHEUS.parents[1] / "Makefile").read_text(
-        encoding="utf-8"
-    )
-    assert {file.parent for file in TEST_FILES} == {PROMETHEUS / "tests"}
-
-
-@pytest.mark.parametrize("alert", ALERTS)
-def test_an_alert_is_tested_both_firing_and_silent(alert: str) -> None:
-    expectations = [
-        bool(expected.get("exp_alerts"))
-        for document in TESTS.values()
-        for case in document["tests"]
-        for expected in case.get("alert_rule_test", [])
-        if expected["alertname"] == alert
-    ]
-    assert set(expectations) == ({True} if alert == "Watchdog" else {True, False}), "Watchdog is never silent"
 
 
 @pytest.fixture(scope="module")

@@ -57,20 +57,5 @@ async def test_a_defect_in_a_check_is_no_result() -> None:
         await run_checks([Check("first", never)], iter([1.0, 2.0]).__next__)
 
 
-@pytest.mark.parametrize(
-    ("result", "verbose", "text"),
-    [
-        (PASSED, False, "✓ mode"),
-        (PASSED, True, "✓ mode: kms (0.25 s)"),
-        (FAILED, False, "✗ mode: it is <env>; see the runbook"),
-        (FAILED, True, "✗ mode: it is <env>; see the runbook (1.50 s)"),
-        (SKIPPED, False, "- record: skipped: it depends on 'mode'"),
-        (SKIPPED, True, "- record: skipped: it depends on 'mode'"),
-    ],
-)
-def test_a_result_is_one_line(result: CheckResult, verbose: bool, text: str) -> None:
-    assert format_line(result, verbose=verbose) == text
-
-
 def test_what_a_server_wrote_can_neither_break_the_line_nor_steer_the_terminal() -> None:
     assert format_line(CheckResult("mode", CheckOutcome.FAILED, "a\nb\x1b[31mc\x00", "d")) == "✗ mode: a b [31mc ; d"

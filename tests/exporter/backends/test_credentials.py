@@ -168,18 +168,6 @@ async def test_a_backend_of_a_private_authority_is_read_with_a_client_certificat
     assert state.problems[0].startswith(expected)
 
 
-async def test_a_certificate_with_another_name_is_trusted_by_server_name(
-    parser: Executor, tmp_path: Path, authority: Authority
-) -> None:
-    context, settings = server_context(authority, x509.DNSName("ledger.internal")), client(authority, tmp_path)
-    async with serving(answer, context) as url:
-        async with reading(url, parser, settings) as reader:
-            assert (await reader.read()).health is None
-        named = client(authority, tmp_path, server_name="ledger.internal")
-        async with reading(url, parser, named) as reader:
-            assert is_whole(await reader.read())
-
-
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [

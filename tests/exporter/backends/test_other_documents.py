@@ -68,18 +68,6 @@ async def test_a_mode_that_is_unknown_is_a_problem_and_the_rest_is_read(
     assert state.decryption_errors == 3
 
 
-async def test_where_only_the_status_code_counts_no_body_is_read(reader: Reader, backend: Backend) -> None:
-    async def endless(request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        while True:
-            await response.write(b"x" * 65_536)
-
-    async with backend(endless) as url:
-        state = await replace(reader(url, timeout=5.0), health=STATUS).read()
-    assert state.health == Health(None, ready=True)
-
-
 @pytest.mark.parametrize(
     ("body", "problem"),
     [

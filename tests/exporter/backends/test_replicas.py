@@ -127,24 +127,3 @@ async def test_a_replica_that_hangs_delays_the_reading_of_no_other() -> None:
     assert [state.health for state in states] == [None, HEALTH, HEALTH]
     assert set(read_at.values()) == {0}
     assert loop.time() == 5
-
-
-@pytest.mark.looptime
-async def test_a_thousand_replicas_are_read_100_at_a_time() -> None:
-    now, most = 0, 0
-
-    async def read_one(address: str) -> BackendState:
-        nonlocal now, most
-        now += 1
-        most = max(most, now)
-        await asyncio.sleep(5)
-        now -= 1
-        return await healthy_state(address)
-
-    states = await replicas(Dns(*(str(ip_address("10.0.0.0") + n) for n in range(1000))), read_one).read()
-    assert (len(states), most, asyncio.get_running_loop().time()) == (1000, 100, 50)
-
-
-async def test_what_is_no_host_name_is_a_problem_of_its_service() -> None:
-    (state,) = await ReplicaReader("backend", f"{'a' * 64}.test", healthy_state, timeout=5).read()
-    assert state.problems == (f"DNS: {'a' * 64}.test could not be resolved: it is no host name",)

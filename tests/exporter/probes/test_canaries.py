@@ -1,17 +1,14 @@
 """The file of canaries: what is kept, replaced as a whole, and given back."""
 
-import asyncio
 import json
-import os
 import stat
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.exporter.model import Canary
-from services.exporter.probes.canaries import MAX_CANARIES, MAX_FILE_BYTES, CanaryFile
+from services.exporter.probes.canaries import CanaryFile
 from tests.iterations import LONG
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -61,14 +58,6 @@ async def test_what_a_person_takes_out_of_the_file_stays_out(tmp_path: Path) -> 
     assert versions((await canary_file(tmp_path).sync())[0]) == ["2", "3"]
 
 
-async def test_only_the_versions_that_came_last_are_kept(tmp_path: Path) -> None:
-    file = canary_file(tmp_path)
-    for version in range(1, MAX_CANARIES + 3):
-        await file.sync(canary(version))
-    assert versions((await canary_file(tmp_path).sync())[0]) == [str(n) for n in range(3, MAX_CANARIES + 3)]
-    assert file.path.stat().st_size < MAX_FILE_BYTES
-
-
 async def test_exporters_that_share_a_folder_add_to_each_other(tmp_path: Path) -> None:
     one, other = canary_file(tmp_path), canary_file(tmp_path)
     await one.sync(canary(1))
@@ -81,48 +70,6 @@ async def test_another_target_or_another_key_has_another_file_and_harms_none(tmp
     assert await canary_file(tmp_path, "a:b").sync() == ((), ())
     assert await canary_file(tmp_path, "a/b", f"{KEY}-2").sync() == ((), ())
     assert versions((await canary_file(tmp_path, "a/b").sync())[0]) == ["1"]
-
-
-async def test_a_reader_never_finds_half_a_file(tmp_path: Path) -> None:
-    file = canary_file(tmp_path)
-    await file.sync(canary(0))
-    count = 0
-
-    async def read_on(writing: "asyncio.Task[None]") -> None:
-        nonlocal count
-        while not writing.done():
-            assert versions((await canary_file(tmp_path).sync())[0])[0] == "0"
-            count += 1
-
-    async def write() -> None:
-        for version in range(1, 50):
-            await file.sync(canary(version))
-
-    writing = asyncio.create_task(write())
-    await read_on(writing)
-    await writing
-    assert count
-    assert names(tmp_path) == [file.path.name]
-
-
-async def test_it_is_on_the_disk_before_it_replaces_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = []
-    fsync, replace = os.fsync, Path.replace
-
-    def synced(fd: int) -> None:
-        steps.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
-        fsync(fd)
-
-    def replaced(path: Path, to: Path) -> Path:
-        steps.append("replace")
-        return replace(path, to)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "replace", replaced)
-    await canary_file(tmp_path).sync(canary(1))
-    assert steps == ["file", "replace", "folder"]
 
 
 @settings(max_examples=200 if LONG else 60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -93,17 +93,6 @@ async def test_one_that_goes_away_ends_nothing_for_the_others(
     assert len(key.began) == 1
 
 
-async def test_a_probe_whose_only_caller_went_away_is_still_observed() -> None:
-    key = Key()
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(1):
-            await key.coalesced.run_or_reuse()
-    assert key.observed == []
-    await asyncio.sleep(1.01)
-    assert len(key.observed) == 1
-    assert await key.coalesced.run_or_reuse() is key.observed[0]
-
-
 async def test_no_more_probes_run_at_once_than_there_are_slots_whoever_asks() -> None:
     slots = asyncio.Semaphore(3)
     keys = [Key(slots) for _ in range(12)]
@@ -181,15 +170,3 @@ async def test_closed_it_ends_what_is_in_progress_informs_who_waits_and_starts_n
         await key.coalesced.run()
     assert asyncio.all_tasks() == before
     assert key.observed == []
-
-
-async def test_ended_it_informs_who_waits_before_what_is_in_progress_has_ended() -> None:
-    key = Key()
-    requests = [
-        asyncio.ensure_future(ask()) for ask in (key.coalesced.run_or_reuse, key.coalesced.measure_connectivity)
-    ]
-    await asyncio.sleep(0.5)
-    key.coalesced.cancel()
-    assert [type(error) for error in await asyncio.gather(*requests, return_exceptions=True)] == [ProbeClosedError] * 2
-    with pytest.raises(ProbeClosedError):
-        await key.coalesced.run_or_reuse()

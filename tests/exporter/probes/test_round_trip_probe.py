@@ -1,5 +1,3 @@
-import asyncio
-
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
@@ -128,10 +126,3 @@ async def test_an_unexpected_exception_is_an_internal_failure_that_has_its_trace
     assert result.failed_call.failure.reason is Reason.INTERNAL
     assert result.failed_call.failure.exception is defect
     assert defect.__traceback__ is not None
-
-
-async def test_a_cancellation_that_nobody_asked_for_is_an_internal_failure() -> None:
-    result = await Prober("backend", "mirror", Mirror(broken=asyncio.CancelledError()), TIMEOUT).probe()
-    assert result.failed_call is not None
-    assert result.failed_call.failure is not None
-    assert result.failed_call.failure.reason is Reason.INTERNAL

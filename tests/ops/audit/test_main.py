@@ -54,15 +54,6 @@ def test_plan_apply_apply_and_verify(audit: Audit, stand: Stand) -> None:
     assert {each.exit_code for each in (plan, first, second, verified)} == {0}
 
 
-def test_a_run_that_was_cut_off_goes_on(audit: Audit, stand: Stand) -> None:
-    stand.denied.add("storage.buckets.insert")
-    cut = audit("apply", *FULL)
-    assert cut.exit_code == 1
-    assert "ask for roles/storage.admin" in cut.stderr
-    stand.denied.clear()
-    assert "3 changed, 5 as configured." in audit("apply", *FULL).output
-
-
 def test_what_fails_in_one_project_leaves_the_others_alone(audit: Audit, stand: Stand) -> None:
     stand.faults.append(Fault("serviceusage.services.get", refuse=RefusedError(403, "no such\x1b[31m\nproject")))
     result = audit("apply", "--project", "acme-gone", "--project", "acme-prod")
@@ -111,13 +102,6 @@ def test_wrong_usage_is_exit_2(
     assert result.exit_code == 2
     assert sentence in " ".join(result.stderr.split())
     assert stand.requests == []
-
-
-@pytest.mark.parametrize(("option", "given"), [("--timeout", "soon"), ("--probe", "keypulse-20269901T000000Z-1a")])
-def test_a_time_or_a_probe_that_is_none_is_exit_2(option: str, given: str, audit: Audit) -> None:
-    result = audit("verify", "--project", "acme-prod", option, given)
-    assert result.exit_code == 2
-    assert f"expected {'a duration' if option == '--timeout' else 'the name'}" in " ".join(result.stderr.split())
 
 
 def test_the_program_talks_to_a_stand_in_and_logs_nothing_of_the_sdk_s(stand: Stand) -> None:

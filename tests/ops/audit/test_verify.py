@@ -1,7 +1,6 @@
 """A probe is logged and routed, and is waited for as long as was asked for."""
 
 from collections.abc import Callable
-from datetime import timedelta
 
 import pytest
 
@@ -67,19 +66,6 @@ def test_it_is_waited_for_in_bounded_time_and_each_message_says_what_to_do(
     assert all(hint.endswith(ending) for hint in late.values())
 
 
-def test_the_probe_of_an_earlier_run_is_searched_for_and_none_is_sent(
-    set_up: None, verify: Verify, world: LoggingWorld, stand: Stand
-) -> None:
-    mark = AuditProbe.create(world.now, "1a2b").marker
-    world.delay = 1000
-    verify(timeout=0)
-    world.delay, world.now = 0, world.now + timedelta(hours=3)
-    stand.requests.clear()
-    results = verify(sent=AuditProbe.parse(mark))
-    assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 5
-    assert not any("keyRings" in name for name in stand.names())
-
-
 def test_another_run_s_probe_is_not_mistaken_for_it(set_up: None, verify: Verify, world: LoggingWorld) -> None:
     verify()
     results = verify(sent=AuditProbe.create(world.now, "ffff"), timeout=0)
@@ -110,33 +96,7 @@ def test_who_may_not_read_the_log_is_reported_at_once(set_up: None, verify: Veri
     assert "ask for roles/logging.privateLogViewer" in failed(verify()).hint
 
 
-@pytest.mark.parametrize(
-    ("method", "resource", "role"),
-    [
-        ("cloudkms.projects.locations.keyRings.list", "probe", "roles/cloudkms.viewer"),
-        ("bigquery.jobs.query", "BigQuery", "roles/bigquery.jobUser"),
-        ("storage.objects.list", "bucket", "roles/storage.objectViewer"),
-        ("storage.objects.get_media", "bucket", "roles/storage.objectViewer"),
-        ("logging.entries.list", "log", "roles/logging.privateLogViewer"),
-    ],
-)
-def test_a_missing_permission_names_the_role(
-    method: str, resource: str, role: str, set_up: None, verify: Verify, stand: Stand
-) -> None:
-    stand.denied.add(method)
-    result = failed(verify())
-    assert result.name == f"acme-prod: {resource}"
-    assert role in result.hint
-
-
 def test_a_table_that_is_not_there_yet_is_waited_for(set_up: None, verify: Verify, stand: Stand, waits: Waits) -> None:
     stand.faults.append(Fault("bigquery.jobs.query", times=2, refuse=RefusedError(404, "Not found: Table")))
     assert outcomes(verify())["BigQuery"] is CheckOutcome.PASSED
     assert waits.seconds == 20
-
-
-def test_a_mark_that_two_reads_of_a_large_file_share_is_found(
-    set_up: None, verify: Verify, world: LoggingWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ops.audit.verify._CHUNK_BYTES", 16)
-    assert outcomes(verify())["bucket"] is CheckOutcome.PASSED

@@ -111,12 +111,6 @@ def test_no_secret_stands_in_the_file() -> None:
     assert [key for key, value in secret if not value.startswith("/run/")] == []
 
 
-def test_every_variable_is_explained_with_its_default() -> None:
-    defaults = dict(re.findall(r"\$\{([A-Z0-9_]+):-([^}]*)\}", TEXT))
-    explained = dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    assert explained == {**defaults, "COMPOSE_PROFILES": "demo"}
-
-
 def test_each_variable_has_one_default() -> None:
     found: dict[str, set[str]] = {}
     for name, default in re.findall(r"\$\{([A-Z0-9_]+):-([^}]*)\}", TEXT):

@@ -72,13 +72,6 @@ def test_one_that_does_not_exist_refuses(github: StandIn) -> None:
     assert "::error::environment prodution: there is no such environment, or the token may not read it" in printed
 
 
-def test_a_name_is_one_part_of_the_address_and_one_line_of_the_log(github: StandIn) -> None:
-    code, printed = run(github, "../x?a=1\n::warning::%")
-    assert code == 1
-    assert github.requests[0][0].endswith("/environments/..%2Fx%3Fa%3D1%0A%3A%3Awarning%3A%3A%25")
-    assert printed.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     ("arguments", "environment"),
     [([], {}), ([""], {}), (["production"], {"GITHUB_TOKEN": ""}), (["production"], {"GITHUB_REPOSITORY": ""})],
@@ -110,22 +103,6 @@ def test_what_cannot_change_is_asked_once(github: StandIn, answer: Answer, error
     assert len(refused.split()) <= 25
     assert waits == []
     assert len(github.requests) == 1
-
-
-@pytest.mark.parametrize(
-    ("answer", "wait"),
-    [
-        (Answer(500, {}), 5.0),
-        (Answer(502, b"bad gateway"), 5.0),
-        (Answer(429, {}), 60.0),
-        (Answer(429, {}, {"Retry-After": "7"}), 7.0),
-        (Answer(403, {"message": "secondary rate limit"}, {"Retry-After": "30"}), 30.0),
-        (Answer(403, {}, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(NOW) + 20)}), 20.0),
-        (Answer(403, {}, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(NOW) - 20)}), 1.0),
-    ],
-)
-def test_what_passes_is_waited_for(github: StandIn, answer: Answer, wait: float) -> None:
-    assert read(github, answer) == (REVIEWED, "", [wait])
 
 
 def test_what_does_not_pass_ends_after_three_attempts(github: StandIn) -> None:

@@ -32,28 +32,6 @@ def test_kubernetes_knows_every_field_of_every_object(version: str, monkeypatch:
         kubernetes_validate.validate(found, version, strict=True)
 
 
-@pytest.mark.parametrize("name", ["on", "1", "1e3", "null"])
-def test_a_name_that_yaml_would_take_for_something_else_stays_a_name(name: str) -> None:
-    part = {
-        "existingSecret": name,
-        "web": {"existingSecret": name},
-        "serviceAccount": {"name": name},
-        "persistence": {"storageClass": name},
-        "env": {"ON": name},
-    }
-    values = {
-        "fullnameOverride": "keypulse",
-        "image": {"pullSecrets": [name]},
-        "smokeTest": {"baseUrl": "https://service.ledger.test", "existingSecret": name},
-        "exporter": part,
-        "relay": part | {"postgres": {"existingSecret": name, "key": name}},
-    }
-    for found in rendered(values, name=name):
-        kubernetes_validate.validate(found, OLDEST, strict=True)
-    claimed = rendered({"fullnameOverride": "keypulse", "relay": {"persistence": {"existingClaim": name}}})
-    kubernetes_validate.validate(of_kind("Deployment", claimed)["keypulse-relay"], OLDEST, strict=True)
-
-
 @every_deployment
 def test_each_pod_meets_restricted_pod_security(values: dict[str, Any]) -> None:
     for name, pod in pods(rendered(values)):

@@ -200,26 +200,6 @@ def test_a_url_with_a_secret_is_refused_however_it_is_written(url: str) -> None:
     assert "hunter2" not in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://wiki.ledger.test/runbook?page_token=next&monkey=1&design=2&keyring=app",
-        "https://grafana.ledger.test/d/x?var-secret=ledger&token={token}&key={key}",
-        "https://wiki.ledger.test/@oncall/runbook?to=kms@example.org",
-    ],
-)
-def test_a_url_without_a_secret_is_not(url: str) -> None:
-    rendered({"relay": {"config": {"links": {"dashboard": url}, "database": "postgresql://relay@postgres/relay"}}})
-
-
-@pytest.mark.parametrize("release", ["1st", "a.b"])
-def test_a_release_whose_name_no_service_may_have_is_refused(release: str) -> None:
-    with pytest.raises(helm.HelmError, match="expected fullnameOverride to be letters, digits and '-'"):
-        rendered(name=release)
-
-    rendered({"fullnameOverride": "keypulse"}, name=release)
-
-
 REQUIRED = "{}: empty, or a placeholder of an example; expected an address of your own where env is production"
 
 

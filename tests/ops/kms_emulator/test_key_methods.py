@@ -17,14 +17,6 @@ State = kms.CryptoKeyVersion.CryptoKeyVersionState
 SYMMETRIC = {"purpose": kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT}
 
 
-async def test_a_key_ring_is_created_and_found(client: KeyManagementServiceAsyncClient) -> None:
-    ring = await client.create_key_ring(request={"parent": LOCATION, "key_ring_id": "new"}, **ONCE)
-    fields: Any = (ring.name, ring.create_time)
-    assert fields == (f"{LOCATION}/keyRings/new", NOW)
-    assert await client.get_key_ring(name=ring.name, **ONCE) == ring
-    assert [r.name async for r in await client.list_key_rings(parent=LOCATION, **ONCE)] == [RING, ring.name]
-
-
 async def test_a_new_key_has_version_1_as_its_primary(client: KeyManagementServiceAsyncClient) -> None:
     key = await client.create_crypto_key(
         request={"parent": RING, "crypto_key_id": "new", "crypto_key": SYMMETRIC}, **ONCE
@@ -37,24 +29,6 @@ async def test_a_new_key_has_version_1_as_its_primary(client: KeyManagementServi
     assert key.primary.state == State.ENABLED
     assert key.primary.generate_time == NOW
     assert await client.get_crypto_key(name=key.name, **ONCE) == key
-
-
-@pytest.mark.parametrize(
-    ("wanted", "error"),
-    [
-        ({}, exceptions.InvalidArgument),
-        ({"purpose": kms.CryptoKey.CryptoKeyPurpose.ASYMMETRIC_SIGN}, exceptions.MethodNotImplemented),
-        (
-            {**SYMMETRIC, "version_template": {"protection_level": kms.ProtectionLevel.HSM}},
-            exceptions.MethodNotImplemented,
-        ),
-    ],
-)
-async def test_a_key_that_the_emulator_does_not_have_is_refused(
-    client: KeyManagementServiceAsyncClient, wanted: dict[str, Any], error: type[Exception]
-) -> None:
-    with pytest.raises(error):
-        await client.create_crypto_key(request={"parent": RING, "crypto_key_id": "new", "crypto_key": wanted}, **ONCE)
 
 
 async def test_what_is_not_there_is_not_found_and_named(client: KeyManagementServiceAsyncClient) -> None:
@@ -90,24 +64,6 @@ async def test_a_new_version_is_enabled_and_becomes_primary_only_when_it_is_requ
     assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == V2
 
 
-@pytest.mark.parametrize(
-    ("version", "error"),
-    [("7", exceptions.NotFound), ("two", exceptions.InvalidArgument), ("", exceptions.InvalidArgument)],
-)
-async def test_a_version_that_is_not_there_cannot_become_primary(
-    client: KeyManagementServiceAsyncClient, version: str, error: type[Exception]
-) -> None:
-    with pytest.raises(error):
-        await client.update_crypto_key_primary_version(name=KEY, crypto_key_version_id=version, **ONCE)
-
-
-async def test_a_version_is_disabled_and_enabled_again(client: KeyManagementServiceAsyncClient) -> None:
-    disabled = await _set_state(client, State.DISABLED)
-    assert disabled.state == State.DISABLED
-    assert (await client.get_crypto_key(name=KEY, **ONCE)).primary.state == State.DISABLED
-    assert (await _set_state(client, State.ENABLED)).state == State.ENABLED
-
-
 async def test_a_destroyed_version_goes_through_its_grace_and_is_gone(
     client: KeyManagementServiceAsyncClient, now: list[float]
 ) -> None:
@@ -136,14 +92,6 @@ async def test_a_restored_version_is_disabled_and_decrypts_again_once_enabled(
     now[0] += 60 * 86400
     await _set_state(client, State.ENABLED)
     assert (await client.decrypt(name=KEY, ciphertext=ciphertext, **ONCE)).plaintext == b"x"
-
-
-@pytest.mark.parametrize("mask", [[], ["purpose"]])
-async def test_what_cannot_be_changed_of_a_key_is_refused(
-    client: KeyManagementServiceAsyncClient, mask: list[str]
-) -> None:
-    with pytest.raises(exceptions.InvalidArgument, match="update_mask"):
-        await client.update_crypto_key(request={"crypto_key": {"name": KEY}, "update_mask": {"paths": mask}}, **ONCE)
 
 
 async def _set_state(client: KeyManagementServiceAsyncClient, state: int) -> kms.CryptoKeyVersion:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,13 +11,11 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-import tree_sitter_pwsh
 from click.testing import CliRunner
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from tree_sitter import Language, Parser
 
 from ops.smoke.__main__ import main
 from ops.smoke.deployment import load_rule_names
@@ -142,14 +139,6 @@ async def test_json_stands_alone_on_standard_output(backend: str) -> None:
     assert (done.returncode, read["ok"], len(read["checks"])) == (1, False, 7)
 
 
-async def test_a_junit_file_that_cannot_be_written_is_one_sentence(backend: str, tmp_path: Path) -> None:
-    done = await smoke("--base-url", backend, "--junit", str(tmp_path / "no/smoke.xml"))
-    assert done.returncode == 1
-    assert done.stderr == (
-        f"--junit: {tmp_path}/no/smoke.xml: No such file or directory; name a file that can be written\n"
-    )
-
-
 async def test_no_test_alert_is_posted_where_it_could_not_arrive(backend: str) -> None:
     nobody = "http://127.0.0.1:1"
     done = await smoke("--base-url", backend, "--alertmanager", nobody, "--relay", nobody, "--test-alert")
@@ -202,27 +191,3 @@ def test_the_launcher_without_an_installation_is_one_sentence(tmp_path: Path) ->
         "smoke"
         in tomllib.loads((LAUNCHERS.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     )
-
-
-def test_the_launcher_for_powershell_runs_the_other_one() -> None:
-    """Where there is no PowerShell, only its grammar is asked."""
-    text = (LAUNCHERS / "smoke-crypto-kms.ps1").read_text()
-    find = (LAUNCHERS.parent / "tools/find-python.ps1").read_text()
-    for source in (text, find):
-        assert not Parser(Language(tree_sitter_pwsh.language())).parse(source.encode()).root_node.has_error
-    assert "\n. (Join-Path $PSScriptRoot '../tools/find-python.ps1')\n& $python @options" in text
-    assert "smoke-crypto-kms.py') @args" in text
-    assert text.endswith("exit $LASTEXITCODE\n")
-    order = (
-        "$env:PYTHON",
-        "$env:VIRTUAL_ENV",
-        "'.venv'",
-        "$python = 'py'\n    $options = @('-3')",
-        "'python3'",
-        "'python' }",
-    )
-    positions = [find.rindex(name) for name in order]
-    assert positions == sorted(positions)
-    if pwsh := shutil.which("pwsh"):
-        command = [pwsh, "-File", str(LAUNCHERS / "smoke-crypto-kms.ps1"), "--version"]
-        assert "keypulse-smoke" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

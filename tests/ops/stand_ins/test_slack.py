@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import aiohttp
 import pytest
 from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
@@ -23,23 +22,6 @@ async def refusal(call: Any) -> dict[str, Any]:
     answer = caught.value.response
     assert answer.status_code == 200
     return dict(answer.data)
-
-
-async def test_no_token_is_not_authed_and_a_wrong_one_is_invalid_auth(
-    stand_ins: StandIns, http: aiohttp.ClientSession
-) -> None:
-    wrong = AsyncWebClient("xoxb-wrong", base_url=stand_ins.slack_api_url, retry_handlers=[])
-    assert (await refusal(wrong.chat_postMessage(channel=CRITICAL, text="x")))["error"] == "invalid_auth"
-    async with http.post("/slack/api/chat.postMessage", json={"channel": CRITICAL, "text": "x"}) as answer:
-        assert await answer.json() == {"ok": False, "error": "not_authed"}
-    assert not stand_ins.slack.channels[CRITICAL].messages
-
-
-async def test_a_form_is_taken_like_json(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
-    form = {"token": "xoxb-test", "channel": CRITICAL, "blocks": '[{"type": "divider"}]'}
-    async with http.post("/slack/api/chat.postMessage", data=form) as answer:
-        assert (await answer.json())["ok"] is True
-    assert stand_ins.slack.channels[CRITICAL].messages[0].blocks == [{"type": "divider"}]
 
 
 @pytest.mark.parametrize(
@@ -76,16 +58,6 @@ async def test_a_reply_joins_the_thread_of_its_root_even_when_it_names_another_r
     messages = stand_ins.slack.channels[CRITICAL].messages
     assert [message.thread_ts for message in messages] == [None, root["ts"], root["ts"]]
     assert [message.reply_broadcast for message in messages] == [False, False, True]
-
-
-async def test_history_shows_roots_and_broadcasts_newest_first_and_replies_the_thread(slack: AsyncWebClient) -> None:
-    root = await slack.chat_postMessage(channel=CRITICAL, text="root")
-    await slack.chat_postMessage(channel=CRITICAL, text="quiet", thread_ts=root["ts"])
-    await slack.chat_postMessage(channel=CRITICAL, text="loud", thread_ts=root["ts"], reply_broadcast=True)
-    history = await slack.conversations_history(channel=root["channel"])
-    assert [message["text"] for message in history["messages"]] == ["loud", "root"]
-    replies = await slack.conversations_replies(channel=root["channel"], ts=root["ts"])
-    assert [message["text"] for message in replies["messages"]] == ["root", "quiet", "loud"]
 
 
 async def test_an_update_needs_the_id_of_the_channel_and_a_message_that_exists(slack: AsyncWebClient) -> None:

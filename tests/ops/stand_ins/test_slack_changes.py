@@ -54,34 +54,6 @@ async def test_an_edit_that_slack_does_not_take_is_refused_by_its_name(
     assert await update(text="x") == "is_inactive"
 
 
-async def test_people_delete_archive_and_rename(
-    slack: AsyncWebClient, stand_ins: StandIns, http: aiohttp.ClientSession
-) -> None:
-    async def act(status: int = 200, **action: Any) -> None:
-        async with http.post("/api/slack", json=action) as answer:
-            assert answer.status == status, await answer.text()
-
-    channel = stand_ins.slack.channels[CRITICAL]
-    first, second = [(await slack.chat_postMessage(channel=CRITICAL, text=text))["ts"] for text in "ab"]
-    await slack.chat_postMessage(channel=CRITICAL, text="reply", thread_ts=first)
-    await act(action="delete", channel=channel.id, ts=first)
-    await act(action="delete", channel=channel.id, ts=second)
-    await act(404, action="delete", channel=channel.id, ts=second)
-    assert [message.text for message in channel.messages] == ["This message was deleted.", "reply"]
-    for ts in (first, second):
-        assert (await refusal(slack.chat_update(channel=channel.id, ts=ts, text="x")))["error"] == "message_not_found"
-    joined = [await slack.chat_postMessage(channel=CRITICAL, text="x", thread_ts=ts) for ts in (first, second)]
-    assert ["thread_ts" in answer["message"] for answer in joined] == [True, False]
-    await act(action="rename", channel=CRITICAL, name="outages")
-    assert (await refusal(slack.chat_postMessage(channel=CRITICAL, text="x")))["error"] == "channel_not_found"
-    assert (await slack.chat_postMessage(channel="#outages", text="x"))["channel"] == channel.id
-    await act(action="archive", channel=channel.id)
-    assert (await refusal(slack.chat_postMessage(channel=channel.id, text="x")))["error"] == "is_archived"
-    await act(action="archive", channel=channel.id, is_archived=False)
-    await slack.chat_postMessage(channel=channel.id, text="x")
-    await act(400, action="dance")
-
-
 async def test_a_file_is_shown_only_after_slack_has_processed_it(
     slack: AsyncWebClient, stand_ins: StandIns, http: aiohttp.ClientSession
 ) -> None:

@@ -3,7 +3,6 @@
 import os
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -57,10 +56,6 @@ def errors(file: Path, *, to_check: bool = True) -> list[str]:
 def warnings(file: Path, web: Path | None = None, *, to_check: bool = True) -> list[tuple[str, str]]:
     findings = prepare_server(RelaySettings, file, web, is_check=to_check).warnings
     return [(finding.key, finding.sentence) for _, finding in findings]
-
-
-def test_a_configuration_whose_files_are_there_has_no_finding(file: Path) -> None:
-    assert warnings(file) == []
 
 
 def test_a_check_opens_every_file_of_a_secret_and_names_each_that_is_missing(file: Path) -> None:
@@ -119,14 +114,6 @@ def test_what_others_may_read_is_one_warning(to_check: bool, file: Path) -> None
     assert sorted(warnings(file, to_check=to_check)) == sorted(fields.items())
 
 
-def test_what_is_mounted_to_be_read_only_is_nobodys_to_change(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (file.parent / "token").chmod(0o644)
-    assert len(warnings(file)) == 1
-    real = os.statvfs
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=real(path).f_flag | os.ST_RDONLY))
-    assert warnings(file) == []
-
-
 def test_the_private_key_of_a_web_yml_is_checked_likewise(file: Path, tmp_path: Path) -> None:
     Authority(tmp_path).sign("server")
     (tmp_path / "server.key").chmod(0o644)
@@ -153,25 +140,3 @@ def test_what_this_user_may_not_read_is_an_error() -> None:
         )
         (line,) = errors(file, to_check=False)
         assert line.startswith(f"{file}: auth.bearer_token_file: {token}: Permission denied; expected a file with")
-
-
-@pytest.mark.parametrize(
-    ("name", "secret", "error"),
-    [
-        (
-            "slack_token",
-            "https://hooks.slack.com/services/T0/B0/secret",
-            "holds a URL, such as that of an incoming webhook",
-        ),
-        ("slack_token", "xapp-1-secret", "holds an app-level token; expected a bot token, xoxb-…"),
-        ("key", "secret", "expected 32 letters and digits, and it has 6 characters; copy the integration key"),
-        ("hook", "secret", "expected an http:// or https:// URL"),
-        ("ping", "secret", "expected an http:// or https:// URL"),
-    ],
-)
-def test_a_check_recognises_a_secret_of_another_shape(name: str, secret: str, error: str, file: Path) -> None:
-    (file.parent / name).write_text(secret)
-    (line,) = errors(file)
-    assert f"{FOREIGN[name]}: {file.parent / name}: {error}" in line
-    assert "secret" not in line.removeprefix(str(file)).replace(str(file.parent / name), "")
-    assert [key for key, _ in warnings(file, to_check=False)] == [FOREIGN[name]], "the start only warns"

@@ -15,12 +15,6 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "token"
 
 
-@pytest.mark.parametrize("text", ["one", "one\n", "  one \r\n\n"])
-def test_white_space_around_a_secret_is_not_part_of_it(text: str, file: Path) -> None:
-    file.write_text(text)
-    assert SecretFile(file).read_values() == ("one",)
-
-
 def test_of_two_secrets_both_are_let_in_and_the_first_is_sent(file: Path) -> None:
     file.write_text("new\nold\n")
     secret = SecretFile(file)
@@ -80,25 +74,6 @@ def test_a_swapped_folder_behind_a_link_is_seen_as_kubernetes_does_it(tmp_path: 
     (tmp_path / "next").symlink_to("two")
     (tmp_path / "next").replace(tmp_path / "data")
     assert (secret.matches(b"one"), secret.matches(b"two")) == (False, True)
-
-
-def test_an_unchanged_file_is_not_read_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file.write_text("one")
-    secret = SecretFile(file)
-    assert secret.read_values() == ("one",)
-    monkeypatch.delattr(Path, "read_text")
-    assert secret.read_values() == ("one",)
-
-
-def test_other_content_in_the_same_file_of_the_same_size_and_time_is_read(file: Path) -> None:
-    file.write_text("one")
-    secret = SecretFile(file)
-    assert secret.read_values() == ("one",)
-    status = file.stat()
-    with file.open("r+b") as opened:
-        opened.write(b"two")
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert secret.read_values() == ("two",)
 
 
 def test_a_file_that_is_made_unreadable_lets_nobody_in_any_more() -> None:
@@ -166,15 +141,6 @@ def test_a_missing_file_is_an_error_that_names_it_and_ends_when_it_appears(file:
     assert secret.matches(b"one")
 
 
-def test_a_file_that_disappears_lets_nobody_in_any_more(file: Path) -> None:
-    file.write_text("one")
-    secret = SecretFile(file)
-    assert secret.matches(b"one")
-    file.unlink()
-    with pytest.raises(SecretUnreadableError):
-        secret.matches(b"one")
-
-
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe"])
 def test_an_empty_or_unreadable_content_is_an_error_without_the_content(content: bytes, file: Path) -> None:
     file.write_bytes(content)
@@ -182,19 +148,3 @@ def test_an_empty_or_unreadable_content_is_an_error_without_the_content(content:
     for _ in range(2):
         with pytest.raises(SecretUnreadableError, match=r"is empty; expected a secret|it is not UTF-8"):
             secret.matches(b"")
-
-
-def test_a_byte_order_mark_is_no_part_of_the_secret(tmp_path: Path) -> None:
-    file = tmp_path / "token"
-    file.write_bytes(b"\xef\xbb\xbfone\n")
-    assert SecretFile(file).matches(b"one")
-
-
-def test_a_file_that_changed_has_another_stamp_and_one_that_is_gone_has_none(file: Path) -> None:
-    secret = SecretFile(file)
-    assert secret.read_stamp() is None
-    file.write_text("first")
-    first = secret.read_stamp()
-    assert first == secret.read_stamp()
-    file.write_text("second")
-    assert secret.read_stamp() not in {None, first}

@@ -1,4 +1,3 @@
-import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -48,11 +47,6 @@ async def test_a_second_smoke_test_leaves_no_second_record(backend: Backend) -> 
         assert database.execute("SELECT id FROM records").fetchall() == [("keypulse-smoke",)]
 
 
-async def test_two_smoke_tests_at_once_do_not_disturb_each_other(backend: Backend) -> None:
-    both = await asyncio.gather(*(check_backend(backend.url) for _ in range(3)))
-    assert [failed(results) for results in both] == [[], [], []]
-
-
 async def test_a_backend_that_is_down_is_one_red_line_and_the_rest_is_not_checked() -> None:
     results = await check_backend("http://127.0.0.1:1")
     assert failed(results) == ["backend answers"]
@@ -80,15 +74,6 @@ async def test_a_metric_that_is_missing_is_named(answering: Answering, family: s
         results = await check_backend(url)
     assert failed(results) == ["backend's metrics"]
     assert f"GET /metrics has no {family}; " in format_results(results)
-
-
-async def test_metrics_with_labels_count_and_the_help_of_one_that_is_missing_does_not(answering: Answering) -> None:
-    labelled = METRICS.replace("crypto_ready 1", 'crypto_ready{pod="a"} 1').replace(
-        "crypto_mode 1", "# HELP crypto_mode 1"
-    )
-    async with answering(_backend(metrics=labelled)) as url:
-        results = await check_backend(url)
-    assert "GET /metrics has no crypto_mode; " in format_results(results)
 
 
 @pytest.mark.parametrize(("stored", "read_count"), [(b"other bytes", 1), (b"keypulse smoke test 0123", 5)])
@@ -135,36 +120,6 @@ async def test_a_backend_with_its_two_documents_alone_is_green(answering: Answer
 async def test_records_that_are_required_and_missing_are_red(answering: Answering) -> None:
     async with answering(_seed([])) as url:
         assert failed(await check_backend(url, records="on")) == ["a record is written and read"]
-
-
-async def test_records_that_are_off_are_not_asked_for(answering: Answering) -> None:
-    requests: list[tuple[str, str]] = []
-    async with answering(_seed(requests)) as url:
-        results = await check_backend(url, records="off")
-    assert [result.name for result in results if result.outcome is CheckOutcome.PASSED] == [
-        "backend answers",
-        "backend is ready",
-        "backend uses KMS",
-        "backend's metrics",
-    ]
-    assert requests == [("GET", "/admin/crypto/keys")]
-
-
-async def test_only_an_answer_that_says_so_means_that_there_are_no_records(answering: Answering) -> None:
-    status = 0
-
-    async def refusing(_request: Request) -> Response:
-        return Response(status_code=status)
-
-    async with answering(_backend(record=refusing)) as url:
-        for status, outcome in {  # noqa: B007  # the server answers it
-            405: "not_applicable",
-            200: "not_applicable",
-            400: "not_applicable",
-            403: "failed",
-        }.items():
-            assert (await check_backend(url))[-1].outcome == outcome
-            assert (await check_backend(url, records="on"))[-1].outcome == "failed"
 
 
 async def test_an_admin_api_that_answers_without_a_token_is_red(answering: Answering, tmp_path: Path) -> None:
@@ -271,17 +226,6 @@ async def test_what_is_no_backend_is_reported(answering: Answering, health: Resp
         results = await check_backend(url)
     assert failed(results) == ["backend answers"]
     assert sentence in format_results(results)
-
-
-async def test_a_backend_that_never_answers_is_given_up(answering: Answering) -> None:
-    async def never(_request: Request) -> Response:
-        await asyncio.sleep(3600)
-        return Response()
-
-    backend = answering(never)
-    async with backend as url:
-        results = await check_backend(url, timeout=0.2)
-    assert "gives no complete answer within 0.2 s" in format_results(results)
 
 
 @pytest.mark.parametrize(

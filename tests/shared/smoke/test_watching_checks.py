@@ -98,7 +98,6 @@ async def test_each_defect_of_a_prometheus_is_red_in_its_line(
 
 
 PLACEHOLDER = {"runbook_url": "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kmshighlatency"}
-OF_OTHERS = {"name": "DiskFull", "health": "ok", "annotations": {"runbook_url": "https://wiki.example.org/disk"}}
 RECORDING = {"name": "KMSProbeFailing", "health": "ok", "type": "recording"}
 
 
@@ -113,26 +112,10 @@ async def test_a_rule_with_a_placeholders_runbook_is_red_in_production_alone(ans
     assert all(result.is_ok for result in elsewhere)
 
 
-async def test_the_runbooks_of_other_rules_are_not_checked(answering: Answering) -> None:
-    async with answering(prometheus({"rules": {"groups": [{"rules": [*LOADED, OF_OTHERS]}]}})) as url:
-        assert all(result.is_ok for result in await check_prometheus(url, RULES))
-
-
-async def test_a_service_that_is_ill_beside_one_that_is_healthy_is_not_this_one_s_defect(answering: Answering) -> None:
-    async with answering(prometheus({"query": {"result": [{"value": [0, "0"]}, {"value": [0, "1"]}]}})) as url:
-        assert all(result.is_ok for result in await check_prometheus(url, RULES))
-
-
 async def test_where_only_keys_are_probed_no_recording_of_a_backend_is_searched_for(answering: Answering) -> None:
     async with answering(prometheus({})) as url:
         results = await check_prometheus(url, RULES, has_backend=False)
     assert [result.name for result in results if "has data" in result.name] == [f"{RECORDINGS[0]} has data"]
-
-
-async def test_without_a_target_no_recording_is_checked(answering: Answering) -> None:
-    async with answering(prometheus({"targets": {"activeTargets": []}, "query": {"result": []}})) as url:
-        results = await check_prometheus(url, RULES)
-    assert [r.name for r in results if r.outcome is CheckOutcome.SKIPPED] == [f"{name} has data" for name in RECORDINGS]
 
 
 async def test_a_prometheus_that_is_not_ready_is_one_red_line(answering: Answering) -> None:
@@ -183,15 +166,6 @@ async def test_a_server_that_answers_everything_alike_is_taken_for_no_service(
     async with answering(anything) as url:
         checks = (await check_alertmanager(url), await check_relay(url), await check_grafana(url))
     assert [results[-1].outcome for results in checks] == [CheckOutcome.FAILED] * 3
-
-
-async def test_a_prometheus_is_no_alertmanager(answering: Answering) -> None:
-    async def prometheus(request: Request) -> Response:
-        return Response(status_code=200 if request.url.path == "/-/ready" else 404)
-
-    async with answering(prometheus) as url:
-        (result,) = await check_alertmanager(url)
-    assert format_line(result).endswith("what answers is no Alertmanager; correct the address: --alertmanager")
 
 
 async def test_a_relay_whose_api_refuses_the_token_says_which_one_it_needs(
