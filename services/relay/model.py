@@ -157,7 +157,7 @@ class IncidentContext(NamedTuple):
 
 
 class Predecessor(NamedTuple):
-    """A delivery that was merged into another one, and may have arrived by itself."""
+    """A delivery that was merged into another one or given up, and may have arrived by itself."""
 
     delivery_id: str
     accepted_at: datetime
@@ -199,7 +199,7 @@ class DeliveryTask(NamedTuple):
     maybe_sent: bool = False
     """Whether an earlier attempt may have arrived without anybody knowing."""
     predecessors: tuple[Predecessor, ...] = ()
-    """Of the first message of an episode: what was merged into it and may have arrived, the newest first."""
+    """Of the first message of an episode: what was merged or given up, and may have arrived, the newest first."""
     context: IncidentContext = IncidentContext()
     is_edit: bool = False
     """Whether the message that `first_receipt` names is edited to show the event, and nothing new is sent."""

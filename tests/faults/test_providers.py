@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.faults import stored_deliveries
@@ -91,6 +92,31 @@ async def test_a_token_revoked_while_a_message_whose_answer_was_lost_is_searched
     assert trial.done["stale"] == 0
 
 
+async def test_a_dead_letter_between_a_message_whose_answer_was_lost_and_the_next_one(
+    database: DatabaseUrl, scenario: Scenarios
+) -> None:
+    """The next one becomes that message, as the dead letter would have."""
+    trial = scenario(database)
+    _break(trial, kind="lost_answer", method="chat.postMessage", count=1)
+    _break(trial, kind="status", method="conversations.history")
+    async with trial.relay(delivery=LONG_ATTEMPTS) as relay:
+        alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), repeats=0)
+        (history,) = trial.histories(groups=1, length=3)
+        await alertmanager.play([islice(history, 1)])
+        await until(lambda: asyncio.to_thread(stored_deliveries.has_failed, database, "slack"))
+        await alertmanager.play([islice(history, 1)])
+        await _ends(database, DeliveryState.SUPERSEDED)
+        trial.providers.faults.clear()
+        _break(trial, kind="error", error="no_text", method="chat.update", count=1)
+        await _ends(database, DeliveryState.DEAD)
+        await alertmanager.play([history])
+        verdict = await trial.concluded(alertmanager)
+        await relay.stop()
+    assert verdict.states["dead"] == 1
+    assert trial.done["stale"] == 0
+    assert len(trial.providers.slack.channels["#security-critical"].messages) == 1
+
+
 async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario: Scenarios) -> None:
     database = database_url.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)
@@ -137,6 +163,16 @@ async def test_token_replaced_by_a_new_one(tmp_path: Path, scenario: Scenarios) 
         await reaches(relay.http, 1, "relay_channel_up", channel="slack")
         await relay.stop()
     assert verdict.states["dead"] == sum(verdict.duplicates.values()) == len(verdict.late) == 0
+
+
+async def _ends(database: DatabaseUrl, state: DeliveryState) -> None:
+    """Returns once a delivery has ended so on Slack."""
+
+    async def so() -> bool:
+        _, stored = await asyncio.to_thread(stored_deliveries.read_outbox, database)
+        return any((each.channel, each.state) == ("slack", state) for each in stored)
+
+    await until(so)
 
 
 async def _count_attempts(database: DatabaseUrl) -> int:

@@ -25,6 +25,7 @@ from services.relay.outbox.tables import (
     DUE_DELIVERIES,
     EVENT_SIZES,
     EVENTS,
+    LOST,
     DeliveryRow,
     DeliveryState,
     DueRow,
@@ -33,6 +34,7 @@ from services.relay.outbox.tables import (
     clean_for_database,
     deliveries,
     events,
+    list_lost_conditions,
     select_columns,
     select_values,
 )
@@ -243,7 +245,6 @@ def _build_claims(
         episode = (delivery.incident_id, delivery.episode)
         receipt = receipts.get(episode)
         is_resolve, was_sending = row.event_status == Status.RESOLVED, delivery.state == DeliveryState.SENDING
-        has_others = delivery.first_event_seq != delivery.event_seq or delivery.state != DeliveryState.QUEUED
         task = DeliveryTask(
             delivery_id=delivery.id,
             channel=delivery.channel,
@@ -260,7 +261,9 @@ def _build_claims(
             and is_resolve
             and last_firing.get(episode, 0) > (delivery.maybe_delivered_up_to or 0),
             maybe_sent=bool(delivery.maybe_sent) or was_sending,
-            predecessors=_read_predecessors(connection, delivery) if has_others and episode not in receipts else (),
+            predecessors=_read_predecessors(connection, delivery)
+            if row.follows_lost and episode not in receipts
+            else (),
             progress=json.loads(delivery.progress) if delivery.progress else {},
             remark=delivery.remark or "",
         )
@@ -280,66 +283,25 @@ def _build_claims(
 
 
 class _PredecessorRow(NamedTuple):
-    """A delivery that was merged into another one, and may have arrived."""
+    """A delivery that was merged into another one or given up, and may have arrived."""
 
     id: str
-    event_seq: int
-    episode: int
     accepted_at: float
     progress: str | None
 
 
-class _DeliveredRow(NamedTuple):
-    """The events of a delivery that was delivered."""
-
-    first_event_seq: int
-    event_seq: int
-    episode: int
-
-
 _PREDECESSORS: Final = (
-    RowQuery(_PredecessorRow, select(*select_columns(_PredecessorRow, _delivery)))
-    .where(
-        _delivery.incident_id == bindparam("incident"),
-        _delivery.channel == bindparam("channel"),
-        _delivery.event_seq.between(bindparam("first"), bindparam("last")),
-        _delivery.state.concat("") == DeliveryState.SUPERSEDED,  # so that `deliveries_of_episode` is used
-        or_(_delivery.maybe_sent == 1, _delivery.progress.is_not(None)),
-        _delivery.digest_id.is_(None),  # else it arrived under the id of its digest
-    )
-    .order_by(_delivery.seq.desc())
-)
-_DELIVERED: Final = RowQuery(_DeliveredRow, select(*select_columns(_DeliveredRow, _delivery))).where(
-    _delivery.incident_id == bindparam("incident"),
-    _delivery.channel == bindparam("channel"),
-    _delivery.state.concat("") == DeliveryState.DELIVERED,  # as above
-    or_(
-        _delivery.episode.in_(bindparam("episodes", expanding=True)),
-        and_(_delivery.first_event_seq <= bindparam("last"), _delivery.event_seq >= bindparam("first")),
-    ),
+    RowQuery(_PredecessorRow, select(*select_columns(_PredecessorRow, LOST.c)))
+    .where(*list_lost_conditions(bindparam("incident", type_=Text), bindparam("channel", type_=Text)))
+    .order_by(LOST.c.seq.desc())
 )
 
 
 def _read_predecessors(connection: Connection, delivery: DeliveryRow) -> tuple[Predecessor, ...]:
-    values = {
-        "incident": delivery.incident_id,
-        "channel": delivery.channel,
-        "first": delivery.first_event_seq,
-        "last": delivery.event_seq,
-    }
-    merged = _PREDECESSORS.fetch_all(connection, values)
-    if not merged:
-        return ()
-    # After a lost lease or a requeue, a delivery may have events that another one has delivered, too. What was merged
-    # into that one stays its own: it may be the first message of an earlier episode, or a reply in its thread.
-    delivered = _DELIVERED.fetch_all(connection, {**values, "episodes": sorted({row.episode for row in merged})})
+    values = {"incident": delivery.incident_id, "channel": delivery.channel}
     return tuple(
         Predecessor(row.id, datetime.fromtimestamp(row.accepted_at, UTC), json.loads(row.progress or "{}"))
-        for row in merged
-        if not any(
-            row.episode == other.episode or other.first_event_seq <= row.event_seq <= other.event_seq
-            for other in delivered
-        )
+        for row in _PREDECESSORS.fetch_all(connection, values)
     )
 
 

@@ -255,7 +255,8 @@ def _build_outcome_values(ended: _Ended, row: DeliveryRow, now: float) -> dict[s
     is_named_only = outcome.state is DeliveryState.QUEUED
     # A refused digest goes one by one, even where an earlier try of it may have arrived.
     is_refused = ended.digest_id is not None and outcome.reason == SendReason.REJECTED and not outcome.maybe_sent
-    maybe_sent = is_retried and not (is_named_only or is_refused) and (outcome.maybe_sent or ended.task.maybe_sent)
+    is_certain = outcome.state is DeliveryState.DELIVERED or is_named_only or is_refused
+    maybe_sent = not is_certain and (outcome.maybe_sent or ended.task.maybe_sent)
     # A digest that certainly did not arrive is forgotten: its members may be collected anew.
     stays_in_digest = not is_retried or maybe_sent or (row.progress is not None and not is_named_only)
     return {

@@ -25,6 +25,7 @@ from services.relay.outbox.merge import RetryState, merge_into_successor, try_lo
 from services.relay.outbox.store import Transaction
 from services.relay.outbox.tables import (
     DUE_DELIVERIES,
+    FOLLOWS_LOST,
     WAITING,
     DeliveryState,
     DueRow,
@@ -103,19 +104,6 @@ _was_sent_alone = (
     )
     .exists()
 )
-_may_have_been_sent_alone = (
-    select(_own.c.seq)
-    .where(
-        _own.c.incident_id == _delivery.incident_id,
-        _own.c.channel.concat("") == _delivery.channel,
-        _own.c.state.concat("") == DeliveryState.SUPERSEDED,  # as above
-        _own.c.event_seq.between(_delivery.first_event_seq, _delivery.event_seq),
-        _own.c.maybe_sent != 0,
-        _own.c.digest_id.is_(None),
-    )
-    .exists()
-)
-"""What was merged into it may be a message that has to be found and edited."""
 # A refused digest goes one by one, and so does one that could not be built: else a member would hold up all others.
 _goes_into_digests = or_(
     _delivery.reason.is_(None),
@@ -131,7 +119,7 @@ _is_nameable = and_(
     _delivery.progress.is_(None),
     _goes_into_digests,
     or_(events.c.status == Status.FIRING, not_(_was_sent_alone)),
-    not_(_may_have_been_sent_alone),
+    not_(FOLLOWS_LOST),  # that may be a message which has to be found and edited
 )
 """What a digest may name: it was not sent yet, alone or in a digest."""
 _is_unanswered = and_(

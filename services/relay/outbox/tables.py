@@ -30,7 +30,10 @@ from sqlalchemy import (
     TextClause,
     and_,
     bindparam,
+    exists,
     func,
+    literal_column,
+    or_,
     select,
     text,
 )
@@ -385,6 +388,12 @@ _add_index(
     _delivery.oldest_accepted_at,
     where="state = 'dead'",
 )
+_add_index(
+    "deliveries_lost",
+    _delivery.incident_id,
+    _delivery.channel,
+    where="state IN ('superseded', 'dead') AND (maybe_sent = 1 OR progress IS NOT NULL) AND digest_id IS NULL",
+)
 _add_index("deliveries_of_digest", _delivery.digest_id, where="digest_id IS NOT NULL")
 _add_index("deliveries_named_in", _delivery.named_in, where="named_in IS NOT NULL")
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
@@ -520,12 +529,14 @@ class DueRow(NamedTuple):
     event_status: str
     severity: str
     """The worst of the incident's latest event, which is almost always this one."""
+    follows_lost: bool
+    """Whether something may have arrived before it that has no receipt; see `list_lost_conditions`."""
 
     @classmethod
     def build(cls, *values: Any) -> "DueRow":
         """Of a delivery's columns and its own."""
-        *delivery, size, status, severity = values
-        return cls(DeliveryRow(*delivery), size, status, severity)
+        *delivery, size, status, severity, follows_lost = values
+        return cls(DeliveryRow(*delivery), size, status, severity, bool(follows_lost))
 
 
 class CurrentState(NamedTuple):
@@ -631,6 +642,40 @@ def select_columns(row_type: type[tuple[Any, ...]], columns: ReadOnlyColumnColle
     return [columns[name] for name in row_type.__annotations__]
 
 
+LOST: Final = deliveries.alias("lost")
+_delivered = deliveries.alias("delivered")
+
+
+def list_lost_conditions(incident: ColumnElement[str], channel: ColumnElement[str]) -> list[ColumnElement[bool]]:
+    """What of an incident ended without a receipt on a channel, merged or given up, and may have arrived all the same.
+
+    The next first message of an episode is that message, if there is one: so nothing is lost any more that was before a
+    delivered message, be it a reply. The first conditions are those of the index `deliveries_lost`, in literals.
+    """
+    of, delivered = LOST.c, _delivered.c
+    last_delivered = (
+        select(delivered.episode)
+        .where(
+            delivered.incident_id == incident,
+            delivered.channel.concat("") == channel,  # so that `deliveries_of_episode` is used
+            delivered.state.concat("") == DeliveryState.DELIVERED,
+        )
+        .order_by(delivered.episode.desc())
+        .limit(1)
+        .correlate_except(_delivered)
+        .scalar_subquery()
+    )
+    return [
+        of.state.in_([literal_column("'superseded'"), literal_column("'dead'")]),
+        or_(of.maybe_sent == literal_column("1"), of.progress.is_not(None)),
+        of.digest_id.is_(None),  # else it arrived under the id of its digest
+        of.incident_id == incident,
+        of.channel == channel,
+        of.episode - func.coalesce(last_delivered, 0) > 0,  # so that nobody looks for it where nothing is lost
+    ]
+
+
+FOLLOWS_LOST: Final = exists().where(*list_lost_conditions(deliveries.c.incident_id, deliveries.c.channel))
 _delivery_columns = select_columns(DeliveryRow, deliveries.c)
 DELIVERIES: Final = RowQuery(DeliveryRow, select(*_delivery_columns))
 DUE_DELIVERIES: Final = RowQuery(
@@ -640,6 +685,7 @@ DUE_DELIVERIES: Final = RowQuery(
         func.length(events.c.event, type_=Integer).label("event_size"),
         events.c.status.label("event_status"),
         incidents.c.severity,
+        FOLLOWS_LOST.label("follows_lost"),
     )
     .select_from(deliveries)
     .join(events, events.c.seq == deliveries.c.event_seq)

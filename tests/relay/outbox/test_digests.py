@@ -454,11 +454,14 @@ async def test_a_digest_whose_answer_was_lost_is_edited_after_digests_were_turne
     assert await list_edits(storm) == ({taken.task.delivery_id: expected} if arrived else {})
 
 
-async def test_what_may_have_arrived_alone_goes_alone_when_it_changes_in_a_storm(storm: Storm) -> None:
+@pytest.mark.parametrize("end", [DeliveryState.RETRYING, DeliveryState.DEAD])
+async def test_what_may_have_arrived_alone_goes_alone_when_it_changes_in_a_storm(
+    storm: Storm, end: DeliveryState
+) -> None:
     """Only a message of its own finds the other one, and edits it."""
     await storm.accept_events("a")
     (lost,) = (await storm.claim()).claims
-    await end_attempt(storm.store, lost, DeliveryState.RETRYING, reason="timeout", maybe_sent=True, retry_in=0.5)
+    await end_attempt(storm.store, lost, end, reason="timeout", maybe_sent=True, retry_in=0.5)
     await storm.accept_events("abcdefg")
     (alone,) = (await storm.claim()).claims
     assert (alone.task.incident_id, alone.members) == ("a", ())

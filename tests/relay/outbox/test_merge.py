@@ -136,3 +136,30 @@ async def test_what_was_merged_into_one_first_message_is_not_taken_over_by_anoth
     second = await claim_one(store)
     assert (second.task.first_event_seq, second.task.episode, second.task.first_receipt) == (1, 2, None)
     assert not second.task.predecessors
+
+
+@pytest.mark.parametrize("is_lost_itself", [False, True], ids=["merged into it", "itself"])
+async def test_what_may_have_arrived_is_known_across_dead_letters_until_a_first_message_is_there(
+    database: DatabaseUrl, clock: Clock, is_lost_itself: bool
+) -> None:
+    """Also to a first message of a later episode: else it is a second one, and nobody edits the other."""
+    uncertain = {"maybe_sent": True, "channel_effect": ChannelEffect.NOTHING}
+    async with open_store(database, clock) as store:
+        await accept(store, "x")
+        lost = await claim_one(store)
+        end = DeliveryState.DEAD if is_lost_itself else DeliveryState.RETRYING
+        await end_attempt(store, lost, end, **uncertain)
+        for episode in (1, 1, 2):
+            await accept(store, "x", episode=episode)
+            dead = await claim_one(store)
+            assert [each.delivery_id for each in dead.task.predecessors] == [lost.task.delivery_id]
+            await end_attempt(store, dead, DeliveryState.DEAD, reason="rejected")
+        await requeue(store, lost.task.delivery_id)
+        await accept(store, "x", episode=3)
+        first = await claim_one(store)
+        assert [each.delivery_id for each in first.task.predecessors] == [lost.task.delivery_id]
+        await end_attempt(store, first)
+        await requeue(store, dead.task.delivery_id)
+        await end_attempt(store, await claim_one(store))
+        await accept(store, "x", episode=4)
+        assert not (await claim_one(store)).task.predecessors, "it is the first message of the episode before"

@@ -116,12 +116,11 @@ def plan(query: RowQuery[Any], given: dict[str, Any], connection: Connection) ->
 
 async def test_no_database_takes_the_index_of_what_was_delivered(database: DatabaseUrl) -> None:
     of_two: dict[str, Any] = {"incidents": ["a", "b"], "episodes": [1]}
-    of_range: dict[str, Any] = {"incident": "a", "channel": CHANNEL, "first": 1, "last": LARGE}
     now = time.time()
     first: list[tuple[RowQuery[Any], dict[str, Any], tuple[str, ...]]] = [
         (claim._FIRST_RECEIPTS, {**of_two, "channel": CHANNEL}, ("deliveries_of_episode",)),
-        (claim._PREDECESSORS, of_range, ("deliveries_of_episode",)),
-        (claim._DELIVERED, {**of_range, "episodes": [1, 2]}, ("deliveries_of_episode",)),
+        (claim._LOCK_DUE, {"channel": CHANNEL, "now": now, "in_flight": [], "most": 8}, ("deliveries_lost",)),
+        (claim._PREDECESSORS, {"incident": "a", "channel": CHANNEL}, ("deliveries_lost",)),
         (context._READ_PREVIOUS, {**of_two, "channels": [CHANNEL]}, ("deliveries_of_episode",)),
     ]
     # PostgreSQL looks for the first ones in another way when it knows that there are many.
