@@ -13,6 +13,7 @@ from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, fail
 from tests.relay.served_relay import event_of
