@@ -66,6 +66,9 @@ class ContextLine(NamedTuple):
     name: str
     items: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.name}: {'; '.join(self.items)}"
+
 
 def list_context(message: Message) -> list[ContextLine]:
     """What is known of the incident, the most urgent first; clean text without mark-up."""
@@ -146,10 +149,6 @@ def _format_frequency(message: Message) -> tuple[str, ...]:
 def _format_ordinal(number: int) -> str:
     ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"
-
-
-def join_items(items: Iterable[str]) -> str:
-    return "; ".join(items)
 
 
 _SHORTEST_TITLE: Final = 40

@@ -8,7 +8,6 @@ from hypothesis import given
 
 from services.relay.model import Links, Status
 from services.relay.text import (
-    MAX_REMARK,
     MAX_URL,
     Link,
     Severity,
@@ -18,7 +17,6 @@ from services.relay.text import (
     format_headline,
     format_period,
     format_remark,
-    format_short_time,
     format_state,
     format_time,
     is_resolved,
@@ -27,6 +25,8 @@ from services.relay.text import (
     list_group_links,
     sanitize_url,
 )
+from services.relay.text.strings import format_short_time
+from services.relay.text.title import MAX_REMARK
 from tests import memory_kms
 from tests.relay.channels.examples import ALERTS_URL, SILENCE_URL, message, strange
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.relay.model import IncidentContext
-from services.relay.text import (
+from services.relay.text.title import (
     MAX_TITLE,
     compute_duration,
     format_class,

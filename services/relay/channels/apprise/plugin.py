@@ -46,7 +46,6 @@ from services.relay.text import (
     format_digest_title,
     format_more,
     is_resolved,
-    join_items,
     limit_labels,
     sanitize_url,
     select_alerts,
@@ -141,7 +140,7 @@ def build_text(
         _Part(0, first),
         *(_Part(0, [_Form(fix)]) for fix in fixes),
         _Part(1, [_Form(write("Escalate to", *contacts) if contacts else "")]),
-        _Part(2, [_Form(write(*(f"{line.name}: {join_items(line.items)}" for line in view.context)))]),
+        _Part(2, [_Form(write(*map(str, view.context)))]),
         *(_Part(0, forms) for forms in others),
     ]
     shown, left = _fit_parts(parts, limit - _RESERVED, measure)

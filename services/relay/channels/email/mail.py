@@ -29,7 +29,7 @@ from rich.cells import cell_len
 
 from services.relay import text
 from services.relay.model import Event, Message, RunbookExcerpt
-from services.relay.text import AlertTable, ContextLine, Fix, Link, join_items
+from services.relay.text import AlertTable, ContextLine, Fix, Link
 
 MAX_ALERTS: Final = 25
 MAX_ROWS: Final = 60
@@ -153,7 +153,7 @@ def _format_fixes(fixes: list[Fix]) -> Iterator[str]:
 def _format_context(context: list[ContextLine]) -> Iterator[str]:
     for line in context:
         if len(line.items) == 1:
-            yield f"{line.name}: {join_items(line.items)}"
+            yield str(line)
         else:
             yield f"{line.name}:"
             yield from (f"  - {item}" for item in line.items)

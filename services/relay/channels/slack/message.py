@@ -17,6 +17,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 from services.relay.model import Alert, Message, Status
 from services.relay.text import (
+    ACKNOWLEDGED,
+    ESCALATED,
+    LAST_MESSAGE,
     AlertCard,
     AlertTable,
     ContextLine,
@@ -43,7 +46,6 @@ from services.relay.text import (
     format_time,
     group_entries,
     is_resolved,
-    join_items,
     list_alerts,
     list_fixes,
     list_incident_links,
@@ -81,7 +83,7 @@ _MAX_CODE: Final = 2_900
 _MORE_LENGTH: Final = 20
 _MAX_MORE: Final = 120
 """Characters of the block that counts the alerts that are not shown."""
-_SEPARATE_LINES: Final = {"Acknowledged", "Escalated", "Last message"}
+_SEPARATE_LINES: Final = {ACKNOWLEDGED, ESCALATED, LAST_MESSAGE}
 _CHANGES, _FIXES, _ALERTS, _CONTEXT, _EXCERPT = 0, 100, 200, 300, 400
 """Where parts are in a message."""
 _LAST_DATE: Final = 2.0**31
@@ -327,7 +329,7 @@ def _list_parts(view: View, listed: Message, *, is_reply: bool) -> list[_Part]:
     """The parts of a message, the most important first; a reply says since when what changed, and which alerts did."""
     alerts = _list_alert_parts(view, listed, above=[] if is_reply else _list_top_links(listed))
     if is_reply:
-        return [*_list_context_parts((line for line in view.context if line.name == "Last message"), _CHANGES), *alerts]
+        return [*_list_context_parts((line for line in view.context if line.name == LAST_MESSAGE), _CHANGES), *alerts]
     fixes = [build_code(fix.command, caption=escape(fix.title, MAX_LABELS)) for fix in view.fixes]
     whole = [block for fix in fixes for block in fix]
     return [
@@ -351,7 +353,7 @@ def _select_changed(message: Message, change: Change) -> Message:
 
 def _list_context_parts(lines: Iterable[ContextLine], position: int) -> Iterator[_Part]:
     for number, line in enumerate(lines, start=position):
-        text = f"{line.name}: {join_items(line.items)}"
+        text = str(line)
         blocks = build_context_text([text], _MAX_CONTEXT)
         yield _Part(number, [_Form(blocks, is_complete=len(text) <= _MAX_CONTEXT)])
 
