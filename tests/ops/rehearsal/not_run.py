@@ -26,8 +26,8 @@ REASONS = {
     "merged.yml": "tests/relay/routes merges files of others",
     "init --slack webhook": "tests/relay/cli/test_first_message.py runs it",
     "send-test --config relay.yml": "tests/relay/cli/test_first_message.py runs it",
-    "acknowledge": "tests/relay/console/test_incidents.py and tests/relay/cli/test_incidents.py acknowledge",
-    "/replay": "tests/relay/console/test_quarantine.py replays",
+    "acknowledge": "tests/relay/incidents/test_api.py and tests/relay/cli/test_incidents.py acknowledge",
+    "/replay": "tests/relay/quarantine/test_pages.py replays",
     "--test-alert": "tests/ops/smoke/test_stack.py runs it",
 }
 """What a command has in it, and why that keeps it from the demo."""

@@ -8,7 +8,7 @@ from services.relay.console.frame import HealthStatus
 from services.relay.now.lights import Light, Verdict
 from services.relay.now.overview import OpenIncidents
 from services.relay.now.page import build_headline
-from tests.relay.console.test_incident_pages import get
+from tests.relay.incidents.test_pages import get
 from tests.relay.served_relay import Scripted, post, reaches, served, settings, webhook_of
 
 FAILING, DEGRADED, UNKNOWN, HEALTHY = HealthStatus
