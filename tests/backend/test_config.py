@@ -54,16 +54,6 @@ def test_who_may_call_the_admin_api_is_called_as_nobody_else_is(auth: object, co
         load_settings(BackendSettings, configuration("127.0.0.1:9010", admin=admin, auth=auth))
 
 
-def test_the_admin_token_file_is_read(configuration: Configuration) -> None:
-    settings = load_settings(BackendSettings, configuration("127.0.0.1:9010", admin={"token_file": "token"}))
-    assert settings.admin.token_file is not None
-
-
-def test_a_relative_database_starts_at_the_configurations_folder(configuration: Configuration) -> None:
-    file = configuration("127.0.0.1:9010", database="sqlite:///data/backend.db")
-    assert load_settings(BackendSettings, file).database == create_sqlite_url(file.parent / "data" / "backend.db")
-
-
 def test_postgresql_is_the_other_database_and_its_password_stands_in_a_file(configuration: Configuration) -> None:
     url = "postgresql://keypulse@db.example.org/backend?passfile=pgpass"
     file = configuration("127.0.0.1:9010", database=url)
@@ -74,21 +64,14 @@ def test_postgresql_is_the_other_database_and_its_password_stands_in_a_file(conf
 
 @pytest.mark.parametrize(
     "url",
-    ["mysql://db.example.org/backend", "postgresql://", "sqlite://", "sqlite:///", "/var/lib/backend.db"],
+    ["mysql://me:hunter2@db.example.org/backend", "postgresql://", "sqlite://", "sqlite:///", "/var/lib/backend.db"],
 )
 def test_another_database_is_refused_with_the_form_that_was_expected(url: str, configuration: Configuration) -> None:
     with pytest.raises(ConfigurationError) as refused:
         load_settings(BackendSettings, configuration("127.0.0.1:9010", database=url))
     (line,) = refused.value.lines
     assert "database: expected sqlite:///FILE, with four slashes for an absolute path, or postgresql://" in line
-
-
-def test_a_password_in_a_refused_database_is_not_repeated(configuration: Configuration) -> None:
-    with pytest.raises(ConfigurationError) as refused:
-        load_settings(
-            BackendSettings, configuration("127.0.0.1:9010", database="mysql://me:hunter2@db.example.org/backend")
-        )
-    assert "hunter2" not in str(refused.value)
+    assert "hunter2" not in line
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ from uuid import uuid4
 
 import httpx2
 import pytest
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from services.backend.config import BackendSettings
-from tests.backend.served_backend import serve_backend
+from tests.backend.served_backend import execute, serve_backend
 from tests.conftest import Until
 from tests.postgres import Postgres
 
@@ -76,13 +76,6 @@ async def _new_dek(client: httpx2.AsyncClient) -> None:
     await client.post("/admin/crypto/reload")
 
 
-def _execute(url: URL, sql: str) -> None:
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(text(sql))
-    engine.dispose()
-
-
 async def test_what_is_acknowledged_after_an_older_snapshot_was_put_back_is_readable_after_a_restart(
     configured: Callable[..., BackendSettings], snapshots: Snapshots
 ) -> None:
@@ -110,7 +103,7 @@ async def test_a_row_that_went_missing_is_put_back_by_the_next_check_and_is_the_
     async with serve_backend(configured(interval="50ms")) as client:
         (before,) = (await client.get("/admin/crypto/keys")).json()
         await client.put("/v1/records/r", content=b"kept")
-        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+        await execute(empty_database, "DELETE FROM data_keys")
 
         async def is_back() -> bool:
             return bool((await client.get("/admin/crypto/keys")).json() == [before])
@@ -126,7 +119,7 @@ async def test_a_data_key_that_was_put_back_is_counted_and_named_for_an_hour(
         assert await _read_restored(client) == ("ok", [], 0)
         (lost,) = (await client.get("/admin/crypto/keys")).json()
         for count in (1, 2):
-            await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+            await execute(empty_database, "DELETE FROM data_keys")
             assert (await client.post("/admin/crypto/reload")).status_code == 204
             status, (problem,), restored = await _read_restored(client)
             assert (status, restored) == ("degraded", count)
@@ -142,7 +135,7 @@ async def test_a_data_key_that_another_instance_put_back_is_not_counted_again(
 ) -> None:
     rare = configured(interval="1h")
     async with serve_backend(rare) as client, serve_backend(rare) as other:
-        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+        await execute(empty_database, "DELETE FROM data_keys")
         await asyncio.gather(*(each.post("/admin/crypto/reload") for each in (client, other)))
         counts = [(await _read_restored(each))[2] for each in (client, other)]
         assert sum(counts) == 1
@@ -167,7 +160,7 @@ async def test_records_whose_data_key_the_database_lacks_are_reported_until_an_i
     async with serve_backend(configured(interval="1h")) as holder:
         await holder.put("/v1/records/r", content=b"kept")
         (lost,) = (await holder.get("/admin/crypto/keys")).json()
-        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+        await execute(empty_database, "DELETE FROM data_keys")
         async with serve_backend(configured(interval="50ms")) as client:
 
             async def is_degraded() -> bool:
@@ -198,9 +191,9 @@ async def test_a_data_key_that_is_put_back_is_re_wrapped_where_its_version_was_r
         (before,) = (await client.get("/admin/crypto/keys")).json()
         await versions.rotate()
         key = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+        await execute(empty_database, "DELETE FROM data_keys")
         retired = f"INSERT INTO keyring_retired_versions VALUES ('{key}', '1', 0)"  # noqa: S608
-        await asyncio.to_thread(_execute, empty_database, retired)
+        await execute(empty_database, retired)
         await client.post("/admin/crypto/reload")
         (back,) = (await client.get("/admin/crypto/keys")).json()
         assert (back["id"], back["kek_version"]) == (before["id"], "2")
@@ -214,14 +207,14 @@ async def test_a_row_that_went_missing_in_an_outage_is_put_back_and_the_end_of_t
     emulator.faults.add(OUTAGE)
     async with serve_backend(configured(interval="1h")) as client:
         assert (await client.put("/v1/records/before", content=b"before")).status_code == 204
-        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+        await execute(empty_database, "DELETE FROM data_keys")
         stored = await client.put("/v1/records/after", content=b"after")
         assert stored.status_code == 204, stored.text
-        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+        await execute(empty_database, "DELETE FROM data_keys")
         assert (await client.post("/admin/crypto/reload")).status_code == 204
         assert len((await client.get("/admin/crypto/keys")).json()) == 1
     async with serve_backend(configured(interval="50ms")) as client:
-        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+        await execute(empty_database, "DELETE FROM data_keys")
         emulator.faults.clear()
         await until(partial(_is_in_kms_mode, client))
     async with serve_backend(configured(interval="1h")) as client:
@@ -240,7 +233,7 @@ async def test_a_row_that_the_known_local_key_does_not_wrap_is_not_put_back_befo
             "UPDATE keyring_local_key SET fingerprint = data_keys.fingerprint FROM data_keys",
             "DELETE FROM data_keys",
         ):
-            await asyncio.to_thread(_execute, empty_database, change)
+            await execute(empty_database, change)
         refused = await client.put("/v1/records/r", content=b"never acknowledged")
         assert (refused.status_code, "the other instances have another local key" in refused.text) == (503, True)
         assert (await client.post("/admin/crypto/reload")).status_code == 204

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import URL, Connection, create_engine, text
+from sqlalchemy import URL, Connection
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
@@ -19,17 +19,10 @@ from shared.http.server import StartError
 from shared.keyring.database import Database
 from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.tables import TABLES
-from tests.backend.served_backend import serve_backend
+from tests.backend.served_backend import execute, serve_backend
 from tests.conftest import Until
 
 OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
-
-
-def _execute(url: URL, sql: str) -> None:
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(text(sql))
-    engine.dispose()
 
 
 async def _health(client: httpx2.AsyncClient) -> dict[str, Any]:
@@ -225,7 +218,7 @@ async def test_what_was_given_up_and_is_copied_back_is_lost_no_more_not_even_in_
         columns = "wrapped, kek, kek_version, algorithm, fingerprint, created_at"
         abandoned = "keyring_abandoned_keys"
         copy = f"INSERT INTO data_keys (id, status, {columns}) SELECT id, 'retired', {columns} FROM {abandoned}"  # noqa: S608
-        await asyncio.to_thread(_execute, empty_database, copy)
+        await execute(empty_database, copy)
 
         async def is_read() -> bool:
             return (await client.get("/v1/records/r")).content == b"kept"
@@ -240,7 +233,7 @@ async def test_what_was_given_up_and_is_copied_back_is_lost_no_more_not_even_in_
         waits = await client.get("/v1/records/r")
         assert (waits.status_code, "wrapped by KMS, which cannot be used" in waits.text) == (503, True)
         deletion = f"DELETE FROM data_keys WHERE id = '{lost['id']}'"  # noqa: S608
-        await asyncio.to_thread(_execute, empty_database, deletion)
+        await execute(empty_database, deletion)
 
         async def reports_problems() -> bool:
             return await _metric(client, "kms_data_keys_missing") == 1

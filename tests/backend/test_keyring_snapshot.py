@@ -20,6 +20,7 @@ from services.backend.metrics import KeyringPoller
 from shared.backend_contract import CryptoMode
 from shared.keyring.database import Database
 from shared.kms.port import EncryptResult, KmsKey
+from tests.backend.served_backend import serve_backend
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
@@ -117,13 +118,13 @@ async def test_a_backend_starts_and_reads_though_rows_of_its_keyring_are_wrong_a
     emulator: Emulator, settings: Callable[..., BackendSettings], tmp_path: Path, until: Any
 ) -> None:
     slow = settings(str(emulator.address), kms_check_interval="20ms")
-    async with run_backend(slow) as app, _client(app) as client:
+    async with serve_backend(slow) as client:
         assert (await client.put("/v1/records/a", content=b"kept")).status_code == 204
     with closing(sqlite3.connect(tmp_path / "backend.db")) as other:
         other.execute("UPDATE data_keys SET status = 'weird', created_at = 1e20")
         other.commit()
     with capture_logs() as lines:
-        async with run_backend(slow) as app, _client(app) as client:
+        async with serve_backend(slow) as client:
             assert (await client.get("/v1/records/a")).content == b"kept"
 
             async def shows() -> bool:
@@ -137,14 +138,14 @@ async def test_a_backend_starts_though_a_row_of_its_keyring_is_not_utf8_serves_t
     emulator: Emulator, settings: Callable[..., BackendSettings], tmp_path: Path
 ) -> None:
     rare = settings(str(emulator.address), kms_check_interval="1h")
-    async with run_backend(rare) as app, _client(app) as client:
+    async with serve_backend(rare) as client:
         assert (await client.put("/v1/records/a", content=b"kept")).status_code == 204
     with closing(sqlite3.connect(tmp_path / "backend.db")) as other:
         columns = "wrapped, kek, kek_version, algorithm, fingerprint, created_at"
         other.execute(f"INSERT INTO data_keys SELECT CAST(x'6bff' AS TEXT), 'retired', {columns} FROM data_keys")  # noqa: S608
         other.commit()
     with capture_logs() as lines:
-        async with run_backend(rare) as app, _client(app) as client:
+        async with serve_backend(rare) as client:
             assert (await client.get("/v1/records/a")).content == b"kept"
             assert (await client.put("/v1/records/b", content=b"new")).status_code == 204
             health = await client.get("/healthz")
@@ -169,7 +170,3 @@ async def test_a_check_that_ends_in_a_defect_ends_neither_the_checks_nor_the_sta
         await poller.poll()
     assert poller.snapshot is None
     assert [line.get("exc_info") for line in lines] == [True]
-
-
-def _client(app: Any) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://127.0.0.1:8000")

@@ -17,31 +17,6 @@ def show(snapshot: KeyringMetrics | None) -> KeyringPoller:
     return poller
 
 
-def test_every_scrape_shows_the_state_of_that_moment() -> None:
-    registry = CollectorRegistry()
-    keyring: Any = SimpleNamespace(
-        mode=CryptoMode.ENV,
-        is_ready=False,
-        initialised_at=5.0,
-        unwrap_errors={"a": "", "b": "", "c": ""},
-        restored_count=2,
-        is_local_key_missing=True,
-    )
-    count = register_metrics(registry, keyring, show(None))
-    crypto = ("mode", "ready", "init_timestamp_seconds", "decryption_errors_total")
-    names = [
-        *(f"crypto_{name}" for name in crypto),
-        "kms_data_keys_unusable",
-        "kms_local_key_missing",
-        "kms_data_keys_restored_total",
-    ]
-    assert [registry.get_sample_value(name) for name in names] == [0, 0, 5, 0, 3, 1, 2]
-    keyring.mode, keyring.is_ready, keyring.initialised_at = CryptoMode.KMS, True, 6.0
-    keyring.unwrap_errors, keyring.restored_count, keyring.is_local_key_missing = {}, 5, False
-    count()
-    assert [registry.get_sample_value(name) for name in names] == [1, 1, 6, 1, 0, 0, 5]
-
-
 def _collect(snapshot: KeyringMetrics | None) -> list[str]:
     registry = CollectorRegistry()
     keyring: Any = SimpleNamespace(

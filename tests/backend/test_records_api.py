@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx2
 import pytest
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.types import Message
 
@@ -20,18 +19,15 @@ from services.backend.config import BackendSettings
 from services.backend.request_body import RequestRefusedError, read_body
 from shared.config.settings import Address
 from shared.http.server import serve
+from tests.backend.served_backend import serve_backend
 from tests.key_versions import Versions
 
 MIB = 1024 * 1024
 
 
-def _client(app: Starlette) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://127.0.0.1:8000")
-
-
 @pytest.fixture
 async def client(emulator: Emulator, settings: Callable[..., BackendSettings]) -> AsyncIterator[httpx2.AsyncClient]:
-    async with run_backend(settings(str(emulator.address))) as app, _client(app) as opened:
+    async with serve_backend(settings(str(emulator.address))) as opened:
         yield opened
 
 
@@ -155,6 +151,7 @@ async def test_health_and_metrics_say_that_kms_is_used(client: httpx2.AsyncClien
     metrics = (await client.get("/metrics")).text
     for sample in ("crypto_mode 1.0", "crypto_ready 1.0", "crypto_decryption_errors_total 0.0"):
         assert f"\n{sample}\n" in metrics
+    assert "\ncrypto_init_timestamp_seconds 1." in metrics
     assert "keypulse_build_info{" in metrics
 
 
@@ -190,10 +187,10 @@ async def test_a_record_whose_key_waits_for_kms_is_unavailable_and_counted_until
     emulator: Emulator, settings: Callable[..., BackendSettings], until: Any
 ) -> None:
     configured = settings(str(emulator.address))
-    async with run_backend(configured) as app, _client(app) as client:
+    async with serve_backend(configured) as client:
         await client.put("/v1/records/r", content=b"kept")
     emulator.faults.add(EmulatorFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"))
-    async with run_backend(configured) as app, _client(app) as client:
+    async with serve_backend(configured) as client:
         answer = await client.get("/v1/records/r")
         assert answer.status_code == 503
         assert "it is wrapped by KMS, which cannot be used" in answer.json()["error"]
@@ -218,11 +215,11 @@ async def test_data_keys_whose_version_was_taken_away_are_reported_by_health_and
     emulator: Emulator, settings: Callable[..., BackendSettings], versions: Versions, until: Any
 ) -> None:
     configured = settings(str(emulator.address))
-    async with run_backend(configured) as app, _client(app) as client:
+    async with serve_backend(configured) as client:
         await client.put("/v1/records/r", content=b"kept")
     await versions.rotate()
     await versions.disable(1)  # as the rotator of another service retires it
-    async with run_backend(configured) as app, _client(app) as client:
+    async with serve_backend(configured) as client:
         assert (await client.get("/v1/records/r")).status_code == 503
         health = await client.get("/healthz")
         assert (health.status_code, health.json()) == (
@@ -261,7 +258,7 @@ async def test_while_no_data_key_can_be_used_nothing_is_stored_and_health_says_w
         yield b"x"
 
     emulator.faults.add(EmulatorFault(kind="stall"))
-    async with run_backend(settings(str(emulator.address), kms_timeout="60s")) as app, _client(app) as client:
+    async with serve_backend(settings(str(emulator.address), kms_timeout="60s")) as client:
         put = await client.put("/v1/records/r", content=body())
         health = await client.get("/healthz")
         ready = await client.get("/-/ready")
@@ -296,7 +293,7 @@ async def test_with_an_admin_token_records_need_it_and_the_health_check_does_not
 ) -> None:
     (tmp_path / "token").write_text("a-secret-of-the-tests\n")
     configured = settings(str(emulator.address), auth={"admin_token_file": "token"})
-    async with run_backend(configured) as app, _client(app) as client:
+    async with serve_backend(configured) as client:
         assert (await client.put("/v1/records/r", content=b"x")).status_code == 401
         authorised = {"authorization": "Bearer a-secret-of-the-tests"}
         assert (await client.put("/v1/records/r", content=b"x", headers=authorised)).status_code == 204

@@ -4,7 +4,7 @@ import asyncio
 from uuid import uuid4
 
 from shared.kms.gcp.profile import GCP_PROFILE
-from shared.kms.port import DecryptResult, EncryptResult, KmsError, VersionState
+from shared.kms.port import DecryptResult, EncryptResult, KeyDescription, KeyVersion, KmsError, VersionState
 from shared.kms.reason import Reason
 from tests.memory_kms import MemoryKey, create_key
 
@@ -48,3 +48,31 @@ class FakeKms(MemoryKey):
             self.calls_to_failure -= 1
             if self.calls_to_failure < 0:
                 raise KmsError(Reason.UNAVAILABLE, "out")
+
+
+class FailingKms(FakeKms):
+    """Fails its next calls, and keeps when each one was made."""
+
+    def __init__(self, failures: int = 0, reason: Reason = Reason.QUOTA_EXHAUSTED) -> None:
+        super().__init__()
+        self.called: list[float] = []
+        self._failures, self._reason = failures, reason
+
+    async def describe_key(self, *, timeout: float) -> KeyDescription:
+        await self._called()
+        return await super().describe_key(timeout=timeout)
+
+    async def set_version_enabled(self, version: str, *, is_enabled: bool, timeout: float) -> KeyVersion:
+        await self._called()
+        return await super().set_version_enabled(version, is_enabled=is_enabled, timeout=timeout)
+
+    async def schedule_destruction(self, version: str, *, timeout: float) -> KeyVersion:
+        await self._called()
+        return await super().schedule_destruction(version, timeout=timeout)
+
+    async def _called(self) -> None:
+        self.called.append(asyncio.get_running_loop().time())
+        self._failures -= 1
+        if self._failures >= 0:
+            raise KmsError(self._reason, "failed")
+        await super()._called()

@@ -132,27 +132,6 @@ async def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
         await Database.open(create_sqlite_url(tmp_path / "gone" / "some.db"), TABLES)
 
 
-_OPEN = """
-import asyncio, os, sys
-from pathlib import Path
-from sqlalchemy import Column, Integer, MetaData, Table
-from sqlalchemy.dialects import sqlite  # now: later, as nobody, its file may be out of reach
-from shared.keyring.database import Database, DatabaseError
-from shared.sql.database_url import create_sqlite_url as at
-
-tables = MetaData()
-Table("numbers", tables, Column("number", Integer))
-if os.geteuid() == 0:  # root may write to any file, nobody may not
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
-try:
-    asyncio.run(Database.open(at(Path(sys.argv[1])), tables))
-except DatabaseError as error:
-    print(f"DatabaseError: {error}")
-"""
-
-
 async def test_it_is_made_for_its_owner_alone_and_so_are_the_files_beside_it(database: Database, file: Path) -> None:
     await database.write(_insert)
     modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in file.parent.glob(f"{file.name}*")}

@@ -11,7 +11,7 @@ from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.tables import TABLES, rotation_lease
 from tests.conftest import Until
 from tests.key_versions import Versions
-from tests.shared.keyring.keyring import NEW_DEK, REWRAP, Keyring, Meddled, entry, secret_of
+from tests.shared.keyring.keyring import Keyring, Meddled, entry
 
 
 @pytest.fixture
@@ -114,32 +114,6 @@ async def test_a_runner_whose_lease_ended_or_was_taken_in_the_middle_writes_noth
     with pytest.raises(RefusedError, match="the lease is not yours; another holds the lease until"):
         await keyring.rotate(batch_size=1)
     assert await keyring.keys() == before
-
-
-async def test_nothing_is_changed_without_the_lease(keyring: Keyring, versions: Versions) -> None:
-    await keyring.fill(2)
-    await keyring.rotate(NEW_DEK, "done")
-    rows = await keyring.administration.list_backup_rows()
-    key = await keyring.key("k000")
-    await keyring.replace(key, await keyring.wrapping.wrap(key.id, secret_of(key.id)))
-    await versions.rotate()
-    before = await keyring.keys()
-    own, keyring.token = keyring.token, "a guess"
-    administration = keyring.administration
-    for change in (
-        lambda: keyring.rotate(REWRAP),
-        lambda: keyring.rotate(NEW_DEK, "r2"),
-        lambda: keyring.rollback("done"),
-        lambda: administration.restore(rows, "a guess"),
-        lambda: administration.retire_version("2", "a guess"),
-        lambda: administration.add_journal_entry("r1", "a guess", entry(JournalStep.RELOAD)),
-    ):
-        with pytest.raises(RefusedError, match="the lease is not yours; the test holds the lease"):
-            await change()
-    assert await keyring.keys() == before
-    await administration.release_lease(own)
-    with pytest.raises(RefusedError, match="the lease is not yours; take it, then resume"):
-        await keyring.rotate()
 
 
 async def test_one_that_a_clock_which_was_ahead_took_keeps_nobody_out_once_the_clock_is_right(

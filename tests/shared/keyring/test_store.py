@@ -100,21 +100,6 @@ async def test_the_database_itself_refuses_a_second_active_key(store: DataKeySto
         await database.write(lambda connection: connection.execute(text("INSERT INTO data_keys " + second)))
 
 
-async def test_a_rewrap_changes_the_wrap_alone(store: DataKeyStore) -> None:
-    await store.activate(_key("a"), expected_active=None)
-    wrapped = WrappedKey(b"by kms", KEK, "7")
-    assert await store.replace_wrap(_key("a"), wrapped)
-    assert await store.list_all() == (replace(_key("a"), wrapped=wrapped),)
-
-
-async def test_a_rewrap_of_a_wrap_that_was_replaced_meanwhile_changes_nothing(store: DataKeyStore) -> None:
-    stale = _key("a")
-    await store.activate(stale, expected_active=None)
-    await store.replace_wrap(stale, WrappedKey(b"by kms", KEK, "7"))
-    assert not await store.replace_wrap(stale, WrappedKey(b"late", KEK, "6"))
-    assert (await store.list_all())[0].wrapped == WrappedKey(b"by kms", KEK, "7")
-
-
 async def test_once_its_last_data_key_was_given_up_a_local_key_is_replaced_only_where_nobody_else_lives(
     database: Database, store: DataKeyStore
 ) -> None:

@@ -7,35 +7,12 @@ from dataclasses import replace
 import pytest
 
 from shared.kms.gcp.profile import GCP_PROFILE
-from shared.kms.port import DecryptResult, EncryptResult, KmsError
+from shared.kms.port import EncryptResult, KmsError
 from shared.kms.quota import QuotaLimitedKey
 from shared.kms.reason import Reason
-from tests.shared.keyring.fake_kms import FakeKms
+from tests.shared.keyring.fake_kms import FailingKms
 
 QUOTA_A_MINUTE = 60_000
-
-
-class Timed(FakeKms):
-    """Keeps when it was called, and refuses as often as it is told to."""
-
-    def __init__(self, refusals: int = 0, reason: Reason = Reason.QUOTA_EXHAUSTED) -> None:
-        super().__init__()
-        self.called: list[float] = []
-        self.refusals, self.reason = refusals, reason
-
-    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
-        self._refuse_first()
-        return await super().decrypt(ciphertext, aad, timeout=timeout)
-
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
-        self._refuse_first()
-        return await super().encrypt(plaintext, aad, timeout=timeout)
-
-    def _refuse_first(self) -> None:
-        self.called.append(asyncio.get_running_loop().time())
-        self.refusals -= 1
-        if self.refusals >= 0:
-            raise KmsError(self.reason, "refused")
 
 
 async def call(kms: QuotaLimitedKey) -> EncryptResult:
@@ -46,7 +23,7 @@ async def call(kms: QuotaLimitedKey) -> EncryptResult:
 async def test_no_minute_has_more_calls_than_five_sixths_of_the_quota() -> None:
     assert GCP_PROFILE.calls_per_minute + GCP_PROFILE.burst_calls <= QUOTA_A_MINUTE * 5 / 6
     minute, at_once = 420, 80  # the same pace takes a minute to play
-    kms = Timed()
+    kms = FailingKms()
     kms.profile = replace(GCP_PROFILE, calls_per_minute=minute, burst_calls=at_once)
     key = QuotaLimitedKey(kms)
 
@@ -64,7 +41,7 @@ async def test_no_minute_has_more_calls_than_five_sixths_of_the_quota() -> None:
 
 @pytest.mark.looptime
 async def test_where_the_quota_is_exhausted_everybody_waits_and_then_goes_on() -> None:
-    kms = Timed(refusals=3)
+    kms = FailingKms(3)
     key = QuotaLimitedKey(kms)
     assert len(await asyncio.gather(*(call(key) for _ in range(3)))) == 3
     assert await key.decrypt((await call(key)).ciphertext, b"", timeout=5)
@@ -73,7 +50,7 @@ async def test_where_the_quota_is_exhausted_everybody_waits_and_then_goes_on() -
 
 @pytest.mark.looptime
 async def test_a_quota_that_is_exhausted_for_longer_than_its_minute_is_reported() -> None:
-    kms = Timed(refusals=100)
+    kms = FailingKms(100)
     with pytest.raises(KmsError, match="quota_exhausted"):
         await call(QuotaLimitedKey(kms))
     assert kms.called == [0, 1, 3, 7, 15, 31, 63]
@@ -82,7 +59,7 @@ async def test_a_quota_that_is_exhausted_for_longer_than_its_minute_is_reported(
 @pytest.mark.looptime
 @pytest.mark.parametrize("reason", sorted(set(Reason) - {Reason.QUOTA_EXHAUSTED}))
 async def test_whatever_else_is_wrong_is_reported_at_once(reason: Reason) -> None:
-    kms = Timed(1, reason)
+    kms = FailingKms(1, reason)
     with pytest.raises(KmsError, match=reason):
         await call(QuotaLimitedKey(kms))
     assert kms.called == [0]
@@ -90,7 +67,7 @@ async def test_whatever_else_is_wrong_is_reported_at_once(reason: Reason) -> Non
 
 @pytest.mark.looptime
 async def test_whoever_waits_can_be_cancelled() -> None:
-    kms = Timed(refusals=1)
+    kms = FailingKms(1)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
             await call(QuotaLimitedKey(kms))

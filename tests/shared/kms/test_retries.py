@@ -1,53 +1,15 @@
 """A call that fails for a reason which passes is made again, with a pause; for any other reason it is not."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 import pytest
 
-from shared.kms.port import DecryptResult, EncryptResult, KeyDescription, KeyVersion, KmsError, VersionState
+from shared.kms.port import KmsError
 from shared.kms.reason import Reason
 from shared.kms.retries import RetryingAdminKey
-from tests.shared.keyring.fake_kms import FakeKms
+from tests.shared.keyring.fake_kms import FailingKms
 
 TRANSIENT = [reason for reason in Reason if reason.transient]
-VERSION = KeyVersion("1", VersionState.DISABLED, "SOFTWARE", None)
-
-
-class FailingKms(FakeKms):
-    """Fails the next calls, and keeps when each one was made."""
-
-    def __init__(self, failures: int, reason: Reason) -> None:
-        super().__init__()
-        self.called: list[float] = []
-        self._failures, self._reason = failures, reason
-
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
-        self._fail_first()
-        return await super().encrypt(plaintext, aad, timeout=timeout)
-
-    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
-        self._fail_first()
-        return await super().decrypt(ciphertext, aad, timeout=timeout)
-
-    async def describe_key(self, *, timeout: float) -> KeyDescription:
-        self._fail_first()
-        return await super().describe_key(timeout=timeout)
-
-    async def set_version_enabled(self, version: str, *, is_enabled: bool, timeout: float) -> KeyVersion:  # noqa: ARG002
-        self._fail_first()
-        return replace(VERSION, id=version)
-
-    async def schedule_destruction(self, version: str, *, timeout: float) -> KeyVersion:  # noqa: ARG002
-        self._fail_first()
-        return replace(VERSION, id=version)
-
-    def _fail_first(self) -> None:
-        self.called.append(asyncio.get_running_loop().time())
-        self._failures -= 1
-        if self._failures >= 0:
-            raise KmsError(self._reason, "failed")
 
 
 CALLS: dict[str, Callable[[RetryingAdminKey], Awaitable[object]]] = {

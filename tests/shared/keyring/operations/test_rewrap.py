@@ -18,20 +18,6 @@ from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, NEW_DEK, OTHER_KEY, Keyring, Meddled, opened, secret_of
 
 
-async def test_every_data_key_is_wrapped_by_the_new_primary_version_and_is_the_same(
-    keyring: Keyring, versions: Versions
-) -> None:
-    await keyring.fill(11)
-    before = await keyring.fingerprint()
-    await versions.rotate()
-    done = await keyring.rotate(batch_size=4)
-    assert (done.state, done.total, done.done, done.target_version, done.problems) == ("done", 11, 11, "2", ())
-    assert set((await keyring.versions()).values()) == {"2"}
-    for name, key in (await keyring.keys()).items():
-        assert await keyring.wrapping.unwrap(key) == secret_of(name)
-    assert await keyring.fingerprint() == before
-
-
 async def test_a_dry_run_prints_what_would_be_done_and_changes_nothing(keyring: Keyring, versions: Versions) -> None:
     await keyring.fill(3)
     await keyring.add("foreign", WrappedKey(b"?", OTHER_KEY, "1"))

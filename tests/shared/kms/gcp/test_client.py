@@ -7,7 +7,6 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import EmulatorFault
-from ops.kms_emulator.model import EmulatedState
 from shared.config.settings import Address
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import KmsError, KmsKey, KmsKeyAdmin
@@ -45,34 +44,6 @@ async def test_what_goes_wrong_has_its_reason_for_both_operations(
     assert encrypting.value.detail
     emulator.faults.clear()
     assert (await provider.decrypt(ciphertext, b"aad", timeout=5)).plaintext == b"x"
-
-
-@pytest.mark.parametrize(
-    ("elapsed", "reason"),
-    [(0.0, Reason.KEY_DESTROYED), (31 * 86400.0, Reason.KEY_DESTROYED), (None, Reason.KEY_DISABLED)],
-)
-async def test_the_states_of_a_version_are_distinguished(
-    provider: KmsKey, emulator: Emulator, elapsed: float | None, reason: Reason
-) -> None:
-    ciphertext = (await provider.encrypt(b"x", b"", timeout=5)).ciphertext
-    if elapsed is None:
-        await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
-    else:
-        destroyed_at = emulator.store.clock() - elapsed
-        await emulator.store.update_key(KEY, lambda key: key.with_destruction(1, destroyed_at))
-    for call in (provider.encrypt(b"x", b"", timeout=5), provider.decrypt(ciphertext, b"", timeout=5)):
-        with pytest.raises(KmsError) as refused:
-            await call
-        assert refused.value.reason is reason
-
-
-async def test_wrong_aad_is_an_invalid_request_and_quotes_neither_plaintext_nor_aad(provider: KmsKey) -> None:
-    ciphertext = (await provider.encrypt(b"my plaintext", b"my aad", timeout=5)).ciphertext
-    with pytest.raises(KmsError) as refused:
-        await provider.decrypt(ciphertext, b"your aad", timeout=5)
-    assert refused.value.reason is Reason.INVALID_REQUEST
-    assert "plaintext" not in str(refused.value)
-    assert "aad" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,16 @@
 """Credentials are found once, off the event loop; and with them a round trip works over TLS, as in production."""
 
 import asyncio
-import datetime as dt
 import json
 import os
-import ssl
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.exceptions import GoogleAuthError
 
@@ -24,6 +20,8 @@ from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.gcp.credentials import CredentialsLookup
 from shared.kms.port import KmsError
 from shared.kms.reason import Reason
+from tests.shared.certificates import Authority
+from tests.shared.kms.gcp.tls import tls_before
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -106,34 +104,6 @@ async def test_a_file_of_credentials_that_is_another_is_read_again(
     assert finder.calls == 2
 
 
-def _certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for localhost, and its key."""
-    key = rsa.generate_private_key(65537, 2048)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(_pem(key))
-    return folder / "cert.pem", folder / "key.pem"
-
-
-def _pem(key: rsa.RSAPrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
 PROGRAM = f"""
 import asyncio, sys
 from shared.kms.registry import connect_key
@@ -149,55 +119,29 @@ asyncio.run(main())
 
 async def test_with_a_service_account_and_tls_the_round_trip_works(emulator: Emulator, tmp_path: Path) -> None:
     """In a process of its own: gRPC reads the trusted roots once."""
-    certificate, key = _certificate(tmp_path)
+    authority = Authority(tmp_path)
+    secret = rsa.generate_private_key(65537, 2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     account = {
         "type": "service_account",
         "client_email": "keypulse@demo.iam.gserviceaccount.com",
         "token_uri": "http://127.0.0.1:1/never-asked",
         "private_key_id": "1",
-        "private_key": _pem(rsa.generate_private_key(65537, 2048)).decode(),
+        "private_key": secret.decode(),
     }
     (tmp_path / "account.json").write_text(json.dumps(account))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    context.set_alpn_protocols(["h2"])
-    recorded = bytearray()
-    connections: list[asyncio.Task[None]] = []
-
-    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, recorded: bytearray) -> None:
-        while data := await source.read(65536):
-            recorded += data
-            sink.write(data)
-        sink.close()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(*emulator.address)
-        await asyncio.gather(pump(reader, back, recorded), pump(there, writer, bytearray()), return_exceptions=True)
-        for end in (writer, back):
-            end.close()
-        await asyncio.gather(writer.wait_closed(), back.wait_closed(), return_exceptions=True)
-
-    def terminate(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.append(asyncio.create_task(connected(reader, writer)))
-
-    server = await asyncio.start_server(terminate, "127.0.0.1", 0, ssl=context)
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", PROGRAM, f"localhost:{server.sockets[0].getsockname()[1]}"],
-        env={
-            **os.environ,
-            "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(certificate),
-            "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "account.json"),
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    server.close()
-    await asyncio.wait_for(asyncio.gather(*connections), 10)
+    environment = {
+        **os.environ,
+        "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(authority.ca),
+        "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "account.json"),
+    }
+    async with tls_before(emulator, authority) as address:
+        command = [sys.executable, "-c", PROGRAM, str(address)]
+        done = await asyncio.to_thread(
+            subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
     assert (done.returncode, done.stdout) == (0, "secret by keypulse@demo.iam.gserviceaccount.com\n"), done.stderr
-    assert len(recorded) > 500
 
 
 async def test_a_refused_connection_is_replaced_only_once_there_are_new_credentials(

@@ -1,13 +1,10 @@
 """Cloud KMS by a real proxy, and with authorities of one's own."""
 
-import asyncio
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from cryptography import x509
 from google.auth.credentials import AnonymousCredentials
 
 from ops.kms_emulator.emulator import Emulator
@@ -19,42 +16,8 @@ from shared.kms.reason import Reason
 from shared.net.egress import EgressSettings
 from tests.shared.certificates import Authority
 from tests.shared.kms.conftest import KEY
+from tests.shared.kms.gcp.tls import tls_before
 from tests.tinyproxy import TinyProxy, tinyproxy
-
-NAMES = (x509.DNSName("localhost"),)
-
-
-@asynccontextmanager
-async def tls_before(emulator: Emulator, authority: Authority) -> AsyncIterator[Address]:
-    """The emulator with TLS."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*authority.sign("kms", *NAMES))
-    context.set_alpn_protocols(["h2"])
-    connections: set[asyncio.Task[None]] = set()
-
-    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        while data := await source.read(65536):
-            sink.write(data)
-        sink.close()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(*emulator.address)
-        await asyncio.gather(pump(reader, back), pump(there, writer), return_exceptions=True)
-        for end in (writer, back):
-            end.close()
-        await asyncio.gather(writer.wait_closed(), back.wait_closed(), return_exceptions=True)
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(connected(reader, writer))
-        connections.add(task)
-        task.add_done_callback(connections.discard)
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
-    try:
-        yield Address("localhost", server.sockets[0].getsockname()[1])
-    finally:
-        server.close()
-        await asyncio.wait_for(asyncio.gather(*connections), 10)  # each ends when its client has closed it
 
 
 @asynccontextmanager
