@@ -1,7 +1,7 @@
 """A keyring in a database, with records, that a rotator works on; tests read it directly."""
 
 import hashlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,13 +12,15 @@ import yaml
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import URL, Connection, text
 
+from services.rotator import backups
 from services.rotator.config import RotatorSettings
-from services.rotator.report import StepProgress, StepResult
+from services.rotator.report import BackupSummary, CommandReport, StepProgress
 from services.rotator.session import CommandSession, open_session
 from shared.config.settings import Address, load_settings
 from shared.keyring import store
 from shared.keyring.database import Database
 from shared.keyring.model import DataKey, DataKeyStatus, compute_fingerprint
+from shared.keyring.rotation_metrics import KeyringMetrics, read_keyring_metrics
 from shared.keyring.tables import TABLES, schema
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.gcp.client import GcpKmsKey
@@ -49,22 +51,22 @@ def data_key_id(number: int) -> str:
     return f"{number:032x}"
 
 
-@dataclass(frozen=True, slots=True)
-class Rotated:
-    """Where the keyring is, and a rotator's configuration for it."""
+class Rotating:
+    """What a rotator works on, in a folder of its own."""
 
-    url: URL
-    kms: Address
+    __slots__ = ()
     folder: Path
+
+    def describe(self) -> dict[str, Any]:
+        """Its driver and its KMS key, as a configuration has them."""
+        raise NotImplementedError
+
+    def read_clock(self) -> float:
+        return datetime.now(UTC).timestamp()
 
     def configuration(self, **overrides: Any) -> Path:
         document = {
-            "driver": {
-                "kind": "sql",
-                "database": self.url.render_as_string(hide_password=False),
-                "records": {"table": "records", "data_key_column": "data_key_id"},
-            },
-            "kms": {"provider": "gcp", "key": KEY, "endpoint": str(self.kms), "insecure": True},
+            **self.describe(),
             "state_dir": str(self.folder / "state"),
             "other_keyrings": [],
             "primary_check_interval": "10ms",
@@ -81,10 +83,62 @@ class Rotated:
     @asynccontextmanager
     async def session(self, now: list[float] | None = None, **overrides: Any) -> AsyncIterator[CommandSession]:
         """A rotator's, as a command opens it."""
-        step_results: list[StepResult] = []
-        clock = (lambda: now[0]) if now else (lambda: datetime.now(UTC).timestamp())
-        async with open_session(self.settings(**overrides), Quiet(), step_results, clock) as session:
+        clock = (lambda: now[0]) if now else self.read_clock
+        async with open_session(self.settings(**overrides), Quiet(), [], clock) as session:
             yield session
+
+    async def do(
+        self, command: Callable[..., Awaitable[CommandReport]], *arguments: object, **overrides: Any
+    ) -> CommandReport:
+        """A command in a session of its own."""
+        async with self.session(**overrides) as session:
+            return await command(session, *arguments)
+
+
+async def write_backup(
+    session: CommandSession, rotation_id: str = "one", needs: Collection[str] = ("1",)
+) -> tuple[Path, BackupSummary]:
+    """One that no rotation has made."""
+    now = datetime.fromtimestamp(session.clock(), UTC)
+    file, source = session.backups.get_new_path(rotation_id, now), session.administration
+    summary = await backups.write_backup(
+        file, source, session.kms, rotation_id=rotation_id, kek=KEY, needs=needs, now=now, timeout=5
+    )
+    return file, summary
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated(Rotating):
+    """Where the keyring is, and a rotator's configuration for it."""
+
+    url: URL
+    kms: Address
+    folder: Path
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "driver": {
+                "kind": "sql",
+                "database": self.url.render_as_string(hide_password=False),
+                "records": {"table": "records", "data_key_column": "data_key_id"},
+            },
+            "kms": {"provider": "gcp", "key": KEY, "endpoint": str(self.kms), "insecure": True},
+        }
+
+    async def execute(self, statement: str, **values: object) -> list[Any]:
+        """Does it in the database, past everything; gives the rows that it reads."""
+
+        def run(connection: Connection) -> list[Any]:
+            done = connection.execute(text(statement), values)
+            return list(done.all()) if done.returns_rows else []
+
+        async with self.database() as database:
+            return await database.write(run)
+
+    async def metrics(self) -> KeyringMetrics:
+        """What a service would show of it."""
+        async with self.database() as database:
+            return await database.read(read_keyring_metrics)
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[Database]:
@@ -131,8 +185,7 @@ class Rotated:
 
     async def lease_ends(self) -> None:
         """As if its time had passed."""
-        async with self.database() as database:
-            await database.write(lambda connection: connection.execute(text("UPDATE keyring_lease SET expires_at = 0")))
+        await self.execute("UPDATE keyring_lease SET expires_at = 0")
 
     async def keys(self) -> dict[str, DataKey]:
         """What the database holds."""
@@ -145,10 +198,7 @@ class Rotated:
         kms, found = GcpKmsKey(KEY, endpoint=str(self.kms), insecure=True), []
         wrapping, keys = KeyWrapper(kms, KEY, 5.0), await self.keys()
         try:
-            async with self.database() as database:
-                rows = await database.read(
-                    lambda c: c.execute(text("SELECT id, data_key_id, sealed FROM records")).all()
-                )
+            rows = await self.execute("SELECT id, data_key_id, sealed FROM records")
             secrets = {id_: await wrapping.unwrap(key) for id_, key in keys.items()}
         finally:
             await kms.close()

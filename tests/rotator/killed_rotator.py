@@ -4,37 +4,40 @@ import asyncio
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from sqlalchemy import make_url
-
-from services.rotator.runner import resume, rollback, run
-from shared.config.settings import Address
-from shared.keyring.administration import RotationType
+from services.rotator.report import CommandReport
 from shared.keyring.database import Database
-from tests.rotator.keyring_to_rotate import Rotated
+from tests import memory_kms
+from tests.rotator.keyring_to_rotate import Rotating
 
 PROCESSES: Final = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([__name__, "psycopg"])  # it imports once what each process needs
-_SECONDS: Final = 60.0
+# It imports once what each process needs.
+PROCESSES.set_forkserver_preload([__name__, "tests.rotator.table.tenants", "psycopg", "pymysql"])
+_SECONDS: Final = 120.0
+
+Command = Callable[..., Awaitable[CommandReport]]
 
 
-async def killed(rotated: Rotated, command: str, type_: RotationType, commits: int) -> bool:
+async def run_killed(
+    rotating: Rotating, commits: int, command: Command, *arguments: object, **overrides: object
+) -> bool:
     """Whether the process came to its end with fewer commits; else it was killed right after that many."""
-    where = (rotated.url.render_as_string(hide_password=False), str(rotated.kms), str(rotated.folder))
-    process = PROCESSES.Process(target=_child, args=(where, command, type_, commits))
+    given = (rotating, commits, command, arguments, overrides, memory_kms.keys)
+    process = PROCESSES.Process(target=_run_in_child, args=given)
     process.start()
     await asyncio.to_thread(process.join, _SECONDS)
     assert process.exitcode in {0, -signal.SIGKILL}, process.exitcode
     return process.exitcode == 0
 
 
-def _child(where: tuple[str, str, str], command: str, type_: RotationType, commits: int) -> None:
-    write, left = Database.write, commits
+def _run_in_child(
+    rotating: Rotating, left: int, command: Command, arguments: Any, overrides: Any, keys: dict[str, Any]
+) -> None:
+    write = Database.write
 
-    async def counted(self: Database, work: Callable[[Any], Any]) -> Any:
+    async def count(self: Database, work: Callable[[Any], Any]) -> Any:
         nonlocal left
         result = await write(self, work)
         left -= 1
@@ -42,18 +45,7 @@ def _child(where: tuple[str, str, str], command: str, type_: RotationType, commi
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    Database.write = counted  # type: ignore[method-assign]
-    url, kms, folder = where
-    host, _, port = kms.rpartition(":")
-    rotated = Rotated(make_url(url), Address(host, int(port)), Path(folder))
-    asyncio.run(_run(rotated, command, type_))
-
-
-async def _run(rotated: Rotated, command: str, type_: RotationType) -> None:
-    async with rotated.session() as session:
-        if command == "run":
-            await run(session, type_)
-        elif command == "resume":
-            await resume(session)
-        else:
-            await rollback(session)
+    Database.write = count  # type: ignore[method-assign]
+    with memory_kms.registered():
+        memory_kms.keys.update(keys)
+        asyncio.run(rotating.do(command, *arguments, **overrides))

@@ -4,12 +4,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from services.rotator import backups as encrypted_pages
+from services.rotator.backups import EncryptedFileWriter
 from services.rotator.report import RotatorError
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType, StoredKey
-from tests.rotator.backups.test_backup_file import read, write
-from tests.rotator.keyring_to_rotate import Rotated
+from tests.rotator.backups.test_backup_file import read
+from tests.rotator.keyring_to_rotate import Rotated, write_backup
 
 NewVersion = Callable[[], Awaitable[None]]
 
@@ -23,7 +23,7 @@ async def test_whatever_another_program_wrote_into_a_row_can_be_backed_up_and_re
             return [row for row in rows if row.id > after]
 
         session.administration.list_backup_rows = read_twice  # type: ignore[method-assign,assignment]
-        file, _ = await write(session)
+        file, _ = await write_backup(session)
         assert await read(session, file) == rows
 
 
@@ -32,14 +32,14 @@ async def test_a_disk_that_keeps_another_backup_than_was_written_is_noticed_befo
 ) -> None:
     before = await in_a_file.keys()
     await new_version()
-    finish = encrypted_pages.EncryptedFileWriter.finish
+    finish = EncryptedFileWriter.finish
 
-    def cut(self: encrypted_pages.EncryptedFileWriter, plaintext: bytes) -> None:
+    def cut(self: EncryptedFileWriter, plaintext: bytes) -> None:
         finish(self, plaintext)
         file = self._file
         file.write_bytes(file.read_bytes()[:-1])
 
-    monkeypatch.setattr(encrypted_pages.EncryptedFileWriter, "finish", cut)
+    monkeypatch.setattr(EncryptedFileWriter, "finish", cut)
     async with in_a_file.session() as session:
         with pytest.raises(RotatorError, match="is damaged") as failed:
             await run(session, RotationType.REWRAP_KEK)

@@ -10,7 +10,7 @@ from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.model import DataKey, DataKeyStatus
 from tests.faults.summary import KILLS
 from tests.rotator.keyring_to_rotate import Rotated
-from tests.rotator.killed_rotator import killed
+from tests.rotator.killed_rotator import run_killed
 from tests.rotator.test_resume import left_in_the_middle
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -32,7 +32,7 @@ async def test_a_rotator_that_is_killed_after_any_commit_loses_nothing(
     while not whole:
         rotated = await another()
         before = await rotated.keys()
-        whole = await killed(rotated, "run", type_, kills + 1)
+        whole = await run_killed(rotated, kills + 1, run, type_)
         kills += not whole
         await rotated.lease_ends()
         if command == "resume":
@@ -60,7 +60,7 @@ async def test_a_resume_for_a_later_primary_version_that_is_killed_after_any_com
         await left_in_the_middle(rotated)
         await new_version()
         target += 1
-        whole = await killed(rotated, "resume", RotationType.REWRAP_KEK, kills + 1)
+        whole = await run_killed(rotated, kills + 1, resume)
         kills += not whole
         await rotated.lease_ends()
         await _resumed(rotated, RotationType.REWRAP_KEK)

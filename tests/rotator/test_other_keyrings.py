@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, text
+from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import EmulatedState
@@ -51,18 +51,15 @@ async def test_a_version_that_another_keyring_needs_is_neither_retired_nor_destr
     why = (await refused(rotated, retire_version, others(payments))).message
     assert f"in the other keyring {payments.url} version 1 is needed by 2 data keys and 4 records" in why
     assert await state(emulator, 1) is EmulatedState.ENABLED
-    async with payments.session() as session:
-        await run(session, REWRAP)
+    await payments.do(run, REWRAP)
     away = await refused(rotated, retire_version, others(payments))
     assert "needed by 1 backups that are not in" in away.message
     assert away.next_commands == ("retire 1 --confirm 1 --confirm-backups 1",)
     await forgotten(payments)
-    async with rotated.session(**others(payments)) as session:
-        assert (await retire_version(session, "1")).outcome is CommandOutcome.DONE
+    assert (await rotated.do(retire_version, "1", **others(payments))).outcome is CommandOutcome.DONE
     await passed(rotated, 31)
-    back = text("UPDATE data_keys SET kek_version = 1 WHERE status = 'active'")  # as a restored database has it
-    async with payments.database() as database:
-        await database.write(lambda connection: connection.execute(back))
+    # As a restored database has it.
+    await payments.execute("UPDATE data_keys SET kek_version = 1 WHERE status = 'active'")
     why = (await refused(rotated, destroy_version, others(payments))).message
     assert "version 1 is needed by 1 data keys and 2 records" in why
     assert await state(emulator, 1) is EmulatedState.DISABLED
@@ -72,9 +69,7 @@ async def test_a_data_key_of_another_keyring_is_unwrapped_too(
     in_a_file: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)
-    pretend = text("UPDATE data_keys SET kek_version = '2'")
-    async with payments.database() as database:
-        await database.write(lambda connection: connection.execute(pretend))
+    await payments.execute("UPDATE data_keys SET kek_version = '2'")
     why = (await refused(in_a_file, retire_version, others(payments))).message
     assert f"in the other keyring {payments.url} version 1 may be needed by what the primary version 2" in why
     assert await state(emulator, 1) is EmulatedState.ENABLED
@@ -84,18 +79,16 @@ async def test_a_data_key_that_another_keyrings_database_lost_blocks(
     in_a_file: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)
-    async with payments.session() as session:
-        await run(session, REWRAP)
+    await payments.do(run, REWRAP)
     await forgotten(payments)
-    async with payments.database() as database:
-        await database.write(
-            lambda connection: connection.execute(text("DELETE FROM data_keys WHERE status = 'retired'"))
-        )
+    await payments.execute("DELETE FROM data_keys WHERE status = 'retired'")
     why = (await refused(in_a_file, retire_version, others(payments))).message
     assert f"in the other keyring {payments.url} version 1 may be needed by 1 data keys that records need and " in why
     assert await state(emulator, 1) is EmulatedState.ENABLED
-    async with in_a_file.session(**others(payments)) as session:
-        assert f"the database lacks in {payments.url} may need any version" in (await show_key_usage(session)).summary
+    assert (
+        f"the database lacks in {payments.url} may need any version"
+        in (await in_a_file.do(show_key_usage, **others(payments))).summary
+    )
 
 
 async def test_nothing_is_retired_or_destroyed_before_somebody_has_said_which_other_keyrings_there_are(
@@ -106,8 +99,10 @@ async def test_nothing_is_retired_or_destroyed_before_somebody_has_said_which_ot
         why = (await refused(in_a_file, command, {"other_keyrings": None})).message
         assert "Add `other_keyrings` with their drivers to the configuration, or `other_keyrings: []`" in why
     assert await state(emulator, 1) is EmulatedState.ENABLED
-    async with in_a_file.session(other_keyrings=None) as session:
-        assert "which other keyrings this KMS key wraps is not known" in (await show_key_usage(session)).summary
+    assert (
+        "which other keyrings this KMS key wraps is not known"
+        in (await in_a_file.do(show_key_usage, other_keyrings=None)).summary
+    )
 
 
 async def test_a_keyring_that_cannot_be_reached_blocks(
@@ -119,8 +114,8 @@ async def test_a_keyring_that_cannot_be_reached_blocks(
     assert f"the other keyring {payments.url} cannot be read, so it may need any version: " in why
     assert "there is no such file" in why
     assert await state(emulator, 1) is EmulatedState.ENABLED
-    async with in_a_file.session(**others(payments)) as session:
-        counted, plans = await show_key_usage(session), await show_plans(session, (REWRAP,))
+    counted = await in_a_file.do(show_key_usage, **others(payments))
+    plans = await in_a_file.do(show_plans, (REWRAP,), **others(payments))
     assert (counted.outcome, plans.outcome) == (CommandOutcome.FAILED, CommandOutcome.NOTHING_TO_DO)
     for report in (counted, plans):
         assert "it may need any: database sqlite:" in format_markdown(report, "rotator.yml")
@@ -145,9 +140,8 @@ async def test_a_keyring_that_is_being_rotated_or_was_left_in_the_middle_blocks(
         lease = await session.administration.acquire_lease("somebody else", 60)
         assert "somebody else holds the lease" in (await refused(in_a_file, retire_version, others(payments))).message
         await session.administration.release_lease(lease.token)
-    async with payments.database() as database:  # as if its runner had been killed before
-        deletion = text("DELETE FROM keyring_journal_entries WHERE step = 'verify'")
-        await database.write(lambda connection: connection.execute(deletion))
+    # As if its runner had been killed before.
+    await payments.execute("DELETE FROM keyring_journal_entries WHERE step = 'verify'")
     refusal = await refused(in_a_file, retire_version, others(payments))
     assert ("is not finished" in refusal.message, refusal.next_commands) == (True, ("census",))
     assert await state(emulator, 1) is EmulatedState.ENABLED
@@ -157,8 +151,7 @@ async def test_plan_and_census_count_what_each_keyring_needs(
     in_a_file: Rotated, payments: Rotated, new_version: NewVersion
 ) -> None:
     await new_version()
-    async with payments.session() as session:
-        await run(session, REWRAP)
+    await payments.do(run, REWRAP)
     async with in_a_file.session(**others(payments)) as session:
         for report in (await show_plans(session, (REWRAP,)), await show_key_usage(session)):
             markdown = format_markdown(report, "rotator.yml")

@@ -4,33 +4,26 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
-from services.rotator import backups as backup_file
 from services.rotator.backups import BackupError
 from services.rotator.inspection import check_backup
 from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.runner import restore_backup, run
 from shared.keyring.administration import RotationType
 from shared.keyring.model import DataKeyStatus
-from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import Rotated, data_key_id, write_backup
 
 NewVersion = Callable[[], Awaitable[None]]
-
-
-async def sql(rotated: Rotated, statement: str, **values: object) -> None:
-    async with rotated.database() as database:
-        await database.write(lambda connection: connection.execute(text(statement), values))
 
 
 async def test_damaged_and_lost_data_keys_come_back(rotated: Rotated) -> None:
     before = await rotated.keys()
     async with rotated.session() as session:
         await run(session, RotationType.NEW_DEK)
-        await sql(rotated, "UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(0))
-        await sql(rotated, "DELETE FROM data_keys WHERE id = :id", id=data_key_id(1))
+        await rotated.execute("UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(0))
+        await rotated.execute("DELETE FROM data_keys WHERE id = :id", id=data_key_id(1))
         report = await restore_backup(session, "latest")
     after = await rotated.keys()
     assert (report.outcome, report.summary) == (
@@ -47,7 +40,7 @@ async def test_a_damaged_backup_changes_nothing(in_a_file: Rotated) -> None:
         await run(session, RotationType.NEW_DEK)
         file = session.backups.find("latest")
         file.write_bytes(file.read_bytes()[:-1])
-        await sql(in_a_file, "DELETE FROM data_keys WHERE id = :id", id=data_key_id(1))
+        await in_a_file.execute("DELETE FROM data_keys WHERE id = :id", id=data_key_id(1))
         before = await in_a_file.keys()
         with pytest.raises(BackupError, match="is damaged"):
             await restore_backup(session, "latest")
@@ -56,9 +49,11 @@ async def test_a_damaged_backup_changes_nothing(in_a_file: Rotated) -> None:
 
 async def test_what_cannot_be_put_back_is_named(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
-        await sql(in_a_file, "UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(0))
+        await in_a_file.execute("UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(0))
         await run(session, RotationType.NEW_DEK)  # its backup holds the junk, too
-        await sql(in_a_file, "UPDATE data_keys SET wrapped = :other WHERE id = :id", other=b"other", id=data_key_id(0))
+        await in_a_file.execute(
+            "UPDATE data_keys SET wrapped = :other WHERE id = :id", other=b"other", id=data_key_id(0)
+        )
         report = await restore_backup(session, "latest")
     assert (report.outcome, report.summary) == (
         CommandOutcome.FAILED,
@@ -90,19 +85,7 @@ async def test_the_latest_backup_is_that_of_the_latest_rotation_whatever_the_clo
         await run(session, RotationType.NEW_DEK)
         ((file, header),) = session.backups.list_backups()
         assert header.created_at < datetime.now(UTC)
-        later = session.backups.get_new_path(
-            "later", datetime.fromtimestamp(session.clock(), UTC)
-        )  # as a database on such a machine, too, would have it
-        await backup_file.write_backup(
-            later,
-            session.administration,
-            session.kms,
-            rotation_id="later",
-            kek=KEY,
-            needs={"1"},
-            now=datetime.fromtimestamp(session.clock(), UTC),
-            timeout=5,
-        )
+        later, _ = await write_backup(session, "later")  # as a database on such a machine, too, would have it
         for command in (check_backup, restore_backup):
             report = await command(session, "latest")
             assert report.backup

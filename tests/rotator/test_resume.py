@@ -2,13 +2,11 @@
 
 import shutil
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
 
-from services.rotator import backups as backup_file
 from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.runner import resume, rollback, run
 from services.rotator.session import CommandSession
@@ -23,9 +21,8 @@ from shared.keyring.administration import (
     VerificationResult,
 )
 from shared.keyring.model import DataKeyStatus
-from shared.keyring.rotation_metrics import read_keyring_metrics
-from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
-from tests.rotator.killed_rotator import killed
+from tests.rotator.keyring_to_rotate import Rotated, data_key_id, write_backup
+from tests.rotator.killed_rotator import run_killed
 
 NewVersion = Callable[[], Awaitable[None]]
 REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
@@ -89,17 +86,7 @@ async def test_a_backup_that_is_not_the_one_of_the_journal_is_created_again(
 
 async def run_another(session: CommandSession, file: Path) -> None:
     """A whole backup, of the half-done keyring, in the place of the first."""
-    target = session.backups.get_new_path("other", datetime.fromtimestamp(session.clock(), UTC))
-    await backup_file.write_backup(
-        target,
-        session.administration,
-        session.kms,
-        rotation_id="other",
-        kek=KEY,
-        needs={"1"},
-        now=datetime.fromtimestamp(session.clock(), UTC),
-        timeout=5,
-    )
+    target, _ = await write_backup(session, "other")
     shutil.move(target, file)
 
 
@@ -122,8 +109,7 @@ async def test_what_cannot_be_verified_is_not_finished_until_it_is_resumed(
             await run(session, REWRAP)
         assert (await resume(session)).outcome is CommandOutcome.DONE
         assert (await resume(session)).outcome is CommandOutcome.NOTHING_TO_DO
-    async with in_a_file.database() as database:
-        assert (await database.read(read_keyring_metrics)).failures_by_step["verify"] == 1
+    assert (await in_a_file.metrics()).failures_by_step["verify"] == 1
 
 
 async def test_a_verification_is_retried_before_it_is_believed(in_a_file: Rotated) -> None:
@@ -194,10 +180,9 @@ async def test_a_keyring_that_changes_nothing_ends_the_run(in_a_file: Rotated, n
 async def test_a_rollback_that_was_killed_can_only_be_finished(in_a_file: Rotated, new_version: NewVersion) -> None:
     before = await in_a_file.keys()
     await new_version()
-    async with in_a_file.session() as session:
-        await run(session, REWRAP)
+    await in_a_file.do(run, REWRAP)
     commits = 1
-    while not await killed(in_a_file, "rollback", REWRAP, commits):
+    while not await run_killed(in_a_file, commits, rollback):
         async with in_a_file.session() as session:
             latest = await session.administration.get_progress()
             assert latest

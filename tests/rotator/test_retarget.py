@@ -82,8 +82,7 @@ async def test_the_primary_may_change_again_and_again(in_a_file: Rotated, new_ve
         await new_version()
         await left_by(in_a_file, resume)
     await new_version()
-    async with in_a_file.session() as session:
-        assert (await resume(session)).outcome is CommandOutcome.DONE
+    assert (await in_a_file.do(resume)).outcome is CommandOutcome.DONE
     assert (await versions(in_a_file), await entries(in_a_file)) == ({"5"}, [("1", "5")] * 3)
 
 
@@ -122,8 +121,7 @@ async def test_a_new_data_key_becomes_active_wrapped_by_the_new_primary_version(
             await run(session, NEW)
     monkeypatch.undo()
     await new_version()
-    async with in_a_file.session() as session:
-        report = await resume(session)
+    report = await in_a_file.do(resume)
     assert report.outcome is CommandOutcome.DONE
     assert report.rotation
     assert "from version 1 to version 2" in retargets(report.rotation)

@@ -1,7 +1,6 @@
 """Backups that `retire` and `destroy` know of by the journal alone: artifacts of a job, or files on another machine."""
 
 import pytest
-from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import EmulatedState
@@ -39,8 +38,7 @@ async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_
     assert (await refusal(in_a_file, destroy_version, 2)).next_commands == (
         "destroy 2 --confirm 2 --confirm-backups 1",
     )
-    async with in_a_file.session() as session:
-        await destroy_version(session, "2", 1)
+    await in_a_file.do(destroy_version, "2", 1)
     assert await state(emulator, 2) is EmulatedState.DESTROY_SCHEDULED
 
 
@@ -48,10 +46,7 @@ async def test_while_the_version_of_a_data_key_or_of_a_backups_cannot_be_read_no
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)
-    async with in_a_file.database() as database:
-        await database.write(
-            lambda it: it.execute(text("UPDATE data_keys SET kek_version = '' WHERE status = 'active'"))
-        )
+    await in_a_file.execute("UPDATE data_keys SET kek_version = '' WHERE status = 'active'")
     refused = await refusal(in_a_file, retire_version, 1)
     assert "version 1 may be needed by 1 data keys whose version cannot be read" in refused.message
     assert refused.next_commands == ("run --type rewrap-kek",)
@@ -72,9 +67,7 @@ async def test_what_a_backup_that_is_stored_needs_is_what_it_says_itself(
     await rewrapped(in_a_file, new_version)
     async with in_a_file.session() as session:
         await run(session, RotationType.NEW_DEK)  # its backup needs version 2 alone
-        async with in_a_file.database() as database:
-            bare = text("UPDATE keyring_journal_entries SET needs = NULL WHERE step = 'backup'")
-            await database.write(lambda connection: connection.execute(bare))
+        await in_a_file.execute("UPDATE keyring_journal_entries SET needs = NULL WHERE step = 'backup'")
         ((_file, _),) = session.backups.list_backups()
         assert (await session.administration.count_key_usage()).backups[0].needs is None
         assert (await retire_version(session, "1")).outcome is CommandOutcome.DONE
@@ -88,16 +81,13 @@ async def test_a_backup_that_needs_a_version_which_the_key_does_not_have_may_nee
         await run(session, RotationType.REWRAP_KEK)
         ((file, _),) = session.backups.list_backups()
     file.unlink()
-    async with in_a_file.database() as database:
-        typed = text("UPDATE keyring_journal_entries SET needs = :needs WHERE step = 'backup'")
-        await database.write(lambda connection: connection.execute(typed, {"needs": '["v1", "2"]'}))
+    typed = "UPDATE keyring_journal_entries SET needs = :needs WHERE step = 'backup'"
+    await in_a_file.execute(typed, needs='["v1", "2"]')
     refused = await refusal(in_a_file, retire_version, 1)
     assert refused.next_commands == ("retire 1 --confirm 1 --confirm-backups 1",)
     assert await state(emulator, 1) is EmulatedState.ENABLED
-    async with in_a_file.database() as database:
-        await database.write(lambda connection: connection.execute(typed, {"needs": '["2"]'}))
-    async with in_a_file.session() as session:
-        assert (await retire_version(session, "1")).outcome is CommandOutcome.DONE
+    await in_a_file.execute(typed, needs='["2"]')
+    assert (await in_a_file.do(retire_version, "1")).outcome is CommandOutcome.DONE
 
 
 @pytest.mark.parametrize(

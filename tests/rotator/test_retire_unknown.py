@@ -21,9 +21,9 @@ from tests.rotator.versions import DAY, NewVersion, forgotten, refusal, state
 async def test_a_row_that_cannot_be_read_may_need_any_version_and_blocks_retire_and_destroy(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
-    spoil = text("UPDATE data_keys SET algorithm = CAST(algorithm || X'FF' AS TEXT) WHERE id = :id")
-    async with in_a_file.database() as database:
-        await database.write(lambda connection: connection.execute(spoil, {"id": data_key_id(0)}))
+    await in_a_file.execute(
+        "UPDATE data_keys SET algorithm = CAST(algorithm || X'FF' AS TEXT) WHERE id = :id", id=data_key_id(0)
+    )
     await new_version()
     async with in_a_file.session() as session:
         await run(session, RotationType.REWRAP_KEK)
@@ -49,9 +49,7 @@ async def test_a_row_that_cannot_be_read_may_need_any_version_and_blocks_retire_
 async def test_a_data_key_that_the_database_lost_may_need_any_version_and_blocks_retire_and_destroy(
     rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
-    async with rotated.database() as database:
-        lose = text("DELETE FROM data_keys WHERE id = :id")
-        await database.write(lambda connection: connection.execute(lose, {"id": data_key_id(0)}))
+    await rotated.execute("DELETE FROM data_keys WHERE id = :id", id=data_key_id(0))
     await new_version()
     async with rotated.session() as session:
         await run(session, RotationType.REWRAP_KEK)
@@ -95,11 +93,8 @@ async def test_a_journal_entry_that_cannot_be_read_blocks_retire_and_destroy(
         async with spoilt(rotated, change):
             assert sentence in (await refusal(rotated, destroy_version, 1)).message, change
             assert await state(emulator, 1) is EmulatedState.DISABLED
-    async with rotated.database() as database:
-        remove = text("DELETE FROM keyring_journal_entries WHERE step = 'backup'")
-        await database.write(lambda connection: connection.execute(remove))
-    async with rotated.session() as session:
-        assert (await destroy_version(session, "1")).outcome is CommandOutcome.DONE
+    await rotated.execute("DELETE FROM keyring_journal_entries WHERE step = 'backup'")
+    assert (await rotated.do(destroy_version, "1")).outcome is CommandOutcome.DONE
 
 
 @asynccontextmanager

@@ -1,6 +1,6 @@
 """`retire` and `destroy`: refused while anything needs the version, and not before its month is over."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -8,13 +8,12 @@ from sqlalchemy import URL, text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import EmulatedState
-from services.rotator import backups as backup_file
 from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import restore_backup, resume, rollback, run
 from shared.keyring.administration import KeyUsage, RotationType
 from shared.keyring.model import DataKey
-from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id, write_backup
 from tests.rotator.versions import DAY, NewVersion, forgotten, passed, refusal, rewrapped, state
 
 
@@ -22,15 +21,13 @@ async def test_a_version_that_nothing_needs_is_disabled_and_destroyed_after_its_
     rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(rotated, new_version)
-    async with rotated.session() as session:
-        assert (await retire_version(session, "1")).outcome is CommandOutcome.DONE
+    assert (await rotated.do(retire_version, "1")).outcome is CommandOutcome.DONE
     assert await state(emulator, 1) is EmulatedState.DISABLED
     await passed(rotated, 29.9)
     assert "after 30 days" in (await refusal(rotated, destroy_version, 1)).message
     assert await state(emulator, 1) is EmulatedState.DISABLED
     await passed(rotated, 0.2)
-    async with rotated.session() as session:
-        report = await destroy_version(session, "1")
+    report = await rotated.do(destroy_version, "1")
     assert "An older backup of the database" in report.summary
     assert await state(emulator, 1) is EmulatedState.DESTROY_SCHEDULED
     assert await rotated.broken() == []
@@ -54,16 +51,13 @@ async def test_a_version_that_a_data_key_needs_is_neither_retired_nor_destroyed_
     assert f"{data_key_id(0)} (its version is 2, and another one wraps it)" in refused.message
     assert refused.next_commands == ("run --type rewrap-kek",)
     assert await state(emulator, 1) is EmulatedState.ENABLED
-    unknown = text("UPDATE data_keys SET kek_version = ''")
-    async with rotated.database() as database:
-        await database.write(lambda connection: connection.execute(unknown))
+    await rotated.execute("UPDATE data_keys SET kek_version = ''")
     async with rotated.session() as session:
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is CommandOutcome.DONE
         ((file, _),) = session.backups.list_backups()
         file.unlink()
     await forgotten(rotated)
-    async with rotated.session() as session:
-        assert (await retire_version(session, "1")).outcome is CommandOutcome.DONE
+    assert (await rotated.do(retire_version, "1")).outcome is CommandOutcome.DONE
     await passed(rotated, 31)
     await put_back(rotated, before)
     assert f"{data_key_id(0)} (KMS: key_disabled)" in (await refusal(rotated, destroy_version, 1)).message
@@ -74,8 +68,7 @@ async def test_the_month_starts_again_where_the_version_was_enabled_meanwhile(
     rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(rotated, new_version)
-    async with rotated.session() as session:
-        await retire_version(session, "1")
+    await rotated.do(retire_version, "1")
     await passed(rotated, 31)
     async with rotated.session() as session:
         report = await retire_version(session, "1")  # it is disabled all the time: these days count
@@ -94,9 +87,8 @@ async def test_no_version_is_retired_while_a_rotation_that_may_have_to_be_undone
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)
-    async with in_a_file.database() as database:  # as if its runner had been killed before
-        deletion = text("DELETE FROM keyring_journal_entries WHERE step = 'verify'")
-        await database.write(lambda connection: connection.execute(deletion))
+    # As if its runner had been killed before.
+    await in_a_file.execute("DELETE FROM keyring_journal_entries WHERE step = 'verify'")
     refused = await refusal(in_a_file, retire_version, 1)
     assert ("is not finished" in refused.message, refused.next_commands) == (True, ("resume", "rollback"))
     assert await state(emulator, 1) is EmulatedState.ENABLED
@@ -106,8 +98,7 @@ async def test_a_wrong_clock_of_this_machine_destroys_nothing_early(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)
-    async with in_a_file.session() as session:
-        await retire_version(session, "1")
+    await in_a_file.do(retire_version, "1")
     async with in_a_file.session(now=[emulator.store.clock() + 365 * DAY]) as session:
         with pytest.raises(RotatorError, match="after 30 days"):
             await destroy_version(session, "1")
@@ -149,17 +140,7 @@ async def test_a_version_by_which_a_backup_itself_is_encrypted_is_not_retired(
     in_a_file: Rotated, new_version: NewVersion
 ) -> None:
     async with in_a_file.session() as session:
-        file = session.backups.get_new_path("one", datetime.fromtimestamp(session.clock(), UTC))
-        await backup_file.write_backup(
-            file,
-            session.administration,
-            session.kms,
-            rotation_id="one",
-            kek=KEY,
-            needs=(),
-            now=datetime.fromtimestamp(session.clock(), UTC),
-            timeout=5,
-        )
+        file, _ = await write_backup(session, needs=())
     await new_version()
     async with in_a_file.session() as session:
         await run(session, RotationType.REWRAP_KEK)
@@ -204,9 +185,7 @@ async def test_a_key_that_wraps_nothing_of_the_keyring_is_not_retired(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)
-    async with in_a_file.database() as database:
-        other = text("UPDATE data_keys SET kek = :other")
-        await database.write(lambda connection: connection.execute(other, {"other": f"{KEY}-of-others"}))
+    await in_a_file.execute("UPDATE data_keys SET kek = :other", other=f"{KEY}-of-others")
     assert f"no data key is wrapped by {KEY}" in (await refusal(in_a_file, retire_version, 1)).message
     assert await state(emulator, 1) is EmulatedState.ENABLED
 
@@ -225,8 +204,7 @@ async def test_only_a_version_that_was_retired_and_is_still_disabled_is_destroye
     assert ("is ENABLED" in refused.message, refused.next_commands) == (True, ("retire 1 --confirm 1",))
     await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
     assert "is not retired" in (await refusal(in_a_file, destroy_version, 1)).message
-    async with in_a_file.session() as session:
-        await retire_version(session, "1")
+    await in_a_file.do(retire_version, "1")
     await passed(in_a_file, 31)
     await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.ENABLED))
     assert "is ENABLED" in (await refusal(in_a_file, destroy_version, 1)).message

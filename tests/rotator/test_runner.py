@@ -2,7 +2,6 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
@@ -11,7 +10,6 @@ from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.runner import rollback, run
 from shared.keyring import verification
 from shared.keyring.administration import RotationType
-from shared.keyring.rotation_metrics import read_keyring_metrics
 from tests.rotator.keyring_to_rotate import Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -29,8 +27,7 @@ async def test_a_failure_is_over_once_a_run_finds_all_in_order_and_nothing_to_do
             await run(session, type_)
         emulator.faults.clear()
         assert (await run(session, type_)).outcome is CommandOutcome.NOTHING_TO_DO
-    async with in_a_file.database() as database:
-        found = await database.read(read_keyring_metrics)
+    found = await in_a_file.metrics()
     assert found.last_failure
     assert found.last_success[type_] > found.last_failure
 
@@ -41,13 +38,10 @@ async def test_a_failed_rotation_is_not_over_because_another_type_has_nothing_to
     await new_version()
     async with in_a_file.session() as session:
         await run(session, RotationType.NEW_DEK)
-        async with in_a_file.database() as database:
-            junk = text("UPDATE data_keys SET wrapped = :junk WHERE id = :id")
-            await database.write(lambda c: c.execute(junk, {"junk": b"junk", "id": data_key_id(0)}))
+        await in_a_file.execute("UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(0))
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is CommandOutcome.FAILED
         assert (await run(session, RotationType.NEW_DEK)).outcome is CommandOutcome.NOTHING_TO_DO
-    async with in_a_file.database() as database:
-        found = await database.read(read_keyring_metrics)
+    found = await in_a_file.metrics()
     assert found.last_failure
     assert found.last_success[RotationType.NEW_DEK] < found.last_failure
 
@@ -67,8 +61,7 @@ async def test_a_new_data_key_is_not_replaced_within_its_day_whatever_was_rotate
 
 
 async def test_what_a_plan_says_is_due_does_not_depend_on_the_clock_of_this_machine(in_a_file: Rotated) -> None:
-    async with in_a_file.session() as session:
-        await run(session, RotationType.NEW_DEK)
+    await in_a_file.do(run, RotationType.NEW_DEK)
     ahead = datetime.now(UTC).timestamp() + 3 * 365 * 86400
     async with in_a_file.session(now=[ahead]) as session:
         assert (await show_plans(session, (RotationType.NEW_DEK,))).outcome is CommandOutcome.NOTHING_TO_DO

@@ -1,51 +1,39 @@
 """A KMS whose versions are named by words: its data keys are rotated, backed up, restored, and its versions retired."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from sqlalchemy import text
 
-from services.rotator.config import RotatorSettings
 from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import rollback, run
-from services.rotator.session import CommandSession, open_session
-from shared.config.settings import load_settings
 from shared.keyring.administration import AdministrationError, RotationType
 from shared.kms.port import KeyVersion, VersionState
 from shared.sql.database_url import create_sqlite_url
 from tests import memory_kms
-from tests.rotator.keyring_to_rotate import Quiet
+from tests.rotator.keyring_to_rotate import Rotating
 from tests.shared.keyring.keyring import Keyring, opened
 
 
-class Rotated:
+class Rotated(Rotating):
     """A keyring of the provider, and a rotator for it."""
 
     def __init__(self, folder: Path, stored: memory_kms.StoredKey, keyring: Keyring) -> None:
-        self._folder, self.stored, self.keyring = folder, stored, keyring
+        self.folder, self.stored, self.keyring = folder, stored, keyring
         self.now = datetime.now(UTC).timestamp()
 
-    @asynccontextmanager
-    async def session(self, **settings: str) -> AsyncIterator[CommandSession]:
-        file = self._folder / "rotator.yml"
-        document = {
-            "driver": {"kind": "sql", "database": str(create_sqlite_url(self._folder / "keyring.db"))},
+    def read_clock(self) -> float:
+        return self.now
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "driver": {"kind": "sql", "database": str(create_sqlite_url(self.folder / "keyring.db"))},
             "kms": {"provider": "memory", "key": "ledger"},
-            "state_dir": str(self._folder / "state"),
-            "other_keyrings": [],
-            "primary_check_interval": "10ms",
-            "verify_interval": "10ms",
-            **settings,
         }
-        file.write_text(yaml.safe_dump(document), encoding="utf-8")
-        async with open_session(load_settings(RotatorSettings, file), Quiet(), [], lambda: self.now) as session:
-            yield session
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable
 
 import pytest
-from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import EmulatedState
@@ -28,9 +27,7 @@ async def rewrapped(rotated: Rotated, new_version: NewVersion) -> None:
 
 async def forgotten(rotated: Rotated) -> None:
     """As if no runner had noted a backup."""
-    async with rotated.database() as database:
-        those = text("DELETE FROM keyring_journal_entries WHERE step = 'backup'")
-        await database.write(lambda connection: connection.execute(those))
+    await rotated.execute("DELETE FROM keyring_journal_entries WHERE step = 'backup'")
 
 
 async def state(emulator: Emulator, number: int) -> EmulatedState:
@@ -46,6 +43,4 @@ async def refusal(rotated: Rotated, command: Callable[..., Awaitable[object]], v
 
 async def passed(rotated: Rotated, days: float) -> None:
     """As if that had been so many days ago."""
-    async with rotated.database() as database:
-        ago = text("UPDATE keyring_retired_versions SET retired_at = retired_at - :seconds")
-        await database.write(lambda connection: connection.execute(ago, {"seconds": days * DAY}))
+    await rotated.execute("UPDATE keyring_retired_versions SET retired_at = retired_at - :seconds", seconds=days * DAY)

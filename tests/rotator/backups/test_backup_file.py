@@ -17,46 +17,29 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
-from services.rotator import backups as backup_file
-from services.rotator import backups as encrypted_pages
-from services.rotator import backups as folder
+from services.rotator import backups
 from services.rotator.backups import BackupError
 from services.rotator.inspection import check_backup
-from services.rotator.report import BackupSummary, CommandOutcome
+from services.rotator.report import CommandOutcome
 from services.rotator.session import CommandSession
 from shared.keyring.administration import MAX_PAGE_SIZE, StoredKey
 from tests.iterations import LONG
-from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id, write_backup
 
 NewVersion = Callable[[], Awaitable[None]]
 DATA_KEYS = 100_000 if LONG else 10_000
 
 
-async def write(session: CommandSession, rotation_id: str = "one") -> tuple[Path, BackupSummary]:
-    file = session.backups.get_new_path(rotation_id, datetime.fromtimestamp(session.clock(), UTC))
-    summary = await backup_file.write_backup(
-        file,
-        session.administration,
-        session.kms,
-        rotation_id=rotation_id,
-        kek=KEY,
-        needs={"1"},
-        now=datetime.fromtimestamp(session.clock(), UTC),
-        timeout=5,
-    )
-    return file, summary
-
-
 async def read(session: CommandSession, file: Path) -> list[StoredKey]:
-    pages = backup_file.read_pages(file, session.kms, backup_file.SummaryBuilder(), timeout=5)
+    pages = backups.read_pages(file, session.kms, backups.SummaryBuilder(), timeout=5)
     return [row async for rows in pages for row in rows]
 
 
 async def test_what_is_read_is_what_was_written_and_only_its_owner_may_read_it(rotated: Rotated) -> None:
     async with rotated.session() as session:
-        file, summary = await write(session)
+        file, summary = await write_backup(session)
         assert await read(session, file) == await session.administration.list_backup_rows()
-        assert await folder.read_whole_backup(file, session.kms, timeout=5) == summary
+        assert await backups.read_whole_backup(file, session.kms, timeout=5) == summary
         verification = await session.administration.verify("full")
     assert (summary.data_keys, summary.fingerprint) == (3, verification.fingerprint)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -66,10 +49,10 @@ async def test_what_is_read_is_what_was_written_and_only_its_owner_may_read_it(r
 
 async def test_its_content_is_csv_of_metadata_and_wrapped_keys(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
-        file, _ = await write(session)
-        wrapped = base64.b64decode(backup_file.read_header(file).wrapped)
+        file, _ = await write_backup(session)
+        wrapped = base64.b64decode(backups.read_header(file).wrapped)
         key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext
-    ((text, _), (last, _)) = encrypted_pages.read_encrypted_pages(file, key)
+    ((text, _), (last, _)) = backups.read_encrypted_pages(file, key)
     assert json.loads(last)["sha256"] == hashlib.sha256(text).hexdigest()
     rows = list(csv.DictReader(io.StringIO(text.decode())))
     assert [row["id"] for row in rows] == [data_key_id(number) for number in range(3)]
@@ -78,30 +61,30 @@ async def test_its_content_is_csv_of_metadata_and_wrapped_keys(in_a_file: Rotate
 
 async def test_every_single_changed_byte_and_every_cut_is_noticed(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
-        file, summary = await write(session)
+        file, summary = await write_backup(session)
         whole = file.read_bytes()
         begin = whole.index(b"\n") + 1
         for position in {*range(0, len(whole), 41), *range(begin, begin + 8), len(whole) - 1}:
             file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
             with pytest.raises(BackupError):
-                await folder.read_whole_backup(file, session.kms, timeout=5)
+                await backups.read_whole_backup(file, session.kms, timeout=5)
             file.write_bytes(whole[:position])
             with pytest.raises(BackupError):
-                await folder.read_whole_backup(file, session.kms, timeout=5)
+                await backups.read_whole_backup(file, session.kms, timeout=5)
         file.write_bytes(whole + b"\0")
         with pytest.raises(BackupError):
-            await folder.read_whole_backup(file, session.kms, timeout=5)
+            await backups.read_whole_backup(file, session.kms, timeout=5)
         file.write_bytes(whole)
-        assert await folder.read_whole_backup(file, session.kms, timeout=5) == summary
+        assert await backups.read_whole_backup(file, session.kms, timeout=5) == summary
 
 
 def test_pages_cannot_be_left_out_or_be_reordered_and_the_last_one_cannot_be_missing(tmp_path: Path) -> None:
     file, key = tmp_path / "file", bytes(32)
-    writer = encrypted_pages.EncryptedFileWriter(file, b"{}", key)
+    writer = backups.EncryptedFileWriter(file, b"{}", key)
     for page in (b"first", b"other"):
         writer.write_page(page)
     writer.finish(b"at last")
-    assert list(encrypted_pages.read_encrypted_pages(file, key)) == [
+    assert list(backups.read_encrypted_pages(file, key)) == [
         (b"first", False),
         (b"other", False),
         (b"at last", True),
@@ -115,8 +98,8 @@ def test_pages_cannot_be_left_out_or_be_reordered_and_the_last_one_cannot_be_mis
     )
     for changed in (head + two + one + last, head + one + last, head + one + two, head + last, head):
         file.write_bytes(changed)
-        with pytest.raises(encrypted_pages.FileDamagedError):
-            list(encrypted_pages.read_encrypted_pages(file, key))
+        with pytest.raises(backups.FileDamagedError):
+            list(backups.read_encrypted_pages(file, key))
 
 
 async def test_a_backup_that_fails_halfway_leaves_nothing(in_a_file: Rotated) -> None:
@@ -130,18 +113,18 @@ async def test_a_backup_that_fails_halfway_leaves_nothing(in_a_file: Rotated) ->
         all_rows = await session.administration.list_backup_rows()
         session.administration.list_backup_rows = rows  # type: ignore[method-assign,assignment]
         with pytest.raises(BackupError, match="No space left on device"):
-            await write(session)
+            await write_backup(session)
         assert list(session.backups.folder.iterdir()) == []
 
 
 def test_no_file_replaces_another(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    encrypted_pages.EncryptedFileWriter(file, b"{}", bytes(32)).finish(b"first")
-    other = encrypted_pages.EncryptedFileWriter(file, b"{}", bytes(32))
+    backups.EncryptedFileWriter(file, b"{}", bytes(32)).finish(b"first")
+    other = backups.EncryptedFileWriter(file, b"{}", bytes(32))
     with pytest.raises(FileExistsError):
         other.finish(b"other")
     other.discard()
-    assert list(encrypted_pages.read_encrypted_pages(file, bytes(32))) == [(b"first", True)]
+    assert list(backups.read_encrypted_pages(file, bytes(32))) == [(b"first", True)]
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -153,7 +136,7 @@ async def test_what_a_killed_runner_left_half_is_no_backup_and_blocks_nobody(in_
         assert session.backups.list_backups() == []
         with pytest.raises(BackupError, match="there is no backup in"):
             session.backups.find("latest")
-        encrypted_pages.EncryptedFileWriter(file, b"{}", bytes(32)).finish(b"")
+        backups.EncryptedFileWriter(file, b"{}", bytes(32)).finish(b"")
         assert not half.exists()
 
 
@@ -161,8 +144,8 @@ async def test_restore_check_compares_the_latest_backup_with_the_keyring(
     rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     async with rotated.session() as session:
-        await write(session, "older")
-        file, summary = await write(session, "newer")
+        await write_backup(session, "older")
+        file, summary = await write_backup(session, "newer")
         report = await check_backup(session, "latest")
         assert (report.outcome, report.problems) == (CommandOutcome.DONE, ())
         assert report.backup
@@ -186,7 +169,7 @@ async def test_restore_check_tries_the_version_that_the_data_keys_need(
 ) -> None:
     await new_version()
     async with in_a_file.session() as session:
-        await write(session)  # its own key is wrapped by version 2, the data keys by version 1
+        await write_backup(session)  # its own key is wrapped by version 2, the data keys by version 1
         await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
         report = await check_backup(session, "latest")
     assert report.outcome is CommandOutcome.FAILED
@@ -198,7 +181,7 @@ async def test_a_kms_that_refuses_the_backups_key_is_a_sentence(in_a_file: Rotat
     async with in_a_file.session() as session:
         emulator.faults.add(EmulatorFault(kind="denied"))
         with pytest.raises(BackupError, match="KMS does not wrap the backup's key: permission_denied"):
-            await write(session)
+            await write_backup(session)
         assert list(session.backups.folder.iterdir()) == []
 
 
@@ -216,8 +199,8 @@ async def test_any_number_of_data_keys_is_backed_up_and_checked_in_bounded_memor
         session.administration.list_backup_rows = rows  # type: ignore[method-assign,assignment]
         tracemalloc.start()
         try:
-            file, summary = await write(session)
-            assert await folder.read_whole_backup(file, session.kms, timeout=5) == summary
+            file, summary = await write_backup(session)
+            assert await backups.read_whole_backup(file, session.kms, timeout=5) == summary
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -231,7 +214,7 @@ async def test_restore_check_finds_a_data_key_that_is_another_one(in_a_file: Rot
     wrong = replace(remaining[data_key_id(0)], fingerprint=bytes(32))
     await in_a_file.reset([wrong, *(key for id_, key in remaining.items() if id_ != wrong.id)])
     async with in_a_file.session() as session:
-        await write(session)
+        await write_backup(session)
         report = await check_backup(session, "latest")  # keyring and backup agree, and KMS does not
         assert [(each.id, each.error) for each in report.problems] == [
             (wrong.id, "version 1 does not unwrap it: its fingerprint differs")
@@ -244,14 +227,14 @@ async def test_restore_check_finds_a_data_key_that_is_another_one(in_a_file: Rot
 
 async def test_a_last_page_that_is_of_other_rows_is_noticed(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
-        file, summary = await write(session)
+        file, summary = await write_backup(session)
         header = file.read_bytes().partition(b"\n")[0]
-        wrapped = base64.b64decode(backup_file.read_header(file).wrapped)
+        wrapped = base64.b64decode(backups.read_header(file).wrapped)
         key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext
-        ((text, _), _) = encrypted_pages.read_encrypted_pages(file, key)
+        ((text, _), _) = backups.read_encrypted_pages(file, key)
         file.unlink()
-        writer = encrypted_pages.EncryptedFileWriter(file, header, key)
+        writer = backups.EncryptedFileWriter(file, header, key)
         writer.write_page(text)
         writer.finish(summary.model_copy(update={"data_keys": 4}).model_dump_json().encode())
         with pytest.raises(BackupError, match="holds other rows than its last page says"):
-            await folder.read_whole_backup(file, session.kms, timeout=5)
+            await backups.read_whole_backup(file, session.kms, timeout=5)

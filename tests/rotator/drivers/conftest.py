@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter
 from sqlalchemy import URL, create_engine, text
 
-from ops.kms_emulator.emulator import Emulator, run_emulator
+from ops.kms_emulator.emulator import Emulator
 from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 from services.rotator.drivers.registry import DriverSettings, open_driver
@@ -31,13 +31,6 @@ KINDS = tuple(
     for settings in get_args(get_args(DriverSettings)[0])
     if settings.has_own_keys  # a table of another program is no backend's keyring: tests/rotator/table
 )
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    """A real Cloud KMS emulator over gRPC that holds KEY."""
-    async with run_emulator(keys=[KEY]) as running_emulator:
-        yield running_emulator
 
 
 @dataclass

@@ -134,15 +134,24 @@ async def test_a_dry_run_says_what_would_be_done_and_changes_nothing(
 
 async def test_without_the_lease_nothing_is_changed(keyring: Administration) -> None:
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token="none", caller="a test")
-    for change in (
-        lambda: keyring.rotate(request),
-        lambda: keyring.add_journal_entry("r", "none", RELOADED),
-        lambda: keyring.retire_version("1", "none"),
-        lambda: keyring.rollback("r", "none"),
-    ):
-        with pytest.raises(RefusedError):
-            await change()
-    assert len(await keyring.list_keys()) == 1
+    done = (await rotate(keyring, NEW_DEK, "done")).rotation_id
+    rows = await keyring.list_backup_rows()
+    before = list(await keyring.list_keys())
+    for holder in ("another", None):
+        lease = await keyring.acquire_lease(holder, 60) if holder else None
+        sentence = "the lease is not yours; " + ("another holds the lease" if holder else "take it, then resume")
+        for change in (
+            lambda: keyring.rotate(request),
+            lambda: keyring.add_journal_entry("r", "none", RELOADED),
+            lambda: keyring.retire_version("2", "none"),
+            lambda: keyring.rollback(done, "none"),
+            lambda: keyring.restore(rows, "none"),
+        ):
+            with pytest.raises(RefusedError, match=sentence):
+                await change()
+        assert list(await keyring.list_keys()) == before
+        if lease:
+            await keyring.release_lease(lease.token)
 
 
 async def test_a_rotation_is_undone_and_its_steps_are_recorded(keyring: Administration) -> None:

@@ -5,19 +5,15 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from sqlalchemy import URL, Connection, create_engine, text
 
-from services.rotator.config import RotatorSettings
-from services.rotator.session import CommandSession, open_session
-from shared.config.settings import load_settings, use_base_folder
+from shared.config.settings import use_base_folder
 from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key, validate_key_settings
-from tests.rotator.keyring_to_rotate import Quiet
+from tests.rotator.keyring_to_rotate import Rotating
 
 PREFIX = "keypulse_tenant_keys__dek_ciphertext"
 
@@ -32,7 +28,7 @@ def aad(tenant: str) -> bytes:
 
 
 @dataclass
-class Tenants:
+class Tenants(Rotating):
     """Where the table is, and a rotator's configuration for it."""
 
     url: URL
@@ -51,34 +47,15 @@ class Tenants:
     secrets: dict[str, bytes] = field(default_factory=dict)
     """What each row has to unwrap to."""
 
-    def configuration(self, **overrides: Any) -> Path:
-        document = {
+    def describe(self) -> dict[str, Any]:
+        return {
             "driver": {
                 "kind": "table",
                 "database": self.url.render_as_string(hide_password=False),
                 **{key: value for key, value in self.driver.items() if value is not None},
             },
             "kms": self.kms,
-            "state_dir": str(self.folder / "state"),
-            "other_keyrings": [],
-            "primary_check_interval": "1ms",
-            "verify_interval": "1ms",
-            **overrides,
         }
-        file = self.folder / "rotator.yml"
-        file.write_text(yaml.safe_dump(document))
-        return file
-
-    def settings(self, **overrides: Any) -> RotatorSettings:
-        return load_settings(RotatorSettings, self.configuration(**overrides))
-
-    @asynccontextmanager
-    async def session(self, **overrides: Any) -> AsyncIterator[CommandSession]:
-        """A rotator's, as a command opens it."""
-        async with open_session(
-            self.settings(**overrides), Quiet(), [], lambda: datetime.now(UTC).timestamp()
-        ) as session:
-            yield session
 
     @asynccontextmanager
     async def key(self) -> AsyncIterator[KmsKey]:
@@ -164,3 +141,7 @@ class Tenants:
     async def journal(self, table: str) -> list[Any]:
         """The rows of a table beside it."""
         return await self.execute(f"SELECT * FROM {PREFIX}_{table}")  # noqa: S608 - a test's
+
+    async def end_lease(self) -> None:
+        """As if the time of a killed one's had passed."""
+        await self.execute(f"UPDATE {PREFIX}_lease SET expires_at = 0")  # noqa: S608 - a test's

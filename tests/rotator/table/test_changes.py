@@ -94,8 +94,7 @@ async def test_a_rotation_ends_while_the_program_writes_rows_that_name_no_versio
         return await encrypt(self, content, bound_to, timeout=timeout)
 
     monkeypatch.setattr(MemoryKey, "encrypt", encrypt_and_write)
-    async with tenants.session(batch_size=1) as session:
-        report = await run(session, REWRAP)
+    report = await tenants.do(run, REWRAP, batch_size=1)
     assert (report.outcome, report.problems) == (CommandOutcome.DONE, ()), report
     assert report.rotation
     assert report.rotation.done <= report.rotation.total
@@ -141,8 +140,7 @@ async def test_a_row_that_cannot_be_unwrapped_stops_all_and_is_named(
         assert "driver.where" in refused.value.message
     assert await in_a_file.execute("SELECT * FROM tenant_keys") == before
     in_a_file.driver["where"] = "tenant = 'acme'"
-    async with in_a_file.session() as session:
-        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+    assert (await in_a_file.do(run, REWRAP)).outcome is CommandOutcome.DONE
 
 
 async def test_a_wrong_aad_is_noticed_before_anything_is_changed(in_a_file: Tenants, kms_key: StoredKey) -> None:
@@ -172,8 +170,7 @@ async def test_a_condition_that_rows_leave_by_the_rotation_itself_is_refused(
             await run(session, REWRAP)
     assert await in_a_file.rows() == before
     in_a_file.driver["where"] = None
-    async with in_a_file.session() as session:
-        assert (await resume(session)).outcome is CommandOutcome.DONE
+    assert (await in_a_file.do(resume)).outcome is CommandOutcome.DONE
     assert await in_a_file.unreadable() == []
 
 
@@ -244,8 +241,7 @@ async def test_a_value_that_differs_by_case_alone_is_another_one(
         await tenants.execute("UPDATE t SET dek = :dek", {"dek": dek.upper()})
 
     interfere(monkeypatch, change, b"k")
-    async with tenants.session() as session:
-        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+    assert (await tenants.do(run, REWRAP)).outcome is CommandOutcome.DONE
     ((after, version),) = await tenants.execute("SELECT dek, v FROM t")
     assert (writes, version, after == after.upper()) == ([1], "oak", True)  # wrapped anew as the program left it
 

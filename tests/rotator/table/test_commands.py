@@ -185,8 +185,7 @@ async def test_a_row_that_where_leaves_out_keeps_its_version(tenants: Tenants, k
     tenants.driver["key_version"] = "kms_version"
     by_oak = "UPDATE tenant_keys SET kms_version = 'oak', dek_ciphertext = :new WHERE deleted_at IS NOT NULL"
     await tenants.execute(by_oak, {"new": await tenants.wrap(secret("acme"), aad("acme"))})
-    async with tenants.session() as session:
-        assert "version elm is disabled" in (await retire_version(session, "elm", 1)).summary
+    assert "version elm is disabled" in (await tenants.do(retire_version, "elm", 1)).summary
 
 
 async def test_nothing_is_wrapped_by_a_retired_version(tenants: Tenants, kms_key: StoredKey) -> None:

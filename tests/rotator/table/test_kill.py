@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -11,35 +11,20 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, Connection, text
 
-from ops.kms_emulator.emulator import Emulator, run_emulator
-from ops.kms_emulator.model import create_material
+from ops.kms_emulator.emulator import Emulator
 from services.rotator.report import CommandOutcome
 from services.rotator.runner import resume, rollback, run
 from shared.keyring.administration import RotationType
 from tests.faults.summary import KILLS
 from tests.memory_kms import StoredKey
 from tests.rotator.keyring_to_rotate import KEY
-from tests.rotator.table.killed import end_lease, run_killed
-from tests.rotator.table.tenants import PREFIX, Tenants, aad
+from tests.rotator.killed_rotator import run_killed
+from tests.rotator.table.tenants import Tenants, aad
 
 REWRAP = RotationType.REWRAP_KEK
 ROWS = 40
 """Of the short test: two full batches, and then one without a row."""
 ROW_COUNT = 20_000
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with run_emulator(keys=[KEY]) as running:
-        yield running
-
-
-async def add_version(emulator: Emulator) -> None:
-    """The KMS key gets another version, which is the primary one from then on."""
-    now, number = emulator.store.clock(), len((await emulator.store.get_key(KEY)).versions) + 1
-    await emulator.store.update_key(
-        KEY, lambda key: key.with_new_version(create_material(), now).with_primary(number, now)
-    )
 
 
 async def fill(url: URL, emulator: Emulator, folder: Path, count: int) -> Tenants:
@@ -118,10 +103,10 @@ async def test_a_rotator_that_is_killed_after_any_commit_leaves_every_row_readab
     await tenants.add([f"tenant-{number}" for number in range(ROWS)])
     kms_key.add_version("v1")
     kills, unreadable, finish = 0, list[str](), itertools.cycle([resume, rollback])
-    while not await run_killed(tenants, "run", kills + 1, batch_size=20):
+    while not await run_killed(tenants, kills + 1, run, REWRAP, batch_size=20):
         kills += 1
         unreadable += await tenants.unreadable()
-        await end_lease(tenants, PREFIX)
+        await tenants.end_lease()
         async with tenants.session() as session:
             ended = await next(finish)(session)
             assert ended.outcome in {CommandOutcome.DONE, CommandOutcome.NOTHING_TO_DO}, ended.summary
@@ -137,26 +122,27 @@ async def test_a_rotator_that_is_killed_after_any_commit_leaves_every_row_readab
 async def test_twenty_thousand_rows_under_load_stay_readable_whenever_the_rotator_is_killed(
     store: str,
     emulator: Emulator,
+    new_version: Callable[[], Awaitable[None]],
     tmp_path: Path,
     request: pytest.FixtureRequest,
     record_property: Callable[[str, object], None],
 ) -> None:
     """Each process does one commit more of the rotation than the one before it, until nothing is left."""
     tenants = await fill(request.getfixturevalue(store), emulator, tmp_path, ROW_COUNT)
-    await add_version(emulator)
+    await new_version()
     program, kills = Program(tenants, Random(14)), 0  # noqa: S311 - a test's
     overrides: dict[str, Any] = {"batch_size": 1000, "lease": "60s"}
     async with program.running(0.2):
-        command, commits = "run", 1
-        while not await run_killed(tenants, command, commits, **overrides):
+        command: tuple[Any, ...] = (run, REWRAP)
+        commits = 1
+        while not await run_killed(tenants, commits, *command, **overrides):
             kills += 1
-            await end_lease(tenants, PREFIX)
+            await tenants.end_lease()
             async with tenants.session() as session:
                 latest = await session.administration.get_progress()
-            command, commits = ("run", commits + 1) if latest is None else ("resume", 5 + kills % 23)
+            command, commits = ((run, REWRAP), commits + 1) if latest is None else ((resume,), 5 + kills % 23)
     assert await tenants.unreadable() == []
-    async with tenants.session() as session:
-        assert (await run(session, REWRAP)).outcome in {CommandOutcome.DONE, CommandOutcome.NOTHING_TO_DO}
+    assert (await tenants.do(run, REWRAP)).outcome in {CommandOutcome.DONE, CommandOutcome.NOTHING_TO_DO}
     rows = await tenants.rows()
     row = {"store": store.partition("_")[0], "type": "table, 20,000 rows", "then": "resume", "kills": str(kills)}
     record_property(KILLS, row | {"lost": "0"})

@@ -41,8 +41,7 @@ async def test_each_encoding_is_written_as_it_was_read(
     assert type(after) is type(before)
     assert len(after) == len(before)
     assert after != before
-    async with tenants.session() as session:
-        assert (await rollback(session)).outcome is CommandOutcome.DONE
+    assert (await tenants.do(rollback)).outcome is CommandOutcome.DONE
     assert await tenants.execute("SELECT dek FROM keys ORDER BY id") == [(before,), (None,)]
 
 
@@ -189,8 +188,7 @@ async def test_a_version_is_written_in_the_form_in_which_it_was_read(
     await rewrap(tenants)
     query = "SELECT kms_version FROM tenant_keys ORDER BY tenant"
     assert await tenants.execute(query) == [(after,) for _, after in versions]
-    async with tenants.session() as session:
-        assert (await rollback(session)).outcome is CommandOutcome.DONE
+    assert (await tenants.do(rollback)).outcome is CommandOutcome.DONE
     assert await tenants.execute(query) == [(before,) for before, _ in versions]
 
 
