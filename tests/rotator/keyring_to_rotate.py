@@ -27,6 +27,8 @@ from shared.kms.gcp.client import GcpKmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 NONCE = bytes(12)
+NewVersion = Callable[[], Awaitable[None]]
+"""Adds a version of the KMS key, and makes it the primary one."""
 
 
 class Quiet:

@@ -1,7 +1,5 @@
 """A backup can be read back, whatever stands in its rows, or nothing is changed."""
 
-from collections.abc import Awaitable, Callable
-
 import pytest
 
 from services.rotator.backups import EncryptedFileWriter
@@ -9,9 +7,7 @@ from services.rotator.report import RotatorError
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType, StoredKey
 from tests.rotator.backups.test_backup_file import read
-from tests.rotator.keyring_to_rotate import Rotated, write_backup
-
-NewVersion = Callable[[], Awaitable[None]]
+from tests.rotator.keyring_to_rotate import NewVersion, Rotated, write_backup
 
 
 async def test_whatever_another_program_wrote_into_a_row_can_be_backed_up_and_read(in_a_file: Rotated) -> None:

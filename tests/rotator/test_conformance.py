@@ -48,19 +48,24 @@ async def keyring(tmp_path: Path) -> AsyncIterator[LocalAdministration]:
         await database.close()
 
 
-async def check(
-    keyring: Administration, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
-) -> dict[str, tuple[bool, str]]:
-    """The checks of a service of which some methods are others."""
+def configured(folder: Path, driver: dict[str, str] | None = None, **kms: str) -> Path:
+    """The configuration of a rotator, of a service where nobody listens unless told else."""
     (folder / "token").write_text("the-token-of-the-service")
     document = {
-        "driver": {"kind": "admin_api", "url": "http://127.0.0.1:1", "token_file": "token"},
-        "kms": {"provider": "memory", "key": KEY},
+        "driver": driver or {"kind": "admin_api", "url": "http://127.0.0.1:1", "token_file": "token"},
+        "kms": kms or {"key": "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"},
         "state_dir": "state",
     }
     file = folder / "rotator.yml"
     file.write_text(yaml.safe_dump(document))
-    settings = load_settings(RotatorSettings, file)
+    return file
+
+
+async def check(
+    keyring: Administration, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> dict[str, tuple[bool, str]]:
+    """The checks of a service of which some methods are others."""
+    settings = load_settings(RotatorSettings, configured(folder, provider="memory", key=KEY))
 
     class Service:
         def __getattr__(self, name: str) -> Any:
@@ -190,27 +195,14 @@ async def test_each_deviation_is_found_by_its_check(
 
 
 def test_a_driver_without_an_admin_api_is_refused(tmp_path: Path) -> None:
-    document = {
-        "driver": {"kind": "sql", "database": "sqlite:///keyring.db"},
-        "kms": {"key": "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"},
-        "state_dir": "state",
-    }
-    file = tmp_path / "rotator.yml"
-    file.write_text(yaml.safe_dump(document))
+    file = configured(tmp_path, {"kind": "sql", "database": "sqlite:///keyring.db"})
     done = CliRunner().invoke(main, ["conformance", "--config", str(file)])
     assert done.exit_code == 1
     assert "the driver sql uses no admin API; expected admin_api or command" in done.stderr
 
 
 def test_a_service_that_does_not_answer_fails_the_first_check_and_skips_the_others(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("the-token-of-the-service")
-    document = {
-        "driver": {"kind": "admin_api", "url": "http://127.0.0.1:1", "token_file": "token"},
-        "kms": {"key": "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"},
-        "state_dir": "state",
-    }
-    file = tmp_path / "rotator.yml"
-    file.write_text(yaml.safe_dump(document))
+    file = configured(tmp_path)
     done = CliRunner().invoke(main, ["conformance", "--json", "--config", str(file)])
     checks = json.loads(done.stdout)["checks"]
     assert (done.exit_code, checks[0]["outcome"], {each["outcome"] for each in checks[1:]}) == (

@@ -9,11 +9,10 @@ from services.rotator.runner import resume, rollback, run
 from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.model import DataKey, DataKeyStatus
 from tests.faults.summary import KILLS
-from tests.rotator.keyring_to_rotate import Rotated
+from tests.rotator.keyring_to_rotate import NewVersion, Rotated
 from tests.rotator.killed_rotator import run_killed
 from tests.rotator.test_resume import left_in_the_middle
 
-NewVersion = Callable[[], Awaitable[None]]
 Another = Callable[[], Awaitable[Rotated]]
 
 

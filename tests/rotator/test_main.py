@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +16,7 @@ from sqlalchemy import URL
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from tests.fork_server import forked
-from tests.rotator.keyring_to_rotate import Rotated, secret
-
-NewVersion = Callable[[], Awaitable[None]]
+from tests.rotator.keyring_to_rotate import NewVersion, Rotated, secret
 
 
 class Ended(NamedTuple):

@@ -14,8 +14,8 @@ from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.config.errors import ConfigurationError
 from shared.keyring.administration import RotationType
-from tests.rotator.keyring_to_rotate import KEY, Rotated
-from tests.rotator.versions import NewVersion, forgotten, passed, rewrapped, state
+from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated
+from tests.rotator.versions import forgotten, passed, rewrapped, state
 
 REWRAP = RotationType.REWRAP_KEK
 

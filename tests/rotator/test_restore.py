@@ -1,6 +1,5 @@
 """A backup is put back: what was damaged is healed, and nothing that works is displaced by what does not."""
 
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -13,9 +12,7 @@ from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.runner import restore_backup, run
 from shared.keyring.administration import RotationType
 from shared.keyring.model import DataKeyStatus
-from tests.rotator.keyring_to_rotate import Rotated, data_key_id, write_backup
-
-NewVersion = Callable[[], Awaitable[None]]
+from tests.rotator.keyring_to_rotate import NewVersion, Rotated, data_key_id, write_backup
 
 
 async def test_damaged_and_lost_data_keys_come_back(rotated: Rotated) -> None:

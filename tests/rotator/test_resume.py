@@ -1,7 +1,6 @@
 """What a runner left is finished by the next one, on this machine or another."""
 
 import shutil
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -21,10 +20,9 @@ from shared.keyring.administration import (
     VerificationResult,
 )
 from shared.keyring.model import DataKeyStatus
-from tests.rotator.keyring_to_rotate import Rotated, data_key_id, write_backup
+from tests.rotator.keyring_to_rotate import NewVersion, Rotated, data_key_id, write_backup
 from tests.rotator.killed_rotator import run_killed
 
-NewVersion = Callable[[], Awaitable[None]]
 REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
 
 

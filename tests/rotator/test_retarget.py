@@ -12,10 +12,9 @@ from services.rotator.runner import resume, rollback, run
 from services.rotator.steps import RotationSteps
 from shared.keyring.administration import JournalStep, RotationProgress, RotationType
 from shared.keyring.model import DataKeyStatus
-from tests.rotator.keyring_to_rotate import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated
 from tests.rotator.test_resume import left_in_the_middle
 
-NewVersion = Callable[[], Awaitable[None]]
 NEW = RotationType.NEW_DEK
 
 

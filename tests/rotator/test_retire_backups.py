@@ -9,8 +9,8 @@ from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.keyring.administration import JournalBackup, RotationType
 from shared.keyring.model import UNREADABLE_VERSION
-from tests.rotator.keyring_to_rotate import Rotated
-from tests.rotator.versions import NewVersion, passed, refusal, rewrapped, state
+from tests.rotator.keyring_to_rotate import NewVersion, Rotated
+from tests.rotator.versions import passed, refusal, rewrapped, state
 
 
 async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_only_where_that_is_confirmed(

@@ -13,8 +13,8 @@ from services.rotator.session import CommandSession
 from shared.keyring.administration import AdministrationError, RefusedError, UnreachableError
 from shared.kms.port import KeyVersion, KmsError
 from shared.kms.reason import Reason
-from tests.rotator.keyring_to_rotate import KEY, Rotated
-from tests.rotator.versions import NewVersion, refusal, rewrapped, state
+from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated
+from tests.rotator.versions import refusal, rewrapped, state
 
 
 async def test_a_refusal_of_kms_is_reported_and_nothing_is_written_down(

@@ -14,8 +14,8 @@ from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.keyring.administration import RefusedError, RotationType
 from shared.keyring.tables import journal_entries
-from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
-from tests.rotator.versions import DAY, NewVersion, forgotten, refusal, state
+from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated, data_key_id
+from tests.rotator.versions import DAY, forgotten, refusal, state
 
 
 async def test_a_row_that_cannot_be_read_may_need_any_version_and_blocks_retire_and_destroy(

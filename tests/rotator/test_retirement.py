@@ -13,8 +13,8 @@ from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import restore_backup, resume, rollback, run
 from shared.keyring.administration import KeyUsage, RotationType
 from shared.keyring.model import DataKey
-from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id, write_backup
-from tests.rotator.versions import DAY, NewVersion, forgotten, passed, refusal, rewrapped, state
+from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated, data_key_id, write_backup
+from tests.rotator.versions import DAY, forgotten, passed, refusal, rewrapped, state
 
 
 async def test_a_version_that_nothing_needs_is_disabled_and_destroyed_after_its_month(

@@ -1,7 +1,7 @@
 """Failures in the middle of a rotation: nothing is lost, and one sentence says what failed and what to type next."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 
@@ -18,9 +18,8 @@ from shared.keyring.administration import (
     UnreachableError,
     VerificationResult,
 )
-from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated, data_key_id
 
-NewVersion = Callable[[], Awaitable[None]]
 REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
 
 

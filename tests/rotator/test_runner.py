@@ -1,4 +1,3 @@
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -10,9 +9,7 @@ from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.runner import rollback, run
 from shared.keyring import verification
 from shared.keyring.administration import RotationType
-from tests.rotator.keyring_to_rotate import Rotated, data_key_id
-
-NewVersion = Callable[[], Awaitable[None]]
+from tests.rotator.keyring_to_rotate import NewVersion, Rotated, data_key_id
 
 
 @pytest.mark.parametrize("type_", [RotationType.REWRAP_KEK, RotationType.NEW_DEK])

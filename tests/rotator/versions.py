@@ -9,9 +9,8 @@ from ops.kms_emulator.model import EmulatedState
 from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType
-from tests.rotator.keyring_to_rotate import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated
 
-NewVersion = Callable[[], Awaitable[None]]
 DAY = 86400
 
 

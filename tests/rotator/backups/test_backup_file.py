@@ -7,7 +7,6 @@ import io
 import json
 import stat
 import tracemalloc
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +23,8 @@ from services.rotator.report import CommandOutcome
 from services.rotator.session import CommandSession
 from shared.keyring.administration import MAX_PAGE_SIZE, StoredKey
 from tests.iterations import LONG
-from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id, write_backup
+from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated, data_key_id, write_backup
 
-NewVersion = Callable[[], Awaitable[None]]
 DATA_KEYS = 100_000 if LONG else 10_000
 
 

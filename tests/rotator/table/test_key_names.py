@@ -12,9 +12,9 @@ from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import rollback, run
 from shared.keyring.administration import RotationType
-from tests.rotator.keyring_to_rotate import KEY
+from tests.rotator.keyring_to_rotate import KEY, NewVersion
 from tests.rotator.table.tenants import PREFIX, Tenants
-from tests.rotator.versions import NewVersion, state
+from tests.rotator.versions import state
 
 REWRAP = RotationType.REWRAP_KEK
 SPELLINGS = (
