@@ -21,11 +21,6 @@ _PARTS_WITH_NEW_WRITER: Final = frozenset({AuditPart.DATASET_ACCESS, AuditPart.B
 def apply_changes(api: GoogleCaller, desired: DesiredState, sleep: Callable[[float], None]) -> Iterator[Change]:
     """Make each change, and yield it when it is done, with the state before and after.
 
-    Args:
-        api: of Google.
-        desired: for one project.
-        sleep: waits for some seconds.
-
     Raises:
         GoogleError: a change was refused; those before it are done.
         UnchangeableError: something that cannot be changed is in the way.

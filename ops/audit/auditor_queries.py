@@ -20,12 +20,7 @@ _CALLER_FORMAT: Final = (
 
 
 def list_queries(project: str, *, bigquery: bool) -> Iterator[tuple[str, str]]:
-    """Yield each question and its command.
-
-    Args:
-        project: of the logs.
-        bigquery: whether to query its dataset, too.
-    """
+    """Yield each question and its command."""
     read = f'logName="projects/{project}/logs/{_DATA_ACCESS_LOG}" AND protoPayload.serviceName="{KMS}"'
     command = read.replace("data_access", "activity")
     decrypted, encrypted = (f'{read} AND protoPayload.methodName="{method}"' for method in ("Decrypt", "Encrypt"))

@@ -94,13 +94,7 @@ _KINDS: Final = {400: ErrorKind.INVALID, 404: ErrorKind.MISSING, 409: ErrorKind.
 
 
 class GoogleError(HintedError):
-    """Google refused a call.
-
-    Args:
-        kind: of the refusal.
-        error: what was refused; no secret.
-        hint: what to do.
-    """
+    """Google refused a call."""
 
     def __init__(self, kind: ErrorKind, error: str, hint: str = "") -> None:
         super().__init__(error, hint)
@@ -113,14 +107,7 @@ def is_transient(status: int, reasons: set[str]) -> bool:
 
 
 def build_error(name: str, status: int, google_message: str, reasons: set[str]) -> GoogleError:
-    """Classify an error response.
-
-    Args:
-        name: of API and method.
-        status: of HTTP.
-        google_message: Google's text.
-        reasons: Google's error codes.
-    """
+    """Classify an error response."""
     kind, api = _KINDS.get(status, ErrorKind.FAILED), name.partition(".")[0]
     if status == 401:
         return GoogleError(kind, "the credentials are not taken", LOGIN_HINT)

@@ -30,12 +30,6 @@ async def acknowledge_in_slack(
 ) -> tuple[list[Hop], list[str]]:
     """Press the button of the alert's message.
 
-    Args:
-        stack: the running demo.
-        alertname: of the page.
-        started_at: when the fault began, unix seconds.
-        on_hop: called with each hop.
-
     Returns:
         The hops, and a sentence for each that did not happen in time.
     """
@@ -128,10 +122,6 @@ async def list_incidents(stack: Stack, query: str) -> list[dict[str, Any]]:
 
 async def read_timeline(stack: Stack, alertname: str) -> tuple[dict[str, Any], list[str]]:
     """Read the last incident of an alert until its timeline is whole.
-
-    Args:
-        stack: the running demo.
-        alertname: of the incident.
 
     Returns:
         The incident as the API has it, and a sentence for each entry that was not there in time.
@@ -281,7 +271,7 @@ class _Phase:
         return time.time() if next(states, None) in expected_states else None
 
     async def _check_accepted(self) -> float | None:
-        return min((_to_unix_seconds(row["accepted_at"]) for row in await self._list_deliveries()), default=None)
+        return min((_to_seconds(row["accepted_at"]) for row in await self._list_deliveries()), default=None)
 
     async def _check_delivered(self, channel: ChannelName) -> float | None:
         """When all of a channel's messages were there: `email` has two mailboxes, and counts with the last of them."""
@@ -323,9 +313,5 @@ class _Phase:
             row
             for row in (answer or {"deliveries": []})["deliveries"]
             if (row["alertname"], row["status"]) == (ALERT, self.state)
-            and _to_unix_seconds(row["accepted_at"]) >= self.started_at
+            and _to_seconds(row["accepted_at"]) >= self.started_at
         ]
-
-
-def _to_unix_seconds(timestamp: str) -> float:
-    return datetime.fromisoformat(timestamp).timestamp()

@@ -48,12 +48,6 @@ def read_environment(
 ) -> dict[str, Any]:
     """What GitHub's API says of an environment.
 
-    Args:
-        url: the environment's, in the API.
-        token: the job's.
-        sleep: waits for so many seconds.
-        clock: Unix seconds.
-
     Raises:
         RefusedError: it does not exist, or cannot be read.
     """

@@ -30,14 +30,7 @@ _HEARTBEAT_SECONDS: Final = 5.0
 async def read_backends(
     backends: Sequence[Backend], probe: ProbeSettings, add_states: AddStates, random: Random
 ) -> None:
-    """Reads in this process until it is cancelled.
-
-    Args:
-        backends: what is read.
-        probe: how often, and within which time.
-        add_states: takes what each read finds.
-        random: for the schedule's jitter.
-    """
+    """Reads in this process until it is cancelled."""
     async with AsyncExitStack() as stack:
         readers = [await open_backend_reader(backend, probe.timeout, stack) for backend in backends]
         jobs = [
@@ -48,13 +41,7 @@ async def read_backends(
 
 
 async def open_backend_reader(backend: Backend, timeout: float, stack: AsyncExitStack) -> BackendReader:
-    """What reads a backend.
-
-    Args:
-        backend: its settings.
-        timeout: seconds for each document.
-        stack: ends what the reader needs.
-    """
+    """What reads a backend."""
     # Replicas are reached by their addresses, which no proxy has to know.
     egress = EgressSettings(proxy=DIRECT) if backend.resolve == "all" else backend
     session = await stack.enter_async_context(open_http_client(Egress(egress)))

@@ -192,12 +192,7 @@ class History:
         """Since when anything is recorded."""
 
     def configure(self, targets: Iterable[tuple[str, str]], services: Collection[str]) -> None:
-        """What is configured, at the start and after a reload: all else is forgotten, what is new is shown as unknown.
-
-        Args:
-            targets: service and name of each.
-            services: of each backend.
-        """
+        """What is configured, at the start and after a reload: all else is forgotten, what is new is unknown."""
         services_by_target = {name: service for service, name in targets}
         self._services = frozenset(services)
         remaining = {

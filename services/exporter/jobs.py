@@ -71,15 +71,7 @@ async def start_jobs(
     random: Random,
     read_backends: ReadBackends = read_backends_in_process,
 ) -> AsyncIterator[RunningJobs]:
-    """Runs the jobs of `settings` while the body runs; then stops them and closes their connections.
-
-    Args:
-        settings: the targets and backends.
-        results: receives every result.
-        connect: opens a key from its settings.
-        random: for the schedule's jitter.
-        read_backends: reads the backends.
-    """
+    """Runs the jobs of `settings` while the body runs; then stops them and closes their connections."""
     async with AsyncExitStack() as stack:
         # One semaphore for each KMS: one that hangs does not block the keys of another.
         create_semaphore = partial(asyncio.Semaphore, settings.probe.concurrency)

@@ -33,12 +33,7 @@ class ExporterMetrics(Collector):
         self.configure(targets, services)
 
     def configure(self, targets: Iterable[tuple[str, str]], services: Iterable[str]) -> None:
-        """From now on these are watched: what is new starts at 0, what is gone disappears, the others go on.
-
-        Args:
-            targets: (service, target) of each.
-            services: those with a backend.
-        """
+        """From now on these are watched: what is new starts at 0, what is gone disappears, the others go on."""
         self._targets = {both: self._targets.get(both) or TargetMetrics(*both) for both in targets}
         self._backends = {service: self._backends.get(service) or BackendMetrics() for service in services}
         self.changed.set()
@@ -105,12 +100,7 @@ class ChangeLog:
         self._backend_problems: dict[tuple[str, str | None], tuple[str, ...]] = {}
 
     def configure(self, targets: Collection[tuple[str, str]], services: Collection[str]) -> None:
-        """Forgets all targets and backends but these.
-
-        Args:
-            targets: service and name of each.
-            services: the services that have a backend.
-        """
+        """Forgets all targets and backends but these."""
         self._failures = {key: failure for key, failure in self._failures.items() if key in targets}
         self._inspection_problems = {
             key: problems for key, problems in self._inspection_problems.items() if key in targets

@@ -1,15 +1,8 @@
-"""Detects placeholders of examples in settings: `acme` and `example` are for documents, and nobody answers there.
-
-RFC 2606 reserves example.com, example.net, example.org and the top-level domain `example`.
-
-YAML file + environment → a pydantic model, or one readable line for each error.
+"""YAML file + environment → a pydantic model, or one readable line for each error.
 
 Every value may also come from the environment (`KEYPULSE_RELAY__DELIVERY__TIMEOUT=5s`), which wins over the file.
-Unknown keys are refused. Relative paths are taken from the configuration file's folder, as Prometheus does.
-
-URLs of HTTP servers among settings and options, checked before anything is sent to them.
-
-Errors never repeat the URL: it may hold a password or a token.
+Unknown keys and placeholders of examples are refused. Relative paths are taken from the configuration file's folder, as
+Prometheus does. Errors never repeat a URL: it may hold a password or a token.
 """
 
 import ipaddress

@@ -1,42 +1,14 @@
-"""The audit log: an entry for each action of a caller, the newest first at `GET /api/audit`.
+"""Who may call which endpoint: authentication, roles, other web pages (CSRF, DNS rebinding), refusals, the audit log.
 
-The relay stores them in its outbox. Other servers keep the last ones in memory, and log all of them.
+Each route declares its `RouteRequirements`; one without them is for admins. A name comes from a credential alone:
+`Authorization: Bearer TOKEN`, Basic with the token or a user of web.yml, else the session that `Sessions` has found.
 
-Authentication: the credentials of a request → a name and a role.
-
-`Authorization: Bearer TOKEN`; for a browser, Basic with the token as its password, or a user of web.yml, whose password
-`web_config_auth` has checked before; without that header, the session that `Sessions` has found. The name comes from
-the credential alone, never from another header.
-
-Decides who may call which endpoint, and records refusals and actions.
-
-Each route declares its requirements (`RouteRequirements`); a route without them is for admins. Requests with side
-effects are refused to other web pages, whatever credentials a browser adds. A server without credentials answers only
-to the names of its own machine. A refusal is counted, and logged with the peer's address at most once in 10 s for each
-address. An action is logged and stored in the audit log.
-
-Cookies of the servers' pages: for scripts invisible, for other sites useless, on https bound to this very host.
-
-`__Host-` makes a browser refuse the cookie from a subdomain or from plain http
-(https://datatracker.ietf.org/doc/html/draft-ietf-httpbis-rfc6265bis#name-the-__host-prefix).
-
-Detects requests that a foreign web page made a browser send (CSRF, DNS rebinding).
-
-A browser adds its credentials and reaches loopback, so neither shows that a person meant the request. `Origin` and
-`Sec-Fetch-Site` do (https://www.w3.org/TR/fetch-metadata/); programs send neither. `Sec-Fetch-Site` wins if both are
-sent: no page can set it, and behind a proxy that ends TLS `Origin` has `https`. A page that points its own name at
-127.0.0.1 is recognised by `Host`.
-
-The token that every action of a page carries, so that no other page makes a browser act (CSRF).
-
-It is bound to the caller's session, or to a cookie of its own for callers without one (double submit). It comes in the
-header `X-CSRF-Token`, or in the field `csrf_token`, the first of a form: of the body no more than that is read here.
-
-Refusals: the closed set of reasons, their responses, and the counter, which also logs them.
-
-A refusal is logged with the peer's address, at most once in 10 s for each address.
-
-The port of sessions: what `authorization` asks of a server whose pages people log in to.
+A browser adds its credentials and reaches loopback, so neither shows that a person meant a request. `Origin` and
+`Sec-Fetch-Site` do (https://www.w3.org/TR/fetch-metadata/); programs send neither. `Sec-Fetch-Site` wins: no page can
+set it, and behind a proxy that ends TLS `Origin` has `https`. A page that points its own name at 127.0.0.1 is
+recognised by `Host`. Every action of a page carries a token, in `X-CSRF-Token` or as the first field of its form, bound
+to the session, or to a cookie where there is none (double submit). Cookies are invisible to scripts; `__Host-` makes a
+browser refuse one from a subdomain or from plain http.
 """
 
 import asyncio
@@ -483,12 +455,7 @@ class RefusalReason(StrEnum):
 
 
 class RefusalCounter(Collector):
-    """Counts and logs the refused requests of one server.
-
-    Args:
-        metrics: registers the counter.
-        clock: seconds.
-    """
+    """Counts and logs the refused requests of one server."""
 
     def __init__(self, metrics: CollectorRegistry, clock: Callable[[], float] = time.monotonic) -> None:
         # Not a Counter of prometheus_client: an object for each reason of each route takes eight times as long.
@@ -583,13 +550,7 @@ class Sessions(Protocol):
         """
 
     def build_refusal(self, request: Request, status: int, message: str) -> Response | None:
-        """Return the answer to a browser, such as a redirect to the login page; None for a program.
-
-        Args:
-            request: that is refused.
-            status: of the refusal.
-            message: one sentence.
-        """
+        """Return the answer to a browser, such as a redirect to the login page; None for a program."""
 
 
 OTHER_ENDPOINT: Final = "other"

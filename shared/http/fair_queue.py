@@ -33,9 +33,6 @@ class FairQueue:
     async def acquire(self, peer: str) -> AsyncIterator[None]:
         """Wait until a slot is free and the address is next; the body has the slot.
 
-        Args:
-            peer: the client's address.
-
         Raises:
             QueueFullError: no slot was free, and no address waits for more than this one.
         """

@@ -72,13 +72,7 @@ Q = TypeVar("Q", bound=Query)
 
 
 def parse_query(model: type[Q], parameters: Mapping[str, str], context: object = None) -> Q:
-    """The parameters of an address. Raises RefusedError for the first that is unknown or wrong.
-
-    Args:
-        model: has a field for each.
-        parameters: as they were sent.
-        context: for the model's validators.
-    """
+    """The parameters of an address. Raises RefusedError for the first that is unknown or wrong."""
     try:
         return model.model_validate(dict(parameters), context=context)
     except ValidationError as error:

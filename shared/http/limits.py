@@ -1,20 +1,10 @@
-"""Limits how many bytes of request bodies are in memory at once, and how long a body may take to arrive.
-
-A reader waits until its budget has space, in order of arrival. While it waits, nothing is read: uvicorn buffers at most
-64 KiB for a connection that nobody reads.
-
-A body takes no budget before its first byte. Up to `SMALL_BODY_BYTES` it counts against the small budget. A larger body
-then needs its whole size from the large budget at once, so no two bodies wait for each other. A sender that occupies
-budget while others wait, and is too slow to finish in time, loses it.
-
-Limits of connections, before a caller is authenticated: a request's head, requests handled at once.
+"""Limits before a caller is authenticated: a request's head, its body's bytes and time, requests handled at once.
 
 uvicorn closes no connection on which a request does not arrive, and buffers a head of any size, any number of headers
-and of pipelined requests. A header takes fifty times its four bytes once it is parsed. asyncio reads 256 KiB at once:
-of hundreds of connections before the first request is refused.
-
-`AdmissionQueue` limits how many requests of one kind are handled at once. Thousands of them, each with its task, would
-take more memory than everything else; unread, they take almost none.
+(each takes fifty times its four bytes once parsed) and of pipelined requests. Of a body that nobody reads it buffers
+64 KiB at most, so a reader waits, in order of arrival, until its budget has space. A body takes none before its first
+byte; up to `SMALL_BODY_BYTES` it counts against the small budget, a larger one then needs its whole size from the large
+one at once, so no two wait for each other. A sender that is too slow while others wait loses its space.
 """
 
 import asyncio
@@ -29,11 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
 class ByteBudget:
-    """A budget of bytes that are in memory at once.
-
-    Args:
-        limit: bytes.
-    """
+    """A budget of bytes that are in memory at once."""
 
     def __init__(self, limit: int) -> None:
         self._available = limit

@@ -87,11 +87,6 @@ class PasswordChecker:
     async def check_password(self, name: str, password: bytes, peer: str) -> bool:
         """Whether the password is the user's. Cancelled if the client disconnects.
 
-        Args:
-            name: of the user.
-            password: as received.
-            peer: the client's address.
-
         Raises:
             QueueFullError: too many passwords are being checked.
         """

@@ -1,14 +1,8 @@
-"""`tls_server_config` → the context of a server's connections, and which client certificates it lets in.
+"""`web.yml` in exporter-toolkit's format → frozen settings and a TLS context, or one line for each error.
 
-`web.yml` in exporter-toolkit's format → frozen settings, or one line for each error.
-
-https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md. What Python's TLS
-cannot do is refused with a reason, never ignored.
-
-Reloads web.yml whenever it, or a file that it names, has changed: a renewed certificate needs no restart.
-
-If the new state cannot be used, the old one stays active and one error is logged. The files are small and local; `stat`
-detects a change, as in `secret_file`.
+https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md. What Python's TLS cannot do is
+refused with a reason. The file, and those that it names, are read again when they change, so a renewed certificate
+needs no restart; if the new state cannot be used, the old one stays active and one error is logged.
 """
 
 import ipaddress
@@ -191,10 +185,6 @@ log = structlog.get_logger(__name__)
 def create_server_context(web_config_path: Path, settings: TlsSettings) -> ssl.SSLContext:
     """Build the context from the current files.
 
-    Args:
-        web_config_path: the settings' file, for errors.
-        settings: of TLS.
-
     Raises:
         ConfigurationError: a file cannot be read, or has another content than expected.
     """
@@ -283,9 +273,6 @@ class WebState:
 
 class WebConfigFile:
     """Provides the latest valid state of a web.yml.
-
-    Args:
-        file: the web.yml.
 
     Raises:
         ConfigurationError: it is not valid.

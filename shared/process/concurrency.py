@@ -103,12 +103,6 @@ async def run_concurrently(
 
     One call after the other to KMS, which answers in tens of milliseconds, would take hours. After the first exception
     no further item starts; the exception is raised once all finished results were handled, so that none is lost.
-
-    Args:
-        items: what to work on.
-        call: does the work for one.
-        handle_batch: takes finished items with their results.
-        max_concurrent: calls at the same time.
     """
     failures: list[BaseException] = []
     slots = asyncio.Semaphore(max_concurrent)

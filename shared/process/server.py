@@ -1,27 +1,15 @@
-"""Hot reload: applies a changed configuration without a restart, at SIGHUP and at `POST /-/reload`.
-
-A server passes `apply(settings)`, a coroutine function: when it returns, the server runs with these settings. If they
-cannot be applied it raises ConfigurationError or StartError, and the server continues with the old ones. Calls never
-overlap; a stop may cancel one, and the server then closes what is left. A configuration that changes one of the
-`restart_keys` is refused as a whole, so the server always runs with one version of the file. A refused configuration is
-answered with 500, as by Prometheus: it is not an error of the client.
-
-`ReloadableApp` replaces everything at once: it stops the old parts, then starts the new ones. Meanwhile the application
-answers by the old routes.
-
-Runs a server: reads its configuration and its web.yml, and serves an application until a stop signal.
+"""Runs a server until a stop signal, and applies a changed configuration at SIGHUP and at `POST /-/reload`.
 
     async def serve(runner: ServerRunner[Settings]) -> None:
         async with run_relay(runner.settings) as app:
             await runner.serve(app, app.state.apply)
 
-`shared.process.server` explains `apply`.
+When `apply(settings)` returns, the server runs with these settings; if it raises ConfigurationError or StartError, the
+old ones stay, and the answer is 500, as by Prometheus. Calls never overlap; a stop may cancel one. A configuration that
+changes one of the `restart_keys` is refused as a whole, so the server always runs with one version of the file.
 
-Graceful stop at SIGTERM and SIGINT, within `STOP_SECONDS` whatever hangs.
-
-Refuses to serve the network without credentials: such a server starts on loopback only, and no reload opens it.
-
-Credentials are a token in `auth`, or a web.yml with users or required client certificates.
+A server without credentials (a token in `auth`, or a web.yml with users or required client certificates) starts on
+loopback only, and no reload opens it. A stop ends within `STOP_SECONDS` whatever hangs.
 """
 
 import asyncio

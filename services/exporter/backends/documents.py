@@ -1,15 +1,8 @@
-"""The two documents of a backend as it answered them: bytes in, what they say of its encryption out.
+"""The two documents of a backend: bytes in, what they say of its encryption out.
 
-The other side is not trusted: depth, lines and series are bounded, and what is not of the expected type is refused with
-a sentence, never with another exception.
-
-`health` of a backend: where another health document says what `/healthz` says, and in which words.
-
-Status and body in, Health out. The other side is not trusted: no sentence repeats anything of its document.
-
-JSON Pointers (RFC 6901) into an untrusted document: pointer and bytes in, one plain value out.
-
-What a pointer does not lead to is skipped and takes no memory.
+The other side is not trusted: depth, lines and series are bounded, what no JSON Pointer (RFC 6901) leads to is skipped
+and takes no memory, and what is not of the expected type is refused with a sentence that repeats nothing of it.
+`health` of a backend says where another document has what `/healthz` says, and in which words.
 """
 
 import math

@@ -1,16 +1,9 @@
-"""What lets a request in at a backend: its settings and their files in, headers and a TLS context out.
-
-A file is read again when it changes. An error names the file, never what it holds.
-
-What a backend says of its encryption: its `/healthz` and `/metrics` → BackendState.
+"""A backend's `/healthz` and `/metrics` → BackendState; with `resolve: all`, one for each address.
 
 The other side is not trusted: time and size of an answer are bounded, redirects are not followed, and what cannot be
-read is a problem with a sentence, never an exception.
-
-`resolve: all`: reads every process behind a backend's name by itself → one BackendState for each address.
-
-DNS is resolved again for each read, so that a roll-out is followed. A DNS server that does not answer does not mean
-that the backend is down: the last known addresses stay in use for a while.
+read is a problem with a sentence, never an exception. Files of credentials are read again when they change; an error
+names the file, never what it holds. DNS is resolved again for each read; while it does not answer, the last known
+addresses stay in use, since that does not mean that the backend is down.
 """
 
 import asyncio

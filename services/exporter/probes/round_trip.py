@@ -1,12 +1,8 @@
-"""One probe of a target for all its callers, the schedule and `GET /probe` alike → one ProbeResult for all of them.
+"""One round trip through a key → one ProbeResult for all its callers, the schedule and `GET /probe` alike.
 
-A caller that comes while a probe runs waits for that one. A caller that is cancelled ends nothing, and each result is
-added once, however many waited. `close` ends what runs.
-
-One round trip through a key → ProbeResult: random plaintext and AAD, encrypt, decrypt, compare.
-
-Each call is timed, and whatever it raises is a failure with a reason. Where the service does not answer, the
-connectivity is measured too. The port checks every checksum.
+Random plaintext and AAD are encrypted, decrypted and compared; each call is timed, and whatever it raises is a failure
+with a reason. Where the service does not answer, the connectivity is measured too. A caller that comes while a probe
+runs waits for that one; one that is cancelled ends nothing.
 """
 
 import asyncio
