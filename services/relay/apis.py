@@ -49,8 +49,6 @@ class ApiError(Exception):
 
 
 class _Api:
-    """One program's API."""
-
     def __init__(
         self,
         name: str,
@@ -191,8 +189,6 @@ _ALERT_LIST: Final = msgspec.json.Decoder(list[_ListedAlert])
 
 
 class AlertmanagerClient(_Api):
-    """One Alertmanager."""
-
     def __init__(self, url: str, token: SecretFile | None, egress: EgressSettings | None = None) -> None:
         super().__init__("Alertmanager", url, token, egress, _MAX_ALERTS_BYTES, AlertmanagerError)
 
@@ -348,7 +344,6 @@ class ExporterHistory(_Api):
 
     @property
     def is_configured(self) -> bool:
-        """Whether there is an exporter to ask."""
         return bool(self.url)
 
     def get_answer(self, query: HistoryQuery) -> FailureHistory | None:

@@ -309,8 +309,7 @@ async def _open_interactive_checks(settings: RelaySettings, stack: AsyncExitStac
 
 
 def _open_oidc_checks(oidc: OidcSettings, stack: AsyncExitStack) -> Sequence[Check]:
-    from services.relay.login.diagnosis import list_oidc_checks  # noqa: PLC0415  # authlib takes 200 ms, which few need
-    from services.relay.login.oidc import OidcClient  # noqa: PLC0415  # as above
+    from services.relay.login.oidc import OidcClient, list_oidc_checks  # noqa: PLC0415  # authlib takes 200 ms, which few need
 
     client = OidcClient(oidc)
     stack.push_async_callback(client.close)

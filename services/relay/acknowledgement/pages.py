@@ -45,8 +45,6 @@ class _Mail(NamedTuple):
 
 
 class AcknowledgePages:
-    """The page and its form."""
-
     def __init__(
         self,
         store: Store,
@@ -66,7 +64,6 @@ class AcknowledgePages:
         }
 
     def add_routes(self, console: Console) -> None:
-        """The routes; the link itself is the credential."""
         console.public(f"{PATH}{{id}}", self._show, "acknowledge.html.j2")
         console.public(f"{PATH}{{id}}", self._acknowledge, "acknowledge.html.j2", ["POST"])
 

@@ -55,8 +55,6 @@ class SlackCallError(Exception):
 
 
 class SlackWebApi:
-    """One token's access to the Web API."""
-
     def __init__(self, api_url: str, token_file: Path, egress: EgressSettings) -> None:
         self.api_url = api_url.rstrip("/") + "/"
         self.session = HttpSession("Slack", egress=egress)

@@ -205,7 +205,6 @@ class ChannelsPages:
         self._checks = checks
 
     def add_routes(self, console: Console) -> None:
-        """The routes of pages, actions and API."""
         one, refused = "/channels/{name}", "Nothing was done on {name}"
         console.page("/channels", self._list, "channels.html.j2", title="Channels", encode=_encode_list)
         console.page(one, self._show, "channel.html.j2")

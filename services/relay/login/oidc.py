@@ -15,6 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote_plus
 
@@ -33,6 +34,7 @@ from services.relay.config import OidcSettings
 from services.relay.console.frame import SharedRead
 from services.relay.http import HttpSession, translate_connection_errors
 from services.relay.login.sessions import Login, LoginSource, build_client_credential, clean_name
+from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import check_secret_url
 from shared.http.fair_queue import FairQueue, QueueFullError
@@ -147,8 +149,6 @@ def verify_id_token(id_token: str, keys: KeySet, rules: IdTokenRules, now: float
 
 
 class OidcClient:
-    """The provider."""
-
     def __init__(
         self,
         settings: OidcSettings,
@@ -374,3 +374,31 @@ def _build_basic(client_id: str, secret: str) -> str:
     # Form-encoded before Base64: https://www.rfc-editor.org/rfc/rfc6749#section-2.3.1
     login = f"{quote_plus(client_id)}:{quote_plus(secret)}"
     return f"Basic {base64.b64encode(login.encode()).decode()}"
+
+
+def list_oidc_checks(client: OidcClient) -> Sequence[Check]:
+    """What can be tried without a person."""
+    return [
+        Check("auth.oidc discovery", partial(_check_discovery, client)),
+        Check("auth.oidc keys", partial(_check_keys, client), "auth.oidc discovery"),
+    ]
+
+
+async def _check_discovery(client: OidcClient) -> str:
+    try:
+        metadata = await client.read_metadata()
+    except OidcError as error:
+        raise CheckError(
+            str(error), "compare `auth.oidc.issuer` with the `issuer` in its /.well-known/openid-configuration"
+        ) from None
+    if "S256" not in (metadata.code_challenge_methods_supported or ("S256",)):
+        raise CheckError("the provider does not support PKCE with S256", "allow it for this client")
+    return f"people log in at {metadata.authorization_endpoint}"
+
+
+async def _check_keys(client: OidcClient) -> str:
+    try:
+        count = await client.count_keys()
+    except OidcError as error:
+        raise CheckError(str(error), "see what the provider's `jwks_uri` answers to this machine") from None
+    return f"{count} keys of the provider may sign"

@@ -217,13 +217,10 @@ class OpenIncidents:
 
     @property
     def unacknowledged(self) -> int:
-        """How many of all nobody has acknowledged."""
         return sum(self.unacknowledged_counts.values())
 
 
 class _OpenRow(NamedTuple):
-    """An open incident with its latest event."""
-
     id: str
     episode: int
     alertname: str

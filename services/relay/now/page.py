@@ -203,8 +203,6 @@ _SETTLE_SECONDS: Final = 60.0
 
 
 class RecentTimes:
-    """The delivery times of the last hours."""
-
     def __init__(self, store: Store) -> None:
         self._store = store
         self._steps: Mapping[float, DeliveryTimes] = {}
@@ -262,8 +260,6 @@ class Headline:
 
 
 class NowPages:
-    """The first page."""
-
     def __init__(self, store: Store, settings: RelaySettings, path: PathWatch, changes: ChangeStream) -> None:
         self._path = path
         self._changes = changes

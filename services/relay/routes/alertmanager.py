@@ -169,15 +169,12 @@ class AlertmanagerTree(NamedTuple):
 
 
 class AlertmanagerTrees:
-    """Reads the trees."""
-
     def __init__(self, settings: AlertmanagerSettings) -> None:
         self._settings = settings
         self._shared = SharedRead(self._read_all, _MAX_AGE)
 
     @property
     def is_configured(self) -> bool:
-        """Whether there is an Alertmanager to ask."""
         return bool(self._settings.urls)
 
     async def read(self) -> tuple[AlertmanagerTree, ...]:

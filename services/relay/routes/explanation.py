@@ -143,7 +143,6 @@ def explain_route(
     default_channels: Sequence[str],
     heartbeats: Sequence[WatchdogSettings],
 ) -> RouteExplanation:
-    """Where an alert goes."""
     event = _build_event(receiver, labels)
     others, watchdogs = split_heartbeats(event, heartbeats)
     chosen = None if others is None else find_route(others, routes)
@@ -257,8 +256,6 @@ class AlertExplanation(NamedTuple):
 
 
 class RouteExplainer:
-    """Explains where alerts go."""
-
     def __init__(self, settings: RelaySettings, trees: AlertmanagerTrees) -> None:
         self.trees = trees
         self._settings = settings

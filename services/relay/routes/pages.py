@@ -86,8 +86,6 @@ class _Answer(NamedTuple):
 
 
 class RoutesPages:
-    """The page of routes."""
-
     def __init__(self, explainer: RouteExplainer, settings: RelaySettings) -> None:
         self._explainer = explainer
         self._values: dict[str, Any] = {
@@ -102,7 +100,6 @@ class RoutesPages:
         }
 
     def add_routes(self, console: Console) -> None:
-        """The routes of the page, and of the API."""
         console.page("/routes", self._show, "routes.html.j2", title="Routes")
         console.api("/routes/explain", self._explain, methods=["POST"])
 

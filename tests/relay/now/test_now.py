@@ -21,7 +21,6 @@ ONE = "1 incident not acknowledged"
         ([HEALTHY, HEALTHY], {}, {}, (HEALTHY, "Everything works", 0), []),
         ([HEALTHY, UNKNOWN], {}, {}, (UNKNOWN, "Nothing fails, 1 not known", 0), ["1"]),
         ([HEALTHY, HEALTHY], {"critical": 2}, {"critical": 2}, (FAILING, "2 incidents not acknowledged", 2), []),
-        ([HEALTHY, UNKNOWN], {"": 1}, {"": 1}, (FAILING, ONE, 1), []),
         ([HEALTHY, UNKNOWN], {"critical": 2}, {"critical": 0}, (DEGRADED, "2 incidents open", 0), []),
         (
             [DEGRADED, HEALTHY],
@@ -31,13 +30,6 @@ ONE = "1 incident not acknowledged"
             ["0"],
         ),
         ([DEGRADED, HEALTHY], {}, {}, (DEGRADED, "1 degraded", 0), ["0"]),
-        (
-            [DEGRADED, FAILING],
-            {"warning": 3},
-            {"warning": 3},
-            (FAILING, "3 incidents not acknowledged, 1 failing", 4),
-            ["1"],
-        ),
         ([DEGRADED, HEALTHY], {"": 1}, {"": 1}, (FAILING, f"{ONE}, 1 degraded", 1), ["0"]),
         ([FAILING, FAILING], {"error": 1}, {}, (FAILING, "1 incident open, 2 failing", 2), ["0", "1"]),
         (

@@ -35,7 +35,6 @@ X = {"name": "x", "with": [1]}
             "r:\n  - |\n    # text\n\n  # about x\n  - name: x\n    with: [1]\n  - b\n",
         ),
         ("r:\n- |\n  text\ns: 1\n", None, "r:\n- |\n  text\n# about x\n- name: x\n  with: [1]\ns: 1\n"),
-        ("r:\n- - a\n- b\n", 0, "r:\n# about x\n- name: x\n  with: [1]\n- - a\n- b\n"),
         ("r:\n- |+\n  text\n\n", None, "r:\n- |+\n  text\n\n# about x\n- name: x\n  with: [1]\n"),
         ("r: [a, b]  # c\n", 1, 'r: [a, {"name": "x", "with": [1]}, b]  # c\n'),
         ("r: [a, ]\n", None, 'r: [a, {"name": "x", "with": [1]}, ]\n'),
@@ -46,7 +45,6 @@ X = {"name": "x", "with": [1]}
         ("{s: 1}\n", None, '{s: 1, "r": [{"name": "x", "with": [1]}]}\n'),
         ("\ufeff'r':\n- a\n", None, "\ufeff'r':\n- a\n# about x\n- name: x\n  with: [1]\n"),
         ("\ufeffr: [a, b]\n", 1, '\ufeffr: [a, {"name": "x", "with": [1]}, b]\n'),
-        ("\ufeffr: []\n", None, '\ufeffr: [{"name": "x", "with": [1]}]\n'),
         ("\ufeffs: 1\n", None, "\ufeffs: 1\n\nr:\n  # about x\n  - name: x\n    with: [1]\n"),
         (
             "s: &a\n  k: 1\nr:\n  - *a\n  - b\n",
