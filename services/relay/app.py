@@ -129,7 +129,7 @@ async def run_relay(
                     NowPages(store, settings, path, changes),
                     IncidentPages(store, incidents, settings, wake, wake_silences, metrics),
                     deliveries,
-                    QuarantinePages(store, console, deliveries, replays),
+                    QuarantinePages(store, deliveries, replays),
                     ChannelsPages(store, settings, checks),
                     RoutesPages(RouteExplainer(settings, AlertmanagerTrees(settings.alertmanager)), settings),
                     ReportPages(reports, settings.messages.timezone),

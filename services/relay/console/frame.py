@@ -238,11 +238,13 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A template's values, where the response is not simply 200."""
+    """A template's values, where the response is not simply 200, or comes from an action."""
 
     values: Mapping[str, Any]
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+    template: str = ""
+    """Empty for that of the route."""
 
 
 class CredentialRefusedError(RefusedError):
@@ -384,7 +386,7 @@ class Console:
 
         Args:
             path: its address.
-            act: does it, and returns Done, or a Response.
+            act: does it, and returns Done; or a View, where it is not done yet.
             role: who may.
             name: in the audit.
             refused: begins what a page says of an action that changed nothing; it may have the path's parameters.
@@ -430,7 +432,7 @@ class Console:
                 return await self.render(request, "error.html.j2", values, status=error.status)
             except StoreUnavailableError as error:
                 return await self.render(request, "unavailable.html.j2", {"error": str(error)}, status=503)
-            response = await self.render(request, template, view.values, status=view.status)
+            response = await self.render(request, view.template or template, view.values, status=view.status)
             response.headers.update(view.headers)
             return response
 
@@ -464,7 +466,7 @@ class Console:
                 message = f"{refused.format(**request.path_params)}: {str(error).rstrip('.')}."
                 describe_action(request, is_stored=True, error=message)  # it has no entry in the audit
                 return redirect(request, back.format(**_quote_parts(request)), message)
-            return done if isinstance(done, Response) else redirect(request, done.to, done.message)
+            return redirect(request, done.to, done.message) if isinstance(done, Done) else done
 
         return answer
 

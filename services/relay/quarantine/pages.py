@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.relay.channels.port import REASON_ADVICE, ReasonAdvice
-from services.relay.console.frame import Console, Done, Handler
+from services.relay.console.frame import Console, Done, Handler, View
 from services.relay.deliveries.pages import DeliveriesPages
 from services.relay.outbox.accept import AcceptResult, encode_accepted
 from services.relay.outbox.dead_letters import NO_ATTEMPT, read_dead_letters
@@ -105,6 +105,7 @@ _ADVICE: Final[Mapping[str, ReasonAdvice]] = {
 _PAGE_SIZE: Final = 20
 """Refused webhooks on a page."""
 _CONFIRMED: Final = "yes"
+_ENTRY: Final = "quarantine_entry.html.j2"
 
 
 class QuarantinePages:
@@ -112,14 +113,12 @@ class QuarantinePages:
 
     Args:
         store: the outbox.
-        renderer: renders an edited body again, with its error.
         deliveries: retries dead letters.
         replays: accepts refused webhooks after all.
     """
 
-    def __init__(self, store: Store, renderer: Console, deliveries: DeliveriesPages, replays: Replays) -> None:
+    def __init__(self, store: Store, deliveries: DeliveriesPages, replays: Replays) -> None:
         self._store = store
-        self._renderer = renderer
         self._deliveries = deliveries
         self._replays = replays
         self._forms = asyncio.Semaphore(_MAX_FORMS)
@@ -136,7 +135,7 @@ class QuarantinePages:
         action(f"{PATH}/retry", self._deliveries.retry_all, Role.ADMIN, "retry all", "Not retried")
         action(f"{PATH}/retry/{{id}}", self._retry, Role.RESPONDER, "retry", "Not retried")
         # It may contain misdirected secrets.
-        console.page(one, self._show_entry, "quarantine_entry.html.j2", role=Role.ADMIN)
+        console.page(one, self._show_entry, _ENTRY, role=Role.ADMIN)
         console.api(one, self._get_body, role=Role.ADMIN)
         action(f"{one}/preview", self._limit_forms(self._preview), Role.ADMIN, "preview replay", "Nothing was done")
         action(f"{one}/replay", self._limit_forms(self._replay), Role.ADMIN, "replay", "Nothing was done")
@@ -185,7 +184,7 @@ class QuarantinePages:
     async def _show_entry(self, request: Request) -> dict[str, object]:
         return _build_values(*await read_webhook(self._store, request.path_params["id"]))
 
-    async def _preview(self, request: Request) -> Response:
+    async def _preview(self, request: Request) -> View:
         entry, stored = await read_webhook(self._store, request.path_params["id"])
         edited = (await read_form(request, _MAX_FORM_BYTES)).get("body")
         values = _build_values(entry, stored, edited)
@@ -193,9 +192,9 @@ class QuarantinePages:
             values["preview"] = await self._replays.preview(entry, stored if edited is None else edited.encode())
         except RefusedError as error:
             values["error"] = f"Not accepted: {error}"
-        return await self._renderer.render(request, "quarantine_entry.html.j2", values)
+        return View(values, template=_ENTRY)
 
-    async def _replay(self, request: Request) -> Response | Done:
+    async def _replay(self, request: Request) -> View | Done:
         describe_action(request, is_stored=True)  # with what it accepts, or it changed nothing
         entry, stored = await read_webhook(self._store, request.path_params["id"])
         form = await read_form(request, _MAX_FORM_BYTES)
@@ -206,12 +205,12 @@ class QuarantinePages:
         except NotConfirmedError as error:
             values["preview"] = error.preview
             values["error"] = "Nothing was done: what it would do has changed. Read it again, then confirm."
-            return await self._renderer.render(request, "quarantine_entry.html.j2", values, status=409)
+            return View(values, 409, template=_ENTRY)
         except AlreadyReplayedError:
             raise
         except RefusedError as error:
             values["error"] = f"Not accepted: {error}"
-            return await self._renderer.render(request, "quarantine_entry.html.j2", values, status=422)
+            return View(values, 422, template=_ENTRY)
         if accepted.is_duplicate:
             return Done("Accepted. It repeats what was accepted before: nothing is sent.", PATH)
         return Done(f"Accepted: it goes to {', '.join(accepted.channels) or 'no channel'}.", PATH)
@@ -239,14 +238,14 @@ class QuarantinePages:
         return await self._replays.replay(entry, body, code, who=who, peer=peer)
 
     def _limit_forms(self, handler: Handler) -> Handler:
-        async def answer(request: Request) -> Response | Done:
+        async def answer(request: Request) -> View | Done:
             try:  # nothing of the form is read meanwhile
                 async with asyncio.timeout(_FORM_WAIT_SECONDS):
                     await self._forms.acquire()
             except TimeoutError:
                 raise RefusedError("others are being repaired; go back, and try again in a moment", 503) from None
             try:
-                done: Response | Done = await handler(request)
+                done: View | Done = await handler(request)
             finally:
                 self._forms.release()
             return done
