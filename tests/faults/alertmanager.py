@@ -7,7 +7,7 @@ from random import Random
 
 import aiohttp
 
-from tests.faults.incidents import Webhook
+from tests.faults.incidents import RECEIVER, Webhook
 from tests.relay.served_relay import TOKEN
 
 RETRY_SECONDS = 0.1
@@ -24,7 +24,7 @@ class Alertmanager:
         random: chooses among them, and when to send what another Alertmanager of a pair has sent already.
         pause: seconds between two webhooks of a group, on average.
         timeout: seconds that it waits for an answer.
-        repeats: how many of its webhooks the other of the pair sends as well.
+        repeats: how many of its webhooks the other of the pair, or a second receiver of the group, sends as well.
     """
 
     def __init__(
@@ -63,16 +63,17 @@ class Alertmanager:
 
     async def _play(self, http: aiohttp.ClientSession, history: Iterable[Webhook]) -> None:
         for webhook in history:
-            await self._post(http, webhook)
+            await self._post(http, webhook.body)
             if self._random.random() < self._repeats:
-                await self._post(http, webhook)
+                receiver = self._random.choice([RECEIVER, "second"])
+                await self._post(http, webhook.body.replace(f'"{RECEIVER}"'.encode(), f'"{receiver}"'.encode()))
             await asyncio.sleep(self._random.uniform(0, 2 * self._pause))
 
-    async def _post(self, http: aiohttp.ClientSession, webhook: Webhook) -> None:
+    async def _post(self, http: aiohttp.ClientSession, body: bytes) -> None:
         while True:
             url = self._random.choice(self._urls)
             try:
-                async with http.post(f"{url}/alerts", data=webhook.body) as response:
+                async with http.post(f"{url}/alerts", data=body) as response:
                     if response.status in (200, 202):
                         if response.status == 202:
                             self.accepted.append((await response.json())["event_id"])
