@@ -76,7 +76,7 @@ class Event:
 
     @property
     def unlisted_count(self) -> int:
-        """How many alerts are not among `alerts`, those that Alertmanager cut off included."""
+        """How many alerts are not among `alerts`, also because Alertmanager cut them off."""
         return self.truncated_alerts + (len(self.unlisted_firing) + len(self.unlisted_resolved)) // DIGEST_BYTES
 
 
@@ -105,7 +105,7 @@ class EscalationStep(NamedTuple):
     """Seconds after its first delivery."""
     channels: tuple[str, ...]
     receiver: str = ""
-    """Whose route has it, once it is stored with an incident: an event replaces the steps of its own receiver."""
+    """Whose route has it, once it is stored with an incident: an event replaces the steps of its receiver alone."""
 
 
 def encode_steps(steps: Sequence[EscalationStep]) -> str | None:
@@ -223,7 +223,7 @@ class DigestMember(NamedTuple):
     task: DeliveryTask
     """With all its events merged, and cut to the worst alert."""
     is_named_only: bool
-    """Whether it is critical: the digest names it, and it still waits for a message of its own."""
+    """Whether it is critical: the digest names it, and its message is still to come."""
     counts: str = ""
     """How many alerts it has, such as `2 firing, 1 resolved`."""
 
@@ -279,7 +279,7 @@ class DigestEntry(NamedTuple):
     receiver_link: str | None
     """Where a person sees all alerts of the receiver that the incident came to."""
     is_named_only: bool
-    """Whether a message of its own follows."""
+    """Whether its message is still to come."""
 
 
 Button = Literal["acknowledge", "silence"]

@@ -52,11 +52,11 @@ _MAX_AHEAD: Final = COMPARE_DELAY + CLOCK_TOLERANCE
 class Escalation(NamedTuple):
     incident_id: str
     channels: tuple[str, ...]
-    """Those that were added."""
+    """The channels that were added."""
     skipped_channels: tuple[str, ...]
-    """Those on which no replica delivers."""
+    """Channels on which no replica delivers."""
     edited_channels: frozenset[str] = frozenset()
-    """Those whose first message is edited, to show it."""
+    """Channels whose first message is edited, to show it."""
     superseded_channels: tuple[str, ...] = ()
     """The channel of each delivery, of an earlier episode, that was merged into a new one."""
 

@@ -1,7 +1,7 @@
 """A webhook of Alertmanager, version 4 → the event to accept, its heartbeats and its route. Pure.
 
-Fields that are not used are skipped. A large webhook is read in parts, of which only what is limited remains: whatever
-it contains, it takes a few times its size. Grafana sends a superset of the fields, which are documented at
+Fields that are not used are skipped. A large webhook is read in parts, and each part is limited at once: whatever it
+contains, it takes a few times its size. Grafana sends a superset of the fields, which are documented at
 https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
 """
 

@@ -163,7 +163,7 @@ class Reconciler:
         event = incident.event
         if event is None or event.source == OWN_SOURCE:
             return False
-        # With a source there are independent Alertmanagers: the alert may be in the one that did not answer.
+        # With a source there are independent Alertmanagers: one that did not answer may have the alert.
         if event.source and view.usable_peers < len(self._peers):
             return False
         firing = {alert.fingerprint for alert in event.alerts if alert.status is Status.FIRING}

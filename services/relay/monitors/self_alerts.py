@@ -147,7 +147,7 @@ class AlertPublisher:
 
 
 def build_resolve(event: Event, now: datetime, remark: str) -> Event:
-    """The resolve of what fires in an event, and of what was cut off; what is resolved in it already is left out."""
+    """Resolves the alerts that fire in an event or were cut off, and leaves out the resolved ones."""
     firing = [alert for alert in event.alerts if alert.status is Status.FIRING]
     alerts = tuple(
         replace(alert, status=Status.RESOLVED, ends_at=max(now, alert.starts_at)) for alert in firing or event.alerts

@@ -189,7 +189,7 @@ class DeadMansSwitch:
         self._heartbeat_received = asyncio.Event()
 
     def record_heartbeat(self) -> None:
-        """A heartbeat came; those that come during a ping cause one further ping."""
+        """A heartbeat came; several during one ping cause one further ping."""
         self._heartbeat_received.set()
 
     async def ping_after_heartbeat(self) -> float:

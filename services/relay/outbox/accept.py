@@ -121,11 +121,11 @@ class AcceptResult(NamedTuple):
 
     event_id: str
     delivery_count: int
-    """Of the deliveries that were added; for a duplicate, of those that the latest event has."""
+    """How many deliveries were added; for a duplicate, how many the latest event has."""
     is_duplicate: bool
     """Whether no delivery was added, because all channels have the event."""
     channels: tuple[str, ...]
-    """Those that have something new to deliver."""
+    """Where something new is to be delivered."""
     superseded_channels: tuple[str, ...] = ()
     """The channel of each delivery that was merged into a new one."""
 
@@ -312,9 +312,9 @@ def _describe_incident(new_event: _PlannedEvent, now: float) -> dict[str, object
 
 
 def _enqueue_deliveries(transaction: Transaction, planned: Sequence[_PlannedEvent]) -> list[tuple[str, ...]]:
-    """Adds the deliveries of events; gives the channels of those that each event superseded.
+    """Adds the deliveries of events; gives, for each event, the channels of the deliveries that it superseded.
 
-    First messages on channels that this relay has not configured get no delivery, and so an edit at once.
+    On channels that this relay has not configured there is no delivery, and so the first message is edited at once.
     """
     deliveries_by_event = [_build_deliveries(transaction, each) for each in planned]
     former = [

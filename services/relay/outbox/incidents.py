@@ -1,6 +1,6 @@
-"""Incidents: what is known of the one that a new event belongs to, and those that are open or that the relay closed.
+"""The state of the incident that a new event belongs to, and lists of incidents that are open or that the relay closed.
 
-Many incidents are read in pages, so that a night with thousands of them costs little memory.
+A list is read in pages, so that a night with thousands of incidents costs little memory.
 """
 
 import json

@@ -2,11 +2,11 @@
 
 An incident has at most one waiting delivery on a channel that merges, and it has every event that was not delivered
 yet, from its `first_event_seq` to its `event_seq`. A new delivery takes the place of the waiting one: it continues
-after as many attempts, and no sooner. A delivery that fails is merged into the one that waits behind it.
+after as many attempts, and no sooner. A delivery that fails is merged into its successor, if one waits.
 
-Whoever changes the waiting deliveries of an incident locks the incident's row until the transaction ends. So of two
-replicas the second one sees what the first did: PostgreSQL reads a row that it had to wait for anew, but not what is
-joined to it, nor what another statement read before. SQLite has one writer at a time, and nothing to lock.
+Every transaction that changes the waiting deliveries of an incident first locks the incident's row. So of two replicas
+the second one sees what the first did: PostgreSQL reads a row anew that it had to wait for, but neither joined rows nor
+what another statement read before. SQLite has one writer at a time, and nothing to lock.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -110,12 +110,12 @@ class EnqueueResult:
     delivery_ids: list[str]
     """For each, the id of the delivery that delivers it: its own, or one that waits with something newer."""
     superseded_rows: list[DeliveryRow]
-    """Those that were merged into a new one."""
+    """The deliveries that were merged into a new one."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryChanges:
-    """What a step did to deliveries beside the one that it was about."""
+    """What a step did to other deliveries."""
 
     ended: tuple[tuple[str, DeliveryState], ...] = ()
     """The channel of each delivery that ended: SUPERSEDED, since it was merged into another one, or DEAD."""
@@ -164,7 +164,7 @@ def enqueue_deliveries(transaction: Transaction, new_deliveries: Sequence[NewDel
                 _extend_to_event(transaction, old, new.first_event_seq)
                 result.delivery_ids.append(old.id)
                 continue
-            # It may have arrived without the older events: a message of its own has to deliver those.
+            # It may have arrived without the older events: another message has to deliver them.
             new = new._replace(event_seq=old.event_seq, episode=old.episode)  # noqa: PLW2901
         row = _build_row(new, transaction.now)
         if old is not None:
@@ -181,9 +181,9 @@ def enqueue_deliveries(transaction: Transaction, new_deliveries: Sequence[NewDel
 
 
 def merge_into_successor(transaction: Transaction, delivery: DeliveryRow, retry: RetryState) -> str | None:
-    """Merges a delivery that was being sent, and has to be sent again, into the one that waits behind it.
+    """Merges a delivery that was being sent, and has to be sent again, into its successor, which is tried in its place.
 
-    That one is then tried when this one would be. Gives its id; None if nothing waits, and nothing was changed.
+    Gives the successor's id; None if nothing waits, and nothing was changed.
     """
     if delivery.channel in transaction.unmerged_channels:
         return None

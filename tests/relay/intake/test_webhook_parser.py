@@ -1,4 +1,4 @@
-"""Bodies → events: the real ones, the odd ones, and those that are none."""
+"""Bodies → events: real ones, odd ones, and bodies that are no webhook."""
 
 import json
 import tracemalloc

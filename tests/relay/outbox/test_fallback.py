@@ -1,4 +1,4 @@
-"""What waits for a channel that refuses everything is told by those that stand in: in order, each event once."""
+"""Fallback channels deliver what waits for a channel that is down: in order, each event once."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
