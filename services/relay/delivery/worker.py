@@ -55,42 +55,54 @@ _MIN_SLEEP: Final = 0.02
 log = structlog.get_logger(__name__)
 
 
-class Editor:
-    """Edits on the channels that share a rate of edits, a `ChannelSettings.edit_scope`, while `run` runs."""
+class _Claimer:
+    """Claims and sends while `run` runs."""
+
+    def __init__(self, name: str, context: DeliveryContext) -> None:
+        self.name = name
+        self._shared = context
+        self._wake_event = asyncio.Event()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Finishes what it sends and claims nothing more; then `run` returns."""
+        self._stopping = True
+        self._wake_event.set()
+
+    async def run(self) -> None:
+        """Until `stop`; errors are logged, and cancellation ends it at once."""
+        async with asyncio.TaskGroup() as sends:
+            while not self._stopping:
+                try:
+                    await self._claim_and_send(sends)
+                    continue
+                except StoreUnavailableError:
+                    pass  # the store has logged it
+                except Exception:
+                    log.exception("unexpected error in a worker; it continues", channel=self.name)
+                if not self._stopping:
+                    await asyncio.sleep(RETRY_SECONDS)
+
+    async def _claim_and_send(self, sends: asyncio.TaskGroup) -> None:
+        raise NotImplementedError
+
+
+class Editor(_Claimer):
+    """Edits on the channels that share a rate of edits, a `ChannelSettings.edit_scope`."""
 
     def __init__(self, scope: str, channels: tuple[str, ...], context: DeliveryContext) -> None:
-        self.name = f"edits of {', '.join(channels)}"
+        super().__init__(f"edits of {', '.join(channels)}", context)
         self._scope = scope
         self._channels = channels
         self._rate = context.channels[channels[-1]].edit_rate.per_second if context.pacing.enabled else None
-        self._shared = context
-        self._wake_event = asyncio.Event()
         self._in_flight_ids: set[str] = set()
-        self._stopping = False
 
     def wake(self, channels: Iterable[str]) -> None:
         """An edit may be due on some channels; they may be others than its own."""
         if not frozenset(channels).isdisjoint(self._channels):
             self._wake_event.set()
 
-    def stop(self) -> None:
-        """Finishes what it edits and claims nothing more; then `run` returns."""
-        self._stopping = True
-        self._wake_event.set()
-
-    async def run(self) -> None:
-        """Edits until `stop`; errors are logged, and cancellation ends it at once."""
-        async with asyncio.TaskGroup() as attempts:
-            while not self._stopping:
-                try:
-                    await self._claim_and_edit(attempts)
-                except StoreUnavailableError:  # the store has logged it
-                    await asyncio.sleep(RETRY_SECONDS)
-                except Exception:
-                    log.exception("unexpected error in the editor; it continues", channels=self._channels)
-                    await asyncio.sleep(RETRY_SECONDS)
-
-    async def _claim_and_edit(self, attempts: asyncio.TaskGroup) -> None:
+    async def _claim_and_send(self, sends: asyncio.TaskGroup) -> None:
         self._wake_event.clear()
         free = _MAX_CONCURRENCY - len(self._in_flight_ids)
         if free <= 0:
@@ -110,7 +122,7 @@ class Editor:
         claimed = await claim_edits(self._shared.store, request)
         for each in claimed.claims:
             self._in_flight_ids.add(each.claim.task.delivery_id)
-            attempts.create_task(self._edit(each, lease_ends))
+            sends.create_task(self._edit(each, lease_ends))
         if not claimed.claims:
             await _wait(self._wake_event, claimed.retry_in)
 
@@ -127,7 +139,7 @@ class Editor:
                 )
                 self._shared.metrics.count_edit(task.channel, outcome.result if is_lease_valid else EditResult.RETRYING)
         except Exception:
-            log.exception("unexpected error in the editor; it continues", channel=task.channel)
+            log.exception("unexpected error in a worker; it continues", channel=task.channel)
         finally:
             self._in_flight_ids.discard(task.delivery_id)
             self._wake_event.set()
@@ -186,44 +198,30 @@ _SECRET_CHECK_INTERVAL: Final = 1.0
 """Seconds between checks of the secrets of a channel that is down."""
 
 
-class Worker:
-    """Delivers on one channel while `run` runs."""
+class Worker(_Claimer):
+    """Delivers on one channel."""
 
     def __init__(self, name: str, channel: Channel, context: DeliveryContext) -> None:
-        self.name = name
+        super().__init__(name, context)
         self._channel = channel
         self._settings = context.channels[name]
-        self._shared = context
         self._deliverer = Deliverer(name, context)
-        self._wake_event = asyncio.Event()
         self._send_finished = asyncio.Event()
         self._secrets: Hashable = None
         self._in_flight: dict[str, tuple[str, ...]] = {}
         """The ids of the deliveries of each message that is being sent: several, where it is a digest."""
-        self._stopping = False
 
     def wake(self) -> None:
         """Something new may be due."""
         self._wake_event.set()
 
     def stop(self) -> None:
-        """Finishes what it sends and claims nothing more; then `run` returns."""
-        self._stopping = True
-        self._wake_event.set()
+        super().stop()
         self._send_finished.set()
 
     async def run(self) -> None:
-        """Delivers until `stop`; errors are logged, and cancellation ends it at once."""
         self._secrets = await asyncio.to_thread(self._channel.read_secret_versions)
-        async with asyncio.TaskGroup() as sends:
-            while not self._stopping:
-                try:
-                    await self._claim_and_send(sends)
-                except StoreUnavailableError:  # the store has logged it
-                    await self._pause()
-                except Exception:
-                    log.exception("unexpected error in the channel's worker; the worker continues", channel=self.name)
-                    await self._pause()
+        await super().run()
 
     async def _claim_and_send(self, sends: asyncio.TaskGroup) -> None:
         self._send_finished.clear()
@@ -267,7 +265,7 @@ class Worker:
         try:
             await self._deliverer.deliver(claim, lease_ends)
         except Exception:
-            log.exception("unexpected error in the channel's worker; the worker continues", channel=self.name)
+            log.exception("unexpected error in a worker; it continues", channel=self.name)
         finally:
             del self._in_flight[claim.task.delivery_id]
             self._send_finished.set()
@@ -283,10 +281,6 @@ class Worker:
                 return
             most = _SECRET_CHECK_INTERVAL
         await _wait(self._wake_event, result.retry_in, most)
-
-    async def _pause(self) -> None:
-        if not self._stopping:
-            await asyncio.sleep(RETRY_SECONDS)
 
 
 STOP_SECONDS: Final = 6.0

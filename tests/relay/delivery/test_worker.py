@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.relay.channels.port import Attempt, Receipt, SendError, SendReason, SendScope
+from services.relay.outbox.channels import FAILURE_THRESHOLD
 from services.relay.outbox.storm import MAX_CLAIM_BYTES
-from services.relay.outbox.tables import DeliveryState
+from services.relay.outbox.tables import CHANNELS, DeliveryState
 from tests.relay.delivery.worker_harness import LANES, NEARLY, QUICK, broken, policy_of, rig
 from tests.relay.served_relay import Scripted, event_of, hang, statuses, until
 
@@ -254,3 +255,15 @@ async def test_recipients_who_are_refused_are_counted_and_in_the_receipt(tmp_pat
         assert delivery.receipt == {"number": "1", "rejected_recipients": "gone@example.org (550 no such user)"}
         assert it.value("relay_partial_deliveries_total", channel="a") == 1
         assert not it.value("relay_partial_deliveries_total", channel="b")
+
+
+async def test_what_a_provider_that_works_puts_off_delays_no_other_message(tmp_path: Path) -> None:
+    put_off = SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "one of two recipients later", provider_works=True)
+    channel = Scripted(*[put_off] * (FAILURE_THRESHOLD + 1), hang)
+    async with rig(tmp_path, a=channel) as it:
+        await it.accept_events("firing")
+        await until(lambda: len(channel.attempted) == FAILURE_THRESHOLD + 2)
+        (state,) = await it.store.read(CHANNELS.fetch_all)
+        assert (state.failures, state.is_down) == (0, False)
+        await it.accept_events("firing", group="another")
+        await until(lambda: len(channel.sent) == 1)
