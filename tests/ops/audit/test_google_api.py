@@ -63,16 +63,6 @@ def test_a_quota_is_obeyed_and_given_up_on_in_bounded_time(waits: Waits, stand: 
     assert waits.pauses == [7, 7, 7, 8]
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b"\xff", b"null"])
-@pytest.mark.parametrize("status", [200, 400, 403])
-def test_an_answer_that_is_not_google_s_is_a_sentence(body: bytes, status: int, waits: Waits, stand: Stand) -> None:
-    refused = RefusedError(status)
-    refused.raw = body
-    stand.faults.append(Fault(GET_SINK, times=9, refuse=refused))
-    with client(stand.url, waits) as google, pytest.raises(GoogleError, match="; "):
-        google.call(GET_SINK, **SINK)
-
-
 def test_missing_credentials_are_a_sentence(waits: Waits, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(**_: object) -> None:
         raise DefaultCredentialsError

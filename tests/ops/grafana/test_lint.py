@@ -64,21 +64,3 @@ def test_the_dashboard_keeps_every_rule() -> None:
 def test_the_eight_panels_of_the_contract_stand_first_and_nothing_is_before_the_rows() -> None:
     assert [panel["title"] for panel in PANELS[:8]] == FIRST
     assert [panel["type"] for panel in DASHBOARD["panels"][:9]].index("row") == 8
-
-
-def test_the_health_of_a_service_is_a_green_or_a_red_light_with_its_name() -> None:
-    light = PANELS[0]
-    (mapping,) = light["fieldConfig"]["defaults"]["mappings"]
-    assert {value: option["color"] for value, option in mapping["options"].items()} == {"0": "red", "1": "green"}
-    assert light["options"]["colorMode"] == "background"
-    assert light["options"]["textMode"] == "value_and_name"
-    assert "{{service}}" in light["targets"][0]["legendFormat"]
-
-
-def test_a_light_that_has_no_value_is_grey_and_says_so() -> None:
-    for panel in PANELS:
-        if panel["type"] == "stat":
-            defaults = panel["fieldConfig"]["defaults"]
-            assert defaults["noValue"] in {"no data", "none failed"}, panel["title"]
-            assert defaults["thresholds"]["steps"][0] == {"value": None, "color": "#808080"}, panel["title"]
-            assert defaults["thresholds"]["steps"][1]["value"] == 0, panel["title"]

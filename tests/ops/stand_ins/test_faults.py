@@ -12,12 +12,6 @@ from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 
 CRITICAL = "#security-critical"
-EVENT = {
-    "routing_key": "0" * 32,
-    "event_action": "trigger",
-    "dedup_key": "k1",
-    "payload": {"summary": "down", "source": "ledger", "severity": "critical"},
-}
 
 
 def add(stand_ins: StandIns, provider: Provider, kind: FaultKind, **fields: Any) -> None:
@@ -65,24 +59,6 @@ async def test_a_post_that_hangs_is_not_stored_and_healing_ends_the_wait(
         await posting
     assert caught.value.response.status_code == 504
     assert not stand_ins.slack.channels[CRITICAL].messages
-
-
-@pytest.mark.parametrize(
-    ("fault", "status", "sentence"),
-    [
-        ({"kind": FaultKind.STATUS, "status": 502}, 502, "502"),
-        ({"kind": FaultKind.ERROR, "error": "Invalid routing key"}, 400, '"errors":["Invalid routing key"]'),
-        ({"kind": FaultKind.RATE_LIMIT}, 429, "Enhance Your Calm"),
-    ],
-)
-async def test_pagerduty_answers_as_the_fault_says(
-    http: aiohttp.ClientSession, stand_ins: StandIns, fault: dict[str, Any], status: int, sentence: str
-) -> None:
-    stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, **fault))
-    async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
-        assert answer.status == status
-        assert sentence in await answer.text()
-    assert not stand_ins.pagerduty.events
 
 
 @pytest.mark.parametrize(

@@ -66,17 +66,6 @@ async def test_a_break_is_what_the_client_meets_until_it_is_healed(
     assert (await encrypt(kms)).ciphertext
 
 
-async def test_a_fault_that_somebody_else_put_in_force_is_reported_as_another(
-    kms: emulator.Emulator, buttons: aiohttp.ClientSession
-) -> None:
-    async with buttons.get("/api/kms") as answer:
-        assert (await answer.json())["broken"] is None
-    async with aiohttp.ClientSession() as session:
-        await session.post(f"http://{kms.faults_address}/faults", json={"kind": "wrong_plaintext"})
-    async with buttons.get("/api/kms") as answer:
-        assert (await answer.json())["broken"] == "other"
-
-
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [

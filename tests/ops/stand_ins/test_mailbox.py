@@ -1,12 +1,11 @@
 """The stand-in mail server, through aiosmtplib."""
 
-import asyncio
 from email.message import EmailMessage
 
 import aiosmtplib
 import pytest
 
-from ops.demo.stand_ins.app import StandIns, run_stand_ins
+from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 
 
@@ -79,13 +78,3 @@ async def test_a_lost_answer_breaks_the_connection_after_the_mail_was_taken(stan
     with pytest.raises(aiosmtplib.SMTPServerDisconnected):
         await send(stand_ins, mail())
     assert len(stand_ins.mailbox.mails) == 1
-
-
-async def test_a_client_that_stays_connected_does_not_hold_up_the_stop() -> None:
-    async with asyncio.timeout(20):
-        async with run_stand_ins() as stand_ins:
-            client = aiosmtplib.SMTP(hostname=stand_ins.smtp.host, port=stand_ins.smtp.port, start_tls=False)
-            await client.connect()
-        with pytest.raises(aiosmtplib.SMTPServerDisconnected):
-            await client.noop()
-    client.close()

@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
-import pytest
 from aiohttp import web
 
 from ops.demo.stand_ins.app import run_stand_ins
@@ -38,40 +37,6 @@ def alert(name: str, *, silenced: bool = False, inhibited_by: str = "") -> dict[
         "startsAt": "2026-01-15T09:30:00.000Z",
         "status": {"silencedBy": ["s1"] * silenced, "inhibitedBy": [inhibited_by] if inhibited_by else []},
     }
-
-
-@pytest.mark.parametrize(
-    ("expressions", "path"),
-    [(("/graph", "/classic/graph"), "/classic/graph"), (("/graph",), "/graph")],
-    ids=["Debian", "3.0"],
-)
-async def test_a_link_to_a_graph_leads_to_the_one_that_exists_with_its_query(
-    expressions: tuple[str, ...], path: str
-) -> None:
-    async with (
-        answering(dict.fromkeys(expressions, "a page")) as prometheus,
-        run_stand_ins(prometheus=prometheus) as stand_ins,
-        aiohttp.ClientSession(f"http://{stand_ins.http}") as http,
-        http.get("/graph?g0.expr=crypto_mode+%3D%3D+0&g0.tab=1", allow_redirects=False) as answer,
-    ):
-        assert answer.status == 302
-        assert answer.headers["Location"] == f"{prometheus}{path}?g0.expr=crypto_mode+%3D%3D+0&g0.tab=1"
-
-
-async def test_the_alerts_are_shown_those_that_are_kept_quiet_last_and_escaped() -> None:
-    alerts = [alert("A", inhibited_by="B"), alert("B"), alert("C", silenced=True)]
-    async with (
-        answering({"/api/v2/alerts": alerts}) as alertmanager,
-        run_stand_ins(alertmanager=alertmanager) as stand_ins,
-        aiohttp.ClientSession(f"http://{stand_ins.http}") as http,
-        http.get("/alertmanager/") as answer,
-    ):
-        page = await answer.text()
-        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-    assert page.index("<td>B</td>") < page.index("<td>A</td>") < page.index("<td>C</td>")
-    for text in ("inhibited by B", "silenced", "fires", "kms-critical", "service=&lt;b&gt;ledger&lt;/b&gt;"):
-        assert text in page
-    assert "<b>" not in page
 
 
 async def test_the_links_of_a_mail_are_followed_from_its_frame_and_read_by_no_other_page() -> None:

@@ -32,16 +32,6 @@ async def test_triggers_of_one_dedup_key_are_one_incident(http: aiohttp.ClientSe
     assert [entry["summary"] for entry in incident.log] == ["ledger is down", "still down"]
 
 
-async def test_an_incident_is_acknowledged_and_resolved(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
-    await send(http, event())
-    await send(http, event("acknowledge", payload=None))
-    assert stand_ins.pagerduty.incidents[0].status == "acknowledged"
-    await send(http, event("resolve", payload=None))
-    (incident,) = stand_ins.pagerduty.incidents
-    assert incident.status == "resolved"
-    assert incident.resolved_at is not None
-
-
 @pytest.mark.parametrize(
     ("body", "error"),
     [
