@@ -98,15 +98,7 @@ async def post_json(
 
 
 class HttpChannel:
-    """A session, the files of its secrets, and a clock, in unix seconds.
-
-    Args:
-        provider: how errors name it.
-        settings: how it is reached.
-        secrets: their files.
-        timeout: seconds for a whole send.
-        clock: unix seconds.
-    """
+    """A session, the files of its secrets, and a clock, in unix seconds. The timeout is the seconds of a whole send."""
 
     def __init__(
         self,

@@ -69,11 +69,7 @@ class SignatureSettings(NamedTuple):
 
 
 class LinkSigner:
-    """Signs links, and checks signatures.
-
-    Args:
-        settings: of the relay that checks them, in each process that signs.
-    """
+    """Signs links, and checks signatures, with the settings of the relay that checks them."""
 
     def __init__(self, settings: SignatureSettings) -> None:
         self._public_url = settings.public_url

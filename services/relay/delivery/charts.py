@@ -253,11 +253,7 @@ class Measurement:
 async def measure(prometheus: PrometheusClient, event: Event, now: float, zone: str) -> Measurement | None:
     """The last hour of an event's expression; None where there is no rule of its alerts, or nothing to draw.
 
-    Args:
-        prometheus: where its rule is.
-        event: with one alert at least.
-        now: unix seconds.
-        zone: the readers' time zone.
+    Now is in unix seconds.
 
     Raises:
         PrometheusError: it gives no usable answer.
@@ -418,13 +414,7 @@ class _Shared:
 
 
 class Charts:
-    """Makes charts.
-
-    Args:
-        prometheus: what is asked.
-        zone: the readers' time zone.
-        clock: unix seconds.
-    """
+    """Makes charts, in the readers' time zone. The clock gives unix seconds."""
 
     def __init__(self, prometheus: PrometheusClient, zone: str, clock: Callable[[], float]) -> None:
         self._prometheus = prometheus

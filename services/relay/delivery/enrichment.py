@@ -239,12 +239,7 @@ class _FilesRead(NamedTuple):
 
 
 class Runbook:
-    """The excerpts of a runbook, while `run` runs.
-
-    Args:
-        location: a file, a folder or a URL.
-        egress: how a URL is reached.
-    """
+    """The excerpts of a runbook, which is a file, a folder or a URL, while `run` runs."""
 
     def __init__(self, location: Path | str, egress: EgressSettings | None = None) -> None:
         self._location = location
@@ -446,13 +441,7 @@ NO_ENRICHMENT: Final = EnrichmentSettings()
 
 
 class Enricher:
-    """Adds these parts to messages.
-
-    Args:
-        runbook: None if there is none.
-        charts: None without a Prometheus.
-        addresses: of the runbook's variables.
-    """
+    """Adds an excerpt of the runbook, values and a chart to messages."""
 
     def __init__(self, runbook: Runbook | None, charts: Charts | None, addresses: Mapping[str, str]) -> None:
         self._runbook = runbook
@@ -462,13 +451,7 @@ class Enricher:
     async def enrich(
         self, message: Message, *, shows_values: bool, shows_chart: bool
     ) -> tuple[Message, Mapping[MessagePart, PartOutcome]]:
-        """The message with what there is for it, and how each part ended.
-
-        Args:
-            message: as built of its event. A resolved incident gets no excerpt.
-            shows_values: whether its channel shows the current values.
-            shows_chart: whether it shows these and a chart.
-        """
+        """The message with what there is for it, and how each part ended."""
         outcomes: dict[MessagePart, PartOutcome] = {}
         if self._runbook is not None and not is_resolved(message.event):  # what is over needs no steps
             excerpt = await self._runbook.find(find_alertname(message.event))
@@ -490,13 +473,7 @@ class Enricher:
 async def open_enricher(
     settings: EnrichmentSettings, zone: tzinfo, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[Enricher]:
-    """Enriches while the body runs.
-
-    Args:
-        settings: of the configuration.
-        zone: the readers' time zone.
-        clock: unix seconds.
-    """
+    """Enriches while the body runs. The clock gives unix seconds."""
     runbook = None if settings.runbook is None else Runbook(settings.runbook, settings.egress)
     charts = None
     if settings.prometheus_url is not None:

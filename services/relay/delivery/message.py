@@ -132,13 +132,7 @@ def check_allowed_host(host: str) -> str:
 
 
 def build_links(alert: Alert, accepted_at: datetime, rules: LinkRules) -> Links:
-    """An alert's links. A template wins over the annotation of the same meaning, unless the rules prefer annotations.
-
-    Args:
-        alert: whose annotations and labels are used.
-        accepted_at: the end of what the dashboard shows, while the alert fires.
-        rules: of the configuration.
-    """
+    """An alert's links. A template wins over the annotation of its meaning, unless the rules prefer annotations."""
 
     def choose(annotation: str, template: str | None) -> str | None:
         own = _read_annotation(alert, annotation, rules)
@@ -289,10 +283,6 @@ def condense_event(event_json: bytes) -> tuple[str, bytes]:
 def build_digest_message(task: DeliveryTask, link_rules: LinkRules) -> Message:
     """The message of a digest, its entries grouped by service.
 
-    Args:
-        task: with the condensed events of its members.
-        link_rules: for the links of the entries.
-
     Raises:
         ValueError: the outbox holds something that is no event.
     """
@@ -369,10 +359,6 @@ def merge_events(older: Event, newer: Event) -> Event:
 
     So of {A and B fire}, {A is resolved, B fires} and {B fires} the last still contains that A is resolved. An alert
     that was resolved while it was silenced stays as Alertmanager sent it last.
-
-    Args:
-        older: not delivered.
-        newer: accepted after it.
     """
     newer_digests = collect_digests(newer)
     others = tuple(alert for alert in older.alerts if compute_digest(alert.fingerprint) not in newer_digests)
@@ -411,13 +397,6 @@ async def build_message(
     buttons: tuple[Button, ...] = (),
 ) -> Message:
     """The message of a task; the same at each attempt, so that a channel can find what it sent.
-
-    Args:
-        task: with its merged event.
-        link_rules: for its links.
-        contacts: the address of each role.
-        zone: the readers' time zone.
-        buttons: what readers can press.
 
     Raises:
         ValueError: the outbox holds something that is no event.

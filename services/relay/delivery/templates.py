@@ -238,12 +238,7 @@ class _Loaded(NamedTuple):
 
 
 class MessageTemplates:
-    """The templates of a folder at work.
-
-    Args:
-        folder: None if there are none.
-        clock: seconds, monotonic.
-    """
+    """The templates of a folder at work, if there is one."""
 
     def __init__(self, folder: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder

@@ -369,9 +369,6 @@ class PluginRequests:
     def conclude(self, *, is_accepted: bool) -> int:
         """The status of the last answer, where it is a success.
 
-        Args:
-            is_accepted: whether the plugin takes the answers for a success.
-
         Raises:
             SendError: it is none.
             DeliveryLeaseLostError: the lease had expired before the request.

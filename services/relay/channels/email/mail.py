@@ -239,13 +239,7 @@ _TEMPLATE = Environment(
 
 
 def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> EmailMessage:
-    """The mail, ready to be sent.
-
-    Args:
-        message: to be sent.
-        sender: for `From`; its domain is in the Message-ID and the List-ID.
-        recipients: for `To`: addresses without names, all of them in one mail.
-    """
+    """One mail to all recipients, ready to be sent. The sender's domain is in the Message-ID and the List-ID."""
     delivery_id = message.task.delivery_id
     mail = EmailMessage(policy=_POLICY)
     mail["From"] = sender

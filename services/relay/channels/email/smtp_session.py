@@ -118,13 +118,6 @@ async def send_envelope(
 ) -> SmtpResult:
     """Connects, logs in, sends the mail, and closes the connection.
 
-    Args:
-        client: not connected yet; holds the credentials.
-        route: its address, and how it is reached.
-        call: records the payload and the replies.
-        envelope: for at least one recipient.
-        credentials: username and password, to be masked in replies.
-
     Raises:
         SendError: the session failed, or the server refused something other than a recipient.
     """

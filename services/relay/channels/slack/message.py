@@ -621,13 +621,7 @@ def build_mrkdwn(text: str) -> Block:
 
 
 def build_code(text: str, caption: str = "", limit: int = MAX_SECTION) -> list[Block]:
-    """A code block, as it can be pasted; a paragraph where the text has a backtick, which could end the block.
-
-    Args:
-        text: of any content; none of it is mark-up.
-        caption: of the relay; a bold line before it.
-        limit: characters.
-    """
+    """A code block, as it can be pasted; a paragraph where the text has a backtick, which could end the block."""
     if not text:
         return []
     if "`" in text:
