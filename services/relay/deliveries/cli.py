@@ -5,11 +5,11 @@
 
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -156,7 +156,7 @@ Examples:
 
 @click.command("deliveries", short_help="List deliveries, or show one.", epilog=_EXAMPLES)
 @click.argument("delivery_id", metavar="[ID]", required=False)
-@click.option("--state", "in_state", help=f"Only those in this state: {', '.join(DeliveryState)}.")
+@click.option("--state", help=f"Only those in this state: {', '.join(DeliveryState)}.")
 @click.option("--channel", help="Only those to this channel.")
 @click.option("--alertname", help="Only those of this alertname.")
 @click.option("--digest", metavar="ID", help="Only the deliveries that this digest delivered or named.")
@@ -191,18 +191,20 @@ def deliveries_command(
         sys.exit(1)
 
 
+_PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "state": parse_state,
+    "channel": check_text,
+    "alertname": check_text,
+    "digest": check_text,
+}
+
+
 def _parse_filter(options: dict[str, str]) -> tuple[DeliveryFilter, int]:
     """The filter and the limit; for an invalid value one line on standard error, then exit 2."""
-    delivery_filter = DeliveryFilter(
-        state=parse_option_or_exit("--state", parse_state, options["in_state"]) if "in_state" in options else None,
-        channel=parse_option_or_exit("--channel", check_text, options["channel"]) if "channel" in options else None,
-        alertname=parse_option_or_exit("--alertname", check_text, options["alertname"])
-        if "alertname" in options
-        else None,
-        digest=parse_option_or_exit("--digest", check_text, options["digest"]) if "digest" in options else None,
-        since=parse_since_option_or_exit(options["since"]) if "since" in options else None,
-    )
-    return delivery_filter, parse_option_or_exit("--limit", parse_limit, options.get("limit", str(_DEFAULT_LIMIT)))
+    limit = parse_option_or_exit("--limit", parse_limit, options.pop("limit", str(_DEFAULT_LIMIT)))
+    since = options.pop("since", None)
+    values = {name: parse_option_or_exit(f"--{name}", _PARSERS[name], text) for name, text in options.items()}
+    return DeliveryFilter(**values, since=None if since is None else parse_since_option_or_exit(since)), limit
 
 
 async def _print_list(store: Store, delivery_filter: DeliveryFilter, limit: int, *, as_json: bool) -> None:

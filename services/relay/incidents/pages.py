@@ -249,7 +249,6 @@ class IncidentPages:
         }
 
     async def _export(self, request: Request) -> Response:
-        """The post-mortem."""
         query = parse_query(_OneQuery, request.query_params)
         view = await self._reader.read(
             await self._find_id(request),

@@ -408,7 +408,6 @@ def _list_attempts(delivery: DeliveryRecord, attempts: Sequence[AttemptRecord]) 
 
 
 def _build_outcome(delivery: DeliveryRecord, finished_at: float, attempts: Sequence[AttemptRecord]) -> TimelineEntry:
-    """How a delivery ended."""
     where, remark = delivery.channel, delivery.remark or ""
     if delivery.state == DeliveryState.DELIVERED:
         parts = [f"Delivered on {where}"]

@@ -224,14 +224,12 @@ class _WorkQueue:
                 log.warning("event loop ended before the result was returned")
 
     def discard(self, jobs: Sequence[Job]) -> None:
-        """These jobs run no more."""
         with self._changed:
             for job in self._running.intersection(jobs):
                 self._running.remove(job)
                 self._bytes -= job.size
 
     def close(self) -> None:
-        """Takes nothing more."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -303,7 +301,6 @@ class _Writer:
         return self._error
 
     def start(self) -> None:
-        """Begins to work."""
         self._thread.start()
 
     def join(self, seconds: float) -> bool:

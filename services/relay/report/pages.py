@@ -68,7 +68,6 @@ def command(
 
 
 def _list_lines(report: dict[str, Any]) -> Iterator[str]:
-    """The report for a person."""
     yield f"from {report['from']} to {report['to']}"
     if report["complete_since"]:
         yield f"since {report['complete_since']} only: retention has deleted what is older"

@@ -282,8 +282,6 @@ class _GroupRow(NamedTuple):
 
 
 class _TimeRow(NamedTuple):
-    """None of no times."""
-
     time_count: int
     p50: float | None
     p95: float | None

@@ -59,6 +59,7 @@ def test_each_that_cannot_be_is_a_line_and_the_others_are_retried(typed: Typed, 
         f"{stored['superseded']}: there is nothing to try again: another delivery supersedes it",
         f"{stored['gone']}: its channel, gone, is not configured any more",
     ]
+    assert fill(states) == {"queued": 2, "sending": 1, "retrying": 1, "delivered": 1, "superseded": 2, "dead": 1}
 
 
 def test_all_of_a_channel_are_retried(typed: Typed, fill: Fill) -> None:
