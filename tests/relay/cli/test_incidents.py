@@ -49,7 +49,7 @@ def test_incidents_are_listed_with_who_takes_care_of_them(typed: Typed, fill: Fi
     async def page(rows: Rows) -> Claim:
         return await claim_one(rows.store, "pager")
 
-    assert fill(page).remark == f"Acknowledged by {WHO}."
+    assert fill(page).task.remark == f"Acknowledged by {WHO}."
 
 
 def test_what_cannot_be_acknowledged_is_one_line(typed: Typed, fill: Fill) -> None:
