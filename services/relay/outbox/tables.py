@@ -19,18 +19,19 @@ from sqlalchemy import (
     Connection,
     Double,
     ForeignKey,
+    FromClause,
     Index,
     Integer,
     LargeBinary,
     MetaData,
     Result,
+    ScalarSelect,
     Select,
     Table,
     Text,
     TextClause,
     and_,
     bindparam,
-    exists,
     func,
     literal_column,
     or_,
@@ -392,6 +393,7 @@ _add_index(
     "deliveries_lost",
     _delivery.incident_id,
     _delivery.channel,
+    _delivery.episode,
     where="state IN ('superseded', 'dead') AND (maybe_sent = 1 OR progress IS NOT NULL) AND digest_id IS NULL",
 )
 _add_index("deliveries_of_digest", _delivery.digest_id, where="digest_id IS NOT NULL")
@@ -650,32 +652,43 @@ def list_lost_conditions(incident: ColumnElement[str], channel: ColumnElement[st
     """What of an incident ended without a receipt on a channel, merged or given up, and may have arrived all the same.
 
     The next first message of an episode is that message, if there is one: so nothing is lost any more that was before a
-    delivered message, be it a reply. The first conditions are those of the index `deliveries_lost`, in literals.
+    delivered message, be it a reply.
     """
-    of, delivered = LOST.c, _delivered.c
-    last_delivered = (
-        select(delivered.episode)
-        .where(
-            delivered.incident_id == incident,
-            delivered.channel.concat("") == channel,  # so that `deliveries_of_episode` is used
-            delivered.state.concat("") == DeliveryState.DELIVERED,
-        )
-        .order_by(delivered.episode.desc())
-        .limit(1)
-        .correlate_except(_delivered)
-        .scalar_subquery()
-    )
+    return [*_list_unanswered(incident, channel), LOST.c.episode > _find_delivered(incident, channel)]
+
+
+def _list_unanswered(incident: ColumnElement[str], channel: ColumnElement[str]) -> list[ColumnElement[bool]]:
+    """The first conditions are those of the index `deliveries_lost`, in literals."""
+    of = LOST.c
     return [
         of.state.in_([literal_column("'superseded'"), literal_column("'dead'")]),
         or_(of.maybe_sent == literal_column("1"), of.progress.is_not(None)),
         of.digest_id.is_(None),  # else it arrived under the id of its digest
         of.incident_id == incident,
         of.channel == channel,
-        of.episode - func.coalesce(last_delivered, 0) > 0,  # so that nobody looks for it where nothing is lost
     ]
 
 
-FOLLOWS_LOST: Final = exists().where(*list_lost_conditions(deliveries.c.incident_id, deliveries.c.channel))
+def _find_delivered(incident: ColumnElement[str], channel: ColumnElement[str]) -> ColumnElement[int]:
+    """The last episode of which something was delivered; 0 if there is none."""
+    of = _delivered.c
+    conditions = (
+        of.incident_id == incident,
+        of.channel.concat("") == channel,  # so that `deliveries_of_episode` is used
+        of.state.concat("") == DeliveryState.DELIVERED,
+    )
+    return func.coalesce(_find_last(_delivered, *conditions), 0)
+
+
+def _find_last(table: FromClause, *conditions: ColumnElement[bool]) -> ScalarSelect[int]:
+    last = select(table.c.episode).where(*conditions).order_by(table.c.episode.desc()).limit(1)
+    return last.correlate_except(table).scalar_subquery()
+
+
+_of_delivery = (deliveries.c.incident_id, deliveries.c.channel)
+_last_unanswered = _find_last(LOST, *_list_unanswered(*_of_delivery))
+# Not `exists`, which would look for what was delivered once for each of what was found long ago.
+FOLLOWS_LOST: Final = and_(_last_unanswered.is_not(None), _last_unanswered > _find_delivered(*_of_delivery))
 _delivery_columns = select_columns(DeliveryRow, deliveries.c)
 DELIVERIES: Final = RowQuery(DeliveryRow, select(*_delivery_columns))
 DUE_DELIVERIES: Final = RowQuery(
