@@ -148,6 +148,18 @@ def test_a_hangup_and_a_post_reload_and_a_bad_file_keeps_what_runs(start: Start,
         assert "keypulse_config_last_reload_successful 1.0" in server.request_status("/metrics")[1]
 
 
+def test_a_hangup_before_the_start_is_complete_waits_and_then_reloads(start: Start, file: Path) -> None:
+    file.write_text("count: 2\n")
+    with start() as server:
+        server.until("starting")
+        server.process.send_signal(signal.SIGHUP)
+        file.write_text("count: 2\ntext: late\n")
+        assert server.process.stdin
+        server.process.stdin.write("\n")
+        server.process.stdin.flush()
+        assert json.loads(server.until('"runs"').string)["text"] == "late"
+
+
 def test_a_web_yml_brings_tls_and_users_and_is_read_again(start: Start, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     authority.sign("server", *LOCALHOST)
@@ -164,6 +176,16 @@ def test_a_web_yml_brings_tls_and_users_and_is_read_again(start: Start, tmp_path
         assert server.request_status("/metrics", user="alice:a secret", context=context)[0] == 401
         assert server.request_status("/metrics", user="bob:a secret", context=context)[0] == 200
     assert not any("a secret" in line or HASH in line for line in server.lines)
+
+
+def test_a_connection_that_never_ends_its_handshake_delays_no_stop(start: Start, tmp_path: Path) -> None:
+    Authority(tmp_path).sign("server", *LOCALHOST)
+    with start("--web.config.file", web_yml(tmp_path)) as server:
+        server.listens()
+        host, port = server.url.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)))
+        connection.sendall(b"\x16\x03")
+    connection.close()
 
 
 @pytest.mark.parametrize("network", [False, True])
@@ -310,3 +332,12 @@ def test_sixty_connections_of_one_address_lock_out_no_other(start: Start, dear: 
         for n in range(60):
             stack.enter_context(_as_user(server, "127.0.0.2", f"wrong {n}"))
         assert _wait_for_check(server, "127.0.0.3") == 200
+
+
+def test_an_expensive_hash_is_an_error_at_the_start(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    web = web_yml(tmp_path, users={"alice": HASH.replace("$04$", "$13$")})
+    command = [*forked(str(tmp_path / "server.py")), "--config", str(file), "--web.config.file", str(web)]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
+    assert (done.returncode, "expected a bcrypt hash of cost 4 to 12" in done.stderr) == (2, True)

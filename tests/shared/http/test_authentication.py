@@ -97,9 +97,26 @@ async def test_an_unreadable_token_file_answers_503_and_never_401(header: str, s
     )
 
 
+async def test_a_rotated_token_is_let_in_without_a_restart(secret: TokenFile) -> None:
+    async with _client(secret) as client:
+        secret.path.write_text("the-newest-token-of-this\n")
+        statuses = [
+            (await client.get("/", headers={"authorization": f"Bearer the-{token}-token-of-this"})).status_code
+            for token in ("newest", "new", "old")
+        ]
+    assert statuses == [200, 401, 401]
+
+
 async def test_without_a_secret_the_endpoint_is_open() -> None:
     async with _client() as client:
         assert (await client.get("/")).status_code == 200
+
+
+async def test_a_token_that_is_not_ascii_is_compared_as_the_bytes_that_were_sent(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("schlüssel-mit-umlaut\n", encoding="utf-8")
+    async with _client(TokenFile(tmp_path / "token")) as client:
+        answer = await client.get("/", headers=[(b"authorization", "Bearer schlüssel-mit-umlaut".encode())])
+    assert answer.status_code == 200
 
 
 async def test_each_token_has_its_holder_and_one_that_cannot_be_read_shuts_out_nobody_else(

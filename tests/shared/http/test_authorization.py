@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
@@ -189,6 +189,13 @@ async def test_another_web_page_changes_and_reads_nothing_whatever_a_browser_add
             assert (await client.post("/retry/1", headers=headers)).status_code == 200
 
 
+async def test_a_path_with_a_slash_too_many_is_404_and_not_sent_to_where_host_says(opened: Rig) -> None:
+    async with opened.client() as client:
+        for path in ("/read/", "/metrics/", "/-/healthy/"):
+            answer = await client.get(path, headers={"host": "evil.example"})
+            assert (answer.status_code, "location" in answer.headers) == (404, False)
+
+
 async def test_every_reason_of_every_endpoint_is_there_from_the_start_at_0(closed: Rig) -> None:
     samples = [
         sample
@@ -219,6 +226,21 @@ async def test_a_refusal_is_logged_with_the_address_once_in_10_s_for_each(closed
     refusals = [(line["peer"], line["endpoint"], line["reason"], line["suppressed"]) for line in logs]
     assert refusals == [(peer, "/read", "wrong", more) for more in (0, 2) for peer in ("192.0.2.1", "192.0.2.2")]
     assert "a-secret" not in str(logs)
+
+
+async def test_a_thousand_addresses_fill_neither_memory_nor_log_and_all_are_counted(closed: Rig) -> None:
+    now = 0.0
+    closed.guard.refusals._clock = lambda: now
+    with capture_logs() as logs:
+        for n in range(1000):
+            async with closed.client(peer=f"192.0.2.{n}") as client:
+                await client.get("/read")
+        assert len(logs) == len(closed.guard.refusals._last_logged) == 100
+        now = 11.0
+        async with closed.client(peer="198.51.100.1") as client:
+            await client.get("/read")
+    assert (logs[-1]["peer"], len(logs), len(closed.guard.refusals._last_logged)) == ("198.51.100.1", 101, 100)
+    assert closed.refused("/read", "missing") == 1001
 
 
 async def test_an_action_is_logged_and_kept_by_the_name_of_its_credential(closed: Rig) -> None:
@@ -274,6 +296,28 @@ async def test_an_audit_that_cannot_be_written_stops_no_action_and_is_logged(ope
         ("action", "info"),
         ("audit entry not stored", "error"),
     ]
+
+
+async def test_an_action_that_meets_a_defect_is_kept_too(tmp_path: Path) -> None:
+    async def broken(_request: Request) -> Response:
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    async def twice(_request: Request) -> Response:
+        return JSONResponse({})
+
+    guard = Authorizer(create_registry())
+    routes = [
+        ProtectedRoute("/broken", broken, RouteRequirements(Role.ADMIN, action="break"), ["POST"]),
+        ProtectedRoute("/twice", twice, RouteRequirements(Role.ADMIN, action="fix"), ["POST"]),
+    ]
+    app = create_application("sample", guard.metrics, routes, authorizer=guard)
+    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx2.AsyncClient(transport=transport, base_url=OPEN) as client:
+        assert (await client.post("/broken")).status_code == 500
+        assert (await client.post("/twice")).status_code == 200
+        audit = (await client.get("/api/audit")).json()["audit"]
+    assert [each["action"] for each in audit] == ["fix", "break"]
 
 
 async def test_an_action_that_is_cancelled_is_kept_too() -> None:

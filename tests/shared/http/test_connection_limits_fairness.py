@@ -76,6 +76,14 @@ async def test_those_that_come_first_are_in_progress_and_the_next_follow_one_by_
     assert it.most == MOST
 
 
+async def test_what_is_of_another_kind_does_not_wait() -> None:
+    async with slow() as it, it.sent(b"aaaa"), it.sent(b"bbbb"):
+        await until(lambda: len(it.in_progress) == MOST)
+        async with it.sent(b"cccc"), it.sent(b"", b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n") as healthy:
+            assert (await answer(healthy, b"healthy\n")).startswith(b"HTTP/1.1 200")
+        it.go_on(9)
+
+
 async def test_the_slot_of_one_that_went_away_is_the_next_ones() -> None:
     async with slow() as it, it.sent(b"aaaa"):
         async with it.sent(b"bbbb"):
@@ -112,6 +120,16 @@ async def test_a_connection_is_queued_for_each_of_its_requests() -> None:
                 assert (await answer(reader, body)).startswith(b"HTTP/1.1 200")
 
 
+async def test_a_long_body_that_waited_arrives_whole() -> None:
+    head = b"POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
+    async with slow() as it, it.sent(b"aaaa"), it.sent(b"bbbb"):
+        await until(lambda: len(it.in_progress) == MOST)
+        async with it.sent(b"x" * 1_000_000, head) as long:
+            it.go_on(9)
+            assert (await answer(long, b"x")).startswith(b"HTTP/1.1 200")
+            assert len(await long.readexactly(999_999)) == 999_999
+
+
 async def test_a_connection_that_was_kept_open_waits_like_others() -> None:
     async with slow() as it:
         reader, writer = await asyncio.open_connection(*it.address)
@@ -135,6 +153,15 @@ async def test_what_does_not_arrive_keeps_its_slot_for_a_moment_only(
     monkeypatch.setattr("shared.http.limits._ARRIVAL_SECONDS", 0.1)
     async with slow() as it, it.sent(b"", piece[:-2]), it.sent(b"", piece[:-2]), it.sent(b"cccc"):
         await until(lambda: it.in_progress == ["cccc"])
+        it.go_on(9)
+
+
+async def test_what_has_arrived_keeps_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.http.limits._ARRIVAL_SECONDS", 0.05)
+    async with slow() as it, it.sent(b"aaaa"), it.sent(b"bbbb"), it.sent(b"cccc"):
+        await until(lambda: len(it.in_progress) == MOST)
+        await asyncio.sleep(0.2)
+        assert len(it.in_progress) == MOST
         it.go_on(9)
 
 

@@ -99,6 +99,22 @@ async def test_a_request_may_have_a_hundred_headers_and_no_more(name: bytes, bod
         assert b"at most 100 headers" in answer
 
 
+async def test_trailers_count_as_headers(address: Address) -> None:
+    begin = b"POST /sent HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
+    assert b" 431 " in await answers(address, begin + b"a:\r\n" * (MAX_HEADERS - 1) + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    "begin", [b"GET /-/healthy?%s HTTP/1.1\r\nHost: localhost", b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\nX: %s"]
+)
+async def test_a_head_has_the_same_limit_in_one_piece_and_in_many(begin: bytes, address: Address) -> None:
+    for size, status in ((MAX_HEAD_BYTES - 200, b" 200 "), (MAX_HEAD_BYTES + 200, b" 431 ")):
+        head = (begin % (b"a" * size)) + b"\r\nConnection: close\r\n\r\n"
+        assert status in (await answers(address, head)).partition(b"\r\n")[0]
+        parts = (head[start : start + 5000] for start in range(0, len(head), 5000))
+        assert status in (await answers(address, *parts, pause=0.01)).partition(b"\r\n")[0]
+
+
 async def test_the_oldest_unfinished_head_ends_when_there_are_too_many_and_no_usual_request_waits(
     address: Address,
 ) -> None:
@@ -136,3 +152,9 @@ async def test_a_request_that_does_not_arrive_is_not_waited_for(
     monkeypatch.setattr("shared.http.limits.HEAD_SECONDS", 0.2)
     answer = await answers(address, *chunks, pause=0.05)
     assert answer.count(b"HTTP/1.1 200") == (len(chunks) == 2)
+
+
+async def test_a_body_that_drips_is_waited_for(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.http.limits.HEAD_SECONDS", 0.2)
+    answer = await answers(address, HEAD + b"Connection: close\r\n\r\n", *(b"a", b"b", b"c", b"d", b"e"), pause=0.1)
+    assert answer.endswith(b"abcde")

@@ -121,6 +121,15 @@ def test_it_asks_through_tls_without_credentials_and_without_a_certificate(
         assert check(config, "--web.config.file", web) == (0, "healthy\n")
 
 
+def test_a_server_without_the_tls_that_its_file_requests_is_not_healthy(config: Path, tmp_path: Path) -> None:
+    Authority(tmp_path).sign("server", *LOCALHOST)
+    for clients in ("VerifyClientCertIfGiven", "RequireAndVerifyClientCert"):
+        web = web_yml(tmp_path, client_auth_type=clients, client_ca_file="ca.pem")
+        with running(config):
+            code, sentence = check(config, "--web.config.file", web)
+        assert (code, "speaks no TLS" in sentence) == (1, True), sentence
+
+
 def test_a_server_that_listens_and_never_answers_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(healthcheck, "TIMEOUT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -142,6 +151,22 @@ def test_a_file_that_does_not_say_where_is_an_error(content: str, complains: str
     sentence = check_configured_server(Settings, config, None)
     assert sentence is not None
     assert complains in sentence
+
+
+def test_an_answer_other_than_200_is_an_error() -> None:
+    def answer(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer, args=(listening,))
+        thread.start()
+        sentence = check_server(Address(*listening.getsockname()[:2]))
+        thread.join()
+    assert sentence is not None
+    assert sentence.endswith("answered /-/healthy with 500")
 
 
 def test_a_server_without_a_file_is_asked_by_its_address() -> None:

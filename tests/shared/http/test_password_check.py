@@ -10,6 +10,7 @@ import pytest
 
 from shared.http.fair_queue import QueueFullError
 from shared.http.password_check import MAX_WAITING_CHECKS, PasswordChecker
+from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS
 
 Counted = list[threading.Thread]
 
@@ -144,6 +145,41 @@ async def test_where_every_slot_is_taken_an_address_with_few_gets_one_of_that_wi
     assert users._queue._queues == {}
 
 
+async def test_the_addresses_of_one_ipv6_network_count_as_one(blocked: BlockedHash) -> None:
+    users = PasswordChecker({"alice": USERS["alice"]})
+    async with asyncio.timeout(20):
+        running = asyncio.create_task(users.check_password("first", b"first", PEER))
+        await blocked.until_one_runs()
+        waiting = [
+            asyncio.create_task(users.check_password(f"nobody{n}", b"x", f"2001:db8::{n:x}"))
+            for n in range(MAX_WAITING_CHECKS)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError):
+            await users.check_password("alice", b"x", "2001:db8::ffff")
+        others = [
+            asyncio.create_task(users.check_password("alice", b"right", peer))
+            for peer in ("2001:db8:0:1::1", "", "::1")
+        ]
+        blocked.go_on.release(MAX_WAITING_CHECKS + 1)
+        assert await asyncio.gather(*others) == [True] * 3
+        await asyncio.gather(running, *waiting, return_exceptions=True)
+
+
+async def test_all_addresses_in_total_wait_up_to_a_bound(blocked: BlockedHash) -> None:
+    users = PasswordChecker({"alice": USERS["alice"]})
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(users.check_password("first", b"first", PEER))
+        await blocked.until_one_runs()
+        for n in range(MAX_WAITING_CHECKS):
+            tasks.create_task(users.check_password(f"nobody{n}", b"x", f"192.0.2.{n}"))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError):
+            await users.check_password("alice", b"x", "198.51.100.1")
+        blocked.go_on.release(MAX_WAITING_CHECKS + 1)
+    assert users._queue._queues == {}
+
+
 async def test_a_check_that_is_given_up_leaves_its_slot_and_is_never_made(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20):
@@ -161,6 +197,19 @@ async def test_a_check_that_is_given_up_leaves_its_slot_and_is_never_made(blocke
     assert (users._queue._queues, users._queue._free) == ({}, 1)
 
 
+async def test_a_check_that_is_given_up_as_it_gets_its_slot_passes_the_slot_on(blocked: BlockedHash) -> None:
+    users = PasswordChecker({"alice": USERS["alice"]})
+    async with asyncio.timeout(20):
+        async with users._queue.acquire(PEER):
+            given_up = asyncio.create_task(users.check_password("alice", b"given up", PEER))
+            right = asyncio.create_task(users.check_password("alice", b"right", PEER))
+            await asyncio.sleep(0)
+        given_up.cancel()
+        blocked.go_on.release()
+        assert await right
+    assert blocked.passwords == [b"right"]
+
+
 async def test_a_password_that_was_found_right_meanwhile_is_not_hashed_again(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
@@ -176,6 +225,18 @@ async def test_any_password_can_be_checked(password: bytes) -> None:
     users = PasswordChecker({"alice": _hash(password[:72])})
     assert await users.check_password("alice", password, PEER)
     assert not await users.check_password("alice", b"x" + password, PEER)
+
+
+async def test_a_correct_password_is_answered_while_the_threads_of_the_event_loop_are_all_taken() -> None:
+    go_on = threading.Event()
+    waiting = [asyncio.create_task(asyncio.to_thread(go_on.wait, 60)) for _ in range(64)]
+    try:
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            assert await PasswordChecker(USERS).check_password("alice", b"a secret", PEER)
+    finally:
+        go_on.set()
+        await asyncio.gather(*waiting)
 
 
 @pytest.mark.looptime
@@ -199,3 +260,33 @@ async def test_each_failed_password_of_a_name_delays_its_next_check_longer_whoev
     assert delays == pytest.approx([0, 0.125, 0.25], abs=0.1)
     await asyncio.sleep(1000)
     assert await measure("nobody", b"wrong", PEER) == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.looptime
+async def test_who_guesses_from_one_address_keeps_neither_the_user_nor_another_one_out() -> None:
+    users, loop = PasswordChecker(USERS), asyncio.get_running_loop()
+    for n in range(8):
+        assert not await users.check_password("alice", b"%d" % n, "192.0.2.66")
+    guessing = [
+        asyncio.create_task(users.check_password(name, b"%d" % n, "192.0.2.66"))
+        for n in range(100)
+        for name in ("alice", f"nobody{n}")
+    ]
+    await asyncio.sleep(0)
+    began = loop.time()
+    assert all(
+        await asyncio.gather(
+            users.check_password("alice", b"a secret", PEER), users.check_password("bob", b"another", PEER)
+        )
+    )
+    assert loop.time() - began < PASSWORD_CHECK_SECONDS
+    ended = await asyncio.gather(*guessing, return_exceptions=True)
+    assert [isinstance(each, QueueFullError) for each in ended].count(True) > 100
+
+
+async def test_the_names_that_are_remembered_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bcrypt, "checkpw", lambda _password, _stored: False)
+    users = PasswordChecker(USERS)
+    for n in range(1100):
+        await users.check_password(f"nobody{n}", b"x", PEER)
+    assert len(users._guesses) == 1000

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from prometheus_client import Counter
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -20,7 +21,7 @@ from shared.config.server_settings import Role
 from shared.config.settings import Address
 from shared.http import server
 from shared.http.access import AccessPolicy, Token
-from shared.http.server import StartError, create_application, create_registry, serve
+from shared.http.server import StartError, bind_socket, create_application, create_registry, serve
 
 ANY_PORT = Address("127.0.0.1", 0)
 
@@ -54,6 +55,16 @@ async def test_metrics_are_prometheus_text_for_whoever_does_not_request_more(
     families = {family.name: family for family in prometheus_text(answer.text)}
     assert families["things"].samples[0].labels == {"name": 'a"b'}
     assert families["keypulse_build_info"].samples[0].labels["version"] == VERSION
+
+
+async def test_metrics_are_open_metrics_for_whoever_requests_them_as_prometheus_does(
+    client: httpx2.AsyncClient,
+) -> None:
+    accept = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.4,*/*;q=0.2"
+    answer = await client.get("/metrics", headers={"accept": accept})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert answer.text.endswith("# EOF\n")
+    assert "things" in {family.name for family in open_metrics(answer.text)}  # type: ignore[no-untyped-call]  # prometheus_client types it not
 
 
 async def test_the_landing_page_links_every_page_that_can_be_opened_and_escapes_its_title(
@@ -95,6 +106,28 @@ async def test_a_server_that_is_not_ready_says_why_and_is_healthy_all_the_same()
         assert (await client.get("/-/ready")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("reason", "public"),
+    [
+        ("/run/secrets/token: No such file or directory", "…: No such file or directory"),
+        (
+            "others may read it; run: chmod 600 /data/local.key, or `/x/y`",
+            "others may read it; run: chmod 600 …, or `…`",
+        ),
+        ('socket "/var/run/postgresql/.s.PGSQL.5432" failed', 'socket "…" failed'),
+        ("ca_file=/etc/ca.pem (/etc/é)", "ca_file=… (…)"),
+        (
+            "KMS answers 3/4; see https://example.org/a/b and n/a",
+            "KMS answers 3/4; see https://example.org/a/b and n/a",
+        ),
+    ],
+)
+async def test_a_server_that_is_not_ready_names_no_path(reason: str, public: str) -> None:
+    app = create_application("sample", create_registry(), OWN, get_unready_reason=lambda: reason)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample") as client:
+        assert (await client.get("/-/ready")).text == f"{public}\n"
+
+
 async def test_a_taken_port_is_one_sentence_that_says_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as occupied:
         port = occupied.getsockname()[1]
@@ -104,6 +137,20 @@ async def test_a_taken_port_is_one_sentence_that_says_what_to_do() -> None:
     assert str(refused.value) == (
         f"cannot listen on 127.0.0.1:{port}: Address already in use; stop what listens there, or set another address"
     )
+
+
+def test_of_two_that_bind_one_port_at_once_one_is_refused() -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        with bind_socket(Address("127.0.0.1", other.getsockname()[1])), pytest.raises(OSError, match="in use"):
+            other.listen()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "name.invalid"])
+def test_an_address_that_is_not_ours_is_one_sentence(host: str) -> None:
+    with pytest.raises(StartError, match=f"cannot listen on {host}:0: .+; stop what listens there, or set another"):
+        bind_socket(Address(host, 0))
 
 
 async def test_a_request_in_progress_is_answered_before_the_stop_and_a_later_one_is_not_taken() -> None:
@@ -156,6 +203,22 @@ async def test_a_header_does_not_change_who_calls() -> None:
     ):
         answer = await client.get(f"http://{address}/caller", headers={"x-forwarded-for": "10.1.2.3"})
     assert answer.text == "127.0.0.1"
+
+
+async def test_what_an_accepted_connection_sends_is_not_delayed() -> None:
+    accepted = asyncio.get_running_loop().create_future()
+
+    class Connection(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.set_result(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    with bind_socket(ANY_PORT) as bound:
+        server = await asyncio.get_running_loop().create_server(Connection, sock=bound)
+        async with server:
+            _, writer = await asyncio.open_connection(*bound.getsockname())
+            writer.close()
+            await writer.wait_closed()
+            assert await accepted
 
 
 async def test_the_two_probes_answer_while_every_scrape_hangs_to_a_head_too() -> None:

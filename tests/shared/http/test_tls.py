@@ -10,12 +10,15 @@ from typing import Any
 import aiohttp
 import pytest
 from cryptography import x509
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from structlog.testing import capture_logs
 
 from shared.config.errors import ConfigurationError
 from shared.config.settings import Address
 from shared.http.server import create_application, create_registry, serve
-from shared.http.web_config import WebConfigFile, create_server_context, read_web_config
+from shared.http.web_config import WebConfigFile, create_server_context, read_alternative_names, read_web_config
 from shared.process.server import ServerRunner
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
 from tests.shared.sample import SETTINGS
@@ -70,6 +73,19 @@ async def test_a_client_needs_a_certificate_of_the_authority_where_it_is_require
                 await _request_status(url, authority, foreign, maximum_version=version)
 
 
+async def test_a_long_body_arrives_as_it_was_sent(authority: Authority, tmp_path: Path) -> None:
+    async def repeat(request: Request) -> Response:
+        return Response(await request.body())
+
+    tls = ServerRunner(SETTINGS, web_config_file=WebConfigFile(web_yml(tmp_path))).create_tls_context()
+    app = create_application("sample", create_registry(), [Route("/repeat", repeat, methods=["POST"])])
+    context = ssl.create_default_context(cafile=authority.ca)
+    async with serve(app, Address("127.0.0.1", 0), tls) as address, aiohttp.ClientSession() as client:
+        for body in (b"", bytes(range(256)) * 4000):
+            async with client.post(f"https://{address}/repeat", data=body, ssl=context) as answer:
+                assert await answer.read() == body
+
+
 async def test_a_certificate_that_may_be_left_out_is_verified_where_it_is_given(
     authority: Authority, tmp_path: Path
 ) -> None:
@@ -110,6 +126,11 @@ async def test_only_certificates_with_an_allowed_name_are_let_in(
             with pytest.raises(aiohttp.ClientError):
                 await _request_status(url, authority, own, maximum_version=version)
     assert [entry["event"] for entry in logs if "client_allowed_sans" in entry["event"]]
+
+
+def test_a_name_of_an_address_that_is_none_is_only_a_name_and_other_kinds_are_none() -> None:
+    names = (("IP Address", "<invalid>"), ("DNS", "a"), ("Registered ID", "1.2.3"), ("othername", "<unsupported>"))
+    assert read_alternative_names({"subjectAltName": names}) == {"<invalid>", "a"}
 
 
 async def test_a_renewed_certificate_and_other_clients_need_no_restart(authority: Authority, tmp_path: Path) -> None:

@@ -130,6 +130,27 @@ async def test_a_path_with_credentials_of_its_own_takes_those_or_a_user(rig: Rig
     assert rig.bodies_read == 2
 
 
+async def test_a_body_that_comes_while_the_password_is_checked_is_read_whole(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, reading = PasswordChecker.check_password, asyncio.Event()
+
+    async def check_password(users: PasswordChecker, name: str, password: bytes, peer: str) -> bool:
+        await reading.wait()  # a part of the body is read ahead by then
+        return await real(users, name, password, peer)
+
+    async def body() -> AsyncIterator[bytes]:
+        for n in range(20):
+            if n == 2:
+                reading.set()
+            yield bytes([n]) * 8 * 1024
+
+    monkeypatch.setattr(PasswordChecker, "check_password", check_password)
+    async with asyncio.timeout(10), rig.client() as client:
+        answer = await client.post("/sent", auth=ALICE, content=body())
+    assert answer.text == sha256(b"".join(bytes([n]) * 8 * 1024 for n in range(20))).hexdigest()
+
+
 async def test_who_is_gone_while_the_password_is_checked_gets_no_check_and_nothing_is_done(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +182,16 @@ async def test_who_is_gone_while_the_password_is_checked_gets_no_check_and_nothi
     assert (given_up.is_set(), sent, rig.bodies_read) == (True, [], 0)
 
 
+async def test_paths_below_one_that_ends_with_a_slash_check_their_own_credentials_and_no_others_do(
+    client: httpx2.AsyncClient,
+) -> None:
+    bearer = {"authorization": "Bearer the bearer token of this"}
+    assert (await client.get("/own/x", headers=bearer)).status_code == 200
+    assert (await client.get("/own/x")).status_code == 401
+    for path in ("/own", "/owned", "/sent/x"):
+        assert (await client.get(path, headers=bearer)).status_code == 401, path
+
+
 @pytest.mark.parametrize("host", ["sample/own/?", "sample/sent?", "sample/own/#", "sample/-/healthy?", "[", "", "a b"])
 async def test_no_host_leads_past_the_users(host: str, rig: Rig) -> None:
     rig.access = AccessPolicy(roles=rig.roles)  # no token: the users are the only credentials
@@ -176,6 +207,23 @@ async def test_whoever_passes_without_a_password_is_nobody_where_the_users_are_t
         for path in ("/own/of/admins", "/own/of/scrapers", "/own/of/probers"):
             assert (await client.get(path, headers={"host": "127.0.0.1"})).status_code == 401, path
             assert (await client.get(path, auth=ALICE)).text == "alice"
+
+
+async def test_an_unreadable_token_file_is_503_and_a_user_comes_in_all_the_same(
+    rig: Rig, client: httpx2.AsyncClient
+) -> None:
+    (rig.folder / "admin").unlink()
+    assert (await client.get("/metrics")).status_code == 503
+    assert (await client.get("/metrics", auth=ALICE)).status_code == 200
+
+
+async def test_without_an_admin_token_a_user_is_required(rig: Rig) -> None:
+    rig.access = AccessPolicy(roles=rig.roles)
+    async with rig.client() as client:
+        refused = await client.get("/page")
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Basic realm="keypulse"')
+        assert "basic_auth_users" in refused.text
+        assert (await client.get("/page", auth=ALICE)).text == "alice"
 
 
 async def test_too_many_passwords_at_once_are_503_and_counted_where_refusals_are(

@@ -1,5 +1,6 @@
 """A web.yml that changes while its server runs."""
 
+import os
 from pathlib import Path
 
 import bcrypt
@@ -36,6 +37,21 @@ def test_a_file_that_cannot_be_used_is_refused_at_first_and_later_keeps_what_was
     assert line["error"].startswith(f"{file}: ")
     web_yml(tmp_path, users={"bob": HASH})
     assert _names(web) == ["bob"]
+
+
+def test_what_does_not_change_is_not_read_again(tmp_path: Path) -> None:
+    web = WebConfigFile(web_yml(tmp_path, users={"alice": HASH}))
+    assert web.get_state() is web.get_state()
+
+
+def test_a_file_that_is_replaced_by_one_of_the_same_size_and_time_is_read_again(tmp_path: Path) -> None:
+    file = web_yml(tmp_path, users={"alice": HASH})
+    web, before = WebConfigFile(file), file.stat()
+    other = tmp_path / "other.yml"
+    other.write_text(file.read_text().replace("alice", "carol"))
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(file)
+    assert _names(web) == ["carol"]
 
 
 def test_tls_comes_and_goes_only_with_a_restart(tmp_path: Path) -> None:

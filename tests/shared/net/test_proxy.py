@@ -31,6 +31,14 @@ def test_the_scheme_chooses_the_variable_and_this_machine_is_direct(url: str, ad
     assert found(url, **{name.lower(): value for name, value in PROXIES.items()}) == address
 
 
+def test_each_scheme_has_its_own_variable_and_empty_is_none() -> None:
+    assert found("https://slack.com/", HTTP_PROXY="http://plain:3128") is None
+    assert found("http://slack.com/", HTTPS_PROXY="http://secure:3128") is None
+    assert found("https://slack.com/", HTTPS_PROXY="") is None
+    assert found("https://slack.com/", HTTPS_PROXY="", https_proxy="http://small:1") == "small:1"
+    assert found("https://slack.com/", HTTPS_PROXY="http://capital:1", https_proxy="http://small:1") == "capital:1"
+
+
 @pytest.mark.parametrize(
     ("no_proxy", "url"),
     [
@@ -103,3 +111,7 @@ def test_what_is_no_http_proxy_is_an_error_that_does_not_repeat_it(url: str) -> 
         find_environment_proxy("https://slack.com/", {"HTTPS_PROXY": url})
     assert str(raised.value) == "HTTPS_PROXY in the environment: expected http://HOST:PORT of a proxy"
     assert raised.value.is_permanent
+
+
+def test_the_environment_may_leave_the_scheme_out() -> None:
+    assert found("https://slack.com/", HTTPS_PROXY="proxy:3128") == "proxy:3128"

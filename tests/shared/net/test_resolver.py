@@ -35,6 +35,18 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
     hanging.go_on.set()
 
 
+async def test_a_name_has_the_addresses_that_the_system_knows() -> None:
+    found = await resolve("localhost", 80)
+    assert found
+    assert {address[:2] for _, address in found} <= {("127.0.0.1", 80), ("::1", 80)}
+
+
+async def test_an_address_stands_for_itself_and_nobody_is_asked(resolver: Hanging) -> None:
+    assert await resolve("127.0.0.1", 80) == [(socket.AF_INET, ("127.0.0.1", 80))]
+    assert await resolve("::1") == [(socket.AF_INET6, ("::1", 0, 0, 0))]
+    assert resolver.requests == []
+
+
 @pytest.mark.parametrize(("host", "error"), [("nobody.invalid", OSError), ("a" * 64, UnicodeError)])
 async def test_what_cannot_be_resolved_is_reported_to_the_caller(host: str, error: type[Exception]) -> None:
     with pytest.raises(error):

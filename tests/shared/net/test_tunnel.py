@@ -76,3 +76,8 @@ async def test_each_answer_that_opens_no_tunnel_is_a_sentence(
     assert str(raised.value).startswith(f"the proxy {proxy.address} (proxy) {sentence}")
     assert raised.value.is_permanent is is_permanent
     assert "s3cret" not in f"{raised.value!r}"
+
+
+async def test_a_proxy_whose_name_is_unknown_cannot_be_reached() -> None:
+    with pytest.raises(EgressError, match=r"^the proxy proxy\.invalid:3128 \(HTTPS_PROXY\) cannot be reached: "):
+        await open_tunnel(Proxy(Address("proxy.invalid", 3128), "HTTPS_PROXY"), TARGET)

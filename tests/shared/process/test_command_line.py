@@ -151,6 +151,11 @@ def test_a_wrong_configuration_exits_2_with_its_lines_on_standard_error(command:
         ]
 
 
+def test_a_missing_configuration_file_exits_2(command: list[str], file: Path) -> None:
+    refused = _run(command, "--config", file)
+    assert (refused.returncode, refused.stderr) == (2, f"{file}: cannot be read: No such file or directory\n")
+
+
 def test_a_user_without_a_role_and_a_role_without_a_user_are_reported_by_the_check_and_at_the_start(
     command: list[str], file: Path
 ) -> None:
@@ -316,3 +321,9 @@ def test_a_process_whose_log_nobody_reads_is_gone_within_the_bound_too(endings: 
     ending = endings["nobody reads its log"].result()
     assert ending.code == -signal.SIGALRM
     assert ending.seconds < 15
+
+
+def test_a_second_signal_does_not_cut_the_stop_short(endings: dict[str, Future[Ending]]) -> None:
+    ending = endings["two signals"].result()
+    assert ending.code == 0
+    assert ending.seconds < 10

@@ -69,6 +69,18 @@ async def test_the_first_error_stops_all_and_what_was_done_is_passed_on() -> Non
 
 
 @pytest.mark.looptime
+async def test_an_error_of_the_taker_stops_all() -> None:
+    work = Work()
+
+    async def full(outcomes: Sequence[tuple[int, int]]) -> None:
+        raise OSError(len(outcomes))
+
+    with pytest.raises(OSError, match="64"):
+        await run_concurrently(ITEMS, work.do, full, MOST)
+    assert (work.in_progress, max(work.begun) < 200) == (0, True)
+
+
+@pytest.mark.looptime
 async def test_a_cancelled_caller_leaves_nothing_in_progress() -> None:
     work = Work(stuck=3)
     with pytest.raises(TimeoutError):
@@ -76,6 +88,12 @@ async def test_a_cancelled_caller_leaves_nothing_in_progress() -> None:
             await run_concurrently(ITEMS, work.do, work.take, MOST)
     assert work.in_progress == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_nothing_to_do_is_done() -> None:
+    work = Work()
+    await run_concurrently([], work.do, work.take, MOST)
+    assert work.batches == []
 
 
 @pytest.mark.parametrize(("size", "is_on_loop"), [(LARGE_BYTES, True), (LARGE_BYTES + 1, False)])

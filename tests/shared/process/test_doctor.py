@@ -121,6 +121,20 @@ def test_json_has_the_fields_that_programs_rely_on(file: Path) -> None:
     }
 
 
+def test_an_error_in_the_configuration_is_the_line_of_every_command_and_2(file: Path) -> None:
+    file.write_text("secret_fle: secret\n")
+    result = run("--config", str(file), "--json")
+    assert result.exit_code == 2
+    assert f"{file}: secret_fle: unknown key; did you mean secret_file?" in result.stderr
+    assert result.stdout == ""
+
+
+def test_no_configuration_is_one_sentence_and_2() -> None:
+    result = run()
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("no configuration; expected --config FILE; ")
+
+
 async def fine() -> str:
     return "fine"
 
@@ -147,6 +161,23 @@ async def test_checks_run_at_once_and_their_results_keep_the_order() -> None:
         ("second", "second"),
         ("third", "fine"),
     ]
+
+
+async def test_no_more_checks_run_at_once_than_may() -> None:
+    running = most = 0
+
+    async def count() -> str:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return ""
+
+    await run_checks_concurrently(
+        [Check(str(n), count) for n in range(9)], time.monotonic, timeout=10, max_concurrent=3
+    )
+    assert most == 3
 
 
 @pytest.mark.looptime

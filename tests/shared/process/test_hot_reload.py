@@ -116,6 +116,14 @@ async def test_a_key_that_needs_a_restart_refuses_the_whole_and_names_it() -> No
     assert not rig.applied
 
 
+async def test_where_nothing_can_be_applied_every_changed_key_needs_a_restart() -> None:
+    on_disk = SETTINGS
+    reloading = ReloadMiddleware(APP, SETTINGS, lambda: on_disk, None, (), Authorizer(CollectorRegistry()))
+    assert await reloading.reload() == []
+    on_disk = SETTINGS.model_copy(update={"text": "two", "count": 2})
+    assert [line.partition(":")[0] for line in await reloading.reload()] == ["count", "text"]
+
+
 async def test_two_at_once_come_one_after_the_other() -> None:
     events: list[str] = []
 
@@ -128,6 +136,15 @@ async def test_two_at_once_come_one_after_the_other() -> None:
     rig.change(text="two")
     await asyncio.gather(*(rig.reloading.reload() for _ in range(3)))
     assert events == ["begin two", "end two"] * 3
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
+async def test_only_a_post_reloads(method: str) -> None:
+    rig = Rig()
+    async with rig.client() as client:
+        answer = await client.request(method, "/-/reload")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert not rig.applied
 
 
 async def test_another_web_page_may_not_ask_nor_one_that_points_its_name_to_this_server() -> None:

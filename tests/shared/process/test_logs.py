@@ -43,6 +43,18 @@ def test_no_line_contains_what_ends_lines_reverses_text_or_cannot_be_seen(
     assert all(line.isprintable() for line in lines), [ascii(line) for line in lines]
 
 
+def test_what_is_escaped_can_be_read_again(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("relay")
+    structlog.get_logger("own").warning("own", text=f"ü漢😀{INVISIBLE}")
+    assert json.loads(capsys.readouterr().err)["text"] == f"ü漢😀{INVISIBLE}"
+    logs.configure("relay", line_format="logfmt")
+    structlog.get_logger("own").warning("own", text=f"ü漢😀{INVISIBLE}", plain="ü")
+    line = capsys.readouterr().err
+    escaped = json.dumps(INVISIBLE)[1:-1].replace("\x7f", "\\u007f")
+    assert f" text=ü漢😀{escaped} " in line
+    assert "plain=ü" in line
+
+
 def test_a_trace_has_one_form_in_each_format(capsys: pytest.CaptureFixture[str]) -> None:
     def log_failure() -> str:
         try:

@@ -39,6 +39,17 @@ def test_an_address_on_the_network_needs_an_admin_token(listen: str, file: Path)
     assert str(prepare_server(Settings, file, None).settings.listen) == listen
 
 
+def test_on_the_network_a_token_of_anybody_will_do(file: Path) -> None:
+    (file.parent / "token").write_text("the-token-of-somebody")
+    file.write_text("listen: 0.0.0.0:9000\nauth: {tokens: [{name: ci, role: viewer, file: token}]}")
+    assert prepare_server(Settings, file, None).settings.auth.tokens[0].file == file.parent / "token"
+
+
+def test_an_address_of_this_machine_needs_none(file: Path) -> None:
+    file.write_text("listen: 127.0.0.1:9000")
+    assert prepare_server(Settings, file, None).settings.listen.port == 9000
+
+
 def test_on_the_network_users_or_required_certificates_do_too(file: Path, tmp_path: Path) -> None:
     file.write_text("listen: 0.0.0.0:9000")
     assert prepare_server(Settings, file, web_yml(tmp_path, users={"alice": HASH})).web_config_file
