@@ -36,7 +36,7 @@ def plan_event(
     if state is None or not _is_repeat(event, state, fingerprint, now=now, duplicate_window=duplicate_window):
         return plan_deliveries(event, state, routed_channels=routed_channels, configured_channels=configured_channels)
     missing = tuple(each for each in dict.fromkeys(routed_channels) if each not in state.latest_channels)
-    if not missing and (fingerprint != state.fingerprint or _has_sent_latest(event, state)):
+    if not missing and (fingerprint != state.fingerprint or _find_sent_at(event, state) is not None):
         return None
     return DeliveryPlan(
         state.episode,
@@ -47,8 +47,9 @@ def plan_event(
     )
 
 
-def _has_sent_latest(event: Event, state: IncidentState) -> bool:
-    return clean_for_database(event.receiver) in state.latest_receivers
+def _find_sent_at(event: Event, state: IncidentState) -> float | None:
+    """When the receiver of an event sent the latest one of its incident; None if others did."""
+    return state.latest_receivers.get(clean_for_database(event.receiver))
 
 
 def _is_repeat(event: Event, state: IncidentState, fingerprint: str, *, now: float, duplicate_window: float) -> bool:
@@ -58,11 +59,11 @@ def _is_repeat(event: Event, state: IncidentState, fingerprint: str, *, now: flo
     late its route sends it.
     """
     # After a clock was set back, the next hours' reminders must not count as repeats: hence the distance.
-    is_recent = abs(now - state.accepted_at) < duplicate_window
+    sent_at = _find_sent_at(event, state)
+    is_first_or_recent = sent_at is None or abs(now - sent_at) < duplicate_window
     # Where the relay resolved it itself, Alertmanager's own resolve is a repeat, however late it comes.
     resolved_by_relay = state.is_latest_own and not state.is_open
-    may_repeat = is_recent or resolved_by_relay or not _has_sent_latest(event, state)
-    if may_repeat and fingerprint == state.fingerprint and not state.has_dead_delivery:
+    if (is_first_or_recent or resolved_by_relay) and fingerprint == state.fingerprint and not state.has_dead_delivery:
         return True
     return _is_late_twin(event, state, fingerprint, now=now, duplicate_window=duplicate_window)
 
@@ -70,13 +71,13 @@ def _is_repeat(event: Event, state: IncidentState, fingerprint: str, *, now: flo
 def _is_late_twin(event: Event, state: IncidentState, fingerprint: str, *, now: float, duplicate_window: float) -> bool:
     """Whether the other Alertmanager of an HA pair sends an older state after a newer one was accepted.
 
-    It equals an event before the latest one that was accepted within the window; and of each of its alerts the latest
+    It equals an event before the latest one that was sent within the window; and of each of its alerts the latest
     event says the same, or has a later start, or leaves out its end and has what began since. So it adds nothing.
     A firing event after a resolved one is no twin, for a sender may keep the start of an alert that fires again; but it
     is one where an equal event came seconds ago and it lacks what fires by the latest event: a newer state would have
     that, if only as resolved.
     """
-    ages = [abs(now - earlier.accepted_at) for earlier in state.earlier_events if fingerprint == earlier.fingerprint]
+    ages = [abs(now - earlier.sent_at) for earlier in state.earlier_events if fingerprint == earlier.fingerprint]
     age = min(ages, default=duplicate_window)
     if age >= duplicate_window or state.latest_event_json is None or state.has_dead_delivery:
         return False

@@ -227,7 +227,7 @@ def _accept_round(transaction: Transaction, requests: Sequence[_AcceptRequest]) 
         results[incident] = AcceptResult(state.event_id, state.delivery_count, is_duplicate=True, channels=())
         if plan is not None:
             repeats.append(_PlannedEvent(each, state, plan, state.latest_event_seq, state.event_id))
-            repeat_rows.append(_build_repeat_row(each.incoming, state, plan))
+            repeat_rows.append(_build_repeat_row(each.incoming, state, plan, transaction.now))
     if repeat_rows:
         _RECORD_REPEAT.execute(transaction.connection, repeat_rows)
     planned = [*_insert_events(transaction, new), *repeats]
@@ -271,13 +271,15 @@ def _insert_events(
     return planned
 
 
-def _build_repeat_row(incoming: IncomingEvent, state: IncidentState, plan: DeliveryPlan) -> dict[str, object]:
-    receiver, (_, *others) = incoming.receiver, state.latest_receivers
-    if incoming.fingerprint == state.fingerprint and receiver not in state.latest_receivers:
-        others = [*others, receiver][-_MAX_RECEIVERS:]
+def _build_repeat_row(
+    incoming: IncomingEvent, state: IncidentState, plan: DeliveryPlan, now: float
+) -> dict[str, object]:
+    _, *others = state.latest_receivers.items()
+    if incoming.fingerprint == state.fingerprint and incoming.receiver not in state.latest_receivers:
+        others = [*others, (incoming.receiver, now)][-_MAX_RECEIVERS:]
     return {
         "incident": incoming.incident_id,
-        "new_repeated_by": json.dumps(others) if others else None,
+        "new_repeated_by": json.dumps(dict(others)) if others else None,
         **_encode_escalation(incoming, state, plan),
     }
 

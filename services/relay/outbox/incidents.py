@@ -41,7 +41,8 @@ class EarlierEvent(NamedTuple):
     """An event before the latest one."""
 
     fingerprint: str
-    accepted_at: float
+    sent_at: float
+    """When the last of its receivers sent it first."""
 
 
 class IncidentState(NamedTuple):
@@ -63,8 +64,8 @@ class IncidentState(NamedTuple):
     latest_event_seq: int = 0
     latest_channels: frozenset[str] = frozenset()
     """The channels that have a delivery of the latest event."""
-    latest_receivers: tuple[str, ...] = ()
-    """The receivers that sent the latest event, the first one first."""
+    latest_receivers: Mapping[str, float] = {}
+    """The receivers that sent the latest event, the first one first, and when each sent it first."""
     escalation: tuple[EscalationStep, ...] = ()
     """The steps that are still to come."""
     earlier_events: tuple[EarlierEvent, ...] = ()
@@ -80,7 +81,8 @@ class IncidentState(NamedTuple):
 
     def encode_earlier_events(self) -> str:
         """What to keep in the incident's row once another event is the latest."""
-        return json.dumps([*self.earlier_events, (self.fingerprint, self.accepted_at)][-_EARLIER_EVENTS:])
+        *_, sent_at = self.latest_receivers.values()
+        return json.dumps([*self.earlier_events, (self.fingerprint, sent_at)][-_EARLIER_EVENTS:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +268,7 @@ def _build_state(
         is_latest_own=not row.body_size,
         latest_event_seq=row.latest_event_seq,
         latest_channels=frozenset(each.channel for each in latest),
-        latest_receivers=(row.receiver, *json.loads(row.repeated_by or "[]")),
+        latest_receivers={row.receiver: row.accepted_at, **json.loads(row.repeated_by or "{}")},
         escalation=decode_steps(row.escalation),
         served_channels=served_channels,
         earlier_events=tuple(EarlierEvent(*each) for each in json.loads(row.earlier_events)),

@@ -81,8 +81,8 @@ incidents = Table(
     Column("episode", Integer, nullable=False),
     Column("is_open", Integer, nullable=False),  # 1 until the whole group is resolved
     Column("latest_event_seq", BigInteger, nullable=False),  # 0 before its first event is committed
-    Column("repeated_by", Text),  # JSON; further receivers that sent the latest event
-    # JSON; fingerprint and time of acceptance of the last few events before it
+    Column("repeated_by", Text),  # JSON; further receivers of the latest event, and when each sent it first
+    # JSON; fingerprint and time of the last few events before it
     Column("earlier_events", Text, nullable=False, server_default="[]"),
     Column("severity", Text, nullable=False, server_default=""),  # the worst of its latest event; empty without any
     Column("first_event_seq", BigInteger, nullable=False, server_default="0"),  # of the current episode

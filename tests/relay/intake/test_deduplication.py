@@ -1,5 +1,6 @@
 """Incident, duplicate, episode: pure decisions."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ def build_state(event: Event, **changes: Any) -> IncidentState:
         is_latest_own=False,
         latest_event_seq=1,
         latest_channels=frozenset({"slack"}),
-        latest_receivers=(event.receiver,),
+        latest_receivers={event.receiver: 1000.0},
     )
     return before._replace(**changes)
 
@@ -69,6 +70,15 @@ def test_the_order_of_alerts_their_ends_and_texts_are_no_part_of_what_is_reporte
 
 def test_the_twins_webhook_a_moment_later_is_a_duplicate() -> None:
     assert plan(event_of(), build_state(event_of()), now=1059.9) is None
+
+
+def test_the_twin_of_a_second_receiver_has_the_same_window_from_when_that_sent_it() -> None:
+    second = replace(event_of(), receiver="second")
+    before = build_state(event_of(), latest_receivers={event_of().receiver: 1000.0, "second": 1300.0})
+    assert plan(second, before, now=1359.9) is None
+    assert plan(second, before, now=1360.0) is not None, "a reminder"
+    assert plan(event_of(), before, now=1301.0) is not None, "a reminder of the first one"
+    assert EarlierEvent(*json.loads(before.encode_earlier_events())[-1]).sent_at == 1300.0
 
 
 @pytest.mark.parametrize("now", [1060.0, 940.0])

@@ -117,8 +117,8 @@ class SimulatedOutbox:
         """What each claimed delivery carries to the provider."""
         self.earlier: dict[str, list[tuple[AlertStatuses, float]]] = {}
         """Those before it."""
-        self.senders: dict[str, set[str]] = {}
-        """The receivers that sent the last webhook of each group."""
+        self.senders: dict[str, dict[str, float]] = {}
+        """The receivers that sent the last webhook of each group, and when each sent it first."""
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
         self.open()
@@ -191,14 +191,16 @@ class SimulatedOutbox:
                 assert len(webhooks) > 1 or set(one.channels) == set(routed) - have
                 self.observed.repeat(seq, one.channels)
                 if alerts == self.latest[group][0]:
-                    self.senders[group].add(receiver)
+                    self.senders[group].setdefault(receiver, self.clock())
                 continue
             assert set(one.channels) >= set(routed)
             assert seq > self.observed.latest_seq(incident), "not in the order of acceptance"
             self.observed.accept(seq, one.event_id, incident, alerts, one.channels, plan.episode)
             if group in self.latest:
-                self.earlier.setdefault(group, []).append(self.latest[group])
-            self.latest[group], self.senders[group] = (alerts, self.clock()), {receiver}
+                *_, sent_at = self.senders[group].values()
+                self.earlier.setdefault(group, []).append((self.latest[group][0], sent_at))
+            self.latest[group] = alerts, self.clock()
+            self.senders[group] = {receiver: self.clock()}
         self.read_and_check()
         assert count_superseded(before, self.rows) == Counter(
             channel for one in accepted for channel in one.superseded_channels
@@ -289,11 +291,11 @@ class SimulatedOutbox:
         )
 
     def _is_repeat(self, group: str, receiver: str, alerts: AlertStatuses, rows: Deliveries) -> bool:
-        latest, at = self.latest.get(group, ({}, 0.0))
+        latest, _ = self.latest.get(group, ({}, 0.0))
         seq = self.observed.latest_seq(group_id(group))
         dead = any(row.event_seq == seq and row.state == DeliveryState.DEAD for row in rows.values())
-        is_first = receiver not in self.senders.get(group, set())
-        repeated = latest == alerts and (abs(self.clock() - at) < WINDOW or is_first)
+        sent_at = self.senders.get(group, {}).get(receiver)
+        repeated = latest == alerts and (sent_at is None or abs(self.clock() - sent_at) < WINDOW)
         earlier = self.earlier.get(group, [])[-8:]
         ages = [abs(self.clock() - then) for before, then in earlier if alerts == before]
         lacks = any(status is Status.FIRING and name not in alerts for name, status in latest.items())
