@@ -121,8 +121,12 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
 
 
 def build_dedup_key(event: Event) -> str:
-    """The key of the incident in PagerDuty: Alertmanager's own, and another for each source."""
-    named = f"{event.source}\0{event.group_key}" if event.source else event.group_key
+    """The key of the incident in PagerDuty: Alertmanager's own, and another for each source.
+
+    No groupKey of Alertmanager has a zero byte: one that has would otherwise be the key of another source.
+    """
+    is_own = not event.source and "\0" not in event.group_key
+    named = event.group_key if is_own else f"{event.source}\0{event.group_key}"
     return hashlib.sha256(named.encode(errors="surrogatepass")).hexdigest()
 
 

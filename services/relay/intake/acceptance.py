@@ -169,5 +169,7 @@ MAX_SOURCE: Final = 200
 
 def check_source(source: str) -> None:
     """Raises MalformedWebhookError where no sender may have this name."""
-    if len(source) > MAX_SOURCE or source == OWN_SOURCE:
-        raise MalformedWebhookError(f"source: expected at most {MAX_SOURCE} characters, and not {OWN_SOURCE}")
+    if len(source) > MAX_SOURCE or source == OWN_SOURCE or "\0" in source:
+        raise MalformedWebhookError(
+            f"source: expected at most {MAX_SOURCE} characters without a zero byte, and not {OWN_SOURCE}"
+        )

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.pagerduty import find_event_errors
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.channels.pagerduty import MAX_DETAILS_BYTES, MAX_LINKS, build_event
+from services.relay.channels.pagerduty import MAX_DETAILS_BYTES, MAX_LINKS, build_dedup_key, build_event
 from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress, SendError, SendReason, SendScope
 from services.relay.model import ExcerptBlock, Links, Message, RunbookExcerpt
 from tests.iterations import LONG
@@ -149,6 +149,12 @@ async def test_the_same_group_of_two_alertmanagers_is_two_incidents(secret_file:
     key = hashlib.sha256(f"a\0{message().event.group_key}".encode()).hexdigest()
     assert {incident.dedup_key: incident.status for incident in stand_ins.pagerduty.incidents}.get(key) == "triggered"
     assert sorted(incident.status for incident in stand_ins.pagerduty.incidents) == ["resolved", "triggered"]
+
+
+def test_a_group_key_with_a_zero_byte_names_no_incident_of_another_source() -> None:
+    own = replace(message().event, source="keypulse", group_key="group")
+    forged = replace(own, source="", group_key="keypulse\0group")
+    assert len({build_dedup_key(each) for each in (own, forged, replace(forged, source="keypulse"))}) == 3
 
 
 def test_the_event_leads_to_the_incidents_page_first_and_to_alertmanager_beside_it() -> None:
