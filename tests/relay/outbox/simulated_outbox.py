@@ -516,8 +516,14 @@ class SimulatedOutbox:
     def _check_digests(self) -> None:
         """Each digest that arrived shows its incidents as they are, however its answers were lost."""
         request = EditClaimRequest("scope", tuple(MERGING), 100, "last", LEASE, None)
-        while claims := self.run(claim_edits(self.store, request)).claims:
-            for edit in claims:
+        while True:
+            claimed = self.run(claim_edits(self.store, request))
+            if not claimed.claims:
+                if claimed.retry_in is None:
+                    break
+                assert claimed.retry_in <= LONGEST_WAIT
+                self.wait(claimed.retry_in + 0.001)
+            for edit in claimed.claims:
                 states = self.observed.digests.get(edit.claim.task.delivery_id, {})
                 for member in edit.claim.members:
                     states[member.task.incident_id, member.task.episode] = member.task.last_event_seq
