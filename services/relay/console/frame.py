@@ -411,27 +411,27 @@ class Console:
         fragments: OrderedDict[bytes, SharedRead[Response]] = OrderedDict()
 
         async def answer(request: Request) -> Response:
-            if not shared_fragment or request.headers.get("hx-target") != shared_fragment:
-                return await respond(request)
-            query = request.scope.get("query_string", b"")
-            shared = fragments.setdefault(query, SharedRead(respond, _SHARED_SECONDS))
-            fragments.move_to_end(query)
-            if len(fragments) > _MAX_SHARED:
-                fragments.popitem(last=False)
-            rendered = await shared.get(self._changes.version, request)
-            return HTMLResponse(rendered.body, status_code=rendered.status_code)
-
-        async def respond(request: Request) -> Response:
             try:
-                found = await read(request)
-                if isinstance(found, Response):
-                    return found
-                view = found if isinstance(found, View) else View(found)
-            except RefusedError as error:
+                if not shared_fragment or _get_fragment(request) != shared_fragment:
+                    return await show(request)
+                query = request.scope.get("query_string", b"")
+                shared = fragments.setdefault(query, SharedRead(show, _SHARED_SECONDS))
+                fragments.move_to_end(query)
+                if len(fragments) > _MAX_SHARED:
+                    fragments.popitem(last=False)
+                rendered = await shared.get(self._changes.version, request)
+                return HTMLResponse(rendered.body, status_code=rendered.status_code)
+            except RefusedError as error:  # its page is this viewer's own
                 values = {"message": str(error), "hint": error.hint, "parent": self._find_parent(request)}
                 return await self.render(request, "error.html.j2", values, status=error.status)
             except StoreUnavailableError as error:
                 return await self.render(request, "unavailable.html.j2", {"error": str(error)}, status=503)
+
+        async def show(request: Request) -> Response:
+            found = await read(request)
+            if isinstance(found, Response):
+                return found
+            view = found if isinstance(found, View) else View(found)
             response = await self.render(request, view.template or template, view.values, status=view.status)
             response.headers.update(view.headers)
             return response
@@ -499,7 +499,7 @@ class Console:
             "csrf_token": get_csrf_token(request),
             "flash": unquote(flash) if flash else None,
         }
-        fragment = request.headers.get("hx-target") if "hx-request" in request.headers else None
+        fragment = _get_fragment(request)
         async with self._renders:
             html = await run_in_threadpool(self._render, template, context, fragment)
         # Without a referrer, a browser would name no `Origin` with the form of a page over plain http.
@@ -517,6 +517,11 @@ class Console:
 
 def _build_page_requirements(role: Role = Role.VIEWER) -> RouteRequirements:
     return RouteRequirements(role, challenges_browser=True, allows_cross_site_link=True)
+
+
+def _get_fragment(request: Request) -> str | None:
+    """The block that htmx asks for; None for the whole page."""
+    return request.headers.get("hx-target") if "hx-request" in request.headers else None
 
 
 async def _refuse_unknown(_request: Request) -> Response:
