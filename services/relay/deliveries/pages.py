@@ -133,7 +133,7 @@ class DeliveryQuery:
 
 
 def parse_form_query(parameters: Mapping[str, str], now: float) -> DeliveryQuery:
-    """The query of the page's form; a parameter that is unknown is ignored, and one that is wrong is a problem."""
+    """The query of the page's form; a parameter that is unknown or wrong is a problem."""
     parse_form_time = partial(_parse_form_time, now=now)
     texts = dict.fromkeys(("text", "channel", "alertname", "service", "digest"), _parse_form_text)
     filters: dict[str, Callable[[str], Any]] = {
@@ -151,6 +151,9 @@ def parse_form_query(parameters: Mapping[str, str], now: float) -> DeliveryQuery
             values[name] = filters[name](text)
         except (ValueError, OverflowError) as error:
             problems[name] = str(error)
+    names = (*filters, "before", "after")
+    for name in sorted(parameters.keys() - {*names}):
+        problems[name] = f"unknown parameter; expected {', '.join(names)}"
     for name in ("before", "after"):
         if parameters.get(name):
             try:
