@@ -96,22 +96,3 @@ document.body.addEventListener("htmx:afterSettle", () => {
 setServerTime(Number(document.body.dataset.now));
 localiseTimes();
 setInterval(updateAges, 1000);
-
-// Copies the text of the element that a button names, and says so; where a browser forbids it, the text is selected.
-async function copyText(button) {
-  const source = document.getElementById(button.dataset.copy);
-  getSelection().selectAllChildren(source);
-  const label = (button.dataset.label ??= button.textContent);
-  let copied = true;
-  try {
-    await navigator.clipboard.writeText(source.textContent);
-  } catch {
-    copied = document.execCommand("copy"); // without TLS there is no clipboard
-  }
-  button.textContent = copied ? "Copied" : "Press Ctrl+C";
-  setTimeout(() => (button.textContent = label), 2500);
-}
-document.body.addEventListener("click", (event) => {
-  const button = event.target.closest("[data-copy]");
-  if (button) copyText(button);
-});
