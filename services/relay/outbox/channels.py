@@ -221,7 +221,9 @@ def record_effect(
         if row.failures >= FAILURE_THRESHOLD or row.is_down:
             _make_retries_due(transaction, channel)
     elif effect is ChannelEffect.DOWN:
-        failures, pause = max(row.failures, FAILURE_THRESHOLD), max(pauses.maximum, requested, left)
+        failures, pause = max(row.failures, FAILURE_THRESHOLD), max(pauses.maximum, requested)
+        if left > pause:  # by the reason the sweeper knows that its provider asked for so much
+            pause, reason = left, row.reason or reason
         update_channel(transaction, channel, paused_until=now + pause, failures=failures, is_down=1, reason=reason)
     elif effect is ChannelEffect.FAILED and (is_breaker_trial or row.failures < FAILURE_THRESHOLD):
         failures = row.failures + 1

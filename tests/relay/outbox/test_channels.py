@@ -309,6 +309,7 @@ async def test_what_was_in_progress_does_not_end_the_pause_of_a_channel_that_is_
     limited, other = (await claim_some(store, limit=2)).claims
     await fail(store, limited, ChannelEffect.DOWN, **DAY)
     await fail(store, other, then)
+    await sweep(store, 86_400, (), 300)
     assert (await state_of(store)).is_down
     assert await waits(store, 86_400)
     clock.now += 86_400
