@@ -103,13 +103,13 @@ async def _run_incident(result: Path) -> bool:
 
 async def _print_incident(running: stack.Stack, export: dict[str, Any], file: Path) -> None:
     """Print the incident's timeline as its page in the console has it, and keep that page for a post-mortem."""
-    path = f"/incidents/{export['incident']['id']}"
+    path = f"/incidents/{export['id']}"
     document = await running.get_text("relay", f"{path}/export.md")
     await asyncio.to_thread(file.write_text, document, encoding="utf-8")
     console.print("\nthe incident, as the relay's console has it:\n")
     for line in scenario.format_entries(export):
         console.print(line, markup=False, soft_wrap=True)
-    address = scenario.build_address(running, export["incident"]["id"])
+    address = scenario.build_address(running, export["id"])
     console.print(f"\nits page, while the demo runs: {address}\nfor a post-mortem: {file}", soft_wrap=True)
 
 
