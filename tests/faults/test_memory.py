@@ -47,10 +47,13 @@ async def test_the_worst_webhooks_end_no_relay_and_the_valid_ones_are_delivered(
     async with servers.relay(tmp_path) as relay:
         for name in names:
             large = (REFUSED | VALID)[name](16 * MIB)
-            async with asyncio.TaskGroup() as group:
-                sent = [group.create_task(relay.post(f"/alerts?source={name}", large)) for _ in range(10)]
-            answers = {answer.result() for answer in sent}
-            codes = {code for code, _ in answers} - {503}  # Alertmanager sends those again
+            codes: set[int] = set()
+            for _ in range(5):  # Alertmanager sends again what is answered 503, as a busy machine answers them all
+                async with asyncio.TaskGroup() as group:
+                    sent = [group.create_task(relay.post(f"/alerts?source={name}", large)) for _ in range(10)]
+                answers = {answer.result() for answer in sent}
+                if codes := {code for code, _ in answers} - {503}:
+                    break
             assert codes, answers
             assert codes <= ({400, 413} if name in REFUSED else {200, 202}), answers
             if name in VALID:
