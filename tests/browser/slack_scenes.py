@@ -154,7 +154,7 @@ def _build_entry(service: str, number: int) -> DigestEntry:
     is_over, is_critical = number > 5, (service, number) == ("backend", 0)
     list_url, key = "https://relay.example.org/incidents?state=open", f"{service}-kek-{number}"
     return DigestEntry(
-        title=f"permission_denied: {service} (production) {'could not' if is_over else 'cannot'} encrypt with {key}",
+        title=f"permission_denied: {service} (production) cannot encrypt with {key}",
         status=Status.RESOLVED if is_over else Status.FIRING,
         severity="critical" if is_critical else "warning",
         counts="1 resolved" if is_over else "1 firing",

@@ -107,6 +107,14 @@ def _render_span(span: _Span, *, is_button: bool) -> str:
     return f"<{span.tag}>{text}</{span.tag}>" if span.tag else text
 
 
+def _list_texts_of_block(block: Block) -> list[list[_Span]]:
+    texts = [*([block["text"]] if "text" in block else []), *block.get("fields", ()), *block.get("elements", ())]
+    parsed = list(map(_parse_text, texts))
+    if block["type"] != "context":
+        return parsed
+    return [[span for text in parsed for span in (*text, _Span("  "))][:-1]]  # Slack shows them side by side
+
+
 def _list_lines(payload: Block) -> Iterator[_Line]:
     """The blocks of a post and of its attachments; its text alone where it has none.
 
@@ -126,12 +134,7 @@ def _list_lines(payload: Block) -> Iterator[_Line]:
         elif kind == "actions":
             yield _Line(list(map(_parse_button, block["elements"])), css="buttons")
         elif kind in _OF_TEXTS:
-            texts = [
-                *([block["text"]] if "text" in block else []),
-                *block.get("fields", ()),
-                *block.get("elements", ()),
-            ]
-            yield from (_Line(_parse_text(text), *_OF_TEXTS[kind]) for text in texts)
+            yield from (_Line(spans, *_OF_TEXTS[kind]) for spans in _list_texts_of_block(block))
         elif kind == "rich_text":
             for section in block["elements"]:
                 yield _Line(list(map(_parse_rich_element, section["elements"])), "div", "message-section")

@@ -48,7 +48,7 @@ ALERTS: Final[Mapping[str, tuple[str, str]]] = {
     "KMSCanaryLost": ("critical", "key_disabled: data of an older version of {target} cannot be decrypted"),
     "KMSHighLatency": ("warning", "{service} waits over 1 s for {target}"),
     "KMSDecryptionErrorsBurst": ("warning", "{service} cannot decrypt many records"),
-    "KMSRotationOverdue": ("warning", "{target} was to be rotated"),
+    "KMSRotationOverdue": ("warning", "the rotation of {target} is overdue"),
 }
 """The alerts, each with its severity and title."""
 _FAILURES: Final = (
