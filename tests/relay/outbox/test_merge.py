@@ -107,6 +107,20 @@ async def test_a_first_message_knows_what_was_merged_into_it_and_may_have_arrive
     assert (predecessor.delivery_id, predecessor.progress) == (killed.task.delivery_id, {"ts": "1"})
 
 
+async def test_a_first_message_knows_all_that_may_have_arrived_however_often_no_answer_came(
+    database: DatabaseUrl, clock: Clock
+) -> None:
+    lost: list[str] = []
+    async with open_store(database, clock) as store:
+        for _ in range(12):
+            await accept(store, "x")
+            claimed = await claim_one(store)
+            assert [each.delivery_id for each in claimed.task.predecessors] == lost[::-1]
+            uncertain = {"maybe_sent": True, "channel_effect": ChannelEffect.NOTHING}
+            await end_attempt(store, claimed, DeliveryState.RETRYING, **uncertain)
+            lost.append(claimed.task.delivery_id)
+
+
 async def test_a_reply_to_an_earlier_episode_is_not_taken_over_by_the_next(store: Store, clock: Clock) -> None:
     await accept(store, "x")
     await end_attempt(store, await claim_one(store))
