@@ -64,6 +64,19 @@ async def test_a_version_that_a_data_key_needs_is_neither_retired_nor_destroyed_
     assert await state(emulator, 1) is EmulatedState.DISABLED
 
 
+async def test_no_version_is_retired_while_a_row_unwraps_to_another_data_key_than_was_stored(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.session() as session:
+        key = (await in_a_file.keys())[data_key_id(0)]
+        wrapped = (await session.kms.encrypt(bytes(32), key.wrapping_aad, timeout=5)).ciphertext
+    await in_a_file.execute("UPDATE data_keys SET wrapped = :other WHERE id = :id", other=wrapped, id=key.id)
+    refused = await refusal(in_a_file, retire_version, 1)
+    assert f"{key.id} (what it unwraps to is not the key that was stored)" in refused.message
+    assert await state(emulator, 1) is EmulatedState.ENABLED
+
+
 async def test_the_month_starts_again_where_the_version_was_enabled_meanwhile(
     rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
