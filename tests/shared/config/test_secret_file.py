@@ -64,6 +64,26 @@ def test_a_file_that_is_replaced_by_one_of_the_same_size_and_time_is_read_again(
     assert (secret.matches(b"one"), secret.matches(b"two")) == (False, True)
 
 
+def test_other_content_in_the_same_file_of_the_same_size_and_time_is_read(file: Path) -> None:
+    file.write_text("one")
+    secret = SecretFile(file)
+    assert secret.matches(b"one")
+    status = file.stat()
+    with file.open("r+b") as opened:
+        opened.write(b"two")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (secret.matches(b"one"), secret.matches(b"two")) == (False, True)
+
+
+def test_a_file_that_disappears_lets_nobody_in_any_more(file: Path) -> None:
+    file.write_text("one")
+    secret = SecretFile(file)
+    assert secret.matches(b"one")
+    file.unlink()
+    with pytest.raises(SecretUnreadableError):
+        secret.matches(b"one")
+
+
 def test_a_swapped_folder_behind_a_link_is_seen_as_kubernetes_does_it(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -8,6 +8,7 @@ from pydantic import Field
 from shared.config.errors import ConfigurationError
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section, load_settings
+from shared.config.yaml_file import find_cut_off_values
 
 
 class Part(Section):
@@ -198,6 +199,12 @@ def test_a_bracket_that_a_hash_keeps_open_is_recognised(file: Path) -> None:
     file.write_text("part: {name: #ops, wait: 1s}\nlisten: 127.0.0.1:1\n")
     (line,) = _lines(file)
     assert line.endswith("; line 1: YAML takes # and what follows it for a comment; put the value in quotes")
+
+
+def test_a_value_that_is_cut_off_is_found_once_however_many_aliases_lead_to_it(file: Path) -> None:
+    aliases = "".join(f"- &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 5))
+    file.write_text(f"- &a0\n  - x #1\n{aliases}")
+    assert find_cut_off_values(file) == {(0, 0)}
 
 
 def test_without_any_configuration_one_sentence_says_where_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
