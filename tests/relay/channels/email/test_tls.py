@@ -53,6 +53,23 @@ async def test_starttls_is_the_default_and_the_certificate_is_verified(
     assert len(server.accepted) == 1
 
 
+async def test_implicit_tls_is_spoken_and_its_certificate_verified(
+    secret_file: Path,
+    mail_server: StartServer,
+    certificate: tuple[ssl.SSLContext, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context, certificate_file = certificate
+    server = await mail_server(implicit=context)
+    encrypted = {"host": "localhost", "port": server.address.port, "tls": "implicit"}
+    plain = {"username": None, "password_file": None}
+    error = await refused(connect(secret_file, server.address, **encrypted, **plain))
+    assert str(error) == "the mail server's certificate is not trusted; name its authority in `ca_file`"
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
+    await send(connect(secret_file, server.address, **encrypted, **plain), message())
+    assert len(server.accepted) == 1
+
+
 async def test_ca_file_is_trusted_and_the_environments_proxy_is_none_for_mail(
     secret_file: Path,
     mail_server: StartServer,
