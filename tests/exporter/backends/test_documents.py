@@ -109,3 +109,25 @@ def test_a_health_document_takes_no_memory_for_what_nobody_asked(body: bytes) ->
     finally:
         tracemalloc.stop()
     assert peak < 100_000
+
+
+@pytest.mark.parametrize("text", [b'""' * 520_000, b"a" * 1_040_000, rb"\"" * 520_000, b'"",NaN,"' * 130_000])
+def test_a_health_document_with_what_is_no_number_takes_three_times_its_size(text: bytes) -> None:
+    body = b'{"x":NaN,"y":"' + text
+    tracemalloc.start()
+    try:
+        with suppress(UnreadableError):
+            parse_health(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * len(body)
+
+
+def test_what_is_no_number_does_no_harm_in_what_is_skipped_and_stays_in_a_text() -> None:
+    health = parse_health(
+        rb'{"x":[NaN,-Infinity,Infinity],"NaN \" NaN":"-Infinity","crypto_mode":"kms","crypto_ready":true}'
+    )
+    assert (health.mode, health.ready) == ("kms", True)
+    with pytest.raises(UnreadableError, match="crypto_ready: expected true or false"):
+        parse_health(b'{"crypto_mode":"kms","crypto_ready":NaN}')

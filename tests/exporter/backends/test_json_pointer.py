@@ -39,6 +39,31 @@ def test_what_is_no_pointer_is_refused(pointer: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"", "invalid JSON: it ends too early"),
+        (b"<html>", "invalid JSON: invalid character"),
+        (b'{"a": {"b": 1}} x', "invalid JSON: trailing characters"),
+        (b'{"a":' * 100_000, "invalid JSON: it is nested too deeply"),
+        (b"null", "/a/b: missing"),
+        (b"[1]", "/a/b: missing"),
+        (b'{"a": {"c": "hunter2"}}', "/a/b: missing"),
+        (b'{"a": "hunter2"}', "/a/b: missing"),
+        (b'{"a": {"b": null}}', "/a/b: expected a single value, not null"),
+        (b'{"a": {"b": {"c": "hunter2"}}}', "/a/b: expected a single value, not an object"),
+        (b'{"a": {"b": "' + b"hunter2" * 40 + b'"}}', "/a/b: expected a value of up to 256 bytes"),
+        (b'{"a": {"b": 1e999}}', "/a/b: expected another value"),
+        (b'{"a": {"b": "\xff"}}', "/a/b: invalid JSON: it is not UTF-8"),
+    ],
+)
+def test_what_it_does_not_find_is_a_sentence_that_repeats_nothing(body: bytes, error: str) -> None:
+    with pytest.raises(UntrustedJsonError) as raised:
+        compile_json_pointer("/a/b").read_value(body)
+    assert str(raised.value).startswith(error)
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b'{"x":[' + b"[]," * 340_000 + b'[]],"99":{"mode":"kms"}}',

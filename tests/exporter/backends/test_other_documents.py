@@ -48,6 +48,18 @@ async def test_another_document_is_read_whatever_its_status_says_of_health(
     assert (await read(answering(status=status), MAPPED)).health == Health(CryptoMode.KMS, ready=True)
 
 
+async def test_where_only_the_status_code_counts_no_body_is_read(reader: Reader, backend: Backend) -> None:
+    async def endless(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * 65_536)
+
+    async with backend(endless) as url:
+        state = await replace(reader(url, timeout=5.0), health=STATUS).read()
+    assert state.health == Health(None, ready=True)
+
+
 @pytest.mark.parametrize("health", [MAPPED, STATUS])
 @pytest.mark.parametrize("status", [301, 401, 404, 429])
 async def test_a_status_that_is_about_the_request_means_down(
