@@ -56,6 +56,18 @@ def test_everything_is_set_up_and_a_second_run_changes_nothing(run: Run, world: 
     assert not set(stand.names()) & (WRITES | UPDATES)
 
 
+def test_the_writers_are_granted_what_they_need_and_no_more(run: Run, world: LoggingWorld) -> None:
+    run()
+    email = WRITER.removeprefix("serviceAccount:")
+    entries = [entry for entry in world.datasets["acme-prod.kms_audit"]["access"] if entry.get("userByEmail") == email]
+    assert entries == [{"role": "WRITER", "userByEmail": email}]
+    granted = [
+        binding for binding in world.bucket_policies["acme-kms-audit"]["bindings"] if WRITER in binding["members"]
+    ]
+    assert granted == [{"role": "roles/storage.objectCreator", "members": [WRITER]}]
+    assert WRITER not in str(world.policies)
+
+
 def test_a_policy_that_changes_between_read_and_write_keeps_the_change(
     run: Run, world: LoggingWorld, stand: Stand, waits: Waits
 ) -> None:
@@ -89,6 +101,56 @@ def test_the_policy_is_written_with_its_etag_its_version_and_a_mask_that_names_t
     assert replacement.body["updateMask"] == "auditConfigs,etag"
     assert replacement.body["policy"]["version"] == 3
     assert replacement.body["policy"]["etag"]
+
+
+def change_dataset(world: LoggingWorld) -> None:
+    dataset = world.datasets["acme-prod.kms_audit"]
+    dataset["access"].append({"role": "READER", "userByEmail": "auditor@x"})
+    dataset["etag"] = world.etag()
+
+
+def change_bucket_policy(world: LoggingWorld) -> None:
+    policy = world.bucket_policies["acme-kms-audit"]
+    policy["bindings"].append({"role": "roles/storage.objectViewer", "members": ["user:auditor@x"]})
+    policy["etag"] = world.etag()
+
+
+def change_bucket(world: LoggingWorld) -> None:
+    cold = {"action": {"type": "SetStorageClass", "storageClass": "ARCHIVE"}, "condition": {"age": 90}}
+    world.buckets["acme-kms-audit"]["lifecycle"]["rule"].append(cold)
+    world.buckets["acme-kms-audit"]["metageneration"] += "0"
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "preserved"),
+    [
+        ("bigquery.datasets.patch", change_dataset, "auditor@x"),
+        ("storage.buckets.setIamPolicy", change_bucket_policy, "user:auditor@x"),
+        ("storage.buckets.patch", change_bucket, "ARCHIVE"),
+    ],
+)
+def test_every_other_concurrent_change_survives(
+    method: str, change: Callable[[LoggingWorld], None], preserved: str, run: Run, world: LoggingWorld, stand: Stand
+) -> None:
+    if method == "storage.buckets.patch":
+        run()
+        world.buckets["acme-kms-audit"]["lifecycle"]["rule"] = []
+    stand.faults.append(Fault(method, before=lambda: change(world)))
+    run()
+    assert preserved in str((world.datasets, world.buckets, world.bucket_policies))
+    assert run() == []
+
+
+def test_conditions_of_others_stay_where_a_policy_is_written(run: Run, world: LoggingWorld) -> None:
+    run()
+    condition = {"expression": "request.time < timestamp('2030-01-01T00:00:00Z')"}
+    entry = {"role": "READER", "userByEmail": "a@x", "condition": condition}
+    binding = {"role": "roles/storage.objectViewer", "members": ["user:a@x"], "condition": condition}
+    world.datasets["acme-prod.kms_audit"]["access"] = [entry]
+    world.bucket_policies["acme-kms-audit"]["bindings"] = [binding]
+    assert run() == [AuditPart.DATASET_ACCESS, AuditPart.BUCKET_ACCESS]
+    assert entry in world.datasets["acme-prod.kms_audit"]["access"]
+    assert binding in world.bucket_policies["acme-kms-audit"]["bindings"]
 
 
 @pytest.mark.parametrize("method", ["serviceusage.services.get", GET_POLICY])
