@@ -26,11 +26,12 @@ from services.relay.config import RelaySettings
 from services.relay.incidents.queries import UnknownIncidentError
 from services.relay.metrics import Metrics, PressOutcome
 from services.relay.outbox.store import Store, StoreUnavailableError
-from services.relay.outbox.tables import RowQuery, clean_for_database, deliveries
+from services.relay.outbox.tables import clean_for_database, deliveries
 from services.relay.silences.store import SilenceRefusedError, SilenceRequest, request_silence
 from services.relay.text import clean_line, truncate
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 from shared.process.concurrency import run_beside
+from shared.sql.rows import RowQuery
 
 _MAX_NAME: Final = 80
 """Characters of a person's name."""

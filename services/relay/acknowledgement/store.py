@@ -32,14 +32,12 @@ from services.relay.outbox.tables import (
     CLOCK_TOLERANCE,
     UNFINISHED,
     DeliveryState,
-    RowQuery,
     clean_for_database,
     deliveries,
     incidents,
-    select_columns,
-    select_values,
 )
 from shared.http.json_api import RefusedError
+from shared.sql.rows import RowQuery, select_columns, select_values
 
 ACTOR: Final = "keypulse"
 """Who escalates, in the audit."""

@@ -13,17 +13,9 @@ from sqlalchemy import Connection, bindparam, delete, insert, or_, select, updat
 
 from services.relay.outbox.channels import compute_pauses, insert_channel
 from services.relay.outbox.store import Store, Transaction
-from services.relay.outbox.tables import (
-    CHANNELS,
-    CLOCK_TOLERANCE,
-    RowQuery,
-    channel_checks,
-    channels,
-    clean_for_database,
-    select_columns,
-    select_values,
-)
+from services.relay.outbox.tables import CHANNELS, CLOCK_TOLERANCE, channel_checks, channels, clean_for_database
 from shared.check import CheckOutcome, CheckResult
+from shared.sql.rows import RowQuery, select_columns, select_values
 
 MAX_CHECKS: Final = 100
 """Checks, and tests, that are kept of one channel."""

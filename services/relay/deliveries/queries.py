@@ -22,17 +22,15 @@ from services.relay.outbox.tables import (
     IS_UNSETTLED,
     UNSETTLED,
     DeliveryState,
-    RowQuery,
     attempts,
     clean_for_database,
     deliveries,
     events,
     incidents,
-    select_columns,
-    select_values,
 )
 from shared.config.settings import parse_duration
 from shared.http.json_api import format_json_time
+from shared.sql.rows import RowQuery, select_columns, select_values
 
 MAX_EXAMINED: Final = 20_000
 """Deliveries that one page examines."""

@@ -17,21 +17,10 @@ from services.relay.model import Status
 from services.relay.outbox.audit import PrunedKind, read_pruned
 from services.relay.outbox.database import read_clock
 from services.relay.outbox.store import Store
-from services.relay.outbox.tables import (
-    DeliveryState,
-    RowQuery,
-    attempts,
-    audit,
-    deliveries,
-    edits,
-    events,
-    incidents,
-    select_columns,
-    select_values,
-    silences,
-)
+from services.relay.outbox.tables import DeliveryState, attempts, audit, deliveries, edits, events, incidents, silences
 from services.relay.text import WORST_FIRST
 from shared.http.json_api import RefusedError, format_json_time
+from shared.sql.rows import RowQuery, select_columns, select_values
 
 
 class UnknownIncidentError(RefusedError):

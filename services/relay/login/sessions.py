@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from services.relay.config import OidcSettings, RelaySettings, find_role
 from services.relay.outbox.audit import insert_entry
 from services.relay.outbox.store import Store, StoreUnavailableError, Transaction
-from services.relay.outbox.tables import RowQuery, clean_for_database, select_columns, select_values, sessions
+from services.relay.outbox.tables import clean_for_database, sessions
 from shared.config.server_settings import Role, is_name_in
 from shared.http.access import (
     IGNORED_HEADER_SCOPE_KEY,
@@ -44,6 +44,7 @@ from shared.http.access import (
     is_peer_in,
     read_cookie,
 )
+from shared.sql.rows import RowQuery, select_columns, select_values
 
 MAX_NAME_LENGTH: Final = 200
 

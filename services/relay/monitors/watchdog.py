@@ -23,10 +23,11 @@ from services.relay.monitors.self_alerts import AlertPublisher, SelfAlert
 from services.relay.outbox.heartbeats import count_silence
 from services.relay.outbox.incidents import iterate_open_incidents, read_open_incident
 from services.relay.outbox.store import Store, StoreUnavailableError, Transaction
-from services.relay.outbox.tables import RowQuery, deliveries, select_values
+from services.relay.outbox.tables import deliveries
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import check_secret_url
 from shared.net.egress import EgressSettings
+from shared.sql.rows import RowQuery, select_values
 
 _CHECK_INTERVAL: Final = 5.0
 """The longest time between two checks: another replica may have received the heartbeat."""

@@ -23,17 +23,16 @@ from services.relay.outbox.tables import (
     WAITING,
     ChannelRow,
     DeliveryState,
-    RowQuery,
     deliveries,
     events,
     incidents,
     quarantine,
-    select_values,
     silences,
     watchdogs,
 )
 from services.relay.silences.store import SilenceState
 from services.relay.text import WORST_FIRST
+from shared.sql.rows import RowQuery, select_values
 
 
 class BreakerState(StrEnum):

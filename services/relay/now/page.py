@@ -20,9 +20,10 @@ from services.relay.now.lights import LATE_SECONDS, Light, PathWatch, build_chan
 from services.relay.now.overview import EMPTY_OVERVIEW, ChannelOverview, OpenIncidents, read_overview
 from services.relay.outbox.database import read_clock
 from services.relay.outbox.store import Store, StoreUnavailableError
-from services.relay.outbox.tables import RowQuery, channels, deliveries
+from services.relay.outbox.tables import channels, deliveries
 from services.relay.report.queries import IS_DEAD, IS_DELIVERED, TIME_TO_DELIVER, select_quantiles
 from services.relay.text import Severity
+from shared.sql.rows import RowQuery
 from shared.web.log_scale import LogScale, Tick
 
 

@@ -19,17 +19,10 @@ from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
 from services.relay.outbox.quarantine import Replay, record_replay
 from services.relay.outbox.store import BulkStatement, Store, StoreUnavailableError, Transaction
-from services.relay.outbox.tables import (
-    EPISODE_COLUMNS,
-    RowQuery,
-    clean_for_database,
-    deliveries,
-    events,
-    incidents,
-    select_values,
-)
+from services.relay.outbox.tables import EPISODE_COLUMNS, clean_for_database, deliveries, events, incidents
 from services.relay.text import find_worst_severity
 from shared.process.concurrency import run_in_thread_if_large
+from shared.sql.rows import RowQuery, select_values
 
 # Statements are built once: building one costs more than a database takes to run it.
 _INSERT_EVENTS: Final = BulkStatement(

@@ -9,16 +9,9 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select
 
 from services.relay.outbox.database import build_insert
 from services.relay.outbox.store import Store, StoreUnavailableError, Transaction
-from services.relay.outbox.tables import (
-    RowQuery,
-    audit,
-    clean_for_database,
-    deliveries,
-    incidents,
-    pruned,
-    select_values,
-)
+from services.relay.outbox.tables import audit, clean_for_database, deliveries, incidents, pruned
 from shared.http.access import AuditEntry, AuditUnavailableError
+from shared.sql.rows import RowQuery, select_values
 
 
 class PrunedKind(StrEnum):

@@ -31,8 +31,8 @@ from services.relay.outbox.tables import (
     deliveries,
     events,
     incidents,
-    select_values,
 )
+from shared.sql.rows import select_values
 
 BURST_SECONDS: Final = 5.0
 """How much of its rate a channel may save up: Slack allows "short bursts", https://docs.slack.dev/apis/web-api/rate-limits"""

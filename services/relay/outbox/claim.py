@@ -30,14 +30,12 @@ from services.relay.outbox.tables import (
     DeliveryState,
     DueRow,
     EventSizeRow,
-    RowQuery,
     clean_for_database,
     deliveries,
     events,
     list_lost_conditions,
-    select_columns,
-    select_values,
 )
+from shared.sql.rows import RowQuery, select_columns, select_values
 
 
 class ClaimRequest(NamedTuple):

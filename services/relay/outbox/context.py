@@ -13,18 +13,10 @@ import msgspec
 from sqlalchemy import Connection, and_, bindparam, case, func, literal_column, or_, select
 
 from services.relay.model import DeliveryTask, Event, IncidentContext, RelatedIncident, Status
-from services.relay.outbox.tables import (
-    DeliveryState,
-    RowQuery,
-    clean_for_database,
-    deliveries,
-    events,
-    incidents,
-    select_columns,
-    select_values,
-)
+from services.relay.outbox.tables import DeliveryState, clean_for_database, deliveries, events, incidents
 from services.relay.text import format_event_title, truncate
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
+from shared.sql.rows import RowQuery, select_columns, select_values
 
 EPISODE_WINDOW: Final = 7 * 86400.0
 """Seconds in which the starts of an incident are counted."""

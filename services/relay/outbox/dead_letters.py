@@ -33,14 +33,13 @@ from services.relay.outbox.tables import (
     IS_UNSETTLED,
     DeliveryRow,
     DeliveryState,
-    RowQuery,
     attempts,
     deliveries,
     events,
     incidents,
-    select_values,
 )
 from shared.http.json_api import format_json_time
+from shared.sql.rows import RowQuery, select_values
 
 NO_ATTEMPT: Final = "no_attempt"
 """The reason of a delivery that was given up before its first attempt."""

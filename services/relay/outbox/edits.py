@@ -27,7 +27,6 @@ from services.relay.outbox.store import BulkStatement, Store, Transaction
 from services.relay.outbox.tables import (
     DIGEST_EPISODE,
     EVENTS,
-    RowQuery,
     channels,
     clean_for_database,
     deliveries,
@@ -35,9 +34,8 @@ from services.relay.outbox.tables import (
     edits,
     events,
     incidents,
-    select_columns,
-    select_values,
 )
+from shared.sql.rows import RowQuery, select_columns, select_values
 
 MessageKey = tuple[str, int, str]
 """Of a row: an incident or a digest, its episode, and the channel."""

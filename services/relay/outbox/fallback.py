@@ -23,7 +23,8 @@ from services.relay.outbox.merge import (
     lock_incidents,
 )
 from services.relay.outbox.store import Store, Transaction
-from services.relay.outbox.tables import DELIVERIES, WAITING, DeliveryRow, RowQuery, channels, deliveries, events
+from services.relay.outbox.tables import DELIVERIES, WAITING, DeliveryRow, channels, deliveries, events
+from shared.sql.rows import RowQuery
 
 FALLBACK_STEP: Final = 32
 """How many deliveries fall back in one transaction, so that a channel for which thousands wait blocks nobody."""

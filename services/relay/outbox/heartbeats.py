@@ -12,7 +12,8 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from services.relay.outbox.database import build_insert
 from services.relay.outbox.store import Store, Transaction
-from services.relay.outbox.tables import CLOCK_TOLERANCE, WATCHDOGS, RowQuery, WatchdogRow, watchdogs
+from services.relay.outbox.tables import CLOCK_TOLERANCE, WATCHDOGS, WatchdogRow, watchdogs
+from shared.sql.rows import RowQuery
 
 
 class _HeartbeatRow(NamedTuple):

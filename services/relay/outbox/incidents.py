@@ -25,11 +25,11 @@ from services.relay.outbox.tables import (
     DeliveryState,
     IncidentRow,
     IncidentStateRow,
-    RowQuery,
     deliveries,
     events,
     incidents,
 )
+from shared.sql.rows import RowQuery
 
 PAGE_SIZE: Final = 20
 """How many are read at once. An event of a large group has megabytes."""

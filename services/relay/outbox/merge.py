@@ -17,15 +17,8 @@ from uuid import uuid4
 from sqlalchemy import bindparam, case, insert, update
 
 from services.relay.outbox.store import BulkStatement, Transaction
-from services.relay.outbox.tables import (
-    DELIVERIES,
-    WAITING,
-    DeliveryRow,
-    DeliveryState,
-    deliveries,
-    incidents,
-    select_values,
-)
+from services.relay.outbox.tables import DELIVERIES, WAITING, DeliveryRow, DeliveryState, deliveries, incidents
+from shared.sql.rows import select_values
 
 _delivery = deliveries.c
 _INCIDENT_IDS: Final = (

@@ -9,8 +9,9 @@ from sqlalchemy import ColumnElement, Integer, bindparam, delete, func, insert, 
 
 from services.relay.outbox.audit import PrunedKind, insert_entry, record_pruned
 from services.relay.outbox.store import Store, Transaction
-from services.relay.outbox.tables import RowQuery, clean_for_database, quarantine, select_values
+from services.relay.outbox.tables import clean_for_database, quarantine
 from shared.http.json_api import RefusedError
+from shared.sql.rows import RowQuery, select_values
 
 MAX_ENTRIES: Final = 100
 MAX_BODY_BYTES: Final = 512 * 1024

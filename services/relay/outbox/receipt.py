@@ -41,8 +41,8 @@ from services.relay.outbox.tables import (
     attempts,
     clean_for_database,
     deliveries,
-    select_values,
 )
+from shared.sql.rows import select_values
 
 _delivery = deliveries.c
 _LOCK_DELIVERIES: Final = (

@@ -37,8 +37,8 @@ from services.relay.outbox.tables import (
     edit_limits,
     edits,
     incidents,
-    select_values,
 )
+from shared.sql.rows import select_values
 
 COMPARE_DELAY: Final = 360.0
 """Seconds that unfinished deliveries wait for the comparison: an Alertmanager that just started counts after 300."""

@@ -42,15 +42,14 @@ from services.relay.outbox.tables import (
     SETTLED,
     DeliveryState,
     EventSizeRow,
-    RowQuery,
     attempts,
     deliveries,
     edits,
     events,
     incidents,
     quarantine,
-    select_values,
 )
+from shared.sql.rows import RowQuery, select_values
 
 UnsettledRanges = Mapping[str, Sequence[range]]
 """By incident: for each unsettled delivery, the events from its first to its last."""

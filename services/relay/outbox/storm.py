@@ -29,13 +29,12 @@ from services.relay.outbox.tables import (
     WAITING,
     DeliveryState,
     DueRow,
-    RowQuery,
     deliveries,
     events,
     incidents,
-    select_values,
 )
 from services.relay.text import Severity
+from shared.sql.rows import RowQuery, select_values
 
 MAX_CLAIM_BYTES: Final = 1024 * 1024
 """Bytes of events over which nothing more is claimed with them, so that memory is bounded."""

@@ -20,7 +20,7 @@ from services.relay.cli import add_config_option, check_channel_or_exit
 from services.relay.config import RelaySettings
 from services.relay.console.frame import FRAME_POLICY, Console, View
 from services.relay.outbox.store import Store
-from services.relay.outbox.tables import RowQuery, clean_for_database, events, select_values
+from services.relay.outbox.tables import clean_for_database, events
 from services.relay.preview.render import (
     MAIL_POLICY,
     MAIL_SANDBOX,
@@ -33,6 +33,7 @@ from services.relay.preview.render import (
 )
 from shared.http.json_api import Query, RefusedError, parse_query, read_form
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit, replace_unencodable_output
+from shared.sql.rows import RowQuery, select_values
 
 _RENDER_EXAMPLES: Final = """\b
 Examples:

@@ -37,15 +37,14 @@ from services.relay.outbox.audit import PrunedKind, read_pruned
 from services.relay.outbox.tables import (
     IS_UNSETTLED,
     UNFINISHED,
-    RowQuery,
     attempts,
     audit,
     deliveries,
     events,
     incidents,
     quarantine,
-    select_values,
 )
+from shared.sql.rows import RowQuery, select_values
 
 
 class Period(NamedTuple):

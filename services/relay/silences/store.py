@@ -19,16 +19,9 @@ from services.relay.outbox.audit import insert_entry
 from services.relay.outbox.database import build_insert, read_clock
 from services.relay.outbox.merge import lock_incidents
 from services.relay.outbox.store import Store, Transaction
-from services.relay.outbox.tables import (
-    INCIDENTS,
-    RowQuery,
-    clean_for_database,
-    incidents,
-    select_columns,
-    select_values,
-    silences,
-)
+from services.relay.outbox.tables import INCIDENTS, clean_for_database, incidents, silences
 from shared.http.json_api import RefusedError
+from shared.sql.rows import RowQuery, select_columns, select_values
 
 _GOSSIP_SECONDS: Final = 60.0
 """In which every Alertmanager of a cluster knows of a silence."""

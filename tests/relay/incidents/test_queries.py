@@ -17,7 +17,7 @@ from services.relay.incidents.timeline import build_timeline
 from services.relay.model import EscalationStep, Status
 from services.relay.outbox.retention import prune_before
 from services.relay.outbox.store import Store, Transaction, open_store
-from services.relay.outbox.tables import DeliveryState, RowQuery, audit, events, incidents
+from services.relay.outbox.tables import DeliveryState, audit, events, incidents
 from services.relay.silences.store import (
     SilenceRequest,
     SilenceState,
@@ -27,6 +27,7 @@ from services.relay.silences.store import (
     request_silence,
 )
 from shared.sql.database_url import DatabaseUrl
+from shared.sql.rows import RowQuery
 from tests.bench.filled import fill
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass
 from tests.relay.outbox.channel_breakers import Clock

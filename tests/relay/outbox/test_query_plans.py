@@ -25,9 +25,10 @@ from services.relay.outbox.channels import record_served_channels
 from services.relay.outbox.context import may_have_earlier_open
 from services.relay.outbox.dead_letters import DeadLetterFilter, requeue_dead
 from services.relay.outbox.store import Store, Transaction, open_store
-from services.relay.outbox.tables import DeliveryState, RowQuery, deliveries, incidents
+from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
+from shared.sql.rows import RowQuery
 from tests.bench.filled import CHANNEL, fill
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt
 

@@ -13,7 +13,7 @@ from services import relay
 from services.relay.deliveries import queries as deliveries
 from services.relay.deliveries.queries import DeliveryFilter, Position
 from services.relay.outbox import dead_letters, tables
-from services.relay.outbox.tables import RowQuery
+from shared.sql.rows import RowQuery
 from tests.row_columns import compare_columns, is_row, list_fields
 
 MODULES = [

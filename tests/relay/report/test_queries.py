@@ -15,13 +15,14 @@ from services.relay.outbox import quarantine
 from services.relay.outbox.audit import PrunedKind, prune_audit, read_pruned
 from services.relay.outbox.retention import prune_before
 from services.relay.outbox.store import Store, Transaction, open_store
-from services.relay.outbox.tables import DeliveryState, RowQuery, deliveries
+from services.relay.outbox.tables import DeliveryState, deliveries
 from services.relay.report import queries as delivery_figures
 from services.relay.report import queries as incident_figures
 from services.relay.report import queries as slow_deliveries
 from services.relay.report.queries import Period, Quantiles, Report, read_channels, read_report
 from services.relay.report.report import encode_report, format_csv
 from shared.sql.database_url import DatabaseUrl
+from shared.sql.rows import RowQuery
 from tests.bench.filled import CHANNEL, fill
 from tests.relay.outbox.rows import Rows
 from tests.relay.outbox.test_query_plans import plan

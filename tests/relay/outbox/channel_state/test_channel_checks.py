@@ -16,10 +16,11 @@ from services.relay.now.overview import BreakerState, ChannelOverview, LastFailu
 from services.relay.outbox.channels import ChannelEffect
 from services.relay.outbox.retention import prune_by_age
 from services.relay.outbox.store import Store, open_store
-from services.relay.outbox.tables import DeliveryState, RowQuery, channels, deliveries
+from services.relay.outbox.tables import DeliveryState, channels, deliveries
 from shared.check import CheckOutcome, CheckResult
 from shared.http.json_api import RefusedError
 from shared.sql.database_url import DatabaseUrl
+from shared.sql.rows import RowQuery
 from tests.relay.outbox.actions import accept, claim_one
 from tests.relay.outbox.channel_breakers import fail
 from tests.relay.outbox.rows import Rows
