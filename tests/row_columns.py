@@ -1,11 +1,13 @@
 """Compares the columns of a SELECT with the fields of the row that is made of them: their names, types, null or not.
 
-And finds the functions that read a result without such a row.
+And finds the functions that read a result without such a row, or build a query of their own.
 """
 
 import ast
+import importlib
 import inspect
-from collections.abc import Iterator, Sequence
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
@@ -16,8 +18,61 @@ from sqlalchemy.sql.functions import max as sql_max
 from sqlalchemy.sql.functions import min as sql_min
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from shared.sql import rows
+from shared.sql.rows import RowQuery
+
 Field = tuple[str | None, Any]
 """Its name, None of a single value, and its type."""
+
+
+def import_modules(*packages: ModuleType) -> list[ModuleType]:
+    """All modules of these packages."""
+    return [
+        importlib.import_module(module.name)
+        for package in packages
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        if not module.name.endswith(("__main__", ".drawing"))  # Matplotlib starts threads, which are not forked
+    ]
+
+
+def list_queries(modules: Sequence[ModuleType]) -> dict[RowQuery[Any], str]:
+    """The queries that modules hold, and their names."""
+    return {
+        query: name
+        for module in modules
+        for name, value in vars(module).items()
+        for query, name in find_queries(value, f"{module.__name__}.{name}")
+    }
+
+
+def find_queries(value: object, name: str) -> Iterator[tuple[RowQuery[Any], str]]:
+    """The queries in a value of a module: itself, or what a collection or a dataclass holds."""
+    if isinstance(value, RowQuery):
+        yield value, name
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from find_queries(item, f"{name}[{number}]")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from find_queries(item, f"{name}[{key}]")
+    elif is_dataclass(value) and not isinstance(value, type) and value.__module__.startswith(("services.", "shared.")):
+        for field in value.__dataclass_fields__:
+            yield from find_queries(getattr(value, field), f"{name}.{field}")
+
+
+def compare_query(query: RowQuery[Any]) -> None:
+    """Raises AssertionError where a field is not of its column."""
+    build_row: Any = query.build_row
+    row_type = query.value_type or getattr(build_row, "__self__", build_row)
+    if is_row(row_type):
+        compare_columns(query.statement, list_fields(row_type))
+    elif inspect.isfunction(row_type) and inspect.getfullargspec(row_type).varargs:
+        pass  # it converts some of its columns
+    elif inspect.isfunction(row_type):
+        arguments = [hint for name, hint in get_type_hints(row_type).items() if name != "return"]
+        compare_columns(query.statement, [(None, hint) for hint in arguments])
+    else:  # `fetch_first` gives None for null as for no row
+        compare_columns(query.statement, [(None, row_type)], with_null=False)
 
 
 def is_row(hint: Any) -> bool:
@@ -94,7 +149,11 @@ def find_untyped_reads(module: ModuleType) -> Iterator[str]:
     tree = ast.parse(inspect.getsource(module))
     parents = {id(child): node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "execute":
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        if node.func.attr in {"scalar", "scalars"}:
+            yield f"{module.__name__}.{_find_function(parents, node)}"
+        elif node.func.attr == "execute":
             used = parents[id(node)]
             if isinstance(used, ast.Attribute) and used.attr == "first":
                 used = parents[id(parents[id(used)])]
@@ -105,6 +164,16 @@ def find_untyped_reads(module: ModuleType) -> Iterator[str]:
                     pass
                 case _:
                     yield f"{module.__name__}.{_find_function(parents, node)}"
+
+
+def find_building(module: ModuleType) -> Iterator[str]:
+    """The functions of a module that build a query when they are called."""
+    builders = {rows.RowQuery.__name__, rows.select_rows.__name__, rows.select_values.__name__}
+    for function in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            calls = (ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call))
+            if not builders.isdisjoint(calls):
+                yield function.name
 
 
 def _find_function(parents: dict[int, ast.AST], node: ast.AST) -> str:

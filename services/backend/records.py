@@ -28,6 +28,7 @@ from shared.http.json_api import build_error_response
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.key_table import Record, RecordsTable
 from shared.keyring.tables import Id, data_keys, to_printable_text
+from shared.sql.rows import RowQuery
 
 _MAX_ATTEMPTS: Final = 3
 
@@ -41,6 +42,7 @@ _records: Final = Table(
 )
 # What a rotation counts, and pages through.
 Index("records_of_data_key", _records.c.data_key_id, _records.c.id)
+_RECORDS: Final = RowQuery(Record, select(_records.c.id, _records.c.data_key_id, _records.c.sealed.label("ciphertext")))
 
 
 class CorruptRecordError(ValueError):
@@ -76,8 +78,8 @@ class Records:
         """The record as it is stored, or None."""
 
         def select_record(connection: Connection) -> Record | None:
-            row = connection.execute(select(_records).where(_records.c.id == record_id)).first()
-            return Record(row.id, to_printable_text(row.data_key_id), row.sealed) if row else None
+            found = _RECORDS.where(_records.c.id == record_id).fetch_first(connection)
+            return found and found._replace(data_key_id=to_printable_text(found.data_key_id))
 
         return await self._database.read(select_record)
 

@@ -32,6 +32,7 @@ from shared.sql.engine import (
     open_transaction,
 )
 from shared.sql.read_only import check_database, describe_empty_database
+from shared.sql.rows import select_values
 
 READER_COUNT: Final = 2
 STATEMENT_TIMEOUT_SECONDS: Final = 4.0
@@ -40,6 +41,7 @@ _SERVER_OPTIONS: Final = (
     f"-c lock_timeout={LOCK_SECONDS:g}s -c statement_timeout={STATEMENT_TIMEOUT_SECONDS:g}s "
     "-c idle_in_transaction_session_timeout=5s"
 )
+_VERSION: Final = select_values(int, schema.c.version)
 _KEYRING_LOCK_ID: Final = 0x6B657972696E6721
 """The advisory lock of PostgreSQL that a change of the keyring needs: "keyring!" in ASCII."""
 
@@ -307,7 +309,7 @@ def has_keyring(connection: Connection) -> bool:
 
 
 def _read_version(connection: Connection) -> int | None:
-    return connection.scalar(select(schema.c.version))
+    return _VERSION.fetch_first(connection)
 
 
 def _check_version(connection: Connection) -> bool:

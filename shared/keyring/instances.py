@@ -9,9 +9,9 @@ nothing needs it and no other instance is alive.
 import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, select
 
 from shared.keyring import store
 from shared.keyring.administration import MAX_PAGE_SIZE, RefusedError
@@ -19,6 +19,7 @@ from shared.keyring.database import Database
 from shared.keyring.model import LOCAL_KEK, DataKey
 from shared.keyring.store import OtherLocalKeyError, read_local_key_fingerprint
 from shared.keyring.tables import abandoned_data_keys, data_keys, instances, local_key
+from shared.sql.rows import select_rows
 
 _MISSED_INTERVALS: Final = 3
 """Of an instance's checks without a row of it: then it is gone."""
@@ -28,6 +29,16 @@ _MAX_WAIT_SECONDS: Final = 120.0
 """Far from the five minutes after which a driver of the rotator gives a call up."""
 _POLL_SECONDS: Final = 0.2
 _ROW_RETENTION_SECONDS: Final = 86400.0
+
+
+class _InstanceRow(NamedTuple):
+    id: str
+    last_seen_at: float
+    interval: float
+    unwrapped_keys: str
+
+
+_INSTANCES: Final = select_rows(_InstanceRow, instances.c)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +91,18 @@ async def wait_for_all_instances(database: Database, data_key_id: str) -> None:
 
 def are_others_alive(connection: Connection, now: float, instance: str) -> bool:
     """Whether another instance than this one is alive."""
-    others = connection.execute(select(instances).where(instances.c.id != instance))
+    others = _INSTANCES.where(instances.c.id != instance).fetch_all(connection)
     return any(abs(now - row.last_seen_at) <= _get_liveness_seconds(row) for row in others)
 
 
-def _get_liveness_seconds(row: Row[Any]) -> float:
-    return max(_MISSED_INTERVALS * float(row.interval), _MIN_LIVENESS_SECONDS)
+def _get_liveness_seconds(row: _InstanceRow) -> float:
+    return max(_MISSED_INTERVALS * row.interval, _MIN_LIVENESS_SECONDS)
 
 
 def _find_lacking_instances(connection: Connection, now: float, data_key_id: str) -> list[tuple[str, float]]:
     """The instances that are alive and do not hold it, and for how many seconds each is taken to be alive."""
     found = []
-    for row in connection.execute(select(instances).order_by(instances.c.id)):
+    for row in _INSTANCES.order_by(instances.c.id).fetch_all(connection):
         alive = _get_liveness_seconds(row)
         if abs(now - row.last_seen_at) <= alive and data_key_id not in row.unwrapped_keys.split():
             found.append((row.id, alive))

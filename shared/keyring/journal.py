@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Connection, Row, and_, func, or_, select
+from sqlalchemy import Connection, and_, func, or_, select
 
 from shared.keyring.administration import (
     JournalBackup,
@@ -32,6 +32,7 @@ from shared.keyring.administration import (
 from shared.keyring.model import UNREADABLE_VERSION, WrappedKey
 from shared.keyring.tables import journal_entries, problems, rewraps, rotations
 from shared.kms.port import is_version
+from shared.sql.rows import select_rows, select_values
 
 MAX_DETAIL_LENGTH: Final = 1000
 MAX_NAME_LENGTH: Final = 300
@@ -44,6 +45,21 @@ _WRITABLE_STEPS: Final = [step.value for step in JournalStep if step is not Jour
 _WRITABLE_OUTCOMES: Final = [outcome.value for outcome in StepOutcome if outcome is not StepOutcome.UNREADABLE]
 _NEEDS: Final = TypeAdapter(tuple[str, ...])
 _columns: Final = journal_entries.c
+
+
+class JournalEntryRow(NamedTuple):
+    number: int
+    step: str
+    outcome: str
+    rotation_type: str | None
+    backup_name: str | None
+    sha256: str | None
+    needs: str | None
+    detail: str
+    created_at: float
+
+
+_ENTRIES: Final = select_rows(JournalEntryRow, _columns).order_by(_columns.number)
 
 
 def add_journal_entry(connection: Connection, now: float, rotation_id: str, entry: JournalEntry) -> None:
@@ -60,14 +76,13 @@ def to_columns(entry: JournalEntry) -> dict[str, Any]:
 
 def list_journal_entries(connection: Connection, rotation_id: str) -> tuple[JournalEntry, ...]:
     """All entries of a rotation, in the order in which they were written."""
-    own = select(journal_entries).where(_columns.rotation_id == rotation_id).order_by(_columns.number)
-    return tuple(parse_entry(row) for row in connection.execute(own))
+    return tuple(map(parse_entry, _ENTRIES.where(_columns.rotation_id == rotation_id).fetch_all(connection)))
 
 
 def list_backups(connection: Connection) -> tuple[JournalBackup, ...]:
     """The backups of all rotations, the oldest first. Entries that cannot be read: see `find_unreadable_entries`."""
     was_backed_up = (_columns.step == JournalStep.BACKUP.value) & (_columns.outcome == StepOutcome.SUCCEEDED.value)
-    rows = connection.execute(select(journal_entries).where(was_backed_up).order_by(_columns.number))
+    rows = _ENTRIES.where(was_backed_up).fetch_all(connection)
     return tuple(backup for row in rows if (backup := parse_entry(row).backup))
 
 
@@ -81,12 +96,12 @@ def find_unreadable_entries(connection: Connection) -> tuple[int, ...]:
         or_(_columns.rotation_type.is_(None), _columns.rotation_type.in_(list(RotationType))),
         *(column.is_(None) for column in (_columns.backup_name, _columns.sha256, _columns.needs)),
     )
-    suspects = connection.execute(select(journal_entries).where(~sound).order_by(_columns.number))
+    suspects = _ENTRIES.where(~sound).fetch_all(connection)
     found = (row.number for row in suspects if parse_entry(row).outcome is StepOutcome.UNREADABLE)
     return tuple(islice(found, _MAX_UNREADABLE))
 
 
-def parse_entry(row: Row[Any]) -> JournalEntry:
+def parse_entry(row: JournalEntryRow) -> JournalEntry:
     """The entry of a row; its outcome is `unreadable` where a column holds what no runner writes."""
     readable: dict[str, Any] = {
         "step": JournalStep(row.step),
@@ -166,17 +181,57 @@ class Rotation:
     former_data_key: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class RewrapEntry:
+class _RotationRow(NamedTuple):
+    number: int
+    id: str
+    type: str
+    state: str
+    is_rolling_back: bool
+    target_version: str | None
+    caller: str
+    started_at: float
+    updated_at: float
+    total: int
+    done: int
+    cursor: str
+    new_data_key: str | None
+    former_data_key: str | None
+
+
+class RewrapEntry(NamedTuple):
     number: int
     data_key_id: str
-    old_wrap: WrappedKey
-    new_wrap: WrappedKey
+    old_wrapped: bytes
+    old_kek: str
+    old_kek_version: str
+    new_wrapped: bytes
+    new_kek: str
+    new_kek_version: str
+
+    @property
+    def old_wrap(self) -> WrappedKey:
+        return WrappedKey(self.old_wrapped, self.old_kek, self.old_kek_version)
+
+    @property
+    def new_wrap(self) -> WrappedKey:
+        return WrappedKey(self.new_wrapped, self.new_kek, self.new_kek_version)
+
+
+class _ProblemRow(NamedTuple):
+    data_key_id: str
+    error: str
+    is_foreign: bool
+
+
+_ROTATIONS: Final = select_rows(_RotationRow, rotations.c)
+_REWRAPS: Final = select_rows(RewrapEntry, rewraps.c)
+_REWRAP_COUNT: Final = select_values(int, func.count())
+_PROBLEMS: Final = select_rows(_ProblemRow, problems.c).order_by(problems.c.is_foreign, problems.c.data_key_id)
 
 
 def find_rotation(connection: Connection, rotation_id: str) -> Rotation | None:
     """The rotation of that id. Raises RefusedError if its row cannot be read."""
-    row = connection.execute(select(rotations).where(rotations.c.id == rotation_id)).first()
+    row = _ROTATIONS.where(rotations.c.id == rotation_id).fetch_first(connection)
     if row is None:
         return None
     type_, state = _parse_type_and_state(row)
@@ -241,7 +296,7 @@ def begin_rotation(
 
 def refuse_while_running(connection: Connection) -> None:
     """Raises RefusedError if a rotation is not finished."""
-    other = connection.execute(select(rotations).where(rotations.c.state == RotationState.RUNNING)).first()
+    other = _ROTATIONS.where(rotations.c.state == RotationState.RUNNING).fetch_first(connection)
     if other:
         raise RefusedError(
             f"rotation {other.id} ({other.type}, started by {other.caller}) is not finished",
@@ -299,20 +354,14 @@ def find_replaced_rewraps(
     if connection.execute(select(_columns.number).where(retarget).limit(1)).first() is None:
         return {}
     condition = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.DONE)
-    query = select(rewraps).where(condition, rewraps.c.data_key_id.in_(data_key_ids)).order_by(rewraps.c.number)
-    return {row.data_key_id: _parse_rewrap(row) for row in connection.execute(query)}
+    query = _REWRAPS.where(condition, rewraps.c.data_key_id.in_(data_key_ids)).order_by(rewraps.c.number)
+    return {entry.data_key_id: entry for entry in query.fetch_all(connection)}
 
 
 def list_rewraps_to_roll_back(connection: Connection, rotation: Rotation, limit: int) -> tuple[RewrapEntry, ...]:
     """The latest entries that a rollback has not come to yet, the latest first."""
     condition = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.DONE)
-    latest_first = select(rewraps).where(condition).order_by(rewraps.c.number.desc()).limit(limit)
-    return tuple(_parse_rewrap(row) for row in connection.execute(latest_first))
-
-
-def _parse_rewrap(row: Row[Any]) -> RewrapEntry:
-    old = WrappedKey(row.old_wrapped, row.old_kek, row.old_kek_version)
-    return RewrapEntry(row.number, row.data_key_id, old, WrappedKey(row.new_wrapped, row.new_kek, row.new_kek_version))
+    return tuple(_REWRAPS.where(condition).order_by(rewraps.c.number.desc()).limit(limit).fetch_all(connection))
 
 
 def set_rewrap_outcome(connection: Connection, entry: RewrapEntry, outcome: RewrapOutcome) -> None:
@@ -322,7 +371,7 @@ def set_rewrap_outcome(connection: Connection, entry: RewrapEntry, outcome: Rewr
 def count_not_rolled_back(connection: Connection, rotation: Rotation) -> int:
     """How many entries could not be undone."""
     condition = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.NOT_ROLLED_BACK)
-    return connection.execute(select(func.count()).where(condition)).scalar_one()
+    return _REWRAP_COUNT.where(condition).fetch_one(connection)
 
 
 def add_problem(connection: Connection, rotation: Rotation, problem: Problem) -> None:
@@ -346,15 +395,14 @@ def has_problems(connection: Connection, rotation: Rotation) -> bool:
 
 def read_progress(connection: Connection, rotation_id: str | None) -> RotationProgress | None:
     """How far that rotation is, or the latest. Raises RefusedError if its row cannot be read."""
-    query = select(rotations).order_by(rotations.c.number.desc()).limit(1)
+    query = _ROTATIONS.order_by(rotations.c.number.desc()).limit(1)
     if rotation_id is not None:
         query = query.where(rotations.c.id == rotation_id)
-    row = connection.execute(query).first()
+    row = query.fetch_first(connection)
     if row is None:
         return None
     type_, state = _parse_type_and_state(row)
-    left_out = select(problems).where(problems.c.rotation == row.number).limit(MAX_PROBLEMS)
-    left_out = left_out.order_by(problems.c.is_foreign, problems.c.data_key_id)
+    left_out = _PROBLEMS.where(problems.c.rotation == row.number).limit(MAX_PROBLEMS)
     return RotationProgress(
         rotation_id=row.id,
         type=type_,
@@ -367,14 +415,14 @@ def read_progress(connection: Connection, rotation_id: str | None) -> RotationPr
         done=row.done,
         problems=tuple(
             Problem(id=problem.data_key_id, error=problem.error, is_foreign=problem.is_foreign)
-            for problem in connection.execute(left_out)
+            for problem in left_out.fetch_all(connection)
         ),
         journal=list_journal_entries(connection, row.id),
         is_rolling_back=row.is_rolling_back,
     )
 
 
-def _parse_type_and_state(row: Row[Any]) -> tuple[RotationType, RotationState]:
+def _parse_type_and_state(row: _RotationRow) -> tuple[RotationType, RotationState]:
     try:
         return RotationType(row.type), RotationState(row.state)
     except ValueError:

@@ -7,12 +7,11 @@ database. Only the service knows how its records are opened; without that they a
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
     TableClause,
     column,
     exists,
@@ -38,6 +37,7 @@ from shared.keyring.tables import (
 )
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.fixes import KmsProfile
+from shared.sql.rows import RowQuery, select_values
 
 SCAN_SECONDS: Final = 60.0
 """How long the database may take to look through all rows, or through a page of those of another program."""
@@ -136,22 +136,35 @@ class KeyTable:
         store.insert_data_key(connection, key)
 
 
+class _VersionCount(NamedTuple):
+    kek: str
+    kek_version: str
+    total: int
+
+
+_by_version: Final = (_columns.kek, _columns.kek_version)
+_SELECT_COUNTS: Final = select(*_by_version, func.count().label("total")).group_by(*_by_version)
+_VERSION_COUNTS: Final = RowQuery(_VersionCount, _SELECT_COUNTS)
+
+
 def _count_versions(connection: Connection) -> dict[tuple[str, str], int]:
-    group = (_columns.kek, _columns.kek_version)
-    return _to_counts(connection.execute(select(*group, func.count()).group_by(*group)))
+    return _to_counts(_VERSION_COUNTS.fetch_all(connection))
 
 
-def _to_counts(rows: Iterable[Row[*tuple[Any, ...]]]) -> dict[tuple[str, str], int]:
+def _to_counts(rows: Iterable[_VersionCount]) -> dict[tuple[str, str], int]:
     """By KMS key and version. A version that cannot be read reads as another one does: they are added."""
     counted: Counter[tuple[str, str]] = Counter()
-    for row in rows:
-        kek, version, total = row
+    for kek, version, total in rows:
         counted[kek, version] += total
     return counted
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class _OrphanCount(NamedTuple):
+    data_key_id: object
+    total: int
+
+
+class Record(NamedTuple):
     id: str
     data_key_id: str
     ciphertext: bytes
@@ -184,10 +197,9 @@ class RecordsTable:
 
     def count_by_version(self, connection: Connection) -> dict[tuple[str, str], int]:
         """How many records need each version of each KMS key."""
-        records, key = self._build_table(), data_keys.c
-        joined = data_keys.join(records, records.c[self.data_key_column] == key.id)
-        group = (key.kek, key.kek_version)
-        return _to_counts(connection.execute(select(*group, func.count()).select_from(joined).group_by(*group)))
+        records = self._build_table()
+        joined = data_keys.join(records, records.c[self.data_key_column] == _columns.id)
+        return _to_counts(RowQuery(_VersionCount, _SELECT_COUNTS.select_from(joined)).fetch_all(connection))
 
     def count_orphans(self, connection: Connection) -> dict[str, int]:
         """How many records need a data key that is not in the keyring, by its id: the first hundred."""
@@ -195,11 +207,13 @@ class RecordsTable:
         data_key_id = records.c[self.data_key_column]
         joined = records.outerjoin(data_keys, data_key_id == data_keys.c.id)
         lost = (
-            select(data_key_id, func.count())
+            select(data_key_id.label("data_key_id"), func.count().label("total"))
             .select_from(joined)
             .where(data_keys.c.id.is_(None), ~_is_abandoned(data_key_id))
+            .group_by(data_key_id)
+            .limit(100)
         )
-        rows = connection.execute(lost.group_by(data_key_id).limit(100))
+        rows = RowQuery(_OrphanCount, lost).fetch_all(connection)
         return {to_printable_text(name): total for name, total in rows}
 
     def list_missing_data_keys(self, connection: Connection) -> tuple[str, ...]:
@@ -212,25 +226,28 @@ class RecordsTable:
         following = select(func.min(data_key_id)).where(data_key_id > ids.c.id).correlate(ids).scalar_subquery()
         ids = ids.union_all(select(following).where(ids.c.id.is_not(None)))
         is_stored = exists(select(data_keys.c.id).where(data_keys.c.id == ids.c.id))
-        lacking = select(ids.c.id).where(ids.c.id.is_not(None), ~is_stored, ~_is_abandoned(ids.c.id))
-        return tuple(map(to_printable_text, connection.scalars(lacking)))
+        lacking = select_values(object, ids.c.id).where(ids.c.id.is_not(None), ~is_stored, ~_is_abandoned(ids.c.id))
+        return tuple(map(to_printable_text, lacking.fetch_all(connection)))
 
     def count_by_data_key(self, connection: Connection, data_key_id: str) -> int:
         """How many records need one data key."""
         records = self._build_table()
-        own = select(func.count()).select_from(records).where(records.c[self.data_key_column] == data_key_id)
-        return connection.execute(own).scalar_one()
+        own = select_values(int, func.count()).where(records.c[self.data_key_column] == data_key_id)
+        return own.fetch_one(connection)
 
     def read_page(self, connection: Connection, data_key_id: str, after: str, limit: int) -> tuple[Record, ...]:
         """Records of one data key whose id comes after `after`, in the order of their ids."""
         records = self._build_table()
         own_id, record_data_key_id = records.c[self.id_column], records.c[self.data_key_column]
-        these = select(
-            type_coerce(own_id, Id).label("id"),
-            type_coerce(record_data_key_id, Id).label("data_key_id"),
-            type_coerce(records.c[self.ciphertext_column], LenientBytes()).label("ciphertext"),
+        these = RowQuery(
+            Record,
+            select(
+                type_coerce(own_id, Id).label("id"),
+                type_coerce(record_data_key_id, Id).label("data_key_id"),
+                type_coerce(records.c[self.ciphertext_column], LenientBytes()).label("ciphertext"),
+            ),
         ).where(record_data_key_id == data_key_id, own_id > after)
-        return tuple(Record(*row) for row in fetch_page(connection, these.order_by(own_id), limit=limit))
+        return tuple(fetch_page(connection, these.order_by(own_id), limit=limit))
 
     def _build_table(self) -> TableClause:
         names = {self.id_column, self.ciphertext_column, self.data_key_column}

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from shared.keyring import journal, operations, recovery, rotation_lease
 from shared.keyring.administration import (
@@ -37,8 +37,15 @@ from shared.keyring.tables import retired_versions, rotations
 from shared.keyring.verification import RECORD_QUERY_SECONDS, KeyringVerifier
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError
+from shared.sql.rows import select_values
 
 _ROTATION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NEW_DEK_AT: Final = (
+    select_values(float, rotations.c.updated_at)
+    .where(rotations.c.type == RotationType.NEW_DEK, rotations.c.state == RotationState.DONE)
+    .order_by(rotations.c.number.desc())  # an earlier one's clock may have been ahead
+    .limit(1)
+)
 
 
 class LocalAdministration:
@@ -84,10 +91,7 @@ class LocalAdministration:
         of_data_keys = self._merge_spellings(counts.versions)
         of_records = self._merge_spellings(records.count_by_version(connection) if records else {})
         active, retired = self._keys.find_active(connection), self._keys.list_retired_versions(connection)
-        new_dek = (rotations.c.type == RotationType.NEW_DEK) & (rotations.c.state == RotationState.DONE)
-        # By its number: an earlier one's clock may have been ahead.
-        latest = select(rotations.c.updated_at).where(new_dek).order_by(rotations.c.number.desc()).limit(1)
-        new_dek_at = connection.scalar(latest)
+        new_dek_at = _NEW_DEK_AT.fetch_first(connection)
         return KeyUsage(
             kek=self._wrapping.kek,
             new_dek_at=None if new_dek_at is None else datetime.fromtimestamp(new_dek_at, UTC),

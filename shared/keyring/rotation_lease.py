@@ -9,24 +9,34 @@ import hmac
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection
 
 from shared.keyring.administration import Lease, RefusedError
 from shared.keyring.database import Database
 from shared.keyring.tables import rotation_lease
+from shared.sql.rows import select_rows
 
 MAX_LEASE_SECONDS: Final = 3600.0
 """Seconds of a lease, at most: nobody waits longer for a runner that was killed."""
 T = TypeVar("T")
 
 
+class _LeaseRow(NamedTuple):
+    holder: str
+    token: bytes
+    expires_at: float
+
+
+_LEASES: Final = select_rows(_LeaseRow, rotation_lease.c)
+
+
 def acquire_lease(connection: Connection, now: float, holder: str, seconds: float, token: str = "") -> Lease:
     """Acquires a lease that is free or expired, or renews the caller's own. Raises RefusedError."""
     if not 0 < seconds <= MAX_LEASE_SECONDS:
         raise RefusedError(f"a lease may last up to {MAX_LEASE_SECONDS:g} s", "request that, and renew it")
-    current = connection.execute(select(rotation_lease)).first()
+    current = _LEASES.fetch_first(connection)
     if current and not _is_valid_token(current, token):
         if now < current.expires_at <= now + MAX_LEASE_SECONDS:  # a later end was set by a clock that was ahead
             raise RefusedError(_describe_holder(current))
@@ -49,7 +59,7 @@ def release_lease(connection: Connection, token: str) -> None:
 
 def get_holder(connection: Connection) -> str:
     """Who has the lease, or had it last; empty if there was none."""
-    current = connection.execute(select(rotation_lease)).first()
+    current = _LEASES.fetch_first(connection)
     return current.holder if current else ""
 
 
@@ -61,7 +71,7 @@ async def run_under_lease(database: Database, token: str, work: Callable[[Connec
 
     def change(connection: Connection) -> T:
         now = database.read_clock(connection)
-        current = connection.execute(select(rotation_lease)).first()
+        current = _LEASES.fetch_first(connection)
         if current is None or not _is_valid_token(current, token):
             who = f"; {_describe_holder(current)}" if current and current.expires_at > now else ""
             raise RefusedError(f"the lease is not yours{who}", "take it, then resume")
@@ -72,11 +82,11 @@ async def run_under_lease(database: Database, token: str, work: Callable[[Connec
     return await database.write_exclusively(change)
 
 
-def _describe_holder(current: Row[Any]) -> str:
+def _describe_holder(current: _LeaseRow) -> str:
     return f"{current.holder} holds the lease until {_format_time(current.expires_at)}"
 
 
-def _is_valid_token(current: Row[Any], token: str) -> bool:
+def _is_valid_token(current: _LeaseRow, token: str) -> bool:
     return hmac.compare_digest(current.token, _hash_token(token))
 
 

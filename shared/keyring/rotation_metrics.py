@@ -7,9 +7,9 @@ found nothing to do has succeeded, too: otherwise a failure that was fixed would
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, and_, func, or_, select
 
 from shared.keyring import store
 from shared.keyring.administration import JournalStep, RotationState, RotationType, StepOutcome
@@ -17,6 +17,7 @@ from shared.keyring.journal import find_unreadable_entries
 from shared.keyring.key_table import RecordsTable
 from shared.keyring.model import DataKeyStatus
 from shared.keyring.tables import data_keys, find_unreadable_rows, journal_entries, rotations
+from shared.sql.rows import RowQuery, select_values
 
 ROTATION_STEPS: Final = tuple(
     step.value
@@ -27,6 +28,68 @@ ROTATION_STEPS: Final = tuple(
 _OTHER_STEP: Final = "other"
 _FAILURES: Final = (StepOutcome.FAILED, StepOutcome.PROBLEMS)
 _entries: Final = journal_entries.c
+
+
+class _StatusCount(NamedTuple):
+    kek_version: str
+    status: str
+    total: int
+
+
+class _LastEntryRow(NamedTuple):
+    """A rotation that is done, and the last journal entry of its runner, where there is one."""
+
+    type: str
+    updated_at: float
+    step: str | None
+    outcome: str | None
+    created_at: float | None
+
+
+class _IdleRow(NamedTuple):
+    """When a rotation of one type last had nothing to do."""
+
+    rotation_type: str | None
+    created_at: float
+
+
+class _FailureCount(NamedTuple):
+    step: str
+    total: int
+    created_at: float
+
+
+_by_status: Final = (data_keys.c.kek_version, data_keys.c.status)
+_STATUS_COUNTS: Final = RowQuery(_StatusCount, select(*_by_status, func.count().label("total")).group_by(*_by_status))
+_FIRST_DATA_KEY_AT: Final = select_values(float, func.min(data_keys.c.created_at))
+_last: Final = (
+    select(_entries.rotation_id, func.max(_entries.number).label("number")).group_by(_entries.rotation_id).subquery()
+)
+_LAST_ENTRIES: Final = RowQuery(
+    _LastEntryRow,
+    select(rotations.c.type, rotations.c.updated_at, _entries.step, _entries.outcome, _entries.created_at)
+    .select_from(
+        rotations.outerjoin(_last, _last.c.rotation_id == rotations.c.id).outerjoin(
+            journal_entries, _entries.number == _last.c.number
+        )
+    )
+    .where(rotations.c.state == RotationState.DONE.value)
+    .order_by(rotations.c.number),
+)
+_last_at: Final = func.max(_entries.created_at).label("created_at")
+_LAST_IDLE: Final = RowQuery(
+    _IdleRow,
+    select(_entries.rotation_type, _last_at)
+    .where(_entries.outcome == StepOutcome.NOTHING_TO_DO.value)
+    .group_by(_entries.rotation_type),
+)
+_unverified: Final = and_(_entries.step == JournalStep.VERIFY.value, _entries.outcome == StepOutcome.PROBLEMS.value)
+_FAILURE_COUNTS: Final = RowQuery(
+    _FailureCount,
+    select(_entries.step, func.count().label("total"), _last_at)
+    .where(or_(_entries.outcome == StepOutcome.FAILED.value, _unverified))
+    .group_by(_entries.step),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +130,17 @@ def read_keyring_metrics(connection: Connection, records: RecordsTable | None = 
 
 def _read_successes(connection: Connection) -> tuple[dict[RotationType, float], bool]:
     """When a rotation of each type last succeeded, and whether the latest that is done was left before its end."""
-    success: dict[str, float] = {}
-    first = connection.scalar(select(func.min(data_keys.c.created_at)))
+    success: dict[str | None, float] = {}
+    first = _FIRST_DATA_KEY_AT.fetch_first(connection)
     if first is not None:
         success[RotationType.NEW_DEK] = first
-    numbers = select(_entries.rotation_id, func.max(_entries.number).label("number")).group_by(_entries.rotation_id)
-    last = numbers.subquery()
-    joined = rotations.outerjoin(last, last.c.rotation_id == rotations.c.id).outerjoin(
-        journal_entries, _entries.number == last.c.number
-    )
-    done = (
-        select(rotations.c.type, rotations.c.updated_at, _entries.step, _entries.outcome, _entries.created_at)
-        .select_from(joined)
-        .where(rotations.c.state == RotationState.DONE.value)
-        .order_by(rotations.c.number)
-    )
     is_left = False
-    for row in connection.execute(done):
+    for row in _LAST_ENTRIES.fetch_all(connection):
         verified = (row.step, row.outcome) == (JournalStep.VERIFY, StepOutcome.SUCCEEDED)
         is_left = row.step is not None and not verified and row.outcome not in _FAILURES
         if row.step is None or verified:
             success[row.type] = max(success.get(row.type, 0.0), row.updated_at, row.created_at or 0.0)
-    nothing_to_do = _entries.outcome == StepOutcome.NOTHING_TO_DO.value
-    idle = select(_entries.rotation_type, func.max(_entries.created_at).label("created_at")).where(nothing_to_do)
-    for found in connection.execute(idle.group_by(_entries.rotation_type)):
+    for found in _LAST_IDLE.fetch_all(connection):
         success[found.rotation_type] = max(success.get(found.rotation_type, 0.0), found.created_at)
     return {type_: success[type_] for type_ in RotationType if type_ in success}, is_left
 
@@ -101,12 +151,7 @@ def _count_failures(connection: Connection) -> tuple[dict[str, int], float | Non
     Data keys that a rotation left out are counted by the entry of `rotate` itself, a verification by its own.
     """
     failures, last_failure = dict.fromkeys(ROTATION_STEPS, 0), None
-    unverified = (_entries.step == JournalStep.VERIFY.value) & (_entries.outcome == StepOutcome.PROBLEMS.value)
-    failed = (_entries.outcome == StepOutcome.FAILED.value) | unverified
-    counted = select(
-        _entries.step, func.count().label("total"), func.max(_entries.created_at).label("created_at")
-    ).where(failed)
-    for row in connection.execute(counted.group_by(_entries.step)):
+    for row in _FAILURE_COUNTS.fetch_all(connection):
         step = row.step if row.step in ROTATION_STEPS else _OTHER_STEP
         failures[step] = failures.get(step, 0) + row.total
         last_failure = max(last_failure or 0.0, row.created_at)
@@ -114,9 +159,8 @@ def _count_failures(connection: Connection) -> tuple[dict[str, int], float | Non
 
 
 def _count_data_keys(connection: Connection) -> Mapping[tuple[str, DataKeyStatus], int]:
-    group = (data_keys.c.kek_version, data_keys.c.status)
     counted: Counter[tuple[str, DataKeyStatus]] = Counter()
-    for row in connection.execute(select(*group, func.count().label("total")).group_by(*group)):
+    for row in _STATUS_COUNTS.fetch_all(connection):
         counted[row.kek_version, DataKeyStatus(row.status)] += row.total
     return counted
 

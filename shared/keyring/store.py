@@ -7,9 +7,9 @@ The functions work in the caller's transaction, because a rotation writes its jo
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, LargeBinary, Row, cast, exists, select
+from sqlalchemy import ColumnElement, Connection, LargeBinary, cast, exists, select
 from sqlalchemy.exc import IntegrityError
 
 from shared.check import HintedError
@@ -24,8 +24,30 @@ from shared.keyring.tables import (
     local_key,
     retired_versions,
 )
+from shared.sql.rows import select_rows, select_values
 
 _columns: Final = data_keys.c
+
+
+class _DataKeyRow(NamedTuple):
+    id: str
+    status: str
+    wrapped: bytes
+    kek: str
+    kek_version: str
+    algorithm: str
+    fingerprint: bytes
+    created_at: float
+
+
+class _RetiredVersionRow(NamedTuple):
+    kek_version: str
+    retired_at: float
+
+
+_DATA_KEYS: Final = select_rows(_DataKeyRow, data_keys.c)
+_RETIRED_VERSIONS: Final = select_rows(_RetiredVersionRow, retired_versions.c).order_by(retired_versions.c.kek_version)
+_LOCAL_KEY_FINGERPRINT: Final = select_values(bytes, local_key.c.fingerprint)
 
 
 class RetiredVersionError(HintedError):
@@ -40,21 +62,21 @@ def list_data_keys(
     connection: Connection, after: str, limit: int, condition: ColumnElement[bool] | None = None
 ) -> tuple[DataKey, ...]:
     """The data keys whose id comes after `after`, in the order of their ids."""
-    query = select(data_keys).where(_columns.id > after).order_by(_columns.id)
+    query = _DATA_KEYS.where(_columns.id > after).order_by(_columns.id)
     if condition is not None:
         query = query.where(condition)
     return tuple(_parse_data_key(row) for row in fetch_page(connection, query, limit=limit))
 
 
 def find_data_key(connection: Connection, data_key_id: str) -> DataKey | None:
-    row = connection.execute(select(data_keys).where(_columns.id == data_key_id)).first()
+    row = _DATA_KEYS.where(_columns.id == data_key_id).fetch_first(connection)
     return _parse_data_key(row) if row else None
 
 
 def find_active_data_key(connection: Connection) -> DataKey | None:
     """The data key that encrypts new records."""
-    row = connection.execute(select(data_keys).where(_columns.status == DataKeyStatus.ACTIVE)).first()
-    return _parse_data_key(row) if row and isinstance(row.id, str) else None
+    active = _DATA_KEYS.where(_columns.status == DataKeyStatus.ACTIVE)
+    return next(map(_parse_data_key, fetch_page(connection, active, limit=1)), None)
 
 
 def insert_data_key(connection: Connection, key: DataKey) -> None:
@@ -99,14 +121,12 @@ def refuse_retired_version(connection: Connection, wrapped: WrappedKey) -> None:
 
 def list_retired_versions(connection: Connection, kek: str) -> dict[str, float]:
     """The versions of `kek` that nothing may be wrapped by any more, and since when (unix seconds)."""
-    columns = retired_versions.c
-    query = select(retired_versions).where(columns.kek == kek).order_by(columns.kek_version)
-    return {row.kek_version: row.retired_at for row in connection.execute(query)}
+    return dict(_RETIRED_VERSIONS.where(retired_versions.c.kek == kek).fetch_all(connection))
 
 
 def read_local_key_fingerprint(connection: Connection) -> bytes | None:
     """The fingerprint of the service's local key; None if none is stored."""
-    return connection.scalar(select(local_key.c.fingerprint))
+    return _LOCAL_KEY_FINGERPRINT.fetch_first(connection)
 
 
 def find_unreadable_data_keys(connection: Connection) -> dict[str, str]:
@@ -195,17 +215,16 @@ def _clear_abandoned(connection: Connection, data_key_id: str) -> None:
 
 def _retire_unreadable(connection: Connection) -> None:
     """An active data key whose id cannot be read encrypts nothing, and must not keep another from being active."""
-    is_active = _columns.status == DataKeyStatus.ACTIVE
-    row = connection.execute(select(_columns.id).where(is_active)).first()
-    if row and not isinstance(row.id, str):
-        connection.execute(data_keys.update().where(is_active).values(status=DataKeyStatus.RETIRED.value))
+    if find_active_data_key(connection) is None:
+        active = data_keys.update().where(_columns.status == DataKeyStatus.ACTIVE)
+        connection.execute(active.values(status=DataKeyStatus.RETIRED.value))
 
 
 def _to_wrap_columns(wrapped: WrappedKey) -> dict[str, Any]:
     return {"wrapped": wrapped.ciphertext, "kek": wrapped.kek, "kek_version": wrapped.kek_version}
 
 
-def _parse_data_key(row: Row[Any]) -> DataKey:
+def _parse_data_key(row: _DataKeyRow) -> DataKey:
     return DataKey(
         id=row.id,
         status=DataKeyStatus(row.status),

@@ -20,8 +20,6 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
-    Row,
-    Select,
     String,
     Table,
     TypeDecorator,
@@ -33,14 +31,15 @@ from sqlalchemy import (
 
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.kms.port import MAX_VERSION_LENGTH, is_version
+from shared.sql.rows import RowQuery, T
 
 
-def fetch_page(connection: Connection, ordered: Select[*tuple[Any, ...]], *, limit: int) -> list[Row[*tuple[Any, ...]]]:
+def fetch_page(connection: Connection, ordered: RowQuery[T], *, limit: int) -> list[T]:
     """The first rows of `ordered` whose first column, their id, can be read; fewer than `limit` are all."""
-    found: list[Row[*tuple[Any, ...]]] = []
+    found: list[T] = []
     offset = 0
     while len(found) < limit:
-        rows = connection.execute(ordered.limit(limit).offset(offset)).all()
+        rows = ordered.limit(limit).offset(offset).fetch_all(connection)
         found += [row for row in rows if isinstance(row[0], str)]
         if len(rows) < limit:
             break

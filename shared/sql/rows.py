@@ -8,6 +8,7 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 R = TypeVar("R")
 V = TypeVar("V")
+T = TypeVar("T", bound=tuple[Any, ...])
 Columns = TypeVarTuple("Columns")
 _NO_VALUES: Final[Mapping[str, object]] = {}
 
@@ -77,6 +78,11 @@ def select_values(value_type: type[V], column: ColumnElement[V]) -> RowQuery[V]:
         return value
 
     return RowQuery(build, select(column), value_type)
+
+
+def select_rows(row_type: type[T], columns: ReadOnlyColumnCollection[str, Any]) -> RowQuery[T]:
+    """A query for the columns of a table that a row has fields for."""
+    return RowQuery(row_type, select(*select_columns(row_type, columns)))
 
 
 def select_columns(row_type: type[tuple[Any, ...]], columns: ReadOnlyColumnCollection[str, Any]) -> list[Any]:

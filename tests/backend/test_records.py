@@ -1,6 +1,5 @@
 import os
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -55,7 +54,7 @@ async def test_under_a_data_key_that_the_database_does_not_have_nothing_is_store
 async def test_a_record_under_another_data_key_id_does_not_open_even_with_the_right_secret(records: Records) -> None:
     record = await _stored(records, "r", b"mine")
     with pytest.raises(CorruptRecordError):
-        decrypt_record(replace(record, data_key_id="k2"), KEY)
+        decrypt_record(record._replace(data_key_id="k2"), KEY)
 
 
 async def test_an_older_version_of_a_record_that_is_put_back_opens_as_the_reference_says(records: Records) -> None:

@@ -18,7 +18,6 @@ from hashlib import sha256
 from typing import Any, ClassVar, Final, NamedTuple
 
 from sqlalchemy import Column, Connection, Index, MetaData, String, Table, inspect, select
-from sqlalchemy import Row as SqlRow
 from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import SchemaConst
 from sqlalchemy.types import TypeEngine
@@ -44,6 +43,7 @@ from shared.keyring.tables import (
 )
 from shared.kms.fixes import KmsProfile
 from shared.kms.port import MAX_VERSION_LENGTH, is_version
+from shared.sql.rows import select_rows, select_values
 
 fingerprints: Final = Table(
     "keyring_fingerprints",
@@ -53,6 +53,17 @@ fingerprints: Final = Table(
     Column("kek_version", LenientVersion, nullable=False),
     Column("fingerprint", LenientBytes, nullable=False),
 )
+
+
+class _FingerprintRow(NamedTuple):
+    id: str
+    sha256: bytes
+    kek_version: str
+    fingerprint: bytes
+
+
+_FINGERPRINTS: Final = select_rows(_FingerprintRow, fingerprints.c)
+_PROBLEM_IDS: Final = select_values(str, problems.c.data_key_id)
 VERSION: Final = 1
 _TABLES: Final = (
     schema,
@@ -183,10 +194,10 @@ class ExternalKeyTable(KeyTable):
     def _list_left_out(self, connection: Connection, rotation: int, keys: list[DataKey]) -> set[str]:
         """The rotation has named them, or they were added since it began: there may be no end of these."""
         ids = [key.id for key in keys]
-        named = select(problems.c.data_key_id).where(problems.c.rotation == rotation, problems.c.data_key_id.in_(ids))
+        named = _PROBLEM_IDS.where(problems.c.rotation == rotation, problems.c.data_key_id.in_(ids))
         stored = _read_fingerprints(connection, ids)
         added = {key.id for key in keys if key.wrapped.kek == self.kek and key.id not in stored}
-        return added | set(connection.scalars(named))
+        return added | set(named.fetch_all(connection))
 
     async def count_outdated(self, database: Database, version: str) -> int:
         total = 0
@@ -288,7 +299,7 @@ class ExternalKeyTable(KeyTable):
             is_same = found is not None and found.sha256 == _compute_sha256(row.wrap.ciphertext)
             yield self._build_data_key(row, found if is_same else None)
 
-    def _build_data_key(self, row: Row, found: SqlRow[Any] | None) -> DataKey:
+    def _build_data_key(self, row: Row, found: _FingerprintRow | None) -> DataKey:
         kek, version = self._parse_version(row.version)
         by_ciphertext = self.profile.parse_version(row.wrap.ciphertext)
         by_ciphertext = by_ciphertext or (found.kek_version if found else UNREADABLE_VERSION)
@@ -349,6 +360,5 @@ def _compute_sha256(ciphertext: bytes) -> bytes:
     return sha256(ciphertext).digest()
 
 
-def _read_fingerprints(connection: Connection, ids: Sequence[str]) -> Mapping[str, SqlRow[Any]]:
-    these = select(fingerprints).where(fingerprints.c.id.in_(ids))
-    return {row.id: row for row in connection.execute(these)}
+def _read_fingerprints(connection: Connection, ids: Sequence[str]) -> Mapping[str, _FingerprintRow]:
+    return {row.id: row for row in _FINGERPRINTS.where(fingerprints.c.id.in_(ids)).fetch_all(connection)}

@@ -1,14 +1,13 @@
 """The journal's entries in their table: each is read as it was written, and a wrong one is never passed over."""
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.keyring.administration import JournalBackup, JournalEntry, JournalStep, RotationType, StepOutcome
-from shared.keyring.journal import find_defect, parse_entry, to_columns
+from shared.keyring.journal import JournalEntryRow, find_defect, parse_entry, to_columns
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.keyring.tables import journal_entries
 from shared.kms.port import MAX_VERSION_LENGTH
@@ -31,7 +30,7 @@ entries = st.builds(
 
 @given(sample=entries)
 def test_an_entry_that_may_be_written_reads_as_it_was_and_any_other_as_unreadable(sample: JournalEntry) -> None:
-    row: Any = SimpleNamespace(number=1, created_at=0.0, **to_columns(sample))
+    row = JournalEntryRow(number=1, created_at=0.0, **to_columns(sample))
     found = parse_entry(row).model_copy(update={"created_at": None})
     if find_defect(sample) is None:
         assert found == sample
