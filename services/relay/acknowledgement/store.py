@@ -37,7 +37,7 @@ from services.relay.outbox.tables import (
     incidents,
 )
 from shared.http.json_api import RefusedError
-from shared.sql.rows import RowQuery, select_columns, select_values
+from shared.sql.rows import RowQuery, select_rows, select_values
 
 ACTOR: Final = "keypulse"
 """Who escalates, in the audit."""
@@ -81,7 +81,7 @@ _first_delivered_at = (
 )
 _starts_at = func.coalesce(_of.escalation_starts_at, _first_delivered_at)
 _starts_too_late = _starts_at > bindparam("now") + _MAX_AHEAD
-_DUE: Final = RowQuery(_EscalatingRow, select(*select_columns(_EscalatingRow, _of))).where(
+_DUE: Final = select_rows(_EscalatingRow, _of).where(
     _of.escalation_after.is_not(None),  # as the index `incidents_escalating` has it; null once it is resolved
     _of.acknowledged_at.is_(None),
     or_(_starts_at <= bindparam("now") - _of.escalation_after, _starts_too_late),
@@ -212,9 +212,7 @@ class _StateRow(NamedTuple):
     acknowledged_at: float | None
 
 
-_READ_STATE: Final = RowQuery(_StateRow, select(*select_columns(_StateRow, incidents.c))).where(
-    incidents.c.id == bindparam("incident")
-)
+_READ_STATE: Final = select_rows(_StateRow, incidents.c).where(incidents.c.id == bindparam("incident"))
 _FIND_CHANNELS: Final = RowQuery(str, select(_delivery.channel).distinct()).where(
     _delivery.incident_id == bindparam("incident"),
     _delivery.episode == bindparam("episode"),

@@ -15,7 +15,7 @@ from services.relay.outbox.channels import compute_pauses, insert_channel
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import CHANNELS, CLOCK_TOLERANCE, channel_checks, channels, clean_for_database
 from shared.check import CheckOutcome, CheckResult
-from shared.sql.rows import RowQuery, select_columns, select_values
+from shared.sql.rows import select_rows, select_values
 
 MAX_CHECKS: Final = 100
 """Checks, and tests, that are kept of one channel."""
@@ -74,7 +74,7 @@ class CheckState(NamedTuple):
 
 _check = channel_checks.c
 _CHECKS: Final = (
-    RowQuery(CheckRow, select(*select_columns(CheckRow, _check)))
+    select_rows(CheckRow, _check)
     .where(_check.channel == bindparam("channel"), _check.kind == bindparam("kind"))
     .order_by(_check.seq.desc())
     .limit(bindparam("most"))

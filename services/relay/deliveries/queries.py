@@ -30,7 +30,7 @@ from services.relay.outbox.tables import (
 )
 from shared.config.settings import parse_duration
 from shared.http.json_api import format_json_time
-from shared.sql.rows import RowQuery, select_columns, select_values
+from shared.sql.rows import RowQuery, select_rows, select_values
 
 MAX_EXAMINED: Final = 20_000
 """Deliveries that one page examines."""
@@ -374,7 +374,7 @@ _DIGEST_PAYLOAD: Final = (
     .limit(1)
 )
 _ATTEMPTS: Final = (
-    RowQuery(AttemptRow, select(*select_columns(AttemptRow, attempts.c)))
+    select_rows(AttemptRow, attempts.c)
     .where(attempts.c.delivery_seq == select(_delivery.seq).where(_IS_IT).scalar_subquery())
     .order_by(attempts.c.number)
 )

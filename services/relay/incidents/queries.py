@@ -20,7 +20,7 @@ from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState, attempts, audit, deliveries, edits, events, incidents, silences
 from services.relay.text import WORST_FIRST
 from shared.http.json_api import RefusedError, format_json_time
-from shared.sql.rows import RowQuery, select_columns, select_values
+from shared.sql.rows import RowQuery, select_columns, select_rows, select_values
 
 
 class UnknownIncidentError(RefusedError):
@@ -201,7 +201,7 @@ _newest_deliveries = (
     .group_by(deliveries.c.incident_id, deliveries.c.channel)
 )
 _READ_CHANNELS: Final = (
-    RowQuery(_ChannelRow, select(*select_columns(_ChannelRow, deliveries.c)))
+    select_rows(_ChannelRow, deliveries.c)
     .where(deliveries.c.seq.in_(_newest_deliveries))
     .order_by(deliveries.c.channel)
 )
@@ -477,13 +477,11 @@ _some_events = (
     .subquery()
 )
 _COUNT_EVENTS: Final = RowQuery(int, select(func.count()).select_from(_some_events))
-_INCIDENT: Final = RowQuery(_IncidentRow, select(*select_columns(_IncidentRow, incidents.c))).where(
-    incidents.c.id == bindparam("incident")
-)
+_INCIDENT: Final = select_rows(_IncidentRow, incidents.c).where(incidents.c.id == bindparam("incident"))
 _of_episode = and_(_of.incident_id == bindparam("incident"), _of.episode == bindparam("episode"))
 _FIRST_SEQ: Final = select_values(int, _of.event_seq).where(_of_episode).order_by(_of.event_seq).limit(1)
 _LAST_SEQ: Final = select_values(int, _of.event_seq).where(_of_episode).order_by(_of.event_seq.desc()).limit(1)
-_DELIVERIES: Final = RowQuery(DeliveryRecord, select(*select_columns(DeliveryRecord, _of)))
+_DELIVERIES: Final = select_rows(DeliveryRecord, _of)
 _PAGE_DELIVERIES: Final = (
     _DELIVERIES.where(_of.event_seq.in_(bindparam("seqs", expanding=True))).order_by(_of.seq).limit(MAX_DELIVERIES + 1)
 )
@@ -514,7 +512,7 @@ _ATTEMPTS: Final = (
     .limit(MAX_ATTEMPTS + 1)
 )
 _ACTIONS: Final = (
-    RowQuery(ActionRecord, select(*select_columns(ActionRecord, audit.c)))
+    select_rows(ActionRecord, audit.c)
     .where(
         audit.c.incident_id == bindparam("incident"),
         audit.c.at >= bindparam("since"),
@@ -524,7 +522,7 @@ _ACTIONS: Final = (
     .limit(MAX_ACTIONS + 1)
 )
 _SILENCES: Final = (
-    RowQuery(SilenceRecord, select(*select_columns(SilenceRecord, silences.c)))
+    select_rows(SilenceRecord, silences.c)
     .where(silences.c.incident_id == bindparam("incident"), silences.c.episode == bindparam("episode"))
     .order_by(silences.c.requested_at)
     .limit(MAX_ACTIONS + 1)

@@ -44,7 +44,7 @@ from shared.http.access import (
     is_peer_in,
     read_cookie,
 )
-from shared.sql.rows import RowQuery, select_columns, select_values
+from shared.sql.rows import select_rows, select_values
 
 MAX_NAME_LENGTH: Final = 200
 
@@ -99,9 +99,7 @@ class SessionRow(NamedTuple):
     expires_at: float
 
 
-_FIND: Final = RowQuery(SessionRow, select(*select_columns(SessionRow, sessions.c))).where(
-    _session.id == bindparam("session")
-)
+_FIND: Final = select_rows(SessionRow, sessions.c).where(_session.id == bindparam("session"))
 _OLDEST_OF_NAME: Final = (
     select_values(str, _session.id)
     .where(_session.name == bindparam("holder"))

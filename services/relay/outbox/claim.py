@@ -35,7 +35,7 @@ from services.relay.outbox.tables import (
     events,
     list_lost_conditions,
 )
-from shared.sql.rows import RowQuery, select_columns, select_values
+from shared.sql.rows import RowQuery, select_rows, select_values
 
 
 class ClaimRequest(NamedTuple):
@@ -289,7 +289,7 @@ class _PredecessorRow(NamedTuple):
 
 
 _PREDECESSORS: Final = (
-    RowQuery(_PredecessorRow, select(*select_columns(_PredecessorRow, LOST.c)))
+    select_rows(_PredecessorRow, LOST.c)
     .where(*list_lost_conditions(bindparam("incident", type_=Text), bindparam("channel", type_=Text)))
     .order_by(LOST.c.seq.desc())
 )

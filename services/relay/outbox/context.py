@@ -16,7 +16,7 @@ from services.relay.model import DeliveryTask, Event, IncidentContext, RelatedIn
 from services.relay.outbox.tables import DeliveryState, clean_for_database, deliveries, events, incidents
 from services.relay.text import format_event_title, truncate
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
-from shared.sql.rows import RowQuery, select_columns, select_values
+from shared.sql.rows import RowQuery, select_columns, select_rows, select_values
 
 EPISODE_WINDOW: Final = 7 * 86400.0
 """Seconds in which the starts of an incident are counted."""
@@ -256,7 +256,7 @@ _ACKNOWLEDGED_AT: Final = select_values(float, incidents.c.acknowledged_at).wher
     incidents.c.episode == bindparam("episode"),
     incidents.c.acknowledged_at.is_not(None),
 )
-_ACCEPTED: Final = RowQuery(_AcceptedRow, select(*select_columns(_AcceptedRow, _delivery))).where(
+_ACCEPTED: Final = select_rows(_AcceptedRow, _delivery).where(
     _delivery.incident_id == bindparam("incident"),
     _delivery.episode == bindparam("episode"),
     _delivery.channel == bindparam("channel"),

@@ -35,7 +35,7 @@ from services.relay.outbox.tables import (
     events,
     incidents,
 )
-from shared.sql.rows import RowQuery, select_columns, select_values
+from shared.sql.rows import RowQuery, select_rows, select_values
 
 MessageKey = tuple[str, int, str]
 """Of a row: an incident or a digest, its episode, and the channel."""
@@ -127,7 +127,7 @@ class _DigestRow(NamedTuple):
     delivery_seq: int
 
 
-_READ_CHANGES: Final = RowQuery(_ChangesRow, select(*select_columns(_ChangesRow, incidents.c))).where(
+_READ_CHANGES: Final = select_rows(_ChangesRow, incidents.c).where(
     incidents.c.id.in_(bindparam("incidents", expanding=True))
 )
 _of = deliveries.c

@@ -34,7 +34,7 @@ from sqlalchemy import (
     text,
 )
 
-from shared.sql.rows import RowQuery, select_columns
+from shared.sql.rows import RowQuery, select_columns, select_rows
 
 
 class DeliveryState(StrEnum):
@@ -629,7 +629,7 @@ OUTDATED_DELIVERIES: Final = RowQuery(
     .join(incidents, incidents.c.id == deliveries.c.incident_id)
     .join(events, events.c.seq == deliveries.c.event_seq),
 )
-CURRENT_STATES: Final = RowQuery(CurrentState, select(*select_columns(CurrentState, incidents.c)))
+CURRENT_STATES: Final = select_rows(CurrentState, incidents.c)
 INCIDENTS: Final = RowQuery(
     IncidentRow,
     select(incidents.c.id, incidents.c.episode, events.c.id.label("event_id"), events.c.event).join(
@@ -655,7 +655,7 @@ INCIDENT_STATES: Final = RowQuery(
         func.length(events.c.body, type_=Integer).label("body_size"),
     ).join(events, events.c.seq == incidents.c.latest_event_seq),
 )
-EVENTS: Final = RowQuery(EventRow, select(*select_columns(EventRow, events.c)))
+EVENTS: Final = select_rows(EventRow, events.c)
 EVENT_SIZES: Final = RowQuery(
     EventSizeRow,
     select(
@@ -665,8 +665,6 @@ EVENT_SIZES: Final = RowQuery(
         func.length(events.c.body, type_=Integer).label("body_size"),
     ),
 )
-CHANNELS: Final = RowQuery(ChannelRow, select(*select_columns(ChannelRow, channels.c)))
-WATCHDOGS: Final = RowQuery(WatchdogRow, select(*select_columns(WatchdogRow, watchdogs.c)))
-DATABASE_IDENTITIES: Final = RowQuery(
-    DatabaseIdentityRow, select(*select_columns(DatabaseIdentityRow, database_identity.c))
-)
+CHANNELS: Final = select_rows(ChannelRow, channels.c)
+WATCHDOGS: Final = select_rows(WatchdogRow, watchdogs.c)
+DATABASE_IDENTITIES: Final = select_rows(DatabaseIdentityRow, database_identity.c)

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Connection, and_, bindparam, delete, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, or_, update
 
 from services.relay.acknowledgement.store import check_open
 from services.relay.model import decode_event
@@ -21,7 +21,7 @@ from services.relay.outbox.merge import lock_incidents
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import INCIDENTS, clean_for_database, incidents, silences
 from shared.http.json_api import RefusedError
-from shared.sql.rows import RowQuery, select_columns, select_values
+from shared.sql.rows import select_rows, select_values
 
 _GOSSIP_SECONDS: Final = 60.0
 """In which every Alertmanager of a cluster knows of a silence."""
@@ -108,7 +108,7 @@ class SilenceLeaseLostError(Exception):
     """Another replica works on it."""
 
 
-_SILENCES: Final = RowQuery(SilenceRow, select(*select_columns(SilenceRow, silences.c)))
+_SILENCES: Final = select_rows(SilenceRow, silences.c)
 _IS_DUE: Final = (_row.answered_at.is_(None), _row.due_at <= bindparam("now"))
 _DUE: Final = _SILENCES.where(*_IS_DUE).order_by(_row.due_at, _row.id).limit(1).for_update(skip_locked=True)
 _DUE_IDS: Final = select_values(str, _row.id).where(*_IS_DUE).limit(1)
