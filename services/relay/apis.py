@@ -8,14 +8,12 @@ https://prometheus.io/docs/prometheus/latest/querying/api/
 import asyncio
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, TypeVar
 
 import msgspec
 
@@ -28,9 +26,10 @@ from shared.http.untrusted_json import UntrustedJsonError, decode_json
 from shared.net.egress import EgressSettings
 from shared.process.concurrency import run_in_thread_if_large, run_large
 
-_REPLY_TIMEOUT: Final = 10.0
-_MAX_ALERTS_BYTES: Final = 16 * 1024 * 1024
-_ALERTS_PATH: Final = "/api/v2/alerts?active=true&silenced=true&inhibited=true&unprocessed=true"
+_LARGE_BYTES: Final = 1024 * 1024
+"""Bytes from which on one answer is decoded after the other, and the memory given back."""
+T = TypeVar("T")
+_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class ApiError(Exception):
@@ -48,62 +47,64 @@ class ApiError(Exception):
         self.status = status
 
 
+class QueryRefusedError(ApiError):
+    """Prometheus cannot evaluate the expression."""
+
+
 class _Api:
-    def __init__(
-        self,
-        name: str,
-        url: str,
-        token: SecretFile | None,
-        egress: EgressSettings | None,
-        max_bytes: int,
-        error: type[ApiError],
-    ) -> None:
+    """One program; `token_file` is sent as Bearer, and read again when it changes."""
+
+    name: ClassVar[str]
+    api: ClassVar[str]
+    max_bytes: ClassVar[int]
+    timeout: ClassVar[float] = 10.0
+    """Seconds for one answer."""
+
+    def __init__(self, url: str, token_file: Path | None = None, egress: EgressSettings | None = None) -> None:
         self.url = url
-        self._name = name
-        self._token = token
-        self._session = HttpSession(name, egress=egress)
-        self._max_bytes = max_bytes
-        self._error = error
-
-    async def request(self, method: str, path: str, **options: Any) -> bytes:
-        """The body of a 200; `options` are those of aiohttp. Raises the error; TimeoutError is the caller's."""
-        body = bytearray()
-        try:
-            headers = {"Authorization": f"Bearer {self._token.read_value()}"} if self._token else {}
-            with translate_connection_errors(self._name):
-                async with self._session.open().request(method, self.url + path, headers=headers, **options) as answer:
-                    self.check_status(answer.status)
-                    async for chunk in answer.content.iter_any():
-                        body += chunk
-                        if len(body) > self._max_bytes:
-                            raise self._error(f"its answer is over {self._max_bytes} bytes")
-        except SendError as error:
-            raise self._error(str(error), is_refusal=not error.maybe_arrived) from None
-        except SecretUnreadableError as error:
-            raise self._error(str(error), is_refusal=True) from None
-        return bytes(body)
-
-    def check_status(self, status: int) -> None:
-        """Raises the error of any status but 200."""
-        if status != 200:
-            raise self._error(f"it answered HTTP {status}", is_refusal=status < 500, status=status)
+        self._token = SecretFile(token_file) if token_file else None
+        self._session = HttpSession(self.name, egress=egress)
 
     async def close(self) -> None:
         await self._session.close()
 
+    async def _read(self, decode: Callable[[bytes], T], path: str, *, method: str = "GET", **options: Any) -> T:
+        """What `decode` makes of the body of a 200; `options` are those of aiohttp. Raises ApiError."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                body = await self._request(method, path, **options)
+            work = partial(decode, body)
+            return await (run_large(work) if len(body) > _LARGE_BYTES else run_in_thread_if_large(len(body), work))
+        except TimeoutError:
+            raise ApiError(f"no answer within {self.timeout:g} s") from None
+        except (UntrustedJsonError, OverflowError):  # the latter for a time near the year 1 or 9999
+            raise ApiError(f"its answer is not that of {self.api}") from None
 
-class AlertmanagerError(ApiError):
-    pass
+    async def _request(self, method: str, path: str, **options: Any) -> bytes:
+        body = bytearray()
+        try:
+            headers = {"Authorization": f"Bearer {self._token.read_value()}"} if self._token else {}
+            with translate_connection_errors(self.name):
+                async with self._session.open().request(method, self.url + path, headers=headers, **options) as answer:
+                    self._check_status(answer.status)
+                    async for chunk in answer.content.iter_any():
+                        body += chunk
+                        if len(body) > self.max_bytes:
+                            raise ApiError(f"its answer is over {self.max_bytes} bytes")
+        except SendError as error:
+            raise ApiError(str(error), is_refusal=not error.maybe_arrived) from None
+        except SecretUnreadableError as error:
+            raise ApiError(str(error), is_refusal=True) from None
+        return bytes(body)
+
+    def _check_status(self, status: int) -> None:
+        """Raises ApiError for any status but 200."""
+        if status != 200:
+            raise ApiError(f"it answered HTTP {status}", is_refusal=status < 500, status=status)
 
 
-@contextmanager
-def _translate_errors() -> Iterator[None]:
-    try:
-        yield
-    except TimeoutError:
-        raise AlertmanagerError(f"no answer within {_REPLY_TIMEOUT:g} s") from None
-    except (UntrustedJsonError, OverflowError):  # the latter for a time near the year 1 or 9999
-        raise AlertmanagerError("its answer is not that of Alertmanager's API, version 2") from None
+def _create_decoder(kind: type[T]) -> Callable[[bytes], T]:
+    return partial(decode_json, msgspec.json.Decoder(kind))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +125,6 @@ class AlertmanagerState:
     """Those of them that are not muted, by fingerprint."""
 
 
-_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
-
-
 @dataclass(frozen=True, slots=True)
 class NewSilence:
     """A silence of the alerts that have exactly these values of labels."""
@@ -138,15 +136,15 @@ class NewSilence:
     comment: str
 
 
-class _SilenceStatus(msgspec.Struct, gc=False):
-    state: str  # expired, active, pending
+class _State(msgspec.Struct, gc=False):
+    state: str  # of an alert active, suppressed, unprocessed; of a silence expired, active, pending
 
 
 class FoundSilence(msgspec.Struct, rename="camel", gc=False):
     id: str
     comment: str
     created_by: str
-    status: _SilenceStatus
+    status: _State
 
 
 class _CreatedSilence(msgspec.Struct, rename={"silence_id": "silenceID"}):
@@ -169,52 +167,46 @@ class _Receiver(msgspec.Struct, gc=False):
     name: str
 
 
-class _AlertStatus(msgspec.Struct, gc=False):
-    state: str  # active, suppressed, unprocessed
-
-
 class _ListedAlert(msgspec.Struct, rename="camel", gc=False):
     fingerprint: str
     labels: dict[str, str]
     starts_at: _Moment
     receivers: list[_Receiver]
-    status: _AlertStatus
+    status: _State
 
 
-_CONFIGURED: Final = msgspec.json.Decoder(_ConfiguredStatus)
-_STATUS: Final = msgspec.json.Decoder(_ServerStatus)
-_SILENCE_LIST: Final = msgspec.json.Decoder(list[FoundSilence])
-_CREATED: Final = msgspec.json.Decoder(_CreatedSilence)
-_ALERT_LIST: Final = msgspec.json.Decoder(list[_ListedAlert])
+_decode_configuration = _create_decoder(_ConfiguredStatus)
+_decode_status = _create_decoder(_ServerStatus)
+_decode_silences = _create_decoder(list[FoundSilence])
+_decode_created = _create_decoder(_CreatedSilence)
+_decode_alerts = _create_decoder(list[_ListedAlert])
 
 
 class AlertmanagerClient(_Api):
-    def __init__(self, url: str, token: SecretFile | None, egress: EgressSettings | None = None) -> None:
-        super().__init__("Alertmanager", url, token, egress, _MAX_ALERTS_BYTES, AlertmanagerError)
+    name = "Alertmanager"
+    api = "Alertmanager's API, version 2"
+    max_bytes = 16 * 1024 * 1024
 
     async def read_state(self) -> AlertmanagerState:
-        """Its current state. Raises AlertmanagerError."""
-        with _translate_errors():
-            status = await run_large(partial(decode_json, _STATUS, await self._get("/api/v2/status")))
-            body = await self._get(_ALERTS_PATH)
-            return await run_large(partial(_build_state, status.uptime.timestamp(), body))
+        """Its current state. Raises ApiError."""
+        status = await self._read(_decode_status, "/api/v2/status")
+        path = "/api/v2/alerts?active=true&silenced=true&inhibited=true&unprocessed=true"
+        return await self._read(partial(_build_state, status.uptime.timestamp()), path)
 
     async def read_configuration(self) -> str:
-        """Its configuration in YAML, secrets and URLs masked. Raises AlertmanagerError."""
-        with _translate_errors():
-            return decode_json(_CONFIGURED, await self._get("/api/v2/status")).config.original
+        """Its configuration in YAML, secrets and URLs masked. Raises ApiError."""
+        return (await self._read(_decode_configuration, "/api/v2/status")).config.original
 
     async def find_silence(self, mark: str) -> FoundSilence | None:
-        """A silence whose comment has this mark, and that has not ended. Raises AlertmanagerError."""
-        with _translate_errors():
-            listed = await run_large(partial(decode_json, _SILENCE_LIST, await self._get("/api/v2/silences")))
+        """A silence whose comment has this mark, and that has not ended. Raises ApiError."""
+        listed = await self._read(_decode_silences, "/api/v2/silences")
         return next((each for each in listed if mark in each.comment and each.status.state != "expired"), None)
 
     async def create_silence(self, silence: NewSilence, now: float) -> str:
         """Create a silence; its ID. Each call makes another one.
 
         Raises:
-            AlertmanagerError: it was refused, or nobody knows whether it was created: see `is_refusal`.
+            ApiError: it was refused, or nobody knows whether it was created: see `is_refusal`.
         """
         document = {
             "matchers": [
@@ -226,18 +218,11 @@ class AlertmanagerClient(_Api):
             "createdBy": silence.created_by,
             "comment": silence.comment,
         }
-        with _translate_errors():
-            async with asyncio.timeout(_REPLY_TIMEOUT):
-                answer = await self.request("POST", "/api/v2/silences", json=document)
-            return decode_json(_CREATED, answer).silence_id
-
-    async def _get(self, path: str) -> bytes:
-        async with asyncio.timeout(_REPLY_TIMEOUT):
-            return await self.request("GET", path)
+        return (await self._read(_decode_created, "/api/v2/silences", method="POST", json=document)).silence_id
 
 
 def _build_state(started_at: float, body: bytes) -> AlertmanagerState:
-    alerts = decode_json(_ALERT_LIST, body)
+    alerts = _decode_alerts(body)
     active = {
         alert.fingerprint: ActiveAlert(
             alert.starts_at.astimezone(UTC), frozenset(each.name for each in alert.receivers)
@@ -248,28 +233,37 @@ def _build_state(started_at: float, body: bytes) -> AlertmanagerState:
     return AlertmanagerState(started_at, {alert.fingerprint: alert.labels for alert in alerts}, active)
 
 
-TIMEOUT: Final = 3.0
-"""Seconds for one answer."""
 _MAX_CONCURRENT: Final = 4
 _KEEP_SECONDS: Final = 15.0
 """For which an answer, or an error, is shown again without another request."""
 _MAX_ANSWERS: Final = 256
-_MAX_TEXT: Final = 500
 
 
-@dataclass(frozen=True, slots=True)
-class KeyFailure:
-    """Failures of one kind in a row, as the exporter saw them. Times are unix seconds."""
+class UnixTime(float):
+    """Unix seconds; RFC 3339 in JSON."""
+
+
+def _parse_time(kind: type[UnixTime], value: object) -> UnixTime:
+    return kind(msgspec.convert(value, _Moment).timestamp())
+
+
+class KeyFailure(msgspec.Struct, gc=False, frozen=True):
+    """Failures of one kind in a row, as the exporter saw them."""
 
     target: str
     operation: str
     reason: str
-    detail: str
-    first_at: float
-    last_at: float
-    count: int
-    is_current: bool
+    first_at: UnixTime
+    last_at: UnixTime
+    detail: str = ""
+    count: int = 1
+    is_current: bool = False
     """Whether the last round trip failed in this way."""
+
+
+class _Answer(msgspec.Struct, gc=False):
+    since: UnixTime
+    failures: list[KeyFailure]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +273,7 @@ class FailureHistory:
     failures: Sequence[KeyFailure] = ()
     """The oldest first."""
     recorded_since: float | None = None
-    """When the exporter started; None if there was no answer."""
+    """When the exporter started, unix seconds; None if there was no answer."""
     error: str | None = None
 
 
@@ -292,27 +286,7 @@ class HistoryQuery:
     value: str
 
 
-class ExporterError(ApiError):
-    pass
-
-
-class _Failure(msgspec.Struct, gc=False):
-    target: str
-    operation: str
-    reason: str
-    first_at: _Moment
-    last_at: _Moment
-    detail: str = ""
-    count: int = 1
-    is_current: bool = False
-
-
-class _Answer(msgspec.Struct, gc=False):
-    since: _Moment
-    failures: list[_Failure]
-
-
-_ANSWER: Final = msgspec.json.Decoder(_Answer)
+_decode_history = partial(decode_json, msgspec.json.Decoder(_Answer, dec_hook=_parse_time))
 
 
 class ExporterHistory(_Api):
@@ -328,6 +302,11 @@ class ExporterHistory(_Api):
         monotonic: seconds.
     """
 
+    name = "the exporter"
+    api = "keypulse's exporter"
+    max_bytes = 1024 * 1024
+    timeout = 3.0
+
     def __init__(
         self,
         url: str | None,
@@ -335,10 +314,9 @@ class ExporterHistory(_Api):
         egress: EgressSettings | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        token = SecretFile(token_file) if token_file else None
-        super().__init__("the exporter", url or "", token, egress, 1024 * 1024, ExporterError)
+        super().__init__(url or "", token_file, egress)
         self._monotonic = monotonic
-        self._answers: OrderedDict[HistoryQuery, tuple[float, FailureHistory]] = OrderedDict()
+        self._answers: dict[HistoryQuery, tuple[float, FailureHistory]] = {}
         self._reads: dict[HistoryQuery, asyncio.Task[FailureHistory]] = {}
         self._semaphore = asyncio.Semaphore(_MAX_CONCURRENT)
 
@@ -349,7 +327,7 @@ class ExporterHistory(_Api):
     def get_answer(self, query: HistoryQuery) -> FailureHistory | None:
         """The last answer; None if there is none."""
         last = self._answers.get(query)
-        return last[1] if last else None
+        return last and last[1]
 
     def is_current(self, query: HistoryQuery) -> bool:
         """Whether the last answer is of a moment ago."""
@@ -357,7 +335,7 @@ class ExporterHistory(_Api):
         return last is not None and self._monotonic() - last[0] < _KEEP_SECONDS
 
     async def read(self, query: HistoryQuery) -> FailureHistory:
-        """What the exporter knows, within `TIMEOUT`; its `error` says why it knows nothing. Callers share reads."""
+        """What the exporter knows, within `timeout`; its `error` says why it knows nothing. Callers share reads."""
         if self.is_current(query):
             return self._answers[query][1]
         if query not in self._reads:
@@ -369,13 +347,11 @@ class ExporterHistory(_Api):
     async def check(self) -> str:
         """For `doctor`: whether the exporter answers. Raises CheckError."""
         try:
-            async with asyncio.timeout(TIMEOUT):
-                answer = await self._read({})
-        except TimeoutError:
-            raise CheckError(f"no answer within {TIMEOUT:g} s", "see whether the exporter runs there") from None
-        except ExporterError as error:
-            is_refused = error.status in {401, 403}
-            hint = "name a viewer's token in `messages.board_token_file`" if is_refused else "correct the URL"
+            answer = await self._read_history({})
+        except ApiError as error:
+            hint = "correct the URL, and see whether the exporter runs there"
+            if error.status in {401, 403}:
+                hint = "name a viewer's token in `messages.board_token_file`"
             raise CheckError(str(error), hint) from None
         return f"it knows {len(answer.failures)} failures of keys"
 
@@ -388,60 +364,28 @@ class ExporterHistory(_Api):
 
     async def _read_and_store(self, query: HistoryQuery) -> FailureHistory:
         try:
-            async with asyncio.timeout(TIMEOUT), self._semaphore:
-                answer = await self._read({query.name: query.value})
-            history = _build_history(answer)
+            async with asyncio.timeout(self.timeout), self._semaphore:
+                answer = await self._read_history({query.name: query.value})
+            history = FailureHistory(sorted(answer.failures, key=lambda each: each.first_at), answer.since)
         except TimeoutError:
-            history = FailureHistory(error=f"no answer within {TIMEOUT:g} s")
-        except ExporterError as error:
+            history = FailureHistory(error=f"no answer within {self.timeout:g} s")
+        except ApiError as error:
             history = FailureHistory(error=str(error))
         finally:
             self._reads.pop(query, None)
+        self._answers.pop(query, None)
         self._answers[query] = self._monotonic(), history
-        self._answers.move_to_end(query)
         if len(self._answers) > _MAX_ANSWERS:
-            self._answers.popitem(last=False)
+            del self._answers[next(iter(self._answers))]
         return history
 
-    async def _read(self, parameters: dict[str, str]) -> _Answer:
+    async def _read_history(self, parameters: dict[str, str]) -> _Answer:
         try:
-            body = await self.request("GET", "/api/history", params=parameters)
-            return await run_in_thread_if_large(len(body), lambda: decode_json(_ANSWER, body))
-        except UntrustedJsonError:
-            raise ExporterError("its answer is not that of keypulse's exporter") from None
-        except ExporterError as error:
+            return await self._read(_decode_history, "/api/history", params=parameters)
+        except ApiError as error:
             if "target" in parameters and error.status == 404:
-                raise ExporterError("it does not watch this key (HTTP 404)") from None
+                raise ApiError("it does not watch this key (HTTP 404)") from None
             raise
-
-
-def _build_history(answer: _Answer) -> FailureHistory:
-    failures = [
-        KeyFailure(
-            each.target,
-            each.operation,
-            each.reason,
-            each.detail[:_MAX_TEXT],
-            each.first_at.timestamp(),
-            each.last_at.timestamp(),
-            each.count,
-            each.is_current,
-        )
-        for each in answer.failures
-    ]
-    return FailureHistory(sorted(failures, key=lambda each: each.first_at), answer.since.timestamp())
-
-
-_MAX_REPLY_BYTES: Final = 4 * 1024 * 1024
-T = TypeVar("T")
-
-
-class PrometheusError(ApiError):
-    pass
-
-
-class QueryRefusedError(PrometheusError):
-    """Prometheus cannot evaluate the expression."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -507,22 +451,9 @@ class _RuleGroups(msgspec.Struct, gc=False):
     groups: list[_RuleGroup] = msgspec.field(default_factory=list)
 
 
-class _RulesReply(msgspec.Struct, gc=False):
-    data: _RuleGroups
-
-
 class _Matrix(msgspec.Struct, gc=False):
     metric: dict[str, str]
     values: list[tuple[float, str]]
-
-
-class _RangeData(msgspec.Struct, gc=False, rename="camel"):
-    result_type: str
-    result: list[_Matrix]
-
-
-class _RangeReply(msgspec.Struct, gc=False):
-    data: _RangeData
 
 
 class _Vector(msgspec.Struct, gc=False):
@@ -530,81 +461,71 @@ class _Vector(msgspec.Struct, gc=False):
     value: tuple[float, str]
 
 
-class _InstantData(msgspec.Struct, gc=False, rename="camel"):
-    result_type: str
-    result: list[_Vector]
+class _Result(msgspec.Struct, Generic[T], gc=False):
+    result: list[T]
 
 
-class _InstantReply(msgspec.Struct, gc=False):
-    data: _InstantData
+class _Reply(msgspec.Struct, Generic[T], gc=False):
+    data: T
 
 
-_RULES: Final = msgspec.json.Decoder(_RulesReply)
-_RANGE: Final = msgspec.json.Decoder(_RangeReply)
-_INSTANT: Final = msgspec.json.Decoder(_InstantReply)
+_decode_rules = _create_decoder(_Reply[_RuleGroups])
+_decode_range = _create_decoder(_Reply[_Result[_Matrix]])
+_decode_instant = _create_decoder(_Reply[_Result[_Vector]])
 
 
 class PrometheusClient(_Api):
     """One Prometheus: its rules, the expression of an alert, and what an expression gives or gave."""
 
-    def __init__(self, url: str, token: SecretFile | None, egress: EgressSettings | None = None) -> None:
-        super().__init__("Prometheus", url, token, egress, _MAX_REPLY_BYTES, PrometheusError)
+    name = "Prometheus"
+    api = "Prometheus's API, version 1"
+    max_bytes = 4 * 1024 * 1024
 
     async def find_rule(self, alert: Alert) -> AlertRule | None:
-        """The rule of an alert, by its name and its labels; None if there is none. Raises PrometheusError."""
+        """The rule of an alert, by its name and its labels; None if there is none. Raises ApiError."""
         name = alert.labels.get("alertname", "")
         # A Prometheus that does not know `rule_name[]` gives all rules.
-        query = {"type": "alert", "rule_name[]": name, "exclude_alerts": "true"}
-        reply = await self._decode(_RULES, await self._get("/api/v1/rules", query))
-        rules = [rule for group in reply.data.groups for rule in group.rules if rule.name == name and rule.query]
+        rules = [rule for rule in await self._read_rules(**{"rule_name[]": name}) if rule.name == name and rule.query]
         best = max(rules, key=lambda rule: _count_matching(rule, alert), default=None)
         if best is None or _count_matching(best, alert) < 0:
             return None
         return AlertRule(best.query, frozenset(best.labels))
 
     async def count_rules(self) -> int:
-        """How many alerting rules it has. Raises PrometheusError."""
-        return sum(len(group.rules) for group in await self._read_rule_groups())
+        """How many alerting rules it has. Raises ApiError."""
+        return len(await self._read_rules())
 
     async def list_runbooks(self) -> dict[str, str]:
-        """The `runbook_url` of each alerting rule that has one, by the rule's name. Raises PrometheusError."""
-        rules = [rule for group in await self._read_rule_groups() for rule in group.rules]
-        return {rule.name: url for rule in rules if (url := rule.annotations.get("runbook_url"))}
+        """The `runbook_url` of each alerting rule that has one, by the rule's name. Raises ApiError."""
+        return {rule.name: url for rule in await self._read_rules() if (url := rule.annotations.get("runbook_url"))}
 
     async def list_rule_groups(self) -> list[RuleGroup]:
-        """The groups that have alerting rules, and how their last evaluation went. Raises PrometheusError."""
+        """The groups that have alerting rules, and how their last evaluation went. Raises ApiError."""
         return [_build_rule_group(group) for group in await self._read_rule_groups() if group.rules]
 
-    async def _read_rule_groups(self) -> list[_RuleGroup]:
-        query = {"type": "alert", "exclude_alerts": "true"}
-        return (await self._decode(_RULES, await self._get("/api/v1/rules", query))).data.groups
-
     async def read_instant(self, expression: str) -> list[Sample]:
-        """What an expression gives now. Raises QueryRefusedError, PrometheusError."""
-        reply = await self._decode(_INSTANT, await self._get("/api/v1/query", {"query": expression}))
+        """What an expression gives now. Raises QueryRefusedError, ApiError."""
+        # A form, since an expression may be longer than an address may be.
+        reply = await self._read(_decode_instant, "/api/v1/query", method="POST", data={"query": expression})
         return [Sample(each.metric, each.value[0], float(each.value[1])) for each in reply.data.result]
 
     async def read_range(self, expression: str, start: float, end: float, step: float) -> list[Series]:
-        """What an expression gave from `start` to `end`. Raises QueryRefusedError, PrometheusError."""
+        """What an expression gave from `start` to `end`. Raises QueryRefusedError, ApiError."""
         query = {"query": expression, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
-        reply = await self._decode(_RANGE, await self._get("/api/v1/query_range", query))
+        reply = await self._read(_decode_range, "/api/v1/query_range", method="POST", data=query)
         return [_build_series(each) for each in reply.data.result]
 
-    def check_status(self, status: int) -> None:
+    async def _read_rules(self, **query: str) -> list[_Rule]:
+        return [rule for group in await self._read_rule_groups(**query) for rule in group.rules]
+
+    async def _read_rule_groups(self, **query: str) -> list[_RuleGroup]:
+        query = {"type": "alert", "exclude_alerts": "true", **query}
+        return (await self._read(_decode_rules, "/api/v1/rules", params=query)).data.groups
+
+    def _check_status(self, status: int) -> None:
         if status in {400, 422}:
             raise QueryRefusedError(f"it answered HTTP {status} to an expression")
-        super().check_status(status)
-
-    async def _get(self, path: str, query: Mapping[str, str]) -> bytes:
-        # A form, since an expression may be longer than an address may be; rules are read by GET alone.
-        is_rules = path.endswith("rules")
-        return await self.request("GET" if is_rules else "POST", path, **{"params" if is_rules else "data": query})
-
-    async def _decode(self, decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-        try:
-            return await run_in_thread_if_large(len(body), lambda: decode_json(decoder, body))
-        except UntrustedJsonError:
-            raise PrometheusError("its answer is not that of Prometheus's API, version 1") from None
+        super()._check_status(status)
 
 
 def _count_matching(rule: _Rule, alert: Alert) -> int:

@@ -4,9 +4,8 @@ An Alertmanager's receivers are compared with the relay's routes by name, since 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,9 @@ from sqlalchemy import Connection
 from services.relay.acknowledgement.socket_mode import SlackCallError, SlackWebApi
 from services.relay.apis import (
     AlertmanagerClient,
-    AlertmanagerError,
+    ApiError,
     ExporterHistory,
     PrometheusClient,
-    PrometheusError,
 )
 from services.relay.channels.slack.web_api import SLACK_CODES
 from services.relay.config import OidcSettings, RelaySettings
@@ -28,11 +26,20 @@ from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.charts import can_draw
 from services.relay.delivery.enrichment import EnrichmentSettings, Runbook, RunbookError
 from services.relay.delivery.message import build_links
-from services.relay.intake.routing import WatchdogSettings
+from services.relay.intake.routing import RouteSettings, WatchdogSettings
 from services.relay.model import Alert, Status
 from services.relay.outbox import database as dialect
 from services.relay.outbox.database import UnknownDatabaseError, describe_lost_outbox, describe_tables
-from services.relay.routes.alertmanager import RoutingTree, TreeError, TreeRoute, list_chosen, parse_tree, route_alert
+from services.relay.routes.alertmanager import (
+    RoutingTree,
+    TreeError,
+    check_leading_here,
+    check_receiver,
+    find_unserved,
+    list_chosen,
+    parse_tree,
+    route_alert,
+)
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
 from shared.config.settings import is_placeholder_url
@@ -97,11 +104,10 @@ async def _check_rule_runbooks(settings: EnrichmentSettings) -> str:
 
 @asynccontextmanager
 async def _open_prometheus(settings: EnrichmentSettings) -> AsyncIterator[PrometheusClient]:
-    token = SecretFile(settings.prometheus_token_file) if settings.prometheus_token_file else None
-    prometheus = PrometheusClient(settings.prometheus_url or "", token, settings.egress)
+    prometheus = PrometheusClient(settings.prometheus_url or "", settings.prometheus_token_file, settings.egress)
     try:
         yield prometheus
-    except PrometheusError as error:
+    except ApiError as error:
         raise CheckError(str(error), "correct the URL, the token and the path of --web.external-url") from None
     finally:
         await prometheus.close()
@@ -168,66 +174,7 @@ _WATCHDOG: Final = {"alertname": "Watchdog", "severity": "none"}
 """The labels of the heartbeat in keypulse's rules, and in those of others."""
 
 
-@dataclass(frozen=True, slots=True)
-class Receivers:
-    names: Collection[str]
-    webhooks: Collection[str]
-    """Those that send webhooks with a token, without which the relay takes none."""
-    routed: Collection[str]
-    """Those that a route leads to."""
-
-
-def list_receivers(tree: RoutingTree) -> Receivers:
-    return Receivers(tree.receivers.keys(), tree.token_senders, set(_iterate_routed(tree.root)))
-
-
-def _iterate_routed(route: TreeRoute) -> Iterator[str]:
-    yield route.receiver
-    for child in route.routes:
-        yield from _iterate_routed(child)
-
-
-def check_receiver(name: str, receivers: Receivers) -> str:
-    """Check that Alertmanager sends here what a route of the relay expects. Raises CheckError."""
-    if name not in receivers.names:
-        raise CheckError(
-            f"Alertmanager has no receiver {name}; it has "
-            f"{', '.join(receivers.webhooks) or 'none with a webhook that sends a token'}",
-            "correct the name, here or there",
-        )
-    if name not in receivers.webhooks:
-        raise CheckError(
-            f"Alertmanager's receiver {name} has no webhook that sends a token",
-            "add `webhook_configs` with the relay's URL and token",
-        )
-    if name not in receivers.routed:
-        raise CheckError(
-            f"no route of Alertmanager leads to its receiver {name}", "add a route there, or remove this one"
-        )
-    return f"Alertmanager's receiver {name} has a route and a webhook"
-
-
-def check_unserved(receivers: Receivers, served: Collection[str | None]) -> str:
-    """Name the receivers that no route of the relay names. Raises CheckError if nothing can lead here.
-
-    Args:
-        receivers: of Alertmanager.
-        served: the receivers of the relay's routes; None serves each.
-    """
-    webhooks = [name for name in receivers.webhooks if name in receivers.routed]
-    if not webhooks:
-        raise CheckError(
-            "no route leads to a receiver with a webhook that sends a token, so the relay gets nothing",
-            "add a receiver with `webhook_configs`, the relay's URL and token, and a route to it",
-        )
-    unserved = [] if None in served else [name for name in webhooks if name not in served]
-    if not unserved:
-        return f"each of {', '.join(webhooks)} has a route of the relay"
-    names = ", ".join(unserved)
-    return f"no route of the relay serves {names}: what leads here, except heartbeats, goes to `default_channels`"
-
-
-def check_watchdogs(tree: RoutingTree, watchdogs: Iterable[WatchdogSettings]) -> str:
+def _check_heartbeats(watchdogs: Iterable[WatchdogSettings], tree: RoutingTree) -> str:
     """Check that each heartbeat which Alertmanager sends here is a watchdog's, and the reverse. Raises CheckError."""
     try:
         for watchdog in watchdogs:
@@ -267,11 +214,10 @@ async def open_checks(settings: RelaySettings) -> AsyncIterator[Sequence[Check]]
             channel = channel_settings.connect(settings.delivery.timeout)
             stack.push_async_callback(close_channel, name, channel)
             checks += channel.list_checks(f"channels.{name}")
-        token = SecretFile(settings.alertmanager.token_file) if settings.alertmanager.token_file else None
         for n, url in enumerate(settings.alertmanager.urls):
-            alertmanager = _Alertmanager(AlertmanagerClient(url, token, settings.alertmanager))
-            stack.push_async_callback(alertmanager.client.close)
-            checks += alertmanager.list_checks(f"alertmanager.urls.{n}", settings)
+            client = AlertmanagerClient(url, settings.alertmanager.token_file, settings.alertmanager)
+            stack.push_async_callback(client.close)
+            checks += _list_alertmanager_checks(client, f"alertmanager.urls.{n}", settings)
         checks += await _open_interactive_checks(settings, stack)
         if settings.auth.oidc:
             checks += _open_oidc_checks(settings.auth.oidc, stack)
@@ -316,47 +262,40 @@ def _open_oidc_checks(oidc: OidcSettings, stack: AsyncExitStack) -> Sequence[Che
     return list_oidc_checks(client)
 
 
-class _Alertmanager:
-    """One Alertmanager; its routing tree is read by the first check, which the others need."""
+def _list_alertmanager_checks(client: AlertmanagerClient, key: str, settings: RelaySettings) -> Iterator[Check]:
+    """The first reads its routing tree, which the others need."""
+    trees: list[RoutingTree] = []
 
-    def __init__(self, client: AlertmanagerClient) -> None:
-        self.client = client
-        self._read: RoutingTree | None = None
-
-    def list_checks(self, key: str, settings: RelaySettings) -> Iterator[Check]:
-        api = f"{key} API"
-        yield Check(api, self._read_tree, "alertmanager.token_file" if settings.alertmanager.token_file else None)
-        for n, route in enumerate(settings.routes):
-            if route.receiver is not None:
-                yield Check(f"routes.{n}.receiver at {key}", partial(self._check_receiver, route.receiver), api)
-        # A route of no receiver serves each of them, unless its matchers leave alerts to `default_channels`.
-        served = [route.receiver for route in settings.routes if route.receiver is not None or not route.matchers]
-        yield Check(f"{key} receivers", partial(self._check_unserved, served), api)
-        if settings.watchdogs:
-            yield Check(f"watchdogs at {key}", partial(self._check_watchdogs, settings.watchdogs), api)
-
-    async def _read_tree(self) -> str:
+    async def read_tree() -> str:
         try:
-            self._read = parse_tree(await self.client.read_configuration())
-        except AlertmanagerError as error:
+            trees.append(parse_tree(await client.read_configuration()))
+        except ApiError as error:
             raise CheckError(str(error), "correct the URL, the token and the path of --web.external-url") from None
         except TreeError as error:
             raise CheckError(str(error), "compare by hand: the receivers, and `routes` of the relay") from None
-        return f"{len(self._tree.receivers)} receivers"
+        return f"{len(trees[0].receivers)} receivers"
 
-    @property
-    def _tree(self) -> RoutingTree:
-        assert self._read  # noqa: S101  # the check that the others need has passed
-        return self._read
+    def check(name: str, work: Callable[[RoutingTree], str]) -> Check:
+        async def run() -> str:
+            return work(trees[0])
 
-    async def _check_receiver(self, name: str) -> str:
-        return check_receiver(name, list_receivers(self._tree))
+        return Check(name, run, f"{key} API")
 
-    async def _check_unserved(self, served: Sequence[str | None]) -> str:
-        return check_unserved(list_receivers(self._tree), served)
+    yield Check(f"{key} API", read_tree, "alertmanager.token_file" if settings.alertmanager.token_file else None)
+    for n, route in enumerate(settings.routes):
+        if route.receiver is not None:
+            yield check(f"routes.{n}.receiver at {key}", partial(check_receiver, route.receiver))
+    yield check(f"{key} receivers", partial(_check_unserved, settings.routes))
+    if settings.watchdogs:
+        yield check(f"watchdogs at {key}", partial(_check_heartbeats, settings.watchdogs))
 
-    async def _check_watchdogs(self, watchdogs: Sequence[WatchdogSettings]) -> str:
-        return check_watchdogs(self._tree, watchdogs)
+
+def _check_unserved(routes: Sequence[RouteSettings], tree: RoutingTree) -> str:
+    names = check_leading_here(tree)
+    if unserved := find_unserved(routes, tree):
+        listed = ", ".join(unserved)
+        return f"no route of the relay serves {listed}: what leads here, except heartbeats, goes to `default_channels`"
+    return f"each of {', '.join(names)} has a route of the relay"
 
 
 def _list_board_checks(settings: RelaySettings, stack: AsyncExitStack) -> Iterator[Check]:

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from services.relay import apis as alertmanager_api
-from services.relay.apis import ActiveAlert, AlertmanagerClient, AlertmanagerError, AlertmanagerState
-from shared.config.secret_file import SecretFile
+from services.relay.apis import ActiveAlert, AlertmanagerClient, AlertmanagerState, ApiError
 
 SINCE = 1_700_000_000.0
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -90,12 +88,12 @@ async def test_it_says_since_when_it_is_up_and_what_it_knows(peer: AlertmanagerC
 async def test_the_token_is_sent_and_read_again_when_its_file_changes(api: Api, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("first\n")
-    peer = AlertmanagerClient(api.url, SecretFile(file))
+    peer = AlertmanagerClient(api.url, file)
     await peer.read_state()
     file.write_text("the-second\n")
     await peer.read_state()
     file.unlink()
-    with pytest.raises(AlertmanagerError, match="No such file"):
+    with pytest.raises(ApiError, match="No such file"):
         await peer.read_state()
     await peer.close()
     assert api.credentials == ["Bearer first"] * 2 + ["Bearer the-second"] * 2
@@ -122,7 +120,7 @@ async def is_before_all_time(request: web.Request) -> web.StreamResponse:
 
 
 async def is_too_long(request: web.Request) -> web.StreamResponse:
-    return web.Response(body=b"[" + b" " * alertmanager_api._MAX_ALERTS_BYTES)
+    return web.Response(body=b"[" + b" " * AlertmanagerClient.max_bytes)
 
 
 async def breaks_off(request: web.Request) -> web.StreamResponse:
@@ -151,7 +149,7 @@ async def test_an_answer_that_cannot_be_used_is_one_sentence(
     where: str, answer: Answer, sentence: str, peer: AlertmanagerClient, api: Api
 ) -> None:
     setattr(api, where, answer)
-    with pytest.raises(AlertmanagerError, match=sentence):
+    with pytest.raises(ApiError, match=sentence):
         await peer.read_state()
 
 
@@ -169,7 +167,7 @@ async def test_an_answer_takes_no_more_memory_than_a_few_times_what_is_read_of_i
     api.alerts = answer
     tracemalloc.start()
     try:
-        with pytest.raises(AlertmanagerError, match="not that of Alertmanager's API"):
+        with pytest.raises(ApiError, match="not that of Alertmanager's API"):
             await peer.read_state()
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -179,7 +177,7 @@ async def test_an_answer_takes_no_more_memory_than_a_few_times_what_is_read_of_i
 
 async def test_one_that_is_not_there_is_one_sentence() -> None:
     peer = AlertmanagerClient("http://127.0.0.1:1", None)
-    with pytest.raises(AlertmanagerError, match="no connection"):
+    with pytest.raises(ApiError, match="no connection"):
         await peer.read_state()
     await peer.close()
 
@@ -187,8 +185,8 @@ async def test_one_that_is_not_there_is_one_sentence() -> None:
 async def test_one_that_hangs_is_waited_for_ten_seconds_at_most(
     peer: AlertmanagerClient, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert alertmanager_api._REPLY_TIMEOUT == 10
-    monkeypatch.setattr(alertmanager_api, "_REPLY_TIMEOUT", 0.05)
+    assert AlertmanagerClient.timeout == 10
+    monkeypatch.setattr(AlertmanagerClient, "timeout", 0.05)
 
     async def trickles(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -198,5 +196,5 @@ async def test_one_that_hangs_is_waited_for_ten_seconds_at_most(
             await asyncio.sleep(0.01)
 
     api.alerts = trickles
-    with pytest.raises(AlertmanagerError, match="no answer within"):
+    with pytest.raises(ApiError, match="no answer within"):
         await peer.read_state()

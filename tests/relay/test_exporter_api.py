@@ -11,7 +11,6 @@ from aiohttp import web
 from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.web import pages as history_api
-from services.relay import apis as exporter_api
 from services.relay.apis import ExporterHistory, HistoryQuery
 from shared.check import CheckError
 from shared.config.secret_file import TokenFile
@@ -83,7 +82,7 @@ async def test_an_exporter_that_hangs_or_answers_anything_costs_no_more_than_its
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     reader = ExporterHistory(f"http://127.0.0.1:{runner.addresses[0][1]}")
-    monkeypatch.setattr(exporter_api, "TIMEOUT", 0.3)
+    monkeypatch.setattr(ExporterHistory, "timeout", 0.3)
     errors = {
         "hang": "no answer within 0.3 s",
         "moved": "the exporter answered HTTP 302, a redirect",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from services.relay.apis import PrometheusClient, PrometheusError, QueryRefusedError
+from services.relay.apis import ApiError, PrometheusClient, QueryRefusedError
 from tests.ops.conftest import Running
 from tests.relay.served_relay import until
 
@@ -32,7 +32,7 @@ async def test_how_its_rules_were_evaluated_and_what_an_expression_gives_now(run
         async def is_evaluated() -> bool:
             try:
                 return any(group.failing_rule for group in await client.list_rule_groups())
-            except PrometheusError:  # it listens before it answers
+            except ApiError:  # it listens before it answers
                 return False
 
         await until(is_evaluated)

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import msgspec
 import structlog
 
-from services.relay.apis import AlertRule, PrometheusClient, PrometheusError, QueryRefusedError, Series
+from services.relay.apis import AlertRule, ApiError, PrometheusClient, QueryRefusedError, Series
 from services.relay.delivery.child_process import ChildEndedError, ChildLateError, ChildProcess
 from services.relay.model import Alert, Event, Message, PartOutcome, Status
 from services.relay.text import clean_line, format_headline, truncate
@@ -256,7 +256,7 @@ async def measure(prometheus: PrometheusClient, event: Event, now: float, zone: 
     Now is in unix seconds.
 
     Raises:
-        PrometheusError: it gives no usable answer.
+        ApiError: it gives no usable answer.
     """
     alerts = sorted(event.alerts, key=lambda alert: alert.status is Status.RESOLVED)
     rule = await prometheus.find_rule(alerts[0]) if alerts else None
@@ -496,7 +496,7 @@ class Charts:
         except (TimeoutError, ChildLateError):
             self._limits.pause(f"not ready within {MAX_SECONDS:g} s")
             return Picture(PartOutcome.LATE, values)
-        except (PrometheusError, ChildEndedError) as error:
+        except (ApiError, ChildEndedError) as error:
             self._limits.pause(str(error) or "the process that draws ended")
             return Picture(PartOutcome.FAILED, values)
         except Exception as error:  # noqa: BLE001  # a message goes without its chart, whatever is wrong with it

@@ -41,7 +41,6 @@ from services.relay.model import (
 )
 from services.relay.text import clean_text, sanitize_url, truncate
 from services.relay.text.title import is_resolved
-from shared.config.secret_file import SecretFile
 from shared.kms.alert_fixes import list_values
 from shared.net.egress import EgressSettings
 from shared.process.concurrency import start_in_thread
@@ -477,8 +476,8 @@ async def open_enricher(
     runbook = None if settings.runbook is None else Runbook(settings.runbook, settings.egress)
     charts = None
     if settings.prometheus_url is not None:
-        token = SecretFile(settings.prometheus_token_file) if settings.prometheus_token_file else None
-        charts = Charts(PrometheusClient(settings.prometheus_url, token, settings.egress), str(zone), clock)
+        prometheus = PrometheusClient(settings.prometheus_url, settings.prometheus_token_file, settings.egress)
+        charts = Charts(prometheus, str(zone), clock)
     reading = asyncio.create_task(runbook.run(), name="runbook") if runbook else None
     try:
         yield Enricher(runbook, charts, settings.addresses)

@@ -42,6 +42,16 @@ class Matcher:
         found = actual == self.value if self.pattern is None else self.pattern.fullmatch(actual) is not None
         return found is not self.operator.startswith("!")
 
+    def __str__(self) -> str:
+        """As Alertmanager writes it: `severity="critical"`."""
+        return f"{self.label}{self.operator}{quote_value(self.value)}"
+
+
+def quote_value(value: str) -> str:
+    """The value of a matcher in double quotes."""
+    escaped = value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return f'"{escaped}"'
+
 
 def parse_matcher(text: str) -> Matcher:
     """`severity=~"warning|critical"` → Matcher. Raises ValueError with what was expected."""

@@ -23,7 +23,7 @@ from typing import Final
 
 import structlog
 
-from services.relay.apis import ActiveAlert, AlertmanagerClient, AlertmanagerError
+from services.relay.apis import ActiveAlert, AlertmanagerClient, ApiError
 from services.relay.model import OWN_SOURCE, Event, Status
 from services.relay.monitors.self_alerts import AlertPublisher
 from services.relay.outbox.incidents import (
@@ -147,7 +147,7 @@ class Reconciler:
         for peer in self._peers:  # one after the other: each reply may have megabytes
             try:
                 state = await peer.read_state()
-            except AlertmanagerError as error:
+            except ApiError as error:
                 self._log_error_change(peer, str(error))
                 continue
             labels |= state.labels_by_fingerprint

@@ -16,7 +16,6 @@ from services.relay.monitors.self_alerts import AlertPublisher, QuarantineMonito
 from services.relay.monitors.watchdog import DeadMansSwitch, IntakeUptime, WatchdogMonitor
 from services.relay.outbox.store import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.tables import DeliveryState
-from shared.config.secret_file import SecretFile
 from shared.process.concurrency import is_task_cancelled
 from shared.process.logs import describe_exception
 
@@ -75,8 +74,7 @@ class Monitors:
                 stack.push_async_callback(switch.close)
                 steps[f"dead man's switch of {name}"] = switch.ping_after_heartbeat
             if alertmanager.urls:
-                token = SecretFile(alertmanager.token_file) if alertmanager.token_file else None
-                peers = [AlertmanagerClient(url, token, alertmanager) for url in alertmanager.urls]
+                peers = [AlertmanagerClient(url, alertmanager.token_file, alertmanager) for url in alertmanager.urls]
                 for peer in peers:
                     stack.push_async_callback(peer.close)
                 steps["reconcile"] = Reconciler(publisher, peers, self._times, time.monotonic).reconcile

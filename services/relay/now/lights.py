@@ -12,7 +12,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 import structlog
 
-from services.relay.apis import PrometheusClient, PrometheusError, RuleGroup
+from services.relay.apis import ApiError, PrometheusClient, RuleGroup
 from services.relay.channel_health.checks import advise_on
 from services.relay.channels.port import SendReason
 from services.relay.config import RelaySettings
@@ -24,7 +24,6 @@ from services.relay.now.overview import BreakerState, ChannelOverview, Overview,
 from services.relay.outbox.retention import ByteLimit
 from services.relay.outbox.store import Store
 from services.relay.text import format_seconds
-from shared.config.secret_file import SecretFile
 from shared.process.concurrency import run_beside
 from shared.process.logs import describe_exception
 from shared.web.time_format import format_rough_duration
@@ -106,7 +105,7 @@ async def ask_prometheus(client: PrometheusClient, clock: Callable[[], float]) -
     try:
         async with asyncio.timeout(_TIMEOUT):
             samples, groups = await asyncio.gather(client.read_instant(_SCRAPES), client.list_rule_groups())
-    except PrometheusError as error:
+    except ApiError as error:
         return PrometheusFacts(error=str(error))
     except TimeoutError:
         return PrometheusFacts(error=f"no answer within {_TIMEOUT:g} s")
@@ -460,8 +459,9 @@ class PathWatch:
         messages = settings.messages
         self._prometheus: PrometheusClient | None = None
         if messages.prometheus_url is not None:
-            token = SecretFile(messages.prometheus_token_file) if messages.prometheus_token_file else None
-            self._prometheus = PrometheusClient(messages.prometheus_url, token, messages.egress)
+            self._prometheus = PrometheusClient(
+                messages.prometheus_url, messages.prometheus_token_file, messages.egress
+            )
         self._sender: Sender | None = None
         self._prometheus_watch = BackgroundWatch(self._ask_prometheus, on_answer)
         self._sender_watch = BackgroundWatch(self._ask_sender, on_answer)

@@ -7,19 +7,20 @@ minute at most; only routes and the kinds of receivers are kept, and Alertmanage
 """
 
 import asyncio
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 import yaml
 from pydantic import ValidationError
 
-from services.relay.apis import AlertmanagerClient, AlertmanagerError
+from services.relay.apis import AlertmanagerClient, ApiError
 from services.relay.config import AlertmanagerSettings
 from services.relay.console.frame import SharedRead
-from services.relay.intake.routing import Matcher, parse_matcher
+from services.relay.intake.routing import Matcher, RouteSettings, parse_matcher
 from services.relay.routes.merge import AlertmanagerRoute, iterate_conditions
-from shared.config.secret_file import SecretFile
+from shared.check import CheckError
 from shared.config.yaml_file import parse_plain_yaml
 from shared.process.concurrency import run_large
 
@@ -50,28 +51,56 @@ class TreeRoute:
     """Time intervals that mute it, or in which alone it is active."""
     routes: tuple["TreeRoute", ...]
 
+    def walk(self) -> Iterator["TreeRoute"]:
+        """This route and those below it."""
+        yield self
+        for child in self.routes:
+            yield from child.walk()
+
 
 @dataclass(frozen=True, slots=True)
 class RoutingTree:
     root: TreeRoute
     receivers: Mapping[str, Sequence[str]]
     """What each receiver sends to: `webhook`, `slack`, …; empty for one that sends nothing."""
-    token_senders: Collection[str]
+    token_senders: Sequence[str]
     """Receivers with a webhook that has credentials: the relay refuses every other, so those lead elsewhere."""
+
+    @property
+    def routed(self) -> set[str]:
+        """The receivers that a route leads to."""
+        return {route.receiver for route in self.root.walk()}
+
+    @property
+    def leading_here(self) -> list[str]:
+        """The receivers that a route leads to, and that may send to the relay."""
+        routed = self.routed
+        return [name for name in self.token_senders if name in routed]
+
+
+class RouteState(StrEnum):
+    """What becomes of an alert at a route."""
+
+    CHOSEN = "takes it"
+    """Its receiver gets the alert."""
+    MATCHED = "matches"
+    FAILED = "does not match"
+    SKIPPED = "not reached"
+    """A route before it has kept the alert."""
 
 
 class TreeVerdict(NamedTuple):
-    """What becomes of an alert at a route."""
+    """What becomes of an alert at a route of Alertmanager; None where there is no alert."""
 
     route: TreeRoute
-    is_reached: bool
-    """Whether the alert comes to it: a route before it may have kept the alert."""
-    matches: bool
+    state: RouteState | None
     failed: tuple[str, ...]
     """The conditions that failed."""
-    is_chosen: bool
-    """Whether its receiver gets the alert."""
     children: tuple["TreeVerdict", ...]
+
+    @property
+    def matches(self) -> bool:
+        return self.state in {RouteState.CHOSEN, RouteState.MATCHED}
 
 
 class TreeError(Exception):
@@ -135,10 +164,15 @@ def route_alert(tree: RoutingTree, labels: Mapping[str, str]) -> TreeVerdict:
     return _judge(tree.root, labels, is_reached=True)
 
 
+def show_tree(route: TreeRoute) -> TreeVerdict:
+    """A route and those below it, without an alert."""
+    return TreeVerdict(route, None, (), tuple(map(show_tree, route.routes)))
+
+
 def list_chosen(verdict: TreeVerdict) -> list[TreeRoute]:
     """The routes whose receivers get the alert, in order; a receiver of several routes gets it several times."""
     below = [route for child in verdict.children for route in list_chosen(child)]
-    return [verdict.route, *below] if verdict.is_chosen else below
+    return [verdict.route, *below] if verdict.state is RouteState.CHOSEN else below
 
 
 def _judge(route: TreeRoute, labels: Mapping[str, str], *, is_reached: bool) -> TreeVerdict:
@@ -146,14 +180,55 @@ def _judge(route: TreeRoute, labels: Mapping[str, str], *, is_reached: bool) -> 
     failed = [each.text for each in judged if each.matcher is not None and not each.matcher.matches(labels)]
     if not failed and any(each.matcher is None for each in judged):
         raise TreeError(f"{route.path} has a condition that cannot be read here")
-    matches = is_reached and not failed
+    goes_on = is_reached and not failed
     children: list[TreeVerdict] = []
-    goes_on = matches
     for child in route.routes:
         children.append(_judge(child, labels, is_reached=goes_on))
         goes_on = goes_on and (child.passes_on or not children[-1].matches)
-    is_chosen = matches and not any(child.matches for child in children)
-    return TreeVerdict(route, is_reached, matches, tuple(failed), is_chosen, tuple(children))
+    if not is_reached:
+        state = RouteState.SKIPPED
+    elif failed:
+        state = RouteState.FAILED
+    else:
+        state = RouteState.MATCHED if any(child.matches for child in children) else RouteState.CHOSEN
+    return TreeVerdict(route, state, tuple(failed), tuple(children))
+
+
+def check_receiver(name: str, tree: RoutingTree) -> str:
+    """Check that Alertmanager sends here what a route of the relay expects. Raises CheckError."""
+    if name not in tree.receivers:
+        raise CheckError(
+            f"Alertmanager has no receiver {name}; it has "
+            f"{', '.join(tree.token_senders) or 'none with a webhook that sends a token'}",
+            "correct the name, here or there",
+        )
+    if name not in tree.token_senders:
+        raise CheckError(
+            f"Alertmanager's receiver {name} has no webhook that sends a token",
+            "add `webhook_configs` with the relay's URL and token",
+        )
+    if name not in tree.routed:
+        raise CheckError(
+            f"no route of Alertmanager leads to its receiver {name}", "add a route there, or remove this one"
+        )
+    return f"Alertmanager's receiver {name} has a route and a webhook"
+
+
+def find_unserved(routes: Iterable[RouteSettings], tree: RoutingTree) -> list[str]:
+    """The receivers of Alertmanager that lead here, and that no route of the relay names."""
+    # A route of no receiver serves each of them, unless its matchers leave alerts to `default_channels`.
+    served = {route.receiver for route in routes if route.receiver is not None or not route.matchers}
+    return [] if None in served else [name for name in tree.leading_here if name not in served]
+
+
+def check_leading_here(tree: RoutingTree) -> list[str]:
+    """The receivers of Alertmanager that lead here. Raises CheckError if none does."""
+    if not tree.leading_here:
+        raise CheckError(
+            "no route leads to a receiver with a webhook that sends a token, so the relay gets nothing",
+            "add a receiver with `webhook_configs`, the relay's URL and token, and a route to it",
+        )
+    return tree.leading_here
 
 
 _MAX_AGE: Final = 60.0
@@ -194,12 +269,11 @@ class AlertmanagerTrees:
 
     async def _read_one(self, url: str) -> AlertmanagerTree:
         settings = self._settings
-        token = SecretFile(settings.token_file) if settings.token_file else None
-        client = AlertmanagerClient(url, token, settings)
+        client = AlertmanagerClient(url, settings.token_file, settings)
         try:
             configuration = await client.read_configuration()
             return AlertmanagerTree((url,), await run_large(lambda: parse_tree(configuration)), None)
-        except (AlertmanagerError, TreeError) as error:
+        except (ApiError, TreeError) as error:
             return AlertmanagerTree((url,), None, str(error))
         finally:
             await client.close()

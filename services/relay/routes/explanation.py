@@ -14,24 +14,23 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from services.relay.config import RelaySettings
-from services.relay.doctor import check_receiver, check_unserved, list_receivers
-from services.relay.intake.routing import (
-    Matcher,
-    RouteSettings,
-    WatchdogSettings,
-    find_route,
-    parse_matcher,
-    split_heartbeats,
-)
+from services.relay.intake.routing import Matcher, find_route, parse_matcher, split_heartbeats
 from services.relay.model import Alert, EscalationStep, Event, Status
 from services.relay.routes.alertmanager import (
     AlertmanagerTree,
     AlertmanagerTrees,
+    RouteState,
+    RoutingTree,
     TreeError,
     TreeVerdict,
+    check_leading_here,
+    check_receiver,
+    find_unserved,
     list_chosen,
     route_alert,
 )
+from services.relay.routes.merge import LISTED
+from services.relay.text import truncate
 from shared.check import CheckError
 from shared.http.json_api import RefusedError
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
@@ -40,9 +39,6 @@ MAX_TEXT: Final = 20_000
 """Characters."""
 MAX_LABELS: Final = 200
 _LABELS: Final = msgspec.json.Decoder(dict[str, str])
-_LISTED: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[^",])+', re.DOTALL)
-"""One matcher among several; a comma in quotes separates nothing. A quote that is not closed takes the rest: to look
-for its end again at each further quote would take seconds."""
 _LINE: Final = re.compile(r"\s*([a-zA-Z_:][a-zA-Z0-9_:]*)\s*=(?![=~])(.*)")
 _NEXT: Final = re.compile(r",\s*[a-zA-Z_:][a-zA-Z0-9_:]*\s*(=|!)")
 """Another matcher on the line, so that it is no value."""
@@ -75,7 +71,7 @@ def _parse_json(text: str) -> dict[str, str]:
 
 def _parse_line(line: str) -> dict[str, str]:
     """A line of matchers; or one label, whose value may be any text that is in no quotes."""
-    texts = [text.strip() for text in _LISTED.findall(line) if text.strip()]
+    texts = [text.strip() for text in LISTED.findall(line) if text.strip()]
     try:
         matchers = [parse_matcher(text) for text in texts]
     except ValueError:
@@ -94,30 +90,13 @@ _MAX_VALUE: Final = 100
 """Characters of a label's value in a sentence."""
 
 
-class ConditionVerdict(NamedTuple):
-    condition: str
-    """Such as `severity="critical"`."""
-    matches: bool
-    label: str
-    value: str
-    """Of the alert's label; empty where it has none."""
-
-
 class RouteVerdict(NamedTuple):
-    """How a route looks at an alert."""
+    """What becomes of an alert at a route of the relay; `failed` is empty where it is not reached."""
 
-    number: int
-    receiver: str | None
-    """None matches each."""
-    receiver_matches: bool
-    conditions: tuple[ConditionVerdict, ...]
-    is_chosen: bool
-    """Whether the alert takes it: the first route that matches."""
-
-    @property
-    def matches(self) -> bool:
-        """Whether its receiver and all its conditions match."""
-        return self.receiver_matches and all(each.matches for each in self.conditions)
+    state: RouteState
+    receiver_failed: bool
+    failed: tuple[str, ...]
+    """The conditions that failed, such as `severity="critical"`."""
 
 
 class RouteExplanation(NamedTuple):
@@ -136,69 +115,48 @@ class RouteExplanation(NamedTuple):
     """A sentence for each route, up to the chosen one."""
 
 
-def explain_route(
-    receiver: str,
-    labels: Mapping[str, str],
-    routes: Sequence[RouteSettings],
-    default_channels: Sequence[str],
-    heartbeats: Sequence[WatchdogSettings],
-) -> RouteExplanation:
-    event = _build_event(receiver, labels)
-    others, watchdogs = split_heartbeats(event, heartbeats)
-    chosen = None if others is None else find_route(others, routes)
-    verdicts = tuple(
-        RouteVerdict(
-            number,
-            route.receiver,
-            route.receiver is None or route.receiver == receiver,
-            tuple(_judge(matcher, labels) for matcher in route.matchers),
-            number == chosen,
-        )
-        for number, route in enumerate(routes)
-    )
+def explain_route(receiver: str, labels: Mapping[str, str], settings: RelaySettings) -> RouteExplanation:
+    routes, (others, watchdogs) = settings.routes, split_heartbeats(_build_event(receiver, labels), settings.watchdogs)
     if others is None:
-        names = tuple(sorted(watchdogs))
-        heartbeat = f"it is a heartbeat of the watchdog {', '.join(names)}; no channel gets it"
-        return RouteExplanation(receiver, names, None, (), (), verdicts, (heartbeat,))
-    why = [describe_verdict(each) for each in (verdicts if chosen is None else verdicts[: chosen + 1])]
+        names = ", ".join(sorted(watchdogs))
+        skipped = (RouteVerdict(RouteState.SKIPPED, receiver_failed=False, failed=()),) * len(routes)
+        heartbeat = f"it is a heartbeat of the watchdog {names}; no channel gets it"
+        return RouteExplanation(receiver, tuple(sorted(watchdogs)), None, (), (), skipped, (heartbeat,))
+    chosen = find_route(others, routes)
+    verdicts, why = [], []
+    for number, route in enumerate(routes):
+        if chosen is not None and number > chosen:
+            verdicts.append(RouteVerdict(RouteState.SKIPPED, receiver_failed=False, failed=()))
+            continue
+        failed = [matcher for matcher in route.matchers if not matcher.matches(labels)]
+        state = RouteState.CHOSEN if number == chosen else RouteState.FAILED
+        receiver_failed = route.receiver not in {None, receiver}
+        verdicts.append(RouteVerdict(state, receiver_failed, tuple(map(str, failed))))
+        if receiver_failed:
+            reasons = f"its receiver is {route.receiver}"
+        else:
+            reasons = ", ".join(f"{each} fails, {_describe_value(each, labels)}" for each in failed)
+        if state is RouteState.CHOSEN:
+            conditions = [f"receiver {route.receiver}"] if route.receiver is not None else []
+            conditions += map(str, route.matchers)
+            why.append(f"routes.{number} matches: {', '.join(conditions) or 'it has no condition'}")
+        else:
+            why.append(f"routes.{number} does not match: {reasons}")
     if chosen is None:
         why.append("no route matches, so it goes to default_channels")
-    channels = default_channels if chosen is None else routes[chosen].channels
+    channels = settings.default_channels if chosen is None else routes[chosen].channels
     escalation = () if chosen is None else routes[chosen].escalation
-    return RouteExplanation(receiver, (), chosen, tuple(dict.fromkeys(channels)), escalation, verdicts, tuple(why))
+    return RouteExplanation(
+        receiver, (), chosen, tuple(dict.fromkeys(channels)), escalation, tuple(verdicts), tuple(why)
+    )
 
 
-def describe_verdict(verdict: RouteVerdict) -> str:
-    """`routes.0 does not match: severity="critical" fails, severity is "warning"`."""
-    name = f"routes.{verdict.number}"
-    if not verdict.receiver_matches:
-        return f"{name} does not match: its receiver is {verdict.receiver}"
-    failed = [each for each in verdict.conditions if not each.matches]
-    if failed:
-        reasons = ", ".join(f"{each.condition} fails, {describe_value(each)}" for each in failed)
-        return f"{name} does not match: {reasons}"
-    matched = [f"receiver {verdict.receiver}"] if verdict.receiver is not None else []
-    matched += [each.condition for each in verdict.conditions]
-    return f"{name} matches: {', '.join(matched) or 'it has no condition'}"
-
-
-def describe_value(verdict: ConditionVerdict) -> str:
+def _describe_value(matcher: Matcher, labels: Mapping[str, str]) -> str:
     """`severity is "warning"`, or that there is no such label."""
-    if not verdict.value:
-        return f"there is no label {verdict.label}"
-    excerpt = verdict.value if len(verdict.value) <= _MAX_VALUE else verdict.value[: _MAX_VALUE - 1] + "…"
-    return f"{verdict.label} is {json.dumps(excerpt, ensure_ascii=False)}"
-
-
-def format_matcher(matcher: Matcher) -> str:
-    """As Alertmanager writes it: `severity="critical"`."""
-    value = matcher.value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-    return f'{matcher.label}{matcher.operator}"{value}"'
-
-
-def _judge(matcher: Matcher, labels: Mapping[str, str]) -> ConditionVerdict:
-    value = labels.get(matcher.label, "")
-    return ConditionVerdict(format_matcher(matcher), matcher.matches(labels), matcher.label, value)
+    value = labels.get(matcher.label)
+    if not value:
+        return f"there is no label {matcher.label}"
+    return f"{matcher.label} is {json.dumps(truncate(value, _MAX_VALUE), ensure_ascii=False)}"
 
 
 def _build_event(receiver: str, labels: Mapping[str, str]) -> Event:
@@ -259,8 +217,6 @@ class RouteExplainer:
     def __init__(self, settings: RelaySettings, trees: AlertmanagerTrees) -> None:
         self.trees = trees
         self._settings = settings
-        self._routes = settings.routes
-        self._heartbeats = settings.watchdogs
 
     async def explain(self, labels: Mapping[str, str], receiver: str | None) -> AlertExplanation:
         """Where an alert with these labels goes.
@@ -285,74 +241,68 @@ class RouteExplainer:
     def _explain_receiver(
         self, name: str, labels: Mapping[str, str], trees: Sequence[TreeExplanation]
     ) -> ReceiverExplanation:
-        listed = [tree.alertmanager.tree.receivers for tree in trees if tree.alertmanager.tree]
-        kinds_by_tree = [receivers[name] for receivers in listed if name in receivers]
-        kinds = tuple(dict.fromkeys(kind for kinds in kinds_by_tree for kind in kinds)) if kinds_by_tree else None
-        if kinds is not None and "webhook" not in kinds:
-            return ReceiverExplanation(name, kinds, None)
-        channels = self._settings.default_channels
-        explained = explain_route(name, labels, self._routes, channels, self._heartbeats)
-        return ReceiverExplanation(name, kinds, explained)
+        listed = [each.alertmanager.tree.receivers for each in trees if each.alertmanager.tree]
+        kinds = None
+        if any(name in receivers for receivers in listed):
+            kinds = tuple(dict.fromkeys(kind for receivers in listed for kind in receivers.get(name, ())))
+            if "webhook" not in kinds:
+                return ReceiverExplanation(name, kinds, None)
+        return ReceiverExplanation(name, kinds, explain_route(name, labels, self._settings))
 
     async def find_problems(self) -> list[str]:
         """What does not fit together: receivers that are missing here or there, channels that nothing leads to."""
-        return [*self._find_receiver_problems(await self.trees.read()), *self._find_unused_channels()]
+        trees = [each.tree for each in await self.trees.read() if each.tree]
+        return [*self._find_receiver_problems(trees), *self._find_unused_channels()]
 
-    def _find_receiver_problems(self, trees: Sequence[AlertmanagerTree]) -> Iterator[str]:
-        for each in trees:
-            if each.tree is None:
-                continue
-            receivers = list_receivers(each.tree)
-            for number, route in enumerate(self._routes):
+    def _find_receiver_problems(self, trees: Sequence[RoutingTree]) -> Iterator[str]:
+        for tree in trees:
+            for number, route in enumerate(self._settings.routes):
                 if route.receiver is not None:
                     try:
-                        check_receiver(route.receiver, receivers)
+                        check_receiver(route.receiver, tree)
                     except CheckError as error:
                         yield f"routes.{number}: {error}"
             try:
-                check_unserved(receivers, [None])
+                check_leading_here(tree)
             except CheckError as error:
                 yield str(error)
 
     async def list_unserved(self) -> list[str]:
-        """The receivers with a webhook that no route of the relay names."""
-        served = {route.receiver for route in self._routes if route.receiver is not None or not route.matchers}
-        listed = [list_receivers(each.tree) for each in await self.trees.read() if each.tree]
-        receivers = {name for each in listed for name in each.webhooks if name in each.routed}
-        return [] if None in served else sorted(receivers - served)
+        """The receivers that lead here, and that no route of the relay names."""
+        trees = [each.tree for each in await self.trees.read() if each.tree]
+        return sorted({name for tree in trees for name in find_unserved(self._settings.routes, tree)})
 
     def _find_unused_channels(self) -> Iterator[str]:
-        used = {*self._settings.default_channels}
-        for route in self._routes:
-            used.update(route.channels, *(step.channels for step in route.escalation))
-        for watchdog in self._settings.watchdogs:
+        settings = self._settings
+        used = {*settings.default_channels}
+        for route in settings.routes:
+            used.update(route.channels, *(step.channels for step in route.escalate))
+        for watchdog in settings.watchdogs:
             used.update(watchdog.channels)
-        unused = [name for name in self._settings.channels if name not in used]
-        if unused:
+        if unused := [name for name in settings.channels if name not in used]:
             yield f"nothing leads to the channel {', '.join(unused)}; add it to a route, or remove it"
 
 
 def encode_explanation(explanation: AlertExplanation) -> dict[str, Any]:
     """As the API writes it: `route` is that of the first receiver by which the relay gets the alert."""
-    explained = [each.explanation for each in explanation.receivers if each.explanation]
+    receivers = list(map(_encode_receiver, explanation.receivers))
     return {
-        "route": explained[0].route if explained else None,
+        "route": next((each["route"] for each in receivers if each["reaches_relay"]), None),
         "channels": list(explanation.channels),
         "why": list(explanation.why),
-        "receivers": [
-            {
-                "receiver": each.receiver,
-                "reaches_relay": each.explanation is not None,
-                "route": each.explanation.route if each.explanation else None,
-                "channels": list(each.explanation.channels) if each.explanation else [],
-                "escalate": [
-                    {"after_seconds": step.after, "channels": list(step.channels)}
-                    for step in (each.explanation.escalation if each.explanation else ())
-                ],
-                "watchdogs": list(each.explanation.watchdogs) if each.explanation else [],
-            }
-            for each in explanation.receivers
-        ],
+        "receivers": receivers,
+    }
+
+
+def _encode_receiver(receiver: ReceiverExplanation) -> dict[str, Any]:
+    found = receiver.explanation or RouteExplanation(receiver.receiver, (), None, (), (), (), ())
+    return {
+        "receiver": receiver.receiver,
+        "reaches_relay": receiver.explanation is not None,
+        "route": found.route,
+        "channels": list(found.channels),
+        "escalate": [{"after_seconds": step.after, "channels": list(step.channels)} for step in found.escalation],
+        "watchdogs": list(found.watchdogs),
     }
 
 

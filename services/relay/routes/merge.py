@@ -27,15 +27,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from services.relay.cli import add_config_option
 from services.relay.config import RelaySettings
-from services.relay.intake.routing import Matcher, parse_matcher
+from services.relay.intake.routing import Matcher, parse_matcher, quote_value
 from shared.config.errors import ConfigurationError
 from shared.config.settings import Address, check_http_url
 from shared.config.yaml_file import FAST_LOADER, parse_yaml
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 Labels = Mapping[str, str]
-_LISTED: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",])+', re.DOTALL)
-"""One matcher among several, which are separated by commas; a comma in quotes separates nothing."""
+LISTED: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[^",])+', re.DOTALL)
+"""One matcher among several; a comma in quotes separates nothing. A quote that is not closed takes the rest: to look
+for its end again at each further quote would take seconds."""
 _NAME: Final = re.compile(r"\w+")
 _SOMETHING_ELSE: Final = "SomethingElse"
 """Stands for every alert that is not keypulse's."""
@@ -158,21 +159,11 @@ def _parse_matchers(route: AlertmanagerRoute) -> Iterator[Matcher]:
 def iterate_conditions(route: AlertmanagerRoute) -> Iterator[str]:
     """The conditions of a route in all three spellings, each as a matcher's text."""
     for label, value in route.match.items():
-        yield f"{label}={_quote(value)}"
+        yield f"{label}={quote_value(value)}"
     for label, value in route.match_re.items():
-        yield f"{label}=~{_quote(value)}"
+        yield f"{label}=~{quote_value(value)}"
     for listed in route.matchers:
-        yield from split_matchers(listed)
-
-
-def split_matchers(text: str) -> list[str]:
-    """`{a="b", c="d"}`, with or without its braces → the text of each matcher."""
-    return _LISTED.findall(text.strip().removeprefix("{").removesuffix("}"))
-
-
-def _quote(value: str) -> str:
-    escaped = value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-    return f'"{escaped}"'
+        yield from LISTED.findall(listed.strip().removeprefix("{").removesuffix("}"))
 
 
 _COMMENT: Final = re.compile(r"[ \t]*#[^\n]*\n?")

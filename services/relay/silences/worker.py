@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 
 from services.relay.acknowledgement.socket_mode import SlackCallError, SlackWebApi, open_bots
-from services.relay.apis import AlertmanagerClient, AlertmanagerError, NewSilence
+from services.relay.apis import AlertmanagerClient, ApiError, NewSilence
 from services.relay.config import RelaySettings, SilenceSettings
 from services.relay.outbox.channels import take_token
 from services.relay.outbox.store import RETRY_SECONDS, Store, StoreUnavailableError
@@ -36,7 +36,6 @@ from services.relay.silences.store import (
     record_answer,
 )
 from services.relay.text import clean_line, truncate
-from shared.config.secret_file import SecretFile
 from shared.process.logs import describe_exception
 
 LEASE_SECONDS: Final = 60.0
@@ -94,7 +93,7 @@ class SilenceWorker:
         try:
             async with asyncio.timeout(_STEP_SECONDS):
                 await (self._answer(row) if is_final(row) else self._create(row))
-        except (SlackCallError, AlertmanagerError, TimeoutError) as error:
+        except (SlackCallError, ApiError, TimeoutError) as error:
             await self._retry(row, str(error) or "no answer in time")
         except SilenceLeaseLostError:
             log.warning("a silence took longer than its lease; another replica goes on", incident_id=row.incident_id)
@@ -142,7 +141,7 @@ class SilenceWorker:
         silence = NewSilence(labels, ends_at, created_by, f"{_format_comment(row, created_by)} {mark}")
         try:
             silence_id = await client.create_silence(silence, self._store.clock())
-        except AlertmanagerError as error:
+        except ApiError as error:
             if error.is_refusal:
                 raise SilenceRefusedError(f"Alertmanager did not take the silence: {error}.") from None
             raise
@@ -168,13 +167,13 @@ class SilenceWorker:
         for client in self._alertmanagers.values():
             try:
                 state = await client.read_state()
-            except AlertmanagerError as error:
+            except ApiError as error:
                 errors.append(f"{error}")
                 continue
             if any(labels.items() <= each.items() for each in state.labels_by_fingerprint.values()):
                 return client
         if errors:
-            raise AlertmanagerError(errors[0])
+            raise ApiError(errors[0])
         raise SilenceRefusedError("Nothing to silence: Alertmanager has no such alert now.")
 
     async def _answer(self, row: SilenceRow) -> None:
@@ -261,8 +260,7 @@ async def run_silences(settings: RelaySettings, store: Store) -> AsyncIterator[C
         return
     async with AsyncExitStack() as stack:
         bots = open_bots(settings, stack)
-        token = SecretFile(alertmanager.token_file) if alertmanager.token_file else None
-        peers = [AlertmanagerClient(url, token, alertmanager) for url in alertmanager.urls]
+        peers = [AlertmanagerClient(url, alertmanager.token_file, alertmanager) for url in alertmanager.urls]
         for peer in peers:
             stack.push_async_callback(peer.close)
         worker = SilenceWorker(store, settings, bots, peers)

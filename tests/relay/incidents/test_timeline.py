@@ -6,11 +6,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from markdown_it import MarkdownIt
 
 from services.relay.acknowledgement.store import acknowledge
-from services.relay.apis import FailureHistory, KeyFailure
+from services.relay.apis import FailureHistory, KeyFailure, UnixTime
 from services.relay.deliveries.retries import send_elsewhere
 from services.relay.delivery.message import LinkRules
 from services.relay.incidents.post_mortem import IncidentView, PostMortem, build_details, build_markdown
@@ -91,10 +92,10 @@ async def test_the_timeline_of_a_page_goes_from_the_fault_to_the_acknowledgement
     await acknowledge(store, "one", who="anna", via="slack", peer="slack:U1", acknowledging_channels=())
     history = await read_episode(store, "one")
     assert history is not None
-    failure = KeyFailure(
-        "ledger-kek", "encrypt", "key_disabled", "version 2 is disabled", 900.0, 999.0, 3, is_current=True
-    )
-    others = [replace(failure, target="old", first_at=1.0, last_at=5.0), replace(failure, first_at=2000.0)]
+    times = UnixTime(900.0), UnixTime(999.0)
+    failure = KeyFailure("ledger-kek", "encrypt", "key_disabled", *times, "version 2 is disabled", 3, is_current=True)
+    old = msgspec.structs.replace(failure, target="old", first_at=UnixTime(1.0), last_at=UnixTime(5.0))
+    others = [old, msgspec.structs.replace(failure, first_at=UnixTime(2000.0))]
     timeline = build_timeline(history, FailureHistory([others[0], failure, others[1]], 10.0))
     assert list_entries(timeline)[:3] == [
         ("fault", "KMS fails: encrypt with ledger-kek, 3 round trips, it still fails"),

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from services.relay.apis import ActiveAlert, AlertmanagerClient, AlertmanagerError, AlertmanagerState
+from services.relay.apis import ActiveAlert, AlertmanagerClient, AlertmanagerState, ApiError
 from services.relay.model import Event, Status
 from services.relay.monitors.reconcile import CLOSED_REMARK, Reconciler, ReconcileTimes
 from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, event
@@ -27,7 +27,7 @@ class Answers(AlertmanagerClient):
 
     async def read_state(self) -> AlertmanagerState:
         if self.problem:
-            raise AlertmanagerError(self.problem)
+            raise ApiError(self.problem)
         active = ActiveAlert(REFIRED_AT, frozenset({self.receiver}))
         return AlertmanagerState(
             self.since,

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from services.relay.doctor import list_receivers
 from services.relay.routes import alertmanager as routing_tree
-from services.relay.routes.alertmanager import TreeError, list_chosen, parse_tree, route_alert
+from services.relay.routes.alertmanager import RouteState, TreeError, list_chosen, parse_tree, route_alert
 
 RECEIVERS = ["ops", "kms-critical", "kms-security", "direct", "nobody"]
 ROUTES = r"""
@@ -87,18 +86,18 @@ def test_each_route_says_what_became_of_the_alert() -> None:
     assert tree.receivers["ops"] == []
     verdict = route_alert(tree, {"alertname": "KMSTest", "severity": "critical", "service": "ledger", "env": "prod"})
     watchdog, kms, third, fourth = verdict.children
-    assert (verdict.matches, verdict.is_chosen, watchdog.is_reached, watchdog.matches) == (True, False, True, False)
+    assert (verdict.state, watchdog.state) == (RouteState.MATCHED, RouteState.FAILED)
     assert watchdog.failed == ('alertname="Watchdog"',)
-    assert (kms.matches, kms.is_chosen) == (True, False)
+    assert kms.state is RouteState.MATCHED
     critical, services, team = kms.children
-    assert (critical.is_chosen, critical.route.path) == (True, "route.routes[1].routes[0]")
+    assert (critical.state, critical.route.path) == (RouteState.CHOSEN, "route.routes[1].routes[0]")
     # Its children fail, so it takes the alert itself.
-    assert (services.is_chosen, services.route.receiver, [each.failed for each in services.children]) == (
-        True,
+    assert (services.state, services.route.receiver, [each.failed for each in services.children]) == (
+        RouteState.CHOSEN,
         "kms-security",
         [('severity != "critical"',), ("env=test",)],
     )
-    assert [each.is_reached for each in (team, third, fourth)] == [False, False, False]
+    assert [each.state for each in (team, third, fourth)] == [RouteState.SKIPPED] * 3
     assert third.route.intervals == ("nights",)
 
 
@@ -161,4 +160,4 @@ def test_every_value_of_an_alertmanager_is_text() -> None:
     tree = parse_tree(text)
     assert (tree.root.receiver, tree.receivers) == ("1_0", {"1_0": []})
     assert [each.text for each in tree.root.conditions] == ['a="0x1f"', 'b="2026-01-01"']
-    assert list_receivers(tree).routed == {"1_0"}
+    assert tree.routed == {"1_0"}
