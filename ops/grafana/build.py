@@ -1,7 +1,6 @@
 """The panels → dashboards/kms-health.json, which Grafana imports: `python -m ops.grafana.build` writes it anew."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -27,16 +26,8 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableSort,
 )
 
-from ops.grafana.panels import health, keys, kms, relay
-from ops.grafana.panels.panel_types import (
-    ALERTS_URL,
-    BOARD_URL,
-    ENV_SELECTOR,
-    RELAY_URL,
-    SERVICE_SELECTOR,
-    build_link,
-    build_runbook_url,
-)
+from ops.grafana.panel_types import ENV_SELECTOR, SERVICE_SELECTOR, build_link, build_links, build_runbook_url
+from ops.grafana.panels import ROW_PANELS, build_health_panels
 from ops.prometheus.build import select_exporter_job
 from shared.smoke.monitoring import DASHBOARD_UID
 
@@ -113,34 +104,22 @@ class _AnnotationQuery(dashboard.AnnotationQuery):
 
 def build_annotations() -> list[Builder[dashboard.AnnotationQuery]]:
     """Alerts as regions; the others at the second that the value names, in ms."""
-    return [
-        _build_annotation(
-            "Alerts",
-            "red",
-            _AnnotationQuery(FIRING_ALERTS, "{{alertname}}", "{{service}} {{target}} {{channel}}", at_value=False),
-        ),
-        _build_annotation(
-            "Crypto initialised",
-            "blue",
-            _AnnotationQuery(
-                f"1000 * max by (env, service) (crypto_init_timestamp_seconds{{{SERVICE_SELECTOR}}} > 0)",
-                "{{service}} was deployed, or its crypto mode or readiness changed",
-                "{{env}}",
-                at_value=True,
-            ),
-        ),
-        _build_annotation(
-            "Deployments",
+    initialised = f"1000 * max by (env, service) (crypto_init_timestamp_seconds{{{SERVICE_SELECTOR}}} > 0)"
+    started = (
+        "1000 * max by (env, job, instance) "
+        f'(process_start_time_seconds{{job=~"keypulse-exporter|keypulse-relay", {ENV_SELECTOR}}})'
+    )
+    changed = "{{service}} was deployed, or its crypto mode or readiness changed"
+    alerts = _AnnotationQuery(FIRING_ALERTS, "{{alertname}}", "{{service}} {{target}} {{channel}}", at_value=False)
+    queries = {
+        "Alerts": ("red", alerts),
+        "Crypto initialised": ("blue", _AnnotationQuery(initialised, changed, "{{env}}", at_value=True)),
+        "Deployments": (
             "purple",
-            _AnnotationQuery(
-                "1000 * max by (env, job, instance) ("
-                f'process_start_time_seconds{{job=~"keypulse-exporter|keypulse-relay", {ENV_SELECTOR}}})',
-                "{{job}} started",
-                "{{instance}} in {{env}}",
-                at_value=True,
-            ),
+            _AnnotationQuery(started, "{{job}} started", "{{instance}} in {{env}}", at_value=True),
         ),
-    ]
+    }
+    return [_build_annotation(name, *query) for name, query in queries.items()]
 
 
 def _build_annotation(name: str, color: str, query: _AnnotationQuery) -> AnnotationQuery:
@@ -150,14 +129,6 @@ def _build_annotation(name: str, color: str, query: _AnnotationQuery) -> Annotat
 
 
 DASHBOARD_FILE: Final = Path(__file__).parent / "dashboards/kms-health.json"
-ROW_PANELS: Final[dict[str, Callable[[], list[Builder[Panel]]]]] = {
-    "KMS latency": kms.build_latency_panels,
-    "Failures": kms.build_failure_panels,
-    "Key lifecycle": keys.build_key_panels,
-    "Rotation": keys.build_rotation_panels,
-    "Calls to KMS": kms.build_call_panels,
-    "Relay": relay.build_panels,
-}
 
 
 def build_dashboard() -> str:
@@ -174,14 +145,12 @@ def build_dashboard() -> str:
         .annotations(build_annotations())
         .links(
             [
-                build_link("Board", BOARD_URL),
-                build_link("Relay", RELAY_URL),
-                build_link("Alerts", ALERTS_URL),
+                *build_links("Board", "Relay", "Alerts"),
                 build_link("Runbook", build_runbook_url("what-to-look-at-first")),
             ]
         )
     )
-    for panel in _number_panels(health.build_panels(), after=0):
+    for panel in _number_panels(build_health_panels(), after=0):
         dashboard.with_panel(panel)
     # A row's panels keep their numbers, which stand in links to them, when another row gets one more.
     for number, (title, panels) in enumerate(ROW_PANELS.items(), start=1):

@@ -24,10 +24,6 @@ _NONCE = 12
 _TAG = 16
 
 
-class DecryptionError(Exception):
-    """The ciphertext is not of this key version with this AAD."""
-
-
 def encrypt(plaintext: bytes, aad: bytes, *, key: str, version: int, material: bytes) -> bytes:
     """The ciphertext; `key` is the key's name, `version` the number of the version that `material` belongs to."""
     header = _HEADER.pack(_FORMAT, _fingerprint_key(key), version)
@@ -44,15 +40,11 @@ def parse_version(ciphertext: bytes, *, key: str) -> int | None:
 
 
 def decrypt(ciphertext: bytes, aad: bytes, *, material: bytes) -> bytes:
-    header, nonce, encrypted = (
-        ciphertext[: _HEADER.size],
-        ciphertext[_HEADER.size : _HEADER.size + _NONCE],
-        ciphertext[_HEADER.size + _NONCE :],
+    """Raises InvalidTag if the ciphertext is not of this key version with this AAD."""
+    header, nonce, encrypted = struct.unpack(
+        f"{_HEADER.size}s{_NONCE}s{len(ciphertext) - _HEADER.size - _NONCE}s", ciphertext
     )
-    try:
-        return AESGCM(material).decrypt(nonce, encrypted, header + aad)
-    except InvalidTag:
-        raise DecryptionError from None
+    return AESGCM(material).decrypt(nonce, encrypted, header + aad)
 
 
 def _fingerprint_key(key: str) -> bytes:
@@ -72,11 +64,10 @@ class CryptoMethods:
 
     async def encrypt(self, request: kms.EncryptRequest) -> kms.EncryptResponse:
         """On a key: with its primary version; on a version: with that one."""
-        number: int | None = None
-        if "/cryptoKeyVersions/" in request.name:
-            name, number = resource_names.parse_version_name(request.name)
-        else:
-            name = resource_names.parse_key_name(request.name)
+        name, number = request.name, None
+        if "/cryptoKeyVersions/" in name:
+            name, number = resource_names.parse_version_name(name)
+        resource_names.parse_key_name(name)
         _check_size("plaintext", request.plaintext)
         _check_size("additional_authenticated_data", request.additional_authenticated_data)
         verified_plaintext = _verify_checksum("plaintext", request.plaintext, request.plaintext_crc32c)
@@ -104,13 +95,14 @@ class CryptoMethods:
         _verify_aad_checksum(request)
         key = await self._store.get_key(name)
         number = parse_version(request.ciphertext, key=name)
+        wrong_key = invalid_argument("Decryption failed: verify that 'name' refers to the correct CryptoKey.")
         if number is None or number > len(key.versions):
-            raise _build_decryption_error()
+            raise wrong_key
         material = key.get_usable_material(number)
         try:
             plaintext = decrypt(request.ciphertext, request.additional_authenticated_data, material=material)
-        except DecryptionError:
-            raise _build_decryption_error() from None
+        except InvalidTag:
+            raise wrong_key from None
         return kms.DecryptResponse(
             plaintext=plaintext,
             plaintext_crc32c=compute_crc32c(plaintext),
@@ -155,7 +147,3 @@ def _verify_aad_checksum(request: kms.EncryptRequest | kms.DecryptRequest) -> bo
         request.additional_authenticated_data,
         request.additional_authenticated_data_crc32c,
     )
-
-
-def _build_decryption_error() -> Exception:
-    return invalid_argument("Decryption failed: verify that 'name' refers to the correct CryptoKey.")

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from ops.kms_emulator import grpc_service
 from ops.kms_emulator.faults import EmulatorFault, EmulatorFaults
 from ops.kms_emulator.model import StatusError
-from ops.kms_emulator.store import EmulatorStore, LockedFolder
+from ops.kms_emulator.store import EmulatorStore, lock_folder
 from shared.config.server_settings import Role
 from shared.config.settings import Address
 from shared.http.access import Authorizer, ProtectedRoute, RouteRequirements, is_loopback_host, is_private_host
@@ -122,8 +122,7 @@ async def run_emulator(
     """
     async with AsyncExitStack() as stack:
         if data:
-            folder = await asyncio.to_thread(LockedFolder, data)
-            stack.callback(folder.release)
+            stack.enter_context(lock_folder(data))
         store = await asyncio.to_thread(EmulatorStore, data, clock)
         try:
             await store.create_missing_keys(keys)
@@ -138,14 +137,9 @@ async def run_emulator(
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])  # else a second emulator would share the port
         stack.push_async_callback(server.stop, STOP_TIMEOUT)
         server.add_generic_rpc_handlers(grpc_service.build_handlers(store, active, metrics))
-        address = _bind_port(server, listen)
+        try:
+            port = server.add_insecure_port(str(listen))
+        except RuntimeError:  # gRPC's own text only names a variable for more of it
+            raise StartError(f"cannot listen on {listen}; stop what listens there, or set another address") from None
         await server.start()
-        yield Emulator(address, faults_address, active, store)
-
-
-def _bind_port(server: grpc.aio.Server, address: Address) -> Address:
-    try:
-        port = server.add_insecure_port(str(address))
-    except RuntimeError:  # gRPC's own text only names a variable for more of it
-        raise StartError(f"cannot listen on {address}; stop what listens there, or set another address") from None
-    return Address(address.host, port)
+        yield Emulator(Address(listen.host, port), faults_address, active, store)

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Self
 
 import grpc
@@ -108,12 +107,6 @@ class EmulatorFault(BaseModel):
         return self.kind == "denied" and self.permission in {None, permission} and by_operation
 
 
-@dataclass(slots=True)
-class _ActiveFault:
-    fault: EmulatorFault
-    match_count: int = 0
-
-
 class EmulatorFaults:
     """The faults that are active. For one event loop.
 
@@ -123,13 +116,13 @@ class EmulatorFaults:
 
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
-        self._active: dict[str, _ActiveFault] = {}
+        self._active: dict[str, EmulatorFault] = {}
         self._ids = itertools.count(1)
 
     def add(self, fault: EmulatorFault) -> str:
         """Add a fault; return its id."""
         id_ = str(next(self._ids))
-        self._active[id_] = _ActiveFault(fault)
+        self._active[id_] = fault
         return id_
 
     def remove(self, id_: str) -> bool:
@@ -142,10 +135,7 @@ class EmulatorFaults:
 
     def list_active(self) -> dict[str, EmulatorFault]:
         """Return the active faults by id; `count` is what remains."""
-        return {
-            id_: a.fault.model_copy(update={"count": a.fault.count - a.match_count}) if a.fault.count else a.fault
-            for id_, a in self._active.items()
-        }
+        return dict(self._active)
 
     def match(
         self,
@@ -162,23 +152,23 @@ class EmulatorFaults:
             key: of the call, if it has one.
             is_match: further condition on the fault.
         """
-        for id_, active in list(self._active.items()):
-            fault = active.fault
+        for id_, fault in self._active.items():
             # A permission is shared by operations: `denied` asks for it, see EmulatorFault.denies.
             meant = fault.kind == "denied" or fault.operation in {None, operation}
             if fault.kind != kind or fault.key not in {None, key} or not meant or not is_match(fault):
                 continue
             if fault.probability < 1 and self._random() >= fault.probability:
                 continue
-            active.match_count += 1
-            if active.match_count == fault.count:
+            if fault.count == 1:
                 del self._active[id_]
+            elif fault.count:
+                self._active[id_] = fault.model_copy(update={"count": fault.count - 1})
             return fault
         return None
 
     def denies(self, permission: str, key: str) -> bool:
         """Whether this permission is refused on this key, for TestIamPermissions; meets nothing."""
-        return any(a.fault.key in {None, key} and a.fault.denies(permission) for a in self._active.values())
+        return any(fault.key in {None, key} and fault.denies(permission) for fault in self._active.values())
 
     async def apply_before(self, operation: str, resource: str, key: str | None) -> None:
         """Apply faults before a call runs. Raises StatusError.

@@ -1,20 +1,20 @@
 """The gRPC services: apply faults, run the method, answer and count every call."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 import grpc
-from google.cloud import kms_v1 as kms
 from google.iam.v1 import iam_policy_pb2
 from prometheus_client import CollectorRegistry, Counter
 
-from ops.kms_emulator import iam_methods
+from ops.kms_emulator import resource_names
 from ops.kms_emulator.crypto_methods import CryptoMethods
-from ops.kms_emulator.faults import TEST_IAM_PERMISSIONS, EmulatorFaults
+from ops.kms_emulator.faults import PERMISSIONS, TEST_IAM_PERMISSIONS, EmulatorFaults
 from ops.kms_emulator.key_methods import KeyMethods
-from ops.kms_emulator.model import StatusError
+from ops.kms_emulator.model import StatusError, invalid_argument
 from ops.kms_emulator.store import EmulatorStore
 from shared.kms.gcp.profile import get_key_name
 
@@ -24,62 +24,23 @@ Method = Callable[[Any], Awaitable[Any]]
 def build_handlers(
     store: EmulatorStore, faults: EmulatorFaults, metrics: CollectorRegistry
 ) -> list[grpc.GenericRpcHandler]:
-    """Return the handlers of Cloud KMS; any other method answers UNIMPLEMENTED."""
+    """Return the handlers of Cloud KMS, with the messages of their annotations; other methods answer UNIMPLEMENTED."""
     requests = Counter(
         "emulator_requests_total", "Calls by operation and gRPC status.", ["operation", "code"], registry=metrics
     )
     keys, crypto = KeyMethods(store), CryptoMethods(store, faults)
-    kms_methods: dict[str, tuple[Method, Any, Any]] = {
-        "CreateKeyRing": (keys.create_key_ring, kms.CreateKeyRingRequest, kms.KeyRing),
-        "GetKeyRing": (keys.get_key_ring, kms.GetKeyRingRequest, kms.KeyRing),
-        "ListKeyRings": (keys.list_key_rings, kms.ListKeyRingsRequest, kms.ListKeyRingsResponse),
-        "CreateCryptoKey": (keys.create_crypto_key, kms.CreateCryptoKeyRequest, kms.CryptoKey),
-        "GetCryptoKey": (keys.get_crypto_key, kms.GetCryptoKeyRequest, kms.CryptoKey),
-        "ListCryptoKeys": (keys.list_crypto_keys, kms.ListCryptoKeysRequest, kms.ListCryptoKeysResponse),
-        "UpdateCryptoKey": (keys.update_crypto_key, kms.UpdateCryptoKeyRequest, kms.CryptoKey),
-        "UpdateCryptoKeyPrimaryVersion": (
-            keys.update_crypto_key_primary_version,
-            kms.UpdateCryptoKeyPrimaryVersionRequest,
-            kms.CryptoKey,
-        ),
-        "CreateCryptoKeyVersion": (
-            keys.create_crypto_key_version,
-            kms.CreateCryptoKeyVersionRequest,
-            kms.CryptoKeyVersion,
-        ),
-        "GetCryptoKeyVersion": (keys.get_crypto_key_version, kms.GetCryptoKeyVersionRequest, kms.CryptoKeyVersion),
-        "ListCryptoKeyVersions": (
-            keys.list_crypto_key_versions,
-            kms.ListCryptoKeyVersionsRequest,
-            kms.ListCryptoKeyVersionsResponse,
-        ),
-        "UpdateCryptoKeyVersion": (
-            keys.update_crypto_key_version,
-            kms.UpdateCryptoKeyVersionRequest,
-            kms.CryptoKeyVersion,
-        ),
-        "DestroyCryptoKeyVersion": (
-            keys.destroy_crypto_key_version,
-            kms.DestroyCryptoKeyVersionRequest,
-            kms.CryptoKeyVersion,
-        ),
-        "RestoreCryptoKeyVersion": (
-            keys.restore_crypto_key_version,
-            kms.RestoreCryptoKeyVersionRequest,
-            kms.CryptoKeyVersion,
-        ),
-        "Encrypt": (crypto.encrypt, kms.EncryptRequest, kms.EncryptResponse),
-        "Decrypt": (crypto.decrypt, kms.DecryptRequest, kms.DecryptResponse),
-    }
-    met = partial(_wrap_method, faults=faults, requests=requests)
-    kms_service = {
-        name: grpc.unary_unary_rpc_method_handler(met(name, method), request.deserialize, answer.serialize)
-        for name, (method, request, answer) in kms_methods.items()
-    }
-    permissions = met(TEST_IAM_PERMISSIONS, partial(iam_methods.test_iam_permissions, store=store, faults=faults))
+    wrap = partial(_wrap_method, faults=faults, requests=requests)
+    kms_service = {}
+    for name in PERMISSIONS:
+        snake_case = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+        method = getattr(crypto if name in {"Encrypt", "Decrypt"} else keys, snake_case)
+        types = get_type_hints(method)
+        kms_service[name] = grpc.unary_unary_rpc_method_handler(
+            wrap(name, method), types["request"].deserialize, types["return"].serialize
+        )
     iam_service = {
         TEST_IAM_PERMISSIONS: grpc.unary_unary_rpc_method_handler(
-            permissions,
+            wrap(TEST_IAM_PERMISSIONS, partial(_test_iam_permissions, store=store, faults=faults)),
             iam_policy_pb2.TestIamPermissionsRequest.FromString,
             iam_policy_pb2.TestIamPermissionsResponse.SerializeToString,
         )
@@ -88,6 +49,25 @@ def build_handlers(
         grpc.method_handlers_generic_handler("google.cloud.kms.v1.KeyManagementService", kms_service),
         grpc.method_handlers_generic_handler("google.iam.v1.IAMPolicy", iam_service),
     ]
+
+
+async def _test_iam_permissions(
+    request: iam_policy_pb2.TestIamPermissionsRequest, *, store: EmulatorStore, faults: EmulatorFaults
+) -> iam_policy_pb2.TestIamPermissionsResponse:
+    """Return which of the permissions the caller has: all but those of `denied` faults; none on a missing resource."""
+    for permission in request.permissions:
+        if "*" in permission:  # "Permissions with wildcards are not allowed": google/iam/v1/iam_policy.proto
+            raise invalid_argument(f"The permission [{permission}] holds a wildcard.")
+    try:
+        if "/cryptoKeys/" in request.resource:
+            await store.get_key(resource_names.parse_key_name(request.resource))
+        else:
+            store.get_key_ring_time(resource_names.parse_key_ring(request.resource))
+    except StatusError:
+        return iam_policy_pb2.TestIamPermissionsResponse()
+    key = get_key_name(request.resource)
+    granted = [permission for permission in request.permissions if not faults.denies(permission, key)]
+    return iam_policy_pb2.TestIamPermissionsResponse(permissions=granted)
 
 
 def _wrap_method(

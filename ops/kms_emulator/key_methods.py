@@ -1,15 +1,10 @@
-"""`page_size` and `page_token` of the List methods. Pure.
-
-From the store's model to Google's messages. Pure.
-
-Key rings, keys and versions: Google's requests in, Google's messages out, the store changed in between.
+"""Key rings, keys and versions: Google's requests in, Google's messages out, the store changed in between.
 
 Rules: https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1
-
 """
 
-import base64
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -40,25 +35,11 @@ def paginate(items: Sequence[T], request: ListRequest) -> tuple[Sequence[T], str
         raise unimplemented("The emulator lists everything in its own order: leave filter and order_by empty.")
     if request.page_size < 0:
         raise invalid_argument(f"The page_size [{request.page_size}] is negative.")
-    start = _decode_token(request.page_token)
-    end = start + min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-    return items[start:end], _encode_token(end) if end < len(items) else ""
-
-
-def _encode_token(offset: int) -> str:
-    return base64.urlsafe_b64encode(str(offset).encode()).decode()
-
-
-def _decode_token(token: str) -> int:
-    if not token:
-        return 0
-    try:
-        text = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii")
-    except ValueError:  # binascii.Error and UnicodeError among them
-        text = ""
-    if not text.isdecimal() or len(text) > 18:  # Python itself refuses to read a number of thousands of digits
+    token = request.page_token or "0"
+    if not (token.isascii() and token.isdecimal()) or len(token) > 18:  # Python refuses to read thousands of digits
         raise invalid_argument(f"The page_token [{token}] is not one that this service gave.")
-    return int(text)
+    end = int(token) + min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+    return items[int(token) : end], str(end) if end < len(items) else ""
 
 
 _ALGORITHM = kms.CryptoKeyVersion.CryptoKeyVersionAlgorithm.GOOGLE_SYMMETRIC_ENCRYPTION
@@ -108,9 +89,9 @@ def _to_timedelta(seconds: float | None) -> timedelta | None:
     return None if seconds is None else timedelta(seconds=seconds)
 
 
-_ENCRYPT_DECRYPT = kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT
 _STATES = kms.CryptoKeyVersion.CryptoKeyVersionState
 _SETTABLE_STATES = {_STATES.ENABLED: EmulatedState.ENABLED, _STATES.DISABLED: EmulatedState.DISABLED}
+_SETTABLE_FIELDS = ("labels", "rotation_period", "next_rotation_time")
 _HOUR = 3600.0
 
 
@@ -175,21 +156,19 @@ class KeyMethods:
         """Update labels and planned rotation by the mask; the plan is stored and shown, never executed."""
         requested = request.crypto_key
         paths = set(request.update_mask.paths)
-        unknown = paths - {"labels", "rotation_period", "next_rotation_time"}
-        if unknown or not paths:
-            raise invalid_argument(
-                f"The update_mask {sorted(paths)} must name labels, rotation_period, next_rotation_time."
-            )
+        if not paths or not paths <= set(_SETTABLE_FIELDS):
+            raise invalid_argument(f"The update_mask {sorted(paths)} must name {', '.join(_SETTABLE_FIELDS)}.")
+        settings = {
+            "labels": dict(requested.labels),
+            "rotation_period": _to_seconds(requested.rotation_period),
+            "next_rotation": _to_unix_seconds(requested.next_rotation_time),
+        }
+        changes: dict[str, Any] = {
+            name: value for (name, value), path in zip(settings.items(), _SETTABLE_FIELDS, strict=True) if path in paths
+        }
 
         def update(key: Key) -> Key:
-            period = _to_seconds(requested.rotation_period) if "rotation_period" in paths else key.rotation_period
-            next_rotation = (
-                _to_unix_seconds(requested.next_rotation_time) if "next_rotation_time" in paths else key.next_rotation
-            )
-            labels = dict(requested.labels) if "labels" in paths else key.labels
-            return _check_durations(
-                key.with_settings(labels=labels, rotation_period=period, next_rotation=next_rotation)
-            )
+            return _check_durations(replace(key, **changes))
 
         return build_crypto_key(await self._store.update_key(resource_names.parse_key_name(requested.name), update))
 
@@ -272,7 +251,7 @@ def _check_supported(requested: kms.CryptoKey) -> None:
     if requested.purpose == kms.CryptoKey.CryptoKeyPurpose.CRYPTO_KEY_PURPOSE_UNSPECIFIED:
         raise invalid_argument("The purpose of a CryptoKey must be set.")
     if (
-        requested.purpose != _ENCRYPT_DECRYPT
+        requested.purpose != kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT
         or template.protection_level
         not in {kms.ProtectionLevel.PROTECTION_LEVEL_UNSPECIFIED, kms.ProtectionLevel.SOFTWARE}
         or template.algorithm

@@ -5,7 +5,7 @@ The states and their transitions: https://cloud.google.com/kms/docs/key-states
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 import grpc
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -25,7 +25,6 @@ def invalid_argument(message: str) -> StatusError:
 
 
 def failed_precondition(message: str) -> StatusError:
-    """The request is right, the state of the resource forbids it."""
     return StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
 
 
@@ -40,7 +39,6 @@ def already_exists(kind: str, name: str) -> StatusError:
 
 
 def unimplemented(message: str) -> StatusError:
-    """The real service does this, the emulator does not."""
     return StatusError(grpc.StatusCode.UNIMPLEMENTED, message)
 
 
@@ -105,13 +103,22 @@ class Key:
 
     def with_due_destructions(self, now: float) -> Self:
         """Return this key at that time: versions past their `destroy_time` are DESTROYED and have no material."""
-        return replace(self, versions=tuple(_apply_due_destruction(version, now) for version in self.versions))
-
-    def with_settings(
-        self, *, labels: dict[str, str], rotation_period: float | None, next_rotation: float | None
-    ) -> Self:
-        """The same key with other labels and another planned rotation."""
-        return replace(self, labels=labels, rotation_period=rotation_period, next_rotation=next_rotation)
+        return replace(
+            self,
+            versions=tuple(
+                # Cloud KMS destroys at some time after destroy_time; here it is exactly then.
+                replace(
+                    version,
+                    state=EmulatedState.DESTROYED,
+                    material=None,
+                    destroy_time=None,
+                    destroy_event_time=version.destroy_time,
+                )
+                if version.destroy_time is not None and version.destroy_time <= now
+                else version
+                for version in self.versions
+            ),
+        )
 
     def with_new_version(self, material: bytes, now: float) -> Self:
         """Add a version, ENABLED; the primary stays the same."""
@@ -127,49 +134,33 @@ class Key:
 
     def with_state(self, number: int, state: EmulatedState) -> Self:
         """Enables or disables a version; only one that is ENABLED or DISABLED."""
-        version = self.version(number)
-        if version.state not in {EmulatedState.ENABLED, EmulatedState.DISABLED}:
-            raise self._build_state_error("is neither enabled nor disabled", version)
-        return self._with_version(replace(version, state=state))
+        expected = (EmulatedState.ENABLED, EmulatedState.DISABLED)
+        return self._change(number, expected, "is neither enabled nor disabled", state=state)
 
     def with_destruction(self, number: int, now: float) -> Self:
         """Schedules the destruction of a version that is ENABLED or DISABLED."""
-        version = self.version(number)
-        if version.state not in {EmulatedState.ENABLED, EmulatedState.DISABLED}:
-            raise self._build_state_error("cannot be destroyed", version)
+        expected = (EmulatedState.ENABLED, EmulatedState.DISABLED)
         due = now + self.destroy_scheduled_duration
-        return self._with_version(replace(version, state=EmulatedState.DESTROY_SCHEDULED, destroy_time=due))
+        return self._change(
+            number, expected, "cannot be destroyed", state=EmulatedState.DESTROY_SCHEDULED, destroy_time=due
+        )
 
     def with_restored_version(self, number: int) -> Self:
         """Cancel a scheduled destruction: the version is DISABLED afterwards."""
-        version = self.version(number)
-        if version.state is not EmulatedState.DESTROY_SCHEDULED:
-            raise self._build_state_error("is not scheduled for destruction", version)
-        return self._with_version(replace(version, state=EmulatedState.DISABLED, destroy_time=None))
+        expected = (EmulatedState.DESTROY_SCHEDULED,)
+        refusal = "is not scheduled for destruction"
+        return self._change(number, expected, refusal, state=EmulatedState.DISABLED, destroy_time=None)
 
-    def _with_version(self, version: Version) -> Self:
-        others = (version if v.number == version.number else v for v in self.versions)
-        return replace(self, versions=tuple(others))
+    def _change(self, number: int, expected: tuple[EmulatedState, ...], refusal: str, **changes: Any) -> Self:
+        version = self.version(number)
+        if version.state not in expected:
+            raise self._build_state_error(refusal, version)
+        return replace(
+            self, versions=(*self.versions[: number - 1], replace(version, **changes), *self.versions[number:])
+        )
 
     def _build_state_error(self, what: str, version: Version) -> Exception:
         return failed_precondition(f"{self.version_name(version.number)} {what}, current state is: {version.state}.")
-
-
-def _apply_due_destruction(version: Version, now: float) -> Version:
-    if (
-        version.state is not EmulatedState.DESTROY_SCHEDULED
-        or version.destroy_time is None
-        or now < version.destroy_time
-    ):
-        return version
-    # Cloud KMS destroys at some time after destroy_time; here it is exactly then.
-    return replace(
-        version,
-        state=EmulatedState.DESTROYED,
-        material=None,
-        destroy_time=None,
-        destroy_event_time=version.destroy_time,
-    )
 
 
 def create_material() -> bytes:

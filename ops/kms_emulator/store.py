@@ -8,7 +8,8 @@ import asyncio
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,26 +23,23 @@ from shared.atomic_file import replace_file
 from shared.http.server import StartError
 
 
-class LockedFolder:
-    """A folder that is ours until `release`, or until this process ends, however it ends."""
+@contextmanager
+def lock_folder(path: Path) -> Iterator[None]:
+    """A folder, created if missing, that is ours while the body runs, or until this process ends, however it ends.
 
-    def __init__(self, path: Path) -> None:
-        """Create the folder if missing, and lock it. Raises StartError if it is unusable, or another emulator's."""
+    Raises:
+        StartError: it is unusable, or another emulator's.
+    """
+    with ExitStack() as stack:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, opened)
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise StartError(f"cannot keep state in {path}: {error.strerror}; set another --data") from None
-        try:
-            fcntl.flock(self._opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._opened)
             cause = "another emulator uses it" if isinstance(error, BlockingIOError) else error.strerror
             raise StartError(f"cannot keep state in {path}: {cause}; set another --data") from None
-
-    def release(self) -> None:
-        """Others may use it from now on."""
-        os.close(self._opened)
+        yield
 
 
 log = structlog.get_logger(__name__)
@@ -132,7 +130,8 @@ class EmulatorStore:
             if resource_names.get_key_ring(name) not in self._now.rings:
                 await self.add_key_ring(resource_names.get_key_ring(name))
             if name not in self._now.keys:
-                await self.add_key(create_key(name, self.clock()))
+                now = self.clock()
+                await self.add_key(Key(name, now).with_new_version(create_material(), now).with_primary(1, now))
 
     async def _apply(self, change: Callable[[_StoredState], _StoredState]) -> _StoredState:
         # The whole change is the thread's, so a caller that is cancelled leaves no half of it behind.
@@ -150,11 +149,6 @@ class EmulatorStore:
                     raise StatusError(grpc.StatusCode.INTERNAL, message) from None
             self._now = after
             return after
-
-
-def create_key(name: str, now: float) -> Key:
-    """A key with version 1, ENABLED, as its primary."""
-    return Key(name, now).with_new_version(create_material(), now).with_primary(1, now)
 
 
 def _load_state(file: Path) -> _StoredState:

@@ -1,11 +1,11 @@
 """Builders of the dashboard's panel types, queries, thresholds and value mappings.
 
-Each type has the same options everywhere; its user adds queries and a unit.
+Each type has the same options everywhere; `place` adds links and a size.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 from grafana_foundation_sdk.builders.common import (
     GraphThresholdsStyleConfig,
@@ -71,12 +71,17 @@ def build_link(title: str, url: str) -> Link:
     return DashboardLink(title).icon("external link").url(url).target_blank(target_blank=True)
 
 
-def build_runbook_links(*headings: str) -> list[Link]:
-    """A link to each section of the runbook, by its heading; GitHub makes the anchor from it."""
-    return [
-        build_link(f"Runbook: {heading}", build_runbook_url(re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")))
-        for heading in headings
-    ]
+_PAGES: Final = {"Board": BOARD_URL, "Relay": RELAY_URL, "Alerts": ALERTS_URL}
+
+
+def build_links(*names: str) -> list[Link]:
+    """Links to these pages; any other name is a heading of the runbook, from which GitHub makes the anchor."""
+    links = []
+    for name in names:
+        anchor = re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-")
+        page = _PAGES.get(name)
+        links.append(build_link(name, page) if page else build_link(f"Runbook: {name}", build_runbook_url(anchor)))
+    return links
 
 
 def list_alert_names() -> list[str]:
@@ -123,22 +128,33 @@ def query_instant(expr: str, legend: str) -> Dataquery:
     return _build_query(expr).legend_format(legend).instant()
 
 
-def query_table(expr: str, ref: str = "A") -> Dataquery:
-    """Likewise, for a table: a column for each label, so a metric's own name must not be left among them."""
-    return _build_query(expr, ref).format(PromQueryFormat.TABLE).instant()
-
-
-def query_buckets(expr: str) -> Dataquery:
-    return query_range(expr, "{{le}}").format(PromQueryFormat.HEATMAP)
-
-
 def _build_query(expr: str, ref: str = "A") -> Dataquery:
     return Dataquery().ref_id(ref).editor_mode(QueryEditorMode.CODE).expr(select_exporter_job(expr))
 
 
-def build_stat(title: str, description: str, colors: ThresholdColors) -> Stat:
+_REFS: Final = "ABCDEF"
+PanelType = TypeVar("PanelType", Stat, StateTimeline, Table, Timeseries, Heatmap)
+Size = tuple[int, int]
+"""Columns of 24, and rows."""
+
+
+def place(panel: PanelType, size: Size, links: list[Link]) -> PanelType:
+    return panel.links(links).span(size[0]).height(size[1])
+
+
+def build_stat(  # noqa: PLR0913  (one for each part of a panel)
+    title: str,
+    description: str,
+    size: Size,
+    links: list[Link],
+    query: Dataquery,
+    *,
+    unit: str = "none",
+    colors: ThresholdColors = RED_GREEN,
+    labels: ValueLabels | None = None,
+) -> Stat:
     """A light for each series, with its name; `colors` begin with the colour from 0 on."""
-    return (
+    stat = (
         Stat()
         .title(title)
         .description(description)
@@ -149,13 +165,25 @@ def build_stat(title: str, description: str, colors: ThresholdColors) -> Stat:
         .thresholds(build_thresholds(colors, base=NO_VALUE_COLOR))
         .color_scheme(_color_by_thresholds())
         .no_value("no data")
+        .unit(unit)
+        .with_target(query)
     )
+    return place(stat.mappings(build_value_mappings(labels)) if labels else stat, size, links)
 
 
-def build_time_series(title: str, description: str, colors: ThresholdColors | None = None) -> Timeseries:
+def build_time_series(
+    title: str,
+    description: str,
+    size: Size,
+    links: list[Link],
+    query: Dataquery,
+    *,
+    unit: str = "short",
+    colors: ThresholdColors | None = None,
+) -> Timeseries:
     """A line for each series; `colors` are thresholds, drawn as lines, such as that of an alert."""
     style = GraphThresholdsStyleMode.DASHED if colors else GraphThresholdsStyleMode.OFF
-    return (
+    panel = (
         Timeseries()
         .title(title)
         .description(description)
@@ -167,22 +195,27 @@ def build_time_series(title: str, description: str, colors: ThresholdColors | No
         .show_points(VisibilityMode.AUTO)
         .legend(_build_legend(LegendDisplayMode.TABLE).calcs(["lastNotNull", "max"]))
         .tooltip(VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
+        .unit(unit)
+        .with_target(query)
     )
+    return place(panel, size, links)
 
 
-def build_bar_chart(title: str, description: str) -> Timeseries:
+def build_bar_chart(title: str, description: str, size: Size, links: list[Link], query: Dataquery) -> Timeseries:
     """The events in each interval, stacked."""
     return (
-        build_time_series(title, description)
+        build_time_series(title, description, size, links, query)
         .draw_style(GraphDrawStyle.BARS)
         .fill_opacity(80)
         .stacking(StackingConfig().mode(StackingMode.NORMAL).group("A"))
     )
 
 
-def build_state_timeline(title: str, description: str, labels: ValueLabels) -> StateTimeline:
+def build_state_timeline(
+    title: str, description: str, size: Size, links: list[Link], query: Dataquery, *, labels: ValueLabels
+) -> StateTimeline:
     """A bar for each series, in the colour of its state."""
-    return (
+    panel = (
         StateTimeline()
         .title(title)
         .description(description)
@@ -196,10 +229,12 @@ def build_state_timeline(title: str, description: str, labels: ValueLabels) -> S
         .fill_opacity(80)
         .legend(_build_legend(LegendDisplayMode.LIST))
         .tooltip(VizTooltipOptions().mode(TooltipDisplayMode.SINGLE))
+        .with_target(query)
     )
+    return place(panel, size, links)
 
 
-def build_heatmap(title: str, description: str) -> Heatmap:
+def build_heatmap(title: str, description: str, buckets: str) -> Heatmap:
     """A histogram's buckets over time, in seconds: the darker, the more calls."""
     return (
         Heatmap()
@@ -212,25 +247,32 @@ def build_heatmap(title: str, description: str) -> Heatmap:
         .y_axis(YAxisConfig().unit("s"))
         .show_legend()
         .mode(TooltipDisplayMode.SINGLE)
+        .with_target(query_range(buckets, "{{le}}").format(PromQueryFormat.HEATMAP))
     )
 
 
-def build_table(title: str, description: str, columns: dict[str, str]) -> Table:
-    """A row for each series.
+def build_table(
+    title: str, description: str, labels: tuple[str, ...], values: Mapping[str, str], *, last: tuple[str, ...] = ()
+) -> Table:
+    """A row for each series, and a column for each label and each value.
 
     Args:
         title: of the panel.
         description: of the panel.
-        columns: the fields in their order, with their headings. `Value` is a query's value; where several queries
-            are merged by their labels, `Value #A` is that of query A.
+        labels: the first columns; `alertname` has the heading `name`.
+        values: the query of each column with a value, by its heading; Grafana merges the rows by their labels.
+        last: the labels after the values.
     """
-    hidden = {"Time": True, "Value": "Value" not in columns}
+    fields = {name: name.removeprefix("alert") for name in labels}
+    fields |= {f"Value #{ref}" if len(values) > 1 else "Value": name for ref, name in zip(_REFS, values, strict=False)}
+    fields |= {name: name for name in last}
+    hidden = ("Time", "Value") if len(values) > 1 else ("Time",)
     organized = {
-        "excludeByName": {name: True for name, hide in hidden.items() if hide},
-        "indexByName": {name: index for index, name in enumerate(columns)},
-        "renameByName": columns,
+        "excludeByName": dict.fromkeys(hidden, True),
+        "indexByName": {name: index for index, name in enumerate(fields)},
+        "renameByName": fields,
     }
-    return (
+    table = (
         Table()
         .title(title)
         .description(description)
@@ -240,6 +282,9 @@ def build_table(title: str, description: str, columns: dict[str, str]) -> Table:
         .with_transformation(DataTransformerConfig(id_val="merge", options={}))
         .with_transformation(DataTransformerConfig(id_val="organize", options=organized))
     )
+    for ref, expr in zip(_REFS, values.values(), strict=False):
+        table.with_target(_build_query(expr, ref).format(PromQueryFormat.TABLE).instant())
+    return table
 
 
 def color_cells(labels: ValueLabels) -> list[DynamicConfigValue]:
