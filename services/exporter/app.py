@@ -13,7 +13,6 @@ from services.exporter.jobs import Connect, ReadBackends, RunningJobs, start_job
 from services.exporter.metrics.exposition import Exposition
 from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
-from services.exporter.web import pages as history_api
 from services.exporter.web import probe_endpoint
 from services.exporter.web.pages import BoardPages
 from shared.http.access import Authorizer, create_access_policy
@@ -68,11 +67,7 @@ async def run_exporter(
                 app = create_application(
                     "keypulse exporter",
                     process,
-                    [
-                        *pages.build_routes(),
-                        history_api.build_route(record.history),
-                        probe_endpoint.build_route(lambda: watch.probes),
-                    ],
+                    [*pages.build_routes(), probe_endpoint.build_route(lambda: watch.probes)],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
                     get_unready_reason=lambda: not_ready(watch),

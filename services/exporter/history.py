@@ -4,12 +4,13 @@ Memory only, and bounded: the last hour of round trips as numbers, the last fail
 hour, because people read it after the fact; a success does not.
 """
 
+import itertools
 import math
 import time
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.exporter.model import BackendState, KeyInspection, Operation, ProbeResult, TargetKey
@@ -182,8 +183,7 @@ class History:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """`clock`: Unix seconds, for what comes without a time of its own."""
-        self.version = 0
-        """Rises with every change of a record."""
+        self._versions = itertools.count(1)
         self.targets: dict[str, TargetHistory] = {}
         self.backends: dict[tuple[str, str | None], BackendHistory] = {}
         self._services: frozenset[str] = frozenset()
@@ -191,58 +191,40 @@ class History:
         self.started_at = clock()
         """Since when anything is recorded."""
 
-    def configure(self, targets: Iterable[tuple[str, str]], services: Collection[str]) -> None:
+    def configure(self, targets: Mapping[tuple[str, str], TargetKey], services: Collection[str]) -> None:
         """What is configured, at the start and after a reload: all else is forgotten, what is new is unknown."""
-        services_by_target = {name: service for service, name in targets}
+        previous, self.targets = self.targets, {}
+        for (service, name), key in targets.items():
+            record = previous.get(name)
+            if record is None or (record.service, record.key) != (service, key):
+                record = TargetHistory(service, name, next(self._versions), key=key)
+            self.targets[name] = record
         self._services = frozenset(services)
-        remaining = {
-            name: record for name, record in self.targets.items() if services_by_target.get(name) == record.service
-        }
-        self.targets = {
-            name: remaining.get(name) or TargetHistory(service, name, self._next_version())
-            for name, service in services_by_target.items()
-        }
         self.backends = {key: record for key, record in self.backends.items() if key[0] in self._services}
         for service in self._services - {service for service, _ in self.backends}:
-            self.backends[service, None] = BackendHistory(service, None, self._next_version())
-
-    def set_keys(self, keys: Mapping[str, TargetKey]) -> None:
-        """The key of each target that is configured, by the target's name."""
-        for name, record in self.targets.items():
-            if record.key != keys[name]:
-                record.key, record.version = keys[name], self._next_version()
+            self.backends[service, None] = BackendHistory(service, None, next(self._versions))
 
     def add_probe(self, result: ProbeResult) -> None:
         """A round trip. Ignored where the target is not configured: the last one may end after a reload."""
         record = self.targets.get(result.target)
         if record and record.service == result.service:
             record.add_probe(result)
-            record.version = self._next_version()
+            record.version = next(self._versions)
 
     def add_inspection(self, inspection: KeyInspection) -> None:
         record = self.targets.get(inspection.target)
         if record and record.service == inspection.service:
             record.inspection = inspection
-            record.version = self._next_version()
+            record.version = next(self._versions)
 
-    def add_backend_state(self, state: BackendState) -> None:
-        if state.service not in self._services:
+    def set_backend_states(self, states: Sequence[BackendState]) -> None:
+        """All replicas of one service's backend, as they were read; the others are gone."""
+        service, replicas = states[0].service, {state.replica for state in states}
+        if service not in self._services:
             return
-        if state.replica is not None:
-            self.backends.pop((state.service, None), None)  # until its addresses were known it stood for all of them
-        key = state.service, state.replica
-        record = self.backends.setdefault(key, BackendHistory(*key, 0))
-        record.add_state(state, self.clock())
-        record.version = self._next_version()
-
-    def remove_replica(self, service: str, replica: str | None) -> None:
-        """A replica is gone: its address stands behind the name no longer."""
-        if self.backends.pop((service, replica), None) is None:
-            return
-        version = self._next_version()
-        if all(each != service for each, _ in self.backends):
-            self.backends[service, None] = BackendHistory(service, None, version)
-
-    def _next_version(self) -> int:
-        self.version += 1
-        return self.version
+        self.backends = {key: each for key, each in self.backends.items() if key[0] != service or key[1] in replicas}
+        for state in states:
+            key = service, state.replica
+            record = self.backends.setdefault(key, BackendHistory(*key, 0))
+            record.add_state(state, self.clock())
+            record.version = next(self._versions)

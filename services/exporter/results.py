@@ -11,8 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Final
 
 import structlog
-from prometheus_client.core import Metric
-from prometheus_client.registry import Collector
 
 from services.exporter.config import ExporterSettings, Target
 from services.exporter.history import History
@@ -22,26 +20,23 @@ from services.exporter.probes.canaries import CanaryFiles
 from shared.kms.reason import Reason
 
 
-class ExporterMetrics(Collector):
+class ExporterMetrics:
     """Every metric of the exporter but those that each server has."""
 
-    def __init__(self, targets: Iterable[tuple[str, str]], services: Iterable[str]) -> None:
+    def __init__(self) -> None:
         self.changed = asyncio.Event()
         """Set after each change, for whoever encodes ahead of the scrape; it clears it."""
         self._targets: dict[tuple[str, str], TargetMetrics] = {}
         self._backends: dict[str, BackendMetrics] = {}
-        self.configure(targets, services)
 
-    def configure(self, targets: Iterable[tuple[str, str]], services: Iterable[str]) -> None:
+    def configure(self, targets: Mapping[tuple[str, str], TargetKey], services: Iterable[str]) -> None:
         """From now on these are watched: what is new starts at 0, what is gone disappears, the others go on."""
-        self._targets = {both: self._targets.get(both) or TargetMetrics(*both) for both in targets}
+        previous = self._targets
+        self._targets = {
+            both: previous[both] if both in previous and previous[both].key == key else TargetMetrics(*both, key)
+            for both, key in targets.items()
+        }
         self._backends = {service: self._backends.get(service) or BackendMetrics() for service in services}
-        self.changed.set()
-
-    def set_keys(self, keys: Mapping[str, TargetKey]) -> None:
-        """The key of each target that is configured, by the target's name."""
-        for (_, name), metrics in self._targets.items():
-            metrics.set_key(keys[name])
         self.changed.set()
 
     def add_probe(self, result: ProbeResult) -> None:
@@ -73,17 +68,6 @@ class ExporterMetrics(Collector):
         """All that is shown; each has a `version` that grows after each of its changes."""
         return [*self._targets.values(), *self._backends.values()]
 
-    def collect(self) -> Iterator[Metric]:
-        """The families of all parts, each once."""
-        families: dict[str, Metric] = {}
-        for part in self.get_sources():
-            for family in part.collect():
-                if merged := families.get(family.name):
-                    merged.samples.extend(family.samples)
-                else:
-                    families[family.name] = family
-        yield from families.values()
-
 
 _EXPIRY_INTERVAL: Final = 1.0
 """Seconds between two checks for old successes, or a quarter of their age if that is shorter."""
@@ -95,18 +79,15 @@ class ChangeLog:
     """Logs changes: it remembers what it logged last of each target and backend. At first there is no problem."""
 
     def __init__(self) -> None:
-        self._failures: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._inspection_problems: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._backend_problems: dict[tuple[str, str | None], tuple[str, ...]] = {}
+        self._logged: dict[tuple[str, str, str | None], tuple[str, ...]] = {}
+        """The problems by what found them, by service, and by target or replica."""
 
     def configure(self, targets: Collection[tuple[str, str]], services: Collection[str]) -> None:
         """Forgets all targets and backends but these."""
-        self._failures = {key: failure for key, failure in self._failures.items() if key in targets}
-        self._inspection_problems = {
-            key: problems for key, problems in self._inspection_problems.items() if key in targets
-        }
-        self._backend_problems = {
-            key: problems for key, problems in self._backend_problems.items() if key[0] in services
+        self._logged = {
+            (kind, service, name): problems
+            for (kind, service, name), problems in self._logged.items()
+            if (service in services if kind == "read" else (service, name) in targets)
         }
 
     def log_probe(self, result: ProbeResult) -> None:
@@ -117,10 +98,7 @@ class ChangeLog:
         if call and failure:
             # Each different defect of keypulse is logged, with its trace; a service's text may differ at each call.
             current = (call.operation, failure.reason, failure.detail if failure.reason is Reason.INTERNAL else "")
-        target = result.service, result.target
-        previous = self._failures.get(target, ())
-        self._failures[target] = current
-        if current == previous:
+        if not self._is_change("probe", result.service, result.target, current):
             return
         target_log = log.bind(watched_service=result.service, target=result.target)
         if call and failure:
@@ -136,7 +114,7 @@ class ChangeLog:
 
     def log_expired_success(self, service: str, target: str) -> None:
         """Logs that no round trip of a key ended in time; its next result is logged as a change."""
-        self._failures[service, target] = ("expired",)
+        self._is_change("probe", service, target, ("expired",))
         log.warning("no probe finished in time", watched_service=service, target=target)
 
     def log_inspection(self, inspection: KeyInspection) -> None:
@@ -144,10 +122,7 @@ class ChangeLog:
         problems = tuple(_list_problems(inspection))
         # The part after the reason is a service's text, which may differ at each call.
         current = tuple(": ".join(problem.split(": ")[:2]) for problem in problems)
-        target = inspection.service, inspection.target
-        previous = self._inspection_problems.get(target, ())
-        self._inspection_problems[target] = current
-        if current == previous:
+        if not self._is_change("inspection", inspection.service, inspection.target, current):
             return
         target_log = log.bind(watched_service=inspection.service, target=inspection.target)
         if current:
@@ -158,17 +133,14 @@ class ChangeLog:
     def log_backend(self, states: Sequence[BackendState]) -> None:
         """Logs the replicas of a backend that can no longer be read, or only in part, or that can be read again."""
         service, replicas = states[0].service, {state.replica for state in states}
-        for key in list(self._backend_problems):
-            if key[0] == service and key[1] not in replicas:
-                del self._backend_problems[key]
+        for key in list(self._logged):
+            if key[:2] == ("read", service) and key[2] not in replicas:
+                del self._logged[key]
         for state in states:
-            self._log_replica(state)
+            if self._is_change("read", service, state.replica, state.problems):
+                self._log_replica(state)
 
     def _log_replica(self, state: BackendState) -> None:
-        previous = self._backend_problems.get((state.service, state.replica), ())
-        self._backend_problems[state.service, state.replica] = state.problems
-        if state.problems == previous:
-            return
         backend_log = log.bind(watched_service=state.service, up=state.health is not None)
         if state.replica:
             backend_log = backend_log.bind(replica=state.replica)
@@ -177,6 +149,12 @@ class ChangeLog:
             backend_log.warning(message, error="; ".join(state.problems))
         else:
             backend_log.info("backend can be read again")
+
+    def _is_change(self, kind: str, service: str, name: str | None, problems: tuple[str, ...]) -> bool:
+        """Whether the problems are others than those logged last; from now on these are."""
+        previous = self._logged.get((kind, service, name), ())
+        self._logged[kind, service, name] = problems
+        return problems != previous
 
 
 def _list_problems(inspection: KeyInspection) -> Iterator[str]:
@@ -197,11 +175,11 @@ class Results:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock`: seconds, which no change of the wall clock moves."""
         self._clock = clock
-        self.metrics = ExporterMetrics([], [])
+        self.metrics = ExporterMetrics()
         self.history = History()
         self.canary_files = CanaryFiles()
         self._change_log = ChangeLog()
-        self._key_names: dict[tuple[str, str], str] = {}
+        self._keys: dict[tuple[str, str], TargetKey] = {}
         self._probed_at: dict[tuple[str, str], float] = {}
         """When the last round trip of each target ended, whatever its result, by the clock."""
 
@@ -210,26 +188,22 @@ class Results:
 
         A target with another key than before counts as new.
         """
-        keys = {(target.service, target.name): target.kms.key for target in settings.targets}
-        services = [backend.service for backend in settings.backends]
-        self.canary_files.configure({(name, key) for (_, name), key in keys.items()})
-        for targets in ([target for target, key in keys.items() if self._key_names.get(target) == key], list(keys)):
-            self.metrics.configure(targets, services)
-            self.history.configure(targets, services)
-            self._change_log.configure(targets, services)
-        target_keys = {
-            target.name: TargetKey(target.kms.provider, target.kms.key, target.kms.profile)
+        keys = {
+            (target.service, target.name): TargetKey(target.kms.provider, target.kms.key, target.kms.profile)
             for target in settings.targets
         }
-        self.metrics.set_keys(target_keys)
-        self.history.set_keys(target_keys)
-        self._key_names = keys
+        services = [backend.service for backend in settings.backends]
+        self.canary_files.configure({(name, key.name) for (_, name), key in keys.items()})
+        self.metrics.configure(keys, services)
+        self.history.configure(keys, services)
+        self._change_log.configure({each for each, key in keys.items() if self._keys.get(each) == key}, services)
+        self._keys = keys
         self._probed_at = dict.fromkeys(keys, self._clock())
 
     def get_last_times(self, target: Target) -> tuple[float, float]:
         """When the target's key was last probed, and last inspected; unix seconds, 0 for never."""
         record = self.history.targets.get(target.name)
-        if record is None or self._key_names.get((target.service, target.name)) != target.kms.key:
+        if record is None or (record.service, record.key.name) != (target.service, target.kms.key):
             return 0.0, 0.0
         return (
             record.last_result.ended_at if record.last_result else 0.0,
@@ -264,11 +238,6 @@ class Results:
 
     def add_backend_states(self, states: Sequence[BackendState]) -> None:
         """Adds the states of all replicas of one service's backend, and removes its other replicas."""
-        service, replicas = states[0].service, {state.replica for state in states}
         self.metrics.set_backend_states(*states)
-        for each_service, replica in list(self.history.backends):
-            if each_service == service and replica not in replicas:
-                self.history.remove_replica(service, replica)
-        for state in states:
-            self.history.add_backend_state(state)
+        self.history.set_backend_states(states)
         self._change_log.log_backend(states)

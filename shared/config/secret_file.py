@@ -18,6 +18,19 @@ class SecretUnreadableError(Exception):
     """A secret's file is missing, empty or not readable. The message names the file, never its content."""
 
 
+def read_stamp(file: Path) -> FileStamp | None:
+    """A value that differs after a change of the file; None while its status cannot be read."""
+    try:
+        return _read_stamp(file)
+    except OSError:
+        return None
+
+
+def _read_stamp(file: Path) -> FileStamp:
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 class SecretFile:
     """A file with a secret, or with two, one on each line, during a rotation.
 
@@ -38,7 +51,7 @@ class SecretFile:
         """
         read = self._read  # one read of the attribute: several threads call this
         try:
-            stamp = self._read_stamp()
+            stamp = _read_stamp(self.path)
             if read is None or stamp != read[0]:
                 read = stamp, tuple(self._parse(self.path.read_text(encoding="utf-8-sig")))
                 self._read = read
@@ -49,13 +62,6 @@ class SecretFile:
         if not read[1]:
             raise SecretUnreadableError(f"{self.path}: is empty; expected a secret on its first line")
         return read[1]
-
-    def read_stamp(self) -> FileStamp | None:
-        """Return a value that differs after a change of the file; None while its status cannot be read."""
-        try:
-            return self._read_stamp()
-        except OSError:
-            return None
 
     def read_value(self) -> str:
         """Return the secret to send: the first line. Raises SecretUnreadableError."""
@@ -68,10 +74,6 @@ class SecretFile:
     def _parse(self, text: str) -> list[str]:
         lines = [line.strip() for line in text.splitlines()]
         return [line for line in lines if line and not line.startswith("#")]
-
-    def _read_stamp(self) -> FileStamp:
-        status = self.path.stat()
-        return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _is_one_of(candidate: bytes, secrets: tuple[str, ...]) -> bool:

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from shared.config import yaml_file
 from shared.config.errors import UNKNOWN_KEY, ConfigurationError, format_errors
 from shared.config.file_checks import FileCheck, check_readable
-from shared.config.secret_file import FileStamp, SecretFile
+from shared.config.secret_file import FileStamp, read_stamp
 from shared.config.server_settings import is_name_in
 from shared.config.settings import FilePath, Section, use_base_folder
 from shared.http.password_check import PasswordChecker
@@ -259,9 +259,6 @@ def _explain_key_pair_error(settings: TlsSettings, error: Exception) -> str:
     return f"expected a certificate in {settings.cert_file} and its key, not encrypted, in {settings.key_file}, as PEM"
 
 
-FileStamps = tuple[FileStamp | None, ...]
-
-
 @dataclass(frozen=True, slots=True)
 class WebState:
     """The content of web.yml and its files at one time."""
@@ -285,11 +282,11 @@ class WebConfigFile:
         """Names that no user may have."""
         self.file = file
         self._watched_files: tuple[Path, ...] = ()
-        self._stamps: FileStamps = ()
+        self._stamps: tuple[FileStamp | None, ...] = ()
         self._state = self._read()
 
     def get_state(self) -> WebState:
-        stamps = _read_stamps(self.file, *self._watched_files)
+        stamps = tuple(map(read_stamp, (self.file, *self._watched_files)))
         if stamps != self._stamps:
             self._stamps = stamps
             try:
@@ -310,13 +307,12 @@ class WebConfigFile:
             raise ConfigurationError([f"{self.file}: basic_auth_users.{name}: {sentence}" for name in conflicts])
 
     def _read(self) -> WebState:
-        own = _read_stamps(self.file)
+        own = read_stamp(self.file)
         config = read_web_config(self.file)
         tls, users = config.tls_server_config, config.basic_auth_users
         self._watched_files = tls.files if tls else ()
-        self._stamps = own + _read_stamps(
-            *self._watched_files
-        )  # before the files are read: a change in between is noticed
+        # Before the files are read: a change in between is noticed.
+        self._stamps = own, *map(read_stamp, self._watched_files)
         return WebState(
             config, create_server_context(self.file, tls) if tls else None, PasswordChecker(users) if users else None
         )
@@ -341,7 +337,3 @@ class ReloadedTlsContext(ssl.SSLContext):
         if tls is None:
             raise ssl.SSLError("no TLS is configured")
         return tls.wrap_bio(*args, **options)
-
-
-def _read_stamps(*files: Path) -> FileStamps:
-    return tuple(SecretFile(file).read_stamp() for file in files)

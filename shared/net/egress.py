@@ -25,7 +25,7 @@ from aiohappyeyeballs import start_connection
 from pydantic import AfterValidator, model_validator
 
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
-from shared.config.secret_file import FileStamp, SecretFile, SecretUnreadableError
+from shared.config.secret_file import FileStamp, SecretFile, SecretUnreadableError, read_stamp
 from shared.config.settings import Address, FilePath, Section
 from shared.process.concurrency import start_in_thread
 
@@ -252,8 +252,8 @@ class Egress:
     def read_file_stamps(self) -> Hashable:
         """A value that changes when one of its files does."""
         return (
-            self._proxy_file.read_stamp() if self._proxy_file else None,
-            SecretFile(self._ca_file.path).read_stamp() if self._ca_file else None,
+            read_stamp(self._proxy_file.path) if self._proxy_file else None,
+            read_stamp(self._ca_file.path) if self._ca_file else None,
         )
 
 
@@ -266,7 +266,7 @@ class _CaFile:
 
     def load(self) -> ssl.SSLContext:
         """A context that trusts what the file holds now. Raises EgressError."""
-        stamp = SecretFile(self.path).read_stamp()
+        stamp = read_stamp(self.path)
         if self.context is None or stamp is None or self._stamp != stamp:
             try:
                 self.context, self._stamp = _load_ca_file(self.path), stamp

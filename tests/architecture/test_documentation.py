@@ -11,6 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from services.exporter.config import Target
+from services.exporter.metrics.targets import BackendMetrics, TargetMetrics
+from services.exporter.model import TargetKey
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import CommandSettings, load_settings
 from shared.kms.registry import providers
@@ -88,7 +90,9 @@ def test_every_metric_is_explained() -> None:
     )
     constants = dict(re.findall(r'^([A-Z_]+)(?:: Final)? = "([a-z_]+)"', "\n".join(SOURCES.values()), re.MULTILINE))
     names = {name or constants[constant] for text in SOURCES.values() for name, constant in created.findall(text)}
-    assert names >= {"crypto_mode", "kms_probes_total", "relay_webhooks_total", "keypulse_build_info"}
+    exporter = TargetMetrics("", "", TargetKey()), BackendMetrics()
+    names |= {family.name for part in exporter for family in part.collect()}
+    assert names >= {"crypto_mode", "kms_probes", "relay_webhooks_total", "keypulse_build_info"}
     assert {name for name in names if f"`{name}" not in REFERENCE} == set()
 
 

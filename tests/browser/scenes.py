@@ -39,8 +39,10 @@ def healthy(vault_until: float = 0) -> History:
         vault_until: seconds ago; later nothing is known of vault-kek.
     """
     history = History()
-    history.configure([(service, target) for target, service in SERVICES.items()], ["ledger", "vault"])
-    history.set_keys({name: TargetKey("gcp", RING + name, GCP_PROFILE) for name in SERVICES})
+    history.configure(
+        {(service, name): TargetKey("gcp", RING + name, GCP_PROFILE) for name, service in SERVICES.items()},
+        ["ledger", "vault"],
+    )
     for target in SERVICES:
         _hour(history, target, vault_until if target == "vault-kek" else 0)
         _key(history, target)
@@ -115,4 +117,4 @@ def _key(history: History, target: str, lost: CanaryResult | None = None, states
 def _backend(history: History, service: str, mode: CryptoMode, since: float) -> None:
     for ago in (since, 4):
         history.clock = lambda ago=ago: NOW - ago  # type: ignore[misc]
-        history.add_backend_state(BackendState(service, Health(mode, ready=True), NOW - 3 * DAY, 0.0))
+        history.set_backend_states([BackendState(service, Health(mode, ready=True), NOW - 3 * DAY, 0.0)])

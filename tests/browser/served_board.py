@@ -84,7 +84,7 @@ class Watched:
     def backend(self, health: Health | None = IN_KMS, *problems: str) -> None:
         """The backend is read."""
         now = self.history.clock()
-        self.history.add_backend_state(BackendState("backend", health, now - 8000, 0.0, problems=problems))
+        self.history.set_backend_states([BackendState("backend", health, now - 8000, 0.0, problems=problems)])
 
 
 @asynccontextmanager
@@ -108,8 +108,7 @@ async def serve_board(
 async def watched() -> AsyncIterator[Watched]:
     """Three keys and a backend of which nothing is known yet."""
     history = History()
-    history.configure([("backend", name) for name in NAMES], ["backend"])
-    history.set_keys({name: TargetKey("gcp", key_name(name), GCP_PROFILE) for name in NAMES})
+    history.configure({("backend", name): TargetKey("gcp", key_name(name), GCP_PROFILE) for name in NAMES}, ["backend"])
     async with AsyncExitStack() as stack:
         kms = await stack.enter_async_context(emulator.run_emulator(keys=[key_name(name) for name in NAMES]))
         keys: dict[str, KmsKey] = {}

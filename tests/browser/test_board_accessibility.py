@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from services.exporter.history import History
-from services.exporter.model import Call, Failure, Operation, ProbeResult
+from services.exporter.model import Call, Failure, Operation, ProbeResult, TargetKey
 from shared.kms.reason import Reason
 from tests.browser.accessibility import CONTRASTS, FOCUS, SCHEMES
 from tests.browser.conftest import opened
@@ -86,7 +86,8 @@ async def test_lights_and_lines_are_seen(chromium: Browser, browser_errors: list
 async def test_a_light_is_more_than_its_colour(chromium: Browser, browser_errors: list[str]) -> None:
     """WCAG 2.2, 1.4.1: each has a shape and a word."""
     history = degraded()
-    history.configure([(record.service, name) for name, record in history.targets.items()] + [("x", "new")], ["ledger"])
+    watched = {(record.service, name): record.key for name, record in history.targets.items()}
+    history.configure({**watched, ("x", "new"): TargetKey()}, ["ledger"])
     async with board(chromium, history, browser_errors) as page:
         shapes = await page.evaluate(
             """() => Object.fromEntries([...document.querySelectorAll(".card > header")].map((header) =>
@@ -99,7 +100,8 @@ async def test_a_light_is_more_than_its_colour(chromium: Browser, browser_errors
 async def test_nothing_is_wider_than_the_window(chromium: Browser, browser_errors: list[str]) -> None:
     history = degraded()
     long = "w" * 200
-    history.configure([(record.service, name) for name, record in history.targets.items()] + [(long, long)], ["ledger"])
+    watched = {(record.service, name): record.key for name, record in history.targets.items()}
+    history.configure({**watched, (long, long): TargetKey()}, ["ledger"])
     failure = Failure(Reason.INVALID_REQUEST, "y" * 500)
     history.add_probe(ProbeResult(long, long, NOW - 3, (Call(Operation.ENCRYPT, 0.1, failure),), None))
     async with board(chromium, history, browser_errors) as page:

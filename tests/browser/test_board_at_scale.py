@@ -7,7 +7,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
 from services.exporter.history import History
-from services.exporter.model import Call, Failure, Operation, ProbeResult
+from services.exporter.model import Call, Failure, Operation, ProbeResult, TargetKey
 from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW
@@ -29,7 +29,7 @@ def probe(history: History, target: str, ago: float, reason: Reason | None = Non
 @pytest.fixture(scope="module")
 def hour() -> History:
     history = History(clock=lambda: NOW)
-    history.configure([("ledger", name) for name in NAMES], [])
+    history.configure(dict.fromkeys([("ledger", name) for name in NAMES], TargetKey()), [])
     for name in NAMES:
         for ago in range(3590, 0, -30):
             probe(history, name, ago)

@@ -7,7 +7,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from services.exporter.history import History
-from services.exporter.model import Call, Operation, ProbeResult
+from services.exporter.model import Call, Operation, ProbeResult, TargetKey
 from tests.browser.lasting_page import lasting_page
 from tests.browser.scenes import NOW, failing
 from tests.browser.served_board import serve_board
@@ -68,7 +68,7 @@ async def test_a_servers_clock_that_jumps_back_is_followed(chromium: Browser) ->
 async def test_the_script_formats_an_age_as_the_server_does(chromium: Browser) -> None:
     history = History()
     ages = (70, 3590, 3610, 7190, 86_000, 172_000, 173_000, 1e8)
-    history.configure([("ledger", f"key-{age:.0f}") for age in ages], [])
+    history.configure(dict.fromkeys([("ledger", f"key-{age:.0f}") for age in ages], TargetKey()), [])
     for age in ages:
         history.add_probe(ProbeResult("ledger", f"key-{age:.0f}", NOW - age, (Call(Operation.ENCRYPT, 0.1),), None))
     async with serve_board(history, clock=lambda: NOW) as address, lasting_page(chromium, [], []) as page:

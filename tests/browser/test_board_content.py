@@ -16,6 +16,7 @@ from services.exporter.model import (
     KeyInspection,
     Operation,
     ProbeResult,
+    TargetKey,
 )
 from shared.backend_contract import CryptoMode
 from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion, VersionState
@@ -50,14 +51,14 @@ def fail(history: History, text: str) -> None:
             (text,),
         )
     )
-    history.add_backend_state(BackendState(text, None, problems=(text,), replica=text))
-    history.add_backend_state(BackendState(text, Health(CryptoMode.ENV, ready=False), problems=(text,)))
+    down = BackendState(text, None, problems=(text,), replica=text)
+    history.set_backend_states([down, BackendState(text, Health(CryptoMode.ENV, ready=False), problems=(text,))])
 
 
 @pytest.fixture
 def history() -> History:
     filled = History(clock=lambda: NOW - 5)
-    filled.configure([(text, text) for text in TEXTS], TEXTS)
+    filled.configure({(text, text): TargetKey() for text in TEXTS}, TEXTS)
     return filled
 
 

@@ -4,7 +4,7 @@ import pytest
 from playwright.async_api import Browser
 
 from services.exporter.history import History
-from services.exporter.model import BackendState, Call, Health, Operation, ProbeResult
+from services.exporter.model import BackendState, Call, Health, Operation, ProbeResult, TargetKey
 from shared.backend_contract import CryptoMode
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW
@@ -25,9 +25,12 @@ ROWS = """() => {
 
 def watched(backends: int, keys: int) -> History:
     history = History(clock=lambda: NOW)
-    history.configure([("ledger", f"key-{n}") for n in range(keys)], [f"service-{n}" for n in range(backends)])
+    history.configure(
+        dict.fromkeys([("ledger", f"key-{n}") for n in range(keys)], TargetKey()),
+        [f"service-{n}" for n in range(backends)],
+    )
     for n in range(backends):
-        history.add_backend_state(BackendState(f"service-{n}", Health(CryptoMode.KMS, ready=True)))
+        history.set_backend_states([BackendState(f"service-{n}", Health(CryptoMode.KMS, ready=True))])
     for n in range(keys):
         for ago in range(300, 0, -30):
             call = Call(Operation.ENCRYPT, 0.02)

@@ -4,7 +4,7 @@ import pytest
 from playwright.async_api import Browser, Locator, Page, Request, expect
 
 from ops.kms_emulator.faults import EmulatorFault
-from services.exporter.model import BackendState, Health
+from services.exporter.model import BackendState, Health, TargetKey
 from shared.backend_contract import CryptoMode
 from shared.config.settings import Address
 from tests.browser.lasting_page import lasting_page
@@ -96,7 +96,7 @@ async def test_a_focus_whose_element_is_gone_is_not_thrown_out_of_the_page(board
     await watch.read(LEDGER)
     await focus(board)
     await card(board, LEDGER).locator("summary").focus()
-    watch.history.configure([("backend", "vault-kek")], ["backend"])
+    watch.history.configure({("backend", "vault-kek"): TargetKey()}, ["backend"])
     await focus(board)
     await expect(card(board, LEDGER)).to_have_count(0)
     await expect(board.get_by_role("main")).to_be_focused()
@@ -131,12 +131,14 @@ async def test_a_backend_changes_too_and_a_reload_adds_and_removes_cards(board: 
     watch.backend(None, "health check: connection refused")
     await focus(board)
     await expect(card(board, "backend")).to_contain_text("health check: connection refused")
-    watch.history.configure([("backend", LEDGER), ("backend", "brand-new")], ["backend", "other"])
+    watch.history.configure(
+        {("backend", name): watch.history.targets[LEDGER].key for name in (LEDGER, "brand-new")}, ["backend", "other"]
+    )
     await focus(board)
     await expect(card(board, "brand-new").locator(".state")).to_have_text("Unknown")
     await expect(card(board, "other").locator(".state")).to_have_text("Unknown")
     await expect(card(board, "vault-kek")).to_have_count(0)
-    watch.history.add_backend_state(BackendState("other", Health(CryptoMode.KMS, ready=True), replica="10.0.0.7"))
+    watch.history.set_backend_states([BackendState("other", Health(CryptoMode.KMS, ready=True), replica="10.0.0.7")])
     await focus(board)
     await expect(card(board, "other 10.0.0.7").locator(".state")).to_have_text("Healthy")
 

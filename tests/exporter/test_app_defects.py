@@ -18,6 +18,7 @@ from services.exporter.results import Results
 from shared.backend_contract import CryptoMode
 from shared.config.settings import Address
 from shared.http.server import serve
+from tests.exporter.collected_metrics import collect_families
 
 FREE = Address("127.0.0.1", 0)
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
@@ -52,7 +53,7 @@ async def test_a_read_that_fails_unexpectedly_leaves_nothing_stale(
 
         with pytest.raises(raised):
             await backend_reads._build_job("backend", read, record.add_backend_states).run()
-    exposed = [s for family in record.metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
+    exposed = [s for family in collect_families(record.metrics) for s in family.samples if s.name.startswith("crypto_")]
     assert [(sample.name, sample.value) for sample in exposed] == [("crypto_backend_up", 0)]
 
 

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from services.exporter.backends.documents import UnreadableError, parse_metrics, parse_openmetrics
 from services.exporter.model import BackendState
-from services.exporter.results import ExporterMetrics
+from tests.exporter.collected_metrics import CollectedMetrics
 
 Read = Callable[..., Awaitable[BackendState]]
 REPORTED = b"""kms_data_keys{kek_version="3",status="active"} 1
@@ -31,7 +31,7 @@ def answering(metrics: bytes) -> Callable[[web.BaseRequest], Awaitable[web.Respo
 
 
 async def test_what_a_backend_reports_of_its_data_keys_is_shown_with_the_same_names_and_labels(read: Read) -> None:
-    metrics = ExporterMetrics([], ["backend"])
+    metrics = CollectedMetrics([], ["backend"])
     metrics.set_backend_states(await read(answering(REPORTED)))
     registry = CollectorRegistry()
     registry.register(metrics)

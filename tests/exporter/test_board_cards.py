@@ -44,8 +44,7 @@ class Key:
 
     def __init__(self) -> None:
         self.history = History(clock=lambda: NOW)
-        self.history.configure([("ledger", "ledger-kek")], ["ledger"])
-        self.history.set_keys({"ledger-kek": TargetKey("gcp", KEY, GCP_PROFILE)})
+        self.history.configure({("ledger", "ledger-kek"): TargetKey("gcp", KEY, GCP_PROFILE)}, ["ledger"])
         self.record = self.history.targets["ledger-kek"]
 
     def probe(

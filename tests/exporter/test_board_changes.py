@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from services.exporter.history import History
-from services.exporter.model import BackendState, Call, Failure, Health, Operation, ProbeResult
+from services.exporter.model import BackendState, Call, Failure, Health, Operation, ProbeResult, TargetKey
 from services.exporter.web.pages import BoardPages
 from shared.backend_contract import CryptoMode
 from shared.http.server import create_application, create_registry
@@ -21,7 +21,7 @@ class BoardClient:
     def __init__(self) -> None:
         self.now = 10_000.0
         self.history = History(clock=lambda: self.now)
-        self.history.configure([("ledger", f"key-{n}") for n in range(1, 121)], ["ledger"])
+        self.history.configure(dict.fromkeys([("ledger", f"key-{n}") for n in range(1, 121)], TargetKey()), ["ledger"])
         self.restart()
 
     def restart(self) -> None:
@@ -81,7 +81,7 @@ async def test_a_cursor_brings_only_what_has_changed_since(board: BoardClient) -
     cursor = (await board.get_changes())["cursor"]
     assert (await board.get_changes(cursor=cursor))["cards"] == {}
     board.probe("key-5", Reason.TIMEOUT)
-    board.history.add_backend_state(BackendState("ledger", Health(CryptoMode.KMS, ready=True)))
+    board.history.set_backend_states([BackendState("ledger", Health(CryptoMode.KMS, ready=True))])
     changes = await board.get_changes(cursor=cursor)
     assert len(changes["cards"]) == 2
     assert changes["sections"]["keys"]["order"][0] in changes["cards"]
@@ -104,7 +104,7 @@ async def test_a_cursor_with_an_invalid_time_is_answered(board: BoardClient, at:
 async def test_a_reload_shows_what_is_new_and_forgets_what_is_gone(board: BoardClient) -> None:
     board.probe("key-1", Reason.TIMEOUT)
     cursor = (await board.get_changes())["cursor"]
-    board.history.configure([("vault", "key-1"), ("vault", "new")], [])
+    board.history.configure(dict.fromkeys([("vault", "key-1"), ("vault", "new")], TargetKey()), [])
     changes = await board.get_changes(cursor=cursor)
     assert changes["sections"]["backends"]["order"] == []
     assert len(changes["cards"]) == 2

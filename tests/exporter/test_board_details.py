@@ -18,6 +18,7 @@ from services.exporter.model import (
     Operation,
     ProbeResult,
     Samples,
+    TargetKey,
 )
 from services.exporter.web.board import MAX_LISTED_VERSIONS
 from services.exporter.web.pages import BoardPages
@@ -33,7 +34,7 @@ SUCCEEDED: Final = Call(Operation.CANARY_DECRYPT, 0.0242)
 @pytest.fixture
 def history() -> History:
     filled = History(clock=lambda: NOW - 4)
-    filled.configure([("ledger", "ledger-kek")], ["ledger"])
+    filled.configure({("ledger", "ledger-kek"): TargetKey()}, ["ledger"])
     return filled
 
 
@@ -103,11 +104,11 @@ async def test_versions_that_no_canary_watches_are_named_and_degrade_nothing(his
 
 async def test_a_backend_reports_its_last_answer_and_its_last_failure(history: History) -> None:
     assert "|Last answer|never|" in await text(history)
-    history.add_backend_state(BackendState("ledger", Health(CryptoMode.KMS, ready=True), NOW - 7200, 12.0))
+    history.set_backend_states([BackendState("ledger", Health(CryptoMode.KMS, ready=True), NOW - 7200, 12.0)])
     details = await text(history)
     assert "|Mode|kms|Ready|yes|Initialised|2 h ago|Decrypt errors|12|Last answer|4 s ago|" in details
     assert "|Last failure|" not in details
-    history.add_backend_state(BackendState("ledger", None, problems=("refused", "late")))
+    history.set_backend_states([BackendState("ledger", None, problems=("refused", "late"))])
     details = await text(history)
     assert "|Mode|" not in details  # nothing stale
     assert "|Last failure|2026-01-15 09:29:56 UTC (|4 s ago|): refused; late|" in details
@@ -119,22 +120,22 @@ async def test_a_backend_reports_how_many_data_keys_each_version_wraps_and_when_
     keys: Samples = {("2", "retired"): 2.0, ("11", "active"): 1.0, ("11", "retired"): 11.0, ("0", "retired"): 1.0}
     keys = {**keys, ("3", "retired"): 0.0}
     health = Health(CryptoMode.KMS, ready=True)
-    history.add_backend_state(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys}))
+    history.set_backend_states([BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys})])
     row = "|Data keys|12 under version 11 · 2 under version 2 · 1 under the local key"
     assert f"{row}|Last answer|" in await text(history)
     rotated: Samples = {("new-dek",): NOW - 3 * 86_400, ("rewrap-kek",): NOW - 9 * 86_400}
-    history.add_backend_state(
-        BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys, KMS_ROTATION_LAST_SUCCESS: rotated})
+    history.set_backend_states(
+        [BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys, KMS_ROTATION_LAST_SUCCESS: rotated})]
     )
     assert f"{row}; last rotated|3 days ago|Last answer|" in await text(history)
-    history.add_backend_state(BackendState("ledger", health))
+    history.set_backend_states([BackendState("ledger", health)])
     assert "|Data keys|" not in await text(history)
 
 
 async def test_what_a_backend_makes_up_of_its_data_keys_is_cut_and_escaped(history: History) -> None:
     keys: Samples = {(f"<b>{n}</b>", "active"): 1e300 for n in range(100)}
     health = Health(CryptoMode.KMS, ready=True)
-    history.add_backend_state(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys}))
+    history.set_backend_states([BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys})])
     details = await text(history)
     assert f"and {100 - MAX_LISTED_VERSIONS} more|" in details
     assert "version &lt;b&gt;0&lt;/b&gt;" in details

@@ -6,7 +6,7 @@ from typing import Final
 import httpx2
 
 from services.exporter.history import MAX_FAILURE_SPANS, History
-from services.exporter.model import Call, Failure, Operation, ProbeResult
+from services.exporter.model import Call, Failure, Operation, ProbeResult, TargetKey
 from services.exporter.web.pages import BoardPages
 from shared.http.server import create_application, create_registry
 from shared.kms.port import ConnectivityPhase
@@ -26,7 +26,7 @@ def probe(
 
 def started() -> History:
     history = History(clock=lambda: NOW)
-    history.configure([("ledger", NAME)], [])
+    history.configure({("ledger", NAME): TargetKey()}, [])
     return history
 
 
@@ -78,7 +78,7 @@ async def all_of_them(history: History) -> str:
 
 async def test_without_a_target_the_last_failures_of_all_keys_are_shown_the_newest_first() -> None:
     history = History(clock=lambda: NOW)
-    history.configure([("ledger", NAME), ("vault", "<b>")], [])
+    history.configure(dict.fromkeys([("ledger", NAME), ("vault", "<b>")], TargetKey()), [])
     assert "No round trip has failed since the exporter started." in await all_of_them(history)
     probe(history, NOW - 90, Reason.UNAVAILABLE, "this was before")
     failure = Failure(Reason.KEY_DISABLED, "this came after")

@@ -11,7 +11,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.exporter.history import History
-from services.exporter.model import Call, Failure, Operation, ProbeResult
+from services.exporter.model import Call, Failure, Operation, ProbeResult, TargetKey
 from services.exporter.web.pages import BoardPages
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
@@ -30,7 +30,7 @@ async def board_client(
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of a whole exporter's server that knows one key, `ledger-kek`, which fails."""
     history = History()
-    history.configure([("ledger", "ledger-kek")], [])
+    history.configure({("ledger", "ledger-kek"): TargetKey()}, [])
     failure = Failure(Reason.PERMISSION_DENIED, "no role")
     history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 9, (Call(Operation.ENCRYPT, 0.01, failure),), None))
     tokens = [Token("admin", Role.ADMIN, TokenFile(admin))] if admin else []

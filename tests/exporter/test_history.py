@@ -10,7 +10,7 @@ from services.exporter.history import (
     RoundTrips,
     TargetHistory,
 )
-from services.exporter.model import BackendState, Call, Failure, Operation, ProbeResult
+from services.exporter.model import BackendState, Call, Failure, Operation, ProbeResult, TargetKey
 from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason
 
@@ -33,7 +33,7 @@ def wrong(
 @pytest.fixture
 def history() -> History:
     filled = History(clock=lambda: 5000.0)
-    filled.configure([("backend", "ledger-kek")], ["backend"])
+    filled.configure({("backend", "ledger-kek"): TargetKey()}, ["backend"])
     return filled
 
 
@@ -73,7 +73,7 @@ def test_a_failure_outlives_the_hour_and_a_success_does_not(history: History, le
 def test_an_hour_of_a_thousand_targets_every_30_seconds_stays_under_20_megabytes() -> None:
     history = History()
     names = [f"target-{n}" for n in range(1000)]
-    history.configure([("backend", name) for name in names], [])
+    history.configure(dict.fromkeys([("backend", name) for name in names], TargetKey()), [])
     for name in names:
         for n in range(240):
             history.add_probe(succeeded(30.0 * n, target=name))
@@ -84,24 +84,25 @@ def test_an_hour_of_a_thousand_targets_every_30_seconds_stays_under_20_megabytes
 
 def test_what_a_reload_took_out_is_forgotten_and_what_it_left_is_kept(history: History, ledger: TargetHistory) -> None:
     history.add_probe(succeeded(1))
-    history.add_backend_state(BackendState("backend", None, problems=("refused",)))
-    history.configure([("backend", "ledger-kek"), ("other", "second")], ["backend", "other"])
+    history.set_backend_states([BackendState("backend", None, problems=("refused",))])
+    history.configure(
+        dict.fromkeys([("backend", "ledger-kek"), ("other", "second")], TargetKey()), ["backend", "other"]
+    )
     assert history.targets["ledger-kek"] is ledger
     assert history.targets["second"].last_result is None
     assert [(record.service, record.state is None) for record in history.backends.values()] == [
         ("backend", False),
         ("other", True),
     ]
-    history.configure([("other", "ledger-kek")], ["other"])
+    history.configure({("other", "ledger-kek"): TargetKey()}, ["other"])
     assert history.targets["ledger-kek"].last_result is None  # the same name, but of another service
     assert list(history.backends) == [("other", None)]
 
 
 def test_replicas_are_distinguished_and_replace_the_backend_without_one(history: History) -> None:
-    for replica in ("10.0.0.1", "10.0.0.2"):
-        history.add_backend_state(BackendState("backend", None, replica=replica))
+    history.set_backend_states([BackendState("backend", None, replica=f"10.0.0.{n}") for n in (1, 2)])
     assert list(history.backends) == [("backend", "10.0.0.1"), ("backend", "10.0.0.2")]
-    history.remove_replica("backend", "10.0.0.1")
+    history.set_backend_states([BackendState("backend", None, replica="10.0.0.2")])
     assert list(history.backends) == [("backend", "10.0.0.2")]
-    history.remove_replica("backend", "10.0.0.2")
-    assert list(history.backends) == [("backend", None)]  # it is still configured
+    history.set_backend_states([BackendState("backend", None)])
+    assert list(history.backends) == [("backend", None)]

@@ -5,8 +5,8 @@ from typing import Any
 import httpx2
 
 from services.exporter.history import History
-from services.exporter.model import Call, Failure, Operation, ProbeResult
-from services.exporter.web import pages as history_api
+from services.exporter.model import Call, Failure, Operation, ProbeResult, TargetKey
+from services.exporter.web.pages import MAX_FAILURES, BoardPages
 from shared.http.server import create_application, create_registry
 from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason
@@ -19,7 +19,9 @@ def probe(history: History, target: str, at: float, reason: Reason | None = None
 
 
 async def get(history: History, query: str = "") -> tuple[int, dict[str, Any]]:
-    app = create_application("keypulse exporter", create_registry(), [history_api.build_route(history)])
+    app = create_application(
+        "keypulse exporter", create_registry(), BoardPages(history, result_max_age=1).build_routes()
+    )
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         answer = await client.get(f"/api/history{query}")
         return answer.status_code, answer.json()
@@ -27,7 +29,7 @@ async def get(history: History, query: str = "") -> tuple[int, dict[str, Any]]:
 
 async def test_failures_of_one_key_or_of_a_service_come_with_their_times_the_newest_first() -> None:
     history = History(clock=lambda: 900.0)
-    history.configure([("a-service", "a"), ("b-service", "b")], [])
+    history.configure(dict.fromkeys([("a-service", "a"), ("b-service", "b")], TargetKey()), [])
     for at, reason in ((1000, Reason.KEY_DISABLED), (1030, Reason.KEY_DISABLED), (1060, None)):
         probe(history, "a", at, reason)
     probe(history, "b", 1050, Reason.TIMEOUT, ConnectivityPhase("dns", 0.5, "no answer"))
@@ -69,10 +71,10 @@ async def test_failures_of_one_key_or_of_a_service_come_with_their_times_the_new
 async def test_a_long_history_is_cut_and_says_so() -> None:
     history = History(clock=lambda: 0.0)
     names = [f"key-{number}" for number in range(5)]
-    history.configure([(f"{name}-service", name) for name in names], [])
+    history.configure(dict.fromkeys([(f"{name}-service", name) for name in names], TargetKey()), [])
     for name in names:
         for at in range(200):
             probe(history, name, at, Reason.TIMEOUT if at % 2 else None)
     _, answer = await get(history)
-    assert (len(answer["failures"]), answer["left_out"]) == (history_api.MAX_FAILURES, 300)
+    assert (len(answer["failures"]), answer["left_out"]) == (MAX_FAILURES, 300)
     assert answer["failures"][0]["last_at"] == "1970-01-01T00:03:19.000Z"

@@ -13,9 +13,9 @@ from ops.kms_emulator.model import EmulatedState, Key
 from services.exporter.model import KeyInspection
 from services.exporter.probes.canaries import CanaryFile
 from services.exporter.probes.key_inspection import KeyInspector
-from services.exporter.results import ExporterMetrics
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import KeyDescription, KmsKey
+from tests.exporter.collected_metrics import CollectedMetrics
 from tests.exporter.running_exporter import KEY
 
 Start = Callable[[], KeyInspector]
@@ -34,7 +34,7 @@ def rotated(key: Key) -> Key:
 
 
 def read_metrics(inspection: KeyInspection) -> list[float]:
-    metrics = ExporterMetrics([("backend", "ledger-kek")], [])
+    metrics = CollectedMetrics([("backend", "ledger-kek")], [])
     metrics.add_inspection(inspection)
     name = "kms_key_versions_without_canary"
     return [sample.value for family in metrics.collect() for sample in family.samples if sample.name == name]

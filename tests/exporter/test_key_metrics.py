@@ -14,10 +14,10 @@ from services.exporter.model import (
     ProbeResult,
     TargetKey,
 )
-from services.exporter.results import ExporterMetrics
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason
+from tests.exporter.collected_metrics import CollectedMetrics
 
 KEY = KeyDescription(
     primary_version="3",
@@ -44,11 +44,13 @@ WHOLE = KeyInspection(
 
 
 @pytest.fixture
-def metrics() -> ExporterMetrics:
-    return ExporterMetrics([("backend", "ledger-kek"), ("backend", "other-kek")], [])
+def metrics() -> CollectedMetrics:
+    return CollectedMetrics(
+        [("backend", "ledger-kek"), ("backend", "other-kek")], [], TargetKey("gcp", "", GCP_PROFILE)
+    )
 
 
-def read_samples(metrics: ExporterMetrics, name: str, label: str | None = None) -> dict[str, float]:
+def read_samples(metrics: CollectedMetrics, name: str, label: str | None = None) -> dict[str, float]:
     """The samples of ledger-kek by the value of a label."""
     return {
         sample.labels[label] if label else "": sample.value
@@ -58,12 +60,12 @@ def read_samples(metrics: ExporterMetrics, name: str, label: str | None = None) 
     }
 
 
-def keys_families(metrics: ExporterMetrics) -> set[str]:
+def keys_families(metrics: CollectedMetrics) -> set[str]:
     samples = [sample for family in metrics.collect() for sample in family.samples]
     return {sample.name for sample in samples if sample.name.startswith("kms_key_")}
 
 
-def test_a_key_is_shown_whole(metrics: ExporterMetrics) -> None:
+def test_a_key_is_shown_whole(metrics: CollectedMetrics) -> None:
     metrics.add_inspection(WHOLE)
     assert read_samples(metrics, "kms_key_primary_version") == {"": 3}
     assert read_samples(metrics, "kms_key_next_rotation_timestamp_seconds") == {"": 1_800_000_000}
@@ -71,7 +73,9 @@ def test_a_key_is_shown_whole(metrics: ExporterMetrics) -> None:
     assert read_samples(metrics, "kms_key_permission", "permission") == {ENCRYPT: 1, DECRYPT: 0}
 
 
-def test_the_primary_version_is_named_and_has_a_number_only_where_the_provider_counts(metrics: ExporterMetrics) -> None:
+def test_the_primary_version_is_named_and_has_a_number_only_where_the_provider_counts(
+    metrics: CollectedMetrics,
+) -> None:
     metrics.add_inspection(WHOLE)
     assert read_samples(metrics, "kms_key_primary_version_info", "version") == {"3": 1}
     autumn = KeyVersion("autumn", VersionState.USABLE, "HSM", None)
@@ -80,9 +84,8 @@ def test_the_primary_version_is_named_and_has_a_number_only_where_the_provider_c
     assert read_samples(metrics, "kms_key_primary_version") == {}
 
 
-def test_a_round_trip_that_succeeds_after_the_inspection_proves_that_its_calls_work(metrics: ExporterMetrics) -> None:
+def test_a_round_trip_that_succeeds_after_the_inspection_proves_that_its_calls_work(metrics: CollectedMetrics) -> None:
     """So the alerts about a role end with the one that inhibits them, and tell nobody of it after the fix."""
-    metrics.set_keys({name: TargetKey("gcp", "", GCP_PROFILE) for name in ("ledger-kek", "other-kek")})
     get = "cloudkms.cryptoKeys.get"
     problems = ("the key cannot be read: permission_denied", "no canary could be made: permission_denied")
     permissions = {ENCRYPT: False, DECRYPT: False, get: False}
@@ -100,7 +103,7 @@ def test_a_round_trip_that_succeeds_after_the_inspection_proves_that_its_calls_w
         assert read_samples(metrics, "kms_key_inspection_problems") == {"": 1 if expected is granted else 2}
 
 
-def test_of_a_key_that_cannot_be_read_nothing_old_is_shown(metrics: ExporterMetrics) -> None:
+def test_of_a_key_that_cannot_be_read_nothing_old_is_shown(metrics: CollectedMetrics) -> None:
     metrics.add_inspection(WHOLE)
     metrics.add_inspection(replace(WHOLE, description=None, problems=("cloudkms.cryptoKeys.get is not granted",)))
     assert keys_families(metrics) == {"kms_key_permission", "kms_key_inspection_problems"}
@@ -112,7 +115,7 @@ def canary(version: str, reason: Reason | None = None) -> CanaryResult:
     return CanaryResult(version, Call(Operation.CANARY_DECRYPT, 0.1, Failure(reason, "because") if reason else None))
 
 
-def canaries(metrics: ExporterMetrics) -> set[tuple[str, str, float]]:
+def canaries(metrics: CollectedMetrics) -> set[tuple[str, str, float]]:
     return {
         (sample.labels["version"], sample.labels["reason"], sample.value)
         for family in metrics.collect()
@@ -122,7 +125,7 @@ def canaries(metrics: ExporterMetrics) -> set[tuple[str, str, float]]:
 
 
 def test_a_canary_that_fails_says_which_version_and_why_and_is_healthy_again_when_it_works(
-    metrics: ExporterMetrics,
+    metrics: CollectedMetrics,
 ) -> None:
     metrics.add_inspection(replace(WHOLE, canaries=(canary("1"), canary("2", Reason.KEY_DISABLED))))
     assert canaries(metrics) == {("1", "", 1), ("2", "key_disabled", 0)}
@@ -136,7 +139,7 @@ def test_a_canary_that_fails_says_which_version_and_why_and_is_healthy_again_whe
 
 @pytest.mark.parametrize("reason", [None, *Reason])
 def test_a_wrong_aad_counts_as_accepted_only_where_kms_decrypted_with_it(
-    metrics: ExporterMetrics, reason: Reason | None
+    metrics: CollectedMetrics, reason: Reason | None
 ) -> None:
     failure = Failure(reason, "because") if reason else None
     metrics.add_inspection(replace(WHOLE, wrong_aad_check=Call(Operation.DECRYPT, 0.1, failure)))

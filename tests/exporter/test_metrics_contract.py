@@ -17,10 +17,10 @@ from services.exporter.model import (
     Operation,
     ProbeResult,
 )
-from services.exporter.results import ExporterMetrics
 from shared.backend_contract import KEYRING_METRIC_LABELS, CryptoMode
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason
+from tests.exporter.collected_metrics import CollectedMetrics
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference.md"
 # As the contract lists them: the labels are those beyond `service`.
@@ -58,7 +58,7 @@ def rows(table: str) -> Rows:
 @pytest.fixture
 def families() -> dict[str, Metric]:
     """Everything that can be known of one target and one service, by the names that samples have."""
-    metrics = ExporterMetrics([("backend", "ledger-kek")], ["backend"])
+    metrics = CollectedMetrics([("backend", "ledger-kek")], ["backend"])
     keyring = {name: {labels: 1.0} for name, labels in KEYRING_METRIC_LABELS.items()}
     metrics.set_backend_states(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0, keyring=keyring))
     metrics.add_probe(ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1),), None))

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from services.exporter.backends.reader import BackendReader, ReplicaReader
 from services.exporter.model import BackendState
-from services.exporter.results import ExporterMetrics
+from tests.exporter.collected_metrics import CollectedMetrics
 
 Reader = Callable[..., BackendReader]
 ONE, TWO, SIX = "127.0.0.1", "127.0.0.2", "::1"
@@ -86,7 +86,7 @@ async def test_each_process_is_read_and_keeps_the_name_in_its_host_header(reader
 
 
 async def test_an_address_that_goes_is_gone_from_metrics_and_one_that_is_dead_is_down(reader: Reader) -> None:
-    metrics = ExporterMetrics([], ["backend"])
+    metrics = CollectedMetrics([], ["backend"])
 
     def list_samples() -> dict[str, dict[str, float]]:
         families = {family.name: family.samples for family in metrics.collect() if family.samples}

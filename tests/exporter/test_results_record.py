@@ -7,6 +7,7 @@ from services.exporter.model import BackendState, Call, Health, KeyInspection, O
 from services.exporter.results import Results
 from shared.backend_contract import CryptoMode
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
+from tests.exporter.collected_metrics import collect_families
 from tests.exporter.recording_keys import named
 from tests.exporter.running_exporter import configured
 
@@ -26,7 +27,7 @@ def read(*replicas: str) -> list[BackendState]:
 def read_samples(record: Results) -> set[str]:
     return {
         sample.labels["replica"]
-        for family in record.metrics.collect()
+        for family in collect_families(record.metrics)
         for sample in family.samples
         if sample.name == "crypto_backend_up"
     }
@@ -48,7 +49,7 @@ def test_a_target_that_has_another_key_is_a_new_one_and_one_that_has_the_same_go
     record.add_inspection(KeyInspection("backend", "ledger", 1.0, key, None, (), None, {}))
 
     def summarize() -> tuple[list[float], list[float], bool]:
-        samples = [sample for family in record.metrics.collect() for sample in family.samples]
+        samples = [sample for family in collect_families(record.metrics) for sample in family.samples]
         primary = [sample.value for sample in samples if sample.name == "kms_key_primary_version"]
         probes = [sample.value for sample in samples if sample.name == "kms_probes_total"]
         return primary, probes, record.history.targets["ledger"].last_result is not None

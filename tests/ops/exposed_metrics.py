@@ -21,7 +21,6 @@ from services.exporter.model import (
     Operation,
     ProbeResult,
 )
-from services.exporter.results import ExporterMetrics
 from services.relay.app import run_relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
@@ -31,12 +30,13 @@ from shared.keyring.administration import RotationType
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.reason import Reason
 from shared.process.server import ReloadMiddleware
+from tests.exporter.collected_metrics import CollectedMetrics
 from tests.shared.sample import SETTINGS
 
 
 def by_the_exporter() -> list[Metric]:
     """After a round trip, an inspection of a key whose older versions fail in every way, the reading of a backend."""
-    metrics = ExporterMetrics([("ledger", "ledger-kek")], ["ledger"])
+    metrics = CollectedMetrics([("ledger", "ledger-kek")], ["ledger"])
     call = Call(Operation.ENCRYPT, 0.1)
     metrics.add_probe(ProbeResult("ledger", "ledger-kek", ended_at=1.0, calls=(call,), key_version=None))
     canaries = tuple(

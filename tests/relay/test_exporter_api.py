@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 
 from services.exporter.history import History
-from services.exporter.model import Call, Failure, Operation, ProbeResult
-from services.exporter.web import pages as history_api
+from services.exporter.model import Call, Failure, Operation, ProbeResult, TargetKey
+from services.exporter.web.pages import BoardPages
 from services.relay.apis import ExporterHistory, HistoryQuery
 from shared.check import CheckError
 from shared.config.secret_file import TokenFile
@@ -27,13 +27,13 @@ KEY = HistoryQuery("target", "ledger-kek")
 async def exporting(token: Path) -> AsyncIterator[str]:
     """An exporter that saw a key fail twice, and asks for a viewer's token."""
     history = History(clock=lambda: 500.0)
-    history.configure([("ledger", "ledger-kek")], [])
+    history.configure({("ledger", "ledger-kek"): TargetKey()}, [])
     for at in (1000.0, 1030.0):
         call = Call(Operation.ENCRYPT, 0.01, Failure(Reason.KEY_DISABLED, "version 2 is disabled"))
         history.add_probe(ProbeResult("ledger", "ledger-kek", at, (call,), None))
     await asyncio.to_thread(token.write_text, "a-token-of-a-viewer")
     policy = AccessPolicy([Token("relay", Role.VIEWER, TokenFile(token))])
-    routes = [history_api.build_route(history)]
+    routes = BoardPages(history, result_max_age=1).build_routes()
     app = create_application("keypulse exporter", create_registry(), routes, access_policy=policy)
     async with serve(app, Address("127.0.0.1", 0)) as address:
         yield f"http://{address}"

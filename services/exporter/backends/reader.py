@@ -28,18 +28,16 @@ from services.exporter.backends.documents import (
     parse_metrics,
     parse_openmetrics,
 )
-from services.exporter.backends.settings import Backend, TlsConfig, load_tls_context
+from services.exporter.backends.settings import Backend, load_tls_context
 from services.exporter.model import BackendState, Health, Samples
 from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRIC_LABELS
 from shared.config.file_checks import FileCheckError
-from shared.config.secret_file import FileStamp, PasswordFile, SecretFile, SecretUnreadableError
+from shared.config.secret_file import FileStamp, PasswordFile, SecretFile, SecretUnreadableError, read_stamp
 from shared.net.egress import Egress, EgressError, resolve
 from shared.net.http_connector import Connector
 from shared.process.concurrency import run_in_thread_if_large
 
-
-class UnusableCredentialsError(Exception):
-    """The message completes the sentence `health check: …`."""
+_CREDENTIALS_HINT: Final = "correct the file, or its key in the configuration"
 
 
 class BackendCredentials:
@@ -51,12 +49,14 @@ class BackendCredentials:
         self._authorization, self._basic_auth = backend.authorization, backend.basic_auth
         self._token = SecretFile(backend.authorization.credentials_file) if backend.authorization else None
         self._password = PasswordFile(backend.basic_auth.password_file) if backend.basic_auth else None
-        self._tls = _ClientTls(backend.effective_tls_config)
+        self._tls = backend.effective_tls_config
+        self._loaded_tls: tuple[list[FileStamp | None], ssl.SSLContext | None] | None = None
+        """The stamps of the files of `tls_config`, and the context that they made."""
         self.server_name = backend.tls_config.server_name
         """The name in the backend's certificate; None where it is that of the URL."""
 
     def build_headers(self) -> dict[str, str]:
-        """The headers as the files have them now. Raises UnusableCredentialsError."""
+        """The headers as the files have them now. Raises UnreadableError."""
         try:
             headers = self._plain | {name: _read(file) for name, file in self._secret.items()}
             if self._authorization and self._token:
@@ -65,15 +65,18 @@ class BackendCredentials:
                 login = f"{self._basic_auth.username}:{self._password.read_value()}"
                 headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
         except SecretUnreadableError as error:
-            raise UnusableCredentialsError(f"its credentials cannot be read: {error}") from None
+            raise UnreadableError(f"its credentials cannot be read: {error}", _CREDENTIALS_HINT) from None
         return headers
 
     def get_tls_context(self) -> ssl.SSLContext | None:
-        """The context as the files have it now; None where none is configured. Raises UnusableCredentialsError."""
-        try:
-            return self._tls.load()
-        except FileCheckError as error:
-            raise UnusableCredentialsError(f"tls_config: {error}") from None
+        """The context as the files have it now; None where none is configured. Raises UnreadableError."""
+        stamps = [read_stamp(file) for file in self._tls.files]
+        if self._loaded_tls is None or self._loaded_tls[0] != stamps or None in stamps:
+            try:
+                self._loaded_tls = stamps, load_tls_context(self._tls)
+            except FileCheckError as error:
+                raise UnreadableError(f"tls_config: {error}", _CREDENTIALS_HINT) from None
+        return self._loaded_tls[1]
 
 
 def _read(file: SecretFile) -> str:
@@ -82,20 +85,6 @@ def _read(file: SecretFile) -> str:
     if not value.isprintable():  # a client would refuse it, with an error that has no sentence
         raise SecretUnreadableError(f"{file.path}: expected text without control characters")
     return value
-
-
-class _ClientTls:
-    """The context of `tls_config`, made anew when one of its files has changed."""
-
-    def __init__(self, settings: TlsConfig) -> None:
-        self._settings = settings
-        self._loaded: tuple[list[FileStamp | None], ssl.SSLContext | None] | None = None
-
-    def load(self) -> ssl.SSLContext | None:
-        stamps = [SecretFile(file).read_stamp() for file in self._settings.files]
-        if self._loaded is None or self._loaded[0] != stamps or None in stamps:
-            self._loaded = stamps, load_tls_context(self._settings)
-        return self._loaded[1]
 
 
 MAX_HEALTH_BYTES = 1024 * 1024
@@ -211,8 +200,6 @@ class BackendReader:
             return _Problem(f"{subject}: no complete answer within {self.timeout:g} s", _SLOW_HINT)
         except UnreadableError as error:
             return _Problem(f"{subject}: {error}", error.hint or hint)
-        except UnusableCredentialsError as error:
-            return _Problem(f"{subject}: {error}", "correct the file, or its key in the configuration")
 
     async def _read_health(self, address: str | None) -> Health:
         if (health := self.health) is None:

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Final, TypeVar
+from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -35,6 +35,25 @@ from shared.kms.reason import Reason
 
 CRYPTO_BACKEND_UP = "crypto_backend_up"
 CRYPTO_MODE_UNKNOWN = "crypto_mode_unknown"
+_BACKEND_FAMILIES: Final = {
+    CRYPTO_BACKEND_UP: "1 if the health check could be read in time.",
+    CRYPTO_MODE: "What wraps the data keys: 0 env, 1 kms.",
+    CRYPTO_MODE_UNKNOWN: "1 while the health document names a mode that is unknown.",
+    CRYPTO_READY: "1 if the backend can encrypt and decrypt.",
+    CRYPTO_INIT_TIMESTAMP: "Unix time of the backend's last initialisation.",
+    CRYPTO_DECRYPTION_ERRORS: "Decryption failures, as the backend counts them.",
+    KMS_ROTATION_LAST_SUCCESS: "Unix time of the last rotation that succeeded, as the backend says.",
+    KMS_ROTATION_LAST_FAILURE: "Unix time of the last failure of a rotation, as the backend says.",
+    KMS_ROTATION_IN_PROGRESS: "1 while a rotation runs, as the backend reports.",
+    KMS_ROTATION_FAILURES: "Failures of rotations, as the backend counts them.",
+    KMS_DATA_KEYS: "Data keys, as the backend says.",
+    KMS_DATA_KEYS_UNUSABLE: "Data keys that the backend cannot unwrap, as it says.",
+    KMS_DATA_KEYS_MISSING: "Data keys that records need and the database lacks, as the backend says.",
+    KMS_DATA_KEYS_RESTORED: "Rows of data keys that the backend put back from memory, as it counts them.",
+    KMS_KEYRING_ROWS_UNREADABLE: "Rows of the keyring that cannot be read, as the backend says.",
+    KMS_LOCAL_KEY_MISSING: "1 while the backend has no local key, as it says.",
+}
+"""Their help texts."""
 
 
 class BackendMetrics:
@@ -52,60 +71,35 @@ class BackendMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """One sample of a family for each replica that has it; none before the first read."""
-        up = GaugeMetricFamily(CRYPTO_BACKEND_UP, "1 if the health check could be read in time.")
-        mode = GaugeMetricFamily(CRYPTO_MODE, "What wraps the data keys: 0 env, 1 kms.")
-        unknown = GaugeMetricFamily(CRYPTO_MODE_UNKNOWN, "1 while the health document names a mode that is unknown.")
-        ready = GaugeMetricFamily(CRYPTO_READY, "1 if the backend can encrypt and decrypt.")
-        init = GaugeMetricFamily(CRYPTO_INIT_TIMESTAMP, "Unix time of the backend's last initialisation.")
-        errors = CounterMetricFamily(CRYPTO_DECRYPTION_ERRORS, "Decryption failures, as the backend counts them.")
-        keyring = {
-            KMS_ROTATION_LAST_SUCCESS: GaugeMetricFamily(
-                KMS_ROTATION_LAST_SUCCESS, "Unix time of the last rotation that succeeded, as the backend says."
-            ),
-            KMS_ROTATION_LAST_FAILURE: GaugeMetricFamily(
-                KMS_ROTATION_LAST_FAILURE, "Unix time of the last failure of a rotation, as the backend says."
-            ),
-            KMS_ROTATION_IN_PROGRESS: GaugeMetricFamily(
-                KMS_ROTATION_IN_PROGRESS, "1 while a rotation runs, as the backend reports."
-            ),
-            KMS_ROTATION_FAILURES: CounterMetricFamily(
-                KMS_ROTATION_FAILURES, "Failures of rotations, as the backend counts them."
-            ),
-            KMS_DATA_KEYS: GaugeMetricFamily(KMS_DATA_KEYS, "Data keys, as the backend says."),
-            KMS_DATA_KEYS_UNUSABLE: GaugeMetricFamily(
-                KMS_DATA_KEYS_UNUSABLE, "Data keys that the backend cannot unwrap, as it says."
-            ),
-            KMS_DATA_KEYS_MISSING: GaugeMetricFamily(
-                KMS_DATA_KEYS_MISSING, "Data keys that records need and the database lacks, as the backend says."
-            ),
-            KMS_DATA_KEYS_RESTORED: CounterMetricFamily(
-                KMS_DATA_KEYS_RESTORED, "Rows of data keys that the backend put back from memory, as it counts them."
-            ),
-            KMS_KEYRING_ROWS_UNREADABLE: GaugeMetricFamily(
-                KMS_KEYRING_ROWS_UNREADABLE, "Rows of the keyring that cannot be read, as the backend says."
-            ),
-            KMS_LOCAL_KEY_MISSING: GaugeMetricFamily(
-                KMS_LOCAL_KEY_MISSING, "1 while the backend has no local key, as it says."
-            ),
-        }
+        families = {name: _create_family(name, text) for name, text in _BACKEND_FAMILIES.items()}
         for state in self._states:
             labels = {"service": state.service} | ({"replica": state.replica} if state.replica else {})
-            up.add_sample(CRYPTO_BACKEND_UP, labels, state.health is not None)
-            if state.health is not None:
-                if state.health.mode is not None:
-                    mode.add_sample(CRYPTO_MODE, labels, state.health.mode.metric_value)
-                if state.health.mode is not None or state.health.mode_problem:
-                    unknown.add_sample(CRYPTO_MODE_UNKNOWN, labels, state.health.mode is None)
-                ready.add_sample(CRYPTO_READY, labels, state.health.ready)
-            if state.init_timestamp is not None:
-                init.add_sample(CRYPTO_INIT_TIMESTAMP, labels, state.init_timestamp)
-            if state.decryption_errors is not None:
-                errors.add_sample(CRYPTO_DECRYPTION_ERRORS, labels, state.decryption_errors)
+            for name, value in _list_values(state).items():
+                if value is not None:
+                    families[name].add_sample(name, labels, value)
             for name, series in state.keyring.items():
                 for values, value in series.items():
                     own = dict(zip(KEYRING_METRIC_LABELS[name], values, strict=True))
-                    keyring[name].add_sample(name, labels | own, value)
-        yield from (up, mode, unknown, ready, init, errors, *keyring.values())
+                    families[name].add_sample(name, labels | own, value)
+        yield from families.values()
+
+
+def _list_values(state: BackendState) -> dict[str, float | None]:
+    """What is known of a replica; None where it is not."""
+    health = state.health
+    names_mode = health is not None and (health.mode is not None or health.mode_problem is not None)
+    return {
+        CRYPTO_BACKEND_UP: health is not None,
+        CRYPTO_MODE: health.mode.metric_value if health and health.mode else None,
+        CRYPTO_MODE_UNKNOWN: health.mode is None if health and names_mode else None,
+        CRYPTO_READY: health.ready if health else None,
+        CRYPTO_INIT_TIMESTAMP: state.init_timestamp,
+        CRYPTO_DECRYPTION_ERRORS: state.decryption_errors,
+    }
+
+
+def _create_family(name: str, text: str) -> Metric:
+    return (CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily)(name, text)
 
 
 # 1 s is where KMSHighLatency begins; over 10 s an answer counts as an error in Cloud KMS's SLA.
@@ -115,7 +109,6 @@ _BOUNDS = [*(f"{bound:g}" for bound in BUCKETS), "+Inf"]
 _WRONG_AAD_GAUGE: Final = {"": True, Reason.PLAINTEXT_MISMATCH: False}
 """The result of the check with a wrong AAD by its reason; for any other reason it is not known."""
 
-Family = TypeVar("Family", bound=Metric)
 _Labels = tuple[tuple[str, str], ...]
 """Names and values."""
 
@@ -123,7 +116,8 @@ _Labels = tuple[tuple[str, str], ...]
 class TargetMetrics:
     """One target; every counter starts at 0, so that a first failure is an increase, not a beginning."""
 
-    def __init__(self, service: str, target: str) -> None:
+    def __init__(self, service: str, target: str, key: TargetKey) -> None:
+        self.key = key
         self.version = 0
         """Grows after each change."""
         self._labels = {"service": service, "target": target}
@@ -134,13 +128,6 @@ class TargetMetrics:
         self._failures = Counter({(operation, reason): 0 for operation in Operation for reason in Reason})
         self._durations = {operation: _DurationHistogram() for operation in Operation}
         self._inspection: KeyInspection | None = None
-        self._key = TargetKey()
-
-    def set_key(self, key: TargetKey) -> None:
-        """Names the key, for the commands that fix it."""
-        if self._key != key:
-            self._key = key
-            self.version += 1
 
     def add_probe(self, result: ProbeResult) -> None:
         self._probes += 1
@@ -182,25 +169,22 @@ class TargetMetrics:
     def collect(self) -> Iterator[Metric]:
         """Every family of a target, also those of which it has no sample now."""
         yield self._show(
-            GaugeMetricFamily(
-                "kms_probe_success", "1 if the last round trip succeeded, not longer ago than two intervals."
-            ),
-            self._success,
+            "kms_probe_success", "1 if the last round trip succeeded, not longer ago than two intervals.", self._success
         )
         yield self._show(
-            GaugeMetricFamily(
-                "kms_probe_last_success_timestamp_seconds",
-                "Unix time of the last round trip that succeeded; absent until the first.",
-            ),
+            "kms_probe_last_success_timestamp_seconds",
+            "Unix time of the last round trip that succeeded; absent until the first.",
             self._last_success,
         )
-        yield self._show(CounterMetricFamily("kms_probes_total", "Round trips tried."), self._probes)
+        yield self._show("kms_probes_total", "Round trips tried.", self._probes)
         yield self._show(
-            CounterMetricFamily("kms_probe_failures_total", "Calls that failed, by operation and reason."),
+            "kms_probe_failures_total",
+            "Calls that failed, by operation and reason.",
             {(("operation", operation), ("reason", reason)): n for (operation, reason), n in self._failures.items()},
         )
         yield self._show(
-            CounterMetricFamily("kms_operations_total", "Calls to KMS, those that only read the key included."),
+            "kms_operations_total",
+            "Calls to KMS, those that only read the key included.",
             {(("operation", operation),): n for operation, n in self._operations.items()},
         )
         durations = HistogramMetricFamily(
@@ -217,92 +201,80 @@ class TargetMetrics:
         """What the last inspection found; nothing of an earlier one."""
         inspection = self._inspection
         # With the first inspection the account is known: before it, this would be another series.
-        info = ("provider", self._key.provider), ("key", self._key.name)
+        info = ("provider", self.key.provider), ("key", self.key.name)
         yield self._show(
-            GaugeMetricFamily("kms_target_info", "1; its labels name the key and the account that the exporter has."),
+            "kms_target_info",
+            "1; its labels name the key and the account that the exporter has.",
             {(*info, ("account", inspection.account)): 1} if inspection else None,
         )
         key = inspection.description if inspection else None
         versions = key.versions if key else ()
         primary = key.find_version(key.primary_version) if key else None
         yield self._show(
-            GaugeMetricFamily(
-                "kms_key_primary_version",
-                "Number of the version that encrypts; absent where the provider does not number versions.",
-            ),
+            "kms_key_primary_version",
+            "Number of the version that encrypts; absent where the provider does not number versions.",
             primary.number if primary else None,
         )
         yield self._show(
-            GaugeMetricFamily("kms_key_primary_version_info", "1; its label names the version that encrypts."),
+            "kms_key_primary_version_info",
+            "1; its label names the version that encrypts.",
             {(("version", key.primary_version),): 1} if key and key.primary_version else None,
         )
         states = Counter(version.state for version in versions)
         yield self._show(
-            GaugeMetricFamily("kms_key_versions", "Versions of the key by state."),
+            "kms_key_versions",
+            "Versions of the key by state.",
             {(("state", state),): states[state] for state in VersionState} if key else None,
         )
         yield self._show(
-            GaugeMetricFamily(
-                "kms_key_next_rotation_timestamp_seconds",
-                "Unix time of the next scheduled rotation; absent if none is scheduled.",
-            ),
+            "kms_key_next_rotation_timestamp_seconds",
+            "Unix time of the next scheduled rotation; absent if none is scheduled.",
             key.next_rotation_at if key else None,
         )
         yield self._show(
-            GaugeMetricFamily(
-                "kms_key_version_destroy_timestamp_seconds",
-                "Unix time at which a version will be destroyed; only while that is scheduled.",
-            ),
+            "kms_key_version_destroy_timestamp_seconds",
+            "Unix time at which a version will be destroyed; only while that is scheduled.",
             {(("version", one.id),): one.destroy_at for one in versions if one.destroy_at is not None},
         )
         # A round trip that succeeded since the inspection proves what it uses, so that no alert outlives its cause.
         is_proven = (
             bool(self._success) and inspection is not None and (self._last_success or 0.0) > inspection.inspected_at
         )
-        proven = self._key.profile.round_trip_permissions if is_proven else ()
+        proven = self.key.profile.round_trip_permissions if is_proven else ()
         permissions = (inspection and inspection.permissions) or {}
         yield self._show(
-            GaugeMetricFamily("kms_key_permission", "1 if the account has the permission on the key."),
+            "kms_key_permission",
+            "1 if the account has the permission on the key.",
             {(("permission", name),): granted or name in proven for name, granted in permissions.items()},
         )
-        canaries = inspection.canaries if inspection else ()
+        canaries = [(one.version, _get_reason(one.call)) for one in inspection.canaries] if inspection else []
         yield self._show(
-            GaugeMetricFamily(
-                "kms_canary_success",
-                "1 if a ciphertext of an older version could be decrypted; if not, the label gives the reason.",
-            ),
-            {
-                (("version", one.version), ("reason", _get_reason(one.call))): not _get_reason(one.call)
-                for one in canaries
-            },
+            "kms_canary_success",
+            "1 if a ciphertext of an older version could be decrypted; if not, the label gives the reason.",
+            {(("version", version), ("reason", reason)): not reason for version, reason in canaries},
         )
         unwatched = inspection.versions_without_canary if inspection else None
         yield self._show(
-            GaugeMetricFamily(
-                "kms_key_versions_without_canary", "Older versions, not destroyed, of which no canary is kept."
-            ),
+            "kms_key_versions_without_canary",
+            "Older versions, not destroyed, of which no canary is kept.",
             None if unwatched is None else len(unwatched),
         )
         wrong_aad = inspection.wrong_aad_check if inspection else None
         yield self._show(
-            GaugeMetricFamily(
-                "kms_wrong_aad_refused",
-                "1 if KMS refused to decrypt with other authenticated data; absent where that could not be checked.",
-            ),
+            "kms_wrong_aad_refused",
+            "1 if KMS refused to decrypt with other authenticated data; absent where that could not be checked.",
             _WRONG_AAD_GAUGE.get(_get_reason(wrong_aad)) if wrong_aad else None,
         )
         problems = set(inspection.problems) - set(inspection.call_problems if is_proven else ()) if inspection else None
         yield self._show(
-            GaugeMetricFamily(
-                "kms_key_inspection_problems",
-                "What could not be read of the key, and what was wrong with the file of its canaries.",
-            ),
+            "kms_key_inspection_problems",
+            "What could not be read of the key, and what was wrong with the file of its canaries.",
             None if problems is None else len(problems),
         )
 
-    def _show(self, family: Family, value: float | Mapping[_Labels, float] | None) -> Family:
+    def _show(self, name: str, text: str, value: float | Mapping[_Labels, float] | None) -> Metric:
         """The family with one value of the target, with one for each of further labels, or without a sample."""
-        name = f"{family.name}_total" if family.type == "counter" else family.name
+        family = _create_family(name, text)
         samples = value if isinstance(value, Mapping) else {} if value is None else {(): value}
         for labels, number in samples.items():
             family.add_sample(name, {**self._labels, **dict(labels)}, number)

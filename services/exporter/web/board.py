@@ -63,6 +63,8 @@ class Card:
     """The text that a filter searches."""
     sort_key: tuple[HealthStatus, list[tuple[int, str]]]
     """The worst first, then by name, `key-2` before `key-10`."""
+    version: int = 0
+    """Cards that were built later have a higher one."""
 
     @property
     def status_label(self) -> str:
@@ -83,13 +85,7 @@ class Card:
 
 
 def build_card(history: TargetOrBackendHistory, now: float, max_ages: MaxAges) -> Card:
-    """The light of a target, a backend or a replica of one.
-
-    Args:
-        history: what is known.
-        now: Unix seconds.
-        max_ages: for how long what was found last counts.
-    """
+    """The light of a target, a backend or a replica of one; `now` in Unix seconds."""
     if isinstance(history, TargetHistory):
         return _build_target_card(history, now, max_ages)
     return _build_backend_card(history, now, max_ages)
@@ -99,27 +95,12 @@ def compute_expiry(history: TargetOrBackendHistory, now: float, max_ages: MaxAge
     """What changes of a record with time alone: its result is old, its success has expired, its rotation is overdue."""
     if isinstance(history, BackendHistory):
         return history.read_at is not None and history.read_at + max_ages.result < now, False, False
-    next_rotation_at = (
-        history.inspection.description.next_rotation_at
-        if history.inspection and history.inspection.description
-        else None
-    )
+    result, inspection = history.last_result, history.inspection
+    next_rotation_at = inspection.description.next_rotation_at if inspection and inspection.description else None
     return (
-        _is_stale(history, now, max_ages),
-        _is_success_expired(history, now, max_ages),
+        result is not None and result.ended_at + max_ages.result < now,
+        result is not None and result.failed_call is None and result.ended_at + max_ages.success < now,
         next_rotation_at is not None and next_rotation_at < now,
-    )
-
-
-def _is_stale(history: TargetHistory, now: float, max_ages: MaxAges) -> bool:
-    return history.last_result is not None and history.last_result.ended_at + max_ages.result < now
-
-
-def _is_success_expired(history: TargetHistory, now: float, max_ages: MaxAges) -> bool:
-    return (
-        history.last_result is not None
-        and history.last_result.failed_call is None
-        and history.last_result.ended_at + max_ages.success < now
     )
 
 
@@ -132,9 +113,10 @@ def _build_target_card(history: TargetHistory, now: float, max_ages: MaxAges) ->
         findings.append(build_failure_finding(history.failure_spans[-1], history))
     else:
         light = HealthStatus.HEALTHY
-    if history.last_result and _is_success_expired(history, now, max_ages):
+    is_stale, is_success_expired, _ = compute_expiry(history, now, max_ages)
+    if history.last_result and is_success_expired:
         findings.append(build_success_expired_finding(history.last_result.ended_at))
-    elif history.last_result and _is_stale(history, now, max_ages):
+    elif history.last_result and is_stale:
         findings.append(build_stale_finding(f"No round trip since {format_utc_time(history.last_result.ended_at)}"))
     return _assemble_card("key", history.target, history.service, light, findings, history)
 
@@ -142,7 +124,7 @@ def _build_target_card(history: TargetHistory, now: float, max_ages: MaxAges) ->
 def _build_backend_card(history: BackendHistory, now: float, max_ages: MaxAges) -> Card:
     findings = [] if history.state is None else list(find_backend_problems(history.state))
     light = HealthStatus.UNKNOWN if history.state is None else HealthStatus.HEALTHY
-    if history.read_at is not None and history.read_at + max_ages.result < now:
+    if history.read_at is not None and compute_expiry(history, now, max_ages)[0]:
         findings.append(build_stale_finding(f"Not read since {format_utc_time(history.read_at)}"))
     name = history.service if history.replica is None else f"{history.service} {history.replica}"
     return _assemble_card("backend", name, history.service, light, findings, history)
@@ -270,27 +252,20 @@ class BoardSection:
 class Board:
     created_at: float
     """Unix seconds."""
-    history_version: int
-    """Of the history."""
+    version: int
+    """Of its cards."""
     status_counts: Mapping[HealthStatus, int]
     """How many cards have each status, whatever the query."""
     sections: tuple[BoardSection, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BoardCursor:
-    """When a page was viewed, and what it showed."""
-
-    version: int
-    viewed_at: float
 
 
 class CardCache:
     """The card of each record, built again only if the record changed, or its status changed with time."""
 
     def __init__(self, max_ages: MaxAges) -> None:
-        """`max_age`: for how long what was found last counts."""
-        self._max_age = max_ages
+        self.version = 0
+        """Rises with every card that is built."""
+        self._max_ages = max_ages
         self._cards: dict[Hashable, tuple[Hashable, Card]] = {}
 
     def build_all(self, history: History, now: float) -> dict[str, list[Card]]:
@@ -298,10 +273,11 @@ class CardCache:
         previous_cards, self._cards = self._cards, {}
 
         def one(key: Hashable, history: TargetOrBackendHistory) -> Card:
-            state = history.version, compute_expiry(history, now, self._max_age)
+            state = history.version, compute_expiry(history, now, self._max_ages)
             cached = previous_cards.get(key)
             if cached is None or cached[0] != state:
-                cached = state, build_card(history, now, self._max_age)
+                self.version += 1
+                cached = state, replace(build_card(history, now, self._max_ages), version=self.version)
             self._cards[key] = cached
             return cached[1]
 
@@ -310,16 +286,8 @@ class CardCache:
             "keys": [one(("keys", name), record) for name, record in history.targets.items()],
         }
 
-    def has_changed(self, card: Card, now: float, cursor: BoardCursor) -> bool:
-        """Whether it changed since the last view."""
-        record = card.history
-        expiries = (compute_expiry(record, at, self._max_age) for at in (now, cursor.viewed_at))
-        return record.version > cursor.version or next(expiries) != next(expiries)
 
-
-def build_board(
-    history: History, cards: CardCache, query: BoardQuery, now: float, cursor: BoardCursor | None = None
-) -> Board:
+def build_board(history: History, cards: CardCache, query: BoardQuery, now: float, last_version: int = 0) -> Board:
     """The current board.
 
     Args:
@@ -327,7 +295,7 @@ def build_board(
         cards: the same cache for every view.
         query: what is wanted of it.
         now: Unix seconds.
-        cursor: the previous view, if there was one.
+        last_version: of the board that was viewed last, if there was one.
     """
 
     def build_section(kind: str, all_cards: list[Card]) -> BoardSection:
@@ -337,11 +305,10 @@ def build_board(
         pages = max(1, -(-len(matching) // CARDS_PER_PAGE))
         page = min(query.pages.get(kind, 1), pages)
         page_cards = matching[(page - 1) * CARDS_PER_PAGE : page * CARDS_PER_PAGE]
-        changed = [card for card in page_cards if cursor is None or cards.has_changed(card, now, cursor)]
         return BoardSection(
             kind,
             tuple(card.id for card in page_cards),
-            tuple(replace(card, history=card.history.copy(now)) for card in changed),
+            tuple(replace(card, history=card.history.copy(now)) for card in page_cards if card.version > last_version),
             len(matching),
             page,
             pages,
@@ -349,7 +316,7 @@ def build_board(
 
     status_counts: Counter[HealthStatus] = Counter()
     sections = tuple(build_section(kind, cards_) for kind, cards_ in cards.build_all(history, now).items())
-    return Board(now, history.version, status_counts, sections)
+    return Board(now, cards.version, status_counts, sections)
 
 
 WIDTH = 360

@@ -1,15 +1,14 @@
-"""`GET /api/history`: the failures of keys for other programs, such as the relay's timeline of an incident.
+"""The pages of the board, the endpoint that its script polls, its static files, and `GET /api/history`.
 
-As `/history`, it knows what happened since the exporter started; `since` says when that was.
-
-The pages of the board, the endpoint that its script polls, and its static files. This module renders all HTML.
-
-A board is built on the event loop, where the history lives; its HTML is rendered in a thread.
+A board is built on the event loop, where the history lives; its HTML is rendered in a thread. `/api/history` has the
+failures of keys for other programs, such as the relay's timeline of an incident. As `/history`, it knows what happened
+since the exporter started; `since` says when that was.
 """
 
 import math
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from heapq import nlargest
@@ -23,30 +22,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from services.exporter.history import MAX_FAILURE_SPANS, FailureSpan, History, TargetHistory, compute_quantile
-from services.exporter.web import board as latency_plot
+from services.exporter.web import board as board_module
 from services.exporter.web import findings
-from services.exporter.web.board import (
-    MAX_LISTED_VERSIONS,
-    Board,
-    BoardCursor,
-    BoardQuery,
-    Card,
-    CardCache,
-    MaxAges,
-    build_board,
-    build_card,
-    format_data_keys,
-    get_last_rotation_time,
-    get_protection_level,
-    get_version_label,
-    label_versions,
-    sort_canaries,
-    sort_versions,
-)
-from services.exporter.web.findings import STATUS_LABELS, HealthStatus
+from services.exporter.web.board import Board, BoardQuery, Card, CardCache, MaxAges, build_board, build_card
 from shared.config.server_settings import Role
 from shared.http.access import ProtectedRoute, RouteRequirements
-from shared.http.json_api import build_error_response, check_names, format_json_time
+from shared.http.json_api import Query, RefusedError, build_error_response, format_json_time, parse_query
 from shared.web.pages import SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
 
 if TYPE_CHECKING:
@@ -54,39 +35,17 @@ if TYPE_CHECKING:
 
 MAX_FAILURES: Final = 200
 """Failures in one answer; the newest."""
-_FILTERS: Final = ("target", "service")
 
 
-def build_route(history: History) -> ProtectedRoute:
-    """The endpoint; `history` is what it shows."""
-
-    async def list_failures(request: Request) -> Response:
-        chosen = request.query_params
-        try:
-            check_names(chosen, _FILTERS)
-        except ValueError as error:
-            return build_error_response(400, str(error))
-        target = chosen.get("target")
-        if target is not None and target not in history.targets:
-            return build_error_response(404, "there is no such target; without the filter all are listed")
-        return JSONResponse(_build_answer(history, target, chosen.get("service")))
-
-    return ProtectedRoute("/api/history", list_failures, RouteRequirements(Role.VIEWER))
+class _HistoryQuery(Query):
+    target: str | None = None
+    service: str | None = None
 
 
-def _build_answer(history: History, target: str | None, service: str | None) -> dict[str, Any]:
-    records = [
-        record
-        for name, record in history.targets.items()
-        if target in (None, name) and service in (None, record.service)
-    ]
-    failures = [(record, span) for record in records for span in record.failure_spans]
-    newest = sorted(failures, key=lambda failure: failure[1].last_at, reverse=True)[:MAX_FAILURES]
-    return {
-        "since": format_json_time(history.started_at),
-        "failures": [_encode_failure(record, span) for record, span in newest],
-        "left_out": len(failures) - len(newest),
-    }
+def _list_failures(records: Iterable[TargetHistory], limit: int) -> list[tuple[TargetHistory, FailureSpan]]:
+    """The last failures, the newest first, each with its key."""
+    found = [(record, span) for record in records for span in record.failure_spans]
+    return nlargest(limit, found, key=lambda failure: failure[1].last_at)
 
 
 def _encode_failure(record: TargetHistory, span: FailureSpan) -> dict[str, Any]:
@@ -103,6 +62,7 @@ def _encode_failure(record: TargetHistory, span: FailureSpan) -> dict[str, Any]:
 
 
 _ASSET_FOLDER: Final = Path(__file__).parent / "assets"
+_VERSION: Final = re.compile("[0-9]{1,15}")
 
 
 class BoardPages:
@@ -130,7 +90,7 @@ class BoardPages:
         self._max_ages = MaxAges(result_max_age, success_max_age)
         self._cards = CardCache(self._max_ages)
         self._clock = clock
-        self._process_id = token_hex(8)  # version numbers of an earlier process's history have no meaning in this one
+        self._boot_id = token_hex(8)  # versions of the cards before a restart or a reload have no meaning now
         self._files = StaticFiles(SHARED_ASSETS, _ASSET_FOLDER)
         self._runbook_url = runbook_url
         self._page_links = page_links
@@ -145,6 +105,7 @@ class BoardPages:
             ProtectedRoute("/", add_security_headers(self._show_board), page),
             ProtectedRoute("/history", add_security_headers(self._show_history), page),
             ProtectedRoute("/api/board", add_security_headers(self._get_board_changes), part),
+            ProtectedRoute("/api/history", self._get_failures, RouteRequirements(Role.VIEWER)),
             ProtectedRoute("/board/{name}", self._files.serve, part),
         ]
 
@@ -156,14 +117,39 @@ class BoardPages:
     async def _get_board_changes(self, request: Request) -> Response:
         """The HTML of cards that changed since a page's last request, by the id of the card."""
         query = BoardQuery.parse(request.query_params)
-        last = self._parse_cursor(request.query_params.get("cursor", ""))
-        board = build_board(self._history, self._cards, query, self._clock(), last)
+        boot_id, _, version = request.query_params.get("cursor", "").partition(".")
+        last_version = int(version) if boot_id == self._boot_id and _VERSION.fullmatch(version) else 0
+        board = build_board(self._history, self._cards, query, self._clock(), last_version)
         return JSONResponse(await run_in_threadpool(self._render_changes, board, query))
+
+    async def _get_failures(self, request: Request) -> Response:
+        history = self._history
+        try:
+            query = parse_query(_HistoryQuery, request.query_params)
+        except RefusedError as error:
+            return build_error_response(error.status, str(error))
+        if query.target is not None and query.target not in history.targets:
+            return build_error_response(404, "there is no such target; without the filter all are listed")
+        records = [
+            record
+            for name, record in history.targets.items()
+            if query.target in (None, name) and query.service in (None, record.service)
+        ]
+        newest = _list_failures(records, MAX_FAILURES)
+        return JSONResponse(
+            {
+                "since": format_json_time(history.started_at),
+                "failures": [_encode_failure(record, span) for record, span in newest],
+                "left_out": sum(len(record.failure_spans) for record in records) - len(newest),
+            }
+        )
 
     async def _show_history(self, request: Request) -> Response:
         name = request.query_params.get("target")
         if not name:
-            return HTMLResponse(await run_in_threadpool(self._render_history, None, self._list_latest_failures()))
+            latest = _list_failures(self._history.targets.values(), MAX_FAILURE_SPANS)
+            copies = [(record, replace(span)) for record, span in latest]
+            return HTMLResponse(await run_in_threadpool(self._render_history, None, copies))
         record = self._history.targets.get(name)
         if record is None:
             return await self.show_missing(request, "There is no such target.")
@@ -178,12 +164,6 @@ class BoardPages:
         page = await run_in_threadpool(self._templates.get_template("missing.html.j2").render, what=what)
         return HTMLResponse(page, status_code=404)
 
-    def _list_latest_failures(self) -> list[tuple[TargetHistory, FailureSpan]]:
-        """The last failures of all keys, the newest first, each with the key it is of; the failures are copies."""
-        found = [(record, span) for record in self._history.targets.values() for span in record.failure_spans]
-        latest = nlargest(MAX_FAILURE_SPANS, found, key=lambda failure: failure[1].last_at)
-        return [(record, replace(span)) for record, span in latest]
-
     def _render_history(self, card: Card | None, rows: Sequence[tuple[TargetHistory, FailureSpan]]) -> str:
         return self._templates.get_template("history.html.j2").render(card=card, rows=rows, now=self._clock())
 
@@ -194,24 +174,11 @@ class BoardPages:
             [_ASSET_FOLDER],
             {"quantile": compute_quantile},
             {
+                "cards": board_module,
+                "problems": findings,
+                "MAX_FAILURE_SPANS": MAX_FAILURE_SPANS,
                 "runbook_url": self._runbook_url,
                 "page_links": self._page_links,
-                "RUNBOOK_FILE": findings.RUNBOOK_FILE,
-                "HealthStatus": HealthStatus,
-                "STATUS_LABELS": STATUS_LABELS,
-                "MAX_LISTED_VERSIONS": MAX_LISTED_VERSIONS,
-                "MAX_FAILURE_SPANS": MAX_FAILURE_SPANS,
-                "latency_plot": latency_plot,
-                "get_protection_level": get_protection_level,
-                "sort_versions": sort_versions,
-                "get_version_label": get_version_label,
-                "label_versions": label_versions,
-                "sort_canaries": sort_canaries,
-                "format_data_keys": format_data_keys,
-                "get_last_rotation_time": get_last_rotation_time,
-                "format_versions": findings.format_versions,
-                "describe_connectivity": findings.describe_connectivity,
-                "advise_on_failure": findings.advise_on_failure,
             },
         )
 
@@ -242,13 +209,4 @@ class BoardPages:
         }
 
     def _format_cursor(self, board: Board) -> str:
-        return f"{self._process_id}.{board.history_version}.{board.created_at!r}"
-
-    def _parse_cursor(self, cursor: str) -> BoardCursor | None:
-        """The view that a cursor stands for; None if it is not from this process."""
-        boot, _, rest = cursor.partition(".")
-        version, _, at = rest.partition(".")
-        try:
-            return BoardCursor(int(version), float(at)) if boot == self._process_id else None
-        except ValueError:
-            return None
+        return f"{self._boot_id}.{board.version}"

@@ -24,7 +24,7 @@ from services.relay.channels.requests import (
 from services.relay.http import HttpSession, read_text, translate_connection_errors
 from services.relay.model import Message
 from shared.check import Check, CheckError
-from shared.config.secret_file import SecretFile
+from shared.config.secret_file import SecretFile, read_stamp
 from shared.config.settings import UrlFilePath, check_secret_url
 from shared.net.egress import EgressSettings
 
@@ -114,7 +114,7 @@ class HttpChannel:
         self._clock = clock
 
     def read_secret_versions(self) -> Hashable:
-        return *(file.read_stamp() for file in self._secrets), self._session.read_file_stamps()
+        return *(read_stamp(file.path) for file in self._secrets), self._session.read_file_stamps()
 
     async def close(self) -> None:
         await self._session.close()

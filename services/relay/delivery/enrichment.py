@@ -41,6 +41,7 @@ from services.relay.model import (
 )
 from services.relay.text import clean_text, sanitize_url, truncate
 from services.relay.text.title import is_resolved
+from shared.config.secret_file import FileStamp, read_stamp
 from shared.kms.alert_fixes import list_values
 from shared.net.egress import EgressSettings
 from shared.process.concurrency import start_in_thread
@@ -221,7 +222,7 @@ _FIRST_WAIT: Final = 0.5
 """Seconds after the start in which a message waits for the first reading."""
 
 Excerpts = Mapping[str, RunbookExcerpt]
-_Stamp = tuple[int, int, int] | None
+_Stamp = FileStamp | None
 
 log = structlog.get_logger(__name__)
 
@@ -322,13 +323,13 @@ class Runbook:
 
 def _read_changed_files(location: Path, stamps: Mapping[Path, _Stamp]) -> _FilesRead | None:
     """What the files hold; None if they are as they were. Raises RunbookError."""
-    if stamps and all(_read_stamp(file) == stamp for file, stamp in stamps.items()):
+    if stamps and all(read_stamp(file) == stamp for file, stamp in stamps.items()):
         return None
     reader = _FileReader(location if location.is_dir() else location.parent)
     try:
         if not location.is_dir():
             return _FilesRead(build_excerpts(reader.read(location), reader.read_linked), reader.stamps)
-        reader.stamps[location] = _read_stamp(location)  # it changes with the names in it
+        reader.stamps[location] = read_stamp(location)  # it changes with the names in it
         excerpts: dict[str, RunbookExcerpt] = {}
         for file in sorted(location.glob("*.md"))[:_MAX_FILES]:
             found = find_excerpt(build_excerpts(reader.read(file)), file.stem)
@@ -348,7 +349,7 @@ class _FileReader:
 
     def read(self, file: Path) -> str:
         """Raises OSError, RunbookError."""
-        self.stamps[file] = _read_stamp(file)
+        self.stamps[file] = read_stamp(file)
         with file.open("rb") as opened:
             body = opened.read(self._left + 1)
         self._left -= len(body)
@@ -362,15 +363,6 @@ class _FileReader:
         if len(self.stamps) > _MAX_FILES or not file.is_relative_to(self._folder) or not file.is_file():
             return None
         return self.read(file)
-
-
-def _read_stamp(file: Path) -> _Stamp:
-    """A value that differs after a change; None if there is no such file."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 _LABELS: Final = ("env", "service", "channel", "namespace", "target", "version")

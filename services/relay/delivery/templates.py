@@ -41,6 +41,7 @@ from services.relay.text import (
     truncate,
 )
 from shared.config.file_checks import FileCheck, FileCheckError
+from shared.config.secret_file import read_stamp
 from shared.config.settings import FilePath
 
 MODULE: Final = "services.relay.delivery.template_rendering"
@@ -281,21 +282,13 @@ class MessageTemplates:
         """The templates as they are now. A thread waits while another one reads them."""
         with self._lock:
             if self._clock() >= self._next_check:
-                stamps = tuple(_read_stamp(folder / kind.file_name) for kind in _KINDS)
+                stamps = tuple(read_stamp(folder / kind.file_name) for kind in _KINDS)
                 if stamps != self._loaded.stamps:
                     self._loaded = _Loaded(stamps, _load_templates(folder))
                     self._logged, self._paused = set(), {}
                 self._next_check = self._clock() + _CHECK_INTERVAL
             self._paused = {kind: each for kind, each in self._paused.items() if self._clock() < each[0]}
             return self._loaded.templates | {kind: problem for kind, (_, problem) in self._paused.items()}
-
-
-def _read_stamp(file: Path) -> tuple[int, int, int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _load_templates(folder: Path) -> dict[_Kind, str | TemplateProblem]:

@@ -18,7 +18,7 @@ from google.auth.credentials import Credentials
 from google.auth.environment_vars import CREDENTIALS
 from google.auth.exceptions import GoogleAuthError
 
-from shared.config.secret_file import FileStamp, SecretFile
+from shared.config.secret_file import FileStamp, read_stamp
 
 _SCOPE: Final = "https://www.googleapis.com/auth/cloudkms"
 
@@ -71,7 +71,7 @@ class CredentialsLookup:
 
 def _read_file_stamp() -> FileStamp | None:
     named = os.environ.get(CREDENTIALS)
-    return SecretFile(Path(named)).read_stamp() if named else None
+    return read_stamp(Path(named)) if named else None
 
 
 process_lookup: Final = CredentialsLookup()

@@ -13,8 +13,8 @@ from aiohttp import web
 
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.exporter.history import History
-from services.exporter.model import Call, Failure, Operation, ProbeResult
-from services.exporter.web import pages as history_api
+from services.exporter.model import Call, Failure, Operation, ProbeResult, TargetKey
+from services.exporter.web.pages import BoardPages
 from services.relay.acknowledgement.store import acknowledge
 from services.relay.intake.webhook import parse_whole_event
 from services.relay.model import build_incident_id
@@ -149,7 +149,8 @@ async def open_night(folder: Path, **keys: Any) -> AsyncIterator[Night]:
     began_at = time.time() - 90
     alertmanager = FakeAlertmanager()
     await alertmanager.start()
-    exporter = create_application("exporter", create_registry(), [history_api.build_route(_build_history(began_at))])
+    pages = BoardPages(_build_history(began_at), result_max_age=1)
+    exporter = create_application("exporter", create_registry(), pages.build_routes())
     async with serve(exporter, Address("127.0.0.1", 0)) as address:
         settings: dict[str, Any] = {
             "messages": {"board_url": f"http://{address}"},
@@ -170,7 +171,7 @@ async def open_night(folder: Path, **keys: Any) -> AsyncIterator[Night]:
 
 def _build_history(began_at: float) -> History:
     history = History(clock=lambda: began_at - 86_400)
-    history.configure([("ledger", "ledger-kek")], [])
+    history.configure({("ledger", "ledger-kek"): TargetKey()}, [])
     failure = Failure(Reason.PERMISSION_DENIED, "Permission 'useToEncrypt' denied on resource 'ledger'.")
     for at in (began_at, began_at + 30, began_at + 60):
         call = Call(Operation.ENCRYPT, 0.01, failure)

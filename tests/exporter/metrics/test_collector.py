@@ -2,10 +2,10 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.exporter.model import BackendState, Call, Failure, Health, Operation, ProbeResult
-from services.exporter.results import ExporterMetrics
+from services.exporter.model import BackendState, Call, Failure, Health, Operation, ProbeResult, TargetKey
 from shared.backend_contract import CryptoMode
 from shared.kms.reason import Reason
+from tests.exporter.collected_metrics import CollectedMetrics
 
 TARGET = {"service": "backend", "target": "ledger-kek"}
 REASONS = (  # as the contract lists them
@@ -35,19 +35,19 @@ def failed(operation: Operation, reason: Reason, seconds: float) -> ProbeResult:
 
 
 @pytest.fixture
-def metrics() -> ExporterMetrics:
-    return ExporterMetrics([("backend", "ledger-kek")], ["backend"])
+def metrics() -> CollectedMetrics:
+    return CollectedMetrics([("backend", "ledger-kek")], ["backend"])
 
 
-def text(metrics: ExporterMetrics) -> str:
+def text(metrics: CollectedMetrics) -> str:
     return generate_latest(metrics).decode()
 
 
-def value(metrics: ExporterMetrics, name: str, **labels: str) -> float | None:
+def value(metrics: CollectedMetrics, name: str, **labels: str) -> float | None:
     return next((s.value for f in metrics.collect() for s in f.samples if (s.name, s.labels) == (name, labels)), None)
 
 
-def test_before_the_first_probe_every_counter_is_there_at_0(metrics: ExporterMetrics) -> None:
+def test_before_the_first_probe_every_counter_is_there_at_0(metrics: CollectedMetrics) -> None:
     assert value(metrics, "kms_probes_total", **TARGET) == 0
     for operation in ("get_key", "list_versions", "test_permissions"):
         assert value(metrics, "kms_operations_total", **TARGET, operation=operation) == 0
@@ -58,7 +58,7 @@ def test_before_the_first_probe_every_counter_is_there_at_0(metrics: ExporterMet
             assert value(metrics, "kms_probe_failures_total", **TARGET, operation=operation, reason=reason) == 0
 
 
-def test_a_successful_round_trip_counts_two_billable_calls_and_two_durations(metrics: ExporterMetrics) -> None:
+def test_a_successful_round_trip_counts_two_billable_calls_and_two_durations(metrics: CollectedMetrics) -> None:
     metrics.add_probe(RIGHT)
     assert value(metrics, "kms_probe_success", **TARGET) == 1
     assert value(metrics, "kms_probes_total", **TARGET) == 1
@@ -68,7 +68,7 @@ def test_a_successful_round_trip_counts_two_billable_calls_and_two_durations(met
     assert value(metrics, "kms_operation_duration_seconds_sum", **TARGET, operation="decrypt") == 1.5
 
 
-def test_a_healthy_backend_has_all_five_families(metrics: ExporterMetrics) -> None:
+def test_a_healthy_backend_has_all_five_families(metrics: CollectedMetrics) -> None:
     metrics.set_backend_states(HEALTHY)
     assert value(metrics, "crypto_backend_up", service="backend") == 1
     assert value(metrics, "crypto_mode", service="backend") == 1
@@ -77,7 +77,7 @@ def test_a_healthy_backend_has_all_five_families(metrics: ExporterMetrics) -> No
     assert value(metrics, "crypto_decryption_errors_total", service="backend") == 17
 
 
-def test_of_a_backend_that_cannot_be_read_only_up_is_left(metrics: ExporterMetrics) -> None:
+def test_of_a_backend_that_cannot_be_read_only_up_is_left(metrics: CollectedMetrics) -> None:
     metrics.set_backend_states(HEALTHY)
     metrics.set_backend_states(BackendState("backend", None, problems=("health check: refused",)))
     left = [s for family in metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
@@ -85,7 +85,7 @@ def test_of_a_backend_that_cannot_be_read_only_up_is_left(metrics: ExporterMetri
 
 
 def test_a_backend_that_names_no_mode_shows_none_and_one_with_an_unknown_mode_says_so(
-    metrics: ExporterMetrics,
+    metrics: CollectedMetrics,
 ) -> None:
     metrics.set_backend_states(BackendState("backend", Health(None, ready=True)))
     assert value(metrics, "crypto_backend_up", service="backend") == 1
@@ -99,19 +99,19 @@ def test_a_backend_that_names_no_mode_shows_none_and_one_with_an_unknown_mode_sa
     assert value(metrics, "crypto_mode_unknown", service="backend") == 0
 
 
-def test_a_reload_starts_the_new_at_0_drops_the_old_and_keeps_the_rest(metrics: ExporterMetrics) -> None:
+def test_a_reload_starts_the_new_at_0_drops_the_old_and_keeps_the_rest(metrics: CollectedMetrics) -> None:
     metrics.add_probe(RIGHT)
     metrics.set_backend_states(HEALTHY)
-    metrics.configure([("backend", "ledger-kek"), ("backend", "new-kek")], ["other"])
+    metrics.configure(dict.fromkeys([("backend", "ledger-kek"), ("backend", "new-kek")], TargetKey()), ["other"])
     assert value(metrics, "kms_probes_total", **TARGET) == 1
     assert value(metrics, "kms_probes_total", service="backend", target="new-kek") == 0
     assert value(metrics, "crypto_mode", service="backend") is None
-    metrics.configure([("backend", "new-kek")], [])
+    metrics.configure({("backend", "new-kek"): TargetKey()}, [])
     assert "ledger-kek" not in text(metrics)
 
 
-def test_what_was_in_progress_when_a_reload_took_its_target_out_brings_nothing_back(metrics: ExporterMetrics) -> None:
-    metrics.configure([], [])
+def test_what_was_in_progress_when_a_reload_took_its_target_out_brings_nothing_back(metrics: CollectedMetrics) -> None:
+    metrics.configure({}, [])
     metrics.changed.clear()
     metrics.add_probe(RIGHT)
     metrics.set_backend_states(HEALTHY)
@@ -121,7 +121,7 @@ def test_what_was_in_progress_when_a_reload_took_its_target_out_brings_nothing_b
 
 def test_hostile_label_values_are_escaped() -> None:
     hostile = 'a"} 1\nkms_probe_success{x="'
-    metrics = ExporterMetrics([(hostile, hostile)], [])
+    metrics = CollectedMetrics([(hostile, hostile)], [])
     families = list(text_string_to_metric_families(text(metrics)))
     (probes,) = [family for family in families if family.name == "kms_probes"]
     assert [sample.labels for sample in probes.samples] == [{"service": hostile, "target": hostile}]

@@ -21,11 +21,11 @@ from services.exporter.model import (
     Operation,
     ProbeResult,
 )
-from services.exporter.results import ExporterMetrics
 from shared.backend_contract import CryptoMode
 from shared.http.server import create_application, create_registry
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason
+from tests.exporter.collected_metrics import CollectedMetrics
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5"
 HOSTILE = 'a"} 1\n# HELP x \\ # EOF\n'
@@ -38,10 +38,10 @@ def process() -> CollectorRegistry:
 
 
 @pytest.fixture
-def metrics() -> ExporterMetrics:
+def metrics() -> CollectedMetrics:
     """Three targets and two services, one of them with a hostile name, of which there is something to show."""
     targets = [("backend", "a"), ("backend", "b"), (HOSTILE, HOSTILE)]
-    metrics = ExporterMetrics(targets, ["backend", HOSTILE])
+    metrics = CollectedMetrics(targets, ["backend", HOSTILE])
     for service, target in targets:
         call = Call(Operation.ENCRYPT, 0.1, Failure(Reason.TIMEOUT, "late") if target == "b" else None)
         metrics.add_probe(ProbeResult(service, target, 1.5, (call,), None))
@@ -59,7 +59,7 @@ def metrics() -> ExporterMetrics:
     return metrics
 
 
-async def scrape(metrics: ExporterMetrics, process: CollectorRegistry, **headers: str) -> httpx2.Response:
+async def scrape(metrics: CollectedMetrics, process: CollectorRegistry, **headers: str) -> httpx2.Response:
     exposition = Exposition(metrics.get_sources, process)
     app = create_application("sample", create_registry(), [], handle_metrics=exposition.respond)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample") as client:
@@ -77,7 +77,7 @@ def samples(text: str) -> list[tuple[str, dict[str, str], float]]:
 
 
 async def test_the_parts_are_joined_into_what_one_encoding_of_all_would_be(
-    metrics: ExporterMetrics, process: CollectorRegistry
+    metrics: CollectedMetrics, process: CollectorRegistry
 ) -> None:
     answer = await scrape(metrics, process)
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -87,7 +87,7 @@ async def test_the_parts_are_joined_into_what_one_encoding_of_all_would_be(
     assert len(types) == len(set(types))
 
 
-async def test_promtool_has_nothing_to_say(metrics: ExporterMetrics, process: CollectorRegistry) -> None:
+async def test_promtool_has_nothing_to_say(metrics: CollectedMetrics, process: CollectorRegistry) -> None:
     exposed = (await scrape(metrics, process)).text
     check = ["promtool", "check", "metrics"]
     verdict = await asyncio.to_thread(
@@ -98,7 +98,7 @@ async def test_promtool_has_nothing_to_say(metrics: ExporterMetrics, process: Co
 
 @pytest.mark.parametrize("accept", ["text/plain", OPENMETRICS])
 async def test_compressed_it_is_one_stream_of_the_same_text(
-    accept: str, metrics: ExporterMetrics, process: CollectorRegistry
+    accept: str, metrics: CollectedMetrics, process: CollectorRegistry
 ) -> None:
     app = create_application(
         "sample", create_registry(), [], handle_metrics=Exposition(metrics.get_sources, process).respond
@@ -131,7 +131,7 @@ async def test_compressed_it_is_one_stream_of_the_same_text(
     ],
 )
 async def test_it_is_compressed_for_who_can_read_it(
-    accepted: str, compressed: bool, metrics: ExporterMetrics, process: CollectorRegistry
+    accepted: str, compressed: bool, metrics: CollectedMetrics, process: CollectorRegistry
 ) -> None:
     answer = await scrape(metrics, process, **{"accept-encoding": accepted})
     assert (answer.headers.get("content-encoding") == "gzip") is compressed

@@ -8,12 +8,12 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from services.exporter.model import KeyInspection, KeyRead, Operation, TargetKey
 from services.exporter.probes.key_inspection import KeyInspector
-from services.exporter.results import ExporterMetrics
 from services.exporter.web.findings import find_key_problems
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKey, VersionState
 from shared.kms.registry import connect_key
+from tests.exporter.collected_metrics import CollectedMetrics
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 DAY = 86400.0
@@ -73,7 +73,7 @@ async def test_of_a_key_that_is_not_there_no_permission_is_reported_to_be_missin
     assert [finding.title for finding in find_key_problems(snapshot, 0.0, TargetKey("gcp", KEY, GCP_PROFILE))] == [
         "not all could be read or kept"
     ]
-    metrics = ExporterMetrics([("backend", "ledger-kek")], [])
+    metrics = CollectedMetrics([("backend", "ledger-kek")], [])
     metrics.add_inspection(snapshot)
     assert [family.samples for family in metrics.collect() if family.name == "kms_key_permission"] == [[]]
 

@@ -48,7 +48,7 @@ from services.relay.channels.requests import (
 from services.relay.http import build_egress_error
 from services.relay.model import Message
 from shared.check import Check, CheckError
-from shared.config.secret_file import PasswordFile
+from shared.config.secret_file import PasswordFile, read_stamp
 from shared.config.settings import Address, PasswordPath
 from shared.net.egress import Egress, EgressError, EgressSettings
 
@@ -180,7 +180,7 @@ class EmailChannel:
         return self._build_envelope(message)[1].masked
 
     def read_secret_versions(self) -> Hashable:
-        return self._password.read_stamp() if self._password else None, self._egress.read_file_stamps()
+        return read_stamp(self._password.path) if self._password else None, self._egress.read_file_stamps()
 
     def list_checks(self, key: str) -> Sequence[Check]:
         """Connection, TLS, login, sender and recipients: one session, of which each check is a step, without DATA."""
