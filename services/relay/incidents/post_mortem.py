@@ -6,10 +6,15 @@ for every renderer: no link, no mention, no HTML and no row of a table.
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from services.relay.apis import ExporterHistory, FailureHistory, HistoryQuery
 from services.relay.delivery.message import LinkRules, build_links, remove_foreign_links
@@ -22,9 +27,7 @@ from services.relay.incidents.queries import (
     read_incident,
 )
 from services.relay.incidents.timeline import (
-    Hop,
     Timeline,
-    TimelineEntry,
     build_timeline,
     decode_record,
     explain_missing_fault,
@@ -221,7 +224,6 @@ class IncidentReader:
 
 _MARKUP: Final = re.compile(r"([\\`*_{}\[\]#|~!$])")
 _SCHEME: Final = re.compile(r"([A-Za-z])(://)")
-_HOP_NAMES: Final = {"fault": "fault", "alert": "alert", "accepted": "webhook accepted", "delivered": "delivered"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,124 +246,23 @@ def escape_markdown(text: str) -> str:
 
 def build_markdown(export: PostMortem) -> str:
     """The document as Markdown."""
-    return "\n".join([*_list_head(export), *_list_hops(export), *_list_entries(export), *_list_details(export), ""])
+    view, at, address = export.view, export.exported_at, export.address
+    return _load_template().render(view=view, exported_at=at, address=address, version=VERSION)
 
 
-def _list_head(export: PostMortem) -> Iterator[str]:
-    incident, history, details = export.view.incident, export.view.history, export.view.details
-    title = details.title if details else incident.title or incident.alertname
-    yield f"# Incident: {escape_markdown(title)}"
-    yield ""
-    state = "resolved" if history.is_over else "open"
-    facts = [
-        ("State", state),
-        ("Severity", incident.severity or "not known"),
-        ("Alert", escape_markdown(incident.alertname or "several")),
-        ("Service", escape_markdown(incident.service or "not known")),
-        ("Started", _format_time(history.started_at)),
-        ("Ended", _format_time(history.last_event.accepted_at) if history.is_over else "not yet"),
-        ("Channels", escape_markdown(", ".join(each.channel for each in history.channels))),
-        ("Webhooks", str(history.event_count)),
-    ]
-    if history.is_current:
-        facts.append(("Acknowledged by", escape_markdown(incident.acknowledged_by or "nobody")))
-        facts.append(("Escalated to", escape_markdown(", ".join(incident.escalated_to)) or "nobody"))
-    facts.append(("Incident", f"<{export.address}>"))
-    for name, value in facts:
-        yield f"- **{name}**: {value}"
-    yield f"- **Exported**: {_format_time(export.exported_at)} by keypulse {VERSION}; times are UTC"
-    yield ""
-
-
-def _list_hops(export: PostMortem) -> Iterator[str]:
-    for heading, hops in (
-        ("From the fault to each channel", export.view.timeline.start),
-        ("The end", export.view.timeline.end),
-    ):
-        if not hops:
-            continue
-        yield f"## {heading}"
-        yield ""
-        yield from _format_table(("hop", "at", "took", "in all"), map(_format_hop, hops))
-        yield ""
-    if export.view.fault_problem:
-        yield f"The fault is not known: {escape_markdown(export.view.fault_problem)}"
-        yield ""
-
-
-def _format_hop(hop: Hop) -> Sequence[str]:
-    name = _HOP_NAMES[hop.name]
-    where = f"{name} on {escape_markdown(hop.channel)}" if hop.channel else name
-    return (
-        where,
-        "not known" if hop.at is None else _format_time(hop.at),
-        _format_seconds(hop.seconds),
-        _format_seconds(hop.total),
+@cache
+def _load_template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # noqa: S701  # `finalize` escapes every value, for Markdown
+        finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-
-
-def _list_entries(export: PostMortem) -> Iterator[str]:
-    history = export.view.history
-    yield "## Timeline"
-    yield ""
-    if history.earlier is not None:
-        yield f"Only the last {len(history.events)} of {history.event_count} webhooks, and what came since."
-        yield ""
-    elif history.pruned_up_to is not None:
-        yield f"Retention has deleted most of what ended before {_format_time(history.pruned_up_to)}."
-        yield ""
-    if history.is_cut:
-        yield "Some deliveries, attempts or actions are too many to list here."
-        yield ""
-    yield from _format_table(("at", "what", "took"), map(_format_entry, export.view.timeline.entries))
-    yield ""
-
-
-def _format_entry(entry: TimelineEntry) -> Sequence[str]:
-    reason = f"reason {entry.reason}" if entry.reason and entry.reason != "ok" else ""
-    rest = ", ".join(filter(None, [reason, entry.detail]))
-    text = f"{entry.text} ({rest})" if rest else entry.text
-    seconds = f"{_format_seconds(entry.seconds)} {entry.since_text}" if entry.seconds is not None else ""
-    return _format_time(entry.at), escape_markdown(text), seconds
-
-
-def _list_details(export: PostMortem) -> Iterator[str]:
-    details = export.view.details
-    if details is None:
-        return
-    yield "## Alerts"
-    yield ""
-    yield f"{details.counts}. {details.more}".strip()
-    yield ""
-    yield from map(_format_pair, details.labels)
-    for alert in details.alerts:
-        yield ""
-        yield f"### {escape_markdown(alert.title)}"
-        yield ""
-        end = f", over at {_format_time(alert.ends_at)}" if alert.ends_at else ""
-        yield f"- fired at {_format_time(alert.starts_at)}{end}"
-        yield from map(_format_pair, (*alert.labels, *alert.annotations))
-        yield from (f"- [{link.text}](<{link.url}>)" for link in alert.links)
-    if details.fixes:
-        yield ""
-        yield "## What to do"
-        yield ""
-        for fix in details.fixes:
-            yield f"{fix.title}:"
-            yield ""
-            yield f"    {fix.command}"
-            yield ""
-
-
-def _format_pair(pair: tuple[str, str]) -> str:
-    name, value = map(escape_markdown, pair)
-    return f"- **{name}**: {value}"
-
-
-def _format_table(head: Sequence[str], rows: Any) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    yield from (f"| {' | '.join(row)} |" for row in rows)
+    environment.filters.update(at=_format_time, took=_format_seconds)
+    return environment.get_template("post_mortem.md.j2")
 
 
 def _format_time(at: float) -> str:

@@ -140,24 +140,31 @@ async def list_incidents(
     store: Store, filter_: IncidentFilter, *, limit: int, before: int | None = None
 ) -> IncidentPage:
     """A page of the list, from the `before` of the page that came before it on. Raises StoreUnavailableError."""
+    return await store.read(lambda connection: read_incidents(connection, store.clock, filter_, limit, before))
 
-    def read(connection: Connection) -> IncidentPage:
-        first_group, before_seq = (len(WORST_FIRST), None) if before is None else divmod(before, _GROUP)
-        rows: list[tuple[int, _ListRow]] = []
-        for group in range(min(first_group, len(WORST_FIRST)), _RESOLVED - 1, -1):
-            if filter_.status not in {None, Status.RESOLVED if group == _RESOLVED else Status.FIRING}:
-                continue
-            query = _build_query(filter_, group)
-            if before_seq is not None and group == first_group:
-                query = query.where(_incident.first_event_seq < before_seq)
-            rows += [(group, row) for row in query.limit(limit + 1 - len(rows)).fetch_all(connection)]
-            if len(rows) > limit:
-                break
-        page = rows[:limit]
-        next_before = page[-1][0] * _GROUP + page[-1][1].first_event_seq if len(rows) > limit else None
-        return IncidentPage(_add_channels(connection, [row for _, row in page], store.clock), next_before)
 
-    return await store.read(read)
+def read_incidents(
+    connection: Connection,
+    clock: Callable[[], float],
+    filter_: IncidentFilter,
+    limit: int,
+    before: int | None = None,
+) -> IncidentPage:
+    """The same, for `Store.read`."""
+    first_group, before_seq = (len(WORST_FIRST), None) if before is None else divmod(before, _GROUP)
+    rows: list[tuple[int, _ListRow]] = []
+    for group in range(min(first_group, len(WORST_FIRST)), _RESOLVED - 1, -1):
+        if filter_.status not in {None, Status.RESOLVED if group == _RESOLVED else Status.FIRING}:
+            continue
+        query = _build_query(filter_, group)
+        if before_seq is not None and group == first_group:
+            query = query.where(_incident.first_event_seq < before_seq)
+        rows += [(group, row) for row in query.limit(limit + 1 - len(rows)).fetch_all(connection)]
+        if len(rows) > limit:
+            break
+    page = rows[:limit]
+    next_before = page[-1][0] * _GROUP + page[-1][1].first_event_seq if len(rows) > limit else None
+    return IncidentPage(_add_channels(connection, [row for _, row in page], clock), next_before)
 
 
 def _build_query(filter_: IncidentFilter, group: int) -> RowQuery[_ListRow]:

@@ -177,21 +177,36 @@ class SenderFacts:
     """When it last answered, unix seconds; None if it never did."""
 
 
-def build_exporter_light(facts: PrometheusFacts | None, *, is_configured: bool) -> Light:
-    """Whether Prometheus scrapes the exporter, by its answer."""
-    scrapes = facts.scrapes if facts else ()
-    at = min((scrape.at for scrape in scrapes if scrape.at is not None), default=None)
-    verdict = _judge_exporter(facts, is_configured=is_configured)
-    return Light("Exporter", verdict, "scraped", at, is_pending=is_configured and facts is None)
+def build_prometheus_lights(facts: PrometheusFacts | None, now: float, *, is_configured: bool) -> list[Light]:
+    """Whether Prometheus scrapes the exporter and evaluates the rules, by its answer."""
+    unknown, answer = _explain_unknown(facts, is_configured=is_configured), facts or PrometheusFacts()
+    groups = [group for group in answer.groups if group.name in OWN_RULE_GROUPS] or answer.groups
+    scraped_at = min((scrape.at for scrape in answer.scrapes if scrape.at is not None), default=None)
+    evaluated_at = min((group.evaluated_at for group in groups if group.evaluated_at is not None), default=None)
+    is_pending = is_configured and facts is None
+    return [
+        Light("Exporter", unknown or _judge_scrapes(answer.scrapes), "scraped", scraped_at, is_pending=is_pending),
+        Light("Rules", unknown or _judge_rules(groups, now), "evaluated", evaluated_at, is_pending=is_pending),
+    ]
 
 
-def _judge_exporter(facts: PrometheusFacts | None, *, is_configured: bool) -> Verdict:
-    if facts is None or facts.error or not is_configured:
-        return _explain_unknown(facts, is_configured=is_configured)
-    if not facts.scrapes:
+def _explain_unknown(facts: PrometheusFacts | None, *, is_configured: bool) -> Verdict | None:
+    if not is_configured:
+        hint = "Set it to the address of Prometheus."
+        return Verdict(HealthStatus.UNKNOWN, "Not known without messages.prometheus_url.", hint)
+    if facts is None:
+        return Verdict(HealthStatus.UNKNOWN, "Prometheus is being asked.")
+    if facts.error:
+        hint = "See whether Prometheus runs, and whether messages.prometheus_url is right."
+        return Verdict(HealthStatus.UNKNOWN, f"Not known: no answer of Prometheus: {facts.error}.", hint)
+    return None
+
+
+def _judge_scrapes(scrapes: Sequence[Scrape]) -> Verdict:
+    if not scrapes:
         hint = f"Let Prometheus scrape the exporter, in a job of this name: {EXPORTER_JOB}."
         return Verdict(HealthStatus.UNKNOWN, f"Prometheus has no target of the job {EXPORTER_JOB}.", hint)
-    failed, total = [scrape.instance for scrape in facts.scrapes if scrape.at is None], len(facts.scrapes)
+    failed, total = [scrape.instance for scrape in scrapes if scrape.at is None], len(scrapes)
     if failed:
         status = HealthStatus.FAILING if len(failed) == total else HealthStatus.DEGRADED
         hint = "See whether it runs, and whether Prometheus reaches it: its page of targets has the error."
@@ -199,18 +214,7 @@ def _judge_exporter(facts: PrometheusFacts | None, *, is_configured: bool) -> Ve
     return Verdict(HealthStatus.HEALTHY, "Scraped." if total == 1 else f"All {total} are scraped.")
 
 
-def build_rules_light(facts: PrometheusFacts | None, now: float, *, is_configured: bool) -> Light:
-    groups = _select_groups(facts)
-    at = min((group.evaluated_at for group in groups if group.evaluated_at is not None), default=None)
-    verdict = _judge_rules(facts, groups, now, is_configured=is_configured)
-    return Light("Rules", verdict, "evaluated", at, is_pending=is_configured and facts is None)
-
-
-def _judge_rules(
-    facts: PrometheusFacts | None, groups: Sequence[RuleGroup], now: float, *, is_configured: bool
-) -> Verdict:
-    if facts is None or facts.error or not is_configured:
-        return _explain_unknown(facts, is_configured=is_configured)
+def _judge_rules(groups: Sequence[RuleGroup], now: float) -> Verdict:
     if not groups:
         hint = "Load ops/prometheus/rules: rule_files in Prometheus's configuration."
         return Verdict(HealthStatus.FAILING, "Prometheus has no alerting rule.", hint)
@@ -221,7 +225,8 @@ def _judge_rules(
     if failing is not None:
         text = f"{failing.failing_rule} cannot be evaluated: {failing.error}"
         return Verdict(HealthStatus.DEGRADED, text, "Correct this rule; the alert cannot fire.")
-    return Verdict(HealthStatus.HEALTHY, f"{_count(sum(group.rules for group in groups), 'rule')} evaluated.")
+    rules = sum(group.rules for group in groups)
+    return Verdict(HealthStatus.HEALTHY, f"{rules} rule{'' if rules == 1 else 's'} evaluated.")
 
 
 def build_heartbeat_lights(
@@ -318,21 +323,6 @@ def build_sender_light(facts: SenderFacts | None) -> Light:
     return Light("Sender", verdict, "answered", facts.answered_at)
 
 
-def _explain_unknown(facts: PrometheusFacts | None, *, is_configured: bool) -> Verdict:
-    if not is_configured:
-        hint = "Set it to the address of Prometheus."
-        return Verdict(HealthStatus.UNKNOWN, "Not known without messages.prometheus_url.", hint)
-    if facts is None:
-        return Verdict(HealthStatus.UNKNOWN, "Prometheus is being asked.")
-    hint = "See whether Prometheus runs, and whether messages.prometheus_url is right."
-    return Verdict(HealthStatus.UNKNOWN, f"Not known: no answer of Prometheus: {facts.error}.", hint)
-
-
-def _select_groups(facts: PrometheusFacts | None) -> Sequence[RuleGroup]:
-    groups = facts.groups if facts else ()
-    return [group for group in groups if group.name in OWN_RULE_GROUPS] or groups
-
-
 def _is_late(group: RuleGroup, now: float) -> bool:
     limit = max(_LATE_EVALUATIONS * group.interval, _MIN_LATENESS)
     return group.evaluated_at is None or now - group.evaluated_at > limit
@@ -341,10 +331,6 @@ def _is_late(group: RuleGroup, now: float) -> bool:
 def _join(names: Sequence[str]) -> str:
     first = ", ".join(names[:3])
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 LATE_SECONDS: Final = 300.0
@@ -362,55 +348,47 @@ _REASONS: Final = {
 
 
 def build_channel_light(channel: ChannelOverview, now: float) -> Light:
-    at, proof = channel.last_success.finished_at if channel.last_success else None, "last success"
+    verdict, href = _judge_sending(channel, now) or _judge_others(channel, now), f"/channels/{channel.name}"
     test = channel.last_test
     if test is not None and test.problem is None and not _was_delivered_after(channel, test.started_at):
-        at, proof = test.started_at, "last test arrived"
-    return Light(
-        channel.name,
-        _judge_sending(channel, now) or _judge_others(channel, now),
-        proof,
-        at,
-        f"/channels/{channel.name}",
-    )
+        return Light(channel.name, verdict, "last test arrived", test.started_at, href)
+    at = channel.last_success.finished_at if channel.last_success else None
+    return Light(channel.name, verdict, "last success", at, href)
 
 
 def _judge_sending(channel: ChannelOverview, now: float) -> Verdict | None:
     """What keeps it from sending; None if nothing does."""
-    why = _describe_reason(channel.reason)
+    why, hint = _describe_reason(channel.reason), _capitalise(advise_on(channel.reason))
     failures = "the last attempt failed" if channel.failures == 1 else f"{channel.failures} attempts in a row failed"
     if channel.is_down:
-        return Verdict(HealthStatus.FAILING, f"Down: {why}.", _advise(channel.reason))
+        return Verdict(HealthStatus.FAILING, f"Down: {why}.", hint)
     if channel.breaker is not BreakerState.CLOSED:
-        return Verdict(HealthStatus.FAILING, f"Paused: {failures}: {why}.", _advise(channel.reason))
+        return Verdict(HealthStatus.FAILING, f"Paused: {failures}: {why}.", hint)
     if channel.retry_after_until is not None:
         left = format_rough_duration(max(channel.retry_after_until - now, 1.0))
         return Verdict(HealthStatus.DEGRADED, f"Its provider asked to wait; {left} left.")
     if channel.failures:
-        return Verdict(HealthStatus.DEGRADED, f"{failures.capitalize()}: {why}.", _advise(channel.reason))
+        return Verdict(HealthStatus.DEGRADED, f"{failures.capitalize()}: {why}.", hint)
     return None
 
 
 def _judge_others(channel: ChannelOverview, now: float) -> Verdict:
     check, test = channel.last_check, channel.last_test
-    if test is not None and test.problem is not None and not _was_delivered_after(channel, test.started_at):
-        return Verdict(HealthStatus.DEGRADED, f"Its test failed: {test.problem}.", _capitalise(test.hint or ""))
-    if check is not None and check.problem is not None and not _was_delivered_after(channel, check.started_at):
-        return Verdict(HealthStatus.DEGRADED, f"Its check failed: {check.problem}.", _capitalise(check.hint or ""))
+    for name, each in (("test", test), ("check", check)):
+        if each is not None and each.problem is not None and not _was_delivered_after(channel, each.started_at):
+            text = f"Its {name} failed: {each.problem}."
+            return Verdict(HealthStatus.DEGRADED, text, _capitalise(each.hint or ""))
     if channel.dead:
-        return Verdict(HealthStatus.DEGRADED, _describe_dead_letters(channel), "Correct the cause, then retry them.")
+        # Whatever was delivered since: nobody was told of it, as RelayDeadLetters says, too.
+        dead = f"{channel.dead} dead letter{'' if channel.dead == 1 else 's'}"
+        failure = channel.last_failure
+        why = f"; the last failure: {_describe_reason(failure.reason)}" if failure else ""
+        return Verdict(HealthStatus.DEGRADED, f"{dead}{why}.", "Correct the cause, then retry them.")
     if channel.oldest_accepted_at is not None and now - channel.oldest_accepted_at > LATE_SECONDS:
         return Verdict(HealthStatus.DEGRADED, "A delivery is late.", "See what waits, and why its attempts failed.")
     if channel.last_success is None and check is None and test is None:
         return Verdict(HealthStatus.UNKNOWN, "Nothing was sent yet.", "Send a test message.")
     return Verdict(HealthStatus.HEALTHY, "Up.")
-
-
-def _describe_dead_letters(channel: ChannelOverview) -> str:
-    """What was given up, whatever was delivered since: nobody was told of it, as RelayDeadLetters says, too."""
-    dead = f"{channel.dead} dead letter{'' if channel.dead == 1 else 's'}"
-    failure = channel.last_failure
-    return f"{dead}; the last failure: {_describe_reason(failure.reason)}." if failure else f"{dead}."
 
 
 def _was_delivered_after(channel: ChannelOverview, at: float) -> bool:
@@ -420,10 +398,6 @@ def _was_delivered_after(channel: ChannelOverview, at: float) -> bool:
 
 def _describe_reason(reason: str | None) -> str:
     return _REASONS[SendReason(reason)] if reason in _REASONS else reason or "the reason is not known"
-
-
-def _advise(reason: str | None) -> str:
-    return _capitalise(advise_on(reason))
 
 
 def _capitalise(hint: str) -> str:
@@ -498,8 +472,7 @@ class PathWatch:
         facts = self._prometheus_watch.read() if is_configured else None
         error = self._store.error or read_error
         return [
-            build_exporter_light(facts, is_configured=is_configured),
-            build_rules_light(facts, now, is_configured=is_configured),
+            *build_prometheus_lights(facts, now, is_configured=is_configured),
             *build_heartbeat_lights(self._watchdogs, overview, now, is_readable=read_error is None),
             build_intake_light(
                 overview.webhooks,

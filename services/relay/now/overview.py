@@ -3,17 +3,17 @@
 No query changes the outbox or waits for a writer, and none searches what was delivered.
 """
 
-import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, func, literal_column, select
+from sqlalchemy import Connection, bindparam, func, literal_column, select
 
 from services.relay.channel_health.store import CheckKind, CheckRow, list_checks
 from services.relay.deliveries.queries import count_deliveries
+from services.relay.incidents.queries import IncidentFilter, IncidentSummary, read_incidents
+from services.relay.model import Status
 from services.relay.outbox.channels import FAILURE_THRESHOLD, compute_pauses
 from services.relay.outbox.database import read_clock
 from services.relay.outbox.heartbeats import read_heartbeats, read_last_seen
@@ -27,11 +27,8 @@ from services.relay.outbox.tables import (
     events,
     incidents,
     quarantine,
-    silences,
     watchdogs,
 )
-from services.relay.silences.store import SilenceState
-from services.relay.text import WORST_FIRST
 from shared.sql.rows import RowQuery, select_values
 
 
@@ -180,30 +177,10 @@ def _find_breaker_state(row: ChannelRow, pause: float) -> BreakerState:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenIncident:
-    """An open incident. Times are unix seconds."""
-
-    id: str
-    alertname: str
-    title: str
-    """Cause and effect."""
-    severity: str
-    """Of `WORST_FIRST`."""
-    since: float
-    acknowledged_by: str | None
-    acknowledged_at: float | None
-    escalated_to: Sequence[str]
-    escalated_at: float | None
-    silenced_by: str | None
-    """Who silenced it through keypulse. What was silenced in Alertmanager itself is not known."""
-    silenced_until: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class OpenIncidents:
     """The worst ones, and how many there are in all."""
 
-    incidents: Sequence[OpenIncident]
+    incidents: Sequence[IncidentSummary]
     """The worst first; of one severity, the newest first."""
     counts: Mapping[str, int]
     """How many there are of each severity that has any."""
@@ -219,19 +196,6 @@ class OpenIncidents:
         return sum(self.unacknowledged_counts.values())
 
 
-class _OpenRow(NamedTuple):
-    id: str
-    episode: int
-    alertname: str
-    title: str
-    severity: str
-    started_at: float
-    acknowledged_by: str | None
-    acknowledged_at: float | None
-    escalated_to: str | None
-    escalated_at: float | None
-
-
 class _CountRow(NamedTuple):
     """How many incidents of a severity are open."""
 
@@ -240,16 +204,7 @@ class _CountRow(NamedTuple):
     acknowledged_count: int
 
 
-class _SilenceRow(NamedTuple):
-    incident_id: str
-    episode: int
-    who: str
-    ends_at: float | None
-
-
 _of = incidents.c
-_IS_OPEN: Final = _of.is_open == literal_column("1")
-"""As the index `incidents_open_by_severity` has it."""
 _COUNTS: Final = RowQuery(
     _CountRow,
     select(
@@ -257,57 +212,16 @@ _COUNTS: Final = RowQuery(
         func.count().label("open_count"),
         func.count(_of.acknowledged_by).label("acknowledged_count"),
     ).group_by(_of.severity),
-).where(_IS_OPEN)
-_OPEN: Final = (
-    RowQuery(
-        _OpenRow,
-        select(*(events.c.alertname if name == "alertname" else _of[name] for name in _OpenRow._fields)).join(
-            events, events.c.seq == _of.latest_event_seq
-        ),
-    )
-    .where(_IS_OPEN)
-    .order_by(_of.first_event_seq.desc())
-    .limit(bindparam("most"))
-)
-_OPEN_OF_SEVERITY: Final = _OPEN.where(_of.severity == bindparam("level"))
-_SILENCES: Final = RowQuery(
-    _SilenceRow, select(silences.c.incident_id, silences.c.episode, silences.c.who, silences.c.ends_at)
-).where(
-    silences.c.incident_id.in_(bindparam("incidents", expanding=True)),
-    and_(silences.c.state == SilenceState.CREATED, silences.c.ends_at > bindparam("now")),
-)
+).where(_of.is_open == literal_column("1"))  # as the index `incidents_open_by_severity` has it
 
 
-def read_open_incidents(connection: Connection, now: float, most: int) -> OpenIncidents:
+def read_open_incidents(connection: Connection, clock: Callable[[], float], most: int) -> OpenIncidents:
     """At most so many open incidents, and the counts of all; for `Store.read`."""
-    counts, unacknowledged = Counter[str](), Counter[str]()
-    for row in _COUNTS.fetch_all(connection):
-        counts[row.severity] += row.open_count
-        unacknowledged[row.severity] += row.open_count - row.acknowledged_count
-    rows: list[_OpenRow] = []
-    for severity in WORST_FIRST:
-        if counts.get(severity) and len(rows) < most:
-            rows += _OPEN_OF_SEVERITY.fetch_all(connection, {"level": severity, "most": most - len(rows)})
-    silenced = {}
-    if rows:
-        values = {"incidents": [row.id for row in rows], "now": now}
-        silenced = {(row.incident_id, row.episode): row for row in _SILENCES.fetch_all(connection, values)}
-    return OpenIncidents([_build(row, silenced.get((row.id, row.episode))) for row in rows], counts, unacknowledged)
-
-
-def _build(row: _OpenRow, silence: _SilenceRow | None) -> OpenIncident:
-    return OpenIncident(
-        id=row.id,
-        alertname=row.alertname,
-        title=row.title,
-        severity=row.severity,
-        since=row.started_at,
-        acknowledged_by=row.acknowledged_by,
-        acknowledged_at=row.acknowledged_at,
-        escalated_to=json.loads(row.escalated_to or "[]"),
-        escalated_at=row.escalated_at,
-        silenced_by=silence and silence.who,
-        silenced_until=silence and silence.ends_at,
+    rows = _COUNTS.fetch_all(connection)
+    return OpenIncidents(
+        read_incidents(connection, clock, IncidentFilter(status=Status.FIRING), most).incidents,
+        {row.severity: row.open_count for row in rows},
+        {row.severity: row.open_count - row.acknowledged_count for row in rows},
     )
 
 
@@ -371,7 +285,7 @@ def read_overview(
     return Overview(
         now,
         read_channel_overviews(connection, channels, now),
-        read_open_incidents(connection, now, max_incidents),
+        read_open_incidents(connection, clock, max_incidents),
         read_webhook_times(connection),
         read_heartbeats(connection),
         read_last_seen(connection),

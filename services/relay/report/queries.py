@@ -7,6 +7,7 @@ if that was withdrawn later. A quantile is the smallest time that so many percen
 the database. No query changes the outbox or waits for a writer.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -106,23 +107,9 @@ class _DeliveredRow(NamedTuple):
     worst: float
 
 
-class _DeadRow(NamedTuple):
-    channel: str
-    reason: str | None
-    delivery_count: int
-    last_seq: int
-    last_at: float
-
-
-class _LastDeadRow(NamedTuple):
-    seq: int
-    id: str
-    last_answer: str
-
-
-class _WaitingRow(NamedTuple):
-    channel: str
-    delivery_count: int
+class _CountRow(NamedTuple):
+    name: str
+    number: int
 
 
 _of = deliveries.c
@@ -158,32 +145,39 @@ _DELIVERED: Final = RowQuery(
         "channel",
     ),
 )
-_DEAD: Final = RowQuery(
-    _DeadRow,
+_dead = (
     select(
         _of.channel,
         _of.reason,
-        func.count().label("delivery_count"),
+        func.count().label("dead_count"),
         func.max(_of.seq).label("last_seq"),
         func.max(_of.finished_at).label("last_at"),
     )
     .where(IS_DEAD, is_within(_of.finished_at))
-    .group_by(_of.channel, _of.reason),
+    .group_by(_of.channel, _of.reason)
+    .subquery()
+    .c
 )
 _any_attempt = attempts.alias("any_attempt").c
 _last_attempt = (
     select(func.max(_any_attempt.number)).where(_any_attempt.delivery_seq == _of.seq).correlate(deliveries)
 ).scalar_subquery()
-_LAST_DEAD: Final = RowQuery(
-    _LastDeadRow,
-    select(_of.seq, _of.id, func.coalesce(attempts.c.detail, "").label("last_answer"))
-    .select_from(deliveries)
-    .outerjoin(attempts, and_(attempts.c.delivery_seq == _of.seq, attempts.c.number == _last_attempt))
-    .where(_of.seq.in_(bindparam("seqs", expanding=True))),
+_DEAD: Final = RowQuery(
+    DeadGroup,
+    select(
+        _dead.channel,
+        _dead.reason,
+        _dead.dead_count.label("count"),
+        _of.id.label("last_id"),
+        _dead.last_at,
+        func.nullif(attempts.c.detail, "").label("last_answer"),
+    )
+    .join(deliveries, _of.seq == _dead.last_seq)
+    .outerjoin(attempts, and_(attempts.c.delivery_seq == _of.seq, attempts.c.number == _last_attempt)),
 )
 _WAITING: Final = RowQuery(
-    _WaitingRow,
-    select(_of.channel, func.count().label("delivery_count"))
+    _CountRow,
+    select(_of.channel.label("name"), func.count().label("number"))
     .where(IS_UNSETTLED, _of.state.in_([*map(str, UNFINISHED)]), is_within(_of.oldest_accepted_at))
     .group_by(_of.channel),
 )
@@ -202,21 +196,7 @@ _REFUSED: Final = RowQuery(
 
 def read_dead(connection: Connection, period: Period) -> list[DeadGroup]:
     """What was given up and not sent again, the most frequent first."""
-    rows = _DEAD.fetch_all(connection, period._asdict())
-    found = _LAST_DEAD.fetch_all(connection, {"seqs": [row.last_seq for row in rows]})
-    last = {row.seq: row for row in found}
-    groups = [
-        DeadGroup(
-            row.channel,
-            row.reason,
-            row.delivery_count,
-            last[row.last_seq].id,
-            row.last_at,
-            last[row.last_seq].last_answer or None,
-        )
-        for row in rows
-        if row.last_seq in last  # PostgreSQL: retention may delete it between two statements
-    ]
+    groups = _DEAD.fetch_all(connection, period._asdict())
     return sorted(groups, key=lambda group: (-group.count, group.channel, group.reason or ""))
 
 
@@ -226,24 +206,19 @@ def read_channels(
     """Each configured channel, and each other one with deliveries in the period, by name."""
     delivered = {row.channel: row for row in _DELIVERED.fetch_all(connection, period._asdict())}
     waiting: Mapping[str, int] = dict(_WAITING.fetch_all(connection, period._asdict()))
-    given_up: dict[str, int] = {}
+    given_up = Counter[str]()
     for group in dead:
-        given_up[group.channel] = given_up.get(group.channel, 0) + group.count
+        given_up[group.channel] += group.count
     return [
         ChannelFigures(
             name,
             delivered[name].time_count if name in delivered else 0,
-            given_up.get(name, 0),
+            given_up[name],
             waiting.get(name, 0),
             Quantiles(*delivered[name][2:]) if name in delivered else Quantiles(),
         )
         for name in sorted({*configured, *delivered, *waiting, *given_up})
     ]
-
-
-def read_refused(connection: Connection, period: Period) -> list[RefusedGroup]:
-    """The webhooks of the period that were not accepted and are still in quarantine, the most frequent first."""
-    return _REFUSED.fetch_all(connection, period._asdict())
 
 
 MAX_GROUPS: Final = 50
@@ -388,9 +363,8 @@ _COUNT_FLAPPING: Final = RowQuery(int, select(func.count()).select_from(_flappin
 def read_incidents(connection: Connection, period: Period) -> IncidentFigures:
     """The figures of the incidents of the period."""
     values = period._asdict()
-    rows = _GROUPS.fetch_all(connection, values)
     groups: dict[str, list[IncidentGroup]] = {"all": [], "alert": [], "service": []}
-    for row in rows:
+    for row in _GROUPS.fetch_all(connection, values):
         groups[row.kind].append(IncidentGroup(*row[1:]))
     total = groups["all"][0] if groups["all"] else IncidentGroup("", 0, 0)
     times = _TIMES.fetch_one(connection, values)
@@ -478,11 +452,6 @@ class _SlowRow(NamedTuple):
     maybe_delivered_up_to: int | None
 
 
-class _FailureRow(NamedTuple):
-    reason: str
-    attempt_count: int
-
-
 _attempt = attempts.c
 _slowest = (
     select(_of.seq)
@@ -558,8 +527,8 @@ def _select_ended(state: ColumnElement[bool]) -> Any:
 
 _others = union_all(_select_ended(IS_DELIVERED), _select_ended(IS_DEAD)).subquery()
 _OTHER_FAILURES: Final = RowQuery(
-    _FailureRow,
-    select(_attempt.reason, func.count().label("attempt_count"))
+    _CountRow,
+    select(_attempt.reason.label("name"), func.count().label("number"))
     .join(_others, _others.c.seq == _attempt.delivery_seq)
     .group_by(_attempt.reason),
 ).where(_attempt.reason.not_in(_NOT_OF_THE_CHANNEL), is_within(_attempt.started_at))
@@ -589,10 +558,9 @@ def _read_delay(connection: Connection, row: _SlowRow) -> SlowDelivery:
     values = {"channel": row.channel, "seq": row.seq, "since": start, "until": start + delivery.waited}
     first = _FIRST_OTHER.fetch_first(connection, values)
     blocked = delivery.waited if first is None else first - start
-    failures = _OTHER_FAILURES.fetch_all(connection, {**values, "until": start + blocked})
     return delivery._replace(
         blocked=blocked,
-        other_failures={failure.reason: failure.attempt_count for failure in failures},
+        other_failures=dict(_OTHER_FAILURES.fetch_all(connection, {**values, "until": start + blocked})),
         others_delivered=0 if first is None else _COUNT_OTHERS.fetch_one(connection, values),
     )
 
@@ -624,6 +592,6 @@ def read_report(connection: Connection, period: Period, channels: Collection[str
         read_channels(connection, period, channels, dead),
         read_slowest(connection, period),
         dead,
-        read_refused(connection, period),
+        _REFUSED.fetch_all(connection, period._asdict()),
         is_refused_minimum=marks.get(PrunedKind.QUARANTINE, 0.0) >= period.since,
     )

@@ -12,10 +12,9 @@ from services.relay.now.lights import (
     PrometheusFacts,
     Scrape,
     SenderFacts,
-    build_exporter_light,
     build_heartbeat_lights,
     build_intake_light,
-    build_rules_light,
+    build_prometheus_lights,
     build_sender_light,
     build_store_light,
 )
@@ -54,7 +53,7 @@ def read_light(light: Light) -> tuple[HealthStatus, str, bool]:
 def test_the_light_of_the_exporter_fits_its_facts(
     facts: PrometheusFacts | None, is_configured: bool, expected: tuple[object, ...], at: float | None
 ) -> None:
-    light = build_exporter_light(facts, is_configured=is_configured)
+    light, _ = build_prometheus_lights(facts, NOW, is_configured=is_configured)
     assert (read_light(light), light.at) == (expected, at)
 
 
@@ -73,9 +72,8 @@ def test_the_light_of_the_exporter_fits_its_facts(
 def test_the_light_of_the_rules_fits_its_facts(
     groups: list[RuleGroup], expected: tuple[object, ...], age: float | None
 ) -> None:
-    light = build_rules_light(PrometheusFacts(groups=groups), NOW, is_configured=True)
+    _, light = build_prometheus_lights(PrometheusFacts(groups=groups), NOW, is_configured=True)
     assert (read_light(light), light.at and NOW - light.at) == (expected, age)
-    assert read_light(build_rules_light(None, NOW, is_configured=False))[0] is UNKNOWN
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from services.relay.acknowledgement import store as escalation
 from services.relay.deliveries import queries as delivery_list
 from services.relay.incidents import queries as incident_list
 from services.relay.model import EscalationStep
-from services.relay.now import overview as open_incidents
 from services.relay.now import page as delivery_times
 from services.relay.outbox import claim, context, dead_letters
 from services.relay.outbox import dead_letters as requeue
@@ -26,6 +25,7 @@ from services.relay.outbox.context import may_have_earlier_open
 from services.relay.outbox.dead_letters import DeadLetterFilter, requeue_dead
 from services.relay.outbox.store import Store, Transaction, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries, incidents
+from services.relay.text import WORST_FIRST
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from shared.sql.rows import RowQuery
@@ -187,7 +187,10 @@ async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database:
 
 async def test_what_the_first_page_shows_is_found_by_its_indexes(database: DatabaseUrl) -> None:
     queries: dict[str, tuple[RowQuery[Any], dict[str, Any]]] = {
-        "incidents_open_by_severity": (open_incidents._OPEN_OF_SEVERITY, {"level": "critical", "most": 20}),
+        "incidents_open_by_severity": (
+            incident_list._build_query(incident_list.IncidentFilter(), len(WORST_FIRST)).limit(20),
+            {},
+        ),
         "deliveries_delivered": (delivery_times._DELIVERED, {"since": time.time() + 60, "millis": 300_000}),
         "deliveries_dead": (delivery_times._DEAD, {"since": time.time() + 60, "millis": 300_000}),
     }

@@ -44,7 +44,7 @@ async def test_the_worst_come_first_with_who_takes_care_of_them_and_all_are_coun
         )
         await store.run(lambda transaction: transaction.connection.execute(escalated).close())
 
-        found = await store.read(partial(read_open_incidents, now=now, most=9))
+        found = await store.read(partial(read_open_incidents, clock=time.time, most=9))
         assert [each.id for each in found.incidents] == [
             *("second critical", "first critical", "error", "none", "unknown", "warning", "info")
         ]
@@ -58,12 +58,12 @@ async def test_the_worst_come_first_with_who_takes_care_of_them_and_all_are_coun
         assert by_id["error"].silenced_until == now + 600
         assert by_id["error"].title
 
-        few = await store.read(partial(read_open_incidents, now=now, most=3))
+        few = await store.read(partial(read_open_incidents, clock=time.time, most=3))
         assert [each.id for each in few.incidents] == ["second critical", "first critical", "error"]
         assert few.total == 7
 
 
 async def test_nothing_open_is_an_empty_list(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
-        found = await store.read(partial(read_open_incidents, now=0.0, most=3))
+        found = await store.read(partial(read_open_incidents, clock=time.time, most=3))
         assert (list(found.incidents), found.total) == ([], 0)
