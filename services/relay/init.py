@@ -93,19 +93,6 @@ def init_command(
     slack: str | None, email: tuple[str, ...], alertmanager: tuple[str, ...], prometheus: str | None, *, pagerduty: bool
 ) -> None:
     """Print a first configuration, with comments and a channel for each option."""
-    text = build_configuration(slack, email, pagerduty=pagerduty, alertmanagers=alertmanager, prometheus=prometheus)
-    print_configuration_or_exit(RelaySettings, text)
-
-
-def build_configuration(
-    slack: str | None,
-    email: tuple[str, ...],
-    *,
-    pagerduty: bool,
-    alertmanagers: tuple[str, ...] = (),
-    prometheus: str | None = None,
-) -> str:
-    """Build the YAML."""
     channels = {
         "slack": _SLACK_WEBHOOK if slack == _WEBHOOK else slack and _SLACK.format(channel=_quote(slack)),
         "email": email and _EMAIL.format(addresses=", ".join(_quote(address) for address in email)),
@@ -113,17 +100,18 @@ def build_configuration(
     }
     chosen = {name: text for name, text in channels.items() if text} or {"log": _LOG}
     names = ", ".join(chosen)
-    urls = ", ".join(map(_quote, alertmanagers or ["http://127.0.0.1:9093"]))
+    urls = ", ".join(map(_quote, alertmanager or ["http://127.0.0.1:9093"]))
     url = _quote(prometheus or "http://127.0.0.1:9090")
     values = {
         "CHANNELS": names,
-        "ALERTMANAGER": f"{'' if alertmanagers else '# '}alertmanager: {{urls: [{urls}]}}",
+        "ALERTMANAGER": f"{'' if alertmanager else '# '}alertmanager: {{urls: [{urls}]}}",
         "PROMETHEUS": f"messages: {{prometheus_url: {url}}}  # runbook: KMS_OPERATIONS.md"
         if prometheus
         else f"# messages: {{runbook: KMS_OPERATIONS.md, prometheus_url: {url}}}",
     }
     routes = re.sub("|".join(values), lambda found: values[found[0]], _ROUTES)
-    return f"{_HEAD}default_channels: [{names}]\n{routes}{''.join(chosen.values())}"
+    text = f"{_HEAD}default_channels: [{names}]\n{routes}{''.join(chosen.values())}"
+    print_configuration_or_exit(RelaySettings, text)
 
 
 def _quote(text: str) -> str:

@@ -27,19 +27,18 @@ from shared.sql.rows import RowQuery
 from shared.web.log_scale import LogScale, Tick
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryTimes:
+class DeliveryTimes(NamedTuple):
     """Of one step. The seconds are from the acceptance of the oldest event in a message to its receipt."""
 
     start: float
     """Unix seconds, a multiple of the step's length."""
-    delivered: int
-    dead: int
+    delivered: int = 0
+    dead: int = 0
     """Deliveries that were given up."""
-    p50: float | None
+    p50: float | None = None
     """Seconds; None where nothing was delivered."""
-    p95: float | None
-    worst: float | None
+    p95: float | None = None
+    worst: float | None = None
 
 
 class _StepRow(NamedTuple):
@@ -83,19 +82,13 @@ def read_delivery_times(connection: Connection, since: float, step_seconds: int)
         step_seconds: the length of a step.
     """
     values = {"since": since, "millis": step_seconds * 1000}
-    delivered = {row.step: row for row in _DELIVERED.fetch_all(connection, values)}
-    dead = {row.step: row.dead for row in _DEAD.fetch_all(connection, values)}
     found = {}
-    for step in sorted(delivered.keys() | dead.keys()):
-        row, start = delivered.get(step), float(step * step_seconds)
-        found[start] = DeliveryTimes(
-            start,
-            row.time_count if row else 0,
-            dead.get(step, 0),
-            row and max(row.p50, 0.0),
-            row and max(row.p95, 0.0),
-            row and max(row.worst, 0.0),
-        )
+    for row in _DELIVERED.fetch_all(connection, values):
+        start, times = float(row.step * step_seconds), (max(each, 0.0) for each in (row.p50, row.p95, row.worst))
+        found[start] = DeliveryTimes(start, row.time_count, 0, *times)
+    for dead in _DEAD.fetch_all(connection, values):
+        start = float(dead.step * step_seconds)
+        found[start] = found.get(start, DeliveryTimes(start))._replace(dead=dead.dead)
     return found
 
 
