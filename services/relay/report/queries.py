@@ -170,7 +170,7 @@ _DEAD: Final = RowQuery(
         _dead.dead_count.label("count"),
         _of.id.label("last_id"),
         _dead.last_at,
-        func.nullif(attempts.c.detail, "").label("last_answer"),
+        func.nullif(attempts.c.detail, "", type_=Text).label("last_answer"),
     )
     .join(deliveries, _of.seq == _dead.last_seq)
     .outerjoin(attempts, and_(attempts.c.delivery_seq == _of.seq, attempts.c.number == _last_attempt)),

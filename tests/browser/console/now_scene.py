@@ -81,6 +81,7 @@ def _change(connection: Any, now: float, firing: list[str]) -> None:
         "thread": "1.2",
         "user_id": "U1",
         "who": "grace",
+        "created_by": "grace",
     }
     row |= {"id": "press", "incident_id": firing[1], "state": "created", "attempts": 1, "due_at": 0.0}
     episode = connection.execute(incidents.select().where(incidents.c.id == firing[1])).one().episode

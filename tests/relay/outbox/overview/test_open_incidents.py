@@ -21,6 +21,7 @@ async def fire(store: Store, incident: str, severity: str | None, *, is_open: bo
 
 async def silence(store: Store, incident: str, **changes: object) -> None:
     row = {"channel": "slack", "slack_channel": "C1", "thread": "1.2", "user_id": "U1", "who": "grace", "attempts": 0}
+    row["created_by"] = "grace"
     row |= {"id": f"{incident}{len(changes)}", "incident_id": incident, "episode": 1, "state": "created", "due_at": 0.0}
     await store.run(lambda transaction: transaction.connection.execute(insert(silences), row | changes).close())
 
