@@ -75,22 +75,21 @@ async def _run_incident(result: Path) -> bool:
         if not await _run_smoke_test(running.ports):
             return False
         console.print("\nall healthy; breaking KMS (IAM permission revoked), then healing it\n")
-        hops, missing = await scenario.run_incident(running, _print_hop)
+        happened = timeline.Timeline(_print_hop)
+        await scenario.run_incident(running, happened)
         summary = ""
-        if not missing:
+        if not happened.missing:
             console.print(f"\nall clear; now {storm.INCIDENTS} incidents at once\n")
-            result_of_storm = await storm.run_storm(running, _print_hop)
-            hops += result_of_storm.hops
-            missing, summary = result_of_storm.missing, result_of_storm.summary
+            summary = await storm.run_storm(running, happened)
         export: dict[str, Any] = {}
-        if not missing:
-            export, missing = await scenario.read_timeline(running, scenario.ALERT)
-        timeline.write_json(hops, ok=not missing, file=result)
+        if not happened.missing:
+            export, happened.missing = await scenario.read_timeline(running)
+        timeline.write_json(happened.hops, ok=not happened.missing, file=result)
         console.print()
-        timeline.print_table(hops, console)
-        for sentence in missing:
+        timeline.print_table(happened.hops, console)
+        for sentence in happened.missing:
             console.print(f"[red]{sentence}[/]")
-        if not missing:
+        if not happened.missing:
             console.print(
                 "acknowledged by the button in Slack; the message was edited in place, the all-clear is in its thread",
                 soft_wrap=True,
@@ -98,7 +97,7 @@ async def _run_incident(result: Path) -> bool:
             console.print(summary, soft_wrap=True)
             console.print(f"all six messages arrived with their links; timeline in {result}")
             await _print_incident(running, export, result.with_suffix(".md"))
-    return not missing
+    return not happened.missing
 
 
 async def _print_incident(running: stack.Stack, export: dict[str, Any], file: Path) -> None:

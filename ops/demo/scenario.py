@@ -9,109 +9,38 @@ import html
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
-import aiohttp
+from ops.demo.stack import Stack, poll
+from ops.demo.timeline import CHANNELS, ChannelName, State, Timeline
 
-from ops.demo.stack import Stack
-from ops.demo.timeline import CHANNELS, ChannelName, Hop, State
-from shared.http.server import StartError
-
-_ACKNOWLEDGE_TIMEOUT = 30.0
-_POLL_SECONDS = 0.1
-
-
-async def acknowledge_in_slack(
-    stack: Stack, alertname: str, started_at: float, on_hop: Callable[[Hop], None]
-) -> tuple[list[Hop], list[str]]:
-    """Press the button of the alert's message.
-
-    Returns:
-        The hops, and a sentence for each that did not happen in time.
-    """
-    message = await _find_message(stack, alertname)
-    if message is None:
-        return [], [f"no button to acknowledge {alertname} in Slack"]
-    press = {"action": "press", "channel": message["channel"], "ts": message["ts"], "action_id": "acknowledge"}
-    async with stack.http.post(stack.ports.build_url("stand_ins") + "/api/slack", json=press) as response:
-        if not (await response.json()).get("acknowledged"):
-            return [], ["the relay did not acknowledge the press in Slack"]
-    hops = [_report("pressed", "slack", "firing", time.time(), started_at, on_hop)]
-    missing = []
-    for channel in ("slack", "pagerduty"):
-        at = await _wait_until_acknowledged(stack, channel, message)
-        if at is None:
-            missing.append(f"no 'acknowledged' on {channel} within {_ACKNOWLEDGE_TIMEOUT:.0f} s")
-        else:
-            hops.append(_report("acknowledged", channel, "firing", at, started_at, on_hop))
-    return hops, missing
-
-
-async def check_resolved_by_edit(
-    stack: Stack, alertname: str, started_at: float, on_hop: Callable[[Hop], None]
-) -> tuple[list[Hop], list[str]]:
-    """Whether the page's message says that it is over, with the all-clear in its thread; as above."""
-    ends_at = time.monotonic() + _ACKNOWLEDGE_TIMEOUT
-    while time.monotonic() < ends_at:
-        messages = [each for each in await _list_messages(stack) if alertname in json.dumps(each)]
-        roots = {each["ts"] for each in messages if each["edited_at"] and each["edited_at"] > started_at}
-        replies = [each for each in messages if each["thread_ts"] in roots and "Resolved" in each["text"]]
-        if replies:
-            edited_at = max(each["edited_at"] for each in messages if each["ts"] == replies[-1]["thread_ts"])
-            return [_report("edited", "slack", "resolved", edited_at, started_at, on_hop)], []
-        await asyncio.sleep(_POLL_SECONDS)
-    return [], [f"no 'edited' on slack within {_ACKNOWLEDGE_TIMEOUT:.0f} s"]
-
-
-async def _wait_until_acknowledged(stack: Stack, channel: ChannelName, message: dict[str, Any]) -> float | None:
-    ends_at = time.monotonic() + _ACKNOWLEDGE_TIMEOUT
-    while time.monotonic() < ends_at:
-        if channel == "slack":
-            current = next((each for each in await _list_messages(stack) if each["ts"] == message["ts"]), None)
-            if current is not None and "cknowledged" in json.dumps(current) and current["edited_at"]:
-                return float(current["edited_at"])
-        else:
-            state = await stack.get_json("stand_ins", "/api/state") or {"pagerduty": {"events": []}}
-            events = [each for each in state["pagerduty"]["events"] if each["event_action"] == "acknowledge"]
-            if events:
-                return float(events[-1]["at"])
-        await asyncio.sleep(_POLL_SECONDS)
-    return None
-
-
-async def _find_message(stack: Stack, alertname: str) -> dict[str, Any] | None:
-    """The first message of the alert that has the button."""
-    for message in await _list_messages(stack):
-        if alertname in json.dumps(message) and '"action_id": "acknowledge"' in json.dumps(message["blocks"]):
-            return message
-    return None
-
-
-async def _list_messages(stack: Stack) -> list[dict[str, Any]]:
-    """Every message in Slack, each with its channel's ID."""
-    state = await stack.get_json("stand_ins", "/api/state") or {"slack": []}
-    return [{**message, "channel": each["id"]} for each in state["slack"] for message in each["messages"]]
-
-
-def _report(
-    name: str, channel: ChannelName, state: State, at: float, started_at: float, on_hop: Callable[[Hop], None]
-) -> Hop:
-    hop = Hop(name, channel, state, at, at - started_at)
-    on_hop(hop)
-    return hop
-
-
+ALERT: Final = "KMSCryptoModeNotKMS"
+PHASE_TIMEOUT = 60.0
+_ACKNOWLEDGE_TIMEOUT: Final = 30.0
 _TIMELINE_TIMEOUT: Final = 15.0
 _KINDS: Final = ("fault", "alert", "accepted", "delivered", "acknowledged", "edited", "alert_over", "resolved")
 """What a timeline of the demo's incident has, from the fault to the all-clear."""
+_DELIVERIES_PER_CHANNEL: Final[dict[ChannelName, int]] = {"slack": 1, "email": 2, "pagerduty": 1}
+"""Deliveries that a channel must have: a page is mailed to secops and to oncall."""
+_SUCCESS: Final = re.compile(r"^kms_probe_success\{[^}]*\} (\d)", re.MULTILINE)
+
+Check = Callable[[], Awaitable[float | None]]
+"""Answers with the time at which something had happened, or None while it has not."""
 
 
-def build_address(stack: Stack, incident_id: str) -> str:
-    return f"{stack.ports.build_url('relay')}/incidents/{incident_id}"
+async def run_incident(stack: Stack, timeline: Timeline) -> None:
+    """Break KMS, acknowledge the page in Slack, and heal KMS; it is not healed after a page that did not arrive."""
+    for phase in (Phase(stack, timeline, "firing"), Phase(stack, timeline, "resolved")):
+        await phase.switch_kms()
+        await phase.wait_for_hops()
+        if not timeline.missing:
+            await (phase.acknowledge_in_slack() if phase.state == "firing" else phase.check_resolved_by_edit())
+        if timeline.missing:
+            return
 
 
 async def list_incidents(stack: Stack, query: str) -> list[dict[str, Any]]:
@@ -120,21 +49,30 @@ async def list_incidents(stack: Stack, query: str) -> list[dict[str, Any]]:
     return list(answer["incidents"]) if answer else []
 
 
-async def read_timeline(stack: Stack, alertname: str) -> tuple[dict[str, Any], list[str]]:
-    """Read the last incident of an alert until its timeline is whole.
+def build_address(stack: Stack, incident_id: str) -> str:
+    return f"{stack.ports.build_url('relay')}/incidents/{incident_id}"
+
+
+async def read_timeline(stack: Stack) -> tuple[dict[str, Any], list[str]]:
+    """Read the last incident of the alert until its timeline is whole.
 
     Returns:
         The incident as the API has it, and a sentence for each entry that was not there in time.
     """
-    ends_at, export = time.monotonic() + _TIMELINE_TIMEOUT, None
-    while True:
-        found = await list_incidents(stack, f"alertname={alertname}&limit=1")
-        if found:
-            export = await stack.get_json("relay", f"/api/incidents/{found[0]['id']}?fault=wait")
-        missing = _list_missing(export["timeline"] if export else ())
-        if not missing or time.monotonic() > ends_at:
-            return export or {}, missing
-        await asyncio.sleep(_POLL_SECONDS)
+    export: dict[str, Any] = {}
+
+    def list_missing() -> list[str]:
+        kinds = {each["kind"] for each in export.get("timeline", ())}
+        within = f"in the incident's timeline within {_TIMELINE_TIMEOUT:.0f} s"
+        return [f"no '{kind}' {within}" for kind in _KINDS if kind not in kinds]
+
+    async def read() -> bool | None:
+        for found in await list_incidents(stack, f"alertname={ALERT}&limit=1"):
+            export.update(await stack.get_json("relay", f"/api/incidents/{found['id']}?fault=wait") or {})
+        return None if list_missing() else True
+
+    await poll(read, _TIMELINE_TIMEOUT)
+    return export, list_missing()
 
 
 def format_entries(export: dict[str, Any]) -> list[str]:
@@ -144,112 +82,108 @@ def format_entries(export: dict[str, Any]) -> list[str]:
     return [f"  {_to_seconds(each['at']) - start:6.2f} s  {each['text']}" for each in entries]
 
 
-def _list_missing(entries: Sequence[dict[str, Any]]) -> list[str]:
-    kinds = {each["kind"] for each in entries}
-    within = f"in the incident's timeline within {_TIMELINE_TIMEOUT:.0f} s"
-    return [f"no '{kind}' {within}" for kind in _KINDS if kind not in kinds]
-
-
 def _to_seconds(timestamp: str) -> float:
     return datetime.fromisoformat(timestamp).timestamp()
 
 
-ALERT = "KMSCryptoModeNotKMS"
-PHASE_TIMEOUT = 60.0
-_DELIVERIES_PER_CHANNEL: dict[ChannelName, int] = {"slack": 1, "email": 2, "pagerduty": 1}
-"""Deliveries that a channel must have: a page is mailed to secops and to oncall."""
-_SUCCESS = re.compile(r"^kms_probe_success\{[^}]*\} (\d)", re.MULTILINE)
-
-Check = Callable[[], Awaitable[float | None]]
-"""Answers with the time at which something had happened, or None while it has not."""
-
-
-async def run_incident(stack: Stack, on_hop: Callable[[Hop], None]) -> tuple[list[Hop], list[str]]:
-    """Break KMS and heal it.
-
-    Args:
-        stack: the running demo.
-        on_hop: called with each hop when it is detected.
-
-    Returns:
-        The hops by time, those of the page before those of the all-clear, and a sentence for each that did not happen
-        in time; KMS is not healed after a page that did not arrive. Somebody acknowledges the page in Slack in between.
-    """
-    hops: list[Hop] = []
-    states: tuple[State, ...] = ("firing", "resolved")
-    for state in states:
-        started_at = time.time()
-        await _switch_kms(stack, "break" if state == "firing" else "heal")
-        results, missing = await _Phase(stack, state, started_at, on_hop).wait_for_hops()
-        hops += results
-        if not missing:
-            follow_up = acknowledge_in_slack if state == "firing" else check_resolved_by_edit
-            results, missing = await follow_up(stack, ALERT, started_at, on_hop)
-            hops += results
-        if missing:
-            return hops, missing
-    return hops, []
-
-
-async def _switch_kms(stack: Stack, action: str) -> None:
-    body = {"fault": "permission_denied"} if action == "break" else {}
-    try:
-        async with stack.http.post(f"{stack.ports.build_url('stand_ins')}/api/kms/{action}", json=body) as response:
-            if response.status >= 300:
-                raise StartError(f"could not {action} KMS: the stand-ins answered {response.status}")
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise StartError(f"could not {action} KMS: {error!r}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Phase:
-    """The hops after a change of KMS at `began`."""
+@dataclass(slots=True)
+class Phase:
+    """The hops after a change of KMS: the page while it is `firing`, the all-clear once it is `resolved`."""
 
     stack: Stack
+    timeline: Timeline
     state: State
-    started_at: float
-    on_hop: Callable[[Hop], None]
+    started_at: float = 0.0
     is_accepted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the webhook was reported: deliveries are reported after it, even if they are detected first."""
 
-    async def wait_for_hops(self) -> tuple[list[Hop], list[str]]:
+    async def switch_kms(self) -> None:
+        action = "break" if self._is_broken else "heal"
+        body = {"fault": "permission_denied"} if self._is_broken else {}
+        self.started_at = time.time()
+        await self.stack.post_json(f"/api/kms/{action}", body, f"could not {action} KMS")
+
+    async def wait_for_hops(self) -> None:
         """Detect all hops concurrently: an early state may be over when a later one is detected."""
         alert = {"pending": ("pending", "firing"), "firing": ("firing",)} if self._is_broken else {"inactive": (None,)}
         detections: list[tuple[str, ChannelName | None, Check]] = [
             ("probe", None, self._check_probe),
             ("backend", None, self._check_backend),
+            *((name, None, partial(self._check_alert, wanted)) for name, wanted in alert.items()),
+            ("accepted", None, self._check_accepted),
+            *(("delivered", channel, partial(self._check_delivered, channel)) for channel in CHANNELS),
         ]
-        detections += [(name, None, partial(self._check_alert, wanted)) for name, wanted in alert.items()]
-        detections += [("accepted", None, self._check_accepted)]
-        detections += [("delivered", channel, partial(self._check_delivered, channel)) for channel in CHANNELS]
-
-        start = Hop("fault" if self._is_broken else "heal", None, self.state, self.started_at, 0.0)
-        self.on_hop(start)
+        first = len(self.timeline.hops)
+        self._add("fault" if self._is_broken else "heal", None, self.started_at)
         results = await asyncio.gather(
             *(self._wait_for_hop(*detection) for detection in detections), return_exceptions=True
         )
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        hops = sorted((hop for hop in results if isinstance(hop, Hop)), key=lambda hop: hop.at)
-        missing = [
-            f"no '{name}'{f' on {channel}' if channel else ''} ({self.state}) within {PHASE_TIMEOUT:.0f} s"
-            for (name, channel, _), hop in zip(detections, results, strict=True)
-            if hop is None
-        ]
-        return [start, *hops], missing
+        for error in filter(None, results):
+            raise error
+        self.timeline.hops[first:] = sorted(self.timeline.hops[first:], key=lambda hop: hop.at)
 
-    async def _wait_for_hop(self, name: str, channel: ChannelName | None, check: Check) -> Hop | None:
-        while time.time() < self.started_at + PHASE_TIMEOUT:
+    async def acknowledge_in_slack(self) -> None:
+        """Press the button of the page's message, and wait until Slack and PagerDuty show it."""
+        for message in await self.stack.list_messages():
+            if ALERT in json.dumps(message) and '"action_id": "acknowledge"' in json.dumps(message["blocks"]):
+                break
+        else:
+            self.timeline.missing.append(f"no button to acknowledge {ALERT} in Slack")
+            return
+        press = {"action": "press", "channel": message["channel"], "ts": message["ts"], "action_id": "acknowledge"}
+        answer = await self.stack.post_json("/api/slack", press, "could not press the button in Slack")
+        if not answer.get("acknowledged"):
+            self.timeline.missing.append("the relay did not acknowledge the press in Slack")
+            return
+        self._add("pressed", "slack", time.time())
+
+        async def check_slack() -> float | None:
+            current = [each for each in await self.stack.list_messages() if each["ts"] == message["ts"]]
+            edited = [each["edited_at"] for each in current if "cknowledged" in json.dumps(each)]
+            return edited[0] if edited else None
+
+        async def check_pagerduty() -> float | None:
+            state = await self.stack.get_json("stand_ins", "/api/state") or {"pagerduty": {"events": []}}
+            events = [each for each in state["pagerduty"]["events"] if each["event_action"] == "acknowledge"]
+            return float(events[-1]["at"]) if events else None
+
+        await self._follow("acknowledged", "slack", check_slack)
+        await self._follow("acknowledged", "pagerduty", check_pagerduty)
+
+    async def check_resolved_by_edit(self) -> None:
+        """Whether the page's message says that it is over, with the all-clear in its thread."""
+
+        async def check() -> float | None:
+            messages = [each for each in await self.stack.list_messages() if ALERT in json.dumps(each)]
+            edits = {each["ts"]: each["edited_at"] for each in messages if (each["edited_at"] or 0) > self.started_at}
+            replies = [each for each in messages if each["thread_ts"] in edits and "Resolved" in each["text"]]
+            return edits[replies[-1]["thread_ts"]] if replies else None
+
+        await self._follow("edited", "slack", check)
+
+    async def _follow(self, name: str, channel: ChannelName, check: Check) -> None:
+        at = await poll(check, _ACKNOWLEDGE_TIMEOUT)
+        if at is None:
+            self.timeline.missing.append(f"no '{name}' on {channel} within {_ACKNOWLEDGE_TIMEOUT:.0f} s")
+        else:
+            self._add(name, channel, at)
+
+    async def _wait_for_hop(self, name: str, channel: ChannelName | None, check: Check) -> None:
+        async def check_running() -> float | None:
             self.stack.processes.check()
-            if (at := await check()) is not None:
-                hop = Hop(name, channel, self.state, at, at - self.started_at)
-                self.on_hop(hop)
-                if name == "accepted":
-                    self.is_accepted.set()
-                return hop
-            await asyncio.sleep(_POLL_SECONDS)
-        return None
+            return await check()
+
+        at = await poll(check_running, PHASE_TIMEOUT)
+        if at is None:
+            where = f" on {channel}" if channel else ""
+            self.timeline.missing.append(f"no '{name}'{where} ({self.state}) within {PHASE_TIMEOUT:.0f} s")
+            return
+        self._add(name, channel, at)
+        if name == "accepted":
+            self.is_accepted.set()
+
+    def _add(self, name: str, channel: ChannelName | None, at: float) -> None:
+        self.timeline.add(name, channel, self.state, at, self.started_at)
 
     @property
     def _is_broken(self) -> bool:

@@ -5,15 +5,16 @@ Alertmanager are the real ones, with the product's own rules and routing on a fa
 """
 
 import asyncio
+import json
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -22,6 +23,16 @@ from ops.demo.processes import Ports, Processes, run_processes
 from shared.http.server import StartError
 
 READY_TIMEOUT = 120.0
+_POLL_SECONDS = 0.1
+T = TypeVar("T")
+
+
+async def poll(check: Callable[[], Awaitable[T | None]], timeout: float) -> T | None:
+    """What `check` returns as soon as that is not None; None if it is not in time."""
+    ends_at = time.monotonic() + timeout
+    while (found := await check()) is None and time.monotonic() < ends_at:  # noqa: ASYNC110  other programs' state
+        await asyncio.sleep(_POLL_SECONDS)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,29 +55,40 @@ class Stack:
 
     async def get_json(self, part: str, path: str) -> Any:
         """JSON of one part; None while it does not answer with 200."""
-        try:
-            async with self.http.get(self.ports.build_url(part) + path) as response:
-                return await response.json() if response.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError):
-            return None
+        text = await self.get_text(part, path)
+        return json.loads(text) if text else None
 
-    async def get_text(self, part: str, path: str) -> str:
+    async def get_text(self, part: str, path: str, **parameters: str) -> str:
         """Text of one part; empty while it does not answer with 200."""
         try:
-            async with self.http.get(self.ports.build_url(part) + path) as response:
+            async with self.http.get(self.ports.build_url(part) + path, params=parameters) as response:
                 return await response.text() if response.status == 200 else ""
         except (aiohttp.ClientError, TimeoutError):
             return ""
 
+    async def post_json(self, path: str, body: dict[str, Any], failure: str) -> dict[str, Any]:
+        """Post to the stand-ins, and return their answer. Raises StartError, a sentence that begins with `failure`."""
+        try:
+            async with self.http.post(self.ports.build_url("stand_ins") + path, json=body) as response:
+                if response.status >= 300:
+                    raise StartError(f"{failure}: the stand-ins answered {response.status}")
+                return dict(await response.json()) if response.status != 204 else {}
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise StartError(f"{failure}: {error!r}") from None
+
+    async def list_messages(self) -> list[dict[str, Any]]:
+        """Every message in Slack, oldest first in each channel, with its channel's ID and name."""
+        state = await self.get_json("stand_ins", "/api/state") or {"slack": []}
+        return [
+            {**message, "channel": each["id"], "channel_name": each["channel"]}
+            for each in state["slack"]
+            for message in each["messages"]
+        ]
+
     async def query(self, expression: str) -> float | None:
         """Return the single value of a PromQL expression, or None."""
-        try:
-            async with self.http.get(
-                self.ports.build_url("prometheus") + "/api/v1/query", params={"query": expression}
-            ) as response:
-                result = (await response.json())["data"]["result"] if response.status == 200 else []
-        except (aiohttp.ClientError, TimeoutError):
-            return None
+        text = await self.get_text("prometheus", "/api/v1/query", query=expression)
+        result = json.loads(text)["data"]["result"] if text else []
         return float(result[0]["value"][1]) if result else None
 
 
@@ -159,22 +181,19 @@ def build_commands(folder: Path, ports: Ports, prometheus: str, alertmanager: st
 
 async def _wait_until_healthy(stack: Stack) -> None:
     """Wait until key, backend and relay are healthy, the heartbeat arrives, and no other alert is pending."""
-    deadline = time.monotonic() + READY_TIMEOUT
     missing = ""
-    while time.monotonic() < deadline:
+
+    async def is_healthy() -> bool | None:
+        nonlocal missing
         stack.processes.check()
         missing = await _find_unhealthy_part(stack)
-        if not missing:
-            return
-        await asyncio.sleep(0.1)
-    raise StartError(f"after {READY_TIMEOUT:.0f} s still waiting for {missing}{await _list_active_alerts(stack)}")
+        return None if missing else True
 
-
-async def _list_active_alerts(stack: Stack) -> str:
-    """Which alerts fire or may soon, for the sentence of a start that failed."""
-    answer = await stack.get_json("prometheus", "/api/v1/alerts")
-    names = {alert["labels"]["alertname"] for alert in answer["data"]["alerts"]} if answer else set()
-    return f" ({', '.join(sorted(names - {'Watchdog'}))})" if names - {"Watchdog"} else ""
+    if await poll(is_healthy, READY_TIMEOUT) is None:
+        answer = await stack.get_json("prometheus", "/api/v1/alerts")
+        alerts = {alert["labels"]["alertname"] for alert in answer["data"]["alerts"]} if answer else set()
+        active = f" ({', '.join(sorted(alerts - {'Watchdog'}))})" if alerts - {"Watchdog"} else ""
+        raise StartError(f"after {READY_TIMEOUT:.0f} s still waiting for {missing}{active}")
 
 
 _HEALTHY_QUERIES = (

@@ -8,16 +8,16 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import aiohttp
 
-from ops.demo.stack import Stack
-from ops.demo.timeline import Hop, State
+from ops.demo.stack import Stack, poll
+from ops.demo.timeline import State, Timeline
 from shared.http.server import StartError
 
 INCIDENTS: Final = 200
@@ -28,57 +28,44 @@ _CRITICAL: Final = 20
 """Each so-manyth is critical."""
 _AT_ONCE: Final = 16
 _POLL_SECONDS: Final = 0.1
+_NO_RATE: Final = "could not switch Slack's rate"
 _KEY: Final = re.compile(r"storm-(\d{3})")
 _NAMING: Final = ("header", "rich_text")
 """The blocks that say what a message is about; others say what else fires."""
 
 
-@dataclass(slots=True)
-class Storm:
-    hops: list[Hop] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    """A sentence for each hop that did not happen in time."""
-    summary: str = ""
-
-
-async def run_storm(stack: Stack, on_hop: Callable[[Hop], None]) -> Storm:
+async def run_storm(stack: Stack, timeline: Timeline) -> str:
     """Send the incidents to the relay, wait until Slack names each, then end them and wait for the digests' edits.
 
-    Args:
-        stack: the running demo.
-        on_hop: called with each hop when it is detected.
+    Returns:
+        A sentence about its messages; empty where incidents were not named in time.
     """
-    storm = Storm()
-
-    def report(name: str, state: State, at: float, started_at: float, *, is_on_slack: bool = False) -> None:
-        storm.hops.append(Hop(name, "slack" if is_on_slack else None, state, at, at - started_at))
-        on_hop(storm.hops[-1])
-
-    await _switch_rates(stack, enabled=True)
+    await stack.post_json("/api/slack", {"action": "rates", "enabled": True}, _NO_RATE)
     try:
         began_at = time.time()
-        report("storm", "firing", began_at, began_at)
+        timeline.add("storm", None, "firing", began_at, began_at)
         await _post_webhooks(stack, "firing", began_at)
         messages = await _wait_until_named(stack, began_at)
         named = _find_named(messages)
         if len(named) < INCIDENTS:
-            storm.missing = [f"storm: {len(named)} of {INCIDENTS} incidents named on slack within {TIMEOUT:.0f} s"]
-            return storm
+            timeline.missing.append(
+                f"storm: {len(named)} of {INCIDENTS} incidents named on slack within {TIMEOUT:.0f} s"
+            )
+            return ""
         named_at = max(named.values())
-        report("named", "firing", named_at, began_at, is_on_slack=True)
-        storm.summary = _summarize([each for each in messages if each["at"] <= named_at], named_at - began_at)
+        timeline.add("named", "slack", "firing", named_at, began_at)
 
         over_at = time.time()
-        report("calm", "resolved", over_at, over_at)
+        timeline.add("calm", None, "resolved", over_at, over_at)
         await _post_webhooks(stack, "resolved", began_at)
-        edited_at = await _wait_until_edited(stack, began_at, over_at)
+        edited_at = await poll(partial(_check_edited, stack, began_at, over_at), TIMEOUT)
         if edited_at is None:
-            storm.missing = [f"storm: the digests do not show its end within {TIMEOUT:.0f} s"]
+            timeline.missing.append(f"storm: the digests do not show its end within {TIMEOUT:.0f} s")
         else:
-            report("digests_edited", "resolved", edited_at, over_at, is_on_slack=True)
+            timeline.add("digests_edited", "slack", "resolved", edited_at, over_at)
     finally:
-        await _switch_rates(stack, enabled=False)
-    return storm
+        await stack.post_json("/api/slack", {"action": "rates", "enabled": False}, _NO_RATE)
+    return _summarize([each for each in messages if each["at"] <= named_at], named_at - began_at)
 
 
 def _summarize(messages: list[dict[str, Any]], seconds: float) -> str:
@@ -87,16 +74,6 @@ def _summarize(messages: list[dict[str, Any]], seconds: float) -> str:
         f"storm: {INCIDENTS} incidents named on Slack after {seconds:.1f} s, at Slack's real rate, in {len(messages)} "
         f"messages ({digests} {'digest' if digests == 1 else 'digests'})"
     )
-
-
-async def _switch_rates(stack: Stack, *, enabled: bool) -> None:
-    change = {"action": "rates", "enabled": enabled}
-    try:
-        async with stack.http.post(stack.ports.build_url("stand_ins") + "/api/slack", json=change) as response:
-            if response.status != 200:
-                raise StartError(f"could not switch Slack's rate: the stand-ins answered {response.status}")
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise StartError(f"could not switch Slack's rate: {error!r}") from None
 
 
 async def _post_webhooks(stack: Stack, status: State, began_at: float) -> None:
@@ -163,22 +140,18 @@ async def _wait_until_named(stack: Stack, began_at: float) -> list[dict[str, Any
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _wait_until_edited(stack: Stack, began_at: float, over_at: float) -> float | None:
-    """When the last digest of the storm showed that all its incidents are over; None if one does not in time."""
-    while time.time() < over_at + TIMEOUT:
-        messages = await _list_messages(stack, began_at)
-        digests = [each for each in messages if _is_digest(each) and each["at"] < over_at]
-        if digests and all(each["edited_at"] and each["text"].startswith("🟢") for each in digests):
-            return max(float(each["edited_at"]) for each in digests)
-        await asyncio.sleep(_POLL_SECONDS)
-    return None
+async def _check_edited(stack: Stack, began_at: float, over_at: float) -> float | None:
+    """When the last digest of the storm showed that all its incidents are over; None while one does not."""
+    messages = await _list_messages(stack, began_at)
+    digests = [each for each in messages if _is_digest(each) and each["at"] < over_at]
+    if not digests or not all(each["edited_at"] and each["text"].startswith("🟢") for each in digests):
+        return None
+    return max(float(each["edited_at"]) for each in digests)
 
 
 async def _list_messages(stack: Stack, since: float) -> list[dict[str, Any]]:
     """Those of the storm's channel, oldest first."""
-    state = await stack.get_json("stand_ins", "/api/state") or {"slack": []}
-    channels = (each for each in state["slack"] if each["channel"] == _CHANNEL)
-    return [message for channel in channels for message in channel["messages"] if message["at"] >= since]
+    return [each for each in await stack.list_messages() if each["channel_name"] == _CHANNEL and each["at"] >= since]
 
 
 def _find_named(messages: Iterable[dict[str, Any]]) -> dict[str, float]:

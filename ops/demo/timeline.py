@@ -1,7 +1,8 @@
 """The timeline: the hops from a fault to the delivered message, as a table and as demo.json."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -49,6 +50,19 @@ class Hop:
     state: State | None
     at: float
     seconds: float
+
+
+@dataclass(slots=True)
+class Timeline:
+    """The hops so far, and a sentence for each that did not happen in time; `on_hop` is called with each hop."""
+
+    on_hop: Callable[[Hop], None]
+    hops: list[Hop] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def add(self, name: str, channel: ChannelName | None, state: State, at: float, started_at: float) -> None:
+        self.hops.append(Hop(name, channel, state, at, at - started_at))
+        self.on_hop(self.hops[-1])
 
 
 def write_json(hops: list[Hop], *, ok: bool, file: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from ops.demo import scenario
 from ops.demo.processes import Processes
 from ops.demo.stack import Stack
-from ops.demo.timeline import Hop
+from ops.demo.timeline import State, Timeline
 from tests.containers import storm
 from tests.containers.compose_stack import Composed, composed
 from tests.containers.engine import Engine
@@ -109,17 +109,18 @@ def test_limits_are_in_force(demo: Composed) -> None:
 async def test_a_page_and_its_all_clear_survive_a_restart_of_relay_and_prometheus(
     demo: Composed, tmp_path: Path, summary_lines: list[str]
 ) -> None:
-    hops: list[Hop] = []
+    happened = Timeline(lambda _hop: None)
     async with AsyncExitStack() as stack:
         inspector = await inspect(demo, stack, tmp_path)
         await until_calm(inspector)
-        for state, action in (("firing", "break"), ("resolved", "heal")):
-            began = time.time()
-            await scenario._switch_kms(inspector, action)
-            found, missing = await scenario._Phase(inspector, state, began, hops.append).wait_for_hops()  # type: ignore[arg-type]
-            assert missing == []
+        states: tuple[State, ...] = ("firing", "resolved")
+        for state in states:
+            phase = scenario.Phase(inspector, happened, state)
+            await phase.switch_kms()
+            await phase.wait_for_hops()
+            assert happened.missing == []
             if state == "firing":
-                last = max(hop.at for hop in found)
+                last = happened.hops[-1].at
                 summary_lines.append(f"from `compose up` to the page on the third channel: {last - demo.began:.0f} s")
                 await asyncio.to_thread(demo.restart, "relay", "prometheus")
         deliveries = await inspector.get_json("relay", f"/api/deliveries?limit=100&alertname={scenario.ALERT}")

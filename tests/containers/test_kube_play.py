@@ -22,6 +22,7 @@ import yaml
 from ops.demo import scenario, stack
 from ops.demo.configuration import write_configuration
 from ops.demo.processes import Ports, run_processes
+from ops.demo.timeline import Timeline
 from tests.containers.engine import Engine
 from tests.ops.helm.rendering import Object, containers, of_kind, pods, rendered
 
@@ -60,7 +61,7 @@ async def test_an_alert_goes_through_the_pods_and_they_may_do_nothing_else(podma
         ) as http,
         run_processes(tmp_path) as children,
     ):
-        whole = stack.Stack(ports, http, children, tmp_path)
+        whole, happened = stack.Stack(ports, http, children, tmp_path), Timeline(lambda _hop: None)
         programs = stack.find_program("prometheus"), stack.find_program("alertmanager", "prometheus-alertmanager")
         for name, command in stack.build_commands(tmp_path, ports, *programs).items():
             if name not in PARTS:
@@ -72,11 +73,13 @@ async def test_an_alert_goes_through_the_pods_and_they_may_do_nothing_else(podma
                     assert answer.status == 200, url
             for part in PARTS:
                 _may_do_nothing_else(podman, part)
-            hops, missing = await scenario.run_incident(whole, lambda _hop: None)
+            await scenario.run_incident(whole, happened)
 
-    assert missing == []
+    assert happened.missing == []
     channels, states = ("slack", "email", "pagerduty"), ("firing", "resolved")
-    assert {(hop.channel, hop.state) for hop in hops if hop.name == "delivered"} == set(product(channels, states))
+    assert {(hop.channel, hop.state) for hop in happened.hops if hop.name == "delivered"} == set(
+        product(channels, states)
+    )
 
 
 def _rendered(folder: Path) -> list[Object]:

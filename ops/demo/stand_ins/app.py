@@ -10,7 +10,7 @@ from types import MappingProxyType
 from starlette.applications import Starlette
 
 from ops.demo.stand_ins import mail_server
-from ops.demo.stand_ins.control_api import ControlApi, KmsFaults
+from ops.demo.stand_ins.control_api import ControlApi, KmsFaults, Providers
 from ops.demo.stand_ins.mail_server import MailServer
 from ops.demo.stand_ins.page import StandInPages
 from ops.demo.stand_ins.pagerduty import PagerDuty
@@ -104,24 +104,18 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
     web_api = WebApi(slack, socket_mode, slack_tokens, slack_app_tokens, slack_webhook_secrets, faults)
     pagerduty = PagerDuty(pagerduty_keys, faults, changes, clock)
     mailbox = MailServer(faults, changes, clock)
-    kms = KmsFaults(emulator_faults)
-    api = ControlApi(slack, pagerduty, mailbox, faults, kms, changes)
-    pages = StandInPages(slack, pagerduty, mailbox, faults, kms, changes, docs, page_links, prometheus, alertmanager)
+    providers = Providers(slack, pagerduty, mailbox, faults, KmsFaults(emulator_faults), changes)
+    pages = StandInPages(providers, docs, page_links, prometheus, alertmanager)
     actions = SlackActions(slack, socket_mode)
+    anybody = RouteRequirements(None)  # by any name: they want tokens of their own, or have the secret in their path
     routes = [
-        ProtectedRoute(
-            "/slack/api/{method}", web_api.handle_call, RouteRequirements(None), ["GET", "POST"]
-        ),  # they want tokens of their own,
-        ProtectedRoute(
-            "/slack/services/{team}/{app}/{secret}", web_api.handle_webhook, RouteRequirements(None), ["POST"]
-        ),  # the secret is in their path,
-        ProtectedRoute("/slack/upload/{file}", web_api.methods.handle_upload, RouteRequirements(None), ["POST"]),
+        ProtectedRoute("/slack/api/{method}", web_api.handle_call, anybody, ["GET", "POST"]),
+        ProtectedRoute("/slack/services/{team}/{app}/{secret}", web_api.handle_webhook, anybody, ["POST"]),
+        ProtectedRoute("/slack/upload/{file}", web_api.methods.handle_upload, anybody, ["POST"]),
         ProtectedRoute("/slack/files/{file}", web_api.methods.show_file, RouteRequirements(Role.VIEWER)),
         ProtectedRoute("/api/slack", actions.handle, RouteRequirements(Role.ADMIN, action="act in Slack"), ["POST"]),
-        ProtectedRoute(
-            "/pagerduty/v2/enqueue", pagerduty.enqueue, RouteRequirements(None), ["POST"]
-        ),  # and are asked by any name
-        *api.build_routes(),
+        ProtectedRoute("/pagerduty/v2/enqueue", pagerduty.enqueue, anybody, ["POST"]),
+        *ControlApi(providers).build_routes(),
         *pages.build_routes(),
     ]
     app = create_application("keypulse stand-ins", create_registry(), routes)

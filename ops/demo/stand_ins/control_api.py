@@ -5,6 +5,7 @@ KMS is broken in the ways that happen, by their names; the faults go to the emul
 
 import asyncio
 import json
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import aiohttp
@@ -111,22 +112,21 @@ def _are_equal(parts: tuple[Json, ...], faults: list[Json]) -> bool:
     return len(parts) == len(faults) and all(any(part.items() <= fault.items() for fault in faults) for part in parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Providers:
+    """What the page and the API show, and break."""
+
+    slack: Workspace
+    pagerduty: PagerDuty
+    mailbox: MailServer
+    faults: ProviderFaults
+    kms: KmsFaults
+    changes: ChangeFeed
+
+
 class ControlApi:
-    def __init__(
-        self,
-        slack: Workspace,
-        pagerduty: PagerDuty,
-        mailbox: MailServer,
-        faults: ProviderFaults,
-        kms: KmsFaults,
-        changes: ChangeFeed,
-    ) -> None:
-        self._slack = slack
-        self._pagerduty = pagerduty
-        self._mailbox = mailbox
-        self._faults = faults
-        self._kms = kms
-        self._changes = changes
+    def __init__(self, providers: Providers) -> None:
+        self._providers = providers
 
     def build_routes(self) -> list[ProtectedRoute]:
         reads = RouteRequirements(Role.VIEWER)
@@ -145,13 +145,14 @@ class ControlApi:
 
     async def get_state(self, _request: Request) -> Response:
         """Everything that arrived, and the providers' faults in force."""
+        providers = self._providers
         snapshot = {
-            "version": self._changes.version,
-            "slack": self._slack.get_state(),
-            "people": self._slack.get_people(),
-            "mailbox": self._mailbox.get_state(),
-            "pagerduty": self._pagerduty.get_state(),
-            "faults": self._faults.get_state(),
+            "version": providers.changes.version,
+            "slack": providers.slack.get_state(),
+            "people": [asdict(person) for person in providers.slack.people.values()],
+            "mailbox": providers.mailbox.get_state(),
+            "pagerduty": providers.pagerduty.get_state(),
+            "faults": providers.faults.get_state(),
         }
         # Encoding hundreds of mails takes long enough to delay an SMTP client.
         encoded = await asyncio.to_thread(json.dumps, snapshot)
@@ -166,16 +167,16 @@ class ControlApi:
             return JSONResponse({"error": "; ".join(found)}, status_code=400)
         except BodyTooLargeError:
             return JSONResponse({"error": f"expected at most {MAX_BYTES} bytes"}, status_code=413)
-        return JSONResponse({"id": self._faults.add(fault)}, status_code=201)
+        return JSONResponse({"id": self._providers.faults.add(fault)}, status_code=201)
 
     async def clear_faults(self, _request: Request) -> Response:
-        self._faults.clear()
+        self._providers.faults.clear()
         return Response(status_code=204)
 
     async def get_kms_faults(self, _request: Request) -> Response:
         """Return the current fault of KMS."""
         try:
-            return JSONResponse(await self._kms.list_active())
+            return JSONResponse(await self._providers.kms.list_active())
         except EmulatorError as error:
             return JSONResponse({"error": str(error)}, status_code=502)
 
@@ -184,19 +185,19 @@ class ControlApi:
         try:
             given = json.loads(await read_body(request.stream(), MAX_BYTES))
             name = given["fault"]
-            await self._kms.break_kms(name)
+            await self._providers.kms.break_kms(name)
         except (ValueError, KeyError, TypeError, BodyTooLargeError):
             expected = ", ".join(FAULTS_BY_NAME)
             return JSONResponse({"error": f"expected {{'fault': NAME}} with one of: {expected}"}, status_code=400)
         except EmulatorError as error:
             return JSONResponse({"error": str(error)}, status_code=502)
-        self._changes.publish()
+        self._providers.changes.publish()
         return JSONResponse({"fault": name}, status_code=201)
 
     async def heal_kms(self, _request: Request) -> Response:
         try:
-            await self._kms.heal_kms()
+            await self._providers.kms.heal_kms()
         except EmulatorError as error:
             return JSONResponse({"error": str(error)}, status_code=502)
-        self._changes.publish()
+        self._providers.changes.publish()
         return Response(status_code=204)

@@ -18,11 +18,9 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
-from ops.demo.stand_ins.control_api import FAULT_LABELS, EmulatorError, KmsFaults
-from ops.demo.stand_ins.mail_server import MailServer
-from ops.demo.stand_ins.pagerduty import PagerDuty, PagerDutyIncident
-from ops.demo.stand_ins.provider_faults import ChangeFeed, ProviderFaults
-from ops.demo.stand_ins.slack.workspace import PEOPLE, SlackChannelState, SlackMessage, Workspace
+from ops.demo.stand_ins.control_api import FAULT_LABELS, EmulatorError, Providers
+from ops.demo.stand_ins.pagerduty import PagerDutyIncident
+from ops.demo.stand_ins.slack.workspace import PEOPLE, SlackChannelState, SlackMessage
 from services.relay.preview.render import MAIL_POLICY, MAIL_SANDBOX, render_message
 from shared.config.server_settings import Role
 from shared.http.access import ProtectedRoute, RouteRequirements
@@ -55,25 +53,15 @@ class StandInPages:
         alertmanager: its URL, or None.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917  (what the page shows, and where its links lead)
+    def __init__(
         self,
-        slack: Workspace,
-        pagerduty: PagerDuty,
-        mailbox: MailServer,
-        faults: ProviderFaults,
-        kms: KmsFaults,
-        changes: ChangeFeed,
+        providers: Providers,
         docs: Path | None,
         links: Mapping[str, str],
         prometheus: str | None,
         alertmanager: str | None,
     ) -> None:
-        self._slack = slack
-        self._pagerduty = pagerduty
-        self._mailbox = mailbox
-        self._faults = faults
-        self._kms = kms
-        self._changes = changes
+        self._providers = providers
         self._docs = docs.resolve() if docs else None
         self._prometheus = prometheus
         self._alertmanager = alertmanager
@@ -97,20 +85,21 @@ class StandInPages:
 
     async def _show_page(self, request: Request) -> Response:
         """What arrived; 304 while nothing has changed, because an open page asks every second."""
+        providers = self._providers
         try:
-            broken = (await self._kms.list_active())["broken"] or ""
+            broken = (await providers.kms.list_active())["broken"] or ""
             problem = ""
         except EmulatorError as error:
             broken, problem = "unknown", str(error)
-        etag = f'"{self._changes.version}-{broken}"'
+        etag = f'"{providers.changes.version}-{broken}"'
         if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers={**PAGE_HEADERS, "ETag": etag})
         page = self._templates.get_template("page.html.j2").render(
-            channels=[_arrange_channel(channel) for channel in self._slack.channels.values()],
-            mails=list(self._mailbox.mails)[: -_MOST - 1 : -1],
-            incidents=[_arrange_incident(each) for each in list(self._pagerduty.incidents)[: -_MOST - 1 : -1]],
-            open_count=sum(each.status != "resolved" for each in self._pagerduty.incidents),
-            faults=self._faults.get_state(),
+            channels=[_arrange_channel(channel) for channel in providers.slack.channels.values()],
+            mails=list(providers.mailbox.mails)[: -_MOST - 1 : -1],
+            incidents=[_arrange_incident(each) for each in list(providers.pagerduty.incidents)[: -_MOST - 1 : -1]],
+            open_count=sum(each.status != "resolved" for each in providers.pagerduty.incidents),
+            faults=providers.faults.get_state(),
             broken=broken,
             problem=problem,
         )
@@ -118,7 +107,7 @@ class StandInPages:
 
     async def _show_mail(self, request: Request) -> Response:
         """The HTML of one mail in a sandbox; its links open a page of their own."""
-        mail = self._mailbox.find(request.path_params["number"])
+        mail = self._providers.mailbox.find(request.path_params["number"])
         if mail is None or not mail.html:
             return PlainTextResponse("there is no such mail\n", status_code=404, headers=_MAIL_HEADERS)
         return HTMLResponse(mail.html.replace("<head>", '<head><base target="_blank">', 1), headers=_MAIL_HEADERS)

@@ -4,7 +4,7 @@ import math
 import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
@@ -258,9 +258,6 @@ class Workspace:
             }
             for channel in self.channels.values()
         ]
-
-    def get_people(self) -> list[Json]:
-        return [asdict(person) for person in self.people.values()]
 
     def find_channel(self, arguments: Json) -> SlackChannelState | None:
         """Return the channel by its ID or its name: chat.postMessage accepts both."""
