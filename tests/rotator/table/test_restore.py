@@ -10,7 +10,7 @@ from services.rotator.report import CommandOutcome
 from services.rotator.runner import restore_backup, run
 from shared.keyring.administration import RotationType
 from shared.keyring.external.table import Encoding
-from tests.memory_kms import StoredKey
+from tests.memory_kms import MemoryKey, StoredKey
 from tests.rotator.table.tenants import PREFIX, Tenants, secret
 
 NAMES = [f"t{number}" for number in range(10)]
@@ -81,7 +81,7 @@ async def test_what_opens_is_left_alone_and_what_does_not_is_wrapped_for_the_aad
     assert (outcome, detail.partition(" by ")[0]) == ("succeeded", "2 of 10 rows of a backup were put back")
 
 
-async def test_what_is_wrapped_for_another_aad_meanwhile_is_not_replaced(tenants: Tenants, kms_key: StoredKey) -> None:
+async def test_what_another_key_wraps_is_not_replaced(tenants: Tenants, kms_key: StoredKey) -> None:
     await fill(tenants)
     kms_key.add_version("oak")
     async with tenants.session() as session:
@@ -93,6 +93,27 @@ async def test_what_is_wrapped_for_another_aad_meanwhile_is_not_replaced(tenants
         assert report.outcome is CommandOutcome.FAILED
         assert "t0 (it is wrapped by vault/other, which is not the configured key)" in report.problems[0].error
     assert set((await tenants.rows()).values()) == {(b"?", "vault/other/v/1")}
+
+
+async def test_a_row_that_moves_while_it_is_wrapped_anew_is_not_replaced(
+    tenants: Tenants, kms_key: StoredKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(tenants)
+    kms_key.add_version("oak")
+    encrypt = MemoryKey.encrypt
+
+    async def move_and_encrypt(self: MemoryKey, content: bytes, bound_to: bytes, *, timeout: float) -> object:
+        await tenants.execute("UPDATE tenant_keys SET note = 'z' WHERE tenant = :tenant", {"tenant": BOTH})
+        return await encrypt(self, content, bound_to, timeout=timeout)
+
+    async with tenants.session() as session:
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is CommandOutcome.DONE
+        await tenants.execute(WRITE, {"tenant": BOTH, "wrapped": b"damaged", "note": "y"})
+        monkeypatch.setattr(MemoryKey, "encrypt", move_and_encrypt)
+        report = await restore_backup(session, "latest")
+    assert report.outcome is CommandOutcome.FAILED
+    assert f"{BOTH} (another program changed it meanwhile)" in report.problems[0].error
+    assert (await tenants.rows())[BOTH][0] == b"damaged"
 
 
 @pytest.mark.parametrize("damage", ["", "what is this?"])
