@@ -168,6 +168,23 @@ async def test_a_backend_of_a_private_authority_is_read_with_a_client_certificat
     assert state.problems[0].startswith(expected)
 
 
+async def test_only_a_certificate_of_its_authority_for_its_name_is_trusted(
+    parser: Executor, tmp_path: Path, authority: Authority
+) -> None:
+    context = server_context(authority, x509.DNSName("ledger.internal"))
+    context.verify_mode = ssl.CERT_OPTIONAL
+    named = client(authority, tmp_path, server_name="ledger.internal")
+    async with serving(answer, context) as url:
+        for settings, is_trusted in (
+            (named, True),
+            (client(authority, tmp_path), False),
+            ({"tls_config": {"server_name": "ledger.internal"}}, False),
+            ({}, False),
+        ):
+            async with reading(url, parser, settings) as reader:
+                assert is_whole(await reader.read()) is is_trusted, settings
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
