@@ -62,6 +62,8 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
         hops = list(happened.hops)
         silence = await running.query("time() - relay_watchdog_last_seen_timestamp_seconds")
         state = await running.get_text("stand_ins", "/api/state")
+        servers = ("exporter", "relay", "stand_ins")
+        firsts = {running.ports.build_url(server): await running.get_text(server, "/") for server in servers}
         export, incomplete = await scenario.read_timeline(running)
         dead_ends = await _dead_ends(running, json.loads(state))
         summary = await storm.run_storm(running, happened)
@@ -72,6 +74,8 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
     assert len(scenario.format_entries(export)) == len(export["timeline"])
     assert all(hop["at"] for hop in export["hops"]["start"] + export["hops"]["end"]), "no hop is unknown"
     assert dead_ends == []
+    for url, text in firsts.items():
+        assert {each for each in firsts if f'href="{each}' in text} >= firsts.keys() - {url}, url
     assert silence is not None
     assert silence < 10
     assert scenario.ALERT in state

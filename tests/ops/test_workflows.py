@@ -82,6 +82,12 @@ def test_what_others_send_starts_nothing_but_the_tests() -> None:
     assert "secrets." not in (ROOT / ".github/workflows/ci.yml").read_text()
 
 
+def test_ci_runs_the_demo_before_the_tests_and_the_tests_with_the_lowest_versions() -> None:
+    typed = [[step["run"] for step in job["steps"] if "run" in step] for job in DOCUMENTS["ci"]["jobs"].values()]
+    assert ["make demo ONCE=1", "make test"] in typed
+    assert ["make test-lower-bounds"] in typed
+
+
 def test_a_job_may_read_the_code_and_no_more_without_a_reason_and_ends_some_time() -> None:
     assert all(document["permissions"] == {"contents": "read"} for document in DOCUMENTS.values())
     granted = {
