@@ -3,20 +3,26 @@
 One mail goes to all recipients, over one connection; `mail.py` builds it. The password and the alerts travel
 encrypted, with a verified certificate, except to a server on this machine.
 
-If a server accepts some recipients and defers others, the reply to each is saved before the delivery is tried again, so
-that nobody gets the mail twice. A mail that has to be sent again, because its reply was lost, has the same Message-ID,
-by which mail programs and servers recognise it.
+A session goes step by step instead of by aiosmtplib's `sendmail`, because only DATA sends the message: if it ends
+before that, nothing can have arrived. A mail is delivered once a recipient is accepted and none is deferred. If some
+are deferred, the reply to each other one is saved before the delivery is tried again, so that nobody gets the mail
+twice; a rejected recipient is named in the receipt. Where every recipient is rejected, the channel is misconfigured.
+
+A mail that has to be sent again, because its reply was lost, has the same Message-ID, by which mail programs and
+servers recognise it.
 """
 
 import asyncio
 import email.policy
 import re
-from collections.abc import Hashable, Iterator, Sequence
+import ssl
+from base64 import b64encode
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
-from typing import Annotated, ClassVar, Final, Literal, Self
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Self
 
 import aiosmtplib
 import structlog
@@ -24,19 +30,7 @@ from aiosmtplib import SMTP
 from pydantic import AfterValidator, Field, model_validator
 
 from services.relay.channels.email.mail import build_mail
-from services.relay.channels.email.smtp_session import (
-    Envelope,
-    RecipientReplies,
-    SmtpResult,
-    SmtpRoute,
-    connect_client,
-    format_replies,
-    list_secret_forms,
-    quit_session,
-    send_envelope,
-    translate_smtp_errors,
-)
-from services.relay.channels.port import Attempt, ChannelSettings, Receipt, SendReason
+from services.relay.channels.port import Attempt, ChannelSettings, Receipt, SendError, SendReason, SendScope
 from services.relay.channels.requests import (
     MASK,
     ProviderCall,
@@ -47,13 +41,22 @@ from services.relay.channels.requests import (
 )
 from services.relay.http import build_egress_error
 from services.relay.model import Message
+from services.relay.text import truncate
 from shared.check import Check, CheckError
 from shared.config.secret_file import PasswordFile, read_stamp
 from shared.config.settings import Address, PasswordPath
-from shared.net.egress import Egress, EgressError, EgressSettings
+from shared.net.egress import Egress, EgressError, EgressSettings, connect, get_own_name, open_tunnel, resolve
 
 log = structlog.get_logger(__name__)
 
+_ACCEPTED_CODES: Final = frozenset({250, 251})
+"""The recipient is accepted, or the server will forward the mail (RFC 5321, section 4.3.2)."""
+_AUTHENTICATION_REQUIRED: Final = 530  # RFC 4954
+_TOO_LARGE: Final = 552  # RFC 1870: at MAIL and at DATA it is about the message's size
+_INVALID_REPLY: Final = -1  # aiosmtplib's, for an answer that is none of SMTP's
+_MAX_REASON: Final = 100
+"""Characters of the reason for which a recipient is refused; there may be 100 of them."""
+_CONNECTION_LOST: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 _DEFAULT_PORTS = {"starttls": 587, "implicit": 465, "none": 25}
 _SENDER_HINTS: Final = dict.fromkeys(
     SendReason, "set a `from` that the server accepts, or `username` and `password_file`"
@@ -130,6 +133,15 @@ class EmailSettings(EgressSettings, ChannelSettings):
         return EmailChannel(self, timeout)
 
 
+class _Mail(NamedTuple):
+    message_id: str
+    content: str
+    masked: str
+    """The mail without its secret, to be stored."""
+    secret: str
+    """To be masked in replies; empty if there is none."""
+
+
 class EmailChannel:
     """Sends to one set of recipients through one mail server."""
 
@@ -141,7 +153,7 @@ class EmailChannel:
         self._sender = MailAddress(name, addr_spec=address)
         self._recipients = tuple(dict.fromkeys(parseaddr(to)[1] for to in settings.to))
         self._password = PasswordFile(settings.password_file) if settings.password_file else None
-        self._checked: SMTP | None = None
+        self._checked: _SmtpSession | None = None
         """The session of the checks."""
 
     async def send(self, attempt: Attempt) -> Receipt:
@@ -150,24 +162,36 @@ class EmailChannel:
         While some recipients are deferred, the delivery is tried again for these alone; progress holds the reply to
         every other one.
         """
-        message_id, whole = await asyncio.to_thread(self._build_envelope, attempt.message)
-        progress = dict(attempt.progress)
-        envelope = whole._replace(to=[address for address in whole.to if address not in progress])
-        sent = SmtpResult({}, "")
+        mail = await asyncio.to_thread(self._build_mail, attempt.message)
+        recipients = [address for address in self._recipients if address not in attempt.progress]
+        replies, answer = dict(attempt.progress), ""
         async with call_provider(attempt, "the mail server", self._timeout) as call:
-            if envelope.to:  # else the recipients that were left are no longer configured
+            if recipients:  # else the recipients that were left are no longer configured
                 login = self._settings.username or "", read_secret(self._password) if self._password else ""
-                sent = await send_envelope(self._create_client(*login), self._route, call, envelope, login)
-        replies = RecipientReplies(progress | dict(sent.replies))
-        if replies.deferred:
-            if replies.has_accepted:  # if nobody has the mail, the next attempt is for all
-                await attempt.save_progress(replies.settled)
-            raise replies.build_deferral_error(len(self._recipients))
-        if not replies.has_accepted:
-            raise replies.build_rejection_error()
-        receipt = {"message_id": message_id, "answer": sent.reply}
-        if replies.rejected:
-            receipt["rejected_recipients"] = format_replies(replies.rejected)
+                session = _SmtpSession(self._settings, self._egress, self._timeout, call, login)
+                sent, answer = await session.send(self._sender.addr_spec, recipients, mail)
+                replies |= sent
+        rejected = {address: reply for address, reply in replies.items() if _parse_code(reply) >= 500}
+        deferred = {
+            address: reply
+            for address, reply in replies.items()
+            if address not in rejected and not _is_any_accepted([reply])
+        }
+        has_accepted = _is_any_accepted(replies.values())
+        if deferred:
+            if has_accepted:  # if nobody has the mail, the next attempt is for all
+                await attempt.save_progress({key: reply for key, reply in replies.items() if key not in deferred})
+            count = f"{len(deferred)} of {len(self._recipients)}"
+            detail = f"the mail server put off {count} recipients: {_format_replies(deferred)}"
+            raise SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail, provider_works=has_accepted)
+        if not has_accepted:
+            needs_login = _AUTHENTICATION_REQUIRED in map(_parse_code, rejected.values())
+            reason = SendReason.UNAUTHORIZED if needs_login else SendReason.MISCONFIGURED
+            detail = f"the mail server refused every recipient: {_format_replies(rejected)}"
+            raise SendError(reason, SendScope.CHANNEL, detail)
+        receipt = {"message_id": mail.message_id, "answer": answer}
+        if rejected:
+            receipt["rejected_recipients"] = _format_replies(rejected)
             log.warning(
                 "mail server rejected recipients",
                 delivery_id=attempt.message.task.delivery_id,
@@ -177,7 +201,7 @@ class EmailChannel:
 
     def render_payload(self, message: Message) -> str:
         """The mail as it goes over the wire, but for the secret of its link."""
-        return self._build_envelope(message)[1].masked
+        return self._build_mail(message).masked
 
     def read_secret_versions(self) -> Hashable:
         return read_stamp(self._password.path) if self._password else None, self._egress.read_file_stamps()
@@ -196,36 +220,37 @@ class EmailChannel:
     async def close(self) -> None:
         """Closes the session of the checks; each send closes its own."""
         if self._checked is not None:
-            quit_session(self._checked)
-            self._checked.close()
+            self._checked.quit()
+            self._checked.client.close()
 
     async def _check_connection(self) -> str:
-        self._checked = self._create_client()
-        with self._translate_errors():
-            await connect_client(self._checked, self._route)
-        return f"{self._route.server} answers, with `tls: {self._route.tls}`"
+        self._checked = _SmtpSession(self._settings, self._egress, self._timeout, ProviderCall())
+        with self._checked.translate_errors():
+            await self._checked.connect()
+        return f"{self._checked.server} answers, with `tls: {self._settings.tls}`"
 
     async def _check_login(self) -> str:
         assert self._password is not None  # noqa: S101  # else there is no such check
         username, password = self._settings.username or "", read_secret(self._password)
-        with self._translate_errors(*list_secret_forms(username, password)) as session:
-            await session.login(username, password)
+        with self._continue_checks() as session:
+            session.secrets = _list_secret_forms(username, password)
+            await session.client.login(username, password)
         return f"{username} is accepted"
 
     async def _check_sender(self) -> str:
-        with self._translate_errors() as session:
-            await session.mail(self._sender.addr_spec)
+        with self._continue_checks() as session:
+            await session.client.mail(self._sender.addr_spec)
         return f"{self._sender.addr_spec} is accepted"
 
     async def _check_recipients(self) -> str:
         refused = []
-        with self._translate_errors() as session:
+        with self._continue_checks() as session:
             for address in self._recipients:
                 try:
-                    await session.rcpt(address)
+                    await session.client.rcpt(address)
                 except aiosmtplib.SMTPRecipientRefused as error:
                     refused.append(f"{address} ({error.code} {mask_reply(error.message)})")
-            await session.rset()
+            await session.client.rset()
         if refused:
             raise CheckError(
                 f"the mail server refuses {', '.join(refused)}", "correct `to`; a 4xx may be greylisting, and passes"
@@ -233,14 +258,13 @@ class EmailChannel:
         return f"{', '.join(self._recipients)} accepted"
 
     @contextmanager
-    def _translate_errors(self, *secrets: str) -> Iterator[SMTP]:
-        """The session of the checks, which the first of them opened."""
+    def _continue_checks(self) -> Iterator["_SmtpSession"]:
+        """The session that the first check opened."""
         assert self._checked is not None  # noqa: S101  # each later check depends on the first
-        with translate_smtp_errors(ProviderCall(), secrets, self._route.tls):
+        with self._checked.translate_errors():
             yield self._checked
 
-    def _build_envelope(self, message: Message) -> tuple[str, Envelope]:
-        """The Message-ID, and the mail for all recipients."""
+    def _build_mail(self, message: Message) -> _Mail:
         mail = build_mail(message, self._sender, self._recipients)
         content = mail.as_bytes(policy=email.policy.SMTP).decode("ascii")
         masked, secret = content, ""
@@ -248,24 +272,181 @@ class EmailChannel:
             address, _, secret = message.acknowledge_url.rpartition("=")
             without = build_mail(replace(message, acknowledge_url=f"{address}={MASK}"), self._sender, self._recipients)
             masked = without.as_bytes(policy=email.policy.SMTP).decode("ascii")
-        return str(mail["Message-ID"]), Envelope(self._sender.addr_spec, self._recipients, content, masked, secret)
+        return _Mail(str(mail["Message-ID"]), content, masked, secret)
 
-    @property
-    def _route(self) -> SmtpRoute:
-        server = Address(self._settings.host, self._settings.port or _DEFAULT_PORTS[self._settings.tls])
-        return SmtpRoute(server, self._egress, self._settings.tls)
 
-    def _create_client(self, username: str = "", password: str = "") -> SMTP:
+class _SmtpSession:
+    """One session with the mail server; with a login, it logs in as it connects."""
+
+    def __init__(
+        self,
+        settings: EmailSettings,
+        egress: Egress,
+        timeout: float,
+        call: ProviderCall,
+        login: tuple[str, str] = ("", ""),
+    ) -> None:
+        self.server = Address(settings.host, settings.port or _DEFAULT_PORTS[settings.tls])
+        self.secrets = _list_secret_forms(*login)
+        """To be masked in replies."""
+        self._tls = settings.tls
+        self._egress = egress
+        self._call = call
+        username, password = login
         try:
-            trusted = self._egress.load_tls_context()
+            trusted = egress.load_tls_context()
         except EgressError as error:
             raise build_egress_error("the mail server", error) from None
-        return SMTP(
-            hostname=self._settings.host,
+        self.client = SMTP(
+            hostname=settings.host,
             tls_context=trusted,
             username=username or None,
             password=password or None,
-            timeout=self._timeout,
-            use_tls=self._settings.tls == "implicit",
-            start_tls=self._settings.tls == "starttls",
+            timeout=timeout,
+            use_tls=settings.tls == "implicit",
+            start_tls=settings.tls == "starttls",
         )
+
+    async def send(self, sender: str, recipients: Iterable[str], mail: _Mail) -> tuple[Mapping[str, str], str]:
+        """Connects, logs in, sends the mail, and closes the connection.
+
+        Returns:
+            The reply to each recipient: the code, and the reason if it was not accepted; and the reply that accepted
+            the mail, empty if it was accepted for nobody.
+
+        Raises:
+            SendError: the session failed, or the server refused something other than a recipient.
+        """
+        self.secrets = (*self.secrets, mail.secret)
+        try:
+            with self.translate_errors():
+                await self.connect()
+                sent = await self._transfer(sender, recipients, mail)
+                self.quit()
+        finally:
+            self.client.close()
+        return sent
+
+    async def connect(self) -> None:
+        """Resolves with the relay's own resolver: the event loop's has four threads, and names that hang block them."""
+        name = await get_own_name()  # aiosmtplib would use a thread for it at each mail
+        try:
+            proxy = self._egress.find_proxy(f"smtp://{self.server}")
+            connection = await (open_tunnel(proxy, self.server) if proxy else connect(await resolve(*self.server)))
+        except UnicodeError:
+            raise OSError(0, "no host can have such a name") from None
+        try:
+            # The whole send has a timeout. One here, too, would swallow a cancellation at this moment on Python 3.11.
+            await self.client.connect(sock=connection, local_hostname=name, timeout=None)
+        except BaseException:
+            connection.close()
+            raise
+
+    def quit(self) -> None:
+        """Asks to end it, and waits for no reply: the mail is accepted, and the time of the send may be over."""
+        if isinstance(self.client.transport, asyncio.WriteTransport):
+            self.client.transport.write(b"QUIT\r\n")  # close() still sends it
+
+    @contextmanager
+    def translate_errors(self) -> Iterator[None]:
+        """Turns errors of the session into SendError."""
+        try:
+            yield
+        except aiosmtplib.SMTPResponseException as error:
+            raise self._build_reply_error(error) from None
+        except (aiosmtplib.SMTPException, OSError) as error:
+            raise self._build_session_error(error) from None
+
+    async def _transfer(self, sender: str, recipients: Iterable[str], mail: _Mail) -> tuple[Mapping[str, str], str]:
+        size = [f"SIZE={len(mail.content)}"] if self.client.supports_extension("size") else []
+        await self.client.mail(sender, options=size)
+        replies: dict[str, str] = {}
+        for address in recipients:
+            try:
+                replies[address] = str((await self.client.rcpt(address)).code)
+            except aiosmtplib.SMTPRecipientRefused as error:
+                reason = truncate(mask_reply(error.message, *self.secrets), _MAX_REASON)
+                replies[address] = f"{error.code} {reason}".strip()
+                self._call.record_reply(f"{address}: {replies[address]}", *self.secrets)
+        if not _is_any_accepted(replies.values()):
+            return replies, ""
+        self._call.before_request(mail.masked)
+        code, reply = await self.client.data(mail.content)
+        self._call.record_reply(f"{code} {reply}", *self.secrets)
+        return replies, mask_reply(reply, *self.secrets)
+
+    def _build_reply_error(self, error: aiosmtplib.SMTPResponseException) -> SendError:
+        """The error for a code that the server gave.
+
+        4yz is temporary, 5yz permanent (RFC 5321, section 4.2.1). At DATA 5yz is about the message; before it, about
+        the sender, the login or the server's own rules.
+        """
+        if error.code == _INVALID_REPLY:
+            detail = f"the mail server: no answer of SMTP: {mask_reply(error.message, *self.secrets)}"
+            arrived = self._call.reply_missing
+            return SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail, maybe_arrived=arrived)
+        # The text of a reply to a login can contain the credentials, encoded.
+        is_login = isinstance(error, aiosmtplib.SMTPAuthenticationError)
+        text = "" if is_login else mask_reply(error.message, *self.secrets)
+        self._call.record_reply(f"{error.code} {text}", *self.secrets)
+        detail = f"the mail server answered {error.code} {text or 'to the username and password'}"
+        if not 500 <= error.code < 600:
+            return SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail)
+        if isinstance(error, aiosmtplib.SMTPDataError) or error.code == _TOO_LARGE:
+            return SendError(SendReason.REJECTED, SendScope.MESSAGE, detail)
+        if is_login or error.code == _AUTHENTICATION_REQUIRED:
+            return SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, detail)
+        return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail)
+
+    def _build_session_error(self, error: Exception) -> SendError:
+        arrived = self._call.reply_missing
+        if isinstance(error, EgressError):
+            return build_egress_error("the mail server", error)
+        if isinstance(error, TimeoutError):
+            detail = "the mail server: no answer in time"
+            return SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, detail, maybe_arrived=arrived)
+        handshake = _find_tls_error(error)
+        if isinstance(handshake, ssl.SSLCertVerificationError):
+            detail = "the mail server's certificate is not trusted; name its authority in `ca_file`"
+            return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail)
+        if handshake is not None:
+            fits = f"speaks no TLS that fits `tls: {self._tls}` ({handshake.reason})"
+            detail = f"the mail server {fits}; check `port` and `tls`"
+            return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail)
+        if isinstance(error, OSError):
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            lost = "the connection broke off" if arrived else "no connection"
+            detail = f"the mail server: {lost}: {cause.strerror or type(error).__name__}"
+            return SendError(SendReason.CONNECTION, SendScope.ATTEMPT, detail, maybe_arrived=arrived)
+        # The rest: no STARTTLS, no login although one is configured, or no login method that both sides support.
+        return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, f"the mail server: {mask_reply(str(error))}")
+
+
+def _find_tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """The TLS error behind aiosmtplib's error; None if there is none, or if the connection broke off."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError) and not isinstance(error, _CONNECTION_LOST):
+            return error
+        error = error.__cause__
+    return None
+
+
+def _parse_code(reply: str) -> int:
+    """The three digits at the beginning of a reply."""
+    return int(reply.partition(" ")[0])
+
+
+def _is_any_accepted(replies: Iterable[str]) -> bool:
+    return not _ACCEPTED_CODES.isdisjoint(map(_parse_code, replies))
+
+
+def _format_replies(replies: Mapping[str, str]) -> str:
+    return ", ".join(f"{address} ({reply})" for address, reply in replies.items())
+
+
+def _list_secret_forms(username: str, password: str) -> tuple[str, ...]:
+    """The password as it is, and as AUTH PLAIN and AUTH LOGIN send it: a server may repeat what it was sent."""
+    if not password:
+        return ()
+    encoded = [b64encode(form.encode()).decode() for form in (f"\0{username}\0{password}", password)]
+    return (*encoded, *(form.rstrip("=") for form in encoded), password)

@@ -17,7 +17,7 @@ import base64
 import email.policy
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.headerregistry import Address, BaseHeader, HeaderRegistry, UnstructuredHeader
 from email.message import EmailMessage, MIMEPart
 from email.policy import Policy
@@ -29,7 +29,7 @@ from rich.cells import cell_len
 
 from services.relay import text
 from services.relay.model import Event, Message, RunbookExcerpt
-from services.relay.text import AlertTable, ContextLine, Fix, Link
+from services.relay.text import AlertCard, AlertTable, ContextLine, Link
 
 MAX_ALERTS: Final = 25
 MAX_ROWS: Final = 60
@@ -41,66 +41,42 @@ _MAX_LABEL: Final = 200
 _MAX_LABELS: Final = 20
 _MAX_BLOCKS: Final = 30
 
-Labels = list[tuple[str, str]]
-
 
 @dataclass(frozen=True, slots=True)
-class MailAlert:
-    """An alert that is shown by itself: its own title heads it, or its summary where the mail's title is the same."""
-
-    heading: str
-    summary: str
-    """What the heading does not say; often empty."""
-    state: str
-    period: str
-    value: str
-    description: str
-    links: list[text.Link]
-    labels: Labels
-
-
-@dataclass(frozen=True, slots=True)
-class MailContent:
-    """What both parts show beside the view, cut to a mail's limits."""
+class _Content:
+    """What both parts show: the view, cut to a mail's limits, and what is beside it."""
 
     view: text.View
     counts: str
     """Empty for a single alert, which the state describes."""
-    actions: list[text.Link]
+    actions: list[Link]
     """What a reader does first."""
-    parts: list[MailAlert | text.AlertTable]
-    has_chart: bool
-    excerpt: RunbookExcerpt | None
-    labels: Labels
+    labels: Mapping[str, str]
     receiver: str
 
 
-def build_content(message: Message) -> MailContent:
+def _build_content(message: Message) -> _Content:
     event = message.event
     view = text.build_view(message, max_cards=MAX_ALERTS, max_tables=_MAX_TABLES, max_rows=MAX_ROWS)
-    acknowledge = [text.Link("Acknowledge", message.acknowledge_url)] if message.acknowledge_url else []
-    return MailContent(
-        view,
+    parts = [part if isinstance(part, AlertTable) else _limit_card(part) for part in view.parts]
+    acknowledge = [Link("Acknowledge", message.acknowledge_url)] if message.acknowledge_url else []
+    return _Content(
+        replace(view, parts=parts, excerpt=_limit_excerpt(view.excerpt)),
         counts=view.counts if len(event.alerts) + event.unlisted_count != 1 else "",
         actions=[*acknowledge, *view.incident_links],
-        parts=[part if isinstance(part, text.AlertTable) else _build_alert(part) for part in view.parts],
-        has_chart=message.chart is not None and len(message.chart) <= MAX_CHART_BYTES,
-        excerpt=_limit_excerpt(view.excerpt),
         labels=_limit_labels(event.common_labels),
         receiver=text.truncate(text.clean_line(event.receiver), _MAX_LABEL),
     )
 
 
-def _build_alert(card: text.AlertCard) -> MailAlert:
+def _limit_card(card: AlertCard) -> AlertCard:
+    """Headed by its title, or by its summary where the mail's title is the same; else the summary may be empty."""
     summary = text.truncate(card.summary, _MAX_SUMMARY)
-    return MailAlert(
-        heading=card.title or summary,
+    return card._replace(
+        title=card.title or summary,
         summary=summary if card.title and summary != card.title else "",
-        state=str(card.alert.status),
-        period=card.period,
         value=text.truncate(card.value, _MAX_LABEL),
         description=text.truncate(card.description, _MAX_TEXT),
-        links=card.links,
         labels=_limit_labels(card.labels),
     )
 
@@ -116,38 +92,30 @@ def _limit_excerpt(excerpt: RunbookExcerpt | None) -> RunbookExcerpt | None:
     )
 
 
-def _limit_labels(labels: Mapping[str, str]) -> Labels:
-    return text.limit_labels(labels, _MAX_LABELS, _MAX_LABEL)
+def _limit_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    return dict(text.limit_labels(labels, _MAX_LABELS, _MAX_LABEL))
 
 
-def build_plain_text(content: MailContent) -> str:
+def _build_plain_text(content: _Content) -> str:
     """The lines, with an empty one between two parts."""
     view = content.view
-    alerts = (_format_table(part) if isinstance(part, AlertTable) else _format_alert(part) for part in content.parts)
+    alerts = (_format_table(part) if isinstance(part, AlertTable) else _format_alert(part) for part in view.parts)
     state = "" if view.subject.startswith(view.state) else view.state  # said once
     facts = " · ".join(filter(None, (state, view.severity, content.counts)))
     paragraphs: list[Iterable[str]] = [
         filter(None, [view.subject, view.headline, facts]),
         _format_links(content.actions, ""),
         filter(None, [view.remark]),
-        _format_fixes(view.fixes),
+        [*(["What to do"] if view.fixes else []), *(f"  {fix.title}:\n    {fix.command}" for fix in view.fixes)],
         _format_context(view.context),
         *alerts,
         filter(None, [view.more, view.omission]),
-        _format_excerpt(content.excerpt),
-        (f"{key} = {value}" for key, value in content.labels),
+        _format_excerpt(view.excerpt),
+        _format_labels(content.labels),
         [f"Sent by keypulse for the receiver {content.receiver}.", *_format_links(view.group_links, "")],
         ["Escalate to", *(f"  {role}: {address}" for role, address in view.contacts.items())] if view.contacts else [],
     ]
     return "\n\n".join(filter(None, map("\n".join, paragraphs))) + "\n"
-
-
-def _format_fixes(fixes: list[Fix]) -> Iterator[str]:
-    if fixes:
-        yield "What to do"
-    for fix in fixes:
-        yield f"  {fix.title}:"
-        yield f"    {fix.command}"
 
 
 def _format_context(context: list[ContextLine]) -> Iterator[str]:
@@ -159,16 +127,13 @@ def _format_context(context: list[ContextLine]) -> Iterator[str]:
             yield from (f"  - {item}" for item in line.items)
 
 
-def _format_alert(alert: MailAlert) -> Iterator[str]:
-    yield f"* {alert.heading}"
-    if alert.summary:
-        yield f"  {alert.summary}"
-    yield f"  {alert.period}"
-    if alert.value:
-        yield f"  now {alert.value}"
-    yield from (f"  {line}" for line in alert.description.splitlines())
-    yield from _format_links(alert.links)
-    yield from (f"  {key} = {value}" for key, value in alert.labels)
+def _format_alert(card: AlertCard) -> Iterator[str]:
+    yield f"* {card.title}"
+    value = f"now {card.value}" if card.value else ""
+    lines = filter(None, [card.summary, card.period, value, *card.description.splitlines()])
+    yield from (f"  {line}" for line in lines)
+    yield from _format_links(card.links)
+    yield from (f"  {label}" for label in _format_labels(card.labels))
 
 
 def _format_table(table: AlertTable) -> Iterator[str]:
@@ -184,6 +149,10 @@ def _format_table(table: AlertTable) -> Iterator[str]:
 def _align(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True))
     return "   ".join(padded).rstrip()
+
+
+def _format_labels(labels: Mapping[str, str]) -> Iterator[str]:
+    return (f"{key} = {value}" for key, value in labels.items())
 
 
 def _format_links(links: list[Link], indent: str = "  ") -> Iterator[str]:
@@ -244,19 +213,23 @@ def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> 
     mail = EmailMessage(policy=_POLICY)
     mail["From"] = sender
     mail["To"] = ", ".join(recipients)
-    content = build_content(message)
+    content = _build_content(message)
     mail["Subject"] = _format_subject(content.view)
     mail["Date"] = message.task.accepted_at
     mail["Message-ID"] = _build_message_id(sender.domain, delivery_id, *sorted(recipients))
     _add_thread(mail, message, sender.domain, recipients)
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office answers
     mail["List-ID"] = f"keypulse alerts <keypulse.{sender.domain}>"
+    chart = message.chart if message.chart is not None and len(message.chart) <= MAX_CHART_BYTES else None
     chart_id = _build_message_id(sender.domain, "chart", delivery_id)
     # Quoted-printable: no line is too long and no byte over 127, whatever the server can take.
-    mail.set_content(build_plain_text(content), cte="quoted-printable")
-    mail.add_alternative(_build_html(message.event, content, chart_id), subtype="html", cte="quoted-printable")
-    if content.has_chart and message.chart is not None:
-        _add_chart(mail, message.chart, chart_id)
+    mail.set_content(_build_plain_text(content), cte="quoted-printable")
+    page = _build_html(message.event, content, f"cid:{chart_id.strip('<>')}" if chart else "")
+    mail.add_alternative(page, subtype="html", cte="quoted-printable")
+    if chart:
+        html = mail.get_body(("html",))
+        assert isinstance(html, MIMEPart)  # noqa: S101  # it has just been added
+        html.add_related(chart, "image", "png", cid=chart_id, filename="chart.png", disposition="inline")
     # Python's own boundaries are random, and a retry sends the same bytes; an alert's author cannot guess these.
     for number, part in enumerate(part for part in mail.walk() if part.is_multipart()):
         part.set_boundary(_hash_parts("boundary", delivery_id, str(number)))
@@ -284,16 +257,9 @@ def _add_thread(mail: EmailMessage, message: Message, domain: str, recipients: S
     mail["Thread-Index"] = base64.b64encode(b"\1" + hashlib.sha256("\n".join(episode).encode()).digest()[:21]).decode()
 
 
-def _add_chart(mail: EmailMessage, chart: bytes, chart_id: str) -> None:
-    html = mail.get_body(("html",))
-    assert isinstance(html, MIMEPart)  # noqa: S101  # the caller has just added it
-    html.add_related(chart, "image", "png", cid=chart_id, filename="chart.png", disposition="inline")
-
-
-def _build_html(event: Event, content: MailContent, chart_id: str) -> str:
+def _build_html(event: Event, content: _Content, chart_url: str) -> str:
     # Behind white text, at a contrast of 5 and more.
     colour = "#1a7f37" if text.is_resolved(event) else "#b3261e" if content.view.is_urgent else "#96540a"
-    chart_url = f"cid:{chart_id.strip('<>')}" if content.has_chart else ""
     return _TEMPLATE.render(content=content, view=content.view, colour=colour, chart_url=chart_url)
 
 
