@@ -14,9 +14,8 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import quote_plus
 
 import msgspec
@@ -33,7 +32,16 @@ from services.relay.channels.port import SendError
 from services.relay.config import OidcSettings
 from services.relay.console.frame import SharedRead
 from services.relay.http import HttpSession, translate_connection_errors
-from services.relay.login.sessions import Login, LoginSource, build_client_credential, clean_name
+from services.relay.login.sessions import (
+    ATTEMPT_SECONDS,
+    Login,
+    LoginAttempt,
+    LoginSource,
+    OidcError,
+    ProviderUnavailableError,
+    build_client_credential,
+    clean_name,
+)
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import check_secret_url
@@ -42,8 +50,6 @@ from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """Of ID tokens: those with the provider's public key, and so neither `none` nor one with a shared secret."""
-ATTEMPT_SECONDS: Final = 600
-"""How long a person may take at the provider."""
 _REPLY_TIMEOUT: Final = 10.0
 _METADATA_SECONDS: Final = 3600.0
 """How long the provider's metadata and keys are kept."""
@@ -60,39 +66,8 @@ _MAX_WAITING: Final = 32
 T = TypeVar("T")
 
 
-class OidcError(Exception):
-    """A login cannot be completed; the message is a sentence without secrets."""
-
-
 class UnknownKeyError(OidcError):
     """An ID token is signed by none of the keys that were read."""
-
-
-class ProviderUnavailableError(OidcError):
-    """The provider does not answer as it should; another attempt may succeed."""
-
-
-class LoginAttempt(NamedTuple):
-    """A login that a browser has begun."""
-
-    value: str
-    """Random, its time and their signature; the browser keeps it in a cookie."""
-
-    @property
-    def state(self) -> str:
-        return self._derive("state")
-
-    @property
-    def nonce(self) -> str:
-        return self._derive("nonce")
-
-    @property
-    def code_verifier(self) -> str:
-        """Is shown to the provider with the code alone."""
-        return self._derive("verifier")
-
-    def _derive(self, purpose: str) -> str:
-        return hmac.digest(self.value.encode(), purpose.encode(), "sha256").hex()
 
 
 class _Metadata(msgspec.Struct):
@@ -105,26 +80,18 @@ class _Metadata(msgspec.Struct):
     code_challenge_methods_supported: tuple[str, ...] | None = None  # many that know PKCE do not say so
 
 
-class _TokenAnswer(msgspec.Struct):
+class TokenAnswer(msgspec.Struct):
     id_token: str
     access_token: str = ""
 
 
 _METADATA: Final = msgspec.json.Decoder(_Metadata)
-_TOKEN_ANSWER: Final = msgspec.json.Decoder(_TokenAnswer)
+_TOKEN_ANSWER: Final = msgspec.json.Decoder(TokenAnswer)
 
 
-@dataclass(frozen=True, slots=True)
-class IdTokenRules:
-    """What an ID token has to be for."""
-
-    issuer: str
-    client_id: str
-    nonce: str
-    access_token: str = ""
-
-
-def verify_id_token(id_token: str, keys: KeySet, rules: IdTokenRules, now: float) -> Mapping[str, Any]:
+def verify_id_token(
+    answer: TokenAnswer, keys: KeySet, now: float, *, issuer: str, client_id: str, nonce: str
+) -> Mapping[str, Any]:
     """Return the claims of an ID token.
 
     Raises:
@@ -132,12 +99,10 @@ def verify_id_token(id_token: str, keys: KeySet, rules: IdTokenRules, now: float
         OidcError: it is forged, expired, or for somebody else.
     """
     try:
-        token = jwt.decode(id_token, keys, registry=JWSRegistry(algorithms=list(ALGORITHMS), strict_check_header=False))
-        options = {
-            "iss": {"essential": True, "value": rules.issuer},
-            "aud": {"essential": True, "value": rules.client_id},
-        }
-        params = {"nonce": rules.nonce, "client_id": rules.client_id, "access_token": rules.access_token}
+        registry = JWSRegistry(algorithms=list(ALGORITHMS), strict_check_header=False)
+        token = jwt.decode(answer.id_token, keys, registry=registry)
+        options = {"iss": {"essential": True, "value": issuer}, "aud": {"essential": True, "value": client_id}}
+        params = {"nonce": nonce, "client_id": client_id, "access_token": answer.access_token}
         claims = CodeIDToken(token.claims, token.header, options, params)
         claims.validate(int(now), _LEEWAY_SECONDS)
     except (InvalidKeyIdError, BadSignatureError):
@@ -205,20 +170,12 @@ class OidcClient:
         """The discovery document, an hour old at most. Raises ProviderUnavailableError."""
         return await self._metadata.get()
 
-    async def count_keys(self) -> int:
-        """How many keys of the provider may sign. Raises ProviderUnavailableError."""
-        return len((await self._read_keys(0.0)).keys)
-
     async def close(self) -> None:
         await self._session.close()
 
     async def _read_metadata(self) -> _Metadata:
         url = f"{self.settings.issuer.rstrip('/')}/.well-known/openid-configuration"
         metadata = await self._read_json(_METADATA, "GET", url)
-        self._check_metadata(metadata)
-        return metadata
-
-    def _check_metadata(self, metadata: _Metadata) -> None:
         if metadata.issuer != self.settings.issuer:
             raise ProviderUnavailableError(
                 "the discovery document names another issuer; set `auth.oidc.issuer` to exactly its `issuer`"
@@ -229,18 +186,30 @@ class OidcClient:
                 check_secret_url(url)
             except ValueError as error:
                 raise ProviderUnavailableError(f"the discovery document has an unusable URL: {error}") from None
+        return metadata
 
     async def _complete(self, attempt: LoginAttempt, code: str, redirect_uri: str) -> Login:
         metadata = await self.read_metadata()
         answer = await self._exchange_code(metadata, attempt, code, redirect_uri)
-        rules = IdTokenRules(self.settings.issuer, self.settings.client_id, attempt.nonce, answer.access_token)
+        verify = partial(
+            verify_id_token,
+            answer,
+            now=self._clock(),
+            issuer=self.settings.issuer,
+            client_id=self.settings.client_id,
+            nonce=attempt.nonce,
+        )
         try:
-            claims = verify_id_token(answer.id_token, await self._read_keys(_METADATA_SECONDS), rules, self._clock())
+            claims = verify(await self.read_keys(_METADATA_SECONDS))
         except UnknownKeyError:  # or the provider has changed its keys
-            claims = verify_id_token(answer.id_token, await self._read_keys(_KEYS_SECONDS), rules, self._clock())
+            claims = verify(await self.read_keys(_KEYS_SECONDS))
         groups = claims.get(self.settings.groups_claim)
         if groups is None and metadata.userinfo_endpoint and answer.access_token:
-            groups = await self._read_userinfo_groups(metadata.userinfo_endpoint, answer.access_token, claims["sub"])
+            headers = {"Authorization": f"Bearer {answer.access_token}"}
+            userinfo = _parse_object(await self._request("GET", metadata.userinfo_endpoint, headers=headers))
+            if userinfo.get("sub") != claims["sub"]:
+                raise OidcError("the provider's userinfo is about another person")
+            groups = userinfo.get(self.settings.groups_claim)
         return Login(
             name=_find_name(claims),
             source=LoginSource.OIDC,
@@ -250,7 +219,7 @@ class OidcClient:
 
     async def _exchange_code(
         self, metadata: _Metadata, attempt: LoginAttempt, code: str, redirect_uri: str
-    ) -> _TokenAnswer:
+    ) -> TokenAnswer:
         fields = {
             "grant_type": "authorization_code",
             "code": code,
@@ -260,7 +229,9 @@ class OidcClient:
         headers = {"Accept": "application/json"}
         secret = self._read_secret()
         if "client_secret_basic" in metadata.token_endpoint_auth_methods_supported:
-            headers["Authorization"] = _build_basic(self.settings.client_id, secret)
+            # Form-encoded before Base64: https://www.rfc-editor.org/rfc/rfc6749#section-2.3.1
+            login = f"{quote_plus(self.settings.client_id)}:{quote_plus(secret)}"
+            headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
         else:
             fields |= {"client_id": self.settings.client_id, "client_secret": secret}
         return await self._read_json(_TOKEN_ANSWER, "POST", metadata.token_endpoint, data=fields, headers=headers)
@@ -275,21 +246,13 @@ class OidcClient:
         except SecretUnreadableError as error:
             raise ProviderUnavailableError(f"auth.oidc.client_secret_file: {error}") from None
 
-    async def _read_keys(self, max_age: float) -> KeySet:
+    async def read_keys(self, max_age: float) -> KeySet:
         """The provider's keys, `max_age` seconds old at most. Raises ProviderUnavailableError."""
         metadata = await self.read_metadata()
         async with self._reading_keys:
             if self._keys is None or self._monotonic() >= self._keys[0] + max_age:
                 self._keys = self._monotonic(), _import_keys(await self._request("GET", metadata.jwks_uri))
             return self._keys[1]
-
-    async def _read_userinfo_groups(self, url: str, access_token: str, subject: object) -> object:
-        """The claim of the groups in the userinfo, where the ID token has none."""
-        body = await self._request("GET", url, headers={"Authorization": f"Bearer {access_token}"})
-        claims = _parse_object(body)
-        if claims.get("sub") != subject:
-            raise OidcError("the provider's userinfo is about another person")
-        return claims.get(self.settings.groups_claim)
 
     async def _read_json(self, decoder: msgspec.json.Decoder[T], method: str, url: str, **options: Any) -> T:
         try:
@@ -370,12 +333,6 @@ def _describe_error(body: bytes) -> str:
     return f", {code}" if isinstance(code, str) and len(code) <= 40 and code.isidentifier() else ""
 
 
-def _build_basic(client_id: str, secret: str) -> str:
-    # Form-encoded before Base64: https://www.rfc-editor.org/rfc/rfc6749#section-2.3.1
-    login = f"{quote_plus(client_id)}:{quote_plus(secret)}"
-    return f"Basic {base64.b64encode(login.encode()).decode()}"
-
-
 def list_oidc_checks(client: OidcClient) -> Sequence[Check]:
     """What can be tried without a person."""
     return [
@@ -398,7 +355,7 @@ async def _check_discovery(client: OidcClient) -> str:
 
 async def _check_keys(client: OidcClient) -> str:
     try:
-        count = await client.count_keys()
+        keys = await client.read_keys(0.0)
     except OidcError as error:
         raise CheckError(str(error), "see what the provider's `jwks_uri` answers to this machine") from None
-    return f"{count} keys of the provider may sign"
+    return f"{len(keys.keys)} keys of the provider may sign"

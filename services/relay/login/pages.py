@@ -16,7 +16,17 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from services.relay.console.frame import Console, CredentialRefusedError, View
-from services.relay.login.sessions import LOGIN_PATH, Login, LoginService, LoginSource, clean_next_path
+from services.relay.login.sessions import (
+    ATTEMPT_SECONDS,
+    LOGIN_PATH,
+    Login,
+    LoginAttempt,
+    LoginService,
+    LoginSource,
+    OidcError,
+    ProviderUnavailableError,
+    clean_next_path,
+)
 from services.relay.outbox.store import StoreUnavailableError
 from shared.config.secret_file import SecretUnreadableError
 from shared.config.server_settings import is_name_in
@@ -138,16 +148,14 @@ class LoginPages:
         return response
 
     async def _begin_oidc(self, request: Request) -> Response | View:
-        from services.relay.login.oidc import ATTEMPT_SECONDS, OidcError  # noqa: PLC0415  # as in open_login
-
         assert self._oidc  # noqa: S101  # else there is no such route
         next_path = clean_next_path(request.query_params.get("next", "/"))
         try:
-            attempt = self._oidc.create_attempt()
-            url = await self._oidc.build_authorization_url(attempt, self._redirect_uri)
-        except OidcError as error:
-            log.warning("login by OpenID Connect failed", error=str(error))
-            return self._view(request, next_path, _describe_outage(error), 503)
+            with _translate_errors():
+                attempt = self._oidc.create_attempt()
+                url = await self._oidc.build_authorization_url(attempt, self._redirect_uri)
+        except CredentialRefusedError as error:
+            return self._refuse(request, error, f"{LOGIN_PATH}/oidc", next_path)
         response = RedirectResponse(url, status_code=303)
         others = list_cookies(request, _ATTEMPT_COOKIE)
         for name in others if len(others) >= _MAX_ATTEMPTS else ():
@@ -175,8 +183,6 @@ class LoginPages:
 
     async def _identify(self, request: Request, started: _StartedAttempt, state: str) -> Login:
         """Who comes back from the provider. Raises CredentialRefusedError."""
-        from services.relay.login.oidc import LoginAttempt  # noqa: PLC0415  # as in open_login
-
         assert self._oidc  # noqa: S101  # else there is no such route
         attempt, sent = LoginAttempt(started.value), request.query_params
         with _translate_errors():
@@ -226,20 +232,14 @@ class LoginPages:
 @contextmanager
 def _translate_errors() -> Iterator[None]:
     """Turns an OidcError into a CredentialRefusedError, and logs it."""
-    from services.relay.login.oidc import OidcError, ProviderUnavailableError  # noqa: PLC0415  # as in open_login
-
     try:
         yield
     except ProviderUnavailableError as error:
         log.warning("login by OpenID Connect failed", error=str(error))
-        raise CredentialRefusedError(_describe_outage(error), 503, None) from None
+        raise CredentialRefusedError(f"OpenID Connect does not work now: {hide_paths(str(error))}.", 503) from None
     except OidcError as error:
         log.warning("login by OpenID Connect refused", error=str(error))
         raise CredentialRefusedError(f"The login is not valid: {error}.", 401, RefusalReason.WRONG) from None
-
-
-def _describe_outage(error: Exception) -> str:
-    return f"OpenID Connect does not work now: {hide_paths(str(error))}."
 
 
 def _encode(path: str) -> str:

@@ -64,6 +64,41 @@ class Login(NamedTuple):
     groups: Sequence[str] = ()
 
 
+ATTEMPT_SECONDS: Final = 600
+"""How long a person may take at the provider."""
+
+
+class OidcError(Exception):
+    """A login cannot be completed; the message is a sentence without secrets."""
+
+
+class ProviderUnavailableError(OidcError):
+    """The provider does not answer as it should; another attempt may succeed."""
+
+
+class LoginAttempt(NamedTuple):
+    """A login that a browser has begun."""
+
+    value: str
+    """Random, its time and their signature; the browser keeps it in a cookie."""
+
+    @property
+    def state(self) -> str:
+        return self._derive("state")
+
+    @property
+    def nonce(self) -> str:
+        return self._derive("nonce")
+
+    @property
+    def code_verifier(self) -> str:
+        """Is shown to the provider with the code alone."""
+        return self._derive("verifier")
+
+    def _derive(self, purpose: str) -> str:
+        return hmac.digest(self.value.encode(), purpose.encode(), "sha256").hex()
+
+
 def build_client_credential(oidc: OidcSettings) -> bytes:
     """What the sessions of a provider are valid with: another provider or client ends them."""
     return f"{oidc.issuer} {oidc.client_id}".encode()
@@ -130,26 +165,6 @@ async def start_session(store: Store, row: SessionRow, peer: str | None, replace
         times = {"created_at": now, "used_at": now, "expires_at": now + MAX_SECONDS}
         connection.execute(insert(sessions), {**row._asdict(), **times})
         insert_entry(transaction, row.name, peer, "login", row.source)
-
-    await store.run(commit)
-
-
-async def record_use(store: Store, session_id: str) -> None:
-    """Commits that a session is used now. Raises StoreUnavailableError."""
-
-    def commit(transaction: Transaction) -> None:
-        changed = update(sessions).where(_session.id == session_id, _session.used_at < transaction.now)
-        transaction.connection.execute(changed.values(used_at=transaction.now))
-
-    await store.run(commit)
-
-
-async def end_session(store: Store, session_id: str, who: str, peer: str | None) -> None:
-    """Commits a logout with its entry in the audit. Raises StoreUnavailableError."""
-
-    def commit(transaction: Transaction) -> None:
-        if transaction.connection.execute(_DELETE, {"session": session_id}).rowcount:
-            insert_entry(transaction, who, peer, "logout", "")
 
     await store.run(commit)
 
@@ -231,7 +246,13 @@ class ConsoleSessions:
     async def end(self, request: Request, session: Session, response: Response) -> None:
         """Commit a logout, and let the response remove the cookie. Raises StoreUnavailableError."""
         if session.secret:
-            await end_session(self._store, _hash_value(session.secret), session.caller.name, get_peer(request))
+            ended = {"session": _hash_value(session.secret)}
+
+            def commit(transaction: Transaction) -> None:
+                if transaction.connection.execute(_DELETE, ended).rowcount:
+                    insert_entry(transaction, session.caller.name, get_peer(request), "logout", "")
+
+            await self._store.run(commit)
         response.headers.append("set-cookie", format_cookie(request, _COOKIE, "", max_age=0))
 
     def build_refusal(self, request: Request, status: int, message: str) -> Response | None:
@@ -327,9 +348,13 @@ class ConsoleSessions:
         if self._store.clock() < row.used_at + _USE_STEP or row.id in self._recording:
             return
 
+        def commit(transaction: Transaction) -> None:
+            changed = update(sessions).where(_session.id == row.id, _session.used_at < transaction.now)
+            transaction.connection.execute(changed.values(used_at=transaction.now))
+
         async def record() -> None:
             with suppress(StoreUnavailableError):  # a page can be read while nothing can be committed
-                await record_use(self._store, row.id)
+                await self._store.run(commit)
 
         task = asyncio.create_task(record(), name="record the use of a session")
         self._recording[row.id] = task

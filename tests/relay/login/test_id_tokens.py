@@ -13,27 +13,26 @@ from joserfc.jwk import ECKey, KeySet, RSAKey
 
 from services.relay.config import OidcSettings
 from services.relay.login.oidc import (
-    IdTokenRules,
-    LoginAttempt,
     OidcClient,
-    OidcError,
+    TokenAnswer,
     UnknownKeyError,
     _import_keys,
     verify_id_token,
 )
+from services.relay.login.sessions import LoginAttempt, OidcError
 from shared.config.server_settings import Role
 
 NOW = 1_800_000_000
-RULES = IdTokenRules("https://login.example.org/", "keypulse", "the-nonce")
+EXPECTED = {"issuer": "https://login.example.org/", "client_id": "keypulse", "nonce": "the-nonce"}
 RSA = RSAKey.generate_key(2048, {"kid": "rsa", "use": "sig"})
 ELLIPTIC = ECKey.generate_key("P-256", {"kid": "ec"})
 STRANGE = RSAKey.generate_key(2048, {"kid": "rsa"})
 KEYS = KeySet([RSA, ELLIPTIC])
 CLAIMS: Mapping[str, Any] = {
-    "iss": RULES.issuer,
-    "aud": RULES.client_id,
+    "iss": EXPECTED["issuer"],
+    "aud": EXPECTED["client_id"],
     "sub": "anna",
-    "nonce": RULES.nonce,
+    "nonce": EXPECTED["nonce"],
     "iat": NOW - 5,
     "exp": NOW + 300,
 }
@@ -41,6 +40,10 @@ CLAIMS: Mapping[str, Any] = {
 
 def sign(claims: Mapping[str, Any], key: Any = RSA, alg: str = "RS256", kid: str = "rsa") -> str:
     return jwt.encode({"alg": alg, "kid": kid}, dict(claims), key)
+
+
+def verify(token: str, access_token: str = "", now: float = NOW) -> Mapping[str, Any]:
+    return verify_id_token(TokenAnswer(token, access_token), KEYS, now, **EXPECTED)
 
 
 def encode_part(content: bytes) -> str:
@@ -58,11 +61,11 @@ def build_confused() -> str:
 
 
 def test_only_a_signed_token_of_this_issuer_for_this_client_and_attempt_is_valid_until_it_expires() -> None:
-    assert verify_id_token(sign(CLAIMS), KEYS, RULES, NOW)["sub"] == "anna"
-    assert verify_id_token(sign(CLAIMS, ELLIPTIC, "ES256", "ec"), KEYS, RULES, NOW)["sub"] == "anna"
+    assert verify(sign(CLAIMS))["sub"] == "anna"
+    assert verify(sign(CLAIMS, ELLIPTIC, "ES256", "ec"))["sub"] == "anna"
     both = {**CLAIMS, "aud": ["other", "keypulse"], "azp": "keypulse"}
-    assert verify_id_token(sign(both), KEYS, RULES, NOW)["sub"] == "anna"
-    assert verify_id_token(sign(CLAIMS), KEYS, RULES, NOW + 350)["sub"] == "anna"  # a clock may differ by a minute
+    assert verify(sign(both))["sub"] == "anna"
+    assert verify(sign(CLAIMS), now=NOW + 350)["sub"] == "anna"  # a clock may differ by a minute
 
     changes: dict[str, dict[str, Any]] = {
         "wrong issuer": {"iss": "https://evil.example.org/"},
@@ -77,13 +80,12 @@ def test_only_a_signed_token_of_this_issuer_for_this_client_and_attempt_is_valid
         "another access token": {"at_hash": "AAAA"},
     }
     for name, change in changes.items():
-        rules = IdTokenRules(RULES.issuer, RULES.client_id, RULES.nonce, access_token="the-token")
         with pytest.raises(OidcError) as refused:
-            verify_id_token(sign({**CLAIMS, **change}), KEYS, rules, NOW)
+            verify(sign({**CLAIMS, **change}), access_token="the-token")
         assert "evil" not in str(refused.value), name
     for missing in ("iss", "aud", "sub", "exp", "iat", "nonce"):
         with pytest.raises(OidcError):
-            verify_id_token(sign({key: value for key, value in CLAIMS.items() if key != missing}), KEYS, RULES, NOW)
+            verify(sign({key: value for key, value in CLAIMS.items() if key != missing}))
     for forged in (
         build_unsigned("none"),
         build_unsigned("RS256"),
@@ -94,9 +96,9 @@ def test_only_a_signed_token_of_this_issuer_for_this_client_and_attempt_is_valid
         "é.é.é",
     ):
         with pytest.raises(OidcError):
-            verify_id_token(forged, KEYS, RULES, NOW)
+            verify(forged)
     with pytest.raises(UnknownKeyError):  # so that the keys are read again
-        verify_id_token(sign(CLAIMS, STRANGE, kid="new"), KEYS, RULES, NOW)
+        verify(sign(CLAIMS, STRANGE, kid="new"))
 
 
 def test_keys_that_cannot_sign_are_left_out_and_a_document_without_keys_is_an_error() -> None:
