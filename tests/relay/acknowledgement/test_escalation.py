@@ -159,8 +159,7 @@ async def test_of_many_incidents_each_is_escalated_once_by_one_of_two_replicas(
     store: Store, database: DatabaseUrl
 ) -> None:
     names = [f"x{number:02}" for number in range(40)]
-    for name in names:
-        await fired(store, name)
+    await asyncio.gather(*(fired(store, name) for name in names))
     await let_pass(store, 601)
     async with open_store(database, lambda: 1000.0, frozenset({"log"})) as other:
         both = await asyncio.gather(escalated(store), escalated(other))

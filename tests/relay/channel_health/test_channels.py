@@ -220,15 +220,23 @@ async def test_a_payload_is_rendered_for_every_channel_and_sent_to_nobody(tmp_pa
             async with client.get(f"/channels/-/render{query}") as missing:
                 assert missing.status == 404
 
-        for text in (*NASTY, *(huge[:4000] for huge in HUGE)):
+        half, whole = ([text for text in NASTY if ("\ud800" in text) is is_half] for is_half in (True, False))
+        for texts in (half, whole, [huge[:4000] for huge in HUGE]):
             document = json.loads(payload(1))
-            for alert in document["alerts"]:
-                alert["labels"] |= {"alertname": text, "instance": text, "x": text}
-                alert["annotations"] = dict.fromkeys(("title", "summary", "description", "runbook_url"), text)
+            (alert,) = document["alerts"]
+            document["alerts"] = [
+                {
+                    **alert,
+                    "fingerprint": f"{number}",
+                    "labels": {**alert["labels"], "alertname": text, "instance": text, "x": text},
+                    "annotations": dict.fromkeys(("title", "summary", "description", "runbook_url"), text),
+                }
+                for number, text in enumerate(texts)
+            ]
             body = json.dumps(document).encode("utf-8", "replace")
             status, page = await render(client, body)
             assert (status, "could not build its message" in page) == (200, False)
-            assert ("expected a webhook" in page) == ("\ud800" in text)
+            assert ("expected a webhook" in page) == (texts is half)
             assert "<script>alert" not in page
             assert "<img src=x" not in page
             assert 'href="javascript:' not in page

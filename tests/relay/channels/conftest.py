@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from aiohttp import web
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from services.relay.channels.port import Channel
 from shared.config.settings import Address
 from tests.relay.channels import teams_channel
-from tests.relay.channels.examples import SECRET, example
+from tests.relay.channels.examples import SECRET, example, settings
 
 HOOK_BYTES = 1_000_000
 REFUSALS = {"teams": teams_channel.refuses}
@@ -26,6 +27,7 @@ TcpServer = Callable[[Handler], Awaitable[Address]]
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Answering = Callable[[Answer], Awaitable[Address]]
 WebServer = Callable[..., Awaitable[Address]]
+OpenChannel = Callable[..., Channel]
 
 
 @pytest.fixture
@@ -33,6 +35,19 @@ def secret_file(tmp_path: Path) -> Path:
     file = tmp_path / "secret"
     file.write_text(SECRET)
     return file
+
+
+@pytest.fixture
+async def open_channel() -> AsyncIterator[OpenChannel]:
+    """Connects channels with settings, and closes them in the end."""
+    async with AsyncExitStack() as stack:
+
+        def open_channel(values: Mapping[str, Any], timeout: float = 5) -> Channel:
+            channel = settings(values).connect(timeout)
+            stack.push_async_callback(channel.close)
+            return channel
+
+        yield open_channel
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import pytest
 from services.relay.channels.port import ChannelSettings, SendError
 from services.relay.channels.posting import HttpChannelSettings
 from shared.config.settings import Address
-from tests.relay.channels.examples import KINDS, example, message, settings
-from tests.relay.channels.recording_attempt import Recorded
+from tests.relay.channels.examples import KINDS, example, settings
+from tests.relay.channels.recording_attempt import Recorded, refuse
 
 
 def _has_url_in_file(kind: str, settings: type[ChannelSettings]) -> bool:
@@ -43,11 +43,9 @@ async def failure(
     """The error of one send to `provider`; the channel is closed again."""
     channel = settings(example(kind, secret_file, provider)).connect(timeout)
     try:
-        with pytest.raises(SendError) as raised:
-            await channel.send(attempt or Recorded(message()))
+        return await refuse(channel, attempt)
     finally:
         await channel.close()
-    return raised.value
 
 
 def unused_address() -> Address:

@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import pytest
+
 from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress, Receipt, SendError
 from services.relay.model import Message
+from tests.relay.channels.examples import message
 
 
 @dataclass
@@ -46,6 +49,13 @@ class Recorded:
         return Recorded(self.message, progress=progress, maybe_sent=error.maybe_arrived)
 
 
-async def send(channel: Channel, message: Message) -> Receipt:
+async def send(channel: Channel, of: Message) -> Receipt:
     """Sends a message at the first attempt."""
-    return await channel.send(Recorded(message))
+    return await channel.send(Recorded(of))
+
+
+async def refuse(channel: Channel, attempt: Recorded | None = None) -> SendError:
+    """The error of an attempt, of any message by default."""
+    with pytest.raises(SendError) as raised:
+        await channel.send(attempt or Recorded(message()))
+    return raised.value

@@ -33,10 +33,10 @@ from services.relay.http import HttpSession
 from services.relay.model import DigestEntry, Event, ExcerptBlock, IncidentContext, Message, RunbookExcerpt, Status
 from services.relay.text import list_fixes
 from shared.check import CheckError
-from tests.relay.channels.conftest import Answering, TcpServer, WebServer
+from tests.relay.channels.conftest import Answering, OpenChannel, TcpServer, WebServer
 from tests.relay.channels.examples import HUGE, NASTY, change, critical, message, rotate, settings, with_text
 from tests.relay.channels.kinds import unused_address
-from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, refuse, send
 
 TOKEN = "geheim0123456789abcdef"
 SERVICES = {
@@ -218,7 +218,9 @@ def event_with_fix() -> Event:
     return replace(event, alerts=tuple(replace(a, annotations={**a.annotations, **kms}) for a in event.alerts))
 
 
-async def test_ntfy_gets_title_and_text_and_the_receipt_names_it(secret_file: Path, answering: Answering) -> None:
+async def test_ntfy_gets_title_and_text_and_the_receipt_names_it(
+    open_channel: OpenChannel, secret_file: Path, answering: Answering
+) -> None:
     received: list[dict[str, Any]] = []
 
     async def ntfy(request: web.Request) -> web.Response:
@@ -227,11 +229,10 @@ async def test_ntfy_gets_title_and_text_and_the_receipt_names_it(secret_file: Pa
 
     provider = await answering(ntfy)
     rotate(secret_file, f"ntfy://{provider}/security")
-    channel = settings({"kind": "apprise", "url_file": secret_file}).connect(5)
+    channel = open_channel({"kind": "apprise", "url_file": secret_file})
     assert await send(channel, message()) == {"service": "ntfy", "status": "200"}
     rotate(secret_file, f"ntfy://{provider}/another")
     await send(channel, message("03-resolved-1"))
-    await channel.close()
     assert [each["topic"] for each in received] == ["security", "another"]
     assert [each["title"].split()[0] for each in received] == ["Firing:", "Resolved"]
     assert "Runbook: https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kms" in received[0]["message"]
@@ -251,28 +252,24 @@ async def test_ntfy_gets_title_and_text_and_the_receipt_names_it(secret_file: Pa
     ],
 )
 async def test_a_url_that_is_not_one_destination_of_http_is_refused(
-    url: str, sentence: str, secret_file: Path, caplog: pytest.LogCaptureFixture
+    url: str, sentence: str, open_channel: OpenChannel, secret_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
     rotate(secret_file, url)
-    channel = settings({"kind": "apprise", "url_file": secret_file}).connect(5)
-    with pytest.raises(SendError) as refused:
-        await send(channel, message())
-    await channel.close()
-    assert (refused.value.reason, refused.value.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
-    assert sentence in str(refused.value)
-    assert "geheim" not in f"{refused.value} {caplog.text}"
+    channel = open_channel({"kind": "apprise", "url_file": secret_file})
+    refused = await refuse(channel)
+    assert (refused.reason, refused.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
+    assert sentence in str(refused)
+    assert "geheim" not in f"{refused} {caplog.text}"
 
 
-async def test_plaintext_leaves_this_machine_only_where_that_is_allowed(secret_file: Path) -> None:
+async def test_plaintext_leaves_this_machine_only_where_that_is_allowed(
+    open_channel: OpenChannel, secret_file: Path
+) -> None:
     rotate(secret_file, "json://absent.invalid/hook")
     for allowed, reason in ((False, SendReason.MISCONFIGURED), (True, SendReason.CONNECTION)):
         values = {"kind": "apprise", "url_file": secret_file, "allow_remote_insecure": allowed}
-        channel = settings(values).connect(5)
-        with pytest.raises(SendError) as failed:
-            await send(channel, message())
-        await channel.close()
-        assert failed.value.reason is reason
+        assert (await refuse(open_channel(values))).reason is reason
 
 
 def test_without_the_package_the_configuration_says_how_to_get_it(
@@ -283,14 +280,14 @@ def test_without_the_package_the_configuration_says_how_to_get_it(
         settings({"kind": "apprise", "url_file": secret_file})
 
 
-async def test_doctor_connects_and_sends_nothing(secret_file: Path, tcp: TcpServer) -> None:
+async def test_doctor_connects_and_sends_nothing(open_channel: OpenChannel, secret_file: Path, tcp: TcpServer) -> None:
     heard: list[bytes] = []
 
     async def listen(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         heard.append(await reader.read(100))
 
     rotate(secret_file, f"json://{await tcp(listen)}/hook/{TOKEN}")
-    channel = settings({"kind": "apprise", "url_file": secret_file}).connect(5)
+    channel = open_channel({"kind": "apprise", "url_file": secret_file})
     (check,) = channel.list_checks("channels.teams")
     assert (check.name, check.depends_on) == ("channels.teams connection", "channels.teams.url_file")
     detail = await check.run()
@@ -304,7 +301,6 @@ async def test_doctor_connects_and_sends_nothing(secret_file: Path, tcp: TcpServ
     rotate(secret_file, f"json://{unused_address()}/hook")
     with pytest.raises(CheckError, match="no connection to"):
         await check.run()
-    await channel.close()
 
 
 @pytest.fixture

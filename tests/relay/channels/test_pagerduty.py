@@ -1,8 +1,10 @@
 import hashlib
 import json
+import re
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,10 +14,10 @@ from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.pagerduty import find_event_errors
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.channels.pagerduty import MAX_DETAILS_BYTES, MAX_LINKS, build_dedup_key, build_event
-from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress, SendError, SendReason, SendScope
+from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress, SendReason, SendScope
 from services.relay.model import ExcerptBlock, Links, Message, RunbookExcerpt
 from tests.iterations import LONG
-from tests.relay.channels.conftest import WebServer
+from tests.relay.channels.conftest import OpenChannel, WebServer
 from tests.relay.channels.examples import (
     DASHBOARD,
     HUGE,
@@ -30,17 +32,22 @@ from tests.relay.channels.examples import (
     message,
     messages,
     rotate,
-    settings,
     titled,
     with_text,
 )
-from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, refuse, send
 
 ACKNOWLEDGEMENT = "2026-01-01T12:00:00+00:00"
 
 
-def connect(secret_file: Path, stand_ins: StandIns, **changes: bool) -> Channel:
-    return settings({**example("pagerduty", secret_file, stand_ins.http), **changes}).connect(5)
+@pytest.fixture
+def values(secret_file: Path, stand_ins: StandIns) -> dict[str, Any]:
+    return example("pagerduty", secret_file, stand_ins.http)
+
+
+@pytest.fixture
+def channel(open_channel: OpenChannel, values: dict[str, Any]) -> Channel:
+    return open_channel(values)
 
 
 def sent(stand_ins: StandIns) -> list[str]:
@@ -126,26 +133,22 @@ def test_alerts_that_do_not_fit_are_counted(text: str) -> None:
 
 
 async def test_an_incident_opens_and_resolves_under_alertmanagers_own_key(
-    secret_file: Path, stand_ins: StandIns
+    channel: Channel, stand_ins: StandIns
 ) -> None:
-    channel = connect(secret_file, stand_ins)
     firing, resolved = message("01-firing-1"), message("03-resolved-1")
     key = hashlib.sha256(firing.event.group_key.encode()).hexdigest()
     assert await send(channel, firing) == {"dedup_key": key, "status": "success"}
     assert [incident.status for incident in stand_ins.pagerduty.incidents] == ["triggered"]
     assert await send(channel, resolved) == {"dedup_key": key, "status": "success"}
-    await channel.close()
     (incident,) = stand_ins.pagerduty.incidents
     assert (incident.status, incident.dedup_key, incident.severity) == ("resolved", key, "critical")
     assert incident.summary == "KMSCryptoModeNotKMS · production / backend: KMSCryptoModeNotKMS on backend"
     assert [link["href"] for link in incident.links][:2] == [RUNBOOK, DASHBOARD]
 
 
-async def test_the_same_group_of_two_alertmanagers_is_two_incidents(secret_file: Path, stand_ins: StandIns) -> None:
-    channel = connect(secret_file, stand_ins)
+async def test_the_same_group_of_two_alertmanagers_is_two_incidents(channel: Channel, stand_ins: StandIns) -> None:
     for source, payload in (("a", "01-firing-1"), ("b", "01-firing-1"), ("b", "03-resolved-1")):
         await send(channel, message(replace(message(payload).event, source=source)))
-    await channel.close()
     key = hashlib.sha256(f"a\0{message().event.group_key}".encode()).hexdigest()
     assert {incident.dedup_key: incident.status for incident in stand_ins.pagerduty.incidents}.get(key) == "triggered"
     assert sorted(incident.status for incident in stand_ins.pagerduty.incidents) == ["resolved", "triggered"]
@@ -178,11 +181,9 @@ def test_the_time_of_an_event_is_that_of_its_first_alert() -> None:
         )
 
 
-def test_a_list_that_was_cut_resolves_nothing(secret_file: Path, stand_ins: StandIns) -> None:
+def test_a_list_that_was_cut_resolves_nothing(channel: Channel) -> None:
     event = replace(message("03-resolved-1").event, truncated_alerts=1)
-    assert actions(connect(secret_file, stand_ins).render_payload(message(event, firing_undelivered=True))) == [
-        "trigger"
-    ]
+    assert actions(channel.render_payload(message(event, firing_undelivered=True))) == ["trigger"]
 
 
 @pytest.mark.parametrize(
@@ -205,31 +206,26 @@ def test_a_severity_becomes_one_of_pagerdutys_four(label: str, severity: str) ->
     assert build_event(message(changed), "trigger")["payload"]["severity"] == severity
 
 
-async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_ins: StandIns) -> None:
-    channel = connect(secret_file, stand_ins)
+async def test_a_rotated_key_is_used_at_the_next_send(channel: Channel, secret_file: Path, stand_ins: StandIns) -> None:
     for wrong in ("short", "1" * 32):
         rotate(secret_file, wrong)
-        with pytest.raises(SendError) as refused:
-            await send(channel, message())
-        assert (refused.value.reason, refused.value.scope) == (SendReason.UNAUTHORIZED, SendScope.CHANNEL)
-        assert wrong not in str(refused.value)
+        refused = await refuse(channel)
+        assert (refused.reason, refused.scope) == (SendReason.UNAUTHORIZED, SendScope.CHANNEL)
+        assert wrong not in str(refused)
     rotate(secret_file, SECRET)
     await send(channel, message())
-    await channel.close()
     assert len(stand_ins.pagerduty.events) == 1
 
 
 @pytest.mark.parametrize("error", ["links[0].text names an invalid routing key", "Invalid routing key"])
 async def test_one_event_that_is_refused_stops_no_channel_whatever_the_error_says(
-    error: str, secret_file: Path, stand_ins: StandIns
+    error: str, channel: Channel, stand_ins: StandIns
 ) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error=error, count=1))
-    channel = connect(secret_file, stand_ins)
     attempt = Recorded(message())
-    with pytest.raises(SendError, match="routing key") as raised:
-        await channel.send(attempt)
-    await channel.close()
-    assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
+    raised = await refuse(channel, attempt)
+    assert re.search("routing key", str(raised))
+    assert (raised.reason, raised.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
     assert len(attempt.payloads) == len(attempt.answers) == 1
     (request,) = stand_ins.pagerduty.events  # whether it takes the key, with nothing of the message
     assert (request["event_action"], request["payload"], request["links"]) == ("resolve", {}, [])
@@ -237,37 +233,31 @@ async def test_one_event_that_is_refused_stops_no_channel_whatever_the_error_say
 
 
 async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message_is_retried(
-    secret_file: Path, stand_ins: StandIns
+    channel: Channel, stand_ins: StandIns
 ) -> None:
     for fault in (
         {"kind": FaultKind.ERROR, "error": "Invalid routing key"},
         {"kind": FaultKind.RATE_LIMIT, "seconds": 7},
     ):
         stand_ins.faults.add(ProviderFault.model_validate({"provider": Provider.PAGERDUTY, "count": 1, **fault}))
-    channel = connect(secret_file, stand_ins)
-    with pytest.raises(SendError) as raised:
-        await send(channel, message())
-    assert (raised.value.reason, raised.value.scope) == (SendReason.RATE_LIMITED, SendScope.ATTEMPT)
-    assert raised.value.retry_after == 7.0
+    raised = await refuse(channel)
+    assert (raised.reason, raised.scope) == (SendReason.RATE_LIMITED, SendScope.ATTEMPT)
+    assert raised.retry_after == 7.0
     await send(channel, message())
-    await channel.close()
 
 
-async def test_an_accepted_event_is_delivered_whatever_the_answer_says(secret_file: Path, website: WebServer) -> None:
-    address = await website(202, "Accepted")
-    channel = settings(example("pagerduty", secret_file, address)).connect(5)
-    receipt = await send(channel, message())
-    await channel.close()
+async def test_an_accepted_event_is_delivered_whatever_the_answer_says(
+    open_channel: OpenChannel, secret_file: Path, website: WebServer
+) -> None:
+    receipt = await send(open_channel(example("pagerduty", secret_file, await website(202, "Accepted"))), message())
     assert len(receipt["dedup_key"]) == 64
 
 
 async def test_what_was_over_before_anybody_heard_calls_and_then_resolves(
-    secret_file: Path, stand_ins: StandIns
+    channel: Channel, stand_ins: StandIns
 ) -> None:
-    channel = connect(secret_file, stand_ins)
     attempt = Recorded(message("03-resolved-1", firing_undelivered=True))
     receipt = await channel.send(attempt)
-    await channel.close()
     assert sent(stand_ins) == ["trigger", "resolve"]
     (incident,) = stand_ins.pagerduty.incidents
     assert (incident.status, incident.dedup_key) == ("resolved", receipt["dedup_key"])
@@ -277,14 +267,12 @@ async def test_what_was_over_before_anybody_heard_calls_and_then_resolves(
     assert [json.loads(payload)["routing_key"] for payload in attempt.payloads] == ["[secret]"] * 2
 
 
-async def test_what_has_called_already_only_resolves(secret_file: Path, stand_ins: StandIns) -> None:
-    channel = connect(secret_file, stand_ins)
+async def test_what_has_called_already_only_resolves(channel: Channel, stand_ins: StandIns) -> None:
     over = message("03-resolved-1", firing_undelivered=True)
     first = Recorded(over)
     stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.LOST_ANSWER, count=1))
-    with pytest.raises(SendError) as lost:
-        await channel.send(first)
-    assert (lost.value.maybe_arrived, first.saved) == (True, [])
+    lost = await refuse(channel, first)
+    assert (lost.maybe_arrived, first.saved) == (True, [])
 
     class Cut(Recorded):
         """Its process ends between the two events."""
@@ -297,23 +285,22 @@ async def test_what_has_called_already_only_resolves(secret_file: Path, stand_in
     with pytest.raises(DeliveryLeaseLostError):
         await channel.send(second)
     await channel.send(Recorded(over, progress=second.saved[-1], maybe_sent=True))
-    await channel.close()
     assert sent(stand_ins) == ["trigger", "trigger", "resolve"]
     assert [incident.status for incident in stand_ins.pagerduty.incidents] == ["resolved"]
 
 
-async def test_a_person_may_choose_not_to_be_called_for_what_is_over(secret_file: Path, stand_ins: StandIns) -> None:
-    channel = connect(secret_file, stand_ins, page_resolved=False)
+async def test_a_person_may_choose_not_to_be_called_for_what_is_over(
+    open_channel: OpenChannel, values: dict[str, Any], stand_ins: StandIns
+) -> None:
+    channel = open_channel({**values, "page_resolved": False})
     await send(channel, message("03-resolved-1", firing_undelivered=True))
-    await channel.close()
     assert sent(stand_ins) == ["resolve"]
     assert not stand_ins.pagerduty.incidents
 
 
 async def test_an_acknowledgement_follows_the_trigger_and_is_in_the_receipt(
-    secret_file: Path, stand_ins: StandIns
+    channel: Channel, stand_ins: StandIns
 ) -> None:
-    channel = connect(secret_file, stand_ins)
     firing = acknowledged(message("01-firing-1"))
     receipt = await send(channel, firing)
     key = hashlib.sha256(firing.event.group_key.encode()).hexdigest()
@@ -327,13 +314,11 @@ async def test_an_acknowledgement_follows_the_trigger_and_is_in_the_receipt(
     assert sent(stand_ins)[3:] == ["trigger"]
     assert "acknowledged" not in await send(channel, acknowledged(message("03-resolved-1")))
     assert sent(stand_ins)[4:] == ["resolve"]
-    await channel.close()
 
 
 async def test_an_earlier_episode_that_may_be_open_is_resolved_before_the_next_is_triggered(
-    secret_file: Path, stand_ins: StandIns
+    channel: Channel, stand_ins: StandIns
 ) -> None:
-    channel = connect(secret_file, stand_ins)
     await send(channel, acknowledged(message("01-firing-1")))
     restarted = message("01-firing-1", resolves_earlier=True)
     attempt = Recorded(acknowledged(restarted))
@@ -354,13 +339,11 @@ async def test_an_earlier_episode_that_may_be_open_is_resolved_before_the_next_i
     assert ["payload" in json.loads(payload) for payload in late.payloads] == [False, True, True]
     await send(channel, message("03-resolved-1", resolves_earlier=True))
     assert sent(stand_ins)[10:] == ["resolve"]
-    await channel.close()
 
 
 async def test_an_acknowledgement_that_was_cut_off_is_resent_without_the_trigger(
-    secret_file: Path, stand_ins: StandIns
+    channel: Channel, stand_ins: StandIns
 ) -> None:
-    channel = connect(secret_file, stand_ins)
 
     class Cut(Recorded):
         """PagerDuty fails between the two events."""
@@ -370,10 +353,8 @@ async def test_an_acknowledgement_that_was_cut_off_is_resent_without_the_trigger
             stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.LOST_ANSWER, count=1))
 
     first = Cut(acknowledged(message("01-firing-1")))
-    with pytest.raises(SendError) as raised:
-        await channel.send(first)
-    await channel.send(first.create_retry(raised.value))
-    await channel.close()
+    raised = await refuse(channel, first)
+    await channel.send(first.create_retry(raised))
     assert sent(stand_ins) == ["trigger", "acknowledge", "acknowledge"]
     assert json.loads(first.payloads[1]).keys() == {"routing_key", "event_action", "dedup_key"}
     assert "\n".join(first.payloads) == channel.render_payload(first.message)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.channels.port import SendReason, SendScope
 from services.relay.channels.webhook import WebhookChannel, WebhookSettings, build_signature_headers
 from shared.config.file_checks import check_files
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import message, rotate, settings
 from tests.relay.channels.kinds import unused_address
-from tests.relay.channels.recording_attempt import send
+from tests.relay.channels.recording_attempt import refuse, send
 
 ROOT = Path(__file__).parents[3]
 NOW = 1_790_000_000
@@ -81,10 +81,7 @@ async def test_a_key_that_is_none_is_an_error_of_check_and_of_the_channel(conten
     of = settings({"kind": "webhook", "url": f"http://{unused_address()}/", "signing_key_file": secret_file})
     (problem,) = check_files(of)
     assert (problem.key, problem.startup_policy) == ("signing_key_file", "warns")
-    channel = of.connect(5)
-    with pytest.raises(SendError) as refused:
-        await send(channel, message())
-    await channel.close()
-    assert (refused.value.reason, refused.value.scope) == (SendReason.UNAUTHORIZED, SendScope.CHANNEL)
-    for sentence in (problem.sentence, str(refused.value)):
+    refused = await refuse(of.connect(5))  # which opens no connection
+    assert (refused.reason, refused.scope) == (SendReason.UNAUTHORIZED, SendScope.CHANNEL)
+    for sentence in (problem.sentence, str(refused)):
         assert sentence == f"{secret_file}: expected whsec_ and base64 of 24 to 64 bytes"

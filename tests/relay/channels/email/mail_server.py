@@ -5,13 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-from services.relay.channels.port import Channel, SendError
+from services.relay.channels.port import Channel
 from shared.config.settings import Address
-from tests.relay.channels.examples import SECRET, example, message, settings
-from tests.relay.channels.recording_attempt import Recorded
+from tests.relay.channels.examples import SECRET, example, settings
 
 UNBOUND = Address("127.0.0.1", 0)
 SECOPS, ONCALL = "secops@example.org", "oncall@example.org"
@@ -53,9 +51,3 @@ StartServer = Callable[..., Awaitable[MailServer]]
 
 def connect(secret_file: Path, address: Address, **changes: Any) -> Channel:
     return settings({**example("email", secret_file, address), **changes}).connect(5)
-
-
-async def refused(channel: Channel, attempt: Recorded | None = None) -> SendError:
-    with pytest.raises(SendError) as raised:
-        await channel.send(attempt or Recorded(message()))
-    return raised.value

@@ -13,9 +13,11 @@ from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFaul
 from services.relay.channels.port import SendReason, SendScope
 from shared.config.settings import Address
 from tests.relay.channels.conftest import TcpServer
-from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect, refused
+from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect
 from tests.relay.channels.examples import SECRET, example, message, rotate, settings
-from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, refuse, send
+
+NO_LOGIN: dict[str, Any] = {"username": None, "password_file": None}
 
 
 async def test_one_mail_goes_to_all_and_the_receipt_contains_the_servers_answer(
@@ -53,7 +55,7 @@ async def test_each_code_of_smtp_has_its_reason_and_scope(
     replies: dict[str, str], reason: SendReason, scope: SendScope, secret_file: Path, mail_server: StartServer
 ) -> None:
     server = await mail_server(**replies)
-    error = await refused(connect(secret_file, server.address))
+    error = await refuse(connect(secret_file, server.address))
     assert (error.reason, error.scope) == (reason, scope)
     assert next(iter(replies.values()))[:3] in str(error)
     assert not error.maybe_arrived
@@ -64,7 +66,7 @@ async def test_a_rotated_password_is_used_at_the_next_send(secret_file: Path, ma
     server = await mail_server()
     rotate(secret_file, "revoked-password")
     channel = connect(secret_file, server.address)
-    error = await refused(channel)
+    error = await refuse(channel)
     assert (error.reason, error.scope) == (SendReason.UNAUTHORIZED, SendScope.CHANNEL)
     assert "535" in str(error)
     assert "revoked-password" not in str(error)
@@ -106,7 +108,7 @@ async def test_a_server_that_repeats_the_login_does_not_bring_it_into_an_error(
                 last = sent[-1]
                 writer.write(b"451 after " + last + b", " + last.rstrip(b"=") + b" and " + SECRET.encode() + b"\r\n")
 
-    error = await refused(connect(secret_file, await tcp(parrot)))
+    error = await refuse(connect(secret_file, await tcp(parrot)))
     assert str(error) == "the mail server answered 451 after [secret], [secret] and [secret]"
     assert SECRET in b64decode(sent[-1]).decode()
 
@@ -134,9 +136,8 @@ async def test_only_a_session_that_breaks_off_after_the_envelope_may_have_delive
             in_mail = line.startswith(b"DATA")
             writer.write(b"354 go on\r\n" if in_mail else b"250 mail\r\n")
 
-    no_login = {"username": None, "password_file": None}
-    channel = settings({**example("email", secret_file, await tcp(server)), **no_login}).connect(0.5)
-    error = await refused(channel)
+    values = {**example("email", secret_file, await tcp(server)), **NO_LOGIN}
+    error = await refuse(settings(values).connect(0.5))
     assert (error.scope, error.maybe_arrived) == (SendScope.ATTEMPT, arrived)
     assert error.reason in {SendReason.CONNECTION, SendReason.TIMEOUT, SendReason.SERVER_ERROR}
 
@@ -160,8 +161,7 @@ async def test_a_server_that_is_slow_to_take_the_mail_and_hangs_at_quit_is_no_fa
                 writer.write(b"250 mail\r\n")
         left.set()
 
-    no_login = {"username": None, "password_file": None}
-    values = {**example("email", secret_file, await tcp(conversation)), **no_login}
+    values = {**example("email", secret_file, await tcp(conversation)), **NO_LOGIN}
     async with asyncio.timeout(1):  # the bound of whoever calls; past it the mail would be sent again
         receipt = await send(settings(values).connect(1), message())
     assert receipt["answer"] == "taken"
@@ -171,9 +171,9 @@ async def test_a_server_that_is_slow_to_take_the_mail_and_hangs_at_quit_is_no_fa
 
 async def test_a_lost_answer_is_retried_with_the_same_message_id(secret_file: Path, stand_ins: StandIns) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.SMTP, kind=FaultKind.LOST_ANSWER, count=1))
-    channel = connect(secret_file, stand_ins.smtp, username=None, password_file=None)
+    channel = connect(secret_file, stand_ins.smtp, **NO_LOGIN)
     attempt = Recorded(message())
-    error = await refused(channel, attempt)
+    error = await refuse(channel, attempt)
     assert (error.reason, error.scope, error.maybe_arrived) == (SendReason.CONNECTION, SendScope.ATTEMPT, True)
     await channel.send(attempt.create_retry(error))
     first, second = stand_ins.mailbox.mails

@@ -8,9 +8,9 @@ import pytest
 
 from services.relay.channels.port import SendReason, SendScope
 from tests.relay.channels.conftest import TcpServer
-from tests.relay.channels.email.mail_server import StartServer, connect, refused
+from tests.relay.channels.email.mail_server import StartServer, connect
 from tests.relay.channels.examples import message
-from tests.relay.channels.recording_attempt import send
+from tests.relay.channels.recording_attempt import refuse, send
 
 
 @pytest.mark.parametrize("greeting", [b"220 mail, without TLS\r\n", b"HTTP/1.1 400 Bad Request\r\n"])
@@ -21,7 +21,7 @@ async def test_a_port_without_tls_is_the_channels_error_and_says_what_to_check(
         writer.write(greeting)
         await reader.read()
 
-    error = await refused(connect(secret_file, await tcp(plain), tls="implicit"))
+    error = await refuse(connect(secret_file, await tcp(plain), tls="implicit"))
     assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
     assert str(error) == (
         "the mail server speaks no TLS that fits `tls: implicit` (WRONG_VERSION_NUMBER); check `port` and `tls`"
@@ -32,7 +32,7 @@ async def test_a_connection_that_breaks_off_during_the_handshake_is_retried(secr
     async def hangs_up(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
 
-    error = await refused(connect(secret_file, await tcp(hangs_up), tls="implicit"))
+    error = await refuse(connect(secret_file, await tcp(hangs_up), tls="implicit"))
     assert (error.reason, error.scope) == (SendReason.CONNECTION, SendScope.ATTEMPT)
 
 
@@ -45,7 +45,7 @@ async def test_starttls_is_the_default_and_the_certificate_is_verified(
     context, certificate_file = certificate
     server = await mail_server(starttls=context)
     encrypted = {"host": "localhost", "port": server.address.port, "tls": "starttls"}
-    error = await refused(connect(secret_file, server.address, **encrypted))
+    error = await refuse(connect(secret_file, server.address, **encrypted))
     assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
     assert str(error) == "the mail server's certificate is not trusted; name its authority in `ca_file`"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
@@ -63,7 +63,7 @@ async def test_implicit_tls_is_spoken_and_its_certificate_verified(
     server = await mail_server(implicit=context)
     encrypted = {"host": "localhost", "port": server.address.port, "tls": "implicit"}
     plain = {"username": None, "password_file": None}
-    error = await refused(connect(secret_file, server.address, **encrypted, **plain))
+    error = await refuse(connect(secret_file, server.address, **encrypted, **plain))
     assert str(error) == "the mail server's certificate is not trusted; name its authority in `ca_file`"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
     await send(connect(secret_file, server.address, **encrypted, **plain), message())
@@ -89,7 +89,7 @@ async def test_a_server_without_starttls_gets_neither_password_nor_mail(
     secret_file: Path, mail_server: StartServer
 ) -> None:
     server = await mail_server()
-    error = await refused(connect(secret_file, server.address, tls="starttls"))
+    error = await refuse(connect(secret_file, server.address, tls="starttls"))
     assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
     assert "STARTTLS" in str(error)
     assert server.accepted == []

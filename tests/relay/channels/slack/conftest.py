@@ -1,26 +1,22 @@
 """Channels of Slack that reach the stand-in."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ops.demo.stand_ins.app import StandIns
 from services.relay.channels.port import Channel
-from tests.relay.channels.examples import example, settings
-from tests.relay.channels.slack.slack_posts import CRITICAL, Connect
+from tests.relay.channels.conftest import OpenChannel
+from tests.relay.channels.examples import example
+from tests.relay.channels.slack.slack_posts import Connect
 
 
 @pytest.fixture
-async def connect(secret_file: Path, stand_ins: StandIns) -> AsyncIterator[Connect]:
-    """Connects channels; each has no memory of another."""
-    opened: list[Channel] = []
+def connect(open_channel: OpenChannel, secret_file: Path, stand_ins: StandIns) -> Connect:
+    """Connects channels, with other settings; each has no memory of another."""
 
-    def connect(channel: str = CRITICAL) -> Channel:
-        values = {**example("slack", secret_file, stand_ins.http), "channel": channel}
-        opened.append(settings(values).connect(5))
-        return opened[-1]
+    def connect(**changes: Any) -> Channel:
+        return open_channel({**example("slack", secret_file, stand_ins.http), **changes})
 
-    yield connect
-    for channel in opened:
-        await channel.close()
+    return connect

@@ -4,15 +4,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
-
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack.workspace import SlackMessage
-from services.relay.channels.port import Channel, Receipt, SendError
+from services.relay.channels.port import Channel, Receipt
 from services.relay.model import Message
 from tests.relay.channels.examples import message
-from tests.relay.channels.recording_attempt import Recorded
+from tests.relay.channels.recording_attempt import Recorded, refuse
 
 CRITICAL = "#security-critical"
 Connect = Callable[..., Channel]
@@ -31,9 +29,7 @@ async def lost(stand_ins: StandIns, channel: Channel, message: Message) -> Recor
     """Posts a message whose answer is lost; gives the next attempt."""
     stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
     first = Recorded(message)
-    with pytest.raises(SendError) as raised:
-        await channel.send(first)
-    return first.create_retry(raised.value)
+    return first.create_retry(await refuse(channel, first))
 
 
 def locate(stand_ins: StandIns, post: SlackMessage) -> Receipt:

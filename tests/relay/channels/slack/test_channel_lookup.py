@@ -1,6 +1,5 @@
 """In which channel the relay searches for a post whose reply was lost."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ from aiohttp import web
 from ops.demo.stand_ins.app import StandIns
 from services.relay.channels.slack.thread import build_metadata
 from tests.relay.channels.conftest import Answering
-from tests.relay.channels.examples import example, message, settings
+from tests.relay.channels.examples import message
 from tests.relay.channels.recording_attempt import Recorded, send
 from tests.relay.channels.slack.slack_posts import Connect, locate, lost, now, posts
 
@@ -27,7 +26,7 @@ async def test_a_channel_whose_id_was_in_an_answer_needs_no_list(connect: Connec
 async def test_the_configured_channel_counts_and_not_the_one_of_an_earlier_receipt(
     connect: Connect, stand_ins: StandIns
 ) -> None:
-    earlier = await send(connect("#security-ops"), now(delivery_id="first"))
+    earlier = await send(connect(channel="#security-ops"), now(delivery_id="first"))
     retry = await lost(stand_ins, connect(), now(first_receipt=earlier))
     receipt = await connect().send(retry)
     (post,) = posts(stand_ins)
@@ -37,7 +36,7 @@ async def test_the_configured_channel_counts_and_not_the_one_of_an_earlier_recei
 async def test_where_the_channel_may_be_the_wrong_one_the_delivery_stays_uncertain(
     connect: Connect, stand_ins: StandIns
 ) -> None:
-    earlier = await send(connect("#security-ops"), now(delivery_id="first"))
+    earlier = await send(connect(channel="#security-ops"), now(delivery_id="first"))
     retry = await lost(stand_ins, connect(), now(first_receipt=earlier))
     stand_ins.slack.scopes -= {"channels:read", "groups:read"}  # nobody can say which one is configured now
     assert "found" not in await connect().send(retry)
@@ -46,7 +45,7 @@ async def test_where_the_channel_may_be_the_wrong_one_the_delivery_stays_uncerta
 
 @pytest.mark.parametrize("member", [True, False])
 async def test_a_private_channel_is_found_by_its_name_by_a_member(
-    member: bool, secret_file: Path, answering: Answering
+    member: bool, connect: Connect, answering: Answering
 ) -> None:
     requests: list[str] = []
 
@@ -63,11 +62,8 @@ async def test_a_private_channel_is_found_by_its_name_by_a_member(
         }
         return web.json_response({"ok": True, **answers[requests[-1]]})
 
-    values = {**example("slack", secret_file, await answering(answer)), "channel": "#war-room"}
-    channel = settings(values).connect(5)
     attempt = Recorded(message(), maybe_sent=True)
-    receipt = await channel.send(attempt)
-    await channel.close()
+    receipt = await connect(channel="#war-room", api_url=f"http://{await answering(answer)}/").send(attempt)
     assert requests[:2] == ["conversations.list public_channel", "conversations.list private_channel"]
     if member:
         assert receipt == {"channel": PRIVATE, "ts": "2.000001", "found": "yes"}

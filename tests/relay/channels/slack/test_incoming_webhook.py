@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from ops.demo.stand_ins.app import StandIns
-from services.relay.channels.port import Channel, SendError, SendReason, SendScope
+from services.relay.channels.port import Channel, SendReason, SendScope
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS
 from services.relay.channels.slack.message import REPEAT_REMARK
 from shared.check import CheckOutcome, CheckResult, run_checks
 from shared.config.file_checks import check_files
-from tests.relay.channels.conftest import WebServer
+from tests.relay.channels.conftest import OpenChannel, WebServer
 from tests.relay.channels.examples import SECRET, change, critical, example, message, rotate, settings
-from tests.relay.channels.kinds import unused_address
+from tests.relay.channels.kinds import failure, unused_address
 from tests.relay.channels.recording_attempt import Recorded, send
 from tests.relay.channels.slack.slack_posts import lost, now, posts
 
@@ -28,22 +28,13 @@ def values(secret_file: Path, stand_ins: StandIns) -> dict[str, Any]:
     return example("slack_webhook", secret_file, stand_ins.http)
 
 
-async def fail(values: dict[str, Any]) -> SendError:
-    channel = settings(values).connect(5)
-    try:
-        with pytest.raises(SendError) as raised:
-            await channel.send(Recorded(message()))
-    finally:
-        await channel.close()
-    return raised.value
-
-
-async def test_a_message_arrives_and_its_end_without_a_mention(values: dict[str, Any], stand_ins: StandIns) -> None:
-    channel = settings({**values, "mention": "channel"}).connect(5)
+async def test_a_message_arrives_and_its_end_without_a_mention(
+    open_channel: OpenChannel, values: dict[str, Any], stand_ins: StandIns
+) -> None:
+    channel = open_channel({**values, "mention": "channel"})
     attempt = Recorded(critical(message()))
     receipt = await channel.send(attempt)
     await send(channel, change(message("03-resolved-1"), first_receipt=receipt))
-    await channel.close()
     first, last = posts(stand_ins)
     assert receipt == {"answer": "ok"}
     assert attempt.answers == ["HTTP 200 ok"]
@@ -57,11 +48,10 @@ async def test_a_message_arrives_and_its_end_without_a_mention(values: dict[str,
 
 
 async def test_a_message_whose_answer_was_lost_is_repeated_with_a_remark(
-    values: dict[str, Any], stand_ins: StandIns
+    open_channel: OpenChannel, values: dict[str, Any], stand_ins: StandIns
 ) -> None:
-    channel = settings(values).connect(5)
+    channel = open_channel(values)
     await channel.send(await lost(stand_ins, channel, now()))
-    await channel.close()
     first, second = posts(stand_ins)
     assert REPEAT_REMARK not in first.text
     assert REPEAT_REMARK in second.text
@@ -83,7 +73,7 @@ async def test_a_message_whose_answer_was_lost_is_repeated_with_a_remark(
 async def test_each_answer_of_slack_has_its_reason_and_scope(
     status: int, code: str, reason: SendReason, scope: SendScope, secret_file: Path, website: WebServer
 ) -> None:
-    error = await fail(example("slack_webhook", secret_file, await website(status, code, Retry_After="30")))
+    error = await failure("slack_webhook", secret_file, await website(status, code, Retry_After="30"))
     assert (error.reason, error.scope, error.maybe_arrived) == (reason, scope, status == 500)
     assert str(error) == f"Slack answered HTTP {status}: {code}"
     assert error.retry_after == (30.0 if scope is SendScope.ATTEMPT else None)
@@ -127,10 +117,10 @@ def test_it_is_either_a_webhook_or_a_bot(missing_or_more: dict[str, Any], values
 
 
 async def test_doctor_asks_slack_without_posting_and_says_what_it_cannot_do(
-    values: dict[str, Any], stand_ins: StandIns, secret_file: Path, website: WebServer
+    open_channel: OpenChannel, values: dict[str, Any], stand_ins: StandIns, secret_file: Path, website: WebServer
 ) -> None:
     assert settings(values).limitations == LIMITATIONS
-    channel = settings(values).connect(5)
+    channel = open_channel(values)
     passed = await run_alone(channel)
     assert passed.outcome is CheckOutcome.PASSED
     assert passed.detail == f"Slack knows the URL; {'; '.join(LIMITATIONS)}"
@@ -140,14 +130,11 @@ async def test_doctor_asks_slack_without_posting_and_says_what_it_cannot_do(
     assert refused.detail == "Slack answered HTTP 403: invalid_token: the last part of the URL is wrong"
     assert refused.hint == "copy the whole URL of the webhook, or make a new one"
     assert "gone" not in f"{refused}"
-    await channel.close()
     for status, body in ((200, "ok"), (200, "<html>"), (404, "no_service"), (400, "Bad Request"), (413, "no_service")):
-        wrong = settings(example("slack_webhook", secret_file, await website(status, body))).connect(5)
+        wrong = open_channel(example("slack_webhook", secret_file, await website(status, body)))
         assert (await run_alone(wrong)).outcome is CheckOutcome.FAILED
-        await wrong.close()
-    unreachable = settings(example("slack_webhook", secret_file, unused_address())).connect(5)
+    unreachable = open_channel(example("slack_webhook", secret_file, unused_address()))
     assert "no connection" in (await run_alone(unreachable)).detail
-    await unreachable.close()
 
 
 async def run_alone(channel: Channel) -> CheckResult:

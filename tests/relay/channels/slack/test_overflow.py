@@ -14,7 +14,7 @@ from services.relay.channels.port import SendError
 from services.relay.channels.slack.thread import MAX_REPLY, _check_upload_url, build_paragraphs
 from services.relay.model import ExcerptBlock, Message, RunbookExcerpt
 from tests.relay.channels.examples import strange
-from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, refuse, send
 from tests.relay.channels.slack.slack_posts import Connect, now, posts
 
 PNG = b"\x89PNG picture"
@@ -62,9 +62,8 @@ async def test_the_runbooks_text_is_a_reply_to_the_first_message_once_whatever_i
 
     steps = RunbookExcerpt("KMSCryptoModeNotKMS", (ExcerptBlock("step", "Read the mode"),), is_truncated=False)
     channel, first = connect(), Losing(long(4_000, excerpt=steps))
-    with pytest.raises(SendError) as lost:
-        await channel.send(first)
-    receipt = await channel.send(first.create_retry(lost.value))
+    lost = await refuse(channel, first)
+    receipt = await channel.send(first.create_retry(lost))
     root, runbook, rest = posts(stand_ins)
     assert ["Read the mode" in str(post.blocks) for post in (root, runbook, rest)] == [False, True, False]
     assert (runbook.thread_ts, runbook.reply_broadcast, "THE-END" in str(rest.blocks)) == (root.ts, False, True)
@@ -108,9 +107,8 @@ async def test_what_is_not_said_at_a_rate_limit_is_said_at_the_next_attempt(
             stand_ins.faults.add(fault)
 
     first = Limited(long(characters))
-    with pytest.raises(SendError) as limited:
-        await connect().send(first)
-    await connect().send(first.create_retry(limited.value))
+    limited = await refuse(connect(), first)
+    await connect().send(first.create_retry(limited))
     _, added = posts(stand_ins)
     assert "cut" not in str(added)
 

@@ -2,32 +2,25 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from aiohttp import web
-from slack_sdk.web.async_client import AsyncWebClient
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.channels.port import SendError, SendScope
+from ops.demo.stand_ins.slack.workspace import create_message
+from services.relay.channels.port import SendScope
 from services.relay.model import Predecessor
 from tests.relay.channels.conftest import Answering
-from tests.relay.channels.examples import SECRET, example, settings
-from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, refuse, send
 from tests.relay.channels.slack.slack_posts import CRITICAL, Connect, locate, lost, now, posts
-
-
-@pytest.fixture
-def slack(stand_ins: StandIns) -> AsyncWebClient:
-    return AsyncWebClient(SECRET, base_url=stand_ins.slack_api_url, retry_handlers=[], timeout=5)
 
 
 @pytest.mark.parametrize("by", ["name", "id"])
 async def test_a_post_that_arrived_is_found_and_not_made_again(by: str, connect: Connect, stand_ins: StandIns) -> None:
     channel = CRITICAL if by == "name" else stand_ins.slack.channels[CRITICAL].id
-    retry = await lost(stand_ins, connect(channel), now())
-    receipt = await connect(channel).send(retry)
+    retry = await lost(stand_ins, connect(channel=channel), now())
+    receipt = await connect(channel=channel).send(retry)
     (post,) = posts(stand_ins)
     assert receipt == locate(stand_ins, post)
     assert retry.payloads == []
@@ -102,19 +95,18 @@ async def test_nothing_is_posted_while_slack_cannot_say(
     channel = connect()
     retry = await lost(stand_ins, channel, now())
     stand_ins.faults.add(ProviderFault.model_validate({"provider": Provider.SLACK, "count": 1, **fault}))
-    with pytest.raises(SendError) as raised:
-        await channel.send(retry)
-    assert (raised.value.scope, raised.value.maybe_arrived) == (scope, True)
-    assert raised.value.retry_after == fault.get("seconds")
+    raised = await refuse(channel, retry)
+    assert (raised.scope, raised.maybe_arrived) == (scope, True)
+    assert raised.retry_after == fault.get("seconds")
     assert retry.payloads == []
     assert (await channel.send(retry))["found"] == "yes"
     assert len(posts(stand_ins)) == 1
 
 
-async def test_a_post_is_found_behind_many_others(connect: Connect, stand_ins: StandIns, slack: AsyncWebClient) -> None:
+async def test_a_post_is_found_behind_many_others(connect: Connect, stand_ins: StandIns) -> None:
     retry = await lost(stand_ins, connect(), now())
     for number in range(250):
-        await slack.chat_postMessage(channel=CRITICAL, text=str(number))
+        stand_ins.slack.add_message(stand_ins.slack.channels[CRITICAL], create_message(str(number), []))
     assert (await connect().send(retry))["found"] == "yes"
 
 
@@ -152,17 +144,14 @@ async def test_what_is_older_than_the_delivery_is_not_searched(connect: Connect,
 
 @pytest.mark.parametrize("is_answered", [True, False])
 async def test_only_where_slack_does_not_say_the_time_the_delivery_stays_uncertain(
-    is_answered: bool, secret_file: Path, answering: Answering
+    is_answered: bool, connect: Connect, answering: Answering
 ) -> None:
     async def answer(request: web.Request) -> web.Response:
         posted = {"ok": True, "channel": "C0123ABCD", "ts": "1.000001", "messages": []}
         return web.json_response(posted, headers={} if is_answered else {"Date": "never"})
 
-    values = {**example("slack", secret_file, await answering(answer)), "channel": "C0123ABCD"}
-    channel = settings(values).connect(5)
     attempt = Recorded(now(), maybe_sent=True)
-    await channel.send(attempt)
-    await channel.close()
+    await connect(channel="C0123ABCD", api_url=f"http://{await answering(answer)}/").send(attempt)
     assert ("may be a repeat" in attempt.payloads[0]) is not is_answered
 
 
@@ -175,7 +164,7 @@ async def test_only_where_slack_does_not_say_the_time_the_delivery_stays_uncerta
     ],
 )
 async def test_a_search_without_a_result_is_bounded_and_leaves_the_delivery_uncertain(
-    page: dict[str, object], secret_file: Path, answering: Answering
+    page: dict[str, object], connect: Connect, answering: Answering
 ) -> None:
     requests: list[str] = []
 
@@ -185,11 +174,8 @@ async def test_a_search_without_a_result_is_bounded_and_leaves_the_delivery_unce
         posted = {"ok": True, "channel": "C0123ABCD", "ts": "1.000001"}
         return web.json_response(posted if method == "chat.postMessage" else page)
 
-    values = {**example("slack", secret_file, await answering(answer)), "channel": "C0123ABCD"}
-    channel = settings(values).connect(5)
     attempt = Recorded(now(), maybe_sent=True)
-    await channel.send(attempt)
-    await channel.close()
+    await connect(channel="C0123ABCD", api_url=f"http://{await answering(answer)}/").send(attempt)
     assert "may be a repeat" in attempt.payloads[0]
     assert requests[-1] == "chat.postMessage"
     assert len(requests) <= 6
