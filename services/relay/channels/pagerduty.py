@@ -22,7 +22,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from services.relay.channels.port import (
@@ -149,7 +149,9 @@ def _fit_details(view: View) -> dict[str, Any]:
     """The details in the order of their worth, each as far as it fits: of a list as many as do, and how many do not."""
     details: dict[str, Any] = {}
     left = MAX_DETAILS_BYTES
-    for name, value in _list_details(view):
+    for name, value in _build_details(view).items():
+        if not value:
+            continue
         added = {name: value}
         size = _measure(added)
         if size > left:
@@ -161,26 +163,21 @@ def _fit_details(view: View) -> dict[str, Any]:
     return details
 
 
-def _list_details(view: View) -> Iterator[tuple[str, Any]]:
-    if view.fixes:
-        yield "fix", [{"do": fix.title, "run": fix.command} for fix in view.fixes]
-    if view.remark:
-        yield "remark", view.remark
-    yield "alerts", view.counts
-    if view.omission:
-        yield "missing", view.omission
-    if view.contacts:
-        yield "escalate_to", view.contacts
-    if view.context:
-        yield (
-            "context",
-            {line.name: list(line.items) if len(line.items) > 1 else line.items[0] for line in view.context},
-        )
-    yield "listed", [_build_table(each) if isinstance(each, AlertTable) else _build_card(each) for each in view.parts]
-    if view.more:
-        yield "more", view.more
-    if view.excerpt is not None:
-        yield "runbook", [truncate(clean_text(block.text), _MAX_TEXT) for block in view.excerpt.blocks]
+def _build_details(view: View) -> dict[str, Any]:
+    """Empty ones are left out."""
+    context = {line.name: list(line.items) if len(line.items) > 1 else line.items[0] for line in view.context}
+    blocks = view.excerpt.blocks if view.excerpt else ()
+    return {
+        "fix": [{"do": fix.title, "run": fix.command} for fix in view.fixes],
+        "remark": view.remark,
+        "alerts": view.counts,
+        "missing": view.omission,
+        "escalate_to": view.contacts,
+        "context": context,
+        "listed": [_build_table(each) if isinstance(each, AlertTable) else _build_card(each) for each in view.parts],
+        "more": view.more,
+        "runbook": [truncate(clean_text(block.text), _MAX_TEXT) for block in blocks],
+    }
 
 
 def _build_card(card: AlertCard) -> dict[str, Any]:

@@ -48,24 +48,6 @@ class SecretUrlSettings(HttpChannelSettings):
         return "the address in `url_file`"
 
 
-class SecretUrl:
-    """The URL that a file holds, read again when it changes; or one of the configuration, which has been checked."""
-
-    def __init__(self, url: str | Path, *, allow_remote_insecure: bool) -> None:
-        self._url = url if isinstance(url, str) else ""
-        self.file = None if isinstance(url, str) else SecretFile(url)
-        self._allow_remote_insecure = allow_remote_insecure
-
-    def read(self) -> str:
-        """Raises SendError if the file holds no URL over which a secret may go."""
-        if self.file is None:
-            return self._url
-        try:
-            return check_secret_url(read_secret(self.file), allow_remote_insecure=self._allow_remote_insecure)
-        except ValueError as error:
-            raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, f"{self.file.path}: {error}") from None
-
-
 class Answer(NamedTuple):
     """What a provider answered to a POST."""
 
@@ -134,9 +116,11 @@ class PostingChannel(HttpChannel, ABC):
         clock: Callable[[], float] = time.time,
         secrets: Iterable[SecretFile | None] = (),
     ) -> None:
-        self._url = SecretUrl(url, allow_remote_insecure=settings.allow_remote_insecure)
-        super().__init__(self.provider, settings, [self._url.file, *secrets], timeout, clock)
+        self._url = url if isinstance(url, str) else SecretFile(url)
+        files = [self._url] if isinstance(self._url, SecretFile) else []
+        super().__init__(self.provider, settings, [*files, *secrets], timeout, clock)
         self._reads_success = not settings.status_decides
+        self._allow_remote_insecure = settings.allow_remote_insecure
 
     @abstractmethod
     def build_payload(self, message: Message, *, may_be_a_repeat: bool) -> str:
@@ -161,7 +145,7 @@ class PostingChannel(HttpChannel, ABC):
             payload = await build_in_thread_if_large(
                 message, lambda: self.build_payload(message, may_be_a_repeat=call.maybe_sent)
             )
-            url = self._url.read()
+            url = self.read_url()
             headers, header_secrets = self.build_headers(message, payload)
             secrets = (*header_secrets, *list_url_secrets(url))
             call.before_request(payload)
@@ -169,19 +153,28 @@ class PostingChannel(HttpChannel, ABC):
             call.record_reply(f"HTTP {answer.status} {answer.text}", *secrets)
             return self.read_receipt(answer, secrets)
 
+    def read_url(self) -> str:
+        """That of the file; or the one of the configuration, which is checked. Raises SendError if it is none."""
+        if isinstance(self._url, str):
+            return self._url
+        try:
+            return check_secret_url(read_secret(self._url), allow_remote_insecure=self._allow_remote_insecure)
+        except ValueError as error:
+            raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, f"{self._url.path}: {error}") from None
+
     def render_payload(self, message: Message) -> str:
         return self.build_payload(message, may_be_a_repeat=False)
 
     def list_checks(self, key: str) -> Sequence[Check]:
         """Whether its address answers to OPTIONS, which asks for nothing (RFC 9110, section 9.3.7)."""
-        file = f"{key}.url_file" if self._url.file else None
+        file = f"{key}.url_file" if isinstance(self._url, SecretFile) else None
         return [create_check(f"{key} connection", self._check_connection, file)]
 
     async def _post(self, url: str, payload: str, headers: Mapping[str, str] | None = None) -> Answer:
         return await post_json(self._session, self.provider, url, payload, headers, reads_success=self._reads_success)
 
     async def _check_connection(self) -> str:
-        url = self._url.read()
+        url = self.read_url()
         with translate_connection_errors(self.provider):
             async with self._session.open().options(url) as response:
                 status = response.status

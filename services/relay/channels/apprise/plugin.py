@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from operator import itemgetter
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 import apprise
@@ -184,7 +185,6 @@ def _write_digest(message: Message, measure: Callable[[str], int], limit: int, w
 
 
 def _list_forms(part: AlertCard | AlertTable, write: Callable[..., str]) -> list[_Form]:
-    """An alert, whole and then shorter and shorter; a table with fewer and fewer rows."""
     return list(_list_table_forms(part, write) if isinstance(part, AlertTable) else _list_card_forms(part, write))
 
 
@@ -462,20 +462,6 @@ async def _run_with(send: SendRequest, work: Callable[[], bool]) -> bool:
         return False
 
 
-class _Adapter:
-    """What `requests` calls an adapter."""
-
-    def __init__(self, send: SendRequest) -> None:
-        self._send = send
-
-    def send(self, request: requests.PreparedRequest, **_options: Any) -> requests.Response:
-        """Sends; what a plugin chose for time-outs, certificates, proxies and redirects does not count."""
-        return self._send(request)
-
-    def close(self) -> None:
-        """Has nothing to close."""
-
-
 @lru_cache(maxsize=1)
 def _route_requests() -> None:
     """From now on, `requests` asks each thread for what sends; where there is nothing, it sends by itself."""
@@ -483,6 +469,9 @@ def _route_requests() -> None:
 
     def route(session: requests.Session, url: str) -> Any:
         send = _SEND_REQUEST.get()
-        return get_adapter(session, url) if send is None else _Adapter(send)
+        if send is None:
+            return get_adapter(session, url)
+        # What a plugin chose for time-outs, certificates, proxies and redirects does not count.
+        return SimpleNamespace(send=lambda request, **_options: send(request))
 
     requests.Session.get_adapter = route  # type: ignore[method-assign,assignment]
