@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 
 from services.relay.acknowledgement.pages import AcknowledgePages
 from services.relay.acknowledgement.presses import run_presses
+from services.relay.acknowledgement.store import Acknowledging
 from services.relay.apis import ExporterHistory
 from services.relay.audit.pages import AuditPages
 from services.relay.channel_health.checks import ChannelChecks
@@ -111,7 +112,7 @@ async def run_relay(
             )
             async with AsyncExitStack() as parts:
                 login = await parts.enter_async_context(open_login(settings, store, authorizer))
-                intake, wake, wake_silences = await parts.enter_async_context(
+                intake, wake, acknowledging, wake_silences = await parts.enter_async_context(
                     run_intake_and_delivery(settings, store, metrics, limit, uptime, path.watch_sender(open_sender))
                 )
                 exporter = await parts.enter_async_context(open_exporter_history(settings))
@@ -127,7 +128,7 @@ async def run_relay(
                 parts.push_async_callback(webhooks.close)
                 for pages in (  # in the order of the navigation
                     NowPages(store, settings, path, changes),
-                    IncidentPages(store, incidents, settings, wake, wake_silences, metrics),
+                    IncidentPages(store, incidents, settings, acknowledging, wake_silences),
                     deliveries,
                     QuarantinePages(store, deliveries, replays),
                     ChannelsPages(store, settings, checks),
@@ -136,7 +137,7 @@ async def run_relay(
                     AuditPages(store, authorizer.audit_log),
                     RenderPages(store, webhooks),
                     LoginPages(login),
-                    AcknowledgePages(store, settings, authorizer, wake, metrics),
+                    AcknowledgePages(store, settings, authorizer, acknowledging),
                 ):
                     pages.add_routes(console)
                 app = create_application(
@@ -196,14 +197,15 @@ async def run_intake_and_delivery(
     byte_limit: ByteLimit,
     uptime: IntakeUptime,
     open_sender: OpenSender,
-) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None], Callable[[], None] | None]]:
+) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None], Acknowledging, Callable[[], None] | None]]:
     """Runs delivery, monitors and retention while the body runs.
 
     Yields:
-        The intake; what wakes channels; what is called when a silence waits, None without an Alertmanager.
+        The intake; what wakes channels; what acknowledges; what wakes silences, None without an Alertmanager.
     """
     async with run_delivery(settings, store, metrics, open_sender) as wake:
         monitors = Monitors(AlertPublisher(store, metrics, settings, wake), uptime)
+        acknowledging = Acknowledging(store, settings.acknowledging_channels, metrics, wake)
         retention = run_retention(
             store,
             settings.retention.max_age,
@@ -215,11 +217,11 @@ async def run_intake_and_delivery(
         async with (
             run_beside(monitors.run(), retention),
             run_silences(settings, store) as wake_silences,
-            run_presses(settings, store, metrics, wake, wake_silences),
+            run_presses(settings, store, metrics, acknowledging, wake_silences),
         ):
             acceptance = Acceptance(store, settings, metrics, wake, byte_limit)
             intake = Intake(acceptance, metrics, monitors.record_heartbeats)
-            yield intake, wake, wake_silences
+            yield intake, wake, acknowledging, wake_silences
 
 
 @asynccontextmanager

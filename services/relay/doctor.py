@@ -13,14 +13,15 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from services.relay.acknowledgement.socket_mode import SlackCallError, SlackWebApi
+from services.relay.acknowledgement.socket_mode import SlackWebApi
 from services.relay.apis import (
     AlertmanagerClient,
     ApiError,
     ExporterHistory,
     PrometheusClient,
 )
-from services.relay.channels.slack.web_api import SLACK_CODES
+from services.relay.channels.port import SendError
+from services.relay.channels.slack.web_api import SLACK_CODES, SlackError
 from services.relay.config import OidcSettings, RelaySettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.charts import can_draw
@@ -124,11 +125,11 @@ async def check_app_token(api: SlackWebApi) -> str:
     """Check that the token may open connections, and that Socket Mode is on. Raises CheckError."""
     try:
         await api.call("apps.connections.open")
-    except SlackCallError as error:
+    except SlackError as error:
         hint = _HINTS.get(error.code, "see whether Socket Mode is on in the app's settings")
-        raise CheckError(
-            _explain(error), hint if error.code else "allow https and wss to slack.com, or set `proxy`"
-        ) from None
+        raise CheckError(_explain(error), hint) from None
+    except SendError as error:
+        raise CheckError(str(error), "allow https and wss to slack.com, or set `proxy`") from None
     return "the app-level token opens connections"
 
 
@@ -136,7 +137,7 @@ async def check_silence_scopes(api: SlackWebApi, scopes: Sequence[str]) -> str:
     """Check that a bot has the scopes to see who may silence. Raises CheckError."""
     try:
         await api.call("auth.test")
-    except SlackCallError as error:
+    except SendError as error:
         raise CheckError(_explain(error), "correct the channel's `token_file`") from None
     missing = " and ".join(scope for scope in scopes if scope not in (api.granted_scopes or ()))
     if api.granted_scopes is not None and missing:
@@ -146,8 +147,8 @@ async def check_silence_scopes(api: SlackWebApi, scopes: Sequence[str]) -> str:
     return f"the bot has {' and '.join(scopes)}"
 
 
-def _explain(error: SlackCallError) -> str:
-    code = SLACK_CODES.get(error.code)
+def _explain(error: SendError) -> str:
+    code = SLACK_CODES.get(error.code) if isinstance(error, SlackError) else None
     return f"{error}: {code.meaning}" if code else str(error)
 
 

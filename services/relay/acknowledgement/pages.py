@@ -4,18 +4,16 @@ Whoever has the link may do that, and nothing else: see `services.relay.delivery
 mail's recipients. A GET changes nothing, also where a scanner follows the link.
 """
 
-from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from services.relay.acknowledgement.store import MAX_NAME, EpisodeOverError, acknowledge
+from services.relay.acknowledgement.store import MAX_NAME, Acknowledging, EpisodeOverError
 from services.relay.config import RelaySettings
 from services.relay.console.frame import Console, CredentialRefusedError, View
 from services.relay.delivery.acknowledge_link import PATH, AcknowledgeLink, LinkSigner
 from services.relay.incidents.queries import IncidentSummary, UnknownIncidentError, read_incident
-from services.relay.metrics import Metrics
 from services.relay.model import Status
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import clean_for_database
@@ -29,7 +27,6 @@ from shared.http.access import (
     get_peer,
 )
 
-_VIA = "mail"
 _NOT_VALID = "This link is not valid: it is not complete, or the mail's recipients or their channel have changed."
 _EXPIRED = "This link has expired. The latest mail of the incident has a newer one."
 _OVER = "What the mail is about is over."
@@ -50,14 +47,11 @@ class AcknowledgePages:
         store: Store,
         settings: RelaySettings,
         authorizer: Authorizer,
-        wake_channels: Callable[[Iterable[str]], None],
-        metrics: Metrics,
+        acknowledging: Acknowledging,
     ) -> None:
         self._store = store
         self._authorizer = authorizer
-        self._wake_channels = wake_channels
-        self._metrics = metrics
-        self._acknowledging_channels = settings.acknowledging_channels
+        self._acknowledging = acknowledging
         self._signer = LinkSigner(settings.acknowledge_link) if settings.acknowledge_link else None
         self._recipients = {
             name: channel.destination for name, channel in settings.channels.items() if channel.has_acknowledge_link
@@ -78,25 +72,17 @@ class AcknowledgePages:
         peer = get_peer(request)
         try:
             mail = await self._check(request)
-            done = await acknowledge(
-                self._store,
-                mail.link.incident_id,
-                episode=mail.link.episode,
-                who=mail.who,
-                via=_VIA,
-                peer=peer,
-                acknowledging_channels=self._acknowledging_channels,
+            done = await self._acknowledging.change(
+                mail.link.incident_id, episode=mail.link.episode, who=mail.who, via="mail", peer=peer
             )
         except (UnknownIncidentError, EpisodeOverError):
             return self._refuse(request, CredentialRefusedError(_OVER, 410))
         except CredentialRefusedError as error:
             return self._refuse(request, error)
         if done.is_changed:
-            self._metrics.count_acknowledgement(_VIA)
             await self._authorizer.record_action(
                 Caller(mail.who, None), peer, "acknowledge", done.incident_id, is_stored=True
             )
-        self._wake_channels(done.channels_to_wake)
         return RedirectResponse(get_path_and_query(request), status_code=303)
 
     async def _check(self, request: Request) -> _Mail:

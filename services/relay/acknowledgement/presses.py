@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,8 +20,9 @@ import msgspec
 import structlog
 from sqlalchemy import Connection, bindparam, or_, select
 
-from services.relay.acknowledgement.socket_mode import SlackCallError, SlackWebApi, SocketModeClient, open_bots
-from services.relay.acknowledgement.store import Acknowledgement, EpisodeOverError, acknowledge, unacknowledge
+from services.relay.acknowledgement.socket_mode import SlackWebApi, SocketModeClient, open_bots
+from services.relay.acknowledgement.store import Acknowledging, EpisodeOverError
+from services.relay.channels.port import SendError
 from services.relay.config import RelaySettings
 from services.relay.incidents.queries import UnknownIncidentError
 from services.relay.metrics import Metrics, PressOutcome
@@ -194,8 +195,7 @@ class PressHandler:
         store: the outbox.
         bots: the bot of each of the relay's channels of Slack.
         metrics: counts presses.
-        acknowledging_channels: those on which an acknowledgement is sent, such as PagerDuty's.
-        wake_channels: called with the channels that have something new.
+        acknowledging: acknowledges and withdraws.
         wake_silences: called when a silence waits; None where silences are off.
     """
 
@@ -204,15 +204,13 @@ class PressHandler:
         store: Store,
         bots: Mapping[str, SlackWebApi],
         metrics: Metrics,
-        acknowledging_channels: Iterable[str],
-        wake_channels: Callable[[Iterable[str]], None],
+        acknowledging: Acknowledging,
         wake_silences: Callable[[], None] | None,
     ) -> None:
         self._store = store
         self._bots = bots
         self._metrics = metrics
-        self._acknowledging_channels = tuple(acknowledging_channels)
-        self._wake_channels = wake_channels
+        self._acknowledging = acknowledging
         self._wake_silences = wake_silences
         self._answers: set[asyncio.Task[None]] = set()
 
@@ -227,7 +225,7 @@ class PressHandler:
             return True
         try:
             reply = await self._act(press)
-        except (StoreUnavailableError, SlackCallError) as error:
+        except (StoreUnavailableError, SendError) as error:
             log.warning("a press was not acknowledged, so that Slack warns the person", error=str(error))
             self._metrics.count_press(press.action, PressOutcome.FAILED)
             return False
@@ -249,13 +247,17 @@ class PressHandler:
         try:
             if press.action is Action.SILENCE:
                 return await self._request_silence(press, message, episode, bot)
-            changed = await self._acknowledge(press, episode)
+            changed = await self._acknowledging.change(
+                press.incident_id,
+                withdraws=press.action is Action.UNACKNOWLEDGE,
+                episode=episode,
+                who=press.who,
+                via="slack",
+                peer=press.peer,
+            )
         except (UnknownIncidentError, EpisodeOverError) as error:
             return _Reply(PressOutcome.REFUSED, f"Nothing was done: {error}.", bot)
-        self._wake_channels(changed.channels_to_wake)
         if changed.is_changed:
-            if press.action is Action.ACKNOWLEDGE:
-                self._metrics.count_acknowledgement("slack")
             return _Reply(PressOutcome.DONE)
         unchanged = f"{changed.by} has acknowledged it already." if changed.by else "Nobody has acknowledged it."
         return _Reply(PressOutcome.UNCHANGED, unchanged, bot)
@@ -278,21 +280,6 @@ class PressHandler:
             if press.team and press.team == press.user_team == await bot.read_team():
                 return bot
         return None
-
-    async def _acknowledge(self, press: Press, episode: int) -> Acknowledgement:
-        if press.action is Action.UNACKNOWLEDGE:
-            return await unacknowledge(
-                self._store, press.incident_id, episode=episode, who=press.who, via="slack", peer=press.peer
-            )
-        return await acknowledge(
-            self._store,
-            press.incident_id,
-            episode=episode,
-            who=press.who,
-            via="slack",
-            peer=press.peer,
-            acknowledging_channels=self._acknowledging_channels,
-        )
 
     async def _request_silence(self, press: Press, message: SentMessage, episode: int, bot: SlackWebApi) -> _Reply:
         if self._wake_silences is None:
@@ -332,7 +319,7 @@ async def _answer(bot: SlackWebApi, press: Press, text: str) -> None:
     where = {"channel": press.channel, "user": press.user_id}
     try:
         await bot.call("chat.postEphemeral", **where, text=escape(text, quote=False), parse="none")
-    except SlackCallError as error:
+    except SendError as error:
         log.warning("a person did not get the answer to a press", error=str(error), who=press.who, peer=press.peer)
 
 
@@ -341,7 +328,7 @@ async def run_presses(
     settings: RelaySettings,
     store: Store,
     metrics: Metrics,
-    wake_channels: Callable[[Iterable[str]], None],
+    acknowledging: Acknowledging,
     wake_silences: Callable[[], None] | None,
 ) -> AsyncIterator[None]:
     """Handles presses while the body runs; without an app-level token there are none."""
@@ -354,7 +341,7 @@ async def run_presses(
         app = SlackWebApi(interactive.api_url, interactive.app_token_file, interactive)
         stack.push_async_callback(app.close)
         wake_silences = wake_silences if interactive.silence.is_enabled else None
-        handler = PressHandler(store, bots, metrics, settings.acknowledging_channels, wake_channels, wake_silences)
+        handler = PressHandler(store, bots, metrics, acknowledging, wake_silences)
         stack.push_async_callback(handler.close)
         await stack.enter_async_context(run_beside(SocketModeClient(app, handler.handle, metrics).run()))
         yield

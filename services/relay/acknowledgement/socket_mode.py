@@ -22,13 +22,13 @@ import aiohttp
 import msgspec
 import structlog
 
-from services.relay.channels.port import SendError, SendReason
-from services.relay.channels.requests import ProviderCall
+from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.channels.requests import call_provider, read_secret
 from services.relay.channels.slack.web_api import SlackApi, SlackError
 from services.relay.config import RelaySettings
 from services.relay.http import HttpSession, translate_connection_errors
 from services.relay.metrics import Metrics
-from shared.config.secret_file import SecretFile, SecretUnreadableError
+from shared.config.secret_file import SecretFile
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 from shared.net.egress import EgressSettings
 from shared.process.logs import describe_exception
@@ -37,21 +37,6 @@ CALL_TIMEOUT: Final = 10.0
 _USUAL_WAIT: Final = 30.0
 _MAX_WAIT: Final = 3600.0
 """Seconds after a rate limit."""
-
-
-class SlackCallError(Exception):
-    """A call failed; the text is a sentence without secrets.
-
-    Args:
-        text: what went wrong.
-        code: Slack's name of the error; empty where Slack did not answer.
-        retry_after: seconds that Slack asked to wait.
-    """
-
-    def __init__(self, text: str, *, code: str = "", retry_after: float = 0.0) -> None:
-        super().__init__(text)
-        self.code = code
-        self.retry_after = retry_after
 
 
 class SlackWebApi:
@@ -64,27 +49,16 @@ class SlackWebApi:
         self._team_id: str | None = None
 
     async def call(self, method: str, **arguments: str) -> Mapping[str, Any]:
-        """The answer to a call. Raises SlackCallError."""
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT):
-                token = self._token.read_value()
-                api = SlackApi(self.session, self.api_url, token, ProviderCall(), time.time())
-                try:
-                    return await api.submit(method, arguments)
-                finally:
-                    self.granted_scopes = api.granted_scopes or self.granted_scopes
-        except TimeoutError:
-            raise SlackCallError(f"Slack: no answer within {CALL_TIMEOUT:g} s") from None
-        except SecretUnreadableError as error:
-            raise SlackCallError(str(error)) from None
-        except SendError as error:
-            is_limited = error.reason is SendReason.RATE_LIMITED
-            wait = min(error.retry_after or _USUAL_WAIT, _MAX_WAIT) if is_limited else 0.0
-            code = error.code if isinstance(error, SlackError) else ""
-            raise SlackCallError(str(error), code=code, retry_after=wait) from None
+        """The answer to a call. Raises SendError."""
+        async with call_provider(None, "Slack", CALL_TIMEOUT) as call:
+            api = SlackApi(self.session, self.api_url, read_secret(self._token), call, time.time())
+            try:
+                return await api.submit(method, arguments)
+            finally:
+                self.granted_scopes = api.granted_scopes or self.granted_scopes
 
     async def read_team(self) -> str:
-        """The ID of the token's workspace; read once. Raises SlackCallError."""
+        """The ID of the token's workspace; read once. Raises SendError."""
         if self._team_id is None:
             self._team_id = str((await self.call("auth.test")).get("team_id") or "") or None
         return self._team_id or ""
@@ -182,11 +156,11 @@ class SocketModeClient:
                 started_at, retry_after = loop.time(), 0.0
                 try:
                     connection = await self._connect()
-                except SlackCallError as error:
-                    retry_after = error.retry_after
-                    log.warning(
-                        "no connection to Slack; it is tried again", error=str(error), hint=_HINTS.get(error.code)
-                    )
+                except SendError as error:
+                    if error.reason is SendReason.RATE_LIMITED:
+                        retry_after = min(error.retry_after or _USUAL_WAIT, _MAX_WAIT)
+                    hint = _HINTS.get(error.code) if isinstance(error, SlackError) else None
+                    log.warning("no connection to Slack; it is tried again", error=str(error), hint=hint)
                 else:
                     tasks.create_task(self._serve(connection, tasks))
                     await connection.needs_successor.wait()
@@ -201,7 +175,7 @@ class SocketModeClient:
         return delay * random.uniform(0.5, 1.0)  # noqa: S311  # no secret
 
     async def _connect(self) -> _Connection:
-        """A connection on which Slack has said hello; each has another address. Raises SlackCallError."""
+        """A connection on which Slack has said hello; each has another address. Raises SendError."""
         try:
             async with asyncio.timeout(self._times.hello):
                 url = self._check_address(str((await self._api.call("apps.connections.open")).get("url")))
@@ -214,19 +188,19 @@ class SocketModeClient:
                     )
                 return await self._receive_hello(socket)
         except TimeoutError:
-            raise SlackCallError(f"Slack: no hello within {self._times.hello:g} s") from None
-        except SendError as error:
-            raise SlackCallError(str(error)) from None
+            detail = f"Slack: no hello within {self._times.hello:g} s"
+            raise SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, detail) from None
 
     def _check_address(self, url: str) -> str:
         """As http(s), by which proxies are found. Plaintext only where the Web API is reached in plaintext, too.
 
         Raises:
-            SlackCallError: it is not the address of a WebSocket, or one in plaintext.
+            SendError: it is not the address of a WebSocket, or one in plaintext.
         """
         is_allowed = url.startswith("wss://" if self._api.api_url.startswith("https://") else ("ws://", "wss://"))
         if not is_allowed:
-            raise SlackCallError("Slack gave no address of a WebSocket with TLS")
+            detail = "Slack gave no address of a WebSocket with TLS"
+            raise SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail)
         return f"http{url.removeprefix('ws')}"
 
     async def _receive_hello(self, socket: aiohttp.ClientWebSocketResponse) -> _Connection:
@@ -238,7 +212,8 @@ class SocketModeClient:
         if envelope is None or envelope.type != "hello":
             await socket.close()
             code = envelope.reason if envelope is not None else ""
-            raise SlackCallError(f"Slack ended the connection: {code or 'no hello'}", code=code)
+            detail = f"Slack ended the connection: {code or 'no hello'}"
+            raise SlackError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail, code=code)
         self._metrics.set_slack_connections(envelope.num_connections)
         log.info("connected to Slack", connections=envelope.num_connections)
         if envelope.num_connections >= _MAX_CONNECTIONS:

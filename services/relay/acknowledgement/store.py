@@ -13,13 +13,14 @@ anything was delivered, no step is due: then fallback channels stand in (see `fa
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, or_, select, update
 
 from services.relay.incidents.queries import UnknownIncidentError
+from services.relay.metrics import Metrics
 from services.relay.model import decode_steps, encode_steps
 from services.relay.outbox import database as dialect
 from services.relay.outbox.audit import insert_entry
@@ -297,6 +298,43 @@ async def unacknowledge(
         )
 
     return await store.run(work)
+
+
+class Acknowledging:
+    """Acknowledges and withdraws for people, wherever they do it; counts it, and wakes the channels that show it."""
+
+    def __init__(
+        self,
+        store: Store,
+        acknowledging_channels: Collection[str],
+        metrics: Metrics,
+        wake_channels: Callable[[Iterable[str]], None],
+    ) -> None:
+        self._store = store
+        self._acknowledging_channels = acknowledging_channels
+        self._metrics = metrics
+        self._wake_channels = wake_channels
+
+    async def change(
+        self, incident_id: str, *, withdraws: bool = False, episode: int | None, who: str, via: str, peer: str | None
+    ) -> Acknowledgement:
+        """See `acknowledge` and `unacknowledge`."""
+        if withdraws:
+            done = await unacknowledge(self._store, incident_id, episode=episode, who=who, via=via, peer=peer)
+        else:
+            done = await acknowledge(
+                self._store,
+                incident_id,
+                episode=episode,
+                who=who,
+                via=via,
+                peer=peer,
+                acknowledging_channels=self._acknowledging_channels,
+            )
+            if done.is_changed:
+                self._metrics.count_acknowledgement(via)
+        self._wake_channels(done.channels_to_wake)
+        return done
 
 
 def check_open(connection: Connection, incident_id: str, episode: int | None) -> None:

@@ -26,8 +26,7 @@ from services.relay.channel_health.store import (
     read_check_state,
     record_check,
 )
-from services.relay.channels.port import Channel, Receipt, SendError, SendReason, SendScope
-from services.relay.channels.requests import find_hint
+from services.relay.channels.port import REASON_ADVICE, Channel, Receipt, SendError, SendReason, SendScope
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.message import LinkRules, build_links
@@ -78,8 +77,7 @@ async def send_test_message(settings: RelaySettings, channel_name: str) -> SentT
             resolve = _build_test_resolve(message, sent[0].receipt, datetime.now(UTC))
             sent.append(await _send(channel, resolve))
     except TimeoutError:
-        error = SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, f"no answer within {2 * timeout:g} s")
-        return SentTest(sent, error)
+        return SentTest(sent, SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, f"no answer within {2 * timeout:g} s"))
     except SendError as error:
         return SentTest(sent, error)
     finally:
@@ -119,14 +117,14 @@ async def find_advice(settings: RelaySettings, channel_name: str, error: SendErr
     """What to do about a channel that could not send, by its own checks, or by the error. Sends nothing."""
     results = await _run_checks(settings, channel_name)
     # A check that gets no answer says nothing of an error that is another one.
-    unrelated = {NO_ANSWER_HINT, *map(find_hint, _NO_ANSWER - {error.reason})}
+    unrelated = {NO_ANSWER_HINT, *(REASON_ADVICE[reason].action for reason in _NO_ANSWER - {error.reason})}
     hints = (result.hint for result in results if result.hint)
-    return next((hint for hint in hints if hint not in unrelated), error.hint or find_hint(error.reason))
+    return next((hint for hint in hints if hint not in unrelated), error.hint or advise_on(error.reason))
 
 
 def advise_on(reason: str | None) -> str:
     """What to do about a channel whose last attempt ended for that reason; empty if it is not known."""
-    return find_hint(SendReason(reason)) if reason in list(SendReason) else ""
+    return REASON_ADVICE[SendReason(reason)].action if reason and reason in REASON_ADVICE else ""
 
 
 def _build_test_message(channel: str, now: datetime, rules: LinkRules) -> Message:

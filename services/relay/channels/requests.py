@@ -26,7 +26,7 @@ MASK = "[secret]"
 _MIN_SECRET_LENGTH: Final = 8
 """Characters from which on a part of an address may be a secret."""
 
-_CURRENT_ATTEMPT: Final[ContextVar[Attempt]] = ContextVar("attempt")
+_CURRENT_ATTEMPT: Final[ContextVar[Attempt | None]] = ContextVar("attempt", default=None)
 
 T = TypeVar("T")
 
@@ -54,8 +54,8 @@ class ProviderCall:
 
 
 @asynccontextmanager
-async def call_provider(attempt: Attempt, provider: str, timeout: float) -> AsyncIterator[ProviderCall]:
-    """Limits what runs inside to `timeout` seconds; a time-out is a SendError like every other.
+async def call_provider(attempt: Attempt | None, provider: str, timeout: float) -> AsyncIterator[ProviderCall]:
+    """Limits what runs inside to `timeout` seconds; a time-out is a SendError like every other. `attempt`: if it sends.
 
     If an earlier attempt may have arrived, an error of this one does not change that.
     """
@@ -77,8 +77,8 @@ async def call_provider(attempt: Attempt, provider: str, timeout: float) -> Asyn
 
 def check_current_lease() -> None:
     """Checks the lease of the attempt that runs in this task. Raises DeliveryLeaseLostError."""
-    attempt = _CURRENT_ATTEMPT.get(None)  # outside of any attempt no lease is needed
-    if attempt is not None:
+    attempt = _CURRENT_ATTEMPT.get()
+    if attempt is not None:  # outside of any attempt no lease is needed
         attempt.check_lease()
 
 
@@ -136,14 +136,9 @@ def create_check(
         try:
             return await run()
         except SendError as error:
-            raise CheckError(str(error), hints.get(error.reason) or find_hint(error.reason)) from None
+            raise CheckError(str(error), hints.get(error.reason) or REASON_ADVICE[error.reason].action) from None
 
     return Check(name, check, depends_on)
-
-
-def find_hint(reason: SendReason) -> str:
-    """What to do about an error for that reason, on any channel."""
-    return REASON_ADVICE[reason].action
 
 
 _MAX_SECONDS: Final = 1_000_000.0
@@ -156,7 +151,7 @@ def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
     None if the header is absent or invalid. A date is compared with the response's own `Date`, and with `now`, unix
     seconds, only if that is missing: the clock of this machine may differ.
     """
-    value = _find_header(headers, "Retry-After")
+    value = headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdecimal():
         wait = float(value)
     else:
@@ -169,11 +164,7 @@ def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 def parse_date(headers: Mapping[str, str]) -> float | None:
     """The header `Date`: when the server sent the response, by its clock, unix seconds (RFC 9110, section 6.6.1)."""
-    return _parse_http_date(_find_header(headers, "Date"))
-
-
-def _find_header(headers: Mapping[str, str], name: str) -> str:
-    return next((value.strip() for key, value in headers.items() if key.lower() == name.lower()), "")
+    return _parse_http_date(headers.get("Date", "").strip())
 
 
 def _parse_http_date(value: str) -> float | None:

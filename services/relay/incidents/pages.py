@@ -1,7 +1,7 @@
 """Incidents on pages and over the API: the list, one as a timeline over all channels, and who takes care of it."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote, urlencode
 from uuid import uuid4
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, StringConstraints
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from services.relay.acknowledgement.store import Acknowledgement, acknowledge, unacknowledge
+from services.relay.acknowledgement.store import Acknowledgement, Acknowledging
 from services.relay.config import RelaySettings
 from services.relay.console.frame import DELIVERY_LIGHTS, Console, Done, HealthStatus, is_api, read_fields
 from services.relay.deliveries.queries import DeliveryFilter, Since, check_text, encode_delivery, list_deliveries
@@ -25,7 +25,6 @@ from services.relay.incidents.queries import (
     parse_status,
 )
 from services.relay.incidents.timeline import EntryKind, encode_entry, encode_hop
-from services.relay.metrics import Metrics
 from services.relay.model import Status
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import clean_for_database
@@ -155,10 +154,9 @@ class IncidentPages:
     Args:
         store: the outbox.
         reader: reads one incident.
-        settings: which channels know acknowledgements, and the relay's own address.
-        wake_channels: called with the channels that have something new to deliver.
+        settings: the relay's own address.
+        acknowledging: acknowledges and withdraws.
         wake_silences: called when a silence waits; None without an Alertmanager, where there are no silences.
-        metrics: counts acknowledgements.
     """
 
     def __init__(
@@ -166,17 +164,14 @@ class IncidentPages:
         store: Store,
         reader: IncidentReader,
         settings: RelaySettings,
-        wake_channels: Callable[[Iterable[str]], None],
+        acknowledging: Acknowledging,
         wake_silences: Callable[[], None] | None,
-        metrics: Metrics,
     ) -> None:
         self._store = store
         self._reader = reader
-        self._acknowledging_channels = settings.acknowledging_channels
+        self._acknowledging = acknowledging
         self._public_url = settings.auth.public_url
-        self._wake_channels = wake_channels
         self._wake_silences = wake_silences
-        self._metrics = metrics
 
     def add_routes(self, console: Console) -> None:
         """The routes of pages, API and actions."""
@@ -265,35 +260,23 @@ class IncidentPages:
         return Response(await asyncio.to_thread(build_markdown, export), media_type="text/markdown", headers=headers)
 
     async def _acknowledge(self, request: Request) -> Done:
-        episode, via = await _read_episode(request), _get_via(request)
-        done = await acknowledge(
-            self._store,
-            await self._find_id(request),
-            episode=episode,
-            who=get_caller(request).name,
-            via=via,
-            peer=get_peer(request),
-            acknowledging_channels=self._acknowledging_channels,
-        )
-        if done.is_changed:
-            self._metrics.count_acknowledgement(via)
-        return self._finish(
-            request, done, "Acknowledged." if done.is_changed else f"{done.by} has acknowledged it already."
-        )
+        done = await self._change(request)
+        message = "Acknowledged." if done.is_changed else f"{done.by} has acknowledged it already."
+        return _build_answer(done, message)
 
     async def _unacknowledge(self, request: Request) -> Done:
-        episode, who = await _read_episode(request), get_caller(request).name
-        incident_id, peer = await self._find_id(request), get_peer(request)
-        done = await unacknowledge(self._store, incident_id, episode=episode, who=who, via=_get_via(request), peer=peer)
+        done = await self._change(request, withdraws=True)
         message = "Nobody takes care of it now; its escalation starts again."
-        return self._finish(request, done, message if done.is_changed else "Nobody had acknowledged it.")
+        return _build_answer(done, message if done.is_changed else "Nobody had acknowledged it.")
 
-    def _finish(self, request: Request, done: Acknowledgement, message: str) -> Done:
+    async def _change(self, request: Request, *, withdraws: bool = False) -> Acknowledgement:
+        episode, via = await _read_episode(request), "api" if is_api(request) else "console"
+        incident_id, who, peer = await self._find_id(request), get_caller(request).name, get_peer(request)
+        done = await self._acknowledging.change(
+            incident_id, withdraws=withdraws, episode=episode, who=who, via=via, peer=peer
+        )
         describe_action(request, is_stored=True, changed=done.is_changed)
-        self._wake_channels(done.channels_to_wake)
-        at = format_json_time(done.at)
-        document = {"id": done.incident_id, "acknowledged_by": done.by, "acknowledged_at": at}
-        return Done(message, f"/incidents/{done.incident_id}", document)
+        return done
 
     async def _silence(self, request: Request) -> Done:
         describe_action(request, is_stored=True)  # the worker stores what became of it
@@ -320,6 +303,12 @@ class IncidentPages:
         return await find_incident_id(self._store, _read_id(request))
 
 
+def _build_answer(done: Acknowledgement, message: str) -> Done:
+    at = format_json_time(done.at)
+    document = {"id": done.incident_id, "acknowledged_by": done.by, "acknowledged_at": at}
+    return Done(message, f"/incidents/{done.incident_id}", document)
+
+
 async def _read_episode(request: Request) -> int | None:
     """The episode that an action names; None for the current one, which a program alone may leave out."""
     describe_action(request, is_stored=True)  # with what it changes
@@ -327,10 +316,6 @@ async def _read_episode(request: Request) -> int | None:
     if episode is None and not is_api(request):
         raise RefusedError("the form names no episode; reload the page, and try again")
     return episode
-
-
-def _get_via(request: Request) -> str:
-    return "api" if is_api(request) else "console"
 
 
 def _read_id(request: Request) -> str:

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import structlog
 
-from services.relay.acknowledgement.socket_mode import SlackCallError, SlackWebApi, open_bots
+from services.relay.acknowledgement.socket_mode import SlackWebApi, open_bots
 from services.relay.apis import AlertmanagerClient, ApiError, NewSilence
+from services.relay.channels.port import SendError
 from services.relay.config import RelaySettings, SilenceSettings
 from services.relay.outbox.channels import take_token
 from services.relay.outbox.store import RETRY_SECONDS, Store, StoreUnavailableError
@@ -93,7 +94,7 @@ class SilenceWorker:
         try:
             async with asyncio.timeout(_STEP_SECONDS):
                 await (self._answer(row) if is_final(row) else self._create(row))
-        except (SlackCallError, ApiError, TimeoutError) as error:
+        except (SendError, ApiError, TimeoutError) as error:
             await self._retry(row, str(error) or "no answer in time")
         except SilenceLeaseLostError:
             log.warning("a silence took longer than its lease; another replica goes on", incident_id=row.incident_id)
@@ -215,7 +216,7 @@ async def check_permission(bot: SlackWebApi, user_id: str, rules: SilenceSetting
 
     Raises:
         SilenceRefusedError: for anybody else.
-        SlackCallError: Slack cannot say.
+        SendError: Slack cannot say.
     """
     user: Any = (await bot.call("users.info", user=user_id)).get("user")
     if not isinstance(user, dict) or user.get("id") != user_id or user.get("team_id") != await bot.read_team():

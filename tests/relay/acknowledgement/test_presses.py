@@ -78,26 +78,11 @@ async def test_what_is_no_press_of_ours_is_acknowledged_and_changes_nothing(
     assert slack.channels["#security-ops"].ephemeral[0].text == relay.replies[1]
 
 
-async def test_a_press_on_the_message_of_an_episode_that_is_over_changes_nothing(relay: PressedRelay) -> None:
-    old = await relay.fire()
-    await relay.resolve()
-    assert await relay.press(old, "acknowledge")
-    await until(lambda: relay.replies == ["Nothing was done: episode 1 is over; the incident is resolved."])
-    await relay.fire(episode=2)
-    new = relay.stand_ins.slack.channels[CRITICAL].messages[-1]
-    assert await relay.press(old, "acknowledge")
-    newer = "Nothing was done: episode 1 is over; the incident fires again as episode 2."
-    await until(lambda: relay.replies[1:] == [newer])
-    assert await acknowledged_by(relay) is None
-    assert await relay.press(new, "acknowledge")
-    assert await acknowledged_by(relay) == "anna"
-
-
 async def test_what_cannot_be_committed_is_not_acknowledged(
     relay: PressedRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = await relay.fire()
-    monkeypatch.setattr("services.relay.acknowledgement.presses.acknowledge", _fail)
+    monkeypatch.setattr("services.relay.acknowledgement.store.acknowledge", _fail)
     assert not await relay.press(message, "acknowledge")
     assert await metric(relay.client, "relay_presses_total", action="acknowledge", outcome="failed") == 1
     monkeypatch.undo()
@@ -117,8 +102,7 @@ async def test_two_replicas_count_the_presses_of_everybody_once(
     async with open_relay(settings, stand_ins) as one, open_relay(settings, stand_ins) as two:
         await until(lambda: len(stand_ins.socket_mode.connections) == 2)
         message = await one.fire()
-        (press,) = [await one.press(message, "acknowledge")]
-        assert press
+        assert await one.press(message, "acknowledge")
         payload = stand_ins.socket_mode.presses[-1]
         # The same press into both connections at once, and one of somebody else.
         answers = await asyncio.gather(

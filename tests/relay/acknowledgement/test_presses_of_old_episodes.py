@@ -15,6 +15,7 @@ from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.slack.workspace import TEAM, SlackMessage, create_message
 from services.relay.acknowledgement.presses import PressHandler
 from services.relay.acknowledgement.socket_mode import SlackWebApi
+from services.relay.acknowledgement.store import Acknowledging
 from services.relay.metrics import Metrics
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.store import Store, open_store
@@ -89,7 +90,8 @@ async def presses(database: DatabaseUrl, stand_ins: StandIns, tmp_path: Path) ->
     bot = Bot(stand_ins.slack_api_url, tmp_path / "bot")
     metrics = Metrics(CollectorRegistry())
     async with open_store(database, time.time) as store:
-        handler = PressHandler(store, {"a": bot}, metrics, (), lambda _channels: None, lambda: None)
+        acknowledging = Acknowledging(store, (), metrics, lambda _channels: None)
+        handler = PressHandler(store, {"a": bot}, metrics, acknowledging, lambda: None)
         yield Presses(store, stand_ins, bot, handler)
         await handler.close()
         await bot.close()

@@ -14,7 +14,8 @@ from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack.socket_mode import MAX_CONNECTIONS
 from ops.demo.stand_ins.slack.workspace import PEOPLE, create_message
-from services.relay.acknowledgement.socket_mode import SlackCallError, SlackWebApi, SocketModeClient, SocketTimes
+from services.relay.acknowledgement.socket_mode import SlackWebApi, SocketModeClient, SocketTimes
+from services.relay.channels.port import SendError
 from services.relay.metrics import Metrics
 from shared.net.egress import EgressSettings
 from tests.relay.acknowledgement.pressed_relay import CRITICAL, add_buttons
@@ -159,7 +160,7 @@ async def test_the_websocket_goes_through_the_proxy_of_the_environment_like_ever
         (tmp_path / "app").write_text("xapp-test")
         api = Opened("https://slack.com/api/", tmp_path / "app", EgressSettings())
         client = SocketModeClient(api, accept, Metrics(CollectorRegistry()), QUICK)
-        with pytest.raises(SlackCallError, match="proxy" if requested else "no connection"):
+        with pytest.raises(SendError, match="proxy" if requested else "no connection"):
             await client._connect()
         await api.close()
     assert connects == requested
@@ -173,5 +174,5 @@ async def test_only_a_websocket_with_tls_is_opened_where_slack_is_reached_by_tls
 
     api = Opened("https://slack.com/api/", tmp_path / "app", EgressSettings())
     client = SocketModeClient(api, accept, Metrics(CollectorRegistry()), QUICK)
-    with pytest.raises(SlackCallError, match="no address of a WebSocket with TLS"):
+    with pytest.raises(SendError, match="no address of a WebSocket with TLS"):
         await client._connect()

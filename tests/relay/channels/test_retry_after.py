@@ -1,6 +1,7 @@
 from datetime import UTC, datetime
 
 import pytest
+from multidict import CIMultiDict
 
 from services.relay.channels.requests import parse_retry_after
 
@@ -43,7 +44,7 @@ def test_retry_after_is_a_number_of_seconds_or_a_date(given: str, seconds: float
     ],
 )
 def test_a_date_is_compared_with_the_response_s_own_date(name: str, date: str, until: str, seconds: float) -> None:
-    assert parse_retry_after({name: date, "retry-after": until}, NOW) == seconds
+    assert parse_retry_after(CIMultiDict({name: date, "retry-after": until}), NOW) == seconds
 
 
 def test_a_response_without_the_header_requests_no_wait() -> None:

@@ -42,10 +42,10 @@ from services.relay.channels.requests import (
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
 from services.relay.channels.slack.message import (
     MAX_INCIDENTS,
+    NO_MARKUP,
     Block,
     Mention,
     build_post,
-    compare_with_previous,
     cut_for_edit,
     find_thread,
 )
@@ -68,7 +68,6 @@ from services.relay.channels.slack.web_api import (
     SlackApi,
     SlackError,
     build_invalid_reply_error,
-    send_with_blocks,
 )
 from services.relay.http import encode_json
 from services.relay.model import Message
@@ -221,9 +220,9 @@ class SlackChannel(HttpChannel):
             api = self._open_api(call)
             receipt = {key: value for key, value in attempt.progress.items() if key != "thread"}
             if receipt:  # an earlier attempt sent it, and not all that belongs to it
-                content = await self._build_content(call, message)
+                content = await self._build_content(api, message)
             else:
-                found, content = await self._send_message(api, call, attempt, message)
+                found, content = await self._send_message(api, attempt, message)
                 receipt = dict(found)
                 self._channel_id = receipt["channel"] or self._channel_id
                 if content.has_more:
@@ -252,21 +251,21 @@ class SlackChannel(HttpChannel):
         async with call_provider(attempt, "Slack", self._timeout) as call:
             api = self._open_api(call)
             receipt = message.task.first_receipt or {}
-            if receipt and await _update_unless_missing(api, call, message, receipt):
+            if receipt and await _update_unless_missing(api, message, receipt):
                 return receipt
             first = replace(message, task=message.task._replace(first_receipt={}))
             channel_id = receipt.get("channel") or self._channel_id
             # An earlier attempt may have posted it again already; or it may be what Slack keeps of a deleted message
             # that has replies.
-            found = await self._find_post(api, call, first, channel_id=channel_id)
-            if found is not None and await _update_unless_missing(api, call, message, _build_found(found)):
+            found = await self._find_post(api, first, channel_id=channel_id)
+            if found is not None and await _update_unless_missing(api, message, _build_found(found)):
                 return _build_found(found)
             if not receipt:
                 return {}
-            content = await self._build_content(call, first)
+            content = await self._build_content(api, first)
             if channel_id:  # it may be the message of a channel that has another name by now
                 content.arguments["channel"] = channel_id
-            return api.read_location(await self._post(api, call, message, content))
+            return api.read_location(await self._post(api, message, content))
 
     async def find_address(self, receipt: Receipt) -> str:
         """The permalink of a post: https://docs.slack.dev/reference/methods/chat.getPermalink. It needs no scope."""
@@ -279,7 +278,7 @@ class SlackChannel(HttpChannel):
 
     def render_payload(self, message: Message) -> str:
         """The arguments as JSON, on a second line those of the reply with the runbook; the token is in a header."""
-        content = self._build_arguments(message, may_be_a_repeat=False)
+        content = self._build_arguments(message)
         reply = {**build_reply(message, content.excerpt), "channel": self._channel_name, "thread_ts": ""}
         return "\n".join(map(encode_json, [content.arguments, *([reply] if content.excerpt else [])]))
 
@@ -321,25 +320,23 @@ class SlackChannel(HttpChannel):
             raise CheckError(f"the bot is not a member of {name}", _describe_invitation(name, answer.get("user")))
         return f"the bot posts into {name} without being a member, by chat:write.public"
 
-    async def _send_message(
-        self, api: SlackApi, call: ProviderCall, attempt: Attempt, message: Message
-    ) -> tuple[Receipt, _Content]:
+    async def _send_message(self, api: SlackApi, attempt: Attempt, message: Message) -> tuple[Receipt, _Content]:
         """The receipt of the message, which is posted unless an earlier attempt did it, and what was posted."""
-        found = await self._find_sent(api, call, attempt, message)
-        content = await self._build_content(call, message)
+        found = await self._find_sent(api, attempt, message)
+        content = await self._build_content(api, message)
         if found is not None:
             return found, content
         try:
-            answer = await self._post(api, call, message, content)
+            answer = await self._post(api, message, content)
         except SlackError as error:
             if error.code not in THREAD_ERRORS or not find_thread(message):
                 raise
             await attempt.save_progress(_THREAD_REFUSED)  # so that the next attempt searches where the post is
-            content = await self._build_content(call, _remove_thread(message))
-            answer = await self._post(api, call, message, content)
+            content = await self._build_content(api, _remove_thread(message))
+            answer = await self._post(api, message, content)
         return api.read_location(answer), content
 
-    async def _find_sent(self, api: SlackApi, call: ProviderCall, attempt: Attempt, message: Message) -> Receipt | None:
+    async def _find_sent(self, api: SlackApi, attempt: Attempt, message: Message) -> Receipt | None:
         """The receipt of what an earlier attempt posted.
 
         The post of a delivery that was merged into this one becomes the episode's first message. Else this would be a
@@ -357,12 +354,12 @@ class SlackChannel(HttpChannel):
         age = task.age + (task.accepted_at - since).total_seconds()
         oldest = replace(message, task=task._replace(accepted_at=since, age=age))
         while ids:
-            found = posted.pop(0) if posted else await self._find_post(api, call, oldest, ids)
+            found = posted.pop(0) if posted else await self._find_post(api, oldest, ids)
             if found is None:
                 break
             try:
                 if found.delivery_id != task.delivery_id:
-                    await _update_post(api, call, message, _build_found(found))
+                    await _update_post(api, message, _build_found(found))
             except SlackError as error:
                 if error.code not in MESSAGE_MISSING | EDIT_REFUSED:
                     raise
@@ -371,11 +368,11 @@ class SlackChannel(HttpChannel):
                 return _build_found(found)
         return None
 
-    async def _post(self, api: SlackApi, call: ProviderCall, message: Message, content: _Content) -> Mapping[str, Any]:
+    async def _post(self, api: SlackApi, message: Message, content: _Content) -> Mapping[str, Any]:
         """Slack's answer; a channel that was renamed since the last message to it is found by its ID."""
         is_digest = bool(message.digest)
         try:
-            return await send_with_blocks(api, call, "chat.postMessage", content.arguments, is_digest=is_digest)
+            return await api.send("chat.postMessage", content.arguments, is_digest=is_digest)
         except SlackError as error:
             if error.code == "not_in_channel":
                 error.hint = _describe_invitation(self._channel_name)
@@ -383,7 +380,7 @@ class SlackChannel(HttpChannel):
             if error.code != "channel_not_found" or channel_id in {None, self._channel_name}:
                 raise
         arguments = {**content.arguments, "channel": channel_id}
-        answer = await send_with_blocks(api, call, "chat.postMessage", arguments, is_digest=is_digest)
+        answer = await api.send("chat.postMessage", arguments, is_digest=is_digest)
         log.warning(
             "channel was renamed in Slack; messages go to its ID while that is known",
             channel=self._channel_name,
@@ -391,15 +388,15 @@ class SlackChannel(HttpChannel):
         )
         return answer
 
-    async def _build_content(self, call: ProviderCall, message: Message) -> _Content:
+    async def _build_content(self, api: SlackApi, message: Message) -> _Content:
+        may_be_a_repeat = api.call.maybe_sent
         return await build_in_thread_if_large(
-            message, lambda: self._build_arguments(message, may_be_a_repeat=call.maybe_sent)
+            message, lambda: self._build_arguments(message, may_be_a_repeat=may_be_a_repeat)
         )
 
     async def _find_post(
         self,
         api: SlackApi,
-        call: ProviderCall,
         message: Message,
         delivery_ids: Collection[str] = (),
         channel_id: str | None = None,
@@ -408,24 +405,21 @@ class SlackChannel(HttpChannel):
         channel_id = channel_id or self._channel_id
         post = await find_post(api, message, self._channel_name, channel_id, delivery_ids=delivery_ids)
         if isinstance(post, NotFound):
-            call.maybe_sent = post is NotFound.UNKNOWN
+            api.call.maybe_sent = post is NotFound.UNKNOWN
             return None
         return post
 
-    def _build_arguments(self, message: Message, *, may_be_a_repeat: bool) -> _Content:
+    def _build_arguments(self, message: Message, *, may_be_a_repeat: bool = False) -> _Content:
         post = build_post(message, self._settings.mention, may_be_a_repeat=may_be_a_repeat)
         thread = find_thread(message)
-        reply = {"thread_ts": thread, "reply_broadcast": compare_with_previous(message).is_broadcast} if thread else {}
+        reply = {"thread_ts": thread, "reply_broadcast": post.is_broadcast} if thread else {}
         arguments = {
             "channel": self._channel_name,
             "text": post.text,
             "blocks": post.blocks,
             **reply,
-            "metadata": build_metadata(message),
-            "mrkdwn": False,
-            "parse": "none",
-            "unfurl_links": False,
-            "unfurl_media": False,
+            "metadata": build_metadata(message.task.delivery_id),
+            **NO_MARKUP,
         }
         is_first = message.task.first_receipt is None
         return _Content(arguments, post.details, post.excerpt if is_first else (), message.chart if is_first else None)
@@ -441,10 +435,10 @@ def _remove_thread(message: Message) -> Message:
     return replace(message, task=message.task._replace(first_receipt=receipt))
 
 
-async def _update_unless_missing(api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> bool:
+async def _update_unless_missing(api: SlackApi, message: Message, receipt: Receipt) -> bool:
     """Whether the post is there, which then shows the message."""
     try:
-        await _update_post(api, call, message, receipt)
+        await _update_post(api, message, receipt)
     except SlackError as error:
         if error.code == EDIT_WINDOW_CLOSED:
             raise SendError(SendReason.REJECTED, SendScope.MESSAGE, str(error)) from None
@@ -454,12 +448,12 @@ async def _update_unless_missing(api: SlackApi, call: ProviderCall, message: Mes
     return True
 
 
-async def _update_post(api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> None:
+async def _update_post(api: SlackApi, message: Message, receipt: Receipt) -> None:
     """Text and blocks both, since what is left out is removed; the metadata stays."""
     post = await build_in_thread_if_large(message, lambda: build_post(message, "none"))
     location = {"channel": receipt.get("channel", ""), "ts": receipt.get("ts", "")}
     arguments = {**location, "text": cut_for_edit(post.text), "blocks": post.blocks, "parse": "none"}
-    await send_with_blocks(api, call, "chat.update", arguments, is_digest=bool(message.digest))
+    await api.send("chat.update", arguments, is_digest=bool(message.digest))
 
 
 _READ_SCOPES: Final = dict(zip(CHANNEL_KINDS, ("channels:read", "groups:read"), strict=True))

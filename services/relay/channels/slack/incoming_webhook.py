@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 from services.relay.channels.port import Receipt, SendError, SendReason, SendScope
 from services.relay.channels.posting import Answer, HttpChannelSettings, PostingChannel
 from services.relay.channels.requests import build_status_error, create_check, list_url_secrets, mask_reply
-from services.relay.channels.slack.message import Mention, build_post
+from services.relay.channels.slack.message import NO_MARKUP, Mention, build_post
 from services.relay.channels.slack.web_api import ERROR_MEANINGS, SLACK_CODES
 from services.relay.http import encode_json
 from services.relay.model import Message
@@ -49,8 +49,7 @@ class IncomingWebhookChannel(PostingChannel):
         # Without buttons: Slack does not say where the message is, so that no press on it could be known.
         message = replace(message, buttons=())
         post = build_post(message, self._mention, may_be_a_repeat=may_be_a_repeat, has_thread=False)
-        options = {"mrkdwn": False, "parse": "none", "unfurl_links": False, "unfurl_media": False}
-        return encode_json({"text": post.text, "blocks": post.blocks, **options})
+        return encode_json({"text": post.text, "blocks": post.blocks, **NO_MARKUP})
 
     def read_receipt(self, answer: Answer, secrets: Sequence[str]) -> Receipt:
         code = answer.text.strip()
@@ -71,7 +70,7 @@ class IncomingWebhookChannel(PostingChannel):
         return [create_check(f"{key} incoming webhook", self._check_url, f"{key}.webhook_url_file", _HINTS)]
 
     async def _check_url(self) -> str:
-        url = self._url.read()
+        url = self.read_url()
         answer = await self._post(url, _EMPTY_MESSAGE)
         code = answer.text.strip()
         try:

@@ -87,6 +87,8 @@ _SEPARATE_LINES: Final = {ACKNOWLEDGED, ESCALATED, LAST_MESSAGE}
 _CHANGES, _FIXES, _ALERTS, _CONTEXT, _EXCERPT = 0, 100, 200, 300, 400
 """Where parts are in a message."""
 _LAST_DATE: Final = 2.0**31
+NO_MARKUP: Final = {"mrkdwn": False, "parse": "none", "unfurl_links": False, "unfurl_media": False}
+"""Of each post: its text is shown as it is, and no link brings a preview."""
 REPEAT_REMARK = (
     "This may be a repeat: the reply to an earlier attempt was lost, and Slack could not be searched for the post."
 )
@@ -102,6 +104,8 @@ class Post(NamedTuple):
     """Everything that the blocks leave out of the message; empty if they have it all."""
     excerpt: tuple[Block, ...] = ()
     """The first steps of the runbook, which stand in the thread; empty if there are none, or no thread."""
+    is_broadcast: bool = False
+    """Whether the channel sees a reply, too: new alerts, and repeats of what is critical."""
 
 
 class _Form(NamedTuple):
@@ -111,14 +115,6 @@ class _Form(NamedTuple):
     is_complete: bool = True
     alerts: tuple[Alert, ...] = ()
     """Shown in it."""
-
-
-def _count_form_characters(form: _Form) -> int:
-    return count_characters(form.blocks)
-
-
-def _count_form_blocks(form: _Form) -> int:
-    return len(form.blocks)
 
 
 class _Part(NamedTuple):
@@ -143,7 +139,6 @@ class Change:
     is_worse: bool
     """Whether alerts that are new are worse than all others, or the incident is critical and has new ones."""
     is_broadcast: bool
-    """Whether the channel sees it, too: new alerts, and repeats of what is critical."""
 
 
 def compare_with_previous(message: Message) -> Change:
@@ -205,8 +200,8 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
     characters = MAX_CHARACTERS - count_characters(frame) - _MAX_MORE
     fitted = fit(
         (part.forms for part in parts),
-        (characters, _count_form_characters),
-        (MAX_BLOCKS - len(frame) - 1, _count_form_blocks),
+        (characters, lambda form: count_characters(form.blocks)),
+        (MAX_BLOCKS - len(frame) - 1, lambda form: len(form.blocks)),
     )
     forms = list(fitted)
     chosen = [(part.position, form) for part, form in zip(parts, forms, strict=True) if form is not None]
@@ -219,6 +214,7 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
         [*top, *blocks, *build_context_text([more], MAX_LABELS), *bottom],
         "" if is_complete else build_details(message),
         tuple(excerpt) if has_thread else (),
+        change.is_broadcast,
     )
 
 

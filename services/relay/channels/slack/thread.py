@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from services.relay.channels.port import SendError, SendReason, SendScope
-from services.relay.channels.slack.message import Block, build_context_text, build_section, escape
+from services.relay.channels.slack.message import NO_MARKUP, Block, build_context_text, build_section, escape
 from services.relay.channels.slack.web_api import TOKEN_ERRORS, SlackApi, SlackError
 from services.relay.http import read_text, translate_connection_errors
 from services.relay.model import Message
@@ -63,12 +63,8 @@ class NotFound(Enum):
     """It could not be searched for, or not everywhere: a scope is missing, or there are too many messages."""
 
 
-def build_metadata(message: Message, part: str = "") -> dict[str, Any]:
+def build_metadata(delivery_id: str, part: str = "") -> dict[str, Any]:
     """The metadata of a post by which it is found again; `part` names one beside the message itself."""
-    return _build_metadata(message.task.delivery_id, part)
-
-
-def _build_metadata(delivery_id: str, part: str) -> dict[str, Any]:
     payload = {"delivery_id": delivery_id, **({"part": part} if part else {})}
     return {"event_type": EVENT_TYPE, "event_payload": payload}
 
@@ -94,7 +90,7 @@ async def find_post(
     Raises:
         SendError: the search can be tried again, such as with another token.
     """
-    expected = {each: _build_metadata(each, part) for each in delivery_ids or (message.task.delivery_id,)}
+    expected = {each: build_metadata(each, part) for each in delivery_ids or (message.task.delivery_id,)}
     try:
         channel_id = channel_id or await _find_channel_id(api, channel_name.removeprefix("#"))
         if channel_id:
@@ -315,11 +311,8 @@ def build_reply(message: Message, blocks: Sequence[Block], part: str = EXCERPT) 
     return {
         "text": escape(format_title(message), _MAX_LINE),
         "blocks": list(blocks),
-        "metadata": build_metadata(message, part),
-        "mrkdwn": False,
-        "parse": "none",
-        "unfurl_links": False,
-        "unfurl_media": False,
+        "metadata": build_metadata(message.task.delivery_id, part),
+        **NO_MARKUP,
     }
 
 

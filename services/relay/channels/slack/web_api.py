@@ -130,7 +130,9 @@ SLACK_CODES: Final = {
 class SlackError(SendError):
     """Slack's `ok: false`, with its `code`."""
 
-    code: str = ""
+    def __init__(self, reason: SendReason, scope: SendScope, detail: str, *, code: str, **options: Any) -> None:
+        super().__init__(reason, scope, detail, **options)
+        self.code = code
 
 
 class SlackApi:
@@ -140,7 +142,7 @@ class SlackApi:
         session: to Slack.
         url: of the Web API, which ends with a slash.
         token: of the bot.
-        call: records the replies.
+        call: records what is sent, and the replies.
         now: unix seconds; one value for the whole attempt, which is short.
     """
 
@@ -148,7 +150,7 @@ class SlackApi:
         self.session = session
         self.url = url.rstrip("/") + "/"
         self._token = token
-        self._provider_call = call
+        self.call = call
         self._now = now
         self.slack_time: float | None = None
         """Unix seconds by Slack's own clock, as in its last reply; None without one."""
@@ -162,6 +164,22 @@ class SlackApi:
         """The answer to a call that changes something. Raises SendError."""
         content_type = {"Content-Type": "application/json; charset=utf-8"}
         return await self._call("POST", method, content_type, data=encode_json(arguments).encode())
+
+    async def send(self, method: str, arguments: Mapping[str, Any], *, is_digest: bool) -> Mapping[str, Any]:
+        """Sends a message; as text alone where Slack refuses its blocks, since that is better than no message.
+
+        The text of a digest does not name all of its incidents: each then gets its own message. Raises SendError.
+        """
+        self.call.before_request(encode_json(arguments))
+        try:
+            return await self.post(method, arguments)
+        except SlackError as error:
+            if error.code not in BLOCK_ERRORS or is_digest:
+                raise
+            log.error("Slack refused the blocks of a message; it is sent as text", error=error.code)  # noqa: TRY400
+        text_alone = {key: value for key, value in arguments.items() if key != "blocks"}
+        self.call.before_request(encode_json(text_alone))
+        return await self.post(method, text_alone)
 
     async def submit(self, method: str, arguments: Mapping[str, str]) -> Mapping[str, Any]:
         """The same for a method that takes no JSON. Raises SendError."""
@@ -184,12 +202,12 @@ class SlackApi:
             async with self.session.open().request(verb, f"{self.url}{method}", headers=headers, **content) as response:
                 body = await response.read() if response.status == 200 else b""
         if response.status != 200:
-            self._provider_call.record_reply(f"{method}: HTTP {response.status}")
+            self.call.record_reply(f"{method}: HTTP {response.status}")
             detail = f"Slack answered HTTP {response.status}"
             raise build_status_error(response.status, response.headers, detail, self._now)
         answer = _parse_answer(body)
         logged = {key: answer[key] for key in ("ok", "error", "needed", "provided", "channel", "ts") if key in answer}
-        self._provider_call.record_reply(f"{method}: {json.dumps(logged)}", self._token)
+        self.call.record_reply(f"{method}: {json.dumps(logged)}", self._token)
         self.slack_time = parse_date(response.headers)
         scopes = response.headers.get("X-OAuth-Scopes")
         self.granted_scopes = None if scopes is None else frozenset(filter(None, map(str.strip, scopes.split(","))))
@@ -206,9 +224,7 @@ class SlackApi:
         if code == "missing_scope" and isinstance(needed, str):
             detail += f"; the token needs {mask_reply(needed, self._token)}"
         wait = parse_retry_after(headers, self._now)
-        error = SlackError(reason, scope, detail, retry_after=wait, maybe_arrived=code in MAYBE_POSTED)
-        error.code = code
-        return error
+        return SlackError(reason, scope, detail, code=code, retry_after=wait, maybe_arrived=code in MAYBE_POSTED)
 
 
 def _parse_answer(body: bytes) -> Mapping[str, Any]:
@@ -224,22 +240,3 @@ def _parse_answer(body: bytes) -> Mapping[str, Any]:
 def build_invalid_reply_error() -> SendError:
     """The error for something that is no answer of the Web API."""
     return SendError(*_SERVER_ERROR, "Slack: the answer is not one of its Web API", maybe_arrived=True)
-
-
-async def send_with_blocks(
-    api: SlackApi, call: ProviderCall, method: str, arguments: dict[str, Any], *, is_digest: bool
-) -> Mapping[str, Any]:
-    """Sends a message; as text alone where Slack refuses its blocks, since that is better than no message.
-
-    The text of a digest does not name all of its incidents: each then gets its own message. Raises SendError.
-    """
-    call.before_request(encode_json(arguments))
-    try:
-        return await api.post(method, arguments)
-    except SlackError as error:
-        if error.code not in BLOCK_ERRORS or is_digest:
-            raise
-        log.error("Slack refused the blocks of a message; it is sent as text", error=error.code)  # noqa: TRY400
-    text_alone = {key: value for key, value in arguments.items() if key != "blocks"}
-    call.before_request(encode_json(text_alone))
-    return await api.post(method, text_alone)

@@ -53,7 +53,7 @@ async def test_a_private_channel_is_found_by_its_name_by_a_member(
         method = request.path.rpartition("/")[2]
         requests.append(f"{method} {request.query.get('types') or request.query.get('channel', '')}".strip())
         private = {"id": PRIVATE, "name": "war-room", "is_private": True}
-        there = {"messages": [{"ts": "2.000001", "metadata": build_metadata(message())}]}
+        there = {"messages": [{"ts": "2.000001", "metadata": build_metadata(message().task.delivery_id)}]}
         answers: dict[str, dict[str, Any]] = {
             "conversations.list public_channel": {"channels": [{"id": "C0123PUBLIC", "name": "war-room-2"}]},
             "conversations.list private_channel": {"channels": [private] if member else []},
