@@ -104,3 +104,16 @@ async def test_the_steps_need_the_admin_token_and_the_metrics_do_not(token: Toke
         assert page.observed == []
         assert (await page.get(STEPS, {"Authorization": "Bearer an-admin-token-of-tests"})).status == 200
         assert (await page.get("?target=ledger-kek", {"Host": "exporter.example.org:9911"})).status == 200
+
+
+@pytest.mark.parametrize("query", ["?target=ledger-kek", STEPS])
+async def test_another_web_page_makes_a_browser_probe_nothing(query: str) -> None:
+    async with probed() as page:
+        for headers in (
+            {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+            {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
+            {"Origin": "https://evil.example.org"},
+            {"Host": "evil.example.org", "Sec-Fetch-Site": "same-origin"},
+        ):
+            assert (await page.get(query, headers)).status == 403, headers
+        assert page.observed == []
