@@ -1,4 +1,4 @@
-"""One claimed delivery: its events are merged, it is sent, and its outcome is recorded, whatever that is."""
+"""One attempt of a claim: its events are merged, and it is sent; and when it is tried again."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -10,23 +10,18 @@ import structlog
 
 from services.relay.channels.port import (
     ChannelSettings,
-    DeliveryLeaseLostError,
-    Progress,
     SendError,
     SendReason,
     SendScope,
 )
 from services.relay.config import DeliverySettings, PacingSettings
-from services.relay.delivery.attempt import ProgressNotSavedError, SaveProgress, Sender, SendResult
+from services.relay.delivery.attempt import SaveProgress, Sender, SendResult
 from services.relay.delivery.message import condense_event, merge_events
 from services.relay.metrics import Metrics
 from services.relay.model import Claim, DeliveryTask, DigestMember, Event, decode_event, encode_event
-from services.relay.outbox.channels import ChannelEffect, PauseLimits
-from services.relay.outbox.claim import read_merged_events, save_progress
+from services.relay.outbox.claim import read_merged_events
 from services.relay.outbox.context import may_have_earlier_open, read_provider_acknowledgement
-from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcomes
 from services.relay.outbox.store import RETRY_SECONDS, Store, StoreUnavailableError
-from services.relay.outbox.tables import DeliveryState
 from shared.process.concurrency import run_in_thread_if_large
 from shared.process.logs import describe_exception
 
@@ -178,164 +173,6 @@ def _merge_json(merged: Event | None, event_json: bytes) -> Event:
     return event if merged is None else merge_events(merged, event)
 
 
-class Deliverer:
-    """Sends the claimed deliveries of one channel, and records their outcomes."""
-
-    def __init__(self, name: str, context: DeliveryContext) -> None:
-        self._name = name
-        self._shared = context
-        own, settings = context.channels[name], context.settings
-        self.rate = own.rate_per_second if context.pacing.enabled else None
-        """Messages a second; None for no limit."""
-        self._is_editable = own.edit_scope() is not None
-        self._pauses = PauseLimits(settings.backoff_initial, settings.backoff_max)
-        self.fallback = tuple(other for other in context.fallback_channels if other != name)
-
-    async def deliver(self, claim: Claim, lease_ends: float) -> None:
-        """Sends and records; does neither if the lease expires before the message is sent.
-
-        Args:
-            claim: what to deliver.
-            lease_ends: until when nobody else claims it, by the event loop's clock.
-        """
-        shared, metrics, task = self._shared, self._shared.metrics, claim.task
-        started_at = shared.store.clock()
-
-        async def save(progress: Progress) -> None:
-            try:
-                if not await save_progress(shared.store, claim, progress):
-                    raise DeliveryLeaseLostError
-            except StoreUnavailableError as error:
-                raise ProgressNotSavedError(str(error)) from None
-
-        result = await send_task(shared, claim, lease_ends, save)
-        if result.lease_lost:
-            log.warning("lease expired before the message was sent", channel=self._name, delivery_id=task.delivery_id)
-            metrics.count_lost_lease(self._name)
-            return
-        metrics.count_attempt(self._name, result.error.reason if result.error else SendReason.OK)
-        if claim.members:
-            outcomes = self._build_digest_outcomes(claim, result, started_at)
-        else:
-            further_requests = max(result.request_count - 1, 0)
-            outcome = self._build_outcome(claim, result, started_at)
-            outcomes = [outcome._replace(further_requests=further_requests, rate=self.rate)]
-            if result.receipt and "rejected_recipients" in result.receipt:
-                metrics.count_partial_delivery(self._name)
-            for part, ending in result.enrichment.items():
-                metrics.count_message_part(part, ending)
-            for template in result.failed_templates:
-                metrics.count_template_error(template)
-        recorded = await retry_until_stored(partial(record_outcomes, shared.store, claim, outcomes, self._pauses))
-        for each, one in zip(claim.members or (claim,), recorded, strict=True):
-            self._count_outcome(each.task, one)
-            shared.wake_channels(one.channels_to_wake)
-
-    def _build_outcome(self, claim: Claim, result: SendResult, started_at: float) -> AttemptOutcome:
-        task = claim.task
-        if result.error is None:
-            is_first_attempt = not (task.progress or task.maybe_sent)
-            return self._build_success(result, started_at)._replace(context=task.context if is_first_attempt else None)
-        outcome = self._build_failure(claim, result, result.error, started_at, self._shared.random)
-        log.warning(
-            "delivery attempt failed",
-            channel=self._name,
-            delivery_id=task.delivery_id,
-            attempt=claim.attempt_number,
-            reason=outcome.reason,
-            error=outcome.detail,
-            retry_in=None if outcome.state is DeliveryState.DEAD else round(outcome.retry_in, 1),
-        )
-        return outcome
-
-    def _build_digest_outcomes(self, claim: Claim, result: SendResult, started_at: float) -> list[AttemptOutcome]:
-        """For each member: some may be too old to be tried again, and what was only named waits for its own message."""
-        error = result.error
-        if error is None:
-            receipt = {**(result.receipt or {}), "digest": claim.task.delivery_id}
-            delivered = self._build_success(result, started_at)._replace(receipt=receipt)
-            named = delivered._replace(state=DeliveryState.QUEUED, maybe_sent=False, payload=None)
-            outcomes = [named if member.is_named_only else delivered for member in claim.members]
-        else:
-            if error.scope is SendScope.MESSAGE:  # each of them may be accepted alone
-                error = SendError(SendReason.REJECTED, SendScope.ATTEMPT, str(error), provider_works=True)
-            log.warning(
-                "digest could not be sent",
-                channel=self._name,
-                digest_id=claim.task.delivery_id,
-                deliveries=len(claim.members),
-                attempt=claim.attempt_number,
-                reason=error.reason,
-                error=str(error),
-            )
-            jitter = self._shared.random()  # one for all, which are tried again together
-            outcomes = [
-                self._build_failure(
-                    member._replace(attempt_number=claim.attempt_number), result, error, started_at, lambda: jitter
-                )
-                for member in claim.members
-            ]
-        stored = next((index for index, outcome in enumerate(outcomes) if outcome.payload is not None), 0)
-        return [  # the payload is stored once
-            outcome if index == stored else outcome._replace(payload=None) for index, outcome in enumerate(outcomes)
-        ]
-
-    def _build_success(self, result: SendResult, started_at: float) -> AttemptOutcome:
-        return AttemptOutcome(
-            DeliveryState.DELIVERED,
-            started_at,
-            result.seconds,
-            SendReason.OK,
-            result.reply,
-            ChannelEffect.REACHED,
-            receipt=result.receipt,
-            maybe_sent=True,
-            payload=result.payload,
-            is_editable=self._is_editable,
-        )
-
-    def _build_failure(
-        self, claim: Claim, result: SendResult, error: SendError, started_at: float, random: Callable[[], float]
-    ) -> AttemptOutcome:
-        settings = self._shared.settings
-        retry_delay = compute_retry_delay(
-            error,
-            attempt=claim.attempt_number,
-            age=claim.task.age + result.seconds,
-            settings=settings,
-            random=random,
-        )
-        return AttemptOutcome(
-            DeliveryState.DEAD if retry_delay is None else DeliveryState.RETRYING,
-            started_at,
-            result.seconds,
-            error.reason,
-            str(error),
-            ChannelEffect.DOWN if is_channel_down(error, settings) else _classify_effect(error),
-            retry_in=retry_delay or 0.0,
-            retry_after=get_requested_delay(error, settings),
-            maybe_sent=error.maybe_arrived,
-            payload=result.payload,
-            fallback_channels=self.fallback,
-            is_expired=retry_delay is None and error.scope is not SendScope.MESSAGE,
-            is_editable=self._is_editable,
-        )
-
-    def _count_outcome(self, task: DeliveryTask, result: OutcomeResult) -> None:
-        metrics = self._shared.metrics
-        for channel in result.superseded_channels:
-            metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
-        if not result.lease_valid:
-            log.warning(
-                "lease expired before the outcome was recorded", channel=self._name, delivery_id=task.delivery_id
-            )
-            metrics.count_lost_lease(self._name)
-        elif result.state in (DeliveryState.DELIVERED, DeliveryState.DEAD):
-            metrics.count_delivery(self._name, result.state)
-        if result.lease_valid and result.state is DeliveryState.DELIVERED:
-            metrics.observe_duration(self._name, result.age)
-
-
 async def retry_until_stored(record: Callable[[], Awaitable[T]]) -> T:
     """Does not give up: without its outcome the message would be sent twice."""
     while True:
@@ -343,13 +180,3 @@ async def retry_until_stored(record: Callable[[], Awaitable[T]]) -> T:
             return await record()
         except StoreUnavailableError:
             await asyncio.sleep(RETRY_SECONDS)
-
-
-def _classify_effect(error: SendError) -> ChannelEffect:
-    if error.scope is SendScope.MESSAGE or error.provider_works:
-        return ChannelEffect.REACHED
-    if error.reason is SendReason.INTERNAL or (
-        error.reason is SendReason.RATE_LIMITED and error.retry_after is not None
-    ):
-        return ChannelEffect.NOTHING
-    return ChannelEffect.FAILED

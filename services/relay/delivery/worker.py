@@ -8,30 +8,31 @@ its channel is down, its deliveries go to the fallback channels. Channels with o
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Iterable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from itertools import chain
 from typing import Final
 from uuid import uuid4
 
 import structlog
 
-from services.relay.channels.port import Channel, Progress, SendReason
+from services.relay.channels.port import DeliveryLeaseLostError, Progress, SendError, SendReason, SendScope
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import OpenSender, ProgressNotSavedError, Sender, SenderSettings, SendResult
 from services.relay.delivery.task import (
-    Deliverer,
     DeliveryContext,
     compute_retry_delay,
     get_requested_delay,
+    is_channel_down,
     retry_until_stored,
     send_task,
 )
 from services.relay.metrics import Metrics
-from services.relay.model import Claim
+from services.relay.model import Claim, DeliveryTask
 from services.relay.outbox import channels as breaker
-from services.relay.outbox.channels import record_served_channels, refresh_outdated
-from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due, release_leases
+from services.relay.outbox.channels import ChannelEffect, PauseLimits, record_served_channels, refresh_outdated
+from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due, release_leases, save_progress
 from services.relay.outbox.edits import (
     EditClaim,
     EditClaimRequest,
@@ -43,9 +44,11 @@ from services.relay.outbox.edits import (
 )
 from services.relay.outbox.fallback import fall_back, fall_back_unserved
 from services.relay.outbox.merge import DeliveryChanges
+from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcomes
 from services.relay.outbox.recovery import COMPARE_DELAY, detect_restore, sweep
 from services.relay.outbox.store import RETRY_SECONDS, Store, StoreUnavailableError
 from services.relay.outbox.storm import MAX_CLAIM_BYTES
+from services.relay.outbox.tables import DeliveryState
 
 _MAX_CONCURRENCY: Final = 8
 _MAX_SLEEP: Final = 2.0
@@ -56,13 +59,25 @@ log = structlog.get_logger(__name__)
 
 
 class _Claimer:
-    """Claims and sends while `run` runs."""
+    """Claims for some channels, and sends, as many at once as it may."""
 
-    def __init__(self, name: str, context: DeliveryContext) -> None:
+    _claim_and_send: Callable[[asyncio.TaskGroup, int], Awaitable[None]]
+    """Claims once, at most so many, and starts to send them; waits where nothing is due."""
+
+    def __init__(self, name: str, channels: Collection[str], max_concurrency: int, context: DeliveryContext) -> None:
         self.name = name
+        self._channels = channels
+        self._max_concurrency = max_concurrency
         self._shared = context
         self._wake_event = asyncio.Event()
         self._stopping = False
+        self._in_flight: dict[str, tuple[str, ...]] = {}
+        """The ids of the deliveries of each message that is being sent: several, where it is a digest."""
+
+    def wake(self, channels: Collection[str]) -> None:
+        """Something may be due on some channels; they may be others than its own."""
+        if not frozenset(channels).isdisjoint(self._channels):
+            self._wake_event.set()
 
     def stop(self) -> None:
         """Finishes what it sends and claims nothing more; then `run` returns."""
@@ -74,7 +89,12 @@ class _Claimer:
         async with asyncio.TaskGroup() as sends:
             while not self._stopping:
                 try:
-                    await self._claim_and_send(sends)
+                    self._wake_event.clear()
+                    free = self._max_concurrency - len(self._in_flight)
+                    if free > 0:
+                        await self._claim_and_send(sends, free)
+                    else:
+                        await self._wake_event.wait()
                     continue
                 except StoreUnavailableError:
                     pass  # the store has logged it
@@ -83,66 +103,60 @@ class _Claimer:
                 if not self._stopping:
                     await asyncio.sleep(RETRY_SECONDS)
 
-    async def _claim_and_send(self, sends: asyncio.TaskGroup) -> None:
-        raise NotImplementedError
+    async def _finish(self, delivery_id: str, sending: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await sending()
+        except Exception:
+            log.exception("unexpected error in a worker; it continues", channel=self.name)
+        finally:
+            del self._in_flight[delivery_id]
+            self._wake_event.set()
+
+    async def _wait(self, seconds: float | None, most: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(most if seconds is None else min(max(seconds, _MIN_SLEEP), most)):
+                await self._wake_event.wait()
 
 
 class Editor(_Claimer):
     """Edits on the channels that share a rate of edits, a `ChannelSettings.edit_scope`."""
 
     def __init__(self, scope: str, channels: tuple[str, ...], context: DeliveryContext) -> None:
-        super().__init__(f"edits of {', '.join(channels)}", context)
+        super().__init__(f"edits of {', '.join(channels)}", channels, _MAX_CONCURRENCY, context)
         self._scope = scope
-        self._channels = channels
+        self._names = channels
         self._rate = context.channels[channels[-1]].edit_rate.per_second if context.pacing.enabled else None
-        self._in_flight_ids: set[str] = set()
 
-    def wake(self, channels: Iterable[str]) -> None:
-        """An edit may be due on some channels; they may be others than its own."""
-        if not frozenset(channels).isdisjoint(self._channels):
-            self._wake_event.set()
-
-    async def _claim_and_send(self, sends: asyncio.TaskGroup) -> None:
-        self._wake_event.clear()
-        free = _MAX_CONCURRENCY - len(self._in_flight_ids)
-        if free <= 0:
-            await self._wake_event.wait()
-            return
+    async def _claim_and_send(self, sends: asyncio.TaskGroup, free: int) -> None:
         lease_seconds = self._shared.settings.lease
         lease_ends = asyncio.get_running_loop().time() + lease_seconds
         request = EditClaimRequest(
             self._scope,
-            self._channels,
+            self._names,
             free,
             self._shared.lease_owner,
             lease_seconds,
             self._rate,
-            tuple(self._in_flight_ids),
+            tuple(self._in_flight),
         )
         claimed = await claim_edits(self._shared.store, request)
         for each in claimed.claims:
-            self._in_flight_ids.add(each.claim.task.delivery_id)
-            sends.create_task(self._edit(each, lease_ends))
+            delivery_id = each.claim.task.delivery_id
+            self._in_flight[delivery_id] = (delivery_id,)
+            sends.create_task(self._finish(delivery_id, partial(self._edit, each, lease_ends)))
         if not claimed.claims:
-            await _wait(self._wake_event, claimed.retry_in)
+            await self._wait(claimed.retry_in, _MAX_SLEEP)
 
     async def _edit(self, edit: EditClaim, lease_ends: float) -> None:
         task = edit.claim.task
         # The channel may have been renamed in the configuration; its scope is ours.
-        channel = task.channel if task.channel in self._channels else self._channels[0]
-        try:
-            result = await send_task(self._shared, edit.claim, lease_ends, _refuse_progress, channel)
-            if not result.lease_lost:
-                outcome = self._build_outcome(edit, result)
-                is_lease_valid = await retry_until_stored(
-                    lambda: record_edit(self._shared.store, self._scope, edit, outcome)
-                )
-                self._shared.metrics.count_edit(task.channel, outcome.result if is_lease_valid else EditResult.RETRYING)
-        except Exception:
-            log.exception("unexpected error in a worker; it continues", channel=task.channel)
-        finally:
-            self._in_flight_ids.discard(task.delivery_id)
-            self._wake_event.set()
+        channel = task.channel if task.channel in self._names else self._names[0]
+        result = await send_task(self._shared, edit.claim, lease_ends, _refuse_progress, channel)
+        if not result.lease_lost:
+            outcome = self._build_outcome(edit, result)
+            record = partial(record_edit, self._shared.store, self._scope, edit, outcome)
+            is_lease_valid = await retry_until_stored(record)
+            self._shared.metrics.count_edit(task.channel, outcome.result if is_lease_valid else EditResult.RETRYING)
 
     def _build_outcome(self, edit: EditClaim, result: SendResult) -> EditOutcome:
         claim, task, error, settings = edit.claim, edit.claim.task, result.error, self._shared.settings
@@ -178,12 +192,6 @@ async def _refuse_progress(_progress: Progress) -> None:
     raise ProgressNotSavedError("an edit has no progress")
 
 
-async def _wait(event: asyncio.Event, seconds: float | None, most: float = _MAX_SLEEP) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(most if seconds is None else min(max(seconds, _MIN_SLEEP), most)):
-            await event.wait()
-
-
 def build_editors(context: DeliveryContext) -> list[Editor]:
     """One for each scope of edits among the channels."""
     names: dict[str, list[str]] = {}
@@ -201,35 +209,23 @@ _SECRET_CHECK_INTERVAL: Final = 1.0
 class Worker(_Claimer):
     """Delivers on one channel."""
 
-    def __init__(self, name: str, channel: Channel, context: DeliveryContext) -> None:
-        super().__init__(name, context)
-        self._channel = channel
-        self._settings = context.channels[name]
-        self._deliverer = Deliverer(name, context)
-        self._send_finished = asyncio.Event()
+    def __init__(self, name: str, context: DeliveryContext) -> None:
+        own, settings = context.channels[name], context.settings
+        super().__init__(name, (name,), own.max_concurrency, context)
+        # It only says whether its secrets changed: it connects at its first send, and never sends.
+        self._channel = own.connect(settings.timeout)
+        self._digest_size = own.digest_size
+        self._rate = own.rate_per_second if context.pacing.enabled else None
+        self._is_editable = own.edit_scope() is not None
+        self._pauses = PauseLimits(settings.backoff_initial, settings.backoff_max)
+        self._fallback = tuple(other for other in context.fallback_channels if other != name)
         self._secrets: Hashable = None
-        self._in_flight: dict[str, tuple[str, ...]] = {}
-        """The ids of the deliveries of each message that is being sent: several, where it is a digest."""
-
-    def wake(self) -> None:
-        """Something new may be due."""
-        self._wake_event.set()
-
-    def stop(self) -> None:
-        super().stop()
-        self._send_finished.set()
 
     async def run(self) -> None:
         self._secrets = await asyncio.to_thread(self._channel.read_secret_versions)
         await super().run()
 
-    async def _claim_and_send(self, sends: asyncio.TaskGroup) -> None:
-        self._send_finished.clear()
-        free = self._settings.max_concurrency - len(self._in_flight)
-        if free <= 0:
-            await self._send_finished.wait()
-            return
-        self._wake_event.clear()
+    async def _claim_and_send(self, sends: asyncio.TaskGroup, free: int) -> None:
         lease_seconds = self._shared.settings.lease
         lease_ends = asyncio.get_running_loop().time() + lease_seconds
         request = ClaimRequest(
@@ -237,39 +233,27 @@ class Worker(_Claimer):
             free,
             self._shared.lease_owner,
             lease_seconds,
-            self._deliverer.rate,
+            self._rate,
             tuple(chain.from_iterable(self._in_flight.values())),
             self._shared.pacing.digest_over,
-            self._settings.digest_size,
+            self._digest_size,
         )
         claimed = await claim_due(self._shared.store, request)
-        size = 0
         for each in claimed.claims:
-            size += len(each.task.event_json)
-            members = tuple(member.task.delivery_id for member in each.members)
-            self._in_flight[each.task.delivery_id] = members or (each.task.delivery_id,)
-            sends.create_task(self._deliver(each, lease_ends))
+            delivery_id = each.task.delivery_id
+            self._in_flight[delivery_id] = tuple(one.task.delivery_id for one in each.members or (each,))
+            sends.create_task(self._finish(delivery_id, partial(self.deliver, each, lease_ends)))
         if claimed.channel_down:
-            changes = await fall_back(self._shared.store, self.name, self._deliverer.fallback)
+            changes = await fall_back(self._shared.store, self.name, self._fallback)
             _handle_changes(self._shared, changes)
             if changes.has_more:
                 self._wake_event.set()
-        if size > MAX_CLAIM_BYTES:  # nothing more is claimed beside so much
-            while self._in_flight and not self._stopping:
-                self._send_finished.clear()
-                await self._send_finished.wait()
+        if sum(len(each.task.event_json) for each in claimed.claims) > MAX_CLAIM_BYTES:
+            while self._in_flight and not self._stopping:  # nothing more is claimed beside so much
+                self._wake_event.clear()
+                await self._wake_event.wait()
         elif not claimed.claims:
             await self._sleep(claimed)
-
-    async def _deliver(self, claim: Claim, lease_ends: float) -> None:
-        try:
-            await self._deliverer.deliver(claim, lease_ends)
-        except Exception:
-            log.exception("unexpected error in a worker; it continues", channel=self.name)
-        finally:
-            del self._in_flight[claim.task.delivery_id]
-            self._send_finished.set()
-            self._wake_event.set()
 
     async def _sleep(self, result: ClaimResult) -> None:
         most = _MAX_SLEEP
@@ -280,7 +264,161 @@ class Worker(_Claimer):
                 self._secrets = secrets
                 return
             most = _SECRET_CHECK_INTERVAL
-        await _wait(self._wake_event, result.retry_in, most)
+        await self._wait(result.retry_in, most)
+
+    async def deliver(self, claim: Claim, lease_ends: float) -> None:
+        """Sends and records; does neither if the lease expires before the message is sent.
+
+        Args:
+            claim: what to deliver.
+            lease_ends: until when nobody else claims it, by the event loop's clock.
+        """
+        shared, metrics, task = self._shared, self._shared.metrics, claim.task
+        started_at = shared.store.clock()
+
+        async def save(progress: Progress) -> None:
+            try:
+                if not await save_progress(shared.store, claim, progress):
+                    raise DeliveryLeaseLostError
+            except StoreUnavailableError as error:
+                raise ProgressNotSavedError(str(error)) from None
+
+        result = await send_task(shared, claim, lease_ends, save)
+        if result.lease_lost:
+            log.warning("lease expired before the message was sent", channel=self.name, delivery_id=task.delivery_id)
+            metrics.count_lost_lease(self.name)
+            return
+        metrics.count_attempt(self.name, result.error.reason if result.error else SendReason.OK)
+        if claim.members:
+            outcomes = self._build_digest_outcomes(claim, result, started_at)
+        else:
+            further_requests = max(result.request_count - 1, 0)
+            outcome = self._build_outcome(claim, result, started_at)
+            outcomes = [outcome._replace(further_requests=further_requests, rate=self._rate)]
+            if result.receipt and "rejected_recipients" in result.receipt:
+                metrics.count_partial_delivery(self.name)
+            for part, ending in result.enrichment.items():
+                metrics.count_message_part(part, ending)
+            for template in result.failed_templates:
+                metrics.count_template_error(template)
+        recorded = await retry_until_stored(partial(record_outcomes, shared.store, claim, outcomes, self._pauses))
+        for each, one in zip(claim.members or (claim,), recorded, strict=True):
+            self._count_outcome(each.task, one)
+            shared.wake_channels(one.channels_to_wake)
+
+    def _build_outcome(self, claim: Claim, result: SendResult, started_at: float) -> AttemptOutcome:
+        task = claim.task
+        if result.error is None:
+            is_first_attempt = not (task.progress or task.maybe_sent)
+            return self._build_success(result, started_at)._replace(context=task.context if is_first_attempt else None)
+        outcome = self._build_failure(claim, result, result.error, started_at, self._shared.random)
+        log.warning(
+            "delivery attempt failed",
+            channel=self.name,
+            delivery_id=task.delivery_id,
+            attempt=claim.attempt_number,
+            reason=outcome.reason,
+            error=outcome.detail,
+            retry_in=None if outcome.state is DeliveryState.DEAD else round(outcome.retry_in, 1),
+        )
+        return outcome
+
+    def _build_digest_outcomes(self, claim: Claim, result: SendResult, started_at: float) -> list[AttemptOutcome]:
+        """For each member: some may be too old to be tried again, and what was only named waits for its own message."""
+        error = result.error
+        if error is None:
+            receipt = {**(result.receipt or {}), "digest": claim.task.delivery_id}
+            delivered = self._build_success(result, started_at)._replace(receipt=receipt)
+            named = delivered._replace(state=DeliveryState.QUEUED, maybe_sent=False, payload=None)
+            outcomes = [named if member.is_named_only else delivered for member in claim.members]
+        else:
+            if error.scope is SendScope.MESSAGE:  # each of them may be accepted alone
+                error = SendError(SendReason.REJECTED, SendScope.ATTEMPT, str(error), provider_works=True)
+            log.warning(
+                "digest could not be sent",
+                channel=self.name,
+                digest_id=claim.task.delivery_id,
+                deliveries=len(claim.members),
+                attempt=claim.attempt_number,
+                reason=error.reason,
+                error=str(error),
+            )
+            jitter = self._shared.random()  # one for all, which are tried again together
+            outcomes = [
+                self._build_failure(
+                    member._replace(attempt_number=claim.attempt_number), result, error, started_at, lambda: jitter
+                )
+                for member in claim.members
+            ]
+        stored = next((index for index, outcome in enumerate(outcomes) if outcome.payload is not None), 0)
+        return [  # the payload is stored once
+            outcome if index == stored else outcome._replace(payload=None) for index, outcome in enumerate(outcomes)
+        ]
+
+    def _build_success(self, result: SendResult, started_at: float) -> AttemptOutcome:
+        return AttemptOutcome(
+            DeliveryState.DELIVERED,
+            started_at,
+            result.seconds,
+            SendReason.OK,
+            result.reply,
+            ChannelEffect.REACHED,
+            receipt=result.receipt,
+            maybe_sent=True,
+            payload=result.payload,
+            is_editable=self._is_editable,
+        )
+
+    def _build_failure(
+        self, claim: Claim, result: SendResult, error: SendError, started_at: float, random: Callable[[], float]
+    ) -> AttemptOutcome:
+        settings = self._shared.settings
+        retry_delay = compute_retry_delay(
+            error,
+            attempt=claim.attempt_number,
+            age=claim.task.age + result.seconds,
+            settings=settings,
+            random=random,
+        )
+        return AttemptOutcome(
+            DeliveryState.DEAD if retry_delay is None else DeliveryState.RETRYING,
+            started_at,
+            result.seconds,
+            error.reason,
+            str(error),
+            ChannelEffect.DOWN if is_channel_down(error, settings) else _classify_effect(error),
+            retry_in=retry_delay or 0.0,
+            retry_after=get_requested_delay(error, settings),
+            maybe_sent=error.maybe_arrived,
+            payload=result.payload,
+            fallback_channels=self._fallback,
+            is_expired=retry_delay is None and error.scope is not SendScope.MESSAGE,
+            is_editable=self._is_editable,
+        )
+
+    def _count_outcome(self, task: DeliveryTask, result: OutcomeResult) -> None:
+        metrics = self._shared.metrics
+        for channel in result.superseded_channels:
+            metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
+        if not result.lease_valid:
+            log.warning(
+                "lease expired before the outcome was recorded", channel=self.name, delivery_id=task.delivery_id
+            )
+            metrics.count_lost_lease(self.name)
+        elif result.state in (DeliveryState.DELIVERED, DeliveryState.DEAD):
+            metrics.count_delivery(self.name, result.state)
+        if result.lease_valid and result.state is DeliveryState.DELIVERED:
+            metrics.observe_duration(self.name, result.age)
+
+
+def _classify_effect(error: SendError) -> ChannelEffect:
+    if error.scope is SendScope.MESSAGE or error.provider_works:
+        return ChannelEffect.REACHED
+    if error.reason is SendReason.INTERNAL or (
+        error.reason is SendReason.RATE_LIMITED and error.retry_after is not None
+    ):
+        return ChannelEffect.NOTHING
+    return ChannelEffect.FAILED
 
 
 STOP_SECONDS: Final = 6.0
@@ -343,17 +481,13 @@ def _get_compare_delay(settings: RelaySettings) -> float:
 async def _run_workers(
     settings: RelaySettings, store: Store, metrics: Metrics, lease_owner: str, send: Sender
 ) -> AsyncIterator[WakeChannels]:
-    workers: dict[str, Worker] = {}
+    runners: list[Worker | Editor] = []
 
     def wake(names: Iterable[str]) -> None:
-        names = tuple(names)
-        for name in names:
-            if name in workers:
-                workers[name].wake()
-        for editor in editors:
-            editor.wake(names)
+        found = frozenset(names)
+        for runner in runners:
+            runner.wake(found)
 
-    editors: list[Editor] = []
     context = DeliveryContext(
         store,
         metrics,
@@ -366,13 +500,15 @@ async def _run_workers(
         settings.default_channels,
         wake,
     )
-    for name, each in settings.channels.items():
-        # It only says whether its secrets changed: it connects at its first send, and never sends.
-        workers[name] = Worker(name, each.connect(settings.delivery.timeout), context)
-    editors += build_editors(context)
-    runners: list[Worker | Editor] = [*workers.values(), *editors]
+    runners += [Worker(name, context) for name in settings.channels]
+    runners += build_editors(context)
     compare_delay = _get_compare_delay(settings)
-    is_prepared = await _prepare_channels(context, compare_delay)
+    is_prepared = True
+    try:
+        await _prepare_channels(context, compare_delay)
+    except StoreUnavailableError as error:
+        log.warning("nothing is delivered until the outbox can be used", error=str(error))
+        is_prepared = False
     preparation = asyncio.create_task(
         _retry_preparation(context, compare_delay, is_prepared=is_prepared), name="prepare channels"
     )
@@ -398,34 +534,20 @@ async def _run_workers(
             await asyncio.gather(*tasks, sweeper, preparation, return_exceptions=True)
 
 
-async def _prepare_channels(context: DeliveryContext, compare_delay: float) -> bool:
-    """Tries channels that were down at once, since the restart may follow a fix, and detects a restored backup.
-
-    False if the outbox is not available.
-    """
-    try:
-        await _mark_served(context)
-        await detect_restore(context.store, compare_delay=compare_delay)
-    except StoreUnavailableError as error:
-        log.warning("nothing is delivered until the outbox can be used", error=str(error))
-        return False
-    return True
+async def _prepare_channels(context: DeliveryContext, compare_delay: float) -> None:
+    """Tries channels that were down at once, since the restart may follow a fix, and detects a restored backup."""
+    await _record_served(context)
+    await refresh_outdated(context.store, context.channels)
+    await breaker.commit_allow_trial(context.store, context.channels)
+    await detect_restore(context.store, compare_delay=compare_delay)
 
 
 async def _retry_preparation(context: DeliveryContext, compare_delay: float, *, is_prepared: bool) -> None:
     while not is_prepared:
         await asyncio.sleep(_PAUSE)
         with suppress(StoreUnavailableError):  # the store has logged it
-            with suppress(StoreUnavailableError):  # then they are tried when their pause ends
-                await _mark_served(context)
-            await detect_restore(context.store, compare_delay=compare_delay)
+            await _prepare_channels(context, compare_delay)
             is_prepared = True
-
-
-async def _mark_served(context: DeliveryContext) -> None:
-    await _record_served(context)
-    await refresh_outdated(context.store, context.channels)
-    await breaker.commit_allow_trial(context.store, context.channels)
 
 
 async def _record_served(context: DeliveryContext) -> None:

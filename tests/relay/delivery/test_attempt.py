@@ -14,7 +14,7 @@ from services.relay.channels.port import Attempt, DeliveryLeaseLostError, Receip
 from services.relay.deliveries.queries import DeliveryDetails, read_delivery
 from services.relay.delivery.attempt import SenderSettings, open_local_sender
 from services.relay.delivery.message import LinkRules
-from services.relay.delivery.task import Deliverer
+from services.relay.delivery.worker import Worker
 from services.relay.model import Claim
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.delivery.worker_harness import NEARLY, Rig, broken, rig
@@ -45,7 +45,7 @@ async def deliver(it: Rig, channel: Scripted, claim: Claim, seconds: float = LEA
     given = SenderSettings({"b": ScriptedSettings(channel=channel)}, NO_LINKS, {}, it.shared.settings.timeout, zone)
     async with open_local_sender(given) as send:
         ends = asyncio.get_running_loop().time() + seconds
-        await Deliverer("b", replace(it.shared, send=send, channels=given.channels)).deliver(claim, ends)
+        await Worker("b", replace(it.shared, send=send, channels=given.channels)).deliver(claim, ends)
 
 
 async def due(it: Rig) -> Claim:
@@ -125,7 +125,7 @@ async def test_a_message_for_people_has_the_text_of_the_team_and_a_broken_templa
     given = SenderSettings({"b": Settings(channel=channel)}, NO_LINKS, {}, 10, templates=tmp_path)
     async with open_local_sender(given) as send:
         ends = asyncio.get_running_loop().time() + LEASE
-        await Deliverer("b", replace(it.shared, send=send, channels=given.channels)).deliver(
+        await Worker("b", replace(it.shared, send=send, channels=given.channels)).deliver(
             await claim_one(it.store, "b"), ends
         )
     (sent,) = channel.sent

@@ -143,7 +143,7 @@ async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None
         store=store,
         metrics=Metrics(CollectorRegistry(), ["a"]),
         send=never,
-        channels={"a": ScriptedSettings(channel=None)},
+        channels={"a": ScriptedSettings(channel=Scripted())},
         settings=QUICK,
         pacing=PacingSettings(),
         lease_owner="test",
@@ -151,7 +151,7 @@ async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None
         fallback_channels=(),
         wake_channels=lambda _names: None,
     )
-    task = asyncio.create_task(Worker("a", Scripted(), shared).run())
+    task = asyncio.create_task(Worker("a", shared).run())
     await asyncio.sleep(9.5)
     assert store.calls == 10
     task.cancel()

@@ -66,7 +66,7 @@ class Rig:
             plan = DeliveryPlan(1, is_open=True, channels=channels)
             await accept_event(self.store, incoming, partial(_always, plan))
             for worker in self.workers.values():
-                worker.wake()
+                worker.wake(channels)
 
     async def deliveries(self, channel: str = "a") -> list[DeliverySummary]:
         return (await list_deliveries(self.store, DeliveryFilter(channel=channel), limit=200)).deliveries[::-1]
@@ -114,8 +114,8 @@ async def rig(
         workers: dict[str, Worker] = {}
 
         def wake(names: Iterable[str]) -> None:
-            for name in workers.keys() & set(names):
-                workers[name].wake()
+            for worker in workers.values():
+                worker.wake(frozenset(names))
 
         shared = DeliveryContext(
             store=store,
@@ -129,7 +129,7 @@ async def rig(
             fallback_channels=fallback,
             wake_channels=wake,
         )
-        workers |= {name: Worker(name, channel, shared) for name, channel in channels.items()}
+        workers |= {name: Worker(name, shared) for name in channels}
         tasks = [asyncio.create_task(worker.run()) for worker in workers.values()]
         try:
             yield Rig(shared, workers, registry)
