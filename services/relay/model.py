@@ -45,17 +45,17 @@ class Alert:
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
     starts_at: datetime
-    ends_at: datetime | None
+    ends_at: datetime | None = None
     """None while it fires."""
-    generator_url: str
-    fingerprint: str
+    generator_url: str = ""
+    fingerprint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One webhook: the state of one group at one moment."""
 
-    source: str
+    source: str = ""
     """Which of several independent Alertmanagers sent it; empty if there is one."""
     receiver: str
     group_key: str
@@ -64,8 +64,8 @@ class Event:
     group_labels: Mapping[str, str]
     common_labels: Mapping[str, str]
     common_annotations: Mapping[str, str]
-    external_url: str
-    truncated_alerts: int
+    external_url: str = ""
+    truncated_alerts: int = 0
     """How many alerts Alertmanager cut off; over 0, `status` is not that of the whole group."""
     remark: str = ""
     """A remark of the relay's own; empty for an event of Alertmanager."""
@@ -90,8 +90,8 @@ def collect_digests(event: Event) -> frozenset[bytes]:
 class Links:
     """Where a person goes from an alert; each is http(s), or None if there is none."""
 
-    runbook: str | None
-    dashboard: str | None
+    runbook: str | None = None
+    dashboard: str | None = None
     board: str | None = None
     """The exporter's board at the key or the service of the alert."""
     image: str | None = None

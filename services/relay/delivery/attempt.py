@@ -5,12 +5,12 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import structlog
 
@@ -63,17 +63,13 @@ SaveProgress = Callable[[Progress], Awaitable[None]]
 """Commits what a channel has done of a delivery. Raises DeliveryLeaseLostError or ProgressNotSavedError."""
 
 
-class Sender(Protocol):
-    """Sends. Every failure is a result; only cancellation is raised."""
-
-    async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
-        """One attempt, to its result."""
-        ...
+Sender = Callable[[DeliveryTask, SaveProgress], Coroutine[Any, Any, SendResult]]
+"""Makes one attempt. Every failure is a result; only cancellation is raised."""
 
 
 @runtime_checkable
-class RemoteSender(Sender, Protocol):
-    """A sender in another process."""
+class RemoteSender(Protocol):
+    """A `Sender` in another process."""
 
     async def ping(self) -> bool:
         """Whether the process answers, within seconds; one that starts is waited for."""
@@ -231,6 +227,8 @@ class _LocalSender:
                 return SendResult(loop.time() - started, lease_lost=True)
             detail = "the lease ended between two requests"
             error = SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, detail, maybe_arrived=True)
+        except SendError as raised:
+            error = raised
         except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001  # every failure is a result
             error = self._build_error(task, raised, sent=attempt is not None and attempt.payload is not None)
         payload = attempt.payload if attempt else None
@@ -246,8 +244,6 @@ class _LocalSender:
         )
 
     def _build_error(self, task: DeliveryTask, exception: BaseException, *, sent: bool) -> SendError:
-        if isinstance(exception, SendError):
-            return exception
         reason = SendReason.INTERNAL
         if isinstance(exception, ProgressNotSavedError):
             detail = f"the outbox was not available during the attempt: {exception}"

@@ -10,6 +10,7 @@ https://prometheus.io/docs/prometheus/latest/querying/operators/#binary-operator
 
 import asyncio
 import importlib.util
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,32 +74,6 @@ _PAUSE_SECONDS: Final = 30.0
 """Seconds after a failure in which nothing is asked."""
 
 log = structlog.get_logger(__name__)
-
-
-class PrometheusLimits:
-    """Decides whether current values and a chart may be asked for, by the event loop's clock."""
-
-    def __init__(self) -> None:
-        self._tokens = float(_BURST)
-        self._refilled_at = 0.0
-        self._paused_until = 0.0
-
-    def admit(self, waiting: int) -> bool:
-        """Whether another one may be asked for now, while so many are being made; it takes a token."""
-        now = asyncio.get_running_loop().time()
-        if now < self._paused_until:
-            return False
-        self._tokens = min(_BURST, self._tokens + (now - self._refilled_at) / _REFILL_SECONDS)
-        self._refilled_at = now
-        if self._tokens < 1 or waiting >= _MAX_WAITING:
-            return False
-        self._tokens -= 1
-        return True
-
-    def pause(self, error: str) -> None:
-        """After a failure nothing is asked for a while."""
-        self._paused_until = asyncio.get_running_loop().time() + _PAUSE_SECONDS
-        log.warning("message goes without its chart", error=error, retry_in=_PAUSE_SECONDS)
 
 
 _TOKEN: Final = re.compile(
@@ -264,14 +239,14 @@ async def measure(prometheus: PrometheusClient, event: Event, now: float, zone: 
         return None
     comparison = split_comparison(rule.expression)
     span = _Span(now - SPAN, now, STEP)
-    lines = await _read_lines(prometheus, comparison.left, event, rule, span)
+    lines = list(_match_series(await _read_series(prometheus, comparison.left, event, rule, span), alerts, rule))
     if not lines:
         return None
     first = min(series.points[0][0] for _, series in lines)
     if now - first < _YOUNG:  # so little is known that it is read in finer steps
         start = first - STEP
         span = _Span(start, now, max((now - start) / _YOUNG_POINTS, 1.0))
-        lines = await _read_lines(prometheus, comparison.left, event, rule, span)
+        lines = list(_match_series(await _read_series(prometheus, comparison.left, event, rule, span), alerts, rule))
         if not lines:
             return None
     thresholds = [
@@ -309,13 +284,6 @@ def _format_threshold(threshold: Threshold) -> str:
     return f"{threshold.operator} {truncate(clean_line(threshold.expression), _MAX_LABEL)}"
 
 
-async def _read_lines(
-    prometheus: PrometheusClient, expression: str, event: Event, rule: AlertRule, span: _Span
-) -> list[tuple[Alert, Series]]:
-    alerts = sorted(event.alerts, key=lambda alert: alert.status is Status.RESOLVED)
-    return list(_match_series(await _read_series(prometheus, expression, event, rule, span), alerts, rule))
-
-
 async def _read_series(
     prometheus: PrometheusClient, expression: str, event: Event, rule: AlertRule, span: _Span
 ) -> list[Series]:
@@ -340,15 +308,10 @@ def _build_labelled_vector(labels: Mapping[str, str]) -> str:
     """An expression of one series with these labels, on which others can be matched."""
     vector = "vector(1)"
     for name, value in labels.items():
-        replacement = _quote(value.replace("$", "$$"))  # a dollar sign would refer to a group of the regular expression
+        # A dollar sign would refer to a group of the regular expression; PromQL reads a string of JSON.
+        replacement = json.dumps(value.replace("$", "$$"), ensure_ascii=False)
         vector = f'label_replace({vector}, "{name}", {replacement}, "", "")'
     return vector
-
-
-def _quote(text: str) -> str:
-    """As a string of PromQL, in which any character stands for itself."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
 
 
 async def _read_threshold(
@@ -427,7 +390,9 @@ class Charts:
             else None
         )
         self._shared: OrderedDict[tuple[str, int], _Shared] = OrderedDict()
-        self._limits = PrometheusLimits()
+        self._tokens = float(_BURST)
+        self._refilled_at = 0.0
+        self._paused_until = 0.0
 
     async def make(self, message: Message, max_seconds: float) -> Picture:
         """What there is for a message within some seconds, 3 at most."""
@@ -457,8 +422,7 @@ class Charts:
         key, now = (task.incident_id, task.last_event_seq), loop.time()
         shared = self._shared.get(key)
         if shared is None or shared.started_at < now - _SHARED_SECONDS:
-            waiting = sum(not each.drawing.done() for each in self._shared.values())
-            if not self._limits.admit(waiting):
+            if not self._admit(now):
                 return None
             values: asyncio.Future[Mapping[str, str]] = loop.create_future()
             drawing = asyncio.create_task(self._make(message.event, values), name="chart")
@@ -466,6 +430,22 @@ class Charts:
             while len(self._shared) > _MAX_SHARED:
                 self._shared.popitem(last=False)
         return shared
+
+    def _admit(self, now: float) -> bool:
+        """Whether another one may be made now; it takes a token."""
+        if now < self._paused_until:
+            return False
+        self._tokens = min(_BURST, self._tokens + (now - self._refilled_at) / _REFILL_SECONDS)
+        self._refilled_at = now
+        if self._tokens < 1 or sum(not each.drawing.done() for each in self._shared.values()) >= _MAX_WAITING:
+            return False
+        self._tokens -= 1
+        return True
+
+    def _pause(self, error: str) -> None:
+        """After a failure nothing is asked for a while."""
+        self._paused_until = asyncio.get_running_loop().time() + _PAUSE_SECONDS
+        log.warning("message goes without its chart", error=error, retry_in=_PAUSE_SECONDS)
 
     async def close(self) -> None:
         drawing = [shared.drawing for shared in self._shared.values()]
@@ -494,10 +474,10 @@ class Charts:
                 png = await asyncio.to_thread(self._worker.ask, msgspec.json.encode(found.spec), seconds)
                 return Picture(PartOutcome.ADDED, values, png)
         except (TimeoutError, ChildLateError):
-            self._limits.pause(f"not ready within {MAX_SECONDS:g} s")
+            self._pause(f"not ready within {MAX_SECONDS:g} s")
             return Picture(PartOutcome.LATE, values)
         except (ApiError, ChildEndedError) as error:
-            self._limits.pause(str(error) or "the process that draws ended")
+            self._pause(str(error) or "the process that draws ended")
             return Picture(PartOutcome.FAILED, values)
         except Exception as error:  # noqa: BLE001  # a message goes without its chart, whatever is wrong with it
             log.error("unexpected error in a chart", **describe_exception(error))  # noqa: TRY400  # without its text

@@ -19,7 +19,7 @@ from datetime import tzinfo
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 from markdown_it import MarkdownIt
@@ -188,9 +188,7 @@ def _read_inline(token: Token) -> str:
     links: list[str] = []
     for child in _parse_inline(token):
         match child.type:
-            case "text" | "code_inline":
-                parts.append(child.content)
-            case "image":
+            case "text" | "code_inline" | "image":
                 parts.append(child.content)
             case "softbreak":
                 parts.append(" ")
@@ -222,20 +220,13 @@ _FIRST_WAIT: Final = 0.5
 """Seconds after the start in which a message waits for the first reading."""
 
 Excerpts = Mapping[str, RunbookExcerpt]
-_Stamp = FileStamp | None
+_Stamps = dict[Path, FileStamp | None]
 
 log = structlog.get_logger(__name__)
 
 
 class RunbookError(Exception):
     """The runbook cannot be read; the text says why, and what was expected."""
-
-
-class _FilesRead(NamedTuple):
-    """The excerpts of files, and their stamps."""
-
-    excerpts: Excerpts
-    stamps: Mapping[Path, _Stamp]
 
 
 class Runbook:
@@ -245,7 +236,7 @@ class Runbook:
         self._location = location
         self._session = HttpSession("the runbook's server", egress=egress)
         self._excerpts: Excerpts = {}
-        self._stamps: Mapping[Path, _Stamp] = {}
+        self._stamps: _Stamps = {}
         self._etag = ""
         self._is_ready = asyncio.Event()
 
@@ -321,29 +312,29 @@ class Runbook:
         return body.decode(errors="replace")
 
 
-def _read_changed_files(location: Path, stamps: Mapping[Path, _Stamp]) -> _FilesRead | None:
-    """What the files hold; None if they are as they were. Raises RunbookError."""
+def _read_changed_files(location: Path, stamps: _Stamps) -> tuple[Excerpts, _Stamps] | None:
+    """What the files hold, and their stamps; None if they are as they were. Raises RunbookError."""
     if stamps and all(read_stamp(file) == stamp for file, stamp in stamps.items()):
         return None
     reader = _FileReader(location if location.is_dir() else location.parent)
     try:
         if not location.is_dir():
-            return _FilesRead(build_excerpts(reader.read(location), reader.read_linked), reader.stamps)
+            return build_excerpts(reader.read(location), reader.read_linked), reader.stamps
         reader.stamps[location] = read_stamp(location)  # it changes with the names in it
         excerpts: dict[str, RunbookExcerpt] = {}
         for file in sorted(location.glob("*.md"))[:_MAX_FILES]:
             found = find_excerpt(build_excerpts(reader.read(file)), file.stem)
             excerpts |= {file.stem.lower(): found} if found else {}
-        return _FilesRead(excerpts, reader.stamps)
     except OSError as error:
         raise RunbookError(f"{error.filename}: {error.strerror}; expected a file that this user may read") from None
+    return excerpts, reader.stamps
 
 
 class _FileReader:
     """Reads files within a folder, all together no more than `MAX_BYTES`, and remembers which."""
 
     def __init__(self, folder: Path) -> None:
-        self.stamps: dict[Path, _Stamp] = {}
+        self.stamps: _Stamps = {}
         self._folder = folder.resolve()
         self._left = MAX_BYTES
 

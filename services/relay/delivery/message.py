@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Final
-from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import uritemplate
 
@@ -135,15 +135,17 @@ def build_links(alert: Alert, accepted_at: datetime, rules: LinkRules) -> Links:
     """An alert's links. A template wins over the annotation of its meaning, unless the rules prefer annotations."""
 
     def choose(annotation: str, template: str | None) -> str | None:
-        own = _read_annotation(alert, annotation, rules)
+        own = _check_host(alert.annotations.get(annotation, ""), rules)
         filled = _expand_template(template, alert, accepted_at)
         return (own or filled) if rules.prefers_annotation else (filled or own)
 
+    # A page loads a picture unasked, so it needs more than a link: https, and a host that the configuration names.
+    image = _check_host(alert.annotations.get("image_url", ""), rules) if rules.allow_hosts else None
     return Links(
         runbook=choose("runbook_url", rules.runbook),
         dashboard=choose("dashboard_url", rules.dashboard),
         board=_build_board_link(alert, rules.board),
-        image=_read_image(alert, rules),
+        image=image if image and image.startswith("https://") else None,
     )
 
 
@@ -170,16 +172,6 @@ def remove_foreign_links(event: Event, rules: LinkRules) -> Event:
     return replace(event, alerts=tuple(alerts), external_url=_check_host(event.external_url, rules) or "")
 
 
-def _read_annotation(alert: Alert, name: str, rules: LinkRules) -> str | None:
-    return _check_host(alert.annotations.get(name, ""), rules)
-
-
-def _read_image(alert: Alert, rules: LinkRules) -> str | None:
-    """A page loads a picture unasked, so it needs more than a link: https, and a host that the configuration names."""
-    url = _read_annotation(alert, "image_url", rules) if rules.allow_hosts else None
-    return url if url and url.startswith("https://") else None
-
-
 def _check_host(address: str, rules: LinkRules) -> str | None:
     """An address that an alert brings, where it is one and may be followed."""
     url = _parse_trusted_url(address)
@@ -203,8 +195,8 @@ def _expand_template(template: str | None, alert: Alert, accepted_at: datetime) 
     try:
         computed = {
             "alertname_lower": alert.labels.get("alertname", "").lower(),
-            "from_ms": _format_milliseconds(alert.starts_at - _DASHBOARD_MARGIN),
-            "to_ms": _format_milliseconds((alert.ends_at or accepted_at) + _DASHBOARD_MARGIN),
+            "from_ms": str(int((alert.starts_at - _DASHBOARD_MARGIN).timestamp() * 1000)),
+            "to_ms": str(int(((alert.ends_at or accepted_at) + _DASHBOARD_MARGIN).timestamp() * 1000)),
         }
         return _fill_template(template, {**alert.labels, **computed})
     except (ValueError, OverflowError):  # a time at the edge of the calendar, a label that is no text
@@ -229,30 +221,16 @@ def _drop_empty_parameters(template: str, values: Mapping[str, str]) -> str:
     return head + mark + "&".join(parameters) + sharp + fragment
 
 
-def _format_milliseconds(moment: datetime) -> str:
-    return str(int(moment.timestamp() * 1000))
-
-
 def _parse_trusted_url(url: str) -> str | None:
     """The URL in ASCII, or None if it is not http(s) with a plain host, or is anything a browser may misread."""
     if len(url) > MAX_URL or _CONTROL.search(url):
         return None
     try:
         parts = urlsplit(url)
-        if not _has_plain_host(parts):
-            return None
-        return quote_url(url)
+        is_plain = parts.scheme in ("http", "https") and "@" not in parts.netloc and parts.port != 0
+        return quote_url(url) if is_plain and _HOST.fullmatch(parts.hostname or "") else None
     except ValueError:  # a port over 65535, half an IPv6 address, half a surrogate pair
         return None
-
-
-def _has_plain_host(parts: SplitResult) -> bool:
-    return (
-        parts.scheme in ("http", "https")
-        and "@" not in parts.netloc
-        and _HOST.fullmatch(parts.hostname or "") is not None
-        and parts.port != 0
-    )
 
 
 _MAX_PAIRS: Final = 30
@@ -261,6 +239,7 @@ _MAX_NAME: Final = 100
 _MAX_VALUE: Final = 500
 """Characters of one of them."""
 _MAX_SERVICE: Final = 60
+_IN_ENTRY: Final = frozenset(("alertname", "env", "service", "severity", "title", "summary"))
 
 
 def condense_event(event_json: bytes) -> tuple[str, bytes]:
@@ -270,7 +249,7 @@ def condense_event(event_json: bytes) -> tuple[str, bytes]:
     alert = next((each for each in by_urgency if format_alert_title(each)), next(iter(by_urgency), None))
     condensed = replace(
         event,
-        alerts=(_condense_alert(alert),) if alert else (),
+        alerts=() if alert is None else (_condense_alert(alert),),
         group_labels=_condense_pairs(event.group_labels),
         common_labels=_condense_pairs(event.common_labels),
         common_annotations={},
@@ -288,17 +267,15 @@ def build_digest_message(task: DeliveryTask, link_rules: LinkRules) -> Message:
     """
     entries = sort_entries([_build_entry(member, link_rules) for member in task.members])
     status = Status.FIRING if any(entry.status is Status.FIRING for entry in entries) else Status.RESOLVED
+    nothing: dict[str, str] = {}
     event = Event(
-        source="",
         receiver="",
         group_key="",
         status=status,
         alerts=(),
-        group_labels={},
-        common_labels={},
-        common_annotations={},
-        external_url="",
-        truncated_alerts=0,
+        group_labels=nothing,
+        common_labels=nothing,
+        common_annotations=nothing,
     )
     return Message(task, event, (), digest=tuple(entries), incident_url=build_list_url(link_rules))
 
@@ -309,32 +286,22 @@ def _build_entry(member: DigestMember, link_rules: LinkRules) -> DigestEntry:
     message = Message(member.task, event, links)
     labels = {**event.common_labels, **event.group_labels}
     location = {name: labels[name] for name in ("env", "service") if labels.get(name)}
+    env, service = (clean_line(location.get(name, "")) for name in ("env", "service"))
     return DigestEntry(
         title=format_title(message),
         status=compute_status(event),
         severity=find_worst_severity(event) or "",
         counts=member.counts,
-        service=_format_service(location),
+        service=truncate(f"{service} ({env})" if service and env else service or env, _MAX_SERVICE),
         link=build_incident_url(member.task, link_rules)
         or _find_link(event)
         or next((sanitize_url(each.runbook) for each in links), None),
-        service_link=_find_service_link(event, location, link_rules),
+        # The open incidents of the service, or its alerts in Alertmanager.
+        service_link=(build_list_url(link_rules, location["service"]) if "service" in location else None)
+        or (_find_link(replace(event, group_labels=location)) if location else None),
         receiver_link=_find_link(replace(event, group_labels={})),
         is_named_only=member.is_named_only,
     )
-
-
-def _format_service(location: Mapping[str, str]) -> str:
-    env, service = (clean_line(location.get(name, "")) for name in ("env", "service"))
-    return truncate(f"{service} ({env})" if service and env else service or env, _MAX_SERVICE)
-
-
-def _find_service_link(event: Event, location: Mapping[str, str], link_rules: LinkRules) -> str | None:
-    """The open incidents of the service, or its alerts in Alertmanager."""
-    if not location:
-        return None
-    own = build_list_url(link_rules, location["service"]) if "service" in location else None
-    return own or _find_link(replace(event, group_labels=location))
 
 
 def _find_link(event: Event) -> str | None:
@@ -347,11 +314,8 @@ def _condense_alert(alert: Alert) -> Alert:
 
 def _condense_pairs(pairs: Mapping[str, str]) -> dict[str, str]:
     short = [(name, value) for name, value in pairs.items() if len(name) <= _MAX_NAME]
-    return {name: truncate(value, _MAX_VALUE) for name, value in sorted(short, key=_rank_pair)[:_MAX_PAIRS]}
-
-
-def _rank_pair(pair: tuple[str, str]) -> bool:
-    return pair[0] not in {"alertname", "env", "service", "severity", "title", "summary"}
+    short.sort(key=lambda pair: pair[0] not in _IN_ENTRY)
+    return {name: truncate(value, _MAX_VALUE) for name, value in short[:_MAX_PAIRS]}
 
 
 def merge_events(older: Event, newer: Event) -> Event:

@@ -373,14 +373,11 @@ def _build_examples() -> Iterator[Message]:
         labels=labels,
         annotations=annotations,
         starts_at=now,
-        ends_at=None,
-        generator_url="",
         fingerprint="",
     )
     for status in Status:
         ends_at = None if status is Status.FIRING else now
         event = Event(
-            source="",
             receiver="kms-critical",
             group_key="",
             status=status,
@@ -388,11 +385,9 @@ def _build_examples() -> Iterator[Message]:
             group_labels=labels,
             common_labels=labels,
             common_annotations=annotations,
-            external_url="",
-            truncated_alerts=0,
         )
         task = DeliveryTask(delivery_id="", incident_id="", episode=1, channel="example", accepted_at=now)
-        yield Message(task, event, (Links(None, None),))
+        yield Message(task, event, (Links(),))
 
 
 TemplateFolder = Annotated[FilePath, FileCheck(check_template_folder)]

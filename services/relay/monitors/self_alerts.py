@@ -57,8 +57,6 @@ class SelfAlert:
             labels=self.labels,
             annotations=annotations,
             starts_at=starts_at,
-            ends_at=None,
-            generator_url="",
             fingerprint=self.group,
         )
         return Event(
@@ -70,8 +68,6 @@ class SelfAlert:
             group_labels={"alertname": self.labels["alertname"]},
             common_labels=self.labels,
             common_annotations=annotations,
-            external_url="",
-            truncated_alerts=0,
         )
 
 

@@ -64,12 +64,10 @@ class IntakeUptime:
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self.restart()
+        self._started_at = monotonic()
 
-    def restart(self) -> None:
-        self._started_at = self._monotonic()
-
-    def measure_and_restart(self) -> float:
+    def restart(self) -> float:
+        """Measures from now on; gives what it was until now."""
         before, self._started_at = self._started_at, self._monotonic()
         return self._started_at - before
 
@@ -100,7 +98,7 @@ class WatchdogMonitor:
         if not names:
             return _IDLE_INTERVAL
         expected = {watchdog.name: watchdog.expect_every for watchdog in self._watchdogs}
-        uptime = self._uptime.measure_and_restart()
+        uptime = self._uptime.restart()
         silences = await store.run(lambda transaction: count_silence(transaction, expected, uptime))
         pause = _CHECK_INTERVAL
         for watchdog in self._watchdogs:
@@ -156,13 +154,12 @@ def is_draining(transaction: Transaction, channels: Collection[str], *, within: 
     """
     oldest = _OLDEST_WAITING.fetch_all(transaction.connection, {"channels": list(channels)})
     ages = [(row.channel, transaction.now - row.accepted_at) for row in oldest]
-    old = [(channel, age) for channel, age in ages if age > within]
-    return all(age <= max_age and _has_delivered(transaction, channel, within) for channel, age in old)
-
-
-def _has_delivered(transaction: Transaction, channel: str, within: float) -> bool:
-    values = {"on": channel, "since": transaction.now - within}
-    return _FIND_DELIVERED.fetch_first(transaction.connection, values) is not None
+    since = transaction.now - within
+    return all(
+        age <= max_age and _FIND_DELIVERED.fetch_first(transaction.connection, {"on": channel, "since": since})
+        for channel, age in ages
+        if age > within
+    )
 
 
 _REPLY_TIMEOUT: Final = 5.0

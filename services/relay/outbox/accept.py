@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, case, func, insert, select, update
 
 from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, encode_event, encode_steps
 from services.relay.outbox.context import build_service_id, build_title, find_service
-from services.relay.outbox.edits import find_digests, request_channel_edits
+from services.relay.outbox.edits import MessageKey, find_digests, request_channel_edits
 from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
 from services.relay.outbox.quarantine import Replay, record_replay
@@ -313,14 +313,14 @@ def _enqueue_deliveries(transaction: Transaction, planned: Sequence[_PlannedEven
     """
     deliveries_by_event = [_build_deliveries(transaction, each) for each in planned]
     former = [
-        (each.request.incoming.incident_id, each.plan.episode, channel)
+        MessageKey(each.request.incoming.incident_id, each.plan.episode, channel)
         for each in planned
         if not each.plan.is_repeat
         for channel in each.plan.unconfigured_channels
     ]
     if former:
         digests = find_digests(transaction, former)
-        request_channel_edits(transaction, {*former, *(each.get_key() for each in digests)})
+        request_channel_edits(transaction, {*former, *(each.key for each in digests)})
     channels: dict[str, list[str]] = {}
     for old in enqueue_deliveries(transaction, [*chain.from_iterable(deliveries_by_event)]).superseded_rows:
         channels.setdefault(old.incident_id, []).append(old.channel)

@@ -37,8 +37,15 @@ from services.relay.outbox.tables import (
 )
 from shared.sql.rows import RowQuery, select_rows, select_values
 
-MessageKey = tuple[str, int, str]
-"""Of a row: an incident or a digest, its episode, and the channel."""
+
+class MessageKey(NamedTuple):
+    """Of a row."""
+
+    incident_id: str
+    """Or the id of a digest, of the episode 0."""
+    episode: int
+    channel: str
+
 
 _SAME_SECONDS: Final = 0.001
 """By which a moment may differ from the same one as it was stored."""
@@ -86,18 +93,12 @@ _EDITED_CHANNELS: Final = select_values(str, _edit.channel).where(*_of_current_e
 class FirstMessage(NamedTuple):
     """The first message of an episode on a channel that edits."""
 
-    incident_id: str
-    episode: int
-    channel: str
+    key: MessageKey
     delivery_seq: int
     context: IncidentContext | None = None
     """What it says of its incident; None if that is not known."""
     receipt: str | None = None
     """JSON, of a digest; another message has its delivery's. None where its answer was lost."""
-
-    def get_key(self) -> MessageKey:
-        """Of its row."""
-        return self.incident_id, self.episode, self.channel
 
 
 class _ChangesRow(NamedTuple):
@@ -107,14 +108,6 @@ class _ChangesRow(NamedTuple):
     episode: int
     acknowledged_at: float | None
     escalated_at: float | None
-
-
-class _EpisodeRow(NamedTuple):
-    """An episode on a channel."""
-
-    incident_id: str
-    episode: int
-    channel: str
 
 
 class _DigestRow(NamedTuple):
@@ -131,7 +124,7 @@ _READ_CHANGES: Final = select_rows(_ChangesRow, incidents.c).where(
     incidents.c.id.in_(bindparam("incidents", expanding=True))
 )
 _of = deliveries.c
-_MERGED_EPISODES: Final = RowQuery(_EpisodeRow, select(_of.incident_id, _of.episode, _of.channel).distinct()).where(
+_MERGED_EPISODES: Final = RowQuery(MessageKey, select(_of.incident_id, _of.episode, _of.channel).distinct()).where(
     _of.incident_id == bindparam("incident"),
     _of.channel == bindparam("of_channel"),
     _of.episode < bindparam("of_episode"),
@@ -175,12 +168,16 @@ def record_first_messages(transaction: Transaction, messages: Sequence[FirstMess
         connection, now = transaction.connection, transaction.now
         state: dict[str, object] = {"wanted": 0, "shown": 0, "requested_at": now, "due_at": now}
         state |= {"attempts": 0, "lease": None, "reason": None, "edited_at": None}
-        rows = [{key: value for key, value in each._asdict().items() if key != "context"} | state for each in messages]
+        rows = [
+            {**each.key._asdict(), "delivery_seq": each.delivery_seq, "receipt": each.receipt, **state}
+            for each in messages
+        ]
         _INSERT_FIRST_MESSAGES[connection.dialect.name].execute(connection, rows)
-        changes = _READ_CHANGES.fetch_all(connection, {"incidents": sorted({each.incident_id for each in messages})})
+        incident_ids = sorted({each.key.incident_id for each in messages})
+        changes = _READ_CHANGES.fetch_all(connection, {"incidents": incident_ids})
         by_episode = {(row.id, row.episode): row for row in changes}
-        outdated = [each for each in messages if _is_outdated(each, by_episode.get((each.incident_id, each.episode)))]
-        request_channel_edits(transaction, {each.get_key() for each in outdated})
+        outdated = {each.key for each in messages if _is_outdated(each, by_episode.get(each.key[:2]))}
+        request_channel_edits(transaction, outdated)
 
 
 def _is_outdated(message: FirstMessage, row: _ChangesRow | None) -> bool:
@@ -208,10 +205,9 @@ def _bind(key: MessageKey) -> dict[str, object]:
 
 def find_merged_episodes(transaction: Transaction, task: DeliveryTask) -> set[MessageKey]:
     """The earlier episodes whose end was merged into a delivery of a later one."""
-    key = (task.incident_id, task.episode, task.channel)
+    key = MessageKey(task.incident_id, task.episode, task.channel)
     values = {**_bind(key), "first": task.first_event_seq, "last": task.last_event_seq}
-    rows = _MERGED_EPISODES.fetch_all(transaction.connection, values)
-    return {(row.incident_id, row.episode, row.channel) for row in rows}
+    return set(_MERGED_EPISODES.fetch_all(transaction.connection, values))
 
 
 def find_digests(transaction: Transaction, keys: Collection[MessageKey]) -> list[FirstMessage]:
@@ -222,10 +218,10 @@ def find_digests(transaction: Transaction, keys: Collection[MessageKey]) -> list
     values = {"incidents": incident_ids, "episodes": episodes, "channels": names}
     found: dict[MessageKey, int] = {}
     for row in _DIGESTS.fetch_all(transaction.connection, values):
-        if (row.incident_id, row.episode, row.channel) in keys:
-            key = (row.digest_id, DIGEST_EPISODE, row.channel)
+        if MessageKey(row.incident_id, row.episode, row.channel) in keys:
+            key = MessageKey(row.digest_id, DIGEST_EPISODE, row.channel)
             found[key] = min(row.delivery_seq, found.get(key, row.delivery_seq))
-    return [FirstMessage(*key, seq) for key, seq in sorted(found.items())]
+    return [FirstMessage(key, seq) for key, seq in sorted(found.items())]
 
 
 _LOCKED_RETRY_SECONDS: Final = 0.05
@@ -443,8 +439,8 @@ def _claim(transaction: Transaction, request: EditClaimRequest) -> EditClaimResu
         _update_limit(connection, request.scope, next_token_at=next_token_at)
     lease_id = f"{request.lease_owner}/{uuid4().hex}"
     claimed = {"new_lease": lease_id, "ends": now + request.lease_seconds}
-    keys = [(row.incident_id, row.episode, row.channel) for row in rows]
-    _MARK_CLAIMED.execute(connection, [{**_bind(key), **claimed} for key in keys])
+    keys = [_bind(MessageKey(row.incident_id, row.episode, row.channel)) for row in rows]
+    _MARK_CLAIMED.execute(connection, [{**key, **claimed} for key in keys])
     return EditClaimResult(tuple(_build_claims(transaction, rows, lease_id)), 0.0)
 
 
@@ -510,7 +506,7 @@ async def record_edit(store: Store, scope: str, edit: EditClaim, outcome: EditOu
 
 def _record(transaction: Transaction, scope: str, edit: EditClaim, outcome: EditOutcome) -> bool:
     connection, now, task = transaction.connection, transaction.now, edit.claim.task
-    key = _bind((task.incident_id, task.episode, task.channel))
+    key = _bind(MessageKey(task.incident_id, task.episode, task.channel))
     values = {
         **key,
         "ours": edit.claim.lease_id,

@@ -226,14 +226,14 @@ def _record_edits(transaction: Transaction, ended: Sequence[_Ended], rows: Mappi
     changed: set[MessageKey] = set()
     for each in ended:
         task, outcome, digest_id = each.task, each.outcome, each.digest_id
-        key, seq = (task.incident_id, task.episode, task.channel), rows[task.delivery_id].seq
+        key, seq = MessageKey(task.incident_id, task.episode, task.channel), rows[task.delivery_id].seq
         if digest_id and outcome.state in (DeliveryState.DELIVERED, DeliveryState.QUEUED):
-            digest = FirstMessage(digest_id, DIGEST_EPISODE, task.channel, seq, receipt=_encode_receipt(outcome))
-            first_messages.setdefault(digest_id, digest)
+            digest = MessageKey(digest_id, DIGEST_EPISODE, task.channel)
+            first_messages.setdefault(digest_id, FirstMessage(digest, seq, receipt=_encode_receipt(outcome)))
             if task.maybe_sent:  # it may name what was merged into something newer since then
-                changed.add(digest.get_key())
+                changed.add(digest)
         elif outcome.state is DeliveryState.DELIVERED and task.first_receipt is None:
-            first_messages[task.delivery_id] = FirstMessage(*key, seq, context=outcome.context)
+            first_messages[task.delivery_id] = FirstMessage(key, seq, context=outcome.context)
         if outcome.state in WAITING:
             continue
         named.add(key)
@@ -244,9 +244,9 @@ def _record_edits(transaction: Transaction, ended: Sequence[_Ended], rows: Mappi
             named |= merged
             changed |= merged
     # One whose answer was lost may have no member left that is claimed again: then its edit searches for it.
-    older = [digest for digest in find_digests(transaction, named) if digest.incident_id not in first_messages]
+    older = [digest for digest in find_digests(transaction, named) if digest.key.incident_id not in first_messages]
     record_first_messages(transaction, [*first_messages.values(), *older])
-    request_channel_edits(transaction, changed.union(each.get_key() for each in older))
+    request_channel_edits(transaction, changed.union(each.key for each in older))
 
 
 def _build_outcome_values(ended: _Ended, row: DeliveryRow, now: float) -> dict[str, Any]:

@@ -142,13 +142,9 @@ def _format_frequency(message: Message) -> tuple[str, ...]:
     number = message.task.context.episodes_in_7_days
     if not number:
         return ()
-    often = f"{number} times or more" if number >= MAX_EPISODES else f"{_format_ordinal(number)} time"
-    return (f"{often} in 7 days",)
-
-
-def _format_ordinal(number: int) -> str:
     ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"
+    often = f"{number} times or more" if number >= MAX_EPISODES else f"{number}{ending} time"
+    return (f"{often} in 7 days",)
 
 
 _SHORTEST_TITLE: Final = 40
@@ -251,10 +247,9 @@ _LABEL_NAME = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
 
 def list_alerts(message: Message) -> list[tuple[Alert, list[Link]]]:
     """The alerts, firing ones first, each with the links that no alert before it has."""
-    pairs = list(zip(message.event.alerts, message.links, strict=True))
     listed: set[Link] = set()
     result = []
-    for alert, links in sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED):
+    for alert, links in _sort_alerts(message):
         new = [link for link in _list_links(alert, links) if link not in listed]
         listed.update(new)
         result.append((alert, new))
@@ -267,10 +262,13 @@ def list_incident_links(message: Message) -> list[Link]:
 
 def list_images(message: Message) -> list[str]:
     """The addresses of the pictures that the alerts bring, each once, those of firing alerts first."""
-    pairs = zip(message.event.alerts, message.links, strict=True)
-    firing_first = sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED)
-    found = (sanitize_url(links.image) for _, links in firing_first)
+    found = (sanitize_url(links.image) for _, links in _sort_alerts(message))
     return list(dict.fromkeys(url for url in found if url and url.startswith("https://")))
+
+
+def _sort_alerts(message: Message) -> list[tuple[Alert, Links]]:
+    pairs = zip(message.event.alerts, message.links, strict=True)
+    return sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED)
 
 
 def list_group_links(event: Event) -> list[Link]:

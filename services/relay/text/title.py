@@ -6,7 +6,6 @@ encrypt with ledger-kek`. The class and the labels of the alert come after it. A
 """
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from enum import StrEnum
 from itertools import islice
 from typing import Final
@@ -127,19 +126,13 @@ def format_class(message: Message) -> str:
 
 def format_end(message: Message) -> str:
     """That it is over, and how long it lasted: `Resolved after 12 min`, or `Fired and resolved within 8 s`."""
-    duration = compute_duration(message)
-    if message.task.firing_undelivered:
-        return f"Fired and resolved within {duration}"
-    return f"Resolved after {duration}"
-
-
-def compute_duration(message: Message) -> str:
-    """From the first start to the last end, or to the acceptance of the event where no end is given."""
-    event, context = message.event, message.task.context
-    starts = [alert.starts_at for alert in event.alerts] + ([context.started_at] if context.started_at else [])
+    event, task = message.event, message.task
+    starts = [alert.starts_at for alert in event.alerts] + (
+        [task.context.started_at] if task.context.started_at else []
+    )
     ends = [alert.ends_at for alert in event.alerts if alert.ends_at is not None]
-    accepted: datetime = message.task.accepted_at
-    return format_duration(max(ends, default=accepted) - min(starts, default=accepted))
+    duration = format_duration(max(ends, default=task.accepted_at) - min(starts, default=task.accepted_at))
+    return f"{'Fired and resolved within' if task.firing_undelivered else 'Resolved after'} {duration}"
 
 
 def format_state(message: Message) -> str:

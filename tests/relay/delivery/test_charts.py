@@ -237,7 +237,7 @@ async def test_one_that_hangs_delays_one_message_and_is_then_left_alone(monkeypa
         assert (await charts.make(message(one, 2), 9)).outcome is PartOutcome.SKIPPED
         assert await charts.read_values(message(one, 2), 9) == {}
         assert scripted.requests == ["/api/v1/rules"]
-        charts._limits._paused_until = 0.0
+        charts._paused_until = 0.0
         scripted.answer = answering(text='{"data": {"groups": []}}')
         outcomes = [(await charts.make(message(one, 3 + number), 9)).outcome for number in range(9)]
         assert outcomes == [PartOutcome.ABSENT] * 4 + [PartOutcome.SKIPPED] * 5
@@ -288,7 +288,7 @@ async def test_where_nothing_is_drawn_in_time_the_values_remain(monkeypatch: pyt
         picture = await drawing
         assert picture == Picture(PartOutcome.LATE, {"Slow encrypt": "3 (fires if > 1)"})
         ended.set()
-        charts._limits._paused_until = 0.0
+        charts._paused_until = 0.0
         charts._worker.close()
         charts._worker = None  # as where matplotlib is not installed
         picture = await charts.make(message(event(alert_of("Slow")), 2), 9)

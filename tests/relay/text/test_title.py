@@ -6,8 +6,8 @@ import pytest
 from services.relay.model import IncidentContext
 from services.relay.text.title import (
     MAX_TITLE,
-    compute_duration,
     format_class,
+    format_end,
     format_omission,
     format_subject,
     format_title,
@@ -58,11 +58,11 @@ def test_an_incident_lasts_from_its_first_start_to_its_last_end() -> None:
     over = message("03-resolved-1")
     (alert,) = over.event.alerts
     early = IncidentContext(started_at=alert.starts_at - timedelta(minutes=12))
-    assert compute_duration(change(over, context=early)) == "12 min"
+    assert format_end(change(over, context=early)) == "Resolved after 12 min"
     endless = replace(over.event, alerts=(replace(alert, ends_at=None),))
-    assert compute_duration(replace(over, event=endless)) == "2 s", "until the webhook came"
+    assert format_end(replace(over, event=endless)) == "Resolved after 2 s", "until the webhook came"
     extreme = replace(alert, starts_at=datetime(9999, 12, 31, tzinfo=UTC), ends_at=datetime(1, 1, 1, tzinfo=UTC))
-    assert compute_duration(replace(over, event=replace(over.event, alerts=(extreme,)))) == "0 s"
+    assert format_end(replace(over, event=replace(over.event, alerts=(extreme,)))) == "Resolved after 0 s"
 
 
 @pytest.mark.parametrize("text", HUGE)
