@@ -97,7 +97,8 @@ class LinkSigner:
     async def _sign(self, link: AcknowledgeLink, recipients: str) -> list[str]:
         signed = json.dumps([*link, recipients]).encode()
         keys = [await asyncio.to_thread(_derive_key, token) for token in self._tokens.read_values()]
-        return [_encode(hmac.digest(key, signed, "sha256")) for key in keys]
+        signatures = [base64.urlsafe_b64encode(hmac.digest(key, signed, "sha256")) for key in keys]
+        return [signature.decode().rstrip("=") for signature in signatures]
 
 
 def build_link(message: Message) -> AcknowledgeLink:
@@ -111,7 +112,3 @@ def build_link(message: Message) -> AcknowledgeLink:
 def _derive_key(token: str) -> bytes:
     """The key of a token: 50 ms once, so that nobody who has a mail can try tokens fast."""
     return hashlib.scrypt(token.encode(), salt=_PURPOSE, n=2**14, r=8, p=1, dklen=32)
-
-
-def _encode(signature: bytes) -> str:
-    return base64.urlsafe_b64encode(signature).decode().rstrip("=")

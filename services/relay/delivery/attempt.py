@@ -153,12 +153,13 @@ async def open_local_sender(settings: SenderSettings) -> AsyncIterator[Sender]:
     """Sends while the body runs, and closes every channel after it."""
     channels = {name: channel.connect(settings.timeout) for name, channel in settings.channels.items()}
     templates = MessageTemplates(settings.templates) if settings.templates else None
+    signer = LinkSigner(settings.acknowledge_link) if settings.acknowledge_link else None
     try:
         async with open_enricher(settings.enrichment, settings.zone) as enricher:
             if templates:  # so that the first message need not wait for the process that renders them
                 await asyncio.to_thread(templates.start)
             try:
-                yield _LocalSender(channels, settings, enricher, templates)
+                yield _LocalSender(channels, settings, enricher, templates, signer)
             finally:
                 if templates:
                     await asyncio.to_thread(templates.close)
@@ -177,22 +178,16 @@ async def close_channel(channel_name: str, channel: Channel) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
 class _LocalSender:
-    def __init__(
-        self,
-        channels: Mapping[str, Channel],
-        settings: SenderSettings,
-        enricher: Enricher,
-        templates: MessageTemplates | None,
-    ) -> None:
-        self._channels = channels
-        self._settings = settings
-        self._enricher = enricher
-        self._templates = templates
-        self._signer = LinkSigner(settings.acknowledge_link) if settings.acknowledge_link else None
+    channels: Mapping[str, Channel]
+    settings: SenderSettings
+    enricher: Enricher
+    templates: MessageTemplates | None
+    signer: LinkSigner | None
 
     async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
-        settings = self._settings
+        settings = self.settings
         loop = asyncio.get_running_loop()
         started = loop.time()
         attempt: LeasedAttempt | None = None
@@ -201,19 +196,19 @@ class _LocalSender:
         failed_templates: tuple[str, ...] = ()
         try:
             async with asyncio.timeout_at(task.attempt_ends):
-                own, channel = settings.channels[task.channel], self._channels[task.channel]
+                own, channel = settings.channels[task.channel], self.channels[task.channel]
                 message = await build_message(
                     task, settings.link_rules, settings.contacts, settings.zone, settings.buttons
                 )
                 if not message.digest:
-                    message, outcomes = await self._enricher.enrich(
+                    message, outcomes = await self.enricher.enrich(
                         message, shows_values=own.shows_values, shows_chart=own.shows_chart
                     )
-                    if self._templates and own.uses_templates:
+                    if self.templates and own.uses_templates:
                         seconds = min(MAX_SECONDS, (task.attempt_ends - loop.time()) / 2)
-                        message, failed_templates = await asyncio.to_thread(self._templates.apply, message, seconds)
-                if self._signer and own.has_acknowledge_link:
-                    message = await self._signer.add_to(message, own.destination)
+                        message, failed_templates = await asyncio.to_thread(self.templates.apply, message, seconds)
+                if self.signer and own.has_acknowledge_link:
+                    message = await self.signer.add_to(message, own.destination)
                 attempt = LeasedAttempt(task, message, save_progress)
                 if not task.is_edit:
                     receipt = await channel.send(attempt)
@@ -248,7 +243,7 @@ class _LocalSender:
         if isinstance(exception, ProgressNotSavedError):
             detail = f"the outbox was not available during the attempt: {exception}"
         elif isinstance(exception, TimeoutError):
-            reason, detail = SendReason.TIMEOUT, f"no answer within {self._settings.timeout:g} s"
+            reason, detail = SendReason.TIMEOUT, f"no answer within {self.settings.timeout:g} s"
         elif isinstance(exception, asyncio.CancelledError) and is_task_cancelled():
             raise exception  # else a library let out a cancellation of its own
         else:

@@ -422,32 +422,32 @@ class EnrichmentSettings:
 NO_ENRICHMENT: Final = EnrichmentSettings()
 
 
+@dataclass(frozen=True, slots=True)
 class Enricher:
     """Adds an excerpt of the runbook, values and a chart to messages."""
 
-    def __init__(self, runbook: Runbook | None, charts: Charts | None, addresses: Mapping[str, str]) -> None:
-        self._runbook = runbook
-        self._charts = charts
-        self._addresses = addresses
+    runbook: Runbook | None
+    charts: Charts | None
+    addresses: Mapping[str, str]
 
     async def enrich(
         self, message: Message, *, shows_values: bool, shows_chart: bool
     ) -> tuple[Message, Mapping[MessagePart, PartOutcome]]:
         """The message with what there is for it, and how each part ended."""
         outcomes: dict[MessagePart, PartOutcome] = {}
-        if self._runbook is not None and not is_resolved(message.event):  # what is over needs no steps
-            excerpt = await self._runbook.find(find_alertname(message.event))
-            excerpt = excerpt and fill_excerpt(excerpt, message, self._addresses)
+        if self.runbook is not None and not is_resolved(message.event):  # what is over needs no steps
+            excerpt = await self.runbook.find(find_alertname(message.event))
+            excerpt = excerpt and fill_excerpt(excerpt, message, self.addresses)
             message = replace(message, excerpt=excerpt)
             outcomes[MessagePart.RUNBOOK] = PartOutcome.ADDED if excerpt else PartOutcome.ABSENT
-        if self._charts is not None and not message.task.is_edit and message.event.alerts:
+        if self.charts is not None and not message.task.is_edit and message.event.alerts:
             seconds = (message.task.attempt_ends - asyncio.get_running_loop().time()) * _SHARE_OF_ATTEMPT
             if shows_chart:
-                picture = await self._charts.make(message, seconds)
+                picture = await self.charts.make(message, seconds)
                 message = replace(message, chart=picture.png, current_values=picture.current_values or {})
                 outcomes[MessagePart.CHART] = picture.outcome
             elif shows_values:
-                message = replace(message, current_values=await self._charts.read_values(message, seconds))
+                message = replace(message, current_values=await self.charts.read_values(message, seconds))
         return message, outcomes
 
 

@@ -9,6 +9,7 @@ import functools
 import json
 import re
 import signal
+import traceback
 from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
@@ -134,12 +135,8 @@ def _describe(error: Exception, source: str) -> str:
 
 
 def _find_line(error: BaseException, name: str) -> int:
-    line, frame = 1, error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename == name:
-            line = frame.tb_lineno
-        frame = frame.tb_next
-    return line
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == name]
+    return lines[-1] if lines else 1
 
 
 def _mark_labels(value: dict[str, Any]) -> dict[str, Any]:

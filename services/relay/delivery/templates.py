@@ -11,10 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import structlog
 
@@ -52,82 +52,28 @@ MAX_ALERTS: Final = 100
 _MAX_LABELS: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class AlertVariables:
-    """An alert in a template. Every text has at most 2,000 characters, and is empty where there is none."""
-
-    status: str
-    """`firing` or `resolved`."""
-    labels: Mapping[str, str]
-    annotations: Mapping[str, str]
-    summary: str
-    """On one line; without the annotation, the alert's name."""
-    description: str
-    period: str
-    """Since when it fires, or from when to when it fired."""
-    starts_at: str
-    """In `messages.timezone`."""
-    ends_at: str
-    runbook: str
-    """Its links, made from `links`."""
-    dashboard: str
-    board: str
-
-
-@dataclass(frozen=True, slots=True)
-class Variables:
-    """What a template sees of a message."""
-
-    title: str
-    """What keypulse would write."""
-    headline: str
-    """The alert's class and where: `KMSCryptoNotReady · production / backend`."""
-    status: str
-    """`firing` or `resolved`."""
-    state: str
-    """`Firing`, `Resolved` or `Fired and resolved`."""
-    severity: str
-    """The worst of the firing alerts: `critical`, `error`, `warning`, `info`."""
-    counts: str
-    """Such as `2 firing, 1 resolved`."""
-    alert: AlertVariables
-    """The alert that the text is about; in `title.j2` the worst alert."""
-    alerts: list[AlertVariables]
-    """Firing ones first; 100 at most."""
-    group_labels: Mapping[str, str]
-    common_labels: Mapping[str, str]
-    common_annotations: Mapping[str, str]
-    receiver: str
-    channel: str
-    """The name of the channel that the message is for."""
-    remark: str
-    """What the relay itself adds."""
-
-
-VARIABLE_NAMES: Final = frozenset(field.name for field in fields(Variables))
-
-
-def build_variables(message: Message) -> Variables:
+def build_variables(message: Message) -> dict[str, Any]:
+    """What a template sees of a message; a text is empty where there is none."""
     event = message.event
     listed = order_alerts(message)
     alerts = [_build_alert_variables(event.alerts[n], message.links[n], message) for n in listed]
-    worst = min(range(len(listed)), key=lambda n: _rank(event.alerts[listed[n]]), default=None)
-    return Variables(
-        title=_limit_value(format_title(message)),
-        headline=_limit_value(format_headline(event)),
-        status=str(compute_status(event)),
-        state=format_state(message),
-        severity=str(find_worst_severity(event) or ""),
-        counts=format_counts(event),
-        alert=alerts[worst] if worst is not None else _NO_ALERT,
-        alerts=alerts,
-        group_labels=_limit_labels(event.group_labels),
-        common_labels=_limit_labels(event.common_labels),
-        common_annotations=_limit_labels(event.common_annotations),
-        receiver=_limit_value(clean_line(event.receiver)),
-        channel=message.task.channel,
-        remark=format_remark(message),
-    )
+    worst = min(range(len(listed)), key=lambda n: _rank(event.alerts[listed[n]]))
+    return {
+        "title": format_title(message)[:MAX_VALUE],
+        "headline": format_headline(event)[:MAX_VALUE],
+        "status": str(compute_status(event)),
+        "state": format_state(message),
+        "severity": str(find_worst_severity(event) or ""),
+        "counts": format_counts(event),
+        "alert": alerts[worst],
+        "alerts": alerts,
+        "group_labels": _limit_labels(event.group_labels),
+        "common_labels": _limit_labels(event.common_labels),
+        "common_annotations": _limit_labels(event.common_annotations),
+        "receiver": clean_line(event.receiver)[:MAX_VALUE],
+        "channel": message.task.channel,
+        "remark": format_remark(message),
+    }
 
 
 def order_alerts(message: Message) -> list[int]:
@@ -140,32 +86,25 @@ def _rank(alert: Alert) -> tuple[bool, int]:
     return alert.status is Status.RESOLVED, rank_severity(alert)
 
 
-_NO_ALERT: Final = AlertVariables("", {}, {}, "", "", "", "", "", "", "", "")
-
-
-def _build_alert_variables(alert: Alert, links: Links, message: Message) -> AlertVariables:
-    return AlertVariables(
-        status=str(alert.status),
-        labels=_limit_labels(alert.labels),
-        annotations=_limit_labels(alert.annotations),
-        summary=_limit_value(format_summary(alert)),
-        description=_limit_value(format_description(alert)),
-        period=format_period(alert, message.zone),
-        starts_at=format_time(alert.starts_at, message.zone),
-        ends_at=format_time(alert.ends_at, message.zone) if alert.ends_at else "",
-        runbook=sanitize_url(links.runbook) or "",
-        dashboard=sanitize_url(links.dashboard) or "",
-        board=sanitize_url(links.board) or "",
-    )
-
-
-def _limit_value(text: str) -> str:
-    return text[:MAX_VALUE]
+def _build_alert_variables(alert: Alert, links: Links, message: Message) -> dict[str, Any]:
+    return {
+        "status": str(alert.status),
+        "labels": _limit_labels(alert.labels),
+        "annotations": _limit_labels(alert.annotations),
+        "summary": format_summary(alert)[:MAX_VALUE],
+        "description": format_description(alert)[:MAX_VALUE],
+        "period": format_period(alert, message.zone),
+        "starts_at": format_time(alert.starts_at, message.zone),
+        "ends_at": format_time(alert.ends_at, message.zone) if alert.ends_at else "",
+        "runbook": sanitize_url(links.runbook) or "",
+        "dashboard": sanitize_url(links.dashboard) or "",
+        "board": sanitize_url(links.board) or "",
+    }
 
 
 def _limit_labels(labels: Mapping[str, str]) -> dict[str, str]:
     return {
-        _limit_value(clean_line(key)): _limit_value(clean_text(value))
+        clean_line(key)[:MAX_VALUE]: clean_text(value)[:MAX_VALUE]
         for key, value in sorted(labels.items())[:_MAX_LABELS]
     }
 
@@ -311,7 +250,7 @@ def _render(
     """The texts by template, one for each alert, or one for the message; and what is wrong with the other templates."""
     texts: dict[_Kind, list[str]] = {}
     problems: dict[_Kind, TemplateProblem] = {}
-    variables = asdict(build_variables(message))
+    variables = build_variables(message)
     ends_at = time.monotonic() + seconds
     for number, (kind, source) in enumerate(templates.items()):
         if isinstance(source, TemplateProblem):

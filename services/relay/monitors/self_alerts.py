@@ -71,20 +71,14 @@ class SelfAlert:
         )
 
 
+@dataclass(slots=True)
 class AlertPublisher:
     """Commits events of the relay's own, and wakes the channels that have something new."""
 
-    def __init__(
-        self,
-        store: Store,
-        metrics: Metrics,
-        settings: RelaySettings,
-        wake_channels: Callable[[Iterable[str]], None],
-    ) -> None:
-        self.store = store
-        self.metrics = metrics
-        self.settings = settings
-        self.wake_channels = wake_channels
+    store: Store
+    metrics: Metrics
+    settings: RelaySettings
+    wake_channels: Callable[[Iterable[str]], None]
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(self.store.clock(), UTC)

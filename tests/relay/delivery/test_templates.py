@@ -6,7 +6,7 @@ import resource
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,11 +19,8 @@ from services.relay.delivery.child_process import ChildProcess
 from services.relay.delivery.template_rendering import Request
 from services.relay.delivery.templates import (
     MAX_SOURCE,
-    VARIABLE_NAMES,
-    AlertVariables,
     MessageTemplates,
     TemplateProblem,
-    Variables,
     build_variables,
     check_template_folder,
     render_texts,
@@ -218,7 +215,7 @@ def test_a_label_is_a_text_whatever_it_contains(text: str, write: Write) -> None
 
 
 def test_the_same_message_has_the_same_text_at_each_attempt(write: Write) -> None:
-    everything = "".join(f"{{{{ {name} }}}}" for name in sorted(VARIABLE_NAMES))
+    everything = "".join(f"{{{{ {name} }}}}" for name in sorted(build_variables(message())))
     opened = write(title=everything, summary=everything, description=everything)
     of = message()
     later = replace(of, task=of.task._replace(age=99.0, maybe_sent=True))
@@ -257,8 +254,8 @@ def test_the_documentation_has_each_variable_and_file_and_no_other(process: Chil
     page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     section = page.split("\n### Templates\n")[1].split("\n### ")[0]
     named = set(re.findall(r"^\| \{\{ ([a-z_.]+) \}\} \|", section, re.MULTILINE))
-    assert named == VARIABLE_NAMES | {f"alert.{field.name}" for field in fields(AlertVariables)}
-    assert {field.name for field in fields(Variables)} == VARIABLE_NAMES
+    variables = build_variables(message())
+    assert named == variables.keys() | {f"alert.{name}" for name in variables["alert"]}
     assert re.findall(r"^\| (\w+)\.j2 \|", section, re.MULTILINE) == list(metrics.TEMPLATES)
     assert [kind.name for kind in templates._KINDS] == list(metrics.TEMPLATES)
     (example,) = re.findall(r"```jinja\n(.*?)```", section, re.DOTALL)
@@ -266,7 +263,7 @@ def test_the_documentation_has_each_variable_and_file_and_no_other(process: Chil
 
 
 def rendered(process: ChildProcess, source: str, of: Message) -> str:
-    variables = asdict(build_variables(of))
+    variables = build_variables(of)
     about = [variables["alert"]]
     request = Request(name="title.j2", source=source, limit=10_000, variables=variables, about=about)
     (text,) = render_texts(process, request, 60.0)
