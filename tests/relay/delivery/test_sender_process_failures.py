@@ -58,7 +58,8 @@ async def test_another_version_on_the_disk_is_reported_and_nothing_is_sent_by_it
     monkeypatch.setattr("services.relay.delivery.sender_process.VERSION", "0.0.1")
     with capture_logs() as logs:
         async with open_sender_process(SETTINGS) as send:
-            attempted = await send(outgoing(seconds=3), never)
+            await until(lambda: any(entry["log_level"] == "error" for entry in logs), 60)
+            attempted = await send(outgoing(seconds=0.2), never)
     assert attempted.error is not None
     assert (str(attempted.error), attempted.error.maybe_arrived) == ("no sender process could be started", False)
     errors = {entry["event"] for entry in logs if entry["log_level"] == "error"}
