@@ -221,7 +221,7 @@ async def test_a_payload_is_rendered_for_every_channel_and_sent_to_nobody(tmp_pa
                 assert missing.status == 404
 
         half, whole = ([text for text in NASTY if ("\ud800" in text) is is_half] for is_half in (True, False))
-        for texts in (half, whole, [huge[:4000] for huge in HUGE]):
+        for texts in (half, whole, *([huge[:4000]] for huge in HUGE)):
             document = json.loads(payload(1))
             (alert,) = document["alerts"]
             document["alerts"] = [
