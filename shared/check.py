@@ -1,15 +1,16 @@
 """A check, its result, and its line for a person. The smoke test runs them in order, `doctor` many at once.
 
 checks = [Check("answers", check_answer), Check("mode", check_mode, depends_on="answers")]
-for result in await run_checks(checks, time.monotonic):
+for result in await run_checks(checks):
     print(format_line(result))
 
 An error for a person in two sentences: what is wrong, and what to do.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from time import monotonic
 from typing import Final
 
 
@@ -101,35 +102,28 @@ class CheckResult:
         return not (self.is_ok or self.is_usable)
 
 
-async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> list[CheckResult]:
-    """Run every check in order; skip one that depends on a check that did not pass.
-
-    Args:
-        checks: in the order of their lines.
-        clock: seconds, monotonic.
-    """
+async def run_checks(checks: Iterable[Check]) -> list[CheckResult]:
+    """Run every check in order; skip one that depends on a check that did not pass."""
     results: dict[str, CheckResult] = {}
     for check in checks:
         if check.depends_on is not None and results[check.depends_on].stops_others:
             results[check.name] = skip_check(check)
         else:
-            results[check.name] = await run_check(check, clock)
+            results[check.name] = await run_check(check)
     return list(results.values())
 
 
-async def run_check(check: Check, clock: Callable[[], float]) -> CheckResult:
+async def run_check(check: Check) -> CheckResult:
     """Run one check, and return its result. A defect of the check is raised."""
-    began = clock()
+    began = monotonic()
     try:
         detail = await check.run()
     except CheckError as failure:
-        seconds = clock() - began
-        return CheckResult(
-            check.name, CheckOutcome.FAILED, failure.error, failure.hint, seconds, is_usable=failure.is_usable
-        )
+        result = CheckResult(check.name, CheckOutcome.FAILED, failure.error, failure.hint, monotonic() - began)
+        return replace(result, is_usable=failure.is_usable)
     except CheckNotApplicable as nothing:
         return CheckResult(check.name, CheckOutcome.NOT_APPLICABLE, str(nothing))
-    return CheckResult(check.name, CheckOutcome.PASSED, detail, seconds=clock() - began)
+    return CheckResult(check.name, CheckOutcome.PASSED, detail, seconds=monotonic() - began)
 
 
 def skip_check(check: Check) -> CheckResult:

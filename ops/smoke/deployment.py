@@ -1,6 +1,5 @@
 """Checks a deployment part by part, in the order in which data flows through it."""
 
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -27,8 +26,8 @@ async def check_mapped_backends(settings: ExporterSettings) -> list[CheckResult]
         checks: list[Check] = []
         for backend in settings.backends:
             reader = await open_backend_reader(backend, settings.probe.timeout, stack)
-            checks += _Service(backend.service, reader, build_read(backend, reader)).list_checks()
-        return await run_checks(checks, time.monotonic)
+            checks += _Service(backend.service, reader, build_read(reader)).list_checks()
+        return await run_checks(checks)
 
 
 class _Service:

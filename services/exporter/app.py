@@ -1,6 +1,5 @@
 """The exporter's composition root: the only module that imports all the others."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
@@ -9,7 +8,7 @@ from starlette.applications import Starlette
 
 from services.exporter.backend_process import read_backends_in_process
 from services.exporter.config import ExporterSettings
-from services.exporter.jobs import Connect, ReadBackends, RunningJobs, start_jobs
+from services.exporter.jobs import Connect, ReadBackends, RunningJobs, run_tasks, start_jobs
 from services.exporter.metrics.exposition import Exposition
 from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
@@ -47,10 +46,11 @@ async def run_exporter(
     exposition = Exposition(record.metrics.get_sources, process)
     random = random or Random()  # noqa: S311  jitter, no secret
     async with AsyncExitStack() as stack:
-        ahead = await stack.enter_async_context(_encode_in_background(exposition, record))
+        encoding = exposition.encode_continuously(record.metrics.changed)
+        encoders = await stack.enter_async_context(run_tasks([encoding]))
 
         def not_ready(watch: RunningJobs) -> str | None:
-            ended = any(task.done() for task in [ahead, *watch.tasks])
+            ended = any(task.done() for task in (*encoders, *watch.tasks))
             return reloadable.error or ("a schedule has ended; restart" if ended else None)
 
         @asynccontextmanager
@@ -87,15 +87,3 @@ async def serve(runner: ServerRunner[ExporterSettings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError if it cannot listen."""
     async with run_exporter(runner.settings) as app:
         await runner.serve(app, app.state.apply, on_stop=lambda: app.state.stop())  # noqa: PLW0108 - that of the generation that runs by then
-
-
-@asynccontextmanager
-async def _encode_in_background(exposition: Exposition, results: Results) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(exposition.encode_continuously(results.metrics.changed))
-    try:
-        yield task
-    finally:
-        task.cancel()
-        for ended in await asyncio.gather(task, return_exceptions=True):
-            if isinstance(ended, Exception):
-                raise ended

@@ -13,8 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from services.exporter.backend_process import AddStates, Start, receive, send
-from services.exporter.backends.documents import OWN_NAMES
-from services.exporter.backends.reader import BackendCredentials, BackendReader, ReplicaReader, open_http_client
+from services.exporter.backends.reader import BackendReader, ReplicaReader, open_http_client
 from services.exporter.backends.settings import Backend, ProbeSettings
 from services.exporter.model import BackendState
 from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
@@ -33,10 +32,7 @@ async def read_backends(
     """Reads in this process until it is cancelled."""
     async with AsyncExitStack() as stack:
         readers = [await open_backend_reader(backend, probe.timeout, stack) for backend in backends]
-        jobs = [
-            _build_job(backend.service, build_read(backend, reader), add_states)
-            for backend, reader in zip(backends, readers, strict=True)
-        ]
+        jobs = [_build_job(reader.backend.service, build_read(reader), add_states) for reader in readers]
         await run_schedule(jobs, interval=probe.interval, concurrency=probe.concurrency, random=random)
 
 
@@ -47,21 +43,12 @@ async def open_backend_reader(backend: Backend, timeout: float, stack: AsyncExit
     session = await stack.enter_async_context(open_http_client(Egress(egress)))
     parser = ThreadPoolExecutor(1, "metrics-parser")
     stack.callback(parser.shutdown, wait=False, cancel_futures=True)
-    return BackendReader(
-        backend.service,
-        backend.health_url,
-        backend.metrics_url,
-        session,
-        parser,
-        timeout,
-        backend.health,
-        {backend.metrics.get(name, name): name for name in OWN_NAMES},
-        BackendCredentials(backend),
-    )
+    return BackendReader(backend, session, parser, timeout)
 
 
-def build_read(backend: Backend, reader: BackendReader) -> ReadBackend:
+def build_read(reader: BackendReader) -> ReadBackend:
     """What reads each replica of a backend once."""
+    backend = reader.backend
     if backend.resolve == "all":
         host = urlsplit(backend.health_url).hostname or ""
         return ReplicaReader(backend.service, host, reader.read, reader.timeout).read

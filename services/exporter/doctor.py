@@ -41,7 +41,7 @@ async def open_checks(settings: ExporterSettings) -> AsyncIterator[Sequence[Chec
             )
         for n, backend in enumerate(settings.backends):
             reader = await open_backend_reader(backend, settings.probe.timeout, stack)
-            documents = partial(check_documents, reader, build_read(backend, reader))
+            documents = partial(check_documents, reader, build_read(reader))
             checks.append(Check(f"backends.{n} ({backend.service}) documents", documents))
         if settings.runbook_url:
             checks.append(Check("runbook_url", partial(check_page, settings.runbook_url)))
@@ -63,7 +63,7 @@ async def check_documents(reader: BackendReader, read: ReadBackend) -> str:
     if any(not hint for hint in hints):
         proposed, hint = await _propose_health(reader)
         found, hints = [*found, proposed], [hint, *filter(None, hints)]
-    if not problems and reader.metrics_url and not all(state.has_metrics for state in states):
+    if not problems and reader.backend.metrics_url and not all(state.has_metrics for state in states):
         problems, hints = ["metrics: they have none of the names that are read"], [_NO_METRICS_HINT]
     if problems:
         there = f"; it has {', '.join(filter(None, found))}" if any(found) else ""

@@ -7,18 +7,18 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import click
 from yarl import URL
 
-from services.exporter.backends.documents import HealthMapping, UnreadableError
+from services.exporter.backends.documents import UnreadableError
 from services.exporter.backends.health_proposal import HealthProposal, propose_health
 from services.exporter.backends.reader import BackendReader, open_http_client
+from services.exporter.backends.settings import Backend
 from services.exporter.config import ExporterSettings
 from shared.config.settings import check_http_url
 from shared.kms.registry import DEFAULT_PROVIDER, get_profile
@@ -156,18 +156,21 @@ def _build_backend(name: str, service: _Service) -> str:
 async def _ask_services(urls: Sequence[str]) -> list[_Service]:
     with ThreadPoolExecutor(1) as parser:
         async with open_http_client() as session:
-            reader = BackendReader("", "", None, session, parser, _TIMEOUT_SECONDS)
-            return await asyncio.gather(*(_ask_service(reader, url) for url in urls))
+
+            def open_reader(**settings: Any) -> BackendReader:
+                return BackendReader(Backend(**settings), session, parser, _TIMEOUT_SECONDS)
+
+            return await asyncio.gather(*(_ask_service(open_reader, url) for url in urls))
 
 
-async def _ask_service(reader: BackendReader, url: str) -> _Service:
+async def _ask_service(open_reader: Callable[..., BackendReader], url: str) -> _Service:
     """The documents below a base address; an address with a path is that of the health document itself."""
     base = url.rstrip("/")
     urls = [f"{base}{path}" for path in _HEALTH_PATHS] if urlsplit(url).path in {"", "/"} else [url]
     found, problem = None, ""
     for health_url in urls:
         try:
-            answer = await replace(reader, health_url=health_url).fetch_health()
+            answer = await open_reader(health_url=health_url).fetch_health()
         except UnreadableError as error:
             problem = f"{URL(health_url).with_user(None)}: {error}"
             break
@@ -185,9 +188,8 @@ async def _ask_service(reader: BackendReader, url: str) -> _Service:
     if found is None:
         return _Service(health_url, candidates[0], problem=problem)
     for metrics_url in candidates:
-        status_only = HealthMapping(mode=None, ready=None)
-        with_metrics = replace(reader, health_url=health_url, metrics_url=metrics_url, health=status_only)
-        if (await with_metrics.read()).has_metrics:
+        reader = open_reader(health_url=health_url, metrics_url=metrics_url, health="status")
+        if (await reader.read()).has_metrics:
             return found._replace(metrics_url=metrics_url)
     return found._replace(metrics_url=candidates[0], has_metrics=False)
 

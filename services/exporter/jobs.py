@@ -6,7 +6,7 @@ minute, or less often: all keys of a provider, and others who read them, share i
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Any, Final
 from services.exporter.backend_process import AddStates, read_backends_in_process
 from services.exporter.backends.settings import Backend, ProbeSettings
 from services.exporter.config import ExporterSettings, Target
-from services.exporter.probes.key_inspection import KeyInspector, sync_nothing
+from services.exporter.probes.key_inspection import KeyInspector
 from services.exporter.probes.round_trip import CoalescedProbe, ProbeClosedError, Prober
 from services.exporter.results import Results
 from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
@@ -125,9 +125,7 @@ async def start_jobs(
             ),
         ]
         results.configure(settings)  # after everything that can fail: it removes the results of other targets
-        tasks = [asyncio.create_task(each) for each in schedules]
-        stack.push_async_callback(_cancel_tasks, tasks)
-        yield RunningJobs(probes, tasks)
+        yield RunningJobs(probes, await stack.enter_async_context(run_tasks(schedules)))
 
 
 def _sort_by_last_run(jobs: Sequence[tuple[float, ScheduledJob]]) -> list[ScheduledJob]:
@@ -156,7 +154,7 @@ def _build_inspection_job(
     # A separate connection: an inspection closes a broken one, which must not end a probe.
     key = connect(target.kms)
     folder = target.canary_dir
-    sync = results.canary_files.get_file(folder, target.name, target.kms.key).sync if folder else sync_nothing
+    sync = results.canary_files.get_file(folder, target.name, target.kms.key).sync if folder else None
     inspector = KeyInspector(target.service, target.name, key, timeout, sync)
 
     async def run() -> NextRun:
@@ -170,9 +168,15 @@ def _build_inspection_job(
     return ScheduledJob(f"key inspection of {target.name}", run)
 
 
-async def _cancel_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    for ended in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(ended, Exception):
-            raise ended
+@asynccontextmanager
+async def run_tasks(work: Iterable[Coroutine[Any, Any, None]]) -> AsyncIterator[Sequence[asyncio.Task[None]]]:
+    """Runs tasks while the body runs; raises the exception of one that has ended with one."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended

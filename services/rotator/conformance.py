@@ -8,7 +8,6 @@ import asyncio
 import base64
 import secrets
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -64,7 +63,7 @@ async def run_conformance(settings: RotatorSettings) -> list[CheckResult]:
         async with open_driver(driver, settings.kms, caller=describe_holder()) as administration:
             suite = _Suite(settings, administration, kms)
             try:
-                return await run_checks(suite.list_checks(), time.monotonic)
+                return await run_checks(suite.list_checks())
             finally:
                 await suite.undo()
     finally:

@@ -70,17 +70,16 @@ async def run_doctor(settings: C, open_checks: OpenChecks[C]) -> list[CheckResul
     """Run all checks of the settings: of the files that they name, and of the service."""
     async with open_checks(settings) as checks:
         every = [*list_file_checks(settings), *checks]
-        return await run_checks_concurrently(every, time.monotonic, timeout=CHECK_TIMEOUT_SECONDS)
+        return await run_checks_concurrently(every, timeout=CHECK_TIMEOUT_SECONDS)
 
 
 async def run_checks_concurrently(
-    checks: Iterable[Check], clock: Callable[[], float], *, timeout: float, max_concurrent: int = 16
+    checks: Iterable[Check], *, timeout: float, max_concurrent: int = 16
 ) -> list[CheckResult]:
     """Run every check as soon as the one that it depends on has passed, or is usable; no defect stops the others.
 
     Args:
         checks: in the order of their lines; no two have the same name.
-        clock: seconds, monotonic.
         timeout: seconds that one check may take.
         max_concurrent: how many run at once.
     """
@@ -91,7 +90,7 @@ async def run_checks_concurrently(
         if check.depends_on is not None and (await tasks[check.depends_on]).stops_others:
             return skip_check(check)
         async with slots:
-            return await _run_bounded(check, clock, timeout)
+            return await _run_bounded(check, timeout)
 
     async with asyncio.TaskGroup() as group:
         for check in checks:
@@ -99,16 +98,16 @@ async def run_checks_concurrently(
     return [task.result() for task in tasks.values()]
 
 
-async def _run_bounded(check: Check, clock: Callable[[], float], timeout: float) -> CheckResult:
-    began = clock()
+async def _run_bounded(check: Check, timeout: float) -> CheckResult:
+    began = time.monotonic()
     try:
         async with asyncio.timeout(timeout):
-            return await run_check(check, clock)
+            return await run_check(check)
     except TimeoutError:
         error, hint = f"no answer within {timeout:g} s", NO_ANSWER_HINT
     except Exception as defect:  # noqa: BLE001  # without its text, which may hold a secret
         error, hint = f"a defect of keypulse: {type(defect).__name__}", "report it, with the version and this line"
-    return CheckResult(check.name, CheckOutcome.FAILED, error, hint, clock() - began)
+    return CheckResult(check.name, CheckOutcome.FAILED, error, hint, time.monotonic() - began)
 
 
 def list_file_checks(settings: BaseModel, path: str = "") -> Iterator[Check]:

@@ -30,7 +30,7 @@ async def check_alertmanager(url: str, *, timeout: float = TIMEOUT_SECONDS) -> l
                 raise CheckError("what answers is no Alertmanager", "correct the address: --alertmanager")
             return detail
 
-        return await run_checks([Check("Alertmanager is ready", ready)], time.monotonic)
+        return await run_checks([Check("Alertmanager is ready", ready)])
 
 
 async def check_relay(
@@ -66,7 +66,7 @@ async def check_relay(
             Check("the relay is ready", lambda: check_ready(server)),
             Check("the relay's API", api, depends_on="the relay is ready"),
         ]
-        return await run_checks(checks, time.monotonic)
+        return await run_checks(checks)
 
 
 def _parse_object(answer: HttpResponse, source: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ async def check_test_alert(
         async with test.resolve_at_end():
             accepted = Check(_ACCEPTED_CHECK, test.post)
             results = await run_checks(
-                [accepted, Check(_ARRIVED_CHECK, test.wait_for_arrival, depends_on=_ACCEPTED_CHECK)], time.monotonic
+                [accepted, Check(_ARRIVED_CHECK, test.wait_for_arrival, depends_on=_ACCEPTED_CHECK)]
             )
             return [*results, *await asyncio.gather(*(test.wait_for_receipt(channel) for channel in test.deliveries))]
 

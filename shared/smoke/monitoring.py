@@ -3,7 +3,6 @@
 The checks of a Prometheus: it answers, scrapes the exporter, has every rule, can send alerts, and records health.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -54,7 +53,7 @@ async def check_grafana(
                 raise CheckError("what answers is no Grafana", "correct the address: --grafana")
             return DASHBOARD_UID
 
-        return await run_checks([Check("the dashboard can be reached", dashboard)], time.monotonic)
+        return await run_checks([Check("the dashboard can be reached", dashboard)])
 
 
 EXPORTER_JOB: Final = "keypulse-exporter"
@@ -109,7 +108,7 @@ async def check_prometheus(
                 for name in (RECORDINGS if has_backend else (HEALTH_RECORDING,))
             ),
         ]
-        return await run_checks(checks, time.monotonic)
+        return await run_checks(checks)
 
 
 async def _check_scraping(server: HttpClient) -> str:

@@ -1,12 +1,14 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.exporter.backends.reader import BackendReader, open_http_client
+from services.exporter.backends.settings import Backend as BackendSettings
 from services.exporter.model import BackendState
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKey
@@ -45,8 +47,13 @@ async def reader(parser: Executor) -> AsyncIterator[Reader]:
     """Makes the reader of a backend by its URLs; it waits 1 s unless it is told otherwise."""
     async with open_http_client() as session:
 
-        def make(health_url: str, metrics_url: str | None = None, *, timeout: float = 1.0) -> BackendReader:
-            return BackendReader("backend", health_url, metrics_url, session, parser, timeout)
+        def make(
+            health_url: str, metrics_url: str | None = None, *, timeout: float = 1.0, **settings: Any
+        ) -> BackendReader:
+            # Not validated: a URL that the settings refuse is a problem of the read, too.
+            settings |= {"service": "backend", "health_url": health_url, "metrics_url": metrics_url}
+            backend = BackendSettings.model_construct(**settings)
+            return BackendReader(backend, session, parser, timeout)
 
         yield make
 

@@ -46,7 +46,7 @@ async def test_a_read_that_fails_unexpectedly_leaves_nothing_stale(
     record.configure(ExporterSettings(backends=(Backend(service="backend", health_url="http://127.0.0.1:1/"),)))
     record.add_backend_states([BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0)])
     async with open_http_client() as session:
-        reader = kind("backend", "http://127.0.0.1:1/", None, session, parser, 1)
+        reader = kind(Backend(service="backend", health_url="http://127.0.0.1:1/"), session, parser, 1)
 
         async def read() -> list[BackendState]:
             return [await reader.read()]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -9,9 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.exporter.backends import documents as backend_documents
-from services.exporter.backends.documents import parse_health, parse_metrics, parse_openmetrics
+from services.exporter.backends.documents import parse_health, parse_metrics
 from services.exporter.model import Samples
 from shared.backend_contract import KEYRING_METRIC_LABELS
+
+parse_openmetrics = partial(parse_metrics, is_openmetrics=True)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

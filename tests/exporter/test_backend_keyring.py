@@ -1,14 +1,17 @@
 """What a backend tells of its data keys and their rotation, from its bytes to our own `/metrics`."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from services.exporter.backends.documents import UnreadableError, parse_metrics, parse_openmetrics
+from services.exporter.backends.documents import UnreadableError, parse_metrics
 from services.exporter.model import BackendState
 from tests.exporter.collected_metrics import CollectedMetrics
+
+parse_openmetrics = partial(parse_metrics, is_openmetrics=True)
 
 Read = Callable[..., Awaitable[BackendState]]
 REPORTED = b"""kms_data_keys{kek_version="3",status="active"} 1

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from services.exporter.backends.reader import BackendReader, ReplicaReader
+from services.exporter.backends.settings import Backend
 from services.exporter.model import BackendState
 from tests.exporter.collected_metrics import CollectedMetrics
 
@@ -143,7 +144,9 @@ async def test_tls_asks_each_process_for_the_name_and_requires_its_certificate(
     connector = aiohttp.TCPConnector(ssl=client, force_close=True)
     async with processes(ONE, TWO, tls=server) as running, aiohttp.ClientSession(connector=connector) as session:
         url = f"https://backend.test:{running.port}/healthz"
-        states = await behind(BackendReader("backend", url, None, session, parser, 15), ONE, TWO).read()
+        states = await behind(
+            BackendReader(Backend.model_construct(service="backend", health_url=url), session, parser, 15), ONE, TWO
+        ).read()
     assert server_names == ["backend.test"] * 2
     assert [state.health is not None for state in states] == [trusted] * 2
     assert all("certificate" in state.problems[0] for state in states if not trusted)

@@ -106,40 +106,58 @@ def _with_numbers(body: bytes) -> bytes:
     return bytes(numbers)
 
 
-def parse_metrics(body: bytes, names: Mapping[str, str] = OWN_NAMES) -> dict[str, Samples]:
+def parse_metrics(
+    body: bytes, names: Mapping[str, str] = OWN_NAMES, *, is_openmetrics: bool = False
+) -> dict[str, Samples]:
     """The families that are carried over, by our name, as far as they are there.
 
     Args:
-        body: in Prometheus's text format.
+        body: in Prometheus's text format, or in OpenMetrics.
         names: our name of each family, by the backend's.
+        is_openmetrics: its format.
 
     Raises:
         UnreadableError: it is something else.
     """
-
-    def families() -> Iterable[Metric]:
-        yield from text_string_to_metric_families("".join(_select_lines(body, names)))
-
-    return _combine_samples("Prometheus's text format", families, names)
-
-
-def parse_openmetrics(body: bytes, names: Mapping[str, str] = OWN_NAMES) -> dict[str, Samples]:
-    """The same of an answer in OpenMetrics. Raises UnreadableError."""
-    if not body.endswith((b"# EOF", b"# EOF\n")):
+    if is_openmetrics and not body.endswith((b"# EOF", b"# EOF\n")):
         raise UnreadableError("OpenMetrics without its # EOF: the answer is cut off")
-
-    def families() -> Iterable[Metric]:
-        lines = _select_lines(body, names)
-        # A sample may have an exemplar only where it is a counter's.
-        by_family = [
-            f"# TYPE {name.removesuffix('_total')} {'counter' if name.endswith('_total') else 'gauge'}\n"
-            + "".join(line for line in lines if _parse_name(line) == name)
-            for name in names
+    try:
+        samples = [
+            (sample.name, sample.labels, float(sample.value))
+            for family in _parse_families(_select_lines(body, names), names, is_openmetrics=is_openmetrics)
+            for sample in family.samples
         ]
-        ours = "".join(by_family) + "# EOF\n"
-        yield from text_string_to_openmetrics_families(ours)  # type: ignore[no-untyped-call]  # it has no types
+    except (ValueError, LookupError, AttributeError, OverflowError) as error:  # the parsers' answers to junk
+        format_name = "OpenMetrics" if is_openmetrics else "Prometheus's text format"
+        raise UnreadableError(f"not in {format_name}: {str(error)[:200]}") from None
+    values: dict[str, dict[tuple[str, ...], list[float]]] = {}
+    for source, labels, value in samples:
+        if source not in names:
+            continue
+        if not (math.isfinite(value) and value >= 0):
+            raise UnreadableError(f"{source}: expected a number of at least 0")
+        series = values.setdefault(names[source], {})
+        series.setdefault(_select_label_values(source, names[source], labels), []).append(value)
+        if len(series) > MAX_SERIES:
+            raise UnreadableError(f"{source}: over {MAX_SERIES} series")
+    return {
+        name: {key: _EXPORTED_FAMILIES[name].combine(several) for key, several in series.items()}
+        for name, series in values.items()
+    }
 
-    return _combine_samples("OpenMetrics", families, names)
+
+def _parse_families(lines: list[str], names: Mapping[str, str], *, is_openmetrics: bool) -> Iterable[Metric]:
+    if not is_openmetrics:
+        return text_string_to_metric_families("".join(lines))
+    # A sample may have an exemplar only where it is a counter's.
+    by_family = [
+        f"# TYPE {name.removesuffix('_total')} {'counter' if name.endswith('_total') else 'gauge'}\n"
+        + "".join(line for line in lines if _parse_name(line) == name)
+        for name in names
+    ]
+    ours = "".join(by_family) + "# EOF\n"
+    families: Iterable[Metric] = text_string_to_openmetrics_families(ours)  # type: ignore[no-untyped-call]  # no types
+    return families
 
 
 def _select_lines(body: bytes, names: Mapping[str, str]) -> list[str]:
@@ -161,31 +179,6 @@ def _select_lines(body: bytes, names: Mapping[str, str]) -> list[str]:
 
 def _parse_name(line: str) -> str:
     return _NAME_END.split(line.lstrip(), maxsplit=1)[0]
-
-
-def _combine_samples(
-    format_name: str, families: Callable[[], Iterable[Metric]], names: Mapping[str, str]
-) -> dict[str, Samples]:
-    try:
-        samples = [
-            (sample.name, sample.labels, float(sample.value)) for family in families() for sample in family.samples
-        ]
-    except (ValueError, LookupError, AttributeError, OverflowError) as error:  # the parsers' answers to junk
-        raise UnreadableError(f"not in {format_name}: {str(error)[:200]}") from None
-    values: dict[str, dict[tuple[str, ...], list[float]]] = {}
-    for source, labels, value in samples:
-        if source not in names:
-            continue
-        if not (math.isfinite(value) and value >= 0):
-            raise UnreadableError(f"{source}: expected a number of at least 0")
-        series = values.setdefault(names[source], {})
-        series.setdefault(_select_label_values(source, names[source], labels), []).append(value)
-        if len(series) > MAX_SERIES:
-            raise UnreadableError(f"{source}: over {MAX_SERIES} series")
-    return {
-        name: {key: _EXPORTED_FAMILIES[name].combine(several) for key, several in series.items()}
-        for name, series in values.items()
-    }
 
 
 def _select_label_values(source: str, name: str, labels: dict[str, str]) -> tuple[str, ...]:

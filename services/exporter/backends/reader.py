@@ -10,10 +10,11 @@ import asyncio
 import os
 import ssl
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import ip_address
 from typing import Final, NamedTuple, TypeVar
 
@@ -22,11 +23,9 @@ from yarl import URL
 
 from services.exporter.backends.documents import (
     OWN_NAMES,
-    HealthMapping,
     UnreadableError,
     parse_health,
     parse_metrics,
-    parse_openmetrics,
 )
 from services.exporter.backends.settings import Backend, load_tls_context
 from services.exporter.model import BackendState, Health, Samples
@@ -134,21 +133,24 @@ async def open_http_client(egress: Egress | None = None) -> AsyncIterator[aiohtt
         yield session
 
 
-@dataclass(frozen=True, slots=True)
 class BackendReader:
-    service: str
-    health_url: str
-    metrics_url: str | None
-    session: aiohttp.ClientSession
-    parser_executor: Executor
-    """Where metrics are parsed; no other backend's, so that one with slow metrics delays itself alone."""
-    timeout: float
-    """Seconds for each of the two documents, which are read side by side."""
-    health: HealthMapping | None = None
-    """Where its health document is another one than ours."""
-    metric_names: Mapping[str, str] = field(default_factory=lambda: OWN_NAMES)
-    """Our name of each family, by the backend's."""
-    credentials: BackendCredentials | None = None
+    """Reads one backend.
+
+    Args:
+        backend: where its documents are, and how they are read.
+        session: of `open_http_client`.
+        parser: where metrics are parsed; no other backend's, so that one with slow metrics delays itself alone.
+        timeout: seconds for each of the two documents, which are read side by side.
+    """
+
+    def __init__(self, backend: Backend, session: aiohttp.ClientSession, parser: Executor, timeout: float) -> None:
+        self.backend = backend
+        self.timeout = timeout
+        self._session = session
+        self._parser = parser
+        self._metric_names = {backend.metrics.get(name, name): name for name in OWN_NAMES}
+        """Our name of each family, by the backend's."""
+        self._credentials = BackendCredentials(backend)
 
     async def read(self, address: str | None = None) -> BackendState:
         """Reads the current state. Whatever the backend responds, or fails to, is a state, never an exception.
@@ -168,10 +170,10 @@ class BackendReader:
             found.insert(0, _Problem(f"health check: {health.mode_problem}", _UNKNOWN_MODE_HINT))
         problems, hints = tuple(each.sentence for each in found), tuple(each.hint for each in found)
         if isinstance(health, _Problem):
-            return BackendState(self.service, None, problems=problems, hints=hints, replica=address)
+            return BackendState(self.backend.service, None, problems=problems, hints=hints, replica=address)
         families = {} if isinstance(metrics, _Problem) else metrics
         return BackendState(
-            self.service,
+            self.backend.service,
             health,
             init_timestamp=families.get(CRYPTO_INIT_TIMESTAMP, {}).get(()),
             decryption_errors=families.get(CRYPTO_DECRYPTION_ERRORS, {}).get(()),
@@ -186,7 +188,7 @@ class BackendReader:
         try:
             async with asyncio.timeout(self.timeout):
                 return await self._get(
-                    self.health_url, None, "application/json, */*;q=0.1", MAX_HEALTH_BYTES, range(600)
+                    self.backend.health_url, None, "application/json, */*;q=0.1", MAX_HEALTH_BYTES, range(600)
                 )
         except TimeoutError:
             raise UnreadableError(f"no complete answer within {self.timeout:g} s", _SLOW_HINT) from None
@@ -202,39 +204,39 @@ class BackendReader:
             return _Problem(f"{subject}: {error}", error.hint or hint)
 
     async def _read_health(self, address: str | None) -> Health:
-        if (health := self.health) is None:
-            answer = await self._get(self.health_url, address, "application/json", MAX_HEALTH_BYTES, {200, 503})
+        url, health = self.backend.health_url, self.backend.health
+        if health is None:
+            answer = await self._get(url, address, "application/json", MAX_HEALTH_BYTES, {200, 503})
             return await run_in_thread_if_large(len(answer.body), lambda: parse_health(answer.body))
         max_bytes = MAX_HEALTH_BYTES if health.needs_document else None
-        answer = await self._get(self.health_url, address, "application/json, */*;q=0.1", max_bytes, _HEALTH_STATUSES)
+        answer = await self._get(url, address, "application/json, */*;q=0.1", max_bytes, _HEALTH_STATUSES)
         return await run_in_thread_if_large(len(answer.body), lambda: health.read(answer.status, answer.body))
 
     async def _read_metrics(self, address: str | None) -> dict[str, Samples]:
-        if self.metrics_url is None:
+        if self.backend.metrics_url is None:
             return {}
-        answer = await self._get(self.metrics_url, address, _ACCEPTED_METRICS, MAX_METRICS_BYTES, {200})
-        parse = parse_openmetrics if answer.media_type == _OPENMETRICS else parse_metrics
+        answer = await self._get(self.backend.metrics_url, address, _ACCEPTED_METRICS, MAX_METRICS_BYTES, {200})
+        parse = partial(parse_metrics, is_openmetrics=answer.media_type == _OPENMETRICS)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.parser_executor, parse, answer.body, self.metric_names)
+        return await loop.run_in_executor(self._parser, parse, answer.body, self._metric_names)
 
     async def _get(
         self, url: str, address: str | None, accept: str, max_bytes: int | None, statuses: Container[int]
     ) -> Answer:
         """The answer; without its body where `max_bytes` is None."""
         body = bytearray()
-        credentials = self.credentials
-        headers = credentials.build_headers() if credentials else {}
+        headers = self._credentials.build_headers()
         try:
             named = URL(url)
             at = named.with_host(address) if address else named
         except ValueError:  # its text is the URL, which may hold a password
             raise UnreadableError(_INVALID_URL, _URL_HINT) from None
         try:
-            async with self.session.get(
+            async with self._session.get(
                 at,
                 headers={**headers, "Accept": accept, "Host": named.host_port_subcomponent or ""},
-                ssl=(credentials and credentials.get_tls_context()) or True,
-                server_hostname=(credentials and credentials.server_name) or named.raw_host,
+                ssl=self._credentials.get_tls_context() or True,
+                server_hostname=self._credentials.server_name or named.raw_host,
                 allow_redirects=False,
             ) as response:
                 if response.status not in statuses:

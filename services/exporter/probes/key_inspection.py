@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from secrets import token_bytes
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
@@ -29,28 +29,11 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-class SyncCanaries(Protocol):
-    """Where canaries are kept: adds one, forgets some, and gives those that are known, with problem sentences."""
-
-    def __call__(
-        self, add: Canary | None = None, remove: Collection[str] = ()
-    ) -> Awaitable[tuple[Sequence[Canary], Sequence[str]]]:
-        """Raises nothing for what is broken: that is a sentence."""
-        ...
-
-
-async def sync_nothing(add: Canary | None = None, remove: Collection[str] = ()) -> tuple[tuple[()], tuple[()]]:  # noqa: ARG001
-    return (), ()
+SyncCanaries = Callable[[Canary | None, Collection[str]], Awaitable[tuple[Sequence[Canary], Sequence[str]]]]
+"""Adds a canary, forgets those of some versions, and returns all that are known, with a sentence for each problem."""
 
 
 @dataclass(slots=True)
-class _LatestCanary:
-    """The canary that was made last, for the check with the wrong AAD where none is kept."""
-
-    canary: Canary | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class KeyInspector:
     """Inspects one target's key. The key should not be the prober's: a timeout closes the connection for both."""
 
@@ -59,11 +42,13 @@ class KeyInspector:
     key: KmsKey
     timeout: float
     """Seconds for each call."""
-    sync_canaries: SyncCanaries = sync_nothing
+    sync_canaries: SyncCanaries | None = None
+    """None where no canaries are kept."""
     clock: Callable[[], float] = time.perf_counter
     wall_clock: Callable[[], float] = time.time
     random_bytes: Callable[[int], bytes] = token_bytes
-    _latest_canary: _LatestCanary = field(default_factory=_LatestCanary, repr=False)
+    _latest_canary: Canary | None = field(default=None, init=False)
+    """The canary that was made last, for the check with the wrong AAD where none is kept."""
 
     async def inspect(self) -> KeyInspection:
         """One inspection. Raises nothing but cancellation: what cannot be read is None, with a problem that says why.
@@ -87,11 +72,11 @@ class KeyInspector:
             )
         stored = await self._sync_canaries(problems)
         primary = description.primary_version if description else None
-        present = next((one for one in (*stored, self._latest_canary.canary) if one and one.version == primary), None)
+        present = next((one for one in (*stored, self._latest_canary) if one and one.version == primary), None)
         encrypt = None
         if present is None:
             encrypt, present = await self._create_canary(call_problems)
-            self._latest_canary.canary = present
+            self._latest_canary = present
         await self._update_stored_canaries(stored, present, self._find_expired_versions(description), problems)
         newest = primary or next((one.version for one in (present, *reversed(stored)) if one), None)
         return KeyInspection(
@@ -115,7 +100,7 @@ class KeyInspector:
     def _find_versions_without_canary(
         self, versions_with_canary: Collection[str], description: KeyDescription | None
     ) -> tuple[str, ...] | None:
-        if description is None or self.sync_canaries is sync_nothing:
+        if description is None or self.sync_canaries is None:
             return None
         version_ids = [one.id for one in description.list_older_versions() if one.state.may_have_ciphertexts]
         return tuple(version for version in reversed(version_ids) if version not in versions_with_canary)
@@ -184,9 +169,10 @@ class KeyInspector:
     async def _sync_canaries(
         self, problems: list[str], add: Canary | None = None, remove: Collection[str] = ()
     ) -> Sequence[Canary]:
-        _, answer = await self._try_read(
-            "the canaries cannot be used", lambda: self.sync_canaries(add, remove), problems
-        )
+        sync = self.sync_canaries
+        if sync is None:
+            return ()
+        _, answer = await self._try_read("the canaries cannot be used", lambda: sync(add, remove), problems)
         canaries, broken = answer or ((), ())
         problems.extend(broken)
         return canaries

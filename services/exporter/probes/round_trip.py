@@ -187,17 +187,6 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class _ConnectivityCache:
-    """The connectivity as it was measured last."""
-
-    reason: Reason | None = None
-    """Why the last round trip failed; None if it succeeded, or where nothing was measured yet."""
-    measured_at: float = 0.0
-    """When it was measured, by the monotonic clock."""
-    phases: tuple[ConnectivityPhase, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Prober:
     service: str
     target: str
@@ -207,7 +196,8 @@ class Prober:
     clock: Callable[[], float] = time.perf_counter
     wall_clock: Callable[[], float] = time.time
     random_bytes: Callable[[int], bytes] = token_bytes
-    _connectivity: _ConnectivityCache = field(default_factory=_ConnectivityCache, repr=False)
+    _measured: tuple[Reason, float, tuple[ConnectivityPhase, ...]] | None = field(default=None, init=False)
+    """Why the last round trip failed, when its connectivity was measured, and what was found."""
 
     async def probe(self) -> ProbeResult:
         """One round trip, within twice `timeout` and what the port adds to each call's bound.
@@ -218,12 +208,10 @@ class Prober:
         result = await self._run_round_trip()
         failure = result.failed_call.failure if result.failed_call else None
         if failure is None or failure.reason.scope is not Scope.SERVICE:
-            self._connectivity.reason = None
+            self._measured = None
             return result
         await self._measure_connectivity(failure.reason, 2 * self.timeout - (self.clock() - begin))
-        return replace(
-            result, connectivity=self._connectivity.phases if self._connectivity.reason is failure.reason else ()
-        )
+        return replace(result, connectivity=self._measured[2] if self._measured else ())
 
     async def _run_round_trip(self) -> ProbeResult:
         plaintext, aad = self.random_bytes(PLAINTEXT_BYTES), self.random_bytes(AAD_BYTES)
@@ -251,9 +239,9 @@ class Prober:
     async def _measure_connectivity(self, reason: Reason, time_left: float) -> None:
         """Measures within `time_left` seconds, unless that was done for this failure."""
         now = self.clock()
-        if self._connectivity.reason is reason and now - self._connectivity.measured_at < CONNECTIVITY_MAX_AGE:
+        if self._measured and self._measured[0] is reason and now - self._measured[1] < CONNECTIVITY_MAX_AGE:
             return
-        self._connectivity.reason = None
+        self._measured = None
         # In almost no time every connection times out, and the network would be blamed: the next probe may have more.
         if time_left < self.timeout / 4:
             return
@@ -267,7 +255,7 @@ class Prober:
             log.error(
                 "connectivity measurement failed", target=self.target, error=failure.detail, exc_info=failure.exception
             )
-        self._connectivity.reason, self._connectivity.measured_at, self._connectivity.phases = reason, now, phases or ()
+        self._measured = reason, now, phases or ()
 
     async def _time_call(self, operation: Operation, call: Callable[[], Awaitable[T]]) -> tuple[Call, T | None]:
         seconds, failure, answer = await time_call(call, timeout=self.timeout, clock=self.clock)

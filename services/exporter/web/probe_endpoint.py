@@ -34,20 +34,6 @@ _SUCCESS_TEXTS: Final = {
 }
 
 
-def format_probe(
-    probe: CoalescedProbe, result: ProbeResult | None, connectivity: Sequence[ConnectivityPhase], waited_seconds: float
-) -> str:
-    """The steps, a line each.
-
-    Args:
-        probe: whose they are.
-        result: None if it had not come after `waited_seconds` seconds.
-        connectivity: empty if it was not measured.
-        waited_seconds: seconds.
-    """
-    return "\n".join(_format_lines(probe, result, connectivity, waited_seconds))
-
-
 def make_printable(text: str, length: int = MAX_TEXT_LENGTH) -> str:
     """One line that moves no terminal's cursor, cut to `length` characters."""
     cut = text if len(text) <= length else f"{text[:length]}…"
@@ -157,7 +143,7 @@ async def _respond(request: Request, probes: Mapping[str, CoalescedProbe], *, de
     if debug:
         metrics = generate_latest(probe_metrics).decode()
         return PlainTextResponse(
-            f"{format_probe(probe, probe_metrics.result, probe_metrics.connectivity, seconds)}\n{metrics}"
+            "\n".join([*_format_lines(probe, probe_metrics.result, probe_metrics.connectivity, seconds), metrics])
         )
     encode, content_type = select_encoder(request.headers.get("accept", ""))
     return Response(encode(probe_metrics), headers={"content-type": content_type})

@@ -108,7 +108,7 @@ async def _run_checks(
         checks = [*file_checks, *channel.list_checks(f"channels.{channel_name}")]
         names = {check.name for check in checks}
         own = [check if check.depends_on in names else replace(check, depends_on=None) for check in checks]
-        return await run_checks_concurrently(own, time.monotonic, timeout=settings.delivery.timeout)
+        return await run_checks_concurrently(own, timeout=settings.delivery.timeout)
     finally:
         await close_channel(channel_name, channel)
 

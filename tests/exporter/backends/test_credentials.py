@@ -14,7 +14,7 @@ from aiohttp import web
 from cryptography import x509
 
 from services.exporter.backend_reads import build_read, open_backend_reader
-from services.exporter.backends.reader import BackendCredentials, BackendReader, open_http_client
+from services.exporter.backends.reader import BackendReader, open_http_client
 from services.exporter.backends.settings import Backend
 from services.exporter.model import BackendState
 from shared.config.file_checks import check_files
@@ -41,10 +41,7 @@ async def serving(handler: Handler, tls: ssl.SSLContext | None = None, host: str
 async def reading(url: str, parser: Executor, settings: dict[str, Any]) -> AsyncIterator[BackendReader]:
     backend = Backend.model_validate({"health_url": f"{url}/healthz", "metrics_url": f"{url}/metrics", **settings})
     async with open_http_client() as session:
-        yield BackendReader(
-            "backend", backend.health_url, backend.metrics_url, session, parser, 2.0,
-            credentials=BackendCredentials(backend),
-        )  # fmt: skip
+        yield BackendReader(backend, session, parser, 2.0)
 
 
 async def answer(request: web.BaseRequest) -> web.Response:
@@ -227,7 +224,7 @@ async def test_a_backend_is_read_by_its_proxy_with_its_authority(
                 **settings,
             }
         )
-        read = build_read(backend, await open_backend_reader(backend, 5.0, stack))
+        read = build_read(await open_backend_reader(backend, 5.0, stack))
         (state,) = await read()
         assert is_whole(state)
         assert proxy.requests == [f"CONNECT {url.removeprefix('https://')}"] * 2

@@ -4,12 +4,15 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
 from services.exporter.backends import documents, reader
-from services.exporter.backends.documents import UnreadableError, parse_health, parse_metrics, parse_openmetrics
+from services.exporter.backends.documents import UnreadableError, parse_health, parse_metrics
 from services.exporter.model import Samples
+
+parse_openmetrics = partial(parse_metrics, is_openmetrics=True)
 
 ERRORS = "crypto_decryption_errors_total"
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 
 import pytest
 from aiohttp import web
 
-from services.exporter.backends.documents import OWN_NAMES, HealthMapping
+from services.exporter.backends.documents import HealthMapping
 from services.exporter.backends.reader import BackendReader
 from services.exporter.model import BackendState, Health
 from shared.backend_contract import CryptoMode
@@ -35,8 +34,7 @@ def answering(
 def read(reader: Reader, backend: Backend) -> Callable[..., Awaitable[BackendState]]:
     async def read(handler: Handler, health: HealthMapping | None, names: dict[str, str] | None = None) -> BackendState:
         async with backend(handler) as url:
-            own_reader = reader(f"{url}/health", f"{url}/metrics")
-            return await replace(own_reader, health=health, metric_names=names or OWN_NAMES).read()
+            return await reader(f"{url}/health", f"{url}/metrics", health=health, metrics=names or {}).read()
 
     return read
 
@@ -56,7 +54,7 @@ async def test_where_only_the_status_code_counts_no_body_is_read(reader: Reader,
             await response.write(b"x" * 65_536)
 
     async with backend(endless) as url:
-        state = await replace(reader(url, timeout=5.0), health=STATUS).read()
+        state = await reader(url, timeout=5.0, health=STATUS).read()
     assert state.health == Health(None, ready=True)
 
 
@@ -98,14 +96,11 @@ async def test_a_hostile_document_means_down_with_a_sentence(
     assert len(state.problems[0]) < 250
 
 
-NAMES = {**OWN_NAMES}
-for ours, theirs in {
+NAMES = {
     "crypto_decryption_errors_total": "vault_decrypt_failures_total",
     "crypto_init_timestamp_seconds": "process_start_time_seconds",
     "kms_data_keys": "vault_data_keys",
-}.items():
-    del NAMES[ours]
-    NAMES[theirs] = ours
+}
 METRICS = b"""# TYPE vault_decrypt_failures counter
 vault_decrypt_failures_total{tenant="a"} 3
 vault_decrypt_failures_total{tenant="b"} 4

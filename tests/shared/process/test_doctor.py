@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -155,7 +154,7 @@ async def test_checks_run_at_once_and_their_results_keep_the_order() -> None:
         return "second"
 
     checks = [Check("first", wait_for_second), Check("second", second), Check("third", fine, depends_on="first")]
-    results = await run_checks_concurrently(checks, time.monotonic, timeout=10)
+    results = await run_checks_concurrently(checks, timeout=10)
     assert [(result.name, result.detail) for result in results] == [
         ("first", "first"),
         ("second", "second"),
@@ -174,9 +173,7 @@ async def test_no_more_checks_run_at_once_than_may() -> None:
         running -= 1
         return ""
 
-    await run_checks_concurrently(
-        [Check(str(n), count) for n in range(9)], time.monotonic, timeout=10, max_concurrent=3
-    )
+    await run_checks_concurrently([Check(str(n), count) for n in range(9)], timeout=10, max_concurrent=3)
     assert most == 3
 
 
@@ -187,7 +184,7 @@ async def test_a_check_that_hangs_or_breaks_stops_no_other_one() -> None:
         return ""
 
     checks = [Check("hangs", hang), Check("breaks", never), Check("needs it", never, "hangs"), Check("works", fine)]
-    hanging, breaking, skipped, working = await run_checks_concurrently(checks, time.monotonic, timeout=15)
+    hanging, breaking, skipped, working = await run_checks_concurrently(checks, timeout=15)
     assert hanging.detail == "no answer within 15 s"
     assert breaking.detail == "a defect of keypulse: AssertionError"
     assert skipped.detail == "skipped: it depends on 'hangs'"

@@ -1,7 +1,6 @@
 """Slack by an incoming webhook: its answers, its URL, and what it cannot do."""
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,7 +138,7 @@ async def test_doctor_asks_slack_without_posting_and_says_what_it_cannot_do(
 
 async def run_alone(channel: Channel) -> CheckResult:
     (check,) = channel.list_checks("channels.slack")
-    (result,) = await run_checks([replace(check, depends_on=None)], time.monotonic)
+    (result,) = await run_checks([replace(check, depends_on=None)])
     return result
 
 
