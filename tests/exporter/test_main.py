@@ -88,23 +88,6 @@ def test_a_missing_folder_of_canaries_is_named_by_check_and_at_the_start_and_sto
     assert (first["level"], first["key"], first["error"]) == ("warning", "targets.0.canary_dir", expected)
 
 
-def test_a_wrong_configuration_is_one_line_for_each_error_and_exit_2(tmp_path: Path) -> None:
-    file = tmp_path / "exporter.yml"
-    file.write_text(f"probe: {{interval: 1s, timeout: 2s}}\ntargets: [{{name: a, key: {KEY}, colour: red}}]\n")
-    done = run("--config", file)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        f"{file}: probe: expected a timeout (2s) of at most the interval (1s)",
-        f"{file}: targets.0.colour: unknown key; see --print-schema for those that exist",
-    ]
-
-
-def test_on_the_network_it_refuses_to_start_without_a_token_file(tmp_path: Path) -> None:
-    done = run("--config", config(tmp_path, listen="0.0.0.0:0"))
-    assert done.returncode == 2
-    assert "auth.admin_token_file" in done.stderr
-
-
 async def test_a_sigterm_during_a_stalled_probe_ends_it_with_0_at_once(tmp_path: Path, emulator: Emulator) -> None:
     emulator.faults.add(EmulatorFault(kind="stall", count=1))
 

@@ -96,5 +96,6 @@ async def test_each_backend_is_shown_as_far_as_it_says_and_no_secret_anywhere(tm
     assert "mode is unknown" in board
     assert "answered with HTTP 401" in board
     assert {event["watched_service"] for event in logged if "watched_service" in event} == {"unknown", "refused"}
+    assert "_created" not in text
     for output in (board, text, repr(logged)):
         assert "hunter2" not in output

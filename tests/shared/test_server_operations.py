@@ -219,43 +219,6 @@ def test_a_check_validates_both_files_and_that_they_fit_each_other(network: bool
     )
 
 
-@pytest.mark.parametrize(("level", "count"), [("debug", 3), ("info", 2), ("warn", 1), ("error", 0)])
-def test_the_log_contains_what_its_level_says_and_of_libraries_no_debug(level: str, count: int, start: Start) -> None:
-    with start("--log.level", level) as server:
-        server.until("listening" if count >= 2 else "own error")
-    log = "".join(server.lines)
-    assert ["own warning" in log, '"listening"' in log, "own detail" in log] == [count >= 1, count >= 2, count >= 3]
-    assert "secret of a library" not in log
-
-
-def test_logfmt_is_one_line_each_with_what_could_be_misread_in_quotes(start: Start) -> None:
-    with start("--log.format", "logfmt") as server:
-        server.listens()
-    (line,) = [line for line in server.lines if "own warning" in line]
-    assert 'text="a\\"b" empty= number=1' in line
-    assert 'event="own warning"' in line
-    assert re.search(r" level=warning timestamp=\S+Z", line)
-
-
-def test_refused_credentials_are_counted_and_logged_with_the_address(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("a-token-of-an-admin")
-    (tmp_path / "sample.yml").write_text("auth: {admin_token_file: token}\n")
-    counted = 'keypulse_auth_failures_total{endpoint="/-/reload",reason="wrong"} '
-    with start() as server:
-        server.listens()
-        assert counted + "0.0" in server.request_status("/metrics")[1]
-        for _ in range(100):
-            assert server.request_status("/-/reload", "POST", user="anybody:a-wrong-password")[0] == 401
-        assert counted + "100.0" in server.request_status("/metrics")[1]
-        assert server.request_status("/-/reload", "POST", user="anybody:a-token-of-an-admin")[0] == 200
-        server.until("configuration reloaded")
-    refused = [json.loads(line) for line in server.lines if "request refused" in line]
-    assert [(line["peer"], line["endpoint"], line["reason"]) for line in refused] == [
-        ("127.0.0.1", "/-/reload", "wrong")
-    ]
-    assert not any("a-wrong-password" in line for line in server.lines)
-
-
 def test_what_users_are_refused_is_counted_by_the_pattern_of_the_route_and_unknown_paths_as_other(
     start: Start, tmp_path: Path
 ) -> None:
@@ -268,20 +231,6 @@ def test_what_users_are_refused_is_counted_by_the_pattern_of_the_route_and_unkno
         re.findall(r'keypulse_auth_failures_total\{endpoint="([^"]+)",reason="wrong"\} ([1-9.]+\d*)', metrics_text)
     )
     assert counts == {"/metrics": "1.0", "other": "2.0"}
-
-
-def test_a_user_without_a_role_reads_metrics_alone(start: Start, file: Path, tmp_path: Path) -> None:
-    file.write_text("auth: {roles: {anna: viewer}}\n")
-    with start("--web.config.file", web_yml(tmp_path, users={"alice": HASH, "anna": HASH})) as server:
-        server.listens()
-        for method, path, scraper, viewer in (
-            ("GET", "/metrics", 200, 200),
-            ("GET", "/", 403, 200),
-            ("GET", "/api/audit", 403, 200),
-            ("POST", "/-/reload", 403, 403),
-        ):
-            assert server.request_status(path, method, user="alice:a secret")[0] == scraper, path
-            assert server.request_status(path, method, user="anna:a secret")[0] == viewer, path
 
 
 def _as_user(server: Server, peer: str, password: str) -> socket.socket:
@@ -332,12 +281,3 @@ def test_sixty_connections_of_one_address_lock_out_no_other(start: Start, dear: 
         for n in range(60):
             stack.enter_context(_as_user(server, "127.0.0.2", f"wrong {n}"))
         assert _wait_for_check(server, "127.0.0.3") == 200
-
-
-def test_an_expensive_hash_is_an_error_at_the_start(file: Path, tmp_path: Path) -> None:
-    (tmp_path / "server.py").write_text(SERVER)
-    web = web_yml(tmp_path, users={"alice": HASH.replace("$04$", "$13$")})
-    command = [*forked(str(tmp_path / "server.py")), "--config", str(file), "--web.config.file", str(web)]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
-    assert (done.returncode, "expected a bcrypt hash of cost 4 to 12" in done.stderr) == (2, True)

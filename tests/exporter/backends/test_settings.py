@@ -17,19 +17,6 @@ def read(tmp_path: Path, line: str) -> ExporterSettings:
     return load_settings(ExporterSettings, file)
 
 
-def test_the_issue_s_example_is_valid(tmp_path: Path) -> None:
-    line = "health: {mode: /crypto/mode, ready: /crypto/ready, values: {kms: [KMS, hsm], env: [local]}}"
-    (backend,) = read(tmp_path, line).backends
-    assert backend.health
-    assert (backend.health.mode, backend.health.values.kms) == ("/crypto/mode", ("KMS", "hsm"))
-
-
-def test_status_is_a_health_without_a_document(tmp_path: Path) -> None:
-    (backend,) = read(tmp_path, "health: status").backends
-    assert backend.health
-    assert not backend.health.needs_document
-
-
 @pytest.mark.parametrize(
     ("line", "error"),
     [

@@ -1,6 +1,5 @@
 import pytest
 from prometheus_client import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 from services.exporter.model import BackendState, Call, Failure, Health, Operation, ProbeResult, TargetKey
 from shared.backend_contract import CryptoMode
@@ -68,37 +67,6 @@ def test_a_successful_round_trip_counts_two_billable_calls_and_two_durations(met
     assert value(metrics, "kms_operation_duration_seconds_sum", **TARGET, operation="decrypt") == 1.5
 
 
-def test_a_healthy_backend_has_all_five_families(metrics: CollectedMetrics) -> None:
-    metrics.set_backend_states(HEALTHY)
-    assert value(metrics, "crypto_backend_up", service="backend") == 1
-    assert value(metrics, "crypto_mode", service="backend") == 1
-    assert value(metrics, "crypto_ready", service="backend") == 1
-    assert value(metrics, "crypto_init_timestamp_seconds", service="backend") == 1_700_000_000.25
-    assert value(metrics, "crypto_decryption_errors_total", service="backend") == 17
-
-
-def test_of_a_backend_that_cannot_be_read_only_up_is_left(metrics: CollectedMetrics) -> None:
-    metrics.set_backend_states(HEALTHY)
-    metrics.set_backend_states(BackendState("backend", None, problems=("health check: refused",)))
-    left = [s for family in metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
-    assert [(sample.name, sample.value) for sample in left] == [("crypto_backend_up", 0)]
-
-
-def test_a_backend_that_names_no_mode_shows_none_and_one_with_an_unknown_mode_says_so(
-    metrics: CollectedMetrics,
-) -> None:
-    metrics.set_backend_states(BackendState("backend", Health(None, ready=True)))
-    assert value(metrics, "crypto_backend_up", service="backend") == 1
-    assert value(metrics, "crypto_ready", service="backend") == 1
-    assert value(metrics, "crypto_mode", service="backend") is None
-    assert value(metrics, "crypto_mode_unknown", service="backend") is None
-    metrics.set_backend_states(BackendState("backend", Health(None, ready=True, mode_problem="unknown")))
-    assert value(metrics, "crypto_mode", service="backend") is None
-    assert value(metrics, "crypto_mode_unknown", service="backend") == 1
-    metrics.set_backend_states(HEALTHY)
-    assert value(metrics, "crypto_mode_unknown", service="backend") == 0
-
-
 def test_a_reload_starts_the_new_at_0_drops_the_old_and_keeps_the_rest(metrics: CollectedMetrics) -> None:
     metrics.add_probe(RIGHT)
     metrics.set_backend_states(HEALTHY)
@@ -117,11 +85,3 @@ def test_what_was_in_progress_when_a_reload_took_its_target_out_brings_nothing_b
     metrics.set_backend_states(HEALTHY)
     assert [s for family in metrics.collect() for s in family.samples] == []
     assert not metrics.changed.is_set()
-
-
-def test_hostile_label_values_are_escaped() -> None:
-    hostile = 'a"} 1\nkms_probe_success{x="'
-    metrics = CollectedMetrics([(hostile, hostile)], [])
-    families = list(text_string_to_metric_families(text(metrics)))
-    (probes,) = [family for family in families if family.name == "kms_probes"]
-    assert [sample.labels for sample in probes.samples] == [{"service": hostile, "target": hostile}]

@@ -4,7 +4,6 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -16,11 +15,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from shared import VERSION
-from shared.config.secret_file import TokenFile
-from shared.config.server_settings import Role
 from shared.config.settings import Address
 from shared.http import server
-from shared.http.access import AccessPolicy, Token
 from shared.http.server import StartError, bind_socket, create_application, create_registry, serve
 
 ANY_PORT = Address("127.0.0.1", 0)
@@ -77,22 +73,6 @@ async def test_the_landing_page_links_every_page_that_can_be_opened_and_escapes_
     assert "{id}" not in page
     assert "<sample>" not in page
     assert "&lt;sample&gt;" in page
-
-
-async def test_the_landing_page_needs_the_admin_token_and_metrics_and_probes_do_not(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("a-secret-of-16-and-more")
-    app = create_application(
-        "sample",
-        create_registry(),
-        OWN,
-        access_policy=AccessPolicy([Token("admin", Role.ADMIN, TokenFile(tmp_path / "token"))]),
-    )
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample") as client:
-        refused = await client.get("/")
-        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Basic realm="keypulse"')
-        assert (await client.get("/", auth=("anybody", "a-secret-of-16-and-more"))).status_code == 200
-        for path in ("/metrics", "/-/healthy", "/-/ready"):
-            assert (await client.get(path)).status_code == 200
 
 
 async def test_a_server_that_is_not_ready_says_why_and_is_healthy_all_the_same() -> None:

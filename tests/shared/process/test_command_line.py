@@ -151,11 +151,6 @@ def test_a_wrong_configuration_exits_2_with_its_lines_on_standard_error(command:
         ]
 
 
-def test_a_missing_configuration_file_exits_2(command: list[str], file: Path) -> None:
-    refused = _run(command, "--config", file)
-    assert (refused.returncode, refused.stderr) == (2, f"{file}: cannot be read: No such file or directory\n")
-
-
 def test_a_user_without_a_role_and_a_role_without_a_user_are_reported_by_the_check_and_at_the_start(
     command: list[str], file: Path
 ) -> None:
@@ -184,17 +179,6 @@ def test_a_server_that_cannot_start_exits_1_with_one_sentence(command: list[str]
     file.write_text("starts: never\n")
     failed = _run(command, "--config", file)
     assert (failed.returncode, failed.stderr) == (1, "cannot start: nothing is well; make it well\n")
-
-
-def test_a_taken_port_exits_1_with_one_sentence_in_the_end(command: list[str], file: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as occupied:
-        port = occupied.getsockname()[1]
-        file.write_text(f"listen: 127.0.0.1:{port}\n")
-        failed = _run(command, "--config", file)
-    assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1] == (
-        f"cannot listen on 127.0.0.1:{port}: Address already in use; stop what listens there, or set another address"
-    )
 
 
 def test_every_line_of_the_log_is_a_json_object_with_service_level_and_time(server: subprocess.Popen[str]) -> None:

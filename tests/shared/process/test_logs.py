@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from shared.process import logs
-from shared.process.logs import Format
+from shared.process.logs import Format, Level
 
 INVISIBLE = "\x00\x1b\x7f\x85\xa0\xad\u061c\u200b\u200e\u2028\u2029\u202e\u2066\ufeff\ufff9\U000e0001\ud800"
 
@@ -53,6 +53,30 @@ def test_what_is_escaped_can_be_read_again(capsys: pytest.CaptureFixture[str]) -
     escaped = json.dumps(INVISIBLE)[1:-1].replace("\x7f", "\\u007f")
     assert f" text=ü漢😀{escaped} " in line
     assert "plain=ü" in line
+
+
+@pytest.mark.parametrize("level", ["error", "warn", "info", "debug"])
+def test_the_log_contains_what_its_level_says_and_of_libraries_no_debug(
+    level: Level, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure("relay", level)
+    own = structlog.get_logger("shared.sample")
+    for log in (own.error, own.warning, own.info, own.debug):
+        log("own")
+    logging.getLogger("library").debug("secret of a library")
+    written = [json.loads(line)["level"] for line in capsys.readouterr().err.splitlines()]
+    levels = ["error", "warning", "info", "debug"]
+    assert written == levels[: ["error", "warn", "info", "debug"].index(level) + 1]
+
+
+def test_a_line_of_logfmt_has_in_quotes_what_could_be_misread(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("relay", line_format="logfmt")
+    structlog.get_logger("own").warning("own warning", text='a"b', empty="", number=1)
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert 'text="a\\"b" empty= number=1' in line
+    assert 'event="own warning"' in line
+    assert re.search(r" level=warning timestamp=\S+Z", line)
 
 
 def test_a_trace_has_one_form_in_each_format(capsys: pytest.CaptureFixture[str]) -> None:
