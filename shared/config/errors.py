@@ -53,12 +53,7 @@ def format_errors(
 ) -> list[str]:
     """Format each error. Secrets live in files of their own, so no quoted value is one.
 
-    Args:
-        model: the settings.
-        env_prefix: of their environment variables; empty if none are read.
-        file: the source of all other values.
-        errors: pydantic's.
-        cut_off: where the file has a value that a `#` cuts off.
+    The prefix is empty if no environment variables are read; `cut_off` is where a `#` cuts off a value of the file.
     """
     schema = model.model_json_schema()  # which takes many times as long as all the rest
     return [_format_error(schema, env_prefix, file, error, cut_off) for error in errors.errors()]

@@ -202,22 +202,19 @@ def get_env_prefix(model: type[CommandSettings]) -> str:
 
 
 def load_settings(model: type[S], file: Path | None) -> S:
-    """Read a configuration.
-
-    Args:
-        model: the settings.
-        file: the YAML file; None takes defaults and the environment only.
-
-    Raises:
-        ConfigurationError: the file cannot be read, or has errors; all of them are listed.
-    """
+    """Read a YAML file; None takes defaults and the environment only. Raises ConfigurationError with all errors."""
     with use_base_folder(file.parent.resolve() if file else Path.cwd()):
         document = yaml_file.read_yaml(file) if file else {}
-        errors = [_format_unknown_variable(model, name) for name in _unknown_variables(model)]
+        variables = {name: _get_field_name(model, name) for name in _list_variables(model)}
+        errors = [
+            f"{name}: {describe_unknown_key(field, model.model_fields)}"
+            for name, field in variables.items()  # pydantic-settings passes over those that set nothing
+            if field not in model.model_fields
+        ]
         try:
             settings = model(**document)
         except ValidationError as error:
-            if file is None and not _list_variables(model):
+            if file is None and not variables:
                 raise ConfigurationError(
                     [f"no configuration; expected --config FILE; {model.first_configuration}"]
                 ) from None
@@ -237,17 +234,8 @@ def _list_variables(model: type[CommandSettings]) -> list[str]:
     return [name for name in os.environ if name.upper().startswith(get_env_prefix(model))]
 
 
-def _unknown_variables(model: type[CommandSettings]) -> list[str]:
-    """Those that set nothing; pydantic-settings passes over them."""
-    return [name for name in _list_variables(model) if _get_field_name(model, name) not in model.model_fields]
-
-
 def _get_field_name(model: type[CommandSettings], variable: str) -> str:
     return variable[len(get_env_prefix(model)) :].lower().partition("__")[0]
-
-
-def _format_unknown_variable(model: type[CommandSettings], variable: str) -> str:
-    return f"{variable}: {describe_unknown_key(_get_field_name(model, variable), model.model_fields)}"
 
 
 @contextmanager
@@ -277,14 +265,9 @@ def check_base_url(url: str, *, allow_user: bool = False) -> str:
 
 
 def check_secret_url(url: str, *, allow_remote_insecure: bool = False) -> str:
-    """Return the URL if secrets are safe in transit: https, or http on this machine.
+    """Return the URL if secrets are safe in transit: https, or http on this machine, or where that is allowed.
 
-    Args:
-        url: it may hold a secret in its path or query, but no user.
-        allow_remote_insecure: accepts http everywhere.
-
-    Raises:
-        ValueError: says what was expected.
+    It may hold a secret in its path or query, but no user. Raises ValueError with what was expected.
     """
     expected = "expected a URL such as https://HOST/PATH, without a user or a password"
     parts = _split(url, expected)

@@ -40,15 +40,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """Return the mapping in the text; an empty text is an empty mapping.
-
-    Args:
-        text: a YAML document.
-        source: where it comes from, for errors.
-
-    Raises:
-        ConfigurationError: it is no mapping in YAML.
-    """
+    """Return the mapping in the text; an empty text is an empty mapping. Raises ConfigurationError with its source."""
     try:
         document = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # PyYAML's own errors of a bad scalar, too

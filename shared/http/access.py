@@ -79,12 +79,7 @@ class AuditLog(Protocol):
         """Store an entry. Raises AuditUnavailableError."""
 
     async def list_entries(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
-        """Return the newest entries with numbers under `before`, and the next `before`. Raises AuditUnavailableError.
-
-        Args:
-            limit: how many at most.
-            before: None begins with the newest.
-        """
+        """Return the newest with numbers under `before`, and the next `before`. Raises AuditUnavailableError."""
 
 
 class InMemoryAuditLog:
@@ -215,7 +210,6 @@ class AccessPolicy:
         return None if found is None else Caller(found.name, found.role)
 
     def allows_address(self, request: Request) -> bool:
-        """Whether the caller's address is allowed."""
         return not self.allowed_networks or is_peer_in(request, self.allowed_networks)
 
 
@@ -297,13 +291,9 @@ def list_cookies(request: Request, prefix: str) -> list[str]:
 
 
 def format_cookie(request: Request, name: str, value: str, *, max_age: int | None = None) -> str:
-    """Return the header `Set-Cookie`.
+    """Return the header `Set-Cookie` for a name without prefixes and a value that needs no quotes.
 
-    Args:
-        request: that is answered; its scheme decides.
-        name: of the cookie, without prefixes.
-        value: letters, digits and characters that need no quotes.
-        max_age: seconds; 0 removes it, None keeps it until the browser ends.
+    The scheme of the request decides. `max_age` is in seconds; 0 removes it, None keeps it until the browser ends.
     """
     secure = "; Secure" if request.scope.get("scheme") == "https" else ""
     age = "" if max_age is None else f"; Max-Age={max_age}"
@@ -481,13 +471,7 @@ class RefusalCounter(Collector):
                 self._counts.setdefault((endpoint, reason.value), 0)
 
     def count(self, peer: str, endpoint: str, reason: RefusalReason) -> None:
-        """Count a refusal, and log it.
-
-        Args:
-            peer: the address.
-            endpoint: the pattern of a route, never a path as it was sent.
-            reason: of the refusal.
-        """
+        """Count a refusal, and log it; `endpoint` is the pattern of a route, never a path as it was sent."""
         self._counts[endpoint, reason.value] = self._counts.get((endpoint, reason.value), 0) + 1
         now = self._clock()
         at, more = self._last_logged.get(peer, (None, 0))
@@ -603,14 +587,7 @@ class RouteRequirements:
 
 
 class ProtectedRoute(Route):
-    """A route with its requirements.
-
-    Args:
-        path: as in Starlette.
-        endpoint: handles authorized requests.
-        requirements: of every request, or a function of the request.
-        methods: as in Starlette.
-    """
+    """A route of Starlette with its requirements: of every request, or a function of the request."""
 
     def __init__(
         self,
@@ -656,11 +633,9 @@ class Authorizer:
         self._is_own_name = is_own_name
 
     def protect(self, route: Route, get_access_policy: Callable[[], AccessPolicy]) -> Route:
-        """Return a copy of the route that only authorized callers reach.
+        """Return a copy of the route that only authorized callers reach; a plain route of Starlette is for admins.
 
-        Args:
-            route: a ProtectedRoute; a plain route of Starlette is for admins.
-            get_access_policy: the server's policy, if the route's requirements have none.
+        The server's policy counts where the route's requirements have none.
         """
         app = route.app
 
@@ -724,15 +699,7 @@ class Authorizer:
         requirements: RouteRequirements,
         message: str | None = None,
     ) -> Response:
-        """Count and log a refusal, and return its response.
-
-        Args:
-            request: the request.
-            reason: of the refusal.
-            endpoint: the pattern of its route.
-            requirements: of the route.
-            message: for a person; None takes that of the reason.
-        """
+        """Count and log a refusal, and return its response; without `message` it has that of the reason."""
         self._count_ignored_header(request, endpoint)
         self.refusals.count(get_peer(request) or "unknown", endpoint, reason)
         status, usual = REFUSAL_RESPONSES[reason]

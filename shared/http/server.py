@@ -84,8 +84,8 @@ def create_application(  # noqa: PLR0913  (one keyword for each thing that a ser
         name: the title of the page at `/`, unless `routes` has one.
         metrics: exposed at `/metrics`.
         routes: the server's own; a ProtectedRoute has its requirements, any other is for admins.
-        authorizer: protects every route, and is the application's `state.authorizer`; None creates one.
-        access_policy: who may call; None allows everybody on this machine.
+        authorizer: is the application's `state.authorizer`; None creates one.
+        access_policy: None allows everybody on this machine.
         get_unready_reason: why the server cannot serve now, or None; the text of a 503 of `/-/ready`.
         handle_metrics: answers `/metrics` instead, if `metrics` takes long to encode; called off the event loop.
         handle_missing: answers a viewer's browser that asks for a path without a route; None gives it a line of text.

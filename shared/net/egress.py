@@ -341,11 +341,7 @@ ATTEMPT_DELAY_SECONDS: Final = 0.25
 async def connect(addresses: list[ResolvedAddress]) -> socket.socket:
     """Return the first connection that opens, and close the others. Has no timeout of its own.
 
-    Args:
-        addresses: at least one.
-
-    Raises:
-        OSError: no address accepted a connection; its errno is that of all of them, or None if they differ.
+    Raises OSError if no address accepts one; its errno is that of all of them, or None if they differ.
     """
     infos = [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address) for family, address in addresses]
     return await start_connection(infos, happy_eyeballs_delay=ATTEMPT_DELAY_SECONDS)

@@ -137,13 +137,9 @@ def run_server(
     options: ServerOptions,
     loop: Loop | None = None,
 ) -> None:
-    """Run a server's command without a subcommand: serve, or what its options say instead.
+    """Run a server's command without a subcommand: serve until it is stopped, or what its options say instead.
 
-    Args:
-        model: the server's settings.
-        serve: runs the server until it is stopped.
-        options: what the command was given.
-        loop: makes the event loop; None takes asyncio's own.
+    `loop` makes the event loop; None takes asyncio's own.
     """
     if options["print_schema"]:
         click.echo(json.dumps(model.model_json_schema(), indent=2))

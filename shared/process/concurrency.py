@@ -46,10 +46,6 @@ def start_in_thread(name: str, work: Callable[[], T]) -> "Future[T]":
     """Start `work`, which may hang for ever, in a daemon thread of its own.
 
     The event loop's own threads are few and shared, and the end of the process waits for them, but not for this one.
-
-    Args:
-        name: of the thread.
-        work: its result or exception is the future's.
     """
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # running, so that a wait that ends early leaves it to the thread

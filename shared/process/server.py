@@ -64,11 +64,8 @@ class ReloadMiddleware(Generic[S]):
     """ASGI middleware that answers `POST /-/reload`.
 
     Args:
-        app: the application.
-        settings: the current ones.
         load_settings: reads the configuration. Raises ConfigurationError.
         apply: see above; None if every change needs a restart.
-        restart_keys: the keys that change only with a restart.
         authorizer: of the server; its metrics get the two gauges.
         clock: unix seconds.
     """
@@ -295,15 +292,7 @@ def refuse_unprotected(
 ) -> None:
     """Refuse an address that the network reaches without credentials, and users named like tokens.
 
-    From then on a web.yml that has to bring the credentials is not read without them.
-
-    Args:
-        settings: those to serve with.
-        config_file: where they come from; None for the environment.
-        web_config_file: the web.yml, if any.
-
-    Raises:
-        ConfigurationError: says what to configure.
+    From then on a web.yml that has to bring the credentials is not read without them. Raises ConfigurationError.
     """
     if web_config_file:
         web_config_file.check_names(web_config_file.get_state(), settings.list_reserved_names())
@@ -434,16 +423,9 @@ async def wait_until_stopped(on_stop: Callable[[], object] = lambda: None, **add
 def prepare_server(
     model: type[S], config_file: Path | None, web_config_path: Path | None, *, is_check: bool = False
 ) -> ServerRunner[S]:
-    """Read both files, and open the files that they name.
+    """Read both files, and open the files that they name. Raises ConfigurationError with the errors of both.
 
-    Args:
-        model: the settings of the server.
-        config_file: its configuration; None takes defaults and the environment only.
-        web_config_path: a web.yml, if any.
-        is_check: whether every file that cannot be opened is an error, and not only those that a start needs.
-
-    Raises:
-        ConfigurationError: the errors of both files.
+    With `is_check` every file that cannot be opened is an error, and not only those that a start needs.
     """
     errors: list[str] = []
     web, settings = None, None

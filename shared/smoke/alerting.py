@@ -39,16 +39,7 @@ async def check_relay(
     *,
     timeout: float = TIMEOUT_SECONDS,
 ) -> list[CheckResult]:
-    """Check that it is ready, and that its API answers.
-
-    Args:
-        url: its base address.
-        token: its admin token, where its API needs one.
-        timeout: seconds for each response.
-
-    Raises:
-        ValueError: `url` is invalid.
-    """
+    """Check that it is ready, and that its API answers. Raises ValueError if `url` is invalid."""
     async with open_client(url, token, timeout) as server:
 
         async def api() -> str:
@@ -94,19 +85,9 @@ async def check_test_alert(
     random_hex: Callable[[int], str] = secrets.token_hex,
     now: Callable[[], float] = time.time,
 ) -> list[CheckResult]:
-    """Post an alert, follow it, and resolve it; people get the resolve, too.
+    """Post an alert, follow it, and resolve it; people get the resolve, too. Raises ValueError if a URL is invalid.
 
-    Args:
-        alertmanager: the base address of one.
-        relay: the base address of the relay.
-        relay_token: its admin token, where its API needs one.
-        severity: chooses the route; `critical` pages the person on call.
-        timeout: seconds from the alert to the last receipt.
-        random_hex: returns that many bytes in hexadecimal.
-        now: unix time.
-
-    Raises:
-        ValueError: a URL is invalid.
+    The severity chooses the route; `critical` pages the person on call. The timeout ends with the last receipt.
     """
     deadline = time.monotonic() + timeout
     async with open_client(alertmanager) as taker, open_client(relay, relay_token) as relay_client:

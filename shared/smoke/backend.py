@@ -48,18 +48,7 @@ async def check_backend(
     timeout: float = TIMEOUT_SECONDS,
     random_hex: Callable[[int], str] = secrets.token_hex,
 ) -> list[CheckResult]:
-    """Check one backend.
-
-    Args:
-        base_url: such as `http://127.0.0.1:8000`.
-        token: what `/v1/records` needs, if anything.
-        records: whether a record is written and read.
-        timeout: seconds for each response.
-        random_hex: returns that many bytes in hexadecimal.
-
-    Raises:
-        ValueError: `base_url` is invalid.
-    """
+    """Check one backend; `/v1/records` may need the token. Raises ValueError if `base_url` is invalid."""
     async with open_client(base_url, token, timeout) as server:
 
         async def answers() -> str:

@@ -116,13 +116,7 @@ class HttpClient:
 async def open_client(
     url: str, token: SecretFile | None = None, timeout: float = TIMEOUT_SECONDS
 ) -> AsyncIterator[HttpClient]:
-    """A server, whose connections are closed in the end.
-
-    Args:
-        url: `http://HOST:PORT`, or with a path before all that it serves; checked by `check_base_url`.
-        token: sent as a bearer token.
-        timeout: for one whole answer.
-    """
+    """A server, whose connections are closed in the end; `timeout` is for one whole answer."""
     limit = aiohttp.ClientTimeout(total=timeout)
     headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-smoke"}
     async with aiohttp.ClientSession(

@@ -24,13 +24,8 @@ async def check_grafana(
 ) -> list[CheckResult]:
     """Check the dashboard by https://grafana.com/docs/grafana/latest/developers/http_api/dashboard/.
 
-    Args:
-        url: Grafana's base address.
-        token: of a service account that may view dashboards; not needed for anonymous access.
-        timeout: seconds for each response.
-
-    Raises:
-        ValueError: `url` is invalid.
+    The token is that of a service account that may view dashboards; anonymous access needs none. Raises ValueError if
+    `url` is invalid.
     """
     async with open_client(url, token, timeout) as server:
 
@@ -74,15 +69,8 @@ async def check_prometheus(
 ) -> list[CheckResult]:
     """Check one Prometheus.
 
-    Args:
-        url: its base address.
-        rules: the names of the alerts and recordings that it must have, by the file that they are in.
-        has_backend: whether the exporter reads a backend's metrics, or only probes keys.
-        is_production: whether a runbook at a placeholder's address is an error.
-        timeout: seconds for each response.
-
-    Raises:
-        ValueError: `url` is invalid.
+    It must have the alerts and recordings of `rules`, by the file that they are in. Without a backend the exporter only
+    probes keys; in production a runbook at a placeholder's address is an error. Raises ValueError if `url` is invalid.
     """
     async with open_client(url, timeout=timeout) as server:
         checks = [
