@@ -3,7 +3,7 @@
 Nothing outside the desired state is changed: other services, bindings and their conditions, labels, other rules.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -89,14 +89,10 @@ def format_title(part: AuditPart, desired: DesiredState) -> str:
 
 
 def diff_change(change: Change) -> list[str]:
-    """Yield the changed lines of the part."""
+    """Return the changed lines of the part."""
     facts = _FORMATTERS[change.part]
     old, new = list(facts(change.old)) if change.old else [], list(facts(change.new))
     return [f"- {fact}" for fact in old if fact not in new] + [f"+ {fact}" for fact in new if fact not in old]
-
-
-def _format_api(api: Resource) -> Iterator[str]:
-    yield str(api["state"]).lower()
 
 
 def _format_policy(policy: Resource) -> Iterator[str]:
@@ -107,10 +103,6 @@ def _format_policy(policy: Resource) -> Iterator[str]:
                 yield log["logType"] + (f" of all but {', '.join(exempted)}" if exempted else "")
 
 
-def _format_dataset(dataset: Resource) -> Iterator[str]:
-    yield f"in {dataset['location']}"
-
-
 def _format_sink(sink: Resource) -> Iterator[str]:
     yield f"to {sink['destination']}"
     yield f"of {sink.get('filter') or 'everything'}"
@@ -119,11 +111,6 @@ def _format_sink(sink: Resource) -> Iterator[str]:
     if sink["destination"].startswith("bigquery."):
         partitioned = sink.get("bigqueryOptions", {}).get("usePartitionedTables")
         yield "in partitioned tables" if partitioned else "in a table for each day"
-
-
-def _format_dataset_access(dataset: Resource) -> Iterator[str]:
-    for entry in dataset.get("access", []):
-        yield " ".join(str(value) for value in entry.values())
 
 
 def _format_bucket(bucket: Resource) -> Iterator[str]:
@@ -144,12 +131,14 @@ def _format_bucket_access(policy: Resource) -> Iterator[str]:
             yield f"{binding['role']} {member}" + (" with a condition" if "condition" in binding else "")
 
 
-_FORMATTERS: Final[dict[AuditPart, Callable[[Resource], Iterator[str]]]] = {
-    AuditPart.API: _format_api,
+_FORMATTERS: Final[dict[AuditPart, Callable[[Resource], Iterable[str]]]] = {
+    AuditPart.API: lambda api: [str(api["state"]).lower()],
     AuditPart.POLICY: _format_policy,
-    AuditPart.DATASET: _format_dataset,
+    AuditPart.DATASET: lambda dataset: [f"in {dataset['location']}"],
     AuditPart.BIGQUERY_SINK: _format_sink,
-    AuditPart.DATASET_ACCESS: _format_dataset_access,
+    AuditPart.DATASET_ACCESS: lambda dataset: [
+        " ".join(map(str, entry.values())) for entry in dataset.get("access", [])
+    ],
     AuditPart.BUCKET: _format_bucket,
     AuditPart.STORAGE_SINK: _format_sink,
     AuditPart.BUCKET_ACCESS: _format_bucket_access,
@@ -228,10 +217,6 @@ def _refuse_unchangeable(part: AuditPart, state: CurrentState, desired: DesiredS
         )
 
 
-def _enable_api(old: Resource, _state: CurrentState, _desired: DesiredState) -> Resource:
-    return old | {"state": "ENABLED"}
-
-
 def _add_audit_config(old: Resource, _state: CurrentState, desired: DesiredState) -> Resource:
     configs = old.get("auditConfigs", [])
     ours: Resource = next((config for config in configs if config["service"] == KMS), {"service": KMS})
@@ -248,19 +233,10 @@ def _add_audit_config(old: Resource, _state: CurrentState, desired: DesiredState
     return old | {"auditConfigs": others if ours in configs else [*others, new]}
 
 
-def _build_dataset(old: Resource, _state: CurrentState, desired: DesiredState) -> Resource:
-    reference = {"projectId": desired.project, "datasetId": DATASET}
-    return old or {"datasetReference": reference, "location": desired.location}
-
-
 def _build_bigquery_sink(old: Resource, _state: CurrentState, desired: DesiredState) -> Resource:
     options = old.get("bigqueryOptions", {}) | {"usePartitionedTables": True}
     destination = f"bigquery.googleapis.com/projects/{desired.project}/datasets/{DATASET}"
     return _build_sink(old, BIGQUERY_SINK, destination) | {"bigqueryOptions": options}
-
-
-def _build_storage_sink(old: Resource, _state: CurrentState, desired: DesiredState) -> Resource:
-    return _build_sink(old, STORAGE_SINK, f"storage.googleapis.com/{desired.bucket}")
 
 
 def _build_sink(old: Resource, name: str, destination: str) -> Resource:
@@ -297,8 +273,8 @@ def _build_bucket(old: Resource, _state: CurrentState, desired: DesiredState) ->
     uniform = existing.get("uniformBucketLevelAccess", {}).get("enabled")
     if not uniform or existing.get("publicAccessPrevention") != "enforced":
         others = {
-            key: value for key, value in existing.items() if key != "bucketPolicyOnly"
-        }  # an old name of the same switch
+            name: value for name, value in existing.items() if name != "bucketPolicyOnly"
+        }  # the switch's old name
         new = new | {"iamConfiguration": others | access}
     rules = old.get("lifecycle", {}).get("rule", [])
     delete_rule = {"action": {"type": "Delete"}, "condition": {"age": RETENTION_DAYS}}
@@ -325,12 +301,20 @@ def _grant_bucket_access(old: Resource, state: CurrentState, _desired: DesiredSt
 
 
 _DESIRED_BY_PART: Final[dict[AuditPart, Callable[[Resource, CurrentState, DesiredState], Resource]]] = {
-    AuditPart.API: _enable_api,
+    AuditPart.API: lambda old, _state, _desired: old | {"state": "ENABLED"},
     AuditPart.POLICY: _add_audit_config,
-    AuditPart.DATASET: _build_dataset,
+    AuditPart.DATASET: lambda old, _state, desired: (
+        old
+        or {
+            "datasetReference": {"projectId": desired.project, "datasetId": DATASET},
+            "location": desired.location,
+        }
+    ),
     AuditPart.BIGQUERY_SINK: _build_bigquery_sink,
     AuditPart.DATASET_ACCESS: _grant_dataset_access,
     AuditPart.BUCKET: _build_bucket,
-    AuditPart.STORAGE_SINK: _build_storage_sink,
+    AuditPart.STORAGE_SINK: lambda old, _state, desired: _build_sink(
+        old, STORAGE_SINK, f"storage.googleapis.com/{desired.bucket}"
+    ),
     AuditPart.BUCKET_ACCESS: _grant_bucket_access,
 }

@@ -169,14 +169,16 @@ def verify_logging(
     started_at = clock.seconds()
     while waiting:
         for name, (search, late) in list(waiting.items()):
-            result = _search_once(name, search, clock.seconds, started_at)
-            if result is None and clock.seconds() - started_at >= timeout:
-                result = CheckResult(
-                    name, CheckOutcome.FAILED, f"{probe.marker} has not arrived", late, clock.seconds() - started_at
-                )
-            if result:
-                del waiting[name]
-                yield result
+            outcome, detail, hint = CheckOutcome.FAILED, f"{probe.marker} has not arrived", late
+            try:
+                if search():
+                    outcome, detail, hint = CheckOutcome.PASSED, "it has arrived", ""
+                elif clock.seconds() - started_at < timeout:
+                    continue
+            except GoogleError as error:
+                detail, hint = error.error, error.hint
+            del waiting[name]
+            yield CheckResult(name, outcome, detail, hint, clock.seconds() - started_at)
         if waiting:
             clock.sleep(min(_POLL_INTERVAL, max(0.0, timeout - (clock.seconds() - started_at))))
 
@@ -184,23 +186,26 @@ def verify_logging(
 def _check_prerequisites(
     api: GoogleCaller, desired: DesiredState, probe: AuditProbe | None, clock: Clock
 ) -> Iterator[CheckResult]:
-    yield _run_check(f"{desired.project}: settings", lambda: _check_settings(api, desired), clock.seconds)
-    yield _run_check(f"{desired.project}: access to the log", lambda: _check_log_access(api, desired), clock.seconds)
+    checks: dict[str, Callable[[], tuple[str, str]]] = {
+        "settings": partial(_check_settings, api, desired),
+        "access to the log": partial(_check_log_access, api, desired),
+    }
     if probe:
-        yield _run_check(f"{desired.project}: probe", lambda: _send_probe(api, desired, probe), clock.seconds)
-
-
-def _run_check(name: str, check: Callable[[], tuple[str, str]], seconds: Callable[[], float]) -> CheckResult:
-    """Run `check`, which returns a detail and a hint; the hint is empty if it passed."""
-    started_at = seconds()
-    try:
-        detail, hint = check()
-    except (GoogleError, UnchangeableError) as error:
-        return CheckResult(name, CheckOutcome.FAILED, error.error, error.hint, seconds() - started_at)
-    return CheckResult(name, CheckOutcome.FAILED if hint else CheckOutcome.PASSED, detail, hint, seconds() - started_at)
+        checks["probe"] = partial(_send_probe, api, desired, probe)
+    for name, check in checks.items():
+        started_at = clock.seconds()
+        try:
+            detail, hint = check()
+        except (GoogleError, UnchangeableError) as error:
+            detail, hint = error.error, error.hint
+            outcome = CheckOutcome.FAILED
+        else:
+            outcome = CheckOutcome.FAILED if hint else CheckOutcome.PASSED
+        yield CheckResult(f"{desired.project}: {name}", outcome, detail, hint, clock.seconds() - started_at)
 
 
 def _check_settings(api: GoogleCaller, desired: DesiredState) -> tuple[str, str]:
+    """A detail and a hint, as of the others; the hint is empty where all is well."""
     due = plan_changes({part: read_part(api, part, desired) for part in desired.list_parts}, desired)
     if due:
         return f"not as configured: {', '.join(change.part for change in due)}", "see `plan`, then use `apply`"
@@ -243,12 +248,3 @@ def _list_searches(
     if desired.bucket:
         files = partial(search_bucket, api, desired.bucket, probe.marker, since)
         yield f"{desired.project}: bucket", (files, f"files come once an hour, the first after 2 to 3 hours; {pending}")
-
-
-def _search_once(name: str, search: SearchProbe, seconds: Callable[[], float], started_at: float) -> CheckResult | None:
-    """None if it has not arrived."""
-    try:
-        arrived = search()
-    except GoogleError as error:
-        return CheckResult(name, CheckOutcome.FAILED, error.error, error.hint, seconds() - started_at)
-    return CheckResult(name, CheckOutcome.PASSED, "it has arrived", seconds=seconds() - started_at) if arrived else None

@@ -1,6 +1,5 @@
 """The admin API that a service offers to be rotated, as OpenAPI 3.1: the paths are here, the shapes in the code."""
 
-from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel
@@ -46,8 +45,8 @@ class Operation(NamedTuple):
     summary: str
     request: str | None
     """The name of its body's schema."""
-    response: Mapping[str, Any] | None
-    """The schema of its answer; None where there is none, 204."""
+    response: str | list[str] | None
+    """The name of its answer's schema, or of a list's items; None where there is no answer, 204."""
     is_change: bool = False
     """Whether it needs the lease's token."""
 
@@ -56,45 +55,33 @@ def _refer(name: str) -> dict[str, Any]:
     return {"$ref": _REFERENCE.format(model=name)}
 
 
-def _list_of(name: str) -> dict[str, Any]:
-    return {"type": "array", "items": _refer(name)}
+def _contain(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": schema}}}
 
 
 OPERATIONS: Final = (
     Operation(
-        "get",
-        "keys",
-        "Data keys without their wrapped form, a page in the order of their ids",
-        None,
-        _list_of("KeyInfo"),
+        "get", "keys", "Data keys without their wrapped form, a page in the order of their ids", None, ["KeyInfo"]
     ),
+    Operation("get", "census", "Which data keys and records need which version of the KMS key", None, "KeyUsage"),
     Operation(
-        "get", "census", "Which data keys and records need which version of the KMS key", None, _refer("KeyUsage")
+        "get", "rotations/{rotation_id}", "How far a rotation is; `latest` is the latest", None, "RotationProgress"
     ),
-    Operation(
-        "get",
-        "rotations/{rotation_id}",
-        "How far a rotation is; `latest` is the latest",
-        None,
-        _refer("RotationProgress"),
-    ),
-    Operation(
-        "post", "lease", "Takes the lease, or keeps it where `token` is its own", "LeaseRequest", _refer("Lease")
-    ),
+    Operation("post", "lease", "Takes the lease, or keeps it where `token` is its own", "LeaseRequest", "Lease"),
     Operation("post", "release", "Gives the lease up; another's stays", "ReleaseRequest", None),
     Operation(
         "post",
         "backup",
         "Data keys with their wrapped form, a page in the order of their ids",
         "PageRequest",
-        _list_of("StoredKey"),
+        ["StoredKey"],
     ),
     Operation(
         "post",
         "rotate",
         "Begins a rotation or does its next batch; `dry_run`: only says what it would do",
         "Rotate",
-        _refer("RotationProgress"),
+        "RotationProgress",
         is_change=True,
     ),
     Operation("post", "journal", "Stores a step of the runner", "JournalRequest", None, is_change=True),
@@ -103,7 +90,7 @@ OPERATIONS: Final = (
         "rollback",
         "Undoes the next batch by the journal",
         "RollbackRequest",
-        _refer("RotationProgress"),
+        "RotationProgress",
         is_change=True,
     ),
     Operation(
@@ -111,7 +98,7 @@ OPERATIONS: Final = (
         "restore",
         "Puts back rows of a backup whose data key, of the same id and fingerprint, does not open",
         "RestoreRequest",
-        _refer("Restored"),
+        "Restored",
         is_change=True,
     ),
     Operation(
@@ -119,7 +106,7 @@ OPERATIONS: Final = (
         "verify",
         "Unwraps every data key and opens records; with `after` a page of them",
         "VerifyRequest",
-        _refer("VerificationResult"),
+        "VerificationResult",
     ),
     Operation(
         "post", "retire", "From now on nothing may be wrapped by this version", "RetireRequest", None, is_change=True
@@ -128,26 +115,10 @@ OPERATIONS: Final = (
 )
 """All that the rotator calls."""
 
-_REQUESTS: Final[tuple[type[BaseModel], ...]] = (
-    LeaseRequest,
-    ReleaseRequest,
-    PageRequest,
-    DryRunRequest,
-    RotateRequest,
-    JournalRequest,
-    RollbackRequest,
-    RestoreRequest,
-    VerifyRequest,
-    RetireRequest,
-    RequestBody,
-)
-_RESPONSES: Final[tuple[type[BaseModel], ...]] = (
-    KeyInfo,
-    KeyUsage,
-    RotationProgress,
-    Lease,
-    StoredKey,
-    VerificationResult,
+_MODELS: Final[tuple[type[BaseModel], ...]] = (
+    *(LeaseRequest, ReleaseRequest, PageRequest, DryRunRequest, RotateRequest, JournalRequest, RollbackRequest),
+    *(RestoreRequest, VerifyRequest, RetireRequest, RequestBody),
+    *(KeyInfo, KeyUsage, RotationProgress, Lease, StoredKey, VerificationResult),
 )
 _ERRORS: Final = {
     "400": "the request is not as described here",
@@ -164,7 +135,7 @@ _PAGE_PARAMETERS: Final = (
 
 
 def build_document() -> dict[str, Any]:
-    modes = [*((model, "validation") for model in _REQUESTS), *((model, "validation") for model in _RESPONSES)]
+    modes = [(model, "validation") for model in _MODELS]
     _, definitions = models_json_schema(modes, ref_template=_REFERENCE)  # type: ignore[arg-type]  # a Literal
     schemas: dict[str, Any] = definitions["$defs"] | {
         "Rotate": {"oneOf": [_refer("RotateRequest"), _refer("DryRun")]},
@@ -212,16 +183,18 @@ def _build_operation(operation: Operation) -> dict[str, Any]:
     elif "{" in operation.path:
         built["parameters"] = [{"name": "rotation_id", "in": "path", "required": True, "schema": {"type": "string"}}]
     if operation.request:
-        content = {"application/json": {"schema": _refer(operation.request)}}
-        built["requestBody"] = {"required": True, "content": content}
+        built["requestBody"] = {"required": True, **_contain(_refer(operation.request))}
     errors = dict(_ERRORS)
     if "{" in operation.path:
         errors["404"] = "there is no such rotation, or none yet"
-    if operation.response is None:
-        built["responses"] = {"204": {"description": "done"}}
-    else:
-        content = {"application/json": {"schema": dict(operation.response)}}
-        built["responses"] = {"200": {"description": "done", "content": content}}
-    error = {"application/json": {"schema": _refer("Error")}}
-    built["responses"] |= {code: {"description": text, "content": error} for code, text in sorted(errors.items())}
+    match operation.response:
+        case None:
+            built["responses"] = {"204": {"description": "done"}}
+        case [item]:
+            built["responses"] = {"200": {"description": "done", **_contain({"type": "array", "items": _refer(item)})}}
+        case str(name):
+            built["responses"] = {"200": {"description": "done", **_contain(_refer(name))}}
+    built["responses"] |= {
+        code: {"description": text, **_contain(_refer("Error"))} for code, text in sorted(errors.items())
+    }
     return built
