@@ -8,7 +8,6 @@ browser itself takes nothing from the relay while webhooks are measured.
 import asyncio
 import re
 import statistics
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -27,18 +26,7 @@ from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.bench.alerts import webhook
 from tests.bench.claim import run_postgres
-from tests.bench.stage import (
-    ROUTING_KEY,
-    SLACK_TOKEN,
-    TOKEN,
-    BenchError,
-    Running,
-    Stage,
-    free_port,
-    pagerduty,
-    slack,
-    stage,
-)
+from tests.bench.stage import TOKEN, BenchError, Running, Stage, pagerduty, slack, stage
 from tests.browser.conftest import FLAGS, chromium_path
 from tests.relay.outbox.seeded_history import KINDS, SERVICES, SeededHistory, seed_history
 
@@ -99,9 +87,6 @@ async def console(disk: Path, deliveries: int, rounds: int) -> None:
 async def _start_relay(bench: Stage, database: DatabaseUrl) -> Running:
     """A relay whose channels are those of the history, and whose providers take everything at once."""
     sink = await bench.module("tests.bench.sink")
-    secrets = {"token": TOKEN, "slack_token": SLACK_TOKEN, "pagerduty_key": ROUTING_KEY}
-    for name, value in secrets.items():
-        bench.secret(name, value)
     mail = {
         "kind": "email",
         "host": "127.0.0.1",
@@ -116,19 +101,12 @@ async def _start_relay(bench: Stage, database: DatabaseUrl) -> Running:
         "email": mail,
         "webhook": {"kind": "webhook", "url": f"{sink.url}/webhook"},
     }
-    address = f"127.0.0.1:{free_port()}"
-    configuration = {
-        "listen": address,
-        "database": database.render_as_string(hide_password=False),
-        "environment": "staging",
-        "auth": {"bearer_token_file": "token"},
-        "channels": {name: kinds[kind] for name, kind in KINDS.items()},
-        "default_channels": ["slack-security", "pagerduty"],
-        "pacing": {"enabled": False},
-        "retention": {"max_deliveries": 1_000_000, "max_bytes": "8GiB"},
-    }
-    file = bench.write("relay.yml", configuration)
-    return await bench.start("relay", (sys.executable, "-m", "services.relay", "--config", file), address)
+    return await bench.relay(
+        {name: kinds[kind] for name, kind in KINDS.items()},
+        database=database.render_as_string(hide_password=False),
+        default_channels=["slack-security", "pagerduty"],
+        retention={"max_deliveries": 1_000_000, "max_bytes": "8GiB"},
+    )
 
 
 def _list_pages(history: SeededHistory) -> Sequence[str]:

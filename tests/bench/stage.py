@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ SLACK_TOKEN: Final = "xoxb-benchmark"
 ROUTING_KEY: Final = "0" * 32
 _READY_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.1
+_BATCH: Final = 500
 
 
 class BenchError(Exception):
@@ -55,9 +57,14 @@ class Stage:
         self._children = children
 
     async def relay(
-        self, channels: Mapping[str, Mapping[str, object]], timeout: str = "10s", *, limits_rates: bool = False
+        self,
+        channels: Mapping[str, Mapping[str, object]],
+        timeout: str = "10s",
+        *,
+        limits_rates: bool = False,
+        **changes: object,
     ) -> Running:
-        """A relay with a fresh database that delivers everything on all `channels`, each send within `timeout`."""
+        """A relay that delivers everything on all `channels`, each send within `timeout`; with a fresh database."""
         self.secret("token", TOKEN)
         self.secret("slack_token", SLACK_TOKEN)
         self.secret("pagerduty_key", ROUTING_KEY)
@@ -71,6 +78,7 @@ class Stage:
             "default_channels": list(channels),
             "delivery": {"timeout": timeout, "lease": "2m"},
             "pacing": {"enabled": limits_rates},
+            **changes,
         }
         file = self.write("relay.yml", configuration)
         return await self.start("relay", (sys.executable, "-m", "services.relay", "--config", file), address)
@@ -98,6 +106,19 @@ class Stage:
             "--log.level=error",
         )
         return await self.start("alertmanager", command, address)
+
+    async def post_alerts(self, alertmanager: Running, alerts: Sequence[Mapping[str, Any]], group_wait: float) -> float:
+        """Post alerts, and return when Alertmanager may first send them, in seconds of `time.monotonic`."""
+        may_send = time.monotonic() + group_wait
+        now = datetime.now(UTC).isoformat()
+        for first in range(0, len(alerts), _BATCH):
+            batch = [{**alert, "startsAt": now} for alert in alerts[first : first + _BATCH]]
+            async with self.http.post(f"{alertmanager.url}/api/v2/alerts", json=batch) as answer:
+                if answer.status != 200:
+                    raise BenchError(f"Alertmanager refused the alerts: {await answer.text()}")
+        if group_wait and time.monotonic() > may_send:
+            raise BenchError(f"posting took longer than {group_wait:g} s; this machine is too busy to measure on")
+        return may_send
 
     async def module(self, name: str, *arguments: str) -> Running:
         """`python -m NAME PORT ARGUMENTS`, once it answers."""
@@ -186,6 +207,12 @@ def free_port() -> int:
     """A port that nobody holds right now."""
     with bind_socket(Address("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
+
+
+def to_relay(relay: Running) -> dict[str, object]:
+    """Alertmanager's receiver that is the relay."""
+    authorization = {"authorization": {"type": "Bearer", "credentials": TOKEN}}
+    return {"webhook_configs": [{"url": f"{relay.url}/alerts", "http_config": authorization}]}
 
 
 def slack(base: str) -> dict[str, object]:

@@ -9,19 +9,17 @@ a while.
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from ops.demo.stand_ins.slack.web_api import WEBHOOK_APP, WEBHOOK_SECRET
-from tests.bench.stage import TOKEN, BenchError, Running, Stage, free_port, slack, stage
+from tests.bench.stage import BenchError, Running, Stage, free_port, slack, stage, to_relay
 
 GROUP_WAIT: Final = 5.0
-_BATCH: Final = 500
 _TIMEOUT: Final = 300.0
 _SERVICES: Final = 40
 _CRITICAL: Final = 20
@@ -70,21 +68,13 @@ async def _run(bench: Stage, groups: int, seconds: float, *, with_relay: bool) -
     provider = await bench.stand_ins(free_port(), "--slack-rates")
     if with_relay:
         relay = await bench.relay({"slack": slack(provider.url)}, limits_rates=True)
-        authorization = {"authorization": {"type": "Bearer", "credentials": TOKEN}}
-        receiver: dict[str, object] = {
-            "webhook_configs": [{"url": f"{relay.url}/alerts", "http_config": authorization}]
-        }
+        receiver = to_relay(relay)
     else:
         webhook = f"{provider.url}/slack/services/{'/'.join(WEBHOOK_APP)}/{WEBHOOK_SECRET}"
         receiver = {"slack_configs": [{"api_url": webhook, "channel": "#security-critical"}]}
     alertmanager = await bench.alertmanager(receiver, f"{GROUP_WAIT:g}s")
     may_send = time.time() + GROUP_WAIT
-    for batch in _build_batches(groups):
-        async with bench.http.post(f"{alertmanager.url}/api/v2/alerts", json=batch) as answer:
-            if answer.status != 200:
-                raise BenchError(f"Alertmanager refused the alerts: {await answer.text()}")
-    if time.time() > may_send:
-        raise BenchError(f"posting took longer than {GROUP_WAIT:g} s; this machine is too busy to measure on")
+    await bench.post_alerts(alertmanager, [_build_alert(number) for number in range(groups)], GROUP_WAIT)
     naming = Naming()
 
     async def is_over() -> bool:
@@ -107,13 +97,7 @@ async def _read(bench: Stage, provider: Running, naming: Naming, since: float) -
             naming.named.setdefault(group, float(message["ts"]) - since)
 
 
-def _build_batches(groups: int) -> Iterator[list[Mapping[str, Any]]]:
-    now = datetime.now(UTC).isoformat()
-    for first in range(0, groups, _BATCH):
-        yield [_build_alert(number, now) for number in range(first, min(first + _BATCH, groups))]
-
-
-def _build_alert(number: int, now: str) -> Mapping[str, Any]:
+def _build_alert(number: int) -> Mapping[str, Any]:
     """One of a service's many keys; each is an incident of its own."""
     service, instance = f"service-{number % _SERVICES:02}", f"group-{number:05}"
     labels = {
@@ -128,4 +112,4 @@ def _build_alert(number: int, now: str) -> Mapping[str, Any]:
         "summary": f"{service} cannot encrypt with {instance}",
         "description": "Each probe of the last minute failed: the service account lacks the permission to use the key.",
     }
-    return {"labels": labels, "annotations": annotations, "startsAt": now}
+    return {"labels": labels, "annotations": annotations}

@@ -18,7 +18,6 @@ from ops.audit.plan import (
 )
 from tests.ops.audit.logs import selects
 
-PLAIN = DesiredState("acme-prod")
 FULL = DesiredState(
     "acme-prod",
     frozenset({"serviceAccount:exporter@x"}),

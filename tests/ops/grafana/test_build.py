@@ -7,10 +7,6 @@ from shared.smoke.monitoring import DASHBOARD_UID
 from tests.ops.grafana.dashboard import DASHBOARD, PANELS, VARIABLES
 from tests.ops.rules import ALERTS, PROMETHEUS, REFERENCE
 
-PROVISIONING = DASHBOARD_FILE.parents[1] / "provisioning"
-OF_PROMETHEUS = {"step", "titleFormat", "textFormat", "tagKeys", "useValueForTime"}
-"""What Grafana's Prometheus data source reads of an annotation, and the SDK's type lacks."""
-
 
 def test_the_json_is_what_the_python_builds() -> None:
     assert DASHBOARD_FILE.read_text(encoding="utf-8") == build_dashboard(), "python -m ops.grafana.build writes it anew"

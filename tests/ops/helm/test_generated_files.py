@@ -14,8 +14,6 @@ from ops.helm.values_schema import build_values_schema
 from ops.helm.values_table import build_values_table
 from tests.ops.helm.matrix import SIDECAR_EXAMPLE
 
-OPS = Path(__file__).parents[3] / "ops"
-
 
 def test_nothing_has_changed_since_it_was_built() -> None:
     differ = [str(file) for file, content in build_files().items() if file.read_text(encoding="utf-8") != content]

@@ -16,33 +16,6 @@ COMMANDS = [
     (document, command) for document in not_run.DOCUMENTS for block in blocks(document) for command in block.commands
 ]
 REHEARSALS = [r for scenarios in AT_ONCE for scenario in scenarios for r in scenario.rehearsals]
-DOCUMENT = r"""# An `alert`
-
-## Diagnosis
-
-- Look:
-
-  ```bash
-  curl \
-    one
-  echo "a
-  b" |
-    cat
-  for x in 1; do
-    echo
-  done
-  ```
-
-  ```text
-  {a="1"} => 2
-  ```
-
-## Resolution
-
-```json
-{}
-```
-"""
 
 
 @pytest.mark.parametrize("what", not_run.REASONS)

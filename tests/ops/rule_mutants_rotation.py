@@ -1,10 +1,4 @@
-"""As test_rule_mutations.py, for the alerts about rotation, and for what their messages look up."""
-
-from pathlib import Path
-
-import pytest
-
-from tests.ops.rule_mutations import misled, mistaken, noticed, one_of
+"""Mistakes in the rules about rotation, and in what their messages look up."""
 
 LATE, FAILED = "KMSRotationOverdue", "KMSRotationFailed"
 SUCCESS = "max by (env, service) (last_over_time(kms_rotation_last_success_timestamp_seconds[1h]))"
@@ -42,20 +36,3 @@ MISLEADING = [
     (FAILED, "title", "env=%q", "env!=%q"),
     (FAILED, "title", "service=%q", "service!=%q"),
 ]
-
-
-@pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MUTATIONS))
-def test_an_error_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
-    assert mistaken(tmp_path, rule, right, wrong)
-
-
-@pytest.mark.parametrize(("alert", "annotation", "right", "wrong"), one_of(MISLEADING))
-def test_an_error_in_a_message_fails_a_promtool_test(
-    alert: str, annotation: str, right: str, wrong: str, tmp_path: Path
-) -> None:
-    assert misled(tmp_path, alert, annotation, right, wrong)
-
-
-@pytest.mark.parametrize("wait", one_of([("22h",), ("26h",)]))
-def test_a_wait_that_is_hours_off_fails_a_promtool_test(wait: str, tmp_path: Path) -> None:
-    assert noticed(tmp_path, LATE, {"for": wait})

@@ -1,10 +1,4 @@
-"""As test_rule_mutations.py, for the alerts about keys, and for what their messages look up."""
-
-from pathlib import Path
-
-import pytest
-
-from tests.ops.rule_mutations import misled, mistaken, noticed, one_of
+"""Mistakes in the rules about keys, and in what their messages look up."""
 
 LOST = "kms:canary_lost"
 REASON, REASON_OF_SERVICE = "kms:probe_failure_reason", "kms:service_failure_reason"
@@ -183,20 +177,3 @@ MISLEADING = [
     ("KMSExporterAbsent", "description", 'job="keypulse-exporter", ', ""),
     ("KMSExporterAbsent", "description", "env=%q", "env!=%q"),
 ]
-
-
-@pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MUTATIONS))
-def test_an_error_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
-    assert mistaken(tmp_path, rule, right, wrong)
-
-
-@pytest.mark.parametrize(("alert", "annotation", "right", "wrong"), one_of(MISLEADING))
-def test_an_error_in_a_message_fails_a_promtool_test(
-    alert: str, annotation: str, right: str, wrong: str, tmp_path: Path
-) -> None:
-    assert misled(tmp_path, alert, annotation, right, wrong)
-
-
-@pytest.mark.parametrize("wait", one_of([("1m45s",), ("2m15s",)]))
-def test_an_all_clear_that_comes_15_seconds_off_fails_a_promtool_test(wait: str, tmp_path: Path) -> None:
-    assert noticed(tmp_path, "KMSBackendOnEnvWhileKMSHealthy", {"keep_firing_for": wait})

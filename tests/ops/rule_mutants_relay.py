@@ -1,10 +1,4 @@
-"""As test_rule_mutations.py, for the relay's own alerts."""
-
-from pathlib import Path
-
-import pytest
-
-from tests.ops.rule_mutations import mistaken, one_of
+"""Mistakes in the rules about the relay."""
 
 OUTBOX = "relay:outbox_deliveries"
 OLDEST = "relay:outbox_oldest_timestamp_seconds"
@@ -99,8 +93,3 @@ MUTATIONS = [
     ("Watchdog", "vector(1)", "up"),
     ("Watchdog", "vector(1)", "absent(up)"),
 ]
-
-
-@pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MUTATIONS))
-def test_an_error_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
-    assert mistaken(tmp_path, rule, right, wrong)
