@@ -35,6 +35,7 @@ settings.register_profile("whatever else runs", deadline=None, suppress_health_c
 settings.load_profile("whatever else runs")
 
 share_compiled_statements()
+ram_disk.use_for_temporary_folders()
 
 # Of a trace with colours and the values of all variables nobody reads anything, and to make one takes milliseconds.
 structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
