@@ -23,6 +23,7 @@ from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests import fork_server, fork_workers, ram_disk
 from tests.compiled_statements import share_compiled_statements
+from tests.compiled_templates import share_compiled_templates
 from tests.faults import summary
 from tests.postgres import Postgres, programs
 from tests.relay.outbox.tables import opened, up
@@ -35,6 +36,7 @@ settings.register_profile("whatever else runs", deadline=None, suppress_health_c
 settings.load_profile("whatever else runs")
 
 share_compiled_statements()
+share_compiled_templates()
 ram_disk.use_for_temporary_folders()
 
 # Of a trace with colours and the values of all variables nobody reads anything, and to make one takes milliseconds.
