@@ -87,7 +87,7 @@ async def console(disk: Path, deliveries: int, rounds: int) -> None:
 async def _start_relay(bench: Stage, database: DatabaseUrl) -> Running:
     """A relay whose channels are those of the history, and whose providers take everything at once."""
     sink = await bench.module("tests.bench.sink")
-    mail = {
+    mail: dict[str, object] = {
         "kind": "email",
         "host": "127.0.0.1",
         "port": 9,
@@ -95,7 +95,7 @@ async def _start_relay(bench: Stage, database: DatabaseUrl) -> Running:
         "from": "a@example.org",
         "to": ["b@example.org"],
     }
-    kinds = {
+    kinds: dict[str, dict[str, object]] = {
         "slack": slack(sink.url),
         "pagerduty": pagerduty(sink.url),
         "email": mail,
