@@ -114,19 +114,21 @@ class Watched(Results):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ends: dict[str, list[tuple[float, bool]]] = {}
+        self.ends: dict[str, list[tuple[float, Reason | None]]] = {}
+        """When each round trip ended, and why it failed."""
 
     def add_probe(self, result: ProbeResult) -> None:
         super().add_probe(result)
-        self.ends.setdefault(result.target, []).append((result.ended_at, result.failed_call is None))
+        failure = result.failed_call.failure if result.failed_call else None
+        self.ends.setdefault(result.target, []).append((result.ended_at, failure.reason if failure else None))
 
-    def first(self, name: str, since: float, *, right: bool) -> float | None:
-        """Seconds after `since` until a round trip ended right, or wrong."""
-        return next((at - since for at, was in self.ends.get(name, ()) if at >= since and was is right), None)
+    def first(self, name: str, since: float, reason: Reason | None) -> float | None:
+        """Seconds after `since` until a round trip ended so."""
+        return next((at - since for at, why in self.ends.get(name, ()) if at >= since and why is reason), None)
 
-    def count(self, name: str, since: float, *, end: float, right: bool) -> int:
-        """How many round trips ended right, or wrong, in that time."""
-        return sum(since <= at < end and was is right for at, was in self.ends[name])
+    def count(self, name: str, since: float, seconds: float, reason: Reason | None) -> int:
+        """How many round trips ended so in that time."""
+        return sum(since <= at < since + seconds and why is reason for at, why in self.ends[name])
 
 
 @pytest.fixture
@@ -170,10 +172,10 @@ async def test_each_fault_is_seen_under_its_reason_and_over_with_the_next_round_
                 assert time.monotonic() - begin < 60, "the condition did not come true within a minute"
                 await asyncio.sleep(0.05)
 
-        async def ended(row: Row, since: float, *, right: bool) -> float:
+        async def ended(row: Row, since: float, reason: Reason | None) -> float:
             """Seconds after `since` until a round trip ended so, by the exporter's own clock."""
-            await until(lambda: record.first(row.name, since, right=right) is not None)
-            return record.first(row.name, since, right=right) or 0.0
+            await until(lambda: record.first(row.name, since, reason) is not None)
+            return record.first(row.name, since, reason) or 0.0
 
         async def play(row: Row) -> None:
             success = f"kms_probe_success backend {row.name}"
@@ -181,25 +183,25 @@ async def test_each_fault_is_seen_under_its_reason_and_over_with_the_next_round_
             await until(lambda: values.get(success) == 1)
             await row.breaks(kms)
             broken = time.time()
-            metrics = await ended(row, broken, right=False)
-            await until(lambda: values[success] == 0)
-            assert values[failures] >= 1, row.name
+            metrics = await ended(row, broken, row.reason)
+            await until(lambda: values[success] == 0 and values[failures] >= 1)
             others = {
-                name: count
+                name
                 for name, count in values.items()
                 if name.startswith("kms_probe_failures_total ") and name.endswith(f" backend {row.name}") and count
             }
-            assert list(others) == [failures]
+            # A busy machine may be late, too.
+            assert {name for name in others if f" {Reason.TIMEOUT} " not in name} <= {failures}
             await row.heals(kms)
             mended = time.time()
-            healed = await ended(row, mended, right=True)
+            healed = await ended(row, mended, None)
             await until(lambda: values[success] == 1)
             cells = {"fault": row.name, "operation": row.operation.value, "reason": row.reason.value}
             cells |= {"seen after": f"{metrics:.2f} s", "right again after": f"{healed:.2f} s"}
             request.node.user_properties.append((summary.REASONS, cells))
             # By round trips, since a busy machine delays them: only one that was in progress may end as before.
-            assert record.count(row.name, broken, end=broken + metrics, right=True) <= 1, row.name
-            assert record.count(row.name, mended, end=mended + healed, right=False) <= 1, row.name
+            assert record.count(row.name, broken, metrics, None) <= 1, row.name
+            assert row.reason is Reason.TIMEOUT or record.count(row.name, mended, healed, row.reason) <= 1, row.name
 
         reading = asyncio.create_task(keep_reading())
         try:

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -51,8 +51,7 @@ _FILE: Final = TypeAdapter(dict[str, list[_FileEntry]], config=_ADAPTER_CONFIG)
 _CANARY: Final = TypeAdapter(tuple[Canary], config=_ADAPTER_CONFIG)
 
 
-@dataclass(frozen=True, slots=True)
-class _MergeResult:
+class _MergeResult(NamedTuple):
     canaries: CanariesByVersion
     versions_on_disk: frozenset[str] | None
     """The versions that the file has now; None if that is not known."""
@@ -104,11 +103,7 @@ class CanaryFile:
             except TimeoutError:
                 pass
             else:
-                self.canaries, self._versions_on_disk, problems = (
-                    merged.canaries,
-                    merged.versions_on_disk,
-                    merged.problems,
-                )
+                self.canaries, self._versions_on_disk, problems = merged
         return tuple(self.canaries.values()), problems
 
     def _merge(self, canaries: CanariesByVersion, remove: Collection[str]) -> _MergeResult:

@@ -1,5 +1,3 @@
-import pytest
-
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from services.exporter.model import Operation
@@ -41,57 +39,6 @@ async def test_a_round_trip_through_a_healthy_key_is_right_in_every_respect(key:
     assert all(0 < call.seconds < TIMEOUT for call in result.calls)
     assert (result.key_version, result.protection_level) == ("1", "SOFTWARE")
     assert (result.service, result.target, result.ended_at) == ("backend", "ledger-kek", 1_700_000_000.5)
-
-
-@pytest.mark.parametrize(
-    ("fault", "operation", "reason"),
-    [
-        (EmulatorFault(kind="stall"), "encrypt", Reason.TIMEOUT),
-        (EmulatorFault(kind="stall", operation="Decrypt"), "decrypt", Reason.TIMEOUT),
-        (EmulatorFault(kind="latency", seconds=5), "encrypt", Reason.TIMEOUT),
-        (EmulatorFault(kind="corrupt_crc"), "encrypt", Reason.CRC_MISMATCH),
-        (EmulatorFault(kind="corrupt_crc", operation="Decrypt"), "decrypt", Reason.CRC_MISMATCH),
-        (EmulatorFault(kind="wrong_plaintext"), "decrypt", Reason.PLAINTEXT_MISMATCH),
-        (EmulatorFault(kind="denied", operation="Encrypt"), "encrypt", Reason.PERMISSION_DENIED),
-        (EmulatorFault(kind="denied", operation="Decrypt"), "decrypt", Reason.PERMISSION_DENIED),
-        (EmulatorFault(kind="status", status="DEADLINE_EXCEEDED"), "encrypt", Reason.TIMEOUT),
-        (EmulatorFault(kind="status", status="UNAVAILABLE"), "encrypt", Reason.UNAVAILABLE),
-        (EmulatorFault(kind="status", status="INTERNAL"), "encrypt", Reason.UNAVAILABLE),
-        (EmulatorFault(kind="status", status="CANCELLED"), "encrypt", Reason.UNAVAILABLE),
-        (EmulatorFault(kind="status", status="UNAUTHENTICATED"), "encrypt", Reason.UNAUTHENTICATED),
-        (EmulatorFault(kind="status", status="RESOURCE_EXHAUSTED"), "encrypt", Reason.QUOTA_EXHAUSTED),
-        (EmulatorFault(kind="status", status="NOT_FOUND"), "encrypt", Reason.KEY_NOT_FOUND),
-        (EmulatorFault(kind="status", status="INVALID_ARGUMENT"), "encrypt", Reason.INVALID_REQUEST),
-        (EmulatorFault(kind="status", status="FAILED_PRECONDITION"), "encrypt", Reason.UNAVAILABLE),
-        (
-            EmulatorFault(
-                kind="status", status="FAILED_PRECONDITION", message="is not enabled, current state is: DISABLED."
-            ),
-            "encrypt",
-            Reason.KEY_DISABLED,
-        ),
-        (
-            EmulatorFault(
-                kind="status", status="FAILED_PRECONDITION", message="is not enabled, current state is: DESTROYED."
-            ),
-            "encrypt",
-            Reason.KEY_DESTROYED,
-        ),
-    ],
-    ids=lambda value: value.kind if isinstance(value, EmulatorFault) else str(value),
-)
-async def test_each_fault_has_its_reason_and_is_over_when_it_is_healed(
-    emulator: Emulator, key: KmsKey, fault: EmulatorFault, operation: str, reason: Reason
-) -> None:
-    prober = Prober("backend", "ledger-kek", key, TIMEOUT)
-    emulator.faults.add(fault)
-    failed = (await prober.probe()).failed_call
-    assert failed is not None
-    assert failed.failure is not None
-    assert (failed.operation, failed.failure.reason) == (operation, reason)
-    assert failed.failure.detail
-    emulator.faults.clear()
-    assert (await prober.probe()).failed_call is None
 
 
 async def test_a_timeout_counts_at_its_full_length_even_where_the_service_gave_up_early(
