@@ -4,7 +4,7 @@ import json
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from shared.check import CheckOutcome, CheckResult, format_line
 from shared.config.settings import load_settings
 from shared.process.doctor import run_doctor
 from shared.sql.database_url import create_sqlite_url
+from tests.sites import serve_site
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TOKEN, ROUTING_KEY = "xoxb-0123456789", "0123456789abcdef" * 2
@@ -133,24 +134,13 @@ class World:
         file.chmod(mode)
 
 
-@asynccontextmanager
-async def _serve(pages: Pages) -> AsyncIterator[Pages]:
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", pages.answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    pages.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield pages
-    await runner.cleanup()
-
-
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         stand_ins = await stack.enter_async_context(run_stand_ins(slack_tokens=(TOKEN,), pagerduty_keys=(ROUTING_KEY,)))
         emulator = await stack.enter_async_context(run_emulator(keys=[KEY]))
-        pages = await stack.enter_async_context(_serve(Pages()))
+        pages = Pages()
+        pages.url = await stack.enter_async_context(serve_site(web.route("*", "/{path:.*}", pages.answer)))
         kms = {"key": KEY, "endpoint": str(emulator.address), "insecure": True}
         smtp = {"host": stand_ins.smtp.host, "port": stand_ins.smtp.port, "tls": "none"}
         channels = {

@@ -15,6 +15,7 @@ from ops.kms_emulator.emulator import run_emulator
 from tests.e2e.quickstart import Player
 from tests.fork_server import forked
 from tests.ops.conftest import Running
+from tests.sites import serve_site
 from tests.tinyproxy import tinyproxy
 
 PAGE = Path(__file__).parents[2] / "docs/quickstart.md"
@@ -46,16 +47,8 @@ async def run_ledger() -> AsyncIterator[str]:
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(text=METRICS)
 
-    app = web.Application()
-    app.router.add_get("/status", status)
-    app.router.add_get("/metrics", metrics)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with serve_site(web.get("/status", status), web.get("/metrics", metrics)) as url:
+        yield url.removeprefix("http://")
 
 
 def write_commands(folder: Path) -> Path:

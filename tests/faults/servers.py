@@ -14,6 +14,7 @@ from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator.emulator import Emulator
 from tests.faults.memory_limited_process import Limited, limited
 from tests.relay.served_relay import until, webhook_of
+from tests.sites import serve_site
 
 KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TOKEN: Final = "a-token-of-twenty-characters"
@@ -70,7 +71,7 @@ async def relay(folder: Path) -> AsyncIterator[Served]:
     """A relay with a channel of each kind, which stand-ins provide; nothing keeps its pace."""
     (folder / "key").write_text("0" * 32)
     (folder / "slack_token").write_text("xoxb-test")
-    async with run_stand_ins() as providers, site(web.post("/", _take)) as hook:
+    async with run_stand_ins() as providers, serve_site(web.post("/", _take)) as hook:
         http = f"http://{providers.http}"
         mail = {"host": providers.smtp.host, "port": providers.smtp.port, "tls": "none"}
         kinds: dict[str, Mapping[str, object]] = {
@@ -155,20 +156,6 @@ async def proves_kms(served: Served) -> None:
     async with served.client.get("/probe?target=ledger") as answer:
         assert answer.status == 200
         assert "probe_success 1.0" in await answer.text()
-
-
-@asynccontextmanager
-async def site(*routes: web.RouteDef) -> AsyncIterator[str]:
-    """A web server of the test; gives its URL."""
-    app = web.Application(client_max_size=64 * 1024 * 1024)
-    app.add_routes(routes)
-    runner = web.AppRunner(app, shutdown_timeout=0)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 async def _take(request: web.Request) -> web.Response:

@@ -19,6 +19,7 @@ from aiohttp import web
 from ops.kms_emulator.emulator import run_emulator
 from tests.faults import servers
 from tests.faults.hostile import Request, crowd
+from tests.sites import serve_site
 
 _LONG: Final = int(os.environ.get("HOSTILE", "50010"))
 _ADMIN: Final = ("lease", "release", "backup", "verify", "retire", "note", "rollback", "restore", "rotate", "reload")
@@ -67,7 +68,7 @@ async def test_no_body_of_a_hostile_crowd_is_a_5xx_or_ends_a_server(count: int, 
 
     async with (
         run_emulator(keys=[servers.KEY]) as kms,
-        servers.site(web.get("/healthz", document), web.get("/metrics", document)) as hostile,
+        serve_site(web.get("/healthz", document), web.get("/metrics", document)) as hostile,
         servers.relay(tmp_path) as relay,
         servers.backend(tmp_path, kms) as backend,
         servers.exporter(tmp_path, kms, {"hostile": hostile}) as exporter,

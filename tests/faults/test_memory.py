@@ -16,6 +16,7 @@ from ops.kms_emulator.emulator import run_emulator
 from tests.faults import servers
 from tests.faults.hostile import MIB, REFUSED, VALID, filled
 from tests.relay.served_relay import until
+from tests.sites import serve_site
 
 _FEW: Final = ("lists", "a hundred thousand alerts")
 _GET: Final = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n"
@@ -176,7 +177,7 @@ async def test_the_worst_documents_of_ten_backends_end_no_exporter(worst: bytes,
 
     async with (
         run_emulator(keys=[servers.KEY]) as kms,
-        servers.site(web.get("/healthz", health), web.get("/metrics", metrics)) as url,
+        serve_site(web.get("/healthz", health), web.get("/metrics", metrics)) as url,
         servers.exporter(tmp_path, kms, {f"backend-{number}": url for number in range(10)}, "5s") as exporter,
     ):
         await until(lambda: requested >= 30, 60)

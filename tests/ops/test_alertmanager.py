@@ -15,6 +15,7 @@ from aiohttp import web
 from ops.demo.time_scale import scale_yaml
 from tests.ops.routing import FILE, uncommented
 from tests.ops.rules import ALERTS
+from tests.sites import serve_site
 
 TIMEOUT = 60.0
 Start = Callable[..., Awaitable[str]]
@@ -39,14 +40,9 @@ class Sink:
 @asynccontextmanager
 async def listening() -> AsyncIterator[Sink]:
     sink = Sink()
-    app = web.Application()
-    app.router.add_post("/alerts", sink.take)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)  # 0 would wait for ever
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    sink.url = f"http://127.0.0.1:{runner.addresses[0][1]}/alerts"
-    yield sink
-    await runner.cleanup()
+    async with serve_site(web.post("/alerts", sink.take)) as url:
+        sink.url = f"{url}/alerts"
+        yield sink
 
 
 @pytest.fixture

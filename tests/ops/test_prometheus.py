@@ -13,6 +13,7 @@ from aiohttp import web
 
 from ops.demo.time_scale import scale_yaml
 from tests.ops.rules import FILES, GROUPS, PROMETHEUS
+from tests.sites import serve_site
 
 TIMEOUT = 90.0
 BURST_WINDOW = 5.0
@@ -46,14 +47,9 @@ def crypto(*, mode: int, errors: int = 0) -> str:
 
 @asynccontextmanager
 async def serving(scraped: Scraped) -> AsyncIterator[Scraped]:
-    app = web.Application()
-    app.router.add_get("/metrics", scraped.metrics)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    scraped.address = f"127.0.0.1:{runner.addresses[0][1]}"
-    yield scraped
-    await runner.cleanup()
+    async with serve_site(web.get("/metrics", scraped.metrics)) as url:
+        scraped.address = url.removeprefix("http://")
+        yield scraped
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from services.relay.apis import ActiveAlert, AlertmanagerClient, AlertmanagerState, ApiError
+from tests.sites import serve_site
 
 SINCE = 1_700_000_000.0
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -59,15 +60,11 @@ class Api:
 @pytest.fixture
 async def api() -> AsyncIterator[Api]:
     api = Api()
-    app = web.Application()
-    app.router.add_get("/prefix/api/v2/status", api.give_status)
-    app.router.add_get("/prefix/api/v2/alerts", api.give_alerts)
-    runner = web.AppRunner(app, shutdown_timeout=0)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    api.url = f"http://127.0.0.1:{runner.addresses[0][1]}/prefix"
-    yield api
-    await runner.cleanup()
+    async with serve_site(
+        web.get("/prefix/api/v2/status", api.give_status), web.get("/prefix/api/v2/alerts", api.give_alerts)
+    ) as url:
+        api.url = f"{url}/prefix"
+        yield api
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from shared.http.server import create_registry
 from tests.fork_server import forked
 from tests.relay.outbox.actions import accept, claim_some
 from tests.relay.served_relay import TOKEN, Scripted, post, served, settings, until, webhook_of
+from tests.sites import serve_site
 
 KEY = "0" * 32
 
@@ -47,14 +48,8 @@ async def alertmanager() -> AsyncIterator[str]:
     async def alerts(_request: web.Request) -> web.Response:
         return web.json_response([])
 
-    app = web.Application()
-    app.router.add_get("/api/v2/status", status)
-    app.router.add_get("/api/v2/alerts", alerts)
-    runner = web.AppRunner(app, shutdown_timeout=0)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
+    async with serve_site(web.get("/api/v2/status", status), web.get("/api/v2/alerts", alerts)) as url:
+        yield url
 
 
 @pytest.mark.parametrize("method", ["another file", "one that is locked", "the same file", "a snapshot of the volume"])

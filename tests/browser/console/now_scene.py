@@ -20,6 +20,7 @@ from shared.sql import database_url
 from tests.browser.console.served_console import Console, build_settings
 from tests.relay.outbox.seeded_history import KINDS, seed_history
 from tests.relay.served_relay import served
+from tests.sites import serve_site
 
 DOWN: Final = "email-oncall"
 WATCHDOG: Final = {"matchers": ['alertname="Watchdog"'], "expect_every": "5m", "channels": ["pagerduty"]}
@@ -46,15 +47,8 @@ async def run_prometheus() -> AsyncIterator[str]:
         data = {"resultType": "vector", "result": [*results, {"metric": {}, "value": [now, f"{now:.3f}"]}]}
         return web.json_response({"status": "success", "data": data})
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with serve_site(web.route("*", "/{path:.*}", answer)) as url:
+        yield url
 
 
 async def seed(file: Path, delivery_count: int) -> None:

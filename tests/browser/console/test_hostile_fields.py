@@ -17,6 +17,7 @@ from shared.http.access import AuditEntry
 from shared.sql import database_url
 from tests.browser.console.served_console import Console, open_console, open_page
 from tests.relay.served_relay import payload, post
+from tests.sites import serve_site
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -42,16 +43,8 @@ async def hostile_provider() -> AsyncIterator[str]:
     async def refuse(_request: web.Request) -> web.Response:
         return web.Response(status=422, text=HOSTILE, headers={"Link": "<//evil.example.org/x>; rel=preload"})
 
-    app = web.Application()
-    app.router.add_route("*", "/{rest:.*}", refuse)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
-    finally:
-        await runner.cleanup()
+    async with serve_site(web.route("*", "/{rest:.*}", refuse)) as url:
+        yield f"{url}/hook"
 
 
 def build_webhook() -> bytes:

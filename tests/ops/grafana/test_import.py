@@ -17,6 +17,7 @@ from aiohttp import web
 from ops.grafana.build import LINK_ADDRESSES
 from shared.smoke.monitoring import DASHBOARD_UID
 from tests.ops.rules import REFERENCE, ROOT
+from tests.sites import serve_site
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the documented command is curl's")
@@ -29,24 +30,19 @@ async def test_the_documented_commands_set_the_addresses_and_import_the_dashboar
         posted.append(await request.json())
         return web.json_response({"status": "success", "uid": DASHBOARD_UID})
 
-    app = web.Application(client_max_size=1 << 20)
-    app.router.add_post("/api/dashboards/db", post)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
     (tmp_path / "grafana_token").write_text("a-token\n")
     (tmp_path / "ops").symlink_to(ROOT / "ops")
     (section,) = re.findall(r"^## Dashboard\n(.*?)(?=^## )", REFERENCE.read_text(), re.MULTILINE | re.DOTALL)
     commands = "\n".join(["set -eu", *re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)])
-    typed = await asyncio.create_subprocess_exec(
-        *("sh", "-c", commands),
-        cwd=tmp_path,
-        env={**os.environ, "GRAFANA": f"http://127.0.0.1:{runner.addresses[0][1]}"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await asyncio.wait_for(typed.communicate(), 30)
-    await runner.cleanup()
+    async with serve_site(web.post("/api/dashboards/db", post)) as url:
+        typed = await asyncio.create_subprocess_exec(
+            *("sh", "-c", commands),
+            cwd=tmp_path,
+            env={**os.environ, "GRAFANA": url},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await asyncio.wait_for(typed.communicate(), 30)
     assert typed.returncode == 0, output.decode()
     assert json.loads(output)["uid"] == DASHBOARD_UID
 

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from ops.helm.publish import publish_chart
+from tests.sites import serve_site
 
 
 @dataclass
@@ -48,14 +49,9 @@ class Registry:
 @pytest.fixture
 async def registry() -> AsyncIterator[Registry]:
     found = Registry()
-    app = web.Application(client_max_size=10_000_000)
-    app.router.add_route("*", "/{path:.*}", found.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    found.address = f"127.0.0.1:{runner.addresses[0][1]}"
-    yield found
-    await runner.cleanup()
+    async with serve_site(web.route("*", "/{path:.*}", found.answer)) as url:
+        found.address = url.removeprefix("http://")
+        yield found
 
 
 async def test_the_digest_that_is_reported_is_that_of_the_charts_version(registry: Registry) -> None:

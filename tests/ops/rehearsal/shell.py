@@ -14,6 +14,7 @@ from aiohttp import web
 from tests.ops.rehearsal.answer import RefusedError
 from tests.ops.rehearsal.gcloud import Gcloud
 from tests.ops.rehearsal.kubectl import Kubectl
+from tests.sites import serve_site
 
 SHIMS = Path(__file__).parent / "shims"
 ROOT = Path(__file__).parents[3]
@@ -93,12 +94,5 @@ async def played(gcloud: Gcloud, kubectl: Kubectl) -> AsyncIterator[str]:
         except RefusedError as error:
             return web.Response(text=f"{error}\n", status=400)
 
-    app = web.Application()
-    app.router.add_post("/", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
-    finally:
-        await runner.cleanup()
+    async with serve_site(web.post("/", answer)) as url:
+        yield f"{url}/"

@@ -24,6 +24,7 @@ from services.relay.delivery import charts as module
 from services.relay.delivery.charts import Charts, Picture, measure
 from services.relay.model import Alert, DeliveryTask, Event, Message, PartOutcome, Status
 from tests.relay.served_relay import event_of, until
+from tests.sites import serve_site
 
 Start = Callable[..., Awaitable[str]]
 HOSTILE = "a\"b\\c{}$1 '`\n<!channel> $\\frac{1}{2}$"
@@ -206,13 +207,9 @@ class ScriptedPrometheus:
 
 @asynccontextmanager
 async def scripted_prometheus() -> AsyncIterator[tuple[ScriptedPrometheus, str]]:
-    scripted, app = ScriptedPrometheus(), web.Application()
-    app.router.add_route("*", "/{path:.*}", scripted.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield scripted, f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
+    scripted = ScriptedPrometheus()
+    async with serve_site(web.route("*", "/{path:.*}", scripted.handle)) as url:
+        yield scripted, url
 
 
 def answering(status: int = 200, headers: Mapping[str, str] | None = None, text: str = "") -> Any:

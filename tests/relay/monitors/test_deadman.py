@@ -15,6 +15,7 @@ from services.relay.monitors.watchdog import DRAIN_WINDOW, MAX_WAITING_AGE, Dead
 from tests.ops.rules import ALERTS
 from tests.relay.monitors.monitored_outbox import CHANNELS, Clock, MonitoredOutbox, event
 from tests.relay.outbox.actions import claim_one, end_attempt
+from tests.sites import serve_site
 
 PATH = "/ping/3c0de-a-secret"
 
@@ -36,14 +37,9 @@ class Switch:
 @pytest.fixture
 async def switch() -> AsyncIterator[Switch]:
     switch = Switch()
-    app = web.Application()
-    app.router.add_get("/{anything:.*}", switch.take)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    switch.url = f"http://127.0.0.1:{runner.addresses[0][1]}{PATH}"
-    yield switch
-    await runner.cleanup()
+    async with serve_site(web.get("/{anything:.*}", switch.take)) as url:
+        switch.url = f"{url}{PATH}"
+        yield switch
 
 
 @pytest.fixture

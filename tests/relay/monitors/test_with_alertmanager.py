@@ -21,6 +21,7 @@ from services.relay.monitors.supervisor import Monitors
 from services.relay.monitors.watchdog import IntakeUptime
 from tests.conftest import Until
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, configure
+from tests.sites import serve_site
 
 Start = Callable[..., Awaitable[str]]
 PROGRAM = shutil.which("alertmanager") or shutil.which("prometheus-alertmanager")
@@ -53,13 +54,8 @@ async def intake(at: MonitoredOutbox, sent: list[Event]) -> AsyncIterator[str]:
         sent.append(event)
         return web.Response(status=202)
 
-    app = web.Application()
-    app.router.add_post("/alerts", take)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}/alerts"
-    await runner.cleanup()
+    async with serve_site(web.post("/alerts", take)) as url:
+        yield f"{url}/alerts"
 
 
 class Alertmanager:

@@ -12,6 +12,7 @@ from aiohttp import web
 from services.relay.apis import PrometheusClient
 from services.relay.console.frame import SharedRead
 from services.relay.now.lights import BackgroundWatch, PrometheusFacts, ask_prometheus
+from tests.sites import serve_site
 
 
 @pytest.mark.looptime
@@ -50,17 +51,12 @@ async def prometheus(answers: dict[str, Any]) -> AsyncIterator[PrometheusClient]
     async def answer(request: web.Request) -> web.Response:
         return web.json_response({"status": "success", "data": answers[request.path]})
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    client = PrometheusClient(f"http://127.0.0.1:{runner.addresses[0][1]}", None)
-    try:
-        yield client
-    finally:
-        await client.close()
-        await runner.cleanup()
+    async with serve_site(web.route("*", "/{path:.*}", answer)) as url:
+        client = PrometheusClient(url, None)
+        try:
+            yield client
+        finally:
+            await client.close()
 
 
 async def test_scrapes_have_an_age_by_the_relays_clock_whatever_prometheus_has() -> None:

@@ -31,6 +31,7 @@ from tests.relay.acknowledgement.pressed_relay import (
     open_relay,
 )
 from tests.relay.served_relay import Scripted, event_of, metric, post, served, settings, until, webhook_of
+from tests.sites import serve_site
 
 ALLOWED = {"allow_users": [ANNA], "allow_groups": ["S0000000002"], "max": "2h"}  # anna, ben and the guest
 GROUP = dict(event_of().group_labels)
@@ -90,15 +91,8 @@ async def peer(start: Start, tmp_path: Path) -> AsyncIterator[Peer]:
     )
     async with aiohttp.ClientSession() as http:
         peer = Peer(url, http)
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", peer.handle)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        peer.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        yield peer
-        await runner.cleanup()
+        async with serve_site(web.route("*", "/{path:.*}", peer.handle)) as peer.url:
+            yield peer
 
 
 @asynccontextmanager
