@@ -58,12 +58,18 @@ async def senders(kms: emulator.Emulator) -> AsyncIterator[Senders]:
         yield Senders(stand_ins, http)
 
 
-@pytest_asyncio.fixture(loop_scope="session", scope="session")
-async def chromium() -> AsyncIterator[Browser]:
+@asynccontextmanager
+async def run_chromium() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
         yield browser
         await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="session")
+async def chromium() -> AsyncIterator[Browser]:
+    async with run_chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

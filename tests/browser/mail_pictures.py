@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Final, Literal
 from zoneinfo import ZoneInfo
 
-from playwright.async_api import Browser, Page, ViewportSize, async_playwright
+from playwright.async_api import Browser, Page, ViewportSize
 
 from services.relay.channels.email.mail import build_mail
 from services.relay.delivery.charts import ChartLine, ChartSpec, ChartThreshold
 from services.relay.model import IncidentContext, Message, RelatedIncident, Status
 from services.relay.preview.render import render_page
-from tests.browser.conftest import FLAGS, chromium_path
+from tests.browser.conftest import run_chromium
 from tests.browser.lasting_page import lasting_page
 from tests.browser.slack_scenes import AT, EXCERPT, TITLE
 from tests.relay.channels.examples import (
@@ -140,15 +140,13 @@ async def take(folder: Path, *, every: bool) -> None:
     """Writes mail-SCENE.png as a light, wide window shows it; or each of `every` scene, width and scheme."""
     scenes = list_scenes()
     schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark") if every else ("light",)
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
+    async with run_chromium() as browser:
         for name in scenes if every else COMMITTED:
             for size in SIZES if every else ("wide",):
                 for scheme in schemes:
                     ending = f"-{size}-{scheme}" if every else ""
                     async with open_mail(browser, scenes[name], size, scheme) as page:
                         await page.screenshot(path=folder / f"mail-{name}{ending}.png", full_page=True)
-        await browser.close()
 
 
 if __name__ == "__main__":

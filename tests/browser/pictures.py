@@ -4,9 +4,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from playwright.async_api import Browser, ViewportSize, async_playwright
+from playwright.async_api import Browser, ViewportSize
 
-from tests.browser.conftest import FLAGS, chromium_path
+from tests.browser.conftest import run_chromium
 from tests.browser.lasting_page import lasting_page
 from tests.browser.scenes import NOW, SCENES
 from tests.browser.served_board import serve_board
@@ -34,10 +34,8 @@ async def take(browser: Browser, folder: Path, *, every: bool) -> None:
 
 async def main() -> None:
     """Takes them with a browser of its own."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
+    async with run_chromium() as browser:
         await take(browser, Path(sys.argv[1]) if sys.argv[1:] else IMAGES, every=bool(sys.argv[1:]))
-        await browser.close()
 
 
 if __name__ == "__main__":

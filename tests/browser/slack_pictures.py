@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Literal
 
-from playwright.async_api import Browser, Locator, Page, ViewportSize, async_playwright
+from playwright.async_api import Browser, Locator, Page, ViewportSize
 
 from ops.demo.stand_ins.app import run_stand_ins
-from tests.browser.conftest import FLAGS, chromium_path
+from tests.browser.conftest import run_chromium
 from tests.browser.slack_scenes import SCENES, SlackScene
 
 IMAGES: Final = Path(__file__).parents[2] / "docs/images"
@@ -58,8 +58,7 @@ def get_thread(page: Page) -> Locator:
 async def take(folder: Path, *, every: bool) -> None:
     """Writes slack-SCENE.png as a light, wide window shows it; or each of `every` scene, width and scheme."""
     schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark") if every else ("light",)
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
+    async with run_chromium() as browser:
         for name in SCENES if every else COMMITTED:
             async with run_scene(name) as url:
                 for size in SIZES if every else ("wide",):
@@ -67,7 +66,6 @@ async def take(folder: Path, *, every: bool) -> None:
                         ending = f"-{size}-{scheme}" if every else ""
                         async with open_page(browser, url, size, scheme) as page:
                             await get_thread(page).screenshot(path=folder / f"slack-{name}{ending}.png")
-        await browser.close()
 
 
 if __name__ == "__main__":

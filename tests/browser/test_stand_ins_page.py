@@ -1,13 +1,12 @@
 """The stand-ins' page: what arrives appears, nothing of it runs, buttons act, and everybody can read it."""
 
 import re
-from itertools import product
 from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, Page, Route, expect
 
-from tests.browser.accessibility import CONTRASTS, HOSTILE, IMAGE, SCHEMES, SCRIPT, nothing_ran
+from tests.browser.accessibility import COLOURS, HOSTILE, IMAGE, SCRIPT, find_overflow, find_violations, nothing_ran
 from tests.browser.lasting_page import lasting_page
 from tests.browser.senders import CRITICAL, Senders
 from tests.relay.acknowledgement.pressed_relay import build_settings, open_relay
@@ -101,22 +100,13 @@ async def test_a_mails_html_runs_no_script_and_leaves_its_frame_for_nobody(
 
 
 async def test_everybody_can_read_it(page: Page, senders: Senders) -> None:
-    """WCAG 2.2, 1.4.3: a contrast of 4.5 to 1; nothing is wider than the window; every part has a name."""
     await senders.everything()
     await senders.post("x" * 140, body="y" * 500)
     await senders.page("trigger", "z" * 500, dedup_key="w" * 255)
     await expect(page.locator(".incident")).to_have_count(2)
-    for width, scheme in product((1280, 390), SCHEMES):
+    for width, scheme in ((390, "light"), (1280, "dark")):
         await page.set_viewport_size({"width": width, "height": 640})
-        await page.emulate_media(color_scheme=scheme)
-        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (width, scheme)
-        found = await page.evaluate(CONTRASTS)
-        assert [entry for entry in found if entry[0] < 4.5] == [], scheme
-    for name in ("Slack", "Mailbox", "PagerDuty", "Key management service"):
-        await expect(page.get_by_role("region", name=name, exact=True)).to_have_count(1)
-    unnamed = await page.evaluate(
-        """() => [...document.querySelectorAll("button, a, select, iframe, img:not([alt])")]
-             .filter((node) => !(node.textContent.trim() || node.labels?.length || node.title))
-             .map((node) => node.outerHTML)"""
-    )
-    assert unnamed == []
+        await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+        assert not await find_overflow(page), width
+        assert await find_violations(page, COLOURS) == [], scheme
+    assert await find_violations(page, {"type": "tag", "values": ["wcag2a"]}) == []

@@ -13,11 +13,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from playwright.async_api import Browser, async_playwright, expect
+from playwright.async_api import Browser, expect
 
 from services.relay.outbox.store import open_store
 from shared.sql.database_url import create_sqlite_url
-from tests.browser.conftest import FLAGS, chromium_path
+from tests.browser.conftest import run_chromium
 from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks
 from tests.browser.console.delivery_scene import DELIVERY, open_deliveries, open_delivery
 from tests.browser.console.incident_scene import find_path, open_past_night
@@ -84,8 +84,7 @@ SCENES: Final[dict[Callable[[Path], AbstractAsyncContextManager[Console]], dict[
 
 async def take(folder: Path, *, every: bool, names: Collection[str]) -> None:
     """Writes the pictures, or `every` page in each size and scheme; of these names, or all."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
+    async with run_chromium() as browser:
         for open_scene, pages in SCENES.items():
             wanted = {name: path for name, path in pages.items() if not names or name in names}
             if wanted:
@@ -93,7 +92,6 @@ async def take(folder: Path, *, every: bool, names: Collection[str]) -> None:
                     async with open_scene(Path(scene)) as console:
                         for name, path in wanted.items():
                             await _take_page(browser, f"{console.url}{path}", folder / name, every=every)
-        await browser.close()
 
 
 async def _take_page(browser: Browser, address: str, file: Path, *, every: bool) -> None:

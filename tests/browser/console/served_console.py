@@ -4,11 +4,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 import pytest
-from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
@@ -141,40 +140,3 @@ async def check_reloads(page: Page) -> None:
 
 def _get_origin(url: str) -> str:
     return "/".join([*url.split("/")[:3], ""])
-
-
-_AXE = Axe().axe_script
-_VIOLATIONS = """async (runOnly) => {
-  const found = await axe.run({runOnly, resultTypes: ["violations"], iframes: false});
-  return found.violations.flatMap(({id, nodes}) => nodes.map((node) => `${id}: ${node.target} ${node.failureSummary}`));
-}"""
-WCAG: Final = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
-"""What axe-core finds of WCAG 2.2 A and AA, and its best practices."""
-COLOURS: Final = {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}
-"""The rules of these that look at colours: in the other scheme nothing else is different."""
-
-
-async def find_violations(page: Page, rules: dict[str, Any] = WCAG) -> list[str]:
-    """What axe-core finds in this page, as it is now, with its style sheets."""
-    await page.wait_for_load_state()
-    # Evaluated by the debugger, so that the page's Content-Security-Policy stays as it is.
-    if not await page.evaluate("'axe' in window"):
-        await page.evaluate(_AXE)
-    return list(await page.evaluate(_VIOLATIONS, rules))
-
-
-async def check_accessibility(page: Page) -> None:
-    """It is accessible in both schemes, and no wider than a small phone."""
-    await page.emulate_media(color_scheme="dark")
-    assert await find_violations(page, COLOURS) == [], "dark"
-    await page.emulate_media(color_scheme="light")
-    assert await find_violations(page) == [], "light"
-    await page.set_viewport_size({"width": 320, "height": 640})
-    assert not await find_overflow(page)
-    await page.set_viewport_size({"width": 1280, "height": 800})
-
-
-async def find_overflow(page: Page) -> bool:
-    """Whether the page is wider than its window."""
-    await page.wait_for_load_state()
-    return bool(await page.evaluate("document.documentElement.scrollWidth > innerWidth"))

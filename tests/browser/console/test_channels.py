@@ -4,15 +4,9 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from tests.browser.accessibility import check_accessibility, find_overflow, find_violations
 from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks
-from tests.browser.console.served_console import (
-    Console,
-    check_accessibility,
-    find_overflow,
-    find_violations,
-    open_console,
-    open_page,
-)
+from tests.browser.console.served_console import Console, open_console, open_page
 from tests.relay.served_relay import payload
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser

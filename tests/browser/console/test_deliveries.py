@@ -9,15 +9,9 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from tests.browser.accessibility import check_accessibility
 from tests.browser.console.delivery_scene import open_deliveries
-from tests.browser.console.served_console import (
-    Console,
-    check_accessibility,
-    check_reloads,
-    open_console,
-    open_page,
-    record_reloads,
-)
+from tests.browser.console.served_console import Console, check_reloads, open_console, open_page, record_reloads
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 

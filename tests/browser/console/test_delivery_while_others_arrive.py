@@ -5,11 +5,8 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.browser.console.served_console import (
-    find_violations,
-    open_console,
-    open_page,
-)
+from tests.browser.accessibility import find_violations
+from tests.browser.console.served_console import open_console, open_page
 from tests.browser.lasting_page import lasting_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser

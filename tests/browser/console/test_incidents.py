@@ -8,14 +8,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
+from tests.browser.accessibility import find_overflow, find_violations
 from tests.browser.console.incident_scene import TITLE, Night, open_night
-from tests.browser.console.served_console import (
-    check_reloads,
-    find_overflow,
-    find_violations,
-    open_page,
-    record_reloads,
-)
+from tests.browser.console.served_console import check_reloads, open_page, record_reloads
 from tests.browser.lasting_page import lasting_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser

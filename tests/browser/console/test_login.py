@@ -9,8 +9,9 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from shared.config.settings import Address
+from tests.browser.accessibility import check_accessibility
 from tests.browser.console.login_scene import EMIL, open_closed_console
-from tests.browser.console.served_console import Console, check_accessibility
+from tests.browser.console.served_console import Console
 from tests.browser.lasting_page import lasting_page
 from tests.relay.login.provider import open_provider
 

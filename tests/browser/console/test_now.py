@@ -6,16 +6,8 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from services.relay.console import frame as events
-from tests.browser.console.served_console import (
-    Console,
-    check_accessibility,
-    check_reloads,
-    find_overflow,
-    find_violations,
-    open_console,
-    open_page,
-    record_reloads,
-)
+from tests.browser.accessibility import check_accessibility, find_overflow, find_violations
+from tests.browser.console.served_console import Console, check_reloads, open_console, open_page, record_reloads
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 

@@ -18,15 +18,8 @@ from services.relay.console import frame as events
 from services.relay.delivery.attempt import open_local_sender
 from shared.config.settings import Address
 from shared.http.server import serve
-from tests.browser.console.served_console import (
-    COLOURS,
-    build_settings,
-    check_reloads,
-    find_violations,
-    open_console,
-    open_page,
-    record_reloads,
-)
+from tests.browser.accessibility import COLOURS, find_violations
+from tests.browser.console.served_console import build_settings, check_reloads, open_console, open_page, record_reloads
 from tests.browser.lasting_page import lasting_page
 from tests.relay.served_relay import TOKEN, post, webhook_of
 

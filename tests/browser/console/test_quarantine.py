@@ -7,13 +7,9 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, Page, expect
 
+from tests.browser.accessibility import check_accessibility
 from tests.browser.console.quarantine_scene import give_up
-from tests.browser.console.served_console import (
-    Console,
-    check_accessibility,
-    open_console,
-    open_page,
-)
+from tests.browser.console.served_console import Console, open_console, open_page
 from tests.relay.served_relay import post, webhook_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser

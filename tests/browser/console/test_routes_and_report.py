@@ -6,8 +6,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
+from tests.browser.accessibility import check_accessibility, find_overflow
 from tests.browser.console.report_scene import EXPLAINED, LABELS, open_reported_console
-from tests.browser.console.served_console import Console, check_accessibility, find_overflow, open_page
+from tests.browser.console.served_console import Console, open_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
