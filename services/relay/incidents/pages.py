@@ -15,7 +15,7 @@ from services.relay.acknowledgement.store import Acknowledgement, Acknowledging
 from services.relay.config import RelaySettings
 from services.relay.console.frame import DELIVERY_LIGHTS, Console, Done, HealthStatus, is_api, read_fields
 from services.relay.deliveries.queries import DeliveryFilter, Since, check_text, encode_delivery, list_deliveries
-from services.relay.incidents.post_mortem import IncidentReader, IncidentView, PostMortem, build_markdown
+from services.relay.incidents.post_mortem import IncidentReader, IncidentView, build_markdown
 from services.relay.incidents.queries import (
     IncidentFilter,
     encode_incident,
@@ -254,10 +254,11 @@ class IncidentPages:
         )
         position = {"episode": None if view.history.is_current else view.history.episode}
         base = self._public_url or f"{request.scope.get('scheme', 'http')}://{request.headers.get('host', '')}"
-        export = PostMortem(view, self._store.clock(), f"{base}{_build_address(view.incident.id, position)}")
+        address = f"{base}{_build_address(view.incident.id, position)}"
         name = f"incident-{view.incident.id[:12]}-{view.history.episode}.md"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return Response(await asyncio.to_thread(build_markdown, export), media_type="text/markdown", headers=headers)
+        text = await asyncio.to_thread(build_markdown, view, self._store.clock(), address)
+        return Response(text, media_type="text/markdown", headers=headers)
 
     async def _acknowledge(self, request: Request) -> Done:
         done = await self._change(request)

@@ -226,17 +226,6 @@ _MARKUP: Final = re.compile(r"([\\`*_{}\[\]#|~!$])")
 _SCHEME: Final = re.compile(r"([A-Za-z])(://)")
 
 
-@dataclass(frozen=True, slots=True)
-class PostMortem:
-    """What is exported."""
-
-    view: IncidentView
-    exported_at: float
-    """Unix seconds."""
-    address: str
-    """The incident's page."""
-
-
 def escape_markdown(text: str) -> str:
     """A text of others as Markdown shows it literally, on one line."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
@@ -244,10 +233,9 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"(?i)\bwww\.", lambda found: f"{found[0][:-1]}\\.", text).replace("@", "@\u2060")
 
 
-def build_markdown(export: PostMortem) -> str:
-    """The document as Markdown."""
-    view, at, address = export.view, export.exported_at, export.address
-    return _load_template().render(view=view, exported_at=at, address=address, version=VERSION)
+def build_markdown(view: IncidentView, exported_at: float, address: str) -> str:
+    """The document as Markdown; the time is in unix seconds, the address that of the incident's page."""
+    return _load_template().render(view=view, exported_at=exported_at, address=address, version=VERSION)
 
 
 @cache

@@ -36,12 +36,14 @@ from services.relay.text import (
 )
 from shared.http.json_api import format_json_time
 
+HopName = Literal["fault", "alert", "accepted", "delivered"]
+
 
 @dataclass(frozen=True, slots=True)
 class Hop:
     """One step from the fault to a channel, or from the alert's end to a channel."""
 
-    name: Literal["fault", "alert", "accepted", "delivered"]
+    name: HopName
     channel: str | None
     at: float | None
     """None if it is not known, or has not happened."""
@@ -51,44 +53,26 @@ class Hop:
     """Since the first hop that is known."""
 
 
-def list_start_hops(history: EpisodeHistory, fault_at: float | None, alert_at: float | None) -> list[Hop]:
-    """From the fault to the first receipt of each channel."""
-    accepted_at = history.started_at
-    start = next(each for each in (fault_at, alert_at, accepted_at) if each is not None)
-    hops = [
-        Hop("fault", None, fault_at, None, None if fault_at is None else 0.0),
-        Hop("alert", None, alert_at, _subtract(alert_at, fault_at), _subtract(alert_at, start)),
-        Hop("accepted", None, accepted_at, _subtract(accepted_at, alert_at), accepted_at - start),
-    ]
-    if not history.has_beginning:  # nor are its receipts stored
-        return hops
-    return [*hops, *_list_receipt_hops(history.channels, history.first_receipts, accepted_at, start)]
-
-
-def list_end_hops(history: EpisodeHistory, ended_at: float | None) -> list[Hop]:
-    """From the end of the last alert to the receipt of it on each channel."""
-    accepted_at = history.last_event.accepted_at
-    start = accepted_at if ended_at is None else ended_at
-    hops = [
-        Hop("alert", None, ended_at, None, None if ended_at is None else 0.0),
-        Hop("accepted", None, accepted_at, _subtract(accepted_at, ended_at), accepted_at - start),
-    ]
-    return [*hops, *_list_receipt_hops(history.channels, history.last_receipts, accepted_at, start)]
-
-
-def _list_receipt_hops(
-    channels: Sequence[DeliveryRecord], receipts: Sequence[DeliveryRecord], accepted_at: float, start: float
+def _list_hops(
+    points: Sequence[tuple[HopName, float | None]],
+    channels: Sequence[DeliveryRecord],
+    receipts: Sequence[DeliveryRecord],
 ) -> list[Hop]:
-    """One for each channel, the channels without a receipt last."""
+    """Each point, of which the last is the acceptance, and each channel, those without a receipt last."""
+    start = next(at for _, at in points if at is not None)
+    times = [at for _, at in points]
+    hops = [
+        Hop(name, None, at, _subtract(at, before), _subtract(at, start))
+        for (name, at), before in zip(points, [None, *times], strict=False)
+    ]
     received: dict[str, float] = {}
     for each in receipts:
         if each.finished_at is not None:
             received.setdefault(each.channel, each.finished_at)
-    names = [*received, *(each.channel for each in channels if each.channel not in received)]
-    return [
-        Hop("delivered", name, at := received.get(name), _subtract(at, accepted_at), _subtract(at, start))
-        for name in names
-    ]
+    for channel in dict.fromkeys([*received, *(each.channel for each in channels)]):
+        at = received.get(channel)
+        hops.append(Hop("delivered", channel, at, _subtract(at, times[-1]), _subtract(at, start)))
+    return hops
 
 
 def _subtract(at: float | None, since: float | None) -> float | None:
@@ -268,12 +252,23 @@ def build_timeline(history: EpisodeHistory, fault: FailureHistory | None) -> Tim
         *(_build_silence(each, history.first_event.accepted_at) for each in history.silences),
         *(entry for each in history.edits if (entry := _build_edit(each))),
     ]
+    points: list[tuple[HopName, float | None]] = [
+        ("fault", fault_at),
+        ("alert", alert_at),
+        ("accepted", history.started_at),
+    ]
+    if history.has_beginning:
+        start = _list_hops(points, history.channels, history.first_receipts)
+    else:  # nor are its receipts stored
+        start = _list_hops(points, (), ())
+    end: Sequence[Hop] = ()
+    if history.is_over and history.last_event.status == Status.RESOLVED:
+        points = [("alert", ended_at), ("accepted", history.last_event.accepted_at)]
+        end = _list_hops(points, history.channels, history.last_receipts)
     return Timeline(
         entries=sorted(entries, key=lambda each: (each.at, _ORDER[each.kind])),
-        start=list_start_hops(history, fault_at, alert_at),
-        end=list_end_hops(history, ended_at)
-        if history.is_over and history.last_event.status == Status.RESOLVED
-        else (),
+        start=start,
+        end=end,
         fault=fault,
         faults=listed_faults,
         faults_left_out=len(faults) - len(listed_faults),

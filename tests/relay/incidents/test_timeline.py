@@ -14,7 +14,7 @@ from services.relay.acknowledgement.store import acknowledge
 from services.relay.apis import FailureHistory, KeyFailure, UnixTime
 from services.relay.deliveries.retries import send_elsewhere
 from services.relay.delivery.message import LinkRules
-from services.relay.incidents.post_mortem import IncidentView, PostMortem, build_details, build_markdown
+from services.relay.incidents.post_mortem import IncidentView, build_details, build_markdown
 from services.relay.incidents.queries import EpisodeHistory, EventRecord, read_episode, read_incident
 from services.relay.incidents.timeline import EntryKind, Timeline, build_timeline, decode_record
 from services.relay.model import Alert, Event, Status, encode_event
@@ -229,8 +229,7 @@ async def test_a_post_mortem_shows_hostile_text_as_text(store: Store) -> None:
     assert event is not None
     details = build_details("one", history, event, LinkRules(None, None))
     view = IncidentView(incident, history, build_timeline(history, None), details, "", is_fault_pending=False)
-    export = PostMortem(view, 2000.0, "http://relay/incidents/one")
-    text = build_markdown(export)
+    text = build_markdown(view, 2000.0, "http://relay/incidents/one")
     assert text.startswith("# Incident: \\| \\[x\\](javascript:alert(1)) &lt;img src=x onerror=alert(1)&gt; \\`a\\`")
     for mark in ("<img", " `a` ", "**b**", "@team", "https://evil", "www.evil", "\n# heading"):
         assert mark not in text, mark
