@@ -94,11 +94,10 @@ async def test_a_cursor_of_an_earlier_process_brings_everything(board: BoardClie
     assert len((await board.get_changes(cursor=cursor))["cards"]) == 51
 
 
-@pytest.mark.parametrize("at", ["nan", "inf", "-inf", "1e400", "-1e9"])
-async def test_a_cursor_with_an_invalid_time_is_answered(board: BoardClient, at: str) -> None:
-    board.probe("key-5")
+@pytest.mark.parametrize("version", ["", "nan", "-1", "\u00b2", "0.0", "9" * 5000])
+async def test_a_cursor_with_an_invalid_version_brings_everything(board: BoardClient, version: str) -> None:
     boot = (await board.get_changes())["cursor"].partition(".")[0]
-    await board.get_changes(cursor=f"{boot}.0.{at}")
+    assert len((await board.get_changes(cursor=f"{boot}.{version}"))["cards"]) == 51
 
 
 async def test_a_reload_shows_what_is_new_and_forgets_what_is_gone(board: BoardClient) -> None:
