@@ -101,7 +101,7 @@ async def run_relay(
             nonlocal previous
             changed = None if previous is None else find_changed_channels(previous, settings)
             previous = settings
-            store.set_unmerged_channels(settings.unmerged_channels)
+            store.unmerged_channels = settings.unmerged_channels
             metrics.set_channels(settings.channels)
             gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)

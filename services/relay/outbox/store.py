@@ -92,17 +92,8 @@ def _group_by_handler(jobs: Sequence[Job]) -> Iterable[list[Job]]:
     return groups.values()
 
 
-def _run_jobs(transaction: Transaction, jobs: Sequence[Job]) -> list[JobResult]:
-    """The result of each job, in its place. Raises DBAPIError, and then nothing was done."""
-    results: dict[Job, JobResult] = {}
-    for group in _group_by_handler(jobs):
-        items = [job.item for job in group]
-        results |= zip(group, _run_in_savepoint(transaction, group[0].handler, items), strict=True)
-    return [results[job] for job in jobs]
-
-
 def _run_in_savepoint(transaction: Transaction, handler: Handler, items: list[Any]) -> list[JobResult]:
-    """Where one of several items raises, each is done by itself."""
+    """Where one of several items raises, each is done by itself. Raises DBAPIError, and then nothing was done."""
     # Not `begin_nested`: if the database fails, SQLite has ended the transaction, and a rollback of the savepoint fails
     # too.
     connection = transaction.connection
@@ -213,17 +204,16 @@ class _WorkQueue:
                 self._queued[job] = None
             return not self._closed
 
-    def set_results(self, jobs: Sequence[Job], results: Sequence[JobResult]) -> None:
+    def set_results(self, results: Mapping[Job, JobResult]) -> None:
         """Gives the results to those who await them, all at once."""
-        self.discard(jobs)  # first: a caller with a result may put the next job at once
-        ended = list(zip(jobs, results, strict=True))
-        for loop in {job.future.get_loop() for job in jobs}:
-            try:
-                loop.call_soon_threadsafe(_set_results, [each for each in ended if each[0].future.get_loop() is loop])
-            except RuntimeError:  # the loop has ended, and with it everybody who waited
-                log.warning("event loop ended before the result was returned")
+        self.discard(results)  # first: a caller with a result may put the next job at once
+        loop = next(iter(results)).future.get_loop()
+        try:
+            loop.call_soon_threadsafe(_set_results, results)
+        except RuntimeError:  # the loop has ended, and with it everybody who waited
+            log.warning("event loop ended before the result was returned")
 
-    def discard(self, jobs: Sequence[Job]) -> None:
+    def discard(self, jobs: Iterable[Job]) -> None:
         with self._changed:
             for job in self._running.intersection(jobs):
                 self._running.remove(job)
@@ -242,8 +232,8 @@ class _WorkQueue:
             job.fail(error)
 
 
-def _set_results(results: list[tuple[Job, JobResult]]) -> None:
-    for job, (result, problem) in results:
+def _set_results(results: Mapping[Job, JobResult]) -> None:
+    for job, (result, problem) in results.items():
         if job.future.done():
             continue  # the caller has given up
         if problem is None:
@@ -263,160 +253,6 @@ _REVISION_CHECKED: Final = "the tables are ours"
 """The key in a connection's `info` that records it."""
 _SLOW_TRANSACTION: Final = 3.0
 """Seconds after which a transaction is reported as hanging."""
-
-
-class _Writer:
-    """Takes the waiting jobs, does them in few transactions, and returns the results; until its queue is closed."""
-
-    def __init__(
-        self,
-        database: DatabaseUrl,
-        engines: dialect.Engines,
-        queue: _WorkQueue,
-        clock: Callable[[], float],
-        unmerged_channels: frozenset[str],
-        monotonic: Callable[[], float],
-    ) -> None:
-        self.is_prepared = False
-        """Whether the tables are there."""
-        self.committed_at: float | None = None
-        """When it last committed something, unix seconds by this machine; None before the first time."""
-        self._database = database
-        self._engine = engines.writing
-        self._engines = engines
-        self._queue = queue
-        self._clock = clock
-        self.unmerged_channels = unmerged_channels
-        self._monotonic = monotonic
-        self._error: str | None = None
-        self._transaction_started: float | None = None
-        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
-
-    @property
-    def error(self) -> str | None:
-        """Why the last transaction failed, or that one hangs; None while healthy."""
-        started_at = self._transaction_started
-        if self._error is None and started_at is not None and self._monotonic() - started_at > _SLOW_TRANSACTION:
-            return f"a transaction has been running for more than {_SLOW_TRANSACTION:g} s"
-        return self._error
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def join(self, seconds: float) -> bool:
-        """Whether the work is over, at the latest after so long."""
-        if self._thread.is_alive():
-            self._thread.join(seconds)
-        return not self._thread.is_alive()
-
-    def prepare(self) -> None:
-        """Makes the tables once, where there are none. Raises what `create_tables` raises, and OSError."""
-        if self.is_prepared:
-            return
-        try:
-            dialect.make_file(self._database)
-        except FileLostError as error:
-            raise UnknownDatabaseError(str(error)) from None
-        with open_transaction(self._engine) as connection:
-            created = create_tables(connection)
-        if created:
-            log.warning("new tables created in an empty database", database=str(self._database))
-        self.is_prepared = True
-
-    def fail(self, jobs: Sequence[Job], error: str) -> None:
-        """Nothing can be committed for now; the callers of these jobs get the error."""
-        if self._error != error:
-            log.error("outbox cannot commit", error=error)
-            self._error = error
-        self._dispose_engines()
-        self._queue.set_results(jobs, [(None, StoreUnavailableError(error)) for _ in jobs])
-
-    def _dispose_engines(self) -> None:
-        """The next transaction reconnects: to the database that was mounted, replaced, repaired or restarted."""
-        for engine in self._engines:
-            engine.dispose()
-
-    def _run(self) -> None:
-        while count := self._run_next_batch():
-            if count > _SMALL_BATCH:
-                time.sleep(_BATCH_DELAY)
-        self._engine.dispose()
-
-    def _run_next_batch(self) -> int:
-        """How many jobs it was; none once the queue is closed. Nothing keeps them while the next ones are awaited."""
-        jobs = self._queue.start_next(_MAX_BATCH)
-        for group in [jobs] if dialect.is_sqlite(self._database) else _group_by_handler(jobs):
-            self._commit(group)
-        self._queue.discard(jobs)
-        return len(jobs)
-
-    def _commit(self, jobs: Sequence[Job], tries: int = _MAX_TRIES, *, short_lock_timeout: bool = False) -> None:
-        jobs = [job for job in jobs if not job.future.done()]
-        if not jobs:
-            return
-        try:
-            outcomes = self._run_transaction(jobs, short_lock_timeout=short_lock_timeout)
-        except exc.DBAPIError as error:
-            # SQLAlchemy's frames reference their own error, and with it all data of the job, until the next garbage
-            # collection.
-            traceback.clear_frames(error.__traceback__)
-            if dialect.is_lock_timeout(error) and self.is_prepared:
-                self._retry_locked(jobs, StoreUnavailableError(dialect.describe_error(error)))
-            elif is_retryable(error) and tries > 1:
-                self._commit(jobs, tries - 1, short_lock_timeout=short_lock_timeout)
-            elif dialect.is_damaged(error) or dialect.is_query_error(error):
-                self._commit_one_by_one(jobs, error)
-            else:
-                self.fail(jobs, dialect.describe_error(error))
-        except UnknownDatabaseError as error:
-            self.fail(jobs, str(error))
-        except Exception as error:  # noqa: BLE001  # this thread outlives whatever happens to the database
-            self.fail(jobs, repr(error))
-        else:
-            if self._error is not None:
-                log.info("outbox can commit again")
-                self._error = None
-            self.committed_at = self._clock()
-            self._queue.set_results(jobs, outcomes)
-
-    def _run_transaction(self, jobs: Sequence[Job], *, short_lock_timeout: bool) -> list[JobResult]:
-        self._transaction_started = self._monotonic()
-        try:
-            self.prepare()
-            with open_transaction(self._engine) as connection:
-                _check_new_connection(connection)
-                if short_lock_timeout:
-                    dialect.set_short_lock_timeout(connection)
-                now = dialect.read_clock(connection, self._clock)
-                return _run_jobs(Transaction(connection, now, self.unmerged_channels), jobs)
-        finally:
-            self._transaction_started = None
-
-    def _retry_locked(self, jobs: Sequence[Job], error: Exception) -> None:
-        """Another process has locked what some of them need: the others are done, and these are queued again."""
-        if len(jobs) > 1:
-            for job in jobs:
-                self._commit([job], short_lock_timeout=True)
-        elif not self._queue.return_job(jobs[0]):
-            self._queue.set_results(jobs, [(None, error)])
-
-    def _commit_one_by_one(self, jobs: Sequence[Job], error: exc.DBAPIError) -> None:
-        """Each is done alone, so that one that is wrong, or needs what is damaged, fails alone."""
-        is_damaged = dialect.is_damaged(error)
-        if is_damaged:
-            self._dispose_engines()
-        if len(jobs) == 1:
-            result = StoreDamagedError(dialect.describe_error(error)) if is_damaged else error
-            self._queue.set_results(jobs, [(None, result)])
-        for job in jobs if len(jobs) > 1 else ():
-            self._commit([job])
-
-
-def _check_new_connection(connection: Connection) -> None:
-    """After a new connection the database may be another one. Raises UnknownDatabaseError."""
-    if not connection.info.get(_REVISION_CHECKED):
-        check_tables(connection)
-        connection.info[_REVISION_CHECKED] = True
 
 
 _REPLY_TIMEOUT: Final = 7.5
@@ -445,42 +281,41 @@ class Store:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
+        self.unmerged_channels = unmerged_channels
+        self.committed_at: float | None = None
+        """When this process last committed something, unix seconds by this machine; None before the first time."""
         self._database = database
+        self._monotonic = monotonic
         self._answer_timeout = AnswerTimeout()
         self._engines = dialect.create_engines(database, self._answer_timeout)
-        self._read_engine = self._engines.reading
-        self._queue = _WorkQueue()
-        self._writer = _Writer(database, self._engines, self._queue, clock, unmerged_channels, monotonic)
-        self._readers = ThreadPoolExecutor(dialect.READERS, "outbox read")
-        self._reads: set[Future[Any]] = set()
-        self._monotonic = monotonic
+        self._is_prepared = False
+        """Whether the tables are there."""
+        self._error: str | None = None
+        self._transaction_started: float | None = None
         self._damage = ""
         self._damage_ends = -math.inf
+        self._queue = _WorkQueue()
+        self._writer = threading.Thread(target=self._run_jobs, name="outbox", daemon=True)
+        self._readers = ThreadPoolExecutor(dialect.READERS, "outbox read")
+        self._reads: set[Future[Any]] = set()
 
     @property
     def error(self) -> str | None:
         """Why the last transaction failed, or that one hangs; None while healthy."""
-        return self._writer.error or self.damage
+        started_at = self._transaction_started
+        if self._error is None and started_at is not None and self._monotonic() - started_at > _SLOW_TRANSACTION:
+            return f"a transaction has been running for more than {_SLOW_TRANSACTION:g} s"
+        return self._error or self.damage
 
     @property
     def damage(self) -> str | None:
         """What says that the workers cannot read the outbox; None once they have not met that for a while."""
         return f"it is damaged, restore a backup: {self._damage}" if self._monotonic() < self._damage_ends else None
 
-    @property
-    def committed_at(self) -> float | None:
-        """When this process last committed something, unix seconds by this machine; None before the first time."""
-        return self._writer.committed_at
-
-    def set_unmerged_channels(self, unmerged_channels: frozenset[str]) -> None:
-        """From now on, these channels merge nothing."""
-        self._writer.unmerged_channels = unmerged_channels
-
     async def run(self, work: Callable[[Transaction], T]) -> T:
         """What `work` returns, once it is on the disk; an exception of `work` undoes it alone.
 
-        Raises:
-            StoreUnavailableError: it is not known to be committed.
+        Raises StoreUnavailableError.
         """
         return await self._do(lambda transaction, _: [work(transaction)], None)
 
@@ -489,8 +324,7 @@ class Store:
 
         `handler` gets all items that wait for it in one call. Deliveries depend on it: see `damage`.
 
-        Raises:
-            StoreUnavailableError: it is not known to be committed.
+        Raises StoreUnavailableError.
         """
         try:
             return await self._do(handler, item, size)
@@ -514,20 +348,9 @@ class Store:
             # An exception that `done` holds holds this frame: without a cycle, all of it is gone at once.
             del job, done
 
-    async def read(self, query: Callable[[Connection], T]) -> T:
+    async def read(self, query: Callable[[Connection], T], *, engine: Engine | None = None) -> T:
         """The result of `query`, on another connection than the writer's. Raises StoreUnavailableError."""
-        return await self._wait_for(self._submit(query))
-
-    async def read_change_marker(self) -> str:
-        """A text that differs from the last one wherever any process has committed something since.
-
-        Raises:
-            StoreUnavailableError: the database cannot be read.
-        """
-        return await self._wait_for(self._submit(dialect.read_change_marker, self._engines.watching))
-
-    async def _wait_for(self, future: Future[T]) -> T:
-        reading = asyncio.wrap_future(future)
+        reading = asyncio.wrap_future(self._submit(query, engine or self._engines.reading))
         try:
             async with asyncio.timeout(_REPLY_TIMEOUT):
                 return await reading
@@ -536,78 +359,29 @@ class Store:
         finally:
             del reading  # as above
 
+    async def read_at(self, query: Callable[[Connection, float], T]) -> T:
+        """The same; `query` also gets the time by the database's clock, unix seconds."""
+        return await self.read(lambda connection: query(connection, dialect.read_clock(connection, self.clock)))
+
+    async def read_change_marker(self) -> str:
+        """A text that differs from the last one wherever any process has committed something since.
+
+        Raises StoreUnavailableError.
+        """
+        return await self.read(dialect.read_change_marker, engine=self._engines.watching)
+
     def read_blocking(self, query: Callable[[Connection], T]) -> T:
         """The same for the thread of a scrape, within 2 s. Raises StoreUnavailableError."""
-        reading = self._submit(query)
+        reading = self._submit(query, self._engines.reading)
         try:
             return reading.result(_SCRAPE_TIMEOUT)
         except TimeoutError:
             reading.cancel()
             raise StoreUnavailableError(f"no answer within {_SCRAPE_TIMEOUT:g} s") from None
 
-    def start(self) -> None:
-        """Opens the database, brings its tables up to date, and starts the thread. Blocks.
-
-        One that is locked, full or not there at the moment is tried again with each transaction.
-
-        Raises:
-            StoreUnusableError: waiting would not help.
-        """
+    def _submit(self, query: Callable[[Connection], T], engine: Engine) -> Future[T]:
         try:
-            self._writer.prepare()
-        except OSError as error:
-            if not dialect.is_disk_full(error):
-                raise StoreUnusableError(f"{error.strerror}") from None
-            self._writer.fail([], f"{error.strerror}")
-        except UnknownDatabaseError as error:
-            raise StoreUnusableError(str(error)) from None
-        except exc.DBAPIError as error:
-            if not dialect.is_temporary(error, self._database):
-                raise StoreUnusableError(dialect.describe_error(error)) from None
-            self._writer.fail([], dialect.describe_error(error))
-        self._writer.start()
-
-    def start_read_only(self) -> None:
-        """Opens the database of a running relay for reading alone: makes and changes nothing. Blocks.
-
-        Raises:
-            StoreUnusableError: waiting would not help, for example if the tables are of another version.
-            StoreUnavailableError: the database cannot be read now.
-        """
-        try:
-            with self._read_engine.begin() as connection:
-                check_tables(connection)
-        except UnknownDatabaseError as error:
-            raise StoreUnusableError(str(error)) from None
-        except exc.DBAPIError as error:
-            passing = dialect.is_temporary(error, self._database)
-            raise (StoreUnavailableError if passing else StoreUnusableError)(dialect.describe_error(error)) from None
-        self._writer.is_prepared = True
-
-    def stop(self) -> None:
-        """The process is about to end; soon nobody waits any more for a database that hangs. For the event loop."""
-        asyncio.get_running_loop().call_later(_STOP_SECONDS, self._stop_waiting)
-
-    def close(self) -> None:
-        """Does what waits, then closes the database. Blocks, for a second at most where that hangs."""
-        ends = time.monotonic() + _CLOSE_SECONDS
-        self._answer_timeout.seconds = _CLOSING_TIMEOUT
-        self._queue.close()
-        self._readers.shutdown(wait=False, cancel_futures=True)
-        wait(self._reads, _CLOSE_SECONDS)
-        if not self._writer.join(max(0.0, ends - time.monotonic())):
-            log.warning("outbox closed during a transaction", error=self.error)
-        self._read_engine.dispose()
-        self._engines.watching.dispose()
-
-    def _stop_waiting(self) -> None:
-        self._answer_timeout.seconds = _CLOSING_TIMEOUT
-        if self.error is not None:
-            self._queue.fail_all(self.error)
-
-    def _submit(self, query: Callable[[Connection], T], engine: Engine | None = None) -> Future[T]:
-        try:
-            read = self._readers.submit(self._read, query, engine or self._read_engine)
+            read = self._readers.submit(self._read, query, engine)
         except RuntimeError:
             raise StoreUnavailableError("the outbox is closed") from None
         self._reads.add(read)
@@ -615,7 +389,7 @@ class Store:
         return read
 
     def _read(self, query: Callable[[Connection], T], engine: Engine) -> T:
-        if not self._writer.is_prepared:
+        if not self._is_prepared:
             raise StoreUnavailableError(self.error or "the outbox is not open yet")
         pool = engine.pool
         try:
@@ -627,6 +401,182 @@ class Store:
         finally:
             if pool is not engine.pool:
                 pool.dispose()  # another read failed meanwhile and closed what was idle; ours is so only now
+
+    def start(self) -> None:
+        """Opens the database, brings its tables up to date, and starts the thread. Blocks.
+
+        One that is locked, full or not there at the moment is tried again with each transaction.
+
+        Raises:
+            StoreUnusableError: waiting would not help.
+        """
+        try:
+            self._prepare()
+        except OSError as error:
+            if not dialect.is_disk_full(error):
+                raise StoreUnusableError(f"{error.strerror}") from None
+            self._fail([], f"{error.strerror}")
+        except UnknownDatabaseError as error:
+            raise StoreUnusableError(str(error)) from None
+        except exc.DBAPIError as error:
+            if not dialect.is_temporary(error, self._database):
+                raise StoreUnusableError(dialect.describe_error(error)) from None
+            self._fail([], dialect.describe_error(error))
+        self._writer.start()
+
+    def start_read_only(self) -> None:
+        """Opens the database of a running relay for reading alone: makes and changes nothing. Blocks.
+
+        Raises:
+            StoreUnusableError: waiting would not help, for example if the tables are of another version.
+            StoreUnavailableError: the database cannot be read now.
+        """
+        try:
+            with self._engines.reading.begin() as connection:
+                check_tables(connection)
+        except UnknownDatabaseError as error:
+            raise StoreUnusableError(str(error)) from None
+        except exc.DBAPIError as error:
+            passing = dialect.is_temporary(error, self._database)
+            raise (StoreUnavailableError if passing else StoreUnusableError)(dialect.describe_error(error)) from None
+        self._is_prepared = True
+
+    def stop(self) -> None:
+        """The process is about to end; soon nobody waits any more for a database that hangs. For the event loop."""
+        asyncio.get_running_loop().call_later(_STOP_SECONDS, self._stop_waiting)
+
+    def _stop_waiting(self) -> None:
+        self._answer_timeout.seconds = _CLOSING_TIMEOUT
+        if self.error is not None:
+            self._queue.fail_all(self.error)
+
+    def close(self) -> None:
+        """Does what waits, then closes the database. Blocks, for a second at most where that hangs."""
+        ends = time.monotonic() + _CLOSE_SECONDS
+        self._answer_timeout.seconds = _CLOSING_TIMEOUT
+        self._queue.close()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        wait(self._reads, _CLOSE_SECONDS)
+        if self._writer.is_alive():
+            self._writer.join(max(0.0, ends - time.monotonic()))
+        if self._writer.is_alive():
+            log.warning("outbox closed during a transaction", error=self.error)
+        self._engines.reading.dispose()
+        self._engines.watching.dispose()
+
+    # What follows runs on the writer's thread, and before that starts.
+
+    def _prepare(self) -> None:
+        """Makes the tables once, where there are none. Raises what `create_tables` raises, and OSError."""
+        if self._is_prepared:
+            return
+        try:
+            dialect.make_file(self._database)
+        except FileLostError as error:
+            raise UnknownDatabaseError(str(error)) from None
+        with open_transaction(self._engines.writing) as connection:
+            created = create_tables(connection)
+        if created:
+            log.warning("new tables created in an empty database", database=str(self._database))
+        self._is_prepared = True
+
+    def _run_jobs(self) -> None:
+        while count := self._run_next_batch():
+            if count > _SMALL_BATCH:
+                time.sleep(_BATCH_DELAY)
+        self._engines.writing.dispose()
+
+    def _run_next_batch(self) -> int:
+        """How many jobs it was; none once the queue is closed. Nothing keeps them while the next ones are awaited."""
+        jobs = self._queue.start_next(_MAX_BATCH)
+        for group in [jobs] if dialect.is_sqlite(self._database) else _group_by_handler(jobs):
+            self._commit(group)
+        self._queue.discard(jobs)
+        return len(jobs)
+
+    def _commit(self, jobs: Sequence[Job], tries: int = _MAX_TRIES, *, short_lock_timeout: bool = False) -> None:
+        jobs = [job for job in jobs if not job.future.done()]
+        if not jobs:
+            return
+        try:
+            results = self._run_transaction(jobs, short_lock_timeout=short_lock_timeout)
+        except exc.DBAPIError as error:
+            # SQLAlchemy's frames reference their own error, and with it all data of the job, until the next garbage
+            # collection.
+            traceback.clear_frames(error.__traceback__)
+            if dialect.is_lock_timeout(error) and self._is_prepared:
+                self._retry_locked(jobs, StoreUnavailableError(dialect.describe_error(error)))
+            elif is_retryable(error) and tries > 1:
+                self._commit(jobs, tries - 1, short_lock_timeout=short_lock_timeout)
+            elif dialect.is_damaged(error) or dialect.is_query_error(error):
+                self._commit_one_by_one(jobs, error)
+            else:
+                self._fail(jobs, dialect.describe_error(error))
+        except UnknownDatabaseError as error:
+            self._fail(jobs, str(error))
+        except Exception as error:  # noqa: BLE001  # this thread outlives whatever happens to the database
+            self._fail(jobs, repr(error))
+        else:
+            if self._error is not None:
+                log.info("outbox can commit again")
+                self._error = None
+            self.committed_at = self.clock()
+            self._queue.set_results(results)
+
+    def _run_transaction(self, jobs: Sequence[Job], *, short_lock_timeout: bool) -> dict[Job, JobResult]:
+        self._transaction_started = self._monotonic()
+        try:
+            self._prepare()
+            with open_transaction(self._engines.writing) as connection:
+                if not connection.info.get(_REVISION_CHECKED):  # a new connection may be to another database
+                    check_tables(connection)
+                    connection.info[_REVISION_CHECKED] = True
+                if short_lock_timeout:
+                    dialect.set_short_lock_timeout(connection)
+                transaction = Transaction(
+                    connection, dialect.read_clock(connection, self.clock), self.unmerged_channels
+                )
+                results: dict[Job, JobResult] = {}
+                for group in _group_by_handler(jobs):
+                    items = [job.item for job in group]
+                    results |= zip(group, _run_in_savepoint(transaction, group[0].handler, items), strict=True)
+                return results
+        finally:
+            self._transaction_started = None
+
+    def _retry_locked(self, jobs: Sequence[Job], error: Exception) -> None:
+        """Another process has locked what some of them need: the others are done, and these are queued again."""
+        if len(jobs) > 1:
+            for job in jobs:
+                self._commit([job], short_lock_timeout=True)
+        elif not self._queue.return_job(jobs[0]):
+            self._queue.set_results({jobs[0]: (None, error)})
+
+    def _commit_one_by_one(self, jobs: Sequence[Job], error: exc.DBAPIError) -> None:
+        """Each is done alone, so that one that is wrong, or needs what is damaged, fails alone."""
+        is_damaged = dialect.is_damaged(error)
+        if is_damaged:
+            self._dispose_engines()
+        if len(jobs) == 1:
+            result = StoreDamagedError(dialect.describe_error(error)) if is_damaged else error
+            self._queue.set_results({jobs[0]: (None, result)})
+            return
+        for job in jobs:
+            self._commit([job])
+
+    def _fail(self, jobs: Sequence[Job], error: str) -> None:
+        """Nothing can be committed for now; the callers of these jobs get the error."""
+        if self._error != error:
+            log.error("outbox cannot commit", error=error)
+            self._error = error
+        self._dispose_engines()
+        if jobs:
+            self._queue.set_results({job: (None, StoreUnavailableError(error)) for job in jobs})
+
+    def _dispose_engines(self) -> None:
+        """The next transaction reconnects: to the database that was mounted, replaced, repaired or restarted."""
+        for engine in self._engines:
+            engine.dispose()
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ async def test_the_file_is_written_ahead_and_flushed_at_each_commit(store: Store
 
 async def test_what_waits_at_the_same_time_is_committed_in_one_batch(store: Store) -> None:
     commits = []
-    event.listen(store._writer._engine, "commit", lambda _connection: commits.append(1))
+    event.listen(store._engines.writing, "commit", lambda _connection: commits.append(1))
     async with blocked(store):
         others = [asyncio.create_task(store.run(partial(write, body=b"%d" % n))) for n in range(100)]
         tasks = [asyncio.create_task(store.batch(write_all, b"x")) for _ in range(100)]
