@@ -17,9 +17,8 @@ import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from services.relay.intake import webhook as webhook_parser
 from services.relay.intake.acceptance import MAX_SOURCE, Acceptance, check_source
-from services.relay.intake.webhook import ParsedWebhook, parse_webhook
+from services.relay.intake.webhook import MalformedWebhookError, ParsedWebhook, TooManyTextsError, parse_webhook
 from services.relay.metrics import Metrics
 from services.relay.outbox import quarantine
 from services.relay.outbox.accept import encode_accepted
@@ -107,34 +106,27 @@ class Intake:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            error = f"not accepted, send it again: after {ANSWER_SECONDS:g} s it still waited for {arrival.waits_for}"
-        refused = build_error_response(503, error)
+            cause = f"after {ANSWER_SECONDS:g} s it still waited for {arrival.waits_for}"
+        except (_RetryLaterError, StoreUnavailableError) as error:
+            cause = str(error)
+        refused = build_error_response(503, f"not accepted, send it again: {cause}")
         return refused if arrival.body.is_complete else _close_connection(refused)
 
     async def _respond(self, arrival: _Arrival, source: str) -> Response:
         body = arrival.body.body
         try:
             await self._read_body(arrival.body)
-            return await self._process_body(arrival, source)
-        except webhook_parser.MalformedWebhookError as error:
-            return await self._quarantine(body, source, 400, str(error))
-        except webhook_parser.TooManyTextsError as error:
-            return await self._quarantine(body, source, 413, str(error))
+            check_source(source)
+            arrival.waits_for = f"{MAX_CONCURRENT_WEBHOOKS} webhooks before it"
+            async with self._concurrency:
+                content = bytes(body)
+                del body[quarantine.MAX_BODY_BYTES :]  # what quarantine would keep
+                return await self._parse_and_commit(arrival, content, source)
+        except (MalformedWebhookError, TooManyTextsError) as error:
+            return await self._quarantine(body, source, error.status, str(error))
         except BodyTooLargeError:
             reason = f"the body is over {self._max_body} bytes, see intake.max_body"
             return _close_connection(await self._quarantine(body, source, 413, reason))
-        except (_RetryLaterError, StoreUnavailableError) as error:
-            refused = build_error_response(503, f"not accepted, send it again: {error}")
-            return refused if arrival.body.is_complete else _close_connection(refused)
-
-    async def _process_body(self, arrival: _Arrival, source: str) -> Response:
-        check_source(source)
-        arrival.waits_for = f"{MAX_CONCURRENT_WEBHOOKS} webhooks before it"
-        async with self._concurrency:
-            body = arrival.body.body
-            content = bytes(body)
-            del body[quarantine.MAX_BODY_BYTES :]  # what quarantine would keep
-            return await self._parse_and_commit(arrival, content, source)
 
     async def _read_body(self, body: BodyReader) -> None:
         try:
