@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from types import ModuleType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from sqlalchemy import BindParameter, Case, Column, ColumnElement, FromClause, Join, Label, ScalarSelect, Select
 from sqlalchemy.sql.functions import coalesce, count
@@ -18,7 +18,6 @@ from sqlalchemy.sql.functions import max as sql_max
 from sqlalchemy.sql.functions import min as sql_min
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from shared.sql import rows
 from shared.sql.rows import RowQuery
 
 Field = tuple[str | None, Any]
@@ -66,6 +65,8 @@ def compare_query(query: RowQuery[Any]) -> None:
     row_type = query.value_type or getattr(build_row, "__self__", build_row)
     if is_row(row_type):
         compare_columns(query.statement, list_fields(row_type))
+    elif get_origin(row_type) is tuple:
+        compare_columns(query.statement, [(None, hint) for hint in get_args(row_type)])
     elif inspect.isfunction(row_type) and inspect.getfullargspec(row_type).varargs:
         pass  # it converts some of its columns
     elif inspect.isfunction(row_type):
@@ -168,7 +169,7 @@ def find_untyped_reads(module: ModuleType) -> Iterator[str]:
 
 def find_building(module: ModuleType) -> Iterator[str]:
     """The functions of a module that build a query when they are called."""
-    builders = {rows.RowQuery.__name__, rows.select_rows.__name__, rows.select_values.__name__}
+    builders = {"RowQuery", "select_rows", "select_tuples", "select_values"}
     for function in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             calls = (ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call))

@@ -80,6 +80,15 @@ def select_values(value_type: type[V], column: ColumnElement[V]) -> RowQuery[V]:
     return RowQuery(build, select(column), value_type)
 
 
+def select_tuples(row_type: type[T], statement: Select[*tuple[Any, ...]]) -> RowQuery[T]:
+    """A query whose rows are taken apart at once: `row_type` is a tuple of the types of its columns."""
+
+    def build(*values: Any) -> Any:
+        return values
+
+    return RowQuery(build, statement, row_type)
+
+
 def select_rows(row_type: type[T], columns: ReadOnlyColumnCollection[str, Any]) -> RowQuery[T]:
     """A query for the columns of a table that a row has fields for."""
     return RowQuery(row_type, select(*select_columns(row_type, columns)))

@@ -145,10 +145,7 @@ class Acceptance:
     ) -> AcceptResult:
         """Commits an event with its deliveries; they are on the disk when this returns.
 
-        `check_plan` is called in the transaction; where it raises, nothing is committed.
-
-        Raises:
-            StoreUnavailableError: it is not known to be committed.
+        `check_plan` is called in the transaction; where it raises, nothing is committed. Raises StoreUnavailableError.
         """
 
         def decide(state: IncidentState | None, now: float) -> DeliveryPlan | None:

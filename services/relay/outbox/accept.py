@@ -6,7 +6,7 @@ have none of it, as those of another receiver of the group: the receiver only ch
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
@@ -22,7 +22,7 @@ from services.relay.outbox.store import BulkStatement, Store, StoreUnavailableEr
 from services.relay.outbox.tables import EPISODE_COLUMNS, clean_for_database, deliveries, events, incidents
 from services.relay.text import find_worst_severity
 from shared.process.concurrency import run_in_thread_if_large
-from shared.sql.rows import RowQuery, select_values
+from shared.sql.rows import select_tuples, select_values
 
 # Statements are built once: building one costs more than a database takes to run it.
 _INSERT_EVENTS: Final = BulkStatement(
@@ -30,12 +30,7 @@ _INSERT_EVENTS: Final = BulkStatement(
 )
 
 
-class _EventSeqRow(NamedTuple):
-    id: str
-    seq: int
-
-
-_READ_SEQS: Final = RowQuery(_EventSeqRow, select(events.c.id, events.c.seq)).where(
+_READ_SEQS: Final = select_tuples(tuple[str, int], select(events.c.id, events.c.seq)).where(
     events.c.id.in_(bindparam("ids", expanding=True))
 )
 _FIRST_WAITING_EVENT: Final = (
@@ -135,12 +130,12 @@ class _AcceptRequest(NamedTuple):
 
 
 class _PlannedEvent(NamedTuple):
-    request: _AcceptRequest
+    incoming: IncomingEvent
     state: IncidentState | None
     plan: DeliveryPlan
-    seq: int
-    """Of the event; of the latest one, where it repeats that."""
     event_id: str
+    """Of the latest event, where it repeats that."""
+    seq: int
 
 
 def plan_deliveries(
@@ -185,49 +180,44 @@ async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -
 
 def _accept_batch(transaction: Transaction, requests: Sequence[_AcceptRequest]) -> list[AcceptResult]:
     """In rounds with at most one event of each incident, so that the next event sees it."""
-    rounds: list[dict[str, int]] = []
-    for index, each in enumerate(requests):
-        incident = each.incoming.incident_id
-        free = next((candidate for candidate in rounds if incident not in candidate), None)
-        if free is None:
-            rounds.append(free := {})
-        free[incident] = index
+    by_incident: dict[str, list[_AcceptRequest]] = {}
+    for each in requests:
+        by_incident.setdefault(each.incoming.incident_id, []).append(each)
     results: dict[int, AcceptResult] = {}
-    for indexes in rounds:
-        accepted = _accept_round(transaction, [requests[index] for index in indexes.values()])
-        results.update(zip(indexes.values(), accepted, strict=True))
+    for together in zip_longest(*by_incident.values()):
+        of_round = [each for each in together if each is not None]
+        results |= zip(map(id, of_round), _accept_round(transaction, of_round), strict=True)
     for incoming in (each.incoming for each in requests):
         if incoming.replay is not None:  # after the incidents, which everybody locks first
             record_replay(transaction, incoming.replay, incoming.incident_id)
-    return [results[index] for index in range(len(requests))]
+    return [results[id(each)] for each in requests]
 
 
 def _accept_round(transaction: Transaction, requests: Sequence[_AcceptRequest]) -> list[AcceptResult]:
     states = lock_states(transaction, {each.incoming.incident_id: each.incoming.fingerprint for each in requests})
     new: list[tuple[_AcceptRequest, IncidentState | None, DeliveryPlan]] = []
     repeats: list[_PlannedEvent] = []
-    repeat_rows: list[dict[str, object]] = []
     results: dict[str, AcceptResult] = {}
     for each in requests:
-        incident = each.incoming.incident_id
-        state = states.get(incident)
+        state = states.get(each.incoming.incident_id)
         plan = each.plan(state, transaction.now)
         if plan is not None and not plan.is_repeat:
             new.append((each, state, plan))
             continue
         if state is None:
             raise ValueError("the first event of an incident is no duplicate")
-        results[incident] = AcceptResult(state.event_id, state.delivery_count, is_duplicate=True, channels=())
+        duplicate = AcceptResult(state.event_id, state.delivery_count, is_duplicate=True, channels=())
+        results[each.incoming.incident_id] = duplicate
         if plan is not None:
-            repeats.append(_PlannedEvent(each, state, plan, state.latest_event_seq, state.event_id))
-            repeat_rows.append(_build_repeat_row(each.incoming, state, plan, transaction.now))
-    if repeat_rows:
-        _RECORD_REPEAT.execute(transaction.connection, repeat_rows)
+            repeats.append(_PlannedEvent(each.incoming, state, plan, state.event_id, state.latest_event_seq))
+    if repeats:
+        rows = [_build_repeat_row(each, transaction.now) for each in repeats]
+        _RECORD_REPEAT.execute(transaction.connection, rows)
     planned = [*_insert_events(transaction, new), *repeats]
     for accepted, superseded in zip(planned, _enqueue_deliveries(transaction, planned), strict=True):
         channels = accepted.plan.channels
         if channels or not accepted.plan.is_repeat:
-            results[accepted.request.incoming.incident_id] = AcceptResult(
+            results[accepted.incoming.incident_id] = AcceptResult(
                 accepted.event_id, len(channels), is_duplicate=False, channels=channels, superseded_channels=superseded
             )
     return [results[each.incoming.incident_id] for each in requests]
@@ -238,64 +228,44 @@ def _insert_events(
 ) -> list[_PlannedEvent]:
     if not new:
         return []
-    rows = [_build_event_row(request, transaction.now) for request, _, _ in new]
-    _INSERT_EVENTS.execute(transaction.connection, rows)
-    numbered = _READ_SEQS.fetch_all(transaction.connection, {"ids": [row["id"] for row in rows]})
-    seq_by_id = {row.id: row.seq for row in numbered}
-    planned = [
-        _PlannedEvent(*each, seq=seq_by_id[row["id"]], event_id=row["id"]) for each, row in zip(new, rows, strict=True)
+    ids = [uuid4().hex for _ in new]
+    rows = [
+        {
+            "id": event_id,
+            "incident_id": request.incoming.incident_id,
+            "receiver": request.incoming.receiver,
+            "alertname": clean_for_database(request.incoming.alertname),
+            "status": request.incoming.event.status,
+            "fingerprint": request.incoming.fingerprint,
+            "accepted_at": transaction.now,
+            "event": request.event_json,
+            "body": request.incoming.body,
+        }
+        for (request, _, _), event_id in zip(new, ids, strict=True)
     ]
-    _UPDATE_INCIDENTS.execute(
-        transaction.connection,
-        [
-            {
-                "incident": each.request.incoming.incident_id,
-                "new_episode": each.plan.episode,
-                "new_is_open": int(each.plan.is_open),
-                "new_latest_event_seq": each.seq,
-                "new_repeated_by": None,
-                "new_earlier_events": each.state.encode_earlier_events() if each.state else "[]",
-                **_encode_escalation(each.request.incoming, each.state, each.plan),
-                **_describe_incident(each, transaction.now),
-            }
-            for each in planned
-        ],
-    )
+    _INSERT_EVENTS.execute(transaction.connection, rows)
+    seqs = dict(_READ_SEQS.fetch_all(transaction.connection, {"ids": ids}))
+    planned = [
+        _PlannedEvent(request.incoming, state, plan, event_id, seqs[event_id])
+        for (request, state, plan), event_id in zip(new, ids, strict=True)
+    ]
+    _UPDATE_INCIDENTS.execute(transaction.connection, [_build_incident_row(each, transaction.now) for each in planned])
     return planned
 
 
-def _build_repeat_row(
-    incoming: IncomingEvent, state: IncidentState, plan: DeliveryPlan, now: float
-) -> dict[str, object]:
-    _, *others = state.latest_receivers.items()
-    if incoming.fingerprint == state.fingerprint and incoming.receiver not in state.latest_receivers:
-        others = [*others, (incoming.receiver, now)][-_MAX_RECEIVERS:]
-    return {
-        "incident": incoming.incident_id,
-        "new_repeated_by": json.dumps(dict(others)) if others else None,
-        **_encode_escalation(incoming, state, plan),
-    }
-
-
-def _encode_escalation(incoming: IncomingEvent, state: IncidentState | None, plan: DeliveryPlan) -> dict[str, object]:
-    """The steps that still add a channel: of the event's route, and of the routes of other receivers of the group."""
-    steps, reached = [step._replace(receiver=incoming.receiver) for step in plan.escalation], {*plan.channels}
-    if state is not None and state.is_open:
-        steps += [step for step in state.escalation if step.receiver != incoming.receiver]
-        reached |= state.open_channels
-    named = {(step.after, step.channels): step for step in steps if plan.is_open}
-    left = sorted(step for step in named.values() if not reached.issuperset(step.channels))
-    return {"new_escalation": encode_steps(left), "new_escalation_after": left[0].after if left else None}
-
-
-def _describe_incident(new_event: _PlannedEvent, now: float) -> dict[str, object]:
-    """What `context` reads of the incident."""
-    incoming, state = new_event.request.incoming, new_event.state
-    event = incoming.event
+def _build_incident_row(new: _PlannedEvent, now: float) -> dict[str, object]:
+    """What the incident becomes, with what `context` reads of it."""
+    incoming, state, event = new.incoming, new.state, new.incoming.event
     started_at, starts = (state.started_at, state.episode_starts) if state else (now, ())
-    if state is None or new_event.plan.episode != state.episode:
+    if state is None or new.plan.episode != state.episode:
         started_at, starts = now, (*starts, now)
     return {
+        "incident": incoming.incident_id,
+        "new_episode": new.plan.episode,
+        "new_is_open": int(new.plan.is_open),
+        "new_latest_event_seq": new.seq,
+        "new_repeated_by": None,
+        "new_earlier_events": state.encode_earlier_events() if state else "[]",
         "new_severity": find_worst_severity(event) or "",
         "new_service_id": build_service_id(event),
         "new_title": build_title(event),
@@ -303,7 +273,33 @@ def _describe_incident(new_event: _PlannedEvent, now: float) -> dict[str, object
         "new_service": clean_for_database(find_service(event)),
         "new_started_at": started_at,
         "new_episode_starts": json.dumps(starts[-MAX_EPISODES:]),
+        **_encode_escalation(new),
     }
+
+
+def _build_repeat_row(repeat: _PlannedEvent, now: float) -> dict[str, object]:
+    incoming, state = repeat.incoming, repeat.state
+    receivers = state.latest_receivers if state else {}
+    others = [*receivers.items()][1:]
+    if state and incoming.fingerprint == state.fingerprint and incoming.receiver not in receivers:
+        others = [*others, (incoming.receiver, now)][-_MAX_RECEIVERS:]
+    return {
+        "incident": incoming.incident_id,
+        "new_repeated_by": json.dumps(dict(others)) if others else None,
+        **_encode_escalation(repeat),
+    }
+
+
+def _encode_escalation(planned: _PlannedEvent) -> dict[str, object]:
+    """The steps that still add a channel: of the event's route, and of the routes of other receivers of the group."""
+    receiver, state, plan = planned.incoming.receiver, planned.state, planned.plan
+    steps, reached = [step._replace(receiver=receiver) for step in plan.escalation], {*plan.channels}
+    if state is not None and state.is_open:
+        steps += [step for step in state.escalation if step.receiver != receiver]
+        reached |= state.open_channels
+    named = {(step.after, step.channels): step for step in steps if plan.is_open}
+    left = sorted(step for step in named.values() if not reached.issuperset(step.channels))
+    return {"new_escalation": encode_steps(left), "new_escalation_after": left[0].after if left else None}
 
 
 def _enqueue_deliveries(transaction: Transaction, planned: Sequence[_PlannedEvent]) -> list[tuple[str, ...]]:
@@ -313,7 +309,7 @@ def _enqueue_deliveries(transaction: Transaction, planned: Sequence[_PlannedEven
     """
     deliveries_by_event = [_build_deliveries(transaction, each) for each in planned]
     former = [
-        MessageKey(each.request.incoming.incident_id, each.plan.episode, channel)
+        MessageKey(each.incoming.incident_id, each.plan.episode, channel)
         for each in planned
         if not each.plan.is_repeat
         for channel in each.plan.unconfigured_channels
@@ -324,7 +320,7 @@ def _enqueue_deliveries(transaction: Transaction, planned: Sequence[_PlannedEven
     channels: dict[str, list[str]] = {}
     for old in enqueue_deliveries(transaction, [*chain.from_iterable(deliveries_by_event)]).superseded_rows:
         channels.setdefault(old.incident_id, []).append(old.channel)
-    return [tuple(channels.get(each.request.incoming.incident_id, ())) for each in planned]
+    return [tuple(channels.get(each.incoming.incident_id, ())) for each in planned]
 
 
 def _build_deliveries(transaction: Transaction, planned: _PlannedEvent) -> list[NewDelivery]:
@@ -333,7 +329,7 @@ def _build_deliveries(transaction: Transaction, planned: _PlannedEvent) -> list[
     Events that wait for a channel that is gone are also delivered on channels that are new to the incident: one of
     them may be that channel under another name, and a resolve alone would make no sense there.
     """
-    incident, plan, seq = planned.request.incoming.incident_id, planned.plan, planned.seq
+    incident, plan, seq = planned.incoming.incident_id, planned.plan, planned.seq
     is_first, first, open_elsewhere = planned.state is None, seq, frozenset(plan.channels)
     if plan.unconfigured_channels and planned.state is not None:
         open_elsewhere = planned.state.open_channels | transaction.unmerged_channels
@@ -344,18 +340,3 @@ def _build_deliveries(transaction: Transaction, planned: _PlannedEvent) -> list[
         NewDelivery(seq, start, incident, plan.episode, channel, is_first_of_incident=is_first)
         for channel, start in starts.items()
     ]
-
-
-def _build_event_row(request: _AcceptRequest, now: float) -> dict[str, Any]:
-    incoming = request.incoming
-    return {
-        "id": uuid4().hex,
-        "incident_id": incoming.incident_id,
-        "receiver": incoming.receiver,
-        "alertname": clean_for_database(incoming.alertname),
-        "status": incoming.event.status,
-        "fingerprint": incoming.fingerprint,
-        "accepted_at": now,
-        "event": request.event_json,
-        "body": incoming.body,
-    }

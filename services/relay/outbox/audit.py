@@ -11,7 +11,7 @@ from services.relay.outbox.database import build_insert
 from services.relay.outbox.store import Store, StoreUnavailableError, Transaction
 from services.relay.outbox.tables import audit, clean_for_database, deliveries, incidents, pruned
 from shared.http.access import AuditEntry, AuditUnavailableError
-from shared.sql.rows import RowQuery, select_values
+from shared.sql.rows import RowQuery, select_tuples, select_values
 
 
 class PrunedKind(StrEnum):
@@ -25,12 +25,7 @@ class PrunedKind(StrEnum):
     QUARANTINE = "quarantine"
 
 
-class _MarkRow(NamedTuple):
-    kind: str
-    up_to: float
-
-
-_MARKS: Final = RowQuery(_MarkRow, select(pruned.c.kind, pruned.c.up_to))
+_MARKS: Final = select_tuples(tuple[str, float], select(pruned.c.kind, pruned.c.up_to))
 
 
 def record_pruned(transaction: Transaction, kind: PrunedKind, up_to: float | None) -> None:
@@ -47,7 +42,7 @@ def record_pruned(transaction: Transaction, kind: PrunedKind, up_to: float | Non
 
 def read_pruned(connection: Connection) -> Mapping[PrunedKind, float]:
     """Up to when each kind was deleted, unix seconds; a kind of which nothing was deleted is missing."""
-    return {PrunedKind(row.kind): row.up_to for row in _MARKS.fetch_all(connection)}
+    return {PrunedKind(kind): up_to for kind, up_to in _MARKS.fetch_all(connection)}
 
 
 _audit = audit.c
@@ -95,20 +90,10 @@ class LinkedEntry(NamedTuple):
         return self.entry.on.partition(" ")[2] if self.delivery_id or self.incident_id else self.entry.on
 
 
-class _DeliveryRow(NamedTuple):
-    id: str
-    channel: str
-
-
-class _IncidentRow(NamedTuple):
-    id: str
-    title: str
-
-
-_FIND_DELIVERIES: Final = RowQuery(_DeliveryRow, select(deliveries.c.id, deliveries.c.channel)).where(
+_FIND_DELIVERIES: Final = select_tuples(tuple[str, str], select(deliveries.c.id, deliveries.c.channel)).where(
     deliveries.c.id.in_(bindparam("ids", expanding=True))
 )
-_FIND_INCIDENTS: Final = RowQuery(_IncidentRow, select(incidents.c.id, incidents.c.title)).where(
+_FIND_INCIDENTS: Final = select_tuples(tuple[str, str], select(incidents.c.id, incidents.c.title)).where(
     incidents.c.id.in_(bindparam("ids", expanding=True))
 )
 
@@ -165,13 +150,9 @@ def insert_entry(
 
 
 async def prune_audit(store: Store, cutoff: float, max_entries: int, step: int) -> int:
-    """Removes entries from before `cutoff`, and all but the newest `max_entries`, `step` in one transaction.
+    """Removes entries from before `cutoff`, and all but the newest `max_entries`, `step` in one transaction; how many.
 
-    Returns:
-        How many went.
-
-    Raises:
-        StoreUnavailableError: what went before stays so.
+    Raises StoreUnavailableError; the steps before it are done.
     """
     newest = await store.read(partial(_find_excess, max_entries=max_entries))
     oldest = select(_audit.seq).where(or_(_audit.at < cutoff, _audit.seq <= newest)).order_by(_audit.seq).limit(step)

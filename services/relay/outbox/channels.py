@@ -7,7 +7,7 @@ pause is stored separately (`retry_after_until`): nothing else that happens to t
 asks for more than the longest pause takes the channel down: for as long as it asked, or until a person acts.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -22,17 +22,15 @@ from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import (
     CHANNELS,
     NEW_CHANNEL,
-    OUTDATED_DELIVERIES,
     ChannelRow,
     DeliveryState,
-    OutdatedRow,
     channels,
     clean_for_database,
     deliveries,
     events,
     incidents,
 )
-from shared.sql.rows import select_values
+from shared.sql.rows import select_tuples, select_values
 
 BURST_SECONDS: Final = 5.0
 """How much of its rate a channel may save up: Slack allows "short bursts", https://docs.slack.dev/apis/web-api/rate-limits"""
@@ -116,14 +114,7 @@ class Admission:
 def admit(
     transaction: Transaction, channel: str, limit: int, rate: float | None
 ) -> tuple[Admission, ChannelRow | None]:
-    """How many of at most `limit` deliveries may be claimed; the channel's row is locked then.
-
-    Args:
-        transaction: the current one.
-        channel: its name.
-        limit: how many there may be.
-        rate: messages per second; None if the channel has no rate limit.
-    """
+    """How many of at most `limit` deliveries may be claimed at `rate` messages a second; the channel is locked then."""
     connection, values = transaction.connection, {"channel": channel}
     row = _LOCK_CHANNEL_IF_FREE.fetch_first(connection, values)
     if row is None and _READ_CHANNEL.fetch_first(connection, values) is None:
@@ -295,12 +286,29 @@ _SERVED_CHANNELS: Final = select_values(str, channels.c.name).where(channels.c.s
 _CLEAR_OTHERS: Final = (
     update(channels).where(channels.c.name.not_in(bindparam("names", expanding=True))).values(served_at=None)
 )
-_OUTDATED: Final = OUTDATED_DELIVERIES.where(
-    _delivery.channel.in_(bindparam("channels", expanding=True)),
-    _delivery.finished_at.is_(None),
-    events.c.status == Status.FIRING,
-    incidents.c.latest_event_seq > _delivery.event_seq,
-).order_by(_delivery.seq)
+_OUTDATED: Final = (
+    select_tuples(
+        tuple[int, str, str, int, int, int],
+        select(
+            _delivery.seq,
+            _delivery.incident_id,
+            _delivery.channel,
+            _delivery.first_event_seq,
+            incidents.c.episode,
+            incidents.c.latest_event_seq,
+        )
+        .select_from(deliveries)
+        .join(incidents, incidents.c.id == _delivery.incident_id)
+        .join(events, events.c.seq == _delivery.event_seq),
+    )
+    .where(
+        _delivery.channel.in_(bindparam("channels", expanding=True)),
+        _delivery.finished_at.is_(None),
+        events.c.status == Status.FIRING,
+        incidents.c.latest_event_seq > _delivery.event_seq,
+    )
+    .order_by(_delivery.seq)
+)
 _FIND_OUTDATED: Final = _OUTDATED.where(_delivery.seq > bindparam("after")).limit(_REFRESH_STEP)
 _READ_OUTDATED: Final = _OUTDATED.where(_delivery.seq.in_(bindparam("seqs", expanding=True)))
 
@@ -310,13 +318,7 @@ async def record_served_channels(store: Store, edit_scopes: Mapping[str, str | N
 
     Configurations differ while one replica after the other is reloaded. What waits for a channel on which nobody
     delivers goes to fallback channels, and an event of an incident goes to the channels of other replicas, too.
-
-    Args:
-        store: the outbox.
-        edit_scopes: of each channel; None if its messages are not edited.
-
-    Raises:
-        StoreUnavailableError: it is not known to be committed.
+    `edit_scopes` has None for a channel whose messages are not edited. Raises StoreUnavailableError.
     """
 
     def commit(transaction: Transaction) -> None:
@@ -346,32 +348,25 @@ async def refresh_outdated(store: Store, names: Collection[str]) -> None:
 
     A channel got no deliveries of newer events while it was not configured.
 
-    Raises:
-        StoreUnavailableError: the steps before this one are done.
+    Raises StoreUnavailableError; the steps before it are done.
     """
     after = 0
-    while found := await store.read(partial(_find_outdated, names=names, after=after)):
-        after = found[-1].delivery.seq
-        await store.run(partial(_refresh_outdated, found=found, names=names))
+    values = {"channels": sorted(names)}
+    while found := await store.read(partial(_FIND_OUTDATED.fetch_all, values={**values, "after": after})):
+        after, *_ = found[-1]
+        found_incidents = {seq: incident for seq, incident, *_ in found}
+        await store.run(partial(_refresh_outdated, found=found_incidents, names=names))
 
 
-def _find_outdated(connection: Connection, names: Collection[str], after: int) -> list[OutdatedRow]:
-    return _FIND_OUTDATED.fetch_all(connection, {"channels": sorted(names), "after": after})
-
-
-def _refresh_outdated(transaction: Transaction, found: Sequence[OutdatedRow], names: Collection[str]) -> None:
-    lock_incidents(transaction, {row.delivery.incident_id for row in found})
-    values = {"channels": sorted(names), "seqs": [row.delivery.seq for row in found]}
+def _refresh_outdated(transaction: Transaction, found: Mapping[int, str], names: Collection[str]) -> None:
+    """`found` has the incidents of deliveries, by their seq."""
+    lock_incidents(transaction, {*found.values()})
+    values = {"channels": sorted(names), "seqs": [*found]}
+    outdated = _READ_OUTDATED.fetch_all(transaction.connection, values)
     new = {
-        (row.delivery.incident_id, row.delivery.channel): NewDelivery(
-            row.current.latest_event_seq,
-            row.delivery.first_event_seq,
-            row.delivery.incident_id,
-            row.current.episode,
-            row.delivery.channel,
-        )
-        for row in reversed(_READ_OUTDATED.fetch_all(transaction.connection, values))
-        if row.delivery.channel not in transaction.unmerged_channels
+        (incident, channel): NewDelivery(latest, first, incident, episode, channel)
+        for _, incident, channel, first, episode, latest in reversed(outdated)
+        if channel not in transaction.unmerged_channels
     }
     if new:
         enqueue_deliveries(transaction, list(new.values()))

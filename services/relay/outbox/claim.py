@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Connection, Text, and_, bindparam, case, func, or_, select, update
+from sqlalchemy import Text, and_, bindparam, case, func, or_, select, update
 
 from services.relay.model import Claim, DeliveryTask, Predecessor, Status
 from services.relay.outbox import channels as breaker
@@ -26,7 +26,6 @@ from services.relay.outbox.tables import (
     EVENT_SIZES,
     EVENTS,
     LOST,
-    DeliveryRow,
     DeliveryState,
     DueRow,
     EventSizeRow,
@@ -35,7 +34,7 @@ from services.relay.outbox.tables import (
     events,
     list_lost_conditions,
 )
-from shared.sql.rows import RowQuery, select_rows, select_values
+from shared.sql.rows import RowQuery, select_tuples, select_values
 
 
 class ClaimRequest(NamedTuple):
@@ -100,8 +99,7 @@ _MARK_CLAIMED: Final = (
 async def claim_due(store: Store, request: ClaimRequest) -> ClaimResult:
     """Deliveries of a channel that are due and whose predecessors of their incident are done, the oldest first.
 
-    Raises:
-        StoreUnavailableError: it is not known whether anything was claimed.
+    Raises StoreUnavailableError.
     """
     return await store.batch(_claim_batch, request)
 
@@ -168,22 +166,6 @@ def _build_digest_claim(digest_id: str, members: Sequence[Claim]) -> Claim:
     return Claim(task, first.lease_id, max(each.attempt_number for each in members), members=tuple(members))
 
 
-class _EpisodeReceiptRow(NamedTuple):
-    """The receipt of an episode's first delivery on a channel."""
-
-    incident_id: str
-    episode: int
-    receipt: str | None
-
-
-class _LastFiringRow(NamedTuple):
-    """The last firing event of an episode that a channel has a delivery of."""
-
-    incident_id: str
-    episode: int
-    event_seq: int
-
-
 _READ_EVENTS: Final = EVENTS.where(events.c.seq.in_(bindparam("seqs", expanding=True))).order_by(events.c.seq)
 _first_delivered = (
     select(func.min(_delivery.seq))
@@ -196,13 +178,13 @@ _first_delivered = (
     )
     .group_by(_delivery.incident_id, _delivery.episode)
 )
-_FIRST_RECEIPTS: Final = RowQuery(
-    _EpisodeReceiptRow, select(_delivery.incident_id, _delivery.episode, _delivery.receipt)
+_FIRST_RECEIPTS: Final = select_tuples(
+    tuple[str, int, str | None], select(_delivery.incident_id, _delivery.episode, _delivery.receipt)
 ).where(_delivery.seq.in_(_first_delivered))
 # Any event of a delivery may have fired: a delivery that fell back late has the beginning and the end in one.
-_LAST_FIRING: Final = RowQuery(
-    _LastFiringRow,
-    select(_delivery.incident_id, _delivery.episode, func.max(events.c.seq).label("event_seq"))
+_LAST_FIRING: Final = select_tuples(
+    tuple[str, int, int],
+    select(_delivery.incident_id, _delivery.episode, func.max(events.c.seq))
     .group_by(_delivery.incident_id, _delivery.episode)
     .join(
         events,
@@ -231,12 +213,12 @@ def _build_claims(
         "seqs": [] if in_digest else [row.delivery.event_seq for row in due],
     }
     stored = {} if in_digest else {row.seq: row.event for row in _READ_EVENTS.fetch_all(connection, values)}
-    receipts = {(row.incident_id, row.episode): row.receipt for row in _FIRST_RECEIPTS.fetch_all(connection, values)}
+    receipts = {tuple(episode): receipt for *episode, receipt in _FIRST_RECEIPTS.fetch_all(connection, values)}
     first = [row for row in due if (row.delivery.incident_id, row.delivery.episode) not in receipts]
     last_firing: dict[tuple[str, int], int] = {}
     if any(row.event_status == Status.RESOLVED for row in first):
-        for firing in _LAST_FIRING.fetch_all(connection, values):
-            last_firing[firing.incident_id, firing.episode] = firing.event_seq
+        for incident, number, seq in _LAST_FIRING.fetch_all(connection, values):
+            last_firing[incident, number] = seq
     claims = []
     for row in due:
         delivery = row.delivery
@@ -259,7 +241,7 @@ def _build_claims(
             and is_resolve
             and last_firing.get(episode, 0) > (delivery.maybe_delivered_up_to or 0),
             maybe_sent=bool(delivery.maybe_sent) or was_sending,
-            predecessors=_read_predecessors(connection, delivery)
+            predecessors=tuple(_PREDECESSORS.fetch_all(connection, {**values, "incident": delivery.incident_id}))
             if row.follows_lost and episode not in receipts
             else (),
             progress=json.loads(delivery.progress) if delivery.progress else {},
@@ -280,27 +262,15 @@ def _build_claims(
     ]
 
 
-class _PredecessorRow(NamedTuple):
-    """A delivery that was merged into another one or given up, and may have arrived."""
-
-    id: str
-    accepted_at: float
-    progress: str | None
+def _build_predecessor(id: str, accepted_at: float, progress: str | None) -> Predecessor:  # noqa: A002
+    return Predecessor(id, datetime.fromtimestamp(accepted_at, UTC), json.loads(progress or "{}"))
 
 
 _PREDECESSORS: Final = (
-    select_rows(_PredecessorRow, LOST.c)
+    RowQuery(_build_predecessor, select(LOST.c.id, LOST.c.accepted_at, LOST.c.progress))
     .where(*list_lost_conditions(bindparam("incident", type_=Text), bindparam("channel", type_=Text)))
     .order_by(LOST.c.seq.desc())
 )
-
-
-def _read_predecessors(connection: Connection, delivery: DeliveryRow) -> tuple[Predecessor, ...]:
-    values = {"incident": delivery.incident_id, "channel": delivery.channel}
-    return tuple(
-        Predecessor(row.id, datetime.fromtimestamp(row.accepted_at, UTC), json.loads(row.progress or "{}"))
-        for row in _PREDECESSORS.fetch_all(connection, values)
-    )
 
 
 _READ_EVENT_SIZES: Final = EVENT_SIZES.where(
@@ -335,8 +305,7 @@ def _split_pages(sizes: Sequence[EventSizeRow]) -> Iterator[list[int]]:
 async def save_progress(store: Store, claim: Claim, progress: Mapping[str, str]) -> bool:
     """Commits what a channel has done of a delivery or of a digest. False if the lease was lost, and nothing is saved.
 
-    Raises:
-        StoreUnavailableError: it is not known to be committed.
+    Raises StoreUnavailableError.
     """
     delivery_id = claim.task.delivery_id
     saved = (

@@ -16,7 +16,7 @@ from services.relay.model import DeliveryTask, Event, IncidentContext, RelatedIn
 from services.relay.outbox.tables import DeliveryState, clean_for_database, deliveries, events, incidents
 from services.relay.text import format_event_title, truncate
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
-from shared.sql.rows import RowQuery, select_columns, select_rows, select_values
+from shared.sql.rows import RowQuery, select_rows, select_tuples, select_values
 
 EPISODE_WINDOW: Final = 7 * 86400.0
 """Seconds in which the starts of an incident are counted."""
@@ -41,15 +41,8 @@ class _IncidentContextRow(NamedTuple):
     escalated_at: float | None
 
 
-class _ServiceCountRow(NamedTuple):
-    service_id: str | None
-    open_count: int
-
-
-class _RelatedRow(NamedTuple):
-    id: str
-    title: str
-    started_at: float
+def _build_related(id: str, title: str, started_at: float) -> RelatedIncident:  # noqa: A002
+    return RelatedIncident(id, title, datetime.fromtimestamp(started_at, UTC))
 
 
 class _OpenIncidents(NamedTuple):
@@ -79,17 +72,16 @@ class _SentEvent(msgspec.Struct, gc=False):
 _SENT_EVENT: Final = msgspec.json.Decoder(_SentEvent)
 
 _delivery = deliveries.c
-_READ_INCIDENTS: Final = RowQuery(
-    _IncidentContextRow,
-    select(*select_columns(_IncidentContextRow, incidents.c)),
-).where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
+_READ_INCIDENTS: Final = select_rows(_IncidentContextRow, incidents.c).where(
+    incidents.c.id.in_(bindparam("incidents", expanding=True))
+)
 _is_open = incidents.c.is_open == literal_column("1")  # as the index `incidents_of_service` has it
-_COUNT_OPEN: Final = RowQuery(
-    _ServiceCountRow,
-    select(incidents.c.service_id, func.count().label("open_count")).group_by(incidents.c.service_id),
+_COUNT_OPEN: Final = select_tuples(
+    tuple[str | None, int],
+    select(incidents.c.service_id, func.count()).group_by(incidents.c.service_id),
 ).where(incidents.c.service_id.in_(bindparam("services", expanding=True)), _is_open)
 _READ_OLDEST: Final = (
-    RowQuery(_RelatedRow, select(incidents.c.id, incidents.c.title, incidents.c.started_at))
+    RowQuery(_build_related, select(incidents.c.id, incidents.c.title, incidents.c.started_at))
     .where(incidents.c.service_id == bindparam("service"), _is_open)
     .order_by(incidents.c.started_at)
     .limit(MAX_RELATED + 1)  # the incident itself may be one of them
@@ -166,7 +158,7 @@ def _read_services(
     for service, count in _COUNT_OPEN.fetch_all(connection, {"services": services}):
         has_others = count > 1 or service in ended
         oldest = _READ_OLDEST.fetch_all(connection, {"service": service}) if has_others else ()
-        found[service] = _OpenIncidents(count, [_build_related(each) for each in oldest])
+        found[service] = _OpenIncidents(count, oldest)
     return found
 
 
@@ -219,10 +211,6 @@ def _convert_time(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
-def _build_related(row: _RelatedRow) -> RelatedIncident:
-    return RelatedIncident(row.id, row.title, datetime.fromtimestamp(row.started_at, UTC))
-
-
 def _read_alerts(event_json: bytes | None) -> Mapping[str, Status]:
     try:
         event = decode_json(_SENT_EVENT, event_json or b"")
@@ -244,19 +232,12 @@ class ProviderAcknowledgement(NamedTuple):
     """Whether the channel accepted all events of the delivery before, so that nothing else is new."""
 
 
-class _AcceptedRow(NamedTuple):
-    """What a channel accepted of an episode."""
-
-    event_seq: int
-    receipt: str | None
-
-
 _ACKNOWLEDGED_AT: Final = select_values(float, incidents.c.acknowledged_at).where(
     incidents.c.id == bindparam("incident"),
     incidents.c.episode == bindparam("episode"),
     incidents.c.acknowledged_at.is_not(None),
 )
-_ACCEPTED: Final = select_rows(_AcceptedRow, _delivery).where(
+_ACCEPTED: Final = select_tuples(tuple[int, str | None], select(_delivery.event_seq, _delivery.receipt)).where(
     _delivery.incident_id == bindparam("incident"),
     _delivery.episode == bindparam("episode"),
     _delivery.channel == bindparam("channel"),
@@ -277,22 +258,15 @@ def read_provider_acknowledgement(connection: Connection, task: DeliveryTask) ->
         return ProviderAcknowledgement()
     name = datetime.fromtimestamp(acknowledged_at, UTC).isoformat()
     accepted = _ACCEPTED.fetch_all(connection, {**values, "channel": task.channel})
-    if any(json.loads(row.receipt or "{}").get(ACKNOWLEDGED) == name for row in accepted):
+    if any(json.loads(receipt or "{}").get(ACKNOWLEDGED) == name for _, receipt in accepted):
         return ProviderAcknowledgement()
-    return ProviderAcknowledgement(name, is_repeat=any(row.event_seq >= task.last_event_seq for row in accepted))
-
-
-class _ArrivedRow(NamedTuple):
-    """A delivery that arrived, or may have, and the status that it gave."""
-
-    state: str
-    status: str
+    return ProviderAcknowledgement(name, is_repeat=any(seq >= task.last_event_seq for seq, _ in accepted))
 
 
 _of_incident = (_delivery.incident_id == bindparam("incident"), _delivery.channel == bindparam("channel"))
 _LAST_ARRIVED: Final = (
-    RowQuery(
-        _ArrivedRow,
+    select_tuples(
+        tuple[str, str],
         select(_delivery.state, events.c.status).join(events, events.c.seq == _delivery.event_seq),
     )
     .where(
@@ -339,6 +313,6 @@ def may_have_earlier_open(connection: Connection, task: DeliveryTask) -> bool:
         return False
     values = {"incident": task.incident_id, "channel": task.channel, "episode": task.episode}
     last = _LAST_ARRIVED.fetch_first(connection, values)
-    if last is None or (last.state, last.status) == (DeliveryState.DELIVERED, Status.RESOLVED):
+    if last is None or last == (DeliveryState.DELIVERED, Status.RESOLVED):
         return False
     return _BEGUN_OF_EPISODE.fetch_first(connection, {**values, "delivery": task.delivery_id}) is None

@@ -15,8 +15,8 @@ a migration of it. Before the first release there is one revision.
 
 import errno
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -32,7 +32,6 @@ from shared.sql.engine import (
     SqliteFile,
     create_postgresql_engine,
     create_sqlite_engine,
-    has_transaction_timeout,
 )
 from shared.sql.read_only import describe_empty_database
 
@@ -126,24 +125,6 @@ def read_clock(connection: Connection, clock: Callable[[], float]) -> float:
 def build_insert(table: Table, dialect: str) -> Any:
     """The INSERT of the dialect with this name, with `on_conflict_do_nothing` and `on_conflict_do_update`."""
     return (sqlite if dialect == "sqlite" else postgresql).insert(table)
-
-
-@contextmanager
-def without_timeouts(connection: Connection) -> Iterator[None]:
-    """While the body runs, a statement may take any time: a migration may."""
-    if connection.dialect.name == "sqlite":
-        yield
-        return
-    connection.execute(text("SET LOCAL statement_timeout = 0"))
-    connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-    if has_transaction_timeout(connection):
-        connection.execute(text("SET LOCAL transaction_timeout = 0"))
-    driver: Any = connection.connection.driver_connection
-    usual, driver.answer_timeout = driver.answer_timeout, AnswerTimeout(None)
-    try:
-        yield
-    finally:
-        driver.answer_timeout = usual
 
 
 def set_short_lock_timeout(connection: Connection) -> None:
@@ -276,16 +257,15 @@ def create_tables(connection: Connection) -> bool:
         return False
     if problem := describe_lost_outbox(connection.engine.url):
         raise UnknownDatabaseError(*problem)
-    with without_timeouts(connection):
-        tables.metadata.create_all(connection)
-        connection.execute(
-            text(
-                f"CREATE TABLE {_VERSION_TABLE} (version_num VARCHAR(32) NOT NULL, "
-                f"CONSTRAINT {_VERSION_TABLE}_pkc PRIMARY KEY (version_num))"
-            )
+    tables.metadata.create_all(connection)
+    connection.execute(
+        text(
+            f"CREATE TABLE {_VERSION_TABLE} (version_num VARCHAR(32) NOT NULL, "
+            f"CONSTRAINT {_VERSION_TABLE}_pkc PRIMARY KEY (version_num))"
         )
-        insert = text(f"INSERT INTO {_VERSION_TABLE} VALUES (:revision)")  # noqa: S608  # our own name
-        connection.execute(insert, {"revision": REVISION})
+    )
+    insert = text(f"INSERT INTO {_VERSION_TABLE} VALUES (:revision)")  # noqa: S608  # our own name
+    connection.execute(insert, {"revision": REVISION})
     return True
 
 

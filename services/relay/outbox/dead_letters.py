@@ -9,14 +9,12 @@ not delivered, in the order of acceptance.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select, update
 
 from services.relay.outbox import channels as breaker
-from services.relay.outbox import database as dialect
 from services.relay.outbox.audit import Actor, insert_entry
 from services.relay.outbox.incidents import read_current_state
 from services.relay.outbox.merge import (
@@ -108,7 +106,7 @@ _last_detail = (
     .limit(1)
     .scalar_subquery()
 )
-_EXAMPLE: Final = (
+EXAMPLES: Final = (
     RowQuery(
         DeadLetterExample,
         select(
@@ -129,29 +127,9 @@ _EXAMPLE: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Queries:
-    """The queries for a kind of filter."""
-
-    count: RowQuery[int]
-    find: RowQuery[DeliveryRow]
-    """The oldest first."""
-    examples: RowQuery[DeadLetterExample]
-
-
-def _build_queries(*conditions: ColumnElement[bool]) -> _Queries:
-    chosen = (_IS_DEAD, _delivery.channel == bindparam("channel"), *conditions)
-    oldest_first = (_delivery.oldest_accepted_at, _delivery.seq)
-    return _Queries(
-        select_values(int, func.count(_delivery.seq)).where(*chosen),
-        DELIVERIES.where(*chosen).order_by(*oldest_first).limit(bindparam("most")),
-        _EXAMPLE.where(*chosen),
-    )
-
-
-_OF_CHANNEL: Final = _build_queries(IS_UNSETTLED)
-_OF_REASON: Final = _build_queries(_delivery.reason == bindparam("reason"))
-_WITHOUT_ATTEMPT: Final = _build_queries(_delivery.reason.is_(None))
+_COUNT: Final = select_values(int, func.count(_delivery.seq))
+OLDEST: Final = DELIVERIES.order_by(_delivery.oldest_accepted_at, _delivery.seq)
+R = TypeVar("R")
 
 
 class DeadLetterFilter(NamedTuple):
@@ -163,26 +141,25 @@ class DeadLetterFilter(NamedTuple):
 
     def count(self, connection: Connection) -> int:
         """How many there are."""
-        return self._queries.count.fetch_one(connection, self._values)
+        return self.narrow(_COUNT).fetch_one(connection)
 
     def find(self, connection: Connection, limit: int) -> list[DeliveryRow]:
         """The oldest ones."""
-        return self._queries.find.fetch_all(connection, {**self._values, "most": limit})
+        return self.narrow(OLDEST).limit(limit).fetch_all(connection)
 
-    def find_examples(self, connection: Connection) -> tuple[DeadLetterExample, ...]:
+    def find_examples(self, connection: Connection) -> list[DeadLetterExample]:
         """The newest ones."""
-        return tuple(self._queries.examples.fetch_all(connection, self._values))
+        return self.narrow(EXAMPLES).fetch_all(connection)
 
-    @property
-    def _queries(self) -> _Queries:
+    def narrow(self, query: RowQuery[R]) -> RowQuery[R]:
+        """A query for these alone."""
         if self.reason is None:
-            return _OF_CHANNEL
-        return _WITHOUT_ATTEMPT if self.reason == NO_ATTEMPT else _OF_REASON
-
-    @property
-    def _values(self) -> dict[str, object]:
-        values: dict[str, object] = {"channel": self.channel}
-        return {**values, "reason": self.reason} if self._queries is _OF_REASON else values
+            condition: ColumnElement[bool] = IS_UNSETTLED
+        elif self.reason == NO_ATTEMPT:
+            condition = _delivery.reason.is_(None)
+        else:
+            condition = _delivery.reason == self.reason
+        return query.where(_IS_DEAD, _delivery.channel == self.channel, condition)
 
 
 def read_dead_letters(connection: Connection) -> DeadLetters:
@@ -218,46 +195,35 @@ _LOCK_DELIVERIES: Final = (
 async def requeue(store: Store, delivery_id: str, actor: Actor | None = None) -> DeliveryState | None:
     """Sends a delivery again that is dead or waits; one in any other state is left alone.
 
-    Returns:
-        The state that it had; None if there is no such delivery.
-
-    Raises:
-        StoreUnavailableError: it is not known to be committed.
+    Gives the state that it had, and None if there is no such delivery. Raises StoreUnavailableError.
     """
     return await store.run(partial(_requeue_one, delivery_id=delivery_id, actor=actor))
 
 
 async def requeue_dead(store: Store, letters: DeadLetterFilter, limit: int) -> int:
     """Sends up to `limit` dead letters again, the oldest first; how many. Raises StoreUnavailableError."""
-    return await store.run(partial(requeue_dead_letters, letters=letters, limit=limit))
 
+    def requeue_oldest(transaction: Transaction) -> int:
+        found = letters.find(transaction.connection, limit)
+        if _requeue_found(transaction, found).channels_to_wake:
+            breaker.allow_trial(transaction, [letters.channel])
+        return len(found)
 
-def requeue_dead_letters(transaction: Transaction, letters: DeadLetterFilter, limit: int) -> int:
-    """Sends up to `limit` dead letters again, the oldest first; how many."""
-    found = letters.find(transaction.connection, limit)
-    dead = [row for row in _lock_deliveries(transaction, found) if row.state == DeliveryState.DEAD]
-    for row in dead:
-        _enqueue_current_state(transaction, row)
-    if dead:
-        breaker.allow_trial(transaction, [letters.channel])
-    return len(found)
+    return await store.run(requeue_oldest)
 
 
 async def requeue_too_early(store: Store, give_up_after: float) -> DeliveryChanges:
     """Sends again what was given up at this age (seconds), by a clock that has been set back since.
 
-    Raises:
-        StoreUnavailableError: the steps before this one are done.
+    Raises StoreUnavailableError; the steps before it are done.
     """
     changes = DeliveryChanges()
-    while found := await store.read(partial(_find_dead_too_early, store=store, give_up_after=give_up_after)):
+    values = {"give_up_after": give_up_after}
+    while found := await store.read_at(
+        lambda connection, now: _FIND_DEAD_TOO_EARLY.fetch_all(connection, {**values, "now": now})
+    ):
         changes = changes.add(await store.run(partial(_requeue_found, found=found)))
     return changes
-
-
-def _find_dead_too_early(connection: Connection, store: Store, give_up_after: float) -> list[DeliveryRow]:
-    now = dialect.read_clock(connection, store.clock)
-    return _FIND_DEAD_TOO_EARLY.fetch_all(connection, {"now": now, "give_up_after": give_up_after})
 
 
 def _requeue_found(transaction: Transaction, found: Sequence[DeliveryRow]) -> DeliveryChanges:
@@ -295,8 +261,7 @@ def _lock_deliveries(transaction: Transaction, found: Sequence[DeliveryRow]) -> 
 def _enqueue_current_state(transaction: Transaction, dead: DeliveryRow) -> list[str]:
     """A new delivery of everything from the dead one's first event to the incident's latest one.
 
-    Returns:
-        The channel of each delivery that was merged into it.
+    Gives the channel of each delivery that was merged into it.
     """
     current = read_current_state(transaction.connection, dead.incident_id)
     if current is None or dead.channel in transaction.unmerged_channels:

@@ -9,11 +9,10 @@ accepted under the former configuration, and nobody else would deliver it.
 
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
-from sqlalchemy import Connection, bindparam, exists, or_, select, update
+from sqlalchemy import bindparam, exists, or_, select, update
 
-from services.relay.outbox import database as dialect
 from services.relay.outbox.incidents import read_current_state
 from services.relay.outbox.merge import (
     DeliveryChanges,
@@ -24,15 +23,10 @@ from services.relay.outbox.merge import (
 )
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import DELIVERIES, WAITING, DeliveryRow, channels, deliveries, events
-from shared.sql.rows import RowQuery
+from shared.sql.rows import RowQuery, select_tuples
 
 FALLBACK_STEP: Final = 32
 """How many deliveries fall back in one transaction, so that a channel for which thousands wait blocks nobody."""
-
-
-class _MissingEventRow(NamedTuple):
-    seq: int
-    episode: int | None
 
 
 _delivery = deliveries.c
@@ -62,7 +56,7 @@ _MARK_FALLEN_BACK: Final = (
 )
 _event_episode = select(_delivery.episode).where(_delivery.event_seq == events.c.seq).limit(1).scalar_subquery()
 _MISSING_EVENTS: Final = (
-    RowQuery(_MissingEventRow, select(events.c.seq, _event_episode.label("episode")))
+    select_tuples(tuple[int, int | None], select(events.c.seq, _event_episode.label("episode")))
     .where(
         events.c.incident_id == bindparam("incident"),
         events.c.seq.between(bindparam("first"), bindparam("last")),
@@ -77,23 +71,19 @@ _MISSING_EVENTS: Final = (
 
 
 async def fall_back(store: Store, channel: str, fallback_channels: Sequence[str]) -> DeliveryChanges:
-    """Gives some of what waits for a channel that is down to its fallback channels.
-
-    Raises:
-        StoreUnavailableError: it is not known to be committed.
-    """
+    """Gives some of what waits for a channel that is down to its fallback channels. Raises StoreUnavailableError."""
     if not fallback_channels:
         return DeliveryChanges()
-    found = await store.read(partial(_find_next, channel=channel, store=store))
+    found = await store.read_at(
+        lambda connection, now: _FIND_NEXT.fetch_all(connection, {"channel": channel, "now": now})
+    )
     if not found:
         return DeliveryChanges()
     return await store.run(partial(_fall_back_step, found=found, fallback_channels=fallback_channels))
 
 
-def build_fallback_deliveries(
-    transaction: Transaction, row: DeliveryRow, fallback_channels: Sequence[str]
-) -> list[NewDelivery]:
-    """The events of a delivery on fallback channels, where these do not deliver them anyway.
+def enqueue_fallback(transaction: Transaction, row: DeliveryRow, fallback_channels: Sequence[str]) -> DeliveryChanges:
+    """Adds the events of a delivery on fallback channels, where these do not deliver them anyway.
 
     The transaction holds the lock on the incident.
     """
@@ -107,16 +97,18 @@ def build_fallback_deliveries(
         if channel in transaction.unmerged_channels:
             # A delivery that waits may have events of several episodes.
             new += [
-                NewDelivery(event.seq, event.seq, row.incident_id, event.episode or row.episode, channel, remark)
-                for event in missing_events
+                NewDelivery(seq, seq, row.incident_id, episode or row.episode, channel, remark)
+                for seq, episode in missing_events
             ]
         elif missing_events:
             # Something newer may have been delivered there already: so it is the current state.
             current = read_current_state(transaction.connection, row.incident_id)
             latest = row.event_seq if current is None else current.latest_event_seq
             episode = row.episode if current is None else current.episode
-            new.append(NewDelivery(latest, missing_events[0].seq, row.incident_id, episode, channel, remark))
-    return new
+            first_missing, _ = missing_events[0]
+            new.append(NewDelivery(latest, first_missing, row.incident_id, episode, channel, remark))
+    superseded = [old.channel for old in enqueue_deliveries(transaction, new).superseded_rows]
+    return DeliveryChanges(list_superseded(superseded), frozenset(each.channel for each in new))
 
 
 def find_missing_events(
@@ -124,11 +116,7 @@ def find_missing_events(
 ) -> list[int]:
     """The numbers of the events of an incident, from one to another, that a channel has no delivery of; in order."""
     span = {"incident": incident_id, "first": first_event_seq, "last": last_event_seq, "channel": channel}
-    return [event.seq for event in _MISSING_EVENTS.fetch_all(transaction.connection, span)]
-
-
-def _find_next(connection: Connection, channel: str, store: Store) -> list[DeliveryRow]:
-    return _FIND_NEXT.fetch_all(connection, {"channel": channel, "now": dialect.read_clock(connection, store.clock)})
+    return [seq for seq, _ in _MISSING_EVENTS.fetch_all(transaction.connection, span)]
 
 
 def _fall_back_step(
@@ -143,13 +131,6 @@ def _fall_back_step(
     if rows:
         transaction.connection.execute(_MARK_FALLEN_BACK, {"seqs": [row.seq for row in rows]})
     return changes.add(DeliveryChanges(has_more=len(found) == FALLBACK_STEP))
-
-
-def enqueue_fallback(transaction: Transaction, row: DeliveryRow, fallback_channels: Sequence[str]) -> DeliveryChanges:
-    """Adds what `build_fallback_deliveries` builds."""
-    new = build_fallback_deliveries(transaction, row, fallback_channels)
-    superseded = [old.channel for old in enqueue_deliveries(transaction, new).superseded_rows]
-    return DeliveryChanges(list_superseded(superseded), frozenset(each.channel for each in new))
 
 
 UNSERVED_AFTER: Final = 300.0
@@ -169,18 +150,16 @@ async def fall_back_unserved(
 ) -> DeliveryChanges:
     """Gives all that has waited for `UNSERVED_AFTER` to others, where no replica has served its channel for as long.
 
-    Raises:
-        StoreUnavailableError: the steps before this one are done.
+    Raises StoreUnavailableError; the steps before it are done.
     """
     changes = DeliveryChanges()
-    for channel in await store.read(partial(_read_unserved_channels, configured=configured_channels, store=store)):
+    configured = {"configured": sorted(configured_channels)}
+    unserved = await store.read_at(
+        lambda connection, now: _UNSERVED_CHANNELS.fetch_all(connection, {**configured, "before": now - UNSERVED_AFTER})
+    )
+    for channel in unserved:
         has_more = True
         while has_more:
             changes = changes.add(await fall_back(store, channel, fallback_channels))
             has_more = changes.has_more
     return changes
-
-
-def _read_unserved_channels(connection: Connection, configured: Collection[str], store: Store) -> list[str]:
-    before = dialect.read_clock(connection, store.clock) - UNSERVED_AFTER
-    return _UNSERVED_CHANNELS.fetch_all(connection, {"configured": sorted(configured), "before": before})

@@ -12,18 +12,21 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from services.relay.outbox.database import build_insert
 from services.relay.outbox.store import Store, Transaction
-from services.relay.outbox.tables import CLOCK_TOLERANCE, WATCHDOGS, WatchdogRow, watchdogs
-from shared.sql.rows import RowQuery
+from services.relay.outbox.tables import CLOCK_TOLERANCE, watchdogs
+from shared.sql.rows import select_rows, select_tuples
 
 
-class _HeartbeatRow(NamedTuple):
+class _WatchdogRow(NamedTuple):
     name: str
-    heartbeat_at: float | None
+    last_seen_at: float
+    silent_seconds: float
+    counted_at: float
 
 
-_HEARTBEATS: Final = RowQuery(_HeartbeatRow, select(watchdogs.c.name, watchdogs.c.heartbeat_at))
+_WATCHDOGS: Final = select_rows(_WatchdogRow, watchdogs.c)
+_HEARTBEATS: Final = select_tuples(tuple[str, float | None], select(watchdogs.c.name, watchdogs.c.heartbeat_at))
 _LOCK_WATCHDOGS: Final = (
-    WATCHDOGS.where(watchdogs.c.name.in_(bindparam("names", expanding=True))).order_by(watchdogs.c.name).for_update()
+    _WATCHDOGS.where(watchdogs.c.name.in_(bindparam("names", expanding=True))).order_by(watchdogs.c.name).for_update()
 )
 _RESTART_ALLOWANCE: Final = 10.0
 """Seconds before a start that count as silence, too: Alertmanager sends again what was refused for so long."""
@@ -89,7 +92,7 @@ def count_silence(transaction: Transaction, expected: Mapping[str, float], uptim
     return silences
 
 
-def _compute_silence(row: WatchdogRow, now: float, expect_every: float, uptime: float) -> float:
+def _compute_silence(row: _WatchdogRow, now: float, expect_every: float, uptime: float) -> float:
     passed = max(0.0, now - row.counted_at)
     # How long a relay ran after it counted last is not known: it may have been killed before the next time.
     receiving_seconds = min(passed, uptime + _RESTART_ALLOWANCE)
@@ -100,12 +103,12 @@ def _compute_silence(row: WatchdogRow, now: float, expect_every: float, uptime: 
 
 def read_last_seen(connection: Connection) -> dict[str, float]:
     """When each was last seen, or first awaited, in unix seconds."""
-    return {row.name: row.last_seen_at for row in WATCHDOGS.fetch_all(connection)}
+    return {row.name: row.last_seen_at for row in _WATCHDOGS.fetch_all(connection)}
 
 
 def read_heartbeats(connection: Connection) -> dict[str, float | None]:
     """When the last heartbeat of each came, in unix seconds; None before the first."""
-    return {row.name: row.heartbeat_at for row in _HEARTBEATS.fetch_all(connection)}
+    return dict(_HEARTBEATS.fetch_all(connection))
 
 
 def _build_rows(names: Collection[str], now: float) -> list[dict[str, object]]:

@@ -11,17 +11,14 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, and_, bindparam, select, text
 
 from services.relay.model import EscalationStep, Event, Status, decode_event, decode_steps
-from services.relay.outbox import database as dialect
 from services.relay.outbox.channels import read_served_channels
 from services.relay.outbox.database import build_insert
 from services.relay.outbox.merge import lock_incidents
 from services.relay.outbox.store import BulkStatement, Store, Transaction
 from services.relay.outbox.tables import (
-    CURRENT_STATES,
     EVENTS,
     INCIDENT_STATES,
     INCIDENTS,
-    CurrentState,
     DeliveryState,
     IncidentRow,
     IncidentStateRow,
@@ -29,12 +26,19 @@ from services.relay.outbox.tables import (
     events,
     incidents,
 )
-from shared.sql.rows import RowQuery
+from shared.sql.rows import RowQuery, select_rows, select_tuples
 
 PAGE_SIZE: Final = 20
 """How many are read at once. An event of a large group has megabytes."""
 _EARLIER_EVENTS: Final = 8
 """How many events before the latest one are remembered: a twin is not so late."""
+
+
+class CurrentState(NamedTuple):
+    """How an incident stands now."""
+
+    episode: int
+    latest_event_seq: int
 
 
 class EarlierEvent(NamedTuple):
@@ -97,29 +101,18 @@ class Incident:
     """The latest event; None if something else than this program wrote it."""
 
 
-class _DeliveryStateRow(NamedTuple):
-    event_seq: int
-    channel: str
-    state: str
-
-
-class _OpenChannelRow(NamedTuple):
-    incident_id: str
-    channel: str
-
-
 _NEW_INCIDENT: Final = {"episode": 0, "is_open": 0, "latest_event_seq": 0}
 _INSERT_INCIDENTS: Final = {
     name: BulkStatement(build_insert(incidents, name).on_conflict_do_nothing(), ["id", *_NEW_INCIDENT])
     for name in ("sqlite", "postgresql")
 }
 _READ_STATES: Final = INCIDENT_STATES.where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
-_READ_CURRENT_STATE: Final = CURRENT_STATES.where(incidents.c.id == bindparam("incident"))
-_READ_DELIVERY_STATES: Final = RowQuery(
-    _DeliveryStateRow, select(deliveries.c.event_seq, deliveries.c.channel, deliveries.c.state)
+_READ_CURRENT_STATE: Final = select_rows(CurrentState, incidents.c).where(incidents.c.id == bindparam("incident"))
+_READ_DELIVERY_STATES: Final = select_tuples(
+    tuple[int, str, str], select(deliveries.c.event_seq, deliveries.c.channel, deliveries.c.state)
 ).where(deliveries.c.event_seq.in_(bindparam("events", expanding=True)))
-_READ_OPEN_CHANNELS: Final = RowQuery(
-    _OpenChannelRow,
+_READ_OPEN_CHANNELS: Final = select_tuples(
+    tuple[str, str],
     select(deliveries.c.incident_id, deliveries.c.channel)
     .distinct()
     .join(incidents, and_(incidents.c.id == deliveries.c.incident_id, incidents.c.episode == deliveries.c.episode)),
@@ -165,32 +158,31 @@ async def read_state(store: Store, incident_id: str, fingerprint: str) -> tuple[
 
     `fingerprint` is of an event that might come in. Raises StoreUnavailableError.
     """
-
-    def read(connection: Connection) -> tuple[IncidentState | None, float]:
-        now = dialect.read_clock(connection, store.clock)
-        return _read_states(connection, {incident_id: fingerprint}, now).get(incident_id), now
-
-    return await store.read(read)
+    return await store.read_at(
+        lambda connection, now: (_read_states(connection, {incident_id: fingerprint}, now).get(incident_id), now)
+    )
 
 
 def _read_states(connection: Connection, fingerprints: Mapping[str, str], now: float) -> dict[str, IncidentState]:
     rows = _READ_STATES.fetch_all(connection, {"incidents": sorted(fingerprints)})
     if not rows:
         return {}
-    latest: dict[int, list[_DeliveryStateRow]] = {}
-    for delivery in _READ_DELIVERY_STATES.fetch_all(connection, {"events": [row.latest_event_seq for row in rows]}):
-        latest.setdefault(delivery.event_seq, []).append(delivery)
+    latest: dict[int, list[tuple[str, str]]] = {}
+    for seq, channel, state in _READ_DELIVERY_STATES.fetch_all(
+        connection, {"events": [row.latest_event_seq for row in rows]}
+    ):
+        latest.setdefault(seq, []).append((channel, state))
     channels: dict[str, set[str]] = {}
-    for each in _READ_OPEN_CHANNELS.fetch_all(connection, {"incidents": [row.id for row in rows]}):
-        channels.setdefault(each.incident_id, set()).add(each.channel)
+    for incident_id, channel in _READ_OPEN_CHANNELS.fetch_all(connection, {"incidents": [row.id for row in rows]}):
+        channels.setdefault(incident_id, set()).add(channel)
     served = read_served_channels(connection, now)
     result = {}
     for row in rows:
-        state = _build_state(row, latest.get(row.latest_event_seq, []), channels.get(row.id, set()), served)
-        if fingerprints[row.id] in {earlier.fingerprint for earlier in state.earlier_events}:
+        incident = _build_state(row, latest.get(row.latest_event_seq, []), channels.get(row.id, set()), served)
+        if fingerprints[row.id] in {earlier.fingerprint for earlier in incident.earlier_events}:
             event = _READ_EVENT.fetch_one(connection, {"event": row.latest_event_seq}).event
-            state = state._replace(latest_event_json=event)
-        result[row.id] = state
+            incident = incident._replace(latest_event_json=event)
+        result[row.id] = incident
     return result
 
 
@@ -254,7 +246,7 @@ async def _iterate(store: Store, page: RowQuery[IncidentRow], values: Mapping[st
 
 
 def _build_state(
-    row: IncidentStateRow, latest: Sequence[_DeliveryStateRow], open_channels: set[str], served_channels: frozenset[str]
+    row: IncidentStateRow, latest: Sequence[tuple[str, str]], open_channels: set[str], served_channels: frozenset[str]
 ) -> IncidentState:
     return IncidentState(
         episode=row.episode,
@@ -264,10 +256,10 @@ def _build_state(
         fingerprint=row.fingerprint,
         accepted_at=row.accepted_at,
         delivery_count=len(latest),
-        has_dead_delivery=any(each.state == DeliveryState.DEAD for each in latest),
+        has_dead_delivery=any(state == DeliveryState.DEAD for _, state in latest),
         is_latest_own=not row.body_size,
         latest_event_seq=row.latest_event_seq,
-        latest_channels=frozenset(each.channel for each in latest),
+        latest_channels=frozenset(channel for channel, _ in latest),
         latest_receivers={row.receiver: row.accepted_at, **json.loads(row.repeated_by or "{}")},
         escalation=decode_steps(row.escalation),
         served_channels=served_channels,

@@ -130,11 +130,8 @@ class _Ended(NamedTuple):
     pauses: breaker.PauseLimits
     digest_id: str | None
     """The digest whose attempt it was."""
-
-    @property
-    def task(self) -> DeliveryTask:
-        """What its channel saw."""
-        return self.claim.task
+    task: DeliveryTask
+    """What its channel saw."""
 
 
 async def record_outcomes(
@@ -142,12 +139,13 @@ async def record_outcomes(
 ) -> list[OutcomeResult]:
     """Commits how an attempt ended: one outcome, or one for each member of a digest, in their order.
 
-    Raises:
-        StoreUnavailableError: it is not known to be committed.
+    Raises StoreUnavailableError.
     """
     digest_id = claim.task.delivery_id if claim.members else None
     ended = zip(claim.members or (claim,), outcomes, strict=True)
-    return await store.batch(_record_batch, [_Ended(each, outcome, pauses, digest_id) for each, outcome in ended])
+    return await store.batch(
+        _record_batch, [_Ended(each, outcome, pauses, digest_id, each.task) for each, outcome in ended]
+    )
 
 
 def _record_batch(transaction: Transaction, attempts_ended: Sequence[Sequence[_Ended]]) -> list[list[OutcomeResult]]:
@@ -323,10 +321,6 @@ def _handle_lost_lease(transaction: Transaction, ended: _Ended, row: DeliveryRow
                 superseded_channels=(),
                 channels_to_wake=(row.channel,),
             )
-    return _enqueue_current_state(transaction, ended)
-
-
-def _enqueue_current_state(transaction: Transaction, ended: _Ended) -> OutcomeResult:
     task, superseded = ended.task, []
     if ended.outcome.maybe_sent:
         current = read_current_state(transaction.connection, task.incident_id)

@@ -18,7 +18,6 @@ import structlog
 from sqlalchemy import Connection, and_, bindparam, exists, func, not_, or_, select, text, true, update
 
 from services.relay.channels.port import SendReason
-from services.relay.outbox import database as dialect
 from services.relay.outbox.channels import FAILURE_THRESHOLD, read_down_channels
 from services.relay.outbox.database import build_insert, find_last_used_file, read_last_used, write_last_used
 from services.relay.outbox.dead_letters import requeue_too_early
@@ -26,7 +25,6 @@ from services.relay.outbox.fallback import FALLBACK_STEP, IS_NOT_COMPARING, enqu
 from services.relay.outbox.merge import DeliveryChanges, RetryState, lock_incidents, merge_into_successor
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import (
-    DATABASE_IDENTITIES,
     DELIVERIES,
     WAITING,
     DeliveryRow,
@@ -38,7 +36,7 @@ from services.relay.outbox.tables import (
     edits,
     incidents,
 )
-from shared.sql.rows import select_values
+from shared.sql.rows import select_tuples, select_values
 
 COMPARE_DELAY: Final = 360.0
 """Seconds that unfinished deliveries wait for the comparison: an Alertmanager that just started counts after 300."""
@@ -52,7 +50,9 @@ _READ_CLUSTER: Final = text("SELECT system_identifier FROM pg_control_system()")
 _READ_TABLE: Final = text(
     "SELECT (SELECT oid FROM pg_database WHERE datname = current_database()) || '/' || 'deliveries'::regclass::oid"
 )
-_LOCK_IDENTITY: Final = DATABASE_IDENTITIES.for_update()
+_LOCK_IDENTITY: Final = select_tuples(
+    tuple[str, float], select(database_identity.c.identity, database_identity.c.last_used_at)
+).for_update()
 _FIND_LEASED: Final = DELIVERIES.where(
     _delivery.state == DeliveryState.SENDING, _delivery.finished_at.is_(None)
 ).order_by(_delivery.seq)
@@ -105,12 +105,7 @@ class _Detection(NamedTuple):
 async def detect_restore(store: Store, *, compare_delay: float) -> bool:
     """Records which database the outbox is, and returns whether it is a restored backup.
 
-    Args:
-        store: the outbox.
-        compare_delay: seconds that the unfinished deliveries of a restored backup wait.
-
-    Raises:
-        StoreUnavailableError: it may not be committed.
+    What is unfinished in a backup waits for `compare_delay` seconds. Raises StoreUnavailableError.
     """
     found = await store.run(lambda transaction: _detect(transaction, compare_delay))
     if found.last_used_file:
@@ -147,9 +142,7 @@ def read_postponed_until(connection: Connection) -> float | None:
 async def release_compared(store: Store, postponed_until: float) -> None:
     """Makes waiting deliveries and edits due: they were compared with Alertmanager. Raises StoreUnavailableError.
 
-    Args:
-        store: the outbox.
-        postponed_until: as it was before the comparison; what was postponed later was not compared.
+    `postponed_until` is as it was before the comparison: what was postponed later was not compared.
     """
 
     def release(transaction: Transaction) -> None:
@@ -165,10 +158,10 @@ def _detect(transaction: Transaction, compare_delay: float) -> _Detection:
     # 0: if the last-used file says otherwise, this is a backup from before the identity was recorded.
     first = build_insert(database_identity, connection.dialect.name).values(id=1, identity=identity, last_used_at=0.0)
     connection.execute(first.on_conflict_do_nothing())  # another replica may start at the same moment
-    stored = _LOCK_IDENTITY.fetch_one(connection)
+    stored_identity, last_used_at = _LOCK_IDENTITY.fetch_one(connection)
     connection.execute(update(database_identity).values(identity=identity, last_used_at=now))
-    used_since = read_last_used(file) > stored.last_used_at
-    if _is_same_database(stored.identity, identity) and not used_since:
+    used_since = read_last_used(file) > last_used_at
+    if _is_same_database(stored_identity, identity) and not used_since:
         return _Detection(now, file, is_restored=False)
     leased = _FIND_LEASED.fetch_all(connection)
     lock_incidents(transaction, {row.incident_id for row in leased})
@@ -255,14 +248,10 @@ async def sweep(
     Every wait is a moment of the wall clock, and would last for as long as the clock was set back: so none ends later
     than the longest wait from now. What was given up in what is now the future is sent again.
 
-    Args:
-        store: the outbox.
-        give_up_after: seconds since the event was accepted; no provider can ask for a longer pause.
-        fallback_channels: the channels that deliver what another one does not.
-        longest_wait: seconds of the longest backoff, lease and comparison.
+    `give_up_after` counts since the event was accepted, and no provider can ask for a longer pause. `longest_wait` is
+    that of the longest backoff, lease and comparison. Both are seconds.
 
-    Raises:
-        StoreUnavailableError: the steps before this one are done.
+    Raises StoreUnavailableError; the steps before it are done.
     """
     changes = DeliveryChanges()
     for name in await store.read(read_down_channels):  # its worker does so, too, but a channel may have none
@@ -270,10 +259,14 @@ async def sweep(
         changes = changes.add(await fall_back(store, name, fallbacks))
     await store.run(partial(_clamp_waits, longest_wait=longest_wait, longest_request=max(longest_wait, give_up_after)))
     changes = changes.add(await requeue_too_early(store, give_up_after))
-    has_more = True
-    while has_more:
-        changes = changes.add(await _give_up(store, give_up_after, fallback_channels))
-        has_more = changes.has_more
+    while found := await store.read_at(
+        lambda connection, now: _FIND_EXPIRED.fetch_all(connection, {"now": now, "before": now - give_up_after})
+    ):
+        step = partial(_give_up, found=found, give_up_after=give_up_after, fallback_channels=fallback_channels)
+        given_up = await store.run(step)
+        if not given_up.ended:  # another replica was faster
+            break
+        changes = changes.add(given_up)
     return changes
 
 
@@ -283,21 +276,7 @@ def _clamp_waits(transaction: Transaction, longest_wait: float, longest_request:
         transaction.connection.execute(statement, {name: transaction.now + waits[name]})
 
 
-async def _give_up(store: Store, give_up_after: float, fallback_channels: Sequence[str]) -> DeliveryChanges:
-    """One step."""
-    found = await store.read(partial(_find_expired, store=store, give_up_after=give_up_after))
-    if not found:
-        return DeliveryChanges()
-    step = partial(_give_up_step, found=found, give_up_after=give_up_after, fallback_channels=fallback_channels)
-    return await store.run(step)
-
-
-def _find_expired(connection: Connection, store: Store, give_up_after: float) -> list[DeliveryRow]:
-    now = dialect.read_clock(connection, store.clock)
-    return _FIND_EXPIRED.fetch_all(connection, {"now": now, "before": now - give_up_after})
-
-
-def _give_up_step(
+def _give_up(
     transaction: Transaction, found: Sequence[DeliveryRow], give_up_after: float, fallback_channels: Sequence[str]
 ) -> DeliveryChanges:
     connection, now = transaction.connection, transaction.now
@@ -311,4 +290,4 @@ def _give_up_step(
     if rows:
         connection.execute(_GIVE_UP, {"seqs": [row.seq for row in rows], "at": now})
     ended = tuple((row.channel, DeliveryState.DEAD) for row in rows)
-    return changes.add(DeliveryChanges(ended, frozenset(row.channel for row in rows), has_more=bool(rows)))
+    return changes.add(DeliveryChanges(ended, frozenset(row.channel for row in rows)))

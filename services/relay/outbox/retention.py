@@ -49,21 +49,10 @@ from services.relay.outbox.tables import (
     incidents,
     quarantine,
 )
-from shared.sql.rows import RowQuery, select_values
+from shared.sql.rows import RowQuery, select_tuples, select_values
 
 UnsettledRanges = Mapping[str, Sequence[range]]
 """By incident: for each unsettled delivery, the events from its first to its last."""
-
-
-class _EventRangeRow(NamedTuple):
-    incident_id: str
-    first_event_seq: int
-    event_seq: int
-
-
-class _EventUseRow(NamedTuple):
-    seq: int
-    is_unused: bool
 
 
 _delivery = deliveries.c
@@ -72,8 +61,8 @@ _UNSETTLED_DELIVERIES: Final = (
     IS_UNSETTLED,
     or_(_delivery.finished_at.is_(None), _delivery.finished_at >= bindparam("cutoff")),
 )
-_READ_RANGES: Final = RowQuery(
-    _EventRangeRow, select(_delivery.incident_id, _delivery.first_event_seq, _delivery.event_seq)
+_READ_RANGES: Final = select_tuples(
+    tuple[str, int, int], select(_delivery.incident_id, _delivery.first_event_seq, _delivery.event_seq)
 ).where(*_UNSETTLED_DELIVERIES)
 _first = (
     select(_delivery.incident_id, func.min(_delivery.first_event_seq).label("event"))
@@ -88,7 +77,7 @@ _INCIDENTS_WITH_LATER_EVENTS: Final = RowQuery(
     .join(_first, and_(_first.c.incident_id == events.c.incident_id, _first.c.event < events.c.seq)),
 ).where(WITHOUT_DELIVERY)
 _NEWEST_FIRST: Final = (
-    RowQuery(_EventUseRow, select(events.c.seq, WITHOUT_DELIVERY.label("is_unused")))
+    select_tuples(tuple[int, bool], select(events.c.seq, WITHOUT_DELIVERY.label("is_unused")))
     .where(events.c.incident_id == bindparam("incident"), events.c.seq >= bindparam("first"))
     .order_by(events.c.seq.desc())
 )
@@ -98,8 +87,8 @@ _READ_EVENT: Final = EVENTS.where(events.c.seq == bindparam("event"))
 async def _find_unsettled_ranges(store: Store, cutoff: float) -> UnsettledRanges:
     """The ranges of unsettled deliveries, without dead letters from before `cutoff`."""
     found: dict[str, list[range]] = {}
-    for row in await store.read(partial(_READ_RANGES.fetch_all, values={"cutoff": cutoff})):
-        found.setdefault(row.incident_id, []).append(range(row.first_event_seq, row.event_seq + 1))
+    for incident, first, last in await store.read(partial(_READ_RANGES.fetch_all, values={"cutoff": cutoff})):
+        found.setdefault(incident, []).append(range(first, last + 1))
     return found
 
 
@@ -111,35 +100,30 @@ async def _find_redundant_events(store: Store, unsettled: UnsettledRanges, cutof
         first = min((each.start for each in ranges), default=0)
         newer: set[bytes] = set()
         values = {"incident": incident, "first": first}
-        for row in await store.read(partial(_NEWEST_FIRST.fetch_all, values=values)):
-            alerts = await store.read(partial(_read_digests, row.seq))
-            if alerts is None:
+        for seq, is_unused in await store.read(partial(_NEWEST_FIRST.fetch_all, values=values)):
+            row = await store.read(partial(_READ_EVENT.fetch_first, values={"event": seq}))
+            if row is None:  # another replica has pruned it
                 continue
-            if row.is_unused and alerts <= newer and not any(row.seq in each for each in ranges):
-                redundant.add(row.seq)
+            try:
+                alerts = collect_digests(decode_event(row.event))
+            except ValueError:
+                continue
+            if is_unused and alerts <= newer and not any(seq in each for each in ranges):
+                redundant.add(seq)
             newer |= alerts
     return redundant
 
 
-def _read_digests(seq: int, connection: Connection) -> frozenset[bytes] | None:
-    """The digests of an event's alerts; None if it cannot be read."""
-    row = _READ_EVENT.fetch_first(connection, {"event": seq})
-    try:
-        return None if row is None else collect_digests(decode_event(row.event))
-    except ValueError:
-        return None
-
-
 PRUNE_STEP: Final = 100
 """Rows that one transaction reads: a few milliseconds of the writer's time."""
-FAST_PRUNE_STEP: Final = 1000
+_FAST_PRUNE_STEP: Final = 1000
 """The same where space is needed."""
 _STEP_BYTES: Final = 8 * 1024 * 1024
 """Bytes of events after which a transaction reads no more of them."""
 AUDIT_ROWS: Final = 100_000
 """Entries of the audit that are kept."""
 _PAUSE: Final = 0.05
-"""Seconds between two steps, in which the writer belongs to the others."""
+"""Seconds between two steps, in which the writer belongs to the others; a fifth of it where space is needed."""
 
 
 Pruner = Callable[[Store, float], Awaitable[object]]
@@ -153,19 +137,6 @@ class PruneResult(NamedTuple):
     events: int
     quarantined: int = 0
     """Of webhooks."""
-
-
-class StepPlan(NamedTuple):
-    """How fast pruning goes."""
-
-    rows: int
-    """Rows that one transaction reads."""
-    pause: float
-    """Seconds between two steps."""
-
-
-NORMAL: Final = StepPlan(PRUNE_STEP, _PAUSE)
-FAST: Final = StepPlan(FAST_PRUNE_STEP, _PAUSE / 5)
 
 
 class Excess(NamedTuple):
@@ -196,11 +167,6 @@ class _PrunableRow(NamedTuple):
     finished_at: float | None
     is_active: bool
     is_edited: bool
-
-
-class _UnusedEventRow(NamedTuple):
-    seq: int
-    incident_id: str
 
 
 _MAX_EDIT_AGE: Final = 7 * 86400.0
@@ -266,8 +232,8 @@ _READ_DELIVERIES: Final = (
 _READ_EVENTS: Final = (
     EVENT_SIZES.where(events.c.seq > bindparam("after")).order_by(events.c.seq).limit(bindparam("rows"))
 )
-_FIND_UNUSED_EVENTS: Final = RowQuery(
-    _UnusedEventRow,
+_FIND_UNUSED_EVENTS: Final = select_tuples(
+    tuple[int, str],
     select(events.c.seq, events.c.incident_id).outerjoin(
         incidents, and_(incidents.c.id == events.c.incident_id, incidents.c.latest_event_seq == events.c.seq)
     ),
@@ -310,15 +276,16 @@ async def prune_by_age(
     return pruned
 
 
-async def prune_before(store: Store, cutoff: float, bounds: Excess = NO_EXCESS, pace: StepPlan = NORMAL) -> PruneResult:
+async def prune_before(store: Store, cutoff: float, bounds: Excess = NO_EXCESS, *, fast: bool = False) -> PruneResult:
     """Prunes what finished before `cutoff` (unix seconds), and the excess. Raises StoreUnavailableError."""
+    rows, pause = (_FAST_PRUNE_STEP, _PAUSE / 5) if fast else (PRUNE_STEP, _PAUSE)
     unsettled = await _find_unsettled_ranges(store, cutoff)
-    of_deliveries = _DeliveryPruner(cutoff, bounds.last_delivery_seq, unsettled, pace.rows)
-    pruned_deliveries = await _run_steps(store, of_deliveries.step, pace.pause)
+    of_deliveries = _DeliveryPruner(cutoff, bounds.last_delivery_seq, unsettled, rows)
+    pruned_deliveries = await _run_steps(store, of_deliveries.step, pause)
     unsettled = await _find_unsettled_ranges(store, cutoff)
     redundant = await _find_redundant_events(store, unsettled, cutoff)
-    of_events = _EventPruner(cutoff, bounds.last_event_seq, unsettled, redundant, pace.rows)
-    pruned_events = await _run_steps(store, of_events.step, pace.pause)
+    of_events = _EventPruner(cutoff, bounds.last_event_seq, unsettled, redundant, rows)
+    pruned_events = await _run_steps(store, of_events.step, pause)
     quarantined = await store.run(partial(delete_entries, condition=quarantine.c.received_at < cutoff))
     return PruneResult(pruned_deliveries, pruned_events, quarantined)
 
@@ -394,7 +361,7 @@ class _EventPruner:
     """The steps of one pass over the events."""
 
     def __init__(
-        self, cutoff: float, bound: int, unsettled: UnsettledRanges, redundant: Collection[int], rows: int = PRUNE_STEP
+        self, cutoff: float, bound: int, unsettled: UnsettledRanges, redundant: Collection[int], rows: int
     ) -> None:
         self._rows = rows
         self._cutoff = cutoff
@@ -410,7 +377,7 @@ class _EventPruner:
         last = rows[-1]
         values = {"after": after, "last": last.seq, "cutoff": self._cutoff}
         found = _FIND_UNUSED_EVENTS.fetch_all(connection, values)
-        unused = {row.seq: row.incident_id for row in found if not self._must_stay(row.seq, row.incident_id)}
+        unused = {seq: incident for seq, incident in found if not self._must_stay(seq, incident)}
         if unused:
             over = (
                 incidents.c.id.in_(unused.values()),
@@ -494,7 +461,7 @@ async def prune_to_size(store: Store, limit: "ByteLimit", min_age: float) -> Pru
         end = await store.read(partial(_CUTOFF_FOR_SIZE.fetch_first, values=values))
         cutoff = newest if end is None else min(newest, end + _EPSILON)
         used_before, accepted_before = limit.used_bytes, limit.accepted_bytes
-        more = await prune_before(store, cutoff, pace=FAST)
+        more = await prune_before(store, cutoff, fast=True)
         pruned = PruneResult(*map(sum, zip(pruned, more, strict=True)))
         await limit.measure(store)
         freed = used_before + limit.accepted_bytes - accepted_before - limit.used_bytes
@@ -543,8 +510,8 @@ class ByteLimit:
         self.max_bytes = 0
         """`retention.max_bytes`; 0 sets no limit."""
         self._measured_bytes = 0
-        self._started_bytes = 0
-        """Bytes of all webhooks that were reserved."""
+        self.accepted_bytes = 0
+        """Bytes of all webhooks that were reserved since the start."""
         self._finished_bytes = 0
         """Bytes of those whose commit is over, whether it succeeded or not."""
         self._finished_when_measured = 0
@@ -560,21 +527,20 @@ class ByteLimit:
     @property
     def used_bytes(self) -> int:
         """The last measurement and all that was reserved since; rather too much than too little."""
-        return self._measured_bytes + self._started_bytes - self._finished_when_measured
-
-    @property
-    def accepted_bytes(self) -> int:
-        """Bytes of all webhooks that were reserved since the start."""
-        return self._started_bytes
+        return self._measured_bytes + self.accepted_bytes - self._finished_when_measured
 
     @contextmanager
     def reserve(self, size: int, *, resolved: bool) -> Iterator[None]:
         """While a webhook of so many bytes is committed. Raises StoreUnavailableError if it is refused."""
         cost = _estimate_stored_size(size)
-        if self.max_bytes and self.used_bytes + cost > self._compute_ceiling(resolved=resolved):
+        overrun = _RESOLVED_OVERRUN if resolved else _OVERRUN
+        ceiling = max(self.max_bytes, self._bytes_after_pruning) + self.max_bytes * overrun
+        if self._nothing_to_prune:
+            ceiling = self.max_bytes * (1 + _RESOLVED_OVERRUN if resolved else _FIRING_CEILING)
+        if self.max_bytes and self.used_bytes + cost > ceiling:
             self._near_limit.set()
             raise self._build_full_error()
-        self._started_bytes += cost
+        self.accepted_bytes += cost
         if self.used_bytes > self.max_bytes * PRUNE_ABOVE:
             self._near_limit.set()
         try:
@@ -598,13 +564,6 @@ class ByteLimit:
         """Records the end of a round, and whether it freed next to nothing while more than `PRUNE_ABOVE` is left."""
         self._nothing_to_prune = nothing_to_prune
         self._bytes_after_pruning = self._measured_bytes
-
-    def _compute_ceiling(self, *, resolved: bool) -> float:
-        if self._nothing_to_prune:
-            return self.max_bytes * (1 + _RESOLVED_OVERRUN if resolved else _FIRING_CEILING)
-        return max(self.max_bytes, self._bytes_after_pruning) + self.max_bytes * (
-            _RESOLVED_OVERRUN if resolved else _OVERRUN
-        )
 
     def _build_full_error(self) -> StoreUnavailableError:
         cause = _NOTHING_TO_PRUNE if self._nothing_to_prune else _PRUNING_TOO_SLOW
@@ -658,16 +617,10 @@ async def run_retention(
     min_age: float = 0.0,
     interval: float = _PRUNE_INTERVAL,
 ) -> None:
-    """Prunes now and then until it is cancelled; while the store is unavailable it waits for its next round.
+    """Prunes every `interval` seconds until it is cancelled; without the store, it waits for the next round.
 
-    Args:
-        store: the outbox.
-        max_age: seconds for which what is over is kept.
-        max_deliveries: how many settled deliveries are kept.
-        limit: of bytes; None for none.
-        pruners: remove what others own; called in each round.
-        min_age: seconds for which what is over is kept whatever its bytes are.
-        interval: seconds between two rounds.
+    What is over is kept for `max_age` seconds, and for `min_age` whatever its bytes are; and so are at most
+    `max_deliveries` settled deliveries. `pruners` remove what others own.
     """
     limit = limit or ByteLimit()
     clock = asyncio.get_running_loop().time

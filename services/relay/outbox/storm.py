@@ -187,13 +187,7 @@ def select_in_storm(
 ) -> Selection | None:
     """What a channel sends next, where it is a digest or a storm; None if it is neither.
 
-    Args:
-        transaction: the current one.
-        values: of the parameters of `IS_CLAIMABLE`.
-        admission: how many messages the channel's rate allows now.
-        digest_over: how many deliveries may wait for the rate before there is a digest.
-        digest_size: how many deliveries a digest may have.
-        rate: messages per second.
+    `values` are those of `IS_CLAIMABLE`; the others are as in `ClaimRequest`.
     """
     digest_id = _FIRST_UNANSWERED.fetch_first(transaction.connection, values)
     if digest_id is not None and (unanswered := _lock_unanswered(transaction, values, digest_id)):

@@ -464,26 +464,6 @@ class DueRow(NamedTuple):
         return cls(DeliveryRow(*delivery), size, status, severity, bool(follows_lost))
 
 
-class CurrentState(NamedTuple):
-    """How an incident stands now."""
-
-    episode: int
-    latest_event_seq: int
-
-
-class OutdatedRow(NamedTuple):
-    """A delivery whose incident has a newer event than its own."""
-
-    delivery: DeliveryRow
-    current: CurrentState
-
-    @classmethod
-    def build(cls, *values: Any) -> "OutdatedRow":
-        """Of a delivery's columns and an incident's."""
-        *delivery, episode, latest_event_seq = values
-        return cls(DeliveryRow(*delivery), CurrentState(episode, latest_event_seq))
-
-
 class IncidentRow(NamedTuple):
     """An incident with its latest event."""
 
@@ -546,22 +526,6 @@ class ChannelRow(NamedTuple):
     test_started_at: float | None = None
 
 
-class WatchdogRow(NamedTuple):
-    """When a watchdog was last seen, and for how long it has been silent."""
-
-    name: str
-    last_seen_at: float
-    silent_seconds: float
-    counted_at: float
-
-
-class DatabaseIdentityRow(NamedTuple):
-    """Which database this is."""
-
-    identity: str
-    last_used_at: float
-
-
 LOST: Final = deliveries.alias("lost")
 _delivered = deliveries.alias("delivered")
 
@@ -622,14 +586,6 @@ DUE_DELIVERIES: Final = RowQuery(
     .join(events, events.c.seq == deliveries.c.event_seq)
     .join(incidents, incidents.c.id == deliveries.c.incident_id),
 )
-OUTDATED_DELIVERIES: Final = RowQuery(
-    OutdatedRow.build,
-    select(*_delivery_columns, incidents.c.episode, incidents.c.latest_event_seq)
-    .select_from(deliveries)
-    .join(incidents, incidents.c.id == deliveries.c.incident_id)
-    .join(events, events.c.seq == deliveries.c.event_seq),
-)
-CURRENT_STATES: Final = select_rows(CurrentState, incidents.c)
 INCIDENTS: Final = RowQuery(
     IncidentRow,
     select(incidents.c.id, incidents.c.episode, events.c.id.label("event_id"), events.c.event).join(
@@ -666,5 +622,3 @@ EVENT_SIZES: Final = RowQuery(
     ),
 )
 CHANNELS: Final = select_rows(ChannelRow, channels.c)
-WATCHDOGS: Final = select_rows(WatchdogRow, watchdogs.c)
-DATABASE_IDENTITIES: Final = select_rows(DatabaseIdentityRow, database_identity.c)

@@ -126,11 +126,12 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
     ]
     # PostgreSQL looks for the first ones in another way when it knows that there are many.
     of_dead_letters = ("deliveries_unsettled", "deliveries_dead_groups")
-    of_channel = {"channel": CHANNEL, "most": 10}
+    of_channel, of_reason = DeadLetterFilter(CHANNEL), DeadLetterFilter(CHANNEL, "timeout")
+    without_attempt = DeadLetterFilter(CHANNEL, dead_letters.NO_ATTEMPT)
     then: list[tuple[RowQuery[Any], dict[str, Any], tuple[str, ...]]] = [
-        (dead_letters._OF_CHANNEL.find, of_channel, of_dead_letters),
-        (dead_letters._OF_REASON.find, {**of_channel, "reason": "timeout"}, of_dead_letters),
-        (dead_letters._WITHOUT_ATTEMPT.examples, {"channel": CHANNEL}, of_dead_letters),
+        (of_channel.narrow(dead_letters.OLDEST).limit(10), {}, of_dead_letters),
+        (of_reason.narrow(dead_letters.OLDEST).limit(10), {}, of_dead_letters),
+        (without_attempt.narrow(dead_letters.EXAMPLES), {}, of_dead_letters),
         (dead_letters._COUNTS, {}, of_dead_letters),
         (requeue._FIND_DEAD_TOO_EARLY, {"now": now, "give_up_after": 86400.0}, ("deliveries_dead",)),
         (sweeper._FIND_EXPIRED, {"now": now, "before": now - 86400.0}, ("deliveries_due",)),

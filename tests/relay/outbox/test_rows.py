@@ -7,7 +7,7 @@ import pytest
 from services import relay
 from services.relay.deliveries import queries as deliveries
 from services.relay.deliveries.queries import DeliveryFilter, Position
-from services.relay.outbox import dead_letters, tables
+from services.relay.outbox import tables
 from shared.sql.rows import RowQuery
 from tests.row_columns import compare_query, find_queries, import_modules, list_queries
 
@@ -16,7 +16,6 @@ BUILT = {
     # Those that a function builds, by the function.
     deliveries._build_search: deliveries._build_search(DeliveryFilter(), _EXAMINED, Position(), 1),
     deliveries._build_end: deliveries._build_end(_EXAMINED),
-    dead_letters._build_queries: dead_letters._build_queries(),
 }
 QUERIES = list_queries(import_modules(relay)) | {
     query: name for function, built in BUILT.items() for query, name in find_queries(built, function.__qualname__)
