@@ -1,6 +1,5 @@
 """Webhooks that are not accepted, over real HTTP: what is stored of them, and what is counted."""
 
-import asyncio
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,7 +10,8 @@ from services.relay.outbox import quarantine
 from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import clean_for_database
 from shared.sql import database_url
-from tests.relay.served_relay import TOKEN, Scripted, metric, payload, post, served, settings, until
+from tests.relay.intake.test_endpoint import HEAD, connect
+from tests.relay.served_relay import Scripted, metric, payload, post, served, settings, until
 
 
 @pytest.mark.parametrize(
@@ -31,12 +31,9 @@ async def test_a_source_that_nobody_may_have_is_400_and_its_body_is_kept(tmp_pat
 
 async def test_a_sender_that_goes_away_within_its_body_is_logged_and_is_no_answer_of_ours(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
-        base = client._base_url
-        assert base is not None
-        _, writer = await asyncio.open_connection(base.host, base.port)
-        head = f"POST /alerts HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n"
+        _, writer = await connect(client)
         with capture_logs() as logs:
-            writer.write(head.encode() + b"{")
+            writer.write(f"{HEAD}Content-Length: 9\r\n\r\n{{".encode())
             await writer.drain()
             writer.close()
             await until(lambda: any("client disconnected" in line["event"] for line in logs))

@@ -1,5 +1,6 @@
 """A channel behind its circuit breaker, with a clock under the control of the test."""
 
+import asyncio
 from typing import Any
 
 from services.relay.model import Claim
@@ -18,8 +19,7 @@ class Clock:
 
 
 async def enqueue(store: Store, number: int, channel: str = "a") -> None:
-    for incident in range(number):
-        await accept(store, f"{channel}{incident}", channel)
+    await asyncio.gather(*(accept(store, f"{channel}{incident}", channel) for incident in range(number)))
 
 
 async def fail(

@@ -1,13 +1,18 @@
 """Puts events and deliveries into an outbox as if they had been accepted and sent long ago."""
 
-import asyncio
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
 from uuid import uuid4
 
-from sqlalchemy import Table, func, insert, select, update
+from sqlalchemy import Table, func, insert, select
 
+from services.relay.outbox.database import build_insert
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import UNFINISHED, DeliveryState, attempts, deliveries, events, incidents
+
+_NEW_EVENTS: Final = insert(events).returning(events.c.seq, sort_by_parameter_order=True)
+_NEW_DELIVERIES: Final = insert(deliveries).returning(deliveries.c.seq, sort_by_parameter_order=True)
 
 
 class Rows:
@@ -16,73 +21,27 @@ class Rows:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    async def event(
-        self,
-        incident: str = "one",
-        *,
-        age: float = 0,
-        goes_on: bool = True,
-        episode: int = 1,
-        event_json: bytes = b"{}",
-    ) -> int:
+    async def event(self, incident: str = "one", **more: Any) -> int:
         """The latest event of an incident; gives its seq."""
-
-        def put(transaction: Transaction) -> int:
-            row = {
-                "id": uuid4().hex,
-                "incident_id": incident,
-                "receiver": "kms-critical",
-                "alertname": f"Alert-{incident}",
-                "status": "firing",
-                "fingerprint": "same",
-                "accepted_at": transaction.now - age,
-                "event": event_json,
-                "body": b"{}",
-            }
-            connection = transaction.connection
-            seq: int = connection.execute(insert(events).values(row).returning(events.c.seq)).scalar_one()
-            state = {"episode": episode, "is_open": int(goes_on), "latest_event_seq": seq}
-            if not connection.execute(update(incidents).where(incidents.c.id == incident).values(state)).rowcount:
-                connection.execute(insert(incidents).values(id=incident, **state))
-            return seq
-
-        return await self.store.run(put)
+        (seq,) = await self.store.run(partial(_insert_events, names=[incident], **more))
+        return seq
 
     async def delivery(
         self, event: int, channel: str = "slack", state: DeliveryState = DeliveryState.DELIVERED, **more: Any
     ) -> str:
         """A delivery of an event that was tried once; gives its id."""
+        insert_one = partial(_insert_deliveries, seqs=[event], channel=channel, state=state, **more)
+        (delivery_id,) = await self.store.run(insert_one)
+        return delivery_id
 
-        def put(transaction: Transaction) -> str:
-            connection = transaction.connection
-            of = connection.execute(select(events).where(events.c.seq == event)).one()
-            row = {
-                "id": uuid4().hex,
-                "event_seq": event,
-                "first_event_seq": event,
-                "incident_id": of.incident_id,
-                "episode": 1,
-                "channel": channel,
-                "state": state,
-                "attempts": 1,
-                "reason": "ok",
-                "accepted_at": of.accepted_at,
-                "oldest_accepted_at": of.accepted_at,
-                "due_at": 0.0,
-                "finished_at": None if state in UNFINISHED else of.accepted_at,
-                **more,
-            }
-            seq = connection.execute(insert(deliveries).values(row).returning(deliveries.c.seq)).scalar_one()
-            attempt = {"delivery_seq": seq, "number": 1, "started_at": of.accepted_at, "seconds": 0.5}
-            connection.execute(insert(attempts).values(attempt | {"reason": "ok", "detail": "250 queued"}))
-            return str(row["id"])
-
-        return await self.store.run(put)
-
-    async def create_deliveries(self, number: int, *, age: float) -> list[str]:
+    async def create_deliveries(self, number: int, **more: Any) -> list[str]:
         """Deliveries of as many incidents that are over; gives their ids, the oldest first."""
-        stored = await asyncio.gather(*(self.event(f"{each}", age=age, goes_on=False) for each in range(number)))
-        return await asyncio.gather(*map(self.delivery, stored))
+
+        def create(transaction: Transaction) -> list[str]:
+            seqs = _insert_events(transaction, [f"{each}" for each in range(number)], goes_on=False, **more)
+            return _insert_deliveries(transaction, seqs)
+
+        return await self.store.run(create)
 
     async def left(self) -> set[str]:
         """The ids of the deliveries that are there."""
@@ -97,3 +56,75 @@ class Rows:
         return await self.store.read(
             lambda connection: connection.execute(select(func.count()).select_from(table)).scalar_one()
         )
+
+
+def _insert_events(
+    transaction: Transaction,
+    names: Sequence[str],
+    *,
+    age: float = 0,
+    goes_on: bool = True,
+    episode: int = 1,
+    event_json: bytes = b"{}",
+) -> Sequence[int]:
+    """One for each of these incidents, their latest."""
+    rows = [
+        {
+            "id": uuid4().hex,
+            "incident_id": name,
+            "receiver": "kms-critical",
+            "alertname": f"Alert-{name}",
+            "status": "firing",
+            "fingerprint": "same",
+            "accepted_at": transaction.now - age,
+            "event": event_json,
+            "body": b"{}",
+        }
+        for name in names
+    ]
+    connection = transaction.connection
+    seqs = connection.execute(_NEW_EVENTS, rows).scalars().all()
+    new = build_insert(incidents, connection.dialect.name)
+    state = {name: new.excluded[name] for name in ("episode", "is_open", "latest_event_seq")}
+    latest = [
+        {"id": name, "episode": episode, "is_open": int(goes_on), "latest_event_seq": seq}
+        for name, seq in zip(names, seqs, strict=True)
+    ]
+    connection.execute(new.on_conflict_do_update(index_elements=["id"], set_=state), latest)
+    return seqs
+
+
+def _insert_deliveries(
+    transaction: Transaction,
+    seqs: Sequence[int],
+    channel: str = "slack",
+    state: DeliveryState = DeliveryState.DELIVERED,
+    **more: Any,
+) -> list[str]:
+    connection = transaction.connection
+    found = connection.execute(select(events).where(events.c.seq.in_(seqs)).order_by(events.c.seq)).all()
+    rows = [
+        {
+            "id": uuid4().hex,
+            "event_seq": of.seq,
+            "first_event_seq": of.seq,
+            "incident_id": of.incident_id,
+            "episode": 1,
+            "channel": channel,
+            "state": state,
+            "attempts": 1,
+            "reason": "ok",
+            "accepted_at": of.accepted_at,
+            "oldest_accepted_at": of.accepted_at,
+            "due_at": 0.0,
+            "finished_at": None if state in UNFINISHED else of.accepted_at,
+            **more,
+        }
+        for of in found
+    ]
+    tried = {"number": 1, "seconds": 0.5, "reason": "ok", "detail": "250 queued"}
+    numbered = zip(found, connection.execute(_NEW_DELIVERIES, rows).scalars(), strict=True)
+    connection.execute(
+        insert(attempts), [{**tried, "delivery_seq": seq, "started_at": of.accepted_at} for of, seq in numbered]
+    )
+    return [str(row["id"]) for row in rows]

@@ -140,7 +140,7 @@ async def test_events_at_both_while_claims_and_receipts_go_on(replicas: Replicas
         for number, store in enumerate(replicas.stores):
             for channel in CHANNELS:
                 workers.create_task(go_on(store, channel, seeded(number, channel)))
-        await asyncio.gather(*(_accept(store, incident, 40) for store in replicas.stores for incident in "xyz"))
+        await asyncio.gather(*(_accept(store, incident, 25) for store in replicas.stores for incident in "xyz"))
         all_accepted.set()
     await replicas.drain()
     await replicas.judge()
@@ -162,7 +162,7 @@ async def test_a_notification_that_comes_to_both_at_once_is_accepted_once(replic
         incident = IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "KMSTest", b"{}")
         return (await accept_event(store, incident, decide)).is_duplicate
 
-    for number in range(40):
+    for number in range(15):
         for status in ("firing", "resolved"):
             event = event_of(status, group=str(number))
             repeats = await asyncio.gather(*(posted(store, event) for store in replicas.stores))
@@ -173,7 +173,7 @@ async def test_a_notification_that_comes_to_both_at_once_is_accepted_once(replic
 
 async def test_a_claim_whose_lease_ended_while_the_other_accepts(replicas: Replicas) -> None:
     one, other = replicas.stores
-    for number in range(40):
+    for number in range(15):
         incident = str(number)
         await accept(one, incident, *CHANNELS)
         for channel in CHANNELS:  # a crash: nobody ends this claim
@@ -190,7 +190,7 @@ async def test_a_claim_whose_lease_ended_while_the_other_accepts(replicas: Repli
 
 async def test_a_dead_letter_that_is_resent_while_the_other_accepts(replicas: Replicas) -> None:
     one, other = replicas.stores
-    for number in range(40):
+    for number in range(15):
         incident = str(number)
         await accept(one, incident, *CHANNELS)
         dead = {channel: await claim_one(one, channel) for channel in CHANNELS}
@@ -209,7 +209,7 @@ async def test_a_dead_letter_that_is_resent_while_the_other_accepts(replicas: Re
 async def test_a_breaker_that_closes_while_what_waits_for_it_is_merged(replicas: Replicas) -> None:
     one, other = replicas.stores
     incidents = [str(number) for number in range(FAILURE_THRESHOLD + 15)]
-    for _ in range(6):
+    for _ in range(3):
         for incident in incidents:
             await accept(one, incident, *CHANNELS)
         last_claims = [await _open_the_breaker_but_for_one(one, channel, len(incidents)) for channel in CHANNELS]

@@ -1,7 +1,6 @@
 """What the store does when the database fails, is full, is not there or is not ours."""
 
 import asyncio
-import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable
@@ -31,7 +30,7 @@ async def test_a_full_disk_refuses_the_work_and_the_store_goes_on_when_there_is_
 
 async def test_after_a_failure_the_file_is_opened_again(store: Store) -> None:
     reopened = []
-    event.listen(store._writer._engine, "connect", lambda _connection, _entry: reopened.append(1))
+    event.listen(store._engines.writing, "connect", lambda _connection, _entry: reopened.append(1))
     await store.run(write)
     assert reopened == []
     with pytest.raises(StoreUnavailableError, match="no such table"):
@@ -40,16 +39,10 @@ async def test_after_a_failure_the_file_is_opened_again(store: Store) -> None:
     assert reopened == [1]
 
 
-async def test_a_read_that_fails_is_no_defect(either: Store) -> None:
-    with pytest.raises(StoreUnavailableError, match="missing"):
-        await either.read(lambda connection: connection.exec_driver_sql("SELECT * FROM missing"))
-    assert await bodies(either) == []
-
-
 async def test_a_read_during_which_another_fails_leaves_no_connection_open(either: Store) -> None:
     reads, fails = threading.Event(), threading.Event()
     closed = []
-    event.listen(either._read_engine, "close", lambda connection, _entry: closed.append(connection))
+    event.listen(either._engines.reading, "close", lambda connection, _entry: closed.append(connection))
 
     def read(connection: Connection) -> object:
         reads.set()
@@ -62,6 +55,7 @@ async def test_a_read_during_which_another_fails_leaves_no_connection_open(eithe
         await either.read(lambda connection: connection.exec_driver_sql("SELECT * FROM missing"))
     fails.set()
     assert await first in closed
+    assert await bodies(either) == []
 
 
 async def test_an_errors_text_shows_no_payload(either: Store) -> None:
@@ -97,24 +91,6 @@ async def test_a_database_that_nobody_made_is_an_error_of_the_configuration(shar
     with pytest.raises(StoreUnusableError, match='database "missing" does not exist'):
         async with open_store(missing, lambda: 0.0):
             pass
-
-
-@pytest.mark.parametrize(
-    ("statement", "expected"),
-    [("CREATE TABLE theirs (x)", "another program's tables")],
-)
-async def test_a_file_that_is_not_ours_is_refused_and_left_as_it_is(
-    tmp_path: Path, statement: str, expected: str
-) -> None:
-    file = tmp_path / "relay.db"
-    other = sqlite3.connect(file)
-    other.execute(statement)
-    before = other.execute("SELECT name FROM sqlite_schema").fetchall()
-    with pytest.raises(StoreUnusableError, match=expected):
-        async with open_store(database_url.create_sqlite_url(file), lambda: 0.0):
-            pass
-    assert other.execute("SELECT name FROM sqlite_schema").fetchall() == before
-    other.close()
 
 
 async def create_outbox(file: Path) -> None:

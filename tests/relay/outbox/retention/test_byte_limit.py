@@ -186,10 +186,7 @@ async def test_an_outbox_far_over_its_limit_accepts_at_once_where_what_is_over_c
     database: DatabaseUrl, tmp_path: Path
 ) -> None:
     async with open_store(database, time.time) as store:
-        rows = Rows(store)
-        for number in range(400):
-            content = secrets.token_bytes(40_000)
-            await rows.delivery(await rows.event(f"{number}", age=DAY, goes_on=False, event_json=content))
+        await Rows(store).create_deliveries(400, age=DAY, event_json=secrets.token_bytes(40_000))
     configuration = settings(tmp_path, {"one": Scripted()}, **SMALL)
     with structlog.testing.capture_logs() as logs:
         async with served(configuration.model_copy(update={"database": database})) as client:

@@ -20,9 +20,7 @@ NO_LIMIT = 1_000_000
 
 
 async def test_more_than_one_step_is_pruned_in_a_round_and_the_oldest_go_first(store: Store, rows: Rows) -> None:
-    stored = [
-        await rows.delivery(await rows.event(f"{number}", age=60, goes_on=False)) for number in range(PRUNE_STEP + 30)
-    ]
+    stored = await rows.create_deliveries(PRUNE_STEP + 30, age=60)
     assert await prune_by_age(store, DAY, 10) == PruneResult(deliveries=PRUNE_STEP + 20, events=0)
     assert await rows.left() == set(stored[-10:])
     assert (await prune_by_age(store, 1.0, NO_LIMIT)).events == PRUNE_STEP + 30
