@@ -10,24 +10,19 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import select
 
 from services.relay.config import RelaySettings
-from services.relay.intake import acceptance as deduplication
 from services.relay.intake.routing import RouteSettings, WatchdogSettings
 from services.relay.metrics import Metrics
 from services.relay.model import (
     Alert,
     Event,
     Status,
-    build_fingerprint,
-    build_incident_id,
     decode_event,
-    find_alertname,
 )
 from services.relay.monitors.self_alerts import AlertPublisher
-from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import deliveries, events
 from shared.sql.database_url import DatabaseUrl
+from tests.relay.outbox.actions import accept_webhook
 
 CHANNELS = ("slack", "email", "pagerduty")
 START = 1_700_000_000.0
@@ -105,26 +100,10 @@ class MonitoredOutbox:
 
     async def accept(self, event: Event, *channels: str) -> str:
         """Accepts a webhook's event; gives its id."""
-
-        def decide(existing: IncidentState | None, now: float) -> DeliveryPlan | None:
-            return deduplication.plan_event(
-                event,
-                existing,
-                fingerprint=build_fingerprint(event),
-                now=now,
-                duplicate_window=self.duplicate_window,
-                routed_channels=channels or ("slack",),
-                configured_channels=CHANNELS,
-            )
-
-        incoming = IncomingEvent(
-            event,
-            build_incident_id(event),
-            build_fingerprint(event),
-            find_alertname(event),
-            b"{}",
-        )
-        return (await accept_event(self.store, incoming, decide)).event_id
+        routed = channels or ("slack",)
+        window = self.duplicate_window
+        accepted = await accept_webhook(self.store, event, routed, configured=CHANNELS, duplicate_window=window)
+        return accepted.event_id
 
 
 @asynccontextmanager

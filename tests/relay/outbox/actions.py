@@ -1,15 +1,27 @@
 """What the tests of the outbox do to it, in few words."""
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import update
 
 from services.relay.delivery.task import prepare_task
-from services.relay.model import Claim, DeliveryTask, EscalationStep, Event, decode_event
+from services.relay.intake.acceptance import plan_event
+from services.relay.model import (
+    Claim,
+    DeliveryTask,
+    EscalationStep,
+    Event,
+    build_fingerprint,
+    build_incident_id,
+    decode_event,
+    find_alertname,
+)
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.channels import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
+from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcomes
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import DeliveryState, deliveries, incidents
@@ -33,6 +45,37 @@ async def accept(
         episode, is_open=is_open, channels=channels or ("a",), escalation=escalation, is_repeat=is_repeat
     )
     return await accept_event(store, incoming, lambda _state, _now: plan)
+
+
+async def accept_webhook(
+    store: Store,
+    event: Event,
+    routed: Sequence[str],
+    *,
+    configured: Collection[str] = (),
+    duplicate_window: float = 0.0,
+    escalation: tuple[EscalationStep, ...] = (),
+    plans: list[DeliveryPlan | None] | None = None,
+) -> AcceptResult:
+    """As a relay with these channels accepts it, by default with those that are routed; adds to `plans` what it did."""
+    fingerprint = build_fingerprint(event)
+
+    def decide(state: IncidentState | None, now: float) -> DeliveryPlan | None:
+        plan = plan_event(
+            event,
+            state,
+            fingerprint=fingerprint,
+            now=now,
+            duplicate_window=duplicate_window,
+            routed_channels=routed,
+            configured_channels=configured or routed,
+        )
+        if plans is not None:
+            plans.append(plan)
+        return plan and plan._replace(escalation=escalation)
+
+    incoming = IncomingEvent(event, build_incident_id(event), fingerprint, find_alertname(event), b"{}")
+    return await accept_event(store, incoming, decide)
 
 
 async def claim_some(

@@ -17,24 +17,20 @@ from services.relay.acknowledgement.store import EpisodeOverError, acknowledge, 
 from services.relay.deliveries import queries as delivery_list
 from services.relay.delivery.message import LinkRules
 from services.relay.delivery.task import _read_merged
-from services.relay.intake.acceptance import plan_event
 from services.relay.model import (
     Claim,
     DeliveryTask,
     EscalationStep,
     Status,
-    build_fingerprint,
-    build_incident_id,
     decode_event,
 )
 from services.relay.outbox import tables
-from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.accept import AcceptResult, DeliveryPlan
 from services.relay.outbox.channels import ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.context import ACKNOWLEDGED, read_provider_acknowledgement
 from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcomes
 from services.relay.outbox.recovery import sweep
 from services.relay.outbox.store import open_store
@@ -45,7 +41,7 @@ from tests.relay.delivery_oracle.claims import check_claim
 from tests.relay.delivery_oracle.evidence import Delivery, Event, read_delivery
 from tests.relay.delivery_oracle.outbox_invariants import check_late_send, check_stand_ins, check_stored
 from tests.relay.delivery_oracle.verdict import judge
-from tests.relay.outbox.actions import prepare
+from tests.relay.outbox.actions import accept_webhook, prepare
 from tests.relay.outbox.grouped_events import event_of, group_id
 from tests.relay.outbox.observations import (
     CHANNELS,
@@ -269,25 +265,14 @@ class SimulatedOutbox:
     async def _accept(
         self, group: str, receiver: str, alerts: AlertStatuses, routed: list[str], plans: list[DeliveryPlan | None]
     ) -> AcceptResult:
-        event = event_of(group, alerts, receiver)
-
-        def decide(existing: IncidentState | None, now: float) -> DeliveryPlan | None:
-            content = build_fingerprint(event)
-            plans.append(
-                plan_event(
-                    event,
-                    existing,
-                    fingerprint=content,
-                    now=now,
-                    duplicate_window=WINDOW,
-                    routed_channels=routed,
-                    configured_channels=RATES,
-                )
-            )
-            return plans[-1] and plans[-1]._replace(escalation=STEPS)
-
-        return await accept_event(
-            self.store, IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "Down", b"{}"), decide
+        return await accept_webhook(
+            self.store,
+            event_of(group, alerts, receiver),
+            routed,
+            configured=RATES,
+            duplicate_window=WINDOW,
+            escalation=STEPS,
+            plans=plans,
         )
 
     def _is_repeat(self, group: str, receiver: str, alerts: AlertStatuses, rows: Deliveries) -> bool:

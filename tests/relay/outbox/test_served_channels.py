@@ -5,17 +5,14 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import update
 
-from services.relay.intake.acceptance import plan_event
-from services.relay.model import build_fingerprint, build_incident_id
-from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.accept import AcceptResult
 from services.relay.outbox.channels import record_served_channels, refresh_outdated
 from services.relay.outbox.fallback import UNSERVED_AFTER, fall_back_unserved
-from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, channels, deliveries
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.actions import claim_one, end_attempt, nothing_due
+from tests.relay.outbox.actions import accept_webhook, claim_one, end_attempt, nothing_due
 from tests.relay.served_relay import event_of
 
 
@@ -27,24 +24,7 @@ async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
 
 async def come(store: Store, status: str, *routed: str, configured: tuple[str, ...] = ()) -> AcceptResult:
     """A webhook comes to a replica with these channels, by default those that are routed."""
-    event = event_of(status)
-
-    def decide(state: IncidentState | None, now: float) -> DeliveryPlan | None:
-        content = build_fingerprint(event)
-        served = configured or routed
-        return plan_event(
-            event,
-            state,
-            fingerprint=content,
-            now=now,
-            duplicate_window=0,
-            routed_channels=routed,
-            configured_channels=served,
-        )
-
-    return await accept_event(
-        store, IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "Down", b"{}"), decide
-    )
+    return await accept_webhook(store, event_of(status), routed, configured=configured)
 
 
 async def ages(store: Store, seconds: float) -> None:

@@ -13,18 +13,15 @@ from random import Random
 import pytest
 from sqlalchemy import Connection, create_engine, select, text
 
-from services.relay.intake import acceptance as deduplication
-from services.relay.model import Claim, Event, build_fingerprint, build_incident_id
-from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
+from services.relay.model import Claim, Event
 from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.dead_letters import DeadLetterFilter, requeue, requeue_dead
-from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries, events
 from shared.sql.database_url import DatabaseUrl
 from tests.faults.incidents import seeded
-from tests.relay.outbox.actions import accept, claim_one, end_attempt
+from tests.relay.outbox.actions import accept, accept_webhook, claim_one, end_attempt
 from tests.relay.served_relay import event_of, until
 
 CHANNELS = ("a", "b")
@@ -148,19 +145,7 @@ async def test_events_at_both_while_claims_and_receipts_go_on(replicas: Replicas
 
 async def test_a_notification_that_comes_to_both_at_once_is_accepted_once(replicas: Replicas) -> None:
     async def posted(store: Store, event: Event) -> bool:
-        def decide(state: IncidentState | None, now: float) -> DeliveryPlan | None:
-            return deduplication.plan_event(
-                event,
-                state,
-                fingerprint=build_fingerprint(event),
-                now=now,
-                duplicate_window=60,
-                routed_channels=CHANNELS,
-                configured_channels=CHANNELS,
-            )
-
-        incident = IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "KMSTest", b"{}")
-        return (await accept_event(store, incident, decide)).is_duplicate
+        return (await accept_webhook(store, event, CHANNELS, duplicate_window=60)).is_duplicate
 
     for number in range(15):
         for status in ("firing", "resolved"):

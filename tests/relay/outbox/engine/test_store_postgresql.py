@@ -11,14 +11,14 @@ import psycopg
 import pytest
 from sqlalchemy import select
 
-from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.store import Store, StoreUnavailableError, Transaction, open_store
 from services.relay.outbox.tables import quarantine
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
+from tests.relay.outbox.actions import accept
 from tests.relay.outbox.frozen_postgresql import frozen
 from tests.relay.outbox.store_jobs import bodies, write
-from tests.relay.served_relay import event_of, until
+from tests.relay.served_relay import until
 
 
 @pytest.fixture
@@ -146,18 +146,13 @@ async def test_a_store_is_closed_though_the_server_hangs(own_postgres: Postgres)
 async def test_an_incident_that_another_replica_leases_costs_the_others_little(
     store: Store, postgres_database: DatabaseUrl
 ) -> None:
-    await _accepted(store, "held")
+    await accept(store, "held")
     url = postgres_database.render_as_string(hide_password=False)
     with psycopg.connect(url) as other:
         other.execute("SELECT * FROM incidents WHERE id = 'held' FOR UPDATE")
-        pending = [asyncio.create_task(_accepted(store, "held")) for _ in range(2)]
-        free = [asyncio.create_task(_accepted(store, f"free {number}")) for number in range(20)]
+        pending = [asyncio.create_task(accept(store, "held")) for _ in range(2)]
+        free = [asyncio.create_task(accept(store, f"free {number}")) for number in range(20)]
         assert [(await task).delivery_count for task in free] == [1] * 20
         assert store.error is None
         assert not any(task.done() for task in pending)
     assert [(await task).delivery_count for task in pending] == [1, 1]
-
-
-async def _accepted(store: Store, incident: str) -> AcceptResult:
-    incoming = IncomingEvent(event_of(), incident, "same", "alert", b"{}")
-    return await accept_event(store, incoming, lambda *_: DeliveryPlan(1, is_open=True, channels=("slack",)))

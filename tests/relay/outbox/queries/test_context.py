@@ -8,12 +8,11 @@ from pathlib import Path
 from sqlalchemy import update
 
 from services.relay.model import MAX_EPISODES, Claim, Event, Status
-from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.context import MAX_RELATED, read_contexts
-from services.relay.outbox.store import Store, Transaction, open_store
+from services.relay.outbox.store import Transaction, open_store
 from services.relay.outbox.tables import incidents
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
-from tests.relay.outbox.actions import claim_one, end_attempt
+from tests.relay.outbox.actions import accept, claim_one, end_attempt
 from tests.relay.served_relay import event_of
 
 DAY = 86400.0
@@ -27,22 +26,17 @@ def of(status: str = "firing", *, env: str = "production", service: str = "ledge
     return replace(event, alerts=listed or event.alerts)
 
 
-async def take(store: Store, incident: str, event: Event, *, episode: int, is_open: bool = True) -> None:
-    plan = DeliveryPlan(episode, is_open=is_open, channels=("a",))
-    await accept_event(store, IncomingEvent(event, incident, "", "KMSTest", b"{}"), lambda _state, _now: plan)
-
-
 async def test_what_else_fires_for_the_service_is_named_the_oldest_first(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         for number in range(MAX_RELATED + 2):
-            await take(store, f"other {number}", of(), episode=1)
+            await accept(store, f"other {number}", event=of(), episode=1)
             await store.run(partial(_start_earlier, incident=f"other {number}", seconds=100.0 - number))
-        await take(store, "elsewhere", of(env="staging"), episode=1)
-        await take(store, "over", of("resolved"), episode=1, is_open=False)
-        await take(store, "alone", of(service="other"), episode=1)
-        await take(store, "alone, over", of("resolved", service="other"), episode=1, is_open=False)
-        await take(store, "nothing", of(service=""), episode=1)
-        await take(store, "mine", of(), episode=1)
+        await accept(store, "elsewhere", event=of(env="staging"), episode=1)
+        await accept(store, "over", event=of("resolved"), episode=1, is_open=False)
+        await accept(store, "alone", event=of(service="other"), episode=1)
+        await accept(store, "alone, over", event=of("resolved", service="other"), episode=1, is_open=False)
+        await accept(store, "nothing", event=of(service=""), episode=1)
+        await accept(store, "mine", event=of(), episode=1)
         tasks: dict[str, Claim] = {}
         while len(tasks) < MAX_RELATED + 8:
             claim = await claim_one(store)
@@ -80,14 +74,14 @@ async def test_starts_within_seven_days_are_counted(tmp_path: Path) -> None:
         counts = []
         for episode, days in enumerate((0, 3, 3, 3.5, 6), 1):  # days after the start before
             now += days * DAY
-            await take(store, "one", of(), episode=episode)
-            await take(store, "one", of(), episode=episode)  # repeats it
+            await accept(store, "one", event=of(), episode=episode)
+            await accept(store, "one", event=of(), episode=episode)  # repeats it
             claim = await claim_one(store)
             counts.append(claim.task.context.episodes_in_7_days)
             await end_attempt(store, claim)
         assert counts == [1, 2, 3, 3, 2]
         for episode in range(6, 6 + MAX_EPISODES):
-            await take(store, "one", of(), episode=episode)
+            await accept(store, "one", event=of(), episode=episode)
         assert (await claim_one(store)).task.context.episodes_in_7_days == MAX_EPISODES
 
 
@@ -102,7 +96,7 @@ async def test_the_previous_message_is_the_last_that_its_channel_accepted_in_thi
             (1, of("resolved", a="resolved", b="resolved")),
             (2, of(a="firing")),
         ):
-            await take(store, "one", event, episode=episode)
+            await accept(store, "one", event=event, episode=episode)
             claim = await claim_one(store)
             found.append(claim.task.context)
             await end_attempt(store, claim)
@@ -119,7 +113,7 @@ async def test_a_group_of_hundreds_is_compared_with_its_previous_message(tmp_pat
     alerts = {f"{number:0200}": "firing" for number in range(200)}
     async with open_store(create_sqlite_url(tmp_path / "relay.db"), time.time) as store:
         for event in (of(**alerts), of(**alerts, worse="firing")):
-            await take(store, "one", event, episode=1)
+            await accept(store, "one", event=event)
             claim = await claim_one(store)
             context = claim.task.context
             await end_attempt(store, claim)
