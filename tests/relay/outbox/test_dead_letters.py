@@ -52,7 +52,7 @@ async def test_groups_come_with_their_newest_and_what_their_provider_answered(st
     }
     largest = found.groups[0]
     assert [example.id for example in found.examples[largest]] == [dead[4], dead[3], dead[2]]
-    assert largest.newest_accepted_at - largest.oldest_accepted_at == pytest.approx(4.0, abs=1.0)
+    assert 4.0 <= largest.newest_accepted_at - largest.oldest_accepted_at < 60.0
     (example,) = found.examples[groups["mail", "timeout"]]
     assert (example.id, example.incident_id, example.alertname, example.title) == (other, "1", "Alert-1", "")
     assert example.detail == "250 queued"
