@@ -13,6 +13,7 @@ import asyncio
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -37,22 +38,10 @@ class LocalKeyMissingError(LocalKeyError):
         super().__init__(f"{file}: is missing", "put it back, from another instance or a backup")
 
 
-class LocalKey:
-    def __init__(self, key: bytes, *, is_new: bool = False) -> None:
-        self._key = key
-        self.is_new = is_new
-        """Whether its file was made just now, so that nothing can be wrapped by it."""
-
-    @property
-    def fingerprint(self) -> bytes:
-        """32 bytes that identify this local key, and reveal nothing else about it."""
-        return compute_fingerprint(self._key)
-
-    def wrap(self, plaintext: bytes, aad: bytes) -> bytes:
-        return encrypt(self._key, plaintext, aad)
-
-    def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
-        return decrypt(self._key, ciphertext, aad)
+class LocalKey(NamedTuple):
+    secret: bytes
+    is_new: bool = False
+    """Whether its file was made just now, so that nothing can be wrapped by it."""
 
 
 def read_or_create(file: Path, *, may_create: bool) -> LocalKey:
@@ -76,7 +65,7 @@ def read_or_create(file: Path, *, may_create: bool) -> LocalKey:
         raise LocalKeyError(f"{file}: {error.strerror}", "this user needs to read and make it") from None
     if len(key) != KEY_BYTES:
         raise LocalKeyError(f"{file}: expected exactly {KEY_BYTES} bytes", "restore it from a backup, or move it away")
-    return LocalKey(key, is_new=created)
+    return LocalKey(key, created)
 
 
 log = structlog.get_logger(__name__)
@@ -95,19 +84,19 @@ class InstanceLocalKey:
     @property
     def fingerprint(self) -> bytes | None:
         """Of the local key; None if there is none."""
-        return self._key.fingerprint if self._key else None
+        return compute_fingerprint(self._key.secret) if self._key else None
 
     def wrap(self, plaintext: bytes, aad: bytes) -> bytes:
         """Raises LocalKeyError if there is no local key."""
         if self._key is None:
             raise LocalKeyError(f"no data key can be made, {self.missing_reason}")
-        return self._key.wrap(plaintext, aad)
+        return encrypt(self._key.secret, plaintext, aad)
 
     def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
         """Raises DecryptionError, and UnwrapError if there is no local key."""
         if self._key is None:
             raise UnwrapError(f"it is wrapped by the local key, {self.missing_reason}")
-        return self._key.unwrap(ciphertext, aad)
+        return decrypt(self._key.secret, ciphertext, aad)
 
     async def open(self) -> None:
         """Reads the file, or makes it; a missing file that may not be made is no error.
@@ -137,7 +126,7 @@ class InstanceLocalKey:
         try:
             await self._database.write_exclusively(
                 lambda connection: register_local_key(
-                    connection, self._database.read_clock(connection), self._heartbeat, key.fingerprint
+                    connection, self._database.read_clock(connection), self._heartbeat, compute_fingerprint(key.secret)
                 )
             )
         except OtherLocalKeyError:

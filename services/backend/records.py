@@ -45,10 +45,6 @@ Index("records_of_data_key", _records.c.data_key_id, _records.c.id)
 _RECORDS: Final = RowQuery(Record, select(_records.c.id, _records.c.data_key_id, _records.c.sealed.label("ciphertext")))
 
 
-class CorruptRecordError(ValueError):
-    """The record was changed since it was stored, or is another one."""
-
-
 class Records:
     """The records in `database`. Both methods raise DatabaseError where that cannot be read or written."""
 
@@ -98,11 +94,8 @@ async def store_record(keyring: Keyring, records: Records, record_id: str, conte
 
 
 def decrypt_record(record: Record, key: UnwrappedKey) -> bytes:
-    """Raises CorruptRecordError."""
-    try:
-        return decrypt(key.secret, record.ciphertext, _build_aad(record.id, record.data_key_id))
-    except DecryptionError:
-        raise CorruptRecordError from None
+    """Raises DecryptionError where it was changed since it was stored, or is another one."""
+    return decrypt(key.secret, record.ciphertext, _build_aad(record.id, record.data_key_id))
 
 
 def _decrypt_with_secret(record: Record, secret: bytes) -> bytes:
@@ -146,7 +139,7 @@ def build_record_routes(
         except KeyUnavailableError as error:
             count_decryption_error()
             raise RequestRefusedError(503, f"record {record_id} cannot be decrypted now: {error}") from None
-        except CorruptRecordError:
+        except DecryptionError:
             count_decryption_error()
             log.error("record is corrupt", record=record_id, data_key=record.data_key_id)  # noqa: TRY400 - a trace adds nothing
             raise RequestRefusedError(

@@ -132,21 +132,21 @@ async def run_to_report(
     try:
         report = await running
     except asyncio.CancelledError:
-        report = _build_failure_report(command, "it was stopped by a signal; what was done stays", "status")
+        report = _build_failure_report("it was stopped by a signal; what was done stays", "status")
     except RotatorError as error:
-        report = _build_failure_report(command, error.message, *error.next_commands)
+        report = _build_failure_report(error.message, *error.next_commands)
     except (AdministrationError, BackupError) as error:
-        report = _build_failure_report(command, str(error), "status")
+        report = _build_failure_report(str(error), "status")
     except Exception as error:  # noqa: BLE001  # a defect, or a row that another program got wrong
         # Without its text, which may contain an unexpected value.
         at = traceback.extract_tb(error.__traceback__)[-1]
         cause = f"it met what it does not expect, {type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
-        report = _build_failure_report(command, f"{cause}; what was done stays", "status", "verify")
-    return report.model_copy(update={"steps": tuple(steps)})
+        report = _build_failure_report(f"{cause}; what was done stays", "status", "verify")
+    return report.model_copy(update={"command": report.command or command, "steps": tuple(steps)})
 
 
-def _build_failure_report(command: str, error: str, *next_commands: str) -> CommandReport:
-    return CommandReport(command=command, outcome=CommandOutcome.FAILED, summary=error, next_commands=next_commands)
+def _build_failure_report(error: str, *next_commands: str) -> CommandReport:
+    return CommandReport(outcome=CommandOutcome.FAILED, summary=error, next_commands=next_commands)
 
 
 async def _run_in_session(

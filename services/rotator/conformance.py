@@ -29,6 +29,7 @@ from shared.keyring.administration import (
     AdministrationError,
     JournalEntry,
     JournalStep,
+    K,
     KeyInfo,
     Lease,
     RefusedError,
@@ -37,7 +38,7 @@ from shared.keyring.administration import (
     RotationState,
     RotationType,
     StepOutcome,
-    StoredKey,
+    list_pages,
 )
 from shared.keyring.model import DataKeyStatus, compute_fingerprint
 from shared.kms.port import KmsError, KmsKey
@@ -167,15 +168,15 @@ class _Suite:
         return f"the latest rotation is {latest.state}" if latest else "no rotation yet"
 
     async def check_backup(self) -> str:
-        rows = await self._list_backup_rows()
+        rows = await _list_all(self.administration.list_backup_rows)
         stored = [(row.id, row.status, row.kek, row.kek_version, row.fingerprint) for row in rows]
         listed = [(key.id, key.status, key.kek, key.kek_version, key.fingerprint) for key in self.keys]
         _expect(stored == listed, "its rows are not the data keys that keys lists")
         return f"{len(rows)} rows"
 
     async def check_unwrap(self) -> str:
-        rows = [row for row in await self._list_backup_rows() if row.kek == self.settings.kms.key]
-        for row in {row.kek_version: row for row in rows}.values():
+        rows = await _list_all(self.administration.list_backup_rows)
+        for row in {row.kek_version: row for row in rows if row.kek == self.settings.kms.key}.values():
             try:
                 wrapped, aad = base64.b64decode(row.wrapped, validate=True), row.wrapping_aad
             except ValueError:
@@ -299,18 +300,15 @@ class _Suite:
         raise CheckError(f"after {_MAX_CALLS} calls the rotation is not rolled back", "")
 
     async def _list_keys(self) -> tuple[KeyInfo, ...]:
-        keys: list[KeyInfo] = []
-        while page := await self.administration.list_keys(after=keys[-1].id if keys else ""):
-            _expect(not keys or page[0].id != keys[0].id, "after=ID is passed over: the first page comes again")
-            keys += page
-        return tuple(keys)
+        return await _list_all(self.administration.list_keys, "after=ID")
 
-    async def _list_backup_rows(self) -> tuple[StoredKey, ...]:
-        rows: list[StoredKey] = []
-        while page := await self.administration.list_backup_rows(after=rows[-1].id if rows else ""):
-            _expect(not rows or page[0].id != rows[0].id, "after is passed over: the first page comes again")
-            rows += page
-        return tuple(rows)
+
+async def _list_all(list_rows: Callable[[str], Awaitable[Sequence[K]]], parameter: str = "after") -> tuple[K, ...]:
+    rows: list[K] = []
+    async for page in list_pages(list_rows):
+        _expect(not rows or page[0].id != rows[0].id, f"{parameter} is passed over: the first page comes again")
+        rows += page
+    return tuple(rows)
 
 
 def _expect(condition: object, error: str) -> None:

@@ -5,8 +5,9 @@ no other runner rotates or rolls back there between count and end. A keyring tha
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
 
 from services.rotator.backups import compare_with_keyring, find_unwrap_failures, read_whole_backup
 from services.rotator.drivers.registry import DriverSettings, open_driver
@@ -19,12 +20,10 @@ from services.rotator.report import (
     RotatorError,
     StepProgress,
 )
-from services.rotator.session import CommandSession, run_with_lease
+from services.rotator.session import CommandSession, hold_lease
 from services.rotator.steps import get_usable_primary
 from services.rotator.verification import find_own_problems, verify_with_retries
-from shared.keyring.administration import Administration, AdministrationError, KeyUsage, Lease, Problem, RotationType
-
-T = TypeVar("T")
+from shared.keyring.administration import Administration, AdministrationError, KeyUsage, Problem, RotationType
 
 
 class LeasedKeyring(NamedTuple):
@@ -48,49 +47,35 @@ async def _count_keyring_usage(session: CommandSession, driver: DriverSettings) 
         return OtherKeyringUsage(name=driver.location, error=str(error))
 
 
-async def count_with_leases(session: CommandSession, run: Callable[[Sequence[LeasedKeyring]], Awaitable[T]]) -> T:
-    """Calls `run` with the other keyrings while it holds the lease of each, and returns its result.
+@asynccontextmanager
+async def lease_other_keyrings(session: CommandSession) -> AsyncIterator[Sequence[LeasedKeyring]]:
+    """The other keyrings, with the lease of each while the body runs.
 
     Raises:
         RotatorError: nobody has said which there are, or one cannot be reached, is being changed, or has a rotation
             that is not finished.
     """
-    if session.settings.other_keyrings is None:
+    settings, leased = session.settings, list[LeasedKeyring]()
+    if settings.other_keyrings is None:
         raise RotatorError(
             "which other keyrings this KMS key wraps is not known, and nothing was changed. Add `other_keyrings` with "
             "their drivers to the configuration, or `other_keyrings: []` where there are none",
             "census",
         )
-    return await _lease_remaining(session, session.settings.other_keyrings, (), run)
-
-
-async def _lease_remaining(
-    session: CommandSession,
-    drivers: Sequence[DriverSettings],
-    leased: tuple[LeasedKeyring, ...],
-    run: Callable[[Sequence[LeasedKeyring]], Awaitable[T]],
-) -> T:
-    if not drivers:
-        return await run(leased)
-    has_run = False
-
-    async def count_next(_lease: Lease) -> T:
-        nonlocal has_run
-        other = await _count_if_idle(administration, drivers[0].location)
-        has_run = True
-        return await _lease_remaining(session, drivers[1:], (*leased, other), run)
-
-    try:
-        async with open_driver(drivers[0], session.settings.kms, caller=session.caller) as administration:
-            return await run_with_lease(administration, session.settings.lease, count_next, session.caller)
-    except AdministrationError as error:
-        if has_run:  # then it is of another one
-            raise
-        raise RotatorError(
-            f"the other keyring {drivers[0].location} cannot be read, so it may need any version: {error}; nothing "
-            "was changed",
-            "census",
-        ) from None
+    async with AsyncExitStack() as stack:
+        for driver in settings.other_keyrings:
+            try:
+                opened = open_driver(driver, settings.kms, caller=session.caller)
+                administration = await stack.enter_async_context(opened)
+                await stack.enter_async_context(hold_lease(administration, settings.lease, session.caller))
+                leased.append(await _count_if_idle(administration, driver.location))
+            except AdministrationError as error:
+                raise RotatorError(
+                    f"the other keyring {driver.location} cannot be read, so it may need any version: {error}; nothing "
+                    "was changed",
+                    "census",
+                ) from None
+        yield leased
 
 
 async def _count_if_idle(administration: Administration, name: str) -> LeasedKeyring:
@@ -136,7 +121,6 @@ async def show_status(session: CommandSession) -> CommandReport:
         )
     open_ = is_unfinished(latest)
     return CommandReport(
-        command="status",
         outcome=CommandOutcome.DONE,
         summary=describe_unfinished(latest) if open_ else f"rotation {latest.rotation_id} is {latest.state}",
         next_commands=get_next_commands(latest) if open_ else (),
@@ -160,7 +144,6 @@ async def show_key_usage(session: CommandSession) -> CommandReport:
     if silent:
         sentence += f"; what {', '.join(silent)} needs is not known"
     return CommandReport(
-        command="census",
         outcome=CommandOutcome.FAILED if silent else CommandOutcome.DONE,
         summary=sentence,
         next_commands=("census",) if silent else (),
@@ -179,7 +162,6 @@ async def run_verification(session: CommandSession, *, full: bool) -> CommandRep
     )
     problems = find_own_problems(found)
     return CommandReport(
-        command="verify",
         outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
         summary=f"{len(problems)} cannot be read; they are named below" if problems else "everything can be read",
         next_commands=("status", "verify") if problems else (),
@@ -199,7 +181,6 @@ async def check_backup(session: CommandSession, name: str) -> CommandReport:
         differing = await compare_with_keyring(file, session.administration, session.kms, timeout=timeout)
     problems = [*differing, *await find_unwrap_failures(file, session.kms, timeout=timeout)]
     return CommandReport(
-        command="restore-check",
         outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
         summary="the backup can be read, and differs as named below" if problems else "the backup can be restored",
         next_commands=("verify", "status") if problems else (),

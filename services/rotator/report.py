@@ -110,7 +110,8 @@ class OtherKeyringUsage(BaseModel):
 
 
 class CommandReport(BaseModel):
-    command: str
+    command: str = ""
+    """Empty until it is shown, where it is as typed."""
     outcome: CommandOutcome
     summary: str
     next_commands: tuple[str, ...] = ()

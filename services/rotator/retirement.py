@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from services.rotator.backups import may_be_wrapped_by
-from services.rotator.inspection import LeasedKeyring, count_with_leases
+from services.rotator.inspection import LeasedKeyring, lease_other_keyrings
 from services.rotator.plan import refuse_unfinished
 from services.rotator.report import CommandOutcome, CommandReport, RotatorError
 from services.rotator.session import CommandSession
@@ -196,20 +196,15 @@ async def _run_with_all_leases(
     confirmed_backups: int,
     run: Callable[[_VersionEnd], Awaitable[str]],
 ) -> CommandReport:
-    async def run_with_lease(lease: Lease) -> str:
-        async def run_with_leases(others: Sequence[LeasedKeyring]) -> str:
+    try:
+        async with session.hold_lease() as lease, lease_other_keyrings(session) as others:
             if command == "retire":
                 refuse_unfinished(await session.administration.get_progress())  # a rollback would need the version
             key = await session.kms.describe_key(timeout=session.settings.kms_timeout)
-            return await run(_VersionEnd(session, command, version, confirmed_backups, lease, others, key))
-
-        return await count_with_leases(session, run_with_leases)
-
-    try:
-        sentence = await session.run_with_lease(run_with_lease)
+            sentence = await run(_VersionEnd(session, command, version, confirmed_backups, lease, others, key))
     except KmsError as error:
         raise RotatorError(f"KMS: {error}", _format_command(command, version)) from None
-    return CommandReport(command=command, outcome=CommandOutcome.DONE, summary=sentence, next_commands=("census",))
+    return CommandReport(outcome=CommandOutcome.DONE, summary=sentence, next_commands=("census",))
 
 
 async def _disable_and_record(end: _VersionEnd) -> str:

@@ -7,11 +7,11 @@ import asyncio
 import getpass
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, TypeVar
+from typing import Final
 
 from services.rotator.backups import BackupFolder
 from services.rotator.config import RotatorSettings
@@ -25,8 +25,6 @@ from shared.kms.retries import RetryingAdminKey
 _RELEASE_TIMEOUT: Final = 5.0
 _RENEWALS_PER_LEASE: Final = 3
 """Per length of the lease: two may fail before it is lost."""
-
-T = TypeVar("T")
 
 
 class RotationLeaseLostError(RotatorError):
@@ -42,28 +40,24 @@ def describe_holder() -> str:
     return f"{user}@{socket.gethostname()} pid {os.getpid()}"
 
 
-async def run_with_lease(
-    administration: Administration, seconds: float, run: Callable[[Lease], Awaitable[T]], holder: str
-) -> T:
-    """Calls `run` under a lease of `seconds`, and returns its result.
+@asynccontextmanager
+async def hold_lease(administration: Administration, seconds: float, holder: str) -> AsyncIterator[Lease]:
+    """A lease of `seconds`, renewed while the body runs.
 
     Raises:
         RefusedError: another runner holds the lease; the message names it.
-        RotationLeaseLostError: it could not be renewed, and the work was cancelled.
-        AdministrationError: it could not be acquired. And the errors of `run`.
+        RotationLeaseLostError: it could not be renewed, and the body was cancelled.
+        AdministrationError: it could not be acquired.
     """
     lease = await administration.acquire_lease(holder, seconds)
-    work = asyncio.ensure_future(run(lease))
-    renewal = asyncio.create_task(_renew_lease(administration, seconds, holder, lease.token))
     try:
-        await asyncio.wait({work, renewal}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            await renewal  # it only ends with an exception
-        return await work
+        async with asyncio.TaskGroup() as tasks:
+            renewal = tasks.create_task(_renew_lease(administration, seconds, holder, lease.token))
+            yield lease
+            renewal.cancel()
+    except BaseExceptionGroup as failure:  # of the renewal, or of the body
+        raise failure.exceptions[0] from None
     finally:
-        for task in (work, renewal):
-            task.cancel()
-        await asyncio.gather(work, renewal, return_exceptions=True)
         with suppress(AdministrationError, TimeoutError):  # it expires by itself
             async with asyncio.timeout(_RELEASE_TIMEOUT):
                 await administration.release_lease(lease.token)
@@ -111,8 +105,9 @@ class CommandSession:
         """The database's time a moment ago, by a lease that was just taken: this machine's clock may be wrong."""
         return lease.expires_at - timedelta(seconds=self.settings.lease)
 
-    async def run_with_lease(self, run: Callable[[Lease], Awaitable[T]]) -> T:
-        """Calls `run` under the lease. Raises RotatorError if the service uses another KMS key than `kms.key`.
+    @asynccontextmanager
+    async def hold_lease(self) -> AsyncIterator[Lease]:
+        """The lease while the body runs. Raises RotatorError if the service uses another KMS key than `kms.key`.
 
         The usage of one KMS key must not decide about another.
         """
@@ -123,7 +118,8 @@ class CommandSession:
                 "; expected the same key; nothing was changed",
                 "census",
             )
-        return await run_with_lease(self.administration, self.settings.lease, run, self.caller)
+        async with hold_lease(self.administration, self.settings.lease, self.caller) as lease:
+            yield lease
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, literal, select
 
 from shared.keyring import store
 from shared.keyring.administration import MAX_PAGE_SIZE, RefusedError
@@ -29,6 +29,8 @@ _MAX_WAIT_SECONDS: Final = 120.0
 """Far from the five minutes after which a driver of the rotator gives a call up."""
 _POLL_SECONDS: Final = 0.2
 _ROW_RETENTION_SECONDS: Final = 86400.0
+_KEPT_COLUMNS: Final = [column.name for column in abandoned_data_keys.c if column.name in data_keys.c]
+"""Of a data key that is abandoned."""
 
 
 class _InstanceRow(NamedTuple):
@@ -151,16 +153,7 @@ def _abandon_data_key(connection: Connection, now: float, key: DataKey) -> bool:
     if connection.execute(select(data_keys.c.id).where(condition)).first() is None:
         return False
     connection.execute(abandoned_data_keys.delete().where(abandoned_data_keys.c.id == key.id))
-    values = {
-        "id": key.id,
-        "wrapped": key.wrapped.ciphertext,
-        "kek": key.wrapped.kek,
-        "kek_version": key.wrapped.kek_version,
-        "algorithm": key.algorithm,
-        "fingerprint": key.fingerprint,
-        "created_at": key.created_at.timestamp(),
-        "abandoned_at": now,
-    }
-    connection.execute(abandoned_data_keys.insert().values(**values))
+    stored = select(*(data_keys.c[name] for name in _KEPT_COLUMNS), literal(now)).where(condition)
+    connection.execute(abandoned_data_keys.insert().from_select([*_KEPT_COLUMNS, "abandoned_at"], stored))
     connection.execute(data_keys.delete().where(condition))
     return True

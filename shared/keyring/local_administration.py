@@ -48,6 +48,20 @@ _NEW_DEK_AT: Final = (
 )
 
 
+@asynccontextmanager
+async def translate_errors() -> AsyncIterator[None]:
+    """Translates the errors of the modules below into those of the port."""
+    try:
+        yield
+    except DatabaseError as error:
+        raise UnreachableError(f"the keyring's database cannot be used: {error}", "try again") from None
+    except RetiredVersionError as error:
+        raise RefusedError(error.error, error.hint) from None
+    except KmsError as error:
+        kind = UnreachableError if error.reason.transient else AdministrationError
+        raise kind(f"KMS: {error}", "what was done stays, resume when it works again") from None
+
+
 class LocalAdministration:
     """An `Administration` over a database with `tables.TABLES`, and KMS as by `RetryingKey`.
 
@@ -70,21 +84,21 @@ class LocalAdministration:
     async def list_keys(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[KeyInfo]:
         return [KeyInfo.model_validate(row.model_dump()) for row in await self.list_backup_rows(after, limit)]
 
+    @translate_errors()
     async def list_backup_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
         page_size = max(1, min(limit, MAX_PAGE_SIZE))
-        async with translate_errors():
-            keys = await self._database.read(lambda connection: self._keys.list_page(connection, after, page_size))
+        keys = await self._database.read(lambda connection: self._keys.list_page(connection, after, page_size))
         return [recovery.create_backup_row(key) for key in keys]
 
     async def list_excluded_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:  # noqa: ARG002
         return ()
 
+    @translate_errors()
     async def count_key_usage(self) -> KeyUsage:
-        async with translate_errors():
-            counts = await self._keys.count(self._database)
-            return await self._database.read(
-                lambda connection: self._read_usage(connection, counts), seconds=RECORD_QUERY_SECONDS
-            )
+        counts = await self._keys.count(self._database)
+        return await self._database.read(
+            lambda connection: self._read_usage(connection, counts), seconds=RECORD_QUERY_SECONDS
+        )
 
     def _read_usage(self, connection: Connection, counts: KeyCounts) -> KeyUsage:
         records = self._keyring.records
@@ -122,31 +136,32 @@ class LocalAdministration:
             merged[(ours, UNREADABLE_VERSION) if is_spelling else (kek, version)] += total
         return merged
 
+    @translate_errors()
     async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:
         def take(connection: Connection) -> Lease:
             now = self._database.read_clock(connection)
             return rotation_lease.acquire_lease(connection, now, holder[:200], seconds, token)
 
-        async with translate_errors():
-            return await self._database.write_exclusively(take)
+        return await self._database.write_exclusively(take)
 
+    @translate_errors()
     async def release_lease(self, token: str) -> None:
-        async with translate_errors():
-            await self._database.write_exclusively(lambda connection: rotation_lease.release_lease(connection, token))
+        await self._database.write_exclusively(lambda connection: rotation_lease.release_lease(connection, token))
 
+    @translate_errors()
     async def rotate(self, request: RotateRequest) -> RotationProgress:
-        async with translate_errors():
-            await operations.rotate(self._keyring, request)
+        await operations.rotate(self._keyring, request)
         return await self._require_progress(request.rotation_id)
 
+    @translate_errors()
     async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
-        async with translate_errors():
-            return await operations.dry_run(self._keyring, type_, target_version)
+        return await operations.dry_run(self._keyring, type_, target_version)
 
+    @translate_errors()
     async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:
-        async with translate_errors():
-            return await self._database.read(lambda connection: journal.read_progress(connection, rotation_id))
+        return await self._database.read(lambda connection: journal.read_progress(connection, rotation_id))
 
+    @translate_errors()
     async def add_journal_entry(self, rotation_id: str, token: str, entry: JournalEntry) -> None:
         if not _ROTATION_ID.fullmatch(rotation_id):
             raise RefusedError("expected a rotation's id: up to 64 letters, digits, dots, dashes and underscores")
@@ -155,23 +170,23 @@ class LocalAdministration:
         def write(connection: Connection, now: float) -> None:
             journal.add_journal_entry(connection, now, rotation_id, entry)
 
-        async with translate_errors():
-            await run_under_lease(self._database, token, write)
+        await run_under_lease(self._database, token, write)
 
+    @translate_errors()
     async def rollback(self, rotation_id: str, token: str) -> RotationProgress:
-        async with translate_errors():
-            await recovery.roll_back(self._keyring, rotation_id, token)
+        await recovery.roll_back(self._keyring, rotation_id, token)
         return await self._require_progress(rotation_id)
 
+    @translate_errors()
     async def restore(self, rows: Sequence[StoredKey], token: str) -> int:
-        async with translate_errors():
-            return await recovery.restore_data_keys(self._keyring, rows, token)
+        return await recovery.restore_data_keys(self._keyring, rows, token)
 
+    @translate_errors()
     async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> VerificationResult:
         """One call of KMS for each data key: of a hundred thousand it takes minutes, of a page seconds."""
-        async with translate_errors():
-            return await KeyringVerifier(self._keyring, reads_all_records=mode == "full").verify(after)
+        return await KeyringVerifier(self._keyring, reads_all_records=mode == "full").verify(after)
 
+    @translate_errors()
     async def retire_version(self, kek_version: str, token: str) -> None:
         kek = self._wrapping.kek
 
@@ -191,16 +206,15 @@ class LocalAdministration:
         usage = await self.count_key_usage()
         if unknown := usage.unknown_usage:
             raise RefusedError(f"version {kek_version} of {kek} may be needed by {unknown}", "correct them first")
-        async with translate_errors():
-            described = await self._wrapping.kms.describe_key(timeout=self._wrapping.timeout)
-            for each in usage.versions:
-                if each.kek == kek and each.data_keys and described.find_version(each.kek_version) is None:
-                    raise RefusedError(
-                        f"version {kek_version} of {kek} may be needed by {each.data_keys} data keys of version "
-                        f"{each.kek_version!r}, which the key does not have",
-                        "rotate with --type rewrap-kek, then retire it",
-                    )
-            await run_under_lease(self._database, token, retire)
+        described = await self._wrapping.kms.describe_key(timeout=self._wrapping.timeout)
+        for each in usage.versions:
+            if each.kek == kek and each.data_keys and described.find_version(each.kek_version) is None:
+                raise RefusedError(
+                    f"version {kek_version} of {kek} may be needed by {each.data_keys} data keys of version "
+                    f"{each.kek_version!r}, which the key does not have",
+                    "rotate with --type rewrap-kek, then retire it",
+                )
+        await run_under_lease(self._database, token, retire)
 
     async def reload_instances(self) -> None:
         await self._keyring.notify_instances()
@@ -210,17 +224,3 @@ class LocalAdministration:
         if found is None:
             raise RefusedError(f"there is no rotation {rotation_id}")
         return found
-
-
-@asynccontextmanager
-async def translate_errors() -> AsyncIterator[None]:
-    """Translates the errors of the modules below into those of the port."""
-    try:
-        yield
-    except DatabaseError as error:
-        raise UnreachableError(f"the keyring's database cannot be used: {error}", "try again") from None
-    except RetiredVersionError as error:
-        raise RefusedError(error.error, error.hint) from None
-    except KmsError as error:
-        kind = UnreachableError if error.reason.transient else AdministrationError
-        raise kind(f"KMS: {error}", "what was done stays, resume when it works again") from None

@@ -176,17 +176,24 @@ schema: Final = Table(
     Column("version", Integer, nullable=False),
 )
 
+
+def _build_data_key_columns() -> list[Column[Any]]:
+    return [
+        Column("wrapped", LenientBytes, nullable=False),
+        Column("kek", LenientText, nullable=False),
+        Column("kek_version", LenientVersion, nullable=False),
+        Column("algorithm", LenientText, nullable=False),
+        Column("fingerprint", LenientBytes, nullable=False),
+        Column("created_at", LenientTimestamp, nullable=False),
+    ]
+
+
 data_keys: Final = Table(
     "data_keys",
     TABLES,
     Column("id", Id, primary_key=True),
     Column("status", LenientText, nullable=False),
-    Column("wrapped", LenientBytes, nullable=False),
-    Column("kek", LenientText, nullable=False),
-    Column("kek_version", LenientVersion, nullable=False),
-    Column("algorithm", LenientText, nullable=False),
-    Column("fingerprint", LenientBytes, nullable=False),
-    Column("created_at", LenientTimestamp, nullable=False),
+    *_build_data_key_columns(),
 )
 _ACTIVE: Final = text("status = 'active'")
 # The database itself refuses a second active key.
@@ -211,12 +218,7 @@ abandoned_data_keys: Final = Table(
     "keyring_abandoned_keys",  # data keys that only a lost local key unwraps; stored in case it is found
     TABLES,
     Column("id", Id, primary_key=True),
-    Column("wrapped", LenientBytes, nullable=False),
-    Column("kek", LenientText, nullable=False),
-    Column("kek_version", LenientVersion, nullable=False),
-    Column("algorithm", LenientText, nullable=False),
-    Column("fingerprint", LenientBytes, nullable=False),
-    Column("created_at", LenientTimestamp, nullable=False),
+    *_build_data_key_columns(),
     Column("abandoned_at", LenientTimestamp, nullable=False),
 )
 

@@ -46,6 +46,8 @@ async def measure_connectivity(
                 yield
         except TimeoutError:
             failure = f"{name} to {address} did not end within the {timeout:g} s for all phases"
+        except EgressError as error:
+            failure = error.strerror
         except _PhaseError as error:
             failure = str(error)
         phases.append(ConnectivityPhase(name, loop.time() - begin, failure))
@@ -60,7 +62,7 @@ async def measure_connectivity(
                 connection = sockets.enter_context(await _connect(addresses, proxy))
             if proxy:
                 async with phase("proxy"):
-                    await _request_tunnel(connection, proxy, address)
+                    await request_tunnel(connection, proxy, address)
             if create_trust_context:
                 async with phase("tls"):
                     await _start_tls(connection, address, create_trust_context, alpn)
@@ -86,13 +88,6 @@ async def _connect(addresses: list[ResolvedAddress], proxy: Proxy | None) -> soc
         others = f" and {len(addresses) - 1} more" if addresses[1:] else ""
         target = f" to {proxy}" if proxy else ""
         raise _PhaseError(f"no connection{target}: {cause} ({first}{others})") from None
-
-
-async def _request_tunnel(connection: socket.socket, proxy: Proxy, to: Address) -> None:
-    try:
-        await request_tunnel(connection, proxy, to)
-    except EgressError as error:
-        raise _PhaseError(error.strerror) from None
 
 
 async def _start_tls(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from services.backend.aes_gcm import UnwrappedKey
-from services.backend.records import TABLES, CorruptRecordError, Records, decrypt_record
+from services.backend.aes_gcm import DecryptionError, UnwrappedKey
+from services.backend.records import TABLES, Records, decrypt_record
 from shared.keyring import store
 from shared.keyring import tables as keyring
 from shared.keyring.database import Database
@@ -53,7 +53,7 @@ async def test_under_a_data_key_that_the_database_does_not_have_nothing_is_store
 
 async def test_a_record_under_another_data_key_id_does_not_open_even_with_the_right_secret(records: Records) -> None:
     record = await _stored(records, "r", b"mine")
-    with pytest.raises(CorruptRecordError):
+    with pytest.raises(DecryptionError):
         decrypt_record(record._replace(data_key_id="k2"), KEY)
 
 

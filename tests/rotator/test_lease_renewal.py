@@ -2,11 +2,11 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
-from services.rotator.session import RotationLeaseLostError, run_with_lease
+from services.rotator.session import RotationLeaseLostError, hold_lease
 from shared.keyring.administration import Administration, Lease, RefusedError, UnreachableError
 
 
@@ -33,11 +33,9 @@ class Keyring:
 
 
 async def run_work(keyring: Keyring, seconds: float) -> str:
-    async def work(_lease: Lease) -> str:
+    async with hold_lease(cast("Administration", keyring), 60, "me"):
         await asyncio.sleep(seconds)
         return "done"
-
-    return await run_with_lease(cast("Administration", keyring), 60, work, "me")
 
 
 def no_answer() -> UnreachableError:
@@ -90,12 +88,9 @@ async def test_work_stops_at_once_where_another_has_the_lease() -> None:
 @pytest.mark.looptime
 async def test_the_lease_is_given_up_after_an_error_and_after_a_cancellation() -> None:
     keyring = Keyring()
-
-    async def fails(_lease: Lease) -> Any:
-        raise LookupError
-
     with pytest.raises(LookupError):
-        await run_with_lease(cast("Administration", keyring), 60, fails, "me")
+        async with hold_lease(cast("Administration", keyring), 60, "me"):
+            raise LookupError
     running = asyncio.create_task(run_work(keyring, 1000))
     await asyncio.sleep(1)
     running.cancel()

@@ -74,34 +74,31 @@ class ExternalAdministration(LocalAdministration):
         finally:
             await database.close()
 
+    @translate_errors()
     async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:
         """The first lease makes the tables of the journal."""
         if not await self._has_tables():
             layout, prefix = self._external.table.layout, self._external.prefix
-            async with translate_errors():
-                await self._database.write(lambda connection: create_tables(connection, layout, prefix))
+            await self._database.write(lambda connection: create_tables(connection, layout, prefix))
         return await super().acquire_lease(holder, seconds, token)
 
+    @translate_errors()
     async def check_rows(self) -> None:
         """Whether the first rows can be unwrapped, and the account may change them. Raises AdministrationError."""
-        async with translate_errors():
-            await self._database.write(self._external.table.check_update)
-            keys = await self._database.read(partial(self._external.list_page, after="", limit=_CHECKED_ROWS))
-            for key in keys:
-                found = await self._unwrap(None, key) if key.wrapped.kek == self._wrapping.kek else b""
-                if isinstance(found, Problem):
-                    raise AdministrationError(
-                        f"row {found.id} cannot be unwrapped: {found.error}", "check `driver.aad`"
-                    )
+        await self._database.write(self._external.table.check_update)
+        keys = await self._database.read(partial(self._external.list_page, after="", limit=_CHECKED_ROWS))
+        for key in keys:
+            found = await self._unwrap(None, key) if key.wrapped.kek == self._wrapping.kek else b""
+            if isinstance(found, Problem):
+                raise AdministrationError(f"row {found.id} cannot be unwrapped: {found.error}", "check `driver.aad`")
 
+    @translate_errors()
     async def count_key_usage(self) -> KeyUsage:
-        async with translate_errors():
-            excluded = _list_versions(await self._external.count_excluded(self._database))
+        excluded = _list_versions(await self._external.count_excluded(self._database))
         if await self._has_tables():
             return (await super().count_key_usage()).model_copy(update={"excluded": excluded})
-        async with translate_errors():
-            counts = await self._keys.count(self._database)
-            now = await self._database.read(self._database.read_clock)
+        counts = await self._keys.count(self._database)
+        now = await self._database.read(self._database.read_clock)
         return KeyUsage(
             kek=self._wrapping.kek,
             versions=_list_versions(counts.versions),
@@ -121,11 +118,11 @@ class ExternalAdministration(LocalAdministration):
             await self._learn_rows()
         return await super().list_backup_rows(after, limit)
 
+    @translate_errors()
     async def list_excluded_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
-        async with translate_errors():
-            keys = await self._database.read(
-                partial(self._external.list_page, after=after, limit=limit, excluded=True), seconds=SCAN_SECONDS
-            )
+        keys = await self._database.read(
+            partial(self._external.list_page, after=after, limit=limit, excluded=True), seconds=SCAN_SECONDS
+        )
         return [create_backup_row(key) for key in keys]
 
     async def rotate(self, request: RotateRequest) -> RotationProgress:
@@ -153,26 +150,26 @@ class ExternalAdministration(LocalAdministration):
                 )
         await super().retire_version(kek_version, token)
 
+    @translate_errors()
     async def _has_tables(self) -> bool:
-        async with translate_errors():
-            return await self._database.read(self._external.has_tables)
+        return await self._database.read(self._external.has_tables)
 
+    @translate_errors()
     async def _learn_rows(self) -> None:
         """Stores the fingerprint of each row that is not known yet. Refuses if a row cannot be unwrapped."""
         problems: list[Problem] = []
-        async with translate_errors():
-            primary = (await self._wrapping.kms.describe_key(timeout=self._wrapping.timeout)).primary_version
-            async for keys, unreadable in self._external.scan(self._database):
-                problems += (Problem(id=row.id, error=row.error) for row in unreadable)
-                unknown = [key for key in keys if not key.fingerprint and key.wrapped.kek == self._wrapping.kek]
-                await run_concurrently(
-                    unknown,
-                    partial(self._unwrap, primary),
-                    partial(self._store_learned, problems),
-                    MAX_CONCURRENT_CALLS,
-                )
-                if len(problems) >= MAX_PROBLEMS:
-                    break
+        primary = (await self._wrapping.kms.describe_key(timeout=self._wrapping.timeout)).primary_version
+        async for keys, unreadable in self._external.scan(self._database):
+            problems += (Problem(id=row.id, error=row.error) for row in unreadable)
+            unknown = [key for key in keys if not key.fingerprint and key.wrapped.kek == self._wrapping.kek]
+            await run_concurrently(
+                unknown,
+                partial(self._unwrap, primary),
+                partial(self._store_learned, problems),
+                MAX_CONCURRENT_CALLS,
+            )
+            if len(problems) >= MAX_PROBLEMS:
+                break
         if problems:
             named = ", ".join(f"{problem.id} ({problem.error})" for problem in problems[:_MAX_NAMED_ROWS])
             more = " and others" if len(problems) > _MAX_NAMED_ROWS else ""

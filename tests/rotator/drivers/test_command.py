@@ -12,7 +12,7 @@ from sqlalchemy import URL
 
 from services.rotator.drivers.command import CommandDriverSettings
 from services.rotator.drivers.registry import open_driver
-from services.rotator.session import run_with_lease
+from services.rotator.session import hold_lease
 from shared.keyring.administration import RefusedError, RotateRequest, RotationType, UnreachableError
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.sql.database_url import create_sqlite_url
@@ -78,8 +78,8 @@ for line in sys.stdin:
     body = {{"keys": "[]", "lease": {json.dumps(json.dumps(lease))}}}
     print('{{"status": 200, "body": %s}}' % next((v for k, v in body.items() if '"' + k in line), "null"), flush=True)
 """
-    async with open_driver(python(script), KMS) as keyring:
-        assert not await run_with_lease(keyring, 6.0, lambda _: keyring.list_keys(), "a test")
+    async with open_driver(python(script), KMS) as keyring, hold_lease(keyring, 6.0, "a test"):
+        assert not await keyring.list_keys()
     assert len(answers.read_text()) >= 2
 
 

@@ -1,11 +1,15 @@
 """`rewrap-kek` over real databases and a real emulator: what a bad day leaves, and that the next call makes it good."""
 
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from sqlalchemy import URL, text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
-from services.backend.local_key_file import LocalKey
+from services.backend.aes_gcm import decrypt, encrypt
 from shared.backend_contract import LOCAL_KEK_VERSION
 from shared.keyring.administration import (
     AdministrationError,
@@ -88,10 +92,10 @@ async def test_foreign_corrupt_and_local_wraps_are_named_and_the_rest_goes_on(
 async def test_local_wraps_are_wrapped_by_kms_where_the_local_key_is_available(
     url: URL, kms: GcpKmsKey, versions: Versions
 ) -> None:
-    local = LocalKey(b"l" * 32)
+    local: Any = SimpleNamespace(unwrap=partial(decrypt, b"l" * 32))
     async with opened(url, kms, local=local) as keyring:
         await keyring.take_lease()
-        wrapped = local.wrap(secret_of("a"), build_wrapping_aad("a"))
+        wrapped = encrypt(b"l" * 32, secret_of("a"), build_wrapping_aad("a"))
         await keyring.add("a", WrappedKey(wrapped, LOCAL_KEK, LOCAL_KEK_VERSION))
         assert (await keyring.rotate()).done == 1
         assert (await keyring.key("a")).wrapped.kek == KEY
