@@ -1,7 +1,10 @@
-"""What an operator does to the versions of a key, over Google's own client."""
+"""A KMS emulator with one key, and what an operator does to its versions, over Google's own client."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Final
 
+import pytest
 from google.cloud.kms_v1 import (
     CreateCryptoKeyVersionRequest,
     CryptoKeyVersion,
@@ -9,6 +12,12 @@ from google.cloud.kms_v1 import (
     UpdateCryptoKeyPrimaryVersionRequest,
     UpdateCryptoKeyVersionRequest,
 )
+from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
+from grpc.aio import insecure_channel
+
+from ops.kms_emulator.emulator import Emulator, run_emulator
+
+KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 
 @dataclass
@@ -36,3 +45,18 @@ class Versions:
         version = CryptoKeyVersion(name=f"{self.key}/cryptoKeyVersions/{number}", state=state)
         request = UpdateCryptoKeyVersionRequest(crypto_key_version=version, update_mask={"paths": ["state"]})
         await self.client.update_crypto_key_version(request)
+
+
+@pytest.fixture(name="emulator")
+async def emulator_fixture() -> AsyncIterator[Emulator]:
+    """A real Cloud KMS emulator over gRPC that holds KEY."""
+    async with run_emulator(keys=[KEY]) as running:
+        yield running
+
+
+@pytest.fixture(name="versions")
+async def versions_fixture(emulator: Emulator) -> AsyncIterator[Versions]:
+    channel = insecure_channel(str(emulator.address))
+    transport = KeyManagementServiceGrpcAsyncIOTransport(channel=channel)
+    yield Versions(KeyManagementServiceAsyncClient(transport=transport), KEY)
+    await channel.close()

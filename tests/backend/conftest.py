@@ -8,12 +8,9 @@ from uuid import uuid4
 
 import pytest
 import yaml
-from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
-from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
-from grpc.aio import insecure_channel
 from sqlalchemy import URL
 
-from ops.kms_emulator.emulator import Emulator, run_emulator
+from ops.kms_emulator.emulator import Emulator
 from services.backend import records as records_module
 from services.backend.config import BackendSettings
 from services.backend.crypto_mode import KmsChecker
@@ -27,24 +24,16 @@ from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.gcp.client import GcpKmsKey
+from shared.kms.port import KmsKey
 from shared.kms.quota import QuotaLimitedKey
 from shared.sql.database_url import create_sqlite_url
-from tests.key_versions import Versions
-
-KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+from tests.key_versions import KEY, emulator_fixture, versions_fixture  # noqa: F401 - fixtures
 
 
 @pytest.fixture(autouse=True)
 def first_check_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test reads of a start is what the first check of KMS has found, however busy the machine is."""
     monkeypatch.setattr("services.backend.app._FIRST_CHECK_TIMEOUT", 60.0)
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    """A real Cloud KMS emulator over gRPC that holds KEY."""
-    async with run_emulator(keys=[KEY]) as running:
-        yield running
 
 
 @dataclass
@@ -74,9 +63,9 @@ Open = Callable[..., AbstractAsyncContextManager[Backend]]
 
 
 @asynccontextmanager
-async def _backend(folder: Path, kms: str, *, timeout: float = 5.0, key: str = KEY) -> AsyncIterator[Backend]:
+async def _backend(folder: Path, kms: str | KmsKey, *, timeout: float = 5.0, key: str = KEY) -> AsyncIterator[Backend]:
     database = await Database.open(create_sqlite_url(folder / "backend.db"), TABLES, records_module.TABLES)
-    provider = GcpKmsKey(key, endpoint=kms, insecure=True)
+    provider = GcpKmsKey(key, endpoint=kms, insecure=True) if isinstance(kms, str) else kms
     try:
         store = DataKeyStore(database)
         heartbeat = InstanceHeartbeat(database, uuid4().hex, 0.0)
@@ -97,11 +86,10 @@ def open_backend() -> Open:
 
 
 @pytest.fixture
-async def versions(emulator: Emulator) -> AsyncIterator[Versions]:
-    channel = insecure_channel(str(emulator.address))
-    transport = KeyManagementServiceGrpcAsyncIOTransport(channel=channel)
-    yield Versions(KeyManagementServiceAsyncClient(transport=transport), KEY)
-    await channel.close()
+async def backend(emulator: Emulator, tmp_path: Path) -> AsyncIterator[Backend]:
+    """One whose KMS is the emulator."""
+    async with _backend(tmp_path, str(emulator.address)) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -228,30 +228,6 @@ async def test_each_refusal_has_its_status(
     assert (await admin.post("release", json={"token": lease})).status_code == 204
 
 
-async def test_the_metrics_report_a_rotation_by_whatever_runner(
-    admin: httpx2.AsyncClient,
-    lease: str,
-    emulator: Emulator,
-    settings: Callable[..., BackendSettings],
-    empty_database: URL,
-    until: Until,
-) -> None:
-    database = empty_database.render_as_string(hide_password=False)
-    async with run_backend(settings(str(emulator.address), database=database)) as other, client(other) as scraper:
-
-        async def shows(line: str) -> bool:
-            return line in (await scraper.get("http://other/metrics")).text.splitlines()
-
-        assert await shows('kms_data_keys{kek_version="1",status="active"} 1.0')
-        assert await shows("kms_rotation_in_progress 0.0")
-        arguments = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me"}
-        assert (await admin.post("rotate", json=arguments)).json()["state"] == "running"
-        await until(lambda: shows("kms_rotation_in_progress 1.0"))
-        assert (await admin.post("rotate", json=arguments)).json()["state"] == "done"
-        await until(lambda: shows('kms_data_keys{kek_version="1",status="retired"} 1.0'))
-        assert await shows("kms_rotation_in_progress 0.0")
-
-
 async def test_a_body_takes_no_memory_for_what_nobody_asked(admin: httpx2.AsyncClient) -> None:
     worst = b'{"holder":"me","seconds":60,"x":[' + b"[]," * 1_000_000 + b"[]]}"
     tracemalloc.start()

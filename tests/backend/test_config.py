@@ -63,18 +63,6 @@ def test_postgresql_is_the_other_database_and_its_password_stands_in_a_file(conf
 
 
 @pytest.mark.parametrize(
-    "url",
-    ["mysql://me:hunter2@db.example.org/backend", "postgresql://", "sqlite://", "sqlite:///", "/var/lib/backend.db"],
-)
-def test_another_database_is_refused_with_the_form_that_was_expected(url: str, configuration: Configuration) -> None:
-    with pytest.raises(ConfigurationError) as refused:
-        load_settings(BackendSettings, configuration("127.0.0.1:9010", database=url))
-    (line,) = refused.value.lines
-    assert "database: expected sqlite:///FILE, with four slashes for an absolute path, or postgresql://" in line
-    assert "hunter2" not in line
-
-
-@pytest.mark.parametrize(
     ("overrides", "expected"),
     [
         ({"kms_check_interval": "0s"}, "kms_check_interval: expected more than 0"),

@@ -15,8 +15,8 @@ from shared.backend_contract import CryptoMode
 from shared.keyring.database import DatabaseError
 from shared.keyring.model import LOCAL_KEK
 from shared.keyring.tables import data_keys
+from tests.backend.conftest import Backend
 
-KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
@@ -49,79 +49,49 @@ async def test_a_start_without_kms_is_in_env_mode_with_its_reason_and_keeps_reco
         assert await backend.get("r") == b"kept"
 
 
-async def test_only_two_failed_checks_in_a_row_fall_back(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
+async def test_two_failed_checks_in_a_row_change_the_mode_and_each_change_has_its_time_and_is_logged_once(
+    emulator: Emulator, backend: Backend
 ) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        modes = []
-        for fault in (None, OUTAGE, None, OUTAGE, OUTAGE):
-            emulator.faults.clear()
-            if fault:
-                emulator.faults.add(fault)
-            await backend.checker.check()
-            modes.append(backend.keyring.mode)
-        assert modes == [CryptoMode.KMS] * 4 + [CryptoMode.ENV]
-
-
-async def test_an_exhausted_quota_is_reported_and_changes_no_mode_for_kms_answers(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.checker.check()
-        emulator.faults.add(EmulatorFault(kind="status", status="RESOURCE_EXHAUSTED"))
-        for _ in range(3):
-            await backend.checker.check()
-        assert (backend.keyring.mode, backend.keyring.reason) == (CryptoMode.KMS, "KMS refuses: quota_exhausted")
-        await backend.store._database.write_exclusively(lambda connection: connection.execute(data_keys.delete()))
-        await backend.checker.check()
-        await backend.put("r", b"kept")
-        assert await backend.get("r") == b"kept"
-        emulator.faults.clear()
-        await backend.checker.check()
-        assert (backend.keyring.mode, backend.keyring.reason) == (CryptoMode.KMS, None)
-
-
-async def test_each_change_of_mode_is_logged_once_with_its_reason(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        with capture_logs() as lines:
-            for fault in (None, None, OUTAGE, None):
-                emulator.faults.clear()
-                if fault:
-                    emulator.faults.add(fault)
-                for _ in range(3):
-                    await backend.checker.check()
-        changes = [(line["mode"], line["reason"]) for line in lines if line["event"] == "crypto mode changed"]
-        assert changes == [("kms", None), ("env", "KMS cannot be used: unavailable"), ("kms", None)]
-
-
-async def test_the_time_of_initialisation_moves_with_the_mode_and_stays_between(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    now = 100.0
-    times = []
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        backend.keyring._clock = lambda: now
-        for fault in (None, None, OUTAGE, OUTAGE, None):
+    found, now = [], 100.0
+    backend.keyring._clock = lambda: now
+    with capture_logs() as lines:
+        for fault in (None, OUTAGE, None, OUTAGE, OUTAGE, OUTAGE, None, None):
             emulator.faults.clear()
             if fault:
                 emulator.faults.add(fault)
             now += 1
             await backend.checker.check()
-            times.append(backend.keyring.initialised_at)
-    assert times == [101, 101, 101, 104, 105]
+            found.append((backend.keyring.mode.value, backend.keyring.initialised_at))
+    assert found == [("kms", 101)] * 4 + [("env", 105)] * 2 + [("kms", 107)] * 2
+    changes = [(line["mode"], line["reason"]) for line in lines if line["event"] == "crypto mode changed"]
+    assert changes == [("kms", None), ("env", "KMS cannot be used: unavailable"), ("kms", None)]
+
+
+async def test_an_exhausted_quota_is_reported_and_changes_no_mode_for_kms_answers(
+    emulator: Emulator, backend: Backend
+) -> None:
+    await backend.checker.check()
+    emulator.faults.add(EmulatorFault(kind="status", status="RESOURCE_EXHAUSTED"))
+    for _ in range(3):
+        await backend.checker.check()
+    assert (backend.keyring.mode, backend.keyring.reason) == (CryptoMode.KMS, "KMS refuses: quota_exhausted")
+    await backend.store._database.write_exclusively(lambda connection: connection.execute(data_keys.delete()))
+    await backend.checker.check()
+    await backend.put("r", b"kept")
+    assert await backend.get("r") == b"kept"
+    emulator.faults.clear()
+    await backend.checker.check()
+    assert (backend.keyring.mode, backend.keyring.reason) == (CryptoMode.KMS, None)
 
 
 async def test_the_mode_is_reported_even_where_the_database_fails_too(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
+    emulator: Emulator, backend: Backend, tmp_path: Path
 ) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
+    await backend.checker.check()
+    emulator.faults.add(OUTAGE)
+    await backend.checker.check()
+    with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
+        other.execute("DROP TABLE data_keys")
+    with pytest.raises(DatabaseError, match="no such table"):
         await backend.checker.check()
-        emulator.faults.add(OUTAGE)
-        await backend.checker.check()
-        with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
-            other.execute("DROP TABLE data_keys")
-        with pytest.raises(DatabaseError, match="no such table"):
-            await backend.checker.check()
-        assert backend.keyring.mode is CryptoMode.ENV
+    assert backend.keyring.mode is CryptoMode.ENV

@@ -97,20 +97,6 @@ async def test_what_is_acknowledged_after_an_older_snapshot_was_put_back_is_read
         assert (await client.get("/admin/crypto/census")).json()["active"] is not None
 
 
-async def test_a_row_that_went_missing_is_put_back_by_the_next_check_and_is_the_active_one_as_before(
-    configured: Callable[..., BackendSettings], empty_database: URL, until: Until
-) -> None:
-    async with serve_backend(configured(interval="50ms")) as client:
-        (before,) = (await client.get("/admin/crypto/keys")).json()
-        await client.put("/v1/records/r", content=b"kept")
-        await execute(empty_database, "DELETE FROM data_keys")
-
-        async def is_back() -> bool:
-            return bool((await client.get("/admin/crypto/keys")).json() == [before])
-
-        await until(is_back)
-
-
 async def test_a_data_key_that_was_put_back_is_counted_and_named_for_an_hour(
     configured: Callable[..., BackendSettings], empty_database: URL
 ) -> None:

@@ -20,9 +20,10 @@ from services.backend.records import decrypt_record
 from shared.backend_contract import CryptoMode
 from shared.keyring.model import DataKeyStatus, build_wrapping_aad
 from shared.keyring.tables import local_key
+from tests.backend.conftest import Backend
 from tests.iterations import LONG
+from tests.key_versions import KEY
 
-KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
@@ -76,27 +77,28 @@ async def test_on_return_every_key_of_the_outage_is_re_wrapped_by_kms_and_outliv
 
 @pytest.mark.parametrize("rewrapped_first", [False, True])
 async def test_a_copied_local_key_reads_nothing_that_is_written_after_kms_is_back(
-    rewrapped_first: bool, emulator: Emulator, open_backend: Open, tmp_path: Path
+    rewrapped_first: bool, emulator: Emulator, backend: Backend, tmp_path: Path
 ) -> None:
     emulator.faults.add(OUTAGE)
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.checker.check()
-        await backend.put("during", b"1")
-        copied, (row,) = read_or_create(tmp_path / "local.key", may_create=False), await backend.store.list_all()
-        leaked = UnwrappedKey(row.id, decrypt(copied.secret, row.wrapped.ciphertext, build_wrapping_aad(row.id)))
-        during = await backend.records.find("during")
-        assert decrypt_record(during, leaked) == b"1"
+    await backend.checker.check()
+    await backend.put("during", b"1")
+    copied, (row,) = read_or_create(tmp_path / "local.key", may_create=False), await backend.store.list_all()
+    leaked = UnwrappedKey(row.id, decrypt(copied.secret, row.wrapped.ciphertext, build_wrapping_aad(row.id)))
+    during = await backend.records.find("during")
+    assert during
+    assert decrypt_record(during, leaked) == b"1"
 
-        emulator.faults.clear()
-        if rewrapped_first:  # as a rotation does that begins before the next check
-            await backend.store.replace_wrap(row, await backend.keyring._wrapping.wrap(row.id, leaked.secret))
-        await backend.checker.check()
-        await backend.put("after", b"2")
-        after = await backend.records.find("after")
-        assert (backend.keyring.mode, after.data_key_id == leaked.id) == (CryptoMode.KMS, False)
-        with pytest.raises(DecryptionError):
-            decrypt_record(after, leaked)
-        assert (await backend.get("during"), await backend.get("after")) == (b"1", b"2")
+    emulator.faults.clear()
+    if rewrapped_first:  # as a rotation does that begins before the next check
+        await backend.store.replace_wrap(row, await backend.keyring._wrapping.wrap(row.id, leaked.secret))
+    await backend.checker.check()
+    await backend.put("after", b"2")
+    after = await backend.records.find("after")
+    assert after
+    assert (backend.keyring.mode, after.data_key_id == leaked.id) == (CryptoMode.KMS, False)
+    with pytest.raises(DecryptionError):
+        decrypt_record(after, leaked)
+    assert (await backend.get("during"), await backend.get("after")) == (b"1", b"2")
 
 
 async def test_an_instance_without_kms_keeps_its_data_key_and_does_not_depose_that_of_one_with_kms(
@@ -120,18 +122,17 @@ async def test_an_instance_without_kms_keeps_its_data_key_and_does_not_depose_th
 
 
 async def test_kms_that_fails_in_the_middle_of_its_return_leaves_the_local_wrap_as_it_is(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
+    emulator: Emulator, backend: Backend
 ) -> None:
     emulator.faults.add(OUTAGE)
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.check()
-        before = await backend.store.list_all()
-        emulator.faults.clear()
-        emulator.faults.add(EmulatorFault(kind="status", operation="Encrypt", probability=0.5))
-        emulator.faults._random = iter([0.9, 0.1]).__next__  # the check's own call succeeds, the re-wrap's fails
-        await backend.check()
-        assert backend.keyring.mode is CryptoMode.ENV
-        assert await backend.store.list_all() == before
+    await backend.check()
+    before = await backend.store.list_all()
+    emulator.faults.clear()
+    emulator.faults.add(EmulatorFault(kind="status", operation="Encrypt", probability=0.5))
+    emulator.faults._random = iter([0.9, 0.1]).__next__  # the check's own call succeeds, the re-wrap's fails
+    await backend.check()
+    assert backend.keyring.mode is CryptoMode.ENV
+    assert await backend.store.list_all() == before
 
 
 async def test_a_wrongly_unwrapped_key_encrypts_nothing_and_the_right_one_is_used_later(
@@ -180,17 +181,16 @@ async def test_two_processes_that_start_at_once_agree_on_one_active_key(
 
 
 async def test_an_instance_whose_local_key_is_no_longer_the_known_one_makes_no_data_key(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
+    emulator: Emulator, backend: Backend
 ) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        emulator.faults.add(OUTAGE)
-        await backend.store._database.write_exclusively(
-            lambda connection: connection.execute(local_key.update().values(fingerprint=b"another one's"))
-        )
-        await backend.checker.check()
-        assert await backend.store.list_all() == ()
-        assert (backend.keyring.mode, backend.keyring.is_ready) == (CryptoMode.ENV, False)
-        assert "the other instances have another local key; copy their file here" in backend.keyring.reason
+    emulator.faults.add(OUTAGE)
+    await backend.store._database.write_exclusively(
+        lambda connection: connection.execute(local_key.update().values(fingerprint=b"another one's"))
+    )
+    await backend.checker.check()
+    assert await backend.store.list_all() == ()
+    assert (backend.keyring.mode, backend.keyring.is_ready) == (CryptoMode.ENV, False)
+    assert "the other instances have another local key; copy their file here" in str(backend.keyring.reason)
 
 
 # Each example starts an emulator; the fixture is a function without state.

@@ -14,6 +14,7 @@ from shared.keyring.administration import RotateRequest, RotationType
 from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.model import LOCAL_KEK
 from shared.keyring.tables import instances
+from tests.backend.conftest import Backend
 
 
 async def _new_dek(backend: Any) -> None:
@@ -70,46 +71,41 @@ async def test_kms_that_is_out_when_a_data_key_is_met_says_so_and_is_asked_again
         assert await one.get("r") == b"kept"
 
 
-async def test_an_instance_claims_a_pending_data_key_only_once_it_has_unwrapped_it(
-    emulator: Emulator, open_backend: Any, tmp_path: Path
-) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        administration = LocalAdministration(backend.store._database, backend.keyring._wrapping)
-        token = (await administration.acquire_lease("the test", 60)).token
-        request = RotateRequest(rotation_id="r1", type=RotationType.NEW_DEK, token=token, caller="the test")
-        await administration.rotate(request)
-        (pending,) = await backend.store.list_all()
+async def test_an_instance_claims_a_pending_data_key_only_once_it_has_unwrapped_it(backend: Backend) -> None:
+    administration = LocalAdministration(backend.store._database, backend.keyring._wrapping)
+    token = (await administration.acquire_lease("the test", 60)).token
+    request = RotateRequest(rotation_id="r1", type=RotationType.NEW_DEK, token=token, caller="the test")
+    await administration.rotate(request)
+    (pending,) = await backend.store.list_all()
 
-        async def condition() -> str:
-            row = await backend.store._database.read(lambda connection: connection.execute(instances.select()).one())
-            return str(row.unwrapped_keys)
+    async def condition() -> str:
+        row = await backend.store._database.read(lambda connection: connection.execute(instances.select()).one())
+        return str(row.unwrapped_keys)
 
-        assert backend.keyring.mode is CryptoMode.ENV
-        await backend.keyring.reload()
-        assert await condition() == ""
-        await backend.check()
-        assert await condition() == pending.id
+    assert backend.keyring.mode is CryptoMode.ENV
+    await backend.keyring.reload()
+    assert await condition() == ""
+    await backend.check()
+    assert await condition() == pending.id
 
 
-async def test_a_check_and_many_reloads_at_once_agree(emulator: Emulator, open_backend: Any, tmp_path: Path) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await asyncio.gather(backend.checker.check(), *(backend.keyring.reload() for _ in range(5)))
-        await _new_dek(backend)
-        await asyncio.gather(backend.checker.check(), *(backend.keyring.reload() for _ in range(5)))
-        assert len(await backend.store.list_all()) == 2
+async def test_a_check_and_many_reloads_at_once_agree(backend: Backend) -> None:
+    await asyncio.gather(backend.checker.check(), *(backend.keyring.reload() for _ in range(5)))
+    await _new_dek(backend)
+    await asyncio.gather(backend.checker.check(), *(backend.keyring.reload() for _ in range(5)))
+    assert len(await backend.store.list_all()) == 2
 
 
 async def test_a_primary_version_that_was_retired_wraps_nothing_and_is_reported(
-    emulator: Emulator, versions: Any, open_backend: Any, tmp_path: Path
+    versions: Any, backend: Backend
 ) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        administration = LocalAdministration(backend.store._database, backend.keyring._wrapping)
-        token = (await administration.acquire_lease("the test", 60)).token
-        await administration.retire_version("1", token)
-        await backend.check()
-        assert (backend.keyring.mode, backend.keyring.is_ready) == (CryptoMode.ENV, True)
-        assert [key.wrapped.kek for key in await backend.store.list_all()] == [LOCAL_KEK]
-        await versions.rotate()
-        await backend.check()
-        assert backend.keyring.mode is CryptoMode.KMS
-        assert [key.wrapped.kek_version for key in await backend.store.list_all()] == ["2", "2"]
+    administration = LocalAdministration(backend.store._database, backend.keyring._wrapping)
+    token = (await administration.acquire_lease("the test", 60)).token
+    await administration.retire_version("1", token)
+    await backend.check()
+    assert (backend.keyring.mode, backend.keyring.is_ready) == (CryptoMode.ENV, True)
+    assert [key.wrapped.kek for key in await backend.store.list_all()] == [LOCAL_KEK]
+    await versions.rotate()
+    await backend.check()
+    assert backend.keyring.mode is CryptoMode.KMS
+    assert [key.wrapped.kek_version for key in await backend.store.list_all()] == ["2", "2"]

@@ -20,16 +20,16 @@ from services.backend.metrics import KeyringPoller
 from shared.backend_contract import CryptoMode
 from shared.keyring.database import Database
 from shared.kms.port import EncryptResult, KmsKey
+from tests.backend.conftest import Backend
 from tests.backend.served_backend import serve_backend
 
-KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
 
 
 async def test_a_locked_database_does_not_end_the_checks_and_is_reported_as_the_reason(
-    emulator: Emulator, open_backend: Open, tmp_path: Path, until: Any
+    backend: Backend, tmp_path: Path, until: Any
 ) -> None:
     async def locked() -> bool:
         return str(backend.keyring.reason) == "the keyring's database cannot be used: database is locked"
@@ -37,15 +37,14 @@ async def test_a_locked_database_does_not_end_the_checks_and_is_reported_as_the_
     async def is_healthy() -> bool:
         return (backend.keyring.is_ready, backend.keyring.mode) == (True, CryptoMode.KMS)
 
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
-            await until(locked)
-            assert not backend.keyring.is_ready
-            other.execute("ROLLBACK")
-        await until(is_healthy)
-        watching.cancel()
+    with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
+        await until(locked)
+        assert not backend.keyring.is_ready
+        other.execute("ROLLBACK")
+    await until(is_healthy)
+    watching.cancel()
 
 
 class _Defective:
@@ -67,18 +66,18 @@ class _Defective:
 
 @pytest.mark.parametrize("raised", [ZeroDivisionError(), asyncio.CancelledError()], ids=repr)
 async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
-    raised: BaseException, emulator: Emulator, open_backend: Open, tmp_path: Path, until: Any
+    raised: BaseException, backend: Backend, until: Any
 ) -> None:
     async def is_healthy() -> bool:
         return (backend.keyring.is_ready, backend.keyring.mode) == (True, CryptoMode.KMS)
 
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        wrapping = backend.keyring._wrapping
-        backend.keyring._wrapping = replace(wrapping, kms=_Defective(wrapping.kms, raised))
-        with capture_logs() as lines:
-            watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
-            await until(is_healthy)
-            watching.cancel()
+    wrapping = backend.keyring._wrapping
+    defective: Any = _Defective(wrapping.kms, raised)
+    backend.keyring._wrapping = replace(wrapping, kms=defective)
+    with capture_logs() as lines:
+        watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
+        await until(is_healthy)
+        watching.cancel()
     assert [line["event"] for line in lines if line.get("exc_info")] == [
         "KMS check failed unexpectedly; it is tried again"
     ]
@@ -112,26 +111,6 @@ async def test_a_backend_whose_checks_have_ended_says_so(
             await asyncio.gather(watching, return_exceptions=True)
             ended = await client.get("/-/ready")
             assert (ended.status_code, ended.text) == (503, "the checks of KMS have ended; restart\n")
-
-
-async def test_a_backend_starts_and_reads_though_rows_of_its_keyring_are_wrong_and_names_them(
-    emulator: Emulator, settings: Callable[..., BackendSettings], tmp_path: Path, until: Any
-) -> None:
-    slow = settings(str(emulator.address), kms_check_interval="20ms")
-    async with serve_backend(slow) as client:
-        assert (await client.put("/v1/records/a", content=b"kept")).status_code == 204
-    with closing(sqlite3.connect(tmp_path / "backend.db")) as other:
-        other.execute("UPDATE data_keys SET status = 'weird', created_at = 1e20")
-        other.commit()
-    with capture_logs() as lines:
-        async with serve_backend(slow) as client:
-            assert (await client.get("/v1/records/a")).content == b"kept"
-
-            async def shows() -> bool:
-                return 'status="unknown"} 1.0' in (await client.get("/metrics")).text
-
-            await until(shows)
-    assert [line["event"] for line in lines].count("keyring row cannot be read") == 1
 
 
 async def test_a_backend_starts_though_a_row_of_its_keyring_is_not_utf8_serves_the_rest_and_says_so_everywhere(

@@ -23,9 +23,9 @@ from ops.kms_emulator.faults import EmulatorFault
 from shared.keyring.model import build_wrapping_aad
 from shared.kms.gcp.client import GcpKmsKey
 from tests.fork_server import forked
+from tests.key_versions import KEY
 from tests.reserved_port import reserve_port
 
-KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 COMMAND = (sys.executable, "-m", "services.backend")
 NOWHERE = "127.0.0.1:1"  # nothing listens there
 
@@ -35,13 +35,6 @@ Configuration = Callable[..., Path]
 def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [*forked("services.backend"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-
-
-def test_help_names_the_options_and_shows_an_example() -> None:
-    help_text = _run("--help")
-    assert help_text.returncode == 0
-    for text in ("--config", "--check", "--print-schema", "keypulse-backend --config backend.yml"):
-        assert text in help_text.stdout
 
 
 def test_a_wrong_configuration_exits_2_with_one_line_for_each_error(configuration: Configuration) -> None:

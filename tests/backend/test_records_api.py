@@ -138,10 +138,6 @@ async def test_an_unknown_record_is_not_found(client: httpx2.AsyncClient) -> Non
     assert (answer.status_code, answer.json()) == (404, {"error": "there is no record r"})
 
 
-async def test_another_method_is_not_allowed(client: httpx2.AsyncClient) -> None:
-    assert (await client.delete("/v1/records/r")).status_code == 405
-
-
 async def test_health_and_metrics_say_that_kms_is_used(client: httpx2.AsyncClient) -> None:
     answer = await client.get("/healthz")
     assert (answer.status_code, answer.json()) == (
@@ -267,25 +263,6 @@ async def test_while_no_data_key_can_be_used_nothing_is_stored_and_health_says_w
     assert put.json()["error"] == "nothing is stored: no data key can be used: KMS has not answered yet"
     assert health.json()["crypto_ready"] is False
     assert health.json()["reason"] == "KMS has not answered yet"
-
-
-async def test_a_locked_database_refuses_a_put_within_its_bound_and_is_written_to_afterwards(
-    client: httpx2.AsyncClient, tmp_path: Path
-) -> None:
-    await client.put("/v1/records/r", content=b"old")
-    lock = sqlite3.connect(tmp_path / "backend.db", isolation_level=None)
-    try:
-        lock.execute("BEGIN IMMEDIATE")
-        refused = await client.put("/v1/records/r", content=b"new")
-        assert (refused.status_code, refused.json()) == (
-            503,
-            {"error": "the database cannot be used, try again: database is locked"},
-        )
-        assert (await client.get("/v1/records/r")).content == b"old"
-        lock.execute("ROLLBACK")
-    finally:
-        lock.close()
-    assert (await client.put("/v1/records/r", content=b"new")).status_code == 204
 
 
 async def test_with_an_admin_token_records_need_it_and_the_health_check_does_not(

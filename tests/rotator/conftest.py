@@ -2,39 +2,24 @@
 
 import itertools
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import URL
 
-from ops.kms_emulator.emulator import Emulator, run_emulator
-from ops.kms_emulator.model import create_material
-from tests.rotator.keyring_to_rotate import KEY, Rotated
+from ops.kms_emulator.emulator import Emulator
+from tests.key_versions import Versions, emulator_fixture, versions_fixture  # noqa: F401 - fixtures
+from tests.rotator.keyring_to_rotate import NewVersion, Rotated
+from tests.rotator.versions import rewrap
 
 Another = Callable[[], Awaitable[Rotated]]
 
 
 @pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with run_emulator(keys=[KEY]) as running:
-        yield running
-
-
-@pytest.fixture
-def new_version(emulator: Emulator) -> Callable[[], Awaitable[None]]:
-    """The KMS key gets another version, which is the primary from then on."""
-
-    async def rotate() -> None:
-        now = emulator.store.clock()
-        key = await emulator.store.get_key(KEY)
-        number = len(key.versions) + 1
-        await emulator.store.update_key(
-            KEY, lambda key: key.with_new_version(create_material(), now).with_primary(number, now)
-        )
-
-    return rotate
+def new_version(versions: Versions) -> NewVersion:
+    return versions.rotate
 
 
 @pytest.fixture
@@ -50,6 +35,13 @@ async def in_a_file(emulator: Emulator, tmp_path: Path) -> Rotated:
     keyring = Rotated(URL.create("sqlite", database=str(tmp_path / "keyring.db")), emulator.address, tmp_path)
     await keyring.fill(3)
     return keyring
+
+
+@pytest.fixture
+async def rewrapped(in_a_file: Rotated, new_version: NewVersion) -> Rotated:
+    """The same, where nothing needs version 1 any more; what is to need it comes before it in a test."""
+    await rewrap(in_a_file, new_version)
+    return in_a_file
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from services.rotator.runner import run
 from shared.config.errors import ConfigurationError
 from shared.keyring.administration import RotationType
 from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated
-from tests.rotator.versions import forgotten, passed, rewrapped, state
+from tests.rotator.versions import forgotten, passed, rewrap, state
 
 REWRAP = RotationType.REWRAP_KEK
 
@@ -47,7 +47,7 @@ async def refused(rotated: Rotated, command: Any, listed: dict[str, Any]) -> Rot
 async def test_a_version_that_another_keyring_needs_is_neither_retired_nor_destroyed(
     rotated: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
-    await rewrapped(rotated, new_version)
+    await rewrap(rotated, new_version)
     why = (await refused(rotated, retire_version, others(payments))).message
     assert f"in the other keyring {payments.url} version 1 is needed by 2 data keys and 4 records" in why
     assert await state(emulator, 1) is EmulatedState.ENABLED
@@ -66,83 +66,69 @@ async def test_a_version_that_another_keyring_needs_is_neither_retired_nor_destr
 
 
 async def test_a_data_key_of_another_keyring_is_unwrapped_too(
-    in_a_file: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
+    payments: Rotated, rewrapped: Rotated, emulator: Emulator
 ) -> None:
-    await rewrapped(in_a_file, new_version)
     await payments.execute("UPDATE data_keys SET kek_version = '2'")
-    why = (await refused(in_a_file, retire_version, others(payments))).message
+    why = (await refused(rewrapped, retire_version, others(payments))).message
     assert f"in the other keyring {payments.url} version 1 may be needed by what the primary version 2" in why
     assert await state(emulator, 1) is EmulatedState.ENABLED
 
 
 async def test_a_data_key_that_another_keyrings_database_lost_blocks(
-    in_a_file: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
+    payments: Rotated, rewrapped: Rotated, emulator: Emulator
 ) -> None:
-    await rewrapped(in_a_file, new_version)
     await payments.do(run, REWRAP)
     await forgotten(payments)
     await payments.execute("DELETE FROM data_keys WHERE status = 'retired'")
-    why = (await refused(in_a_file, retire_version, others(payments))).message
+    why = (await refused(rewrapped, retire_version, others(payments))).message
     assert f"in the other keyring {payments.url} version 1 may be needed by 1 data keys that records need and " in why
     assert await state(emulator, 1) is EmulatedState.ENABLED
     assert (
         f"the database lacks in {payments.url} may need any version"
-        in (await in_a_file.do(show_key_usage, **others(payments))).summary
+        in (await rewrapped.do(show_key_usage, **others(payments))).summary
     )
 
 
 async def test_nothing_is_retired_or_destroyed_before_somebody_has_said_which_other_keyrings_there_are(
-    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+    rewrapped: Rotated, emulator: Emulator
 ) -> None:
-    await rewrapped(in_a_file, new_version)
     for command in (retire_version, destroy_version):
-        why = (await refused(in_a_file, command, {"other_keyrings": None})).message
+        why = (await refused(rewrapped, command, {"other_keyrings": None})).message
         assert "Add `other_keyrings` with their drivers to the configuration, or `other_keyrings: []`" in why
     assert await state(emulator, 1) is EmulatedState.ENABLED
     assert (
         "which other keyrings this KMS key wraps is not known"
-        in (await in_a_file.do(show_key_usage, other_keyrings=None)).summary
+        in (await rewrapped.do(show_key_usage, other_keyrings=None)).summary
     )
 
 
 async def test_a_keyring_that_cannot_be_reached_blocks(
-    in_a_file: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
+    payments: Rotated, rewrapped: Rotated, emulator: Emulator
 ) -> None:
-    await rewrapped(in_a_file, new_version)
     (payments.folder / "keyring.db").unlink()
-    why = (await refused(in_a_file, retire_version, others(payments))).message
+    why = (await refused(rewrapped, retire_version, others(payments))).message
     assert f"the other keyring {payments.url} cannot be read, so it may need any version: " in why
     assert "there is no such file" in why
     assert await state(emulator, 1) is EmulatedState.ENABLED
-    counted = await in_a_file.do(show_key_usage, **others(payments))
-    plans = await in_a_file.do(show_plans, (REWRAP,), **others(payments))
+    counted = await rewrapped.do(show_key_usage, **others(payments))
+    plans = await rewrapped.do(show_plans, (REWRAP,), **others(payments))
     assert (counted.outcome, plans.outcome) == (CommandOutcome.FAILED, CommandOutcome.NOTHING_TO_DO)
     for report in (counted, plans):
         assert "it may need any: database sqlite:" in format_markdown(report, "rotator.yml")
 
 
-async def test_a_service_that_does_not_answer_blocks(in_a_file: Rotated, new_version: NewVersion) -> None:
-    await rewrapped(in_a_file, new_version)
-    token = in_a_file.folder / "token"
-    token.write_text("the-token-of-payments\n")
-    listed = {"kind": "admin_api", "url": "http://127.0.0.1:1", "token_file": str(token)}
-    why = (await refused(in_a_file, retire_version, {"other_keyrings": [listed]})).message
-    assert "the other keyring http://127.0.0.1:1 cannot be read, so it may need any version: " in why
-
-
 async def test_a_keyring_that_is_being_rotated_or_was_left_in_the_middle_blocks(
-    in_a_file: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
+    payments: Rotated, rewrapped: Rotated, emulator: Emulator
 ) -> None:
-    await rewrapped(in_a_file, new_version)
     async with payments.session() as session:
         await run(session, REWRAP)
         await forgotten(payments)
         lease = await session.administration.acquire_lease("somebody else", 60)
-        assert "somebody else holds the lease" in (await refused(in_a_file, retire_version, others(payments))).message
+        assert "somebody else holds the lease" in (await refused(rewrapped, retire_version, others(payments))).message
         await session.administration.release_lease(lease.token)
     # As if its runner had been killed before.
     await payments.execute("DELETE FROM keyring_journal_entries WHERE step = 'verify'")
-    refusal = await refused(in_a_file, retire_version, others(payments))
+    refusal = await refused(rewrapped, retire_version, others(payments))
     assert ("is not finished" in refusal.message, refusal.next_commands) == (True, ("census",))
     assert await state(emulator, 1) is EmulatedState.ENABLED
 

@@ -75,16 +75,6 @@ def test_a_rewrap_counts_each_of_our_data_keys_that_another_version_wraps_and_na
     assert len(plan.excluded) == len([each for each in versions if each.kek != KEY])
 
 
-@given(versions=counts, primary=st.sampled_from("1234"), done=st.data())
-def test_a_rewrap_that_did_what_its_plan_says_leaves_nothing_to_do(
-    versions: tuple[VersionUsage, ...], primary: str, done: st.DataObject
-) -> None:
-    total = sum(each.data_keys for each in versions if each.kek == KEY)
-    others = tuple(each for each in versions if each.kek != KEY)
-    after = (*others, VersionUsage(kek=KEY, kek_version=primary, data_keys=total, records=0))
-    assert not build_plan(REWRAP, census(*after), key=KEY, primary=primary, min_age=60).data_keys
-
-
 @pytest.mark.parametrize(
     ("ago", "data_keys"),
     [

@@ -1,7 +1,5 @@
 """The primary version changes in the middle of a rotation, as Cloud KMS does by schedule: `resume` goes on with it."""
 
-from collections.abc import Awaitable, Callable
-
 import pytest
 from sqlalchemy import text
 
@@ -72,34 +70,6 @@ async def test_a_rollback_goes_back_to_before_the_rotation_though_the_version_in
             file.unlink()  # version 2 encrypts it
         assert (await rollback(session)).outcome is CommandOutcome.DONE
     assert await in_a_file.keys() == before
-
-
-async def test_the_primary_may_change_again_and_again(in_a_file: Rotated, new_version: NewVersion) -> None:
-    await new_version()
-    await left_in_the_middle(in_a_file)
-    for _ in range(2):
-        await new_version()
-        await left_by(in_a_file, resume)
-    await new_version()
-    assert (await in_a_file.do(resume)).outcome is CommandOutcome.DONE
-    assert (await versions(in_a_file), await entries(in_a_file)) == ({"5"}, [("1", "5")] * 3)
-
-
-async def left_by(rotated: Rotated, command: Callable[..., Awaitable[object]]) -> None:
-    """A runner that is gone after its second batch of one."""
-    async with rotated.session(batch_size=1) as session:
-        rotate, left = session.administration.rotate, 2
-
-        async def some(request: object) -> RotationProgress:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise RotatorError("it is gone")
-            return await rotate(request)  # type: ignore[arg-type]
-
-        session.administration.rotate = some  # type: ignore[method-assign]
-        with pytest.raises(RotatorError, match="it is gone"):
-            await command(session)
 
 
 async def test_a_new_data_key_becomes_active_wrapped_by_the_new_primary_version(

@@ -8,11 +8,12 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
-from services.rotator.report import CommandOutcome, CommandReport, RotatorError, StepProgress
+from services.rotator.report import CommandOutcome, RotatorError, StepProgress
 from services.rotator.runner import resume, rollback, run
 from services.rotator.session import CommandSession
 from shared.keyring.administration import (
-    RefusedError,
+    RotateRequest,
+    RotationProgress,
     RotationState,
     RotationType,
     UnreachableError,
@@ -103,50 +104,18 @@ async def test_an_encrypt_that_never_uses_it_ends_a_run_before_anything_is_chang
     assert await in_a_file.keys() == before
 
 
-async def test_another_keys_wrap_is_skipped_and_named_and_no_failure(rotated: Rotated, new_version: NewVersion) -> None:
-    foreign = KEY.replace("ledger", "other")
-    await rotated.execute("UPDATE data_keys SET kek = :kek WHERE id = :id", kek=foreign, id=data_key_id(0))
-    await new_version()
-    report = await rotated.do(run, REWRAP)
-    assert report.outcome is CommandOutcome.DONE
-    assert [(problem.id, problem.is_foreign) for problem in report.problems] == [(data_key_id(0), True)]
-    assert foreign in report.problems[0].error
-
-
-async def test_the_second_of_two_runs_at_once_refuses_and_names_the_first(
-    rotated: Rotated, new_version: NewVersion
-) -> None:
-    await new_version()
-    async with rotated.session() as first, rotated.session() as second:
-        outcomes = await asyncio.gather(run(first, REWRAP), run(second, REWRAP), return_exceptions=True)
-    done = [outcome for outcome in outcomes if isinstance(outcome, CommandReport)]
-    (refused,) = (outcome for outcome in outcomes if isinstance(outcome, RefusedError))
-    assert [report.outcome for report in done] == [CommandOutcome.DONE]
-    assert first.caller in str(refused)
-
-
 async def test_who_loses_the_lease_in_the_middle_writes_nothing_more(rotated: Rotated, new_version: NewVersion) -> None:
     await new_version()
     async with rotated.session(batch_size=1) as session, rotated.session() as other:
-        tasks: list[asyncio.Task[object]] = []
-
-        async def take() -> None:
-            await rotated.execute("UPDATE keyring_lease SET expires_at = 0")
-            await other.administration.acquire_lease("somebody else", 60)
-
-        def act(done: int) -> None:
-            if done == 1:
-                tasks.append(asyncio.ensure_future(take()))
-
-        at_progress(session, act)
         rotate = session.administration.rotate
 
-        async def after_the_other(request: object) -> object:
-            for task in tasks:
-                await task
-            return await rotate(request)  # type: ignore[arg-type]
+        async def rotate_and_lose(request: RotateRequest) -> RotationProgress:
+            progress = await rotate(request)
+            await rotated.lease_ends()
+            await other.administration.acquire_lease("somebody else", 60)
+            return progress
 
-        session.administration.rotate = after_the_other  # type: ignore[method-assign,assignment]
+        session.administration.rotate = rotate_and_lose  # type: ignore[method-assign]
         failed = await failing(session)
     assert "somebody else" in failed.message
     assert failed.next_commands == ("status", "resume", "rollback")

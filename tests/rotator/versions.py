@@ -14,7 +14,7 @@ from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated
 DAY = 86400
 
 
-async def rewrapped(rotated: Rotated, new_version: NewVersion) -> None:
+async def rewrap(rotated: Rotated, new_version: NewVersion) -> None:
     """All is wrapped by version 2, and no backup is kept that needs version 1."""
     await new_version()
     async with rotated.session() as session:

@@ -21,9 +21,9 @@ from shared.config.settings import load_settings, use_base_folder
 from shared.http import server
 from shared.keyring.administration import Administration
 from shared.kms.gcp.settings import GcpKeySettings
-from tests.backend.conftest import KEY, versions  # noqa: F401 - a fixture, used by its name
 from tests.fork_server import forked
 from tests.iterations import LONG
+from tests.key_versions import KEY
 
 TOKEN = "a-token-that-nobody-may-see"
 KINDS = tuple(

@@ -16,7 +16,7 @@ from services.rotator.drivers.admin_api import AdminApiDriverSettings
 from services.rotator.drivers.registry import open_driver
 from shared.keyring.administration import Administration, AdministrationError, RefusedError, UnreachableError
 from shared.kms.gcp.settings import GcpKeySettings
-from tests.backend.conftest import KEY
+from tests.key_versions import KEY
 from tests.rotator.drivers.conftest import TOKEN
 from tests.shared.certificates import LOCALHOST, Authority
 from tests.tinyproxy import tinyproxy
@@ -228,20 +228,8 @@ async def test_a_proxy_leads_to_the_service_or_says_why_it_does_not(open_keyring
     [
         ("http://backend.example.org", "expected https://, because http:// would send the secret in plaintext"),
         ("https://me:secret@backend.example.org", "without a user, a password or a query"),
-        ("https://backend.example.org/?a=b", "without a user, a password or a query"),
-        ("ftp://backend.example.org", "expected a URL such as https://HOST"),
-        ("https://", "expected a URL such as https://HOST"),
-        ("https://a b", "expected a URL such as https://HOST"),
     ],
 )
 def test_a_url_that_would_give_the_token_away_is_refused(url: str, expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
         TypeAdapter(AdminApiDriverSettings).validate_python({"kind": "admin_api", "url": url, "token_file": "t"})
-
-
-@pytest.mark.parametrize(
-    "url", ["https://backend.example.org/", "http://127.0.0.1:8000", "http://localhost", "http://[::1]:1"]
-)
-def test_https_and_this_machine_are_fit_for_a_token(url: str) -> None:
-    settings = TypeAdapter(AdminApiDriverSettings).validate_python({"kind": "admin_api", "url": url, "token_file": "t"})
-    assert settings.url == url.rstrip("/")

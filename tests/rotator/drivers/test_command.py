@@ -16,8 +16,8 @@ from services.rotator.session import hold_lease
 from shared.keyring.administration import RefusedError, RotateRequest, RotationType, UnreachableError
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.sql.database_url import create_sqlite_url
-from tests.backend.conftest import KEY
 from tests.conftest import Until
+from tests.key_versions import KEY
 from tests.rotator.drivers.conftest import Backend, Serve
 from tests.rotator.drivers.sshd import SSHD, sshd
 

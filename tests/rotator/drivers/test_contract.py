@@ -1,5 +1,6 @@
 """One contract for all drivers: each behaves alike towards a real backend, on SQLite and on PostgreSQL.
 
+What `conformance` checks of an admin API, it checks of the backend's in `test_admin_api_document.py`.
 `keyring` is a driver of each kind in the registry, so that a new one is tested the day it arrives.
 """
 
@@ -7,7 +8,6 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
-from services.rotator.verification import find_unproven_rows
 from shared.keyring.administration import (
     Administration,
     AdministrationError,
@@ -23,7 +23,6 @@ from shared.keyring.administration import (
     UnreachableError,
 )
 from shared.kms import retries
-from tests.backend.conftest import KEY
 from tests.key_versions import Versions
 from tests.rotator.drivers.conftest import KINDS, Backend
 
@@ -47,48 +46,6 @@ async def rotate(
 
 def test_every_kind_is_listed() -> None:
     assert KINDS == ("admin_api", "command", "sql")
-
-
-async def test_keys_come_in_pages_by_id_and_without_what_wraps_them(keyring: Administration) -> None:
-    await rotate(keyring, NEW_DEK, "first")
-    await rotate(keyring, NEW_DEK, "second")
-    keys = await keyring.list_keys()
-    assert len(keys) == 3
-    assert [key.id for key in keys] == sorted(key.id for key in keys)
-    assert list(await keyring.list_keys(limit=2)) == list(keys[:2])
-    assert list(await keyring.list_keys(after=keys[1].id)) == list(keys[2:])
-    assert {(key.kek, key.kek_version, key.algorithm) for key in keys} == {(KEY, "1", "AES-256-GCM")}
-    assert not hasattr(keys[0], "wrapped")
-
-
-async def test_the_census_counts_data_keys_and_records_of_each_version(
-    keyring: Administration, backend: Backend, versions: Versions
-) -> None:
-    await backend.put("before", b"x")
-    await versions.rotate()
-    await rotate(keyring, NEW_DEK, "new")
-    await keyring.reload_instances()
-    census = await keyring.count_key_usage()
-    (active,) = [key for key in await keyring.list_keys() if key.status == "active"]
-    assert census.active == active.id
-    assert census.active_since == active.created_at
-    assert [(each.kek_version, each.data_keys) for each in census.versions] == [("1", 1), ("2", 1)]
-    assert census.versions[0].records == 1
-    assert census.retired_versions == ()
-
-
-async def test_one_at_a_time_has_the_lease_and_the_other_learns_who(keyring: Administration) -> None:
-    first = await keyring.acquire_lease("the first", 60)
-    with pytest.raises(RefusedError, match="the first"):
-        await keyring.acquire_lease("the second", 60)
-    renewed = await keyring.acquire_lease("the first", 120, first.token)
-    assert renewed.token == first.token
-    assert renewed.expires_at > first.expires_at
-    await keyring.release_lease("another's")
-    with pytest.raises(RefusedError):
-        await keyring.acquire_lease("the second", 60)
-    await keyring.release_lease(first.token)
-    assert (await keyring.acquire_lease("the second", 60)).holder == "the second"
 
 
 async def test_a_new_data_key_is_rotated_once_whoever_asks_again(keyring: Administration, backend: Backend) -> None:
@@ -119,17 +76,6 @@ async def test_data_keys_are_re_wrapped_in_batches_and_stay_what_they_are(
     assert {key.kek_version for key in keys} == {"2"}
     assert {key.id: key.fingerprint for key in keys} == before
     assert await backend.get("before") == b"kept"
-
-
-async def test_a_dry_run_says_what_would_be_done_and_changes_nothing(
-    keyring: Administration, versions: Versions
-) -> None:
-    await versions.rotate()
-    before = list(await keyring.list_keys())
-    would = await keyring.dry_run(REWRAP, "2")
-    assert (would.type, would.total, would.done, would.target_version) == (REWRAP, 1, 0, "2")
-    assert list(await keyring.list_keys()) == before
-    assert await keyring.get_progress() is None
 
 
 async def test_without_the_lease_nothing_is_changed(keyring: Administration) -> None:
@@ -212,42 +158,6 @@ async def test_a_journal_entry_that_cannot_be_read_is_counted_and_blocks_retire(
     await keyring.retire_version("2", lease.token)
 
 
-async def test_a_backup_is_put_back_where_a_row_does_not_open(
-    keyring: Administration, backend: Backend, versions: Versions
-) -> None:
-    (row,) = await keyring.list_backup_rows()
-    assert row.wrapped
-    await versions.rotate()
-    await rotate(keyring, REWRAP, "rewrap")
-    assert (await keyring.list_backup_rows())[0].wrapped != row.wrapped
-    lease = await keyring.acquire_lease("a test", 60)
-    assert await keyring.restore([row], lease.token) == 0
-    await backend.execute("UPDATE data_keys SET wrapped = wrapped || wrapped")
-    assert await keyring.restore([row], lease.token) == 1
-    assert await keyring.restore([row], lease.token) == 0
-    assert list(await keyring.list_backup_rows()) == [row]
-
-
-@pytest.mark.parametrize("mode", ["sample", "full"])
-async def test_everything_is_verified(keyring: Administration, backend: Backend, mode: str) -> None:
-    await backend.put("a", b"x")
-    found = await keyring.verify(mode)  # type: ignore[arg-type]
-    assert (found.data_keys, found.problems) == (1, ())
-    assert len(found.fingerprint) == 64
-
-
-async def test_a_version_is_retired_once_nothing_needs_it(keyring: Administration, versions: Versions) -> None:
-    lease = await keyring.acquire_lease("a test", 60)
-    with pytest.raises(RefusedError, match="still wrapped by version 1"):
-        await keyring.retire_version("1", lease.token)
-    await keyring.release_lease(lease.token)
-    await versions.rotate()
-    await rotate(keyring, REWRAP, "rewrap")
-    lease = await keyring.acquire_lease("a test", 60)
-    await keyring.retire_version("1", lease.token)
-    assert [each.kek_version for each in (await keyring.count_key_usage()).retired_versions] == ["1"]
-
-
 async def test_what_kms_refuses_is_reported_and_retried_by_nobody(keyring: Administration, emulator: Emulator) -> None:
     lease = await keyring.acquire_lease("a test", 60)
     emulator.faults.add(EmulatorFault(kind="denied", operation="Encrypt"))
@@ -266,28 +176,3 @@ async def test_a_kms_that_is_not_there_for_longer_than_it_is_tried_may_be_retrie
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")
     with pytest.raises(UnreachableError, match="unavailable"):
         await keyring.rotate(request)
-
-
-async def test_a_row_whose_version_is_not_the_one_that_wraps_it_is_found(
-    keyring: Administration, backend: Backend, versions: Versions
-) -> None:
-    (old,) = await keyring.list_backup_rows()
-    await versions.rotate()
-    await rotate(keyring, NEW_DEK, "another-key")
-    kms = backend.kms.connect()
-    try:
-
-        async def find() -> list[tuple[str, str]]:
-            found = await find_unproven_rows(keyring.list_backup_rows, kms, KEY, "2", timeout=5.0)
-            return [(each.id, each.error) for each in found]
-
-        assert await find() == [(old.id, "its version is 1")]
-        await backend.execute("UPDATE data_keys SET kek_version = '2'")
-        assert await find() == [(old.id, "its version is 2, and another one wraps it")]
-        await backend.execute("UPDATE data_keys SET kek = 'projects/p/locations/l/keyRings/r/cryptoKeys/other'")
-        names = "it names projects/p/locations/l/keyRings/r/cryptoKeys/other, and the configured key unwraps it"
-        assert [error for _, error in await find()] == [names] * 2
-        await backend.execute("UPDATE data_keys SET wrapped = wrapped || wrapped")
-        assert await find() == []  # nothing of ours
-    finally:
-        await kms.close()

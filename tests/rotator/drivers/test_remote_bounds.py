@@ -8,7 +8,7 @@ from services.rotator.drivers.command import CommandDriverSettings
 from services.rotator.drivers.registry import open_driver
 from shared.keyring.administration import MAX_RESPONSE_BYTES, UnreachableError
 from shared.kms.gcp.settings import GcpKeySettings
-from tests.backend.conftest import KEY
+from tests.key_versions import KEY
 
 
 @pytest.mark.parametrize("status", [200, 409])

@@ -15,7 +15,7 @@ from shared.keyring.administration import RefusedError, RotateRequest, RotationT
 from shared.keyring.database import Database
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.sql.database_url import create_sqlite_url
-from tests.backend.conftest import KEY
+from tests.key_versions import KEY
 from tests.rotator.drivers.conftest import Backend, Serve
 
 KMS = GcpKeySettings(key=KEY)

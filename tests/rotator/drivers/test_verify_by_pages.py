@@ -6,23 +6,7 @@ import pytest
 
 from services.rotator.drivers.admin_api import AdminRequest, AdminResponse, RemoteAdministration
 from services.rotator.verification import verify_by_pages
-from shared.keyring import verification
-from shared.keyring.administration import Administration, Problem, UnreachableError, VerificationResult
-from tests.rotator.drivers.conftest import Backend
-from tests.rotator.drivers.test_contract import NEW_DEK, rotate
-
-
-async def test_what_the_pages_find_is_one_verification(
-    keyring: Administration, backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await backend.put("before", b"x")
-    await rotate(keyring, NEW_DEK, "new")
-    await keyring.reload_instances()
-    await backend.put("after", b"y")
-    at_once = await keyring.verify("full")
-    assert at_once.data_keys == 2
-    monkeypatch.setattr(verification, "MAX_PAGE_SIZE", 1)
-    assert await verify_by_pages(keyring, "full") == at_once
+from shared.keyring.administration import Problem, UnreachableError, VerificationResult
 
 
 class Service:

@@ -222,30 +222,6 @@ async def test_a_row_that_goes_wrong_during_the_run_is_left_out_and_retried(
     assert {version for _, version in (await tenants.rows()).values()} == {"oak"}
 
 
-async def test_a_value_that_differs_by_case_alone_is_another_one(
-    build: Callable[[URL], Tenants], kms_key: StoredKey, any_database: URL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MariaDB and SQLite may compare text without case: a base64 of the program's own must not be overwritten."""
-    tenants = build(any_database)
-    collation = {"sqlite": " COLLATE NOCASE", "mariadb": " COLLATE utf8mb4_general_ci"}
-    tenants.driver = {"table": "t", "id": "id", "wrapped": "dek", "encoding": "hex", "key_version": "v"}
-    column = f"VARCHAR(400){collation.get(any_database.drivername, '')}"
-    await tenants.execute(f"CREATE TABLE t (id INTEGER PRIMARY KEY, dek {column}, v VARCHAR(9))")
-    dek = (await tenants.wrap(b"k")).hex()
-    await tenants.execute("INSERT INTO t VALUES (1, :dek, 'elm')", {"dek": dek})
-    kms_key.add_version("oak")
-    writes: list[int] = []
-
-    async def change() -> None:
-        writes.append(1)
-        await tenants.execute("UPDATE t SET dek = :dek", {"dek": dek.upper()})
-
-    interfere(monkeypatch, change, b"k")
-    assert (await tenants.do(run, REWRAP)).outcome is CommandOutcome.DONE
-    ((after, version),) = await tenants.execute("SELECT dek, v FROM t")
-    assert (writes, version, after == after.upper()) == ([1], "oak", True)  # wrapped anew as the program left it
-
-
 async def test_a_wrapped_key_that_does_not_fit_is_never_cut(
     build: Callable[[URL], Tenants], kms_key: StoredKey, mariadb_database: URL
 ) -> None:

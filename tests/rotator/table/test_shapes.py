@@ -26,7 +26,7 @@ async def rewrap(tenants: Tenants) -> None:
         assert (await run(session, REWRAP)).outcome is CommandOutcome.NOTHING_TO_DO
 
 
-@pytest.mark.parametrize("name", [name for name in STORED if name != "raw"])
+@pytest.mark.parametrize("name", ["base64 as text", "HEX", "envelope", "keyset as JSON in bytes"])
 async def test_each_encoding_is_written_as_it_was_read(
     build: Build, kms_key: StoredKey, name: str, sqlite_url: URL
 ) -> None:

@@ -2,15 +2,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
-from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
-from grpc.aio import insecure_channel
 from sqlalchemy import URL
 
-from ops.kms_emulator.emulator import Emulator, run_emulator
+from ops.kms_emulator.emulator import Emulator
 from shared.kms.gcp.client import GcpKmsKey
 from shared.sql.database_url import create_sqlite_url
-from tests.key_versions import Versions
+from tests.key_versions import emulator_fixture, versions_fixture  # noqa: F401 - fixtures
 from tests.shared.keyring.keyring import KEY, Keyring, Meddled, opened
 
 
@@ -21,21 +18,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
         return create_sqlite_url(tmp_path / "keyring.db")
     database_url: URL = request.getfixturevalue("postgres_database")
     return database_url
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    """A real Cloud KMS emulator over gRPC that holds KEY."""
-    async with run_emulator(keys=[KEY]) as running:
-        yield running
-
-
-@pytest.fixture
-async def versions(emulator: Emulator) -> AsyncIterator[Versions]:
-    channel = insecure_channel(str(emulator.address))
-    transport = KeyManagementServiceGrpcAsyncIOTransport(channel=channel)
-    yield Versions(KeyManagementServiceAsyncClient(transport=transport), KEY)
-    await channel.close()
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """A keyring as the tests use it: data keys with known secrets, and a rotation that is called until it ends."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection
 
 from shared.keyring import store
 from shared.keyring.administration import (
@@ -21,7 +21,7 @@ from shared.keyring.administration import (
 from shared.keyring.database import Database
 from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.model import DataKey, DataKeyStatus, KeyringFingerprint, WrappedKey, compute_fingerprint
-from shared.keyring.tables import TABLES
+from shared.keyring.tables import TABLES, data_keys
 from shared.keyring.wrapping import KeyWrapper, LocalKeyWrapper
 from shared.kms.port import EncryptResult, KmsKey
 
@@ -32,6 +32,24 @@ REWRAP, NEW_DEK = RotationType.REWRAP_KEK, RotationType.NEW_DEK
 
 def secret_of(name: str) -> bytes:
     return name.encode().ljust(32, b"-")
+
+
+def insert_rows(connection: Connection, keys: Iterable[DataKey]) -> None:
+    """Thousands at once."""
+    rows = [
+        {
+            "id": key.id,
+            "status": key.status.value,
+            "wrapped": key.wrapped.ciphertext,
+            "kek": key.wrapped.kek,
+            "kek_version": key.wrapped.kek_version,
+            "algorithm": key.algorithm,
+            "fingerprint": key.fingerprint,
+            "created_at": key.created_at.timestamp(),
+        }
+        for key in keys
+    ]
+    connection.execute(data_keys.insert(), rows)
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """A new data key becomes active only once every instance that is alive holds it."""
 
-import asyncio
-
 import pytest
 
 from shared.keyring import instances
@@ -26,21 +24,6 @@ async def _pending(keyring: Keyring) -> str:
 
 async def test_with_no_instance_alive_it_waits_for_none(begun: Keyring) -> None:
     assert (await begun.administration.rotate(begun.request(NEW_DEK))).state is RotationState.DONE
-
-
-async def test_it_waits_for_the_last_one_and_then_goes_on(begun: Keyring) -> None:
-    one, other = (InstanceHeartbeat(begun.database, name, 60.0) for name in ("one", "other"))
-    new = await _pending(begun)
-    await one.send([new, "another"])
-    await other.send([f"{new}-not"])
-    promoting = asyncio.create_task(begun.administration.rotate(begun.request(NEW_DEK)))
-    done, _ = await asyncio.wait([promoting], timeout=1)
-    assert not done
-    assert await _pending(begun) == new
-    await other.send([new])
-    async with asyncio.timeout(10):
-        assert (await promoting).state is RotationState.DONE
-    assert (await begun.statuses())[new] is DataKeyStatus.ACTIVE
 
 
 async def test_one_that_never_gets_it_is_named_and_nothing_is_promoted_until_it_is_gone(

@@ -3,19 +3,20 @@
 import gc
 import tracemalloc
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from shared.keyring.administration import MAX_PAGE_SIZE, RotationState
-from shared.keyring.model import KeyringFingerprint, compute_fingerprint
-from shared.keyring.tables import data_keys
+from shared.keyring.model import DataKey, DataKeyStatus, KeyringFingerprint, compute_fingerprint
 from shared.sql.database_url import create_sqlite_url
 from tests.iterations import LONG
 from tests.shared.keyring.fake_kms import FakeKms
-from tests.shared.keyring.keyring import REWRAP, Keyring, opened, secret_of
+from tests.shared.keyring.keyring import REWRAP, Keyring, insert_rows, opened, secret_of
 
-NUMBER = 100_000 if LONG else 10_000
+NUMBER = 100_000 if LONG else 4_000
 MEBIBYTE = 1024 * 1024
 
 
@@ -24,25 +25,16 @@ async def keyring(tmp_path: Path) -> AsyncIterator[Keyring]:
     kms = FakeKms()
     async with opened(create_sqlite_url(tmp_path / "keyring.db"), kms) as keyring:
         for first in range(0, NUMBER, 1000):
-            rows = [await _row(keyring, f"k{number:06}") for number in range(first, first + 1000)]
-            await keyring.database.write_exclusively(lambda it, rows=rows: it.execute(data_keys.insert(), rows))  # type: ignore[misc]
+            keys = [await _key(keyring, f"k{number:06}") for number in range(first, first + 1000)]
+            await keyring.database.write_exclusively(partial(insert_rows, keys=keys))
         await keyring.take_lease()
         kms.primary = 2
         yield keyring
 
 
-async def _row(keyring: Keyring, name: str) -> dict[str, object]:
+async def _key(keyring: Keyring, name: str) -> DataKey:
     wrapped = await keyring.wrapping.wrap(name, secret_of(name))
-    return {
-        "id": name,
-        "status": "retired",
-        "wrapped": wrapped.ciphertext,
-        "kek": wrapped.kek,
-        "kek_version": wrapped.kek_version,
-        "algorithm": "AES-256-GCM",
-        "fingerprint": compute_fingerprint(secret_of(name)),
-        "created_at": 0.0,
-    }
+    return DataKey(name, DataKeyStatus.RETIRED, wrapped, compute_fingerprint(secret_of(name)), datetime.now(UTC))
 
 
 async def test_memory_does_not_grow_with_the_number_of_data_keys(keyring: Keyring) -> None:

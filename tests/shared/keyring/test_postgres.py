@@ -13,7 +13,6 @@ from sqlalchemy import URL, Column, Connection, Integer, MetaData, Table, exc, t
 
 from shared.keyring.database import _KEYRING_LOCK_ID, STATEMENT_TIMEOUT_SECONDS, Database, DatabaseError
 from shared.keyring.tables import TABLES
-from shared.sql.database_url import create_sqlite_url
 from tests.conftest import Until
 from tests.postgres import Postgres
 
@@ -81,6 +80,7 @@ async def test_whoever_waited_for_another_change_reads_it_whatever_isolation_the
         await asyncio.to_thread(locked.wait, STATEMENT_TIMEOUT_SECONDS)
         counting = asyncio.create_task(second.write_exclusively(_count))
         await until(is_waiting)
+        assert await second.read(_count) == 0, "a reader waits for nobody"
         proceed.set()
         await changing
         assert await counting == 1
@@ -127,49 +127,9 @@ async def test_a_statement_that_takes_too_long_ends_within_its_bound_and_a_longe
         await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
 
 
-async def test_whoever_changes_the_keyring_keeps_others_waiting_and_no_reader(
-    database: Database, postgres_database: URL, until: Until
-) -> None:
-    other = await Database.open(postgres_database, _tables)
-    order: list[str] = []
-    go_on = threading.Event()
-
-    def wait(connection: Connection) -> None:
-        assert go_on.wait(60)
-        _insert(connection)
-        order.append("first")
-
-    def see(connection: Connection) -> int:
-        order.append("second")
-        return _count(connection)
-
-    try:
-        first = asyncio.create_task(database.write_exclusively(wait))
-        await until(lambda: other.read(_is_locked))
-        assert await other.read(_count) == 0
-        second = asyncio.create_task(other.write_exclusively(see))
-        await until(lambda: other.read(_is_waited_for))
-        go_on.set()
-        await first
-        assert await second == 1
-    finally:
-        go_on.set()
-        await other.close()
-    assert order == ["first", "second"]
-
-
 def _read_answer_timeout(connection: Connection) -> float:
     own: Any = connection.connection.driver_connection
     return float(own.answer_timeout.seconds)
-
-
-def _is_locked(connection: Connection) -> bool:
-    return bool(connection.execute(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")).scalar_one())
-
-
-def _is_waited_for(connection: Connection) -> bool:
-    query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    return bool(connection.execute(text(query)).scalar_one())
 
 
 async def test_a_lock_that_stays_is_an_error_within_its_bound(database: Database, postgres_database: URL) -> None:
@@ -187,18 +147,6 @@ async def test_a_lost_race_is_reported_as_it_is_and_other_errors_show_no_values(
     with pytest.raises(DatabaseError) as raised:
         await database.write(lambda it: it.execute(text("INSERT INTO nothing VALUES (:secret)"), {"secret": PASSWORD}))
     assert str(raised.value) == 'relation "nothing" does not exist'
-
-
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-async def test_tables_of_an_older_version_are_refused_with_a_sentence(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    url = create_sqlite_url(tmp_path / "old.db") if kind == "sqlite" else request.getfixturevalue("postgres_database")
-    old = MetaData()
-    Table("data_keys", old, Column("id", Integer, primary_key=True), Column("status", Integer))
-    await (await Database.open(url, old)).close()
-    with pytest.raises(DatabaseError, match=r"another version of keypulse made its keyring: it is of version 0, "):
-        await Database.open(url, TABLES)
 
 
 async def test_a_long_read_whose_connection_ends_names_the_cause_and_the_next_one_succeeds(database: Database) -> None:

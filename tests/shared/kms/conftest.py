@@ -4,18 +4,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ops.kms_emulator.emulator import Emulator, run_emulator
+from ops.kms_emulator.emulator import Emulator
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKeyAdmin
 from shared.kms.registry import connect_key
-
-KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with run_emulator(keys=[KEY]) as running:
-        yield running
+from tests.key_versions import KEY, emulator_fixture  # noqa: F401 - fixtures
 
 
 @pytest.fixture

@@ -20,10 +20,9 @@ from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.gcp.credentials import CredentialsLookup
 from shared.kms.port import KmsError
 from shared.kms.reason import Reason
+from tests.key_versions import KEY
 from tests.shared.certificates import Authority
 from tests.shared.kms.gcp.tls import tls_before
-
-KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 
 class Finder:

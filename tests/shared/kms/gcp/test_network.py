@@ -14,8 +14,8 @@ from shared.kms.gcp.credentials import CredentialsLookup
 from shared.kms.port import KmsError
 from shared.kms.reason import Reason
 from shared.net.egress import EgressSettings
+from tests.key_versions import KEY
 from tests.shared.certificates import Authority
-from tests.shared.kms.conftest import KEY
 from tests.shared.kms.gcp.tls import tls_before
 from tests.tinyproxy import TinyProxy, tinyproxy
 
