@@ -54,8 +54,8 @@ class Press:
     """The same for one press, however often it arrives."""
     action: Action
     incident_id: str
-    episode: int | None
-    """The one that the message with the button shows; None for a button of an older relay."""
+    episode: int
+    """The one that the message with the button shows: it may have been edited into the next one's since."""
     user_id: str
     who: str
     """The person's name in Slack."""
@@ -111,17 +111,17 @@ def parse_press(payload: bytes | msgspec.Raw) -> Press | None:
         UntrustedJsonError: it is no payload of Slack.
     """
     document = decode_json(_PAYLOAD, payload)
-    found = [each for each in document.actions if each.action_id in set(Action)]
-    if document.type != "block_actions" or not found or document.user is None or document.container is None:
+    action = next((each for each in document.actions if each.action_id in set(Action)), None)
+    shown = re.fullmatch("(.+)/([1-9][0-9]{0,8})", action.value) if action else None
+    user, container = document.user, document.container
+    if document.type != "block_actions" or action is None or shown is None or user is None or container is None:
         return None
-    action, user, container = found[0], document.user, document.container
-    incident_id, _, episode = action.value.partition("/")
     parts = (user.id, container.channel_id, container.message_ts, action.action_id, action.value, action.action_ts)
     return Press(
         id=hashlib.sha256("\0".join(parts).encode(errors="replace")).hexdigest()[:32],
         action=Action(action.action_id),
-        incident_id=incident_id,
-        episode=int(episode) if re.fullmatch("[1-9][0-9]{0,8}", episode) else None,
+        incident_id=shown[1],
+        episode=int(shown[2]),
         user_id=user.id,
         who=truncate(clean_line(user.username or user.id), _MAX_NAME),
         user_team=user.team_id,
@@ -134,25 +134,15 @@ def parse_press(payload: bytes | msgspec.Raw) -> Press | None:
 _delivery = deliveries.c
 
 
-class SentMessage(NamedTuple):
-    channel: str
-    """The relay's channel that sent it."""
-    episode: int
-    """Of the delivery: the message may have been edited into the next one's since."""
-
-
 class _MessageRow(NamedTuple):
     """A delivery that may have sent a message."""
 
     channel: str
-    episode: int
     receipt: str | None
     progress: str | None
 
 
-_MESSAGES: Final = RowQuery(
-    _MessageRow, select(_delivery.channel, _delivery.episode, _delivery.receipt, _delivery.progress)
-).where(
+_MESSAGES: Final = RowQuery(_MessageRow, select(_delivery.channel, _delivery.receipt, _delivery.progress)).where(
     _delivery.incident_id == bindparam("incident"),
     or_(
         _delivery.receipt.like(bindparam("pattern"), escape="\\"),
@@ -161,14 +151,14 @@ _MESSAGES: Final = RowQuery(
 )
 
 
-def find_message(connection: Connection, incident_id: str, slack_channel: str, ts: str) -> SentMessage | None:
-    """The message of an incident with this `ts` in this channel of Slack; None if the relay knows of none."""
+def find_channel(connection: Connection, incident_id: str, slack_channel: str, ts: str) -> str | None:
+    """The relay's channel that sent a message of an incident; None if the relay knows of no such message."""
     if not ts.replace(".", "").isdecimal():
         return None
     for row in _MESSAGES.fetch_all(connection, {"incident": incident_id, "pattern": f"%{ts}%"}):
         locations = [json.loads(each or "{}") for each in (row.receipt, row.progress)]
         if any((location.get("channel"), location.get("ts")) == (slack_channel, ts) for location in locations):
-            return SentMessage(row.channel, row.episode)
+            return row.channel
     return None
 
 
@@ -239,18 +229,17 @@ class PressHandler:
         return True
 
     async def _act(self, press: Press) -> _Reply:
-        found = await self._find_message(press)
+        found = await self._find_sender(press)
         if isinstance(found, _Reply):
             return found
-        message, bot = found
-        episode = press.episode or message.episode
+        channel, bot = found
         try:
             if press.action is Action.SILENCE:
-                return await self._request_silence(press, message, episode, bot)
+                return await self._request_silence(press, channel, bot)
             changed = await self._acknowledging.change(
                 press.incident_id,
                 withdraws=press.action is Action.UNACKNOWLEDGE,
-                episode=episode,
+                episode=press.episode,
                 who=press.who,
                 via="slack",
                 peer=press.peer,
@@ -262,17 +251,17 @@ class PressHandler:
         unchanged = f"{changed.by} has acknowledged it already." if changed.by else "Nobody has acknowledged it."
         return _Reply(PressOutcome.UNCHANGED, unchanged, bot)
 
-    async def _find_message(self, press: Press) -> tuple[SentMessage, SlackWebApi] | _Reply:
-        """The message with the button, and the bot that has sent it; or why the press does not count."""
+    async def _find_sender(self, press: Press) -> tuple[str, SlackWebApi] | _Reply:
+        """The channel that has sent the message with the button, and its bot; or why the press does not count."""
         incident_id = clean_for_database(press.incident_id)
-        find = partial(find_message, incident_id=incident_id, slack_channel=press.channel, ts=press.ts)
-        message = await self._store.read(find)
-        bot = self._bots.get(message.channel) if message else None
-        if message is None or bot is None:
+        find = partial(find_channel, incident_id=incident_id, slack_channel=press.channel, ts=press.ts)
+        channel = await self._store.read(find)
+        bot = self._bots.get(channel) if channel else None
+        if channel is None or bot is None:
             return _Reply(PressOutcome.REFUSED, _UNKNOWN, await self._find_bot_of_team(press))
         if not press.team or not press.team == press.user_team == await bot.read_team():
             return _Reply(PressOutcome.REFUSED, _FOREIGN, bot)
-        return message, bot
+        return channel, bot
 
     async def _find_bot_of_team(self, press: Press) -> SlackWebApi | None:
         """One that may answer a member of its workspace; None for anybody else."""
@@ -281,16 +270,16 @@ class PressHandler:
                 return bot
         return None
 
-    async def _request_silence(self, press: Press, message: SentMessage, episode: int, bot: SlackWebApi) -> _Reply:
+    async def _request_silence(self, press: Press, channel: str, bot: SlackWebApi) -> _Reply:
         if self._wake_silences is None:
             return _Reply(PressOutcome.REFUSED, _SILENCE_OFF, bot)
         requested = SilenceRequest(
             id=press.id,
             incident_id=press.incident_id,
-            episode=episode,
+            episode=press.episode,
             who=press.who,
             peer=press.peer,
-            channel=message.channel,
+            channel=channel,
             slack_channel=press.channel,
             thread=press.ts,
             user_id=press.user_id,

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +14,7 @@ PAYLOAD: dict[str, Any] = {
     "user": {"id": "U0000000011", "username": "anna\n<!channel>", "team_id": "T0000000001"},
     "team": {"id": "T0000000001", "domain": "acme"},
     "container": {"type": "message", "message_ts": "1700000000.000001", "channel_id": "C0000000001"},
-    "actions": [{"action_id": "acknowledge", "value": "an-incident", "action_ts": "1700000009.000001"}],
+    "actions": [{"action_id": "acknowledge", "value": "an-incident/2", "action_ts": "1700000009.000001"}],
 }
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -30,7 +29,8 @@ def parse(**changes: Any) -> Any:
 
 def test_a_press_has_one_id_however_often_it_arrives_and_another_one_of_each_other_press() -> None:
     press = parse()
-    assert (press.action, press.incident_id, press.user_id) == (Action.ACKNOWLEDGE, "an-incident", "U0000000011")
+    assert (press.action, press.incident_id, press.episode) == (Action.ACKNOWLEDGE, "an-incident", 2)
+    assert press.user_id == "U0000000011"
     assert (press.channel, press.ts, press.team, press.user_team) == (
         *("C0000000001", "1700000000.000001"),
         *("T0000000001", "T0000000001"),
@@ -47,18 +47,12 @@ def test_a_press_has_one_id_however_often_it_arrives_and_another_one_of_each_oth
     assert len({press.id, *(other.id for other in others)}) == 5
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"type": "view_submission"},
-        {"actions": []},
-        {"actions": [{"action_id": "runbook"}]},
-        {"user": None},
-        {"container": None},
-    ],
-)
-def test_all_else_is_no_press(changes: dict[str, Any]) -> None:
-    assert parse(**changes) is None
+def test_all_else_is_no_press() -> None:
+    link = [{"action_id": "runbook"}]
+    others: list[dict[str, Any]] = [{"type": "view_submission"}, {"user": None}, {"container": None}]
+    nameless = [{"action_id": "acknowledge", "value": value} for value in ("", "an-incident", "an-incident/0", "/2")]
+    others += [{"actions": each} for each in ([], link, *([each] for each in nameless))]
+    assert [changes for changes in others if parse(**changes) is not None] == []
 
 
 @given(st.dictionaries(st.sampled_from([*PAYLOAD]), _VALUES))

@@ -140,13 +140,3 @@ async def test_a_silence_is_of_the_episode_whose_button_was_pressed(presses: Pre
     claimed = await claim_silence(presses.store, 60.0)
     assert claimed is not None
     assert claimed.episode == 2
-
-
-async def test_a_button_from_before_it_had_an_episode_is_of_that_of_its_message(presses: Presses) -> None:
-    old = await presses.send(1)
-    await presses.resolve()
-    new = await presses.send(2)
-    assert await presses.press(old, "x")
-    await presses.is_answered(FIRES_NOW)
-    assert await presses.press(new, "x")
-    assert await presses.list_actions() == ["acknowledge"]
