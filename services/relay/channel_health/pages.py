@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 from services.relay.channel_health.checks import ChannelChecks, advise_on
-from services.relay.channel_health.store import ChannelCheck, CheckKind, CheckRow, list_checks_of_channels, read_results
+from services.relay.channel_health.store import ChannelCheck, CheckKind, CheckRow, list_checks, read_results
 from services.relay.channels.port import ChannelSettings, MessageRate
 from services.relay.channels.requests import MASK
 from services.relay.config import RelaySettings
@@ -176,7 +176,9 @@ async def read_views(store: Store, configured: Sequence[ConfiguredChannel]) -> l
     """The channels with their state, in their order. Raises StoreUnavailableError."""
     now, names = store.clock(), [each.name for each in configured]
     overviews = await store.read(partial(read_channel_overviews, names=names, now=now))
-    checks = await store.read(partial(list_checks_of_channels, channels=names, kind=CheckKind.CHECK, limit=MAX_CHECKS))
+    checks = await store.read(
+        lambda connection: [list_checks(connection, name, CheckKind.CHECK, MAX_CHECKS) for name in names]
+    )
     return [
         ChannelView(
             channel,
@@ -184,9 +186,9 @@ async def read_views(store: Store, configured: Sequence[ConfiguredChannel]) -> l
             build_channel_light(overview, now).verdict,
             advise_on(overview.last_failure.reason if overview.last_failure else None),
             find_next_message_time(overview, channel.rate_per_second, now),
-            checks[channel.name],
+            own_checks,
         )
-        for channel, overview in zip(configured, overviews, strict=True)
+        for channel, overview, own_checks in zip(configured, overviews, checks, strict=True)
     ]
 
 

@@ -4,7 +4,7 @@ Each channel is checked by one replica at a time; its last checks and tests are 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -122,12 +122,6 @@ async def record_check(store: Store, channel: str, check: ChannelCheck) -> None:
 def list_checks(connection: Connection, channel: str, kind: CheckKind, limit: int) -> list[CheckRow]:
     """The last ones of a channel, the newest first; for `Store.read`."""
     return _CHECKS.fetch_all(connection, {"channel": channel, "kind": kind, "most": limit})
-
-
-def list_checks_of_channels(
-    connection: Connection, channels: Iterable[str], kind: CheckKind, limit: int
-) -> dict[str, list[CheckRow]]:
-    return {channel: list_checks(connection, channel, kind, limit) for channel in channels}
 
 
 def read_results(connection: Connection, row: CheckRow) -> list[CheckResult]:

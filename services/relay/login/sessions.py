@@ -316,18 +316,16 @@ class ConsoleSessions:
         if not proxy or not names:
             return None
         name = _parse_header_name(names[0])
+        groups = request.headers.getlist(proxy.groups_header) if proxy.groups_header else []
         # Two of them: one may be the client's own, which the proxy has let through.
         if (
             not is_peer_in(request, proxy.from_)
             or not (self.auth.public_url is None or self.is_public_host(request))
             or len(names) > 1
+            or len(groups) > 1
             or name is None
             or is_name_in(name, self.reserved_names)
         ):
-            request.scope[IGNORED_HEADER_SCOPE_KEY] = True
-            return None
-        groups = request.headers.getlist(proxy.groups_header) if proxy.groups_header else []
-        if len(groups) > 1:
             request.scope[IGNORED_HEADER_SCOPE_KEY] = True
             return None
         members = [each.strip() for each in groups[0].split(",")] if groups else []

@@ -37,6 +37,7 @@ from services.relay.silences.store import (
     record_answer,
 )
 from services.relay.text import clean_line, truncate
+from shared.process.concurrency import run_beside
 from shared.process.logs import describe_exception
 
 LEASE_SECONDS: Final = 60.0
@@ -82,7 +83,9 @@ class SilenceWorker:
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 if not has_worked:
-                    await self._sleep()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_POLL_SECONDS):
+                            await self._wake_event.wait()
 
     async def work_once(self) -> bool:
         """Work on the silence that has waited longest; False where none waits. Raises StoreUnavailableError."""
@@ -203,13 +206,6 @@ class SilenceWorker:
             detail = f"The silence failed: {error}. Look in Alertmanager whether it is there."
             await finish_silence(self._store, row, SilenceState.FAILED, detail)
 
-    async def _sleep(self) -> None:
-        try:
-            async with asyncio.timeout(_POLL_SECONDS):
-                await self._wake_event.wait()
-        except TimeoutError:
-            pass
-
 
 async def check_permission(bot: SlackWebApi, user_id: str, rules: SilenceSettings) -> str:
     """The name of a person whom the configuration lets silence, and who is no guest.
@@ -265,10 +261,5 @@ async def run_silences(settings: RelaySettings, store: Store) -> AsyncIterator[C
         for peer in peers:
             stack.push_async_callback(peer.close)
         worker = SilenceWorker(store, settings, bots, peers)
-        task = asyncio.create_task(worker.run())
-        try:
-            yield worker.wake
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await stack.enter_async_context(run_beside(worker.run()))
+        yield worker.wake

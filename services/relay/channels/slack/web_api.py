@@ -187,10 +187,9 @@ class SlackApi:
 
     async def read(self, method: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """The answer to a call that changes nothing. Raises SendError."""
-        params = {key: int(value) if isinstance(value, bool) else value for key, value in arguments.items()}
-        return await self._call(
-            "GET", method, {}, params={key: each for key, each in params.items() if each is not None}
-        )
+        given = {key: value for key, value in arguments.items() if value is not None}
+        params = {key: int(value) if isinstance(value, bool) else value for key, value in given.items()}
+        return await self._call("GET", method, {}, params=params)
 
     def read_location(self, answer: Mapping[str, Any]) -> dict[str, str]:
         """The `channel`, by its ID, and the `ts` of an answer."""
