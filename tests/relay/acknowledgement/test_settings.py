@@ -16,26 +16,20 @@ ALLOWED = {"allow_users": [ANNA], "allow_groups": ["S0000000002"]}
 URLS = {"urls": ["http://127.0.0.1:9"]}
 
 
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        (
-            {"interactive": {"app_token_file": None, "silence": ALLOWED}, "alertmanager": URLS},
-            "expected `app_token_file`",
-        ),
+async def test_what_lacks_something_is_named(tmp_path: Path, stand_ins: StandIns) -> None:
+    without_token = {"interactive": {"app_token_file": None, "silence": ALLOWED}, "alertmanager": URLS}
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        (without_token, "expected `app_token_file`"),
         ({"interactive": {"silence": ALLOWED}}, "expected `alertmanager.urls`"),
         ({"channels": {"slack": {"kind": "log"}}}, "expected a channel of kind slack with `token_file`"),
         ({"interactive": {"silence": {"allow_users": ["anna"]}}}, "silence.allow_users.0"),
         ({"interactive": {"silence": {"allow_groups": ["@oncall"]}}}, "silence.allow_groups.0"),
         ({"interactive": {"silence": {**ALLOWED, "max": "8d"}}}, "silence.max"),
         ({"interactive": {"api_url": "http://slack.example.org/api/"}}, "interactive.api_url"),
-    ],
-)
-async def test_what_lacks_something_is_named(
-    tmp_path: Path, stand_ins: StandIns, keys: dict[str, Any], expected: str
-) -> None:
-    with pytest.raises(ValidationError, match=expected):
-        build_settings(tmp_path, stand_ins, **keys)
+    )
+    for keys, expected in wrong:
+        with pytest.raises(ValidationError, match=expected):
+            build_settings(tmp_path, stand_ins, **keys)
 
 
 async def run_checks(settings: RelaySettings) -> dict[str, str]:

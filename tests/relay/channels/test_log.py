@@ -7,7 +7,7 @@ from hypothesis import settings as hypothesis_settings
 from services.relay.channels.log import build_line
 from services.relay.model import Message
 from tests.iterations import LONG
-from tests.relay.channels.examples import RUNBOOK, change, message, messages
+from tests.relay.channels.examples import change, messages
 
 
 @given(messages())
@@ -19,20 +19,3 @@ def test_no_line_is_cut_by_whoever_collects_it(any_message: Message) -> None:
     assert len(fields["alerts"]) + fields.get("unlisted_count", 0) == (
         len(any_message.event.alerts) + any_message.event.truncated_alerts
     )
-
-
-def test_a_line_says_what_and_where_and_that_it_is_over() -> None:
-    fields = build_line(message("03-resolved-1"))
-    (alert,) = fields.pop("alerts")
-    assert fields == {
-        "delivery_id": "0192-delivery",
-        "incident_id": "incident",
-        "episode": 1,
-        "status": "resolved",
-        "title": "KMSCryptoModeNotKMS · production / backend",
-        "alertname": "KMSCryptoModeNotKMS",
-        "receiver": "kms-critical",
-    }
-    assert alert["summary"] == "KMSCryptoModeNotKMS on backend"
-    assert alert["labels"]["instance"] == "backend:8000"
-    assert alert["links"]["runbook"] == RUNBOOK

@@ -97,17 +97,10 @@ def test_what_does_not_fit_is_left_out_in_the_order_of_its_worth() -> None:
     assert details["context"]["How often"] == whole["context"]["How often"]
 
 
-def test_the_summary_begins_with_the_cause_and_says_when_it_is_over() -> None:
-    def summarize(of: Message) -> str:
-        return str(build_event(of, "trigger")["payload"]["summary"])
-
-    where = "KMSHighCryptoErrorRate · production / backend"
-    assert summarize(titled(message("07-firing-3"))) == f"{TITLE} (2 firing, 1 resolved) · {where}"
-    over = titled(message("03-resolved-1"))
-    where = "KMSCryptoModeNotKMS · production / backend"
-    assert summarize(over) == f"Resolved after 8 s: {TITLE} · {where}"
-    late = change(over, firing_undelivered=True)
-    assert summarize(late) == f"Fired and resolved within 8 s: {TITLE} (already resolved) · {where}"
+def test_the_summary_says_what_was_over_before_anybody_heard() -> None:
+    late = change(titled(message("03-resolved-1")), firing_undelivered=True)
+    summary = f"Fired and resolved within 8 s: {TITLE} (already resolved) · KMSCryptoModeNotKMS · production / backend"
+    assert build_event(late, "trigger")["payload"]["summary"] == summary
 
 
 def test_a_picture_is_shown_from_an_allowed_host_over_https_only() -> None:
@@ -160,14 +153,9 @@ def test_a_group_key_with_a_zero_byte_names_no_incident_of_another_source() -> N
     assert len({build_dedup_key(each) for each in (own, forged, replace(forged, source="keypulse"))}) == 3
 
 
-def test_the_event_leads_to_the_incidents_page_first_and_to_alertmanager_beside_it() -> None:
-    thirty = with_text("https://x.example.org", 30)
-    for leading in (message(incident_url=INCIDENT), replace(thirty, incident_url=INCIDENT)):
-        event = build_event(leading, "trigger")
-        assert event["client_url"] == INCIDENT
-        assert len(event["links"]) <= MAX_LINKS
-    links = build_event(message(incident_url=INCIDENT), "trigger")["links"]
-    assert [link["text"] for link in links] == ["Runbook", "Dashboard", "Prometheus", "Alertmanager", "Silence"]
+def test_the_event_of_many_alerts_leads_to_the_incidents_page_too() -> None:
+    event = build_event(replace(with_text("https://x.example.org", 30), incident_url=INCIDENT), "trigger")
+    assert (event["client_url"], len(event["links"])) == (INCIDENT, MAX_LINKS)
 
 
 def test_the_time_of_an_event_is_that_of_its_first_alert() -> None:

@@ -15,9 +15,7 @@ from services.relay.model import Message
 from tests.iterations import LONG
 from tests.relay.channels.conftest import Answering, OpenChannel, TcpServer, WebServer
 from tests.relay.channels.examples import (
-    DASHBOARD,
     HUGE,
-    RUNBOOK,
     SECRET,
     change,
     critical,
@@ -59,29 +57,6 @@ def test_alerts_that_do_not_fit_are_counted(text: str) -> None:
     assert body_size <= MAX_BODY  # of numbers: the message in the text of a failure takes gigabytes
     assert 1 <= len(body["alerts"]) < 120
     assert body["unlisted_count"] == 120 - len(body["alerts"])
-
-
-def test_the_body_is_the_documented_one() -> None:
-    body = build_body(message("03-resolved-1", remark="Ours."))
-    (alert,) = body.pop("alerts")
-    assert body == {
-        "delivery_id": "0192-delivery",
-        "incident_id": "incident",
-        "episode": 1,
-        "accepted_at": "2026-11-24T22:46:12+00:00",
-        "status": "resolved",
-        "title": "KMSCryptoModeNotKMS · production / backend",
-        "receiver": "kms-critical",
-        "group_labels": {"alertname": "KMSCryptoModeNotKMS", "env": "production", "service": "backend"},
-        "common_labels": dict(message("03-resolved-1").event.common_labels),
-        "remark": "Ours.",
-        "contacts": {},
-        "unlisted_count": 0,
-    }
-    assert alert.keys() == {"status", "labels", "annotations", "starts_at", "ends_at", "fingerprint", "links"}
-    assert alert["links"].keys() == {"runbook", "dashboard", "prometheus"}
-    assert (alert["links"]["runbook"], alert["links"]["dashboard"]) == (RUNBOOK, DASHBOARD)
-    assert alert["status"] == "resolved"
 
 
 async def test_the_token_and_the_key_of_the_delivery_stand_in_the_headers(

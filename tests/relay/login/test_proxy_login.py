@@ -39,18 +39,15 @@ async def test_the_person_whom_the_proxy_names_has_the_role_of_their_groups(tmp_
         assert (await browser.get("/audit")).status_code == 303  # without credentials nobody is in
 
 
-@pytest.mark.parametrize("peer", ["192.0.2.1", "10.0.0.8", "::1", ""])
-async def test_from_anybody_else_the_header_is_ignored_counted_and_logged(peer: str, tmp_path: Path) -> None:
-    settings = configure(tmp_path)
-    async with (
-        open_relay(settings, tmp_path, users=False) as relay,
-        relay.open_browser(peer=peer) as browser,
-    ):
-        with capture_logs() as logs:
-            assert (await browser.get("/audit", headers={**ANNA, "accept": "*/*"})).status_code == 401
-        assert relay.count_refused("/audit", "untrusted_proxy") == 1
-        assert relay.count_refused("/audit", "missing") == 1
-        assert next(each["event"] for each in logs if each["log_level"] == "warning") == "proxy header ignored"
+async def test_from_anybody_else_the_header_is_ignored_counted_and_logged(tmp_path: Path) -> None:
+    async with open_relay(configure(tmp_path), tmp_path, users=False) as relay:
+        for number, peer in enumerate(["192.0.2.1", "10.0.0.8", "::1", ""], start=1):
+            with capture_logs() as logs:
+                async with relay.open_browser(peer=peer) as browser:
+                    assert (await browser.get("/audit", headers={**ANNA, "accept": "*/*"})).status_code == 401
+            assert relay.count_refused("/audit", "untrusted_proxy") == number
+            assert relay.count_refused("/audit", "missing") == number
+            assert "proxy header ignored" in [each["event"] for each in logs if each["log_level"] == "warning"]
 
 
 async def test_no_second_header_and_no_unusual_name_makes_somebody_of_the_client(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from services.relay.model import IncidentContext, Message, Status
 from services.relay.outbox.channels import BURST_SECONDS
 from tests.relay.channels.digests import Named, digest_of
 from tests.relay.channels.examples import example, settings
+from tests.relay.channels.kinds import unused_address
 from tests.relay.channels.recording_attempt import Recorded, send
 from tests.relay.channels.slack.slack_posts import CRITICAL, Connect, locate, lost, now, posts
 
@@ -132,15 +133,13 @@ async def test_blocks_that_slack_refuses_are_left_out(connect: Connect, stand_in
     assert (post.blocks, post.text.startswith("🟢 Resolved")) == ([], True)
 
 
-def test_channels_of_one_bot_share_their_edits_and_an_incoming_webhook_makes_none(
-    stand_ins: StandIns, secret_file: Path
-) -> None:
-    values = example("slack", secret_file, stand_ins.http)
+def test_channels_of_one_bot_share_their_edits_and_an_incoming_webhook_makes_none(secret_file: Path) -> None:
+    values = example("slack", secret_file, unused_address())
     first, second = settings(values), settings({**values, "channel": "#security-ops"})
     other = settings({**values, "token_file": secret_file.with_name("other")})
     assert first.edit_scope() == second.edit_scope() != other.edit_scope()
     assert 60 * first.edit_rate.per_second + BURST_SECONDS * first.edit_rate.per_second < 50
-    assert settings(example("slack_webhook", secret_file, stand_ins.http)).edit_scope() is None
+    assert settings(example("slack_webhook", secret_file, unused_address())).edit_scope() is None
 
 
 async def test_a_text_that_grows_when_slack_escapes_it_is_cut_and_the_edit_is_made(

@@ -91,8 +91,9 @@ async def test_each_answer_of_slack_has_its_reason_and_scope(
     ],
 )
 async def test_a_file_that_contains_no_url_of_a_webhook_is_found_by_check(
-    content: str, sentence: str, values: dict[str, Any], secret_file: Path
+    content: str, sentence: str, secret_file: Path
 ) -> None:
+    values = example("slack_webhook", secret_file, unused_address())
     rotate(secret_file, content)
     (problem,) = (problem for problem in check_files(settings(values)) if problem.startup_policy)
     assert problem.key == "webhook_url_file"
@@ -101,7 +102,8 @@ async def test_a_file_that_contains_no_url_of_a_webhook_is_found_by_check(
 
 
 @pytest.mark.parametrize("host", ["hooks.slack.com", "hooks.slack-gov.com", "relay.company.net"])
-def test_a_whole_url_of_a_webhook_is_accepted(host: str, values: dict[str, Any], secret_file: Path) -> None:
+def test_a_whole_url_of_a_webhook_is_accepted(host: str, secret_file: Path) -> None:
+    values = example("slack_webhook", secret_file, unused_address())
     rotate(secret_file, f"https://{host}/services/T00000000/B00000000/XXXXXXXXXXXXXXXXXXXXXXXX")
     assert [problem for problem in check_files(settings(values)) if problem.startup_policy] == []
 
@@ -110,9 +112,9 @@ def test_a_whole_url_of_a_webhook_is_accepted(host: str, values: dict[str, Any],
     "missing_or_more",
     [{"webhook_url_file": None}, {"channel": "#a"}, {"token_file": "t"}, {"channel": "#a", "token_file": "t"}],
 )
-def test_it_is_either_a_webhook_or_a_bot(missing_or_more: dict[str, Any], values: dict[str, Any]) -> None:
+def test_it_is_either_a_webhook_or_a_bot(missing_or_more: dict[str, Any], secret_file: Path) -> None:
     with pytest.raises(ValueError, match="expected `channel` and `token_file`, or `webhook_url_file` instead of both"):
-        settings({**values, **missing_or_more})
+        settings({**example("slack_webhook", secret_file, unused_address()), **missing_or_more})
 
 
 async def test_doctor_asks_slack_without_posting_and_says_what_it_cannot_do(
@@ -142,6 +144,7 @@ async def run_alone(channel: Channel) -> CheckResult:
     return result
 
 
-def test_it_has_no_buttons_since_nobody_could_know_of_a_press_on_them(values: dict[str, Any]) -> None:
+def test_it_has_no_buttons_since_nobody_could_know_of_a_press_on_them(secret_file: Path) -> None:
     pressed = replace(message(), buttons=("acknowledge", "silence"))
+    values = example("slack_webhook", secret_file, unused_address())
     assert "action_id" not in settings(values).connect(5).render_payload(pressed)

@@ -18,13 +18,16 @@ from services.relay.model import (
 )
 from tests.iterations import LONG
 from tests.relay.channels.examples import (
+    FIX_ANNOTATIONS,
     HUGE,
     INCIDENT,
     NASTY,
     RUNBOOK,
     SILENCE_URL,
+    annotated,
     change,
     critical,
+    detailed,
     message,
     messages,
     strange,
@@ -33,15 +36,6 @@ from tests.relay.channels.examples import (
 from tests.relay.channels.slack.slack_rules import find_texts, find_urls, find_violations
 
 AT = datetime(2026, 11, 24, 22, 50, tzinfo=UTC)
-FIXED = {
-    "title": "permission_denied: backend (production) cannot encrypt with ledger-kek",
-    "kms_provider": "gcp",
-    "kms_key": "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger",
-    "kms_reason": "permission_denied",
-    "kms_permission": "cloudkms.cryptoKeyVersions.useToEncrypt",
-    "kms_account": "backend@demo.iam.gserviceaccount.com",
-}
-STARTED = "<!date^1795560370^{date_short_pretty} at {time}|2026-11-24 22:46:10 UTC>"
 FIRST = {"channel": "C1", "ts": "1.000001"}
 
 contexts = st.builds(
@@ -62,11 +56,6 @@ excerpts = st.none() | st.builds(
     st.lists(st.builds(ExcerptBlock, st.sampled_from(["paragraph", "step", "code"]), strange), max_size=12).map(tuple),
     st.booleans(),
 )
-
-
-def with_annotations(of: Message, **annotations: str) -> Message:
-    alerts = tuple(replace(alert, annotations={**alert.annotations, **annotations}) for alert in of.event.alerts)
-    return replace(of, event=replace(of.event, alerts=alerts))
 
 
 def reply(payload: str | Message, before: dict[str, Status], **context: Any) -> Message:
@@ -136,31 +125,18 @@ def test_what_an_alert_says_stands_in_no_markup(text: str, mention: Any) -> None
         named = change(critical(with_text(text, alerts)), remark=text, excerpt=excerpt, title=text)
         acknowledged, repeated = change(named, context=context), reply(with_text(text, alerts), {"0": Status.FIRING})
         for variant in (named, acknowledged, repeated):
-            post = build_post(with_annotations(variant, **dict.fromkeys(FIXED, text)), mention)
+            post = build_post(annotated(variant, title=text, **dict.fromkeys(FIX_ANNOTATIONS, text)), mention)
             assert list(find_violations(post)) == []
             assert ("<!channel>" in str(post.blocks)) is (
                 mention == "channel" and (variant is named or (not text and variant.task.first_receipt is None))
             )
 
 
-def test_the_cause_comes_first_then_state_class_and_what_to_do_ready_to_paste() -> None:
-    post = build_post(with_annotations(message(), **FIXED), "here")
-    assert lines(post)[:4] == [
-        "🔴 permission_denied: backend (production) cannot encrypt with ledger-kek",
-        f"<!here> *1 firing* · critical · since {STARTED}",
-        "Runbook",
-        "KMSCryptoModeNotKMS · production / backend",
-    ]
-    audit, grant = lines(post)[4:6]
-    assert audit.startswith("*See who changed IAM in the last hour*\n```\ngcloud logging read --project=demo")
-    assert "```\ngcloud kms keys add-iam-policy-binding ledger" in grant
-    assert post.text.startswith(
-        "🔴 permission_denied: backend (production) cannot encrypt with ledger-kek (1 firing)\n"
-    )
-    assert "gcloud kms keys add-iam-policy-binding" in post.text
-    over = build_post(with_annotations(message("03-resolved-1"), **FIXED), "here")
-    assert lines(over)[0].startswith("🟢 Resolved after 8 s: permission_denied: backend (production) cannot encrypt")
-    assert "gcloud" not in str(over)
+def test_the_runbook_of_what_is_over_is_not_shown() -> None:
+    over = change(detailed(message()), event=message("03-resolved-1").event)
+    for has_thread in (True, False):
+        post = build_post(over, "none", has_thread=has_thread)
+        assert (post.excerpt, "First steps" in str(post.blocks)) == ((), False)
 
 
 def test_a_long_cause_is_cut_in_the_header_and_whole_below_it() -> None:
@@ -203,45 +179,6 @@ def test_what_can_be_pressed_is_there_while_it_fires_and_the_relay_hears_of_it()
     assert pressed(message("03-resolved-1", **buttons)) == []
     assert pressed(change(reply("01-firing-1", {}), **buttons)) == []
     assert SILENCE_URL not in find_urls(build_post(message(**buttons), "none").blocks)
-
-
-def test_who_acknowledged_and_what_else_fires_stand_in_the_first_message_and_the_runbook_in_its_thread() -> None:
-    context = IncidentContext(
-        started_at=AT,
-        episodes_in_7_days=3,
-        related=(RelatedIncident("x", "KMSHighLatency on backend", AT),),
-        acknowledged_by="ann@example.org",
-        acknowledged_at=AT,
-        escalated_to=("pagerduty",),
-    )
-    excerpt = RunbookExcerpt(
-        "KMSCryptoModeNotKMS",
-        (ExcerptBlock("step", "Read the mode"), ExcerptBlock("code", "curl x"), ExcerptBlock("step", "Read the log")),
-        is_truncated=True,
-    )
-    firing = message(context=context, excerpt=excerpt)
-    firing = replace(firing, current_values={firing.event.alerts[0].fingerprint: "1.84 (fires if > 1)"})
-    post = build_post(firing, "none")
-    displayed = [line for line in lines(post) if line not in {"Runbook", "Dashboard"}]
-    assert displayed[2:5] == [
-        "Acknowledged by ann@example.org",
-        "<!date^1795560600^{date_short_pretty} at {time}|2026-11-24 22:50:00 UTC>",
-        "Escalated to pagerduty",
-    ]
-    assert "now 1.84 (fires if &gt; 1)" in displayed[5]
-    assert "Also firing: KMSHighLatency on backend, since 2026-11-24 22:50 UTC" in displayed
-    assert "How often: 3rd time in 7 days" in displayed
-    steps = [
-        "First steps of the runbook",
-        "1. Read the mode",
-        "```\ncurl x\n```",
-        "2. Read the log",
-        "… and more in the runbook",
-    ]
-    assert ("First steps" in str(displayed), lines(Post("", list(post.excerpt)))) == (False, steps)
-    whole = build_post(firing, "none", has_thread=False)
-    assert (set(steps) <= set(lines(whole)), whole.excerpt) == (True, ())
-    assert not build_post(change(firing, event=message("03-resolved-1").event), "none").excerpt
 
 
 def test_twenty_alerts_of_one_rule_are_a_table_that_shows_the_resolved_ones_too() -> None:
