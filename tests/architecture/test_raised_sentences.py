@@ -4,14 +4,10 @@ import ast
 import builtins
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FILES = {
-    str(file.relative_to(REPOSITORY)): file
-    for package in ("services", "shared", "ops")
-    for file in sorted((REPOSITORY / package).rglob("*.py"))
-}
 PARSE_A_LIBRARY_S = {"shared/config/settings.py": "pydantic-settings'", "shared/http/untrusted_json.py": "msgspec's"}
 """Its error has no field with what is needed."""
 _CUTS = {"partition", "rpartition", "split", "rsplit", "startswith", "endswith", "removeprefix", "removesuffix"}
@@ -22,15 +18,22 @@ ERROR = re.compile(r"(?<![.`])\b_?[A-Z]\w*Error\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z`])")
 
 
+@cache
+def parse_all() -> dict[str, ast.Module]:
+    """Each module of the product, by its path."""
+    files = (file for package in ("services", "shared", "ops") for file in (REPOSITORY / package).rglob("*.py"))
+    return {str(file.relative_to(REPOSITORY)): ast.parse(file.read_text(encoding="utf-8")) for file in sorted(files)}
+
+
 def test_no_module_parses_the_sentence_of_an_error() -> None:
-    trees = {name: ast.parse(file.read_text()) for name, file in FILES.items() if name not in PARSE_A_LIBRARY_S}
+    trees = {name: tree for name, tree in parse_all().items() if name not in PARSE_A_LIBRARY_S}
     parsed = [f"{name}:{node.lineno}" for name, tree in trees.items() for node in _iterate_parsing(tree)]
     assert parsed == [], "give the error a field instead, such as `hint`"
 
 
 def _iterate_parsing(tree: ast.Module) -> Iterator[ast.expr]:
     """Where text is cut between cause and hint, and where that of a caught exception is cut or searched."""
-    names = [each.name for each in ast.walk(tree) if isinstance(each, ast.ExceptHandler)]
+    names = {each.name for each in ast.walk(tree) if isinstance(each, ast.ExceptHandler) and each.name}
     sentences = {text for name in names for text in (f"str({name})", *(f"{name}.{field}" for field in FIELDS))}
     for node in ast.walk(tree):
         if sentences and isinstance(node, ast.Compare) and sentences.intersection(map(ast.unparse, node.comparators)):
@@ -44,8 +47,8 @@ def _iterate_parsing(tree: ast.Module) -> Iterator[ast.expr]:
 def test_no_sentence_of_an_error_is_longer_than_the_limit() -> None:
     found = [
         f"{name}:{line}: {sentence}"
-        for name, file in FILES.items()
-        for line, sentence in _iterate_long_sentences(ast.parse(file.read_text()))
+        for name, tree in parse_all().items()
+        for line, sentence in _iterate_long_sentences(tree)
     ]
     assert found == [], "make two sentences of it, with the next step apart"
 
@@ -76,12 +79,12 @@ def _read_text(node: ast.expr) -> str:
 
 def test_every_error_that_a_docstring_names_exists() -> None:
     names, docstrings = set(dir(builtins)), []
-    for file in FILES.values():
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for file, tree in parse_all().items():
+        for node in ast.walk(tree):
             if isinstance(node, (ast.Name, ast.Attribute, ast.alias, ast.ClassDef)):
                 names |= {str(getattr(node, key)) for key in ("id", "attr", "name") if hasattr(node, key)}
             elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                docstrings.append((f"{file.relative_to(REPOSITORY)}:{node.lineno}", str(node.value.value)))
+                docstrings.append((f"{file}:{node.lineno}", str(node.value.value)))
     assert len(docstrings) > 1000
     unknown = [(at, name) for at, text in docstrings for name in ERROR.findall(text) if name not in names]
     assert unknown == []
