@@ -33,12 +33,8 @@ def outgoing(remark: str = "", *, seconds: float = 20.0, lease: float = 60.0) ->
         accepted_at=datetime(2026, 1, 1, tzinfo=UTC),
         event_json=encoded,
         events_size=len(encoded),
-        first_receipt=None,
-        firing_undelivered=False,
         remark=remark,
         age=1.5,
-        progress={},
-        maybe_sent=False,
         attempt_ends=now + seconds,
         lease_ends=now + lease,
     )

@@ -74,6 +74,7 @@ async def test_a_message_gets_what_its_channel_shows(tmp_path: Path, monkeypatch
         await send(task_of("plain", event_json=encode_event(event_of("resolved"))), save)
     (message,), (other, resolved) = limited.sent, plain.sent
     assert resolved.excerpt is None
+    assert str(message.zone) == "Europe/Berlin"
     assert (message.chart, message.current_values) == (b"png", {"a": "1.84"})
     assert (other.chart, other.current_values) == (None, {})
     assert [(each.chart, each.current_values) for each in valued.sent] == [(None, {"a": "1.84"})]

@@ -50,23 +50,10 @@ async def retry_whole_channel(it: Rig, _channel: Scripted) -> None:
     assert [requeued async for requeued in retry_channel(it.store, "a", None, Actor("alice"))] == []  # none is dead
 
 
-async def its_secret_changes(_it: Rig, channel: Scripted) -> None:
-    channel.secret += 1
-
-
-@pytest.mark.parametrize("act", [retry_one, retry_whole_channel, its_secret_changes])
+@pytest.mark.parametrize("act", [retry_one, retry_whole_channel])
 async def test_a_person_ends_it(database: DatabaseUrl, act: Callable[[Rig, Scripted], Awaitable[None]]) -> None:
     async with pause_for_a_day(database) as (it, channel, _):
         await act(it, channel)
         (delivery,) = await it.finished("a")
         assert delivery.state is DeliveryState.DELIVERED
         assert await it.refused() == set()
-
-
-async def test_what_is_at_most_the_longest_backoff_refuses_nothing(database: DatabaseUrl) -> None:
-    channel, other = Scripted(broken(retry_after=POLICY.backoff_max)), Scripted()
-    async with rig(database, POLICY, fallback=("b",), a=channel, b=other) as it:
-        await it.accept_events("firing", channels=("a",))
-        await until(lambda: bool(channel.attempted) and not channel.in_progress)
-        assert await it.refused() == set()
-        assert await it.deliveries("b") == []

@@ -3,53 +3,58 @@
 import math
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.config import DeliverySettings
-from services.relay.delivery.task import compute_retry_delay
+from services.relay.delivery.task import compute_retry_delay, is_channel_down
 
 SETTINGS = DeliverySettings()
+DOUBLED = (1, 2, 4, 256, 300, 300)
+ATTEMPT, CHANNEL, MESSAGE = SendScope.ATTEMPT, SendScope.CHANNEL, SendScope.MESSAGE
 
 
-def wait(scope: SendScope, *, retry_after: float | None = None, random: float = 1.0, **changes: Any) -> float | None:
-    error = SendError(SendReason.SERVER_ERROR, scope, "no", retry_after=retry_after)
-    return compute_retry_delay(
-        error, random=lambda: random, **{"attempt": 1, "age": 100.0, "settings": SETTINGS, **changes}
-    )
+def error_of(scope: SendScope, retry_after: float | None = None) -> SendError:
+    return SendError(SendReason.SERVER_ERROR, scope, "no", retry_after=retry_after)
 
 
-def test_the_backoff_doubles_up_to_its_maximum() -> None:
-    waits = [wait(SendScope.ATTEMPT, attempt=attempt) for attempt in (1, 2, 3, 9, 10, 5000)]
-    assert waits == [1, 2, 4, 256, 300, 300]
+def wait(error: SendError, random: float = 1.0, **changes: Any) -> float | None:
+    given = {"attempt": 1, "age": 100.0, "settings": SETTINGS, **changes}
+    return compute_retry_delay(error, random=lambda: random, **given)
 
 
-def test_jitter_spreads_over_the_whole_backoff() -> None:
-    assert [wait(SendScope.ATTEMPT, attempt=4, random=r) for r in (0.0, 0.5, 1.0)] == [0, 4, 8]
+@pytest.mark.parametrize(
+    ("error", "changes", "expected"),
+    [
+        *(
+            (error_of(ATTEMPT), {"attempt": n}, s)
+            for n, s in ((1, 1), (2, 2), (3, 4), (9, 256), (10, 300), (5000, 300))
+        ),
+        *((error_of(ATTEMPT), {"attempt": 4, "random": r}, 8 * r) for r in (0.0, 0.5, 1.0)),
+        (error_of(MESSAGE, 5), {}, None),
+        (error_of(CHANNEL), {"random": 0.0}, 300),
+        (error_of(ATTEMPT, 30), {}, 30),
+        (error_of(CHANNEL, 400), {}, 400),
+        (error_of(ATTEMPT), {"age": 86399.9, "random": 0.05}, 0.05),
+        (error_of(ATTEMPT), {"age": 86400.0}, None),
+        (error_of(CHANNEL), {"age": 86400.0}, None),
+    ],
+)
+def test_when_it_is_tried_again(error: SendError, changes: dict[str, Any], expected: float | None) -> None:
+    assert wait(error, **changes) == expected
 
 
-def test_an_error_of_the_message_is_never_retried() -> None:
-    assert wait(SendScope.MESSAGE, retry_after=5) is None
-
-
-def test_an_error_of_the_channel_waits_the_longest_backoff() -> None:
-    assert wait(SendScope.CHANNEL, random=0.0) == 300
-
-
-def test_a_provider_is_not_asked_before_it_said() -> None:
-    assert wait(SendScope.ATTEMPT, retry_after=30) == 30
-    assert wait(SendScope.CHANNEL, retry_after=400) == 400
-
-
-def test_it_is_given_up_after_its_time() -> None:
-    assert wait(SendScope.ATTEMPT, age=86399.9, random=0.5) is not None
-    assert wait(SendScope.ATTEMPT, age=86400.0) is None
-    assert wait(SendScope.CHANNEL, age=86400.0) is None
+def test_a_channel_is_down_that_a_person_must_fix_or_that_asks_for_more_than_the_longest_backoff() -> None:
+    longest = SETTINGS.backoff_max
+    cases = [(CHANNEL, None), (ATTEMPT, longest + 1), (ATTEMPT, longest), (ATTEMPT, None), (MESSAGE, longest + 1)]
+    found = [is_channel_down(error_of(scope, retry_after), SETTINGS) for scope, retry_after in cases]
+    assert found == [True, True, False, False, False]
 
 
 @given(
-    scope=st.sampled_from([SendScope.ATTEMPT, SendScope.CHANNEL]),
+    scope=st.sampled_from([ATTEMPT, CHANNEL]),
     attempt=st.integers(1, 10**6),
     retry_after=st.none() | st.floats(0, math.inf, allow_nan=False),
     random=st.floats(0, 1),
@@ -58,10 +63,7 @@ def test_it_is_given_up_after_its_time() -> None:
 def test_the_wait_is_bounded_and_never_shorter_than_asked(
     scope: SendScope, attempt: int, retry_after: float | None, random: float, age: float
 ) -> None:
-    error = SendError(SendReason.RATE_LIMITED, scope, "no", retry_after=retry_after)
-    wait = compute_retry_delay(error, attempt=attempt, age=age, settings=SETTINGS, random=lambda: random)
+    found = wait(error_of(scope, retry_after), random, attempt=attempt, age=age)
     requested = min(retry_after or 0.0, SETTINGS.give_up_after)
-    assert wait is not None
-    assert wait >= requested
-    assert wait <= max(SETTINGS.backoff_max, requested)
-    assert wait <= max(SETTINGS.give_up_after - age, requested)
+    assert found is not None
+    assert requested <= found <= max(min(SETTINGS.backoff_max, SETTINGS.give_up_after - age), requested)

@@ -10,6 +10,7 @@ from services.relay.config import RelaySettings
 from services.relay.delivery.enrichment import EnrichmentSettings
 from services.relay.doctor import _shows_own_runbooks, list_enrichment_checks
 from shared.check import CheckError
+from tests.sites import serve_site
 
 
 async def check(runbooks: dict[str, str | None]) -> str:
@@ -23,18 +24,11 @@ async def check(runbooks: dict[str, str | None]) -> str:
         ]
         return web.json_response({"status": "success", "data": {"groups": [{"name": "g", "rules": rules}]}})
 
-    app = web.Application()
-    app.router.add_get("/{path:.*}", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    settings = EnrichmentSettings(prometheus_url=f"http://127.0.0.1:{runner.addresses[0][1]}")
-    assert "runbooks" not in str([each.name for each in list_enrichment_checks(settings, shows_own_runbooks=False)])
-    found = {each.name: each for each in list_enrichment_checks(settings, shows_own_runbooks=True)}
-    try:
+    async with serve_site(web.get("/{path:.*}", answer)) as url:
+        settings = EnrichmentSettings(prometheus_url=url)
+        assert "runbooks" not in str([each.name for each in list_enrichment_checks(settings, shows_own_runbooks=False)])
+        found = {each.name: each for each in list_enrichment_checks(settings, shows_own_runbooks=True)}
         return await found["messages.prometheus_url runbooks"].run()
-    finally:
-        await runner.cleanup()
 
 
 async def test_a_placeholder_in_a_rule_is_named() -> None:

@@ -12,6 +12,7 @@ from aiohttp import web
 from services.relay.delivery import enrichment as module
 from services.relay.delivery.enrichment import MAX_BYTES, Runbook
 from tests.relay.served_relay import until
+from tests.sites import serve_site
 
 
 @asynccontextmanager
@@ -96,13 +97,8 @@ async def test_of_a_url_only_what_changed_is_read_and_no_redirect_is_followed() 
         return web.Response(text="# DiskFull\n\nElsewhere.")
 
     failing: list[web.Response] = []
-    app = web.Application()
-    app.router.add_get("/runbook.md", answer)
-    app.router.add_get("/elsewhere.md", elsewhere)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with running(f"http://127.0.0.1:{runner.addresses[0][1]}/runbook.md") as runbook:
+    routes = web.get("/runbook.md", answer), web.get("/elsewhere.md", elsewhere)
+    async with serve_site(*routes) as url, running(f"{url}/runbook.md") as runbook:
         assert await text_of(runbook) == "Served."
         await until(lambda: len(requests) > 2)
         assert requests[:3] == [None, '"1"', '"1"']
@@ -115,7 +111,6 @@ async def test_of_a_url_only_what_changed_is_read_and_no_redirect_is_followed() 
             count = len(requests)
             await until(lambda count=count: len(requests) > count)  # type: ignore[misc]
             assert await text_of(runbook) == "Served."
-    await runner.cleanup()
     assert answers == []
 
 

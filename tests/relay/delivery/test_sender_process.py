@@ -49,17 +49,12 @@ async def test_a_thousand_at_once_get_each_its_own_ending(send: Sender) -> None:
     assert stored == [{"told": "one of two"}] * 250
 
 
-async def test_an_error_comes_over_as_it_was(send: Sender) -> None:
-    error = (await send(outgoing("refuse"), never)).error
-    assert error is not None
-    assert vars(error) == vars(REFUSED)
-    assert str(error) == "later ü"
-
-
-async def test_a_defect_comes_over_without_its_text(send: Sender) -> None:
-    error = (await send(outgoing("fail"), never)).error
-    assert error is not None
-    assert (error.reason, str(error), error.maybe_arrived) == (SendReason.INTERNAL, "a defect: ValueError", True)
+async def test_an_error_comes_over_as_it_was_and_a_defect_without_its_text(send: Sender) -> None:
+    refused, failed = [(await send(outgoing(remark), never)).error for remark in ("refuse", "fail")]
+    assert refused is not None
+    assert (vars(refused), str(refused)) == (vars(REFUSED), "later ü")
+    assert failed is not None
+    assert (failed.reason, str(failed), failed.maybe_arrived) == (SendReason.INTERNAL, "a defect: ValueError", True)
 
 
 async def test_progress_is_kept_before_the_send_goes_on(send: Sender) -> None:

@@ -29,8 +29,14 @@ asyncio.run(main())
 """
 
 
-async def test_one_that_is_stopped_ends_when_its_relay_is_killed() -> None:
-    relay = await asyncio.create_subprocess_exec(sys.executable, "-P", "-c", RELAY, str(ROOT), stdout=PIPE)
+async def test_one_that_is_stopped_ends_when_its_relay_is_killed_and_imports_nothing_from_its_folder(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "services").mkdir()
+    (tmp_path / "services" / "__init__.py").write_text("raise SystemExit('of somebody else')")
+    relay = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-c", RELAY, str(ROOT), stdout=PIPE, cwd=tmp_path
+    )
     assert relay.stdout is not None
     sender = int(await asyncio.wait_for(relay.stdout.readline(), 30))
     os.kill(sender, signal.SIGSTOP)

@@ -37,20 +37,17 @@ Write = Callable[..., MessageTemplates]
 BROKEN = {
     "{{ title": "line 1: unexpected end of template",
     "\n\n{% for x in alerts %}": "line 3: Unexpected end of template",
-    "{% if false %}{{ titel }}{% endif %}": "line 1: there is no variable `titel`",
+    "{{ titel }}": "line 1: there is no variable `titel`",
     "x\n{% for a in alerts %}{{ a.sumary }}{% endfor %}": "line 2: 'dict object' has no attribute 'sumary'",
     "{% for a in alerts %}x{% endfor %}\n{{ a.summary }}": "line 2: there is no variable `a`",
     "{{ title.uper() }}": "line 1: 'str object' has no attribute 'uper'",
     "{{ ''.__class__.__mro__ }}": "line 1: SecurityError",
     "{{ range(10**9) }}": "line 1: OverflowError",
     "{% if false %}{{ title|uper }}{% endif %}": "line 1: there is no filter `uper`",
-    "{{ alerts|random }}": "line 1: there is no filter `random`",
-    "{{ lipsum() }}": "line 1: there is no variable `lipsum`",
     "{% if title is wrong %}{% endif %}": "line 1: there is no test `wrong`",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "line 1: RecursionError",
     "{% import 'os' as os %}": "`import` is not allowed",
     "{{ " + "(" * 2_000 + "1" + ")" * 2_000 + " }}": "title.j2: ",
-    "x" * (MAX_SOURCE + 1): "at most 16384 characters",
     "{{ title - 1 }}": "line 1: TypeError",
 }
 """Templates that are wrong, and what is said of them."""
@@ -121,8 +118,18 @@ def test_each_alert_has_its_own_text_and_an_empty_one_is_ours(write: Write) -> N
 
 
 @pytest.mark.parametrize("source", BROKEN)
-def test_a_broken_template_changes_nothing_and_check_names_line_and_problem(
-    source: str, write: Write, tmp_path: Path
+def test_what_is_wrong_with_a_template_is_named_with_its_line(source: str, process: ChildProcess) -> None:
+    with pytest.raises(TemplateProblem) as raised:
+        rendered(process, source, message("07-firing-3"))
+    assert BROKEN[source] in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [("\n{{ titel }}", "line 2: there is no variable `titel`"), ("x" * (MAX_SOURCE + 1), "at most 16384 characters")],
+)
+def test_a_broken_template_changes_nothing_and_check_names_it(
+    source: str, problem: str, write: Write, tmp_path: Path
 ) -> None:
     of = message("07-firing-3")
     with structlog.testing.capture_logs() as logged:
@@ -134,11 +141,11 @@ def test_a_broken_template_changes_nothing_and_check_names_line_and_problem(
         assert {format_summary(alert) for alert in changed.event.alerts} == {"fine"}
     (line,) = logged
     assert (line["event"], line["template"], line["log_level"]) == ("template cannot be used", "title", "error")
-    assert BROKEN[source] in line["error"]
+    assert problem in line["error"]
     with pytest.raises(FileCheckError) as raised:
         check_template_folder(tmp_path)
     assert str(raised.value).startswith(f"{tmp_path}/title.j2: ")
-    assert BROKEN[source] in str(raised.value)
+    assert problem in str(raised.value)
 
 
 @pytest.mark.parametrize("source", [*LARGE, *ENDLESS])
@@ -152,8 +159,7 @@ def test_no_template_takes_the_memory_or_the_time_of_the_process_that_sends(sour
     assert (failed, changed.title) == (("title",), "")
     assert {format_summary(alert) for alert in changed.event.alerts} == {"fine"}, "the others have their time"
     (line,) = logged
-    at_once = source in LARGE[:2]  # before the time is up
-    assert ("needs more than 192 MiB of memory" if at_once else "192 MiB of memory") in line["error"]
+    assert "192 MiB of memory" in line["error"]
 
 
 def test_one_that_takes_too_much_is_not_tried_again_for_a_minute_unless_it_changes(tmp_path: Path) -> None:
@@ -199,19 +205,18 @@ def test_who_comes_while_a_changed_template_is_read_gets_its_text_too(tmp_path: 
         assert [each.result()[0].title for each in (first, second)] == ["ours", "ours"]
 
 
-@pytest.mark.parametrize("text", [*NASTY, *HUGE])
-def test_a_label_is_a_text_whatever_it_contains(text: str, write: Write) -> None:
-    of = with_text("{{ 7*7 }}{% for x in alerts %}" + text, 150)
+def test_a_label_is_a_text_whatever_it_contains(write: Write) -> None:
     opened = write(
         title="{{ alert.labels.service }}", summary="{{ alert.labels|items|list }}", description="{{ alert }}"
     )
-    changed, failed = opened.apply(of, TIMEOUT)
-    assert failed == ()
-    assert changed.title.startswith("{{ 7*7 }}{% for x in alerts %}"[:300])
-    assert "\n" not in changed.title
-    for alert in changed.event.alerts[:100]:
-        assert len(format_summary(alert)) <= 500
-        assert len(format_description(alert)) <= 3_000
+    for text in (*NASTY, *HUGE):
+        changed, failed = opened.apply(with_text("{{ 7*7 }}{% for x in alerts %}" + text, 150), TIMEOUT)
+        assert failed == ()
+        assert changed.title.startswith("{{ 7*7 }}{% for x in alerts %}"[:300])
+        assert "\n" not in changed.title
+        for alert in changed.event.alerts[:100]:
+            assert len(format_summary(alert)) <= 500
+            assert len(format_description(alert)) <= 3_000
 
 
 def test_the_same_message_has_the_same_text_at_each_attempt(write: Write) -> None:

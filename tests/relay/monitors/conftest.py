@@ -1,4 +1,4 @@
-"""The watch is tried over a real outbox, and beside a real Alertmanager, which is started as the tests of ops do."""
+"""The monitors are tried over a real outbox, whose clock a test moves."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -6,11 +6,8 @@ from pathlib import Path
 import pytest
 
 from shared.sql import database_url
-from tests.ops.conftest import running, start
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, open_monitored_outbox
-from tests.relay.monitors.reconciling import Answers
-
-__all__ = ["running", "start"]
+from tests.relay.monitors.reconciling import Comparison
 
 
 @pytest.fixture
@@ -25,10 +22,5 @@ async def at(tmp_path: Path, clock: Clock) -> AsyncIterator[MonitoredOutbox]:
 
 
 @pytest.fixture
-def one() -> Answers:
-    return Answers()
-
-
-@pytest.fixture
-def two() -> Answers:
-    return Answers("http://two.example.org")
+def it(at: MonitoredOutbox, clock: Clock) -> Comparison:
+    return Comparison(at, clock)

@@ -131,6 +131,5 @@ def event(*alerts: tuple[str, Status], group: str = "one", source: str = "", tru
         group_labels={},
         common_labels={},
         common_annotations={},
-        external_url="",
         truncated_alerts=truncated,
     )

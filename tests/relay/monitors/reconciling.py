@@ -1,11 +1,11 @@
-"""Alertmanagers whose answers are given, and a reconcile that asks them for as many minutes as a test says."""
+"""An outbox, Alertmanagers whose answers are given, and a reconcile for as many minutes as a test says."""
 
 from datetime import UTC, datetime
 
 from services.relay.apis import ActiveAlert, AlertmanagerClient, AlertmanagerState, ApiError
 from services.relay.model import Event, Status
 from services.relay.monitors.reconcile import CLOSED_REMARK, Reconciler, ReconcileTimes
-from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, event
+from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, PublishedEvent, event
 
 LONG_AGO = START - 3600
 REFIRED_AT = datetime.fromtimestamp(START + 400, UTC)
@@ -36,22 +36,39 @@ class Answers(AlertmanagerClient):
         )
 
 
-def reconcile(at: MonitoredOutbox, clock: Clock, *peers: AlertmanagerClient) -> Reconciler:
-    return Reconciler(at.publisher, peers, ReconcileTimes(), clock.steady)
+class Comparison:
+    """Incidents of an outbox, compared once a minute with an Alertmanager, or with two."""
 
+    def __init__(self, at: MonitoredOutbox, clock: Clock) -> None:
+        self.at = at
+        self.clock = clock
+        self.one = Answers()
+        self.two = Answers("http://two.example.org")
+        self.rounds = [self.build(self.one)]
 
-async def minutes(number: int, clock: Clock, *rounds: Reconciler) -> None:
-    for _ in range(number):
-        for each in rounds:
-            clock.go(await each.reconcile() / len(rounds))
+    def build(self, *peers: Answers) -> Reconciler:
+        return Reconciler(self.at.publisher, peers, ReconcileTimes(), self.clock.steady)
 
+    async def accept(self, *channels: str, group: str = "one", source: str = "", **alerts: str) -> str:
+        """Accepts a webhook with these alerts, by name with their status; gives its id."""
+        named = [(name, Status(status)) for name, status in alerts.items()]
+        return await self.at.accept(event(*named, group=group, source=source), *channels)
 
-async def latest(at: MonitoredOutbox) -> Event:
-    return (await at.list_published())[-1].event
+    async def after(self, minutes: int) -> list[str]:
+        """The status of each event that was published by then."""
+        for _ in range(minutes):
+            for each in self.rounds:
+                self.clock.go(await each.reconcile() / len(self.rounds))
+        return [published.event.status.value for published in await self.at.list_published()]
 
+    async def close(self) -> None:
+        """A group with the alerts A and B that the relay closes."""
+        await self.accept("email", "pagerduty", A="firing", B="firing")
+        await self.after(6)
+        assert (await self.latest()).remark == CLOSED_REMARK
 
-async def closed(at: MonitoredOutbox, clock: Clock, comparing: Reconciler) -> None:
-    """A group that the relay closed."""
-    await at.accept(event(("A", Status.FIRING), ("B", Status.FIRING)), "email", "pagerduty")
-    await minutes(6, clock, comparing)
-    assert (await latest(at)).remark == CLOSED_REMARK
+    async def last(self) -> PublishedEvent:
+        return (await self.at.list_published())[-1]
+
+    async def latest(self) -> Event:
+        return (await self.last()).event

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +56,20 @@ async def deadman(at: MonitoredOutbox, file: Path) -> AsyncIterator[DeadMansSwit
     await deadman.close()
 
 
+def write(file: Path, address: str | None) -> None:
+    """Nothing for an empty address; none removes the file."""
+    if address is None:
+        file.unlink()
+    elif address:
+        file.write_text(address)
+
+
+async def ping(deadman: DeadMansSwitch) -> float:
+    """A heartbeat comes."""
+    deadman.record_heartbeat()
+    return await deadman.ping_after_heartbeat()
+
+
 async def test_each_heartbeat_is_passed_on_and_those_in_between_as_one(deadman: DeadMansSwitch, switch: Switch) -> None:
     deadman.record_heartbeat()
     deadman.record_heartbeat()
@@ -63,8 +77,7 @@ async def test_each_heartbeat_is_passed_on_and_those_in_between_as_one(deadman: 
     assert switch.requests == [f"GET {PATH}"]
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(deadman.ping_after_heartbeat(), 0.05)  # without another heartbeat nothing is asked
-    deadman.record_heartbeat()
-    await deadman.ping_after_heartbeat()
+    await ping(deadman)
     assert len(switch.requests) == 2
 
 
@@ -73,13 +86,11 @@ async def test_it_is_not_asked_while_something_waits_for_over_ten_minutes_and_no
 ) -> None:
     await at.accept(event(("A", Status.FIRING)), "email")
     clock.go(600)
-    deadman.record_heartbeat()
-    await deadman.ping_after_heartbeat()
+    await ping(deadman)
     assert len(switch.requests) == 1
     clock.go(1)
-    deadman.record_heartbeat()
     with capture_logs() as logs:
-        await deadman.ping_after_heartbeat()
+        await ping(deadman)
     assert len(switch.requests) == 1
     (line,) = logs
     assert line["event"] == "dead man's switch not pinged: the outbox does not drain"
@@ -93,12 +104,10 @@ async def test_it_is_asked_while_a_storm_is_delivered_slowly(
     for count in range(1, 7):
         clock.go(500)
         await end_attempt(at.store, await claim_one(at.store, "email"))
-        deadman.record_heartbeat()
-        await deadman.ping_after_heartbeat()
+        await ping(deadman)
         assert len(switch.requests) == count
     clock.go(601)
-    deadman.record_heartbeat()
-    await deadman.ping_after_heartbeat()
+    await ping(deadman)
     assert len(switch.requests) == 6, "the last one waits, and nothing was delivered for over 10 minutes"
 
 
@@ -114,67 +123,37 @@ async def test_what_waits_for_a_channel_that_is_gone_does_not_delay_it(
     await at.accept(event(("A", Status.FIRING)), "email")
     clock.go(601)
     deadman = DeadMansSwitch("Watchdog", file, at.store, ["slack"])
-    deadman.record_heartbeat()
-    await deadman.ping_after_heartbeat()
+    await ping(deadman)
     await deadman.close()
     assert len(switch.requests) == 1
 
 
-def refused(file: Path, switch: Switch) -> None:
-    switch.status = 404
-
-
-def redirected(file: Path, switch: Switch) -> None:
-    switch.status = 302
-
-
-def unreachable(file: Path, switch: Switch) -> None:
-    file.write_text(f"http://127.0.0.1:1{PATH}")
-
-
-def in_plaintext(file: Path, switch: Switch) -> None:
-    file.write_text(f"http://ping.example.org{PATH}")
-
-
-def no_address(file: Path, switch: Switch) -> None:
-    file.write_text(PATH)
-
-
-def missing(file: Path, switch: Switch) -> None:
-    file.unlink()
-
-
-def fix_switch(file: Path, switch: Switch) -> None:
-    switch.status = 200
-    file.write_text(switch.url + "\n\n")  # of another length: it is read again
-
-
 @pytest.mark.parametrize(
-    ("spoil", "sentence"),
+    ("status", "address", "sentence"),
     [
-        (refused, "it answered HTTP 404"),
-        (redirected, "a redirect"),
-        (unreachable, "no connection"),
-        (in_plaintext, "expected https://"),
-        (no_address, "expected a URL"),
-        (missing, "No such file"),
+        (404, "", "it answered HTTP 404"),
+        (302, "", "a redirect"),
+        (200, f"http://127.0.0.1:1{PATH}", "no connection"),
+        (200, f"http://ping.example.org{PATH}", "expected https://"),
+        (200, PATH, "expected a URL"),
+        (200, None, "No such file"),
     ],
 )
 async def test_one_that_fails_is_logged_without_the_address_and_tried_with_the_next_heartbeat(
-    spoil: Callable[[Path, Switch], None], sentence: str, deadman: DeadMansSwitch, file: Path, switch: Switch
+    status: int, address: str | None, sentence: str, deadman: DeadMansSwitch, file: Path, switch: Switch
 ) -> None:
-    spoil(file, switch)
-    deadman.record_heartbeat()
+    switch.status = status
+    write(file, address)
     with capture_logs() as logs:
-        assert await deadman.ping_after_heartbeat() == 0
+        assert await ping(deadman) == 0
     (line,) = logs
     assert sentence in line["error"]
     assert PATH not in str(line)
     assert "/elsewhere" not in str(switch.requests)
 
-    fix_switch(file, switch)
-    deadman.record_heartbeat()
+    switch.status = 200
+    write(file, switch.url + "\n\n")  # of another length: it is read again
     with capture_logs() as logs:
-        await deadman.ping_after_heartbeat()
+        await ping(deadman)
     assert logs == []
     assert switch.requests[-1] == f"GET {PATH}"

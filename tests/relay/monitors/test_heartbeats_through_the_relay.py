@@ -5,8 +5,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+from aiohttp import web
+
 from tests.conftest import Until
 from tests.relay.served_relay import Scripted, metric, payload, post, served, settings
+from tests.sites import serve_site
 
 WATCHDOG = {"matchers": ["alertname=Watchdog"], "expect_every": "3m", "channels": ["page"]}
 
@@ -20,6 +24,12 @@ def webhook(*names: str, **labels: str) -> bytes:
     return json.dumps(document | {"alerts": alerts}).encode()
 
 
+async def last_seen(client: aiohttp.ClientSession, watchdog: str = "Watchdog") -> float:
+    seen = await metric(client, "relay_watchdog_last_seen_timestamp_seconds", watchdog=watchdog)
+    assert seen is not None
+    return seen
+
+
 async def test_heartbeats_are_answered_and_seen_and_what_comes_with_them_is_delivered(
     tmp_path: Path, until: Until
 ) -> None:
@@ -29,9 +39,7 @@ async def test_heartbeats_are_answered_and_seen_and_what_comes_with_them_is_deli
         answers: list[tuple[int, dict[str, Any]]] = [await post(client, webhook("Watchdog")) for _ in range(2)]
         for code, answer in answers:
             assert (code, answer["deliveries"], answer["duplicate"]) == (202, 0, False)
-        timestamp = await metric(client, "relay_watchdog_last_seen_timestamp_seconds", watchdog="Watchdog")
-        assert timestamp is not None
-        assert start <= timestamp <= time.time()
+        assert start <= await last_seen(client) <= time.time()
 
         code, answer = await post(client, webhook("Watchdog", "KMSCryptoNotReady"))
         assert (code, answer["deliveries"]) == (202, 1)
@@ -42,18 +50,9 @@ async def test_heartbeats_are_answered_and_seen_and_what_comes_with_them_is_deli
         await until(delivered)
         assert [alert.labels["alertname"] for alert in page.sent[0].event.alerts] == ["KMSCryptoNotReady"]
 
-
-async def test_a_heartbeat_beside_a_repeat_counts(tmp_path: Path) -> None:
-    async with served(settings(tmp_path, {"page": Scripted()}, watchdogs=[WATCHDOG])) as client:
-        timestamps: list[float | None] = []
-        for repeat in (False, True):
-            _, answer = await post(client, webhook("Watchdog", "KMSCryptoNotReady"))
-            assert answer["duplicate"] is repeat
-            timestamps.append(await metric(client, "relay_watchdog_last_seen_timestamp_seconds", watchdog="Watchdog"))
-        first, second = timestamps
-        assert first is not None
-        assert second is not None
-        assert second > first
+        before = await last_seen(client)
+        assert (await post(client, webhook("Watchdog", "KMSCryptoNotReady")))[1]["duplicate"]
+        assert await last_seen(client) > before, "a heartbeat beside a repeat counts"
 
 
 async def test_the_watchdogs_of_two_clusters_are_distinguished(tmp_path: Path, until: Until) -> None:
@@ -72,24 +71,30 @@ async def test_the_watchdogs_of_two_clusters_are_distinguished(tmp_path: Path, u
         absent = {message.event.common_labels["watchdog"]: message.task.incident_id for message in page.sent}
         assert set(absent) == {"Watchdog{cluster=us}", "Watchdog{cluster=ap}"}
         assert len(set(absent.values())) == 2
-        timestamps = [
-            await metric(
-                client, "relay_watchdog_last_seen_timestamp_seconds", watchdog=f"Watchdog{{cluster={cluster}}}"
-            )
-            for cluster in ("eu", "us")
-        ]
-        assert timestamps[0] is not None
-        assert timestamps[1] is not None
-        assert timestamps[0] > timestamps[1]
+        assert await last_seen(client, "Watchdog{cluster=eu}") > await last_seen(client, "Watchdog{cluster=us}")
 
 
-async def test_a_webhook_that_is_not_accepted_is_reported_on_the_default_channels(tmp_path: Path, until: Until) -> None:
+async def test_all_monitors_run_side_by_side_though_no_alertmanager_answers(tmp_path: Path, until: Until) -> None:
+    requests: list[str] = []
+
+    async def take(request: web.Request) -> web.Response:
+        requests.append(request.path)
+        return web.Response()
+
+    pinged = WATCHDOG | {"ping_url_file": tmp_path / "url"}
+    absent = WATCHDOG | {"matchers": ["alertname=Absent"], "expect_every": "1s"}
     page = Scripted()
-    async with served(settings(tmp_path, {"page": page})) as client:
+    given = settings(
+        tmp_path, {"page": page}, watchdogs=[pinged, absent], alertmanager={"urls": ["http://127.0.0.1:1"]}
+    )
+    async with serve_site(web.get("/ping", take)) as url, served(given) as client:
+        (tmp_path / "url").write_text(f"{url}/ping")
         code, _ = await post(client, b"{")
         assert code == 400
+        await post(client, webhook("Watchdog"))
 
-        async def is_delivered() -> bool:
-            return [message.event.common_labels["alertname"] for message in page.sent] == ["RelayWebhookQuarantined"]
+        async def are_done() -> bool:
+            names = sorted(message.event.common_labels["alertname"] for message in page.sent)
+            return names == ["RelayWebhookQuarantined", "WatchdogAbsent"] and requests == ["/ping"]
 
-        await until(is_delivered)
+        await until(are_done)

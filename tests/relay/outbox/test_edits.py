@@ -13,7 +13,6 @@ from sqlalchemy import Text, cast, create_engine, func, select, text
 from services.relay.acknowledgement.store import acknowledge
 from services.relay.model import DeliveryTask, Status, decode_event
 from services.relay.outbox import edits
-from services.relay.outbox import edits as edit_requests
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.channels import record_served_channels
 from services.relay.outbox.edits import EditClaim, EditClaimRequest, EditClaimResult, EditOutcome, EditResult
@@ -59,12 +58,19 @@ async def claim_edit(store: Store, owner: str = "me") -> EditClaim:
     return one
 
 
+async def deliver_twice(store: Store, *incidents: str) -> None:
+    """The first message of each is outdated then."""
+    for incident in incidents:
+        for _ in range(2):
+            await deliver(store, incident)
+
+
 async def nothing_to_edit(store: Store) -> bool:
     return await claim(store) == EditClaimResult((), None)
 
 
 async def request(store: Store, *incidents: str) -> frozenset[str]:
-    return await store.run(lambda transaction: edit_requests.request_edits(transaction, incidents))
+    return await store.run(lambda transaction: edits.request_edits(transaction, incidents))
 
 
 def status_of(task: DeliveryTask) -> Status:
@@ -104,8 +110,7 @@ async def test_a_change_during_an_edit_is_shown_by_the_next_one_and_nobody_else_
 
 
 async def test_after_a_lost_lease_the_current_state_is_shown_once_more(timed: Store, clock: Clock) -> None:
-    await deliver(timed)
-    await deliver(timed)
+    await deliver_twice(timed, "x")
     lost = await claim_edit(timed)
     clock.now += 21
     second = await claim_edit(timed, "other")
@@ -126,8 +131,7 @@ async def test_a_claim_that_waited_for_its_edit_shows_what_was_accepted_meanwhil
     waits = cast(func.pg_advisory_xact_lock(_LOCK), Text).is_not(None)
     monkeypatch.setattr(edits, "_LOCK_DUE", edits._LOCK_DUE.where(waits))
     async with open_store(postgres_database, time.time) as store, open_store(postgres_database, time.time) as other:
-        await deliver(other)
-        await deliver(other)
+        await deliver_twice(other, "x")
         async with asyncio.TaskGroup() as tasks:
             with hold_lock(postgres_database) as is_awaited:
                 claimed = tasks.create_task(claim(store))
@@ -170,8 +174,7 @@ async def test_an_end_that_was_merged_into_the_next_episode_is_shown_where_its_b
 
 async def test_what_a_person_waits_for_goes_first(timed: Store, clock: Clock) -> None:
     for incident in ("x", "y", "z"):
-        await deliver(timed, incident)
-        await deliver(timed, incident)
+        await deliver_twice(timed, incident)
         clock.now += 1
     assert await request(timed, "z", "unknown") == {"a"}
     assert await request(timed) == frozenset()
@@ -183,15 +186,12 @@ async def test_what_a_person_waits_for_goes_first(timed: Store, clock: Clock) ->
 
 async def test_edits_that_failed_delay_none_that_was_not_tried_yet(timed: Store, clock: Clock) -> None:
     """Else the messages of an archived channel would use up the rate of all channels with its token, for a day."""
-    for incident in ("x", "y"):
-        await deliver(timed, incident)
-        await deliver(timed, incident)
+    await deliver_twice(timed, "x", "y")
     for each in (await claim(timed)).claims:
         refused = EditOutcome(EditResult.RETRYING, "misconfigured", retry_in=5)
         await edits.record_edit(timed, "scope", each, refused)
     clock.now += 10
-    await deliver(timed, "z")
-    await deliver(timed, "z")
+    await deliver_twice(timed, "z")
     assert [each.claim.task.incident_id for each in (await claim(timed, limit=2)).claims] == ["z", "x"]
     assert await request(timed, "y") == {"a"}, "a person waits for it"
     await deliver(timed, "z")
@@ -199,9 +199,7 @@ async def test_edits_that_failed_delay_none_that_was_not_tried_yet(timed: Store,
 
 
 async def test_the_scope_keeps_its_rate_and_the_pause_that_the_provider_asked_for(timed: Store, clock: Clock) -> None:
-    for number in range(6):
-        await deliver(timed, f"{number}")
-        await deliver(timed, f"{number}")
+    await deliver_twice(timed, *"012345")
     claimed = await claim(timed, rate=0.75)
     assert (len(claimed.claims), claimed.retry_in) == (3, 0.0)
     empty = await claim(timed, rate=0.75)
@@ -221,8 +219,7 @@ async def test_the_scope_keeps_its_rate_and_the_pause_that_the_provider_asked_fo
 
 @pytest.mark.parametrize("result", [EditResult.GIVEN_UP, EditResult.RETRYING])
 async def test_an_edit_that_failed_waits_or_is_over(timed: Store, clock: Clock, result: EditResult) -> None:
-    await deliver(timed)
-    await deliver(timed)
+    await deliver_twice(timed, "x")
     await edits.record_edit(timed, "scope", await claim_edit(timed), EditOutcome(result, "rejected", retry_in=5))
     waiting = await claim(timed)
     assert waiting == EditClaimResult((), 5 if result is EditResult.RETRYING else None)
@@ -251,8 +248,7 @@ async def test_a_stop_gives_back_what_was_claimed_and_a_clock_that_was_set_back_
     timed: Store, clock: Clock
 ) -> None:
     clock.now = 1e9
-    await deliver(timed)
-    await deliver(timed)
+    await deliver_twice(timed, "x")
     await claim_edit(timed)
     await edits.release_edits(timed, "other")
     assert not (await claim(timed)).claims

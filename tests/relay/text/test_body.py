@@ -111,6 +111,16 @@ def test_no_number_of_firing_alerts_hides_the_resolved_ones() -> None:
     assert table.more == "… and 75 more firing, 25 more resolved"
 
 
+def test_the_alerts_of_a_rule_without_a_table_are_counted() -> None:
+    of = group(8, 0)
+    first, second = of.event.alerts[:4], of.event.alerts[4:]
+    other = tuple(replace(each, labels={**each.labels, "alertname": "Another"}) for each in second)
+    parts, more = arrange_alerts(
+        replace(of, event=replace(of.event, alerts=first + other)), max_cards=5, max_tables=1, max_rows=7
+    )
+    assert ([type(part) for part in parts], more) == ([AlertTable], "… and 4 more firing")
+
+
 @given(messages())
 @settings(max_examples=200 if LONG else 40)
 def test_every_alert_is_shown_or_counted(any_message: Message) -> None:

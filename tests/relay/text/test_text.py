@@ -83,19 +83,15 @@ def test_a_link_survives_unchanged_or_is_safe_everywhere(text: str) -> None:
     assert url is None or (url.isascii() and not set(url) & set('<>|"`\\ \r\n'))
 
 
-def test_a_cut_list_of_alerts_is_never_over() -> None:
-    resolved = message("03-resolved-1").event
-    assert is_resolved(resolved)
-    cut = replace(resolved, truncated_alerts=1)
-    assert not is_resolved(cut)
-    assert format_state(message(cut)) == "Firing"
+def test_the_state_says_what_a_person_has_not_heard_and_a_cut_list_is_never_over() -> None:
+    over = message("03-resolved-1")
+    cut = replace(over.event, truncated_alerts=1)
+    heard, unheard = over, message("03-resolved-1", firing_undelivered=True)
+    firing = message("01-firing-1", firing_undelivered=True)
+    states = [format_state(each) for each in (heard, unheard, firing, message(cut))]
+    assert states == ["Resolved", "Fired and resolved", "Firing", "Firing"]
+    assert (is_resolved(over.event), is_resolved(cut)) == (True, False)
     assert format_counts(cut) == "1 resolved, 1 not listed"
-
-
-def test_what_nobody_heard_of_before_it_was_over_is_reported_as_both() -> None:
-    assert format_state(message("03-resolved-1", firing_undelivered=True)) == "Fired and resolved"
-    assert format_state(message("03-resolved-1")) == "Resolved"
-    assert format_state(message("01-firing-1", firing_undelivered=True)) == "Firing"
 
 
 def test_the_relays_own_remark_stands_on_one_short_line() -> None:
@@ -179,13 +175,9 @@ def test_an_alert_of_a_second_provider_has_the_commands_of_that_provider() -> No
 def test_the_time_of_an_alert_says_how_long_it_lasted() -> None:
     (alert,) = message("03-resolved-1").event.alerts
     assert format_period(alert) == "resolved; fired from 2026-11-24 22:46:10 UTC to 2026-11-24 22:46:18 UTC (8 s)"
+    assert format_period(replace(alert, ends_at=None)) == "resolved; fired from 2026-11-24 22:46:10 UTC"
     (alert,) = message("01-firing-1").event.alerts
     assert format_period(alert) == "firing since 2026-11-24 22:46:10 UTC"
-
-
-def test_a_resolved_alert_without_an_end_is_not_reported_as_firing() -> None:
-    (alert,) = message("03-resolved-1").event.alerts
-    assert format_period(replace(alert, ends_at=None)) == "resolved; fired from 2026-11-24 22:46:10 UTC"
 
 
 @pytest.mark.parametrize(
