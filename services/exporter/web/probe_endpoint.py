@@ -161,12 +161,6 @@ def _parse_timeout(header: str) -> float:
 class _BusyError(Exception):
     """The probe could not be made in time, and KMS is not to blame."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(
-            f"for most of {seconds:g} s no place was free for this probe: others of its endpoint took all of them; "
-            "/metrics says how they went. Raise probe.concurrency, or wait longer"
-        )
-
 
 class _ProbeMetrics(Collector):
     """What one probe found, as metrics of its own."""
@@ -195,7 +189,10 @@ class _ProbeMetrics(Collector):
                     connectivity = await probe.measure_connectivity()
         except TimeoutError:  # what is missing says it
             if result is None and (probe.started_at is None or probe.started_at > start_deadline):
-                raise _BusyError(seconds) from None
+                raise _BusyError(
+                    f"for most of {seconds:g} s no place was free for this probe: others of its endpoint took all of "
+                    "them; /metrics says how they went. Raise probe.concurrency, or wait longer"
+                ) from None
         return cls(result, connectivity, seconds)
 
     def collect(self) -> Iterable[Metric]:
@@ -204,8 +201,8 @@ class _ProbeMetrics(Collector):
         call = result.failed_call if result else None
         reason = Reason.TIMEOUT if result is None else call.failure.reason if call and call.failure else None
         calls = result.calls if result else ()
-        yield _build_gauge("probe_success", "1 if the round trip succeeded.", float(reason is None))
-        yield _build_gauge(
+        yield GaugeMetricFamily("probe_success", "1 if the round trip succeeded.", float(reason is None))
+        yield GaugeMetricFamily(
             "probe_duration_seconds",
             "Duration of the round trip; of the wait, where it had not ended.",
             sum(call.seconds for call in calls) if result else self._waited,
@@ -228,15 +225,11 @@ class _ProbeMetrics(Collector):
         for phase in self.connectivity:
             phases.add_metric([phase.name], phase.seconds)
         yield phases
-        yield _build_gauge(
+        yield GaugeMetricFamily(
             "probe_key_version",
             "Number of the version that encrypted; absent where the provider does not number versions.",
             result.key_version_number if result else None,
         )
-        yield _build_gauge(
+        yield GaugeMetricFamily(
             "probe_timestamp_seconds", "Unix time of the round trip's end.", result.ended_at if result else None
         )
-
-
-def _build_gauge(name: str, documentation: str, value: float | None) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, documentation, value=value)
