@@ -123,19 +123,6 @@ async def test_a_stop_finishes_what_is_in_progress_and_refuses_the_rest(tmp_path
     assert statuses(channel.sent) == ["firing", "resolved"]
 
 
-async def test_a_send_that_outlasts_the_grace_period_returns_its_claim_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
-    channel = Scripted(hang)
-    lease = {"timeout": "60s", "lease": "2h"}
-    async with served(settings(tmp_path, {"one": channel}, delivery=lease)) as client:
-        await post(client, payload(1))
-        await until(lambda: channel.in_progress == 1)
-    async with served(settings(tmp_path, {"one": channel}, delivery=lease)):
-        await until(lambda: len(channel.sent) == 1)  # and not in two hours
-
-
 async def test_a_channel_that_does_not_close_delays_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Endless(Scripted):
         async def close(self) -> None:

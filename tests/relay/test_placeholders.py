@@ -102,11 +102,6 @@ def test_the_shipped_configuration_lacks_nothing_but_contacts_and_addresses(monk
     assert len(list(load_settings(RelaySettings, SHIPPED).find_warnings())) == len(roles)
 
 
-def test_addresses_of_ones_own_are_accepted(tmp_path: Path) -> None:
-    links = {"runbook": "https://git.ledger.test/ops/acme-runbooks/{alertname_lower}"}
-    assert load(tmp_path, links=links, channels={"one": MAIL}).environment == "production"
-
-
 @pytest.mark.parametrize("host", ["example.org", "EXAMPLE.com.", "smtp.example.net", "kms.example", "api.acme.com"])
 def test_a_host_with_a_part_of_an_example_is_a_placeholder(host: str) -> None:
     assert is_placeholder_host(host)

@@ -215,32 +215,3 @@ async def test_a_webhook_that_is_still_arriving_when_the_relay_stops_is_503(tmp_
     with sqlite3.connect(tmp_path / "relay.db") as database:
         assert database.execute("SELECT count(*) FROM events").fetchone() == (0,)
     database.close()
-
-
-def test_a_wrong_configuration_exits_with_2_and_a_line_for_each_error(tmp_path: Path) -> None:
-    (tmp_path / "relay.yml").write_text("database: mysql://x\nnonsense: 1\n")
-    result = subprocess.run(
-        [*forked("services.relay"), "--config", str(tmp_path / "relay.yml")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    assert result.returncode == 2
-    lines = result.stderr.splitlines()
-    assert any("database: expected sqlite:///FILE" in line for line in lines)
-    assert any("nonsense: unknown key" in line for line in lines)
-    assert any("auth: missing" in line for line in lines)
-
-
-def test_a_database_of_another_version_exits_with_1(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "relay.db") as database:
-        for statement in ("CREATE TABLE events (seq)", "CREATE TABLE alembic_version (version_num)"):
-            database.execute(statement)
-        database.execute("INSERT INTO alembic_version VALUES ('9999')")
-    database.close()
-    process = relay_process(tmp_path, "http://127.0.0.1:9/")
-    _, log = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert "another version of keypulse made it" in log
-    assert "Traceback" not in log

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import aiohttp
 import pytest
 from starlette.applications import Starlette
-from structlog.testing import capture_logs
 
 from services.relay.app import run_relay
 from services.relay.channels.port import Channel
@@ -90,17 +89,6 @@ async def test_the_token_of_the_new_configuration_is_the_one_that_counts(tmp_pat
         assert (await post(relay.client, webhook_of()))[0] == 401
         async with relay.client.get("/-/ready") as ready:
             assert ready.status == 200
-
-
-async def test_messages_name_the_contacts_of_the_new_configuration(tmp_path: Path) -> None:
-    channel = Scripted()
-    async with started(settings(tmp_path, {"one": channel}, contacts={"owner": "#old"})) as relay:
-        await relay.accepts("firing", "a")
-        await until(lambda: len(channel.sent) == 1)
-        await relay.reload(settings(tmp_path, {"one": channel}, contacts={"owner": "#new"}))
-        await relay.accepts("firing", "b")
-        await until(lambda: len(channel.sent) == 2)
-    assert [dict(message.contacts) for message in channel.sent] == [{"owner": "#old"}, {"owner": "#new"}]
 
 
 async def test_what_is_being_sent_is_finished_first_and_what_comes_meanwhile_follows_in_order(tmp_path: Path) -> None:
@@ -201,21 +189,6 @@ async def test_where_not_even_the_old_one_starts_again_it_is_not_ready_and_still
     monkeypatch.undo()
     async with started(configuration):
         await until(lambda: len(channel.sent) == 1)
-
-
-async def test_what_waits_for_a_channel_that_a_reload_takes_out_is_reported_and_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
-    removed, unchanged = Scripted(hang), Scripted()
-    async with started(settings(tmp_path, {"gone": removed, "kept": unchanged})) as relay:
-        await relay.accepts("firing")
-        await until(lambda: removed.in_progress == len(unchanged.sent) == 1)
-        with capture_logs() as logs:
-            await relay.reload(settings(tmp_path, {"kept": unchanged}))
-        assert [entry["channel"] for entry in logs if "not configured" in entry["event"]] == ["gone"]
-        await relay.reload(settings(tmp_path, {"gone": removed, "kept": unchanged}))
-        await until(lambda: len(removed.sent) == 1)
 
 
 async def test_whether_a_channel_gets_every_event_follows_the_reload(

@@ -88,46 +88,26 @@ async def test_what_another_replica_may_be_delivering_is_left_to_it(
         assert not new.sent
 
 
+@pytest.mark.parametrize("part", ["sweep", "detect_restore"])
 @pytest.mark.parametrize("error", [ZeroDivisionError(), StoreUnavailableError("not allowed")])
-async def test_the_sweep_goes_on_though_the_check_for_a_backup_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+async def test_the_sweep_goes_on_though_a_part_of_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, error: Exception
 ) -> None:
     monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.01)
-    checks = 0
+    calls, broken = 0, False
 
-    async def check(*_given: object) -> DeliveryChanges:
-        nonlocal checks
-        checks += 1
-        return DeliveryChanges()
-
-    async def notice(*_given: object, **_named: object) -> bool:
+    async def fail(*_given: object, **_named: object) -> object:
+        nonlocal calls
+        calls += 1
         if broken:
             raise error
-        return False
+        return DeliveryChanges() if part == "sweep" else False
 
-    broken = False
-    monkeypatch.setattr("services.relay.delivery.worker.sweep", check)
-    monkeypatch.setattr("services.relay.delivery.worker.detect_restore", notice)
+    monkeypatch.setattr(f"services.relay.delivery.worker.{part}", fail)
     async with started(settings(tmp_path, {"one": Scripted()})):
-        broken, before = True, checks
-        await until(lambda: checks >= before + 3)
+        broken, before = True, calls
+        await until(lambda: calls >= before + 3)
         broken = False
-
-
-async def test_a_defect_in_a_sweep_does_not_make_it_the_last_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.01)
-    checks = 0
-
-    async def check(*_given: object) -> None:
-        nonlocal checks
-        checks += 1
-        raise ZeroDivisionError
-
-    monkeypatch.setattr("services.relay.delivery.worker.sweep", check)
-    async with started(settings(tmp_path, {"one": Scripted()})):
-        await until(lambda: checks >= 3)
 
 
 async def test_a_channel_that_refused_everything_is_tried_at_once_after_a_reload(tmp_path: Path) -> None:

@@ -4,17 +4,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.app import run_relay
 from services.relay.config import RelaySettings
-from services.relay.delivery.attempt import open_local_sender
-from shared.config.settings import Address
-from shared.http.server import serve
-from tests.relay.served_relay import TOKEN, post, until, webhook_of
+from tests.relay.served_relay import TOKEN, until
+from tests.relay.test_reload import started
 
 KEY = "0" * 32
 
@@ -47,17 +43,13 @@ async def test_it_is_triggered_once_and_then_resolved(tmp_path: Path, providers:
     def actions() -> list[str]:
         return [event["event_action"] for event in providers.pagerduty.events]
 
-    async with (
-        run_relay(settings(tmp_path, providers, "old"), open_sender=open_local_sender) as app,
-        serve(app, Address("127.0.0.1", 0)) as address,
-        aiohttp.ClientSession(f"http://{address}", headers={"Authorization": f"Bearer {TOKEN}"}) as client,
-    ):
+    async with started(settings(tmp_path, providers, "old")) as relay:
         if waits:
             providers.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
-        assert (await post(client, webhook_of("firing")))[0] == 202
+        await relay.accepts("firing")
         await until(lambda: waits or actions() == ["trigger"])
-        await app.state.apply(settings(tmp_path, providers, "new"))
-        assert (await post(client, webhook_of("resolved")))[0] == 202
+        await relay.reload(settings(tmp_path, providers, "new"))
+        await relay.accepts("resolved")
         providers.faults.clear()
         await until(lambda: actions() == ["trigger", "resolve"])
         (incident,) = providers.pagerduty.incidents

@@ -5,19 +5,15 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack.workspace import SlackMessage
-from services.relay.app import run_relay
 from services.relay.config import RelaySettings
-from services.relay.delivery.attempt import open_local_sender
-from shared.config.settings import Address
-from shared.http.server import serve
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.served_relay import TOKEN, metric, post, reaches, served, until, webhook_of
+from tests.relay.test_reload import started
 
 CHANNEL = "#security-critical"
 
@@ -55,11 +51,7 @@ async def test_one_message_is_edited_to_the_end_and_replies_say_what_changed(tmp
     def root_shows(text: str) -> bool:
         return any(text in each.text for each in posts() if each.thread_ts is None)
 
-    async with (
-        run_relay(settings(tmp_path, slack), open_sender=open_local_sender) as app,
-        serve(app, Address("127.0.0.1", 0)) as address,
-        aiohttp.ClientSession(f"http://{address}", headers={"Authorization": f"Bearer {TOKEN}"}) as client,
-    ):
+    async with served(settings(tmp_path, slack)) as client:
         await post(client, firing("one"))
         await until(lambda: len(posts()) == 1)
         await post(client, firing("one", "two"))
@@ -115,14 +107,11 @@ async def test_the_first_message_of_a_channel_that_was_renamed_in_the_configurat
     given = settings(tmp_path, slack).model_copy(update={"database": database})
     old, new = slack.slack.channels[CHANNEL], slack.slack.channels["#security-ops"]
     renamed = given.channels["slack"].model_copy(update={"channel": new.name})
-    async with (
-        run_relay(given, open_sender=open_local_sender) as app,
-        serve(app, Address("127.0.0.1", 0)) as address,
-        aiohttp.ClientSession(f"http://{address}", headers={"Authorization": f"Bearer {TOKEN}"}) as client,
-    ):
+    async with started(given) as relay:
+        client = relay.client
         await post(client, firing("one"))
         await reaches(client, 1, "relay_deliveries_total", channel="slack", outcome="delivered")
-        await app.state.apply(
+        await relay.reload(
             given.model_copy(update={"channels": {"slack-ops": renamed}, "default_channels": ["slack-ops"]})
         )
         if is_deleted:

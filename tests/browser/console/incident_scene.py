@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from shared.kms.reason import Reason
 from shared.sql.database_url import create_sqlite_url
 from tests.browser.console.served_console import Console, open_console
 from tests.relay.served_relay import post
+from tests.sites import serve_site
 
 KEY = "projects/prod/locations/europe-west1/keyRings/app/cryptoKeys/ledger"
 TITLE = "permission_denied: ledger (production) cannot encrypt with ledger-kek"
@@ -107,26 +108,16 @@ class FakeAlertmanager:
     """As much of its API as a silence needs; it knows the alert of the night."""
 
     def __init__(self) -> None:
-        self.url = ""
         self.silences: list[dict[str, Any]] = []
-        self._runner: web.AppRunner | None = None
 
-    async def start(self) -> None:
-        """Listens."""
-        app = web.Application()
-        app.router.add_get("/api/v2/status", self._show_status)
-        app.router.add_get("/api/v2/alerts", self._list_alerts)
-        app.router.add_get("/api/v2/silences", self._list_silences)
-        app.router.add_post("/api/v2/silences", self._create_silence)
-        self._runner = web.AppRunner(app)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-
-    async def stop(self) -> None:
-        """Listens no more."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+    def serve(self) -> AbstractAsyncContextManager[str]:
+        """Its URL."""
+        return serve_site(
+            web.get("/api/v2/status", self._show_status),
+            web.get("/api/v2/alerts", self._list_alerts),
+            web.get("/api/v2/silences", self._list_silences),
+            web.post("/api/v2/silences", self._create_silence),
+        )
 
     async def _show_status(self, _request: web.Request) -> web.Response:
         return web.json_response({"uptime": (datetime.now(UTC) - timedelta(days=1)).isoformat()})
@@ -148,13 +139,12 @@ async def open_night(folder: Path, **keys: Any) -> AsyncIterator[Night]:
     """The incident is open: PagerDuty took it at the third attempt, and Slack refused it."""
     began_at = time.time() - 90
     alertmanager = FakeAlertmanager()
-    await alertmanager.start()
     pages = BoardPages(_build_history(began_at), result_max_age=1)
     exporter = create_application("exporter", create_registry(), pages.build_routes())
-    async with serve(exporter, Address("127.0.0.1", 0)) as address:
+    async with serve(exporter, Address("127.0.0.1", 0)) as address, alertmanager.serve() as alertmanager_url:
         settings: dict[str, Any] = {
             "messages": {"board_url": f"http://{address}"},
-            "alertmanager": {"urls": [alertmanager.url]},
+            "alertmanager": {"urls": [alertmanager_url]},
             "delivery": {"backoff_initial": "100ms", "duplicate_window": "10ms"},  # a repeat is another event
             **keys,
         }
@@ -166,7 +156,6 @@ async def open_night(folder: Path, **keys: Any) -> AsyncIterator[Night]:
             await night.send("firing")
             await console.settle()
             yield night
-    await alertmanager.stop()
 
 
 def _build_history(began_at: float) -> History:

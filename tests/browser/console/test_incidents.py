@@ -11,7 +11,6 @@ from playwright.async_api import Browser, expect
 from tests.browser.accessibility import find_overflow, find_violations
 from tests.browser.console.incident_scene import TITLE, Night, open_night
 from tests.browser.console.served_console import check_reloads, open_page, record_reloads
-from tests.browser.lasting_page import lasting_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -160,20 +159,3 @@ async def test_times_stay_in_the_viewers_zone_while_parts_are_loaded_again(chrom
         assert await page.evaluate("[...window.zones]") == ["local", "Asia/Calcutta"]
         await page.goto(f"{night.console.url}/incidents")
         await expect(page.locator("time[data-for]").first).to_have_attribute("title", re.compile(r"GMT\+5:30$"))
-
-
-async def test_a_missing_incident_and_a_missing_episode_are_404(chromium: Browser, night: Night) -> None:
-    async with lasting_page(chromium, [], []) as page:  # this one may complain: the answers are errors
-        answer = await page.goto(f"{night.console.url}/incidents/unknown")
-        assert answer is not None
-        assert answer.status == 404
-        await expect(page.locator("h1")).to_have_text("No such incident")
-        answer = await page.goto(f"{night.console.url}/incident")
-        assert answer is not None
-        assert answer.status == 404
-        await page.get_by_role("navigation", name="Pages").get_by_role("link", name="Incidents").click()
-        await expect(page.locator("h1")).to_have_text("Incidents")
-        answer = await page.goto(f"{night.get_url()}?episode=7")
-        assert answer is not None
-        assert answer.status == 404
-        await expect(page.locator("h1")).to_have_text("Nothing of it is stored any more")

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
-from services.relay.console import frame as events
 from tests.browser.accessibility import check_accessibility, find_overflow, find_violations
-from tests.browser.console.served_console import Console, check_reloads, open_console, open_page, record_reloads
+from tests.browser.console.served_console import Console, open_console, open_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -48,17 +47,3 @@ async def test_on_a_phone_the_path_is_a_row_of_dots_until_something_is_wrong(chr
         await expect(parts.nth(3)).to_be_visible()
         await expect(parts.nth(3)).to_contain_text("(400)")
         assert not await find_overflow(page)
-
-
-async def test_changes_are_polled_twice_a_second_and_a_delivery_appears_without_a_reload(
-    chromium: Browser, console: Console
-) -> None:
-    assert events._POLL_SECONDS <= 0.5
-    async with open_page(chromium, f"{console.url}/") as page:
-        await page.evaluate("window.sameDocument = true")
-        before = await page.locator(".open li").count()
-        await record_reloads(page)
-        await console.post(group="another")
-        await expect(page.locator(".open li")).to_have_count(before + 1)
-        await check_reloads(page)
-        assert await page.evaluate("window.sameDocument") is True

@@ -9,7 +9,7 @@ from playwright.async_api import Browser, Page, expect
 
 from tests.browser.accessibility import check_accessibility
 from tests.browser.console.quarantine_scene import give_up
-from tests.browser.console.served_console import Console, open_console, open_page
+from tests.browser.console.served_console import open_console, open_page
 from tests.relay.served_relay import post, webhook_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -93,19 +93,3 @@ async def test_a_refused_webhook_is_repaired_previewed_and_replayed(chromium: Br
                 await page.get_by_role("link", name="Download").click()
             file = await (await downloading.value).path()
             assert await asyncio.to_thread(file.read_bytes) == HOSTILE.encode() * 2000
-
-
-async def test_a_stale_firing_is_replayed_only_after_its_warning(chromium: Browser, console: Console) -> None:
-    stale = webhook_of(group="stale")
-    await post(console.client, stale.replace(b'"version": "4"', b'"version": "3"'))
-    await console.post(group="stale")
-    await console.post("resolved", group="stale")
-    async with console.client.get("/api/quarantine") as answer:
-        number = (await answer.json())["quarantine"][0]["id"]
-    async with open_page(chromium, f"{console.url}/quarantine/{number}") as page:
-        await replace_in_body(page, '"version": "3"', '"version": "4"')
-        await page.get_by_role("button", name="Show what a replay would do").click()
-        await expect(page.locator(".warnings li")).to_have_count(3)
-        await expect(page.locator(".warnings")).to_contain_text("The incident is resolved. This would open it again")
-        await expect(page.get_by_text("(resolved now)")).to_be_visible()
-        await check_accessibility(page)

@@ -6,7 +6,7 @@ import zlib
 import pytest
 from sqlalchemy import create_engine, update
 
-from services.relay.deliveries.cli import _PAGE_SIZE
+from services.relay.deliveries import cli as delivery_commands
 from services.relay.deliveries.queries import _EXPECTED_SINCE
 from services.relay.outbox.tables import DeliveryState, events
 from shared.sql.database_url import DatabaseUrl
@@ -56,13 +56,14 @@ def test_filters_choose(typed: Typed, fill: Fill, filters: list[str], wanted: li
     assert [json.loads(line)["id"] for line in lines] == [stored[number] for number in wanted]
 
 
-def test_a_limit_over_one_page_is_kept(typed: Typed, fill: Fill) -> None:
+def test_a_limit_over_one_page_is_kept(typed: Typed, fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fill_pages(rows: Rows) -> list[str]:
         event = await rows.event()
-        return [await rows.delivery(event, f"channel-{number}") for number in range(_PAGE_SIZE + 10)]
+        return [await rows.delivery(event, f"channel-{number}") for number in range(7)]
 
+    monkeypatch.setattr(delivery_commands, "_PAGE_SIZE", 5)
     stored = fill(fill_pages)
-    for limit in (_PAGE_SIZE - 1, _PAGE_SIZE, _PAGE_SIZE + 1, _PAGE_SIZE + 99):
+    for limit in (4, 5, 6, 99):
         lines = typed("deliveries", "--json", "--limit", f"{limit}").stdout.splitlines()
         assert [json.loads(line)["id"] for line in lines] == list(reversed(stored))[:limit]
 

@@ -7,7 +7,7 @@ from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.recovery import COMPARE_DELAY, detect_restore
 from services.relay.outbox.tables import database_identity
 from tests.relay.cli.conftest import Fill, Typed
-from tests.relay.outbox.actions import accept, claim_one, nothing_due
+from tests.relay.outbox.actions import accept, nothing_due
 from tests.relay.outbox.rows import Rows
 from tests.relay.served_relay import event_of
 
@@ -35,18 +35,3 @@ def test_the_next_start_takes_the_outbox_for_a_backup(typed: Typed, fill: Fill, 
     assert (result.exit_code, result.stdout, result.stderr) == (0, sentence, "")
     fill(started)
     assert fill(audit) == ["mark-restored"]
-
-
-def test_without_a_compare_delay_what_is_over_calls_nobody(typed: Typed, fill: Fill) -> None:
-    async def used(rows: Rows) -> None:
-        await detect_restore(rows.store, compare_delay=0.0)
-        await accept(rows.store, "x", event=event_of("firing"))
-        await accept(rows.store, "x", event=event_of("resolved"))
-
-    async def started(rows: Rows) -> bool:
-        assert await detect_restore(rows.store, compare_delay=0.0)
-        return (await claim_one(rows.store)).task.firing_undelivered
-
-    fill(used)
-    assert typed("mark-restored").exit_code == 0
-    assert not fill(started)

@@ -1,7 +1,5 @@
 """`keypulse-relay render`: what a channel would tell, without sending it and without a secret."""
 
-import email
-import email.policy
 import html
 import json
 import shlex
@@ -30,19 +28,6 @@ def test_it_prints_what_pagerduty_would_be_sent(typed: Typed, tmp_path: Path) ->
     assert sent["event_action"] == "trigger"
     assert {"href": "https://grafana.example.org/d/kms?var-env=production", "text": "Dashboard"} in sent["links"]
     assert not (tmp_path / "relay.db").exists()
-
-
-def test_it_prints_what_slack_would_be_sent(typed: Typed) -> None:
-    sent = json.loads(typed("render", "--payload", str(PAYLOADS[0]), "--channel", "slack").stdout)
-    assert sent["channel"] == "#ops"
-    assert "KMSCryptoModeNotKMS" in json.dumps(sent["blocks"] if "blocks" in sent else sent["attachments"])
-
-
-def test_it_prints_the_mail_that_would_be_sent(typed: Typed) -> None:
-    result = typed("render", "--payload", str(PAYLOADS[0]), "--channel", "mail")
-    mail = email.message_from_string(result.stdout, policy=email.policy.default)
-    assert mail["To"] == "b@example.org"
-    assert "KMSCryptoModeNotKMS" in mail["Subject"]
 
 
 def test_it_prints_the_text_of_the_team(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,12 +77,6 @@ def test_a_file_that_cannot_be_read_exits_with_2(typed: Typed, tmp_path: Path) -
     result = typed("render", "--payload", str(missing), "--channel", "pager")
     assert result.exit_code == 2
     assert result.stderr == f"--payload: it cannot be read: No such file or directory, got '{missing}'\n"
-
-
-def test_an_unknown_channel_exits_with_2_and_those_that_exist(typed: Typed) -> None:
-    result = typed("render", "--payload", str(PAYLOADS[0]), "--channel", "x")
-    assert result.exit_code == 2
-    assert result.stderr == "--channel: no such channel; expected one of log, mail, pager, slack, got 'x'\n"
 
 
 @pytest.mark.parametrize("channel", ["pager", "slack", "mail", "log"])

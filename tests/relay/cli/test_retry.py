@@ -85,13 +85,6 @@ def test_the_audit_names_which_account_of_this_machine_retried_what(typed: Typed
     ]
 
 
-def test_all_of_every_configured_channel_are_retried(typed: Typed, fill: Fill) -> None:
-    fill(given_up)
-    result = typed("retry", "--all")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "4 requeued\n", "")
-    assert fill(states) == {"superseded": 4, "queued": 4, "dead": 1}
-
-
 async def test_a_relay_that_runs_sends_it_within_seconds(
     tmp_path: Path, database: DatabaseUrl, configuration: Path
 ) -> None:

@@ -5,24 +5,11 @@ import zlib
 import pytest
 
 from services.relay.deliveries import queries as delivery_list
-from services.relay.deliveries.queries import AttemptRow, DeliveryFilter, Position, list_deliveries
+from services.relay.deliveries.queries import AttemptRow, DeliveryFilter, list_deliveries
 from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.outbox.rows import Rows
-
-
-async def test_pages_hold_every_delivery_once_the_newest_first_while_others_are_added(store: Store, rows: Rows) -> None:
-    event = await rows.event()
-    stored = [await rows.delivery(event, f"channel-{number}") for number in range(7)]
-    found, before, pages = [], None, 0
-    while pages == 0 or before is not None:
-        page = await list_deliveries(store, DeliveryFilter(), limit=3, position=Position(before=before))
-        found += [delivery.id for delivery in page.deliveries]
-        before, pages = page.older, pages + 1
-        await rows.delivery(event, f"later-{pages}")
-    assert found == list(reversed(stored))
-    assert pages == 3
 
 
 async def test_a_page_that_contains_the_rest_exactly_is_the_last(store: Store, rows: Rows) -> None:
@@ -31,23 +18,6 @@ async def test_a_page_that_contains_the_rest_exactly_is_the_last(store: Store, r
         await rows.delivery(event, f"channel-{number}")
     assert (await list_deliveries(store, DeliveryFilter(), limit=2)).older is None
     assert (await list_deliveries(store, DeliveryFilter(), limit=1)).older is not None
-
-
-async def test_each_filter_leaves_out_the_others(store: Store, rows: Rows) -> None:
-    old, new = await rows.event("old", age=60), await rows.event("new")
-    dead = await rows.delivery(old, "slack", DeliveryState.DEAD)
-    mail = await rows.delivery(old, "email")
-    page = await rows.delivery(new, "pagerduty")
-    now = await store.run(lambda transaction: transaction.now)
-    for wanted, ids in (
-        (DeliveryFilter(state=DeliveryState.DEAD), [dead]),
-        (DeliveryFilter(channel="email"), [mail]),
-        (DeliveryFilter(alertname="Alert-old"), [mail, dead]),
-        (DeliveryFilter(since=now - 30), [page]),
-        (DeliveryFilter(channel="email", state=DeliveryState.DEAD), []),
-    ):
-        found = await list_deliveries(store, wanted, limit=9)
-        assert [delivery.id for delivery in found.deliveries] == ids
 
 
 async def test_one_is_shown_with_all_that_is_known_of_it(store: Store, rows: Rows) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 
 from services.relay.channels.port import SendError, SendReason, SendScope
-from tests.relay.served_relay import Scripted, hang, post, reaches, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, post, reaches, served, settings, webhook_of
 
 REFUSED = SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks")
 
@@ -68,28 +68,6 @@ async def test_what_is_over_or_unknown_cannot_be_retried(tmp_path: Path) -> None
         assert (code, answer["error"]) == (409, "there is nothing to try again: another delivery supersedes it")
         code, answer = await retry(client, "unknown/retry")
         assert (code, answer["error"]) == (404, "no such delivery")
-
-
-async def test_what_is_being_sent_is_left_alone(tmp_path: Path) -> None:
-    channel = Scripted(hang)
-    async with served(settings(tmp_path, {"one": channel}, delivery={"timeout": "2s", "lease": "9s"})) as client:
-        await post(client, webhook_of())
-        await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="sending")
-        (in_progress,) = await listed(client, "")
-        code, answer = await retry(client, f"{in_progress['id']}/retry")
-        assert (code, answer["error"]) == (409, "there is nothing to try again: it is being sent")
-        (still,) = await listed(client, "")
-        assert (still["id"], still["state"]) == (in_progress["id"], "sending")
-        assert len(channel.attempted) == 1
-
-
-async def test_a_channel_that_is_not_configured_any_more_is_not_retried(tmp_path: Path) -> None:
-    async with served(settings(tmp_path, {"one": Scripted(REFUSED), "two": Scripted()})) as client:
-        (dead,) = await given_up(client)
-    async with served(settings(tmp_path, {"two": Scripted()})) as client:
-        code, answer = await retry(client, f"{dead}/retry")
-        assert (code, answer["error"]) == (409, "its channel, one, is not configured any more")
-        assert [delivery["state"] for delivery in await listed(client, "channel=one")] == ["dead"]
 
 
 async def test_all_of_a_channel_are_retried_and_what_dies_again_stays_dead(tmp_path: Path) -> None:

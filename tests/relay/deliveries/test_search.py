@@ -41,6 +41,9 @@ async def test_each_filter_finds_what_people_mean_by_it(store: Store) -> None:
     await store.run(lambda transaction: transaction.connection.execute(detailed).close())
     now = await store.run(lambda transaction: transaction.now)
     for wanted, ids in (
+        (DeliveryFilter(state=DeliveryState.DEAD), [dead]),
+        (DeliveryFilter(channel="email"), [mail]),
+        (DeliveryFilter(channel="email", state=DeliveryState.DEAD), []),
         (DeliveryFilter(service="ledger"), [mail, dead]),
         (DeliveryFilter(service="ledg"), []),
         (DeliveryFilter(until=now - 300), [mail, dead]),

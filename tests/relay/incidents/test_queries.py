@@ -175,24 +175,6 @@ async def test_an_earlier_episode_ends_where_the_next_one_begins(store: Store) -
         await end_attempt(store, await claim_one(store))
         await accept(store, "one", "a", episode=episode, event=over, is_open=False)
         await end_attempt(store, await claim_one(store))
-    for episode in (1, 2, 3):
-        history = await read(store, episode=episode)
-        assert (history.is_over, history.is_current) == (True, episode == 3)
-        assert [each.status for each in history.events] == ["firing", "resolved"]
-        assert [len(each) for each in (history.first_receipts, history.last_receipts)] == [1, 1]
-        assert {each.episode for each in history.episodes} == {1, 2, 3} - {episode}
-    summary = await read_incident(store, "one")
-    assert summary is not None
-    assert (summary.episode, summary.status) == (3, Status.RESOLVED)
-    assert summary.ended_at is not None
-
-
-async def test_an_earlier_episode_has_no_receipt_of_another_incident(store: Store) -> None:
-    for episode in (1, 2, 3):
-        await accept(store, "one", "a", episode=episode)
-        await end_attempt(store, await claim_one(store))
-        await accept(store, "one", "a", episode=episode, event=event_of("resolved"), is_open=False)
-        await end_attempt(store, await claim_one(store))
         await accept(store, "other", "b", "c")  # the last event before the next episode
         for channel in ("b", "c"):
             await end_attempt(store, await claim_one(store, channel))
@@ -201,6 +183,14 @@ async def test_an_earlier_episode_has_no_receipt_of_another_incident(store: Stor
         assert [each.channel for each in history.last_receipts] == ["a"]
         assert [each.event_seq for each in history.last_receipts] == [history.last_event.seq]
         assert (history.last_event.status, history.has_later) == ("resolved", False)
+        assert (history.is_over, history.is_current) == (True, episode == 3)
+        assert [each.status for each in history.events] == ["firing", "resolved"]
+        assert [len(each) for each in (history.first_receipts, history.last_receipts)] == [1, 1]
+        assert {each.episode for each in history.episodes} == {1, 2, 3} - {episode}
+    summary = await read_incident(store, "one")
+    assert summary is not None
+    assert (summary.episode, summary.status) == (3, Status.RESOLVED)
+    assert summary.ended_at is not None
 
 
 async def test_filters_choose_and_an_acknowledgement_outlives_the_audit(store: Store) -> None:
