@@ -18,7 +18,8 @@ from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 from services.backend.metrics import KeyringPoller
 from shared.backend_contract import CryptoMode
-from shared.keyring.database import Database
+from shared.keyring.database import Database, DatabaseError
+from shared.keyring.rotation_metrics import KeyringMetrics
 from shared.kms.port import EncryptResult, KmsKey
 from tests.backend.conftest import Backend
 from tests.backend.served_backend import serve_backend
@@ -142,10 +143,13 @@ async def test_a_backend_starts_though_a_row_of_its_keyring_is_not_utf8_serves_t
 async def test_a_check_that_ends_in_a_defect_ends_neither_the_checks_nor_the_start() -> None:
     class Defective:
         async def read(self, _work: object) -> object:
-            raise OverflowError
+            raise errors.pop()
 
+    errors = [DatabaseError("database is locked"), OverflowError()]
     poller = KeyringPoller(cast("Database", Defective()))
     with capture_logs() as lines:
-        await poller.poll()
-    assert poller.snapshot is None
-    assert [line.get("exc_info") for line in lines] == [True]
+        for _ in range(2):
+            poller.snapshot = cast("KeyringMetrics", "what was read before")
+            await poller.poll()
+            assert poller.snapshot is None
+    assert [(line["log_level"], line.get("exc_info")) for line in lines] == [("error", True), ("warning", None)]
