@@ -110,6 +110,20 @@ async def test_the_sweep_goes_on_though_a_part_of_it_fails(
         broken = False
 
 
+async def test_it_delivers_although_the_channels_that_were_down_cannot_be_tried_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_given: object) -> None:
+        raise StoreUnavailableError("no answer within 7.5 s")
+
+    monkeypatch.setattr("services.relay.delivery.worker._PAUSE", 0.01)
+    monkeypatch.setattr("services.relay.delivery.worker.refresh_outdated", fail)
+    one = Scripted()
+    async with started(settings(tmp_path, {"one": one})) as relay:
+        await relay.accepts("firing")
+        await until(lambda: len(one.sent) == 1)
+
+
 async def test_a_channel_that_refused_everything_is_tried_at_once_after_a_reload(tmp_path: Path) -> None:
     one = Scripted(SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, "token_revoked"))
     configuration = settings(tmp_path, {"one": one})

@@ -536,9 +536,7 @@ async def _run_workers(
 
 async def _prepare_channels(context: DeliveryContext, compare_delay: float) -> None:
     """Tries channels that were down at once, since the restart may follow a fix, and detects a restored backup."""
-    await _record_served(context)
-    await refresh_outdated(context.store, context.channels)
-    await breaker.commit_allow_trial(context.store, context.channels)
+    await _mark_served(context)
     await detect_restore(context.store, compare_delay=compare_delay)
 
 
@@ -546,8 +544,16 @@ async def _retry_preparation(context: DeliveryContext, compare_delay: float, *, 
     while not is_prepared:
         await asyncio.sleep(_PAUSE)
         with suppress(StoreUnavailableError):  # the store has logged it
-            await _prepare_channels(context, compare_delay)
+            with suppress(StoreUnavailableError):  # then they are tried when their pause ends
+                await _mark_served(context)
+            await detect_restore(context.store, compare_delay=compare_delay)
             is_prepared = True
+
+
+async def _mark_served(context: DeliveryContext) -> None:
+    await _record_served(context)
+    await refresh_outdated(context.store, context.channels)
+    await breaker.commit_allow_trial(context.store, context.channels)
 
 
 async def _record_served(context: DeliveryContext) -> None:
