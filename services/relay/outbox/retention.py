@@ -101,17 +101,22 @@ async def _find_redundant_events(store: Store, unsettled: UnsettledRanges, cutof
         newer: set[bytes] = set()
         values = {"incident": incident, "first": first}
         for seq, is_unused in await store.read(partial(_NEWEST_FIRST.fetch_all, values=values)):
-            row = await store.read(partial(_READ_EVENT.fetch_first, values={"event": seq}))
-            if row is None:  # another replica has pruned it
-                continue
-            try:
-                alerts = collect_digests(decode_event(row.event))
-            except ValueError:
+            alerts = await store.read(partial(_read_digests, seq))
+            if alerts is None:
                 continue
             if is_unused and alerts <= newer and not any(seq in each for each in ranges):
                 redundant.add(seq)
             newer |= alerts
     return redundant
+
+
+def _read_digests(seq: int, connection: Connection) -> frozenset[bytes] | None:
+    """The digests of an event's alerts, on the thread that reads; None if it is gone, or cannot be read."""
+    row = _READ_EVENT.fetch_first(connection, {"event": seq})
+    try:
+        return None if row is None else collect_digests(decode_event(row.event))
+    except ValueError:
+        return None
 
 
 PRUNE_STEP: Final = 100

@@ -1,10 +1,11 @@
 """Retention, on both stores: what goes, and what stays, such as the events that an unsettled delivery still needs."""
 
+import threading
 import time
 
 import pytest
 
-from services.relay.model import Status, build_incident_id, encode_event
+from services.relay.model import Event, Status, build_incident_id, decode_event, encode_event
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.dead_letters import requeue
 from services.relay.outbox.incidents import IncidentState
@@ -234,6 +235,23 @@ async def test_what_a_dead_letter_reports_itself_is_left_whole(store: Store, inc
     end = await incident.event(("A", RESOLVED))
     await prune_by_age(store, DAY, 1)
     assert await incident.rows.events() == [*events, end]
+
+
+async def test_events_of_a_megabyte_are_compared_beside_the_event_loop(
+    store: Store, incident: Incident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def decode(event_json: bytes) -> Event:
+        threads.append(threading.current_thread())
+        return decode_event(event_json)
+
+    monkeypatch.setattr("services.relay.outbox.retention.decode_event", decode)
+    await incident.given_up(await incident.event(("A", FIRING)))
+    await incident.event(("A", RESOLVED))
+    await prune_by_age(store, DAY, 1)
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 async def test_an_event_that_cannot_be_read_is_left(store: Store, incident: Incident) -> None:
