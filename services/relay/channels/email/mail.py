@@ -129,9 +129,8 @@ def _format_context(context: list[ContextLine]) -> Iterator[str]:
 
 def _format_alert(card: AlertCard) -> Iterator[str]:
     yield f"* {card.title}"
-    value = f"now {card.value}" if card.value else ""
-    lines = filter(None, [card.summary, card.period, value, *card.description.splitlines()])
-    yield from (f"  {line}" for line in lines)
+    facts = filter(None, [card.summary, card.period, f"now {card.value}" if card.value else ""])
+    yield from (f"  {line}" for line in [*facts, *card.description.splitlines()])
     yield from _format_links(card.links)
     yield from (f"  {label}" for label in _format_labels(card.labels))
 

@@ -18,6 +18,7 @@ from tests.relay.channels.examples import (
     NASTY,
     PNG,
     TITLE,
+    annotated,
     change,
     critical,
     detailed,
@@ -212,3 +213,10 @@ def test_a_subject_in_any_script_arrives_as_it_was_written() -> None:
     subject = str(received(message(replace(event, group_labels=labels)))["Subject"])
     assert subject.startswith("Firing: Schlüssel-Ausfall ✓ Wort")
     assert len(subject) == 200 or subject.endswith("größe")
+
+
+def test_the_paragraphs_of_a_description_stay_apart() -> None:
+    described = annotated(message(), description="One.\n\nAnother.")
+    lines = part(received(described), "plain").splitlines()
+    first = lines.index("  One.")
+    assert [line.strip() for line in lines[first : first + 3]] == ["One.", "", "Another."]
