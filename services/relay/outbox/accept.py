@@ -5,8 +5,9 @@ have none of it, as those of another receiver of the group: the receiver only ch
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from itertools import chain, zip_longest
+from itertools import chain
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
@@ -180,12 +181,13 @@ async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -
 
 def _accept_batch(transaction: Transaction, requests: Sequence[_AcceptRequest]) -> list[AcceptResult]:
     """In rounds with at most one event of each incident, so that the next event sees it."""
-    by_incident: dict[str, list[_AcceptRequest]] = {}
+    rounds: dict[int, list[_AcceptRequest]] = {}
+    earlier: Counter[str] = Counter()
     for each in requests:
-        by_incident.setdefault(each.incoming.incident_id, []).append(each)
+        rounds.setdefault(earlier[each.incoming.incident_id], []).append(each)
+        earlier[each.incoming.incident_id] += 1
     results: dict[int, AcceptResult] = {}
-    for together in zip_longest(*by_incident.values()):
-        of_round = [each for each in together if each is not None]
+    for of_round in rounds.values():
         results |= zip(map(id, of_round), _accept_round(transaction, of_round), strict=True)
     for incoming in (each.incoming for each in requests):
         if incoming.replay is not None:  # after the incidents, which everybody locks first

@@ -3,6 +3,7 @@
 An attempt that lost its lease gets no receipt; its message may come late, so the current state is sent again.
 """
 
+import asyncio
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock
+from tests.relay.outbox.store_jobs import blocked
 from tests.relay.served_relay import event_of
 
 
@@ -34,6 +36,20 @@ async def either(database: DatabaseUrl) -> AsyncIterator[Store]:
     """One of each kind, by its own clock."""
     async with open_store(database, lambda: 1000.0, frozenset({"every"})) as store:
         yield store
+
+
+async def test_what_is_committed_together_is_claimed_as_it_came(either: Store) -> None:
+    async with blocked(either):
+        together = [asyncio.create_task(accept(either, incident, "every")) for incident in "xyyx"]
+        await asyncio.sleep(0.1)
+    await asyncio.gather(*together)
+    claimed = []
+    for _ in range(2):
+        claims = (await claim_some(either, "every", limit=4)).claims
+        claimed += [claim.task.incident_id for claim in claims]
+        for claim in claims:
+            await end_attempt(either, claim)
+    assert claimed == ["x", "y", "y", "x"]
 
 
 async def test_the_oldest_is_claimed_first_and_incidents_do_not_wait_for_each_other(either: Store) -> None:
