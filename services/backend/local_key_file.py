@@ -12,8 +12,8 @@ its file. Without a local key the service runs, but an outage of KMS affects it 
 import asyncio
 import os
 import stat
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 
@@ -38,8 +38,9 @@ class LocalKeyMissingError(LocalKeyError):
         super().__init__(f"{file}: is missing", "put it back, from another instance or a backup")
 
 
-class LocalKey(NamedTuple):
-    secret: bytes
+@dataclass(frozen=True, slots=True)
+class LocalKey:
+    secret: bytes = field(repr=False)
     is_new: bool = False
     """Whether its file was made just now, so that nothing can be wrapped by it."""
 

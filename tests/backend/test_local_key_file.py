@@ -9,8 +9,9 @@ from services.backend.local_key_file import LocalKeyError, read_or_create
 
 def test_the_first_start_makes_32_bytes_for_the_owner_alone_and_leaves_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "local.key"
-    read_or_create(file, may_create=True)
+    key = read_or_create(file, may_create=True)
     assert len(file.read_bytes()) == 32
+    assert repr(file.read_bytes()) not in repr(key)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [file]
 
