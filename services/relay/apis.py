@@ -237,6 +237,7 @@ _MAX_CONCURRENT: Final = 4
 _KEEP_SECONDS: Final = 15.0
 """For which an answer, or an error, is shown again without another request."""
 _MAX_ANSWERS: Final = 256
+_MAX_TEXT: Final = 500
 
 
 class UnixTime(float):
@@ -259,6 +260,10 @@ class KeyFailure(msgspec.Struct, gc=False, frozen=True):
     count: int = 1
     is_current: bool = False
     """Whether the last round trip failed in this way."""
+
+    def __post_init__(self) -> None:
+        # Pages and post-mortems show it: no more than an exporter has, whatever answers.
+        msgspec.structs.force_setattr(self, "detail", self.detail[:_MAX_TEXT])
 
 
 class _Answer(msgspec.Struct, gc=False):

@@ -71,6 +71,10 @@ async def test_an_exporter_that_hangs_or_answers_anything_costs_no_more_than_its
         kind = request.query["service"]
         if kind == "hang":
             await asyncio.Event().wait()
+        if kind == "wordy":
+            times = {"first_at": "2026-01-01T00:00:00Z", "last_at": "2026-01-01T00:00:00Z"}
+            failure = {"target": "t", "operation": "encrypt", "reason": "timeout", "detail": "x" * 5000, **times}
+            return web.json_response({"since": "2026-01-01T00:00:00Z", "failures": [failure]})
         if kind == "moved":
             raise web.HTTPFound("http://127.0.0.1:1/")
         return web.Response(body=b" " * (2 * 1024 * 1024) if kind == "large" else b'{"status": "success"}')
@@ -92,6 +96,8 @@ async def test_an_exporter_that_hangs_or_answers_anything_costs_no_more_than_its
     for kind, error in errors.items():
         found = await reader.read(HistoryQuery("service", kind))
         assert (found.error, list(found.failures)) == (error, [])
+    (failure,) = (await reader.read(HistoryQuery("service", "wordy"))).failures
+    assert failure.detail == "x" * 500
     await reader.close()
     await runner.cleanup()
     absent = ExporterHistory("http://127.0.0.1:1")
