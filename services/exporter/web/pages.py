@@ -191,6 +191,7 @@ class BoardPages:
         parts: Any = self._templates.get_template("parts.html.j2").module  # its macros
         return {
             "cursor": self._format_cursor(board),
+            "now": board.created_at,
             "overall": str(parts.overall(board)),
             "title": str(parts.title(board)),
             "sections": {

@@ -80,7 +80,7 @@ function applyUpdate(update) {
   replaceContent(document.getElementById("overall"), update.overall);
   document.title = update.title;
   cursor = missing ? "" : update.cursor; // without a cursor, the next request gets every card
-  setServerTime(Number(update.cursor.split(".").slice(2).join(".")));
+  setServerTime(update.now);
   if (announcements.length) announcer.textContent = announcements.slice(0, 5).join(". ");
   updateAges();
 }
