@@ -108,8 +108,9 @@ async def test_a_part_that_is_not_answered_is_said_although_the_connection_lives
     command = configure_relay(tmp_path, reserved_address)
     async with page_of(chromium, command, reserved_address, tmp_path / "log") as (page, _):
         live, requested = page.locator("#live"), asyncio.Event()
-        shorten = "node => node.setAttribute('hx-request', node.getAttribute('hx-request').replace('20000', '300'))"
-        await page.locator("#now_state").evaluate(shorten)
+        # At each request, since an answer replaces the element and its attribute.
+        shorten = "event => { if (event.detail.xhr.timeout === 20000) event.detail.xhr.timeout = 300; }"
+        await page.evaluate(f"document.body.addEventListener('htmx:beforeSend', {shorten})")
         await page.route(f"http://{reserved_address}/", lambda _: requested.set())  # and never answered
         await page.evaluate("htmx.trigger('#now_state', 'sse:changed')")
         await requested.wait()
