@@ -164,7 +164,8 @@ async def test_an_alert_that_is_over_says_so_and_when_it_fired(
         return
     state = "" if kind.startswith("slack") else "resolved; "  # which Slack has at the beginning of the line
     period = f"{state}fired from 2026-11-24 22:46:10 UTC to 2026-11-24 22:46:18 UTC (8 s)"
-    assert one.count(period) == (2 if kind == "email" else 1)  # in both parts of a mail
+    # In both parts of a mail.
+    assert one.count(period) == (2 if kind == "email" else 1), f"the payload must have this as it is: {period}"
 
 
 @EVERY_REMOTE_KIND
