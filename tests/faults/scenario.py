@@ -120,6 +120,8 @@ class Scenario:
         if len(stale) > lost + digests_given_up:
             verdict.violations += stale
         self.done["stale"] += len(list(find_stale(events, deliveries, roots)))
+        if given_up:
+            self.done["edits refused for ever"] += len(given_up)  # which is why a message may be stale
         self._report(self._row(len(events), lost, verdict))
         assert alertmanager.accepted
         assert not verdict.violations, "\n".join([f"seed {self._seed}", *verdict.violations])
