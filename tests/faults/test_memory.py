@@ -49,9 +49,9 @@ async def test_the_worst_webhooks_end_no_relay_and_the_valid_ones_are_delivered(
         for name in names:
             large = (REFUSED | VALID)[name](16 * MIB)
             codes: set[int] = set()
-            for _ in range(5):  # Alertmanager sends again what is answered 503, as a busy machine answers them all
+            for count in (10, 10, 5, 2, 1, 1):  # fewer, where a busy machine answers each of them 503
                 async with asyncio.TaskGroup() as group:
-                    sent = [group.create_task(relay.post(f"/alerts?source={name}", large)) for _ in range(10)]
+                    sent = [group.create_task(relay.post(f"/alerts?source={name}", large)) for _ in range(count)]
                 answers = {answer.result() for answer in sent}
                 if codes := {code for code, _ in answers} - {503}:
                     break
