@@ -67,6 +67,14 @@ def signals_as_before() -> Iterator[None]:
     assert after - before == set(), "the test left signals blocked"
 
 
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """A command that a test runs here silences the log of its process; the next test reads the log."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
 @pytest.fixture(scope="session")
 def postgres_programs() -> Iterator[Path]:
     """PostgreSQL's programs, for all tests of this process."""

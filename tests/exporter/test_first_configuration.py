@@ -7,20 +7,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import structlog
 from click.testing import CliRunner, Result
 
 from services.exporter.__main__ import main
 from services.exporter.config import ExporterSettings
 from shared.config.settings import load_settings
 from tests import memory_kms
-
-
-@pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
-
 
 KEY = "projects/p/locations/l/keyRings/r/cryptoKeys/ledger"
 

@@ -1,21 +1,13 @@
 """`keypulse-relay init`: what it prints is a configuration that a person fills in."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from click.testing import CliRunner
 
 from services.relay.__main__ import main
 from services.relay.config import RelaySettings
 from shared.config.settings import load_settings
-
-
-@pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
 
 
 def init(*options: str) -> str:

@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ClassVar
 
 import click
 import pytest
-import structlog
 from click.testing import CliRunner, Result
 
 from shared.check import Check, CheckError
@@ -22,12 +21,6 @@ class Settings(CommandSettings):
 
     secret_file: SecretPath
     works: bool = True
-
-
-@pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
 
 
 opened: list[str] = []
