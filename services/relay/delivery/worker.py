@@ -20,14 +20,8 @@ import structlog
 from services.relay.channels.port import DeliveryLeaseLostError, Progress, SendError, SendReason, SendScope
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import OpenSender, ProgressNotSavedError, Sender, SenderSettings, SendResult
-from services.relay.delivery.task import (
-    DeliveryContext,
-    compute_retry_delay,
-    get_requested_delay,
-    is_channel_down,
-    retry_until_stored,
-    send_task,
-)
+from services.relay.delivery.retry_policy import compute_retry_delay, get_requested_delay, is_channel_down
+from services.relay.delivery.task import DeliveryContext, retry_until_stored, send_task
 from services.relay.metrics import Metrics
 from services.relay.model import Claim, DeliveryTask
 from services.relay.outbox import channels as breaker

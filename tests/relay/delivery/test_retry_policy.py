@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.config import DeliverySettings
-from services.relay.delivery.task import compute_retry_delay, is_channel_down
+from services.relay.delivery.retry_policy import compute_retry_delay, is_channel_down
 
 SETTINGS = DeliverySettings()
 DOUBLED = (1, 2, 4, 256, 300, 300)
