@@ -22,7 +22,8 @@ from ops.kms_emulator.model import StatusError
 from ops.kms_emulator.store import EmulatorStore, lock_folder
 from shared.config.server_settings import Role
 from shared.config.settings import Address
-from shared.http.access import Authorizer, ProtectedRoute, RouteRequirements, is_loopback_host, is_private_host
+from shared.http.access import Authorizer, ProtectedRoute, RouteRequirements
+from shared.http.authentication import is_loopback_host, is_private_host
 from shared.http.limits import BodyTooLargeError, read_body
 from shared.http.server import StartError, bind_socket, create_application, create_registry, serve
 

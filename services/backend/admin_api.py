@@ -23,14 +23,16 @@ from shared.config.server_settings import Role
 from shared.http.access import (
     MAX_TEXT_LENGTH,
     SAFE_METHODS,
-    AccessPolicy,
-    Endpoint,
     ProtectedRoute,
     RouteRequirements,
-    Token,
     describe_action,
     get_caller,
     get_peer,
+)
+from shared.http.authentication import (
+    AccessPolicy,
+    Endpoint,
+    Token,
     load_tokens,
 )
 from shared.http.untrusted_json import UntrustedJsonError, decode_json

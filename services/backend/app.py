@@ -22,8 +22,9 @@ from services.backend.lost_data_keys import LostDataKeys
 from services.backend.metrics import KeyringPoller
 from services.backend.records import RECORDS_TABLE, Records
 from shared.config.server_settings import Role
-from shared.http.access import Authorizer, ProtectedRoute, RouteRequirements, create_access_policy
-from shared.http.public_text import hide_paths
+from shared.http.access import Authorizer, ProtectedRoute, RouteRequirements
+from shared.http.authentication import create_access_policy
+from shared.http.json_api import hide_paths
 from shared.http.server import StartError, create_application, create_registry
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.instances import InstanceHeartbeat

@@ -23,7 +23,8 @@ from services.backend.aes_gcm import DecryptionError, UnwrappedKey, decrypt, enc
 from services.backend.keyring import KeyAbandonedError, Keyring, KeyUnavailableError
 from services.backend.request_body import RequestRefusedError, read_body, refuse_request
 from shared.config.server_settings import Role
-from shared.http.access import Endpoint, ProtectedRoute, RouteRequirements
+from shared.http.access import ProtectedRoute, RouteRequirements
+from shared.http.authentication import Endpoint
 from shared.http.json_api import build_error_response
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.key_table import Record, RecordsTable

@@ -14,7 +14,8 @@ from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
 from services.exporter.web import probe_endpoint
 from services.exporter.web.pages import BoardPages
-from shared.http.access import Authorizer, create_access_policy
+from shared.http.access import Authorizer
+from shared.http.authentication import create_access_policy
 from shared.http.server import create_application, create_registry
 from shared.kms.registry import connect_key
 from shared.process.server import ReloadableApp, ServerRunner

@@ -56,7 +56,8 @@ from services.relay.silences.store import prune_silences
 from services.relay.silences.worker import run_silences
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
-from shared.http.access import AccessPolicy, Authorizer, ProtectedRoute, RouteRequirements, Token, create_access_policy
+from shared.http.access import Authorizer, ProtectedRoute, RouteRequirements
+from shared.http.authentication import AccessPolicy, Token, create_access_policy
 from shared.http.limits import AdmissionQueue
 from shared.http.server import StartError, create_application, create_registry
 from shared.process.concurrency import run_beside

@@ -18,6 +18,8 @@ from shared.http.limits import BODY_SECONDS, BodyTooLargeError, read_body
 
 MAX_FORM_BYTES: Final = 64 * 1024
 _MAX_FIELDS: Final = 100
+_PATH: Final = re.compile(r"(?<![\w/:.])/[\w.+@%-][^\s,;:'\"`)]*")
+"""An absolute path; a URL's has its host before it."""
 
 
 class RefusedError(Exception):
@@ -39,6 +41,11 @@ class RefusedError(Exception):
         self.status = status or self.status
         self.hint = hint
         self.headers = headers
+
+
+def hide_paths(text: str) -> str:
+    """The text for callers without credentials: without the paths of files and sockets, which are in the log."""
+    return _PATH.sub("…", text)
 
 
 async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Mapping[str, str]:

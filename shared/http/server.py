@@ -27,10 +27,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shared import VERSION
 from shared.config.server_settings import Role
 from shared.config.settings import Address
-from shared.http import access as audit_log
-from shared.http.access import SAFE_METHODS, AccessPolicy, Authorizer, ProtectedRoute, RouteRequirements
+from shared.http.access import (
+    SAFE_METHODS,
+    Authorizer,
+    ProtectedRoute,
+    RouteRequirements,
+    handle_audit_request,
+)
+from shared.http.authentication import AccessPolicy
+from shared.http.json_api import hide_paths
 from shared.http.limits import READ_BYTES, AdmissionProtocol, AdmissionQueue, HttpProtocol, PieceReader, UnfinishedHeads
-from shared.http.public_text import hide_paths
 
 _LANDING_STYLE = """:root{color-scheme:light dark}
 body{font:1rem/1.6 system-ui;margin:2rem auto;max-width:40rem;padding:0 1rem}"""
@@ -115,7 +121,7 @@ def create_application(  # noqa: PLR0913  (one keyword for each thing that a ser
         return HTMLResponse(html, headers={"Content-Security-Policy": _LANDING_POLICY})
 
     async def actions(request: Request) -> Response:
-        return await audit_log.handle_audit_request(authorizer.audit_log, request)
+        return await handle_audit_request(authorizer.audit_log, request)
 
     common = [
         ProtectedRoute("/metrics", handle_metrics or metrics_endpoint, RouteRequirements(None)),

@@ -1,6 +1,6 @@
 """Middleware for web.yml: requires one of its users or a token, and adds its headers to every response.
 
-It protects the whole server, so no page can be forgotten. `/-/healthy` and `/-/ready` stay open. `authorization` then
+It protects the whole server, so no page can be forgotten. `/-/healthy` and `/-/ready` stay open. `Authorizer` then
 decides what a user may do.
 """
 
@@ -19,15 +19,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared.config.secret_file import SecretUnreadableError
 from shared.http.access import (
     OTHER_ENDPOINT,
-    USER_HASH_SCOPE_KEY,
-    USER_SCOPE_KEY,
-    AccessPolicy,
     Authorizer,
     RefusalReason,
     RouteRequirements,
     find_missing_reason,
     get_peer,
     get_requirements,
+)
+from shared.http.authentication import (
+    USER_HASH_SCOPE_KEY,
+    USER_SCOPE_KEY,
+    AccessPolicy,
     parse_basic_credentials,
     set_passwords,
 )

@@ -38,14 +38,12 @@ from shared.config.server_settings import Role, ServerSettings
 from shared.config.settings import Address, load_settings
 from shared.http.access import (
     OTHER_ENDPOINT,
-    AccessPolicy,
     Authorizer,
-    Caller,
     ProtectedRoute,
     RouteRequirements,
-    create_access_policy,
     describe_action,
 )
+from shared.http.authentication import AccessPolicy, Caller, create_access_policy
 from shared.http.limits import AdmissionQueue
 from shared.http.server import StartError, serve
 from shared.http.web_config import ReloadedTlsContext, WebConfigFile

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from shared import VERSION
-from shared.http.access import Endpoint
+from shared.http.authentication import Endpoint
 from shared.web import time_format
 
 if TYPE_CHECKING:

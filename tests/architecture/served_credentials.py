@@ -29,7 +29,7 @@ from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.login.sessions import Login, LoginSource
 from shared.config.server_settings import Role
-from shared.http.access import _derive_token
+from shared.http.authentication import _derive_token
 from shared.http.web_config import WebConfigFile
 from shared.process.server import ReloadMiddleware, ServerRunner
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from shared.config.server_settings import Role
-from shared.http.access import ProtectedRoute, RouteRequirements, _derive_token
+from shared.http.access import ProtectedRoute, RouteRequirements
+from shared.http.authentication import _derive_token
 from tests.architecture.served_credentials import (
     CREDENTIALS,
     PAGE,

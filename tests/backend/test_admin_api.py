@@ -18,7 +18,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from services.backend.app import run_backend
 from services.backend.config import BackendSettings
-from shared.http.access import USER_SCOPE_KEY
+from shared.http.authentication import USER_SCOPE_KEY
 from shared.kms import retries
 from shared.kms.port import DecryptResult
 from shared.kms.quota import QuotaLimitedKey

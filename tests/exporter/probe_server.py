@@ -16,7 +16,7 @@ from services.exporter.web import probe_endpoint
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.config.settings import Address
-from shared.http.access import AccessPolicy, Token
+from shared.http.authentication import AccessPolicy, Token
 from shared.http.server import create_application, create_registry, serve
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings

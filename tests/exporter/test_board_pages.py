@@ -14,7 +14,7 @@ from services.exporter.model import Call, Failure, Operation, ProbeResult, Targe
 from services.exporter.web.pages import BoardPages
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
-from shared.http.access import AccessPolicy, Token
+from shared.http.authentication import AccessPolicy, Token
 from shared.http.server import create_application, create_registry
 from shared.kms.reason import Reason
 

@@ -16,7 +16,7 @@ from shared.check import CheckError
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.config.settings import Address
-from shared.http.access import AccessPolicy, Token
+from shared.http.authentication import AccessPolicy, Token
 from shared.http.server import create_application, create_registry, serve
 from shared.kms.reason import Reason
 

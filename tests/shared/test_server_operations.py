@@ -27,7 +27,7 @@ SERVER = """
 import asyncio, logging
 import click
 import structlog
-from shared.http.access import create_access_policy
+from shared.http.authentication import create_access_policy
 from shared.process.command_line import add_server_options, run_server
 from shared.http.server import create_application, create_registry
 from tests.shared.sample import Settings

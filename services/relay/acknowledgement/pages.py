@@ -21,11 +21,11 @@ from services.relay.text import truncate
 from shared.config.secret_file import SecretUnreadableError
 from shared.http.access import (
     Authorizer,
-    Caller,
     RefusalReason,
     get_path_and_query,
     get_peer,
 )
+from shared.http.authentication import Caller
 
 _NOT_VALID = "This link is not valid: it is not complete, or the mail's recipients or their channel have changed."
 _EXPIRED = "This link has expired. The latest mail of the incident has a newer one."

@@ -39,17 +39,15 @@ from services.relay.outbox.tables import DeliveryState, clean_for_database
 from services.relay.text import format_seconds
 from shared.config.server_settings import Role
 from shared.http.access import (
-    Endpoint,
     ProtectedRoute,
     RefusalReason,
     RouteRequirements,
     describe_action,
     get_caller,
-    get_csrf_token,
     get_path_and_query,
-    get_session,
     is_still_authorized,
 )
+from shared.http.authentication import Endpoint, get_csrf_token, get_session
 from shared.http.json_api import RefusedError, build_error_response, read_form
 from shared.http.limits import BODY_SECONDS, BodyTooLargeError, read_body
 from shared.http.untrusted_json import UntrustedJsonError, decode_json

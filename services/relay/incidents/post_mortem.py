@@ -18,14 +18,8 @@ from markupsafe import Markup
 
 from services.relay.apis import ExporterHistory, FailureHistory, HistoryQuery
 from services.relay.delivery.message import LinkRules, build_links, remove_foreign_links
-from services.relay.incidents.queries import (
-    PAGE_EVENTS,
-    EpisodeHistory,
-    IncidentSummary,
-    UnknownIncidentError,
-    read_episode,
-    read_incident,
-)
+from services.relay.incidents.episode_history import PAGE_EVENTS, EpisodeHistory, read_episode
+from services.relay.incidents.queries import IncidentSummary, UnknownIncidentError, read_incident
 from services.relay.incidents.timeline import (
     Timeline,
     build_timeline,

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from services.relay.apis import FailureHistory, HistoryQuery, KeyFailure
 from services.relay.deliveries.retries import ACTION as SEND_ELSEWHERE
-from services.relay.incidents.queries import (
+from services.relay.incidents.episode_history import (
     ActionRecord,
     AttemptRecord,
     DeliveryRecord,

@@ -31,16 +31,18 @@ from shared.config.server_settings import Role, is_name_in
 from shared.http.access import (
     IGNORED_HEADER_SCOPE_KEY,
     Authorizer,
+    SessionsUnavailableError,
+    get_path_and_query,
+    get_peer,
+)
+from shared.http.authentication import (
     Caller,
     Session,
-    SessionsUnavailableError,
     Token,
     create_access_policy,
     find_passwords,
     find_token,
     format_cookie,
-    get_path_and_query,
-    get_peer,
     is_peer_in,
     read_cookie,
 )

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Text, case, cast, insert, select, update
 
 from services.relay.acknowledgement.store import acknowledge, escalate_due, unacknowledge
-from services.relay.incidents import queries as incident_list
-from services.relay.incidents import queries as timeline_query
-from services.relay.incidents.queries import EpisodeHistory, IncidentFilter, list_incidents, read_episode, read_incident
+from services.relay.incidents import episode_history, queries
+from services.relay.incidents.episode_history import EpisodeHistory, read_episode
+from services.relay.incidents.queries import IncidentFilter, list_incidents, read_incident
 from services.relay.incidents.timeline import build_timeline
 from services.relay.model import EscalationStep, Status
 from services.relay.outbox.retention import prune_before
@@ -107,7 +107,7 @@ async def test_an_episode_has_all_that_happened(store: Store) -> None:
 async def test_many_events_come_in_pages_and_each_page_has_what_happened_in_its_time(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timeline_query, "MAX_DELIVERIES", 8)
+    monkeypatch.setattr(episode_history, "MAX_DELIVERIES", 8)
     rows = Rows(store)
     seqs = []
     for age in (700, 600, 500, 400, 300):
@@ -240,21 +240,19 @@ async def test_each_list_and_each_part_of_a_timeline_is_found_by_its_index(datab
         "incidents_by_service": IncidentFilter(service="7"),
         "incidents_by_start": IncidentFilter(since=1990.0),
     }
-    queries: list[tuple[str, RowQuery[Any]]] = [
-        (index, incident_list._build_query(wanted, incident_list._RESOLVED).limit(11))
-        for index, wanted in lists.items()
+    plans: list[tuple[str, RowQuery[Any]]] = [
+        (index, queries._build_query(wanted, queries._RESOLVED).limit(11)) for index, wanted in lists.items()
     ]
-    queries += [
-        ("incidents_open_by_severity", incident_list._build_query(IncidentFilter(), group).limit(11))
-        for group in (5, 1)
+    plans += [
+        ("incidents_open_by_severity", queries._build_query(IncidentFilter(), group).limit(11)) for group in (5, 1)
     ]
-    queries += [
-        ("audit_of_incident", timeline_query._ACTIONS),
-        ("silences_of_incident", timeline_query._SILENCES),
-        ("events_of_incident", timeline_query._NEWEST_EVENTS),
-        ("deliveries_of_event", timeline_query._PAGE_DELIVERIES),
-        ("deliveries_of_episode", timeline_query._CHANNELS),
-        ("deliveries_of_episode", timeline_query._FIRST_RECEIPTS),
+    plans += [
+        ("audit_of_incident", episode_history._ACTIONS),
+        ("silences_of_incident", episode_history._SILENCES),
+        ("events_of_incident", episode_history._NEWEST_EVENTS),
+        ("deliveries_of_event", episode_history._PAGE_DELIVERIES),
+        ("deliveries_of_episode", episode_history._CHANNELS),
+        ("deliveries_of_episode", episode_history._FIRST_RECEIPTS),
     ]
     async with open_store(database, lambda: 2000.0) as store:
         await fill(store, 2000, DeliveryState.DELIVERED)
@@ -269,7 +267,7 @@ async def test_each_list_and_each_part_of_a_timeline_is_found_by_its_index(datab
 
         await store.run(spread)
         await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
-        for index, query in queries:
+        for index, query in plans:
             found = await store.read(partial(plan, query, of_one))
             if index != "silences_of_incident" or "sqlite" in str(database):  # empty: PostgreSQL reads it whole
                 assert index in found, found

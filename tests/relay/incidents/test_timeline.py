@@ -14,8 +14,9 @@ from services.relay.acknowledgement.store import acknowledge
 from services.relay.apis import FailureHistory, KeyFailure, UnixTime
 from services.relay.deliveries.retries import send_elsewhere
 from services.relay.delivery.message import LinkRules
+from services.relay.incidents.episode_history import EpisodeHistory, EventRecord, read_episode
 from services.relay.incidents.post_mortem import IncidentView, build_details, build_markdown
-from services.relay.incidents.queries import EpisodeHistory, EventRecord, read_episode, read_incident
+from services.relay.incidents.queries import read_incident
 from services.relay.incidents.timeline import EntryKind, Timeline, build_timeline, decode_record
 from services.relay.model import Alert, Event, Status, encode_event
 from services.relay.outbox.audit import Actor

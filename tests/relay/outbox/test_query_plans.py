@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Text, cast, event, insert, select, update
 
 from services.relay.acknowledgement import store as escalation
 from services.relay.deliveries import queries as delivery_list
-from services.relay.incidents import queries as incident_list
+from services.relay.incidents import queries as incident_queries
 from services.relay.model import EscalationStep
 from services.relay.now import page as delivery_times
 from services.relay.outbox import claim, context, dead_letters
@@ -172,7 +172,7 @@ async def test_a_receipt_searches_nothing_either(tmp_path: Path) -> None:
 
 
 async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database: DatabaseUrl) -> None:
-    newest = incident_list._SUMMARIES.order_by(incidents.c.first_event_seq.desc()).limit(11)
+    newest = incident_queries._SUMMARIES.order_by(incidents.c.first_event_seq.desc()).limit(11)
     async with open_store(database, time.time) as store:
         await fill(store, LARGE, DeliveryState.DELIVERED)
         first = update(incidents).values(first_event_seq=incidents.c.latest_event_seq)
@@ -189,7 +189,7 @@ async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database:
 async def test_what_the_first_page_shows_is_found_by_its_indexes(database: DatabaseUrl) -> None:
     queries: dict[str, tuple[RowQuery[Any], dict[str, Any]]] = {
         "incidents_open_by_severity": (
-            incident_list._build_query(incident_list.IncidentFilter(), len(WORST_FIRST)).limit(20),
+            incident_queries._build_query(incident_queries.IncidentFilter(), len(WORST_FIRST)).limit(20),
             {},
         ),
         "deliveries_delivered": (delivery_times._DELIVERED, {"since": time.time() + 60, "millis": 300_000}),

@@ -8,7 +8,8 @@ from starlette.responses import PlainTextResponse, Response
 
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
-from shared.http.access import AccessPolicy, ProtectedRoute, RouteRequirements, Token, get_caller
+from shared.http.access import ProtectedRoute, RouteRequirements, get_caller
+from shared.http.authentication import AccessPolicy, Token
 from shared.http.server import create_application, create_registry
 
 

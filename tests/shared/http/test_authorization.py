@@ -18,8 +18,6 @@ from structlog.testing import capture_logs
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.http.access import (
-    USER_SCOPE_KEY,
-    AccessPolicy,
     AuditEntry,
     AuditUnavailableError,
     Authorizer,
@@ -27,9 +25,9 @@ from shared.http.access import (
     ProtectedRoute,
     RefusalReason,
     RouteRequirements,
-    Token,
     describe_action,
 )
+from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
 from shared.http.server import create_application, create_registry
 
 OPEN = "http://127.0.0.1:9912"

@@ -13,17 +13,19 @@ from starlette.types import Message, Receive, Scope
 
 from shared.config.server_settings import Role
 from shared.http.access import (
-    SESSION_SCOPE_KEY,
-    AccessPolicy,
     Authorizer,
-    Caller,
     ProtectedRoute,
     RouteRequirements,
+    get_caller,
+    is_still_authorized,
+)
+from shared.http.authentication import (
+    SESSION_SCOPE_KEY,
+    AccessPolicy,
+    Caller,
     Session,
     check_csrf_token,
-    get_caller,
     get_csrf_token,
-    is_still_authorized,
     send_csrf_cookie,
 )
 from shared.http.json_api import RefusedError, read_form

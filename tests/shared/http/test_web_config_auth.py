@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.http import web_config_auth
-from shared.http.access import USER_SCOPE_KEY, AccessPolicy, Authorizer, ProtectedRoute, RouteRequirements, Token
+from shared.http.access import Authorizer, ProtectedRoute, RouteRequirements
+from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
 from shared.http.fair_queue import QueueFullError
 from shared.http.limits import RECEIVED_AT
 from shared.http.password_check import PasswordChecker

@@ -39,14 +39,13 @@ from services.relay.channels.requests import (
     create_check,
     read_secret,
 )
+from services.relay.channels.slack.blocks import Block, cut_for_edit
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
 from services.relay.channels.slack.message import (
     MAX_INCIDENTS,
     NO_MARKUP,
-    Block,
     Mention,
     build_post,
-    cut_for_edit,
     find_thread,
 )
 from services.relay.channels.slack.thread import (

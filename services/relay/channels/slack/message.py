@@ -9,12 +9,28 @@ https://docs.slack.dev/reference/block-kit/blocks, and 13,200 characters in all 
 (slackapi/bolt-js#2509); of rich text 11,341 were refused with everything counted (slackapi/bolt-js#2867).
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
+from services.relay.channels.slack.blocks import (
+    MAX_SECTION,
+    MAX_TEXT,
+    Block,
+    build_actions,
+    build_code,
+    build_context,
+    build_context_text,
+    build_link_buttons,
+    build_mrkdwn,
+    build_plain_text,
+    build_section,
+    count_characters,
+    escape,
+    format_date,
+    measure_escaped,
+)
 from services.relay.model import Alert, Message, Status
 from services.relay.text import (
     ACKNOWLEDGED,
@@ -43,7 +59,6 @@ from services.relay.text import (
     format_period,
     format_subject,
     format_summary,
-    format_time,
     group_entries,
     is_resolved,
     list_alerts,
@@ -58,11 +73,8 @@ from services.relay.text import (
 )
 
 Mention = Literal["channel", "here", "none"]
-Block = dict[str, Any]
 
-MAX_TEXT = 4_000
 MAX_HEADER = 150
-MAX_SECTION = 3_000
 MAX_BLOCKS = 50
 MAX_CHARACTERS = 13_000  # of about 13,200
 MAX_SUMMARY: Final = 500
@@ -86,7 +98,6 @@ _MAX_MORE: Final = 120
 _SEPARATE_LINES: Final = {ACKNOWLEDGED, ESCALATED, LAST_MESSAGE}
 _CHANGES, _FIXES, _ALERTS, _CONTEXT, _EXCERPT = 0, 100, 200, 300, 400
 """Where parts are in a message."""
-_LAST_DATE: Final = 2.0**31
 NO_MARKUP: Final = {"mrkdwn": False, "parse": "none", "unfurl_links": False, "unfurl_media": False}
 """Of each post: its text is shown as it is, and no link brings a preview."""
 REPEAT_REMARK = (
@@ -434,7 +445,7 @@ def _format_contacts(contacts: Mapping[str, str]) -> str:
         return ""
     lines = [f"\n{role}: {address}" for role, address in contacts.items()]
     limit = MAX_CONTACTS_TEXT - _MORE_LENGTH - len("Escalate to")
-    shown = [line for line in fit(([line] for line in lines), (limit, _measure_escaped)) if line is not None]
+    shown = [line for line in fit(([line] for line in lines), (limit, measure_escaped)) if line is not None]
     missing = len(lines) - len(shown)
     return f"Escalate to{''.join(shown)}" + (f"\n… and {missing} more" if missing else "")
 
@@ -572,99 +583,3 @@ def _pack(lines: Iterable[Block]) -> list[Block]:
     return [
         {"type": "rich_text", "elements": [{"type": "rich_text_section", "elements": elements}]} for elements in blocks
     ]
-
-
-def escape(text: str, limit: int) -> str:
-    """The text with Slack's three control characters as entities, cut to `limit` characters as Slack counts them.
-
-    Without `<` nothing can mention anybody or start a link, see
-    https://docs.slack.dev/messaging/formatting-message-text#escaping. The limit is that of the escaped text, and no
-    entity is cut in two.
-    """
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    if len(escaped) <= limit:
-        return escaped
-    return re.sub(r"&[a-z]*$", "", escaped[: limit - 1]).rstrip() + "…"
-
-
-def _measure_escaped(text: str) -> int:
-    return len(escape(text, 6 * len(text) + 1))
-
-
-def cut_for_edit(text: str) -> str:
-    """An escaped text with as many of its lines as `chat.update` takes, which counts what it gets as it escapes it.
-
-    https://docs.slack.dev/reference/methods/chat.update, "Errors", msg_too_long
-    """
-    while _measure_escaped(text) > MAX_TEXT and "\n" in text:
-        text = text.rpartition("\n")[0]
-    return text
-
-
-def build_plain_text(text: str, limit: int) -> Block:
-    """A text object without mark-up."""
-    return {"type": "plain_text", "text": escape(text, limit), "emoji": False}
-
-
-def build_section(text: str, limit: int = MAX_SECTION) -> list[Block]:
-    """A paragraph without mark-up; none if the text is empty."""
-    return [{"type": "section", "text": build_plain_text(text, limit)}] if text else []
-
-
-def build_mrkdwn(text: str) -> Block:
-    """A text object with mark-up; the text is the relay's own."""
-    return {"type": "mrkdwn", "text": text, "verbatim": True}
-
-
-def build_code(text: str, caption: str = "", limit: int = MAX_SECTION) -> list[Block]:
-    """A code block, as it can be pasted; a paragraph where the text has a backtick, which could end the block."""
-    if not text:
-        return []
-    if "`" in text:
-        return build_section(f"{caption}\n{text}" if caption else text, limit)
-    bold = f"*{caption}*\n" if caption else ""
-    code = escape(text, limit - len(bold) - 8)
-    return [{"type": "section", "text": build_mrkdwn(f"{bold}```\n{code}\n```")}]
-
-
-def build_context(elements: list[Block]) -> list[Block]:
-    """A line of small print; none without elements."""
-    return [{"type": "context", "elements": elements}] if elements else []
-
-
-def build_context_text(parts: Iterable[str], limit: int) -> list[Block]:
-    """A line of small print without mark-up."""
-    text = "  ·  ".join(filter(None, parts))
-    return build_context([build_plain_text(text, limit)]) if text else []
-
-
-def build_link_buttons(links: Iterable[Link]) -> list[Block]:
-    return [{"type": "button", "text": build_plain_text(link.text, 75), "url": link.url} for link in links]
-
-
-def build_actions(buttons: list[Block]) -> list[Block]:
-    """A row of buttons; none without any."""
-    return [{"type": "actions", "elements": buttons[:25]}] if buttons else []
-
-
-def format_date(moment: datetime, zone: tzinfo) -> str:
-    """Mark-up that shows the moment in the reader's zone; clients that cannot do that show it in `zone`.
-
-    https://docs.slack.dev/messaging/formatting-message-text#date-formatting
-    """
-    fallback = escape(format_time(moment, zone), 100).replace("|", "/")
-    seconds = moment.timestamp()
-    if not 0 <= seconds < _LAST_DATE:
-        return fallback
-    return f"<!date^{int(seconds)}^{{date_short_pretty}} at {{time}}|{fallback}>"
-
-
-def count_characters(value: Block | list[Any]) -> int:
-    """How many characters all texts and links of some blocks have."""
-    number = 0
-    for child in value.values() if isinstance(value, dict) else value:
-        if isinstance(child, str):
-            number += len(child)
-        elif isinstance(child, (dict, list)):
-            number += count_characters(child)
-    return number

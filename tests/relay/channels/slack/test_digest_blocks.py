@@ -5,12 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ops.demo.stand_ins.slack.blocks import find_block_errors
-from services.relay.channels.slack.message import (
-    MAX_DIGEST_CHARACTERS,
-    MAX_INCIDENTS,
-    build_digest_post,
-    count_characters,
-)
+from services.relay.channels.slack.blocks import count_characters
+from services.relay.channels.slack.message import MAX_DIGEST_CHARACTERS, MAX_INCIDENTS, build_digest_post
 from services.relay.delivery.message import LinkRules
 from services.relay.model import Status
 from tests.iterations import LONG
