@@ -68,12 +68,14 @@ _BY_STATUS: Final = {
     "RESOURCE_EXHAUSTED": Reason.QUOTA_EXHAUSTED,
     "NOT_FOUND": Reason.KEY_NOT_FOUND,
     "INVALID_ARGUMENT": Reason.INVALID_REQUEST,
-    "OUT_OF_RANGE": Reason.INVALID_REQUEST,
-    "UNIMPLEMENTED": Reason.INVALID_REQUEST,
 }
 
 _NO_CREDENTIALS: Final = "Getting metadata from plugin failed"
 """https://github.com/grpc/grpc/blob/master/src/core/credentials/call/plugin/plugin_credentials.cc"""
+_OTHER_LOCATION: Final = "The request concerns location "
+"""NOT_FOUND goes on "'X' but was sent to location 'Y'": the key may exist, where the request should have gone.
+https://github.com/GoogleCloudPlatform/python-docs-samples/issues/3005
+"""
 
 
 def parse_grpc_status(status: str, message: str) -> Reason:
@@ -81,8 +83,11 @@ def parse_grpc_status(status: str, message: str) -> Reason:
 
     Cloud KMS names a version's state only in the text ("… is not enabled, current state is: DESTROYED."), and gRPC
     itself says only there that it got no token for the call. A precondition that names no state, such as an external
-    key manager's, says nothing of the version.
+    key manager's, says nothing of the version. What never reached the key says nothing of it, either: another
+    location, or an endpoint that does not know the method.
     """
+    if message.startswith(_OTHER_LOCATION):
+        return Reason.UNAVAILABLE
     if status == "UNAVAILABLE" and message.startswith(_NO_CREDENTIALS):
         return Reason.UNAUTHENTICATED
     if status == "FAILED_PRECONDITION":
