@@ -2,12 +2,14 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Final, Literal, Self
 
 import grpc
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ops.kms_emulator.causes import CAUSES, build_refusal, get_quota_kind, name_quota
 from ops.kms_emulator.model import StatusError
 from shared.kms.gcp.client import compute_crc32c
 from shared.kms.gcp.profile import check_key_name
@@ -35,13 +37,16 @@ TEST_IAM_PERMISSIONS: Final = "TestIamPermissions"
 OPERATIONS: Final = (*PERMISSIONS, TEST_IAM_PERMISSIONS)
 
 
-FaultKind = Literal["latency", "stall", "status", "corrupt_crc", "wrong_plaintext", "denied", "slow_primary"]
+FaultKind = Literal["latency", "stall", "status", "corrupt_crc", "wrong_plaintext", "denied", "cause", "slow_primary"]
 _OPERATIONS_BY_KIND: Final = {
     "corrupt_crc": {"Encrypt", "Decrypt"},
     "wrong_plaintext": {"Decrypt"},
     "denied": set(PERMISSIONS),
     "slow_primary": {"Encrypt"},
 }
+_USES_OF_A_KEY: Final = {"Encrypt", "Decrypt"}
+_OPERATIONS_BY_CAUSE: Final = {"role_missing": set(PERMISSIONS), "justification": _USES_OF_A_KEY, "ekm": _USES_OF_A_KEY}
+"""By the first part of a cause: a role is missing for what needs one, an external key manager is asked for a use."""
 _OPERATIONS_WITHOUT_KEY: Final = {"CreateKeyRing", "GetKeyRing", "ListKeyRings", "CreateCryptoKey", "ListCryptoKeys"}
 
 
@@ -54,6 +59,12 @@ def _check_operation(name: str) -> str:
 def _check_permission(name: str) -> str:
     if name not in PERMISSIONS.values():
         raise ValueError(f"expected one of {', '.join(dict.fromkeys(PERMISSIONS.values()))}")
+    return name
+
+
+def _check_cause(name: str) -> str:
+    if name not in CAUSES:
+        raise ValueError(f"expected one of {', '.join(CAUSES)}")
     return name
 
 
@@ -73,6 +84,8 @@ class EmulatorFault(BaseModel):
     - `wrong_plaintext`: Decrypt answers other bytes, with the right CRC32C for them.
     - `denied`: `permission` (or the one that `operation` needs) is refused: TestIamPermissions does not list it, and
       every operation that needs it answers PERMISSION_DENIED.
+    - `cause`: the answer is what Cloud KMS says for `cause`, with `message` instead of its text, and `seconds` as
+      RetryInfo. `role_missing` is refused as `denied` is; `ekm_…` and `justification` come with Encrypt and Decrypt.
     - `slow_primary`: Encrypt on the key goes on with the old primary for `seconds` after each change of the primary.
     """
 
@@ -88,23 +101,39 @@ class EmulatorFault(BaseModel):
     status: Annotated[str, AfterValidator(_check_status)] = "UNAVAILABLE"
     message: str | None = None
     permission: Annotated[str, AfterValidator(_check_permission)] | None = None
+    cause: Annotated[str, AfterValidator(_check_cause)] | None = None
+    """Of `causes.yml`, such as `perimeter` or `project_unusable/suspended`."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
         if self.kind in {"latency", "slow_primary"} and self.seconds is None:
             raise ValueError(f"{self.kind} needs `seconds`")
-        if self.operation and self.operation not in _OPERATIONS_BY_KIND.get(self.kind, OPERATIONS):
-            raise ValueError(f"{self.kind} never happens to {self.operation}")
+        if self.kind == "cause" and self.cause is None:
+            raise ValueError("cause needs `cause`")
+        if self.operation and self.operation not in self.operations:
+            raise ValueError(f"{self.cause or self.kind} never happens to {self.operation}")
         if self.key and self.operation in _OPERATIONS_WITHOUT_KEY:
             raise ValueError(f"{self.operation} is about no key that exists; leave `key` out")
-        if self.kind == "denied" and self.operation and self.permission not in {None, PERMISSIONS[self.operation]}:
+        if self.takes_permission and self.operation and self.permission not in {None, PERMISSIONS[self.operation]}:
             raise ValueError(f"{self.operation} needs {PERMISSIONS[self.operation]}, not {self.permission}")
         return self
 
+    @property
+    def operations(self) -> Collection[str]:
+        """What it can happen to."""
+        if self.kind == "cause" and self.cause:
+            return _OPERATIONS_BY_CAUSE.get(re.split("/|(?<=ekm)_", self.cause)[0], OPERATIONS)
+        return _OPERATIONS_BY_KIND.get(self.kind, OPERATIONS)
+
+    @property
+    def takes_permission(self) -> bool:
+        """Whether it revokes permissions."""
+        return self.kind == "denied" or (self.kind == "cause" and (self.cause or "").startswith("role_missing"))
+
     def denies(self, permission: str) -> bool:
-        """Whether a `denied` fault revokes this permission."""
+        """Whether it revokes this permission."""
         by_operation = self.operation is None or PERMISSIONS[self.operation] == permission
-        return self.kind == "denied" and self.permission in {None, permission} and by_operation
+        return self.takes_permission and self.permission in {None, permission} and by_operation
 
 
 class EmulatorFaults:
@@ -153,8 +182,8 @@ class EmulatorFaults:
             is_match: further condition on the fault.
         """
         for id_, fault in self._active.items():
-            # A permission is shared by operations: `denied` asks for it, see EmulatorFault.denies.
-            meant = fault.kind == "denied" or fault.operation in {None, operation}
+            # A permission is shared by operations, and asked for: see EmulatorFault.denies.
+            meant = fault.takes_permission or fault.operation in {None, operation}
             if fault.kind != kind or fault.key not in {None, key} or not meant or not is_match(fault):
                 continue
             if fault.probability < 1 and self._random() >= fault.probability:
@@ -182,10 +211,11 @@ class EmulatorFaults:
             await asyncio.sleep(latency.seconds)
         if self.match("stall", operation, key):
             await asyncio.Event().wait()
-        permission = PERMISSIONS.get(operation)
-        if permission and self.match("denied", operation, key, lambda fault: fault.denies(permission)):
-            message = f"Permission '{permission}' denied on resource '{resource}' (or it may not exist)."
-            raise StatusError(grpc.StatusCode.PERMISSION_DENIED, message)
+        permission = PERMISSIONS.get(operation, "")
+        if self.match("denied", operation, key, lambda fault: fault.denies(permission)):
+            raise _build_refusal("role_missing/no_details", operation, resource)
+        if found := self.match("cause", operation, key, lambda fault: _is_refused(fault, operation)):
+            raise _build_refusal(found.cause or "", operation, resource, found.message, found.seconds)
         if status := self.match("status", operation, key):
             default = f"The emulator was told to answer {status.status}."
             raise StatusError(grpc.StatusCode[status.status], status.message or default)
@@ -198,3 +228,24 @@ class EmulatorFaults:
         if operation in _OPERATIONS_BY_KIND["corrupt_crc"] and self.match("corrupt_crc", operation, key):
             checksum = "ciphertext_crc32c" if operation == "Encrypt" else "plaintext_crc32c"
             setattr(answer, checksum, getattr(answer, checksum) ^ 1)
+
+
+def _is_refused(fault: EmulatorFault, operation: str) -> bool:
+    return operation in fault.operations and (not fault.takes_permission or fault.denies(PERMISSIONS[operation]))
+
+
+def _build_refusal(
+    cause: str, operation: str, resource: str, message: str | None = None, retry_after: float | None = None
+) -> StatusError:
+    parts = resource.split("/")
+    names = {
+        "operation": operation,
+        "resource": resource,
+        "permission": PERMISSIONS.get(operation, ""),
+        "project": parts[1] if len(parts) > 1 else "",
+        "location": parts[3] if len(parts) > 3 else "",
+        "version": resource if "/cryptoKeyVersions/" in resource else f"{resource}/cryptoKeyVersions/1",
+        "state": "ENABLED",
+        **name_quota(get_quota_kind(operation) or "software", 600),
+    }
+    return build_refusal(cause, names, message=message, retry_after=retry_after)

@@ -86,6 +86,8 @@ def _wrap_method(
             code = "OK"
         except StatusError as error:
             code = error.code.name
+            if error.details:  # https://grpc.io/docs/guides/error/#richer-error-model
+                context.set_trailing_metadata((("grpc-status-details-bin", error.details),))
             await context.abort(error.code, error.message)
         except BaseException as error:
             code = "CANCELLED" if isinstance(error, asyncio.CancelledError) else code

@@ -12,12 +12,16 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 
 class StatusError(Exception):
-    """Ends a call with `code` and `message`; `grpc_service` turns it into the response."""
+    """Ends a call with `code` and `message`; `grpc_service` turns it into the response.
 
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+    `details` is a serialized google.rpc.Status, or bytes that are none; empty where the answer has no details.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str, details: bytes = b"") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.details = details
 
 
 def invalid_argument(message: str) -> StatusError:

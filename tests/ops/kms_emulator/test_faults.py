@@ -57,6 +57,8 @@ def test_denied_takes_away_a_permission_by_its_name_or_by_the_operation_that_nee
         ({"kind": "wrong_plaintext", "operation": "Encrypt"}, "never happens to Encrypt"),
         ({"kind": "corrupt_crc", "operation": "GetCryptoKey"}, "never happens to GetCryptoKey"),
         ({"kind": "slow_primary", "operation": "Decrypt", "seconds": 1}, "never happens to Decrypt"),
+        ({"kind": "cause", "cause": "ekm_error/tls", "operation": "GetCryptoKey"}, "tls never happens to GetCryptoKey"),
+        ({"kind": "cause", "cause": "role_missing", "operation": "TestIamPermissions"}, "never happens to TestIam"),
         ({"kind": "denied", "operation": "TestIamPermissions"}, "never happens to TestIamPermissions"),
         ({"kind": "denied", "permission": "cloudkms.nope"}, "expected one of cloudkms.keyRings.create"),
         (
