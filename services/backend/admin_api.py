@@ -29,12 +29,7 @@ from shared.http.access import (
     get_caller,
     get_peer,
 )
-from shared.http.authentication import (
-    AccessPolicy,
-    Endpoint,
-    Token,
-    load_tokens,
-)
+from shared.http.authentication import AccessPolicy, Endpoint, Token, load_tokens
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,

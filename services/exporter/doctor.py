@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from services.exporter.backend_reads import ReadBackend, build_read, open_backend_reader
-from services.exporter.backends.documents import UnreadableError
+from services.exporter.backends.health_documents import UnreadableError
 from services.exporter.backends.health_proposal import propose_health
 from services.exporter.backends.reader import BackendReader
 from services.exporter.config import ExporterSettings, is_folder_usable

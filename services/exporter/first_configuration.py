@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import click
 from yarl import URL
 
-from services.exporter.backends.documents import UnreadableError
+from services.exporter.backends.health_documents import UnreadableError
 from services.exporter.backends.health_proposal import HealthProposal, propose_health
 from services.exporter.backends.reader import BackendReader, open_http_client
 from services.exporter.backends.settings import Backend

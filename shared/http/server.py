@@ -27,13 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shared import VERSION
 from shared.config.server_settings import Role
 from shared.config.settings import Address
-from shared.http.access import (
-    SAFE_METHODS,
-    Authorizer,
-    ProtectedRoute,
-    RouteRequirements,
-    handle_audit_request,
-)
+from shared.http.access import SAFE_METHODS, Authorizer, ProtectedRoute, RouteRequirements, handle_audit_request
 from shared.http.authentication import AccessPolicy
 from shared.http.json_api import hide_paths
 from shared.http.limits import READ_BYTES, AdmissionProtocol, AdmissionQueue, HttpProtocol, PieceReader, UnfinishedHeads

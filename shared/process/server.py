@@ -36,13 +36,7 @@ from shared.config.errors import ConfigurationError
 from shared.config.file_checks import FileProblem, check_files
 from shared.config.server_settings import Role, ServerSettings
 from shared.config.settings import Address, load_settings
-from shared.http.access import (
-    OTHER_ENDPOINT,
-    Authorizer,
-    ProtectedRoute,
-    RouteRequirements,
-    describe_action,
-)
+from shared.http.access import OTHER_ENDPOINT, Authorizer, ProtectedRoute, RouteRequirements, describe_action
 from shared.http.authentication import AccessPolicy, Caller, create_access_policy
 from shared.http.limits import AdmissionQueue
 from shared.http.server import StartError, serve

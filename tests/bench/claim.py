@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import click
 
-from services.relay.outbox.channels import ChannelEffect, PauseLimits
+from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.receipt import AttemptOutcome, record_outcomes
 from services.relay.outbox.store import Store, StoreUnavailableError, open_store

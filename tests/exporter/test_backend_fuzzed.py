@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.exporter.backends import documents as backend_documents
-from services.exporter.backends.documents import parse_health, parse_metrics
+from services.exporter.backends import health_documents
+from services.exporter.backends.health_documents import parse_health, parse_metrics
 from services.exporter.model import Samples
 from shared.backend_contract import KEYRING_METRIC_LABELS
 
@@ -57,7 +57,7 @@ T = TypeVar("T")
 def read_or_refused(parse: Callable[[bytes], T], body: bytes) -> T | None:
     try:
         return parse(body)
-    except backend_documents.UnreadableError as error:
+    except health_documents.UnreadableError as error:
         sentence = str(error)
     assert 0 < len(sentence) < 250
     sentence.encode()  # a log and a page can show it

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from services.exporter.backends.documents import UnreadableError, parse_metrics
+from services.exporter.backends.health_documents import UnreadableError, parse_metrics
 from services.exporter.model import BackendState
 from tests.exporter.collected_metrics import CollectedMetrics
 

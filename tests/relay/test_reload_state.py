@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.relay.channels.port import SendError, SendReason, SendScope
-from services.relay.outbox import fallback as unserved_channels
+from services.relay.outbox import fallback
 from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.store import StoreUnavailableError
 from tests.relay.served_relay import Scripted, hang, reaches, settings, statuses, until, webhook_of
@@ -33,7 +33,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is waited for long."""
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.1)
-    monkeypatch.setattr(unserved_channels, "UNSERVED_AFTER", 0.0)
+    monkeypatch.setattr(fallback, "UNSERVED_AFTER", 0.0)
 
 
 @pytest.mark.usefixtures("soon")

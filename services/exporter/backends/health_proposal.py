@@ -11,7 +11,13 @@ from typing import Final, NamedTuple
 import msgspec
 import yaml
 
-from services.exporter.backends.documents import MAX_VALUE_BYTES, HealthMapping, Value, check_json_pointer, format_found
+from services.exporter.backends.health_documents import (
+    MAX_VALUE_BYTES,
+    HealthMapping,
+    Value,
+    check_json_pointer,
+    format_found,
+)
 
 MAX_BYTES: Final = 64 * 1024
 """Of a document that is parsed as a whole, which takes many times its size."""

@@ -21,12 +21,7 @@ from typing import Final, NamedTuple, TypeVar
 import aiohttp
 from yarl import URL
 
-from services.exporter.backends.documents import (
-    OWN_NAMES,
-    UnreadableError,
-    parse_health,
-    parse_metrics,
-)
+from services.exporter.backends.health_documents import OWN_NAMES, UnreadableError, parse_health, parse_metrics
 from services.exporter.backends.settings import Backend, load_tls_context
 from services.exporter.model import BackendState, Health, Samples
 from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRIC_LABELS

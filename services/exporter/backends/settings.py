@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from services.exporter.backends.documents import OWN_NAMES, HealthSetting
+from services.exporter.backends.health_documents import OWN_NAMES, HealthSetting
 from shared.config.file_checks import FileCheck, FileCheckError, check_readable
 from shared.config.settings import Duration, FilePath, HttpUrl, PasswordPath, SecretPath, Section
 from shared.net.egress import DIRECT, EgressSettings

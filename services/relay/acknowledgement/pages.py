@@ -19,12 +19,7 @@ from services.relay.outbox.store import Store
 from services.relay.outbox.tables import clean_for_database
 from services.relay.text import truncate
 from shared.config.secret_file import SecretUnreadableError
-from shared.http.access import (
-    Authorizer,
-    RefusalReason,
-    get_path_and_query,
-    get_peer,
-)
+from shared.http.access import Authorizer, RefusalReason, get_path_and_query, get_peer
 from shared.http.authentication import Caller
 
 _NOT_VALID = "This link is not valid: it is not complete, or the mail's recipients or their channel have changed."

@@ -24,10 +24,10 @@ from services.relay.metrics import Metrics
 from services.relay.model import decode_steps, encode_steps
 from services.relay.outbox import database as dialect
 from services.relay.outbox.audit import insert_entry
-from services.relay.outbox.channels import read_served_channels
 from services.relay.outbox.edits import request_edits
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
 from services.relay.outbox.recovery import COMPARE_DELAY
+from services.relay.outbox.served_channels import read_served_channels
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import (
     CLOCK_TOLERANCE,

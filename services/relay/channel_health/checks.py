@@ -19,27 +19,20 @@ from uuid import uuid4
 
 import structlog
 
-from services.relay.channel_health.store import (
-    ChannelCheck,
-    CheckKind,
-    claim_check,
-    read_check_state,
-    record_check,
-)
+from services.relay.channel_health.store import ChannelCheck, CheckKind, claim_check, read_check_state, record_check
 from services.relay.channels.port import REASON_ADVICE, Channel, Receipt, SendError, SendReason, SendScope
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.message import LinkRules, build_links
 from services.relay.model import Alert, DeliveryTask, Event, Message, Status
-from services.relay.outbox.channels import (
+from services.relay.outbox.breaker import (
     NO_TOKEN_SECONDS,
     commit_allow_trial,
     compute_pauses,
-    count_available,
     lock_or_insert,
-    spend,
     update_channel,
 )
+from services.relay.outbox.rate_limit import count_available, spend
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import CLOCK_TOLERANCE
 from shared.check import Check, CheckOutcome, CheckResult

@@ -23,7 +23,7 @@ from services.relay.console.frame import Console, Done, is_api
 from services.relay.intake.routing import RouteSettings
 from services.relay.now.lights import Verdict, build_channel_light
 from services.relay.now.overview import ChannelOverview, count_delivered, read_channel_overviews
-from services.relay.outbox.channels import count_available
+from services.relay.outbox.rate_limit import count_available
 from services.relay.outbox.store import Store
 from services.relay.text import format_seconds
 from shared.check import CheckResult, join_hint

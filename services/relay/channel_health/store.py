@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
-from services.relay.outbox.channels import compute_pauses, insert_channel
+from services.relay.outbox.breaker import compute_pauses, insert_channel
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import CHANNELS, CLOCK_TOLERANCE, channel_checks, channels, clean_for_database
 from shared.check import CheckOutcome, CheckResult

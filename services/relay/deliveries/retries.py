@@ -14,7 +14,7 @@ from sqlalchemy import bindparam
 
 from services.relay.acknowledgement.store import MAX_NAME
 from services.relay.deliveries.queries import DeliverySummary, read_delivery
-from services.relay.outbox import channels as breaker
+from services.relay.outbox import breaker
 from services.relay.outbox.audit import Actor, insert_entry
 from services.relay.outbox.dead_letters import DeadLetterFilter, requeue, requeue_dead
 from services.relay.outbox.fallback import find_missing_events

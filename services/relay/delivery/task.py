@@ -8,12 +8,7 @@ from typing import TypeVar
 
 import structlog
 
-from services.relay.channels.port import (
-    ChannelSettings,
-    SendError,
-    SendReason,
-    SendScope,
-)
+from services.relay.channels.port import ChannelSettings, SendError, SendReason, SendScope
 from services.relay.config import DeliverySettings, PacingSettings
 from services.relay.delivery.attempt import SaveProgress, Sender, SendResult
 from services.relay.delivery.message import condense_event, merge_events

@@ -24,8 +24,8 @@ from services.relay.delivery.retry_policy import compute_retry_delay, get_reques
 from services.relay.delivery.task import DeliveryContext, retry_until_stored, send_task
 from services.relay.metrics import Metrics
 from services.relay.model import Claim, DeliveryTask
-from services.relay.outbox import channels as breaker
-from services.relay.outbox.channels import ChannelEffect, PauseLimits, record_served_channels, refresh_outdated
+from services.relay.outbox import breaker
+from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due, release_leases, save_progress
 from services.relay.outbox.edits import (
     EditClaim,
@@ -40,6 +40,7 @@ from services.relay.outbox.fallback import fall_back, fall_back_unserved
 from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcomes
 from services.relay.outbox.recovery import COMPARE_DELAY, detect_restore, sweep
+from services.relay.outbox.served_channels import record_served_channels, refresh_outdated
 from services.relay.outbox.store import RETRY_SECONDS, Store, StoreUnavailableError
 from services.relay.outbox.storm import MAX_CLAIM_BYTES
 from services.relay.outbox.tables import DeliveryState

@@ -31,13 +31,7 @@ from services.relay.outbox.store import StoreUnavailableError
 from shared.config.secret_file import SecretUnreadableError
 from shared.config.server_settings import is_name_in
 from shared.http.access import RefusalReason, get_peer
-from shared.http.authentication import (
-    find_passwords,
-    format_cookie,
-    get_session,
-    list_cookies,
-    read_cookie,
-)
+from shared.http.authentication import find_passwords, format_cookie, get_session, list_cookies, read_cookie
 from shared.http.fair_queue import QueueFullError
 from shared.http.json_api import RefusedError, hide_paths, read_form
 from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS

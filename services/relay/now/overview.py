@@ -14,7 +14,7 @@ from services.relay.channel_health.store import CheckKind, CheckRow, list_checks
 from services.relay.deliveries.queries import count_deliveries
 from services.relay.incidents.queries import IncidentFilter, IncidentSummary, read_incidents
 from services.relay.model import Status
-from services.relay.outbox.channels import FAILURE_THRESHOLD, compute_pauses
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, compute_pauses
 from services.relay.outbox.database import read_clock
 from services.relay.outbox.heartbeats import read_heartbeats, read_last_seen
 from services.relay.outbox.tables import (

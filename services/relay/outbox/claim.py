@@ -14,7 +14,7 @@ from uuid import uuid4
 from sqlalchemy import Text, and_, bindparam, case, func, or_, select, update
 
 from services.relay.model import Claim, DeliveryTask, Predecessor, Status
-from services.relay.outbox import channels as breaker
+from services.relay.outbox import breaker
 from services.relay.outbox import storm as digests
 from services.relay.outbox.context import read_contexts
 from services.relay.outbox.merge import RetryState, lock_incidents, merge_into_successor

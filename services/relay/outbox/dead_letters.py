@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select, update
 
-from services.relay.outbox import channels as breaker
+from services.relay.outbox import breaker
 from services.relay.outbox.audit import Actor, insert_entry
 from services.relay.outbox.incidents import read_current_state
 from services.relay.outbox.merge import (

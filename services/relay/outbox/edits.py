@@ -20,9 +20,9 @@ from uuid import uuid4
 from sqlalchemy import Connection, and_, bindparam, case, func, or_, select, update
 
 from services.relay.model import Claim, DeliveryTask, IncidentContext
-from services.relay.outbox.channels import count_available, spend
 from services.relay.outbox.context import read_contexts
 from services.relay.outbox.database import build_insert
+from services.relay.outbox.rate_limit import count_available, spend
 from services.relay.outbox.store import BulkStatement, Store, Transaction
 from services.relay.outbox.tables import (
     DIGEST_EPISODE,

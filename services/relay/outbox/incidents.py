@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, and_, bindparam, select, text
 
 from services.relay.model import EscalationStep, Event, Status, decode_event, decode_steps
-from services.relay.outbox.channels import read_served_channels
 from services.relay.outbox.database import build_insert
 from services.relay.outbox.merge import lock_incidents
+from services.relay.outbox.served_channels import read_served_channels
 from services.relay.outbox.store import BulkStatement, Store, Transaction
 from services.relay.outbox.tables import (
     EVENTS,

@@ -13,7 +13,7 @@ from sqlalchemy import bindparam, func, insert, update
 
 from services.relay.channels.port import SendReason
 from services.relay.model import Claim, DeliveryTask, IncidentContext
-from services.relay.outbox import channels as breaker
+from services.relay.outbox import breaker
 from services.relay.outbox.edits import (
     FirstMessage,
     MessageKey,

@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy import Connection, and_, bindparam, exists, func, not_, or_, select, text, true, update
 
 from services.relay.channels.port import SendReason
-from services.relay.outbox.channels import FAILURE_THRESHOLD, read_down_channels
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, read_down_channels
 from services.relay.outbox.database import build_insert, find_last_used_file, read_last_used, write_last_used
 from services.relay.outbox.dead_letters import requeue_too_early
 from services.relay.outbox.fallback import FALLBACK_STEP, IS_NOT_COMPARING, enqueue_fallback, fall_back

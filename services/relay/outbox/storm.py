@@ -20,8 +20,9 @@ from sqlalchemy import and_, bindparam, case, exists, func, not_, or_, select
 
 from services.relay.channels.port import SendReason
 from services.relay.model import Status
-from services.relay.outbox.channels import BURST_SECONDS, Admission
+from services.relay.outbox.breaker import Admission
 from services.relay.outbox.merge import RetryState, merge_into_successor, try_lock_incident
+from services.relay.outbox.rate_limit import BURST_SECONDS
 from services.relay.outbox.store import Transaction
 from services.relay.outbox.tables import (
     DUE_DELIVERIES,

@@ -20,7 +20,7 @@ from services.relay.acknowledgement.socket_mode import SlackWebApi, open_bots
 from services.relay.apis import AlertmanagerClient, ApiError, NewSilence
 from services.relay.channels.port import SendError
 from services.relay.config import RelaySettings, SilenceSettings
-from services.relay.outbox.channels import take_token
+from services.relay.outbox.breaker import take_token
 from services.relay.outbox.store import RETRY_SECONDS, Store, StoreUnavailableError
 from services.relay.silences.store import (
     SilenceLeaseLostError,

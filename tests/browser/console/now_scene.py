@@ -12,8 +12,8 @@ from sqlalchemy import insert, update
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from services.relay.acknowledgement.store import acknowledge
-from services.relay.outbox.channels import record_served_channels
 from services.relay.outbox.heartbeats import record_heartbeats
+from services.relay.outbox.served_channels import record_served_channels
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import channels, incidents, silences
 from shared.sql import database_url

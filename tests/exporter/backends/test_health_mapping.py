@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from services.exporter.backends.documents import HealthMapping, HealthSetting, UnreadableError
+from services.exporter.backends.health_documents import HealthMapping, HealthSetting, UnreadableError
 from services.exporter.model import Health
 from shared.backend_contract import CryptoMode
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from services.exporter.backends.documents import HealthMapping, HealthSetting
+from services.exporter.backends.health_documents import HealthMapping, HealthSetting
 from services.exporter.backends.health_proposal import MAX_BYTES, propose_health
 from services.exporter.model import Health
 from shared.backend_contract import CryptoMode

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from services.exporter.backends.documents import check_json_pointer, compile_json_pointer
+from services.exporter.backends.health_documents import check_json_pointer, compile_json_pointer
 from shared.http.untrusted_json import UntrustedJsonError
 
 

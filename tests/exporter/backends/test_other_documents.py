@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 from aiohttp import web
 
-from services.exporter.backends.documents import HealthMapping
+from services.exporter.backends.health_documents import HealthMapping
 from services.exporter.backends.reader import BackendReader
 from services.exporter.model import BackendState, Health
 from shared.backend_contract import CryptoMode

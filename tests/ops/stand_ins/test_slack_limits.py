@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ops.demo.stand_ins.slack.blocks import count_text, find_block_errors
+from ops.demo.stand_ins.slack.block_limits import count_text, find_block_errors
 
 
 def plain(length: int) -> dict[str, Any]:

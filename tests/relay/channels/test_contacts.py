@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from ops.demo.stand_ins.slack.blocks import MAX_BLOCKS_TEXT, count_text, find_block_errors
+from ops.demo.stand_ins.slack.block_limits import MAX_BLOCKS_TEXT, count_text, find_block_errors
 from services.relay.channels.pagerduty import build_event
 from services.relay.channels.slack.message import MAX_CONTACTS_TEXT, build_post
 from services.relay.model import Links, Message

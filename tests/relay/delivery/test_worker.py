@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.relay.channels.port import Attempt, Receipt, SendError, SendReason, SendScope
-from services.relay.outbox.channels import FAILURE_THRESHOLD
+from services.relay.outbox.breaker import FAILURE_THRESHOLD
 from services.relay.outbox.storm import MAX_CLAIM_BYTES
 from services.relay.outbox.tables import CHANNELS, DeliveryState
 from tests.relay.delivery.worker_harness import LANES, NEARLY, QUICK, broken, policy_of, rig

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from services.relay.model import Claim
-from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.receipt import OutcomeResult
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import CHANNELS, ChannelRow, DeliveryState

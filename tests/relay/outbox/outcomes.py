@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from services.relay.outbox.channels import ChannelEffect, PauseLimits
+from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.receipt import AttemptOutcome
 from services.relay.outbox.tables import DeliveryState
 

@@ -17,16 +17,10 @@ from services.relay.acknowledgement.store import EpisodeOverError, acknowledge, 
 from services.relay.deliveries import queries as delivery_list
 from services.relay.delivery.message import LinkRules
 from services.relay.delivery.task import _read_merged
-from services.relay.model import (
-    Claim,
-    DeliveryTask,
-    EscalationStep,
-    Status,
-    decode_event,
-)
+from services.relay.model import Claim, DeliveryTask, EscalationStep, Status, decode_event
 from services.relay.outbox import tables
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan
-from services.relay.outbox.channels import ChannelEffect
+from services.relay.outbox.breaker import ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.context import ACKNOWLEDGED, read_provider_acknowledgement
 from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from services.relay.model import Status
-from services.relay.outbox.channels import commit_allow_trial
+from services.relay.outbox.breaker import commit_allow_trial
 from services.relay.outbox.claim import release_leases, save_progress
 from services.relay.outbox.dead_letters import DeadLetterFilter, requeue, requeue_dead
 from services.relay.outbox.tables import DeliveryState

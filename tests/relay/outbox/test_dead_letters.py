@@ -6,15 +6,9 @@ import pytest
 from sqlalchemy import update
 
 from services.relay.deliveries.queries import read_delivery
-from services.relay.outbox.channels import FAILURE_THRESHOLD, commit_allow_trial
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, commit_allow_trial
 from services.relay.outbox.claim import release_leases
-from services.relay.outbox.dead_letters import (
-    NO_ATTEMPT,
-    DeadLetterFilter,
-    read_dead_letters,
-    requeue,
-    requeue_dead,
-)
+from services.relay.outbox.dead_letters import NO_ATTEMPT, DeadLetterFilter, read_dead_letters, requeue, requeue_dead
 from services.relay.outbox.recovery import sweep
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine, select, update
 
 from services.relay.model import Claim, Status, decode_event
-from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due, release_leases, save_progress
 from services.relay.outbox.dead_letters import requeue
 from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit

@@ -14,10 +14,10 @@ from services.relay.acknowledgement.store import acknowledge
 from services.relay.model import DeliveryTask, Status, decode_event
 from services.relay.outbox import edits
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.channels import record_served_channels
 from services.relay.outbox.edits import EditClaim, EditClaimRequest, EditClaimResult, EditOutcome, EditResult
 from services.relay.outbox.recovery import sweep
 from services.relay.outbox.retention import prune_before
+from services.relay.outbox.served_channels import record_served_channels
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql import database_url

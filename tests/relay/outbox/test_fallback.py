@@ -7,8 +7,7 @@ import pytest
 
 from services.relay.deliveries.queries import DeliveryFilter, list_deliveries
 from services.relay.outbox import fallback
-from services.relay.outbox import fallback as unserved_channels
-from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
 from services.relay.outbox.dead_letters import requeue
 from services.relay.outbox.fallback import fall_back, fall_back_unserved
 from services.relay.outbox.merge import DeliveryChanges
@@ -221,7 +220,7 @@ async def test_all_that_waits_for_a_channel_that_is_gone_goes_to_the_others_and_
 ) -> None:
     await enqueue(store, fallback.FALLBACK_STEP + 1)
     assert await fall_back_unserved(store, ("b",), ("b",)) == DeliveryChanges()
-    monkeypatch.setattr(unserved_channels, "UNSERVED_AFTER", -60.0)
+    monkeypatch.setattr(fallback, "UNSERVED_AFTER", -60.0)
     assert await fall_back_unserved(store, ("a", "b"), ("b",)) == DeliveryChanges()
     assert await fall_back_unserved(store, ("b",), ("b",)) == DeliveryChanges(channels_to_wake=frozenset(("b",)))
     assert len(await all_of(store, "b")) == fallback.FALLBACK_STEP + 1

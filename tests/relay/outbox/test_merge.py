@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from services.relay.deliveries import queries as delivery_list
-from services.relay.outbox.channels import ChannelEffect, commit_allow_trial
+from services.relay.outbox.breaker import ChannelEffect, commit_allow_trial
 from services.relay.outbox.claim import save_progress
 from services.relay.outbox.dead_letters import requeue
 from services.relay.outbox.fallback import fall_back

@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import update
 
 from services.relay.outbox.accept import AcceptResult
-from services.relay.outbox.channels import record_served_channels, refresh_outdated
 from services.relay.outbox.fallback import UNSERVED_AFTER, fall_back_unserved
 from services.relay.outbox.merge import DeliveryChanges
+from services.relay.outbox.served_channels import record_served_channels, refresh_outdated
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, channels, deliveries
 from shared.sql.database_url import DatabaseUrl

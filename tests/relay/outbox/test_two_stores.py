@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, select, text
 
 from services.relay.model import Claim, Event
-from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.dead_letters import DeadLetterFilter, requeue, requeue_dead
 from services.relay.outbox.store import Store, open_store

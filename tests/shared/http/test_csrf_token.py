@@ -12,13 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope
 
 from shared.config.server_settings import Role
-from shared.http.access import (
-    Authorizer,
-    ProtectedRoute,
-    RouteRequirements,
-    get_caller,
-    is_still_authorized,
-)
+from shared.http.access import Authorizer, ProtectedRoute, RouteRequirements, get_caller, is_still_authorized
 from shared.http.authentication import (
     SESSION_SCOPE_KEY,
     AccessPolicy,

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
-from ops.demo.stand_ins.slack.blocks import MAX_BLOCKS_TEXT, FindFile, count_text, find_block_errors
+from ops.demo.stand_ins.slack.block_limits import MAX_BLOCKS_TEXT, FindFile, count_text, find_block_errors
 from shared.http.limits import BodyTooLargeError, read_body
 
 T = TypeVar("T")

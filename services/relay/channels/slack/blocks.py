@@ -5,10 +5,7 @@ from collections.abc import Iterable
 from datetime import datetime, tzinfo
 from typing import Any, Final
 
-from services.relay.text import (
-    Link,
-    format_time,
-)
+from services.relay.text import Link, format_time
 
 Block = dict[str, Any]
 

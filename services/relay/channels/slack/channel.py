@@ -41,13 +41,7 @@ from services.relay.channels.requests import (
 )
 from services.relay.channels.slack.blocks import Block, cut_for_edit
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
-from services.relay.channels.slack.message import (
-    MAX_INCIDENTS,
-    NO_MARKUP,
-    Mention,
-    build_post,
-    find_thread,
-)
+from services.relay.channels.slack.message import MAX_INCIDENTS, NO_MARKUP, Mention, build_post, find_thread
 from services.relay.channels.slack.thread import (
     CHANNEL_KINDS,
     NotFound,

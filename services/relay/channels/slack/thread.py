@@ -23,12 +23,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from services.relay.channels.port import SendError, SendReason, SendScope
-from services.relay.channels.slack.blocks import (
-    Block,
-    build_context_text,
-    build_section,
-    escape,
-)
+from services.relay.channels.slack.blocks import Block, build_context_text, build_section, escape
 from services.relay.channels.slack.message import NO_MARKUP
 from services.relay.channels.slack.web_api import TOKEN_ERRORS, SlackApi, SlackError
 from services.relay.http import read_text, translate_connection_errors

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ops.demo.stand_ins.slack.blocks import MAX_BLOCKS_TEXT, count_text, find_block_errors
+from ops.demo.stand_ins.slack.block_limits import MAX_BLOCKS_TEXT, count_text, find_block_errors
 from services.relay.channels.slack.message import Post
 
 MAX_UPDATE_TEXT = 4_000

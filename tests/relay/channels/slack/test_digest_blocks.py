@@ -4,7 +4,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops.demo.stand_ins.slack.blocks import find_block_errors
+from ops.demo.stand_ins.slack.block_limits import find_block_errors
 from services.relay.channels.slack.blocks import count_characters
 from services.relay.channels.slack.message import MAX_DIGEST_CHARACTERS, MAX_INCIDENTS, build_digest_post
 from services.relay.delivery.message import LinkRules

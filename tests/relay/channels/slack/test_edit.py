@@ -9,7 +9,7 @@ from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.channels.port import Channel, EditingChannel, Receipt, SendError, SendReason, SendScope
 from services.relay.model import IncidentContext, Message, Status
-from services.relay.outbox.channels import BURST_SECONDS
+from services.relay.outbox.rate_limit import BURST_SECONDS
 from tests.relay.channels.digests import Named, digest_of
 from tests.relay.channels.examples import example, settings
 from tests.relay.channels.kinds import unused_address

@@ -13,7 +13,7 @@ from services.relay.channel_health.checks import claim_test
 from services.relay.channel_health.store import ChannelCheck, CheckKind, claim_check, prune_checks, record_check
 from services.relay.now import overview as channel_overviews
 from services.relay.now.overview import BreakerState, ChannelOverview, LastFailure, read_channel_overviews
-from services.relay.outbox.channels import ChannelEffect
+from services.relay.outbox.breaker import ChannelEffect
 from services.relay.outbox.retention import prune_by_age
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState, channels, deliveries

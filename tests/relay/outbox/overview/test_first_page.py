@@ -5,8 +5,8 @@ from functools import partial
 
 from services.relay.now.overview import read_overview
 from services.relay.now.page import RecentTimes
-from services.relay.outbox.channels import record_served_channels
 from services.relay.outbox.heartbeats import record_heartbeats
+from services.relay.outbox.served_channels import record_served_channels
 from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl

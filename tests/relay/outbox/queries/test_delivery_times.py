@@ -4,7 +4,7 @@ import time
 from functools import partial
 
 from services.relay.now.page import DeliveryTimes, read_delivery_times
-from services.relay.outbox.channels import record_served_channels
+from services.relay.outbox.served_channels import record_served_channels
 from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl

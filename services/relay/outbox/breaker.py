@@ -1,4 +1,4 @@
-"""What all replicas share of a channel: its circuit breaker, its provider's pause, its rate, and who delivers on it.
+"""When a channel may be tried: its circuit breaker, its provider's pause and its rate, which all replicas share.
 
 The circuit breaker opens after 5 attempts in a row that did not reach the provider, or after one that was refused for
 a reason that only a person can end: nothing is claimed for a while. Then one delivery tries (half-open), and its
@@ -7,17 +7,15 @@ pause is stored separately (`retry_after_until`): nothing else that happens to t
 asks for more than the longest pause takes the channel down: for as long as it asked, or until a person acts.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import partial
 from typing import Final
 
 from sqlalchemy import Connection, bindparam, select, update
 
-from services.relay.model import Status
 from services.relay.outbox.database import build_insert
-from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
+from services.relay.outbox.rate_limit import count_available, spend
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import (
     CHANNELS,
@@ -27,41 +25,8 @@ from services.relay.outbox.tables import (
     channels,
     clean_for_database,
     deliveries,
-    events,
-    incidents,
 )
-from shared.sql.rows import select_tuples, select_values
-
-BURST_SECONDS: Final = 5.0
-"""How much of its rate a channel may save up: Slack allows "short bursts", https://docs.slack.dev/apis/web-api/rate-limits"""
-_MAX_DEBT_SECONDS: Final = 10.0
-"""How much more may be spent than was saved up: a message may take several requests, which is known after it."""
-
-
-def count_available(next_token_at: float, now: float, limit: int, rate: float | None) -> tuple[int, float | None]:
-    """How many messages may be sent now, and in how many seconds the next one, where it is fewer than `limit`.
-
-    A token bucket that fills at `rate` a second and holds the tokens of 5 s, stored as one time: when an empty bucket
-    has its next token, as in the Generic Cell Rate Algorithm.
-    """
-    if rate is None:
-        return limit, None
-    saved = max(1.0, rate * BURST_SECONDS)
-    ahead = max(next_token_at - now, 0.0) * rate  # messages that were sent before their time
-    if ahead > saved + 1 + _MAX_DEBT_SECONDS * rate:
-        ahead = 0.0  # more than was ever possible: the clock was set back
-    available = max(int(saved - ahead + 1e-6), 0)
-    if available >= limit:
-        return limit, None
-    return available, (1 - (saved - ahead - available)) / rate
-
-
-def spend(next_token_at: float, now: float, count: int, rate: float) -> float:
-    """The `next_token_at` after as many messages."""
-    most = BURST_SECONDS + 2 / rate + _MAX_DEBT_SECONDS
-    start = next_token_at if next_token_at - now <= most else 0.0
-    return min(max(start, now) + count / rate, now + most)
-
+from shared.sql.rows import select_values
 
 FAILURE_THRESHOLD: Final = 5
 """Attempts in a row that did not reach the provider."""
@@ -274,99 +239,3 @@ def _make_retries_due(transaction: Transaction, channel: str) -> None:
     free = select(of.seq).where(*waiting).order_by(of.seq).with_for_update(skip_locked=True)
     due = update(deliveries).where(of.seq.in_(free))
     transaction.connection.execute(due.values(due_at=transaction.now))
-
-
-_REPLICA_TIMEOUT: Final = 60.0
-"""Seconds after which a relay that recorded nothing no longer counts."""
-_REFRESH_STEP: Final = 32
-"""How many deliveries are brought up to date in one transaction."""
-
-_delivery = deliveries.c
-_SERVED_CHANNELS: Final = select_values(str, channels.c.name).where(channels.c.served_at > bindparam("since"))
-_CLEAR_OTHERS: Final = (
-    update(channels).where(channels.c.name.not_in(bindparam("names", expanding=True))).values(served_at=None)
-)
-_OUTDATED: Final = (
-    select_tuples(
-        tuple[int, str, str, int, int, int],
-        select(
-            _delivery.seq,
-            _delivery.incident_id,
-            _delivery.channel,
-            _delivery.first_event_seq,
-            incidents.c.episode,
-            incidents.c.latest_event_seq,
-        )
-        .select_from(deliveries)
-        .join(incidents, incidents.c.id == _delivery.incident_id)
-        .join(events, events.c.seq == _delivery.event_seq),
-    )
-    .where(
-        _delivery.channel.in_(bindparam("channels", expanding=True)),
-        _delivery.finished_at.is_(None),
-        events.c.status == Status.FIRING,
-        incidents.c.latest_event_seq > _delivery.event_seq,
-    )
-    .order_by(_delivery.seq)
-)
-_FIND_OUTDATED: Final = _OUTDATED.where(_delivery.seq > bindparam("after")).limit(_REFRESH_STEP)
-_READ_OUTDATED: Final = _OUTDATED.where(_delivery.seq.in_(bindparam("seqs", expanding=True)))
-
-
-async def record_served_channels(store: Store, edit_scopes: Mapping[str, str | None]) -> None:
-    """Records that this relay delivers on these channels now, as it does at its start and every few seconds.
-
-    Configurations differ while one replica after the other is reloaded. What waits for a channel on which nobody
-    delivers goes to fallback channels, and an event of an incident goes to the channels of other replicas, too.
-    `edit_scopes` has None for a channel whose messages are not edited. Raises StoreUnavailableError.
-    """
-
-    def commit(transaction: Transaction) -> None:
-        new = build_insert(channels, transaction.connection.dialect.name)
-        changes = {"served_at": new.excluded.served_at, "edit_scope": new.excluded.edit_scope}
-        served = new.on_conflict_do_update(index_elements=["name"], set_=changes)
-        # Sorted: two replicas that lock the same rows in different orders would wait for each other.
-        rows = [
-            {"name": name, **NEW_CHANNEL, "served_at": transaction.now, "edit_scope": scope}
-            for name, scope in sorted(edit_scopes.items())
-        ]
-        transaction.connection.execute(served, rows)
-        if transaction.connection.dialect.name == "sqlite":  # which no other relay uses
-            transaction.connection.execute(_CLEAR_OTHERS, {"names": sorted(edit_scopes)})
-
-    if edit_scopes:
-        await store.run(commit)
-
-
-def read_served_channels(connection: Connection, now: float) -> frozenset[str]:
-    """The channels on which any replica delivers."""
-    return frozenset(_SERVED_CHANNELS.fetch_all(connection, {"since": now - _REPLICA_TIMEOUT}))
-
-
-async def refresh_outdated(store: Store, names: Collection[str]) -> None:
-    """What waits on these channels with something that fires becomes the current state of its incident.
-
-    A channel got no deliveries of newer events while it was not configured.
-
-    Raises StoreUnavailableError; the steps before it are done.
-    """
-    after = 0
-    values = {"channels": sorted(names)}
-    while found := await store.read(partial(_FIND_OUTDATED.fetch_all, values={**values, "after": after})):
-        after, *_ = found[-1]
-        found_incidents = {seq: incident for seq, incident, *_ in found}
-        await store.run(partial(_refresh_outdated, found=found_incidents, names=names))
-
-
-def _refresh_outdated(transaction: Transaction, found: Mapping[int, str], names: Collection[str]) -> None:
-    """`found` has the incidents of deliveries, by their seq."""
-    lock_incidents(transaction, {*found.values()})
-    values = {"channels": sorted(names), "seqs": [*found]}
-    outdated = _READ_OUTDATED.fetch_all(transaction.connection, values)
-    new = {
-        (incident, channel): NewDelivery(latest, first, incident, episode, channel)
-        for _, incident, channel, first, episode, latest in reversed(outdated)
-        if channel not in transaction.unmerged_channels
-    }
-    if new:
-        enqueue_deliveries(transaction, list(new.values()))

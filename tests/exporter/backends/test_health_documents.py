@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
-from services.exporter.backends import documents, reader
-from services.exporter.backends.documents import UnreadableError, parse_health, parse_metrics
+from services.exporter.backends import health_documents, reader
+from services.exporter.backends.health_documents import UnreadableError, parse_health, parse_metrics
 from services.exporter.model import Samples
 
 parse_openmetrics = partial(parse_metrics, is_openmetrics=True)
@@ -23,7 +23,7 @@ def test_a_line_of_ours_that_is_too_long_is_refused_and_somebody_elses_costs_not
 ) -> None:
     long = b'{a="' + b"b" * 8200 + b'"} 1\n'
     assert parse(b"other_total" + long + b"crypto_decryption_errors_total 3\n# EOF\n") == {ERRORS: {(): 3}}
-    with pytest.raises(documents.UnreadableError, match="a line is over 8192 characters"):
+    with pytest.raises(health_documents.UnreadableError, match="a line is over 8192 characters"):
         parse(b"crypto_decryption_errors_total" + long + b"# EOF\n")
 
 
@@ -32,7 +32,7 @@ def test_lines_of_ours_that_have_too_much_in_total_are_refused_and_take_no_more_
     parse: Callable[[bytes], dict[str, Samples]],
 ) -> None:
     line = b'crypto_decryption_errors_total{why="%07d"} 1\n'
-    most = documents.OWN_CHARACTERS // len(line % 0)
+    most = health_documents.OWN_CHARACTERS // len(line % 0)
     assert parse(b"".join(line % n for n in range(most)) + b"# EOF\n") == {ERRORS: {(): most}}
     body = b"crypto_decryption_errors_total 1\n" * 127_000 + b"# EOF\n"
     tracemalloc.start()
@@ -58,7 +58,7 @@ LINES = {
 
 def bounded(parse: Callable[[bytes], object], body: bytes) -> None:
     begin = time.process_time()  # its own, whatever else the machine does meanwhile
-    with suppress(documents.UnreadableError):
+    with suppress(health_documents.UnreadableError):
         parse(body)
     assert time.process_time() - begin < 10
 
@@ -68,7 +68,7 @@ def bounded(parse: Callable[[bytes], object], body: bytes) -> None:
 def test_the_most_metrics_that_fit_into_the_limits_are_parsed_in_bounded_time(
     parse: Callable[[bytes], object], line: bytes
 ) -> None:
-    assert len(line) <= documents.MAX_LINE_LENGTH
+    assert len(line) <= health_documents.MAX_LINE_LENGTH
     end = b"# EOF\n"
     bounded(parse, line * ((reader.MAX_METRICS_BYTES - len(end)) // len(line)) + end)
 

@@ -8,7 +8,7 @@ import pytest
 
 from services.relay.deliveries import queries as delivery_list
 from services.relay.deliveries.queries import DeliveryFilter, list_deliveries
-from services.relay.outbox.channels import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial, take_token
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial, take_token
 from services.relay.outbox.claim import ClaimResult
 from services.relay.outbox.recovery import sweep
 from services.relay.outbox.store import Store, open_store
