@@ -1,7 +1,8 @@
 """Readable text of a message for channels, console and command line: clean strings, titles, tables, context, links.
 
 Labels and annotations are written by others. What these modules return contains no control character and none that
-changes the direction of text, and a link is http(s) or absent. Escaping is up to each channel.
+changes the direction of text, and a link is http(s) or absent. Escaping is up to each channel; `chat` does it for plain
+text and Markdown.
 """
 
 from services.relay.text.body import (

@@ -16,12 +16,9 @@ from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.channels.port import Channel
 from shared.config.settings import Address
-from tests.relay.channels import teams_channel
+from tests.relay.channels.doubles import find_double
 from tests.relay.channels.examples import SECRET, example, settings
 
-HOOK_BYTES = 1_000_000
-REFUSALS = {"teams": teams_channel.refuses}
-"""What a provider without a stand-in would refuse, by the kind, which is the first part of the path of its example."""
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 TcpServer = Callable[[Handler], Awaitable[Address]]
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -80,6 +77,7 @@ class Providers:
 
     def example(self, kind: str, secret_file: Path) -> dict[str, Any]:
         """The example of this kind, reaching its provider; the mail server asks nobody for a password."""
+        find_double(kind)  # a new kind needs one
         stand_ins = dict.fromkeys(("slack", "slack_webhook", "pagerduty"), self._stand_ins.http)
         addresses = {**stand_ins, "email": self._stand_ins.smtp}
         values = example(kind, secret_file, addresses.get(kind, self._hook))
@@ -93,6 +91,7 @@ class Providers:
         slack = [str(post) for post in posts if not post.files and "'part'" not in str(post.metadata)]
         mails = [f"{mail.text} {mail.html}" for mail in stand_ins.mailbox.mails]
         lines = [json.dumps(line) for line in self._logged if line["event"] == "alert"]
+        lines = [line for line in lines if not _is_refused("log", line.encode())]
         events = [str(event) for event in stand_ins.pagerduty.events]
         arrived = {"slack": slack, "email": mails, "pagerduty": events, "log": lines}
         return arrived.get(kind.partition("_")[0], self._hooked)
@@ -106,15 +105,21 @@ class Providers:
             self.hook_is_late = True
 
 
+def _is_refused(kind: str, body: bytes) -> bool:
+    refuses = find_double(kind).refuses
+    assert refuses is not None, f"say in `DOUBLES` what the provider of `kind: {kind}` refuses"
+    return refuses(body)
+
+
 @pytest.fixture
 async def providers(stand_ins: StandIns, answering: Answering) -> AsyncIterator[Providers]:
     hooked: list[str] = []
 
     async def take(request: web.Request) -> web.Response:
-        body, kind = await request.read(), request.path.split("/")[1]
+        body, kind = await request.read(), request.path.split("/")[1]  # of its example
         is_known = request.headers.get("Authorization") == f"Bearer {SECRET}" or request.path.endswith(f"/{SECRET}")
-        if len(body) > HOOK_BYTES or not is_known or (kind in REFUSALS and REFUSALS[kind](body)):
-            return web.Response(status=400)
+        if not is_known or _is_refused(kind, body):
+            return web.Response(status=400, text=f"`DOUBLES` refuses these {len(body)} bytes")
         hooked.append(body.decode())
         if found.hook_is_late:
             await asyncio.sleep(3600)

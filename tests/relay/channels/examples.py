@@ -75,7 +75,7 @@ def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
     """
     if kind == "apprise":
         create_plugin("json://127.0.0.1")  # Apprise is loaded before a short time-out begins
-        secret_file.write_text(f"json://{provider}/hook?+Authorization=Bearer%20{SECRET}")
+        secret_file.write_text(f"json://{provider}/apprise?+Authorization=Bearer%20{SECRET}")
         return {"kind": "apprise", "url_file": secret_file}
     if kind == "slack_webhook":
         secret_file.write_text(f"http://{provider}/slack/services/{'/'.join(WEBHOOK_APP)}/{SECRET}")
@@ -99,7 +99,7 @@ def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
             "from": "keypulse <alerts@example.org>",
             "to": ["secops@example.org", "oncall@example.org"],
         },
-        "webhook": {"url": f"http://{provider}/hook", "token_file": secret_file},
+        "webhook": {"url": f"http://{provider}/webhook", "token_file": secret_file},
         "log": {},
     }
     assert kind in examples, f"add an example of `kind: {kind}` to {__file__}"
@@ -206,6 +206,22 @@ def with_text(text: str, alerts: int = 1) -> Message:
     return message(event, links=links, contacts=contacts_of(text))
 
 
+def of_rules(count: int) -> Message:
+    """A critical message with an alert of each of so many rules, whose texts have 2,400 characters."""
+    of = critical(message(contacts={"on call": "#security"}))
+    (alert,) = of.event.alerts
+    alerts = tuple(
+        replace(
+            alert,
+            fingerprint=str(number),
+            labels={**alert.labels, "alertname": f"Rule{number:02}"},
+            annotations={"summary": f"Summary-{number:02}.", "description": f"What {number:02} says.\n" * 150},
+        )
+        for number in range(count)
+    )
+    return replace(of, event=replace(of.event, alerts=alerts), links=of.links * count)
+
+
 def critical(of: Message) -> Message:
     """The same message, were each of its alerts critical."""
     alerts = tuple(replace(alert, labels={**alert.labels, "severity": "critical"}) for alert in of.event.alerts)
@@ -229,6 +245,12 @@ NASTY = (
     "\ud800 half a character \udfff",
     "",
 )
+HOSTILE = (
+    "<!channel> <!everyone> @everyone @here <@U012ABCDEF> ops@everyone <at>Ann</at> @channel",
+    "[Runbook](https://evil.example) <https://evil.example|Log> ![x](https://evil.example/x.png)",
+    "<script>evil()</script><img src=x onerror=evil()> <a href='https://evil.example'>Log</a> [x](javascript:evil())",
+)
+"""What mentions, links or runs where it is mark-up; each has `evil` or `everyone`."""
 HUGE = ("w" * 20_000, "& < > " * 5_000, "🔥\N{COMBINING ACUTE ACCENT}" * 10_000, '"\\' * 10_000, "line\n" * 5_000)
 
 strange = st.one_of(

@@ -6,16 +6,16 @@ The battery runs on it as on the relay's own kinds.
 
 import json
 import re
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 from services.relay.channels.port import MessageRate
 from services.relay.channels.posting import PostingChannel, SecretUrlSettings
+from services.relay.http import encode_json
 from services.relay.model import Message
-from services.relay.text import AlertCard, AlertTable, build_view, fit, truncate
+from services.relay.text.chat import build_text
 
 MAX_BYTES: Final = 28_000  # https://learn.microsoft.com/en-us/microsoftteams/limits-specifications-teams
-_MAX_TEXT: Final = 1_000
-_ACTIONS: Final = 6
+_MAX_BODY: Final = 25_000
 _REPEAT: Final = "This may be a repeat: the reply to an earlier attempt was lost."
 
 
@@ -23,6 +23,7 @@ class TeamsSettings(SecretUrlSettings):
     """A channel of Teams, by the secret URL of its workflow."""
 
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)
+    digest_size: ClassVar[int] = 50
 
     kind: Literal["teams"]
 
@@ -36,33 +37,18 @@ class TeamsChannel(PostingChannel):
     provider: ClassVar[str] = "Teams"
 
     def build_payload(self, message: Message, *, may_be_a_repeat: bool) -> str:
-        view = build_view(message, max_cards=10, max_tables=2, max_rows=20)
-        facts = " · ".join(filter(None, (view.headline, view.counts, view.severity)))
-        repeat = _REPEAT if may_be_a_repeat else ""
-        contacts = "\n".join(f"{role}: {address}" for role, address in view.contacts.items())
-        links = [*view.incident_links, *(link for part in view.parts for link in part.links), *view.group_links]
-        parts = [
-            [_build_text(view.subject) | {"weight": "bolder", "size": "large"}],
-            *([_build_text(text)] for text in (facts, repeat, view.remark, contacts, view.omission) if text),
-            *([_build_text(_write(part)), _build_text(_write(part)[:100])] for part in view.parts),
-        ]
-        body = [form for form in fit(parts, (MAX_BYTES // 2, lambda form: len(json.dumps(form)))) if form is not None]
-        actions = [{"type": "Action.OpenUrl", "title": link.text, "url": link.url} for link in links[:_ACTIONS]]
-        card = {"type": "AdaptiveCard", "version": "1.4", "body": body, "actions": actions}
+        """A card of texts, which are Markdown: https://adaptivecards.io/explorer/TextBlock.html."""
+        text = build_text(message, measure=_measure, limit=_MAX_BODY, is_markdown=True, escapes_title=True)
+        texts = [text.title, *([_REPEAT] if may_be_a_repeat else []), text.body]
+        body = [{"type": "TextBlock", "text": each, "wrap": True} for each in texts if each]
+        body[0] |= {"weight": "bolder", "size": "large"}
+        card = {"type": "AdaptiveCard", "version": "1.4", "body": body}
         attachment = {"contentType": "application/vnd.microsoft.card.adaptive", "content": card}
-        return json.dumps({"type": "message", "attachments": [attachment]})
+        return encode_json({"type": "message", "attachments": [attachment]})
 
 
-def _write(part: AlertCard | AlertTable) -> str:
-    if isinstance(part, AlertTable):
-        return "\n".join([part.caption, *(" · ".join(row) for row in part.rows), part.more])
-    return "\n".join(filter(None, (part.summary, part.period, part.description)))
-
-
-def _build_text(text: str) -> dict[str, Any]:
-    """A block, whose text is Markdown: https://adaptivecards.io/explorer/TextBlock.html."""
-    escaped = re.sub(r"([\\`*_\[\]<>@])", r"\\\1", truncate(text, _MAX_TEXT))
-    return {"type": "TextBlock", "text": escaped, "wrap": True}
+def _measure(text: str) -> int:
+    return len(encode_json(text).encode())
 
 
 def refuses(body: bytes) -> bool:
@@ -72,3 +58,15 @@ def refuses(body: bytes) -> bool:
     except (ValueError, KeyError):
         return True
     return len(body) > MAX_BYTES or not all(block["text"] for block in attachment["content"]["body"])
+
+
+def find_live(payload: str) -> list[str]:
+    """What of a payload Teams would take for a mention, or for a link that the relay does not make.
+
+    Texts mention nobody, only what stands in `msteams.entities`.
+    https://learn.microsoft.com/en-us/microsoftteams/platform/task-modules-and-cards/cards/cards-format
+    """
+    content = json.loads(payload)["attachments"][0]["content"]
+    text = re.sub(r"\\.", "", "\n".join(block["text"] for block in content["body"]))
+    links = re.findall(r"<[a-z/!@][^>]*>|\]\(https?://evil[^)]*|\]\((?!https?:)", text)
+    return [*map(str, content.get("msteams", {}).get("entities", ())), *links]

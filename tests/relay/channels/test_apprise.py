@@ -17,11 +17,9 @@ from aiohttp import web
 from services.relay.channels.apprise import channel as apprise_channel
 from services.relay.channels.apprise.channel import AppriseSettings
 from services.relay.channels.apprise.plugin import (
-    MAX_BODY,
     PluginRequests,
     _run_with,
     build_for,
-    build_text,
     create_plugin,
     notify,
 )
@@ -32,8 +30,10 @@ from services.relay.channels.requests import ProviderCall
 from services.relay.http import HttpSession
 from services.relay.model import DigestEntry, Event, ExcerptBlock, IncidentContext, Message, RunbookExcerpt, Status
 from services.relay.text import list_fixes
+from services.relay.text.chat import MAX_BODY, build_text
 from shared.check import CheckError
 from tests.relay.channels.conftest import Answering, OpenChannel, TcpServer, WebServer
+from tests.relay.channels.doubles import MENTION
 from tests.relay.channels.examples import HUGE, NASTY, change, critical, message, rotate, settings, with_text
 from tests.relay.channels.kinds import unused_address
 from tests.relay.channels.recording_attempt import Recorded, refuse, send
@@ -51,7 +51,6 @@ SERVICES = {
     "Teams": f"workflows://127.0.0.1/workflow/{TOKEN}",
     "Telegram": "tgram://123456789:abcdefg_hijklmnop/12315544/",
 }
-MENTION = re.compile(r"(?<!\w)@\w|@&?(?i:everyone|here|\d)|<[@!#]|<at>|<https?:|(?<!\\)\]\((?!http)")
 
 
 def capture(url: str, of: Message) -> str:

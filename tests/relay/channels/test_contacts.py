@@ -2,9 +2,7 @@
 
 import json
 from dataclasses import replace
-from email import message_from_string, policy
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -13,7 +11,6 @@ from services.relay.channels.pagerduty import build_event
 from services.relay.channels.slack.message import MAX_CONTACTS_TEXT, build_post
 from services.relay.model import Links, Message
 from services.relay.text import MAX_SHORT_URL, MAX_URL, select_contacts
-from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import (
     KINDS,
@@ -21,27 +18,15 @@ from tests.relay.channels.examples import (
     change,
     contacts_of,
     critical,
-    example,
     message,
     settings,
     with_text,
 )
+from tests.relay.channels.kinds import render_text
 from tests.relay.channels.recording_attempt import send
 
 PEOPLE = {"security on call": "+49 30 1234567", "service owner": "#ledger-team"}
 MENTIONING = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "log"])
-
-
-def render_text(kind: str, of: Message) -> str:
-    """What the channel would send, where Python and a person read the same."""
-    with TemporaryDirectory() as folder:
-        channel = settings(example(kind, Path(folder) / "secret", Address("127.0.0.1", 9))).connect(5)
-        payload = channel.render_payload(of)
-    if kind != "email":
-        return payload
-    mail = message_from_string(payload, policy=policy.default)
-    parts = [mail.get_body((part,)) for part in ("plain", "html")]
-    return "\n".join(str(part and part.get_content()).replace("\r\n", "\n") for part in parts)
 
 
 @MENTIONING

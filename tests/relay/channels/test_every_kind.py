@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from services.relay.channels.port import DeliveryLeaseLostError
+from services.relay.model import Message
 from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
+from tests.relay.channels.digests import Named, digest_of
+from tests.relay.channels.doubles import find_double
 from tests.relay.channels.examples import (
+    HOSTILE,
     HUGE,
     KINDS,
     NASTY,
@@ -21,8 +25,10 @@ from tests.relay.channels.examples import (
     SECRET,
     change,
     critical,
+    detailed,
     example,
     message,
+    of_rules,
     rotate,
     settings,
     with_text,
@@ -31,10 +37,12 @@ from tests.relay.channels.kinds import (
     EVERY_KIND,
     EVERY_KIND_WITH_A_SECRET_FILE,
     EVERY_KIND_WITH_A_URL,
+    EVERY_KIND_WITH_DIGESTS,
     EVERY_REMOTE_KIND,
     HTTP_KINDS,
     REMOTE_KINDS,
     failure,
+    render_text,
     unused_address,
 )
 from tests.relay.channels.recording_attempt import Recorded, send
@@ -49,6 +57,53 @@ async def test_no_text_and_no_size_is_refused(
     assert await send(channel, critical(change(with_text(text, alerts), remark=text)))
     await channel.close()
     assert len(providers.arrived(kind)) == 1
+
+
+@EVERY_KIND
+async def test_a_message_of_thirty_rules_arrives_and_says_what_matters(
+    kind: str, secret_file: Path, providers: Providers
+) -> None:
+    one = await _deliver(kind, of_rules(30), secret_file, providers)
+    assert "KMSCryptoModeNotKMS" in one
+    assert "Summary-00" in one
+    assert "#security" in one or kind == "log"
+    missing = sum(f"Summary-{number:02}" not in one for number in range(30))
+    counted = re.search(r"… and (\d+) more firing|unlisted_count\W+(\d+)", one.replace("\\u2026", "…"))
+    said = int(next(filter(None, counted.groups()))) if counted else 0
+    assert said >= missing, "say how many alerts it leaves out: `format_more`, or `text.chat`"
+
+
+@EVERY_KIND_WITH_DIGESTS
+@pytest.mark.parametrize("text", ["permission_denied: backend cannot encrypt", *HOSTILE, *HUGE])
+async def test_a_digest_names_every_incident_and_all_that_they_say_is_text(
+    kind: str, text: str, secret_file: Path, providers: Providers
+) -> None:
+    count = KINDS[kind].digest_size
+    digest = digest_of(Named(f"Incident-{number:03} {text}", f"service {number % 3} {text}") for number in range(count))
+    one = await _deliver(kind, digest, secret_file, providers)
+    absent = [number for number in range(count) if f"Incident-{number:03}" not in one]
+    assert not absent, "show `message.digest` by `format_digest` or `text.chat`, or make `digest_size` smaller"
+    assert find_double(kind).find_live(render_text(kind, digest)) == []
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_an_alert_says_mentions_nobody_and_hides_no_address(kind: str, text: str) -> None:
+    of = change(critical(detailed(change(with_text(text), remark=text), text)), excerpt=None)  # which the team wrote
+    payload = render_text(kind, of)
+    assert re.search("evil|everyone", payload)
+    assert find_double(kind).find_live(payload) == [], "escape what is in the message, or use `text.chat`"
+
+
+async def _deliver(kind: str, of: Message, secret_file: Path, providers: Providers) -> str:
+    """What arrives of a message, which is refused if it is over a limit of the provider."""
+    channel = settings(providers.example(kind, secret_file)).connect(20)
+    try:
+        await send(channel, of)
+    finally:
+        await channel.close()
+    (one,) = providers.arrived(kind)
+    return one
 
 
 @EVERY_KIND

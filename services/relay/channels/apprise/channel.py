@@ -33,6 +33,7 @@ from services.relay.channels.requests import (
     read_secret,
 )
 from services.relay.model import Message
+from services.relay.text.chat import build_text
 from shared.check import Check, CheckError
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile
@@ -128,8 +129,7 @@ class AppriseChannel(HttpChannel):
 
     def render_payload(self, message: Message) -> str:
         """Title and body for a service of plain text without narrow limits; another one would need the URL."""
-        payload: str = _import_plugin_module().build_text(message).payload
-        return payload
+        return build_text(message).payload
 
     def list_checks(self, key: str) -> Sequence[Check]:
         """Whether the server can be reached to which Apprise would send; nothing is sent."""
