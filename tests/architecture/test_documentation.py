@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from services.exporter.config import Target
 from services.exporter.metrics.targets import BackendMetrics, TargetMetrics
 from services.exporter.model import TargetKey
+from services.relay.channels.registry import AnyChannel
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import CommandSettings, load_settings
 from shared.kms.registry import providers
@@ -72,6 +73,13 @@ def test_every_setting_is_explained(server: str) -> None:
 def test_no_setting_is_explained_that_does_not_exist(server: str) -> None:
     rows = re.findall(r"^\| `([^`]+)`", section(CONFIGURATION, server), re.MULTILINE)
     assert {row.rpartition(".")[2] for row in rows} - set(keys_of(settings_of(server))) == set()
+
+
+def test_every_kind_of_channel_is_explained() -> None:
+    """Many have the same keys: each needs its own `kind`."""
+    kinds = {kind for each in models_in(AnyChannel) for kind in typing.get_args(each.model_fields["kind"].annotation)}
+    explained = re.findall(r"^\| `kind` \| required \| `(\w+)`", section(CONFIGURATION, "relay"), re.MULTILINE)
+    assert kinds == {*explained}, "each kind has a section in docs/configuration.md, with the row of its `kind`"
 
 
 @pytest.mark.parametrize("server", CONFIGURED)
