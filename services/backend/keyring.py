@@ -5,8 +5,8 @@ same data key at the same time share one call of KMS. `crypto_mode` decides the 
 
 A new active key is created only if the active one cannot be used (there is none yet, or a restart in an outage, or a
 KMS version that is disabled or destroyed), and if KMS is back and the local key wraps the active one: somebody who
-copied the disk has that, too, and must not read what is written from then on. The mode decides what wraps it, and its
-predecessor is retired: it still decrypts once it can be unwrapped again. The keyring never removes a data key.
+copied the disk has that, too, and must not read what is written from then on. The mode decides what wraps it, and the
+one before it is retired: it still decrypts once it can be unwrapped again. The keyring never removes a data key.
 """
 
 import asyncio
@@ -391,7 +391,7 @@ class Keyring:
             self._active = self._cache[stored.id]
         elif mode is CryptoMode.ENV and self._active:
             pass  # keep the key in memory: replacing another instance's key, which KMS wraps, would help nobody
-        elif not await self._create_active_key(mode, predecessor=stored):
+        elif not await self._create_active_key(mode, expected_active=stored):
             await self._use_keys(mode)  # another process was faster: use its key
 
     async def _restore_missing_rows(self, keys: Sequence[DataKey], mode: CryptoMode) -> bool:
@@ -402,23 +402,23 @@ class Keyring:
             was_active = self._active is not None and row.id == self._active.id
             is_newest = was_active and (stored is None or stored.created_at < row.created_at)
             try:
-                put_back = await self._insert(row, predecessor=stored, active=is_newest)
+                put_back = await self._insert(row, expected_active=stored, active=is_newest)
             except (RetiredVersionError, LocalKeyError):  # nothing may be wrapped as it was
                 wrapped = await self._wrap(mode, self._cache[row.id])
-                put_back = await self._insert(replace(row, wrapped=wrapped), predecessor=stored, active=is_newest)
+                put_back = await self._insert(replace(row, wrapped=wrapped), expected_active=stored, active=is_newest)
             if put_back:
                 self.restored_count += 1
                 self._restored_at[row.id] = self._clock()
                 log.warning("missing data key row restored", data_key=row.id)
         return bool(lost)
 
-    async def _insert(self, row: DataKey, *, predecessor: DataKey | None, active: bool) -> bool:
-        return await (self._activate(row, predecessor) if active else self._store.restore_row(row))
+    async def _insert(self, row: DataKey, *, expected_active: DataKey | None, active: bool) -> bool:
+        return await (self._activate(row, expected_active) if active else self._store.restore_row(row))
 
-    async def _activate(self, row: DataKey, predecessor: DataKey | None) -> bool:
+    async def _activate(self, row: DataKey, expected_active: DataKey | None) -> bool:
         try:
             return await self._store.activate(
-                row, expected_active=predecessor, local_fingerprint=self._local.fingerprint
+                row, expected_active=expected_active, local_fingerprint=self._local.fingerprint
             )
         except OtherLocalKeyError:
             self._local.reject()
@@ -432,13 +432,13 @@ class Keyring:
         except KmsError as error:
             raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: KMS: {error.reason}") from None
 
-    async def _create_active_key(self, mode: CryptoMode, *, predecessor: DataKey | None) -> bool:
-        """Stores an active data key before it is used; False if `predecessor` is no longer active."""
+    async def _create_active_key(self, mode: CryptoMode, *, expected_active: DataKey | None) -> bool:
+        """Stores an active data key before it is used; False if `expected_active` is no longer active."""
         new = UnwrappedKey(uuid.uuid4().hex, os.urandom(KEY_BYTES))
         wrapped = await self._wrap(mode, new)
         created_at = datetime.fromtimestamp(self._clock(), UTC)
         row = DataKey(new.id, DataKeyStatus.ACTIVE, wrapped, compute_fingerprint(new.secret), created_at)
-        if not await self._activate(row, predecessor):
+        if not await self._activate(row, expected_active):
             return False
         log.info("active data key created", data_key=new.id, kek=wrapped.kek, kek_version=wrapped.kek_version)
         self._cache.add(new, row)

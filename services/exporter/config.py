@@ -176,6 +176,6 @@ def _apply_default_service(entries: tuple[ServiceEntry, ...], info: ValidationIn
 
 
 def _refuse_duplicates(key: str, values: Iterable[str]) -> None:
-    twins = [value for value, count in Counter(values).items() if count > 1]
-    if twins:
-        raise ValueError(f"expected each `{key}` once; more than one entry has {', '.join(map(repr, twins))}")
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise ValueError(f"expected each `{key}` once; more than one entry has {', '.join(map(repr, repeated))}")

@@ -16,18 +16,18 @@ OWN_SOURCE: Final = "keypulse"
 """Of every incident of the relay's own; no sender may use it."""
 MAX_EPISODES: Final = 100
 """How many starts of an incident are counted."""
-DIGEST_BYTES: Final = 8
-"""Bytes of a fingerprint's digest."""
+HASH_BYTES: Final = 8
+"""Bytes of the hash of a fingerprint."""
 
 
-def compute_digest(fingerprint: str) -> bytes:
+def hash_fingerprint(fingerprint: str) -> bytes:
     """Stands for an alert that is not listed."""
-    return hashlib.sha256(fingerprint.encode()).digest()[:DIGEST_BYTES]
+    return hashlib.sha256(fingerprint.encode()).digest()[:HASH_BYTES]
 
 
-def split_digests(digests: bytes) -> frozenset[bytes]:
+def split_hashes(hashes: bytes) -> frozenset[bytes]:
     """Of `unlisted_firing` or `unlisted_resolved`."""
-    return frozenset(digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES))
+    return frozenset(hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES))
 
 
 class Status(StrEnum):
@@ -70,20 +70,20 @@ class Event:
     remark: str = ""
     """A remark of the relay's own; empty for an event of Alertmanager."""
     unlisted_firing: bytes = b""
-    """The digests of firing alerts that are not among `alerts`, because too many would be stored."""
+    """The hashes of firing alerts' fingerprints that are not among `alerts`, because too many would be stored."""
     unlisted_resolved: bytes = b""
     """The same of resolved ones."""
 
     @property
     def unlisted_count(self) -> int:
         """How many alerts are not among `alerts`, also because Alertmanager cut them off."""
-        return self.truncated_alerts + (len(self.unlisted_firing) + len(self.unlisted_resolved)) // DIGEST_BYTES
+        return self.truncated_alerts + (len(self.unlisted_firing) + len(self.unlisted_resolved)) // HASH_BYTES
 
 
-def collect_digests(event: Event) -> frozenset[bytes]:
-    """The digests of all its alerts, listed or not."""
-    listed = (compute_digest(alert.fingerprint) for alert in event.alerts)
-    return split_digests(event.unlisted_firing) | split_digests(event.unlisted_resolved) | frozenset(listed)
+def collect_hashes(event: Event) -> frozenset[bytes]:
+    """The hashes of the fingerprints of all its alerts, listed or not."""
+    listed = (hash_fingerprint(alert.fingerprint) for alert in event.alerts)
+    return split_hashes(event.unlisted_firing) | split_hashes(event.unlisted_resolved) | frozenset(listed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,11 +413,11 @@ def limit_size(event: Event) -> Event:
         fit += 1
     unlisted: dict[Status, list[bytes]] = {Status.FIRING: [], Status.RESOLVED: []}
     for alert in by_urgency[fit:]:
-        unlisted[alert.status].append(compute_digest(alert.fingerprint))
+        unlisted[alert.status].append(hash_fingerprint(alert.fingerprint))
     return _build_limited(event, tuple(by_urgency[:fit]), {status: b"".join(each) for status, each in unlisted.items()})
 
 
-def _build_limited(event: Event, alerts: tuple[Alert, ...], unlisted_digests: Mapping[Status, bytes]) -> Event:
+def _build_limited(event: Event, alerts: tuple[Alert, ...], unlisted_hashes: Mapping[Status, bytes]) -> Event:
     return replace(
         event,
         alerts=alerts,
@@ -425,8 +425,8 @@ def _build_limited(event: Event, alerts: tuple[Alert, ...], unlisted_digests: Ma
         common_labels=_limit_pairs(event.common_labels),
         common_annotations=_limit_pairs(event.common_annotations),
         external_url=_limit_url(event.external_url),
-        unlisted_firing=event.unlisted_firing + unlisted_digests.get(Status.FIRING, b""),
-        unlisted_resolved=event.unlisted_resolved + unlisted_digests.get(Status.RESOLVED, b""),
+        unlisted_firing=event.unlisted_firing + unlisted_hashes.get(Status.FIRING, b""),
+        unlisted_resolved=event.unlisted_resolved + unlisted_hashes.get(Status.RESOLVED, b""),
     )
 
 

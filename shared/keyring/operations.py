@@ -198,7 +198,7 @@ async def _add_data_key(keyring: OpenKeyring, request: RotateRequest, version: s
 
 
 async def promote_data_key(keyring: OpenKeyring, request: RotateRequest, rotation: Rotation) -> None:
-    """Makes the new data key active, once every instance holds it, and retires its predecessor."""
+    """Makes the new data key active, once every instance holds it, and retires the one before it."""
     data_key_id = rotation.new_data_key or ""
     new = await keyring.database.read(lambda connection: store.find_data_key(connection, data_key_id))
     problem = None

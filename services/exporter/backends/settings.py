@@ -59,9 +59,9 @@ def _wrap_value(value: object) -> object:
 def _check_own_names(names: dict[str, str]) -> dict[str, str]:
     if unknown := sorted(names.keys() - OWN_NAMES.keys()):
         raise ValueError(f"expected keys among {', '.join(OWN_NAMES)}; {unknown[0]!r} is none")
-    twins = [name for name, count in Counter({**OWN_NAMES, **names}.values()).items() if count > 1]
-    if twins:
-        raise ValueError(f"expected each of the backend's names once; {twins[0]!r} stands for two")
+    repeated = [name for name, count in Counter({**OWN_NAMES, **names}.values()).items() if count > 1]
+    if repeated:
+        raise ValueError(f"expected each of the backend's names once; {repeated[0]!r} stands for two")
     return names
 
 

@@ -142,7 +142,7 @@ class CanaryFile:
 
     def _encode(self, canaries: CanariesByVersion) -> bytes:
         return _FILE.dump_json(
-            {self._key: [_FileEntry(one, _compute_digest(one)) for one in canaries.values()]}, indent=1
+            {self._key: [_FileEntry(one, _compute_sha256(one)) for one in canaries.values()]}, indent=1
         )
 
     def _read(self) -> CanariesByVersion:
@@ -192,7 +192,7 @@ class _BadFileError(Exception):
     """The file cannot be used. The message continues where the file's name ends."""
 
 
-def _compute_digest(canary: Canary) -> bytes:
+def _compute_sha256(canary: Canary) -> bytes:
     return hashlib.sha256(_CANARY.dump_json((canary,))).digest()
 
 
@@ -200,7 +200,7 @@ def _is_intact(entry: _FileEntry) -> bool:
     canary = entry.canary
     if not is_version(canary.version) or len(canary.plaintext_sha256) != _SHA256_BYTES:
         return False
-    return entry.sha256 == _compute_digest(canary)
+    return entry.sha256 == _compute_sha256(canary)
 
 
 def _read_bounded(path: Path) -> bytes:

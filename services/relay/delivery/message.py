@@ -30,12 +30,12 @@ from services.relay.model import (
     Links,
     Message,
     Status,
-    collect_digests,
-    compute_digest,
+    collect_hashes,
     decode_event,
     encode_event,
+    hash_fingerprint,
     limit_size,
-    split_digests,
+    split_hashes,
 )
 from services.relay.text import (
     MAX_SHORT_URL,
@@ -324,10 +324,10 @@ def merge_events(older: Event, newer: Event) -> Event:
     So of {A and B fire}, {A is resolved, B fires} and {B fires} the last still contains that A is resolved. An alert
     that was resolved while it was silenced stays as Alertmanager sent it last.
     """
-    newer_digests = collect_digests(newer)
-    others = tuple(alert for alert in older.alerts if compute_digest(alert.fingerprint) not in newer_digests)
-    firing = split_digests(older.unlisted_firing) - newer_digests
-    resolved = split_digests(older.unlisted_resolved) - newer_digests
+    newer_hashes = collect_hashes(newer)
+    others = tuple(alert for alert in older.alerts if hash_fingerprint(alert.fingerprint) not in newer_hashes)
+    firing = split_hashes(older.unlisted_firing) - newer_hashes
+    resolved = split_hashes(older.unlisted_resolved) - newer_hashes
     remark = newer.remark or older.remark
     if not (others or firing or resolved):
         return replace(newer, remark=remark)

@@ -412,7 +412,7 @@ def _classify_effect(error: SendError) -> ChannelEffect:
     if error.reason is SendReason.INTERNAL or (
         error.reason is SendReason.RATE_LIMITED and error.retry_after is not None
     ):
-        return ChannelEffect.NOTHING
+        return ChannelEffect.UNCHANGED
     return ChannelEffect.FAILED
 
 

@@ -7,7 +7,7 @@ from services.relay.config import RelaySettings
 from services.relay.intake.routing import RouteSettings
 from services.relay.intake.webhook import MalformedWebhookError
 from services.relay.metrics import Metrics
-from services.relay.model import OWN_SOURCE, Event, Status, collect_digests, compute_digest, decode_event
+from services.relay.model import OWN_SOURCE, Event, Status, collect_hashes, decode_event, hash_fingerprint
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event, plan_deliveries
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.retention import ByteLimit
@@ -100,8 +100,8 @@ def _is_late_twin(event: Event, state: IncidentState, fingerprint: str, *, now: 
 
 
 def _misses_firing_alerts(event: Event, latest: Event) -> bool:
-    included = collect_digests(event)
-    firing = (compute_digest(alert.fingerprint) for alert in latest.alerts if alert.status is Status.FIRING)
+    included = collect_hashes(event)
+    firing = (hash_fingerprint(alert.fingerprint) for alert in latest.alerts if alert.status is Status.FIRING)
     return not event.truncated_alerts and not included.issuperset(firing)
 
 

@@ -48,7 +48,8 @@ _FAILING_CHANNELS: Final = select_values(str, _channel.name).where((_channel.fai
 class ChannelEffect(Enum):
     """What the outcome of an attempt means for its channel."""
 
-    NOTHING = auto()
+    UNCHANGED = auto()
+    """It says nothing of the channel: a defect of ours, or a pause that the provider asked for."""
     REACHED = auto()
     """The provider answered, be it that it will not have this message."""
     FAILED = auto()
@@ -162,7 +163,7 @@ def record_effect(
     pauses: PauseLimits,
 ) -> None:
     """Records how an attempt ended; `retry_after` are the seconds that the provider asked to wait."""
-    if effect is ChannelEffect.NOTHING and retry_after is None and not is_breaker_trial:
+    if effect is ChannelEffect.UNCHANGED and retry_after is None and not is_breaker_trial:
         return
     row = _LOCK_CHANNEL.fetch_first(transaction.connection, {"channel": channel})
     if row is None:

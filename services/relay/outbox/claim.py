@@ -25,14 +25,14 @@ from services.relay.outbox.tables import (
     DUE_DELIVERIES,
     EVENT_SIZES,
     EVENTS,
-    LOST,
+    PREDECESSORS,
     DeliveryState,
     DueRow,
     EventSizeRow,
     clean_for_database,
     deliveries,
     events,
-    list_lost_conditions,
+    list_predecessor_conditions,
 )
 from shared.sql.rows import RowQuery, select_tuples, select_values
 
@@ -97,7 +97,7 @@ _MARK_CLAIMED: Final = (
 
 
 async def claim_due(store: Store, request: ClaimRequest) -> ClaimResult:
-    """Deliveries of a channel that are due and whose predecessors of their incident are done, the oldest first.
+    """Deliveries of a channel that are due and have no older one of their incident before them, the oldest first.
 
     Raises StoreUnavailableError.
     """
@@ -242,7 +242,7 @@ def _build_claims(
             and last_firing.get(episode, 0) > (delivery.maybe_delivered_up_to or 0),
             maybe_sent=bool(delivery.maybe_sent) or was_sending,
             predecessors=tuple(_PREDECESSORS.fetch_all(connection, {**values, "incident": delivery.incident_id}))
-            if row.follows_lost and episode not in receipts
+            if row.has_predecessor and episode not in receipts
             else (),
             progress=json.loads(delivery.progress) if delivery.progress else {},
             remark=delivery.remark or "",
@@ -267,9 +267,9 @@ def _build_predecessor(id: str, accepted_at: float, progress: str | None) -> Pre
 
 
 _PREDECESSORS: Final = (
-    RowQuery(_build_predecessor, select(LOST.c.id, LOST.c.accepted_at, LOST.c.progress))
-    .where(*list_lost_conditions(bindparam("incident", type_=Text), bindparam("channel", type_=Text)))
-    .order_by(LOST.c.seq.desc())
+    RowQuery(_build_predecessor, select(PREDECESSORS.c.id, PREDECESSORS.c.accepted_at, PREDECESSORS.c.progress))
+    .where(*list_predecessor_conditions(bindparam("incident", type_=Text), bindparam("channel", type_=Text)))
+    .order_by(PREDECESSORS.c.seq.desc())
 )
 
 

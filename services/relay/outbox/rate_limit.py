@@ -4,7 +4,7 @@ from typing import Final
 
 BURST_SECONDS: Final = 5.0
 """How much of its rate a channel may save up: Slack allows "short bursts", https://docs.slack.dev/apis/web-api/rate-limits"""
-_MAX_DEBT_SECONDS: Final = 10.0
+_MAX_AHEAD_SECONDS: Final = 10.0
 """How much more may be spent than was saved up: a message may take several requests, which is known after it."""
 
 
@@ -18,7 +18,7 @@ def count_available(next_token_at: float, now: float, limit: int, rate: float | 
         return limit, None
     saved = max(1.0, rate * BURST_SECONDS)
     ahead = max(next_token_at - now, 0.0) * rate  # messages that were sent before their time
-    if ahead > saved + 1 + _MAX_DEBT_SECONDS * rate:
+    if ahead > saved + 1 + _MAX_AHEAD_SECONDS * rate:
         ahead = 0.0  # more than was ever possible: the clock was set back
     available = max(int(saved - ahead + 1e-6), 0)
     if available >= limit:
@@ -28,6 +28,6 @@ def count_available(next_token_at: float, now: float, limit: int, rate: float | 
 
 def spend(next_token_at: float, now: float, count: int, rate: float) -> float:
     """The `next_token_at` after as many messages."""
-    most = BURST_SECONDS + 2 / rate + _MAX_DEBT_SECONDS
+    most = BURST_SECONDS + 2 / rate + _MAX_AHEAD_SECONDS
     start = next_token_at if next_token_at - now <= most else 0.0
     return min(max(start, now) + count / rate, now + most)

@@ -30,7 +30,7 @@ from typing import Final, NamedTuple
 import structlog
 from sqlalchemy import Connection, and_, bindparam, delete, exists, func, or_, select, union_all, update
 
-from services.relay.model import collect_digests, decode_event
+from services.relay.model import collect_hashes, decode_event
 from services.relay.outbox.audit import PrunedKind, prune_audit, record_pruned
 from services.relay.outbox.quarantine import delete_entries
 from services.relay.outbox.store import Store, StoreUnavailableError, Transaction
@@ -114,7 +114,7 @@ def _read_digests(seq: int, connection: Connection) -> frozenset[bytes] | None:
     """The digests of an event's alerts, on the thread that reads; None if it is gone, or cannot be read."""
     row = _READ_EVENT.fetch_first(connection, {"event": seq})
     try:
-        return None if row is None else collect_digests(decode_event(row.event))
+        return None if row is None else collect_hashes(decode_event(row.event))
     except ValueError:
         return None
 

@@ -26,7 +26,7 @@ from services.relay.outbox.rate_limit import BURST_SECONDS
 from services.relay.outbox.store import Transaction
 from services.relay.outbox.tables import (
     DUE_DELIVERIES,
-    FOLLOWS_LOST,
+    HAS_PREDECESSOR,
     WAITING,
     DeliveryState,
     DueRow,
@@ -112,17 +112,17 @@ _goes_into_digests = or_(
         or_(_delivery.reason != SendReason.INTERNAL, _delivery.attempts < _MAX_BUILDS),
     ),
 )
-_is_nameable = and_(
+_may_join_digest = and_(
     _delivery.state.in_([state.value for state in WAITING]),
     _delivery.named_in.is_(None),
     _delivery.maybe_sent == 0,
     _delivery.progress.is_(None),
     _goes_into_digests,
     or_(events.c.status == Status.FIRING, not_(_was_sent_alone)),
-    not_(FOLLOWS_LOST),  # that may be a message which has to be found and edited
+    not_(HAS_PREDECESSOR),  # that may be a message which has to be found and edited
 )
 """What a digest may name: it was not sent yet, alone or in a digest."""
-_is_unanswered = and_(
+_is_in_maybe_sent_digest = and_(
     _delivery.digest_id.is_not(None),
     or_(_delivery.maybe_sent != 0, _delivery.state == DeliveryState.SENDING, _delivery.progress.is_not(None)),
 )
@@ -136,30 +136,35 @@ _CRITICAL_FIRST: Final = (
 _LOCK_CLAIMABLE: Final = DUE_DELIVERIES.where(*IS_CLAIMABLE).limit(bindparam("most"))
 _some_claimable = select(_delivery.seq).where(*IS_CLAIMABLE).limit(bindparam("most")).subquery()
 _COUNT_CLAIMABLE: Final = RowQuery(int, select(func.count()).select_from(_some_claimable))
-_FIRST_NAMEABLE: Final = DUE_DELIVERIES.where(*IS_CLAIMABLE, _is_nameable).order_by(*_OLDEST_FIRST).limit(1)
-_LOCK_NAMEABLE: Final = (
-    _LOCK_CLAIMABLE.where(_is_nameable).order_by(*_CRITICAL_FIRST).for_update(of=deliveries, skip_locked=True)
+_FIRST_FOR_DIGEST: Final = DUE_DELIVERIES.where(*IS_CLAIMABLE, _may_join_digest).order_by(*_OLDEST_FIRST).limit(1)
+_LOCK_FOR_DIGEST: Final = (
+    _LOCK_CLAIMABLE.where(_may_join_digest).order_by(*_CRITICAL_FIRST).for_update(of=deliveries, skip_locked=True)
 )
 LOCK_ALONE: Final = (
-    _LOCK_CLAIMABLE.where(not_(_is_unanswered)).order_by(*_OLDEST_FIRST).for_update(of=deliveries, skip_locked=True)
+    _LOCK_CLAIMABLE.where(not_(_is_in_maybe_sent_digest))
+    .order_by(*_OLDEST_FIRST)
+    .for_update(of=deliveries, skip_locked=True)
 )
 """What is claimed where there is no storm."""
 _LOCK_ALONE_IN_STORM: Final = (
-    _LOCK_CLAIMABLE.where(not_(_is_unanswered), or_(_is_critical, not_(_is_nameable)))
+    _LOCK_CLAIMABLE.where(not_(_is_in_maybe_sent_digest), or_(_is_critical, not_(_may_join_digest)))
     .order_by(*_CRITICAL_FIRST)
     .for_update(of=deliveries, skip_locked=True)
 )
-_FIRST_UNANSWERED: Final = (
-    select_values(str, _delivery.digest_id).where(*IS_CLAIMABLE, _is_unanswered).order_by(*_OLDEST_FIRST).limit(1)
+_FIRST_MAYBE_SENT: Final = (
+    select_values(str, _delivery.digest_id)
+    .where(*IS_CLAIMABLE, _is_in_maybe_sent_digest)
+    .order_by(*_OLDEST_FIRST)
+    .limit(1)
 )
 _of_digest = (
     _delivery.digest_id == bindparam("digest"),
     _delivery.channel == bindparam("channel"),
     _delivery.finished_at.is_(None),
-    _is_unanswered,
+    _is_in_maybe_sent_digest,
 )
-_COUNT_UNANSWERED: Final = select_values(int, func.count(_delivery.seq)).where(*_of_digest)
-_LOCK_UNANSWERED: Final = (
+_COUNT_MAYBE_SENT: Final = select_values(int, func.count(_delivery.seq)).where(*_of_digest)
+_LOCK_MAYBE_SENT: Final = (
     DUE_DELIVERIES.where(*_of_digest).order_by(_delivery.seq).for_update(of=deliveries, skip_locked=True)
 )
 
@@ -190,13 +195,13 @@ def select_in_storm(
 
     `values` are those of `IS_CLAIMABLE`; the others are as in `ClaimRequest`.
     """
-    digest_id = _FIRST_UNANSWERED.fetch_first(transaction.connection, values)
-    if digest_id is not None and (unanswered := _lock_unanswered(transaction, values, digest_id)):
-        return unanswered
+    digest_id = _FIRST_MAYBE_SENT.fetch_first(transaction.connection, values)
+    if digest_id is not None and (maybe_sent := _lock_maybe_sent(transaction, values, digest_id)):
+        return maybe_sent
     most = max(digest_over, admission.limit)
     if _COUNT_CLAIMABLE.fetch_one(transaction.connection, {**values, "most": most + 1}) <= most:
         return None
-    oldest = _FIRST_NAMEABLE.fetch_first(transaction.connection, values)
+    oldest = _FIRST_FOR_DIGEST.fetch_first(transaction.connection, values)
     max_delay = BURST_SECONDS * max(1.0, 1.0 / rate)
     is_late = oldest is not None and transaction.now - oldest.delivery.oldest_accepted_at > max_delay
     # A digest that is overdue gets the last token, unless the first message after an outage may be a critical one.
@@ -205,20 +210,20 @@ def select_in_storm(
     if alone:
         return Selection(alone)
     # Of their events a digest holds a title each, so their size does not matter.
-    members = _LOCK_NAMEABLE.fetch_all(transaction.connection, {**values, "most": digest_size})
+    members = _LOCK_FOR_DIGEST.fetch_all(transaction.connection, {**values, "most": digest_size})
     if len(members) == 1:
         return Selection(members)
     return Selection(members, uuid4().hex) if members else None
 
 
-def _lock_unanswered(transaction: Transaction, values: Mapping[str, object], digest_id: str) -> Selection | None:
+def _lock_maybe_sent(transaction: Transaction, values: Mapping[str, object], digest_id: str) -> Selection | None:
     """A digest that may have arrived: all of its members, or it waits a moment.
 
     In a part of them its channel could not tell whether the post that it finds names these members.
     """
     digest = {"digest": digest_id, "channel": values["channel"]}
-    count = _COUNT_UNANSWERED.fetch_one(transaction.connection, digest)
-    rows = _LOCK_UNANSWERED.fetch_all(transaction.connection, digest)
+    count = _COUNT_MAYBE_SENT.fetch_one(transaction.connection, digest)
+    rows = _LOCK_MAYBE_SENT.fetch_all(transaction.connection, digest)
     if len(rows) < count:
         return None
     merged = [

@@ -386,7 +386,7 @@ _add_index(
     where="state = 'dead'",
 )
 _add_index(
-    "deliveries_lost",
+    "deliveries_predecessors",
     _delivery.incident_id,
     _delivery.channel,
     _delivery.episode,
@@ -454,14 +454,14 @@ class DueRow(NamedTuple):
     event_status: str
     severity: str
     """The worst of the incident's latest event, which is almost always this one."""
-    follows_lost: bool
-    """Whether something may have arrived before it that has no receipt; see `list_lost_conditions`."""
+    has_predecessor: bool
+    """Whether something may have arrived before it that has no receipt; see `list_predecessor_conditions`."""
 
     @classmethod
     def build(cls, *values: Any) -> "DueRow":
         """Of a delivery's columns and its own."""
-        *delivery, size, status, severity, follows_lost = values
-        return cls(DeliveryRow(*delivery), size, status, severity, bool(follows_lost))
+        *delivery, size, status, severity, has_predecessor = values
+        return cls(DeliveryRow(*delivery), size, status, severity, bool(has_predecessor))
 
 
 class IncidentRow(NamedTuple):
@@ -526,22 +526,22 @@ class ChannelRow(NamedTuple):
     test_started_at: float | None = None
 
 
-LOST: Final = deliveries.alias("lost")
+PREDECESSORS: Final = deliveries.alias("predecessors")
 _delivered = deliveries.alias("delivered")
 
 
-def list_lost_conditions(incident: ColumnElement[str], channel: ColumnElement[str]) -> list[ColumnElement[bool]]:
+def list_predecessor_conditions(incident: ColumnElement[str], channel: ColumnElement[str]) -> list[ColumnElement[bool]]:
     """What of an incident ended without a receipt on a channel, merged or given up, and may have arrived all the same.
 
-    The next first message of an episode is that message, if there is one: so nothing is lost any more that was before a
-    delivered message, be it a reply.
+    The next first message of an episode is that message, if there is one: so nothing is a predecessor any more that was
+    before a delivered message, be it a reply.
     """
-    return [*_list_unanswered(incident, channel), LOST.c.episode > _find_delivered(incident, channel)]
+    return [*_list_maybe_sent(incident, channel), PREDECESSORS.c.episode > _find_delivered(incident, channel)]
 
 
-def _list_unanswered(incident: ColumnElement[str], channel: ColumnElement[str]) -> list[ColumnElement[bool]]:
-    """The first conditions are those of the index `deliveries_lost`, in literals."""
-    of = LOST.c
+def _list_maybe_sent(incident: ColumnElement[str], channel: ColumnElement[str]) -> list[ColumnElement[bool]]:
+    """The first conditions are those of the index `deliveries_predecessors`, in literals."""
+    of = PREDECESSORS.c
     return [
         of.state.in_([literal_column("'superseded'"), literal_column("'dead'")]),
         or_(of.maybe_sent == literal_column("1"), of.progress.is_not(None)),
@@ -568,9 +568,9 @@ def _find_last(table: FromClause, *conditions: ColumnElement[bool]) -> ScalarSel
 
 
 _of_delivery = (deliveries.c.incident_id, deliveries.c.channel)
-_last_unanswered = _find_last(LOST, *_list_unanswered(*_of_delivery))
+_last_maybe_sent = _find_last(PREDECESSORS, *_list_maybe_sent(*_of_delivery))
 # Not `exists`, which would look for what was delivered once for each of what was found long ago.
-FOLLOWS_LOST: Final = and_(_last_unanswered.is_not(None), _last_unanswered > _find_delivered(*_of_delivery))
+HAS_PREDECESSOR: Final = and_(_last_maybe_sent.is_not(None), _last_maybe_sent > _find_delivered(*_of_delivery))
 _delivery_columns = select_columns(DeliveryRow, deliveries.c)
 DELIVERIES: Final = RowQuery(DeliveryRow, select(*_delivery_columns))
 DUE_DELIVERIES: Final = RowQuery(
@@ -580,7 +580,7 @@ DUE_DELIVERIES: Final = RowQuery(
         func.length(events.c.event, type_=Integer).label("event_size"),
         events.c.status.label("event_status"),
         incidents.c.severity,
-        FOLLOWS_LOST.label("follows_lost"),
+        HAS_PREDECESSOR.label("has_predecessor"),
     )
     .select_from(deliveries)
     .join(events, events.c.seq == deliveries.c.event_seq)

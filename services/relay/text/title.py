@@ -10,7 +10,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import Final
 
-from services.relay.model import DIGEST_BYTES, Alert, Event, Message, Status
+from services.relay.model import HASH_BYTES, Alert, Event, Message, Status
 from services.relay.text.strings import clean_line, clean_text, format_duration, truncate
 
 IMPORTANT_LABELS = ("alertname", "env", "service", "severity")
@@ -163,8 +163,8 @@ def format_headline(event: Event) -> str:
 def format_counts(event: Event) -> str:
     """How many alerts, such as `2 firing, 1 resolved, 7 not listed`."""
     firing = sum(alert.status is Status.FIRING for alert in event.alerts)
-    resolved = len(event.alerts) - firing + len(event.unlisted_resolved) // DIGEST_BYTES
-    firing += len(event.unlisted_firing) // DIGEST_BYTES
+    resolved = len(event.alerts) - firing + len(event.unlisted_resolved) // HASH_BYTES
+    firing += len(event.unlisted_firing) // HASH_BYTES
     numbers = (firing, "firing"), (resolved, "resolved"), (event.truncated_alerts, "not listed")
     return ", ".join(f"{number} {label}" for number, label in numbers if number) or "no alerts"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from services.relay import text
 from services.relay.delivery.message import merge_events
-from services.relay.model import Alert, Event, Status, collect_digests, encode_event, limit_size
+from services.relay.model import Alert, Event, Status, collect_hashes, encode_event, limit_size
 from tests.relay.delivery.worker_harness import broken, rig
 from tests.relay.served_relay import Scripted, event_of
 
@@ -52,7 +52,7 @@ def test_alerts_that_have_no_space_are_merged_as_those_that_are_listed() -> None
     )
     merged = merge_events(limited, newer)
     assert text.format_counts(merged) == "6002 firing, 1 resolved"  # `gone` stays as it was last told of
-    assert collect_digests(merged) == collect_digests(limited) | collect_digests(newer)
+    assert collect_hashes(merged) == collect_hashes(limited) | collect_hashes(newer)
     assert merge_events(newer, limited).unlisted_count + len(merge_events(newer, limited).alerts) == 6_003
     assert len(encode_event(merged)) < 3_000_000
     assert merge_events(merged, of(ends="firing")).unlisted_count > 0

@@ -8,7 +8,7 @@ import pytest
 from services.relay.intake import webhook as webhook_parser
 from services.relay.intake.routing import RouteSettings
 from services.relay.intake.webhook import parse_webhook
-from services.relay.model import MAX_ALERTS_SIZE, MAX_TEXT, Status, build_fingerprint, collect_digests, limit_size
+from services.relay.model import MAX_ALERTS_SIZE, MAX_TEXT, Status, build_fingerprint, collect_hashes, limit_size
 from tests.relay.monitors.monitored_outbox import watch
 from tests.relay.served_relay import PAYLOADS, event_of, payload, webhook_of
 
@@ -51,7 +51,7 @@ def test_a_webhook_in_many_parts_is_parsed_as_one() -> None:
     assert (parsed.heartbeats, parsed.route) == (frozenset({"Watchdog"}), rules[1])
     whole = webhook_parser.parse_whole_event(body, "")
     rest = replace(whole, alerts=tuple(each for each in whole.alerts if each.labels.get("alertname") != "Watchdog"))
-    assert collect_digests(parsed.incoming.event) == collect_digests(rest)
+    assert collect_hashes(parsed.incoming.event) == collect_hashes(rest)
     assert parsed.incoming.fingerprint == build_fingerprint(rest)
     assert parsed.incoming.event.status is Status.FIRING
     assert sum(len(str(each.labels)) for each in parsed.incoming.event.alerts) < MAX_ALERTS_SIZE

@@ -19,7 +19,7 @@ ENDINGS: Final = {
     ),
     "failed": AttemptOutcome(DeliveryState.RETRYING, 0, 1, "server_error", "", ChannelEffect.FAILED, retry_in=30),
     "limited": AttemptOutcome(
-        DeliveryState.RETRYING, 0, 1, "rate_limited", "", ChannelEffect.NOTHING, retry_in=5, retry_after=30
+        DeliveryState.RETRYING, 0, 1, "rate_limited", "", ChannelEffect.UNCHANGED, retry_in=5, retry_after=30
     ),
     "refused": AttemptOutcome(
         DeliveryState.RETRYING, 0, 1, "unauthorized", "", ChannelEffect.DOWN, retry_in=300, fallback_channels=FALLBACK
@@ -27,5 +27,5 @@ ENDINGS: Final = {
     "rejected": AttemptOutcome(DeliveryState.DEAD, 0, 1, "rejected", "", ChannelEffect.REACHED),
 }
 
-UNSURE: Final = (ChannelEffect.NOTHING, ChannelEffect.FAILED)
+UNSURE: Final = (ChannelEffect.UNCHANGED, ChannelEffect.FAILED)
 """They do not say whether the channel refuses everything."""

@@ -157,7 +157,7 @@ async def test_a_probe_that_says_nothing_lets_the_next_try(store: Store, clock: 
     await enqueue(store, FAILURE_THRESHOLD + 1)
     await open_breaker(store)
     clock.now += 1
-    await fail(store, await claim_one(store), ChannelEffect.NOTHING, retry_in=60.0)
+    await fail(store, await claim_one(store), ChannelEffect.UNCHANGED, retry_in=60.0)
     assert len((await claim_some(store, limit=9)).claims) == 1
 
 
@@ -220,7 +220,7 @@ async def waits(store: Store, seconds: float) -> bool:
 async def test_another_attempt_does_not_shorten_it(store: Store, clock: Clock, effect: ChannelEffect) -> None:
     await enqueue(store, 4)
     limited, other = (await claim_some(store, limit=2)).claims
-    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
+    await fail(store, limited, ChannelEffect.UNCHANGED, **LIMITED)
     await fail(store, other, effect, retry_in=0.0)
     clock.now += 29
     assert await nothing_due(store)
@@ -233,7 +233,7 @@ async def test_a_restart_does_not_shorten_it(store: Store, clock: Clock) -> None
     *failing, limited = (await claim_some(store, limit=FAILURE_THRESHOLD + 1)).claims
     for claim in failing:
         await fail(store, claim)
-    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
+    await fail(store, limited, ChannelEffect.UNCHANGED, **LIMITED)
     await commit_allow_trial(store, ["a"])
     assert await waits(store, 30)
     clock.now += 30
@@ -253,18 +253,18 @@ async def test_a_probe_that_is_put_off_is_not_tried_before(store: Store, clock: 
 async def test_the_longer_of_two_counts(store: Store, clock: Clock) -> None:
     await enqueue(store, 4)
     first, second, third = (await claim_some(store, limit=3)).claims
-    await fail(store, first, ChannelEffect.NOTHING, **LIMITED)
+    await fail(store, first, ChannelEffect.UNCHANGED, **LIMITED)
     clock.now += 10
-    await fail(store, second, ChannelEffect.NOTHING, retry_after=5.0)
+    await fail(store, second, ChannelEffect.UNCHANGED, retry_after=5.0)
     assert await waits(store, 20)
-    await fail(store, third, ChannelEffect.NOTHING, retry_after=40.0)
+    await fail(store, third, ChannelEffect.UNCHANGED, retry_after=40.0)
     assert await waits(store, 40)
 
 
 async def test_after_a_clock_is_set_back_it_lasts_no_longer_than_the_longest_wait(store: Store, clock: Clock) -> None:
     clock.now = 1e9
     await enqueue(store, 2)
-    await fail(store, await claim_one(store), ChannelEffect.NOTHING, **LIMITED)
+    await fail(store, await claim_one(store), ChannelEffect.UNCHANGED, **LIMITED)
     clock.now -= 5000
     await sweep(store, 86_400, (), 300)
     assert await waits(store, 300)

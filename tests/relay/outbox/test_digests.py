@@ -554,5 +554,5 @@ async def test_members_of_a_digest_that_cannot_be_built_go_alone_so_that_one_doe
 ) -> None:
     await storm.accept_events("abcd")
     for _ in range(3):
-        await storm.fail(await storm.claim_digest(), "internal", channel_effect=ChannelEffect.NOTHING, retry_in=0.5)
+        await storm.fail(await storm.claim_digest(), "internal", channel_effect=ChannelEffect.UNCHANGED, retry_in=0.5)
     assert [await storm.claim_alone() for _ in range(4)] == [["a"], ["b"], ["c"], ["d"]]

@@ -116,7 +116,7 @@ async def test_a_first_message_knows_all_that_may_have_arrived_however_often_no_
             await accept(store, "x")
             claimed = await claim_one(store)
             assert [each.delivery_id for each in claimed.task.predecessors] == lost[::-1]
-            uncertain = {"maybe_sent": True, "channel_effect": ChannelEffect.NOTHING}
+            uncertain = {"maybe_sent": True, "channel_effect": ChannelEffect.UNCHANGED}
             await end_attempt(store, claimed, DeliveryState.RETRYING, **uncertain)
             lost.append(claimed.task.delivery_id)
 
@@ -158,7 +158,7 @@ async def test_what_may_have_arrived_is_known_across_dead_letters_until_a_first_
     database: DatabaseUrl, clock: Clock, is_lost_itself: bool
 ) -> None:
     """Also to a first message of a later episode: else it is a second one, and nobody edits the other."""
-    uncertain = {"maybe_sent": True, "channel_effect": ChannelEffect.NOTHING}
+    uncertain = {"maybe_sent": True, "channel_effect": ChannelEffect.UNCHANGED}
     async with open_store(database, clock) as store:
         await accept(store, "x")
         lost = await claim_one(store)

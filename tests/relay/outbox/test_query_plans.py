@@ -120,8 +120,8 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
     now = time.time()
     first: list[tuple[RowQuery[Any], dict[str, Any], tuple[str, ...]]] = [
         (claim._FIRST_RECEIPTS, {**of_two, "channel": CHANNEL}, ("deliveries_of_episode",)),
-        (claim._LOCK_DUE, {"channel": CHANNEL, "now": now, "in_flight": [], "most": 8}, ("deliveries_lost",)),
-        (claim._PREDECESSORS, {"incident": "a", "channel": CHANNEL}, ("deliveries_lost",)),
+        (claim._LOCK_DUE, {"channel": CHANNEL, "now": now, "in_flight": [], "most": 8}, ("deliveries_predecessors",)),
+        (claim._PREDECESSORS, {"incident": "a", "channel": CHANNEL}, ("deliveries_predecessors",)),
         (context._READ_PREVIOUS, {**of_two, "channels": [CHANNEL]}, ("deliveries_of_episode",)),
     ]
     # PostgreSQL looks for the first ones in another way when it knows that there are many.

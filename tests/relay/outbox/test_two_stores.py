@@ -50,7 +50,7 @@ class Replicas:
         """Ends a claim as delivered, or as failed."""
         if failed:
             # It says nothing of the channel, whose breaker would else keep everybody waiting.
-            await end_attempt(store, one, DeliveryState.RETRYING, channel_effect=ChannelEffect.NOTHING)
+            await end_attempt(store, one, DeliveryState.RETRYING, channel_effect=ChannelEffect.UNCHANGED)
         else:
             self.reported[one.task.incident_id, one.task.channel].append(
                 (one.task.first_event_seq, one.task.last_event_seq)
