@@ -24,8 +24,6 @@ from shared.kms.port import EncryptResult, KmsKey
 from tests.backend.conftest import Backend
 from tests.backend.served_backend import serve_backend
 
-OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
-
 Open = Callable[..., AbstractAsyncContextManager[Any]]
 
 

@@ -9,12 +9,10 @@ from contextlib import contextmanager
 
 from aiohttp import web
 
-from services.exporter.backends.reader import BackendReader
 from services.exporter.model import BackendState, Health
 from shared.backend_contract import CryptoMode
 
 Read = Callable[..., Awaitable[BackendState]]
-Reader = Callable[..., BackendReader]
 TIMEOUT = 1.0
 HEALTHY = {"status": "ok", "crypto_mode": "kms", "crypto_ready": True}
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ from ops.kms_emulator.model import EmulatedState, Key
 from services.exporter.model import KeyInspection
 from services.exporter.probes.canaries import CanaryFile
 from services.exporter.probes.key_inspection import KeyInspector
-from shared.kms.gcp.client import GcpKmsKey
-from shared.kms.port import KeyDescription, KmsKey
+from shared.kms.port import KmsKey
 from tests.exporter.collected_metrics import CollectedMetrics
 from tests.exporter.running_exporter import KEY
 
@@ -65,15 +63,6 @@ async def test_versions_that_were_never_primary_yet_or_are_gone_for_good_need_no
     await emulator.store.update_key(KEY, lambda key: key.with_destruction(3, now).with_destruction(4, now - 31 * DAY))
     inspection = await start().inspect()
     assert inspection.versions_without_canary == ("10", "9", "8", "7", "6", "5", "3", "2", "1")
-
-
-class Between(GcpKmsKey):
-    """A key in the moments after a rotation: another primary version is described than the one that encrypts."""
-
-    primary: str | None = None
-
-    async def describe_key(self, *, timeout: float) -> KeyDescription:
-        return replace(await super().describe_key(timeout=timeout), primary_version=self.primary)
 
 
 async def test_where_the_key_cannot_be_read_or_no_folder_is_configured_nothing_is_reported(

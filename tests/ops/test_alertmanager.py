@@ -19,7 +19,6 @@ from tests.sites import serve_site
 
 TIMEOUT = 60.0
 Start = Callable[..., Awaitable[str]]
-Labels = dict[str, str]
 
 
 class Sink:

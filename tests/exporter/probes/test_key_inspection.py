@@ -16,7 +16,6 @@ from shared.kms.registry import connect_key
 from tests.exporter.collected_metrics import CollectedMetrics
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-DAY = 86400.0
 TIMEOUT = 5.0
 ONE_INSPECTION = {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: 1, KeyRead.TEST_PERMISSIONS: 1}
 

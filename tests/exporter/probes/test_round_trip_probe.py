@@ -7,7 +7,6 @@ from shared.kms.port import DecryptResult, EncryptResult, KmsKey
 from shared.kms.reason import Reason
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-OTHER = "projects/demo/locations/global/keyRings/app/cryptoKeys/absent"
 TIMEOUT = 2.0
 
 

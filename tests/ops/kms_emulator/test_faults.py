@@ -9,10 +9,6 @@ KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 USE_TO_ENCRYPT = "cloudkms.cryptoKeyVersions.useToEncrypt"
 
 
-def never() -> float:
-    raise AssertionError("no dice are thrown for a fault that is certain")
-
-
 def test_a_probability_throws_the_dice_and_counts_only_what_it_met() -> None:
     dice = iter([0.5, 0.49, 0.9, 0.0])
     faults = EmulatorFaults(lambda: next(dice))

@@ -9,7 +9,6 @@ from services.relay.delivery.message import LinkRules, build_digest_message, con
 from services.relay.model import DeliveryTask, DigestMember, Event, Message, Status, encode_event
 from tests.relay.channels.examples import with_text
 
-NO_LINKS = LinkRules(None, None, allow_hosts=())
 ANY_HOST = LinkRules(None, None)
 
 

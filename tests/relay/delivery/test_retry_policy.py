@@ -12,7 +12,6 @@ from services.relay.config import DeliverySettings
 from services.relay.delivery.retry_policy import compute_retry_delay, is_channel_down
 
 SETTINGS = DeliverySettings()
-DOUBLED = (1, 2, 4, 256, 300, 300)
 ATTEMPT, CHANNEL, MESSAGE = SendScope.ATTEMPT, SendScope.CHANNEL, SendScope.MESSAGE
 
 

@@ -15,7 +15,6 @@ from sqlalchemy import select
 
 from services.relay.acknowledgement.store import EpisodeOverError, acknowledge, escalate_due, unacknowledge
 from services.relay.deliveries import queries as delivery_list
-from services.relay.delivery.message import LinkRules
 from services.relay.delivery.task import _read_merged
 from services.relay.model import Claim, DeliveryTask, EscalationStep, Status, decode_event
 from services.relay.outbox import tables
@@ -60,7 +59,6 @@ LONGEST_WAIT: Final = 310.0
 """Seconds: no ending below asks for more."""
 ROUNDED: Final = 1e-5
 """Seconds: PostgreSQL keeps time in microseconds."""
-NO_LINKS: Final = LinkRules(None, None, allow_hosts=())
 T = TypeVar("T")
 
 

@@ -12,8 +12,6 @@ from services.relay.outbox.tables import watchdogs
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.monitors.monitored_outbox import START
 
-AGES = 100.0
-
 
 @pytest.fixture
 async def store(database: DatabaseUrl) -> AsyncIterator[Store]:

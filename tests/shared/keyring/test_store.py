@@ -16,7 +16,6 @@ from shared.keyring.store import DataKeyStore, OtherLocalKeyError
 from shared.keyring.tables import TABLES
 
 NOW = datetime(2026, 11, 25, 12, 0, 0, 123456, tzinfo=UTC)
-KEK = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 
 def _key(name: str, *, age: int = 0) -> DataKey:
