@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ops.helm import CHART
-from ops.helm.values_schema import build_values_schema
-from ops.helm.values_table import build_values_table
+from ops.helm.values import build_values_schema, build_values_table
 
 _OPS: Final = Path(__file__).parents[1]
 TABLE_MARKER: Final = "<!-- values.yaml's comments, by python -m ops.helm.build -->\n\n"

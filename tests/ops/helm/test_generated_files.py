@@ -10,8 +10,7 @@ import yaml
 
 from ops.helm import CHART
 from ops.helm.build import build_files
-from ops.helm.values_schema import build_values_schema
-from ops.helm.values_table import build_values_table
+from ops.helm.values import build_values_schema, build_values_table
 from tests.ops.helm.matrix import SIDECAR_EXAMPLE
 
 

@@ -1,16 +1,17 @@
-"""values.yaml and the servers' own schemas → the chart's values.schema.json.
+"""values.yaml → values.schema.json, with the servers' own schemas; and the table of values in the chart's README.
 
 The keys of values.yaml may be set, with the types of its values; exceptions are listed here. Its comments explain them.
 A part's `config` has the schema of its own settings, so a typo is refused before anything is installed.
 """
 
+import json
 import re
+from collections.abc import Iterator
 from typing import Any, Final
 
 import yaml
 from pydantic import BaseModel
 
-from ops.helm.values_table import list_values
 from services.backend.config import BackendSettings
 from services.exporter.config import ExporterSettings
 from services.relay.config import RelaySettings
@@ -176,3 +177,49 @@ def _replace_one_of(schema: Any) -> Any:
             for kind, model in kinds.items()
         ],
     }
+
+
+_TABLE_HEADER: Final = "| value | default | meaning |\n|---|---|---|\n"
+
+
+def build_values_table(text: str) -> str:
+    """Return a row for each value. A value without a comment of its own or within is described by its parent."""
+    rows = (
+        f"| `{path}` | {_format_default(default)} | {_escape(comment)} |\n"
+        for path, default, comment in list_values(text)
+    )
+    return _TABLE_HEADER + "".join(rows)
+
+
+def list_values(text: str) -> Iterator[tuple[str, Any, str]]:
+    """Yield the path, the default and the comment of each value; the default is None for a section."""
+    root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode)  # noqa: S101  # a chart's values are
+    yield from _list_section(root, "", text.splitlines())
+
+
+def _list_section(node: yaml.MappingNode, path: str, lines: list[str]) -> Iterator[tuple[str, Any, str]]:
+    for key, value in node.value:
+        name, comment = f"{path}{key.value}", _find_comment(lines, key.start_mark.line)
+        if isinstance(value, yaml.MappingNode) and not value.flow_style and key.value != "config":
+            if comment:
+                yield name, None, comment
+            yield from _list_section(value, f"{name}.", lines)
+        else:
+            yield name, yaml.SafeLoader("").construct_document(value), comment
+
+
+def _find_comment(lines: list[str], at: int) -> str:
+    """The lines of comment right above line `at`, as one."""
+    first = at
+    while first and lines[first - 1].lstrip().startswith("#"):
+        first -= 1
+    return " ".join(line.strip().lstrip("# ") for line in lines[first:at])
+
+
+def _escape(comment: str) -> str:
+    return comment.replace("|", "\\|")
+
+
+def _format_default(default: object) -> str:
+    return "" if default is None else f"`{json.dumps(default, ensure_ascii=False)}`"
