@@ -5,11 +5,11 @@ import gc
 gc.disable()  # to look for garbage among what is imported is a third of the start
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from shared import VERSION
-from shared.config.settings import Address
 from shared.kms.gcp.profile import check_key_name
 from shared.process import logs
 from shared.process.command_line import parse_listen_option_or_exit, parse_option_or_exit, run_until_done_or_exit
@@ -23,6 +23,7 @@ Examples:
   keypulse-emulator --key projects/demo/locations/global/keyRings/app/cryptoKeys/ledger
   keypulse-emulator --data /var/lib/keypulse/kms --key projects/demo/locations/global/keyRings/app/cryptoKeys/ledger
   curl -H 'Content-Type: application/json' -d '{"kind": "status", "status": "UNAVAILABLE"}' http://127.0.0.1:9011/faults
+  keypulse-emulator --quota read 600 --quota hsm 3000
   curl -X DELETE http://127.0.0.1:9011/faults
 """
 
@@ -38,10 +39,25 @@ Examples:
     help="Keep the state in this folder; without it, in memory.",
 )
 @click.option(
+    "--quota",
+    "quotas",
+    type=(click.Choice(["read", "write", "software", "hsm", "external"]), click.IntRange(min=0)),
+    multiple=True,
+    metavar="KIND TOKENS",
+    help="Tokens a minute, region and project: of read, write, software, hsm or external; repeatable. Else no limit.",
+)
+@click.option(
     "--allow-remote-insecure", is_flag=True, help="Allow addresses other than loopback: between containers, for tests."
 )
 @click.version_option(VERSION, prog_name="keypulse")
-def main(listen: str, faults: str, keys: tuple[str, ...], data: Path | None, allow_remote_insecure: bool) -> None:
+def main(
+    listen: str,
+    faults: str,
+    keys: tuple[str, ...],
+    data: Path | None,
+    quotas: tuple[tuple[str, int], ...],
+    allow_remote_insecure: bool,
+) -> None:
     """Emulate Cloud KMS on this machine, with faults on demand.
 
     The official client connects over plaintext gRPC. The emulator asks nobody for credentials, so it listens on
@@ -51,13 +67,14 @@ def main(listen: str, faults: str, keys: tuple[str, ...], data: Path | None, all
     faults_address = parse_listen_option_or_exit("--faults", faults, allow_remote_insecure=allow_remote_insecure)
     names = [parse_option_or_exit("--key", check_key_name, key) for key in keys]
     logs.configure("emulator")
-    run_until_done_or_exit(run_until_stop_signal(_serve_until_stopped(listen_address, faults_address, names, data)))
+    options = {"listen": listen_address, "faults": faults_address, "keys": names, "data": data, "quotas": dict(quotas)}
+    run_until_done_or_exit(run_until_stop_signal(_serve_until_stopped(options)))
 
 
-async def _serve_until_stopped(listen: Address, faults: Address, keys: list[str], data: Path | None) -> None:
+async def _serve_until_stopped(options: dict[str, Any]) -> None:
     from ops.kms_emulator.emulator import run_emulator  # noqa: PLC0415  # 0.4 s that --help does not need
 
-    async with run_emulator(listen=listen, faults=faults, keys=keys, data=data) as emulator:
+    async with run_emulator(**options) as emulator:
         await wait_until_stopped(address=str(emulator.address), faults=str(emulator.faults_address))
 
 

@@ -1,11 +1,12 @@
 """The answer of Cloud KMS for a cause of `causes.yml`: status, message, details. Pure."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-from google.protobuf.json_format import ParseDict
+from google.protobuf.json_format import Parse
 from google.rpc.error_details_pb2 import DebugInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
@@ -26,7 +27,7 @@ _NAMES: Final = {
 
 
 def _serialize(status: Status, **changes: Any) -> bytes:
-    return bytes(ParseDict(changes, status).SerializeToString())
+    return bytes(Parse(json.dumps(changes), status).SerializeToString())
 
 
 def _add_detail(status: Status, detail: bytes) -> bytes:
@@ -52,16 +53,34 @@ CAUSES: Final = (*_ROWS, *_MALFORMED)
 
 
 def build_refusal(
-    cause: str, names: Mapping[str, str], *, message: str | None = None, retry_after: float | None = None
+    cause: str,
+    operation: str,
+    resource: str,
+    message: str | None = None,
+    retry_after: float | None = None,
+    **names: str,
 ) -> StatusError:
-    """The answer to a call.
+    """The answer of Cloud KMS to a call.
 
     Args:
         cause: one of CAUSES.
-        names: of the call: operation, resource, permission, project, location, version, state, quota_…
+        operation: such as `Encrypt`.
+        resource: the name that the call is about.
         message: instead of the text of the cause.
         retry_after: seconds, for RetryInfo.
+        names: `permission` for a missing role, and those of a quota unless it is the operation's own.
     """
+    parts = [*resource.split("/"), "", "", "", ""]
+    names = {
+        **_NAMES,
+        "operation": operation,
+        "resource": resource,
+        "project": parts[1],
+        "location": parts[3],
+        "version": resource if "/cryptoKeyVersions/" in resource else f"{resource}/cryptoKeyVersions/1",
+        **name_quota(get_quota_kind(operation) or "software", 600),
+        **names,
+    }
     row = _ROWS["perimeter" if cause in _MALFORMED else cause]
     code = StatusCode.FAILED_PRECONDITION if "ekm" in row else StatusCode[row.get("status", "PERMISSION_DENIED")]
     details = [
@@ -69,11 +88,12 @@ def build_refusal(
         for type_, fields in _list_details(row, retry_after)
     ]
     body = {"code": code.value[0], "message": message or row["text"], "details": details}
-    status = ParseDict(_fill(body, {**_NAMES, **names}), Status())
+    fill = {name: json.dumps(value)[1:-1] for name, value in names.items()}
+    status = Parse(Template(json.dumps(body)).safe_substitute(fill), Status())
     text = status.message
     if cause in _MALFORMED:
-        return StatusError(code, text, _MALFORMED[cause](status))
-    return StatusError(code, text, status.SerializeToString() if details else b"")
+        return StatusError(code, text, _MALFORMED[cause](status), cause)
+    return StatusError(code, text, status.SerializeToString() if details else b"", cause)
 
 
 def _list_details(row: Mapping[str, Any], retry_after: float | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -82,33 +102,20 @@ def _list_details(row: Mapping[str, Any], retry_after: float | None) -> Iterator
         domain = row.get("domain", "googleapis.com")
         yield "ErrorInfo", {"reason": row["reason"], "domain": domain, "metadata": metadata}
     if row.get("vpc"):
-        service = "cloudkms.googleapis.com"
-        violation = {"type": "VPC_SERVICE_CONTROLS", "subject": service, "description": "$uid"}
+        violation = {"type": "VPC_SERVICE_CONTROLS", "subject": "cloudkms.googleapis.com", "description": "$uid"}
         yield "PreconditionFailure", {"violations": [violation]}
     if "ekm" in row:
-        state = {"type": "KEY_$state", "subject": "$version"}
+        state = {"type": "KEY_ENABLED", "subject": "$version"}
         error = {"type": row["ekm"], "subject": "$version", "description": row["text"]}
         yield "PreconditionFailure", {"violations": [state, error]}
     if row.get("quota"):
-        violation = {
-            "subject": "projects/$number",
-            "description": "$quota_limit",
-            "api_service": "cloudkms.googleapis.com",
-        }
+        violation = {"subject": "projects/$number", "description": row["text"]}
         quota = {"quota_metric": "$quota_metric", "quota_id": "$quota_limit", "quota_value": "$quota_value"}
         yield "QuotaFailure", {"violations": [violation | quota]}
     if "help" in row:
         yield "Help", {"links": [{"description": "Google developers console", "url": row["help"]}]}
     if retry_after is not None:
         yield "RetryInfo", {"retryDelay": f"{retry_after:.3f}s"}
-
-
-def _fill(value: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _fill(item, names) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_fill(item, names) for item in value]
-    return Template(value).safe_substitute(names) if isinstance(value, str) else value
 
 
 def get_quota_kind(operation: str) -> str:

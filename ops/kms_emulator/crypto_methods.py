@@ -13,8 +13,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.cloud import kms_v1 as kms
 
 from ops.kms_emulator import resource_names
+from ops.kms_emulator.backend_methods import check_hsm_instance
+from ops.kms_emulator.causes import build_refusal
 from ops.kms_emulator.faults import EmulatorFaults
-from ops.kms_emulator.model import Key, failed_precondition, invalid_argument
+from ops.kms_emulator.model import EXTERNAL_LEVELS, EmulatedState, Key, failed_precondition, invalid_argument
 from ops.kms_emulator.store import EmulatorStore
 from shared.kms.gcp.client import compute_crc32c
 
@@ -74,7 +76,7 @@ class CryptoMethods:
         verified_aad = _verify_aad_checksum(request)
         key = await self._store.get_key(name)
         number = number or self._get_primary(key)
-        material = key.get_usable_material(number)
+        material = await self._use_material("Encrypt", key, number)
         ciphertext = encrypt(
             request.plaintext, request.additional_authenticated_data, key=name, version=number, material=material
         )
@@ -84,7 +86,7 @@ class CryptoMethods:
             ciphertext_crc32c=compute_crc32c(ciphertext),
             verified_plaintext_crc32c=verified_plaintext,
             verified_additional_authenticated_data_crc32c=verified_aad,
-            protection_level=kms.ProtectionLevel.SOFTWARE,
+            protection_level=getattr(kms.ProtectionLevel, key.protection_level),
         )
 
     async def decrypt(self, request: kms.DecryptRequest) -> kms.DecryptResponse:
@@ -98,7 +100,7 @@ class CryptoMethods:
         wrong_key = invalid_argument("Decryption failed: verify that 'name' refers to the correct CryptoKey.")
         if number is None or number > len(key.versions):
             raise wrong_key
-        material = key.get_usable_material(number)
+        material = await self._use_material("Decrypt", key, number)
         try:
             plaintext = decrypt(request.ciphertext, request.additional_authenticated_data, material=material)
         except InvalidTag:
@@ -107,8 +109,30 @@ class CryptoMethods:
             plaintext=plaintext,
             plaintext_crc32c=compute_crc32c(plaintext),
             used_primary=number == key.primary,
-            protection_level=kms.ProtectionLevel.SOFTWARE,
+            protection_level=getattr(kms.ProtectionLevel, key.protection_level),
         )
+
+    async def _use_material(self, operation: str, key: Key, number: int) -> bytes:
+        """The material of a version that this key's policy, HSM instance and external key manager let us use."""
+        reasons = key.allowed_access_reasons
+        if reasons is not None and "CUSTOMER_INITIATED_ACCESS" not in reasons:
+            raise build_refusal("justification", operation, key.name)
+        version = key.version(number)
+        # "Disabling a key version is eventually consistent": https://cloud.google.com/kms/docs/consistency
+        now = self._store.clock()
+        age = now - (version.disabled_at or 0.0)
+        slow = version.state in {EmulatedState.DISABLED, EmulatedState.DESTROY_SCHEDULED} and self._faults.match(
+            "slow_disable", operation, key.name, lambda fault: age < (fault.seconds or 0)
+        )
+        material = version.material if slow and version.material else key.get_usable_material(number)
+        if key.protection_level == "HSM_SINGLE_TENANT":
+            check_hsm_instance(self._store, key.backend)
+        if refusal := self._faults.match_external(operation, key.name, key.version_name(number)):
+            # "When EKM_ELEMENT is key, Cloud EKM also disables": https://cloud.google.com/kms/docs/reference/ekm_errors
+            if key.protection_level in EXTERNAL_LEVELS and refusal.cause == "ekm_denied":
+                await self._store.update_key(key.name, lambda key: key.with_state(number, EmulatedState.DISABLED, now))
+            raise refusal
+        return material
 
     def _get_primary(self, key: Key) -> int:
         if key.primary is None:

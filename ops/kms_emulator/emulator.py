@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from ops.kms_emulator import grpc_service
 from ops.kms_emulator.faults import EmulatorFault, EmulatorFaults
 from ops.kms_emulator.model import StatusError
+from ops.kms_emulator.quotas import EmulatorQuotas
 from ops.kms_emulator.store import EmulatorStore, lock_folder
 from shared.config.server_settings import Role
 from shared.config.settings import Address
@@ -97,6 +98,7 @@ class Emulator:
     faults_address: Address
     """The address of HTTP: faults and metrics."""
     faults: EmulatorFaults
+    quotas: EmulatorQuotas
     store: EmulatorStore
 
 
@@ -108,6 +110,7 @@ async def run_emulator(
     keys: Iterable[str] = (),
     data: Path | None = None,
     clock: Callable[[], float] = time.time,
+    quotas: Mapping[str, int] | None = None,
 ) -> AsyncIterator[Emulator]:
     """Run an emulator while the body runs.
 
@@ -117,6 +120,7 @@ async def run_emulator(
         keys: full names of keys to create if missing, with version 1 as the primary.
         data: the folder for the state; None keeps it in memory.
         clock: the time in Unix seconds.
+        quotas: tokens a minute by kind, see EmulatorQuotas; without it there is no limit.
 
     Raises:
         StartError: an address is taken, or the folder cannot be used or is another emulator's.
@@ -132,15 +136,16 @@ async def run_emulator(
         with bind_socket(listen):  # report a taken address before anything starts: gRPC would log several lines
             pass
         active = EmulatorFaults(random.random)
+        limits = EmulatorQuotas(quotas or {}, clock)
         metrics = create_registry()
         http = build_app(active, metrics, remote=not faults.is_loopback)
         faults_address = await stack.enter_async_context(serve(http, faults))
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])  # else a second emulator would share the port
         stack.push_async_callback(server.stop, STOP_TIMEOUT)
-        server.add_generic_rpc_handlers(grpc_service.build_handlers(store, active, metrics))
+        server.add_generic_rpc_handlers(grpc_service.build_handlers(store, active, limits, metrics))
         try:
             port = server.add_insecure_port(str(listen))
         except RuntimeError:  # gRPC's own text only names a variable for more of it
             raise StartError(f"cannot listen on {listen}; stop what listens there, or set another address") from None
         await server.start()
-        yield Emulator(Address(listen.host, port), faults_address, active, store)
+        yield Emulator(Address(listen.host, port), faults_address, active, limits, store)

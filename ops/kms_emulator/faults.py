@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 import grpc
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ops.kms_emulator.causes import CAUSES, build_refusal, get_quota_kind, name_quota
+from ops.kms_emulator.causes import CAUSES, build_refusal
 from ops.kms_emulator.model import StatusError
 from shared.kms.gcp.client import compute_crc32c
 from shared.kms.gcp.profile import check_key_name
@@ -29,6 +29,11 @@ PERMISSIONS: Final = {
     "UpdateCryptoKeyVersion": "cloudkms.cryptoKeyVersions.update",
     "DestroyCryptoKeyVersion": "cloudkms.cryptoKeyVersions.destroy",
     "RestoreCryptoKeyVersion": "cloudkms.cryptoKeyVersions.restore",
+    "CreateEkmConnection": "cloudkms.ekmConnections.create",
+    "GetEkmConnection": "cloudkms.ekmConnections.get",
+    "VerifyConnectivity": "cloudkms.ekmConnections.verifyConnectivity",
+    "CreateSingleTenantHsmInstance": "cloudkms.singleTenantHsmInstances.create",
+    "GetSingleTenantHsmInstance": "cloudkms.singleTenantHsmInstances.get",
     "Encrypt": "cloudkms.cryptoKeyVersions.useToEncrypt",
     "Decrypt": "cloudkms.cryptoKeyVersions.useToDecrypt",
 }
@@ -37,16 +42,32 @@ TEST_IAM_PERMISSIONS: Final = "TestIamPermissions"
 OPERATIONS: Final = (*PERMISSIONS, TEST_IAM_PERMISSIONS)
 
 
-FaultKind = Literal["latency", "stall", "status", "corrupt_crc", "wrong_plaintext", "denied", "cause", "slow_primary"]
+FaultKind = Literal[
+    "latency",
+    "stall",
+    "status",
+    "corrupt_crc",
+    "wrong_plaintext",
+    "denied",
+    "cause",
+    "slow_primary",
+    "slow_disable",
+    "no_project_role",
+]
 _OPERATIONS_BY_KIND: Final = {
     "corrupt_crc": {"Encrypt", "Decrypt"},
     "wrong_plaintext": {"Decrypt"},
     "denied": set(PERMISSIONS),
     "slow_primary": {"Encrypt"},
+    "slow_disable": {"Encrypt", "Decrypt"},
+    "no_project_role": set(PERMISSIONS),
 }
-_USES_OF_A_KEY: Final = {"Encrypt", "Decrypt"}
-_OPERATIONS_BY_CAUSE: Final = {"role_missing": set(PERMISSIONS), "justification": _USES_OF_A_KEY, "ekm": _USES_OF_A_KEY}
-"""By the first part of a cause: a role is missing for what needs one, an external key manager is asked for a use."""
+_OPERATIONS_BY_CAUSE: Final = {
+    "role_missing": set(PERMISSIONS),
+    "justification": {"Encrypt", "Decrypt"},
+    "ekm": {"Encrypt", "Decrypt", "CreateCryptoKeyVersion", "VerifyConnectivity"},
+}
+"""By the beginning of a cause; others can happen to every operation."""
 _OPERATIONS_WITHOUT_KEY: Final = {"CreateKeyRing", "GetKeyRing", "ListKeyRings", "CreateCryptoKey", "ListCryptoKeys"}
 
 
@@ -85,8 +106,10 @@ class EmulatorFault(BaseModel):
     - `denied`: `permission` (or the one that `operation` needs) is refused: TestIamPermissions does not list it, and
       every operation that needs it answers PERMISSION_DENIED.
     - `cause`: the answer is what Cloud KMS says for `cause`, with `message` instead of its text, and `seconds` as
-      RetryInfo. `role_missing` is refused as `denied` is; `ekm_…` and `justification` come with Encrypt and Decrypt.
+      RetryInfo. `role_missing` is refused as `denied` is; `ekm_…` and `justification` come with the use of a key.
     - `slow_primary`: Encrypt on the key goes on with the old primary for `seconds` after each change of the primary.
+    - `slow_disable`: a version can be used for `seconds` after it was disabled or scheduled for destruction.
+    - `no_project_role`: the caller has roles on keys, none on their project: a missing key or key ring is denied.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -106,7 +129,7 @@ class EmulatorFault(BaseModel):
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
-        if self.kind in {"latency", "slow_primary"} and self.seconds is None:
+        if self.kind in {"latency", "slow_primary", "slow_disable"} and self.seconds is None:
             raise ValueError(f"{self.kind} needs `seconds`")
         if self.kind == "cause" and self.cause is None:
             raise ValueError("cause needs `cause`")
@@ -213,15 +236,32 @@ class EmulatorFaults:
             await asyncio.Event().wait()
         permission = PERMISSIONS.get(operation, "")
         if self.match("denied", operation, key, lambda fault: fault.denies(permission)):
-            raise _build_refusal("role_missing/no_details", operation, resource)
+            raise build_refusal("role_missing/no_details", operation, resource, permission=permission)
         if found := self.match("cause", operation, key, lambda fault: _is_refused(fault, operation)):
-            raise _build_refusal(found.cause or "", operation, resource, found.message, found.seconds)
+            named = (found.cause or "", operation, resource, found.message, found.seconds)
+            raise build_refusal(*named, permission=permission)
         if status := self.match("status", operation, key):
             default = f"The emulator was told to answer {status.status}."
             raise StatusError(grpc.StatusCode[status.status], status.message or default)
 
+    def match_external(self, operation: str, key: str, version: str) -> StatusError | None:
+        """What the external key manager of a key answers, if it refuses; `version` is the name of what it refuses."""
+        found = self.match("cause", operation, key, lambda fault: (fault.cause or "").startswith("ekm_"))
+        return build_refusal(found.cause or "", operation, version, found.message) if found else None
+
+    def hide(self, error: StatusError, operation: str, resource: str, key: str | None) -> StatusError:
+        """Return the answer to a call that failed: `no_project_role` does not tell that something is not there."""
+        is_missing = error.code is grpc.StatusCode.NOT_FOUND and not error.message.startswith("CryptoKeyVersion ")
+        if is_missing and self.match("no_project_role", operation, key):
+            permission = PERMISSIONS[operation]
+            return build_refusal("role_missing/no_details", operation, resource, permission=permission)
+        return error
+
     def apply_after(self, operation: str, key: str | None, answer: Any) -> None:
         """Spoils the answer of a call that was carried out."""
+        unjustified = (fault for fault in self._active.values() if fault.cause == "justification")
+        if operation == "GetCryptoKey" and any(fault.key in {None, key} for fault in unjustified):
+            answer.key_access_justifications_policy = {}  # allows nothing
         if operation == "Decrypt" and self.match("wrong_plaintext", operation, key):
             answer.plaintext = bytes(byte ^ 0xFF for byte in answer.plaintext) or b"\xff"
             answer.plaintext_crc32c = compute_crc32c(answer.plaintext)
@@ -231,21 +271,6 @@ class EmulatorFaults:
 
 
 def _is_refused(fault: EmulatorFault, operation: str) -> bool:
-    return operation in fault.operations and (not fault.takes_permission or fault.denies(PERMISSIONS[operation]))
-
-
-def _build_refusal(
-    cause: str, operation: str, resource: str, message: str | None = None, retry_after: float | None = None
-) -> StatusError:
-    parts = resource.split("/")
-    names = {
-        "operation": operation,
-        "resource": resource,
-        "permission": PERMISSIONS.get(operation, ""),
-        "project": parts[1] if len(parts) > 1 else "",
-        "location": parts[3] if len(parts) > 3 else "",
-        "version": resource if "/cryptoKeyVersions/" in resource else f"{resource}/cryptoKeyVersions/1",
-        "state": "ENABLED",
-        **name_quota(get_quota_kind(operation) or "software", 600),
-    }
-    return build_refusal(cause, names, message=message, retry_after=retry_after)
+    if fault.takes_permission:
+        return operation in PERMISSIONS and fault.denies(PERMISSIONS[operation])
+    return operation in fault.operations and not (fault.cause or "").startswith("ekm_")  # see match_external

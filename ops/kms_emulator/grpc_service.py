@@ -11,32 +11,36 @@ from google.iam.v1 import iam_policy_pb2
 from prometheus_client import CollectorRegistry, Counter
 
 from ops.kms_emulator import resource_names
+from ops.kms_emulator.backend_methods import BackendMethods
 from ops.kms_emulator.crypto_methods import CryptoMethods
 from ops.kms_emulator.faults import PERMISSIONS, TEST_IAM_PERMISSIONS, EmulatorFaults
 from ops.kms_emulator.key_methods import KeyMethods
 from ops.kms_emulator.model import StatusError, invalid_argument
+from ops.kms_emulator.quotas import EmulatorQuotas
 from ops.kms_emulator.store import EmulatorStore
 from shared.kms.gcp.profile import get_key_name
 
+_SERVICES = ("KeyManagementService", "EkmService", "HsmManagement")
 Method = Callable[[Any], Awaitable[Any]]
 
 
 def build_handlers(
-    store: EmulatorStore, faults: EmulatorFaults, metrics: CollectorRegistry
+    store: EmulatorStore, faults: EmulatorFaults, quotas: EmulatorQuotas, metrics: CollectorRegistry
 ) -> list[grpc.GenericRpcHandler]:
     """Return the handlers of Cloud KMS, with the messages of their annotations; other methods answer UNIMPLEMENTED."""
     requests = Counter(
         "emulator_requests_total", "Calls by operation and gRPC status.", ["operation", "code"], registry=metrics
     )
-    keys, crypto = KeyMethods(store), CryptoMethods(store, faults)
-    wrap = partial(_wrap_method, faults=faults, requests=requests)
-    kms_service = {}
+    methods = (KeyMethods(store, faults), CryptoMethods(store, faults), BackendMethods(store, faults))
+    wrap = partial(_wrap_method, store=store, faults=faults, quotas=quotas, requests=requests)
+    handlers = {}
     for name in PERMISSIONS:
         snake_case = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-        method = getattr(crypto if name in {"Encrypt", "Decrypt"} else keys, snake_case)
+        method = next(getattr(owner, snake_case) for owner in methods if hasattr(owner, snake_case))
         types = get_type_hints(method)
-        kms_service[name] = grpc.unary_unary_rpc_method_handler(
-            wrap(name, method), types["request"].deserialize, types["return"].serialize
+        serialize = getattr(types["return"], "serialize", None) or types["return"].SerializeToString
+        handlers[name] = grpc.unary_unary_rpc_method_handler(
+            wrap(name, method), types["request"].deserialize, serialize
         )
     iam_service = {
         TEST_IAM_PERMISSIONS: grpc.unary_unary_rpc_method_handler(
@@ -46,7 +50,8 @@ def build_handlers(
         )
     }
     return [
-        grpc.method_handlers_generic_handler("google.cloud.kms.v1.KeyManagementService", kms_service),
+        # Each service has the methods of all, which no client calls.
+        *(grpc.method_handlers_generic_handler(f"google.cloud.kms.v1.{name}", handlers) for name in _SERVICES),
         grpc.method_handlers_generic_handler("google.iam.v1.IAMPolicy", iam_service),
     ]
 
@@ -61,6 +66,8 @@ async def _test_iam_permissions(
     try:
         if "/cryptoKeys/" in request.resource:
             await store.get_key(resource_names.parse_key_name(request.resource))
+        elif "/ekmConnections/" in request.resource:
+            store.get_backend(request.resource)
         else:
             store.get_key_ring_time(resource_names.parse_key_ring(request.resource))
     except StatusError:
@@ -71,9 +78,15 @@ async def _test_iam_permissions(
 
 
 def _wrap_method(
-    operation: str, method: Method, *, faults: EmulatorFaults, requests: Counter
+    operation: str,
+    method: Method,
+    *,
+    store: EmulatorStore,
+    faults: EmulatorFaults,
+    quotas: EmulatorQuotas,
+    requests: Counter,
 ) -> Callable[[Any, Any], Awaitable[Any]]:
-    """Wrap `method` for gRPC: apply faults, translate a StatusError, count the call."""
+    """Wrap `method` for gRPC: apply faults and quotas, translate a StatusError, count the call."""
 
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         resource = _get_resource_name(request)
@@ -81,10 +94,12 @@ def _wrap_method(
         code = "UNKNOWN"  # gRPC's status for an unexpected exception
         try:
             await faults.apply_before(operation, resource, key)
+            quotas.take(operation, resource, store.get_protection_level(key))
             answer = await method(request)
             faults.apply_after(operation, key, answer)
             code = "OK"
         except StatusError as error:
+            error = faults.hide(error, operation, resource, key)
             code = error.code.name
             if error.details:  # https://grpc.io/docs/guides/error/#richer-error-model
                 context.set_trailing_metadata((("grpc-status-details-bin", error.details),))

@@ -6,13 +6,16 @@ Rules: https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from enum import IntEnum
 from typing import Any, TypeVar
 
 from google.cloud import kms_v1 as kms
 
 from ops.kms_emulator import resource_names
+from ops.kms_emulator.faults import EmulatorFaults
 from ops.kms_emulator.model import (
     DEFAULT_DESTROY_SCHEDULED_DURATION,
+    EXTERNAL_LEVELS,
     EmulatedState,
     Key,
     Version,
@@ -42,7 +45,12 @@ def paginate(items: Sequence[T], request: ListRequest) -> tuple[Sequence[T], str
     return items[int(token) : end], str(end) if end < len(items) else ""
 
 
-_ALGORITHM = kms.CryptoKeyVersion.CryptoKeyVersionAlgorithm.GOOGLE_SYMMETRIC_ENCRYPTION
+_Algorithm = kms.CryptoKeyVersion.CryptoKeyVersionAlgorithm
+
+
+def _get_algorithm(key: Key) -> int:
+    is_external = key.protection_level in EXTERNAL_LEVELS
+    return _Algorithm.EXTERNAL_SYMMETRIC_ENCRYPTION if is_external else _Algorithm.GOOGLE_SYMMETRIC_ENCRYPTION
 
 
 def build_key_ring(name: str, created_at: float) -> kms.KeyRing:
@@ -60,20 +68,31 @@ def build_crypto_key(key: Key) -> kms.CryptoKey:
         next_rotation_time=_to_datetime(key.next_rotation),
         rotation_period=_to_timedelta(key.rotation_period),
         version_template=kms.CryptoKeyVersionTemplate(
-            protection_level=kms.ProtectionLevel.SOFTWARE, algorithm=_ALGORITHM
+            protection_level=getattr(kms.ProtectionLevel, key.protection_level), algorithm=_get_algorithm(key)
         ),
         labels=key.labels,
         destroy_scheduled_duration=_to_timedelta(key.destroy_scheduled_duration),
+        crypto_key_backend=key.backend,
+        key_access_justifications_policy=None
+        if key.allowed_access_reasons is None
+        else {"allowed_access_reasons": key.allowed_access_reasons},
     )
 
 
 def build_crypto_key_version(key: Key, version: Version) -> kms.CryptoKeyVersion:
     """A version as GetCryptoKeyVersion answers it."""
+    optional: dict[str, Any] = {}
+    if version.failure_reason:  # such as generation_failure_reason
+        optional[f"{version.state.lower().removesuffix('_failed')}_failure_reason"] = version.failure_reason
+    if version.external_key:
+        field = "external_key_uri" if key.protection_level == "EXTERNAL" else "ekm_connection_key_path"
+        optional["external_protection_level_options"] = {field: version.external_key}
     return kms.CryptoKeyVersion(
+        **optional,
         name=key.version_name(version.number),
         state=getattr(kms.CryptoKeyVersion.CryptoKeyVersionState, version.state),
-        protection_level=kms.ProtectionLevel.SOFTWARE,
-        algorithm=_ALGORITHM,
+        protection_level=getattr(kms.ProtectionLevel, key.protection_level),
+        algorithm=_get_algorithm(key),
         create_time=_to_datetime(version.created_at),
         generate_time=_to_datetime(version.created_at),
         destroy_time=_to_datetime(version.destroy_time),
@@ -91,15 +110,16 @@ def _to_timedelta(seconds: float | None) -> timedelta | None:
 
 _STATES = kms.CryptoKeyVersion.CryptoKeyVersionState
 _SETTABLE_STATES = {_STATES.ENABLED: EmulatedState.ENABLED, _STATES.DISABLED: EmulatedState.DISABLED}
-_SETTABLE_FIELDS = ("labels", "rotation_period", "next_rotation_time")
+_SETTABLE_FIELDS = ("labels", "rotation_period", "next_rotation_time", "key_access_justifications_policy")
 _HOUR = 3600.0
 
 
 class KeyMethods:
     """The methods that read or change what exists."""
 
-    def __init__(self, store: EmulatorStore) -> None:
+    def __init__(self, store: EmulatorStore, faults: EmulatorFaults) -> None:
         self._store = store
+        self._faults = faults
 
     async def create_key_ring(self, request: kms.CreateKeyRingRequest) -> kms.KeyRing:
         id_ = resource_names.check_new_id(request.key_ring_id, "key_ring_id")
@@ -134,8 +154,13 @@ class KeyMethods:
                 or DEFAULT_DESTROY_SCHEDULED_DURATION,
                 rotation_period=_to_seconds(requested.rotation_period),
                 next_rotation=_to_unix_seconds(requested.next_rotation_time),
+                protection_level=_get_level(requested),
+                backend=requested.crypto_key_backend,
+                allowed_access_reasons=_get_access_reasons(requested),
             )
         )
+        if key.protection_level in {"EXTERNAL_VPC", "HSM_SINGLE_TENANT"}:
+            self._store.get_backend(key.backend)
         if not request.skip_initial_version_creation:
             key = key.with_new_version(create_material(), now).with_primary(1, now)
         await self._store.add_key(key)
@@ -153,7 +178,7 @@ class KeyMethods:
         return kms.ListCryptoKeysResponse(crypto_keys=found, next_page_token=token, total_size=len(keys))
 
     async def update_crypto_key(self, request: kms.UpdateCryptoKeyRequest) -> kms.CryptoKey:
-        """Update labels and planned rotation by the mask; the plan is stored and shown, never executed."""
+        """Update labels, planned rotation and access policy by the mask."""
         requested = request.crypto_key
         paths = set(request.update_mask.paths)
         if not paths or not paths <= set(_SETTABLE_FIELDS):
@@ -162,6 +187,7 @@ class KeyMethods:
             "labels": dict(requested.labels),
             "rotation_period": _to_seconds(requested.rotation_period),
             "next_rotation": _to_unix_seconds(requested.next_rotation_time),
+            "allowed_access_reasons": _get_access_reasons(requested),
         }
         changes: dict[str, Any] = {
             name: value for (name, value), path in zip(settings.items(), _SETTABLE_FIELDS, strict=True) if path in paths
@@ -182,10 +208,16 @@ class KeyMethods:
         return build_crypto_key(await self._store.update_key(name, lambda key: key.with_primary(number, now)))
 
     async def create_crypto_key_version(self, request: kms.CreateCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
-        """The next version, ENABLED. It does not become the primary."""
+        """The next version, which is not the primary: ENABLED, or failed where its external key manager refuses it."""
         material, now = create_material(), self._store.clock()
         name = resource_names.parse_key_name(request.parent)
-        key = await self._store.update_key(name, lambda key: key.with_new_version(material, now))
+        options = request.crypto_key_version.external_protection_level_options
+        more: dict[str, Any] = {"external_key": options.external_key_uri or options.ekm_connection_key_path}
+        is_external = self._store.get_protection_level(name) in EXTERNAL_LEVELS
+        refusal = self._faults.match_external("CreateCryptoKeyVersion", name, name) if is_external else None
+        if refusal:
+            more |= {"state": EmulatedState.GENERATION_FAILED, "failure_reason": refusal.message}
+        key = await self._store.update_key(name, lambda key: key.with_new_version(material, now, **more))
         return build_crypto_key_version(key, key.versions[-1])
 
     async def get_crypto_key_version(self, request: kms.GetCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
@@ -211,7 +243,9 @@ class KeyMethods:
         state = _SETTABLE_STATES.get(kms.UpdateCryptoKeyVersionRequest.pb(request).crypto_key_version.state)
         if state is None:
             raise invalid_argument("The state of a version can be set to ENABLED or DISABLED only.")
-        return _build_version(await self._store.update_key(name, lambda key: key.with_state(number, state)), number)
+        now = self._store.clock()
+        key = await self._store.update_key(name, lambda key: key.with_state(number, state, now))
+        return _build_version(key, number)
 
     async def destroy_crypto_key_version(self, request: kms.DestroyCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
         """Schedules the destruction of a version's material."""
@@ -233,10 +267,10 @@ def _check_durations(key: Key) -> Key:
     """Check that the service would accept the key's durations.
 
     The bounds: https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1#cryptokey and, for the destruction,
-    https://cloud.google.com/kms/docs/create-key#soft_delete; its least, 24 hours, would only keep tests waiting.
+    https://cloud.google.com/kms/docs/create-key#soft_delete.
     """
-    if not 0 < key.destroy_scheduled_duration <= 120 * 24 * _HOUR:
-        raise invalid_argument("The destroy_scheduled_duration must be positive and at most 120 days.")
+    if not 24 * _HOUR <= key.destroy_scheduled_duration <= 120 * 24 * _HOUR:
+        raise invalid_argument("The destroy_scheduled_duration must be at least 24 hours and at most 120 days.")
     if key.rotation_period is not None:
         if not 24 * _HOUR <= key.rotation_period <= 876_000 * _HOUR:
             raise invalid_argument("The rotation_period must be at least 24 hours and at most 876000 hours.")
@@ -246,18 +280,33 @@ def _check_durations(key: Key) -> Key:
 
 
 def _check_supported(requested: kms.CryptoKey) -> None:
-    template = requested.version_template
-    algorithms = kms.CryptoKeyVersion.CryptoKeyVersionAlgorithm
     if requested.purpose == kms.CryptoKey.CryptoKeyPurpose.CRYPTO_KEY_PURPOSE_UNSPECIFIED:
         raise invalid_argument("The purpose of a CryptoKey must be set.")
     if (
         requested.purpose != kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT
-        or template.protection_level
-        not in {kms.ProtectionLevel.PROTECTION_LEVEL_UNSPECIFIED, kms.ProtectionLevel.SOFTWARE}
-        or template.algorithm
-        not in {algorithms.CRYPTO_KEY_VERSION_ALGORITHM_UNSPECIFIED, algorithms.GOOGLE_SYMMETRIC_ENCRYPTION}
+        or requested.version_template.algorithm
+        not in {0, _Algorithm.GOOGLE_SYMMETRIC_ENCRYPTION, _Algorithm.EXTERNAL_SYMMETRIC_ENCRYPTION}
     ):
-        raise unimplemented("The emulator has keys of purpose ENCRYPT_DECRYPT and protection level SOFTWARE only.")
+        raise unimplemented("The emulator has keys of purpose ENCRYPT_DECRYPT only, with symmetric algorithms.")
+
+
+def _get_level(requested: kms.CryptoKey) -> str:
+    level = kms.CryptoKey.pb(requested).version_template.protection_level
+    return _get_enum_name(kms.ProtectionLevel, level) if level else "SOFTWARE"
+
+
+def _get_access_reasons(requested: kms.CryptoKey) -> tuple[str, ...] | None:
+    key = kms.CryptoKey.pb(requested)
+    if not key.HasField("key_access_justifications_policy"):
+        return None
+    reasons = key.key_access_justifications_policy.allowed_access_reasons
+    return tuple(_get_enum_name(kms.AccessReason, reason) for reason in reasons)
+
+
+def _get_enum_name(enum: type[IntEnum], value: int) -> str:
+    if value not in set(enum):
+        raise invalid_argument(f"{value} is no {enum.__name__} that the emulator knows.")
+    return enum(value).name
 
 
 # proto-plus gives timedelta and datetime, or None where the field is unset, whatever its annotations say.

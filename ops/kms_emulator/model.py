@@ -5,7 +5,7 @@ The states and their transitions: https://cloud.google.com/kms/docs/key-states
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import grpc
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -14,11 +14,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 class StatusError(Exception):
     """Ends a call with `code` and `message`; `grpc_service` turns it into the response.
 
-    `details` is a serialized google.rpc.Status, or bytes that are none; empty where the answer has no details.
+    `details` is a serialized google.rpc.Status, or bytes that are none; empty where the answer has no details. `cause`
+    is of `causes.yml`, or empty.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str, details: bytes = b"") -> None:
+    def __init__(self, code: grpc.StatusCode, message: str, details: bytes = b"", cause: str = "") -> None:
         super().__init__(message)
+        self.cause = cause
         self.code = code
         self.message = message
         self.details = details
@@ -57,6 +59,12 @@ class EmulatedState(StrEnum):
     DISABLED = "DISABLED"
     DESTROY_SCHEDULED = "DESTROY_SCHEDULED"
     DESTROYED = "DESTROYED"
+    IMPORT_FAILED = "IMPORT_FAILED"
+    GENERATION_FAILED = "GENERATION_FAILED"
+    EXTERNAL_DESTRUCTION_FAILED = "EXTERNAL_DESTRUCTION_FAILED"
+
+
+EXTERNAL_LEVELS: Final = ("EXTERNAL", "EXTERNAL_VPC")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,12 @@ class Version:
     """32 bytes of AES-256; None once destroyed."""
     destroy_time: float | None = None
     destroy_event_time: float | None = None
+    disabled_at: float | None = None
+    """When it was ENABLED for the last time; a slow change goes on using it."""
+    external_key: str = ""
+    """The URI, or in a connection the path, of a key in an external key manager."""
+    failure_reason: str = ""
+    """Of a state that ends with FAILED."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +101,12 @@ class Key:
     labels: dict[str, str] = field(default_factory=dict)
     rotation_period: float | None = None
     next_rotation: float | None = None
+    protection_level: str = "SOFTWARE"
+    """By Google's own name."""
+    backend: str = ""
+    """`crypto_key_backend`: the EKM connection or single-tenant HSM instance that the key is in."""
+    allowed_access_reasons: tuple[str, ...] | None = None
+    """Of its key access justifications policy: None is no policy and allows all, an empty one allows nothing."""
 
     def version_name(self, number: int) -> str:
         """The full resource name of a version."""
@@ -105,9 +125,9 @@ class Key:
             raise self._build_state_error("is not enabled", version)
         return version.material
 
-    def with_due_destructions(self, now: float) -> Self:
-        """Return this key at that time: versions past their `destroy_time` are DESTROYED and have no material."""
-        return replace(
+    def with_due_changes(self, now: float) -> Self:
+        """Return this key at that time: versions past `destroy_time` are DESTROYED, and a due rotation is done."""
+        key = replace(
             self,
             versions=tuple(
                 # Cloud KMS destroys at some time after destroy_time; here it is exactly then.
@@ -123,10 +143,18 @@ class Key:
                 for version in self.versions
             ),
         )
+        due, period = self.next_rotation, self.rotation_period
+        if due is None or due > now:
+            return key
+        # A plan that was missed more than once, while nobody asked for the key, is carried out once.
+        key = replace(key, next_rotation=due + ((now - due) // period + 1) * period if period else None)
+        return key.with_new_version(create_material(), due).with_primary(len(key.versions) + 1, due)
 
-    def with_new_version(self, material: bytes, now: float) -> Self:
-        """Add a version, ENABLED; the primary stays the same."""
-        version = Version(len(self.versions) + 1, EmulatedState.ENABLED, now, material)
+    def with_new_version(
+        self, material: bytes, now: float, *, state: EmulatedState = EmulatedState.ENABLED, **more: Any
+    ) -> Self:
+        """Add a version; the primary stays the same. `more` is `external_key` and `failure_reason`."""
+        version = Version(len(self.versions) + 1, state, now, material, **more)
         return replace(self, versions=(*self.versions, version))
 
     def with_primary(self, number: int, now: float) -> Self:
@@ -136,29 +164,33 @@ class Key:
             return self
         return replace(self, primary=number, previous_primary=self.primary, primary_changed=now)
 
-    def with_state(self, number: int, state: EmulatedState) -> Self:
+    def with_state(self, number: int, state: EmulatedState, now: float = 0.0) -> Self:
         """Enables or disables a version; only one that is ENABLED or DISABLED."""
         expected = (EmulatedState.ENABLED, EmulatedState.DISABLED)
-        return self._change(number, expected, "is neither enabled nor disabled", state=state)
+        return self._change(number, expected, "is neither enabled nor disabled", now, state=state)
 
     def with_destruction(self, number: int, now: float) -> Self:
         """Schedules the destruction of a version that is ENABLED or DISABLED."""
         expected = (EmulatedState.ENABLED, EmulatedState.DISABLED)
         due = now + self.destroy_scheduled_duration
         return self._change(
-            number, expected, "cannot be destroyed", state=EmulatedState.DESTROY_SCHEDULED, destroy_time=due
+            number, expected, "cannot be destroyed", now, state=EmulatedState.DESTROY_SCHEDULED, destroy_time=due
         )
 
     def with_restored_version(self, number: int) -> Self:
         """Cancel a scheduled destruction: the version is DISABLED afterwards."""
         expected = (EmulatedState.DESTROY_SCHEDULED,)
         refusal = "is not scheduled for destruction"
-        return self._change(number, expected, refusal, state=EmulatedState.DISABLED, destroy_time=None)
+        return self._change(number, expected, refusal, 0.0, state=EmulatedState.DISABLED, destroy_time=None)
 
-    def _change(self, number: int, expected: tuple[EmulatedState, ...], refusal: str, **changes: Any) -> Self:
+    def _change(
+        self, number: int, expected: tuple[EmulatedState, ...], refusal: str, now: float, **changes: Any
+    ) -> Self:
         version = self.version(number)
         if version.state not in expected:
             raise self._build_state_error(refusal, version)
+        if version.state is EmulatedState.ENABLED:
+            changes["disabled_at"] = now
         return replace(
             self, versions=(*self.versions[: number - 1], replace(version, **changes), *self.versions[number:])
         )

@@ -50,6 +50,8 @@ class _StoredState:
     rings: dict[str, float] = field(default_factory=dict)
     """When each key ring was created, in Unix seconds."""
     keys: dict[str, Key] = field(default_factory=dict)
+    backends: dict[str, str] = field(default_factory=dict)
+    """EKM connections and single-tenant HSM instances, as Google's JSON."""
 
 
 _FILE = TypeAdapter(dict[int, _StoredState], config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
@@ -81,9 +83,9 @@ class EmulatorStore:
         key = self._now.keys.get(name)
         if key is None:
             raise not_found("CryptoKey", name)
-        if key.with_due_destructions(self.clock()) == key:
+        if key.with_due_changes(self.clock()) == key:
             return key
-        return await self.update_key(name, lambda due: due)  # a destruction is due: its material leaves the disk too
+        return await self.update_key(name, lambda due: due)  # with a destruction, the material leaves the disk too
 
     async def list_keys(self, ring: str) -> list[Key]:
         """The keys of a key ring, by name. Raises NOT_FOUND."""
@@ -114,13 +116,38 @@ class EmulatorStore:
 
         await self._apply(add)
 
+    def get_backend(self, name: str) -> str:
+        """An EKM connection or a single-tenant HSM instance, as Google's JSON. Raises NOT_FOUND."""
+        if name not in self._now.backends:
+            raise not_found("SingleTenantHsmInstance" if "/singleTenantHsm" in name else "EkmConnection", name)
+        return self._now.backends[name]
+
+    async def add_backend(self, name: str, document: str) -> None:
+        """Create an EKM connection or a single-tenant HSM instance. Raises ALREADY_EXISTS."""
+
+        def add(now: _StoredState) -> _StoredState:
+            if name in now.backends:
+                raise already_exists("SingleTenantHsmInstance" if "/singleTenantHsm" in name else "EkmConnection", name)
+            return replace(now, backends={**now.backends, name: document})
+
+        await self._apply(add)
+
+    def list_keys_in(self, backend: str) -> list[str]:
+        """The names of the keys in an EKM connection or a single-tenant HSM instance."""
+        return [key.name for key in self._now.keys.values() if key.backend == backend]
+
+    def get_protection_level(self, key: str | None) -> str:
+        """Of a key by its name; SOFTWARE where there is none."""
+        found = self._now.keys.get(key or "")
+        return found.protection_level if found else "SOFTWARE"
+
     async def update_key(self, name: str, change: Callable[[Key], Key]) -> Key:
         """Replace a key by the result of `change`, and return it. Raises NOT_FOUND, and what `change` raises."""
 
         def apply(now: _StoredState) -> _StoredState:
             if name not in now.keys:
                 raise not_found("CryptoKey", name)
-            return replace(now, keys={**now.keys, name: change(now.keys[name].with_due_destructions(self.clock()))})
+            return replace(now, keys={**now.keys, name: change(now.keys[name].with_due_changes(self.clock()))})
 
         return (await self._apply(apply)).keys[name]
 

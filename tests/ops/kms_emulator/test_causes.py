@@ -59,6 +59,7 @@ credentials_invalid/api_key INVALID_ARGUMENT API_KEY_INVALID
 credentials_invalid/api_key_blocked PERMISSION_DENIED API_KEY_SERVICE_BLOCKED
 ekm_unreachable FAILED_PRECONDITION
 rate_limit RESOURCE_EXHAUSTED RATE_LIMIT_EXCEEDED consumer quota_metric quota_limit quota_location quota_limit_value
+unavailable UNAVAILABLE
 unknown_reason PERMISSION_DENIED REASON_OF_NEXT_YEAR
 malformed_answer/large RESOURCE_EXHAUSTED
 malformed_answer/too_large RESOURCE_EXHAUSTED
@@ -104,6 +105,8 @@ async def test_the_further_details_are_there_a_perimeters_violation_a_link_a_quo
     limit = await refuse(client, emulator, cause="rate_limit", seconds=7.5)
     quota = limit.details[1].violations[0]
     assert (quota.quota_metric, quota.quota_value) == ("cloudkms.googleapis.com/software_usage", 600)
+    unavailable = await refuse(client, emulator, cause="unavailable", seconds=1)
+    assert [type(detail) for detail in unavailable.details] == [error_details_pb2.RetryInfo]
     assert isinstance(limit.details[-1], error_details_pb2.RetryInfo)
     assert limit.details[-1].retry_delay.ToTimedelta().total_seconds() == 7.5
 

@@ -6,6 +6,9 @@ from google.api_core import exceptions
 from google.cloud import kms_v1 as kms
 from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import EmulatorFault
+
 LOCATION = "projects/demo/locations/global"
 RING = f"{LOCATION}/keyRings/app"
 KEY = f"{RING}/cryptoKeys/ledger"
@@ -98,3 +101,54 @@ async def _set_state(client: KeyManagementServiceAsyncClient, state: int) -> kms
     return await client.update_crypto_key_version(
         request={"crypto_key_version": {"name": V1, "state": state}, "update_mask": {"paths": ["state"]}}, **ONCE
     )
+
+
+async def test_a_destruction_is_at_least_24_hours_away(client: KeyManagementServiceAsyncClient) -> None:
+    for hours, is_allowed in ((23, False), (24, True)):
+        key = {**SYMMETRIC, "destroy_scheduled_duration": timedelta(hours=hours)}
+        request: Any = {"parent": RING, "crypto_key_id": f"hours-{hours}", "crypto_key": key}
+        if is_allowed:
+            await client.create_crypto_key(request=request, **ONCE)
+            continue
+        with pytest.raises(exceptions.InvalidArgument, match="at least 24 hours"):
+            await client.create_crypto_key(request=request, **ONCE)
+
+
+async def test_a_planned_rotation_is_carried_out_at_its_time_and_planned_again(
+    client: KeyManagementServiceAsyncClient, now: list[float]
+) -> None:
+    planned = {"name": KEY, "rotation_period": timedelta(days=1), "next_rotation_time": NOW + timedelta(hours=1)}
+    mask = {"paths": ["rotation_period", "next_rotation_time"]}
+    await client.update_crypto_key(request={"crypto_key": planned, "update_mask": mask}, **ONCE)
+    now[0] += 3599
+    assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == V1
+    now[0] += 1
+    assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == V2
+    now[0] += 10 * 86400
+    key = await client.get_crypto_key(name=KEY, **ONCE)
+    assert key.primary.name == f"{KEY}/cryptoKeyVersions/3"
+    assert key.next_rotation_time == NOW + timedelta(days=11, hours=1)
+
+
+async def test_without_a_role_on_the_project_what_is_not_there_looks_like_a_missing_role(
+    client: KeyManagementServiceAsyncClient, emulator: Emulator
+) -> None:
+    emulator.faults.add(EmulatorFault(kind="no_project_role"))
+    text = rf"Permission 'cloudkms\.cryptoKeys\.get' denied on resource '{KEY}2' \(or it may not exist\)\."
+    with pytest.raises(exceptions.PermissionDenied, match=text):
+        await client.get_crypto_key(name=f"{KEY}2", **ONCE)
+    with pytest.raises(exceptions.NotFound):  # the role on its key is one on its versions
+        await client.get_crypto_key_version(name=V2, **ONCE)
+
+
+async def test_a_slow_change_goes_on_using_a_version_that_is_disabled(
+    client: KeyManagementServiceAsyncClient, emulator: Emulator, now: list[float]
+) -> None:
+    emulator.faults.add(EmulatorFault(kind="slow_disable", seconds=60))
+    assert (await _set_state(client, State.DISABLED)).state == State.DISABLED
+    now[0] += 59
+    ciphertext = (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).ciphertext
+    assert (await client.decrypt(name=KEY, ciphertext=ciphertext, **ONCE)).plaintext == b"x"
+    now[0] += 1
+    with pytest.raises(exceptions.FailedPrecondition, match="current state is: DISABLED"):
+        await client.encrypt(name=KEY, plaintext=b"x", **ONCE)

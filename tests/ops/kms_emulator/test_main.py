@@ -109,6 +109,18 @@ async def test_a_malformed_option_is_one_readable_line_and_exit_2(options: tuple
     assert err.count("\n") == 1
 
 
+async def test_a_quota_of_the_command_line_is_one_of_the_emulator() -> None:
+    code, _, err = await run("--quota", "reads", "1")
+    assert (code, "'reads' is not one of 'read'" in err) == (2, True)
+    process = await _start(*FREE, "--key", KEY, "--quota", "read", "0")
+    key = GcpKmsKey(KEY, endpoint=(await _listening(process))["address"], insecure=True)
+    with pytest.raises(KmsError, match="ReadTokensUsagePerMinutePerProjectPerRegion"):
+        await key.describe_key(timeout=20)
+    await key.close()
+    process.terminate()
+    assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
 async def test_it_listens_beyond_loopback_only_where_that_is_allowed() -> None:
     process = await _start("--listen", "0.0.0.0:0", "--faults", "0.0.0.0:0", "--allow-remote-insecure")
     line = await _listening(process)
