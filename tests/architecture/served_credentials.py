@@ -40,6 +40,8 @@ NOBODY = "http://127.0.0.1:1"
 USERS = {"scraper": None, "anna": Role.VIEWER, "ben": Role.RESPONDER, "cleo": Role.ADMIN}
 PASSWORD = "a-password-of-somebody"
 TOKENS = {"dora": Role.VIEWER, "emil": Role.RESPONDER, "fred": Role.ADMIN}
+GUESSED = [f"user-{number}" for number in range(100)]
+"""Users, admins, whose passwords somebody guesses, each of them once: the next check of a name waits for seconds."""
 CRYPTO_TOKENS = {"gina": Role.VIEWER, "hugo": Role.RESPONDER, "ines": Role.ADMIN}
 OWN_FILES = ("admin", "crypto-admin", "sender")
 
@@ -78,15 +80,23 @@ def basic(name: str, password: str) -> Mapping[str, str]:
 CREDENTIALS = [
     Credential("none", {}),
     Credential("wrong token", bearer("nobody")),
-    Credential("wrong password", basic("cleo", "wrong")),
-    Credential("unknown user", basic("nobody", PASSWORD)),
     *(Credential(name, bearer(name), role) for name, role in TOKENS.items()),
     *(Credential(name, bearer(name), crypto=role) for name, role in CRYPTO_TOKENS.items()),
     Credential("admin", bearer("admin"), Role.ADMIN),
-    Credential("admin in a browser", basic("anybody", token("admin")), Role.ADMIN),
     Credential("crypto-admin", bearer("crypto-admin"), crypto=Role.ADMIN),
     Credential("sender", bearer("sender")),
 ]
+
+
+def list_guesses(number: int) -> list[Credential]:
+    """Whose password has to be checked and is wrong, by names that occur in no other `number`."""
+    return [
+        Credential("wrong password", basic(GUESSED[number], "wrong")),
+        Credential("unknown user", basic(f"nobody-{number}", PASSWORD)),
+        Credential("admin in a browser", basic(f"anybody-{number}", token("admin")), Role.ADMIN),
+    ]
+
+
 WITH_USERS = [*CREDENTIALS, *(Credential(n, basic(n, PASSWORD), role, is_user=True) for n, role in USERS.items())]
 
 
@@ -163,7 +173,7 @@ def auth(folder: Path, *, closed: bool) -> dict[str, Any]:
     return {
         "admin_token_file": str(folder / "admin"),
         "tokens": [{"name": name, "role": role, "file": str(folder / name)} for name, role in TOKENS.items()],
-        "roles": {name: role for name, role in USERS.items() if role},
+        "roles": {name: role for name, role in {**USERS, **dict.fromkeys(GUESSED, Role.ADMIN)}.items() if role},
     }
 
 
@@ -254,7 +264,9 @@ async def serving(name: str, folder: Path, *, closed: bool = True, users: bool =
         web = None
         if users:
             hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
-            (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": dict.fromkeys(USERS, hashed)}))
+            (folder / "web.yml").write_text(
+                yaml.safe_dump({"basic_auth_users": dict.fromkeys([*USERS, *GUESSED], hashed)})
+            )
             web = WebConfigFile(folder / "web.yml")
         reloading = ReloadMiddleware(app, settings, lambda: settings, None, (), app.state.authorizer)
         served = ServerRunner(settings, None, web).add_middleware(app, reloading, own_credentials)

@@ -18,6 +18,7 @@ from tests.architecture.served_credentials import (
     Credential,
     basic,
     bearer,
+    list_guesses,
     serving,
 )
 
@@ -214,11 +215,9 @@ async def test_every_endpoint_is_answered_to_whom_the_table_says_and_to_nobody_e
     async with serving(name, tmp_path, users=users) as server, server.client("http://keypulse.example.org") as client:
         credentials = [*(WITH_USERS if users else CREDENTIALS), *(await server.log_in() if name == "relay" else [])]
         server.end_streams()
-        for endpoint, need in [
-            *TABLE[name].items(),
-            *([("GET /probe?debug=true", Role.VIEWER)] * (name == "exporter")),
-        ]:
-            for credential in credentials:
+        endpoints = [*TABLE[name].items(), *([("GET /probe?debug=true", Role.VIEWER)] * (name == "exporter"))]
+        for number, (endpoint, need) in enumerate(endpoints):
+            for credential in [*list_guesses(number), *credentials]:
                 method, path = sent(endpoint)
                 answer = await client.request(method, path, headers={**PAGE, **credential.headers})
                 refused = {answer.status_code} & {401, 403}
