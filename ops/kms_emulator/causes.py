@@ -45,9 +45,12 @@ _MALFORMED: Final[Mapping[str, Callable[[Status], bytes]]] = {
     "malformed_answer/other_message": lambda status: _serialize(status, message="Another message than the call's."),
     "malformed_answer/one_unreadable": lambda status: _add_detail(status, b"\xff\xff"),
     "malformed_answer/large": lambda status: _add_detail(status, _pad(20_000)),
-    "malformed_answer/too_large": lambda status: _add_detail(status, _pad(1_100_000)),
+    "malformed_answer/too_large": lambda status: _add_detail(status, _pad(1_500_000)),
 }
-"""The details of `perimeter`, spoilt: `large` is over 16 KiB, gRPC's own limit of metadata, `too_large` over 1 MiB."""
+"""The details of `perimeter`, spoilt: `large` is over 16 KiB, gRPC's own limit of metadata, `too_large` over 1 MiB.
+
+A client that sets a limit only loses what is over 1.25 times of it: between both, gRPC throws dice.
+"""
 
 CAUSES: Final = (*_ROWS, *_MALFORMED)
 

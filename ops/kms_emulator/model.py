@@ -9,6 +9,8 @@ from typing import Any, Final, Self
 
 import grpc
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from google.rpc.error_details_pb2 import PreconditionFailure
+from google.rpc.status_pb2 import Status
 
 
 class StatusError(Exception):
@@ -196,7 +198,13 @@ class Key:
         )
 
     def _build_state_error(self, what: str, version: Version) -> Exception:
-        return failed_precondition(f"{self.version_name(version.number)} {what}, current state is: {version.state}.")
+        name = self.version_name(version.number)
+        error = failed_precondition(f"{name} {what}, current state is: {version.state}.")
+        status = Status(code=error.code.value[0], message=error.message)
+        violation = PreconditionFailure.Violation(type=f"KEY_{version.state}", subject=name)
+        status.details.add().Pack(PreconditionFailure(violations=[violation]))
+        error.details = status.SerializeToString()
+        return error
 
 
 def create_material() -> bytes:

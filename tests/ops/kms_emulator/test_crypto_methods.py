@@ -82,8 +82,10 @@ async def test_a_disabled_version_is_refused_with_failed_precondition(client: Ke
         **ONCE,
     )
     text = f"{V1} is not enabled, current state is: DISABLED."
-    with pytest.raises(exceptions.FailedPrecondition, match=text):
+    with pytest.raises(exceptions.FailedPrecondition, match=text) as refused:
         await client.encrypt(request=_encrypt(b"x", b""), **ONCE)
+    (violation,) = refused.value.details[0].violations
+    assert (violation.type, violation.subject) == ("KEY_DISABLED", V1)
     with pytest.raises(exceptions.FailedPrecondition, match=text):
         await client.decrypt(request=_decrypt(ciphertext, b""), **ONCE)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import grpc
@@ -11,9 +12,11 @@ from google.cloud import kms_v1 as kms
 from google.cloud.kms_v1 import EkmServiceAsyncClient, HsmManagementAsyncClient, KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.ekm_service.transports import EkmServiceGrpcAsyncIOTransport
 from google.cloud.kms_v1.services.hsm_management.transports import HsmManagementGrpcAsyncIOTransport
+from google.iam.v1 import iam_policy_pb2
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import EmulatorFault
+from ops.kms_emulator.model import EmulatedState, Key
 
 LOCATION = "projects/demo/locations/global"
 RING = f"{LOCATION}/keyRings/app"
@@ -75,7 +78,11 @@ async def test_a_connection_is_verified_by_the_faults_of_the_keys_in_it(
     with pytest.raises(exceptions.NotFound, match=f"EkmConnection {CONNECTION}2 not found"):
         await ekm.verify_connectivity(name=f"{CONNECTION}2", **ONCE)
     emulator.faults.clear()
+    permission = "cloudkms.ekmConnections.verifyConnectivity"
+    asked = iam_policy_pb2.TestIamPermissionsRequest(resource=CONNECTION, permissions=[permission])
+    assert (await client.test_iam_permissions(asked, **ONCE)).permissions == [permission]
     emulator.faults.add(EmulatorFault(kind="denied", operation="VerifyConnectivity"))
+    assert (await client.test_iam_permissions(asked, **ONCE)).permissions == []
     with pytest.raises(exceptions.PermissionDenied, match=r"ekmConnections\.verifyConnectivity"):
         await ekm.verify_connectivity(name=CONNECTION, **ONCE)
 
@@ -91,6 +98,12 @@ async def test_a_version_that_the_external_key_manager_refuses_says_why_it_was_n
     emulator.faults.add(EmulatorFault(kind="cause", cause="ekm_not_found"))
     failed = await client.create_crypto_key_version(request=request, **ONCE)
     assert (failed.state, failed.generation_failure_reason) == (State.GENERATION_FAILED, "Could not find a key.")
+    for state in (EmulatedState.IMPORT_FAILED, EmulatedState.EXTERNAL_DESTRUCTION_FAILED):
+        fail = partial(Key.with_new_version, material=b"", now=0.0, state=state, failure_reason="It is broken.")
+        added = await emulator.store.update_key(KEY, fail)
+        shown = await client.get_crypto_key_version(name=added.version_name(len(added.versions)), **ONCE)
+        assert shown.state.name == state
+        assert getattr(shown, f"{state.lower().removesuffix('_failed')}_failure_reason") == "It is broken."
 
 
 async def test_a_single_tenant_hsm_instance_is_disabled_at_its_time_and_its_keys_with_it(
