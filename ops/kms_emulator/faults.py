@@ -68,7 +68,10 @@ _OPERATIONS_BY_CAUSE: Final = {
     "ekm": {"Encrypt", "Decrypt", "CreateCryptoKeyVersion", "VerifyConnectivity"},
 }
 """By the beginning of a cause; others can happen to every operation."""
-_OPERATIONS_WITHOUT_KEY: Final = {"CreateKeyRing", "GetKeyRing", "ListKeyRings", "CreateCryptoKey", "ListCryptoKeys"}
+_OPERATIONS_WITHOUT_KEY: Final = {
+    *("CreateKeyRing", "GetKeyRing", "ListKeyRings", "CreateCryptoKey", "ListCryptoKeys"),
+    *("CreateEkmConnection", "GetEkmConnection", "CreateSingleTenantHsmInstance", "GetSingleTenantHsmInstance"),
+}
 
 
 def _check_operation(name: str) -> str:
@@ -84,7 +87,7 @@ def _check_permission(name: str) -> str:
 
 
 def _check_cause(name: str) -> str:
-    if name not in CAUSES:
+    if name and name not in CAUSES:
         raise ValueError(f"expected one of {', '.join(CAUSES)}")
     return name
 
@@ -124,15 +127,15 @@ class EmulatorFault(BaseModel):
     status: Annotated[str, AfterValidator(_check_status)] = "UNAVAILABLE"
     message: str | None = None
     permission: Annotated[str, AfterValidator(_check_permission)] | None = None
-    cause: Annotated[str, AfterValidator(_check_cause)] | None = None
+    cause: Annotated[str, AfterValidator(_check_cause)] = ""
     """Of `causes.yml`, such as `perimeter` or `project_unusable/suspended`."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
         if self.kind in {"latency", "slow_primary", "slow_disable"} and self.seconds is None:
             raise ValueError(f"{self.kind} needs `seconds`")
-        if self.kind == "cause" and self.cause is None:
-            raise ValueError("cause needs `cause`")
+        if (self.kind == "cause") != bool(self.cause):
+            raise ValueError("kind cause and the field `cause` need each other")
         if self.operation and self.operation not in self.operations:
             raise ValueError(f"{self.cause or self.kind} never happens to {self.operation}")
         if self.key and self.operation in _OPERATIONS_WITHOUT_KEY:
@@ -144,14 +147,14 @@ class EmulatorFault(BaseModel):
     @property
     def operations(self) -> Collection[str]:
         """What it can happen to."""
-        if self.kind == "cause" and self.cause:
+        if self.cause:
             return _OPERATIONS_BY_CAUSE.get(re.split("/|(?<=ekm)_", self.cause)[0], OPERATIONS)
         return _OPERATIONS_BY_KIND.get(self.kind, OPERATIONS)
 
     @property
     def takes_permission(self) -> bool:
         """Whether it revokes permissions."""
-        return self.kind == "denied" or (self.kind == "cause" and (self.cause or "").startswith("role_missing"))
+        return self.kind == "denied" or self.cause.startswith("role_missing")
 
     def denies(self, permission: str) -> bool:
         """Whether it revokes this permission."""
@@ -238,16 +241,16 @@ class EmulatorFaults:
         if self.match("denied", operation, key, lambda fault: fault.denies(permission)):
             raise build_refusal("role_missing/no_details", operation, resource, permission=permission)
         if found := self.match("cause", operation, key, lambda fault: _is_refused(fault, operation)):
-            named = (found.cause or "", operation, resource, found.message, found.seconds)
-            raise build_refusal(*named, permission=permission)
+            call = (operation, resource, found.message, found.seconds)
+            raise build_refusal(found.cause, *call, permission=permission)
         if status := self.match("status", operation, key):
             default = f"The emulator was told to answer {status.status}."
             raise StatusError(grpc.StatusCode[status.status], status.message or default)
 
     def match_external(self, operation: str, key: str, version: str) -> StatusError | None:
         """What the external key manager of a key answers, if it refuses; `version` is the name of what it refuses."""
-        found = self.match("cause", operation, key, lambda fault: (fault.cause or "").startswith("ekm_"))
-        return build_refusal(found.cause or "", operation, version, found.message) if found else None
+        found = self.match("cause", operation, key, lambda fault: fault.cause.startswith("ekm_"))
+        return build_refusal(found.cause, operation, version, found.message) if found else None
 
     def hide(self, error: StatusError, operation: str, resource: str, key: str | None) -> StatusError:
         """Return the answer to a call that failed: `no_project_role` does not tell that something is not there."""
@@ -273,4 +276,4 @@ class EmulatorFaults:
 def _is_refused(fault: EmulatorFault, operation: str) -> bool:
     if fault.takes_permission:
         return operation in PERMISSIONS and fault.denies(PERMISSIONS[operation])
-    return operation in fault.operations and not (fault.cause or "").startswith("ekm_")  # see match_external
+    return operation in fault.operations and not fault.cause.startswith("ekm_")  # see match_external

@@ -27,7 +27,7 @@ async def test_a_fault_is_added_shown_and_healed(http: aiohttp.ClientSession, em
         "status": "RESOURCE_EXHAUSTED",
         "message": "Quota exceeded",
         "permission": None,
-        "cause": None,
+        "cause": "",
     }
     async with http.post("/faults", json=body) as answer:
         assert answer.status == 201
@@ -52,7 +52,8 @@ async def test_a_fault_is_added_shown_and_healed(http: aiohttp.ClientSession, em
         (b'{"kind": "status", "status": "OK"}', "status: expected the name of a gRPC status other than OK"),
         (b'{"kind": "status", "colour": 1}', "colour: Extra inputs are not permitted"),
         (b'{"kind": "latency"}', "latency needs `seconds`"),
-        (b'{"kind": "cause"}', "cause needs `cause`"),
+        (b'{"kind": "cause"}', "kind cause and the field `cause` need each other"),
+        (b'{"kind": "status", "cause": "perimeter"}', "kind cause and the field `cause` need each other"),
         (b'{"kind": "cause", "cause": "nope"}', "cause: expected one of role_missing"),
         (b'{"kind": "denied", "permission": "nope"}', "permission: expected one of cloudkms.keyRings.create"),
     ],
