@@ -26,7 +26,7 @@ from shared.kms.port import (
     KmsError,
     VersionState,
 )
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 from shared.kms.settings import ProviderSettings
 
 DESTRUCTION_DELAY: Final = 86_400.0
@@ -52,7 +52,10 @@ PROFILE: Final = KmsProfile(
     reads_per_inspection=2,
     calls_per_minute=600_000,
     burst_calls=60_000,
-    advice={Reason.KEY_NOT_FOUND: "Create the key with create_key()."},
+    advice={
+        Reason.KEY_NOT_FOUND: "Create the key with create_key().",
+        Cause.ROLE_MISSING: "Ask whoever runs this test.",
+    },
     fixes=FixTable(
         commands={
             **GENERIC_COMMANDS,
@@ -61,7 +64,6 @@ PROFILE: Final = KmsProfile(
         key=re.compile(r"(?P<key>[a-z]+)"),
         values={"version": re.compile(r"[a-z]+")},
     ),
-    permission_advice="Ask whoever runs this test.",
     parse_key_name=_parse_key_name,
     propagation="no time",
 )

@@ -83,14 +83,14 @@ class KmsChecker:
 
     async def _handle_failed_check(self, error: KmsError) -> None:
         if self._keyring.mode is CryptoMode.KMS and error.reason is Reason.QUOTA_EXHAUSTED:
-            self._keyring.set_mode(CryptoMode.KMS, f"KMS refuses: {error.reason}", error.detail)
+            self._keyring.set_mode(CryptoMode.KMS, f"KMS refuses: {error.label}", error.detail)
             await self._keyring.reload_keys()
             return
         self._failures += 1
         if self._keyring.mode is CryptoMode.KMS and self._failures < _FAILURES_BEFORE_ENV_MODE:
             log.warning("KMS check failed; a second failure in a row changes the mode to env", error=str(error))
             return
-        reason = f"KMS cannot be used: {error.reason}"
+        reason = f"KMS cannot be used: {error.label}"
         try:
             await self._keyring.use_local_key()
         except LocalKeyError as missing:

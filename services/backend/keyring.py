@@ -430,7 +430,7 @@ class Keyring:
             if stored:
                 await self._cache.unwrap(stored, self.mode, self._wrapping)
         except KmsError as error:
-            raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: KMS: {error.reason}") from None
+            raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: KMS: {error.label}") from None
 
     async def _create_active_key(self, mode: CryptoMode, *, expected_active: DataKey | None) -> bool:
         """Stores an active data key before it is used; False if `expected_active` is no longer active."""

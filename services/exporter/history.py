@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from services.exporter.model import BackendState, KeyInspection, Operation, ProbeResult, TargetKey
 from shared.kms.port import ConnectivityPhase
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason, format_label
 
 ROUND_TRIP_WINDOW = 3600.0
 """Seconds for which every round trip is kept."""
@@ -37,10 +37,17 @@ class FailureSpan:
     count: int
     operation: Operation
     reason: Reason
+    cause: Cause
     detail: str
     """Of the last one: a service's text may differ at each call."""
     connectivity: tuple[ConnectivityPhase, ...]
     """As it was measured last; empty if it was not."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """What the service named in the last one."""
+
+    @property
+    def label(self) -> str:
+        return format_label(self.reason, self.cause)
 
 
 class RoundTrips:
@@ -116,17 +123,14 @@ class TargetHistory:
             return
         failure, span = call.failure, self.failure_spans[-1] if self.failure_spans and continues else None
         detail = failure.detail[:MAX_TEXT_LENGTH]
-        if span and (span.operation, span.reason) == (call.operation, failure.reason):
-            span.last_at, span.detail, span.connectivity = (
-                result.ended_at,
-                detail,
-                result.connectivity or span.connectivity,
-            )
+        kind = (call.operation, failure.reason, failure.cause)
+        if span and (span.operation, span.reason, span.cause) == kind:
+            span.last_at, span.detail, span.values = result.ended_at, detail, failure.values
+            span.connectivity = result.connectivity or span.connectivity
             span.count += 1
         else:
-            kind = (call.operation, failure.reason)
             self.failure_spans.append(
-                FailureSpan(result.ended_at, result.ended_at, 1, *kind, detail, result.connectivity)
+                FailureSpan(result.ended_at, result.ended_at, 1, *kind, detail, result.connectivity, failure.values)
             )
 
     @property

@@ -7,7 +7,7 @@ from enum import StrEnum
 from shared.backend_contract import CryptoMode
 from shared.kms.fixes import GENERIC_PROFILE, KmsProfile
 from shared.kms.port import ConnectivityPhase, KeyDescription
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason, format_label
 
 
 class Operation(StrEnum):
@@ -45,6 +45,13 @@ class Failure:
     """For a log and a person; holds no key material."""
     exception: BaseException | None = None
     """The defect of our own behind `Reason.INTERNAL`, with its trace."""
+    cause: Cause = Cause.NONE
+    values: Mapping[str, str] = field(default_factory=dict)
+    """What the service named, for the commands that fix it."""
+
+    @property
+    def label(self) -> str:
+        return format_label(self.reason, self.cause)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class ChangeLog:
         current: tuple[str, ...] = ()
         if call and failure:
             # Each different defect of keypulse is logged, with its trace; a service's text may differ at each call.
-            current = (call.operation, failure.reason, failure.detail if failure.reason is Reason.INTERNAL else "")
+            current = (call.operation, failure.label, failure.detail if failure.reason is Reason.INTERNAL else "")
         if not self._is_change("probe", result.service, result.target, current):
             return
         target_log = log.bind(watched_service=result.service, target=result.target)
@@ -106,6 +106,7 @@ class ChangeLog:
                 "probe failed",
                 operation=call.operation,
                 reason=failure.reason,
+                cause=failure.cause,
                 error=failure.detail,
                 exc_info=failure.exception,
             )
@@ -161,7 +162,7 @@ def _list_problems(inspection: KeyInspection) -> Iterator[str]:
     yield from inspection.problems
     for canary in inspection.canaries:
         if failure := canary.call.failure:
-            yield f"what version {canary.version} encrypted cannot be decrypted: {failure.reason}"
+            yield f"what version {canary.version} encrypted cannot be decrypted: {failure.label}"
     if inspection.wrong_aad_check and (failure := inspection.wrong_aad_check.failure):
         yield failure.detail
     for name, granted in (inspection.permissions or {}).items():

@@ -258,6 +258,8 @@ class KeyFailure(msgspec.Struct, gc=False, frozen=True):
     last_at: UnixTime
     detail: str = ""
     count: int = 1
+    cause: str = ""
+    """What is behind the reason; empty where that is not known."""
     is_current: bool = False
     """Whether the last round trip failed in this way."""
 

@@ -226,7 +226,7 @@ async def may_be_wrapped_by(kms: KmsKey, header: BackupHeader, *, timeout: float
     except ValueError:
         return True
     except KmsError as error:
-        if error.reason.transient or error.reason.scope not in {Scope.VERSION, Scope.CIPHERTEXT}:
+        if error.transient or error.reason.scope not in {Scope.VERSION, Scope.CIPHERTEXT}:
             raise
         return error.reason.scope is Scope.VERSION
     return True

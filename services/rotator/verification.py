@@ -112,11 +112,11 @@ async def _explain_missing_proof(
     try:
         decrypted = await kms.decrypt(wrapped, aad, timeout=timeout)
     except KmsError as error:
-        if error.reason.transient or error.reason.scope not in {Scope.VERSION, Scope.CIPHERTEXT}:
+        if error.transient or error.reason.scope not in {Scope.VERSION, Scope.CIPHERTEXT}:
             raise
         if not is_ours and error.reason.scope is Scope.CIPHERTEXT:
             return None  # it is another key's indeed
-        return f"KMS: {error.reason}"
+        return f"KMS: {error.label}"
     is_stored_key = not row.fingerprint or compute_fingerprint(decrypted.plaintext).hex() == row.fingerprint
     reasons = {
         f"it names {row.kek}, and the configured key unwraps it": not is_ours,

@@ -58,7 +58,7 @@ async def translate_errors() -> AsyncIterator[None]:
     except RetiredVersionError as error:
         raise RefusedError(error.error, error.hint) from None
     except KmsError as error:
-        kind = UnreachableError if error.reason.transient else AdministrationError
+        kind = UnreachableError if error.transient else AdministrationError
         raise kind(f"KMS: {error}", "what was done stays, resume when it works again") from None
 
 

@@ -87,8 +87,8 @@ class KeyWrapper:
             return (await self.kms.decrypt(wrapped.ciphertext, aad, timeout=self.timeout)).plaintext
         except KmsError as error:
             # A lasting failure of one version or ciphertext is of this data key; any other one is of KMS as a whole.
-            if error.reason.scope in {Scope.VERSION, Scope.CIPHERTEXT} and not error.reason.transient:
+            if error.reason.scope in {Scope.VERSION, Scope.CIPHERTEXT} and not error.transient:
                 is_of_version = error.reason.scope is Scope.VERSION
-                message = f"KMS: {error.reason} (version {wrapped.kek_version or 'unknown'})"
+                message = f"KMS: {error.label} (version {wrapped.kek_version or 'unknown'})"
                 raise UnwrapError(message, is_of_version=is_of_version) from None
             raise

@@ -7,24 +7,27 @@ from collections.abc import Mapping
 from typing import Final
 
 from shared.kms.fixes import Fix
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 from shared.kms.registry import get_profile
 
 _REASONS: Final = {str(reason): reason for reason in Reason}
+_CAUSES: Final = {str(cause): cause for cause in Cause}
 _LABELS: Final = ("target", "version", "permission")
 
 
 def list_fixes(annotations: Mapping[str, str], labels: Mapping[str, str]) -> tuple[Fix, ...]:
     """The commands for an alert; none if it has no `kms_reason`, or a value in it is not valid.
 
-    The annotations are `kms_provider`, `kms_key` (the key's full name), `kms_account`, `kms_target`, `kms_version` and
-    `kms_permission`; the labels `target`, `version` and `permission`, where no annotation names another.
+    The annotations are `kms_cause`, empty where it is not known, `kms_provider`, `kms_key` (the key's full name),
+    `kms_account`, `kms_target`, `kms_version` and `kms_permission`; the labels `target`, `version` and `permission`,
+    where no annotation names another.
     """
     reason = _REASONS.get(annotations.get("kms_reason", ""))
     if reason is None:
         return ()
+    cause = _CAUSES.get(annotations.get("kms_cause", ""), Cause.NONE)
     profile = get_profile(annotations.get("kms_provider", ""))
-    return tuple(profile.fixes.build(reason, annotations.get("kms_key", ""), _read_values(annotations, labels)))
+    return tuple(profile.fixes.build(reason, cause, annotations.get("kms_key", ""), _read_values(annotations, labels)))
 
 
 def list_values(annotations: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, str]:

@@ -10,10 +10,15 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
+from typing import Final
 
 from shared.config.settings import Address
 from shared.kms.port import ConnectivityPhase
+from shared.kms.reason import Cause
 from shared.net.egress import EgressError, Proxy, ResolvedAddress, connect, request_tunnel, resolve
+
+_CAUSES: Final = {"dns": Cause.DNS, "tcp": Cause.CONNECT, "tls": Cause.TLS}
+"""Of a phase that fails. Up to its answer, every phase by a proxy concerns the proxy itself."""
 
 
 class _PhaseError(Exception):
@@ -50,7 +55,8 @@ async def measure_connectivity(
             failure = error.strerror
         except _PhaseError as error:
             failure = str(error)
-        phases.append(ConnectivityPhase(name, loop.time() - begin, failure))
+        cause = (_CAUSES[name] if proxy is None or name == "tls" else Cause.PROXY) if failure else Cause.NONE
+        phases.append(ConnectivityPhase(name, loop.time() - begin, failure, cause))
         if failure:
             raise _PhaseError(failure)
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from shared.check import Check, CheckError
 from shared.kms.port import KmsError, KmsKey
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 
 MAX_CLOCK_SKEW_SECONDS: Final = 60.0
 """A service refuses a signed request, or a token, whose time differs too much from its own clock."""
@@ -41,17 +41,17 @@ def list_key_checks(
     ]
 
 
-def _advise(kms: KmsKey, reason: Reason, address: str) -> str:
+def _advise(kms: KmsKey, reason: Reason, cause: Cause, address: str) -> str:
     if address and reason in _NO_SERVICE:
         return f"correct {address}, start what listens there, or check proxy and network to it"
-    return kms.profile.advise(reason)
+    return kms.profile.advise(reason, cause)
 
 
 async def _check_connection(kms: KmsKey, timeout: float, address: str) -> str:
     phases = await kms.measure_connectivity(timeout=timeout)
     failed = next((phase for phase in phases if phase.error), None)
     if failed:
-        raise CheckError(str(failed.error), _advise(kms, Reason.UNAVAILABLE, address))
+        raise CheckError(str(failed.error), _advise(kms, Reason.UNAVAILABLE, failed.cause, address))
     return ", ".join(f"{phase.name} in {phase.seconds * 1000:.0f} ms" for phase in phases)
 
 
@@ -61,7 +61,7 @@ async def _check_round_trip(kms: KmsKey, timeout: float, address: str) -> str:
         encrypted = await kms.encrypt(plaintext, aad, timeout=timeout)
         decrypted = await kms.decrypt(encrypted.ciphertext, aad, timeout=timeout)
     except KmsError as error:
-        raise CheckError(str(error), _advise(kms, error.reason, address)) from None
+        raise CheckError(str(error), _advise(kms, error.reason, error.cause, address)) from None
     if decrypted.plaintext != plaintext:
         raise CheckError(
             "decrypt gave back another plaintext than was encrypted", kms.profile.advise(Reason.PLAINTEXT_MISMATCH)
@@ -86,9 +86,11 @@ class _GrantedPermissions:
                 if self._granted is None:
                     self._granted = await self._kms.check_permissions(self._permissions, timeout=self._timeout)
         except KmsError as error:
-            raise CheckError(str(error), _advise(self._kms, error.reason, self._address)) from None
+            raise CheckError(str(error), _advise(self._kms, error.reason, error.cause, self._address)) from None
         if permission not in self._granted:
-            raise CheckError("the account does not have it", self._kms.profile.permission_advice)
+            raise CheckError(
+                "the account does not have it", self._kms.profile.advise(Reason.PERMISSION_DENIED, Cause.ROLE_MISSING)
+            )
         return "granted"
 
 

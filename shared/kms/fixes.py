@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from string import Formatter
 from typing import Final, NamedTuple
 
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 
 ACCOUNT_OF_EXPORTER: Final = "$EXPORTER_ACCOUNT"
 ACCOUNT_OF_SERVICE: Final = "$SERVICE_ACCOUNT"
@@ -40,8 +40,8 @@ class FixTemplate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FixTable:
-    commands: Mapping[Reason, tuple[FixTemplate, ...]]
-    """What a person runs first comes first."""
+    commands: Mapping[Reason | Cause, tuple[FixTemplate, ...]]
+    """What a person runs first comes first. A cause has its own, or those of its reason."""
     key: re.Pattern[str] | None = None
     """The full name of a key; its named groups are values. None if no command needs a part of it."""
     values: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
@@ -49,13 +49,14 @@ class FixTable:
     roles: Mapping[str, str] = field(default_factory=dict)
     """The value `role` by the missing permission; by the empty text where no permission is named."""
 
-    def build(self, reason: Reason, key: str, values: Mapping[str, str]) -> Iterator[Fix]:
+    def build(self, reason: Reason, cause: Cause, key: str, values: Mapping[str, str]) -> Iterator[Fix]:
         """Each command whose values are all known and valid.
 
-        `values` are `target`, `version`, `permission`, `account`. What is not known is empty.
+        `values` are `target`, `version`, `permission`, `account`, and what the service named. What is not known is
+        empty.
         """
         valid = {"reason": str(reason), **self.check(key, values)}
-        for template in self.commands.get(reason, ()):
+        for template in self.commands.get(cause, self.commands.get(reason, ())):
             if template.names <= valid.keys() and template.unless not in valid:
                 yield Fix(template.title, template.command.format_map(valid))
 
@@ -83,7 +84,7 @@ _COMPARE: Final = FixTemplate(
     'promtool query instant "$PROMETHEUS" '
     "'sum by (instance, target, operation) (increase(kms_probe_failures_total{{reason=\"{reason}\"}}[1h])) > 0'",
 )
-GENERIC_COMMANDS: Final[Mapping[Reason, tuple[FixTemplate, ...]]] = {
+GENERIC_COMMANDS: Final[Mapping[Reason | Cause, tuple[FixTemplate, ...]]] = {
     Reason.TIMEOUT: (_MEASURE,),
     Reason.UNAVAILABLE: (_MEASURE,),
     Reason.QUOTA_EXHAUSTED: (
@@ -100,10 +101,10 @@ GENERIC_COMMANDS: Final[Mapping[Reason, tuple[FixTemplate, ...]]] = {
 GENERIC_FIXES: Final = FixTable(GENERIC_COMMANDS)
 
 
-GENERIC_ADVICE: Final[Mapping[Reason, str]] = {
+GENERIC_ADVICE: Final[Mapping[Reason | Cause, str]] = {
     Reason.TIMEOUT: "Check the status page of the KMS, then the network and its DNS.",
     Reason.UNAVAILABLE: "Check the status page of the KMS, then the network and its DNS.",
-    Reason.PERMISSION_DENIED: "Grant the account its permissions on this key.",
+    Reason.PERMISSION_DENIED: "The error says what refuses the call; another role may change nothing.",
     Reason.UNAUTHENTICATED: "Provide the account's credentials, and check the clock.",
     Reason.QUOTA_EXHAUSTED: "Find the caller that uses the quota, and raise the quota.",
     Reason.KEY_NOT_FOUND: "Compare the key in the configuration with the keys that the KMS lists.",
@@ -113,6 +114,12 @@ GENERIC_ADVICE: Final[Mapping[Reason, str]] = {
     Reason.PLAINTEXT_MISMATCH: "Stop writing, and escalate: what is encrypted may not come back.",
     Reason.INVALID_REQUEST: "The error names the call; roll the last change back.",
     Reason.INTERNAL: "A defect of keypulse: its log has the trace; the key may be healthy.",
+    Cause.ROLE_MISSING: "Grant the account its permissions on this key.",
+    Cause.DNS: "Check the name servers of this machine, and the name in the configuration.",
+    Cause.CONNECT: "Check routes and firewalls between this machine and the KMS.",
+    Cause.TLS: "Check the certificate, the trusted CA, and what breaks TLS open on the way.",
+    Cause.PROXY: "Check the proxy: its address, its credentials, and whether it allows this host.",
+    Cause.MALFORMED_ANSWER: "Look for a proxy or gateway that changes answers; then ask the KMS's support.",
 }
 
 
@@ -134,11 +141,9 @@ class KmsProfile:
     """How many encryptions and decryptions a rotation or a verification may make in a minute while it lasts."""
     burst_calls: int
     """How many it may make at once after a rest."""
-    advice: Mapping[Reason, str] = field(default_factory=dict)
+    advice: Mapping[Reason | Cause, str] = field(default_factory=dict)
     """What to do about a failure, where it differs from `GENERIC_ADVICE`."""
     fixes: FixTable = GENERIC_FIXES
-    permission_advice: str = GENERIC_ADVICE[Reason.PERMISSION_DENIED]
-    """What to do where a permission is missing."""
     rotation_advice: str = "The KMS shows the rotation schedule of the key."
     """What to do where a scheduled rotation did not happen."""
     parse_version: Callable[[bytes], str | None] = lambda _ciphertext: None
@@ -151,8 +156,9 @@ class KmsProfile:
     propagation: str = "minutes"
     """How long a new primary version, or a disabled one, takes to take effect everywhere, as text."""
 
-    def advise(self, reason: Reason) -> str:
-        return self.advice.get(reason) or GENERIC_ADVICE[reason]
+    def advise(self, reason: Reason, cause: Cause = Cause.NONE) -> str:
+        known = {**GENERIC_ADVICE, **self.advice}
+        return known.get(cause) or known[reason]
 
     def may_name(self, text: str, key: str) -> bool:
         """Whether a text may stand for this key: only the name of another one surely does not."""

@@ -4,13 +4,13 @@ A version of a key is named by an opaque string of 1 to `MAX_VERSION_LENGTH` pri
 compared for equality only; they are ordered by their place in `KeyDescription.versions`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
 from shared.kms.fixes import KmsProfile
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason, format_label
 
 MAX_VERSION_LENGTH: Final = 128
 LOCAL_KEY_NAME: Final = "local"
@@ -133,18 +133,38 @@ class ConnectivityPhase:
     seconds: float
     error: str | None = None
     """What went wrong, in one sentence; later phases are missing then."""
+    cause: Cause = Cause.NONE
+    """Where it failed."""
 
 
 class KmsError(Exception):
     """The one error of this port.
 
-    `detail` is the service's own text, fit for a log and a person: it names keys and permissions, never key material.
+    Args:
+        reason: why, as rules and metrics count it.
+        detail: the service's own text, fit for a log and a person: it names keys and permissions, never key material.
+        cause: what is behind the reason, where the service tells.
+        values: what the service named, for the commands that fix it, such as `permission`; not checked.
     """
 
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+    def __init__(
+        self, reason: Reason, detail: str, cause: Cause = Cause.NONE, values: Mapping[str, str] | None = None
+    ) -> None:
         self.reason = reason
         self.detail = detail
+        self.cause = cause
+        self.values = values or {}
+        super().__init__(f"{self.label}: {detail}")
+
+    @property
+    def label(self) -> str:
+        """Why, in a word or two."""
+        return format_label(self.reason, self.cause)
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same call may succeed a moment later, with nothing fixed."""
+        return (self.cause or self.reason).transient
 
 
 class KmsKey(Protocol):

@@ -63,7 +63,7 @@ async def _retry(call: Callable[[], Awaitable[T]], own_retries: Reason | None = 
         try:
             return await call()
         except KmsError as error:
-            if not error.reason.transient or error.reason is own_retries:
+            if not error.transient or error.reason is own_retries:
                 raise
         await asyncio.sleep(pause)
     return await call()

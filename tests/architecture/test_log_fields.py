@@ -27,6 +27,7 @@ FIELDS = {
     "announced": "the reason that Slack gives for the end of a connection",
     "attempt": "the number of this attempt, from 1",
     "changed": "whether an action changed anything",
+    "cause": "what is behind the reason, as KMS tells it",
     "channel": "the name of a channel in the configuration",
     "channels": "names of channels",
     "close_code": "with which a WebSocket was closed",
@@ -93,7 +94,7 @@ FIELDS = {
 """Each field of a log line → its meaning. A new field is added here, unless one of these has its meaning."""
 SYNONYMS = {
     "attempt": "attempt_number attempts retries try_number",
-    "error": "answer cause causes complaint detail details doubt err errors explanation failure failures "
+    "error": "answer causes complaint detail details doubt err errors explanation failure failures "
     "finding findings message mistake mistakes msg problem problems refused sentence text trouble warning what why",
     "hint": "action_needed advice do next next_step remedy solution suggestion to_do todo",
     "incident_id": "incident",

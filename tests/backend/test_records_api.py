@@ -196,7 +196,7 @@ async def test_a_record_whose_key_waits_for_kms_is_unavailable_and_counted_until
             "crypto_mode": "env",
             "crypto_ready": True,
             "data_keys_unusable": 1,
-            "reason": "KMS cannot be used: permission_denied",
+            "reason": "KMS cannot be used: role_missing (permission_denied)",
             "problems": ["data keys that cannot be unwrapped: 1; so their records cannot be read"],
         }
         emulator.faults.clear()

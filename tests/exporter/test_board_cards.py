@@ -28,7 +28,7 @@ from services.exporter.web.findings import HealthStatus
 from shared.kms.fixes import GENERIC_ADVICE, GENERIC_PROFILE
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion, VersionState
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 
 KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 NOW: Final = 10_000.0
@@ -53,8 +53,9 @@ class Key:
         self.history.add_probe(ProbeResult("ledger", "ledger-kek", NOW, (call,), None, level, connectivity))
         return self
 
-    def fails(self, reason: Reason, *connectivity: ConnectivityPhase) -> "Key":
-        return self.probe(Call(Operation.ENCRYPT, 0.01, Failure(reason, "said")), connectivity=connectivity)
+    def fails(self, reason: Reason, *connectivity: ConnectivityPhase, cause: Cause = Cause.NONE) -> "Key":
+        failure = Failure(reason, "said", cause=cause, values={"troubleshooter_id": "aBc-1"})
+        return self.probe(Call(Operation.ENCRYPT, 0.01, failure), connectivity=connectivity)
 
     def read(
         self,
@@ -101,6 +102,19 @@ def test_every_reason_has_its_sentence_and_what_to_do(reason: Reason) -> None:
     assert card.announcement == f"ledger-kek: Failing, {reason} at encrypt"
 
 
+@pytest.mark.parametrize("cause", [cause for cause in Cause if cause])
+def test_a_cause_comes_first_and_has_its_own_sentence(cause: Cause) -> None:
+    (finding,) = Key().fails(cause.reason, cause=cause).head().findings
+    assert finding.title == f"{cause} ({cause.reason}) at encrypt"
+    assert finding.advice == findings.Advice(GCP_PROFILE.advise(cause.reason, cause), cause.reason)
+
+
+def test_the_troubleshooter_is_opened_with_the_id_that_the_service_named() -> None:
+    (finding,) = Key().fails(Reason.PERMISSION_DENIED, cause=Cause.PERIMETER).head().findings
+    (fix,) = finding.fixes
+    assert "https://console.cloud.google.com/security/service-perimeter/troubleshoot;uniqueId=aBc-1" in fix.command
+
+
 def test_a_result_that_is_too_old_is_a_finding_whatever_it_was() -> None:
     for key, light in ((Key().probe(), HealthStatus.DEGRADED), (Key().fails(Reason.TIMEOUT), HealthStatus.FAILING)):
         assert all(title != "no recent result" for _, title, _ in list_findings(key.head(NOW + STALE)))
@@ -113,7 +127,7 @@ def test_broken_connectivity_shows_that_it_is_the_network_and_working_connectivi
     dns, tcp = ConnectivityPhase("dns", 0.002), ConnectivityPhase("tcp", 0.004, "refused")
     (broken,) = Key().fails(Reason.UNAVAILABLE, dns, tcp).head().findings
     assert broken.connectivity == "It is the network, at TCP: refused (before it: DNS 2 ms)"
-    assert broken.advice is findings.NETWORK_ADVICE
+    assert broken.advice == advice(Reason.UNAVAILABLE)
     (whole,) = (
         Key()
         .fails(Reason.UNAVAILABLE, dns, ConnectivityPhase("tcp", 0.004), ConnectivityPhase("tls", 0.03))
@@ -189,7 +203,8 @@ def test_missing_permissions_a_late_rotation_and_what_could_not_be_read_need_att
 def test_advice_about_a_role_or_credentials_applies_to_those_that_never_were() -> None:
     reasons = (Reason.PERMISSION_DENIED, Reason.UNAUTHENTICATED)
     texts = [profile.advise(reason) for profile in (GCP_PROFILE, GENERIC_PROFILE) for reason in reasons]
-    assert [text for text in (*texts, GCP_PROFILE.permission_advice) if "again" in text] == []
+    of_role = GCP_PROFILE.advise(Reason.PERMISSION_DENIED, Cause.ROLE_MISSING)
+    assert [text for text in (*texts, of_role) if "again" in text] == []
 
 
 def test_a_card_has_the_commands_of_its_key_that_fix_it() -> None:
@@ -202,7 +217,7 @@ def test_a_card_has_the_commands_of_its_key_that_fix_it() -> None:
     assert commands[0].startswith("gcloud logging read --project=demo"), "who changed it comes first"
     assert commands[1] == f"gcloud kms keys versions enable 3 {of_key}", "the primary version: it encrypts"
     assert f"gcloud kms keys versions restore 2 {of_key}" in commands, "the one that will be destroyed"
-    _, grant = list_commands(Key().read(permissions={"cloudkms.cryptoKeys.get": False}, account="me@example.org"))
+    *_, grant = list_commands(Key().read(permissions={"cloudkms.cryptoKeys.get": False}, account="me@example.org"))
     assert grant.endswith('--role=roles/cloudkms.viewer --member="serviceAccount:me@example.org"')
     _, restore, *_ = list_commands(Key().read(canaries=(lost("1", Reason.KEY_DESTROYED),)))
     assert restore == f"gcloud kms keys versions restore 1 {of_key}"
@@ -216,7 +231,10 @@ def advices() -> set[findings.Advice]:
 def test_every_section_that_is_named_stands_in_the_runbook() -> None:
     headings = re.findall(r"^#+ (.+)$", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)
     anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
-    assert set(GENERIC_ADVICE) == set(Reason)
+    assert set(GENERIC_ADVICE) >= set(Reason)
+    assert "what-a-cause-means" in anchors
+    named = RUNBOOK.read_text(encoding="utf-8").partition("### What a cause means")[2]
+    assert [cause for cause in Cause if cause and f"`{cause}`" not in named] == []
     assert len(advices()) > len(Reason) + 5
     for advised in advices():
         assert anchors.count(advised.anchor) == 1  # GitHub gives the second of two equal headings another anchor

@@ -10,7 +10,7 @@ from services.exporter.model import Call, Failure, Operation, ProbeResult, Targe
 from services.exporter.web.pages import BoardPages
 from shared.http.server import create_application, create_registry
 from shared.kms.port import ConnectivityPhase
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 
 NOW: Final = 1_768_469_400.0
 HOUR: Final = 3600.0
@@ -57,12 +57,17 @@ async def test_a_failure_stays_when_the_successes_around_it_are_over() -> None:
 
 async def test_the_newest_comes_first_each_with_its_connectivity_phases() -> None:
     history = started()
-    probe(history, NOW - 90, Reason.UNAVAILABLE, "this was before", ConnectivityPhase("dns", 0.1, "no such name"))
+    probe(
+        history,
+        NOW - 90,
+        Reason.UNAVAILABLE,
+        "this was before",
+        ConnectivityPhase("dns", 0.1, "no such name", Cause.DNS),
+    )
     probe(history, NOW - 60, Reason.PERMISSION_DENIED, "this came after")
     html = await page(history)
     assert html.index("this came after") < html.index("this was before")
     assert "It is the network, at DNS: no such name" in html
-    assert "name servers, routes, firewalls" in html
 
 
 async def all_of_them(history: History) -> str:

@@ -1,5 +1,6 @@
 """`GET /api/history`: the failures of keys, for the relay's timeline of an incident."""
 
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -9,11 +10,13 @@ from services.exporter.model import Call, Failure, Operation, ProbeResult, Targe
 from services.exporter.web.pages import MAX_FAILURES, BoardPages
 from shared.http.server import create_application, create_registry
 from shared.kms.port import ConnectivityPhase
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 
 
 def probe(history: History, target: str, at: float, reason: Reason | None = None, *phases: ConnectivityPhase) -> None:
     failure = Failure(reason, "as KMS says") if reason else None
+    if failure and target == "a":
+        failure = replace(failure, cause=Cause.PERIMETER, values={"troubleshooter_id": "aBc"})
     call = Call(Operation.ENCRYPT, 0.01, failure)
     history.add_probe(ProbeResult(f"{target}-service", target, at, (call,), None, None, phases))
 
@@ -44,8 +47,10 @@ async def test_failures_of_one_key_or_of_a_service_come_with_their_times_the_new
             "count": 1,
             "operation": "encrypt",
             "reason": "timeout",
+            "cause": "",
             "detail": "as KMS says",
-            "connectivity": [{"name": "dns", "seconds": 0.5, "error": "no answer"}],
+            "connectivity": [{"name": "dns", "seconds": 0.5, "error": "no answer", "cause": ""}],
+            "values": {},
             "is_current": True,
         },
         {
@@ -56,8 +61,10 @@ async def test_failures_of_one_key_or_of_a_service_come_with_their_times_the_new
             "count": 2,
             "operation": "encrypt",
             "reason": "key_disabled",
+            "cause": "perimeter",
             "detail": "as KMS says",
             "connectivity": [],
+            "values": {"troubleshooter_id": "aBc"},
             "is_current": False,
         },
     ]

@@ -19,7 +19,7 @@ from services.exporter.model import (
 )
 from shared.backend_contract import KEYRING_METRIC_LABELS, CryptoMode
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 from tests.exporter.collected_metrics import CollectedMetrics
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference.md"
@@ -34,6 +34,7 @@ CONTRACT = """
 | `kms_probe_success` | gauge | `target` |
 | `kms_probes_total` | counter | `target` |
 | `kms_probe_failures_total` | counter | `target`, `operation`, `reason` |
+| `kms_probe_failure_info` | gauge | `target`, `operation`, `reason`, `cause` |
 | `kms_probe_last_success_timestamp_seconds` | gauge | `target` |
 | `kms_operations_total` | counter | `target`, `operation` |
 | `kms_key_primary_version` | gauge | `target` |
@@ -62,6 +63,8 @@ def families() -> dict[str, Metric]:
     keyring = {name: {labels: 1.0} for name, labels in KEYRING_METRIC_LABELS.items()}
     metrics.set_backend_states(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0, keyring=keyring))
     metrics.add_probe(ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1),), None))
+    failure = Failure(Reason.PERMISSION_DENIED, "because", cause=Cause.PERIMETER)
+    metrics.add_probe(ProbeResult("backend", "ledger-kek", 2.0, (Call(Operation.ENCRYPT, 0.1, failure),), None))
     key = KeyDescription("1", 5.0, (KeyVersion("1", VersionState.USABLE, "HSM", 5.0, number=1),), 1)
     canary = CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, "because")))
     wrong_aad = Call(Operation.DECRYPT, 0.1)

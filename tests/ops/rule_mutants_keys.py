@@ -1,7 +1,7 @@
 """Mistakes in the rules about keys, and in what their messages look up."""
 
 LOST = "kms:canary_lost"
-REASON, REASON_OF_SERVICE = "kms:probe_failure_reason", "kms:service_failure_reason"
+REASON, CAUSE, CAUSE_OF_SERVICE = "kms:probe_failure_reason", "kms:probe_failure_cause", "kms:service_failure_cause"
 OF_A_KEY = [("env, service", "service"), ("env, service", "env"), (", target", "")]
 
 MUTATIONS = [
@@ -14,10 +14,17 @@ MUTATIONS = [
     (REASON, "[15m]", "[20m]"),
     (REASON, '{operation!="canary_decrypt"}', ""),
     (REASON, "unless on (env, service, target)", "and on (env, service, target)"),
-    (REASON_OF_SERVICE, "topk by (env, service)", "topk by (env)"),
-    (REASON_OF_SERVICE, " and on (env, service, target) kms_probe_success == 0", ""),
-    (REASON_OF_SERVICE, "== 0", "== 1"),
-    (REASON_OF_SERVICE, "on (env, service, target)", "on (env, service)"),
+    (CAUSE, "group_left (cause)", "group_left ()"),
+    (CAUSE, "+ on (env, service, target, operation, reason)", "+ on (service, target, operation, reason)"),
+    (CAUSE, "topk by", "bottomk by"),
+    (CAUSE, "[1m]", "[15m]"),
+    (CAUSE, "[15m]", "[1m]"),
+    (CAUSE, "unless on (env, service, target, operation, reason)", "and on (env, service, target, operation, reason)"),
+    (CAUSE, "or on (env, service, target) kms:probe_failure_reason", ""),
+    (CAUSE_OF_SERVICE, "topk by (env, service)", "topk by (env)"),
+    (CAUSE_OF_SERVICE, " and on (env, service, target) kms_probe_success == 0", ""),
+    (CAUSE_OF_SERVICE, "== 0", "== 1"),
+    (CAUSE_OF_SERVICE, "on (env, service, target)", "on (env, service)"),
     *[
         (alert, old, new)
         for alert in (

@@ -128,11 +128,14 @@ class TargetMetrics:
         self._failures = Counter({(operation, reason): 0 for operation in Operation for reason in Reason})
         self._durations = {operation: _DurationHistogram() for operation in Operation}
         self._inspection: KeyInspection | None = None
+        self._failed_call: Call | None = None
+        """Of the last round trip."""
 
     def add_probe(self, result: ProbeResult) -> None:
         self._probes += 1
         for call in result.calls:
             self._count_call(call)
+        self._failed_call = result.failed_call
         self._success = result.failed_call is None
         if self._success:
             self._last_success = result.ended_at
@@ -181,6 +184,14 @@ class TargetMetrics:
             "kms_probe_failures_total",
             "Calls that failed, by operation and reason.",
             {(("operation", operation), ("reason", reason)): n for (operation, reason), n in self._failures.items()},
+        )
+        failed, failure = self._failed_call, self._failed_call and self._failed_call.failure
+        yield self._show(
+            "kms_probe_failure_info",
+            "1 while the last round trip failed so; the cause is empty where the reason says all that is known.",
+            {(("operation", failed.operation), ("reason", failure.reason), ("cause", failure.cause)): 1}
+            if failed and failure
+            else None,
         )
         yield self._show(
             "kms_operations_total",

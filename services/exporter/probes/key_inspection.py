@@ -198,4 +198,4 @@ def _count_reads(description: KeyDescription | None, *, permissions: bool) -> Ma
 
 
 def _format_problem(subject: str, failure: Failure | None) -> str:
-    return f"{subject}: {failure.reason}: {failure.detail}" if failure else subject
+    return f"{subject}: {failure.label}: {failure.detail}" if failure else subject

@@ -17,7 +17,7 @@ import structlog
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from shared.kms.fixes import GENERIC_PROFILE, KmsProfile
 from shared.kms.port import ConnectivityPhase, KmsError, KmsKey
-from shared.kms.reason import Reason, Scope
+from shared.kms.reason import Cause, Reason, Scope
 from shared.process.concurrency import is_task_cancelled
 
 T = TypeVar("T")
@@ -162,7 +162,7 @@ async def time_call(
     try:
         answer = await call()
     except KmsError as error:
-        failure = Failure(error.reason, error.detail)
+        failure = Failure(error.reason, error.detail, cause=error.cause, values=error.values)
     except asyncio.CancelledError as error:
         # A library may raise it although nobody cancelled us; let through, it would leave the last success on show.
         if is_task_cancelled():
@@ -211,7 +211,13 @@ class Prober:
             self._measured = None
             return result
         await self._measure_connectivity(failure.reason, 2 * self.timeout - (self.clock() - begin))
-        return replace(result, connectivity=self._measured[2] if self._measured else ())
+        phases = self._measured[2] if self._measured else ()
+        cause = failure.cause or next((phase.cause for phase in phases if phase.error), Cause.NONE)
+        return replace(
+            result,
+            calls=(*result.calls[:-1], replace(result.calls[-1], failure=replace(failure, cause=cause))),
+            connectivity=phases,
+        )
 
     async def _run_round_trip(self) -> ProbeResult:
         plaintext, aad = self.random_bytes(PLAINTEXT_BYTES), self.random_bytes(AAD_BYTES)

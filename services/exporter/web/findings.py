@@ -6,11 +6,11 @@ from enum import IntEnum
 from typing import Final
 
 from services.exporter.history import MAX_TEXT_LENGTH, FailureSpan, TargetHistory
-from services.exporter.model import BackendState, KeyInspection, TargetKey
+from services.exporter.model import BackendState, Failure, KeyInspection, TargetKey
 from shared.backend_contract import CryptoMode
 from shared.kms.fixes import Fix, KmsProfile
 from shared.kms.port import ConnectivityPhase
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 from shared.web.time_format import format_utc_time
 
 RUNBOOK_FILE: Final = "docs/KMS_OPERATIONS.md"
@@ -28,9 +28,6 @@ class Advice:
         return self.section.lower()
 
 
-NETWORK_ADVICE: Final = Advice(
-    "Check what is between the exporter and KMS: name servers, routes, firewalls, proxies.", "unavailable"
-)
 SUCCESS_EXPIRED_ADVICE: Final = Advice(
     "Find the keys that time out: they use up probe.concurrency. Otherwise raise it.", "KMSProbeFailing"
 )
@@ -56,10 +53,9 @@ UNKNOWN_MODE_ADVICE: Final = Advice(
 NOT_READY_ADVICE: Final = Advice("Its health check says what it waits for.", "KMSCryptoNotReady")
 
 
-def advise_on_failure(reason: Reason, connectivity: Sequence[ConnectivityPhase], profile: KmsProfile) -> Advice:
+def advise_on_failure(failure: Failure | FailureSpan, profile: KmsProfile) -> Advice:
     """What to do about a failed call."""
-    is_network = any(phase.error for phase in connectivity)
-    return NETWORK_ADVICE if is_network else Advice(profile.advise(reason), reason)
+    return Advice(profile.advise(failure.reason, failure.cause), failure.reason)
 
 
 def describe_connectivity(connectivity: Sequence[ConnectivityPhase]) -> str | None:
@@ -114,17 +110,19 @@ class Finding:
 
 def build_failure_finding(span: FailureSpan, history: TargetHistory) -> Finding:
     """Of a key whose last round trips failed."""
-    advice = advise_on_failure(span.reason, span.connectivity, history.key.profile)
+    advice = advise_on_failure(span, history.key.profile)
     primary = history.inspection.description if history.inspection else None
     return Finding(
         HealthStatus.FAILING,
-        f"{span.reason} at {span.operation}",
+        f"{span.label} at {span.operation}",
         span.detail,
         advice,
         describe_connectivity(span.connectivity),
         fixes=_list_fixes(
             history.key,
             span.reason,
+            span.cause,
+            **span.values,
             target=history.target,
             version=(primary and primary.primary_version) or "",
             account=history.inspection.account if history.inspection else "",
@@ -132,9 +130,9 @@ def build_failure_finding(span: FailureSpan, history: TargetHistory) -> Finding:
     )
 
 
-def _list_fixes(key: TargetKey, reason: Reason, **values: str) -> tuple[Fix, ...]:
+def _list_fixes(key: TargetKey, reason: Reason, cause: Cause = Cause.NONE, /, **values: str) -> tuple[Fix, ...]:
     """The commands of the provider's table; `values` as it takes them."""
-    return tuple(key.profile.fixes.build(reason, key.name, values))
+    return tuple(key.profile.fixes.build(reason, cause, key.name, values))
 
 
 def build_success_expired_finding(at: float) -> Finding:
@@ -169,11 +167,13 @@ def find_key_problems(inspection: KeyInspection, now: float, key: TargetKey) -> 
         )
     if missing := [name for name, granted in (inspection.permissions or {}).items() if not granted]:
         sentence = f"The account lacks {', '.join(missing)}."
-        advice = Advice(key.profile.permission_advice, "KMSPermissionMissing")
+        advice = Advice(key.profile.advise(Reason.PERMISSION_DENIED, Cause.ROLE_MISSING), "KMSPermissionMissing")
         fixes = [
             fix
             for name in missing
-            for fix in _list_fixes(key, Reason.PERMISSION_DENIED, permission=name, account=inspection.account)
+            for fix in _list_fixes(
+                key, Reason.PERMISSION_DENIED, Cause.ROLE_MISSING, permission=name, account=inspection.account
+            )
         ]
         once = tuple(dict.fromkeys(fixes))
         yield Finding(HealthStatus.DEGRADED, "permission missing", sentence, advice, fixes=once)
@@ -187,20 +187,21 @@ def find_key_problems(inspection: KeyInspection, now: float, key: TargetKey) -> 
 
 def _find_canary_problems(inspection: KeyInspection, key: TargetKey) -> Iterator[Finding]:
     """One finding for each reason, whatever the number of versions."""
-    failed: dict[Reason, dict[str, str]] = {}
+    failed: dict[tuple[Reason, Cause], dict[str, Failure]] = {}
     for canary in inspection.canaries:
         if failure := canary.call.failure:
-            failed.setdefault(failure.reason, {})[canary.version] = failure.detail
-    for reason, details in failed.items():
+            failed.setdefault((failure.reason, failure.cause), {})[canary.version] = failure
+    for (reason, cause), details in failed.items():
         labels = [inspection.description.get_label(one) if inspection.description else one for one in details]
-        version, detail = next(iter(details.items()))
-        sentence = _truncate(f"What {format_versions(labels)} encrypted cannot be decrypted: {detail}")
-        fixes = _list_fixes(key, reason, target=inspection.target, version=version, account=inspection.account)
+        version, first = next(iter(details.items()))
+        sentence = _truncate(f"What {format_versions(labels)} encrypted cannot be decrypted: {first.detail}")
+        values = {**first.values, "target": inspection.target, "version": version, "account": inspection.account}
+        fixes = _list_fixes(key, reason, cause, **values)
         if reason.concerns_data:  # as the alert KMSCanaryLost
-            title, status, advice = f"canary lost, {reason}", HealthStatus.FAILING, CANARY_LOST_ADVICE
+            title, status, advice = f"canary lost, {first.label}", HealthStatus.FAILING, CANARY_LOST_ADVICE
         else:
-            advice = Advice(key.profile.advise(reason), reason)
-            title, status = f"canary not decrypted, {reason}", HealthStatus.DEGRADED
+            advice = advise_on_failure(first, key.profile)
+            title, status = f"canary not decrypted, {first.label}", HealthStatus.DEGRADED
         yield Finding(status, title, sentence, advice, fixes=fixes)
 
 

@@ -77,13 +77,13 @@ def _format_advice(
     yield ""
     if failure.reason.scope is Scope.SERVICE and (sentence := findings.describe_connectivity(connectivity)):
         yield make_printable(sentence)
-    yield profile.advise(failure.reason)
+    yield profile.advise(failure.reason, failure.cause)
 
 
 def _format_outcome(call: Call) -> str:
     if call.failure is None:
         return _SUCCESS_TEXTS[call.operation]
-    return f"{call.failure.reason}: {make_printable(call.failure.detail)}"
+    return f"{call.failure.label}: {make_printable(call.failure.detail)}"
 
 
 def _format_step(name: str, seconds: float, outcome: str) -> str:

@@ -36,11 +36,13 @@ from google.cloud.kms_v1 import (
 )
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 from google.iam.v1.iam_policy_pb2 import TestIamPermissionsRequest
+from google.protobuf.message import DecodeError
 
 from shared.config.settings import Address, parse_address
 from shared.kms.connectivity import measure_connectivity
 from shared.kms.fixes import KmsProfile
 from shared.kms.gcp.credentials import CredentialsLookup, process_lookup
+from shared.kms.gcp.errors import MAX_METADATA_BYTES, parse_auth_error, parse_error
 from shared.kms.gcp.profile import GCP_PROFILE, VERSION_STATES
 from shared.kms.port import (
     ConnectivityPhase,
@@ -51,7 +53,7 @@ from shared.kms.port import (
     KmsError,
     VersionState,
 )
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 from shared.net.egress import Egress, EgressError, EgressSettings, Proxy, connect, open_tunnel, resolve
 from shared.process.concurrency import is_task_cancelled
 
@@ -61,50 +63,15 @@ def compute_crc32c(data: bytes) -> int:
     return int(google_crc32c.value(data))
 
 
-_BY_STATUS: Final = {
-    "DEADLINE_EXCEEDED": Reason.TIMEOUT,
-    "PERMISSION_DENIED": Reason.PERMISSION_DENIED,
-    "UNAUTHENTICATED": Reason.UNAUTHENTICATED,
-    "RESOURCE_EXHAUSTED": Reason.QUOTA_EXHAUSTED,
-    "NOT_FOUND": Reason.KEY_NOT_FOUND,
-    "INVALID_ARGUMENT": Reason.INVALID_REQUEST,
-}
-
-_NO_CREDENTIALS: Final = "Getting metadata from plugin failed"
-"""https://github.com/grpc/grpc/blob/master/src/core/credentials/call/plugin/plugin_credentials.cc"""
-_OTHER_LOCATION: Final = "The request concerns location "
-"""NOT_FOUND goes on "'X' but was sent to location 'Y'": the key may exist, where the request should have gone.
-https://github.com/GoogleCloudPlatform/python-docs-samples/issues/3005
-"""
-
-
-def parse_grpc_status(status: str, message: str) -> Reason:
-    """The reason of a gRPC status, such as `PERMISSION_DENIED`, and the service's text.
-
-    Cloud KMS names a version's state only in the text ("… is not enabled, current state is: DESTROYED."), and gRPC
-    itself says only there that it got no token for the call. A precondition that names no state, such as an external
-    key manager's, says nothing of the version. What never reached the key says nothing of it, either: another
-    location, or an endpoint that does not know the method.
-    """
-    if message.startswith(_OTHER_LOCATION):
-        return Reason.UNAVAILABLE
-    if status == "UNAVAILABLE" and message.startswith(_NO_CREDENTIALS):
-        return Reason.UNAUTHENTICATED
-    if status == "FAILED_PRECONDITION":
-        # A name comes before it, which may contain any text.
-        _, found, state = message.rpartition("current state is:")
-        if not found:
-            return Reason.UNAVAILABLE
-        return Reason.KEY_DESTROYED if "DESTROY" in state else Reason.KEY_DISABLED
-    return _BY_STATUS.get(status, Reason.UNAVAILABLE)
-
-
 CHANNEL_OPTIONS: Final = [
     # Without these, gRPC waits up to 2 minutes before it connects again, long after the service is back.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5000),
     # Without this, a new channel may get the connection of the one that was just closed because it was dead.
     ("grpc.use_local_subchannel_pool", 1),
+    # Above the first limit gRPC refuses some answers, above the second all.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
 ]
 
 
@@ -283,7 +250,7 @@ class GcpKmsKey:
         try:
             proxy = self._find_proxy()
         except EgressError as error:
-            return (ConnectivityPhase("proxy", 0.0, error.strerror),)
+            return (ConnectivityPhase("proxy", 0.0, error.strerror, Cause.PROXY),)
         return await measure_connectivity(
             self._address,
             create_trust_context=None if self._is_plaintext else self._create_trust_context,
@@ -317,11 +284,8 @@ class GcpKmsKey:
                 return await call(client)
         except TimeoutError:
             failure = KmsError(Reason.TIMEOUT, f"no answer within {timeout:g} s")
-        except GoogleAPICallError as error:
-            status = error.grpc_status_code.name if error.grpc_status_code else "UNKNOWN"
-            failure = KmsError(parse_grpc_status(status, error.message or ""), error.message or status)
         except GoogleAuthError as error:
-            failure = KmsError(Reason.UNAUTHENTICATED, f"Google credentials: {error}")
+            failure = parse_auth_error(error)
         except asyncio.CancelledError:
             # gRPC raises it for a call whose connection was closed, although nobody cancelled us.
             if is_task_cancelled():
@@ -329,6 +293,11 @@ class GcpKmsKey:
             failure = KmsError(Reason.UNAVAILABLE, "the connection was closed during the call")
         except EgressError as error:
             failure = KmsError(Reason.UNAVAILABLE, error.strerror)
+        except (GoogleAPICallError, ValueError, DecodeError) as error:
+            parsed = parse_error(error)
+            if parsed is None:
+                raise
+            failure = parsed
         other = failure.reason is Reason.UNAUTHENTICATED and self._lookup.has_changed(self._credentials)
         other |= failure.reason is Reason.UNAVAILABLE and self._egress_stamps != self._egress.read_file_stamps()
         if (other or failure.reason is Reason.TIMEOUT) and client and client is self._client:

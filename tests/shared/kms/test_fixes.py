@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from shared.kms.alert_fixes import list_fixes
 from shared.kms.fixes import GENERIC_FIXES
-from shared.kms.reason import Reason
+from shared.kms.gcp.profile import GCP_PROFILE
+from shared.kms.reason import Cause, Reason
 from shared.kms.registry import providers
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -20,6 +21,7 @@ VALUES = {
     "kms_provider": "gcp",
     "kms_key": KEY,
     "kms_reason": "permission_denied",
+    "kms_cause": "role_missing",
     "kms_target": "ledger-kek",
     "kms_version": "3",
     "kms_permission": "cloudkms.cryptoKeyVersions.useToEncrypt",
@@ -29,11 +31,16 @@ RING = ["--project=demo", "--location=global", "--keyring=app"]
 
 
 def commands(**changes: str) -> list[list[str]]:
-    return [shlex.split(fix.command) for fix in list_fixes({**VALUES, **changes}, {})]
+    values = {**VALUES, **({"kms_cause": ""} if "kms_reason" in changes else {}), **changes}
+    return [shlex.split(fix.command) for fix in list_fixes(values, {})]
 
 
-def test_the_audit_log_names_who_took_a_role_before_it_is_granted_on_the_key_to_the_account() -> None:
-    log, grant = commands()
+def test_the_audit_log_and_a_deny_policy_come_before_the_role_is_granted_on_the_key_to_the_account() -> None:
+    log, deny, grant = commands()
+    assert deny[3:] == [
+        *("iam", f"//cloudkms.googleapis.com/{KEY}", "--principal-email=exporter@demo.iam.gserviceaccount.com"),
+        "--permission=cloudkms.cryptoKeyVersions.useToEncrypt",
+    ]
     assert grant == [
         *("gcloud", "kms", "keys", "add-iam-policy-binding", "ledger", *RING),
         *("--role=roles/cloudkms.cryptoKeyEncrypterDecrypter",),
@@ -42,11 +49,11 @@ def test_the_audit_log_names_who_took_a_role_before_it_is_granted_on_the_key_to_
     assert log[:5] == ["gcloud", "logging", "read", "--project=demo", "--freshness=1h"]
     assert log[-1].endswith('protoPayload.methodName:"SetIamPolicy"')
 
-    (_, grant) = commands(kms_permission="cloudkms.cryptoKeys.get", kms_account="")
+    (*_, grant) = commands(kms_permission="cloudkms.cryptoKeys.get", kms_account="")
     assert grant[-2:] == ["--role=roles/cloudkms.viewer", "--member=serviceAccount:$EXPORTER_ACCOUNT"]
-    (log_only,) = commands(kms_permission="cloudkms.keyRings.create")
-    assert log_only == log, "nobody knows the role that grants it"
-    assert commands(kms_account="$SERVICE_ACCOUNT")[1][-1] == "--member=serviceAccount:$SERVICE_ACCOUNT"
+    assert commands(kms_permission="cloudkms.keyRings.create")[0] == log
+    assert len(commands(kms_permission="cloudkms.keyRings.create")) == 2, "nobody knows the role that grants it"
+    assert commands(kms_account="$SERVICE_ACCOUNT")[2][-1] == "--member=serviceAccount:$SERVICE_ACCOUNT"
 
 
 def test_who_changed_a_version_comes_before_it_is_enabled_or_restored() -> None:
@@ -68,18 +75,27 @@ def test_what_no_annotation_names_comes_from_the_labels() -> None:
     labels = {"target": "ledger-kek", "version": "3", "permission": "cloudkms.cryptoKeys.get", "account": "me@x.org"}
     (_, restore, *_) = list_fixes({**annotations, "kms_reason": "key_destroyed"}, labels)
     assert restore.command.startswith("gcloud kms keys versions restore 3 ")
-    (_, grant) = list_fixes({**annotations, "kms_reason": "permission_denied"}, labels)
+    (*_, grant) = list_fixes({**annotations, "kms_reason": "permission_denied", "kms_cause": "role_missing"}, labels)
     assert grant.command.endswith('--role=roles/cloudkms.viewer --member="serviceAccount:$EXPORTER_ACCOUNT"')
     (measure,) = list_fixes({**annotations, "kms_reason": "timeout"}, labels)
     assert "target=ledger-kek&" in measure.command
 
 
-@pytest.mark.parametrize("provider", providers)
-def test_each_reason_has_a_command_of_sound_shell(provider: str) -> None:
-    script = "#!/bin/bash\n"
+@pytest.mark.parametrize("cause", [cause for cause in Cause if cause is not Cause.ROLE_MISSING])
+def test_no_other_cause_than_a_missing_role_tells_to_grant_one(cause: Cause) -> None:
     for reason in Reason:
-        fixes = list_fixes({**VALUES, "kms_provider": provider, "kms_reason": reason}, {})
-        assert fixes, reason
+        for values in (VALUES, {**VALUES, "kms_account": "$SERVICE_ACCOUNT"}):
+            found = list_fixes({**values, "kms_reason": reason, "kms_cause": cause}, {})
+            assert not [fix for fix in found if "policy-binding" in fix.command or "Grant" in fix.title]
+        assert "Grant" not in GCP_PROFILE.advise(reason, cause)
+
+
+@pytest.mark.parametrize("provider", providers)
+def test_each_reason_and_cause_has_a_command_of_sound_shell(provider: str) -> None:
+    script = "#!/bin/bash\n"
+    for reason, cause in {*itertools.product(Reason, [Cause.NONE]), *((cause.reason, cause) for cause in Cause)}:
+        fixes = list_fixes({**VALUES, "kms_provider": provider, "kms_reason": reason, "kms_cause": cause}, {})
+        assert fixes, (reason, cause)
         assert all("\n" not in fix.command and fix.title for fix in fixes)
         script += "".join(f"{fix.command}\n" for fix in fixes)
     shellcheck = [sys.executable.rpartition("/")[0] + "/shellcheck", "-s", "bash", "-e", "SC2154", "-"]
@@ -95,7 +111,7 @@ def test_the_commands_need_no_library_of_a_provider_which_the_relay_does_not_hav
 
 def test_a_provider_that_is_not_known_has_the_commands_that_need_no_provider() -> None:
     fixes = list_fixes({**VALUES, "kms_provider": "memory", "kms_reason": "timeout"}, {})
-    assert fixes == tuple(GENERIC_FIXES.build(Reason.TIMEOUT, "", VALUES | {"target": "ledger-kek"}))
+    assert fixes == tuple(GENERIC_FIXES.build(Reason.TIMEOUT, Cause.NONE, "", VALUES | {"target": "ledger-kek"}))
     assert list_fixes({**VALUES, "kms_provider": "memory"}, {}) == ()
     assert list_fixes({}, {}) == list_fixes({**VALUES, "kms_reason": "$(id)"}, {}) == ()
 
@@ -118,19 +134,21 @@ HOSTILE = (
 @example(text="$(id)")
 @example(text="' id '")
 def test_what_an_alert_smuggles_in_is_never_more_than_a_part_of_an_argument(text: str) -> None:
-    for name, reason in itertools.product(VALUES.keys() - {"kms_reason", "kms_provider"}, Reason):
-        values = {**VALUES, "kms_reason": str(reason)}
+    named = [(reason, Cause.NONE) for reason in Reason] + [(cause.reason, cause) for cause in Cause]
+    for name, (reason, cause) in itertools.product(VALUES.keys() - {"kms_reason", "kms_cause", "kms_provider"}, named):
+        values = {**VALUES, "kms_reason": str(reason), "kms_cause": str(cause)}
         usual = [*list_fixes(values, {}), *list_fixes({**values, name: ""}, {})]
         expected = {argument for fix in usual for argument in shlex.split(fix.command)}
         for value in (text, values[name] + text, text + values[name]):
             for fix in list_fixes({**values, name: value}, {}):
                 for argument in set(shlex.split(fix.command)) - expected:
-                    assert re.fullmatch(r"(--\w+=|\$EXPORTER/)?\w[\w.:/@=?&-]*", argument, re.ASCII)
+                    assert re.fullmatch(r"(--[\w-]+=|\$EXPORTER/)?\w[\w.:/@=?&-]*", argument, re.ASCII)
 
 
 @pytest.mark.parametrize("value", ["--help", "ledger --impersonate-service-account=x", "ledger;id", "a/b", "ledger\n"])
 def test_a_key_whose_name_is_none_of_google_s_has_no_command_but_those_without_its_name(value: str) -> None:
     key = KEY.removesuffix("ledger") + value
-    for reason in Reason:
-        found = [fix.command for fix in list_fixes({**VALUES, "kms_reason": reason, "kms_key": key}, {})]
+    for cause in Cause:
+        values = {**VALUES, "kms_reason": cause.reason, "kms_cause": cause, "kms_key": key}
+        found = [fix.command for fix in list_fixes(values, {})]
         assert [command for command in found if "gcloud" in command] == []

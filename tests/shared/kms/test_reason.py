@@ -2,7 +2,7 @@ import grpc
 import pytest
 from google.cloud.kms_v1 import CryptoKeyVersion
 
-from shared.kms.gcp.client import parse_grpc_status
+from shared.kms.gcp.errors import parse_status
 from shared.kms.gcp.profile import VERSION_STATES
 from shared.kms.reason import Reason, Scope
 
@@ -38,7 +38,7 @@ from shared.kms.reason import Reason, Scope
     ],
 )
 def test_each_status_has_its_reason(status: str, message: str, reason: Reason) -> None:
-    assert parse_grpc_status(status, message) is reason
+    assert parse_status(status, message).reason is reason
 
 
 def test_the_table_above_leaves_no_status_out() -> None:
