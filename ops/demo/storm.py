@@ -106,7 +106,7 @@ def _build_webhook(number: int, status: State, began_at: float, stand_ins: str) 
     group = {"alertname": "KMSProbeFailing", "env": "demo", "service": service, "target": key}
     labels = {**group, "severity": "warning" if number % _CRITICAL else "critical"}
     group_key = ", ".join(f'{name}="{value}"' for name, value in group.items())
-    annotations = {"title": f"permission_denied: {service} (demo) cannot encrypt with {key}"}
+    annotations = {"title": f"role_missing: {service} (demo) cannot encrypt with {key}"}
     began = datetime.fromtimestamp(began_at, UTC).isoformat()
     alert = {
         "status": status,

@@ -41,7 +41,7 @@ async def test_a_probe_that_fails_changes_its_card_without_a_reload(board: Page,
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Healthy")
     await break_ledger(watch)
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Failing")
-    await expect(card(board, LEDGER)).to_contain_text("permission_denied at encrypt")
+    await expect(card(board, LEDGER)).to_contain_text("role_missing (permission_denied) at encrypt")
     await expect(card(board, LEDGER)).to_contain_text("no role")
     await expect(card(board, LEDGER)).to_contain_text("What to do: Grant the service account its role on this key.")
     link = card(board, LEDGER).get_by_role("link", name="Runbook: permission_denied")
@@ -70,7 +70,7 @@ async def test_a_screen_reader_hears_of_a_failure_once(board: Page, watch: Watch
         await watch.probe(LEDGER)
         await focus(board)
         await expect(card(board, LEDGER)).to_contain_text(f"{count} in a row")
-    assert await board.evaluate("heard") == [f"{LEDGER}: Failing, permission_denied at encrypt"]
+    assert await board.evaluate("heard") == [f"{LEDGER}: Failing, role_missing (permission_denied) at encrypt"]
     assert await board.locator("#changes").get_attribute("aria-live") == "polite"
 
 
@@ -110,7 +110,7 @@ async def test_text_that_is_being_selected_stays_until_there_is_a_change(board: 
     await watch.probe(LEDGER, "vault-kek")
     await focus(board)
     await expect(card(board, "vault-kek").locator(".state")).to_have_text("Healthy")  # so the page has looked again
-    assert await board.evaluate("String(getSelection()).trim()") == "permission_denied at encrypt"
+    assert await board.evaluate("String(getSelection()).trim()") == "role_missing (permission_denied) at encrypt"
     await board.evaluate("getSelection().removeAllRanges()")
     await focus(board)
     await expect(card(board, LEDGER)).to_contain_text("2 in a row")

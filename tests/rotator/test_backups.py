@@ -179,7 +179,7 @@ async def test_restore_check_tries_the_version_that_the_data_keys_need(
 async def test_a_kms_that_refuses_the_backups_key_is_a_sentence(in_a_file: Rotated, emulator: Emulator) -> None:
     async with in_a_file.session() as session:
         emulator.faults.add(EmulatorFault(kind="denied"))
-        with pytest.raises(BackupError, match="KMS does not wrap the backup's key: permission_denied"):
+        with pytest.raises(BackupError, match="KMS does not wrap the backup's key: role_missing"):
             await write_backup(session)
         assert list(session.backups.folder.iterdir()) == []
 

@@ -136,7 +136,10 @@ GCP_FIXES: Final = FixTable(
         ),
         Cause.SCOPE_MISSING: (FixTemplate("Show the scopes of the exporter's machine", _METADATA % "scopes"),),
         Cause.CREDENTIALS_INVALID: (
-            FixTemplate("List the account's keys", 'gcloud iam service-accounts keys list --iam-account="{account}" --project={project}'),
+            FixTemplate(
+                "List the account's keys",
+                'gcloud iam service-accounts keys list --iam-account="{account}" --project={project}',
+            ),
         ),
         Cause.EKM_NOT_FOUND: _EXTERNAL_KEY,
         Cause.EKM_DENIED: _EXTERNAL_KEY,

@@ -47,6 +47,7 @@ def build_webhook(status: str, group: str, began_at: float, **changes: Any) -> b
         "description": "The last 3 round trips of ledger-kek failed: permission_denied.",
         "runbook_url": "https://wiki.acme.internal/KMS_OPERATIONS.md#kmsprobefailing",
         "kms_reason": "permission_denied",
+        "kms_cause": "role_missing",
         "kms_provider": "gcp",
         "kms_key": KEY,
         "kms_account": "ledger@prod.iam.gserviceaccount.com",

@@ -55,6 +55,7 @@ FIX_ANNOTATIONS = {
     "kms_provider": "gcp",
     "kms_key": "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger",
     "kms_reason": "permission_denied",
+    "kms_cause": "role_missing",
     "kms_target": "ledger-kek",
 }
 

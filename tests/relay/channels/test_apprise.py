@@ -213,7 +213,13 @@ def event_with_fix() -> Event:
     """A critical alert of a permission that KMS refuses."""
     event = message("01-firing-1").event
     key = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-    kms = {"kms_provider": "gcp", "kms_key": key, "kms_reason": "permission_denied", "kms_target": "ledger-kek"}
+    kms = {
+        "kms_provider": "gcp",
+        "kms_key": key,
+        "kms_reason": "permission_denied",
+        "kms_cause": "role_missing",
+        "kms_target": "ledger-kek",
+    }
     return replace(event, alerts=tuple(replace(a, annotations={**a.annotations, **kms}) for a in event.alerts))
 
 

@@ -150,10 +150,17 @@ def test_alerts_that_fire_have_the_commands_that_fix_them_each_once() -> None:
     fired = message("01-firing-1")
     (alert,) = fired.event.alerts
     key = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-    annotations = {"kms_provider": "gcp", "kms_key": key, "kms_reason": "permission_denied"}
+    annotations = {
+        "kms_provider": "gcp",
+        "kms_key": key,
+        "kms_reason": "permission_denied",
+        "kms_cause": "role_missing",
+    }
     denied = replace(alert, annotations=annotations)
     unknown = replace(alert, annotations={**annotations, "kms_reason": "; id"})
-    over = replace(alert, status=Status.RESOLVED, annotations={**annotations, "kms_reason": "key_disabled"})
+    over = replace(
+        alert, status=Status.RESOLVED, annotations={**annotations, "kms_reason": "key_disabled", "kms_cause": ""}
+    )
     alerts = (denied, unknown, over, denied)
     fixes = list_fixes(replace(fired, event=replace(fired.event, alerts=alerts)))
     assert [fix.title for fix in fixes] == ["See who changed IAM in the last hour", "Grant the role"]
