@@ -37,7 +37,6 @@ async def read_backends(
 
 
 async def open_backend_reader(backend: Backend, timeout: float, stack: AsyncExitStack) -> BackendReader:
-    """What reads a backend."""
     # Replicas are reached by their addresses, which no proxy has to know.
     egress = EgressSettings(proxy=DIRECT) if backend.resolve == "all" else backend
     session = await stack.enter_async_context(open_http_client(Egress(egress)))

@@ -294,8 +294,6 @@ class MessagePart(StrEnum):
 
 
 class PartOutcome(StrEnum):
-    """How that ended."""
-
     ADDED = "added"
     ABSENT = "absent"
     """There is none for this alert."""

@@ -64,9 +64,7 @@ class ProgressReporter(Protocol):
         """A step begins; or it ends, where there is a detail."""
         ...
 
-    def report_progress(self, progress: StepProgress) -> None:
-        """A step continues."""
-        ...
+    def report_progress(self, progress: StepProgress) -> None: ...
 
 
 class Plan(BaseModel):

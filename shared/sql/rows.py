@@ -36,15 +36,12 @@ class RowQuery(Generic[R]):
         return self._replace(self.statement.where(*conditions))
 
     def order_by(self, *columns: Any) -> "RowQuery[R]":
-        """In this order."""
         return self._replace(self.statement.order_by(*columns))
 
     def limit(self, count: Any) -> "RowQuery[R]":
-        """The first rows."""
         return self._replace(self.statement.limit(count))
 
     def offset(self, count: Any) -> "RowQuery[R]":
-        """Without the first rows."""
         return self._replace(self.statement.offset(count))
 
     def for_update(self, *, of: Table | None = None, skip_locked: bool = False) -> "RowQuery[R]":
@@ -61,7 +58,6 @@ class RowQuery(Generic[R]):
         return None if row is None else self.build_row(*row)
 
     def fetch_one(self, connection: Connection, values: Mapping[str, object] = _NO_VALUES) -> R:
-        """The only row."""
         return self.build_row(*self._execute(connection, values).one())
 
     def _replace(self, statement: Select[*tuple[Any, ...]]) -> "RowQuery[R]":

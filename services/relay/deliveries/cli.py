@@ -70,7 +70,6 @@ def print_deliveries(deliveries: Collection[DeliverySummary]) -> None:
 
 
 def print_details(details: DeliveryDetails) -> None:
-    """Prints everything about one delivery."""
     delivery = details.delivery
     facts = {
         "id": delivery.id,

@@ -118,8 +118,6 @@ _FIND_LATEST: Final = (
 
 
 class SentElsewhere(NamedTuple):
-    """What was committed."""
-
     delivery_id: str
     """Of the delivery on the other channel."""
     superseded_count: int

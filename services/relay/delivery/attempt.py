@@ -69,8 +69,6 @@ Sender = Callable[[DeliveryTask, SaveProgress], Coroutine[Any, Any, SendResult]]
 
 @runtime_checkable
 class RemoteSender(Protocol):
-    """A `Sender` in another process."""
-
     async def ping(self) -> bool:
         """Whether the process answers, within seconds; one that starts is waited for."""
         ...

@@ -28,8 +28,6 @@ from shared.process.logs import describe_exception
 
 
 class ChartLine(msgspec.Struct):
-    """A line."""
-
     label: str
     """Empty where it is the only one."""
     points: Sequence[tuple[float, float]]

@@ -84,7 +84,6 @@ class ChildProcess:
             self._lock.release()
 
     def close(self) -> None:
-        """Ends the process."""
         running = self._running
         if running is not None:
             running.process.kill()  # so that nobody waits for an answer

@@ -27,8 +27,6 @@ _MISSING: Final = re.compile(r"'[\w ]+' has no attribute '(\w+)'")
 
 
 class Request(TypedDict):
-    """What is to be rendered."""
-
     name: str
     """Of the template's file, for errors."""
     source: str
@@ -40,8 +38,6 @@ class Request(TypedDict):
 
 
 class Answer(TypedDict):
-    """What became of it."""
-
     texts: list[str]
     """One for each of `about`, cut off at the limit; none where there is a problem."""
     problem: str

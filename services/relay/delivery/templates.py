@@ -149,8 +149,6 @@ _HINT: Final = "keypulse's own text is sent until you correct it"
 
 
 class _Kind(NamedTuple):
-    """One of the three texts."""
-
     name: str
     max_length: int
     clean: Callable[[str], str]

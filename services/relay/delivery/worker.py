@@ -202,8 +202,6 @@ _SECRET_CHECK_INTERVAL: Final = 1.0
 
 
 class Worker(_Claimer):
-    """Delivers on one channel."""
-
     def __init__(self, name: str, context: DeliveryContext) -> None:
         own, settings = context.channels[name], context.settings
         super().__init__(name, (name,), own.max_concurrency, context)

@@ -75,8 +75,6 @@ class ActionRecord(NamedTuple):
 
 
 class SilenceRecord(NamedTuple):
-    """A silence that somebody requested."""
-
     who: str
     state: str
     requested_at: float | None

@@ -60,8 +60,6 @@ _MAX_VALUE = 2_000
 
 @dataclass(frozen=True, slots=True)
 class AlertDetails:
-    """One alert."""
-
     title: str
     status: Status
     starts_at: float
@@ -144,8 +142,6 @@ _NO_KEY: Final = "its alerts have neither a label target nor a label service"
 
 @dataclass(frozen=True, slots=True)
 class IncidentView:
-    """One episode of an incident."""
-
     incident: IncidentSummary
     history: EpisodeHistory
     timeline: Timeline

@@ -28,8 +28,6 @@ _RE2.log_errors = False  # it would write to standard error past our log
 
 @dataclass(frozen=True, slots=True)
 class Matcher:
-    """One condition on one label."""
-
     label: str
     operator: str
     value: str
@@ -37,7 +35,6 @@ class Matcher:
     """The compiled value of `=~` and `!~`, from RE2, which ships no types; else None."""
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Whether labels fulfil it."""
         actual = labels.get(self.label, "")
         found = actual == self.value if self.pattern is None else self.pattern.fullmatch(actual) is not None
         return found is not self.operator.startswith("!")

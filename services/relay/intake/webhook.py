@@ -176,8 +176,6 @@ def _build_alert(number: int, raw: msgspec.Raw) -> Alert:
 
 
 class ParsedWebhook(NamedTuple):
-    """What a webhook contains."""
-
     heartbeats: frozenset[str]
     """The watchdogs whose alerts fire in it."""
     incoming: IncomingEvent | None

@@ -59,8 +59,6 @@ class ReconcileTimes:
 
 @dataclass(frozen=True, slots=True)
 class _AlertmanagerView:
-    """The alerts of all Alertmanagers."""
-
     labels_by_fingerprint: Mapping[str, Mapping[str, str]]
     active_by_fingerprint: Mapping[str, ActiveAlert]
     usable_peers: int

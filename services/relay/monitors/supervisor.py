@@ -42,8 +42,6 @@ async def run_forever(name: str, step: Callable[[], Awaitable[float]]) -> None:
 
 
 class Monitors:
-    """All monitors of the relay."""
-
     def __init__(self, publisher: AlertPublisher, uptime: IntakeUptime, times: ReconcileTimes = _TIMES) -> None:
         self._publisher = publisher
         self._uptime = uptime

@@ -69,8 +69,6 @@ _MAX_RECEIVERS: Final = 16
 
 
 class IncomingEvent(NamedTuple):
-    """An event to be accepted."""
-
     event: Event
     incident_id: str
     fingerprint: str
@@ -88,8 +86,6 @@ class IncomingEvent(NamedTuple):
 
 
 class DeliveryPlan(NamedTuple):
-    """What follows from an event."""
-
     episode: int
     is_open: bool
     channels: tuple[str, ...]

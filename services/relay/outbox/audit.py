@@ -99,8 +99,6 @@ _FIND_INCIDENTS: Final = select_tuples(tuple[str, str], select(incidents.c.id, i
 
 
 class OutboxAudit:
-    """Keeps entries in the outbox."""
-
     def __init__(self, store: Store) -> None:
         self._store = store
 

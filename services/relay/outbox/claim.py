@@ -38,8 +38,6 @@ from shared.sql.rows import RowQuery, select_tuples, select_values
 
 
 class ClaimRequest(NamedTuple):
-    """Which deliveries a worker requests."""
-
     channel: str
     limit: int
     lease_owner: str
@@ -56,8 +54,6 @@ class ClaimRequest(NamedTuple):
 
 
 class ClaimResult(NamedTuple):
-    """What it gets."""
-
     claims: tuple[Claim, ...]
     retry_in: float | None
     """Seconds until the next claim; None if no delivery waits for a known time."""

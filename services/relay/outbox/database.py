@@ -75,8 +75,6 @@ _CHANGE_MARKERS: Final = {
 
 
 class Engines(NamedTuple):
-    """The connections to one database."""
-
     writing: Engine
     """One connection."""
     reading: Engine

@@ -50,8 +50,6 @@ _delivery = deliveries.c
 
 
 class DeadLetterExample(NamedTuple):
-    """One dead letter."""
-
     id: str
     incident_id: str
     alertname: str
@@ -76,8 +74,6 @@ class DeadLetterGroup(NamedTuple):
 
 
 class DeadLetters(NamedTuple):
-    """All dead letters."""
-
     letter_count: int
     groups: tuple[DeadLetterGroup, ...]
     """The largest first."""
@@ -140,7 +136,6 @@ class DeadLetterFilter(NamedTuple):
     """None stands for all."""
 
     def count(self, connection: Connection) -> int:
-        """How many there are."""
         return self.narrow(_COUNT).fetch_one(connection)
 
     def find(self, connection: Connection, limit: int) -> list[DeliveryRow]:

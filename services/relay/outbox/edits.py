@@ -232,8 +232,6 @@ _IS_WAITING: Final = _edit.wanted > _edit.shown
 
 
 class EditClaimRequest(NamedTuple):
-    """Which edits a worker requests."""
-
     scope: str
     """Whose rate they share."""
     channels: tuple[str, ...]
@@ -247,8 +245,6 @@ class EditClaimRequest(NamedTuple):
 
 
 class EditClaim(NamedTuple):
-    """One claimed edit."""
-
     claim: Claim
     """Of the delivery that sent the message, or of the digest."""
     version: int
@@ -258,8 +254,6 @@ class EditClaim(NamedTuple):
 
 
 class EditClaimResult(NamedTuple):
-    """What a worker gets."""
-
     claims: tuple[EditClaim, ...]
     retry_in: float | None
     """Seconds until the next claim; None if no edit waits."""

@@ -35,8 +35,6 @@ _EARLIER_EVENTS: Final = 8
 
 
 class CurrentState(NamedTuple):
-    """How an incident stands now."""
-
     episode: int
     latest_event_seq: int
 
@@ -91,8 +89,6 @@ class IncidentState(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """One incident as it stands."""
-
     id: str
     episode: int
     event_id: str

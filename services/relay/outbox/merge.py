@@ -74,8 +74,6 @@ _INSERT: Final = BulkStatement(insert(deliveries), _INSERT_COLUMNS)
 
 
 class NewDelivery(NamedTuple):
-    """A delivery to be made."""
-
     event_seq: int
     first_event_seq: int
     """Of the events in it; `event_seq` where it is one."""
@@ -98,8 +96,6 @@ class RetryState:
 
 @dataclass(frozen=True, slots=True)
 class EnqueueResult:
-    """What became of new deliveries."""
-
     delivery_ids: list[str]
     """For each, the id of the delivery that delivers it: its own, or one that waits with something newer."""
     superseded_rows: list[DeliveryRow]

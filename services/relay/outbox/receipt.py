@@ -72,8 +72,6 @@ _ATTEMPT_EXISTS: Final = select_values(int, attempts.c.number).where(
 
 
 class AttemptOutcome(NamedTuple):
-    """How one attempt ended."""
-
     state: DeliveryState
     """DELIVERED, RETRYING or DEAD; QUEUED where a digest named it, and its own message is still to be sent."""
     started_at: float
@@ -108,8 +106,6 @@ class AttemptOutcome(NamedTuple):
 
 
 class OutcomeResult(NamedTuple):
-    """What was committed."""
-
     lease_valid: bool
     """False if the lease was lost before: then another worker's outcome counts."""
     state: DeliveryState
@@ -123,8 +119,6 @@ class OutcomeResult(NamedTuple):
 
 
 class _Ended(NamedTuple):
-    """A delivery whose attempt ended."""
-
     claim: Claim
     outcome: AttemptOutcome
     pauses: breaker.PauseLimits

@@ -136,8 +136,6 @@ Pruner = Callable[[Store, float], Awaitable[object]]
 
 
 class PruneResult(NamedTuple):
-    """How many rows went."""
-
     deliveries: int
     events: int
     quarantined: int = 0

@@ -55,8 +55,6 @@ class StoreUnusableError(Exception):
 
 
 class Transaction(NamedTuple):
-    """A transaction that has started."""
-
     connection: Connection
     now: float
     """Unix seconds by the database's clock."""

@@ -113,8 +113,6 @@ _MAX_READ: Final = 100
 
 
 class RecentEvent(NamedTuple):
-    """A webhook that was accepted."""
-
     id: str
     receiver: str
     alertname: str

@@ -64,8 +64,6 @@ _CODE: Final = re.compile(r"```(.+?)```|`([^`\n]+)`|\*([^*\n]+)\*", re.DOTALL)
 
 
 class _Span(NamedTuple):
-    """A piece of a line."""
-
     text: str
     url: str = ""
     tag: str = ""

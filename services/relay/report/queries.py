@@ -64,8 +64,6 @@ class Quantiles(NamedTuple):
 
 
 class ChannelFigures(NamedTuple):
-    """One channel in a period."""
-
     channel: str
     delivered: int
     dead: int

@@ -56,8 +56,6 @@ class DelayCause(StrEnum):
 
 
 class Delay(NamedTuple):
-    """Why it took so long."""
-
     cause: DelayCause
     why: str
     """One sentence, without a full stop; the provider's words are not in it."""
