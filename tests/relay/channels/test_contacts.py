@@ -36,7 +36,8 @@ async def test_who_is_called_reads_whom_to_contact(kind: str, secret_file: Path,
     await channel.close()
     (one,) = providers.arrived(kind)
     expected = 2 if kind in {"email", "slack", "slack_webhook"} else 1
-    assert [one.count(text) for pair in PEOPLE.items() for text in pair] == 4 * [expected]
+    counts = [one.count(text) for pair in PEOPLE.items() for text in pair]
+    assert counts == 4 * [expected], "show `view.contacts`"
 
 
 @MENTIONING

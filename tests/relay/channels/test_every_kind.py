@@ -47,6 +47,8 @@ from tests.relay.channels.kinds import (
 )
 from tests.relay.channels.recording_attempt import Recorded, send
 
+_ESCAPE = "escape what is in the message, or use `text.chat`"
+
 
 @EVERY_KIND
 @pytest.mark.parametrize(("text", "alerts"), [*product(NASTY, [1]), *product(HUGE, [1, 60])])
@@ -64,9 +66,8 @@ async def test_a_message_of_thirty_rules_arrives_and_says_what_matters(
     kind: str, secret_file: Path, providers: Providers
 ) -> None:
     one = await _deliver(kind, of_rules(30), secret_file, providers)
-    assert "KMSCryptoModeNotKMS" in one
-    assert "Summary-00" in one
-    assert "#security" in one or kind == "log"
+    for text in ("KMSCryptoModeNotKMS", "Summary-00", *(["#security"] if kind != "log" else [])):
+        assert text in one, "show `view.subject`, each of `view.parts` as far as it fits, and `view.contacts`"
     missing = sum(f"Summary-{number:02}" not in one for number in range(30))
     counted = re.search(r"… and (\d+) more firing|unlisted_count\W+(\d+)", one.replace("\\u2026", "…"))
     said = int(next(filter(None, counted.groups()))) if counted else 0
@@ -83,7 +84,7 @@ async def test_a_digest_names_every_incident_and_all_that_they_say_is_text(
     one = await _deliver(kind, digest, secret_file, providers)
     absent = [number for number in range(count) if f"Incident-{number:03}" not in one]
     assert not absent, "show `message.digest` by `format_digest` or `text.chat`, or make `digest_size` smaller"
-    assert find_double(kind).find_live(render_text(kind, digest)) == []
+    assert find_double(kind).find_live(render_text(kind, digest)) == [], _ESCAPE
 
 
 @EVERY_KIND
@@ -92,7 +93,7 @@ def test_what_an_alert_says_mentions_nobody_and_hides_no_address(kind: str, text
     of = change(critical(detailed(change(with_text(text), remark=text), text)), excerpt=None)  # which the team wrote
     payload = render_text(kind, of)
     assert re.search("evil|everyone", payload)
-    assert find_double(kind).find_live(payload) == [], "escape what is in the message, or use `text.chat`"
+    assert find_double(kind).find_live(payload) == [], _ESCAPE
 
 
 async def _deliver(kind: str, of: Message, secret_file: Path, providers: Providers) -> str:
@@ -118,8 +119,8 @@ async def test_what_alertmanager_sends_arrives_with_its_links(
     assert all(isinstance(value, str) for value in receipt.values())
     assert SECRET not in str(receipt)
     (one,) = providers.arrived(kind)
-    assert "KMS_OPERATIONS.md" in one
-    assert "grafana.example.org" in one
+    for address in ("KMS_OPERATIONS.md", "grafana.example.org"):
+        assert address in one, "show the links of each of `view.parts`"
 
 
 @EVERY_KIND
@@ -179,7 +180,8 @@ def test_a_changed_secret_shows_without_being_shown(kind: str, secret_file: Path
 def test_what_is_for_people_merges_what_waits_and_has_a_rate(kind: str) -> None:
     of = KINDS[kind]
     assert of.merges_waiting is of.uses_templates is (kind not in {"webhook", "log"})
-    assert (of.provider_rate is not None) is (kind not in {"webhook", "log", "email"})
+    has_rate = kind not in {"webhook", "log", "email"}
+    assert (of.provider_rate is not None) is has_rate, "set `provider_rate`, the provider's documented limit"
 
 
 def test_every_kind_is_asked_for_each_status_or_speaks_no_http() -> None:
@@ -201,7 +203,7 @@ async def test_what_the_relay_itself_has_to_say_arrives(kind: str, secret_file: 
     await send(channel, message(event, remark="Here because slack is down."))
     await channel.close()
     (one,) = providers.arrived(kind)
-    assert "Here because slack is down. Ended while silenced." in one
+    assert "Here because slack is down. Ended while silenced." in one, "show `view.remark`"
 
 
 @EVERY_KIND

@@ -161,7 +161,7 @@ async def test_no_channel_links_to_another_host_than_those_that_are_allowed(
             channel.render_payload(await build_message(going_out, rules, {})).replace("=\n", "").replace("=\r\n", "")
         )
         assert host.lower() not in payload.lower()
-        assert (brings in payload) is expected
+        assert (brings in payload) is expected, "show the links of each of `view.parts`, and `view.group_links`"
         assert ("/graph" in payload) is expected
     await channel.close()
 
