@@ -18,6 +18,7 @@ from services.relay.channels.requests import build_in_thread_if_large, call_prov
 from services.relay.model import Alert, Message
 from services.relay.text import (
     Link,
+    build_distinct,
     clean_line,
     compute_status,
     fit_first,
@@ -115,7 +116,7 @@ def _build_alert(alert: Alert, links: list[Link]) -> dict[str, Any]:
     return {
         "state": format_period(alert),
         "summary": truncate(format_summary(alert), _MAX_SUMMARY),
-        "labels": dict(fit_first(labels, _MAX_LABELS_SIZE, lambda pair: len(json.dumps(dict([pair]))))),
+        "labels": build_distinct(fit_first(labels, _MAX_LABELS_SIZE, lambda pair: len(json.dumps(dict([pair]))))),
         "links": {link.text.lower(): link.url for link in links if len(link.url) <= _MAX_URL},
     }
 

@@ -52,6 +52,7 @@ from services.relay.text import (
     AlertTable,
     Severity,
     View,
+    build_distinct,
     build_view,
     clean_line,
     clean_text,
@@ -188,7 +189,7 @@ def _build_card(card: AlertCard) -> dict[str, Any]:
         **({"now": truncate(card.value, _MAX_LABEL)} if card.value else {}),
         "summary": truncate(card.summary, _MAX_TEXT),
         **({"description": truncate(card.description, _MAX_TEXT)} if is_described else {}),
-        "labels": dict(limit_labels(card.alert.labels, _MAX_LABELS, _MAX_LABEL)),
+        "labels": build_distinct(limit_labels(card.alert.labels, _MAX_LABELS, _MAX_LABEL)),
     }
 
 

@@ -41,6 +41,7 @@ from services.relay.channels.requests import read_secret
 from services.relay.model import Alert, Message
 from services.relay.text import (
     Link,
+    build_distinct,
     clean_text,
     compute_status,
     fit_first,
@@ -191,10 +192,10 @@ def _build_alert(alert: Alert, links: list[Link]) -> dict[str, Any]:
     return {
         "status": alert.status,
         "labels": _limit_labels(alert.labels),
-        "annotations": {
-            _clean_and_truncate(key, _MAX_NAME): _clean_and_truncate(text, _MAX_TEXT)
+        "annotations": build_distinct(
+            (_clean_and_truncate(key, _MAX_NAME), _clean_and_truncate(text, _MAX_TEXT))
             for key, text in usual_first[:_MAX_ANNOTATIONS]
-        },
+        ),
         "starts_at": alert.starts_at.isoformat(),
         "ends_at": alert.ends_at.isoformat() if alert.ends_at else None,
         "fingerprint": _clean_and_truncate(alert.fingerprint, _MAX_LABEL),
@@ -203,11 +204,11 @@ def _build_alert(alert: Alert, links: list[Link]) -> dict[str, Any]:
 
 
 def _limit_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    return {
-        _clean_and_truncate(key, _MAX_NAME): _clean_and_truncate(value, _MAX_LABEL)
+    return build_distinct(
+        (_clean_and_truncate(key, _MAX_NAME), _clean_and_truncate(value, _MAX_LABEL))
         for key, value in sorted(labels.items())[:_MAX_LABELS]
-    }
+    )
 
 
 def _clean_and_truncate(text: str, limit: int) -> str:
-    return truncate(clean_text(text), limit)
+    return truncate(clean_text(truncate(text, 2 * limit)), limit)  # to clean all of a huge text takes long

@@ -33,6 +33,7 @@ from services.relay.text.strings import (
     MAX_SHORT_URL,
     MAX_URL,
     Link,
+    build_distinct,
     clean_line,
     clean_text,
     fit,

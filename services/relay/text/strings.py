@@ -52,6 +52,14 @@ def truncate(text: str, limit: int) -> str:
 T = TypeVar("T")
 
 
+def build_distinct(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """The pairs by their names, which were cut: one that is there already ends in its number."""
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        found[f"{name[:-4]}…{len(found)}" if name in found else name] = value
+    return found
+
+
 def fit(parts: Iterable[Sequence[T]], *limits: tuple[int, Callable[[T], int]]) -> Iterator[T | None]:
     """Of each part the first of its forms that fits into what the parts before it left; None where no form does.
 

@@ -74,6 +74,14 @@ async def test_a_message_of_thirty_rules_arrives_and_says_what_matters(
     assert said >= missing, "say how many alerts it leaves out: `format_more`, or `text.chat`"
 
 
+@pytest.mark.parametrize("kind", ["email", "pagerduty", "webhook", "log"])  # the others show a few labels, cut
+def test_labels_whose_names_agree_once_they_are_cut_are_all_there(kind: str) -> None:
+    event = message().event
+    own = {f"{'n' * 600}{letter}": f"value-{letter}" for letter in "abc"}
+    payload = render_text(kind, message(replace(event, alerts=(replace(event.alerts[0], labels=own),))))
+    assert [value for value in own.values() if value not in payload] == []
+
+
 @EVERY_KIND_WITH_DIGESTS
 @pytest.mark.parametrize("text", ["permission_denied: backend cannot encrypt", *HOSTILE, *HUGE])
 async def test_a_digest_names_every_incident_and_all_that_they_say_is_text(

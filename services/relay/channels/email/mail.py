@@ -93,7 +93,7 @@ def _limit_excerpt(excerpt: RunbookExcerpt | None) -> RunbookExcerpt | None:
 
 
 def _limit_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    return dict(text.limit_labels(labels, _MAX_LABELS, _MAX_LABEL))
+    return text.build_distinct(text.limit_labels(labels, _MAX_LABELS, _MAX_LABEL))
 
 
 def _build_plain_text(content: _Content) -> str:
