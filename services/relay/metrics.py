@@ -71,49 +71,47 @@ class Metrics:
             return Gauge(name, text, registry=registry)
 
         self._webhooks = counter("relay_webhooks_total", "Webhooks answered, by HTTP status.", "code")
-        self._deliveries = counter("relay_deliveries_total", "Deliveries that ended.", "channel", "outcome")
-        self._attempts = counter("relay_delivery_attempts_total", "Attempts that ended.", "channel", "reason")
-        self._duration = Histogram(
+        self.deliveries = counter("relay_deliveries_total", "Deliveries that ended.", "channel", "outcome")
+        self.attempts = counter("relay_delivery_attempts_total", "Attempts that ended.", "channel", "reason")
+        self.duration = Histogram(
             "relay_delivery_duration_seconds",
             "From the commit of an event to its receipt on a channel.",
             ["channel"],
             buckets=_BUCKETS,
             registry=registry,
         )
-        self._partial_deliveries = counter(
+        self.partial_deliveries = counter(
             "relay_partial_deliveries_total",
             "Messages that a provider took, but refused for some of their recipients.",
             "channel",
         )
-        self._leases_lost = counter(
+        self.leases_lost = counter(
             "relay_leases_lost_total",
             "Leases that expired before the outcome was recorded, as while a process is stopped.",
             "channel",
         )
-        self._acknowledgements = counter(
+        self.acknowledgements = counter(
             "relay_acknowledgements_total", "Incidents acknowledged through this relay.", "via"
         )
-        self._escalations = counter(
+        self.escalations = counter(
             "relay_escalations_total",
             "Incidents that went to a further channel, since nobody acknowledged them.",
             "channel",
         )
-        self._edits = counter(
+        self.edits = counter(
             "relay_edits_total", "Attempts to edit the first message of an incident.", "channel", "outcome"
         )
-        self._message_parts = counter(
+        self.message_parts = counter(
             "relay_message_parts_total", "What messages got beside their event, by how that ended.", "part", "outcome"
         )
-        self._presses = counter(
+        self.presses = counter(
             "relay_presses_total", "Presses of buttons in Slack that reached this relay.", "action", "outcome"
         )
-        self._slack_connected = gauge(
-            "relay_slack_connected", "1 while this relay is connected to Slack's Socket Mode."
-        )
-        self._slack_connections = gauge(
+        self.slack_connected = gauge("relay_slack_connected", "1 while this relay is connected to Slack's Socket Mode.")
+        self.slack_connections = gauge(
             "relay_slack_connections", "Connections that Slack counted when this relay connected."
         )
-        self._template_errors = counter(
+        self.template_errors = counter(
             "relay_template_errors_total",
             "Messages for which a template of `messages.templates` gave no text, so that keypulse's own was sent.",
             "template",
@@ -125,23 +123,23 @@ class Metrics:
             "relay_outbox_max_bytes",
             "Bytes that the outbox may hold: retention.max_bytes. Near it, webhooks get 503 if nothing can be removed.",
         )
-        self._streams = gauge("relay_event_streams", "Pages of the console that this relay keeps live.")
-        self._refused_streams = counter(
+        self.streams = gauge("relay_event_streams", "Pages of the console that this relay keeps live.")
+        self.refused_streams = counter(
             "relay_event_streams_refused_total",
             "Pages that are not kept live, because the relay stops or too many are open.",
         )
         for code in CODES:
             self._webhooks.labels(code)
         for via in ACKNOWLEDGED_VIA:
-            self._acknowledgements.labels(via)
+            self.acknowledgements.labels(via)
         for action in PRESSED_ACTIONS:
             for outcome in PressOutcome:
-                self._presses.labels(action, outcome)
+                self.presses.labels(action, outcome)
         for part in MessagePart:
             for ending in PartOutcome:
-                self._message_parts.labels(part, ending)
+                self.message_parts.labels(part, ending)
         for template in TEMPLATES:
-            self._template_errors.labels(template)
+            self.template_errors.labels(template)
         self._channels: frozenset[str] = frozenset()
         self.set_channels(channels)
 
@@ -149,17 +147,17 @@ class Metrics:
         """Sets the configured channels; the counts of others are removed."""
         channels = frozenset(channels)
         for channel in self._channels - channels:
-            of_channels = (self._leases_lost, self._duration, self._deliveries, self._attempts)
-            for each in (*of_channels, self._edits, self._escalations):
+            of_channels = (self.leases_lost, self.duration, self.deliveries, self.attempts)
+            for each in (*of_channels, self.edits, self.escalations):
                 each.remove_by_labels({"channel": channel})
         for channel in channels:
-            self._leases_lost.labels(channel)
-            self._duration.labels(channel)
-            self._escalations.labels(channel)
+            self.leases_lost.labels(channel)
+            self.duration.labels(channel)
+            self.escalations.labels(channel)
             for outcome in _OUTCOMES:
-                self._deliveries.labels(channel, outcome)
+                self.deliveries.labels(channel, outcome)
             for reason in SendReason:
-                self._attempts.labels(channel, reason)
+                self.attempts.labels(channel, reason)
         self._channels = channels
 
     def set_size_functions(self, read_used: Callable[[], int], read_limit: Callable[[], int]) -> None:
@@ -170,55 +168,6 @@ class Metrics:
     def count_webhook(self, code: int) -> None:
         self._webhooks.labels(code).inc()
         self.webhook_times[code] = self._clock()
-
-    def set_streams(self, count: int) -> None:
-        self._streams.set(count)
-
-    def count_refused_stream(self) -> None:
-        self._refused_streams.inc()
-
-    def count_attempt(self, channel: str, reason: str) -> None:
-        self._attempts.labels(channel, reason).inc()
-
-    def count_message_part(self, part: MessagePart, outcome: PartOutcome) -> None:
-        self._message_parts.labels(part, outcome).inc()
-
-    def count_delivery(self, channel: str, outcome: str) -> None:
-        self._deliveries.labels(channel, outcome).inc()
-
-    def observe_duration(self, channel: str, seconds: float) -> None:
-        self._duration.labels(channel).observe(seconds)
-
-    def count_acknowledgement(self, via: str) -> None:
-        self._acknowledgements.labels(via).inc()
-
-    def count_escalation(self, channel: str) -> None:
-        self._escalations.labels(channel).inc()
-
-    def count_edit(self, channel: str, outcome: str) -> None:
-        self._edits.labels(channel, outcome).inc()
-
-    def count_partial_delivery(self, channel: str) -> None:
-        """A message went to some of its recipients, and the provider refused others for good."""
-        self._partial_deliveries.labels(channel).inc()
-
-    def count_press(self, action: str, outcome: PressOutcome) -> None:
-        self._presses.labels(action, outcome).inc()
-
-    def set_slack_connected(self, *, is_connected: bool) -> None:
-        """Whether a connection to Socket Mode is open."""
-        self._slack_connected.set(is_connected)
-
-    def set_slack_connections(self, count: int) -> None:
-        self._slack_connections.set(count)
-
-    def count_template_error(self, template: str) -> None:
-        """A template gave no text for a message."""
-        self._template_errors.labels(template).inc()
-
-    def count_lost_lease(self, channel: str) -> None:
-        """A lease expired before its outcome was recorded."""
-        self._leases_lost.labels(channel).inc()
 
 
 class OutboxGauges(Collector):

@@ -217,9 +217,9 @@ class PressHandler:
             reply = await self._act(press)
         except (StoreUnavailableError, SendError) as error:
             log.warning("a press was not acknowledged, so that Slack warns the person", error=str(error))
-            self._metrics.count_press(press.action, PressOutcome.FAILED)
+            self._metrics.presses.labels(press.action, PressOutcome.FAILED).inc()
             return False
-        self._metrics.count_press(press.action, reply.outcome)
+        self._metrics.presses.labels(press.action, reply.outcome).inc()
         if reply.outcome is PressOutcome.REFUSED:
             log.warning(
                 "a press was refused", action=press.action.value, who=press.who, peer=press.peer, error=reply.text

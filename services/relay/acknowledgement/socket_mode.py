@@ -214,7 +214,7 @@ class SocketModeClient:
             code = envelope.reason if envelope is not None else ""
             detail = f"Slack ended the connection: {code or 'no hello'}"
             raise SlackError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail, code=code)
-        self._metrics.set_slack_connections(envelope.num_connections)
+        self._metrics.slack_connections.set(envelope.num_connections)
         log.info("connected to Slack", connections=envelope.num_connections)
         if envelope.num_connections >= _MAX_CONNECTIONS:
             log.warning(
@@ -272,7 +272,7 @@ class SocketModeClient:
 
     def _count_open(self, change: int) -> None:
         self._open_count += change
-        self._metrics.set_slack_connected(is_connected=self._open_count > 0)
+        self._metrics.slack_connected.set(self._open_count > 0)
 
 
 def _parse(message: aiohttp.WSMessage) -> _Envelope | None:

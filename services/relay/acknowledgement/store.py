@@ -332,7 +332,7 @@ class Acknowledging:
                 acknowledging_channels=self._acknowledging_channels,
             )
             if done.is_changed:
-                self._metrics.count_acknowledgement(via)
+                self._metrics.acknowledgements.labels(via).inc()
         self._wake_channels(done.channels_to_wake)
         return done
 

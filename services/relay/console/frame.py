@@ -113,7 +113,7 @@ class ChangeStream:
         is_check, caller = "check" in request.query_params, get_caller(request).name
         if reason := self._find_refusal(caller):
             if not is_check:
-                self._metrics.count_refused_stream()
+                self._metrics.refused_streams.inc()
             return build_error_response(503, f"{reason}; this page is loaded again now and then")
         if is_check:
             return Response(status_code=204)
@@ -160,14 +160,14 @@ class ChangeStream:
     def _count(self, caller: str) -> Iterator[None]:
         """Count a stream while the body runs; poll while there is any."""
         self._streams[caller] += 1
-        self._metrics.set_streams(self._streams.total())
+        self._metrics.streams.set(self._streams.total())
         if self._polling is None:
             self._polling = asyncio.create_task(self._poll(), name="console changes")
         try:
             yield
         finally:
             self._streams -= Counter({caller: 1})  # without the callers that have none
-            self._metrics.set_streams(self._streams.total())
+            self._metrics.streams.set(self._streams.total())
             if not self._streams and self._polling is not None:
                 self._polling.cancel()
                 self._polling = None

@@ -346,7 +346,7 @@ class DeliveriesPages:
         self._check_channel(channel)
         sent = await send_elsewhere(self._store, _read_id(request), channel, _get_actor(request))
         for _ in range(sent.superseded_count):
-            self._metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
+            self._metrics.deliveries.labels(channel, DeliveryState.SUPERSEDED).inc()
         self._wake_channels([channel])
         message = f"Sent to {channel}: further messages of its incident go there, too."
         return Done(message, _build_path(sent.delivery_id), {"id": sent.delivery_id, "channel": channel}, 202)

@@ -151,7 +151,9 @@ class Editor(_Claimer):
             outcome = self._build_outcome(edit, result)
             record = partial(record_edit, self._shared.store, self._scope, edit, outcome)
             is_lease_valid = await retry_until_stored(record)
-            self._shared.metrics.count_edit(task.channel, outcome.result if is_lease_valid else EditResult.RETRYING)
+            self._shared.metrics.edits.labels(
+                task.channel, outcome.result if is_lease_valid else EditResult.RETRYING
+            ).inc()
 
     def _build_outcome(self, edit: EditClaim, result: SendResult) -> EditOutcome:
         claim, task, error, settings = edit.claim, edit.claim.task, result.error, self._shared.settings
@@ -279,9 +281,9 @@ class Worker(_Claimer):
         result = await send_task(shared, claim, lease_ends, save)
         if result.lease_lost:
             log.warning("lease expired before the message was sent", channel=self.name, delivery_id=task.delivery_id)
-            metrics.count_lost_lease(self.name)
+            metrics.leases_lost.labels(self.name).inc()
             return
-        metrics.count_attempt(self.name, result.error.reason if result.error else SendReason.OK)
+        metrics.attempts.labels(self.name, result.error.reason if result.error else SendReason.OK).inc()
         if claim.members:
             outcomes = self._build_digest_outcomes(claim, result, started_at)
         else:
@@ -289,11 +291,11 @@ class Worker(_Claimer):
             outcome = self._build_outcome(claim, result, started_at)
             outcomes = [outcome._replace(further_requests=further_requests, rate=self._rate)]
             if result.receipt and "rejected_recipients" in result.receipt:
-                metrics.count_partial_delivery(self.name)
+                metrics.partial_deliveries.labels(self.name).inc()
             for part, ending in result.enrichment.items():
-                metrics.count_message_part(part, ending)
+                metrics.message_parts.labels(part, ending).inc()
             for template in result.failed_templates:
-                metrics.count_template_error(template)
+                metrics.template_errors.labels(template).inc()
         recorded = await retry_until_stored(partial(record_outcomes, shared.store, claim, outcomes, self._pauses))
         for each, one in zip(claim.members or (claim,), recorded, strict=True):
             self._count_outcome(each.task, one)
@@ -392,16 +394,16 @@ class Worker(_Claimer):
     def _count_outcome(self, task: DeliveryTask, result: OutcomeResult) -> None:
         metrics = self._shared.metrics
         for channel in result.superseded_channels:
-            metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
+            metrics.deliveries.labels(channel, DeliveryState.SUPERSEDED).inc()
         if not result.lease_valid:
             log.warning(
                 "lease expired before the outcome was recorded", channel=self.name, delivery_id=task.delivery_id
             )
-            metrics.count_lost_lease(self.name)
+            metrics.leases_lost.labels(self.name).inc()
         elif result.state in (DeliveryState.DELIVERED, DeliveryState.DEAD):
-            metrics.count_delivery(self.name, result.state)
+            metrics.deliveries.labels(self.name, result.state).inc()
         if result.lease_valid and result.state is DeliveryState.DELIVERED:
-            metrics.observe_duration(self.name, result.age)
+            metrics.duration.labels(self.name).observe(result.age)
 
 
 def _classify_effect(error: SendError) -> ChannelEffect:
@@ -576,5 +578,5 @@ async def _run_sweeper(context: DeliveryContext, compare_delay: float) -> None:
 
 def _handle_changes(context: DeliveryContext, changes: DeliveryChanges) -> None:
     for channel, state in changes.ended:
-        context.metrics.count_delivery(channel, state)
+        context.metrics.deliveries.labels(channel, state).inc()
     context.wake_channels(changes.channels_to_wake)

@@ -156,7 +156,7 @@ class Acceptance:
         with self._byte_limit.reserve(len(incoming.body), resolved=incoming.event.status is Status.RESOLVED):
             accepted = await accept_event(self.store, incoming, decide)
         for channel in accepted.superseded_channels:
-            self._metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
+            self._metrics.deliveries.labels(channel, DeliveryState.SUPERSEDED).inc()
         self._wake_channels(accepted.channels)
         return accepted
 

@@ -131,7 +131,7 @@ class AlertPublisher:
         )
         accepted = await accept_event(self.store, incoming, decide)
         for channel in accepted.superseded_channels:
-            self.metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
+            self.metrics.deliveries.labels(channel, DeliveryState.SUPERSEDED).inc()
         self.wake_channels(accepted.channels)
         return not accepted.is_duplicate
 

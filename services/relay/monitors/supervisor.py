@@ -91,9 +91,9 @@ async def escalate(publisher: AlertPublisher) -> float:
         if done.channels:
             log.info("incident escalated", incident_id=done.incident_id, channels=done.channels)
         for channel in done.channels:
-            publisher.metrics.count_escalation(channel)
+            publisher.metrics.escalations.labels(channel).inc()
         for channel in done.superseded_channels:
-            publisher.metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
+            publisher.metrics.deliveries.labels(channel, DeliveryState.SUPERSEDED).inc()
         if done.skipped_channels:
             log.warning(
                 "escalation skipped a channel that is not configured",
