@@ -66,7 +66,6 @@ class BackendMethods:
         instance.name = f"{location}/singleTenantHsmInstances/{id_}"
         instance.state = _States.ACTIVE
         instance.create_time = now
-        instance.unrefreshed_duration_until_disable = timedelta(days=730)
         instance.disable_time = instance.disable_time or now + timedelta(days=730)
         await self._store.add_backend(instance.name, kms.SingleTenantHsmInstance.to_json(instance))
         operation = Operation(name=f"{location}/operations/{id_}", done=True)

@@ -63,15 +63,9 @@ def build_refusal(
     retry_after: float | None = None,
     **names: str,
 ) -> StatusError:
-    """The answer of Cloud KMS to a call.
+    """The answer of Cloud KMS to a call, for one of CAUSES; `message` replaces its text, `retry_after` is in seconds.
 
-    Args:
-        cause: one of CAUSES.
-        operation: such as `Encrypt`.
-        resource: the name that the call is about.
-        message: instead of the text of the cause.
-        retry_after: seconds, for RetryInfo.
-        names: `permission` for a missing role, and those of a quota unless it is the operation's own.
+    `names` is `permission` for a missing role, and those of a quota unless it is the operation's own.
     """
     parts = [*resource.split("/"), "", "", "", ""]
     names = {

@@ -136,7 +136,7 @@ async def run_emulator(
         with bind_socket(listen):  # report a taken address before anything starts: gRPC would log several lines
             pass
         active = EmulatorFaults(random.random)
-        limits = EmulatorQuotas(quotas or {}, clock)
+        limits = EmulatorQuotas(quotas or {}, store)
         metrics = create_registry()
         http = build_app(active, metrics, remote=not faults.is_loopback)
         faults_address = await stack.enter_async_context(serve(http, faults))

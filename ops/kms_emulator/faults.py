@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import re
-from collections.abc import Callable, Collection
-from typing import Annotated, Any, Final, Literal, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, Final, Self
 
 import grpc
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -42,30 +42,22 @@ TEST_IAM_PERMISSIONS: Final = "TestIamPermissions"
 OPERATIONS: Final = (*PERMISSIONS, TEST_IAM_PERMISSIONS)
 
 
-FaultKind = Literal[
-    "latency",
-    "stall",
-    "status",
-    "corrupt_crc",
-    "wrong_plaintext",
-    "denied",
-    "cause",
-    "slow_primary",
-    "slow_disable",
-    "no_project_role",
-]
 _OPERATIONS_BY_KIND: Final = {
-    "corrupt_crc": {"Encrypt", "Decrypt"},
-    "wrong_plaintext": {"Decrypt"},
-    "denied": set(PERMISSIONS),
-    "slow_primary": {"Encrypt"},
-    "slow_disable": {"Encrypt", "Decrypt"},
-    "no_project_role": set(PERMISSIONS),
+    "latency": OPERATIONS,
+    "stall": OPERATIONS,
+    "status": OPERATIONS,
+    "cause": OPERATIONS,
+    "corrupt_crc": ("Encrypt", "Decrypt"),
+    "wrong_plaintext": ("Decrypt",),
+    "denied": tuple(PERMISSIONS),
+    "slow_primary": ("Encrypt",),
+    "slow_disable": ("Encrypt", "Decrypt"),
+    "no_project_role": tuple(PERMISSIONS),
 }
 _OPERATIONS_BY_CAUSE: Final = {
-    "role_missing": set(PERMISSIONS),
-    "justification": {"Encrypt", "Decrypt"},
-    "ekm": {"Encrypt", "Decrypt", "CreateCryptoKeyVersion", "VerifyConnectivity"},
+    "role_missing": tuple(PERMISSIONS),
+    "justification": ("Encrypt", "Decrypt"),
+    "ekm": ("Encrypt", "Decrypt", "CreateCryptoKeyVersion", "VerifyConnectivity"),
 }
 """By the beginning of a cause; others can happen to every operation."""
 _OPERATIONS_WITHOUT_KEY: Final = {
@@ -74,22 +66,15 @@ _OPERATIONS_WITHOUT_KEY: Final = {
 }
 
 
-def _check_operation(name: str) -> str:
-    if name not in OPERATIONS:
-        raise ValueError(f"expected one of {', '.join(OPERATIONS)}")
-    return name
+def _one_of(names: Iterable[str]) -> AfterValidator:
+    expected = tuple(dict.fromkeys(names))
 
+    def check(name: str) -> str:
+        if name not in expected:
+            raise ValueError(f"expected one of {', '.join(filter(None, expected))}")
+        return name
 
-def _check_permission(name: str) -> str:
-    if name not in PERMISSIONS.values():
-        raise ValueError(f"expected one of {', '.join(dict.fromkeys(PERMISSIONS.values()))}")
-    return name
-
-
-def _check_cause(name: str) -> str:
-    if name and name not in CAUSES:
-        raise ValueError(f"expected one of {', '.join(CAUSES)}")
-    return name
+    return AfterValidator(check)
 
 
 def _check_status(name: str) -> str:
@@ -117,17 +102,17 @@ class EmulatorFault(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: FaultKind
+    kind: Annotated[str, _one_of(_OPERATIONS_BY_KIND)]
     key: Annotated[str, AfterValidator(check_key_name)] | None = None
-    operation: Annotated[str, AfterValidator(_check_operation)] | None = None
+    operation: Annotated[str, _one_of(OPERATIONS)] | None = None
     probability: float = Field(1.0, gt=0, le=1)
     count: int | None = Field(None, ge=1)
     """How many calls it applies to; TestIamPermissions does not count."""
     seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     status: Annotated[str, AfterValidator(_check_status)] = "UNAVAILABLE"
     message: str | None = None
-    permission: Annotated[str, AfterValidator(_check_permission)] | None = None
-    cause: Annotated[str, AfterValidator(_check_cause)] = ""
+    permission: Annotated[str, _one_of(PERMISSIONS.values())] | None = None
+    cause: Annotated[str, _one_of(("", *CAUSES))] = ""
     """Of `causes.yml`, such as `perimeter` or `project_unusable/suspended`."""
 
     @model_validator(mode="after")
@@ -145,11 +130,11 @@ class EmulatorFault(BaseModel):
         return self
 
     @property
-    def operations(self) -> Collection[str]:
+    def operations(self) -> Sequence[str]:
         """What it can happen to."""
         if self.cause:
             return _OPERATIONS_BY_CAUSE.get(re.split("/|(?<=ekm)_", self.cause)[0], OPERATIONS)
-        return _OPERATIONS_BY_KIND.get(self.kind, OPERATIONS)
+        return _OPERATIONS_BY_KIND[self.kind]
 
     @property
     def takes_permission(self) -> bool:
@@ -194,7 +179,7 @@ class EmulatorFaults:
 
     def match(
         self,
-        kind: FaultKind,
+        kind: str,
         operation: str,
         key: str | None,
         is_match: Callable[[EmulatorFault], bool] = lambda _: True,

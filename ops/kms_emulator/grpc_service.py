@@ -32,7 +32,7 @@ def build_handlers(
         "emulator_requests_total", "Calls by operation and gRPC status.", ["operation", "code"], registry=metrics
     )
     methods = (KeyMethods(store, faults), CryptoMethods(store, faults), BackendMethods(store, faults))
-    wrap = partial(_wrap_method, store=store, faults=faults, quotas=quotas, requests=requests)
+    wrap = partial(_wrap_method, faults=faults, quotas=quotas, requests=requests)
     handlers = {}
     for name in PERMISSIONS:
         snake_case = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
@@ -78,13 +78,7 @@ async def _test_iam_permissions(
 
 
 def _wrap_method(
-    operation: str,
-    method: Method,
-    *,
-    store: EmulatorStore,
-    faults: EmulatorFaults,
-    quotas: EmulatorQuotas,
-    requests: Counter,
+    operation: str, method: Method, *, faults: EmulatorFaults, quotas: EmulatorQuotas, requests: Counter
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     """Wrap `method` for gRPC: apply faults and quotas, translate a StatusError, count the call."""
 
@@ -94,7 +88,7 @@ def _wrap_method(
         code = "UNKNOWN"  # gRPC's status for an unexpected exception
         try:
             await faults.apply_before(operation, resource, key)
-            quotas.take(operation, resource, store.get_protection_level(key))
+            quotas.take(operation, resource, key)
             answer = await method(request)
             faults.apply_after(operation, key, answer)
             code = "OK"

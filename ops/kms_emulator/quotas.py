@@ -4,29 +4,25 @@ A call takes one token: what it really costs is not documented. https://docs.clo
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ops.kms_emulator.causes import build_refusal, get_quota_kind, name_quota
+from ops.kms_emulator.store import EmulatorStore
 
 
 class EmulatorQuotas:
-    """What was taken in this minute of the clock.
+    """What was taken in this minute of the clock. `limits` are by kind; a kind that is not there has none."""
 
-    Args:
-        limits: by kind; a kind that is not there has no limit.
-        clock: the time in Unix seconds.
-    """
-
-    def __init__(self, limits: Mapping[str, int], clock: Callable[[], float]) -> None:
+    def __init__(self, limits: Mapping[str, int], store: EmulatorStore) -> None:
         self.limits = dict(limits)
-        self._clock = clock
+        self._store = store
         self._minute = 0.0
         self._taken: Counter[tuple[str, ...]] = Counter()
 
-    def take(self, operation: str, resource: str, protection_level: str) -> None:
+    def take(self, operation: str, resource: str, key: str | None) -> None:
         """Take a token for a call. Raises RESOURCE_EXHAUSTED, with RetryInfo to the end of the minute."""
-        kind = get_quota_kind(operation) or protection_level.partition("_")[0].lower()
-        minute, seconds = divmod(self._clock(), 60)
+        kind = get_quota_kind(operation) or self._store.get_protection_level(key).partition("_")[0].lower()
+        minute, seconds = divmod(self._store.clock(), 60)
         if minute != self._minute:
             self._minute = minute
             self._taken.clear()
