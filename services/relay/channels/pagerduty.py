@@ -62,7 +62,6 @@ from services.relay.text import (
     format_summary,
     is_resolved,
     limit_labels,
-    list_alerts,
     list_images,
     truncate,
 )
@@ -92,7 +91,7 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
     if action in ("acknowledge", "resolve_earlier"):  # of no state of the event
         return {"event_action": action.removesuffix("_earlier"), "dedup_key": build_dedup_key(event)}
     view = build_view(message, max_cards=_MAX_CARDS, max_tables=_MAX_TABLES, max_rows=_MAX_ROWS)
-    links = [link for _, found in list_alerts(message) for link in found]
+    links = [link for _, found in view.alerts for link in found]
     group_links = [*view.incident_links, *view.group_links]
 
     def common(name: str, otherwise: str) -> str:

@@ -378,8 +378,10 @@ class View:
     omission: str
     fixes: list[Fix]
     context: list[ContextLine]
+    alerts: list[tuple[Alert, list[Link]]]
+    """Those that are listed, see `list_alerts`."""
     parts: list[AlertCard | AlertTable]
-    """The alerts by rule, firing ones first."""
+    """The same by rule."""
     more: str
     """How many alerts the parts leave out, the rows that a table leaves out excepted."""
     excerpt: RunbookExcerpt | None
@@ -402,7 +404,9 @@ def build_view(
     """
     event = message.event
     resolved, severity = is_resolved(event), find_worst_severity(event)
-    parts, more = arrange_alerts(listed or message, max_cards=max_cards, max_tables=max_tables, max_rows=max_rows)
+    shown = listed or message
+    alerts = list_alerts(shown)
+    parts, more = arrange_alerts(shown, alerts, max_cards=max_cards, max_tables=max_tables, max_rows=max_rows)
     return View(
         title=format_title(message),
         subject=format_subject(message),
@@ -415,6 +419,7 @@ def build_view(
         omission=format_omission(event),
         fixes=list_fixes(message),
         context=list_context(message),
+        alerts=alerts,
         parts=parts,
         more=more,
         excerpt=message.excerpt,
@@ -425,11 +430,11 @@ def build_view(
 
 
 def arrange_alerts(
-    message: Message, *, max_cards: int, max_tables: int, max_rows: int
+    message: Message, alerts: list[tuple[Alert, list[Link]]], *, max_cards: int, max_tables: int, max_rows: int
 ) -> tuple[list[AlertCard | AlertTable], str]:
-    """The alerts by rule, firing ones first; and how many are left out, except the rows of a table."""
+    """The alerts of `list_alerts` by rule; and how many are left out, except the rows of a table."""
     rules: dict[str, list[tuple[Alert, list[Link]]]] = {}
-    for alert, links in list_alerts(message):
+    for alert, links in alerts:
         rules.setdefault(alert.labels.get("alertname", ""), []).append((alert, links))
     single = [alert for pairs in rules.values() if len(pairs) < TABLE_FROM for alert, _ in pairs]
     selected, left_out = select_alerts(single, max_cards)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from services.relay.model import MAX_EPISODES, Alert, IncidentContext, Message, RelatedIncident, Status
 from services.relay.text import LAST_MESSAGE, AlertTable
-from services.relay.text.body import ALSO_FIRING, HOW_OFTEN, arrange_alerts, list_context
+from services.relay.text.body import ALSO_FIRING, HOW_OFTEN, arrange_alerts, list_alerts, list_context
 from tests.iterations import LONG
 from tests.relay.channels.examples import change, message, messages
 
@@ -85,7 +85,7 @@ def group(firing: int, resolved: int, **annotations: str) -> Message:
 
 
 def arrange_one(of: Message, max_rows: int = 25) -> AlertTable:
-    (table,), more = arrange_alerts(of, max_cards=25, max_tables=5, max_rows=max_rows)
+    (table,), more = arrange_alerts(of, list_alerts(of), max_cards=25, max_tables=5, max_rows=max_rows)
     assert isinstance(table, AlertTable)
     assert more == ""
     return table
@@ -115,16 +115,15 @@ def test_the_alerts_of_a_rule_without_a_table_are_counted() -> None:
     of = group(8, 0)
     first, second = of.event.alerts[:4], of.event.alerts[4:]
     other = tuple(replace(each, labels={**each.labels, "alertname": "Another"}) for each in second)
-    parts, more = arrange_alerts(
-        replace(of, event=replace(of.event, alerts=first + other)), max_cards=5, max_tables=1, max_rows=7
-    )
+    of = replace(of, event=replace(of.event, alerts=first + other))
+    parts, more = arrange_alerts(of, list_alerts(of), max_cards=5, max_tables=1, max_rows=7)
     assert ([type(part) for part in parts], more) == ([AlertTable], "… and 4 more firing")
 
 
 @given(messages())
 @settings(max_examples=200 if LONG else 40)
 def test_every_alert_is_shown_or_counted(any_message: Message) -> None:
-    parts, more = arrange_alerts(any_message, max_cards=5, max_tables=2, max_rows=7)
+    parts, more = arrange_alerts(any_message, list_alerts(any_message), max_cards=5, max_tables=2, max_rows=7)
     listed = sum(len(part.alerts) if isinstance(part, AlertTable) else 1 for part in parts)
     left_out = [more, *(part.more for part in parts if isinstance(part, AlertTable))]
     counted = sum(int(token) for text in left_out for token in text.split() if token.isdecimal())

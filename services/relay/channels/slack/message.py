@@ -63,7 +63,6 @@ from services.relay.text import (
     is_resolved,
     list_alerts,
     list_fixes,
-    list_incident_links,
     rank_severity,
     select_alerts,
     select_changed,
@@ -237,7 +236,7 @@ def _build_top(message: Message, view: View, call: str, *, is_reply: bool) -> li
         first = build_section(title, MAX_SUMMARY)
     elif len(escape(title, MAX_TEXT)) > MAX_HEADER:
         first += build_section(view.subject, MAX_SUMMARY)
-    buttons = [*_build_acknowledge(message), *build_link_buttons(_list_top_links(message))]
+    buttons = [*_build_acknowledge(message), *build_link_buttons(_list_top_links(view))]
     return [
         *first,
         {"type": "section", "text": build_mrkdwn(f"{call}{_format_state_line(message, view)}")},
@@ -326,15 +325,15 @@ def _build_button(name: str, message: Message) -> Block:
     return {"type": "button", "action_id": name.lower(), "text": build_plain_text(name, 75), "value": value}
 
 
-def _list_top_links(message: Message) -> list[Link]:
+def _list_top_links(view: View) -> list[Link]:
     """The incident's page, and the runbook of the first alert that has one."""
-    runbooks = [link for _, links in list_alerts(message) for link in links if link.text == "Runbook"]
-    return [*list_incident_links(message), *runbooks[:1]]
+    runbooks = [link for _, links in view.alerts for link in links if link.text == "Runbook"]
+    return [*view.incident_links, *runbooks[:1]]
 
 
 def _list_parts(view: View, listed: Message, *, is_reply: bool) -> list[_Part]:
     """The parts of a message, the most important first; a reply says since when what changed, and which alerts did."""
-    alerts = _list_alert_parts(view, listed, above=[] if is_reply else _list_top_links(listed))
+    alerts = _list_alert_parts(view, listed, above=[] if is_reply else _list_top_links(view))
     if is_reply:
         return [*_list_context_parts((line for line in view.context if line.name == LAST_MESSAGE), _CHANGES), *alerts]
     fixes = [build_code(fix.command, caption=escape(fix.title, MAX_LABELS)) for fix in view.fixes]
@@ -468,7 +467,8 @@ def _build_fallback_text(message: Message, view: View, remarks: Iterable[str], c
 
 def _list_fallback_lines(message: Message, view: View) -> Iterator[str]:
     yield from (escape(f"\n{fix.title}: {fix.command}", MAX_TEXT) for fix in view.fixes)
-    for alert, links in list_alerts(message):
+    alerts = list_alerts(message) if find_thread(message) else view.alerts  # a reply lists those that changed
+    for alert, links in alerts:
         yield "\n" + escape(format_summary(alert), MAX_SUMMARY)
         yield from (escape(f"\n{link.text}: {link.url}", MAX_TEXT) for link in links)
 
