@@ -139,11 +139,10 @@ def _build_probe_job(probe: CoalescedProbe) -> ScheduledJob:
             call = (await probe.run()).failed_call
         except ProbeClosedError:  # the jobs are being stopped
             return NextRun.ON_GRID
-        return (
-            NextRun.BACK_OFF
-            if call and call.failure and call.failure.reason is Reason.QUOTA_EXHAUSTED
-            else NextRun.ON_GRID
-        )
+        if call is None or call.failure is None:
+            return NextRun.ON_GRID
+        # Further calls would keep the quota exhausted; any other failure is soon known to be noise or an outage.
+        return NextRun.BACK_OFF if call.failure.reason is Reason.QUOTA_EXHAUSTED else NextRun.RETRY
 
     return ScheduledJob(f"probe of {probe.target}", run)
 

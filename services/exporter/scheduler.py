@@ -20,6 +20,10 @@ JITTER_FRACTION = 0.1
 """How late a run may come, as a part of the interval, so that many exporters do not stay in step with one another."""
 MAX_BACKOFF = 60.0
 """The longest pause of a job that backs off, in seconds; the interval where that is longer."""
+RETRY_PAUSE = 5.0
+"""Seconds from one run of a job that retries to its next; a job with a shorter interval does not retry."""
+RETRY_PERIOD = 60.0
+"""How long a job retries, in seconds from the end of its first failure."""
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +35,8 @@ class NextRun(Enum):
     """At the next tick of its grid."""
     BACK_OFF = "slower"
     """After twice the last pause, such as while a quota is exhausted."""
+    RETRY = "sooner"
+    """Soon, such as after a failure that may be noise; at the next tick once it has retried for `RETRY_PERIOD`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +59,10 @@ async def run_schedule(
 
     A job never overlaps itself. A job that is late, because it is slow or because of `concurrency`, runs as soon as it
     can, and the ticks that it missed are skipped. A job that returns `NextRun.BACK_OFF` pauses twice as long each time,
-    up to `MAX_BACKOFF`, and returns to its grid after the first run that does not. A job's exception is logged once,
-    with its trace, until the job succeeds or fails differently; the job runs again at its next tick.
+    up to `MAX_BACKOFF`, and returns to its grid after the first run that does not. One that returns `NextRun.RETRY`
+    runs each `RETRY_PAUSE`, with a jitter of the same fraction, for `RETRY_PERIOD` at most, until a run returns
+    `NextRun.ON_GRID`. A job's exception is logged once, with its trace, until the job succeeds or fails differently;
+    the job runs again at its next tick.
 
     Args:
         jobs: the first runs come in this order, all of them within one interval.
@@ -81,20 +89,35 @@ class _Grid:
         self._random = random
         self._tick = 0
         self._pause = interval
+        self._retry_until: float | None = None
+        """When the job stops retrying; None while it does not fail."""
         self.next_run_at = first_run_at
         """When the next run is due."""
 
-    def advance(self, next_run: NextRun, now: float) -> None:
-        """After a run: to the next tick, or to the latest one that is past."""
+    def advance(self, next_run: NextRun, begun: float, now: float) -> None:
+        """After a run that began at `begun`: to the next tick, or to the latest one that is past."""
         if next_run is NextRun.BACK_OFF:
             self._pause = min(2 * self._pause, max(MAX_BACKOFF, self._interval))
-            self.next_run_at = now + self._pause
-            self._tick = self._latest_tick(self.next_run_at)
+            self._leave_grid(now + self._pause)
             return
         self._pause = self._interval
+        if next_run is NextRun.ON_GRID:
+            self._retry_until = None
+        elif self._interval > RETRY_PAUSE:
+            self._retry_until = self._retry_until or now + RETRY_PERIOD
+            retry_at = max(now, begun + RETRY_PAUSE + self._draw_jitter(RETRY_PAUSE))
+            if retry_at < self._retry_until:
+                self._leave_grid(retry_at)
+                return
         self._tick = max(self._tick + 1, self._latest_tick(now))
-        jitter = self._random.uniform(0, JITTER_FRACTION * self._interval)
-        self.next_run_at = self._first + self._tick * self._interval + jitter
+        self.next_run_at = self._first + self._tick * self._interval + self._draw_jitter(self._interval)
+
+    def _leave_grid(self, next_run_at: float) -> None:
+        self.next_run_at = next_run_at
+        self._tick = self._latest_tick(next_run_at)
+
+    def _draw_jitter(self, pause: float) -> float:
+        return self._random.uniform(0, JITTER_FRACTION * pause)
 
     def _latest_tick(self, now: float) -> int:
         return int((now - self._first) // self._interval)
@@ -106,8 +129,9 @@ async def _repeat_job(job: ScheduledJob, grid: _Grid, semaphore: asyncio.Semapho
     while True:
         await asyncio.sleep(max(0.0, grid.next_run_at - loop.time()))
         async with semaphore:
+            begun = loop.time()
             next_run, logged_error = await _run_once(job, logged_error)
-        grid.advance(next_run, loop.time())
+        grid.advance(next_run, begun, loop.time())
 
 
 async def _run_once(job: ScheduledJob, logged_error: str | None) -> tuple[NextRun, str | None]:

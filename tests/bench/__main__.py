@@ -16,6 +16,7 @@ from tests.bench.console import console
 from tests.bench.hanging import hanging
 from tests.bench.intake import intake
 from tests.bench.machine import described
+from tests.bench.noise import noise
 from tests.bench.rotation import rotation
 from tests.bench.stage import BenchError
 from tests.bench.storm import storm
@@ -117,6 +118,19 @@ def _rotation(disk: Path, keys: int, latency: float) -> None:
 def _targets(disk: Path, counts: tuple[int, ...], interval: float, intervals: int, scrapes: int) -> None:
     """An exporter with few and with many targets: missed intervals, scrapes, memory, and a KMS that stalls."""
     _run(targets(disk, counts, interval, intervals, scrapes))
+
+
+@main.command("noise")
+@click.option(
+    "--half-hours", default=100, show_default=True, type=click.IntRange(10), help="Of noise; ten are one run."
+)
+@click.option("--runs", default=5, show_default=True, help="Of each kind of outage, with one for each key.")
+def _noise(half_hours: int, runs: int) -> None:
+    """How soon an outage is known, and how many alerts single failures raise; on a clock that jumps."""
+    try:
+        noise(half_hours, runs)
+    except BenchError as error:
+        _end(error)
 
 
 @main.command("storm-slack")

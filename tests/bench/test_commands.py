@@ -16,6 +16,7 @@ SMALL = {
     "hanging": ["--rounds", "1", "--webhooks", "5"],
     "console": ["--rounds", "1", "--deliveries", "1000"],
     "rotation": ["--keys", "50", "--latency", "0.001"],
+    "noise": ["--half-hours", "10", "--runs", "1"],
     "targets": ["--count", "2", "--interval", "2", "--intervals", "1", "--scrapes", "5"],
 }
 

@@ -38,6 +38,22 @@ async def test_a_hundred_keys_are_inspected_one_after_the_other_and_seldom_enoug
 
 
 @pytest.mark.looptime
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason is not Reason.QUOTA_EXHAUSTED])
+async def test_after_a_failure_round_trips_come_5_seconds_apart_until_one_succeeds(reason: Reason) -> None:
+    kms = Kms()
+    async with watched(kms, named("ledger")):
+        await asyncio.sleep(40)
+        kms.reason = reason
+        await asyncio.sleep(60)
+        failed = [at for at in kms.times("encrypt", "ledger") if at > 40]
+        kms.reason = None
+        await asyncio.sleep(60)
+        succeeded = [at for at in kms.times("encrypt", "ledger") if at > 100]
+    assert 6 <= len(failed) <= 12
+    assert len(succeeded) <= 4  # one soon, two on the grid, and the inspection's
+
+
+@pytest.mark.looptime
 async def test_while_a_quota_is_exhausted_a_key_is_probed_less_often_and_with_any_other_reason_as_ever() -> None:
     kms = Kms()
     async with watched(kms, named("ledger"), interval=10):

@@ -124,6 +124,28 @@ def canaries(metrics: CollectedMetrics) -> set[tuple[str, str, float]]:
     }
 
 
+def test_a_canary_tells_of_no_loss_while_round_trips_fail_nor_until_it_is_inspected_again(
+    metrics: CollectedMetrics,
+) -> None:
+    lost = replace(WHOLE, canaries=(canary("1"), canary("2", Reason.KEY_NOT_FOUND), canary("4", Reason.TIMEOUT)))
+    failed = Call(Operation.ENCRYPT, 0.1, Failure(Reason.KEY_NOT_FOUND, "because"))
+
+    def probe(call: Call) -> None:
+        metrics.add_probe(ProbeResult("backend", "ledger-kek", 1.0, (call,), None))
+
+    without_the_loss = {("1", "", 1.0), ("4", "timeout", 0.0)}
+    all_three = {*without_the_loss, ("2", "key_not_found", 0.0)}
+    metrics.add_inspection(lost)
+    assert canaries(metrics) == all_three
+    probe(failed)
+    assert canaries(metrics) == without_the_loss
+    metrics.add_inspection(lost)
+    probe(Call(Operation.ENCRYPT, 0.1))
+    assert canaries(metrics) == without_the_loss
+    metrics.add_inspection(lost)
+    assert canaries(metrics) == all_three
+
+
 def test_a_canary_that_fails_says_which_version_and_why_and_is_healthy_again_when_it_works(
     metrics: CollectedMetrics,
 ) -> None:

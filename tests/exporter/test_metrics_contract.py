@@ -66,7 +66,7 @@ def families() -> dict[str, Metric]:
     failure = Failure(Reason.PERMISSION_DENIED, "because", cause=Cause.PERIMETER)
     metrics.add_probe(ProbeResult("backend", "ledger-kek", 2.0, (Call(Operation.ENCRYPT, 0.1, failure),), None))
     key = KeyDescription("1", 5.0, (KeyVersion("1", VersionState.USABLE, "HSM", 5.0, number=1),), 1)
-    canary = CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, "because")))
+    canary = CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.TIMEOUT, "because")))
     wrong_aad = Call(Operation.DECRYPT, 0.1)
     inspected = (key, {"p": True}, (canary,), wrong_aad, {KeyRead.GET_KEY: 1})
     metrics.add_inspection(KeyInspection("backend", "ledger-kek", 1.0, *inspected, versions_without_canary=("1",)))

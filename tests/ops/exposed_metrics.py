@@ -36,11 +36,11 @@ from tests.shared.sample import SETTINGS
 
 def by_the_exporter() -> list[Metric]:
     """After round trips, an inspection of a key whose older versions fail in every way, the reading of a backend."""
-    metrics = CollectedMetrics([("ledger", "ledger-kek")], ["ledger"])
+    metrics = CollectedMetrics([("ledger", "ledger-kek"), ("ledger", "other-kek")], ["ledger"])
     call = Call(Operation.ENCRYPT, 0.1)
     metrics.add_probe(ProbeResult("ledger", "ledger-kek", ended_at=1.0, calls=(call,), key_version=None))
     failed = Call(Operation.ENCRYPT, 0.1, Failure(Reason.TIMEOUT, "as a test has it"))
-    metrics.add_probe(ProbeResult("ledger", "ledger-kek", ended_at=2.0, calls=(failed,), key_version=None))
+    metrics.add_probe(ProbeResult("ledger", "other-kek", ended_at=2.0, calls=(failed,), key_version=None))
     canaries = tuple(
         CanaryResult(str(n), Call(Operation.CANARY_DECRYPT, 0.1, Failure(reason, "as a test has it")))
         for n, reason in enumerate(Reason)

@@ -49,6 +49,7 @@ def test_an_all_clear_that_comes_15_seconds_off_fails_a_promtool_test(wait: str,
 
 
 WAITS_OFF = {
+    "30s": ("15s", "45s"),
     "1m": ("45s", "1m15s"),
     "2m": ("1m45s", "2m15s"),
     "5m": ("4m45s", "5m15s"),

@@ -26,7 +26,7 @@ SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
         "KMSLocalKeyMissing": ("warning", "5m"),
     },
     "kms_keys": {
-        "KMSProbeFailing": ("critical", "1m"),
+        "KMSProbeFailing": ("critical", "30s"),
         "KMSProbeFlapping": ("critical", None),
         "KMSCanaryLost": ("critical", "2m"),
         "KMSWrongAADAccepted": ("critical", None),
@@ -95,7 +95,11 @@ def metrics_in(expression: str) -> set[str]:
     That is what is left without label lists, ranges, texts, functions and operators.
     """
     alerts = set(re.findall(r"\bALERTS(?:_FOR_STATE)?\{alertname=\"(\w+)\"\}", expression))
-    bare = re.sub(r"\b(?:by|on|group_left)\s*\([^)]*\)|\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"|\boffset \w+", " ", expression)
+    bare = re.sub(
+        r"\b(?:by|on|group_left|ignoring|without)\s*\([^)]*\)|\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"|\boffset \w+",
+        " ",
+        expression,
+    )
     return (
         set(re.findall(r"\b[a-z][a-z0-9_:]*\b(?!\s*\()", bare)) - {"or", "and", "unless", "min", "max", "sum"} | alerts
     )

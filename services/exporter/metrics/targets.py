@@ -130,6 +130,8 @@ class TargetMetrics:
         self._inspection: KeyInspection | None = None
         self._failed_call: Call | None = None
         """Of the last round trip."""
+        self._failed_since_inspection = False
+        """Whether a round trip failed at the last inspection or since: a canary may fail because the whole key does."""
 
     def add_probe(self, result: ProbeResult) -> None:
         self._probes += 1
@@ -139,6 +141,8 @@ class TargetMetrics:
         self._success = result.failed_call is None
         if self._success:
             self._last_success = result.ended_at
+        else:
+            self._failed_since_inspection = True
         self.version += 1
 
     def expire_success(self) -> bool:
@@ -160,6 +164,7 @@ class TargetMetrics:
             )  # a refusal, whose duration says nothing of a decryption
         self._operations.update(inspection.call_counts)
         self._inspection = inspection
+        self._failed_since_inspection = self._success is False
         self.version += 1
 
     def _count_call(self, call: Call, *, has_duration: bool = True) -> None:
@@ -258,7 +263,11 @@ class TargetMetrics:
             "1 if the account has the permission on the key.",
             {(("permission", name),): granted or name in proven for name, granted in permissions.items()},
         )
-        canaries = [(one.version, _get_reason(one.call)) for one in inspection.canaries] if inspection else []
+        canaries = [
+            (canary.version, _get_reason(canary.call))
+            for canary in (inspection.canaries if inspection else ())
+            if not (self._failed_since_inspection and canary.call.failure and canary.call.failure.reason.concerns_data)
+        ]
         yield self._show(
             "kms_canary_success",
             "1 if a ciphertext of an older version could be decrypted; if not, the label gives the reason.",

@@ -105,7 +105,12 @@ def compute_expiry(history: TargetOrBackendHistory, now: float, max_ages: MaxAge
 
 
 def _build_target_card(history: TargetHistory, now: float, max_ages: MaxAges) -> Card:
-    findings = [] if history.inspection is None else list(find_key_problems(history.inspection, now, history.key))
+    fails = history.last_result is not None and history.last_result.failed_call is not None
+    findings = (
+        list(find_key_problems(history.inspection, now, history.key, round_trip_fails=fails))
+        if history.inspection
+        else []
+    )
     if history.last_result is None:
         light = HealthStatus.UNKNOWN
     elif history.last_result.failed_call and history.failure_spans:

@@ -147,9 +147,11 @@ def build_stale_finding(text: str) -> Finding:
     return Finding(HealthStatus.DEGRADED, "no recent result", sentence)
 
 
-def find_key_problems(inspection: KeyInspection, now: float, key: TargetKey) -> Iterator[Finding]:
-    """Of the last key inspection; `now` in Unix seconds."""
-    yield from _find_canary_problems(inspection, key)
+def find_key_problems(
+    inspection: KeyInspection, now: float, key: TargetKey, *, round_trip_fails: bool = False
+) -> Iterator[Finding]:
+    """Of the last key inspection; `now` in Unix seconds. No version counts as lost while the last round trip failed."""
+    yield from _find_canary_problems(inspection, key, round_trip_fails=round_trip_fails)
     if inspection.wrong_aad_check and (failure := inspection.wrong_aad_check.failure):
         yield Finding(HealthStatus.FAILING, "wrong AAD accepted", _truncate(failure.detail), WRONG_AAD_ADVICE)
     versions = inspection.description.versions if inspection.description else ()
@@ -185,7 +187,7 @@ def find_key_problems(inspection: KeyInspection, now: float, key: TargetKey) -> 
         yield Finding(HealthStatus.DEGRADED, "not all could be read or kept", _truncate("; ".join(inspection.problems)))
 
 
-def _find_canary_problems(inspection: KeyInspection, key: TargetKey) -> Iterator[Finding]:
+def _find_canary_problems(inspection: KeyInspection, key: TargetKey, *, round_trip_fails: bool) -> Iterator[Finding]:
     """One finding for each reason, whatever the number of versions."""
     failed: dict[tuple[Reason, Cause], dict[str, Failure]] = {}
     for canary in inspection.canaries:
@@ -197,7 +199,7 @@ def _find_canary_problems(inspection: KeyInspection, key: TargetKey) -> Iterator
         sentence = _truncate(f"What {format_versions(labels)} encrypted cannot be decrypted: {first.detail}")
         values = {**first.values, "target": inspection.target, "version": version, "account": inspection.account}
         fixes = _list_fixes(key, reason, cause, **values)
-        if reason.concerns_data:  # as the alert KMSCanaryLost
+        if reason.concerns_data and not round_trip_fails:  # as the alert KMSCanaryLost
             title, status, advice = f"canary lost, {first.label}", HealthStatus.FAILING, CANARY_LOST_ADVICE
         else:
             advice = advise_on_failure(first, key.profile)
