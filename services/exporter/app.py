@@ -1,6 +1,6 @@
 """The exporter's composition root: the only module that imports all the others."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 
@@ -8,15 +8,17 @@ from starlette.applications import Starlette
 
 from services.exporter.backend_process import read_backends_in_process
 from services.exporter.config import ExporterSettings
+from services.exporter.credentials import read_credentials
 from services.exporter.jobs import Connect, ReadBackends, RunningJobs, run_tasks, start_jobs
 from services.exporter.metrics.exposition import Exposition
 from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
 from services.exporter.web import probe_endpoint
 from services.exporter.web.pages import BoardPages
+from shared.credentials import Credentials
 from shared.http.access import Authorizer
 from shared.http.authentication import create_access_policy
-from shared.http.server import create_application, create_registry
+from shared.http.server import CredentialCollector, create_application, create_registry
 from shared.kms.registry import connect_key
 from shared.process.server import ReloadableApp, ServerRunner
 from shared.web.pages import add_security_headers
@@ -29,6 +31,7 @@ async def run_exporter(
     connect: Connect = connect_key,
     random: Random | None = None,
     read_backends: ReadBackends = read_backends_in_process,
+    get_server_credentials: Callable[[], Credentials] = dict,
 ) -> AsyncIterator[Starlette]:
     """Probes and reads in the background while the body runs.
 
@@ -37,6 +40,7 @@ async def run_exporter(
         connect: from a key's settings to the key behind the port.
         random: where the schedule's jitter comes from.
         read_backends: reads the backends.
+        get_server_credentials: those of web.yml.
 
     Yields:
         The application to serve; its `state.apply` watches what other settings say instead, and its `state.stop`
@@ -45,6 +49,13 @@ async def run_exporter(
     record, process = Results(), create_registry()
     authorizer = Authorizer(process)
     exposition = Exposition(record.metrics.get_sources, process)
+
+    watched = settings
+
+    def read_all_credentials() -> Credentials:
+        return {**get_server_credentials(), **read_credentials(watched, record.metrics.get_certificates())}
+
+    CredentialCollector("kms", process, read_all_credentials)
     random = random or Random()  # noqa: S311  jitter, no secret
     async with AsyncExitStack() as stack:
         encoding = exposition.encode_continuously(record.metrics.changed)
@@ -56,6 +67,8 @@ async def run_exporter(
 
         @asynccontextmanager
         async def start_app(settings: ExporterSettings) -> AsyncIterator[Starlette]:
+            nonlocal watched
+            watched = settings
             stale_after = 3 * max(settings.probe.interval, MAX_BACKOFF)
             pages = BoardPages(
                 record.history,
@@ -86,5 +99,5 @@ async def run_exporter(
 
 async def serve(runner: ServerRunner[ExporterSettings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError if it cannot listen."""
-    async with run_exporter(runner.settings) as app:
+    async with run_exporter(runner.settings, get_server_credentials=runner.get_credentials) as app:
         await runner.serve(app, app.state.apply, on_stop=lambda: app.state.stop())  # noqa: PLW0108 - that of the generation that runs by then

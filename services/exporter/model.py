@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shared.backend_contract import CryptoMode
+from shared.credentials import Validity
 from shared.kms.fixes import GENERIC_PROFILE, KmsProfile
 from shared.kms.port import ConnectivityPhase, KeyDescription
 from shared.kms.reason import Cause, Reason, format_label
@@ -179,6 +180,8 @@ class BackendState:
     """What to do about them; for `doctor`."""
     replica: str | None = None
     """The address that was read if replicas are read separately; otherwise None."""
+    certificate: Validity | None = None
+    """Of the one that it presented; None without TLS, or where no connection was made."""
 
     @property
     def has_metrics(self) -> bool:

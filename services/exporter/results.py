@@ -17,6 +17,7 @@ from services.exporter.history import History
 from services.exporter.metrics.targets import BackendMetrics, TargetMetrics
 from services.exporter.model import BackendState, KeyInspection, ProbeResult, TargetKey
 from services.exporter.probes.canaries import CanaryFiles
+from shared.credentials import Validity
 from shared.kms.reason import Reason
 
 
@@ -63,6 +64,10 @@ class ExporterMetrics:
         if backend := self._backends.get(states[0].service):
             backend.set_states(states)
             self.changed.set()
+
+    def get_certificates(self) -> dict[str, Validity | None]:
+        """What the backend of each service presented at its last read."""
+        return {service: backend.certificate for service, backend in self._backends.items()}
 
     def get_sources(self) -> list[TargetMetrics | BackendMetrics]:
         """All that is shown; each has a `version` that grows after each of its changes."""

@@ -33,6 +33,7 @@ from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEB
 from services.relay.login.pages import LoginPages
 from services.relay.login.sessions import open_login, prune_sessions
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
+from services.relay.monitors.credentials import CredentialWatch
 from services.relay.monitors.self_alerts import AlertPublisher
 from services.relay.monitors.supervisor import Monitors, run_forever
 from services.relay.monitors.watchdog import IntakeUptime
@@ -56,6 +57,7 @@ from services.relay.silences.store import prune_silences
 from services.relay.silences.worker import run_silences
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
+from shared.credentials import Credentials
 from shared.http.access import Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.authentication import AccessPolicy, Token, create_access_policy
 from shared.http.limits import AdmissionQueue
@@ -71,9 +73,19 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def run_relay(
-    settings: RelaySettings, *, clock: Callable[[], float] = time.time, open_sender: OpenSender = open_sender_process
+    settings: RelaySettings,
+    *,
+    clock: Callable[[], float] = time.time,
+    open_sender: OpenSender = open_sender_process,
+    get_server_credentials: Callable[[], Credentials] = dict,
 ) -> AsyncIterator[Starlette]:
     """A relay that delivers while the body runs, and then finishes what it sends.
+
+    Args:
+        settings: what to accept and to deliver.
+        clock: unix seconds.
+        open_sender: opens what sends.
+        get_server_credentials: those of web.yml that end.
 
     Yields:
         The application. Its `state.stop` answers every further webhook 503, and limits the wait for the outbox; its
@@ -89,7 +101,7 @@ async def run_relay(
             raise StartError(str(error)) from None
         registry, uptime = create_registry(), IntakeUptime(time.monotonic)
         authorizer = Authorizer(registry, OutboxAudit(store), clock=clock)
-        metrics = Metrics(registry)
+        metrics, credentials = Metrics(registry), CredentialWatch(registry, get_server_credentials)
         limit = ByteLimit()
         metrics.set_size_functions(lambda: limit.used_bytes, lambda: limit.max_bytes)
         gauges = OutboxGauges(lambda: read_outbox_state(store))
@@ -118,7 +130,11 @@ async def run_relay(
                 )
                 exporter = await parts.enter_async_context(open_exporter_history(settings))
                 checks = ChannelChecks(store, settings, wake, changed)
-                for part in (path.run(), changes.run(), run_beside(run_forever("channel checks", checks.check_next))):
+                for part in (
+                    path.run(),
+                    changes.run(),
+                    run_beside(run_forever("channel checks", checks.check_next), credentials.run(settings)),
+                ):
                     await parts.enter_async_context(part)
                 replays = Replays(intake.acceptance)
                 console = Console(store.clock, settings.page_links, changes)
@@ -179,7 +195,7 @@ async def serve(runner: ServerRunner[RelaySettings]) -> None:
     # Objects that exist by now stay until the end; collecting them repeatedly took a seventh of the time of a storm.
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
-    async with run_relay(runner.settings) as app:
+    async with run_relay(runner.settings, get_server_credentials=runner.get_credentials) as app:
         await runner.serve(
             app,
             app.state.apply,

@@ -260,7 +260,8 @@ def _open_oidc_checks(oidc: OidcSettings, stack: AsyncExitStack) -> Sequence[Che
 
     client = OidcClient(oidc)
     stack.push_async_callback(client.close)
-    return list_oidc_checks(client)
+    certificate = Check("auth.oidc certificate", partial(check_connection, oidc.issuer, oidc))
+    return [certificate, *list_oidc_checks(client)]
 
 
 def _list_alertmanager_checks(client: AlertmanagerClient, key: str, settings: RelaySettings) -> Iterator[Check]:

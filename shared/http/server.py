@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
@@ -27,6 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shared import VERSION
 from shared.config.server_settings import Role
 from shared.config.settings import Address
+from shared.credentials import Credentials
 from shared.http.access import SAFE_METHODS, Authorizer, ProtectedRoute, RouteRequirements, handle_audit_request
 from shared.http.authentication import AccessPolicy
 from shared.http.json_api import hide_paths
@@ -57,6 +59,38 @@ def create_registry() -> CollectorRegistry:
     build = Gauge("keypulse_build_info", "Version of keypulse; always 1.", ["version", "python"], registry=metrics)
     build.labels(VERSION, platform.python_version()).set(1)
     return metrics
+
+
+class CredentialCollector(Collector):
+    """Reads all credentials at each scrape, so that no end is older than that.
+
+    Args:
+        prefix: of the names of both gauges, such as `kms`.
+        registry: where `/metrics` finds them.
+        read: all credentials now; called off the event loop, and may block.
+    """
+
+    def __init__(self, prefix: str, registry: CollectorRegistry, read: Callable[[], Credentials]) -> None:
+        self._prefix = prefix
+        self._read = read
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        ends = GaugeMetricFamily(
+            f"{self._prefix}_credential_expiry_timestamp_seconds",
+            "Unix time at which a credential ends unless it is renewed; absent where that is not known.",
+            labels=["credential"],
+        )
+        lifetimes = GaugeMetricFamily(
+            f"{self._prefix}_credential_lifetime_seconds",
+            "From the beginning of a credential to its end.",
+            labels=["credential"],
+        )
+        for credential, validity in self._read().items():
+            if validity:
+                ends.add_metric([credential], validity.ends_at)
+                lifetimes.add_metric([credential], validity.ends_at - validity.begins_at)
+        yield from (ends, lifetimes)
 
 
 def select_encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:

@@ -1,11 +1,13 @@
 """What the settings of the keys of all providers have in common."""
 
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from pydantic import field_validator
 
 from shared.config.settings import Section
+from shared.credentials import Validity
 from shared.kms.fixes import KmsProfile
 from shared.kms.port import LOCAL_KEY_NAME, KmsKeyAdmin
 
@@ -41,6 +43,10 @@ class ProviderSettings(Section):
     def address_setting(self) -> str:
         """The key that sets the address of the service, with its value, for a hint; empty for the provider's own."""
         return ""
+
+    def list_credentials(self) -> Mapping[str, Callable[[], Validity | None]]:
+        """What reads the end of each credential that ends, by what it is; keys may share one. They may block."""
+        return {}
 
     @abstractmethod
     def connect(self) -> KmsKeyAdmin:

@@ -36,6 +36,7 @@ from shared.config.errors import ConfigurationError
 from shared.config.file_checks import FileProblem, check_files
 from shared.config.server_settings import Role, ServerSettings
 from shared.config.settings import Address, load_settings
+from shared.credentials import Credentials
 from shared.http.access import OTHER_ENDPOINT, Authorizer, ProtectedRoute, RouteRequirements, describe_action
 from shared.http.authentication import AccessPolicy, Caller, create_access_policy
 from shared.http.limits import AdmissionQueue
@@ -382,6 +383,10 @@ class ServerRunner(Generic[S]):
                 self.web_config_file.reserved_names = settings.list_reserved_names()
 
         return guarded
+
+    def get_credentials(self) -> Credentials:
+        """Those of web.yml that end, as the server uses them now."""
+        return self.web_config_file.get_credentials(self.settings.service_name) if self.web_config_file else {}
 
     def create_tls_context(self) -> ssl.SSLContext | None:
         """Return the context of every connection, or None if web.yml has no certificates."""

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
 from services.exporter.model import (
@@ -18,6 +19,8 @@ from services.exporter.model import (
     ProbeResult,
 )
 from shared.backend_contract import KEYRING_METRIC_LABELS, CryptoMode
+from shared.credentials import Validity
+from shared.http.server import CredentialCollector
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Cause, Reason
 from tests.exporter.collected_metrics import CollectedMetrics
@@ -46,6 +49,7 @@ CONTRACT = """
 | `kms_rotation_in_progress` | gauge | |
 | `kms_rotation_failures_total` | counter | `step` |
 | `kms_data_keys` | gauge | `kek_version`, `status` |
+| `kms_credential_expiry_timestamp_seconds` | gauge | `credential` |
 """
 Rows = dict[str, tuple[str, set[str]]]
 
@@ -70,7 +74,11 @@ def families() -> dict[str, Metric]:
     wrong_aad = Call(Operation.DECRYPT, 0.1)
     inspected = (key, {"p": True}, (canary,), wrong_aad, {KeyRead.GET_KEY: 1})
     metrics.add_inspection(KeyInspection("backend", "ledger-kek", 1.0, *inspected, versions_without_canary=("1",)))
-    return {f"{family.name}_total" if family.type == "counter" else family.name: family for family in metrics.collect()}
+    credentials = CredentialCollector("kms", CollectorRegistry(), lambda: {"projected token": Validity(2.0, 1.0)})
+    return {
+        f"{family.name}_total" if family.type == "counter" else family.name: family
+        for family in (*metrics.collect(), *credentials.collect())
+    }
 
 
 def exposed(families: dict[str, Metric]) -> Rows:
@@ -78,7 +86,7 @@ def exposed(families: dict[str, Metric]) -> Rows:
     found = {}
     for name, family in families.items():
         (labels,) = {frozenset(sample.labels) - {"le"} for sample in family.samples}
-        assert "service" in labels
+        assert "service" in labels or name.startswith("kms_credential_"), "a credential is no service's alone"
         found[name] = (family.type, set(labels) - {"service"})
     return found
 

@@ -25,7 +25,9 @@ from services.relay.app import run_relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from shared.backend_contract import KEYRING_METRIC_LABELS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
+from shared.credentials import Validity
 from shared.http.access import Authorizer
+from shared.http.server import CredentialCollector
 from shared.keyring.administration import RotationType
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.reason import Reason
@@ -62,7 +64,8 @@ def by_the_exporter() -> list[Metric]:
     metrics.set_backend_states(
         BackendState("ledger", health, init_timestamp=1.0, decryption_errors=0.0, keyring=keyring)
     )
-    return list(metrics.collect())
+    credentials = CredentialCollector("kms", CollectorRegistry(), lambda: {"projected token": Validity(2.0, 1.0)})
+    return [*metrics.collect(), *credentials.collect()]
 
 
 def by_a_relay(folder: Path) -> list[Metric]:

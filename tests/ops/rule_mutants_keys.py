@@ -74,6 +74,23 @@ MUTATIONS = [
         for alert in ("KMSConfigReloadFailed", "RelayConfigReloadFailed")
         for old, new in [("env, instance", "env"), ("env, instance", "instance"), ("== 0", "== 1"), ("job=", "job!=")]
     ],
+    *[
+        ("KMSCredentialExpiring", old, new)
+        for old, new in [
+            ("(env, credential)", "(credential)"),
+            ("(env, credential)", "(env)"),
+            ("min by", "max by"),
+            ("<=", "<"),
+            ("604800", "601200"),
+            ("604800", "608400"),
+            ("/ 10", "/ 5"),
+            ("/ 4", "/ 3"),
+            ("/ 4", "/ 5"),
+            ('!="projected token"', '!=""'),
+            ("[15m]", "[10m]"),
+            ("[15m]", "[20m]"),
+        ]
+    ],
     (LOST, "key_disabled|", ""),
     (LOST, "|key_destroyed", ""),
     (LOST, "|key_not_found", ""),

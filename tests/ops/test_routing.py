@@ -61,6 +61,7 @@ def test_what_is_ready_to_uncomment_is_valid_once_it_is_uncommented(tmp_path: Pa
         (["alertname=KMSKeyProblems", "severity=warning"], "kms-security"),
         (["alertname=KMSDataKeysUnusable", "severity=critical"], "kms-critical"),
         (["alertname=KMSConfigReloadFailed", "severity=warning"], "kms-security"),
+        (["alertname=KMSCredentialExpiring", "severity=warning"], "kms-security"),
         (["alertname=RelayConfigReloadFailed", "severity=warning"], "direct"),
         (["alertname=RelayDown", "severity=critical"], "direct"),
         (["alertname=RelayDeadLetters", "severity=warning"], "direct"),

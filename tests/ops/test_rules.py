@@ -40,6 +40,7 @@ SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
         "KMSExporterAbsent": ("critical", "2m"),
         "KMSKeyProblems": ("warning", "30m"),
         "KMSConfigReloadFailed": ("warning", "5m"),
+        "KMSCredentialExpiring": ("warning", "2m"),
     },
     "keypulse_relay": {
         "RelayDown": ("critical", "2m"),

@@ -26,10 +26,13 @@ class Authority:
         self.ca = folder / f"{name}.pem"
         self.ca.write_bytes(own.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def sign(self, file: str, *names: x509.GeneralName) -> tuple[Path, Path]:
-        """The files of a new certificate with these alternative names and of its key; they replace those of `file`."""
+    def sign(self, file: str, *names: x509.GeneralName, days: int = 1) -> tuple[Path, Path]:
+        """The files of a new certificate with these alternative names and of its key; they replace those of `file`.
+
+        It began a day ago, and ends in `days`.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_named(file), self._name, key)
+        builder = _builder(_named(file), self._name, key, days)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate, secret = self._folder / f"{file}.pem", self._folder / f"{file}.key"
@@ -55,7 +58,9 @@ def _named(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int = 1
+) -> x509.CertificateBuilder:
     now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
@@ -64,5 +69,5 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivate
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=days))
     )

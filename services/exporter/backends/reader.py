@@ -27,6 +27,7 @@ from services.exporter.model import BackendState, Health, Samples
 from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRIC_LABELS
 from shared.config.file_checks import FileCheckError
 from shared.config.secret_file import FileStamp, PasswordFile, SecretFile, SecretUnreadableError, read_stamp
+from shared.credentials import Validity
 from shared.net.egress import Egress, EgressError, resolve
 from shared.net.http_connector import Connector
 from shared.process.concurrency import run_in_thread_if_large
@@ -160,12 +161,15 @@ class BackendReader:
                 group.create_task(self._read_within_timeout("metrics", self._read_metrics(address), _METRICS_HINT)),
             )
         health, metrics = reads[0].result(), reads[1].result()
+        certificate = self._take_certificate(address)
         found = [each for each in (health, metrics) if isinstance(each, _Problem)]
         if not isinstance(health, _Problem) and health.mode_problem:
             found.insert(0, _Problem(f"health check: {health.mode_problem}", _UNKNOWN_MODE_HINT))
         problems, hints = tuple(each.sentence for each in found), tuple(each.hint for each in found)
         if isinstance(health, _Problem):
-            return BackendState(self.backend.service, None, problems=problems, hints=hints, replica=address)
+            return BackendState(
+                self.backend.service, None, problems=problems, hints=hints, replica=address, certificate=certificate
+            )
         families = {} if isinstance(metrics, _Problem) else metrics
         return BackendState(
             self.backend.service,
@@ -176,7 +180,14 @@ class BackendReader:
             problems=problems,
             hints=hints,
             replica=address,
+            certificate=certificate,
         )
+
+    def _take_certificate(self, address: str | None) -> Validity | None:
+        """What was presented in this read; of two hosts the one that ends first."""
+        seen = self._session.connector.certificates if isinstance(self._session.connector, Connector) else {}
+        found = [seen.pop(host, None) for host in ([address] if address else list(seen))]
+        return min(filter(None, found), default=None)
 
     async def fetch_health(self) -> Answer:
         """The health document as it stands, to propose how it is read. Raises UnreadableError."""

@@ -30,6 +30,7 @@ from shared.backend_contract import (
     KMS_ROTATION_LAST_FAILURE,
     KMS_ROTATION_LAST_SUCCESS,
 )
+from shared.credentials import Validity
 from shared.kms.port import VersionState
 from shared.kms.reason import Reason
 
@@ -68,6 +69,11 @@ class BackendMetrics:
         """Replaces all that was shown; a replica that is not among `states` disappears."""
         self._states = states
         self.version += 1
+
+    @property
+    def certificate(self) -> Validity | None:
+        """That of the replica whose certificate ends first."""
+        return min((state.certificate for state in self._states if state.certificate), default=None)
 
     def collect(self) -> Iterator[Metric]:
         """One sample of a family for each replica that has it; none before the first read."""

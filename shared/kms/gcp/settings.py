@@ -1,11 +1,13 @@
 """What a person may set of a key of Google Cloud KMS."""
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
 from shared import without
 from shared.config.settings import parse_address
+from shared.credentials import Validity
 from shared.kms.gcp.profile import GCP_PROFILE, check_key_name
 from shared.kms.port import KmsKeyAdmin
 from shared.kms.settings import ProviderSettings
@@ -48,6 +50,13 @@ class GcpKeySettings(EgressSettings, ProviderSettings):
     @property
     def address_setting(self) -> str:
         return f"`endpoint` ({self.endpoint})" if self.endpoint else ""
+
+    def list_credentials(self) -> Mapping[str, Callable[[], Validity | None]]:
+        if self.insecure:
+            return {}
+        from shared.kms.gcp.credentials import read_projected_token  # noqa: PLC0415  as in `connect`
+
+        return {"projected token": read_projected_token}
 
     def connect(self) -> KmsKeyAdmin:
         with without("aiohttp"):  # Google's REST, which nobody here uses: 10 MB
