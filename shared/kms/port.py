@@ -66,6 +66,8 @@ class DecryptResult:
     plaintext: bytes
     is_primary: bool
     """Whether the key's primary version decrypted it."""
+    protection_level: str = ""
+    """As of `EncryptResult`; empty if the provider does not tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +147,22 @@ class KmsError(Exception):
         detail: the service's own text, fit for a log and a person: it names keys and permissions, never key material.
         cause: what is behind the reason, where the service tells.
         values: what the service named, for the commands that fix it, such as `permission`; not checked.
+        retry_after: seconds after which the service asks to try again; None where it does not.
     """
 
     def __init__(
-        self, reason: Reason, detail: str, cause: Cause = Cause.NONE, values: Mapping[str, str] | None = None
+        self,
+        reason: Reason,
+        detail: str,
+        cause: Cause = Cause.NONE,
+        values: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
     ) -> None:
         self.reason = reason
         self.detail = detail
         self.cause = cause
         self.values = values or {}
+        self.retry_after = retry_after
         super().__init__(f"{self.label}: {detail}")
 
     @property
