@@ -16,10 +16,12 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from shared.kms import registry
+from shared.kms.denial import diagnose_denial
 from shared.kms.fixes import GENERIC_COMMANDS, FixTable, FixTemplate, KmsProfile
 from shared.kms.port import (
     ConnectivityPhase,
     DecryptResult,
+    Diagnosis,
     EncryptResult,
     KeyDescription,
     KeyVersion,
@@ -48,9 +50,11 @@ _UNUSABLE: Final = {
 PROFILE: Final = KmsProfile(
     service_name="Memory KMS",
     probe_permissions=("use", "read"),
+    round_trip_permissions=("use", "use"),
     reads_per_minute=6_000.0,
     reads_per_inspection=2,
-    calls_per_minute={"": 600_000},
+    calls_per_minute=600_000,
+    burst_calls=60_000,
     advice={
         Reason.KEY_NOT_FOUND: "Create the key with create_key().",
         Cause.ROLE_MISSING: "Ask whoever runs this test.",
@@ -171,6 +175,9 @@ class MemoryKey:
 
     async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:  # noqa: ARG002
         return keys[self._name].permissions.intersection(permissions) if self._name in keys else frozenset()
+
+    async def explain_denial(self, permission: str, *, timeout: float) -> Diagnosis:
+        return await diagnose_denial(permission, lambda: self.check_permissions(("use", "read"), timeout=timeout))
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:  # noqa: ARG002
         return (ConnectivityPhase("tcp", 0.0),)

@@ -17,12 +17,13 @@ from typing import Any, Final
 from services.exporter.backend_process import AddStates, read_backends_in_process
 from services.exporter.backends.settings import Backend, ProbeSettings
 from services.exporter.config import ExporterSettings, Target
+from services.exporter.model import KeyRead
 from services.exporter.probes.key_inspection import KeyInspector
 from services.exporter.probes.round_trip import CoalescedProbe, ProbeClosedError, Prober
 from services.exporter.results import Results
 from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
 from shared.kms.fixes import KmsProfile
-from shared.kms.port import KmsKey
+from shared.kms.port import Diagnosis, KmsKey, Question
 from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
 
@@ -36,6 +37,11 @@ def compute_interval(targets: int, profile: KmsProfile) -> float:
     At least `MIN_INTERVAL`. The first inspections are spread over one interval, too; see `compute_start_spacing`.
     """
     return max(MIN_INTERVAL, targets * profile.reads_per_inspection / profile.reads_per_minute * 60)
+
+
+def compute_diagnosis_spacing(profile: KmsProfile) -> float:
+    """Seconds between the diagnoses of two targets of a provider: they may use a quarter of its reads."""
+    return 60 * len(Question) / (profile.reads_per_minute / 4)
 
 
 def compute_start_spacing(profile: KmsProfile) -> float:
@@ -80,6 +86,7 @@ async def start_jobs(
         probes: dict[str, CoalescedProbe] = {}
         probe_jobs: list[tuple[float, ScheduledJob]] = []
         inspection_jobs: defaultdict[str, list[tuple[float, ScheduledJob]]] = defaultdict(list)
+        diagnosing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         for target in settings.targets:
             probed_at, inspected_at = results.get_last_times(target)
             service = target.kms.provider, target.kms.service_address
@@ -90,6 +97,9 @@ async def start_jobs(
                 target.name,
                 probe=Prober(target.service, target.name, key, settings.probe.timeout).probe,
                 measure_connectivity=partial(key.measure_connectivity, timeout=settings.probe.timeout),
+                explain_denial=partial(
+                    _explain_denial, target, settings.probe.timeout, connect, results, diagnosing[target.kms.provider]
+                ),
                 add_result=results.add_probe,
                 semaphore=probe_semaphores[service],
                 min_interval=settings.probe.min_interval,
@@ -145,6 +155,21 @@ def _build_probe_job(probe: CoalescedProbe) -> ScheduledJob:
         return NextRun.BACK_OFF if call.failure.reason is Reason.QUOTA_EXHAUSTED else NextRun.RETRY
 
     return ScheduledJob(f"probe of {probe.target}", run)
+
+
+async def _explain_denial(
+    target: Target, timeout: float, connect: Connect, results: Results, lock: asyncio.Lock, permission: str
+) -> Diagnosis:
+    await lock.acquire()
+    asyncio.get_running_loop().call_later(compute_diagnosis_spacing(target.kms.profile), lock.release)
+    key = connect(target.kms)  # a separate connection, as for an inspection
+    try:
+        async with asyncio.timeout((len(Question) + 1) * timeout):
+            diagnosis = await key.explain_denial(permission, timeout=timeout)
+    finally:
+        await key.close()
+    results.metrics.count_reads(target.service, target.name, [KeyRead(each.question) for each in diagnosis.answers])
+    return diagnosis
 
 
 def _build_inspection_job(

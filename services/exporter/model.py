@@ -26,6 +26,8 @@ class KeyRead(StrEnum):
     GET_KEY = "get_key"
     LIST_VERSIONS = "list_versions"
     TEST_PERMISSIONS = "test_permissions"
+    GET_SERVICE = "get_service"
+    """The state of the service, for the diagnosis of a denial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Failure:
     cause: Cause = Cause.NONE
     values: Mapping[str, str] = field(default_factory=dict)
     """What the service named, for the commands that fix it."""
+    is_silent: bool = False
+    """The service denied the call and said no more: its cause is empty, or that of a diagnosis."""
 
     @property
     def label(self) -> str:

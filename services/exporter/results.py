@@ -15,7 +15,7 @@ import structlog
 from services.exporter.config import ExporterSettings, Target
 from services.exporter.history import History
 from services.exporter.metrics.targets import BackendMetrics, TargetMetrics
-from services.exporter.model import BackendState, KeyInspection, ProbeResult, TargetKey
+from services.exporter.model import BackendState, KeyInspection, KeyRead, ProbeResult, TargetKey
 from services.exporter.probes.canaries import CanaryFiles
 from shared.credentials import Validity
 from shared.kms.reason import Reason
@@ -57,6 +57,11 @@ class ExporterMetrics:
         """Counts the calls of an inspection, and exposes the key as it was read; what is not known disappears."""
         if target := self._targets.get((inspection.service, inspection.target)):
             target.add_inspection(inspection)
+            self.changed.set()
+
+    def count_reads(self, service: str, target: str, reads: Sequence[KeyRead]) -> None:
+        if metrics := self._targets.get((service, target)):
+            metrics.count_reads(reads)
             self.changed.set()
 
     def set_backend_states(self, *states: BackendState) -> None:
@@ -101,8 +106,10 @@ class ChangeLog:
         failure = call.failure if call else None
         current: tuple[str, ...] = ()
         if call and failure:
-            # Each different defect of keypulse is logged, with its trace; a service's text may differ at each call.
-            current = (call.operation, failure.label, failure.detail if failure.reason is Reason.INTERNAL else "")
+            # Each different defect of keypulse is logged, with its trace, and what a diagnosis found; else a service's
+            # text may differ at each call.
+            has_own_text = failure.reason is Reason.INTERNAL or failure.is_silent
+            current = (call.operation, failure.label, failure.detail if has_own_text else "")
         if not self._is_change("probe", result.service, result.target, current):
             return
         target_log = log.bind(watched_service=result.service, target=result.target)

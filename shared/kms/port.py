@@ -66,8 +66,6 @@ class DecryptResult:
     plaintext: bytes
     is_primary: bool
     """Whether the key's primary version decrypted it."""
-    protection_level: str = ""
-    """As of `EncryptResult`; empty if the provider does not tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +137,36 @@ class ConnectivityPhase:
     """Where it failed."""
 
 
+class Question(StrEnum):
+    """A harmless call: the label `operation` of `kms_operations_total`."""
+
+    PERMISSIONS = "test_permissions"
+    KEY = "get_key"
+    SERVICE = "get_service"
+    """The state of the service itself, by another API."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    question: Question
+    text: str
+    """What it shows, or why it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Why a call is denied of which the service said no more, as harmless calls show it."""
+
+    cause: Cause
+    """Empty where they do not show it."""
+    text: str
+    """What it is, in a sentence without its full stop; a conclusion has the word `probably`."""
+    answers: tuple[Answer, ...]
+    """In the order of the calls."""
+    values: Mapping[str, str]
+    """As those of KmsError."""
+
+
 class KmsError(Exception):
     """The one error of this port.
 
@@ -147,7 +175,7 @@ class KmsError(Exception):
         detail: the service's own text, fit for a log and a person: it names keys and permissions, never key material.
         cause: what is behind the reason, where the service tells.
         values: what the service named, for the commands that fix it, such as `permission`; not checked.
-        retry_after: seconds after which the service asks to try again; None where it does not.
+        is_silent: the service denied the call and said no more; its cause is only the most usual one.
     """
 
     def __init__(
@@ -156,13 +184,14 @@ class KmsError(Exception):
         detail: str,
         cause: Cause = Cause.NONE,
         values: Mapping[str, str] | None = None,
-        retry_after: float | None = None,
+        *,
+        is_silent: bool = False,
     ) -> None:
         self.reason = reason
         self.detail = detail
         self.cause = cause
         self.values = values or {}
-        self.retry_after = retry_after
+        self.is_silent = is_silent
         super().__init__(f"{self.label}: {detail}")
 
     @property
@@ -208,6 +237,13 @@ class KmsKey(Protocol):
         """Which of `permissions` the caller has on the key, within `timeout` seconds. Raises KmsError.
 
         A key that does not exist grants none.
+        """
+        ...
+
+    async def explain_denial(self, permission: str, *, timeout: float) -> Diagnosis:
+        """Finds out why a call that needs `permission` is denied. Never raises KmsError.
+
+        It makes three harmless calls at most, each within `timeout` seconds, by `shared.kms.denial`.
         """
         ...
 

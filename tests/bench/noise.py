@@ -31,10 +31,11 @@ from services.exporter.jobs import start_jobs
 from services.exporter.metrics.targets import BackendMetrics, TargetMetrics
 from services.exporter.probes.round_trip import AAD_BYTES
 from services.exporter.results import Results
+from shared.kms.denial import diagnose_denial
 from shared.kms.fixes import KmsProfile
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings
-from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KeyDescription, KmsError
+from shared.kms.port import ConnectivityPhase, DecryptResult, Diagnosis, EncryptResult, KeyDescription, KmsError
 from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
 from tests.bench.stage import BenchError
@@ -118,6 +119,9 @@ class Key:
     async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:
         await self._call(timeout)
         return frozenset(permissions)
+
+    async def explain_denial(self, permission: str, *, timeout: float) -> Diagnosis:
+        return await diagnose_denial(permission, lambda: self.check_permissions((permission,), timeout=timeout))
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         if self._fails_at(asyncio.get_running_loop().time()) and self._scenario.reason is Reason.TIMEOUT:

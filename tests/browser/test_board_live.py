@@ -30,8 +30,8 @@ async def focus(page: Page) -> None:
     await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
 
-async def break_ledger(watch: Watched, kind: str = "PERMISSION_DENIED", message: str = "no role") -> None:
-    watch.kms.faults.add(EmulatorFault(kind="status", status=kind, message=message, key=key_name(LEDGER)))
+async def break_ledger(watch: Watched) -> None:
+    watch.kms.faults.add(EmulatorFault(kind="cause", cause="role_missing", message="no role", key=key_name(LEDGER)))
     await watch.probe(LEDGER)
 
 
@@ -43,11 +43,12 @@ async def test_a_probe_that_fails_changes_its_card_without_a_reload(board: Page,
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Failing")
     await expect(card(board, LEDGER)).to_contain_text("role_missing (permission_denied) at encrypt")
     await expect(card(board, LEDGER)).to_contain_text("no role")
-    await expect(card(board, LEDGER)).to_contain_text("What to do: Grant the service account its role on this key.")
+    await expect(card(board, LEDGER)).to_contain_text("What to do: Grant the service account its role on this key")
     link = card(board, LEDGER).get_by_role("link", name="Runbook: permission_denied")
     await expect(link).to_have_attribute("href", "https://example.org/docs/KMS_OPERATIONS.md#permission_denied")
-    audit, grant = await card(board, LEDGER).locator(".fixes code").all_inner_texts()
+    audit, ask, grant = await card(board, LEDGER).locator(".fixes code").all_inner_texts()
     assert audit.startswith("gcloud logging read --project=")
+    assert ask.startswith("gcloud policy-intelligence troubleshoot-policy iam ")
     assert grant.startswith(f"gcloud kms keys add-iam-policy-binding {key_name(LEDGER).rpartition('/')[2]} --project=")
     assert "\n" not in grant, "it is pasted as one line, however it is wrapped"
     await expect(board.locator(".verdict")).to_have_text("1 of 4 failing")

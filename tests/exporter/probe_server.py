@@ -59,6 +59,7 @@ async def probed(admin: TokenFile | None = None, **changed: Any) -> AsyncIterato
         arguments: dict[str, Any] = {
             "probe": Prober("backend", "ledger-kek", key, TIMEOUT).probe,
             "measure_connectivity": partial(key.measure_connectivity, timeout=TIMEOUT),
+            "explain_denial": partial(key.explain_denial, timeout=TIMEOUT),
             "add_result": observed.append,
             "semaphore": asyncio.Semaphore(16),
             "min_interval": 1.0,

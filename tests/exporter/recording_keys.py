@@ -10,9 +10,10 @@ from services.exporter.backends.settings import ProbeSettings
 from services.exporter.config import ExporterSettings, Target
 from services.exporter.jobs import RunningJobs, start_jobs
 from services.exporter.results import Results
+from shared.kms.denial import diagnose_denial
 from shared.kms.fixes import GENERIC_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings
-from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KeyDescription, KmsError
+from shared.kms.port import ConnectivityPhase, DecryptResult, Diagnosis, EncryptResult, KeyDescription, KmsError
 from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
 from tests.exporter.running_exporter import FREE
@@ -30,6 +31,8 @@ class Kms:
         """Seconds that each call takes."""
         self.reason: Reason | None = None
         """Why each call fails."""
+        self.denied = False
+        """Whether each encryption is denied, without a word more."""
         self.requests: defaultdict[str, list[float]] = defaultdict(list)
         """When each `encrypt` and `describe` began, by `operation key`."""
 
@@ -61,6 +64,8 @@ class Key:
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002  the port's
         await self._called("encrypt", timeout)
+        if self._kms.denied:
+            raise KmsError(Reason.PERMISSION_DENIED, "denied", is_silent=True)
         return EncryptResult(plaintext, "1", "SOFTWARE")
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:  # noqa: ARG002  the port's
@@ -74,6 +79,9 @@ class Key:
     async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:
         await self._called("permissions", timeout)
         return frozenset(permissions)
+
+    async def explain_denial(self, permission: str, *, timeout: float) -> Diagnosis:
+        return await diagnose_denial(permission, lambda: self.check_permissions((permission,), timeout=timeout))
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         return (ConnectivityPhase("dns", timeout),)

@@ -81,6 +81,22 @@ async def test_the_steps_distinguish_a_fault_of_kms_from_one_of_the_network() ->
     assert "key version that encrypted: none" in of_the_network
 
 
+async def test_a_denial_that_kms_does_not_explain_is_explained_step_by_step() -> None:
+    async with probed() as page:
+        page.emulator.faults.add(EmulatorFault(kind="cause", cause="justification", operation="Encrypt"))
+        body = (await page.get(STEPS)).body
+        steps = lines(body)
+        assert "permission_denied: Permission denied on resource" in steps["encrypt"]
+        assert "granted: cloudkms.cryptoKeyVersions.useToDecrypt" in steps["test_permissions"]
+        assert "its access justifications policy allows none" in steps["get_key"]
+        assert "so it is: justification: probably the key's access justifications policy" in body
+        assert "Allow CUSTOMER_INITIATED_ACCESS" in body
+        assert "role" not in body.partition("What a scrape gets")[0]
+        page.emulator.faults.clear()
+        await page.probe.run()
+        assert "does not say why" not in (await page.get(STEPS)).body
+
+
 async def test_what_a_service_says_moves_no_terminal_and_forges_no_line() -> None:
     failure = Failure(Reason.INVALID_REQUEST, "\x1b[2J\nprobe_success 1\r" + "x" * 10_000)
     result = ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1, failure),), None)

@@ -3,9 +3,13 @@
 Random plaintext and AAD are encrypted, decrypted and compared; each call is timed, and whatever it raises is a failure
 with a reason. Where the service does not answer, the connectivity is measured too. A caller that comes while a probe
 runs waits for that one; one that is cancelled ends nothing.
+
+A denial that the service does not explain is diagnosed after its result was added, never in the probe's time; the next
+round trips that are denied in the same way have the cause that was found.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -16,11 +20,16 @@ import structlog
 
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from shared.kms.fixes import GENERIC_PROFILE, KmsProfile
-from shared.kms.port import ConnectivityPhase, KmsError, KmsKey
+from shared.kms.port import ConnectivityPhase, Diagnosis, KmsError, KmsKey
 from shared.kms.reason import Cause, Reason, Scope
 from shared.process.concurrency import is_task_cancelled
 
+MIN_DIAGNOSIS_INTERVAL = 60.0
+"""Seconds from a diagnosis of a target to its next."""
+
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 class ProbeClosedError(Exception):
@@ -40,6 +49,7 @@ class CoalescedProbe:
         measure_connectivity: measures the connection to the service; has its own timeout.
         add_result: takes each result, once.
         semaphore: one for each probe that may run at the same time, of all targets of one endpoint.
+        explain_denial: diagnoses why a call that needs a permission is denied; bounds itself.
         min_interval: seconds for which the last result is reused.
         profile: the provider's, for advice.
     """
@@ -51,6 +61,7 @@ class CoalescedProbe:
         *,
         probe: Callable[[], Awaitable[ProbeResult]],
         measure_connectivity: Callable[[], Awaitable[tuple[ConnectivityPhase, ...]]],
+        explain_denial: Callable[[str], Awaitable[Diagnosis]],
         add_result: Callable[[ProbeResult], None],
         semaphore: asyncio.Semaphore,
         min_interval: float,
@@ -63,15 +74,26 @@ class CoalescedProbe:
             self.started_at = None
             async with semaphore:
                 self.started_at = asyncio.get_running_loop().time()
-                result = await probe()
+                result = self._add_cause(await probe())
             add_result(result)
+            if self._denial:
+                self._diagnosis.start()
             return result
+
+        async def diagnosed() -> None:
+            if denial := self._denial:
+                _, failure, found = await time_call(lambda: explain_denial(denial.permission), timeout=0)
+                denial.diagnosis = found  # lost, where the denial has ended
+                if failure:
+                    log.error("diagnosis failed", target=target, error=failure.detail, exc_info=failure.exception)
 
         self.service = service
         self.target = target
         self.profile = profile
         self._probe = _CoalescedCall(observed, min_interval)
         self._connectivity = _CoalescedCall(measure_connectivity, min_interval)
+        self._diagnosis = _CoalescedCall(diagnosed, MIN_DIAGNOSIS_INTERVAL)
+        self._denial: _Denial | None = None
 
     async def run(self) -> ProbeResult:
         """For the schedule: joins the running probe, or starts one. Raises ProbeClosedError."""
@@ -85,15 +107,51 @@ class CoalescedProbe:
         """Measures the connectivity, at most as often as `recent` probes. Raises ProbeClosedError."""
         return await self._connectivity.run_or_reuse()
 
+    async def diagnose(self) -> Diagnosis | None:
+        """Why the last round trip was denied; asks, unless that was done within a minute. Raises ProbeClosedError.
+
+        None where the service said it itself, or nothing was denied.
+        """
+        if self._denial:
+            await self._diagnosis.run_or_reuse()
+        return self._denial.diagnosis if self._denial else None
+
+    def _add_cause(self, result: ProbeResult) -> ProbeResult:
+        call = result.failed_call
+        failure = call.failure if call else None
+        if call is None or failure is None or not failure.is_silent:
+            self._denial = None
+            return result
+        needed = (self.profile.round_trip_permissions or ("", ""))[call.operation is Operation.DECRYPT]
+        permission = failure.values.get("permission", needed)
+        if self._denial is None or (self._denial.operation, self._denial.permission) != (call.operation, permission):
+            self._denial = _Denial(call.operation, permission)
+        if (found := self._denial.diagnosis) is None:
+            return result
+        detail = f"{found.text}. {self.profile.service_name} says only: {failure.detail}"
+        failure = replace(failure, cause=found.cause, detail=detail, values={**failure.values, **found.values})
+        return replace(result, calls=(*result.calls[:-1], replace(call, failure=failure)))
+
     def cancel(self) -> None:
         """Cancels the running probe, so that nobody waits for it any more; no other one starts."""
-        self._probe.cancel()
-        self._connectivity.cancel()
+        for call in (self._probe, self._connectivity, self._diagnosis):
+            call.cancel()
 
     async def close(self) -> None:
         """The same, and waits for its end."""
-        await self._probe.close()
-        await self._connectivity.close()
+        self.cancel()
+        for call in (self._probe, self._connectivity, self._diagnosis):
+            await call.close()
+
+
+@dataclass(slots=True)
+class _Denial:
+    """One that the service does not explain, while it lasts."""
+
+    operation: Operation
+    permission: str
+    """That the operation needs; empty where the provider does not name it."""
+    diagnosis: Diagnosis | None = None
 
 
 class _CoalescedCall(Generic[T]):
@@ -110,17 +168,24 @@ class _CoalescedCall(Generic[T]):
     async def run(self) -> T:
         if self._closed:
             raise ProbeClosedError
-        if self._task is None:
-            self._task = asyncio.create_task(self._call_once())
-        task = self._task
+        task = self._task = self._task or asyncio.create_task(self._call_once())
         await asyncio.wait({task})  # unlike `await task`, it does not cancel the task where it is cancelled itself
         if self._closed and task.cancelled():
             raise ProbeClosedError
         return task.result()
 
     async def run_or_reuse(self) -> T:
-        fresh = self._last_result and asyncio.get_running_loop().time() - self._last_result[0] < self._min_interval
-        return self._last_result[1] if self._last_result and fresh and self._task is None else await self.run()
+        return self._last_result[1] if self._last_result and self._is_fresh else await self.run()
+
+    def start(self) -> None:
+        """The same, without waiting for its end; the call raises nothing."""
+        if not (self._closed or self._task or self._is_fresh):
+            self._task = asyncio.create_task(self._call_once())
+
+    @property
+    def _is_fresh(self) -> bool:
+        age = asyncio.get_running_loop().time() - self._last_result[0] if self._last_result else math.inf
+        return age < self._min_interval and self._task is None
 
     def cancel(self) -> None:
         self._closed = True
@@ -147,7 +212,7 @@ AAD_BYTES = 16
 
 
 async def time_call(
-    call: Callable[[], Awaitable[T]], *, timeout: float, clock: Callable[[], float]
+    call: Callable[[], Awaitable[T]], *, timeout: float, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[float, Failure | None, T | None]:
     """How many seconds `call` took, why it failed, or what it answered.
 
@@ -162,7 +227,8 @@ async def time_call(
     try:
         answer = await call()
     except KmsError as error:
-        failure = Failure(error.reason, error.detail, cause=error.cause, values=error.values)
+        cause = Cause.NONE if error.is_silent else error.cause
+        failure = Failure(error.reason, error.detail, cause=cause, values=error.values, is_silent=error.is_silent)
     except asyncio.CancelledError as error:
         # A library may raise it although nobody cancelled us; let through, it would leave the last success on show.
         if is_task_cancelled():
@@ -181,9 +247,6 @@ async def time_call(
 
 CONNECTIVITY_MAX_AGE = 60.0
 """Seconds for which measured connectivity is reused for the same failure."""
-
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)

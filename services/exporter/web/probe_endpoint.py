@@ -23,7 +23,7 @@ from shared.config.server_settings import Role
 from shared.http.access import ProtectedRoute, RouteRequirements
 from shared.http.server import select_encoder
 from shared.kms.fixes import KmsProfile
-from shared.kms.port import ConnectivityPhase
+from shared.kms.port import ConnectivityPhase, Diagnosis
 from shared.kms.reason import Reason, Scope
 
 MAX_TEXT_LENGTH: Final = 500
@@ -40,9 +40,8 @@ def make_printable(text: str, length: int = MAX_TEXT_LENGTH) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in cut)
 
 
-def _format_lines(
-    probe: CoalescedProbe, result: ProbeResult | None, connectivity: Sequence[ConnectivityPhase], waited_seconds: float
-) -> Iterator[str]:
+def _format_lines(probe: CoalescedProbe, metrics: "_ProbeMetrics", waited_seconds: float) -> Iterator[str]:
+    result, connectivity, diagnosis = metrics.result, metrics.connectivity, metrics.diagnosis
     yield f"Probe of {make_printable(probe.target)}, service {make_printable(probe.service)}"
     if result is None:
         yield f"It had not ended after {waited_seconds:g} s: timeout. It continues and will be counted at /metrics."
@@ -63,13 +62,23 @@ def _format_lines(
         yield "  not measured: no time was left, or this provider measures nothing"
     if result is not None:
         yield _format_step("first call", result.calls[0].seconds, "on the connection of the probes")
-        yield from _format_advice(result, connectivity, probe.profile)
+        if diagnosis:
+            yield from _format_diagnosis(diagnosis, probe.profile)
+        yield from _format_advice(result, connectivity, diagnosis, probe.profile)
     yield ""
     yield "What a scrape gets:"
 
 
+def _format_diagnosis(diagnosis: Diagnosis, profile: KmsProfile) -> Iterator[str]:
+    yield ""
+    yield f"{profile.service_name} does not say why. What harmless calls show, asked at most once a minute:"
+    for answer in diagnosis.answers:
+        yield f"  {answer.question:<16}  {make_printable(answer.text)}"
+    yield f"  so it is: {make_printable(f'{diagnosis.cause}: {diagnosis.text}' if diagnosis.cause else diagnosis.text)}"
+
+
 def _format_advice(
-    result: ProbeResult, connectivity: Sequence[ConnectivityPhase], profile: KmsProfile
+    result: ProbeResult, connectivity: Sequence[ConnectivityPhase], diagnosis: Diagnosis | None, profile: KmsProfile
 ) -> Iterator[str]:
     failure = result.failed_call.failure if result.failed_call else None
     if failure is None:
@@ -77,7 +86,7 @@ def _format_advice(
     yield ""
     if failure.reason.scope is Scope.SERVICE and (sentence := findings.describe_connectivity(connectivity)):
         yield make_printable(sentence)
-    yield profile.advise(failure.reason, failure.cause)
+    yield profile.advise(failure.reason, diagnosis.cause if diagnosis else failure.cause)
 
 
 def _format_outcome(call: Call) -> str:
@@ -142,9 +151,7 @@ async def _respond(request: Request, probes: Mapping[str, CoalescedProbe], *, de
         return PlainTextResponse(f"{error}\n", status_code=503)
     if debug:
         metrics = generate_latest(probe_metrics).decode()
-        return PlainTextResponse(
-            "\n".join([*_format_lines(probe, probe_metrics.result, probe_metrics.connectivity, seconds), metrics])
-        )
+        return PlainTextResponse("\n".join([*_format_lines(probe, probe_metrics, seconds), metrics]))
     encode, content_type = select_encoder(request.headers.get("accept", ""))
     return Response(encode(probe_metrics), headers={"content-type": content_type})
 
@@ -166,34 +173,41 @@ class _ProbeMetrics(Collector):
     """What one probe found, as metrics of its own."""
 
     def __init__(
-        self, result: ProbeResult | None, connectivity: tuple[ConnectivityPhase, ...], waited_seconds: float
+        self,
+        result: ProbeResult | None,
+        connectivity: tuple[ConnectivityPhase, ...],
+        diagnosis: Diagnosis | None,
+        waited_seconds: float,
     ) -> None:
         self.result = result
         self.connectivity = connectivity
+        self.diagnosis = diagnosis
         self._waited = waited_seconds
 
     @classmethod
     async def wait_for(cls, probe: CoalescedProbe, seconds: float, *, debug: bool) -> "_ProbeMetrics":
-        """Waits up to `seconds` for a probe and, with `debug`, for the measurement of its connectivity.
+        """Waits up to `seconds` for a probe and, with `debug`, for its connectivity and for why it was denied.
 
         Raises ProbeClosedError, or _BusyError if the probe began too late to say anything about KMS.
         """
         start_deadline = asyncio.get_running_loop().time() + seconds / 2
         result: ProbeResult | None = None
         connectivity: tuple[ConnectivityPhase, ...] = ()
+        diagnosis: Diagnosis | None = None
         try:
             async with asyncio.timeout(seconds):
                 result = await probe.run_or_reuse()
                 connectivity = result.connectivity
-                if debug and not connectivity:
-                    connectivity = await probe.measure_connectivity()
+                if debug:
+                    connectivity = connectivity or await probe.measure_connectivity()
+                    diagnosis = await probe.diagnose()
         except TimeoutError:  # what is missing says it
             if result is None and (probe.started_at is None or probe.started_at > start_deadline):
                 raise _BusyError(
                     f"for most of {seconds:g} s no place was free for this probe: others of its endpoint took all of "
                     "them; /metrics says how they went. Raise probe.concurrency, or wait longer"
                 ) from None
-        return cls(result, connectivity, seconds)
+        return cls(result, connectivity, diagnosis, seconds)
 
     def collect(self) -> Iterable[Metric]:
         """The families; those of which nothing is known have no sample."""

@@ -6,26 +6,29 @@ module: the relay reads them, and does not install the library.
 """
 
 import asyncio
+import json
 import os
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 import google_crc32c
 import grpc
 from google.api_core.exceptions import GoogleAPICallError
-from google.auth.credentials import Credentials
+from google.auth.credentials import Credentials, Scoped
 from google.auth.exceptions import GoogleAuthError
+from google.auth.transport.requests import Request
 from google.cloud.kms_v1 import (
+    AccessReason,
     CryptoKey,
     CryptoKeyVersion,
     DecryptRequest,
-    DecryptResponse,
     DestroyCryptoKeyVersionRequest,
     EncryptRequest,
     EncryptResponse,
@@ -41,6 +44,7 @@ from google.protobuf.message import DecodeError
 
 from shared.config.settings import Address, parse_address
 from shared.kms.connectivity import measure_connectivity
+from shared.kms.denial import Finding, diagnose_denial
 from shared.kms.fixes import KmsProfile
 from shared.kms.gcp.credentials import CredentialsLookup, process_lookup
 from shared.kms.gcp.errors import MAX_METADATA_BYTES, parse_auth_error, parse_error
@@ -48,6 +52,7 @@ from shared.kms.gcp.profile import GCP_PROFILE, VERSION_STATES
 from shared.kms.port import (
     ConnectivityPhase,
     DecryptResult,
+    Diagnosis,
     EncryptResult,
     KeyDescription,
     KeyVersion,
@@ -56,7 +61,7 @@ from shared.kms.port import (
 )
 from shared.kms.reason import Cause, Reason
 from shared.net.egress import Egress, EgressError, EgressSettings, Proxy, connect, open_tunnel, resolve
-from shared.process.concurrency import is_task_cancelled
+from shared.process.concurrency import is_task_cancelled, start_in_thread
 
 
 def compute_crc32c(data: bytes) -> int:
@@ -106,25 +111,47 @@ _DATE: Final = re.compile(rb"^date:[ \t]*([^\r]*)\r$", re.IGNORECASE | re.MULTIL
 async def read_date(address: Address, proxy: Proxy | None, trusted: ssl.SSLContext, timeout: float) -> float | None:
     """The time by Cloud KMS's clock, in unix seconds; None without an answer. gRPC's answers have no header `Date`.
 
-    The request has no credentials. `trusted` has the authorities; it may be for HTTP/2, and is not used itself.
+    The request has no credentials; `trusted` is as for `_fetch`.
     """
-    context = ssl.create_default_context(cadata=b"".join(trusted.get_ca_certs(binary_form=True)))
+    request = f"HEAD / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
     try:
         async with asyncio.timeout(timeout):
-            found = _DATE.search(await _read_head(address, proxy, context))
+            found = _DATE.search(await _fetch(address, proxy, trusted, request))
             return parsedate_to_datetime(found[1].decode("ascii")).timestamp() if found else None
-    except (OSError, ValueError, EOFError, asyncio.LimitOverrunError):  # TimeoutError and UnicodeError among them
+    except (OSError, ValueError):  # TimeoutError and UnicodeError among them
         return None
 
 
-async def _read_head(address: Address, proxy: Proxy | None, context: ssl.SSLContext) -> bytes:
+async def _fetch(
+    address: Address, proxy: Proxy | None, trusted: ssl.SSLContext, request: str, *, is_whole: bool = False
+) -> bytes:
+    """The answer by HTTPS, up to 64 KiB of it; what comes after its head only where it `is_whole`.
+
+    `trusted` has the authorities; it may be for HTTP/2, and is not used itself.
+    """
+    context = ssl.create_default_context(cadata=b"".join(trusted.get_ca_certs(binary_form=True)))
     connection = await (open_tunnel(proxy, address) if proxy else connect(await resolve(*address)))
     reader, writer = await asyncio.open_connection(sock=connection, ssl=context, server_hostname=address.host)
+    answer, most = b"", 64 * 1024
     try:
-        writer.write(f"HEAD / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
-        return await reader.readuntil(b"\r\n\r\n")
+        writer.write(request.encode())
+        while (is_whole or b"\r\n\r\n" not in answer) and len(answer) < most and (part := await reader.read(most)):
+            answer += part
     finally:
         writer.close()
+    return answer
+
+
+_SERVICE_USAGE: Final = Address("serviceusage.googleapis.com", 443)
+_SERVICE_SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform.read-only"
+
+
+def _fetch_token(credentials: Credentials, timeout: float) -> str:
+    """A token that may read the service's state, where the credentials can have one. Blocks. Raises GoogleAuthError."""
+    if isinstance(credentials, Scoped):
+        credentials = credentials.with_scopes([_SERVICE_SCOPE])  # type: ignore[no-untyped-call]
+    credentials.refresh(partial(Request(), timeout=timeout))  # type: ignore[no-untyped-call]
+    return str(credentials.token)
 
 
 MAX_PAGES: Final = 20
@@ -132,6 +159,7 @@ MAX_PAGES: Final = 20
 _PAGE_SIZE: Final = 1000  # the most the service gives
 
 _Transport: Final = KeyManagementServiceGrpcAsyncIOTransport
+_GET_KEY: Final = "cloudkms.cryptoKeys.get"
 _States: Final = CryptoKeyVersion.CryptoKeyVersionState
 
 T = TypeVar("T")
@@ -153,10 +181,12 @@ class GcpKmsKey:
         insecure: bool = False,
         lookup: CredentialsLookup = process_lookup,
         egress: EgressSettings | None = None,
+        service_usage: Address = _SERVICE_USAGE,
     ) -> None:
         self._key = key
         self._address = parse_address(endpoint or f"{_Transport.DEFAULT_HOST}:443")
         self._is_plaintext = insecure and endpoint is not None
+        self._service_usage = service_usage
         self._lookup = lookup
         self._client: KeyManagementServiceAsyncClient | None = None
         self._credentials: Credentials | None = None
@@ -199,8 +229,7 @@ class GcpKmsKey:
         answer = await self._call(lambda kms: kms.decrypt(request, retry=None, timeout=timeout), timeout)
         if answer.plaintext_crc32c is None or answer.plaintext_crc32c != compute_crc32c(answer.plaintext):
             raise KmsError(Reason.CRC_MISMATCH, "decrypt: the plaintext does not match its checksum")
-        level = DecryptResponse.pb(answer).protection_level
-        return DecryptResult(answer.plaintext, answer.used_primary, _get_enum_name(ProtectionLevel, level))
+        return DecryptResult(answer.plaintext, answer.used_primary)
 
     async def describe_key(self, *, timeout: float) -> KeyDescription:
         list_ = ListCryptoKeyVersionsRequest(parent=self._key, page_size=_PAGE_SIZE)
@@ -231,6 +260,60 @@ class GcpKmsKey:
         request = TestIamPermissionsRequest(resource=self._key, permissions=permissions)
         answer = await self._call(lambda kms: kms.test_iam_permissions(request, retry=None, timeout=timeout), timeout)
         return frozenset(answer.permissions)
+
+    async def explain_denial(self, permission: str, *, timeout: float) -> Diagnosis:
+        """An emulator has no service whose state could be read."""
+        checked = {permission, *GCP_PROFILE.round_trip_permissions, _GET_KEY}
+        return await diagnose_denial(
+            permission,
+            lambda: self.check_permissions(sorted(checked), timeout=timeout),
+            lambda: self._find_justification_policy(timeout),
+            None if self._is_plaintext else lambda: self._find_service_state(timeout),
+            key_permission=_GET_KEY,
+        )
+
+    async def _find_justification_policy(self, timeout: float) -> Finding:
+        """No policy allows every reason, an empty one none; a direct call has CUSTOMER_INITIATED_ACCESS.
+
+        KeyAccessJustificationsPolicy in https://github.com/googleapis/googleapis/blob/master/google/cloud/kms/v1/resources.proto
+        """
+        request = GetCryptoKeyRequest(name=self._key)
+        answer = await self._call(lambda kms: kms.get_crypto_key(request, retry=None, timeout=timeout), timeout)
+        key = CryptoKey.pb(answer)
+        level = _get_enum_name(ProtectionLevel, key.version_template.protection_level)
+        if not key.HasField("key_access_justifications_policy"):
+            return Finding(f"protection level {level}, without an access justifications policy")
+        reasons = key.key_access_justifications_policy.allowed_access_reasons
+        allowed = ", ".join(_get_enum_name(AccessReason, each) for each in reasons) or "none"
+        text = f"protection level {level}, its access justifications policy allows {allowed}"
+        if AccessReason.CUSTOMER_INITIATED_ACCESS in reasons:
+            return Finding(text)
+        lacks = "probably the key's access justifications policy, which does not list CUSTOMER_INITIATED_ACCESS"
+        return Finding(text, Cause.JUSTIFICATION, lacks)
+
+    async def _find_service_state(self, timeout: float) -> Finding:
+        """As https://cloud.google.com/service-usage/docs/reference/rest/v1/services/get tells."""
+        project, address = self._key.split("/")[1], self._service_usage
+        try:
+            async with asyncio.timeout(timeout):
+                credentials = self._credentials or await self._lookup.get_credentials()
+                work = partial(_fetch_token, credentials, timeout)
+                token = await asyncio.wrap_future(start_in_thread("google token", work))
+                request = (
+                    f"GET /v1/projects/{quote(project)}/services/cloudkms.googleapis.com HTTP/1.0\r\n"
+                    f"Host: {address.host}\r\nAuthorization: Bearer {token}\r\n\r\n"
+                )
+                proxy = self._egress.find_proxy(f"https://{address}")
+                trusted = await asyncio.to_thread(self._create_trust_context)
+                answer = await _fetch(address, proxy, trusted, request, is_whole=True)
+            document = json.loads(answer.partition(b"\r\n\r\n")[2])
+            state = document["state"] if "state" in document else f"not told: {document['error']['message']}"
+        except (GoogleAuthError, OSError, ValueError, LookupError, TypeError) as error:
+            raise KmsError(Reason.UNAVAILABLE, f"{address}: {error or type(error).__name__}") from None
+        text = f"state of the Cloud KMS API in {project}: {state}"
+        if state == "DISABLED":
+            return Finding(text, Cause.API_DISABLED, f"the Cloud KMS API is disabled in {project}")
+        return Finding(text)
 
     async def set_version_enabled(self, version: str, *, is_enabled: bool, timeout: float) -> KeyVersion:
         state = _States.ENABLED if is_enabled else _States.DISABLED

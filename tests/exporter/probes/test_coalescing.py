@@ -1,13 +1,16 @@
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from random import Random
 
 import pytest
 
-from services.exporter.model import Call, Operation, ProbeResult
+from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.probes.round_trip import CoalescedProbe, ProbeClosedError
 from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
-from shared.kms.port import ConnectivityPhase
+from shared.kms.gcp.profile import GCP_PROFILE
+from shared.kms.port import ConnectivityPhase, Diagnosis
+from shared.kms.reason import Cause, Reason
 
 pytestmark = pytest.mark.looptime
 
@@ -21,15 +24,21 @@ class Key:
         self.running = self.most = self.ways = 0
         self.began: list[float] = []
         self.observed: list[ProbeResult] = []
+        self.denied: Operation | None = None
+        """The operation that is denied without a word more."""
+        self.diagnosed: list[tuple[float, str]] = []
+        """When a diagnosis began, and of which permission."""
         self.raises: BaseException | None = None
         self.coalesced = CoalescedProbe(
             "backend",
             "ledger-kek",
             probe=self.probe,
             measure_connectivity=self.measure_connectivity,
+            explain_denial=self.explain_denial,
             add_result=self.observed.append,
             semaphore=slots or asyncio.Semaphore(16),
             min_interval=MIN_INTERVAL,
+            profile=GCP_PROFILE,
         )
 
     async def probe(self) -> ProbeResult:
@@ -43,7 +52,14 @@ class Key:
             self.running -= 1
         if self.raises:
             raise self.raises
-        return ProbeResult("backend", "ledger-kek", at, (Call(Operation.ENCRYPT, 2.0),), None)
+        failure = Failure(Reason.PERMISSION_DENIED, "denied", is_silent=True)
+        call = Call(self.denied, 2.0, failure) if self.denied else Call(Operation.ENCRYPT, 2.0)
+        return ProbeResult("backend", "ledger-kek", at, (call,), None)
+
+    async def explain_denial(self, permission: str) -> Diagnosis:
+        self.diagnosed.append((asyncio.get_running_loop().time(), permission))
+        await asyncio.sleep(4)
+        return Diagnosis(Cause.ROLE_MISSING, f"{permission} is not granted", (), {"permission": permission})
 
     async def measure_connectivity(self) -> tuple[ConnectivityPhase, ...]:
         self.ways += 1
@@ -170,3 +186,79 @@ async def test_closed_it_ends_what_is_in_progress_informs_who_waits_and_starts_n
         await key.coalesced.run()
     assert asyncio.all_tasks() == before
     assert key.observed == []
+
+
+USE_TO_ENCRYPT, USE_TO_DECRYPT = GCP_PROFILE.round_trip_permissions
+
+
+def get_cause(result: ProbeResult) -> Cause | None:
+    failure = result.calls[-1].failure
+    return failure.cause if failure else None
+
+
+async def test_a_silent_denial_has_a_cause_once_it_is_diagnosed_which_takes_no_time_of_a_probe() -> None:
+    key = Key()
+    key.denied = Operation.ENCRYPT
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    assert get_cause(await key.coalesced.run()) is Cause.NONE
+    assert loop.time() - begin == 2
+    assert get_cause(key.observed[0]) is Cause.NONE  # added before anything was asked
+    assert get_cause(await key.coalesced.run()) is Cause.NONE  # still being asked
+    await asyncio.sleep(1)
+    result = await key.coalesced.run()
+    assert get_cause(result) is Cause.ROLE_MISSING
+    failure = result.calls[-1].failure
+    assert failure is not None
+    assert failure.detail == f"{USE_TO_ENCRYPT} is not granted. Cloud KMS says only: denied"
+    assert failure.values == {"permission": USE_TO_ENCRYPT}
+    diagnosis = await key.coalesced.diagnose()
+    assert diagnosis is not None
+    assert diagnosis.cause is Cause.ROLE_MISSING
+    assert key.diagnosed == [(2, USE_TO_ENCRYPT)]
+    await key.coalesced.close()
+
+
+async def test_a_diagnosis_ends_with_its_denial_and_is_made_once_a_minute_whatever_is_denied() -> None:
+    key = Key()
+    causes = []
+    for denied in (Operation.ENCRYPT, Operation.ENCRYPT, None, Operation.ENCRYPT, Operation.DECRYPT):
+        key.denied = denied
+        causes.append(get_cause(await key.coalesced.run()))
+        await asyncio.sleep(8)
+    assert causes == [Cause.NONE, Cause.ROLE_MISSING, None, Cause.NONE, Cause.NONE]
+    assert await key.coalesced.diagnose() is None  # too early
+    assert key.diagnosed == [(2, USE_TO_ENCRYPT)]
+    for _ in range(20):
+        await key.coalesced.run()
+        await asyncio.sleep(8)
+    begins = [at for at, _ in key.diagnosed]
+    assert [permission for _, permission in key.diagnosed] == [USE_TO_ENCRYPT] + [USE_TO_DECRYPT] * (len(begins) - 1)
+    assert len(begins) == 4
+    assert all(after - before >= 60 for before, after in pairwise(begins))
+    await key.coalesced.close()
+
+
+async def test_what_is_found_out_of_a_denial_that_has_ended_is_not_told_of_the_next() -> None:
+    key = Key()
+    key.denied = Operation.ENCRYPT
+    await key.coalesced.run()
+    key.denied = Operation.DECRYPT
+    await key.coalesced.run()
+    await asyncio.sleep(10)
+    assert get_cause(await key.coalesced.run()) is Cause.NONE
+    assert key.diagnosed == [(2, USE_TO_ENCRYPT)]
+    await key.coalesced.close()
+
+
+async def test_a_diagnosis_is_cancelled_with_its_target() -> None:
+    before = asyncio.all_tasks()
+    key = Key()
+    key.denied = Operation.ENCRYPT
+    await key.coalesced.run()
+    waiting = asyncio.create_task(key.coalesced.diagnose())
+    await asyncio.sleep(1)
+    await key.coalesced.close()
+    with pytest.raises(ProbeClosedError):
+        await waiting
+    assert asyncio.all_tasks() == before

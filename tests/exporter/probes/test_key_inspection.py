@@ -56,7 +56,7 @@ async def test_where_the_key_may_not_be_read_the_permissions_and_the_wrong_aad_s
         assert snapshot.call_counts == {**ONE_INSPECTION, KeyRead.LIST_VERSIONS: 0}
         (problem,) = snapshot.problems
         assert problem.startswith(
-            "the key cannot be read: role_missing (permission_denied): Permission 'cloudkms.cryptoKeys.get' denied"
+            "the key cannot be read: permission_denied: Permission 'cloudkms.cryptoKeys.get' denied"
         )
         assert refused(snapshot)
         assert snapshot.encrypt_call is not None  # only what it encrypts tells the version
@@ -111,7 +111,7 @@ async def test_a_wrong_aad_is_refused_at_each_inspection_and_costs_one_encryptio
     ("fault", "reported"),
     [
         (EmulatorFault(kind="status", operation="Decrypt", status="UNAVAILABLE"), "unavailable"),
-        (EmulatorFault(kind="denied", operation="Decrypt"), "role_missing (permission_denied)"),
+        (EmulatorFault(kind="denied", operation="Decrypt"), "permission_denied"),
         (EmulatorFault(kind="stall", operation="Decrypt"), "timeout"),
     ],
     ids=lambda value: value.kind if isinstance(value, EmulatorFault) else value,

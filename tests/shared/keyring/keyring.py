@@ -134,7 +134,7 @@ class Meddled:
         self.meddle: Callable[[], Awaitable[object]] | None = None
         self.decrypt, self.describe_key = real.decrypt, real.describe_key
         self.check_permissions, self.measure_connectivity = real.check_permissions, real.measure_connectivity
-        self.read_service_clock = real.read_service_clock
+        self.read_service_clock, self.explain_denial = real.read_service_clock, real.explain_denial
         self.close = real.close
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:

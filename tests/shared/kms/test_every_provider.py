@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from ops.kms_emulator.emulator import run_emulator
 from shared.kms.port import MAX_VERSION_LENGTH, KmsError, KmsKeyAdmin, VersionState
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 from shared.kms.registry import providers, validate_key_settings
 from tests import memory_kms
 
@@ -138,6 +138,17 @@ async def test_versions_are_listed_from_the_oldest_and_older_ones_decrypt(provid
         assert (decrypted.plaintext, decrypted.is_primary) == (PLAINTEXT, result is ciphertexts[-1])
 
 
+async def test_a_denial_is_explained_and_no_role_is_missing_where_all_is_granted(
+    provider: Provider, key: KmsKeyAdmin
+) -> None:
+    permission = (*key.profile.round_trip_permissions, "")[0]
+    found = await key.explain_denial(permission, timeout=TIMEOUT)
+    assert (found.cause, 1 <= len(found.answers) <= 3) == (Cause.NONE, True)
+    assert "probably" in found.text
+    async with provider.connected(provider.missing_key) as missing:
+        assert "does not exist" in (await missing.explain_denial(permission, timeout=TIMEOUT)).text
+
+
 async def test_a_version_is_disabled_and_enabled_again(provider: Provider, key: KmsKeyAdmin) -> None:
     old = await key.encrypt(PLAINTEXT, AAD, timeout=TIMEOUT)
     await provider.rotate()
@@ -208,7 +219,8 @@ async def test_settings_name_their_provider_and_refuse_what_they_do_not_know(pro
 
 async def test_the_profile_has_quotas_and_advice_for_every_reason(key: KmsKeyAdmin) -> None:
     profile = key.profile
-    limits = [*profile.calls_per_minute.values(), profile.get_call_limit("a level of the future")]
-    assert min(profile.reads_per_minute, profile.reads_per_inspection, *limits) > 0
+    assert (
+        min(profile.reads_per_minute, profile.reads_per_inspection, profile.calls_per_minute, profile.burst_calls) > 0
+    )
     assert all(profile.advise(reason).endswith(".") for reason in Reason)
     assert profile.service_name
