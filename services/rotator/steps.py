@@ -110,7 +110,8 @@ async def run_smoke_test(session: CommandSession, next_command: str) -> str:
             wrapped = await session.kms.encrypt(secret, _AAD, timeout=timeout)
             unwrapped = await session.kms.decrypt(wrapped.ciphertext, _AAD, timeout=timeout)
         except KmsError as error:
-            raise CheckError(str(error), "see that reason in docs/KMS_OPERATIONS.md") from None
+            advice = f"{error.waiting_advice}. {session.kms.profile.advise(error.reason, error.cause)}"
+            raise CheckError(str(error), advice) from None
         if unwrapped.plaintext != secret:
             raise CheckError(
                 "decrypt returned other bytes than were encrypted", "do not rotate; contact the KMS administrators"

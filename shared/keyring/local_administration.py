@@ -59,7 +59,7 @@ async def translate_errors() -> AsyncIterator[None]:
         raise RefusedError(error.error, error.hint) from None
     except KmsError as error:
         kind = UnreachableError if error.transient else AdministrationError
-        raise kind(f"KMS: {error}", "what was done stays, resume when it works again") from None
+        raise kind(f"KMS: {error}", f"{error.waiting_advice}; what was done stays, then resume") from None
 
 
 class LocalAdministration:

@@ -204,6 +204,11 @@ class KmsError(Exception):
         """Whether the same call may succeed a moment later, with nothing fixed."""
         return (self.cause or self.reason).transient
 
+    @property
+    def waiting_advice(self) -> str:
+        """Whether it is worth waiting, as a clause."""
+        return "it may pass by itself: wait" if self.transient else "waiting changes nothing: repair that first"
+
 
 class KmsKey(Protocol):
     """One key of one service. Safe for concurrent use on one event loop."""

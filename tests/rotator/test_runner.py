@@ -87,3 +87,22 @@ async def test_the_bar_counts_the_calls_of_kms_of_all_steps_verification_include
             "verify 2/3, 5/6",
             "verify 3/3, 6/6",
         ]
+
+
+@pytest.mark.parametrize(
+    ("cause", "first", "advice"),
+    [
+        ("perimeter", "perimeter (permission_denied)", "waiting changes nothing: repair that first. Let the owner"),
+        ("ekm_unreachable", "ekm_unreachable (unavailable)", "it may pass by itself: wait. Check network, DNS"),
+    ],
+)
+async def test_a_run_that_is_refused_says_the_cause_and_whether_it_is_worth_waiting(
+    in_a_file: Rotated, emulator: Emulator, cause: str, first: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.kms.retries.PAUSES", ())
+    emulator.faults.add(EmulatorFault(kind="cause", cause=cause, operation="Encrypt"))
+    async with in_a_file.session() as session:
+        with pytest.raises(RotatorError) as refused:
+            await run(session, RotationType.REWRAP_KEK)
+    assert first in str(refused.value)
+    assert advice in str(refused.value)
