@@ -53,8 +53,7 @@ PROFILE: Final = KmsProfile(
     round_trip_permissions=("use", "use"),
     reads_per_minute=6_000.0,
     reads_per_inspection=2,
-    calls_per_minute=600_000,
-    burst_calls=60_000,
+    calls_per_minute={"": 600_000},
     advice={
         Reason.KEY_NOT_FOUND: "Create the key with create_key().",
         Cause.ROLE_MISSING: "Ask whoever runs this test.",

@@ -387,11 +387,14 @@ def _build_call_panels() -> list[Builder[Panel]]:
     rate = f"rate(kms_operations_total{{{SERVICE_SELECTOR}}}[$__rate_interval])"
     billed = f'kms_operations_total{{{SERVICE_SELECTOR}, operation=~"encrypt|decrypt|canary_decrypt"}}'
     month = f"sum by (env, service) (rate({billed}[1h])) * 86400 * 30 * 0.03 / 10000"
+    active = f"max by (env, service, target, protection_level) (kms_key_active_versions{{{SERVICE_SELECTOR}, LEVEL}})"
+    prices = {'protection_level="SOFTWARE"': 0.06, 'protection_level="HSM"': 1, 'protection_level=~"EXTERNAL.*"': 3}
+    versions = " or ".join(f"{active.replace('LEVEL', level)} * {price}" for level, price in prices.items())
     return [
         build_time_series(
             "Calls by operation",
             "Calls of the exporter to KMS per second, reads of the key included.",
-            (9, 8),
+            (6, 8),
             build_links("quota_exhausted"),
             query_range(f"sum by (operation) ({rate})", "{{operation}}"),
             unit="cps",
@@ -399,7 +402,7 @@ def _build_call_panels() -> list[Builder[Panel]]:
         build_time_series(
             "Calls by key",
             "Calls of the exporter to KMS per second, by key.",
-            (9, 8),
+            (6, 8),
             build_links("quota_exhausted"),
             query_range(f"sum by (env, service, target) ({rate})", _BY_TARGET),
             unit="cps",
@@ -411,6 +414,16 @@ def _build_call_panels() -> list[Builder[Panel]]:
             (6, 8),
             build_links("quota_exhausted"),
             query_instant(month, _BY_SERVICE),
+            unit="currencyUSD",
+            colors={0: "green", 10: "orange"},
+        ).decimals(2),
+        build_stat(
+            "Costs of versions in a month",
+            "Of the watched keys' versions that are enabled or disabled: 0.06 USD each with SOFTWARE, 1.00 with HSM, "
+            "3.00 with EXTERNAL, list prices of 2025-03-17. Orange above 10 USD.",
+            (6, 8),
+            build_links("quota_exhausted"),
+            query_instant(f"sum by (env, service) ({versions})", _BY_SERVICE),
             unit="currencyUSD",
             colors={0: "green", 10: "orange"},
         ).decimals(2),

@@ -30,6 +30,7 @@ from services.rotator.report import (
 )
 from services.rotator.session import CommandSession, open_session
 from shared.keyring.administration import AdministrationError
+from shared.process import logs
 
 _LINE_INTERVAL: Final = 5.0
 """Seconds between two lines of progress, at least."""
@@ -98,6 +99,7 @@ def run_and_report(
     as_json: bool,
 ) -> int:
     """Does `run` and shows its report; `config` is how the file of the settings was named. Returns the exit code."""
+    logs.configure("rotator", line_format="logfmt")
     with open_progress() as report_progress:
         report = asyncio.run(run_to_report(command, settings, run, report_progress))
     text = format_markdown(report, config)

@@ -14,7 +14,7 @@ from shared.keyring.administration import Administration, Problem, StoredKey, Un
 from shared.keyring.journal import MAX_PROBLEMS
 from shared.keyring.model import compute_fingerprint
 from shared.kms.port import KmsError, KmsKey
-from shared.kms.quota import MAX_CONCURRENT_CALLS, QuotaLimitedKey
+from shared.kms.quota import MAX_CONCURRENT_CALLS
 from shared.kms.reason import Scope
 from shared.process.concurrency import run_concurrently
 
@@ -87,7 +87,7 @@ async def find_unproven_rows(
     made it, so another row may need any other version. `list_rows` gives the rows after an id, a page at a time.
     """
     found: list[Problem] = []
-    check = partial(_explain_missing_proof, QuotaLimitedKey(kms), kek, primary, timeout)
+    check = partial(_explain_missing_proof, kms, kek, primary, timeout)
 
     async def add(results: Sequence[tuple[StoredKey, str | None]]) -> None:
         found.extend(Problem(id=row.id, error=reason) for row, reason in results if reason)

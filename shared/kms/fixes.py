@@ -134,13 +134,11 @@ class KmsProfile:
     round_trip_permissions: tuple[str, ...] = field(default=(), kw_only=True)
     """The ones that a round trip proves when it succeeds: to encrypt, and to decrypt."""
     reads_per_minute: float
-    """How many reads of keys all targets may make in total, with a reserve for people and other programs."""
+    """How many reads of keys one exporter may make: two of them, people and programs share the quota."""
     reads_per_inspection: int
     """Reads of one key inspection: the key, its versions, its permissions."""
-    calls_per_minute: float
-    """How many encryptions and decryptions a rotation or a verification may make in a minute while it lasts."""
-    burst_calls: int
-    """How many it may make at once after a rest."""
+    calls_per_minute: Mapping[str, float]
+    """The documented limit of encryptions and decryptions by protection level; of any other by the empty text."""
     advice: Mapping[Reason | Cause, str] = field(default_factory=dict)
     """What to do about a failure, where it differs from `GENERIC_ADVICE`."""
     fixes: FixTable = GENERIC_FIXES
@@ -155,6 +153,10 @@ class KmsProfile:
     """
     propagation: str = "minutes"
     """How long a new primary version, or a disabled one, takes to take effect everywhere, as text."""
+
+    def get_call_limit(self, protection_level: str) -> float:
+        """Encryptions and decryptions a minute, as documented; the level is empty while it is not known."""
+        return self.calls_per_minute.get(protection_level, self.calls_per_minute[""])
 
     def advise(self, reason: Reason, cause: Cause = Cause.NONE) -> str:
         known = {**GENERIC_ADVICE, **self.advice}
@@ -176,7 +178,6 @@ GENERIC_PROFILE: Final = KmsProfile(
     probe_permissions=(),
     reads_per_minute=60.0,
     reads_per_inspection=3,
-    calls_per_minute=6_000,
-    burst_calls=600,
+    calls_per_minute={"": 6_000},
 )
 """A provider of which nothing is known: cautious quotas, generic advice."""

@@ -66,6 +66,8 @@ class DecryptResult:
     plaintext: bytes
     is_primary: bool
     """Whether the key's primary version decrypted it."""
+    protection_level: str = ""
+    """As of `EncryptResult`; empty if the provider does not tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,7 @@ class KmsError(Exception):
         detail: the service's own text, fit for a log and a person: it names keys and permissions, never key material.
         cause: what is behind the reason, where the service tells.
         values: what the service named, for the commands that fix it, such as `permission`; not checked.
+        retry_after: seconds after which the service asks to try again; None where it does not.
         is_silent: the service denied the call and said no more; its cause is only the most usual one.
     """
 
@@ -184,6 +187,7 @@ class KmsError(Exception):
         detail: str,
         cause: Cause = Cause.NONE,
         values: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
         *,
         is_silent: bool = False,
     ) -> None:
@@ -191,6 +195,7 @@ class KmsError(Exception):
         self.detail = detail
         self.cause = cause
         self.values = values or {}
+        self.retry_after = retry_after
         self.is_silent = is_silent
         super().__init__(f"{self.label}: {detail}")
 

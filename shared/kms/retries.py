@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from shared.kms.port import DecryptResult, EncryptResult, KeyDescription, KeyVersion, KmsError, KmsKey, KmsKeyAdmin
-from shared.kms.quota import QuotaLimitedKey
+from shared.kms.quota import LONGEST_PAUSE, QuotaLimitedKey
 from shared.kms.reason import Reason
 
 PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -65,5 +65,6 @@ async def _retry(call: Callable[[], Awaitable[T]], own_retries: Reason | None = 
         except KmsError as error:
             if not error.transient or error.reason is own_retries:
                 raise
+            pause = max(pause, min(error.retry_after or 0.0, LONGEST_PAUSE))  # noqa: PLW2901  # as KMS asks for
         await asyncio.sleep(pause)
     return await call()

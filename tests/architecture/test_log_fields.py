@@ -27,6 +27,7 @@ FIELDS = {
     "announced": "the reason that Slack gives for the end of a connection",
     "attempt": "the number of this attempt, from 1",
     "changed": "whether an action changed anything",
+    "calls_per_minute": "the pace that calls of KMS have now",
     "cause": "what is behind the reason, as KMS tells it",
     "channel": "the name of a channel in the configuration",
     "channels": "names of channels",

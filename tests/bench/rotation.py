@@ -23,6 +23,7 @@ from shared.keyring.model import build_wrapping_aad, compute_fingerprint
 from shared.keyring.tables import data_keys
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.gcp.profile import GCP_PROFILE
+from shared.kms.quota import BURST_SHARE, SHARE
 from tests.bench.stage import BenchError, Stage, free_port, stage
 from tests.key_versions import Versions
 from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id, secret
@@ -52,7 +53,8 @@ async def rotation(disk: Path, keys: int, latency: float) -> None:
             steps = {step.step: step.seconds for step in session.steps}
     if report.outcome is not CommandOutcome.DONE:
         raise BenchError(f"the rotation failed: {report.summary}")
-    least = max(0.0, (_CALLS * keys - GCP_PROFILE.burst_calls) * 60 / GCP_PROFILE.calls_per_minute)
+    limit = GCP_PROFILE.get_call_limit("SOFTWARE")
+    least = max(0.0, (_CALLS * keys - BURST_SHARE * limit) * 60 / (SHARE * limit))
     durations = ", ".join(f"{step} {steps[step]:.1f} s" for step in (JournalStep.ROTATE, JournalStep.VERIFY))
     click.echo(f"rotation       {keys} data keys, KMS answers after {latency * 1000:g} ms")
     click.echo(

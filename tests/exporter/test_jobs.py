@@ -9,9 +9,10 @@ import pytest
 
 from services.exporter.backend_reads import read_backends
 from services.exporter.backends.settings import Backend
-from services.exporter.jobs import start_jobs
+from services.exporter.jobs import compute_diagnosis_spacing, start_jobs
 from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
+from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.reason import Reason
 from shared.kms.registry import connect_key
 from tests.exporter.collected_metrics import collect_families
@@ -28,12 +29,12 @@ async def test_a_hundred_keys_are_inspected_one_after_the_other_and_seldom_enoug
     async with watched(kms, *map(named, names)):
         await asyncio.sleep(600)
     first = [kms.times("describe", name)[0] for name in names]
-    assert [round(later - earlier, 2) for earlier, later in pairwise(first)] == [0.9] * 99
+    assert [round(later - earlier, 2) for earlier, later in pairwise(first)] == [1.2] * 99
     every = sorted(at for name in names for at in kms.times("describe", name))
-    inspections_in_90_s = [len([at for at in every if begin <= at < begin + 90]) for begin in range(0, 500, 10)]
-    assert max(inspections_in_90_s) <= 112  # 3 reads each: 200 a minute, and what the jitter of a tenth may move
+    inspections_in_120_s = [len([at for at in every if begin <= at < begin + 120]) for begin in range(0, 480, 10)]
+    assert max(inspections_in_120_s) <= 112  # 3 reads each: 150 a minute, and what the jitter of a tenth may move
     assert all(
-        80 <= later - earlier <= 100 for name in names for earlier, later in pairwise(kms.times("describe", name))
+        106 <= later - earlier <= 134 for name in names for earlier, later in pairwise(kms.times("describe", name))
     )
 
 
@@ -81,8 +82,9 @@ async def test_many_keys_that_are_denied_silently_are_diagnosed_in_turn_and_seld
     assert all(later - earlier >= 60 for each in times.values() for earlier, later in pairwise(each))
     every = sorted(at for each in times.values() for at in each)
     assert every[0] < 1  # at once, where nobody else is asking
-    assert max(len([at for at in every if begin <= at < begin + 60]) for begin in range(0, 540, 10)) <= 17
-    assert {len(each) for each in times.values()} <= {3, 4, 5}  # in turn
+    most = 60 / compute_diagnosis_spacing(GCP_PROFILE) + 1
+    assert max(len([at for at in every if begin <= at < begin + 60]) for begin in range(0, 540, 10)) <= most
+    assert min(len(each) for each in times.values()) >= 2  # nobody waits for ever
     counted = sum(
         sample.value
         for family in collect_families(record.metrics)
@@ -158,10 +160,10 @@ async def test_however_often_a_reload_starts_again_each_key_is_probed_and_inspec
     names = [f"key-{n}" for n in range(40)]
     for _ in range(8):
         async with watched(kms, *map(named, names), record=record, interval=4, timeout=1):
-            await asyncio.sleep(1)  # of the 4 s that all probes take, and of the 36 s that all looks take
+            await asyncio.sleep(1)  # of the 4 s that all probes take, and of the 48 s that all looks take
     probed = [len(kms.times("encrypt", name)) for name in names]
     assert min(probed) >= 2
     async with watched(kms, *map(named, names), record=record, interval=4, timeout=1):
         inspected = {name for name in names if kms.times("describe", name)}
-        await asyncio.sleep(0.9 * (len(names) - len(inspected)))
+        await asyncio.sleep(1.2 * (len(names) - len(inspected)))
     assert all(kms.times("describe", name) for name in names)

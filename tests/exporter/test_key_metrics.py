@@ -16,7 +16,7 @@ from services.exporter.model import (
 )
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 from tests.exporter.collected_metrics import CollectedMetrics
 
 KEY = KeyDescription(
@@ -71,6 +71,18 @@ def test_a_key_is_shown_whole(metrics: CollectedMetrics) -> None:
     assert read_samples(metrics, "kms_key_next_rotation_timestamp_seconds") == {"": 1_800_000_000}
     assert read_samples(metrics, "kms_key_version_destroy_timestamp_seconds", "version") == {"2": 1_750_000_000}
     assert read_samples(metrics, "kms_key_permission", "permission") == {ENCRYPT: 1, DECRYPT: 0}
+    assert read_samples(metrics, "kms_key_active_versions", "protection_level") == {"HSM": 2}
+
+
+def test_the_quota_that_refused_the_last_round_trip_is_named_and_no_other(metrics: CollectedMetrics) -> None:
+    values = {"quota_metric": "hsm_usage", "quota_location": "europe-west1", "consumer": "projects/1"}
+    for cause, named in (Cause.RATE_LIMIT, {"hsm_usage": 1}), (Cause.NONE, {}):
+        failure = Failure(Reason.QUOTA_EXHAUSTED, "because", cause=cause, values=values)
+        call = Call(Operation.ENCRYPT, 0.1, failure)
+        metrics.add_probe(ProbeResult("backend", "ledger-kek", 1.0, (call,), None))
+        assert read_samples(metrics, "kms_probe_quota_info", "quota") == named
+    metrics.add_probe(ProbeResult("backend", "ledger-kek", 2.0, (Call(Operation.ENCRYPT, 0.1),), None))
+    assert read_samples(metrics, "kms_probe_quota_info", "quota") == {}
 
 
 def test_the_primary_version_is_named_and_has_a_number_only_where_the_provider_counts(

@@ -67,7 +67,7 @@ def families() -> dict[str, Metric]:
     keyring = {name: {labels: 1.0} for name, labels in KEYRING_METRIC_LABELS.items()}
     metrics.set_backend_states(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0, keyring=keyring))
     metrics.add_probe(ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1),), None))
-    failure = Failure(Reason.PERMISSION_DENIED, "because", cause=Cause.PERIMETER)
+    failure = Failure(Reason.QUOTA_EXHAUSTED, "because", cause=Cause.RATE_LIMIT, values={"consumer": "projects/1"})
     metrics.add_probe(ProbeResult("backend", "ledger-kek", 2.0, (Call(Operation.ENCRYPT, 0.1, failure),), None))
     key = KeyDescription("1", 5.0, (KeyVersion("1", VersionState.USABLE, "HSM", 5.0, number=1),), 1)
     canary = CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.TIMEOUT, "because")))

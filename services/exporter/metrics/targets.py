@@ -32,7 +32,7 @@ from shared.backend_contract import (
 )
 from shared.credentials import Validity
 from shared.kms.port import VersionState
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 
 CRYPTO_BACKEND_UP = "crypto_backend_up"
 CRYPTO_MODE_UNKNOWN = "crypto_mode_unknown"
@@ -114,6 +114,8 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _BOUNDS = [*(f"{bound:g}" for bound in BUCKETS), "+Inf"]
 _WRONG_AAD_GAUGE: Final = {"": True, Reason.PLAINTEXT_MISMATCH: False}
 """The result of the check with a wrong AAD by its reason; for any other reason it is not known."""
+
+_ACTIVE_STATES: Final = {VersionState.USABLE, VersionState.DECRYPT_ONLY, VersionState.DISABLED}
 
 _Labels = tuple[tuple[str, str], ...]
 """Names and values."""
@@ -208,6 +210,13 @@ class TargetMetrics:
             if failed and failure
             else None,
         )
+        quota = failure.values if failure and failure.cause is Cause.RATE_LIMIT else {}
+        names = {"quota": "quota_metric", "consumer": "consumer", "location": "quota_location"}
+        yield self._show(
+            "kms_probe_quota_info",
+            "1 while the last round trip was refused for a quota; its labels say which, whose and where.",
+            {tuple((label, quota.get(name, "")) for label, name in names.items()): 1} if quota else None,
+        )
         yield self._show(
             "kms_operations_total",
             "Calls to KMS, those that only read the key included.",
@@ -251,6 +260,12 @@ class TargetMetrics:
             "kms_key_versions",
             "Versions of the key by state.",
             {(("state", state),): states[state] for state in VersionState} if key else None,
+        )
+        levels = Counter(one.protection_level for one in versions if one.state in _ACTIVE_STATES)
+        yield self._show(
+            "kms_key_active_versions",
+            "Versions that exist and are not to be destroyed, by protection level: what a provider charges for.",
+            {(("protection_level", level),): number for level, number in levels.items()},
         )
         yield self._show(
             "kms_key_next_rotation_timestamp_seconds",

@@ -29,6 +29,7 @@ from google.cloud.kms_v1 import (
     CryptoKey,
     CryptoKeyVersion,
     DecryptRequest,
+    DecryptResponse,
     DestroyCryptoKeyVersionRequest,
     EncryptRequest,
     EncryptResponse,
@@ -229,7 +230,8 @@ class GcpKmsKey:
         answer = await self._call(lambda kms: kms.decrypt(request, retry=None, timeout=timeout), timeout)
         if answer.plaintext_crc32c is None or answer.plaintext_crc32c != compute_crc32c(answer.plaintext):
             raise KmsError(Reason.CRC_MISMATCH, "decrypt: the plaintext does not match its checksum")
-        return DecryptResult(answer.plaintext, answer.used_primary)
+        level = DecryptResponse.pb(answer).protection_level
+        return DecryptResult(answer.plaintext, answer.used_primary, _get_enum_name(ProtectionLevel, level))
 
     async def describe_key(self, *, timeout: float) -> KeyDescription:
         list_ = ListCryptoKeyVersionsRequest(parent=self._key, page_size=_PAGE_SIZE)

@@ -16,7 +16,7 @@ import grpc
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
-from google.rpc.error_details_pb2 import ErrorInfo, PreconditionFailure, QuotaFailure
+from google.rpc.error_details_pb2 import ErrorInfo, PreconditionFailure, QuotaFailure, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from shared.kms.port import KmsError
@@ -126,6 +126,8 @@ class _Details:
     violations: list[str] = field(default_factory=list)
     """The types of violated preconditions."""
     has_quota: bool = False
+    retry_after: float | None = None
+    """Seconds."""
     values: dict[str, str] = field(default_factory=dict)
 
 
@@ -174,7 +176,7 @@ def parse_status(status: str, message: str, blob: bytes | None = None) -> KmsErr
             values[name] = found[1]
     shown = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in values.items() if value not in message)
     detail = f"{message or status}{f' ({shown})' if shown else ''}"
-    return KmsError(reason, detail, cause, values, is_silent=is_silent)
+    return KmsError(reason, detail, cause, values, details.retry_after, is_silent=is_silent)
 
 
 def _read_details(status: str, blob: bytes | None) -> _Details | None:
@@ -210,6 +212,11 @@ def _read_detail(sent: Any, details: _Details) -> None:
                 _add_values(details, {"uid": violation.description})
     elif sent.Is(QuotaFailure.DESCRIPTOR):
         details.has_quota = True
+        for quota in QuotaFailure.FromString(sent.value).violations[:1]:
+            _add_values(details, {"quota_metric": quota.quota_metric, "consumer": quota.subject})
+    elif sent.Is(RetryInfo.DESCRIPTOR):
+        delay = RetryInfo.FromString(sent.value).retry_delay
+        details.retry_after = max(0.0, delay.seconds + delay.nanos / 1e9)
 
 
 def _add_values(details: _Details, metadata: Mapping[str, str]) -> None:

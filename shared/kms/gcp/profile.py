@@ -181,12 +181,14 @@ GCP_PROFILE: Final = KmsProfile(
         "cloudkms.cryptoKeyVersions.useToEncrypt",
         "cloudkms.cryptoKeyVersions.useToDecrypt",
     ),
-    # A project may make 300 reads and 60,000 cryptographic requests a minute (https://cloud.google.com/kms/quotas).
-    # A third of the reads is left to people and others; no minute of a rotation has more than 50,000 requests.
-    reads_per_minute=200.0,
+    # Since February 2026 a quota is tokens a minute and region, of the project of the keys, by kind: read, write,
+    # software, hsm, external (https://docs.cloud.google.com/kms/quotas). By default 600 reads. Two exporters make half
+    # of them at most, which is what a project had before; people, services and rotations have the others.
+    reads_per_minute=150.0,
     reads_per_inspection=3,
-    calls_per_minute=42_000,
-    burst_calls=8_000,
+    # No default is documented for these: a project's limits follow what it had and used before. These are the ones of
+    # before: 60,000 cryptographic requests a minute, 500 a second for HSM. For external keys a cautious one.
+    calls_per_minute={"SOFTWARE": 60_000, "HSM": 30_000, "": 6_000},
     advice={
         Reason.TIMEOUT: "Check https://status.cloud.google.com, then the network and its DNS.",
         Reason.UNAVAILABLE: "Check https://status.cloud.google.com, then the network and its DNS.",

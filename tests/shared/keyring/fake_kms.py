@@ -53,10 +53,17 @@ class FakeKms(MemoryKey):
 class FailingKms(FakeKms):
     """Fails its next calls, and keeps when each one was made."""
 
-    def __init__(self, failures: int = 0, reason: Reason = Reason.QUOTA_EXHAUSTED) -> None:
+    def __init__(
+        self, failures: int = 0, reason: Reason = Reason.QUOTA_EXHAUSTED, retry_after: float | None = None
+    ) -> None:
         super().__init__()
         self.called: list[float] = []
-        self._failures, self._reason = failures, reason
+        self._failures, self._reason, self._retry_after = failures, reason, retry_after
+
+        self.latency = 0.0
+
+    def fail(self, failures: int) -> None:
+        self._failures = failures
 
     async def describe_key(self, *, timeout: float) -> KeyDescription:
         await self._called()
@@ -72,7 +79,8 @@ class FailingKms(FakeKms):
 
     async def _called(self) -> None:
         self.called.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(self.latency)
         self._failures -= 1
         if self._failures >= 0:
-            raise KmsError(self._reason, "failed")
+            raise KmsError(self._reason, "failed", retry_after=self._retry_after)
         await super()._called()

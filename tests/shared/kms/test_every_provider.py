@@ -219,8 +219,7 @@ async def test_settings_name_their_provider_and_refuse_what_they_do_not_know(pro
 
 async def test_the_profile_has_quotas_and_advice_for_every_reason(key: KmsKeyAdmin) -> None:
     profile = key.profile
-    assert (
-        min(profile.reads_per_minute, profile.reads_per_inspection, profile.calls_per_minute, profile.burst_calls) > 0
-    )
+    limits = [*profile.calls_per_minute.values(), profile.get_call_limit("a level of the future")]
+    assert min(profile.reads_per_minute, profile.reads_per_inspection, *limits) > 0
     assert all(profile.advise(reason).endswith(".") for reason in Reason)
     assert profile.service_name

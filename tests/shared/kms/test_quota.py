@@ -3,16 +3,15 @@
 import asyncio
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.port import EncryptResult, KmsError
-from shared.kms.quota import QuotaLimitedKey
+from shared.kms.quota import BURST_SHARE, LONGEST_PAUSE, SHARE, QuotaLimitedKey
 from shared.kms.reason import Reason
 from tests.shared.keyring.fake_kms import FailingKms
-
-QUOTA_A_MINUTE = 60_000
 
 
 async def call(kms: QuotaLimitedKey) -> EncryptResult:
@@ -20,11 +19,11 @@ async def call(kms: QuotaLimitedKey) -> EncryptResult:
 
 
 @pytest.mark.looptime
-async def test_no_minute_has_more_calls_than_five_sixths_of_the_quota() -> None:
-    assert GCP_PROFILE.calls_per_minute + GCP_PROFILE.burst_calls <= QUOTA_A_MINUTE * 5 / 6
-    minute, at_once = 420, 80  # the same pace takes a minute to play
+@pytest.mark.parametrize("level", ["MEMORY", ""])
+async def test_no_minute_has_more_calls_than_five_sixths_of_the_limit_of_the_keys_level(level: str) -> None:
+    limit = 600  # the same pace as of 60,000 takes a minute to play
     kms = FailingKms()
-    kms.profile = replace(GCP_PROFILE, calls_per_minute=minute, burst_calls=at_once)
+    kms.profile = replace(GCP_PROFILE, calls_per_minute={"": 2 * limit if level else limit, level: limit})
     key = QuotaLimitedKey(kms)
 
     async def call_repeatedly() -> None:
@@ -34,9 +33,31 @@ async def test_no_minute_has_more_calls_than_five_sixths_of_the_quota() -> None:
     await asyncio.gather(*(call_repeatedly() for _ in range(8)))
     seconds = Counter(int(at) for at in kms.called)
     minutes = [sum(seconds[first + n] for n in range(60)) for first in range(40)]
-    assert minutes[0] == pytest.approx(minute + at_once, rel=0.02)
-    assert minutes[-1] == pytest.approx(minute, rel=0.02)
-    assert max(minutes) <= (minute + at_once) * 1.02
+    assert minutes[0] == pytest.approx(limit * 5 / 6, rel=0.02)
+    assert minutes[-1] == pytest.approx(limit * 0.7, rel=0.02)
+    assert max(minutes) <= limit * 5 / 6 + 8
+
+
+@pytest.mark.looptime
+async def test_a_refusal_halves_the_pace_once_for_all_calls_in_flight_and_it_grows_again() -> None:
+    kms = FailingKms()
+    key = QuotaLimitedKey(kms)
+    limit = GCP_PROFILE.get_call_limit("") * SHARE / 60  # a second; of a level that is not documented
+    for _ in range(round(30 * limit)):
+        await call(key)
+    kms.fail(3)
+    kms.latency = 0.1
+    await asyncio.gather(*(call(key) for _ in range(3)))
+    pauses = [later - earlier for earlier, later in pairwise(kms.called[-6:])]
+    assert pauses == pytest.approx([1 / limit, 1 / limit, 1.1, 4 / limit, 4 / limit], abs=0.005)
+    kms.latency = 0.0
+    for minutes, pace in ((10, 0.5), (60, 1)):
+        await asyncio.sleep(60 * minutes)
+        began = asyncio.get_running_loop().time()
+        for _ in range(1_000 + round(limit * pace * 60 * BURST_SHARE / SHARE)):
+            await call(key)
+        assert 1_000 / (asyncio.get_running_loop().time() - began) <= limit * 1.02
+    assert 1_000 / (asyncio.get_running_loop().time() - began) == pytest.approx(limit, rel=0.05)
 
 
 @pytest.mark.looptime
@@ -45,7 +66,15 @@ async def test_where_the_quota_is_exhausted_everybody_waits_and_then_goes_on() -
     key = QuotaLimitedKey(kms)
     assert len(await asyncio.gather(*(call(key) for _ in range(3)))) == 3
     assert await key.decrypt((await call(key)).ciphertext, b"", timeout=5)
-    assert kms.called == [0, 1, 3, *[7] * 5]  # one tries, the others wait for what it comes to
+    assert [round(at) for at in kms.called] == [0, 0, 0, 1, 2, 3, 4, 5]  # 60 a minute is the slowest pace
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(("asked", "paused"), [(45.0, 45), (9_000.0, LONGEST_PAUSE), (0.0, 0), (None, 1)])
+async def test_the_pause_that_kms_asks_for_is_kept_within_bounds(asked: float | None, paused: float) -> None:
+    kms = FailingKms(1, retry_after=asked)
+    await call(QuotaLimitedKey(kms))
+    assert kms.called == pytest.approx([0, paused], abs=0.01)
 
 
 @pytest.mark.looptime

@@ -7,7 +7,7 @@ import pytest
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import Message
-from google.rpc.error_details_pb2 import ErrorInfo, Help, PreconditionFailure, QuotaFailure
+from google.rpc.error_details_pb2 import ErrorInfo, Help, PreconditionFailure, QuotaFailure, RetryInfo
 from google.rpc.status_pb2 import Status
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,7 +80,12 @@ def violated(*types: str, description: str = "") -> Message:
             Cause.RATE_LIMIT,
             {"quota_metric": "hsm_usage", "consumer": "projects/1"},
         ),
-        ("RESOURCE_EXHAUSTED", QuotaFailure(violations=[{"subject": "projects/1"}]), Cause.RATE_LIMIT, {}),
+        (
+            "RESOURCE_EXHAUSTED",
+            QuotaFailure(violations=[{"subject": "projects/1", "quota_metric": "hsm_usage"}]),
+            Cause.RATE_LIMIT,
+            {"quota_metric": "hsm_usage", "consumer": "projects/1"},
+        ),
         (PRECONDITION, violated("KEY_ENABLED", "EXTERNAL_PERMISSION_DENIED"), Cause.EKM_DENIED, {}),
         (PRECONDITION, violated("KEY_ENABLED", "UNREACHABLE_NETWORK"), Cause.EKM_UNREACHABLE, {}),
         (PRECONDITION, violated("KEY_ENABLED", "EXTERNAL_KEY_URI_INVALID"), Cause.EKM_NOT_FOUND, {}),
@@ -110,6 +115,12 @@ def test_a_denial_that_says_no_more_is_a_missing_role_and_the_text_names_permiss
     assert parse_status(DENIED, text, pack(DENIED, info("SECURITY_POLICY_VIOLATED"))).values == {
         "troubleshooter_id": "aB-1_c"
     }
+
+
+def test_a_service_that_asks_for_a_pause_is_heard_and_never_for_a_time_before_now() -> None:
+    for delay, seconds in ({"seconds": 7, "nanos": 500_000_000}, 7.5), ({"seconds": -7}, 0.0), (None, None):
+        details = [RetryInfo(retry_delay=delay)] if delay else []
+        assert parse_status("UNAVAILABLE", "said", pack("UNAVAILABLE", *details)).retry_after == seconds
 
 
 def test_a_missing_role_is_not_told_where_something_else_refuses_too() -> None:
