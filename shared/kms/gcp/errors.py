@@ -94,7 +94,14 @@ _BY_VIOLATION: Final = {
 
 _BY_LOGIN_TEXT: Final = (
     (re.compile(r"invalid_scope|insufficient_scope", re.IGNORECASE), Cause.SCOPE_MISSING),
-    (re.compile(r"\bdisabled\b|account not found|\bdeleted\b", re.IGNORECASE), Cause.ACCOUNT_DISABLED),
+    (
+        # Not an API that is disabled, or a pool of identities: "IAM Service Account Credentials API … or it is disabled".
+        re.compile(
+            r"account not found|(?:robot|account|client)(?: \S+)?(?: is| was| has been)? (?:disabled|deleted)",
+            re.IGNORECASE,
+        ),
+        Cause.ACCOUNT_DISABLED,
+    ),
     (re.compile(r"invalid_grant|invalid_client|unauthorized_client|invalid_target"), Cause.CREDENTIALS_INVALID),
 )
 """What a token server answers (RFC 6749, section 5.2); Google's says more after it, such as "account not found"."""
@@ -121,6 +128,8 @@ _NAMED: Final = {
 class _Details:
     """What could be read."""
 
+    count: int = 0
+    """Of all, those of an unknown kind included."""
     reasons: list[str] = field(default_factory=list)
     """Of each ErrorInfo of Google's."""
     violations: list[str] = field(default_factory=list)
@@ -165,15 +174,17 @@ def parse_status(status: str, message: str, blob: bytes | None = None) -> KmsErr
     if details is None or (status == "RESOURCE_EXHAUSTED" and "metadata size exceeds" in message):
         detail = f"{status}: {message} (its details cannot be read)"
         return KmsError(Reason.UNAVAILABLE, detail, Cause.MALFORMED_ANSWER)
-    cause = _find_cause(details)
-    is_silent = status == "PERMISSION_DENIED" and not (details.reasons or details.violations)
-    if is_silent and not blob:
-        cause = Cause.ROLE_MISSING
-    reason = cause.reason if cause else _find_reason(status, message, details.violations)
     values = details.values
     for name, pattern in (("permission", _PERMISSION), ("troubleshooter_id", _PERIMETER_ID)):
         if name not in values and (found := pattern.search(message)):
             values[name] = found[1]
+    cause = _find_cause(details)
+    is_silent = status == "PERMISSION_DENIED" and not (details.reasons or details.violations)
+    if is_silent and "troubleshooter_id" in values:
+        is_silent, cause = False, Cause.PERIMETER
+    elif is_silent and not details.count:
+        cause = Cause.ROLE_MISSING
+    reason = cause.reason if cause else _find_reason(status, message, details.violations)
     shown = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in values.items() if value not in message)
     detail = f"{message or status}{f' ({shown})' if shown else ''}"
     return KmsError(reason, detail, cause, values, details.retry_after, is_silent=is_silent)
@@ -190,13 +201,13 @@ def _read_details(status: str, blob: bytes | None) -> _Details | None:
         return None
     if sent.code != grpc.StatusCode[status].value[0]:
         return None
-    unreadable = 0
+    unreadable, details.count = 0, len(sent.details)
     for each in sent.details[:_MAX_DETAILS]:
         try:
             _read_detail(each, details)
         except DecodeError:
             unreadable += 1
-    return None if unreadable and unreadable == len(sent.details) else details
+    return None if unreadable and unreadable == details.count else details
 
 
 def _read_detail(sent: Any, details: _Details) -> None:
@@ -257,7 +268,8 @@ def _find_reason(status: str, message: str, violations: Sequence[str]) -> Reason
         return _BY_STATUS.get(status, Reason.UNAVAILABLE)
     # A name comes before the state, which may contain any text.
     _, found, state = message.rpartition("current state is:")
-    states = [state] if found else [each for each in violations if each.startswith("KEY_")]
+    # The first violation of an external key is its state, also where only the key manager fails.
+    states = [state] if found else [each for each in violations if each.startswith("KEY_") and each != "KEY_ENABLED"]
     if not states:
         return Reason.UNAVAILABLE
     return Reason.KEY_DESTROYED if "DESTROY" in states[0] else Reason.KEY_DISABLED

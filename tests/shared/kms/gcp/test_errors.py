@@ -123,6 +123,11 @@ def test_a_service_that_asks_for_a_pause_is_heard_and_never_for_a_time_before_no
         assert parse_status("UNAVAILABLE", "said", pack("UNAVAILABLE", *details)).retry_after == seconds
 
 
+def test_a_status_without_details_is_a_denial_that_says_no_more_unless_its_text_names_a_perimeter() -> None:
+    assert parse_status(DENIED, "said", pack(DENIED)).cause is Cause.ROLE_MISSING
+    assert parse_status(DENIED, "… vpcServiceControlsUniqueIdentifier: aB-1_c").cause is Cause.PERIMETER
+
+
 def test_a_missing_role_is_not_told_where_something_else_refuses_too() -> None:
     blob = pack(DENIED, info("IAM_PERMISSION_DENIED"), info("SERVICE_DISABLED"))
     assert parse_status(DENIED, "said", blob).cause is Cause.API_DISABLED
@@ -131,6 +136,8 @@ def test_a_missing_role_is_not_told_where_something_else_refuses_too() -> None:
 def test_the_state_of_a_version_is_a_violation_too() -> None:
     for violation, reason in (("KEY_DISABLED", Reason.KEY_DISABLED), ("KEY_DESTROYED", Reason.KEY_DESTROYED)):
         assert parse_status(PRECONDITION, "said", pack(PRECONDITION, violated(violation))).reason is reason
+    of_the_future = pack(PRECONDITION, violated("KEY_ENABLED", "AN_ERROR_OF_THE_FUTURE"))
+    assert parse_status(PRECONDITION, "said", of_the_future).reason is Reason.UNAVAILABLE
 
 
 BROKEN = Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff\xff")
@@ -172,6 +179,15 @@ def test_whatever_the_details_hold_is_a_bounded_answer(blob: bytes, message: str
     [
         (RefreshError("invalid_grant: Invalid grant: account not found"), Cause.ACCOUNT_DISABLED),  # type: ignore[no-untyped-call]
         (RefreshError("('Robot is disabled')"), Cause.ACCOUNT_DISABLED),  # type: ignore[no-untyped-call]
+        (RefreshError("Service account projects/-/serviceAccounts/a@b is disabled."), Cause.ACCOUNT_DISABLED),  # type: ignore[no-untyped-call]
+        (
+            # https://github.com/google/kctf/issues/194
+            RefreshError(  # type: ignore[no-untyped-call]
+                "IAM returned 403 Forbidden: IAM Service Account Credentials API has not been used in project 1 before or "
+                "it is disabled."
+            ),
+            Cause.NONE,
+        ),
         (RefreshError("invalid_grant: Invalid JWT Signature."), Cause.CREDENTIALS_INVALID),  # type: ignore[no-untyped-call]
         (RefreshError("invalid_scope: Invalid OAuth scope"), Cause.SCOPE_MISSING),  # type: ignore[no-untyped-call]
         (DefaultCredentialsError("File x was not found."), Cause.CREDENTIALS_INVALID),  # type: ignore[no-untyped-call]
