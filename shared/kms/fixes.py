@@ -45,7 +45,8 @@ class FixTable:
     key: re.Pattern[str] | None = None
     """The full name of a key; its named groups are values. None if no command needs a part of it."""
     values: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
-    """What is valid for the other values."""
+    """What is valid for the other values. Where the key is, their named groups are values too: of groups with one name
+    the first counts, and those of the key come last."""
     roles: Mapping[str, str] = field(default_factory=dict)
     """The value `role` by the missing permission; by the empty text where no permission is named."""
 
@@ -64,17 +65,18 @@ class FixTable:
         """The values that are known and valid, quoted for a shell."""
         patterns = {"target": _TARGET, **self.values}
         candidates = {"account": ACCOUNT_OF_EXPORTER, **{name: value for name, value in values.items() if value}}
-        valid = {
-            name: shlex.quote(candidates[name])
-            for name, pattern in patterns.items()
-            if name in candidates and pattern.fullmatch(candidates[name])
-        }
+        valid: dict[str, str] = {}
+        parts: dict[str, str] = {}
+        for name, pattern in patterns.items():
+            if found := pattern.fullmatch(candidates.get(name, "")):
+                valid[name] = shlex.quote(found[0])
+                parts = {part: text for part, text in found.groupdict().items() if text} | parts
         if candidates["account"] in {ACCOUNT_OF_EXPORTER, ACCOUNT_OF_SERVICE}:
             valid["account"] = candidates["account"]
         if role := self.roles.get(values.get("permission", "")):
             valid["role"] = role
-        if self.key and (parts := self.key.fullmatch(key)):
-            valid |= {name: shlex.quote(part) for name, part in parts.groupdict().items()}
+        if self.key and (found := self.key.fullmatch(key)):
+            valid |= {name: shlex.quote(part) for name, part in (found.groupdict() | parts).items()}
         return valid
 
 

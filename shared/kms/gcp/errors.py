@@ -95,7 +95,7 @@ _BY_VIOLATION: Final = {
 _BY_LOGIN_TEXT: Final = (
     (re.compile(r"invalid_scope|insufficient_scope", re.IGNORECASE), Cause.SCOPE_MISSING),
     (
-        # Not an API that is disabled, or a pool of identities: "IAM Service Account Credentials API … or it is disabled".
+        # Not an API or a pool of identities: "IAM Service Account Credentials API … or it is disabled".
         re.compile(
             r"account not found|(?:robot|account|client)(?: \S+)?(?: is| was| has been)? (?:disabled|deleted)",
             re.IGNORECASE,

@@ -33,12 +33,18 @@ def get_key_name(version_name: str) -> str:
     return version_name.partition("/cryptoKeyVersions/")[0]
 
 
+_PROJECT: Final = "[a-z0-9][a-z0-9.:-]{0,99}"
 _RING: Final = "--project={project} --location={location} --keyring={keyring}"
-_ACTIVITY: Final = (
-    "gcloud logging read --project={project} --freshness=%s --limit=20 --format='table(timestamp, "
-    "protoPayload.authenticationInfo.principalEmail, protoPayload.methodName, protoPayload.resourceName)' "
-    '\'log_id("cloudaudit.googleapis.com/activity") AND protoPayload.methodName:"%s"\''
-)
+
+
+def _format_activity(freshness: str, method: str, project: str = "project") -> str:
+    return (
+        f"gcloud logging read --project={{{project}}} --freshness={freshness} --limit=20 --format='table(timestamp, "
+        "protoPayload.authenticationInfo.principalEmail, protoPayload.methodName, protoPayload.resourceName)' "
+        f'\'log_id("cloudaudit.googleapis.com/activity") AND protoPayload.methodName:"{method}"\''
+    )
+
+
 _ENABLE: Final = FixTemplate("Enable the version", f"gcloud kms keys versions enable {{version}} {_RING} --key={{key}}")
 _RESTORE: Final = FixTemplate(
     "Restore the version", f"gcloud kms keys versions restore {{version}} {_RING} --key={{key}}"
@@ -47,10 +53,10 @@ _LIST_VERSIONS: Final = FixTemplate(
     "List the versions", f"gcloud kms keys versions list {_RING} --key={{key}}", unless="version"
 )
 _WHO_CHANGED_VERSIONS: Final = FixTemplate(
-    "See who changed a version within a day", _ACTIVITY % ("1d", "CryptoKeyVersion")
+    "See who changed a version within a day", _format_activity("1d", "CryptoKeyVersion")
 )
 
-_WHO_CHANGED_IAM: Final = FixTemplate("See who changed IAM in the last hour", _ACTIVITY % ("1h", "SetIamPolicy"))
+_WHO_CHANGED_IAM: Final = FixTemplate("See who changed IAM in the last hour", _format_activity("1h", "SetIamPolicy"))
 _ASK_WHICH_POLICY: Final = FixTemplate(
     "See whether a deny policy is in the way",
     "gcloud policy-intelligence troubleshoot-policy iam "
@@ -105,24 +111,30 @@ GCP_FIXES: Final = FixTable(
             ),
         ),
         Cause.API_DISABLED: (
-            FixTemplate("See who disabled it within a day", _ACTIVITY % ("1d", "DisableService")),
-            FixTemplate("Enable the API", "gcloud services enable cloudkms.googleapis.com --project={project}"),
+            FixTemplate(
+                "See who disabled it within a day", _format_activity("1d", "DisableService", "consumer_project")
+            ),
+            FixTemplate(
+                "Enable the API", "gcloud services enable cloudkms.googleapis.com --project={consumer_project}"
+            ),
             FixTemplate(
                 "Or enable it on its page",
                 "python3 -m webbrowser "
-                "'https://console.cloud.google.com/apis/library/cloudkms.googleapis.com?project={project}'",
+                "'https://console.cloud.google.com/apis/library/cloudkms.googleapis.com?project={consumer_project}'",
             ),
         ),
         Cause.BILLING_DISABLED: (
-            FixTemplate("Show the project's billing", "gcloud billing projects describe {project}"),
+            FixTemplate("Show the project's billing", "gcloud billing projects describe {consumer_project}"),
         ),
-        Cause.PROJECT_UNUSABLE: (FixTemplate("Show the state of the project", "gcloud projects describe {project}"),),
+        Cause.PROJECT_UNUSABLE: (
+            FixTemplate("Show the state of the project", "gcloud projects describe {consumer_project}"),
+        ),
         Cause.QUOTA_PROJECT: (
             FixTemplate("Show which project the exporter charges", "printenv GOOGLE_CLOUD_QUOTA_PROJECT"),
         ),
         Cause.ORG_POLICY: (
             FixTemplate("List the policies of the project", "gcloud org-policies list --project={project}"),
-            FixTemplate("See who changed a policy within a day", _ACTIVITY % ("1d", "OrgPolicy")),
+            FixTemplate("See who changed a policy within a day", _format_activity("1d", "OrgPolicy")),
         ),
         Cause.JUSTIFICATION: (
             FixTemplate(
@@ -131,14 +143,18 @@ GCP_FIXES: Final = FixTable(
             ),
         ),
         Cause.ACCOUNT_DISABLED: (
-            FixTemplate("See who changed the account within a day", _ACTIVITY % ("1d", "ServiceAccount")),
-            FixTemplate("Enable the account", 'gcloud iam service-accounts enable "{account}" --project={project}'),
+            FixTemplate(
+                "See who changed the account within a day", _format_activity("1d", "ServiceAccount", "account_project")
+            ),
+            FixTemplate(
+                "Enable the account", 'gcloud iam service-accounts enable "{account}" --project={account_project}'
+            ),
         ),
         Cause.SCOPE_MISSING: (FixTemplate("Show the scopes of the exporter's machine", _METADATA % "scopes"),),
         Cause.CREDENTIALS_INVALID: (
             FixTemplate(
                 "List the account's keys",
-                'gcloud iam service-accounts keys list --iam-account="{account}" --project={project}',
+                'gcloud iam service-accounts keys list --iam-account="{account}" --project={account_project}',
             ),
         ),
         Cause.EKM_NOT_FOUND: _EXTERNAL_KEY,
@@ -149,12 +165,19 @@ GCP_FIXES: Final = FixTable(
     },
     # Stricter than https://cloud.google.com/kms/docs/resource-hierarchy: no part is an option, or needs quotes.
     key=re.compile(
-        r"projects/(?P<project>[a-z0-9][a-z0-9.:-]{0,99})/locations/(?P<location>[a-z0-9][a-z0-9-]{0,62})"
+        rf"projects/(?P<project>(?P<account_project>(?P<consumer_project>{_PROJECT})))/locations/(?P<location>[a-z0-9][a-z0-9-]{{0,62}})"
         r"/keyRings/(?P<keyring>[a-zA-Z0-9_][a-zA-Z0-9_-]{0,62})/cryptoKeys/(?P<key>[a-zA-Z0-9_][a-zA-Z0-9_-]{0,62})"
     ),
     values={
         "version": re.compile(r"[1-9][0-9]{0,9}"),
-        "account": re.compile(r"[a-z0-9][a-z0-9.-]{0,63}@[a-z0-9][a-z0-9.-]{0,189}"),
+        # Google charges, and asks for an enabled API, the project that the error names: without a quota project the
+        # account's, not that of the keys (https://github.com/GoogleCloudPlatform/kms-integrations/issues/53).
+        "consumer": re.compile(rf"projects/(?P<consumer_project>{_PROJECT})"),
+        "account": re.compile(
+            r"[a-z0-9][a-z0-9.-]{0,63}@"
+            r"(?:(?P<consumer_project>(?P<account_project>[a-z][a-z0-9-]{0,62}))\.iam\.gserviceaccount\.com"
+            r"|[a-z0-9][a-z0-9.-]{0,189})"
+        ),
         "permission": re.compile(r"cloudkms\.[a-zA-Z]{1,60}\.[a-zA-Z]{1,60}"),
         "troubleshooter_id": re.compile(r"[a-zA-Z0-9_-]{1,200}"),
     },
@@ -198,8 +221,8 @@ GCP_PROFILE: Final = KmsProfile(
         Reason.KEY_DESTROYED: "Restore the version now: after its date it is gone for good.",
         Cause.ROLE_MISSING: "Grant the service account its role on this key, unless a deny policy is in the way.",
         Cause.PERIMETER: "Let the owner of the VPC Service Controls perimeter admit this account and network.",
-        Cause.API_DISABLED: "Enable the Cloud KMS API in the project of the keys.",
-        Cause.BILLING_DISABLED: "Link the project of the keys to an open billing account.",
+        Cause.API_DISABLED: "Enable the Cloud KMS API in the project that the error names.",
+        Cause.BILLING_DISABLED: "Link the project that the error names to an open billing account.",
         Cause.PROJECT_UNUSABLE: "Restore the project, or appeal its suspension; check its name in the configuration.",
         Cause.QUOTA_PROJECT: "Correct the project that the credentials charge, or allow the account to use it.",
         Cause.ORG_POLICY: "Ask the administrators of the organization for an exception, or undo the policy's change.",

@@ -70,6 +70,21 @@ def test_who_changed_a_version_comes_before_it_is_enabled_or_restored() -> None:
     assert commands(kms_reason="key_destroyed", kms_version="") == [log, [*versions, "list", *RING, "--key=ledger"]]
 
 
+def test_the_project_that_is_charged_is_the_one_that_the_error_names_else_the_account_s_not_that_of_the_keys() -> None:
+    def projects(cause: Cause, **values: str) -> set[str]:
+        fixes = GCP_PROFILE.fixes.build(cause.reason, cause, KEY, values)
+        return {found for fix in fixes for found in re.findall(r"(?:project=|s describe )([\w-]+)", fix.command)}
+
+    account = "exporter@apps.iam.gserviceaccount.com"
+    for cause in (Cause.API_DISABLED, Cause.BILLING_DISABLED, Cause.PROJECT_UNUSABLE):
+        assert projects(cause, account=account, consumer="projects/42") == {"42"}
+        assert projects(cause, account=account, consumer="projects/$(id)") == {"apps"}
+        assert projects(cause, account="1-compute@developer.gserviceaccount.com") == projects(cause) == {"demo"}
+    for cause in (Cause.ACCOUNT_DISABLED, Cause.CREDENTIALS_INVALID):
+        assert projects(cause, account=account) == {"apps"}
+    assert projects(Cause.ROLE_MISSING, account=account, consumer="projects/42") == {"demo"}
+
+
 def test_what_no_annotation_names_comes_from_the_labels() -> None:
     annotations = {name: VALUES[name] for name in ("kms_provider", "kms_key")}
     labels = {"target": "ledger-kek", "version": "3", "permission": "cloudkms.cryptoKeys.get", "account": "me@x.org"}
@@ -131,6 +146,7 @@ HOSTILE = (
 
 @settings(max_examples=20)  # each in every place and for every reason
 @given(text=st.text() | st.sampled_from(HOSTILE))
+@example(text="0")
 @example(text="$(id)")
 @example(text="' id '")
 def test_what_an_alert_smuggles_in_is_never_more_than_a_part_of_an_argument(text: str) -> None:

@@ -183,8 +183,8 @@ def test_whatever_the_details_hold_is_a_bounded_answer(blob: bytes, message: str
         (
             # https://github.com/google/kctf/issues/194
             RefreshError(  # type: ignore[no-untyped-call]
-                "IAM returned 403 Forbidden: IAM Service Account Credentials API has not been used in project 1 before or "
-                "it is disabled."
+                "IAM returned 403 Forbidden: IAM Service Account Credentials API has not been used in project 1 before "
+                "or it is disabled."
             ),
             Cause.NONE,
         ),
