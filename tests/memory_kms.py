@@ -24,6 +24,7 @@ from shared.kms.port import (
     Diagnosis,
     EncryptResult,
     KeyDescription,
+    KeyStore,
     KeyVersion,
     KmsError,
     VersionState,
@@ -177,6 +178,9 @@ class MemoryKey:
 
     async def explain_denial(self, permission: str, *, timeout: float) -> Diagnosis:
         return await diagnose_denial(permission, lambda: self.check_permissions(("use", "read"), timeout=timeout))
+
+    async def check_key_store(self, store: KeyStore, *, timeout: float) -> KeyStore:  # noqa: ARG002
+        return store
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:  # noqa: ARG002
         return (ConnectivityPhase("tcp", 0.0),)

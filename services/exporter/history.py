@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.exporter.model import BackendState, KeyInspection, Operation, ProbeResult, TargetKey
-from shared.kms.port import ConnectivityPhase
+from shared.kms.port import ConnectivityPhase, KeyStore, KeyStoreKind
 from shared.kms.reason import Cause, Reason, format_label
 
 ROUND_TRIP_WINDOW = 3600.0
@@ -25,6 +25,8 @@ MAX_FAILURE_SPANS = 100
 """Kept failures of a target."""
 MAX_TEXT_LENGTH = 500
 """Characters kept of what a service said."""
+DENIAL_WINDOW = 86400.0
+"""Seconds after a denial of the external key manager in which a version that is found disabled was disabled for it."""
 
 
 @dataclass(slots=True)
@@ -140,6 +142,26 @@ class TargetHistory:
         of_the_start = span and self.first_success is not None and span.last_at < self.first_success
         return None if of_the_start else span
 
+    @property
+    def ekm_connection(self) -> KeyStore | None:
+        """The connection to the key's external key manager, where there is one that the account may verify."""
+        store = self.inspection.key_store if self.inspection else None
+        return store if store and store.kind is KeyStoreKind.EKM else None
+
+    def is_disabled_by_key_manager(self, now: float) -> bool:
+        """Whether a version that is found disabled at `now` is so because the external key manager denied the key.
+
+        Cloud KMS disables a version that was denied, and names only its state from then on:
+        https://docs.cloud.google.com/kms/docs/reference/ekm_errors
+        """
+        inspection, last_success = self.inspection, self.last_success or 0.0
+        if inspection and inspection.key_manager_cause is Cause.EKM_DENIED and inspection.inspected_at > last_success:
+            return True
+        denied_at = max((one.last_at for one in self.failure_spans if one.cause is Cause.EKM_DENIED), default=0.0)
+        found = (one.first_at for one in self.failure_spans if one.reason is Reason.KEY_DISABLED)
+        disabled_at = next((at for at in found if at >= denied_at), now)
+        return denied_at > last_success and disabled_at - denied_at <= DENIAL_WINDOW
+
     def copy(self, now: float) -> "TargetHistory":
         """For a reader in another thread."""
         return replace(
@@ -208,16 +230,19 @@ class History:
         for service in self._services - {service for service, _ in self.backends}:
             self.backends[service, None] = BackendHistory(service, None, next(self._versions))
 
+    def find_target(self, service: str, name: str) -> TargetHistory | None:
+        """The record of a target that is configured."""
+        record = self.targets.get(name)
+        return record if record and record.service == service else None
+
     def add_probe(self, result: ProbeResult) -> None:
         """A round trip. Ignored where the target is not configured: the last one may end after a reload."""
-        record = self.targets.get(result.target)
-        if record and record.service == result.service:
+        if record := self.find_target(result.service, result.target):
             record.add_probe(result)
             record.version = next(self._versions)
 
     def add_inspection(self, inspection: KeyInspection) -> None:
-        record = self.targets.get(inspection.target)
-        if record and record.service == inspection.service:
+        if record := self.find_target(inspection.service, inspection.target):
             record.inspection = inspection
             record.version = next(self._versions)
 

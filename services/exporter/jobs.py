@@ -92,11 +92,19 @@ async def start_jobs(
             service = target.kms.provider, target.kms.service_address
             key = connect(target.kms)
             stack.push_async_callback(key.close)
+            prober = Prober(
+                target.service,
+                target.name,
+                key,
+                settings.probe.timeout,
+                get_history=partial(results.history.find_target, target.service, target.name),
+                count_reads=partial(results.metrics.count_reads, target.service, target.name),
+            )
             probe = CoalescedProbe(
                 target.service,
                 target.name,
-                probe=Prober(target.service, target.name, key, settings.probe.timeout).probe,
-                measure_connectivity=partial(key.measure_connectivity, timeout=settings.probe.timeout),
+                probe=prober.probe,
+                measure_connectivity=partial(prober.measure_connectivity, settings.probe.timeout),
                 explain_denial=partial(
                     _explain_denial, target, settings.probe.timeout, connect, results, diagnosing[target.kms.provider]
                 ),

@@ -7,7 +7,7 @@ from enum import StrEnum
 from shared.backend_contract import CryptoMode
 from shared.credentials import Validity
 from shared.kms.fixes import GENERIC_PROFILE, KmsProfile
-from shared.kms.port import ConnectivityPhase, KeyDescription
+from shared.kms.port import ConnectivityPhase, KeyDescription, KeyStore
 from shared.kms.reason import Cause, Reason, format_label
 
 
@@ -28,6 +28,9 @@ class KeyRead(StrEnum):
     TEST_PERMISSIONS = "test_permissions"
     GET_SERVICE = "get_service"
     """The state of the service, for the diagnosis of a denial."""
+    VERIFY_CONNECTIVITY = "verify_connectivity"
+    """Between KMS and an external key manager."""
+    GET_HSM_INSTANCE = "get_hsm_instance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,10 @@ class KeyInspection:
     """The account that made the calls; empty if it is not known."""
     call_problems: tuple[str, ...] = ()
     """Those of `problems` that are over once a round trip succeeds: its own calls failed."""
+    key_store: KeyStore | None = None
+    """What holds the key in place of the KMS, as it was checked; None if there is none that the account may check."""
+    key_manager_cause: Cause = Cause.NONE
+    """Why KMS cannot use the key's external key manager."""
 
 
 @dataclass(frozen=True, slots=True)

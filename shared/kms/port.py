@@ -70,6 +70,28 @@ class DecryptResult:
     """As of `EncryptResult`; empty if the provider does not tell it."""
 
 
+class KeyStoreKind(StrEnum):
+    EKM = "ekm"
+    """A connection to an external key manager."""
+    HSM = "hsm"
+    """A hardware security module of one customer."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyStore:
+    """What holds a key in place of the service itself."""
+
+    kind: KeyStoreKind
+    name: str
+    """Its full name."""
+    permission: str
+    """The permission that a check of it needs, as the provider names it."""
+    problem: str = ""
+    """Why no key in it can be used, in one sentence; empty if it was not checked."""
+    disable_at: float | None = None
+    """Unix seconds at which it is disabled unless somebody refreshes it; None if never, or if it was not checked."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeyVersion:
     id: str
@@ -86,6 +108,8 @@ class KeyVersion:
     """For people; empty if the id is readable itself."""
     number: int | None = None
     """For a metric; None if the provider does not number versions."""
+    failure: str = ""
+    """Why its generation, import or external destruction failed, in the provider's words."""
 
     @property
     def label(self) -> str:
@@ -110,6 +134,8 @@ class KeyDescription:
     """All of them, the oldest first."""
     call_count: int
     """How many calls this took: a long list comes in pages."""
+    key_store: KeyStore | None = None
+    """What holds the key in place of the service, not checked; None if the service does."""
 
     def find_version(self, version: str | None) -> KeyVersion | None:
         """The version of that id; None if the key has none."""
@@ -131,7 +157,10 @@ class ConnectivityPhase:
     """One phase of a connection to the service."""
 
     name: str
-    """`dns`, `tcp`, `proxy` or `tls`; the first two are those of the proxy, where one is used."""
+    """`dns`, `tcp`, `proxy`, `tls`, and from the service to an external key manager `ekm`.
+
+    The first two are those of the proxy, where one is used.
+    """
     seconds: float
     error: str | None = None
     """What went wrong, in one sentence; later phases are missing then."""
@@ -254,6 +283,13 @@ class KmsKey(Protocol):
         """Finds out why a call that needs `permission` is denied. Never raises KmsError.
 
         It makes three harmless calls at most, each within `timeout` seconds, by `shared.kms.denial`.
+        """
+        ...
+
+    async def check_key_store(self, store: KeyStore, *, timeout: float) -> KeyStore:
+        """Checks what holds the key, within `timeout` seconds and without the use of a key. Returns what was found.
+
+        Raises KmsError; its cause has the scope KEY_MANAGER where the service does not reach the key manager.
         """
         ...
 

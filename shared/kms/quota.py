@@ -66,6 +66,7 @@ class QuotaLimitedKey:
         """When the calls of the last minute were made."""
         self.describe_key, self.check_permissions = kms.describe_key, kms.check_permissions
         self.explain_denial = kms.explain_denial
+        self.check_key_store = kms.check_key_store
         self.measure_connectivity, self.read_service_clock = kms.measure_connectivity, kms.read_service_clock
         self.close = kms.close
 

@@ -25,7 +25,7 @@ class RetryingKey:
         self._kms = limited = kms if isinstance(kms, QuotaLimitedKey) else QuotaLimitedKey(kms)
         self.profile = kms.profile
         self.measure_connectivity, self.read_service_clock = limited.measure_connectivity, limited.read_service_clock
-        self.explain_denial, self.close = kms.explain_denial, limited.close
+        self.explain_denial, self.check_key_store, self.close = kms.explain_denial, kms.check_key_store, limited.close
 
     @property
     def account(self) -> str:

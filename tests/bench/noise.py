@@ -35,7 +35,15 @@ from shared.kms.denial import diagnose_denial
 from shared.kms.fixes import KmsProfile
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings
-from shared.kms.port import ConnectivityPhase, DecryptResult, Diagnosis, EncryptResult, KeyDescription, KmsError
+from shared.kms.port import (
+    ConnectivityPhase,
+    DecryptResult,
+    Diagnosis,
+    EncryptResult,
+    KeyDescription,
+    KeyStore,
+    KmsError,
+)
 from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
 from tests.bench.stage import BenchError
@@ -122,6 +130,9 @@ class Key:
 
     async def explain_denial(self, permission: str, *, timeout: float) -> Diagnosis:
         return await diagnose_denial(permission, lambda: self.check_permissions((permission,), timeout=timeout))
+
+    async def check_key_store(self, store: KeyStore, *, timeout: float) -> KeyStore:  # noqa: ARG002
+        return store
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         if self._fails_at(asyncio.get_running_loop().time()) and self._scenario.reason is Reason.TIMEOUT:

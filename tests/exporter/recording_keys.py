@@ -13,7 +13,15 @@ from services.exporter.results import Results
 from shared.kms.denial import diagnose_denial
 from shared.kms.fixes import GENERIC_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings
-from shared.kms.port import ConnectivityPhase, DecryptResult, Diagnosis, EncryptResult, KeyDescription, KmsError
+from shared.kms.port import (
+    ConnectivityPhase,
+    DecryptResult,
+    Diagnosis,
+    EncryptResult,
+    KeyDescription,
+    KeyStore,
+    KmsError,
+)
 from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
 from tests.exporter.running_exporter import FREE
@@ -82,6 +90,9 @@ class Key:
 
     async def explain_denial(self, permission: str, *, timeout: float) -> Diagnosis:
         return await diagnose_denial(permission, lambda: self.check_permissions((permission,), timeout=timeout))
+
+    async def check_key_store(self, store: KeyStore, *, timeout: float) -> KeyStore:  # noqa: ARG002
+        return store
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         return (ConnectivityPhase("dns", timeout),)

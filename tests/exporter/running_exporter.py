@@ -35,9 +35,9 @@ class Scrape:
             assert response.status == 200
             return await response.text()
 
-    async def board(self) -> str:
-        """The page for people."""
-        async with self._session.get(self._url.removesuffix("metrics")) as response:
+    async def page(self, path: str = "/") -> str:
+        """A page for people; without a path, the board."""
+        async with self._session.get(self._url.removesuffix("/metrics") + path) as response:
             assert response.status == 200
             return await response.text()
 
@@ -50,8 +50,8 @@ class Scrape:
         }
 
 
-def target(emulator: Emulator, name: str = "ledger-kek") -> Target:
-    kms = GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True)
+def target(emulator: Emulator, name: str = "ledger-kek", key: str = KEY) -> Target:
+    kms = GcpKeySettings(key=key, endpoint=str(emulator.address), insecure=True)
     return Target(name=name, service="backend", kms=kms)
 
 

@@ -73,7 +73,7 @@ async def test_each_backend_is_shown_as_far_as_it_says_and_no_secret_anywhere(tm
     with capture_logs() as logged:
         async with watching(tmp_path) as scrape:
             await until(lambda: is_complete(scrape))
-            values, board, text = await scrape.values(), await scrape.board(), await scrape.text()
+            values, board, text = await scrape.values(), await scrape.page(), await scrape.text()
     crypto = {name: value for name, value in values.items() if name.startswith("crypto_")}
     assert crypto == {
         "crypto_backend_up local": 1,

@@ -31,7 +31,7 @@ async def test_a_key_of_another_endpoint_is_probed_and_inspected_as_if_nothing_h
     kms.stalled.add(STALLED)
     targets = [*(named(f"stalled-{n}", STALLED) for n in range(200)), named("good", HEALTHY)]
     async with watched(kms, *targets, concurrency=4) as watch:
-        await asyncio.sleep(600)
+        await asyncio.sleep(1000)
         answer = await request_probe(watch.probes["good"])
         assert (answer.status_code, "probe_success 1.0" in answer.text) == (200, True)
         scheduled = kms.times("encrypt", "good")

@@ -49,7 +49,7 @@ async def test_it_is_probed_measured_and_shown(ledger: memory_kms.StoredKey, tmp
     async with scraped(read_settings(tmp_path)) as scrape:
         values = await wait_for(scrape, "kms_key_primary_version_info backend ledger-kek autumn", 1)
         await wait_for(scrape, "kms_probe_success backend ledger-kek", 1)
-        page = await scrape.board()
+        page = await scrape.page()
     assert values["kms_key_versions backend pending_destruction ledger-kek"] == 1
     assert values["kms_key_versions backend usable ledger-kek"] == 1
     assert values["kms_key_version_destroy_timestamp_seconds backend ledger-kek spring"] == 4_000_000_000
@@ -75,7 +75,7 @@ async def test_canaries_of_older_versions_are_kept_and_found_lost(ledger: memory
     ledger.set_state("autumn", VersionState.DISABLED)
     async with scraped(settings) as scrape:
         await wait_for(scrape, "kms_canary_success key_disabled backend ledger-kek autumn", 0)
-        assert "canary lost, key_disabled" in await scrape.board()
+        assert "canary lost, key_disabled" in await scrape.page()
     (canary_file,) = tmp_path.glob("*.json")  # noqa: ASYNC240
     (canaries,) = json.loads(canary_file.read_text(encoding="utf-8")).values()
     assert [entry["canary"]["version"] for entry in canaries] == ["autumn", "winter"]

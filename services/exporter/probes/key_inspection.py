@@ -1,14 +1,14 @@
 """Inspects a key, less often than it is probed: key and canaries in → KeyInspection.
 
-Reads the key, its versions and the account's permissions, decrypts what older versions encrypted, and checks that a
-wrong AAD is refused. A function stores the canaries.
+Reads the key, its versions and the account's permissions, checks what holds the key in place of KMS, decrypts what
+older versions encrypted, and checks that a wrong AAD is refused. A function stores the canaries.
 """
 
 import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from secrets import token_bytes
 from typing import Final, TypeVar
 
@@ -16,8 +16,8 @@ import structlog
 
 from services.exporter.model import Call, Canary, CanaryResult, Failure, KeyInspection, KeyRead, Operation
 from services.exporter.probes.round_trip import AAD_BYTES, PLAINTEXT_BYTES, time_call
-from shared.kms.port import KeyDescription, KmsKey
-from shared.kms.reason import Reason
+from shared.kms.port import KeyDescription, KeyStore, KeyStoreKind, KmsKey
+from shared.kms.reason import Cause, Reason, Scope
 
 MAX_CONCURRENT_DECRYPTIONS: Final = 10
 """Canaries decrypted at the same time: where nothing answers, 100 of them are done within ten timeouts."""
@@ -49,6 +49,8 @@ class KeyInspector:
     random_bytes: Callable[[int], bytes] = token_bytes
     _latest_canary: Canary | None = field(default=None, init=False)
     """The canary that was made last, for the check with the wrong AAD where none is kept."""
+    _denied_versions: set[str] = field(default_factory=set, init=False)
+    """Versions that the external key manager denied when their canaries could last be tried."""
 
     async def inspect(self) -> KeyInspection:
         """One inspection. Raises nothing but cancellation: what cannot be read is None, with a problem that says why.
@@ -70,6 +72,14 @@ class KeyInspector:
                 lambda: self.key.check_permissions(permissions, timeout=self.timeout),
                 problems,
             )
+        store, key_manager_cause = description.key_store if description else None, Cause.NONE
+        checked, known = None, None if granted is None else {one: one in granted for one in permissions}
+        if store:
+            checked, key_manager_cause, may_check = await self._check_key_store(store, problems)
+            known = {**(known or {}), **may_check}
+        if description and description.versions and (newest_version := description.versions[-1]).failure:
+            state = f"version {newest_version.label} is {newest_version.state_label}"
+            problems.append(f"{state}: {newest_version.failure}")
         stored = await self._sync_canaries(problems)
         primary = description.primary_version if description else None
         present = next((one for one in (*stored, self._latest_canary) if one and one.version == primary), None)
@@ -82,12 +92,14 @@ class KeyInspector:
         return KeyInspection(
             self.service,
             self.target,
-            canaries=await self._decrypt_canaries([one for one in stored if one.version != newest]),
+            canaries=await self._decrypt_canaries(
+                [one for one in stored if one.version != newest], denied=key_manager_cause is Cause.EKM_DENIED
+            ),
             wrong_aad_check=await self._check_wrong_aad(present, call_problems) if present else None,
             inspected_at=self.wall_clock(),
             description=description,
-            permissions=None if granted is None else {one: one in granted for one in permissions},
-            call_counts=_count_reads(description, permissions=checks_permissions),
+            permissions=known,
+            call_counts=_count_reads(description, store, permissions=checks_permissions),
             problems=tuple(dict.fromkeys([*problems, *call_problems])),
             call_problems=tuple(call_problems),
             encrypt_call=encrypt,
@@ -95,7 +107,26 @@ class KeyInspector:
                 [one.version for one in (*stored, present) if one], description
             ),
             account=self.key.account,
+            key_store=checked,
+            key_manager_cause=key_manager_cause,
         )
+
+    async def _check_key_store(
+        self, store: KeyStore, problems: list[str]
+    ) -> tuple[KeyStore | None, Cause, Mapping[str, bool]]:
+        """What was found, why KMS cannot use the key manager, and whether the account may check that, if it is known.
+
+        A permission that is missing is no problem of the key.
+        """
+        _, failure, checked = await self._time_call(lambda: self.key.check_key_store(store, timeout=self.timeout))
+        if failure is None:
+            problems += [checked.problem] if checked and checked.problem else []
+            return checked, Cause.NONE, {store.permission: True}
+        if failure.values.get("permission") == store.permission:
+            return None, Cause.NONE, {store.permission: False}
+        problems.append(_format_problem(f"the check of {store.name} failed", failure))
+        is_refused = failure.cause.scope is Scope.KEY_MANAGER
+        return store, failure.cause if is_refused else Cause.NONE, {store.permission: True} if is_refused else {}
 
     def _find_versions_without_canary(
         self, versions_with_canary: Collection[str], description: KeyDescription | None
@@ -136,7 +167,8 @@ class KeyInspector:
         if add or forget:
             await self._sync_canaries(problems, add, forget)
 
-    async def _decrypt_canaries(self, older: Sequence[Canary]) -> tuple[CanaryResult, ...]:
+    async def _decrypt_canaries(self, older: Sequence[Canary], *, denied: bool) -> tuple[CanaryResult, ...]:
+        """`denied`: whether the external key manager denies the key now."""
         semaphore = asyncio.Semaphore(MAX_CONCURRENT_DECRYPTIONS)
 
         async def decrypted(canary: Canary) -> CanaryResult:
@@ -146,6 +178,12 @@ class KeyInspector:
                 )
             if answer and hashlib.sha256(answer.plaintext).digest() != canary.plaintext_sha256:
                 failure = Failure(Reason.PLAINTEXT_MISMATCH, "decrypt gave back another plaintext than was encrypted")
+            if failure and failure.cause is Cause.EKM_DENIED:
+                self._denied_versions.add(canary.version)
+            elif failure is None or failure.reason is not Reason.KEY_DISABLED:
+                self._denied_versions.discard(canary.version)
+            elif denied or canary.version in self._denied_versions:
+                failure = replace(failure, cause=Cause.EKM_DISABLED)
             return CanaryResult(canary.version, Call(Operation.CANARY_DECRYPT, seconds, failure))
 
         async with asyncio.TaskGroup() as group:
@@ -192,9 +230,14 @@ class KeyInspector:
         return seconds, failure, answer
 
 
-def _count_reads(description: KeyDescription | None, *, permissions: bool) -> Mapping[KeyRead, int]:
+def _count_reads(
+    description: KeyDescription | None, store: KeyStore | None, *, permissions: bool
+) -> Mapping[KeyRead, int]:
     listed = description.call_count - 1 if description else 0
-    return {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: listed, KeyRead.TEST_PERMISSIONS: int(permissions)}
+    counts = {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: listed, KeyRead.TEST_PERMISSIONS: int(permissions)}
+    if store is None:
+        return counts
+    return {**counts, KeyRead.VERIFY_CONNECTIVITY if store.kind is KeyStoreKind.EKM else KeyRead.GET_HSM_INSTANCE: 1}
 
 
 def _format_problem(subject: str, failure: Failure | None) -> str:

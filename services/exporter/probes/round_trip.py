@@ -11,16 +11,17 @@ round trips that are denied in the same way have the cause that was found.
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from secrets import token_bytes
 from typing import Generic, TypeVar
 
 import structlog
 
-from services.exporter.model import Call, Failure, Operation, ProbeResult
+from services.exporter.history import TargetHistory
+from services.exporter.model import Call, Failure, KeyRead, Operation, ProbeResult
 from shared.kms.fixes import GENERIC_PROFILE, KmsProfile
-from shared.kms.port import ConnectivityPhase, Diagnosis, KmsError, KmsKey
+from shared.kms.port import ConnectivityPhase, Diagnosis, KeyStoreKind, KmsError, KmsKey
 from shared.kms.reason import Cause, Reason, Scope
 from shared.process.concurrency import is_task_cancelled
 
@@ -211,6 +212,11 @@ PLAINTEXT_BYTES = 32
 AAD_BYTES = 16
 
 
+def concerns_connection(failure: Failure) -> bool:
+    """Whether the connection to KMS, or from KMS to an external key manager, may be to blame."""
+    return failure.reason.scope is Scope.SERVICE or failure.cause.scope is Scope.KEY_MANAGER
+
+
 async def time_call(
     call: Callable[[], Awaitable[T]], *, timeout: float, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[float, Failure | None, T | None]:
@@ -247,6 +253,9 @@ async def time_call(
 
 CONNECTIVITY_MAX_AGE = 60.0
 """Seconds for which measured connectivity is reused for the same failure."""
+_MIN_EKM_TIMEOUT = 0.2
+_CALL_RESERVE = 0.3
+"""Seconds that a call may take longer than its timeout."""
 
 
 @dataclass(slots=True)
@@ -259,6 +268,10 @@ class Prober:
     clock: Callable[[], float] = time.perf_counter
     wall_clock: Callable[[], float] = time.time
     random_bytes: Callable[[int], bytes] = token_bytes
+    get_history: Callable[[], TargetHistory | None] = lambda: None
+    """What is known of the target, without the round trip that runs."""
+    count_reads: Callable[[Sequence[KeyRead]], None] = lambda _: None
+    """Takes the reads that are made beside the round trips."""
     _measured: tuple[Reason, float, tuple[ConnectivityPhase, ...]] | None = field(default=None, init=False)
     """Why the last round trip failed, when its connectivity was measured, and what was found."""
 
@@ -270,12 +283,17 @@ class Prober:
         begin = self.clock()
         result = await self._run_round_trip()
         failure = result.failed_call.failure if result.failed_call else None
-        if failure is None or failure.reason.scope is not Scope.SERVICE:
+        history = self.get_history()
+        if failure and failure.reason is Reason.KEY_DISABLED and history:
+            by_key_manager = history.is_disabled_by_key_manager(result.ended_at)
+            failure = replace(failure, cause=Cause.EKM_DISABLED) if by_key_manager else failure
+        if failure is None or not concerns_connection(failure):
             self._measured = None
             return result
         await self._measure_connectivity(failure.reason, 2 * self.timeout - (self.clock() - begin))
         phases = self._measured[2] if self._measured else ()
-        cause = failure.cause or next((phase.cause for phase in phases if phase.error), Cause.NONE)
+        of_network = (phase.cause for phase in phases if phase.error and phase.name != KeyStoreKind.EKM)
+        cause = failure.cause or next(of_network, Cause.NONE)
         return replace(
             result,
             calls=(*result.calls[:-1], replace(result.calls[-1], failure=replace(failure, cause=cause))),
@@ -317,7 +335,7 @@ class Prober:
 
         async def measured() -> tuple[ConnectivityPhase, ...]:
             async with asyncio.timeout(time_left):  # whatever it does, the result waits no longer
-                return await self.key.measure_connectivity(timeout=0.9 * time_left)
+                return await self.measure_connectivity(time_left)
 
         _, failure, phases = await time_call(measured, timeout=time_left, clock=self.clock)
         if failure:
@@ -325,6 +343,28 @@ class Prober:
                 "connectivity measurement failed", target=self.target, error=failure.detail, exc_info=failure.exception
             )
         self._measured = reason, now, phases or ()
+
+    async def measure_connectivity(self, timeout: float) -> tuple[ConnectivityPhase, ...]:
+        """The phases to KMS and, where the key has a connection, from KMS to its external key manager.
+
+        Within `timeout` seconds in all. An answer that says nothing of the key manager is no phase.
+        """
+        begin = self.clock()
+        phases = await self.key.measure_connectivity(timeout=0.9 * timeout)
+        history = self.get_history()
+        connection = history.ekm_connection if history else None
+        time_left = timeout - (self.clock() - begin) - _CALL_RESERVE
+        if connection is None or any(phase.error for phase in phases) or time_left < _MIN_EKM_TIMEOUT:
+            return phases
+        self.count_reads([KeyRead.VERIFY_CONNECTIVITY])
+        seconds, failure, _ = await time_call(
+            lambda: self.key.check_key_store(connection, timeout=time_left), timeout=time_left, clock=self.clock
+        )
+        if failure is None:
+            return (*phases, ConnectivityPhase(KeyStoreKind.EKM, seconds))
+        if failure.cause.scope is not Scope.KEY_MANAGER:
+            return phases
+        return (*phases, ConnectivityPhase(KeyStoreKind.EKM, seconds, failure.detail, failure.cause))
 
     async def _time_call(self, operation: Operation, call: Callable[[], Awaitable[T]]) -> tuple[Call, T | None]:
         seconds, failure, answer = await time_call(call, timeout=self.timeout, clock=self.clock)

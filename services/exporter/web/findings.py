@@ -9,8 +9,8 @@ from services.exporter.history import MAX_TEXT_LENGTH, FailureSpan, TargetHistor
 from services.exporter.model import BackendState, Failure, KeyInspection, TargetKey
 from shared.backend_contract import CryptoMode
 from shared.kms.fixes import Fix, KmsProfile
-from shared.kms.port import ConnectivityPhase
-from shared.kms.reason import Cause, Reason
+from shared.kms.port import ConnectivityPhase, KeyStoreKind
+from shared.kms.reason import Cause, Reason, Scope
 from shared.web.time_format import format_utc_time
 
 RUNBOOK_FILE: Final = "docs/KMS_OPERATIONS.md"
@@ -50,6 +50,9 @@ UNKNOWN_MODE_ADVICE: Final = Advice(
     "Ask its health check yourself; put a word that is missing into `health.values` of this backend.",
     "KMSCryptoModeNotKMS",
 )
+KEY_STORE_ADVICE: Final = Advice(
+    "Grant it on that, or on its project; the key itself works without it.", "KMSPermissionMissing"
+)
 NOT_READY_ADVICE: Final = Advice("Its health check says what it waits for.", "KMSCryptoNotReady")
 
 
@@ -58,18 +61,27 @@ def advise_on_failure(failure: Failure | FailureSpan, profile: KmsProfile) -> Ad
     return Advice(profile.advise(failure.reason, failure.cause), failure.reason)
 
 
-def describe_connectivity(connectivity: Sequence[ConnectivityPhase]) -> str | None:
-    """Whether it is the network or KMS, in a sentence; None if nothing was measured."""
+def describe_connectivity(connectivity: Sequence[ConnectivityPhase], cause: Cause = Cause.NONE) -> str | None:
+    """Where a call with this cause failed, in a sentence; None if nothing was measured.
+
+    It is the network between us and KMS, KMS itself, or something between KMS and an external key manager.
+    """
     if not connectivity:
         return None
     durations = ", ".join(
         f"{phase.name.upper()} {phase.seconds * 1000:.0f} ms" for phase in connectivity if not phase.error
     )
-    for phase in connectivity:
-        if phase.error:
-            before = f" (before it: {durations})" if durations else ""
-            return f"It is the network, at {phase.name.upper()}: {phase.error}{before}"
-    return f"The network works ({durations}): it is KMS that does not answer."
+    failed = next((phase for phase in connectivity if phase.error), None)
+    if failed and failed.name != KeyStoreKind.EKM:
+        before = f" (before it: {durations})" if durations else ""
+        return f"It is the network, at {failed.name.upper()}: {failed.error}{before}"
+    reached = connectivity[-1].name == KeyStoreKind.EKM and not failed
+    works = f"The network works{', and KMS reaches the external key manager' if reached else ''} ({durations})"
+    if failed:
+        return f"{works}: it is between KMS and the external key manager: {failed.error}"
+    if cause.scope is not Scope.KEY_MANAGER:
+        return f"{works}: it is KMS that does not answer."
+    return f"{works}: it is {'this key there' if reached else 'between KMS and the external key manager'}."
 
 
 _MAX_NAMED_VERSIONS: Final = 5
@@ -117,7 +129,7 @@ def build_failure_finding(span: FailureSpan, history: TargetHistory) -> Finding:
         f"{span.label} at {span.operation}",
         span.detail,
         advice,
-        describe_connectivity(span.connectivity),
+        describe_connectivity(span.connectivity, span.cause),
         fixes=_list_fixes(
             history.key,
             span.reason,
@@ -167,7 +179,13 @@ def find_key_problems(
             due_at=doomed[first],
             fixes=_list_fixes(key, Reason.KEY_DESTROYED, target=inspection.target, version=first.id),
         )
-    if missing := [name for name, granted in (inspection.permissions or {}).items() if not granted]:
+    missing = [name for name, granted in (inspection.permissions or {}).items() if not granted]
+    store = inspection.description.key_store if inspection.description else None
+    if store and store.permission in missing:
+        missing.remove(store.permission)
+        sentence = f"The account lacks {store.permission} on {store.name}. So nobody checks what holds the key."
+        yield Finding(HealthStatus.DEGRADED, "permission missing", _truncate(sentence), KEY_STORE_ADVICE)
+    if missing:
         sentence = f"The account lacks {', '.join(missing)}."
         advice = Advice(key.profile.advise(Reason.PERMISSION_DENIED, Cause.ROLE_MISSING), "KMSPermissionMissing")
         fixes = [

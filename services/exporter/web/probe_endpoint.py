@@ -17,14 +17,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from services.exporter.model import Call, Operation, ProbeResult
-from services.exporter.probes.round_trip import CoalescedProbe, ProbeClosedError
+from services.exporter.probes.round_trip import CoalescedProbe, ProbeClosedError, concerns_connection
 from services.exporter.web import findings
 from shared.config.server_settings import Role
 from shared.http.access import ProtectedRoute, RouteRequirements
 from shared.http.server import select_encoder
 from shared.kms.fixes import KmsProfile
 from shared.kms.port import ConnectivityPhase, Diagnosis
-from shared.kms.reason import Reason, Scope
+from shared.kms.reason import Reason
 
 MAX_TEXT_LENGTH: Final = 500
 """Characters shown of what a service said."""
@@ -84,7 +84,7 @@ def _format_advice(
     if failure is None:
         return
     yield ""
-    if failure.reason.scope is Scope.SERVICE and (sentence := findings.describe_connectivity(connectivity)):
+    if concerns_connection(failure) and (sentence := findings.describe_connectivity(connectivity, failure.cause)):
         yield make_printable(sentence)
     yield profile.advise(failure.reason, diagnosis.cause if diagnosis else failure.cause)
 

@@ -11,6 +11,7 @@ import os
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from functools import cache, partial
@@ -31,12 +32,15 @@ from google.cloud.kms_v1 import (
     DecryptRequest,
     DecryptResponse,
     DestroyCryptoKeyVersionRequest,
+    EkmServiceAsyncClient,
     EncryptRequest,
     EncryptResponse,
     GetCryptoKeyRequest,
+    HsmManagementAsyncClient,
     KeyManagementServiceAsyncClient,
     ListCryptoKeyVersionsRequest,
     ProtectionLevel,
+    SingleTenantHsmInstance,
     UpdateCryptoKeyVersionRequest,
 )
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
@@ -56,6 +60,8 @@ from shared.kms.port import (
     Diagnosis,
     EncryptResult,
     KeyDescription,
+    KeyStore,
+    KeyStoreKind,
     KeyVersion,
     KmsError,
     VersionState,
@@ -159,6 +165,15 @@ MAX_PAGES: Final = 20
 """Of versions, `_PAGE_SIZE` each: two versions a day for 27 years. A longer list is refused, never shown in part."""
 _PAGE_SIZE: Final = 1000  # the most the service gives
 
+_MAX_FAILURE_LENGTH: Final = 300
+"""Characters of Google's text why a version failed."""
+
+_KEY_STORES: Final = {
+    "ekmConnections": (KeyStoreKind.EKM, "cloudkms.ekmConnections.verifyConnectivity"),
+    "singleTenantHsmInstances": (KeyStoreKind.HSM, "cloudkms.singleTenantHsmInstances.get"),
+}
+"""By the collection in a key's `crypto_key_backend`, such as projects/*/locations/*/ekmConnections/*."""
+
 _Transport: Final = KeyManagementServiceGrpcAsyncIOTransport
 _GET_KEY: Final = "cloudkms.cryptoKeys.get"
 _States: Final = CryptoKeyVersion.CryptoKeyVersionState
@@ -190,6 +205,8 @@ class GcpKmsKey:
         self._service_usage = service_usage
         self._lookup = lookup
         self._client: KeyManagementServiceAsyncClient | None = None
+        self._key_store_clients: dict[type[EkmServiceAsyncClient | HsmManagementAsyncClient], Any] = {}
+        """On the client's channel."""
         self._credentials: Credentials | None = None
         self._connecting = asyncio.Lock()
         self._egress = Egress(egress)
@@ -254,6 +271,7 @@ class GcpKmsKey:
                     )
                 ),
                 call_count=1 + len(pages),
+                key_store=_parse_key_store(key.crypto_key_backend),
             )
 
         return await self._call(read, timeout)
@@ -317,6 +335,32 @@ class GcpKmsKey:
             return Finding(text, Cause.API_DISABLED, f"the Cloud KMS API is disabled in {project}")
         return Finding(text)
 
+    async def check_key_store(self, store: KeyStore, *, timeout: float) -> KeyStore:
+        """An instance "must be in the ACTIVE state for all CryptoKeys created within [it] to be usable".
+
+        https://github.com/googleapis/googleapis/blob/master/google/cloud/kms/v1/hsm_management.proto
+        """
+
+        async def check(client: KeyManagementServiceAsyncClient) -> KeyStore:
+            once: dict[str, Any] = {"name": store.name, "retry": None, "timeout": timeout}
+            if store.kind is KeyStoreKind.EKM:
+                await self._get_key_store_client(EkmServiceAsyncClient, client).verify_connectivity(**once)
+                return store
+            hsm = self._get_key_store_client(HsmManagementAsyncClient, client)
+            instance = SingleTenantHsmInstance.pb(await hsm.get_single_tenant_hsm_instance(**once))
+            state = _get_enum_name(SingleTenantHsmInstance.State, instance.state)
+            problem = "" if state == "ACTIVE" else f"the HSM instance {store.name} is {state}: no key in it can be used"
+            return replace(store, problem=problem, disable_at=_to_unix_seconds(instance, "disable_time"))
+
+        return await self._call(check, timeout)
+
+    def _get_key_store_client(self, service: Any, client: Any) -> Any:
+        # One for each channel: a transport adds an interceptor to the channel that it is given.
+        if service not in self._key_store_clients:
+            transport = service.get_transport_class("grpc_asyncio")(channel=client.transport.grpc_channel)
+            self._key_store_clients[service] = service(transport=transport)
+        return self._key_store_clients[service]
+
     async def set_version_enabled(self, version: str, *, is_enabled: bool, timeout: float) -> KeyVersion:
         state = _States.ENABLED if is_enabled else _States.DISABLED
         changed = CryptoKeyVersion(name=f"{self._key}/cryptoKeyVersions/{version}", state=state)
@@ -358,7 +402,7 @@ class GcpKmsKey:
 
     async def close(self) -> None:
         """Closes the connection; a running call ends with KmsError."""
-        client, self._client = self._client, None
+        client, self._client, self._key_store_clients = self._client, None, {}
         if client is not None:
             await client.transport.close()  # type: ignore[no-untyped-call]
 
@@ -441,7 +485,17 @@ def _parse_version(version: Any) -> KeyVersion:
         # The field may go on holding a time after the destruction was taken back or has happened.
         destroy_at=_to_unix_seconds(version, "destroy_time") if version.state == _States.DESTROY_SCHEDULED else None,
         destroyed_at=_to_unix_seconds(version, "destroy_event_time"),
+        failure=(
+            version.import_failure_reason
+            or version.generation_failure_reason
+            or version.external_destruction_failure_reason
+        )[:_MAX_FAILURE_LENGTH],
     )
+
+
+def _parse_key_store(name: str) -> KeyStore | None:
+    kind = _KEY_STORES.get(name.rpartition("/")[0].rpartition("/")[2])
+    return KeyStore(kind[0], name, kind[1]) if kind else None
 
 
 def _parse_version_id(version_name: str) -> str:

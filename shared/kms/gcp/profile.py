@@ -178,7 +178,8 @@ GCP_FIXES: Final = FixTable(
             r"(?:(?P<consumer_project>(?P<account_project>[a-z][a-z0-9-]{0,62}))\.iam\.gserviceaccount\.com"
             r"|[a-z0-9][a-z0-9.-]{0,189})"
         ),
-        "permission": re.compile(r"cloudkms\.[a-zA-Z]{1,60}\.[a-zA-Z]{1,60}"),
+        # On a key, or on what the key is in: commands name the key.
+        "permission": re.compile(r"cloudkms\.(?!ekmConnections|singleTenant)[a-zA-Z]{1,60}\.[a-zA-Z]{1,60}"),
         "troubleshooter_id": re.compile(r"[a-zA-Z0-9_-]{1,200}"),
     },
     roles={
@@ -208,7 +209,7 @@ GCP_PROFILE: Final = KmsProfile(
     # software, hsm, external (https://docs.cloud.google.com/kms/quotas). By default 600 reads. Two exporters make half
     # of them at most, which is what a project had before; people, services and rotations have the others.
     reads_per_minute=150.0,
-    reads_per_inspection=3,
+    reads_per_inspection=4,
     # No default is documented for these: a project's limits follow what it had and used before. These are the ones of
     # before: 60,000 cryptographic requests a minute, 500 a second for HSM. For external keys a cautious one.
     calls_per_minute={"SOFTWARE": 60_000, "HSM": 30_000, "": 6_000},

@@ -133,6 +133,7 @@ class Meddled:
         self.profile, self.account = real.profile, real.account
         self.meddle: Callable[[], Awaitable[object]] | None = None
         self.decrypt, self.describe_key = real.decrypt, real.describe_key
+        self.check_key_store = real.check_key_store
         self.check_permissions, self.measure_connectivity = real.check_permissions, real.measure_connectivity
         self.read_service_clock, self.explain_denial = real.read_service_clock, real.explain_denial
         self.close = real.close
