@@ -27,6 +27,7 @@ from shared.kms.port import (
     KeyStore,
     KeyVersion,
     KmsError,
+    ProtectedResources,
     VersionState,
 )
 from shared.kms.reason import Cause, Reason
@@ -190,6 +191,9 @@ class MemoryKey:
 
     async def schedule_destruction(self, version: str, *, timeout: float) -> KeyVersion:  # noqa: ARG002
         return self._key.set_state(version, VersionState.PENDING_DESTRUCTION, time.time() + DESTRUCTION_DELAY)
+
+    async def find_protected_resources(self, version: str, *, timeout: float) -> ProtectedResources:  # noqa: ARG002
+        return ProtectedResources(version, problem="it has no inventory")
 
     async def read_service_clock(self, *, timeout: float) -> float | None:  # noqa: ARG002
         return None

@@ -31,6 +31,7 @@ PERMISSIONS: Final = {
     "RestoreCryptoKeyVersion": "cloudkms.cryptoKeyVersions.restore",
     "CreateEkmConnection": "cloudkms.ekmConnections.create",
     "GetEkmConnection": "cloudkms.ekmConnections.get",
+    "GetProtectedResourcesSummary": "cloudkms.cryptoKeys.get",
     "VerifyConnectivity": "cloudkms.ekmConnections.verifyConnectivity",
     "CreateSingleTenantHsmInstance": "cloudkms.singleTenantHsmInstances.create",
     "GetSingleTenantHsmInstance": "cloudkms.singleTenantHsmInstances.get",

@@ -14,6 +14,7 @@ from ops.kms_emulator import resource_names
 from ops.kms_emulator.backend_methods import BackendMethods
 from ops.kms_emulator.crypto_methods import CryptoMethods
 from ops.kms_emulator.faults import PERMISSIONS, TEST_IAM_PERMISSIONS, EmulatorFaults
+from ops.kms_emulator.inventory_methods import InventoryMethods
 from ops.kms_emulator.key_methods import KeyMethods
 from ops.kms_emulator.model import StatusError, invalid_argument
 from ops.kms_emulator.quotas import EmulatorQuotas
@@ -31,7 +32,12 @@ def build_handlers(
     requests = Counter(
         "emulator_requests_total", "Calls by operation and gRPC status.", ["operation", "code"], registry=metrics
     )
-    methods = (KeyMethods(store, faults), CryptoMethods(store, faults), BackendMethods(store, faults))
+    methods = (
+        KeyMethods(store, faults),
+        CryptoMethods(store, faults),
+        BackendMethods(store, faults),
+        InventoryMethods(store),
+    )
     wrap = partial(_wrap_method, faults=faults, quotas=quotas, requests=requests)
     handlers = {}
     for name in PERMISSIONS:
@@ -52,6 +58,7 @@ def build_handlers(
     return [
         # Each service has the methods of all, which no client calls.
         *(grpc.method_handlers_generic_handler(f"google.cloud.kms.v1.{name}", handlers) for name in _SERVICES),
+        grpc.method_handlers_generic_handler("google.cloud.kms.inventory.v1.KeyTrackingService", handlers),
         grpc.method_handlers_generic_handler("google.iam.v1.IAMPolicy", iam_service),
     ]
 

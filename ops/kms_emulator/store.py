@@ -8,7 +8,7 @@ import asyncio
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,6 +65,8 @@ class EmulatorStore:
     def __init__(self, folder: Path | None, clock: Callable[[], float]) -> None:
         self._file = folder / "state.json" if folder else None
         self.clock = clock
+        self.protected: dict[str, Mapping[str, object]] = {}
+        """What the inventory says of a version, by its name: the fields of a ProtectedResourcesSummary."""
         self._now = _load_state(self._file) if self._file else _StoredState()
         self._changing = threading.Lock()
 

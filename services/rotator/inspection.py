@@ -7,7 +7,7 @@ no other runner rotates or rolls back there between count and end. A keyring tha
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from services.rotator.backups import compare_with_keyring, find_unwrap_failures, read_whole_backup
 from services.rotator.drivers.registry import DriverSettings, open_driver
@@ -24,6 +24,10 @@ from services.rotator.session import CommandSession, hold_lease
 from services.rotator.steps import get_usable_primary
 from services.rotator.verification import find_own_problems, verify_with_retries
 from shared.keyring.administration import Administration, AdministrationError, KeyUsage, Problem, RotationType
+from shared.kms.port import ProtectedResources
+
+_MAX_OLDER_VERSIONS: Final = 10
+"""That a plan asks the provider's inventory for."""
 
 
 class LeasedKeyring(NamedTuple):
@@ -108,8 +112,20 @@ async def show_plans(session: CommandSession, types: tuple[RotationType, ...], c
         next_commands=next_commands,
         plans=plans,
         other_keyrings=await count_usage(session),
+        protected=await _find_protected_resources(session) if RotationType.REWRAP_KEK in types else (),
         problems=tuple(problem for progress in dry_runs for problem in progress.problems),
     )
+
+
+async def _find_protected_resources(session: CommandSession) -> tuple[ProtectedResources, ...]:
+    """Of the newest versions before the primary one, each of which a re-wrap may make superfluous."""
+    found, timeout = list[ProtectedResources](), session.settings.kms_timeout
+    older = (await session.kms.describe_key(timeout=timeout)).list_older_versions()
+    for version in [each for each in older if each.state.may_have_ciphertexts][-_MAX_OLDER_VERSIONS:]:
+        found.append(await session.kms.find_protected_resources(version.id, timeout=timeout))
+        if found[-1].problem:  # the others would have the same
+            break
+    return tuple(found)
 
 
 async def show_status(session: CommandSession) -> CommandReport:

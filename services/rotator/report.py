@@ -20,6 +20,7 @@ from shared.keyring.administration import (
     VerificationResult,
 )
 from shared.keyring.model import get_version_sort_key
+from shared.kms.port import ProtectedResources
 
 PROGRAM: Final = "keypulse-rotator"
 
@@ -120,6 +121,8 @@ class CommandReport(BaseModel):
     other_keyrings: tuple[OtherKeyringUsage, ...] = ()
     backup: BackupReport | None = None
     verification: VerificationResult | None = None
+    protected: tuple[ProtectedResources, ...] = ()
+    """What the provider's own products protect with versions that may go."""
     problems: tuple[Problem, ...] = ()
     """What is wrong now."""
     steps: tuple[StepResult, ...] = ()
@@ -127,6 +130,10 @@ class CommandReport(BaseModel):
 
 _MAX_JOURNAL_ENTRIES: Final = 30
 """Steps of a rotation that are shown, the latest last."""
+_UNKNOWN_USES: Final = (
+    "No API knows what applications decrypt by themselves, and the provider's inventory is late and incomplete: "
+    "that it names nothing is no proof."
+)
 _OUTCOME_SYMBOLS: Final = {CommandOutcome.DONE: "✓", CommandOutcome.NOTHING_TO_DO: "-", CommandOutcome.FAILED: "✗"}
 
 
@@ -150,6 +157,7 @@ def format_markdown(report: CommandReport, config: str) -> str:
     if usage := report.census:
         lines += ["", *_format_key_usage(usage)]
     lines += _format_other_keyrings(report.other_keyrings)
+    lines += _format_protected(report.protected)
     if found := report.verification:
         read = f"{found.data_keys} data keys and {found.records} records read"
         lines += ["", *_format_list({"verified": read, "fingerprint": found.fingerprint})]
@@ -206,6 +214,11 @@ def _format_other_keyrings(other_keyrings: tuple[OtherKeyringUsage, ...]) -> lis
         if other_keyrings
         else []
     )
+
+
+def _format_protected(protected: tuple[ProtectedResources, ...]) -> list[str]:
+    heads, rows = ("version", "protects, of the provider's own products"), ((each.version, each) for each in protected)
+    return ["", *_format_table(heads, rows), "", _UNKNOWN_USES] if protected else []
 
 
 def _list_other_rows(usage: OtherKeyringUsage) -> Iterable[tuple[object, ...]]:

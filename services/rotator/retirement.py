@@ -3,7 +3,8 @@
 Both refuse while anything that is known of needs the version: a data key, a record, a backup in the folder, in this
 keyring or in one of the others that the KMS key wraps. A backup that only a journal knows of has to be confirmed. A
 data key that cannot be read, or that the database lost, may need any version, and blocks both. So does one that the
-primary version does not unwrap, whatever its row says. Older backups of the service's whole database are not known;
+primary version does not unwrap, whatever its row says. So does what the provider's own products protect, where its
+inventory can be asked. Older backups of the service's whole database are not known;
 `destroy` warns of them.
 """
 
@@ -22,7 +23,7 @@ from services.rotator.session import CommandSession
 from services.rotator.verification import find_unproven_rows
 from shared.keyring.administration import AdministrationError, Lease
 from shared.keyring.model import UNREADABLE_VERSION
-from shared.kms.port import KeyDescription, KmsError, VersionState
+from shared.kms.port import KeyDescription, KmsError, ProtectedResources, VersionState
 
 MIN_DISABLED_DAYS: Final = 30
 """Between the two commands, at least: a program that still needs the version fails while it can be enabled again."""
@@ -55,6 +56,7 @@ class _VersionEnd:
     lease: Lease
     others: Sequence[LeasedKeyring]
     key: KeyDescription
+    protected: ProtectedResources
 
     async def get_retirement_time(self) -> datetime | None:
         retired = (await self.session.administration.count_key_usage()).retired_versions
@@ -77,7 +79,13 @@ class _VersionEnd:
         return found.state
 
     async def refuse_if_used(self) -> None:
-        """Raises RotatorError if a data key, a record, a kept backup or an unconfirmed backup may need the version."""
+        """Raises RotatorError if anything that is known of may need the version."""
+        if self.protected.resources:
+            raise RotatorError(
+                f"version {self.version} protects {self.protected}; nothing was changed. Re-encrypt or delete these "
+                "resources of the provider's products first; its inventory knows that up to days later",
+                "census",
+            )
         administration = self.session.administration
         keyrings = (LeasedKeyring("", await administration.count_key_usage(), administration), *self.others)
         for keyring in keyrings:
@@ -200,11 +208,17 @@ async def _run_with_all_leases(
         async with session.hold_lease() as lease, lease_other_keyrings(session) as others:
             if command == "retire":
                 refuse_unfinished(await session.administration.get_progress())  # a rollback would need the version
-            key = await session.kms.describe_key(timeout=session.settings.kms_timeout)
-            sentence = await run(_VersionEnd(session, command, version, confirmed_backups, lease, others, key))
+            timeout = session.settings.kms_timeout
+            key = await session.kms.describe_key(timeout=timeout)
+            protected = await session.kms.find_protected_resources(version, timeout=timeout)
+            sentence = await run(
+                _VersionEnd(session, command, version, confirmed_backups, lease, others, key, protected)
+            )
     except KmsError as error:
         raise RotatorError(f"KMS: {error}", _format_command(command, version)) from None
-    return CommandReport(outcome=CommandOutcome.DONE, summary=sentence, next_commands=("census",))
+    return CommandReport(
+        outcome=CommandOutcome.DONE, summary=sentence, next_commands=("census",), protected=(protected,)
+    )
 
 
 async def _disable_and_record(end: _VersionEnd) -> str:

@@ -5,7 +5,7 @@ compared for equality only; they are ordered by their place in `KeyDescription.v
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
 
@@ -150,6 +150,33 @@ class KeyDescription:
         """The versions before the primary one, the oldest first; all if there is none."""
         ids = [each.id for each in self.versions]
         return self.versions[: ids.index(self.primary_version)] if self.primary_version in ids else self.versions
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectedResources:
+    """What the provider's own products protect with one version, as its inventory knows it."""
+
+    version: str
+    resources: int = 0
+    projects: int = 0
+    """In which the resources are."""
+    resource_types: Mapping[str, int] = field(default_factory=dict)
+    """How many of each, such as `storage.googleapis.com/Bucket`; as the next two, with the provider's own names."""
+    products: Mapping[str, int] = field(default_factory=dict)
+    locations: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    """Why more may exist."""
+    problem: str = ""
+    """Why it is not known; then the rest is empty."""
+
+    def __str__(self) -> str:
+        """For a person."""
+        if self.problem:
+            return f"not known: {self.problem}"
+        counts = ", ".join(f"{number} {name}" for name, number in sorted(self.resource_types.items()))
+        where = f" ({counts}; in {', '.join(sorted(self.locations))})" if self.resources else ""
+        more = f"; perhaps more: {', '.join(self.warnings)}" if self.warnings else ""
+        return f"{self.resources} resources in {self.projects} projects{where}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,5 +350,12 @@ class KmsKeyAdmin(KmsKey, Protocol):
         """Has a version destroyed after the key's own delay, within `timeout` seconds. Raises KmsError.
 
         Until then it can be restored; after it, nobody can decrypt what it encrypted.
+        """
+        ...
+
+    async def find_protected_resources(self, version: str, *, timeout: float) -> ProtectedResources:
+        """What the provider's own products protect with a version, within `timeout` seconds. Never raises.
+
+        No provider knows what applications decrypt by themselves.
         """
         ...

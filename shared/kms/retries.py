@@ -52,6 +52,7 @@ class RetryingAdminKey(RetryingKey):
         super().__init__(kms)
         self._admin = kms
         self.schedule_destruction = kms.schedule_destruction  # KMS refuses a second one, where the first was done
+        self.find_protected_resources = kms.find_protected_resources
 
     async def set_version_enabled(self, version: str, *, is_enabled: bool, timeout: float) -> KeyVersion:
         return await _retry(lambda: self._admin.set_version_enabled(version, is_enabled=is_enabled, timeout=timeout))
