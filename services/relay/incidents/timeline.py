@@ -293,11 +293,10 @@ def get_end(alert: Alert) -> float | None:
 def _list_faults(faults: Sequence[KeyFailure]) -> Iterator[TimelineEntry]:
     for each in faults:
         times = f"{each.count} round trips" if each.count > 1 else "1 round trip"
-        text = f"KMS fails: {each.operation} with {each.target}, {times}"
+        cause = f" ({each.cause})" if each.cause else ""
+        text = f"KMS fails{cause}: {each.operation} with {each.target}, {times}"
         until = "it still fails" if each.is_current else f"the last one at {format_json_time(each.last_at)}"
-        yield build_entry(
-            each.first_at, EntryKind.FAULT, f"{text}, {until}", reason=each.cause or each.reason, detail=each.detail
-        )
+        yield build_entry(each.first_at, EntryKind.FAULT, f"{text}, {until}", reason=each.reason, detail=each.detail)
 
 
 def _list_events(history: EpisodeHistory, fault_at: float | None) -> Iterator[TimelineEntry]:

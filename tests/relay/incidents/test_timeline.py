@@ -94,12 +94,14 @@ async def test_the_timeline_of_a_page_goes_from_the_fault_to_the_acknowledgement
     history = await read_episode(store, "one")
     assert history is not None
     times = UnixTime(900.0), UnixTime(999.0)
-    failure = KeyFailure("ledger-kek", "encrypt", "key_disabled", *times, "version 2 is disabled", 3, is_current=True)
+    failure = KeyFailure(
+        "ledger-kek", "encrypt", "permission_denied", *times, "x", 3, is_current=True, cause="perimeter"
+    )
     old = msgspec.structs.replace(failure, target="old", first_at=UnixTime(1.0), last_at=UnixTime(5.0))
     others = [old, msgspec.structs.replace(failure, first_at=UnixTime(2000.0))]
     timeline = build_timeline(history, FailureHistory([others[0], failure, others[1]], 10.0))
     assert list_entries(timeline)[:3] == [
-        ("fault", "KMS fails: encrypt with ledger-kek, 3 round trips, it still fails"),
+        ("fault", "KMS fails (perimeter): encrypt with ledger-kek, 3 round trips, it still fails"),
         ("alert", "Alert fires: ledger cannot encrypt"),
         ("accepted", "Webhook accepted: 1 firing, critical"),
     ]
@@ -109,6 +111,7 @@ async def test_the_timeline_of_a_page_goes_from_the_fault_to_the_acknowledgement
         ("failed", "Attempt 1 on slack failed"),
     ]
     by_kind = {each.kind: each for each in timeline.entries}
+    assert by_kind[EntryKind.FAULT].reason == "permission_denied"
     assert by_kind[EntryKind.FAILED].detail == "no answer in 10 s"
     assert (by_kind[EntryKind.FAILED].seconds, by_kind[EntryKind.FAILED].reason) == (1.5, "timeout")
     assert (by_kind[EntryKind.ALERT].seconds, by_kind[EntryKind.ALERT].since) == (90.0, "fault")
