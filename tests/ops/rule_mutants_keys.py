@@ -89,6 +89,9 @@ MUTATIONS = [
             ('!="projected token"', '!=""'),
             ("[15m]", "[10m]"),
             ("[15m]", "[20m]"),
+            ("|keypulse-relay", ""),
+            ("keypulse-exporter|", ""),
+            ("and on (env, instance)", "or on (env, instance)"),
         ]
     ],
     (LOST, "key_disabled|", ""),
