@@ -530,6 +530,19 @@ def _build_receipt_panel(quantile: float, percentile: str) -> Builder[Panel]:
     )
 
 
+def _build_credential_panels() -> list[Builder[Panel]]:
+    """By environment, since what authenticates is of the exporter and of the relay."""
+    kinds = (f"{kind}_credential_expiry_timestamp_seconds{{{ENV_SELECTOR}}}" for kind in ("kms", "relay"))
+    table = build_table(
+        "Credentials that end",
+        "Certificates and tokens of exporters and relays, and of those that they connect to, and when they end unless "
+        "they are renewed.",
+        ("env", "credential"),
+        {"end": f"1000 * min by (env, credential) ({' or '.join(kinds)})"},
+    ).override_by_name("end", set_unit("dateTimeAsIso"))
+    return [place(table, (24, 8), build_links("KMSCredentialExpiring"))]
+
+
 ROW_PANELS: Final[dict[str, Callable[[], list[Builder[Panel]]]]] = {
     "KMS latency": _build_latency_panels,
     "Failures": _build_failure_panels,
@@ -537,4 +550,5 @@ ROW_PANELS: Final[dict[str, Callable[[], list[Builder[Panel]]]]] = {
     "Rotation": _build_rotation_panels,
     "Calls to KMS": _build_call_panels,
     "Relay": _build_relay_panels,
+    "Credentials": _build_credential_panels,
 }

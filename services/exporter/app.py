@@ -8,7 +8,6 @@ from starlette.applications import Starlette
 
 from services.exporter.backend_process import read_backends_in_process
 from services.exporter.config import ExporterSettings
-from services.exporter.credentials import read_credentials
 from services.exporter.jobs import Connect, ReadBackends, RunningJobs, run_tasks, start_jobs
 from services.exporter.metrics.exposition import Exposition
 from services.exporter.results import Results
@@ -49,13 +48,13 @@ async def run_exporter(
     record, process = Results(), create_registry()
     authorizer = Authorizer(process)
     exposition = Exposition(record.metrics.get_sources, process)
-
     watched = settings
 
-    def read_all_credentials() -> Credentials:
-        return {**get_server_credentials(), **read_credentials(watched, record.metrics.get_certificates())}
+    def read_credentials() -> Credentials:
+        own = {credential: read() for credential, read in watched.list_credentials().items()}
+        return {**get_server_credentials(), **own, **record.metrics.get_certificates()}
 
-    CredentialCollector("kms", process, read_all_credentials)
+    CredentialCollector("kms", process, read_credentials)
     random = random or Random()  # noqa: S311  jitter, no secret
     async with AsyncExitStack() as stack:
         encoding = exposition.encode_continuously(record.metrics.changed)

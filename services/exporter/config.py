@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
@@ -31,6 +32,7 @@ from shared.config.settings import (
     Section,
     is_placeholder_url,
 )
+from shared.credentials import ReadValidity, read_certificate
 from shared.kms.registry import KeySettings
 from shared.kms.settings import ProviderSettings
 from shared.process.concurrency import start_in_thread
@@ -144,6 +146,14 @@ class ExporterSettings(ServerSettings):
         if not self.targets and not self.backends:
             raise ValueError("nothing to watch; expected at least one entry in `targets` or `backends`")
         return self
+
+    def list_credentials(self) -> Mapping[str, ReadValidity]:
+        """What reads the end of each credential that the exporter authenticates with, by what it is."""
+        found = {name: read for target in self.targets for name, read in target.kms.list_credentials().items()}
+        for backend in self.backends:
+            if file := backend.tls_config.cert_file:
+                found[f"client certificate for the backend {backend.service}"] = partial(read_certificate, file)
+        return found
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
         """A missing folder prevents no probe: it may be mounted later, and until then each inspection reports it."""

@@ -13,10 +13,9 @@ from services.exporter.backends.health_documents import UnreadableError
 from services.exporter.backends.health_proposal import propose_health
 from services.exporter.backends.reader import BackendReader
 from services.exporter.config import ExporterSettings, is_folder_usable
-from services.exporter.credentials import list_own_credentials
 from services.exporter.model import BackendState
 from shared.check import Check, CheckError
-from shared.credentials import check_end, describe_end
+from shared.credentials import ReadValidity
 from shared.kms.diagnosis import list_key_checks
 from shared.kms.registry import connect_key
 from shared.net.page import check_page
@@ -46,11 +45,18 @@ async def open_checks(settings: ExporterSettings) -> AsyncIterator[Sequence[Chec
             reader = await open_backend_reader(backend, settings.probe.timeout, stack)
             documents = partial(check_documents, reader, build_read(reader))
             checks.append(Check(f"backends.{n} ({backend.service}) documents", documents))
-        for credential, read in list_own_credentials(settings).items():
-            checks.append(Check(credential, partial(asyncio.to_thread, check_end, credential, read)))
+        for credential, read in settings.list_credentials().items():
+            checks.append(Check(credential, partial(_check_credential, read)))
         if settings.runbook_url:
             checks.append(Check("runbook_url", partial(check_page, settings.runbook_url)))
         yield checks
+
+
+async def _check_credential(read: ReadValidity) -> str:
+    validity = await asyncio.to_thread(read)
+    if validity and validity.ends_at <= time.time():
+        raise CheckError(f"it {validity}", "renew it, and replace its file")
+    return str(validity or "there is none, or its end is not known")
 
 
 async def _check_folder(folder: Path) -> str:
@@ -89,5 +95,5 @@ def _describe_state(state: BackendState) -> str:
     assert state.health  # noqa: S101  # without it there is a problem
     counted = "with" if state.decryption_errors is not None else "without"
     mode = f"mode {state.health.mode}" if state.health.mode else "mode unknown"
-    end = f"; its certificate {describe_end(state.certificate, time.time())}" if state.certificate else ""
+    end = f"; its certificate {state.certificate}" if state.certificate else ""
     return f"{state.health.found}: {mode}, {'' if state.health.ready else 'not '}ready, {counted} metrics{end}"

@@ -17,7 +17,7 @@ from services.exporter.history import History
 from services.exporter.metrics.targets import BackendMetrics, TargetMetrics
 from services.exporter.model import BackendState, KeyInspection, KeyRead, ProbeResult, TargetKey
 from services.exporter.probes.canaries import CanaryFiles
-from shared.credentials import Validity
+from shared.credentials import Credentials
 from shared.kms.reason import Reason
 
 
@@ -70,9 +70,13 @@ class ExporterMetrics:
             backend.set_states(states)
             self.changed.set()
 
-    def get_certificates(self) -> dict[str, Validity | None]:
-        """What the backend of each service presented at its last read."""
-        return {service: backend.certificate for service, backend in self._backends.items()}
+    def get_certificates(self) -> Credentials:
+        """What the backend of each service presented at its last read; of several, the one that ends first."""
+        found = {
+            service: [state.certificate for state in backend.states if state.certificate]
+            for service, backend in self._backends.items()
+        }
+        return {f"certificate of the backend {service}": min(each) for service, each in found.items() if each}
 
     def get_sources(self) -> list[TargetMetrics | BackendMetrics]:
         """All that is shown; each has a `version` that grows after each of its changes."""

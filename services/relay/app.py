@@ -33,7 +33,6 @@ from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEB
 from services.relay.login.pages import LoginPages
 from services.relay.login.sessions import open_login, prune_sessions
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
-from services.relay.monitors.credentials import CredentialWatch
 from services.relay.monitors.self_alerts import AlertPublisher
 from services.relay.monitors.supervisor import Monitors, run_forever
 from services.relay.monitors.watchdog import IntakeUptime
@@ -81,12 +80,6 @@ async def run_relay(
 ) -> AsyncIterator[Starlette]:
     """A relay that delivers while the body runs, and then finishes what it sends.
 
-    Args:
-        settings: what to accept and to deliver.
-        clock: unix seconds.
-        open_sender: opens what sends.
-        get_server_credentials: those of web.yml that end.
-
     Yields:
         The application. Its `state.stop` answers every further webhook 503, and limits the wait for the outbox; its
         `state.apply` applies other settings, the database excepted.
@@ -101,7 +94,7 @@ async def run_relay(
             raise StartError(str(error)) from None
         registry, uptime = create_registry(), IntakeUptime(time.monotonic)
         authorizer = Authorizer(registry, OutboxAudit(store), clock=clock)
-        metrics, credentials = Metrics(registry), CredentialWatch(registry, get_server_credentials)
+        metrics = Metrics(registry, get_server_credentials=get_server_credentials)
         limit = ByteLimit()
         metrics.set_size_functions(lambda: limit.used_bytes, lambda: limit.max_bytes)
         gauges = OutboxGauges(lambda: read_outbox_state(store))
@@ -130,11 +123,7 @@ async def run_relay(
                 )
                 exporter = await parts.enter_async_context(open_exporter_history(settings))
                 checks = ChannelChecks(store, settings, wake, changed)
-                for part in (
-                    path.run(),
-                    changes.run(),
-                    run_beside(run_forever("channel checks", checks.check_next), credentials.run(settings)),
-                ):
+                for part in (path.run(), changes.run(), run_beside(run_forever("channel checks", checks.check_next))):
                     await parts.enter_async_context(part)
                 replays = Replays(intake.acceptance)
                 console = Console(store.clock, settings.page_links, changes)

@@ -13,6 +13,8 @@ from prometheus_client.registry import Collector
 from services.relay.channels.port import SendReason
 from services.relay.model import MessagePart, PartOutcome
 from services.relay.outbox.tables import UNFINISHED, UNSETTLED, DeliveryState
+from shared.credentials import Credentials
+from shared.http.server import CredentialCollector
 
 PRESSED_ACTIONS = ("acknowledge", "unacknowledge", "silence")
 CODES = (200, 202, 400, 401, 403, 413, 500, 503)
@@ -52,6 +54,7 @@ class Metrics:
         registry: where `/metrics` finds it.
         channels: the configured names; see `set_channels`.
         clock: unix seconds.
+        get_server_credentials: those of web.yml that end.
     """
 
     def __init__(
@@ -59,7 +62,11 @@ class Metrics:
         registry: CollectorRegistry,
         channels: Iterable[str] = (),
         clock: Callable[[], float] = time.time,
+        get_server_credentials: Callable[[], Credentials] = dict,
     ) -> None:
+        self.certificates: Credentials = {}
+        """Of the servers that the relay logs in to."""
+        CredentialCollector("relay", registry, lambda: {**get_server_credentials(), **self.certificates})
         self.webhook_times: dict[int, float] = {}
         """When a webhook was last answered with each HTTP status, unix seconds."""
         self._clock = clock

@@ -62,30 +62,18 @@ def create_registry() -> CollectorRegistry:
 
 
 class CredentialCollector(Collector):
-    """Reads all credentials at each scrape, so that no end is older than that.
-
-    Args:
-        prefix: of the names of both gauges, such as `kms`.
-        registry: where `/metrics` finds them.
-        read: all credentials now; called off the event loop, and may block.
-    """
+    """Two gauges whose names begin with `prefix`; `read` gives all credentials at each scrape, and may block."""
 
     def __init__(self, prefix: str, registry: CollectorRegistry, read: Callable[[], Credentials]) -> None:
-        self._prefix = prefix
+        self._prefix = f"{prefix}_credential"
         self._read = read
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        ends = GaugeMetricFamily(
-            f"{self._prefix}_credential_expiry_timestamp_seconds",
-            "Unix time at which a credential ends unless it is renewed; absent where that is not known.",
-            labels=["credential"],
-        )
-        lifetimes = GaugeMetricFamily(
-            f"{self._prefix}_credential_lifetime_seconds",
-            "From the beginning of a credential to its end.",
-            labels=["credential"],
-        )
+        expiry = "Unix time at which a credential ends unless it is renewed; absent where that is not known."
+        ends = GaugeMetricFamily(f"{self._prefix}_expiry_timestamp_seconds", expiry, labels=["credential"])
+        lifetime = "From the beginning of a credential to its end."
+        lifetimes = GaugeMetricFamily(f"{self._prefix}_lifetime_seconds", lifetime, labels=["credential"])
         for credential, validity in self._read().items():
             if validity:
                 ends.add_metric([credential], validity.ends_at)

@@ -22,7 +22,7 @@ from shared.config.file_checks import FileCheck, check_readable
 from shared.config.secret_file import FileStamp, read_stamp
 from shared.config.server_settings import is_name_in
 from shared.config.settings import FilePath, Section, use_base_folder
-from shared.credentials import Credentials, Validity, read_certificates, read_presented_certificate
+from shared.credentials import Credentials, read_certificate
 from shared.http.password_check import PasswordChecker
 
 MAX_BCRYPT_COST: Final = 12
@@ -267,10 +267,8 @@ class WebState:
     config: WebConfig
     tls: ssl.SSLContext | None
     password_checker: PasswordChecker | None
-    certificate: Validity | None = None
-    """Of the server's own, as it was loaded."""
-    client_authority: Validity | None = None
-    """Of the last to end of those that sign clients' certificates."""
+    credentials: Credentials
+    """What the server presents, and what it trusts of its clients, as it was loaded."""
 
 
 class WebConfigFile:
@@ -304,14 +302,6 @@ class WebConfigFile:
                     )
         return self._state
 
-    def get_credentials(self, server: str) -> Credentials:
-        """What the server presents, and what it trusts of its clients, as it does now."""
-        state = self.get_state()
-        return {
-            f"certificate of the {server}": state.certificate,
-            f"certificate authority of the {server}'s clients": state.client_authority,
-        }
-
     def check_names(self, web: WebState, reserved_names: Collection[str]) -> None:
         """Raises ConfigurationError if a user's name belongs to another caller in the audit log."""
         conflicts = [name for name in web.config.basic_auth_users if is_name_in(name, reserved_names)]
@@ -326,14 +316,11 @@ class WebConfigFile:
         self._watched_files = tls.files if tls else ()
         # Before the files are read: a change in between is noticed.
         self._stamps = own, *map(read_stamp, self._watched_files)
-        authorities = read_certificates(tls.client_ca_file) if tls and tls.client_ca_file else []
-        return WebState(
-            config,
-            create_server_context(self.file, tls) if tls else None,
-            PasswordChecker(users) if users else None,
-            read_presented_certificate(tls.cert_file) if tls else None,
-            max(authorities, default=None),
-        )
+        credentials = {"certificate": read_certificate(tls.cert_file)} if tls else {}
+        if tls and tls.client_ca_file:
+            credentials["client certificate authority"] = read_certificate(tls.client_ca_file)
+        context = create_server_context(self.file, tls) if tls else None
+        return WebState(config, context, PasswordChecker(users) if users else None, credentials)
 
     def _check_allowed(self, web: WebState) -> WebState:
         if (web.tls is None) != (self._state.tls is None):

@@ -1,13 +1,13 @@
 """What the settings of the keys of all providers have in common."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import field_validator
 
 from shared.config.settings import Section
-from shared.credentials import Validity
+from shared.credentials import ReadValidity
 from shared.kms.fixes import KmsProfile
 from shared.kms.port import LOCAL_KEY_NAME, KmsKeyAdmin
 
@@ -44,8 +44,8 @@ class ProviderSettings(Section):
         """The key that sets the address of the service, with its value, for a hint; empty for the provider's own."""
         return ""
 
-    def list_credentials(self) -> Mapping[str, Callable[[], Validity | None]]:
-        """What reads the end of each credential that ends, by what it is; keys may share one. They may block."""
+    def list_credentials(self) -> Mapping[str, ReadValidity]:
+        """What reads the end of each credential that ends, by what it is; keys may share one."""
         return {}
 
     @abstractmethod

@@ -15,7 +15,6 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from shared.config.settings import Address
-from shared.credentials import Validity, get_server_certificate
 from shared.net.egress import Egress, EgressError, Proxy, build_refusal, resolve
 
 
@@ -35,18 +34,8 @@ class Connector(aiohttp.TCPConnector):
         self._egress = egress or Egress()
         tls = options.pop("ssl", None) or self._egress.create_lasting_tls_context() or True
         super().__init__(resolver=_Resolver(), ssl=tls, **options)
-        self.certificates: dict[str, Validity] = {}
-        """What each host presented last; whoever reads it removes it."""
 
     async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
-    ) -> Connection:
-        connection = await self._connect(req, traces, timeout)
-        if presented := get_server_certificate(connection.transport):
-            self.certificates[req.url.host or ""] = presented
-        return connection
-
-    async def _connect(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
     ) -> Connection:
         try:

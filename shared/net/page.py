@@ -2,14 +2,13 @@
 
 import asyncio
 import ssl
-import time
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from shared.check import CheckError
 from shared.config.settings import Address
-from shared.credentials import Validity, describe_end, get_server_certificate
+from shared.credentials import Validity, get_server_certificate
 from shared.net.egress import Egress, EgressSettings, connect, open_tunnel, resolve
 from shared.net.http_connector import Connector
 
@@ -49,18 +48,13 @@ async def check_page(url: str) -> str:
 
 
 async def check_connection(url: str, settings: EgressSettings) -> str:
-    """Connect as `read_server_certificate` does: for a URL whose request has an effect. Say what its certificate lasts.
-
-    Raises:
-        CheckError: there is no connection, or its certificate is not trusted.
-    """
+    """As `read_server_certificate`: for a URL whose request has an effect."""
     certificate = await read_server_certificate(url, settings)
-    end = f"; its certificate {describe_end(certificate, time.time())}" if certificate else ""
-    return f"{_parse_server(url)} can be reached{end}"
+    return f"{urlsplit(url).hostname} can be reached" + (f"; its certificate {certificate}" if certificate else "")
 
 
 async def read_server_certificate(url: str, settings: EgressSettings) -> Validity | None:
-    """Connect to the server of a URL, with TLS if that is https, and hang up. None without TLS.
+    """Connect to the server of a URL, with TLS if that is https, and hang up.
 
     Args:
         url: of an HTTP server; it may hold a secret in its path.
@@ -69,7 +63,8 @@ async def read_server_certificate(url: str, settings: EgressSettings) -> Validit
     Raises:
         CheckError: there is no connection, or its certificate is not trusted.
     """
-    parts, egress, server = urlsplit(url), Egress(settings), _parse_server(url)
+    parts, egress = urlsplit(url), Egress(settings)
+    server = Address(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
     try:
         proxy = egress.find_proxy(url)
         connection = await (open_tunnel(proxy, server) if proxy else connect(await resolve(*server)))
@@ -88,8 +83,3 @@ async def read_server_certificate(url: str, settings: EgressSettings) -> Validit
     except (OSError, UnicodeError) as error:
         cause = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         raise CheckError(f"no connection to {server}: {cause}", "check its address, DNS, firewall and proxy") from None
-
-
-def _parse_server(url: str) -> Address:
-    parts = urlsplit(url)
-    return Address(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))

@@ -386,7 +386,8 @@ class ServerRunner(Generic[S]):
 
     def get_credentials(self) -> Credentials:
         """Those of web.yml that end, as the server uses them now."""
-        return self.web_config_file.get_credentials(self.settings.service_name) if self.web_config_file else {}
+        found = self.web_config_file.get_state().credentials if self.web_config_file else {}
+        return {f"{credential} of the {self.settings.service_name}": each for credential, each in found.items()}
 
     def create_tls_context(self) -> ssl.SSLContext | None:
         """Return the context of every connection, or None if web.yml has no certificates."""

@@ -15,11 +15,12 @@ from cryptography import x509
 from services.exporter.app import run_exporter
 from services.exporter.backend_reads import read_backends
 from services.exporter.config import ExporterSettings
-from services.exporter.credentials import read_credentials
 from services.exporter.doctor import open_checks
 from shared.check import run_check
+from shared.credentials import Validity
 from shared.http.server import serve
 from shared.http.web_config import WebConfigFile
+from shared.process.server import ServerRunner
 from tests.exporter.backends.test_credentials import answer, serving
 from tests.exporter.running_exporter import FREE, Scrape
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
@@ -29,7 +30,7 @@ TIMEOUT = 30.0
 EXPIRY, LIFETIME = "kms_credential_expiry_timestamp_seconds", "kms_credential_lifetime_seconds"
 BACKEND = "certificate of the backend ledger"
 CLIENT = "client certificate for the backend ledger"
-SERVER, CLIENTS = "certificate of the exporter", "certificate authority of the exporter's clients"
+SERVER, CLIENTS = "certificate of the exporter", "client certificate authority of the exporter"
 
 
 def end_of(file: Path) -> float:
@@ -51,6 +52,10 @@ async def ends(scrape: Scrape) -> dict[str, float]:
     return found
 
 
+def read_all(watched: ExporterSettings) -> dict[str, Validity | None]:
+    return {credential: read() for credential, read in watched.list_credentials().items()}
+
+
 async def wait_until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(TIMEOUT):
         while not await condition():  # noqa: ASYNC110 - another program's state
@@ -70,7 +75,7 @@ async def test_each_certificate_has_its_end_until_it_is_renewed_or_gone(tmp_path
         exporter = run_exporter(
             settings(url, tls_config=pair),
             read_backends=read_backends,
-            get_server_credentials=lambda: web.get_credentials("exporter"),
+            get_server_credentials=ServerRunner(settings(url), web_config_file=web).get_credentials,
         )
         async with exporter as app, serve(app, FREE) as address, aiohttp.ClientSession() as session:
             scrape = Scrape(address, session)
@@ -85,6 +90,7 @@ async def test_each_certificate_has_its_end_until_it_is_renewed_or_gone(tmp_path
 
             await wait_until(is_complete)
             before = await ends(scrape)
+            assert "Certificate ends" in await scrape.page()
             authority.sign("server", *LOCALHOST, days=90)
             authority.sign("client", days=90)
             tls.load_cert_chain(*authority.sign("backend", *LOCALHOST, days=90))
@@ -96,6 +102,7 @@ async def test_each_certificate_has_its_end_until_it_is_renewed_or_gone(tmp_path
             await wait_until(lambda: _equals(scrape, {SERVER, CLIENTS}))
             await app.state.apply(settings(plain))
             assert set(await ends(scrape)) == {SERVER, CLIENTS}
+            assert "Certificate ends" not in await scrape.page()
 
 
 async def _equals(scrape: Scrape, names: set[str]) -> bool:
@@ -120,12 +127,12 @@ async def test_the_token_that_an_external_account_exchanges_has_its_end(
 
     now = time.time()
     write(jwt({"iat": now, "exp": now + 3600}))
-    assert read_credentials(watched, {}) == {"projected token": (now + 3600, now)}
+    assert read_all(watched) == {"projected token": (now + 3600, now)}
     async with open_checks(watched) as checks:
         (result,) = [await run_check(check) for check in checks if check.name == "projected token"]
     assert result.detail.startswith("ends in 1.0 hours, on ")
     write(jwt({"iat": now + 1, "exp": now + 3601}))
-    assert read_credentials(watched, {}) == {"projected token": (now + 3601, now + 1)}
+    assert read_all(watched) == {"projected token": (now + 3601, now + 1)}
     for broken in (
         "{}",
         "[]",
@@ -134,7 +141,7 @@ async def test_the_token_that_an_external_account_exchanges_has_its_end(
         '{"credential_source": {"url": "http"}}',
     ):
         account.write_text(broken)
-        assert read_credentials(watched, {}) == {"projected token": None}
+        assert read_all(watched) == {"projected token": None}
     plain = watched.model_copy(
         update={
             "targets": tuple(
@@ -143,4 +150,4 @@ async def test_the_token_that_an_external_account_exchanges_has_its_end(
             )
         }
     )
-    assert read_credentials(plain, {}) == {}
+    assert read_all(plain) == {}

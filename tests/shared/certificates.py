@@ -26,7 +26,7 @@ class Authority:
         self.ca = folder / f"{name}.pem"
         self.ca.write_bytes(own.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def sign(self, file: str, *names: x509.GeneralName, days: int = 1) -> tuple[Path, Path]:
+    def sign(self, file: str, *names: x509.GeneralName, days: float = 1) -> tuple[Path, Path]:
         """The files of a new certificate with these alternative names and of its key; they replace those of `file`.
 
         It began a day ago, and ends in `days`.
@@ -59,7 +59,7 @@ def _named(name: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int = 1
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: float = 1
 ) -> x509.CertificateBuilder:
     now = dt.datetime.now(dt.UTC)
     return (

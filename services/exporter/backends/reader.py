@@ -19,6 +19,7 @@ from ipaddress import ip_address
 from typing import Final, NamedTuple, TypeVar
 
 import aiohttp
+from aiohttp.connector import Connection
 from yarl import URL
 
 from services.exporter.backends.health_documents import OWN_NAMES, UnreadableError, parse_health, parse_metrics
@@ -27,7 +28,7 @@ from services.exporter.model import BackendState, Health, Samples
 from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRIC_LABELS
 from shared.config.file_checks import FileCheckError
 from shared.config.secret_file import FileStamp, PasswordFile, SecretFile, SecretUnreadableError, read_stamp
-from shared.credentials import Validity
+from shared.credentials import Validity, get_server_certificate
 from shared.net.egress import Egress, EgressError, resolve
 from shared.net.http_connector import Connector
 from shared.process.concurrency import run_in_thread_if_large
@@ -110,6 +111,14 @@ class _Problem(NamedTuple):
     hint: str
 
 
+class _Response(aiohttp.ClientResponse):
+    certificate: Validity | None = None
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        self.certificate = get_server_certificate(connection.transport)  # a short answer lets the connection go
+        return await super().start(connection)
+
+
 @asynccontextmanager
 async def open_http_client(egress: Egress | None = None) -> AsyncIterator[aiohttp.ClientSession]:
     """The client of a backend; without `egress`, by the proxy of the environment.
@@ -123,6 +132,7 @@ async def open_http_client(egress: Egress | None = None) -> AsyncIterator[aiohtt
         connector=connector,
         headers=headers,
         auto_decompress=False,
+        response_class=_Response,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(),  # none: a read has its own, and the texts of these hold the URL
     ) as session:
@@ -147,6 +157,8 @@ class BackendReader:
         self._metric_names = {backend.metrics.get(name, name): name for name in OWN_NAMES}
         """Our name of each family, by the backend's."""
         self._credentials = BackendCredentials(backend)
+        self._certificates: dict[str | None, Validity | None] = {}
+        """What each address presented in the read that is under way."""
 
     async def read(self, address: str | None = None) -> BackendState:
         """Reads the current state. Whatever the backend responds, or fails to, is a state, never an exception.
@@ -161,7 +173,7 @@ class BackendReader:
                 group.create_task(self._read_within_timeout("metrics", self._read_metrics(address), _METRICS_HINT)),
             )
         health, metrics = reads[0].result(), reads[1].result()
-        certificate = self._take_certificate(address)
+        certificate = self._certificates.pop(address, None)
         found = [each for each in (health, metrics) if isinstance(each, _Problem)]
         if not isinstance(health, _Problem) and health.mode_problem:
             found.insert(0, _Problem(f"health check: {health.mode_problem}", _UNKNOWN_MODE_HINT))
@@ -182,12 +194,6 @@ class BackendReader:
             replica=address,
             certificate=certificate,
         )
-
-    def _take_certificate(self, address: str | None) -> Validity | None:
-        """What was presented in this read; of two hosts the one that ends first."""
-        seen = self._session.connector.certificates if isinstance(self._session.connector, Connector) else {}
-        found = [seen.pop(host, None) for host in ([address] if address else list(seen))]
-        return min(filter(None, found), default=None)
 
     async def fetch_health(self) -> Answer:
         """The health document as it stands, to propose how it is read. Raises UnreadableError."""
@@ -245,6 +251,8 @@ class BackendReader:
                 server_hostname=self._credentials.server_name or named.raw_host,
                 allow_redirects=False,
             ) as response:
+                if isinstance(response, _Response) and (presented := response.certificate):
+                    self._certificates[address] = min(presented, self._certificates.get(address) or presented)
                 if response.status not in statuses:
                     raise _create_status_error(response.status)
                 if max_bytes is None:

@@ -30,7 +30,6 @@ from shared.backend_contract import (
     KMS_ROTATION_LAST_FAILURE,
     KMS_ROTATION_LAST_SUCCESS,
 )
-from shared.credentials import Validity
 from shared.kms.port import VersionState
 from shared.kms.reason import Cause, Reason
 
@@ -63,22 +62,17 @@ class BackendMetrics:
     def __init__(self) -> None:
         self.version = 0
         """Grows after each change."""
-        self._states: Sequence[BackendState] = ()
+        self.states: Sequence[BackendState] = ()
 
     def set_states(self, states: Sequence[BackendState]) -> None:
         """Replaces all that was shown; a replica that is not among `states` disappears."""
-        self._states = states
+        self.states = states
         self.version += 1
-
-    @property
-    def certificate(self) -> Validity | None:
-        """That of the replica whose certificate ends first."""
-        return min((state.certificate for state in self._states if state.certificate), default=None)
 
     def collect(self) -> Iterator[Metric]:
         """One sample of a family for each replica that has it; none before the first read."""
         families = {name: _create_family(name, text) for name, text in _BACKEND_FAMILIES.items()}
-        for state in self._states:
+        for state in self.states:
             labels = {"service": state.service} | ({"replica": state.replica} if state.replica else {})
             for name, value in _list_values(state).items():
                 if value is not None:

@@ -5,73 +5,37 @@ that does not answer, is not known.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from typing import Final
-
-from prometheus_client import CollectorRegistry
+from collections.abc import Awaitable
 
 from services.relay.channels.email.channel import EmailSettings
 from services.relay.channels.port import SendError
 from services.relay.config import RelaySettings
-from services.relay.delivery.attempt import close_channel
-from services.relay.monitors.supervisor import run_forever
+from services.relay.metrics import Metrics
 from shared.check import CheckError
-from shared.credentials import Credentials, Validity
-from shared.http.server import CredentialCollector
+from shared.credentials import Validity
 from shared.net.page import read_server_certificate
 
-_INTERVAL: Final = 3600.0
-Read = Callable[[], Awaitable[Validity | None]]
 
-
-class CredentialWatch:
-    """The credentials that end, as `/metrics` shows them.
-
-    Args:
-        registry: where `/metrics` finds them.
-        get_server_credentials: those of web.yml.
-    """
-
-    def __init__(self, registry: CollectorRegistry, get_server_credentials: Callable[[], Credentials]) -> None:
-        self._found: Credentials = {}
-        CredentialCollector("relay", registry, lambda: {**get_server_credentials(), **self._found})
-
-    async def run(self, settings: RelaySettings) -> None:
-        """Looks at the servers of a configuration, until it is cancelled."""
-        self._found = {}
-        await run_forever("credentials", partial(self._look, _list_servers(settings), settings.delivery.timeout))
-
-    async def _look(self, servers: Mapping[str, Read], timeout: float) -> float:
-        self._found = {credential: await _read(read, timeout) for credential, read in servers.items()}
-        return _INTERVAL
-
-
-def _list_servers(settings: RelaySettings) -> Mapping[str, Read]:
-    """What reads the certificate of each server, by what it is."""
-    servers: dict[str, Read] = {
-        f"certificate of the mail server {channel.server}": partial(
-            _read_mail_server, name, channel, settings.delivery.timeout
+async def read_certificates(settings: RelaySettings, metrics: Metrics) -> float:
+    """Shows them in the metrics. Returns the seconds until the next time."""
+    timeout = settings.delivery.timeout
+    found = {
+        f"certificate of the mail server {channel.host}": await _read(
+            channel.connect(timeout).read_certificate(), timeout
         )
-        for name, channel in settings.channels.items()
+        for channel in settings.channels.values()
         if isinstance(channel, EmailSettings) and channel.tls != "none"
     }
     if oidc := settings.auth.oidc:
-        servers["certificate of the OpenID provider"] = partial(read_server_certificate, oidc.issuer, oidc)
-    return servers
+        presented = await _read(read_server_certificate(oidc.issuer, oidc), timeout)
+        found["certificate of the OpenID provider"] = presented
+    metrics.certificates = found
+    return 3600.0
 
 
-async def _read(read: Read, timeout: float) -> Validity | None:
+async def _read(certificate: Awaitable[Validity | None], timeout: float) -> Validity | None:
     try:
         async with asyncio.timeout(timeout):
-            return await read()
+            return await certificate
     except (TimeoutError, SendError, CheckError):  # a channel's check, or a login, says why
         return None
-
-
-async def _read_mail_server(name: str, settings: EmailSettings, timeout: float) -> Validity | None:
-    channel = settings.connect(timeout)
-    try:
-        return await channel.read_certificate()
-    finally:
-        await close_channel(name, channel)

@@ -11,6 +11,7 @@ import structlog
 
 from services.relay.acknowledgement.store import escalate_due
 from services.relay.apis import AlertmanagerClient
+from services.relay.monitors.credentials import read_certificates
 from services.relay.monitors.reconcile import Reconciler, ReconcileTimes
 from services.relay.monitors.self_alerts import AlertPublisher, QuarantineMonitor
 from services.relay.monitors.watchdog import DeadMansSwitch, IntakeUptime, WatchdogMonitor
@@ -66,6 +67,7 @@ class Monitors:
             "quarantine": QuarantineMonitor(publisher).check,
             "watchdogs": WatchdogMonitor(publisher, publisher.settings.watchdogs, self._uptime).check,
             "escalation": partial(escalate, publisher),
+            "certificates": partial(read_certificates, publisher.settings, publisher.metrics),
         }
         async with AsyncExitStack() as stack:
             for name, switch in self._switches.items():

@@ -17,10 +17,8 @@ import google.auth
 from google.auth.credentials import Credentials
 from google.auth.environment_vars import CREDENTIALS
 from google.auth.exceptions import GoogleAuthError
-from pydantic_core import from_json
 
 from shared.config.secret_file import FileStamp, read_stamp
-from shared.credentials import Validity, parse_token, read_file
 
 _SCOPE: Final = "https://www.googleapis.com/auth/cloudkms"
 
@@ -74,22 +72,6 @@ class CredentialsLookup:
 def _read_file_stamp() -> FileStamp | None:
     named = os.environ.get(CREDENTIALS)
     return read_stamp(Path(named)) if named else None
-
-
-def read_projected_token() -> Validity | None:
-    """Of the token in a file that an external account exchanges, such as Kubernetes projects one. Blocks.
-
-    A service account's key says nothing of its end: only its certificate does, which Google serves. Source:
-    https://google.aip.dev/auth/4117, `credential_source`.
-    """
-    try:
-        source = from_json(read_file(Path(os.environ[CREDENTIALS])))["credential_source"]
-        token = read_file(Path(source["file"])).decode()
-        if source.get("format", {}).get("type") == "json":
-            token = from_json(token)[source["format"]["subject_token_field_name"]]
-        return parse_token(token)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # other credentials, or broken ones
-        return None
 
 
 process_lookup: Final = CredentialsLookup()

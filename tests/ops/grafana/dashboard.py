@@ -12,7 +12,7 @@ PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel[
 ANNOTATIONS: list[dict[str, Any]] = DASHBOARD["annotations"]["list"]
 VARIABLES: dict[str, dict[str, Any]] = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
 BY_ENV_ONLY = {panel["title"] for panel in PANELS if panel["id"] > 600}
-"""The relay has no service."""
+"""Neither the relay nor a credential has a service."""
 
 
 def expressions() -> Iterator[tuple[str, str]]:

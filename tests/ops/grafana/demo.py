@@ -28,6 +28,7 @@ from ops.demo.configuration import KEY, write_configuration
 from ops.demo.processes import Ports
 from ops.demo.stack import Stack
 from tests.key_versions import Versions
+from tests.shared.certificates import Authority
 
 ENVS = ["production", "staging"]
 SERVICES = ["backend", "other"]
@@ -69,6 +70,8 @@ def _twice(folder: Path, ports: Ports) -> None:
     write_configuration(folder, ports)
     exporter = yaml.safe_load((folder / "exporter.yml").read_text())
     exporter["targets"].append({**exporter["targets"][0], "name": "other-kek", "service": "other"})
+    certificate, key = Authority(folder).sign("client")
+    exporter["backends"][0]["tls_config"] = {"cert_file": str(certificate), "key_file": str(key)}
     exporter["backends"].append({**exporter["backends"][0], "service": "other"})
     (folder / "exporter.yml").write_text(yaml.safe_dump(exporter))
     prometheus = yaml.safe_load((folder / "prometheus.yml").read_text())

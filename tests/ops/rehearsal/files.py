@@ -10,6 +10,7 @@ from ops.demo.processes import Ports
 from shared.config.settings import Address
 from shared.http.server import bind_socket
 from tests.ops.rehearsal.gcloud import name_of
+from tests.shared.certificates import Authority
 
 SERVICES = ("orders", "payroll", "archive")
 """Backends beside the demo's own, each with a key of its name."""
@@ -113,7 +114,11 @@ def _staging(folder: Path, own: dict[str, int]) -> None:
     exporter = _read(folder / "exporter.yml")
     target = {**exporter["targets"][0], "key": name_of("aad"), "name": "aad-kek", "service": "aad"}
     del target["canary_dir"]
-    document = {"listen": f"127.0.0.1:{own['exporter-staging']}", "targets": [target], "backends": []}
+    listen = f"127.0.0.1:{own['exporter-staging']}"
+    certificate, key = Authority(folder).sign("client", days=90)
+    tls = {"cert_file": str(certificate), "key_file": str(key)}
+    itself = {"service": "exporter", "health_url": f"http://{listen}/-/healthy", "health": "status", "tls_config": tls}
+    document = {"listen": listen, "targets": [target], "backends": [itself]}
     _write(folder / "exporter-staging.yml", {**exporter, **document})
     relay = {**_read(folder / "relay.yml"), "watchdogs": []}
     document = {"listen": f"127.0.0.1:{own['relay-staging']}", "database": f"sqlite:///{folder}/relay-staging.db"}

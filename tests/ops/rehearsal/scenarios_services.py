@@ -10,6 +10,7 @@ import yaml
 from tests.ops.rehearsal.gcloud import CRYPTO, SERVICE_ACCOUNT
 from tests.ops.rehearsal.rehearsal import Broken, Rehearsal, Scenario
 from tests.ops.rehearsal.stage import Stage
+from tests.shared.certificates import Authority
 
 START_SECONDS = 30.0
 ON_ITS_LOCAL_KEY_SECONDS = 10
@@ -29,6 +30,18 @@ async def _back_and_forth(stage: Stage) -> AsyncIterator[Broken]:
     await stage.gcloud.revoke("payroll", CRYPTO, [SERVICE_ACCOUNT])
     await stage.kms_healed(fault)
     yield Broken()
+
+
+@asynccontextmanager
+async def _forgotten(stage: Stage) -> AsyncIterator[Broken]:
+    """Nobody has renewed a certificate."""
+    authority = Authority(stage.stack.folder)
+    authority.sign("client", days=0.25)  # of a life of 1.25
+
+    async def renewed() -> None:
+        authority.sign("client", days=90)
+
+    yield Broken(repair=renewed)
 
 
 @asynccontextmanager
@@ -322,6 +335,18 @@ MISTAKEN = Scenario(
             ("=> 1",),
             done=("reloaded",),
             codes=frozenset({2}),
+        ),
+    ),
+)
+FORGOTTEN = Scenario(
+    "a certificate that nobody renews",
+    _forgotten,
+    (
+        Rehearsal(
+            "KMSCredentialExpiring",
+            {"env": "staging", "credential": "client certificate for the backend exporter"},
+            ("client certificate for the backend",),
+            (),
         ),
     ),
 )

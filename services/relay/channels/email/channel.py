@@ -16,7 +16,6 @@ import asyncio
 import email.policy
 import re
 import ssl
-import time
 from base64 import b64encode
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,7 +45,7 @@ from services.relay.text import truncate
 from shared.check import Check, CheckError
 from shared.config.secret_file import PasswordFile, read_stamp
 from shared.config.settings import Address, PasswordPath
-from shared.credentials import Validity, describe_end, get_server_certificate
+from shared.credentials import Validity, get_server_certificate
 from shared.net.egress import Egress, EgressError, EgressSettings, connect, get_own_name, open_tunnel, resolve
 
 log = structlog.get_logger(__name__)
@@ -130,10 +129,6 @@ class EmailSettings(EgressSettings, ChannelSettings):
     @property
     def destination(self) -> str:
         return ", ".join(self.to)
-
-    @property
-    def server(self) -> Address:
-        return Address(self.host, self.port or _DEFAULT_PORTS[self.tls])
 
     def connect(self, timeout: float) -> "EmailChannel":
         return EmailChannel(self, timeout)
@@ -223,23 +218,27 @@ class EmailChannel:
             create_check(f"{key} recipients", self._check_recipients, sender),
         ]
 
+    async def read_certificate(self) -> Validity | None:
+        """Of the mail server; None without TLS. Raises SendError."""
+        try:
+            await self._check_connection()
+            return get_server_certificate(self._checked.client.transport) if self._checked else None
+        finally:
+            await self.close()
+
     async def close(self) -> None:
         """Closes the session of the checks; each send closes its own."""
         if self._checked is not None:
             self._checked.quit()
             self._checked.client.close()
 
-    async def read_certificate(self) -> Validity | None:
-        """Of the mail server; None without TLS. Connects, and stays so until `close`. Raises SendError."""
+    async def _check_connection(self) -> str:
         self._checked = _SmtpSession(self._settings, self._egress, self._timeout, ProviderCall())
         with self._checked.translate_errors():
             await self._checked.connect()
-        return get_server_certificate(self._checked.client.transport)
-
-    async def _check_connection(self) -> str:
-        certificate = await self.read_certificate()
-        end = f"; its certificate {describe_end(certificate, time.time())}" if certificate else ""
-        return f"{self._settings.server} answers, with `tls: {self._settings.tls}`{end}"
+        certificate = get_server_certificate(self._checked.client.transport)
+        end = f"; its certificate {certificate}" if certificate else ""
+        return f"{self._checked.server} answers, with `tls: {self._settings.tls}`{end}"
 
     async def _check_login(self) -> str:
         assert self._password is not None  # noqa: S101  # else there is no such check
@@ -298,7 +297,7 @@ class _SmtpSession:
         call: ProviderCall,
         login: tuple[str, str] = ("", ""),
     ) -> None:
-        self.server = settings.server
+        self.server = Address(settings.host, settings.port or _DEFAULT_PORTS[settings.tls])
         self.secrets = _list_secret_forms(*login)
         """To be masked in replies."""
         self._tls = settings.tls

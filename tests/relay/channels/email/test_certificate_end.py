@@ -17,11 +17,12 @@ from services.relay.delivery.attempt import open_local_sender
 from services.relay.doctor import open_checks
 from shared.check import run_check
 from shared.config.settings import load_settings
-from shared.credentials import Validity, read_presented_certificate
+from shared.credentials import Validity, read_certificate
 from tests.relay.channels.email.mail_server import StartServer
 from tests.shared.certificates import LOCALHOST, Authority
 
 TIMEOUT = 30.0
+HOSTS = ("localhost", "127.0.0.1")
 
 
 def settings(folder: Path, issuer: str, channels: Mapping[str, Mapping[str, Any]]) -> RelaySettings:
@@ -72,7 +73,7 @@ async def test_the_end_of_each_servers_certificate_is_shown_and_a_reload_changes
         pair = authority.sign(name, *LOCALHOST, days=days)
         contexts.append(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
         contexts[-1].load_cert_chain(*pair)
-        ends.append(read_presented_certificate(pair[0]))
+        ends.append(read_certificate(pair[0]))
     one = (await mail_server(starttls=contexts[0])).address
     other = (await mail_server(implicit=contexts[1])).address
     plain = (await mail_server()).address
@@ -86,21 +87,18 @@ async def test_the_end_of_each_servers_certificate_is_shown_and_a_reload_changes
         channels = {
             "one": {"host": "localhost", "port": one.port},
             "again": {"host": "localhost", "port": one.port},
-            "other": {"host": "localhost", "port": other.port, "tls": "implicit"},
+            "other": {"host": "127.0.0.1", "port": other.port, "tls": "implicit"},
             "plain": {"host": "127.0.0.1", "port": plain.port, "tls": "none"},
-            "stranger": {"host": "localhost", "port": stranger.port, "tls": "implicit"},
         }
         configured = settings(tmp_path, issuer, channels)
         provider = {"certificate of the OpenID provider": ends[2]}
         server = {"certificate of the relay": Validity(2000.0, 1000.0)}
         relay = run_relay(configured, open_sender=open_local_sender, get_server_credentials=lambda: server)
         async with relay as app:
-            expected = {
-                f"certificate of the mail server localhost:{port}": end
-                for port, end in ((one.port, ends[0]), (other.port, ends[1]))
-            }
+            expected = {f"certificate of the mail server {host}": end for host, end in zip(HOSTS, ends, strict=False)}
             await expect(app, server | provider | expected)
-            await app.state.apply(settings(tmp_path, issuer, {"plain": channels["plain"]}))
+            changed = {"plain": channels["plain"], "other": {**channels["other"], "port": stranger.port}}
+            await app.state.apply(settings(tmp_path, issuer, changed))
             await expect(app, server | provider)
         async with open_checks(configured) as checks:
             wanted = [check for check in checks if check.name.endswith((" certificate", " connection"))]
