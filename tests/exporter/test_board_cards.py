@@ -140,6 +140,13 @@ def test_broken_connectivity_shows_that_it_is_the_network_and_working_connectivi
     assert measured.connectivity is None
 
 
+def test_no_canary_counts_as_lost_while_round_trips_fail_as_well() -> None:
+    key = Key().probe().read(canaries=(lost("1", Reason.KEY_DISABLED),))
+    assert [title for _, title, _ in list_findings(key.head())] == ["canary lost, key_disabled"]
+    titles = [title for _, title, _ in list_findings(key.fails(Reason.KEY_DISABLED).head())]
+    assert set(titles) == {"canary not decrypted, key_disabled", "key_disabled at encrypt"}
+
+
 def test_lost_canaries_are_one_finding_for_each_reason() -> None:
     canaries = tuple(lost(str(n), Reason.KEY_DISABLED) for n in range(9, 1, -1))
     card = Key().probe().read(canaries=(*canaries, lost("1", Reason.UNAVAILABLE), CanaryResult("10", SUCCEEDED))).head()
