@@ -4,7 +4,7 @@ Permissions come first: a role that is missing denies whatever else is wrong. A 
 tells it for the denied call, too.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from shared.kms.port import Answer, Diagnosis, KmsError, Question
@@ -20,6 +20,8 @@ class Finding:
     """Why it denies calls, as far as this shows it."""
     conclusion: str = ""
     """The same as a sentence without its full stop."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """As those of KmsError."""
 
 
 async def diagnose_denial(
@@ -50,8 +52,14 @@ async def diagnose_denial(
         await asked.ask(Question.KEY, read_key)
     if read_service and not asked.conclude() and asked.granted != frozenset():
         await asked.ask(Question.SERVICE, read_service)
-    cause, text = asked.conclude() or asked.conclude_from_nothing()
-    return Diagnosis(cause, text, tuple(asked.answers), {"permission": permission} if permission else {})
+    cause, text, values = asked.conclude() or asked.conclude_from_nothing()
+    return Diagnosis(
+        cause, text, tuple(asked.answers), {**values, **({"permission": permission} if permission else {})}
+    )
+
+
+_Conclusion = tuple[Cause, str, Mapping[str, str]]
+"""The cause, a sentence without its full stop, and the values of KmsError."""
 
 
 @dataclass(slots=True)
@@ -77,29 +85,28 @@ class _Asked:
             self.findings.append(finding)
             self.answers.append(Answer(question, finding.text))
 
-    def conclude(self) -> tuple[Cause, str] | None:
-        """The cause where an answer shows it, in a sentence."""
+    def conclude(self) -> _Conclusion | None:
+        """The cause where an answer shows it."""
         if self.granted and self.permission and self.permission not in self.granted:
-            return Cause.ROLE_MISSING, f"{self.permission} is not granted on the key"
+            return Cause.ROLE_MISSING, f"{self.permission} is not granted on the key", {}
         for error in self.errors.values():
             if error.reason is Reason.KEY_NOT_FOUND:
-                return Cause.NONE, "the key does not exist"
+                return Cause.NONE, "the key does not exist", {}
             if error.cause.reason is Reason.PERMISSION_DENIED and error.cause is not Cause.ROLE_MISSING:
-                return error.cause, f"probably as another call says: {error.detail}"
+                return error.cause, f"probably as another call says: {error.detail}", error.values
         if self.granted == frozenset():
             return None  # whatever the key shows, a role is missing
-        return next(((each.cause, each.conclusion) for each in self.findings if each.cause), None)
+        return next(((each.cause, each.conclusion, each.values) for each in self.findings if each.cause), None)
 
-    def conclude_from_nothing(self) -> tuple[Cause, str]:
+    def conclude_from_nothing(self) -> _Conclusion:
         """What is left where no answer shows a cause."""
         if self.granted:
             hidden = "probably a deny policy, a condition or a perimeter that hides itself"
-            return Cause.NONE, f"{self.permission or 'every permission'} is granted: {hidden}"
+            return Cause.NONE, f"{self.permission or 'every permission'} is granted: {hidden}", {}
         if self.granted is not None:
             doubt = "" if len(self.findings) > 1 else ": its role is missing, or the key does not exist"
-            return Cause.ROLE_MISSING, f"no permission is granted on the key{doubt}"
+            return Cause.ROLE_MISSING, f"no permission is granted on the key{doubt}", {}
         if self.errors[Question.PERMISSIONS].is_silent:
-            return Cause.NONE, (
-                "even a call that needs no permission is denied: probably a perimeter or a policy that hides itself"
-            )
-        return Cause.NONE, "the permissions could not be read: a role may be missing"
+            hidden = "probably a perimeter or a policy that hides itself"
+            return Cause.NONE, f"even a call that needs no permission is denied: {hidden}", {}
+        return Cause.NONE, "the permissions could not be read: a role may be missing", {}

@@ -334,7 +334,8 @@ class GcpKmsKey:
             raise KmsError(Reason.UNAVAILABLE, f"{address}: {error or type(error).__name__}") from None
         text = f"state of the Cloud KMS API in {project}: {state}"
         if state == "DISABLED":
-            return Finding(text, Cause.API_DISABLED, f"the Cloud KMS API is disabled in {project}")
+            disabled = f"the Cloud KMS API is disabled in {project}"
+            return Finding(text, Cause.API_DISABLED, disabled, {"consumer": f"projects/{project}"})
         return Finding(text)
 
     async def check_key_store(self, store: KeyStore, *, timeout: float) -> KeyStore:

@@ -8,7 +8,7 @@ from shared.kms.reason import Cause, Reason
 
 USE, GET = "use", "get"
 SILENT = KmsError(Reason.PERMISSION_DENIED, "denied", Cause.ROLE_MISSING, is_silent=True)
-PERIMETER = KmsError(Reason.PERMISSION_DENIED, "prohibited by policy", Cause.PERIMETER)
+PERIMETER = KmsError(Reason.PERMISSION_DENIED, "prohibited by policy", Cause.PERIMETER, {"troubleshooter_id": "x"})
 NO_ROLE = KmsError(Reason.PERMISSION_DENIED, "get denied", Cause.ROLE_MISSING)
 MISSING = KmsError(Reason.KEY_NOT_FOUND, "not found")
 AWAY = KmsError(Reason.TIMEOUT, "no answer")
@@ -67,7 +67,8 @@ async def test_the_cause_follows_from_what_is_certain_before_what_is_concluded(
     assert diagnosis.cause is cause
     assert text in diagnosis.text
     assert [answer.question for answer in diagnosis.answers] == asked
-    assert diagnosis.values == {"permission": USE}
+    named = PERIMETER.values if cause is Cause.PERIMETER else {}
+    assert diagnosis.values == {**named, "permission": USE}, "what the commands need"
     assert "role_missing: denied" not in str(diagnosis.answers)
 
 

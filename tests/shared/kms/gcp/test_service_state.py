@@ -99,6 +99,7 @@ async def test_a_disabled_api_is_the_cause_and_its_state_is_read_with_a_scope_fo
     google.state = {"state": "DISABLED", "config": {"title": "x" * 30_000}}
     diagnosis = await diagnose()
     assert (diagnosis.cause, diagnosis.text) == (Cause.API_DISABLED, "the Cloud KMS API is disabled in demo")
+    assert diagnosis.values["consumer"] == "projects/demo"
     assert [answer.question for answer in diagnosis.answers] == ["test_permissions", "get_key", "get_service"]
     login, asked = google.requests
     assert asked.path == "/v1/projects/demo/services/cloudkms.googleapis.com"
