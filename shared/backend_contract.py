@@ -19,6 +19,9 @@ KMS_ROTATION_FAILURES: Final = "kms_rotation_failures_total"
 LOCAL_KEK_VERSION: Final = "0"
 """The label `kek_version` of data keys that the local key wraps."""
 KMS_DATA_KEYS: Final = "kms_data_keys"
+KMS_DATA_KEY_ENCRYPTIONS: Final = "kms_data_key_encryptions"
+MAX_DATA_KEY_ENCRYPTIONS: Final = 2**32
+"""With random nonces of 96 bits: then a repeat is still less likely than 2**-32 (NIST SP 800-38D, section 8.3)."""
 KMS_DATA_KEYS_UNUSABLE: Final = "kms_data_keys_unusable"
 KMS_DATA_KEYS_MISSING: Final = "kms_data_keys_missing"
 KMS_DATA_KEYS_RESTORED: Final = "kms_data_keys_restored_total"
@@ -30,6 +33,7 @@ KEYRING_METRIC_LABELS: Final[dict[str, tuple[str, ...]]] = {
     KMS_ROTATION_IN_PROGRESS: (),
     KMS_ROTATION_FAILURES: ("step",),
     KMS_DATA_KEYS: ("kek_version", "status"),
+    KMS_DATA_KEY_ENCRYPTIONS: (),
     KMS_DATA_KEYS_UNUSABLE: (),
     KMS_DATA_KEYS_MISSING: (),
     KMS_DATA_KEYS_RESTORED: (),

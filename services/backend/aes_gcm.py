@@ -7,7 +7,7 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-# 96 bits, at random: one key may seal 2**32 times before a repeat becomes likelier than 2**-32 (NIST SP 800-38D, 8.3).
+# 96 bits, at random: see MAX_DATA_KEY_ENCRYPTIONS.
 _NONCE_BYTES: Final = 12
 
 

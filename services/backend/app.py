@@ -85,6 +85,7 @@ async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] =
         wrapping = KeyWrapper(kms, settings.kms.key, settings.kms_timeout, local)
         background_kms = QuotaLimitedKey(kms)  # of all background work, which together stays within KMS's quota
         keyring = Keyring(keys, local, wrapping, heartbeat, background_kms=background_kms, clock=clock)
+        stack.push_async_callback(_send_last_heartbeat, keyring)
         checked = asyncio.Event()
         checking = asyncio.create_task(KmsChecker(keyring).run(settings.kms_check_interval, checked))
         stack.push_async_callback(_cancel_task, checking)
@@ -162,6 +163,11 @@ async def _open_local_key(local_key: InstanceLocalKey) -> None:
 async def _cancel_task(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def _send_last_heartbeat(keyring: Keyring) -> None:
+    with suppress(DatabaseError):  # then the encryptions of the last interval are not counted
+        await keyring.send_heartbeat()
 
 
 async def _end_heartbeat(heartbeat: InstanceHeartbeat) -> None:

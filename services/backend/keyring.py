@@ -220,6 +220,8 @@ class Keyring:
         self._ids_wrapped_locally_ever: set[str] = set()
         """Who copied the disk may have these data keys."""
         self._pending: tuple[str, ...] = ()
+        self._encryptions = Counter[str]()
+        """Since the last heartbeat, by data key."""
         self._restored_at: dict[str, float] = {}
         """When rows were last put back, by the ids of their data keys; unix time."""
         self.restored_count = 0
@@ -308,9 +310,18 @@ class Keyring:
         """Uses the keyring in mode `env`; the caller holds `lock`. Raises LocalKeyError, DatabaseError."""
         await self._use_keys(CryptoMode.ENV)
 
+    def count_encryption(self, data_key_id: str) -> None:
+        """In memory until the next heartbeat: a kill forgets those of one interval at most."""
+        self._encryptions[data_key_id] += 1
+
     async def send_heartbeat(self) -> None:
-        """Writes that this instance is alive, and which pending data keys it holds. Raises DatabaseError."""
-        await self._heartbeat.send(self._pending)
+        """Writes that this instance is alive, and what it holds and has encrypted. Raises DatabaseError."""
+        counted, self._encryptions = self._encryptions, Counter()
+        try:
+            await self._heartbeat.send(self._pending, counted)
+        except BaseException:  # perhaps they are written: then they count twice, which rotates too early at worst
+            self._encryptions += counted
+            raise
 
     async def reload(self) -> None:
         """Reads the keyring again, now, because somebody changed it. Raises DatabaseError.

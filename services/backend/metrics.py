@@ -20,6 +20,7 @@ from shared.backend_contract import (
     CRYPTO_INIT_TIMESTAMP,
     CRYPTO_MODE,
     CRYPTO_READY,
+    KMS_DATA_KEY_ENCRYPTIONS,
     KMS_DATA_KEYS,
     KMS_DATA_KEYS_MISSING,
     KMS_DATA_KEYS_RESTORED,
@@ -161,6 +162,12 @@ class _KeyringCollector(Collector):
         for step, number in snapshot.failures_by_step.items():
             failures.add_metric([step], number)
         yield from (keys, success, failures)
+        if snapshot.encryptions is not None:
+            yield GaugeMetricFamily(
+                KMS_DATA_KEY_ENCRYPTIONS,
+                "Encryptions with the active data key; the limit is 2^32.",
+                snapshot.encryptions,
+            )
         yield GaugeMetricFamily(
             KMS_DATA_KEYS_MISSING,
             "Data keys that records need and the database lacks.",

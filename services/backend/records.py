@@ -88,6 +88,7 @@ async def store_record(keyring: Keyring, records: Records, record_id: str, conte
     """
     for _ in range(_MAX_ATTEMPTS):
         key = keyring.get_active_key()
+        keyring.count_encryption(key.id)
         if await records.put(record_id, content, key):
             return
         await keyring.restore_row(key.id)

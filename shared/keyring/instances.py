@@ -7,7 +7,7 @@ nothing needs it and no other instance is alive.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -53,11 +53,19 @@ class InstanceHeartbeat:
     interval: float
     """Seconds from one heartbeat to the next."""
 
-    async def send(self, pending: Collection[str]) -> None:
-        """Says that the instance is alive, and holds these data keys of status pending; at least each `interval`."""
-        await self.database.write(
-            lambda connection: self.write_row(connection, self.database.read_clock(connection), pending)
-        )
+    async def send(self, pending: Collection[str], encryptions: Mapping[str, int]) -> None:
+        """Says that the instance is alive, and holds these data keys of status pending; at least each `interval`.
+
+        `encryptions` are those since the last heartbeat, by data key.
+        """
+
+        def write(connection: Connection) -> None:
+            self.write_row(connection, self.database.read_clock(connection), pending)
+            for data_key_id, number in encryptions.items():
+                counted = {"encryptions": data_keys.c.encryptions + number}
+                connection.execute(data_keys.update().where(data_keys.c.id == data_key_id).values(counted))
+
+        await self.database.write(write)
 
     def write_row(self, connection: Connection, now: float, pending: Collection[str]) -> None:
         """The same in a transaction of the caller's."""

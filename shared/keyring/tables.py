@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any, Final
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     ColumnElement,
@@ -194,6 +195,7 @@ data_keys: Final = Table(
     Column("id", Id, primary_key=True),
     Column("status", LenientText, nullable=False),
     *_build_data_key_columns(),
+    Column("encryptions", BigInteger, nullable=False, server_default="0"),
 )
 _ACTIVE: Final = text("status = 'active'")
 # The database itself refuses a second active key.

@@ -119,7 +119,7 @@ async def test_a_backend_starts_though_a_row_of_its_keyring_is_not_utf8_serves_t
     async with serve_backend(rare) as client:
         assert (await client.put("/v1/records/a", content=b"kept")).status_code == 204
     with closing(sqlite3.connect(tmp_path / "backend.db")) as other:
-        columns = "wrapped, kek, kek_version, algorithm, fingerprint, created_at"
+        columns = "wrapped, kek, kek_version, algorithm, fingerprint, created_at, encryptions"
         other.execute(f"INSERT INTO data_keys SELECT CAST(x'6bff' AS TEXT), 'retired', {columns} FROM data_keys")  # noqa: S608
         other.commit()
     with capture_logs() as lines:

@@ -40,6 +40,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
         failures_by_step={"verify": 2},
         unreadable_rows={"k2": "its status cannot be read"},
         missing_data_keys=("k1",),
+        encryptions=2**33,
     )
     assert _collect(snapshot) == [
         "kms_data_keys_unusable 0.0",
@@ -49,6 +50,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
         'kms_data_keys{kek_version="3",status="active"} 1.0',
         'kms_rotation_last_success_timestamp_seconds{type="new-dek"} 7.0',
         'kms_rotation_failures_total{step="verify"} 2.0',
+        "kms_data_key_encryptions 8.589934592e+09",
         "kms_data_keys_missing 1.0",
         "kms_keyring_rows_unreadable 1.0",
         "kms_rotation_in_progress 1.0",

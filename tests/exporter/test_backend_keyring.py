@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from services.exporter.backends.health_documents import UnreadableError, parse_metrics
 from services.exporter.model import BackendState
+from services.exporter.web.findings import find_backend_problems
 from tests.exporter.collected_metrics import CollectedMetrics
 
 parse_openmetrics = partial(parse_metrics, is_openmetrics=True)
@@ -92,3 +93,11 @@ def test_more_series_than_any_keyring_has_are_refused() -> None:
     assert len(parse_metrics(lines(1000))["kms_data_keys"]) == 1000
     with pytest.raises(UnreadableError, match="kms_data_keys: over 1000 series"):
         parse_metrics(lines(1001))
+
+
+@pytest.mark.parametrize(("encryptions", "titles"), [(2**31, []), (2**31 + 1, ["data key is used up soon"])])
+async def test_a_data_key_that_has_encrypted_half_of_its_limit_is_on_the_board(
+    read: Read, encryptions: int, titles: list[str]
+) -> None:
+    state = await read(answering(f"kms_data_key_encryptions {encryptions}\n".encode()))
+    assert [finding.title for finding in find_backend_problems(state)] == titles

@@ -7,7 +7,7 @@ from typing import Final
 
 from services.exporter.history import MAX_TEXT_LENGTH, FailureSpan, TargetHistory
 from services.exporter.model import BackendState, Failure, KeyInspection, TargetKey
-from shared.backend_contract import CryptoMode
+from shared.backend_contract import KMS_DATA_KEY_ENCRYPTIONS, MAX_DATA_KEY_ENCRYPTIONS, CryptoMode
 from shared.kms.fixes import Fix, KmsProfile
 from shared.kms.port import ConnectivityPhase, KeyStoreKind
 from shared.kms.reason import Cause, Reason, Scope
@@ -52,6 +52,10 @@ UNKNOWN_MODE_ADVICE: Final = Advice(
 )
 KEY_STORE_ADVICE: Final = Advice(
     "Grant it on that, or on its project; the key itself works without it.", "KMSPermissionMissing"
+)
+USED_UP_ADVICE: Final = Advice(
+    "Make a new data key: keypulse-rotator run --type new-dek. A nonce that repeats reveals records.",
+    "KMSRotationOverdue",
 )
 NOT_READY_ADVICE: Final = Advice("Its health check says what it waits for.", "KMSCryptoNotReady")
 
@@ -244,6 +248,12 @@ def find_backend_problems(state: BackendState) -> Iterator[Finding]:
             "Its health check says that it can neither encrypt nor decrypt.",
             NOT_READY_ADVICE,
         )
+    encryptions = max(state.keyring.get(KMS_DATA_KEY_ENCRYPTIONS, {}).values(), default=0.0)
+    if encryptions > MAX_DATA_KEY_ENCRYPTIONS / 2:
+        sentence = (
+            f"The active data key has encrypted {encryptions:,.0f} times, of {MAX_DATA_KEY_ENCRYPTIONS:,} at most."
+        )
+        yield Finding(HealthStatus.DEGRADED, "data key is used up soon", sentence, USED_UP_ADVICE)
     if problems:
         yield Finding(HealthStatus.DEGRADED, "not all could be read", problems)
 

@@ -77,7 +77,7 @@ async def test_of_many_that_activate_at_once_one_succeeds(url: URL, store: DataK
 
 async def test_the_database_itself_refuses_a_second_active_key(store: DataKeyStore, database: Database) -> None:
     await store.activate(_key("a"), expected_active=None)
-    second = "SELECT 'b', status, wrapped, kek, kek_version, algorithm, fingerprint, 0 FROM data_keys"
+    second = "SELECT 'b', status, wrapped, kek, kek_version, algorithm, fingerprint, 0, 0 FROM data_keys"
     with pytest.raises(IntegrityError):
         await database.write(lambda connection: connection.execute(text("INSERT INTO data_keys " + second)))
 
@@ -93,7 +93,7 @@ async def test_once_its_last_data_key_was_given_up_a_local_key_is_replaced_only_
     assert await database.write_exclusively(
         lambda connection: instances.abandon_data_keys(connection, 1.0, "one", [_key("a")])
     )
-    await other.send([])
+    await other.send([], {})
     with pytest.raises(OtherLocalKeyError):
         await database.write_exclusively(
             lambda connection: instances.register_local_key(connection, database.read_clock(connection), one, b"new")
