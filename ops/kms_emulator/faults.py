@@ -224,7 +224,7 @@ class EmulatorFaults:
         if self.match("stall", operation, key):
             await asyncio.Event().wait()
         permission = PERMISSIONS.get(operation, "")
-        if self.match("denied", operation, key, lambda fault: fault.denies(permission)):
+        if permission and self.match("denied", operation, key, lambda fault: fault.denies(permission)):
             raise build_refusal("role_missing/no_details", operation, resource, permission=permission)
         if found := self.match("cause", operation, key, lambda fault: _is_refused(fault, operation)):
             call = (operation, resource, found.message, found.seconds)

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from shared.http.server import StartError
+from tests.bench.causes import causes
 from tests.bench.claim import claims
 from tests.bench.console import console
 from tests.bench.hanging import hanging
@@ -131,6 +132,12 @@ def _noise(half_hours: int, runs: int) -> None:
         noise(half_hours, runs)
     except BenchError as error:
         _end(error)
+
+
+@main.command("causes")
+def _causes() -> None:
+    """What the exporter says of each injected failure: the table of docs/benchmarks.md."""
+    _run(causes())
 
 
 @main.command("storm-slack")

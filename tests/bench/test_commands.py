@@ -8,7 +8,8 @@ import pytest
 
 from tests.bench.__main__ import main
 
-SMALL = {
+SMALL: dict[str, list[str]] = {
+    "causes": [],
     "storm": ["--rounds", "1", "--groups", "20"],
     "storm-slack": ["--groups", "20", "--window", "10"],
     "intake": ["--rounds", "1", "--webhooks", "20"],

@@ -39,6 +39,10 @@ _BY_STATUS: Final = {
 
 _NO_CREDENTIALS: Final = "Getting metadata from plugin failed"
 """https://github.com/grpc/grpc/blob/master/src/core/credentials/call/plugin/plugin_credentials.cc"""
+_HTTP_REFUSAL: Final = "Received http2 header with status: 4"
+"""gRPC's text where the answer has an HTTP status only, which it translates: a gateway's 403 is PERMISSION_DENIED.
+https://github.com/grpc/grpc/blob/master/src/core/ext/filters/http/client/http_client_filter.cc
+"""
 _OTHER_LOCATION: Final = "The request concerns location "
 """NOT_FOUND goes on "'X' but was sent to location 'Y'": the key may exist, where the request should have gone.
 https://github.com/GoogleCloudPlatform/python-docs-samples/issues/3005
@@ -97,7 +101,8 @@ _BY_LOGIN_TEXT: Final = (
     (
         # Not an API or a pool of identities: "IAM Service Account Credentials API … or it is disabled".
         re.compile(
-            r"account not found|(?:robot|account|client)(?: \S+)?(?: is| was| has been)? (?:disabled|deleted)",
+            r"(?:account|Gaia id) not found"
+            r"|(?:robot|account|client)(?: \S+)?(?: is| was| has been)? (?:disabled|deleted)",
             re.IGNORECASE,
         ),
         Cause.ACCOUNT_DISABLED,
@@ -170,6 +175,8 @@ def parse_status(status: str, message: str, blob: bytes | None = None) -> KmsErr
     message = message[:_MAX_MESSAGE_LENGTH]
     if status == "UNAVAILABLE" and message.startswith(_NO_CREDENTIALS):
         return KmsError(Reason.UNAUTHENTICATED, message, _find_login_cause(message))
+    if message.startswith(_HTTP_REFUSAL):
+        return KmsError(Reason.UNAVAILABLE, f"{message} (a gateway says it, not KMS)", Cause.MALFORMED_ANSWER)
     details = _read_details(status, blob)
     if details is None or (status == "RESOURCE_EXHAUSTED" and "metadata size exceeds" in message):
         detail = f"{status}: {message} (its details cannot be read)"

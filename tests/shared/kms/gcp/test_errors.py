@@ -160,6 +160,11 @@ def test_details_that_cannot_be_read_or_contradict_are_a_malformed_answer(
     assert message in failure.detail
 
 
+def test_what_a_gateway_answers_by_http_is_not_said_by_kms() -> None:
+    failure = parse_status(DENIED, "Received http2 header with status: 403")
+    assert (failure.reason, failure.cause, failure.is_silent) == (Reason.UNAVAILABLE, Cause.MALFORMED_ANSWER, False)
+
+
 def test_another_text_or_one_of_several_details_that_cannot_be_read_spoils_nothing() -> None:
     blob = pack(DENIED, BROKEN, info("BILLING_DISABLED"), message="another text")
     assert parse_status(DENIED, "said", blob).cause is Cause.BILLING_DISABLED
