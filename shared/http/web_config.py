@@ -286,21 +286,21 @@ class WebConfigFile:
         self.file = file
         self._watched_files: tuple[Path, ...] = ()
         self._stamps: tuple[FileStamp | None, ...] = ()
-        self._state = self._read()
+        self.state = self._read()
 
     def get_state(self) -> WebState:
         stamps = tuple(map(read_stamp, (self.file, *self._watched_files)))
         if stamps != self._stamps:
             self._stamps = stamps
             try:
-                self._state = self._check_allowed(self._read())
+                self.state = self._check_allowed(self._read())
                 log.info("web.yml reloaded", file=str(self.file))
             except ConfigurationError as error:
                 for line in error.lines:
                     log.error(  # noqa: TRY400 - a trace adds nothing
                         "web.yml reload failed; the previous configuration stays active", error=line
                     )
-        return self._state
+        return self.state
 
     def check_names(self, web: WebState, reserved_names: Collection[str]) -> None:
         """Raises ConfigurationError if a user's name belongs to another caller in the audit log."""
@@ -323,7 +323,7 @@ class WebConfigFile:
         return WebState(config, context, PasswordChecker(users) if users else None, credentials)
 
     def _check_allowed(self, web: WebState) -> WebState:
-        if (web.tls is None) != (self._state.tls is None):
+        if (web.tls is None) != (self.state.tls is None):
             raise ConfigurationError([f"{self.file}: tls_server_config: comes or goes only with a restart; restart"])
         if self.requires_credentials and not web.config.requires_credentials:
             raise ConfigurationError([f"{self.file}: expected basic_auth_users or required client certificates"])

@@ -385,8 +385,8 @@ class ServerRunner(Generic[S]):
         return guarded
 
     def get_credentials(self) -> Credentials:
-        """Those of web.yml that end, as the server uses them now."""
-        found = self.web_config_file.get_state().credentials if self.web_config_file else {}
+        """Those of web.yml that end, as the server uses them now: each request reads a file that has changed."""
+        found = self.web_config_file.state.credentials if self.web_config_file else {}
         return {f"{credential} of the {self.settings.service_name}": each for credential, each in found.items()}
 
     def create_tls_context(self) -> ssl.SSLContext | None:
