@@ -21,10 +21,10 @@ from services.rotator.report import (
     StepProgress,
 )
 from services.rotator.session import CommandSession, hold_lease
-from services.rotator.steps import get_usable_primary
+from services.rotator.steps import read_usable_key
 from services.rotator.verification import find_own_problems, verify_with_retries
 from shared.keyring.administration import Administration, AdministrationError, KeyUsage, Problem, RotationType
-from shared.kms.port import ProtectedResources
+from shared.kms.port import KeyDescription, ProtectedResources
 
 _MAX_OLDER_VERSIONS: Final = 10
 """That a plan asks the provider's inventory for."""
@@ -93,7 +93,8 @@ async def show_plans(session: CommandSession, types: tuple[RotationType, ...], c
     """What a run of each of these types would do. Raises RotatorError, AdministrationError."""
     settings, administration = session.settings, session.administration
     types = tuple(each for each in types if each in settings.driver.rotation_types)
-    primary = await get_usable_primary(session.kms, settings.kms_timeout, command)
+    key = await read_usable_key(session.kms, settings.kms_timeout, command)
+    primary = str(key.primary_version)
     usage, latest = await administration.count_key_usage(), await administration.get_progress()
     plans = tuple(
         build_plan(each, usage, key=settings.kms.key, primary=primary, min_age=settings.new_dek_min_age)
@@ -112,17 +113,17 @@ async def show_plans(session: CommandSession, types: tuple[RotationType, ...], c
         next_commands=next_commands,
         plans=plans,
         other_keyrings=await count_usage(session),
-        protected=await _find_protected_resources(session) if RotationType.REWRAP_KEK in types else (),
+        protected=await _find_protected_resources(session, key) if RotationType.REWRAP_KEK in types else (),
         problems=tuple(problem for progress in dry_runs for problem in progress.problems),
     )
 
 
-async def _find_protected_resources(session: CommandSession) -> tuple[ProtectedResources, ...]:
+async def _find_protected_resources(session: CommandSession, key: KeyDescription) -> tuple[ProtectedResources, ...]:
     """Of the newest versions before the primary one, each of which a re-wrap may make superfluous."""
-    found, timeout = list[ProtectedResources](), session.settings.kms_timeout
-    older = (await session.kms.describe_key(timeout=timeout)).list_older_versions()
-    for version in [each for each in older if each.state.may_have_ciphertexts][-_MAX_OLDER_VERSIONS:]:
-        found.append(await session.kms.find_protected_resources(version.id, timeout=timeout))
+    found = list[ProtectedResources]()
+    older = [each for each in key.list_older_versions() if each.state.may_have_ciphertexts]
+    for version in older[-_MAX_OLDER_VERSIONS:]:
+        found.append(await session.kms.find_protected_resources(version.id, timeout=session.settings.kms_timeout))
         if found[-1].problem:  # the others would have the same
             break
     return tuple(found)

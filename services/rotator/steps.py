@@ -38,13 +38,18 @@ from shared.keyring.administration import (
 )
 from shared.keyring.journal import MAX_DETAIL_LENGTH
 from shared.keyring.model import get_version_sort_key
-from shared.kms.port import KmsError, KmsKey, VersionState
+from shared.kms.port import KeyDescription, KmsError, KmsKey, VersionState
 
 _PROBE_AAD: Final = b"keypulse rotator"
 
 
 async def get_usable_primary(kms: KmsKey, timeout: float, next_command: str) -> str:
-    """The KMS key's primary version. Raises RotatorError if there is none, it is not usable, or KMS cannot be read."""
+    """The primary version of `read_usable_key`, with its errors."""
+    return str((await read_usable_key(kms, timeout, next_command)).primary_version)
+
+
+async def read_usable_key(kms: KmsKey, timeout: float, next_command: str) -> KeyDescription:
+    """A key with a usable primary version. Raises RotatorError if there is none, or KMS cannot be read."""
     try:
         key = await kms.describe_key(timeout=timeout)
     except KmsError as error:
@@ -59,7 +64,7 @@ async def get_usable_primary(kms: KmsKey, timeout: float, next_command: str) -> 
             "enable it, or set another version as the primary",
             next_command,
         )
-    return key.primary_version
+    return key
 
 
 async def wait_for_primary(session: CommandSession, version: str, next_command: str) -> None:

@@ -84,3 +84,13 @@ async def test_an_inventory_that_does_not_answer_is_named_and_stops_nothing(
     assert (found.resources, found.problem[: len(problem)]) == (0, problem)
     assert f"not known: {problem.partition(':')[0].partition('[')[0]}" in format_markdown(report, "rotator.yml")
     assert len((await rotated.do(show_plans, REWRAP)).protected) == 1
+
+
+async def test_a_plan_reads_the_key_once_so_that_a_second_read_cannot_fail(
+    rotated: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrap(rotated, new_version)
+    each_read = {"kind": "latency", "operation": "GetCryptoKey", "seconds": 0.001, "count": 9}
+    emulator.faults.add(EmulatorFault.model_validate(each_read))
+    await rotated.do(show_plans, REWRAP)
+    assert [fault.count for fault in emulator.faults.list_active().values()] == [8]
