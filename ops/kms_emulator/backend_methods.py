@@ -76,3 +76,17 @@ class BackendMethods:
         self, request: kms.GetSingleTenantHsmInstanceRequest
     ) -> kms.SingleTenantHsmInstance:
         return get_hsm_instance(self._store, request.name)
+
+    async def execute_single_tenant_hsm_instance_proposal(
+        self, request: kms.ExecuteSingleTenantHsmInstanceProposalRequest
+    ) -> Operation:
+        """Refreshes the instance, whatever the proposal: the emulator keeps none, and has no quorum."""
+        name = request.name.partition("/proposals/")[0]
+        instance: Any = get_hsm_instance(self._store, name)
+        instance.disable_time = datetime.fromtimestamp(self._store.clock(), UTC) + timedelta(days=730)
+        await self._store.replace_backend(name, kms.SingleTenantHsmInstance.to_json(instance))
+        operation = Operation(name=f"{name.partition('/singleTenant')[0]}/operations/refresh", done=True)
+        operation.response.Pack(
+            kms.ExecuteSingleTenantHsmInstanceProposalResponse.pb(kms.ExecuteSingleTenantHsmInstanceProposalResponse())
+        )
+        return operation

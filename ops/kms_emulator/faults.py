@@ -35,6 +35,7 @@ PERMISSIONS: Final = {
     "VerifyConnectivity": "cloudkms.ekmConnections.verifyConnectivity",
     "CreateSingleTenantHsmInstance": "cloudkms.singleTenantHsmInstances.create",
     "GetSingleTenantHsmInstance": "cloudkms.singleTenantHsmInstances.get",
+    "ExecuteSingleTenantHsmInstanceProposal": "cloudkms.singleTenantHsmInstanceProposals.execute",
     "Encrypt": "cloudkms.cryptoKeyVersions.useToEncrypt",
     "Decrypt": "cloudkms.cryptoKeyVersions.useToDecrypt",
 }
@@ -64,6 +65,7 @@ _OPERATIONS_BY_CAUSE: Final = {
 _OPERATIONS_WITHOUT_KEY: Final = {
     *("CreateKeyRing", "GetKeyRing", "ListKeyRings", "CreateCryptoKey", "ListCryptoKeys"),
     *("CreateEkmConnection", "GetEkmConnection", "CreateSingleTenantHsmInstance", "GetSingleTenantHsmInstance"),
+    "ExecuteSingleTenantHsmInstanceProposal",
 }
 
 

@@ -134,6 +134,9 @@ class EmulatorStore:
 
         await self._apply(add)
 
+    async def replace_backend(self, name: str, document: str) -> None:
+        await self._apply(lambda now: replace(now, backends={**now.backends, name: document}))
+
     def list_keys_in(self, backend: str) -> list[str]:
         """The names of the keys in an EKM connection or a single-tenant HSM instance."""
         return [key.name for key in self._now.keys.values() if key.backend == backend]

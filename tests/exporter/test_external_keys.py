@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState, Key
 from services.exporter.history import DENIAL_WINDOW, History, TargetHistory
@@ -23,8 +23,9 @@ from services.exporter.web.findings import describe_connectivity, find_key_probl
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.port import KmsKey
 from shared.kms.reason import Cause, Reason
-from tests.exporter.held_keys import CONNECTION, HELD, VERIFY, add_held_key, connected
-from tests.exporter.running_exporter import configured, scraped, target
+from tests.exporter.collected_metrics import CollectedMetrics
+from tests.exporter.held_keys import CONNECTION, HELD, INSTANCE, VERIFY, add_held_key, at, connected
+from tests.exporter.running_exporter import KEY, configured, scraped, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 TIMEOUT = 5.0
@@ -260,6 +261,35 @@ async def test_why_the_newest_version_failed_is_a_problem_until_a_newer_one_work
     assert [version.failure for version in found.description.versions] == ["", "", text[:300]]
     await emulator.store.update_key(HELD, lambda key: key.with_new_version(b"", 0.0))
     assert (await inspector(key).inspect()).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("days", "titles", "problems"),
+    [
+        (7.01, [], ()),
+        (6.99, ["HSM instance expires"], ()),
+        (
+            -0.01,
+            ["not all could be read or kept"],
+            (f"the HSM instance {INSTANCE} is DISABLED: no key in it can be used",),
+        ),
+    ],
+)
+async def test_the_time_at_which_an_hsm_instance_is_disabled_is_known_before_it_comes(
+    days: float, titles: list[str], problems: tuple[str, ...]
+) -> None:
+    disable_at = NOW + days * 86_400
+    async with run_emulator(keys=[KEY], clock=lambda: NOW) as emulator, connected(emulator) as key:
+        await add_held_key(emulator, "HSM_SINGLE_TENANT", INSTANCE, state=3, disable_time=at(disable_at))
+        found = await inspector(key).inspect()
+    assert found.call_counts[KeyRead.GET_HSM_INSTANCE] == 1
+    assert found.problems[:1] == problems
+    assert [finding.title for finding in find_key_problems(found, NOW, TARGET)] == titles
+    metrics = CollectedMetrics([("backend", "held-kek")], [])
+    metrics.add_inspection(found)
+    (family,) = [each for each in metrics.collect() if each.name == "kms_key_hsm_disable_timestamp_seconds"]
+    assert [sample.value for sample in family.samples] == [pytest.approx(disable_at)]
+    assert recorded(found).ekm_connection is None
 
 
 async def test_a_running_exporter_shows_the_key_manager_at_every_place(

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -21,7 +22,7 @@ from services.exporter.model import (
 from shared.backend_contract import KEYRING_METRIC_LABELS, CryptoMode
 from shared.credentials import Validity
 from shared.http.server import CredentialCollector
-from shared.kms.port import KeyDescription, KeyVersion, VersionState
+from shared.kms.port import KeyDescription, KeyStore, KeyStoreKind, KeyVersion, VersionState
 from shared.kms.reason import Cause, Reason
 from tests.exporter.collected_metrics import CollectedMetrics
 
@@ -73,7 +74,11 @@ def families() -> dict[str, Metric]:
     canary = CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.TIMEOUT, "because")))
     wrong_aad = Call(Operation.DECRYPT, 0.1)
     inspected = (key, {"p": True}, (canary,), wrong_aad, {KeyRead.GET_KEY: 1})
-    metrics.add_inspection(KeyInspection("backend", "ledger-kek", 1.0, *inspected, versions_without_canary=("1",)))
+    more: dict[str, Any] = {
+        "versions_without_canary": ("1",),
+        "key_store": KeyStore(KeyStoreKind.HSM, "hsm", "p", disable_at=5.0),
+    }
+    metrics.add_inspection(KeyInspection("backend", "ledger-kek", 1.0, *inspected, **more))
     credentials = CredentialCollector("kms", CollectorRegistry(), lambda: {"projected token": Validity(2.0, 1.0)})
     return {
         f"{family.name}_total" if family.type == "counter" else family.name: family

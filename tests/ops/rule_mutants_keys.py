@@ -32,6 +32,7 @@ MUTATIONS = [
             "KMSCanaryLost",
             "KMSWrongAADAccepted",
             "KMSKeyVersionDestroyScheduled",
+            "KMSHsmInstanceExpiring",
             "KMSPermissionMissing",
         )
         for old, new in OF_A_KEY
@@ -149,6 +150,17 @@ MUTATIONS = [
     *[
         ("KMSPermissionMissing", "and on (env, service, target) ", f"and on ({labels}) ")
         for labels in ("env, service", "env, target", "service, target")
+    ],
+    *[
+        ("KMSHsmInstanceExpiring", old, new)
+        for old, new in [
+            ("min by", "max by"),
+            ("[1h]", "[50m]"),
+            ("[1h]", "[70m]"),
+            ("\n  or\n", "\n  and\n"),
+            ("< 604800", "<= 604800"),
+            ("604800", "604740"),
+        ]
     ],
     ("KMSKeyVersionDestroyScheduled", ", version", ""),
     ("KMSKeyVersionDestroyScheduled", "[1h]", "[50m]"),

@@ -56,6 +56,7 @@ def test_what_is_ready_to_uncomment_is_valid_once_it_is_uncommented(tmp_path: Pa
         (["alertname=KMSWrongAADAccepted", "severity=critical"], "kms-critical"),
         (["alertname=KMSExporterAbsent", "severity=critical"], "kms-critical"),
         (["alertname=KMSKeyVersionDestroyScheduled", "severity=warning"], "kms-security"),
+        (["alertname=KMSHsmInstanceExpiring", "severity=warning"], "kms-security"),
         (["alertname=KMSPermissionMissing", "severity=warning"], "kms-security"),
         (["alertname=KMSBackendOnEnvWhileKMSHealthy", "severity=warning"], "kms-security"),
         (["alertname=KMSKeyProblems", "severity=warning"], "kms-security"),

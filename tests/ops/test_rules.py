@@ -31,6 +31,7 @@ SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
         "KMSCanaryLost": ("critical", "2m"),
         "KMSWrongAADAccepted": ("critical", None),
         "KMSKeyVersionDestroyScheduled": ("warning", None),
+        "KMSHsmInstanceExpiring": ("warning", None),
         "KMSPermissionMissing": ("warning", "5m"),
         "KMSBackendOnEnvWhileKMSHealthy": ("warning", "2m"),
         "KMSRotationOverdue": ("warning", "1d"),

@@ -273,6 +273,11 @@ class TargetMetrics:
             "Unix time at which a version will be destroyed; only while that is scheduled.",
             {(("version", one.id),): one.destroy_at for one in versions if one.destroy_at is not None},
         )
+        yield self._show(
+            "kms_key_hsm_disable_timestamp_seconds",
+            "Unix time at which the single-tenant HSM instance of the key is disabled unless it is refreshed.",
+            inspection.key_store.disable_at if inspection and inspection.key_store else None,
+        )
         # A round trip that succeeded since the inspection proves what it uses, so that no alert outlives its cause.
         is_proven = (
             bool(self._success) and inspection is not None and (self._last_success or 0.0) > inspection.inspected_at

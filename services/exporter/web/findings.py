@@ -57,6 +57,9 @@ USED_UP_ADVICE: Final = Advice(
     "Make a new data key: keypulse-rotator run --type new-dek. A nonce that repeats reveals records.",
     "KMSRotationOverdue",
 )
+HSM_ADVICE: Final = Advice("Refresh it: its quorum has to approve that.", "KMSHsmInstanceExpiring")
+HSM_NOTICE: Final = 7 * 86400.0
+"""Seconds, as the alert has them."""
 NOT_READY_ADVICE: Final = Advice("Its health check says what it waits for.", "KMSCryptoNotReady")
 
 
@@ -183,6 +186,10 @@ def find_key_problems(
             due_at=doomed[first],
             fixes=_list_fixes(key, Reason.KEY_DESTROYED, target=inspection.target, version=first.id),
         )
+    held = inspection.key_store
+    if held and held.disable_at is not None and now < held.disable_at < now + HSM_NOTICE:
+        sentence = _truncate(f"Unless it is refreshed, {held.name} is disabled, and the key with it,")
+        yield Finding(HealthStatus.DEGRADED, "HSM instance expires", sentence, HSM_ADVICE, due_at=held.disable_at)
     missing = [name for name, granted in (inspection.permissions or {}).items() if not granted]
     store = inspection.description.key_store if inspection.description else None
     if store and store.permission in missing:

@@ -116,6 +116,10 @@ async def test_a_single_tenant_hsm_instance_is_disabled_at_its_time_and_its_keys
         assert instance.disable_time == datetime.fromtimestamp(now[0], UTC) + timedelta(days=730)
         key = await create(client, Level.HSM_SINGLE_TENANT, instance.name)
         assert (await client.encrypt(name=key.name, plaintext=b"x", **ONCE)).protection_level == Level.HSM_SINGLE_TENANT
+        now[0] += 729 * 86400
+        refresh: Any = {"name": f"{instance.name}/proposals/refresh"}
+        assert (await hsm.execute_single_tenant_hsm_instance_proposal(refresh, **ONCE)).operation.done
+        assert (await client.encrypt(name=key.name, plaintext=b"x", **ONCE)).protection_level == Level.HSM_SINGLE_TENANT
         now[0] += 730 * 86400
         assert (await hsm.get_single_tenant_hsm_instance(name=instance.name, **ONCE)).state.name == "DISABLED"
         with pytest.raises(exceptions.FailedPrecondition, match="is not active, its state is DISABLED"):

@@ -7,13 +7,14 @@ of its permissions, which is healed once nobody lacks it any more.
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import aiohttp
 import yaml
 from google.api_core.exceptions import GoogleAPICallError
 from google.cloud import kms_v1 as kms
-from google.cloud.kms_v1 import CryptoKeyVersion, KeyManagementServiceAsyncClient
+from google.cloud.kms_v1 import CryptoKeyVersion, HsmManagementAsyncClient, KeyManagementServiceAsyncClient
 
 from tests.key_versions import Versions
 from tests.ops.rehearsal.answer import Flags, RefusedError, parsed, table
@@ -25,6 +26,7 @@ ROLES = {
     VIEWER: ("cloudkms.cryptoKeys.get", "cloudkms.cryptoKeyVersions.list"),
 }
 RING = "projects/demo/locations/global/keyRings/app"
+INSTANCE = "projects/demo/locations/global/singleTenantHsmInstances/own"
 SERVICE_ACCOUNT = "ledger@demo.iam.gserviceaccount.com"
 EXPORTER_ACCOUNT = "keypulse-exporter@demo.iam.gserviceaccount.com"
 BOTH = (SERVICE_ACCOUNT, EXPORTER_ACCOUNT)
@@ -52,6 +54,7 @@ class Gcloud:
     """A person's gcloud."""
 
     client: KeyManagementServiceAsyncClient
+    hsm: HsmManagementAsyncClient
     http: aiohttp.ClientSession
     faults: str
     """The emulator's `/faults`."""
@@ -75,6 +78,16 @@ class Gcloud:
         self._record_change("DestroyCryptoKeyVersion", name)
         await self.client.destroy_crypto_key_version(kms.DestroyCryptoKeyVersionRequest(name=name))
 
+    async def create_key_in_hsm(self, key: str) -> None:
+        """A key in an instance that nobody has refreshed for almost two years."""
+        parent, _, id_ = INSTANCE.rpartition("/singleTenantHsmInstances/")
+        soon: Any = {"disable_time": datetime.now(UTC) + timedelta(days=3)}
+        request: Any = {"parent": parent, "single_tenant_hsm_instance_id": id_, "single_tenant_hsm_instance": soon}
+        await self.hsm.create_single_tenant_hsm_instance(request)
+        document: Any = {"purpose": "ENCRYPT_DECRYPT", "crypto_key_backend": INSTANCE}
+        document["version_template"] = {"protection_level": "HSM_SINGLE_TENANT"}
+        await self.client.create_crypto_key({"parent": RING, "crypto_key_id": key, "crypto_key": document})
+
     async def rotate(self, key: str) -> None:
         """A new version becomes the primary one."""
         await Versions(self.client, name_of(key)).rotate()
@@ -91,6 +104,9 @@ class Gcloud:
             ("kms", "keys", "versions", "enable"): self._enable,
             ("kms", "keys", "versions", "disable"): self._disable,
             ("kms", "keys", "versions", "restore"): self._restore,
+            ("kms", "single-tenant-hsm", "describe"): self._describe_instance,
+            ("kms", "single-tenant-hsm", "proposal", "create"): self._propose,
+            ("kms", "single-tenant-hsm", "proposal", "execute"): self._execute_proposal,
             ("logging", "read"): self._read_log,
         }
         for command_names, command in commands.items():
@@ -163,6 +179,22 @@ class Gcloud:
         return _describe_version(
             await self.client.restore_crypto_key_version(kms.RestoreCryptoKeyVersionRequest(name=name))
         )
+
+    async def _describe_instance(self, arguments: list[str]) -> str:
+        (name,), _ = parsed(arguments, 1, Flags(frozenset()))
+        instance: Any = await self.hsm.get_single_tenant_hsm_instance({"name": name})
+        return f"disableTime: {instance.disable_time}\nname: {name}\nstate: {instance.state.name}\n"
+
+    async def _propose(self, arguments: list[str]) -> str:
+        flags = frozenset({"operation-type", "single-tenant-hsm-instance-proposal-id"})
+        (name,), given = parsed(arguments, 1, Flags(flags))
+        assert given["operation_type"] == "refresh_sthi"
+        return f"name: {name}/proposals/{given['single_tenant_hsm_instance_proposal_id']}\nstate: CREATING\n"
+
+    async def _execute_proposal(self, arguments: list[str]) -> str:
+        (name,), _ = parsed(arguments, 1, Flags(frozenset()))
+        await self.hsm.execute_single_tenant_hsm_instance_proposal({"name": name})
+        return f"Executed proposal [{name}].\n"
 
     async def _read_log(self, arguments: list[str]) -> str:
         (query,), flags = parsed(arguments, 1, _LOG)

@@ -20,7 +20,7 @@ AT_ONCE: tuple[tuple[Scenario, ...], ...] = (
     (keys.SLOW,),
     (keys.FLAPPING,),
     (keys.BLIND,),
-    (services.CARELESS, services.MISTAKEN, services.FORGOTTEN, services.ABSENT),
+    (services.UNREFRESHED, services.CARELESS, services.MISTAKEN, services.FORGOTTEN, services.ABSENT),
     (relay.REFUSED,),
     (relay.WITHOUT_HEARTBEAT,),
     (relay.MISTAKEN, relay.LOCKED, relay.DOWN),

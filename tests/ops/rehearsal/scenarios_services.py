@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, closing
 
 import yaml
 
-from tests.ops.rehearsal.gcloud import CRYPTO, SERVICE_ACCOUNT
+from tests.ops.rehearsal.gcloud import CRYPTO, SERVICE_ACCOUNT, name_of
 from tests.ops.rehearsal.rehearsal import Broken, Rehearsal, Scenario
 from tests.ops.rehearsal.stage import Stage
 from tests.shared.certificates import Authority
@@ -166,6 +166,23 @@ async def _half_done(stage: Stage) -> AsyncIterator[Broken]:
 
 
 @asynccontextmanager
+async def _unrefreshed(stage: Stage) -> AsyncIterator[Broken]:
+    """An exporter begins to watch a key whose HSM instance nobody has refreshed for long."""
+    await stage.gcloud.create_key_in_hsm("sealed")
+    file = stage.stack.folder / EXPORTER
+    before = file.read_text(encoding="utf-8")
+    watched = yaml.safe_load(before)
+    watched["targets"].append({**watched["targets"][0], **SEALED, "key": name_of("sealed")})
+    file.write_text(yaml.safe_dump(watched), encoding="utf-8")
+    await stage.reload("exporter-staging")
+    try:
+        yield Broken()
+    finally:
+        file.write_text(before, encoding="utf-8")
+        await stage.reload("exporter-staging")
+
+
+@asynccontextmanager
 async def _careless(stage: Stage) -> AsyncIterator[Broken]:
     """Somebody leads the exporter to something that is not KMS."""
     file = stage.stack.folder / EXPORTER
@@ -200,6 +217,7 @@ async def _absent(stage: Stage) -> AsyncIterator[Broken]:
     yield Broken()
 
 
+SEALED = {"name": "sealed-kek", "service": "sealed"}
 PAYROLL, ARCHIVE = {"service": "payroll"}, {"service": "archive"}
 STAGING = {"env": "staging"}
 AAD = {**STAGING, "service": "aad", "target": "aad-kek"}
@@ -316,6 +334,20 @@ ROTATION = Scenario(
             {"service": "backend"},
             ('kek_version="1"', "there was no rotation yet"),
             ('kek_version="2"', "kms_rotation_last_success_timestamp_seconds"),
+        ),
+    ),
+)
+UNREFRESHED = Scenario(
+    "an HSM instance that nobody refreshed",
+    _unrefreshed,
+    (
+        Rehearsal(
+            "KMSHsmInstanceExpiring",
+            {**STAGING, "service": "sealed", "target": "sealed-kek"},
+            ("=> 2", "state: ACTIVE"),
+            ("=> 63",),
+            {"KEY": "sealed"},
+            done=("proposals/refresh",),
         ),
     ),
 )

@@ -14,7 +14,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
+from google.cloud.kms_v1 import HsmManagementAsyncClient, KeyManagementServiceAsyncClient
+from google.cloud.kms_v1.services.hsm_management.transports import HsmManagementGrpcAsyncIOTransport
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 from grpc.aio import insecure_channel
 
@@ -23,7 +24,7 @@ from ops.demo.configuration import write_configuration
 from ops.demo.processes import Ports
 from ops.demo.stack import Stack
 from tests.ops.rehearsal import files
-from tests.ops.rehearsal.gcloud import EXPORTER_ACCOUNT, SERVICE_ACCOUNT, Gcloud, name_of
+from tests.ops.rehearsal.gcloud import EXPORTER_ACCOUNT, INSTANCE, SERVICE_ACCOUNT, Gcloud, name_of
 from tests.ops.rehearsal.kubectl import NODE, Kubectl
 from tests.ops.rehearsal.shell import Shell, played
 from tests.reserved_port import reserve_port
@@ -180,7 +181,8 @@ async def staged(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
         channel = await opened.enter_async_context(insecure_channel(f"127.0.0.1:{ports.emulator}"))
         transport = KeyManagementServiceGrpcAsyncIOTransport(channel=channel)
         client = KeyManagementServiceAsyncClient(transport=transport)
-        gcloud = Gcloud(client, running.http, f"{ports.build_url('faults')}/faults")
+        hsm = HsmManagementAsyncClient(transport=HsmManagementGrpcAsyncIOTransport(channel=channel))
+        gcloud = Gcloud(client, hsm, running.http, f"{ports.build_url('faults')}/faults")
         commands = more(running.folder, ports, *programs)
         kubectl = Kubectl(running.processes, running.folder, commands, files.DEPLOYMENTS, _answers(running, own))
         url = await opened.enter_async_context(played(gcloud, kubectl))
@@ -218,6 +220,7 @@ def variables(ports: Ports, folder: Path, rehearsal: str) -> dict[str, str]:
         "LOCATION": "global",
         "KEYRING": "app",
         "KEY": "ledger",
+        "INSTANCE": INSTANCE,
         "SERVICE_ACCOUNT": SERVICE_ACCOUNT,
         "EXPORTER_ACCOUNT": EXPORTER_ACCOUNT,
         "NAMESPACE": "production",
