@@ -50,6 +50,13 @@ async def test_a_failure_that_does_not_pass_is_reported_at_once(call: str, reaso
 
 
 @pytest.mark.looptime
+async def test_a_read_is_tried_again_when_kms_asks_for_it_and_not_before() -> None:
+    kms = FailingKms(2, Reason.QUOTA_EXHAUSTED, retry_after=40.0)
+    await CALLS["describe"](RetryingAdminKey(kms))
+    assert kms.called == [0, 40, 80]
+
+
+@pytest.mark.looptime
 async def test_a_destruction_is_requested_once() -> None:
     kms = FailingKms(1, Reason.UNAVAILABLE)
     with pytest.raises(KmsError, match="unavailable"):
