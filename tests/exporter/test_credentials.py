@@ -100,6 +100,7 @@ async def test_each_certificate_has_its_end_until_it_is_renewed_or_gone(tmp_path
             client.write_text("no certificate")
             tls.load_cert_chain(*Authority(tmp_path, "stranger").sign("other", *LOCALHOST))
             await wait_until(lambda: _equals(scrape, {SERVER, CLIENTS}))
+            authority.sign("client")
             await app.state.apply(settings(plain))
             assert set(await ends(scrape)) == {SERVER, CLIENTS}
             assert not await _shows(scrape, "Certificate ends")
