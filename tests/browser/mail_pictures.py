@@ -24,7 +24,7 @@ from services.relay.model import IncidentContext, Message, RelatedIncident, Stat
 from services.relay.preview.render import render_page
 from tests.browser.conftest import run_chromium
 from tests.browser.lasting_page import lasting_page
-from tests.browser.slack_scenes import AT, EXCERPT, TITLE
+from tests.browser.slack_scenes import AT, EXCERPT, REFUSED, TITLE, build_refused
 from tests.relay.channels.examples import (
     FIX_ANNOTATIONS,
     INCIDENT,
@@ -38,7 +38,7 @@ from tests.relay.channels.examples import (
 )
 
 IMAGES: Final = Path(__file__).parents[2] / "docs/images"
-COMMITTED: Final = ("firing", "resolved", "twenty")
+COMMITTED: Final = ("firing", "resolved", "twenty", *REFUSED)
 SIZES: Final = {"wide": ViewportSize(width=900, height=600), "phone": ViewportSize(width=360, height=600)}
 _SENDER: Final = Address("keypulse", "alerts", "example.org")
 _END: Final = AT + timedelta(minutes=12)
@@ -79,6 +79,7 @@ def list_scenes() -> Mapping[str, Message]:
         "resolved": replace(firing, event=over, zone=berlin),
         "twenty": _build_long_group(),
         "hostile": critical(detailed(change(with_text(NASTY[3]), remark=NASTY[3]), NASTY[3])),
+        **{cause: build_refused(cause) for cause in REFUSED},
     }
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.browser.pictures` makes docs/images anew: the board in three states, with Chromium."""
+"""`python -m tests.browser.pictures` makes docs/images anew: the board in four states, with Chromium."""
 
 import asyncio
 import sys

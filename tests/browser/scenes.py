@@ -1,8 +1,9 @@
-"""Three mornings of an exporter: what the board shows of them is tested, and photographed for the README."""
+"""Mornings of an exporter: what the board shows of them is tested, and photographed for the README."""
 
 from random import Random
 from typing import Final
 
+from ops.kms_emulator.causes import build_refusal
 from services.exporter.history import History
 from services.exporter.model import (
     BackendState,
@@ -16,6 +17,7 @@ from services.exporter.model import (
     TargetKey,
 )
 from shared.backend_contract import CryptoMode
+from shared.kms.gcp.errors import parse_status
 from shared.kms.gcp.profile import GCP_PROFILE, VERSION_STATES
 from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion
 from shared.kms.reason import Reason
@@ -32,19 +34,15 @@ PERMISSIONS: Final = (
 )
 
 
-def healthy(vault_until: float = 0) -> History:
-    """Nothing is wrong.
-
-    Args:
-        vault_until: seconds ago; later nothing is known of vault-kek.
-    """
+def healthy(**until: float) -> History:
+    """Nothing is wrong; `until`: by service, how many seconds ago round trips end."""
     history = History()
     history.configure(
         {(service, name): TargetKey("gcp", RING + name, GCP_PROFILE) for name, service in SERVICES.items()},
         ["ledger", "vault"],
     )
     for target in SERVICES:
-        _hour(history, target, vault_until if target == "vault-kek" else 0)
+        _hour(history, target, until.get(target.removesuffix("-kek"), 0))
         _key(history, target)
     for service in ("ledger", "vault"):
         _backend(history, service, CryptoMode.KMS, since=3 * DAY)
@@ -53,7 +51,7 @@ def healthy(vault_until: float = 0) -> History:
 
 def failing() -> History:
     """The network to KMS is cut for one key, for four minutes by now."""
-    history = healthy(vault_until=240)
+    history = healthy(vault=240)
     detail = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.20.0.9:443: connection attempt timed out"
     failure = Failure(Reason.UNAVAILABLE, detail)
     phases = (
@@ -77,7 +75,22 @@ def degraded() -> History:
     return history
 
 
-SCENES: Final = {"healthy": healthy, "failing": failing, "degraded": degraded}
+def refused() -> History:
+    """Each key is refused for another cause than a role, in the words and with the details of Cloud KMS."""
+    began = {"ledger-kek": ("perimeter", 43), "vault-kek": ("token_expired", 58), "archive-kek": ("ekm_denied", 8)}
+    history = healthy(**{target.removesuffix("-kek"): ago for target, (_, ago) in began.items()})
+    _key(history, "archive-kek", level="EXTERNAL_VPC")
+    for target, (cause, begin) in began.items():
+        said = build_refusal(cause, "Encrypt", RING + target.removesuffix("-kek"))
+        error = parse_status(said.code.name, said.message, said.details)
+        failure = Failure(error.reason, error.detail, cause=error.cause, values=error.values)
+        for ago in range(begin, 3, -5):
+            call = Call(Operation.ENCRYPT, 0.021, failure)
+            history.add_probe(ProbeResult(SERVICES[target], target, NOW - ago, (call,), None))
+    return history
+
+
+SCENES: Final = {"healthy": healthy, "failing": failing, "degraded": degraded, "refused": refused}
 
 
 def _hour(history: History, target: str, until: float) -> None:
@@ -92,12 +105,18 @@ def _hour(history: History, target: str, until: float) -> None:
         history.add_probe(ProbeResult(SERVICES[target], target, NOW - ago, calls, version, "HSM"))
 
 
-def _key(history: History, target: str, lost: CanaryResult | None = None, states: dict[str, str] | None = None) -> None:
+def _key(
+    history: History,
+    target: str,
+    lost: CanaryResult | None = None,
+    states: dict[str, str] | None = None,
+    level: str = "HSM",
+) -> None:
     versions = []
     for number in "123":
         name = (states or {}).get(number, "ENABLED")
         destroy_at = NOW + 9.5 * DAY if name == "DESTROY_SCHEDULED" else None
-        versions.append(KeyVersion(number, VERSION_STATES[name], "HSM", destroy_at, provider_state=name))
+        versions.append(KeyVersion(number, VERSION_STATES[name], level, destroy_at, provider_state=name))
     two_canaries = [CanaryResult(number, Call(Operation.CANARY_DECRYPT, 0.024)) for number in "12"]
     canaries = tuple(lost if lost and lost.version == canary.version else canary for canary in two_canaries)
     history.add_inspection(

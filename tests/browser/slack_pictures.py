@@ -15,10 +15,10 @@ from playwright.async_api import Browser, Locator, Page, ViewportSize
 
 from ops.demo.stand_ins.app import run_stand_ins
 from tests.browser.conftest import run_chromium
-from tests.browser.slack_scenes import SCENES, SlackScene
+from tests.browser.slack_scenes import REFUSED, SCENES, SlackScene
 
 IMAGES: Final = Path(__file__).parents[2] / "docs/images"
-COMMITTED: Final = ("firing", "changed", "acknowledged", "resolved", "twenty", "digest", "hostile")
+COMMITTED: Final = ("firing", "changed", "acknowledged", "resolved", "twenty", "digest", "hostile", *REFUSED)
 SIZES: Final = {"wide": ViewportSize(width=1900, height=2600), "phone": ViewportSize(width=390, height=3200)}
 """Tall enough for a whole message."""
 _TOKEN: Final = "xoxb-picture"  # of the stand-in alone

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ EXCERPT = RunbookExcerpt(
     is_truncated=True,
 )
 """As the runbook of the alert has it."""
+REFUSED: dict[str, dict[str, str]] = {
+    "perimeter": {"kms_reason": "permission_denied"},
+    "ekm_denied": {"kms_reason": "permission_denied", "kms_version": "3"},
+    "token_expired": {"kms_reason": "unauthenticated"},
+}
+"""Causes that no role repairs, and what the alert says besides."""
 BUTTONS: Any = ("acknowledge", "silence")
 
 
@@ -127,6 +134,9 @@ class SlackScene:
             self._channel, replace(base, event=event, links=base.links[:1] * 20, buttons=BUTTONS, incident_url=INCIDENT)
         )
 
+    async def refused(self, cause: str) -> Receipt:
+        return await send(self._channel, change(build_refused(cause), buttons=BUTTONS))
+
     async def digest(self) -> Receipt:
         """The incidents of a storm, of which some are over."""
         services = ("backend", "ledger", "payments")
@@ -148,6 +158,22 @@ def _incident(**changes: Any) -> Message:
     firing = annotated(message(), title=TITLE, summary="KMS refuses to encrypt with ledger-kek", **FIX_ANNOTATIONS)
     described = "9 of the last 10 probes failed. New records cannot be written once the cached data key expires."
     return change(annotated(firing, description=described), incident_url=INCIDENT, **changes)
+
+
+def build_refused(cause: str) -> Message:
+    """KMSProbeFailing as its rule fills it in for a cause."""
+    firing = annotated(
+        message(incident_url=INCIDENT, context=IncidentContext(started_at=AT)),
+        **{**FIX_ANNOTATIONS, **REFUSED[cause], "kms_cause": cause},
+        title=f"{cause}: backend (production) cannot encrypt with ledger-kek",
+        summary="Every round trip with ledger-kek has failed for 30 s or more",
+        description="Last successful round trip: 2026-11-24 22:45:36 UTC. backend works on while it has its data keys "
+        "in memory; from its next start or its next new data key it may fail.",
+    )
+    event, labels = firing.event, {"alertname": "KMSProbeFailing", "env": "production", "service": "backend"}
+    of_alert = {**labels, "severity": "critical", "target": "ledger-kek"}
+    alerts = (replace(event.alerts[0], labels=of_alert),)
+    return replace(firing, event=replace(event, group_labels=labels, common_labels=of_alert, alerts=alerts))
 
 
 def _build_entry(service: str, number: int) -> DigestEntry:
@@ -183,4 +209,5 @@ SCENES: dict[str, Callable[[SlackScene], Awaitable[Receipt]]] = {
     "twenty": SlackScene.twenty,
     "digest": SlackScene.digest,
     "hostile": SlackScene.hostile,
+    **{cause: partial(SlackScene.refused, cause=cause) for cause in REFUSED},
 }

@@ -150,8 +150,7 @@ class _Denial:
     """One that the service does not explain, while it lasts."""
 
     operation: Operation
-    permission: str
-    """That the operation needs; empty where the provider does not name it."""
+    permission: str  # that it needs; empty where the provider does not name it
     diagnosis: Diagnosis | None = None
 
 

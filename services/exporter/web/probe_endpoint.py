@@ -7,6 +7,7 @@ Only configured targets are probed. A probe that takes longer than the caller wa
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -40,11 +41,11 @@ def make_printable(text: str, length: int = MAX_TEXT_LENGTH) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in cut)
 
 
-def _format_lines(probe: CoalescedProbe, metrics: "_ProbeMetrics", waited_seconds: float) -> Iterator[str]:
+def _format_lines(probe: CoalescedProbe, metrics: "_ProbeMetrics") -> Iterator[str]:
     result, connectivity, diagnosis = metrics.result, metrics.connectivity, metrics.diagnosis
     yield f"Probe of {make_printable(probe.target)}, service {make_printable(probe.service)}"
     if result is None:
-        yield f"It had not ended after {waited_seconds:g} s: timeout. It continues and will be counted at /metrics."
+        yield f"It had not ended after {metrics.waited_seconds:g} s: timeout. It continues, and counts at /metrics."
     else:
         yield f"It ended at {datetime.fromtimestamp(result.ended_at, UTC).isoformat(timespec='milliseconds')}."
         yield ""
@@ -151,7 +152,7 @@ async def _respond(request: Request, probes: Mapping[str, CoalescedProbe], *, de
         return PlainTextResponse(f"{error}\n", status_code=503)
     if debug:
         metrics = generate_latest(probe_metrics).decode()
-        return PlainTextResponse("\n".join([*_format_lines(probe, probe_metrics, seconds), metrics]))
+        return PlainTextResponse("\n".join([*_format_lines(probe, probe_metrics), metrics]))
     encode, content_type = select_encoder(request.headers.get("accept", ""))
     return Response(encode(probe_metrics), headers={"content-type": content_type})
 
@@ -169,20 +170,14 @@ class _BusyError(Exception):
     """The probe could not be made in time, and KMS is not to blame."""
 
 
+@dataclass
 class _ProbeMetrics(Collector):
     """What one probe found, as metrics of its own."""
 
-    def __init__(
-        self,
-        result: ProbeResult | None,
-        connectivity: tuple[ConnectivityPhase, ...],
-        diagnosis: Diagnosis | None,
-        waited_seconds: float,
-    ) -> None:
-        self.result = result
-        self.connectivity = connectivity
-        self.diagnosis = diagnosis
-        self._waited = waited_seconds
+    result: ProbeResult | None
+    connectivity: tuple[ConnectivityPhase, ...]
+    diagnosis: Diagnosis | None
+    waited_seconds: float
 
     @classmethod
     async def wait_for(cls, probe: CoalescedProbe, seconds: float, *, debug: bool) -> "_ProbeMetrics":
@@ -219,7 +214,7 @@ class _ProbeMetrics(Collector):
         yield GaugeMetricFamily(
             "probe_duration_seconds",
             "Duration of the round trip; of the wait, where it had not ended.",
-            sum(call.seconds for call in calls) if result else self._waited,
+            sum(call.seconds for call in calls) if result else self.waited_seconds,
         )
         reasons = GaugeMetricFamily("probe_failure_reason", "1 for the reason why it failed.", labels=["reason"])
         for each in Reason:
