@@ -158,6 +158,7 @@ def test_the_runbook_explains_every_reason_of_kms_and_says_what_to_run_first() -
 def test_a_reason_s_section_has_the_commands_that_board_and_messages_show() -> None:
     """With the variables of the runbook for the values; in the section, or in one that it leads to."""
     variables = {"reason": "", "role": "roles/cloudkms.cryptoKeyEncrypterDecrypter", "account": "$SERVICE_ACCOUNT"}
+    variables["permission"] = "cloudkms.cryptoKeyVersions.useToEncrypt"
     variables |= {name: f"${name.upper()}" for name in ("project", "location", "keyring", "key", "version", "target")}
     sections_by_anchor: dict[str, set[tuple[str, ...]]] = {}
     for block in blocks(RUNBOOK):
