@@ -126,6 +126,8 @@ class TargetHistory:
         failure, span = call.failure, self.failure_spans[-1] if self.failure_spans and continues else None
         detail = failure.detail[:MAX_TEXT_LENGTH]
         kind = (call.operation, failure.reason, failure.cause)
+        if span and failure.is_silent and (span.operation, span.reason, span.cause) == (*kind[:2], Cause.NONE):
+            span.cause = failure.cause  # the same denial, diagnosed since
         if span and (span.operation, span.reason, span.cause) == kind:
             span.last_at, span.detail, span.values = result.ended_at, detail, failure.values
             span.connectivity = result.connectivity or span.connectivity

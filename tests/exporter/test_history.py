@@ -1,5 +1,6 @@
 """What is remembered: enough for a person, and never more than its bounds."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from services.exporter.history import (
 )
 from services.exporter.model import BackendState, Call, Failure, Operation, ProbeResult, TargetKey
 from shared.kms.port import ConnectivityPhase
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 
 DENIED = Failure(Reason.PERMISSION_DENIED, "Permission 'useToEncrypt' denied")
 
@@ -59,6 +60,19 @@ def test_failures_of_one_kind_in_a_row_are_one_span_with_the_latest_error(
         (10, 40, 2, Reason.UNAVAILABLE, "second"),
         (70, 70, 1, Reason.TIMEOUT, "third"),
         (130, 130, 1, Reason.TIMEOUT, "fourth"),
+    ]
+
+
+def test_a_denial_that_is_diagnosed_is_one_span_with_what_was_found(history: History, ledger: TargetHistory) -> None:
+    silent = replace(DENIED, is_silent=True)
+    history.add_probe(wrong(10, silent))
+    history.add_probe(wrong(15, replace(silent, cause=Cause.JUSTIFICATION, detail="probably the policy")))
+    history.add_probe(wrong(20, replace(silent, detail="another denial")))
+    history.add_probe(wrong(25, replace(DENIED, cause=Cause.PERIMETER)))
+    assert [(span.first_at, span.count, span.cause) for span in ledger.failure_spans] == [
+        (10, 2, Cause.JUSTIFICATION),
+        (20, 1, Cause.NONE),
+        (25, 1, Cause.PERIMETER),
     ]
 
 
