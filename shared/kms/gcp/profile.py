@@ -67,12 +67,14 @@ _METADATA: Final = (
     "curl -sS -m 5 -H 'Metadata-Flavor: Google' "
     "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/%s"
 )
-_EXTERNAL_KEY: Final = (
-    FixTemplate(
-        "Show where the external key is",
-        f"gcloud kms keys versions describe {{version}} {_RING} --key={{key}} "
-        "--format='value(state,externalProtectionLevelOptions)'",
-    ),
+_EXTERNAL_KEY: Final = FixTemplate(
+    "Give the key manager's operator the address of the key",
+    f"gcloud kms keys versions describe {{version}} {_RING} --key={{key}} "
+    "--format='value(state,externalProtectionLevelOptions)'",
+)
+_REFUSED_EXTERNAL_KEY: Final = _EXTERNAL_KEY._replace(
+    title="Ask the key manager's operator to allow this key, and enable the version after that: "
+    "else its next refusal disables it again"
 )
 
 GCP_FIXES: Final = FixTable(
@@ -103,7 +105,7 @@ GCP_FIXES: Final = FixTable(
                 "'https://console.cloud.google.com/security/service-perimeter/troubleshoot;uniqueId={troubleshooter_id}'",
             ),
             FixTemplate(
-                "List the denials of the last hour with their IDs",
+                "Find the denial: the perimeter's owner has to admit this account and network",
                 "gcloud logging read --project={project} --freshness=1h --limit=20 --format='table(timestamp, "
                 "protoPayload.authenticationInfo.principalEmail, protoPayload.metadata.vpcServiceControlsUniqueId)' "
                 "'log_id(\"cloudaudit.googleapis.com/policy\")'",
@@ -157,11 +159,11 @@ GCP_FIXES: Final = FixTable(
                 'gcloud iam service-accounts keys list --iam-account="{account}" --project={account_project}',
             ),
         ),
-        Cause.EKM_NOT_FOUND: _EXTERNAL_KEY,
-        Cause.EKM_DENIED: _EXTERNAL_KEY,
-        Cause.EKM_DISABLED: _EXTERNAL_KEY,
-        Cause.EKM_ERROR: _EXTERNAL_KEY,
-        Cause.EKM_UNREACHABLE: _EXTERNAL_KEY,
+        Cause.EKM_NOT_FOUND: (_EXTERNAL_KEY,),
+        Cause.EKM_DENIED: (_REFUSED_EXTERNAL_KEY,),
+        Cause.EKM_DISABLED: (_REFUSED_EXTERNAL_KEY,),
+        Cause.EKM_ERROR: (_EXTERNAL_KEY,),
+        Cause.EKM_UNREACHABLE: (_EXTERNAL_KEY,),
     },
     # Stricter than https://cloud.google.com/kms/docs/resource-hierarchy: no part is an option, or needs quotes.
     key=re.compile(
