@@ -20,7 +20,7 @@ from shared.backend_contract import CryptoMode
 from shared.kms.gcp.errors import parse_status
 from shared.kms.gcp.profile import GCP_PROFILE, VERSION_STATES
 from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 
 NOW: Final = 1_768_469_400.0
 """2026-01-15 09:30:00 UTC."""
@@ -53,10 +53,10 @@ def failing() -> History:
     """The network to KMS is cut for one key, for four minutes by now."""
     history = healthy(vault=240)
     detail = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.20.0.9:443: connection attempt timed out"
-    failure = Failure(Reason.UNAVAILABLE, detail)
+    failure = Failure(Reason.UNAVAILABLE, detail, cause=Cause.CONNECT)
     phases = (
         ConnectivityPhase("dns", 0.003),
-        ConnectivityPhase("tcp", 5.0, "no connection with 10.20.0.9:443: timed out"),
+        ConnectivityPhase("tcp", 5.0, "no connection with 10.20.0.9:443: timed out", Cause.CONNECT),
     )
     for ago in range(233, 0, -30):
         call = Call(Operation.ENCRYPT, 5.0, failure)
