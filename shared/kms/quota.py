@@ -26,7 +26,7 @@ _GROWTH: Final = 1 / 50
 _SLOWEST: Final = 60.0
 """Calls a minute, below which the pace does not fall."""
 _MAX_REFUSALS: Final = 7
-"""Of one call in a row; then it fails. Without a time from KMS it has waited a little over the minute of the quota."""
+"""Of one call in a row; then it fails, after a little over the minute of the quota at least."""
 LONGEST_PAUSE: Final = 120.0
 """Seconds, whatever KMS asks for."""
 _SHORTEST_WAIT: Final = 0.001
@@ -117,12 +117,12 @@ class QuotaLimitedKey:
         return min(fastest, self._pace + fastest * _GROWTH * max(0.0, self._clock() - self._pace_at) / 60)
 
     def _slow_down(self, error: KmsError, default_pause: float, *, is_first: bool) -> None:
-        """Halves the pace, and pauses as long as KMS asks for.
+        """Halves the pace, and pauses for `default_pause`, or as long as KMS asks for if that is longer.
 
         `is_first`: whether the call began after the pace was halved last: calls in flight are refused together.
         """
         now = self._clock()
-        pause = default_pause if error.retry_after is None else min(error.retry_after, LONGEST_PAUSE)
+        pause = max(default_pause, min(error.retry_after or 0.0, LONGEST_PAUSE))
         self._next_call_at = max(self._next_call_at, now + pause)
         if not is_first:
             return

@@ -51,6 +51,19 @@ async def test_a_version_that_protects_resources_is_neither_retired_nor_destroye
     assert await state(emulator, 1) is EmulatedState.DISABLED
 
 
+async def test_where_the_organization_cannot_be_searched_the_project_is_and_an_unknown_warning_is_its_number(
+    rotated: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrap(rotated, new_version)
+    emulator.store.protected[NAME] = {"resource_count": 1, "warnings": [{"warning_code": 77}]}
+    denied = {"kind": "status", "status": "PERMISSION_DENIED", "operation": "GetProtectedResourcesSummary", "count": 1}
+    emulator.faults.add(EmulatorFault.model_validate(denied))
+    message = (await refusal(rotated, retire_version, 1)).message
+    assert "version 1 protects 1 resources in 0 projects" in message
+    assert "perhaps more: only the key's own project was searched" in message
+    assert "(permission_denied), 77; nothing" in message
+
+
 @pytest.mark.parametrize(
     ("fault", "problem"),
     [

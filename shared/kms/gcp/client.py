@@ -386,9 +386,10 @@ class GcpKmsKey:
             import google.cloud.kms_inventory_v1 as inventory  # noqa: PLC0415  an extra
         except ImportError:
             return ProtectedResources(version, problem="keypulse[kms-inventory] is not installed")
-        request = inventory.GetProtectedResourcesSummaryRequest(name=f"{self._key}/cryptoKeyVersions/{version}")
+        name = f"{self._key}/cryptoKeyVersions/{version}"
 
-        async def read(_kms: KeyManagementServiceAsyncClient) -> Any:
+        async def read(scope: int, _kms: KeyManagementServiceAsyncClient) -> Any:
+            request = inventory.GetProtectedResourcesSummaryRequest(name=name, fallback_scope=scope)
             address = self._address if self._is_plaintext else _INVENTORY
             service = inventory.KeyTrackingServiceAsyncClient
             transport = await self._create_transport(service.get_transport_class("grpc_asyncio"), address)
@@ -398,10 +399,19 @@ class GcpKmsKey:
             finally:
                 await transport.close()
 
+        scopes, more = inventory.FallbackScope, list[str]()
         try:
-            found = await self._call(read, timeout)
+            answer = await self._call(partial(read, scopes.FALLBACK_SCOPE_UNSPECIFIED), timeout)
         except KmsError as error:
-            return ProtectedResources(version, problem=f"the KMS Inventory API: {error}")
+            # The organization is searched by an account of Google's, which it has to admit: many have not.
+            try:
+                answer = await self._call(partial(read, scopes.FALLBACK_SCOPE_PROJECT), timeout)
+            except KmsError:
+                return ProtectedResources(version, problem=f"the KMS Inventory API: {error}")
+            more.append(f"only the key's own project was searched, not its organization: {error.label}")
+        found = inventory.ProtectedResourcesSummary.pb(answer)
+        codes = inventory.Warning.WarningCode
+        more += [each.display_message or _get_enum_name(codes, each.warning_code) for each in found.warnings]
         return ProtectedResources(
             version,
             found.resource_count,
@@ -409,7 +419,7 @@ class GcpKmsKey:
             dict(found.resource_types),
             dict(found.cloud_products),
             dict(found.locations),
-            tuple(each.display_message or each.warning_code.name for each in found.warnings),
+            tuple(more),
         )
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
