@@ -1,7 +1,7 @@
 """When the certificates end of the servers that the relay logs in to: mail servers, and the provider of logins.
 
-Each replica looks once an hour, on connections of its own. The end of a certificate that is not trusted, or of a server
-that does not answer, is not known.
+Each replica looks once an hour, on connections of its own. Of the ports of a host, the certificate that ends first counts.
+The end of a certificate that is not trusted, or of a server that does not answer, is not known.
 """
 
 import asyncio
@@ -19,13 +19,12 @@ from shared.net.page import read_server_certificate
 async def read_certificates(settings: RelaySettings, metrics: Metrics) -> float:
     """Shows them in the metrics. Returns the seconds until the next time."""
     timeout = settings.delivery.timeout
-    found = {
-        f"certificate of the mail server {channel.host}": await _read(
-            channel.connect(timeout).read_certificate(), timeout
-        )
-        for channel in settings.channels.values()
-        if isinstance(channel, EmailSettings) and channel.tls != "none"
-    }
+    found: dict[str, Validity | None] = {}
+    for channel in settings.channels.values():
+        if isinstance(channel, EmailSettings) and channel.tls != "none":
+            name = f"certificate of the mail server {channel.host}"
+            seen = found.get(name), await _read(channel.connect(timeout).read_certificate(), timeout)
+            found[name] = min(filter(None, seen), default=None)
     if oidc := settings.auth.oidc:
         presented = await _read(read_server_certificate(oidc.issuer, oidc), timeout)
         found["certificate of the OpenID provider"] = presented

@@ -87,6 +87,7 @@ async def test_the_end_of_each_servers_certificate_is_shown_and_a_reload_changes
         channels = {
             "one": {"host": "localhost", "port": one.port},
             "again": {"host": "localhost", "port": one.port},
+            "untrusted": {"host": "localhost", "port": stranger.port, "tls": "implicit"},
             "other": {"host": "127.0.0.1", "port": other.port, "tls": "implicit"},
             "plain": {"host": "127.0.0.1", "port": plain.port, "tls": "none"},
         }
