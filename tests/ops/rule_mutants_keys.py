@@ -17,6 +17,7 @@ MUTATIONS = [
     (CAUSE, "group_left (cause)", "group_left ()"),
     (CAUSE, "+ on (env, service, target, operation, reason)", "+ on (service, target, operation, reason)"),
     (CAUSE, "topk by", "bottomk by"),
+    (CAUSE, "1000 *", "0 *"),
     (CAUSE, "[1m]", "[15m]"),
     (CAUSE, "[15m]", "[1m]"),
     (CAUSE, "unless on (env, service, target, operation, reason)", "and on (env, service, target, operation, reason)"),

@@ -1,7 +1,7 @@
 """When the certificates end of the servers that the relay logs in to: mail servers, and the provider of logins.
 
-Each replica looks once an hour, on connections of its own. Of the ports of a host, the certificate that ends first counts.
-The end of a certificate that is not trusted, or of a server that does not answer, is not known.
+Each replica looks once an hour, on connections of its own. Of the ports of a host, the certificate that ends first
+counts. The end of a certificate that is not trusted, or of a server that does not answer, is not known.
 """
 
 import asyncio
