@@ -61,7 +61,7 @@ class InstanceHeartbeat:
 
         def write(connection: Connection) -> None:
             self.write_row(connection, self.database.read_clock(connection), pending)
-            for data_key_id, number in encryptions.items():
+            for data_key_id, number in sorted(encryptions.items()):  # else two instances may lock each other out
                 counted = {"encryptions": data_keys.c.encryptions + number}
                 connection.execute(data_keys.update().where(data_keys.c.id == data_key_id).values(counted))
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 
 from ops.kms_emulator.emulator import Emulator
 from services.backend.config import BackendSettings
@@ -49,6 +50,26 @@ async def test_two_instances_add_up_and_what_a_heartbeat_cannot_write_the_next_o
         await execute("UPDATE data_keys SET encryptions = 'many'")
         assert await count(database) is None
         await database.close()
+
+
+async def test_rows_are_counted_in_the_order_of_their_ids_so_that_two_instances_never_wait_for_each_other(
+    open_backend: Open, emulator: Emulator, tmp_path: Path
+) -> None:
+    written: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
+        if "encryptions" in statement:
+            written.append(values[-1])
+
+    async with open_backend(tmp_path, str(emulator.address)) as instance:
+        for data_key_id in ("b", "c", "a"):
+            instance.keyring.count_encryption(data_key_id)
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            await instance.keyring.send_heartbeat()
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+    assert written == ["a", "b", "c"]
 
 
 async def test_an_instance_that_stops_writes_what_it_has_counted(
