@@ -40,6 +40,7 @@ def build_variables(folder: Path, ports: Ports) -> dict[str, str]:
         "LOCATION": location,
         "KEYRING": keyring,
         "KEY": key,
+        "INSTANCE": f"projects/{project}/locations/{location}/singleTenantHsmInstances/own",
         "SERVICE_ACCOUNT": f"ledger@{project}.iam.gserviceaccount.com",
         "EXPORTER_ACCOUNT": f"keypulse-exporter@{project}.iam.gserviceaccount.com",
         **parts,

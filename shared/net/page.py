@@ -50,7 +50,12 @@ async def check_page(url: str) -> str:
 async def check_connection(url: str, settings: EgressSettings) -> str:
     """As `read_server_certificate`: for a URL whose request has an effect."""
     certificate = await read_server_certificate(url, settings)
-    return f"{urlsplit(url).hostname} can be reached" + (f"; its certificate {certificate}" if certificate else "")
+    return f"{_get_server(url)} can be reached" + (f"; its certificate {certificate}" if certificate else "")
+
+
+def _get_server(url: str) -> Address:
+    parts = urlsplit(url)
+    return Address(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
 
 
 async def read_server_certificate(url: str, settings: EgressSettings) -> Validity | None:
@@ -63,19 +68,21 @@ async def read_server_certificate(url: str, settings: EgressSettings) -> Validit
     Raises:
         CheckError: there is no connection, or its certificate is not trusted.
     """
-    parts, egress = urlsplit(url), Egress(settings)
-    server = Address(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    server, egress = _get_server(url), Egress(settings)
+    has_tls = urlsplit(url).scheme == "https"
     try:
         proxy = egress.find_proxy(url)
-        connection = await (open_tunnel(proxy, server) if proxy else connect(await resolve(*server)))
+        # Before the connection: whoever cancels a wait between the two leaves it open.
         trusted = egress.load_tls_context() or await asyncio.to_thread(ssl.create_default_context)
+        connection = await (open_tunnel(proxy, server) if proxy else connect(await resolve(*server)))
         _, writer = await asyncio.open_connection(
             sock=connection,
-            ssl=trusted if parts.scheme == "https" else None,
-            server_hostname=server.host if parts.scheme == "https" else None,
+            ssl=trusted if has_tls else None,
+            server_hostname=server.host if has_tls else None,
         )
+        found = get_server_certificate(writer.transport)
         writer.close()
-        return get_server_certificate(writer.transport)
+        await writer.wait_closed()
     except ssl.SSLCertVerificationError as error:
         raise CheckError(
             f"the certificate of {server} is not trusted: {error.verify_message}", "name its authority in `ca_file`"
@@ -83,3 +90,4 @@ async def read_server_certificate(url: str, settings: EgressSettings) -> Validit
     except (OSError, UnicodeError) as error:
         cause = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         raise CheckError(f"no connection to {server}: {cause}", "check its address, DNS, firewall and proxy") from None
+    return found

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,12 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
         pages = json.loads(await running.get_text("stand_ins", "/api/state"))["pagerduty"]
         assert "storm-" not in json.dumps(pages), "a storm pages nobody"
     assert happened.missing == incomplete == []
-    assert [each["kind"] for each in export["timeline"]][:3] == ["fault", "alert", "accepted"]
+    # Two faults where the key broke between a round trip's two calls: the next round trip failed at the first one.
+    assert [kind for kind, _ in groupby(each["kind"] for each in export["timeline"])][:3] == [
+        "fault",
+        "alert",
+        "accepted",
+    ]
     assert len(scenario.format_entries(export)) == len(export["timeline"])
     assert all(hop["at"] for hop in export["hops"]["start"] + export["hops"]["end"]), "no hop is unknown"
     assert dead_ends == []

@@ -69,6 +69,7 @@ class Stage:
         )
 
 
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Break = Callable[[Stage, str, AsyncExitStack], Awaitable[GcpKmsKey]]
 """Makes a failure of one key; returns the connection that meets it."""
 
@@ -358,11 +359,32 @@ async def serve(stack: AsyncExitStack, answer: bytes, context: ssl.SSLContext | 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(65536)
         writer.write(answer)
-        writer.close()
 
-    server = await asyncio.start_server(talk, "127.0.0.1", 0, ssl=context)
-    stack.callback(server.close)
-    return Address("127.0.0.1", server.sockets[0].getsockname()[1])
+    return await stack.enter_async_context(listen(talk, context))
+
+
+@contextlib.asynccontextmanager
+async def listen(talk: Talk, context: ssl.SSLContext | None = None) -> AsyncIterator[Address]:
+    """A server, whose connections end with it."""
+    talks: set[asyncio.Task[None] | None] = set()
+
+    async def talk_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks.add(asyncio.current_task())
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            await talk(reader, writer)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(talk_and_close, "127.0.0.1", 0, ssl=context)
+    try:
+        yield Address(*server.sockets[0].getsockname()[:2])
+    finally:
+        server.close()
+        running = [each for each in talks if each and not each.done()]
+        for each in running:
+            each.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def answer_http(status: int) -> Break:
@@ -379,12 +401,9 @@ def answer_http(status: int) -> Break:
                 await reader.readexactly(int.from_bytes(head[:3], "big"))
                 if head[3] == 1:  # HEADERS: the same with END_STREAM and END_HEADERS, and `:status` by RFC 7541
                     writer.write(frame(1, 5, int.from_bytes(head[5:], "big"), b"\x08\x03%d" % status))
-        writer.close()
 
     async def fail(stage: Stage, name: str, stack: AsyncExitStack) -> GcpKmsKey:
-        server = await asyncio.start_server(talk, "127.0.0.1", 0)
-        stack.callback(server.close)
-        return stage.connect(name, endpoint=str(Address(*server.sockets[0].getsockname()[:2])))
+        return stage.connect(name, endpoint=str(await stack.enter_async_context(listen(talk))))
 
     return fail
 

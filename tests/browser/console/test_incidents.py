@@ -67,7 +67,7 @@ async def test_one_is_read_from_the_fault_to_each_receipt(chromium: Browser, nig
         await expect(page.locator(".timeline .failed").first).to_contain_text("PagerDuty answered HTTP 503")
         await expect(page.locator(".timeline .delivered")).to_have_count(3)
         await expect(page.locator(".command").first).to_contain_text("gcloud logging read")
-        await expect(page.locator(".command").nth(1)).to_contain_text("gcloud kms keys add-iam-policy-binding ledger")
+        await expect(page.locator(".command").nth(2)).to_contain_text("gcloud kms keys add-iam-policy-binding ledger")
         assert await find_violations(page) == []
 
         await page.set_viewport_size({"width": 320, "height": 640})

@@ -43,7 +43,7 @@ def test_nearly_all_of_our_own_rules_have_a_left_side() -> None:
     alerts = {rule["alert"]: split_comparison(rule["expr"]) for rule in rules if "alert" in rule}
     assert len(alerts) > 30
     whole = {name for name, found in alerts.items() if not found.thresholds}
-    assert whole <= {"KMSCanaryLost", "KMSKeyVersionDestroyScheduled", "Watchdog"}
+    assert whole <= {"KMSCanaryLost", "KMSCredentialExpiring", "KMSKeyVersionDestroyScheduled", "Watchdog"}
 
 
 @given(st.text(alphabet="()[]{}\"'`\\<>=! abor1#\n"))
