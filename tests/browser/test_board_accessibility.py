@@ -148,7 +148,7 @@ async def test_without_javascript_everything_is_there(chromium: Browser) -> None
         await expect(page.locator(".live")).to_have_text("As of 2026-01-15 09:30:00 UTC; reload to update")
         await expect(page.get_by_role("article")).to_have_count(5)
         vault = page.get_by_role("article", name="vault-kek")
-        for text in ("Failing", "unavailable at encrypt", "It is the network", "What to do:", "4 min ago"):
+        for text in ("Failing", "connect (unavailable) at encrypt", "It is the network", "What to do:", "4 min ago"):
             await expect(vault).to_contain_text(text)
         await vault.locator("summary").click()
         await expect(vault.get_by_role("row").filter(has_text="ENABLED")).to_have_count(3)
