@@ -239,7 +239,8 @@ def _read_detail(sent: Any, details: _Details) -> None:
 
 def _add_values(details: _Details, metadata: Mapping[str, str]) -> None:
     for name, value in metadata.items():
-        if name in _NAMED and value:
+        # Google's are such texts; in JSON any other character takes six.
+        if name in _NAMED and value and value.isascii() and value.isprintable():
             details.values.setdefault(_NAMED[name], value[:_MAX_VALUE_LENGTH])
 
 

@@ -204,3 +204,11 @@ def test_a_token_server_and_a_file_have_their_causes_too(error: GoogleAuthError,
     assert (failure.reason, failure.cause) == (Reason.UNAUTHENTICATED, cause)
     of_grpc = parse_status("UNAVAILABLE", f"Getting metadata from plugin failed with error: {error}")
     assert of_grpc.cause is (Cause.NONE if isinstance(error, DefaultCredentialsError) else cause)
+
+
+@pytest.mark.parametrize("value", ["\x1b[2J", "a\nb", "\u202eab", "漢字"])
+def test_a_value_that_google_would_not_send_is_left_out(value: str) -> None:
+    failure = parse_status(
+        DENIED, "said", pack(DENIED, info("SECURITY_POLICY_VIOLATED", uid=value, consumer="projects/1"))
+    )
+    assert (failure.cause, failure.values) == (Cause.PERIMETER, {"consumer": "projects/1"})
