@@ -29,7 +29,7 @@ Examples:
   keypulse-exporter init --target projects/P/locations/L/keyRings/R/cryptoKeys/K > exporter.yml
   keypulse-exporter init --service ledger --target KEY --backend http://127.0.0.1:8000 > exporter.yml"""
 _HEAD: Final = """\
-# The exporter's configuration; docs/configuration.md explains every key. Relative paths start at this file's folder.
+# The exporter's configuration; docs/configuration/exporter.md explains every key. Relative paths start at its folder.
 # Try it with: keypulse-exporter doctor --config exporter.yml
 
 # The label `service` of all metrics: the name of the service whose encryption this is.

@@ -15,7 +15,7 @@ Examples:
   keypulse-relay init --slack '#security-ops' > relay.yml
   keypulse-relay init --slack '#security-ops' --email secops@example.org --pagerduty > relay.yml"""
 _HEAD: Final = """\
-# The relay's configuration; docs/configuration.md explains every key. Relative paths start at this file's folder.
+# The relay's configuration; docs/configuration/relay.md explains every key. Relative paths start at its folder.
 # Try it with: keypulse-relay doctor --config relay.yml
 
 # The outbox: a file, or postgresql://USER@HOST/NAME for several relays.

@@ -176,7 +176,7 @@ class CommandSettings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_nested_delimiter="__")
     service_name: ClassVar[str]
-    first_configuration: ClassVar[str] = "docs/configuration.md has one to begin with"
+    first_configuration: ClassVar[str] = "docs/configuration/{service}.md has one to begin with"
     """Where to get a first configuration, for who gives none."""
 
     @classmethod
@@ -215,9 +215,8 @@ def load_settings(model: type[S], file: Path | None) -> S:
             settings = model(**document)
         except ValidationError as error:
             if file is None and not variables:
-                raise ConfigurationError(
-                    [f"no configuration; expected --config FILE; {model.first_configuration}"]
-                ) from None
+                first = model.first_configuration.format(service=model.service_name)
+                raise ConfigurationError([f"no configuration; expected --config FILE; {first}"]) from None
             cut_off = yaml_file.find_cut_off_values(file) if file else frozenset()
             errors += format_errors(model, get_env_prefix(model), file, error, cut_off)
         except SettingsError as error:

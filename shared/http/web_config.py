@@ -169,7 +169,7 @@ def _explain_unsupported_key(error: str) -> str:
     """Name the reason in the error of a key that exporter-toolkit has and this server does not support."""
     for key, reason in _UNSUPPORTED_KEYS.items():
         error = re.sub(f": {key}: unknown key; .*", f": {key}: {reason}", error)
-    return error.replace(UNKNOWN_KEY, "unknown key; see docs/configuration.md for those that exist")
+    return error.replace(UNKNOWN_KEY, "unknown key; see docs/configuration/web.md for those that exist")
 
 
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}

@@ -32,10 +32,10 @@ local_key_file: /var/lib/keypulse/local.key
 
 
 def test_the_documents_backend_lets_the_documents_rotator_in() -> None:
-    document = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
+    pages = Path(__file__).parents[2] / "docs/configuration"
     backend, rotator = (
-        yaml.safe_load(document.partition(f"\n## {name}\n\n```yaml\n")[2].partition("```")[0])
-        for name in ("Backend", "Rotator")
+        yaml.safe_load((pages / f"{name}.md").read_text().partition("\n```yaml\n")[2].partition("```")[0])
+        for name in ("backend", "rotator")
     )
     assert backend["admin"]["token_file"] == rotator["driver"]["token_file"]
     assert backend["kms"]["key"] == rotator["kms"]["key"]

@@ -107,7 +107,7 @@ async def test_nothing_that_it_prints_or_keeps_shows_a_data_key_or_a_wrapped_one
         (("retire", "1", "--config", "{config}"), "Missing option '--confirm'"),
         (("destroy", "1", "--confirm", "2", "--config", "{config}"), "--confirm: expected the same version, 1, got 2"),
         (("plan", "--config", "{config}.not"), "No such file"),
-        (("plan",), "no configuration; expected --config FILE; docs/configuration.md has one to begin with"),
+        (("plan",), "no configuration; expected --config FILE; docs/configuration/rotator.md has one to begin with"),
     ],
 )
 async def test_wrong_usage_is_one_sentence_and_2(in_a_file: Rotated, arguments: tuple[str, ...], sentence: str) -> None:

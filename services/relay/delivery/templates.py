@@ -3,7 +3,7 @@
 Each that exists replaces that text of a message; see `template_rendering` for what bounds it. Where one is broken,
 takes too much or gives nothing, the text of keypulse goes out, and what is wrong is logged once and counted. Files are
 read again when they change. What a template sees are plain, clean texts, each limited, the same at each attempt, so
-that a retry sends the same text; docs/configuration.md explains each, and a test compares both.
+that a retry sends the same text; docs/configuration/relay.md explains each, and a test compares both.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A signed webhook, verified as docs/configuration.md shows it."""
+"""A signed webhook, verified as docs/configuration/channels.md shows it."""
 
 import base64
 import re
@@ -26,7 +26,7 @@ Verify = Callable[[str, Mapping[str, str], bytes], bool]
 @pytest.fixture
 def verify(monkeypatch: pytest.MonkeyPatch) -> Verify:
     """The function of the documentation, at NOW."""
-    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/configuration/channels.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"```python\n(import base64.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {}
     exec(snippet, names)  # noqa: S102  # what people copy

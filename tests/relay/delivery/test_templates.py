@@ -256,8 +256,8 @@ def test_check_finds_a_folder_that_is_missing_and_a_file_that_is_called_otherwis
 
 
 def test_the_documentation_has_each_variable_and_file_and_no_other(process: ChildProcess) -> None:
-    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
-    section = page.split("\n### Templates\n")[1].split("\n### ")[0]
+    page = (ROOT / "docs/configuration/relay.md").read_text(encoding="utf-8")
+    section = page.split("\n## Templates\n")[1].split("\n## ")[0]
     named = set(re.findall(r"^\| \{\{ ([a-z_.]+) \}\} \|", section, re.MULTILINE))
     variables = build_variables(message())
     assert named == variables.keys() | {f"alert.{name}" for name in variables["alert"]}

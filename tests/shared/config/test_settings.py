@@ -210,7 +210,7 @@ def test_a_value_that_is_cut_off_is_found_once_however_many_aliases_lead_to_it(f
 def test_without_any_configuration_one_sentence_says_where_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError) as refused:
         load_settings(Settings, None)
-    expected = "no configuration; expected --config FILE; docs/configuration.md has one to begin with"
+    expected = "no configuration; expected --config FILE; docs/configuration/sample.md has one to begin with"
     assert refused.value.lines == [expected]
     monkeypatch.setenv("KEYPULSE_SAMPLE__LISTEN", "127.0.0.1:1")
     with pytest.raises(ConfigurationError) as refused:
