@@ -25,6 +25,7 @@ _SETTINGS: Final[dict[str, type[BaseModel]]] = {
     "rotator": RotatorSettings,
     "backend": BackendSettings,
 }
+PARTS: Final = tuple(_SETTINGS)
 _STRING_MAP: Final[Schema] = {"type": "object", "additionalProperties": {"type": "string"}}
 _ANY_OBJECT: Final[Schema] = {"type": "object"}
 _QUANTITIES: Final[Schema] = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
