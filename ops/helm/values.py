@@ -28,6 +28,7 @@ _SETTINGS: Final[dict[str, type[BaseModel]]] = {
 PARTS: Final = tuple(_SETTINGS)
 _STRING_MAP: Final[Schema] = {"type": "object", "additionalProperties": {"type": "string"}}
 _ANY_OBJECT: Final[Schema] = {"type": "object"}
+_NAMED_OBJECTS: Final[Schema] = {"type": "array", "items": {"type": "object", "required": ["name"]}}
 _QUANTITIES: Final[Schema] = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
 _RESOURCES: Final[Schema] = {
     "type": "object",
@@ -40,7 +41,18 @@ _NETWORK_POLICY_RULES: Final[Schema] = {
     "properties": {part: {"type": "array"} for part in (*_SETTINGS, "smoke")},
     "additionalProperties": False,
 }
-_ENVIRONMENT: Final[Schema] = {**_STRING_MAP, "propertyNames": {"pattern": "^[A-Za-z_.-][A-Za-z0-9_.-]*$"}}
+_ENVIRONMENT: Final[Schema] = {
+    "type": "object",
+    "additionalProperties": {"type": ["string", "object"]},
+    "propertyNames": {"pattern": "^[A-Za-z_.-][A-Za-z0-9_.-]*$"},
+}
+# A second label of the chart's own names would take the place of what Services and Deployments select by.
+_LABELS: Final[Schema] = {
+    **_STRING_MAP,
+    "patternProperties": {r"^(app\.kubernetes\.io|helm\.sh)/": False},
+}
+_NAMESPACE: Final[Schema] = {"type": "string", "pattern": "^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?$"}
+_DURATION: Final[Schema] = {"type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$"}
 # A URL is inserted into YAML and JSON without escaping.
 _URL: Final[Schema] = {"type": "string", "pattern": r"^(https?://[^\s\"\\<>{}]+)?$"}
 _URL_WITH_SLASH: Final[Schema] = {"type": "string", "pattern": r"^(https?://[^\s\"\\<>{}]+/)?$"}
@@ -52,8 +64,8 @@ _ENDPOINT: Final[Schema] = {
     "properties": dict.fromkeys(
         (
             *("authorization", "basicAuth", "bearerTokenFile", "bearerTokenSecret", "enableHttp2", "filterRunning"),
-            *("followRedirects", "honorLabels", "honorTimestamps", "metricRelabelings", "noProxy", "oauth2", "params"),
-            *("proxyConnectHeader", "proxyFromEnvironment", "proxyUrl", "scrapeTimeout", "tlsConfig"),
+            *("followRedirects", "honorLabels", "honorTimestamps", "noProxy", "oauth2", "params"),
+            *("proxyConnectHeader", "proxyFromEnvironment", "proxyUrl", "tlsConfig"),
             "trackTimestampsStaleness",
         ),
         True,
@@ -62,9 +74,11 @@ _ENDPOINT: Final[Schema] = {
 }
 _BY_NAME: Final[dict[str, Schema]] = {  # wherever the key is
     "resources": _RESOURCES,
-    "labels": _STRING_MAP,
+    **dict.fromkeys(("labels", "commonLabels", "podLabels"), _LABELS),
     "annotations": _STRING_MAP,
     "podAnnotations": _STRING_MAP,
+    "namespace": _NAMESPACE,
+    **dict.fromkeys(("extraVolumes", "extraVolumeMounts", "parentRefs"), _NAMED_OBJECTS),
     "nodeSelector": _STRING_MAP,
     "affinity": _ANY_OBJECT,
     "existingSecret": {"type": "string", "maxLength": 253},
@@ -88,10 +102,15 @@ _BY_PATH: Final[dict[str, Schema]] = {
         "minItems": 1,
         "uniqueItems": True,
     },
-    "fullnameOverride": {"type": "string", "pattern": "^([a-z]([a-z0-9-]*[a-z0-9])?)?$"},
+    **{
+        name: {"type": "string", "pattern": "^([a-z]([a-z0-9-]*[a-z0-9])?)?$"}
+        for name in ("nameOverride", "fullnameOverride")
+    },
     "runbookUrl": _URL,
-    "serviceMonitor.interval": {"type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$"},
+    "serviceMonitor.interval": _DURATION,
+    "serviceMonitor.scrapeTimeout": _DURATION | {"pattern": "^([0-9]+(ms|s|m|h))*$"},
     "serviceMonitor.endpoint": _ENDPOINT,
+    "exporter.publicUrl": _URL,
     "dashboard.boardUrl": _URL_WITH_SLASH,
     "dashboard.relayUrl": _URL_WITH_SLASH,
     "dashboard.prometheusUrl": _URL_WITHOUT_SLASH,
@@ -101,6 +120,7 @@ _BY_PATH: Final[dict[str, Schema]] = {
     **{f"smokeTest.{what}Url": _URL for what in ("base", "prometheus", "alertmanager", "grafana")},
     "smokeTest.testAlert": {"enum": ["", "warning", "critical"]},
     **{f"{part}.env": _ENVIRONMENT for part in _SETTINGS},
+    **{f"{part}.service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]} for part in _SETTINGS},
 }
 
 

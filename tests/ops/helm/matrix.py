@@ -23,7 +23,8 @@ def _production() -> Any:
 
 def _readme(number: int) -> Any:
     text = (CHART / "README.md").read_text(encoding="utf-8")
-    return yaml.safe_load(text.split("```yaml\n")[number].partition("```")[0])
+    block = text.split("```yaml\n")[number].partition("```")[0]
+    return yaml.safe_load(block.replace("example.org", "ledger.test"))
 
 
 DRIVER: Final = {
@@ -57,6 +58,23 @@ MATRIX: Final[dict[str, dict[str, Any]]] = {
     "the README's replicas": _readme(1),
     "the README's rotation": _readme(2),
     "the README's NetworkPolicy": _readme(3),
+    "the README's Ingress and Gateway": _readme(4),
+    "behind an Ingress": {
+        "exporter": {
+            **EVERYTHING["exporter"],
+            "publicUrl": "http://tools.ledger.test/board/",
+            "ingress": {"enabled": True, "annotations": {"a": "b"}},
+            "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
+        },
+        "relay": {
+            "config": {"auth": {"public_url": "https://relay.ledger.test"}},
+            "ingress": {"enabled": True, "className": "nginx", "tlsSecret": "relay-tls"},
+        },
+        "serviceMonitor": {"enabled": True, "namespace": "monitoring", "labels": {"team": "ops", "release": "k"}},
+        "prometheusRule": {"enabled": True, "namespace": "monitoring", "labels": {"release": "k"}},
+        "dashboard": {"namespace": "grafana"},
+        "commonLabels": {"team": "security"},
+    },
     "only the exporter": {"relay": {"enabled": False}, "rotator": {"enabled": False}, "dashboard": {"enabled": False}},
     "only the relay": {"exporter": {"mode": "off"}, "rotator": {"enabled": False}},
     "nothing at all": {
@@ -91,12 +109,17 @@ MATRIX: Final[dict[str, dict[str, Any]]] = {
             "tolerations": [{"key": "ops", "operator": "Exists"}],
             "affinity": {"nodeAffinity": {}},
             "podAnnotations": {"reloader.stakater.com/auto": "true"},
+            "podLabels": {"azure.workload.identity/use": "true"},
+            "priorityClassName": "ops",
+            "extraVolumes": [{"name": "ca", "configMap": {"name": "keypulse-exporter"}}],
+            "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
             "resources": {},
         }
         for part in ("exporter", "relay", "rotator")
     },
     "names of one's own": {
         "fullnameOverride": "kp",
+        "nameOverride": "kms",
         "image": {"repository": "registry.ledger.test/kp", "tag": "2", "pullSecrets": ["registry"]},
         "relay": {"image": "registry.ledger.test/relay@sha256:" + "0" * 64, "serviceAccount": {"name": "mine"}},
         "runbookUrl": "https://wiki.ledger.test/kms",

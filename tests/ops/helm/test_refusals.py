@@ -151,6 +151,40 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"serviceMonitor": {"enabled": True, "endpoint": {"relabelings": []}}},
         "at '/serviceMonitor/endpoint': additional properties 'relabelings' not allowed",
     ),
+    "a label by which the chart selects": (
+        {"commonLabels": {"app.kubernetes.io/name": "x"}},
+        "at '/commonLabels/app.kubernetes.io~1name': false schema",
+    ),
+    "a Service of no type that is known": (
+        {"relay": {"service": {"type": "ExternalName"}}},
+        "at '/relay/service/type': value must be one of 'ClusterIP', 'NodePort', 'LoadBalancer'",
+    ),
+    "a namespace that is none": ({"dashboard": {"namespace": "My_ns"}}, "at '/dashboard/namespace': 'My_ns'"),
+    "a time limit without its unit": (
+        {"serviceMonitor": {"scrapeTimeout": "10"}},
+        "at '/serviceMonitor/scrapeTimeout'",
+    ),
+    "a number as a variable": ({"relay": {"env": {"A": 1}}}, "at '/relay/env/A': got number, want string or object"),
+    "a volume without its name": (
+        {"relay": {"extraVolumes": [{"emptyDir": {}}]}},
+        "at '/relay/extraVolumes/0': missing property 'name'",
+    ),
+    "an Ingress without an address": (
+        {"relay": {"ingress": {"enabled": True}}},
+        "relay.config.auth.public_url: Ingress and HTTPRoute serve its host and path; expected a name in it, such as",
+    ),
+    "an Ingress of an address without a name": (
+        {"exporter": {"ingress": {"enabled": True}, "publicUrl": "http://192.0.2.1:8080"}},
+        "exporter.publicUrl: Ingress and HTTPRoute serve its host and path; expected a name in it, such as https://exp",
+    ),
+    "a route without a Gateway": (
+        {"exporter": {"httpRoute": {"enabled": True}, "publicUrl": "https://board.ledger.test"}},
+        "exporter.httpRoute.parentRefs: empty; expected the Gateway, such as {name: public, namespace: gateways}",
+    ),
+    "a password in the board's address": (
+        {"exporter": {"publicUrl": "https://a:hunter2@board.ledger.test"}},
+        "exporter.publicUrl: a URL with a secret in it would stand where many may read it",
+    ),
     "an interval without its unit": ({"serviceMonitor": {"interval": "15"}}, "at '/serviceMonitor/interval': '15'"),
     "a runbook that is no address": ({"runbookUrl": "wiki: kms"}, "at '/runbookUrl': 'wiki: kms' does not match"),
     "a board without its slash": (

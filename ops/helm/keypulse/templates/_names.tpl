@@ -1,6 +1,11 @@
+{{- define "keypulse.name" -}}
+{{- .Values.nameOverride | default "keypulse" -}}
+{{- end }}
+
 {{/* What every object's name begins with; a Service's may begin with no digit, and hold no dot. */}}
 {{- define "keypulse.fullname" -}}
-{{- $own := ternary .Release.Name (printf "%s-keypulse" .Release.Name) (contains "keypulse" .Release.Name) -}}
+{{- $chart := include "keypulse.name" . -}}
+{{- $own := ternary .Release.Name (printf "%s-%s" .Release.Name $chart) (contains $chart .Release.Name) -}}
 {{- $name := .Values.fullnameOverride | default $own | trunc 40 | trimSuffix "-" -}}
 {{- if not (regexMatch "^[a-z][a-z0-9-]*$" $name) -}}
 {{- fail (printf "%s: no Service can be called so; expected fullnameOverride to be letters, digits and '-', a letter first" $name) -}}
@@ -14,21 +19,24 @@
 {{- end }}
 
 {{- define "keypulse.selector" -}}
-app.kubernetes.io/name: keypulse
+app.kubernetes.io/name: {{ include "keypulse.name" .root }}
 app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .part }}
 {{- end }}
 
+{{/* Takes `labels`, too: further ones. */}}
 {{- define "keypulse.labels" -}}
 {{ include "keypulse.selector" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- with merge dict (.labels | default dict) .root.Values.commonLabels }}{{ toYaml . | nindent 0 }}{{ end }}
 {{- end }}
 
+{{/* Takes `labels`, too, and a `namespace` where it is another than the release's. */}}
 {{- define "keypulse.metadata" -}}
 name: {{ include "keypulse.partName" . }}
-namespace: {{ .root.Release.Namespace | quote }}
+namespace: {{ .namespace | default .root.Release.Namespace | quote }}
 labels: {{- include "keypulse.labels" . | nindent 2 }}
 {{- end }}
 
@@ -52,6 +60,19 @@ labels: {{- include "keypulse.labels" . | nindent 2 }}
 {{/* The address of a part's Service, as other namespaces see it. */}}
 {{- define "keypulse.url" -}}
 {{ include "keypulse.scheme" . }}://{{ include "keypulse.partName" . }}.{{ .root.Release.Namespace }}.svc:{{ include "keypulse.port" . }}
+{{- end }}
+
+{{/* The address of a part's pages as browsers see it, without a slash at its end; empty if there is none. */}}
+{{- define "keypulse.publicUrl" -}}
+{{- $url := .root.Values.exporter.publicUrl -}}
+{{- if eq .part "relay" }}{{ $url = dig "auth" "public_url" "" .root.Values.relay.config }}{{ end -}}
+{{- $url | default "" | trimSuffix "/" -}}
+{{- end }}
+
+{{/* "true" where a part has an Ingress or an HTTPRoute. */}}
+{{- define "keypulse.isPublic" -}}
+{{- $values := index .root.Values .part -}}
+{{- if or (dig "ingress" "enabled" false $values) (dig "httpRoute" "enabled" false $values) }}true{{ end -}}
 {{- end }}
 
 {{/* "true" where the exporter has something to watch: without, it would refuse to start. */}}

@@ -62,7 +62,7 @@ checksum/secrets: {{ toJson . | sha256sum }}
 {{- end }}
 
 {{- define "keypulse.podMetadata" -}}
-labels: {{- include "keypulse.labels" . | nindent 2 }}
+labels: {{- include "keypulse.labels" (dict "root" .root "part" .part "labels" (index .root.Values .part).podLabels) | nindent 2 }}
 annotations:
   kubectl.kubernetes.io/default-container: {{ .part }}
   {{- include "keypulse.checksums" . | nindent 2 }}
@@ -84,6 +84,9 @@ imagePullSecrets:
   {{- range . }}
   - name: {{ . | quote }}
   {{- end }}
+{{- end }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with $values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
@@ -117,6 +120,7 @@ volumes: {{- include "keypulse.volumes" . | nindent 2 }}
   {{- else }}
   emptyDir: {}
   {{- end }}
+{{- with $values.extraVolumes }}{{ toYaml . | nindent 0 }}{{ end }}
 {{- end }}
 
 {{/* What every container of a part has, whatever it runs. */}}
@@ -128,7 +132,7 @@ imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 {{- if or $values.env $password }}
 env:
   {{- range $name, $value := $values.env }}
-  - {name: {{ $name | quote }}, value: {{ $value | quote }}}
+  - {name: {{ $name | quote }}, {{ if kindIs "map" $value }}valueFrom: {{ toJson $value }}{{ else }}value: {{ $value | quote }}{{ end }}}
   {{- end }}
   {{- if $password }}
   - {name: PGPASSWORD_FILE, value: {{ printf "/run/secrets/keypulse-postgres/%s" $values.postgres.key | quote }}}
@@ -146,6 +150,7 @@ volumeMounts:
   - {name: keypulse-postgres, mountPath: /run/secrets/keypulse-postgres, readOnly: true}
   {{- end }}
   - {name: keypulse-data, mountPath: /var/lib/keypulse}
+  {{- with $values.extraVolumeMounts }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- end }}
 
 {{- define "keypulse.containerSecurity" -}}

@@ -85,11 +85,75 @@ spec:
 
 {{/* Takes a `selector`, too: the labels of the pods. */}}
 {{- define "keypulse.service" -}}
+{{- $service := (index .root.Values .part).service -}}
 apiVersion: v1
 kind: Service
-metadata: {{- include "keypulse.metadata" . | nindent 2 }}
+metadata:
+  {{- include "keypulse.metadata" . | nindent 2 }}
+  {{- with $service.annotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
 spec:
+  type: {{ $service.type }}
   selector: {{- .selector | nindent 4 }}
   ports:
     - {name: {{ include "keypulse.scheme" . }}, port: {{ include "keypulse.port" . }}, targetPort: {{ .part }}}
+{{- end }}
+
+{{/* The Ingress and the HTTPRoute of exporter or relay, for the host and the path of its public address. */}}
+{{- define "keypulse.routes" -}}
+{{- $values := index .root.Values .part -}}
+{{- $url := urlParse (include "keypulse.publicUrl" .) -}}
+{{- if not (regexMatch "^[a-z0-9.-]*[a-z][a-z0-9.-]*$" $url.hostname) -}}
+{{- $key := get (dict "exporter" "exporter.publicUrl" "relay" "relay.config.auth.public_url") .part -}}
+{{- fail (printf "%s: Ingress and HTTPRoute serve its host and path; expected a name in it, such as https://%s.example.org" $key .part) -}}
+{{- end -}}
+{{- if $values.ingress.enabled -}}
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  {{- include "keypulse.metadata" . | nindent 2 }}
+  {{- with $values.ingress.annotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  {{- with $values.ingress.className }}
+  ingressClassName: {{ . | quote }}
+  {{- end }}
+  {{- if eq $url.scheme "https" }}
+  tls:
+    - hosts: [{{ $url.hostname | quote }}]
+      {{- with $values.ingress.tlsSecret }}
+      secretName: {{ . | quote }}
+      {{- end }}
+  {{- end }}
+  rules:
+    - host: {{ $url.hostname | quote }}
+      http:
+        paths:
+          - path: {{ $url.path | default "/" | quote }}
+            pathType: Prefix
+            backend: {service: {name: {{ include "keypulse.partName" . }}, port: {name: {{ include "keypulse.scheme" . }}}}}
+{{- end }}
+{{- if $values.httpRoute.enabled }}
+{{- if not $values.httpRoute.parentRefs }}
+{{- fail (printf "%s.httpRoute.parentRefs: empty; expected the Gateway, such as {name: public, namespace: gateways}" .part) }}
+{{- end }}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  {{- include "keypulse.metadata" . | nindent 2 }}
+  {{- with $values.httpRoute.annotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  parentRefs: {{- toYaml $values.httpRoute.parentRefs | nindent 4 }}
+  hostnames: [{{ $url.hostname | quote }}]
+  rules:
+    - matches:
+        - path: {type: PathPrefix, value: {{ $url.path | default "/" | quote }}}
+      backendRefs:
+        - {name: {{ include "keypulse.partName" . }}, port: {{ include "keypulse.port" . }}}
+{{- end }}
 {{- end }}
