@@ -50,7 +50,7 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat, QueryEditorMode
 
-from ops.prometheus.build import read_rules, select_exporter_job
+from ops.prometheus.build import select_exporter_job
 
 Link = Builder[dashboard.DashboardLink]
 BOARD_URL: Final = "${board:raw}"
@@ -82,11 +82,6 @@ def build_links(*names: str) -> list[Link]:
         page = _PAGES.get(name)
         links.append(build_link(name, page) if page else build_link(f"Runbook: {name}", build_runbook_url(anchor)))
     return links
-
-
-def list_alert_names() -> list[str]:
-    """The names of the product's alerts."""
-    return [rule["alert"] for rules in read_rules().values() for rule in rules if "alert" in rule]
 
 
 ThresholdColors = Mapping[float, str]

@@ -26,12 +26,12 @@ from ops.grafana.panel_types import (
     build_value_mappings,
     color_cells,
     link_cells,
-    list_alert_names,
     place,
     query_instant,
     query_range,
     set_unit,
 )
+from ops.prometheus.build import list_alert_names
 from shared.smoke.monitoring import DASHBOARD_UID
 
 _BY_SERVICE: Final = "{{env}} {{service}}"

@@ -23,6 +23,7 @@ _ANNOTATIONS_MARKER: Final = "  # From here on of values.yaml and CHANGELOG.md, 
 def build_files() -> dict[Path, str]:
     """Return the content of each derived file."""
     copied = {f"rules/{rules.name}": rules for rules in (_OPS / "prometheus/rules").glob("*.yml")}
+    copied["thresholds.yml"] = _OPS / "prometheus/thresholds.yml"
     copied["kms-health.json"] = _OPS / "grafana/dashboards/kms-health.json"
     copied["alertmanager.yml"] = _OPS / "alertmanager/alertmanager.yml"
     files = {CHART / "files" / name: source.read_text(encoding="utf-8") for name, source in copied.items()}

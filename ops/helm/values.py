@@ -12,6 +12,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel
 
+from ops.prometheus.build import list_alert_names
 from services.backend.config import BackendSettings
 from services.exporter.config import ExporterSettings
 from services.relay.config import RelaySettings
@@ -51,6 +52,7 @@ _LABELS: Final[Schema] = {
     **_STRING_MAP,
     "patternProperties": {r"^(app\.kubernetes\.io|helm\.sh)/": False},
 }
+_THRESHOLD: Final[Schema] = {"type": "number", "exclusiveMinimum": 0}
 _NAMESPACE: Final[Schema] = {"type": "string", "pattern": "^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?$"}
 _DURATION: Final[Schema] = {"type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$"}
 # A URL is inserted into YAML and JSON without escaping.
@@ -111,6 +113,8 @@ _BY_PATH: Final[dict[str, Schema]] = {
     "serviceMonitor.scrapeTimeout": _DURATION | {"pattern": "^([0-9]+(ms|s|m|h))*$"},
     "serviceMonitor.endpoint": _ENDPOINT,
     "exporter.publicUrl": _URL,
+    "prometheusRule.thresholds.probeFailureRatio": _THRESHOLD | {"maximum": 1},
+    "prometheusRule.thresholds.rotationHours": _THRESHOLD | {"type": "integer"},
     "dashboard.boardUrl": _URL_WITH_SLASH,
     "dashboard.relayUrl": _URL_WITH_SLASH,
     "dashboard.prometheusUrl": _URL_WITHOUT_SLASH,
@@ -128,8 +132,9 @@ def build_values_schema(text: str) -> Schema:
     """The whole of it, for the text of values.yaml."""
     comments = _explain_values({path: comment for path, _, comment in list_values(text)})
     definitions: Schema = {}
-    configs = {f"{name}.config": _build_config_schema(name, definitions) for name in _SETTINGS}
-    whole = _build_schema(yaml.safe_load(text), "", _BY_PATH | configs, comments)
+    built = {f"{name}.config": _build_config_schema(name, definitions) for name in _SETTINGS}
+    built["prometheusRule.disabled"] = {"type": "array", "items": {"enum": list_alert_names()}}
+    whole = _build_schema(yaml.safe_load(text), "", _BY_PATH | built, comments)
     for part in _SETTINGS:  # its Secret is a volume, which has to have a name
         whole["properties"][part]["properties"]["existingSecret"] |= {"minLength": 1}
     # Set by a parent chart: `global`, and `enabled` for the condition of the dependency.
@@ -162,6 +167,8 @@ def _build_type(value: object, path: str, overrides: dict[str, Schema], comments
     name = path.rpartition(".")[2]
     if name in _BY_NAME:
         return _BY_NAME[name]
+    if path.startswith("prometheusRule.thresholds."):
+        return _THRESHOLD
     if isinstance(value, dict):
         properties = {
             key: _build_schema(each, f"{path}.{key}".lstrip("."), overrides, comments) for key, each in value.items()

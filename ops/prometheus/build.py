@@ -32,6 +32,11 @@ def read_rules() -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def list_alert_names() -> list[str]:
+    """The names of the product's alerts."""
+    return [rule["alert"] for rules in read_rules().values() for rule in rules if "alert" in rule]
+
+
 RULES_FOLDER: Final = Path(__file__).parent / "rules"
 EXPORTER_SELECTOR: Final = f'job=~"{EXPORTER_JOB}|"'
 """The one place that says which series are the exporter's."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import click
 
+from ops.prometheus.build import list_alert_names
 from ops.smoke.deployment import Deployment, Environment, check_deployment
 from services.exporter.config import ExporterSettings
 from shared import VERSION
@@ -58,6 +59,12 @@ class _DurationOption(click.ParamType[float]):
         return seconds
 
 
+def _check_alert_names(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := set(names) - {*list_alert_names()} if names else ():
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}: expected the name of an alert of ops/prometheus/rules")
+    return names
+
+
 _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
 
 
@@ -80,6 +87,14 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
     help="Of the deployment. In production, the default, a placeholder's runbook in the rules is an error.",
 )
 @click.option("--prometheus", type=_URL, help="Check its targets, rules and recordings.")
+@click.option(
+    "--without-alert",
+    "without_alerts",
+    metavar="NAME",
+    multiple=True,
+    callback=_check_alert_names,
+    help="An alert that this deployment leaves out; repeatable.",
+)
 @click.option("--alertmanager", type=_URL, help="Check that it is ready.")
 @click.option("--relay", type=_URL, help="Check that it is ready, and that its API answers.")
 @click.option("--relay-token-file", type=_FILE, help="A token that may read the relay's API: of the role viewer.")
@@ -126,6 +141,7 @@ def main(**options: Any) -> None:
         backend_token=_open_secret(options["token_file"]),
         records=options["records"],
         prometheus=options["prometheus"],
+        without_alerts=options["without_alerts"],
         alertmanager=options["alertmanager"],
         relay=options["relay"],
         relay_token=_open_secret(options["relay_token_file"]),

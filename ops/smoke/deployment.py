@@ -1,6 +1,6 @@
 """Checks a deployment part by part, in the order in which data flows through it."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -83,6 +83,8 @@ class Deployment:
     backend_token: SecretFile | None = None
     records: RecordsMode = "auto"
     prometheus: str | None = None
+    without_alerts: Collection[str] = ()
+    """Alerts that its Prometheus need not have."""
     alertmanager: str | None = None
     relay: str | None = None
     relay_token: SecretFile | None = None
@@ -108,7 +110,7 @@ async def check_deployment(
     if deployment.prometheus:
         yield await check_prometheus(
             deployment.prometheus,
-            load_rule_names(),
+            load_rule_names(deployment.without_alerts),
             has_backend=deployment.backend is not None or any(each.metrics_url for each in mapped),
             is_production=deployment.environment == "production",
         )
@@ -134,8 +136,9 @@ async def check_deployment(
             )
 
 
-def load_rule_names() -> dict[str, list[str]]:
+def load_rule_names(without: Collection[str] = ()) -> dict[str, list[str]]:
     """The names of the product's alerts and recordings, by the file that they are in."""
     return {
-        f"rules/{file}": [rule.get("alert") or rule["record"] for rule in rules] for file, rules in read_rules().items()
+        f"rules/{file}": [name for rule in rules if (name := rule.get("alert") or rule["record"]) not in without]
+        for file, rules in read_rules().items()
     }

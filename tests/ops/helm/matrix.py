@@ -58,7 +58,8 @@ MATRIX: Final[dict[str, dict[str, Any]]] = {
     "the README's replicas": _readme(1),
     "the README's rotation": _readme(2),
     "the README's NetworkPolicy": _readme(3),
-    "the README's Ingress and Gateway": _readme(4),
+    "the README's alerts": _readme(4) | {"serviceMonitor": {"enabled": True}},
+    "the README's Ingress and Gateway": _readme(5),
     "behind an Ingress": {
         "exporter": {
             **EVERYTHING["exporter"],

@@ -2,12 +2,14 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from ops.helm.values import list_values
 from tests.ops.helm.matrix import MATRIX
 from tests.ops.helm.rendering import OWN_RUNBOOK, Object, of_kind, rendered
 
@@ -72,6 +74,58 @@ def test_the_operator_gets_the_groups_of_each_file_of_rules_as_they_are() -> Non
         for file in (OPS / "prometheus/rules").iterdir()
     }
     assert all(rule["metadata"]["labels"]["release"] == "kube-prometheus-stack" for rule in rules.values())
+
+
+THRESHOLDS = yaml.safe_load((OPS / "prometheus/thresholds.yml").read_text())
+
+
+def test_the_thresholds_of_the_values_are_those_of_the_rules_with_the_same_explanations() -> None:
+    values = {path.rpartition(".")[2]: (default, comment) for path, default, comment in list_values(_read_values())}
+    comments = {path: comment for path, _, comment in list_values((OPS / "prometheus/thresholds.yml").read_text())}
+    expected = {name: (threshold["default"], comments[name]) for name, threshold in THRESHOLDS.items()}
+    assert {name: values.get(name) for name in expected} == expected
+    assert yaml.safe_load(_read_values())["prometheusRule"]["thresholds"].keys() == expected.keys()
+
+
+def _read_values() -> str:
+    return (OPS / "helm/keypulse/values.yaml").read_text(encoding="utf-8")
+
+
+def test_a_threshold_is_set_wherever_the_rules_have_it_and_prometheus_takes_them(tmp_path: Path) -> None:
+    numbers = {name: 0.77 if name == "probeFailureRatio" else 401 + n for n, name in enumerate(THRESHOLDS)}
+    rules = of_kind("PrometheusRule", rendered({"prometheusRule": {"enabled": True, "thresholds": numbers}}))
+    for name, rule in rules.items():
+        (tmp_path / f"{name}.yml").write_text(yaml.safe_dump(rule["spec"]))
+    subprocess.run(["promtool", "check", "rules", *tmp_path.iterdir()], check=True, capture_output=True)
+    text = " ".join(each for rule in rules.values() for each in _list_texts(rule["spec"]))
+
+    for name, threshold in THRESHOLDS.items():
+        for place in threshold["places"]:
+            for number, count in ((numbers[name], 1), (threshold["default"], 0)):
+                assert text.count(" ".join(place.replace("{}", f"{number:g}").split())) == count, place
+
+
+def _list_texts(node: Any) -> Iterator[str]:
+    """The texts of rules, with a blank for each space, since a place may be of two lines."""
+    if isinstance(node, dict | list):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from _list_texts(value)
+    else:
+        yield " ".join(str(node).split())
+
+
+def test_an_alert_that_is_off_is_left_out_alone_and_the_smoke_test_does_not_miss_it() -> None:
+    values = MATRIX["everything on"]
+    left_out = ["KMSHighLatency", "RelayDeadLetters"]
+    changed = rendered(values | {"prometheusRule": {"enabled": True, "disabled": left_out}})
+
+    def list_rules(objects: list[Object]) -> list[Object]:
+        rules = of_kind("PrometheusRule", objects).values()
+        return [each for rule in rules for group in rule["spec"]["groups"] for each in group["rules"]]
+
+    assert list_rules(changed) == [each for each in list_rules(rendered(values)) if each.get("alert") not in left_out]
+    arguments = of_kind("Pod", changed)["keypulse-smoke"]["spec"]["containers"][0]["args"]
+    assert [each for each in arguments if "without" in each] == [f"--without-alert={name}" for name in left_out]
 
 
 def test_the_alerts_and_the_dashboard_lead_to_one_s_own_runbook() -> None:

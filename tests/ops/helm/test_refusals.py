@@ -165,6 +165,30 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "at '/serviceMonitor/scrapeTimeout'",
     ),
     "a number as a variable": ({"relay": {"env": {"A": 1}}}, "at '/relay/env/A': got number, want string or object"),
+    "an alert that is none": (
+        {"prometheusRule": {"disabled": ["KMSTypo"]}},
+        "at '/prometheusRule/disabled/0': value must be one of 'KMSExporterAbsent'",
+    ),
+    "a threshold that is none": (
+        {"prometheusRule": {"thresholds": {"latency": 1}}},
+        "at '/prometheusRule/thresholds': additional properties 'latency' not allowed",
+    ),
+    "a threshold in words": (
+        {"prometheusRule": {"thresholds": {"latencySeconds": "1s"}}},
+        "at '/prometheusRule/thresholds/latencySeconds': got string, want number",
+    ),
+    "a threshold of nothing": (
+        {"prometheusRule": {"thresholds": {"errorBurst": 0}}},
+        "at '/prometheusRule/thresholds/errorBurst': exclusiveMinimum: got 0, want 0",
+    ),
+    "a part that is more than the whole": (
+        {"prometheusRule": {"thresholds": {"probeFailureRatio": 20}}},
+        "at '/prometheusRule/thresholds/probeFailureRatio': maximum: got 20, want 1",
+    ),
+    "a part of an hour": (
+        {"prometheusRule": {"thresholds": {"rotationHours": 1.5}}},
+        "at '/prometheusRule/thresholds/rotationHours': got number, want integer",
+    ),
     "a volume without its name": (
         {"relay": {"extraVolumes": [{"emptyDir": {}}]}},
         "at '/relay/extraVolumes/0': missing property 'name'",

@@ -157,6 +157,7 @@ async def test_no_test_alert_is_posted_where_it_could_not_arrive(backend: str) -
         (["--base-url", "http://b", "--test-alert", "loud"], "'loud' is not one of 'warning', 'critical'"),
         (["--base-url", "http://b", "--timeout", "soon"], "expected a duration such as 30s, 5m or 1h30m, got 'soon'"),
         (["--base-url", "http://b", "--timeout", "0s"], "expected more than 0"),
+        (["--prometheus", "http://p", "--without-alert", "KMSTypo"], "KMSTypo: expected the name of an alert of ops"),
         (["--base-url", "ftp://me:hunter2@b"], "expected a URL such as https://HOST"),
     ],
 )
@@ -170,6 +171,8 @@ def test_wrong_usage_is_exit_code_2_and_says_what_was_expected(arguments: list[s
 def test_the_expected_rules_are_those_that_prometheus_is_given() -> None:
     every = {rule.get("alert") or rule["record"] for group in GROUPS for rule in group["rules"]}
     assert {name for names in load_rule_names().values() for name in names} == every
+    without = load_rule_names(["RelayDeadLetters", "KMSHighLatency"])
+    assert {name for names in without.values() for name in names} == every - {"RelayDeadLetters", "KMSHighLatency"}
 
 
 def test_the_launcher_runs_from_anywhere(tmp_path: Path) -> None:
