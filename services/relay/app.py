@@ -37,6 +37,7 @@ from services.relay.monitors.self_alerts import AlertPublisher
 from services.relay.monitors.supervisor import Monitors, run_forever
 from services.relay.monitors.watchdog import IntakeUptime
 from services.relay.now.lights import PathWatch
+from services.relay.now.overview import count_open_incidents
 from services.relay.now.page import NowPages
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.heartbeats import read_last_seen
@@ -269,6 +270,7 @@ def read_outbox_state(store: Store) -> OutboxState | None:
                 count_deliveries(connection),
                 {each.name for each in CHANNELS.fetch_all(connection) if each.is_down},
                 read_last_seen(connection),
+                count_open_incidents(connection),
             )
         )
     except StoreUnavailableError as error:

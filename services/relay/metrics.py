@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from services.relay.channels.port import SendReason
 from services.relay.model import MessagePart, PartOutcome
 from services.relay.outbox.tables import UNFINISHED, UNSETTLED, DeliveryState
+from services.relay.text import WORST_FIRST
 from shared.credentials import Credentials
 from shared.http.server import CredentialCollector
 
@@ -45,6 +46,8 @@ class OutboxState:
     """The channels that are down until a person acts."""
     watchdogs_last_seen: Mapping[str, float]
     """When each watchdog's last heartbeat came, unix seconds."""
+    open_incidents: Iterable[tuple[str, int, int]] = ()
+    """(severity, or nothing, open incidents, how many of them are acknowledged)."""
 
 
 class Metrics:
@@ -198,7 +201,7 @@ class OutboxGauges(Collector):
         yield from _build_families()
 
     def collect(self) -> Iterator[Metric]:
-        deliveries, oldest, up, heartbeats = _build_families()
+        deliveries, oldest, up, heartbeats, incidents = _build_families()
         state = self._read_state()
         if state is None:
             return
@@ -217,10 +220,15 @@ class OutboxGauges(Collector):
         for watchdog, last_seen_at in state.watchdogs_last_seen.items():
             if watchdog in self._watchdogs:
                 heartbeats.add_metric([watchdog], last_seen_at)
-        yield from (deliveries, oldest, up, heartbeats)
+        counts = {severity: (number, acknowledged) for severity, number, acknowledged in state.open_incidents}
+        for severity in WORST_FIRST:
+            number, acknowledged = counts.get(severity, (0, 0))
+            incidents.add_metric([severity or "none", "true"], acknowledged)
+            incidents.add_metric([severity or "none", "false"], number - acknowledged)
+        yield from (deliveries, oldest, up, heartbeats, incidents)
 
 
-def _build_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+def _build_families() -> tuple[GaugeMetricFamily, ...]:
     return (
         GaugeMetricFamily(
             "relay_outbox_deliveries",
@@ -241,5 +249,10 @@ def _build_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetric
             "relay_watchdog_last_seen_timestamp_seconds",
             "When the last heartbeat of a watchdog came; before the first, since when it is expected.",
             labels=["watchdog"],
+        ),
+        GaugeMetricFamily(
+            "relay_open_incidents",
+            "Incidents that fire, by their worst severity and by whether somebody acknowledged them.",
+            labels=["severity", "acknowledged"],
         ),
     )

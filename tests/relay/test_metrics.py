@@ -1,6 +1,7 @@
 """The metrics of the contract: all there from the start, and the outbox's as it stands."""
 
 import itertools
+import json
 import time
 from pathlib import Path
 
@@ -78,6 +79,28 @@ async def test_a_channel_that_refused_everything_is_still_down_after_a_restart(t
     async with served(settings(tmp_path, channels)) as client:
         assert await metric(client, "relay_channel_up", channel="revoked") == 0
         assert await metric(client, "relay_channel_up", channel="slow") == 1
+
+
+async def test_open_incidents_are_counted_by_severity_and_by_whether_somebody_has_them(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        for severity in ("critical", "error", "warning", "info", "none"):
+            for acknowledged in ("true", "false"):
+                labels = {"severity": severity, "acknowledged": acknowledged}
+                assert await metric(client, "relay_open_incidents", **labels) == 0
+        for group in ("a", "b"):
+            await post(client, webhook_of(group=group))
+        worst = json.loads(webhook_of())["alerts"][0]["labels"]["severity"]
+        await reaches(client, 2, "relay_open_incidents", severity=worst, acknowledged="false")
+        async with client.get("/api/incidents") as answer:
+            incidents = (await answer.json())["incidents"]
+        async with client.post(f"/api/incidents/{incidents[0]['id']}/acknowledge") as answer:
+            assert answer.status == 200
+        assert await metric(client, "relay_open_incidents", severity=worst, acknowledged="true") == 1
+        assert await metric(client, "relay_open_incidents", severity=worst, acknowledged="false") == 1
+        for group in ("a", "b"):
+            await post(client, webhook_of("resolved", group=group))
+        for acknowledged in ("true", "false"):
+            await reaches(client, 0, "relay_open_incidents", severity=worst, acknowledged=acknowledged)
 
 
 async def test_what_the_outbox_does_not_know_is_absent_and_the_rest_is_there(tmp_path: Path) -> None:

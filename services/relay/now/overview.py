@@ -196,8 +196,8 @@ class OpenIncidents:
         return sum(self.unacknowledged_counts.values())
 
 
-class _CountRow(NamedTuple):
-    """How many incidents of a severity are open."""
+class OpenCount(NamedTuple):
+    """How many incidents of a severity are open; the empty one is of those that have no usual one."""
 
     severity: str
     open_count: int
@@ -206,7 +206,7 @@ class _CountRow(NamedTuple):
 
 _of = incidents.c
 _COUNTS: Final = RowQuery(
-    _CountRow,
+    OpenCount,
     select(
         _of.severity,
         func.count().label("open_count"),
@@ -215,9 +215,14 @@ _COUNTS: Final = RowQuery(
 ).where(_of.is_open == literal_column("1"))  # as the index `incidents_open_by_severity` has it
 
 
+def count_open_incidents(connection: Connection) -> list[OpenCount]:
+    """For `Store.read`; no row of a severity that no open incident has."""
+    return _COUNTS.fetch_all(connection)
+
+
 def read_open_incidents(connection: Connection, clock: Callable[[], float], most: int) -> OpenIncidents:
     """At most so many open incidents, and the counts of all; for `Store.read`."""
-    rows = _COUNTS.fetch_all(connection)
+    rows = count_open_incidents(connection)
     return OpenIncidents(
         read_incidents(connection, clock, IncidentFilter(status=Status.FIRING), most).incidents,
         {row.severity: row.open_count for row in rows},
