@@ -1,0 +1,93 @@
+"""mixin.libsonnet: as it is, it gives the shipped files; each value of `_config` changes what it names alone."""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import _gojsonnet
+import pytest
+import yaml
+
+from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, promtool
+
+THRESHOLDS: dict[str, dict[str, Any]] = yaml.safe_load((PROMETHEUS / "thresholds.yml").read_text())
+
+
+def evaluate(expression: str) -> Any:
+    """An expression about the mixin, `m`."""
+    code = f"local m = import '{PROMETHEUS}/mixin.libsonnet'; {expression}"
+    return json.loads(_gojsonnet.evaluate_snippet("test", code))
+
+
+@cache
+def render(config: str = "") -> dict[str, Any]:
+    """What the mixin gives with these fields of `_config`, by the fields' names."""
+    fields = ("prometheusFiles", "prometheusAlerts", "prometheusRules", "grafanaDashboards")
+    shown = ", ".join(f"{field}: own.{field}" for field in fields)
+    rendered: dict[str, Any] = evaluate(f"local own = m + {{_config+:: {{{config}}}}}; {{{shown}}}")
+    return rendered
+
+
+def list_rules(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {rule.get("alert") or rule["record"]: rule for group in groups for rule in group["rules"]}
+
+
+def parse_rules(files: dict[str, str]) -> dict[str, dict[str, Any]]:
+    texts = [text for file, text in files.items() if file.startswith("rules/")]
+    return list_rules([group for text in texts for group in yaml.load(text, yaml.CSafeLoader)["groups"]])
+
+
+def test_an_unchanged_config_gives_the_shipped_files_byte_for_byte_and_every_rule_and_dashboard() -> None:
+    shipped = [*FILES, *(PROMETHEUS / "slo").glob("*.yml")]
+    assert render()["prometheusFiles"] == {
+        file.relative_to(PROMETHEUS).as_posix(): file.read_text() for file in shipped
+    }
+    groups = [*render()["prometheusAlerts"]["groups"], *render()["prometheusRules"]["groups"]]
+    assert list_rules(groups) == list_rules(GROUPS)
+    intervals = {group["name"]: group.get("interval") for group in GROUPS}
+    assert [group for group in groups if group.get("interval") != intervals[group["name"]]] == []
+    dashboards = PROMETHEUS.parent / "grafana/dashboards"
+    assert render()["grafanaDashboards"] == {
+        file.name: json.loads(file.read_text()) for file in dashboards.glob("*.json")
+    }
+
+
+def test_a_threshold_changes_the_expression_and_the_limit_in_the_message_of_its_own_alert() -> None:
+    changed = evaluate(
+        "{[name]: (m + {_config+:: {thresholds+: {[name]: 0.375}}}).prometheusFiles"
+        " for name in std.objectFields(m._config.thresholds)}"
+    )
+    text, rules = "".join(render()["prometheusFiles"].values()), parse_rules(render()["prometheusFiles"])
+    for name, threshold in THRESHOLDS.items():
+        places = [place.replace("{}", f"{threshold['default']:g}") for place in threshold["places"]]
+        assert {place: text.count(place) for place in places} == dict.fromkeys(places, 1)
+        assert "".join(changed[name].values()).count("0.375") == len(places)
+        different = {rule for rule, changed_rule in parse_rules(changed[name]).items() if changed_rule != rules[rule]}
+        assert different == {threshold["alert"]}
+        assert "0.375" in parse_rules(changed[name])[threshold["alert"]]["expr"]
+
+
+def test_other_names_of_jobs_another_runbook_and_other_thresholds_are_rules_that_promtool_takes(tmp_path: Path) -> None:
+    numbers = ", ".join(f"{name}: {spec['default'] + 1}" for name, spec in THRESHOLDS.items())
+    changed = render(
+        "exporterJob: 'kms/exporter', relaySelector: 'job=\"relay\", cluster=\"eu\"', env: 'staging', "
+        f"runbookURL: 'https://wiki.example.org/kms', thresholds+: {{{numbers}}}"
+    )
+    left = r"job=~?\\*\"keypulse-exporter|job=\\*\"keypulse-relay|acme|env=\\*\"production"
+    assert re.findall(left, json.dumps(changed)) == []
+    alerts = list_rules(changed["prometheusAlerts"]["groups"])
+    assert 'up{job="relay", cluster="eu"}' in alerts["RelayDown"]["expr"]
+    assert {name: rule["annotations"]["runbook_url"] for name, rule in alerts.items()} == {
+        name: f"https://wiki.example.org/kms#{name.lower()}" for name in ALERTS
+    }
+    for part in ("prometheusAlerts", "prometheusRules"):
+        (tmp_path / f"{part}.yml").write_text(yaml.dump(changed[part], Dumper=yaml.CSafeDumper))
+    answer = promtool("check", "rules", *sorted(tmp_path.glob("*.yml")))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_a_threshold_that_does_not_exist_is_an_error_with_its_name() -> None:
+    with pytest.raises(RuntimeError, match="no threshold has the name latencySecond"):
+        render("thresholds+: {latencySecond: 2}")
