@@ -1,5 +1,6 @@
-"""`keypulse-audit`: audit logging of Cloud KMS, for one project or several."""
+"""`keypulse-audit`: audit logging of Cloud KMS, for one project or several, and what Google owes for a month."""
 
+import asyncio
 import random
 import re
 import secrets
@@ -8,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 import click
 
@@ -25,11 +28,14 @@ from ops.audit.plan import (
     list_warnings,
     plan_changes,
 )
+from ops.audit.sla import OBJECTIVES, TIME_ZONE, Month, assess, format_json, format_markdown, read_minutes
 from ops.audit.verify import AuditProbe, Clock, verify_logging
 from shared import VERSION
-from shared.check import format_line, to_one_line
-from shared.config.settings import parse_duration
+from shared.check import CheckError, format_line, to_one_line
+from shared.config.secret_file import SecretFile
+from shared.config.settings import check_base_url, parse_duration
 from shared.process.command_line import replace_unencodable_output
+from shared.smoke.http_client import CA_FILE, open_client
 
 _EXAMPLES = """\b
 Examples:
@@ -38,6 +44,7 @@ Examples:
       --bucket '{project}-kms-audit'
   keypulse-audit verify --project acme-prod --location europe-west3 --bigquery
   keypulse-audit queries --project acme-prod --bigquery
+  keypulse-audit sla --project acme-prod --month 2026-03 --prometheus http://127.0.0.1:9090 --evidence sla.md
 Give `verify` the same options as `apply`.
 """
 _PROJECT: Final = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
@@ -120,7 +127,7 @@ def _add_state_options(command: Command) -> Command:
 @click.group(epilog=_EXAMPLES)
 @click.version_option(VERSION, prog_name="keypulse-audit")
 def main() -> None:
-    """Set up the audit logging of Cloud KMS, and verify it.
+    """Set up the audit logging of Cloud KMS, verify it, and count a month by Google's SLA.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage.
     """
@@ -186,6 +193,82 @@ def queries(projects: tuple[str, ...], *, bigquery: bool) -> None:
     for project in projects:
         for question, command in list_queries(project, bigquery=bigquery):
             click.echo(f"# {question}\n{command}\n")
+
+
+def _parse_url_option(_context: click.Context, _parameter: click.Parameter, given: str) -> str:
+    try:
+        return check_base_url(given, allow_user=True)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None  # without the value: it may hold a password
+
+
+def _parse_zone_option(_context: click.Context, _parameter: click.Parameter, given: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(given)
+    except (ValueError, OSError, KeyError):  # KeyError: ZoneInfoNotFoundError
+        hint = "expected one such as UTC; where the machine has none: pip install tzdata"
+        raise click.BadParameter(f"{hint}, got {given!r}") from None
+
+
+@main.command()
+@_PROJECTS
+@click.option("--month", "name", required=True, help="The month, such as 2026-03; it has to be over.")
+@click.option("--prometheus", "url", required=True, callback=_parse_url_option, help="It scrapes the exporter.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="A bearer token for Prometheus.")
+@click.option("--ca-file", type=click.Path(path_type=Path), help="Certificate authorities in PEM, for Prometheus.")
+@click.option(
+    "--time-zone", "zone", default=TIME_ZONE, callback=_parse_zone_option, help="Of the month. Default Google's."
+)
+@click.option(
+    "--objective",
+    "objectives",
+    type=click.FloatRange(0, 100),
+    multiple=True,
+    default=tuple(OBJECTIVES),
+    help="A Monthly Uptime Percentage that was promised; several times. Default 99.99 and 99.95.",
+)
+@click.option(
+    "--evidence", "files", type=click.Path(path_type=Path), multiple=True, help="Write it to FILE.md or FILE.json, too."
+)
+def sla(  # noqa: PLR0913 - an option each
+    *,
+    projects: tuple[str, ...],
+    name: str,
+    url: str,
+    token_file: Path | None,
+    ca_file: Path | None,
+    zone: ZoneInfo,
+    objectives: tuple[float, ...],
+    files: tuple[Path, ...],
+) -> None:
+    """Count a month by Google's Service Level Agreement for Cloud KMS. Exit code 1 also if an objective was missed."""
+    try:
+        month = Month.parse(name, zone)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"expected a month such as 2026-03, got {name!r}", param_hint="--month") from None
+    if month.ends > get_utc_now().timestamp():
+        raise click.BadParameter(f"expected a month that is over, got {name}", param_hint="--month")
+    if wrong := [file for file in files if file.suffix not in {".md", ".json"}]:
+        raise click.BadParameter(f"expected FILE.md or FILE.json, got {wrong[0]}", param_hint="--evidence")
+
+    async def assess_projects() -> list[dict[str, Any]]:
+        CA_FILE.set(ca_file)
+        async with open_client(url, SecretFile(token_file) if token_file else None, timeout=60) as prometheus:
+            source = str(prometheus.url.with_user(None))
+            return [
+                assess(await read_minutes(prometheus, project, month), project, month, objectives, source)
+                for project in dict.fromkeys(projects)
+            ]
+
+    try:
+        documents = asyncio.run(assess_projects())
+        for file in files:
+            file.write_text((format_json if file.suffix == ".json" else format_markdown)(documents), encoding="utf-8")
+    except (CheckError, OSError) as error:
+        click.secho(to_one_line(str(error)), fg="red", err=True)
+        sys.exit(1)
+    click.echo(format_markdown(documents), nl=False)
+    sys.exit(0 if all(each["is_met"] for document in documents for each in document["objectives"]) else 1)
 
 
 def get_utc_now() -> datetime:

@@ -102,7 +102,7 @@ async def check_prometheus(
 async def _check_scraping(server: HttpClient) -> str:
     targets = [
         t
-        for t in (await _query_api(server, "targets", {"state": "active"}))["activeTargets"]
+        for t in (await query_api(server, "targets", {"state": "active"}))["activeTargets"]
         if t["labels"]["job"] == EXPORTER_JOB
     ]
     if not targets:
@@ -154,11 +154,11 @@ async def _check_runbooks(server: HttpClient, rules: Mapping[str, Sequence[str]]
 
 
 async def _read_rules(server: HttpClient) -> list[dict[str, Any]]:
-    return [rule for group in (await _query_api(server, "rules"))["groups"] for rule in group["rules"]]
+    return [rule for group in (await query_api(server, "rules"))["groups"] for rule in group["rules"]]
 
 
 async def _check_alertmanagers(server: HttpClient) -> str:
-    if not (loaded := (await _query_api(server, "alertmanagers"))["activeAlertmanagers"]):
+    if not (loaded := (await query_api(server, "alertmanagers"))["activeAlertmanagers"]):
         raise CheckError(
             "it sends its alerts to nobody",
             "add the part `alerting` of ops/prometheus/prometheus.yml to its configuration and reload it",
@@ -167,7 +167,7 @@ async def _check_alertmanagers(server: HttpClient) -> str:
 
 
 async def _check_recording(server: HttpClient, recording: str) -> str:
-    if not (series := (await _query_api(server, "query", {"query": recording}))["result"]):
+    if not (series := (await query_api(server, "query", {"query": recording}))["result"]):
         raise CheckError(
             "it returns nothing",
             "check whether its rule is loaded, and whether the exporter reads a backend and its metrics_url",
@@ -180,8 +180,8 @@ async def _check_recording(server: HttpClient, recording: str) -> str:
     return f"{len(series)} series"
 
 
-async def _query_api(server: HttpClient, endpoint: str, params: Mapping[str, str] | None = None) -> Any:
-    """`data` of an answer of Prometheus's HTTP API, version 1."""
+async def query_api(server: HttpClient, endpoint: str, params: Mapping[str, str] | None = None) -> Any:
+    """Return `data` of an answer of Prometheus's HTTP API, version 1. Raises CheckError if it is no success."""
     answer = await server.get(f"/api/v1/{endpoint}", params)
     document = answer.parse_json(f"/api/v1/{endpoint}")
     if answer.status != 200 or not isinstance(document, dict) or document.get("status") != "success":
