@@ -82,7 +82,10 @@ THRESHOLDS = yaml.safe_load((OPS / "prometheus/thresholds.yml").read_text())
 def test_the_thresholds_of_the_values_are_those_of_the_rules_with_the_same_explanations() -> None:
     values = {path.rpartition(".")[2]: (default, comment) for path, default, comment in list_values(_read_values())}
     comments = {path: comment for path, _, comment in list_values((OPS / "prometheus/thresholds.yml").read_text())}
-    expected = {name: (threshold["default"], comments[name]) for name, threshold in THRESHOLDS.items()}
+    expected = {
+        name: (threshold["default"], f"{threshold['alert']}: {comments[name][0].lower()}{comments[name][1:]}")
+        for name, threshold in THRESHOLDS.items()
+    }
     assert {name: values.get(name) for name in expected} == expected
     assert yaml.safe_load(_read_values())["prometheusRule"]["thresholds"].keys() == expected.keys()
 
