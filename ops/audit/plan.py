@@ -193,6 +193,15 @@ def list_warnings(state: CurrentState) -> Iterator[str]:
         for exclusion in (state.get(part) or {}).get("exclusions", []):
             if not exclusion.get("disabled"):
                 yield f"the {part} leaves out {exclusion['filter']}; check whether that is intended"
+    # For partitioned tables, as the sink's are, the second has precedence, and applies to tables that are new
+    # (https://cloud.google.com/bigquery/docs/reference/rest/v2/datasets).
+    dataset = state.get(AuditPart.DATASET) or {}
+    expiration = dataset.get("defaultPartitionExpirationMs") or dataset.get("defaultTableExpirationMs")
+    if expiration and (days := int(expiration) / 86_400_000) < RETENTION_DAYS:
+        yield (
+            f"the dataset {DATASET} deletes entries after {days:g} days instead of {RETENTION_DAYS}; run "
+            f"bq update --default_partition_expiration {RETENTION_DAYS * 86_400} {DATASET}, and change its tables too"
+        )
     for rule in (state.get(AuditPart.BUCKET) or {}).get("lifecycle", {}).get("rule", []):
         if rule["action"]["type"] == "Delete" and set(rule["condition"]) != {"age"}:
             yield f"another rule of the bucket deletes files, too: {rule['condition']}; check whether that is intended"

@@ -1,6 +1,7 @@
 """The launchers install once, what is locked, and pass everything on."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -81,14 +82,17 @@ def test_the_one_for_powershell_is_powershell_and_does_the_same() -> None:
     assert not tree.root_node.has_error
     commands = [" ".join(node.text.decode().split()) for node in _commands(tree.root_node) if node.text]
     run = [command for command in commands if command.startswith("&")]
-    assert [command.partition(" -m ")[2].partition(" --quiet")[0] for command in run] == [
+    assert [command.partition(" -m ")[2].partition(" --quiet")[0] for command in run[1:]] == [
         "venv --clear $venv",
         "pip install",
         "pip install",
         "ops.audit @args",
     ]
-    assert "--require-hashes" in run[1]
-    assert "--no-index" in run[2]
+    assert "--require-hashes" in run[2]
+    assert "--no-index" in run[3]
+    (check,) = re.findall(r"-c ('[^']+')", (ROOT / SHELL).read_text())
+    assert run[0] == f"& $python @options -c {check}", "the version is asked before anything is made"
+    assert b"exit 2" in source.partition(b"-m venv")[0]
     assert source.rstrip().endswith(b"exit $LASTEXITCODE")
 
 

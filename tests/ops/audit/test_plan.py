@@ -90,6 +90,24 @@ def test_what_keeps_entries_from_a_sink_or_deletes_them_sooner_is_reported() -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("defaults", "days"),
+    [
+        ({}, None),
+        ({"defaultTableExpirationMs": "5184000000"}, "60"),
+        ({"defaultPartitionExpirationMs": "63071999999"}, "730"),
+        ({"defaultPartitionExpirationMs": "63072000000", "defaultTableExpirationMs": "5184000000"}, None),
+        ({"defaultPartitionExpirationMs": "43200000", "defaultTableExpirationMs": "63072000000"}, "0.5"),
+    ],
+)
+def test_a_dataset_that_keeps_entries_for_less_than_two_years_is_reported(
+    defaults: dict[str, str], days: str | None
+) -> None:
+    found = list(list_warnings(EMPTY | {AuditPart.DATASET: {"location": "EU", **defaults}}))
+    assert [warning.partition(" days ")[0].rpartition(" ")[2] for warning in found] == [days] * bool(days)
+    assert all("bq update --default_partition_expiration 63072000 kms_audit" in warning for warning in found)
+
+
 def test_a_grant_with_a_condition_is_not_enough_and_stays() -> None:
     bindings = [
         {"role": "roles/storage.objectCreator", "members": [WRITER], "condition": {"expression": "false"}},
