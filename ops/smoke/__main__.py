@@ -84,7 +84,8 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
     "--environment",
     type=click.Choice(get_args(Environment)),
     default="production",
-    help="Of the deployment. In production, the default, a placeholder's runbook in the rules is an error.",
+    help="Of the deployment: `env` of the test alert. In production, the default, a placeholder's runbook in the rules "
+    "is an error.",
 )
 @click.option("--prometheus", type=_URL, help="Check its targets, rules and recordings.")
 @click.option(

@@ -131,7 +131,7 @@ async def check_deployment(
                 deployment.alertmanager,
                 deployment.relay,
                 deployment.relay_token,
-                severity=test_alert,
+                labels={"severity": test_alert, "env": deployment.environment},
                 timeout=alert_timeout,
             )
 

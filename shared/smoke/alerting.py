@@ -7,7 +7,7 @@ its message is distinct from those of other smoke tests.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -80,18 +80,20 @@ async def check_test_alert(
     relay: str,
     relay_token: SecretFile | None = None,
     *,
-    severity: Severity = "warning",
+    labels: Mapping[str, str],
     timeout: float = TEST_ALERT_TIMEOUT_SECONDS,
     random_hex: Callable[[int], str] = secrets.token_hex,
     now: Callable[[], float] = time.time,
 ) -> list[CheckResult]:
     """Post an alert, follow it, and resolve it; people get the resolve, too. Raises ValueError if a URL is invalid.
 
-    The severity chooses the route; `critical` pages the person on call. The timeout ends with the last receipt.
+    Its `labels`, `severity` and `env`, choose the route as for a real alert; `critical` pages the person on call. The
+    timeout ends with the last receipt.
     """
     deadline = time.monotonic() + timeout
     async with open_client(alertmanager) as taker, open_client(relay, relay_token) as relay_client:
-        test = _TestAlert(f"keypulse-smoke-{random_hex(8)}", severity, timeout, deadline, taker, relay_client, now)
+        service = f"keypulse-smoke-{random_hex(8)}"
+        test = _TestAlert(service, labels, timeout, deadline, taker, relay_client, now)
         async with test.resolve_at_end():
             accepted = Check(_ACCEPTED_CHECK, test.post)
             results = await run_checks(
@@ -103,7 +105,7 @@ async def check_test_alert(
 @dataclass
 class _TestAlert:
     service: str
-    severity: Severity
+    labels: Mapping[str, str]
     timeout: float
     deadline: float
     """Monotonic."""
@@ -122,7 +124,7 @@ class _TestAlert:
         return f"{ALERT_NAME} of {self.service}"
 
     async def _post(self, ends: float) -> None:
-        labels = {"alertname": ALERT_NAME, "severity": self.severity, "env": "smoke-test", "service": self.service}
+        labels = {**self.labels, "alertname": ALERT_NAME, "service": self.service}
         summary = "This is a smoke test of alert delivery. Nothing is wrong, and there is nothing to do."
         alert = {
             "labels": labels,

@@ -146,6 +146,24 @@ async def test_no_test_alert_is_posted_where_it_could_not_arrive(backend: str) -
     assert done.stdout.splitlines()[-1] == "- a test alert: not posted: it needs 'Alertmanager is ready'"
 
 
+@pytest.mark.parametrize(("environment", "expected"), [("", "production"), ("staging", "staging")])
+async def test_the_test_alert_takes_the_routes_of_the_environment(environment: str, expected: str) -> None:
+    posted: list[dict[str, dict[str, str]]] = []
+
+    async def answer(request: Request) -> Response:
+        if request.method == "POST":
+            posted.extend(await request.json())
+        return JSONResponse({"versionInfo": {}, "deliveries": []})
+
+    async with serve(
+        Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])]), Address("127.0.0.1", 0)
+    ) as url:
+        parts = ("--alertmanager", f"http://{url}", "--relay", f"http://{url}")
+        done = await smoke(*parts, "--test-alert", "--timeout", "0.1s", KEYPULSE_SMOKE_ENVIRONMENT=environment)
+    assert done.returncode == 1, "the relay sent nothing of it"
+    assert {alert["labels"]["env"] for alert in posted} == {expected}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

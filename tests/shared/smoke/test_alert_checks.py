@@ -13,6 +13,7 @@ from shared.smoke.alerting import check_test_alert
 from tests.shared.smoke.conftest import Answering
 
 SERVICE = "keypulse-smoke-7"
+LABELS = {"severity": "warning", "env": "production"}
 
 
 class AlertingPath:
@@ -53,7 +54,9 @@ class AlertingPath:
 
 async def follow(answering: Answering, path: AlertingPath, timeout: float = 0.5) -> list[str]:
     async with answering(path.answer) as url:
-        results = await check_test_alert(url, url, timeout=timeout, random_hex=lambda _: "7", now=lambda: 1e9)
+        results = await check_test_alert(
+            url, url, labels=LABELS, timeout=timeout, random_hex=lambda _: "7", now=lambda: 1e9
+        )
     lines = [format_line(result, verbose=result.outcome is CheckOutcome.PASSED) for result in results]
     return [re.sub(r" \([\d.]+ s\)$", "", text) for text in lines]
 
@@ -68,7 +71,7 @@ async def test_a_receipt_on_each_channel_is_shown_and_the_alert_is_over_afterwar
     ]
     begun, ended = path.alerts
     assert begun["labels"] == ended["labels"]
-    assert begun["labels"] | {"alertname": "KMSTest", "severity": "warning", "service": SERVICE} == begun["labels"]
+    assert begun["labels"] == {**LABELS, "alertname": "KMSTest", "service": SERVICE}
     assert begun["startsAt"] == ended["startsAt"] == ended["endsAt"]
     assert datetime.fromisoformat(begun["endsAt"]).timestamp() == 1e9 + 0.5 + 60
 
