@@ -113,7 +113,11 @@ def test_a_rotation_waits_for_its_approval_and_is_alone() -> None:
     (job,) = rotate["jobs"].values()
     (rotation,) = [step["with"] for step in job["steps"] if step["uses"] == "./"]
     assert job["environment"] == rotation["environment"], "the approved environment is the one that is asked for"
-    assert rotate[True]["workflow_dispatch"]["inputs"]["dry_run"]["default"] is True
+    inputs = rotate[True]["workflow_dispatch"]["inputs"]
+    assert inputs["dry_run"]["default"] is True
+    action = yaml.safe_load(ACTION.read_text())["inputs"]
+    assert {inputs["rotation_type"]["default"], action["rotation-type"]["default"]} == {"new-dek"}
+    assert rotation["rotation-type"] == "${{ inputs.rotation_type || vars.KEYPULSE_ROTATION_TYPE || 'new-dek' }}"
     names = [step.get("name") for step in ACTION_STEPS]
     approval = ACTION_STEPS[names.index("The environment asks for an approval")]
     assert approval["if"] == "${{ inputs.command == 'rotate' && inputs.dry-run != 'true' }}"
@@ -183,4 +187,12 @@ def test_each_variable_and_each_secret_of_the_rotation_is_explained_and_no_other
 
 @pytest.mark.parametrize("file", sorted((ROOT / "ops/rotator").glob("*.yml")), ids=lambda file: file.stem)
 def test_every_driver_has_a_configuration_that_is_valid(file: Path) -> None:
-    assert load_settings(RotatorSettings, file).driver.kind == file.stem
+    assert load_settings(RotatorSettings, file).driver.kind == {"docker": "command"}.get(file.stem, file.stem)
+
+
+def test_each_way_to_the_keyring_is_compared_in_the_document_and_named_in_the_workflow_s_head() -> None:
+    ways = {file.stem for file in (ROOT / "ops/rotator").glob("*.yml")}
+    document, workflow = (ROOT / "docs/GITHUB.md").read_text(), (ROOT / ".github/workflows/kms-rotate.yml").read_text()
+    (table,) = re.findall(r"^\| `KEYPULSE_DRIVER` \| how .*\n\|[-|]+\|\n((?:\|.*\n)+)", document, re.MULTILINE)
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == ways
+    assert set(re.findall(r"^#   (\w+)  +", workflow, re.MULTILINE)) == ways
