@@ -110,6 +110,16 @@ def test_every_endpoint_is_explained() -> None:
     assert {path for path in paths if f"{path}`" not in REFERENCE} == set()
 
 
+@pytest.mark.parametrize("name", ["KMS_SETUP_CHECKLIST", "GITHUB"])
+def test_a_document_sets_the_variables_and_writes_the_token_files_that_its_commands_use(name: str) -> None:
+    text = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
+    commands = "".join(re.findall(r"^ *```(?:bash|sh)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL))
+    used = set(re.findall(r"\$\{?([A-Z][A-Z_]+)", commands)) - {"PATH", "PWD"}
+    assert used - set(re.findall(r"\b([A-Z][A-Z_]+)=", commands)) == set()
+    files = re.findall(r"--[\w-]*token-file (\S+)", commands)
+    assert [file for file in files if f">{file}" not in commands.partition(f"token-file {file}")[0]] == []
+
+
 def test_every_command_of_the_distribution_is_named_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     scripts = re.findall(r"^(keypulse-[a-z]+) = ", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
