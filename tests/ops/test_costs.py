@@ -8,7 +8,8 @@ from services.exporter.backends.settings import ProbeSettings
 from services.exporter.jobs import MIN_INTERVAL
 from tests.ops.rules import ROOT
 
-COSTS = (ROOT / "docs/KMS_SETUP_CHECKLIST.md").read_text(encoding="utf-8").partition("## What it costs")[2]
+CHECKLIST = (ROOT / "docs/KMS_SETUP_CHECKLIST.md").read_text(encoding="utf-8")
+COSTS = CHECKLIST.partition("## What it costs")[2]
 MONTH = 30 * 86400
 PROBES = re.findall(
     r"^\| (\d+) exporters?, (\d+) keys?, (\d+) versions?[^|]*\| ([\d,]+) \| ([\d.]+) \|", COSTS, re.MULTILINE
@@ -26,6 +27,19 @@ def test_a_deployment_costs_what_its_operations_cost(
     expected = int(exporters) * int(keys) * (round_trips + inspections)
     assert int(operations.replace(",", "")) == expected
     assert f"{expected * 0.03 / 10_000:.2f}" == usd
+
+
+def test_what_was_measured_stands_where_it_was_measured() -> None:
+    benchmarks, drills = ((ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("benchmarks", "DRILLS"))
+    (median, most) = re.findall(r"after (\d+) s at the median, after (\d+) s for 95 %", COSTS)[0]
+    assert f"| 10 minutes, calls refused | 100 %; 89, 106 | 100 %; {median}, {most} |" in benchmarks
+    (keys, seconds) = re.findall(r"([\d,]+) data keys were backed up, re-wrapped and verified in (\d+) s", COSTS)[0]
+    assert re.search(rf"^\| `rotation`, {keys} data keys;.*? \| {seconds} s, ", benchmarks, re.MULTILINE)
+    rows = re.findall(r"^\| \[.*?\| (\d+) s \|.*\| (\d+) s \|$", drills, re.MULTILINE)
+    *pages, dead = sorted(int(page) for page, _ in rows)
+    ends = sorted(int(end) for _, end in rows)
+    assert f"the page comes {pages[0]} \N{EN DASH} {pages[-1]} s after" in COSTS
+    assert f"{dead} s where Prometheus itself is dead, and the all-clear {ends[0]} \N{EN DASH} {ends[-1]} s" in COSTS
 
 
 def test_the_sinks_sum_up() -> None:

@@ -10,7 +10,7 @@ import _gojsonnet
 import pytest
 import yaml
 
-from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, promtool
+from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, ROOT, promtool
 
 THRESHOLDS: dict[str, dict[str, Any]] = yaml.safe_load((PROMETHEUS / "thresholds.yml").read_text())
 
@@ -86,6 +86,13 @@ def test_other_names_of_jobs_another_runbook_and_other_thresholds_are_rules_that
         (tmp_path / f"{part}.yml").write_text(yaml.dump(changed[part], Dumper=yaml.CSafeDumper))
     answer = promtool("check", "rules", *sorted(tmp_path.glob("*.yml")))
     assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_the_page_on_tuning_has_each_threshold_with_its_alert_and_its_default() -> None:
+    page = (ROOT / "docs/thresholds.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\d.]+) \|", page, re.MULTILINE)
+    documented = {name: (alert, float(default)) for name, alert, default in rows}
+    assert documented == {name: (each["alert"], each["default"]) for name, each in THRESHOLDS.items()}
 
 
 def test_a_threshold_that_does_not_exist_is_an_error_with_its_name() -> None:

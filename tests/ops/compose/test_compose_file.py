@@ -42,6 +42,27 @@ def test_each_profile_is_whole(profile: str, expected: set[str]) -> None:
     assert {name: names for name, names in missing.items() if names} == {}
 
 
+def test_the_names_and_ports_are_those_of_the_document_on_networks() -> None:
+    document = (ROOT / "docs/NETWORKS.md").read_text(encoding="utf-8").partition("## Names in compose.yaml")[2]
+    documented: dict[str, tuple[str, set[tuple[str, ...]]]] = {}
+    for alias, services, _, ports in re.findall(
+        r"^\| `([\w-]+)` \| (.*?) \| (.*?) \| (.*?) \|$", document, re.MULTILINE
+    ):
+        for service in re.findall(r"[\w-]+", services):
+            documented[service] = (alias, set(re.findall(r"`(\w+)` (\d+)", ports)))
+    for row in re.findall(r"^\| `[\w-]+` \| .*? \| (.*?) \| (.*?) \|$", document, re.MULTILINE):
+        assert len(row[0].split(", ")) == len(row[1].split(", ")), "each port there has one on this machine"
+    published = {
+        name: (
+            service.get("networks", {}).get("default", {}).get("aliases", [name])[0],
+            {re.findall(r"\{(\w+):-(\d+)\}", port)[0] for port in service["ports"]},
+        )
+        for name, service in SERVICES.items()
+        if "ports" in service
+    }
+    assert documented == published
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_no_service_can_do_more_than_it_must(name: str) -> None:
     service = SERVICES[name]
