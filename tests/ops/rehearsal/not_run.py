@@ -8,6 +8,7 @@ from tests.tracked_files import list_tracked_files
 
 OURS = re.compile(r"(?:^|[|;&(]\s*)(keypulse-[a-z]+|curl|promtool|amtool) ", re.MULTILINE)
 AUDIT = "tests/ops/audit runs it against a stand-in of Google's APIs"
+CONTAINERS = "the demo's services are processes, without containers and service accounts"
 GOOGLE = "it is about Google, of which the emulator is only a part"
 REASONS = {
     "export ": "the variables are set already",
@@ -16,6 +17,13 @@ REASONS = {
     "http://metadata.google.internal/": GOOGLE,
     "gcloud org-policies": GOOGLE,
     "gcloud projects": GOOGLE,
+    "gcloud iam": GOOGLE,
+    "docker ": CONTAINERS,
+    "systemctl ": "the demo has no units",
+    "delete pod POD": "no process of the demo hangs",
+    "--output=jsonpath": CONTAINERS,
+    "annotate serviceaccount": CONTAINERS,
+    "create secret": CONTAINERS,
     "/run/secrets": "the demo has no such folder",
     "/var/backups/keypulse": "the demo has no such folder; tests/relay/test_restored_backup.py restores a backup",
     "relay.db-wal": "the demo's relay runs; tests/relay/test_restored_backup.py restores a backup",
