@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from tests.ops.rehearsal.document import ALERT_PARTS, blocks, read_parts
 from tests.ops.routing import FILE as ALERTMANAGER
 from tests.ops.rules import ALERT_PAGES, ALERTS, RECORDINGS, ROOT, RUNBOOK, RUNBOOKS
 
+REVIEWED = (*RUNBOOKS, ROOT / "docs/KMS_SETUP_CHECKLIST.md")
+OVERDUE = ROOT / "ops/tools/overdue-reviews"
+DATES = re.compile(r"# .+\n\n\*Last updated ([\d-]+)\. Next review ([\d-]+)\.\*\n")
 RELAYS_OWN = {"RelayWebhookQuarantined": "RelayWebhooksRejected", "WatchdogAbsent": "Watchdog"}
 """What the relay reports of itself, without a rule, and the alert on whose page it stands."""
 
@@ -39,9 +43,51 @@ def anchor(title: str) -> str:
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
+def describe_wrong_dates(text: str) -> str | None:
+    """What is wrong with the dates of a page; None where it says both, and the review is within a quarter."""
+    found = DATES.match(text)
+    if not found:
+        return "below its title: *Last updated YYYY-MM-DD. Next review YYYY-MM-DD.*"
+    try:
+        updated, review = map(date.fromisoformat, found.groups())
+    except ValueError as error:
+        return str(error)
+    return None if timedelta() < review - updated <= timedelta(days=92) else "the review is within a quarter after it"
+
+
 SECTIONS = sections(RUNBOOK.read_text(), 2)
 TEXT = "".join(file.read_text() for file in RUNBOOKS)
 ROLES = [row[0] for row in rows(SECTIONS["Contacts"], "role")]
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("*Last updated 2026-12-01. Next review 2027-03-01.*", None),
+        ("", "below its title"),
+        ("*Last updated 2026-12-01.*", "below its title"),
+        ("*Last updated 1 December. Next review 1 March.*", "below its title"),
+        ("*Last updated 2026-12-01. Next review 2027-02-30.*", "day"),
+        ("*Last updated 2026-12-01. Next review 2026-11-30.*", "within a quarter"),
+        ("*Last updated 2026-12-01. Next review 2027-12-01.*", "within a quarter"),
+    ],
+)
+def test_a_page_without_sound_dates_of_its_review_is_found(line: str, wrong: str | None) -> None:
+    found = describe_wrong_dates(f"# KMSHighLatency\n\n{line}\n\nFor 10 minutes …")
+    assert found is None if wrong is None else wrong in str(found)
+
+
+def test_operations_checklist_and_runbooks_say_when_they_were_updated_and_are_reviewed() -> None:
+    wrong = {file.name: describe_wrong_dates(file.read_text(encoding="utf-8")) for file in REVIEWED}
+    assert {name: why for name, why in wrong.items() if why} == {}
+
+
+@pytest.mark.parametrize(("today", "is_overdue"), [("2026-12-01", False), ("2100-01-01", True)])
+def test_a_review_that_is_overdue_is_named_by_the_command_that_a_workflow_runs(today: str, is_overdue: bool) -> None:
+    done = subprocess.run([OVERDUE, today], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, bool(done.stdout)) == (int(is_overdue), is_overdue)
+    named = {line.partition(":")[0] for line in done.stdout.splitlines()}
+    assert named == ({str(file.relative_to(ROOT)) for file in REVIEWED} if is_overdue else set())
 
 
 def test_each_alert_has_a_page_and_a_heading_that_leads_to_it() -> None:

@@ -77,6 +77,7 @@ def test_what_others_send_starts_nothing_but_the_tests() -> None:
         "release": {"push"},
         "kms-rotate": {"schedule", "workflow_dispatch"},
         "kms-crypto-smoke": {"schedule", "deployment_status", "repository_dispatch", "workflow_dispatch"},
+        "document-reviews": {"schedule", "workflow_dispatch"},
     }
     assert DOCUMENTS["release"][True] == {"push": {"tags": ["v*"]}}
     assert "secrets." not in (ROOT / ".github/workflows/ci.yml").read_text()
