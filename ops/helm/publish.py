@@ -5,12 +5,15 @@ The credentials are OCI_USER and OCI_PASSWORD; without them it pushes anonymousl
 """
 
 import os
+import re
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import click
 import helm_python as helm
+import yaml
 
 from ops.helm import CHART
 
@@ -41,9 +44,23 @@ def publish_chart(
         with helm.RegistryClient(plain_http=plain_http, credentials_file=credentials) as client:
             if user and password:
                 client.login(urlsplit(remote).netloc, user, password, plain_http=plain_http)
-            client.push(helm.package(CHART, destination=folder), remote, plain_http=plain_http)
+            packed = helm.package(_copy_with_whole_links(Path(folder)), destination=folder)
+            client.push(packed, remote, plain_http=plain_http)
             with helm.Chart.load(CHART) as chart:
                 return str(client.resolve(f"{remote}/{chart.name}:{chart.version}")["digest"])
+
+
+def _copy_with_whole_links(folder: Path) -> Path:
+    """Copy the chart: Artifact Hub shows its README without the repository, in which relative links lead somewhere."""
+    chart = Path(shutil.copytree(CHART, folder / CHART.name))
+    about, readme = yaml.safe_load((chart / "Chart.yaml").read_text(encoding="utf-8")), chart / "README.md"
+
+    def complete(link: re.Match[str]) -> str:
+        path = (CHART / link[1]).resolve().relative_to(CHART.parents[2]).as_posix()
+        return f"]({about['home']}/blob/v{about['version']}/{path}"
+
+    readme.write_text(re.sub(r"\]\((\.\./[^)#]+)", complete, readme.read_text(encoding="utf-8")), encoding="utf-8")
+    return chart
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 import asyncio
 import hashlib
+import io
 import json
+import re
+import tarfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -63,4 +66,9 @@ async def test_the_digest_that_is_reported_is_that_of_the_charts_version(registr
     config = json.loads(registry.blobs[manifest["config"]["digest"]])
     assert (config["name"], config["version"]) == ("keypulse", "0.1.0")
     (layer,) = manifest["layers"]
-    assert registry.blobs[layer["digest"]].startswith(b"\x1f\x8b"), "the packed chart"
+    with tarfile.open(fileobj=io.BytesIO(registry.blobs[layer["digest"]])) as packed:
+        (readme,) = [packed.extractfile(each) for each in packed.getmembers() if each.name == "keypulse/README.md"]
+        assert readme
+        links = re.findall(r"\]\(([^)]+)\)", readme.read().decode())
+    assert "https://github.com/acme/keypulse/blob/v0.1.0/ops/helm/examples/production/values.yaml" in links
+    assert [link for link in links if not link.startswith("https://")] == [], "there is no repository around a package"
