@@ -35,8 +35,8 @@ TIME_ZONE: Final = "America/Los_Angeles"
 """The agreement says "calendar month". A credit is a part of the bill, and its months begin in Pacific Time:
 `CalendarPeriod` in the reference of its Budget API."""
 
-_MAX_POINTS: Final = 10_000
-"""Of one query: Prometheus refuses more than 11,000."""
+_MAX_POINTS: Final = 360
+"""Of one query, six hours: a thousand keys have 36,000 series of failures, and a query may load 50 million samples."""
 _ERRORS: Final = frozenset({Reason.UNAVAILABLE, Reason.TIMEOUT})
 """What the agreement counts: HTTP 5xx, and no valid response within 10 s. What never reached KMS has these reasons too,
 and so has a fault of an external key manager; both have a cause."""
@@ -125,11 +125,11 @@ async def read_minutes(prometheus: HttpClient, project: str, month: Month) -> li
                         minute.failures[series["metric"]["reason"]] = float(value)
                     else:
                         minute.causes.add(series["metric"].get("cause", ""))
-    if all(minute.requests is None for minute in minutes.values()):
-        raise CheckError(
-            f"Prometheus knows no call to a key of {project} in {month.name}",
-            "check --project, its retention, and that it scrapes the exporter every 30s or more often",
-        )
+        if all(minute.requests is None for minute in minutes.values()):
+            raise CheckError(
+                f"Prometheus knows no call to a key of {project} in {month.name}",
+                "check --project, its retention, and that it scrapes the exporter every 30s or more often",
+            )
     return list(minutes.values())
 
 
@@ -183,22 +183,19 @@ def _compute_uptime(minutes: Sequence[Minute], errors: frozenset[Reason]) -> flo
 
 
 def _describe_run(counted: Counted, run: Sequence[Minute]) -> dict[str, Any]:
-    """Return consecutive minutes that count as the same, with each of them where something failed."""
-    is_counted = counted is Counted.DOWNTIME and _is_downtime_period(run, _ERRORS)
+    """Return consecutive minutes that count as the same; of downtime with each of them."""
     described = {
         "begins": _format_time(run[0].begins),
         "ends": _format_time(run[-1].begins + 60),
         "minutes": len(run),
         "as": str(counted),
-        "is_counted": is_counted,
+        "is_counted": counted is Counted.DOWNTIME and _is_downtime_period(run, _ERRORS),
     }
-    if counted is Counted.GAP:
-        return described
-    return (
-        described
-        | _describe_requests(run)
-        | {"each": [{"begins": _format_time(minute.begins), **_describe_requests([minute])} for minute in run]}
-    )
+    if counted is not Counted.GAP:
+        described |= _describe_requests(run)
+    if counted is Counted.DOWNTIME:
+        described["each"] = [{"begins": _format_time(minute.begins), **_describe_requests([minute])} for minute in run]
+    return described
 
 
 def _describe_requests(run: Sequence[Minute]) -> dict[str, Any]:

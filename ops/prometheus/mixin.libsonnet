@@ -19,6 +19,8 @@ assert std.parseYaml('[&a 1, *a]') == [1, 1] : 'this jsonnet ignores aliases in 
     env: 'production',
     // A heading for each alert, in small letters, follows it.
     runbookURL: 'https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md',
+    // Names of alerts that are left out of prometheusAlerts.
+    disabled: [],
     // Their names, what they mean and the defaults: thresholds.yml.
     thresholds: { [name]: thresholds[name].default for name in std.objectFields(thresholds) },
   },
@@ -55,18 +57,23 @@ assert std.parseYaml('[&a 1, *a]') == [1, 1] : 'this jsonnet ignores aliases in 
     'slo/sloth.yml': configure(importstr 'slo/sloth.yml'),
   },
 
+  // The groups as they are shipped: an alert is evaluated after the recordings in its group, which its message reads.
   local groups = [
     group
     for file in std.objectFields($.prometheusFiles)
     if std.startsWith(file, 'rules/')
     for group in std.parseYaml($.prometheusFiles[file]).groups
   ],
-  local select(kind) = std.filter(
-    function(group) group.rules != [],
-    [group { rules: [rule for rule in super.rules if std.objectHas(rule, kind)] } for group in groups]
-  ),
-  prometheusAlerts+:: { groups+: select('alert') },
-  prometheusRules+:: { groups+: select('record') },
+  local alerts = [rule.alert for group in groups for rule in group.rules if std.objectHas(rule, 'alert')],
+  local unknown = std.setDiff(std.set(config.disabled), std.set(alerts)),
+  prometheusAlerts+:: {
+    assert unknown == [] : 'no alert has the name %s' % unknown[0],
+    groups+: [
+      group { rules: [rule for rule in super.rules if !std.member(config.disabled, std.get(rule, 'alert', ''))] }
+      for group in groups
+    ],
+  },
+  prometheusRules+:: { groups+: [] },
 
   grafanaDashboards+:: {
     'kms-health.json': std.parseJson(configure(importstr '../grafana/dashboards/kms-health.json', writeInJson)),

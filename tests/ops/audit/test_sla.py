@@ -16,11 +16,13 @@ import yaml
 from click.testing import CliRunner, Result
 
 from ops.audit import __main__ as command
-from ops.audit.sla import Counted, Minute, Month, assess
+from ops.audit.sla import Counted, Minute, Month, assess, build_queries
 from shared.smoke.http_client import open_client
 from shared.smoke.monitoring import query_api
+from tests.ops import exposed_metrics
 from tests.ops.conftest import Start
 from tests.ops.rules import PROMETHEUS
+from tests.ops.test_rules import metrics_in
 
 AUDIT = PROMETHEUS.parents[1] / "docs/AUDIT.md"
 STEP = 15
@@ -159,6 +161,18 @@ async def check_objectives(prometheus: str) -> None:
             assert error == pytest.approx(ERRORS[spec["name"]], abs=0.01)
             good = await value(query("good")) / await value(query("total"))
             assert good == pytest.approx(GOOD[spec["name"]])
+
+
+def test_the_evidence_and_the_objectives_read_only_what_is_exposed(tmp_path: Path) -> None:
+    texts = [
+        *build_queries("acme-prod").values(),
+        *re.findall(r"query: (sum.*|count.*)", (PROMETHEUS / "slo/openslo.yml").read_text()),
+        *re.findall(r"^ {8,}(?:- |[+] )?(sum.*)", (PROMETHEUS / "slo/sloth.yml").read_text(), re.MULTILINE),
+    ]
+    names = {name for text in texts for name in metrics_in(text)}
+    exposed = exposed_metrics.names([*exposed_metrics.by_the_exporter(), *exposed_metrics.by_a_relay(tmp_path)])
+    assert names - exposed == set()
+    assert len(names) > 8
 
 
 ERRORS = {"kms-round-trips": 0.1, "kms-latency": 0.5, "notification-delivery": 0.3}
