@@ -3,7 +3,8 @@
 Prometheus's counters come in, minute by minute; the Monthly Uptime Percentage of a project goes out, with what each
 minute counts as. Google's own monitoring decides, on its side of the network: this is the evidence for a claim.
 
-The rules are those of https://cloud.google.com/kms/sla as it read in 2024, and have their names.
+Objectives, Downtime, Downtime Period and Error Rate are those of https://cloud.google.com/kms/sla as it read in 2024.
+What is a Valid Request, and that the percentage is of all minutes of the month, is our reading of it.
 """
 
 import json

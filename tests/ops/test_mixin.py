@@ -107,6 +107,12 @@ def test_the_documented_jsonnet_gives_files_that_prometheus_and_grafana_load(tmp
     assert "monitoring/keypulse-exporter" in json.dumps(files)
 
 
+def test_every_field_of_the_config_is_documented() -> None:
+    table = DOCUMENT.read_text().partition("| `_config` |")[2].partition("\n\n")[0]
+    first_cells = re.findall(r"^\| (.*?) \|", table, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(first_cells))) == set(evaluate("std.objectFields(m._config)"))
+
+
 @pytest.mark.parametrize(
     ("config", "error"),
     [

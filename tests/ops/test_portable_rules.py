@@ -11,6 +11,7 @@ from tests.ops import exposed_metrics
 from tests.ops.rules import PROMETHEUS, promtool
 from tests.ops.test_rules import metrics_in
 
+DOCUMENT = PROMETHEUS.parents[1] / "docs/rules.md"
 FILE = PROMETHEUS / "portable/rules.yml"
 RULES: list[dict[str, Any]] = [
     rule
@@ -84,6 +85,8 @@ def build_rule(rule: dict[str, Any]) -> dict[str, Any]:
 def test_each_rule_has_the_form_of_awesome_prometheus_alerts_and_reads_what_the_exporter_exposes() -> None:
     assert [[field for field in FIELDS if field in rule] for rule in RULES] == [list(rule) for rule in RULES]
     assert [rule["name"] for rule in RULES] == list(DESCRIPTIONS)
+    documented = re.findall(r"^\| (KMS [\w ]+) \| .* \| (\w*) ?\| (\w+) \|$", DOCUMENT.read_text(), re.MULTILINE)
+    assert documented == [(r["name"].partition(" (")[0], r.get("for", ""), r["severity"]) for r in RULES]
     assert {rule["severity"] for rule in RULES} <= {"critical", "warning", "info"}
     exposed: list[Metric] = [*exposed_metrics.by_the_exporter()]
     read = {name for rule in RULES for name in metrics_in(rule["query"])}

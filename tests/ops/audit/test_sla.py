@@ -24,6 +24,7 @@ from tests.ops.conftest import Start
 from tests.ops.rules import PROMETHEUS
 from tests.ops.test_rules import metrics_in
 
+RULES_PAGE = PROMETHEUS.parents[1] / "docs/rules.md"
 AUDIT = PROMETHEUS.parents[1] / "docs/AUDIT.md"
 STEP = 15
 FAILURES = (
@@ -82,7 +83,9 @@ async def prometheus(start: Start, tmp_path: Path) -> str:
         families.setdefault(name, []).append(f"{name}{{{labels}}} {value:g} {now}")
     lines = [line for name, samples in families.items() for line in (f"# TYPE {name} unknown", *samples)]
     (tmp_path / "history").write_text("\n".join([*lines, "# EOF\n"]))
-    backfill = ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(tmp_path / "history"), f"{tmp_path}/data"]
+    one_block = "--max-block-duration=24h"  # each takes promtool a second
+    paths = (str(tmp_path / "history"), str(tmp_path / "data"))
+    backfill = ["promtool", "tsdb", "create-blocks-from", "openmetrics", one_block, *paths]
     await asyncio.to_thread(subprocess.run, backfill, check=True, capture_output=True)
     (tmp_path / "prometheus.yml").write_text("{}")
     kept = "--storage.tsdb.retention.time=100y"
@@ -157,6 +160,7 @@ async def check_objectives(prometheus: str) -> None:
             events = {key: text.replace("{{.window}}", "1h") for key, text in spec["sli"]["events"].items()}
             assert slo["spec"]["objectives"][0]["target"] == pytest.approx(spec["objective"] / 100)
             assert slo["spec"]["description"] == spec["description"]
+            assert f"| `{spec['name']}` | {spec['objective']:g} % |" in RULES_PAGE.read_text()
             error = await value(events["error_query"]) / await value(events["total_query"])
             assert error == pytest.approx(ERRORS[spec["name"]], abs=0.01)
             good = await value(query("good")) / await value(query("total"))
