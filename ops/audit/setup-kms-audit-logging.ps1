@@ -9,7 +9,7 @@ $installed = Join-Path $venv (Get-FileHash "$root/requirements/audit.lock").Hash
 if (-not (Test-Path $installed)) {
     . (Join-Path $root 'ops/tools/find-python.ps1')
     & $python @options -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))'
-    if ($LASTEXITCODE -ne 0) { Write-Error "keypulse needs Python 3.11 or newer with venv, and '$python' is none; install it, or name another in PYTHON"; exit 2 }
+    if (-not $?) { Write-Error "keypulse needs Python 3.11 or newer with venv, and '$python' is none; install it, or name another in PYTHON"; exit 2 }
     & $python @options -m venv --clear $venv
     if ($LASTEXITCODE -ne 0) { Write-Error "the virtual environment $venv could not be made; look at what Python says above"; exit 1 }
     & $bin -m pip install --quiet --require-hashes --only-binary :all: -r "$root/requirements/build.lock" -r "$root/requirements/audit.lock"

@@ -96,6 +96,17 @@ def test_the_one_for_powershell_is_powershell_and_does_the_same() -> None:
     assert source.rstrip().endswith(b"exit $LASTEXITCODE")
 
 
+@pytest.mark.parametrize("launcher", [POWERSHELL, "ops/smoke/smoke-crypto-kms.ps1"])
+def test_powershell_says_which_python_is_needed_where_there_is_none(launcher: str) -> None:
+    """By `$?`: `$LASTEXITCODE` is of the command before where a command is not found."""
+    source = (ROOT / launcher).read_text(encoding="utf-8")
+    assert not Parser(Language(tree_sitter_pwsh.language())).parse(source.encode()).root_node.has_error
+    check = (
+        r"& \$python @options -c '.*sys\.version_info < \(3, 11\)\)'\n *if \(-not \$\?\) \{.*Python 3\.11.*exit 2 \}\n"
+    )
+    assert re.search(rf"find-python\.ps1'\)\n *{check}", source)
+
+
 def _commands(node: Node) -> list[Node]:
     inner = [each for child in node.children for each in _commands(child)]
     return [node, *inner] if node.type == "command" else inner
