@@ -16,6 +16,7 @@ REASONS = {
     "cloudkms.googleapis.com": GOOGLE,
     "http://metadata.google.internal/": GOOGLE,
     "gcloud org-policies": GOOGLE,
+    "http://127.0.0.1:9011/": "the demo's emulator has another port; tests/ops/kms_emulator runs its faults",
     "gcloud projects": GOOGLE,
     "gcloud iam": GOOGLE,
     "docker ": CONTAINERS,

@@ -153,10 +153,10 @@ async def _execute(stage: Stage, *statements: str) -> None:
 
 @asynccontextmanager
 async def _half_done(stage: Stage) -> AsyncIterator[Broken]:
-    """The key has a new primary version, and the rotation that follows meets a KMS that is away."""
+    """The key has a new primary version, and KMS refuses the rotation that follows, which ends it at once."""
     await stage.put("backend", "old")
     await stage.gcloud.rotate("ledger")
-    fault = await stage.kms_fault("ledger", kind="status", status="UNAVAILABLE", operation="Encrypt")
+    fault = await stage.kms_fault("ledger", kind="denied", operation="Encrypt")
     command = "keypulse-rotator run --config /etc/keypulse/rotator.yml --type rewrap-kek"
     ran = await stage.shell.run(command, command)
     assert ran.code == 1, ran.printed
