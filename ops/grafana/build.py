@@ -1,9 +1,10 @@
-"""The panels → dashboards/kms-health.json, which Grafana imports: `python -m ops.grafana.build` writes it anew."""
+"""panels.yml → dashboards/kms-health.json, which Grafana imports: `python -m ops.grafana.build` writes it anew."""
 
 import json
 from pathlib import Path
 from typing import Final
 
+import yaml
 from grafana_foundation_sdk.builders.dashboard import (
     AnnotationQuery,
     ConstantVariable,
@@ -26,8 +27,14 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableSort,
 )
 
-from ops.grafana.panel_types import ENV_SELECTOR, SERVICE_SELECTOR, build_link, build_links, build_runbook_url
-from ops.grafana.panels import ROW_PANELS, build_health_panels
+from ops.grafana.panel_types import (
+    ENV_SELECTOR,
+    SERVICE_SELECTOR,
+    build_link,
+    build_links,
+    build_panel,
+    build_runbook_url,
+)
 from ops.prometheus.build import select_exporter_job
 from shared.smoke.monitoring import DASHBOARD_UID
 
@@ -128,6 +135,7 @@ def _build_annotation(name: str, color: str, query: _AnnotationQuery) -> Annotat
     return builder.name(name).icon_color(color).datasource(DATASOURCE).enable(enable=True)
 
 
+PANELS_FILE: Final = Path(__file__).with_name("panels.yml")
 DASHBOARD_FILE: Final = Path(__file__).parent / "dashboards/kms-health.json"
 
 
@@ -150,12 +158,12 @@ def build_dashboard() -> str:
             ]
         )
     )
-    for panel in _number_panels(build_health_panels(), after=0):
-        dashboard.with_panel(panel)
     # A row's panels keep their numbers, which stand in links to them, when another row gets one more.
-    for number, (title, panels) in enumerate(ROW_PANELS.items(), start=1):
-        dashboard.with_row(Row(title).id(100 * number))
-        for panel in _number_panels(panels(), after=100 * number):
+    rows = yaml.safe_load(PANELS_FILE.read_text(encoding="utf-8"))
+    for number, row in enumerate(rows):
+        if row["row"]:
+            dashboard.with_row(Row(row["row"]).id(100 * number))
+        for panel in _number_panels([build_panel(each) for each in row["panels"]], after=100 * number):
             dashboard.with_panel(panel)
     return json.dumps(dashboard.build(), cls=JSONEncoder, indent=2, ensure_ascii=False) + "\n"
 

@@ -1,16 +1,14 @@
-"""Builders of the dashboard's panel types, queries, thresholds and value mappings.
-
-Each type has the same options everywhere; `place` adds links and a size.
-"""
+"""The panels of panels.yml as Grafana has them: each type has the same options everywhere."""
 
 import re
-from collections.abc import Mapping
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 from grafana_foundation_sdk.builders.common import (
     GraphThresholdsStyleConfig,
     ReduceDataOptions,
     StackingConfig,
+    TableSortByFieldState,
     VizLegendOptions,
     VizTooltipOptions,
 )
@@ -50,7 +48,7 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat, QueryEditorMode
 
-from ops.prometheus.build import select_exporter_job
+from ops.prometheus.build import list_alert_names, select_exporter_job
 
 Link = Builder[dashboard.DashboardLink]
 BOARD_URL: Final = "${board:raw}"
@@ -74,10 +72,16 @@ def build_link(title: str, url: str) -> Link:
 _PAGES: Final = {"Board": BOARD_URL, "Relay": RELAY_URL, "Alerts": ALERTS_URL}
 
 
-def build_links(*names: str) -> list[Link]:
-    """Links to these pages; any other name is a heading of the runbook, from which GitHub makes the anchor."""
+def build_links(*names: str | Mapping[str, str]) -> list[Link]:
+    """Links to these pages; any other name is a heading of the runbook, from which GitHub makes the anchor.
+
+    A mapping has titles with their addresses.
+    """
     links = []
     for name in names:
+        if not isinstance(name, str):
+            links += [build_link(title, url) for title, url in name.items()]
+            continue
         anchor = re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-")
         page = _PAGES.get(name)
         links.append(build_link(name, page) if page else build_link(f"Runbook: {name}", build_runbook_url(anchor)))
@@ -91,9 +95,6 @@ DEFAULT_COLOR: Final = "green"
 NO_VALUE_COLOR: Final = "#808080"
 """The colour of a light without a value."""
 RED_GREEN: Final[ThresholdColors] = {0: "red", 1: "green"}
-HEALTH_LABELS: Final[ValueLabels] = {"0": ("failing", "red"), "1": ("healthy", "green")}
-MODE_LABELS: Final[ValueLabels] = {"0": ("env", "red"), "1": ("kms", "green")}
-YES_LABELS: Final[ValueLabels] = {"0": ("no", "red"), "1": ("yes", "green")}
 
 
 def build_thresholds(colors: ThresholdColors | None = None, base: str = DEFAULT_COLOR) -> ThresholdsConfig:
@@ -113,75 +114,52 @@ def build_value_mappings(labels: ValueLabels) -> list[ValueMapping]:
     ]
 
 
-def query_range(expr: str, legend: str) -> Dataquery:
-    """A line for each series; `legend` is its name, with `{{label}}` for a label's value."""
-    return _build_query(expr).legend_format(legend).range()
+PanelBuilder = Stat | StateTimeline | Table | Timeseries | Heatmap
+Given = Mapping[str, Any]
+"""A panel of panels.yml."""
 
 
-def query_instant(expr: str, legend: str) -> Dataquery:
-    """The values at the end of the time range; a series that ended earlier is absent, never stale."""
-    return _build_query(expr).legend_format(legend).instant()
+def build_panel(given: Given) -> Builder[dashboard.Panel]:
+    panel: Any = _BUILDERS[given["type"]](given)
+    columns, rows = given["size"]
+    panel.title(given["title"]).description(given["description"])
+    panel.links(build_links(*given["links"])).span(columns).height(rows)
+    if "decimals" in given:
+        panel.decimals(given["decimals"])
+    return panel  # type: ignore[no-any-return]  # one of the builders
 
 
-def _build_query(expr: str, ref: str = "A") -> Dataquery:
-    return Dataquery().ref_id(ref).editor_mode(QueryEditorMode.CODE).expr(select_exporter_job(expr))
+def _build_query(given: Given) -> Dataquery:
+    return _build_expression(given["query"]).legend_format(given["legend"])
 
 
-_REFS: Final = "ABCDEF"
-PanelType = TypeVar("PanelType", Stat, StateTimeline, Table, Timeseries, Heatmap)
-Size = tuple[int, int]
-"""Columns of 24, and rows."""
+def _build_expression(expr: str, ref: str = "A") -> Dataquery:
+    chosen = expr.replace("{SERVICE", f"{{{SERVICE_SELECTOR}").replace("{ENV", f"{{{ENV_SELECTOR}")
+    return Dataquery().ref_id(ref).editor_mode(QueryEditorMode.CODE).expr(select_exporter_job(chosen))
 
 
-def place(panel: PanelType, size: Size, links: list[Link]) -> PanelType:
-    return panel.links(links).span(size[0]).height(size[1])
-
-
-def build_stat(  # noqa: PLR0913  (one for each part of a panel)
-    title: str,
-    description: str,
-    size: Size,
-    links: list[Link],
-    query: Dataquery,
-    *,
-    unit: str = "none",
-    colors: ThresholdColors = RED_GREEN,
-    labels: ValueLabels | None = None,
-) -> Stat:
-    """A light for each series, with its name; `colors` begin with the colour from 0 on."""
+def _build_stat(given: Given) -> Stat:
+    """A light for each series, with its name; a series that ended before the time range does is absent, never stale."""
     stat = (
         Stat()
-        .title(title)
-        .description(description)
         .color_mode(BigValueColorMode.BACKGROUND)
         .graph_mode(BigValueGraphMode.NONE)
         .text_mode(BigValueTextMode.VALUE_AND_NAME)
         .reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
-        .thresholds(build_thresholds(colors, base=NO_VALUE_COLOR))
+        .thresholds(build_thresholds(given.get("colors", RED_GREEN), base=NO_VALUE_COLOR))
         .color_scheme(_color_by_thresholds())
-        .no_value("no data")
-        .unit(unit)
-        .with_target(query)
+        .no_value(given.get("no_value", "no data"))
+        .unit(given.get("unit", "none"))
+        .with_target(_build_query(given).instant())
     )
-    return place(stat.mappings(build_value_mappings(labels)) if labels else stat, size, links)
+    return stat.mappings(build_value_mappings(given["labels"])) if "labels" in given else stat
 
 
-def build_time_series(
-    title: str,
-    description: str,
-    size: Size,
-    links: list[Link],
-    query: Dataquery,
-    *,
-    unit: str = "short",
-    colors: ThresholdColors | None = None,
-) -> Timeseries:
-    """A line for each series; `colors` are thresholds, drawn as lines, such as that of an alert."""
+def _build_time_series(given: Given) -> Timeseries:
+    colors = given.get("colors")
     style = GraphThresholdsStyleMode.DASHED if colors else GraphThresholdsStyleMode.OFF
-    panel = (
+    return (
         Timeseries()
-        .title(title)
-        .description(description)
         .thresholds(build_thresholds(colors))
         .thresholds_style(GraphThresholdsStyleConfig().mode(style))
         .color_scheme(FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC))
@@ -190,32 +168,23 @@ def build_time_series(
         .show_points(VisibilityMode.AUTO)
         .legend(_build_legend(LegendDisplayMode.TABLE).calcs(["lastNotNull", "max"]))
         .tooltip(VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
-        .unit(unit)
-        .with_target(query)
+        .unit(given.get("unit", "short"))
+        .with_target(_build_query(given).range())
     )
-    return place(panel, size, links)
 
 
-def build_bar_chart(title: str, description: str, size: Size, links: list[Link], query: Dataquery) -> Timeseries:
+def _build_bar_chart(given: Given) -> Timeseries:
     """The events in each interval, stacked."""
-    return (
-        build_time_series(title, description, size, links, query)
-        .draw_style(GraphDrawStyle.BARS)
-        .fill_opacity(80)
-        .stacking(StackingConfig().mode(StackingMode.NORMAL).group("A"))
-    )
+    stacking = StackingConfig().mode(StackingMode.NORMAL).group("A")
+    return _build_time_series(given).draw_style(GraphDrawStyle.BARS).fill_opacity(80).stacking(stacking)
 
 
-def build_state_timeline(
-    title: str, description: str, size: Size, links: list[Link], query: Dataquery, *, labels: ValueLabels
-) -> StateTimeline:
+def _build_state_timeline(given: Given) -> StateTimeline:
     """A bar for each series, in the colour of its state."""
-    panel = (
+    return (
         StateTimeline()
-        .title(title)
-        .description(description)
         .unit("none")
-        .mappings(build_value_mappings(labels))
+        .mappings(build_value_mappings(given["labels"]))
         .thresholds(build_thresholds(RED_GREEN, base=NO_VALUE_COLOR))
         .color_scheme(_color_by_thresholds())
         .show_value(VisibilityMode.NEVER)
@@ -224,17 +193,14 @@ def build_state_timeline(
         .fill_opacity(80)
         .legend(_build_legend(LegendDisplayMode.LIST))
         .tooltip(VizTooltipOptions().mode(TooltipDisplayMode.SINGLE))
-        .with_target(query)
+        .with_target(_build_query(given).range())
     )
-    return place(panel, size, links)
 
 
-def build_heatmap(title: str, description: str, buckets: str) -> Heatmap:
+def _build_heatmap(given: Given) -> Heatmap:
     """A histogram's buckets over time, in seconds: the darker, the more calls."""
     return (
         Heatmap()
-        .title(title)
-        .description(description)
         .unit("short")
         .thresholds(build_thresholds())
         .calculate(calculate=False)
@@ -242,25 +208,16 @@ def build_heatmap(title: str, description: str, buckets: str) -> Heatmap:
         .y_axis(YAxisConfig().unit("s"))
         .show_legend()
         .mode(TooltipDisplayMode.SINGLE)
-        .with_target(query_range(buckets, "{{le}}").format(PromQueryFormat.HEATMAP))
+        .with_target(_build_query({**given, "legend": "{{le}}"}).range().format(PromQueryFormat.HEATMAP))
     )
 
 
-def build_table(
-    title: str, description: str, labels: tuple[str, ...], values: Mapping[str, str], *, last: tuple[str, ...] = ()
-) -> Table:
-    """A row for each series, and a column for each label and each value.
-
-    Args:
-        title: of the panel.
-        description: of the panel.
-        labels: the first columns; `alertname` has the heading `name`.
-        values: the query of each column with a value, by its heading; Grafana merges the rows by their labels.
-        last: the labels after the values.
-    """
-    fields = {name: name.removeprefix("alert") for name in labels}
+def _build_table(given: Given) -> Table:
+    """A row for each series, and a column for each label and each value; Grafana merges the rows by their labels."""
+    values: Mapping[str, str] = given["values"]
+    fields = {name: name.removeprefix("alert") for name in given["labels"]}
     fields |= {f"Value #{ref}" if len(values) > 1 else "Value": name for ref, name in zip(_REFS, values, strict=False)}
-    fields |= {name: name for name in last}
+    fields |= {name: name for name in given.get("last", ())}
     hidden = ("Time", "Value") if len(values) > 1 else ("Time",)
     organized = {
         "excludeByName": dict.fromkeys(hidden, True),
@@ -269,8 +226,6 @@ def build_table(
     }
     table = (
         Table()
-        .title(title)
-        .description(description)
         .unit("none")
         .thresholds(build_thresholds())
         .no_value("-")
@@ -278,27 +233,39 @@ def build_table(
         .with_transformation(DataTransformerConfig(id_val="organize", options=organized))
     )
     for ref, expr in zip(_REFS, values.values(), strict=False):
-        table.with_target(_build_query(expr, ref).format(PromQueryFormat.TABLE).instant())
+        table.with_target(_build_expression(expr, ref).format(PromQueryFormat.TABLE).instant())
+    for name, column in given.get("columns", {}).items():
+        table.override_by_name(name, list(_list_overrides(column)))
+    if "sort" in given:
+        table.sort_by([TableSortByFieldState().display_name(given["sort"])])
     return table
 
 
-def color_cells(labels: ValueLabels) -> list[DynamicConfigValue]:
-    """Override of a column: coloured text."""
-    return [
-        DynamicConfigValue(id_val="mappings", value=build_value_mappings(labels)),
-        DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-background", "mode": "basic"}),
-    ]
+def _list_overrides(column: Given) -> Iterator[DynamicConfigValue]:
+    if "labels" in column:
+        yield DynamicConfigValue(id_val="mappings", value=build_value_mappings(column["labels"]))
+        yield DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-background", "mode": "basic"})
+    if "anchors" in column:
+        # Anchors are in lower case, which PromQL cannot produce from an alert's name; a value mapping can.
+        anchors = {name: (name.lower(), None) for name in list_alert_names()}
+        yield DynamicConfigValue(id_val="mappings", value=build_value_mappings(anchors))
+    if "links" in column:
+        links = [link.build() for link in build_links(*column["links"])]
+        value = [{"title": link.title, "url": link.url, "targetBlank": link.target_blank} for link in links]
+        yield DynamicConfigValue(id_val="links", value=value)
+    if "unit" in column:
+        yield DynamicConfigValue(id_val="unit", value=column["unit"])
 
 
-def link_cells(*links: Link) -> list[DynamicConfigValue]:
-    """Override of a column: a link."""
-    panel = [link.build() for link in links]
-    value = [{"title": link.title, "url": link.url, "targetBlank": link.target_blank} for link in panel]
-    return [DynamicConfigValue(id_val="links", value=value)]
-
-
-def set_unit(name: str) -> list[DynamicConfigValue]:
-    return [DynamicConfigValue(id_val="unit", value=name)]
+_REFS: Final = "ABCDEF"
+_BUILDERS: Final[Mapping[str, Callable[[Given], PanelBuilder]]] = {
+    "stat": _build_stat,
+    "time series": _build_time_series,
+    "bar chart": _build_bar_chart,
+    "state timeline": _build_state_timeline,
+    "heatmap": _build_heatmap,
+    "table": _build_table,
+}
 
 
 def _color_by_thresholds() -> FieldColor:
