@@ -1,8 +1,13 @@
-"""panels.yml → dashboards/kms-health.json, which Grafana imports: `python -m ops.grafana.build` writes it anew."""
+"""panels.yml and on_call.yml → the dashboards' JSON: `python -m ops.grafana.build` writes it anew.
+
+Each has two forms. That in `dashboards` is for provisioning by files, which asks for nothing: its data source is the
+default one, its links are changed in the file. That in `portable` is for Grafana's import, which asks for both.
+"""
 
 import json
+from copy import deepcopy
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import yaml
 from grafana_foundation_sdk.builders.dashboard import (
@@ -45,7 +50,13 @@ LINK_ADDRESSES: Final = {
     "relay": "http://127.0.0.1:9912/",
     "prometheus": "http://127.0.0.1:9090",
 }
-"""Constants of the dashboard; each installation has its own."""
+"""Constants of the dashboards; each installation has its own."""
+_ADDRESS_LABELS: Final = {
+    "runbook": "Address of KMS_OPERATIONS.md, as people here read it",
+    "board": "Address of the exporter's board, with a slash at its end",
+    "relay": "Address of the relay's console, with a slash at its end",
+    "prometheus": "Address of Prometheus, without a slash at its end",
+}
 
 
 def build_variables() -> list[Builder[VariableModel]]:
@@ -80,7 +91,7 @@ def _build_query_variable(name: str, query: str) -> QueryVariable:
 
 
 def _build_address_variable(name: str, url: str) -> ConstantVariable:
-    constant = ConstantVariable(name).label(name).value(url)
+    constant = ConstantVariable(name).label(_ADDRESS_LABELS[name]).value(url)
     constant.build().hide = VariableHide.HIDE_VARIABLE
     constant.build().skip_url_sync = True  # a link to the dashboard must not change its own links
     return constant
@@ -135,18 +146,69 @@ def _build_annotation(name: str, color: str, query: _AnnotationQuery) -> Annotat
     return builder.name(name).icon_color(color).datasource(DATASOURCE).enable(enable=True)
 
 
-PANELS_FILE: Final = Path(__file__).with_name("panels.yml")
-DASHBOARD_FILE: Final = Path(__file__).parent / "dashboards/kms-health.json"
+class _About(NamedTuple):
+    """What of a dashboard is not in its panels."""
+
+    uid: str
+    title: str
+    description: str
+    since: str
+    panels: str
+    """The file of its panels."""
+    other: str
+    """The dashboard that its head leads to."""
 
 
-def build_dashboard() -> str:
-    """The dashboard as it is checked in."""
+_HEALTH, _ON_CALL = "kms-health", "kms-on-call"
+_ABOUT: Final = {
+    _HEALTH: _About(
+        DASHBOARD_UID,
+        "KMS crypto health",
+        "Is envelope encryption healthy, do the keys work, and does an alert reach people? By keypulse.",
+        "now-6h",
+        "panels.yml",
+        _ON_CALL,
+    ),
+    _ON_CALL: _About(
+        "kms-on-call",
+        "KMS on call",
+        "One screen: what is wrong now, since when, who has it, and what was delivered. By keypulse.",
+        "now-3h",
+        "on_call.yml",
+        _HEALTH,
+    ),
+}
+_FOLDER: Final = Path(__file__).parent
+MINIMUM_GRAFANA: Final = "11.6.0"
+_PANEL_TYPES: Final = {
+    "heatmap": "Heatmap",
+    "stat": "Stat",
+    "state-timeline": "State timeline",
+    "table": "Table",
+    "timeseries": "Time series",
+}
+
+
+def build_files() -> dict[Path, str]:
+    """Return the content of each file: both forms of both dashboards."""
+    files = {}
+    for name in _ABOUT:
+        dashboard = build_dashboard(name)
+        for folder, form in (("dashboards", dashboard), ("portable", build_portable(dashboard))):
+            files[_FOLDER / folder / f"{name}.json"] = json.dumps(form, indent=2, ensure_ascii=False) + "\n"
+    return files
+
+
+def build_dashboard(name: str) -> dict[str, Any]:
+    """Return the JSON of a dashboard, as provisioning reads it."""
+    about = _ABOUT[name]
+    other = _ABOUT[about.other]
     dashboard = (
-        Dashboard("KMS crypto health")
-        .uid(DASHBOARD_UID)
-        .description("Is envelope encryption healthy, do the keys work, and does an alert reach people? By keypulse.")
+        Dashboard(about.title)
+        .uid(about.uid)
+        .description(about.description)
         .tags(["keypulse", "kms"])
-        .time("now-6h", "now")
+        .time(about.since, "now")
         .refresh("30s")
         .tooltip(DashboardCursorSync.CROSSHAIR)
         .variables(build_variables())
@@ -155,17 +217,46 @@ def build_dashboard() -> str:
             [
                 *build_links("Board", "Relay", "Alerts"),
                 build_link("Runbook", build_runbook_url("what-to-look-at-first")),
+                build_link(other.title, f"/d/{other.uid}", include_vars=True),
             ]
         )
     )
     # A row's panels keep their numbers, which stand in links to them, when another row gets one more.
-    rows = yaml.safe_load(PANELS_FILE.read_text(encoding="utf-8"))
+    rows = yaml.safe_load((_FOLDER / about.panels).read_text(encoding="utf-8"))
     for number, row in enumerate(rows):
         if row["row"]:
             dashboard.with_row(Row(row["row"]).id(100 * number))
         for panel in _number_panels([build_panel(each) for each in row["panels"]], after=100 * number):
             dashboard.with_panel(panel)
-    return json.dumps(dashboard.build(), cls=JSONEncoder, indent=2, ensure_ascii=False) + "\n"
+    built: dict[str, Any] = json.loads(json.dumps(dashboard.build(), cls=JSONEncoder))
+    return built
+
+
+def build_portable(dashboard: dict[str, Any]) -> dict[str, Any]:
+    """Return a dashboard as Grafana exports one to be shared: its import asks for each of `__inputs`.
+
+    The value takes the place of `${NAME}` wherever that stands.
+    https://grafana.com/docs/grafana/latest/visualizations/dashboards/build-dashboards/import-dashboards/
+    """
+    portable = deepcopy(dashboard)
+    source = {"name": "DS_PROMETHEUS", "label": "Prometheus", "description": "It has the rules of keypulse."}
+    inputs = [source | {"type": "datasource", "pluginId": "prometheus", "pluginName": "Prometheus"}]
+    for variable in portable["templating"]["list"]:
+        if variable["type"] == "datasource":
+            variable["current"] = {"text": "${DS_PROMETHEUS}", "value": "${DS_PROMETHEUS}"}
+        elif variable["type"] == "constant":
+            name, label = f"VAR_{variable['name'].upper()}", variable["label"]
+            inputs.append(
+                {"name": name, "type": "constant", "label": label, "value": variable["query"], "description": label}
+            )
+            variable["query"] = f"${{{name}}}"
+    panels = sorted({panel["type"] for panel in dashboard["panels"]} - {"row"})
+    requires = [
+        {"type": "grafana", "id": "grafana", "name": "Grafana", "version": MINIMUM_GRAFANA},
+        {"type": "datasource", "id": "prometheus", "name": "Prometheus", "version": "1.0.0"},
+        *({"type": "panel", "id": panel, "name": _PANEL_TYPES[panel], "version": ""} for panel in panels),
+    ]
+    return {"__inputs": inputs, "__elements": {}, "__requires": requires, **portable}
 
 
 def _number_panels(panels: list[Builder[Panel]], *, after: int) -> list[Builder[Panel]]:
@@ -176,4 +267,5 @@ def _number_panels(panels: list[Builder[Panel]], *, after: int) -> list[Builder[
 
 
 if __name__ == "__main__":
-    DASHBOARD_FILE.write_text(build_dashboard(), encoding="utf-8")
+    for file, text in build_files().items():
+        file.write_text(text, encoding="utf-8")

@@ -65,8 +65,9 @@ def build_runbook_url(anchor: str) -> str:
     return f"${{runbook:raw}}#{anchor}"
 
 
-def build_link(title: str, url: str) -> Link:
-    return DashboardLink(title).icon("external link").url(url).target_blank(target_blank=True)
+def build_link(title: str, url: str, *, include_vars: bool = False) -> Link:
+    link = DashboardLink(title).icon("external link").url(url).target_blank(target_blank=True)
+    return link.include_vars(include_vars=include_vars)
 
 
 _PAGES: Final = {"Board": BOARD_URL, "Relay": RELAY_URL, "Alerts": ALERTS_URL}

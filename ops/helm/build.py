@@ -24,7 +24,7 @@ def build_files() -> dict[Path, str]:
     """Return the content of each derived file."""
     copied = {f"rules/{rules.name}": rules for rules in (_OPS / "prometheus/rules").glob("*.yml")}
     copied["thresholds.yml"] = _OPS / "prometheus/thresholds.yml"
-    copied["kms-health.json"] = _OPS / "grafana/dashboards/kms-health.json"
+    copied |= {f"dashboards/{board.name}": board for board in (_OPS / "grafana/dashboards").glob("*.json")}
     copied["alertmanager.yml"] = _OPS / "alertmanager/alertmanager.yml"
     files = {CHART / "files" / name: source.read_text(encoding="utf-8") for name, source in copied.items()}
     values = (CHART / "values.yaml").read_text(encoding="utf-8")
@@ -65,6 +65,7 @@ def main() -> None:
         if file not in files:
             file.unlink()
     for file, content in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content, encoding="utf-8")
 
 

@@ -77,5 +77,6 @@ assert std.parseYaml('[&a 1, *a]') == [1, 1] : 'this jsonnet ignores aliases in 
 
   grafanaDashboards+:: {
     'kms-health.json': std.parseJson(configure(importstr '../grafana/dashboards/kms-health.json', writeInJson)),
+    'kms-on-call.json': std.parseJson(configure(importstr '../grafana/dashboards/kms-on-call.json', writeInJson)),
   },
 }

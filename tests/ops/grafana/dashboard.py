@@ -1,17 +1,32 @@
-"""The dashboard as it is checked in, and what tests look for in it."""
+"""The dashboards as they are checked in, and what tests look for in them."""
 
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from ops.grafana.build import DASHBOARD_FILE
+FOLDER = Path(__file__).parents[3] / "ops/grafana"
 
-DASHBOARD: dict[str, Any] = json.loads(DASHBOARD_FILE.read_text(encoding="utf-8"))
-PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+def _load(folder: str) -> dict[str, dict[str, Any]]:
+    return {
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted((FOLDER / folder).glob("*.json"))
+    }
+
+
+DASHBOARDS, PORTABLE = _load("dashboards"), _load("portable")
+"""By name: as provisioning reads them, and as the import does."""
+DASHBOARD, ON_CALL = DASHBOARDS["kms-health"], DASHBOARDS["kms-on-call"]
+PANELS: list[dict[str, Any]] = [
+    panel for dashboard in DASHBOARDS.values() for panel in dashboard["panels"] if panel["type"] != "row"
+]
+"""Of both."""
 ANNOTATIONS: list[dict[str, Any]] = DASHBOARD["annotations"]["list"]
 VARIABLES: dict[str, dict[str, Any]] = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
-BY_ENV_ONLY = {panel["title"] for panel in PANELS if panel["id"] > 600}
+BY_ENV_ONLY = {panel["title"] for panel in PANELS if panel["id"] > 600} | {
+    *("Nobody has it", "Channels now", "Heartbeat", "What was delivered")
+}
 """Neither the relay nor a credential has a service."""
 
 

@@ -53,7 +53,8 @@ async def after_a_bad_day(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stac
         await _rotate_key(running.ports)
         await _restart_the_exporter(running)  # it inspects the keys at once, and again after a minute
         await _wait_for_value(running, "count(kms_canary_success) == 4")  # of both services in both environments
-        await _wait_for_value(running, 'ALERTS{alertname="KMSKeyVersionDestroyScheduled", alertstate="firing"}')
+        scheduled = 'ALERTS{alertname="KMSKeyVersionDestroyScheduled", alertstate="firing"}'
+        await _wait_for_value(running, f"count({scheduled}) == 4")
         await _wait_for_value(running, 'ALERTS{alertname="RelayChannelFailing", alertstate="firing"}')
         yield running
 

@@ -2,10 +2,16 @@
 
 import re
 from typing import Any
+from urllib.parse import parse_qsl
 
+import pytest
+
+from services.relay.deliveries.pages import parse_form_query
+from services.relay.incidents.pages import ListQuery
+from shared.http.json_api import parse_query
 from shared.kms.reason import Reason
 from shared.smoke.monitoring import DASHBOARD_UID
-from tests.ops.grafana.dashboard import DASHBOARD, PANELS, VARIABLES, urls
+from tests.ops.grafana.dashboard import DASHBOARDS, ON_CALL, PANELS, VARIABLES, urls
 from tests.ops.rules import ALERTS, RUNBOOK
 
 ANCHORS = {
@@ -25,28 +31,48 @@ def of_column(title: str, name: str) -> list[dict[str, Any]]:
 
 
 def test_every_link_starts_with_a_constant_of_the_dashboard_or_leads_to_itself() -> None:
-    beginnings = {re.match(r"\$\{(\w+):raw\}|/d/[\w-]+", url) for url in urls(DASHBOARD)}
-    assert None not in beginnings
     constants = {name for name, variable in VARIABLES.items() if variable["type"] == "constant"}
-    assert {found[1] or found[0] for found in beginnings if found} == constants | {f"/d/{DASHBOARD_UID}"}
+    others = {f"/d/{dashboard['uid']}" for dashboard in DASHBOARDS.values()}
+    for dashboard in DASHBOARDS.values():
+        beginnings = {re.match(r"\$\{(\w+):raw\}|/d/[\w-]+", url) for url in urls(dashboard)}
+        assert None not in beginnings
+        found = {each[1] or each[0] for each in beginnings if each}
+        assert constants <= found <= constants | others
+
+
+def test_the_console_understands_the_links_that_lead_into_it() -> None:
+    seen = set()
+    for url in urls(ON_CALL):
+        path, _, query = url.removeprefix("${relay:raw}").partition("?")
+        if url.startswith("${relay:raw}") and query:
+            parameters = dict(parse_qsl(query))
+            if path == "incidents":
+                parse_query(ListQuery, parameters)
+            else:
+                assert not parse_form_query(parameters, now=0.0).problems
+            seen.add(path)
+    assert seen == {"incidents", "deliveries"}
 
 
 def test_every_section_of_the_runbook_to_which_a_link_leads_exists() -> None:
-    anchors = {url.partition("#")[2] for url in urls(DASHBOARD) if url.startswith("${runbook:raw}")}
+    every = [url for dashboard in DASHBOARDS.values() for url in urls(dashboard)]
+    anchors = {url.partition("#")[2] for url in every if url.startswith("${runbook:raw}")}
     assert len(anchors) > 20
     assert anchors - OF_A_ROW <= ANCHORS
 
 
-def test_every_alert_leads_to_its_section() -> None:
-    (mapping,), (link,) = (one["value"] for one in of_column("Active alerts", "runbook"))
+@pytest.mark.parametrize("title", ["Active alerts", "What is wrong"])
+def test_every_alert_leads_to_its_section(title: str) -> None:
+    (mapping,), (link,) = (one["value"] for one in of_column(title, "runbook"))
     assert link["url"] == "${runbook:raw}#${__value.text}"
     texts = {name: to["text"] for name, to in mapping["options"].items()}
     assert texts == {name: name.lower() for name in ALERTS}
     assert set(texts.values()) <= ANCHORS
 
 
-def test_every_reason_leads_to_its_section() -> None:
-    (links,) = of_column("Failures of each key", "reason")
+@pytest.mark.parametrize("title", ["Failures of each key", "Why it fails"])
+def test_every_reason_leads_to_its_section(title: str) -> None:
+    (links,) = of_column(title, "reason")
     assert [link["url"] for link in links["value"]] == ["${runbook:raw}#${__value.raw}"]
     assert set(Reason) <= ANCHORS
 

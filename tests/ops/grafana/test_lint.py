@@ -1,11 +1,13 @@
-"""The dashboard keeps the rules of a good panel, those of grafana/dashboard-linter that fit here among them."""
+"""The dashboards keep the rules of a good panel, those of grafana/dashboard-linter that fit here among them."""
 
 import re
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from typing import Any
 
-from tests.ops.grafana.dashboard import DASHBOARD, PANELS
+import pytest
+
+from tests.ops.grafana.dashboard import DASHBOARD, DASHBOARDS
 
 FIRST = [
     "Health",
@@ -117,10 +119,11 @@ WHOLE: list[Callable[[list[Document]], Findings]] = [_ids, _titles, _grid]
 EACH: list[Callable[[Document], Findings]] = [_kind, _check_texts, _source, _check_display, _legend, _targets]
 
 
-def test_the_dashboard_keeps_every_rule() -> None:
-    assert lint(DASHBOARD) == []
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_the_dashboard_keeps_every_rule(name: str) -> None:
+    assert lint(DASHBOARDS[name]) == []
 
 
 def test_the_eight_panels_of_the_contract_stand_first_and_nothing_is_before_the_rows() -> None:
-    assert [panel["title"] for panel in PANELS[:8]] == FIRST
+    assert [panel["title"] for panel in DASHBOARD["panels"][:8]] == FIRST
     assert [panel["type"] for panel in DASHBOARD["panels"][:9]].index("row") == 8

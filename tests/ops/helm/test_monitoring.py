@@ -141,19 +141,21 @@ def test_the_alerts_and_the_dashboard_lead_to_one_s_own_runbook() -> None:
     assert EXAMPLE_RUNBOOK not in json.dumps(objects)
 
 
-def test_the_dashboard_s_links_lead_where_the_values_say() -> None:
+def test_the_links_of_both_dashboards_lead_where_the_values_say() -> None:
     urls = {
         "boardUrl": "https://board.ledger.test/",
         "relayUrl": "https://relay.ledger.test/",
         "prometheusUrl": "https://p.ledger.test",
     }
-    text = of_kind("ConfigMap", rendered({"dashboard": urls}))["keypulse-dashboard"]["data"]["kms-health.json"]
+    data = of_kind("ConfigMap", rendered({"dashboard": urls}))["keypulse-dashboard"]["data"]
 
-    assert "127.0.0.1" not in text
-    constants = {
-        each["name"]: each["query"] for each in json.loads(text)["templating"]["list"] if each["type"] == "constant"
-    }
-    assert set(urls.values()) <= set(constants.values())
+    assert set(data) == {"kms-health.json", "kms-on-call.json"}
+    for text in data.values():
+        assert "127.0.0.1" not in text
+        constants = {
+            each["name"]: each["query"] for each in json.loads(text)["templating"]["list"] if each["type"] == "constant"
+        }
+        assert set(urls.values()) <= set(constants.values())
 
 
 def _snippet(values: dict[str, Any] | None = None) -> Object:

@@ -319,6 +319,11 @@ def test_the_values_to_begin_with_are_refused_until_each_placeholder_is_filled_i
             "backend.image",
         ),
         ({"smokeTest": {"baseUrl": "https://ledger.example"}}, "smokeTest.baseUrl"),
+        ({"exporter": {"publicUrl": "https://board.example.org"}}, "exporter.publicUrl"),
+        (
+            {"relay": {"config": {"auth": {"public_url": "https://relay.example.org"}}}},
+            "relay.config.auth.public_url",
+        ),
         (
             {"relay": {"config": {"alertmanager": {"urls": ["http://alertmanager.example.org:9093"]}}}},
             "relay.config.alertmanager.urls.0",
