@@ -129,6 +129,20 @@ def test_the_table_of_the_alerts_agrees_with_the_rules_and_the_routing() -> None
     assert [alert for alert, *_, meaning in table if not meaning] == []
 
 
+def test_the_founding_document_s_alerts_are_as_it_has_them() -> None:
+    kms = next(route for route in yaml.safe_load(ALERTMANAGER.read_text())["route"]["routes"] if "routes" in route)
+    (critical,) = kms["routes"]
+    (slow,) = critical["routes"]
+    table = rows((ROOT / "docs/founding-document.md").read_text(encoding="utf-8"), "alert")
+    assert len(table) == 7
+    for alert, severity, threshold, after, repeat in table:
+        rule = ALERTS[alert]
+        assert (rule["labels"]["severity"], rule.get("for", "at once")) == (severity, after)
+        assert all(number in rule["expr"] for number in re.findall(r"`(.*?)`", threshold))
+        route = kms if severity == "warning" else slow if alert in slow["matchers"][0] else critical
+        assert repeat == route["repeat_interval"]
+
+
 def receiver(alert: str, severity: str) -> str:
     labels = [f"alertname={alert}", f"severity={severity}", "env=production", "service=ledger"]
     command = ["amtool", "config", "routes", "test", f"--config.file={ALERTMANAGER}", *labels]
