@@ -18,7 +18,7 @@ demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page, a
 	@$(BIN)/keypulse-demo $(if $(ONCE),--once)
 
 test: install ## every test but the two kinds below
-	@ops/tools/require prometheus alertmanager chromium sshd tinyproxy mariadb
+	@ops/tools/require prometheus alertmanager chromium sshd tinyproxy nginx systemd mariadb
 	@$(BIN)/pytest -n 6 --dist worksteal
 
 rehearse: install ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the smoke test's faults, each spoilt rule

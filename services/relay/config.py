@@ -328,9 +328,9 @@ def _check_unique_names(watchdogs: tuple[WatchdogSettings, ...]) -> tuple[Watchd
     return watchdogs
 
 
-def _check_root(url: str) -> str:
-    if urlsplit(url).path:
-        raise ValueError("expected a URL without a path, such as https://relay.example.org")
+def _check_public_path(url: str) -> str:
+    if not re.fullmatch(r"[\w./~-]*", urlsplit(url).path, re.ASCII):
+        raise ValueError("expected a path of letters, digits and -._~ such as https://tools.example.org/keypulse")
     return url
 
 
@@ -373,7 +373,7 @@ class RelayAuthSettings(AuthSettings):
     """One token a line, two while they are rotated."""
     allow_from: tuple[Network, ...] = ()
     """Networks that may send alerts; empty lets every address try."""
-    public_url: Annotated[BaseUrl, AfterValidator(_check_root)] | None = None
+    public_url: Annotated[BaseUrl, AfterValidator(_check_public_path)] | None = None
     """The relay's own address, as browsers see it."""
     oidc: OidcSettings | None = None
     """A provider of OpenID Connect where people log in."""

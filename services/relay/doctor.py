@@ -275,7 +275,8 @@ def _list_alertmanager_checks(client: AlertmanagerClient, key: str, settings: Re
             raise CheckError(str(error), "correct the URL, the token and the path of --web.external-url") from None
         except TreeError as error:
             raise CheckError(str(error), "compare by hand: the receivers, and `routes` of the relay") from None
-        return f"{len(trees[0].receivers)} receivers"
+        count = len(trees[0].receivers)
+        return "1 receiver" if count == 1 else f"{count} receivers"
 
     def check(name: str, work: Callable[[RoutingTree], str]) -> Check:
         async def run() -> str:

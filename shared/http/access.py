@@ -221,6 +221,10 @@ class Sessions(Protocol):
     def uses_https(self) -> bool:
         """Whether browsers reach the server by https, even if a proxy before it ends TLS."""
 
+    @property
+    def public_path(self) -> str:
+        """The path below which browsers see the server; empty for none."""
+
     def is_public_host(self, request: Request) -> bool:
         """Whether a request came for the server's address, as browsers see it."""
 

@@ -40,6 +40,7 @@ from shared.credentials import Credentials
 from shared.http.access import OTHER_ENDPOINT, Authorizer, ProtectedRoute, RouteRequirements, describe_action
 from shared.http.authentication import AccessPolicy, Caller, create_access_policy
 from shared.http.limits import AdmissionQueue
+from shared.http.public_path import PublicPathMiddleware
 from shared.http.server import StartError, serve
 from shared.http.web_config import ReloadedTlsContext, WebConfigFile
 from shared.http.web_config_auth import WebConfigMiddleware
@@ -359,13 +360,13 @@ class ServerRunner(Generic[S]):
     ) -> ASGIApp:
         """Return the whole application: `reload_middleware`, behind the checks of web.yml if there is one."""
         if self.web_config_file is None:
-            return reload_middleware
+            return PublicPathMiddleware(reload_middleware, app.state.authorizer)
 
         def routes() -> list[Route]:
             return [route for route in (*app.routes, reload_middleware.route) if isinstance(route, Route)]
 
         app.state.authorizer.refusals.initialise([OTHER_ENDPOINT])
-        return WebConfigMiddleware(
+        checked = WebConfigMiddleware(
             reload_middleware,
             self.web_config_file,
             lambda: reload_middleware.access_policy,
@@ -373,6 +374,7 @@ class ServerRunner(Generic[S]):
             routes,
             self_authenticated_paths,
         )
+        return PublicPathMiddleware(checked, app.state.authorizer)
 
     def _wrap_apply(self, apply: Callable[[S], Awaitable[None]]) -> Callable[[S], Awaitable[None]]:
         async def guarded(settings: S) -> None:

@@ -237,7 +237,7 @@ class BoardQuery:
     def build_link(self, kind: str, page: int) -> str:
         """The address of another page of a kind, the rest as it is."""
         text = {"q": self.filter_text} if self.filter_text else {}
-        return f"/?{urlencode({**text, **self.pages, kind: page})}"
+        return f"./?{urlencode({**text, **self.pages, kind: page})}"
 
 
 @dataclass(frozen=True, slots=True)

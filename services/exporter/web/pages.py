@@ -1,5 +1,7 @@
 """The pages of the board, the endpoint that its script polls, its static files, and `GET /api/history`.
 
+Their addresses are relative, so a proxy may have them below any path.
+
 A board is built on the event loop, where the history lives; its HTML is rendered in a thread. `/api/history` has the
 failures of keys for other programs, such as the relay's timeline of an incident. As `/history`, it knows what happened
 since the exporter started; `since` says when that was.
@@ -159,9 +161,10 @@ class BoardPages:
         rows = [(record, span) for span in reversed(record.failure_spans)]
         return HTMLResponse(await run_in_threadpool(self._render_history, card, rows))
 
-    async def show_missing(self, _request: Request, what: str = "There is no such page.") -> Response:
-        """A page that leads back to the board."""
-        page = await run_in_threadpool(self._templates.get_template("missing.html.j2").render, what=what)
+    async def show_missing(self, request: Request, what: str = "There is no such page.") -> Response:
+        """A page that leads back to the board, from whatever depth."""
+        root = "../" * (request.scope["raw_path"].count(b"/") - 1) or "./"
+        page = await run_in_threadpool(self._templates.get_template("missing.html.j2").render, what=what, root=root)
         return HTMLResponse(page, status_code=404)
 
     def _render_history(self, card: Card | None, rows: Sequence[tuple[TargetHistory, FailureSpan]]) -> str:

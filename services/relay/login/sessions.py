@@ -210,6 +210,10 @@ class ConsoleSessions:
         """Whether browsers reach the relay by https, as far as the configuration says."""
         return (self.auth.public_url or "").startswith("https:")
 
+    @property
+    def public_path(self) -> str:
+        return urlsplit(self.auth.public_url or "").path
+
     async def find_session(self, request: Request) -> Session | None:
         """The session of a request, or that of a trusted proxy. Raises SessionsUnavailableError."""
         from_proxy = self._read_proxy(request)
@@ -263,7 +267,7 @@ class ConsoleSessions:
         if status != 401:
             return self.render_refusal(status, message) if is_page and self.render_refusal else None
         if "hx-request" in request.headers:
-            to = build_login_path(_read_path(request.headers.get("hx-current-url", "")))
+            to = build_login_path(get_path_and_query(request))  # a part has the address of its page
             return Response(status_code=401, headers={"HX-Redirect": to, "WWW-Authenticate": "Bearer"})
         if is_page:
             path = get_path_and_query(request) if request.method == "GET" else "/"
@@ -378,15 +382,6 @@ def clean_next_path(path: str) -> str:
         and len(path) <= 2000
     )
     return path if is_own and not re.match(r"/log(in|out)\b", path) else "/"
-
-
-def _read_path(url: str) -> str:
-    """The path and the query of a URL."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "/"
-    return f"{parts.path}?{parts.query}" if parts.query else parts.path
 
 
 def _parse_header_name(text: str) -> str | None:

@@ -112,6 +112,7 @@ class FakeSessions:
     """Everybody is anna, until she logs out."""
 
     uses_https = False
+    public_path = ""
 
     def __init__(self) -> None:
         self.session: Session | None = ANNA

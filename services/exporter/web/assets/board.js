@@ -1,6 +1,6 @@
 // Keeps the board up to date: asks the server which cards have changed and replaces only those. One request at a time.
 
-import { getServerTime, setServerTime, updateAges } from "/board/ages.js";
+import { getServerTime, setServerTime, updateAges } from "./ages.js";
 
 const POLL_INTERVAL = 2000; // ms
 const HIDDEN_POLL_INTERVAL = 30000; // ms; in a background tab the title still shows the state
@@ -24,7 +24,7 @@ async function poll() {
   try {
     const query = new URLSearchParams(address.search);
     query.set("cursor", cursor);
-    const response = await fetch(`/api/board?${query}`, { signal: request.signal, cache: "no-store" });
+    const response = await fetch(`api/board?${query}`, { signal: request.signal, cache: "no-store" });
     if (!response.ok) throw new Error(`the server answered ${response.status}`);
     const update = await response.json();
     if (request !== currentRequest) return; // the filter has changed meanwhile

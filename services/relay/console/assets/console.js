@@ -1,8 +1,8 @@
 // Keeps ages and the viewer's own time zone current, and what a person has opened or selected as it is while parts of the
 // page are loaded again.
 
-import { setServerTime, updateAges } from "/console/ages.js";
-import "/console/live.js";
+import { setServerTime, updateAges } from "./ages.js";
+import "./live.js";
 
 const zoned = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
@@ -41,7 +41,8 @@ function showProblems() {
   if (!node) return;
   const count = Number(node.dataset.problems);
   document.title = `${count ? `(${count}) ` : ""}keypulse relay`;
-  document.getElementById("icon").href = `/console/${count ? "icon-problems.svg" : "icon.svg"}`;
+  const icon = document.getElementById("icon");
+  icon.setAttribute("href", icon.getAttribute("href").replace(/[^/]*$/, count ? "icon-problems.svg" : "icon.svg"));
   setServerTime(Number(node.dataset.now));
 }
 

@@ -1,7 +1,7 @@
 // The connection that says when something has changed. htmx's extension uses it in place of an EventSource: this one
 // notices a connection that is dead without an end, and connects again at a steady pace, whatever the answer was.
 
-import { getServerTime } from "/console/ages.js";
+import { getServerTime } from "./ages.js";
 
 const SILENCE = 20000; // ms without an answer or a heartbeat, of which the server sends one in 10 s
 const REASON_TIMEOUT = 5000; // ms for the answer why the connection was lost
@@ -83,7 +83,7 @@ async function explainLoss() {
   const since = new Date(lastHeard * 1000).toLocaleTimeString();
   try {
     const signal = AbortSignal.timeout(REASON_TIMEOUT);
-    const answer = await fetch("/events?check=1", { redirect: "manual", cache: "no-store", signal });
+    const answer = await fetch(new URL("../events?check=1", import.meta.url), { redirect: "manual", cache: "no-store", signal });
     if (answer.type === "opaqueredirect" || answer.status === 401 || answer.status === 403) {
       return `Logged out. What is shown is from ${since}; reload to log in.`;
     }
