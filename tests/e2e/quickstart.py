@@ -46,8 +46,12 @@ class Player:
             process.terminate()
             await process.wait()
 
+    def translate(self, text: str) -> str:
+        """A text of the page, with the real addresses."""
+        return self._replace(text, self._addresses)
+
     async def _run(self, command: str) -> str:
-        real = self._translate(command, self._addresses)
+        real = self.translate(command)
         in_background = real.endswith(" &")
         process = await asyncio.create_subprocess_exec(
             *("bash", "-c", f"exec {real.removesuffix(' &')}" if in_background else real),
@@ -66,7 +70,7 @@ class Player:
 
     def _normalise(self, output: str) -> str:
         """The output with the page's addresses, and without what differs from run to run."""
-        output = self._translate(output, {real: documented for documented, real in self._addresses.items()})
+        output = self._replace(output, {real: documented for documented, real in self._addresses.items()})
         output = output.replace(f"{self._folder}/", "")
         output = re.sub(r" \(\d+\.\d\d s\)", "", output)
         output = re.sub(r"\b\d+ ms\b", "1 ms", output)
@@ -75,7 +79,7 @@ class Player:
         return "".join(f"{line.rstrip()}\n" for line in output.splitlines())
 
     @staticmethod
-    def _translate(text: str, replacements: Mapping[str, str]) -> str:
+    def _replace(text: str, replacements: Mapping[str, str]) -> str:
         for old, new in sorted(replacements.items(), key=lambda pair: -len(pair[0])):
             text = text.replace(old, new)
         return text

@@ -1,11 +1,13 @@
-"""docs/quickstart.md as a new user plays it, with a backend, a Slack, a proxy and an Alertmanager that are not ours."""
+"""The three ways in as a new user plays them, with a backend, Slack, proxy and Alertmanager that are not ours."""
 
 import difflib
+import re
 import shlex
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 
 from ops.demo.processes import pick_free_ports
@@ -18,7 +20,7 @@ from tests.ops.conftest import Running
 from tests.sites import serve_site
 from tests.tinyproxy import tinyproxy
 
-PAGE = Path(__file__).parents[2] / "docs/quickstart.md"
+PAGES = Path(__file__).parents[2] / "docs"
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 ALERTMANAGER = """\
 # Ours, for years.
@@ -61,42 +63,46 @@ def write_commands(folder: Path) -> Path:
     return folder
 
 
-async def test_the_quickstart_leads_to_a_page_and_prints_what_it_shows(tmp_path: Path, running: Running) -> None:
-    folder = tmp_path / "quickstart"
+@pytest.mark.parametrize(
+    ("name", "messages"), [("quickstart", ["KMSProbeFailing"]), ("exporter-only", []), ("relay-only", ["DiskFull"])]
+)
+async def test_a_way_in_leads_to_what_it_promises_and_prints_what_it_shows(
+    name: str, messages: list[str], tmp_path: Path, running: Running
+) -> None:
+    page, folder = (PAGES / f"{name}.md").read_text(encoding="utf-8"), tmp_path / name
     folder.mkdir()
-    (folder / "alertmanager.yml").write_text(ALERTMANAGER)
     async with AsyncExitStack() as stack:
         stand_ins = await stack.enter_async_context(run_stand_ins())
         emulator = await stack.enter_async_context(run_emulator(keys=[KEY]))
-        ledger = await stack.enter_async_context(run_ledger())
         proxy = stack.enter_context(tinyproxy(tmp_path))
-        program = find_program("alertmanager", "prometheus-alertmanager")
-        file = f"--config.file={folder / 'alertmanager.yml'}"
-        where = (f"--storage.path={tmp_path / 'alertmanager'}", "--cluster.listen-address=")
-        alertmanager = await stack.enter_async_context(
-            running(program, file, *where, "--web.listen-address=127.0.0.1:0")
-        )
-        relay = f"127.0.0.1:{pick_free_ports(1)[0]}"
-        player = Player(
-            folder,
-            {
-                "127.0.0.1:8080": ledger,
-                "127.0.0.1:9010": str(emulator.address),
-                "http://127.0.0.1:9093": alertmanager,
-                "127.0.0.1:9912": relay,
-                "127.0.0.1:3128": str(proxy.address),
-                "https://hooks.slack.com/services/T0/B0/secret": stand_ins.build_slack_webhook_url(),
-            },
-            {"KEYPULSE_RELAY__LISTEN": relay},
-            write_commands(tmp_path / "bin"),
-        )
+        exporter, relay, alertmanager = (f"127.0.0.1:{port}" for port in pick_free_ports(3))
+        addresses = {
+            "127.0.0.1:8080": await stack.enter_async_context(run_ledger()),
+            "127.0.0.1:9010": str(emulator.address),
+            "127.0.0.1:9093": alertmanager,
+            "127.0.0.1:9911": exporter,
+            "127.0.0.1:9912": relay,
+            "127.0.0.1:3128": str(proxy.address),
+            "https://hooks.slack.com/services/T0/B0/secret": stand_ins.build_slack_webhook_url(),
+            "group_wait: 10s": "group_wait: 100ms",
+        }
+        environment = {"KEYPULSE_EXPORTER__LISTEN": exporter, "KEYPULSE_RELAY__LISTEN": relay}
+        player = Player(folder, addresses, environment, write_commands(tmp_path / "bin"))
+        if "127.0.0.1:9093" in page:
+            shown = re.search(r"```yaml\n(route:.*?)```", page, re.DOTALL)
+            (folder / "alertmanager.yml").write_text(player.translate(shown[1] if shown else ALERTMANAGER))
+            program = find_program("alertmanager", "prometheus-alertmanager")
+            file, listen = f"--config.file={folder / 'alertmanager.yml'}", f"--web.listen-address={alertmanager}"
+            where = (f"--storage.path={tmp_path / 'alertmanager'}", "--cluster.listen-address=")
+            await stack.enter_async_context(running(program, file, listen, *where))
         stack.push_async_callback(player.close)
-        page = PAGE.read_text(encoding="utf-8")
         played = await player.play(page)
-        (tmp_path / "quickstart.md").write_text(played, encoding="utf-8")
-        (message,) = stand_ins.slack.channels["#security-critical"].messages
-        assert "KMSProbeFailing" in message.text
-        assert any("/services/" in request or request.startswith("CONNECT") for request in proxy.requests)
+        (tmp_path / "played.md").write_text(played, encoding="utf-8")
+        sent = [message.text for message in stand_ins.slack.channels["#security-critical"].messages]
+        assert [alert for alert in ("KMSProbeFailing", "DiskFull") if any(alert in text for text in sent)] == messages
+        if name == "quickstart":
+            assert len(sent) == 1
+            assert any("/services/" in request or request.startswith("CONNECT") for request in proxy.requests)
     difference = difflib.unified_diff(
         page.splitlines(keepends=True), played.splitlines(keepends=True), "shown", "printed"
     )

@@ -13,7 +13,7 @@ README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 
 
 async def test_two_commands_bring_a_message_into_slack(tmp_path: Path) -> None:
-    found = re.search(r"## Your Slack in five minutes\n.*?```sh\n(.*?)```", README, re.DOTALL)
+    found = re.search(r"```sh\n(keypulse-relay init --slack webhook .*?)```", README, re.DOTALL)
     assert found
     assert len(found[1].splitlines()) == 2
     async with run_stand_ins() as stand_ins:
