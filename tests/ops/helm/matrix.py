@@ -63,7 +63,7 @@ MATRIX: Final[dict[str, dict[str, Any]]] = {
     "behind an Ingress": {
         "exporter": {
             **EVERYTHING["exporter"],
-            "publicUrl": "http://tools.ledger.test/board/",
+            "publicUrl": "http://board.ledger.test/",
             "ingress": {"enabled": True, "annotations": {"a": "b"}},
             "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
         },

@@ -11,7 +11,7 @@ from tests.ops.helm.rendering import Object, of_kind, pods, render_notes, render
 INGRESS, GATEWAY = MATRIX["behind an Ingress"], MATRIX["the README's Ingress and Gateway"]
 RELAY = ("Deployment", "keypulse-relay", "spec.template.spec")
 HOST_IP = {"fieldRef": {"fieldPath": "status.hostIP"}}
-BACKEND = {"service": {"name": "keypulse-exporter", "port": {"name": "http"}}}
+BACKEND = {"service": {"name": "keypulse-relay", "port": {"name": "http"}}}
 OPTIONS: dict[str, tuple[dict[str, Any], str, str, str, Any]] = {
     "a type of Service": (INGRESS, "Service", "keypulse-exporter", "spec.type", "LoadBalancer"),
     "a Service by itself": ({}, "Service", "keypulse-relay", "spec.type", "ClusterIP"),
@@ -29,11 +29,17 @@ OPTIONS: dict[str, tuple[dict[str, Any], str, str, str, Any]] = {
         [{"hosts": ["relay.ledger.test"]}],
     ),
     "a path below a host": (
-        *(INGRESS, "Ingress", "keypulse-exporter", "spec.rules"),
+        {
+            "relay": {
+                "config": {"auth": {"public_url": "https://tools.ledger.test/relay/"}},
+                "ingress": {"enabled": True},
+            }
+        },
+        *("Ingress", "keypulse-relay", "spec.rules"),
         [
             {
                 "host": "tools.ledger.test",
-                "http": {"paths": [{"path": "/board", "pathType": "Prefix", "backend": BACKEND}]},
+                "http": {"paths": [{"path": "/relay", "pathType": "Prefix", "backend": BACKEND}]},
             }
         ],
     ),
@@ -136,7 +142,7 @@ def test_relabelling_of_ones_own_comes_after_the_chart_s_and_a_time_limit_is_the
 def test_dashboard_and_notes_lead_to_the_addresses_that_an_ingress_serves() -> None:
     data = of_kind("ConfigMap", rendered(INGRESS))["keypulse-dashboard"]["data"]["kms-health.json"]
 
-    assert '"http://tools.ledger.test/board/"' in data
+    assert '"http://board.ledger.test/"' in data
     assert '"https://relay.ledger.test/"' in data
-    assert "2. The board: http://tools.ledger.test/board/ with the admin token" in render_notes(INGRESS)
+    assert "2. The board: http://board.ledger.test/ with the admin token" in render_notes(INGRESS)
     assert "   The console: https://relay.ledger.test/ with the token relay_admin" in render_notes(INGRESS)

@@ -201,6 +201,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"exporter": {"ingress": {"enabled": True}, "publicUrl": "http://192.0.2.1:8080"}},
         "exporter.publicUrl: Ingress and HTTPRoute serve its host and path; expected a name in it, such as https://exp",
     ),
+    "an Ingress of a path that the board does not know": (
+        {"exporter": {"ingress": {"enabled": True}, "publicUrl": "https://tools.ledger.test/board"}},
+        "exporter.publicUrl: Ingress and HTTPRoute leave its path in, and the board knows none; expected a host of its",
+    ),
     "a route without a Gateway": (
         {"exporter": {"httpRoute": {"enabled": True}, "publicUrl": "https://board.ledger.test"}},
         "exporter.httpRoute.parentRefs: empty; expected the Gateway, such as {name: public, namespace: gateways}",

@@ -108,6 +108,9 @@ spec:
 {{- $key := get (dict "exporter" "exporter.publicUrl" "relay" "relay.config.auth.public_url") .part -}}
 {{- fail (printf "%s: Ingress and HTTPRoute serve its host and path; expected a name in it, such as https://%s.example.org" $key .part) -}}
 {{- end -}}
+{{- if and (eq .part "exporter") $url.path -}}
+{{- fail "exporter.publicUrl: Ingress and HTTPRoute leave its path in, and the board knows none; expected a host of its own" -}}
+{{- end -}}
 {{- if $values.ingress.enabled -}}
 apiVersion: networking.k8s.io/v1
 kind: Ingress
