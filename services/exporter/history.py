@@ -137,6 +137,13 @@ class TargetHistory:
                 FailureSpan(result.ended_at, result.ended_at, 1, *kind, detail, result.connectivity, failure.values)
             )
 
+    def update_probe(self, result: ProbeResult) -> None:
+        """The last round trip again, with the connectivity that was measured since."""
+        failure, last = result.calls[-1].failure, self.last_result
+        if failure and last and last.ended_at == result.ended_at:
+            self.last_result, span = result, self.failure_spans[-1]
+            span.cause, span.connectivity = failure.cause, result.connectivity
+
     @property
     def last_failure(self) -> FailureSpan | None:
         """Its last failure, except those of a start that succeeded in the end."""
@@ -241,6 +248,12 @@ class History:
         """A round trip. Ignored where the target is not configured: the last one may end after a reload."""
         if record := self.find_target(result.service, result.target):
             record.add_probe(result)
+            record.version = next(self._versions)
+
+    def update_probe(self, result: ProbeResult) -> None:
+        """The last round trip again; see TargetHistory. Ignored as above."""
+        if record := self.find_target(result.service, result.target):
+            record.update_probe(result)
             record.version = next(self._versions)
 
     def add_inspection(self, inspection: KeyInspection) -> None:

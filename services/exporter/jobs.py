@@ -23,7 +23,7 @@ from services.exporter.probes.round_trip import CoalescedProbe, ProbeClosedError
 from services.exporter.results import Results
 from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
 from shared.kms.fixes import KmsProfile
-from shared.kms.port import Diagnosis, KmsKey, Question
+from shared.kms.port import ConnectivityPhase, Diagnosis, KmsKey, Question
 from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
 
@@ -83,6 +83,7 @@ async def start_jobs(
         create_semaphore = partial(asyncio.Semaphore, settings.probe.concurrency)
         probe_semaphores: defaultdict[tuple[str, str], asyncio.Semaphore] = defaultdict(create_semaphore)
         inspection_semaphores: defaultdict[tuple[str, str], asyncio.Semaphore] = defaultdict(create_semaphore)
+        measurement_semaphores: defaultdict[tuple[str, str], asyncio.Semaphore] = defaultdict(create_semaphore)
         probes: dict[str, CoalescedProbe] = {}
         probe_jobs: list[tuple[float, ScheduledJob]] = []
         inspection_jobs: defaultdict[str, list[tuple[float, ScheduledJob]]] = defaultdict(list)
@@ -104,11 +105,14 @@ async def start_jobs(
                 target.service,
                 target.name,
                 probe=prober.probe,
-                measure_connectivity=partial(prober.measure_connectivity, settings.probe.timeout),
+                measure_connectivity=partial(
+                    _measure_connectivity, prober, settings.probe.timeout, measurement_semaphores[service]
+                ),
                 explain_denial=partial(
                     _explain_denial, target, settings.probe.timeout, connect, results, diagnosing[target.kms.provider]
                 ),
                 add_result=results.add_probe,
+                update_result=results.history.update_probe,
                 semaphore=probe_semaphores[service],
                 min_interval=settings.probe.min_interval,
                 profile=target.kms.profile,
@@ -163,6 +167,13 @@ def _build_probe_job(probe: CoalescedProbe) -> ScheduledJob:
         return NextRun.BACK_OFF if call.failure.reason is Reason.QUOTA_EXHAUSTED else NextRun.RETRY
 
     return ScheduledJob(f"probe of {probe.target}", run)
+
+
+async def _measure_connectivity(
+    prober: Prober, timeout: float, semaphore: asyncio.Semaphore
+) -> tuple[ConnectivityPhase, ...]:
+    async with semaphore, asyncio.timeout(timeout):
+        return await prober.measure_connectivity(timeout)
 
 
 async def _explain_denial(

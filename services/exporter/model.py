@@ -1,7 +1,7 @@
 """The data that moves through the exporter: frozen, no I/O, no types of a vendor or a backend."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from shared.backend_contract import CryptoMode
@@ -96,6 +96,10 @@ class ProbeResult:
         """The call that ended the round trip, or None if it succeeded."""
         last = self.calls[-1]
         return last if last.failure else None
+
+    def with_failure(self, failure: Failure) -> "ProbeResult":
+        """The same round trip, whose last call failed so."""
+        return replace(self, calls=(*self.calls[:-1], replace(self.calls[-1], failure=failure)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,13 +28,14 @@ from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState, Key
 from services.exporter.history import TargetHistory
 from services.exporter.model import Failure, ProbeResult
-from services.exporter.probes.round_trip import CoalescedProbe, Prober
+from services.exporter.probes.round_trip import Prober
 from shared.config.settings import Address
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.gcp.credentials import CredentialsLookup
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.reason import Cause, Reason, format_label
 from shared.net.egress import EgressSettings
+from tests.exporter.explained_probe import coalesced, probe_and_ask
 from tests.shared.certificates import LOCALHOST, Authority
 from tests.shared.kms.gcp.tls import tls_before
 
@@ -686,25 +686,14 @@ async def run_row(stage: Stage, name: str, row: Row) -> Outcome:
     async with AsyncExitStack() as stack:
         key = await row.fail(stage, name, stack)
         stack.push_async_callback(key.close)
-        probe = CoalescedProbe(
-            "backend",
-            "ledger-kek",
-            probe=Prober("backend", "ledger-kek", key, TIMEOUT, get_history=lambda: history).probe,
-            measure_connectivity=partial(key.measure_connectivity, timeout=TIMEOUT),
-            explain_denial=partial(key.explain_denial, timeout=TIMEOUT),
-            add_result=add_result,
-            semaphore=asyncio.Semaphore(1),
-            min_interval=0.0,
-            profile=GCP_PROFILE,
-        )
-        stack.push_async_callback(probe.close)
+        prober = Prober("backend", "ledger-kek", key, TIMEOUT, get_history=lambda: history)
+        probe = await stack.enter_async_context(coalesced(prober, add_result))
         for then in (None, row.then) if row.then else (None,):
             if then:
                 then(stage, name)
                 results.clear()
             for _ in range(row.round_trips):
-                await probe.run()
-                await probe.diagnose()
+                await probe_and_ask(probe)
     failures = [result.calls[-1].failure for result in results]
     last = failures[-1]
     grants = tuple(grant for failure in failures if failure for grant in list_grants(failure, name))

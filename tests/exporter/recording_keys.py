@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -10,20 +10,11 @@ from services.exporter.backends.settings import ProbeSettings
 from services.exporter.config import ExporterSettings, Target
 from services.exporter.jobs import RunningJobs, start_jobs
 from services.exporter.results import Results
-from shared.kms.denial import diagnose_denial
-from shared.kms.fixes import GENERIC_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings
-from shared.kms.port import (
-    ConnectivityPhase,
-    DecryptResult,
-    Diagnosis,
-    EncryptResult,
-    KeyDescription,
-    KeyStore,
-    KmsError,
-)
+from shared.kms.port import ConnectivityPhase, KmsError
 from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
+from tests.exporter.played_key import PlayedKey
 from tests.exporter.running_exporter import FREE
 
 RING = "projects/demo/locations/global/keyRings/app/cryptoKeys"
@@ -43,6 +34,8 @@ class Kms:
         """Whether each encryption is denied, without a word more."""
         self.requests: defaultdict[str, list[float]] = defaultdict(list)
         """When each `encrypt` and `describe` began, by `operation key`."""
+        self.measuring = self.most_measured = 0
+        """How many connections are measured at once, each in all the time that it may take."""
 
     def connect(self, settings: ProviderSettings) -> "Key":
         return Key(self, settings)
@@ -51,17 +44,14 @@ class Kms:
         return self.requests[f"{operation} {RING}/{name}"]
 
 
-class Key:
+class Key(PlayedKey):
     """One connection to a key."""
-
-    profile = GENERIC_PROFILE
-    account = ""
 
     def __init__(self, kms: Kms, settings: ProviderSettings) -> None:
         self._kms = kms
         self._settings = settings
 
-    async def _called(self, operation: str, timeout: float) -> None:
+    async def play(self, operation: str, timeout: float) -> None:
         self._kms.requests[f"{operation} {self._settings.key}"].append(asyncio.get_running_loop().time())
         if self._settings.service_address in self._kms.stalled:
             await asyncio.sleep(timeout)
@@ -69,39 +59,15 @@ class Key:
         await asyncio.sleep(self._kms.slow)
         if self._kms.reason:
             raise KmsError(self._kms.reason, "told to")
-
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002  the port's
-        await self._called("encrypt", timeout)
-        if self._kms.denied:
+        if self._kms.denied and operation == "encrypt":
             raise KmsError(Reason.PERMISSION_DENIED, "denied", is_silent=True)
-        return EncryptResult(plaintext, "1", "SOFTWARE")
-
-    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:  # noqa: ARG002  the port's
-        await self._called("decrypt", timeout)
-        return DecryptResult(ciphertext, is_primary=True)
-
-    async def describe_key(self, *, timeout: float) -> KeyDescription:
-        await self._called("describe", timeout)
-        return KeyDescription("1", None, (), 2)
-
-    async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:
-        await self._called("permissions", timeout)
-        return frozenset(permissions)
-
-    async def explain_denial(self, permission: str, *, timeout: float) -> Diagnosis:
-        return await diagnose_denial(permission, lambda: self.check_permissions((permission,), timeout=timeout))
-
-    async def check_key_store(self, store: KeyStore, *, timeout: float) -> KeyStore:  # noqa: ARG002
-        return store
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
+        self._kms.measuring += 1
+        self._kms.most_measured = max(self._kms.most_measured, self._kms.measuring)
+        await asyncio.sleep(timeout)
+        self._kms.measuring -= 1
         return (ConnectivityPhase("dns", timeout),)
-
-    async def read_service_clock(self, *, timeout: float) -> float | None:  # noqa: ARG002
-        return None
-
-    async def close(self) -> None:
-        pass
 
 
 def named(name: str, endpoint: str = "127.0.0.1:1") -> Target:

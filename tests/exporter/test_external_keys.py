@@ -24,6 +24,7 @@ from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.port import KmsKey
 from shared.kms.reason import Cause, Reason
 from tests.exporter.collected_metrics import CollectedMetrics
+from tests.exporter.explained_probe import coalesced, probe_and_ask
 from tests.exporter.held_keys import CONNECTION, HELD, INSTANCE, VERIFY, add_held_key, at, connected
 from tests.exporter.running_exporter import KEY, configured, scraped, target
 
@@ -143,13 +144,13 @@ async def test_the_sentence_tells_the_network_from_kms_and_from_the_key_manager(
     history, reads = recorded(await inspector(key).inspect()), list[KeyRead]()
     for each in faults:
         emulator.faults.add(EmulatorFault(**{"kind": "cause", **each}))
-    probes = prober(key, history, reads=reads)
-    result = await probes.probe()
+    async with coalesced(prober(key, history, reads=reads)) as probe:
+        result = await probe_and_ask(probe)
+        await probe.run()
     assert result.failed_call
     assert result.failed_call.failure
     said = describe_connectivity(result.connectivity, result.failed_call.failure.cause)
     assert re.sub(r" \d+ ms", "", said or "") == sentence
-    await probes.probe()
     assert reads == [KeyRead.VERIFY_CONNECTIVITY], "for one failure the connection is verified once in a minute"
 
 
@@ -158,7 +159,8 @@ async def test_an_external_key_without_a_connection_does_not_blame_kms(emulator:
     async with connected(emulator) as key:
         history = recorded(await inspector(key).inspect())
         fault(emulator, "ekm_unreachable")
-        result = await prober(key, history).probe()
+        async with coalesced(prober(key, history)) as probe:
+            result = await probe_and_ask(probe)
     said = describe_connectivity(result.connectivity, Cause.EKM_UNREACHABLE) or ""
     assert said.endswith(": it is between KMS and the external key manager.")
 
@@ -203,7 +205,8 @@ async def test_a_denied_key_is_disabled_by_its_key_manager_also_for_an_exporter_
     first = recorded()
 
     async def probe(history: TargetHistory) -> tuple[str, str]:
-        result = await prober(key, history).probe()
+        async with coalesced(prober(key, history)) as coalesced_probe:
+            result = await probe_and_ask(coalesced_probe)
         history.add_probe(result)
         assert result.failed_call
         assert result.failed_call.failure

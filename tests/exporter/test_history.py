@@ -76,6 +76,22 @@ def test_a_denial_that_is_diagnosed_is_one_span_with_what_was_found(history: His
     ]
 
 
+def test_a_failure_gets_the_connectivity_that_is_measured_after_it_also_where_the_next_round_trip_succeeds(
+    history: History, ledger: TargetHistory
+) -> None:
+    refused, broken = Failure(Reason.UNAVAILABLE, "refused"), (ConnectivityPhase("tcp", 0.1, "no", Cause.CONNECT),)
+    measured = replace(refused, cause=Cause.CONNECT)
+    history.add_probe(wrong(10, refused))
+    history.update_probe(wrong(10, measured, connectivity=broken))
+    assert ledger.last_result == wrong(10, measured, connectivity=broken)
+    history.add_probe(wrong(15, measured, connectivity=broken))
+    history.add_probe(succeeded(20))
+    history.update_probe(wrong(15, connectivity=()))
+    assert [(span.first_at, span.count, span.cause, span.connectivity) for span in ledger.failure_spans] == [
+        (10, 2, Cause.CONNECT, broken)
+    ]
+
+
 def test_a_failure_outlives_the_hour_and_a_success_does_not(history: History, ledger: TargetHistory) -> None:
     history.add_probe(wrong(0))
     history.add_probe(succeeded(30))

@@ -55,6 +55,26 @@ async def test_after_a_failure_round_trips_come_5_seconds_apart_until_one_succee
 
 
 @pytest.mark.looptime
+async def test_an_outage_in_which_calls_hang_is_known_a_timeout_after_its_first_round_trip_began() -> None:
+    kms, loop = Kms(), asyncio.get_running_loop()
+    record = Results(loop.time)
+    async with watched(kms, named("ledger"), record=record):
+        await asyncio.sleep(40)
+        kms.stalled.add("127.0.0.1:1")
+        history = record.history.targets["ledger"]
+        while history.last_failure is None:
+            record.metrics.changed.clear()
+            await record.metrics.changed.wait()
+        begun = next(at for at in kms.times("encrypt", "ledger") if at > 40)
+        assert loop.time() - begun <= 5.2
+        await asyncio.sleep(4.9)
+        assert history.last_failure.count == 1
+        assert [phase.name for phase in history.last_failure.connectivity] == ["dns"]
+        await asyncio.sleep(15)
+        assert history.last_failure.count == 4
+
+
+@pytest.mark.looptime
 async def test_while_a_quota_is_exhausted_a_key_is_probed_less_often_and_with_any_other_reason_as_ever() -> None:
     kms = Kms()
     async with watched(kms, named("ledger"), interval=10):

@@ -11,6 +11,7 @@ from services.exporter.jobs import compute_interval
 from services.exporter.probes.round_trip import CoalescedProbe
 from services.exporter.web import probe_endpoint
 from shared.kms.gcp.profile import GCP_PROFILE
+from shared.kms.reason import Reason
 from tests.exporter.recording_keys import Kms, named, watched
 
 pytestmark = pytest.mark.looptime
@@ -51,6 +52,14 @@ async def test_one_endpoint_is_at_no_more_than_its_slots() -> None:
     begun = [operation for operation in kms.requests if operation.startswith("encrypt")]
     assert len(begun) == 3
     assert len([operation for operation in kms.requests if operation.startswith("describe")]) == 3
+
+
+async def test_no_more_connections_are_measured_at_once_than_the_endpoint_has_slots() -> None:
+    kms = Kms()
+    kms.reason = Reason.UNAVAILABLE
+    async with watched(kms, *(named(f"refused-{n}") for n in range(100)), concurrency=3):
+        await asyncio.sleep(60)
+    assert kms.most_measured == 3
 
 
 @pytest.mark.parametrize("debug", [False, True])

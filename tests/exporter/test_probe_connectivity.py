@@ -1,134 +1,161 @@
-"""Network or KMS? The connectivity is measured when a round trip failed on the network."""
+"""Network or KMS? The connectivity is measured after a round trip that may have failed on the network."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+import structlog
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
-from services.exporter.probes.round_trip import CONNECTIVITY_MAX_AGE, Prober
+from services.exporter.model import ProbeResult
+from services.exporter.probes.round_trip import CONNECTIVITY_MAX_AGE, CoalescedProbe, Prober
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KmsError
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
+from tests.exporter.explained_probe import coalesced, probe_and_ask
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-TIMEOUT = 2.0
-PHASES = (ConnectivityPhase("dns", 0.1), ConnectivityPhase("tcp", 0.1))
-
-
-class Measured(GcpKmsKey):
-    """A key that counts how often its way is measured."""
-
-    measured = 0
-
-    async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
-        self.measured += 1
-        return await super().measure_connectivity(timeout=timeout)
+TIMEOUT = 5.0
+REFUSED = (ConnectivityPhase("dns", 0.1), ConnectivityPhase("tcp", 0.1, "no connection: refused", Cause.CONNECT))
 
 
 @pytest.fixture
-async def key(emulator: Emulator) -> AsyncIterator[Measured]:
-    provider = Measured(KEY, endpoint=str(emulator.address), insecure=True)
+async def key(emulator: Emulator) -> AsyncIterator[GcpKmsKey]:
+    provider = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
     yield provider
     await provider.close()
 
 
-class Slow(GcpKmsKey):
-    """A key whose calls take as long as they are told, and whose way may never end."""
-
-    def __init__(self, *, encrypt: float, decrypt: float = 0.0, connectivity: float = 0.1) -> None:
-        super().__init__(KEY, endpoint="127.0.0.1:1", insecure=True)
-        self._encrypt, self._decrypt, self._connectivity_seconds = encrypt, decrypt, connectivity
-        self.given: list[float] = []
-
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002  the port's
-        await _bounded(self._encrypt, timeout)
-        return EncryptResult(plaintext, "1", "SOFTWARE")
-
-    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:  # noqa: ARG002  the port's
-        await _bounded(self._decrypt, timeout)
-        return DecryptResult(ciphertext, is_primary=True)
-
-    async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
-        self.given.append(timeout)
-        await asyncio.sleep(self._connectivity_seconds)
-        return PHASES
-
-
-async def _bounded(seconds: float, timeout: float) -> None:
-    await asyncio.sleep(min(seconds, timeout))
-    if seconds > timeout:
-        raise KmsError(Reason.TIMEOUT, "late")
-
-
-def prober(key: GcpKmsKey, timeout: float = TIMEOUT) -> Prober:
+def prober(key: GcpKmsKey, timeout: float = 1.0) -> Prober:
     return Prober("backend", "ledger-kek", key, timeout, clock=asyncio.get_running_loop().time)
+
+
+async def show_phases(key: GcpKmsKey) -> list[tuple[str, str | None]]:
+    async with coalesced(prober(key)) as probe:
+        return [(phase.name, phase.error) for phase in (await probe_and_ask(probe)).connectivity]
 
 
 async def test_where_nothing_listens_the_connectivity_shows_that_it_is_the_network() -> None:
     key = GcpKmsKey(KEY, endpoint="127.0.0.1:1", insecure=True)
-    connectivity = (await prober(key).probe()).connectivity
+    assert await show_phases(key) == [("dns", None), ("tcp", "no connection: Connection refused (127.0.0.1:1)")]
     await key.close()
-    assert [phase.name for phase in connectivity] == ["dns", "tcp"]
-    assert connectivity[0].error is None
-    assert connectivity[1].error == "no connection: Connection refused (127.0.0.1:1)"
 
 
 @pytest.mark.parametrize("operation", ["Encrypt", "Decrypt"])
 async def test_where_kms_stalls_the_connectivity_shows_that_the_network_is_healthy(
-    emulator: Emulator, key: Measured, operation: str
+    emulator: Emulator, key: GcpKmsKey, operation: str
 ) -> None:
     emulator.faults.add(EmulatorFault(kind="stall", operation=operation))
-    connectivity = (await prober(key).probe()).connectivity
-    assert [(phase.name, phase.error) for phase in connectivity] == [("dns", None), ("tcp", None)]
+    assert await show_phases(key) == [("dns", None), ("tcp", None)]
 
 
-async def test_a_successful_round_trip_and_one_that_kms_refused_have_no_connectivity_phases(
-    emulator: Emulator, key: Measured
-) -> None:
-    assert (await prober(key).probe()).connectivity == ()
-    emulator.faults.add(EmulatorFault(kind="denied"))
-    assert (await prober(key).probe()).connectivity == ()
-    assert key.measured == 0
+class Cut(GcpKmsKey):
+    """A key whose round trips fail for `reason`, and whose connectivity takes 4 s to measure."""
+
+    def __init__(self) -> None:
+        super().__init__(KEY, endpoint="127.0.0.1:1", insecure=True)
+        self.reason: Reason | None = None
+        self.measured: list[float] = []
+        """When each measurement began."""
+        self.defect: Exception | None = None
+        """Raised instead of a measurement."""
+
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002  the port's
+        await asyncio.sleep(timeout if self.reason is Reason.TIMEOUT else 0.05)
+        if self.reason:
+            raise KmsError(self.reason, "as told")
+        return EncryptResult(plaintext, "1", "SOFTWARE")
+
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:  # noqa: ARG002  the port's
+        return DecryptResult(ciphertext, is_primary=True)
+
+    async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:  # noqa: ARG002  the port's
+        self.measured.append(asyncio.get_running_loop().time())
+        if self.defect:
+            raise self.defect
+        await asyncio.sleep(4)
+        return REFUSED
 
 
-async def test_the_connectivity_is_measured_once_for_each_change_and_again_after_a_minute(
-    emulator: Emulator, key: Measured
-) -> None:
-    now = 1000.0
-    probes = Prober("backend", "ledger-kek", key, TIMEOUT, clock=lambda: now)
-    emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
-    ways = [(await probes.probe()).connectivity for _ in range(3)]
-    assert ways[0]
-    assert ways == [ways[0]] * 3
-    assert key.measured == 1
-    now += CONNECTIVITY_MAX_AGE
-    assert (await probes.probe()).connectivity != ways[0]  # its seconds differ
-    assert key.measured == 2
-    emulator.faults.clear()
-    emulator.faults.add(EmulatorFault(kind="status", status="DEADLINE_EXCEEDED"))  # fails in another way
-    assert (await probes.probe()).connectivity
-    assert key.measured == 3
-    emulator.faults.clear()
-    assert (await probes.probe()).connectivity == ()
-    emulator.faults.add(EmulatorFault(kind="status", status="DEADLINE_EXCEEDED"))  # the same again, after it was well
-    assert (await probes.probe()).connectivity
-    assert key.measured == 4
+def get_found(result: ProbeResult) -> tuple[Cause, int]:
+    """The cause of the failure, and the number of phases."""
+    failure = result.calls[-1].failure
+    return failure.cause if failure else Cause.NONE, len(result.connectivity)
+
+
+async def probe_after(seconds: float, probe: CoalescedProbe) -> tuple[Cause, int]:
+    await asyncio.sleep(seconds)
+    return get_found(await probe.run())
+
+
+UNKNOWN, KNOWN = (Cause.NONE, 0), (Cause.CONNECT, 2)
 
 
 @pytest.mark.looptime
-@pytest.mark.parametrize("encrypt", [0.0, 3.0, 99.0])
-async def test_a_round_trip_ends_within_two_timeouts_however_long_its_connectivity_measurement_takes(
-    encrypt: float,
-) -> None:
-    key = Slow(encrypt=encrypt, decrypt=99.0, connectivity=1e9)
-    begin = asyncio.get_running_loop().time()
-    result = await prober(key, 5.0).probe()
-    assert asyncio.get_running_loop().time() - begin <= 10.01
-    assert result.failed_call is not None
-    assert result.failed_call.failure is not None
-    assert result.failed_call.failure.reason is Reason.TIMEOUT
-    assert result.connectivity == ()
-    assert len(key.given) == 1
-    assert 0 < key.given[0] < 10 - (encrypt if encrypt < 5 else 0) - 5
+async def test_a_failure_is_known_before_the_connectivity_is_measured_which_the_next_ones_show() -> None:
+    key, loop, results = Cut(), asyncio.get_running_loop(), list[ProbeResult]()
+    async with coalesced(prober(key, TIMEOUT), results.append) as probe:
+        key.reason = Reason.TIMEOUT
+        assert get_found(await probe.run()) == UNKNOWN
+        assert loop.time() == TIMEOUT
+        assert [get_found(result) for result in results] == [UNKNOWN]
+        assert await probe_after(0, probe) == KNOWN
+        assert loop.time() == 2 * TIMEOUT
+    assert key.measured == [TIMEOUT]
+
+
+@pytest.mark.looptime
+async def test_the_connectivity_is_measured_once_a_minute_for_each_reason_and_anew_after_a_success() -> None:
+    key = Cut()
+    async with coalesced(prober(key, TIMEOUT)) as probe:
+        for reason in (Reason.PERMISSION_DENIED, None):
+            key.reason = reason
+            assert await probe_after(5, probe) == UNKNOWN
+        assert key.measured == []
+        found = []
+        for reason in (Reason.UNAVAILABLE, Reason.UNAVAILABLE, Reason.TIMEOUT, Reason.UNAVAILABLE, Reason.TIMEOUT):
+            key.reason = reason
+            found.append(await probe_after(5, probe))
+        assert found == [UNKNOWN, KNOWN, UNKNOWN, KNOWN, KNOWN]
+        assert len(key.measured) == 2
+        key.reason = None
+        assert await probe_after(0, probe) == UNKNOWN
+        key.reason = Reason.UNAVAILABLE
+        found = [await probe_after(5, probe) for _ in range(14)]
+        assert found == [UNKNOWN, *[KNOWN] * 13]
+        assert len(key.measured) == 4
+        assert key.measured[3] - key.measured[2] >= CONNECTIVITY_MAX_AGE
+
+
+@pytest.mark.looptime
+async def test_a_measurement_ends_with_its_target() -> None:
+    before, key = asyncio.all_tasks(), Cut()
+    key.reason = Reason.UNAVAILABLE
+    async with coalesced(prober(key, TIMEOUT)) as probe:
+        await probe.run()
+        await asyncio.sleep(1)
+        assert len(asyncio.all_tasks() - before) == 1
+    assert asyncio.all_tasks() == before
+
+
+@pytest.mark.looptime
+async def test_what_was_measured_before_a_success_is_not_told_of_the_failure_after_it() -> None:
+    key = Cut()
+    async with coalesced(prober(key, TIMEOUT)) as probe:
+        found = []
+        for reason in (Reason.UNAVAILABLE, None, Reason.UNAVAILABLE):
+            key.reason = reason
+            found.append(await probe_after(1, probe))
+        assert [*found, await probe_after(5, probe)] == [UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN]
+        assert await probe_after(5, probe) == KNOWN
+
+
+@pytest.mark.looptime
+async def test_a_measurement_that_fails_is_logged_and_leaves_the_failure_as_it_was() -> None:
+    key = Cut()
+    key.reason, key.defect = Reason.UNAVAILABLE, ZeroDivisionError("defect")
+    async with coalesced(prober(key, TIMEOUT)) as probe:
+        with structlog.testing.capture_logs() as logs:
+            assert [await probe_after(5, probe) for _ in range(3)] == [UNKNOWN] * 3
+    assert [(line["event"], line["exc_info"]) for line in logs] == [("connectivity measurement failed", key.defect)]

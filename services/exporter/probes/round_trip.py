@@ -1,18 +1,18 @@
 """One round trip through a key → one ProbeResult for all its callers, the schedule and `GET /probe` alike.
 
 Random plaintext and AAD are encrypted, decrypted and compared; each call is timed, and whatever it raises is a failure
-with a reason. Where the service does not answer, the connectivity is measured too. A caller that comes while a probe
-runs waits for that one; one that is cancelled ends nothing.
+with a reason. A caller that comes while a probe runs waits for that one; one that is cancelled ends nothing.
 
-A denial that the service does not explain is diagnosed after its result was added, never in the probe's time; the next
-round trips that are denied in the same way have the cause that was found.
+What may explain a failure is asked after its result was added, never in the probe's time: where the service does not
+answer, the connectivity is measured, and the history gets it; a denial that the service does not explain is diagnosed.
+The next round trips that fail in the same way have what was found.
 """
 
 import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from secrets import token_bytes
 from typing import Generic, TypeVar
 
@@ -27,6 +27,8 @@ from shared.process.concurrency import is_task_cancelled
 
 MIN_DIAGNOSIS_INTERVAL = 60.0
 """Seconds from a diagnosis of a target to its next."""
+CONNECTIVITY_MAX_AGE = 60.0
+"""Seconds for which measured connectivity is reused for failures of the same reason."""
 
 T = TypeVar("T")
 
@@ -47,8 +49,9 @@ class CoalescedProbe:
         service: the label.
         target: its name.
         probe: one round trip; bounds itself.
-        measure_connectivity: measures the connection to the service; has its own timeout.
+        measure_connectivity: measures the connection to the service; bounds itself.
         add_result: takes each result, once.
+        update_result: takes the last result again, once its connectivity is measured.
         semaphore: one for each probe that may run at the same time, of all targets of one endpoint.
         explain_denial: diagnoses why a call that needs a permission is denied; bounds itself.
         min_interval: seconds for which the last result is reused.
@@ -66,20 +69,34 @@ class CoalescedProbe:
         add_result: Callable[[ProbeResult], None],
         semaphore: asyncio.Semaphore,
         min_interval: float,
+        update_result: Callable[[ProbeResult], None] = lambda _: None,
         profile: KmsProfile = GENERIC_PROFILE,
     ) -> None:
         self.started_at: float | None = None
         """When the last probe was given a place, by the loop's clock; None while it waits for one."""
+        self._last_result: ProbeResult | None = None
 
         async def observed() -> ProbeResult:
             self.started_at = None
             async with semaphore:
                 self.started_at = asyncio.get_running_loop().time()
-                result = self._add_cause(await probe())
+                result = self._last_result = self._add_cause(await probe())
             add_result(result)
-            if self._denial:
-                self._diagnosis.start()
+            self._ask()
             return result
+
+        async def measured() -> tuple[ConnectivityPhase, ...]:
+            suspect, measurements, last = self._suspect, self._measurements, self._last_result
+            _, failure, phases = await time_call(measure_connectivity, timeout=0)
+            if failure:
+                log.error(
+                    "connectivity measurement failed", target=target, error=failure.detail, exc_info=failure.exception
+                )
+            if suspect:
+                measurements[suspect] = asyncio.get_running_loop().time(), phases or ()
+            if last and last is self._last_result:
+                update_result(self.add_connectivity(last))
+            return phases or ()
 
         async def diagnosed() -> None:
             if denial := self._denial:
@@ -92,9 +109,13 @@ class CoalescedProbe:
         self.target = target
         self.profile = profile
         self._probe = _CoalescedCall(observed, min_interval)
-        self._connectivity = _CoalescedCall(measure_connectivity, min_interval)
+        self._connectivity = _CoalescedCall(measured, min_interval)
         self._diagnosis = _CoalescedCall(diagnosed, MIN_DIAGNOSIS_INTERVAL)
         self._denial: _Denial | None = None
+        self._suspect: Reason | None = None
+        """Why the last round trip failed, where the connection may be to blame."""
+        self._measurements: dict[Reason, tuple[float, tuple[ConnectivityPhase, ...]]] = {}
+        """Of the connection, since it became suspect: by the reason, when it was measured and what was found."""
 
     async def run(self) -> ProbeResult:
         """For the schedule: joins the running probe, or starts one. Raises ProbeClosedError."""
@@ -117,12 +138,34 @@ class CoalescedProbe:
             await self._diagnosis.run_or_reuse()
         return self._denial.diagnosis if self._denial else None
 
+    def add_connectivity(self, result: ProbeResult) -> ProbeResult:
+        """The result with what was measured since the round trips fail for its reason."""
+        failure = result.calls[-1].failure
+        if failure is None or failure.reason not in self._measurements:
+            return result
+        _, phases = self._measurements[failure.reason]
+        of_network = (phase.cause for phase in phases if phase.error and phase.name != KeyStoreKind.EKM)
+        failure = replace(failure, cause=failure.cause or next(of_network, Cause.NONE))
+        return replace(result.with_failure(failure), connectivity=phases)
+
+    def _ask(self) -> None:
+        """Starts what may explain the last failure."""
+        if self._denial:
+            self._diagnosis.start()
+        if self._suspect:
+            measured_at, _ = self._measurements.get(self._suspect, (-math.inf, ()))
+            if asyncio.get_running_loop().time() - measured_at >= CONNECTIVITY_MAX_AGE:
+                self._connectivity.start()
+
     def _add_cause(self, result: ProbeResult) -> ProbeResult:
         call = result.failed_call
         failure = call.failure if call else None
+        self._suspect = failure.reason if failure and concerns_connection(failure) else None
+        if self._suspect is None:
+            self._measurements = {}
         if call is None or failure is None or not failure.is_silent:
             self._denial = None
-            return result
+            return self.add_connectivity(result)
         needed = (self.profile.round_trip_permissions or ("", ""))[call.operation is Operation.DECRYPT]
         permission = failure.values.get("permission", needed)
         if self._denial is None or (self._denial.operation, self._denial.permission) != (call.operation, permission):
@@ -130,8 +173,9 @@ class CoalescedProbe:
         if (found := self._denial.diagnosis) is None:
             return result
         detail = f"{found.text}. {self.profile.service_name} says only: {failure.detail}"
-        failure = replace(failure, cause=found.cause, detail=detail, values={**failure.values, **found.values})
-        return replace(result, calls=(*result.calls[:-1], replace(call, failure=failure)))
+        return result.with_failure(
+            replace(failure, cause=found.cause, detail=detail, values={**failure.values, **found.values})
+        )
 
     def cancel(self) -> None:
         """Cancels the running probe, so that nobody waits for it any more; no other one starts."""
@@ -250,8 +294,6 @@ async def time_call(
     return seconds, failure, None
 
 
-CONNECTIVITY_MAX_AGE = 60.0
-"""Seconds for which measured connectivity is reused for the same failure."""
 _MIN_EKM_TIMEOUT = 0.2
 _CALL_RESERVE = 0.3
 """Seconds that a call may take longer than its timeout."""
@@ -271,33 +313,22 @@ class Prober:
     """What is known of the target, without the round trip that runs."""
     count_reads: Callable[[Sequence[KeyRead]], None] = lambda _: None
     """Takes the reads that are made beside the round trips."""
-    _measured: tuple[Reason, float, tuple[ConnectivityPhase, ...]] | None = field(default=None, init=False)
-    """Why the last round trip failed, when its connectivity was measured, and what was found."""
 
     async def probe(self) -> ProbeResult:
         """One round trip, within twice `timeout` and what the port adds to each call's bound.
 
         Raises nothing but cancellation: a defect of our own is a failure like any other.
         """
-        begin = self.clock()
         result = await self._run_round_trip()
-        failure = result.failed_call.failure if result.failed_call else None
-        history = self.get_history()
-        if failure and failure.reason is Reason.KEY_DISABLED and history:
-            by_key_manager = history.is_disabled_by_key_manager(result.ended_at)
-            failure = replace(failure, cause=Cause.EKM_DISABLED) if by_key_manager else failure
-        if failure is None or not concerns_connection(failure):
-            self._measured = None
-            return result
-        await self._measure_connectivity(failure.reason, 2 * self.timeout - (self.clock() - begin))
-        phases = self._measured[2] if self._measured else ()
-        of_network = (phase.cause for phase in phases if phase.error and phase.name != KeyStoreKind.EKM)
-        cause = failure.cause or next(of_network, Cause.NONE)
-        return replace(
-            result,
-            calls=(*result.calls[:-1], replace(result.calls[-1], failure=replace(failure, cause=cause))),
-            connectivity=phases,
-        )
+        failure, history = result.calls[-1].failure, self.get_history()
+        if (
+            failure
+            and failure.reason is Reason.KEY_DISABLED
+            and history
+            and history.is_disabled_by_key_manager(result.ended_at)
+        ):
+            return result.with_failure(replace(failure, cause=Cause.EKM_DISABLED))
+        return result
 
     async def _run_round_trip(self) -> ProbeResult:
         plaintext, aad = self.random_bytes(PLAINTEXT_BYTES), self.random_bytes(AAD_BYTES)
@@ -321,27 +352,6 @@ class Prober:
             encrypted.protection_level,
             key_version_number=encrypted.version_number,
         )
-
-    async def _measure_connectivity(self, reason: Reason, time_left: float) -> None:
-        """Measures within `time_left` seconds, unless that was done for this failure."""
-        now = self.clock()
-        if self._measured and self._measured[0] is reason and now - self._measured[1] < CONNECTIVITY_MAX_AGE:
-            return
-        self._measured = None
-        # In almost no time every connection times out, and the network would be blamed: the next probe may have more.
-        if time_left < self.timeout / 4:
-            return
-
-        async def measured() -> tuple[ConnectivityPhase, ...]:
-            async with asyncio.timeout(time_left):  # whatever it does, the result waits no longer
-                return await self.measure_connectivity(time_left)
-
-        _, failure, phases = await time_call(measured, timeout=time_left, clock=self.clock)
-        if failure:
-            log.error(
-                "connectivity measurement failed", target=self.target, error=failure.detail, exc_info=failure.exception
-            )
-        self._measured = reason, now, phases or ()
 
     async def measure_connectivity(self, timeout: float) -> tuple[ConnectivityPhase, ...]:
         """The phases to KMS and, where the key has a connection, from KMS to its external key manager.

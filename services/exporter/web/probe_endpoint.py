@@ -195,6 +195,7 @@ class _ProbeMetrics(Collector):
                 connectivity = result.connectivity
                 if debug:
                     connectivity = connectivity or await probe.measure_connectivity()
+                    result = probe.add_connectivity(result)
                     diagnosis = await probe.diagnose()
         except TimeoutError:  # what is missing says it
             if result is None and (probe.started_at is None or probe.started_at > start_deadline):
