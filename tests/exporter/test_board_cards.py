@@ -106,7 +106,7 @@ def test_every_reason_has_its_sentence_and_what_to_do(reason: Reason) -> None:
 def test_a_cause_comes_first_and_has_its_own_sentence(cause: Cause) -> None:
     (finding,) = Key().fails(cause.reason, cause=cause).head().findings
     assert finding.title == f"{cause} ({cause.reason}) at encrypt"
-    assert finding.advice == findings.Advice(GCP_PROFILE.advise(cause.reason, cause), cause.reason)
+    assert finding.advice == findings.Advice(GCP_PROFILE.advise(cause.reason, cause), "What a cause means")
 
 
 def test_the_troubleshooter_is_opened_with_the_id_that_the_service_named() -> None:
@@ -232,14 +232,16 @@ def test_a_card_has_the_commands_of_its_key_that_fix_it() -> None:
 
 
 def advices() -> set[findings.Advice]:
-    return {value for value in vars(findings).values() if isinstance(value, findings.Advice)} | {*map(advice, Reason)}
+    of_cause = findings.advise_on_failure(Failure(Reason.UNAVAILABLE, "", cause=Cause.TLS), GCP_PROFILE)
+    assert of_cause.anchor == "what-a-cause-means"
+    constants = {value for value in vars(findings).values() if isinstance(value, findings.Advice)}
+    return {*constants, *map(advice, Reason), of_cause}
 
 
 def test_every_section_that_is_named_stands_in_the_runbook() -> None:
     headings = re.findall(r"^#+ (.+)$", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)
     anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
     assert set(GENERIC_ADVICE) >= set(Reason)
-    assert "what-a-cause-means" in anchors
     named = RUNBOOK.read_text(encoding="utf-8").partition("### What a cause means")[2]
     assert [cause for cause in Cause if cause and f"`{cause}`" not in named] == []
     assert len(advices()) > len(Reason) + 5

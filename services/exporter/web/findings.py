@@ -20,12 +20,12 @@ RUNBOOK_FILE: Final = "docs/KMS_OPERATIONS.md"
 class Advice:
     text: str
     section: str
-    """The heading in the runbook: a reason, or an alert."""
+    """The heading in the runbook: a reason, an alert, or that of all causes."""
 
     @property
     def anchor(self) -> str:
-        """The heading's anchor, as GitHub makes it of one word."""
-        return self.section.lower()
+        """The heading's anchor, as GitHub makes it of words."""
+        return self.section.lower().replace(" ", "-")
 
 
 SUCCESS_EXPIRED_ADVICE: Final = Advice(
@@ -65,7 +65,8 @@ NOT_READY_ADVICE: Final = Advice("Its health check says what it waits for.", "KM
 
 def advise_on_failure(failure: Failure | FailureSpan, profile: KmsProfile) -> Advice:
     """What to do about a failed call."""
-    return Advice(profile.advise(failure.reason, failure.cause), failure.reason)
+    section = "What a cause means" if failure.cause else failure.reason
+    return Advice(profile.advise(failure.reason, failure.cause), section)
 
 
 def describe_connectivity(connectivity: Sequence[ConnectivityPhase], cause: Cause = Cause.NONE) -> str | None:
