@@ -64,10 +64,10 @@ async def check_backend(
             return "crypto_ready true"
 
         async def mode() -> str:
-            found = (await _read_health(server))["crypto_mode"]
-            if found != CryptoMode.KMS:
+            health = await _read_health(server)
+            if (found := health["crypto_mode"]) != CryptoMode.KMS:
                 raise CheckError(
-                    f"crypto_mode is {found}: KMS does not wrap its data keys",
+                    f"crypto_mode is {found}: {health.get('reason') or 'KMS does not wrap its data keys'}",
                     "see KMSCryptoModeNotKMS in docs/KMS_OPERATIONS.md",
                 )
             return "crypto_mode kms"

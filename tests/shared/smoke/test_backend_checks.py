@@ -56,7 +56,7 @@ async def test_a_backend_that_is_down_is_one_red_line_and_the_rest_is_not_checke
     assert first.endswith("; start it, or correct the address")
 
 
-async def test_the_mode_env_is_one_red_line(backend: Backend, until: Until) -> None:
+async def test_the_mode_env_is_one_red_line_with_its_cause(backend: Backend, until: Until) -> None:
     backend.kms.faults.add(EmulatorFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToEncrypt"))
 
     async def on_its_own_key() -> bool:
@@ -65,7 +65,8 @@ async def test_the_mode_env_is_one_red_line(backend: Backend, until: Until) -> N
     await until(on_its_own_key)
     results = await check_backend(backend.url)
     assert failed(results) == ["backend uses KMS"]
-    assert "crypto_mode is env: KMS does not wrap its data keys; see KMSCryptoModeNotKMS" in format_results(results)
+    cause = "KMS cannot be used: role_missing (permission_denied)"
+    assert f"crypto_mode is env: {cause}; see KMSCryptoModeNotKMS" in format_results(results)
 
 
 @pytest.mark.parametrize("family", ["crypto_mode", "crypto_decryption_errors_total"])
