@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Final
 
 from services.rotator.report import Plan, RotatorError
+from shared.backend_contract import MAX_DATA_KEY_ENCRYPTIONS
 from shared.keyring.administration import (
     JournalStep,
     KeyUsage,
@@ -90,6 +91,9 @@ def _plan_new_dek(usage: KeyUsage, primary: str, min_age: float) -> tuple[int, s
         active = f"the active data key {usage.active} was made by a rotation at {newest_dek_at:%Y-%m-%d %H:%M:%S} UTC"
         return 0, f"nothing to do: {active}; {_HINT}"
     instead = f"; {usage.active} stays for reading" if usage.active else ""
+    if usage.encryptions and usage.encryptions > MAX_DATA_KEY_ENCRYPTIONS / 2:
+        used = f"{usage.active} has encrypted {usage.encryptions:,} times, of {MAX_DATA_KEY_ENCRYPTIONS:,} at most"
+        instead += f". Do not wait: {used}, and a nonce that repeats reveals records"
     return 1, f"1 new data key, wrapped by version {primary} of the KMS key, becomes the active one{instead}"
 
 

@@ -194,6 +194,8 @@ class KeyUsage(_WireModel):
     versions: tuple[VersionUsage, ...]
     active: str | None
     active_since: datetime | None
+    encryptions: int | None = None
+    """With the active data key; None if the service does not count them."""
     retired_versions: tuple[RetiredVersion, ...] = ()
     """Of `kek`."""
     kek: str | None = None

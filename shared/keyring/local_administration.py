@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from sqlalchemy import Connection
 
-from shared.keyring import journal, operations, recovery, rotation_lease
+from shared.keyring import journal, operations, recovery, rotation_lease, store
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     AdministrationError,
@@ -120,6 +120,7 @@ class LocalAdministration:
             ),
             active=active.id if active else None,
             active_since=active.created_at if active else None,
+            encryptions=store.read_encryptions(connection) if active else None,
             retired_versions=tuple(
                 RetiredVersion(kek_version=version, retired_at=datetime.fromtimestamp(retired[version], UTC))
                 for version in sorted(retired, key=get_version_sort_key)

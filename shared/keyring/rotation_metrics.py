@@ -62,9 +62,6 @@ class _FailureCount(NamedTuple):
 _by_status: Final = (data_keys.c.kek_version, data_keys.c.status)
 _STATUS_COUNTS: Final = RowQuery(_StatusCount, select(*_by_status, func.count().label("total")).group_by(*_by_status))
 _FIRST_DATA_KEY_AT: Final = select_values(float, func.min(data_keys.c.created_at))
-_ENCRYPTIONS: Final = select_values(int, data_keys.c.encryptions).where(
-    data_keys.c.status == DataKeyStatus.ACTIVE.value
-)
 _last: Final = (
     select(_entries.rotation_id, func.max(_entries.number).label("number")).group_by(_entries.rotation_id).subquery()
 )
@@ -120,7 +117,6 @@ def read_keyring_metrics(connection: Connection, records: RecordsTable | None = 
     """The keyring as it is now; `records` have an index by data key."""
     success, is_left = _read_successes(connection)
     failures, last_failure = _count_failures(connection)
-    encryptions = _ENCRYPTIONS.fetch_first(connection)
     running = rotations.c.state == RotationState.RUNNING.value
     return KeyringMetrics(
         data_keys=_count_data_keys(connection),
@@ -130,7 +126,7 @@ def read_keyring_metrics(connection: Connection, records: RecordsTable | None = 
         or connection.execute(select(rotations.c.id).where(running).limit(1)).first() is not None,
         failures_by_step=failures,
         unreadable_rows=_find_unreadable_rows(connection),
-        encryptions=encryptions if isinstance(encryptions, int) else None,
+        encryptions=store.read_encryptions(connection),
         missing_data_keys=records.list_missing_data_keys(connection) if records else (),
     )
 

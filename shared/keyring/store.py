@@ -47,6 +47,7 @@ class _RetiredVersionRow(NamedTuple):
 
 _DATA_KEYS: Final = select_rows(_DataKeyRow, data_keys.c)
 _RETIRED_VERSIONS: Final = select_rows(_RetiredVersionRow, retired_versions.c).order_by(retired_versions.c.kek_version)
+_ENCRYPTIONS: Final = select_values(int, _columns.encryptions).where(_columns.status == DataKeyStatus.ACTIVE)
 _LOCAL_KEY_FINGERPRINT: Final = select_values(bytes, local_key.c.fingerprint)
 
 
@@ -77,6 +78,12 @@ def find_active_data_key(connection: Connection) -> DataKey | None:
     """The data key that encrypts new records."""
     active = _DATA_KEYS.where(_columns.status == DataKeyStatus.ACTIVE)
     return next(map(_parse_data_key, fetch_page(connection, active, limit=1)), None)
+
+
+def read_encryptions(connection: Connection) -> int | None:
+    """How often the active data key has encrypted; None if there is none, or the number cannot be read."""
+    encryptions = _ENCRYPTIONS.fetch_first(connection)
+    return encryptions if isinstance(encryptions, int) else None
 
 
 def insert_data_key(connection: Connection, key: DataKey) -> None:

@@ -94,6 +94,18 @@ def test_a_new_data_key_is_due_unless_one_was_just_made(ago: float | None, data_
 
 
 @pytest.mark.parametrize(
+    ("encryptions", "is_near_limit"), [(None, False), (0, False), (2**31, False), (2**31 + 1, True)]
+)
+def test_a_plan_says_that_the_active_data_key_is_near_the_limit_of_its_encryptions(
+    encryptions: int | None, is_near_limit: bool
+) -> None:
+    counted = census().model_copy(update={"encryptions": encryptions})
+    plan = build_plan(NEW, counted, key=KEY, primary="2", min_age=60)
+    advice = ". Do not wait: a has encrypted 2,147,483,649 times, of 4,294,967,296 at most"
+    assert (advice in plan.summary) is is_near_limit
+
+
+@pytest.mark.parametrize(
     ("latest", "expected"),
     [
         (None, False),

@@ -33,6 +33,8 @@ async def test_data_keys_and_records_are_counted_by_the_version_that_they_need(
         await keyring.add("new")
         for number, key in enumerate(["k000", "k000", "k001", "new", "local"]):
             await records.put(f"r{number}", b"?", UnwrappedKey(key, secret_of(key)))
+        encrypted = data_keys.update().where(data_keys.c.id == "k000").values(encryptions=7)
+        await keyring.database.write(lambda connection: connection.execute(encrypted))
         census = await keyring.administration.count_key_usage()
         assert census.versions == (
             VersionUsage(kek=LOCAL_KEK, kek_version="0", data_keys=1, records=1),
@@ -42,6 +44,7 @@ async def test_data_keys_and_records_are_counted_by_the_version_that_they_need(
         )
         assert census.active == "k000"
         assert census.active_since == (await keyring.key("k000")).created_at
+        assert census.encryptions == 7
 
 
 async def test_a_data_key_that_the_database_lost_is_counted_until_it_is_given_up(url: URL, kms: GcpKmsKey) -> None:
