@@ -68,7 +68,7 @@ MATRIX: Final[dict[str, dict[str, Any]]] = {
             "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
         },
         "relay": {
-            "config": {"auth": {"public_url": "https://relay.ledger.test"}},
+            "config": {"auth": {"public_url": "https://tools.ledger.test/relay"}},
             "ingress": {"enabled": True, "className": "nginx", "tlsSecret": "relay-tls"},
         },
         "serviceMonitor": {"enabled": True, "namespace": "monitoring", "labels": {"team": "ops", "release": "k"}},
