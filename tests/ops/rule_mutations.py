@@ -1,6 +1,6 @@
 """What the tests of the rules' tests share: a rule is spoilt, and its promtool tests are asked whether they notice."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,25 +47,39 @@ def misled(folder: Path, alert: str, annotation: str, right: str, wrong: str) ->
 
 
 def noticed(folder: Path, name: str, change: dict[str, Any]) -> bool:
-    """Whether a promtool test of a rule, or of one that reads it, fails once it is changed.
+    """Whether a promtool test of a rule, or of one that reads it, by way of others or not, fails once it is changed.
 
     The copy holds only those tests, and the rules that they are about: to evaluate the others takes most of the time.
     """
     rules = {**RECORDINGS, **ALERTS}
     rules[name] = {**rules[name], **change}
-    judged = {name, *(other for other, rule in rules.items() if name in _list_queries(rule))}
-    read = {other for other in rules for one in judged if other in _list_queries(rules[one])}
-    read |= {other for other in rules for one in read if other in rules[one]["expr"]}
-    remaining = [rule for key, rule in rules.items() if key in judged | read]
+    judged = _follow({name}, lambda one: (other for other in rules if one in _list_queries(rules[other])))
+    tests = {
+        file: {**document, "rule_files": ["rules.yml"], "tests": cases}
+        for file, document in TESTS.items()
+        if (cases := [case for case in (_about(judged, case) for case in document["tests"]) if case])
+    }
+    asked = str(tests)
+    read = judged | {other for other in rules if other in asked}
+    read = _follow(read, lambda one: (other for other in rules if other in _list_queries(rules[one])))
+    remaining = [rule for key, rule in rules.items() if key in read]
     files = [_write(folder / "rules.yml", {"groups": [{"name": "changed", "rules": remaining}]})]
-    for file, document in TESTS.items():
-        if cases := [case for case in (_about(judged, case) for case in document["tests"]) if case]:
-            files.append(_write(folder / file, {**document, "rule_files": ["rules.yml"], "tests": cases}))
+    files += [_write(folder / file, document) for file, document in tests.items()]
     assert files[1:], "no test is about this rule"
     answer = promtool("test", "rules", *files[1:])
     output = answer.stdout + answer.stderr
     assert answer.returncode == 0 or "got:" in output, f"the mistake must still be a rule: {output}"
     return answer.returncode != 0
+
+
+def _follow(names: set[str], step: Callable[[str], Iterable[str]]) -> set[str]:
+    """These names, and what any number of steps leads to."""
+    found, left = set(names), list(names)
+    while left:
+        new = set(step(left.pop())) - found
+        found |= new
+        left += new
+    return found
 
 
 def _list_queries(rule: dict[str, Any]) -> str:

@@ -31,4 +31,4 @@ RECORDINGS: dict[str, dict[str, Any]] = {rule["record"]: rule for rule in RULES 
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=300, check=False)
