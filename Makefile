@@ -40,6 +40,15 @@ test-lower-bounds: .cache/lower-bounds.txt ## every test but those of browser an
 	@mkdir -p .cache
 	@$(BIN)/uv pip compile --quiet --resolution lowest-direct --no-header --no-annotate --python-version 3.11 --all-extras --group dev pyproject.toml -o $@
 
+docs: .cache/docs/installed ## the documents as a site with search, in .cache/site; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 .cache/docs/bin/mkdocs build --strict
+
+.cache/docs/installed: requirements/docs.lock
+	@ops/tools/require python3 python3-venv
+	@$(PYTHON) -m venv --clear .cache/docs
+	@.cache/docs/bin/pip install --quiet --require-hashes --only-binary :all: -r requirements/docs.lock
+	@touch $@
+
 images: ## an image of each part, with its size
 	@ops/docker/build
 
@@ -47,7 +56,7 @@ bench: install ## the benchmarks, each beside what it is compared with; takes tw
 	@ops/tools/require prometheus alertmanager
 	@$(BIN)/python -m tests.bench
 
-check: install check-rules check-workflows ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, hadolint, helm lint, actionlint
+check: install check-rules check-workflows docs ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, hadolint, helm lint, actionlint, links of the site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -83,8 +92,9 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements/dev.lock
 	echo hatchling | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/build.lock
 	echo pip-audit | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/pip-audit.lock
+	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group docs -o requirements/docs.lock
 	echo uv | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 - -o requirements/uv.lock
 	for extra in exporter relay apprise charts backend rotator kms-inventory smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
-.PHONY: help install demo test test-lower-bounds rehearse test-containers images bench check check-rules check-workflows pip-audit lock
+.PHONY: help install demo test test-lower-bounds rehearse test-containers docs images bench check check-rules check-workflows pip-audit lock

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import yaml
@@ -46,10 +47,9 @@ def _find_version_errors(root: Path, tag: str, images: str | None) -> list[str]:
     version = tag.removeprefix("v")
     chart = _load_yaml(root / _CHART_FILE)
     label = re.search(r"^ARG VERSION=(.*)$", (root / _DOCKERFILE).read_text(encoding="utf-8"), re.MULTILINE)
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     versions = {
-        "pyproject.toml, version": tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-            "version"
-        ],
+        "pyproject.toml, version": project["version"],
         f"{_CHART_FILE}, version": chart["version"],
         f"{_CHART_FILE}, appVersion": chart["appVersion"],
         f"{_EXAMPLE_CHART_FILE}, version of the dependency": _load_yaml(root / _EXAMPLE_CHART_FILE)["dependencies"][0][
@@ -66,6 +66,9 @@ def _find_version_errors(root: Path, tag: str, images: str | None) -> list[str]:
             f"{_VALUES_FILE} takes images from {repository}, and they go to {images}; "
             "change image.repository there, and run: python -m ops.helm.build"
         )
+    address = project["urls"]["Repository"]
+    if images and f"ghcr.io{urlsplit(address).path.lower()}" != images:
+        errors.append(f"pyproject.toml sends readers to {address}, and the images go to {images}; change project.urls")
     unpinned = dict.fromkeys((each.name_with_tag, each.file) for each in find_references(root) if each.digest is None)
     errors += [
         f"{file} names {tagged} without its digest; expected TAG@sha256:…, which python -m ops.release.pin writes"

@@ -1,6 +1,7 @@
 """`python -m ops.release`: what a tag may release; and `ops.release.pin`, which writes the digests."""
 
 import os
+import re
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from ops.release import pin
 from ops.release.__main__ import main
 from ops.release.pin import FILES_WITH_IMAGES, REFERENCE_PATTERN, find_references
+from tests.tracked_files import list_tracked_files
 
 ROOT = Path(__file__).parents[2]
 CHANGELOG = (
@@ -90,6 +92,12 @@ def test_a_tag_that_is_no_version_of_the_repository_is_refused(checkout: Path, t
             "names docker.io/aquasec/trivy:0.67.2 without",
         ),
         ("CHANGELOG.md", "The first.\n\n- `one`\n", "", "CHANGELOG.md says nothing under the heading `## 0.1.0`"),
+        (
+            "pyproject.toml",
+            "https://github.com/acme/keypulse",
+            "https://github.com/x/y",
+            "sends readers to https://github.com/x/y",
+        ),
         (VALUES, "ghcr.io/acme/keypulse", "ghcr.io/x/y", "takes images from ghcr.io/x/y, and they go to ghcr.io/acme"),
     ],
 )
@@ -101,6 +109,15 @@ def test_a_file_that_contradicts_the_tag_is_named(checkout: Path, name: str, old
     assert done.exit_code == 1
     assert sentence in done.output
     assert done.output.count("\n") == 1, "one line for one mistake"
+
+
+def test_no_document_says_that_pypi_has_it_before_it_does() -> None:
+    """Remove this with the first release to PyPI."""
+    says = re.compile(
+        r"\b(?:pip|pipx|uv|uv tool) (?:install|add) [^\n`]*?(?<![\w./-])keypulse\b(?![/-])|\buvx ['\"]?keypulse"
+    )
+    documents = list_tracked_files("*.md", "*.yml", "*.yaml", "*.txt", "services/**/*.py", "ops/**/*.py")
+    assert [(file.name, found[0]) for file in documents if (found := says.search(file.read_text("utf-8")))] == []
 
 
 def test_every_image_of_others_is_pinned_by_one_command_which_may_run_again(checkout: Path) -> None:

@@ -75,6 +75,7 @@ def test_what_others_send_starts_nothing_but_the_tests() -> None:
     assert starts == {
         "ci": {"push", "pull_request", "schedule", "workflow_dispatch", "workflow_call"},
         "release": {"push"},
+        "docs": {"push", "workflow_dispatch"},
         "kms-rotate": {"schedule", "workflow_dispatch"},
         "kms-crypto-smoke": {"schedule", "deployment_status", "repository_dispatch", "workflow_dispatch"},
         "document-reviews": {"schedule", "workflow_dispatch"},
@@ -101,7 +102,10 @@ def test_a_job_may_read_the_code_and_no_more_without_a_reason_and_ends_some_time
         "kms-rotate: rotate": {"id-token"},
         "release: images": {"packages", "id-token", "attestations"},
         "release: chart": {"packages", "id-token", "attestations"},
-        "release: release": {"contents", "id-token", "attestations"},
+        "release: wheel": {"id-token", "attestations"},
+        "release: pypi": {"id-token"},
+        "release: release": {"contents"},
+        "docs: publish": {"pages", "id-token"},
     }
     assert [job for _, job in JOBS if "steps" in job and "timeout-minutes" not in job] == []
     checkouts = [step for step in STEPS if step.get("uses", "").startswith("actions/checkout@")]
@@ -167,6 +171,26 @@ def test_nothing_is_released_before_the_tests_pass_and_the_locks_are_audited() -
     writing = [name for name, job in RELEASE.items() if "permissions" in job]
     assert all({"check", "ci", "vulnerabilities"} <= before(name) for name in writing)
     assert before("release") == set(RELEASE) - {"release"}
+
+
+@pytest.mark.parametrize(
+    ("workflow", "job", "variable", "action"),
+    [
+        ("release", "pypi", "KEYPULSE_PYPI", "pypa/gh-action-pypi-publish"),
+        ("docs", "publish", "KEYPULSE_PAGES", "actions/deploy-pages"),
+    ],
+)
+def test_what_strangers_see_is_published_by_a_job_that_runs_no_code_of_ours_and_is_off(
+    workflow: str, job: str, variable: str, action: str
+) -> None:
+    publishes = DOCUMENTS[workflow]["jobs"][job]
+    assert publishes["if"].startswith(f"vars.{variable} == 'true'")
+    assert f"`{variable}`" in (ROOT / "CONTRIBUTING.md").read_text()
+    assert "environment" in publishes
+    *_, last = publishes["steps"]
+    assert last["uses"].startswith(action)
+    assert not any("run" in step or "actions/checkout" in step["uses"] for step in publishes["steps"])
+    assert "password" not in last.get("with", {}), "PyPI trusts the workflow: there is no token to steal"
 
 
 def test_an_image_gets_its_tag_only_after_it_was_scanned() -> None:

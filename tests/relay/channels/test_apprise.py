@@ -281,7 +281,7 @@ def test_without_the_package_the_configuration_says_how_to_get_it(
     secret_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(apprise_channel, "_is_installed", lambda: False)
-    with pytest.raises(ValueError, match=r"not installed; run: pip install 'keypulse\[apprise\]'"):
+    with pytest.raises(ValueError, match=r"not installed; run: pip install '\.\[apprise\]'"):
         settings({"kind": "apprise", "url_file": secret_file})
 
 

@@ -3,7 +3,7 @@
 Apprise knows what each service wants to be sent, and keypulse sends it; see `plugin`. Nothing is ever attached. A
 message whose answer was lost is sent again, since no service can be searched by Apprise.
 
-The package is an extra: `pip install 'keypulse[apprise]'`. Without it, a channel of this kind is an error.
+The package is an extra: `pip install '.[apprise]'`. Without it, a channel of this kind is an error.
 https://appriseit.com/services/
 """
 
@@ -86,7 +86,7 @@ class AppriseSettings(HttpChannelSettings):
     @model_validator(mode="after")
     def _check_installed(self) -> Self:
         if not _is_installed():
-            raise ValueError("needs the package apprise, which is not installed; run: pip install 'keypulse[apprise]'")
+            raise ValueError("needs the package apprise, which is not installed; run: pip install '.[apprise]'")
         return self
 
     def connect(self, timeout: float) -> "AppriseChannel":

@@ -1,0 +1,1 @@
+"""The documents as a site, and the README as PyPI shows it."""
