@@ -20,22 +20,16 @@ OPTIONS: dict[str, tuple[dict[str, Any], str, str, str, Any]] = {
     "the default class": (INGRESS, "Ingress", "keypulse-exporter", "spec.ingressClassName", None),
     "the certificate of an Ingress": (
         *(INGRESS, "Ingress", "keypulse-relay", "spec.tls"),
-        [{"hosts": ["relay.ledger.test"], "secretName": "relay-tls"}],
+        [{"hosts": ["tools.ledger.test"], "secretName": "relay-tls"}],
     ),
     "no certificate of an address without TLS": (INGRESS, "Ingress", "keypulse-exporter", "spec.tls", None),
     "the controller's own certificate": (
         {**INGRESS, "relay": {**INGRESS["relay"], "ingress": {"enabled": True}}},
         *("Ingress", "keypulse-relay", "spec.tls"),
-        [{"hosts": ["relay.ledger.test"]}],
+        [{"hosts": ["tools.ledger.test"]}],
     ),
     "a path below a host": (
-        {
-            "relay": {
-                "config": {"auth": {"public_url": "https://tools.ledger.test/relay/"}},
-                "ingress": {"enabled": True},
-            }
-        },
-        *("Ingress", "keypulse-relay", "spec.rules"),
+        *(INGRESS, "Ingress", "keypulse-relay", "spec.rules"),
         [
             {
                 "host": "tools.ledger.test",
@@ -143,6 +137,6 @@ def test_dashboard_and_notes_lead_to_the_addresses_that_an_ingress_serves() -> N
     data = of_kind("ConfigMap", rendered(INGRESS))["keypulse-dashboard"]["data"]["kms-health.json"]
 
     assert '"http://board.ledger.test/"' in data
-    assert '"https://relay.ledger.test/"' in data
+    assert '"https://tools.ledger.test/relay/"' in data
     assert "2. The board: http://board.ledger.test/ with the admin token" in render_notes(INGRESS)
-    assert "   The console: https://relay.ledger.test/ with the token relay_admin" in render_notes(INGRESS)
+    assert "   The console: https://tools.ledger.test/relay/ with the token relay_admin" in render_notes(INGRESS)
