@@ -39,6 +39,11 @@ CLAIMS = {
         BENCHMARKS,
         r"`storm`, ([\d,]+) groups;.*? took ([\d.]+) times .*?; memory (\d+ . \d+) MB",
     ),
+    "an idle relay": (
+        r"and take (\d+) MB when they have nothing to do",
+        BENCHMARKS,
+        r"two processes, which take (\d+) MB together",
+    ),
 }
 
 

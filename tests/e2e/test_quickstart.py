@@ -85,6 +85,7 @@ async def test_a_way_in_leads_to_what_it_promises_and_prints_what_it_shows(
             "127.0.0.1:3128": str(proxy.address),
             "https://hooks.slack.com/services/T0/B0/secret": stand_ins.build_slack_webhook_url(),
             "group_wait: 10s": "group_wait: 100ms",
+            "cp merged.yml ": "sed 's/group_wait: .*/group_wait: 100ms/' merged.yml >",
         }
         environment = {"KEYPULSE_EXPORTER__LISTEN": exporter, "KEYPULSE_RELAY__LISTEN": relay}
         player = Player(folder, addresses, environment, write_commands(tmp_path / "bin"))

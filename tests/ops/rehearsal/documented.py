@@ -10,7 +10,7 @@ from tests.ops.rehearsal.scenarios_relay import ID
 from tests.ops.rules import ALERTS
 
 ROTATOR = {"--config rotator.yml": "--config /etc/keypulse/rotator.yml"}
-"""README says it more shortly."""
+"""The reference says it more shortly."""
 
 
 async def run_all(director: Director) -> None:
