@@ -1,16 +1,20 @@
-"""What is particular to one provider, as data: permissions, quotas, advice, and the commands that fix a failure. Pure.
+"""What is particular to one provider, as data: permissions, quotas, advice, and the commands that fix a failure.
 
-Board, runbook and messages show the commands. Their values may come from an alert, which others can write: a value that
-does not match its pattern is in no command.
+`advice.yml` has the advice and the commands, which board, runbook and messages show. Their values may come from an
+alert, which others can write: a value that does not match its pattern is in no command.
 """
 
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from string import Formatter
 from typing import Final, NamedTuple
 
+import yaml
+
+from shared.config.yaml_file import FAST_LOADER
 from shared.kms.reason import Cause, Reason
 
 ACCOUNT_OF_EXPORTER: Final = "$EXPORTER_ACCOUNT"
@@ -80,49 +84,18 @@ class FixTable:
         return valid
 
 
-_MEASURE: Final = FixTemplate("Measure DNS, TCP and TLS", 'curl -sS -m 30 "$EXPORTER/probe?target={target}&debug=true"')
-_COMPARE: Final = FixTemplate(
-    "See whether it is one machine or all",
-    'promtool query instant "$PROMETHEUS" '
-    "'sum by (instance, target, operation) (increase(kms_probe_failures_total{{reason=\"{reason}\"}}[1h])) > 0'",
-)
-GENERIC_COMMANDS: Final[Mapping[Reason | Cause, tuple[FixTemplate, ...]]] = {
-    Reason.TIMEOUT: (_MEASURE,),
-    Reason.UNAVAILABLE: (_MEASURE,),
-    Reason.QUOTA_EXHAUSTED: (
-        FixTemplate(
-            "See whether the exporter makes the calls",
-            "promtool query instant \"$PROMETHEUS\" 'sum by (env, operation) (rate(kms_operations_total[5m])) * 60'",
-        ),
-    ),
-    Reason.CRC_MISMATCH: (_COMPARE,),
-    Reason.PLAINTEXT_MISMATCH: (_COMPARE,),
-    Reason.INVALID_REQUEST: (_COMPARE,),
-    Reason.INTERNAL: (_COMPARE,),
-}
+def read_advice(file: Path) -> tuple[dict[Reason | Cause, str], dict[Reason | Cause, tuple[FixTemplate, ...]]]:
+    """What to do, and the commands, of an `advice.yml`."""
+    names: dict[str, Reason | Cause] = {str(name): name for name in (*Reason, *Cause)}
+    rows = {names[name]: row for name, row in yaml.load(file.read_text(encoding="utf-8"), FAST_LOADER).items()}  # noqa: S506
+    commands = {
+        name: tuple(FixTemplate(**each) for each in row["commands"]) for name, row in rows.items() if "commands" in row
+    }
+    return {name: row["advice"] for name, row in rows.items() if "advice" in row}, commands
+
+
+GENERIC_ADVICE, GENERIC_COMMANDS = read_advice(Path(__file__).with_name("advice.yml"))
 GENERIC_FIXES: Final = FixTable(GENERIC_COMMANDS)
-
-
-GENERIC_ADVICE: Final[Mapping[Reason | Cause, str]] = {
-    Reason.TIMEOUT: "Check the status page of the KMS, then the network and its DNS.",
-    Reason.UNAVAILABLE: "Check the status page of the KMS, then the network and its DNS.",
-    Reason.PERMISSION_DENIED: "The error says what refuses the call; another role may change nothing.",
-    Reason.UNAUTHENTICATED: "Provide the account's credentials, and check the clock.",
-    Reason.QUOTA_EXHAUSTED: "Find the caller that uses the quota, and raise the quota.",
-    Reason.KEY_NOT_FOUND: "Compare the key in the configuration with the keys that the KMS lists.",
-    Reason.KEY_DISABLED: "Enable the version that is needed.",
-    Reason.KEY_DESTROYED: "Restore the version now, while that is possible: after its date it is gone for good.",
-    Reason.CRC_MISMATCH: "Bytes changed in transit: stop writing, and escalate.",
-    Reason.PLAINTEXT_MISMATCH: "Stop writing, and escalate: what is encrypted may not come back.",
-    Reason.INVALID_REQUEST: "The error names the call; roll the last change back.",
-    Reason.INTERNAL: "A defect of keypulse: its log has the trace; the key may be healthy.",
-    Cause.ROLE_MISSING: "Grant the account its permissions on this key.",
-    Cause.DNS: "Check the name servers of this machine, and the name in the configuration.",
-    Cause.CONNECT: "Check routes and firewalls between this machine and the KMS.",
-    Cause.TLS: "Check the certificate, the trusted CA, and what breaks TLS open on the way.",
-    Cause.PROXY: "Check the proxy: its address, its credentials, and whether it allows this host.",
-    Cause.MALFORMED_ANSWER: "Look for a proxy or gateway that changes answers; then ask the KMS's support.",
-}
 
 
 @dataclass(frozen=True, slots=True)
