@@ -43,6 +43,8 @@ def check_call(request: AdminRequest, response: AdminResponse) -> str:
     if request.method == "POST":
         validate(operation["requestBody"]["content"]["application/json"]["schema"], request.body)
     described = operation["responses"][str(response.status)]
+    if "$ref" in described:  # of every call
+        described = DOCUMENT["components"]["responses"][described["$ref"].rpartition("/")[2]]
     if "content" in described:
         validate(described["content"]["application/json"]["schema"], json.loads(response.body))
     else:
