@@ -4,11 +4,11 @@ It asks each service for its health document and its metrics, and proposes how t
 """
 
 import asyncio
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -28,57 +28,6 @@ _EXAMPLES: Final = """\b
 Examples:
   keypulse-exporter init --target projects/P/locations/L/keyRings/R/cryptoKeys/K > exporter.yml
   keypulse-exporter init --service ledger --target KEY --backend http://127.0.0.1:8000 > exporter.yml"""
-_HEAD: Final = """\
-# The exporter's configuration; docs/configuration/exporter.md explains every key. Relative paths start at its folder.
-# Try it with: keypulse-exporter doctor --config exporter.yml
-
-# The label `service` of all metrics: the name of the service whose encryption this is.
-service: {service}
-
-# How often each key is probed, and each backend read.
-probe: {{interval: 30s, timeout: 5s}}
-
-# Where people here read KMS_OPERATIONS.md; the board links to its sections:
-# runbook_url: https://HOST/KMS_OPERATIONS.md
-"""
-_TARGETS: Final = """
-# KMS keys.{grants}
-targets:
-"""
-_TARGET: Final = """\
-  - name: {name}
-{provider}    key: {key}
-    # An existing folder for ciphertexts of older versions, which are decrypted again each minute:
-    # canary_dir: /var/lib/keypulse
-"""
-_BACKENDS: Final = """
-# The services that use the keys.
-backends:
-"""
-_BACKEND: Final = """\
-  - service: {service}
-    health_url: {health}
-{metrics}{mapping}    # authorization: {{credentials_file: /run/secrets/service_token}}
-"""
-_METRICS: Final = "    metrics_url: {}\n"
-_NO_METRICS: Final = """\
-    # Its metrics have none of the names that are read; `metrics` maps others to them:
-    # metrics_url: {}
-"""
-_NO_MAPPING: Final = """\
-    # Where the health document says it elsewhere, or in other words; `status` where only its status code counts:
-    # health: {mode: /crypto/mode, ready: /crypto/ready, values: {kms: [KMS, hsm], env: [local], ready: [UP]}}
-"""
-_MAPPING: Final = """\
-    # It answers {found}.
-    # Correct the pointers, and add the words that it has at other times to `values`:
-    health: {setting}
-"""
-_STATUS_ONLY: Final = """\
-    # Nothing in the health document is known, so its status code counts. JSON Pointers read more:
-    # health: {mode: /crypto/mode, ready: /crypto/ready, values: {kms: [KMS, hsm], env: [local], ready: [UP]}}
-    health: status
-"""
 _HEALTH_PATHS: Final = ("/healthz", "/actuator/health", "/health", "/status", "/readyz", "/health/ready")
 """Where services have their health documents: the reference backend, Spring Boot, ASP.NET Core, Go."""
 _METRICS_PATHS: Final = ("/metrics", "/actuator/prometheus")
@@ -112,45 +61,15 @@ def command(targets: tuple[str, ...], provider: str, backends: tuple[str, ...], 
     for each in services:
         if each.problem:
             click.echo(f"{each.problem}; the documents of the reference backend are assumed", err=True)
-    print_configuration_or_exit(ExporterSettings, build_configuration(targets, provider, services, service))
-
-
-def build_configuration(
-    targets: tuple[str, ...], provider: str, services: Sequence[_Service], service: str = "backend"
-) -> str:
-    """Build the YAML.
-
-    Args:
-        targets: full names of keys.
-        provider: of all of them.
-        services: what each service answers.
-        service: their name.
-    """
-    grants = " and ".join(get_profile(provider).list_grants())
-    head = _TARGETS.format(grants=f" The account needs {grants} on each." if grants else "")
-    line = "" if provider == DEFAULT_PROVIDER else f"    provider: {_quote(provider)}\n"
-    keys = [
-        _TARGET.format(
-            name=_quote(_number_if_several("key", n, targets, key.rpartition("/")[2])), provider=line, key=_quote(key)
-        )
-        for n, key in enumerate(targets)
-    ]
-    entries = [
-        _build_backend(_number_if_several(service, n, services, service), each) for n, each in enumerate(services)
-    ]
-    first = _HEAD.format(service=_quote(service))
-    return "".join([first, *([head, *keys] if keys else []), *([_BACKENDS, *entries] if entries else [])])
-
-
-def _build_backend(name: str, service: _Service) -> str:
-    proposal = service.proposal
-    mapping = _STATUS_ONLY
-    if proposal is None or not proposal.setting:
-        mapping = _NO_MAPPING
-    elif proposal.found:
-        mapping = _MAPPING.format(found=proposal.found, setting=proposal.setting)
-    metrics = (_METRICS if service.has_metrics else _NO_METRICS).format(_quote(service.metrics_url))
-    return _BACKEND.format(service=_quote(name), health=_quote(service.health_url), metrics=metrics, mapping=mapping)
+    print_configuration_or_exit(
+        ExporterSettings,
+        Path(__file__).with_name("first_configuration.yml.j2"),
+        service=service,
+        keys=targets,
+        provider="" if provider == DEFAULT_PROVIDER else provider,
+        grants=get_profile(provider).list_grants(),
+        backends=services,
+    )
 
 
 async def _ask_services(urls: Sequence[str]) -> list[_Service]:
@@ -192,12 +111,3 @@ async def _ask_service(open_reader: Callable[..., BackendReader], url: str) -> _
         if (await reader.read()).has_metrics:
             return found._replace(metrics_url=metrics_url)
     return found._replace(metrics_url=candidates[0], has_metrics=False)
-
-
-def _number_if_several(name: str, n: int, entries: Sequence[object], single: str) -> str:
-    return single if len(entries) == 1 else f"{name}-{n + 1}"
-
-
-def _quote(text: str) -> str:
-    """In YAML's double quotes, which JSON's are, too."""
-    return json.dumps(text, ensure_ascii=False)

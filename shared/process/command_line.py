@@ -9,6 +9,7 @@ import json
 import resource
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, get_args
 
@@ -121,8 +122,17 @@ def load_settings_or_exit(model: type[C], config: Path | None) -> C:
     return _exit_on_configuration_error(lambda: load_settings(model, config))
 
 
-def print_configuration_or_exit(model: type[C], text: str) -> None:
-    """Print a configuration that was built from options; where these are wrong, a line for each error, exit 2."""
+def print_configuration_or_exit(model: type[C], template: Path, **values: object) -> None:
+    """Print a first configuration, built from options; where these are wrong, a line for each error, exit 2.
+
+    `quote` in a template puts a text into YAML's double quotes, which JSON's are, too.
+    """
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415  # the other commands do without it
+
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(autoescape=False, undefined=StrictUndefined, **options)  # noqa: S701  # it is no HTML
+    environment.filters["quote"] = partial(json.dumps, ensure_ascii=False)
+    text = environment.from_string(template.read_text(encoding="utf-8")).render(values)
     try:
         model(**yaml.safe_load(text))
     except ValidationError as error:
