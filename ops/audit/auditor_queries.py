@@ -1,10 +1,12 @@
-"""Auditors' questions as ready commands: gcloud for the log, bq for the dataset. Pure."""
+"""Auditors' questions as ready commands: gcloud for the log, bq for the dataset."""
 
 from collections.abc import Iterator
-from textwrap import dedent, indent
+from pathlib import Path
+from textwrap import indent
 from typing import Final
 
 from ops.audit.plan import DATASET, KMS
+from shared.config.yaml_file import read_yaml
 
 _DATA_ACCESS_LOG: Final = "cloudaudit.googleapis.com%2Fdata_access"
 _COLUMNS: Final = (
@@ -40,8 +42,8 @@ def list_queries(project: str, *, bigquery: bool) -> Iterator[tuple[str, str]]:
         _build_gcloud_command(project, decrypted, "7d", _CALLER_FORMAT) + rare,
     )
     if bigquery:
-        for question, sql in _BIGQUERY_QUERIES.items():
-            text = indent(dedent(sql).strip(), "  ").replace("{who}", _CALLER_SQL)
+        for question, sql in read_yaml(Path(__file__).with_name("bigquery.yml")).items():
+            text = indent(sql.strip(), "  ").replace("{who}", _CALLER_SQL)
             text = text.replace("{dataset}", f"{project}.{DATASET}")
             yield f"{question} (BigQuery)", f"bq query --project_id={project} --use_legacy_sql=false '\n{text}'"
 
@@ -58,59 +60,3 @@ _CALLER_SQL: Final = (
     'JSON_VALUE(TO_JSON(protopayload_auditlog), "$.authenticationInfo.principalEmail"), '
     'JSON_VALUE(TO_JSON(protopayload_auditlog), "$.authenticationInfo.principalSubject")'
 )
-_BIGQUERY_QUERIES: Final = {
-    "Who decrypted, how often, from where: the last 30 days": """
-        SELECT
-          COALESCE({who}) AS who,
-          protopayload_auditlog.resourceName AS key,
-          protopayload_auditlog.requestMetadata.callerIp AS caller,
-          COUNT(*) AS times, MIN(timestamp) AS first, MAX(timestamp) AS last
-        FROM `{dataset}.cloudaudit_googleapis_com_data_access`
-        WHERE timestamp > TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 30 DAY)
-          AND protopayload_auditlog.methodName = "Decrypt"
-        GROUP BY who, key, caller
-        ORDER BY times DESC""",
-    "Who encrypted on which day, how often, from where: the last 30 days": """
-        SELECT
-          DATE(timestamp) AS day,
-          COALESCE({who}) AS who,
-          protopayload_auditlog.resourceName AS key,
-          protopayload_auditlog.requestMetadata.callerIp AS caller,
-          COUNT(*) AS times, MIN(timestamp) AS first, MAX(timestamp) AS last
-        FROM `{dataset}.cloudaudit_googleapis_com_data_access`
-        WHERE timestamp > TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 30 DAY)
-          AND protopayload_auditlog.methodName = "Encrypt"
-        GROUP BY day, who, key, caller
-        ORDER BY day DESC, times DESC""",
-    "What was refused or failed, by reason: the last 30 days": """
-        SELECT
-          COALESCE({who}) AS who,
-          protopayload_auditlog.methodName AS what,
-          JSON_VALUE(TO_JSON(protopayload_auditlog), "$.status.message") AS error,
-          COUNT(*) AS times, MAX(timestamp) AS last
-        FROM `{dataset}.cloudaudit_googleapis_com_data_access`
-        WHERE timestamp > TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 30 DAY)
-          AND severity = "ERROR"
-        GROUP BY who, what, error
-        ORDER BY times DESC""",
-    "Unusual callers: who decrypted in the last week, and not in the 90 days before": """
-        SELECT
-          COALESCE({who}) AS who,
-          protopayload_auditlog.requestMetadata.callerIp AS caller,
-          COUNT(*) AS times, MIN(timestamp) AS first
-        FROM `{dataset}.cloudaudit_googleapis_com_data_access`
-        WHERE timestamp > TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 97 DAY)
-          AND protopayload_auditlog.methodName = "Decrypt"
-        GROUP BY who, caller
-        HAVING first > TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 7 DAY)
-        ORDER BY first""",
-    "Who changed a key, a version or who may use it: the last two years": """
-        SELECT
-          timestamp,
-          COALESCE({who}) AS who,
-          protopayload_auditlog.methodName AS what,
-          protopayload_auditlog.resourceName AS key
-        FROM `{dataset}.cloudaudit_googleapis_com_activity`
-        WHERE timestamp > TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 730 DAY)
-        ORDER BY timestamp DESC""",
-}
