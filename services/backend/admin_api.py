@@ -1,15 +1,13 @@
 """The admin API, `/admin/crypto/…`: each path is one call of the keyring's Administration.
 
-A body is read twice: as JSON of which only the fields of its shape are kept, then against the bounds of each. Each call
-is logged, and each change audited, under the name of its credential. What a caller says of itself is `claimed_caller`,
-escaped. Neither log nor audit holds a token or a key.
+Each call is logged, and each change audited, under the name of its credential. What a caller says of itself is
+`claimed_caller`, escaped. Neither log nor audit holds a token or a key.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from types import UnionType
-from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-import msgspec
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from starlette.requests import Request
@@ -30,7 +28,6 @@ from shared.http.access import (
     get_peer,
 )
 from shared.http.authentication import AccessPolicy, Endpoint, Token, load_tokens
-from shared.http.untrusted_json import UntrustedJsonError, decode_json
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     Administration,
@@ -45,6 +42,7 @@ from shared.keyring.administration import (
     Text,
     UnreachableError,
     Version,
+    explain_excess,
 )
 from shared.keyring.database import DatabaseError
 from shared.keyring.journal import MAX_DETAIL_LENGTH, MAX_NAME_LENGTH
@@ -52,7 +50,6 @@ from shared.kms.port import KmsError
 
 T = TypeVar("T")
 B = TypeVar("B", bound=BaseModel)
-_Value = str | int | float | bool | None
 
 RotationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 LeaseToken = Annotated[str, Field(max_length=200)]
@@ -153,49 +150,6 @@ def _parse_rotation(document: object) -> DryRunRequest | RotateRequest:
     return (DryRunRequest if _DryRunFlag.model_validate(document).dry_run else RotateRequest).model_validate(document)
 
 
-def _build_reader(*models: type[BaseModel]) -> Callable[[bytes], dict[str, object]]:
-    decoder = msgspec.json.Decoder(_build_struct(*models))
-
-    def read(body: bytes) -> dict[str, object]:
-        return _extract_fields(decode_json(decoder, body))
-
-    return read
-
-
-def _build_struct(*models: type[BaseModel]) -> type[msgspec.Struct]:
-    """The fields of all of these; a field is required if there is one model, which requires it."""
-    fields: dict[str, Any] = {}
-    for model in models:
-        for name, field in model.model_fields.items():
-            kind: Any = _choose_json_type(field.annotation)
-            required = len(models) == 1 and field.is_required()
-            fields[name] = (name, kind) if required else (name, kind | msgspec.UnsetType, msgspec.UNSET)
-    return msgspec.defstruct(models[0].__name__, list(fields.values()), kw_only=True)
-
-
-def _choose_json_type(annotation: Any) -> Any:
-    """What msgspec reads for a field: a scalar, a list of them, or a list of objects; pydantic checks the rest."""
-    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    sequence = next((option for option in options if get_origin(option) is tuple), None)
-    if sequence is None:
-        return _Value
-    item = get_args(sequence)[0]
-    nested = isinstance(item, type) and issubclass(item, BaseModel)
-    items: Any = list[_build_struct(item)] if nested else list[_Value]  # type: ignore[misc]  # made at run time
-    return items | None if type(None) in options else items
-
-
-def _extract_fields(read: msgspec.Struct) -> dict[str, object]:
-    given = msgspec.structs.asdict(read).items()
-    return {
-        name: [_extract_fields(row) if isinstance(row, msgspec.Struct) else row for row in value]
-        if isinstance(value, list)
-        else value
-        for name, value in given
-        if value is not msgspec.UNSET
-    }
-
-
 _parse_rotation_id: Final = TypeAdapter[str](RotationId).validate_python
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
@@ -237,17 +191,19 @@ def build_endpoint(handler: Handler) -> Endpoint:
     return call
 
 
-def handle_body(
-    models: Sequence[type[BaseModel]], parse: Callable[[object], T], action: Callable[[T], Awaitable[object]]
-) -> Handler:
-    """An endpoint for POST whose body has the fields of these models; `parse` checks their bounds."""
-    read = _build_reader(*models)
+def handle_body(parse: Callable[[object], T], action: Callable[[T], Awaitable[object]]) -> Handler:
+    """An endpoint for POST; `parse` checks the shape of its body."""
 
     async def answer(request: Request) -> object:
+        body = await read_body(request, MAX_BODY_BYTES, "a request") or b"{}"
+        if excess := explain_excess(body):
+            raise RequestRefusedError(400, f"the body {excess}")
         try:
-            document = read(await read_body(request, MAX_BODY_BYTES, "a request") or b"{}")
-        except UntrustedJsonError as error:
-            raise RequestRefusedError(400, str(error)) from None
+            document = json.loads(body)
+        except (ValueError, RecursionError):
+            raise RequestRefusedError(400, "invalid JSON") from None
+        if not isinstance(document, dict):
+            raise RequestRefusedError(400, "expected an object")
         _add_audit_details(request, document)
         return await action(_parse_or_refuse(parse, document))
 
@@ -259,7 +215,9 @@ def _parse_or_refuse(parse: Callable[[I], T], document: I) -> T:
         return parse(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise RequestRefusedError(400, ": ".join([*map(str, first["loc"]), first["msg"]])) from None
+        message = "missing" if first["type"] == "missing" else first["msg"]
+        where = ".".join(map(str, first["loc"]))
+        raise RequestRefusedError(400, ": ".join(filter(None, (where, message)))) from None
 
 
 async def _call_handler(request: Request, handler: Handler) -> Response:
@@ -322,7 +280,7 @@ def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: 
         return {"abandoned": await lost_data_keys.abandon(request.data_keys, request.records)}
 
     def handle(model: type[B], action: Callable[[B], Awaitable[object]]) -> Handler:
-        return handle_body((model,), model.model_validate, action)
+        return handle_body(model.model_validate, action)
 
     reads: dict[str, Handler] = {
         "keys": keys,
@@ -331,7 +289,7 @@ def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: 
         "lost": lambda _: lost_data_keys.list_lost(),
     }
     actions = {
-        "rotate": handle_body((_DryRunFlag, DryRunRequest, RotateRequest), _parse_rotation, rotate),
+        "rotate": handle_body(_parse_rotation, rotate),
         "restore": handle(RestoreRequest, restore),
         "lease": handle(LeaseRequest, lambda it: keyring.acquire_lease(it.holder, it.seconds, it.token)),
         "release": handle(ReleaseRequest, lambda it: keyring.release_lease(it.token)),

@@ -23,6 +23,8 @@ MAX_PAGE_SIZE: int = 1000
 MAX_RESPONSE_BYTES: int = 16 * 1024 * 1024
 """Bytes of a response of the admin API, at most: a page of a backup has about one megabyte."""
 
+_MAX_VALUES: int = 200_000
+"""In a body, at most: a page has about ten thousand, and parsing takes hundreds of bytes for each."""
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """PostgreSQL has no text with a NUL in it."""
 
@@ -311,6 +313,13 @@ class RefusedError(AdministrationError):
 
 class UnreachableError(AdministrationError):
     """No valid response. The request may have been done, and may be sent again."""
+
+
+def explain_excess(body: bytes) -> str | None:
+    """Why JSON is too large to parse, as the end of a sentence; None if it is not."""
+    if sum(map(body.count, (b",", b"[", b"{"))) <= _MAX_VALUES:
+        return None
+    return f"holds over {_MAX_VALUES} values"
 
 
 async def list_pages(list_rows: Callable[[str], Awaitable[Sequence[K]]]) -> AsyncGenerator[Sequence[K], None]:

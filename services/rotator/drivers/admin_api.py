@@ -33,13 +33,12 @@ from shared.keyring.administration import (
     StoredKey,
     UnreachableError,
     VerificationResult,
+    explain_excess,
 )
 from shared.kms.settings import ProviderSettings
 from shared.net.egress import Egress, EgressError, EgressSettings
 from shared.net.http_connector import Connector
 
-_MAX_VALUES: Final = 200_000
-"""In a response, at most: a page has about ten thousand, and parsing takes hundreds of bytes for each."""
 NO_ADMIN_API: Final = "check that it is an admin API"
 _MAX_ERROR_LENGTH: Final = 500
 """Characters of the service's error that are repeated, at most."""
@@ -178,13 +177,6 @@ class RemoteAdministration:
         return UnreachableError(
             f"{self._location}: {message or f'answered HTTP {response.status}'}", hint or "try again"
         )
-
-
-def explain_excess(body: bytes) -> str | None:
-    """Why JSON is too large to parse, as the end of a sentence; None if it is not."""
-    if sum(map(body.count, (b",", b"[", b"{"))) <= _MAX_VALUES:
-        return None
-    return f"holds over {_MAX_VALUES} values"
 
 
 def _parse_sentence(body: bytes, field: str) -> str:

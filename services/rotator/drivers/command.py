@@ -28,11 +28,16 @@ from services.rotator.drivers.admin_api import (
     AdminRequest,
     AdminResponse,
     RemoteAdministration,
-    explain_excess,
 )
 from shared.check import HintedError
 from shared.config.settings import Duration
-from shared.keyring.administration import MAX_RESPONSE_BYTES, Administration, RefusedError, UnreachableError
+from shared.keyring.administration import (
+    MAX_RESPONSE_BYTES,
+    Administration,
+    RefusedError,
+    UnreachableError,
+    explain_excess,
+)
 from shared.kms.settings import ProviderSettings
 
 _EXIT_TIMEOUT: Final = 5.0
