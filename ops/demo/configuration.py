@@ -4,10 +4,9 @@ import os
 import secrets
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
-
-import yaml
+from string import Template
 
 from ops.demo.processes import Ports
 from ops.demo.time_scale import scale_yaml
@@ -94,99 +93,11 @@ def write_configuration(folder: Path, ports: Ports) -> None:
     for source, copy in copies.items():
         copy.write_text(scale_yaml(source.read_text(encoding="utf-8"), rewrite), encoding="utf-8")
 
-    kms = {"provider": "gcp", "key": KEY, "endpoint": f"127.0.0.1:{ports.emulator}", "insecure": True}
-    backend = {
-        "listen": f"127.0.0.1:{ports.backend}",
-        "database": f"sqlite:///{folder}/backend.db",
-        "kms": kms,
-        "admin": {"token_file": "admin_token"},
-        "kms_check_interval": "1s",
-        "local_key_file": "local.key",
-    }
-    exporter = {
-        "listen": f"127.0.0.1:{ports.exporter}",
-        "service": "backend",
-        "probe": {"interval": "1s", "timeout": "1s"},
-        "targets": [{"name": "ledger-kek", "canary_dir": "canaries", **kms}],
-        "backends": [
-            {
-                "service": "backend",
-                "health_url": f"{ports.build_url('backend')}/healthz",
-                "metrics_url": f"{ports.build_url('backend')}/metrics",
-            }
-        ],
-        "runbook_url": f"{ports.build_url('stand_ins')}/docs/KMS_OPERATIONS.md",
-        "page_links": {"Console": ports.build_url("relay"), "People on call": ports.build_url("stand_ins")},
-    }
-    rotator = {
-        "driver": {"kind": "admin_api", "url": ports.build_url("backend"), "token_file": "admin_token"},
-        "kms": kms,
-        "state_dir": "rotator",
-        "other_keyrings": [],
-        "primary_check_interval": "100ms",
-        "verify_interval": "1s",
-    }
-    files = {"backend": backend, "exporter": exporter, "relay": _build_relay_config(folder, ports), "rotator": rotator}
-    for name, content in files.items():
-        (folder / f"{name}.yml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-
-
-def _build_relay_config(folder: Path, ports: Ports) -> dict[str, Any]:
-    slack = {"kind": "slack", "token_file": "slack_token", "api_url": f"{ports.build_url('stand_ins')}/slack/api/"}
-    email = {
-        "kind": "email",
-        "host": "127.0.0.1",
-        "port": ports.smtp,
-        "tls": "none",
-        "from": "keypulse <alerts@example.org>",
-    }
-    return {
-        "listen": f"127.0.0.1:{ports.relay}",
-        "database": f"sqlite:///{folder}/relay.db",
-        "auth": {"bearer_token_file": "relay_token", "public_url": ports.build_url("relay")},
-        "links": {
-            "runbook": f"{ports.build_url('stand_ins')}/docs/KMS_OPERATIONS.md#{{alertname_lower}}",
-            "dashboard": f"{ports.build_url('exporter')}/?q={{service}}",
-        },
-        "messages": {
-            "runbook": str(DOCS / "KMS_OPERATIONS.md"),
-            "prometheus_url": ports.build_url("prometheus"),
-            "board_url": ports.build_url("exporter"),
-        },
-        "page_links": {"Board": ports.build_url("exporter"), "People on call": ports.build_url("stand_ins")},
-        "environment": "demo",
-        "contacts": {"security on call": "+1 555 0100", "service owner": "#ledger-team"},  # no real contacts
-        "routes": [
-            {"receiver": "kms-critical", "channels": ["slack-critical", "email-secops", "email-oncall", "pagerduty"]},
-            {"receiver": "kms-security", "channels": ["slack-security", "email-secops"]},
-        ],
-        "default_channels": ["slack-security"],
-        "alertmanager": {"urls": [ports.build_url("alertmanager")]},
-        "interactive": {
-            "app_token_file": "slack_app_token",
-            "api_url": f"{ports.build_url('stand_ins')}/slack/api/",
-            "silence": {"allow_users": ["U0000000011"], "max": "5m"},  # Anna Adler of the stand-in Slack
-        },
-        # Its alert arrives every second or every other one; Prometheus may take this long to start.
-        "watchdogs": [
-            {
-                "matchers": ['alertname="Watchdog"'],
-                "expect_every": "60s",
-                "channels": ["slack-critical", "email-oncall", "pagerduty"],
-            }
-        ],
-        "channels": {
-            "slack-critical": {**slack, "channel": "#security-critical", "mention": "channel"},
-            "slack-security": {**slack, "channel": "#security-ops"},
-            "email-secops": {**email, "to": ["secops@example.org"]},
-            "email-oncall": {**email, "to": ["oncall@example.org"]},
-            "pagerduty": {
-                "kind": "pagerduty",
-                "routing_key_file": "pagerduty_key",
-                "url": f"{ports.build_url('stand_ins')}/pagerduty/v2/enqueue",
-            },
-        },
-    }
+    addresses = {field.name: f"127.0.0.1:{getattr(ports, field.name)}" for field in fields(ports)}
+    values = {**addresses, "smtp": ports.smtp, "folder": folder, "docs": DOCS, "key": KEY}
+    for template in (Path(__file__).parent / "services").glob("*.yml"):
+        text = Template(template.read_text(encoding="utf-8")).substitute(values)
+        (folder / template.name).write_text(text, encoding="utf-8")
 
 
 def _write_secret(file: Path, value: str) -> None:
