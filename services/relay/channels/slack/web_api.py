@@ -2,58 +2,42 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import structlog
+import yaml
 from pydantic_core import from_json
 
 from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.channels.requests import ProviderCall, build_status_error, mask_reply, parse_date, parse_retry_after
 from services.relay.http import HttpSession, encode_json, translate_connection_errors
+from shared.config.yaml_file import FAST_LOADER
 
 log = structlog.get_logger(__name__)
 
-_SERVER_ERROR = (SendReason.SERVER_ERROR, SendScope.ATTEMPT)
-_REJECTED = (SendReason.REJECTED, SendScope.MESSAGE)
-_UNAUTHORIZED = (SendReason.UNAUTHORIZED, SendScope.CHANNEL)
-_MISCONFIGURED = (SendReason.MISCONFIGURED, SendScope.CHANNEL)
+
+class SlackCode(NamedTuple):
+    """One of Slack's codes."""
+
+    meaning: str
+    action: str = ""
+    """What to do; empty where that depends on the kind of token."""
 
 
-def _mean(meaning: tuple[SendReason, SendScope], codes: str) -> dict[str, tuple[SendReason, SendScope]]:
-    return dict.fromkeys(codes.split(), meaning)
-
-
-# https://docs.slack.dev/reference/methods/chat.postMessage, "Errors". They come as HTTP 200 with `ok: false`. And
-# https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks#handling_errors, in plain text.
+_ERRORS: Final = yaml.load(Path(__file__).with_name("errors.yml").read_text(encoding="utf-8"), FAST_LOADER)  # noqa: S506
 ERROR_MEANINGS: Final = {
-    **_mean((SendReason.RATE_LIMITED, SendScope.ATTEMPT), "ratelimited rate_limited message_limit_exceeded"),
-    **_mean(_SERVER_ERROR, "internal_error fatal_error request_timeout service_unavailable team_added_to_org"),
-    **_mean(
-        _REJECTED,
-        """invalid_blocks invalid_blocks_format msg_too_long msg_blocks_too_long no_text block_mismatch
-        invalid_arguments invalid_arg_name invalid_array_arg invalid_charset invalid_json invalid_metadata_format
-        invalid_metadata_schema metadata_too_large json_not_object request_too_large
-        invalid_payload invalid_attachments too_many_attachments missing_text_or_fallback_or_attachments""",
-    ),
-    **_mean(
-        _UNAUTHORIZED,
-        """invalid_auth not_authed token_revoked token_expired account_inactive missing_scope no_permission
-        access_denied not_allowed_token_type org_login_required ekm_access_denied enterprise_is_restricted
-        team_access_not_granted two_factor_setup_required
-        action_prohibited invalid_token posting_to_general_channel_denied""",
-    ),
-    **_mean(
-        _MISCONFIGURED,
-        """channel_not_found not_in_channel is_archived is_inactive team_not_found restricted_action
-        restricted_action_read_only_channel restricted_action_thread_only_channel messages_tab_disabled unknown_method
-        method_deprecated deprecated_endpoint
-        channel_is_archived user_not_found no_service no_service_id no_active_hooks no_team team_disabled""",
-    ),
+    code: (SendReason(reason), SendScope(row["scope"]))
+    for reason, row in _ERRORS.items()
+    for code in (*row.get("known", ()), *row.get("others", "").split())
 }
 """The reason and the scope of each of Slack's errors.
 
 One that is not listed is tried again with backoff: the message does not become a dead letter, nor the channel down.
 """
+SLACK_CODES: Final = {
+    code: SlackCode(**each) for row in _ERRORS.values() for code, each in row.get("known", {}).items()
+}
 
 TOKEN_ERRORS: Final = frozenset({"invalid_auth", "not_authed", "token_revoked", "token_expired", "account_inactive"})
 """No method takes the token; other errors may be about one of them, such as a missing scope."""
@@ -84,47 +68,6 @@ EDIT_REFUSED: Final = frozenset({"is_inactive", "is_archived", "channel_not_foun
 
 # "It's possible some aspect of the operation succeeded before the error was raised", the page states for both.
 MAYBE_POSTED: Final = frozenset({"fatal_error", "internal_error"})
-
-
-_REINSTALL: Final = "install the app again, and copy its new token"
-_ASK: Final = "ask an administrator of the workspace"
-_COPY_URL: Final = "copy the whole URL of the webhook, or make a new one"
-
-
-class SlackCode(NamedTuple):
-    """One of Slack's codes."""
-
-    meaning: str
-    action: str = ""
-    """What to do; empty where that depends on the kind of token."""
-
-
-SLACK_CODES: Final = {
-    "invalid_auth": SlackCode("Slack does not know the token"),
-    "not_authed": SlackCode("Slack got no token"),
-    "not_allowed_token_type": SlackCode("it is a token of another kind"),
-    "account_inactive": SlackCode("the app was removed from the workspace", _REINSTALL),
-    "token_revoked": SlackCode("the token was revoked", _REINSTALL),
-    "token_expired": SlackCode("the token has expired", "turn token rotation off, and copy a new token"),
-    "no_permission": SlackCode("the token may not do this", _REINSTALL),
-    "access_denied": SlackCode("the token may not do this", _ASK),
-    "org_login_required": SlackCode("the workspace is moved to an organisation", "try again when that is done"),
-    "ekm_access_denied": SlackCode("an administrator has suspended the access to messages", _ASK),
-    "enterprise_is_restricted": SlackCode("the organisation does not allow it", _ASK),
-    "team_access_not_granted": SlackCode("the app is not approved for this workspace", _ASK),
-    "two_factor_setup_required": SlackCode("the user of the token has no second factor", "set one up"),
-    "channel_not_found": SlackCode("the channel does not exist, or is private", "correct it, or invite the bot"),
-    "invalid_token": SlackCode("the last part of the URL is wrong", _COPY_URL),
-    "no_service": SlackCode("the webhook was removed or disabled, or its URL is cut", _COPY_URL),
-    "no_service_id": SlackCode("the URL is cut: its part B… is missing", _COPY_URL),
-    "no_active_hooks": SlackCode("the webhook is disabled", _COPY_URL),
-    "no_team": SlackCode("Slack does not know the workspace in the URL, its part T…", _COPY_URL),
-    "team_disabled": SlackCode("the workspace is disabled", _ASK),
-    "channel_is_archived": SlackCode("the webhook's channel is archived", "unarchive it, or make a new webhook"),
-    "user_not_found": SlackCode("the person to whom the webhook writes does not exist", "make a new webhook"),
-    "action_prohibited": SlackCode("an administrator does not allow it", _ASK),
-    "posting_to_general_channel_denied": SlackCode("not everybody may post to #general", "make one of another channel"),
-}
 
 
 class SlackError(SendError):
