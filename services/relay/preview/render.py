@@ -17,9 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.message import EmailMessage
-from functools import partial
+from functools import cache, partial
 from html import escape, unescape
 from pathlib import Path
+from string import Template
 from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
@@ -233,11 +234,16 @@ def render_mail(payload: str) -> str:
     return _embed_pictures(payload).replace("<head>", '<head>\n<base target="_blank">', 1)
 
 
+@cache
+def _load_page() -> Template:
+    return Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+
+
 def render_page(kind: str, payload: str) -> str:
     return (
         _embed_pictures(payload)
         if kind == "email"
-        else _PAGE.format(title=escape(kind), body=render_message(kind, payload))
+        else _load_page().substitute(title=escape(kind), body=render_message(kind, payload))
     )
 
 
@@ -321,31 +327,6 @@ def _format_value(value: Any, indent: str) -> Iterator[str]:
             first, *others = str(child).splitlines() or [""]
             yield f"{start} {first}".rstrip()
             yield from (f"{indent}  {line}" for line in others)
-
-
-_PAGE: Final = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ max-width: 44rem; margin: 1rem auto; padding: 0 1rem; font: 15px/1.47 -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; overflow-wrap: anywhere; }}
-.message-header {{ font-size: 18px; font-weight: 700; }}
-.message-section, .message-soft {{ margin: 8px 0; white-space: pre-line; }}
-.message-text {{ white-space: pre-line; }}
-pre {{ padding: 8px; border: 1px solid #8a919c55; border-radius: 4px; font: 12px/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; }}
-.message-soft {{ font-size: 13px; opacity: .75; }}
-.message-button {{ display: inline-block; margin: 0 4px 4px 0; padding: 4px 12px; border: 1px solid #8a919c88; border-radius: 4px; font-size: 14px; font-weight: 600; text-decoration: none; color: inherit; }}
-dl {{ margin: 0; }} dt {{ font-size: 13px; opacity: .75; }} dd {{ margin: 0 0 6px; }} dd dl, dd ol {{ padding-left: 1rem; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""  # noqa: E501
 
 
 _MAX_SECONDS: Final = 10.0

@@ -181,4 +181,5 @@ def _parse_answer(body: bytes) -> Mapping[str, Any]:
 
 def build_invalid_reply_error() -> SendError:
     """The error for something that is no answer of the Web API."""
-    return SendError(*_SERVER_ERROR, "Slack: the answer is not one of its Web API", maybe_arrived=True)
+    detail = "Slack: the answer is not one of its Web API"
+    return SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail, maybe_arrived=True)
