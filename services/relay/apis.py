@@ -24,6 +24,7 @@ from shared.check import CheckError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 from shared.net.egress import EgressSettings
+from shared.net.http_connector import read_bounded
 from shared.process.concurrency import run_in_thread_if_large, run_large
 
 _LARGE_BYTES: Final = 1024 * 1024
@@ -81,21 +82,17 @@ class _Api:
             raise ApiError(f"its answer is not that of {self.api}") from None
 
     async def _request(self, method: str, path: str, **options: Any) -> bytes:
-        body = bytearray()
         try:
             headers = {"Authorization": f"Bearer {self._token.read_value()}"} if self._token else {}
             with translate_connection_errors(self.name):
                 async with self._session.open().request(method, self.url + path, headers=headers, **options) as answer:
                     self._check_status(answer.status)
-                    async for chunk in answer.content.iter_any():
-                        body += chunk
-                        if len(body) > self.max_bytes:
-                            raise ApiError(f"its answer is over {self.max_bytes} bytes")
+                    excess = ApiError(f"its answer is over {self.max_bytes} bytes")
+                    return await read_bounded(answer, self.max_bytes, excess)
         except SendError as error:
             raise ApiError(str(error), is_refusal=not error.maybe_arrived) from None
         except SecretUnreadableError as error:
             raise ApiError(str(error), is_refusal=True) from None
-        return bytes(body)
 
     def _check_status(self, status: int) -> None:
         """Raises ApiError for any status but 200."""

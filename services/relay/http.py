@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from services.relay.channels.port import SendError, SendReason, SendScope
 from shared.net.egress import Egress, EgressError, EgressSettings
-from shared.net.http_connector import Connector
+from shared.net.http_connector import Connector, open_session, read_bounded
 
 MAX_TEXT_BYTES: Final = 64 * 1024
 """Bytes of a response that are read; the longest that a channel needs is far shorter."""
@@ -50,21 +50,19 @@ class _BoundedResponse(aiohttp.ClientResponse):
 
     async def read(self) -> bytes:
         if self._body is None:
-            body = bytearray()
-            async for chunk in self.content.iter_any():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    self.close()
-                    raise aiohttp.ClientPayloadError(f"over {MAX_BODY_BYTES} bytes")
-            self._body = bytes(body)
+            excess = aiohttp.ClientPayloadError(f"over {MAX_BODY_BYTES} bytes")
+            try:
+                self._body = await read_bounded(self, MAX_BODY_BYTES, excess)
+            except aiohttp.ClientPayloadError:
+                self.close()
+                raise
         return self._body
 
 
 class HttpSession:
     """One aiohttp session, opened in the running loop at its first use.
 
-    A redirect is an error, because it would send the alert, and perhaps the secret, elsewhere. Nothing is
-    decompressed, so an answer cannot grow after it was measured.
+    A redirect is an error, because it would send the alert, and perhaps the secret, elsewhere.
 
     Args:
         provider: how errors name it.
@@ -83,14 +81,11 @@ class HttpSession:
     def open(self) -> aiohttp.ClientSession:
         """The session. Its requests have no time-out of their own: the caller sets one."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=_Connector(self._egress, self._before_write),
+            self._session = open_session(
+                _Connector(self._egress, self._before_write),
                 timeout=aiohttp.ClientTimeout(total=None),
-                cookie_jar=aiohttp.DummyCookieJar(),
                 middlewares=[self._refuse_redirect],
                 response_class=_BoundedResponse,
-                headers={"Accept-Encoding": "identity"},
-                auto_decompress=False,
                 json_serialize=encode_json,
             )
         return self._session

@@ -8,7 +8,7 @@ import copy
 import itertools
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Protocol
@@ -352,7 +352,7 @@ class Authorizer:
                     await self.load_session(request)
                     self._count_ignored_header(request, route.path_format)
             if requires.role and requires.access_policy is None:
-                send = _add_headers(send)
+                send = add_headers(send, _HEADERS)
             caller = self._authorize(request, requires, access_policy)
             if isinstance(caller, Caller) and self._needs_csrf_token(request, route.path_format, requires):
                 is_valid, receive = await check_csrf_token(request, receive)
@@ -520,12 +520,14 @@ class Authorizer:
             raise
 
 
-def _add_headers(send: Send) -> Send:
+def add_headers(send: Send, headers: Mapping[str, str]) -> Send:
+    """A `send` that adds headers to a response; one of the endpoint's own stays."""
+
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
-                headers.setdefault(name, value)
+            answer = MutableHeaders(scope=message)
+            for name, value in headers.items():
+                answer.setdefault(name, value)
         await send(message)
 
     return send_with_headers

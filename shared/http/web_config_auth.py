@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
@@ -22,6 +21,7 @@ from shared.http.access import (
     Authorizer,
     RefusalReason,
     RouteRequirements,
+    add_headers,
     find_missing_reason,
     get_peer,
     get_requirements,
@@ -79,15 +79,6 @@ class WebConfigMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401 or 503; drop it if the client has disconnected."""
         web = self._web_config_file.get_state()
-        headers = web.config.http_server_config.headers
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                answer = MutableHeaders(scope=message)
-                for name, value in headers.items():
-                    answer.setdefault(name, value)
-            await send(message)
-
         refused = None
         # Whoever passes without a password is nobody all the same, as long as there are users.
         set_passwords(scope, lambda: self._web_config_file.get_state().password_checker)
@@ -98,7 +89,7 @@ class WebConfigMiddleware:
             except _ClientDisconnectedError:
                 return
             receive = ahead.receive
-        await (refused or self._app)(scope, receive, with_headers)
+        await (refused or self._app)(scope, receive, add_headers(send, web.config.http_server_config.headers))
 
     async def _authenticate(
         self, request: Request, users: PasswordChecker, buffered: "_BufferedReceive"

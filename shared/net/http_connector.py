@@ -69,6 +69,23 @@ def _translate(error: EgressError) -> ClientEgressError:
     return ClientEgressError(error.strerror, is_permanent=error.is_permanent, is_login=error.is_login)
 
 
+def open_session(connector: Connector, **options: Any) -> aiohttp.ClientSession:
+    """A client without cookies. Nothing is decompressed, so an answer cannot grow after it was measured."""
+    headers = {"Accept-Encoding": "identity", **options.pop("headers", {})}
+    jar = aiohttp.DummyCookieJar()
+    return aiohttp.ClientSession(connector=connector, headers=headers, auto_decompress=False, cookie_jar=jar, **options)
+
+
+async def read_bounded(response: aiohttp.ClientResponse, max_bytes: int, excess: Exception) -> bytes:
+    """The body; raises `excess` where it has more bytes."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > max_bytes:
+            raise excess
+    return bytes(body)
+
+
 class _Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC

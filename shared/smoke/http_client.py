@@ -15,7 +15,7 @@ from shared.check import CheckError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import check_base_url
 from shared.net.egress import Egress, EgressError, EgressSettings
-from shared.net.http_connector import Connector
+from shared.net.http_connector import Connector, open_session, read_bounded
 
 MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 """Of one answer: the rules of a large Prometheus are some megabytes."""
@@ -61,7 +61,6 @@ class HttpClient:
     async def _request(self, method: str, path: str, **options: Any) -> HttpResponse:
         url = self.url.joinpath(path.lstrip("/"))
         url_text = url.with_user(None)
-        body = bytearray()
         try:
             async with self.session.request(
                 method, url, headers=self._build_headers(), allow_redirects=False, **options
@@ -71,13 +70,9 @@ class HttpClient:
                         f"{url_text} answers with a redirect (HTTP {response.status})",
                         "a token does not follow it: give the final address",
                     )
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > MAX_RESPONSE_BYTES:
-                        raise CheckError(
-                            f"{url_text} answers with more than {MAX_RESPONSE_BYTES // 1024 // 1024} MiB",
-                            "check where it leads",
-                        )
+                size = f"{MAX_RESPONSE_BYTES // 1024 // 1024} MiB"
+                excess = CheckError(f"{url_text} answers with more than {size}", "check where it leads")
+                body = await read_bounded(response, MAX_RESPONSE_BYTES, excess)
         except TimeoutError:
             raise CheckError(
                 f"{url_text} gives no complete answer within {self.session.timeout.total:g} s",
@@ -101,7 +96,7 @@ class HttpClient:
                 f"{url_text} cannot be reached: {str(error)[:200] or type(error).__name__}",
                 "start it, or correct the address",
             ) from None
-        return HttpResponse(response.status, bytes(body))
+        return HttpResponse(response.status, body)
 
     def _build_headers(self) -> dict[str, str]:
         if self.token is None:
@@ -117,14 +112,10 @@ async def open_client(
     url: str, token: SecretFile | None = None, timeout: float = TIMEOUT_SECONDS
 ) -> AsyncIterator[HttpClient]:
     """A server, whose connections are closed in the end; `timeout` is for one whole answer."""
-    limit = aiohttp.ClientTimeout(total=timeout)
-    headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-smoke"}
-    async with aiohttp.ClientSession(
-        connector=Connector(Egress(EgressSettings(ca_file=CA_FILE.get()))),
-        timeout=limit,
-        headers=headers,
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
+    async with open_session(
+        Connector(Egress(EgressSettings(ca_file=CA_FILE.get()))),
+        timeout=aiohttp.ClientTimeout(total=timeout),
+        headers={"User-Agent": "keypulse-smoke"},
     ) as session:
         yield HttpClient(URL(check_base_url(url, allow_user=True)), session, token)
 

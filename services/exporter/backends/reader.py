@@ -30,7 +30,7 @@ from shared.config.file_checks import FileCheckError
 from shared.config.secret_file import FileStamp, PasswordFile, SecretFile, SecretUnreadableError, read_stamp
 from shared.credentials import Validity, get_server_certificate
 from shared.net.egress import Egress, EgressError, resolve
-from shared.net.http_connector import Connector
+from shared.net.http_connector import Connector, open_session, read_bounded
 from shared.process.concurrency import run_in_thread_if_large
 
 _CREDENTIALS_HINT: Final = "correct the file, or its key in the configuration"
@@ -123,17 +123,12 @@ class _Response(aiohttp.ClientResponse):
 async def open_http_client(egress: Egress | None = None) -> AsyncIterator[aiohttp.ClientSession]:
     """The client of a backend; without `egress`, by the proxy of the environment.
 
-    Each read makes a connection of its own, because an open one would still answer when no new caller gets in. Nothing
-    is decompressed, so an answer cannot grow after it was measured.
+    Each read makes a connection of its own, because an open one would still answer when no new caller gets in.
     """
-    connector = Connector(egress, force_close=True, limit=0)
-    headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-exporter"}
-    async with aiohttp.ClientSession(
-        connector=connector,
-        headers=headers,
-        auto_decompress=False,
+    async with open_session(
+        Connector(egress, force_close=True, limit=0),
+        headers={"User-Agent": "keypulse-exporter"},
         response_class=_Response,
-        cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(),  # none: a read has its own, and the texts of these hold the URL
     ) as session:
         yield session
@@ -236,7 +231,6 @@ class BackendReader:
         self, url: str, address: str | None, accept: str, max_bytes: int | None, statuses: Container[int]
     ) -> Answer:
         """The answer; without its body where `max_bytes` is None."""
-        body = bytearray()
         headers = self._credentials.build_headers()
         try:
             named = URL(url)
@@ -257,15 +251,11 @@ class BackendReader:
                     raise _create_status_error(response.status)
                 if max_bytes is None:
                     return Answer(response.status, response.content_type, b"")
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > max_bytes:
-                        raise UnreadableError(
-                            f"the answer is over {max_bytes // 1024} KiB", "set a smaller document's URL"
-                        )
+                excess = UnreadableError(f"the answer is over {max_bytes // 1024} KiB", "set a smaller document's URL")
+                body = await read_bounded(response, max_bytes, excess)
         except (aiohttp.ClientError, OSError, UnicodeError) as error:
             raise _translate_error(error) from None
-        return Answer(response.status, response.content_type, bytes(body))
+        return Answer(response.status, response.content_type, body)
 
 
 def _create_status_error(status: int) -> UnreadableError:

@@ -44,6 +44,7 @@ from services.relay.text.title import is_resolved
 from shared.config.secret_file import FileStamp, read_stamp
 from shared.kms.alert_fixes import list_values
 from shared.net.egress import EgressSettings
+from shared.net.http_connector import read_bounded
 from shared.process.concurrency import start_in_thread
 
 MAX_BLOCKS: Final = 8
@@ -287,7 +288,6 @@ class Runbook:
 
     async def _fetch(self, url: str) -> str | None:
         """The document; None if it has not changed. Raises RunbookError."""
-        body = bytearray()
         try:
             with translate_connection_errors("the runbook's server"):
                 async with (
@@ -300,10 +300,7 @@ class Runbook:
                         return None
                     if answer.status != 200:
                         raise RunbookError(f"its server answered HTTP {answer.status}; expected 200 without a login")
-                    async for chunk in answer.content.iter_any():
-                        body += chunk
-                        if len(body) > MAX_BYTES:
-                            raise RunbookError(f"it is over {MAX_BYTES} bytes")
+                    body = await read_bounded(answer, MAX_BYTES, RunbookError(f"it is over {MAX_BYTES} bytes"))
                     self._etag = answer.headers.get("ETag", "")
         except TimeoutError:
             raise RunbookError(f"no answer within {_FETCH_SECONDS:g} s") from None

@@ -37,7 +37,7 @@ from shared.keyring.administration import (
 )
 from shared.kms.settings import ProviderSettings
 from shared.net.egress import Egress, EgressError, EgressSettings
-from shared.net.http_connector import Connector
+from shared.net.http_connector import Connector, open_session, read_bounded
 
 NO_ADMIN_API: Final = "check that it is an admin API"
 _MAX_ERROR_LENGTH: Final = 500
@@ -214,13 +214,11 @@ class AdminApiDriverSettings(EgressSettings, BaseDriverSettings):
     @asynccontextmanager
     async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
         del kms  # the service calls it itself
-        async with aiohttp.ClientSession(
+        async with open_session(
             # Not kept open: one left idle may be closed just as it is used again.
-            connector=Connector(Egress(self), force_close=True),
+            Connector(Egress(self), force_close=True),
             timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=_CONNECT_TIMEOUT),
-            headers={"Accept-Encoding": "identity", "User-Agent": "keypulse-rotator", "X-Keypulse-Caller": caller},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
+            headers={"User-Agent": "keypulse-rotator", "X-Keypulse-Caller": caller},
         ) as session:
             yield RemoteAdministration(self.url, _HttpTransport(self, session).send)
 
@@ -242,11 +240,8 @@ class _HttpTransport:
                 headers={"Authorization": f"Bearer {token}"},
                 allow_redirects=False,
             ) as response:
-                body = bytearray()
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > MAX_RESPONSE_BYTES:
-                        raise UnreachableError(f"{url}: the answer is over {MAX_RESPONSE_BYTES // 1024**2} MiB")
+                excess = UnreachableError(f"{url}: the answer is over {MAX_RESPONSE_BYTES // 1024**2} MiB")
+                body = await read_bounded(response, MAX_RESPONSE_BYTES, excess)
         except TimeoutError:
             raise UnreachableError(
                 f"{url}: no answer within {self._settings.timeout:g} s", "it may have been done: check with `status`"
@@ -263,7 +258,7 @@ class _HttpTransport:
             cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
             raise UnreachableError(f"{url}: no answer: {cause}", "is the service running there?") from None
         # The response may repeat the request, with the token.
-        return AdminResponse(response.status, bytes(body).replace(token.encode(), b"[secret]"))
+        return AdminResponse(response.status, body.replace(token.encode(), b"[secret]"))
 
     def _read_token(self) -> str:
         try:
