@@ -1,6 +1,6 @@
 """What is particular to one provider, as data: permissions, quotas, advice, and the commands that fix a failure.
 
-`advice.yml` has the advice and the commands, which board, runbook and messages show. Their values may come from an
+`causes.yml` has the advice and the commands, which board, runbook and messages show. Their values may come from an
 alert, which others can write: a value that does not match its pattern is in no command.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import yaml
 
@@ -84,17 +84,28 @@ class FixTable:
         return valid
 
 
-def read_advice(file: Path) -> tuple[dict[Reason | Cause, str], dict[Reason | Cause, tuple[FixTemplate, ...]]]:
-    """What to do, and the commands, of an `advice.yml`."""
+Rows = Mapping[Reason | Cause, Mapping[str, Any]]
+"""Of a `causes.yml`."""
+
+
+def read_rows(file: Path) -> Rows:
     names: dict[str, Reason | Cause] = {str(name): name for name in (*Reason, *Cause)}
-    rows = {names[name]: row for name, row in yaml.load(file.read_text(encoding="utf-8"), FAST_LOADER).items()}  # noqa: S506
-    commands = {
-        name: tuple(FixTemplate(**each) for each in row["commands"]) for name, row in rows.items() if "commands" in row
-    }
-    return {name: row["advice"] for name, row in rows.items() if "advice" in row}, commands
+    rows = yaml.load(file.read_text(encoding="utf-8"), FAST_LOADER)  # noqa: S506  # a safe loader
+    return {names[name]: row for name, row in rows.items()}
 
 
-GENERIC_ADVICE, GENERIC_COMMANDS = read_advice(Path(__file__).with_name("advice.yml"))
+def list_advice(rows: Rows) -> dict[Reason | Cause, str]:
+    return {name: row["advice"] for name, row in rows.items() if "advice" in row}
+
+
+def list_commands(rows: Rows) -> dict[Reason | Cause, tuple[FixTemplate, ...]]:
+    found = {name: row["commands"] for name, row in rows.items() if "commands" in row}
+    return {name: tuple(FixTemplate(**each) for each in commands) for name, commands in found.items()}
+
+
+_ROWS: Final = read_rows(Path(__file__).with_name("causes.yml"))
+GENERIC_ADVICE: Final = list_advice(_ROWS)
+GENERIC_COMMANDS: Final = list_commands(_ROWS)
 GENERIC_FIXES: Final = FixTable(GENERIC_COMMANDS)
 
 

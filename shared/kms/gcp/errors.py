@@ -2,9 +2,7 @@
 
 The details are read without trust: they are bounded, and whatever they hold is an answer. google.api_core reads them
 too, and raises ValueError or DecodeError where they contradict the status; the status is still in the exception behind.
-
-The reasons of an ErrorInfo: https://github.com/googleapis/googleapis/blob/master/google/api/error_reason.proto. The
-violations of an external key manager: https://docs.cloud.google.com/kms/docs/reference/ekm_errors.
+causes.yml has the details that Google sends for a cause.
 """
 
 import re
@@ -19,6 +17,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo, PreconditionFailure, QuotaFailure, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from shared.kms.gcp.profile import CAUSES
 from shared.kms.port import KmsError
 from shared.kms.reason import Cause, Reason
 
@@ -48,54 +47,18 @@ _OTHER_LOCATION: Final = "The request concerns location "
 https://github.com/GoogleCloudPlatform/python-docs-samples/issues/3005
 """
 
-_BY_ERROR_REASON: Final = {
-    "IAM_PERMISSION_DENIED": Cause.ROLE_MISSING,
-    "SECURITY_POLICY_VIOLATED": Cause.PERIMETER,
-    "SERVICE_DISABLED": Cause.API_DISABLED,
-    "BILLING_DISABLED": Cause.BILLING_DISABLED,
-    "CONSUMER_INVALID": Cause.PROJECT_UNUSABLE,
-    "CONSUMER_SUSPENDED": Cause.PROJECT_UNUSABLE,
-    "GCP_SUSPENDED": Cause.PROJECT_UNUSABLE,
-    "RESOURCE_PROJECT_INVALID": Cause.PROJECT_UNUSABLE,
-    "USER_PROJECT_DENIED": Cause.QUOTA_PROJECT,
-    "ORG_RESTRICTION_VIOLATION": Cause.ORG_POLICY,
-    "ACCOUNT_STATE_INVALID": Cause.ACCOUNT_DISABLED,
-    "USER_BLOCKED_BY_ADMIN": Cause.ACCOUNT_DISABLED,
-    "ACCESS_TOKEN_EXPIRED": Cause.TOKEN_EXPIRED,
-    "ACCESS_TOKEN_SCOPE_INSUFFICIENT": Cause.SCOPE_MISSING,
-    "CREDENTIALS_MISSING": Cause.CREDENTIALS_INVALID,
-    "ACCESS_TOKEN_TYPE_UNSUPPORTED": Cause.CREDENTIALS_INVALID,
-    "JWT_TOKEN_INVALID": Cause.CREDENTIALS_INVALID,
-    "RATE_LIMIT_EXCEEDED": Cause.RATE_LIMIT,
-}
 _BY_ERROR_REASON_FORM: Final = (
     (re.compile(r"[A-Z_]+_(POLICY|RESTRICTION)_VIOLATED"), Cause.ORG_POLICY),
     (re.compile(r"API_KEY_[A-Z_]+"), Cause.CREDENTIALS_INVALID),
 )
 
-_BY_VIOLATION: Final = {
-    "VPC_SERVICE_CONTROLS": Cause.PERIMETER,
-    "EXTERNAL_PERMISSION_DENIED": Cause.EKM_DENIED,
-    **dict.fromkeys(
-        ("EXTERNAL_NOT_FOUND", "EXTERNAL_KEY_URI_INVALID", "EXTERNAL_KEY_HOST_NOT_WHITELISTED"), Cause.EKM_NOT_FOUND
-    ),
-    **dict.fromkeys(
-        (
-            "DNS",
-            "UNREACHABLE_NETWORK",
-            "TIMEOUT",
-            "REQUEST_CANCELLED",
-            "OVERLOADED_EKM",
-            "EXTERNAL_RESOURCE_EXHAUSTED",
-        ),
-        Cause.EKM_UNREACHABLE,
-    ),
-    **dict.fromkeys(
-        ("TLS_CERT", "UNEXPECTED_RESPONSE", "EXTERNAL_SERVER_ERROR", "EXTERNAL_NOT_IMPLEMENTED", "UNEXPECTED_ERROR"),
-        Cause.EKM_ERROR,
-    ),
-}
 
+def _list_causes(kind: str) -> dict[str, Cause]:
+    return {name: cause for cause, row in CAUSES.items() if isinstance(cause, Cause) for name in row.get(kind, ())}
+
+
+_BY_ERROR_REASON: Final = _list_causes("reasons")
+_BY_VIOLATION: Final = _list_causes("violations")
 _BY_LOGIN_TEXT: Final = (
     (re.compile(r"invalid_scope|insufficient_scope", re.IGNORECASE), Cause.SCOPE_MISSING),
     (

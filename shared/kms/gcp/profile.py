@@ -1,11 +1,11 @@
-"""What is particular to Google Cloud KMS: names, permissions, quotas, states of versions; advice.yml has what to do."""
+"""What is particular to Google Cloud KMS: names, permissions, quotas, states of versions; causes.yml has what to do."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from shared.kms.fixes import GENERIC_COMMANDS, FixTable, KmsProfile, read_advice
+from shared.kms.fixes import GENERIC_COMMANDS, FixTable, KmsProfile, list_advice, list_commands, read_rows
 from shared.kms.port import VersionState
 
 _SEGMENT = r"[^/\s]+"
@@ -34,10 +34,10 @@ def get_key_name(version_name: str) -> str:
 
 
 _PROJECT: Final = "[a-z0-9][a-z0-9.:-]{0,99}"
-_ADVICE, _COMMANDS = read_advice(Path(__file__).with_name("advice.yml"))
+CAUSES: Final = read_rows(Path(__file__).with_name("causes.yml"))
 
 GCP_FIXES: Final = FixTable(
-    commands={**GENERIC_COMMANDS, **_COMMANDS},
+    commands={**GENERIC_COMMANDS, **list_commands(CAUSES)},
     # Stricter than https://cloud.google.com/kms/docs/resource-hierarchy: no part is an option, or needs quotes.
     key=re.compile(
         rf"projects/(?P<project>(?P<account_project>(?P<consumer_project>{_PROJECT})))/locations/(?P<location>[a-z0-9][a-z0-9-]{{0,62}})"
@@ -88,7 +88,7 @@ GCP_PROFILE: Final = KmsProfile(
     # No default is documented for these: a project's limits follow what it had and used before. These are the ones of
     # before: 60,000 cryptographic requests a minute, 500 a second for HSM. For external keys a cautious one.
     calls_per_minute={"SOFTWARE": 60_000, "HSM": 30_000, "": 6_000},
-    advice=_ADVICE,
+    advice=list_advice(CAUSES),
     fixes=GCP_FIXES,
     rotation_advice="gcloud kms keys describe shows its schedule.",
     parse_key_name=parse_key_name,
