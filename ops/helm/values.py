@@ -1,12 +1,13 @@
 """values.yaml → values.schema.json, with the servers' own schemas; and the table of values in the chart's README.
 
-The keys of values.yaml may be set, with the types of its values; exceptions are listed here. Its comments explain them.
+The keys of values.yaml may be set, with the types of its values; schema.yml has exceptions. Its comments explain them.
 A part's `config` has the schema of its own settings, so a typo is refused before anything is installed.
 """
 
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -27,105 +28,10 @@ _SETTINGS: Final[dict[str, type[BaseModel]]] = {
     "backend": BackendSettings,
 }
 PARTS: Final = tuple(_SETTINGS)
-_STRING_MAP: Final[Schema] = {"type": "object", "additionalProperties": {"type": "string"}}
-_ANY_OBJECT: Final[Schema] = {"type": "object"}
-_NAMED_OBJECTS: Final[Schema] = {"type": "array", "items": {"type": "object", "required": ["name"]}}
-_QUANTITIES: Final[Schema] = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
-_RESOURCES: Final[Schema] = {
-    "type": "object",
-    "properties": {"requests": _QUANTITIES, "limits": _QUANTITIES, "claims": {"type": "array"}},
-    "additionalProperties": False,
-}
-_USER: Final[Schema] = {"type": ["integer", "null"], "minimum": 1}
-_NETWORK_POLICY_RULES: Final[Schema] = {
-    "type": "object",
-    "properties": {part: {"type": "array"} for part in (*_SETTINGS, "smoke")},
-    "additionalProperties": False,
-}
-_ENVIRONMENT: Final[Schema] = {
-    "type": "object",
-    "additionalProperties": {"type": ["string", "object"]},
-    "propertyNames": {"pattern": "^[A-Za-z_.-][A-Za-z0-9_.-]*$"},
-}
-# A second label of the chart's own names would take the place of what Services and Deployments select by.
-_LABELS: Final[Schema] = {
-    **_STRING_MAP,
-    "patternProperties": {r"^(app\.kubernetes\.io|helm\.sh)/": False},
-}
+_EXCEPTIONS: Final = yaml.safe_load(Path(__file__).with_name("schema.yml").read_text(encoding="utf-8"))
+_BY_NAME: Final[dict[str, Schema]] = _EXCEPTIONS["by_name"]
+_BY_PATH: Final[dict[str, Schema]] = _EXCEPTIONS["by_path"]
 _THRESHOLD: Final[Schema] = {"type": "number", "exclusiveMinimum": 0}
-_NAMESPACE: Final[Schema] = {"type": "string", "pattern": "^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?$"}
-_DURATION: Final[Schema] = {"type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$"}
-# A URL is inserted into YAML and JSON without escaping.
-_URL: Final[Schema] = {"type": "string", "pattern": r"^(https?://[^\s\"\\<>{}]+)?$"}
-_URL_WITH_SLASH: Final[Schema] = {"type": "string", "pattern": r"^(https?://[^\s\"\\<>{}]+/)?$"}
-_URL_WITHOUT_SLASH: Final[Schema] = {"type": "string", "pattern": r"^(https?://[^\s\"\\<>{}]*[^\s\"\\<>{}/])?$"}
-# Of https://prometheus-operator.dev/docs/api-reference/api/#monitoring.coreos.com/v1.Endpoint, without those that the
-# chart sets: a second `relabelings` would take the place of the first, and `env` with it.
-_ENDPOINT: Final[Schema] = {
-    "type": "object",
-    "properties": dict.fromkeys(
-        (
-            *("authorization", "basicAuth", "bearerTokenFile", "bearerTokenSecret", "enableHttp2", "filterRunning"),
-            *("followRedirects", "honorLabels", "honorTimestamps", "noProxy", "oauth2", "params"),
-            *("proxyConnectHeader", "proxyFromEnvironment", "proxyUrl", "tlsConfig"),
-            "trackTimestampsStaleness",
-        ),
-        True,
-    ),
-    "additionalProperties": False,
-}
-_BY_NAME: Final[dict[str, Schema]] = {  # wherever the key is
-    "resources": _RESOURCES,
-    **dict.fromkeys(("labels", "commonLabels", "podLabels"), _LABELS),
-    "annotations": _STRING_MAP,
-    "podAnnotations": _STRING_MAP,
-    "namespace": _NAMESPACE,
-    **dict.fromkeys(("extraVolumes", "extraVolumeMounts", "parentRefs"), _NAMED_OBJECTS),
-    "nodeSelector": _STRING_MAP,
-    "affinity": _ANY_OBJECT,
-    "existingSecret": {"type": "string", "maxLength": 253},
-}
-_BY_PATH: Final[dict[str, Schema]] = {
-    "env": {"type": "string", "minLength": 1},
-    "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
-    "image.pullSecrets": {"type": "array", "items": {"type": "string"}},
-    "podSecurityContext": {
-        "type": "object",
-        "properties": {"runAsUser": _USER, "runAsGroup": _USER, "fsGroup": _USER},
-        "additionalProperties": False,
-    },
-    "exporter.mode": {"enum": ["deployment", "sidecar", "off"]},
-    "exporter.sidecarSelector": _STRING_MAP,
-    "relay.replicas": {"type": "integer", "minimum": 1},
-    "relay.templates": _STRING_MAP | {"propertyNames": {"enum": ["title", "summary", "description"]}},
-    "rotator.types": {
-        "type": "array",
-        "items": {"enum": ["new-dek", "rewrap-kek"]},
-        "minItems": 1,
-        "uniqueItems": True,
-    },
-    **{
-        name: {"type": "string", "pattern": "^([a-z]([a-z0-9-]*[a-z0-9])?)?$"}
-        for name in ("nameOverride", "fullnameOverride")
-    },
-    "runbookUrl": _URL,
-    "serviceMonitor.interval": _DURATION,
-    "serviceMonitor.scrapeTimeout": _DURATION | {"pattern": "^([0-9]+(ms|s|m|h))*$"},
-    "serviceMonitor.endpoint": _ENDPOINT,
-    "exporter.publicUrl": _URL,
-    "prometheusRule.thresholds.probeFailureRatio": _THRESHOLD | {"maximum": 1},
-    "prometheusRule.thresholds.rotationHours": _THRESHOLD | {"type": "integer"},
-    "dashboard.boardUrl": _URL_WITH_SLASH,
-    "dashboard.relayUrl": _URL_WITH_SLASH,
-    "dashboard.prometheusUrl": _URL_WITHOUT_SLASH,
-    "alertmanager.secretsPath": {"type": "string", "pattern": r"^/[^\s\"\\#:{}]*[^\s\"\\#:{}/]$"},
-    "networkPolicy.ingress": _NETWORK_POLICY_RULES,
-    "networkPolicy.egress": _NETWORK_POLICY_RULES,
-    **{f"smokeTest.{what}Url": _URL for what in ("base", "prometheus", "alertmanager", "grafana")},
-    "smokeTest.testAlert": {"enum": ["", "warning", "critical"]},
-    **{f"{part}.env": _ENVIRONMENT for part in _SETTINGS},
-    **{f"{part}.service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]} for part in _SETTINGS},
-}
 
 
 def build_values_schema(text: str) -> Schema:
@@ -139,7 +45,10 @@ def build_values_schema(text: str) -> Schema:
         whole["properties"][part]["properties"]["existingSecret"] |= {"minLength": 1}
     # Set by a parent chart: `global`, and `enabled` for the condition of the dependency.
     enabled = {"type": "boolean", "description": "The condition of the dependency, in a chart around this one."}
-    whole["properties"] |= {"global": _ANY_OBJECT | {"description": "Of a chart around this one."}, "enabled": enabled}
+    whole["properties"] |= {
+        "global": {"type": "object", "description": "Of a chart around this one."},
+        "enabled": enabled,
+    }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "$defs": definitions}
 
 
