@@ -85,11 +85,14 @@ def select_tuples(row_type: type[T], statement: Select[*tuple[Any, ...]]) -> Row
     return RowQuery(build, statement, row_type)
 
 
-def select_rows(row_type: type[T], columns: ReadOnlyColumnCollection[str, Any]) -> RowQuery[T]:
-    """A query for the columns of a table that a row has fields for."""
-    return RowQuery(row_type, select(*select_columns(row_type, columns)))
+def select_rows(row_type: type[V], *tables: ReadOnlyColumnCollection[str, Any], **others: Any) -> RowQuery[V]:
+    """A query for what a row has fields for; see `select_columns`."""
+    return RowQuery(row_type, select(*select_columns(row_type, *tables, **others)))
 
 
-def select_columns(row_type: type[tuple[Any, ...]], columns: ReadOnlyColumnCollection[str, Any]) -> list[Any]:
-    """The columns of a table that a row has fields for."""
-    return [columns[name] for name in row_type.__annotations__]
+def select_columns(row_type: type[Any], *tables: ReadOnlyColumnCollection[str, Any], **others: Any) -> list[Any]:
+    """What a row has fields for: of `others`, or the column of that name of the first table that has one."""
+    return [
+        others[name].label(name) if name in others else next(columns[name] for columns in tables if name in columns)
+        for name in row_type.__annotations__
+    ]

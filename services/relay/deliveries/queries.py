@@ -30,7 +30,7 @@ from services.relay.outbox.tables import (
 )
 from shared.config.settings import parse_duration
 from shared.http.json_api import format_json_time
-from shared.sql.rows import RowQuery, select_rows, select_values
+from shared.sql.rows import RowQuery, select_columns, select_rows, select_values
 
 MAX_EXAMINED: Final = 20_000
 """Deliveries that one page examines."""
@@ -326,24 +326,13 @@ def _build_summary(*values: Any) -> DeliverySummary:
 _SUMMARIES: Final = RowQuery(
     _build_summary,
     select(
-        _delivery.id,
-        events.c.id,
-        _delivery.incident_id,
-        events.c.receiver,
-        events.c.alertname,
-        incidents.c.title,
-        incidents.c.service,
-        events.c.status,
-        _delivery.channel,
-        _delivery.state,
-        _delivery.attempts,
-        _delivery.reason,
-        _delivery.accepted_at,
-        _delivery.finished_at,
-        _delivery.superseded_by,
-        _delivery.remark,
-        _delivery.receipt,
-        func.coalesce(_delivery.digest_id, _delivery.named_in),
+        *select_columns(
+            DeliverySummary,
+            *(_delivery, events.c, incidents.c),
+            event_id=events.c.id,
+            attempt_count=_delivery.attempts,
+            digest=func.coalesce(_delivery.digest_id, _delivery.named_in),
+        )
     )
     .join(events, events.c.seq == _delivery.event_seq)
     .outerjoin(incidents, incidents.c.id == _delivery.incident_id),

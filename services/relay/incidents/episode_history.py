@@ -178,17 +178,12 @@ class _IncidentRow(NamedTuple):
 
 _of_event = events.c
 _of = deliveries.c
-_EVENTS: Final = RowQuery(
+_EVENTS: Final = select_rows(
     EventRecord,
-    select(
-        _of_event.seq,
-        _of_event.id,
-        _of_event.status,
-        _of_event.accepted_at,
-        case((func.length(_of_event.event) <= bindparam("max_bytes"), _of_event.event)).label("event"),
-        func.length(_of_event.event, type_=Integer).label("event_size"),
-        (func.length(_of_event.body) == 0).label("is_own"),
-    ),
+    _of_event,
+    event=case((func.length(_of_event.event) <= bindparam("max_bytes"), _of_event.event)),
+    event_size=func.length(_of_event.event, type_=Integer),
+    is_own=func.length(_of_event.body) == 0,
 ).where(_of_event.incident_id == bindparam("incident"), _of_event.seq.between(bindparam("first"), bindparam("last")))
 _NEWEST_EVENTS: Final = _EVENTS.order_by(_of_event.seq.desc()).limit(bindparam("most"))
 _OLDEST_EVENTS: Final = _EVENTS.order_by(_of_event.seq).limit(bindparam("most"))
@@ -250,17 +245,7 @@ _SILENCES: Final = (
     .limit(MAX_ACTIONS + 1)
 )
 _EDITS: Final = (
-    RowQuery(
-        EditRecord,
-        select(
-            edits.c.channel,
-            (edits.c.wanted > edits.c["shown"]).label("is_waiting"),
-            edits.c.edited_at,
-            edits.c.requested_at,
-            edits.c.attempts,
-            edits.c.reason,
-        ),
-    )
+    select_rows(EditRecord, edits.c, is_waiting=edits.c.wanted > edits.c["shown"])
     .where(edits.c.incident_id == bindparam("incident"), edits.c.episode == bindparam("episode"))
     .order_by(edits.c.channel)
 )

@@ -16,7 +16,7 @@ from services.relay.model import DeliveryTask, Event, IncidentContext, RelatedIn
 from services.relay.outbox.tables import DeliveryState, clean_for_database, deliveries, events, incidents
 from services.relay.text import format_event_title, truncate
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
-from shared.sql.rows import RowQuery, select_rows, select_tuples, select_values
+from shared.sql.rows import RowQuery, select_columns, select_rows, select_tuples, select_values
 
 EPISODE_WINDOW: Final = 7 * 86400.0
 """Seconds in which the starts of an incident are counted."""
@@ -100,11 +100,11 @@ _last_delivered = (
 _READ_PREVIOUS: Final = RowQuery(
     _PreviousRow,
     select(
-        _delivery.incident_id,
-        _delivery.episode,
-        _delivery.channel,
-        _delivery.finished_at,
-        case((func.length(events.c.event) <= _MAX_PREVIOUS_BYTES, events.c.event)).label("event"),
+        *select_columns(
+            _PreviousRow,
+            _delivery,
+            event=case((func.length(events.c.event) <= _MAX_PREVIOUS_BYTES, events.c.event)),
+        )
     ).join(events, and_(events.c.seq == _delivery.event_seq)),
 ).where(_delivery.seq.in_(_last_delivered))
 

@@ -37,7 +37,7 @@ from services.relay.outbox.tables import (
     incidents,
 )
 from shared.http.json_api import format_json_time
-from shared.sql.rows import RowQuery, select_values
+from shared.sql.rows import RowQuery, select_columns, select_values
 
 NO_ATTEMPT: Final = "no_attempt"
 """The reason of a delivery that was given up before its first attempt."""
@@ -105,15 +105,7 @@ _last_detail = (
 EXAMPLES: Final = (
     RowQuery(
         DeadLetterExample,
-        select(
-            _delivery.id,
-            _delivery.incident_id,
-            events.c.alertname,
-            incidents.c.title,
-            _delivery.oldest_accepted_at,
-            _delivery.finished_at,
-            _last_detail.label("detail"),
-        )
+        select(*select_columns(DeadLetterExample, _delivery, events.c, incidents.c, detail=_last_detail))
         .select_from(deliveries)
         .join(events, events.c.seq == _delivery.event_seq)
         .join(incidents, incidents.c.id == _delivery.incident_id),

@@ -35,7 +35,7 @@ from services.relay.outbox.tables import (
     events,
     incidents,
 )
-from shared.sql.rows import RowQuery, select_rows, select_values
+from shared.sql.rows import RowQuery, select_columns, select_rows, select_values
 
 
 class MessageKey(NamedTuple):
@@ -313,17 +313,17 @@ class _ShownRow(NamedTuple):
 
 
 _CHANNELS_OF_SCOPE: Final = select_values(str, channels.c.name).where(channels.c.edit_scope == bindparam("scope"))
-_READ_LIMIT: Final = RowQuery(_LimitRow, select(_limit.next_token_at, _limit.retry_after_until)).where(
-    _limit.scope == bindparam("scope")
-)
+_READ_LIMIT: Final = select_rows(_LimitRow, _limit).where(_limit.scope == bindparam("scope"))
 _LOCK_LIMIT: Final = _READ_LIMIT.for_update(skip_locked=True)
 _DUE_EDITS: Final = RowQuery(
     _EditRow,
+    # A delivery of a digest whose answer was lost may have been sent alone since: its receipt is another message's.
     select(
-        *(_edit[name] for name in ("incident_id", "episode", "channel", "wanted", "attempts", "requested_at")),
-        *(deliveries.c[name] for name in ("id", "accepted_at", "remark")),
-        # A delivery of a digest whose answer was lost may have been sent alone since: its receipt is another message's.
-        case((_edit.episode == DIGEST_EPISODE, _edit.receipt), else_=deliveries.c.receipt).label("receipt"),
+        *select_columns(
+            _EditRow,
+            *(_edit, deliveries.c),
+            receipt=case((_edit.episode == DIGEST_EPISODE, _edit.receipt), else_=deliveries.c.receipt),
+        )
     )
     .select_from(edits)
     .join(deliveries, deliveries.c.seq == _edit.delivery_seq),
@@ -365,14 +365,14 @@ _last_event_of_episode = (  # on any channel, since one that was renamed got no 
 _SHOWN: Final = RowQuery(
     _ShownRow,
     select(
-        _of.id,
-        _of.incident_id,
-        _of.episode,
-        _of.accepted_at,
-        _of.named_in.is_not(None).label("is_named_only"),
-        case((incidents.c.episode == _of.episode, incidents.c.latest_event_seq), else_=_last_event_of_episode).label(
-            "latest_event_seq"
-        ),
+        *select_columns(
+            _ShownRow,
+            _of,
+            is_named_only=_of.named_in.is_not(None),
+            latest_event_seq=case(
+                (incidents.c.episode == _of.episode, incidents.c.latest_event_seq), else_=_last_event_of_episode
+            ),
+        )
     ).join(incidents, incidents.c.id == _of.incident_id),
 )
 _SHOWN_ALONE: Final = _SHOWN.where(_of.id.in_(bindparam("ids", expanding=True)))

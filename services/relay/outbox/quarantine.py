@@ -11,7 +11,7 @@ from services.relay.outbox.audit import PrunedKind, insert_entry, record_pruned
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import clean_for_database, quarantine
 from shared.http.json_api import RefusedError
-from shared.sql.rows import RowQuery, select_values
+from shared.sql.rows import select_rows, select_values
 
 MAX_ENTRIES: Final = 100
 MAX_BODY_BYTES: Final = 512 * 1024
@@ -75,19 +75,11 @@ class AlreadyReplayedError(RefusedError):
     status = 409
 
 
-_ENTRIES: Final = RowQuery(
+_ENTRIES: Final = select_rows(
     QuarantineEntry,
-    select(
-        quarantine.c.seq.label("id"),
-        quarantine.c.received_at,
-        quarantine.c.source,
-        quarantine.c.code,
-        quarantine.c.reason,
-        func.length(quarantine.c.body, type_=Integer).label("body_bytes"),
-        quarantine.c.replayed_at,
-        quarantine.c.replayed_by,
-        quarantine.c.incident_id,
-    ),
+    quarantine.c,
+    id=quarantine.c.seq,
+    body_bytes=func.length(quarantine.c.body, type_=Integer),
 ).order_by(quarantine.c.seq.desc())
 _ENTRY: Final = _ENTRIES.where(quarantine.c.seq == bindparam("entry"))
 _RECORD_REPLAY: Final = (

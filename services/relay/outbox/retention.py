@@ -49,7 +49,7 @@ from services.relay.outbox.tables import (
     incidents,
     quarantine,
 )
-from shared.sql.rows import RowQuery, select_tuples, select_values
+from shared.sql.rows import RowQuery, select_rows, select_tuples, select_values
 
 UnsettledRanges = Mapping[str, Sequence[range]]
 """By incident: for each unsettled delivery, the events from its first to its last."""
@@ -214,20 +214,7 @@ _KEEP_DIGESTS: Final = (
 )
 """A digest is edited as long as a delivery is there that it names."""
 _READ_DELIVERIES: Final = (
-    RowQuery(
-        _PrunableRow,
-        select(
-            _delivery.seq,
-            _delivery.incident_id,
-            _delivery.episode,
-            _delivery.channel,
-            _delivery.state,
-            _delivery.accepted_at,
-            _delivery.finished_at,
-            _IS_ACTIVE.label("is_active"),
-            _IS_EDITED.label("is_edited"),
-        ),
-    )
+    select_rows(_PrunableRow, _delivery, is_active=_IS_ACTIVE, is_edited=_IS_EDITED)
     .where(_delivery.seq > bindparam("after"))
     .order_by(_delivery.seq)
     .limit(bindparam("rows"))

@@ -592,33 +592,13 @@ INCIDENTS: Final = RowQuery(
         events, and_(events.c.seq == incidents.c.latest_event_seq, events.c.incident_id == incidents.c.id)
     ),
 )
+_body_size = func.length(events.c.body, type_=Integer)
+_state_columns = select_columns(IncidentStateRow, incidents.c, events.c, event_id=events.c.id, body_size=_body_size)
 INCIDENT_STATES: Final = RowQuery(
-    IncidentStateRow,
-    select(
-        incidents.c.id,
-        incidents.c.episode,
-        incidents.c.is_open,
-        incidents.c.latest_event_seq,
-        incidents.c.earlier_events,
-        incidents.c.started_at,
-        incidents.c.episode_starts,
-        incidents.c.repeated_by,
-        incidents.c.escalation,
-        events.c.id.label("event_id"),
-        events.c.receiver,
-        events.c.fingerprint,
-        events.c.accepted_at,
-        func.length(events.c.body, type_=Integer).label("body_size"),
-    ).join(events, events.c.seq == incidents.c.latest_event_seq),
+    IncidentStateRow, select(*_state_columns).join(events, events.c.seq == incidents.c.latest_event_seq)
 )
 EVENTS: Final = select_rows(EventRow, events.c)
-EVENT_SIZES: Final = RowQuery(
-    EventSizeRow,
-    select(
-        events.c.seq,
-        events.c.accepted_at,
-        func.length(events.c.event, type_=Integer).label("event_size"),
-        func.length(events.c.body, type_=Integer).label("body_size"),
-    ),
+EVENT_SIZES: Final = select_rows(
+    EventSizeRow, events.c, event_size=func.length(events.c.event, type_=Integer), body_size=_body_size
 )
 CHANNELS: Final = select_rows(ChannelRow, channels.c)

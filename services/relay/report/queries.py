@@ -45,7 +45,7 @@ from services.relay.outbox.tables import (
     incidents,
     quarantine,
 )
-from shared.sql.rows import RowQuery, select_values
+from shared.sql.rows import RowQuery, select_columns, select_values
 
 
 class Period(NamedTuple):
@@ -163,12 +163,13 @@ _last_attempt = (
 _DEAD: Final = RowQuery(
     DeadGroup,
     select(
-        _dead.channel,
-        _dead.reason,
-        _dead.dead_count.label("count"),
-        _of.id.label("last_id"),
-        _dead.last_at,
-        func.nullif(attempts.c.detail, "", type_=Text).label("last_answer"),
+        *select_columns(
+            DeadGroup,
+            _dead,
+            count=_dead.dead_count,
+            last_id=_of.id,
+            last_answer=func.nullif(attempts.c.detail, "", type_=Text),
+        )
     )
     .join(deliveries, _of.seq == _dead.last_seq)
     .outerjoin(attempts, and_(attempts.c.delivery_seq == _of.seq, attempts.c.number == _last_attempt)),
@@ -181,12 +182,7 @@ _WAITING: Final = RowQuery(
 )
 _REFUSED: Final = RowQuery(
     RefusedGroup,
-    select(
-        quarantine.c.code,
-        quarantine.c.reason,
-        func.count().label("count"),
-        func.max(quarantine.c.received_at).label("last_at"),
-    )
+    select(*select_columns(RefusedGroup, quarantine.c, count=func.count(), last_at=func.max(quarantine.c.received_at)))
     .where(is_within(quarantine.c.received_at))
     .group_by(quarantine.c.code, quarantine.c.reason),
 ).order_by(func.count().desc(), quarantine.c.code, quarantine.c.reason)
@@ -460,19 +456,7 @@ _slowest = (
 )
 _SLOWEST: Final = RowQuery(
     _SlowRow,
-    select(
-        _of.seq,
-        _of.id,
-        _of.incident_id,
-        _of.episode,
-        _of.channel,
-        events.c.alertname,
-        events.c.status,
-        _of.oldest_accepted_at,
-        _of.finished_at,
-        func.coalesce(_of.digest_id, _of.named_in).label("digest"),
-        _of.maybe_delivered_up_to,
-    )
+    select(*select_columns(_SlowRow, _of, events.c, digest=func.coalesce(_of.digest_id, _of.named_in)))
     .join(_slowest, _slowest.c.seq == _of.seq)
     .join(events, events.c.seq == _of.event_seq),
 ).order_by(TIME_TO_DELIVER.desc(), _of.seq)
@@ -491,9 +475,7 @@ _merged = (
 _ATTEMPTS: Final = (
     RowQuery(
         SlowAttempt,
-        select(_attempt.started_at, _attempt.seconds, _attempt.reason, _attempt.detail).join(
-            _merged, _merged.c.seq == _attempt.delivery_seq
-        ),
+        select(*select_columns(SlowAttempt, _attempt)).join(_merged, _merged.c.seq == _attempt.delivery_seq),
     )
     .where(_attempt.started_at.between(bindparam("oldest_accepted_at"), bindparam("finished_at")))
     .order_by(_attempt.started_at)
