@@ -33,8 +33,8 @@ from ops.audit.verify import AuditProbe, Clock, verify_logging
 from shared import VERSION
 from shared.check import CheckError, format_line, to_one_line
 from shared.config.secret_file import SecretFile
-from shared.config.settings import check_base_url, parse_duration
-from shared.process.command_line import replace_unencodable_output
+from shared.config.settings import parse_duration
+from shared.process.command_line import URL_WITH_USER, ParsedOption, replace_unencodable_output
 from shared.smoke.http_client import CA_FILE, open_client
 
 _EXAMPLES = """\b
@@ -47,37 +47,22 @@ Examples:
   keypulse-audit sla --project acme-prod --month 2026-03 --prometheus http://127.0.0.1:9090 --evidence sla.md
 Give `verify` the same options as `apply`.
 """
-_PROJECT: Final = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
+_PROJECT: Final = r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]"
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
-_MEMBER: Final = re.compile(r"(user|serviceAccount|group|domain|principal|principalSet):\S+")
-_LOCATION: Final = re.compile(r"[A-Za-z][A-Za-z0-9-]+")
-_ENDPOINT: Final = re.compile(r"https?://[^\s/@]+/?")
+_MEMBER: Final = r"(user|serviceAccount|group|domain|principal|principalSet):\S+"
+_LOCATION: Final = "[A-Za-z][A-Za-z0-9-]+"
+_ENDPOINT: Final = r"https?://[^\s/@]+/?"
 
 Command = Callable[..., None]
 
 
-def _build_pattern_check(pattern: re.Pattern[str], description: str) -> Callable[[Any, Any, Any], Any]:
-    def check(_context: click.Context, _parameter: click.Parameter, given: Any) -> Any:
-        for value in given if isinstance(given, tuple) else [given] if given is not None else []:
-            if not pattern.fullmatch(value):
-                raise click.BadParameter(f"expected {description}, got {value!r}")
+def _create_option_type(pattern: str, description: str) -> ParsedOption[str]:
+    def check(given: str) -> str:
+        if not re.fullmatch(pattern, given):
+            raise ValueError(f"expected {description}")
         return given
 
-    return check
-
-
-def _parse_duration_option(_context: click.Context, _parameter: click.Parameter, given: str) -> float:
-    try:
-        return parse_duration(given)
-    except ValueError as error:
-        raise click.BadParameter(f"{error}, got {given!r}") from None
-
-
-def _parse_probe_option(_context: click.Context, _parameter: click.Parameter, given: str | None) -> AuditProbe | None:
-    try:
-        return AuditProbe.parse(given) if given else None
-    except ValueError as error:
-        raise click.BadParameter(f"{error}, got {given!r}") from None
+    return ParsedOption(check)
 
 
 _PROJECTS = click.option(
@@ -85,7 +70,7 @@ _PROJECTS = click.option(
     "projects",
     multiple=True,
     required=True,
-    callback=_build_pattern_check(_PROJECT, "the ID of a project, such as acme-prod"),
+    type=_create_option_type(_PROJECT, "the ID of a project, such as acme-prod"),
     help="The ID of a project; may be given several times.",
 )
 _BIGQUERY = click.option("--bigquery", is_flag=True, help="The logs also go to BigQuery, dataset kms_audit.")
@@ -97,21 +82,19 @@ def _add_state_options(command: Command) -> Command:
         click.option(
             "--endpoint",
             envvar="KEYPULSE_AUDIT_ENDPOINT",
-            callback=_build_pattern_check(_ENDPOINT, "the address of a stand-in, such as http://127.0.0.1:8080"),
+            type=_create_option_type(_ENDPOINT, "the address of a stand-in, such as http://127.0.0.1:8080"),
             help="A stand-in for Google, for tests; it gets no credentials. Also from KEYPULSE_AUDIT_ENDPOINT.",
         ),
         click.option(
             "--exempt",
             "exempted",
             multiple=True,
-            callback=_build_pattern_check(
-                _MEMBER, "a member, such as serviceAccount:NAME@PROJECT.iam.gserviceaccount.com"
-            ),
+            type=_create_option_type(_MEMBER, "a member, such as serviceAccount:NAME@PROJECT.iam.gserviceaccount.com"),
             help="A member whose reads are not logged, such as the exporter; several times.",
         ),
         click.option(
             "--location",
-            callback=_build_pattern_check(_LOCATION, "a region such as europe-west3, or EU or US"),
+            type=_create_option_type(_LOCATION, "a region such as europe-west3, or EU or US"),
             help="The location of dataset and bucket.",
         ),
         click.option(
@@ -168,9 +151,9 @@ def apply(**options: Any) -> None:
 @main.command()
 @_add_state_options
 @click.option(
-    "--timeout", default="10m", callback=_parse_duration_option, help="From the probe to the last place. Default 10m."
+    "--timeout", default="10m", type=ParsedOption(parse_duration), help="From the probe to the last place. Default 10m."
 )
-@click.option("--probe", callback=_parse_probe_option, help="Look for the probe of an earlier run; send none.")
+@click.option("--probe", type=ParsedOption(AuditProbe.parse), help="Look for the probe of an earlier run; send none.")
 def verify(**options: Any) -> None:
     """Send a probe to KMS, and wait until each log has it."""
     states = _build_desired_states(options)
@@ -195,29 +178,21 @@ def queries(projects: tuple[str, ...], *, bigquery: bool) -> None:
             click.echo(f"# {question}\n{command}\n")
 
 
-def _parse_url_option(_context: click.Context, _parameter: click.Parameter, given: str) -> str:
+def _parse_zone(name: str) -> ZoneInfo:
     try:
-        return check_base_url(given, allow_user=True)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None  # without the value: it may hold a password
-
-
-def _parse_zone_option(_context: click.Context, _parameter: click.Parameter, given: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(given)
+        return ZoneInfo(name)
     except (ValueError, OSError, KeyError):  # KeyError: ZoneInfoNotFoundError
-        hint = "expected one such as UTC; where the machine has none: pip install tzdata"
-        raise click.BadParameter(f"{hint}, got {given!r}") from None
+        raise ValueError("expected one such as UTC; where the machine has none: pip install tzdata") from None
 
 
 @main.command()
 @_PROJECTS
 @click.option("--month", "name", required=True, help="The month, such as 2026-03; it has to be over.")
-@click.option("--prometheus", "url", required=True, callback=_parse_url_option, help="It scrapes the exporter.")
+@click.option("--prometheus", "url", required=True, type=URL_WITH_USER, help="It scrapes the exporter.")
 @click.option("--token-file", type=click.Path(path_type=Path), help="A bearer token for Prometheus.")
 @click.option("--ca-file", type=click.Path(path_type=Path), help="Certificate authorities in PEM, for Prometheus.")
 @click.option(
-    "--time-zone", "zone", default=TIME_ZONE, callback=_parse_zone_option, help="Of the month. Default Google's."
+    "--time-zone", "zone", default=TIME_ZONE, type=ParsedOption(_parse_zone), help="Of the month. Default Google's."
 )
 @click.option(
     "--objective",

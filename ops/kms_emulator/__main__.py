@@ -12,7 +12,7 @@ import click
 from shared import VERSION
 from shared.kms.gcp.profile import check_key_name
 from shared.process import logs
-from shared.process.command_line import parse_listen_option_or_exit, parse_option_or_exit, run_until_done_or_exit
+from shared.process.command_line import ParsedOption, parse_listen_option_or_exit, run_until_done_or_exit
 from shared.process.server import run_until_stop_signal, wait_until_stopped
 
 gc.freeze()
@@ -31,7 +31,13 @@ Examples:
 @click.command(epilog=_EPILOG)
 @click.option("--listen", default="127.0.0.1:9010", show_default=True, metavar="HOST:PORT", help="gRPC, plaintext.")
 @click.option("--faults", default="127.0.0.1:9011", show_default=True, metavar="HOST:PORT", help="Faults over HTTP.")
-@click.option("--key", "keys", multiple=True, metavar="NAME", help="A key to create where it is missing; repeatable.")
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=ParsedOption(check_key_name, "name"),
+    help="A key to create where it is missing; repeatable.",
+)
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -65,9 +71,8 @@ def main(
     """
     listen_address = parse_listen_option_or_exit("--listen", listen, allow_remote_insecure=allow_remote_insecure)
     faults_address = parse_listen_option_or_exit("--faults", faults, allow_remote_insecure=allow_remote_insecure)
-    names = [parse_option_or_exit("--key", check_key_name, key) for key in keys]
     logs.configure("emulator")
-    options = {"listen": listen_address, "faults": faults_address, "keys": names, "data": data, "quotas": dict(quotas)}
+    options = {"listen": listen_address, "faults": faults_address, "keys": keys, "data": data, "quotas": dict(quotas)}
     run_until_done_or_exit(run_until_stop_signal(_serve_until_stopped(options)))
 
 

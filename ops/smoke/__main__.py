@@ -15,8 +15,8 @@ from services.exporter.config import ExporterSettings
 from shared import VERSION
 from shared.check import CheckResult, format_line
 from shared.config.secret_file import SecretFile
-from shared.config.settings import check_base_url, parse_duration
-from shared.process.command_line import load_settings_or_exit, replace_unencodable_output
+from shared.config.settings import parse_duration
+from shared.process.command_line import URL_WITH_USER, ParsedOption, load_settings_or_exit, replace_unencodable_output
 from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS, Severity
 from shared.smoke.backend import RecordsMode
 from shared.smoke.http_client import CA_FILE
@@ -36,40 +36,24 @@ Each option is also read from the environment: --base-url from KEYPULSE_SMOKE_BA
 """
 
 
-class _UrlOption(click.ParamType[str]):
-    name = "url"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return check_base_url(str(value), allow_user=True)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)  # without the value: it may hold a password
+def _parse_timeout(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise ValueError("expected more than 0")
+    return seconds
 
 
-class _DurationOption(click.ParamType[float]):
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            seconds = parse_duration(value)
-        except ValueError as error:
-            self.fail(f"{error}, got {value!r}", param, ctx)
-        if seconds <= 0:
-            self.fail(f"expected more than 0, got {value!r}", param, ctx)
-        return seconds
+def _check_alert_name(name: str) -> str:
+    if name not in list_alert_names():
+        raise ValueError("expected the name of an alert of ops/prometheus/rules")
+    return name
 
 
-def _check_alert_names(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
-    if unknown := set(names) - {*list_alert_names()} if names else ():
-        raise click.BadParameter(f"{', '.join(sorted(unknown))}: expected the name of an alert of ops/prometheus/rules")
-    return names
-
-
-_URL, _FILE = _UrlOption(), click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path)
 
 
 @click.command(epilog=_EXAMPLES, context_settings={"auto_envvar_prefix": "KEYPULSE_SMOKE"})
-@click.option("--base-url", type=_URL, help="The backend; may be missing where only keys are watched.")
+@click.option("--base-url", type=URL_WITH_USER, help="The backend; may be missing where only keys are watched.")
 @click.option(
     "--exporter-config", type=_FILE, help="exporter.yml: check each of its `backends` as the exporter reads it."
 )
@@ -87,19 +71,19 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
     help="Of the deployment: `env` of the test alert. In production, the default, a placeholder's runbook in the rules "
     "is an error.",
 )
-@click.option("--prometheus", type=_URL, help="Check its targets, rules and recordings.")
+@click.option("--prometheus", type=URL_WITH_USER, help="Check its targets, rules and recordings.")
 @click.option(
     "--without-alert",
     "without_alerts",
     metavar="NAME",
     multiple=True,
-    callback=_check_alert_names,
+    type=ParsedOption(_check_alert_name),
     help="An alert that this deployment leaves out; repeatable.",
 )
-@click.option("--alertmanager", type=_URL, help="Check that it is ready.")
-@click.option("--relay", type=_URL, help="Check that it is ready, and that its API answers.")
+@click.option("--alertmanager", type=URL_WITH_USER, help="Check that it is ready.")
+@click.option("--relay", type=URL_WITH_USER, help="Check that it is ready, and that its API answers.")
 @click.option("--relay-token-file", type=_FILE, help="A token that may read the relay's API: of the role viewer.")
-@click.option("--grafana", type=_URL, help="Check that it has the dashboard.")
+@click.option("--grafana", type=URL_WITH_USER, help="Check that it has the dashboard.")
 @click.option("--grafana-token-file", type=_FILE, help="The token of a service account that may view it.")
 @click.option(
     "--test-alert",
@@ -111,7 +95,7 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
 )
 @click.option(
     "--timeout",
-    type=_DurationOption(),
+    type=ParsedOption(_parse_timeout, "duration"),
     default=f"{TEST_ALERT_TIMEOUT_SECONDS:g}s",
     help="Of the test alert, to its last receipt. Default 3m.",
 )

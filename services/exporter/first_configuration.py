@@ -22,7 +22,7 @@ from services.exporter.backends.settings import Backend
 from services.exporter.config import ExporterSettings
 from shared.config.settings import check_http_url
 from shared.kms.registry import DEFAULT_PROVIDER, get_profile
-from shared.process.command_line import parse_option_or_exit, print_configuration_or_exit
+from shared.process.command_line import ParsedOption, print_configuration_or_exit
 
 _EXAMPLES: Final = """\b
 Examples:
@@ -49,15 +49,20 @@ class _Service(NamedTuple):
 @click.option(
     "--provider", metavar="NAME", default=DEFAULT_PROVIDER, show_default=True, help="The KMS provider of the keys."
 )
-@click.option("--backend", "backends", metavar="URL", multiple=True, help="The address of a service; may be repeated.")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    type=ParsedOption(check_http_url, "url"),
+    help="The address of a service; may be repeated.",
+)
 @click.option("--service", metavar="NAME", default="backend", show_default=True, help="The name of the service.")
 def command(targets: tuple[str, ...], provider: str, backends: tuple[str, ...], service: str) -> None:
     """Print a first configuration, with comments. Each service is asked for its documents."""
     if not targets and not backends:
         click.echo("nothing to watch; expected --target KEY or --backend URL", err=True)
         sys.exit(2)
-    urls = [parse_option_or_exit("--backend", check_http_url, url) for url in backends]
-    services = asyncio.run(_ask_services(urls))
+    services = asyncio.run(_ask_services(backends))
     for each in services:
         if each.problem:
             click.echo(f"{each.problem}; the documents of the reference backend are assumed", err=True)

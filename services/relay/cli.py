@@ -9,22 +9,22 @@ import pwd
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import reduce
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
 from services.relay.config import RelaySettings
-from services.relay.deliveries.queries import parse_since
+from services.relay.deliveries.queries import check_text, parse_since
 from services.relay.outbox import database as dialect
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.recovery import mark_restored
 from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, open_store
 from shared.http.access import AuditEntry, AuditUnavailableError
-from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
+from shared.process.command_line import ParsedOption, load_settings_or_exit, parse_option_or_exit
 
 COMMAND_LINE: Final = "command line"
 """Where an action of a command comes from, in the audit."""
@@ -109,16 +109,52 @@ def record_where_possible(settings: RelaySettings, action: str, on: str) -> None
         click.echo(f"not recorded in the audit: {error}", err=True)
 
 
-def parse_limit(text: str) -> int:
-    """How many entries of a list. Raises ValueError with what was expected."""
+TEXT: Final = ParsedOption(check_text)
+_DEFAULT_LIMIT: Final = 50
+_PAGE_SIZE: Final = 500
+
+
+def add_list_options(since: str) -> Callable[[Command], Command]:
+    """Adds the options of a command that lists: `--since`, in unix seconds, `--limit` and `--json`.
+
+    Args:
+        since: what has to be within that time, such as `accepted`.
+    """
+    options = (
+        click.option(
+            "--since",
+            type=ParsedOption(lambda text: parse_since(text, time.time()), "time"),
+            help=f"Only those {since} within 1h, 7d, …, or since a time with its zone.",
+        ),
+        click.option(
+            "--limit",
+            type=ParsedOption(_parse_limit, "number"),
+            default=str(_DEFAULT_LIMIT),
+            help=f"The maximum number; {_DEFAULT_LIMIT} by default.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line."),
+    )
+    return lambda command: reduce(lambda added, option: option(added), reversed(options), command)
+
+
+def _parse_limit(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,8}", text):
         raise ValueError("expected a number from 1 on")
     return int(text)
 
 
-def parse_since_option_or_exit(text: str) -> float:
-    """Unix seconds; where `--since` is neither a duration nor a time, one line on standard error, then exit 2."""
-    return parse_option_or_exit("--since", partial(parse_since, now=time.time()), text)
+async def iterate_pages(
+    read_page: Callable[[int, int | None], Awaitable[tuple[Sequence[T], int | None]]], limit: int
+) -> AsyncIterator[T]:
+    """The first entries of a list, which `read_page` reads: so many, before a number, and then before which."""
+    before: int | None = None
+    while limit > 0:
+        entries, before = await read_page(min(limit, _PAGE_SIZE), before)
+        for entry in entries:
+            yield entry
+        limit -= len(entries)
+        if before is None:
+            return
 
 
 def check_channel_or_exit(settings: RelaySettings, name: str) -> str:

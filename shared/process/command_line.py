@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, get_args
+from typing import Any, Final, TypedDict, TypeVar, get_args
 
 import click
 import yaml
@@ -21,7 +21,7 @@ from shared import VERSION
 from shared.config.errors import ConfigurationError, format_errors
 from shared.config.file_checks import FileProblem
 from shared.config.server_settings import ServerSettings
-from shared.config.settings import Address, CommandSettings, load_settings, parse_address
+from shared.config.settings import Address, CommandSettings, check_base_url, load_settings, parse_address
 from shared.http.healthcheck import check_configured_server, exit_with_result
 from shared.http.server import StartError
 from shared.process import concurrency as memory
@@ -108,13 +108,38 @@ def replace_unencodable_output() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def parse_option_or_exit(option: str, parse: Callable[[G], T], value: G) -> T:
-    """Return the parsed value of an option; on a ValueError, print one line to standard error and exit with 2."""
+def parse_option_or_exit(option: str, parse: Callable[[G], T], value: G, *, is_secret: bool = False) -> T:
+    """Return the parsed value of an option; on a ValueError, print one line to standard error and exit with 2.
+
+    Without the value where it may be a secret.
+    """
     try:
         return parse(value)
     except ValueError as error:
-        click.echo(f"{option}: {error}, got {str(value)!r}", err=True)
+        click.echo(f"{option}: {error}" + ("" if is_secret else f", got {str(value)!r}"), err=True)
         sys.exit(2)
+
+
+class ParsedOption(click.ParamType[T]):
+    """The type of an option, or an argument, that `parse` reads, as in `parse_option_or_exit`.
+
+    `--help` shows `name`, in capitals, for the value.
+    """
+
+    def __init__(self, parse: Callable[[Any], T], name: str = "text", *, is_secret: bool = False) -> None:
+        self.name = name
+        self._parse = parse
+        self._is_secret = is_secret
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:  # noqa: ARG002
+        """Called by click, for each value of an option that may be repeated."""
+        assert param is not None  # noqa: S101  # it is, but for a prompt
+        option = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name.strip("[].")
+        return parse_option_or_exit(option, self._parse, value, is_secret=self._is_secret)
+
+
+URL_WITH_USER: Final = ParsedOption(partial(check_base_url, allow_user=True), "url", is_secret=True)
+"""The URL of a server, perhaps with a user and a password."""
 
 
 def load_settings_or_exit(model: type[C], config: Path | None) -> C:

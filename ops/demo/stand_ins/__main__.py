@@ -6,7 +6,6 @@ gc.disable()  # to look for garbage among what is imported is a third of the sta
 
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -15,7 +14,7 @@ from shared import VERSION
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import check_base_url
 from shared.process import logs
-from shared.process.command_line import parse_listen_option_or_exit, parse_option_or_exit, run_until_done_or_exit
+from shared.process.command_line import ParsedOption, parse_listen_option_or_exit, run_until_done_or_exit
 from shared.process.server import wait_until_stopped
 
 gc.freeze()
@@ -29,24 +28,40 @@ Examples:
 """
 
 
+def _read_secrets(file: str) -> tuple[str, ...]:
+    try:
+        return SecretFile(Path(file)).read_values()
+    except SecretUnreadableError as error:
+        raise ValueError(f"{error}; write the demo's secret into it") from None
+
+
+def _check_folder(path: str) -> Path:
+    if not Path(path).is_dir():
+        raise ValueError("expected a folder")
+    return Path(path)
+
+
+_SECRETS, _URL = ParsedOption(_read_secrets, "path"), ParsedOption(check_base_url, "url")
+
+
 @click.command(epilog=_EPILOG)
 @click.option(
     "--http", default="127.0.0.1:9913", show_default=True, metavar="HOST:PORT", help="Page, Slack, PagerDuty."
 )
 @click.option("--smtp", default="127.0.0.1:1025", show_default=True, metavar="HOST:PORT", help="The mail server.")
-@click.option("--slack-token-file", required=True, type=click.Path(path_type=Path), help="Bot tokens, one a line.")
-@click.option("--slack-app-token-file", type=click.Path(path_type=Path), help="App-level tokens, for Socket Mode.")
+@click.option("--slack-token-file", "slack_tokens", required=True, type=_SECRETS, help="Bot tokens, one a line.")
+@click.option("--slack-app-token-file", "slack_app_tokens", type=_SECRETS, help="App-level tokens, for Socket Mode.")
 @click.option(
     "--sockets", default="127.0.0.1:9916", show_default=True, metavar="HOST:PORT", help="Slack's Socket Mode."
 )
 @click.option("--slack-rates", is_flag=True, help="Enforce Slack's documented rate limits.")
-@click.option("--pagerduty-key-file", required=True, type=click.Path(path_type=Path), help="Routing keys, one a line.")
-@click.option("--emulator-faults", metavar="URL", help="The KMS emulator's faults API, for the page's buttons.")
-@click.option("--prometheus", metavar="URL", help="Prometheus, for the graph at /graph.")
-@click.option("--alertmanager", metavar="URL", help="Alertmanager, for the alerts at /alertmanager/.")
-@click.option("--board", metavar="URL", help="The exporter's board, for a link.")
-@click.option("--console", metavar="URL", help="The relay's console, for a link.")
-@click.option("--docs", type=click.Path(path_type=Path), help="The folder of the documents under /docs/.")
+@click.option("--pagerduty-key-file", "pagerduty_keys", required=True, type=_SECRETS, help="Routing keys, one a line.")
+@click.option("--emulator-faults", type=_URL, help="The KMS emulator's faults API, for the page's buttons.")
+@click.option("--prometheus", type=_URL, help="Prometheus, for the graph at /graph.")
+@click.option("--alertmanager", type=_URL, help="Alertmanager, for the alerts at /alertmanager/.")
+@click.option("--board", type=_URL, help="The exporter's board, for a link.")
+@click.option("--console", type=_URL, help="The relay's console, for a link.")
+@click.option("--docs", type=ParsedOption(_check_folder, "path"), help="The folder of the documents under /docs/.")
 @click.option(
     "--allow-remote-insecure", is_flag=True, help="Allow addresses other than loopback: between containers, for tests."
 )
@@ -54,11 +69,11 @@ Examples:
 def main(  # noqa: PLR0913, PLR0917  (one for each option)
     http: str,
     smtp: str,
-    slack_token_file: Path,
-    slack_app_token_file: Path | None,
+    slack_tokens: tuple[str, ...],
+    slack_app_tokens: tuple[str, ...] | None,
     sockets: str,
     slack_rates: bool,
-    pagerduty_key_file: Path,
+    pagerduty_keys: tuple[str, ...],
     emulator_faults: str | None,
     prometheus: str | None,
     alertmanager: str | None,
@@ -75,25 +90,6 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
     http_address = parse_listen_option_or_exit("--http", http, allow_remote_insecure=allow_remote_insecure)
     smtp_address = parse_listen_option_or_exit("--smtp", smtp, allow_remote_insecure=allow_remote_insecure)
     sockets_address = parse_listen_option_or_exit("--sockets", sockets, allow_remote_insecure=allow_remote_insecure)
-    tokens = parse_option_or_exit("--slack-token-file", _read_secrets, slack_token_file)
-    app_tokens = (
-        parse_option_or_exit("--slack-app-token-file", _read_secrets, slack_app_token_file)
-        if slack_app_token_file
-        else ()
-    )
-    keys = parse_option_or_exit("--pagerduty-key-file", _read_secrets, pagerduty_key_file)
-    given = {"emulator_faults": emulator_faults, "prometheus": prometheus, "alertmanager": alertmanager}
-    urls: dict[str, Any] = {
-        name: parse_option_or_exit(f"--{name.replace('_', '-')}", check_base_url, url)
-        for name, url in given.items()
-        if url
-    }
-    pages = {
-        text: parse_option_or_exit(f"--{text.lower()}", check_base_url, url)
-        for text, url in (("Board", board), ("Console", console))
-        if url
-    }
-    folder = parse_option_or_exit("--docs", _check_folder, docs) if docs else None
     logs.configure("stand-ins")
     run_until_done_or_exit(
         _serve_until_stopped(
@@ -101,13 +97,15 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
                 http=http_address,
                 smtp=smtp_address,
                 sockets=sockets_address,
-                slack_tokens=tokens,
-                slack_app_tokens=app_tokens,
+                slack_tokens=slack_tokens,
+                slack_app_tokens=slack_app_tokens or (),
                 slack_rates=slack_rates,
-                pagerduty_keys=keys,
-                docs=folder,
-                page_links=pages,
-                **urls,
+                pagerduty_keys=pagerduty_keys,
+                emulator_faults=emulator_faults,
+                prometheus=prometheus,
+                alertmanager=alertmanager,
+                docs=docs,
+                page_links={text: url for text, url in (("Board", board), ("Console", console)) if url},
             )
         )
     )
@@ -116,19 +114,6 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
 async def _serve_until_stopped(started: AbstractAsyncContextManager[StandIns]) -> None:
     async with started as stand_ins:
         await wait_until_stopped(http=str(stand_ins.http), smtp=str(stand_ins.smtp))
-
-
-def _read_secrets(file: Path) -> tuple[str, ...]:
-    try:
-        return SecretFile(file).read_values()
-    except SecretUnreadableError as error:
-        raise ValueError(f"{error}; write the demo's secret into it") from None
-
-
-def _check_folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise ValueError("expected a folder")
-    return path
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,38 +19,35 @@ from rich.text import Text
 
 from services.relay.cli import (
     COMMAND_LINE,
+    TEXT,
     add_config_option,
+    add_list_options,
     check_channel_or_exit,
     describe_account,
-    parse_limit,
-    parse_since_option_or_exit,
+    iterate_pages,
     run_with_outbox,
 )
 from services.relay.config import RelaySettings
-from services.relay.deliveries import queries as delivery_list
 from services.relay.deliveries.queries import (
     AttemptRow,
     DeliveryDetails,
     DeliveryFilter,
     DeliverySummary,
     Position,
-    check_text,
     encode_delivery,
     encode_details,
+    list_deliveries,
     parse_state,
+    read_delivery,
 )
-from services.relay.deliveries.retries import (
-    STEP,
-    retry_channel,
-    retry_delivery,
-)
+from services.relay.deliveries.retries import STEP, retry_channel, retry_delivery
 from services.relay.outbox.audit import Actor
 from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState
 from services.relay.text import clean_line, clean_text
 from shared.http.json_api import RefusedError, format_json_time
-from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
+from shared.process.command_line import ParsedOption, load_settings_or_exit
 
 _PIPE_WIDTH = 1000
 """Columns if the output is a pipe: nothing is cut off or folded."""
@@ -143,9 +140,6 @@ def _open_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False, emoji=False)
 
 
-_DEFAULT_LIMIT: Final = 50
-_PAGE_SIZE: Final = 500
-
 _EXAMPLES: Final = """\b
 Examples:
   keypulse-relay --config relay.yml deliveries --state dead
@@ -154,68 +148,43 @@ Examples:
 
 
 @click.command("deliveries", short_help="List deliveries, or show one.", epilog=_EXAMPLES)
-@click.argument("delivery_id", metavar="[ID]", required=False)
-@click.option("--state", help=f"Only those in this state: {', '.join(DeliveryState)}.")
-@click.option("--channel", help="Only those to this channel.")
-@click.option("--alertname", help="Only those of this alertname.")
-@click.option("--digest", metavar="ID", help="Only the deliveries that this digest delivered or named.")
-@click.option(
-    "--since",
-    metavar="TIME",
-    help="Only those accepted within 1h, 7d, …, or since a time.",
-)
-@click.option("--limit", metavar="NUMBER", help=f"The maximum number; {_DEFAULT_LIMIT} by default.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@click.argument("delivery_id", metavar="[ID]", required=False, type=TEXT)
+@click.option("--state", type=ParsedOption(parse_state), help=f"Only those in this state: {', '.join(DeliveryState)}.")
+@click.option("--channel", type=TEXT, help="Only those to this channel.")
+@click.option("--alertname", type=TEXT, help="Only those of this alertname.")
+@click.option("--digest", metavar="ID", type=TEXT, help="Only the deliveries that this digest delivered or named.")
+@add_list_options("accepted")
 @add_config_option
 def deliveries_command(
-    config: Path | None, /, delivery_id: str | None, *, as_json: bool, **filters: str | None
+    config: Path | None, /, delivery_id: str | None, *, limit: int, as_json: bool, **filters: Any
 ) -> None:
     """List the newest deliveries, or show one with its attempts, its receipt and the payload as sent."""
     settings = load_settings_or_exit(RelaySettings, config)
-    values = {name: value for name, value in filters.items() if value is not None}
+    chosen = DeliveryFilter(**filters)
     if delivery_id is None:
-        delivery_filter, limit = _parse_filter(values)
-        run_with_outbox(
-            settings, lambda store: _print_list(store, delivery_filter, limit, as_json=as_json), read_only=True
-        )
-    elif values:
+        run_with_outbox(settings, lambda store: _print_list(store, chosen, limit, as_json=as_json), read_only=True)
+    elif chosen != DeliveryFilter():
         click.echo("ID: expected without filters, which are for a list", err=True)
         sys.exit(2)
-    elif not run_with_outbox(
-        settings,
-        partial(_print_one, parse_option_or_exit("ID", check_text, delivery_id), as_json=as_json),
-        read_only=True,
-    ):
+    elif not run_with_outbox(settings, partial(_print_one, delivery_id, as_json=as_json), read_only=True):
         click.echo(f"{delivery_id}: no such delivery", err=True)
         sys.exit(1)
 
 
-_PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "state": parse_state,
-    "channel": check_text,
-    "alertname": check_text,
-    "digest": check_text,
-}
+async def _print_list(store: Store, chosen: DeliveryFilter, limit: int, *, as_json: bool) -> None:
+    async def read_page(most: int, before: int | None) -> tuple[Sequence[DeliverySummary], int | None]:
+        page = await list_deliveries(store, chosen, limit=most, position=Position(before=before))
+        return page.deliveries, page.older
 
-
-def _parse_filter(options: dict[str, str]) -> tuple[DeliveryFilter, int]:
-    """The filter and the limit; for an invalid value one line on standard error, then exit 2."""
-    limit = parse_option_or_exit("--limit", parse_limit, options.pop("limit", str(_DEFAULT_LIMIT)))
-    since = options.pop("since", None)
-    values = {name: parse_option_or_exit(f"--{name}", _PARSERS[name], text) for name, text in options.items()}
-    return DeliveryFilter(**values, since=None if since is None else parse_since_option_or_exit(since)), limit
-
-
-async def _print_list(store: Store, delivery_filter: DeliveryFilter, limit: int, *, as_json: bool) -> None:
     if as_json:
-        async for delivery in _iterate_deliveries(store, delivery_filter, limit):
+        async for delivery in iterate_pages(read_page, limit):
             click.echo(json.dumps(encode_delivery(delivery)))
     else:
-        print_deliveries([delivery async for delivery in _iterate_deliveries(store, delivery_filter, limit)])
+        print_deliveries([delivery async for delivery in iterate_pages(read_page, limit)])
 
 
 async def _print_one(delivery_id: str, store: Store, *, as_json: bool) -> bool:
-    record = await delivery_list.read_delivery(store, delivery_id)
+    record = await read_delivery(store, delivery_id)
     if record is None:
         return False
     if as_json:
@@ -223,20 +192,6 @@ async def _print_one(delivery_id: str, store: Store, *, as_json: bool) -> bool:
     else:
         print_details(record)
     return True
-
-
-async def _iterate_deliveries(
-    store: Store, delivery_filter: DeliveryFilter, limit: int
-) -> AsyncIterator[delivery_list.DeliverySummary]:
-    position: Position | None = Position()
-    while limit > 0 and position is not None:
-        page = await delivery_list.list_deliveries(
-            store, delivery_filter, limit=min(limit, _PAGE_SIZE), position=position
-        )
-        for delivery in page.deliveries:
-            yield delivery
-        limit -= len(page.deliveries)
-        position = None if page.older is None else Position(before=page.older)
 
 
 _RETRY_EXAMPLES: Final = """\b
@@ -247,7 +202,7 @@ Examples:
 
 
 @click.command("retry", short_help="Requeue dead letters.", epilog=_RETRY_EXAMPLES)
-@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.argument("ids", metavar="[ID]...", nargs=-1, type=TEXT)
 @click.option("--channel", help="All dead letters of this channel.")
 @click.option("--all", "all_channels", is_flag=True, help="All dead letters of every configured channel.")
 @add_config_option
@@ -262,8 +217,6 @@ def retry_command(config: Path | None, ids: tuple[str, ...], channel: str | None
     if [bool(ids), channel is not None, all_channels].count(True) != 1:
         click.echo("expected one of: IDs, --channel, --all", err=True)
         sys.exit(2)
-    for delivery_id in ids:
-        parse_option_or_exit("ID", check_text, delivery_id)
     if ids:
         retried, errors = run_with_outbox(settings, lambda store: _retry_deliveries(store, ids, settings))
     else:

@@ -5,24 +5,24 @@ Text of an alert is cleaned, so that it cannot control the terminal.
 
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from services.relay.acknowledgement.store import Acknowledgement, acknowledge, unacknowledge
 from services.relay.cli import (
     COMMAND_LINE,
+    TEXT,
     add_config_option,
+    add_list_options,
     describe_account,
-    parse_limit,
-    parse_since_option_or_exit,
+    iterate_pages,
     run_with_outbox,
 )
 from services.relay.config import RelaySettings
-from services.relay.deliveries.queries import check_text
 from services.relay.incidents.queries import (
     IncidentFilter,
     IncidentSummary,
@@ -34,10 +34,8 @@ from services.relay.incidents.queries import (
 from services.relay.outbox.store import Store
 from services.relay.text import clean_line
 from shared.http.json_api import RefusedError, format_json_time
-from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
+from shared.process.command_line import ParsedOption, load_settings_or_exit
 
-_DEFAULT_LIMIT: Final = 50
-_PAGE_SIZE: Final = 500
 _LIST_EXAMPLES: Final = """\b
 Examples:
   keypulse-relay --config relay.yml incidents --status firing
@@ -49,48 +47,24 @@ The beginning of an id is enough where no other incident's begins so."""
 
 
 @click.command("incidents", short_help="List incidents.", epilog=_LIST_EXAMPLES)
-@click.option("--status", help="Only those that are firing, or resolved.")
-@click.option("--alertname", help="Only those of this alertname.")
-@click.option("--since", metavar="TIME", help="Only those that began within 1h, 7d, …, or since a time with its zone.")
-@click.option("--limit", metavar="NUMBER", help=f"The maximum number; {_DEFAULT_LIMIT} by default.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@click.option("--status", type=ParsedOption(parse_status), help="Only those that are firing, or resolved.")
+@click.option("--alertname", type=TEXT, help="Only those of this alertname.")
+@add_list_options("that began")
 @add_config_option
-def command(
-    config: Path | None,
-    /,
-    *,
-    status: str | None,
-    alertname: str | None,
-    since: str | None,
-    limit: str | None,
-    as_json: bool,
-) -> None:
+def command(config: Path | None, /, *, limit: int, as_json: bool, **filters: Any) -> None:
     """List incidents: the open ones, the worst first, then the others, the newest first."""
     settings = load_settings_or_exit(RelaySettings, config)
-    chosen = IncidentFilter(
-        status=None if status is None else parse_option_or_exit("--status", parse_status, status),
-        alertname=None if alertname is None else parse_option_or_exit("--alertname", check_text, alertname),
-        since=None if since is None else parse_since_option_or_exit(since),
-    )
-    number = parse_option_or_exit("--limit", parse_limit, limit or str(_DEFAULT_LIMIT))
-    run_with_outbox(settings, lambda store: _print(store, chosen, number, as_json=as_json), read_only=True)
+    chosen = IncidentFilter(**filters)
+    run_with_outbox(settings, lambda store: _print(store, chosen, limit, as_json=as_json), read_only=True)
 
 
 async def _print(store: Store, chosen: IncidentFilter, limit: int, *, as_json: bool) -> None:
-    async for incident in _iterate(store, chosen, limit):
+    async def read_page(most: int, before: int | None) -> tuple[Sequence[IncidentSummary], int | None]:
+        page = await list_incidents(store, chosen, limit=most, before=before)
+        return page.incidents, page.before
+
+    async for incident in iterate_pages(read_page, limit):
         click.echo(json.dumps(encode_incident(incident)) if as_json else "\n  ".join(_format(incident)))
-
-
-async def _iterate(store: Store, chosen: IncidentFilter, limit: int) -> AsyncIterator[IncidentSummary]:
-    before = None
-    while limit > 0:
-        page = await list_incidents(store, chosen, limit=min(limit, _PAGE_SIZE), before=before)
-        for incident in page.incidents:
-            yield incident
-        limit -= len(page.incidents)
-        before = page.before
-        if before is None:
-            return
 
 
 def _format(incident: IncidentSummary) -> Iterator[str]:
@@ -107,7 +81,7 @@ def _format(incident: IncidentSummary) -> Iterator[str]:
 
 
 @click.command("acknowledge", short_help="Acknowledge an incident.", epilog=_EXAMPLES.format("acknowledge"))
-@click.argument("incident_id", metavar="ID")
+@click.argument("incident_id", metavar="ID", type=TEXT)
 @add_config_option
 def acknowledge_command(config: Path | None, incident_id: str) -> None:
     """Say that you take care of an incident: mentions, broadcasts and escalation end, deliveries do not.
@@ -131,7 +105,7 @@ def acknowledge_command(config: Path | None, incident_id: str) -> None:
 
 
 @click.command("unacknowledge", short_help="Withdraw an acknowledgement.", epilog=_EXAMPLES.format("unacknowledge"))
-@click.argument("incident_id", metavar="ID")
+@click.argument("incident_id", metavar="ID", type=TEXT)
 @add_config_option
 def unacknowledge_command(config: Path | None, incident_id: str) -> None:
     """Withdraw the acknowledgement of an incident; its escalation starts again. PagerDuty has no such event."""
@@ -144,10 +118,9 @@ def _act(
     settings: RelaySettings, given: str, action: Callable[[Store, str], Awaitable[Acknowledgement]]
 ) -> Acknowledgement:
     """What an action gives for the incident; where it cannot be done, one line on standard error, then exit 1."""
-    prefix = parse_option_or_exit("ID", check_text, given)
 
     async def act(store: Store) -> Acknowledgement:
-        return await action(store, await find_incident_id(store, prefix))
+        return await action(store, await find_incident_id(store, given))
 
     try:
         return run_with_outbox(settings, act)

@@ -31,7 +31,7 @@ from services.relay.intake.routing import Matcher, parse_matcher, quote_value
 from shared.config.errors import ConfigurationError
 from shared.config.settings import Address, check_http_url
 from shared.config.yaml_file import FAST_LOADER, parse_yaml
-from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
+from shared.process.command_line import ParsedOption, load_settings_or_exit, parse_option_or_exit
 
 Labels = Mapping[str, str]
 LISTED: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[^",])+', re.DOTALL)
@@ -585,7 +585,11 @@ Examples:
 
 @click.command("alertmanager", short_help="Merge keypulse's routing into an Alertmanager file.", epilog=_EXAMPLES)
 @click.option("--merge", "file", required=True, metavar="FILE", help="Alertmanager's file; - is standard input.")
-@click.option("--url", help="Where Alertmanager reaches the relay, with /alerts; by default as the relay listens.")
+@click.option(
+    "--url",
+    type=ParsedOption(check_http_url),
+    help="Where Alertmanager reaches the relay, with /alerts; by default as the relay listens.",
+)
 @click.option("--token-file", help="The relay's token as Alertmanager opens it; auth.bearer_token_file by default.")
 @click.option("--direct", help="The receiver in FILE for the relay's own alerts; the root route's by default.")
 @add_config_option
@@ -598,7 +602,7 @@ def command(config: Path | None, file: str, url: str | None, token_file: str | N
         settings = load_settings_or_exit(RelaySettings, config)
         url = url or parse_option_or_exit("--url", _build_url, settings.listen)
         token_file = token_file or str(settings.auth.bearer_token_file)
-    destination = Destination(parse_option_or_exit("--url", check_http_url, url), token_file, direct)
+    destination = Destination(url, token_file, direct)
     try:
         merged = parse_option_or_exit("--merge", partial(_merge_file, destination), file)
     except CollisionError as error:

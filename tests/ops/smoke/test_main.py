@@ -175,7 +175,10 @@ async def test_the_test_alert_takes_the_routes_of_the_environment(environment: s
         (["--base-url", "http://b", "--test-alert", "loud"], "'loud' is not one of 'warning', 'critical'"),
         (["--base-url", "http://b", "--timeout", "soon"], "expected a duration such as 30s, 5m or 1h30m, got 'soon'"),
         (["--base-url", "http://b", "--timeout", "0s"], "expected more than 0"),
-        (["--prometheus", "http://p", "--without-alert", "KMSTypo"], "KMSTypo: expected the name of an alert of ops"),
+        (
+            ["--prometheus", "http://p", "--without-alert", "KMSTypo"],
+            "expected the name of an alert of ops/prometheus/rules, got 'KMSTypo'",
+        ),
         (["--base-url", "ftp://me:hunter2@b"], "expected a URL such as https://HOST"),
     ],
 )

@@ -6,7 +6,7 @@ import zlib
 import pytest
 from sqlalchemy import create_engine, update
 
-from services.relay.deliveries import cli as delivery_commands
+from services.relay import cli as commands
 from services.relay.deliveries.queries import _EXPECTED_SINCE
 from services.relay.outbox.tables import DeliveryState, events
 from shared.sql.database_url import DatabaseUrl
@@ -61,7 +61,7 @@ def test_a_limit_over_one_page_is_kept(typed: Typed, fill: Fill, monkeypatch: py
         event = await rows.event()
         return [await rows.delivery(event, f"channel-{number}") for number in range(7)]
 
-    monkeypatch.setattr(delivery_commands, "_PAGE_SIZE", 5)
+    monkeypatch.setattr(commands, "_PAGE_SIZE", 5)
     stored = fill(fill_pages)
     for limit in (4, 5, 6, 99):
         lines = typed("deliveries", "--json", "--limit", f"{limit}").stdout.splitlines()
