@@ -48,16 +48,22 @@ def hide_paths(text: str) -> str:
     return _PATH.sub("…", text)
 
 
-async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Mapping[str, str]:
-    """Return the fields of an urlencoded form; of a field that comes twice, the last. Raises RefusedError."""
+async def read_request(request: Request, max_bytes: int, too_large: str) -> bytes:
+    """The body of a request. Raises RefusedError past `max_bytes`, with the sentence `too_large`, or if it is slow."""
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            body = await read_body(request.stream(), max_bytes)
-        return _parse(body) if len(body) <= MAX_FORM_BYTES else await asyncio.to_thread(_parse, body)
+            return await read_body(request.stream(), max_bytes)
     except BodyTooLargeError:
-        raise RefusedError(f"the form is too large; expected at most {max_bytes} bytes", 413) from None
+        raise RefusedError(too_large, 413, headers={"Connection": "close"}) from None  # else the rest would be read
     except TimeoutError:
-        raise RefusedError(f"the form did not arrive within {BODY_SECONDS:g} s; try again", 408) from None
+        raise RefusedError(f"the request did not arrive within {BODY_SECONDS:g} s; send it again", 408) from None
+
+
+async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Mapping[str, str]:
+    """Return the fields of an urlencoded form; of a field that comes twice, the last. Raises RefusedError."""
+    body = await read_request(request, max_bytes, f"the form is too large; expected at most {max_bytes} bytes")
+    try:
+        return _parse(body) if len(body) <= MAX_FORM_BYTES else await asyncio.to_thread(_parse, body)
     except ValueError:  # it is not UTF-8, or has too many fields
         raise RefusedError("the form cannot be read; reload the page, and try again", 400) from None
 

@@ -48,8 +48,7 @@ from shared.http.access import (
     is_still_authorized,
 )
 from shared.http.authentication import Endpoint, get_csrf_token, get_session
-from shared.http.json_api import RefusedError, build_error_response, read_form
-from shared.http.limits import BODY_SECONDS, BodyTooLargeError, read_body
+from shared.http.json_api import RefusedError, build_error_response, read_form, read_request
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 from shared.web.pages import SECURITY_HEADERS, SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
 
@@ -281,14 +280,9 @@ async def read_fields(request: Request, model: type[M], expected: str, max_bytes
             )
         except msgspec.ValidationError:
             raise RefusedError("the form is not complete; reload the page, and try again") from None
+    body = await read_request(request, max_bytes, f"expected {expected} in at most {max_bytes} bytes")
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            body = await read_body(request.stream(), max_bytes)
         return decode_json(msgspec.json.Decoder(model), body or b"{}")
-    except BodyTooLargeError:
-        raise RefusedError(f"expected {expected} in at most {max_bytes} bytes", 413) from None
-    except TimeoutError:
-        raise RefusedError(f"the body did not arrive within {BODY_SECONDS:g} s; send it again", 408) from None
     except UntrustedJsonError as error:
         raise RefusedError(str(error)) from None
 

@@ -28,8 +28,7 @@ from services.relay.outbox.tables import clean_for_database
 from services.relay.quarantine.replay import NotConfirmedError, ReplayPreview, Replays
 from shared.config.server_settings import Role
 from shared.http.access import describe_action, get_caller, get_peer
-from shared.http.json_api import RefusedError, format_json_time, read_form
-from shared.http.limits import BODY_SECONDS, BodyTooLargeError, read_body
+from shared.http.json_api import RefusedError, format_json_time, read_form, read_request
 
 
 def _encode_entry(entry: QuarantineEntry) -> dict[str, Any]:
@@ -219,18 +218,13 @@ class QuarantinePages:
         """Accepts one as it is kept, or as the request's body has it."""
         describe_action(request, is_stored=True)  # as above
         entry, stored = await read_webhook(self._store, request.path_params["id"])
+        repaired = await read_request(
+            request, MAX_BODY_BYTES, f"the body is over {MAX_BODY_BYTES} bytes; post it to /alerts"
+        )
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                repaired = await read_body(request.stream(), MAX_BODY_BYTES)
             accepted = await self._accept(request, entry, repaired or stored, request.query_params.get("confirm"))
         except NotConfirmedError as error:
             return JSONResponse({"error": str(error), "preview": _encode_preview(error.preview)}, error.status)
-        except BodyTooLargeError:
-            why = f"the body is over {MAX_BODY_BYTES} bytes; post it to /alerts"
-            # Else uvicorn would read the rest, to drop it.
-            raise RefusedError(why, 413, headers={"Connection": "close"}) from None
-        except TimeoutError:
-            raise RefusedError(f"the body did not arrive within {BODY_SECONDS:g} s; send it again", 408) from None
         return Done("", "", encode_accepted(accepted), 200 if accepted.is_duplicate else 202)
 
     async def _accept(self, request: Request, entry: QuarantineEntry, body: bytes, code: str | None) -> AcceptResult:
