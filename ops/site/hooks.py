@@ -59,7 +59,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     uri = page.file.src_uri
     source = next((source for source, page in PAGES.items() if page == uri), f"docs/{uri}")
     markdown = _CODE_OR_LINK.sub(lambda found: _rewrite(found, source), markdown)
-    return indent_lists(markdown.replace("<details>", "<details markdown>"))
+    drawing = (
+        f"[As a drawing]({_REPOSITORY}/blob/main/{source})\n\n```mermaid"  # which needs a script from another host here
+    )
+    return indent_lists(markdown.replace("<details>", "<details markdown>").replace("```mermaid", drawing))
 
 
 def _rewrite(found: re.Match[str], source: str) -> str:
@@ -76,7 +79,7 @@ def resolve_link(target: str, source: str) -> str:
         return target
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), unquote(parts.path)))
     fragment = f"#{parts.fragment}" if parts.fragment else ""
-    if path in PAGES or (path.startswith("docs/") and (_ROOT / path).is_file()):
+    if path in PAGES or (path.startswith("docs/") and not (_ROOT / path).is_dir()):
         here = posixpath.dirname(PAGES.get(source, source.removeprefix("docs/")))
         return posixpath.relpath(PAGES.get(path, path.removeprefix("docs/")), here or ".") + fragment
     return f"{_REPOSITORY}/{'tree' if (_ROOT / path).is_dir() else 'blob'}/main/{path}{fragment}"
