@@ -5,7 +5,7 @@ module, so that they cannot differ.
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 CRYPTO_MODE: Final = "crypto_mode"
 CRYPTO_READY: Final = "crypto_ready"
@@ -27,20 +27,36 @@ KMS_DATA_KEYS_MISSING: Final = "kms_data_keys_missing"
 KMS_DATA_KEYS_RESTORED: Final = "kms_data_keys_restored_total"
 KMS_KEYRING_ROWS_UNREADABLE: Final = "kms_keyring_rows_unreadable"
 KMS_LOCAL_KEY_MISSING: Final = "kms_local_key_missing"
-KEYRING_METRIC_LABELS: Final[dict[str, tuple[str, ...]]] = {
-    KMS_ROTATION_LAST_SUCCESS: ("type",),
-    KMS_ROTATION_LAST_FAILURE: (),
-    KMS_ROTATION_IN_PROGRESS: (),
-    KMS_ROTATION_FAILURES: ("step",),
-    KMS_DATA_KEYS: ("kek_version", "status"),
-    KMS_DATA_KEY_ENCRYPTIONS: (),
-    KMS_DATA_KEYS_UNUSABLE: (),
-    KMS_DATA_KEYS_MISSING: (),
-    KMS_DATA_KEYS_RESTORED: (),
-    KMS_KEYRING_ROWS_UNREADABLE: (),
-    KMS_LOCAL_KEY_MISSING: (),
+
+
+class MetricFamily(NamedTuple):
+    meaning: str
+    """Its help text, a sentence without its full stop."""
+    labels: tuple[str, ...] = ()
+
+
+CRYPTO_METRICS: Final = {
+    CRYPTO_MODE: MetricFamily("What wraps new data keys: 0 the local key (env), 1 KMS"),
+    CRYPTO_READY: MetricFamily("1 while it can encrypt and decrypt, else 0"),
+    CRYPTO_INIT_TIMESTAMP: MetricFamily("Unix time of its last initialisation, or change of mode or readiness"),
+    CRYPTO_DECRYPTION_ERRORS: MetricFamily("Decryptions of records that failed"),
 }
-"""The metrics of a backend about data keys and their rotation, with the labels of each family."""
+KEYRING_METRICS: Final = {
+    KMS_ROTATION_LAST_SUCCESS: MetricFamily("Unix time of the last rotation that succeeded", ("type",)),
+    KMS_ROTATION_LAST_FAILURE: MetricFamily("Unix time of the last step of a rotation that failed"),
+    KMS_ROTATION_IN_PROGRESS: MetricFamily("1 while a rotation runs, or is unfinished"),
+    KMS_ROTATION_FAILURES: MetricFamily("What failed in rotations, by step", ("step",)),
+    KMS_DATA_KEYS: MetricFamily("Data keys by version of the KMS key; 0: the local key", ("kek_version", "status")),
+    KMS_DATA_KEY_ENCRYPTIONS: MetricFamily("Encryptions with the active data key; the limit is 2^32"),
+    KMS_DATA_KEYS_UNUSABLE: MetricFamily("Data keys that it cannot unwrap"),
+    KMS_DATA_KEYS_MISSING: MetricFamily("Data keys that records need and the database lacks"),
+    KMS_DATA_KEYS_RESTORED: MetricFamily("Rows of data keys that the database lost, and it put back from memory"),
+    KMS_KEYRING_ROWS_UNREADABLE: MetricFamily("Rows of the keyring that another program got wrong"),
+    KMS_LOCAL_KEY_MISSING: MetricFamily(
+        "1 while there is no local key, so that a restart in an outage of KMS can write nothing, else 0"
+    ),
+}
+"""The metrics of a backend about data keys and their rotation."""
 
 
 class CryptoMode(StrEnum):

@@ -10,13 +10,7 @@ from typing import Any, Final
 
 import yaml
 
-from shared.backend_contract import (
-    CRYPTO_DECRYPTION_ERRORS,
-    CRYPTO_INIT_TIMESTAMP,
-    CRYPTO_MODE,
-    CRYPTO_READY,
-    KEYRING_METRIC_LABELS,
-)
+from shared.backend_contract import CRYPTO_METRICS, KEYRING_METRICS
 from shared.smoke.monitoring import EXPORTER_JOB
 
 _FOLDER: Final = Path(__file__).parent / "rules"
@@ -41,7 +35,7 @@ RULES_FOLDER: Final = Path(__file__).parent / "rules"
 EXPORTER_SELECTOR: Final = f'job=~"{EXPORTER_JOB}|"'
 """The one place that says which series are the exporter's."""
 SERVICE_METRICS: Final = (
-    *(CRYPTO_MODE, CRYPTO_READY, CRYPTO_INIT_TIMESTAMP, CRYPTO_DECRYPTION_ERRORS, *KEYRING_METRIC_LABELS),
+    *(*CRYPTO_METRICS, *KEYRING_METRICS),
     "kms_operation_duration_seconds_bucket",  # of a service's own calls
 )
 """What a service may expose under the names that the exporter has."""

@@ -4,12 +4,12 @@ The keyring is read from its database at each check, never at a scrape.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from typing import Final
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -18,8 +18,10 @@ from services.backend.records import RECORDS_TABLE
 from shared.backend_contract import (
     CRYPTO_DECRYPTION_ERRORS,
     CRYPTO_INIT_TIMESTAMP,
+    CRYPTO_METRICS,
     CRYPTO_MODE,
     CRYPTO_READY,
+    KEYRING_METRICS,
     KMS_DATA_KEY_ENCRYPTIONS,
     KMS_DATA_KEYS,
     KMS_DATA_KEYS_MISSING,
@@ -36,6 +38,7 @@ from shared.keyring.database import Database, DatabaseError
 from shared.keyring.rotation_metrics import KeyringMetrics, read_keyring_metrics
 
 _MAX_NAMED: Final = 3
+_FAMILIES: Final = {**CRYPTO_METRICS, **KEYRING_METRICS}
 
 log = structlog.get_logger(__name__)
 
@@ -103,85 +106,45 @@ def _format_ids(ids: Sequence[str]) -> str:
 
 def register_metrics(registry: CollectorRegistry, keyring: Keyring, poller: KeyringPoller) -> Callable[[], None]:
     """Registers every metric. Returns what to call at each failed decryption of a record."""
-    gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
-        (CRYPTO_MODE, "What wraps new data keys: 0 the local key, 1 KMS.", lambda: keyring.mode.metric_value),
-        (CRYPTO_READY, "1 while a data key can be used, else 0.", lambda: keyring.is_ready),
-        (
-            CRYPTO_INIT_TIMESTAMP,
-            "When mode or readiness last changed, the start included; unix time.",
-            lambda: keyring.initialised_at,
-        ),
-        (
-            KMS_DATA_KEYS_UNUSABLE,
-            "Data keys that this instance cannot unwrap.",
-            lambda: len(keyring.unwrap_errors),
-        ),
-        (
-            KMS_LOCAL_KEY_MISSING,
-            "1 while there is no local key, so that a restart in an outage of KMS can write nothing; else 0.",
-            lambda: keyring.is_local_key_missing,
-        ),
-    )
-    for name, meaning, value in gauges:
-        Gauge(name, meaning, registry=registry).set_function(value)
-    errors = Counter(
-        CRYPTO_DECRYPTION_ERRORS,
-        "Reads of a record that failed: its data key cannot be unwrapped, or it is corrupt.",
-        registry=registry,
-    )
+    errors = Counter(CRYPTO_DECRYPTION_ERRORS, CRYPTO_METRICS[CRYPTO_DECRYPTION_ERRORS].meaning, registry=registry)
     registry.register(_KeyringCollector(keyring, poller))
     return errors.inc
 
 
 class _KeyringCollector(Collector):
-    """What this instance put back, and the keyring's metrics as last read, if it could be read."""
+    """What this instance knows by itself, and the keyring as it was read last, if it could be."""
 
     def __init__(self, keyring: Keyring, poller: KeyringPoller) -> None:
         self._keyring, self._poller = keyring, poller
 
     def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily(
-            KMS_DATA_KEYS_RESTORED,
-            "Rows of data keys that the database lost and this instance put back from memory.",
-            self._keyring.restored_count,
-        )
-        snapshot = self._poller.snapshot
+        for name, value in self._list_values():
+            about = _FAMILIES[name]
+            create = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = create(name, about.meaning, labels=about.labels)
+            for labels, number in value.items() if isinstance(value, Mapping) else [((), value)]:
+                family.add_metric(labels, number)
+            yield family
+
+    def _list_values(self) -> Iterator[tuple[str, float | Mapping[tuple[str, ...], float]]]:
+        """The names, and the value of each, or one for each value of its labels."""
+        keyring, snapshot = self._keyring, self._poller.snapshot
+        yield CRYPTO_MODE, keyring.mode.metric_value
+        yield CRYPTO_READY, keyring.is_ready
+        yield CRYPTO_INIT_TIMESTAMP, keyring.initialised_at
+        yield KMS_DATA_KEYS_UNUSABLE, len(keyring.unwrap_errors)
+        yield KMS_LOCAL_KEY_MISSING, keyring.is_local_key_missing
+        yield KMS_DATA_KEYS_RESTORED, keyring.restored_count
         if snapshot is None:
             return
-        keys = GaugeMetricFamily(
-            KMS_DATA_KEYS, "Data keys by version of the KMS key; 0: the local key.", labels=["kek_version", "status"]
-        )
-        for (version, status), number in sorted(snapshot.data_keys.items()):
-            keys.add_metric([version or "unreadable", status], number)
-        success = GaugeMetricFamily(
-            KMS_ROTATION_LAST_SUCCESS, "When a rotation last succeeded; unix time.", labels=["type"]
-        )
-        for type_, at in snapshot.last_success.items():
-            success.add_metric([type_], at)
-        failures = CounterMetricFamily(KMS_ROTATION_FAILURES, "What failed in rotations, by step.", labels=["step"])
-        for step, number in snapshot.failures_by_step.items():
-            failures.add_metric([step], number)
-        yield from (keys, success, failures)
+        in_order = sorted(snapshot.data_keys.items())
+        yield KMS_DATA_KEYS, {(version or "unreadable", status): number for (version, status), number in in_order}
+        yield KMS_ROTATION_LAST_SUCCESS, {(type_,): at for type_, at in snapshot.last_success.items()}
+        yield KMS_ROTATION_FAILURES, {(step,): number for step, number in snapshot.failures_by_step.items()}
         if snapshot.encryptions is not None:
-            yield GaugeMetricFamily(
-                KMS_DATA_KEY_ENCRYPTIONS,
-                "Encryptions with the active data key; the limit is 2^32.",
-                snapshot.encryptions,
-            )
-        yield GaugeMetricFamily(
-            KMS_DATA_KEYS_MISSING,
-            "Data keys that records need and the database lacks.",
-            len(snapshot.missing_data_keys),
-        )
-        yield GaugeMetricFamily(
-            KMS_KEYRING_ROWS_UNREADABLE,
-            "Rows of the keyring that another program got wrong.",
-            len(snapshot.unreadable_rows),
-        )
-        yield GaugeMetricFamily(
-            KMS_ROTATION_IN_PROGRESS, "1 while a rotation runs, or is unfinished.", snapshot.is_in_progress
-        )
+            yield KMS_DATA_KEY_ENCRYPTIONS, snapshot.encryptions
+        yield KMS_DATA_KEYS_MISSING, len(snapshot.missing_data_keys)
+        yield KMS_KEYRING_ROWS_UNREADABLE, len(snapshot.unreadable_rows)
+        yield KMS_ROTATION_IN_PROGRESS, snapshot.is_in_progress
         if snapshot.last_failure is not None:
-            yield GaugeMetricFamily(
-                KMS_ROTATION_LAST_FAILURE, "When a step of a rotation last failed; unix time.", snapshot.last_failure
-            )
+            yield KMS_ROTATION_LAST_FAILURE, snapshot.last_failure

@@ -4,7 +4,7 @@ from typing import Any, cast
 from prometheus_client import CollectorRegistry, generate_latest
 
 from services.backend.metrics import KeyringPoller, register_metrics
-from shared.backend_contract import KEYRING_METRIC_LABELS, CryptoMode
+from shared.backend_contract import KEYRING_METRICS, CryptoMode
 from shared.keyring.administration import RotationType
 from shared.keyring.database import Database
 from shared.keyring.model import DataKeyStatus
@@ -56,7 +56,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
         "kms_rotation_in_progress 1.0",
         "kms_rotation_last_failure_timestamp_seconds 8.0",
     ]
-    assert {line.partition("{")[0].partition(" ")[0] for line in _collect(snapshot)} == KEYRING_METRIC_LABELS.keys()
+    assert {line.partition("{")[0].partition(" ")[0] for line in _collect(snapshot)} == KEYRING_METRICS.keys()
 
 
 def test_a_keyring_that_cannot_be_seen_is_not_shown() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from services.exporter.backends import health_documents
 from services.exporter.backends.health_documents import parse_health, parse_metrics
 from services.exporter.model import Samples
-from shared.backend_contract import KEYRING_METRIC_LABELS
+from shared.backend_contract import KEYRING_METRICS
 
 parse_openmetrics = partial(parse_metrics, is_openmetrics=True)
 
@@ -41,7 +41,7 @@ documents = st.one_of(
     st.lists(tokens, max_size=12).map(lambda parts: ("{" + "".join(parts) + "}").encode()),
     damaged,
 )
-names = st.sampled_from(["crypto_decryption_errors_total", "crypto_init_timestamp_seconds", *KEYRING_METRIC_LABELS])
+names = st.sampled_from(["crypto_decryption_errors_total", "crypto_init_timestamp_seconds", *KEYRING_METRICS])
 texts = names | st.text(max_size=3) | st.sampled_from([
     "{", "}", '"', "=", ",", "\\", "#", "# TYPE ", "# HELP ", "\n", "\r", " ", "\t", "\0", "1", "1e999", "NaN", "-",
     "_", "0x1", '{a="b"}', '{"a"}', '{kek_version="3",status="active"}', ' # {a="b"} 1', " # {} ", "# EOF",
@@ -87,7 +87,8 @@ def test_an_exposition_is_read_or_refused_and_nothing_else(
     parse: Callable[[bytes], dict[str, Samples]], end: bytes, body: bytes
 ) -> None:
     parsed = read_or_refused(parse, body + end) or {}
-    assert parsed.keys() <= {"crypto_decryption_errors_total", "crypto_init_timestamp_seconds", *KEYRING_METRIC_LABELS}
+    assert parsed.keys() <= {"crypto_decryption_errors_total", "crypto_init_timestamp_seconds", *KEYRING_METRICS}
     for name, series in parsed.items():
-        assert {len(labels) for labels in series} == {len(KEYRING_METRIC_LABELS.get(name, ()))}
+        expected = KEYRING_METRICS[name].labels if name in KEYRING_METRICS else ()
+        assert {len(labels) for labels in series} == {len(expected)}
         assert all(0 <= value < float("inf") for value in series.values())

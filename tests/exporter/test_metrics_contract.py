@@ -19,7 +19,7 @@ from services.exporter.model import (
     Operation,
     ProbeResult,
 )
-from shared.backend_contract import KEYRING_METRIC_LABELS, CryptoMode
+from shared.backend_contract import KEYRING_METRICS, CryptoMode
 from shared.credentials import Validity
 from shared.http.server import CredentialCollector
 from shared.kms.port import KeyDescription, KeyStore, KeyStoreKind, KeyVersion, VersionState
@@ -65,7 +65,7 @@ def rows(table: str) -> Rows:
 def families() -> dict[str, Metric]:
     """Everything that can be known of one target and one service, by the names that samples have."""
     metrics = CollectedMetrics([("backend", "ledger-kek")], ["backend"])
-    keyring = {name: {labels: 1.0} for name, labels in KEYRING_METRIC_LABELS.items()}
+    keyring = {name: {family.labels: 1.0} for name, family in KEYRING_METRICS.items()}
     metrics.set_backend_states(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0, keyring=keyring))
     metrics.add_probe(ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1),), None))
     failure = Failure(Reason.QUOTA_EXHAUSTED, "because", cause=Cause.RATE_LIMIT, values={"consumer": "projects/1"})

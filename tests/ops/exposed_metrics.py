@@ -24,7 +24,7 @@ from services.exporter.model import (
 from services.relay.app import run_relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
-from shared.backend_contract import KEYRING_METRIC_LABELS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
+from shared.backend_contract import KEYRING_METRICS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
 from shared.credentials import Validity
 from shared.http.access import Authorizer
 from shared.http.server import CredentialCollector
@@ -58,7 +58,7 @@ def by_the_exporter() -> list[Metric]:
         call_counts={},
     )
     metrics.add_inspection(inspection)
-    keyring = {name: {labels: 1.0} for name, labels in KEYRING_METRIC_LABELS.items()}
+    keyring = {name: {family.labels: 1.0} for name, family in KEYRING_METRICS.items()}
     keyring[KMS_ROTATION_LAST_SUCCESS] = {(type_.value,): 1.0 for type_ in RotationType}
     health = Health(CryptoMode.KMS, ready=True)
     metrics.set_backend_states(

@@ -24,7 +24,7 @@ from shared.backend_contract import (
     CRYPTO_INIT_TIMESTAMP,
     CRYPTO_MODE,
     CRYPTO_READY,
-    KEYRING_METRIC_LABELS,
+    KEYRING_METRICS,
     CryptoMode,
 )
 from shared.config.settings import Section
@@ -51,8 +51,8 @@ _EXPORTED_FAMILIES: Final = {
     CRYPTO_INIT_TIMESTAMP: _ExportedFamily(),
     CRYPTO_DECRYPTION_ERRORS: _ExportedFamily(combine=sum),
     **{
-        name: _ExportedFamily(labels, sum if name.endswith("_total") else max)
-        for name, labels in KEYRING_METRIC_LABELS.items()
+        name: _ExportedFamily(family.labels, sum if name.endswith("_total") else max)
+        for name, family in KEYRING_METRICS.items()
     },
 }
 OWN_NAMES: Final[Mapping[str, str]] = {name: name for name in _EXPORTED_FAMILIES}

@@ -25,7 +25,7 @@ from yarl import URL
 from services.exporter.backends.health_documents import OWN_NAMES, UnreadableError, parse_health, parse_metrics
 from services.exporter.backends.settings import Backend, load_tls_context
 from services.exporter.model import BackendState, Health, Samples
-from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRIC_LABELS
+from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRICS
 from shared.config.file_checks import FileCheckError
 from shared.config.secret_file import FileStamp, PasswordFile, SecretFile, SecretUnreadableError, read_stamp
 from shared.credentials import Validity, get_server_certificate
@@ -183,7 +183,7 @@ class BackendReader:
             health,
             init_timestamp=families.get(CRYPTO_INIT_TIMESTAMP, {}).get(()),
             decryption_errors=families.get(CRYPTO_DECRYPTION_ERRORS, {}).get(()),
-            keyring={name: series for name, series in families.items() if name in KEYRING_METRIC_LABELS},
+            keyring={name: series for name, series in families.items() if name in KEYRING_METRICS},
             problems=problems,
             hints=hints,
             replica=address,

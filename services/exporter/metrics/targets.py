@@ -16,20 +16,10 @@ from services.exporter.model import BackendState, Call, KeyInspection, KeyRead, 
 from shared.backend_contract import (
     CRYPTO_DECRYPTION_ERRORS,
     CRYPTO_INIT_TIMESTAMP,
+    CRYPTO_METRICS,
     CRYPTO_MODE,
     CRYPTO_READY,
-    KEYRING_METRIC_LABELS,
-    KMS_DATA_KEY_ENCRYPTIONS,
-    KMS_DATA_KEYS,
-    KMS_DATA_KEYS_MISSING,
-    KMS_DATA_KEYS_RESTORED,
-    KMS_DATA_KEYS_UNUSABLE,
-    KMS_KEYRING_ROWS_UNREADABLE,
-    KMS_LOCAL_KEY_MISSING,
-    KMS_ROTATION_FAILURES,
-    KMS_ROTATION_IN_PROGRESS,
-    KMS_ROTATION_LAST_FAILURE,
-    KMS_ROTATION_LAST_SUCCESS,
+    KEYRING_METRICS,
 )
 from shared.kms.port import VersionState
 from shared.kms.reason import Cause, Reason
@@ -38,22 +28,8 @@ CRYPTO_BACKEND_UP = "crypto_backend_up"
 CRYPTO_MODE_UNKNOWN = "crypto_mode_unknown"
 _BACKEND_FAMILIES: Final = {
     CRYPTO_BACKEND_UP: "1 if the health check could be read in time.",
-    CRYPTO_MODE: "What wraps the data keys: 0 env, 1 kms.",
     CRYPTO_MODE_UNKNOWN: "1 while the health document names a mode that is unknown.",
-    CRYPTO_READY: "1 if the backend can encrypt and decrypt.",
-    CRYPTO_INIT_TIMESTAMP: "Unix time of the backend's last initialisation.",
-    CRYPTO_DECRYPTION_ERRORS: "Decryption failures, as the backend counts them.",
-    KMS_ROTATION_LAST_SUCCESS: "Unix time of the last rotation that succeeded, as the backend says.",
-    KMS_ROTATION_LAST_FAILURE: "Unix time of the last failure of a rotation, as the backend says.",
-    KMS_ROTATION_IN_PROGRESS: "1 while a rotation runs, as the backend reports.",
-    KMS_ROTATION_FAILURES: "Failures of rotations, as the backend counts them.",
-    KMS_DATA_KEYS: "Data keys, as the backend says.",
-    KMS_DATA_KEY_ENCRYPTIONS: "Encryptions with the active data key, as the backend counts them.",
-    KMS_DATA_KEYS_UNUSABLE: "Data keys that the backend cannot unwrap, as it says.",
-    KMS_DATA_KEYS_MISSING: "Data keys that records need and the database lacks, as the backend says.",
-    KMS_DATA_KEYS_RESTORED: "Rows of data keys that the backend put back from memory, as it counts them.",
-    KMS_KEYRING_ROWS_UNREADABLE: "Rows of the keyring that cannot be read, as the backend says.",
-    KMS_LOCAL_KEY_MISSING: "1 while the backend has no local key, as it says.",
+    **{name: f"{family.meaning}, as the backend says." for name, family in (CRYPTO_METRICS | KEYRING_METRICS).items()},
 }
 """Their help texts."""
 
@@ -81,7 +57,7 @@ class BackendMetrics:
                     families[name].add_sample(name, labels, value)
             for name, series in state.keyring.items():
                 for values, value in series.items():
-                    own = dict(zip(KEYRING_METRIC_LABELS[name], values, strict=True))
+                    own = dict(zip(KEYRING_METRICS[name].labels, values, strict=True))
                     families[name].add_sample(name, labels | own, value)
         yield from families.values()
 
