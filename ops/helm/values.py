@@ -13,7 +13,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel
 
-from ops.prometheus.build import list_alert_names
+from ops.prometheus.build import THRESHOLDS, list_alert_names
 from services.backend.config import BackendSettings
 from services.exporter.config import ExporterSettings
 from services.relay.config import RelaySettings
@@ -31,7 +31,7 @@ PARTS: Final = tuple(_SETTINGS)
 _EXCEPTIONS: Final = yaml.safe_load(Path(__file__).with_name("schema.yml").read_text(encoding="utf-8"))
 _BY_NAME: Final[dict[str, Schema]] = _EXCEPTIONS["by_name"]
 _BY_PATH: Final[dict[str, Schema]] = _EXCEPTIONS["by_path"]
-_THRESHOLD: Final[Schema] = {"type": "number", "exclusiveMinimum": 0}
+_THRESHOLD: Final[Schema] = {"type": "number", "exclusiveMinimum": 0, "maximum": 999_999}
 
 
 def build_values_schema(text: str) -> Schema:
@@ -40,6 +40,8 @@ def build_values_schema(text: str) -> Schema:
     definitions: Schema = {}
     built = {f"{name}.config": _build_config_schema(name, definitions) for name in _SETTINGS}
     built["prometheusRule.disabled"] = {"type": "array", "items": {"enum": list_alert_names()}}
+    for name, threshold in yaml.safe_load(THRESHOLDS.read_text(encoding="utf-8")).items():
+        built[f"prometheusRule.thresholds.{name}"] = _THRESHOLD | threshold.get("schema", {})
     whole = _build_schema(yaml.safe_load(text), "", _BY_PATH | built, comments)
     for part in _SETTINGS:  # its Secret is a volume, which has to have a name
         whole["properties"][part]["properties"]["existingSecret"] |= {"minLength": 1}
@@ -76,8 +78,6 @@ def _build_type(value: object, path: str, overrides: dict[str, Schema], comments
     name = path.rpartition(".")[2]
     if name in _BY_NAME:
         return _BY_NAME[name]
-    if path.startswith("prometheusRule.thresholds."):
-        return _THRESHOLD
     if isinstance(value, dict):
         properties = {
             key: _build_schema(each, f"{path}.{key}".lstrip("."), overrides, comments) for key, each in value.items()

@@ -32,6 +32,7 @@ def list_alert_names() -> list[str]:
 
 
 RULES_FOLDER: Final = Path(__file__).parent / "rules"
+THRESHOLDS: Final = Path(__file__).parent / "thresholds.yml"
 EXPORTER_SELECTOR: Final = f'job=~"{EXPORTER_JOB}|"'
 """The one place that says which series are the exporter's."""
 SERVICE_METRICS: Final = (

@@ -26,11 +26,18 @@ assert std.parseYaml('[&a 1, *a]') == [1, 1] : 'this jsonnet ignores aliases in 
   },
 
   local config = $._config,
+  local check(name, number) =
+    local bounds = { type: 'number', maximum: 999999 } + std.get(thresholds[name], 'schema', {});
+    local refusal = '%s: expected %%s, got %s' % [name, std.manifestJsonMinified(number)];
+    assert std.isNumber(number) && number > 0 : refusal % 'a number over 0';
+    assert bounds.type == 'number' || number == std.floor(number) : refusal % 'a whole number';
+    assert number <= bounds.maximum : refusal % ('at most %d' % bounds.maximum);
+    number,
   local places = std.foldl(
     function(found, name)
       assert std.objectHas(thresholds, name) : 'no threshold has the name %s; thresholds.yml has them all' % name;
       found + [
-        [std.strReplace(place, '{}', '%g' % number) for number in [thresholds[name].default, config.thresholds[name]]]
+        [std.strReplace(place, '{}', '%g' % number) for number in [thresholds[name].default, check(name, config.thresholds[name])]]
         for place in thresholds[name].places
       ],
     std.objectFields(config.thresholds),
@@ -42,6 +49,7 @@ assert std.parseYaml('[&a 1, *a]') == [1, 1] : 'this jsonnet ignores aliases in 
     ['job="keypulse-relay"', config.relaySelector],
     ['job=~"keypulse-exporter|keypulse-relay"', config.keypulseSelector],
     ['env="production"', 'env="%s"' % config.env],
+    ['env: "production"', 'env: "%s"' % config.env],
     ['https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md', config.runbookURL],
   ],
   local configure(text, write=function(part) part) =

@@ -55,27 +55,29 @@ def test_an_unchanged_config_gives_the_shipped_files_byte_for_byte_and_every_rul
 
 def test_a_threshold_changes_the_expression_and_the_limit_in_the_message_of_its_own_alert() -> None:
     changed = evaluate(
-        "{[name]: (m + {_config+:: {thresholds+: {[name]: 0.375}}}).prometheusFiles"
-        " for name in std.objectFields(m._config.thresholds)}"
+        "{[name]: (m + {_config+:: {thresholds+: {[name]: if name == 'rotationHours' then 377 else 0.375}}})"
+        ".prometheusFiles for name in std.objectFields(m._config.thresholds)}"
     )
     text, rules = "".join(render()["prometheusFiles"].values()), parse_rules(render()["prometheusFiles"])
     for name, threshold in THRESHOLDS.items():
         places = [place.replace("{}", f"{threshold['default']:g}") for place in threshold["places"]]
         assert {place: text.count(place) for place in places} == dict.fromkeys(places, 1)
-        assert "".join(changed[name].values()).count("0.375") == len(places)
+        number = "377" if name == "rotationHours" else "0.375"
+        assert "".join(changed[name].values()).count(number) == len(places)
         different = {rule for rule, changed_rule in parse_rules(changed[name]).items() if changed_rule != rules[rule]}
         assert different == {threshold["alert"]}
-        assert "0.375" in parse_rules(changed[name])[threshold["alert"]]["expr"]
+        assert number in parse_rules(changed[name])[threshold["alert"]]["expr"]
 
 
 def test_other_names_of_jobs_another_runbook_and_other_thresholds_are_rules_that_promtool_takes(tmp_path: Path) -> None:
-    numbers = ", ".join(f"{name}: {spec['default'] + 1}" for name, spec in THRESHOLDS.items())
+    numbers = ", ".join(f"{name}: {spec['default'] * 2}" for name, spec in THRESHOLDS.items())
     changed = render(
         "exporterJob: 'kms/exporter', relaySelector: 'job=\"relay\", cluster=\"eu\"', env: 'staging', "
         f"runbookURL: 'https://wiki.example.org/kms', disabled: ['Watchdog'], thresholds+: {{{numbers}}}"
     )
     left = r"job=~?\\*\"keypulse-exporter|job=\\*\"keypulse-relay|acme|env=\\*\"production"
     assert re.findall(left, json.dumps(changed)) == []
+    assert yaml.safe_load(changed["prometheusFiles"]["slo/sloth.yml"])["labels"] == {"env": "staging"}
     rules = list_rules(changed["prometheusAlerts"]["groups"])
     assert 'up{job="relay", cluster="eu"}' in rules["RelayDown"]["expr"]
     assert {name: rule["annotations"]["runbook_url"] for name, rule in rules.items() if "alert" in rule} == {
@@ -118,8 +120,13 @@ def test_every_field_of_the_config_is_documented() -> None:
     [
         ("thresholds+: {latencySecond: 2}", "no threshold has the name latencySecond"),
         ("disabled: ['KMSHighLatency', 'KMSHigh']", "no alert has the name KMSHigh"),
+        ("thresholds+: {latencySeconds: '0.5'}", 'latencySeconds: expected a number over 0, got "0.5"'),
+        ("thresholds+: {latencySeconds: -1}", "latencySeconds: expected a number over 0, got -1"),
+        ("thresholds+: {errorBurst: 1000000}", "errorBurst: expected at most 999999, got 1000000"),
+        ("thresholds+: {probeFailureRatio: 20}", "probeFailureRatio: expected at most 1, got 20"),
+        ("thresholds+: {rotationHours: 1.5}", "rotationHours: expected a whole number, got 1.5"),
     ],
 )
-def test_a_name_that_does_not_exist_is_an_error(config: str, error: str) -> None:
-    with pytest.raises(RuntimeError, match=rf"{error}\b"):
+def test_a_name_that_does_not_exist_and_a_number_that_makes_no_rule_are_errors(config: str, error: str) -> None:
+    with pytest.raises(RuntimeError, match=rf"{re.escape(error)}(?!\w)"):
         render(config)

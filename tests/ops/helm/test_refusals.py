@@ -165,6 +165,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "at '/serviceMonitor/scrapeTimeout'",
     ),
     "a number as a variable": ({"relay": {"env": {"A": 1}}}, "at '/relay/env/A': got number, want string or object"),
+    "a name that is too long for a label": (
+        {"nameOverride": "a" * 64},
+        "at '/nameOverride': maxLength: got 64, want 63",
+    ),
     "an alert that is none": (
         {"prometheusRule": {"disabled": ["KMSTypo"]}},
         "at '/prometheusRule/disabled/0': value must be one of 'KMSExporterAbsent'",
@@ -184,6 +188,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a part that is more than the whole": (
         {"prometheusRule": {"thresholds": {"probeFailureRatio": 20}}},
         "at '/prometheusRule/thresholds/probeFailureRatio': maximum: got 20, want 1",
+    ),
+    "a number that PromQL takes for no time": (
+        {"prometheusRule": {"thresholds": {"rotationHours": 1_000_000}}},
+        "at '/prometheusRule/thresholds/rotationHours': maximum: got",
     ),
     "a part of an hour": (
         {"prometheusRule": {"thresholds": {"rotationHours": 1.5}}},
