@@ -33,7 +33,7 @@ from tests.relay.channels.examples import (
 from tests.relay.channels.recording_attempt import Recorded, send
 
 AT = datetime(2026, 11, 24, 22, 46, 10, tzinfo=UTC)
-TITLE = "permission_denied: backend (production) cannot encrypt with ledger-kek"
+TITLE = "role_missing: backend (production) cannot encrypt with ledger-kek"
 EXCERPT = RunbookExcerpt(
     "KMSProbeFailing",
     (
@@ -180,7 +180,7 @@ def _build_entry(service: str, number: int) -> DigestEntry:
     is_over, is_critical = number > 5, (service, number) == ("backend", 0)
     list_url, key = "https://relay.example.org/incidents?state=open", f"{service}-kek-{number}"
     return DigestEntry(
-        title=f"permission_denied: {service} (production) cannot encrypt with {key}",
+        title=f"role_missing: {service} (production) cannot encrypt with {key}",
         status=Status.RESOLVED if is_over else Status.FIRING,
         severity="critical" if is_critical else "warning",
         counts="1 resolved" if is_over else "1 firing",

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 async def test_an_incident_is_one_message_that_changes_and_fits_a_phone(chromium: Browser) -> None:
     async with run_scene("resolved") as url, open_page(chromium, url, "wide") as page:
         message = get_thread(page).locator(".message").first
-        header = "Resolved after 12 min: permission_denied: backend (production) cannot encrypt with ledger-kek"
+        header = "Resolved after 12 min: role_missing: backend (production) cannot encrypt with ledger-kek"
         await expect(message.locator(".message-header").first).to_have_text(header)
         await expect(message).to_contain_text("fired from 2026-11-24 22:46:10 UTC to 2026-11-24 22:58:10 UTC (12 min)")
         replies = get_thread(page).locator("details")

@@ -54,7 +54,7 @@ async def open_delivery(folder: Path) -> AsyncIterator[Console]:
         labels = {"alertname": "KMSProbeFailing", "env": "production", "service": "ledger", "target": "ledger-kek"}
         annotations = {
             **FIX_ANNOTATIONS,
-            "title": "permission_denied: ledger (production) cannot encrypt with ledger-kek",
+            "title": "role_missing: ledger (production) cannot encrypt with ledger-kek",
             "summary": "Encrypt of ledger-kek has failed for 1 minute",
             "description": "Its service account lacks cloudkms.cryptoKeyVersions.useToEncrypt.",
         }

@@ -28,7 +28,7 @@ from tests.relay.served_relay import post
 from tests.sites import serve_site
 
 KEY = "projects/prod/locations/europe-west1/keyRings/app/cryptoKeys/ledger"
-TITLE = "permission_denied: ledger (production) cannot encrypt with ledger-kek"
+TITLE = "role_missing: ledger (production) cannot encrypt with ledger-kek"
 LABELS = {
     "alertname": "KMSProbeFailing",
     "env": "production",
