@@ -51,7 +51,7 @@ class Counted(StrEnum):
     OWN_FAULT = "own fault"
     """Calls that fail for a reason that is not KMS's: they are no Valid Requests."""
     GAP = "gap"
-    """Nobody measured. It is not counted as Downtime."""
+    """Nobody measured, or made no call. It is not counted as Downtime."""
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class Minute:
         return max(0.0, (self.requests or 0.0) - others), failed
 
     def classify(self, errors: frozenset[Reason] = _ERRORS) -> Counted:
-        if self.requests is None:
+        if not self.requests and not self.failures:
             return Counted.GAP
         valid, failed = self.count(errors)
         if failed > DOWNTIME_ERROR_RATE * valid:

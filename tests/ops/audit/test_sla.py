@@ -227,6 +227,13 @@ def test_a_prometheus_that_does_not_answer_is_a_failure() -> None:
     assert "cannot be reached" in result.stderr
 
 
+def test_a_minute_without_a_call_is_not_up() -> None:
+    """As between two probes that are minutes apart."""
+    assert Minute(0, 0.0).classify() is Counted.GAP
+    assert Minute(0, 0.0, {"unavailable": 1}).classify() is Counted.DOWNTIME  # it failed before the call was counted
+    assert Minute(0, 0.0, {"permission_denied": 1}).classify() is Counted.OWN_FAULT
+
+
 def test_what_kms_did_not_answer_itself_is_no_valid_request() -> None:
     denied = Minute(0, 10, {"permission_denied": 8, "unavailable": 1}, {""})
     assert (denied.count(), denied.classify()) == ((2, 1), Counted.DOWNTIME)
