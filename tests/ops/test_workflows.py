@@ -171,6 +171,9 @@ def test_nothing_is_released_before_the_tests_pass_and_the_locks_are_audited() -
     writing = [name for name, job in RELEASE.items() if "permissions" in job]
     assert all({"check", "ci", "vulnerabilities"} <= before(name) for name in writing)
     assert before("release") == set(RELEASE) - {"release"}
+    # A job that ran out of time is cancelled, and what needs it is skipped: that is no `failure()`.
+    assert set(re.findall(r"needs\.(\w+)\.result == 'success'", RELEASE["release"]["if"])) == {"chart", "wheel", "pypi"}
+    assert "needs.pypi.result == 'skipped'" in RELEASE["release"]["if"]
 
 
 @pytest.mark.parametrize(
