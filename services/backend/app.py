@@ -82,7 +82,7 @@ async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] =
         await _open_local_key(local)
         kms = connect_key(settings.kms)
         stack.push_async_callback(kms.close)
-        wrapping = KeyWrapper(kms, settings.kms.key, settings.kms_timeout, local)
+        wrapping = KeyWrapper(kms, settings.kms.key_name, settings.kms_timeout, local)
         background_kms = QuotaLimitedKey(kms)  # of all background work, which together stays within KMS's quota
         keyring = Keyring(keys, local, wrapping, heartbeat, background_kms=background_kms, clock=clock)
         stack.push_async_callback(_send_last_heartbeat, keyring)

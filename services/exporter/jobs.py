@@ -197,7 +197,7 @@ def _build_inspection_job(
     # A separate connection: an inspection closes a broken one, which must not end a probe.
     key = connect(target.kms)
     folder = target.canary_dir
-    sync = results.canary_files.get_file(folder, target.name, target.kms.key).sync if folder else None
+    sync = results.canary_files.get_file(folder, target.name, target.kms.key_name).sync if folder else None
     inspector = KeyInspector(target.service, target.name, key, timeout, sync)
 
     async def run() -> NextRun:

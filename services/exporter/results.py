@@ -206,7 +206,7 @@ class Results:
         A target with another key than before counts as new.
         """
         keys = {
-            (target.service, target.name): TargetKey(target.kms.provider, target.kms.key, target.kms.profile)
+            (target.service, target.name): TargetKey(target.kms.provider, target.kms.key_name, target.kms.profile)
             for target in settings.targets
         }
         services = [backend.service for backend in settings.backends]
@@ -220,7 +220,7 @@ class Results:
     def get_last_times(self, target: Target) -> tuple[float, float]:
         """When the target's key was last probed, and last inspected; unix seconds, 0 for never."""
         record = self.history.targets.get(target.name)
-        if record is None or (record.service, record.key.name) != (target.service, target.kms.key):
+        if record is None or (record.service, record.key.name) != (target.service, target.kms.key_name):
             return 0.0, 0.0
         return (
             record.last_result.ended_at if record.last_result else 0.0,

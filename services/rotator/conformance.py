@@ -149,7 +149,7 @@ class _Suite:
 
     async def check_usage(self) -> str:
         usage = await self.administration.count_key_usage()
-        key = self.settings.kms.key
+        key = self.settings.kms.key_name
         _expect(usage.kek == key, f"kek is {usage.kek or 'missing'}, and `kms.key` is {key}")
         counted = {(each.kek, each.kek_version): each.data_keys for each in usage.versions if each.data_keys}
         listed = Counter((each.kek, each.kek_version) for each in self.keys)
@@ -176,7 +176,7 @@ class _Suite:
 
     async def check_unwrap(self) -> str:
         rows = await _list_all(self.administration.list_backup_rows)
-        for row in {row.kek_version: row for row in rows if row.kek == self.settings.kms.key}.values():
+        for row in {row.kek_version: row for row in rows if row.kek == self.settings.kms.key_name}.values():
             try:
                 wrapped, aad = base64.b64decode(row.wrapped, validate=True), row.wrapping_aad
             except ValueError:

@@ -49,7 +49,7 @@ async def _check_keyring(driver: DriverSettings, kms: ProviderSettings) -> str:
     except AdministrationError as error:
         hint = error.hint or f"correct the settings of the driver `{driver.kind}`"
         raise CheckError(error.error, hint) from None
-    if keks and kms.key not in keks:
+    if keks and kms.key_name not in keks:
         raise CheckError(
             f"its data keys are wrapped by {', '.join(sorted(keks))}",
             "set `kms.key` to that key, or the driver to another service",

@@ -97,7 +97,7 @@ async def show_plans(session: CommandSession, types: tuple[RotationType, ...], c
     primary = str(key.primary_version)
     usage, latest = await administration.count_key_usage(), await administration.get_progress()
     plans = tuple(
-        build_plan(each, usage, key=settings.kms.key, primary=primary, min_age=settings.new_dek_min_age)
+        build_plan(each, usage, key=settings.kms.key_name, primary=primary, min_age=settings.new_dek_min_age)
         for each in types
     )
     dry_runs = [await administration.dry_run(each.type, primary) for each in plans if each.data_keys]

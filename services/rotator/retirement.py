@@ -95,7 +95,7 @@ class _VersionEnd:
             await self._refuse_unproven(keyring)
 
     async def _refuse_if_in_backups(self, keyrings: Sequence[LeasedKeyring]) -> None:
-        session, version, kek = self.session, self.version, self.session.settings.kms.key
+        session, version, kek = self.session, self.version, self.session.settings.kms.key_name
         local_backups = await asyncio.to_thread(session.backups.list_backups)
         for file, header in local_backups:
             if not (header.may_need(version) or self._has_other_version(header.needs)):
@@ -131,7 +131,7 @@ class _VersionEnd:
                 found = await find_unproven_rows(
                     list_rows,
                     self.session.kms,
-                    settings.kms.key,
+                    settings.kms.key_name,
                     self.key.primary_version,
                     timeout=settings.kms_timeout,
                 )
@@ -153,7 +153,7 @@ class _VersionEnd:
 
     def _refuse_if_used_by(self, keyring: LeasedKeyring) -> None:
         """Raises RotatorError if a data key or a record of a keyring needs the version, or may need it."""
-        usage, kek, version = keyring.usage, self.session.settings.kms.key, self.version
+        usage, kek, version = keyring.usage, self.session.settings.kms.key_name, self.version
         prefix, next_command = _get_prefix(keyring), _get_next_command(keyring)
         if not any(each.kek == kek for each in usage.versions):
             raise RotatorError(

@@ -52,7 +52,7 @@ async def run(session: CommandSession, type_: RotationType) -> CommandReport:
         version = await steps.get_target_version()
         await steps.run_smoke_test()
         usage, settings = await session.administration.count_key_usage(), session.settings
-        plan = build_plan(type_, usage, key=settings.kms.key, primary=version, min_age=settings.new_dek_min_age)
+        plan = build_plan(type_, usage, key=settings.kms.key_name, primary=version, min_age=settings.new_dek_min_age)
         if not plan.data_keys:
             if latest is None or not can_resume(latest):
                 await steps.record_nothing_to_do()

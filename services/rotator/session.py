@@ -111,7 +111,7 @@ class CommandSession:
 
         The usage of one KMS key must not decide about another.
         """
-        kek, key = (await self.administration.count_key_usage()).kek, self.settings.kms.key
+        kek, key = (await self.administration.count_key_usage()).kek, self.settings.kms.key_name
         if kek != key:
             raise RotatorError(
                 f"the service wraps its data keys by {kek or 'an unknown KMS key'}, and `kms.key` is {key}"

@@ -182,7 +182,7 @@ class RotationSteps:
         # The keyring's clock, the same on every machine.
         now = usage.counted_at or datetime.fromtimestamp(self._session.clock(), UTC)
         file, timeout = self._session.backups.get_new_path(self._id, now), self._settings.kms_timeout
-        key = self._settings.kms.key
+        key = self._settings.kms.key_name
         try:
             needs = await self._list_needed_versions(key, timeout)
         except KmsError as error:

@@ -23,7 +23,7 @@ class ProviderSettings(Section):
     """Permissions, quotas, advice and commands of the provider."""
     provider: str
     key: str
-    """The name of the key, unique within the provider."""
+    """The key, as the provider's settings name it."""
 
     @field_validator("key", mode="after")
     @classmethod
@@ -33,6 +33,11 @@ class ProviderSettings(Section):
                 f"expected the name of a key, and not '{LOCAL_KEY_NAME}', which stands for a service's own local key"
             )
         return key
+
+    @property
+    def key_name(self) -> str:
+        """The full name of the key, unique among all: of a data key's `kek`, a canary, a label, an alert."""
+        return self.key
 
     @property
     @abstractmethod

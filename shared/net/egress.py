@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 from aiohappyeyeballs import start_connection
 from pydantic import AfterValidator, model_validator
 
-from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
+from shared.config.file_checks import FileCheck, FileCheckError, check_readable, create_secret_check
 from shared.config.secret_file import FileStamp, SecretFile, SecretUnreadableError, read_stamp
 from shared.config.settings import Address, FilePath, Section
 from shared.process.concurrency import start_in_thread
@@ -149,6 +149,18 @@ def _load_ca_file(file: Path) -> ssl.SSLContext:
     except OSError as error:
         reason = error.strerror or "cannot be read"
     raise FileCheckError(f"{file}: {reason}")
+
+
+def load_client_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) -> None:
+    """Lets connections of the context show a certificate. Blocks. Raises FileCheckError."""
+    for file in filter(None, (cert_file, key_file)):
+        check_readable(file)
+    try:
+        # OpenSSL would prompt for an encrypted key's password on the terminal.
+        context.load_cert_chain(cert_file, key_file, password=lambda: "")
+    except (OSError, ValueError):  # ssl.SSLError, too
+        pair = f"cert_file {cert_file} and key_file {key_file}"
+        raise FileCheckError(f"{pair}: expected a certificate and its key, not encrypted, in PEM") from None
 
 
 def _check_ca_file(file: Path) -> Iterable[Path]:

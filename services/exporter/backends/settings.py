@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from services.exporter.backends.health_documents import OWN_NAMES, HealthSetting
 from shared.config.file_checks import FileCheck, FileCheckError, check_readable
 from shared.config.settings import Duration, FilePath, HttpUrl, PasswordPath, SecretPath, Section
-from shared.net.egress import DIRECT, EgressSettings
+from shared.net.egress import DIRECT, EgressSettings, load_client_certificate
 
 Name = Annotated[str, Field(min_length=1)]
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
@@ -132,12 +132,7 @@ def load_tls_context(settings: TlsConfig) -> ssl.SSLContext | None:
     except OSError:  # ssl.SSLError, too
         raise FileCheckError(f"ca_file {settings.ca_file}: expected certificates in PEM") from None
     if settings.cert_file:
-        try:
-            # OpenSSL would prompt for an encrypted key's password on the terminal.
-            context.load_cert_chain(settings.cert_file, settings.key_file, password=lambda: "")
-        except (OSError, ValueError):  # ssl.SSLError, too
-            pair = f"cert_file {settings.cert_file} and key_file {settings.key_file}"
-            raise FileCheckError(f"{pair}: expected a certificate and its key, not encrypted, in PEM") from None
+        load_client_certificate(context, settings.cert_file, settings.key_file)
     return context
 
 

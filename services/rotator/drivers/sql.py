@@ -81,7 +81,7 @@ class SqlDriverSettings(BaseDriverSettings):
             try:
                 await self._check_tables(database, label)
                 records = RecordsTable(self.records.table, self.records.data_key_column) if self.records else None
-                yield LocalAdministration(database, KeyWrapper(key, kms.key, self.kms_timeout), records)
+                yield LocalAdministration(database, KeyWrapper(key, kms.key_name, self.kms_timeout), records)
             finally:
                 await database.close()
 
@@ -174,6 +174,8 @@ class TableDriverSettings(BaseDriverSettings):
         del caller
         async with (
             _connect(self.database, kms, "correct `driver.database`") as key,
-            ExternalAdministration.open(self.database, self.layout, key, kms.key, self.kms_timeout) as administration,
+            ExternalAdministration.open(
+                self.database, self.layout, key, kms.key_name, self.kms_timeout
+            ) as administration,
         ):
             yield administration
