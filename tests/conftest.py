@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, settings
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests import fork_server, fork_workers, ram_disk
+from tests.bao import Bao, running_bao
 from tests.compiled_statements import share_compiled_statements
 from tests.compiled_templates import share_compiled_templates
 from tests.faults import summary
@@ -99,6 +100,13 @@ def _postgres(programs: Path) -> Iterator[Postgres]:
 def shared_postgres(postgres_programs: Path) -> Iterator[Postgres]:
     """One PostgreSQL for all tests of this process; not for those that stop it."""
     with _postgres(postgres_programs) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bao]:
+    """One OpenBao for all tests of this process; each has a mount of its own, and none seals the server."""
+    with running_bao(tmp_path_factory.mktemp("bao")) as server:
         yield server
 
 

@@ -18,6 +18,7 @@ from services.backend.config import BackendSettings
 from services.exporter.config import ExporterSettings
 from services.relay.config import RelaySettings
 from services.rotator.config import RotatorSettings
+from shared.kms.registry import DEFAULT_PROVIDER
 
 Schema = dict[str, Any]
 
@@ -104,13 +105,18 @@ def _replace_one_of(schema: Any) -> Any:
         return schema
     if "discriminator" not in schema:
         return {key: _replace_one_of(each) for key, each in schema.items()}
-    name, kinds = schema["discriminator"]["propertyName"], schema["discriminator"]["mapping"]
+    name = schema["discriminator"]["propertyName"]
+    refs = schema["discriminator"].get("mapping", {})
+    kinds = {kind: {"$ref": ref} for kind, ref in refs.items()} or {
+        each["properties"][name]["const"]: each for each in schema["oneOf"]
+    }
+    required = {kind: [] if name == "provider" and kind == DEFAULT_PROVIDER else [name] for kind in kinds}
     return {
         "type": "object",
         "properties": {name: {"enum": list(kinds)}},
-        "required": [name],
+        **({"required": [name]} if all(required.values()) else {}),
         "allOf": [
-            {"if": {"properties": {name: {"const": kind}}, "required": [name]}, "then": {"$ref": model}}
+            {"if": {"properties": {name: {"const": kind}}, "required": required[kind]}, "then": model}
             for kind, model in kinds.items()
         ],
     }

@@ -85,7 +85,8 @@ class Target(Section):
         if "oneOf" not in kms:
             return own | _merge_properties(own["properties"], required, handler.resolve_ref_schema(kms))
         members = [_merge_properties(own["properties"], required, handler.resolve_ref_schema(m)) for m in kms["oneOf"]]
-        return {"title": own["title"], "description": own["description"], "oneOf": members}
+        named = {"title": own["title"], "description": own["description"]}
+        return {**named, "oneOf": members, "discriminator": {"propertyName": "provider"}}
 
 
 _TARGET_FIELDS: Final = ("name", "service", "canary_dir")

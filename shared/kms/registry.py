@@ -14,11 +14,13 @@ from shared.kms.fixes import GENERIC_PROFILE, KmsProfile
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKeyAdmin
 from shared.kms.settings import ProviderSettings
+from shared.kms.transit.settings import TransitKeySettings
 
 DEFAULT_PROVIDER: Final = "gcp"
 
 providers: Final[dict[str, type[ProviderSettings]]] = {
     "gcp": GcpKeySettings,
+    "transit": TransitKeySettings,
 }
 """The settings of each provider, and with them its profile, by the name that stands in `provider`."""
 

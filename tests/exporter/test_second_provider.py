@@ -92,8 +92,8 @@ def test_its_settings_are_checked_and_stand_in_the_schema(ledger: memory_kms.Sto
     with pytest.raises(ConfigurationError) as unknown:
         read_settings(tmp_path, CONFIGURATION.replace("memory", "aws"))
     assert [line.partition(".yml: ")[2] for line in unknown.value.lines] == [
-        "targets.0.provider: expected one of 'gcp', 'memory'"
+        "targets.0.provider: expected one of 'gcp', 'transit', 'memory'"
     ]
     target = ExporterSettings.model_json_schema()["$defs"]["Target"]
-    assert [member["properties"]["provider"]["const"] for member in target["oneOf"]] == ["gcp", "memory"]
-    assert [set(member["properties"]) >= {"name", "key", "canary_dir"} for member in target["oneOf"]] == [True, True]
+    assert [member["properties"]["provider"]["const"] for member in target["oneOf"]] == ["gcp", "transit", "memory"]
+    assert all(set(member["properties"]) >= {"name", "key", "canary_dir"} for member in target["oneOf"])

@@ -67,6 +67,15 @@ def test_the_exporter_reaches_kms_and_the_backends_that_are_not_beside_it() -> N
     assert exporter() == set()
     assert exporter(targets=[target]) == {443}
     assert exporter(targets=[target | {"endpoint": "kms.ledger.test:8443"}]) == {8443}
+    transit = {
+        "name": "b",
+        "provider": "transit",
+        "address": "https://bao:8200",
+        "key": "a",
+        "auth": {"token_file": "x"},
+    }
+    assert exporter(targets=[target, transit]) == {443, 8200}
+    assert exporter(targets=[transit | {"address": "https://bao"}]) == {443}
     assert exporter(backends=[{"health_url": "http://127.0.0.1:8000/healthz"}]) == set()
     assert exporter(backends=[{"health_url": "http://localhost:8000/healthz"}]) == set()
     backend = {"health_url": "http://ledger/healthz", "metrics_url": "https://ledger:9000/metrics"}

@@ -10,6 +10,13 @@ from tests.ops.helm.matrix import KEY, MATRIX, PRODUCTION_EXAMPLE
 from tests.ops.helm.rendering import OWN_IMAGES, rendered, texts_as_they_are
 from tests.relay.channels.examples import OWN_KINDS
 
+TRANSIT = {
+    "name": "a",
+    "provider": "transit",
+    "address": "https://bao.ledger.test:8200",
+    "key": "ledger",
+    "auth": {"token_file": "/run/secrets/keypulse/bao_token"},
+}
 SLACK = {"kind": "slack", "channel": "#ops", "token_file": "/run/secrets/keypulse/slack_token"}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a part that is none": ({"exportr": {}}, "at '': additional properties 'exportr' not allowed"),
@@ -33,6 +40,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a target without its key": (
         {"exporter": {"config": {"targets": [{"name": "a"}]}}},
         "at '/exporter/config/targets/0': missing property 'key'",
+    ),
+    "a key of another provider's target": (
+        {"exporter": {"config": {"targets": [{**TRANSIT, "endpoint": "bao:8200"}]}}},
+        "at '/exporter/config/targets/0': additional properties 'endpoint' not allowed",
+    ),
+    "a backend's key without its server": (
+        {"backend": {"config": {"kms": {"provider": "transit", "key": "ledger", "auth": {"token_file": "/x"}}}}},
+        "at '/backend/config/kms': missing property 'address'",
     ),
     "a channel of no kind that is known": (
         {"relay": {"config": {"channels": {"a": SLACK | {"kind": "slak"}}}}},

@@ -27,6 +27,15 @@ VALUES = {
     "kms_permission": "cloudkms.cryptoKeyVersions.useToEncrypt",
     "kms_account": "exporter@demo.iam.gserviceaccount.com",
 }
+OF_PROVIDER = {
+    "gcp": VALUES,
+    "transit": {
+        **VALUES,
+        "kms_provider": "transit",
+        "kms_key": "transit:bao:team/transit/ledger",
+        "kms_permission": "encrypt",
+    },
+}
 RING = ["--project=demo", "--location=global", "--keyring=app"]
 
 
@@ -109,7 +118,7 @@ def test_no_other_cause_than_a_missing_role_tells_to_grant_one(cause: Cause) -> 
 def test_each_reason_and_cause_has_a_command_of_sound_shell(provider: str) -> None:
     script = "#!/bin/bash\n"
     for reason, cause in {*itertools.product(Reason, [Cause.NONE]), *((cause.reason, cause) for cause in Cause)}:
-        fixes = list_fixes({**VALUES, "kms_provider": provider, "kms_reason": reason, "kms_cause": cause}, {})
+        fixes = list_fixes({**OF_PROVIDER[provider], "kms_reason": reason, "kms_cause": cause}, {})
         assert fixes, (reason, cause)
         assert all("\n" not in fix.command and fix.title for fix in fixes)
         script += "".join(f"{fix.command}\n" for fix in fixes)
@@ -119,7 +128,8 @@ def test_each_reason_and_cause_has_a_command_of_sound_shell(provider: str) -> No
 
 
 def test_the_commands_need_no_library_of_a_provider_which_the_relay_does_not_have() -> None:
-    imported = "import sys, services.relay.app; print({'google', 'google_crc32c', 'grpc'} & sys.modules.keys())"
+    clients = {"google", "google_crc32c", "grpc", "shared.kms.transit.client"}
+    imported = f"import sys, services.relay.app; print({clients} & sys.modules.keys())"
     answer = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True, timeout=60, check=True)
     assert answer.stdout == "set()\n"
 
@@ -144,15 +154,19 @@ HOSTILE = (
 )
 
 
+@pytest.mark.parametrize("provider", providers)
 @settings(max_examples=20)  # each in every place and for every reason
 @given(text=st.text() | st.sampled_from(HOSTILE))
 @example(text="0")
 @example(text="$(id)")
 @example(text="' id '")
-def test_what_an_alert_smuggles_in_is_never_more_than_a_part_of_an_argument(text: str) -> None:
+def test_what_an_alert_smuggles_in_is_never_more_than_a_part_of_an_argument(provider: str, text: str) -> None:
+    of_provider = OF_PROVIDER[provider]
     named = [(reason, Cause.NONE) for reason in Reason] + [(cause.reason, cause) for cause in Cause]
-    for name, (reason, cause) in itertools.product(VALUES.keys() - {"kms_reason", "kms_cause", "kms_provider"}, named):
-        values = {**VALUES, "kms_reason": str(reason), "kms_cause": str(cause)}
+    for name, (reason, cause) in itertools.product(
+        of_provider.keys() - {"kms_reason", "kms_cause", "kms_provider"}, named
+    ):
+        values = {**of_provider, "kms_reason": str(reason), "kms_cause": str(cause)}
         usual = [*list_fixes(values, {}), *list_fixes({**values, name: ""}, {})]
         expected = {argument for fix in usual for argument in shlex.split(fix.command)}
         for value in (text, values[name] + text, text + values[name]):

@@ -18,10 +18,10 @@ is none. Policies know no names, so it is ports that they narrow.
 {{- with .proxy }}{{ if ne . "none" }}{{ include "keypulse.ports.url" . }}{{ end }}{{ end -}}
 {{- end }}
 
-{{/* A KMS key's. */}}
+{{/* A KMS key's: `address` is a server of Transit's, `endpoint` one of Cloud KMS. */}}
 {{- define "keypulse.ports.kms" -}}
 {{- include "keypulse.ports.proxy" . -}}
-{{- with .endpoint }}{{ include "keypulse.ports.url" (printf "grpc://%s" .) }}{{ else }}443
+{{- if .address }}{{ include "keypulse.ports.url" .address }}{{ else if .endpoint }}{{ include "keypulse.ports.url" (printf "grpc://%s" .endpoint) }}{{ else }}443
 {{ end -}}
 {{- end }}
 
