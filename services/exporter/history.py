@@ -140,9 +140,14 @@ class TargetHistory:
     def update_probe(self, result: ProbeResult) -> None:
         """The last round trip again, with the connectivity that was measured since."""
         failure, last = result.calls[-1].failure, self.last_result
-        if failure and last and last.ended_at == result.ended_at:
-            self.last_result, span = result, self.failure_spans[-1]
-            span.cause, span.connectivity = failure.cause, result.connectivity
+        if not failure or not last or last.ended_at != result.ended_at:
+            return
+        self.last_result, span = result, self.failure_spans[-1]
+        if span.cause and span.cause is not failure.cause and span.count > 1:  # those before it had another cause
+            ended = replace(span, count=span.count - 1, last_at=self.round_trips.ended_at[-2:][0])
+            span.first_at, span.count, self.failure_spans[-1] = span.last_at, 1, ended
+            self.failure_spans.append(span)
+        span.cause, span.connectivity = failure.cause, result.connectivity
 
     @property
     def last_failure(self) -> FailureSpan | None:

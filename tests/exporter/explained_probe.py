@@ -11,7 +11,9 @@ from services.exporter.probes.round_trip import CoalescedProbe, Prober, concerns
 
 @asynccontextmanager
 async def coalesced(
-    prober: Prober, add_result: Callable[[ProbeResult], None] = lambda _: None
+    prober: Prober,
+    add_result: Callable[[ProbeResult], None] = lambda _: None,
+    update_result: Callable[[ProbeResult], None] = lambda _: None,
 ) -> AsyncIterator[CoalescedProbe]:
     probe = CoalescedProbe(
         prober.service,
@@ -20,6 +22,7 @@ async def coalesced(
         measure_connectivity=partial(prober.measure_connectivity, prober.timeout),
         explain_denial=partial(prober.key.explain_denial, timeout=prober.timeout),
         add_result=add_result,
+        update_result=update_result,
         semaphore=asyncio.Semaphore(1),
         min_interval=0.0,
         profile=prober.key.profile,

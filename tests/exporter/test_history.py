@@ -47,6 +47,18 @@ def get_columns(round_trips: RoundTrips) -> list[Any]:
     return [round_trips.ended_at, round_trips.encrypt, round_trips.decrypt, round_trips.succeeded]
 
 
+def test_a_measurement_that_finds_another_cause_leaves_the_failures_before_it_theirs(
+    history: History, ledger: TargetHistory
+) -> None:
+    refused, healthy = Failure(Reason.UNAVAILABLE, "no", cause=Cause.CONNECT), ConnectivityPhase("dns", 0.1)
+    broken = (ConnectivityPhase("tcp", 0.1, "no", Cause.CONNECT),)
+    for at in (10, 15, 75):
+        history.add_probe(wrong(at, refused, connectivity=broken))
+    history.update_probe(wrong(75, replace(refused, cause=Cause.NONE), connectivity=(healthy,)))
+    spans = [(one.first_at, one.last_at, one.count, one.cause, one.connectivity) for one in ledger.failure_spans]
+    assert spans == [(10, 15, 2, Cause.CONNECT, broken), (75, 75, 1, Cause.NONE, (healthy,))]
+
+
 def test_failures_of_one_kind_in_a_row_are_one_span_with_the_latest_error(
     history: History, ledger: TargetHistory
 ) -> None:

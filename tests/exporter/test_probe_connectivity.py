@@ -56,6 +56,7 @@ class Cut(GcpKmsKey):
     def __init__(self) -> None:
         super().__init__(KEY, endpoint="127.0.0.1:1", insecure=True)
         self.reason: Reason | None = None
+        self.phases: tuple[ConnectivityPhase, ...] = REFUSED
         self.measured: list[float] = []
         """When each measurement began."""
         self.defect: Exception | None = None
@@ -75,7 +76,7 @@ class Cut(GcpKmsKey):
         if self.defect:
             raise self.defect
         await asyncio.sleep(4)
-        return REFUSED
+        return self.phases
 
 
 def get_found(result: ProbeResult) -> tuple[Cause, int]:
@@ -126,6 +127,19 @@ async def test_the_connectivity_is_measured_once_a_minute_for_each_reason_and_an
         assert found == [UNKNOWN, *[KNOWN] * 13]
         assert len(key.measured) == 4
         assert key.measured[3] - key.measured[2] >= CONNECTIVITY_MAX_AGE
+
+
+@pytest.mark.looptime
+async def test_the_cause_of_a_failure_is_that_of_its_own_measurement_not_of_the_one_before() -> None:
+    key, updated = Cut(), list[ProbeResult]()
+    key.reason = Reason.UNAVAILABLE
+    async with coalesced(prober(key, TIMEOUT), update_result=updated.append) as probe:
+        for phases in (REFUSED, (ConnectivityPhase("tls", 0.1, "no trust", Cause.TLS),), ()):
+            key.phases = phases
+            await probe_after(CONNECTIVITY_MAX_AGE, probe)
+            await asyncio.sleep(5)
+        assert [get_found(result) for result in updated] == [KNOWN, (Cause.TLS, 1), UNKNOWN]
+        assert get_found(await probe.run()) == UNKNOWN
 
 
 @pytest.mark.looptime

@@ -12,7 +12,7 @@ from services.exporter.probes.round_trip import Prober
 from shared.config.secret_file import TokenFile
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import ConnectivityPhase
-from shared.kms.reason import Reason
+from shared.kms.reason import Cause, Reason
 from shared.kms.registry import connect_key
 from tests.exporter.probe_server import KEY, probed
 
@@ -65,6 +65,22 @@ async def test_a_scrape_measures_no_connectivity_while_all_is_healthy() -> None:
         assert measurements == 0
         await page.get(STEPS)
         assert measurements == 1
+
+
+async def test_the_steps_show_a_new_connection_not_the_one_that_earlier_failures_share() -> None:
+    found = [ConnectivityPhase("tcp", 0.1, "refused", Cause.CONNECT)]
+
+    async def measure() -> tuple[ConnectivityPhase, ...]:
+        return tuple(found)
+
+    async with probed(measure_connectivity=measure, min_interval=0.0) as page:
+        page.emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE", message="try again later"))
+        await page.get("?target=ledger-kek")
+        await page.probe.measure_connectivity()
+        found[:] = [ConnectivityPhase("tls", 0.1, "no trust", Cause.TLS)]
+        body = (await page.get(STEPS)).body
+    assert "tls (unavailable): try again later" in lines(body)["encrypt"]
+    assert "It is the network, at TLS: no trust" in body
 
 
 async def test_the_steps_distinguish_a_fault_of_kms_from_one_of_the_network() -> None:

@@ -144,8 +144,9 @@ class CoalescedProbe:
         if failure is None or failure.reason not in self._measurements:
             return result
         _, phases = self._measurements[failure.reason]
-        of_network = (phase.cause for phase in phases if phase.error and phase.name != KeyStoreKind.EKM)
-        failure = replace(failure, cause=failure.cause or next(of_network, Cause.NONE))
+        # What an earlier measurement found is not the service's own word, and ends with it.
+        cause = Cause.NONE if failure.cause is _find_network_cause(result.connectivity) else failure.cause
+        failure = replace(failure, cause=cause or _find_network_cause(phases))
         return replace(result.with_failure(failure), connectivity=phases)
 
     def _ask(self) -> None:
@@ -258,6 +259,10 @@ AAD_BYTES = 16
 def concerns_connection(failure: Failure) -> bool:
     """Whether the connection to KMS, or from KMS to an external key manager, may be to blame."""
     return failure.reason.scope is Scope.SERVICE or failure.cause.scope is Scope.KEY_MANAGER
+
+
+def _find_network_cause(phases: Sequence[ConnectivityPhase]) -> Cause:
+    return next((phase.cause for phase in phases if phase.error and phase.name != KeyStoreKind.EKM), Cause.NONE)
 
 
 async def time_call(

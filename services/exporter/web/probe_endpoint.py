@@ -194,7 +194,7 @@ class _ProbeMetrics(Collector):
                 result = await probe.run_or_reuse()
                 connectivity = result.connectivity
                 if debug:
-                    connectivity = connectivity or await probe.measure_connectivity()
+                    connectivity = await probe.measure_connectivity()
                     result = probe.add_connectivity(result)
                     diagnosis = await probe.diagnose()
         except TimeoutError:  # what is missing says it
