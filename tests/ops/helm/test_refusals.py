@@ -216,6 +216,35 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"relay": {"extraVolumes": [{"emptyDir": {}}]}},
         "at '/relay/extraVolumes/0': missing property 'name'",
     ),
+    "a label that Kubernetes does not take": (
+        {"commonLabels": {"team": "security & ops"}},
+        "at '/commonLabels/team': 'security & ops' does not match pattern",
+    ),
+    "a name of a label that is none": (
+        {"relay": {"podLabels": {"the team": "ops"}}},
+        "'the team' does not match pattern",
+    ),
+    "a label that is too long": (
+        {"commonLabels": {"team": "a" * 64}},
+        "at '/commonLabels/team': maxLength: got 64, want 63",
+    ),
+    "an Ingress of a host that is none": (
+        {"exporter": {"publicUrl": "https://kms..ledger.test", "ingress": {"enabled": True}}},
+        "exporter.publicUrl: Ingress and HTTPRoute serve its host and path; expected a name in it",
+    ),
+    "a path that the relay refuses": (
+        {
+            "relay": {
+                "config": {"auth": {"public_url": "https://tools.ledger.test/a b"}},
+                "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+            }
+        },
+        "relay.config.auth.public_url: expected a path of letters, digits and -._~ such as /keypulse",
+    ),
+    "a path that Kubernetes refuses": (
+        {"relay": {"config": {"auth": {"public_url": "https://tools.ledger.test//a"}}, "ingress": {"enabled": True}}},
+        "relay.config.auth.public_url: expected a path of letters, digits and -._~ such as /keypulse",
+    ),
     "an Ingress without an address": (
         {"relay": {"ingress": {"enabled": True}}},
         "relay.config.auth.public_url: Ingress and HTTPRoute serve its host and path; expected a name in it, such as",

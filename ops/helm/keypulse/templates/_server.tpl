@@ -104,12 +104,15 @@ spec:
 {{- define "keypulse.routes" -}}
 {{- $values := index .root.Values .part -}}
 {{- $url := urlParse (include "keypulse.publicUrl" .) -}}
-{{- if not (regexMatch "^[a-z0-9.-]*[a-z][a-z0-9.-]*$" $url.hostname) -}}
 {{- $key := get (dict "exporter" "exporter.publicUrl" "relay" "relay.config.auth.public_url") .part -}}
+{{- if not (regexMatch `^([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z]([a-z0-9-]*[a-z0-9])?$` $url.hostname) -}}
 {{- fail (printf "%s: Ingress and HTTPRoute serve its host and path; expected a name in it, such as https://%s.example.org" $key .part) -}}
 {{- end -}}
 {{- if and (eq .part "exporter") $url.path -}}
 {{- fail "exporter.publicUrl: Ingress and HTTPRoute leave its path in, and the board knows none; expected a host of its own" -}}
+{{- end -}}
+{{- if not (regexMatch "^(/[A-Za-z0-9_.~-]+)*$" $url.path) -}}
+{{- fail (printf "%s: expected a path of letters, digits and -._~ such as /keypulse" $key) -}}
 {{- end -}}
 {{- if $values.ingress.enabled -}}
 apiVersion: networking.k8s.io/v1
