@@ -21,7 +21,7 @@ test: install ## every test but the two kinds below
 	@ops/tools/require prometheus alertmanager chromium sshd tinyproxy nginx systemd mariadb
 	@$(BIN)/pytest -n 6 --dist worksteal
 
-rehearse: install ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the smoke test's faults, each spoilt rule
+rehearse: install ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the worst requests, the dashboard's queries, the smoke test's faults, each spoilt rule
 	@ops/tools/require prometheus alertmanager sshd mariadb
 	@$(BIN)/pytest -m played tests/ops/rehearsal  # alone: a minute of its clock is a second
 	@$(BIN)/pytest -n 3 --dist worksteal -m played --ignore=tests/ops/rehearsal

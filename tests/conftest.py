@@ -209,8 +209,6 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
 _LONG = (
     "tests/faults/",
     "tests/e2e/",
-    "tests/rotator/table/test_kill",
-    "tests/ops/grafana/test_panel_queries",
     "tests/ops/test_prometheus",
     "tests/relay/test_hanging_postgresql",
     "tests/relay/monitors/test_with_alertmanager",

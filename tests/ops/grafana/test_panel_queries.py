@@ -24,6 +24,7 @@ ONE_ENV, ONE_SERVICE = Choice(env="staging"), Choice(service="other")
 NO_ENV, NO_SERVICE = Choice(env="nowhere"), Choice(service="nobody")
 
 
+@pytest.mark.played
 async def test_every_expression_has_data_and_follows_the_variables(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

@@ -91,6 +91,7 @@ class Program:
         self.tenants.secrets[name] = secret
 
 
+@pytest.mark.played
 async def test_a_rotator_that_is_killed_after_any_commit_leaves_every_row_readable(
     build: Callable[[URL], Tenants],
     kms_key: StoredKey,
