@@ -163,7 +163,7 @@ def test_lost_canaries_are_one_finding_for_each_reason() -> None:
         ),
     ]
     assert [finding.advice for finding in card.findings] == [
-        findings.CANARY_LOST_ADVICE,
+        findings.ADVICE["canary_lost"],
         advice(Reason.UNAVAILABLE),
     ]
     assert card.since_label == "round trips succeed since"
@@ -234,8 +234,7 @@ def test_a_card_has_the_commands_of_its_key_that_fix_it() -> None:
 def advices() -> set[findings.Advice]:
     of_cause = findings.advise_on_failure(Failure(Reason.UNAVAILABLE, "", cause=Cause.TLS), GCP_PROFILE)
     assert of_cause.anchor == "what-a-cause-means"
-    constants = {value for value in vars(findings).values() if isinstance(value, findings.Advice)}
-    return {*constants, *map(advice, Reason), of_cause}
+    return {*findings.ADVICE.values(), *map(advice, Reason), of_cause}
 
 
 def test_every_section_that_is_named_stands_in_the_runbook() -> None:

@@ -3,11 +3,13 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Final
 
 from services.exporter.history import MAX_TEXT_LENGTH, FailureSpan, TargetHistory
 from services.exporter.model import BackendState, Failure, KeyInspection, TargetKey
 from shared.backend_contract import KMS_DATA_KEY_ENCRYPTIONS, MAX_DATA_KEY_ENCRYPTIONS, CryptoMode
+from shared.config.yaml_file import read_yaml
 from shared.kms.fixes import Fix, KmsProfile
 from shared.kms.port import ConnectivityPhase, KeyStoreKind
 from shared.kms.reason import Cause, Reason, Scope
@@ -28,39 +30,9 @@ class Advice:
         return self.section.lower().replace(" ", "-")
 
 
-SUCCESS_EXPIRED_ADVICE: Final = Advice(
-    "Find the keys that time out: they use up probe.concurrency. Otherwise raise it.", "KMSProbeFailing"
-)
-DESTRUCTION_ADVICE: Final = Advice(
-    "Restore it if anything was ever encrypted under it and not again since.", "KMSKeyVersionDestroyScheduled"
-)
-CANARY_LOST_ADVICE: Final = Advice(
-    "Data of that version cannot be read either: make it usable again, or escalate.", "KMSCanaryLost"
-)
-WRONG_AAD_ADVICE: Final = Advice(
-    "Stop writing, and escalate: nothing binds a ciphertext to its record.", "KMSWrongAADAccepted"
-)
-BACKEND_DOWN_ADVICE: Final = Advice(
-    "Check whether it runs, and request its health URL yourself.", "KMSHealthChecksFailing"
-)
-NOT_KMS_ADVICE: Final = Advice(
-    "Its health check says why; once that is fixed, it returns to KMS by itself.", "KMSCryptoModeNotKMS"
-)
-UNKNOWN_MODE_ADVICE: Final = Advice(
-    "Ask its health check yourself; put a word that is missing into `health.values` of this backend.",
-    "KMSCryptoModeNotKMS",
-)
-KEY_STORE_ADVICE: Final = Advice(
-    "Grant it on that, or on its project; the key itself works without it.", "KMSPermissionMissing"
-)
-USED_UP_ADVICE: Final = Advice(
-    "Make a new data key: keypulse-rotator run --type new-dek. A nonce that repeats reveals records.",
-    "KMSRotationOverdue",
-)
-HSM_ADVICE: Final = Advice("Refresh it: its quorum has to approve that.", "KMSHsmInstanceExpiring")
+ADVICE: Final = {name: Advice(**row) for name, row in read_yaml(Path(__file__).with_name("advice.yml")).items()}
 HSM_NOTICE: Final = 7 * 86400.0
 """Seconds, as the alert has them."""
-NOT_READY_ADVICE: Final = Advice("Its health check says what it waits for.", "KMSCryptoNotReady")
 
 
 def advise_on_failure(failure: Failure | FailureSpan, profile: KmsProfile) -> Advice:
@@ -158,7 +130,7 @@ def _list_fixes(key: TargetKey, reason: Reason, cause: Cause = Cause.NONE, /, **
 def build_success_expired_finding(at: float) -> Finding:
     """Of a key whose last round trip succeeded too long ago to count."""
     sentence = f"The last one succeeded at {format_utc_time(at)}; that is too long ago to count."
-    return Finding(HealthStatus.FAILING, "no round trip in time", sentence, SUCCESS_EXPIRED_ADVICE)
+    return Finding(HealthStatus.FAILING, "no round trip in time", sentence, ADVICE["success_expired"])
 
 
 def build_stale_finding(text: str) -> Finding:
@@ -173,7 +145,7 @@ def find_key_problems(
     """Of the last key inspection; `now` in Unix seconds. No version counts as lost while the last round trip failed."""
     yield from _find_canary_problems(inspection, key, round_trip_fails=round_trip_fails)
     if inspection.wrong_aad_check and (failure := inspection.wrong_aad_check.failure):
-        yield Finding(HealthStatus.FAILING, "wrong AAD accepted", _truncate(failure.detail), WRONG_AAD_ADVICE)
+        yield Finding(HealthStatus.FAILING, "wrong AAD accepted", _truncate(failure.detail), ADVICE["wrong_aad"])
     versions = inspection.description.versions if inspection.description else ()
     if doomed := {version: version.destroy_at for version in versions if version.destroy_at is not None}:
         first = min(doomed, key=lambda version: doomed[version])
@@ -183,20 +155,20 @@ def find_key_problems(
             HealthStatus.DEGRADED,
             "destruction scheduled",
             sentence,
-            DESTRUCTION_ADVICE,
+            ADVICE["destruction"],
             due_at=doomed[first],
             fixes=_list_fixes(key, Reason.KEY_DESTROYED, target=inspection.target, version=first.id),
         )
     held = inspection.key_store
     if held and held.disable_at is not None and now < held.disable_at < now + HSM_NOTICE:
         sentence = _truncate(f"Unless it is refreshed, {held.name} is disabled, and the key with it,")
-        yield Finding(HealthStatus.DEGRADED, "HSM instance expires", sentence, HSM_ADVICE, due_at=held.disable_at)
+        yield Finding(HealthStatus.DEGRADED, "HSM instance expires", sentence, ADVICE["hsm"], due_at=held.disable_at)
     missing = [name for name, granted in (inspection.permissions or {}).items() if not granted]
     store = inspection.description.key_store if inspection.description else None
     if store and store.permission in missing:
         missing.remove(store.permission)
         sentence = f"The account lacks {store.permission} on {store.name}. So nobody checks what holds the key."
-        yield Finding(HealthStatus.DEGRADED, "permission missing", _truncate(sentence), KEY_STORE_ADVICE)
+        yield Finding(HealthStatus.DEGRADED, "permission missing", _truncate(sentence), ADVICE["key_store"])
     if missing:
         sentence = f"The account lacks {', '.join(missing)}."
         advice = Advice(key.profile.advise(Reason.PERMISSION_DENIED, Cause.ROLE_MISSING), "KMSPermissionMissing")
@@ -230,7 +202,7 @@ def _find_canary_problems(inspection: KeyInspection, key: TargetKey, *, round_tr
         values = {**first.values, "target": inspection.target, "version": version, "account": inspection.account}
         fixes = _list_fixes(key, reason, cause, **values)
         if reason.concerns_data and not round_trip_fails:  # as the alert KMSCanaryLost
-            title, status, advice = f"canary lost, {first.label}", HealthStatus.FAILING, CANARY_LOST_ADVICE
+            title, status, advice = f"canary lost, {first.label}", HealthStatus.FAILING, ADVICE["canary_lost"]
         else:
             advice = advise_on_failure(first, key.profile)
             title, status = f"canary not decrypted, {first.label}", HealthStatus.DEGRADED
@@ -241,27 +213,27 @@ def find_backend_problems(state: BackendState) -> Iterator[Finding]:
     """Of the last read of a backend."""
     problems = _truncate("; ".join(state.problems))
     if state.health is None:
-        yield Finding(HealthStatus.FAILING, "down", problems, BACKEND_DOWN_ADVICE)
+        yield Finding(HealthStatus.FAILING, "down", problems, ADVICE["backend_down"])
         return
     if state.health.mode_problem:
-        yield Finding(HealthStatus.FAILING, "mode is unknown", problems, UNKNOWN_MODE_ADVICE)
+        yield Finding(HealthStatus.FAILING, "mode is unknown", problems, ADVICE["unknown_mode"])
         problems = ""
     if state.health.mode is CryptoMode.ENV:
         sentence = "New data keys are wrapped by a key on its own disk, not by KMS."
-        yield Finding(HealthStatus.FAILING, f"mode is {state.health.mode}", sentence, NOT_KMS_ADVICE)
+        yield Finding(HealthStatus.FAILING, f"mode is {state.health.mode}", sentence, ADVICE["not_kms"])
     if not state.health.ready:
         yield Finding(
             HealthStatus.FAILING,
             "not ready",
             "Its health check says that it can neither encrypt nor decrypt.",
-            NOT_READY_ADVICE,
+            ADVICE["not_ready"],
         )
     encryptions = max(state.keyring.get(KMS_DATA_KEY_ENCRYPTIONS, {}).values(), default=0.0)
     if encryptions > MAX_DATA_KEY_ENCRYPTIONS / 2:
         sentence = (
             f"The active data key has encrypted {encryptions:,.0f} times, of {MAX_DATA_KEY_ENCRYPTIONS:,} at most."
         )
-        yield Finding(HealthStatus.DEGRADED, "data key is used up soon", sentence, USED_UP_ADVICE)
+        yield Finding(HealthStatus.DEGRADED, "data key is used up soon", sentence, ADVICE["used_up"])
     if problems:
         yield Finding(HealthStatus.DEGRADED, "not all could be read", problems)
 

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import BeforeValidator
@@ -13,6 +14,7 @@ from pydantic import BeforeValidator
 from services.relay.model import Message
 from shared.check import Check
 from shared.config.settings import Section
+from shared.config.yaml_file import read_yaml
 
 _RATE: Final = re.compile(r"([1-9][0-9]{0,5})/([smh])")
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -272,25 +274,7 @@ class ReasonAdvice(NamedTuple):
 
 
 REASON_ADVICE: Final[Mapping[SendReason, ReasonAdvice]] = {
-    SendReason.TIMEOUT: ReasonAdvice(
-        "no answer within `delivery.timeout`", "check DNS, firewall and proxy on the way to it"
-    ),
-    SendReason.CONNECTION: ReasonAdvice(
-        "no connection: refused, reset, or its name was not resolved",
-        "check its address, then DNS, firewall and proxy on the way to it",
-    ),
-    SendReason.RATE_LIMITED: ReasonAdvice("the provider asked to wait for too long", "wait, then try again"),
-    SendReason.SERVER_ERROR: ReasonAdvice("the provider failed", "see its status page, then try again"),
-    SendReason.REJECTED: ReasonAdvice(
-        "the provider does not accept this message",
-        "read its answer, and correct the template or setting that it is about",
-    ),
-    SendReason.UNAUTHORIZED: ReasonAdvice(
-        "a token, key or password is wrong, revoked or unreadable", "put the current secret into its file"
-    ),
-    SendReason.MISCONFIGURED: ReasonAdvice(
-        "the destination does not exist, or the relay may not write to it", "correct the settings of the channel"
-    ),
-    SendReason.INTERNAL: ReasonAdvice("a defect of the relay", "report it with the relay's log"),
+    SendReason(reason): ReasonAdvice(**row)
+    for reason, row in read_yaml(Path(__file__).with_name("reasons.yml")).items()
 }
 """By each reason but `OK`."""
