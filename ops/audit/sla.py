@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, Field, ValidationError
 
 from shared.check import CheckError
 from shared.kms.reason import Reason
@@ -110,22 +112,41 @@ def build_queries(project: str) -> dict[str, str]:
     }
 
 
+class _Series(BaseModel):
+    metric: dict[str, Annotated[str, Field(pattern=r"^[a-z0-9_]{0,100}$")]]
+    values: list[tuple[int, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
+
+
+class _Matrix(BaseModel):
+    """An answer about a range: words for labels, which stand in the evidence, and numbers."""
+
+    result: list[_Series]
+
+
 async def read_minutes(prometheus: HttpClient, project: str, month: Month) -> list[Minute]:
-    """Return every minute of the month. Raises CheckError if Prometheus does not answer, or knows nothing of it."""
+    """Return every minute of the month. Raises CheckError if Prometheus does not answer so, or knows nothing of it."""
     minutes = {begins: Minute(begins) for begins in range(month.begins, month.ends, 60)}
     for name, query in build_queries(project).items():
         for start in range(month.begins + 60, month.ends + 1, 60 * _MAX_POINTS):  # a value is of the minute before it
             end = min(start + 60 * (_MAX_POINTS - 1), month.ends)
-            parameters = {"query": query, "start": str(start), "end": str(end), "step": "60"}
-            for series in (await query_api(prometheus, "query_range", parameters))["result"]:
-                for at, value in series["values"]:
-                    minute = minutes[int(at) - 60]
+            times = {"start": str(start), "end": str(end), "step": "60"}
+            # Thanos otherwise leaves out what one of its stores does not answer.
+            parameters = {"query": query, **times, "partial_response": "false"}
+            try:
+                found = _Matrix.model_validate(await query_api(prometheus, "query_range", parameters))
+                for series, (at, value) in ((one, sample) for one in found.result for sample in one.values):
+                    minute = minutes[at - 60]
                     if name == "requests":
-                        minute.requests = float(value)
+                        minute.requests = value
                     elif name == "failures":
-                        minute.failures[series["metric"]["reason"]] = float(value)
+                        minute.failures[series.metric["reason"]] = value
                     else:
-                        minute.causes.add(series["metric"].get("cause", ""))
+                        minute.causes.add(series.metric.get("cause", ""))
+            except (ValidationError, KeyError):
+                raise CheckError(
+                    f"the answer to the query of {name} has something else than a number for each minute",
+                    "give the address of a Prometheus, and check what stands before it",
+                ) from None
         if all(minute.requests is None for minute in minutes.values()):
             raise CheckError(
                 f"Prometheus knows no call to a key of {project} in {month.name}",

@@ -184,7 +184,8 @@ async def query_api(server: HttpClient, endpoint: str, params: Mapping[str, str]
     """Return `data` of an answer of Prometheus's HTTP API, version 1. Raises CheckError if it is no success."""
     answer = await server.get(f"/api/v1/{endpoint}", params)
     document = answer.parse_json(f"/api/v1/{endpoint}")
-    if answer.status != 200 or not isinstance(document, dict) or document.get("status") != "success":
+    is_success = isinstance(document, dict) and document.get("status") == "success" and "data" in document
+    if answer.status != 200 or not is_success:
         raise CheckError(
             f"/api/v1/{endpoint} answers with HTTP {answer.status}",
             "check Prometheus's log, and whether the address is its own",

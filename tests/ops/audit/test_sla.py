@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from aiohttp import web
 from click.testing import CliRunner, Result
 
 from ops.audit import __main__ as command
@@ -23,6 +24,7 @@ from tests.ops import exposed_metrics
 from tests.ops.conftest import Start
 from tests.ops.rules import PROMETHEUS
 from tests.ops.test_rules import metrics_in
+from tests.sites import serve_site
 
 RULES_PAGE = PROMETHEUS.parents[1] / "docs/rules.md"
 AUDIT = PROMETHEUS.parents[1] / "docs/AUDIT.md"
@@ -232,6 +234,46 @@ def test_a_minute_without_a_call_is_not_up() -> None:
     assert Minute(0, 0.0).classify() is Counted.GAP
     assert Minute(0, 0.0, {"unavailable": 1}).classify() is Counted.DOWNTIME  # it failed before the call was counted
     assert Minute(0, 0.0, {"permission_denied": 1}).classify() is Counted.OWN_FAULT
+
+
+FIRST: Any = at("2026-03-01T08:01")
+"""Of Prometheus's answers: the end of the month's first minute."""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"status": "success"},
+        {"status": "success", "data": None},
+        {"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}, "value": [FIRST, "1"]}]}},
+        *(
+            {"status": "success", "data": {"resultType": "matrix", "result": [{"metric": labels, "values": [sample]}]}}
+            for labels, sample in (
+                ({}, [FIRST + 7, "1"]),
+                ({}, [12, "1"]),
+                ({}, [FIRST, "NaN"]),
+                ({}, [FIRST, "+Inf"]),
+                ({}, [FIRST, "-1"]),
+                ({}, [FIRST, "many"]),
+                ({}, [FIRST, "1"]),  # of failures, without a reason
+                ({"reason": "a |\n# Claim", "cause": ""}, [FIRST, "1"]),
+                ({"reason": "timeout", "cause": "\x1b[31m"}, [FIRST, "1"]),
+            )
+        ),
+    ],
+)
+async def test_an_answer_that_is_no_number_of_each_minute_is_no_evidence(answer: Any) -> None:
+    asked: list[str] = []
+
+    async def give(request: web.Request) -> web.Response:
+        asked.append(request.query.get("partial_response", ""))
+        return web.json_response(answer)
+
+    async with serve_site(web.get("/api/v1/query_range", give)) as url:
+        result = await asyncio.to_thread(run, "--prometheus", url, "--project", "acme-prod")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1), result.exception
+    assert "query" in result.stderr
+    assert set(asked) == {"false"}
 
 
 def test_what_kms_did_not_answer_itself_is_no_valid_request() -> None:
