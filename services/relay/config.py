@@ -328,9 +328,22 @@ def _check_unique_names(watchdogs: tuple[WatchdogSettings, ...]) -> tuple[Watchd
     return watchdogs
 
 
+OWN_PATHS: Final = frozenset(
+    [
+        *("-", "acknowledge", "alerts", "api", "audit", "channels", "console", "deliveries", "events", "incidents"),
+        *("login", "logout", "metrics", "quarantine", "report", "report.csv", "routes"),
+    ]
+)
+"""What the paths of its pages and endpoints begin with."""
+
+
 def _check_public_path(url: str) -> str:
-    if not re.fullmatch(r"[\w./~-]*", urlsplit(url).path, re.ASCII):
+    """Of a proxy that removes the path from a request, and of one that leaves it there."""
+    path = urlsplit(url).path
+    if not re.fullmatch(r"(/(?!\.)[\w.~-]+)*", path, re.ASCII):
         raise ValueError("expected a path of letters, digits and -._~ such as https://tools.example.org/keypulse")
+    if path and (first := path.split("/")[1]) in OWN_PATHS:
+        raise ValueError(f"/{first} is a path of the relay itself; expected another, such as /keypulse")
     return url
 
 

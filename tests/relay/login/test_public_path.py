@@ -5,7 +5,10 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
+from starlette.routing import Route
 
+from services.relay.config import OWN_PATHS
 from tests.relay.login.served_login import BASE, PASSWORD, build_settings, log_in, open_relay, token
 
 OWN = re.compile('(?:href|src|action|formaction|hx-get|sse-connect)="(/[^"]*)"')
@@ -45,3 +48,27 @@ async def test_each_address_that_a_browser_follows_begins_with_the_path_of_the_p
         async with relay.open_browser(base="http://127.0.0.1:9912") as direct:
             assert (await direct.get("/audit")).headers["location"] == "/login?next=/audit"
             assert 'href="/console/page.css"' in (await direct.get("/login")).text
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("//evil.example.org", "expected a path of letters"),
+        ("/tools/../keypulse", "expected a path of letters"),
+        ("/tools//keypulse", "expected a path of letters"),
+        ("/%6beypulse", "expected a path of letters"),
+        ("/console", "/console is a path of the relay itself"),
+        ("/api/keypulse", "/api is a path of the relay itself"),
+    ],
+)
+def test_a_path_that_browsers_or_the_relay_take_for_another_is_refused(
+    path: str, expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValidationError, match=expected):
+        build_settings(tmp_path, public_url=f"{BASE}{path}")
+
+
+async def test_the_paths_of_the_relay_itself_are_those_of_its_routes(tmp_path: Path) -> None:
+    async with open_relay(build_settings(tmp_path), tmp_path) as relay:
+        routes = [route for route in relay.app.routes if isinstance(route, Route)]
+    assert {route.path.split("/")[1] for route in routes} == OWN_PATHS | {""}
