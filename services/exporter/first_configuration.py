@@ -109,6 +109,8 @@ async def _ask_service(open_reader: Callable[..., BackendReader], url: str) -> _
     health_url = found.health_url if found else urls[0]
     root = re.sub("/[^/]*$", "", health_url)
     candidates = [f"{base}{path}" for path in _METRICS_PATHS] if len(urls) > 1 else [f"{root}/metrics"]
+    if root.endswith("/actuator"):  # Spring Boot, whose /actuator/metrics is a list of names
+        candidates.insert(0, f"{root}/prometheus")
     if found is None:
         return _Service(health_url, candidates[0], problem=problem)
     for metrics_url in candidates:

@@ -4,13 +4,15 @@ An Alertmanager's receivers are compared with the relay's routes by name, since 
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import yaml
 from sqlalchemy import Connection
 
 from services.relay.acknowledgement.socket_mode import SlackWebApi
@@ -27,7 +29,7 @@ from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.charts import can_draw
 from services.relay.delivery.enrichment import EnrichmentSettings, Runbook, RunbookError
 from services.relay.delivery.message import build_links
-from services.relay.intake.routing import RouteSettings, WatchdogSettings
+from services.relay.intake.routing import WatchdogSettings
 from services.relay.model import Alert, Status
 from services.relay.outbox import database as dialect
 from services.relay.outbox.database import UnknownDatabaseError, describe_lost_outbox, describe_tables
@@ -171,6 +173,8 @@ def _describe(connection: Connection) -> str:
         raise CheckError(error.error, error.hint) from None
 
 
+_RECEIVER: Final = "relay"
+"""What a receiver of Alertmanager is called here that does not exist yet."""
 _WATCHDOG: Final = {"alertname": "Watchdog", "severity": "none"}
 """The labels of the heartbeat in keypulse's rules, and in those of others."""
 
@@ -183,7 +187,8 @@ def _check_heartbeats(watchdogs: Iterable[WatchdogSettings], tree: RoutingTree) 
                 raise CheckError(
                     f"no route leads the alert of {watchdog.name} to a receiver with a webhook that sends a token, "
                     "so it will be absent",
-                    "add the route: keypulse-relay alertmanager --merge FILE",
+                    f"add the route {_describe_route(watchdog, tree)}, or those that "
+                    "`keypulse-relay alertmanager --merge FILE` prints",
                 )
         if _reaches_webhook(tree, _WATCHDOG) and not any(_may_match(watchdog) for watchdog in watchdogs):
             raise CheckError(
@@ -193,6 +198,13 @@ def _check_heartbeats(watchdogs: Iterable[WatchdogSettings], tree: RoutingTree) 
     except TreeError as error:
         raise CheckError(str(error), "compare by hand: its routes, and `watchdogs` of the relay") from None
     return "each leads here"
+
+
+def _describe_route(watchdog: WatchdogSettings, tree: RoutingTree) -> str:
+    """The route of a heartbeat, as a line of Alertmanager's file."""
+    receiver = tree.token_senders[0] if tree.token_senders else _RECEIVER
+    matchers = [str(matcher) for matcher in watchdog.matchers]
+    return _format_line({"matchers": matchers, "receiver": receiver, "group_interval": "1m", "repeat_interval": "1m"})
 
 
 def _reaches_webhook(tree: RoutingTree, labels: Mapping[str, str]) -> bool:
@@ -287,18 +299,40 @@ def _list_alertmanager_checks(client: AlertmanagerClient, key: str, settings: Re
     yield Check(f"{key} API", read_tree, "alertmanager.token_file" if settings.alertmanager.token_file else None)
     for n, route in enumerate(settings.routes):
         if route.receiver is not None:
-            yield check(f"routes.{n}.receiver at {key}", partial(check_receiver, route.receiver))
-    yield check(f"{key} receivers", partial(_check_unserved, settings.routes))
+            yield check(f"routes.{n}.receiver at {key}", partial(_check_receiver, route.receiver, settings))
+    yield check(f"{key} receivers", partial(_check_unserved, settings))
     if settings.watchdogs:
         yield check(f"watchdogs at {key}", partial(_check_heartbeats, settings.watchdogs))
 
 
-def _check_unserved(routes: Sequence[RouteSettings], tree: RoutingTree) -> str:
-    names = check_leading_here(tree)
-    if unserved := find_unserved(routes, tree):
+def _check_receiver(name: str, settings: RelaySettings, tree: RoutingTree) -> str:
+    with nullcontext() if name in tree.token_senders else _showing_receiver(name, settings):
+        return check_receiver(name, tree)
+
+
+def _check_unserved(settings: RelaySettings, tree: RoutingTree) -> str:
+    with _showing_receiver(_RECEIVER, settings):
+        names = check_leading_here(tree)
+    if unserved := find_unserved(settings.routes, tree):
         listed = ", ".join(unserved)
         return f"no route of the relay serves {listed}: what leads here, except heartbeats, goes to `default_channels`"
     return f"each of {', '.join(names)} has a route of the relay"
+
+
+@contextmanager
+def _showing_receiver(name: str, settings: RelaySettings) -> Iterator[None]:
+    """A hint ends on the receiver as a line of Alertmanager's file."""
+    try:
+        yield
+    except CheckError as error:
+        authorization = {"credentials_file": str(settings.auth.bearer_token_file)}
+        webhook = {"url": f"http://{settings.listen}/alerts", "http_config": {"authorization": authorization}}
+        line = _format_line({"name": name, "webhook_configs": [webhook]})
+        raise CheckError(error.error, f"{error.hint}: {line}") from None
+
+
+def _format_line(document: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(document, default_flow_style=True, sort_keys=False, width=math.inf).strip()
 
 
 def _list_board_checks(settings: RelaySettings, stack: AsyncExitStack) -> Iterator[Check]:

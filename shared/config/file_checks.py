@@ -6,6 +6,7 @@ others it only logs a warning, because these may be written later.
 """
 
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -94,7 +95,10 @@ def check_writable_folder(folder: Path) -> None:
 
 
 def create_secret_check(
-    kind: type[SecretFile], expected: str, validate: Callable[[str], object] = lambda _secret: None
+    kind: type[SecretFile],
+    expected: str,
+    validate: Callable[[str], object] = lambda _secret: None,
+    source: str = "cat",
 ) -> Callable[[Path], Iterable[Path]]:
     """Return a check of a secret's file.
 
@@ -103,6 +107,7 @@ def create_secret_check(
         expected: what the file should contain, for the error of one that cannot be read.
         validate: checks the shape of each secret. Raises FileCheckError, or ValueError with what is wrong or what was
             expected, without the secret.
+        source: the command that prints the secret, for a file that is missing; `cat` waits until somebody pastes it.
     """
 
     def check(file: Path) -> Iterable[Path]:
@@ -110,7 +115,8 @@ def create_secret_check(
             for secret in kind(file).read_values():
                 validate(secret)
         except SecretUnreadableError as error:
-            raise FileCheckError(str(error), expected) from None
+            make = "" if file.exists() else f", by: (umask 077; {source} >{shlex.quote(str(file))})"
+            raise FileCheckError(str(error), f"{expected}{make}") from None
         except FileCheckError as error:
             raise FileCheckError(f"{file}: {error.error}", error.hint) from None
         except ValueError as error:
@@ -122,7 +128,9 @@ def create_secret_check(
 
 TOKEN_FILE_CHECK: Final = FileCheck(
     create_secret_check(
-        TokenFile, f"expected a file with tokens of at least {MIN_TOKEN_LENGTH} characters, one a line"
+        TokenFile,
+        f"expected a file with tokens of at least {MIN_TOKEN_LENGTH} characters, one a line",
+        source="openssl rand -hex 32",
     ),
     "refuses",
 )

@@ -408,7 +408,7 @@ BROKEN: dict[str, list[tuple[Break, str, str, str]]] = {
         ),
         (answer("/issuer/keys", 503), "auth.oidc keys", "HTTP 503", "jwks_uri"),
         (answer("/issuer/keys", 200, '{"keys": []}'), "auth.oidc keys", "no key of kind RSA, EC or OKP", "jwks_uri"),
-        (remove("relay_token"), "auth.bearer_token_file", "No such file", "expected a file with tokens"),
+        (remove("relay_token"), "auth.bearer_token_file", "No such file", "openssl rand -hex 32 >/"),
         (write("relay_token", "short"), "auth.bearer_token_file", "less than 16 characters", "expected a file"),
         (write("slack_token", TOKEN, 0o644), "channels.slack.token_file", "others may read it", "chmod o-rwx"),
         (
@@ -525,7 +525,7 @@ BROKEN: dict[str, list[tuple[Break, str, str, str]]] = {
             receivers(RECEIVERS.replace("kms-critical, webhook_configs", "kms-critical, slack_configs")),
             "routes.0.receiver at alertmanager.urls.0",
             "receiver kms-critical has no webhook",
-            "add `webhook_configs`",
+            "/relay_token}}}]}",
         ),
         (edit("watchdogs", []), "watchdogs", "there are none", "channels: [slack]}]"),
         (
@@ -538,7 +538,7 @@ BROKEN: dict[str, list[tuple[Break, str, str, str]]] = {
             receivers(WATCHDOG_GOES_ELSEWHERE),
             "watchdogs at alertmanager.urls.0",
             "no route leads the alert of Watchdog to a receiver with a webhook",
-            "--merge FILE",
+            "receiver: kms-critical, group_interval: 1m, repeat_interval: 1m}",
         ),
         (
             receivers(WATCHDOG_GOES_ELSEWHERE.replace("email_configs: [{to: ops@example.org}]", SWITCH)),

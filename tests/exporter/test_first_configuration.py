@@ -105,6 +105,13 @@ def test_a_service_is_asked_for_its_documents_and_what_they_say_is_proposed(
     assert doctor.exit_code == 0, doctor.output
 
 
+@pytest.mark.parametrize("path", ["", "/actuator/health"])
+def test_the_metrics_of_spring_boot_are_beside_its_document_even_if_none_has_a_name_that_is_read(path: str) -> None:
+    with serve({"/actuator/health": SPRING, "/actuator/prometheus": ("text/plain", "up 1\n")}) as address:
+        result = CliRunner().invoke(main, ["init", "--backend", f"{address}{path}"])
+    assert f'    # metrics_url: "{address}/actuator/prometheus"\n' in result.stdout
+
+
 def test_a_service_that_has_no_document_is_one_line_and_shows_no_password(tmp_path: Path) -> None:
     with serve({}) as address:
         url = address.replace("//", "//user:hunter2@")

@@ -81,7 +81,8 @@ async def test_a_relay_without_the_token_of_alerts_does_not_start_and_says_which
     )
     expected = (
         f"{tmp_path}/relay.yml: auth.bearer_token_file: {tmp_path}/token: No such file or directory; "
-        "expected a file with tokens of at least 16 characters, one a line\n"
+        "expected a file with tokens of at least 16 characters, one a line, by: "
+        f"(umask 077; openssl rand -hex 32 >{tmp_path}/token)\n"
     )
     assert await asyncio.to_thread(started, "--check") == (2, "", expected)
     assert await asyncio.to_thread(started) == (2, "", expected)

@@ -200,7 +200,7 @@ def check_receiver(name: str, tree: RoutingTree) -> str:
         raise CheckError(
             f"Alertmanager has no receiver {name}; it has "
             f"{', '.join(tree.token_senders) or 'none with a webhook that sends a token'}",
-            "correct the name, here or there",
+            "correct the name, here or there, or add it",
         )
     if name not in tree.token_senders:
         raise CheckError(
