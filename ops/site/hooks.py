@@ -57,6 +57,8 @@ def on_files(files: Any, config: Any) -> None:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The text of a document as mkdocs reads it."""
     uri = page.file.src_uri
+    if uri == PAGES["README.md"]:  # its code and tables need the width
+        page.meta["hide"] = ["navigation", "toc"]
     source = next((source for source, page in PAGES.items() if page == uri), f"docs/{uri}")
     markdown = _CODE_OR_LINK.sub(lambda found: _rewrite(found, source), markdown)
     drawing = (
