@@ -31,7 +31,6 @@ REASONS = {
     "openssl x509": "the demo has no TLS",
     "--grafana": "the demo has no Grafana; tests/shared/smoke looks at a stand-in",
     "grafana_token": "the demo has no Grafana; tests/ops/grafana/test_import.py runs it",
-    "promtool test rules": "tests/ops/test_rules.py runs it",
     "merged.yml": "tests/relay/routes merges files of others",
     "init --slack webhook": "tests/relay/cli/test_first_message.py runs it",
     "send-test --config relay.yml": "tests/relay/cli/test_first_message.py runs it",
