@@ -94,7 +94,7 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	echo pip-audit | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/pip-audit.lock
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group docs -o requirements/docs.lock
 	echo uv | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 - -o requirements/uv.lock
-	for extra in exporter relay apprise charts backend rotator kms-inventory smoke audit emulator stand-ins; do \
+	for extra in exporter relay apprise charts backend transit rotator kms-inventory smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
 .PHONY: help install demo test test-lower-bounds rehearse test-containers docs images bench check check-rules check-workflows pip-audit lock

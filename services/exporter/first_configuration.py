@@ -27,7 +27,8 @@ from shared.process.command_line import ParsedOption, print_configuration_or_exi
 _EXAMPLES: Final = """\b
 Examples:
   keypulse-exporter init --target projects/P/locations/L/keyRings/R/cryptoKeys/K > exporter.yml
-  keypulse-exporter init --service ledger --target KEY --backend http://127.0.0.1:8000 > exporter.yml"""
+  keypulse-exporter init --service ledger --target KEY --backend http://127.0.0.1:8000 > exporter.yml
+  keypulse-exporter init --transit https://HOST:8200 --target transit/ledger > exporter.yml"""
 _HEALTH_PATHS: Final = ("/healthz", "/actuator/health", "/health", "/status", "/readyz", "/health/ready")
 """Where services have their health documents: the reference backend, Spring Boot, ASP.NET Core, Go."""
 _METRICS_PATHS: Final = ("/metrics", "/actuator/prometheus")
@@ -50,6 +51,12 @@ class _Service(NamedTuple):
     "--provider", metavar="NAME", default=DEFAULT_PROVIDER, show_default=True, help="The KMS provider of the keys."
 )
 @click.option(
+    "--transit",
+    metavar="URL",
+    type=ParsedOption(check_http_url, "url"),
+    help="The address of OpenBao or Vault, whose keys are MOUNT/KEY of Transit.",
+)
+@click.option(
     "--backend",
     "backends",
     multiple=True,
@@ -57,8 +64,11 @@ class _Service(NamedTuple):
     help="The address of a service; may be repeated.",
 )
 @click.option("--service", metavar="NAME", default="backend", show_default=True, help="The name of the service.")
-def command(targets: tuple[str, ...], provider: str, backends: tuple[str, ...], service: str) -> None:
+def command(
+    targets: tuple[str, ...], provider: str, transit: str | None, backends: tuple[str, ...], service: str
+) -> None:
     """Print a first configuration, with comments. Each service is asked for its documents."""
+    provider = "transit" if transit else provider
     if not targets and not backends:
         click.echo("nothing to watch; expected --target KEY or --backend URL", err=True)
         sys.exit(2)
@@ -72,6 +82,7 @@ def command(targets: tuple[str, ...], provider: str, backends: tuple[str, ...], 
         service=service,
         keys=targets,
         provider="" if provider == DEFAULT_PROVIDER else provider,
+        transit=transit,
         grants=get_profile(provider).list_grants(),
         backends=services,
     )

@@ -32,11 +32,16 @@ def list_key_checks(
     `permissions` are in the provider's words. `address` is the setting of the service's address, such as "`endpoint`
     (127.0.0.1:9010)"; empty for the usual one.
     """
-    connection, granted = f"{key} connection", _GrantedPermissions(kms, permissions, timeout, address)
+    connection, unwanted = f"{key} connection", kms.profile.unwanted_permissions
+    granted = _GrantedPermissions(kms, (*permissions, *unwanted), timeout, address)
     return [
         Check(connection, partial(_check_connection, kms, timeout, address)),
         Check(f"{key} round trip", partial(_check_round_trip, kms, timeout, address), connection),
         *(Check(f"{key} permission {each}", partial(granted.check, each), connection) for each in permissions),
+        *(
+            Check(f"{key} no permission {each}", partial(granted.refuse, each, harm), connection)
+            for each, harm in unwanted.items()
+        ),
         Check(f"{key} clock", partial(_check_clock, kms, timeout, clock), connection),
     ]
 
@@ -81,17 +86,25 @@ class _GrantedPermissions:
         self._reading = asyncio.Lock()
 
     async def check(self, permission: str) -> str:
+        if permission not in await self._read():
+            raise CheckError(
+                "the account does not have it", self._kms.profile.advise(Reason.PERMISSION_DENIED, Cause.ROLE_MISSING)
+            )
+        return "granted"
+
+    async def refuse(self, permission: str, harm: str) -> str:
+        if permission in await self._read():
+            raise CheckError(f"the account has it: {harm}", f"take `{permission}` from it", is_usable=True)
+        return "not granted"
+
+    async def _read(self) -> frozenset[str]:
         try:
             async with self._reading:
                 if self._granted is None:
                     self._granted = await self._kms.check_permissions(self._permissions, timeout=self._timeout)
         except KmsError as error:
             raise CheckError(str(error), _advise(self._kms, error.reason, error.cause, self._address)) from None
-        if permission not in self._granted:
-            raise CheckError(
-                "the account does not have it", self._kms.profile.advise(Reason.PERMISSION_DENIED, Cause.ROLE_MISSING)
-            )
-        return "granted"
+        return self._granted
 
 
 async def _check_clock(kms: KmsKey, timeout: float, clock: Callable[[], float]) -> str:

@@ -119,6 +119,8 @@ class KmsProfile:
     """The permissions on a key that the exporter needs, as the provider names them; empty if it has none."""
     round_trip_permissions: tuple[str, ...] = field(default=(), kw_only=True)
     """The ones that a round trip proves when it succeeds: to encrypt, and to decrypt."""
+    unwanted_permissions: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    """Permissions that do harm to whoever encrypts, and what they do: `doctor` warns of them."""
     reads_per_minute: float
     """How many reads of keys one exporter may make: two of them, people and programs share the quota."""
     reads_per_inspection: int

@@ -64,7 +64,7 @@ print(json.dumps([own, bad, there, names, shutil.which("gcc")]))
 """
     out = engine.out("run", "--rm", *strict(engine)[:4], "--entrypoint=python3", image(target), "-c", code)
     own, bad, there, names, compiler = json.loads(out)
-    extras = {"relay": ("apprise", "charts"), "rotator": ("kms-inventory",)}
+    extras = {"relay": ("apprise", "charts"), "rotator": ("kms-inventory",), "backend": ("transit",)}
     locks = (target, *extras.get(target, ()))
     lock = "".join((ROOT / f"requirements/{name}.lock").read_text() for name in locks)
     assert bad == []

@@ -159,6 +159,20 @@ def test_the_accounts_grants_and_the_form_of_a_key_are_those_of_the_provider() -
     assert "cloudkms" not in memory.stdout
 
 
+def test_a_key_of_transit_has_its_address_its_token_and_its_policy(tmp_path: Path) -> None:
+    options = ("--transit", "https://bao.internal:8200", "--target", "team/keys/ledger")
+    printed = CliRunner().invoke(main, ["init", *options])
+    assert printed.exit_code == 0
+    assert 'path "team/keys/encrypt/ledger" { capabilities = ["update"] }' in printed.stdout
+    file = tmp_path / "exporter.yml"
+    file.write_text(printed.stdout)
+    (target,) = load_settings(ExporterSettings, file).targets
+    assert (target.name, target.kms.key_name) == ("ledger", "transit:team/keys/ledger")
+    assert target.kms.service_address == "bao.internal:8200"
+    refused = CliRunner().invoke(main, ["init", "--transit", "http://bao.internal:8200", "--target", "ledger"])
+    assert (refused.exit_code, "expected https://" in refused.stderr) == (2, True)
+
+
 def test_nothing_to_watch_and_a_key_that_is_none_are_one_line_and_2() -> None:
     for options, error in (
         ((), "nothing to watch; expected --target KEY or --backend URL"),

@@ -87,10 +87,9 @@ async def test_a_floor_that_shuts_a_version_out_is_a_lost_canary_and_a_soft_dele
 
 
 async def test_doctor_tries_the_key_and_says_when_the_token_ends(mounted: Transit, tmp_path: Path) -> None:
-    mounted.set_policy(keys=["deny"])
     answers = {}
     async with open_checks(read_settings(mounted, tmp_path)) as checks:
-        mounted.set_policy(decrypt=["deny"])
+        mounted.set_policy(decrypt=["deny"], encrypt=["update", "create"])
         for check in checks:
             try:
                 answers[check.name.rpartition(") ")[2]] = await check.run()
@@ -100,4 +99,7 @@ async def test_doctor_tries_the_key_and_says_when_the_token_ends(mounted: Transi
     assert answers["permission encrypt"] == answers["permission read"] == "granted"
     assert "`update` on encrypt and decrypt" in answers["permission decrypt"]
     assert "role_missing" in answers["round trip"]
+    assert answers["no permission create"] == (
+        "the account has it: an encryption would make a deleted key anew, and succeed; take `create` from it"
+    )
     assert answers["Transit token"].startswith("ends in 1.0 hours")

@@ -50,7 +50,12 @@ _MAX_ANSWER_BYTES: Final = 1 << 20
 _AUDIT_SECONDS: Final = 10.0
 """After so long without a success, an internal error of a healthy server is its audit device."""
 _LEVEL: Final = "SOFTWARE"
-_CAPABILITIES: Final = {"encrypt": ("encrypt", "update"), "decrypt": ("decrypt", "update"), "read": ("keys", "read")}
+_CAPABILITIES: Final = {
+    "encrypt": ("encrypt", "update"),
+    "decrypt": ("decrypt", "update"),
+    "read": ("keys", "read"),
+    "create": ("encrypt", "create"),
+}
 """Of each permission: the path below the mount, and the capability on it."""
 
 _Version = Annotated[int, Field(ge=0, le=10**9)]
@@ -182,7 +187,7 @@ class TransitKey:
                 key = await self._read_key()
             return Finding(f"key of the type {key.type}, newest version {key.latest_version}, floor {key.floor}")
 
-        asked = sorted({permission, *_CAPABILITIES})
+        asked = sorted({permission, *self.profile.probe_permissions})
         return await diagnose_denial(
             permission, lambda: self.check_permissions(asked, timeout=timeout), read, key_permission="read"
         )

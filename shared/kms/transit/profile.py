@@ -36,6 +36,7 @@ TRANSIT_PROFILE: Final = KmsProfile(
     service_name="Transit",
     probe_permissions=("encrypt", "decrypt", "read"),
     round_trip_permissions=("encrypt", "decrypt"),
+    unwanted_permissions={"create": "an encryption would make a deleted key anew, and succeed"},
     # Transit has no quota by default; these keep one exporter and one rotation from being a burden.
     reads_per_minute=600.0,
     reads_per_inspection=3,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -48,6 +49,12 @@ class TransitKeySettings(EgressSettings, ProviderSettings):
     """The certificate that the server asks for."""
     key_file: SecretPath | None = None
     auth: Auth
+
+    @model_validator(mode="after")
+    def _check_client(self) -> Self:
+        if find_spec("aiohttp") is None:
+            raise ValueError("`provider: transit` needs aiohttp; install keypulse[transit]")
+        return self
 
     @model_validator(mode="after")
     def _check_pair(self) -> Self:
