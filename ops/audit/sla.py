@@ -133,7 +133,7 @@ async def read_minutes(prometheus: HttpClient, project: str, month: Month) -> li
             # Thanos otherwise leaves out what one of its stores does not answer.
             parameters = {"query": query, **times, "partial_response": "false"}
             try:
-                found = _Matrix.model_validate(await query_api(prometheus, "query_range", parameters))
+                found = _Matrix.model_validate(await query_api(prometheus, "query_range", parameters, is_whole=True))
                 for series, (at, value) in ((one, sample) for one in found.result for sample in one.values):
                     minute = minutes[at - 60]
                     if name == "requests":

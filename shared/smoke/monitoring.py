@@ -180,8 +180,14 @@ async def _check_recording(server: HttpClient, recording: str) -> str:
     return f"{len(series)} series"
 
 
-async def query_api(server: HttpClient, endpoint: str, params: Mapping[str, str] | None = None) -> Any:
-    """Return `data` of an answer of Prometheus's HTTP API, version 1. Raises CheckError if it is no success."""
+async def query_api(
+    server: HttpClient, endpoint: str, params: Mapping[str, str] | None = None, *, is_whole: bool = False
+) -> Any:
+    """Return `data` of an answer of Prometheus's HTTP API, version 1.
+
+    Raises CheckError if it is no success, and with `is_whole` also if it has a warning: data of a store that did not
+    answer, behind a remote read or a Thanos, are missing.
+    """
     answer = await server.get(f"/api/v1/{endpoint}", params)
     document = answer.parse_json(f"/api/v1/{endpoint}")
     is_success = isinstance(document, dict) and document.get("status") == "success" and "data" in document
@@ -189,5 +195,10 @@ async def query_api(server: HttpClient, endpoint: str, params: Mapping[str, str]
         raise CheckError(
             f"/api/v1/{endpoint} answers with HTTP {answer.status}",
             "check Prometheus's log, and whether the address is its own",
+        )
+    if is_whole and (warnings := document.get("warnings")):
+        raise CheckError(
+            f"/api/v1/{endpoint} answers with a part of the data: {warnings[0]}",
+            "repair what it names, and count again",
         )
     return document["data"]

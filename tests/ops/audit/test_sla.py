@@ -229,6 +229,18 @@ def test_a_prometheus_that_does_not_answer_is_a_failure() -> None:
     assert "cannot be reached" in result.stderr
 
 
+async def test_no_month_is_counted_from_a_part_of_the_data(start: Start, tmp_path: Path) -> None:
+    """As where a Prometheus, or a Thanos, cannot ask one of its stores: it answers with the others, and a warning."""
+    unreachable = [{"url": "http://127.0.0.1:1/read", "read_recent": True}]
+    (tmp_path / "prometheus.yml").write_text(json.dumps({"remote_read": unreachable}))
+    paths = (f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data")
+    url = await start("prometheus", *paths, "--web.listen-address=127.0.0.1:0")
+    result = await asyncio.to_thread(run, "--prometheus", url, "--project", "acme-prod")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "answers with a part of the data: remote_read: " in result.stderr
+    assert "repair what it names, and count again" in result.stderr
+
+
 def test_a_minute_without_a_call_is_not_up() -> None:
     """As between two probes that are minutes apart."""
     assert Minute(0, 0.0).classify() is Counted.GAP
