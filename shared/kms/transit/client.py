@@ -331,7 +331,13 @@ class TransitKey:
                 self._failing_since = None
                 return answer
             error = parse_error(answer)
-            if error.reason is not Reason.UNAUTHENTICATED or not self._login.replace_refused(token):
+            if error.reason is not Reason.UNAUTHENTICATED:
+                break
+            if (await self._send("GET", "auth/token/lookup-self", None, token)).status == HTTPStatus.OK:
+                # The token is good: Vault's text is the same where a policy lacks a capability.
+                error = KmsError(Reason.PERMISSION_DENIED, error.detail, Cause.ROLE_MISSING)
+                break
+            if not self._login.replace_refused(token):
                 break
         if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR and not error.cause:
             error = await self._explain_internal_error(error)
