@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import httpx2
 import pytest
 import structlog
+from starlette.applications import Starlette
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from services.exporter.model import ProbeResult
 from services.exporter.probes.round_trip import CONNECTIVITY_MAX_AGE, CoalescedProbe, Prober
+from services.exporter.web.probe_endpoint import build_route
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KmsError
 from shared.kms.reason import Cause, Reason
@@ -51,12 +54,13 @@ async def test_where_kms_stalls_the_connectivity_shows_that_the_network_is_healt
 
 
 class Cut(GcpKmsKey):
-    """A key whose round trips fail for `reason`, and whose connectivity takes 4 s to measure."""
+    """A key whose round trips fail for `reason`."""
 
     def __init__(self) -> None:
         super().__init__(KEY, endpoint="127.0.0.1:1", insecure=True)
         self.reason: Reason | None = None
         self.phases: tuple[ConnectivityPhase, ...] = REFUSED
+        self.measuring_seconds = 4.0
         self.measured: list[float] = []
         """When each measurement began."""
         self.defect: Exception | None = None
@@ -75,7 +79,7 @@ class Cut(GcpKmsKey):
         self.measured.append(asyncio.get_running_loop().time())
         if self.defect:
             raise self.defect
-        await asyncio.sleep(4)
+        await asyncio.sleep(self.measuring_seconds)
         return self.phases
 
 
@@ -140,6 +144,21 @@ async def test_the_cause_of_a_failure_is_that_of_its_own_measurement_not_of_the_
             await asyncio.sleep(5)
         assert [get_found(result) for result in updated] == [KNOWN, (Cause.TLS, 1), UNKNOWN]
         assert get_found(await probe.run()) == UNKNOWN
+
+
+@pytest.mark.looptime
+async def test_the_steps_of_a_probe_do_not_wait_until_all_other_keys_are_measured() -> None:
+    key, loop = Cut(), asyncio.get_running_loop()
+    key.reason = Reason.UNAVAILABLE
+    async with coalesced(prober(key, TIMEOUT)) as probe:
+        assert get_found(await probe_and_ask(probe)) == KNOWN
+        key.measuring_seconds = 300.0
+        app, begun = Starlette(routes=[build_route(lambda: {"ledger-kek": probe})]), loop.time()
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://exporter") as browser:
+            steps = (await browser.get("/probe?target=ledger-kek&debug=true")).text
+        assert loop.time() - begun < 30
+        assert "connect (unavailable): as told" in steps
+        assert "no connection: refused" in steps
 
 
 @pytest.mark.looptime

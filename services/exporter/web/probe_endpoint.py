@@ -7,6 +7,7 @@ Only configured targets are probed. A probe that takes longer than the caller wa
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -106,6 +107,8 @@ TIMEOUT_OFFSET: Final = 0.5
 """Seconds of it that are left to send the answer, as blackbox_exporter leaves them."""
 MAX_TIMEOUT: Final = 120.0
 """Seconds that nobody waits longer; blackbox_exporter's bound where the header is missing."""
+_MAX_MEASUREMENT_WAIT: Final = 20.0
+"""Seconds that the steps wait for a new connection; where a thousand keys hang, its turn comes minutes later."""
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _METRICS_ACCESS: Final = RouteRequirements(Role.VIEWER, is_public=True, has_side_effects=True)
 _DEBUG_ACCESS: Final = RouteRequirements(Role.VIEWER, has_side_effects=True, challenges_browser=True)
@@ -194,7 +197,9 @@ class _ProbeMetrics(Collector):
                 result = await probe.run_or_reuse()
                 connectivity = result.connectivity
                 if debug:
-                    connectivity = await probe.measure_connectivity()
+                    with suppress(TimeoutError):  # others come first: what earlier failures share is shown
+                        async with asyncio.timeout(_MAX_MEASUREMENT_WAIT):
+                            connectivity = await probe.measure_connectivity()
                     result = probe.add_connectivity(result)
                     diagnosis = await probe.diagnose()
         except TimeoutError:  # what is missing says it
