@@ -49,6 +49,7 @@ MAX_VERSIONS: Final = 20_000
 _MAX_ANSWER_BYTES: Final = 1 << 20
 _AUDIT_SECONDS: Final = 10.0
 """After so long without a success, an internal error of a healthy server is its audit device."""
+_HEALTH: Final = "sys/health"
 _LEVEL: Final = "SOFTWARE"
 _CAPABILITIES: Final = {
     "encrypt": ("encrypt", "update"),
@@ -246,7 +247,7 @@ class TransitKey:
 
     async def read_service_clock(self, *, timeout: float) -> float | None:
         try:
-            async with self._within(timeout), (await self._get_session()).head(self._url("sys/health")) as answer:
+            async with self._within(timeout), (await self._get_session()).head(self._url(_HEALTH)) as answer:
                 return parsedate_to_datetime(answer.headers["Date"]).timestamp()
         except (KmsError, aiohttp.ClientError, OSError, LookupError, ValueError):
             return None
@@ -348,7 +349,7 @@ class TransitKey:
             self._failing_since = self._clock()
         if self._clock() < self._failing_since + _AUDIT_SECONDS:
             return error
-        health = await self._send("GET", "sys/health", None, None)
+        health = await self._send("GET", _HEALTH, None, None)
         if health.status != HTTPStatus.OK:
             return error
         detail = f"{error.detail}; sys/health is fine: probably an audit device that cannot write"
@@ -358,7 +359,7 @@ class TransitKey:
         headers = {"X-Vault-Request": "true"}
         if token:
             headers["X-Vault-Token"] = token
-        if self._settings.namespace:
+        if self._settings.namespace and path != _HEALTH:  # which no namespace has
             headers["X-Vault-Namespace"] = self._settings.namespace
         session = await self._get_session()
         try:

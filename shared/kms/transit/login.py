@@ -148,6 +148,9 @@ class Login:
         except SecretUnreadableError as error:
             raise KmsError(Reason.UNAUTHENTICATED, str(error), Cause.CREDENTIALS_INVALID) from None
         if self._auth.token_file:
+            if not (inputs[0].isascii() and inputs[0].isprintable()):
+                detail = f"{self._auth.token_file}: expected a token of printable ASCII"
+                raise KmsError(Reason.UNAUTHENTICATED, detail, Cause.CREDENTIALS_INVALID)
             self._token = await self._look_up(inputs[0], send)
             return
         refusal = self._refusal if self._refusal and self._refusal.inputs == inputs else None

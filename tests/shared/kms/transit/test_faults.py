@@ -295,7 +295,12 @@ async def test_a_seal_and_a_blocked_audit_device_are_told_and_the_key_works_agai
         files = {"ca": authority.ca, "client": (cert_file, key_file)}
         with running_bao(tmp_path, listener=listener, stanzas=audit, **files) as bao:
             tls = {"ca_file": authority.ca, "cert_file": cert_file, "key_file": key_file}
-            settings = TransitKeySettings.model_validate({**bao.mount().build_settings(tmp_path), **tls})
+            own = {"namespace": "team", "mount": "transit"}
+            bao.call("POST", "sys/namespaces/team", {})
+            bao.call("POST", "team/sys/mounts/transit", {"type": "transit"})
+            bao.call("POST", "team/transit/keys/ledger", {})
+            usual = bao.mount().build_settings(tmp_path, token=bao.token)
+            settings = TransitKeySettings.model_validate({**usual, **tls, **own})
             key = TransitKey(settings, clock=lambda: now)
             assert (await key.encrypt(PLAINTEXT, AAD, timeout=TIMEOUT)).version == "1"
             bao.seal()

@@ -175,6 +175,13 @@ async def test_a_token_of_a_file_is_renewed_unless_the_settings_say_else(
     assert key.lasts == pytest.approx(lasts, abs=5)
 
 
+async def test_a_token_that_no_header_can_have_is_told_and_not_sent(
+    mounted: Transit, tmp_path: Path, access: Open
+) -> None:
+    key = access({"token_file": write(tmp_path / "token", "s.one\x00two")})
+    assert await key.use() is Cause.CREDENTIALS_INVALID
+
+
 async def test_a_token_whose_policies_hide_its_end_or_that_has_none_is_used_without(
     mounted: Transit, tmp_path: Path, access: Open
 ) -> None:
