@@ -204,8 +204,12 @@ def handle_body(parse: Callable[[object], T], action: Callable[[T], Awaitable[ob
             raise RequestRefusedError(400, "invalid JSON") from None
         if not isinstance(document, dict):
             raise RequestRefusedError(400, "expected an object")
-        _add_audit_details(request, document)
-        return await action(_parse_or_refuse(parse, document))
+        try:
+            _add_audit_details(request, document)
+            parsed = _parse_or_refuse(parse, document)
+        except RecursionError:  # it could just be parsed
+            raise RequestRefusedError(400, "invalid JSON") from None
+        return await action(parsed)
 
     return answer
 

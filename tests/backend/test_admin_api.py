@@ -129,6 +129,13 @@ async def test_what_was_not_expected_is_named_and_not_repeated(admin: httpx2.Asy
         assert (answer.status_code, sentence in answer.json()["error"]) == (400, True), (path, body, answer.text)
 
 
+async def test_a_body_is_refused_at_any_depth(admin: httpx2.AsyncClient) -> None:
+    """Near Python's limit of recursion, some can be parsed, and then neither shown nor checked."""
+    for depth in range(880, 980):
+        answer = await admin.post("rotate", content=b'{"type":%s%s}' % (b"[" * depth, b"]" * depth))
+        assert answer.status_code == 400, depth
+
+
 ROW = {
     "id": "k", "status": "retired", "kek": "local", "kek_version": "0", "algorithm": "AES-256-GCM", "wrapped": "",
     "created_at": "2026-01-01T00:00:00Z", "fingerprint": "",
