@@ -98,7 +98,7 @@ class _Line(NamedTuple):
 
 
 def _render_span(span: _Span, *, is_button: bool) -> str:
-    css, text = ' class="message-button"' if is_button else "", escape(span.text, quote=False)
+    css, text = ' class="message-button"' if is_button else "", escape(span.text)
     if span.url:
         text = f'<a{css} href="{escape(span.url)}">{text}</a>'
     elif is_button:

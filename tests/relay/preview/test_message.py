@@ -52,6 +52,8 @@ def test_what_an_alert_says_stays_text_on_every_channel(folder: Path, channel: s
         assert elements.tags <= HARMLESS
         assert elements.attributes <= {"class", "href"}
         assert all(address.startswith(("http://", "https://")) for address in elements.addresses)
+    payload, kind = render(channel, folder, 'href="/incidents"')
+    assert 'href="/' not in render_message(kind, payload), "the path of public_url would come before it"
     payload, kind = render(channel, folder)
     assert "permission_denied: backend cannot encrypt" in Elements(render_message(kind, payload)).text.replace("\\", "")
 
