@@ -55,6 +55,16 @@ def get_thread(page: Page) -> Locator:
     return page.locator("#slack li", has=page.locator(".message")).last
 
 
+async def take_beginning(page: Page, file: Path) -> None:
+    """A message from its title to the last command that fixes it, for README."""
+    message = get_thread(page).locator(".message").first
+    whole, last = await message.bounding_box(), await message.locator("pre").last.bounding_box()
+    assert whole
+    assert last
+    height = last["y"] + last["height"] - whole["y"] + 4
+    await page.screenshot(path=file, clip={"x": whole["x"], "y": whole["y"], "width": whole["width"], "height": height})
+
+
 async def take(folder: Path, *, every: bool) -> None:
     """Writes slack-SCENE.png as a light, wide window shows it; or each of `every` scene, width and scheme."""
     schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark") if every else ("light",)
@@ -66,6 +76,8 @@ async def take(folder: Path, *, every: bool) -> None:
                         ending = f"-{size}-{scheme}" if every else ""
                         async with open_page(browser, url, size, scheme) as page:
                             await get_thread(page).screenshot(path=folder / f"slack-{name}{ending}.png")
+                            if name == "firing" and not every:
+                                await take_beginning(page, folder / "slack-beginning.png")
 
 
 if __name__ == "__main__":
