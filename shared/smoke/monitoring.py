@@ -197,8 +197,9 @@ async def query_api(
             "check Prometheus's log, and whether the address is its own",
         )
     if is_whole and (warnings := document.get("warnings")):
+        first = warnings[0] if isinstance(warnings, list) else warnings
         raise CheckError(
-            f"/api/v1/{endpoint} answers with a part of the data: {warnings[0]}",
+            f"/api/v1/{endpoint} answers with a part of the data: {str(first)[:200]}",
             "repair what it names, and count again",
         )
     return document["data"]

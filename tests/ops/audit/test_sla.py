@@ -257,6 +257,7 @@ FIRST: Any = at("2026-03-01T08:01")
     [
         {"status": "success"},
         {"status": "success", "data": None},
+        {"status": "success", "data": {"result": []}, "warnings": 5},
         {"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}, "value": [FIRST, "1"]}]}},
         *(
             {"status": "success", "data": {"resultType": "matrix", "result": [{"metric": labels, "values": [sample]}]}}
