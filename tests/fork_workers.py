@@ -18,8 +18,8 @@ import pytest
 from tests import fork_server
 
 _MODULE = "tests.fork_workers"
-_WITH_THREADS = "helm_python"
-"""It starts threads when it is imported, and no thread is forked: each process imports it, and what needs it."""
+_WITH_THREADS = ("helm_python", "_gojsonnet")
+"""They start threads when they are imported, and no thread is forked: each process imports them itself."""
 _GC_THRESHOLDS = gc.get_threshold()
 
 
@@ -61,13 +61,15 @@ class _Serving:
 def _import_all() -> None:
     """Imports what each process collects. What cannot be imported is reported by the collection."""
     root = Path(__file__).parent
-    sys.modules[_WITH_THREADS] = None  # type: ignore[assignment]  # so that its import fails
+    for module in _WITH_THREADS:
+        sys.modules[module] = None  # type: ignore[assignment]  # so that its import fails
     for file in sorted([*root.rglob("conftest.py"), *root.rglob("test_*.py")]):
         name = ".".join(file.relative_to(root.parent).with_suffix("").parts)
         if not name.startswith("tests.containers."):
             with suppress(Exception, pytest.skip.Exception, pytest.fail.Exception):
                 importlib.import_module(name)
-    del sys.modules[_WITH_THREADS]
+    for module in _WITH_THREADS:
+        del sys.modules[module]
 
 
 def main() -> None:
