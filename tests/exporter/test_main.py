@@ -67,7 +67,9 @@ def test_the_schema_describes_every_key_of_the_contract() -> None:
         "runbook_url",
         "page_links",
     }
-    assert "canary_dir" in schema["$defs"]["Target"]["properties"]
+    providers = {each["properties"]["provider"]["const"]: each for each in schema["$defs"]["Target"]["oneOf"]}
+    assert {"canary_dir", "endpoint"} <= providers["gcp"]["properties"].keys()
+    assert {"canary_dir", "address", "auth"} <= providers["transit"]["properties"].keys()
     assert "metrics_url" in schema["$defs"]["Backend"]["properties"]
 
 
