@@ -28,7 +28,7 @@ def read_settings(mounted: Transit, folder: Path) -> ExporterSettings:
     configuration = {
         "listen": "127.0.0.1:0",
         "service": "backend",
-        "probe": {"interval": "200ms", "timeout": "200ms"},
+        "probe": {"interval": "1s", "timeout": "1s"},
         "targets": [target],
     }
     file = folder / "exporter.yml"

@@ -78,7 +78,7 @@ async def test_one_is_read_from_the_fault_to_each_receipt(chromium: Browser, nig
             await page.get_by_role("link", name="Markdown").click()
         await (await download.value).save_as(tmp_path / "incident.md")
     text = (tmp_path / "incident.md").read_text()
-    assert text.startswith("# Incident: permission\\_denied: ledger (production) cannot encrypt with ledger-kek\n")
+    assert text.startswith("# Incident: role\\_missing: ledger (production) cannot encrypt with ledger-kek\n")
     assert f"- **Incident**: <{night.get_url()}>" in text
     assert "| 75.0 s | 75.0 s |" in text
     address = f"{night.get_url()}?fault=wait".replace("/incidents/", "/api/incidents/")
