@@ -30,6 +30,7 @@ REASONS = {
     "relay.db-wal": "the demo's relay runs; tests/relay/test_restored_backup.py restores a backup",
     "openssl x509": "the demo has no TLS",
     "--grafana": "the demo has no Grafana; tests/shared/smoke looks at a stand-in",
+    "2>emulator.log": "the demo has its own emulator; tests/e2e/test_quickstart.py starts it so",
     "grafana_token": "the demo has no Grafana; tests/ops/grafana/test_import.py runs it",
     "merged.yml": "tests/relay/routes merges files of others",
     "init --slack webhook": "tests/relay/cli/test_first_message.py runs it",
