@@ -62,6 +62,8 @@ MUTATIONS = [
     ("KMSProbeFlapping", "> 5", "> 6"),
     ("KMSProbeFlapping", "> 0.2", "> 0.05"),
     ("KMSProbeFlapping", "> 0.2", "> 0.3"),
+    ("KMSProbeFlapping", "offset 15m", "offset 10m"),
+    ("KMSProbeFlapping", "offset 15m", "offset 20m"),
     ("KMSProbeFlapping", '{operation!="canary_decrypt"}', ""),
     ("KMSProbeFlapping", "sum without (operation, reason)", "sum by (env, service, target)"),
     *[("KMSKeyProblems", old, new) for old, new in OF_A_KEY],
