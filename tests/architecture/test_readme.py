@@ -25,14 +25,14 @@ CLAIMS = {
         r"`storm-slack`, ([\d,]+) incidents;.*?after (\d+)\.\d s, in (\d+) messages\. .* (\d+) after (\d+) s \|",
     ),
     "a short outage": (
-        r"([\d.]+ %) of those that last 60 s raise an alert \((\d+ %) where KMS does not answer\), and (none) of 20 s",
+        r"([\d.]+ %) of those that last 60 s raise an alert \((\S+ %) where KMS does not answer\), and (none) of 20 s",
         BENCHMARKS,
-        r"20 s, calls refused [^%]*\| (none) .*60 s, calls refused [^;]*\| (\S+ %);.*60 s, no answer [^(]*\| (\d+ %)",
+        r"20 s, calls refused [^%]*\| (none) .*60 s, calls refused [^;]*\| (\S+ %);.*60 s, no answer \|.*?\| (\S+ %);",
     ),
     "silence": (
         r"an alert takes (\d+) s at the median; while a quota is exhausted, (\d+) s",
         BENCHMARKS,
-        r"10 minutes, no answer \|[^|]*\| 100 %; (\d+) .*? an outage is known after (\d+) s",
+        r"10 minutes, no answer \|[^|]*\| 100 %; (\d+), .*? an outage is known after (\d+) s",
     ),
     "the relay": (
         r"([\d.]+) times as long for ([\d,]+) groups\. It is two processes, which took (\d+ . \d+) MB then",

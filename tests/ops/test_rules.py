@@ -171,4 +171,4 @@ def test_the_job_that_a_rule_selects_is_scraped() -> None:
 
 def test_the_exporter_s_job_says_itself_how_often_so_that_one_failure_is_no_outage_elsewhere() -> None:
     jobs = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
-    assert {job.get("scrape_interval") for job in jobs if job["job_name"] == "keypulse-exporter"} == {"15s"}
+    assert {job.get("scrape_interval") for job in jobs if job["job_name"] == "keypulse-exporter"} == {"10s"}
