@@ -1,5 +1,6 @@
 """A running exporter, and its `/metrics` as Prometheus reads it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -40,6 +41,13 @@ class Scrape:
         async with self._session.get(self._url.removesuffix("/metrics") + path) as response:
             assert response.status == 200
             return await response.text()
+
+    async def wait_for(self, sample: str, value: float) -> dict[str, float]:
+        """All values, once the sample has this one."""
+        async with asyncio.timeout(20):
+            while (values := await self.values()).get(sample) != value:  # noqa: ASYNC110  over HTTP
+                await asyncio.sleep(0.05)
+        return values
 
     async def values(self) -> dict[str, float]:
         """Each sample's value by its name and the values of its labels, such as `kms_probe_success backend ledger`."""

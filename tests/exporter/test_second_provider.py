@@ -1,6 +1,5 @@
 """A provider whose versions are words is configured, probed, measured and shown as Cloud KMS is."""
 
-import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from shared.config.errors import ConfigurationError
 from shared.config.settings import load_settings
 from shared.kms.port import VersionState
 from tests import memory_kms
-from tests.exporter.running_exporter import Scrape, scraped
+from tests.exporter.running_exporter import scraped
 
 CONFIGURATION = """
 listen: 127.0.0.1:0
@@ -35,20 +34,12 @@ def read_settings(folder: Path, text: str = CONFIGURATION) -> ExporterSettings:
     return load_settings(ExporterSettings, file)
 
 
-async def wait_for(scrape: Scrape, sample: str, value: float) -> dict[str, float]:
-
-    async with asyncio.timeout(10):
-        while (values := await scrape.values()).get(sample) != value:  # noqa: ASYNC110  over HTTP
-            await asyncio.sleep(0.05)
-    return values
-
-
 async def test_it_is_probed_measured_and_shown(ledger: memory_kms.StoredKey, tmp_path: Path) -> None:
     ledger.permissions = frozenset({"use"})
     ledger.set_state("spring", VersionState.PENDING_DESTRUCTION, 4_000_000_000.0)
     async with scraped(read_settings(tmp_path)) as scrape:
-        values = await wait_for(scrape, "kms_key_primary_version_info backend ledger-kek autumn", 1)
-        await wait_for(scrape, "kms_probe_success backend ledger-kek", 1)
+        values = await scrape.wait_for("kms_key_primary_version_info backend ledger-kek autumn", 1)
+        await scrape.wait_for("kms_probe_success backend ledger-kek", 1)
         page = await scrape.page()
     assert values["kms_key_versions backend pending_destruction ledger-kek"] == 1
     assert values["kms_key_versions backend usable ledger-kek"] == 1
@@ -67,14 +58,14 @@ async def test_it_is_probed_measured_and_shown(ledger: memory_kms.StoredKey, tmp
 async def test_canaries_of_older_versions_are_kept_and_found_lost(ledger: memory_kms.StoredKey, tmp_path: Path) -> None:
     settings = read_settings(tmp_path)
     async with scraped(settings) as scrape:
-        await wait_for(scrape, "kms_key_versions_without_canary backend ledger-kek", 1)
+        await scrape.wait_for("kms_key_versions_without_canary backend ledger-kek", 1)
     ledger.add_version("winter")
     async with scraped(settings) as scrape:
-        values = await wait_for(scrape, "kms_canary_success  backend ledger-kek autumn", 1)
+        values = await scrape.wait_for("kms_canary_success  backend ledger-kek autumn", 1)
         assert values["kms_key_versions_without_canary backend ledger-kek"] == 1
     ledger.set_state("autumn", VersionState.DISABLED)
     async with scraped(settings) as scrape:
-        await wait_for(scrape, "kms_canary_success key_disabled backend ledger-kek autumn", 0)
+        await scrape.wait_for("kms_canary_success key_disabled backend ledger-kek autumn", 0)
         assert "canary lost, key_disabled" in await scrape.page()
     (canary_file,) = tmp_path.glob("*.json")  # noqa: ASYNC240
     (canaries,) = json.loads(canary_file.read_text(encoding="utf-8")).values()

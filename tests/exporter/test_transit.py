@@ -1,6 +1,5 @@
 """A key of a real Transit is configured, probed, inspected and shown as one of Cloud KMS is."""
 
-import asyncio
 import re
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from services.exporter.doctor import open_checks
 from shared.check import CheckError
 from shared.config.settings import load_settings
 from tests.bao import Bao, Transit
-from tests.exporter.running_exporter import Scrape, scraped
+from tests.exporter.running_exporter import scraped
 
 STATES = ("usable", "decrypt_only", "disabled", "destroyed")
 
@@ -36,13 +35,6 @@ def read_settings(mounted: Transit, folder: Path) -> ExporterSettings:
     return load_settings(ExporterSettings, file)
 
 
-async def wait_for(scrape: Scrape, sample: str, value: float) -> dict[str, float]:
-    async with asyncio.timeout(20):
-        while (values := await scrape.values()).get(sample) != value:  # noqa: ASYNC110  over HTTP
-            await asyncio.sleep(0.05)
-    return values
-
-
 async def test_versions_floor_permissions_rotation_and_the_token_s_end_are_metrics(
     mounted: Transit, tmp_path: Path
 ) -> None:
@@ -51,9 +43,9 @@ async def test_versions_floor_permissions_rotation_and_the_token_s_end_are_metri
     mounted.change("keys/ledger/config", min_decryption_version=3, min_encryption_version=3, auto_rotate_period="24h")
     mounted.change("keys/ledger/trim", min_available_version=2)
     async with scraped(read_settings(mounted, tmp_path)) as scrape:
-        values = await wait_for(scrape, "kms_key_primary_version backend ledger-kek", 4)
-        await wait_for(scrape, "kms_probe_success backend ledger-kek", 1)
-        await wait_for(scrape, "kms_wrong_aad_refused backend ledger-kek", 1)
+        values = await scrape.wait_for("kms_key_primary_version backend ledger-kek", 4)
+        await scrape.wait_for("kms_probe_success backend ledger-kek", 1)
+        await scrape.wait_for("kms_wrong_aad_refused backend ledger-kek", 1)
         page = await scrape.page()
     states = {state: values[f"kms_key_versions backend {state} ledger-kek"] for state in STATES}
     assert states == {"usable": 1, "decrypt_only": 1, "disabled": 1, "destroyed": 1}
@@ -72,18 +64,18 @@ async def test_a_floor_that_shuts_a_version_out_is_a_lost_canary_and_a_soft_dele
 ) -> None:
     settings = read_settings(mounted, tmp_path)
     async with scraped(settings) as scrape:
-        await wait_for(scrape, "kms_key_versions_without_canary backend ledger-kek", 0)
+        await scrape.wait_for("kms_key_versions_without_canary backend ledger-kek", 0)
     mounted.change("keys/ledger/rotate")
     mounted.change("keys/ledger/config", min_decryption_version=2)
     async with scraped(settings) as scrape:
-        await wait_for(scrape, "kms_canary_success key_disabled backend ledger-kek 1", 0)
+        await scrape.wait_for("kms_canary_success key_disabled backend ledger-kek 1", 0)
         mounted.bao.call("DELETE", f"{mounted.name}/keys/ledger/soft-delete")
         failure = "kms_probe_failure_info soft_deleted encrypt key_disabled backend ledger-kek"
-        await wait_for(scrape, failure, 1)
+        await scrape.wait_for(failure, 1)
         command = f"bao write -f {mounted.name}/keys/ledger/soft-delete-restore"
         assert command in re.sub("<[^>]*>", "", await scrape.page())
         mounted.bao.run(command)
-        await wait_for(scrape, "kms_probe_success backend ledger-kek", 1)
+        await scrape.wait_for("kms_probe_success backend ledger-kek", 1)
 
 
 async def test_doctor_tries_the_key_and_says_when_the_token_ends(mounted: Transit, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -161,9 +162,10 @@ def deliveries_command(
     """List the newest deliveries, or show one with its attempts, its receipt and the payload as sent."""
     settings = load_settings_or_exit(RelaySettings, config)
     chosen = DeliveryFilter(**filters)
+    limit_source = click.get_current_context().get_parameter_source("limit")
     if delivery_id is None:
         run_with_outbox(settings, lambda store: _print_list(store, chosen, limit, as_json=as_json), read_only=True)
-    elif chosen != DeliveryFilter():
+    elif chosen != DeliveryFilter() or limit_source is ParameterSource.COMMANDLINE:
         click.echo("ID: expected without filters, which are for a list", err=True)
         sys.exit(2)
     elif not run_with_outbox(settings, partial(_print_one, delivery_id, as_json=as_json), read_only=True):

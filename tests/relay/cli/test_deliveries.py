@@ -111,6 +111,7 @@ def test_what_an_alert_says_cannot_steer_the_terminal(typed: Typed, fill: Fill) 
         (["--alertname", "\udcff"], "--alertname: expected UTF-8 without a NUL character, got '\\udcff'"),
         (["\udcff"], "ID: expected UTF-8 without a NUL character, got '\\udcff'"),
         (["an-id", "--state", "dead"], "ID: expected without filters, which are for a list"),
+        (["an-id", "--limit", "50"], "ID: expected without filters, which are for a list"),
     ],
 )
 def test_an_error_exits_with_2_and_one_line(typed: Typed, arguments: list[str], line: str) -> None:
