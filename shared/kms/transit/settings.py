@@ -53,7 +53,9 @@ class TransitKeySettings(EgressSettings, ProviderSettings):
     @model_validator(mode="after")
     def _check_client(self) -> Self:
         if find_spec("aiohttp") is None:
-            raise ValueError("`provider: transit` needs aiohttp; install keypulse[transit]")
+            raise ValueError(
+                "`provider: transit` needs the package aiohttp, which is not installed; run: pip install '.[transit]'"
+            )
         return self
 
     @model_validator(mode="after")
