@@ -203,6 +203,8 @@ class DeliveryTask(NamedTuple):
     context: IncidentContext = IncidentContext()
     is_edit: bool = False
     """Whether the message that `first_receipt` names is edited to show the event, and nothing new is sent."""
+    is_proof: bool = False
+    """Whether the channel proves itself, and tells nobody anything; it has no event then."""
     members: tuple["DigestMember", ...] = ()
     """The deliveries of a digest, whose id `delivery_id` is then; empty for the message of one incident."""
     resolves_earlier: bool = False

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, NamedTuple, Protocol, runtime_checkable
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from services.relay.model import Message
 from shared.check import Check
-from shared.config.settings import Section
+from shared.config.settings import Section, parse_duration
 from shared.config.yaml_file import read_yaml
 
 _RATE: Final = re.compile(r"([1-9][0-9]{0,5})/([smh])")
@@ -144,6 +144,62 @@ class AddressingChannel(Channel, Protocol):
 
     async def find_address(self, receipt: Receipt) -> str:
         """The http(s) address of the message of a receipt. Asks the provider, changes nothing. Raises SendError."""
+        ...
+
+
+_MIN_INTERVAL: Final = 10.0
+
+
+def _check_interval(seconds: float) -> float:
+    if seconds and seconds < _MIN_INTERVAL:
+        raise ValueError(f"expected {_MIN_INTERVAL:g}s at least, or 0 to prove nothing")
+    return seconds
+
+
+class ProofSettings(Section):
+    """How the path is proven, from the exporter to what a provider shows."""
+
+    every: Annotated[
+        float, BeforeValidator(parse_duration, json_schema_input_type=str), AfterValidator(_check_interval)
+    ] = 900.0
+    """The exporter's interval; 0 proves nothing."""
+    slack_channel: str | None = None
+    """A channel of Slack in which proofs are posted, read back and deleted; None posts nothing."""
+    mail_to: tuple[str, ...] = ()
+    """Addresses that get a mail with each proof; without them no mail is sent."""
+    pagerduty_changes: bool = False
+    """Whether a proof sends a change event, which calls nobody."""
+
+
+class ProofLevel(StrEnum):
+    """How far a channel proved itself; each level includes those before it."""
+
+    REACHABLE = "reachable"
+    """Connected, the credentials are valid, the channel's own destination is there and may be written to."""
+    ACCEPTED = "accepted"
+    """The provider took something that notifies nobody."""
+    READ_BACK = "read_back"
+    """The provider shows it."""
+
+
+class ChannelProof(NamedTuple):
+    """What a channel proved, and why no more."""
+
+    level: ProofLevel | None
+    """None if it is not even reachable."""
+    error: str = ""
+    """What failed at the next level that it tried, without secrets; empty if nothing did."""
+
+
+@runtime_checkable
+class ProvingChannel(Channel, Protocol):
+    """A channel that can prove more than that its checks pass."""
+
+    async def prove(self, proof: ProofSettings) -> ChannelProof:
+        """Goes as far beyond `reachable` as it may without telling anybody. Its checks have passed just before.
+
+        Raises SendError, if something failed at the first level that it tried: then it is `reachable`.
+        """
         ...
 
 

@@ -7,7 +7,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
@@ -16,10 +16,14 @@ import structlog
 
 from services.relay.channels.port import (
     Channel,
+    ChannelProof,
     ChannelSettings,
     DeliveryLeaseLostError,
     EditingChannel,
     Progress,
+    ProofLevel,
+    ProofSettings,
+    ProvingChannel,
     Receipt,
     SendError,
     SendReason,
@@ -30,7 +34,9 @@ from services.relay.delivery.enrichment import NO_ENRICHMENT, Enricher, Enrichme
 from services.relay.delivery.message import LinkRules, build_message
 from services.relay.delivery.templates import MAX_SECONDS, MessageTemplates
 from services.relay.model import Button, DeliveryTask, Message, MessagePart, PartOutcome
+from shared.check import CheckOutcome, join_hint
 from shared.process.concurrency import is_task_cancelled
+from shared.process.doctor import run_checks_concurrently
 from shared.process.logs import describe_exception
 
 
@@ -93,6 +99,8 @@ class SenderSettings:
     """The folder of the team's templates."""
     acknowledge_link: SignatureSettings | None = None
     """How links are signed that acknowledge; None makes no such links."""
+    proof: ProofSettings = ProofSettings()
+    """How far a proof of a channel may go."""
 
 
 OpenSender = Callable[[SenderSettings], AbstractAsyncContextManager[Sender]]
@@ -195,6 +203,9 @@ class _LocalSender:
         try:
             async with asyncio.timeout_at(task.attempt_ends):
                 own, channel = settings.channels[task.channel], self.channels[task.channel]
+                if task.is_proof:
+                    receipt = await self._prove(task, channel)
+                    return SendResult(loop.time() - started, receipt)
                 message = await build_message(
                     task, settings.link_rules, settings.contacts, settings.zone, settings.buttons
                 )
@@ -236,6 +247,14 @@ class _LocalSender:
             request_count=attempt.request_count if attempt else 0,
         )
 
+    async def _prove(self, task: DeliveryTask, channel: Channel) -> Receipt:
+        """What the channel proves, as a receipt. Raises SendError if it is not even reachable."""
+        seconds = max(task.attempt_ends - asyncio.get_running_loop().time(), 0.0)
+        found = await prove_channel(channel, f"channels.{task.channel}", self.settings.proof, seconds)
+        if found.level is None:
+            raise SendError(SendReason.MISCONFIGURED, SendScope.ATTEMPT, found.error)
+        return {"level": found.level, "error": found.error}
+
     def _build_error(self, task: DeliveryTask, exception: BaseException, *, sent: bool) -> SendError:
         reason = SendReason.INTERNAL
         if isinstance(exception, ProgressNotSavedError):
@@ -253,3 +272,30 @@ class _LocalSender:
                 **describe_exception(exception),
             )
         return SendError(reason, SendScope.ATTEMPT, detail, maybe_arrived=sent)
+
+
+async def prove_channel(channel: Channel, key: str, proof: ProofSettings, timeout: float) -> ChannelProof:
+    """The proof of a channel: its checks, and then as far as it goes without telling anybody.
+
+    Args:
+        channel: open.
+        key: of the channel in the configuration, such as `channels.slack`.
+        proof: how far it may go.
+        timeout: seconds for each of its checks, and for the rest.
+    """
+    checks = list(channel.list_checks(key))
+    names = {check.name for check in checks}
+    own = [check if check.depends_on in names else replace(check, depends_on=None) for check in checks]
+    for result in await run_checks_concurrently(own, timeout=timeout):
+        if result.outcome is CheckOutcome.FAILED:
+            name = result.name.removeprefix(key).lstrip(". ")
+            return ChannelProof(None, join_hint(f"{name}: {result.detail}", result.hint))
+    if not isinstance(channel, ProvingChannel):
+        return ChannelProof(ProofLevel.REACHABLE)
+    try:
+        async with asyncio.timeout(timeout):
+            return await channel.prove(proof)
+    except TimeoutError:
+        return ChannelProof(ProofLevel.REACHABLE, f"no answer within {timeout:g} s")
+    except SendError as error:
+        return ChannelProof(ProofLevel.REACHABLE, str(error))

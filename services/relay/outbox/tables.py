@@ -236,6 +236,7 @@ channels = Table(
     Column("reason", Text),  # how the last attempt that did not reach it ended
     Column("retry_after_until", Double),  # until then nothing is claimed: its provider asked for a pause
     Column("served_at", Double),  # when a relay last recorded that it delivers on it
+    Column("served_since", Double),  # since when without a gap
     Column("edit_scope", Text),  # what edits its messages, also once it is called otherwise; null if nothing does
     # The last attempt that failed, be it that only its message was rejected.
     Column("failed_at", Double),
@@ -339,6 +340,37 @@ watchdogs = Table(
 )
 
 
+# A proof of the path as it came, of one env and service; a proof of an interval that was lost before the relay has none.
+path_proofs = Table(
+    "path_proofs",
+    metadata,
+    Column("started_at", Double, primary_key=True),  # when the exporter began it
+    Column("env", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("raised_at", Double, nullable=False),  # when its rule fired, by Prometheus
+    Column("received_at", Double, nullable=False),  # when its webhook came
+    Column("accepted_at", Double, nullable=False),
+    Column("alertmanager_at", Double),  # when Alertmanager had it; null where nobody could ask
+    sqlite_with_rowid=False,
+)
+
+# The proof of an interval on one channel; it waits until it has ended.
+channel_proofs = Table(
+    "channel_proofs",
+    metadata,
+    Column("interval_at", Double, primary_key=True),  # when the interval began
+    Column("channel", Text, primary_key=True),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", Double, nullable=False),  # when it may be claimed; while it is tried, when the lease ends
+    Column("lease", Text),
+    Column("level", Text),  # how far it was proven; null if it was not
+    Column("hop", Text),  # where it was lost; null if it was not
+    Column("error", Text),  # why it was lost, or got no further
+    Column("ended_at", Double),  # when it was proven or lost; null until then
+    sqlite_with_rowid=False,
+)
+
+
 def _add_index(name: str, *columns: Column[object], where: str | None = None) -> None:
     condition = None if where is None else text(where)
     Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
@@ -408,6 +440,7 @@ _add_index("incidents_by_start", incidents.c.started_at)
 _add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NOT NULL")
 _add_index("incidents_of_service", incidents.c.service_id, incidents.c.started_at, where="is_open = 1")
 _add_index("incidents_open_by_severity", incidents.c.severity, incidents.c.first_event_seq, where="is_open = 1")
+_add_index("channel_proofs_waiting", channel_proofs.c.channel, channel_proofs.c.interval_at, where="ended_at IS NULL")
 _add_index("audit_of_action", audit.c.action, audit.c.at)
 _add_index("audit_of_incident", audit.c.incident_id, audit.c.seq, where="incident_id IS NOT NULL")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
