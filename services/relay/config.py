@@ -11,9 +11,11 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationInfo, model_validator
 
+from services.relay.channels.email.channel import check_address
 from services.relay.channels.log import LogSettings
+from services.relay.channels.port import ProofSettings
 from services.relay.channels.registry import AnyChannel
-from services.relay.channels.slack.channel import SlackSettings
+from services.relay.channels.slack.channel import SlackSettings, check_name_or_id
 from services.relay.delivery.acknowledge_link import SignatureSettings
 from services.relay.delivery.enrichment import EnrichmentSettings
 from services.relay.delivery.message import LinkRules, check_allowed_host, check_template, list_unusual_variables
@@ -347,6 +349,19 @@ def _check_public_path(url: str) -> str:
     return url
 
 
+def _check_proof(proof: ProofSettings) -> ProofSettings:
+    for key, check, values in (
+        ("slack_channel", check_name_or_id, (proof.slack_channel,) if proof.slack_channel is not None else ()),
+        ("mail_to", check_address, proof.mail_to),
+    ):
+        for value in values:
+            try:
+                check(value)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
+    return proof
+
+
 def _check_max_bytes(retention: "RetentionSettings", info: ValidationInfo) -> "RetentionSettings":
     intake = info.data.get("intake")  # absent if it has errors
     if intake is not None and retention.max_bytes < (least := compute_minimum(intake.max_body)):
@@ -479,6 +494,7 @@ class RelaySettings(ServerSettings):
     intake: IntakeSettings = IntakeSettings()
     delivery: DeliverySettings = DeliverySettings()
     pacing: PacingSettings = PacingSettings()
+    proof: Annotated[ProofSettings, AfterValidator(_check_proof)] = ProofSettings()
     # After the intake, against which it is checked.
     retention: Annotated[RetentionSettings, AfterValidator(_check_max_bytes)] = RetentionSettings()
     # Before the routes, which are checked against it.

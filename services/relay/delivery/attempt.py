@@ -7,7 +7,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
@@ -99,7 +99,7 @@ class SenderSettings:
     """The folder of the team's templates."""
     acknowledge_link: SignatureSettings | None = None
     """How links are signed that acknowledge; None makes no such links."""
-    proof: ProofSettings = ProofSettings()
+    proof: ProofSettings = field(default_factory=ProofSettings)
     """How far a proof of a channel may go."""
 
 
@@ -219,13 +219,7 @@ class _LocalSender:
                 if self.signer and own.has_acknowledge_link:
                     message = await self.signer.add_to(message, own.destination)
                 attempt = LeasedAttempt(task, message, save_progress)
-                if not task.is_edit:
-                    receipt = await channel.send(attempt)
-                elif isinstance(channel, EditingChannel):
-                    receipt = await channel.edit(attempt)
-                else:
-                    detail = "messages of this channel are not edited"
-                    error = SendError(SendReason.REJECTED, SendScope.MESSAGE, detail)
+                receipt = await (_edit(channel, attempt) if task.is_edit else channel.send(attempt))
         except DeliveryLeaseLostError:
             if attempt is None or attempt.payload is None:
                 return SendResult(loop.time() - started, lease_lost=True)
@@ -299,3 +293,9 @@ async def prove_channel(channel: Channel, key: str, proof: ProofSettings, timeou
         return ChannelProof(ProofLevel.REACHABLE, f"no answer within {timeout:g} s")
     except SendError as error:
         return ChannelProof(ProofLevel.REACHABLE, str(error))
+
+
+async def _edit(channel: Channel, attempt: LeasedAttempt) -> Receipt:
+    if not isinstance(channel, EditingChannel):
+        raise SendError(SendReason.REJECTED, SendScope.MESSAGE, "messages of this channel are not edited")
+    return await channel.edit(attempt)

@@ -340,7 +340,7 @@ watchdogs = Table(
 )
 
 
-# A proof of the path as it came, of one env and service; a proof of an interval that was lost before the relay has none.
+# A proof of the path as it came, of one env and service. One that was lost before the relay has no row.
 path_proofs = Table(
     "path_proofs",
     metadata,

@@ -68,7 +68,7 @@ _LOGIN_HINTS: Final = {
 }
 
 
-def _check_address(value: str) -> str:
+def check_address(value: str) -> str:
     found = getaddresses([value])
     name, address = found[0] if len(found) == 1 else ("", "")
     try:
@@ -93,7 +93,7 @@ def _require_recipient(recipients: tuple[str, ...]) -> tuple[str, ...]:
     return recipients
 
 
-Mailbox = Annotated[str, AfterValidator(_check_address)]
+Mailbox = Annotated[str, AfterValidator(check_address)]
 """An address, perhaps with a name before it."""
 
 

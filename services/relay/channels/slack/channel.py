@@ -78,7 +78,7 @@ _CHANNEL_ID = "[CDG][A-Z0-9]{2,}"
 _THREAD_REFUSED: Progress = {"thread": "refused"}
 
 
-def _check_name_or_id(value: object) -> str:
+def check_name_or_id(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(rf"#[^\s#]{{1,80}}|{_CHANNEL_ID}", value):
         raise ValueError('expected "#name", in quotes, since YAML takes # for a comment, or the ID of the channel')
     return value
@@ -132,7 +132,7 @@ class SlackSettings(HttpChannelSettings):
     digest_size: ClassVar[int] = MAX_INCIDENTS
 
     kind: Literal["slack"]
-    channel: Annotated[str | None, BeforeValidator(_check_name_or_id, json_schema_input_type=str)] = None
+    channel: Annotated[str | None, BeforeValidator(check_name_or_id, json_schema_input_type=str)] = None
     """With `token_file`: `"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
     mention: Mention = "none"
     """Who is mentioned in the first message of an episode, and where it gets worse."""
