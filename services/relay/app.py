@@ -41,6 +41,7 @@ from services.relay.now.overview import count_open_incidents
 from services.relay.now.page import NowPages
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.heartbeats import read_last_seen
+from services.relay.outbox.proofs import prune_proofs, read_times
 from services.relay.outbox.retention import ByteLimit, run_retention
 from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, open_store
 from services.relay.outbox.tables import CHANNELS, UNFINISHED
@@ -109,8 +110,10 @@ async def run_relay(
             changed = None if previous is None else find_changed_channels(previous, settings)
             previous = settings
             store.unmerged_channels = settings.unmerged_channels
-            metrics.set_channels(settings.channels)
-            gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
+            metrics.set_channels(settings.channels, settings.proof.every)
+            gauges.set_configuration(
+                settings.channels, frozenset(each.name for each in settings.watchdogs), settings.proven_channels
+            )
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
             bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store, metrics)
@@ -218,7 +221,7 @@ async def run_intake_and_delivery(
             settings.retention.max_age,
             settings.retention.max_deliveries,
             byte_limit,
-            pruners=(prune_sessions, prune_silences, prune_checks),
+            pruners=(prune_sessions, prune_silences, prune_checks, prune_proofs),
             min_age=settings.delivery.duplicate_window,
         )
         async with (
@@ -271,6 +274,7 @@ def read_outbox_state(store: Store) -> OutboxState | None:
                 {each.name for each in CHANNELS.fetch_all(connection) if each.is_down},
                 read_last_seen(connection),
                 count_open_incidents(connection),
+                read_times(connection),
             )
         )
     except StoreUnavailableError as error:

@@ -565,6 +565,11 @@ class RelaySettings(ServerSettings):
         return frozenset(name for name, channel in self.channels.items() if not channel.merges_waiting)
 
     @property
+    def proven_channels(self) -> frozenset[str]:
+        """The channels on which proofs of the path are made: all, or none."""
+        return frozenset(self.channels) if self.proof.every else frozenset()
+
+    @property
     def acknowledging_channels(self) -> frozenset[str]:
         return frozenset(name for name, channel in self.channels.items() if channel.acknowledges)
 

@@ -1,8 +1,8 @@
 """The relay's metrics. Every label value exists, at 0, from the start."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from services.relay.channels.port import SendReason
 from services.relay.model import MessagePart, PartOutcome
+from services.relay.outbox.proofs import NEVER_PROVEN, ChannelTimes, Hop
 from services.relay.outbox.tables import UNFINISHED, UNSETTLED, DeliveryState
 from services.relay.text import WORST_FIRST
 from shared.credentials import Credentials
@@ -48,6 +49,8 @@ class OutboxState:
     """When each watchdog's last heartbeat came, unix seconds."""
     open_incidents: Iterable[tuple[str, int, int]] = ()
     """(severity, or nothing, open incidents, how many of them are acknowledged)."""
+    proofs: Mapping[str, ChannelTimes] = field(default_factory=dict)
+    """When each channel was proven."""
 
 
 class Metrics:
@@ -108,6 +111,12 @@ class Metrics:
             "Incidents that went to a further channel, since nobody acknowledged them.",
             "channel",
         )
+        self.proof_failures = counter(
+            "relay_path_proof_failures_total", "Proofs of the path that were lost, by the hop.", "channel", "hop"
+        )
+        self.proof_interval = gauge(
+            "relay_path_proof_interval_seconds", "How often the path is proven: proof.every; 0 is never."
+        )
         self.edits = counter(
             "relay_edits_total", "Attempts to edit the first message of an incident.", "channel", "outcome"
         )
@@ -153,12 +162,13 @@ class Metrics:
         self._channels: frozenset[str] = frozenset()
         self.set_channels(channels)
 
-    def set_channels(self, channels: Iterable[str]) -> None:
-        """Sets the configured channels; the counts of others are removed."""
+    def set_channels(self, channels: Iterable[str], proof_interval: float = 0.0) -> None:
+        """Sets the configured channels, and the seconds between proofs; the counts of other channels are removed."""
+        self.proof_interval.set(proof_interval)
         channels = frozenset(channels)
         for channel in self._channels - channels:
             of_channels = (self.leases_lost, self.duration, self.deliveries, self.attempts)
-            for each in (*of_channels, self.edits, self.escalations):
+            for each in (*of_channels, self.edits, self.escalations, self.proof_failures):
                 each.remove_by_labels({"channel": channel})
         for channel in channels:
             self.leases_lost.labels(channel)
@@ -168,6 +178,8 @@ class Metrics:
                 self.deliveries.labels(channel, outcome)
             for reason in SendReason:
                 self.attempts.labels(channel, reason)
+            for hop in Hop:
+                self.proof_failures.labels(channel, hop)
         self._channels = channels
 
     def set_size_functions(self, read_used: Callable[[], int], read_limit: Callable[[], int]) -> None:
@@ -191,9 +203,12 @@ class OutboxGauges(Collector):
         self.set_configuration((), ())
         self._read_state = read_state
 
-    def set_configuration(self, channels: Iterable[str], watchdogs: Collection[str]) -> None:
+    def set_configuration(
+        self, channels: Iterable[str], watchdogs: Collection[str], proven_channels: Collection[str] = ()
+    ) -> None:
         """Sets the configured names; channels with nothing waiting show 0."""
         self._channels = tuple(channels)
+        self._proven_channels = proven_channels
         self._watchdogs = watchdogs
 
     def describe(self) -> Iterator[Metric]:
@@ -201,7 +216,7 @@ class OutboxGauges(Collector):
         yield from _build_families()
 
     def collect(self) -> Iterator[Metric]:
-        deliveries, oldest, up, heartbeats, incidents = _build_families()
+        deliveries, oldest, up, heartbeats, incidents, proofs = _build_families()
         state = self._read_state()
         if state is None:
             return
@@ -211,8 +226,8 @@ class OutboxGauges(Collector):
             values[channel, each] = number
             if each in UNFINISHED:
                 oldest_waiting[channel] = min(accepted_at, oldest_waiting.get(channel, accepted_at))
-        for labels, number in values.items():
-            deliveries.add_metric(labels, number)
+        _add_all(deliveries, values.items())
+        _add_all(proofs, self._list_proofs(state))
         for channel, accepted_at in oldest_waiting.items():
             oldest.add_metric([channel], accepted_at)
         for channel in self._channels:
@@ -225,7 +240,17 @@ class OutboxGauges(Collector):
             number, acknowledged = counts.get(severity, (0, 0))
             incidents.add_metric([severity or "none", "true"], acknowledged)
             incidents.add_metric([severity or "none", "false"], number - acknowledged)
-        yield from (deliveries, oldest, up, heartbeats, incidents)
+        yield from (deliveries, oldest, up, heartbeats, incidents, proofs)
+
+    def _list_proofs(self, state: OutboxState) -> Iterator[tuple[tuple[str, str], float]]:
+        for channel in self._proven_channels:
+            for level, at in state.proofs.get(channel, NEVER_PROVEN).list_levels():
+                yield (channel, level), at
+
+
+def _add_all(family: GaugeMetricFamily, values: Iterable[tuple[Sequence[str], float]]) -> None:
+    for labels, value in values:
+        family.add_metric(labels, value)
 
 
 def _build_families() -> tuple[GaugeMetricFamily, ...]:
@@ -254,5 +279,11 @@ def _build_families() -> tuple[GaugeMetricFamily, ...]:
             "relay_open_incidents",
             "Incidents that fire, by their worst severity and by whether somebody acknowledged them.",
             labels=["severity", "acknowledged"],
+        ),
+        GaugeMetricFamily(
+            "relay_path_proof_timestamp_seconds",
+            "When a proof of the path last succeeded on a channel, by how far it was proven; none: since when it is "
+            "served without a proof.",
+            labels=["channel", "level"],
         ),
     )

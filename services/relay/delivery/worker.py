@@ -38,6 +38,7 @@ from services.relay.outbox.edits import (
 )
 from services.relay.outbox.fallback import fall_back, fall_back_unserved
 from services.relay.outbox.merge import DeliveryChanges
+from services.relay.outbox.proofs import record_proof
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcomes
 from services.relay.outbox.recovery import COMPARE_DELAY, detect_restore, sweep
 from services.relay.outbox.served_channels import record_served_channels, refresh_outdated
@@ -185,8 +186,8 @@ class Editor(_Claimer):
 
 
 async def _refuse_progress(_progress: Progress) -> None:
-    """An edit has none: made again, it changes nothing."""
-    raise ProgressNotSavedError("an edit has no progress")
+    """An edit and a proof have none: made again, they change nothing."""
+    raise ProgressNotSavedError("there is no progress to save")
 
 
 def build_editors(context: DeliveryContext) -> list[Editor]:
@@ -237,7 +238,8 @@ class Worker(_Claimer):
         for each in claimed.claims:
             delivery_id = each.task.delivery_id
             self._in_flight[delivery_id] = tuple(one.task.delivery_id for one in each.members or (each,))
-            sends.create_task(self._finish(delivery_id, partial(self.deliver, each, lease_ends)))
+            deliver = self.prove if each.task.is_proof else self.deliver
+            sends.create_task(self._finish(delivery_id, partial(deliver, each, lease_ends)))
         if claimed.channel_down:
             changes = await fall_back(self._shared.store, self.name, self._fallback)
             _handle_changes(self._shared, changes)
@@ -300,6 +302,24 @@ class Worker(_Claimer):
         for each, one in zip(claim.members or (claim,), recorded, strict=True):
             self._count_outcome(each.task, one)
             shared.wake_channels(one.channels_to_wake)
+
+    async def prove(self, claim: Claim, lease_ends: float) -> None:
+        """Has the channel prove itself. The circuit breaker and the metrics of deliveries know nothing of it."""
+        attempt_ends = asyncio.get_running_loop().time() + self._shared.settings.timeout
+        task = claim.task._replace(attempt_ends=attempt_ends, lease_ends=lease_ends)
+        result = await self._shared.send(task, _refuse_progress)
+        if result.lease_lost:
+            return
+        proven = result.receipt or {}
+        level, error = proven.get("level"), str(result.error or proven.get("error", ""))
+        if error:
+            log.warning(
+                "channel is not proven" if level is None else "channel proves less",
+                channel=self.name,
+                level=level,
+                error=error,
+            )
+        await retry_until_stored(partial(record_proof, self._shared.store, claim, level, error))
 
     def _build_outcome(self, claim: Claim, result: SendResult, started_at: float) -> AttemptOutcome:
         task = claim.task
@@ -446,6 +466,7 @@ async def run_delivery(
         settings.buttons,
         settings.messages.templates,
         settings.acknowledge_link,
+        settings.proof,
     )
     try:
         async with (

@@ -10,6 +10,7 @@ from services.relay.metrics import Metrics
 from services.relay.model import OWN_SOURCE, Event, Status, collect_hashes, decode_event, hash_fingerprint
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event, plan_deliveries
 from services.relay.outbox.incidents import IncidentState
+from services.relay.outbox.proofs import PathProof, accept_proofs
 from services.relay.outbox.retention import ByteLimit
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState, clean_for_database
@@ -159,6 +160,18 @@ class Acceptance:
             self._metrics.deliveries.labels(channel, DeliveryState.SUPERSEDED).inc()
         self._wake_channels(accepted.channels)
         return accepted
+
+    async def accept_proofs(self, proofs: Collection[PathProof], received_at: float) -> frozenset[str]:
+        """Commits proofs of the path, and gives the channels that prove themselves. Raises StoreUnavailableError.
+
+        `received_at` is when their webhook came, unix seconds.
+        """
+        names, every = self.settings.proven_channels, self.settings.proof.every
+        if not proofs or not names:
+            return frozenset()
+        new = await accept_proofs(self.store, proofs, names, every=every, received_at=received_at)
+        self._wake_channels(new)
+        return new
 
 
 MAX_SOURCE: Final = 200

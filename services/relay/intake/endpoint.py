@@ -148,18 +148,21 @@ class Intake:
         return BodyReader(self._body_budget, request.stream(), min(limit, self._max_body), declared, deadline=deadline)
 
     async def _parse_and_commit(self, arrival: _Arrival, body: bytes, source: str) -> Response:
+        received_at = self._store.clock()
         parsed = await self._parse(arrival, body, source)
         arrival.waits_for = "its commit"
         if parsed.heartbeats:
             await record_heartbeats(self._store, parsed.heartbeats)
             self._on_heartbeats(parsed.heartbeats)
+        proven = await self.acceptance.accept_proofs(parsed.proofs, received_at)
         if parsed.incoming is None:
-            return JSONResponse({"event_id": None, "deliveries": 0, "duplicate": False}, status_code=202)
+            return JSONResponse({"event_id": None, "deliveries": len(proven), "duplicate": False}, status_code=202)
         accepted = await self.acceptance.commit(parsed.incoming, parsed.route)
         return JSONResponse(encode_accepted(accepted), status_code=200 if accepted.is_duplicate else 202)
 
     async def _parse(self, arrival: _Arrival, body: bytes, source: str) -> ParsedWebhook:
-        work = partial(parse_webhook, body, source, self._settings.watchdogs, self._settings.routes)
+        settings = self._settings
+        work = partial(parse_webhook, body, source, settings.watchdogs, settings.routes, settings.proven_channels)
         if len(body) <= SMALL_BODY_BYTES:
             return work()
         arrival.waits_for = "its body to be parsed"

@@ -7,7 +7,7 @@ https://prometheus.io/docs/alerting/latest/configuration/#matcher, https://githu
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, TypeVar
 
@@ -15,6 +15,7 @@ import re2
 from pydantic import AfterValidator, BeforeValidator
 
 from services.relay.model import Alert, EscalationStep, Event, Status
+from services.relay.outbox.proofs import PathProof
 from shared.config.settings import Duration, Section, UrlFilePath
 from shared.net.egress import EgressSettings
 
@@ -172,10 +173,43 @@ def split_heartbeats(event: Event, watchdogs: Iterable[WatchdogSettings]) -> tup
             others.append(alert)
         elif alert.status is Status.FIRING:
             heartbeats.update(names)
-    if len(others) == len(event.alerts):
-        return event, frozenset()
-    if not others:
-        return None, frozenset(heartbeats)
-    firing = any(alert.status is Status.FIRING for alert in others)
-    status = Status.FIRING if firing else Status.RESOLVED
-    return replace(event, status=status, alerts=tuple(others)), frozenset(heartbeats)
+    return _keep_alerts(event, others), frozenset(heartbeats)
+
+
+def _keep_alerts(event: Event, alerts: Sequence[Alert]) -> Event | None:
+    """The event with some of its alerts alone; None with none of them."""
+    if len(alerts) == len(event.alerts):
+        return event
+    if not alerts:
+        return None
+    firing = any(alert.status is Status.FIRING for alert in alerts)
+    return replace(event, status=Status.FIRING if firing else Status.RESOLVED, alerts=tuple(alerts))
+
+
+PROOF_ALERT: Final = "KMSPathProof"
+UNPROVEN_ALERT: Final = "KMSPathUnproven"
+
+
+def split_proofs(event: Event, channels: Collection[str]) -> tuple[Event | None, frozenset[PathProof]]:
+    """The event without its proofs of the path, or None if no other alert is left; and those that were raised.
+
+    A channel of this relay that is not proven is no event either: the relay itself tells it, and knows where the proof
+    was lost. `channels` are those that it proves.
+    """
+    proofs: set[PathProof] = set()
+    others: list[Alert] = []
+    for alert in event.alerts:
+        name, labels = alert.labels.get("alertname"), alert.labels
+        if name == PROOF_ALERT:
+            if alert.status is Status.FIRING:
+                raised_at = alert.starts_at.timestamp()
+                started = _parse_seconds(alert.annotations.get("proof_started", "")) or raised_at
+                proofs.add(PathProof(started, labels.get("env", ""), labels.get("service", ""), raised_at))
+        elif name != UNPROVEN_ALERT or labels.get("channel") not in channels:
+            others.append(alert)
+    return _keep_alerts(event, others), frozenset(proofs)
+
+
+def _parse_seconds(text: str) -> float | None:
+    """Unix seconds of this era; None for anything else."""
+    return float(text) if re.fullmatch(r"[0-9]{1,11}", text) else None

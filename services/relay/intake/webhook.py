@@ -5,7 +5,7 @@ contains, it takes a few times its size. Grafana sends a superset of the fields,
 https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Final, NamedTuple, TypeVar
@@ -13,7 +13,13 @@ from typing import Annotated, Final, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta
 
-from services.relay.intake.routing import RouteSettings, WatchdogSettings, find_route, split_heartbeats
+from services.relay.intake.routing import (
+    RouteSettings,
+    WatchdogSettings,
+    find_route,
+    split_heartbeats,
+    split_proofs,
+)
 from services.relay.model import (
     MAX_TEXT,
     Alert,
@@ -25,6 +31,7 @@ from services.relay.model import (
     limit_size,
 )
 from services.relay.outbox.accept import IncomingEvent
+from services.relay.outbox.proofs import PathProof
 from shared.http.json_api import RefusedError
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
@@ -178,6 +185,8 @@ def _build_alert(number: int, raw: msgspec.Raw) -> Alert:
 class ParsedWebhook(NamedTuple):
     heartbeats: frozenset[str]
     """The watchdogs whose alerts fire in it."""
+    proofs: frozenset[PathProof]
+    """The proofs of the path that are raised in it."""
     incoming: IncomingEvent | None
     """The event of its other alerts; None if there are none."""
     route: RouteSettings | None
@@ -185,16 +194,27 @@ class ParsedWebhook(NamedTuple):
 
 
 def parse_webhook(
-    body: bytes, source: str, watchdogs: Sequence[WatchdogSettings], routes: Sequence[RouteSettings]
+    body: bytes,
+    source: str,
+    watchdogs: Sequence[WatchdogSettings],
+    routes: Sequence[RouteSettings],
+    proven_channels: Collection[str] = (),
 ) -> ParsedWebhook:
-    """Parses the JSON that a source sent. Raises MalformedWebhookError, TooManyTextsError."""
+    """Parses the JSON that a source sent; `split_proofs` has the channels.
+
+    Raises MalformedWebhookError, TooManyTextsError.
+    """
     event: Event | None = None
     heartbeats: frozenset[str] = frozenset()
-    total, route, candidates, has_heartbeats = 0, None, routes, False
+    proofs: frozenset[PathProof] = frozenset()
+    total, route, candidates, has_left_out = 0, None, routes, False
     for part in iterate_parts(body, source):
         others, found = split_heartbeats(part, watchdogs)
         heartbeats |= found
-        has_heartbeats |= others is not part
+        if others is not None:
+            others, raised = split_proofs(others, proven_channels)
+            proofs |= raised
+        has_left_out |= others is not part
         if others is None:
             continue
         total += hash_alerts(others)
@@ -203,8 +223,8 @@ def parse_webhook(
             route, candidates = candidates[index], candidates[:index]
         event = limit_size(others if event is None else replace(event, alerts=event.alerts + others.alerts))
     if event is None:
-        return ParsedWebhook(heartbeats, None, None)
-    if has_heartbeats:
+        return ParsedWebhook(heartbeats, proofs, None, None)
+    if has_left_out:
         firing = event.unlisted_firing or any(alert.status is Status.FIRING for alert in event.alerts)
         event = replace(event, status=Status.FIRING if firing else Status.RESOLVED)
     incoming = IncomingEvent(
@@ -214,4 +234,4 @@ def parse_webhook(
         alertname=find_alertname(event)[:MAX_TEXT],
         body=body,
     )
-    return ParsedWebhook(heartbeats, incoming, route)
+    return ParsedWebhook(heartbeats, proofs, incoming, route)

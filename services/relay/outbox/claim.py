@@ -18,6 +18,7 @@ from services.relay.outbox import breaker
 from services.relay.outbox import storm as digests
 from services.relay.outbox.context import read_contexts
 from services.relay.outbox.merge import RetryState, lock_incidents, merge_into_successor
+from services.relay.outbox.proofs import claim_proof, release_proofs
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.storm import FIRST_OF_INCIDENT, IS_CLAIMABLE, MAX_CLAIM_BYTES, Selection, lock_due
 from services.relay.outbox.tables import (
@@ -95,6 +96,8 @@ _MARK_CLAIMED: Final = (
 async def claim_due(store: Store, request: ClaimRequest) -> ClaimResult:
     """Deliveries of a channel that are due and have no older one of their incident before them, the oldest first.
 
+    Where there is none, its proof of the path, which waits for all others.
+
     Raises StoreUnavailableError.
     """
     return await store.batch(_claim_batch, request)
@@ -122,14 +125,18 @@ def _claim_channel(transaction: Transaction, request: ClaimRequest) -> ClaimResu
         )
         query = digests.LOCK_ALONE
     due, digest_id = selected or Selection(lock_due(transaction, query, values, admission.limit))
+    lease_id = f"{request.lease_owner}/{uuid4().hex}"
     if not due:
+        proof = claim_proof(transaction, request.channel, lease_id, request.lease_seconds, request.in_flight_ids)
+        if proof is not None:
+            breaker.record_claim(transaction, row, 1, rate=request.rate, trial_seconds=None)
+            return ClaimResult((proof,), 0.0, admission.channel_down)
         due_at = _NEXT_DUE.fetch_first(transaction.connection, values)
         retry_in = None if due_at is None else max(due_at - transaction.now, 0.0)
         return ClaimResult((), retry_in, admission.channel_down)
     trial_seconds = request.lease_seconds if admission.is_breaker_trial else None
     message_count = len(due) if digest_id is None else 1
     breaker.record_claim(transaction, row, message_count, rate=request.rate, trial_seconds=trial_seconds)
-    lease_id = f"{request.lease_owner}/{uuid4().hex}"
     transaction.connection.execute(
         _MARK_CLAIMED,
         {
@@ -338,5 +345,6 @@ async def release_leases(store: Store, lease_owner: str) -> None:
         for row in _LOCK_OWNED.fetch_all(transaction.connection, values):
             merge_into_successor(transaction, row, RetryState(row.attempts - 1, transaction.now, row.reason))
         transaction.connection.execute(_RELEASE, values)
+        release_proofs(transaction, lease_owner)
 
     await store.run(release)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, case, or_, select, update
 
 from services.relay.model import Status
 from services.relay.outbox.database import build_insert
@@ -60,11 +60,21 @@ async def record_served_channels(store: Store, edit_scopes: Mapping[str, str | N
 
     def commit(transaction: Transaction) -> None:
         new = build_insert(channels, transaction.connection.dialect.name)
-        changes = {"served_at": new.excluded.served_at, "edit_scope": new.excluded.edit_scope}
+        is_gap = or_(channels.c.served_at.is_(None), channels.c.served_at < transaction.now - _REPLICA_TIMEOUT)
+        changes = {
+            "served_at": new.excluded.served_at,
+            "served_since": case((is_gap, transaction.now), else_=channels.c.served_since),
+            "edit_scope": new.excluded.edit_scope,
+        }
         served = new.on_conflict_do_update(index_elements=["name"], set_=changes)
         # Sorted: two replicas that lock the same rows in different orders would wait for each other.
         rows = [
-            {"name": name, **NEW_CHANNEL, "served_at": transaction.now, "edit_scope": scope}
+            {
+                "name": name,
+                **NEW_CHANNEL,
+                **dict.fromkeys(("served_at", "served_since"), transaction.now),
+                "edit_scope": scope,
+            }
             for name, scope in sorted(edit_scopes.items())
         ]
         transaction.connection.execute(served, rows)

@@ -441,6 +441,13 @@ _add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NO
 _add_index("incidents_of_service", incidents.c.service_id, incidents.c.started_at, where="is_open = 1")
 _add_index("incidents_open_by_severity", incidents.c.severity, incidents.c.first_event_seq, where="is_open = 1")
 _add_index("channel_proofs_waiting", channel_proofs.c.channel, channel_proofs.c.interval_at, where="ended_at IS NULL")
+_add_index(
+    "channel_proofs_proven",
+    channel_proofs.c.channel,
+    channel_proofs.c.level,
+    channel_proofs.c.ended_at,
+    where="level IS NOT NULL",
+)
 _add_index("audit_of_action", audit.c.action, audit.c.at)
 _add_index("audit_of_incident", audit.c.incident_id, audit.c.seq, where="incident_id IS NOT NULL")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)

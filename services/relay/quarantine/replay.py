@@ -135,9 +135,9 @@ class Replays:
             raise ReplayRefusedError(f"the body has {len(body)} bytes; expected at most {MAX_BODY_BYTES}")
         check_source(entry.source)
         settings = self._acceptance.settings
-        work = partial(parse_webhook, body, entry.source, settings.watchdogs, settings.routes)
+        work = partial(parse_webhook, body, entry.source, settings.watchdogs, settings.routes, settings.proven_channels)
         try:
-            heartbeats, incoming, route = await run_in_thread_if_large(len(body), work)
+            heartbeats, _, incoming, route = await run_in_thread_if_large(len(body), work)
         except MalformedWebhookError as error:
             if len(body) == MAX_BODY_BYTES == entry.body_bytes:
                 raise MalformedWebhookError(f"{error}; only the first {MAX_BODY_BYTES // 1024} KiB are kept") from None

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from services.relay.config import RelaySettings
-from services.relay.intake.routing import Matcher, find_route, parse_matcher, split_heartbeats
+from services.relay.intake.routing import Matcher, find_route, parse_matcher, split_heartbeats, split_proofs
 from services.relay.model import Alert, EscalationStep, Event, Status
 from services.relay.routes.alertmanager import (
     AlertmanagerTree,
@@ -117,11 +117,13 @@ class RouteExplanation(NamedTuple):
 
 def explain_route(receiver: str, labels: Mapping[str, str], settings: RelaySettings) -> RouteExplanation:
     routes, (others, watchdogs) = settings.routes, split_heartbeats(_build_event(receiver, labels), settings.watchdogs)
+    why_not = f"it is a heartbeat of the watchdog {', '.join(sorted(watchdogs))}; no channel gets it"
+    if others is not None:
+        others, _ = split_proofs(others, settings.proven_channels)
+        why_not = "it is about the proof of the path; each channel proves itself, and tells nobody"
     if others is None:
-        names = ", ".join(sorted(watchdogs))
         skipped = (RouteVerdict(RouteState.SKIPPED, receiver_failed=False, failed=()),) * len(routes)
-        heartbeat = f"it is a heartbeat of the watchdog {names}; no channel gets it"
-        return RouteExplanation(receiver, tuple(sorted(watchdogs)), None, (), (), skipped, (heartbeat,))
+        return RouteExplanation(receiver, tuple(sorted(watchdogs)), None, (), (), skipped, (why_not,))
     chosen = find_route(others, routes)
     verdicts, why = [], []
     for number, route in enumerate(routes):

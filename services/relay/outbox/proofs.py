@@ -1,0 +1,292 @@
+"""Proofs of the path, on their way through the outbox: accepted, claimed by the workers, recorded, judged, forgotten.
+
+The exporter begins a proof at the start of each interval, so that all exporters and replicas mean the same one by its
+time. One proof of an interval waits on each channel, whatever number of services and Alertmanagers sent it. A worker
+claims it where no delivery is due, within the channel's rate. What failed is tried again until the next one has come.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, bindparam, delete, func, select, update
+
+from services.relay.model import Claim, DeliveryTask
+from services.relay.outbox.database import build_insert
+from services.relay.outbox.store import Store, Transaction
+from services.relay.outbox.tables import channel_proofs, channels, clean_for_database, path_proofs
+from shared.sql.rows import select_rows, select_tuples, select_values
+
+INTERVALS: Final = 2
+"""In so many a proof has to come to its end."""
+KEPT_SECONDS: Final = 31 * 86400.0
+_RETRY_SECONDS: Final = 60.0
+_MAX_ERROR: Final = 500
+_MAX_LABEL: Final = 200
+_MAX_PROOFS: Final = 100
+"""How many of one webhook are stored: one for each env and service."""
+
+
+class Hop(StrEnum):
+    """Where a proof was lost."""
+
+    EXPORTER = "exporter"
+    PROMETHEUS = "prometheus"
+    ALERTMANAGER = "alertmanager"
+    WEBHOOK = "webhook"
+    OUTBOX = "outbox"
+    CHANNEL = "channel"
+    UNKNOWN = "unknown"
+    """Before the relay."""
+
+
+class PathProof(NamedTuple):
+    """A proof as a webhook has it. Times are unix seconds."""
+
+    started_at: float
+    """When the exporter began it."""
+    env: str
+    service: str
+    raised_at: float
+    """When its rule fired, by Prometheus."""
+
+
+class PathProofRow(NamedTuple):
+    """A proof that came."""
+
+    started_at: float
+    env: str
+    service: str
+    raised_at: float
+    received_at: float
+    accepted_at: float
+    alertmanager_at: float | None
+
+
+class ChannelProofRow(NamedTuple):
+    """The proof of an interval on one channel."""
+
+    interval_at: float
+    channel: str
+    attempts: int
+    level: str | None
+    hop: str | None
+    error: str | None
+    ended_at: float | None
+
+
+class _WaitingRow(NamedTuple):
+    interval_at: float
+    attempts: int
+    due_at: float
+
+
+class ChannelTimes(NamedTuple):
+    """When a channel was proven last, unix seconds."""
+
+    by_level: Mapping[str, float]
+    served_since: float | None
+    """Since when it is served; None if it is not."""
+
+    def list_levels(self) -> list[tuple[str, float]]:
+        """Each level with its last success; and `none` since when it is served, where there was no success since."""
+        never = self.served_since is not None and self.proven_at == self.served_since
+        return [*self.by_level.items(), *([("none", self.served_since or 0.0)] if never else [])]
+
+    @property
+    def proven_at(self) -> float | None:
+        """The last success; since when it is served, where there was none since; None if neither is known."""
+        known = [*self.by_level.values(), *([] if self.served_since is None else [self.served_since])]
+        return max(known, default=None)
+
+
+NEVER_PROVEN: Final = ChannelTimes({}, None)
+_proof, _path = channel_proofs.c, path_proofs.c
+_LOCK_NEWEST: Final = (
+    select_rows(_WaitingRow, _proof)
+    .where(_proof.channel == bindparam("channel"), _proof.ended_at.is_(None))
+    .order_by(_proof.interval_at.desc())
+    .limit(1)
+    .for_update(skip_locked=True)
+)
+_OF_INTERVAL: Final = select_values(str, _proof.channel).where(_proof.interval_at == bindparam("interval"))
+_MARK_CLAIMED: Final = (
+    update(channel_proofs)
+    .where(_proof.channel == bindparam("of_channel"), _proof.interval_at == bindparam("interval"))
+    .values(attempts=_proof.attempts + 1, due_at=bindparam("ends"), lease=bindparam("lease_id"))
+)
+_LAST_PROVEN: Final = select_tuples(
+    tuple[str, str, float],
+    select(_proof.channel, _proof.level, func.max(_proof.ended_at)).group_by(_proof.channel, _proof.level),
+).where(_proof.level.is_not(None))
+_SERVED_SINCE: Final = select_tuples(tuple[str, float], select(channels.c.name, channels.c.served_since)).where(
+    channels.c.served_since.is_not(None), channels.c.served_at.is_not(None)
+)
+CHANNEL_PROOFS: Final = select_rows(ChannelProofRow, _proof)
+PATH_PROOFS: Final = select_rows(PathProofRow, _path)
+_LAST_ACCEPTED: Final = select_values(float, _path.accepted_at).order_by(_path.started_at.desc()).limit(1)
+_NEWEST_OF_CHANNEL: Final = (
+    CHANNEL_PROOFS.where(_proof.channel == bindparam("channel")).order_by(_proof.interval_at.desc()).limit(1)
+)
+
+
+def find_interval(at: float, every: float) -> float:
+    """When the interval of this time began; all times in unix seconds."""
+    return math.floor(at / every) * every
+
+
+async def accept_proofs(
+    store: Store, proofs: Collection[PathProof], names: Collection[str], *, every: float, received_at: float
+) -> frozenset[str]:
+    """Commits proofs that came, and gives the channels that have a new one. Raises StoreUnavailableError.
+
+    Alertmanager may bring one that is lost already, after a failure of hours; that proves nothing of now.
+    """
+
+    def commit(transaction: Transaction) -> frozenset[str]:
+        connection, now = transaction.connection, transaction.now
+        current = [each for each in proofs if -every <= now - each.started_at <= INTERVALS * every][:_MAX_PROOFS]
+        if not current:
+            return frozenset()
+        rows = [
+            {
+                "started_at": each.started_at,
+                "env": clean_for_database(each.env[:_MAX_LABEL]),
+                "service": clean_for_database(each.service[:_MAX_LABEL]),
+                "raised_at": each.raised_at,
+                "received_at": min(received_at, now),
+                "accepted_at": now,
+            }
+            for each in sorted(current)
+        ]
+        connection.execute(build_insert(path_proofs, connection.dialect.name).on_conflict_do_nothing(), rows)
+        new: set[str] = set()
+        for interval in sorted({find_interval(each.started_at, every) for each in current}):
+            missing = set(names).difference(_OF_INTERVAL.fetch_all(connection, {"interval": interval}))
+            _insert(transaction, interval, missing, due_at=now)
+            new |= missing
+        return frozenset(new)
+
+    return await store.run(commit)
+
+
+def _insert(transaction: Transaction, interval: float, names: Iterable[str], **values: object) -> None:
+    """Sorted: two replicas that insert the same rows in different orders would wait for each other."""
+    common = {"interval_at": interval, "attempts": 0, "due_at": transaction.now, **values}
+    if rows := [{**common, "channel": name} for name in sorted(names)]:
+        insert = build_insert(channel_proofs, transaction.connection.dialect.name).on_conflict_do_nothing()
+        transaction.connection.execute(insert, rows)
+
+
+def claim_proof(
+    transaction: Transaction, channel: str, lease_id: str, lease_seconds: float, in_flight_ids: Collection[str]
+) -> Claim | None:
+    """The newest proof that waits on a channel, if it is due."""
+    now = transaction.now
+    row = _LOCK_NEWEST.fetch_first(transaction.connection, {"channel": channel})
+    proof_id = f"proof/{channel}/{row.interval_at if row else 0:.0f}"
+    if row is None or row.due_at > now or proof_id in in_flight_ids:
+        return None
+    values = {"of_channel": channel, "interval": row.interval_at, "ends": now + lease_seconds, "lease_id": lease_id}
+    transaction.connection.execute(_MARK_CLAIMED, values)
+    interval_at = datetime.fromtimestamp(row.interval_at, UTC)
+    task = DeliveryTask(proof_id, incident_id="", episode=0, channel=channel, accepted_at=interval_at, is_proof=True)
+    return Claim(task, lease_id, row.attempts + 1)
+
+
+async def record_proof(store: Store, claim: Claim, level: str | None, error: str) -> bool:
+    """Commits how an attempt ended; without a level it is tried again. False if its lease was lost.
+
+    Raises StoreUnavailableError.
+    """
+
+    def commit(transaction: Transaction) -> bool:
+        ending = (
+            {"level": level, "ended_at": transaction.now} if level else {"due_at": transaction.now + _RETRY_SECONDS}
+        )
+        recorded = (
+            update(channel_proofs)
+            .where(_proof.lease == claim.lease_id, _proof.channel == claim.task.channel, _proof.ended_at.is_(None))
+            .values(lease=None, error=_clean_error(error), **ending)
+        )
+        return transaction.connection.execute(recorded).rowcount > 0
+
+    return await store.run(commit)
+
+
+def release_proofs(transaction: Transaction, lease_owner: str) -> None:
+    """Makes what an owner claimed due at once, for a clean stop."""
+    owned = update(channel_proofs).where(_proof.lease.startswith(lease_owner), _proof.ended_at.is_(None))
+    transaction.connection.execute(owned.values(lease=None, due_at=transaction.now))
+
+
+def record_losses(
+    transaction: Transaction, interval: float, names: Collection[str], hop: Hop, error: str
+) -> Mapping[str, Hop]:
+    """Ends what has not come to its end: all up to an interval, on these channels.
+
+    Args:
+        transaction: see `Store.run`.
+        interval: whose time is over; also the proofs that did not even come have been lost in it.
+        names: the channels that were served by then.
+        hop: where those were lost.
+        error: why.
+
+    Returns:
+        The channels that lost that of this interval just now, each with the hop.
+    """
+    connection, lost = transaction.connection, {"ended_at": transaction.now, "lease": None}
+    waiting = select_rows(ChannelProofRow, _proof).where(_proof.ended_at.is_(None), _proof.interval_at <= interval)
+    found: dict[str, Hop] = {}
+    for row in waiting.order_by(_proof.channel, _proof.interval_at).for_update().fetch_all(connection):
+        own = Hop.CHANNEL if row.attempts else Hop.OUTBOX
+        ended = update(channel_proofs).where(_proof.channel == row.channel, _proof.interval_at == row.interval_at)
+        connection.execute(ended.values(hop=own, **lost))
+        if row.interval_at == interval:
+            found[row.channel] = own
+    missing = set(names).difference(_OF_INTERVAL.fetch_all(connection, {"interval": interval}))
+    _insert(transaction, interval, missing, hop=hop, error=_clean_error(error), **lost)
+    return {**found, **dict.fromkeys(missing, hop)}
+
+
+async def record_alertmanager_time(store: Store, started_at: float, at: float) -> None:
+    """Commits when Alertmanager had the proofs of a time. Raises StoreUnavailableError."""
+    seen = update(path_proofs).where(_path.started_at == started_at).values(alertmanager_at=at)
+    await store.run(lambda transaction: transaction.connection.execute(seen))
+
+
+def read_times(connection: Connection) -> dict[str, ChannelTimes]:
+    """When each channel was proven last, and since when it is served."""
+    levels: dict[str, dict[str, float]] = {}
+    for channel, level, at in _LAST_PROVEN.fetch_all(connection):
+        levels.setdefault(channel, {})[level] = at
+    since = dict(_SERVED_SINCE.fetch_all(connection))
+    return {name: ChannelTimes(levels.get(name, {}), since.get(name)) for name in levels.keys() | since}
+
+
+def read_last_accepted(connection: Connection) -> float | None:
+    """When the last proof was accepted, unix seconds; None if none was."""
+    return _LAST_ACCEPTED.fetch_first(connection)
+
+
+def read_newest(connection: Connection, names: Iterable[str]) -> list[ChannelProofRow]:
+    """The newest proof of each channel that has any."""
+    rows = (_NEWEST_OF_CHANNEL.fetch_first(connection, {"channel": name}) for name in names)
+    return [row for row in rows if row is not None]
+
+
+async def prune_proofs(store: Store, _cutoff: float) -> None:
+    """Forgets what is older than `KEPT_SECONDS`, whatever else is kept. Raises StoreUnavailableError."""
+
+    def commit(transaction: Transaction) -> None:
+        before = transaction.now - KEPT_SECONDS
+        transaction.connection.execute(delete(path_proofs).where(_path.started_at < before))
+        transaction.connection.execute(delete(channel_proofs).where(_proof.interval_at < before))
+
+    await store.run(commit)
+
+
+def _clean_error(error: str) -> str | None:
+    return clean_for_database(error[:_MAX_ERROR]) or None
