@@ -1,0 +1,150 @@
+"""Proofs of the path in the outbox, on both stores."""
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+
+from services.relay.model import Claim
+from services.relay.outbox.claim import ClaimRequest, claim_due, release_leases
+from services.relay.outbox.proofs import (
+    CHANNEL_PROOFS,
+    KEPT_SECONDS,
+    Hop,
+    PathProof,
+    accept_proofs,
+    find_interval,
+    prune_proofs,
+    read_times,
+    record_losses,
+    record_proof,
+)
+from services.relay.outbox.served_channels import record_served_channels
+from services.relay.outbox.store import Store
+from services.relay.outbox.tables import CHANNELS, DeliveryState
+from tests.relay.outbox.rows import Rows
+
+EVERY = 900.0
+
+
+async def accept(store: Store, ago: float = 0.0, channels: Collection[str] = ("a", "b"), **changes: Any) -> set[str]:
+    started = find_interval(time.time() - ago, EVERY)
+    proof = PathProof(started, "production", "ledger", started + 20)._replace(**changes)
+    return set(await accept_proofs(store, [proof], channels, every=EVERY, received_at=time.time()))
+
+
+async def claim(store: Store, channel: str = "a", **changes: Any) -> Claim | None:
+    request = ClaimRequest(channel, 8, "owner", lease_seconds=20, rate=1.0)._replace(**changes)
+    claims = (await claim_due(store, request)).claims
+    return claims[0] if claims else None
+
+
+async def states(store: Store) -> dict[str, tuple[int, str | None, str | None]]:
+    found = await store.read(CHANNEL_PROOFS.fetch_all)
+    return {row.channel: (row.attempts, row.level, row.hop) for row in found}
+
+
+async def lose(store: Store, interval: float, *channels: str, hop: Hop = Hop.PROMETHEUS) -> dict[str, Hop]:
+    return dict(await store.run(lambda transaction: record_losses(transaction, interval, channels, hop, "why")))
+
+
+async def test_an_interval_has_one_proof_on_each_channel_however_many_send_it(store: Store) -> None:
+    assert await accept(store) == {"a", "b"}
+    assert await accept(store, service="billing") == set()  # another service
+    assert await accept(store) == set()  # the other Alertmanager of a pair
+    assert set(await states(store)) == {"a", "b"}
+
+
+@pytest.mark.parametrize(("ago", "taken"), [(EVERY, True), (3 * EVERY, False), (-2 * EVERY, False)])
+async def test_a_proof_that_is_lost_already_or_of_a_wrong_clock_proves_nothing(
+    store: Store, ago: float, taken: bool
+) -> None:
+    assert await accept(store, ago) == ({"a", "b"} if taken else set())
+
+
+async def test_a_proof_waits_for_every_delivery_and_takes_a_token_of_the_rate(store: Store, rows: Rows) -> None:
+    await rows.delivery(await rows.event(), "a", DeliveryState.QUEUED)
+    await accept(store)
+    first = await claim(store, limit=1)
+    assert first is not None
+    assert not first.task.is_proof
+    second = await claim(store)
+    assert second is not None
+    assert second.task.is_proof
+    before = {row.name: row.next_token_at for row in await store.read(CHANNELS.fetch_all)}
+    assert before["a"] > time.time()  # two messages at one a second
+    assert await claim(store) is None, "it is in flight"
+
+
+async def test_a_proof_that_failed_is_tried_again_and_one_that_succeeded_is_not(store: Store) -> None:
+    await accept(store, channels=["a"])
+    first = await claim(store)
+    assert first is not None
+    assert await record_proof(store, first, None, "Slack answered token_revoked")
+    assert await states(store) == {"a": (1, None, None)}
+    assert await claim(store) is None, "not before a minute"
+    await store.run(lambda transaction: transaction.connection.exec_driver_sql("UPDATE channel_proofs SET due_at = 0"))
+    second = await claim(store)
+    assert second is not None
+    assert second.attempt_number == 2
+    assert not await record_proof(store, first, "reachable", ""), "its lease is another's"
+    assert await record_proof(store, second, "read_back", "")
+    assert await states(store) == {"a": (2, "read_back", None)}
+    times = (await store.read(read_times))["a"]
+    assert times.by_level == {"read_back": pytest.approx(time.time(), abs=60)}
+    assert await claim(store) is None
+
+
+async def test_only_the_newest_proof_of_a_channel_is_tried(store: Store) -> None:
+    await accept(store, EVERY, channels=["a"])
+    await accept(store, channels=["a"])
+    found = await claim(store)
+    assert found is not None
+    await record_proof(store, found, "reachable", "")
+    left = await store.read(CHANNEL_PROOFS.fetch_all)
+    assert sorted((row.attempts, row.level) for row in left) == [(0, None), (1, "reachable")]
+
+
+async def test_a_clean_stop_gives_a_claimed_proof_to_the_next_relay(store: Store) -> None:
+    await accept(store, channels=["a"])
+    assert await claim(store)
+    assert await claim(store, lease_owner="other") is None
+    await release_leases(store, "owner")
+    assert await claim(store, lease_owner="other")
+
+
+async def test_a_lost_proof_is_counted_once_at_the_hop_that_had_it_last(store: Store) -> None:
+    interval = find_interval(time.time(), EVERY)
+    await accept(store, channels=["proven", "tried", "waiting"])
+    for channel, level in (("proven", "accepted"), ("tried", None)):
+        found = await claim(store, channel)
+        assert found is not None
+        await record_proof(store, found, level, "")
+    lost = await lose(store, interval, "proven", "tried", "waiting", "never came")
+    assert lost == {"tried": Hop.CHANNEL, "waiting": Hop.OUTBOX, "never came": Hop.PROMETHEUS}
+    assert await lose(store, interval, "proven", "tried", "waiting", "never came") == {}
+    assert await claim(store, "waiting") is None
+
+
+async def test_a_channel_without_a_proof_counts_from_when_it_is_served(store: Store) -> None:
+    await record_served_channels(store, {"a": None})
+    (served,) = (await store.read(read_times)).values()
+    assert served.list_levels() == [("none", pytest.approx(time.time(), abs=5))]
+    await record_served_channels(store, {"a": None})
+    assert (await store.read(read_times))["a"] == served, "it was served all the time"
+    gone = "UPDATE channels SET served_at = served_at - 3600, served_since = served_since - 7200"
+    await store.run(lambda transaction: transaction.connection.exec_driver_sql(gone))
+    await record_served_channels(store, {"a": None})
+    again = (await store.read(read_times))["a"].proven_at
+    assert again == pytest.approx(time.time(), abs=5), "nobody served it for an hour"
+
+
+async def test_proofs_are_kept_for_a_month_whatever_else_is(store: Store) -> None:
+    await accept(store)
+    await prune_proofs(store, time.time() + KEPT_SECONDS)
+    assert len(await states(store)) == 2
+    old = f"UPDATE channel_proofs SET interval_at = interval_at - {KEPT_SECONDS + EVERY}"
+    await store.run(lambda transaction: transaction.connection.exec_driver_sql(old))
+    await prune_proofs(store, 0.0)
+    assert await states(store) == {}
