@@ -22,7 +22,7 @@ from services.relay.apis import (
     ExporterHistory,
     PrometheusClient,
 )
-from services.relay.channels.port import SendError
+from services.relay.channels.port import ProofLevel, SendError
 from services.relay.channels.slack.web_api import SLACK_CODES, SlackError
 from services.relay.config import OidcSettings, RelaySettings
 from services.relay.delivery.attempt import close_channel
@@ -43,7 +43,7 @@ from services.relay.routes.alertmanager import (
     parse_tree,
     route_alert,
 )
-from shared.check import Check, CheckError
+from shared.check import Check, CheckError, CheckNotApplicable
 from shared.config.secret_file import SecretFile
 from shared.config.settings import is_placeholder_url
 from shared.net.page import check_connection, check_page
@@ -239,6 +239,7 @@ async def open_checks(settings: RelaySettings) -> AsyncIterator[Sequence[Check]]
             *_list_watchdog_checks(settings),
             *_list_link_checks(settings),
             *_list_board_checks(settings, stack),
+            *_list_proof_limits(settings),
             *list_enrichment_checks(settings.messages.enrichment, shows_own_runbooks=_shows_own_runbooks(settings)),
         ]
 
@@ -343,6 +344,17 @@ def _list_board_checks(settings: RelaySettings, stack: AsyncExitStack) -> Iterat
         stack.push_async_callback(exporter.close)
         token = "messages.board_token_file" if messages.board_token_file else None
         yield Check("messages.board_url history", exporter.check, token)
+
+
+def _list_proof_limits(settings: RelaySettings) -> Iterator[Check]:
+    """A line for each channel that proves no more than that it is reachable."""
+    for name, channel in settings.channels.items() if settings.proof.every else ():
+        if limit := channel.describe_proof_limit(settings.proof):
+            yield Check(f"channels.{name} proof", partial(_describe_proof_limit, limit))
+
+
+async def _describe_proof_limit(limit: str) -> str:
+    raise CheckNotApplicable(f"no more than `{ProofLevel.REACHABLE}`: {limit}")
 
 
 def _list_watchdog_checks(settings: RelaySettings) -> Iterator[Check]:

@@ -115,6 +115,7 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
         ProtectedRoute("/slack/files/{file}", web_api.methods.show_file, RouteRequirements(Role.VIEWER)),
         ProtectedRoute("/api/slack", actions.handle, RouteRequirements(Role.ADMIN, action="act in Slack"), ["POST"]),
         ProtectedRoute("/pagerduty/v2/enqueue", pagerduty.enqueue, anybody, ["POST"]),
+        ProtectedRoute("/pagerduty/v2/change/enqueue", pagerduty.enqueue_change, anybody, ["POST"]),
         *ControlApi(providers).build_routes(),
         *pages.build_routes(),
     ]

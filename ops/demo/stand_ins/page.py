@@ -98,6 +98,7 @@ class StandInPages:
             channels=[_arrange_channel(channel) for channel in providers.slack.channels.values()],
             mails=list(providers.mailbox.mails)[: -_MOST - 1 : -1],
             incidents=[_arrange_incident(each) for each in list(providers.pagerduty.incidents)[: -_MOST - 1 : -1]],
+            changes=list(providers.pagerduty.change_events)[: -_MOST - 1 : -1],
             open_count=sum(each.status != "resolved" for each in providers.pagerduty.incidents),
             faults=providers.faults.get_state(),
             broken=broken,

@@ -1,6 +1,7 @@
 """A stand-in for PagerDuty's Events API v2: an event comes in, incidents open and resolve.
 
-Rules: https://developer.pagerduty.com/docs/send-alert-event (fields, limits, answers) and
+Rules: https://developer.pagerduty.com/docs/send-alert-event (fields, limits, answers),
+https://developer.pagerduty.com/docs/send-change-event, which calls nobody, and
 https://developer.pagerduty.com/docs/events-api-v2-overview (deduplication).
 """
 
@@ -47,7 +48,7 @@ class PagerDutyIncident:
 
 
 class PagerDuty:
-    """One account: its routing keys, its incidents, and every accepted event."""
+    """One account: its routing keys, its incidents, every accepted event, and its change events."""
 
     def __init__(
         self, keys: Iterable[str], faults: ProviderFaults, changes: ChangeFeed, clock: Callable[[], float]
@@ -58,36 +59,47 @@ class PagerDuty:
         self._clock = clock
         self.incidents: deque[PagerDutyIncident] = deque(maxlen=MAX_STORED)
         self.events: deque[Json] = deque(maxlen=MAX_STORED)
+        self.change_events: deque[Json] = deque(maxlen=MAX_STORED)
 
     def get_state(self) -> Json:
-        """Incidents and events, oldest first, as JSON. Routing keys are secrets and not part of it."""
+        """Incidents, events and change events, oldest first, as JSON. Routing keys are secrets and not part of it."""
         return {
             "incidents": [{**asdict(incident), "log": list(incident.log)} for incident in self.incidents],
             "events": list(self.events),
+            "change_events": list(self.change_events),
         }
 
     async def enqueue(self, request: Request) -> Response:
         """`POST /v2/enqueue`: 202, or 400 with `errors`, 413, 429."""
+        return await self._take(request, "enqueue", self._respond)
+
+    async def enqueue_change(self, request: Request) -> Response:
+        """`POST /v2/change/enqueue`: the same."""
+        return await self._take(request, "change/enqueue", self._respond_to_change)
+
+    async def _take(self, request: Request, path: str, respond: Callable[[Json], Response]) -> Response:
         try:
             raw = await read_body(request.stream(), MAX_BYTES)
         except BodyTooLargeError:
             return _build_refusal(f"Event size exceeds {MAX_BYTES} bytes", status=413)
-        fault = self._faults.match(Provider.PAGERDUTY, lambda _: True)
+        fault = self._faults.match(Provider.PAGERDUTY, lambda fault: fault.method in {None, path})
         return await respond_with_fault(
             self._faults,
             fault,
-            lambda: self._respond(raw),
+            lambda: _respond_to_object(raw, respond),
             build_error=_build_refusal,
             build_rate_limited=_build_throttle_response,
         )
 
-    def _respond(self, raw: bytes) -> Response:
-        try:
-            event = json.loads(raw)
-        except ValueError:
-            return _build_refusal("JSON is invalid")
-        if not isinstance(event, dict):
-            return _build_refusal("Event is not an object")
+    def _respond_to_change(self, event: Json) -> Response:
+        if errors := list(find_change_errors(event, self._keys)):
+            return _build_refusal(*errors)
+        found = {"at": self._clock(), "payload": event["payload"], "links": event.get("links") or []}
+        self.change_events.append(found)
+        self._changes.publish()
+        return JSONResponse({"status": "success", "message": "Change event processed"}, status_code=202)
+
+    def _respond(self, event: Json) -> Response:
         if errors := list(find_event_errors(event, self._keys)):
             return _build_refusal(*errors)
         dedup_key = event.get("dedup_key") or uuid.uuid4().hex
@@ -131,15 +143,33 @@ class PagerDuty:
         return next(found, None)
 
 
-def find_event_errors(event: Json, keys: frozenset[str]) -> Iterable[str]:
-    """Everything that PagerDuty would not take, in its manner of speaking."""
-    routing_key = event.get("routing_key")
+def _respond_to_object(raw: bytes, respond: Callable[[Json], Response]) -> Response:
+    try:
+        event = json.loads(raw)
+    except ValueError:
+        return _build_refusal("JSON is invalid")
+    return respond(event) if isinstance(event, dict) else _build_refusal("Event is not an object")
+
+
+def find_change_errors(event: Json, keys: frozenset[str]) -> Iterable[str]:
+    """What PagerDuty would not take as a change event: of its payload only the summary is required."""
+    yield from _find_key_errors(event.get("routing_key"), keys)
+    yield from _find_payload_errors(event.get("payload"), ("summary",))
+    yield from _find_attachment_errors(event, "links", "href", ("http", "https"))
+
+
+def _find_key_errors(routing_key: object, keys: frozenset[str]) -> Iterable[str]:
     if not routing_key or not isinstance(routing_key, str):
         yield "'routing_key' is missing or blank"
     elif len(routing_key) != 32:
         yield "Length of 'routing_key' is incorrect (should be 32 characters)"
     elif routing_key not in keys:
         yield "Invalid routing key"
+
+
+def find_event_errors(event: Json, keys: frozenset[str]) -> Iterable[str]:
+    """Everything that PagerDuty would not take, in its manner of speaking."""
+    yield from _find_key_errors(event.get("routing_key"), keys)
     action = event.get("event_action")
     if action not in ACTIONS:
         yield f"'event_action' is invalid (must be one of the following: {', '.join(ACTIONS)})"
@@ -150,16 +180,16 @@ def find_event_errors(event: Json, keys: frozenset[str]) -> Iterable[str]:
     elif not isinstance(dedup_key, str) or len(dedup_key) > MAX_DEDUP_KEY:
         yield f"'dedup_key' is invalid (must be a string of at most {MAX_DEDUP_KEY} characters)"
     if action == "trigger":
-        yield from _find_payload_errors(event.get("payload"))
+        yield from _find_payload_errors(event.get("payload"), ("summary", "source", "severity"))
     yield from _find_attachment_errors(event, "links", "href", ("http", "https"))
     yield from _find_attachment_errors(event, "images", "src", ("https",))
 
 
-def _find_payload_errors(payload: object) -> Iterable[str]:
+def _find_payload_errors(payload: object, required: tuple[str, ...]) -> Iterable[str]:
     if not isinstance(payload, dict):
         yield "'payload' is missing or blank"
         return
-    for name in ("summary", "source", "severity"):
+    for name in required:
         if not payload.get(name) or not isinstance(payload[name], str):
             yield f"'payload.{name}' is missing or blank"
     if isinstance(payload.get("summary"), str) and len(payload["summary"]) > MAX_SUMMARY:

@@ -6,6 +6,7 @@ error             Slack's `ok: false` with this `error`; PagerDuty's 400 with it
 rate_limit        429 with `Retry-After: seconds`; SMTP 450
 lost_answer       stored, but the connection breaks (after `seconds`) before the answer's first byte
 slow_answer       stored, and answered as usual, but `seconds` later, or when healed
+unshown           Slack: a post is answered as usual, and nobody ever sees it
 refuse_recipient  SMTP: this `recipient` is answered 550, or `status`
 """
 
@@ -47,6 +48,7 @@ class FaultKind(StrEnum):
     RATE_LIMIT = "rate_limit"
     LOST_ANSWER = "lost_answer"
     SLOW_ANSWER = "slow_answer"
+    UNSHOWN = "unshown"
     REFUSE_RECIPIENT = "refuse_recipient"
 
 
@@ -69,7 +71,7 @@ class ProviderFault(BaseModel):
     target: str | None = None
     """A Slack channel, by its name with `#`; None is every request, also those that name no channel."""
     method: str | None = None
-    """A method of Slack's Web API, such as chat.update; None is all of them."""
+    """A method of Slack's Web API, such as chat.update, or a path of PagerDuty's Events API; None is all of them."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
@@ -82,8 +84,10 @@ class ProviderFault(BaseModel):
             raise ValueError("kind slow_answer: expected how late, in `seconds`")
         if self.target is not None and self.provider is not Provider.SLACK:
             raise ValueError("target: expected with provider slack only")
-        if self.method is not None and self.provider is not Provider.SLACK:
-            raise ValueError("method: expected with provider slack only")
+        if self.method is not None and smtp:
+            raise ValueError("method: expected with provider slack or pagerduty only")
+        if self.kind is FaultKind.UNSHOWN and self.provider is not Provider.SLACK:
+            raise ValueError("kind unshown: expected with provider slack only")
         return self
 
 
@@ -149,7 +153,7 @@ async def respond_with_fault(
         build_error: builds the provider's response for an error of this name.
         build_rate_limited: builds the provider's 429 with these headers.
     """
-    if fault is None:
+    if fault is None or fault.kind is FaultKind.UNSHOWN:
         return respond()
     if fault.kind is FaultKind.HANG:
         await faults.wait_until_healed(ENDLESS_SECONDS if fault.seconds is None else fault.seconds)

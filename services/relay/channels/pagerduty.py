@@ -23,12 +23,17 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Final, Literal
+from urllib.parse import urljoin
 
 from services.relay.channels.port import (
     Attempt,
+    ChannelProof,
     MessageRate,
     Progress,
+    ProofLevel,
+    ProofSettings,
     Receipt,
     SendError,
     SendReason,
@@ -211,6 +216,7 @@ _PROGRESS: Final[Mapping[Action, Progress]] = {
 """What a delivery has done once PagerDuty has the event."""
 _KEY_CHECK_EVENT: Final = {"event_action": "resolve", "dedup_key": "keypulse checks its routing key"}
 """No incident has such a key, and PagerDuty drops a resolve where nothing is open."""
+_PROOF_SUMMARY: Final = "keypulse proves that PagerDuty takes events of this service: nothing has changed"
 
 
 def _check_routing_key(secret: str) -> None:
@@ -243,6 +249,9 @@ class PagerDutySettings(HttpChannelSettings):
     @property
     def destination(self) -> str:
         return "PagerDuty, to the service of its routing key"
+
+    def describe_proof_limit(self, proof: ProofSettings) -> str:
+        return "" if proof.pagerduty_changes else "set `proof.pagerduty_changes: true`, for a change event with each"
 
     def connect(self, timeout: float) -> "PagerDutyChannel":
         return PagerDutyChannel(self, timeout)
@@ -287,6 +296,29 @@ class PagerDutyChannel(HttpChannel):
                 f"what answers is not PagerDuty's Events API (HTTP {answer.status})", "correct `url`, or leave it out"
             )
         return "answers; only send-test shows whether PagerDuty knows the routing key"
+
+    async def prove(self, proof: ProofSettings) -> ChannelProof:
+        """Its routing key by an event that PagerDuty drops, and a change event, which calls nobody.
+
+        https://developer.pagerduty.com/docs/send-change-event
+        """
+        try:
+            key = read_secret(self._routing_key)
+            is_unknown = await self._is_key_invalid(key)
+        except SendError as error:
+            return ChannelProof(None, str(error))
+        if is_unknown:
+            return ChannelProof(None, f"PagerDuty does not know the routing key; correct {self._routing_key.path}")
+        if not proof.pagerduty_changes:
+            return ChannelProof(ProofLevel.REACHABLE)
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        payload = {"summary": _PROOF_SUMMARY, "source": "keypulse", "timestamp": now.isoformat()}
+        body = _add_routing_key(key, encode_json({"payload": payload}))
+        answer = await post_json(self._session, "PagerDuty", urljoin(self._settings.url, "change/enqueue"), body)
+        if answer.status != 202:
+            detail, _ = _explain_rejection(answer.status, _parse_reply(answer.text), key)
+            raise build_status_error(answer.status, answer.headers, f"change event: {detail}", self._clock())
+        return ChannelProof(ProofLevel.ACCEPTED)
 
     def _list_actions(self, message: Message, progress: Progress) -> tuple[Action, ...]:
         task = message.task

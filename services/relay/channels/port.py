@@ -255,6 +255,10 @@ class ChannelSettings(Section):
         """What this channel cannot do and others of its kind can, a short text for each; empty for most."""
         return ()
 
+    def describe_proof_limit(self, proof: ProofSettings) -> str:  # noqa: ARG002  # for a ProvingChannel
+        """Why it proves no more than that it is reachable, or what to do about that; empty where it does."""
+        return "whatever it sends is a message"
+
     @abstractmethod
     def connect(self, timeout: float) -> Channel:
         """The channel, with `timeout` seconds for a whole send. Connects at the first send."""

@@ -130,6 +130,10 @@ class PostingChannel(HttpChannel, ABC):
         """More headers, and the secrets in them, which an answer may repeat. Raises SendError."""
         return {}, ()
 
+    def build_check_headers(self) -> Mapping[str, str]:
+        """The credentials of a request that sends nothing, where they are in headers. Raises SendError."""
+        return {}
+
     def read_receipt(self, answer: Answer, secrets: Sequence[str]) -> Receipt:
         """The receipt of an answer. Raises SendError where it is no success."""
         if answer.is_success:
@@ -174,10 +178,13 @@ class PostingChannel(HttpChannel, ABC):
         return await post_json(self._session, self.provider, url, payload, headers, reads_success=self._reads_success)
 
     async def _check_connection(self) -> str:
-        url = self.read_url()
+        url, headers = self.read_url(), self.build_check_headers()
         with translate_connection_errors(self.provider):
-            async with self._session.open().options(url) as response:
+            async with self._session.open().options(url, headers=headers) as response:
                 status = response.status
+        if status == 401 and headers:  # not 403, by which some refuse the method
+            detail = f"{self.provider} refuses the token (HTTP 401)"
+            raise SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, detail)
         if status >= 500:
             raise CheckError(f"{self.provider} answers with HTTP {status}", "see the log of what answers there")
         return f"{urlsplit(url).hostname} answers; only send-test shows whether it takes messages"

@@ -53,6 +53,13 @@ class ProviderCall:
             self._attempt.record_reply(mask_reply(reply, *secrets))
 
 
+class ProofCall(ProviderCall):
+    """The requests of a proof: it may send, and no attempt records it."""
+
+    def before_request(self, payload: str) -> None:  # noqa: ARG002  # it is not stored
+        self.reply_missing = True
+
+
 @asynccontextmanager
 async def call_provider(attempt: Attempt | None, provider: str, timeout: float) -> AsyncIterator[ProviderCall]:
     """Limits what runs inside to `timeout` seconds; a time-out is a SendError like every other. `attempt`: if it sends.

@@ -144,13 +144,16 @@ class WebhookChannel(PostingChannel):
     def build_payload(self, message: Message, *, may_be_a_repeat: bool) -> str:  # noqa: ARG002  # it has a key for that
         return json.dumps(build_body(message), ensure_ascii=False, separators=(",", ":"))
 
+    def build_check_headers(self) -> Mapping[str, str]:
+        return {"Authorization": f"Bearer {read_secret(self._token)}"} if self._token else {}
+
     def build_headers(self, message: Message, payload: str) -> tuple[Mapping[str, str], Sequence[str]]:
-        delivery_id, token = message.task.delivery_id, read_secret(self._token) if self._token else ""
-        headers = {"Idempotency-Key": delivery_id, **({"Authorization": f"Bearer {token}"} if token else {})}
+        delivery_id, authorization = message.task.delivery_id, self.build_check_headers()
+        headers = {"Idempotency-Key": delivery_id, **authorization}
         if self._signing_keys:
             keys = _read_signing_keys(self._signing_keys)
             headers |= build_signature_headers(keys, delivery_id, int(self._clock()), payload.encode())
-        return headers, (token,)
+        return headers, [value.removeprefix("Bearer ") for value in authorization.values()]
 
 
 def _read_signing_keys(file: SecretFile) -> list[bytes]:

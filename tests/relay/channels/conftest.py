@@ -119,6 +119,8 @@ async def providers(stand_ins: StandIns, answering: Answering) -> AsyncIterator[
         body, kind = await request.read(), request.path.split("/")[1]  # of its example
         if not any(SECRET in value for value in (request.path, *request.headers.values())):
             return web.Response(status=401, text="neither the path nor a header has the secret of the example")
+        if request.method == "OPTIONS":
+            return web.Response(status=204)
         if _is_refused(kind, body):
             return web.Response(status=400, text=f"`DOUBLES` refuses these {len(body)} bytes")
         hooked.append(body.decode())

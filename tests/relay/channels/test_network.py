@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from services.relay.channels.port import SendError, SendReason, SendScope
+from services.relay.channels.port import ProofSettings, SendError, SendReason, SendScope
+from services.relay.delivery.attempt import prove_channel
 from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import message, rotate, settings
@@ -85,6 +86,21 @@ async def test_a_message_arrives_through_a_proxy_with_a_login_and_over_private_t
         file.write_text(f"{proxy.url_with_login}/")
         assert channel.read_secret_versions() != before
     assert len(providers.arrived(kind)) == 1
+
+
+@EVERY_REMOTE_KIND
+async def test_a_proof_goes_through_the_proxy_and_over_private_tls_as_a_message_does(
+    kind: str, secret_file: Path, providers: Providers, tls_before: TlsBefore, authority: Authority, tmp_path: Path
+) -> None:
+    values = await secure(kind, secret_file, providers, tls_before)
+    proof = ProofSettings(slack_channel="#security-ops", mail_to=("proofs@example.org",), pagerduty_changes=True)
+    with tinyproxy(tmp_path) as proxy:
+        channel = settings({**values, "proxy": proxy.url, "ca_file": authority.ca}).connect(10)
+        level, error = await prove_channel(channel, "channels.mine", proof, 10)
+        await channel.close()
+        assert len(proxy.requests) == (2 if kind == "email" else 1)
+    assert level
+    assert error == ""
 
 
 @EVERY_REMOTE_KIND

@@ -154,8 +154,10 @@ class Methods:
         return channel, message
 
     def _list_history(self, arguments: Json) -> Json:
-        """Roots and broadcast replies, newest first."""
+        """Roots and broadcast replies, newest first; of a channel that the bot is a member of."""
         channel = self._workspace.find_channel_by_id(arguments)
+        if not channel.is_member:
+            raise SlackRefusedError("not_in_channel")
         visible = [m for m in reversed(channel.messages) if m.thread_ts is None or m.reply_broadcast]
         return _build_message_page(visible, arguments)
 

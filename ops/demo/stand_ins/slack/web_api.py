@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from ops.demo.stand_ins.provider_faults import (
     KINDS_AFTER_STORING,
+    FaultKind,
     Provider,
     ProviderFault,
     ProviderFaults,
@@ -80,15 +81,22 @@ class WebApi:
                 return False  # nothing is stored whose answer could be lost or late, and there are no blocks to refuse
             if fault.method is not None and fault.method != method:
                 return False
+            if fault.kind is FaultKind.UNSHOWN and method != "chat.postMessage":
+                return False
             return fault.target is None or (channel is not None and channel.name == fault.target)
+
+        fault = self._faults.match(Provider.SLACK, fits)
 
         def respond() -> Response:
             wait = self._workspace.rates.count_call(method, channel.name if channel else None)
             if wait is not None:
                 return build_rate_limited({"Retry-After": str(wait)})
+            document = self._respond(method, arguments)
+            if channel and document["ok"] and fault and fault.kind is FaultKind.UNSHOWN:
+                channel.messages.pop()
             # The scopes of the token, in each answer: https://docs.slack.dev/authentication/installing-with-oauth
             return JSONResponse(
-                self._respond(method, arguments),
+                document,
                 headers={"X-OAuth-Scopes": ",".join(sorted(self._find_scopes(arguments)))},
             )
 
@@ -98,7 +106,7 @@ class WebApi:
 
         return await respond_with_fault(
             self._faults,
-            self._faults.match(Provider.SLACK, fits),
+            fault,
             respond,
             build_error=lambda name: JSONResponse(SlackRefusedError(name).response),
             build_rate_limited=build_rate_limited,
@@ -124,7 +132,10 @@ class WebApi:
             return PlainTextResponse("rate_limited", 429, headers=headers)
 
         fault = self._faults.match(
-            Provider.SLACK, lambda fault: fault.target in {None, channel.name} and fault.method is None
+            Provider.SLACK,
+            lambda fault: (
+                fault.target in {None, channel.name} and fault.method is None and fault.kind is not FaultKind.UNSHOWN
+            ),
         )
         return await respond_with_fault(
             self._faults, fault, respond, build_error=_build_webhook_error, build_rate_limited=build_rate_limited

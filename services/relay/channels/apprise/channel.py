@@ -136,8 +136,7 @@ class AppriseChannel(HttpChannel):
         return [create_check(f"{key} connection", self._check_connection, f"{key}.url_file")]
 
     async def _check_connection(self) -> str:
-        _, plugin = await self._open_plugin()
-        self._plugin = None  # no send gets one that was used for this
+        plugin = await self._create_plugin(read_secret(self._url_file))  # no send gets one that was used for this
         first_request = await _import_plugin_module().find_first_request(plugin)
         if first_request is None:
             raise CheckError(
@@ -150,10 +149,13 @@ class AppriseChannel(HttpChannel):
         """The URL, and Apprise's plugin for it; the first one in a process takes a second. Raises SendError."""
         url = read_secret(self._url_file)
         if self._plugin is None or self._plugin[0] != url:
-            try:
-                created = start_in_thread("apprise", lambda: _import_plugin_module().create_plugin(url))
-                self._plugin = url, await asyncio.wrap_future(created)
-            except FileCheckError as error:
-                detail = f"{self._url_file.path}: {error}"
-                raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail) from None
+            self._plugin = url, await self._create_plugin(url)
         return self._plugin
+
+    async def _create_plugin(self, url: str) -> "NotifyBase":
+        try:
+            created = start_in_thread("apprise", lambda: _import_plugin_module().create_plugin(url))
+            return await asyncio.wrap_future(created)
+        except FileCheckError as error:
+            detail = f"{self._url_file.path}: {error}"
+            raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail) from None

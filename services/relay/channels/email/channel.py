@@ -16,10 +16,12 @@ import asyncio
 import email.policy
 import re
 import ssl
+import time
 from base64 import b64encode
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Self
@@ -29,10 +31,21 @@ import structlog
 from aiosmtplib import SMTP
 from pydantic import AfterValidator, Field, model_validator
 
-from services.relay.channels.email.mail import build_mail
-from services.relay.channels.port import Attempt, ChannelSettings, Receipt, SendError, SendReason, SendScope
+from services.relay.channels.email.mail import build_mail, build_proof_mail
+from services.relay.channels.port import (
+    Attempt,
+    ChannelProof,
+    ChannelSettings,
+    ProofLevel,
+    ProofSettings,
+    Receipt,
+    SendError,
+    SendReason,
+    SendScope,
+)
 from services.relay.channels.requests import (
     MASK,
+    ProofCall,
     ProviderCall,
     call_provider,
     create_check,
@@ -130,6 +143,9 @@ class EmailSettings(EgressSettings, ChannelSettings):
     def destination(self) -> str:
         return ", ".join(self.to)
 
+    def describe_proof_limit(self, proof: ProofSettings) -> str:
+        return "" if proof.mail_to else "set `proof.mail_to`: its addresses then get a mail with each proof"
+
     def connect(self, timeout: float) -> "EmailChannel":
         return EmailChannel(self, timeout)
 
@@ -146,9 +162,10 @@ class _Mail(NamedTuple):
 class EmailChannel:
     """Sends to one set of recipients through one mail server."""
 
-    def __init__(self, settings: EmailSettings, timeout: float) -> None:
+    def __init__(self, settings: EmailSettings, timeout: float, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._timeout = timeout
+        self._clock = clock
         self._egress = Egress(settings)
         name, address = parseaddr(settings.sender)
         self._sender = MailAddress(name, addr_spec=address)
@@ -168,9 +185,7 @@ class EmailChannel:
         replies, answer = dict(attempt.progress), ""
         async with call_provider(attempt, "the mail server", self._timeout) as call:
             if recipients:  # else the recipients that were left are no longer configured
-                login = self._settings.username or "", read_secret(self._password) if self._password else ""
-                session = _SmtpSession(self._settings, self._egress, self._timeout, call, login)
-                sent, answer = await session.send(self._sender.addr_spec, recipients, mail)
+                sent, answer = await self._create_session(call).send(self._sender.addr_spec, recipients, mail)
                 replies |= sent
         rejected = {address: reply for address, reply in replies.items() if _parse_code(reply) >= 500}
         deferred = {
@@ -218,6 +233,20 @@ class EmailChannel:
             create_check(f"{key} recipients", self._check_recipients, sender),
         ]
 
+    async def prove(self, proof: ProofSettings) -> ChannelProof:
+        """A mail to `proof.mail_to`, by the same session as any other."""
+        to = list(dict.fromkeys(parseaddr(mailbox)[1] for mailbox in proof.mail_to))
+        if not to:
+            return ChannelProof(ProofLevel.REACHABLE)
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        built = build_proof_mail(self._sender, to, self._recipients, now)
+        content = built.as_bytes(policy=email.policy.SMTP).decode("ascii")
+        mail = _Mail(str(built["Message-ID"]), content, content, secret="")
+        replies, _ = await self._create_session(ProofCall()).send(self._sender.addr_spec, to, mail)
+        refused = {address: reply for address, reply in replies.items() if not _is_any_accepted([reply])}
+        error = f"the mail server refuses {_format_replies(refused)}, of `proof.mail_to`" if refused else ""
+        return ChannelProof(ProofLevel.REACHABLE if len(refused) == len(to) else ProofLevel.ACCEPTED, error)
+
     async def read_certificate(self) -> Validity | None:
         """Of the mail server; None without TLS. Raises SendError."""
         try:
@@ -228,11 +257,20 @@ class EmailChannel:
 
     async def close(self) -> None:
         """Closes the session of the checks; each send closes its own."""
+        self._end_checks()
+
+    def _end_checks(self) -> None:
         if self._checked is not None:
             self._checked.quit()
             self._checked.client.close()
+            self._checked = None
+
+    def _create_session(self, call: ProviderCall) -> "_SmtpSession":
+        login = self._settings.username or "", read_secret(self._password) if self._password else ""
+        return _SmtpSession(self._settings, self._egress, self._timeout, call, login)
 
     async def _check_connection(self) -> str:
+        self._end_checks()  # of earlier ones that were cancelled
         self._checked = _SmtpSession(self._settings, self._egress, self._timeout, ProviderCall())
         with self._checked.translate_errors():
             await self._checked.connect()
@@ -262,6 +300,7 @@ class EmailChannel:
                 except aiosmtplib.SMTPRecipientRefused as error:
                     refused.append(f"{address} ({error.code} {mask_reply(error.message)})")
             await session.client.rset()
+        self._end_checks()
         if refused:
             raise CheckError(
                 f"the mail server refuses {', '.join(refused)}", "correct `to`; a 4xx may be greylisting, and passes"
@@ -272,8 +311,12 @@ class EmailChannel:
     def _continue_checks(self) -> Iterator["_SmtpSession"]:
         """The session that the first check opened."""
         assert self._checked is not None  # noqa: S101  # each later check depends on the first
-        with self._checked.translate_errors():
-            yield self._checked
+        try:
+            with self._checked.translate_errors():
+                yield self._checked
+        except BaseException:
+            self._end_checks()  # the others are skipped
+            raise
 
     def _build_mail(self, message: Message) -> _Mail:
         mail = build_mail(message, self._sender, self._recipients)

@@ -18,6 +18,7 @@ import email.policy
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from email.headerregistry import Address, BaseHeader, HeaderRegistry, UnstructuredHeader
 from email.message import EmailMessage, MIMEPart
 from email.policy import Policy
@@ -232,6 +233,21 @@ def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> 
     # Python's own boundaries are random, and a retry sends the same bytes; an alert's author cannot guess these.
     for number, part in enumerate(part for part in mail.walk() if part.is_multipart()):
         part.set_boundary(_hash_parts("boundary", delivery_id, str(number)))
+    return mail
+
+
+def build_proof_mail(sender: Address, to: Sequence[str], proven: Sequence[str], now: datetime) -> EmailMessage:
+    """A mail to `to`, which proves the server that takes those to `proven`. A filter can delete it by its List-ID."""
+    mail = EmailMessage(policy=_POLICY)
+    mail["From"] = sender
+    mail["To"] = ", ".join(to)
+    mail["Subject"] = "keypulse proves this mail server: nothing is wrong"
+    mail["Date"] = now
+    mail["Message-ID"] = _build_message_id(sender.domain, "proof", now.isoformat(), *to, *proven)
+    mail["Auto-Submitted"] = "auto-generated"
+    mail["List-ID"] = f"keypulse proofs <keypulse-proofs.{sender.domain}>"
+    purpose = f"By this server and login keypulse sends its alerts to {', '.join(proven)}."
+    mail.set_content(f"Nothing is wrong, and there is nothing to do.\n\n{purpose}\n", cte="quoted-printable")
     return mail
 
 

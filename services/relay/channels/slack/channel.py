@@ -24,8 +24,11 @@ from pydantic import BeforeValidator, model_validator
 from services.relay.channels.port import (
     Attempt,
     Channel,
+    ChannelProof,
     MessageRate,
     Progress,
+    ProofLevel,
+    ProofSettings,
     Receipt,
     SendError,
     SendReason,
@@ -42,6 +45,7 @@ from services.relay.channels.requests import (
 from services.relay.channels.slack.blocks import Block, cut_for_edit
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
 from services.relay.channels.slack.message import MAX_INCIDENTS, NO_MARKUP, Mention, build_post, find_thread
+from services.relay.channels.slack.proof import prove_by_post
 from services.relay.channels.slack.thread import (
     CHANNEL_KINDS,
     NotFound,
@@ -166,6 +170,11 @@ class SlackSettings(HttpChannelSettings):
     def limitations(self) -> tuple[str, ...]:
         return LIMITATIONS if self.webhook_url_file else ()
 
+    def describe_proof_limit(self, proof: ProofSettings) -> str:
+        if self.webhook_url_file:
+            return "use a bot, by `token_file`: nothing that an incoming webhook posts can be deleted"
+        return "" if proof.slack_channel else "set `proof.slack_channel`, where the bot posts, reads back and deletes"
+
     def connect(self, timeout: float) -> Channel:
         if self.webhook_url_file is None:
             return SlackChannel(self, timeout)
@@ -283,6 +292,12 @@ class SlackChannel(HttpChannel):
             create_check(f"{key} channel", self._check_channel, token, _HINTS),
         ]
 
+    async def prove(self, proof: ProofSettings) -> ChannelProof:
+        if proof.slack_channel is None:
+            return ChannelProof(ProofLevel.REACHABLE)
+        api = self._open_api(ProviderCall())
+        return await prove_by_post(api, proof.slack_channel, self._channel_name, self._timeout / 3)
+
     def _open_api(self, call: ProviderCall) -> SlackApi:
         return SlackApi(self._session, self._settings.api_url, read_secret(self._token), call, self._clock())
 
@@ -304,6 +319,7 @@ class SlackChannel(HttpChannel):
         found = await _explain_errors(
             _read_channel(api, self._channel_id) if self._channel_id else _find_by_name(api, name)
         )
+        self._channel_id = str(found.get("id") or "") or self._channel_id  # by which it is found in one request
         if found.get("is_archived"):
             raise CheckError(f"{name} is archived", "unarchive it, or set another `channel`")
         if found.get("is_member"):
