@@ -81,6 +81,13 @@ def test_every_kind_of_channel_is_explained() -> None:
     assert kinds == {*explained}, "each kind has a section in docs/configuration/channels.md, with its row"
 
 
+def test_what_every_kind_of_channel_proves_is_explained() -> None:
+    kinds = {kind for each in models_in(AnyChannel) for kind in typing.get_args(each.model_fields["kind"].annotation)}
+    section = configuration_of("relay").partition("\n## What a channel proves\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\w+)[^|]*\| `(\w+)`", section, re.MULTILINE)
+    assert {(kind, "reachable") for kind in kinds} == {*rows}, "each kind has a row under What a channel proves"
+
+
 @pytest.mark.parametrize("server", CONFIGURED)
 def test_the_example_is_a_valid_configuration(server: str, tmp_path: Path) -> None:
     example = re.search(r"```yaml\n(.*?)```", configuration_of(server), re.DOTALL)

@@ -150,6 +150,7 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "GET /slack/files/{file}": Role.VIEWER,
         "POST /api/slack": Role.ADMIN,
         "POST /pagerduty/v2/enqueue": OPEN,
+        "POST /pagerduty/v2/change/enqueue": OPEN,
     },
 }
 UNRECORDED = {
@@ -165,6 +166,7 @@ UNRECORDED = {
     "POST /slack/services/{team}/{app}/{secret}": "a message",
     "POST /slack/upload/{file}": "a part of a message",
     "POST /pagerduty/v2/enqueue": "an event",
+    "POST /pagerduty/v2/change/enqueue": "a change event",
 }
 """What changes something and is no action of somebody's on the server."""
 

@@ -226,6 +226,16 @@ async def test_a_configuration_that_works_passes_every_check_and_nothing_is_sent
     }
 
 
+async def test_each_channel_that_proves_no_more_than_that_it_is_reachable_has_a_line(world: World) -> None:
+    world.relay["proof"] = {"slack_channel": "#proofs"}
+    lines = [format_line(result) for result in await world.examine("relay") if result.name.endswith(" proof")]
+    assert lines == [
+        "- channels.hook proof: no more than `reachable`: whatever it sends is a message",
+        "- channels.mail proof: no more than `reachable`: set `proof.mail_to`, who get a mail with each proof",
+        "- channels.pager proof: no more than `reachable`: set `proof.pagerduty_changes`, which sends change events",
+    ]
+
+
 async def test_a_database_that_exists_is_read_and_left_as_it_is(world: World) -> None:
     database = create_sqlite_url(world.folder / "relay.db")
     async with open_store(database, time.time):

@@ -251,7 +251,7 @@ class PagerDutySettings(HttpChannelSettings):
         return "PagerDuty, to the service of its routing key"
 
     def describe_proof_limit(self, proof: ProofSettings) -> str:
-        return "" if proof.pagerduty_changes else "set `proof.pagerduty_changes: true`, for a change event with each"
+        return "" if proof.pagerduty_changes else "set `proof.pagerduty_changes`, which sends change events"
 
     def connect(self, timeout: float) -> "PagerDutyChannel":
         return PagerDutyChannel(self, timeout)

@@ -33,6 +33,27 @@ async def test_triggers_of_one_dedup_key_are_one_incident(http: aiohttp.ClientSe
 
 
 @pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({}, ""),
+        ({"routing_key": "1" * 32}, "Invalid routing key"),
+        ({"payload": None}, "'payload' is missing or blank"),
+        ({"payload": {"source": "x"}}, "'payload.summary' is missing or blank"),
+        ({"payload": {"summary": "x" * 1025}}, "'payload.summary' is too long (maximum is 1024 characters)"),
+        ({"links": [{"href": "javascript:x"}]}, "'links[0].href' is invalid (must be a URL: http or https)"),
+    ],
+)
+async def test_a_change_event_needs_a_key_and_a_summary_and_opens_no_incident(
+    http: aiohttp.ClientSession, stand_ins: StandIns, changes: dict[str, Any], error: str
+) -> None:
+    body = {"routing_key": KEY, "payload": {"summary": "a deployment"}, **changes}
+    async with http.post("/pagerduty/v2/change/enqueue", json=body) as answer:
+        assert (answer.status, (await answer.json()).get("errors", [""])) == (400 if error else 202, [error])
+    assert len(stand_ins.pagerduty.change_events) == (not error)
+    assert (list(stand_ins.pagerduty.incidents), list(stand_ins.pagerduty.events)) == ([], [])
+
+
+@pytest.mark.parametrize(
     ("body", "error"),
     [
         (event(routing_key=None), "'routing_key' is missing or blank"),

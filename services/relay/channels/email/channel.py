@@ -144,7 +144,7 @@ class EmailSettings(EgressSettings, ChannelSettings):
         return ", ".join(self.to)
 
     def describe_proof_limit(self, proof: ProofSettings) -> str:
-        return "" if proof.mail_to else "set `proof.mail_to`: its addresses then get a mail with each proof"
+        return "" if proof.mail_to else "set `proof.mail_to`, who get a mail with each proof"
 
     def connect(self, timeout: float) -> "EmailChannel":
         return EmailChannel(self, timeout)
