@@ -1,5 +1,6 @@
 """The exporter's composition root: the only module that imports all the others."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
@@ -10,6 +11,7 @@ from services.exporter.backend_process import read_backends_in_process
 from services.exporter.config import ExporterSettings
 from services.exporter.jobs import Connect, ReadBackends, RunningJobs, run_tasks, start_jobs
 from services.exporter.metrics.exposition import Exposition
+from services.exporter.path_proof import PathProofCollector
 from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
 from services.exporter.web import probe_endpoint
@@ -31,6 +33,7 @@ async def run_exporter(
     random: Random | None = None,
     read_backends: ReadBackends = read_backends_in_process,
     get_server_credentials: Callable[[], Credentials] = dict,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Starlette]:
     """Probes and reads in the background while the body runs.
 
@@ -40,6 +43,7 @@ async def run_exporter(
         random: where the schedule's jitter comes from.
         read_backends: reads the backends.
         get_server_credentials: those of web.yml.
+        clock: Unix seconds, for proofs of the path.
 
     Yields:
         The application to serve; its `state.apply` watches what other settings say instead, and its `state.stop`
@@ -55,6 +59,7 @@ async def run_exporter(
         return {**get_server_credentials(), **own, **record.metrics.get_certificates()}
 
     CredentialCollector("kms", process, read_credentials)
+    PathProofCollector(process, lambda: watched, clock)
     random = random or Random()  # noqa: S311  jitter, no secret
     async with AsyncExitStack() as stack:
         encoding = exposition.encode_continuously(record.metrics.changed)
@@ -75,6 +80,7 @@ async def run_exporter(
                 success_max_age=settings.probe.success_max_age,
                 runbook_url=settings.runbook_url,
                 page_links=settings.page_links,
+                proof_every=settings.proof.every,
             )
             async with start_jobs(settings, record, connect, random, read_backends) as watch:
                 app = create_application(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
@@ -31,6 +32,7 @@ from shared.config.settings import (
     PageLinks,
     Section,
     is_placeholder_url,
+    parse_duration,
 )
 from shared.credentials import ReadValidity, read_certificate
 from shared.kms.registry import KeySettings
@@ -48,6 +50,21 @@ def _refuse_placeholder(url: str, info: ValidationInfo) -> str:
     if is_placeholder_url(url) and info.data.get("environment") == "production":
         raise ValueError("a placeholder is not allowed in production; expected an address of your own")
     return url
+
+
+class ProofSettings(Section):
+    """When a proof of the path of alerts begins."""
+
+    every: Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=str | Literal[0])] = 900.0
+    """Seconds from one proof to the next; 0 for none."""
+
+
+def _check_proof(proof: ProofSettings, info: ValidationInfo) -> ProofSettings:
+    """A proof takes minutes with intervals of production, and its rule shows whole seconds."""
+    least = "10s" if info.data.get("environment") == "demo" else "5m"
+    if proof.every and (proof.every < parse_duration(least) or proof.every % 1):
+        raise ValueError(f"expected `every` in whole seconds, of {least} at least, or 0 for no proofs")
+    return proof
 
 
 class Target(Section):
@@ -123,6 +140,7 @@ class ExporterSettings(ServerSettings):
     backends: tuple[Backend, ...] = ()
     # Before what may be a placeholder everywhere but in production.
     environment: Literal["production", "staging", "demo"] = "production"
+    proof: Annotated[ProofSettings, AfterValidator(_check_proof)] = ProofSettings()
     runbook_url: Annotated[HttpUrl, AfterValidator(_refuse_fragment), AfterValidator(_refuse_placeholder)] | None = None
     """The URL of docs/KMS_OPERATIONS.md inside the organisation; the board links to its sections."""
     page_links: PageLinks = Field(default_factory=dict)

@@ -1,6 +1,7 @@
 """A running exporter, and its `/metrics` as Prometheus reads it."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -72,10 +73,12 @@ def configured(
 
 @asynccontextmanager
 async def scraped(
-    settings: ExporterSettings, connect: Callable[[ProviderSettings], KmsKey] = connect_key
+    settings: ExporterSettings,
+    connect: Callable[[ProviderSettings], KmsKey] = connect_key,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Scrape]:
     async with (
-        run_exporter(settings, connect=connect, read_backends=read_backends) as application,
+        run_exporter(settings, connect=connect, read_backends=read_backends, clock=clock) as application,
         serve(application, FREE) as address,
         aiohttp.ClientSession() as session,
     ):

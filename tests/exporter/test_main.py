@@ -64,6 +64,7 @@ def test_the_schema_describes_every_key_of_the_contract() -> None:
         "targets",
         "backends",
         "environment",
+        "proof",
         "runbook_url",
         "page_links",
     }

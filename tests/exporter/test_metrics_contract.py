@@ -8,6 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ExporterSettings
 from services.exporter.model import (
     BackendState,
     Call,
@@ -19,6 +21,7 @@ from services.exporter.model import (
     Operation,
     ProbeResult,
 )
+from services.exporter.path_proof import PathProofCollector
 from shared.backend_contract import KEYRING_METRICS, CryptoMode
 from shared.credentials import Validity
 from shared.http.server import CredentialCollector
@@ -51,6 +54,7 @@ CONTRACT = """
 | `kms_rotation_failures_total` | counter | `step` |
 | `kms_data_keys` | gauge | `kek_version`, `status` |
 | `kms_credential_expiry_timestamp_seconds` | gauge | `credential` |
+| `keypulse_path_proof_started_timestamp_seconds` | gauge | |
 """
 Rows = dict[str, tuple[str, set[str]]]
 
@@ -80,9 +84,11 @@ def families() -> dict[str, Metric]:
     }
     metrics.add_inspection(KeyInspection("backend", "ledger-kek", 1.0, *inspected, **more))
     credentials = CredentialCollector("kms", CollectorRegistry(), lambda: {"projected token": Validity(2.0, 1.0)})
+    settings = ExporterSettings(backends=(Backend(service="backend", health_url="http://127.0.0.1:8000"),))
+    proofs = PathProofCollector(CollectorRegistry(), lambda: settings, lambda: 1.0)
     return {
         f"{family.name}_total" if family.type == "counter" else family.name: family
-        for family in (*metrics.collect(), *credentials.collect())
+        for family in (*metrics.collect(), *credentials.collect(), *proofs.collect())
     }
 
 

@@ -11,6 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ExporterSettings
 from services.exporter.model import (
     BackendState,
     Call,
@@ -21,6 +23,7 @@ from services.exporter.model import (
     Operation,
     ProbeResult,
 )
+from services.exporter.path_proof import PathProofCollector
 from services.relay.app import run_relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
@@ -65,7 +68,9 @@ def by_the_exporter() -> list[Metric]:
         BackendState("ledger", health, init_timestamp=1.0, decryption_errors=0.0, keyring=keyring)
     )
     credentials = CredentialCollector("kms", CollectorRegistry(), lambda: {"projected token": Validity(2.0, 1.0)})
-    return [*metrics.collect(), *credentials.collect()]
+    settings = ExporterSettings(backends=(Backend(service="ledger", health_url="http://127.0.0.1:8000"),))
+    proofs = PathProofCollector(CollectorRegistry(), lambda: settings, lambda: 1.0)
+    return [*metrics.collect(), *credentials.collect(), *proofs.collect()]
 
 
 def by_a_relay(folder: Path) -> list[Metric]:

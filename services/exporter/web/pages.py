@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from services.exporter.history import MAX_FAILURE_SPANS, FailureSpan, History, TargetHistory, compute_quantile
+from services.exporter.path_proof import PathProof, find_proof
 from services.exporter.web import board as board_module
 from services.exporter.web import findings
 from services.exporter.web.board import Board, BoardQuery, Card, CardCache, MaxAges, build_board, build_card
@@ -75,6 +76,7 @@ class BoardPages:
         result_max_age: seconds without news after which the last ones are said to be old.
         success_max_age: seconds after which a round trip no longer counts as a success.
         runbook_url: the URL of docs/KMS_OPERATIONS.md inside the organisation; without it, sections are named only.
+        proof_every: seconds from one proof of the path to the next; 0 for none.
         clock: Unix seconds.
     """
 
@@ -86,6 +88,7 @@ class BoardPages:
         success_max_age: float = math.inf,
         runbook_url: str | None = None,
         page_links: Mapping[str, str] = MappingProxyType({}),
+        proof_every: float = 0.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._history = history
@@ -96,6 +99,7 @@ class BoardPages:
         self._files = StaticFiles(SHARED_ASSETS, _ASSET_FOLDER)
         self._runbook_url = runbook_url
         self._page_links = page_links
+        self._proof_every = proof_every
 
     def build_routes(self) -> list[ProtectedRoute]:
         """The page at `/` and what it needs."""
@@ -182,12 +186,13 @@ class BoardPages:
                 "MAX_FAILURE_SPANS": MAX_FAILURE_SPANS,
                 "runbook_url": self._runbook_url,
                 "page_links": self._page_links,
+                "watched_since": self._history.started_at,
             },
         )
 
     def _render_board(self, board: Board, query: BoardQuery) -> str:
         return self._templates.get_template("board.html.j2").render(
-            board=board, query=query, cursor=self._format_cursor(board)
+            board=board, query=query, cursor=self._format_cursor(board), proof=self._find_proof(board.created_at)
         )
 
     def _render_changes(self, board: Board, query: BoardQuery) -> dict[str, object]:
@@ -196,6 +201,7 @@ class BoardPages:
             "cursor": self._format_cursor(board),
             "now": board.created_at,
             "overall": str(parts.overall(board)),
+            "proof": str(parts.proof(self._find_proof(board.created_at), board.created_at)),
             "title": str(parts.title(board)),
             "sections": {
                 section.kind: {
@@ -211,6 +217,10 @@ class BoardPages:
                 for card in section.changed_cards
             },
         }
+
+    def _find_proof(self, now: float) -> PathProof | None:
+        """The proof to show; None if there are none."""
+        return find_proof(self._proof_every, now) if self._proof_every else None
 
     def _format_cursor(self, board: Board) -> str:
         return f"{self._boot_id}.{board.version}"

@@ -78,6 +78,7 @@ function applyUpdate(update) {
     restoreFocus?.();
   }
   replaceContent(document.getElementById("overall"), update.overall);
+  replaceContent(document.getElementById("proof"), update.proof);
   document.title = update.title;
   cursor = missing ? "" : update.cursor; // without a cursor, the next request gets every card
   setServerTime(update.now);
