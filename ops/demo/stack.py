@@ -191,8 +191,9 @@ async def _wait_until_healthy(stack: Stack) -> None:
 
     if await poll(is_healthy, READY_TIMEOUT) is None:
         answer = await stack.get_json("prometheus", "/api/v1/alerts")
-        alerts = {alert["labels"]["alertname"] for alert in answer["data"]["alerts"]} if answer else set()
-        active = f" ({', '.join(sorted(alerts - {'Watchdog'}))})" if alerts - {"Watchdog"} else ""
+        labels = [alert["labels"] for alert in answer["data"]["alerts"]] if answer else []
+        alerts = sorted({each["alertname"] for each in labels if each["severity"] != "none"})
+        active = f" ({', '.join(alerts)})" if alerts else ""
         raise StartError(f"after {READY_TIMEOUT:.0f} s still waiting for {missing}{active}")
 
 
@@ -201,7 +202,7 @@ _HEALTHY_QUERIES = (
     ("min(kms_probe_success) == 1", "the first good probe, as Prometheus sees it"),
     ("min(kms:decryption_error_rate_5m)", "the first rate, which needs two scrapes"),
     ("changes(relay_watchdog_last_seen_timestamp_seconds[10s]) > 0", "the heartbeat of the alerts to reach the relay"),
-    ('absent(ALERTS{alertname=~"(KMS|Relay).*"})', "the alerts of the start to go away"),
+    ('absent(ALERTS{alertname=~"(KMS|Relay).*", severity!="none"})', "the alerts of the start to go away"),
 )
 """Expressions that must have a value, in their order, each with what it stands for."""
 

@@ -98,7 +98,7 @@ def _build_address_variable(name: str, url: str) -> ConstantVariable:
 
 
 FIRING_ALERTS: Final = (
-    f'ALERTS{{alertstate="firing", alertname=~"(KMS|Relay).*", {ENV_SELECTOR}, service=~"$service|"}}'
+    f'ALERTS{{alertstate="firing", alertname=~"(KMS|Relay).*", severity!="none", {ENV_SELECTOR}, service=~"$service|"}}'
 )
 """Alerts of the relay, and of an absent exporter, have no service."""
 

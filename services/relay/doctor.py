@@ -315,8 +315,8 @@ def _check_unserved(settings: RelaySettings, tree: RoutingTree) -> str:
     with _showing_receiver(_RECEIVER, settings):
         names = check_leading_here(tree)
     if unserved := find_unserved(settings.routes, tree):
-        listed = ", ".join(unserved)
-        return f"no route of the relay serves {listed}: what leads here, except heartbeats, goes to `default_channels`"
+        rest = "what leads here, except heartbeats and proofs, goes to `default_channels`"
+        return f"no route of the relay serves {', '.join(unserved)}: {rest}"
     return f"each of {', '.join(names)} has a route of the relay"
 
 

@@ -263,7 +263,8 @@ async def test_a_receiver_that_no_route_of_the_relay_serves_is_named(world: Worl
 
     line = await examine()
     assert line.detail == (
-        "no route of the relay serves kms-security: what leads here, except heartbeats, goes to `default_channels`"
+        "no route of the relay serves kms-security: "
+        "what leads here, except heartbeats and proofs, goes to `default_channels`"
     )
     world.relay["routes"].append({"matchers": ['severity="info"'], "channels": ["slack"]})
     line = await examine()

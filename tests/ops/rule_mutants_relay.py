@@ -92,4 +92,9 @@ MUTATIONS = [
     ("Watchdog", "vector(1)", "vector(1) > 1"),
     ("Watchdog", "vector(1)", "up"),
     ("Watchdog", "vector(1)", "absent(up)"),
+    ("KMSPathProof", "max by", "min by"),
+    ("KMSPathProof", "max by", "sum by"),
+    ("KMSPathProof", "env, service", "env"),
+    ("KMSPathProof", "env, service", "service"),
+    ("KMSPathProof", "> 0", ">= 0"),
 ]

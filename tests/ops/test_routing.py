@@ -35,6 +35,7 @@ def test_what_is_ready_to_uncomment_is_valid_once_it_is_uncommented(tmp_path: Pa
         "kms-critical": {"webhook_configs": 1, "pagerduty_configs": 1},
         "kms-security": {"webhook_configs": 1},
         "direct": {"email_configs": 1, "slack_configs": 1, "pagerduty_configs": 1},
+        "kms-proof": {"webhook_configs": 1},
         "watchdog": {"webhook_configs": 2},
     }
 
@@ -68,6 +69,7 @@ def test_what_is_ready_to_uncomment_is_valid_once_it_is_uncommented(tmp_path: Pa
         (["alertname=RelayDeadLetters", "severity=warning"], "direct"),
         (["alertname=RelayOfTomorrow"], "direct"),
         (["alertname=Watchdog", "severity=none"], "watchdog"),
+        (["alertname=KMSPathProof", "severity=none", "service=ledger"], "kms-proof"),
         (["alertname=NodeDown", "severity=critical"], "kms-security"),
         (["alertname=NotKMS", "severity=critical"], "kms-security"),
     ],
@@ -81,26 +83,31 @@ def test_an_alert_goes_to_one_receiver(labels: list[str], receiver: str) -> None
 
 def test_the_waits_are_the_contracts() -> None:
     waits = ("group_wait", "group_interval", "repeat_interval")
-    watchdog, relay, kms = CONFIG["route"]["routes"]
+    watchdog, proof, relay, kms = CONFIG["route"]["routes"]
     (critical,) = kms["routes"]
     (slow_to_repair,) = critical["routes"]
     assert CONFIG["route"]["group_by"] == ["alertname", "env", "service"]
     assert [CONFIG["route"][wait] for wait in waits] == ["30s", "5m", "2h"]
     assert [kms[wait] for wait in waits] == ["30s", "5m", "2h"]
     assert [critical[wait] for wait in waits] == ["10s", "2m", "30m"]
-    assert all(route["group_by"] == CONFIG["route"]["group_by"] for route in (watchdog, relay, kms))
+    assert all(route["group_by"] == CONFIG["route"]["group_by"] for route in (watchdog, proof, relay, kms))
     assert [relay[wait] for wait in waits] == ["30s", "5m", "2h"]
     assert slow_to_repair == {
         "matchers": ['alertname=~"KMSCryptoModeNotKMS|KMSCryptoNotReady"'],
         "repeat_interval": "2h",
     }
     assert [watchdog[wait] for wait in waits] == ["0s", "1m", "1m"]
+    assert [proof[wait] for wait in waits] == ["0s", "1m", "1h"]
 
 
-def test_nobody_is_notified_of_the_end_of_a_heartbeat() -> None:
+def test_nobody_is_notified_of_the_end_of_a_heartbeat_or_a_proof() -> None:
     receivers = yaml.safe_load(uncommented(FILE.read_text()))["receivers"]
-    (watchdog,) = [receiver for receiver in receivers if receiver["name"] == "watchdog"]
-    assert [webhook["send_resolved"] for webhook in watchdog["webhook_configs"]] == [False, False]
+    resolved = {
+        each["name"]: [webhook["send_resolved"] for webhook in each["webhook_configs"]]
+        for each in receivers
+        if each["name"] in {"watchdog", "kms-proof"}
+    }
+    assert resolved == {"watchdog": [False, False], "kms-proof": [False]}
 
 
 @pytest.mark.parametrize("put_into_force", [str, uncommented], ids=["as it is", "uncommented"])

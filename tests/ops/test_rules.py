@@ -53,6 +53,7 @@ SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
         "RelayConfigReloadFailed": ("warning", "5m"),
         "Watchdog": ("none", None),
     },
+    "keypulse_path_proof": {"KMSPathProof": ("none", None)},
 }
 
 
@@ -88,7 +89,7 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> list[Metric]:
     return [*exposed_metrics.by_the_exporter(), *relay, *exposed_metrics.by_every_server()]
 
 
-NAME = r"\b(?:crypto|kms|relay)_[a-z_]+\b|\b(?:kms|relay):[a-z0-9_]+\b"
+NAME = r"\b(?:crypto|kms|keypulse|relay)_[a-z_]+\b|\b(?:kms|relay):[a-z0-9_]+\b"
 
 
 def metrics_in(expression: str) -> set[str]:

@@ -105,6 +105,7 @@ def test_only_what_was_added_is_new(before: Path, after: Path) -> None:
         *receivers_of(before.read_text()),
         "kms-critical",
         "kms-security",
+        "kms-proof",
         "watchdog",
     ]
     rules = old.get("inhibit_rules") or []

@@ -30,7 +30,7 @@ def find_positions(text: str) -> list[str]:
     return [route["receiver"] for route in yaml.safe_load(merge(text, DESTINATION))["route"]["routes"]]
 
 
-OURS = ["watchdog", "ops", "kms-security"]
+OURS = ["watchdog", "kms-proof", "ops", "kms-security"]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,7 @@ def test_a_file_without_routes_and_inhibitions_gets_them() -> None:
         "nobody",
         "kms-critical",
         "kms-security",
+        "kms-proof",
         "watchdog",
     ]
 
@@ -75,7 +76,7 @@ def test_the_relays_address_and_token_file_are_in_every_receiver() -> None:
     special = Destination("https://relay.example.org/x?a=1#{b}: /alerts", '/etc/a "b" #c: d/tök\\en', "ops")
     merged = yaml.safe_load(merge(file_with(), special))
     webhooks = [receiver["webhook_configs"][0] for receiver in merged["receivers"] if "webhook_configs" in receiver]
-    assert len(webhooks) == 3
+    assert len(webhooks) == 4
     assert {webhook["url"] for webhook in webhooks} == {special.url}
     assert {webhook["http_config"]["authorization"]["credentials_file"] for webhook in webhooks} == {special.token_file}
 
@@ -206,8 +207,9 @@ def test_the_relays_own_alerts_go_to_the_receiver_that_was_named() -> None:
     )
     text = text.replace("receiver: nobody", "receiver: ops")
     merged = yaml.safe_load(merge(text, Destination(DESTINATION.url, DESTINATION.token_file, "night, shift")))
-    assert [route["receiver"] for route in merged["route"]["routes"]][:3] == [
+    assert [route["receiver"] for route in merged["route"]["routes"]][:4] == [
         "watchdog",
+        "kms-proof",
         "night, shift",
         "kms-security",
     ]
@@ -220,7 +222,7 @@ def test_a_second_merge_with_another_address_shows_both_values() -> None:
     assert collisions(merged, other) == [
         f'receiver {name} exists, and its webhook_configs differ: url is "{DESTINATION.url}", expected "{other.url}"; '
         f'{authorization} is "{DESTINATION.token_file}", expected "{other.token_file}"; correct either'
-        for name in ("kms-critical", "kms-security", "watchdog")
+        for name in ("kms-critical", "kms-security", "kms-proof", "watchdog")
     ]
 
 

@@ -41,7 +41,7 @@ async def test_alertmanagers_tree_leads_to_the_relays_routes(tmp_path: Path) -> 
             "route": 0,
             "channels": ["slack", "pager"],
             "why": [
-                f"{at}route.routes[2].routes[0].routes[0] gives it to the receiver kms-critical",
+                f"{at}route.routes[3].routes[0].routes[0] gives it to the receiver kms-critical",
                 "routes.0 matches: receiver kms-critical",
             ],
             "receivers": [
@@ -75,7 +75,7 @@ async def test_alertmanagers_tree_leads_to_the_relays_routes(tmp_path: Path) -> 
         assert "routes.1: Alertmanager has no receiver renamed; it has " in page
         assert page.count("correct the name, here or there") == 1
         assert "nothing leads to the channel unused; add it to a route, or remove it" in page
-        assert "no route names the receiver kms-security, watchdog" in page
+        assert "no route names the receiver kms-proof, kms-security, watchdog" in page
         assert "token" not in page.partition("<main")[2]
 
 
