@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
@@ -28,6 +27,7 @@ from shared.config.settings import (
     Address,
     FilePath,
     HttpUrl,
+    Interval,
     ListenAddress,
     PageLinks,
     Section,
@@ -55,7 +55,7 @@ def _refuse_placeholder(url: str, info: ValidationInfo) -> str:
 class ProofSettings(Section):
     """When a proof of the path of alerts begins."""
 
-    every: Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=str | Literal[0])] = 900.0
+    every: Interval = 900.0
     """Seconds from one proof to the next; 0 for none."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, NamedTuple, TypeVar
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
@@ -153,6 +153,8 @@ Duration = Annotated[
     Field(gt=0, allow_inf_nan=False),
 ]
 """Seconds, written as `30s`, `5m` or `1h30m`. A default is a number of seconds, which is not validated."""
+Interval = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=str | Literal[0])]
+"""Seconds, written as a duration; 0 is never."""
 Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=str | int), Field(gt=0)]
 """Bytes, written as `512KiB`, `16MiB` or `1GiB`."""
 FilePath = Annotated[Path, AfterValidator(resolve_path)]

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from services.relay.model import Message
 from shared.check import Check
-from shared.config.settings import Section, parse_duration
+from shared.config.settings import Interval, Section
 from shared.config.yaml_file import read_yaml
 
 _RATE: Final = re.compile(r"([1-9][0-9]{0,5})/([smh])")
@@ -159,9 +159,7 @@ def _check_interval(seconds: float) -> float:
 class ProofSettings(Section):
     """How the path is proven, from the exporter to what a provider shows."""
 
-    every: Annotated[
-        float, BeforeValidator(parse_duration, json_schema_input_type=str), AfterValidator(_check_interval)
-    ] = 900.0
+    every: Annotated[Interval, AfterValidator(_check_interval)] = 900.0
     """The exporter's interval; 0 proves nothing."""
     slack_channel: str | None = None
     """A channel of Slack in which proofs are posted, read back and deleted; None posts nothing."""
