@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "incidents": "services.relay.incidents.cli:command",
     "init": "services.relay.init:init_command",
     "mark-restored": "services.relay.cli:mark_restored_command",
+    "proofs": "services.relay.proofs.cli:command",
     "render": "services.relay.preview.pages:command",
     "report": "services.relay.report.pages:command",
     "retry": "services.relay.deliveries.cli:retry_command",

@@ -47,6 +47,7 @@ from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusa
 from services.relay.outbox.tables import CHANNELS, UNFINISHED
 from services.relay.preview.pages import RenderPages
 from services.relay.preview.render import WebhookRenderer
+from services.relay.proofs.pages import ProofPages
 from services.relay.quarantine.pages import QuarantinePages
 from services.relay.quarantine.replay import Replays
 from services.relay.report.pages import ReportPages
@@ -142,6 +143,7 @@ async def run_relay(
                     deliveries,
                     QuarantinePages(store, deliveries, replays),
                     ChannelsPages(store, settings, checks),
+                    ProofPages(store, settings),
                     RoutesPages(RouteExplainer(settings, AlertmanagerTrees(settings.alertmanager)), settings),
                     ReportPages(reports, settings.messages.timezone),
                     AuditPages(store, authorizer.audit_log),

@@ -9,7 +9,7 @@ import pwd
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import reduce
 from pathlib import Path
@@ -23,6 +23,7 @@ from services.relay.outbox import database as dialect
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.recovery import mark_restored
 from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, open_store
+from services.relay.text import clean_line
 from shared.http.access import AuditEntry, AuditUnavailableError
 from shared.process.command_line import ParsedOption, load_settings_or_exit, parse_option_or_exit
 
@@ -155,6 +156,17 @@ async def iterate_pages(
         limit -= len(entries)
         if before is None:
             return
+
+
+def format_table(heading: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterator[str]:
+    """A table with columns as wide as they need; nothing for no rows."""
+    lines = [heading, *(tuple(clean_line(str(cell)) for cell in row) for row in rows)]
+    if len(lines) == 1:
+        return
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    yield ""
+    for line in lines:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
 def check_channel_or_exit(settings: RelaySettings, name: str) -> str:

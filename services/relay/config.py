@@ -333,7 +333,7 @@ def _check_unique_names(watchdogs: tuple[WatchdogSettings, ...]) -> tuple[Watchd
 OWN_PATHS: Final = frozenset(
     [
         *("-", "acknowledge", "alerts", "api", "audit", "channels", "console", "deliveries", "events", "incidents"),
-        *("login", "logout", "metrics", "quarantine", "report", "report.csv", "routes"),
+        *("login", "logout", "metrics", "proof", "quarantine", "report", "report.csv", "routes"),
     ]
 )
 """What the paths of its pages and endpoints begin with."""

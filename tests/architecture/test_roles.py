@@ -69,6 +69,8 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "GET /channels/{name}": Role.VIEWER,
         "POST /channels/{name}/check": Role.RESPONDER,
         "POST /channels/{name}/test": Role.RESPONDER,
+        "GET /proof": Role.VIEWER,
+        "GET /api/proofs": Role.VIEWER,
         "GET /channels/-/render": Role.VIEWER,
         "POST /channels/-/render": Role.VIEWER,
         "POST /channels/-/render/mail": Role.VIEWER,

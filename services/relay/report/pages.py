@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,7 @@ import click
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from services.relay.cli import add_config_option, run_with_outbox
+from services.relay.cli import add_config_option, format_table, run_with_outbox
 from services.relay.config import RelaySettings
 from services.relay.console.frame import Console, View
 from services.relay.outbox.store import StoreUnavailableError
@@ -76,15 +76,15 @@ def _list_lines(report: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"incidents: {count}, {incidents['acknowledged']} acknowledged{_list_times(incidents['time_to_acknowledge'])}"
     yield f"escalations: {incidents['escalations']}"
-    yield from _format_table(
+    yield from format_table(
         ("alert", "incidents", "acknowledged"),
         [(each["alertname"], each["count"], each["acknowledged"]) for each in incidents["alerts"]],
     )
-    yield from _format_table(
+    yield from format_table(
         ("service", "incidents", "acknowledged"),
         [(each["service"] or "-", each["count"], each["acknowledged"]) for each in incidents["services"]],
     )
-    yield from _format_table(
+    yield from format_table(
         ("channel", "delivered", "dead", "waiting", "p50", "p95", "worst"),
         [
             (
@@ -94,14 +94,14 @@ def _list_lines(report: dict[str, Any]) -> Iterator[str]:
             for each in report["channels"]
         ],
     )
-    yield from _format_table(
+    yield from format_table(
         ("slowest", "channel", "alert", "id", "why"),
         [
             (format_seconds(each["seconds"]), *(each[name] for name in ("channel", "alertname", "id", "why")))
             for each in report["late"]
         ],
     )
-    yield from _format_table(
+    yield from format_table(
         ("never delivered", "channel", "reason", "last id", "last answer"),
         [
             tuple(each[name] or "-" for name in ("count", "channel", "reason", "last_id", "last_answer"))
@@ -119,17 +119,6 @@ def _list_times(times: dict[str, float | None]) -> str:
     names = ("p50", "p95", "worst")
     formatted = (f"{name} {format_seconds(times[f'{name}_seconds'])}" for name in names)
     return "" if times["worst_seconds"] is None else f" ({', '.join(formatted)})"
-
-
-def _format_table(heading: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterator[str]:
-    """A table with columns as wide as they need; nothing for no rows."""
-    lines = [heading, *(tuple(clean_line(str(cell)) for cell in row) for row in rows)]
-    if len(lines) == 1:
-        return
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    yield ""
-    for line in lines:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
 _FRAGMENT: Final = "figures"

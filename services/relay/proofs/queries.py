@@ -1,0 +1,393 @@
+"""What people read of the proofs. Times are unix seconds by the database's clock.
+
+How each channel is now; each proof with the seconds to each hop; a month as runs of equal cells; and how much of a
+period lies within two intervals after a proof. No query changes the outbox or waits for a writer.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import neg
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import BigInteger, Connection, Text, and_, bindparam, case, cast, func, literal_column, or_, select
+
+from services.relay.outbox.proofs import (
+    CHANNEL_PROOFS,
+    INTERVALS,
+    NEVER_PROVEN,
+    PATH_PROOFS,
+    ChannelProofRow,
+    ChannelTimes,
+    Hop,
+    PathProofRow,
+    read_times,
+)
+from services.relay.outbox.tables import channel_proofs, path_proofs
+from shared.http.json_api import format_cursor, format_json_time
+from shared.sql.rows import RowQuery, select_columns, select_tuples
+from shared.web.time_format import format_rough_duration
+
+OFF: Final = "Nothing is proven: set `proof.every` to the exporter's interval, such as 15m."
+_DAY: Final = 86400.0
+_MAX_SERVICES: Final = 100
+"""Of one interval, those that are listed at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a channel is proven."""
+
+    channel: str
+    times: ChannelTimes
+    last: ChannelProofRow | None
+    """The newest proof that has ended, or has failed so far; None where there is none of late."""
+
+    @property
+    def level(self) -> str | None:
+        """Of its last success; None if it never had one."""
+        return max(self.times.by_level, key=lambda level: self.times.by_level[level], default=None)
+
+    @property
+    def proven_at(self) -> float | None:
+        """Its last success."""
+        return max(self.times.by_level.values(), default=None)
+
+    @property
+    def hop(self) -> str | None:
+        """Where its last proof was lost; None if it was not."""
+        return self.last and self.last.hop
+
+    @property
+    def error(self) -> str | None:
+        """Why its last proof was lost, or got no further."""
+        return self.last and self.last.error
+
+    def is_ok(self, now: float, every: float) -> bool | None:
+        """Whether it was proven within two intervals; None while its first proof since it is served is not due."""
+        proven, since = (
+            at is not None and now - at <= INTERVALS * every for at in (self.proven_at, self.times.proven_at)
+        )
+        return True if proven else None if since or self.times.proven_at is None else False
+
+
+_proof = channel_proofs.c
+_newest = (
+    select(_proof.channel, func.max(_proof.interval_at).label("interval_at"))
+    .where(_proof.interval_at >= bindparam("since"), or_(_proof.ended_at.is_not(None), _proof.error.is_not(None)))
+    .group_by(_proof.channel)
+    .subquery()
+)
+_LAST: Final = RowQuery(
+    ChannelProofRow,
+    select(*select_columns(ChannelProofRow, _proof)).join(
+        _newest, and_(_newest.c.channel == _proof.channel, _newest.c.interval_at == _proof.interval_at)
+    ),
+)
+
+
+def read_standings(connection: Connection, names: Iterable[str], now: float, every: float) -> list[Standing]:
+    """How each of these channels is, in their order; for `Store.read`."""
+    since = now - max(_DAY, (INTERVALS + 1) * every)
+    times, last = read_times(connection), {row.channel: row for row in _LAST.fetch_all(connection, {"since": since})}
+    return [Standing(name, times.get(name, NEVER_PROVEN), last.get(name)) for name in names]
+
+
+class ListedProof(NamedTuple):
+    """The proof of an interval, of one service."""
+
+    started_at: float
+    path: PathProofRow | None
+    """None where it was lost before the relay, so that nobody knows of which service."""
+    channels: Sequence[ChannelProofRow]
+
+    def list_hops(self) -> dict[str, float | None]:
+        """The seconds from its start to each hop, where they are known."""
+        path = self.path
+        times = (
+            (None,) * 4 if path is None else (path.raised_at, path.alertmanager_at, path.received_at, path.accepted_at)
+        )
+        names = ("prometheus", "alertmanager", "webhook", "outbox")
+        return {name: None if at is None else at - self.started_at for name, at in zip(names, times, strict=True)}
+
+
+class ProofPage(NamedTuple):
+    """Proofs, the newest first; those of an interval are on one page."""
+
+    proofs: Sequence[ListedProof]
+    before: int | None
+    """The next page has those before it, in milliseconds; None if this is the last one."""
+
+
+_INTERVALS: Final = (
+    RowQuery(float, select(_proof.interval_at).distinct())
+    .where(_proof.interval_at < bindparam("before"))
+    .order_by(_proof.interval_at.desc())
+    .limit(bindparam("most"))
+)
+_CHANNELS_OF: Final = CHANNEL_PROOFS.where(
+    _proof.interval_at.between(bindparam("oldest"), bindparam("newest"))
+).order_by(_proof.interval_at, _proof.channel)
+_path = path_proofs.c
+_PATHS_OF: Final = (
+    PATH_PROOFS.where(_path.started_at >= bindparam("oldest"), _path.started_at < bindparam("before"))
+    .order_by(_path.started_at.desc(), _path.env, _path.service)
+    .limit(bindparam("most"))
+)
+
+
+def read_proofs(connection: Connection, limit: int, before: int | None = None) -> ProofPage:
+    """At most so many proofs before a time, where one interval does not have more; for `Store.read`."""
+    end = 1e12 if before is None else before / 1000
+    intervals = _INTERVALS.fetch_all(connection, {"before": end, "most": limit + 1})
+    if not intervals:
+        return ProofPage([], None)
+    bounds = {"oldest": intervals[-1], "newest": intervals[0]}
+    channels: dict[float, list[ChannelProofRow]] = {}
+    for row in _CHANNELS_OF.fetch_all(connection, bounds):
+        channels.setdefault(row.interval_at, []).append(row)
+    paths: dict[float, list[PathProofRow]] = {}
+    values = {"oldest": intervals[-1], "before": end, "most": max(limit, _MAX_SERVICES) + 1}
+    for path in _PATHS_OF.fetch_all(connection, values):
+        paths.setdefault(intervals[bisect_left(intervals, -path.started_at, key=neg)], []).append(path)
+    listed: list[ListedProof] = []
+    for number, interval in enumerate(intervals):
+        rows = channels[interval]
+        found = [ListedProof(path.started_at, path, rows) for path in paths.get(interval, ())]
+        found = found or [ListedProof(interval, None, rows)]
+        if listed and len(listed) + len(found) > limit:
+            return ProofPage(listed, round(intervals[number - 1] * 1000))
+        listed += found
+    return ProofPage(listed, None)
+
+
+_NEWEST_PATH: Final = PATH_PROOFS.order_by(_path.started_at.desc()).limit(1)
+
+
+def read_last_proofs(connection: Connection) -> Sequence[ListedProof]:
+    """Those of the last interval of which any came; for `Store.read`."""
+    path = _NEWEST_PATH.fetch_first(connection)
+    return () if path is None else read_proofs(connection, 1, round(path.started_at * 1000) + 1).proofs
+
+
+def encode_proofs(standings: Iterable[Standing], page: ProofPage, now: float, every: float) -> dict[str, Any]:
+    """As JSON."""
+    return {
+        "channels": [
+            {
+                "channel": each.channel,
+                "level": each.level,
+                "proven_at": format_json_time(each.proven_at),
+                "age_seconds": None if each.proven_at is None else round(now - each.proven_at, 3),
+                "ok": each.is_ok(now, every),
+                "hop": each.hop,
+                "error": each.error,
+            }
+            for each in standings
+        ],
+        "proofs": [_encode_proof(proof) for proof in page.proofs],
+        "next_cursor": format_cursor(page.before),
+    }
+
+
+def _encode_proof(proof: ListedProof) -> dict[str, Any]:
+    return {
+        "started": format_json_time(proof.started_at),
+        "service": proof.path and proof.path.service,
+        "env": proof.path and proof.path.env,
+        "hops": {name: None if at is None else round(at, 3) for name, at in proof.list_hops().items()},
+        "channels": [
+            {
+                "channel": each.channel,
+                "level": each.level,
+                "seconds": round(each.ended_at - proof.started_at, 3) if each.level and each.ended_at else None,
+                "error": each.error,
+            }
+            for each in proof.channels
+        ],
+    }
+
+
+PROVEN: Final = "proven"
+PARTLY: Final = "partly"
+"""Proven, while something failed at the next level."""
+
+
+class Run(NamedTuple):
+    """Cells of a channel, one after the other, in which its proofs ended alike: the worst of a cell counts."""
+
+    channel: str
+    outcome: str
+    """`PROVEN`, `PARTLY`, or the hop at which it was lost."""
+    first: int
+    """Of the cell, since the epoch."""
+    last: int
+
+
+def _build_run(channel: str, graded: str, first: int, last: int) -> Run:
+    return Run(channel, graded[1:], first, last)
+
+
+_cell_seconds = bindparam("cell_seconds", type_=BigInteger, literal_execute=True)
+_grade = case(
+    (_proof.hop.is_not(None), literal_column("'0'", Text) + _proof.hop),
+    (_proof.error.is_not(None), literal_column(f"'1{PARTLY}'", Text)),
+    else_=literal_column(f"'2{PROVEN}'", Text),
+)
+_cells = (
+    select(
+        _proof.channel,
+        (cast(_proof.interval_at, BigInteger) // _cell_seconds).label("cell"),
+        func.min(_grade, type_=Text).label("grade"),
+    )
+    .where(_proof.interval_at >= bindparam("since"), _proof.ended_at.is_not(None))
+    .group_by(_proof.channel, literal_column("2"))
+    .subquery()
+    .c
+)
+_number = func.row_number().over(partition_by=(_cells.channel, _cells.grade), order_by=_cells.cell)
+_runs = select(_cells.channel, _cells.grade, _cells.cell, (_cells.cell - _number).label("run")).subquery().c
+_RUNS: Final = RowQuery(
+    _build_run,
+    select(_runs.channel, _runs.grade, func.min(_runs.cell).label("first"), func.max(_runs.cell).label("last"))
+    .group_by(_runs.channel, _runs.grade, _runs.run)
+    .order_by(_runs.channel, literal_column("3")),
+)
+
+
+def read_runs(connection: Connection, since: float, cell_seconds: int) -> dict[str, list[Run]]:
+    """The runs of each channel since a time, in their order; for `Store.read`."""
+    found: dict[str, list[Run]] = {}
+    for run in _RUNS.fetch_all(connection, {"since": since, "cell_seconds": cell_seconds}):
+        found.setdefault(run.channel, []).append(run)
+    return found
+
+
+class Gap(NamedTuple):
+    """A time in which a channel was not proven."""
+
+    since: float
+    until: float
+    hop: str | None = None
+    """Where most of its proofs were lost; None where no relay judged any."""
+
+    @property
+    def seconds(self) -> float:
+        return self.until - self.since
+
+
+class Coverage(NamedTuple):
+    """How much of a period a channel was proven, since it was first served."""
+
+    channel: str
+    share: float | None
+    """From 0 to 1; None where it was not served."""
+    gap: Gap | None
+    """The longest."""
+
+
+Span = tuple[float, float]
+"""From a proof to a later one of the same channel; in it the next one came soon enough."""
+_lag = func.lag(_proof.ended_at).over(partition_by=_proof.channel, order_by=_proof.ended_at)
+_marked = (
+    select(
+        _proof.channel,
+        _proof.ended_at,
+        case((_proof.ended_at - _lag <= bindparam("reach"), 0), else_=1).label("starts"),
+    )
+    .where(_proof.level.is_not(None), _proof.ended_at >= bindparam("since"))
+    .subquery()
+    .c
+)
+_numbered = (
+    select(
+        _marked.channel,
+        _marked.ended_at,
+        func.sum(_marked.starts).over(partition_by=_marked.channel, order_by=_marked.ended_at).label("span"),
+    )
+    .subquery()
+    .c
+)
+_SPANS: Final = select_tuples(
+    tuple[str, float, float],
+    select(_numbered.channel, func.min(_numbered.ended_at).label("first"), func.max(_numbered.ended_at).label("last"))
+    .group_by(_numbered.channel, _numbered.span)
+    .order_by(_numbered.channel, literal_column("2")),
+)
+_BEGUN: Final = select_tuples(
+    tuple[str, float], select(_proof.channel, func.min(_proof.interval_at)).group_by(_proof.channel)
+)
+_LOST_AT: Final = (
+    RowQuery(str, select(_proof.hop).group_by(_proof.hop))
+    .where(
+        _proof.channel == bindparam("channel"),
+        _proof.hop.is_not(None),
+        _proof.interval_at >= bindparam("since"),
+        _proof.interval_at < bindparam("until"),
+    )
+    .order_by(func.count().desc(), _proof.hop)
+    .limit(1)
+)
+
+
+def measure_coverage(
+    spans: Iterable[Span], reach: float, since: float, until: float
+) -> tuple[float | None, Gap | None]:
+    """Which share of a time lies within `reach` seconds after a proof, and the longest gap.
+
+    Args:
+        spans: in their order, also from before that time.
+        reach: seconds.
+        since: unix seconds.
+        until: unix seconds; there is no share of a time that ends before it begins.
+    """
+    gaps, covered = [], since
+    for first, last in [*spans, (until, until)]:
+        if covered < min(first, until):
+            gaps.append(Gap(covered, min(first, until)))
+        covered = max(covered, last + reach)
+    share = 1 - sum(gap.seconds for gap in gaps) / (until - since) if since < until else None
+    return share, max(gaps, key=lambda gap: gap.seconds, default=None)
+
+
+def read_coverage(
+    connection: Connection, names: Iterable[str], since: float, until: float, every: float
+) -> list[Coverage]:
+    """Of each of these channels, up to now at most; for `Store.read`.
+
+    It counts as proven when it is first served, since its first proof is due later.
+    """
+    reach, spans, begun = INTERVALS * every, dict[str, list[Span]](), dict(_BEGUN.fetch_all(connection))
+    for channel, *span in _SPANS.fetch_all(connection, {"since": since - reach, "reach": reach}):
+        spans.setdefault(channel, []).append((span[0], span[1]))
+    times, found = read_times(connection), []
+    for name in names:
+        known = [at for at in (begun.get(name), times.get(name, NEVER_PROVEN).served_since) if at is not None]
+        start = min(known, default=until)
+        share, gap = measure_coverage([(start, start), *spans.get(name, ())], reach, max(since, start), until)
+        if gap is not None:
+            values = {"channel": name, "since": gap.since - reach, "until": gap.until}
+            gap = gap._replace(hop=_LOST_AT.fetch_first(connection, values))
+        found.append(Coverage(name, share, gap))
+    return found
+
+
+def format_coverage(coverage: Sequence[Coverage]) -> str:
+    """`every path proven 99.7 % of the time; longest gap 31 min, at alertmanager`; never more than is true."""
+    shares = [each.share for each in coverage if each.share is not None]
+    if not shares:
+        return "no path was served in this time"
+    text = f"every path proven {math.floor(min(shares) * 1000 + 1e-6) / 10:g} % of the time"
+    gaps = [(each.gap, each.channel) for each in coverage if each.gap is not None]
+    if gaps:
+        gap, channel = max(gaps, key=lambda each: each[0].seconds)
+        text += f"; longest gap {format_rough_duration(gap.seconds)}, {format_hop(gap.hop, channel)}"
+    return text
+
+
+def format_hop(hop: str | None, channel: str) -> str:
+    """Where the proofs of a channel were lost, as far as that was judged."""
+    if hop is None:
+        return f"on {channel}"
+    return {Hop.CHANNEL: f"at the channel {channel}", Hop.UNKNOWN: "before the relay"}.get(Hop(hop), f"at {hop}")

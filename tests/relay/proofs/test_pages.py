@@ -1,0 +1,91 @@
+"""The proofs as API and page: how each channel is, where its last proof was lost, and what each hop took."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import aiohttp
+
+from services.relay.outbox.proofs import Hop
+from services.relay.outbox.store import open_store
+from shared.http.json_api import format_json_time
+from tests.relay.console.test_api import get
+from tests.relay.proofs.seeded_proofs import EVERY, Outcome, seed_proofs, serve_since
+from tests.relay.served_relay import Scripted, served, settings
+
+NOW = 1_800_000_120.0
+LAST = NOW - 120.0
+LOST = LAST - EVERY
+"""The last interval, and that before it."""
+NAMES = ("slack", "mail", "pager", "hook", "new")
+
+
+def find(channel: str, at: float) -> Outcome:
+    """`slack` is whole, `mail` gets no further, `pager` is lost since three intervals, `hook` fails just now."""
+    if at == LOST and channel != "new":
+        return Hop.ALERTMANAGER
+    return {
+        "slack": "read_back",
+        "mail": ("reachable", "451 try later"),
+        "pager": "accepted" if at < LOST - 2 * EVERY else Hop.CHANNEL,
+        "hook": (None, "HTTP 401") if at == LAST else "reachable",
+        "new": None,
+    }[channel]
+
+
+async def read_page(client: aiohttp.ClientSession, path: str = "/proof") -> str:
+    """The text of a page, without its tags."""
+    async with client.get(path) as answer:
+        assert answer.status == 200
+        return " ".join(re.sub("<[^>]+>", " ", await answer.text()).split())
+
+
+async def test_each_channel_has_its_level_its_age_and_where_its_last_proof_was_lost(tmp_path: Path) -> None:
+    configured = settings(tmp_path, {name: Scripted() for name in NAMES})
+    async with open_store(configured.database, lambda: NOW) as store:
+        assert await seed_proofs(store, NAMES, 86400.0, find) == LAST
+        await store.run(partial(serve_since, names=[*NAMES[:-1]], at=NOW - 90000.0))
+    async with served(configured, clock=lambda: NOW) as client:
+        status, answer = await get(client, "/api/proofs?limit=2")
+        page = await read_page(client)
+    assert status == 200
+    keys = ("channel", "level", "age_seconds", "ok", "hop", "error")
+    assert [tuple(each[key] for key in keys) for each in answer["channels"]] == [
+        ("slack", "read_back", 56.0, True, None, None),
+        ("mail", "reachable", 56.0, True, None, "451 try later"),
+        ("pager", "accepted", 120.0 + 4 * EVERY - 64.0, False, "channel", "no channel in time"),
+        ("hook", "reachable", 120.0 + 2 * EVERY - 64.0, False, None, "HTTP 401"),
+        ("new", None, None, None, None, None),
+    ]
+    assert answer["channels"][0]["proven_at"] == format_json_time(LAST + 64.0)
+    came, lost = answer["proofs"]
+    names = {"service": "backend", "env": "prod"}
+    hops = {"prometheus": 40.0, "alertmanager": None, "webhook": 62.0, "outbox": 62.25}
+    assert came == {
+        "started": format_json_time(LAST),
+        **names,
+        "hops": hops,
+        "channels": [
+            {"channel": "hook", "level": None, "seconds": None, "error": "HTTP 401"},
+            {"channel": "mail", "level": "reachable", "seconds": 64.0, "error": "451 try later"},
+            {"channel": "pager", "level": None, "seconds": None, "error": "no channel in time"},
+            {"channel": "slack", "level": "read_back", "seconds": 64.0, "error": None},
+        ],
+    }
+    for text in (
+        "slack read back 56 s ago proven",
+        "mail reachable 56 s ago 451 try later",
+        "pager accepted 1 h ago lost at channel: no channel in time",
+        "hook reachable 30 min ago HTTP 401",
+        "new none never none yet",
+        "backend, prod, begun 2 min ago prometheus 40.0 s alertmanager not known webhook 62.0 s",
+        "outbox 62.2 s hook waits mail 64.0 s pager lost slack 64.0 s",
+    ):
+        assert text in page
+    rows = [{"channel": name, "level": None, "seconds": None, "error": "no alertmanager in time"} for name in NAMES]
+    assert lost == {
+        "started": format_json_time(LOST),
+        **dict.fromkeys(names),
+        "hops": dict.fromkeys(hops),
+        "channels": sorted(rows[:-1], key=lambda row: str(row["channel"])),
+    }
