@@ -96,6 +96,7 @@ def write_another_secret(_: StandIns, file: Path) -> None:
 
 TWO = EVERYTHING.model_copy(update={"mail_to": (MAILBOX, "gone@example.org")})
 CHANGE = fault(Provider.PAGERDUTY, FaultKind.ERROR, method="change/enqueue", error="Change events are off")
+RATE_LIMITED = fault(Provider.SLACK, FaultKind.RATE_LIMIT, method="chat.postMessage", count=1, seconds=0)
 HANGS = fault(Provider.SLACK, FaultKind.HANG, method="conversations.history")
 KEPT = "the message is not deleted: #proofs: Slack answered cant_delete_message"
 NO_SCOPE = "cannot be read back: #proofs: Slack answered missing_scope; the token needs channels:history"
@@ -105,6 +106,7 @@ NO_SCOPE = "cannot be read back: #proofs: Slack answered missing_scope; the toke
     ("kind", "proof", "broken", "level", "error", "left"),
     [
         ("slack", EVERYTHING.model_copy(update={"slack_channel": ID}), None, READ_BACK, "", Left()),
+        ("slack", EVERYTHING, RATE_LIMITED, READ_BACK, "", Left()),
         ("slack", EVERYTHING, fault(Provider.SLACK, FaultKind.UNSHOWN), ACCEPTED, "took the message and does", Left()),
         ("slack", EVERYTHING, HANGS, ACCEPTED, "took the message, and did not show it within 0.2 s", Left()),
         ("slack", EVERYTHING, take_scope("channels:history"), ACCEPTED, NO_SCOPE, Left()),
@@ -159,6 +161,20 @@ async def test_a_post_whose_answer_was_lost_is_deleted_by_the_next_proof(
     stand_ins.slack.clock = lambda: time.time() + 61
     assert await prove(channel) == (READ_BACK, "")
     assert find_left(stand_ins) == Left()
+
+
+async def test_a_channel_is_searched_by_its_name_once_and_again_where_another_has_it(
+    secret_file: Path, providers: Providers, open_channel: OpenChannel, stand_ins: StandIns
+) -> None:
+    channel, critical = open_channel(providers.example("slack", secret_file)), "#security-critical"
+    assert (await prove(channel)).level is READ_BACK
+    slack("conversations.list", "fatal_error")(stand_ins, secret_file)
+    assert (await prove(channel)).level is READ_BACK
+    stand_ins.faults.clear()
+    stand_ins.slack.rename(stand_ins.slack.channels[critical], "#old")
+    assert "channel: there is no channel #security-critical" in (await prove(channel)).error
+    stand_ins.slack.rename(stand_ins.slack.channels[PROOFS], critical)
+    assert (await prove(channel, ProofSettings())).level is REACHABLE
 
 
 async def test_a_mail_says_what_it_is_and_nothing_answers_it(

@@ -14,6 +14,7 @@ import hashlib
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
@@ -316,10 +317,7 @@ class SlackChannel(HttpChannel):
 
     async def _check_channel(self) -> str:
         api, name = self._open_api(ProviderCall()), self._channel_name
-        found = await _explain_errors(
-            _read_channel(api, self._channel_id) if self._channel_id else _find_by_name(api, name)
-        )
-        self._channel_id = str(found.get("id") or "") or self._channel_id  # by which it is found in one request
+        found = await _explain_errors(self._find_own_channel(api))
         if found.get("is_archived"):
             raise CheckError(f"{name} is archived", "unarchive it, or set another `channel`")
         if found.get("is_member"):
@@ -328,6 +326,20 @@ class SlackChannel(HttpChannel):
             answer = await api.post("auth.test", {})
             raise CheckError(f"the bot is not a member of {name}", _describe_invitation(name, answer.get("user")))
         return f"the bot posts into {name} without being a member, by chat:write.public"
+
+    async def _find_own_channel(self, api: SlackApi) -> Mapping[str, Any]:
+        """By its ID, if that still has its name: one request instead of pages of channels. Raises CheckError."""
+        name = self._channel_name
+        if self._channel_id == name:
+            return await _read_channel(api, name)
+        if self._channel_id:
+            with suppress(CheckError):
+                found = await _read_channel(api, self._channel_id)
+                if f"#{found.get('name')}" == name and not found.get("is_archived"):
+                    return found
+        found = await _find_by_name(api, name)
+        self._channel_id = str(found.get("id") or "") or None
+        return found
 
     async def _send_message(self, api: SlackApi, attempt: Attempt, message: Message) -> tuple[Receipt, _Content]:
         """The receipt of the message, which is posted unless an earlier attempt did it, and what was posted."""

@@ -36,7 +36,7 @@ async def prove_by_post(api: SlackApi, channel: str, destination: str, timeout: 
     metadata = {"event_type": "keypulse_proof", "event_payload": {"destination": destination}}
     arguments = {"channel": channel, "text": escape(text, MAX_TEXT), "metadata": metadata, **NO_MARKUP}
     try:
-        posted = api.read_location(await api.post("chat.postMessage", arguments))
+        posted = api.read_location(await _post(api, arguments))
         if not _TS.fullmatch(posted["ts"]):
             raise build_invalid_reply_error()
     except SendError as error:
@@ -63,6 +63,17 @@ async def prove_by_post(api: SlackApi, channel: str, destination: str, timeout: 
                 errors.append(f"the message is not deleted: {_explain(error, channel)}")
             break
     return ChannelProof(level, "; ".join(errors))
+
+
+async def _post(api: SlackApi, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Slack's answer; after a pause where it asks for one: all bots post into this channel at the same time."""
+    while True:
+        try:
+            return await api.post("chat.postMessage", arguments)
+        except SendError as error:
+            if error.retry_after is None:
+                raise
+            await asyncio.sleep(error.retry_after)
 
 
 async def _read_messages(api: SlackApi, posted: Mapping[str, str]) -> list[Mapping[str, Any]]:
