@@ -62,9 +62,15 @@ class Senders:
         async with self.http.post("/pagerduty/v2/enqueue", json={**event, "payload": payload, **changes}) as answer:
             assert answer.status == 202, await answer.text()
 
+    async def change(self, summary: str) -> None:
+        event = {"routing_key": "0" * 32, "payload": {"summary": summary, "source": summary}}
+        async with self.http.post("/pagerduty/v2/change/enqueue", json=event) as answer:
+            assert answer.status == 202, await answer.text()
+
     async def everything(self) -> None:
         """What an incident leaves behind on all three."""
         root = await self.post("🔴 Firing: KMSCryptoModeNotKMS")
         await self.post("🟢 Resolved: KMSCryptoModeNotKMS", thread_ts=root)
         await self.mail("[prod] KMSCryptoModeNotKMS ledger", "<h1>Firing</h1>")
         await self.page("trigger")
+        await self.change("ledger is deployed")

@@ -64,11 +64,13 @@ async def test_nothing_that_arrives_runs(page: Page, senders: Senders) -> None:
         await senders.slack.chat_postMessage(channel=CRITICAL, text=text)
         payload = {"source": text[:200], "custom_details": {"firing": text}}
         await senders.page("trigger", text[:1000], payload=payload, dedup_key=f"{n}{text}"[:255])
+        await senders.change(text[:1000])
     await senders.mail(f"{SCRIPT}{IMAGE}", "<p>x</p>", f"{SCRIPT}{IMAGE}")
     await page.locator("#mails summary").click()
     await expect(page.locator("#mails pre")).to_have_text(re.compile(re.escape(SCRIPT)))
     await expect(page.locator("#slack .message")).to_have_count(2 * len(HOSTILE))
     await expect(page.locator(".incident")).to_have_count(len(HOSTILE))
+    await expect(page.locator("#changes li")).to_have_count(len(HOSTILE))
     await nothing_ran(page)
 
 
