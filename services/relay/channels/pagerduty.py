@@ -286,7 +286,7 @@ class PagerDutyChannel(HttpChannel):
         return "\n".join(_add_routing_key(MASK, each) for each in payloads)
 
     def list_checks(self, key: str) -> Sequence[Check]:
-        """Whether the Events API answers; nothing but an event shows whether PagerDuty knows the routing key."""
+        """Whether the Events API answers; only an event shows whether PagerDuty knows the routing key, see `prove`."""
         return [create_check(f"{key} Events API", self._check_api)]
 
     async def _check_api(self) -> str:
@@ -295,7 +295,7 @@ class PagerDutyChannel(HttpChannel):
             raise CheckError(
                 f"what answers is not PagerDuty's Events API (HTTP {answer.status})", "correct `url`, or leave it out"
             )
-        return "answers; only send-test shows whether PagerDuty knows the routing key"
+        return "answers; a proof or send-test shows whether PagerDuty knows the routing key"
 
     async def prove(self, proof: ProofSettings) -> ChannelProof:
         """Its routing key by an event that PagerDuty drops, and a change event, which calls nobody.

@@ -21,7 +21,7 @@ PROBLEMS = {"slack": "no answer within 10 s", "email": "554 <img src=x onerror=a
 _RESULTS = {
     "slack": [("bot token", "bot keypulse of acme"), ("channel", "the bot is a member of #security-critical")],
     "email": [("connection", "127.0.0.1:25 answers, with `tls: none`"), ("sender", "alerts@example.org is accepted")],
-    "pagerduty": [("Events API", "answers; only send-test shows whether PagerDuty knows the routing key")],
+    "pagerduty": [("Events API", "answers; a proof or send-test shows whether PagerDuty knows the routing key")],
 }
 
 
