@@ -314,10 +314,7 @@ class Worker(_Claimer):
         level, error = proven.get("level"), str(result.error or proven.get("error", ""))
         if error:
             log.warning(
-                "channel is not proven" if level is None else "channel proves less",
-                channel=self.name,
-                level=level,
-                error=error,
+                "channel is not proven" if level is None else "channel proves less", channel=self.name, error=error
             )
         await retry_until_stored(partial(record_proof, self._shared.store, claim, level, error))
 

@@ -118,10 +118,10 @@ _MARK_CLAIMED: Final = (
     .values(attempts=_proof.attempts + 1, due_at=bindparam("ends"), lease=bindparam("lease_id"))
 )
 _LAST_PROVEN: Final = select_tuples(
-    tuple[str, str, float],
+    tuple[str, str | None, float | None],
     select(_proof.channel, _proof.level, func.max(_proof.ended_at)).group_by(_proof.channel, _proof.level),
 ).where(_proof.level.is_not(None))
-_SERVED_SINCE: Final = select_tuples(tuple[str, float], select(channels.c.name, channels.c.served_since)).where(
+_SERVED_SINCE: Final = select_tuples(tuple[str, float | None], select(channels.c.name, channels.c.served_since)).where(
     channels.c.served_since.is_not(None), channels.c.served_at.is_not(None)
 )
 CHANNEL_PROOFS: Final = select_rows(ChannelProofRow, _proof)
@@ -261,7 +261,8 @@ def read_times(connection: Connection) -> dict[str, ChannelTimes]:
     """When each channel was proven last, and since when it is served."""
     levels: dict[str, dict[str, float]] = {}
     for channel, level, at in _LAST_PROVEN.fetch_all(connection):
-        levels.setdefault(channel, {})[level] = at
+        if level is not None and at is not None:
+            levels.setdefault(channel, {})[level] = at
     since = dict(_SERVED_SINCE.fetch_all(connection))
     return {name: ChannelTimes(levels.get(name, {}), since.get(name)) for name in levels.keys() | since}
 
