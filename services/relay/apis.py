@@ -137,10 +137,25 @@ class _State(msgspec.Struct, gc=False):
     state: str  # of an alert active, suppressed, unprocessed; of a silence expired, active, pending
 
 
+class SilenceMatcher(msgspec.Struct, rename="camel", gc=False):
+    name: str
+    value: str
+    is_regex: bool
+    is_equal: bool = True
+
+    @property
+    def operator(self) -> str:
+        return ("=~" if self.is_equal else "!~") if self.is_regex else ("=" if self.is_equal else "!=")
+
+
 class FoundSilence(msgspec.Struct, rename="camel", gc=False):
     id: str
     comment: str
     created_by: str
+    starts_at: _Moment
+    ends_at: _Moment
+    """When it ends, or ended."""
+    matchers: list[SilenceMatcher]
     status: _State
 
 
@@ -172,11 +187,17 @@ class _ListedAlert(msgspec.Struct, rename="camel", gc=False):
     status: _State
 
 
+class _UpdatedAlert(msgspec.Struct, rename="camel", gc=False):
+    annotations: dict[str, str]
+    updated_at: _Moment
+
+
 _decode_configuration = _create_decoder(_ConfiguredStatus)
 _decode_status = _create_decoder(_ServerStatus)
 _decode_silences = _create_decoder(list[FoundSilence])
 _decode_created = _create_decoder(_CreatedSilence)
 _decode_alerts = _create_decoder(list[_ListedAlert])
+_decode_updates = _create_decoder(list[_UpdatedAlert])
 
 
 class AlertmanagerClient(_Api):
@@ -194,10 +215,23 @@ class AlertmanagerClient(_Api):
         """Its configuration in YAML, secrets and URLs masked. Raises ApiError."""
         return (await self._read(_decode_configuration, "/api/v2/status")).config.original
 
+    async def list_silences(self) -> list[FoundSilence]:
+        """Also those that have ended in the last days. Raises ApiError."""
+        return await self._read(_decode_silences, "/api/v2/silences")
+
     async def find_silence(self, mark: str) -> FoundSilence | None:
         """A silence whose comment has this mark, and that has not ended. Raises ApiError."""
-        listed = await self._read(_decode_silences, "/api/v2/silences")
+        listed = await self.list_silences()
         return next((each for each in listed if mark in each.comment and each.status.state != "expired"), None)
+
+    async def read_update_time(self, alertname: str, annotation: str, value: str) -> float | None:
+        """When it last got an alert whose annotation has this value, unix seconds by its clock; None if it has none.
+
+        Raises ApiError.
+        """
+        listed = await self._read(_decode_updates, "/api/v2/alerts", params={"filter": f'alertname="{alertname}"'})
+        times = [each.updated_at for each in listed if each.annotations.get(annotation) == value]
+        return min(times).timestamp() if times else None
 
     async def create_silence(self, silence: NewSilence, now: float) -> str:
         """Create a silence; its ID. Each call makes another one.
@@ -455,6 +489,14 @@ class _RuleGroups(msgspec.Struct, gc=False):
     groups: list[_RuleGroup] = msgspec.field(default_factory=list)
 
 
+class _Address(msgspec.Struct, gc=False):
+    url: str
+
+
+class _Alertmanagers(msgspec.Struct, gc=False, rename="camel"):
+    active_alertmanagers: list[_Address]
+
+
 class _Matrix(msgspec.Struct, gc=False):
     metric: dict[str, str]
     values: list[tuple[float, str]]
@@ -474,6 +516,7 @@ class _Reply(msgspec.Struct, Generic[T], gc=False):
 
 
 _decode_rules = _create_decoder(_Reply[_RuleGroups])
+_decode_alertmanagers = _create_decoder(_Reply[_Alertmanagers])
 _decode_range = _create_decoder(_Reply[_Result[_Matrix]])
 _decode_instant = _create_decoder(_Reply[_Result[_Vector]])
 
@@ -495,6 +538,15 @@ class PrometheusClient(_Api):
             return None
         return AlertRule(best.query, frozenset(best.labels))
 
+    async def has_rule(self, name: str) -> bool:
+        """Whether it has an alerting rule of this name. Raises ApiError."""
+        return any(rule.name == name for rule in await self._read_rules(**{"rule_name[]": name}))
+
+    async def list_alertmanagers(self) -> list[str]:
+        """The addresses of those that it sends alerts to. Raises ApiError."""
+        found = (await self._read(_decode_alertmanagers, "/api/v1/alertmanagers")).data.active_alertmanagers
+        return [each.url for each in found]
+
     async def count_rules(self) -> int:
         """How many alerting rules it has. Raises ApiError."""
         return len(await self._read_rules())
@@ -507,10 +559,11 @@ class PrometheusClient(_Api):
         """The groups that have alerting rules, and how their last evaluation went. Raises ApiError."""
         return [_build_rule_group(group) for group in await self._read_rule_groups() if group.rules]
 
-    async def read_instant(self, expression: str) -> list[Sample]:
-        """What an expression gives now. Raises QueryRefusedError, ApiError."""
+    async def read_instant(self, expression: str, at: float | None = None) -> list[Sample]:
+        """What an expression gave at a time in unix seconds, or gives now. Raises QueryRefusedError, ApiError."""
         # A form, since an expression may be longer than an address may be.
-        reply = await self._read(_decode_instant, "/api/v1/query", method="POST", data={"query": expression})
+        query = {"query": expression} if at is None else {"query": expression, "time": f"{at:.3f}"}
+        reply = await self._read(_decode_instant, "/api/v1/query", method="POST", data=query)
         return [Sample(each.metric, each.value[0], float(each.value[1])) for each in reply.data.result]
 
     async def read_range(self, expression: str, start: float, end: float, step: float) -> list[Series]:

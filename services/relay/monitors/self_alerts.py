@@ -27,7 +27,7 @@ from services.relay.model import (
     find_alertname,
 )
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, PlanEvent, accept_event, plan_deliveries
-from services.relay.outbox.incidents import Incident, IncidentState, read_open_incident
+from services.relay.outbox.incidents import Incident, IncidentState, iterate_open_incidents, read_open_incident
 from services.relay.outbox.quarantine import QuarantineEntry, list_entries
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState
@@ -134,6 +134,19 @@ class AlertPublisher:
             self.metrics.deliveries.labels(channel, DeliveryState.SUPERSEDED).inc()
         self.wake_channels(accepted.channels)
         return not accepted.is_duplicate
+
+
+async def resolve_removed(publisher: AlertPublisher, prefix: str, groups: Collection[str], remark: str) -> None:
+    """Resolves the open incidents of the relay's own whose group begins so, and is none of these.
+
+    Raises StoreUnavailableError.
+    """
+    async for incident in iterate_open_incidents(publisher.store):
+        event = incident.event
+        if event is None or event.source != OWN_SOURCE or not event.group_key.startswith(prefix):
+            continue
+        if event.group_key not in groups:
+            await publisher.resolve(incident, remark)
 
 
 def build_resolve(event: Event, now: datetime, remark: str) -> Event:

@@ -10,13 +10,15 @@ from typing import Final
 import structlog
 
 from services.relay.acknowledgement.store import escalate_due
-from services.relay.apis import AlertmanagerClient
+from services.relay.apis import AlertmanagerClient, PrometheusClient
 from services.relay.monitors.credentials import read_certificates
 from services.relay.monitors.reconcile import Reconciler, ReconcileTimes
 from services.relay.monitors.self_alerts import AlertPublisher, QuarantineMonitor
 from services.relay.monitors.watchdog import DeadMansSwitch, IntakeUptime, WatchdogMonitor
 from services.relay.outbox.store import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.tables import DeliveryState
+from services.relay.proofs.hops import HopFinder
+from services.relay.proofs.monitor import ProofMonitor
 from shared.process.concurrency import is_task_cancelled
 from shared.process.logs import describe_exception
 
@@ -73,10 +75,15 @@ class Monitors:
             for name, switch in self._switches.items():
                 stack.push_async_callback(switch.close)
                 steps[f"dead man's switch of {name}"] = switch.ping_after_heartbeat
-            if alertmanager.urls:
-                peers = [AlertmanagerClient(url, alertmanager.token_file, alertmanager) for url in alertmanager.urls]
-                for peer in peers:
-                    stack.push_async_callback(peer.close)
+            peers = [AlertmanagerClient(url, alertmanager.token_file, alertmanager) for url in alertmanager.urls]
+            messages, prometheus = publisher.settings.messages, None
+            if messages.prometheus_url is not None:
+                prometheus = PrometheusClient(messages.prometheus_url, messages.prometheus_token_file, messages.egress)
+            for client in (*peers, *([prometheus] if prometheus else [])):
+                stack.push_async_callback(client.close)
+            finder = HopFinder(prometheus, peers, publisher.metrics.webhook_times)
+            steps["proofs of the path"] = ProofMonitor(publisher, finder, peers).check
+            if peers:
                 steps["reconcile"] = Reconciler(publisher, peers, self._times, time.monotonic).reconcile
             async with asyncio.TaskGroup() as tasks:
                 for name, step in steps.items():

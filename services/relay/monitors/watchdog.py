@@ -18,10 +18,9 @@ from sqlalchemy import bindparam, func, literal_column, select
 from services.relay.channels.port import SendError
 from services.relay.http import HttpSession, translate_connection_errors
 from services.relay.intake.routing import WatchdogSettings
-from services.relay.model import OWN_SOURCE
-from services.relay.monitors.self_alerts import AlertPublisher, SelfAlert
+from services.relay.monitors.self_alerts import AlertPublisher, SelfAlert, resolve_removed
 from services.relay.outbox.heartbeats import count_silence
-from services.relay.outbox.incidents import iterate_open_incidents, read_open_incident
+from services.relay.outbox.incidents import read_open_incident
 from services.relay.outbox.store import Store, StoreUnavailableError, Transaction
 from services.relay.outbox.tables import deliveries
 from shared.config.secret_file import SecretFile, SecretUnreadableError
@@ -93,7 +92,8 @@ class WatchdogMonitor:
     async def _check(self) -> float:
         store, names = self._publisher.store, [watchdog.name for watchdog in self._watchdogs]
         if not self._removed_resolved:
-            await self._resolve_removed(names)
+            groups = {f"{_GROUP_PREFIX}{name}" for name in names}
+            await resolve_removed(self._publisher, _GROUP_PREFIX, groups, _REMOVED_REMARK)
             self._removed_resolved = True
         if not names:
             return _IDLE_INTERVAL
@@ -114,14 +114,6 @@ class WatchdogMonitor:
                 if incident is not None and is_back and await self._publisher.resolve(incident, _RESOLVED_REMARK):
                     log.info("watchdog is back after an absence", watchdog=watchdog.name)
         return pause
-
-    async def _resolve_removed(self, names: Collection[str]) -> None:
-        async for incident in iterate_open_incidents(self._publisher.store):
-            event = incident.event
-            if event is None or event.source != OWN_SOURCE or not event.group_key.startswith(_GROUP_PREFIX):
-                continue
-            if event.group_key.removeprefix(_GROUP_PREFIX) not in names:
-                await self._publisher.resolve(incident, _REMOVED_REMARK)
 
 
 class _OldestRow(NamedTuple):

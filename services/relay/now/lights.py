@@ -134,7 +134,7 @@ _NEARLY_FULL: Final = 0.9
 _LATE_EVALUATIONS: Final = 3
 """Intervals after which rules count as not evaluated."""
 _MIN_LATENESS: Final = 60.0
-_REFUSALS: Final = {
+REFUSALS: Final = {
     400: "it was no webhook of Alertmanager",
     401: "wrong or no credentials",
     403: "its sender may not send alerts",
@@ -286,7 +286,7 @@ def _judge_answers(times: WebhookTimes, answered_at: Mapping[int, float], now: f
         when, code = max(refused)
         is_failing = code >= 500 and (at is None or at < when)
         status = HealthStatus.FAILING if is_failing else HealthStatus.DEGRADED
-        why = _REFUSALS.get(code, "refused")
+        why = REFUSALS.get(code, "refused")
         hint = "The relay's log has the address of the sender." if code in {401, 403} else ""
         return Verdict(
             status, f"One was refused {format_rough_duration(now - when)} ago ({code}): {why}.{quarantined}", hint

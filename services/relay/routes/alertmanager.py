@@ -58,6 +58,16 @@ class TreeRoute:
             yield from child.walk()
 
 
+class Inhibition(NamedTuple):
+    """A rule by which an alert is not sent while another one fires."""
+
+    sources: tuple[Condition, ...]
+    """Of the other alert."""
+    targets: tuple[Condition, ...]
+    equal: tuple[str, ...]
+    """The labels whose values both have."""
+
+
 @dataclass(frozen=True, slots=True)
 class RoutingTree:
     root: TreeRoute
@@ -65,6 +75,7 @@ class RoutingTree:
     """What each receiver sends to: `webhook`, `slack`, …; empty for one that sends nothing."""
     token_senders: Sequence[str]
     """Receivers with a webhook that has credentials: the relay refuses every other, so those lead elsewhere."""
+    inhibitions: tuple[Inhibition, ...] = ()
 
     @property
     def routed(self) -> set[str]:
@@ -117,9 +128,10 @@ def parse_tree(configuration: str) -> RoutingTree:
         token_senders = [str(each["name"]) for each in document["receivers"] if _sends_token(each)]
         count = iter(range(MAX_ROUTES))
         root = _build_route(document["route"], "route", "", count, 0)
+        inhibitions = tuple(map(_build_inhibition, document.get("inhibit_rules") or ()))
     except (yaml.YAMLError, ValidationError, TypeError, KeyError, AttributeError, ValueError, RecursionError):
         raise TreeError("its configuration cannot be read as that of an Alertmanager") from None
-    return RoutingTree(root, receivers, token_senders)
+    return RoutingTree(root, receivers, token_senders, inhibitions)
 
 
 def _list_kinds(receiver: Mapping[str, Any]) -> Sequence[str]:
@@ -152,6 +164,16 @@ def _build_route(document: Mapping[str, Any], path: str, receiver: str, count: I
     )
 
 
+def _build_inhibition(document: Mapping[str, Any]) -> Inhibition:
+    sides = []
+    for side in ("source", "target"):
+        keys = {"matchers": f"{side}_matchers", "match": f"{side}_match", "match_re": f"{side}_match_re"}
+        route = AlertmanagerRoute.model_validate({key: document.get(name) or {} for key, name in keys.items()})
+        sides.append(tuple(map(_build_condition, iterate_conditions(route))))
+    sources, targets = sides
+    return Inhibition(sources, targets, tuple(map(str, document.get("equal") or ())))
+
+
 def _build_condition(text: str) -> Condition:
     try:
         return Condition(text.strip(), parse_matcher(text))
@@ -162,6 +184,28 @@ def _build_condition(text: str) -> Condition:
 def route_alert(tree: RoutingTree, labels: Mapping[str, str]) -> TreeVerdict:
     """What becomes of an alert at each route. Raises TreeError if a condition decides that cannot be parsed."""
     return _judge(tree.root, labels, is_reached=True)
+
+
+def find_inhibiting(
+    tree: RoutingTree, labels: Mapping[str, str], others: Iterable[Mapping[str, str]]
+) -> Mapping[str, str] | None:
+    """The labels of the alert because of which another one is not sent; None if there is none that is known.
+
+    https://prometheus.io/docs/alerting/latest/configuration/#inhibit_rule
+    """
+
+    def matches(conditions: Iterable[Condition], alert: Mapping[str, str]) -> bool:
+        return all(each.matcher is not None and each.matcher.matches(alert) for each in conditions)
+
+    rules = [rule for rule in tree.inhibitions if matches(rule.targets, labels)]
+    for other in others:
+        for rule in rules:
+            same = all(other.get(name, "") == labels.get(name, "") for name in rule.equal)
+            # What matches both sides is not inhibited by what does, too, itself included.
+            both = matches(rule.sources, labels) and matches(rule.targets, other)
+            if same and not both and matches(rule.sources, other):
+                return other
+    return None
 
 
 def show_tree(route: TreeRoute) -> TreeVerdict:
