@@ -51,6 +51,7 @@ FIELDS = {
     "faults": "the address of the emulator's endpoint of faults",
     "file": "the path of a file",
     "hint": "what to do",
+    "hop": "where a proof of the path was lost: `alertmanager`",
     "http": "the address of the stand-ins for Slack and PagerDuty",
     "incident_id": "an incident",
     "is_stored": "of `describe_action` alone: whether the audit log has it already",

@@ -202,14 +202,14 @@ class ProofMonitor:
         for group, incident in state.incidents.items():
             levels = state.times.get(group.removeprefix(_CHANNEL_GROUP), NEVER_PROVEN).by_level
             proven_at = accepted_at if group == PATH_GROUP else max(levels.values(), default=None)
-            if proven_at is not None and proven_at >= state.now - limit:
-                await self._publisher.resolve(incident, _PROVEN_REMARK)
-                log.info("path is proven again", group=group)
+            is_proven = proven_at is not None and proven_at >= state.now - limit
+            if is_proven and await self._publisher.resolve(incident, _PROVEN_REMARK):
+                log.info("path is proven again", incident_id=incident.id)
 
     async def _fire(self, group: str, lost: LostProof, since: float, channels: Sequence[str]) -> None:
         alert = _build_alert(group, lost, since)
         if await self._publisher.fire(alert, channels):
-            log.error("path is not proven", **alert.labels, error=lost.error)
+            log.error("path is not proven", channel=alert.labels.get("channel"), hop=lost.hop, error=lost.error)
 
     async def _ask_alertmanager(self, state: _State) -> None:
         """Stores when Alertmanager had the proof that came just now, if it can say so."""
