@@ -69,13 +69,14 @@ def test_what_is_ready_to_uncomment_is_valid_once_it_is_uncommented(tmp_path: Pa
         (["alertname=RelayDeadLetters", "severity=warning"], "direct"),
         (["alertname=RelayOfTomorrow"], "direct"),
         (["alertname=Watchdog", "severity=none"], "watchdog"),
+        (["alertname=KMSPathUnproven", "severity=warning"], "direct,kms-security"),
         (["alertname=KMSPathProof", "severity=none", "service=ledger"], "kms-proof"),
         (["alertname=NodeDown", "severity=critical"], "kms-security"),
         (["alertname=NotKMS", "severity=critical"], "kms-security"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else value,
 )
-def test_an_alert_goes_to_one_receiver(labels: list[str], receiver: str) -> None:
+def test_an_alert_goes_to_its_receivers(labels: list[str], receiver: str) -> None:
     answer = amtool("config", "routes", "test", f"--config.file={FILE}", *labels)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip() == receiver
@@ -83,15 +84,15 @@ def test_an_alert_goes_to_one_receiver(labels: list[str], receiver: str) -> None
 
 def test_the_waits_are_the_contracts() -> None:
     waits = ("group_wait", "group_interval", "repeat_interval")
-    watchdog, proof, relay, kms = CONFIG["route"]["routes"]
+    watchdog, proof, relay, unproven, kms = CONFIG["route"]["routes"]
     (critical,) = kms["routes"]
     (slow_to_repair,) = critical["routes"]
     assert CONFIG["route"]["group_by"] == ["alertname", "env", "service"]
     assert [CONFIG["route"][wait] for wait in waits] == ["30s", "5m", "2h"]
     assert [kms[wait] for wait in waits] == ["30s", "5m", "2h"]
     assert [critical[wait] for wait in waits] == ["10s", "2m", "30m"]
-    assert all(route["group_by"] == CONFIG["route"]["group_by"] for route in (watchdog, proof, relay, kms))
-    assert [relay[wait] for wait in waits] == ["30s", "5m", "2h"]
+    assert all(route["group_by"] == CONFIG["route"]["group_by"] for route in (watchdog, proof, relay, unproven, kms))
+    assert [relay[wait] for wait in waits] == [unproven[wait] for wait in waits] == ["30s", "5m", "2h"]
     assert slow_to_repair == {
         "matchers": ['alertname=~"KMSCryptoModeNotKMS|KMSCryptoNotReady"'],
         "repeat_interval": "2h",

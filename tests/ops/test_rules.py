@@ -53,7 +53,7 @@ SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
         "RelayConfigReloadFailed": ("warning", "5m"),
         "Watchdog": ("none", None),
     },
-    "keypulse_path_proof": {"KMSPathProof": ("none", None)},
+    "keypulse_path_proof": {"KMSPathProof": ("none", None), "KMSPathUnproven": ("warning", "5m")},
 }
 
 

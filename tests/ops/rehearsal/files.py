@@ -120,7 +120,7 @@ def _staging(folder: Path, own: dict[str, int]) -> None:
     itself = {"service": "exporter", "health_url": f"http://{listen}/-/healthy", "health": "status", "tls_config": tls}
     document = {"listen": listen, "targets": [target], "backends": [itself]}
     _write(folder / "exporter-staging.yml", {**exporter, **document})
-    relay = {**_read(folder / "relay.yml"), "watchdogs": []}
+    relay = {**_read(folder / "relay.yml"), "watchdogs": [], "proof": {"every": 0}}  # only the other one gets proofs
     document = {"listen": f"127.0.0.1:{own['relay-staging']}", "database": f"sqlite:///{folder}/relay-staging.db"}
     _write(folder / "relay-staging.yml", {**relay, **document})
 

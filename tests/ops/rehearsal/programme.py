@@ -22,6 +22,7 @@ AT_ONCE: tuple[tuple[Scenario, ...], ...] = (
     (keys.BLIND,),
     (services.UNREFRESHED, services.CARELESS, services.MISTAKEN, services.FORGOTTEN, services.ABSENT),
     (relay.REFUSED,),
+    (relay.PROVEN,),
     (relay.WITHOUT_HEARTBEAT,),
     (relay.MISTAKEN, relay.LOCKED, relay.DOWN),
 )

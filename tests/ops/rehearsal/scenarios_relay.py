@@ -66,6 +66,11 @@ async def _locked(stage: Stage) -> AsyncIterator[Broken]:
 
 
 @asynccontextmanager
+async def _proven(_stage: Stage) -> AsyncIterator[Broken]:
+    yield Broken()
+
+
+@asynccontextmanager
 async def _down(stage: Stage) -> AsyncIterator[Broken]:
     await stage.kubectl.stop("relay-staging")
     yield Broken()
@@ -96,7 +101,19 @@ REFUSED = Scenario(
         ),
         Rehearsal("RelayOutboxStuck", {"channel": "email-oncall"}, ("retrying",), ()),
         Rehearsal("RelayWebhooksRejected", {"code": "400"}, ('code="400"', "quarantine"), ()),
+        Rehearsal(
+            "KMSPathUnproven",
+            {"env": "production", "channel": "slack-critical"},
+            ("channel", 'hop="channel"'),
+            ("=>",),
+            done=("SUCCESS", "kms-proof"),
+        ),
     ),
+)
+PROVEN = Scenario(
+    "nothing: an exporter raises a proof",
+    _proven,
+    (Rehearsal("KMSPathProof", {"env": "production", "service": "backend"}, ("kms-proof", "=>"), ("=>",)),),
 )
 WITHOUT_HEARTBEAT = Scenario(
     "an Alertmanager that ended",

@@ -30,7 +30,7 @@ def find_positions(text: str) -> list[str]:
     return [route["receiver"] for route in yaml.safe_load(merge(text, DESTINATION))["route"]["routes"]]
 
 
-OURS = ["watchdog", "kms-proof", "ops", "kms-security"]
+OURS = ["watchdog", "kms-proof", "ops", "ops", "kms-security"]
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,10 @@ def test_the_relays_own_alerts_go_to_the_receiver_that_was_named() -> None:
     )
     text = text.replace("receiver: nobody", "receiver: ops")
     merged = yaml.safe_load(merge(text, Destination(DESTINATION.url, DESTINATION.token_file, "night, shift")))
-    assert [route["receiver"] for route in merged["route"]["routes"]][:4] == [
+    assert [route["receiver"] for route in merged["route"]["routes"]][:5] == [
         "watchdog",
         "kms-proof",
+        "night, shift",
         "night, shift",
         "kms-security",
     ]
@@ -258,8 +259,9 @@ def test_the_relay_cannot_report_on_itself_through_the_relay() -> None:
 def test_another_receiver_than_the_one_that_is_named_collides() -> None:
     text = file_with().replace("{name: nobody}", "{name: night-shift, webhook_configs: [{url: 'http://x'}]}")
     merged = merge(text, DESTINATION)
-    (line,) = collisions(merged, Destination(DESTINATION.url, DESTINATION.token_file, "night-shift"))
-    assert "takes Relay" in line
+    relay, unproven = collisions(merged, Destination(DESTINATION.url, DESTINATION.token_file, "night-shift"))
+    assert "takes Relay" in relay
+    assert "takes KMSPathUnproven" in unproven
 
 
 def test_once_they_are_routed_nobody_is_asked_where_to() -> None:

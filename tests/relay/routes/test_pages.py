@@ -41,7 +41,7 @@ async def test_alertmanagers_tree_leads_to_the_relays_routes(tmp_path: Path) -> 
             "route": 0,
             "channels": ["slack", "pager"],
             "why": [
-                f"{at}route.routes[3].routes[0].routes[0] gives it to the receiver kms-critical",
+                f"{at}route.routes[4].routes[0].routes[0] gives it to the receiver kms-critical",
                 "routes.0 matches: receiver kms-critical",
             ],
             "receivers": [

@@ -22,7 +22,7 @@ ROUTES = (
     RouteSettings(matchers=('severity="warning"', 'env!~"test|dev"'), channels=("mail",)),
 )
 SETTINGS = RelaySettings.model_construct(
-    routes=ROUTES, default_channels=("log", "log"), watchdogs=(watch("Watchdog", "60s", "slack"),)
+    channels={}, routes=ROUTES, default_channels=("log", "log"), watchdogs=(watch("Watchdog", "60s", "slack"),)
 )
 
 
@@ -90,7 +90,7 @@ def test_an_explanation_is_what_the_intake_does(
     parsed = parse_webhook(json.dumps(webhook).encode(), "", watchdogs, listed)
 
     settings = RelaySettings.model_construct(
-        routes=tuple(listed), default_channels=("log",), watchdogs=tuple(watchdogs)
+        channels={}, routes=tuple(listed), default_channels=("log",), watchdogs=tuple(watchdogs)
     )
     found = explain_route(receiver, labels, settings)
 
