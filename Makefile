@@ -13,9 +13,9 @@ install: .venv/installed ## .venv from the hash-locked requirements
 .venv/installed: requirements/dev.lock requirements/uv.lock pyproject.toml ops/tools/install
 	@ops/tools/install $(PYTHON)
 
-demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page, all-clear and a storm, exits
+demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page, all-clear and a storm, exits; KMS=transit has a real OpenBao
 	@ops/tools/require prometheus alertmanager
-	@$(BIN)/keypulse-demo $(if $(ONCE),--once)
+	@$(BIN)/keypulse-demo $(if $(ONCE),--once) $(if $(KMS),--kms $(KMS))
 
 test: install ## every test but the two kinds below
 	@ops/tools/require prometheus alertmanager chromium sshd tinyproxy nginx systemd mariadb
