@@ -139,6 +139,10 @@ class KmsProfile:
 
     None where a text is no name of a key.
     """
+    tool: str = ""
+    """The provider's command line, such as `gcloud`; what a runbook types with it is for this provider alone."""
+    has_checksums: bool = False
+    """Whether answers have checksums, which a round trip compares."""
     propagation: str = "minutes"
     """How long a new primary version, or a disabled one, takes to take effect everywhere, as text."""
 

@@ -45,6 +45,7 @@ async def press(http: aiohttp.ClientSession, stand_ins: StandIns, action: str, f
         return answer.status
 
 
+@pytest.mark.played
 async def test_each_button_breaks_a_real_transit_and_the_page_says_so_until_it_is_healed(
     http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
