@@ -13,15 +13,15 @@ install: .venv/installed ## .venv from the hash-locked requirements
 .venv/installed: requirements/dev.lock requirements/uv.lock pyproject.toml ops/tools/install
 	@ops/tools/install $(PYTHON)
 
-demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page, all-clear and a storm, exits
+demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page, all-clear and a storm, exits; KMS=transit has a real OpenBao
 	@ops/tools/require prometheus alertmanager
-	@$(BIN)/keypulse-demo $(if $(ONCE),--once)
+	@$(BIN)/keypulse-demo $(if $(ONCE),--once) $(if $(KMS),--kms $(KMS))
 
 test: install ## every test but the two kinds below
 	@ops/tools/require prometheus alertmanager chromium sshd tinyproxy nginx systemd mariadb
 	@$(BIN)/pytest -n 6 --dist worksteal
 
-rehearse: install ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the worst requests, the dashboard's queries, the smoke test's faults, each spoilt rule
+rehearse: install .cache/bench/installed ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the worst requests, the dashboard's queries, the smoke test's faults, each spoilt rule
 	@ops/tools/require prometheus alertmanager sshd mariadb
 	@$(BIN)/pytest -m played tests/ops/rehearsal  # alone: a minute of its clock is a second
 	@$(BIN)/pytest -n 3 --dist worksteal -m played --ignore=tests/ops/rehearsal
@@ -52,9 +52,15 @@ docs: .cache/docs/installed ## the documents as a site with search, in .cache/si
 images: ## an image of each part, with its size
 	@ops/docker/build
 
-bench: install ## the benchmarks, each beside what it is compared with; takes twenty minutes
-	@ops/tools/require prometheus alertmanager
-	@$(BIN)/python -m tests.bench
+bench: install .cache/bench/installed ## the benchmarks, each beside what it is compared with, into docs/benchmarks.md; takes fifty minutes
+	@ops/tools/require prometheus alertmanager chromium
+	@$(BIN)/python -m tests.bench --write
+
+.cache/bench/installed: requirements/bench.lock
+	@ops/tools/require python3 python3-venv
+	@rm -rf .cache/bench && $(PYTHON) -m venv .cache/bench
+	@.cache/bench/bin/pip install --quiet --require-hashes --only-binary :all: -r requirements/bench.lock
+	@touch $@
 
 check: install check-rules check-workflows docs ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, hadolint, helm lint, actionlint, links of the site
 	$(BIN)/ruff check .
@@ -93,6 +99,7 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	echo hatchling | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/build.lock
 	echo pip-audit | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/pip-audit.lock
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group docs -o requirements/docs.lock
+	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group bench -c requirements/dev.lock -o requirements/bench.lock
 	echo uv | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 - -o requirements/uv.lock
 	for extra in exporter relay apprise charts backend transit rotator kms-inventory smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done

@@ -77,6 +77,8 @@ class Check:
     """Returns a short detail. Raises CheckError or CheckNotApplicable; it must end in bounded time."""
     depends_on: str | None = None
     """The name of an earlier check; this one is skipped unless that passed."""
+    after: tuple[str, ...] = ()
+    """Names of earlier checks that have to end first, however they do."""
 
 
 @dataclass(frozen=True, slots=True)

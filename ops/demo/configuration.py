@@ -7,34 +7,38 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 from string import Template
+from typing import Literal
 
+from ops.demo import openbao
+from ops.demo.openbao import write_secret
 from ops.demo.processes import Ports
 from ops.demo.time_scale import scale_yaml
 
 SHELL_ENVIRONMENT = "env"
 """The file in the demo's folder for the shell of a person on call."""
+Kms = Literal["gcp", "transit"]
+"""The provider of the demo's key: the emulator of Cloud KMS, or Transit of a real OpenBao."""
 
 
-def write_shell_environment(folder: Path, ports: Ports) -> None:
+def write_shell_environment(folder: Path, ports: Ports, kms: Kms) -> None:
     """Writes the file that `. FOLDER/env` reads."""
-    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in build_variables(folder, ports).items()]
-    lines.append(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n")
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in build_variables(folder, ports, kms).items()]
+    programs = [Path(sys.executable).parent]
+    if kms == "transit":
+        lines.append(f'export BAO_TOKEN="$(cat {shlex.quote(str(folder / openbao.ROOT_TOKEN_FILE))})"\n')
+        programs.append(openbao.find_program().parent)
+    lines.append(f"export PATH={':'.join(shlex.quote(str(each)) for each in programs)}:$PATH\n")
     (folder / SHELL_ENVIRONMENT).write_text("".join(lines), encoding="utf-8")
 
 
-def build_variables(folder: Path, ports: Ports) -> dict[str, str]:
+def build_variables(folder: Path, ports: Ports, kms: Kms = "gcp") -> dict[str, str]:
     """Return the variables that docs/KMS_OPERATIONS.md and docs/DRILLS.md use, and keypulse-smoke's options."""
     _, project, _, location, _, keyring, _, key = KEY.split("/")
     parts = {
         part.upper(): ports.build_url(part)
         for part in ("backend", "exporter", "prometheus", "alertmanager", "relay", "stand_ins", "faults")
     }
-    smoke = {"BASE_URL": "BACKEND", "PROMETHEUS": "PROMETHEUS", "ALERTMANAGER": "ALERTMANAGER", "RELAY": "RELAY"}
-    return {
-        "ENV": "production",
-        "SERVICE": "backend",
-        "TARGET": "ledger-kek",
-        "VERSION": "1",
+    of_gcp = {
         "PROJECT": project,
         "LOCATION": location,
         "KEYRING": keyring,
@@ -42,8 +46,17 @@ def build_variables(folder: Path, ports: Ports) -> dict[str, str]:
         "INSTANCE": f"projects/{project}/locations/{location}/singleTenantHsmInstances/own",
         "SERVICE_ACCOUNT": f"ledger@{project}.iam.gserviceaccount.com",
         "EXPORTER_ACCOUNT": f"keypulse-exporter@{project}.iam.gserviceaccount.com",
-        **parts,
         "EMULATOR": f"127.0.0.1:{ports.emulator}",
+    }
+    of_transit = {"MOUNT": openbao.MOUNT, "KEY": openbao.KEY, "BAO_ADDR": ports.build_url("emulator")}
+    smoke = {"BASE_URL": "BACKEND", "PROMETHEUS": "PROMETHEUS", "ALERTMANAGER": "ALERTMANAGER", "RELAY": "RELAY"}
+    return {
+        "ENV": "production",
+        "SERVICE": "backend",
+        "TARGET": "ledger-kek",
+        "VERSION": "1",
+        **(of_transit if kms == "transit" else of_gcp),
+        **parts,
         "RELAY_CONFIG": str(folder / "relay.yml"),
         "CHANNEL": "slack-critical",
         "DEMO": str(folder),
@@ -60,13 +73,13 @@ KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 _PRODUCTION_RUNBOOKS = "https://github.com/acme/ops/blob/main/docs/"
 
 
-def write_configuration(folder: Path, ports: Ports) -> None:
+def write_configuration(folder: Path, ports: Ports, kms: Kms = "gcp") -> None:
     """Writes every configuration and every secret of the demo into `folder`."""
-    _write_secret(folder / "relay_token", secrets.token_urlsafe(32))
-    _write_secret(folder / "slack_token", f"xoxb-{secrets.token_hex(16)}")
-    _write_secret(folder / "slack_app_token", f"xapp-{secrets.token_hex(16)}")
-    _write_secret(folder / "pagerduty_key", secrets.token_hex(16))
-    _write_secret(folder / "admin_token", secrets.token_urlsafe(32))
+    write_secret(folder / "relay_token", secrets.token_urlsafe(32))
+    write_secret(folder / "slack_token", f"xoxb-{secrets.token_hex(16)}")
+    write_secret(folder / "slack_app_token", f"xapp-{secrets.token_hex(16)}")
+    write_secret(folder / "pagerduty_key", secrets.token_hex(16))
+    write_secret(folder / "admin_token", secrets.token_urlsafe(32))
 
     local = {
         _PRODUCTION_RUNBOOKS: f"{ports.build_url('stand_ins')}/docs/",
@@ -94,12 +107,14 @@ def write_configuration(folder: Path, ports: Ports) -> None:
         copy.write_text(scale_yaml(source.read_text(encoding="utf-8"), rewrite), encoding="utf-8")
 
     addresses = {field.name: f"127.0.0.1:{getattr(ports, field.name)}" for field in fields(ports)}
-    values = {**addresses, "smtp": ports.smtp, "folder": folder, "docs": DOCS, "key": KEY}
+    settings = f'provider: gcp, key: "{KEY}", endpoint: "127.0.0.1:{ports.emulator}", insecure: true'
+    if kms == "transit":
+        openbao.write_configuration(folder, ports.emulator, ports.faults)
+        address = ports.build_url("emulator")
+        settings = (
+            f'provider: transit, address: "{address}", key: {openbao.KEY}, auth: {{token_file: {openbao.TOKEN_FILE}}}'
+        )
+    values = {**addresses, "smtp": ports.smtp, "folder": folder, "docs": DOCS, "kms": settings}
     for template in (Path(__file__).parent / "services").glob("*.yml"):
         text = Template(template.read_text(encoding="utf-8")).substitute(values)
         (folder / template.name).write_text(text, encoding="utf-8")
-
-
-def _write_secret(file: Path, value: str) -> None:
-    file.touch(mode=0o600)
-    file.write_text(value + "\n", encoding="utf-8")

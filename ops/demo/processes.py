@@ -29,7 +29,9 @@ class Ports:
     relay: int = 9912
     backend: int = 8000
     emulator: int = 9010
+    """Of the KMS: the emulator, or OpenBao."""
     faults: int = 9011
+    """Of the emulator; with OpenBao for members of its cluster."""
     stand_ins: int = 9913
     prometheus: int = 9914
     alertmanager: int = 9915

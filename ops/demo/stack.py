@@ -1,7 +1,7 @@
 """The demo's processes on one machine: their order, their configuration, and when all of them are ready.
 
-The emulator stands in for Cloud KMS, the stand-ins for Slack, PagerDuty and the mail server; Prometheus and
-Alertmanager are the real ones, with the product's own rules and routing on a faster clock.
+The emulator stands in for Cloud KMS, unless a real OpenBao has the key; the stand-ins for Slack, PagerDuty and the
+mail server. Prometheus and Alertmanager are the real ones, with the product's own rules and routing on a faster clock.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from ops.demo.configuration import DOCS, KEY, write_configuration
+from ops.demo import openbao
+from ops.demo.configuration import DOCS, KEY, Kms, write_configuration
 from ops.demo.processes import Ports, Processes, run_processes
 from shared.http.server import StartError
 
@@ -93,7 +94,7 @@ class Stack:
 
 
 @asynccontextmanager
-async def run_stack(ports: Ports) -> AsyncIterator[Stack]:
+async def run_stack(ports: Ports, kms: Kms = "gcp") -> AsyncIterator[Stack]:
     """Start everything and wait until Prometheus reports a healthy key.
 
     Raises:
@@ -103,7 +104,7 @@ async def run_stack(ports: Ports) -> AsyncIterator[Stack]:
     alertmanager = find_program("alertmanager", "prometheus-alertmanager")
     ports.check_free()
     with tempfile.TemporaryDirectory(prefix="keypulse-demo-") as folder:
-        write_configuration(Path(folder), ports)
+        write_configuration(Path(folder), ports, kms)
         async with (
             # Not kept open: a connection left idle may be closed just as it is used again.
             aiohttp.ClientSession(
@@ -112,8 +113,10 @@ async def run_stack(ports: Ports) -> AsyncIterator[Stack]:
             run_processes(Path(folder)) as children,
         ):
             stack = Stack(ports, http, children, Path(folder))
-            for name, command in build_commands(Path(folder), ports, prometheus, alertmanager).items():
+            for name, command in build_commands(Path(folder), ports, prometheus, alertmanager, kms).items():
                 await children.start(name, command)
+                if name == "openbao":
+                    await _set_up_openbao(stack)
             await _wait_until_healthy(stack)
             yield stack
 
@@ -128,7 +131,9 @@ def find_program(*names: str) -> str:
     )
 
 
-def build_commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> dict[str, list[str | Path]]:
+def build_commands(
+    folder: Path, ports: Ports, prometheus: str, alertmanager: str, kms: Kms = "gcp"
+) -> dict[str, list[str | Path]]:
     """Return the commands in their order: senders start after receivers, and stop before them."""
 
     def module(name: str, *arguments: str | Path) -> list[str | Path]:
@@ -137,16 +142,23 @@ def build_commands(folder: Path, ports: Ports, prometheus: str, alertmanager: st
     def local(port: int) -> str:
         return f"127.0.0.1:{port}"
 
-    return {
+    served: dict[str, list[str | Path]] = {
         "emulator": module(
             "ops.kms_emulator", "--listen", local(ports.emulator), "--faults", local(ports.faults), "--key", KEY
-        ),
+        )
+    }
+    broken_at: list[str | Path] = ["--emulator-faults", ports.build_url("faults")]
+    if kms == "transit":
+        served = {"openbao": openbao.build_command(folder)}
+        broken_at = ["--openbao", ports.build_url("emulator"), "--openbao-secrets", folder]
+    return {
+        **served,
         "stand-ins": module(
             "ops.demo.stand_ins",
             *("--http", local(ports.stand_ins), "--smtp", local(ports.smtp), "--sockets", local(ports.sockets)),
             *("--slack-token-file", folder / "slack_token", "--slack-app-token-file", folder / "slack_app_token"),
             *("--pagerduty-key-file", folder / "pagerduty_key"),
-            *("--emulator-faults", ports.build_url("faults"), "--docs", DOCS),
+            *(*broken_at, "--docs", DOCS),
             *("--prometheus", ports.build_url("prometheus"), "--alertmanager", ports.build_url("alertmanager")),
             *("--board", ports.build_url("exporter"), "--console", ports.build_url("relay")),
         ),
@@ -177,6 +189,19 @@ def build_commands(folder: Path, ports: Ports, prometheus: str, alertmanager: st
             "--rules.alert.resend-delay=2s",
         ],
     }
+
+
+async def _set_up_openbao(stack: Stack) -> None:
+    async def is_listening() -> bool | None:
+        stack.processes.check()
+        return True if await stack.get_text("emulator", "/v1/sys/init") else None
+
+    if await poll(is_listening, READY_TIMEOUT) is None:
+        raise StartError(f"after {READY_TIMEOUT:.0f} s OpenBao does not answer")
+    try:
+        await openbao.OpenBao(stack.ports.build_url("emulator"), stack.folder).set_up()
+    except openbao.OpenBaoError as error:
+        raise StartError(str(error)) from None
 
 
 async def _wait_until_healthy(stack: Stack) -> None:

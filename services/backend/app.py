@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
 from typing import Final
 
 from starlette.applications import Starlette
@@ -33,7 +32,7 @@ from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.quota import QuotaLimitedKey
-from shared.kms.registry import connect_key
+from shared.kms.registry import connect_keys
 from shared.kms.retries import RetryingKey
 from shared.process.server import ServerRunner
 
@@ -80,11 +79,12 @@ async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] =
         stack.push_async_callback(_end_heartbeat, heartbeat)
         local = InstanceLocalKey(settings.local_key_file, database, heartbeat)
         await _open_local_key(local)
-        kms = connect_key(settings.kms)
-        stack.push_async_callback(kms.close)
-        wrapping = KeyWrapper(kms, settings.kms.key_name, settings.kms_timeout, local)
-        background_kms = QuotaLimitedKey(kms)  # of all background work, which together stays within KMS's quota
-        keyring = Keyring(keys, local, wrapping, heartbeat, background_kms=background_kms, clock=clock)
+        kms, previous_kms = settings.kms, settings.previous_kms
+        kms_keys = await stack.enter_async_context(connect_keys((kms, *previous_kms)))
+        previous = {each.key_name: kms_keys[each.key_name] for each in previous_kms}
+        wrapping = KeyWrapper(kms_keys[kms.key_name], kms.key_name, settings.kms_timeout, local, previous)
+        background = wrapping.change_keys(QuotaLimitedKey)  # all background work together stays within KMS's quota
+        keyring = Keyring(keys, local, wrapping, heartbeat, background=background, clock=clock)
         stack.push_async_callback(_send_last_heartbeat, keyring)
         checked = asyncio.Event()
         checking = asyncio.create_task(KmsChecker(keyring).run(settings.kms_check_interval, checked))
@@ -97,7 +97,7 @@ async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] =
         polling = asyncio.create_task(poller.run(settings.kms_check_interval))
         stack.push_async_callback(_cancel_task, polling)
         administration = LocalAdministration(
-            database, replace(wrapping, kms=RetryingKey(background_kms)), RECORDS_TABLE, keyring.reload
+            database, background.change_keys(RetryingKey), RECORDS_TABLE, keyring.reload
         )
         lost_data_keys = LostDataKeys(database, wrapping, heartbeat.instance, keyring.reload)
         registry = create_registry()

@@ -10,7 +10,7 @@ from services.backend.local_key_file import LocalKeyError, read_or_create
 from shared.config.file_checks import FileCheck, FileCheckError, check_writable_folder
 from shared.config.server_settings import AuthSettings, NamedToken, ServerSettings, check_unique_names
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section, TokenPath
-from shared.kms.registry import KeySettings
+from shared.kms.registry import KeySettings, PreviousKeySettings
 from shared.sql.database_url import DatabaseSetting
 
 
@@ -42,6 +42,8 @@ class BackendSettings(ServerSettings):
     listen: ListenAddress = Address("127.0.0.1", 8000)
     database: DatabaseSetting
     kms: KeySettings
+    previous_kms: PreviousKeySettings = ()
+    """Keys that only unwrap, until `rewrap-kek` has moved every data key to `kms`."""
     admin: AdminSettings = AdminSettings()
     local_key_file: Annotated[FilePath, FileCheck(_check_local_key, "checks later")]
     """Made at the first start, the same for all instances of a database; wraps data keys in `env` mode."""

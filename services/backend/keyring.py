@@ -36,7 +36,7 @@ from shared.keyring.model import (
 )
 from shared.keyring.store import DataKeyStore, OtherLocalKeyError, RetiredVersionError
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
-from shared.kms.port import KmsError, KmsKey
+from shared.kms.port import KmsError
 from shared.process.concurrency import run_concurrently
 
 SAMPLE_SIZE: Final = 8
@@ -149,8 +149,8 @@ class DataKeyCache:
 
     async def _unwrap_uncached(self, key: DataKey, mode: CryptoMode, wrapping: KeyWrapper) -> KmsError | None:
         """Returns an error of KMS instead of raising it: many callers may wait for it, or none any more."""
-        refusal = wrapping.explain_refusal(key.wrapped)
-        if refusal is None and mode is CryptoMode.ENV and key.wrapped.kek != LOCAL_KEK:
+        refusal, is_previous = wrapping.explain_refusal(key.wrapped), key.wrapped.kek in wrapping.previous
+        if refusal is None and mode is CryptoMode.ENV and key.wrapped.kek != LOCAL_KEK and not is_previous:
             refusal = UnwrapError(_WAITS_FOR_KMS)
         if refusal:
             self._set_error(key, refusal)
@@ -162,7 +162,10 @@ class DataKeyCache:
         except UnwrapError as error:
             self._set_error(key, error)
         except KmsError as error:
-            return error
+            if not is_previous:
+                return error
+            # `kms` alone decides the mode.
+            self._set_error(key, UnwrapError(f"{key.wrapped.kek}: {error.label}"))
         return None
 
     def _set_error(self, key: DataKey, error: UnwrapError) -> None:
@@ -198,13 +201,13 @@ class Keyring:
         wrapping: KeyWrapper,
         heartbeat: InstanceHeartbeat,
         *,
-        background_kms: KmsKey,
+        background: KeyWrapper,
         clock: Callable[[], float],
     ) -> None:
         """Reads nothing yet.
 
         `local_key` wraps while KMS fails; it is reopened at each check while it is missing. `heartbeat` gets the
-        pending data keys of this instance. `background_kms` is the same KMS below its quota, for work that nobody
+        pending data keys of this instance. `background` wraps by the same keys below their quotas, for work that nobody
         waits for.
         """
         self._store = store
@@ -212,13 +215,15 @@ class Keyring:
         self._local = local_key
         self._wrapping = wrapping
         self._clock = clock
-        self._background_wrapping = replace(wrapping, kms=background_kms)
+        self._background_wrapping = background
         self._cache = DataKeyCache()
         self._retries = UnwrapRetries()
         self._active: UnwrappedKey | None = None
         self._ids_wrapped_locally: frozenset[str] = frozenset()
         self._ids_wrapped_locally_ever: set[str] = set()
         """Who copied the disk may have these data keys."""
+        self._unnamed_keks: Mapping[str, int] = {}
+        """How many data keys each KMS key wraps that no setting names."""
         self._pending: tuple[str, ...] = ()
         self._encryptions = Counter[str]()
         """Since the last heartbeat, by data key."""
@@ -257,6 +262,11 @@ class Keyring:
             if self._local.missing_reason
             else []
         )
+        if self._unnamed_keks:
+            found.append(
+                f"{sum(self._unnamed_keks.values())} data keys are wrapped by a KMS key that neither kms nor "
+                "previous_kms names; the log names it"
+            )
         lost = self._ids_wrapped_locally & self._cache.errors.keys()
         if lost:
             found.append(
@@ -387,6 +397,7 @@ class Keyring:
         keys = await self._store.list_all()
         if await self._restore_missing_rows(keys, mode):
             keys = await self._store.list_all()
+        self._find_unnamed_keks(keys)
         self._ids_wrapped_locally = frozenset(key.id for key in keys if key.wrapped.kek == LOCAL_KEK)
         self._ids_wrapped_locally_ever |= self._ids_wrapped_locally
         for key in keys:
@@ -404,6 +415,19 @@ class Keyring:
             pass  # keep the key in memory: replacing another instance's key, which KMS wraps, would help nobody
         elif not await self._create_active_key(mode, expected_active=stored):
             await self._use_keys(mode)  # another process was faster: use its key
+
+    def _find_unnamed_keks(self, keys: Sequence[DataKey]) -> None:
+        """Logs each once."""
+        by_kek = Counter(key.wrapped.kek for key in keys)
+        found = {kek for kek in by_kek if kek != LOCAL_KEK and self._wrapping.find_key(kek) is None}
+        for kek in sorted(found - self._unnamed_keks.keys()):
+            log.warning(
+                "data keys are wrapped by a KMS key that neither kms nor previous_kms names",
+                kek=kek,
+                data_keys=by_kek[kek],
+                hint="add it to previous_kms",
+            )
+        self._unnamed_keks = {kek: by_kek[kek] for kek in found}
 
     async def _restore_missing_rows(self, keys: Sequence[DataKey], mode: CryptoMode) -> bool:
         """Whether rows were put back that the database lost: by an older snapshot, or a replica that lagged behind."""

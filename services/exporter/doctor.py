@@ -28,12 +28,14 @@ async def open_checks(settings: ExporterSettings) -> AsyncIterator[Sequence[Chec
     """Each key, each backend's documents, and the runbook."""
     async with AsyncExitStack() as stack:
         checks: list[Check] = []
+        round_trips: list[str] = []
         for n, target in enumerate(settings.targets):
             key = f"targets.{n} ({target.name})"
             if target.canary_dir:
                 checks.append(Check(f"targets.{n}.canary_dir", partial(_check_folder, target.canary_dir)))
             kms = connect_key(target.kms)
             stack.push_async_callback(kms.close)
+            round_trips.append(f"{key} round trip")
             checks += list_key_checks(
                 key,
                 kms,
@@ -46,7 +48,8 @@ async def open_checks(settings: ExporterSettings) -> AsyncIterator[Sequence[Chec
             documents = partial(check_documents, reader, build_read(reader))
             checks.append(Check(f"backends.{n} ({backend.service}) documents", documents))
         for credential, read in settings.list_credentials().items():
-            checks.append(Check(credential, partial(_check_credential, read)))
+            # A token's end is known once a key has used it.
+            checks.append(Check(credential, partial(_check_credential, read), after=tuple(round_trips)))
         if settings.runbook_url:
             checks.append(Check("runbook_url", partial(check_page, settings.runbook_url)))
         yield checks

@@ -384,7 +384,7 @@ MAX_PAIRS: Final = 65_536
 """Characters of one alert's labels, or annotations."""
 MAX_ALERTS_SIZE: Final = 524_288
 """Characters of all alerts that are listed; at least one is."""
-_MAX_URL: Final = 8_192
+MAX_URL: Final = 8_192
 """Characters of an address; a longer one is no link for anybody."""
 _ALERT_OVERHEAD: Final = 200
 """What an alert has beside its texts, as if it were characters."""
@@ -467,4 +467,4 @@ def _truncate(text: str) -> str:
 
 
 def _limit_url(url: str) -> str:
-    return url if len(url) <= _MAX_URL else ""
+    return url if len(url) <= MAX_URL else ""

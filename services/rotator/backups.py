@@ -35,6 +35,7 @@ from shared.keyring.administration import (
     list_pages,
 )
 from shared.keyring.model import UNREADABLE_VERSION, KeyringFingerprint, compute_fingerprint, get_version_sort_key
+from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError, KmsKey
 from shared.kms.reason import Scope
 
@@ -141,11 +142,18 @@ class BackupHeader(BaseModel):
     """The version of the KMS key without which the backup cannot be read."""
     needs: tuple[StoredVersion, ...]
     """Versions of the KMS key that wrap its data keys, and thus are needed to restore it."""
+    other_keks: tuple[str, ...] = ()
+    """KMS keys that wrap some of its data keys as well, each by any version."""
     wrapped: str
 
     def may_need(self, version: str) -> bool:
         """Whether it needs that version, as far as is known."""
         return not {version, UNREADABLE_VERSION}.isdisjoint({self.kek_version, *self.needs})
+
+    def get_journal_needs(self) -> tuple[str, ...]:
+        """For a journal, which names versions and no key: of another key than `kek` it may need any."""
+        unknown = {UNREADABLE_VERSION} if self.other_keks else set()
+        return tuple(sorted({self.kek_version, *self.needs, *unknown}, key=get_version_sort_key))
 
 
 class SummaryBuilder:
@@ -163,33 +171,33 @@ class SummaryBuilder:
         return BackupSummary(data_keys=self.data_keys, sha256=self._csv.hexdigest(), fingerprint=self._keys.hexdigest())
 
 
-async def write_backup(  # noqa: PLR0913  most by name
+async def write_backup(
     file: Path,
     administration: Administration,
-    kms: KmsKey,
+    wrapping: KeyWrapper,
     *,
     rotation_id: str,
-    kek: str,
     needs: Collection[str],
+    other_keks: Collection[str],
     now: datetime,
-    timeout: float,
 ) -> BackupSummary:
     """Writes every data key into `file`, which is there as a whole afterwards, or not at all.
 
-    `kek` is the full name of `kms`; its versions `needs` wrap the rows. Raises BackupError if the disk or KMS refuses,
-    AdministrationError if the rows cannot be read.
+    Versions `needs` of the KMS key wrap the rows, and any of `other_keks`. Raises BackupError if the disk or KMS
+    refuses, AdministrationError if the rows cannot be read.
     """
     key = os.urandom(KEY_BYTES)
     try:
-        wrapped = await kms.encrypt(key, _AAD + rotation_id.encode(), timeout=timeout)
+        wrapped = await wrapping.kms.encrypt(key, _AAD + rotation_id.encode(), timeout=wrapping.timeout)
     except KmsError as error:
         raise BackupError(f"KMS does not wrap the backup's key: {error}") from None
     header = BackupHeader(
         rotation_id=rotation_id,
         created_at=now,
-        kek=kek,
+        kek=wrapping.kek,
         kek_version=wrapped.version,
         needs=tuple(sorted(needs, key=get_version_sort_key)),
+        other_keks=tuple(sorted(other_keks)),
         wrapped=base64.b64encode(wrapped.ciphertext).decode(),
     )
     try:
@@ -237,16 +245,15 @@ async def _unwrap_file_key(header: BackupHeader, kms: KmsKey, timeout: float) ->
     return (await kms.decrypt(wrapped, _AAD + header.rotation_id.encode(), timeout=timeout)).plaintext
 
 
-async def read_pages(
-    file: Path, kms: KmsKey, summary: SummaryBuilder, *, timeout: float
-) -> AsyncIterator[tuple[StoredKey, ...]]:
+async def read_pages(file: Path, wrapping: KeyWrapper, summary: SummaryBuilder) -> AsyncIterator[tuple[StoredKey, ...]]:
     """The rows, a page at a time; each is added to `summary`, a new one.
 
     Raises BackupError if the file cannot be read, or is incomplete or changed; at the end at the latest.
     """
     first = await asyncio.to_thread(read_header, file)
     try:
-        read = read_encrypted_pages(file, await _unwrap_file_key(first, kms, timeout))
+        kms = wrapping.find_key(first.kek) or wrapping.kms
+        read = read_encrypted_pages(file, await _unwrap_file_key(first, kms, wrapping.timeout))
         while page := await asyncio.to_thread(next, read, None):
             text, last = page
             if last:
@@ -257,7 +264,8 @@ async def read_pages(
             summary.add_page(rows, text)
             yield rows
     except KmsError as error:
-        raise BackupError(f"KMS does not unwrap the key of the backup {file}: {error}") from None
+        by = "" if wrapping.find_key(first.kek) else f"; {first.kek} wraps it: add that to `previous_kms`"
+        raise BackupError(f"KMS does not unwrap the key of the backup {file}: {error}{by}") from None
     except OSError as error:
         raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
     except (FileDamagedError, ValueError, csv.Error) as error:
@@ -314,17 +322,15 @@ class BackupFolder:
         return next((file for file in (self.folder / name, Path(name)) if file.is_file()), Path(name))
 
 
-async def read_whole_backup(file: Path, kms: KmsKey, *, timeout: float) -> BackupSummary:
+async def read_whole_backup(file: Path, wrapping: KeyWrapper) -> BackupSummary:
     """What a backup holds, once all of it was read and compared. Raises BackupError."""
     counted = SummaryBuilder()
-    async for _ in read_pages(file, kms, counted, timeout=timeout):
+    async for _ in read_pages(file, wrapping, counted):
         pass
     return counted.build()
 
 
-async def compare_with_keyring(
-    file: Path, administration: Administration, kms: KmsKey, *, timeout: float
-) -> list[Problem]:
+async def compare_with_keyring(file: Path, administration: Administration, wrapping: KeyWrapper) -> list[Problem]:
     """Data keys of the backup that are gone, or are others by now: a hundred at most.
 
     Raises BackupError, AdministrationError.
@@ -332,7 +338,7 @@ async def compare_with_keyring(
     found: list[Problem] = []
     async with aclosing(key async for page in list_pages(administration.list_keys) for key in page) as keys:
         key = await anext(keys, None)
-        async for rows in read_pages(file, kms, SummaryBuilder(), timeout=timeout):
+        async for rows in read_pages(file, wrapping, SummaryBuilder()):
             for row in rows:
                 while key is not None and key.id < row.id:
                     key = await anext(keys, None)
@@ -345,18 +351,18 @@ async def compare_with_keyring(
     return found
 
 
-async def find_unwrap_failures(file: Path, kms: KmsKey, *, timeout: float) -> list[Problem]:
+async def find_unwrap_failures(file: Path, wrapping: KeyWrapper) -> list[Problem]:
     """The data keys that cannot be unwrapped, of one data key of each version. Raises BackupError."""
     found: list[Problem] = []
     checked: set[tuple[str, str]] = set()
-    kek = read_header(file).kek
-    async for rows in read_pages(file, kms, SummaryBuilder(), timeout=timeout):
+    async for rows in read_pages(file, wrapping, SummaryBuilder()):
         for row in rows:
-            if row.kek != kek or (row.kek, row.kek_version) in checked:
+            kms = wrapping.find_key(row.kek)
+            if kms is None or (row.kek, row.kek_version) in checked:
                 continue
             checked.add((row.kek, row.kek_version))
             try:
-                secret = await kms.decrypt(base64.b64decode(row.wrapped), row.wrapping_aad, timeout=timeout)
+                secret = await kms.decrypt(base64.b64decode(row.wrapped), row.wrapping_aad, timeout=wrapping.timeout)
                 failure = (
                     "" if compute_fingerprint(secret.plaintext).hex() == row.fingerprint else "its fingerprint differs"
                 )

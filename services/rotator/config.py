@@ -9,7 +9,7 @@ from services.rotator.drivers.registry import DriverSettings
 from shared.config.file_checks import FileCheck, check_writable_folder
 from shared.config.settings import CommandSettings, Duration, FilePath
 from shared.keyring.administration import MAX_PAGE_SIZE
-from shared.kms.registry import KeySettings
+from shared.kms.registry import KeySettings, PreviousKeySettings
 
 
 def _check_state_folder(folder: Path) -> tuple[()]:
@@ -25,6 +25,8 @@ class RotatorSettings(CommandSettings):
 
     driver: DriverSettings
     kms: KeySettings
+    previous_kms: PreviousKeySettings = ()
+    """Keys that only unwrap, until `rewrap-kek` has moved every data key to `kms`."""
     other_keyrings: tuple[DriverSettings, ...] | None = None
     """Further keyrings that the same KMS key wraps; None if nobody has said whether there are any."""
     state_dir: Annotated[FilePath, FileCheck(_check_state_folder, "checks later")]
@@ -48,6 +50,12 @@ class RotatorSettings(CommandSettings):
     """Between two attempts."""
     new_dek_min_age: Duration = Field(86400.0, validate_default=False)
     """A data key that `new-dek` made more recently than that is not replaced by the next one."""
+
+    @model_validator(mode="after")
+    def _check_previous_keys(self) -> Self:
+        if self.previous_kms and not self.driver.has_own_keys:
+            raise ValueError("previous_kms: the driver table has one KMS key only; expected another driver")
+        return self
 
     @model_validator(mode="after")
     def _check_unique_keyrings(self) -> Self:

@@ -11,9 +11,8 @@ from shared.check import Check, CheckError
 from shared.keyring.administration import Administration, AdministrationError
 from shared.keyring.external.administration import ExternalAdministration
 from shared.keyring.model import LOCAL_KEK
-from shared.kms.diagnosis import list_key_checks
-from shared.kms.registry import connect_key
-from shared.kms.settings import ProviderSettings
+from shared.kms.diagnosis import list_key_checks, list_previous_key_checks
+from shared.kms.registry import connect_keys
 
 _MAX_KEYS: Final = 100
 """Data keys that are read of a keyring."""
@@ -22,37 +21,40 @@ _MAX_KEYS: Final = 100
 @asynccontextmanager
 async def open_checks(settings: RotatorSettings) -> AsyncIterator[Sequence[Check]]:
     """The KMS key, and each keyring by its driver."""
-    kms = connect_key(settings.kms)
-    try:
+    previous = settings.previous_kms
+    async with connect_keys((settings.kms, *previous)) as keys:
+        kms, timeout = keys[settings.kms.key_name], settings.kms_timeout
         yield [
             *list_key_checks(
                 "kms",
                 kms,
                 kms.profile.probe_permissions,
-                timeout=settings.kms_timeout,
+                timeout=timeout,
                 address=settings.kms.address_setting,
             ),
-            Check("driver keyring", partial(_check_keyring, settings.driver, settings.kms)),
+            *list_previous_key_checks(previous, keys, timeout),
+            Check("driver keyring", partial(_check_keyring, settings.driver, settings)),
             *(
-                Check(f"other_keyrings.{n} keyring", partial(_check_keyring, driver, settings.kms))
+                Check(f"other_keyrings.{n} keyring", partial(_check_keyring, driver, settings))
                 for n, driver in enumerate(settings.other_keyrings or ())
             ),
         ]
-    finally:
-        await kms.close()
 
 
-async def _check_keyring(driver: DriverSettings, kms: ProviderSettings) -> str:
+async def _check_keyring(driver: DriverSettings, settings: RotatorSettings) -> str:
+    kms, previous = settings.kms, settings.previous_kms
     try:
-        async with open_driver(driver, kms, caller="keypulse-rotator doctor") as administration:
+        async with open_driver(driver, kms, previous, caller="keypulse-rotator doctor") as administration:
             count, keks = await _read_keyring(administration, driver)
     except AdministrationError as error:
         hint = error.hint or f"correct the settings of the driver `{driver.kind}`"
         raise CheckError(error.error, hint) from None
-    if keks and kms.key_name not in keks:
+    unnamed = keks - {each.key_name for each in (kms, *previous)}
+    if unnamed:
         raise CheckError(
-            f"its data keys are wrapped by {', '.join(sorted(keks))}",
-            "set `kms.key` to that key, or the driver to another service",
+            f"data keys are wrapped by {', '.join(sorted(unnamed))}, which neither `kms` nor `previous_kms` names",
+            "set `kms.key` to that key, add it to `previous_kms`, or set the driver to another service",
+            is_usable=unnamed != keks,
         )
     return f"{count} data keys can be read"
 

@@ -17,6 +17,7 @@ from services.rotator.report import (
     CommandOutcome,
     CommandReport,
     OtherKeyringUsage,
+    PreviousKey,
     RotatorError,
     StepProgress,
 )
@@ -45,7 +46,8 @@ async def count_usage(session: CommandSession) -> tuple[OtherKeyringUsage, ...]:
 
 async def _count_keyring_usage(session: CommandSession, driver: DriverSettings) -> OtherKeyringUsage:
     try:
-        async with open_driver(driver, session.settings.kms, caller=session.caller) as administration:
+        kms, previous = session.settings.kms, session.settings.previous_kms
+        async with open_driver(driver, kms, previous, caller=session.caller) as administration:
             return OtherKeyringUsage(name=driver.location, census=await administration.count_key_usage())
     except AdministrationError as error:
         return OtherKeyringUsage(name=driver.location, error=str(error))
@@ -69,7 +71,7 @@ async def lease_other_keyrings(session: CommandSession) -> AsyncIterator[Sequenc
     async with AsyncExitStack() as stack:
         for driver in settings.other_keyrings:
             try:
-                opened = open_driver(driver, settings.kms, caller=session.caller)
+                opened = open_driver(driver, settings.kms, settings.previous_kms, caller=session.caller)
                 administration = await stack.enter_async_context(opened)
                 await stack.enter_async_context(hold_lease(administration, settings.lease, session.caller))
                 leased.append(await _count_if_idle(administration, driver.location))
@@ -102,6 +104,7 @@ async def show_plans(session: CommandSession, types: tuple[RotationType, ...], c
     )
     dry_runs = [await administration.dry_run(each.type, primary) for each in plans if each.data_keys]
     due = [f"run --type {each.type}" for each in plans if each.data_keys]
+    others = await count_usage(session)
     next_commands = tuple(due)
     sentence = "nothing was changed"
     if latest is not None and is_unfinished(latest):
@@ -112,10 +115,32 @@ async def show_plans(session: CommandSession, types: tuple[RotationType, ...], c
         summary=sentence,
         next_commands=next_commands,
         plans=plans,
-        other_keyrings=await count_usage(session),
+        other_keyrings=others,
+        previous_keys=await _find_previous_keys(session, usage, others),
         protected=await _find_protected_resources(session, key) if RotationType.REWRAP_KEK in types else (),
         problems=tuple(problem for progress in dry_runs for problem in progress.problems),
     )
+
+
+async def _find_previous_keys(
+    session: CommandSession, usage: KeyUsage, others: Sequence[OtherKeyringUsage]
+) -> tuple[PreviousKey, ...]:
+    """What still needs each key of `previous_kms`. Raises BackupError."""
+    names = dict.fromkeys((*(each.key_name for each in session.settings.previous_kms), *usage.previous_keks))
+    backups = await asyncio.to_thread(session.backups.list_backups) if names else []
+    keyrings = [("", usage), *((f" in {each.name}", each.census) for each in others)]
+    found = []
+    for kek in names:
+        needed_by = [f"the backup {file}" for file, header in backups if kek in (header.kek, *header.other_keks)]
+        for where, its in keyrings:
+            versions = [each for each in its.versions if each.kek == kek] if its else []
+            if any(each.data_keys or each.records for each in versions):
+                data_keys, records = (sum(getattr(each, of) for each in versions) for of in ("data_keys", "records"))
+                needed_by.append(f"{data_keys} data keys and {records} records{where}")
+            if its is None or its.unknown_usage:
+                needed_by.append(f"perhaps {its.unknown_usage if its else 'data keys that cannot be counted'}{where}")
+        found.append(PreviousKey(kek=kek, needed_by=tuple(needed_by)))
+    return tuple(found)
 
 
 async def _find_protected_resources(session: CommandSession, key: KeyDescription) -> tuple[ProtectedResources, ...]:
@@ -189,14 +214,13 @@ async def run_verification(session: CommandSession, *, full: bool) -> CommandRep
 
 async def check_backup(session: CommandSession, name: str) -> CommandReport:
     """Whether a backup can be restored. Raises BackupError, AdministrationError."""
-    timeout = session.settings.kms_timeout
     latest = await session.administration.get_progress()
     file = await asyncio.to_thread(session.backups.find, name, latest.backups if latest else ())
-    summary = await read_whole_backup(file, session.kms, timeout=timeout)
+    summary = await read_whole_backup(file, session.wrapping)
     differing: list[Problem] = []
     if session.settings.driver.has_own_keys:
-        differing = await compare_with_keyring(file, session.administration, session.kms, timeout=timeout)
-    problems = [*differing, *await find_unwrap_failures(file, session.kms, timeout=timeout)]
+        differing = await compare_with_keyring(file, session.administration, session.wrapping)
+    problems = [*differing, *await find_unwrap_failures(file, session.wrapping)]
     return CommandReport(
         outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
         summary="the backup can be read, and differs as named below" if problems else "the backup can be restored",

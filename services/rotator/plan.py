@@ -79,7 +79,7 @@ def build_plan(type_: RotationType, usage: KeyUsage, *, key: str, primary: str, 
         target_version=primary,
         data_keys=count,
         summary=sentence,
-        excluded=tuple(_list_excluded(usage, key)),
+        excluded=(*_list_local(usage), *list_unnamed(usage, key)),
     )
 
 
@@ -98,26 +98,33 @@ def _plan_new_dek(usage: KeyUsage, primary: str, min_age: float) -> tuple[int, s
 
 
 def _plan_rewrap(usage: KeyUsage, key: str, primary: str) -> tuple[int, str]:
-    counts = [count for count in usage.versions if count.kek == key]
-    due = [count for count in counts if count.kek_version != primary and count.data_keys]
+    counts = [count for count in usage.versions if count.kek in (key, *usage.previous_keks)]
+    due = [count for count in counts if (count.kek, count.kek_version) != (key, primary) and count.data_keys]
     total = sum(count.data_keys for count in due)
     if not total:
         wrapped = sum(count.data_keys for count in counts)
         return 0, f"nothing to do: all {wrapped} data keys of the KMS key are wrapped by its primary version {primary}"
-    by = ", ".join(f"{count.data_keys} by version {count.kek_version or 'unreadable'}" for count in due)
+    of = {kek: f" of {kek}" for kek in usage.previous_keks}
+    by = ", ".join(
+        f"{count.data_keys} by version {count.kek_version or 'unreadable'}{of.get(count.kek, '')}" for count in due
+    )
     return total, f"{total} data keys ({by}) are re-wrapped by version {primary} of the KMS key"
 
 
-def _list_excluded(usage: KeyUsage, key: str) -> list[str]:
-    excluded = []
-    for count in usage.versions:
-        if count.kek == LOCAL_KEK:
-            excluded.append(
-                f"{count.data_keys} data keys are wrapped by the local fallback key; the service re-wraps them by "
-                "itself once it reaches KMS"
-            )
-        elif count.kek != key:
-            excluded.append(
-                f"{count.data_keys} data keys are wrapped by {count.kek}, which is not the configured KMS key"
-            )
-    return excluded
+def _list_local(usage: KeyUsage) -> list[str]:
+    return [
+        f"{count.data_keys} data keys are wrapped by the local fallback key; the service re-wraps them by itself once "
+        "it reaches KMS"
+        for count in usage.versions
+        if count.kek == LOCAL_KEK
+    ]
+
+
+def list_unnamed(usage: KeyUsage, key: str) -> list[str]:
+    """The data keys whose KMS key no setting names, a sentence for each version."""
+    return [
+        f"{count.data_keys} data keys are wrapped by {count.kek}, which neither `kms` nor `previous_kms` of the "
+        "service names: add it to `previous_kms`"
+        for count in usage.versions
+        if count.kek not in (LOCAL_KEK, key, *usage.previous_keks)
+    ]

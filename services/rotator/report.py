@@ -108,6 +108,19 @@ class OtherKeyringUsage(BaseModel):
     error: str | None = None
 
 
+class PreviousKey(BaseModel):
+    """A KMS key that only unwraps."""
+
+    kek: str
+    needed_by: tuple[str, ...]
+    """What still needs it, as far as it is known; empty where it may go from `previous_kms`."""
+
+    def __str__(self) -> str:
+        if self.needed_by:
+            return f"{self.kek} is needed by {', '.join(self.needed_by)}"
+        return f"nothing needs {self.kek} any more, so it may go"
+
+
 class CommandReport(BaseModel):
     command: str = ""
     """Empty until it is shown, where it is as typed."""
@@ -119,6 +132,7 @@ class CommandReport(BaseModel):
     rotation: RotationProgress | None = None
     census: KeyUsage | None = None
     other_keyrings: tuple[OtherKeyringUsage, ...] = ()
+    previous_keys: tuple[PreviousKey, ...] = ()
     backup: BackupReport | None = None
     verification: VerificationResult | None = None
     protected: tuple[ProtectedResources, ...] = ()
@@ -150,6 +164,7 @@ def format_markdown(report: CommandReport, config: str) -> str:
             f"**{plan.type}**: {_escape_cell(plan.summary)}",
             *(f"- left out: {_escape_cell(excluded)}" for excluded in plan.excluded),
         ]
+    lines += (line for key in report.previous_keys for line in ("", f"**previous_kms**: {_escape_cell(key)}"))
     if rotation := report.rotation:
         lines += ["", *_format_list(_format_rotation(rotation))]
     if backup := report.backup:

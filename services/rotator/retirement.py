@@ -1,5 +1,7 @@
 """The end of a version of the KMS key, in two commands: `retire` disables it, `destroy` destroys it a month later.
 
+In the time that the KMS gives, a destruction can be undone; Transit has none, and destroys at once.
+
 Both refuse while anything that is known of needs the version: a data key, a record, a backup in the folder, in this
 keyring or in one of the others that the KMS key wraps. A backup that only a journal knows of has to be confirmed. A
 data key that cannot be read, or that the database lost, may need any version, and blocks both. So does one that the
@@ -98,9 +100,11 @@ class _VersionEnd:
         session, version, kek = self.session, self.version, self.session.settings.kms.key_name
         local_backups = await asyncio.to_thread(session.backups.list_backups)
         for file, header in local_backups:
-            if not (header.may_need(version) or self._has_other_version(header.needs)):
-                continue
-            if header.kek == kek or await may_be_wrapped_by(session.kms, header, timeout=session.settings.kms_timeout):
+            is_needed = kek in header.other_keks
+            if not is_needed and (header.may_need(version) or self._has_other_version(header.needs)):
+                timeout = session.settings.kms_timeout
+                is_needed = header.kek == kek or await may_be_wrapped_by(session.kms, header, timeout=timeout)
+            if is_needed:
                 raise RotatorError(
                     f"version {version} is needed by the backup {file}; nothing was changed; remove that file once "
                     "nobody wants to restore it",
@@ -281,7 +285,9 @@ async def _schedule_destruction(end: _VersionEnd) -> str:
         )
     await end.refuse_if_used()
     scheduled = await end.session.kms.schedule_destruction(version, timeout=end.session.settings.kms_timeout)
-    if scheduled.destroy_at is None:
+    if scheduled.state is VersionState.DESTROYED:
+        until = "is destroyed, at once and for good: KMS cannot restore it"
+    elif scheduled.destroy_at is None:
         until = f"is {scheduled.state_label}; KMS gives no date until which it can be restored"
     else:
         at = datetime.fromtimestamp(scheduled.destroy_at, UTC)

@@ -177,11 +177,10 @@ async def restore_backup(session: CommandSession, name: str) -> CommandReport:
     async with session.hold_lease() as lease:
         latest = await session.administration.get_progress()
         refuse_unfinished(latest)
-        timeout = session.settings.kms_timeout
         file = await asyncio.to_thread(session.backups.find, name, latest.backups if latest else ())
-        summary = await read_whole_backup(file, session.kms, timeout=timeout)
+        summary = await read_whole_backup(file, session.wrapping)
         changed, left_out = 0, list[Problem]()
-        async for rows in read_pages(file, session.kms, SummaryBuilder(), timeout=timeout):
+        async for rows in read_pages(file, session.wrapping, SummaryBuilder()):
             try:
                 changed += await session.administration.restore(rows, lease.token)
             except (RefusedError, UnreachableError) as error:

@@ -16,11 +16,13 @@ from typing import Final
 from services.rotator.backups import BackupFolder
 from services.rotator.config import RotatorSettings
 from services.rotator.drivers.registry import open_driver
+from services.rotator.plan import list_unnamed
 from services.rotator.report import ProgressReporter, RotatorError, StepResult
 from shared.keyring.administration import Administration, AdministrationError, Lease, RefusedError, UnreachableError
+from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsKeyAdmin
-from shared.kms.registry import connect_key
-from shared.kms.retries import RetryingAdminKey
+from shared.kms.registry import connect_keys
+from shared.kms.retries import RetryingAdminKey, RetryingKey
 
 _RELEASE_TIMEOUT: Final = 5.0
 _RENEWALS_PER_LEASE: Final = 3
@@ -89,6 +91,8 @@ class CommandSession:
     settings: RotatorSettings
     administration: Administration
     kms: KmsKeyAdmin
+    wrapping: KeyWrapper
+    """By `kms`; it unwraps by the keys of `previous_kms`, too."""
     backups: BackupFolder
     progress: ProgressReporter
     clock: Callable[[], float]
@@ -111,13 +115,15 @@ class CommandSession:
 
         The usage of one KMS key must not decide about another.
         """
-        kek, key = (await self.administration.count_key_usage()).kek, self.settings.kms.key_name
-        if kek != key:
+        usage, key = await self.administration.count_key_usage(), self.settings.kms.key_name
+        if usage.kek != key:
             raise RotatorError(
-                f"the service wraps its data keys by {kek or 'an unknown KMS key'}, and `kms.key` is {key}"
+                f"the service wraps its data keys by {usage.kek or 'an unknown KMS key'}, and `kms.key` is {key}"
                 "; expected the same key; nothing was changed",
                 "census",
             )
+        for sentence in list_unnamed(usage, key):
+            self.progress.report_step("keys", sentence)
         async with hold_lease(self.administration, self.settings.lease, self.caller) as lease:
             yield lease
 
@@ -131,9 +137,12 @@ async def open_session(
     Raises RotatorError if the state's folder cannot be used, AdministrationError if the keyring cannot be opened.
     """
     backups = await asyncio.to_thread(BackupFolder, settings.state_dir)
-    kms = RetryingAdminKey(connect_key(settings.kms))
-    try:
-        async with open_driver(settings.driver, settings.kms, caller=describe_holder()) as administration:
-            yield CommandSession(settings, administration, kms, backups, progress, clock, steps)
-    finally:
-        await kms.close()
+    key, previous = settings.kms.key_name, settings.previous_kms
+    async with (
+        connect_keys((settings.kms, *previous)) as keys,
+        open_driver(settings.driver, settings.kms, previous, caller=describe_holder()) as administration,
+    ):
+        kms = RetryingAdminKey(keys[key])
+        unwrapping = {each.key_name: RetryingKey(keys[each.key_name]) for each in previous}
+        wrapping = KeyWrapper(kms, key, settings.kms_timeout, previous=unwrapping)
+        yield CommandSession(settings, administration, kms, wrapping, backups, progress, clock, steps)

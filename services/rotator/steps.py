@@ -37,7 +37,7 @@ from shared.keyring.administration import (
     VerificationResult,
 )
 from shared.keyring.journal import MAX_DETAIL_LENGTH
-from shared.keyring.model import get_version_sort_key
+from shared.keyring.model import LOCAL_KEK
 from shared.kms.port import KeyDescription, KmsError, KmsKey, VersionState
 
 _PROBE_AAD: Final = b"keypulse rotator"
@@ -170,7 +170,7 @@ class RotationSteps:
         for backup in earlier:
             file = self._session.backups.folder / backup.name
             try:
-                summary = await read_whole_backup(file, self._session.kms, timeout=self._settings.kms_timeout)
+                summary = await read_whole_backup(file, self._session.wrapping)
             except BackupError:
                 continue  # it is on another machine, or damaged
             if backup.sha256 == summary.sha256:
@@ -181,24 +181,22 @@ class RotationSteps:
         usage = await self._administration.count_key_usage()
         # The keyring's clock, the same on every machine.
         now = usage.counted_at or datetime.fromtimestamp(self._session.clock(), UTC)
-        file, timeout = self._session.backups.get_new_path(self._id, now), self._settings.kms_timeout
-        key = self._settings.kms.key_name
+        file, wrapping = self._session.backups.get_new_path(self._id, now), self._session.wrapping
         try:
-            needs = await self._list_needed_versions(key, timeout)
+            needs = await self._list_needed_versions(wrapping.kek, wrapping.timeout)
         except KmsError as error:
             raise BackupError(f"KMS does not tell which versions the backup needs: {error}") from None
         summary = await write_backup(
             file,
             self._administration,
-            self._session.kms,
+            wrapping,
             rotation_id=self._id,
-            kek=key,
             needs=needs,
+            other_keks={each.kek for each in usage.versions} - {wrapping.kek, LOCAL_KEK},
             now=now,
-            timeout=timeout,
         )
         try:
-            await read_whole_backup(file, self._session.kms, timeout=timeout)  # before anything is changed
+            await read_whole_backup(file, wrapping)  # before anything is changed
         except BackupError:
             file.unlink(missing_ok=True)
             raise
@@ -279,8 +277,7 @@ class RotationSteps:
         async def read_all() -> tuple[VerificationResult, list[Problem]]:
             differing: list[Problem] = []
             if file and self._settings.driver.has_own_keys:
-                kms, timeout = self._session.kms, self._settings.kms_timeout
-                differing = await compare_with_keyring(file, self._administration, kms, timeout=timeout)
+                differing = await compare_with_keyring(file, self._administration, self._session.wrapping)
             total = await self._count_data_keys()
             found = await verify_with_retries(
                 self._session,
@@ -329,9 +326,10 @@ class RotationSteps:
 def _describe_backup(created: tuple[Path, BackupSummary]) -> _Result:
     file, summary = created
     header = read_header(file)
-    needs = tuple(sorted({header.kek_version, *header.needs}, key=get_version_sort_key))
+    needs = header.get_journal_needs()
     backup = JournalBackup(name=file.name, sha256=summary.sha256, needs=needs)
-    return _Result(f"{file.name}, needs versions {', '.join(needs)}", backup=backup)
+    named = [*filter(None, needs), *(f"any of {kek}" for kek in header.other_keks)]
+    return _Result(f"{file.name}, needs versions {', '.join(named)}", backup=backup)
 
 
 def _describe_progress(progress: RotationProgress) -> _Result:

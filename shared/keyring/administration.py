@@ -201,7 +201,9 @@ class KeyUsage(_WireModel):
     retired_versions: tuple[RetiredVersion, ...] = ()
     """Of `kek`."""
     kek: str | None = None
-    """Full resource name of the KMS key that wraps new data keys; None if the service does not report it."""
+    """Full name of the KMS key that wraps new data keys; None if the service does not report it."""
+    previous_keks: tuple[str, ...] = ()
+    """Full names of the KMS keys that only unwrap."""
     new_dek_at: datetime | None = None
     """When a rotation last made a data key the active one, by the database's clock."""
     backups: tuple[JournalBackup, ...] = ()

@@ -36,7 +36,6 @@ from shared.keyring.tables import (
     to_printable_text,
 )
 from shared.keyring.wrapping import KeyWrapper
-from shared.kms.fixes import KmsProfile
 from shared.sql.rows import RowQuery, select_values
 
 SCAN_SECONDS: Final = 60.0
@@ -53,7 +52,7 @@ class KeyCounts(NamedTuple):
 
 
 class KeyTable:
-    """The keyring's own table, `data_keys`, of the KMS key `kek`; `ExternalKeyTable` has another program's rows.
+    """The keyring's own table, `data_keys`; `ExternalKeyTable` has another program's rows.
 
     A method that takes a connection works in the caller's transaction. A method that takes the database looks through
     all rows, in as many transactions as it needs.
@@ -62,9 +61,9 @@ class KeyTable:
     is_shared: ClassVar[bool] = False
     """Whether another program changes and removes rows at any time: then neither is a problem."""
 
-    def __init__(self, kek: str, profile: KmsProfile) -> None:
-        self.kek = kek
-        self.profile = profile
+    def __init__(self, wrapping: KeyWrapper) -> None:
+        self.wrapping = wrapping
+        self.kek = wrapping.kek
 
     def list_page(self, connection: Connection, after: str, limit: int) -> tuple[DataKey, ...]:
         """The data keys that come after the id `after`, in the table's order; fewer than `limit` are all."""
@@ -93,7 +92,7 @@ class KeyTable:
         return sum(
             total
             for (kek, by), total in counts.items()
-            if (kek, by) != (self.kek, version) and (kek == LOCAL_KEK or self.profile.may_name(kek, self.kek))
+            if (kek, by) != (self.kek, version) and (kek == LOCAL_KEK or self.wrapping.find_key(kek))
         )
 
     def has_outdated(self, connection: Connection, version: str, rotation: int) -> bool:

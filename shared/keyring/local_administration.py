@@ -30,7 +30,7 @@ from shared.keyring.administration import (
 )
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.key_table import KeyCounts, KeyTable, OpenKeyring, RecordsTable, notify_nobody
-from shared.keyring.model import LOCAL_KEK, UNREADABLE_VERSION, get_version_sort_key
+from shared.keyring.model import UNREADABLE_VERSION, get_version_sort_key
 from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.store import RetiredVersionError
 from shared.keyring.tables import retired_versions, rotations
@@ -77,7 +77,7 @@ class LocalAdministration:
         notify_instances: Callable[[], Awaitable[None]] = notify_nobody,
         keys: KeyTable | None = None,
     ) -> None:
-        keys = keys or KeyTable(wrapping.kek, wrapping.kms.profile)
+        keys = keys or KeyTable(wrapping)
         self._keyring = OpenKeyring(database, keys, wrapping, records, notify_instances)
         self._database, self._wrapping, self._keys = database, wrapping, keys
 
@@ -108,6 +108,7 @@ class LocalAdministration:
         new_dek_at = _NEW_DEK_AT.fetch_first(connection)
         return KeyUsage(
             kek=self._wrapping.kek,
+            previous_keks=tuple(self._wrapping.previous),
             new_dek_at=None if new_dek_at is None else datetime.fromtimestamp(new_dek_at, UTC),
             backups=journal.list_backups(connection),
             unreadable_entries=journal.find_unreadable_entries(connection),
@@ -133,7 +134,7 @@ class LocalAdministration:
         """What may stand for our KMS key is our key, of a version that is not known."""
         ours, merged = self._wrapping.kek, Counter[tuple[str, str]]()
         for (kek, version), total in counts.items():
-            is_spelling = kek not in (LOCAL_KEK, ours) and self._wrapping.kms.profile.may_name(kek, ours)
+            is_spelling = kek != ours and self._wrapping.find_key(kek) is self._wrapping.kms
             merged[(ours, UNREADABLE_VERSION) if is_spelling else (kek, version)] += total
         return merged
 

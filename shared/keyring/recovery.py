@@ -4,8 +4,9 @@ A wrapped form goes back only where the row still holds what the rotation wrote,
 unwrapped: a version that was disabled meanwhile would take the data key with it. No data key is ever removed.
 
 A restore puts back rows that do not open any more, and rows that are missing. What opens stays as it is, and a row is
-believed only after it was unwrapped: a backup must not displace what works. Where its version was retired meanwhile, or
-its AAD is another one today, it is wrapped anew by the primary version. What is replaced is kept in the journal.
+believed only after it was unwrapped: a backup must not displace what works. Where its version was retired meanwhile,
+its AAD is another one today, or a key wraps it that only unwraps, it is wrapped anew by the primary version. What is
+replaced is kept in the journal.
 """
 
 import base64
@@ -204,9 +205,10 @@ async def _restore_data_key(keyring: OpenKeyring, row: StoredKey, token: str) ->
             return False
     secret = await wrapping.unwrap(data_key)
     retired = await keyring.database.read(keys.list_retired_versions)
-    is_retired = data_key.wrapped.kek == wrapping.kek and data_key.wrapped.kek_version in retired
+    kek, version = data_key.wrapped.by
+    is_superseded = kek in wrapping.previous or (kek == wrapping.kek and version in retired)
     aad = found.wrapping_aad if found else data_key.wrapping_aad  # of today: a column of it may have changed since
-    if is_retired or aad != data_key.wrapping_aad:
+    if is_superseded or aad != data_key.wrapping_aad:
         data_key = replace(data_key, wrapped=await wrapping.wrap_with_aad(aad, secret))
 
     def write(connection: Connection, _now: float) -> bool:

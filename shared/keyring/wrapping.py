@@ -4,13 +4,15 @@ A wrap is unwrapped again and compared, and an unwrapped data key must have the 
 """
 
 import hmac
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey, build_wrapping_aad, compute_fingerprint
 from shared.kms.port import KmsError, KmsKey
 from shared.kms.reason import Reason, Scope
+from shared.kms.registry import may_name
 
 
 class UnwrapError(Exception):
@@ -40,6 +42,19 @@ class KeyWrapper:
     timeout: float
     """Of one call, in seconds."""
     local_wrapper: LocalKeyWrapper | None = None
+    previous: Mapping[str, KmsKey] = field(default_factory=dict)
+    """Keys that only unwrap, by their full names."""
+
+    def change_keys(self, change: Callable[[KmsKey], KmsKey]) -> Self:
+        """The same with other calls of each KMS key, such as within its quota."""
+        previous = {name: change(key) for name, key in self.previous.items()}
+        return replace(self, kms=change(self.kms), previous=previous)
+
+    def find_key(self, kek: str) -> KmsKey | None:
+        """The KMS key that unwraps what `kek` wrapped; None where it is another one, or the local key."""
+        if kek in self.previous:
+            return self.previous[kek]
+        return self.kms if kek != LOCAL_KEK and may_name(kek, self.kek) else None
 
     async def wrap(self, data_key_id: str, secret: bytes) -> WrappedKey:
         return await self.wrap_with_aad(build_wrapping_aad(data_key_id), secret)
@@ -74,8 +89,9 @@ class KeyWrapper:
         """Why it is not even tried."""
         if wrapped.kek == LOCAL_KEK and self.local_wrapper is None:
             return UnwrapError("it is wrapped by the service's local key, which only the service itself has")
-        if wrapped.kek != LOCAL_KEK and not self.kms.profile.may_name(wrapped.kek, self.kek):
-            return UnwrapError(f"it is wrapped by {wrapped.kek}, which is not the configured key", is_foreign=True)
+        if wrapped.kek != LOCAL_KEK and self.find_key(wrapped.kek) is None:
+            message = f"it is wrapped by {wrapped.kek}, which neither `kms` nor `previous_kms` names"
+            return UnwrapError(message, is_foreign=True)
         return None
 
     async def _decrypt(self, wrapped: WrappedKey, aad: bytes) -> bytes | None:
@@ -83,12 +99,14 @@ class KeyWrapper:
             with suppress(ValueError):
                 return self.local_wrapper.unwrap(wrapped.ciphertext, aad)
             return None
+        key = self.find_key(wrapped.kek) or self.kms
         try:
-            return (await self.kms.decrypt(wrapped.ciphertext, aad, timeout=self.timeout)).plaintext
+            return (await key.decrypt(wrapped.ciphertext, aad, timeout=self.timeout)).plaintext
         except KmsError as error:
             # A lasting failure of one version or ciphertext is of this data key; any other one is of KMS as a whole.
             if error.reason.scope in {Scope.VERSION, Scope.CIPHERTEXT} and not error.transient:
                 is_of_version = error.reason.scope is Scope.VERSION
-                message = f"KMS: {error.label} (version {wrapped.kek_version or 'unknown'})"
+                of = f" of {wrapped.kek}" if wrapped.kek in self.previous else ""
+                message = f"KMS: {error.label} (version {wrapped.kek_version or 'unknown'}{of})"
                 raise UnwrapError(message, is_of_version=is_of_version) from None
             raise

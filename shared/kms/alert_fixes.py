@@ -8,7 +8,7 @@ from typing import Final
 
 from shared.kms.fixes import Fix
 from shared.kms.reason import Cause, Reason
-from shared.kms.registry import get_profile
+from shared.kms.registry import get_profile, providers
 
 _REASONS: Final = {str(reason): reason for reason in Reason}
 _CAUSES: Final = {str(cause): cause for cause in Cause}
@@ -34,6 +34,12 @@ def list_values(annotations: Mapping[str, str], labels: Mapping[str, str]) -> di
     """What fills in such commands, where it is valid: `target`, `version`, `account`, the parts of the key."""
     profile = get_profile(annotations.get("kms_provider", ""))
     return profile.fixes.check(annotations.get("kms_key", ""), _read_values(annotations, labels))
+
+
+def list_foreign_tools(annotations: Mapping[str, str]) -> frozenset[str]:
+    """The command lines of other providers than the alert's; none where it names no provider."""
+    own = get_profile(annotations.get("kms_provider", "")).tool
+    return frozenset(each.profile.tool for each in providers.values()) - {own, ""} if own else frozenset()
 
 
 def _read_values(annotations: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from secrets import token_bytes
 from typing import Final
@@ -10,6 +10,7 @@ from typing import Final
 from shared.check import Check, CheckError
 from shared.kms.port import KmsError, KmsKey
 from shared.kms.reason import Cause, Reason
+from shared.kms.settings import ProviderSettings
 
 MAX_CLOCK_SKEW_SECONDS: Final = 60.0
 """A service refuses a signed request, or a token, whose time differs too much from its own clock."""
@@ -44,6 +45,22 @@ def list_key_checks(
         ),
         Check(f"{key} clock", partial(_check_clock, kms, timeout, clock), connection),
     ]
+
+
+def list_previous_key_checks(
+    settings: Iterable[ProviderSettings], keys: Mapping[str, KmsKey], timeout: float
+) -> list[Check]:
+    """The checks of keys that only unwrap; `keys` are by their full names."""
+    checks = list[Check]()
+    for number, each in enumerate(settings):
+        key, kms, address = f"previous_kms.{number}", keys[each.key_name], each.address_setting
+        granted = _GrantedPermissions(kms, each.profile.round_trip_permissions[1:], timeout, address)
+        checks.append(Check(f"{key} connection", partial(_check_connection, kms, timeout, address)))
+        checks += [
+            Check(f"{key} permission {one}", partial(granted.check, one), f"{key} connection")
+            for one in each.profile.round_trip_permissions[1:]
+        ]
+    return checks
 
 
 def _advise(kms: KmsKey, reason: Reason, cause: Cause, address: str) -> str:

@@ -118,7 +118,7 @@ class KmsProfile:
     probe_permissions: tuple[str, ...]
     """The permissions on a key that the exporter needs, as the provider names them; empty if it has none."""
     round_trip_permissions: tuple[str, ...] = field(default=(), kw_only=True)
-    """The ones that a round trip proves when it succeeds: to encrypt, and to decrypt."""
+    """The ones that a round trip proves when it succeeds: to encrypt, and to decrypt, in this order."""
     unwanted_permissions: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     """Permissions that do harm to whoever encrypts, and what they do: `doctor` warns of them."""
     reads_per_minute: float
@@ -139,6 +139,10 @@ class KmsProfile:
 
     None where a text is no name of a key.
     """
+    tool: str = ""
+    """The provider's command line, such as `gcloud`; what a runbook types with it is for this provider alone."""
+    has_checksums: bool = False
+    """Whether answers have checksums, which a round trip compares."""
     propagation: str = "minutes"
     """How long a new primary version, or a disabled one, takes to take effect everywhere, as text."""
 
@@ -149,11 +153,6 @@ class KmsProfile:
     def advise(self, reason: Reason, cause: Cause = Cause.NONE) -> str:
         known = {**GENERIC_ADVICE, **self.advice}
         return known.get(cause) or known[reason]
-
-    def may_name(self, text: str, key: str) -> bool:
-        """Whether a text may stand for this key: only the name of another one surely does not."""
-        named = self.parse_key_name(text)
-        return text == key or named is None or named[0] == key
 
     def list_grants(self) -> list[str]:
         """What the exporter's account needs on a key: the roles that hold its permissions, or these where none does."""

@@ -108,6 +108,8 @@ class KeyVersion:
     """For people; empty if the id is readable itself."""
     number: int | None = None
     """For a metric; None if the provider does not number versions."""
+    created_at: float | None = None
+    """Unix seconds; None where the provider does not tell."""
     failure: str = ""
     """Why its generation, import or external destruction failed, in the provider's words."""
 
@@ -136,6 +138,8 @@ class KeyDescription:
     """How many calls this took: a long list comes in pages."""
     key_store: KeyStore | None = None
     """What holds the key in place of the service, not checked; None if the service does."""
+    problem: str = ""
+    """What endangers the whole key, in one sentence; empty if nothing does."""
 
     def find_version(self, version: str | None) -> KeyVersion | None:
         """The version of that id; None if the key has none."""

@@ -3,10 +3,18 @@
 It imports no provider's client library: the relay has none, and takes the commands of its messages from here.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, Final, Union
 
-from pydantic import Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationInfo,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
@@ -31,9 +39,33 @@ def get_profile(provider: str) -> KmsProfile:
     return settings.profile if settings else GENERIC_PROFILE
 
 
+def parse_key_name(text: str) -> tuple[str, str] | None:
+    """The key's full name and the version, empty where there is none, of a name in a spelling of any provider."""
+    return next(filter(None, (each.profile.parse_key_name(text) for each in providers.values())), None)
+
+
+def may_name(text: str, key: str) -> bool:
+    """Whether a text may stand for this key: only the name of another one, of whatever provider, surely does not."""
+    if text == key:
+        return True
+    named = parse_key_name(text)
+    return named is None or named[0] == key
+
+
 def connect_key(settings: ProviderSettings) -> KmsKeyAdmin:
     """The key behind the port. Connects at the first call, so a KMS that is down never prevents a start."""
     return settings.connect()
+
+
+@asynccontextmanager
+async def connect_keys(settings: Iterable[ProviderSettings]) -> AsyncIterator[Mapping[str, KmsKeyAdmin]]:
+    """The keys by their full names, closed when the body is left."""
+    keys = {each.key_name: connect_key(each) for each in settings}
+    try:
+        yield keys
+    finally:
+        for key in keys.values():
+            await key.close()
 
 
 def validate_key_settings(value: object) -> ProviderSettings:
@@ -72,3 +104,15 @@ class _ProviderUnion:
 
 KeySettings = Annotated[ProviderSettings, _ProviderUnion()]
 """The settings of a key of any provider: a discriminated union over `provider`."""
+
+
+def _check_names(previous: tuple[ProviderSettings, ...], info: ValidationInfo) -> tuple[ProviderSettings, ...]:
+    """By its name a data key finds what unwraps it."""
+    names = [each.key_name for each in (*previous, *filter(None, [info.data.get("kms")]))]
+    if len(names) > len(set(names)):
+        raise ValueError("expected each key once, and that of `kms` not at all")
+    return previous
+
+
+PreviousKeySettings = Annotated[tuple[KeySettings, ...], AfterValidator(_check_names)]
+"""The settings of the keys that only unwrap, beside a field `kms`."""

@@ -87,6 +87,8 @@ async def run_checks_concurrently(
     tasks: dict[str, asyncio.Task[CheckResult]] = {}
 
     async def run(check: Check) -> CheckResult:
+        for name in check.after:
+            await tasks[name]
         if check.depends_on is not None and (await tasks[check.depends_on]).stops_others:
             return skip_check(check)
         async with slots:

@@ -22,7 +22,7 @@ CLAIMS = {
     "a storm": (
         r"of ([\d,]+) incidents at once.*?after (\d+) s, in (\d+) messages\. .*? had named (\d+) after (\d+) s",
         BENCHMARKS,
-        r"`storm-slack`, ([\d,]+) incidents;.*?after (\d+)\.\d s, in (\d+) messages\. .* (\d+) after (\d+) s \|",
+        r"each of ([\d,]+) incidents \| (\d+)\.\d s .*? messages \| (\d+) .*?own.receiver after (3..) s \| (\d+) ",
     ),
     "a short outage": (
         r"([\d.]+ %) of those that last 60 s raise an alert \((\S+ %) where KMS does not answer\), and (none) of 20 s",
@@ -34,13 +34,8 @@ CLAIMS = {
         BENCHMARKS,
         r"10 minutes, no answer \|[^|]*\| 100 %; (\d+), .*? an outage is known after (\d+) s",
     ),
-    "the relay": (
-        r"([\d.]+) times as long for ([\d,]+) groups\. It is two processes, which took (\d+ . \d+) MB then",
-        BENCHMARKS,
-        r"`storm`, ([\d,]+) groups;.*? took ([\d.]+) times .*?; memory (\d+ . \d+) MB",
-    ),
     "an idle relay": (
-        r"and take (\d+) MB when they have nothing to do",
+        r"They take (\d+) MB when they have nothing to do",
         BENCHMARKS,
         r"two processes, which take (\d+) MB together",
     ),

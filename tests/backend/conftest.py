@@ -72,7 +72,8 @@ async def _backend(folder: Path, kms: str | KmsKey, *, timeout: float = 5.0, key
         local = InstanceLocalKey(folder / "local.key", database, heartbeat)
         await local.open()
         wrapping = KeyWrapper(provider, key, timeout, local)
-        keyring = Keyring(store, local, wrapping, heartbeat, background_kms=QuotaLimitedKey(provider), clock=time.time)
+        background = wrapping.change_keys(QuotaLimitedKey)
+        keyring = Keyring(store, local, wrapping, heartbeat, background=background, clock=time.time)
         yield Backend(keyring, KmsChecker(keyring), store, Records(database))
     finally:
         await provider.close()

@@ -5,10 +5,8 @@ On SQLite on the disk, and on PostgreSQL as the tests run it, with `fsync=off`: 
 
 import asyncio
 import statistics
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -21,17 +19,16 @@ from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.receipt import AttemptOutcome, record_outcomes
 from services.relay.outbox.store import Store, StoreUnavailableError, open_store
 from services.relay.outbox.tables import DeliveryState
-from shared.http.server import StartError
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import CHANNEL, fill, put_off
-from tests.bench.stage import BenchError, temporary
-from tests.postgres import Postgres, programs
+from tests.bench.stage import BenchError, run_postgres, temporary
+from tests.bench.table import Row
 
 TIMES: Final = 100
 _HOUR: Final = 3600.0
-_WANTED: Final = ClaimRequest(CHANNEL, limit=1, lease_owner="bench", lease_seconds=60.0, rate=None)
-_SENT: Final = AttemptOutcome(
+WANTED: Final = ClaimRequest(CHANNEL, limit=1, lease_owner="bench", lease_seconds=60.0, rate=None)
+SENT: Final = AttemptOutcome(
     DeliveryState.DELIVERED,
     0.0,
     0.1,
@@ -42,7 +39,7 @@ _SENT: Final = AttemptOutcome(
     maybe_sent=True,
     payload=b"{}",
 )
-_PAUSES: Final = PauseLimits(1.0, 300.0)
+PAUSES: Final = PauseLimits(1.0, 300.0)
 T = TypeVar("T")
 
 
@@ -65,7 +62,7 @@ class Costs(NamedTuple):
     """A claim where nothing is due."""
 
 
-async def claims(disk: Path, waiting: int, rounds: int) -> None:
+async def claims(disk: Path, waiting: int, rounds: int) -> list[Row]:
     """Runs and prints the benchmark.
 
     Raises:
@@ -78,11 +75,10 @@ async def claims(disk: Path, waiting: int, rounds: int) -> None:
             "SQLite": lambda: database_url.create_sqlite_url(folder / f"{uuid4().hex}.db"),
             "PostgreSQL": lambda: server.database(f"bench_{uuid4().hex}"),
         }
-        for name, new in stores.items():
-            await _compare(name, new, waiting, rounds)
+        return [await _compare(name, new, waiting, rounds) for name, new in stores.items()]
 
 
-async def _compare(store: str, new: Callable[[], DatabaseUrl], waiting: int, rounds: int) -> None:
+async def _compare(store: str, new: Callable[[], DatabaseUrl], waiting: int, rounds: int) -> Row:
     empty = Others("beside none", 0)
     cases = (empty, Others("due as well", waiting), Others("retrying later", waiting, DeliveryState.RETRYING, _HOUR))
     runs: dict[Others, list[Costs]] = {others: [] for others in cases}
@@ -100,23 +96,34 @@ async def _compare(store: str, new: Callable[[], DatabaseUrl], waiting: int, rou
             for name, mine, alone in zip(Costs._fields, median, medians[empty], strict=True)
         )
         click.echo(f"  {store:10}  {others.name:14}  {'  '.join(line)}")
+    slowest = tuple(
+        max(
+            mine / alone
+            for others in cases[1:]
+            for mine, alone in zip(runs[others][each], runs[empty][each], strict=True)
+        )
+        for each in range(rounds)
+    )
+    return Row(
+        f"{store}: the slowest of claim, receipt and empty claim beside {waiting:,} others, of beside none", slowest
+    )
 
 
 async def _costs(outbox: Store, others: Others) -> Costs:
-    await claim_due(outbox, _WANTED)  # a channel's first claim makes its breaker
+    await claim_due(outbox, WANTED)  # a channel's first claim makes its breaker
     await fill(outbox, others.number, others.state, others.due_in)
     await fill(outbox, TIMES)
     claiming, receipts, oldest_reads = [], [], []
     for _ in range(TIMES):
-        claimed, seconds = await _timed(claim_due(outbox, _WANTED))
+        claimed, seconds = await _timed(claim_due(outbox, WANTED))
         claiming.append(seconds)
         if len(claimed.claims) != 1:
             raise BenchError("a delivery that is due was not claimed")
-        _, seconds = await _timed(record_outcomes(outbox, claimed.claims[0], [_SENT], _PAUSES))
+        _, seconds = await _timed(record_outcomes(outbox, claimed.claims[0], [SENT], PAUSES))
         receipts.append(seconds)
     await put_off(outbox, _HOUR)
     for _ in range(TIMES):
-        nothing, seconds = await _timed(claim_due(outbox, _WANTED))
+        nothing, seconds = await _timed(claim_due(outbox, WANTED))
         oldest_reads.append(seconds)
         if nothing.claims:
             raise BenchError("a delivery that is not due was claimed")
@@ -127,20 +134,3 @@ async def _timed(work: Awaitable[T]) -> tuple[T, float]:
     started = time.perf_counter()
     result = await work
     return result, time.perf_counter() - started
-
-
-@contextmanager
-def run_postgres() -> Iterator[Postgres]:
-    """A PostgreSQL as the tests run it. Raises StartError."""
-    with (
-        programs() as from_the_wheel,
-        tempfile.TemporaryDirectory(prefix="pg-") as folder,  # a short path, for its socket
-    ):
-        try:
-            server = Postgres(Path(folder), from_the_wheel)
-        except RuntimeError as error:
-            raise StartError(str(error)) from None
-        try:
-            yield server
-        finally:
-            server.stop()

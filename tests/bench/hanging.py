@@ -4,9 +4,7 @@ Mail and PagerDuty are the demo's stand-ins. Time runs from the first webhook un
 """
 
 import re
-import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +15,7 @@ from tests.bench.alerts import webhook
 from tests.bench.intake import end
 from tests.bench.load import Load, load
 from tests.bench.stage import Stage, free_port, pagerduty, slack, stage
+from tests.bench.table import Row
 
 CLIENTS: Final = 20
 _TIMEOUT: Final = 60.0
@@ -33,23 +32,20 @@ class Run:
     pages: float
 
 
-async def hanging(disk: Path, webhooks: int, rounds: int) -> None:
+async def hanging(disk: Path, webhooks: int, rounds: int) -> list[Row]:
     """Runs and prints the benchmark. Raises BenchError where something was not accepted or not delivered."""
     click.echo(f"\nhanging: {webhooks} webhooks from {CLIENTS} clients while Slack hangs, the pace lifted")
     runs: list[Run] = []
     for number in range(1, rounds + 1):
         async with stage(disk) as bench:
             runs.append(await _run(bench, webhooks))
-        click.echo(f"  round {number}  {_format_result(runs[-1].intake.percentile, runs[-1].mail, runs[-1].pages)}")
+        click.echo(f"  round {number}  {_format_result(runs[-1])}")
 
-    def median_percentile(percent: int) -> float:
-        return statistics.median(run.intake.percentile(percent) for run in runs)
-
-    mail, pages = statistics.median(run.mail for run in runs), statistics.median(run.pages for run in runs)
-    click.echo(f"  medians  {_format_result(median_percentile, mail, pages)}")
-    click.echo(
-        f"  of the aims: p99 {median_percentile(99) / 100:.2f} of 100 ms, all {max(mail, pages) / 10:.2f} of 10 s"
-    )
+    return [
+        Row("intake's p99", tuple(run.intake.percentile(99) for run in runs), "ms", at_most=100),
+        Row(f"until all {webhooks} mails had arrived", tuple(run.mail for run in runs), "s", at_most=10),
+        Row(f"until all {webhooks} pages had arrived", tuple(run.pages for run in runs), "s", at_most=10),
+    ]
 
 
 async def _run(bench: Stage, webhooks: int) -> Run:
@@ -92,8 +88,8 @@ def _first(messages: dict[float, str]) -> dict[str, float]:
     return first
 
 
-def _format_result(percentile: Callable[[int], float], mail: float, pages: float) -> str:
+def _format_result(run: Run) -> str:
     return (
-        f"intake p50 {percentile(50):6.1f} ms  p99 {percentile(99):6.1f} ms  "
-        f"all mails {mail:5.2f} s  all pages {pages:5.2f} s"
+        f"intake p50 {run.intake.percentile(50):6.1f} ms  p99 {run.intake.percentile(99):6.1f} ms  "
+        f"all mails {run.mail:5.2f} s  all pages {run.pages:5.2f} s"
     )

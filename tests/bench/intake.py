@@ -5,7 +5,7 @@ The three take turns. The relay's one channel hangs, so that delivering costs it
 
 import os
 import signal
-import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +14,7 @@ import click
 from tests.bench.alerts import webhook
 from tests.bench.load import Load, load
 from tests.bench.stage import Running, Stage, pagerduty, stage
+from tests.bench.table import Row
 
 CLIENTS: Final = 64
 UNREAD: Final = "bare, unread"
@@ -21,7 +22,7 @@ COMMIT: Final = "bare, committed"
 RELAY: Final = "relay"
 
 
-async def intake(disk: Path, webhooks: int, rounds: int) -> None:
+async def intake(disk: Path, webhooks: int, rounds: int) -> list[Row]:
     """Runs and prints the benchmark. Raises BenchError where a webhook was not accepted."""
     click.echo(f"\nintake: {webhooks} webhooks of different groups from {CLIENTS} clients")
     runs: dict[str, list[Load]] = {UNREAD: [], COMMIT: [], RELAY: []}
@@ -33,13 +34,23 @@ async def intake(disk: Path, webhooks: int, rounds: int) -> None:
                 f"  round {number}, {name:16}  {loads[-1].per_second:6.0f}/s  "
                 f"p50 {loads[-1].percentile(50):6.1f} ms  p99 {loads[-1].percentile(99):6.1f} ms"
             )
-    rate = {name: statistics.median(one.per_second for one in loads) for name, loads in runs.items()}
-    p99 = {name: statistics.median(one.percentile(99) for one in loads) for name, loads in runs.items()}
-    for name in (UNREAD, COMMIT):
-        click.echo(
-            f"  medians: the relay accepts {rate[RELAY] / rate[name]:.2f} of what {name} does, "
-            f"with {p99[RELAY] / p99[name]:.2f} times its p99"
-        )
+
+    def compare(read: Callable[[Load], float], name: str) -> tuple[float, ...]:
+        return tuple(read(ours) / read(theirs) for ours, theirs in zip(runs[RELAY], runs[name], strict=True))
+
+    rows = [
+        Row(
+            f"{webhooks:,} webhooks: accepted in a second, of an application that only commits",
+            compare(lambda load: load.per_second, COMMIT),
+            at_least=0.5,
+        ),
+        Row("the same, of an application that answers unread", compare(lambda load: load.per_second, UNREAD)),
+        Row("p99, of the application that only commits", compare(lambda load: load.percentile(99), COMMIT)),
+        Row("webhooks that the relay accepted", tuple(load.per_second for load in runs[RELAY]), "a second"),
+    ]
+    for row in rows:
+        click.echo(f"  {row.format()}")
+    return rows
 
 
 async def _run(bench: Stage, name: str, webhooks: int) -> Load:

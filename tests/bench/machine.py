@@ -1,10 +1,12 @@
-"""What the numbers were measured on: the machine and its programs, a folder's file system, a process's peak memory."""
+"""What the numbers were measured on: the machine and its programs, what else runs there, a process's peak memory."""
 
 import os
 import platform
 import re
+import resource
 import sqlite3
 import subprocess
+import time
 from pathlib import Path
 
 from ops.demo.stack import find_program
@@ -13,17 +15,44 @@ from shared.http.server import StartError
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
 
-def described(disk: Path) -> list[str]:
-    """One line for each thing that a reader needs to know. Raises StartError where a needed program is missing."""
-    return [
-        f"machine       {_cores()} cores of {_processor()}, {_memory_gb():.0f} GB of memory",
-        f"load          {os.getloadavg()[0]:.1f} in the minute before; at more than 0.5, others are at work as well",
-        f"system        {platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}",
-        f"disk          {disk} ({file_system(disk)})",
-        f"Python        {platform.python_version()}, SQLite {sqlite3.sqlite_version}",
-        f"Prometheus    {_version(find_program('prometheus'))}",
-        f"Alertmanager  {_version(find_program('alertmanager', 'prometheus-alertmanager'))}",
-    ]
+def describe_machine(disk: Path) -> dict[str, str]:
+    """What a reader needs to know, by its name. Raises StartError where a needed program is missing."""
+    return {
+        "machine": f"{_cores()} cores of {_processor()}, {_memory_gb():.0f} GB",
+        "system": f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}",
+        "disk": file_system(disk),
+        "Python": f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}",
+        "Prometheus": f"Prometheus {_version(find_program('prometheus'))}",
+        "Alertmanager": f"Alertmanager {_version(find_program('alertmanager', 'prometheus-alertmanager'))}",
+    }
+
+
+class OtherWork:
+    """How much of the machine other programs use from now on."""
+
+    def __init__(self) -> None:
+        self.load = os.getloadavg()[0]
+        """Of the minute before."""
+        self._started, self._busy, self._own = time.monotonic(), _busy_seconds(), _own_seconds()
+
+    def format(self) -> str:
+        """Until now; our own processes count once they have ended."""
+        seconds = time.monotonic() - self._started
+        others = (_busy_seconds() - self._busy - (_own_seconds() - self._own)) / seconds
+        return f"load {self.load:.1f} before; other programs used {max(0.0, others):.1f} of {_cores()} cores meanwhile"
+
+
+def _busy_seconds() -> float:
+    """Of all cores since the machine started, with what its host gave to others: the first line of proc_stat(5)."""
+    line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+    user, nice, system, _idle, _waits, irq, softirq, steal = map(int, line.split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    """Of this process and its children that have ended, and theirs."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def file_system(folder: Path) -> str:

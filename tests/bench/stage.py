@@ -18,10 +18,10 @@ from typing import Any, Final
 import aiohttp
 import yaml
 
-from ops.demo.processes import Processes, run_processes
+from ops.demo.processes import Processes, pick_free_ports, run_processes
 from ops.demo.stack import find_program
-from shared.config.settings import Address
-from shared.http.server import StartError, bind_socket
+from shared.http.server import StartError
+from tests.postgres import Postgres, programs
 
 TOKEN: Final = "a-token-of-the-benchmarks"
 SLACK_TOKEN: Final = "xoxb-benchmark"
@@ -61,10 +61,14 @@ class Stage:
         channels: Mapping[str, Mapping[str, object]],
         timeout: str = "10s",
         *,
+        name: str = "relay",
         limits_rates: bool = False,
         **changes: object,
     ) -> Running:
-        """A relay that delivers everything on all `channels`, each send within `timeout`; with a fresh database."""
+        """A relay that delivers everything on all `channels`, each send within `timeout`; with a fresh database.
+
+        `changes` replace keys of its configuration; `name` tells replicas apart.
+        """
         self.secret("token", TOKEN)
         self.secret("slack_token", SLACK_TOKEN)
         self.secret("pagerduty_key", ROUTING_KEY)
@@ -80,8 +84,13 @@ class Stage:
             "pacing": {"enabled": limits_rates},
             **changes,
         }
-        file = self.write("relay.yml", configuration)
-        return await self.start("relay", (sys.executable, "-m", "services.relay", "--config", file), address)
+        self.write(f"{name}.yml", configuration)
+        return await self.start_relay(name, address)
+
+    async def start_relay(self, name: str, address: str) -> Running:
+        """Starts a relay, or starts it again once it was killed, with the configuration that it has."""
+        file = self.folder / f"{name}.yml"
+        return await self.start(name, (sys.executable, "-m", "services.relay", "--config", file), address)
 
     async def alertmanager(self, receiver: Mapping[str, object], group_wait: str) -> Running:
         """An Alertmanager that has sent nothing yet; each `instance` is a group of its own and goes to `receiver`."""
@@ -203,10 +212,33 @@ def temporary(disk: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
+_DURABLE: Final = ("fsync=on", "full_page_writes=on", "shared_buffers=128MB", "max_wal_size=1GB")
+"""PostgreSQL's own defaults, where the tests have others."""
+
+
+@contextmanager
+def run_postgres(disk: Path | None = None, *settings: str) -> Iterator[Postgres]:
+    """A PostgreSQL as the tests run it; with `disk`, one that keeps its data there and flushes each commit.
+
+    Raises StartError.
+    """
+    with (
+        programs() as from_the_wheel,
+        tempfile.TemporaryDirectory(prefix="pg-", dir=disk) as folder,  # a short path, for its socket
+    ):
+        try:
+            server = Postgres(Path(folder), from_the_wheel, (*(_DURABLE if disk else ()), *settings))
+        except RuntimeError as error:
+            raise StartError(str(error)) from None
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 def free_port() -> int:
-    """A port that nobody holds right now."""
-    with bind_socket(Address("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    """A port on which nobody listens now, and that no connection gets."""
+    return pick_free_ports(1)[0]
 
 
 def to_relay(relay: Running) -> dict[str, object]:

@@ -19,6 +19,7 @@ import click
 from tests.bench.alerts import annotations, labels
 from tests.bench.machine import cpu_seconds, peak_mb, resident_mb
 from tests.bench.stage import ROUTING_KEY, Running, Stage, free_port, pagerduty, slack, stage, to_relay
+from tests.bench.table import Row
 
 GROUP_WAIT: Final = 3.0
 _TIMEOUT: Final = 120.0
@@ -43,7 +44,7 @@ class Run:
     """How many attempts of the relay's failed, by reason."""
 
 
-async def storm(disk: Path, groups: int, rounds: int) -> None:
+async def storm(disk: Path, groups: int, rounds: int) -> list[Row]:
     """Runs and prints the benchmark. Raises BenchError where something is missing or was not delivered."""
     click.echo(f"\nstorm: {groups} groups at once from Alertmanager to Slack and PagerDuty, the pace lifted")
     await _real(disk)
@@ -55,8 +56,14 @@ async def storm(disk: Path, groups: int, rounds: int) -> None:
             async with stage(disk) as bench:
                 runs.append(await _run(bench, groups, with_relay=with_relay))
             click.echo(f"  round {number}, {name:18}  {_format_result(runs[-1], groups)}")
-    ours, theirs = (statistics.median(run.seconds for run in runs) for runs in (relayed, own))
-    click.echo(f"  medians: relay {ours:.2f} s, Alertmanager {theirs:.2f} s: {ours / theirs:.2f} times as long")
+    times = tuple(ours.seconds / theirs.seconds for ours, theirs in zip(relayed, own, strict=True))
+    click.echo(f"  the relay takes {statistics.median(times):.2f} times as long")
+    return [
+        Row(f"{groups:,} groups: time with the relay, of Alertmanager's own receivers", times, at_most=1.3),
+        Row("deliveries by the relay", tuple(2 * groups / run.seconds for run in relayed), "a second"),
+        Row("the relay's memory at most, of both processes", tuple(run.relay_mb or 0.0 for run in relayed), "MB"),
+        Row("the relay's CPU", tuple(run.relay_cpu or 0.0 for run in relayed), "s"),
+    ]
 
 
 async def _run(bench: Stage, groups: int, *, with_relay: bool) -> Run:

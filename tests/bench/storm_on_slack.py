@@ -18,6 +18,7 @@ import click
 
 from ops.demo.stand_ins.slack.web_api import WEBHOOK_APP, WEBHOOK_SECRET
 from tests.bench.stage import BenchError, Running, Stage, free_port, slack, stage, to_relay
+from tests.bench.table import Row
 
 GROUP_WAIT: Final = 5.0
 _TIMEOUT: Final = 300.0
@@ -42,7 +43,7 @@ class Naming:
         return sum(at <= seconds for at in self.named.values())
 
 
-async def run_slack_benchmark(disk: Path, groups: int, window: float) -> None:
+async def run_slack_benchmark(disk: Path, groups: int, window: float) -> list[Row]:
     """Runs and prints the benchmark. Raises BenchError where something is missing or was not delivered."""
     click.echo(f"\nstorm-slack: {groups} incidents at once, and a Slack that takes a message a second for each channel")
     async with stage(disk) as bench:
@@ -56,6 +57,16 @@ async def run_slack_benchmark(disk: Path, groups: int, window: float) -> None:
     if len(own.named) == groups:
         end = f"every incident named after {max(own.named.values()):.1f} s"
     click.echo(f"  Alertmanager's own  {end}; {_format(own)}")
+    named = f"of {groups:,} incidents named by"
+    return [
+        Row(f"until the relay had named each of {groups:,} incidents", (max(relayed.named.values()),), "s"),
+        Row("in how many messages", (relayed.messages,)),
+        *(
+            Row(f"{named} {who} after {seconds:g} s", (naming.count_within(seconds),))
+            for who, naming in (("the relay", relayed), ("Alertmanager's own receiver", own))
+            for seconds in (30.0, window)
+        ),
+    ]
 
 
 def _format(naming: Naming) -> str:

@@ -22,6 +22,7 @@ from services.exporter.scheduler import JITTER_FRACTION
 from tests.bench.load import Load
 from tests.bench.machine import cpu_seconds, peak_mb
 from tests.bench.stage import BenchError, Running, Stage, free_port, stage
+from tests.bench.table import Row
 
 TIMEOUT: Final = 5.0
 AIM: Final = 50.0
@@ -59,7 +60,7 @@ class Run:
     stalled: Scrapes
 
 
-async def targets(disk: Path, counts: Sequence[int], interval: float, intervals: int, scrapes: int) -> None:
+async def targets(disk: Path, counts: Sequence[int], interval: float, intervals: int, scrapes: int) -> list[Row]:
     """Runs and prints the benchmark. Raises BenchError where a probe is missing."""
     click.echo(f"\ntargets: probed each {interval:g} s, over {intervals} intervals; {scrapes} scrapes of each kind")
     runs = {}
@@ -67,15 +68,16 @@ async def targets(disk: Path, counts: Sequence[int], interval: float, intervals:
         async with stage(disk) as bench:
             runs[count] = await _run(bench, count, interval, intervals, scrapes)
         click.echo(f"  {count:4} targets  {_format_result(runs[count])}")
-    least, most = runs[min(counts)], runs[max(counts)]
-    p99 = ", ".join(f"{encoding} {most.stalled[EXPORTER, encoding].percentile(99) / AIM:.2f}" for encoding in ENCODINGS)
-    click.echo(
-        f"  {max(counts)} targets take {most.cpu / least.cpu:.1f} times the CPU of {min(counts)} "
-        f"and {most.memory_mb / least.memory_mb:.1f} times the memory; "
-        f"their p99 while KMS stalls: {p99} of the aim of {AIM:g} ms"
-    )
     if missed := sum(run.missed for run in runs.values()):
         raise BenchError(f"{missed} probes did not come in their interval")
+    rows = []
+    for count, run in runs.items():
+        rows.append(Row(f"{count:,} targets: the exporter's memory at most", (run.memory_mb,), "MB"))
+        rows.append(Row("CPU in a minute", (run.cpu,), "s"))
+        for encoding in ENCODINGS:
+            p99 = run.stalled[EXPORTER, encoding].percentile(99)
+            rows.append(Row(f"p99 of a scrape, {encoding}, while KMS stalls", (p99,), "ms", at_most=AIM))
+    return rows
 
 
 async def _run(bench: Stage, count: int, interval: float, intervals: int, scrapes: int) -> Run:

@@ -13,11 +13,15 @@ SMALL: dict[str, list[str]] = {
     "storm": ["--rounds", "1", "--groups", "20"],
     "storm-slack": ["--groups", "20", "--window", "10"],
     "intake": ["--rounds", "1", "--webhooks", "20"],
+    "queue": ["--rounds", "1", "--groups", "20"],
+    "faults": ["--seconds", "2", "--after", "4"],
     "claim": ["--rounds", "1", "--waiting", "100"],
     "hanging": ["--rounds", "1", "--webhooks", "5"],
+    "finished": ["--rounds", "1", "--count", "1000"],
     "console": ["--rounds", "1", "--deliveries", "1000"],
     "rotation": ["--keys", "50", "--latency", "0.001"],
     "noise": ["--half-hours", "10", "--runs", "1"],
+    "probe": ["--rounds", "1", "--round-trips", "20"],
     "targets": ["--count", "2", "--interval", "2", "--intervals", "1", "--scrapes", "5"],
 }
 

@@ -76,6 +76,7 @@ class Player:
         output = re.sub(r"\b\d+ ms\b", "1 ms", output)
         output = re.sub(r"\b[0-9a-f]{32}\b", "0191…", output)
         output = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S*", "2026-01-01T00:00:00+00:00", output)
+        output = re.sub(r", on \d{4}-\d\d-\d\d\b", ", on 2026-01-02", output)
         return "".join(f"{line.rstrip()}\n" for line in output.splitlines())
 
     @staticmethod

@@ -131,7 +131,7 @@ from ops.demo.processes import Ports
 everything = stack.run_stack
 
 @asynccontextmanager
-async def with_a_silent_pager(_usual):
+async def with_a_silent_pager(*_usual):
     async with everything(Ports.pick_free()) as running:
         fault = {"provider": "pagerduty", "kind": "hang"}
         async with running.http.post(running.ports.build_url("stand_ins") + "/api/faults", json=fault) as answer:
@@ -163,6 +163,27 @@ def test_a_channel_that_stays_silent_is_named_and_the_exit_code_says_so(tmp_path
     assert document["ok"] is False
     delivered = {(hop["channel"], hop["state"]) for hop in document["hops"] if hop["name"] == "delivered"}
     assert delivered == {("slack", "firing"), ("email", "firing")}
+
+
+ONCE_WITH_TRANSIT = """
+from ops.demo import __main__ as demo
+from ops.demo.processes import Ports
+
+free = Ports.pick_free()
+demo.Ports = lambda: free
+demo.main(["--once", "--kms", "transit"])
+"""
+
+
+@pytest.mark.played
+def test_the_same_happens_with_transit_of_a_real_openbao(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ONCE_WITH_TRANSIT]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "KMS fails (role_missing): encrypt with ledger-kek" in done.stdout
+    document = json.loads((tmp_path / "demo.json").read_text())
+    delivered = {(hop["channel"], hop["state"]) for hop in document["hops"] if hop["name"] == "delivered"}
+    assert delivered == {(c, s) for c in ("slack", "email", "pagerduty") for s in ("firing", "resolved")}
 
 
 def test_a_taken_port_is_one_sentence() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from ops.demo.openbao import find_program as find_bao
 from ops.demo.processes import pick_free_ports
 from ops.demo.stack import find_program
 from ops.demo.stand_ins.app import run_stand_ins
@@ -60,11 +61,18 @@ def write_commands(folder: Path) -> Path:
         command = folder / f"keypulse-{part.rpartition('.')[2]}"
         command.write_text(f'#!/bin/sh\nexec {shlex.join(forked(part))} "$@"\n')
         command.chmod(0o755)
+    (folder / "bao").symlink_to(find_bao())
     return folder
 
 
 @pytest.mark.parametrize(
-    ("name", "messages"), [("quickstart", ["KMSProbeFailing"]), ("exporter-only", []), ("relay-only", ["DiskFull"])]
+    ("name", "messages"),
+    [
+        ("quickstart", ["KMSProbeFailing"]),
+        ("exporter-only", []),
+        ("relay-only", ["DiskFull"]),
+        ("quickstart-transit", []),
+    ],
 )
 async def test_a_way_in_leads_to_what_it_promises_and_prints_what_it_shows(
     name: str, messages: list[str], tmp_path: Path, running: Running
@@ -75,8 +83,9 @@ async def test_a_way_in_leads_to_what_it_promises_and_prints_what_it_shows(
         stand_ins = await stack.enter_async_context(run_stand_ins())
         emulator = await stack.enter_async_context(run_emulator(keys=[KEY]))
         proxy = stack.enter_context(tinyproxy(tmp_path))
-        exporter, relay, alertmanager = (f"127.0.0.1:{port}" for port in pick_free_ports(3))
+        exporter, relay, alertmanager, bao = (f"127.0.0.1:{port}" for port in pick_free_ports(4))
         addresses = {
+            "127.0.0.1:8200": bao,
             "127.0.0.1:8080": await stack.enter_async_context(run_ledger()),
             "127.0.0.1:9010": str(emulator.address),
             "127.0.0.1:9093": alertmanager,
@@ -88,6 +97,7 @@ async def test_a_way_in_leads_to_what_it_promises_and_prints_what_it_shows(
             "cp merged.yml ": "sed 's/group_wait: .*/group_wait: 100ms/' merged.yml >",
         }
         environment = {"KEYPULSE_EXPORTER__LISTEN": exporter, "KEYPULSE_RELAY__LISTEN": relay}
+        environment |= {"BAO_ADDR": f"http://{bao}", "BAO_TOKEN": "an-administrator"}
         player = Player(folder, addresses, environment, write_commands(tmp_path / "bin"))
         if "127.0.0.1:9093" in page:
             shown = re.search(r"```yaml\n(route:.*?)```", page, re.DOTALL)

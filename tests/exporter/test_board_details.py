@@ -63,14 +63,14 @@ async def test_versions_have_their_state_and_their_dates(history: History) -> No
     versions = (
         KeyVersion("1", VersionState.DESTROYED, "SOFTWARE", None, NOW - 3 * 86_400),
         KeyVersion("2", VersionState.PENDING_DESTRUCTION, "HSM", NOW + 5 * 86_400),
-        KeyVersion("3", VersionState.USABLE, "HSM", None),
+        KeyVersion("3", VersionState.USABLE, "HSM", None, created_at=NOW - 7 * 86_400),
     )
     history.add_inspection(build_inspection(KeyDescription("3", NOW + 50 * 86_400, versions, 2)))
     details = await text(history)
     assert "|As read|20 s ago|." in details
-    assert "|2|pending destruction|HSM|2026-01-20 09:30:00 UTC (|in 5 days|)|" in details
-    assert "|3|primary|usable|HSM|-|" in details
-    assert "|1|destroyed|SOFTWARE|2026-01-12 09:30:00 UTC (|3 days ago|)|" in details
+    assert "|2|pending destruction|HSM|-|2026-01-20 09:30:00 UTC (|in 5 days|)|" in details
+    assert "|3|primary|usable|HSM|2026-01-08 09:30:00 UTC (|7 days ago|)|-|" in details
+    assert "|1|destroyed|SOFTWARE|-|2026-01-12 09:30:00 UTC (|3 days ago|)|" in details
     assert "|Next rotation|in 50 days|" in details
     assert "|Primary version|3|" in details
     assert "|Protection|HSM|" in details

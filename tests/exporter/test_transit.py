@@ -46,17 +46,22 @@ async def test_versions_floor_permissions_rotation_and_the_token_s_end_are_metri
         values = await scrape.wait_for("kms_key_primary_version backend ledger-kek", 4)
         await scrape.wait_for("kms_probe_success backend ledger-kek", 1)
         await scrape.wait_for("kms_wrong_aad_refused backend ledger-kek", 1)
-        page = await scrape.page()
+        board = await scrape.page()
+        mounted.change("keys/ledger/config", deletion_allowed=True)
     states = {state: values[f"kms_key_versions backend {state} ledger-kek"] for state in STATES}
     assert states == {"usable": 1, "decrypt_only": 1, "disabled": 1, "destroyed": 1}
     for permission in ("encrypt", "decrypt", "read"):
         assert values[f"kms_key_permission {permission} backend ledger-kek"] == 1
     rotation = values["kms_key_next_rotation_timestamp_seconds backend ledger-kek"] - time.time()
     assert rotation == pytest.approx(86_400, abs=60)
+    assert re.search(r"<th scope=\"row\">4 .*?<td>SOFTWARE</td><td>.*?ago", board), "the version with its date"
     assert values["kms_credential_expiry_timestamp_seconds Transit token"] - time.time() == pytest.approx(3600, abs=60)
     assert values[f"kms_target_info  transit:{mounted.name}/ledger transit backend ledger-kek"] == 1
     assert values["kms_key_inspection_problems backend ledger-kek"] == 0
-    assert "google" not in page.lower()
+    assert "google" not in board.lower()
+    async with scraped(read_settings(mounted, tmp_path)) as scrape:
+        await scrape.wait_for("kms_key_inspection_problems backend ledger-kek", 1)
+        assert "deletion_allowed is true: one request deletes the key" in await scrape.page()
 
 
 async def test_a_floor_that_shuts_a_version_out_is_a_lost_canary_and_a_soft_deleted_key_has_its_commands_on_the_board(

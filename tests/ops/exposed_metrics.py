@@ -34,6 +34,7 @@ from shared.http.server import CredentialCollector
 from shared.keyring.administration import RotationType
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.reason import Reason
+from shared.kms.transit.profile import TRANSIT_PROFILE
 from shared.process.server import ReloadMiddleware
 from tests.exporter.collected_metrics import CollectedMetrics
 from tests.shared.sample import SETTINGS
@@ -55,7 +56,7 @@ def by_the_exporter() -> list[Metric]:
         "ledger-kek",
         inspected_at=1.0,
         description=None,
-        permissions=dict.fromkeys(GCP_PROFILE.probe_permissions, True),
+        permissions=dict.fromkeys((*GCP_PROFILE.probe_permissions, *TRANSIT_PROFILE.probe_permissions), True),
         canaries=canaries,
         wrong_aad_check=None,
         call_counts={},

@@ -149,6 +149,8 @@ MUTATIONS = [
     ("KMSPermissionMissing", "permission=~", "permission!="),
     ("KMSPermissionMissing", "|cloudkms.cryptoKeyVersions.useToDecrypt", ""),
     ("KMSPermissionMissing", "cloudkms.cryptoKeyVersions.useToEncrypt|", ""),
+    ("KMSPermissionMissing", "|encrypt|", "|"),
+    ("KMSPermissionMissing", "|decrypt", ""),
     ("KMSPermissionMissing", "min by (env, service, target) (kms_probe", "max by (env, service, target) (kms_probe"),
     *[
         ("KMSPermissionMissing", "and on (env, service, target) ", f"and on ({labels}) ")

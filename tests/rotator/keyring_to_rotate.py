@@ -1,7 +1,7 @@
 """A keyring in a database, with records, that a rotator works on; tests read it directly."""
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from shared.keyring.model import DataKey, DataKeyStatus, compute_fingerprint
 from shared.keyring.rotation_metrics import KeyringMetrics, read_keyring_metrics
 from shared.keyring.tables import TABLES, schema
 from shared.keyring.wrapping import KeyWrapper
-from shared.kms.gcp.client import GcpKmsKey
+from shared.kms.registry import connect_keys, validate_key_settings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 NONCE = bytes(12)
@@ -104,7 +104,7 @@ async def write_backup(
     now = datetime.fromtimestamp(session.clock(), UTC)
     file, source = session.backups.get_new_path(rotation_id, now), session.administration
     summary = await backups.write_backup(
-        file, source, session.kms, rotation_id=rotation_id, kek=KEY, needs=needs, now=now, timeout=5
+        file, source, session.wrapping, rotation_id=rotation_id, needs=needs, other_keks=(), now=now
     )
     return file, summary
 
@@ -116,16 +116,32 @@ class Rotated(Rotating):
     url: URL
     kms: Address
     folder: Path
+    transit: Mapping[str, Any] | None = None
+    """The settings of a key of Transit: then the data keys move between it and Cloud KMS."""
+    is_on_transit: bool = False
+    """Whether they move to it, not from it."""
 
     def describe(self) -> dict[str, Any]:
+        google = {"provider": "gcp", "key": KEY, "endpoint": str(self.kms), "insecure": True}
+        kms = [google, self.transit] if self.transit else [google]
         return {
             "driver": {
                 "kind": "sql",
                 "database": self.url.render_as_string(hide_password=False),
                 "records": {"table": "records", "data_key_column": "data_key_id"},
             },
-            "kms": {"provider": "gcp", "key": KEY, "endpoint": str(self.kms), "insecure": True},
+            "kms": kms.pop() if self.is_on_transit else kms.pop(0),
+            "previous_kms": kms,
         }
+
+    @asynccontextmanager
+    async def wrapping(self) -> AsyncIterator[KeyWrapper]:
+        """By its KMS keys, past everything that a rotator or driver does."""
+        described = self.describe()
+        first, *others = map(validate_key_settings, (described["kms"], *described["previous_kms"]))
+        async with connect_keys((first, *others)) as keys:
+            previous = {each.key_name: keys[each.key_name] for each in others}
+            yield KeyWrapper(keys[first.key_name], first.key_name, 5.0, previous=previous)
 
     async def execute(self, statement: str, **values: object) -> list[Any]:
         """Does it in the database, past everything; gives the rows that it reads."""
@@ -150,12 +166,8 @@ class Rotated(Rotating):
 
     async def fill(self, keys: int, records: int = 2) -> None:
         """Data keys wrapped by the primary version, the last one active, each with records."""
-        kms = GcpKmsKey(KEY, endpoint=str(self.kms), insecure=True)
-        wrapping = KeyWrapper(kms, KEY, 5.0)
-        try:
+        async with self.wrapping() as wrapping:
             wraps = [await wrapping.wrap(data_key_id(number), secret(number)) for number in range(keys)]
-        finally:
-            await kms.close()
 
         def write(connection: Connection) -> None:
             blob = "BYTEA" if connection.dialect.name == "postgresql" else "BLOB"
@@ -196,14 +208,11 @@ class Rotated(Rotating):
         return {row.id: row for row in rows}
 
     async def broken(self) -> list[str]:
-        """Records that cannot be read, by what is stored now and KMS; past everything that a rotator or driver does."""
-        kms, found = GcpKmsKey(KEY, endpoint=str(self.kms), insecure=True), []
-        wrapping, keys = KeyWrapper(kms, KEY, 5.0), await self.keys()
-        try:
+        """Records that cannot be read, by what is stored now and KMS."""
+        keys, found = await self.keys(), []
+        async with self.wrapping() as wrapping:
             rows = await self.execute("SELECT id, data_key_id, sealed FROM records")
             secrets = {id_: await wrapping.unwrap(key) for id_, key in keys.items()}
-        finally:
-            await kms.close()
         for id_, key, sealed in rows:
             if AESGCM(secrets[key]).decrypt(NONCE, bytes(sealed), None) != b"record %d" % int(id_.partition("-")[2]):
                 found.append(id_)

@@ -30,7 +30,7 @@ DATA_KEYS = 100_000 if LONG else 10_000
 
 
 async def read(session: CommandSession, file: Path) -> list[StoredKey]:
-    pages = backups.read_pages(file, session.kms, backups.SummaryBuilder(), timeout=5)
+    pages = backups.read_pages(file, session.wrapping, backups.SummaryBuilder())
     return [row async for rows in pages for row in rows]
 
 
@@ -38,7 +38,7 @@ async def test_what_is_read_is_what_was_written_and_only_its_owner_may_read_it(r
     async with rotated.session() as session:
         file, summary = await write_backup(session)
         assert await read(session, file) == await session.administration.list_backup_rows()
-        assert await backups.read_whole_backup(file, session.kms, timeout=5) == summary
+        assert await backups.read_whole_backup(file, session.wrapping) == summary
         verification = await session.administration.verify("full")
     assert (summary.data_keys, summary.fingerprint) == (3, verification.fingerprint)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -66,15 +66,15 @@ async def test_every_single_changed_byte_and_every_cut_is_noticed(in_a_file: Rot
         for position in {*range(0, len(whole), 41), *range(begin, begin + 8), len(whole) - 1}:
             file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
             with pytest.raises(BackupError):
-                await backups.read_whole_backup(file, session.kms, timeout=5)
+                await backups.read_whole_backup(file, session.wrapping)
             file.write_bytes(whole[:position])
             with pytest.raises(BackupError):
-                await backups.read_whole_backup(file, session.kms, timeout=5)
+                await backups.read_whole_backup(file, session.wrapping)
         file.write_bytes(whole + b"\0")
         with pytest.raises(BackupError):
-            await backups.read_whole_backup(file, session.kms, timeout=5)
+            await backups.read_whole_backup(file, session.wrapping)
         file.write_bytes(whole)
-        assert await backups.read_whole_backup(file, session.kms, timeout=5) == summary
+        assert await backups.read_whole_backup(file, session.wrapping) == summary
 
 
 def test_pages_cannot_be_left_out_or_be_reordered_and_the_last_one_cannot_be_missing(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ async def test_any_number_of_data_keys_is_backed_up_and_checked_in_bounded_memor
         tracemalloc.start()
         try:
             file, summary = await write_backup(session)
-            assert await backups.read_whole_backup(file, session.kms, timeout=5) == summary
+            assert await backups.read_whole_backup(file, session.wrapping) == summary
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -236,7 +236,7 @@ async def test_a_last_page_that_is_of_other_rows_is_noticed(in_a_file: Rotated) 
         writer.write_page(text)
         writer.finish(summary.model_copy(update={"data_keys": 4}).model_dump_json().encode())
         with pytest.raises(BackupError, match="holds other rows than its last page says"):
-            await backups.read_whole_backup(file, session.kms, timeout=5)
+            await backups.read_whole_backup(file, session.wrapping)
 
 
 async def test_whatever_another_program_wrote_into_a_row_can_be_backed_up_and_read(in_a_file: Rotated) -> None:

@@ -21,7 +21,14 @@ async def test_a_keyring_of_another_kms_key_is_named(in_a_file: Rotated) -> None
     other = {"key": f"{KEY}2", "endpoint": str(in_a_file.kms), "insecure": True}
     results = {result.name: result for result in await run_doctor(in_a_file.settings(kms=other), open_checks)}
     assert not results["kms round trip"].is_ok
-    assert results["driver keyring"].detail == f"its data keys are wrapped by {KEY}"
+    assert results["driver keyring"].detail.startswith(f"data keys are wrapped by {KEY}, which neither `kms` nor")
+    moved = in_a_file.settings(kms=other, previous_kms=[{**other, "key": KEY}])
+    results = {result.name: result for result in await run_doctor(moved, open_checks)}
+    assert results["driver keyring"].is_ok
+    assert {name: results[name].is_ok for name in results if name.startswith("previous_kms")} == {
+        "previous_kms.0 connection": True,
+        "previous_kms.0 permission cloudkms.cryptoKeyVersions.useToDecrypt": True,
+    }
 
 
 async def test_a_folder_that_cannot_be_made_is_named(in_a_file: Rotated, tmp_path: Path) -> None:

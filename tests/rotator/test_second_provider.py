@@ -120,5 +120,5 @@ async def test_a_version_that_is_destroyed_at_once_gets_no_date(
         await retire_version(session, "spring", 1)
         await rotated.keyring.database.write(lambda connection: connection.execute(month_ago))
         report = await destroy_version(session, "spring", 1)
-    assert report.summary.startswith("version spring is destroyed; KMS gives no date until which it can be restored")
+    assert report.summary.startswith("version spring is destroyed, at once and for good")
     assert "1970" not in report.summary

@@ -84,5 +84,5 @@ async def test_retire_raises_the_floor_and_destroy_trims_at_once_a_month_later(r
         await rotated.keyring.database.write(lambda connection: connection.execute(month_ago))
         report = await destroy_version(session, "1", 1)
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is CommandOutcome.NOTHING_TO_DO
-    assert report.summary.startswith("version 1 is destroyed; KMS gives no date until which it can be restored")
+    assert report.summary.startswith("version 1 is destroyed, at once and for good")
     assert rotated.mounted.read()["min_available_version"] == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from ops.demo.openbao import OpenBao
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from shared import VERSION
 from shared.config.secret_file import SecretFile, SecretUnreadableError
@@ -57,6 +58,12 @@ _SECRETS, _URL = ParsedOption(_read_secrets, "path"), ParsedOption(check_base_ur
 @click.option("--slack-rates", is_flag=True, help="Enforce Slack's documented rate limits.")
 @click.option("--pagerduty-key-file", "pagerduty_keys", required=True, type=_SECRETS, help="Routing keys, one a line.")
 @click.option("--emulator-faults", type=_URL, help="The KMS emulator's faults API, for the page's buttons.")
+@click.option("--openbao", type=_URL, help="OpenBao, for the page's buttons.")
+@click.option(
+    "--openbao-secrets",
+    type=ParsedOption(_check_folder, "path"),
+    help="The folder with its root token and its unseal key.",
+)
 @click.option("--prometheus", type=_URL, help="Prometheus, for the graph at /graph.")
 @click.option("--alertmanager", type=_URL, help="Alertmanager, for the alerts at /alertmanager/.")
 @click.option("--board", type=_URL, help="The exporter's board, for a link.")
@@ -75,6 +82,8 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
     slack_rates: bool,
     pagerduty_keys: tuple[str, ...],
     emulator_faults: str | None,
+    openbao: str | None,
+    openbao_secrets: Path | None,
     prometheus: str | None,
     alertmanager: str | None,
     board: str | None,
@@ -102,6 +111,7 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
                 slack_rates=slack_rates,
                 pagerduty_keys=pagerduty_keys,
                 emulator_faults=emulator_faults,
+                openbao=OpenBao(openbao, openbao_secrets) if openbao and openbao_secrets else None,
                 prometheus=prometheus,
                 alertmanager=alertmanager,
                 docs=docs,

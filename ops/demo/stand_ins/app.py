@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from starlette.applications import Starlette
 
+from ops.demo.openbao import OpenBao
 from ops.demo.stand_ins import mail_server
 from ops.demo.stand_ins.control_api import ControlApi, KmsFaults, Providers
 from ops.demo.stand_ins.mail_server import MailServer
@@ -19,6 +20,7 @@ from ops.demo.stand_ins.slack.actions import SlackActions
 from ops.demo.stand_ins.slack.socket_mode import SocketMode, serve_sockets
 from ops.demo.stand_ins.slack.web_api import WEBHOOK_APP, WEBHOOK_SECRET, WebApi
 from ops.demo.stand_ins.slack.workspace import Workspace
+from ops.demo.stand_ins.transit_faults import TransitFaults
 from shared.config.server_settings import Role
 from shared.config.settings import Address
 from shared.http.access import ProtectedRoute, RouteRequirements
@@ -68,6 +70,7 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
     slack_channels: Iterable[str] = ("#security-critical", "#security-ops"),
     slack_rates: bool = False,
     emulator_faults: str | None = None,
+    openbao: OpenBao | None = None,
     docs: Path | None = None,
     prometheus: str | None = None,
     alertmanager: str | None = None,
@@ -87,6 +90,7 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
         slack_channels: the channels of the bot.
         slack_rates: whether Slack enforces its documented rate limits; `slack.rates.enabled` changes it.
         emulator_faults: the URL of the KMS emulator's faults API, for the page's buttons.
+        openbao: the server that the page's buttons break instead.
         docs: the folder of the documents under `/docs/`.
         prometheus: its URL, for the graph at `/graph`.
         alertmanager: its URL, for the alerts at `/alertmanager/`.
@@ -104,7 +108,8 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
     web_api = WebApi(slack, socket_mode, slack_tokens, slack_app_tokens, slack_webhook_secrets, faults)
     pagerduty = PagerDuty(pagerduty_keys, faults, changes, clock)
     mailbox = MailServer(faults, changes, clock)
-    providers = Providers(slack, pagerduty, mailbox, faults, KmsFaults(emulator_faults), changes)
+    kms = TransitFaults(openbao) if openbao else KmsFaults(emulator_faults)
+    providers = Providers(slack, pagerduty, mailbox, faults, kms, changes)
     pages = StandInPages(providers, docs, page_links, prometheus, alertmanager)
     actions = SlackActions(slack, socket_mode)
     anybody = RouteRequirements(None)  # by any name: they want tokens of their own, or have the secret in their path

@@ -1,6 +1,6 @@
 """The API of the page and the tests: list messages, break providers and KMS, heal them.
 
-KMS is broken in the ways that happen, by their names; the faults go to the emulator's API.
+KMS is broken in the ways that happen, by their names: by the emulator's API, or by an administrator of OpenBao.
 """
 
 import asyncio
@@ -13,10 +13,12 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ops.demo.openbao import OpenBaoError
 from ops.demo.stand_ins.mail_server import MailServer
 from ops.demo.stand_ins.pagerduty import PagerDuty
 from ops.demo.stand_ins.provider_faults import ChangeFeed, ProviderFault, ProviderFaults
 from ops.demo.stand_ins.slack.workspace import Workspace
+from ops.demo.stand_ins.transit_faults import TransitFaults
 from shared.config.server_settings import Role
 from shared.http.access import ProtectedRoute, RouteRequirements
 from shared.http.limits import BodyTooLargeError, read_body
@@ -61,12 +63,17 @@ class EmulatorError(Exception):
     """The emulator does not answer; the message is one sentence with the next step."""
 
 
+KMS_ERRORS: Final = (EmulatorError, OpenBaoError)
+
+
 class KmsFaults:
     """The emulator's faults, over HTTP.
 
     Args:
         url: of its faults API, such as `http://127.0.0.1:9011`; None without an emulator.
     """
+
+    labels: Final = FAULT_LABELS
 
     def __init__(self, url: str | None) -> None:
         self._url = url
@@ -120,7 +127,7 @@ class Providers:
     pagerduty: PagerDuty
     mailbox: MailServer
     faults: ProviderFaults
-    kms: KmsFaults
+    kms: KmsFaults | TransitFaults
     changes: ChangeFeed
 
 
@@ -177,7 +184,7 @@ class ControlApi:
         """Return the current fault of KMS."""
         try:
             return JSONResponse(await self._providers.kms.list_active())
-        except EmulatorError as error:
+        except KMS_ERRORS as error:
             return JSONResponse({"error": str(error)}, status_code=502)
 
     async def break_kms(self, request: Request) -> Response:
@@ -187,9 +194,9 @@ class ControlApi:
             name = given["fault"]
             await self._providers.kms.break_kms(name)
         except (ValueError, KeyError, TypeError, BodyTooLargeError):
-            expected = ", ".join(FAULTS_BY_NAME)
+            expected = ", ".join(self._providers.kms.labels)
             return JSONResponse({"error": f"expected {{'fault': NAME}} with one of: {expected}"}, status_code=400)
-        except EmulatorError as error:
+        except KMS_ERRORS as error:
             return JSONResponse({"error": str(error)}, status_code=502)
         self._providers.changes.publish()
         return JSONResponse({"fault": name}, status_code=201)
@@ -197,7 +204,7 @@ class ControlApi:
     async def heal_kms(self, _request: Request) -> Response:
         try:
             await self._providers.kms.heal_kms()
-        except EmulatorError as error:
+        except KMS_ERRORS as error:
             return JSONResponse({"error": str(error)}, status_code=502)
         self._providers.changes.publish()
         return Response(status_code=204)

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
-from ops.demo.stand_ins.control_api import FAULT_LABELS, EmulatorError, Providers
+from ops.demo.stand_ins.control_api import KMS_ERRORS, Providers
 from ops.demo.stand_ins.pagerduty import PagerDutyIncident
 from ops.demo.stand_ins.slack.workspace import PEOPLE, SlackChannelState, SlackMessage
 from services.relay.preview.render import MAIL_POLICY, MAIL_SANDBOX, render_message
@@ -67,7 +67,7 @@ class StandInPages:
         self._alertmanager = alertmanager
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
         self._templates = create_templates(
-            [_FOLDER], {}, {"links": links, "people": PEOPLE, "names": FAULT_LABELS, "sandbox": MAIL_SANDBOX}
+            [_FOLDER], {}, {"links": links, "people": PEOPLE, "names": providers.kms.labels, "sandbox": MAIL_SANDBOX}
         )
         self._files = StaticFiles(_FOLDER, SHARED_ASSETS)
 
@@ -89,7 +89,7 @@ class StandInPages:
         try:
             broken = (await providers.kms.list_active())["broken"] or ""
             problem = ""
-        except EmulatorError as error:
+        except KMS_ERRORS as error:
             broken, problem = "unknown", str(error)
         etag = f'"{providers.changes.version}-{broken}"'
         if request.headers.get("if-none-match") == etag:

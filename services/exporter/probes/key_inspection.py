@@ -77,6 +77,7 @@ class KeyInspector:
         if store:
             checked, key_manager_cause, may_check = await self._check_key_store(store, problems)
             known = {**(known or {}), **may_check}
+        problems += [description.problem] if description and description.problem else []
         if description and description.versions and (newest_version := description.versions[-1]).failure:
             state = f"version {newest_version.label} is {newest_version.state_label}"
             problems.append(f"{state}: {newest_version.failure}")

@@ -185,8 +185,11 @@ def find_key_problems(
     if next_rotation_at is not None and next_rotation_at < now:
         sentence = f"The key was to be rotated at {format_utc_time(next_rotation_at)}; {key.profile.rotation_advice}"
         yield Finding(HealthStatus.DEGRADED, "rotation overdue", sentence)
-    if inspection.problems:
-        yield Finding(HealthStatus.DEGRADED, "not all could be read or kept", _truncate("; ".join(inspection.problems)))
+    risk = inspection.description.problem if inspection.description else ""
+    if risk:
+        yield Finding(HealthStatus.DEGRADED, "key at risk", risk, ADVICE["key_at_risk"])
+    if problems := [each for each in inspection.problems if each != risk]:
+        yield Finding(HealthStatus.DEGRADED, "not all could be read or kept", _truncate("; ".join(problems)))
 
 
 def _find_canary_problems(inspection: KeyInspection, key: TargetKey, *, round_trip_fails: bool) -> Iterator[Finding]:

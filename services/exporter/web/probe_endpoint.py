@@ -30,10 +30,11 @@ from shared.kms.reason import Reason
 
 MAX_TEXT_LENGTH: Final = 500
 """Characters shown of what a service said."""
-_SUCCESS_TEXTS: Final = {
-    Operation.ENCRYPT: "ok: the checksums of plaintext, AAD and ciphertext match",
-    Operation.DECRYPT: "ok: the checksum matches, and the plaintext is the one that was encrypted",
+_CHECKSUM_TEXTS: Final = {
+    Operation.ENCRYPT: "the checksums of plaintext, AAD and ciphertext match",
+    Operation.DECRYPT: "the checksum matches",
 }
+"""Of a provider that has them."""
 
 
 def make_printable(text: str, length: int = MAX_TEXT_LENGTH) -> str:
@@ -52,7 +53,7 @@ def _format_lines(probe: CoalescedProbe, metrics: "_ProbeMetrics") -> Iterator[s
         yield ""
         yield "The calls:"
         for call in result.calls:
-            yield _format_step(call.operation, call.seconds, _format_outcome(call))
+            yield _format_step(call.operation, call.seconds, _format_outcome(call, probe.profile))
         version = make_printable(result.key_version) if result.key_version else "none"
         yield f"  key version that encrypted: {version}"
         yield f"  protection level: {make_printable(result.protection_level or 'not known')}"
@@ -91,9 +92,11 @@ def _format_advice(
     yield profile.advise(failure.reason, diagnosis.cause if diagnosis else failure.cause)
 
 
-def _format_outcome(call: Call) -> str:
+def _format_outcome(call: Call, profile: KmsProfile) -> str:
     if call.failure is None:
-        return _SUCCESS_TEXTS[call.operation]
+        found = [_CHECKSUM_TEXTS[call.operation]] if profile.has_checksums else []
+        found += ["the plaintext is the one that was encrypted"] if call.operation is Operation.DECRYPT else []
+        return f"ok: {', and '.join(found)}" if found else "ok"
     return f"{call.failure.label}: {make_printable(call.failure.detail)}"
 
 

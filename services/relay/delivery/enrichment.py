@@ -5,6 +5,8 @@ again when it changes, so that a message waits for it only at the very start. No
 document may come from a server, so nothing in it is trusted: mark-up and HTML are dropped, a link becomes text, and
 each excerpt is short. Code is never cut, since half a command may do harm.
 
+Of a key's alert, commands of another provider's command line are left out.
+
 The variables of its commands, such as `$TARGET`, are filled in with what labels and settings know. Others write
 labels, so a value is let into a command only where no shell reads more in it than the value, quoted or not.
 """
@@ -12,7 +14,7 @@ labels, so a value is let into a command only where no shell reads more in it th
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import tzinfo
@@ -42,7 +44,7 @@ from services.relay.model import (
 from services.relay.text import clean_text, sanitize_url, truncate
 from services.relay.text.title import is_resolved
 from shared.config.secret_file import FileStamp, read_stamp
-from shared.kms.alert_fixes import list_values
+from shared.kms.alert_fixes import list_foreign_tools, list_values
 from shared.net.egress import EgressSettings
 from shared.net.http_connector import read_bounded
 from shared.process.concurrency import start_in_thread
@@ -358,17 +360,22 @@ _LABELS: Final = ("env", "service", "channel", "namespace", "target", "version")
 _VALUE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,199}")
 _ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9._:/\[\]-]{1,300}")
 _ASSIGNED: Final = re.compile(r"\b(?:([A-Z_]+)=|(?:for|read) ([A-Z_]+)\b)")
+_COMMAND_END: Final = re.compile(r"(?<!\\)\n")
+"""A line that ends with a backslash continues."""
 _VARIABLE: Final = re.compile(r"(?<!\\)\$(?:([A-Z_]+)|\{([A-Z_]+)\})(?![A-Za-z0-9_])")
 
 
 def fill_excerpt(excerpt: RunbookExcerpt, message: Message, addresses: Mapping[str, str]) -> RunbookExcerpt:
-    """The excerpt with each variable that has one value for all alerts that fire.
+    """The excerpt with each variable that has one value for all alerts that fire, and without foreign commands.
 
     Args:
         excerpt: of the runbook.
         message: whose labels and annotations are used.
         addresses: of the configuration, by the variable's name, such as `EXPORTER`.
     """
+    firing = _list_firing(message)
+    foreign = frozenset.intersection(*(list_foreign_tools(each.annotations) for each in firing)) if firing else ()
+    excerpt = replace(excerpt, blocks=tuple(_leave_out(excerpt.blocks, foreign)))
     text = "\n".join(block.text for block in excerpt.blocks)
     own = {name or other for name, other in _ASSIGNED.findall(text)}
     values = {name: value for name, value in _list_values(message, addresses).items() if name not in own}
@@ -381,9 +388,21 @@ def fill_excerpt(excerpt: RunbookExcerpt, message: Message, addresses: Mapping[s
     )
 
 
+def _leave_out(blocks: Iterable[ExcerptBlock], tools: Collection[str]) -> Iterator[ExcerptBlock]:
+    """The blocks without whole commands that begin with one of the tools."""
+    for block in blocks:
+        commands = _COMMAND_END.split(block.text) if block.kind == "code" else []
+        kept = [command for command in commands if command.partition(" ")[0] not in tools]
+        if kept or not commands:
+            yield block if kept == commands else block._replace(text="\n".join(kept))
+
+
+def _list_firing(message: Message) -> list[Alert]:
+    return [alert for alert in message.event.alerts if alert.status is Status.FIRING]
+
+
 def _list_values(message: Message, addresses: Mapping[str, str]) -> dict[str, str]:
-    firing = [alert for alert in message.event.alerts if alert.status is Status.FIRING]
-    of_alerts = [dict(_list_alert_values(alert)) for alert in firing]
+    of_alerts = [dict(_list_alert_values(alert)) for alert in _list_firing(message)]
     shared = of_alerts[0].items() if of_alerts else ()
     values = {name: value for name, value in shared if all(other.get(name) == value for other in of_alerts)}
     return values | {name: value for name, value in addresses.items() if _ADDRESS.fullmatch(value)}

@@ -7,7 +7,7 @@ https://prometheus.io/docs/alerting/latest/configuration/#matcher, https://githu
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
+from collections.abc import Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, TypeVar
 
@@ -158,13 +158,14 @@ def _unquote(text: str) -> str:
     return text
 
 
-def split_heartbeats(event: Event, watchdogs: Iterable[WatchdogSettings]) -> tuple[Event | None, frozenset[str]]:
+def split_heartbeats(event: Event, watchdogs: Sequence[WatchdogSettings]) -> tuple[Event | None, frozenset[str]]:
     """The event without the alerts of watchdogs, or None if no other is left; and the watchdogs whose alerts fire.
 
     A resolved alert of a watchdog is no heartbeat, since Prometheus has stopped sending it. As an event it would
     resolve something whose firing was never delivered; `monitors.watchdog` publishes its absence.
     """
-    watchdogs = tuple(watchdogs)
+    if not watchdogs:
+        return event, frozenset()
     heartbeats: set[str] = set()
     others: list[Alert] = []
     for alert in event.alerts:

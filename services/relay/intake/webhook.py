@@ -8,6 +8,7 @@ https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -22,6 +23,7 @@ from services.relay.intake.routing import (
 )
 from services.relay.model import (
     MAX_TEXT,
+    MAX_URL,
     Alert,
     Event,
     Status,
@@ -123,12 +125,12 @@ def iterate_parts(body: bytes, source: str) -> Iterator[Event]:
     if len(body) > PART_BYTES:
         _decode(_SHAPE, body)  # in `[0,0,…]` each piece below would take thirty times its bytes
     webhook = _decode(_WEBHOOK, body)
-    empty = Event(
+    build_event = partial(
+        Event,
         source=source,
         receiver=webhook.receiver,
         group_key=webhook.group_key,
         status=Status(webhook.status),
-        alerts=(),
         group_labels=_decode_part(_LABELS, webhook.group_labels, "groupLabels") or {},
         common_labels=_decode_part(_LABELS, webhook.common_labels, "commonLabels") or {},
         common_annotations=_decode_part(_LABELS, webhook.common_annotations, "commonAnnotations") or {},
@@ -139,12 +141,12 @@ def iterate_parts(body: bytes, source: str) -> Iterator[Event]:
     size = 0
     for number, piece in enumerate(webhook.alerts):
         if alerts and size + len(memoryview(piece)) > PART_BYTES:
-            yield replace(empty, alerts=tuple(alerts))
+            yield build_event(alerts=tuple(alerts))
             alerts.clear()
             size = 0
         alerts.append(_build_alert(number, piece))
         size += len(memoryview(piece))
-    yield replace(empty, alerts=tuple(alerts))
+    yield build_event(alerts=tuple(alerts))
 
 
 def _decode_part(decoder: msgspec.json.Decoder[T], raw: msgspec.Raw, location: str) -> T:
@@ -221,7 +223,9 @@ def parse_webhook(
         index = find_route(others, candidates)
         if index is not None:
             route, candidates = candidates[index], candidates[:index]
-        event = limit_size(others if event is None else replace(event, alerts=event.alerts + others.alerts))
+        event = others if event is None else replace(event, alerts=event.alerts + others.alerts)
+        if len(body) > MAX_URL:  # in a smaller one, as almost always, no text is over its bound
+            event = limit_size(event)
     if event is None:
         return ParsedWebhook(heartbeats, proofs, None, None)
     if has_left_out:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
-from uuid import uuid4
 
 from sqlalchemy import bindparam, case, func, insert, select, update
 
@@ -20,7 +19,7 @@ from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
 from services.relay.outbox.quarantine import Replay, record_replay
 from services.relay.outbox.store import BulkStatement, Store, StoreUnavailableError, Transaction
-from services.relay.outbox.tables import EPISODE_COLUMNS, clean_for_database, deliveries, events, incidents
+from services.relay.outbox.tables import EPISODE_COLUMNS, clean_for_database, create_id, deliveries, events, incidents
 from services.relay.text import find_worst_severity
 from shared.process.concurrency import run_in_thread_if_large
 from shared.sql.rows import select_tuples, select_values
@@ -226,7 +225,7 @@ def _insert_events(
 ) -> list[_PlannedEvent]:
     if not new:
         return []
-    ids = [uuid4().hex for _ in new]
+    ids = [create_id(transaction.now) for _ in new]
     rows = [
         {
             "id": event_id,

@@ -12,12 +12,19 @@ what another statement read before. SQLite has one writer at a time, and nothing
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
-from uuid import uuid4
 
 from sqlalchemy import bindparam, case, insert, update
 
 from services.relay.outbox.store import BulkStatement, Transaction
-from services.relay.outbox.tables import DELIVERIES, WAITING, DeliveryRow, DeliveryState, deliveries, incidents
+from services.relay.outbox.tables import (
+    DELIVERIES,
+    WAITING,
+    DeliveryRow,
+    DeliveryState,
+    create_id,
+    deliveries,
+    incidents,
+)
 from shared.sql.rows import select_values
 
 _delivery = deliveries.c
@@ -223,7 +230,7 @@ def _extend_to_event(transaction: Transaction, waiting: DeliveryRow, first_event
 
 def _build_row(new: NewDelivery, now: float) -> dict[str, Any]:
     return {
-        "id": uuid4().hex,
+        "id": create_id(now),
         "event_seq": new.event_seq,
         "first_event_seq": new.first_event_seq,
         "incident_id": new.incident_id,

@@ -4,12 +4,14 @@ A field has the name and the type of its column, and None if the column may be n
 
 The tables of the outbox, and their states and shared conditions.
 
-`seq` is the order of acceptance; `id` is what the outside sees. Ids are random, so that a Message-ID or a metadata
-mark made from one never meets its like from an earlier database. Times are unix seconds by the database's clock.
+`seq` is the order of acceptance; `id` is what the outside sees. Ids are random but for their time, so that a Message-ID
+or a metadata mark made from one never meets its like from an earlier database. Times are unix seconds by the database's
+clock.
 """
 
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
+from uuid import uuid4
 
 from sqlalchemy import (
     BigInteger,
@@ -452,6 +454,14 @@ _add_index("audit_of_action", audit.c.action, audit.c.at)
 _add_index("audit_of_incident", audit.c.incident_id, audit.c.seq, where="incident_id IS NOT NULL")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
 _add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(body) = 0")
+
+
+def create_id(now: float) -> str:
+    """A new id of an event or a delivery: 32 hex digits, the first 12 of them the unix milliseconds.
+
+    What comes together is together in the index of ids, so a commit writes fewer pages.
+    """
+    return f"{int(now * 1000):012x}{uuid4().hex[12:]}"
 
 
 def clean_for_database(text: str) -> str:

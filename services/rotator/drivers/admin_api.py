@@ -212,8 +212,10 @@ class AdminApiDriverSettings(EgressSettings, BaseDriverSettings):
         return self.url
 
     @asynccontextmanager
-    async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
-        del kms  # the service calls it itself
+    async def open(
+        self, kms: ProviderSettings, previous_kms: Sequence[ProviderSettings], caller: str
+    ) -> AsyncIterator[Administration]:
+        del kms, previous_kms  # the service calls it itself
         async with open_session(
             # Not kept open: one left idle may be closed just as it is used again.
             Connector(Egress(self), force_close=True),

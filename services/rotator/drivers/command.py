@@ -16,7 +16,7 @@ import os
 import shlex
 import signal
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Final, Literal
 
@@ -60,8 +60,10 @@ class CommandDriverSettings(BaseDriverSettings):
         return " ".join(shlex.join(self.argv).split())[:80]
 
     @asynccontextmanager
-    async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
-        del kms
+    async def open(
+        self, kms: ProviderSettings, previous_kms: Sequence[ProviderSettings], caller: str
+    ) -> AsyncIterator[Administration]:
+        del kms, previous_kms
         command = _CommandTransport(self, caller)
         try:
             yield RemoteAdministration(command.name, command.send)

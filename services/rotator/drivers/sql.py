@@ -10,7 +10,7 @@ writes meanwhile is never overwritten.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -27,7 +27,7 @@ from shared.keyring.key_table import RecordsTable
 from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsKey
-from shared.kms.registry import connect_key
+from shared.kms.registry import connect_keys
 from shared.kms.retries import RetryingKey
 from shared.kms.settings import ProviderSettings
 from shared.sql import database_url
@@ -36,15 +36,14 @@ _EXPECTED = "expected the database of the service"
 
 
 @asynccontextmanager
-async def _connect(database: database_url.DatabaseUrl, kms: ProviderSettings, hint: str) -> AsyncIterator[KmsKey]:
-    """The KMS key, for a database whose file exists."""
+async def _connect(
+    database: database_url.DatabaseUrl, kms: Sequence[ProviderSettings], hint: str
+) -> AsyncIterator[dict[str, KmsKey]]:
+    """The KMS keys by their names, for a database whose file exists."""
     if database.drivername == "sqlite" and not await asyncio.to_thread(Path(database.database or "").is_file):
         raise RefusedError(f"database {database}: there is no such file", hint)
-    provider = connect_key(kms)
-    try:
-        yield RetryingKey(provider)
-    finally:
-        await provider.close()
+    async with connect_keys(kms) as keys:
+        yield {name: RetryingKey(key) for name, key in keys.items()}
 
 
 class RecordsSettings(Section):
@@ -69,10 +68,13 @@ class SqlDriverSettings(BaseDriverSettings):
         return str(self.database)
 
     @asynccontextmanager
-    async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
+    async def open(
+        self, kms: ProviderSettings, previous_kms: Sequence[ProviderSettings], caller: str
+    ) -> AsyncIterator[Administration]:
         """The keyring in `database`, which is never made: an empty keyring has nothing to rotate."""
         del caller
-        async with _connect(self.database, kms, _EXPECTED) as key:
+        async with _connect(self.database, (kms, *previous_kms), _EXPECTED) as previous:
+            key = previous.pop(kms.key_name)
             label = f"database {self.database}"
             try:
                 database = await Database.open(self.database)
@@ -81,7 +83,8 @@ class SqlDriverSettings(BaseDriverSettings):
             try:
                 await self._check_tables(database, label)
                 records = RecordsTable(self.records.table, self.records.data_key_column) if self.records else None
-                yield LocalAdministration(database, KeyWrapper(key, kms.key_name, self.kms_timeout), records)
+                wrapping = KeyWrapper(key, kms.key_name, self.kms_timeout, previous=previous)
+                yield LocalAdministration(database, wrapping, records)
             finally:
                 await database.close()
 
@@ -170,12 +173,14 @@ class TableDriverSettings(BaseDriverSettings):
         )
 
     @asynccontextmanager
-    async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
-        del caller
+    async def open(
+        self, kms: ProviderSettings, previous_kms: Sequence[ProviderSettings], caller: str
+    ) -> AsyncIterator[Administration]:
+        del previous_kms, caller
         async with (
-            _connect(self.database, kms, "correct `driver.database`") as key,
+            _connect(self.database, (kms,), "correct `driver.database`") as keys,
             ExternalAdministration.open(
-                self.database, self.layout, key, kms.key_name, self.kms_timeout
+                self.database, self.layout, keys[kms.key_name], kms.key_name, self.kms_timeout
             ) as administration,
         ):
             yield administration

@@ -69,8 +69,8 @@ class ExternalAdministration(LocalAdministration):
                 table = await database.read(lambda connection: open_table(connection, layout))
             except DatabaseError as error:
                 raise UnreachableError(f"database {url}: {error}", "check `driver.database`") from None
-            keys = ExternalKeyTable(table, prefix, kek, kms.profile)
-            yield cls(database, ExternalKeyWrapper(kms, kek, timeout), keys)
+            wrapping = ExternalKeyWrapper(kms, kek, timeout)
+            yield cls(database, wrapping, ExternalKeyTable(table, prefix, wrapping))
         finally:
             await database.close()
 

@@ -41,8 +41,9 @@ from shared.keyring.tables import (
     rotations,
     schema,
 )
-from shared.kms.fixes import KmsProfile
+from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import MAX_VERSION_LENGTH, is_version
+from shared.kms.registry import parse_key_name
 from shared.sql.rows import select_rows, select_values
 
 fingerprints: Final = Table(
@@ -154,8 +155,8 @@ class ExternalKeyTable(KeyTable):
 
     is_shared: ClassVar[bool] = True
 
-    def __init__(self, table: ExternalTable, prefix: str, kek: str, profile: KmsProfile) -> None:
-        super().__init__(kek, profile)
+    def __init__(self, table: ExternalTable, prefix: str, wrapping: KeyWrapper) -> None:
+        super().__init__(wrapping)
         self.table = table
         self.prefix = prefix
         self._has_tables = False
@@ -301,7 +302,7 @@ class ExternalKeyTable(KeyTable):
 
     def _build_data_key(self, row: Row, found: _FingerprintRow | None) -> DataKey:
         kek, version = self._parse_version(row.version)
-        by_ciphertext = self.profile.parse_version(row.wrap.ciphertext)
+        by_ciphertext = self.wrapping.kms.profile.parse_version(row.wrap.ciphertext)
         by_ciphertext = by_ciphertext or (found.kek_version if found else UNREADABLE_VERSION)
         if version is None:
             version = by_ciphertext
@@ -328,7 +329,7 @@ class ExternalKeyTable(KeyTable):
         if text.startswith(f"{self.kek}/") or "/" not in text:
             named: tuple[str, str] | None = (self.kek, text.rpartition("/")[2])
         else:
-            named = self.profile.parse_key_name(text)
+            named = parse_key_name(text)
         if named is None:
             return self.kek, UNREADABLE_VERSION
         kek, version = named

@@ -533,6 +533,7 @@ def _parse_version(version: Any) -> KeyVersion:
         # The field may go on holding a time after the destruction was taken back or has happened.
         destroy_at=_to_unix_seconds(version, "destroy_time") if version.state == _States.DESTROY_SCHEDULED else None,
         destroyed_at=_to_unix_seconds(version, "destroy_event_time"),
+        created_at=_to_unix_seconds(version, "create_time"),
         failure=(
             version.import_failure_reason
             or version.generation_failure_reason

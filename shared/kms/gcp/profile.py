@@ -69,6 +69,8 @@ GCP_FIXES: Final = FixTable(
 
 GCP_PROFILE: Final = KmsProfile(
     service_name="Cloud KMS",
+    tool="gcloud",
+    has_checksums=True,
     # https://cloud.google.com/kms/docs/reference/permissions-and-roles
     probe_permissions=(
         "cloudkms.cryptoKeyVersions.useToEncrypt",

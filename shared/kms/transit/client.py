@@ -50,7 +50,9 @@ _MAX_ANSWER_BYTES: Final = 1 << 20
 _AUDIT_SECONDS: Final = 10.0
 """After so long without a success, an internal error of a healthy server is its audit device."""
 _HEALTH: Final = "sys/health"
+_SEAL_STATUS: Final = "sys/seal-status"
 _LEVEL: Final = "SOFTWARE"
+_DELETION_ALLOWED: Final = "deletion_allowed is true: one request deletes the key, and what it encrypted, for good"
 _CAPABILITIES: Final = {
     "encrypt": ("encrypt", "update"),
     "decrypt": ("decrypt", "update"),
@@ -81,6 +83,7 @@ class _Key(BaseModel):
     min_encryption_version: _Version = 0
     min_available_version: _Version = 0
     soft_deleted: bool = False
+    deletion_allowed: bool = False
     auto_rotate_period: Annotated[int, Field(ge=0)] = 0
     """Seconds; 0 for never."""
 
@@ -99,7 +102,23 @@ class _Key(BaseModel):
     def describe(self, version: int) -> KeyVersion:
         state = self.get_state(version)
         own_word = "soft-deleted" if self.soft_deleted else "below the floor" if state is VersionState.DISABLED else ""
-        return KeyVersion(str(version), state, _LEVEL, None, provider_state=own_word, number=version)
+        made_at = (self.keys or {}).get(version)
+        return KeyVersion(
+            str(version),
+            state,
+            _LEVEL,
+            None,
+            provider_state=own_word,
+            number=version,
+            created_at=float(made_at) if isinstance(made_at, int) else None,
+        )
+
+
+class _Seal(BaseModel):
+    type: str
+    t: int
+    """Shares of the key that unseal it; the next says how many were given."""
+    progress: int = 0
 
 
 class TransitKey:
@@ -166,6 +185,7 @@ class TransitKey:
             next_rotation_at=float(last + period) if period and isinstance(last, int) else None,
             versions=tuple(key.describe(version) for version in range(1, key.latest_version + 1)),
             call_count=1,
+            problem=_DELETION_ALLOWED if key.deletion_allowed else "",
         )
 
     async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:
@@ -342,6 +362,8 @@ class TransitKey:
                 break
         if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR and not error.cause:
             error = await self._explain_internal_error(error)
+        if error.cause is Cause.SEALED:
+            error = await self._explain_seal(error)
         raise error
 
     async def _explain_internal_error(self, error: KmsError) -> KmsError:
@@ -355,11 +377,22 @@ class TransitKey:
         detail = f"{error.detail}; sys/health is fine: probably an audit device that cannot write"
         return KmsError(Reason.UNAVAILABLE, detail, Cause.AUDIT_BLOCKED)
 
+    async def _explain_seal(self, error: KmsError) -> KmsError:
+        """A person unseals a server that has shares; any other seal is a key of another KMS, and its own matter."""
+        try:
+            seal = (await self._send("GET", _SEAL_STATUS, None, None)).parse(_Seal)
+        except KmsError:
+            return error
+        if seal.type == "shamir":
+            return KmsError(error.reason, f"{error.detail}; {seal.progress} of {seal.t} shares are given", error.cause)
+        values = {"auto_seal": seal.type}
+        return KmsError(error.reason, f"{error.detail}; {seal.type} has to unseal it", error.cause, values)
+
     async def _send(self, method: str, path: str, body: Any, token: str | None) -> Answer:
         headers = {"X-Vault-Request": "true"}
         if token:
             headers["X-Vault-Token"] = token
-        if self._settings.namespace and path != _HEALTH:  # which no namespace has
+        if self._settings.namespace and path not in {_HEALTH, _SEAL_STATUS}:  # which no namespace has
             headers["X-Vault-Namespace"] = self._settings.namespace
         session = await self._get_session()
         try:

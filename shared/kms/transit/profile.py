@@ -34,6 +34,7 @@ CAUSES: Final = read_rows(Path(__file__).with_name("causes.yml"))
 
 TRANSIT_PROFILE: Final = KmsProfile(
     service_name="Transit",
+    tool="bao",
     probe_permissions=("encrypt", "decrypt", "read"),
     round_trip_permissions=("encrypt", "decrypt"),
     unwanted_permissions={"create": "an encryption would make a deleted key anew, and succeed"},
@@ -45,7 +46,11 @@ TRANSIT_PROFILE: Final = KmsProfile(
     fixes=FixTable(
         commands={**GENERIC_COMMANDS, **list_commands(CAUSES)},
         key=_KEY,
-        values={"version": re.compile(r"[1-9][0-9]{0,8}"), "permission": re.compile(r"encrypt|decrypt|read")},
+        values={
+            "version": re.compile(r"[1-9][0-9]{0,8}"),
+            "permission": re.compile(r"encrypt|decrypt|read"),
+            "auto_seal": re.compile(r"[a-z0-9_-]{1,40}"),
+        },
     ),
     rotation_advice="bao read MOUNT/keys/KEY shows its auto_rotate_period.",
     parse_version=parse_version,

@@ -30,7 +30,7 @@ async def test_a_part_that_does_not_work_is_a_red_line_with_what_to_do(capsys: p
 def test_the_shell_of_a_person_on_call_has_the_runbooks_variables_and_keypulses_commands(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()
-    configuration.write_shell_environment(folder, NOWHERE)
+    configuration.write_shell_environment(folder, NOWHERE, "gcp")
     script = f'. "{folder}/env"; env; command -v python'
     printed = subprocess.run(["/bin/sh", "-ec", script], capture_output=True, text=True, check=True).stdout
     found = dict(line.partition("=")[::2] for line in printed.splitlines())

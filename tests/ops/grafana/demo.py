@@ -24,7 +24,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import insecure_channel
 
 from ops.demo import stack
-from ops.demo.configuration import KEY, write_configuration
+from ops.demo.configuration import KEY, Kms, write_configuration
 from ops.demo.processes import Ports
 from ops.demo.stack import Stack
 from tests.key_versions import Versions
@@ -67,8 +67,8 @@ async def _wait_for_value(running: Stack, expression: str) -> None:
         await asyncio.sleep(0.2)
 
 
-def _twice(folder: Path, ports: Ports) -> None:
-    write_configuration(folder, ports)
+def _twice(folder: Path, ports: Ports, kms: Kms = "gcp") -> None:
+    write_configuration(folder, ports, kms)
     exporter = yaml.safe_load((folder / "exporter.yml").read_text())
     exporter["targets"].append({**exporter["targets"][0], "name": "other-kek", "service": "other"})
     certificate, key = Authority(folder).sign("client")

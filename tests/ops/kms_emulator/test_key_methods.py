@@ -152,3 +152,46 @@ async def test_a_slow_change_goes_on_using_a_version_that_is_disabled(
     now[0] += 1
     with pytest.raises(exceptions.FailedPrecondition, match="current state is: DISABLED"):
         await client.encrypt(name=KEY, plaintext=b"x", **ONCE)
+
+
+def _new_key(**changes: Any) -> dict[str, Any]:
+    return {"parent": RING, "crypto_key_id": "new", "crypto_key": {**SYMMETRIC, **changes}}
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "error"),
+    [
+        ("list_crypto_keys", {"parent": RING, "filter": "x"}, "leave filter and order_by empty"),
+        ("list_crypto_keys", {"parent": RING, "page_size": -1}, "is negative"),
+        ("list_crypto_keys", {"parent": RING, "page_token": "x"}, "is not one that this service gave"),
+        ("list_key_rings", {"parent": "projects/demo"}, "Resource name"),
+        ("get_key_ring", {"name": f"{RING}!"}, "Resource name"),
+        ("create_key_ring", {"parent": LOCATION, "key_ring_id": "a!"}, "must match the regular expression"),
+        ("create_key_ring", {"parent": LOCATION, "key_ring_id": "app"}, "already exists"),
+        ("create_crypto_key", {**_new_key(), "crypto_key_id": "ledger"}, "already exists"),
+        ("create_crypto_key", {**_new_key(), "parent": f"{RING}2"}, "not found"),
+        ("create_crypto_key", _new_key(purpose=0), "purpose of a CryptoKey must be set"),
+        ("create_crypto_key", _new_key(purpose=5), "purpose ENCRYPT_DECRYPT only"),
+        ("create_crypto_key", _new_key(rotation_period=timedelta(hours=1)), "at least 24 hours and at most 876000"),
+        ("create_crypto_key", _new_key(rotation_period=timedelta(days=1)), "needs a next_rotation_time"),
+        ("create_crypto_key", _new_key(version_template={"protection_level": 99}), "is no ProtectionLevel"),
+        ("update_crypto_key", {"crypto_key": {"name": KEY}, "update_mask": {"paths": ["purpose"]}}, "must name"),
+        ("update_crypto_key_version", {"crypto_key_version": {"name": V1}, "update_mask": {"paths": []}}, "name state"),
+        (
+            "update_crypto_key_version",
+            {"crypto_key_version": {"name": V1, "state": State.DESTROYED}, "update_mask": {"paths": ["state"]}},
+            "ENABLED or DISABLED only",
+        ),
+    ],
+)
+async def test_a_request_that_cloud_kms_refuses_is_refused_with_what_it_expects(
+    client: KeyManagementServiceAsyncClient, method: str, request_: dict[str, Any], error: str
+) -> None:
+    with pytest.raises(exceptions.GoogleAPICallError, match=error):
+        await getattr(client, method)(request=request_, **ONCE)
+
+
+async def test_key_rings_are_listed_by_name(client: KeyManagementServiceAsyncClient) -> None:
+    await client.create_key_ring(request={"parent": LOCATION, "key_ring_id": "another"}, **ONCE)
+    pager = await client.list_key_rings(request={"parent": LOCATION}, **ONCE)
+    assert [ring.name async for ring in pager] == [f"{LOCATION}/keyRings/another", RING]

@@ -20,7 +20,7 @@ from google.cloud.kms_v1.services.key_management_service.transports import KeyMa
 from grpc.aio import insecure_channel
 
 from ops.demo import stack
-from ops.demo.configuration import write_configuration
+from ops.demo.configuration import Kms, write_configuration
 from ops.demo.processes import Ports
 from ops.demo.stack import Stack
 from tests.ops.rehearsal import files
@@ -162,14 +162,14 @@ async def staged(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     ports = Ports.pick_free()
     own = files.own_ports()
 
-    def larger(folder: Path, of: Ports) -> None:
-        write_configuration(folder, of)
+    def larger(folder: Path, of: Ports, kms: Kms) -> None:
+        write_configuration(folder, of, kms)
         files.write(folder, of, own)
 
     original = stack.build_commands
 
-    def more(folder: Path, of: Ports, prometheus: str, alertmanager: str) -> dict[str, list[str | Path]]:
-        return files.commands(original(folder, of, prometheus, alertmanager), folder, own)
+    def more(folder: Path, of: Ports, *programs_and_kms: Any) -> dict[str, list[str | Path]]:
+        return files.commands(original(folder, of, *programs_and_kms), folder, own)
 
     monkeypatch.setattr(stack, "write_configuration", larger)
     monkeypatch.setattr(stack, "build_commands", more)

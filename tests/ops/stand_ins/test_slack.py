@@ -41,6 +41,29 @@ async def test_a_post_that_slack_does_not_take_is_refused_by_its_name(
     assert not stand_ins.slack.channels[CRITICAL].messages
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments", "error"),
+    [
+        ("chat.getPermalink", {"channel": "C000", "message_ts": "1.0"}, "channel_not_found"),
+        ("chat.getPermalink", {"channel": CRITICAL, "message_ts": "1.0"}, "message_not_found"),
+        ("chat.postEphemeral", {"channel": CRITICAL, "user": "U000", "text": "x"}, "user_not_in_channel"),
+        ("conversations.list", {"types": "im"}, "invalid_types"),
+        ("files.getUploadURLExternal", {"filename": "a.png", "length": 0}, "invalid_arguments"),
+        ("files.completeUploadExternal", {"files": []}, "invalid_arguments"),
+        ("files.completeUploadExternal", {"files": [{"id": "F0"}]}, "file_not_found"),
+        ("files.info", {"file": "F0"}, "file_not_found"),
+        ("users.info", {"user": "U000"}, "user_not_found"),
+        ("usergroups.users.list", {"usergroup": "S000"}, "no_such_subteam"),
+    ],
+)
+async def test_what_is_not_there_is_refused_by_slacks_own_name(
+    slack: AsyncWebClient, stand_ins: StandIns, method: str, arguments: dict[str, Any], error: str
+) -> None:
+    if arguments.get("channel") == CRITICAL:
+        arguments = {**arguments, "channel": stand_ins.slack.channels[CRITICAL].id}
+    assert (await refusal(slack.api_call(method, json=arguments)))["error"] == error
+
+
 async def test_invalid_blocks_are_named_with_the_position_of_the_error(slack: AsyncWebClient) -> None:
     answer = await refusal(slack.chat_postMessage(channel=CRITICAL, text="x", blocks=[section("x" * 3001)]))
     assert answer["error"] == "invalid_blocks"

@@ -19,6 +19,10 @@ def button(**fields: Any) -> dict[str, Any]:
     return {"type": "button", "text": plain(5), **fields}
 
 
+def plain_rich(text: str = "x") -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
 def actions(*elements: dict[str, Any]) -> list[Any]:
     return [{"type": "actions", "elements": list(elements)}]
 
@@ -68,6 +72,44 @@ def actions(*elements: dict[str, Any]) -> list[Any]:
             [{"type": "image", "image_url": "https://a.org/x.png", "alt_text": "x"}],
             [{"type": "image", "image_url": "https://a.org/x.png"}],
             "/blocks/0",
+        ),
+        (
+            [{"type": "image", "image_url": "https://a.org/x.png", "alt_text": "x" * 2000}],
+            [{"type": "image", "image_url": "https://a.org/x.png", "alt_text": "x" * 2001}],
+            "/blocks/0/alt_text",
+        ),
+        (
+            [{"type": "image", "slack_file": {"url": "https://a.org/x.png"}, "alt_text": "x"}],
+            [{"type": "image", "slack_file": {"url": "u"}, "image_url": "https://a.org/x.png", "alt_text": "x"}],
+            "/blocks/0",
+        ),
+        ([], [{"type": "image", "slack_file": {"id": "F1"}, "alt_text": "x"}], "/blocks/0/slack_file"),
+        ([], [{"type": "image", "slack_file": {}, "alt_text": "x"}], "/blocks/0/slack_file"),
+        ([], [{"type": "image", "image_url": "https://[", "alt_text": "x"}], "/blocks/0/image_url"),
+        ([], [{"type": "image", "alt_text": "x"}], "/blocks/0"),
+        ([], [{"type": "context"}], "/blocks/0"),
+        ([], [{"type": "rich_text", "elements": [{"type": "rich_text_list"}]}], "/blocks/0/elements/0"),
+        (
+            [{"type": "rich_text", "elements": [{"type": "rich_text_section", "elements": [plain_rich()]}]}],
+            [{"type": "rich_text", "elements": [{"type": "rich_text_section", "elements": [{"type": "emoji"}]}]}],
+            "/blocks/0/elements/0/elements/0",
+        ),
+        (
+            [],
+            [{"type": "rich_text", "elements": [{"type": "rich_text_section", "elements": [plain_rich("")]}]}],
+            "/blocks/0/elements/0/elements/0/text",
+        ),
+        (
+            [],
+            [{"type": "divider", "block_id": "a"}, {"type": "divider", "block_id": "a"}],
+            "/blocks/1/block_id",
+        ),
+        ([], actions(button(action_id="a"), button(action_id="a")), "/blocks/0/elements"),
+        ([], actions(button(confirm="sure?")), "/blocks/0/elements/0/confirm"),
+        (
+            actions(button(url="https://a.org/" + "x" * 2986)),
+            actions(button(url="https://a.org/" + "x" * 2987)),
+            "/blocks/0/elements/0/url",
         ),
         ([], [{"type": "carousel"}], "/blocks/0"),
         ([], ["text"], "/blocks/0"),

@@ -36,6 +36,18 @@ def test_the_first_steps_of_a_failing_probe_can_be_pasted() -> None:
     assert code[0] == 'curl -sS -m 30 "http://127.0.0.1:9911/probe?target=ledger-kek&debug=true"'
 
 
+def test_a_key_s_alert_has_no_command_of_another_provider() -> None:
+    """Such as those that grant a role of Google's, which a key of Transit never needs."""
+    of = annotated(labelled({"env": "production"}), kms_provider="transit", kms_key="transit:transit/ledger")
+    code = 'promtool query instant "$PROMETHEUS"\ngcloud kms keys list \\\n  --key="$KEY"\nbao read "$MOUNT/keys/$KEY"'
+    assert fill(code, of) == 'promtool query instant "$PROMETHEUS"\nbao read "transit/keys/ledger"'
+    excerpt = RunbookExcerpt("KMSProbeFailing", (ExcerptBlock("code", "gcloud kms keys list"),), is_truncated=False)
+    assert fill_excerpt(excerpt, of, {}).blocks == ()
+    both = annotated(labelled({"target": "a"}, {"target": "b"}), **FIX_ANNOTATIONS)
+    assert fill(code, both) == 'promtool query instant "$PROMETHEUS"\ngcloud kms keys list \\\n  --key="ledger"'
+    assert fill(code, labelled({"env": "production"})) == code
+
+
 def test_labels_annotations_and_settings_are_known_and_what_is_not_stays() -> None:
     of = annotated(labelled({"env": "production", "service": "ledger", "version": "3"}), **FIX_ANNOTATIONS)
     code = "$ENV ${SERVICE} $TARGET $VERSION $PROJECT/$LOCATION/$KEYRING/$KEY $RELAY $NAMESPACE $EXPORTER_ACCOUNT"

@@ -139,7 +139,7 @@ async def test_a_provider_whose_ciphertexts_name_their_version_is_asked(
 ) -> None:
     in_a_file.driver["key_version"] = None
     async with in_a_file.session() as session:
-        profile = session.administration._external.profile  # type: ignore[attr-defined]
+        profile = session.administration._external.wrapping.kms.profile  # type: ignore[attr-defined]
         assert profile.parse_version(b"anything") is None
         monkeypatch.setattr(
             type(profile), "parse_version", lambda _self, ciphertext: ciphertext[1 : 1 + ciphertext[0]].decode()

@@ -91,7 +91,10 @@ async def test_what_another_key_wraps_is_not_replaced(tenants: Tenants, kms_key:
         )
         report = await restore_backup(session, "latest")
         assert report.outcome is CommandOutcome.FAILED
-        assert "t0 (it is wrapped by vault/other, which is not the configured key)" in report.problems[0].error
+        assert (
+            "t0 (it is wrapped by vault/other, which neither `kms` nor `previous_kms` names)"
+            in report.problems[0].error
+        )
     assert set((await tenants.rows()).values()) == {(b"?", "vault/other/v/1")}
 
 

@@ -123,7 +123,7 @@ async def test_a_promotion_that_comes_after_its_rotation_was_rolled_back_leaves_
     rotation = await keyring.database.read(lambda connection: progress.get_rotation(connection, "r1"))
     undone = await keyring.rollback()
     await versions.disable(1)  # it cannot be unwrapped, which ends a promotion that is in time as `failed`
-    keys = KeyTable(keyring.wrapping.kek, keyring.wrapping.kms.profile)
+    keys = KeyTable(keyring.wrapping)
     with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile"):
         await promote_data_key(
             OpenKeyring(keyring.database, keys, keyring.wrapping), keyring.request(NEW_DEK), rotation

@@ -169,7 +169,7 @@ async def test_a_call_that_was_in_progress_while_the_rotation_was_rolled_back_sa
     await versions.disable(1)  # so that nothing is put back, and nothing would be left to wrap anew
     await keyring.rollback()
     undone = await keyring.administration.get_progress("r1")
-    keys = KeyTable(keyring.wrapping.kek, keyring.wrapping.kms.profile)
+    keys = KeyTable(keyring.wrapping)
     opened = OpenKeyring(keyring.database, keys, keyring.wrapping)
     with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile"):
         await rewrap_batch(opened, keyring.request(), rotation)

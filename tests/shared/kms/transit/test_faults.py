@@ -304,7 +304,9 @@ async def test_a_seal_and_a_blocked_audit_device_are_told_and_the_key_works_agai
             key = TransitKey(settings, clock=lambda: now)
             assert (await key.encrypt(PLAINTEXT, AAD, timeout=TIMEOUT)).version == "1"
             bao.seal()
-            assert describe(await fail_to_encrypt(key)) == (Reason.UNAVAILABLE, Cause.SEALED)
+            sealed = await fail_to_encrypt(key)
+            assert describe(sealed) == (Reason.UNAVAILABLE, Cause.SEALED)
+            assert sealed.detail == "HTTP 503: Vault is sealed; 0 of 1 shares are given"
             bao.unseal()
             assert (await key.encrypt(PLAINTEXT, AAD, timeout=TIMEOUT)).version == "1"
             log.close()

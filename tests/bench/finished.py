@@ -1,0 +1,198 @@
+"""What finished deliveries cost: a claim, the intake, a start and the memory beside many of them, and beside none.
+
+Each store is filled by statements of SQL, for accepting so many would take an hour. An incident that has ended has an
+event, a delivery with its receipt, and an attempt.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import click
+from sqlalchemy import text
+
+from services.relay.outbox.claim import claim_due
+from services.relay.outbox.receipt import record_outcomes
+from services.relay.outbox.store import Store, Transaction, open_store
+from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
+from tests.bench.alerts import webhook
+from tests.bench.claim import PAUSES, SENT, TIMES, WANTED
+from tests.bench.filled import CHANNEL, fill
+from tests.bench.intake import end
+from tests.bench.load import load
+from tests.bench.machine import resident_mb
+from tests.bench.stage import BenchError, Running, Stage, pagerduty, run_postgres, stage
+from tests.bench.table import Row
+
+CLIENTS: Final = 16
+WEBHOOKS: Final = 1500
+_DAYS: Final = 20
+_CHUNK: Final = 50_000
+"""Rows in a transaction: it may take 7 s."""
+_FINISHED: Final = (
+    """INSERT INTO incidents (id, episode, is_open, latest_event_seq, first_event_seq, started_at, alertname, title)
+       SELECT 'incident-' || n, 1, 0, n, n, :now - :seconds + n * :step, 'KMSProbeFailing', 'ledger cannot encrypt'
+       FROM numbers""",
+    """INSERT INTO events (seq, id, incident_id, receiver, alertname, status, fingerprint, accepted_at, event, body)
+       SELECT n, 'event-' || n, 'incident-' || n, 'bench', 'KMSProbeFailing', 'resolved', 'fingerprint-' || n,
+              :now - :seconds + n * :step, :event, :event
+       FROM numbers""",
+    """INSERT INTO deliveries (seq, id, event_seq, first_event_seq, incident_id, episode, channel, state, attempts,
+                               accepted_at, oldest_accepted_at, due_at, finished_at, maybe_sent, receipt)
+       SELECT n, 'delivery-' || n, n, n, 'incident-' || n, 1, :channel, 'delivered', 1,
+              :now - :seconds + n * :step, :now - :seconds + n * :step, :now - :seconds + n * :step,
+              :now - :seconds + n * :step + 0.3, 1, :receipt
+       FROM numbers""",
+    """INSERT INTO attempts (delivery_seq, number, started_at, seconds, reason, detail)
+       SELECT n, 1, :now - :seconds + n * :step + 0.1, 0.2, 'ok', 'HTTP 202 Event processed' FROM numbers""",
+)
+_NUMBERS: Final = {
+    "sqlite": "WITH RECURSIVE numbers(n) AS (SELECT :first UNION ALL SELECT n + 1 FROM numbers WHERE n < :last)",
+    "postgresql": "WITH numbers(n) AS (SELECT generate_series(CAST(:first AS bigint), CAST(:last AS bigint)))",
+}
+_RELAY_SEES_ALL: Final = {"max_deliveries": 100_000_000, "max_bytes": "1024GiB"}
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Of one relay; each is worse when it is more."""
+
+    claim: float
+    """Milliseconds of a claim and its receipt, at the median."""
+    intake: float
+    """Seconds until all webhooks were accepted."""
+    start: float
+    """Seconds until it is ready."""
+    memory: float
+    """MB of its processes, after that."""
+
+
+async def finished(disk: Path, counts: Sequence[int], rounds: int) -> list[Row]:
+    """Runs and prints the benchmark. Raises BenchError where a delivery was not claimed, or a webhook not accepted."""
+    click.echo(f"\nfinished: a relay beside so many finished deliveries; {WEBHOOKS} webhooks from {CLIENTS} clients")
+    rows = []
+    with run_postgres(disk) as server:
+        stores: dict[str, Callable[[Stage], DatabaseUrl]] = {
+            "SQLite": lambda bench: database_url.create_sqlite_url(bench.folder / "outbox.db"),
+            "PostgreSQL": lambda _bench: server.database(f"bench_{uuid4().hex}"),
+        }
+        for name, create in stores.items():
+            costs = {count: await _measure(disk, name, create, count, rounds) for count in (0, *counts)}
+            for count in counts:
+                for what, read in _READERS.items():
+                    ratios = tuple(
+                        read(beside) / read(alone) for beside, alone in zip(costs[count], costs[0], strict=True)
+                    )
+                    rows.append(
+                        Row(f"{name}, {count:,} finished deliveries: {what}, of beside none", ratios, at_most=1.2)
+                    )
+    return rows
+
+
+_READERS: Final[dict[str, Callable[[Costs], float]]] = {
+    "claim and receipt": lambda costs: costs.claim,
+    "time to accept webhooks": lambda costs: costs.intake,
+    "start": lambda costs: costs.start,
+    "memory": lambda costs: costs.memory,
+}
+
+
+async def _measure(
+    disk: Path, store: str, create: Callable[[Stage], DatabaseUrl], count: int, rounds: int
+) -> list[Costs]:
+    """The costs of each round, on one database that is filled once."""
+    async with stage(disk) as bench:
+        database = await asyncio.to_thread(create, bench)
+        async with open_store(database, time.time) as outbox:
+            for first in range(1, count + 1, _CHUNK):
+                await _fill(outbox, first, min(first + _CHUNK - 1, count), count)
+            if count:
+                await outbox.run(_settle)
+        costs = []
+        for number in range(rounds):
+            claim = await _measure_claims(database)
+            costs.append(await _measure_relay(disk, database, claim, number))
+            one = costs[-1]
+            intake = f"intake {WEBHOOKS / one.intake:5.0f}/s"
+            click.echo(
+                f"  {store:10}  {count:9,}  claim and receipt {one.claim:6.2f} ms  {intake}  start {one.start:5.2f} s  "
+                f"memory {one.memory:4.0f} MB"
+            )
+        return costs
+
+
+async def _fill(outbox: Store, first: int, last: int, count: int) -> None:
+    encoded = webhook(0)
+    values = {
+        "first": first,
+        "last": last,
+        "seconds": _DAYS * 86400.0,
+        "step": _DAYS * 86400.0 / count,
+        "channel": CHANNEL,
+        "event": encoded,
+        "receipt": '{"channel": "C0SECURITY", "ts": "1700000000.000100"}',
+    }
+    for statement in _FINISHED:
+
+        def insert(transaction: Transaction, statement: str = statement) -> None:
+            numbers = _NUMBERS[transaction.connection.dialect.name]
+            table, _, select = statement.partition("SELECT")
+            sql = text(f"{table} {numbers} SELECT {select}")
+            used = {
+                name: value for name, value in (values | {"now": transaction.now}).items() if f":{name}" in sql.text
+            }
+            transaction.connection.execute(sql, used)
+
+        await outbox.run(insert)
+
+
+def _settle(transaction: Transaction) -> None:
+    """What happens by itself in the months in which so many come: statistics of the planner, and numbers that go on."""
+    connection = transaction.connection
+    if connection.dialect.name == "postgresql":
+        for table in ("events", "deliveries"):
+            newest = f"SELECT setval(pg_get_serial_sequence('{table}', 'seq'), (SELECT max(seq) FROM {table}))"  # noqa: S608
+            connection.execute(text(newest))
+    connection.execute(text("ANALYZE"))
+
+
+async def _measure_claims(database: DatabaseUrl) -> float:
+    """Milliseconds."""
+    seconds = []
+    async with open_store(database, time.time) as outbox:
+        await claim_due(outbox, WANTED)
+        await fill(outbox, TIMES)
+        for _ in range(TIMES):
+            began = time.perf_counter()
+            claimed = await claim_due(outbox, WANTED)
+            if len(claimed.claims) != 1:
+                raise BenchError("a delivery that is due was not claimed")
+            await record_outcomes(outbox, claimed.claims[0], [SENT], PAUSES)
+            seconds.append(time.perf_counter() - began)
+    return 1000 * statistics.median(seconds)
+
+
+async def _measure_relay(disk: Path, database: DatabaseUrl, claim: float, number: int) -> Costs:
+    """A relay whose one channel hangs, so that what it accepts waits."""
+    async with stage(disk) as bench:
+        hanging = await bench.module("tests.bench.sink")
+        began = time.monotonic()
+        relay: Running = await bench.relay(
+            {"pagerduty": pagerduty(f"{hanging.url}/hang")},
+            timeout="60s",
+            database=database.render_as_string(hide_password=False),
+            retention=_RELAY_SEES_ALL,
+        )
+        start = time.monotonic() - began
+        try:
+            first = (number + 1) * WEBHOOKS
+            accepted = await load(relay, [webhook(first + each) for each in range(WEBHOOKS)], CLIENTS)
+            return Costs(claim, accepted.seconds, start, resident_mb(relay.pid))
+        finally:
+            end(hanging)

@@ -1,0 +1,164 @@
+"""Every data key moves from Cloud KMS to a real Transit and back, and no key that is still needed is given up."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.rotator.inspection import check_backup, run_verification, show_plans
+from services.rotator.report import CommandOutcome, CommandReport, RotatorError, format_markdown
+from services.rotator.retirement import retire_version
+from services.rotator.runner import restore_backup, resume, rollback, run
+from shared.config.errors import ConfigurationError
+from shared.keyring.administration import RotationType
+from tests.bao import Bao, Transit
+from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated, data_key_id
+from tests.rotator.test_resume import left_in_the_middle
+
+REWRAP = RotationType.REWRAP_KEK
+
+
+@pytest.fixture
+def mounted(shared_bao: Bao) -> Transit:
+    return shared_bao.mount()
+
+
+@pytest.fixture
+def on_google(in_a_file: Rotated, mounted: Transit, tmp_path: Path) -> Rotated:
+    """Three data keys, wrapped by Cloud KMS; a key of Transit unwraps, too."""
+    return replace(in_a_file, transit=mounted.build_settings(tmp_path))
+
+
+@pytest.fixture
+def on_transit(on_google: Rotated) -> Rotated:
+    """The same keyring, whose data keys are to move to Transit."""
+    return replace(on_google, is_on_transit=True)
+
+
+async def wraps(rotated: Rotated) -> set[tuple[str, str]]:
+    return {key.wrapped.by for key in (await rotated.keys()).values()}
+
+
+async def plan(rotated: Rotated) -> CommandReport:
+    return await rotated.do(show_plans, (REWRAP,))
+
+
+def needs(report: CommandReport) -> Mapping[str, tuple[str, ...]]:
+    return {each.kek: each.needed_by for each in report.previous_keys}
+
+
+async def test_every_data_key_moves_and_back_and_the_plan_says_what_still_needs_the_previous_key(
+    on_google: Rotated, on_transit: Rotated, mounted: Transit
+) -> None:
+    before, transit = await on_google.keys(), f"transit:{mounted.name}/ledger"
+    assert needs(await plan(on_google)) == {transit: ()}
+    planned = await plan(on_transit)
+    assert planned.plans[0].summary.startswith(f"3 data keys (3 by version 1 of {KEY}) are re-wrapped by version 1")
+    assert needs(planned) == {KEY: ("3 data keys and 6 records",)}
+    assert f"**previous_kms**: {KEY} is needed by 3 data keys and 6 records" in format_markdown(planned, "rotator.yml")
+    assert (await on_transit.do(run, REWRAP)).outcome is CommandOutcome.DONE
+    assert await wraps(on_transit) == {(transit, "1")}
+    planned = await plan(on_transit)
+    assert planned.outcome is CommandOutcome.NOTHING_TO_DO
+    async with on_transit.session() as session:
+        ((file, header),) = session.backups.list_backups()
+    assert (header.kek, header.other_keks, needs(planned)[KEY]) == (transit, (KEY,), (f"the backup {file}",))
+    assert (await on_transit.do(rollback)).outcome is CommandOutcome.DONE
+    assert await on_transit.keys() == before
+    await on_transit.do(run, REWRAP)
+    assert (await on_transit.do(partial(run_verification, full=True))).outcome is CommandOutcome.DONE
+    assert (await on_google.do(run, REWRAP)).outcome is CommandOutcome.DONE
+    assert await wraps(on_google) == {(KEY, "1")}
+    assert await on_google.broken() == []
+    async with on_google.session() as session:
+        for file, _ in session.backups.list_backups():
+            file.unlink()
+    assert needs(await plan(on_google)) == {transit: ()}
+    assert f"nothing needs {transit} any more, so it may go" in format_markdown(await plan(on_google), "rotator.yml")
+
+
+async def test_a_backup_of_before_the_move_restores_after_it_and_nothing_needs_the_previous_key_again(
+    on_google: Rotated, on_transit: Rotated, new_version: NewVersion
+) -> None:
+    await new_version()
+    await on_google.do(run, REWRAP)  # whose backup is encrypted by Cloud KMS
+    async with on_google.session() as session:
+        ((file, _),) = session.backups.list_backups()
+    await on_transit.do(run, REWRAP)
+    (moved,) = await wraps(on_transit)
+    await on_transit.execute("UPDATE data_keys SET wrapped = x'00' WHERE id = :id", id=data_key_id(0))
+    await on_transit.execute("DELETE FROM data_keys WHERE id = :id", id=data_key_id(1))
+    assert (await on_transit.do(check_backup, file.name)).problems[0].id == data_key_id(1)
+    restored = await on_transit.do(restore_backup, file.name)
+    assert (restored.outcome, restored.summary) == (
+        CommandOutcome.DONE,
+        "2 data keys are as in the backup again; everything can be read",
+    )
+    assert (await wraps(on_transit), await on_transit.broken()) == ({moved}, [])
+
+
+async def test_a_move_that_was_left_in_the_middle_is_readable_and_goes_on_in_either_direction(
+    on_google: Rotated, on_transit: Rotated
+) -> None:
+    before = await on_google.keys()
+    await left_in_the_middle(on_transit)
+    assert {kek for kek, _ in await wraps(on_transit)} == {KEY, f"transit:{on_transit.transit['mount']}/ledger"}  # type: ignore[index]
+    assert await on_transit.broken() == []
+    # Both keys have a version 1, so that the target of the rotation does not say which of them it is.
+    assert (await on_google.do(resume)).outcome is CommandOutcome.DONE
+    assert await wraps(on_google) == {(KEY, "1")}
+    assert (await on_google.do(rollback)).outcome is CommandOutcome.DONE
+    assert await on_google.keys() == before
+    await left_in_the_middle(on_transit)
+    assert (await on_transit.do(resume)).outcome is CommandOutcome.DONE
+    assert (len(await wraps(on_transit)), await on_transit.broken()) == (1, [])
+
+
+async def test_a_version_is_not_retired_while_the_backup_of_a_move_may_need_it(
+    on_google: Rotated, on_transit: Rotated, new_version: NewVersion
+) -> None:
+    await on_transit.do(run, REWRAP)  # whose backup is encrypted by Transit, and has rows of Cloud KMS
+    await new_version()
+    await on_google.do(run, REWRAP)
+    async with on_google.session() as session:
+        (file, _), (later, _) = session.backups.list_backups()
+        later.unlink()
+        with pytest.raises(RotatorError, match="version 1 is needed by the backup") as refused:
+            await retire_version(session, "1")
+        assert str(file) in refused.value.message
+        file.unlink()
+        with pytest.raises(RotatorError, match="is needed by 2 backups that are not in"):
+            await retire_version(session, "1")
+        assert (await retire_version(session, "1", 2)).outcome is CommandOutcome.DONE
+
+
+async def test_a_data_key_whose_kms_key_no_setting_names_is_told_in_one_sentence_and_left_as_it_is(
+    on_transit: Rotated,
+) -> None:
+    before, alone = await on_transit.keys(), dict[str, Any](previous_kms=[])
+    sentence = f"3 data keys are wrapped by {KEY}, which neither `kms` nor `previous_kms` of the service names"
+    async with on_transit.session(**alone) as session:
+        (planned,) = (await show_plans(session, (REWRAP,))).plans
+        assert (planned.data_keys, [each.partition(": ")[0] for each in planned.excluded]) == (0, [sentence])
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.NOTHING_TO_DO
+        assert any(sentence in line for line in session.progress.lines)  # type: ignore[attr-defined]
+    assert await on_transit.keys() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"previous_kms": [{"key": KEY}]}, "expected each key once, and that of `kms` not at all"),
+        (
+            {"driver": {"kind": "table", "database": "sqlite:///a.db", "table": "a", "id": "b", "wrapped": "c"}},
+            "previous_kms: the driver table has one KMS key only; expected another driver",
+        ),
+    ],
+)
+def test_settings_that_no_move_can_have_are_refused(on_google: Rotated, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)):
+        on_google.settings(**changes)
