@@ -132,7 +132,9 @@ async def run_relay(
                     await parts.enter_async_context(part)
                 replays = Replays(intake.acceptance)
                 console = Console(store.clock, settings.page_links, changes)
-                reports = ReportReader(store, frozenset(settings.channels), settings.messages.zone)
+                reports = ReportReader(
+                    store, frozenset(settings.channels), settings.messages.zone, settings.proof.every
+                )
                 incidents = IncidentReader(store, exporter, settings.link_rules)
                 deliveries = DeliveriesPages(store, settings, wake, metrics)
                 webhooks = WebhookRenderer(settings)

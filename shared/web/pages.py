@@ -98,6 +98,7 @@ def create_templates(folders: Sequence[Path], filters: Mapping[str, Any], values
         step_duration=time_format.format_step_duration,
         rfc3339=time_format.format_rfc3339,
         clock=time_format.format_clock,
+        day=time_format.format_day,
         latency=time_format.format_latency,
         scale=time_format.format_scale,
         **filters,

@@ -28,6 +28,10 @@ def format_utc_minute(at: float) -> str:
     return _to_datetime(at).strftime("%-d %b %H:%M UTC")
 
 
+def format_day(at: float) -> str:
+    return _to_datetime(at).strftime("%-d %b")
+
+
 def format_clock(at: float) -> str:
     return _to_datetime(at).strftime("%H:%M UTC")
 

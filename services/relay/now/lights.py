@@ -23,6 +23,7 @@ from services.relay.metrics import Metrics
 from services.relay.now.overview import BreakerState, ChannelOverview, Overview, WebhookTimes
 from services.relay.outbox.retention import ByteLimit
 from services.relay.outbox.store import Store
+from services.relay.proofs.queries import Standing, format_hop
 from services.relay.text import format_seconds
 from shared.process.concurrency import run_beside
 from shared.process.logs import describe_exception
@@ -323,6 +324,32 @@ def build_sender_light(facts: SenderFacts | None) -> Light:
     return Light("Sender", verdict, "answered", facts.answered_at)
 
 
+def build_proof_light(standings: Sequence[Standing], now: float, every: float, *, is_readable: bool) -> Light:
+    """Whether each channel is proven, from the exporter on. `is_readable`: whether the outbox is."""
+    verdict = Verdict(HealthStatus.UNKNOWN, "Not known: the store cannot be read.")
+    if is_readable:
+        verdict = _judge_proofs(standings, now, every)
+    proven_at = min((each.proven_at for each in standings if each.proven_at is not None), default=None)
+    return Light("Proof", verdict, "the oldest", proven_at, "/proof")
+
+
+def _judge_proofs(standings: Sequence[Standing], now: float, every: float) -> Verdict:
+    by_state: dict[bool | None, list[Standing]] = {True: [], False: [], None: []}
+    for each in standings:
+        by_state[each.is_ok(now, every)].append(each)
+    hint = "See its error on the page of the proofs, and what the hop says."
+    if lost := by_state[False]:
+        status = HealthStatus.DEGRADED if by_state[True] else HealthStatus.FAILING
+        names = [f"{each.channel} (lost {format_hop(each.hop)})" if each.hop else each.channel for each in lost]
+        return Verdict(status, f"Not proven for two intervals: {_join(names)}.", hint)
+    if partly := [each.channel for each in by_state[True] if each.error]:
+        return Verdict(HealthStatus.DEGRADED, f"Proven, and the last proof has an error: {_join(partly)}.", hint)
+    if not by_state[True]:
+        return Verdict(HealthStatus.UNKNOWN, f"No proof has come yet; one is expected every {format_seconds(every)}.")
+    missing = f" Not yet: {_join([each.channel for each in by_state[None]])}." if by_state[None] else ""
+    return Verdict(HealthStatus.HEALTHY, f"{len(by_state[True])} of {len(standings)} channels are proven.{missing}")
+
+
 def _is_late(group: RuleGroup, now: float) -> bool:
     limit = max(_LATE_EVALUATIONS * group.interval, _MIN_LATENESS)
     return group.evaluated_at is None or now - group.evaluated_at > limit
@@ -426,6 +453,7 @@ class PathWatch:
         on_answer: Callable[[], None],
     ) -> None:
         self._watchdogs = settings.watchdogs
+        self._proof_every = settings.proof.every
         self._store = store
         self._metrics = metrics
         self._byte_limit = byte_limit
@@ -461,7 +489,7 @@ class PathWatch:
                 await self._prometheus.close()
 
     def build_lights(self, overview: Overview, now: float, read_error: str | None) -> list[Light]:
-        """The lights of the path, from the exporter to the sender. Somebody looks at them.
+        """The lights of the path, from the exporter to the sender, and of its proof. Somebody looks at them.
 
         Args:
             overview: of the outbox.
@@ -485,6 +513,11 @@ class PathWatch:
                 error, self._store.committed_at, self._byte_limit.used_bytes, self._byte_limit.max_bytes, now
             ),
             build_sender_light(self._sender_watch.read()),
+            *(
+                [build_proof_light(overview.proofs, now, self._proof_every, is_readable=read_error is None)]
+                if self._proof_every
+                else []
+            ),
         ]
 
     async def _ask_prometheus(self) -> PrometheusFacts | None:

@@ -29,6 +29,7 @@ from services.relay.outbox.tables import (
     quarantine,
     watchdogs,
 )
+from services.relay.proofs.queries import Standing, read_standings
 from shared.sql.rows import RowQuery, select_values
 
 
@@ -276,14 +277,16 @@ class Overview:
     """The last heartbeat of each watchdog; None before the first."""
     heartbeats_awaited: Mapping[str, float]
     """The same, or since when one is awaited."""
+    proofs: Sequence[Standing]
+    """How far each channel is proven."""
 
 
-EMPTY_OVERVIEW: Final = Overview(0.0, (), OpenIncidents((), {}, {}), WebhookTimes(None, 0), {}, {})
+EMPTY_OVERVIEW: Final = Overview(0.0, (), OpenIncidents((), {}, {}), WebhookTimes(None, 0), {}, {}, ())
 """Before the outbox could be read."""
 
 
 def read_overview(
-    connection: Connection, clock: Callable[[], float], channels: Sequence[str], max_incidents: int
+    connection: Connection, clock: Callable[[], float], channels: Sequence[str], max_incidents: int, proof_every: float
 ) -> Overview:
     """For `Store.read`."""
     now = read_clock(connection, clock)
@@ -294,4 +297,5 @@ def read_overview(
         read_webhook_times(connection),
         read_heartbeats(connection),
         read_last_seen(connection),
+        read_standings(connection, channels, now, proof_every) if proof_every else (),
     )

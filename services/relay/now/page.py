@@ -258,7 +258,13 @@ class NowPages:
         self._path = path
         self._changes = changes
         self._channels = {channel.name: channel for channel in list_configured_channels(settings)}
-        read = partial(read_overview, clock=store.clock, channels=list(settings.channels), max_incidents=MAX_INCIDENTS)
+        read = partial(
+            read_overview,
+            clock=store.clock,
+            channels=list(settings.channels),
+            max_incidents=MAX_INCIDENTS,
+            proof_every=settings.proof.every,
+        )
         self._overview = SharedRead(partial(store.read, read), _MAX_AGE)
         self._times = RecentTimes(store)
         self._last = EMPTY_OVERVIEW

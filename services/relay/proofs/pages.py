@@ -1,16 +1,68 @@
 """`/proof`: how far each channel is proven, what the last proof took, and thirty days; also at `/api/proofs`."""
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from operator import itemgetter
+from typing import Any, Final
 
+from sqlalchemy import Connection
 from starlette.requests import Request
 
 from services.relay.config import RelaySettings
-from services.relay.console.frame import Console
+from services.relay.console.frame import Console, SharedRead
 from services.relay.outbox.store import Store
-from services.relay.proofs.queries import encode_proofs, read_last_proofs, read_proofs, read_standings
+from services.relay.proofs.matrix import DAY, DAYS, Shape, Stretch, choose_cell, draw, find_runs, list_stretches
+from services.relay.proofs.queries import (
+    Coverage,
+    encode_proofs,
+    format_coverage,
+    format_hop,
+    measure_coverage,
+    read_histories,
+    read_last_proofs,
+    read_proofs,
+    read_standings,
+)
 from shared.http.json_api import PageQuery, parse_query
+
+_MONTH: Final = "proof_month"
+_MONTH_SECONDS: Final = 30.0
+"""For which one read of the thirty days serves all viewers."""
+MAX_STRETCHES: Final = 20
+"""Of each channel, those that are listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelMonth:
+    """Thirty days of a channel."""
+
+    channel: str
+    coverage: Coverage
+    shapes: Sequence[Shape]
+    stretches: Sequence[Stretch]
+
+
+@dataclass(frozen=True, slots=True)
+class Month:
+    first_day: int
+    """Since the epoch."""
+    cell_seconds: int
+    channels: Sequence[ChannelMonth]
+
+
+def read_month(connection: Connection, names: Sequence[str], now: float, every: float) -> Month:
+    """Today and the 29 days before it, in UTC; for `Store.read`."""
+    cell_seconds, first_day = choose_cell(every), int(now // DAY) - DAYS + 1
+    since, channels = float(first_day * DAY), []
+    for history in read_histories(connection, names, since, every):
+        first = bisect_left(history.proofs, since, key=itemgetter(0))
+        runs = find_runs(history.proofs[first:], cell_seconds)
+        coverage = measure_coverage(history, since, now, every)
+        shapes, stretches = draw(runs, cell_seconds, first_day), list_stretches(runs, cell_seconds)
+        channels.append(ChannelMonth(history.channel, coverage, shapes, stretches))
+    return Month(first_day, cell_seconds, channels)
 
 
 class ProofPages:
@@ -18,8 +70,11 @@ class ProofPages:
 
     def __init__(self, store: Store, settings: RelaySettings) -> None:
         self._store = store
-        self._names = [name for name in settings.channels if name in settings.proven_channels]
         self._every = settings.proof.every
+        channels = {name: own for name, own in settings.channels.items() if name in settings.proven_channels}
+        self._names = [*channels]
+        self._limits = {name: own.describe_proof_limit(settings.proof) for name, own in channels.items()}
+        self._month = SharedRead(self._read_month, _MONTH_SECONDS)
 
     def add_routes(self, console: Console) -> None:
         console.page("/proof", self._show, "proof.html.j2", title="Proof", shared_fragment="proof_state")
@@ -27,19 +82,32 @@ class ProofPages:
 
     async def _list(self, request: Request) -> dict[str, Any]:
         query = parse_query(PageQuery, request.query_params)
-        return {
-            **await self._read_state(),
-            "page": await self._store.read(partial(read_proofs, limit=query.limit, before=query.cursor)),
-        }
+        page = await self._store.read(partial(read_proofs, limit=query.limit, before=query.cursor))
+        return {**await self._read_state(), "page": page}
 
-    async def _show(self, _request: Request) -> dict[str, Any]:
-        newest = await self._store.read(read_last_proofs)
-        return {**await self._read_state(), "every": self._every, "newest": newest}
+    async def _show(self, request: Request) -> dict[str, Any]:
+        target = request.headers.get("hx-target")  # to show nothing of the others, it need not be read
+        values: dict[str, Any] = {
+            "every": self._every,
+            "limits": self._limits,
+            "format_coverage": format_coverage,
+            "format_hop": format_hop,
+            "MAX_STRETCHES": MAX_STRETCHES,
+        }
+        if self._every and target != _MONTH:
+            values |= {**await self._read_state(), "newest": await self._store.read(read_last_proofs)}
+        if self._every and target != "proof_state":
+            values["month"] = await self._month.get()
+        return values
 
     async def _read_state(self) -> dict[str, Any]:
         now = self._store.clock()
         read = partial(read_standings, names=self._names, now=now, every=self._every)
         return {"at": now, "standings": await self._store.read(read)}
+
+    async def _read_month(self) -> Month:
+        read = partial(read_month, names=self._names, now=self._store.clock(), every=self._every)
+        return await self._store.read(read)
 
     def _encode(self, found: Mapping[str, Any]) -> dict[str, Any]:
         return encode_proofs(found["standings"], found["page"], found["at"], self._every)

@@ -1,17 +1,18 @@
 """What people read of the proofs. Times are unix seconds by the database's clock.
 
-How each channel is now; each proof with the seconds to each hop; a month as runs of equal cells; and how much of a
-period lies within two intervals after a proof. No query changes the outbox or waits for a writer.
+How each channel is now; each proof with the seconds to each hop; what has ended, for a matrix; and how much of a time
+lies within two intervals after a proof. No query changes the outbox or waits for a writer.
 """
 
 import math
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import neg
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, Text, and_, bindparam, case, cast, func, literal_column, or_, select
+from sqlalchemy import Connection, Text, and_, bindparam, case, func, literal_column, or_, select
 
 from services.relay.outbox.proofs import (
     CHANNEL_PROOFS,
@@ -212,56 +213,51 @@ def _encode_proof(proof: ListedProof) -> dict[str, Any]:
 PROVEN: Final = "proven"
 PARTLY: Final = "partly"
 """Proven, while something failed at the next level."""
-
-
-class Run(NamedTuple):
-    """Cells of a channel, one after the other, in which its proofs ended alike: the worst of a cell counts."""
-
-    channel: str
-    outcome: str
-    """`PROVEN`, `PARTLY`, or the hop at which it was lost."""
-    first: int
-    """Of the cell, since the epoch."""
-    last: int
-
-
-def _build_run(channel: str, graded: str, first: int, last: int) -> Run:
-    return Run(channel, graded[1:], first, last)
-
-
-_cell_seconds = bindparam("cell_seconds", type_=BigInteger, literal_execute=True)
-_grade = case(
-    (_proof.hop.is_not(None), literal_column("'0'", Text) + _proof.hop),
-    (_proof.error.is_not(None), literal_column(f"'1{PARTLY}'", Text)),
-    else_=literal_column(f"'2{PROVEN}'", Text),
-)
-_cells = (
-    select(
-        _proof.channel,
-        (cast(_proof.interval_at, BigInteger) // _cell_seconds).label("cell"),
-        func.min(_grade, type_=Text).label("grade"),
+Ended = tuple[float, str, float]
+"""Of a channel: when its interval began; `PROVEN`, `PARTLY` or the hop at which it was lost; and when it ended."""
+_outcome = case(
+    (_proof.hop.is_not(None), _proof.hop),
+    (_proof.error.is_not(None), literal_column(f"'{PARTLY}'", Text)),
+    else_=literal_column(f"'{PROVEN}'", Text),
+).label("outcome")
+# In the order of the table: to sort a month's takes longer than to read them.
+_ENDED: Final = (
+    select_tuples(
+        tuple[str, float, str, float],
+        select(_proof.channel, _proof.interval_at, _outcome, func.coalesce(_proof.ended_at, _proof.interval_at)),
     )
     .where(_proof.interval_at >= bindparam("since"), _proof.ended_at.is_not(None))
-    .group_by(_proof.channel, literal_column("2"))
-    .subquery()
-    .c
+    .order_by(_proof.interval_at, _proof.channel)
 )
-_number = func.row_number().over(partition_by=(_cells.channel, _cells.grade), order_by=_cells.cell)
-_runs = select(_cells.channel, _cells.grade, _cells.cell, (_cells.cell - _number).label("run")).subquery().c
-_RUNS: Final = RowQuery(
-    _build_run,
-    select(_runs.channel, _runs.grade, func.min(_runs.cell).label("first"), func.max(_runs.cell).label("last"))
-    .group_by(_runs.channel, _runs.grade, _runs.run)
-    .order_by(_runs.channel, literal_column("3")),
+_BEGUN: Final = select_tuples(
+    tuple[str, float], select(_proof.channel, func.min(_proof.interval_at)).group_by(_proof.channel)
 )
 
 
-def read_runs(connection: Connection, since: float, cell_seconds: int) -> dict[str, list[Run]]:
-    """The runs of each channel since a time, in their order; for `Store.read`."""
-    found: dict[str, list[Run]] = {}
-    for run in _RUNS.fetch_all(connection, {"since": since, "cell_seconds": cell_seconds}):
-        found.setdefault(run.channel, []).append(run)
-    return found
+class History(NamedTuple):
+    """The proofs of a channel that ended."""
+
+    channel: str
+    proofs: Sequence[Ended]
+    """In the order of their intervals."""
+    served_since: float
+    """When it was first served, as far as that is known."""
+
+
+def read_histories(connection: Connection, names: Iterable[str], since: float, every: float) -> list[History]:
+    """Of these channels, from two intervals before a time on; for `Store.read`."""
+    proofs: dict[str, list[Ended]] = {}
+    for channel, interval_at, outcome, ended_at in _ENDED.fetch_all(connection, {"since": since - INTERVALS * every}):
+        proofs.setdefault(channel, []).append((interval_at, outcome, ended_at))
+    begun, times = dict(_BEGUN.fetch_all(connection)), read_times(connection)
+    return [
+        History(
+            name,
+            proofs.get(name, ()),
+            min(begun.get(name, math.inf), times.get(name, NEVER_PROVEN).served_since or math.inf),
+        )
+        for name in names
+    ]
 
 
 class Gap(NamedTuple):
@@ -269,7 +265,7 @@ class Gap(NamedTuple):
 
     since: float
     until: float
-    hop: str | None = None
+    hop: str | None
     """Where most of its proofs were lost; None where no relay judged any."""
 
     @property
@@ -278,7 +274,7 @@ class Gap(NamedTuple):
 
 
 class Coverage(NamedTuple):
-    """How much of a period a channel was proven, since it was first served."""
+    """How much of a time a channel was proven, since it was first served."""
 
     channel: str
     share: float | None
@@ -287,90 +283,27 @@ class Coverage(NamedTuple):
     """The longest."""
 
 
-Span = tuple[float, float]
-"""From a proof to a later one of the same channel; in it the next one came soon enough."""
-_lag = func.lag(_proof.ended_at).over(partition_by=_proof.channel, order_by=_proof.ended_at)
-_marked = (
-    select(
-        _proof.channel,
-        _proof.ended_at,
-        case((_proof.ended_at - _lag <= bindparam("reach"), 0), else_=1).label("starts"),
-    )
-    .where(_proof.level.is_not(None), _proof.ended_at >= bindparam("since"))
-    .subquery()
-    .c
-)
-_numbered = (
-    select(
-        _marked.channel,
-        _marked.ended_at,
-        func.sum(_marked.starts).over(partition_by=_marked.channel, order_by=_marked.ended_at).label("span"),
-    )
-    .subquery()
-    .c
-)
-_SPANS: Final = select_tuples(
-    tuple[str, float, float],
-    select(_numbered.channel, func.min(_numbered.ended_at).label("first"), func.max(_numbered.ended_at).label("last"))
-    .group_by(_numbered.channel, _numbered.span)
-    .order_by(_numbered.channel, literal_column("2")),
-)
-_BEGUN: Final = select_tuples(
-    tuple[str, float], select(_proof.channel, func.min(_proof.interval_at)).group_by(_proof.channel)
-)
-_LOST_AT: Final = (
-    RowQuery(str, select(_proof.hop).group_by(_proof.hop))
-    .where(
-        _proof.channel == bindparam("channel"),
-        _proof.hop.is_not(None),
-        _proof.interval_at >= bindparam("since"),
-        _proof.interval_at < bindparam("until"),
-    )
-    .order_by(func.count().desc(), _proof.hop)
-    .limit(1)
-)
+def measure_coverage(history: History, since: float, until: float, every: float) -> Coverage:
+    """Which share of a time lies within two intervals after a proof, and the longest gap.
 
-
-def measure_coverage(
-    spans: Iterable[Span], reach: float, since: float, until: float
-) -> tuple[float | None, Gap | None]:
-    """Which share of a time lies within `reach` seconds after a proof, and the longest gap.
-
-    Args:
-        spans: in their order, also from before that time.
-        reach: seconds.
-        since: unix seconds.
-        until: unix seconds; there is no share of a time that ends before it begins.
+    A channel counts as proven when it is first served: its first proof is due later.
     """
-    gaps, covered = [], since
-    for first, last in [*spans, (until, until)]:
-        if covered < min(first, until):
-            gaps.append(Gap(covered, min(first, until)))
-        covered = max(covered, last + reach)
-    share = 1 - sum(gap.seconds for gap in gaps) / (until - since) if since < until else None
-    return share, max(gaps, key=lambda gap: gap.seconds, default=None)
-
-
-def read_coverage(
-    connection: Connection, names: Iterable[str], since: float, until: float, every: float
-) -> list[Coverage]:
-    """Of each of these channels, up to now at most; for `Store.read`.
-
-    It counts as proven when it is first served, since its first proof is due later.
-    """
-    reach, spans, begun = INTERVALS * every, dict[str, list[Span]](), dict(_BEGUN.fetch_all(connection))
-    for channel, *span in _SPANS.fetch_all(connection, {"since": since - reach, "reach": reach}):
-        spans.setdefault(channel, []).append((span[0], span[1]))
-    times, found = read_times(connection), []
-    for name in names:
-        known = [at for at in (begun.get(name), times.get(name, NEVER_PROVEN).served_since) if at is not None]
-        start = min(known, default=until)
-        share, gap = measure_coverage([(start, start), *spans.get(name, ())], reach, max(since, start), until)
-        if gap is not None:
-            values = {"channel": name, "since": gap.since - reach, "until": gap.until}
-            gap = gap._replace(hop=_LOST_AT.fetch_first(connection, values))
-        found.append(Coverage(name, share, gap))
-    return found
+    reach, covered = INTERVALS * every, max(since, history.served_since)
+    if covered >= until:
+        return Coverage(history.channel, None, None)
+    gaps, start = list[Gap](), covered
+    covered = max(covered, history.served_since + reach)
+    for at in [*sorted(ended for _, outcome, ended in history.proofs if outcome in {PROVEN, PARTLY}), until]:
+        if covered < min(at, until):
+            gaps.append(Gap(covered, min(at, until), None))
+        covered = max(covered, at + reach)
+    share, gap = 1 - sum(each.seconds for each in gaps) / (until - start), None
+    if gaps:
+        gap = max(gaps, key=lambda each: each.seconds)
+        hops = Counter(hop for at, hop, _ in history.proofs if gap.since - reach <= at < gap.until)
+        del hops[PROVEN], hops[PARTLY]
+        gap = gap._replace(hop=next((hop for hop, _ in hops.most_common(1)), None))
+    return Coverage(history.channel, share, gap)
 
 
 def format_coverage(coverage: Sequence[Coverage]) -> str:
@@ -378,16 +311,17 @@ def format_coverage(coverage: Sequence[Coverage]) -> str:
     shares = [each.share for each in coverage if each.share is not None]
     if not shares:
         return "no path was served in this time"
-    text = f"every path proven {math.floor(min(shares) * 1000 + 1e-6) / 10:g} % of the time"
+    path = "every path" if len(coverage) > 1 else "path"
+    text = f"{path} proven {math.floor(min(shares) * 1000 + 1e-6) / 10:g} % of the time"
     gaps = [(each.gap, each.channel) for each in coverage if each.gap is not None]
     if gaps:
         gap, channel = max(gaps, key=lambda each: each[0].seconds)
-        text += f"; longest gap {format_rough_duration(gap.seconds)}, {format_hop(gap.hop, channel)}"
+        text += f"; longest gap {format_rough_duration(gap.seconds)}, "
+        text += f"on {channel}" if gap.hop is None else format_hop(gap.hop)
+        text += f" {channel}" if gap.hop == Hop.CHANNEL else ""
     return text
 
 
-def format_hop(hop: str | None, channel: str) -> str:
-    """Where the proofs of a channel were lost, as far as that was judged."""
-    if hop is None:
-        return f"on {channel}"
-    return {Hop.CHANNEL: f"at the channel {channel}", Hop.UNKNOWN: "before the relay"}.get(Hop(hop), f"at {hop}")
+def format_hop(hop: str) -> str:
+    """Where a proof was lost: `at alertmanager`."""
+    return "before the relay" if hop == Hop.UNKNOWN else f"at {hop}"

@@ -17,6 +17,7 @@ from services.relay.config import RelaySettings
 from services.relay.console.frame import Console, View
 from services.relay.outbox.store import StoreUnavailableError
 from services.relay.preview.pages import read_part
+from services.relay.proofs.queries import format_coverage
 from services.relay.report.queries import Report, read_report
 from services.relay.report.report import (
     DEFAULT_SINCE,
@@ -51,12 +52,14 @@ def command(
     """Report incidents, times to deliver and to acknowledge, what was late and why, and what was never delivered."""
     settings = load_settings_or_exit(RelaySettings, config)
     given = {name: value for name, value in zip(PARAMETERS, (since, start, end), strict=True) if value is not None}
+    now = time.time()
     period = parse_option_or_exit(
         " ".join(f"--{name}" for name in given) or "--since",
-        lambda _given: parse_period(given, time.time(), settings.messages.zone),
+        lambda _given: parse_period(given, now, settings.messages.zone),
         " ".join(given.values()),
     )
-    read = partial(read_report, period=period, channels=frozenset(settings.channels))
+    channels, every = frozenset(settings.channels), settings.proof.every
+    read = partial(read_report, period=period, channels=channels, now=now, proof_every=every)
     report = run_with_outbox(settings, lambda store: store.read(read), read_only=True)
     if output == "csv":
         click.echo(format_csv(report), nl=False)
@@ -76,6 +79,8 @@ def _list_lines(report: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"incidents: {count}, {incidents['acknowledged']} acknowledged{_list_times(incidents['time_to_acknowledge'])}"
     yield f"escalations: {incidents['escalations']}"
+    if paths := report["paths"]:
+        yield paths["summary"] + (f", since {paths['complete_since']}" if paths["complete_since"] else "")
     yield from format_table(
         ("alert", "incidents", "acknowledged"),
         [(each["alertname"], each["count"], each["acknowledged"]) for each in incidents["alerts"]],
@@ -179,6 +184,7 @@ class ReportPages:
             "query": urlencode(given),
             "causes": _CAUSES,
             "explain_delay": explain_delay,
+            "format_coverage": format_coverage,
         }
         return View(values, 400 if error else 200)
 

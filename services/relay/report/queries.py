@@ -35,6 +35,7 @@ from sqlalchemy.sql.functions import GenericFunction
 from services.relay.channels.port import SendReason
 from services.relay.model import MAX_EPISODES
 from services.relay.outbox.audit import PrunedKind, read_pruned
+from services.relay.outbox.proofs import KEPT_SECONDS
 from services.relay.outbox.tables import (
     IS_UNSETTLED,
     UNFINISHED,
@@ -45,6 +46,7 @@ from services.relay.outbox.tables import (
     incidents,
     quarantine,
 )
+from services.relay.proofs.queries import Coverage, measure_coverage, read_histories
 from shared.sql.rows import RowQuery, select_columns, select_values
 
 
@@ -545,6 +547,27 @@ def _read_delay(connection: Connection, row: _SlowRow) -> SlowDelivery:
     )
 
 
+class PathFigures(NamedTuple):
+    """How much of the period each channel was proven."""
+
+    channels: list[Coverage]
+    complete_since: float | None
+    """Older proofs are not kept; None where all of the period are."""
+
+
+def read_paths(
+    connection: Connection, period: Period, channels: Iterable[str], now: float, every: float
+) -> PathFigures | None:
+    """Up to now at most, of these channels; None where nothing is proven."""
+    if not every:
+        return None
+    kept_since = now - KEPT_SECONDS
+    since, until = max(period.since, kept_since), min(period.until, now)
+    histories = read_histories(connection, sorted(channels), since, every)
+    coverage = [measure_coverage(history, since, until, every) for history in histories]
+    return PathFigures(coverage, kept_since if period.since < kept_since else None)
+
+
 class Report(NamedTuple):
     """What happened in a period, as far as it is stored. Times are unix seconds."""
 
@@ -558,9 +581,12 @@ class Report(NamedTuple):
     refused: list[RefusedGroup]
     is_refused_minimum: bool
     """Whether more webhooks were refused in the period than the quarantine still has."""
+    paths: PathFigures | None
 
 
-def read_report(connection: Connection, period: Period, channels: Collection[str]) -> Report:
+def read_report(
+    connection: Connection, period: Period, channels: Collection[str], *, now: float, proof_every: float
+) -> Report:
     """The report of a period, for `Store.read`; each of these channels is listed, be it without a delivery."""
     dead = read_dead(connection, period)
     marks = read_pruned(connection)
@@ -574,4 +600,5 @@ def read_report(connection: Connection, period: Period, channels: Collection[str
         dead,
         _REFUSED.fetch_all(connection, period._asdict()),
         is_refused_minimum=marks.get(PrunedKind.QUARANTINE, 0.0) >= period.since,
+        paths=read_paths(connection, period, channels, now, proof_every),
     )

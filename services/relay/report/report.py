@@ -7,6 +7,7 @@ these, too: so reports are read one at a time, and one serves all who ask for th
 import asyncio
 import csv
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from services.relay.channels.port import SendReason
 from services.relay.deliveries.queries import parse_since, parse_time
 from services.relay.outbox.store import Store, StoreUnavailableError
+from services.relay.proofs.queries import format_coverage
 from services.relay.report.queries import (
     MAX_COUNTED,
     MIN_WAIT,
@@ -26,6 +28,7 @@ from services.relay.report.queries import (
     DeadGroup,
     IncidentFigures,
     IncidentGroup,
+    PathFigures,
     Period,
     Quantiles,
     RefusedGroup,
@@ -144,6 +147,7 @@ def encode_report(report: Report) -> dict[str, Any]:
             "is_minimum": report.is_refused_minimum,
             "reasons": [_encode_last(each) for each in report.refused],
         },
+        "paths": report.paths and _encode_paths(report.paths),
     }
 
 
@@ -154,6 +158,23 @@ def _encode_channel(figures: ChannelFigures) -> dict[str, Any]:
 
 def _encode_last(group: DeadGroup | RefusedGroup) -> dict[str, Any]:
     return {**asdict(group), "last_at": format_json_time(group.last_at)}
+
+
+def _encode_paths(figures: PathFigures) -> dict[str, Any]:
+    return {
+        "summary": format_coverage(figures.channels),
+        "complete_since": format_json_time(figures.complete_since),
+        "channels": [
+            {
+                "channel": each.channel,
+                "proven_share": None if each.share is None else math.floor(each.share * 1e5) / 1e5,
+                "longest_gap_seconds": each.gap and round(each.gap.seconds, 3),
+                "longest_gap_at": each.gap and format_json_time(each.gap.since),
+                "hop": each.gap and each.gap.hop,
+            }
+            for each in figures.channels
+        ],
+    }
 
 
 def _encode_incidents(figures: IncidentFigures) -> dict[str, Any]:
@@ -223,6 +244,10 @@ def _iterate_rows(encoded: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for dead in encoded["never_delivered"]:
         row = {name: dead[name] for name in ("channel", "count", "reason")}
         yield {"section": "never_delivered", **row, "name": dead["last_id"], "detail": dead["last_answer"]}
+    if paths := encoded["paths"]:
+        for path in paths["channels"]:
+            row = {"channel": path["channel"], "worst_seconds": path["longest_gap_seconds"], "reason": path["hop"]}
+            yield {"section": "path", **row, "complete_since": paths["complete_since"], "detail": path["proven_share"]}
     for refused in encoded["refused_webhooks"]["reasons"]:
         yield {"section": "refused", "name": refused["code"], "count": refused["count"], "detail": refused["reason"]}
     if encoded["refused_webhooks"]["is_minimum"]:
@@ -288,12 +313,13 @@ _MAX_WAIT: Final = 8.0
 
 
 class ReportReader:
-    """Reads reports of the configured channels, in the readers' time zone."""
+    """Reads reports of the configured channels, in the readers' time zone; proofs come every `proof_every` seconds."""
 
-    def __init__(self, store: Store, channels: Collection[str], zone: tzinfo) -> None:
+    def __init__(self, store: Store, channels: Collection[str], zone: tzinfo, proof_every: float) -> None:
         self._store = store
         self._channels = channels
         self._zone = zone
+        self._proof_every = proof_every
         self._lock = asyncio.Lock()
         self._recent: dict[tuple[str | None, ...], tuple[float, Report]] = {}
 
@@ -304,7 +330,8 @@ class ReportReader:
             ValueError: they name none; with what was expected.
             StoreUnavailableError: it cannot be read.
         """
-        period = parse_period(parameters, self._store.clock(), self._zone)
+        now = self._store.clock()
+        period = parse_period(parameters, now, self._zone)
         key = tuple(parameters.get(name) for name in PARAMETERS)
         clock = asyncio.get_running_loop().time
         try:
@@ -315,7 +342,8 @@ class ReportReader:
             recent = self._recent.get(key)
             if recent is not None and clock() - recent[0] < _FRESH_SECONDS:
                 return recent[1]
-            report = await self._store.read(partial(read_report, period=period, channels=self._channels))
+            read = partial(read_report, period=period, channels=self._channels, now=now, proof_every=self._proof_every)
+            report = await self._store.read(read)
             self._recent.pop(key, None)
             self._recent[key] = clock(), report
             if len(self._recent) > _MAX_RECENT:

@@ -15,7 +15,7 @@ async def test_it_shows_each_part_and_is_accessible(chromium: Browser, console: 
     async with open_page(chromium, f"{console.url}/") as page:
         await expect(page.locator(".cards > .card")).to_have_count(3)
         names = page.locator(".path > .card h3")
-        await expect(names).to_contain_text(["Exporter", "Rules", "Alertmanager", "Intake", "Store", "Sender"])
+        await expect(names).to_contain_text(["Exporter", "Rules", "Alertmanager", "Intake", "Store", "Sender", "Proof"])
         await expect(page.locator(".path > .card").first).to_contain_text("Not known without messages.prometheus_url")
         await check_accessibility(page)
 
@@ -23,8 +23,8 @@ async def test_it_shows_each_part_and_is_accessible(chromium: Browser, console: 
 async def test_on_a_phone_the_path_is_a_row_of_dots_until_something_is_wrong(chromium: Browser, tmp_path: Path) -> None:
     async with open_console(tmp_path) as console, open_page(chromium, f"{console.url}/", width=390, height=844) as page:
         dots, parts = page.locator(".dots summary"), page.locator(".path > .card")
-        await expect(dots.locator(".led")).to_have_count(6)
-        await expect(dots).to_contain_text("3 of 6 parts work, 3 not known")
+        await expect(dots.locator(".led")).to_have_count(7)
+        await expect(dots).to_contain_text("3 of 7 parts work, 4 not known")
         await expect(parts.first).not_to_be_visible()
         box = await dots.bounding_box()
         assert box is not None

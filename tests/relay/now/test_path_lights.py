@@ -15,10 +15,13 @@ from services.relay.now.lights import (
     build_heartbeat_lights,
     build_intake_light,
     build_prometheus_lights,
+    build_proof_light,
     build_sender_light,
     build_store_light,
 )
 from services.relay.now.overview import EMPTY_OVERVIEW, WebhookTimes
+from services.relay.outbox.proofs import ChannelProofRow, ChannelTimes
+from services.relay.proofs.queries import Standing
 
 NOW = 1_000_000.0
 FAILING, DEGRADED, UNKNOWN, HEALTHY = HealthStatus
@@ -176,3 +179,57 @@ def test_the_light_of_the_sender_fits_its_facts_and_the_worst_light_is_found() -
     assert (read_light(failing)[0], failing.at) == (FAILING, NOW - 30)
     assert find_worst([HEALTHY, UNKNOWN, DEGRADED]) is DEGRADED
     assert find_worst([]) is UNKNOWN
+
+
+def standing(
+    channel: str, age: float | None, hop: str | None = None, error: str | None = None, *, served: float = 86400.0
+) -> Standing:
+    """Proven so long ago, or never; served for so many seconds."""
+    times = ChannelTimes({} if age is None else {"reachable": NOW - age}, NOW - served)
+    return Standing(channel, times, ChannelProofRow(NOW - 900, channel, 1, None, hop, error, NOW))
+
+
+@pytest.mark.parametrize(
+    ("standings", "expected", "age"),
+    [
+        (
+            [standing("a", None, served=60)],
+            (UNKNOWN, "No proof has come yet; one is expected every 15 min.", False),
+            None,
+        ),
+        ([standing("a", 60), standing("b", 1800)], (HEALTHY, "2 of 2 channels are proven.", False), 1800),
+        (
+            [standing("a", 60), standing("b", None, served=60)],
+            (HEALTHY, "1 of 2 channels are proven. Not yet: b.", False),
+            60,
+        ),
+        (
+            [standing("a", 60), standing("b", 60, error="missing_scope")],
+            (DEGRADED, "Proven, and the last proof has an error: b.", True),
+            60,
+        ),
+        (
+            [standing("a", 60), standing("b", 1801, "channel", "HTTP 401"), standing("c", None, "outbox")],
+            (DEGRADED, "Not proven for two intervals: b (lost at channel), c (lost at outbox).", True),
+            1801,
+        ),
+        (
+            [standing("a", None, "unknown")],
+            (FAILING, "Not proven for two intervals: a (lost before the relay).", True),
+            None,
+        ),
+        # Served again just now, after a day.
+        (
+            [standing("a", 86400, served=60)],
+            (UNKNOWN, "No proof has come yet; one is expected every 15 min.", False),
+            86400,
+        ),
+    ],
+)
+def test_the_light_of_the_proof_names_the_channels_that_are_not_proven_and_the_hop(
+    standings: list[Standing], expected: tuple[object, ...], age: float | None
+) -> None:
+    light = build_proof_light(standings, NOW, 900.0, is_readable=True)
+    assert (read_light(light), light.at and NOW - light.at) == (expected, age)
+    unreadable = build_proof_light(standings, NOW, 900.0, is_readable=False)
+    assert read_light(unreadable) == (UNKNOWN, "Not known: the store cannot be read.", False)

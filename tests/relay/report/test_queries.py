@@ -34,7 +34,8 @@ DAY = 86400.0
 
 async def read_report_of(store: Store, days: float) -> Report:
     now = time.time()
-    return await store.read(partial(read_report, period=Period(now - days * DAY, now), channels=["log"]))
+    period = Period(now - days * DAY, now)
+    return await store.read(partial(read_report, period=period, channels=["log"], now=now, proof_every=900.0))
 
 
 async def read(store: Store, days: float = 7.0) -> dict[str, Any]:
