@@ -14,6 +14,7 @@ from services.relay.outbox.store import Store
 from services.relay.proofs.queries import OFF, encode_proofs, read_proofs, read_standings
 from services.relay.text import format_seconds
 from shared.process.command_line import load_settings_or_exit
+from shared.web.time_format import format_step_duration
 
 _LIMIT: Final = 10
 _OK: Final = {True: "yes", False: "no", None: "not known yet"}
@@ -60,7 +61,7 @@ def _list_lines(found: dict[str, Any], every: float) -> Iterator[str]:
         [
             (
                 *(proof["started"], proof["service"] or "-", proof["env"] or "-"),
-                *map(format_seconds, proof["hops"].values()),
+                *("-" if at is None else format_step_duration(at) for at in proof["hops"].values()),
                 f"{sum(each['level'] is not None for each in proof['channels'])} of {len(proof['channels'])}",
             )
             for proof in found["proofs"]

@@ -316,9 +316,10 @@ def format_coverage(coverage: Sequence[Coverage]) -> str:
     gaps = [(each.gap, each.channel) for each in coverage if each.gap is not None]
     if gaps:
         gap, channel = max(gaps, key=lambda each: each[0].seconds)
-        text += f"; longest gap {format_rough_duration(gap.seconds)}, "
-        text += f"on {channel}" if gap.hop is None else format_hop(gap.hop)
-        text += f" {channel}" if gap.hop == Hop.CHANNEL else ""
+        where = f", {format_hop(gap.hop)}" if gap.hop else ""
+        if len(coverage) > 1 and gap.hop in {None, Hop.OUTBOX, Hop.CHANNEL}:  # not before all of them
+            where += f", on {channel}"
+        text += f"; longest gap {format_rough_duration(gap.seconds)}{where}"
     return text
 
 

@@ -24,6 +24,7 @@ from tests.browser.console.incident_scene import find_path, open_past_night
 from tests.browser.console.login_scene import open_audited, open_login
 from tests.browser.console.month_scene import seed_month
 from tests.browser.console.now_scene import open_bad_day
+from tests.browser.console.proof_scene import open_proven
 from tests.browser.console.quarantine_scene import seed_quarantine
 from tests.browser.console.report_scene import EXPLAINED, open_routed_console
 from tests.browser.console.served_console import Console, open_console, open_page
@@ -77,6 +78,7 @@ SCENES: Final[dict[Callable[[Path], AbstractAsyncContextManager[Console]], dict[
     open_audited: {"console-audit": "/audit"},
     open_login: {"console-login": "/login"},
     open_seeded: {"console-incidents": "/incidents"},
+    open_proven: {"console-proof": "/proof"},
     open_past_night: {"console-incident": find_path()},
 }
 """Each picture, and the address of its page, by the console that it is of."""

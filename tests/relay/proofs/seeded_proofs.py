@@ -12,8 +12,8 @@ from services.relay.outbox.tables import NEW_CHANNEL, channel_proofs, channels, 
 EVERY: Final = 900.0
 WEBHOOK_SECONDS: Final = 62.0
 """From the start of a proof to its webhook; a channel has proven itself two seconds later."""
-Outcome = str | Hop | tuple[str | None, str] | None
-"""A level; where it was lost; a level, or None while it waits, and an error; or None: there is no row."""
+Outcome = str | Hop | tuple[str | Hop | None, str] | None
+"""A level, or where it was lost, perhaps with an error; None and an error while it waits; or None: there is no row."""
 Find = Callable[[str, float], Outcome]
 """Of a channel and an interval."""
 
@@ -34,10 +34,16 @@ async def seed_proofs(
                 outcome = find(name, at)
                 if outcome is not None:
                     rows.append(_build_row(name, at, outcome))
-                    came |= not isinstance(outcome, Hop) or outcome in {Hop.OUTBOX, Hop.CHANNEL}
+                    came |= not isinstance(outcome, Hop) or outcome in {Hop.OUTBOX, Hop.CHANNEL}  # else no webhook
             if came:
                 received = at + WEBHOOK_SECONDS
-                path = {"started_at": at, "env": "prod", "service": "backend", "raised_at": at + 40.0}
+                path = {
+                    "started_at": at,
+                    "env": "prod",
+                    "service": "backend",
+                    "raised_at": at + 40.0,
+                    "alertmanager_at": at + 41.5,
+                }
                 paths.append(path | {"received_at": received, "accepted_at": received + 0.25})
         transaction.connection.execute(insert(channel_proofs), rows)
         if paths:
@@ -52,6 +58,8 @@ def _build_row(name: str, at: float, outcome: Outcome) -> dict[str, Any]:
     match outcome:
         case Hop():
             ended = {"level": None, "hop": outcome, "error": f"no {outcome} in time", "ended_at": at + 2 * EVERY}
+        case (Hop() as hop, error):
+            ended = {"level": None, "hop": hop, "error": error, "ended_at": at + 2 * EVERY}
         case (None, error):
             ended = {"level": None, "hop": None, "error": error, "ended_at": None, "due_at": at + 2 * EVERY}
         case (level, error):

@@ -61,7 +61,8 @@ def test_of_a_time_that_much_lies_within_two_intervals_after_a_proof(
     ended: list[Ended], served_since: float, since: float, proven: float | None, gap: Gap | None
 ) -> None:
     coverage = measure_coverage(History("slack", ended, served_since), since, NOW, EVERY)
-    assert coverage == Coverage("slack", proven if proven is None else pytest.approx(proven), gap)
+    assert coverage.gap == gap
+    assert coverage.share == (None if proven is None else pytest.approx(proven))
 
 
 @pytest.mark.parametrize(
@@ -75,9 +76,13 @@ def test_of_a_time_that_much_lies_within_two_intervals_after_a_proof(
         ),
         (
             [Coverage("a", 0.9999999, Gap(0, 60, Hop.CHANNEL))],
-            "path proven 99.9 % of the time; longest gap 1 min, at channel a",
+            "path proven 99.9 % of the time; longest gap 1 min, at channel",
         ),
-        ([Coverage("a", 0.0, Gap(0, 7200, None))], "path proven 0 % of the time; longest gap 2 h, on a"),
+        (
+            [Coverage("a", 0.9, Gap(0, 60, Hop.OUTBOX)), Coverage("b", 0.0, Gap(0, 7200, Hop.CHANNEL))],
+            "every path proven 0 % of the time; longest gap 2 h, at channel, on b",
+        ),
+        ([Coverage("a", 0.5, Gap(0, 7200, None))], "path proven 50 % of the time; longest gap 2 h"),
     ],
 )
 def test_the_share_is_never_rounded_up(coverage: list[Coverage], text: str) -> None:

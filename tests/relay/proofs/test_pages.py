@@ -1,5 +1,7 @@
 """The proofs as API and page: how each channel is, where its last proof was lost, and what each hop took."""
 
+import csv
+import io
 import re
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,7 @@ import aiohttp
 from services.relay.outbox.proofs import Hop
 from services.relay.outbox.store import open_store
 from shared.http.json_api import format_json_time
+from shared.web.time_format import format_utc_time
 from tests.relay.console.test_api import get
 from tests.relay.proofs.seeded_proofs import EVERY, Outcome, seed_proofs, serve_since
 from tests.relay.served_relay import Scripted, served, settings
@@ -26,7 +29,7 @@ def find(channel: str, at: float) -> Outcome:
         return Hop.ALERTMANAGER
     return {
         "slack": "read_back",
-        "mail": ("reachable", "451 try later"),
+        "mail": ("reachable", "451 <try> later"),
         "pager": "accepted" if at < LOST - 2 * EVERY else Hop.CHANNEL,
         "hook": (None, "HTTP 401") if at == LAST else "reachable",
         "new": None,
@@ -38,6 +41,44 @@ async def read_page(client: aiohttp.ClientSession, path: str = "/proof") -> str:
     async with client.get(path) as answer:
         assert answer.status == 200
         return " ".join(re.sub("<[^>]+>", " ", await answer.text()).split())
+
+
+async def test_the_report_has_the_share_that_was_proven_and_the_hop_of_the_longest_gap(tmp_path: Path) -> None:
+    lost = {LAST - number * EVERY for number in (10, 11, 12)}
+    configured = settings(tmp_path, {name: Scripted() for name in ("slack", "mail")})
+    async with open_store(configured.database, lambda: NOW) as store:
+        await seed_proofs(
+            store, ("slack", "mail"), 86400.0, lambda _name, at: Hop.ALERTMANAGER if at in lost else "accepted"
+        )
+        await store.run(partial(serve_since, names=("slack", "mail"), at=NOW - 86400.0))
+    async with served(configured, clock=lambda: NOW) as client:
+        paths = (await get(client, "/api/report?since=20h"))[1]["paths"]
+        old = (await get(client, "/api/report?since=60d"))[1]["paths"]
+        async with client.get("/report.csv?since=20h") as answer:
+            rows = [row for row in csv.DictReader(io.StringIO(await answer.text())) if row["section"] == "path"]
+        page = await read_page(client, "/report?since=60d")
+    # The next one comes 4 intervals after the last, and that is proven for two.
+    gap = {"longest_gap_seconds": 1800.0, "longest_gap_at": format_json_time(LAST - 11 * EVERY + 64.0)}
+    figures = {"proven_share": 0.975, **gap, "hop": "alertmanager"}
+    assert paths == {
+        "summary": "every path proven 97.5 % of the time; longest gap 30 min, at alertmanager",
+        "complete_since": None,
+        "channels": [{"channel": name, **figures} for name in ("mail", "slack")],
+    }
+    found = [(row["channel"], row["worst_seconds"], row["reason"], row["detail"]) for row in rows]
+    assert found == [(name, "1800.0", "alertmanager", "0.975") for name in ("mail", "slack")]
+    kept = NOW - 31 * 86400.0
+    assert old["complete_since"] == format_json_time(kept)
+    assert old["summary"].startswith("every path proven 97.9 % of the time"), "it was first served a day ago"
+    assert f"{format_utc_time(kept)} : older proofs are not kept" in page
+
+
+async def test_without_proofs_the_page_says_what_to_set_and_nothing_else_speaks_of_them(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"slack": Scripted()}, proof={"every": "0"})) as client:
+        assert "Nothing is proven: set proof.every" in (await read_page(client))
+        assert (await get(client, "/api/proofs"))[1] == {"channels": [], "proofs": [], "next_cursor": None}
+        assert (await get(client, "/api/report"))[1]["paths"] is None
+        assert "Proof " not in (await read_page(client, "/")).partition("Audit")[2]
 
 
 async def test_each_channel_has_its_level_its_age_and_where_its_last_proof_was_lost(tmp_path: Path) -> None:
@@ -52,7 +93,7 @@ async def test_each_channel_has_its_level_its_age_and_where_its_last_proof_was_l
     keys = ("channel", "level", "age_seconds", "ok", "hop", "error")
     assert [tuple(each[key] for key in keys) for each in answer["channels"]] == [
         ("slack", "read_back", 56.0, True, None, None),
-        ("mail", "reachable", 56.0, True, None, "451 try later"),
+        ("mail", "reachable", 56.0, True, None, "451 <try> later"),
         ("pager", "accepted", 120.0 + 4 * EVERY - 64.0, False, "channel", "no channel in time"),
         ("hook", "reachable", 120.0 + 2 * EVERY - 64.0, False, None, "HTTP 401"),
         ("new", None, None, None, None, None),
@@ -60,25 +101,25 @@ async def test_each_channel_has_its_level_its_age_and_where_its_last_proof_was_l
     assert answer["channels"][0]["proven_at"] == format_json_time(LAST + 64.0)
     came, lost = answer["proofs"]
     names = {"service": "backend", "env": "prod"}
-    hops = {"prometheus": 40.0, "alertmanager": None, "webhook": 62.0, "outbox": 62.25}
+    hops = {"prometheus": 40.0, "alertmanager": 41.5, "webhook": 62.0, "outbox": 62.25}
     assert came == {
         "started": format_json_time(LAST),
         **names,
         "hops": hops,
         "channels": [
             {"channel": "hook", "level": None, "seconds": None, "error": "HTTP 401"},
-            {"channel": "mail", "level": "reachable", "seconds": 64.0, "error": "451 try later"},
+            {"channel": "mail", "level": "reachable", "seconds": 64.0, "error": "451 <try> later"},
             {"channel": "pager", "level": None, "seconds": None, "error": "no channel in time"},
             {"channel": "slack", "level": "read_back", "seconds": 64.0, "error": None},
         ],
     }
     for text in (
         "slack read back 56 s ago proven",
-        "mail reachable 56 s ago 451 try later",
+        "mail reachable 56 s ago 451 &lt;try&gt; later",
         "pager accepted 1 h ago lost at channel: no channel in time",
         "hook reachable 30 min ago HTTP 401",
         "new none never none yet",
-        "backend, prod, begun 2 min ago prometheus 40.0 s alertmanager not known webhook 62.0 s",
+        "backend, prod, begun 2 min ago prometheus 40.0 s alertmanager 41.5 s webhook 62.0 s",
         "outbox 62.2 s hook waits mail 64.0 s pager lost slack 64.0 s",
     ):
         assert text in page
