@@ -6,8 +6,7 @@ proof, since a single one may be lost, and the next may take longer than the las
 """
 
 import asyncio
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple
@@ -33,6 +32,7 @@ from services.relay.outbox.proofs import (
     record_alertmanager_time,
     record_losses,
 )
+from services.relay.outbox.served_channels import read_served_channels
 from services.relay.outbox.tables import channel_proofs, path_proofs
 from services.relay.proofs.hops import HopFinder, LostProof
 from services.relay.text import clean_line, truncate
@@ -44,8 +44,6 @@ _CHECK_INTERVAL: Final = 5.0
 _IDLE_INTERVAL: Final = 3600.0
 _MARGIN: Final = 0.1
 """Of an interval: proofs take longer or shorter, by scrapes, evaluations and attempts."""
-_MAX_GAP: Final = 60.0
-"""Seconds without a check after which no channel counts as served without a gap, until that is recorded again."""
 _ANSWER_TIMEOUT: Final = 3.0
 _MAX_ERROR: Final = 200
 _PROVEN_REMARK: Final = "It is proven again."
@@ -72,6 +70,8 @@ class _State(NamedTuple):
 
     now: float
     times: Mapping[str, ChannelTimes]
+    served: Collection[str]
+    """The channels that are served now; after a pause, or where a clock was set, only once that is recorded again."""
     newest: PathProofRow | None
     """The newest proof that came."""
     over: Sequence[ChannelProofRow]
@@ -79,10 +79,10 @@ class _State(NamedTuple):
     incidents: Mapping[str, Incident]
     """Those of unproven paths that are open, by their group."""
 
-    def list_unproven(self, names: Sequence[str], limit: float) -> list[str]:
-        since = self.now - limit
-        found = ((name, self.times.get(name, NEVER_PROVEN).proven_at) for name in names)
-        return [name for name, proven_at in found if proven_at is not None and proven_at < since]
+    def list_unproven(self, limit: float) -> dict[str, float]:
+        """The channels that are served and were not proven for so many seconds, and when they were last."""
+        found = ((name, self.times.get(name, NEVER_PROVEN).proven_at) for name in sorted(self.served))
+        return {name: at for name, at in found if at is not None and at < self.now - limit}
 
     def find_own_loss(self, name: str) -> LostProof | None:
         """Where a proof got stuck that came; None if none did."""
@@ -112,8 +112,6 @@ class ProofMonitor:
         groups = [PATH_GROUP, *(f"{_CHANNEL_GROUP}{name}" for name in self._names)] if self._names else []
         self._incident_ids = {each: _build_alert(each, LostProof(Hop.UNKNOWN, ""), 0.0).incident_id for each in groups}
         self._removed_resolved = False
-        self._checked_at = -math.inf
-        self._judges_from = 0.0
         self._judged: float | None = None
         """The interval whose losses are committed."""
         self._lost: tuple[float, LostProof] | None = None
@@ -130,9 +128,8 @@ class ProofMonitor:
             return _IDLE_INTERVAL
         state = await self._publisher.store.read_at(self._read)
         await self._ask_alertmanager(state)
-        if self._is_watching(state.now):
-            await self._record_losses(state)
-            await self._tell(state)
+        await self._record_losses(state)
+        await self._tell(state)
         return min(_CHECK_INTERVAL, self._every * _MARGIN)
 
     def _read(self, connection: Connection, now: float) -> _State:
@@ -142,24 +139,18 @@ class ProofMonitor:
         return _State(
             now,
             read_times(connection),
+            read_served_channels(connection, now).intersection(self._names),
             _NEWEST.fetch_first(connection),
             _OF_INTERVALS.fetch_all(connection, values),
             {group: incident for group, incident in incidents if incident is not None},
         )
-
-    def _is_watching(self, now: float) -> bool:
-        """False for a minute after a start, a gap or a clock that was set: `served_since` is right again by then."""
-        if not -1.0 <= now - self._checked_at <= _MAX_GAP:
-            self._judges_from = now + _MAX_GAP
-        self._checked_at = now
-        return now >= self._judges_from
 
     async def _record_losses(self, state: _State) -> None:
         """Of the interval that began two ago, on the channels that were served by then."""
         interval = find_interval(state.now, self._every) - INTERVALS * self._every
         if interval == self._judged:
             return
-        since = {name: state.times.get(name, NEVER_PROVEN).served_since for name in self._names}
+        since = {name: state.times.get(name, NEVER_PROVEN).served_since for name in state.served}
         served = [name for name, at in since.items() if at is not None and at <= interval]
         came = {row.channel for row in state.over if row.interval_at == interval}
         lost = LostProof(Hop.OUTBOX, "the replica that accepted it did not serve this channel")
@@ -185,20 +176,18 @@ class ProofMonitor:
     async def _tell(self, state: _State) -> None:
         """Publishes what is not proven any more, and what is again."""
         limit = self._every * (INTERVALS + _MARGIN)
-        unproven = state.list_unproven(self._names, limit)
+        unproven = state.list_unproven(limit)
         accepted_at = state.newest.accepted_at if state.newest else None
-        is_path_lost = bool(unproven) and (accepted_at is None or accepted_at < state.now - limit)
-        if is_path_lost and PATH_GROUP not in state.incidents:
-            lost = await self._find(find_interval(state.now, self._every) - self._every, state)
-            since = accepted_at or min(at for name in unproven if (at := state.times[name].proven_at) is not None)
-            await self._fire(PATH_GROUP, lost, since, self._names)
-        if not is_path_lost:
+        if unproven and (accepted_at is None or accepted_at < state.now - limit):
+            if PATH_GROUP not in state.incidents:
+                lost = await self._find(find_interval(state.now, self._every) - self._every, state)
+                await self._fire(PATH_GROUP, lost, accepted_at or min(unproven.values()), self._names)
+        else:
             proven = [name for name in self._names if name not in unproven]
-            for name in unproven:
-                own = state.find_own_loss(name)
-                since = state.times[name].proven_at or 0.0
-                if own is not None and f"{_CHANNEL_GROUP}{name}" not in state.incidents:
-                    await self._fire(f"{_CHANNEL_GROUP}{name}", own, since, proven or self._names)
+            for name, since in unproven.items():
+                group, own = f"{_CHANNEL_GROUP}{name}", state.find_own_loss(name)
+                if own is not None and group not in state.incidents:
+                    await self._fire(group, own, since, proven or self._names)
         for group, incident in state.incidents.items():
             levels = state.times.get(group.removeprefix(_CHANNEL_GROUP), NEVER_PROVEN).by_level
             proven_at = accepted_at if group == PATH_GROUP else max(levels.values(), default=None)
