@@ -197,9 +197,10 @@ async def test_of_two_replicas_on_postgresql_one_tells_and_counts_and_killing_bo
     postgres_outbox: DatabaseUrl,
 ) -> None:
     async with open_store(postgres_outbox, time.time) as one, open_store(postgres_outbox, time.time) as other:
+        every = 1e6  # so that hardly ever an interval ends during the test
         await record_served_channels(one, {"slack": None, "email": None})
         now = await one.run(lambda transaction: transaction.now)
-        proven, lost = (find_interval(now, EVERY) - number * EVERY for number in (3, 2))
+        proven, lost = (find_interval(now, every) - number * every for number in (3, 2))
         rows = [
             ("slack", proven, "reachable"),
             ("email", proven, "reachable"),
@@ -212,14 +213,16 @@ async def test_of_two_replicas_on_postgresql_one_tells_and_counts_and_killing_bo
             statements.append(channel_proofs.insert().values(attempts=1, due_at=at, **values))
         times = dict.fromkeys(("started_at", "raised_at", "received_at", "accepted_at"), now)
         statements.append(path_proofs.insert().values(env="", service="", **times))
-        statements.append(update(channels).values(served_since=now - 10 * EVERY))
+        statements.append(update(channels).values(served_since=now - 10 * every))
         for statement in statements:
             await one.run(partial(execute, statement=statement))
         counted: list[int] = []
         for _ in range(2):
             relays = [MonitoredOutbox(store, CollectorRegistry()) for store in (one, other)]
             for relay in relays:
-                relay.publisher.settings = configure(channels={"slack": None, "email": None})
+                relay.publisher.settings = configure(
+                    channels={"slack": None, "email": None}, proof=ProofSettings.model_construct(every=every)
+                )
             monitors = [ProofMonitor(relay.publisher, HopFinder(None, (), {})) for relay in relays]
             await asyncio.gather(*(monitor.check() for monitor in monitors))
             ((event, told),) = await relays[0].list_published()
