@@ -66,6 +66,10 @@ bench: install .cache/bench/installed ## the benchmarks, each beside what it is 
 	@.cache/bench/bin/pip install --quiet --require-hashes --only-binary :all: -r requirements/bench.lock
 	@touch $@
 
+soak: install ## twenty minutes of a mixed day, and a ledger at its end; MINUTES=180 for longer, SEED=N for the day of an earlier run
+	@ops/tools/require prometheus alertmanager
+	@$(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
 check: install check-rules check-workflows docs ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, hadolint, helm lint, actionlint, links of the site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -109,4 +113,4 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	for extra in exporter relay apprise charts backend transit rotator kms-inventory smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
-.PHONY: help install demo test test-lower-bounds rehearse test-containers docs images bench check check-rules check-workflows pip-audit lock
+.PHONY: help install demo test test-lower-bounds rehearse test-containers docs images bench soak check check-rules check-workflows pip-audit lock
