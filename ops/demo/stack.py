@@ -117,7 +117,7 @@ async def run_stack(ports: Ports, kms: Kms = "gcp") -> AsyncIterator[Stack]:
                 await children.start(name, command)
                 if name == "openbao":
                     await _set_up_openbao(stack)
-            await _wait_until_healthy(stack)
+            await wait_until_healthy(stack)
             yield stack
 
 
@@ -204,7 +204,7 @@ async def _set_up_openbao(stack: Stack) -> None:
         raise StartError(str(error)) from None
 
 
-async def _wait_until_healthy(stack: Stack) -> None:
+async def wait_until_healthy(stack: Stack) -> None:
     """Wait until key, backend and relay are healthy, the heartbeat arrives, and no other alert is pending."""
     missing = ""
 

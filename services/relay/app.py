@@ -187,12 +187,12 @@ async def run_relay(
         yield app
 
 
-async def serve(runner: ServerRunner[RelaySettings]) -> None:
+async def serve(runner: ServerRunner[RelaySettings], clock: Callable[[], float] = time.time) -> None:
     """Runs the relay until SIGTERM. Raises StartError."""
     # Objects that exist by now stay until the end; collecting them repeatedly took a seventh of the time of a storm.
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
-    async with run_relay(runner.settings, get_server_credentials=runner.get_credentials) as app:
+    async with run_relay(runner.settings, clock=clock, get_server_credentials=runner.get_credentials) as app:
         await runner.serve(
             app,
             app.state.apply,

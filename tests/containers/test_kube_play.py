@@ -67,7 +67,7 @@ async def test_an_alert_goes_through_the_pods_and_they_may_do_nothing_else(podma
             if name not in PARTS:
                 await children.start(name, command)
         with _played(podman, objects, tmp_path / "keypulse.yml"):
-            await stack._wait_until_healthy(whole)
+            await stack.wait_until_healthy(whole)
             for url in probes:
                 async with http.get(url) as answer:
                     assert answer.status == 200, url

@@ -64,7 +64,7 @@ class Limited:
 
     def _watch(self) -> None:
         while self.process.poll() is None:
-            used = sum(map(_read_private_bytes, _tree(self.process.pid)))
+            used = sum(map(_read_private_bytes, list_tree(self.process.pid)))
             self.peak = max(self.peak, used)
             if used > self.limit:
                 self.over = True
@@ -83,7 +83,7 @@ async def limited(server: str, arguments: Sequence[str], folder: Path) -> AsyncI
     """
     limit, log = memory_limit(server), folder / f"{server}.log"
     command = [sys.executable, "-m", f"services.{server}", *arguments]
-    group = _group(limit)
+    group = make_memory_group(limit)
     if group:
         command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *command]
     with log.open("wb") as output:
@@ -106,7 +106,7 @@ async def limited(server: str, arguments: Sequence[str], folder: Path) -> AsyncI
                     await asyncio.sleep(0.1)
 
 
-def _group(limit: int) -> Path | None:
+def make_memory_group(limit: int) -> Path | None:
     """A memory cgroup of our own, where one can be made."""
     for root, file in _GROUPS:
         group = root / f"keypulse-test-{os.getpid()}-{time.monotonic_ns()}"
@@ -121,11 +121,13 @@ def _group(limit: int) -> Path | None:
     return None
 
 
-def _tree(pid: int) -> list[int]:
+def list_tree(pid: int) -> list[int]:
+    """The ids of a process and of its children, whichever of its threads started them."""
     pids = [pid]
     for each in pids:
-        with suppress(OSError):
-            pids += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
+        for children in Path(f"/proc/{each}/task").glob("*/children"):
+            with suppress(OSError):  # it has just ended
+                pids += map(int, children.read_text().split())
     return pids
 
 

@@ -1,7 +1,7 @@
 """A refused request of Transit → KmsError, by its status and its text: the server sends no code.
 
-Every answer in causes.yml was seen on OpenBao 2.7.2 but that of a standby node, which is known from public reports;
-tests/shared/kms/transit/test_faults.py makes them anew. Vault has the same texts, but for a bad token: `permission
+Every answer in causes.yml was seen on OpenBao 2.7.2; tests/shared/kms/transit/test_faults.py and
+tests/exporter/test_transit_faults.py make them anew. Vault has the same texts, but for a bad token: `permission
 denied`, then `invalid token` (https://github.com/hashicorp/vault/issues/26687).
 """
 

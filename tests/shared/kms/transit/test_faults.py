@@ -44,7 +44,8 @@ class AuditLog:
         self._thread.start()
 
     def close(self) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # closed already
+            self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         self._thread.join(10)
         for connection in self._connections:
@@ -276,7 +277,7 @@ async def test_a_server_that_is_silent_is_a_timeout(mounted: Transit, connect: C
     ],
 )
 def test_answers_that_no_single_node_gives(status: int, body: bytes, reason: Reason, cause: Cause) -> None:
-    """The first two and the fourth as `standby` nodes and Vault are known to answer, without a run of these here."""
+    """The first two are of a standby, as in tests/exporter/test_transit_faults.py; the fourth is Vault's."""
     assert describe(parse_error(Answer(status, body))) == (reason, cause)
 
 

@@ -1,0 +1,142 @@
+"""What each server holds: memory each second, and tasks, threads, connections and descriptors; and what waits."""
+
+import asyncio
+import os
+import re
+import signal
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import combinations, groupby
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ops.demo.processes import Ports
+from tests.faults.memory_limited_process import list_tree
+from tests.soak.stage import SERVERS, Stage
+
+WARM_SECONDS: Final = 120.0
+"""For which a process may fill its caches and pools before its memory has to be flat."""
+_WAITING: Final = re.compile(r'^relay_outbox_deliveries\{.*"(?:queued|retrying|sending)".*\} (\S+)$', re.MULTILINE)
+_PSS: Final = re.compile(r"^Pss:\s+(\d+) kB$", re.MULTILINE)
+_SLOPE_POINTS: Final = 200
+
+
+class Memory(NamedTuple):
+    """Of a server and its children, Pss."""
+
+    at: float
+    """Seconds by the monotonic clock."""
+    pid: int
+    mb: float
+    lasting_mb: float
+    """Without the process that draws charts, which comes and goes as there is something to draw."""
+
+
+@dataclass
+class Samples:
+    memory: dict[str, list[Memory]] = field(default_factory=lambda: {server: [] for server in SERVERS})
+    waiting: list[tuple[float, float]] = field(default_factory=list)
+    """Seconds by the monotonic clock, and how many deliveries are not finished."""
+
+    def find_longest_life(self, server: str) -> Sequence[Memory]:
+        """The samples of the process that lived longest, without its first `WARM_SECONDS`."""
+        lives = [list(life) for _, life in groupby(self.memory[server], key=lambda each: each.pid)]
+        longest = max(lives, key=len)
+        return [each for each in longest if each.at - longest[0].at >= WARM_SECONDS]
+
+
+def measure_slope(life: Sequence[Memory]) -> float:
+    """MB an hour: the median of the slopes between any two samples (Theil and Sen), which no peak bends."""
+    pairs = combinations(life[:: max(len(life) // _SLOPE_POINTS, 1)], 2)
+    slopes = [(later.lasting_mb - earlier.lasting_mb) / (later.at - earlier.at) for earlier, later in pairs]
+    return statistics.median(slopes) * 3600 if slopes else 0.0
+
+
+async def sample(stage: Stage, samples: Samples) -> None:
+    """Each second, until cancelled."""
+    while True:
+        now = time.monotonic()
+        for server in SERVERS:
+            with suppress(OSError):  # it is just being killed
+                if (found := await asyncio.to_thread(_read_memory, now, stage.pids[server])).mb:
+                    samples.memory[server].append(found)
+        if text := await stage.stack.get_text("relay", "/metrics"):
+            samples.waiting.append((now, sum(float(number) for number in _WAITING.findall(text))))
+        stage.received.read(stage.providers)
+        await asyncio.sleep(max(now + 1 - time.monotonic(), 0.0))
+
+
+def _read_memory(now: float, pid: int) -> Memory:
+    drawing = _find_drawing(pid)
+    mb = {each: _read_pss(each) for each in list_tree(pid)}
+    return Memory(now, pid, sum(mb.values()), sum(used for each, used in mb.items() if each not in drawing))
+
+
+def _read_pss(pid: int) -> float:
+    return sum(map(int, _PSS.findall(Path(f"/proc/{pid}/smaps_rollup").read_text()))) / 1024
+
+
+def _find_drawing(pid: int) -> list[int]:
+    """Also one that has ended: its relay keeps the connection until it draws again."""
+    commands = {each: Path(f"/proc/{each}/cmdline").read_bytes() for each in list_tree(pid)}
+    return [each for each, command in commands.items() if b"delivery.drawing" in command or not command]
+
+
+Held = Mapping[str, Counter[str]]
+"""The tasks, threads, connections and descriptors of a server, each counted by its name; tasks its own alone."""
+
+
+async def count_held(stage: Stage, server: str) -> Held:
+    file = stage.folder / f"{server}.tasks"
+    file.unlink(missing_ok=True)
+    os.kill(stage.pids[server], signal.SIGUSR2)
+    async with asyncio.timeout(10):
+        while not file.exists() or not file.read_text():  # noqa: ASYNC110 - another program's file
+            await asyncio.sleep(0.05)
+    return _read_held(file.read_text().splitlines(), stage.pids[server], _name_sockets(stage.ports))
+
+
+async def count_at_most(stage: Stage, server: str) -> Held:
+    """The most of each in ten quiet seconds: some connections come and go."""
+    most = await count_held(stage, server)
+    for _ in range(10):
+        await asyncio.sleep(1)
+        now = await count_held(stage, server)
+        most = {what: max(most[what], now[what], key=Counter.total) for what in most}
+    return most
+
+
+def _read_held(tasks: Sequence[str], server: int, sockets: Mapping[str, str]) -> Held:
+    drawing = _find_drawing(server)
+    held = {what: Counter[str]() for what in ("tasks", "threads", "connections", "descriptors")}
+    held["tasks"].update(tasks)
+    for pid in set(list_tree(server)).difference(drawing):
+        held["threads"].update((thread / "comm").read_text().strip() for thread in Path(f"/proc/{pid}/task").iterdir())
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):  # it was closed meanwhile
+                target = str(descriptor.readlink())
+                if target.startswith("socket:"):
+                    held["connections"][sockets.get(target, "a socket pair")] += 1
+                else:
+                    held["descriptors"][target.partition(":[")[0]] += 1
+    held["connections"]["a socket pair"] -= len(drawing)
+    return held
+
+
+def _name_sockets(ports: Ports) -> dict[str, str]:
+    """The part at the other end, or the own one of who was asked, by `socket:[INODE]`."""
+    parts = {f"{port:04X}": part for part, port in asdict(ports).items()}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ends = {f"socket:[{row[9]}]": (row[2].rpartition(":")[2], row[1].rpartition(":")[2]) for row in rows}
+    return {inode: parts.get(far) or f"asked as {parts.get(near, 'of no part')}" for inode, (far, near) in ends.items()}
+
+
+def list_grown(before: Held, after: Held) -> list[str]:
+    """What there is more of, with the names of it."""
+    return [
+        f"{what}: {dict(after[what] - before[what])}" for what in after if after[what].total() > before[what].total()
+    ]
