@@ -150,6 +150,8 @@ class LeasedAttempt:
 
 
 _CLOSE_SECONDS: Final = 1.0
+_PROOF_PART: Final = 0.9
+"""Of an attempt's time: the rest is for the answer that the channel is reachable, though no more."""
 
 log = structlog.get_logger(__name__)
 
@@ -243,7 +245,7 @@ class _LocalSender:
 
     async def _prove(self, task: DeliveryTask, channel: Channel) -> Receipt:
         """What the channel proves, as a receipt. Raises SendError if it is not even reachable."""
-        seconds = max(task.attempt_ends - asyncio.get_running_loop().time(), 0.0)
+        seconds = _PROOF_PART * (task.attempt_ends - asyncio.get_running_loop().time())
         found = await prove_channel(channel, f"channels.{task.channel}", self.settings.proof, seconds)
         if found.level is None:
             raise SendError(SendReason.MISCONFIGURED, SendScope.ATTEMPT, found.error)
@@ -275,8 +277,9 @@ async def prove_channel(channel: Channel, key: str, proof: ProofSettings, timeou
         channel: open.
         key: of the channel in the configuration, such as `channels.slack`.
         proof: how far it may go.
-        timeout: seconds for each of its checks, and for the rest.
+        timeout: seconds for each of its checks, and for all until a proof is given up that goes beyond them.
     """
+    ends_at = asyncio.get_running_loop().time() + timeout
     checks = list(channel.list_checks(key))
     names = {check.name for check in checks}
     own = [check if check.depends_on in names else replace(check, depends_on=None) for check in checks]
@@ -287,10 +290,10 @@ async def prove_channel(channel: Channel, key: str, proof: ProofSettings, timeou
     if not isinstance(channel, ProvingChannel):
         return ChannelProof(ProofLevel.REACHABLE)
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout_at(ends_at):
             return await channel.prove(proof)
     except TimeoutError:
-        return ChannelProof(ProofLevel.REACHABLE, f"no answer within {timeout:g} s")
+        return ChannelProof(ProofLevel.REACHABLE, f"no answer within {timeout:.0f} s")
     except SendError as error:
         return ChannelProof(ProofLevel.REACHABLE, str(error))
 

@@ -11,13 +11,14 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, func, select, update
+from sqlalchemy import Connection, ScalarSelect, bindparam, case, delete, func, select, update
 
+from services.relay.channels.port import ProofLevel
 from services.relay.model import Claim, DeliveryTask
 from services.relay.outbox.database import build_insert
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import channel_proofs, channels, clean_for_database, path_proofs
-from shared.sql.rows import select_rows, select_tuples, select_values
+from shared.sql.rows import RowQuery, select_rows, select_values
 
 INTERVALS: Final = 2
 """In so many a proof has to come to its end."""
@@ -117,19 +118,29 @@ _MARK_CLAIMED: Final = (
     .where(_proof.channel == bindparam("of_channel"), _proof.interval_at == bindparam("interval"))
     .values(attempts=_proof.attempts + 1, due_at=bindparam("ends"), lease=bindparam("lease_id"))
 )
-_LAST_PROVEN: Final = select_tuples(
-    tuple[str, str | None, float | None],
-    select(_proof.channel, _proof.level, func.max(_proof.ended_at)).group_by(_proof.channel, _proof.level),
-).where(_proof.level.is_not(None))
-_SERVED_SINCE: Final = select_tuples(tuple[str, float | None], select(channels.c.name, channels.c.served_since)).where(
-    channels.c.served_since.is_not(None), channels.c.served_at.is_not(None)
+
+
+def _build_times(name: str, served_since: float | None, *proven_at: float | None) -> tuple[str, ChannelTimes]:
+    by_level: dict[str, float] = {level: at for level, at in zip(ProofLevel, proven_at, strict=True) if at is not None}
+    return name, ChannelTimes(by_level, served_since)
+
+
+def _select_last(level: ProofLevel) -> ScalarSelect[float | None]:
+    """One look into the index; for all levels at once a database reads a month of proofs."""
+    last = select(func.max(_proof.ended_at)).where(_proof.channel == channels.c.name, _proof.level == level)
+    return last.scalar_subquery()
+
+
+_TIMES: Final = RowQuery(
+    _build_times,
+    select(
+        channels.c.name,
+        case((channels.c.served_at.is_not(None), channels.c.served_since)),
+        *map(_select_last, ProofLevel),
+    ),
 )
 CHANNEL_PROOFS: Final = select_rows(ChannelProofRow, _proof)
 PATH_PROOFS: Final = select_rows(PathProofRow, _path)
-_LAST_ACCEPTED: Final = select_values(float, _path.accepted_at).order_by(_path.started_at.desc()).limit(1)
-_NEWEST_OF_CHANNEL: Final = (
-    CHANNEL_PROOFS.where(_proof.channel == bindparam("channel")).order_by(_proof.interval_at.desc()).limit(1)
-)
 
 
 def find_interval(at: float, every: float) -> float:
@@ -259,23 +270,7 @@ async def record_alertmanager_time(store: Store, started_at: float, at: float) -
 
 def read_times(connection: Connection) -> dict[str, ChannelTimes]:
     """When each channel was proven last, and since when it is served."""
-    levels: dict[str, dict[str, float]] = {}
-    for channel, level, at in _LAST_PROVEN.fetch_all(connection):
-        if level is not None and at is not None:
-            levels.setdefault(channel, {})[level] = at
-    since = dict(_SERVED_SINCE.fetch_all(connection))
-    return {name: ChannelTimes(levels.get(name, {}), since.get(name)) for name in levels.keys() | since}
-
-
-def read_last_accepted(connection: Connection) -> float | None:
-    """When the last proof was accepted, unix seconds; None if none was."""
-    return _LAST_ACCEPTED.fetch_first(connection)
-
-
-def read_newest(connection: Connection, names: Iterable[str]) -> list[ChannelProofRow]:
-    """The newest proof of each channel that has any."""
-    rows = (_NEWEST_OF_CHANNEL.fetch_first(connection, {"channel": name}) for name in names)
-    return [row for row in rows if row is not None]
+    return dict(_TIMES.fetch_all(connection))
 
 
 async def prune_proofs(store: Store, _cutoff: float) -> None:

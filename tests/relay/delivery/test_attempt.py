@@ -8,16 +8,26 @@ from typing import ClassVar
 
 import pytest
 
-from services.relay.channels.port import Attempt, DeliveryLeaseLostError, Receipt, SendError, SendReason, SendScope
+from services.relay.channels.port import (
+    Attempt,
+    ChannelProof,
+    DeliveryLeaseLostError,
+    ProofSettings,
+    Receipt,
+    SendError,
+    SendReason,
+    SendScope,
+)
 from services.relay.deliveries.queries import DeliveryDetails, read_delivery
 from services.relay.delivery.attempt import SenderSettings, open_local_sender
 from services.relay.delivery.message import LinkRules
 from services.relay.delivery.worker import Worker
 from services.relay.model import Claim
 from services.relay.outbox.tables import DeliveryState
+from tests.relay.delivery.sender_tasks import never, outgoing
 from tests.relay.delivery.worker_harness import NEARLY, Rig, broken, rig
 from tests.relay.outbox.actions import claim_one, claim_some
-from tests.relay.served_relay import Scripted, ScriptedSettings, until
+from tests.relay.served_relay import Scripted, ScriptedSettings, hang, until
 
 LEASE = 20.0
 NO_LINKS = LinkRules(None, None, allow_hosts=frozenset())
@@ -44,6 +54,23 @@ async def deliver(it: Rig, channel: Scripted, claim: Claim, seconds: float = LEA
     async with open_local_sender(given) as send:
         ends = asyncio.get_running_loop().time() + seconds
         await Worker("b", replace(it.shared, send=send, channels=given.channels)).deliver(claim, ends)
+
+
+class NeverShown(Scripted):
+    """It can be reached, and shows nothing."""
+
+    async def prove(self, proof: ProofSettings) -> ChannelProof:  # noqa: ARG002  # the port's
+        await hang()
+        raise AssertionError
+
+
+async def test_a_channel_that_is_reached_and_then_hangs_is_proven_to_be_reachable() -> None:
+    given = SenderSettings({"b": ScriptedSettings(channel=NeverShown())}, NO_LINKS, {}, LEASE)
+    async with open_local_sender(given) as send:
+        result = await send(outgoing(seconds=0.1)._replace(channel="b", is_proof=True), never)
+    assert result.error is None
+    assert result.receipt is not None
+    assert result.receipt["level"] == "reachable"
 
 
 async def due(it: Rig) -> Claim:

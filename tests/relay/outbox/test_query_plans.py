@@ -22,9 +22,10 @@ from services.relay.outbox import dead_letters as requeue
 from services.relay.outbox import recovery as sweeper
 from services.relay.outbox.context import may_have_earlier_open
 from services.relay.outbox.dead_letters import DeadLetterFilter, requeue_dead
+from services.relay.outbox.proofs import read_times
 from services.relay.outbox.served_channels import record_served_channels
 from services.relay.outbox.store import Store, Transaction, open_store
-from services.relay.outbox.tables import DeliveryState, deliveries, incidents
+from services.relay.outbox.tables import DeliveryState, channel_proofs, deliveries, incidents
 from services.relay.text import WORST_FIRST
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
@@ -73,6 +74,23 @@ async def claim_deliveries(file: Path, delivered: int, work: Callable[[Store], A
 @pytest.mark.parametrize("work", WORK)
 async def test_what_was_delivered_before_is_not_searched(tmp_path: Path, work: str) -> None:
     few, large = [await claim_deliveries(tmp_path / f"{number}.db", number, WORK[work]) for number in (FEW, LARGE)]
+    assert 50 < large < 1.05 * few + 20
+
+
+async def test_a_month_of_proofs_is_not_searched_for_the_last_one(tmp_path: Path) -> None:
+    found = []
+    for number in (FEW, LARGE):
+        async with open_store(database_url.create_sqlite_url(tmp_path / f"{number}.db"), time.time) as store:
+            await record_served_channels(store, {CHANNEL: None})
+            ended = [{"interval_at": at, "ended_at": at, "due_at": at} for at in range(number)]
+            rows = [{"channel": CHANNEL, "attempts": 1, "level": "reachable", **each} for each in ended]
+            await store.run(lambda transaction: transaction.connection.execute(insert(channel_proofs), rows).close())  # noqa: B023
+            steps = Steps()
+            await store.run(steps.count)
+            times = await store.run(lambda transaction: read_times(transaction.connection))
+            assert times[CHANNEL].by_level == {"reachable": number - 1}
+            found.append(steps.number)
+    few, large = found
     assert 50 < large < 1.05 * few + 20
 
 
