@@ -14,6 +14,9 @@ from typing import Annotated, Final, NamedTuple
 
 from pydantic import BaseModel, Field
 
+PROJECTED_TOKEN: Final = "projected token"  # noqa: S105  its name
+"""Kubernetes renews it when four fifths of its life are over."""
+_NOTICE_SECONDS: Final = 7 * 86400.0
 _LAST_SECOND: Final = datetime.max.replace(tzinfo=UTC).timestamp()
 
 
@@ -22,6 +25,10 @@ class Validity(NamedTuple):
 
     ends_at: float
     begins_at: float
+
+    def ends_soon(self, now: float, parts: int = 4) -> bool:
+        """Whether it should have been renewed, as KMSCredentialExpiring has it: in the last of `parts` of its life."""
+        return self.ends_at - now <= min((self.ends_at - self.begins_at) / parts, _NOTICE_SECONDS)
 
     def __str__(self) -> str:
         left, day = self.ends_at - time.time(), datetime.fromtimestamp(self.ends_at, UTC).date()

@@ -22,6 +22,7 @@ from services.exporter.probes.key_inspection import KeyInspector
 from services.exporter.probes.round_trip import CoalescedProbe, ProbeClosedError, Prober
 from services.exporter.results import Results
 from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
+from shared.credentials import Credentials
 from shared.kms.fixes import KmsProfile
 from shared.kms.port import ConnectivityPhase, Diagnosis, KmsKey, Question
 from shared.kms.reason import Reason
@@ -198,7 +199,12 @@ def _build_inspection_job(
     key = connect(target.kms)
     folder = target.canary_dir
     sync = results.canary_files.get_file(folder, target.name, target.kms.key_name).sync if folder else None
-    inspector = KeyInspector(target.service, target.name, key, timeout, sync)
+    credentials = target.kms.list_credentials()
+
+    def read_credentials() -> Credentials:
+        return {name: read() for name, read in credentials.items()}
+
+    inspector = KeyInspector(target.service, target.name, key, timeout, sync, read_credentials=read_credentials)
 
     async def run() -> NextRun:
         try:

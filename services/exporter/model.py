@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from shared.backend_contract import CryptoMode
-from shared.credentials import Validity
+from shared.credentials import Credentials, Validity
 from shared.kms.fixes import GENERIC_PROFILE, KmsProfile
 from shared.kms.port import ConnectivityPhase, KeyDescription, KeyStore
 from shared.kms.reason import Cause, Reason, format_label
@@ -157,6 +157,8 @@ class KeyInspection:
     """What holds the key in place of the KMS, as it was checked; None if there is none that the account may check."""
     key_manager_cause: Cause = Cause.NONE
     """Why KMS cannot use the key's external key manager."""
+    credentials: Credentials = field(default_factory=dict)
+    """What authenticates the calls, with its end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ def mounted(shared_bao: Bao) -> Transit:
     return shared_bao.mount()
 
 
-def read_settings(mounted: Transit, folder: Path) -> ExporterSettings:
+def read_settings(mounted: Transit, folder: Path, **auth: bool) -> ExporterSettings:
     target = {"name": "ledger-kek", "canary_dir": str(folder), **mounted.build_settings(folder)}
+    target["auth"] |= auth
     configuration = {
         "listen": "127.0.0.1:0",
         "service": "backend",
@@ -81,6 +82,16 @@ async def test_a_floor_that_shuts_a_version_out_is_a_lost_canary_and_a_soft_dele
         assert command in re.sub("<[^>]*>", "", await scrape.page())
         mounted.bao.run(command)
         await scrape.wait_for("kms_probe_success backend ledger-kek", 1)
+
+
+async def test_a_token_that_should_have_been_renewed_is_on_the_board(mounted: Transit, tmp_path: Path) -> None:
+    settings = read_settings(mounted, tmp_path, renew=False)
+    token = (tmp_path / f"{mounted.name}.token").read_text()
+    mounted.bao.call("POST", "auth/token/renew-self", {"increment": "890s"}, token=token)
+    async with scraped(settings) as scrape:
+        await scrape.wait_for("kms_key_inspection_problems backend ledger-kek", 0)
+        page = re.sub("<[^>]*>", "", await scrape.page())
+    assert re.search(r"Unless it is renewed, the Transit token ends\s+in 1[45] min", page), "of an hour"
 
 
 async def test_doctor_tries_the_key_and_says_when_the_token_ends(mounted: Transit, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import structlog
 
 from services.exporter.model import Call, Canary, CanaryResult, Failure, KeyInspection, KeyRead, Operation
 from services.exporter.probes.round_trip import AAD_BYTES, PLAINTEXT_BYTES, time_call
+from shared.credentials import Credentials
 from shared.kms.port import KeyDescription, KeyStore, KeyStoreKind, KmsKey
 from shared.kms.reason import Cause, Reason, Scope
 
@@ -44,6 +45,8 @@ class KeyInspector:
     """Seconds for each call."""
     sync_canaries: SyncCanaries | None = None
     """None where no canaries are kept."""
+    read_credentials: Callable[[], Credentials] = dict
+    """It may block. A token's end is known once a call has used it."""
     clock: Callable[[], float] = time.perf_counter
     wall_clock: Callable[[], float] = time.time
     random_bytes: Callable[[int], bytes] = token_bytes
@@ -110,6 +113,7 @@ class KeyInspector:
             account=self.key.account,
             key_store=checked,
             key_manager_cause=key_manager_cause,
+            credentials=await asyncio.to_thread(self.read_credentials),
         )
 
     async def _check_key_store(

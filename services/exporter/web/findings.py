@@ -10,6 +10,7 @@ from services.exporter.history import MAX_TEXT_LENGTH, FailureSpan, TargetHistor
 from services.exporter.model import BackendState, Failure, KeyInspection, TargetKey
 from shared.backend_contract import KMS_DATA_KEY_ENCRYPTIONS, MAX_DATA_KEY_ENCRYPTIONS, CryptoMode
 from shared.config.yaml_file import read_yaml
+from shared.credentials import PROJECTED_TOKEN, Credentials
 from shared.kms.fixes import Fix, KmsProfile
 from shared.kms.port import ConnectivityPhase, KeyStoreKind
 from shared.kms.reason import Cause, Reason, Scope
@@ -59,6 +60,8 @@ def describe_connectivity(connectivity: Sequence[ConnectivityPhase], cause: Caus
     works = f"The network works{', and KMS reaches the external key manager' if reached else ''} ({durations})"
     if failed:
         return f"{works}: it is between KMS and the external key manager: {failed.error}"
+    if cause in {Cause.SEALED, Cause.STANDBY, Cause.AUDIT_BLOCKED}:
+        return f"{works}: KMS answers, and serves nobody."
     if cause.scope is not Scope.KEY_MANAGER:
         return f"{works}: it is KMS that does not answer."
     return f"{works}: it is {'this key there' if reached else 'between KMS and the external key manager'}."
@@ -163,6 +166,7 @@ def find_key_problems(
     if held and held.disable_at is not None and now < held.disable_at < now + HSM_NOTICE:
         sentence = _truncate(f"Unless it is refreshed, {held.name} is disabled, and the key with it,")
         yield Finding(HealthStatus.DEGRADED, "HSM instance expires", sentence, ADVICE["hsm"], due_at=held.disable_at)
+    yield from _find_ending_credentials(inspection.credentials, now)
     missing = [name for name, granted in (inspection.permissions or {}).items() if not granted]
     store = inspection.description.key_store if inspection.description else None
     if store and store.permission in missing:
@@ -190,6 +194,14 @@ def find_key_problems(
         yield Finding(HealthStatus.DEGRADED, "key at risk", risk, ADVICE["key_at_risk"])
     if problems := [each for each in inspection.problems if each != risk]:
         yield Finding(HealthStatus.DEGRADED, "not all could be read or kept", _truncate("; ".join(problems)))
+
+
+def _find_ending_credentials(credentials: Credentials, now: float) -> Iterator[Finding]:
+    """As the alert KMSCredentialExpiring finds them."""
+    for credential, validity in credentials.items():
+        if validity and validity.ends_soon(now, 10 if credential == PROJECTED_TOKEN else 4):
+            sentence, advice = f"Unless it is renewed, the {credential} ends", ADVICE["credential"]
+            yield Finding(HealthStatus.DEGRADED, "credential expiring", sentence, advice, due_at=validity.ends_at)
 
 
 def _find_canary_problems(inspection: KeyInspection, key: TargetKey, *, round_trip_fails: bool) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from shared import without
 from shared.config.settings import parse_address
-from shared.credentials import ReadValidity, Validity, parse_token
+from shared.credentials import PROJECTED_TOKEN, ReadValidity, Validity, parse_token
 from shared.kms.gcp.profile import GCP_PROFILE, check_key_name
 from shared.kms.port import KmsKeyAdmin
 from shared.kms.settings import ProviderSettings
@@ -70,7 +70,7 @@ class GcpKeySettings(EgressSettings, ProviderSettings):
         return f"`endpoint` ({self.endpoint})" if self.endpoint else ""
 
     def list_credentials(self) -> Mapping[str, ReadValidity]:
-        return {} if self.insecure else {"projected token": _read_projected_token}
+        return {} if self.insecure else {PROJECTED_TOKEN: _read_projected_token}
 
     def connect(self) -> KmsKeyAdmin:
         with without("aiohttp"):  # Google's REST, which nobody here uses: 10 MB

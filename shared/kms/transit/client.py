@@ -281,7 +281,12 @@ class TransitKey:
     async def _within(self, timeout: float) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(timeout):
-                yield
+                try:
+                    yield
+                except KmsError as error:
+                    if error.cause is not Cause.SEALED:
+                        raise
+                    raise await self._explain_seal(error) from None
         except TimeoutError:
             await self._close_if_other_files()
             raise KmsError(Reason.TIMEOUT, f"no answer within {timeout:g} s") from None
@@ -362,8 +367,6 @@ class TransitKey:
                 break
         if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR and not error.cause:
             error = await self._explain_internal_error(error)
-        if error.cause is Cause.SEALED:
-            error = await self._explain_seal(error)
         raise error
 
     async def _explain_internal_error(self, error: KmsError) -> KmsError:

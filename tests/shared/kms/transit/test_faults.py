@@ -14,6 +14,7 @@ from shared.kms.port import KmsError, KmsKeyAdmin
 from shared.kms.reason import Cause, Reason
 from shared.kms.transit.client import TransitKey
 from shared.kms.transit.errors import Answer, parse_error
+from shared.kms.transit.login import Login
 from shared.kms.transit.settings import TransitKeySettings
 from tests.bao import Bao, Transit, running_bao
 from tests.shared.certificates import LOCALHOST, Authority
@@ -308,6 +309,9 @@ async def test_a_seal_and_a_blocked_audit_device_are_told_and_the_key_works_agai
             sealed = await fail_to_encrypt(key)
             assert describe(sealed) == (Reason.UNAVAILABLE, Cause.SEALED)
             assert sealed.detail == "HTTP 503: Vault is sealed; 0 of 1 shares are given"
+            other = TransitKey(settings, login=Login(settings.auth))
+            assert (await fail_to_encrypt(other)).detail == sealed.detail, "where a token is not known yet"
+            await other.close()
             bao.unseal()
             assert (await key.encrypt(PLAINTEXT, AAD, timeout=TIMEOUT)).version == "1"
             log.close()
