@@ -146,6 +146,12 @@ def programs() -> Iterator[Path]:
         yield Path(folder) / _PROGRAMS
 
 
+def read_version() -> str:
+    """Of the wheel's PostgreSQL, such as `18.1`."""
+    command = [str(_wheel() / _PROGRAMS / "postgres"), "--version"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()[-1]
+
+
 def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)

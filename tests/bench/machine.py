@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ops.demo.stack import find_program
 from shared.http.server import StartError
+from tests.postgres import read_version
 
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
@@ -22,6 +23,7 @@ def describe_machine(disk: Path) -> dict[str, str]:
         "system": f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}",
         "disk": file_system(disk),
         "Python": f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}",
+        "PostgreSQL": f"PostgreSQL {read_version()}",
         "Prometheus": f"Prometheus {_version(find_program('prometheus'))}",
         "Alertmanager": f"Alertmanager {_version(find_program('alertmanager', 'prometheus-alertmanager'))}",
     }

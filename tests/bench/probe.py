@@ -1,8 +1,7 @@
 """How long the exporter says that a round trip took, beside a bare stub of gRPC that makes the same two calls.
 
-They take turns with one emulator, from two exporters: one has a target alone, the other ten hostile backends as well,
-which it reads as often as it may. Half of those never end their answer, the others give documents that nobody sends by
-mistake.
+Exporter and stub take turns at one emulator, first without backends and then while the exporter reads ten hostile ones,
+each 2 s. Half of those never end their answer, the others give documents that nobody sends by mistake.
 """
 
 import asyncio

@@ -72,7 +72,9 @@ async def targets(disk: Path, counts: Sequence[int], interval: float, intervals:
         raise BenchError(f"{missed} probes did not come in their interval")
     rows = []
     for count, run in runs.items():
-        rows.append(Row(f"{count:,} targets: the exporter's memory at most", (run.memory_mb,), "MB"))
+        rows.append(
+            Row(f"{count:,} target{'s' if count > 1 else ''}: the exporter's memory at most", (run.memory_mb,), "MB")
+        )
         rows.append(Row("CPU in a minute", (run.cpu,), "s"))
         for encoding in ENCODINGS:
             p99 = run.stalled[EXPORTER, encoding].percentile(99)
