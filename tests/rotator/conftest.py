@@ -15,6 +15,7 @@ from tests.rotator.keyring_to_rotate import NewVersion, Rotated
 from tests.rotator.versions import rewrap
 
 Another = Callable[[], Awaitable[Rotated]]
+Copied = Callable[[Rotated], Awaitable[Another]]
 
 
 @pytest.fixture
@@ -45,20 +46,28 @@ async def rewrapped(in_a_file: Rotated, new_version: NewVersion) -> Rotated:
 
 
 @pytest.fixture
-async def another(empty_database: URL, emulator: Emulator, tmp_path: Path) -> Another:
+def copied(tmp_path: Path) -> Copied:
+    """Fills a keyring with two data keys, and gives what makes the same keyring again and again."""
+
+    async def fill(first: Rotated) -> Another:
+        await first.fill(2, records=1)
+        keys, numbers = await first.keys(), itertools.count()
+
+        async def copy() -> Rotated:
+            folder = tmp_path / str(next(numbers))
+            folder.mkdir()
+            if first.url.drivername == "sqlite":
+                file = shutil.copy(str(first.url.database), folder)
+                return replace(first, url=URL.create("sqlite", database=str(file)), folder=folder)
+            await first.reset(keys.values())  # a database of PostgreSQL takes longer to make than all the rest
+            return replace(first, folder=folder)
+
+        return copy
+
+    return fill
+
+
+@pytest.fixture
+async def another(empty_database: URL, emulator: Emulator, tmp_path: Path, copied: Copied) -> Another:
     """Makes the same keyring of two data keys again and again."""
-    first = Rotated(empty_database, emulator.address, tmp_path)
-    await first.fill(2, records=1)
-    keys = await first.keys()
-    numbers = itertools.count()
-
-    async def rotate_copy() -> Rotated:
-        folder = tmp_path / str(next(numbers))
-        folder.mkdir()
-        if empty_database.drivername == "sqlite":
-            file = shutil.copy(str(empty_database.database), folder)
-            return replace(first, url=URL.create("sqlite", database=str(file)), folder=folder)
-        await first.reset(keys.values())  # a database of PostgreSQL takes longer to make than all the rest
-        return replace(first, folder=folder)
-
-    return rotate_copy
+    return await copied(Rotated(empty_database, emulator.address, tmp_path))
