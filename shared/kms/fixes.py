@@ -125,6 +125,8 @@ class KmsProfile:
     """How many reads of keys one exporter may make: two of them, people and programs share the quota."""
     reads_per_inspection: int
     """Reads of one key inspection: the key, its versions, its permissions, and what holds it in place of the KMS."""
+    permission_calls: int = field(default=1, kw_only=True)
+    """Calls of one check of the permissions."""
     calls_per_minute: Mapping[str, float]
     """The documented limit of encryptions and decryptions by protection level; of any other by the empty text."""
     advice: Mapping[Reason | Cause, str] = field(default_factory=dict)

@@ -59,6 +59,10 @@ async def test_versions_floor_permissions_rotation_and_the_token_s_end_are_metri
     assert values["kms_credential_expiry_timestamp_seconds Transit token"] - time.time() == pytest.approx(3600, abs=60)
     assert values[f"kms_target_info  transit:{mounted.name}/ledger transit backend ledger-kek"] == 1
     assert values["kms_key_inspection_problems backend ledger-kek"] == 0
+    reads = {
+        each: values[f"kms_operations_total {each} backend ledger-kek"] for each in ("get_key", "test_permissions")
+    }
+    assert reads == {"get_key": 1, "test_permissions": 2}  # which reads the key, too
     assert "google" not in board.lower()
     async with scraped(read_settings(mounted, tmp_path)) as scrape:
         await scrape.wait_for("kms_key_inspection_problems backend ledger-kek", 1)

@@ -103,7 +103,9 @@ class KeyInspector:
             inspected_at=self.wall_clock(),
             description=description,
             permissions=known,
-            call_counts=_count_reads(description, store, permissions=checks_permissions),
+            call_counts=_count_reads(
+                description, store, permission_calls=self.key.profile.permission_calls if checks_permissions else 0
+            ),
             problems=tuple(dict.fromkeys([*problems, *call_problems])),
             call_problems=tuple(call_problems),
             encrypt_call=encrypt,
@@ -236,10 +238,10 @@ class KeyInspector:
 
 
 def _count_reads(
-    description: KeyDescription | None, store: KeyStore | None, *, permissions: bool
+    description: KeyDescription | None, store: KeyStore | None, *, permission_calls: int
 ) -> Mapping[KeyRead, int]:
     listed = description.call_count - 1 if description else 0
-    counts = {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: listed, KeyRead.TEST_PERMISSIONS: int(permissions)}
+    counts = {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: listed, KeyRead.TEST_PERMISSIONS: permission_calls}
     if store is None:
         return counts
     return {**counts, KeyRead.VERIFY_CONNECTIVITY if store.kind is KeyStoreKind.EKM else KeyRead.GET_HSM_INSTANCE: 1}

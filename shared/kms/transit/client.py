@@ -22,7 +22,7 @@ from shared.config.file_checks import FileCheckError
 from shared.config.secret_file import read_stamp
 from shared.config.settings import Address, parse_address
 from shared.kms.connectivity import measure_connectivity
-from shared.kms.denial import Finding, diagnose_denial
+from shared.kms.denial import diagnose_denial
 from shared.kms.fixes import KmsProfile
 from shared.kms.port import (
     ConnectivityPhase,
@@ -140,6 +140,7 @@ class TransitKey:
         self._stamps = self._read_stamps()
         self._newest = 0
         """The newest version that an answer named; 0 before."""
+        self._is_type_checked = False
         self._failing_since: float | None = None
         """Of internal errors without a success in between."""
 
@@ -203,15 +204,8 @@ class TransitKey:
         return frozenset(granted)
 
     async def explain_denial(self, permission: str, *, timeout: float) -> Diagnosis:
-        async def read() -> Finding:
-            async with self._within(timeout):
-                key = await self._read_key()
-            return Finding(f"key of the type {key.type}, newest version {key.latest_version}, floor {key.floor}")
-
-        asked = sorted({permission, *self.profile.probe_permissions})
-        return await diagnose_denial(
-            permission, lambda: self.check_permissions(asked, timeout=timeout), read, key_permission="read"
-        )
+        """No denial of Transit is silent: the exporter asks for none."""
+        return await diagnose_denial(permission, lambda: self.check_permissions((permission,), timeout=timeout))
 
     async def check_key_store(self, store: KeyStore, *, timeout: float) -> KeyStore:  # noqa: ARG002
         """A key of Transit names none."""
@@ -293,12 +287,13 @@ class TransitKey:
 
     async def _use(self, operation: str, body: Mapping[str, str]) -> Answer:
         """An encryption or a decryption of a key whose type has authenticated data."""
-        if not self._newest:
+        if not self._is_type_checked:
             try:
                 await self._read_key()
             except KmsError as error:
                 if error.reason is not Reason.PERMISSION_DENIED:
                     raise
+            self._is_type_checked = True  # else the server refuses authenticated data for another type
         try:
             return await self._call("POST", self._build_path(operation), body)
         except KmsError as error:

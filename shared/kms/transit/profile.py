@@ -41,6 +41,7 @@ TRANSIT_PROFILE: Final = KmsProfile(
     # Transit has no quota by default; these keep one exporter and one rotation from being a burden.
     reads_per_minute=600.0,
     reads_per_inspection=3,
+    permission_calls=2,  # capabilities-self, and the key, which may not exist
     calls_per_minute={"": 60_000},
     advice=list_advice(CAUSES),
     fixes=FixTable(

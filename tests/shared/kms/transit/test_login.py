@@ -28,7 +28,7 @@ class Access:
     """A key and its login, whose clock the test moves."""
 
     def __init__(self, mounted: Transit, auth: dict[str, Any], folder: Path) -> None:
-        settings = {**mounted.build_settings(folder), "auth": auth}
+        settings = {**mounted.build_settings(folder, token="unused"), "auth": auth}
         self.now = 1_000_000.0
         self.login = Login(Auth.model_validate(auth), lambda: self.now)
         self.key = TransitKey(TransitKeySettings.model_validate(settings), login=self.login)
@@ -232,3 +232,21 @@ def test_keys_with_one_access_share_its_token_whose_end_is_a_metric(mounted: Tra
     one, other = (TransitKeySettings.model_validate({**settings, "key": key}) for key in ("ledger", "payments"))
     assert one.connect()._login is other.connect()._login  # type: ignore[attr-defined]
     assert set(one.list_credentials()) == {"Transit token"}
+
+
+async def test_a_token_that_may_only_decrypt_tries_once_to_read_the_key_for_its_type(
+    mounted: Transit, tmp_path: Path, access: Open
+) -> None:
+    found = mounted.change("encrypt/ledger", plaintext="", associated_data="")["data"]["ciphertext"].encode()
+    token = mounted.bao.create_token(mounted.set_policy(keys=["deny"], encrypt=["deny"]))
+    key, requests = access({"token_file": write(tmp_path / "token", token)}).key, list[str]()
+    send = key._send
+
+    async def count(method: str, path: str, body: Any, token: str | None) -> Answer:
+        requests.append(path.removeprefix(f"{mounted.name}/"))
+        return await send(method, path, body, token)
+
+    key._send = count  # type: ignore[method-assign]
+    for _ in range(3):
+        await key.decrypt(found, b"", timeout=TIMEOUT)
+    assert requests == ["auth/token/lookup-self", "keys/ledger", *["decrypt/ledger"] * 3]
