@@ -1,4 +1,4 @@
-"""`python -m tests.browser.pictures` makes docs/images anew: the board in four states, with Chromium."""
+"""`python -m tests.browser.pictures` makes docs/images anew: the board in five states, with Chromium."""
 
 import asyncio
 import sys

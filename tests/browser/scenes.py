@@ -17,10 +17,13 @@ from services.exporter.model import (
     TargetKey,
 )
 from shared.backend_contract import CryptoMode
+from shared.credentials import Validity
 from shared.kms.gcp.errors import parse_status
 from shared.kms.gcp.profile import GCP_PROFILE, VERSION_STATES
-from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion
+from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Cause, Reason
+from shared.kms.transit.errors import Answer, parse_error
+from shared.kms.transit.profile import TRANSIT_PROFILE
 
 NOW: Final = 1_768_469_400.0
 """2026-01-15 09:30:00 UTC."""
@@ -90,10 +93,54 @@ def refused() -> History:
     return history
 
 
-SCENES: Final = {"healthy": healthy, "failing": failing, "degraded": degraded, "refused": refused}
+def transit() -> History:
+    """Of three keys of Transit one has its floor raised, one a server that is sealed, and one a token that ends."""
+    history = History()
+    keys = {name: f"transit:transit/{name.removesuffix('-kek')}" for name in SERVICES}
+    targets = {(SERVICES[name], name): TargetKey("transit", key, TRANSIT_PROFILE) for name, key in keys.items()}
+    history.configure(targets, [])
+    text = b'{"errors":["ciphertext or signature version is disallowed by policy (too old)"]}'
+    too_old = parse_error(Answer(400, text))
+    shut_out = Failure(too_old.reason, f"{too_old.detail}; the floor is version 2", cause=too_old.cause)
+    lost = CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.004, shut_out))
+    for name in SERVICES:
+        _hour(history, name, 90 if name == "vault-kek" else 0, level="SOFTWARE")
+        floor = name == "ledger-kek"
+        shut = KeyVersion("1", VersionState.DISABLED, "SOFTWARE", None, provider_state="below the floor")
+        old = KeyVersion("1", VersionState.DECRYPT_ONLY, "SOFTWARE", None, created_at=NOW - 95 * DAY)
+        newest = KeyVersion("2", VersionState.USABLE, "SOFTWARE", None, created_at=NOW - 5 * DAY)
+        ends_soon = {"Transit token": Validity(NOW + 5 * 3600, NOW - 19 * 3600)} if name == "archive-kek" else {}
+        inspection = KeyInspection(
+            SERVICES[name],
+            name,
+            NOW - 20,
+            KeyDescription("2", NOW + 85 * DAY, (shut if floor else old, newest), 1),
+            dict.fromkeys(TRANSIT_PROFILE.probe_permissions, True),
+            (lost if floor else CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.004)),),
+            Call(Operation.DECRYPT, 0.003),
+            {},
+            credentials=ends_soon,
+        )
+        history.add_inspection(inspection)
+    detail = "HTTP 503: Vault is sealed; gcpckms has to unseal it"
+    sealed = Failure(Reason.UNAVAILABLE, detail, cause=Cause.SEALED, values={"auto_seal": "gcpckms"})
+    phases = (ConnectivityPhase("dns", 0.001), ConnectivityPhase("tcp", 0.002), ConnectivityPhase("tls", 0.006))
+    for ago in range(88, 3, -5):
+        call = Call(Operation.ENCRYPT, 0.002, sealed)
+        history.add_probe(ProbeResult("vault", "vault-kek", NOW - ago, (call,), None, None, phases))
+    return history
 
 
-def _hour(history: History, target: str, until: float) -> None:
+SCENES: Final = {
+    "healthy": healthy,
+    "failing": failing,
+    "degraded": degraded,
+    "refused": refused,
+    "transit": transit,
+}
+
+
+def _hour(history: History, target: str, until: float, level: str = "HSM") -> None:
     """Round trips every 30 s."""
     random = Random(target)  # noqa: S311  the same picture each time
     for ago in range(3595, int(until), -30):
@@ -102,7 +149,7 @@ def _hour(history: History, target: str, until: float) -> None:
             Call(Operation.DECRYPT, 0.022 + random.lognormvariate(-5.0, 0.6)),
         )
         version = "3"
-        history.add_probe(ProbeResult(SERVICES[target], target, NOW - ago, calls, version, "HSM"))
+        history.add_probe(ProbeResult(SERVICES[target], target, NOW - ago, calls, version, level))
 
 
 def _key(
