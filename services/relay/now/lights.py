@@ -21,9 +21,10 @@ from services.relay.delivery.attempt import OpenSender, RemoteSender, Sender, Se
 from services.relay.intake.routing import WatchdogSettings
 from services.relay.metrics import Metrics
 from services.relay.now.overview import BreakerState, ChannelOverview, Overview, WebhookTimes
+from services.relay.outbox.proofs import Hop
 from services.relay.outbox.retention import ByteLimit
 from services.relay.outbox.store import Store
-from services.relay.proofs.queries import Standing, format_hop
+from services.relay.proofs.queries import STEPS, Standing, format_hop
 from services.relay.text import format_seconds
 from shared.process.concurrency import run_beside
 from shared.process.logs import describe_exception
@@ -337,13 +338,14 @@ def _judge_proofs(standings: Sequence[Standing], now: float, every: float) -> Ve
     by_state: dict[bool | None, list[Standing]] = {True: [], False: [], None: []}
     for each in standings:
         by_state[each.is_ok(now, every)].append(each)
-    hint = "See its error on the page of the proofs, and what the hop says."
     if lost := by_state[False]:
         status = HealthStatus.DEGRADED if by_state[True] else HealthStatus.FAILING
         names = [f"{each.channel} (lost {format_hop(each.hop)})" if each.hop else each.channel for each in lost]
-        return Verdict(status, f"Not proven for two intervals: {_join(names)}.", hint)
+        hop = next((each.hop for each in lost if each.hop), Hop.UNKNOWN)
+        return Verdict(status, f"Not proven for two intervals: {_join(names)}.", STEPS[Hop(hop)])
     if partly := [each.channel for each in by_state[True] if each.error]:
-        return Verdict(HealthStatus.DEGRADED, f"Proven, and the last proof has an error: {_join(partly)}.", hint)
+        text = f"Proven, and the last proof has an error: {_join(partly)}."
+        return Verdict(HealthStatus.DEGRADED, text, "See what it says on the page of the proofs.")
     if not by_state[True]:
         return Verdict(HealthStatus.UNKNOWN, f"No proof has come yet; one is expected every {format_seconds(every)}.")
     missing = f" Not yet: {_join([each.channel for each in by_state[None]])}." if by_state[None] else ""

@@ -1,4 +1,4 @@
-"""Thirty days of a channel as a matrix: a row for each day in UTC, a column for each cell of a day. Pure."""
+"""Thirty days of a channel as a matrix: a row for each day in UTC, the newest first, a column for each cell. Pure."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -54,15 +54,15 @@ class Shape(NamedTuple):
     """Of SVG: a rectangle for each run, in units of a cell and of `ROW` a day."""
 
 
-def draw(runs: Sequence[Run], cell_seconds: int, first_day: int) -> list[Shape]:
-    """What is drawn of a channel from a day on, counted since the epoch; what it has no proof of stays empty."""
+def draw(runs: Sequence[Run], cell_seconds: int, today: int) -> list[Shape]:
+    """What is drawn of a channel up to a day, counted since the epoch; where it has no proof nothing is."""
     per_day, parts = DAY // cell_seconds, dict[str, list[str]]()
     for run in runs:
         (top, height), start = _BARS.get(run.outcome, _LOST), run.first
         while start <= run.last:
             day, column = divmod(start, per_day)
             width = min(run.last - start + 1, per_day - column)
-            y = (day - first_day) * ROW + top
+            y = (today - day) * ROW + top
             parts.setdefault(run.outcome, []).append(f"M{column} {y}h{width}v{height}h-{width}z")
             start += width
     return [Shape(outcome, outcome if outcome in _BARS else "lost", "".join(found)) for outcome, found in parts.items()]

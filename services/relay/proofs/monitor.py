@@ -35,6 +35,7 @@ from services.relay.outbox.proofs import (
 from services.relay.outbox.served_channels import read_served_channels
 from services.relay.outbox.tables import channel_proofs, path_proofs
 from services.relay.proofs.hops import HopFinder, LostProof
+from services.relay.proofs.queries import STEPS
 from services.relay.text import clean_line, truncate
 from shared.web.time_format import format_clock
 
@@ -48,15 +49,6 @@ _ANSWER_TIMEOUT: Final = 3.0
 _MAX_ERROR: Final = 200
 _PROVEN_REMARK: Final = "It is proven again."
 _REMOVED_REMARK: Final = "It is no longer proven: its channel or `proof.every` was removed."
-_STEPS: Final = {
-    Hop.EXPORTER: "See that the exporter runs, that Prometheus scrapes it, and that its `proof.every` is the relay's.",
-    Hop.PROMETHEUS: "See that Prometheus runs, has loaded ops/prometheus/rules, and sends to Alertmanager.",
-    Hop.ALERTMANAGER: "See Alertmanager's silences, its inhibitions, and its route of KMSPathProof to the relay.",
-    Hop.WEBHOOK: "See Alertmanager's log of failed notifications, and that it has the relay's URL and token.",
-    Hop.OUTBOX: "See what waits on the channel, and whether its rate allows a proof beside it.",
-    Hop.CHANNEL: "Correct what its error says; `keypulse-relay doctor` tries the channel again.",
-    Hop.UNKNOWN: "See each hop from the exporter to the relay, in this order.",
-}
 
 log = structlog.get_logger(__name__)
 _OF_INTERVALS: Final = CHANNEL_PROOFS.where(
@@ -234,7 +226,7 @@ def _build_alert(group: str, lost: LostProof, since: float) -> SelfAlert:
         title=f"{what} proven since {format_clock(since)}: lost at {lost.hop}: {error}",
         summary=f"A proof of the path of alerts was lost at {lost.hop}",
         description=(
-            f"{_STEPS[lost.hop]} The relay's page /proof shows each channel and each hop; "
+            f"{STEPS[lost.hop]} The relay's page /proof shows each channel and each hop; "
             "the runbook KMSPathUnproven has the commands."
         ),
     )

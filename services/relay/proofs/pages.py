@@ -15,6 +15,7 @@ from services.relay.console.frame import Console, SharedRead
 from services.relay.outbox.store import Store
 from services.relay.proofs.matrix import DAY, DAYS, Shape, Stretch, choose_cell, draw, find_runs, list_stretches
 from services.relay.proofs.queries import (
+    STEPS,
     Coverage,
     encode_proofs,
     format_coverage,
@@ -46,23 +47,23 @@ class ChannelMonth:
 
 @dataclass(frozen=True, slots=True)
 class Month:
-    first_day: int
-    """Since the epoch."""
+    today: int
+    """Days since the epoch."""
     cell_seconds: int
     channels: Sequence[ChannelMonth]
 
 
 def read_month(connection: Connection, names: Sequence[str], now: float, every: float) -> Month:
     """Today and the 29 days before it, in UTC; for `Store.read`."""
-    cell_seconds, first_day = choose_cell(every), int(now // DAY) - DAYS + 1
-    since, channels = float(first_day * DAY), []
+    cell_seconds, today = choose_cell(every), int(now // DAY)
+    since, channels = float((today - DAYS + 1) * DAY), []
     for history in read_histories(connection, names, since, every):
         first = bisect_left(history.proofs, since, key=itemgetter(0))
         runs = find_runs(history.proofs[first:], cell_seconds)
         coverage = measure_coverage(history, since, now, every)
-        shapes, stretches = draw(runs, cell_seconds, first_day), list_stretches(runs, cell_seconds)
+        shapes, stretches = draw(runs, cell_seconds, today), list_stretches(runs, cell_seconds)
         channels.append(ChannelMonth(history.channel, coverage, shapes, stretches))
-    return Month(first_day, cell_seconds, channels)
+    return Month(today, cell_seconds, channels)
 
 
 class ProofPages:
@@ -90,6 +91,7 @@ class ProofPages:
         values: dict[str, Any] = {
             "every": self._every,
             "limits": self._limits,
+            "steps": STEPS,
             "format_coverage": format_coverage,
             "format_hop": format_hop,
             "MAX_STRETCHES": MAX_STRETCHES,

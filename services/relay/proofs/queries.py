@@ -7,7 +7,7 @@ lies within two intervals after a proof. No query changes the outbox or waits fo
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import neg
 from typing import Any, Final, NamedTuple
@@ -31,6 +31,16 @@ from shared.sql.rows import RowQuery, select_columns, select_tuples
 from shared.web.time_format import format_rough_duration
 
 OFF: Final = "Nothing is proven: set `proof.every` to the exporter's interval, such as 15m."
+STEPS: Final[Mapping[Hop, str]] = {
+    Hop.EXPORTER: "See that the exporter runs, that Prometheus scrapes it, and that its `proof.every` is the relay's.",
+    Hop.PROMETHEUS: "See that Prometheus runs, has loaded ops/prometheus/rules, and sends to Alertmanager.",
+    Hop.ALERTMANAGER: "See Alertmanager's silences, its inhibitions, and its route of KMSPathProof to the relay.",
+    Hop.WEBHOOK: "See Alertmanager's log of failed notifications, and that it has the relay's URL and token.",
+    Hop.OUTBOX: "See what waits on the channel, and whether its rate allows a proof beside it.",
+    Hop.CHANNEL: "Correct what its error says; `keypulse-relay doctor` tries the channel again.",
+    Hop.UNKNOWN: "See each hop from the exporter to the relay, in this order.",
+}
+"""What to do about a hop."""
 _DAY: Final = 86400.0
 _MAX_SERVICES: Final = 100
 """Of one interval, those that are listed at least."""
@@ -66,11 +76,13 @@ class Standing:
         return self.last and self.last.error
 
     def is_ok(self, now: float, every: float) -> bool | None:
-        """Whether it was proven within two intervals; None while its first proof since it is served is not due."""
+        """Whether it was proven within two intervals; None while its first proof since it is served is not lost yet."""
         proven, since = (
             at is not None and now - at <= INTERVALS * every for at in (self.proven_at, self.times.proven_at)
         )
-        return True if proven else None if since or self.times.proven_at is None else False
+        if proven:
+            return True
+        return None if self.hop is None and (since or self.times.proven_at is None) else False
 
 
 _proof = channel_proofs.c
@@ -274,11 +286,11 @@ class Gap(NamedTuple):
 
 
 class Coverage(NamedTuple):
-    """How much of a time a channel was proven, since it was first served."""
+    """How much of a time a channel was proven."""
 
     channel: str
     share: float | None
-    """From 0 to 1; None where it was not served."""
+    """From 0 to 1; None where its first proof was not due."""
     gap: Gap | None
     """The longest."""
 
@@ -286,14 +298,15 @@ class Coverage(NamedTuple):
 def measure_coverage(history: History, since: float, until: float, every: float) -> Coverage:
     """Which share of a time lies within two intervals after a proof, and the longest gap.
 
-    A channel counts as proven when it is first served: its first proof is due later.
+    The time begins with the first proof of a channel, or two intervals after it was first served: then it was due.
     """
-    reach, covered = INTERVALS * every, max(since, history.served_since)
-    if covered >= until:
+    reach = INTERVALS * every
+    proven = sorted(ended for _, outcome, ended in history.proofs if outcome in {PROVEN, PARTLY})
+    covered = start = max(since, min([history.served_since + reach, *proven[:1]]))
+    if start >= until:
         return Coverage(history.channel, None, None)
-    gaps, start = list[Gap](), covered
-    covered = max(covered, history.served_since + reach)
-    for at in [*sorted(ended for _, outcome, ended in history.proofs if outcome in {PROVEN, PARTLY}), until]:
+    gaps: list[Gap] = []
+    for at in [*proven, until]:
         if covered < min(at, until):
             gaps.append(Gap(covered, min(at, until), None))
         covered = max(covered, at + reach)
@@ -310,7 +323,7 @@ def format_coverage(coverage: Sequence[Coverage]) -> str:
     """`every path proven 99.7 % of the time; longest gap 31 min, at alertmanager`; never more than is true."""
     shares = [each.share for each in coverage if each.share is not None]
     if not shares:
-        return "no path was served in this time"
+        return "no proof was due in this time"
     path = "every path" if len(coverage) > 1 else "path"
     text = f"{path} proven {math.floor(min(shares) * 1000 + 1e-6) / 10:g} % of the time"
     gaps = [(each.gap, each.channel) for each in coverage if each.gap is not None]

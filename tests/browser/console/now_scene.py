@@ -13,12 +13,14 @@ from sqlalchemy import insert, update
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from services.relay.acknowledgement.store import acknowledge
 from services.relay.outbox.heartbeats import record_heartbeats
+from services.relay.outbox.proofs import Hop
 from services.relay.outbox.served_channels import record_served_channels
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import channels, incidents, silences
 from shared.sql import database_url
 from tests.browser.console.served_console import Console, build_settings
 from tests.relay.outbox.seeded_history import KINDS, seed_history
+from tests.relay.proofs.seeded_proofs import seed_proofs
 from tests.relay.served_relay import served
 from tests.sites import serve_site
 
@@ -63,6 +65,7 @@ async def seed(file: Path, delivery_count: int) -> None:
         await store.run(
             lambda transaction: _change(transaction.connection, transaction.now, [each.id for each in firing])
         )
+        await seed_proofs(store, KINDS, 86400.0, lambda name, _at: Hop.CHANNEL if name == DOWN else "reachable")
         await _let_settle(store)
 
 

@@ -19,7 +19,7 @@ EVERY = 900.0
 NOW = 100 * EVERY
 
 
-def proofs(*outcomes: str | None, first: float = 0.0) -> list[Ended]:
+def proofs(*outcomes: str | None, first: float = -EVERY) -> list[Ended]:
     """One for each interval, ended 60 s after its start; None is no proof."""
     times = ((first + number * EVERY, outcome) for number, outcome in enumerate(outcomes))
     return [(at, outcome, at + 60.0) for at, outcome in times if outcome is not None]
@@ -28,33 +28,27 @@ def proofs(*outcomes: str | None, first: float = 0.0) -> list[Ended]:
 @pytest.mark.parametrize(
     ("ended", "served_since", "since", "proven", "gap"),
     [
-        (proofs(*[PROVEN] * 100), -EVERY, 0.0, 1.0, None),
-        (proofs(*[PARTLY] * 100), -EVERY, 0.0, 1.0, None),
+        (proofs(*[PROVEN] * 101), -2 * EVERY, 0.0, 1.0, None),
+        (proofs(*[PARTLY] * 101), -2 * EVERY, 0.0, 1.0, None),
         # A lost one is no gap, since the next is proven two intervals after the last; of two the second is.
-        (proofs(*[PROVEN] * 50, Hop.WEBHOOK, *[PROVEN] * 49), -EVERY, 0.0, 1.0, None),
+        (proofs(*[PROVEN] * 51, Hop.WEBHOOK, *[PROVEN] * 49), -2 * EVERY, 0.0, 1.0, None),
         (
-            proofs(*[PROVEN] * 50, Hop.PROMETHEUS, Hop.ALERTMANAGER, Hop.ALERTMANAGER, *[PROVEN] * 47),
-            -EVERY,
+            proofs(*[PROVEN] * 51, Hop.PROMETHEUS, Hop.ALERTMANAGER, Hop.ALERTMANAGER, *[PROVEN] * 47),
+            -2 * EVERY,
             0.0,
             0.98,
             Gap(51 * EVERY + 60, 53 * EVERY + 60, Hop.ALERTMANAGER),
         ),
         # No relay ran; then it lasts until the end.
-        (proofs(*[PROVEN] * 90), -EVERY, 0.0, (91 * EVERY + 60) / NOW, Gap(91 * EVERY + 60, NOW, None)),
-        # Before it was served nothing counts, and its first proof is due two intervals later.
+        (proofs(*[PROVEN] * 91), -2 * EVERY, 0.0, (91 * EVERY + 60) / NOW, Gap(91 * EVERY + 60, NOW, None)),
+        # Before its first proof nothing counts, unless that does not come within two intervals.
         (proofs(*[PROVEN] * 50, first=50 * EVERY), 50 * EVERY, 0.0, 1.0, None),
-        (
-            proofs(*[Hop.EXPORTER] * 50, first=50 * EVERY),
-            50 * EVERY,
-            0.0,
-            2 / 50,
-            Gap(52 * EVERY, NOW, Hop.EXPORTER),
-        ),
-        ([], 98 * EVERY, 0.0, 1.0, None),
-        ([], NOW, 0.0, None, None),
+        (proofs(*[Hop.EXPORTER] * 50, first=50 * EVERY), 50 * EVERY, 0.0, 0.0, Gap(52 * EVERY, NOW, Hop.EXPORTER)),
+        (proofs(PROVEN, first=90 * EVERY), 80 * EVERY, 0.0, 2 / 18, Gap(82 * EVERY, 90 * EVERY + 60, None)),
+        ([], 98 * EVERY, 0.0, None, None),
         # What is before the asked time counts for it, and its gap begins there.
-        (proofs(*[PROVEN] * 10), -EVERY, 11 * EVERY, 60 / (89 * EVERY), Gap(11 * EVERY + 60, NOW, None)),
-        (proofs(PROVEN), -EVERY, 50 * EVERY, 0.0, Gap(50 * EVERY, NOW, None)),
+        (proofs(*[PROVEN] * 11), -2 * EVERY, 11 * EVERY, 60 / (89 * EVERY), Gap(11 * EVERY + 60, NOW, None)),
+        (proofs(PROVEN), -2 * EVERY, 50 * EVERY, 0.0, Gap(50 * EVERY, NOW, None)),
     ],
 )
 def test_of_a_time_that_much_lies_within_two_intervals_after_a_proof(
@@ -68,7 +62,7 @@ def test_of_a_time_that_much_lies_within_two_intervals_after_a_proof(
 @pytest.mark.parametrize(
     ("coverage", "text"),
     [
-        ([Coverage("a", None, None)], "no path was served in this time"),
+        ([Coverage("a", None, None)], "no proof was due in this time"),
         ([Coverage("a", 1.0, None), Coverage("b", None, None)], "every path proven 100 % of the time"),
         (
             [Coverage("a", 0.99799, Gap(0, 300, Hop.UNKNOWN)), Coverage("b", 0.9999, Gap(0, 1860, Hop.ALERTMANAGER))],
@@ -100,12 +94,12 @@ def test_equal_cells_are_one_rectangle_of_a_day_and_a_gap_stays_empty() -> None:
     ended = proofs(*[PROVEN] * 94, None, None, None, None, PARTLY, Hop.CHANNEL, Hop.CHANNEL, first=DAY)
     runs = find_runs(ended, 900)
     assert runs == [Run(PROVEN, 96, 189), Run(PARTLY, 194, 194), Run(Hop.CHANNEL, 195, 196)]
-    assert draw(runs, 900, 1) == [
-        Shape(PROVEN, "proven", "M0 4h94v5h-94z"),
-        Shape(PARTLY, "partly", "M2 14h1v8h-1z"),
-        Shape(Hop.CHANNEL, "lost", "M3 12h2v11h-2z"),
+    assert draw(runs, 900, 2) == [
+        Shape(PROVEN, "proven", "M0 16h94v5h-94z"),
+        Shape(PARTLY, "partly", "M2 2h1v8h-1z"),
+        Shape(Hop.CHANNEL, "lost", "M3 0h2v11h-2z"),
     ]
-    assert draw([Run(PROVEN, 90, 200)], 900, 0)[0].path == "M90 4h6v5h-6zM0 16h96v5h-96zM0 28h9v5h-9z"
+    assert draw([Run(PROVEN, 90, 200)], 900, 2)[0].path == "M90 28h6v5h-6zM0 16h96v5h-96zM0 4h9v5h-9z"
     assert list_stretches(runs, 900) == [
         Stretch(195 * 900, 197 * 900, Hop.CHANNEL),
         Stretch(194 * 900, 195 * 900, PARTLY),

@@ -69,7 +69,7 @@ async def test_the_report_has_the_share_that_was_proven_and_the_hop_of_the_longe
     assert found == [(name, "1800.0", "alertmanager", "0.975") for name in ("mail", "slack")]
     kept = NOW - 31 * 86400.0
     assert old["complete_since"] == format_json_time(kept)
-    assert old["summary"].startswith("every path proven 97.9 % of the time"), "it was first served a day ago"
+    assert old["summary"].startswith("every path proven 97.8 % of the time"), "from its first proof on"
     assert f"{format_utc_time(kept)} : older proofs are not kept" in page
 
 
