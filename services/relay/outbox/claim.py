@@ -127,9 +127,9 @@ def _claim_channel(transaction: Transaction, request: ClaimRequest) -> ClaimResu
     due, digest_id = selected or Selection(lock_due(transaction, query, values, admission.limit))
     lease_id = f"{request.lease_owner}/{uuid4().hex}"
     if not due:
+        # It takes no token: with a rate of a few an hour, a page would wait for the next one.
         proof = claim_proof(transaction, request.channel, lease_id, request.lease_seconds, request.in_flight_ids)
         if proof is not None:
-            breaker.record_claim(transaction, row, 1, rate=request.rate, trial_seconds=None)
             return ClaimResult((proof,), 0.0, admission.channel_down)
         due_at = _NEXT_DUE.fetch_first(transaction.connection, values)
         retry_in = None if due_at is None else max(due_at - transaction.now, 0.0)

@@ -324,7 +324,10 @@ def _check_columns(connection: Connection) -> None:
     found = {name: each for (_, name), each in inspect(connection).get_multi_columns(filter_names=names).items()}
     for table in tables.metadata.sorted_tables:
         if table.name not in found:
-            raise UnknownDatabaseError(f"its table {table.name} is missing", "restore a backup of the whole database")
+            raise UnknownDatabaseError(
+                f"its table {table.name} is missing: another version of keypulse made it, or a restore left it out",
+                "run that version, or restore a backup of the whole database",
+            )
         missing = {column.name for column in table.columns} - {column["name"] for column in found[table.name]}
         if missing:
             raise UnknownDatabaseError(

@@ -11,23 +11,26 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, ScalarSelect, bindparam, case, delete, func, select, update
+from sqlalchemy import Connection, ScalarSelect, bindparam, case, delete, func, not_, or_, select, update
 
 from services.relay.channels.port import ProofLevel
 from services.relay.model import Claim, DeliveryTask
+from services.relay.outbox.breaker import FAILURE_THRESHOLD
 from services.relay.outbox.database import build_insert
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import channel_proofs, channels, clean_for_database, path_proofs
-from shared.sql.rows import RowQuery, select_rows, select_values
+from shared.sql.rows import RowQuery, select_rows, select_tuples, select_values
 
 INTERVALS: Final = 2
 """In so many a proof has to come to its end."""
 KEPT_SECONDS: Final = 31 * 86400.0
+_MAX_AHEAD: Final = 3600.0
+"""Seconds. A proof of tomorrow would count as a success until then."""
 _RETRY_SECONDS: Final = 60.0
 _MAX_ERROR: Final = 500
 _MAX_LABEL: Final = 200
 _MAX_PROOFS: Final = 100
-"""How many of one webhook are stored: one for each env and service."""
+"""One is stored for each env and service, until there are so many of an interval."""
 
 
 class Hop(StrEnum):
@@ -113,6 +116,12 @@ _LOCK_NEWEST: Final = (
     .for_update(skip_locked=True)
 )
 _OF_INTERVAL: Final = select_values(str, _proof.channel).where(_proof.interval_at == bindparam("interval"))
+_COUNT_STORED: Final = select_values(int, func.count()).where(
+    _path.started_at >= bindparam("since"), _path.started_at < bindparam("until")
+)
+_FAILING: Final = select_tuples(tuple[str, str | None], select(channels.c.name, channels.c.failed_detail)).where(
+    or_(channels.c.is_down > 0, channels.c.failures >= FAILURE_THRESHOLD)
+)
 _MARK_CLAIMED: Final = (
     update(channel_proofs)
     .where(_proof.channel == bindparam("of_channel"), _proof.interval_at == bindparam("interval"))
@@ -157,24 +166,25 @@ async def accept_proofs(
     """
 
     def commit(transaction: Transaction) -> frozenset[str]:
-        connection, now = transaction.connection, transaction.now
-        current = [each for each in proofs if -every <= now - each.started_at <= INTERVALS * every][:_MAX_PROOFS]
-        if not current:
-            return frozenset()
-        rows = [
-            {
-                "started_at": each.started_at,
-                "env": clean_for_database(each.env[:_MAX_LABEL]),
-                "service": clean_for_database(each.service[:_MAX_LABEL]),
-                "raised_at": each.raised_at,
-                "received_at": min(received_at, now),
-                "accepted_at": now,
-            }
-            for each in sorted(current)
-        ]
-        connection.execute(build_insert(path_proofs, connection.dialect.name).on_conflict_do_nothing(), rows)
-        new: set[str] = set()
-        for interval in sorted({find_interval(each.started_at, every) for each in current}):
+        connection, now, new = transaction.connection, transaction.now, set[str]()
+        by_interval: dict[float, list[PathProof]] = {}
+        for each in sorted(each for each in proofs if -every <= now - each.started_at <= INTERVALS * every):
+            by_interval.setdefault(find_interval(each.started_at, every), []).append(each)
+        for interval, came in by_interval.items():
+            rows = [
+                {
+                    "started_at": each.started_at,
+                    "env": clean_for_database(each.env[:_MAX_LABEL]),
+                    "service": clean_for_database(each.service[:_MAX_LABEL]),
+                    "raised_at": each.raised_at,
+                    "received_at": min(received_at, now),
+                    "accepted_at": now,
+                }
+                for each in came[:_MAX_PROOFS]
+            ]
+            if _COUNT_STORED.fetch_one(connection, {"since": interval, "until": interval + every}) < _MAX_PROOFS:
+                insert = build_insert(path_proofs, connection.dialect.name).on_conflict_do_nothing()
+                connection.execute(insert, rows)
             missing = set(names).difference(_OF_INTERVAL.fetch_all(connection, {"interval": interval}))
             _insert(transaction, interval, missing, due_at=now)
             new |= missing
@@ -251,10 +261,11 @@ def record_losses(
     connection, lost = transaction.connection, {"ended_at": transaction.now, "lease": None}
     waiting = select_rows(ChannelProofRow, _proof).where(_proof.ended_at.is_(None), _proof.interval_at <= interval)
     found: dict[str, Hop] = {}
+    failing = dict(_FAILING.fetch_all(connection))  # behind its circuit breaker no proof has its turn
     for row in waiting.order_by(_proof.channel, _proof.interval_at).for_update().fetch_all(connection):
-        own = Hop.CHANNEL if row.attempts else Hop.OUTBOX
+        own = Hop.CHANNEL if row.attempts or row.channel in failing else Hop.OUTBOX
         ended = update(channel_proofs).where(_proof.channel == row.channel, _proof.interval_at == row.interval_at)
-        connection.execute(ended.values(hop=own, **lost))
+        connection.execute(ended.values(hop=own, error=row.error or failing.get(row.channel), **lost))
         if row.interval_at == interval:
             found[row.channel] = own
     missing = set(names).difference(_OF_INTERVAL.fetch_all(connection, {"interval": interval}))
@@ -274,12 +285,15 @@ def read_times(connection: Connection) -> dict[str, ChannelTimes]:
 
 
 async def prune_proofs(store: Store, _cutoff: float) -> None:
-    """Forgets what is older than `KEPT_SECONDS`, whatever else is kept. Raises StoreUnavailableError."""
+    """Forgets what is older than `KEPT_SECONDS`, whatever else is kept, and what a clock that was ahead has left.
+
+    Raises StoreUnavailableError.
+    """
 
     def commit(transaction: Transaction) -> None:
-        before = transaction.now - KEPT_SECONDS
-        transaction.connection.execute(delete(path_proofs).where(_path.started_at < before))
-        transaction.connection.execute(delete(channel_proofs).where(_proof.interval_at < before))
+        for table, started_at in ((path_proofs, _path.started_at), (channel_proofs, _proof.interval_at)):
+            kept = started_at.between(transaction.now - KEPT_SECONDS, transaction.now + _MAX_AHEAD)
+            transaction.connection.execute(delete(table).where(not_(kept)))
 
     await store.run(commit)
 

@@ -60,7 +60,11 @@ async def record_served_channels(store: Store, edit_scopes: Mapping[str, str | N
 
     def commit(transaction: Transaction) -> None:
         new = build_insert(channels, transaction.connection.dialect.name)
-        is_gap = or_(channels.c.served_at.is_(None), channels.c.served_at < transaction.now - _REPLICA_TIMEOUT)
+        is_gap = or_(
+            channels.c.served_at.is_(None),
+            channels.c.served_at < transaction.now - _REPLICA_TIMEOUT,
+            channels.c.served_since > transaction.now,  # the clock was set back
+        )
         changes = {
             "served_at": new.excluded.served_at,
             "served_since": case((is_gap, transaction.now), else_=channels.c.served_since),

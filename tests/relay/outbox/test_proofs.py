@@ -11,6 +11,7 @@ from services.relay.outbox.claim import ClaimRequest, claim_due, release_leases
 from services.relay.outbox.proofs import (
     CHANNEL_PROOFS,
     KEPT_SECONDS,
+    PATH_PROOFS,
     Hop,
     PathProof,
     accept_proofs,
@@ -22,7 +23,7 @@ from services.relay.outbox.proofs import (
 )
 from services.relay.outbox.served_channels import record_served_channels
 from services.relay.outbox.store import Store
-from services.relay.outbox.tables import CHANNELS, DeliveryState
+from services.relay.outbox.tables import DeliveryState
 from tests.relay.outbox.rows import Rows
 
 EVERY = 900.0
@@ -56,6 +57,14 @@ async def test_an_interval_has_one_proof_on_each_channel_however_many_send_it(st
     assert set(await states(store)) == {"a", "b"}
 
 
+async def test_of_an_interval_a_hundred_services_are_stored_and_the_first_ones_in_any_order(store: Store) -> None:
+    started = find_interval(time.time(), EVERY)
+    proofs = [PathProof(started, "production", f"{number:03}", started) for number in range(150)]
+    for half in (proofs[:60], proofs, proofs[::-1]):
+        await accept_proofs(store, frozenset(half), ["a"], every=EVERY, received_at=started)
+    assert len(await store.read(PATH_PROOFS.fetch_all)) == 100
+
+
 @pytest.mark.parametrize(("ago", "taken"), [(EVERY, True), (3 * EVERY, False), (-2 * EVERY, False)])
 async def test_a_proof_that_is_lost_already_or_of_a_wrong_clock_proves_nothing(
     store: Store, ago: float, taken: bool
@@ -63,18 +72,26 @@ async def test_a_proof_that_is_lost_already_or_of_a_wrong_clock_proves_nothing(
     assert await accept(store, ago) == ({"a", "b"} if taken else set())
 
 
-async def test_a_proof_waits_for_every_delivery_and_takes_a_token_of_the_rate(store: Store, rows: Rows) -> None:
+async def test_a_proof_waits_for_every_delivery_and_for_a_token_and_leaves_that_to_the_next_delivery(
+    store: Store, rows: Rows
+) -> None:
     await rows.delivery(await rows.event(), "a", DeliveryState.QUEUED)
     await accept(store)
-    first = await claim(store, limit=1)
+    first = await claim(store, limit=1, rate=0.001)
     assert first is not None
     assert not first.task.is_proof
+    assert await claim(store, rate=0.001) is None, "there is no token"
     second = await claim(store)
     assert second is not None
     assert second.task.is_proof
-    before = {row.name: row.next_token_at for row in await store.read(CHANNELS.fetch_all)}
-    assert before["a"] > time.time()  # two messages at one a second
     assert await claim(store) is None, "it is in flight"
+    found = await claim(store, "b", rate=0.001)
+    assert found is not None
+    assert found.task.is_proof
+    await rows.delivery(await rows.event(), "b", DeliveryState.QUEUED)
+    page = await claim(store, "b", rate=0.001)
+    assert page is not None
+    assert not page.task.is_proof
 
 
 async def test_a_proof_that_failed_is_tried_again_and_one_that_succeeded_is_not(store: Store) -> None:
@@ -125,6 +142,34 @@ async def test_a_lost_proof_is_counted_once_at_the_hop_that_had_it_last(store: S
     assert lost == {"tried": Hop.CHANNEL, "waiting": Hop.OUTBOX, "never came": Hop.PROMETHEUS}
     assert await lose(store, interval, "proven", "tried", "waiting", "never came") == {}
     assert await claim(store, "waiting") is None
+
+
+async def test_what_waits_behind_a_circuit_breaker_is_lost_at_its_channel(store: Store) -> None:
+    interval = find_interval(time.time(), EVERY)
+    await accept(store, channels=["revoked", "busy"])
+    await record_served_channels(store, {"revoked": None, "busy": None})
+    down = "UPDATE channels SET is_down = 1, failed_detail = 'token_revoked' WHERE name = 'revoked'"
+    await store.run(lambda transaction: transaction.connection.exec_driver_sql(down))
+    assert await lose(store, interval) == {"revoked": Hop.CHANNEL, "busy": Hop.OUTBOX}
+    found = await store.read(CHANNEL_PROOFS.fetch_all)
+    assert {row.channel: row.error for row in found} == {"revoked": "token_revoked", "busy": None}
+
+
+async def test_a_clock_that_was_set_back_leaves_nothing_proven_until_then(store: Store) -> None:
+    await record_served_channels(store, {"a": None})
+    await accept(store, channels=["a"])
+    found = await claim(store)
+    assert found is not None
+    await record_proof(store, found, "reachable", "")
+    for ahead in (
+        "UPDATE channels SET served_at = served_at + 86400, served_since = served_since + 86400",
+        "UPDATE channel_proofs SET interval_at = interval_at + 86400, ended_at = ended_at + 86400",
+    ):
+        await store.run(lambda transaction: transaction.connection.exec_driver_sql(ahead))  # noqa: B023
+    await record_served_channels(store, {"a": None})
+    await prune_proofs(store, 0.0)
+    proven_at = (await store.read(read_times))["a"].proven_at
+    assert proven_at == pytest.approx(time.time(), abs=60)
 
 
 async def test_a_channel_without_a_proof_counts_from_when_it_is_served(store: Store) -> None:

@@ -50,7 +50,13 @@ def test_several_replicas_that_start_at_once_make_the_tables_once(postgres_datab
 @pytest.mark.parametrize(
     ("statement", "error"),
     [
-        ("DROP TABLE edits", "its table edits is missing; restore a backup of the whole database"),
+        (
+            "DROP TABLE edits",
+            (
+                "its table edits is missing: another version of keypulse made it, or a restore left it out; "
+                "run that version, or restore a backup of the whole database"
+            ),
+        ),
         (
             "ALTER TABLE edits RENAME COLUMN shown TO former",
             "another version of keypulse made it: its table edits has no column shown; run that version, or .*",
