@@ -39,7 +39,7 @@ PERMISSIONS: Final = (
 
 def healthy(**until: float) -> History:
     """Nothing is wrong; `until`: by service, how many seconds ago round trips end."""
-    history = History()
+    history = History(clock=lambda: NOW - 4000)
     history.configure(
         {(service, name): TargetKey("gcp", RING + name, GCP_PROFILE) for name, service in SERVICES.items()},
         ["ledger", "vault"],
@@ -95,7 +95,7 @@ def refused() -> History:
 
 def transit() -> History:
     """Of three keys of Transit one has its floor raised, one a server that is sealed, and one a token that ends."""
-    history = History()
+    history = History(clock=lambda: NOW - 4000)
     keys = {name: f"transit:transit/{name.removesuffix('-kek')}" for name in SERVICES}
     targets = {(SERVICES[name], name): TargetKey("transit", key, TRANSIT_PROFILE) for name, key in keys.items()}
     history.configure(targets, [])

@@ -98,7 +98,7 @@ async def serve_board(
 ) -> AsyncIterator[Address]:
     """A whole server of an exporter that knows what `history` does."""
     access = AccessPolicy([Token("admin", Role.ADMIN, admin)] if admin else [])
-    pages = BoardPages(history, result_max_age=stale_after, runbook_url=RUNBOOK, clock=clock)
+    pages = BoardPages(history, result_max_age=stale_after, runbook_url=RUNBOOK, proof_every=900.0, clock=clock)
     app = create_application("keypulse exporter", create_registry(), pages.build_routes(), access_policy=access)
     async with serve(app, listen) as address:
         yield address
