@@ -5,14 +5,22 @@ import io
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import pytest
+from sqlalchemy import insert
 
 from services.relay.outbox.proofs import Hop
-from services.relay.outbox.store import open_store
+from services.relay.outbox.store import Transaction, open_store
+from services.relay.outbox.tables import path_proofs
+from services.relay.proofs import queries
 from shared.http.json_api import format_json_time
+from shared.sql.database_url import create_sqlite_url
+from shared.sql.rows import RowQuery
 from shared.web.time_format import format_utc_time
 from tests.relay.console.test_api import get
+from tests.relay.outbox.test_query_plans import plan
 from tests.relay.proofs.seeded_proofs import EVERY, Outcome, seed_proofs, serve_since
 from tests.relay.served_relay import Scripted, served, settings
 
@@ -41,6 +49,50 @@ async def read_page(client: aiohttp.ClientSession, path: str = "/proof") -> str:
     async with client.get(path) as answer:
         assert answer.status == 200
         return " ".join(re.sub("<[^>]+>", " ", await answer.text()).split())
+
+
+async def test_the_proofs_of_an_interval_are_on_one_page_and_no_page_leaves_one_out(tmp_path: Path) -> None:
+    configured = settings(tmp_path, {"slack": Scripted()})
+
+    def add_services(transaction: Transaction) -> None:
+        one = {"started_at": LAST, "env": "prod", "raised_at": LAST, "received_at": LAST, "accepted_at": LAST}
+        services = [one | {"service": service} for service in ("billing", "mail")]
+        later = one | {"started_at": LAST - 3 * EVERY + 300.0, "service": "each-5-min"}
+        transaction.connection.execute(insert(path_proofs), [*services, later])
+
+    async with open_store(configured.database, lambda: NOW) as store:
+        await seed_proofs(store, ("slack",), 6 * EVERY)
+        await store.run(add_services)
+    async with served(configured, clock=lambda: NOW) as client:
+        whole = (await get(client, "/api/proofs"))[1]["proofs"]
+        pages, cursor = list[list[dict[str, Any]]](), ""
+        while cursor is not None:
+            page = (await get(client, f"/api/proofs?limit=2{cursor and '&cursor='}{cursor}"))[1]
+            pages.append(page["proofs"])
+            cursor = page["next_cursor"]
+        assert (await get(client, "/api/proofs?limit=0"))[0] == 400
+    started = [(each["started"], each["service"]) for each in whole]
+    hour = [format_json_time(LAST - number * EVERY) for number in range(6)]
+    assert started == [
+        *((hour[0], service) for service in ("backend", "billing", "mail")),
+        *((at, "backend") for at in hour[1:3]),
+        (format_json_time(LAST - 3 * EVERY + 300.0), "each-5-min"),
+        *((at, "backend") for at in hour[3:]),
+    ]
+    assert [len(page) for page in pages] == [3, 2, 2, 2]
+    assert [each for page in pages for each in page] == whole
+
+
+@pytest.mark.parametrize(
+    "query", [queries._LAST, queries._INTERVALS, queries._CHANNELS_OF, queries._PATHS_OF, queries._ENDED]
+)
+async def test_what_is_read_of_a_time_is_found_by_it(tmp_path: Path, query: RowQuery[Any]) -> None:
+    values = {**dict.fromkeys(("since", "before", "oldest", "newest"), NOW), "most": 1}
+    given = {name: values[name] for name in query.statement.compile().params if name in values}
+    async with open_store(create_sqlite_url(tmp_path / "relay.db"), lambda: NOW) as store:
+        found = await store.read(partial(plan, query, given))
+    assert "USING PRIMARY KEY" in found
+    assert "SCAN" not in found.replace("SCAN anon_1", "")  # what it found
 
 
 async def test_the_report_has_the_share_that_was_proven_and_the_hop_of_the_longest_gap(tmp_path: Path) -> None:
