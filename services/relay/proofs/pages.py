@@ -2,10 +2,9 @@
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection
 from starlette.requests import Request
@@ -35,18 +34,17 @@ MAX_STRETCHES: Final = 20
 """Of each channel, those that are listed."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelMonth:
+class ChannelMonth(NamedTuple):
     """Thirty days of a channel."""
 
-    channel: str
     coverage: Coverage
     shapes: Sequence[Shape]
     stretches: Sequence[Stretch]
 
 
-@dataclass(frozen=True, slots=True)
-class Month:
+class Month(NamedTuple):
+    """Thirty days of all channels."""
+
     today: int
     """Days since the epoch."""
     cell_seconds: int
@@ -61,8 +59,7 @@ def read_month(connection: Connection, names: Sequence[str], now: float, every: 
         first = bisect_left(history.proofs, since, key=itemgetter(0))
         runs = find_runs(history.proofs[first:], cell_seconds)
         coverage = measure_coverage(history, since, now, every)
-        shapes, stretches = draw(runs, cell_seconds, today), list_stretches(runs, cell_seconds)
-        channels.append(ChannelMonth(history.channel, coverage, shapes, stretches))
+        channels.append(ChannelMonth(coverage, draw(runs, cell_seconds, today), list_stretches(runs, cell_seconds)))
     return Month(today, cell_seconds, channels)
 
 

@@ -252,8 +252,8 @@ class History(NamedTuple):
     channel: str
     proofs: Sequence[Ended]
     """In the order of their intervals."""
-    served_since: float
-    """When it was first served, as far as that is known."""
+    begun_at: float
+    """The interval of its first proof, of all that are kept, be it a lost one; infinite without any."""
 
 
 def read_histories(connection: Connection, names: Iterable[str], since: float, every: float) -> list[History]:
@@ -261,15 +261,8 @@ def read_histories(connection: Connection, names: Iterable[str], since: float, e
     proofs: dict[str, list[Ended]] = {}
     for channel, interval_at, outcome, ended_at in _ENDED.fetch_all(connection, {"since": since - INTERVALS * every}):
         proofs.setdefault(channel, []).append((interval_at, outcome, ended_at))
-    begun, times = dict(_BEGUN.fetch_all(connection)), read_times(connection)
-    return [
-        History(
-            name,
-            proofs.get(name, ()),
-            min(begun.get(name, math.inf), times.get(name, NEVER_PROVEN).served_since or math.inf),
-        )
-        for name in names
-    ]
+    begun = dict(_BEGUN.fetch_all(connection))
+    return [History(name, proofs.get(name, ()), begun.get(name, math.inf)) for name in names]
 
 
 class Gap(NamedTuple):
@@ -290,7 +283,7 @@ class Coverage(NamedTuple):
 
     channel: str
     share: float | None
-    """From 0 to 1; None where its first proof was not due."""
+    """From 0 to 1; None where no proof had ended yet."""
     gap: Gap | None
     """The longest."""
 
@@ -298,11 +291,11 @@ class Coverage(NamedTuple):
 def measure_coverage(history: History, since: float, until: float, every: float) -> Coverage:
     """Which share of a time lies within two intervals after a proof, and the longest gap.
 
-    The time begins with the first proof of a channel, or two intervals after it was first served: then it was due.
+    The time begins when a channel was first proven, or when its first proof was lost.
     """
     reach = INTERVALS * every
     proven = sorted(ended for _, outcome, ended in history.proofs if outcome in {PROVEN, PARTLY})
-    covered = start = max(since, min([history.served_since + reach, *proven[:1]]))
+    covered = start = max(since, min([history.begun_at + reach, *proven[:1]]))
     if start >= until:
         return Coverage(history.channel, None, None)
     gaps: list[Gap] = []
@@ -323,7 +316,7 @@ def format_coverage(coverage: Sequence[Coverage]) -> str:
     """`every path proven 99.7 % of the time; longest gap 31 min, at alertmanager`; never more than is true."""
     shares = [each.share for each in coverage if each.share is not None]
     if not shares:
-        return "no proof was due in this time"
+        return "no proof has ended in this time"
     path = "every path" if len(coverage) > 1 else "path"
     text = f"{path} proven {math.floor(min(shares) * 1000 + 1e-6) / 10:g} % of the time"
     gaps = [(each.gap, each.channel) for each in coverage if each.gap is not None]

@@ -1,5 +1,7 @@
 """How much of a time was proven, and what the matrix shows: never more than the proofs say."""
 
+import math
+
 import pytest
 
 from services.relay.outbox.proofs import Hop
@@ -26,7 +28,7 @@ def proofs(*outcomes: str | None, first: float = -EVERY) -> list[Ended]:
 
 
 @pytest.mark.parametrize(
-    ("ended", "served_since", "since", "proven", "gap"),
+    ("ended", "begun_at", "since", "proven", "gap"),
     [
         (proofs(*[PROVEN] * 101), -2 * EVERY, 0.0, 1.0, None),
         (proofs(*[PARTLY] * 101), -2 * EVERY, 0.0, 1.0, None),
@@ -45,16 +47,16 @@ def proofs(*outcomes: str | None, first: float = -EVERY) -> list[Ended]:
         (proofs(*[PROVEN] * 50, first=50 * EVERY), 50 * EVERY, 0.0, 1.0, None),
         (proofs(*[Hop.EXPORTER] * 50, first=50 * EVERY), 50 * EVERY, 0.0, 0.0, Gap(52 * EVERY, NOW, Hop.EXPORTER)),
         (proofs(PROVEN, first=90 * EVERY), 80 * EVERY, 0.0, 2 / 18, Gap(82 * EVERY, 90 * EVERY + 60, None)),
-        ([], 98 * EVERY, 0.0, None, None),
+        ([], math.inf, 0.0, None, None),
         # What is before the asked time counts for it, and its gap begins there.
         (proofs(*[PROVEN] * 11), -2 * EVERY, 11 * EVERY, 60 / (89 * EVERY), Gap(11 * EVERY + 60, NOW, None)),
         (proofs(PROVEN), -2 * EVERY, 50 * EVERY, 0.0, Gap(50 * EVERY, NOW, None)),
     ],
 )
 def test_of_a_time_that_much_lies_within_two_intervals_after_a_proof(
-    ended: list[Ended], served_since: float, since: float, proven: float | None, gap: Gap | None
+    ended: list[Ended], begun_at: float, since: float, proven: float | None, gap: Gap | None
 ) -> None:
-    coverage = measure_coverage(History("slack", ended, served_since), since, NOW, EVERY)
+    coverage = measure_coverage(History("slack", ended, begun_at), since, NOW, EVERY)
     assert coverage.gap == gap
     assert coverage.share == (None if proven is None else pytest.approx(proven))
 
@@ -62,7 +64,7 @@ def test_of_a_time_that_much_lies_within_two_intervals_after_a_proof(
 @pytest.mark.parametrize(
     ("coverage", "text"),
     [
-        ([Coverage("a", None, None)], "no proof was due in this time"),
+        ([Coverage("a", None, None)], "no proof has ended in this time"),
         ([Coverage("a", 1.0, None), Coverage("b", None, None)], "every path proven 100 % of the time"),
         (
             [Coverage("a", 0.99799, Gap(0, 300, Hop.UNKNOWN)), Coverage("b", 0.9999, Gap(0, 1860, Hop.ALERTMANAGER))],
