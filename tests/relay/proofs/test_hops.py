@@ -12,11 +12,15 @@ from typing import Any, Final, TypeVar
 
 import aiohttp
 import yaml
+from prometheus_client import CollectorRegistry
 
 from services.relay.apis import AlertmanagerClient, ApiError, PrometheusClient
-from services.relay.outbox.proofs import Hop
+from services.relay.outbox.proofs import PATH_PROOFS, Hop, PathProof, accept_proofs, find_interval
+from services.relay.outbox.store import Store
 from services.relay.proofs.hops import HopFinder
+from services.relay.proofs.monitor import ProofMonitor
 from tests.ops.conftest import Running
+from tests.relay.monitors.monitored_outbox import MonitoredOutbox
 from tests.relay.real_alertmanager import run_alertmanager
 from tests.relay.served_relay import until
 
@@ -159,6 +163,21 @@ async def test_a_receiver_without_a_webhook_is_named(tmp_path: Path) -> None:
     async with run_alertmanager(tmp_path, alertmanager_file(route={"receiver": "elsewhere"})) as url, asked(url) as ask:
         text = "KMSPathProof goes to the receiver elsewhere, which has no webhook with a token"
         assert await ask() == (Hop.ALERTMANAGER, text)
+
+
+async def test_when_alertmanager_had_the_proof_is_stored_soon_after_it_came(tmp_path: Path, store: Store) -> None:
+    async with run_alertmanager(tmp_path, alertmanager_file()) as url, closing_client(AlertmanagerClient(url)) as peer:
+        started = find_interval(time.time(), EVERY)
+        for each in (started - EVERY, started):
+            labels = {"alertname": "KMSPathProof", "service": f"{each:.0f}"}
+            await post(url, "alerts", [{"labels": labels, "annotations": {"proof_started": f"{each:.0f}"}}])
+        proof = PathProof(started, "test", "backend", started)
+        await accept_proofs(store, [proof], ["slack"], every=EVERY, received_at=time.time())
+        relay = MonitoredOutbox(store, CollectorRegistry())
+        await ProofMonitor(relay.publisher, HopFinder(None, [], {}), [peer]).check()
+        (row,) = await store.read(PATH_PROOFS.fetch_all)
+        assert row.alertmanager_at is not None
+        assert row.received_at - 60 < row.alertmanager_at <= row.received_at
 
 
 async def post(url: str, path: str, body: Any) -> Any:
