@@ -87,14 +87,15 @@ class HopFinder:
         return self._judge_webhooks(interval)
 
     async def _ask_alertmanagers(self, alerts: Sequence[Labels], interval: _Interval) -> LostProof | None:
-        reasons = await asyncio.gather(*(_ask_alertmanager(peer, alerts, interval) for peer in self._peers))
+        # One after the other: each reply may have megabytes.
+        reasons = [await _ask_alertmanager(peer, alerts, interval) for peer in self._peers]
         answered = [reason for reason, has_answered in reasons if has_answered]
         if answered and None in answered:
             return None
         return LostProof(Hop.ALERTMANAGER, next(iter(answered or [f"no answer: {reasons[0][0]}"])) or "")
 
     def _judge_webhooks(self, interval: _Interval) -> LostProof:
-        refused = [(at, code) for code, at in self._webhook_times.items() if code >= 400 and at >= interval.start]
+        refused = [(at, code) for code, at in self._webhook_times.items() if code > 400 and at >= interval.start]
         if refused:
             _, code = max(refused)
             return LostProof(Hop.WEBHOOK, f"this relay refused webhooks ({code}): {REFUSALS.get(code, 'refused')}")

@@ -212,21 +212,16 @@ class ProofMonitor:
 
 def _build_alert(group: str, lost: LostProof, since: float) -> SelfAlert:
     """The incident of a channel, or of all, since a time in unix seconds."""
-    channel = group.removeprefix(_CHANNEL_GROUP) if group != PATH_GROUP else ""
     error = truncate(clean_line(lost.error), _MAX_ERROR)
-    what = f"{channel} is not" if channel else "No channel is"
+    labels = {"alertname": UNPROVEN_ALERT, "severity": "warning", "hop": str(lost.hop)}
+    subject, step = "No channel is", f"{STEPS[lost.hop]} Without an exporter, set the relay's `proof.every` to 0."
+    if group != PATH_GROUP:
+        labels["channel"] = group.removeprefix(_CHANNEL_GROUP)
+        subject, step = f"{labels['channel']} is not", STEPS[lost.hop]
     return SelfAlert(
         group=group,
-        labels={
-            "alertname": UNPROVEN_ALERT,
-            "severity": "warning",
-            "hop": lost.hop,
-            **({"channel": channel} if channel else {}),
-        },
-        title=f"{what} proven since {format_clock(since)}: lost at {lost.hop}: {error}",
+        labels=labels,
+        title=f"{subject} proven since {format_clock(since)}: lost at {lost.hop}: {error}",
         summary=f"A proof of the path of alerts was lost at {lost.hop}",
-        description=(
-            f"{STEPS[lost.hop]} The relay's page /proof shows each channel and each hop; "
-            "the runbook KMSPathUnproven has the commands."
-        ),
+        description=f"{step} The relay's page /proof shows each hop; the runbook KMSPathUnproven has the commands.",
     )
