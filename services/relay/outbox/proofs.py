@@ -119,9 +119,10 @@ _OF_INTERVAL: Final = select_values(str, _proof.channel).where(_proof.interval_a
 _COUNT_STORED: Final = select_values(int, func.count()).where(
     _path.started_at >= bindparam("since"), _path.started_at < bindparam("until")
 )
-_FAILING: Final = select_tuples(tuple[str, str | None], select(channels.c.name, channels.c.failed_detail)).where(
+FAILING: Final = select_tuples(tuple[str, str | None], select(channels.c.name, channels.c.failed_detail)).where(
     or_(channels.c.is_down > 0, channels.c.failures >= FAILURE_THRESHOLD)
 )
+"""The channels behind whose circuit breaker no proof has its turn, and why."""
 _MARK_CLAIMED: Final = (
     update(channel_proofs)
     .where(_proof.channel == bindparam("of_channel"), _proof.interval_at == bindparam("interval"))
@@ -261,7 +262,7 @@ def record_losses(
     connection, lost = transaction.connection, {"ended_at": transaction.now, "lease": None}
     waiting = select_rows(ChannelProofRow, _proof).where(_proof.ended_at.is_(None), _proof.interval_at <= interval)
     found: dict[str, Hop] = {}
-    failing = dict(_FAILING.fetch_all(connection))  # behind its circuit breaker no proof has its turn
+    failing = dict(FAILING.fetch_all(connection))
     for row in waiting.order_by(_proof.channel, _proof.interval_at).for_update().fetch_all(connection):
         own = Hop.CHANNEL if row.attempts or row.channel in failing else Hop.OUTBOX
         ended = update(channel_proofs).where(_proof.channel == row.channel, _proof.interval_at == row.interval_at)

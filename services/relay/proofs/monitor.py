@@ -20,6 +20,7 @@ from services.relay.monitors.self_alerts import AlertPublisher, SelfAlert, resol
 from services.relay.outbox.incidents import Incident, read_open_incident
 from services.relay.outbox.proofs import (
     CHANNEL_PROOFS,
+    FAILING,
     INTERVALS,
     NEVER_PROVEN,
     PATH_PROOFS,
@@ -68,6 +69,8 @@ class _State(NamedTuple):
     """The newest proof that came."""
     over: Sequence[ChannelProofRow]
     """The proofs of the two intervals that are over, the newest first."""
+    failing: Mapping[str, str | None]
+    """The channels behind whose circuit breaker a proof waits, and why."""
     incidents: Mapping[str, Incident]
     """Those of unproven paths that are open, by their group."""
 
@@ -80,8 +83,9 @@ class _State(NamedTuple):
         """Where a proof got stuck that came; None if none did."""
         for row in self.over:
             if row.channel == name and row.level is None and row.hop in {None, Hop.OUTBOX, Hop.CHANNEL}:
-                if row.hop == Hop.CHANNEL or row.attempts:
-                    return LostProof(Hop.CHANNEL, row.error or "no attempt came to its end")
+                if row.hop == Hop.CHANNEL or row.attempts or name in self.failing:
+                    error = row.error or self.failing.get(name) or "no attempt came to its end"
+                    return LostProof(Hop.CHANNEL, error)
                 return LostProof(Hop.OUTBOX, row.error or "it waits, and was never tried")
         return None
 
@@ -134,6 +138,7 @@ class ProofMonitor:
             read_served_channels(connection, now).intersection(self._names),
             _NEWEST.fetch_first(connection),
             _OF_INTERVALS.fetch_all(connection, values),
+            dict(FAILING.fetch_all(connection)),
             {group: incident for group, incident in incidents if incident is not None},
         )
 

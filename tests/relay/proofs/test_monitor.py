@@ -148,6 +148,16 @@ async def test_a_single_proof_may_be_lost_and_the_next_may_be_late(path: ProvenP
     assert sum(count_losses(path.at.registry).values()) == len(CHANNELS)
 
 
+async def test_what_waits_behind_a_circuit_breaker_is_lost_at_its_channel(path: ProvenPath) -> None:
+    await path.run(1)
+    path.idle = ["email"]
+    down = update(channels).where(channels.c.name == "email").values(is_down=1, failed_detail="535 refused")
+    await path.at.store.run(partial(execute, statement=down))
+    await path.run(2.5)
+    ((_, title, _),) = await path.list_told()
+    assert title == "email is not proven since 22:00 UTC: lost at channel: 535 refused"
+
+
 async def test_what_is_no_longer_proven_is_over(path: ProvenPath) -> None:
     path.refusing = CHANNELS
     await path.run(3)
