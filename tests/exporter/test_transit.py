@@ -48,6 +48,7 @@ async def test_versions_floor_permissions_rotation_and_the_token_s_end_are_metri
         await scrape.wait_for("kms_probe_success backend ledger-kek", 1)
         await scrape.wait_for("kms_wrong_aad_refused backend ledger-kek", 1)
         board = await scrape.page()
+        steps = await scrape.page("/probe?target=ledger-kek&debug=true")
         mounted.change("keys/ledger/config", deletion_allowed=True)
     states = {state: values[f"kms_key_versions backend {state} ledger-kek"] for state in STATES}
     assert states == {"usable": 1, "decrypt_only": 1, "disabled": 1, "destroyed": 1}
@@ -64,6 +65,8 @@ async def test_versions_floor_permissions_rotation_and_the_token_s_end_are_metri
     }
     assert reads == {"get_key": 1, "test_permissions": 2}  # which reads the key, too
     assert "google" not in board.lower()
+    assert "ok: the plaintext is the one that was encrypted" in steps
+    assert "checksum" not in steps, "Transit's answers have none"
     async with scraped(read_settings(mounted, tmp_path)) as scrape:
         await scrape.wait_for("kms_key_inspection_problems backend ledger-kek", 1)
         assert "deletion_allowed is true: one request deletes the key" in await scrape.page()

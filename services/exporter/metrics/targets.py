@@ -290,7 +290,7 @@ class TargetMetrics:
         problems = set(inspection.problems) - set(inspection.call_problems if is_proven else ()) if inspection else None
         yield self._show(
             "kms_key_inspection_problems",
-            "What could not be read of the key, and what was wrong with the file of its canaries.",
+            "What could not be read of the key, what puts it at risk, and what is wrong with the file of its canaries.",
             None if problems is None else len(problems),
         )
 
