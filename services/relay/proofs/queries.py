@@ -38,7 +38,7 @@ STEPS: Final[Mapping[Hop, str]] = {
     Hop.WEBHOOK: "See Alertmanager's log of failed notifications, and that it has the relay's URL and token.",
     Hop.OUTBOX: "See what waits on the channel, and whether its rate allows a proof beside it.",
     Hop.CHANNEL: "Correct what its error says; `keypulse-relay doctor` tries the channel again.",
-    Hop.UNKNOWN: "See each hop from the exporter to the relay, in this order.",
+    Hop.UNKNOWN: "See each hop from the exporter to the relay in turn; without an exporter set `proof.every: 0`.",
 }
 """What to do about a hop."""
 _DAY: Final = 86400.0
