@@ -185,6 +185,6 @@ class PostingChannel(HttpChannel, ABC):
         if status == 401 and headers:  # not 403, by which some refuse the method
             detail = f"{self.provider} refuses the token (HTTP 401)"
             raise SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, detail)
-        if status >= 500:
+        if status >= 500 and status != 501:  # of a server that knows no OPTIONS
             raise CheckError(f"{self.provider} answers with HTTP {status}", "see the log of what answers there")
         return f"{urlsplit(url).hostname} answers; only send-test shows whether it takes messages"

@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import pytest
+from aiohttp import web
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.channels.port import Channel, ChannelProof, ProofLevel, ProofSettings, ProvingChannel
 from services.relay.delivery.attempt import prove_channel
-from tests.relay.channels.conftest import OpenChannel, Providers, TcpServer
+from tests.relay.channels.conftest import Answering, OpenChannel, Providers, TcpServer
 from tests.relay.channels.email.mail_server import connect
-from tests.relay.channels.examples import SECRET, rotate, settings
+from tests.relay.channels.examples import SECRET, example, rotate, settings
 from tests.relay.channels.kinds import EVERY_KIND
 
 PROOFS, MAILBOX = "#proofs", "proofs@example.org"
@@ -203,3 +204,13 @@ async def test_the_checks_of_a_proof_leave_no_connection_open(reply: bytes, secr
     channel = connect(secret_file, await tcp(serve), username=None, password_file=None)
     assert ((await prove(channel, ProofSettings())).level is None) is reply.startswith(b"550")
     await asyncio.wait_for(ended.wait(), 5)
+
+
+@pytest.mark.parametrize(("status", "level"), [(501, REACHABLE), (503, None)])
+async def test_a_webhook_whose_server_knows_no_options_is_reachable(
+    status: int, level: ProofLevel | None, secret_file: Path, answering: Answering, open_channel: OpenChannel
+) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    assert (await prove(open_channel(example("webhook", secret_file, await answering(answer))))).level is level

@@ -179,7 +179,7 @@ async def test_what_cannot_be_accepted_says_where_and_why(relay: Replica) -> Non
         await relay.replays.preview(entry, json.dumps(wrong).encode())
     heartbeat = json.loads(webhook_of())
     heartbeat["alerts"][0]["labels"] = {"alertname": "Watchdog"}
-    with pytest.raises(ReplayRefusedError, match="heartbeats alone"):
+    with pytest.raises(ReplayRefusedError, match="heartbeats or proofs alone"):
         await relay.replays.preview(entry, json.dumps(heartbeat).encode())
     both = json.loads(webhook_of())
     both["alerts"].append({**both["alerts"][0], "labels": {"alertname": "Watchdog"}, "fingerprint": "dog"})

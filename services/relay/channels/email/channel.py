@@ -298,7 +298,7 @@ class EmailChannel:
                 try:
                     await session.client.rcpt(address)
                 except aiosmtplib.SMTPRecipientRefused as error:
-                    refused.append(f"{address} ({error.code} {mask_reply(error.message)})")
+                    refused.append(f"{address} ({error.code} {mask_reply(error.message, *session.secrets)})")
             await session.client.rset()
         self._end_checks()
         if refused:

@@ -10,7 +10,8 @@ import pytest
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.channels.port import SendReason, SendScope
+from services.relay.channels.port import ProofSettings, SendReason, SendScope
+from services.relay.delivery.attempt import prove_channel
 from shared.config.settings import Address
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect
@@ -91,6 +92,7 @@ async def test_a_server_that_repeats_the_login_does_not_bring_it_into_an_error(
     mechanism: str, secret_file: Path, tcp: TcpServer
 ) -> None:
     sent: list[bytes] = []
+    taken: list[bytes] = []
 
     async def parrot(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail\r\n")
@@ -104,6 +106,8 @@ async def test_a_server_that_repeats_the_login_does_not_bring_it_into_an_error(
             elif line.startswith(b"AUTH PLAIN"):
                 sent.append(line.split()[-1])
                 writer.write(b"235 fine\r\n")
+            elif line[:4].strip() in taken:
+                writer.write(b"250 fine\r\n")
             else:
                 last = sent[-1]
                 writer.write(b"451 after " + last + b", " + last.rstrip(b"=") + b" and " + SECRET.encode() + b"\r\n")
@@ -111,6 +115,9 @@ async def test_a_server_that_repeats_the_login_does_not_bring_it_into_an_error(
     error = await refuse(connect(secret_file, await tcp(parrot)))
     assert str(error) == "the mail server answered 451 after [secret], [secret] and [secret]"
     assert SECRET in b64decode(sent[-1]).decode()
+    taken += [b"MAIL", b"RSET"]
+    proof = await prove_channel(connect(secret_file, await tcp(parrot)), "channels.mine", ProofSettings(), 5)
+    assert f"the mail server refuses {SECOPS} (451 after [secret], [secret] and [secret])" in proof.error
 
 
 @pytest.mark.parametrize(
