@@ -42,6 +42,8 @@ class DeliveryContext:
     """Channels that get the deliveries of one that is down."""
     wake_channels: Callable[[Iterable[str]], None]
     """Called with the channels that have something new to deliver."""
+    proof_interval: float = 0.0
+    """Seconds; 0 where nothing is proven."""
 
 
 async def send_task(

@@ -512,6 +512,7 @@ async def _run_workers(
         random.random,
         settings.default_channels,
         wake,
+        settings.proof.every,
     )
     runners += [Worker(name, context) for name in settings.channels]
     runners += build_editors(context)
@@ -571,7 +572,7 @@ async def _mark_served(context: DeliveryContext) -> None:
 
 async def _record_served(context: DeliveryContext) -> None:
     edit_scopes = {name: each.edit_scope() for name, each in context.channels.items()}
-    await record_served_channels(context.store, edit_scopes)
+    await record_served_channels(context.store, edit_scopes, context.proof_interval)
 
 
 async def _run_sweeper(context: DeliveryContext, compare_delay: float) -> None:

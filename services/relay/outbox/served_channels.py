@@ -50,12 +50,15 @@ _FIND_OUTDATED: Final = _OUTDATED.where(_delivery.seq > bindparam("after")).limi
 _READ_OUTDATED: Final = _OUTDATED.where(_delivery.seq.in_(bindparam("seqs", expanding=True)))
 
 
-async def record_served_channels(store: Store, edit_scopes: Mapping[str, str | None]) -> None:
+async def record_served_channels(
+    store: Store, edit_scopes: Mapping[str, str | None], proof_interval: float = 0.0
+) -> None:
     """Records that this relay delivers on these channels now, as it does at its start and every few seconds.
 
     Configurations differ while one replica after the other is reloaded. What waits for a channel on which nobody
     delivers goes to fallback channels, and an event of an incident goes to the channels of other replicas, too.
-    `edit_scopes` has None for a channel whose messages are not edited. Raises StoreUnavailableError.
+    `edit_scopes` has None for a channel whose messages are not edited; `proof_interval` is `proof.every`, since with
+    another one the first proof is due later. Raises StoreUnavailableError.
     """
 
     def commit(transaction: Transaction) -> None:
@@ -64,11 +67,13 @@ async def record_served_channels(store: Store, edit_scopes: Mapping[str, str | N
             channels.c.served_at.is_(None),
             channels.c.served_at < transaction.now - _REPLICA_TIMEOUT,
             channels.c.served_since > transaction.now,  # the clock was set back
+            channels.c.proof_interval.is_distinct_from(proof_interval),
         )
         changes = {
             "served_at": new.excluded.served_at,
             "served_since": case((is_gap, transaction.now), else_=channels.c.served_since),
             "edit_scope": new.excluded.edit_scope,
+            "proof_interval": proof_interval,
         }
         served = new.on_conflict_do_update(index_elements=["name"], set_=changes)
         # Sorted: two replicas that lock the same rows in different orders would wait for each other.
@@ -78,6 +83,7 @@ async def record_served_channels(store: Store, edit_scopes: Mapping[str, str | N
                 **NEW_CHANNEL,
                 **dict.fromkeys(("served_at", "served_since"), transaction.now),
                 "edit_scope": scope,
+                "proof_interval": proof_interval,
             }
             for name, scope in sorted(edit_scopes.items())
         ]

@@ -143,9 +143,7 @@ class Replays:
                 raise MalformedWebhookError(f"{error}; only the first {MAX_BODY_BYTES // 1024} KiB are kept") from None
             raise
         if incoming is None:
-            raise ReplayRefusedError(
-                "it has heartbeats or proofs alone, and an old one proves nothing: no need"
-            )
+            raise ReplayRefusedError("it has heartbeats or proofs alone, and an old one proves nothing: no need")
         return _Parsed(incoming, route, tuple(sorted(heartbeats)))
 
     def _build_preview(

@@ -180,9 +180,14 @@ async def test_a_channel_without_a_proof_counts_from_when_it_is_served(store: St
     assert since == pytest.approx(time.time(), abs=5)
     await record_served_channels(store, {"a": None})
     assert (await store.read(read_times))["a"] == served, "it was served all the time"
+    earlier = "UPDATE channels SET served_since = served_since - 7200"
+    await store.run(lambda transaction: transaction.connection.exec_driver_sql(earlier))
+    await record_served_channels(store, {"a": None}, EVERY)
+    newly = (await store.read(read_times))["a"].served_since
+    assert newly == pytest.approx(time.time(), abs=5), "only now it is proven, or with another interval"
     gone = "UPDATE channels SET served_at = served_at - 3600, served_since = served_since - 7200"
     await store.run(lambda transaction: transaction.connection.exec_driver_sql(gone))
-    await record_served_channels(store, {"a": None})
+    await record_served_channels(store, {"a": None}, EVERY)
     again = (await store.read(read_times))["a"].proven_at
     assert again == pytest.approx(time.time(), abs=5), "nobody served it for an hour"
 

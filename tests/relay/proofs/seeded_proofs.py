@@ -71,5 +71,5 @@ def _build_row(name: str, at: float, outcome: Outcome) -> dict[str, Any]:
 
 def serve_since(transaction: Transaction, names: Iterable[str], at: float) -> None:
     """These channels are served since then."""
-    row = {**NEW_CHANNEL, "served_at": transaction.now, "served_since": at}
+    row = {**NEW_CHANNEL, "served_at": transaction.now, "served_since": at, "proof_interval": EVERY}
     transaction.connection.execute(insert(channels), [{"name": name, **row} for name in sorted(names)])
