@@ -26,7 +26,7 @@ from tests.postgres import Postgres, programs
 TOKEN: Final = "a-token-of-the-benchmarks"
 SLACK_TOKEN: Final = "xoxb-benchmark"
 ROUTING_KEY: Final = "0" * 32
-_READY_SECONDS: Final = 30.0
+_READY_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.1
 _BATCH: Final = 500
 
