@@ -5,6 +5,7 @@ free, and all are stopped when the stage is left, however that happens.
 """
 
 import asyncio
+import subprocess
 import sys
 import tempfile
 import time
@@ -230,6 +231,10 @@ def run_postgres(disk: Path | None = None, *settings: str) -> Iterator[Postgres]
             server = Postgres(Path(folder), from_the_wheel, (*(_DURABLE if disk else ()), *settings))
         except RuntimeError as error:
             raise StartError(str(error)) from None
+        except subprocess.CalledProcessError:
+            raise StartError(
+                f"PostgreSQL cannot keep its data in {folder}; name a folder with --disk that the user nobody can reach"
+            ) from None
         try:
             yield server
         finally:

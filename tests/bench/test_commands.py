@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,7 @@ SMALL: dict[str, list[str]] = {
 @pytest.mark.parametrize("command", main.commands)
 def test_a_benchmark_runs(command: str) -> None:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as disk:  # pytest's own folders may be in memory
+        Path(disk).chmod(0o755)  # as root, PostgreSQL runs as nobody
         program = [sys.executable, "-m", "tests.bench", "--disk", disk, command, *SMALL[command]]
         done = subprocess.run(program, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
