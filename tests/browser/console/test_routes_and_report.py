@@ -39,7 +39,10 @@ async def test_pasted_labels_lead_through_both_trees(chromium: Browser, reported
         await expect(chosen.nth(0)).to_contain_text('alertname=~"^KMS.*" → kms-security webhook takes it')
         await expect(chosen.nth(1)).to_contain_text("routes.1 receiver kms-security")
         await expect(page.locator(".condition.failed")).to_have_text(
-            ['alertname="Watchdog"', 'alertname=~"^Relay.*"', 'severity="critical"', "receiver kms-critical"]
+            [
+                *('alertname="Watchdog"', 'alertname="KMSPathProof"', 'alertname=~"^Relay.*"'),
+                *('alertname="KMSPathUnproven"', 'severity="critical"', "receiver kms-critical"),
+            ]
         )
         await expect(page.locator("#problems-title + ul")).to_contain_text(
             "has no receiver <img src=x onerror=alert(1)>"

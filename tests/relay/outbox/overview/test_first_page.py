@@ -23,7 +23,8 @@ async def test_all_of_it_is_read_and_steps_that_are_over_are_read_once(database:
         for age in (10.0, 4000.0):
             await rows.delivery(event, finished_at=now - age, oldest_accepted_at=now - age - 2)
         await rows.delivery(event, "slack", DeliveryState.QUEUED)
-        read = partial(read_overview, clock=store.clock, channels=["slack", "unused"], max_incidents=5)
+        names = ["slack", "unused"]
+        read = partial(read_overview, clock=store.clock, channels=names, max_incidents=5, proof_every=900.0)
 
         overview = await store.read(read)
         assert abs(overview.now - now) < 60
