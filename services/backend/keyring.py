@@ -264,8 +264,8 @@ class Keyring:
         )
         if self._unnamed_keks:
             found.append(
-                f"{sum(self._unnamed_keks.values())} data keys are wrapped by a KMS key that neither kms nor "
-                "previous_kms names; the log names it"
+                "data keys of a KMS key that neither kms nor previous_kms names: "
+                f"{sum(self._unnamed_keks.values())}; the log names it"
             )
         lost = self._ids_wrapped_locally & self._cache.errors.keys()
         if lost:

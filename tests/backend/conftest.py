@@ -1,5 +1,5 @@
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,14 @@ Open = Callable[..., AbstractAsyncContextManager[Backend]]
 
 
 @asynccontextmanager
-async def _backend(folder: Path, kms: str | KmsKey, *, timeout: float = 5.0, key: str = KEY) -> AsyncIterator[Backend]:
+async def _backend(
+    folder: Path,
+    kms: str | KmsKey,
+    *,
+    timeout: float = 5.0,
+    key: str = KEY,
+    previous: Mapping[str, KmsKey] | None = None,
+) -> AsyncIterator[Backend]:
     database = await Database.open(create_sqlite_url(folder / "backend.db"), TABLES, records_module.TABLES)
     provider = GcpKmsKey(key, endpoint=kms, insecure=True) if isinstance(kms, str) else kms
     try:
@@ -71,7 +78,7 @@ async def _backend(folder: Path, kms: str | KmsKey, *, timeout: float = 5.0, key
         heartbeat = InstanceHeartbeat(database, uuid4().hex, 0.0)
         local = InstanceLocalKey(folder / "local.key", database, heartbeat)
         await local.open()
-        wrapping = KeyWrapper(provider, key, timeout, local)
+        wrapping = KeyWrapper(provider, key, timeout, local, previous or {})
         background = wrapping.change_keys(QuotaLimitedKey)
         keyring = Keyring(store, local, wrapping, heartbeat, background=background, clock=time.time)
         yield Backend(keyring, KmsChecker(keyring), store, Records(database))
