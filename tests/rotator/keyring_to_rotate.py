@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -120,7 +120,7 @@ class Rotated(Rotating):
     """The settings of a key of Transit: then the data keys move between it and Cloud KMS."""
     is_on_transit: bool = False
     """Whether they move to it, not from it."""
-    driver: ClassVar = "sql"
+    driver: str = "sql"
 
     def describe(self) -> dict[str, Any]:
         google = {"provider": "gcp", "key": KEY, "endpoint": str(self.kms), "insecure": True}

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 from uuid import uuid4
 
 import httpx2
@@ -22,6 +22,7 @@ from shared.config.settings import load_settings
 from shared.http import server
 from shared.keyring.administration import RotationType
 from tests.faults.scenario import meanwhile
+from tests.fork_server import forked
 from tests.rotator.keyring_to_rotate import Rotated
 
 _PAUSE: Final = 0.5
@@ -32,8 +33,9 @@ _PAUSE: Final = 0.5
 class Served(Rotated):
     """A copy of it has a folder of its own; the local key and the first records are in the first one's, `home`."""
 
+    driver: str = "admin_api"
+    """Or `command`."""
     home: Path = Path()
-    driver: ClassVar = "admin_api"
 
     async def fill(self, keys: int, records: int = 2) -> None:
         """Data keys that the backend makes, each with records at least."""
@@ -44,7 +46,12 @@ class Served(Rotated):
     @asynccontextmanager
     async def session(self, now: list[float] | None = None, **overrides: Any) -> AsyncIterator[CommandSession]:
         async with self._running() as url, meanwhile(self._write(url)):
-            driver = {"kind": "admin_api", "url": url, "token_file": str(self.home / "token")}
+            command = [*forked("services.backend"), "admin", "--config", str(self.folder / "backend.yml")]
+            of_kind: dict[str, dict[str, Any]] = {
+                "admin_api": {"url": url, "token_file": str(self.home / "token")},
+                "command": {"argv": command},
+            }
+            driver = {"kind": self.driver, **of_kind[self.driver]}
             async with Rotated.session(self, now, driver=driver, **overrides) as session:
                 yield session
 
@@ -89,4 +96,5 @@ class Served(Rotated):
         file.write_text(yaml.safe_dump(document))
         settings = load_settings(BackendSettings, file)
         async with run_backend(settings) as app, server.serve(app, settings.listen) as address:
+            file.write_text(yaml.safe_dump({**document, "listen": str(address)}))
             yield f"http://{address}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import URL
 
 from services.rotator.inspection import check_backup, run_verification, show_plans
 from services.rotator.report import CommandOutcome, CommandReport, RotatorError, format_markdown
@@ -17,6 +18,7 @@ from shared.config.errors import ConfigurationError
 from shared.keyring.administration import RotationType
 from tests.bao import Bao, Transit
 from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated, data_key_id
+from tests.rotator.served_keyring import Served
 from tests.rotator.test_resume import left_in_the_middle
 
 REWRAP = RotationType.REWRAP_KEK
@@ -116,6 +118,19 @@ async def test_a_move_that_was_left_in_the_middle_is_readable_and_goes_on_in_eit
     await left_in_the_middle(on_transit)
     assert (await on_transit.do(resume)).outcome is CommandOutcome.DONE
     assert (len(await wraps(on_transit)), await on_transit.broken()) == (1, [])
+
+
+@pytest.mark.parametrize("driver", ["admin_api", "command"])
+async def test_a_backend_moves_its_data_keys_by_its_own_previous_kms_while_records_are_written(
+    in_a_file: Rotated, mounted: Transit, tmp_path: Path, driver: str
+) -> None:
+    transit, url = mounted.build_settings(tmp_path), URL.create("sqlite", database=str(tmp_path / "served.db"))
+    served = Served(url, in_a_file.kms, tmp_path, transit, driver=driver, home=tmp_path)
+    await served.fill(2)
+    moved = replace(served, is_on_transit=True)
+    assert needs(await plan(moved))[KEY][-1].startswith("2 data keys and ")
+    assert (await moved.do(run, REWRAP)).outcome is CommandOutcome.DONE
+    assert (await wraps(moved), await moved.broken()) == ({(f"transit:{mounted.name}/ledger", "1")}, [])
 
 
 async def test_a_version_is_not_retired_while_the_backup_of_a_move_may_need_it(
