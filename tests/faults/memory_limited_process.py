@@ -125,9 +125,9 @@ def list_tree(pid: int) -> list[int]:
     """The ids of a process and of its children, whichever of its threads started them."""
     pids = [pid]
     for each in pids:
-        for children in Path(f"/proc/{each}/task").glob("*/children"):
-            with suppress(OSError):  # it has just ended
-                pids += map(int, children.read_text().split())
+        with suppress(OSError):  # it has just ended
+            for thread in Path(f"/proc/{each}/task").iterdir():
+                pids += map(int, (thread / "children").read_text().split())
     return pids
 
 

@@ -52,11 +52,11 @@ def main(minutes: float, seed: int | None, postgres: bool, picture: Path | None)
             plan = build_plan(seed, minutes * 60, sqlite=not postgres)
             lines = asyncio.run(_run(folder, database, plan, minutes * 60, seed, picture))
     except* StartError as errors:
-        click.echo(f"{errors.exceptions[0]}\nlogs and settings are in {folder}", err=True)
+        click.echo(str(errors.exceptions[0]), err=True)
         sys.exit(1)
     broken = [line for line in lines if not line.holds]
     if broken:
-        click.echo("\n".join(["", "the ledger does not hold:", *map(str, broken), f"evidence: {folder}"]), err=True)
+        click.echo("\n".join(["", "the ledger does not hold:", *map(str, broken)]), err=True)
         sys.exit(1)
     shutil.rmtree(folder)
     click.echo("the ledger holds")
@@ -75,17 +75,19 @@ async def _run(
     folder: Path, database: DatabaseUrl, plan: Sequence[Step], seconds: float, seed: int, picture: Path | None
 ) -> list[Line]:
     """Plays the plan, prints the ledger and draws the picture. Raises StartError."""
-    click.echo(
-        "\n".join([", ".join(describe_machine(folder).values()), f"seed {seed}", *map(str, plan), "", "the day begins"])
-    )
+    click.echo("\n".join([", ".join(describe_machine(folder).values()), f"seed {seed}", *map(str, plan)]))
+    click.echo(f"logs, settings and outbox are in {folder} until the ledger holds")
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a stand-in that loses an answer is no error
     samples, others = Samples(), OtherWork()
     async with run_stage(folder, database) as stage:
-        click.echo(f"limits        the chart's, held by {'the kernel' if stage.is_limited_by_kernel else 'the ledger'}")
+        click.echo(
+            f"the chart's memory limits are held by {'the kernel' if stage.is_limited_by_kernel else 'the ledger'}"
+        )
         driver = Driver(stage, seed, click.echo)
         async with meanwhile(sample(stage, samples)):
             await driver.warm_up()
             before = {server: await count_at_most(stage, server) for server in SERVERS}
+            click.echo("\nthe day begins")
             began = time.monotonic()
             await driver.play(plan, seconds)
             ended = time.monotonic()
@@ -124,7 +126,8 @@ async def _build_ledger(driver: Driver, before: dict[str, Held], held: dict[str,
         ledger.check_receipts(outbox, received.keys, received.forgotten),
         *ledger.check_pages(critical, received.pages, outbox, driver.happened),
         ledger.check_refusals(received.pages, driver.happened),
-        ledger.check_proofs(await stage.stack.get_json("relay", "/api/proofs"), outbox.unproven, time.time()),
+        ledger.check_disk(stage.gate.refusals, driver.happened),
+        ledger.check_proofs(await stage.read_proofs(), outbox.unproven, time.time()),
         Line(failed == 0, f"rotations: {len(stage.codes)} commands, {failed} of them failed"),
         Line(
             bool(stage.records) and not unreadable,

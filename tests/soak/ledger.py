@@ -30,8 +30,8 @@ ROUTES: Final[Mapping[str, tuple[str, ...]]] = {
     "kms-security": ("slack-security", "email-secops"),
 }
 """Of the demo: the channels of each receiver."""
-PROOF_SECONDS: Final = 300.0
-"""From one proof of the path to the next; no exporter begins them sooner."""
+UNPROVEN_SECONDS: Final = 50.0
+"""Two intervals of the demo's proofs, and what its rules and routing take; after them an alert has to tell."""
 _RECEIPT_KEYS: Final = ("ts", "message_id", "dedup_key")
 _EXAMPLES: Final = 3
 
@@ -55,8 +55,8 @@ class Outbox(NamedTuple):
     """The key of each delivered delivery's message at its provider, by the delivery's id."""
     names: Mapping[str, str]
     """The alert of each incident."""
-    unproven: str = ""
-    """What the events of KMSPathUnproven say."""
+    unproven: Sequence[str] = ()
+    """What each event says with which KMSPathUnproven began."""
 
 
 def read_outbox(database: DatabaseUrl) -> Outbox:
@@ -66,7 +66,7 @@ def read_outbox(database: DatabaseUrl) -> Outbox:
         with engine.connect() as connection:
             of = tables.events.c
             events = connection.execute(
-                select(of.seq, of.id, of.incident_id, of.receiver, of.alertname, of.event).order_by(of.seq)
+                select(of.seq, of.id, of.incident_id, of.receiver, of.alertname, of.status, of.event).order_by(of.seq)
             ).all()
             deliveries = connection.execute(select(tables.deliveries).order_by(tables.deliveries.c.seq)).all()
     finally:
@@ -77,7 +77,7 @@ def read_outbox(database: DatabaseUrl) -> Outbox:
         [read_delivery(row) for row in deliveries],
         {row.id: _find_key(row.receipt) for row in deliveries if row.state == "delivered"},
         names,
-        " ".join(row.event.decode() for row in events if row.alertname == "KMSPathUnproven"),
+        [row.event.decode() for row in events if (row.alertname, row.status) == ("KMSPathUnproven", "firing")],
     )
 
 
@@ -187,29 +187,39 @@ def check_refusals(pages: Sequence[Page], happened: Sequence[Happened]) -> Line:
     return Line(not silent, f"KMS refused {len(refused)} times, {len(silent)} times without a page of the rules")
 
 
-def check_proofs(found: Mapping[str, Any] | None, alerts: str, now: float) -> Line:
-    """No channel is unproven for longer than two intervals without an alert that names it.
+def check_disk(refusals: Mapping[int, int], happened: Sequence[Happened]) -> Line:
+    """A relay that cannot write refused what it could not keep; else the disk was not full."""
+    full = [each for each in happened if each.what == "disk full" and each.ended - each.began >= CLEAR_SECONDS]
+    refused = refusals.get(503, 0)
+    return Line(not full or refused > 0, f"disk: full {len(full)} times, {refused} webhooks answered 503")
+
+
+def check_proofs(proofs: Sequence[Mapping[str, Any]] | None, unproven: Sequence[str], now: float) -> Line:
+    """No channel is unproven for longer than two intervals without an alert.
 
     Args:
-        found: the answer of `GET /api/proofs`; None where this relay has no path proof.
-        alerts: everything that the events of KMSPathUnproven say.
+        proofs: as `GET /api/proofs` has them; None where this relay proves no path.
+        unproven: what each event of KMSPathUnproven says; one that names no channel is about all.
         now: unix seconds.
     """
-    if found is None:
+    if proofs is None:
         return Line(holds=True, what="proofs: this relay proves no path")
+    begins = sorted(datetime.fromisoformat(proof["started"]).timestamp() for proof in proofs)
     proven: defaultdict[str, list[float]] = defaultdict(list)
-    started = sorted((datetime.fromisoformat(proof["started"]).timestamp(), proof) for proof in found["proofs"])
-    for at, proof in started:
+    for proof in proofs:
         for channel in proof["channels"]:
-            proven[channel["channel"]] += [at] if channel["level"] else []
-    gaps = {
-        channel: max(later - earlier for earlier, later in pairwise([started[0][0], *times, now]))
-        for channel, times in proven.items()
-    }
-    silent = [channel for channel, gap in gaps.items() if gap > 2 * PROOF_SECONDS + 60 and channel not in alerts]
-    longest = f"; the longest gap of a channel was {max(gaps.values()) / 60:.1f} min" if gaps else ""
-    what = f"proofs: {len(started)}, {len(silent)} channels unproven for two intervals without an alert"
-    return Line(not silent, what + _examples(silent) + longest)
+            begun = [datetime.fromisoformat(proof["started"]).timestamp()] if channel["level"] else []
+            proven[channel["channel"]] += begun
+    gaps = Counter[str]()
+    for channel, times in proven.items():
+        all_ = [begins[0], *sorted(times), now]
+        gaps[channel] = sum(later - earlier > UNPROVEN_SECONDS for earlier, later in pairwise(all_))
+    told = {channel: sum(f'"{channel}"' in each or "No channel" in each for each in unproven) for channel in proven}
+    silent = [
+        f"{channel}, {gaps[channel]} times, told {told[channel]}" for channel in proven if gaps[channel] > told[channel]
+    ]
+    what = f"proofs: {len(begins)} on {len(proven)} channels, {gaps.total()} gaps, {len(silent)} without an alert"
+    return Line(bool(begins) and not silent, what + _examples(silent))
 
 
 def _examples(found: Sequence[object]) -> str:

@@ -115,14 +115,14 @@ def _read_held(tasks: Sequence[str], server: int, sockets: Mapping[str, str]) ->
     held = {what: Counter[str]() for what in ("tasks", "threads", "connections", "descriptors")}
     held["tasks"].update(tasks)
     for pid in set(list_tree(server)).difference(drawing):
-        held["threads"].update((thread / "comm").read_text().strip() for thread in Path(f"/proc/{pid}/task").iterdir())
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        process = Path(f"/proc/{pid}")
+        held["threads"].update((thread / "comm").read_text().strip() for thread in (process / "task").iterdir())
+        for descriptor in (process / "fd").iterdir():
             with suppress(OSError):  # it was closed meanwhile
                 target = str(descriptor.readlink())
-                if target.startswith("socket:"):
-                    held["connections"][sockets.get(target, "a socket pair")] += 1
-                else:
-                    held["descriptors"][target.partition(":[")[0]] += 1
+                kind = "connections" if target.startswith("socket:") else "descriptors"
+                name = sockets.get(target, "a socket pair") if kind == "connections" else target.partition(":[")[0]
+                held[kind][name] += 1
     held["connections"]["a socket pair"] -= len(drawing)
     return held
 

@@ -5,6 +5,7 @@ and routing on the demo's clock, a minute in a second.
 """
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -94,9 +95,8 @@ class Stage:
         set_ahead(self.folder, "relay", seconds)
 
     def fill_disk(self) -> None:
-        """From now on no file of the relay's can grow over the size of its write-ahead log."""
-        size = (self.folder / "outbox/relay.db-wal").stat().st_size
-        resource.prlimit(self.pids["relay"], resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        """From now on the relay can write no file; on a full disk it could still write over what is there."""
+        resource.prlimit(self.pids["relay"], resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
     def free_disk(self) -> None:
         resource.prlimit(self.pids["relay"], resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -140,6 +140,16 @@ class Stage:
                 unreadable += answer.status != 200 or await answer.read() != content
         return unreadable
 
+    async def read_proofs(self) -> list[dict[str, Any]] | None:
+        """All of them, the newest first; None where this relay proves no path."""
+        proofs: list[dict[str, Any]] = []
+        page = await self.stack.get_json("relay", "/api/proofs")
+        while page:
+            proofs += page["proofs"]
+            cursor = page["next_cursor"]
+            page = cursor and json.loads(await self.stack.get_text("relay", "/api/proofs", cursor=cursor))
+        return None if page is None else proofs
+
     def _build_record_url(self, name: str) -> str:
         return self.ports.build_url("backend") + f"/v1/records/{name}"
 
@@ -180,15 +190,11 @@ async def run_stage(folder: Path, database: DatabaseUrl) -> AsyncIterator[Stage]
 
 def _change_configuration(folder: Path, database: DatabaseUrl, ports: Ports, address: str) -> None:
     """What differs from the demo; `address` is of the day's series and of the gate."""
-    is_proven = "proof" in _change(folder / "exporter.yml")
-    proof = {"proof": {"every": "5m"}} if is_proven else {}
-    _change(folder / "exporter.yml", **proof)
     _change(
         folder / "relay.yml",
         database=database.render_as_string(hide_password=False),
         delivery={"backoff_max": "5s"},  # a minute in a second, as everything else
         retention={"max_deliveries": 10_000_000, "max_bytes": "100GiB"},  # the ledger needs them all
-        **proof,
     )
     _change(folder / "rotator.yml", new_dek_min_age="1ms")
     targets = [{"targets": [address], "labels": {"env": "production"}}]

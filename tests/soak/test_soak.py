@@ -21,6 +21,10 @@ EVENT = Event(1, "e1", "i1", "", frozenset(), ("slack", "pagerduty"))
 PAGED = Delivery("d2", 2, 1, 1, "i1", "pagerduty", "delivered")
 OUTBOX = Outbox([EVENT], [replace(PAGED, id="d1", seq=1, channel="slack"), PAGED], {"d2": "key"}, {"i1": "soak-00001"})
 EPISODES = {"soak-00001": [Episode(100, 160)]}
+PROOFS = [
+    {"started": f"1970-01-01T00:0{half // 2}:{half % 2 * 30:02}Z", "channels": [{"channel": "slack", "level": level}]}
+    for half, level in enumerate(["accepted", None, *["accepted"] * 8])
+]
 PAGE = Page("key", "soak-00001", 103, 161)
 
 
@@ -49,6 +53,8 @@ def test_the_ledger_of_a_good_day_holds() -> None:
         ledger.check_promises(OUTBOX),
         ledger.check_receipts(OUTBOX, {"key"}, 0),
         *ledger.check_pages(EPISODES, [PAGE], OUTBOX, []),
+        ledger.check_proofs(PROOFS, ['{"channel":"slack"}'], 300),
+        ledger.check_disk({503: 1}, [Happened("disk full", 90, 120)]),
     ]
     assert [line.what for line in lines if not line.holds] == []
 
@@ -65,6 +71,8 @@ def test_the_ledger_of_a_good_day_holds() -> None:
         (next(ledger.check_pages(EPISODES, [], OUTBOX, [])), "1 of them paged nobody: soak-00001"),
         ([*ledger.check_pages(EPISODES, [PAGE, PAGE], OUTBOX, [])][1], "1 alerts paged more often than they began"),
         ([*ledger.check_pages(EPISODES, [replace(PAGE, resolved=None)], OUTBOX, [])][2], "1 are open"),
+        (ledger.check_proofs(PROOFS, ["the path is lost"], 300), "1 gaps, 1 without an alert: slack, 1 times, told 0"),
+        (ledger.check_disk({502: 1}, [Happened("disk full", 90, 120)]), "0 webhooks answered 503"),
         (ledger.check_refusals([PAGE], [Happened("KMS refuses", 90, 120)]), "1 times without a page of the rules"),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
