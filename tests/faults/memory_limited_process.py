@@ -64,7 +64,7 @@ class Limited:
 
     def _watch(self) -> None:
         while self.process.poll() is None:
-            used = sum(map(_read_private_bytes, list_tree(self.process.pid)))
+            used = sum(map(read_private_bytes, list_tree(self.process.pid)))
             self.peak = max(self.peak, used)
             if used > self.limit:
                 self.over = True
@@ -131,7 +131,7 @@ def list_tree(pid: int) -> list[int]:
     return pids
 
 
-def _read_private_bytes(pid: int) -> int:
+def read_private_bytes(pid: int) -> int:
     """Bytes of memory that are its own; what is mapped from files is shared, and can be dropped."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -27,8 +27,8 @@ from tests.soak import ledger, plot
 from tests.soak.day import Driver
 from tests.soak.ledger import Line
 from tests.soak.plan import Step, build_plan
-from tests.soak.samples import Held, Samples, count_at_most, count_held, list_grown, measure_slope, sample
-from tests.soak.stage import SERVERS, Stage, run_stage
+from tests.soak.samples import Held, Samples, count_least, count_most, list_grown, measure_slope, sample
+from tests.soak.stage import SERVERS, run_stage
 
 DISK = Path("/var/tmp")
 """A folder that is not kept in memory, as in production."""
@@ -86,7 +86,7 @@ async def _run(
         driver = Driver(stage, seed, click.echo)
         async with meanwhile(sample(stage, samples)):
             await driver.warm_up()
-            before = {server: await count_at_most(stage, server) for server in SERVERS}
+            before = {server: await count_most(stage, server) for server in SERVERS}
             click.echo("\nthe day begins")
             began = time.monotonic()
             await driver.play(plan, seconds)
@@ -94,22 +94,12 @@ async def _run(
             await driver.settle()
             if dead := stage.list_ended_alone():
                 raise StartError("; ".join(dead))
-            held = await _wait_until_held(stage, before)
+            held = {server: await count_least(stage, server, before[server], HELD_SECONDS) for server in SERVERS}
             lines = await _build_ledger(driver, before, held, samples)
     click.echo("\n".join(["", others.format(), "ledger", *map(str, lines)]))
     if picture:
         plot.draw(f"make soak: {seconds / 60:g} minutes, seed {seed}", picture, (began, ended), driver, samples)
     return lines
-
-
-async def _wait_until_held(stage: Stage, before: dict[str, Held]) -> dict[str, Held]:
-    """What the servers hold once it is no more than before, or when the time is over."""
-    deadline = time.monotonic() + HELD_SECONDS
-    while True:
-        held = {server: await count_held(stage, server) for server in SERVERS}
-        if time.monotonic() > deadline or not any(list_grown(before[server], held[server]) for server in SERVERS):
-            return held
-        await asyncio.sleep(2)
 
 
 async def _build_ledger(driver: Driver, before: dict[str, Held], held: dict[str, Held], samples: Samples) -> list[Line]:
@@ -148,12 +138,12 @@ def _check_held(server: str, before: Held, after: Held) -> Line:
 def _check_memory(server: str, samples: Samples) -> Line:
     limit, life = memory_limit(server) / 2**20, samples.find_longest_life(server)
     peak = max(each.mb for each in samples.memory[server])
-    slope, mean = measure_slope(life), sum(each.lasting_mb for each in life) / max(len(life), 1)
+    slope, mean = measure_slope(life), sum(each.private_mb for each in life) / max(len(life), 1)
     hours = (life[-1].at - life[0].at) / 3600 if life else 0.0
     flat = f"{mean:.0f} MB, slope {slope:+.1f} MB/h over {hours * 60:.0f} min of its longest life"
     return Line(
         peak < limit and slope * hours <= FLAT_SHARE * mean,
-        f"{server}: memory {flat if life else 'of no process was watched for long enough'}; "
+        f"{server}: own memory {flat if life else 'of no process was watched for long enough'}; "
         f"peak {peak:.0f} of {limit:.0f} MB",
     )
 

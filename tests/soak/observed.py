@@ -8,17 +8,23 @@ import asyncio
 import runpy
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Final
+
+_OWN_POOL: Final = ("asyncio_", "ThreadPoolExecutor-")
+"""How asyncio and uvloop name the threads of their own pools."""
 
 
 def run(folder: Path, server: str, config: Path) -> None:
     def count_tasks(_signal: int, _frame: object) -> None:
         with suppress(RuntimeError):  # before its event loop runs
             names = [str(getattr(task.get_coro(), "__qualname__", task.get_name())) for task in asyncio.all_tasks()]
-            (folder / f"{server}.tasks").write_text("\n".join(names))
+            pool = sum(thread.name.startswith(_OWN_POOL) for thread in threading.enumerate())
+            (folder / f"{server}.tasks").write_text("\n".join(names) + f"\n\n{pool}")
 
     signal.signal(signal.SIGUSR2, count_tasks)
     if server != "relay":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ops.demo.processes import Ports
-from tests.faults.memory_limited_process import list_tree
+from tests.faults.memory_limited_process import list_tree, read_private_bytes
 from tests.soak.stage import SERVERS, Stage
 
 WARM_SECONDS: Final = 120.0
@@ -26,14 +26,15 @@ _SLOPE_POINTS: Final = 200
 
 
 class Memory(NamedTuple):
-    """Of a server and its children, Pss."""
+    """Of a server and its children."""
 
     at: float
     """Seconds by the monotonic clock."""
     pid: int
     mb: float
-    lasting_mb: float
-    """Without the process that draws charts, which comes and goes as there is something to draw."""
+    """Pss."""
+    private_mb: float
+    """What is its own, without the process that draws charts, which comes and goes as there is something to draw."""
 
 
 @dataclass
@@ -52,32 +53,36 @@ class Samples:
 def measure_slope(life: Sequence[Memory]) -> float:
     """MB an hour: the median of the slopes between any two samples (Theil and Sen), which no peak bends."""
     pairs = combinations(life[:: max(len(life) // _SLOPE_POINTS, 1)], 2)
-    slopes = [(later.lasting_mb - earlier.lasting_mb) / (later.at - earlier.at) for earlier, later in pairs]
+    slopes = [(later.private_mb - earlier.private_mb) / (later.at - earlier.at) for earlier, later in pairs]
     return statistics.median(slopes) * 3600 if slopes else 0.0
 
 
 async def sample(stage: Stage, samples: Samples) -> None:
-    """Each second, until cancelled."""
+    """Each second, until cancelled; memory also goes into `memory.csv`."""
     while True:
         now = time.monotonic()
         for server in SERVERS:
             with suppress(OSError):  # it is just being killed
                 if (found := await asyncio.to_thread(_read_memory, now, stage.pids[server])).mb:
                     samples.memory[server].append(found)
+                    _keep(stage.folder / "memory.csv", server, *found)
         if text := await stage.stack.get_text("relay", "/metrics"):
             samples.waiting.append((now, sum(float(number) for number in _WAITING.findall(text))))
         stage.received.read(stage.providers)
         await asyncio.sleep(max(now + 1 - time.monotonic(), 0.0))
 
 
+def _keep(file: Path, *values: object) -> None:
+    with file.open("a", encoding="utf-8") as lines:
+        print(*values, sep=",", file=lines)
+
+
 def _read_memory(now: float, pid: int) -> Memory:
-    drawing = _find_drawing(pid)
-    mb = {each: _read_pss(each) for each in list_tree(pid)}
-    return Memory(now, pid, sum(mb.values()), sum(used for each, used in mb.items() if each not in drawing))
-
-
-def _read_pss(pid: int) -> float:
-    return sum(map(int, _PSS.findall(Path(f"/proc/{pid}/smaps_rollup").read_text()))) / 1024
+    pids, drawing = list_tree(pid), _find_drawing(pid)
+    rollups = [Path(f"/proc/{each}/smaps_rollup").read_text() for each in pids]
+    private = [read_private_bytes(each) for each in pids if each not in drawing]
+    pss = sum(int(kb) for text in rollups for kb in _PSS.findall(text)) / 1024
+    return Memory(now, pid, pss, sum(private) / 1024**2)
 
 
 def _find_drawing(pid: int) -> list[int]:
@@ -87,7 +92,10 @@ def _find_drawing(pid: int) -> list[int]:
 
 
 Held = Mapping[str, Counter[str]]
-"""The tasks, threads, connections and descriptors of a server, each counted by its name; tasks its own alone."""
+"""Tasks of a server, and threads, connections and descriptors of it and its children, each counted by its name.
+
+Without the threads of asyncio's own pool, which Python starts one after the other as they are needed, up to a bound.
+"""
 
 
 async def count_held(stage: Stage, server: str) -> Held:
@@ -95,12 +103,15 @@ async def count_held(stage: Stage, server: str) -> Held:
     file.unlink(missing_ok=True)
     os.kill(stage.pids[server], signal.SIGUSR2)
     async with asyncio.timeout(10):
-        while not file.exists() or not file.read_text():  # noqa: ASYNC110 - another program's file
+        while not file.exists() or "\n\n" not in file.read_text():  # noqa: ASYNC110 - another program's file
             await asyncio.sleep(0.05)
-    return _read_held(file.read_text().splitlines(), stage.pids[server], _name_sockets(stage.ports))
+    tasks, _, pool = file.read_text().partition("\n\n")
+    held = _read_held(tasks.splitlines(), stage.pids[server], _name_sockets(stage.ports))
+    held["threads"].subtract({"of asyncio's own pool": int(pool)})
+    return held
 
 
-async def count_at_most(stage: Stage, server: str) -> Held:
+async def count_most(stage: Stage, server: str) -> Held:
     """The most of each in ten quiet seconds: some connections come and go."""
     most = await count_held(stage, server)
     for _ in range(10):
@@ -108,6 +119,16 @@ async def count_at_most(stage: Stage, server: str) -> Held:
         now = await count_held(stage, server)
         most = {what: max(most[what], now[what], key=Counter.total) for what in most}
     return most
+
+
+async def count_least(stage: Stage, server: str, before: Held, seconds: float) -> Held:
+    """The least of each, once it is no more than before, or when the time in seconds is over."""
+    least, deadline = await count_held(stage, server), time.monotonic() + seconds
+    while list_grown(before, least) and time.monotonic() < deadline:
+        await asyncio.sleep(2)
+        now = await count_held(stage, server)
+        least = {what: min(least[what], now[what], key=Counter.total) for what in least}
+    return least
 
 
 def _read_held(tasks: Sequence[str], server: int, sockets: Mapping[str, str]) -> Held:
