@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-_OWN_POOL: Final = ("asyncio_", "ThreadPoolExecutor-")
+_OWN_POOL: Final = ("asyncio_", "uvloop_")
 """How asyncio and uvloop name the threads of their own pools."""
 
 
