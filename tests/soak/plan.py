@@ -1,6 +1,7 @@
 """A mixed day, compressed: a seed and a length come in, what happens when goes out. Pure.
 
-What ends a server comes in the first third. After it each server lives on, so that a slow growth of its memory shows.
+What ends a process of keypulse comes in the first third, and then a storm, which fills caches and pools. After it all
+of them live on, so that a slow growth of their memory shows.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,8 +20,13 @@ ENDING: Final[Mapping[str, float]] = {
     "exporter restarted": 0,
     "backend killed": 0,
     "Alertmanager killed": 0,
+    "sender killed": 0,
+    "settings reloaded": 0,
 }
-"""What ends a server; as below. A killed Alertmanager forgets what it sent: the relay closes such incidents later."""
+"""What ends a process; as below. A reload starts another sender.
+
+A killed Alertmanager forgets what it sent: the relay closes such incidents later.
+"""
 FAULTS: Final[Mapping[str, Mapping[str, object]]] = {
     "Slack answers 503": {"provider": "slack", "kind": "status", "status": 503},
     "Slack hangs": {"provider": "slack", "kind": "hang", "seconds": 12},
@@ -43,11 +49,9 @@ FAULTS: Final[Mapping[str, Mapping[str, object]]] = {
 """Of the stand-ins, each in force until the step is over."""
 OTHERS: Final[Mapping[str, float]] = {
     **dict.fromkeys(FAULTS, 30.0),
-    "sender killed": 0,
     "Prometheus restarted": 0,
     "storm": 40,
     "flaps": 40,
-    "settings reloaded": 0,
     "data key rotated": 0,
     "data keys wrapped anew": 0,
     "clock ahead": 20,
@@ -87,7 +91,11 @@ def build_plan(seed: int, seconds: float, *, sqlite: bool = True) -> list[Step]:
     slot = min(max(seconds / kinds, MIN_SLOT_SECONDS), MAX_SLOT_SECONDS)
     count = max(int(seconds / slot), 1)
     ending = min(count // 3, len(ENDING) * max(count // kinds, 1))
-    names = [*islice(_rounds(random, ENDING), ending), *islice(_rounds(random, others), count - ending)]
+    later = [*islice(_rounds(random, others), count - ending)]
+    if "storm" in later:
+        later.remove("storm")
+        later.insert(0, "storm")
+    names = [*islice(_rounds(random, ENDING), ending), *later]
     steps = []
     for number, name in enumerate(names):
         longest = seconds / 10 if name == "disk full" else 0.7 * slot

@@ -18,8 +18,6 @@ from ops.demo.processes import Ports
 from tests.faults.memory_limited_process import list_tree, read_private_bytes
 from tests.soak.stage import SERVERS, Stage
 
-WARM_SECONDS: Final = 120.0
-"""For which a process may fill its caches and pools before its memory has to be flat."""
 _WAITING: Final = re.compile(r'^relay_outbox_deliveries\{.*"(?:queued|retrying|sending)".*\} (\S+)$', re.MULTILINE)
 _PSS: Final = re.compile(r"^Pss:\s+(\d+) kB$", re.MULTILINE)
 _SLOPE_POINTS: Final = 200
@@ -43,11 +41,11 @@ class Samples:
     waiting: list[tuple[float, float]] = field(default_factory=list)
     """Seconds by the monotonic clock, and how many deliveries are not finished."""
 
-    def find_longest_life(self, server: str) -> Sequence[Memory]:
-        """The samples of the process that lived longest, without its first `WARM_SECONDS`."""
-        lives = [list(life) for _, life in groupby(self.memory[server], key=lambda each: each.pid)]
-        longest = max(lives, key=len)
-        return [each for each in longest if each.at - longest[0].at >= WARM_SECONDS]
+    def find_longest_life(self, server: str, span: tuple[float, float]) -> Sequence[Memory]:
+        """The samples between two times of the process that lived longest then."""
+        found = [each for each in self.memory[server] if span[0] <= each.at <= span[1]]
+        lives = [list(life) for _, life in groupby(found, key=lambda each: each.pid)]
+        return max(lives, key=len, default=[])
 
 
 def measure_slope(life: Sequence[Memory]) -> float:
