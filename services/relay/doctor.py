@@ -29,7 +29,7 @@ from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.charts import can_draw
 from services.relay.delivery.enrichment import EnrichmentSettings, Runbook, RunbookError
 from services.relay.delivery.message import build_links
-from services.relay.intake.routing import WatchdogSettings
+from services.relay.intake.routing import PROOF_ALERT, WatchdogSettings
 from services.relay.model import Alert, Status
 from services.relay.outbox import database as dialect
 from services.relay.outbox.database import UnknownDatabaseError, describe_lost_outbox, describe_tables
@@ -314,10 +314,26 @@ def _check_receiver(name: str, settings: RelaySettings, tree: RoutingTree) -> st
 def _check_unserved(settings: RelaySettings, tree: RoutingTree) -> str:
     with _showing_receiver(_RECEIVER, settings):
         names = check_leading_here(tree)
+    if settings.proof.every:
+        _refuse_disturbing_proofs(tree)
     if unserved := find_unserved(settings.routes, tree):
         rest = "what leads here, except heartbeats and proofs, goes to `default_channels`"
         return f"no route of the relay serves {', '.join(unserved)}: {rest}"
     return f"each of {', '.join(names)} has a route of the relay"
+
+
+def _refuse_disturbing_proofs(tree: RoutingTree) -> None:
+    """A proof of the path is for relays alone. Raises CheckError where it goes to people, too."""
+    try:
+        chosen = list_chosen(route_alert(tree, {"alertname": PROOF_ALERT, "severity": "none"}))
+    except TreeError:  # `watchdogs` says so
+        return
+    names = {each.receiver for each in chosen}.difference(tree.token_senders)
+    if others := sorted(name for name in names if tree.receivers.get(name)):
+        raise CheckError(
+            f"{PROOF_ALERT} goes to {', '.join(others)} each quarter of an hour",
+            f'add alertname!="{PROOF_ALERT}" to that route, or run `keypulse-relay alertmanager --merge FILE`',
+        )
 
 
 @contextmanager

@@ -281,6 +281,19 @@ async def test_a_receiver_that_no_route_of_the_relay_serves_is_named(world: Worl
     )
 
 
+async def test_a_proof_of_the_path_that_goes_to_people_is_named(world: World) -> None:
+    world.pages.alertmanager = """
+        route: {receiver: people, routes: [{matchers: ['severity="critical"'], receiver: relay}]}
+        receivers:
+          - {name: people, slack_configs: [{channel: '#alerts'}]}
+          - {name: relay, webhook_configs: [{url: http://x, http_config: {authorization: {credentials: x}}}]}
+    """
+    for every, is_ok in ("15m", False), ("0", True):
+        world.relay["proof"] = {"every": every}
+        (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
+        assert (line.is_ok, "KMSPathProof goes to people" in line.detail) == (is_ok, not is_ok), line
+
+
 async def test_each_line_that_a_wrong_endpoint_breaks_names_it(world: World) -> None:
     world.exporter["targets"][0]["endpoint"] = world.pages.url.removeprefix("http://")
     failed = [format_line(each) for each in await world.examine("exporter") if each.outcome is CheckOutcome.FAILED]

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from services.relay.apis import AlertmanagerClient, ApiError, FoundSilence, PrometheusClient
+from services.relay.apis import AlertmanagerClient, ApiError, FoundSilence, PrometheusClient, Sample
 from services.relay.intake.routing import PROOF_ALERT, parse_matcher, quote_value
 from services.relay.now.lights import EXPORTER_JOB, REFUSALS
 from services.relay.outbox.proofs import Hop
@@ -76,7 +76,7 @@ class HopFinder:
         interval = _Interval(start, start + every)
         alerts: list[Labels] = [{"alertname": PROOF_ALERT, "severity": "none", **labels}]
         if self._prometheus is not None:
-            found = await _ask_prometheus(self._prometheus, interval)
+            found = await _ask_prometheus(self._prometheus, interval, labels.get("env", ""))
             if isinstance(found, LostProof):
                 return found
             alerts = found
@@ -102,35 +102,51 @@ class HopFinder:
         missing = [] if self._prometheus else ["messages.prometheus_url"]
         missing += [] if self._peers else ["alertmanager.urls"]
         if missing:
-            where = "before the relay" if not self._prometheus else "between Prometheus and the relay"
-            return LostProof(Hop.UNKNOWN, f"{where}; set {' and '.join(missing)} so that it can be named")
+            return LostProof(Hop.UNKNOWN, f"set {' and '.join(missing)} so that the hop can be named")
         return LostProof(Hop.WEBHOOK, "Alertmanager had it, and its webhook did not come; see its log")
 
 
-async def _ask_prometheus(client: PrometheusClient, interval: _Interval) -> LostProof | list[Labels]:
-    """Where it was lost by then; else the labels of the alerts that fired."""
+async def _ask_prometheus(client: PrometheusClient, interval: _Interval, env: str) -> LostProof | list[Labels]:
+    """Where it was lost by then; else the labels of the alerts that fired. Proofs of another `env` are others'."""
     try:
         async with asyncio.timeout(_TIMEOUT):
-            return await _follow_to_alertmanager(client, interval)
+            return await _follow_to_alertmanager(client, interval, env)
     except ApiError as error:
         return LostProof(Hop.PROMETHEUS, f"Prometheus gives no answer: {error}")
     except TimeoutError:
         return LostProof(Hop.PROMETHEUS, f"Prometheus gives no answer within {_TIMEOUT:g} s")
+    except ValueError:
+        return LostProof(Hop.PROMETHEUS, "Prometheus gives no answer that can be read")
 
 
-async def _follow_to_alertmanager(client: PrometheusClient, interval: _Interval) -> LostProof | list[Labels]:
+async def _follow_to_alertmanager(client: PrometheusClient, interval: _Interval, env: str) -> LostProof | list[Labels]:
+    async def read(expression: str) -> list[Sample]:
+        # Not by a selector: an `env` that Prometheus adds as it sends alerts stands in no sample.
+        samples = await client.read_instant(expression, end)
+        return [each for each in samples if not env or each.labels.get("env", env) == env]
+
     end, window = interval.end, f"[{(interval.end - interval.start) * 1000:.0f}ms]"
     fired = f'max_over_time(ALERTS{{alertname="{PROOF_ALERT}", alertstate="firing"}}{window})'
-    if alerts := await client.read_instant(f"topk({_MAX_ALERTS}, {fired})", end):
-        if not await client.list_alertmanagers():
+    if alerts := await read(f"topk by (env) ({_MAX_ALERTS}, {fired})"):
+        if not await _knows_alertmanager(client):
             return LostProof(Hop.PROMETHEUS, "Prometheus knows no Alertmanager")
         return [{key: value for key, value in each.labels.items() if key != "alertstate"} for each in alerts]
-    if not await client.read_instant(f"max(max_over_time({_METRIC}{window})) > 0", end):
-        samples = await client.read_instant(f"max by (job) (last_over_time(up{window}))", end)
+    if not await read(f"max by (env) (max_over_time({_METRIC}{window})) > 0"):
+        samples = await read(f"max by (job, env) (last_over_time(up{window}))")
         return _judge_scrapes({sample.labels.get("job", ""): sample.value for sample in samples})
     if await client.has_rule(PROOF_ALERT):
         return LostProof(Hop.PROMETHEUS, f"the rule {PROOF_ALERT} did not fire; Prometheus's page of rules says why")
     return LostProof(Hop.PROMETHEUS, f"Prometheus has no rule {PROOF_ALERT}: load ops/prometheus/rules")
+
+
+async def _knows_alertmanager(client: PrometheusClient) -> bool:
+    """What answers for several Prometheus, such as Thanos, cannot say. Raises ApiError."""
+    try:
+        return bool(await client.list_alertmanagers())
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return True
 
 
 def _judge_scrapes(up: Mapping[str, float]) -> LostProof:
@@ -152,8 +168,12 @@ async def _ask_alertmanager(
         async with asyncio.timeout(_TIMEOUT):
             configuration, silences = await peer.read_configuration(), await peer.list_silences()
             others = (await peer.read_state()).labels_by_fingerprint.values()
-        tree = await run_large(lambda: parse_tree(configuration))
-        reasons = [_explain(each, interval, silences, tree, others) for each in alerts]
+
+        def judge() -> list[str | None]:
+            tree = parse_tree(configuration)
+            return [_explain(each, interval, silences, tree, others) for each in alerts]
+
+        reasons = await run_large(judge)
     except TimeoutError:
         return f"{peer.url}: no answer within {_TIMEOUT:g} s", False
     except ApiError as error:

@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy import Connection, bindparam
 
 from services.relay.apis import AlertmanagerClient, ApiError
+from services.relay.channels.log import LogSettings
 from services.relay.intake.routing import PROOF_ALERT, UNPROVEN_ALERT
 from services.relay.monitors.self_alerts import AlertPublisher, SelfAlert, resolve_removed
 from services.relay.outbox.incidents import Incident, read_open_incident
@@ -36,7 +37,7 @@ from services.relay.outbox.proofs import (
 from services.relay.outbox.served_channels import read_served_channels
 from services.relay.outbox.tables import channel_proofs, path_proofs
 from services.relay.proofs.hops import HopFinder, LostProof
-from services.relay.proofs.queries import STEPS
+from services.relay.proofs.queries import STEPS, format_hop
 from services.relay.text import clean_line, truncate
 from shared.web.time_format import format_clock
 
@@ -49,6 +50,7 @@ _MARGIN: Final = 0.1
 _ANSWER_TIMEOUT: Final = 3.0
 _MAX_ERROR: Final = 200
 _PROVEN_REMARK: Final = "It is proven again."
+_BACK_REMARK: Final = "Proofs come again."
 _REMOVED_REMARK: Final = "It is no longer proven: its channel or `proof.every` was removed."
 
 log = structlog.get_logger(__name__)
@@ -105,6 +107,9 @@ class ProofMonitor:
         self._peers = peers
         self._every = publisher.settings.proof.every
         self._names = sorted(publisher.settings.proven_channels)
+        channels = publisher.settings.channels
+        self._logs = {name for name in self._names if isinstance(channels[name], LogSettings)}
+        """Channels that are always proven, and reach nobody."""
         groups = [PATH_GROUP, *(f"{_CHANNEL_GROUP}{name}" for name in self._names)] if self._names else []
         self._incident_ids = {each: _build_alert(each, LostProof(Hop.UNKNOWN, ""), 0.0).incident_id for each in groups}
         self._removed_resolved = False
@@ -180,7 +185,7 @@ class ProofMonitor:
                 lost = await self._find(find_interval(state.now, self._every) - self._every, state)
                 await self._fire(PATH_GROUP, lost, accepted_at or min(unproven.values()), self._names)
         else:
-            proven = [name for name in self._names if name not in unproven]
+            proven = [name for name in self._names if name not in unproven and name not in self._logs]
             for name, since in unproven.items():
                 group, own = f"{_CHANNEL_GROUP}{name}", state.find_own_loss(name)
                 if own is not None and group not in state.incidents:
@@ -189,7 +194,8 @@ class ProofMonitor:
             levels = state.times.get(group.removeprefix(_CHANNEL_GROUP), NEVER_PROVEN).by_level
             proven_at = accepted_at if group == PATH_GROUP else max(levels.values(), default=None)
             is_proven = proven_at is not None and proven_at >= state.now - limit
-            if is_proven and await self._publisher.resolve(incident, _PROVEN_REMARK):
+            remark = _BACK_REMARK if group == PATH_GROUP else _PROVEN_REMARK
+            if is_proven and await self._publisher.resolve(incident, remark):
                 log.info("path is proven again", incident_id=incident.id)
 
     async def _fire(self, group: str, lost: LostProof, since: float, channels: Sequence[str]) -> None:
@@ -219,14 +225,16 @@ def _build_alert(group: str, lost: LostProof, since: float) -> SelfAlert:
     """The incident of a channel, or of all, since a time in unix seconds."""
     error = truncate(clean_line(lost.error), _MAX_ERROR)
     labels = {"alertname": UNPROVEN_ALERT, "severity": "warning", "hop": str(lost.hop)}
-    subject, step = "No channel is", f"{STEPS[lost.hop]} Without an exporter, set the relay's `proof.every` to 0."
+    subject, step = "No channel is", STEPS[lost.hop]
+    if lost.hop is not Hop.UNKNOWN:  # whose step says so
+        step += " Without an exporter, set the relay's `proof.every` to 0."
     if group != PATH_GROUP:
         labels["channel"] = group.removeprefix(_CHANNEL_GROUP)
         subject, step = f"{labels['channel']} is not", STEPS[lost.hop]
     return SelfAlert(
         group=group,
         labels=labels,
-        title=f"{subject} proven since {format_clock(since)}: lost at {lost.hop}: {error}",
-        summary=f"A proof of the path of alerts was lost at {lost.hop}",
+        title=f"{subject} proven since {format_clock(since)}: lost {format_hop(lost.hop)}: {error}",
+        summary=f"A proof of the path of alerts was lost {format_hop(lost.hop)}",
         description=f"{step} The relay's page /proof shows each hop; the runbook KMSPathUnproven has the commands.",
     )

@@ -74,6 +74,8 @@ async def test_prometheus_says_at_which_hop_a_proof_was_lost(tmp_path: Path, run
         for number, (seen, hop, error) in enumerate(SEEN):
             found = await finder.find(FIRST + number * EVERY, EVERY, {})
             assert (found.hop, error in found.error) == (hop, True), (seen, found)
+        found = await finder.find(FIRST + 5 * EVERY, EVERY, {"env": "other"})
+        assert (found.hop, "it began no proof" in found.error) == (Hop.EXPORTER, True), "a proof of another env"
         write_configuration(tmp_path, "Other")
         async with aiohttp.request("POST", f"{url}/-/reload") as answer:
             assert answer.status == 200
@@ -135,7 +137,7 @@ async def asked(url: str) -> AsyncIterator[Callable[[], Awaitable[tuple[Hop, str
 
 async def test_alertmanager_says_at_which_hop_a_proof_was_lost(tmp_path: Path) -> None:
     async with run_alertmanager(tmp_path, alertmanager_file(inhibit_rules=[RULE])) as url, asked(url) as ask:
-        assert await ask() == (Hop.UNKNOWN, "before the relay; set messages.prometheus_url so that it can be named")
+        assert await ask() == (Hop.UNKNOWN, "set messages.prometheus_url so that the hop can be named")
         await post(url, "alerts", [{"labels": {"alertname": "Maintenance", "env": "other"}}])
         assert (await ask())[0] is Hop.UNKNOWN, "an alert of another environment inhibits nothing"
         await post(url, "alerts", [{"labels": {"alertname": "Maintenance", "env": "test"}}])

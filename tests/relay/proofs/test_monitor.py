@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Executable, update
 
+from services.relay.channels.log import LogSettings
 from services.relay.channels.port import ProofSettings
 from services.relay.model import Status
 from services.relay.outbox.proofs import PathProof, accept_proofs, claim_proof, find_interval, record_proof
@@ -27,7 +28,7 @@ EVERY = 900.0
 TRAVEL = 50.0
 """Seconds from the start of a proof to its webhook."""
 STEP = 50.0
-UNKNOWN = "before the relay; set messages.prometheus_url and alertmanager.urls so that it can be named"
+UNKNOWN = "set messages.prometheus_url and alertmanager.urls so that the hop can be named"
 
 
 class ProvenPath:
@@ -43,10 +44,17 @@ class ProvenPath:
         self.refusals: dict[int, float] = {}
         self.start()
 
-    def start(self, replicas: int = 1, every: float = EVERY, channels: Collection[str] = CHANNELS) -> None:
+    def start(
+        self,
+        replicas: int = 1,
+        every: float = EVERY,
+        channels: Collection[str] = CHANNELS,
+        logs: Collection[str] = (),
+    ) -> None:
         """New processes, as after kill -9: they know only the outbox."""
         proof = ProofSettings.model_construct(every=every)
-        self.at.publisher.settings = configure(proof=proof, channels=dict.fromkeys(channels))
+        settings = {name: LogSettings(kind="log") if name in logs else None for name in channels}
+        self.at.publisher.settings = configure(proof=proof, channels=settings)
         finder = HopFinder(None, (), self.refusals)
         self.monitors = [ProofMonitor(self.at.publisher, finder) for _ in range(replicas)]
 
@@ -125,12 +133,20 @@ async def test_a_channel_that_is_not_proven_is_told_once_on_the_proven_ones_with
     assert [status for status, _, _ in await path.list_told()] == [Status.FIRING] * 2 + [Status.RESOLVED] * 2
 
 
+async def test_a_channel_that_is_not_proven_is_told_on_all_where_only_the_log_is_proven(path: ProvenPath) -> None:
+    path.start(logs=["email", "pagerduty"])
+    await path.run(2)
+    path.refusing = ["slack"]
+    await path.run(4)
+    assert [channels for _, _, channels in await path.list_told()] == [set(CHANNELS)]
+
+
 async def test_a_path_that_is_lost_before_the_relay_is_one_incident_on_all_channels(path: ProvenPath) -> None:
     await path.run(1)
     path.is_coming = False
     path.start(replicas=2)
     await path.run(2.5)
-    title = f"No channel is proven since 22:00 UTC: lost at unknown: {UNKNOWN}"
+    title = f"No channel is proven since 22:00 UTC: lost before the relay: {UNKNOWN}"
     assert await path.list_told() == [(Status.FIRING, title, set(CHANNELS))]
     path.is_coming = True
     await path.run(1)
