@@ -4,9 +4,11 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+from services.relay.outbox.proofs import Hop, find_interval
 from services.relay.outbox.store import Transaction, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import create_sqlite_url
+from tests.relay.proofs.seeded_proofs import EVERY, Outcome, seed_proofs
 from tests.relay.report.history_rows import HistoryRows
 
 _DAY: Final = 86400.0
@@ -26,6 +28,12 @@ async def seed_month(folder: Path, now: float, *, seed: int = 3) -> None:
     """Adds it to the outbox of a relay that has not been started yet."""
     async with open_store(create_sqlite_url(folder / "relay.db"), lambda: now) as store:
         await store.run(lambda transaction: _Month(transaction, Random(seed)).add())  # noqa: S311
+        lost = find_interval(now - 6 * _DAY, EVERY)
+
+        def find(_channel: str, at: float) -> Outcome:
+            return Hop.ALERTMANAGER if lost <= at < lost + 3 * EVERY else "reachable"
+
+        await seed_proofs(store, _TYPICAL_SECONDS, 30 * _DAY, find)
 
 
 class _Month(HistoryRows):
