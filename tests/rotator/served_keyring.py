@@ -28,6 +28,9 @@ from tests.rotator.keyring_to_rotate import Rotated
 _PAUSE: Final = 0.5
 """Seconds between two records: each is a commit, after which the process is killed once."""
 
+_SECONDS: Final = 60.0
+"""For one answer, however busy the machine is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Served(Rotated):
@@ -61,7 +64,7 @@ class Served(Rotated):
         written = {self.home / "written", self.folder / "written"}
         rows = [row.split() for file in written if file.exists() for row in file.read_text().splitlines()]
         assert rows
-        async with self._running() as url, httpx2.AsyncClient(base_url=url) as client:
+        async with self._running() as url, httpx2.AsyncClient(base_url=url, timeout=_SECONDS) as client:
             for record, content in rows:
                 answer = await client.get(f"/v1/records/{record}")
                 if (answer.status_code, answer.content) != (200, content.encode()):
@@ -70,7 +73,7 @@ class Served(Rotated):
 
     async def _write(self, url: str) -> None:
         """Record after record; each is noted once it is acknowledged."""
-        async with httpx2.AsyncClient(base_url=url) as client:
+        async with httpx2.AsyncClient(base_url=url, timeout=_SECONDS) as client:
             while True:
                 record, content = uuid4().hex, uuid4().hex
                 if (await client.put(f"/v1/records/{record}", content=content)).status_code == 204:
