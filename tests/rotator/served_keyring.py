@@ -45,6 +45,7 @@ class Served(Rotated):
         del records
         for _ in range(keys - 1):
             await self.do(run, RotationType.NEW_DEK, new_dek_min_age="1ms")
+        await self.reset((await self.keys()).values())  # else a rollback may be that of the last data key
 
     @asynccontextmanager
     async def session(self, now: list[float] | None = None, **overrides: Any) -> AsyncIterator[CommandSession]:
