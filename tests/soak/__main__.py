@@ -122,7 +122,7 @@ async def _build_ledger(driver: Driver, before: dict[str, Held], held: dict[str,
         *ledger.check_pages(critical, received.pages, outbox, driver.happened),
         ledger.check_refusals(received.pages, driver.happened),
         ledger.check_disk(stage.gate.refusals, driver.happened),
-        ledger.check_proofs(await stage.read_proofs(), outbox.unproven, time.time()),
+        ledger.check_proofs(await stage.read_proofs(), [*outbox.unproven, *received.direct], time.time()),
         Line(failed == 0, f"rotations: {len(stage.codes)} commands, {failed} of them failed"),
         Line(
             bool(stage.records) and not unreadable,

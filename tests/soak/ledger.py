@@ -34,6 +34,8 @@ UNPROVEN_SECONDS: Final = 50.0
 """Two intervals of the demo's proofs, and what its rules and routing take; after them an alert has to tell."""
 _RECEIPT_KEYS: Final = ("ts", "message_id", "dedup_key")
 _EXAMPLES: Final = 3
+_TELLS_OF_ALL: Final = ("No channel is proven", "RelayStoreUnavailable", "RelayDown")
+"""What says that no channel can be proven now; a relay whose disk is full cannot say it itself."""
 
 
 class Line(NamedTuple):
@@ -199,7 +201,7 @@ def check_proofs(proofs: Sequence[Mapping[str, Any]] | None, unproven: Sequence[
 
     Args:
         proofs: as `GET /api/proofs` has them; None where this relay proves no path.
-        unproven: what each event of KMSPathUnproven says; one that names no channel is about all.
+        unproven: what each event of KMSPathUnproven says, and each mail of Alertmanager's.
         now: unix seconds.
     """
     if proofs is None:
@@ -214,7 +216,10 @@ def check_proofs(proofs: Sequence[Mapping[str, Any]] | None, unproven: Sequence[
     for channel, times in proven.items():
         all_ = [begins[0], *sorted(times), now]
         gaps[channel] = sum(later - earlier > UNPROVEN_SECONDS for earlier, later in pairwise(all_))
-    told = {channel: sum(f'"{channel}"' in each or "No channel" in each for each in unproven) for channel in proven}
+    of_all = sum(any(what in each for what in _TELLS_OF_ALL) for each in unproven)
+    told = {
+        channel: of_all + sum("KMSPathUnproven" in each and channel in each for each in unproven) for channel in proven
+    }
     silent = [
         f"{channel}, {gaps[channel]} times, told {told[channel]}" for channel in proven if gaps[channel] > told[channel]
     ]

@@ -27,6 +27,8 @@ class Received:
     keys: set[str] = field(default_factory=set)
     """The `ts`, Message-ID or dedup_key by which a receipt names a message."""
     pages: list[Page] = field(default_factory=list)
+    direct: list[str] = field(default_factory=list)
+    """The mails that came around the relay, from Alertmanager itself."""
     forgotten: int = 0
     """How often a stand-in had dropped messages before they were read."""
     _last: dict[str, Any] = field(default_factory=dict)
@@ -36,7 +38,10 @@ class Received:
         """Takes what came since the last time."""
         for name, channel in providers.slack.channels.items():
             self.keys.update(message.ts for message in self._take_new(name, channel.messages))
-        self.keys.update(mail.message_id for mail in self._take_new("mail", providers.mailbox.mails))
+        for mail in self._take_new("mail", providers.mailbox.mails):
+            self.keys.add(mail.message_id)
+            if mail.sender.startswith("alertmanager@"):
+                self.direct.append(mail.subject + mail.html + mail.text)
         for event in self._take_new("pagerduty", providers.pagerduty.events):
             key, action, now = event["dedup_key"], event["event_action"], time.monotonic()
             self.keys.add(key)

@@ -142,13 +142,14 @@ class Stage:
 
     async def read_proofs(self) -> list[dict[str, Any]] | None:
         """All of them, the newest first; None where this relay proves no path."""
-        proofs: list[dict[str, Any]] = []
         page = await self.stack.get_json("relay", "/api/proofs")
-        while page:
+        if page is None:
+            return None
+        proofs: list[dict[str, Any]] = page["proofs"]
+        while cursor := page["next_cursor"]:
+            page = json.loads(await self.stack.get_text("relay", "/api/proofs", cursor=cursor))
             proofs += page["proofs"]
-            cursor = page["next_cursor"]
-            page = cursor and json.loads(await self.stack.get_text("relay", "/api/proofs", cursor=cursor))
-        return None if page is None else proofs
+        return proofs
 
     def _build_record_url(self, name: str) -> str:
         return self.ports.build_url("backend") + f"/v1/records/{name}"
