@@ -4,7 +4,7 @@ It imports no provider's client library: the relay has none, and takes the comma
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, Final, Union
 
 from pydantic import (
@@ -44,6 +44,12 @@ def parse_key_name(text: str) -> tuple[str, str] | None:
     return next(filter(None, (each.profile.parse_key_name(text) for each in providers.values())), None)
 
 
+def normalise_key_name(text: str) -> str:
+    """The full name of the key in any spelling; another text stays as it is."""
+    named = parse_key_name(text)
+    return named[0] if named else text
+
+
 def may_name(text: str, key: str) -> bool:
     """Whether a text may stand for this key: only the name of another one, of whatever provider, surely does not."""
     if text == key:
@@ -60,12 +66,12 @@ def connect_key(settings: ProviderSettings) -> KmsKeyAdmin:
 @asynccontextmanager
 async def connect_keys(settings: Iterable[ProviderSettings]) -> AsyncIterator[Mapping[str, KmsKeyAdmin]]:
     """The keys by their full names, closed when the body is left."""
-    keys = {each.key_name: connect_key(each) for each in settings}
-    try:
+    keys = dict[str, KmsKeyAdmin]()
+    async with AsyncExitStack() as stack:
+        for each in settings:
+            keys[each.key_name] = key = connect_key(each)
+            stack.push_async_callback(key.close)
         yield keys
-    finally:
-        for key in keys.values():
-            await key.close()
 
 
 def validate_key_settings(value: object) -> ProviderSettings:
@@ -110,7 +116,10 @@ def _check_names(previous: tuple[ProviderSettings, ...], info: ValidationInfo) -
     """By its name a data key finds what unwraps it."""
     names = [each.key_name for each in (*previous, *filter(None, [info.data.get("kms")]))]
     if len(names) > len(set(names)):
-        raise ValueError("expected each key once, and that of `kms` not at all")
+        raise ValueError(
+            "expected each key once, and that of `kms` not at all; where two servers have keys of the same path, set "
+            "`server` of the new one: data keys keep the old name"
+        )
     return previous
 
 

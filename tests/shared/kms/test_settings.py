@@ -1,11 +1,12 @@
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import PrivateAttr, ValidationError
 
 from shared.keyring.model import LOCAL_KEK
 from shared.kms.gcp.settings import GcpKeySettings
-from tests.memory_kms import MemoryKeySettings
+from shared.kms.registry import connect_keys
+from tests.memory_kms import MemoryKey, MemoryKeySettings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -48,3 +49,34 @@ def test_no_key_of_any_provider_has_the_name_of_the_local_key(name: str) -> None
     with pytest.raises(ValidationError, match="'local', which stands for a service's own local key"):
         MemoryKeySettings(key=name)
     assert MemoryKeySettings(key="locally").key == "locally"
+
+
+class _FragileKey(MemoryKey):
+    def __init__(self, settings: "_FragileSettings") -> None:
+        super().__init__(settings.key)
+        self._settings = settings
+
+    async def close(self) -> None:
+        self._settings._closed.append(self._settings.key)
+        if self._settings.fails_at == "close":
+            raise OSError("close")
+
+
+class _FragileSettings(MemoryKeySettings):
+    fails_at: str = ""
+    _closed: list[str] = PrivateAttr(default_factory=list)
+
+    def connect(self) -> MemoryKey:
+        if self.fails_at == "connect":
+            raise OSError("connect")
+        return _FragileKey(self)
+
+
+@pytest.mark.parametrize(("fails_at", "failing"), [("close", 0), ("close", 1), ("connect", 1)])
+async def test_a_key_that_fails_to_connect_or_close_leaves_no_other_one_open(fails_at: str, failing: int) -> None:
+    settings = [_FragileSettings(key=f"vault/{n}", fails_at=fails_at if n == failing else "") for n in range(2)]
+    with pytest.raises(OSError, match=fails_at):
+        async with connect_keys(settings):
+            pass
+    connected = [each for each in settings if each.fails_at != "connect"]
+    assert [each._closed for each in connected] == [[each.key] for each in connected]
