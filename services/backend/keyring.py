@@ -149,7 +149,7 @@ class DataKeyCache:
 
     async def _unwrap_uncached(self, key: DataKey, mode: CryptoMode, wrapping: KeyWrapper) -> KmsError | None:
         """Returns an error of KMS instead of raising it: many callers may wait for it, or none any more."""
-        refusal, is_previous = wrapping.explain_refusal(key.wrapped), key.wrapped.kek in wrapping.previous
+        refusal, is_previous = wrapping.explain_refusal(key.wrapped), wrapping.is_previous(key.wrapped.kek)
         if refusal is None and mode is CryptoMode.ENV and key.wrapped.kek != LOCAL_KEK and not is_previous:
             refusal = UnwrapError(_WAITS_FOR_KMS)
         if refusal:

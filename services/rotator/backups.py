@@ -18,11 +18,11 @@ from contextlib import aclosing, suppress
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from services.rotator.report import BackupSummary, RotatorError
 from shared.atomic_file import sync_folder
@@ -34,10 +34,18 @@ from shared.keyring.administration import (
     StoredVersion,
     list_pages,
 )
-from shared.keyring.model import UNREADABLE_VERSION, KeyringFingerprint, compute_fingerprint, get_version_sort_key
+from shared.keyring.model import (
+    LOCAL_KEK,
+    UNREADABLE_VERSION,
+    KeyringFingerprint,
+    WrappedKey,
+    compute_fingerprint,
+    get_version_sort_key,
+)
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError, KmsKey
 from shared.kms.reason import Scope
+from shared.kms.registry import normalise_key_name
 
 KEY_BYTES: Final = 32
 _MAX_HEADER_BYTES: Final = 64 * 1024
@@ -142,7 +150,7 @@ class BackupHeader(BaseModel):
     """The version of the KMS key without which the backup cannot be read."""
     needs: tuple[StoredVersion, ...]
     """Versions of the KMS key that wrap its data keys, and thus are needed to restore it."""
-    other_keks: tuple[str, ...] = ()
+    other_keks: tuple[Annotated[str, AfterValidator(normalise_key_name)], ...] = ()
     """KMS keys that wrap some of its data keys as well, each by any version."""
     wrapped: str
 
@@ -264,7 +272,8 @@ async def read_pages(file: Path, wrapping: KeyWrapper, summary: SummaryBuilder) 
             summary.add_page(rows, text)
             yield rows
     except KmsError as error:
-        by = "" if wrapping.find_key(first.kek) else f"; {first.kek} wraps it: add that to `previous_kms`"
+        add = f"; {first.kek} wraps it: add that to `previous_kms`, or with the driver table set it as `kms`"
+        by = "" if wrapping.find_key(first.kek) else add
         raise BackupError(f"KMS does not unwrap the key of the backup {file}: {error}{by}") from None
     except OSError as error:
         raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
@@ -351,16 +360,23 @@ async def compare_with_keyring(file: Path, administration: Administration, wrapp
     return found
 
 
-async def find_unwrap_failures(file: Path, wrapping: KeyWrapper) -> list[Problem]:
-    """The data keys that cannot be unwrapped, of one data key of each version. Raises BackupError."""
+async def find_unwrap_failures(file: Path, wrapping: KeyWrapper, *, has_own_keys: bool) -> list[Problem]:
+    """The data keys that cannot be unwrapped, of one data key of each version. Raises BackupError.
+
+    In a table of another program the rows of another KMS key are left out.
+    """
     found: list[Problem] = []
     checked: set[tuple[str, str]] = set()
     async for rows in read_pages(file, wrapping, SummaryBuilder()):
         for row in rows:
-            kms = wrapping.find_key(row.kek)
-            if kms is None or (row.kek, row.kek_version) in checked:
+            if row.kek == LOCAL_KEK or (row.kek, row.kek_version) in checked:
                 continue
             checked.add((row.kek, row.kek_version))
+            kms = wrapping.find_key(row.kek)
+            if kms is None:
+                refusal = wrapping.explain_refusal(WrappedKey(b"", row.kek, row.kek_version))
+                found += [Problem(id=row.id, error=str(refusal), is_foreign=True)] if has_own_keys else []
+                continue
             try:
                 secret = await kms.decrypt(base64.b64decode(row.wrapped), row.wrapping_aad, timeout=wrapping.timeout)
                 failure = (

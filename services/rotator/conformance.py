@@ -197,7 +197,7 @@ class _Suite:
 
     async def check_verify(self) -> str:
         found = await verify_by_pages(self.administration, "sample")
-        problems = find_own_problems(found)
+        problems = find_own_problems(found, self.settings.driver)
         _expect(not problems, f"{len(problems)} cannot be read, such as {problems[0].id if problems else ''}")
         _expect(found.data_keys == len(self.keys), f"data_keys is {found.data_keys}, and keys lists {len(self.keys)}")
         _expect(found.fingerprint, "the last page has no fingerprint")
@@ -279,7 +279,7 @@ class _Suite:
         named = ", ".join(changed[:3]) or "one that is gone"
         _expect(keys == self.keys, f"data keys are not as before, such as {named}")
         found = await verify_by_pages(self.administration, "sample")
-        _expect(not find_own_problems(found), "not everything can be read")
+        _expect(not find_own_problems(found, self.settings.driver), "not everything can be read")
         _expect(found.fingerprint == (self.fingerprint or found.fingerprint), "the fingerprint of all is another one")
         return f"{len(keys)} data keys"
 

@@ -1,5 +1,6 @@
 """The checks of the rotator's configuration, for the command `doctor`."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,7 +13,7 @@ from shared.keyring.administration import Administration, AdministrationError
 from shared.keyring.external.administration import ExternalAdministration
 from shared.keyring.model import LOCAL_KEK
 from shared.kms.diagnosis import list_key_checks, list_previous_key_checks
-from shared.kms.registry import connect_keys
+from shared.kms.registry import connect_keys, normalise_key_name
 
 _MAX_KEYS: Final = 100
 """Data keys that are read of a keyring."""
@@ -45,29 +46,31 @@ async def _check_keyring(driver: DriverSettings, settings: RotatorSettings) -> s
     kms, previous = settings.kms, settings.previous_kms
     try:
         async with open_driver(driver, kms, previous, caller="keypulse-rotator doctor") as administration:
-            count, keks = await _read_keyring(administration, driver)
+            counts = await _read_keyring(administration, driver)
     except AdministrationError as error:
         hint = error.hint or f"correct the settings of the driver `{driver.kind}`"
         raise CheckError(error.error, hint) from None
-    unnamed = keks - {each.key_name for each in (kms, *previous)}
-    if unnamed:
+    unnamed = counts.keys() - {LOCAL_KEK, *(each.key_name for each in (kms, *previous))}
+    others = sum(counts[kek] for kek in unnamed)
+    if unnamed and (driver.has_own_keys or others == counts.total()):
+        add = "add it to `previous_kms`, or set the driver to another service" if driver.has_own_keys else ""
         raise CheckError(
             f"data keys are wrapped by {', '.join(sorted(unnamed))}, which neither `kms` nor `previous_kms` names",
-            "set `kms.key` to that key, add it to `previous_kms`, or set the driver to another service",
-            is_usable=unnamed != keks,
+            f"set `kms.key` to that key, {add or 'or set the driver to another table'}",
+            is_usable=others < counts.total(),
         )
-    return f"{count} data keys can be read"
+    left = f"; {others} of another KMS key are left as they are" if others else ""
+    return f"{counts.total() - others} data keys can be read{left}"
 
 
-async def _read_keyring(administration: Administration, driver: DriverSettings) -> tuple[int, set[str]]:
-    """How many data keys were read, and the KMS keys that wrap them.
+async def _read_keyring(administration: Administration, driver: DriverSettings) -> Counter[str]:
+    """How many data keys were read, by the KMS keys that wrap them.
 
     A hundred of a keyring, whose census also counts records. A table of another program has no list before the first
     rotation, and its census is one scan. Of the first rows it is tried whether they can be unwrapped, and changed.
     """
     if driver.has_own_keys:
-        keys = await administration.list_keys(limit=_MAX_KEYS)
-        return len(keys), {key.kek for key in keys} - {LOCAL_KEK}
+        return Counter(normalise_key_name(key.kek) for key in await administration.list_keys(limit=_MAX_KEYS))
     usage = await administration.count_key_usage()
     if usage.unreadable:
         raise AdministrationError(
@@ -75,4 +78,7 @@ async def _read_keyring(administration: Administration, driver: DriverSettings) 
         )
     if isinstance(administration, ExternalAdministration):
         await administration.check_rows()
-    return sum(version.data_keys for version in usage.versions), {version.kek for version in usage.versions}
+    counts = Counter[str]()
+    for version in usage.versions:
+        counts[version.kek] += version.data_keys
+    return counts

@@ -26,6 +26,7 @@ from services.rotator.steps import read_usable_key
 from services.rotator.verification import find_own_problems, verify_with_retries
 from shared.keyring.administration import Administration, AdministrationError, KeyUsage, Problem, RotationType
 from shared.kms.port import KeyDescription, ProtectedResources
+from shared.kms.registry import normalise_key_name
 
 _MAX_OLDER_VERSIONS: Final = 10
 """That a plan asks the provider's inventory for."""
@@ -99,7 +100,14 @@ async def show_plans(session: CommandSession, types: tuple[RotationType, ...], c
     primary = str(key.primary_version)
     usage, latest = await administration.count_key_usage(), await administration.get_progress()
     plans = tuple(
-        build_plan(each, usage, key=settings.kms.key_name, primary=primary, min_age=settings.new_dek_min_age)
+        build_plan(
+            each,
+            usage,
+            key=settings.kms.key_name,
+            primary=primary,
+            min_age=settings.new_dek_min_age,
+            has_own_keys=settings.driver.has_own_keys,
+        )
         for each in types
     )
     dry_runs = [await administration.dry_run(each.type, primary) for each in plans if each.data_keys]
@@ -133,7 +141,7 @@ async def _find_previous_keys(
     for kek in names:
         needed_by = [f"the backup {file}" for file, header in backups if kek in (header.kek, *header.other_keks)]
         for where, its in keyrings:
-            versions = [each for each in its.versions if each.kek == kek] if its else []
+            versions = [each for each in its.versions if normalise_key_name(each.kek) == kek] if its else []
             if any(each.data_keys or each.records for each in versions):
                 data_keys, records = (sum(getattr(each, of) for each in versions) for of in ("data_keys", "records"))
                 needed_by.append(f"{data_keys} data keys and {records} records{where}")
@@ -202,7 +210,7 @@ async def run_verification(session: CommandSession, *, full: bool) -> CommandRep
         "full" if full else session.settings.verify_mode,
         lambda done: session.progress.report_progress(StepProgress("verify", done, total, done, max(done, total))),
     )
-    problems = find_own_problems(found)
+    problems = find_own_problems(found, session.settings.driver)
     return CommandReport(
         outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
         summary=f"{len(problems)} cannot be read; they are named below" if problems else "everything can be read",
@@ -217,13 +225,15 @@ async def check_backup(session: CommandSession, name: str) -> CommandReport:
     latest = await session.administration.get_progress()
     file = await asyncio.to_thread(session.backups.find, name, latest.backups if latest else ())
     summary = await read_whole_backup(file, session.wrapping)
-    differing: list[Problem] = []
-    if session.settings.driver.has_own_keys:
-        differing = await compare_with_keyring(file, session.administration, session.wrapping)
-    problems = [*differing, *await find_unwrap_failures(file, session.wrapping)]
+    problems, has_own_keys = list[Problem](), session.settings.driver.has_own_keys
+    if has_own_keys:
+        problems = await compare_with_keyring(file, session.administration, session.wrapping)
+    problems += await find_unwrap_failures(file, session.wrapping, has_own_keys=has_own_keys)
     return CommandReport(
         outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
-        summary="the backup can be read, and differs as named below" if problems else "the backup can be restored",
+        summary="the backup can be read; what is named below differs, or cannot be restored"
+        if problems
+        else "the backup can be restored",
         next_commands=("verify", "status") if problems else (),
         backup=BackupReport(file=str(file), **summary.model_dump()),
         problems=tuple(problems),

@@ -65,7 +65,9 @@ def get_next_commands(latest: RotationProgress) -> tuple[str, ...]:
     return ("rollback",) if latest.is_rolling_back else ("resume", "rollback")
 
 
-def build_plan(type_: RotationType, usage: KeyUsage, *, key: str, primary: str, min_age: float) -> Plan:
+def build_plan(
+    type_: RotationType, usage: KeyUsage, *, key: str, primary: str, min_age: float, has_own_keys: bool = True
+) -> Plan:
     """What a rotation of this type would do. The clock is the database's, from `usage`: this machine's may be wrong.
 
     A data key that a rotation made less than `min_age` seconds ago is not replaced.
@@ -79,7 +81,7 @@ def build_plan(type_: RotationType, usage: KeyUsage, *, key: str, primary: str, 
         target_version=primary,
         data_keys=count,
         summary=sentence,
-        excluded=(*_list_local(usage), *list_unnamed(usage, key)),
+        excluded=(*_list_local(usage), *list_unnamed(usage, key, has_own_keys=has_own_keys)),
     )
 
 
@@ -120,11 +122,16 @@ def _list_local(usage: KeyUsage) -> list[str]:
     ]
 
 
-def list_unnamed(usage: KeyUsage, key: str) -> list[str]:
+def list_unnamed(usage: KeyUsage, key: str, *, has_own_keys: bool) -> list[str]:
     """The data keys whose KMS key no setting names, a sentence for each version."""
+    counts = [count for count in usage.versions if count.kek not in (LOCAL_KEK, key, *usage.previous_keks)]
+    if not has_own_keys:
+        return [
+            f"{count.data_keys} rows are wrapped by {count.kek}, another KMS key; they are left as they are"
+            for count in counts
+        ]
     return [
         f"{count.data_keys} data keys are wrapped by {count.kek}, which neither `kms` nor `previous_kms` of the "
         "service names: add it to `previous_kms`"
-        for count in usage.versions
-        if count.kek not in (LOCAL_KEK, key, *usage.previous_keks)
+        for count in counts
     ]

@@ -52,7 +52,14 @@ async def run(session: CommandSession, type_: RotationType) -> CommandReport:
         version = await steps.get_target_version()
         await steps.run_smoke_test()
         usage, settings = await session.administration.count_key_usage(), session.settings
-        plan = build_plan(type_, usage, key=settings.kms.key_name, primary=version, min_age=settings.new_dek_min_age)
+        plan = build_plan(
+            type_,
+            usage,
+            key=settings.kms.key_name,
+            primary=version,
+            min_age=settings.new_dek_min_age,
+            has_own_keys=driver.has_own_keys,
+        )
         if not plan.data_keys:
             if latest is None or not can_resume(latest):
                 await steps.record_nothing_to_do()
@@ -189,7 +196,7 @@ async def restore_backup(session: CommandSession, name: str) -> CommandReport:
                 left_out.append(Problem(id=f"from {rows[0].id} on", error=str(error)))
         await session.administration.reload_instances()
         found = await verify_with_retries(session, session.settings.verify_mode)
-        problems = (*left_out, *find_own_problems(found))
+        problems = (*left_out, *find_own_problems(found, session.settings.driver))
         what = f"{changed} data keys are as in the backup again" if changed else "all was as in the backup"
         if left_out:  # of a page with one that is left out it is not known how many were changed
             sentence = "what can be put back is as in the backup; what is named below is not"

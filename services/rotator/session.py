@@ -122,7 +122,7 @@ class CommandSession:
                 "; expected the same key; nothing was changed",
                 "census",
             )
-        for sentence in list_unnamed(usage, key):
+        for sentence in list_unnamed(usage, key, has_own_keys=self.settings.driver.has_own_keys):
             self.progress.report_step("keys", sentence)
         async with hold_lease(self.administration, self.settings.lease, self.caller) as lease:
             yield lease

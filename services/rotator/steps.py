@@ -284,7 +284,7 @@ class RotationSteps:
                 self._settings.verify_mode,
                 lambda done: self._report_progress(JournalStep.VERIFY, min(done, total), total),
             )
-            return found, [*differing, *find_own_problems(found)]
+            return found, [*differing, *find_own_problems(found, self._settings.driver)]
 
         return await self._run_step(JournalStep.VERIFY, read_all(), lambda found: _describe_problems(found[1]))
 

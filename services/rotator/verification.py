@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Literal
 
+from services.rotator.drivers.registry import DriverSettings
 from services.rotator.session import CommandSession
 from shared.keyring.administration import Administration, Problem, StoredKey, UnreachableError, VerificationResult
 from shared.keyring.journal import MAX_PROBLEMS
@@ -31,7 +32,7 @@ async def verify_with_retries(
     for attempts_left in range(settings.verify_attempts - 1, -1, -1):
         try:
             found = await verify_by_pages(session.administration, mode, report_count)
-            if not find_own_problems(found):
+            if not find_own_problems(found, settings.driver):
                 return found
         except UnreachableError:
             if not attempts_left:
@@ -56,9 +57,9 @@ async def verify_by_pages(
     return result
 
 
-def find_own_problems(found: VerificationResult) -> list[Problem]:
-    """The problems of this keyring; a wrap by another key is none."""
-    return [problem for problem in found.problems if not problem.is_foreign]
+def find_own_problems(found: VerificationResult, driver: DriverSettings) -> list[Problem]:
+    """The problems of this keyring; in a table of another program a wrap by another key is none."""
+    return [problem for problem in found.problems if driver.has_own_keys or not problem.is_foreign]
 
 
 def _merge_verifications(whole: VerificationResult, part: VerificationResult) -> VerificationResult:

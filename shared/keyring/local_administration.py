@@ -131,11 +131,11 @@ class LocalAdministration:
         )
 
     def _merge_spellings(self, counts: Mapping[tuple[str, str], int]) -> Counter[tuple[str, str]]:
-        """What may stand for our KMS key is our key, of a version that is not known."""
-        ours, merged = self._wrapping.kek, Counter[tuple[str, str]]()
+        """What may stand for a KMS key of ours is that key, of a version that is not known."""
+        merged = Counter[tuple[str, str]]()
         for (kek, version), total in counts.items():
-            is_spelling = kek != ours and self._wrapping.find_key(kek) is self._wrapping.kms
-            merged[(ours, UNREADABLE_VERSION) if is_spelling else (kek, version)] += total
+            name = self._wrapping.find_name(kek)
+            merged[(kek, version) if name in {None, kek} else (name or "", UNREADABLE_VERSION)] += total
         return merged
 
     @translate_errors()

@@ -206,7 +206,7 @@ async def _restore_data_key(keyring: OpenKeyring, row: StoredKey, token: str) ->
     secret = await wrapping.unwrap(data_key)
     retired = await keyring.database.read(keys.list_retired_versions)
     kek, version = data_key.wrapped.by
-    is_superseded = kek in wrapping.previous or (kek == wrapping.kek and version in retired)
+    is_superseded = wrapping.is_previous(kek) or (kek == wrapping.kek and version in retired)
     aad = found.wrapping_aad if found else data_key.wrapping_aad  # of today: a column of it may have changed since
     if is_superseded or aad != data_key.wrapping_aad:
         data_key = replace(data_key, wrapped=await wrapping.wrap_with_aad(aad, secret))

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey, build_wrapping_aad, compute_fingerprint
 from shared.kms.port import KmsError, KmsKey
 from shared.kms.reason import Reason, Scope
-from shared.kms.registry import may_name
+from shared.kms.registry import may_name, normalise_key_name
 
 
 class UnwrapError(Exception):
@@ -50,11 +50,21 @@ class KeyWrapper:
         previous = {name: change(key) for name, key in self.previous.items()}
         return replace(self, kms=change(self.kms), previous=previous)
 
+    def find_name(self, kek: str) -> str | None:
+        """The full name of the KMS key that unwraps what `kek`, in any spelling, wrapped; None as in `find_key`."""
+        name = normalise_key_name(kek)
+        if name in self.previous:
+            return name
+        return self.kek if kek != LOCAL_KEK and may_name(kek, self.kek) else None
+
     def find_key(self, kek: str) -> KmsKey | None:
         """The KMS key that unwraps what `kek` wrapped; None where it is another one, or the local key."""
-        if kek in self.previous:
-            return self.previous[kek]
-        return self.kms if kek != LOCAL_KEK and may_name(kek, self.kek) else None
+        name = self.find_name(kek)
+        return None if name is None else self.previous.get(name, self.kms)
+
+    def is_previous(self, kek: str) -> bool:
+        """Whether a key unwraps it that wraps nothing any more."""
+        return self.find_name(kek) in self.previous
 
     async def wrap(self, data_key_id: str, secret: bytes) -> WrappedKey:
         return await self.wrap_with_aad(build_wrapping_aad(data_key_id), secret)
@@ -90,8 +100,8 @@ class KeyWrapper:
         if wrapped.kek == LOCAL_KEK and self.local_wrapper is None:
             return UnwrapError("it is wrapped by the service's local key, which only the service itself has")
         if wrapped.kek != LOCAL_KEK and self.find_key(wrapped.kek) is None:
-            message = f"it is wrapped by {wrapped.kek}, which neither `kms` nor `previous_kms` names"
-            return UnwrapError(message, is_foreign=True)
+            unnamed = f"it is wrapped by {wrapped.kek}, which neither `kms` nor `previous_kms` names"
+            return UnwrapError(f"{unnamed}: add it to `previous_kms`", is_foreign=True)
         return None
 
     async def _decrypt(self, wrapped: WrappedKey, aad: bytes) -> bytes | None:
@@ -103,10 +113,15 @@ class KeyWrapper:
         try:
             return (await key.decrypt(wrapped.ciphertext, aad, timeout=self.timeout)).plaintext
         except KmsError as error:
-            # A lasting failure of one version or ciphertext is of this data key; any other one is of KMS as a whole.
-            if error.reason.scope in {Scope.VERSION, Scope.CIPHERTEXT} and not error.transient:
+            # A lasting failure of one version or ciphertext is of this data key; so is a previous key that is gone. Any
+            # other one is of KMS as a whole.
+            is_previous = self.is_previous(wrapped.kek)
+            scopes = {Scope.VERSION, Scope.CIPHERTEXT} | ({Scope.KEY} if is_previous else set())
+            if error.reason.scope in scopes and not error.transient:
                 is_of_version = error.reason.scope is Scope.VERSION
-                of = f" of {wrapped.kek}" if wrapped.kek in self.previous else ""
+                of = f" of {wrapped.kek}" if is_previous else ""
                 message = f"KMS: {error.label} (version {wrapped.kek_version or 'unknown'}{of})"
                 raise UnwrapError(message, is_of_version=is_of_version) from None
+            if is_previous:
+                raise error.name_key(wrapped.kek) from None
             raise

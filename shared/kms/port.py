@@ -269,6 +269,11 @@ class KmsError(Exception):
         """Whether the same call may succeed a moment later, with nothing fixed."""
         return (self.cause or self.reason).transient
 
+    def name_key(self, key: str) -> "KmsError":
+        """The same, whose detail begins with the key's name."""
+        detail = f"{key}: {self.detail}"
+        return KmsError(self.reason, detail, self.cause, self.values, self.retry_after, is_silent=self.is_silent)
+
     @property
     def waiting_advice(self) -> str:
         """Whether it is worth waiting, as a clause."""

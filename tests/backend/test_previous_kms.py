@@ -1,7 +1,7 @@
 """A backend between two KMS, Cloud KMS and a real Transit: `kms` wraps and decides the mode, the other only unwraps."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -41,23 +41,26 @@ async def wraps(backend: Backend) -> dict[str, str]:
     return {key.status: key.wrapped.kek for key in await backend.store.list_all()}
 
 
+@pytest.mark.parametrize("spelling", [KEY, f"gcp-kms://{KEY}"])
 async def test_an_outage_of_the_previous_kms_changes_no_mode_and_what_it_wraps_is_back_once_it_is_over(
-    emulator: Emulator, open_backend: Open, keys: TwoKeys, tmp_path: Path
+    emulator: Emulator, open_backend: Open, keys: TwoKeys, tmp_path: Path, spelling: str
 ) -> None:
     async with open_backend(tmp_path, keys.google) as backend:
         await backend.check()
         await backend.put("one", b"by Cloud KMS")
+        (key,) = await backend.store.list_all()
+        assert await backend.store.replace_wrap(key, replace(key.wrapped, kek=spelling))
     moved = {"key": keys.transit_name, "previous": {KEY: keys.google}}
     async with open_backend(tmp_path, keys.transit, **moved) as backend:
         await backend.check()
-        assert (await backend.get("one"), await wraps(backend)) == (b"by Cloud KMS", {"active": KEY})
+        assert (await backend.get("one"), await wraps(backend)) == (b"by Cloud KMS", {"active": spelling})
     emulator.faults.add(OUTAGE)
     async with open_backend(tmp_path, keys.transit, **moved) as backend:
         await backend.check()
         await backend.put("two", b"by Transit")
         assert (backend.keyring.mode, await backend.get("two")) == (CryptoMode.KMS, b"by Transit")
-        assert await wraps(backend) == {"retired": KEY, "active": keys.transit_name}
-        with pytest.raises(KeyUnavailableError, match=f"{KEY}: unavailable"):
+        assert await wraps(backend) == {"retired": spelling, "active": keys.transit_name}
+        with pytest.raises(KeyUnavailableError, match=f" {spelling}: unavailable"):
             await backend.get("one")
         emulator.faults.clear()
         await backend.check()

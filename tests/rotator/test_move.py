@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 from sqlalchemy import URL
 
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import EmulatorFault
+from services.rotator.doctor import open_checks
 from services.rotator.inspection import check_backup, run_verification, show_plans
 from services.rotator.report import CommandOutcome, CommandReport, RotatorError, format_markdown
 from services.rotator.retirement import retire_version
 from services.rotator.runner import restore_backup, resume, rollback, run
 from shared.config.errors import ConfigurationError
-from shared.keyring.administration import RotationType
+from shared.keyring.administration import AdministrationError, RotationState, RotationType
+from shared.process.doctor import run_doctor
 from tests.bao import Bao, Transit
 from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated, data_key_id
 from tests.rotator.served_keyring import Served
@@ -164,10 +168,77 @@ async def test_a_data_key_whose_kms_key_no_setting_names_is_told_in_one_sentence
     assert await on_transit.keys() == before
 
 
+async def test_a_previous_key_in_another_spelling_is_counted_read_moved_and_put_back(
+    on_google: Rotated, on_transit: Rotated
+) -> None:
+    await on_google.execute("UPDATE data_keys SET kek = :kek WHERE id = :id", kek=f"gcp-kms://{KEY}", id=data_key_id(0))
+    before = await on_google.keys()
+    assert needs(await plan(on_transit)) == {KEY: ("3 data keys and 6 records",)}
+    assert [each.detail for each in await run_doctor(on_transit.settings(), open_checks) if not each.is_ok] == []
+    assert (await on_transit.do(partial(run_verification, full=True))).outcome is CommandOutcome.DONE
+    assert (await on_transit.do(run, REWRAP)).outcome is CommandOutcome.DONE
+    assert (len(await wraps(on_transit)), await on_transit.broken()) == (1, [])
+    async with on_transit.session() as session:
+        ((file, _),) = session.backups.list_backups()
+    assert (await on_transit.do(rollback)).outcome is CommandOutcome.DONE
+    assert await on_transit.keys() == before
+    await on_transit.execute("DELETE FROM data_keys WHERE id = :id", id=data_key_id(0))
+    assert (await on_transit.do(restore_backup, file.name)).outcome is CommandOutcome.DONE
+    assert (await on_transit.keys())[data_key_id(0)].wrapped.kek == f"transit:{on_transit.transit['mount']}/ledger"  # type: ignore[index]
+
+
+async def test_a_data_key_of_a_kms_key_that_no_setting_names_is_never_called_readable(
+    in_a_file: Rotated, new_version: NewVersion
+) -> None:
+    await new_version()
+    other = f"{KEY}2"
+    await in_a_file.execute("UPDATE data_keys SET kek = :kek WHERE id = :id", kek=other, id=data_key_id(0))
+    reports = {"run": await in_a_file.do(run, REWRAP)}
+    async with in_a_file.session() as session:
+        ((file, _),) = session.backups.list_backups()
+    reports |= {
+        "verify": await in_a_file.do(partial(run_verification, full=True)),
+        "restore-check": await in_a_file.do(check_backup, file.name),
+        "restore": await in_a_file.do(restore_backup, file.name),
+        "rollback": await in_a_file.do(rollback),
+    }
+    sentence = f"it is wrapped by {other}, which neither `kms` nor `previous_kms` names: add it to `previous_kms`"
+    assert {
+        name: (each.outcome, [(problem.id, problem.error) for problem in each.problems])
+        for name, each in reports.items()
+    } == dict.fromkeys(reports, (CommandOutcome.FAILED, [(data_key_id(0), sentence)]))
+    assert [
+        name for name, each in reports.items() if "everything" in each.summary or "can be rest" in each.summary
+    ] == []
+
+
+async def test_a_previous_key_that_is_gone_is_told_of_its_data_keys_and_blocks_nothing_else(
+    on_transit: Rotated, emulator: Emulator
+) -> None:
+    await on_transit.do(run, REWRAP)
+    denied = emulator.faults.add(EmulatorFault(kind="status", status="PERMISSION_DENIED"))
+    with pytest.raises((AdministrationError, RotatorError), match=re.escape(f"(permission_denied): {KEY}: ")):
+        await on_transit.do(rollback)
+    emulator.faults.remove(denied)
+    emulator.faults.add(EmulatorFault(kind="status", status="NOT_FOUND"))
+    undone = await on_transit.do(rollback)
+    assert undone.outcome is CommandOutcome.FAILED
+    assert {each.error for each in undone.problems} == {
+        f"its former wrapped form cannot be unwrapped: KMS: key_not_found (version 1 of {KEY}); it was left as it is"
+    }
+    assert undone.rotation is not None
+    assert undone.rotation.state is RotationState.ROLLED_BACK
+    emulator.faults.clear()
+    assert (len(await wraps(on_transit)), await on_transit.broken()) == (1, [])
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"previous_kms": [{"key": KEY}]}, "expected each key once, and that of `kms` not at all"),
+        (
+            {"previous_kms": [{"key": KEY}]},
+            "where two servers have keys of the same path, set `server` of the new one: data keys keep the old name",
+        ),
         (
             {"driver": {"kind": "table", "database": "sqlite:///a.db", "table": "a", "id": "b", "wrapped": "c"}},
             "previous_kms: the driver table has one KMS key only; expected another driver",

@@ -30,7 +30,7 @@ from shared.keyring.external.table import TableLayout, open_table
 from shared.keyring.journal import MAX_PROBLEMS
 from shared.keyring.key_table import SCAN_SECONDS
 from shared.keyring.local_administration import LocalAdministration, translate_errors
-from shared.keyring.model import UNREADABLE_VERSION, DataKey, compute_fingerprint
+from shared.keyring.model import UNREADABLE_VERSION, DataKey, WrappedKey, compute_fingerprint
 from shared.keyring.recovery import create_backup_row
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.kms.port import KmsKey
@@ -47,6 +47,13 @@ class ExternalKeyWrapper(KeyWrapper):
 
     def _matches_fingerprint(self, secret: bytes, key: DataKey) -> bool:
         return not key.fingerprint or super()._matches_fingerprint(secret, key)
+
+    def explain_refusal(self, wrapped: WrappedKey) -> UnwrapError | None:
+        refusal = super().explain_refusal(wrapped)
+        if refusal and refusal.is_foreign:
+            message = f"it is wrapped by {wrapped.kek}, another KMS key; it is left as it is"
+            return UnwrapError(message, is_foreign=True)
+        return refusal
 
 
 class ExternalAdministration(LocalAdministration):

@@ -7,9 +7,12 @@ from uuid import UUID
 import pytest
 from sqlalchemy import URL
 
+from services.rotator.doctor import open_checks
+from services.rotator.inspection import show_plans
 from services.rotator.report import CommandOutcome
 from services.rotator.runner import rollback, run
 from shared.keyring.administration import RotationType
+from shared.process.doctor import run_doctor
 from tests.memory_kms import StoredKey
 from tests.rotator.table.conftest import KEY
 from tests.rotator.table.tenants import Tenants, aad, secret
@@ -203,6 +206,14 @@ async def test_a_row_that_another_kms_key_wraps_is_left_alone(in_a_file: Tenants
             CommandOutcome.DONE,
             [("other", True)],
         ), report.summary
+        (planned,) = (await show_plans(session, (REWRAP,))).plans
+        assert planned.excluded == ("1 rows are wrapped by vault/other, another KMS key; they are left as they are",)
+        lines = [*session.progress.lines, *(each.error for each in report.problems)]  # type: ignore[attr-defined]
+    checks = {each.name: each for each in await run_doctor(in_a_file.settings(), open_checks)}
+    assert checks["driver keyring"].is_ok
+    lines.append(checks["driver keyring"].detail)
+    assert lines[-1] == "3 data keys can be read; 1 of another KMS key are left as they are"
+    assert [line for line in lines if "previous_kms" in line] == []  # which the driver's configuration refuses
     assert await in_a_file.execute("SELECT dek_ciphertext FROM tenant_keys WHERE tenant = 'other'") == [(b"x",)]
 
 

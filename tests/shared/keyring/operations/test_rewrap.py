@@ -80,7 +80,10 @@ async def test_foreign_corrupt_and_local_wraps_are_named_and_the_rest_goes_on(
     assert (failed.state, failed.total, failed.done) == (RotationState.FAILED, 7, 3)
     assert {problem.id: (problem.is_foreign, problem.error) for problem in failed.problems} == {
         "corrupt": (False, "KMS: invalid_request (version 1)"),
-        "foreign": (True, f"it is wrapped by {OTHER_KEY}, which neither `kms` nor `previous_kms` names"),
+        "foreign": (
+            True,
+            f"it is wrapped by {OTHER_KEY}, which neither `kms` nor `previous_kms` names: add it to `previous_kms`",
+        ),
         "local": (False, "it is wrapped by the service's local key, which only the service itself has"),
         "moved": (False, "KMS: invalid_request (version 1)"),
         "other-key": (False, "what it unwraps to is not the key that was stored"),

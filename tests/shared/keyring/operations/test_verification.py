@@ -74,7 +74,10 @@ async def test_what_cannot_be_read_is_named(keyring: Keyring) -> None:
         "k000": (False, "KMS: invalid_request (version 1)"),
         "broken": (False, "this record cannot be opened: it is not what was stored under this id"),
         "gone": (False, "1 records need it, and it is not in the keyring"),
-        "foreign": (True, f"it is wrapped by {OTHER_KEY}, which neither `kms` nor `previous_kms` names"),
+        "foreign": (
+            True,
+            f"it is wrapped by {OTHER_KEY}, which neither `kms` nor `previous_kms` names: add it to `previous_kms`",
+        ),
     }
 
 
