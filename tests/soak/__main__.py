@@ -36,8 +36,8 @@ HELD_SECONDS = 90.0
 """After which a server must hold no more than at the start: what is idle may be kept for a minute."""
 WARM_SECONDS = 60.0
 """After the first storm, in which caches and pools fill, before memory has to be flat."""
-FLAT_SHARE = 0.05
-"""By how much of its memory a server may grow from then on until the end of the day."""
+FLAT_SHARE = 0.1
+"""By how much of its memory a server may grow from then on: the sender fills its caches for some 600 messages more."""
 
 
 @click.command()
