@@ -92,7 +92,7 @@ def _find_drawing(pid: int) -> list[int]:
 Held = Mapping[str, Counter[str]]
 """Tasks of a server, and threads, connections and descriptors of it and its children, each counted by its name.
 
-Without the threads of asyncio's own pool, which Python starts one after the other as they are needed, up to a bound.
+Without the threads of asyncio's own pool and of gRPC's (`event_engine`), which start as they are needed, up to a bound.
 """
 
 
@@ -135,7 +135,8 @@ def _read_held(tasks: Sequence[str], server: int, sockets: Mapping[str, str]) ->
     held["tasks"].update(tasks)
     for pid in set(list_tree(server)).difference(drawing):
         process = Path(f"/proc/{pid}")
-        held["threads"].update((thread / "comm").read_text().strip() for thread in (process / "task").iterdir())
+        names = [(thread / "comm").read_text().strip() for thread in (process / "task").iterdir()]
+        held["threads"].update(name for name in names if name != "event_engine")
         for descriptor in (process / "fd").iterdir():
             with suppress(OSError):  # it was closed meanwhile
                 target = str(descriptor.readlink())
