@@ -40,9 +40,7 @@ class AnswerTimeout:
 LOCK_SECONDS: Final = 2.0
 """How long a transaction waits for SQLite's one lock, and a read for a connection."""
 _WAL_BYTES: Final = 16 * 1024 * 1024
-"""The size to which the -wal grows before it is copied into the file, and to which it shrinks then."""
-_PAGE_BYTES: Final = 4096
-"""SQLite's own default."""
+"""The size to which the -wal shrinks when it starts again."""
 
 
 class FileLostError(Exception):
@@ -184,8 +182,6 @@ class SqliteFile:
         connection.execute("PRAGMA foreign_keys=ON")
         # One large transaction must not leave a -wal of its size for ever.
         connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
-        # Pages that change with each commit are then copied into the file once in 16 MB, not in 4.
-        connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_BYTES // _PAGE_BYTES}")
         # The statement journal is small, and a file for it would cost a tenth of the time.
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()  # so that the -wal is open
