@@ -117,8 +117,8 @@ def _check_names(previous: tuple[ProviderSettings, ...], info: ValidationInfo) -
     names = [each.key_name for each in (*previous, *filter(None, [info.data.get("kms")]))]
     if len(names) > len(set(names)):
         raise ValueError(
-            "expected each key once, and that of `kms` not at all; where two servers have keys of the same path, set "
-            "`server` of the new one: data keys keep the old name"
+            "expected each key once, and that of `kms` not at all; for the same path on two servers, set `server` of "
+            "the new one"
         )
     return previous
 

@@ -237,7 +237,7 @@ async def test_a_previous_key_that_is_gone_is_told_of_its_data_keys_and_blocks_n
     [
         (
             {"previous_kms": [{"key": KEY}]},
-            "where two servers have keys of the same path, set `server` of the new one: data keys keep the old name",
+            "for the same path on two servers, set `server` of the new one",
         ),
         (
             {"driver": {"kind": "table", "database": "sqlite:///a.db", "table": "a", "id": "b", "wrapped": "c"}},
