@@ -104,6 +104,13 @@ class CheckResult:
         return not (self.is_ok or self.is_usable)
 
 
+def detach_checks(checks: Iterable[Check]) -> list[Check]:
+    """The checks without what they depend on that is not among them, so that they can run without the others."""
+    checks = list(checks)
+    names = {check.name for check in checks}
+    return [check if check.depends_on in names else replace(check, depends_on=None) for check in checks]
+
+
 async def run_checks(checks: Iterable[Check]) -> list[CheckResult]:
     """Run every check in order; skip one that depends on a check that did not pass."""
     results: dict[str, CheckResult] = {}

@@ -35,7 +35,7 @@ from services.relay.outbox.breaker import (
 from services.relay.outbox.rate_limit import count_available, spend
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import CLOCK_TOLERANCE
-from shared.check import Check, CheckOutcome, CheckResult
+from shared.check import Check, CheckOutcome, CheckResult, detach_checks
 from shared.http.json_api import RefusedError
 from shared.process.doctor import NO_ANSWER_HINT, list_file_checks, run_checks_concurrently
 
@@ -98,10 +98,8 @@ async def _run_checks(
 ) -> list[CheckResult]:
     channel = settings.channels[channel_name].connect(settings.delivery.timeout)
     try:
-        checks = [*file_checks, *channel.list_checks(f"channels.{channel_name}")]
-        names = {check.name for check in checks}
-        own = [check if check.depends_on in names else replace(check, depends_on=None) for check in checks]
-        return await run_checks_concurrently(own, timeout=settings.delivery.timeout)
+        checks = detach_checks([*file_checks, *channel.list_checks(f"channels.{channel_name}")])
+        return await run_checks_concurrently(checks, timeout=settings.delivery.timeout)
     finally:
         await close_channel(channel_name, channel)
 

@@ -7,7 +7,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
@@ -34,7 +34,7 @@ from services.relay.delivery.enrichment import NO_ENRICHMENT, Enricher, Enrichme
 from services.relay.delivery.message import LinkRules, build_message
 from services.relay.delivery.templates import MAX_SECONDS, MessageTemplates
 from services.relay.model import Button, DeliveryTask, Message, MessagePart, PartOutcome
-from shared.check import CheckOutcome, join_hint
+from shared.check import CheckOutcome, detach_checks, join_hint
 from shared.process.concurrency import is_task_cancelled
 from shared.process.doctor import run_checks_concurrently
 from shared.process.logs import describe_exception
@@ -280,10 +280,7 @@ async def prove_channel(channel: Channel, key: str, proof: ProofSettings, timeou
         timeout: seconds for each of its checks, and for all until a proof is given up that goes beyond them.
     """
     ends_at = asyncio.get_running_loop().time() + timeout
-    checks = list(channel.list_checks(key))
-    names = {check.name for check in checks}
-    own = [check if check.depends_on in names else replace(check, depends_on=None) for check in checks]
-    for result in await run_checks_concurrently(own, timeout=timeout):
+    for result in await run_checks_concurrently(detach_checks(channel.list_checks(key)), timeout=timeout):
         if result.outcome is CheckOutcome.FAILED:
             name = result.name.removeprefix(key).lstrip(". ")
             return ChannelProof(None, join_hint(f"{name}: {result.detail}", result.hint))
