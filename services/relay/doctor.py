@@ -322,17 +322,24 @@ def _check_unserved(settings: RelaySettings, tree: RoutingTree) -> str:
     return f"each of {', '.join(names)} has a route of the relay"
 
 
+_PROOF: Final = {"alertname": PROOF_ALERT, "severity": "none"}
+"""The labels of a proof of the path that are the same everywhere."""
+
+
 def _refuse_disturbing_proofs(tree: RoutingTree) -> None:
-    """A proof of the path is for relays alone. Raises CheckError where it goes to people, too."""
+    """A proof of the path is for relays alone. Raises CheckError where it goes to people, too.
+
+    Routes that ask for other labels are left out, and receivers with nothing but webhooks: nobody may read them.
+    """
     try:
-        chosen = list_chosen(route_alert(tree, {"alertname": PROOF_ALERT, "severity": "none"}))
-    except TreeError:  # `watchdogs` says so
+        chosen = list_chosen(route_alert(tree, _PROOF))
+    except TreeError:  # how it routes is not known
         return
-    names = {each.receiver for each in chosen}.difference(tree.token_senders)
-    if others := sorted(name for name in names if tree.receivers.get(name)):
+    chosen = [each for each in chosen if all(one.matcher and one.matcher.label in _PROOF for one in each.conditions)]
+    if others := sorted({each.receiver for each in chosen if {*tree.receivers.get(each.receiver, ())} - {"webhook"}}):
         raise CheckError(
-            f"{PROOF_ALERT} goes to {', '.join(others)} each quarter of an hour",
-            f'add alertname!="{PROOF_ALERT}" to that route, or run `keypulse-relay alertmanager --merge FILE`',
+            f"{PROOF_ALERT} goes to people by the receiver {', '.join(others)} at each proof",
+            "put the route of kms-proof before it, or run `keypulse-relay alertmanager --merge FILE`",
         )
 
 

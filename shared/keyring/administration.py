@@ -240,7 +240,7 @@ class Problem(_WireModel):
     error: str
     """One sentence."""
     is_foreign: bool = False
-    """Another key's wrap: skipped, and no failure."""
+    """Another key's wrap: a rotation skips it, and `verify` fails for it, except in a table that several keys wrap."""
 
 
 class RotationProgress(_WireModel):

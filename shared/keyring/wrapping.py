@@ -113,11 +113,11 @@ class KeyWrapper:
         try:
             return (await key.decrypt(wrapped.ciphertext, aad, timeout=self.timeout)).plaintext
         except KmsError as error:
-            # A lasting failure of one version or ciphertext is of this data key; so is a previous key that is gone. Any
-            # other one is of KMS as a whole.
+            # A lasting failure of one version or ciphertext is of this data key; so is a previous key that is gone, but
+            # not one whose mount or manager is. Any other one is of KMS as a whole.
             is_previous = self.is_previous(wrapped.kek)
-            scopes = {Scope.VERSION, Scope.CIPHERTEXT} | ({Scope.KEY} if is_previous else set())
-            if error.reason.scope in scopes and not error.transient:
+            is_gone = is_previous and error.reason is Reason.KEY_NOT_FOUND and not error.cause
+            if (is_gone or error.reason.scope in {Scope.VERSION, Scope.CIPHERTEXT}) and not error.transient:
                 is_of_version = error.reason.scope is Scope.VERSION
                 of = f" of {wrapped.kek}" if is_previous else ""
                 message = f"KMS: {error.label} (version {wrapped.kek_version or 'unknown'}{of})"

@@ -292,6 +292,28 @@ async def test_a_proof_of_the_path_that_goes_to_people_is_named(world: World) ->
         world.relay["proof"] = {"every": every}
         (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
         assert (line.is_ok, "KMSPathProof goes to people" in line.detail) == (is_ok, not is_ok), line
+    world.relay["proof"] = {"every": "15m"}
+    world.pages.alertmanager = """
+        route:
+          receiver: relay
+          routes:
+            - {matchers: ['env!="production"'], receiver: people, continue: true}
+            - {receiver: archive, continue: true}
+            - {matchers: ['severity="none"'], receiver: relay}
+        receivers:
+          - {name: people, slack_configs: [{channel: '#alerts'}]}
+          - {name: archive, webhook_configs: [{url: http://archive}]}
+          - {name: relay, webhook_configs: [{url: http://x, http_config: {authorization: {credentials: x}}}]}
+    """
+    (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
+    assert line.is_ok, line
+    both = "webhook_configs: [{url: http://x, http_config: {authorization: {credentials: x}}}]"
+    world.pages.alertmanager = f"""
+        route: {{receiver: relay}}
+        receivers: [{{name: relay, {both}, slack_configs: [{{channel: '#alerts'}}]}}]
+    """
+    (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
+    assert "KMSPathProof goes to people by the receiver relay" in line.detail
 
 
 async def test_each_line_that_a_wrong_endpoint_breaks_names_it(world: World) -> None:

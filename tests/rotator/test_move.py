@@ -220,6 +220,10 @@ async def test_a_previous_key_that_is_gone_is_told_of_its_data_keys_and_blocks_n
     with pytest.raises((AdministrationError, RotatorError), match=re.escape(f"(permission_denied): {KEY}: ")):
         await on_transit.do(rollback)
     emulator.faults.remove(denied)
+    manager = emulator.faults.add(EmulatorFault(kind="cause", cause="ekm_not_found"))
+    with pytest.raises((AdministrationError, RotatorError), match="ekm_not_found"):
+        await on_transit.do(rollback)
+    emulator.faults.remove(manager)
     emulator.faults.add(EmulatorFault(kind="status", status="NOT_FOUND"))
     undone = await on_transit.do(rollback)
     assert undone.outcome is CommandOutcome.FAILED

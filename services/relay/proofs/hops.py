@@ -132,8 +132,11 @@ async def _follow_to_alertmanager(client: PrometheusClient, interval: _Interval,
             return LostProof(Hop.PROMETHEUS, "Prometheus knows no Alertmanager")
         return [{key: value for key, value in each.labels.items() if key != "alertstate"} for each in alerts]
     if not await read(f"max by (env) (max_over_time({_METRIC}{window})) > 0"):
-        samples = await read(f"max by (job, env) (last_over_time(up{window}))")
-        return _judge_scrapes({sample.labels.get("job", ""): sample.value for sample in samples})
+        up: dict[str, float] = {}
+        for sample in await read(f"max by (job, env) (last_over_time(up{window}))"):
+            job = sample.labels.get("job", "")
+            up[job] = max(sample.value, up.get(job, 0.0))
+        return _judge_scrapes(up)
     if await client.has_rule(PROOF_ALERT):
         return LostProof(Hop.PROMETHEUS, f"the rule {PROOF_ALERT} did not fire; Prometheus's page of rules says why")
     return LostProof(Hop.PROMETHEUS, f"Prometheus has no rule {PROOF_ALERT}: load ops/prometheus/rules")
