@@ -80,4 +80,5 @@ def tmpfs(folder: Path) -> Iterator[Tmpfs]:
     try:
         yield Tmpfs(folder)
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        # Lazily: a process that is just being ended may hold a file of it for a moment more.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
