@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from shared.config.settings import Address
+from tests.connections import close_server
 from tests.shared.certificates import Authority
 
 
@@ -62,7 +63,7 @@ async def served_cloud_kms(folder: Path, emulator: Address) -> AsyncIterator[Map
             "GOOGLE_APPLICATION_CREDENTIALS": str(_write_credentials(folder)),
         }
     finally:
-        server.close()
+        await close_server(server)
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -35,6 +35,7 @@ from shared.kms.gcp.credentials import CredentialsLookup
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.reason import Cause, Reason, format_label
 from shared.net.egress import EgressSettings
+from tests.connections import close_server
 from tests.exporter.explained_probe import coalesced, probe_and_ask
 from tests.shared.certificates import LOCALHOST, Authority
 from tests.shared.kms.gcp.tls import tls_before
@@ -380,7 +381,7 @@ async def listen(talk: Talk, context: ssl.SSLContext | None = None) -> AsyncIter
     try:
         yield Address(*server.sockets[0].getsockname()[:2])
     finally:
-        server.close()
+        await close_server(server)
         running = [each for each in talks if each and not each.done()]
         for each in running:
             each.cancel()

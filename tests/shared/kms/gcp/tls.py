@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from ops.kms_emulator.emulator import Emulator
 from shared.config.settings import Address
+from tests.connections import close_server
 from tests.shared.certificates import LOCALHOST, Authority
 
 
@@ -38,5 +39,5 @@ async def tls_before(emulator: Emulator, authority: Authority) -> AsyncIterator[
     try:
         yield Address("localhost", server.sockets[0].getsockname()[1])
     finally:
-        server.close()
+        await close_server(server)
         await asyncio.wait_for(asyncio.gather(*connections), 10)  # each ends when its client has closed it
