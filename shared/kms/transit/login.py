@@ -35,6 +35,8 @@ _RETRY_PAUSE: Final = 30.0
 _WORK_SECONDS: Final = 10.0
 """A login or a renewal may take; it goes on where the call that began it ends sooner."""
 _FOREVER: Final = float("inf")
+_REFUSED: Final = {400, 403}
+"""Statuses of a login or a renewal that is refused."""
 
 _Seconds = Annotated[int, Field(ge=0, le=10**9)]
 
@@ -64,7 +66,7 @@ class Token:
     """Unix seconds; as the next two."""
     ends_at: float = _FOREVER
     renew_at: float = _FOREVER
-    """When it is renewed, or replaced by another login."""
+    """When it is renewed, replaced by another login, or looked up again."""
     is_renewable: bool = False
 
 
@@ -109,8 +111,8 @@ class Login:
             try:
                 await self._share(self._renew, send)
             except KmsError as error:
-                if self._clock() >= token.ends_at:
-                    raise
+                if self._clock() >= token.ends_at and self._auth.token_file is None:
+                    raise  # the token of a file may have been renewed by another program: the server knows
                 log.warning("the token of Transit is not renewed", error=error.detail, retry_in=_RETRY_PAUSE)
                 self._token = replace(token, renew_at=self._clock() + _RETRY_PAUSE)
         if self._token is None:  # refused meanwhile
@@ -157,7 +159,7 @@ class Login:
         if refusal and self._clock() < refusal.until:
             raise refusal.error
         answer = await send("POST", *self._build_login(inputs), None)
-        if answer.status in {400, 403}:
+        if answer.status in _REFUSED:
             count = refusal.count + 1 if refusal else 1
             pause = FIRST_PAUSE if count == 1 else LONGER_PAUSE
             detail = f"login: {parse_error(answer).detail}; repeated when its files change, or after {pause:.0f} s"
@@ -191,27 +193,34 @@ class Login:
         now = self._clock()
         if ttl == 0:
             return Token(value, now)
-        life, is_renewable = max(ttl, life), is_renewable and self._auth.renew
-        lasts = not is_renewable and self._auth.token_file is not None
-        renew_at = _FOREVER if lasts else now + ttl - life / 2
-        return Token(value, now + ttl - life, now + ttl, renew_at, is_renewable)
+        life = max(ttl, life)
+        return Token(value, now + ttl - life, now + ttl, now + ttl - life / 2, is_renewable and self._auth.renew)
 
     async def _renew(self, send: Send) -> None:
-        """Renews the token; where its end stays as it is, by its greatest age, another login replaces it."""
+        """Renews the token. Where its end stays as it is, by its greatest age or its policies, a login replaces it.
+
+        A token of a file is looked up then: another program may have renewed it.
+        """
         token = self._token
         if token is None:
             return
-        if token.is_renewable:
+        if token.is_renewable and self._clock() < token.ends_at:
             answer = await send("POST", "auth/token/renew-self", {}, token.value)
-            found = answer.parse(_Login).auth
-            renewed = self._build_token(token.value, found.lease_duration, found.lease_duration, found.renewable)
-            self._token = renewed
-            if renewed.ends_at > token.ends_at + 1:
-                return
+            if answer.status not in _REFUSED:
+                found = answer.parse(_Login).auth
+                self._token = self._build_token(
+                    token.value, found.lease_duration, found.lease_duration, found.renewable
+                )
+                if self._token.ends_at > token.ends_at + 1:
+                    return
         if self._auth.token_file is None:
             await self._log_in(send)
-        elif self._token:
-            self._token = replace(self._token, renew_at=_FOREVER, is_renewable=False)
+            return
+        looked_up = await self._look_up(token.value, send)
+        if not token.ends_at + 1 < looked_up.ends_at < _FOREVER:
+            pause = max((token.ends_at - self._clock()) / 2, _RETRY_PAUSE)
+            looked_up = replace(token, renew_at=self._clock() + pause)
+        self._token = looked_up
 
 
 async def _run(work: Callable[[Send], Awaitable[None]], send: Send) -> KmsError | None:

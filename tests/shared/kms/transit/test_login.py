@@ -132,6 +132,44 @@ async def test_a_token_of_a_login_is_renewed_or_replaced_after_half_of_its_life(
     assert key.lasts == pytest.approx(3600, abs=5)
 
 
+async def test_a_token_whose_policies_allow_no_renewal_is_replaced_by_a_login(
+    mounted: Transit, tmp_path: Path, access: Open
+) -> None:
+    role = Role(mounted, tmp_path, token_no_default_policy=True)
+    role.write_secret()
+    key = access(role.auth)
+    assert await key.use() is Cause.NONE
+    first = await key.login.get_token(key.key._send)
+    for _ in range(3):
+        key.now += 1801
+        assert await key.use() is Cause.NONE
+        assert key.lasts == pytest.approx(3600, abs=5)
+    assert await key.login.get_token(key.key._send) != first
+
+
+async def test_a_token_that_ended_while_the_server_was_away_is_replaced_by_a_login(tmp_path: Path) -> None:
+    now, is_away, requests = 0.0, False, list[str]()
+
+    async def send(_method: str, path: str, _body: Any, _token: str | None) -> Answer:
+        if is_away:
+            raise KmsError(Reason.UNAVAILABLE, "nobody answers")
+        requests.append(path.rpartition("/")[2])
+        if requests[-1] != "login":
+            return Answer(403, b'{"errors": ["permission denied", "invalid token"]}')
+        auth = {"client_token": f"token-{len(requests)}", "lease_duration": 100, "renewable": True}
+        return Answer(200, json.dumps({"auth": auth}).encode())
+
+    files = {name: write(tmp_path / name, name) for name in ("role_id_file", "secret_id_file")}
+    login = Login(Auth.model_validate({"approle": files}), lambda: now)
+    assert await login.get_token(send) == "token-1"
+    now, is_away = 200.0, True
+    with pytest.raises(KmsError, match="nobody answers"):
+        await login.get_token(send)
+    is_away = False
+    assert await login.get_token(send) == "token-2"
+    assert requests == ["login", "login"]
+
+
 async def test_a_token_that_grows_no_older_is_replaced_and_a_server_that_is_away_does_not_spoil_a_valid_one(
     tmp_path: Path,
 ) -> None:
@@ -162,17 +200,58 @@ async def test_a_token_that_grows_no_older_is_replaced_and_a_server_that_is_away
         await login.get_token(send)
 
 
-@pytest.mark.parametrize(("renew", "lasts"), [(True, 3600), (False, 1700)])
-async def test_a_token_of_a_file_is_renewed_unless_the_settings_say_else(
-    mounted: Transit, tmp_path: Path, access: Open, renew: bool, lasts: float
+@pytest.mark.parametrize(("renew", "path"), [(True, "auth/token/renew-self"), (False, "auth/token/lookup-self")])
+async def test_a_token_of_a_file_is_renewed_and_where_the_settings_say_else_its_end_is_looked_up(
+    mounted: Transit, tmp_path: Path, access: Open, renew: bool, path: str
 ) -> None:
     file = write(tmp_path / "token", mounted.create_token())
-    key = access({"token_file": file, "renew": renew})
+    key, requests = access({"token_file": file, "renew": renew}), list[str]()
+    send = key.key._send
+
+    async def note(method: str, path: str, body: Any, token: str | None) -> Answer:
+        requests.append(path)
+        return await send(method, path, body, token)
+
     assert key.login.validity is None
-    assert await key.use() is Cause.NONE
-    key.now += 1900
-    assert await key.use() is Cause.NONE
-    assert key.lasts == pytest.approx(lasts, abs=5)
+    await key.login.get_token(note)
+    for _ in range(2):
+        key.now += 1900
+        await key.login.get_token(note)
+        assert key.lasts == pytest.approx(3600, abs=5)
+    assert requests == ["auth/token/lookup-self", path, path]
+
+
+async def test_a_token_of_a_file_that_another_program_renews_is_used_as_long_as_the_server_takes_it(
+    tmp_path: Path,
+) -> None:
+    """Its policies allow no renewal. The other program renews it once, and at last nobody knows its end."""
+    now, lookups = 0.0, [(100, 100), (50, 100), (100, 100), None, None]
+    requests: list[str] = []
+
+    async def send(_method: str, path: str, _body: Any, _token: str | None) -> Answer:
+        requests.append(path.rpartition("/")[2])
+        found = None if requests[-1] == "renew-self" else lookups.pop(0)
+        if found is None:
+            return Answer(403, b'{"errors": ["permission denied"]}')
+        return Answer(
+            200, json.dumps({"data": {"ttl": found[0], "creation_ttl": found[1], "renewable": True}}).encode()
+        )
+
+    login = Login(Auth.model_validate({"token_file": write(tmp_path / "token", "s.token")}), lambda: now)
+    asked = []
+    for at in (0.0, 50.0, 79.0, 80.0, 130.0, 180.0):
+        now, requests[:] = at, []
+        assert await login.get_token(send) == "s.token"
+        asked.append((at, [*requests], login.validity and login.validity.ends_at))
+    both = ["renew-self", "lookup-self"]
+    assert asked == [
+        (0.0, ["lookup-self"], 100.0),
+        (50.0, both, 100.0),
+        (79.0, [], 100.0),
+        (80.0, both, 180.0),
+        (130.0, both, 180.0),
+        (180.0, ["lookup-self"], 180.0),
+    ]
 
 
 async def test_a_token_that_no_header_can_have_is_told_and_not_sent(
