@@ -159,7 +159,7 @@ async def test_a_fault_has_its_reason_its_cause_and_commands_that_a_person_can_t
     if cause in {Cause.VERSION_FLOOR, Cause.SOFT_DELETED}:
         assert (await calls["decrypt"]()).plaintext == PLAINTEXT
     if cause is Cause.ROLE_MISSING:
-        granted = connect(mounted, mounted.bao.create_token("keypulse"))
+        granted = connect(mounted, mounted.bao.create_token("keypulse-ledger"))
         encrypted = await granted.encrypt(PLAINTEXT, AAD, timeout=TIMEOUT)
         assert (await granted.decrypt(encrypted.ciphertext, AAD, timeout=TIMEOUT)).plaintext == PLAINTEXT
 
