@@ -2,7 +2,8 @@
 
 The exporter begins a proof at the start of each interval, so that all exporters and replicas mean the same one by its
 time. One proof of an interval waits on each channel, whatever number of services and Alertmanagers sent it. A worker
-claims it where no delivery is due, within the channel's rate. What failed is tried again until the next one has come.
+claims it where no delivery is due, within the channel's rate. What failed is tried again, less and
+less often, until the next one has come.
 """
 
 import math
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, ScalarSelect, bindparam, case, delete, func, not_, or_, select, update
+from sqlalchemy import Connection, ScalarSelect, bindparam, case, delete, exists, func, not_, or_, select, update
 
 from services.relay.channels.port import ProofLevel
 from services.relay.model import Claim, DeliveryTask
@@ -27,6 +28,8 @@ KEPT_SECONDS: Final = 31 * 86400.0
 _MAX_AHEAD: Final = 3600.0
 """Seconds. A proof of tomorrow would count as a success until then."""
 _RETRY_SECONDS: Final = 60.0
+_MAX_DOUBLINGS: Final = 4
+"""Of the pause between tries: with a wrong password on each of them, a mailbox would soon be locked."""
 _MAX_ERROR: Final = 500
 _MAX_LABEL: Final = 200
 _MAX_PROOFS: Final = 100
@@ -123,6 +126,14 @@ FAILING: Final = select_tuples(tuple[str, str | None], select(channels.c.name, c
     or_(channels.c.is_down > 0, channels.c.failures >= FAILURE_THRESHOLD)
 )
 """The channels behind whose circuit breaker no proof has its turn, and why."""
+_proven_after = channels.c.served_at - INTERVALS * channels.c.proof_interval
+UNPROVEN: Final = select_tuples(tuple[str, float | None], select(channels.c.name, channels.c.served_since)).where(
+    channels.c.served_since < _proven_after,
+    ~exists().where(
+        _proof.channel == channels.c.name, _proof.level.in_([*ProofLevel]), _proof.ended_at >= _proven_after
+    ),
+)
+"""The channels that were not proven when a relay last recorded that it delivers on them, and since when it did."""
 _MARK_CLAIMED: Final = (
     update(channel_proofs)
     .where(_proof.channel == bindparam("of_channel"), _proof.interval_at == bindparam("interval"))
@@ -225,9 +236,8 @@ async def record_proof(store: Store, claim: Claim, level: str | None, error: str
     """
 
     def commit(transaction: Transaction) -> bool:
-        ending = (
-            {"level": level, "ended_at": transaction.now} if level else {"due_at": transaction.now + _RETRY_SECONDS}
-        )
+        pause = _RETRY_SECONDS * 2 ** min(claim.attempt_number - 1, _MAX_DOUBLINGS)
+        ending = {"level": level, "ended_at": transaction.now} if level else {"due_at": transaction.now + pause}
         recorded = (
             update(channel_proofs)
             .where(_proof.lease == claim.lease_id, _proof.channel == claim.task.channel, _proof.ended_at.is_(None))

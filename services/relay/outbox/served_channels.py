@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, case, or_, select, update
 from services.relay.model import Status
 from services.relay.outbox.database import build_insert
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
+from services.relay.outbox.proofs import UNPROVEN
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import NEW_CHANNEL, channels, deliveries, events, incidents
 from shared.sql.rows import select_tuples, select_values
@@ -20,6 +21,10 @@ _REFRESH_STEP: Final = 32
 
 _delivery = deliveries.c
 _SERVED_CHANNELS: Final = select_values(str, channels.c.name).where(channels.c.served_at > bindparam("since"))
+_STAY_UNPROVEN: Final = UNPROVEN.where(
+    channels.c.served_at.between(bindparam("since"), bindparam("now")),
+    channels.c.proof_interval == bindparam("proof_interval"),
+)
 _CLEAR_OTHERS: Final = (
     update(channels).where(channels.c.name.not_in(bindparam("names", expanding=True))).values(served_at=None)
 )
@@ -63,6 +68,9 @@ async def record_served_channels(
 
     def commit(transaction: Transaction) -> None:
         new = build_insert(channels, transaction.connection.dialect.name)
+        # A restart proves nothing. After a gap longer than an interval proofs are awaited anew, since none could come.
+        values = {"since": transaction.now - proof_interval, "now": transaction.now, "proof_interval": proof_interval}
+        unproven = dict(_STAY_UNPROVEN.fetch_all(transaction.connection, values))
         is_gap = or_(
             channels.c.served_at.is_(None),
             channels.c.served_at < transaction.now - _REPLICA_TIMEOUT,
@@ -71,7 +79,7 @@ async def record_served_channels(
         )
         changes = {
             "served_at": new.excluded.served_at,
-            "served_since": case((is_gap, transaction.now), else_=channels.c.served_since),
+            "served_since": case((is_gap, new.excluded.served_since), else_=channels.c.served_since),
             "edit_scope": new.excluded.edit_scope,
             "proof_interval": proof_interval,
         }
@@ -81,7 +89,8 @@ async def record_served_channels(
             {
                 "name": name,
                 **NEW_CHANNEL,
-                **dict.fromkeys(("served_at", "served_since"), transaction.now),
+                "served_at": transaction.now,
+                "served_since": unproven.get(name) or transaction.now,
                 "edit_scope": scope,
                 "proof_interval": proof_interval,
             }

@@ -238,7 +238,7 @@ channels = Table(
     Column("reason", Text),  # how the last attempt that did not reach it ended
     Column("retry_after_until", Double),  # until then nothing is claimed: its provider asked for a pause
     Column("served_at", Double),  # when a relay last recorded that it delivers on it
-    Column("served_since", Double),  # since when without a gap, and with the same interval of proofs
+    Column("served_since", Double),  # since when without a gap that counts, and with the same interval of proofs
     Column("proof_interval", Double),  # in seconds; 0 where nothing is proven
     Column("edit_scope", Text),  # what edits its messages, also once it is called otherwise; null if nothing does
     # The last attempt that failed, be it that only its message was rejected.

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 import pytest
+from sqlalchemy import select, update
 
 from services.relay.model import Claim
 from services.relay.outbox.claim import ClaimRequest, claim_due, release_leases
@@ -22,8 +23,8 @@ from services.relay.outbox.proofs import (
     record_proof,
 )
 from services.relay.outbox.served_channels import record_served_channels
-from services.relay.outbox.store import Store
-from services.relay.outbox.tables import DeliveryState
+from services.relay.outbox.store import Store, Transaction
+from services.relay.outbox.tables import DeliveryState, channel_proofs, channels
 from tests.relay.outbox.rows import Rows
 
 EVERY = 900.0
@@ -113,6 +114,27 @@ async def test_a_proof_that_failed_is_tried_again_and_one_that_succeeded_is_not(
     assert await claim(store) is None
 
 
+async def test_a_proof_that_fails_is_tried_four_times_in_an_interval(store: Store) -> None:
+    """A mailbox is locked after a few wrong passwords."""
+    await accept(store, channels=["a"])
+    pauses = []
+    for _ in range(6):
+        found = await claim(store)
+        assert found is not None
+        await record_proof(store, found, None, "535 wrong password")
+        (pause,) = await store.run(make_due)
+        pauses.append(pause)
+    assert pauses == pytest.approx([60, 120, 240, 480, 960, 960], abs=5)
+    assert sum(pauses[:4]) >= EVERY - 5
+
+
+def make_due(transaction: Transaction) -> list[float]:
+    """Makes all proofs due now; gives in how many seconds each would have been."""
+    due = transaction.connection.scalars(select(channel_proofs.c.due_at)).all()
+    transaction.connection.execute(update(channel_proofs).values(due_at=transaction.now))
+    return [at - transaction.now for at in due]
+
+
 async def test_only_the_newest_proof_of_a_channel_is_tried(store: Store) -> None:
     await accept(store, EVERY, channels=["a"])
     await accept(store, channels=["a"])
@@ -185,11 +207,37 @@ async def test_a_channel_without_a_proof_counts_from_when_it_is_served(store: St
     await record_served_channels(store, {"a": None}, EVERY)
     newly = (await store.read(read_times))["a"].served_since
     assert newly == pytest.approx(time.time(), abs=5), "only now it is proven, or with another interval"
-    gone = "UPDATE channels SET served_at = served_at - 3600, served_since = served_since - 7200"
-    await store.run(lambda transaction: transaction.connection.exec_driver_sql(gone))
+
+
+@pytest.mark.parametrize(
+    ("served_at", "served_since", "ended_at", "proven_at"),
+    [
+        pytest.param(-300, -7200, None, -7200, id="it never had a proof"),
+        pytest.param(-300, -7200, -6000, -6000, id="it lost its proofs"),
+        pytest.param(-300, -7200, -1000, 0, id="it was proven"),
+        pytest.param(-300, -1000, -6000, 0, id="its first proof was not due yet"),
+        pytest.param(-3600, -7200, -6000, 0, id="no proof could come for a whole interval"),
+        pytest.param(None, -7200, -6000, 0, id="it was not configured meanwhile"),
+    ],
+)
+async def test_a_relay_that_was_away_for_a_moment_leaves_a_channel_unproven(
+    store: Store, served_at: float | None, served_since: float, ended_at: float | None, proven_at: float
+) -> None:
     await record_served_channels(store, {"a": None}, EVERY)
-    again = (await store.read(read_times))["a"].proven_at
-    assert again == pytest.approx(time.time(), abs=5), "nobody served it for an hour"
+    await accept(store, channels=["a"])
+
+    def go_away(transaction: Transaction) -> None:
+        at = {each: each and transaction.now + each for each in (served_at, served_since, ended_at)}
+        served = update(channels).values(served_at=at[served_at], served_since=at[served_since])
+        transaction.connection.execute(served)
+        level = None if ended_at is None else "reachable"
+        transaction.connection.execute(update(channel_proofs).values(level=level, ended_at=at[ended_at]))
+
+    await store.run(go_away)
+    for _ in range(2):
+        await record_served_channels(store, {"a": None}, EVERY)
+    found = (await store.read(read_times))["a"].proven_at
+    assert found == pytest.approx(time.time() + proven_at, abs=60)
 
 
 async def test_proofs_are_kept_for_a_month_whatever_else_is(store: Store) -> None:

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from services.relay.apis import AlertmanagerClient, ApiError, PrometheusClient
 from services.relay.outbox.proofs import PATH_PROOFS, Hop, PathProof, accept_proofs, find_interval
 from services.relay.outbox.store import Store
-from services.relay.proofs.hops import HopFinder
+from services.relay.proofs.hops import HopFinder, _Interval
 from services.relay.proofs.monitor import ProofMonitor
 from tests.ops.conftest import Running
 from tests.relay.monitors.monitored_outbox import MonitoredOutbox
@@ -159,6 +159,26 @@ async def test_alertmanager_says_at_which_hop_a_proof_was_lost(tmp_path: Path) -
             assert answer.status == 200
         hop, error = await ask()
         assert error.startswith("silenced by"), "a silence that has ended was there when the proof came"
+
+
+async def test_a_stray_request_that_is_refused_names_no_hop_where_other_webhooks_are_accepted() -> None:
+    start = time.time() - EVERY
+    for answers, hop in (
+        ({401: start + 60}, Hop.WEBHOOK),
+        ({202: start + 30, 401: start + 60}, Hop.WEBHOOK),
+        ({401: start + 60, 202: start + 90}, Hop.UNKNOWN),
+        ({401: start + 60, 200: start + 90, 202: start - 90}, Hop.UNKNOWN),
+        ({401: start + 60, 400: start + 90}, Hop.WEBHOOK),
+        ({401: start - 60}, Hop.UNKNOWN),
+    ):
+        found = await HopFinder(None, (), answers).find(start, EVERY, {})
+        assert found.hop is hop, answers
+    async with (
+        closing_client(PrometheusClient(NOBODY)) as prometheus,
+        closing_client(AlertmanagerClient(NOBODY)) as peer,
+    ):
+        found = HopFinder(prometheus, [peer], {401: 60.0, 202: 90.0})._judge_webhooks(_Interval(0.0, EVERY))
+        assert "refused webhooks (401)" in found.error, "the one of two with a wrong token"
 
 
 async def test_a_receiver_without_a_webhook_is_named(tmp_path: Path) -> None:

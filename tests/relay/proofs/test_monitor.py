@@ -65,7 +65,7 @@ class ProvenPath:
                 await self.prove()
             for monitor in self.monitors:
                 await monitor.check()
-            await record_served_channels(self.at.store, dict.fromkeys(self.at.publisher.settings.channels))
+            await record_served_channels(self.at.store, dict.fromkeys(self.at.publisher.settings.channels), EVERY)
             self.clock.go(STEP)
 
     async def prove(self) -> None:
@@ -208,6 +208,21 @@ async def test_a_relay_that_was_away_for_an_hour_tells_nothing_false_and_its_gap
     await path.run(4)
     assert await path.list_told() == []
     assert count_losses(path.at.registry) == {}
+
+
+@pytest.mark.parametrize("seconds", [EVERY - STEP, 3650])
+async def test_a_relay_that_was_away_says_nothing_again_of_a_channel_that_stays_refused(
+    path: ProvenPath, seconds: float
+) -> None:
+    await path.run(2)
+    path.refusing = {"slack"}
+    await path.run(4)
+    told = await path.list_told()
+    assert len(told) == 1
+    path.clock.go(seconds)
+    path.start()
+    await path.run(4)
+    assert await path.list_told() == told
 
 
 async def test_what_this_relay_refused_is_named(path: ProvenPath) -> None:
