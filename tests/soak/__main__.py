@@ -27,7 +27,7 @@ from tests.soak import ledger, plot
 from tests.soak.day import Driver
 from tests.soak.ledger import Line
 from tests.soak.plan import Step, build_plan
-from tests.soak.samples import Held, Samples, count_least, count_most, list_grown, measure_slope, sample
+from tests.soak.samples import Held, Samples, count_least, count_most, list_grown, sample
 from tests.soak.stage import SERVERS, run_stage
 
 DISK = Path("/var/tmp")
@@ -36,8 +36,6 @@ HELD_SECONDS = 90.0
 """After which a server must hold no more than at the start: what is idle may be kept for a minute."""
 WARM_SECONDS = 60.0
 """After the first storm, in which caches and pools fill, before memory has to be flat."""
-FLAT_SHARE = 0.1
-"""By how much of its memory a server may grow from then on: the sender fills its caches for some 600 messages more."""
 
 
 @click.command()
@@ -100,7 +98,9 @@ async def _run(
             lines = await _build_ledger(driver, before, held)
     storms = sorted(each.ended for each in driver.happened if each.what == "storm")
     span = (storms[0] + WARM_SECONDS if storms else ended, ended)
-    lines += [_check_memory(server, samples, span) for server in SERVERS]
+    for server in SERVERS:
+        limit, life = memory_limit(server) / 2**20, samples.find_longest_life(server, span)
+        lines.append(ledger.check_memory(server, limit, samples.memory[server], life, seconds))
     click.echo("\n".join(["", others.format(), "ledger", *map(str, lines)]))
     if picture:
         plot.draw(f"make soak: {seconds / 60:g} minutes, seed {seed}", picture, (began, ended), driver, samples)
@@ -137,18 +137,6 @@ def _check_held(server: str, before: Held, after: Held) -> Line:
     grown = list_grown(before, after)
     numbers = ", ".join(f"{before[what].total()} → {after[what].total()} {what}" for what in before)
     return Line(not grown, "; ".join([f"{server}: {numbers}", *grown]))
-
-
-def _check_memory(server: str, samples: Samples, span: tuple[float, float]) -> Line:
-    limit, life = memory_limit(server) / 2**20, samples.find_longest_life(server, span)
-    peak = max(each.mb for each in samples.memory[server])
-    slope, mean = measure_slope(life), sum(each.private_mb for each in life) / max(len(life), 1)
-    hours = (life[-1].at - life[0].at) / 3600 if life else 0.0
-    flat = f"{mean:.0f} MB, slope {slope:+.1f} MB/h over {hours * 60:.0f} min after the storm"
-    return Line(
-        peak < limit and slope * hours <= FLAT_SHARE * mean,
-        f"{server}: own memory {flat if life else 'was not watched after a storm'}; peak {peak:.0f} of {limit:.0f} MB",
-    )
 
 
 if __name__ == "__main__":

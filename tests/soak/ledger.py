@@ -6,7 +6,7 @@ A line holds or does not, and says its numbers. `read_outbox` alone looks at a d
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -17,9 +17,10 @@ from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery_oracle.evidence import Channel, Delivery, Event, read_delivery
 from tests.relay.delivery_oracle.outbox_invariants import check_stored
 from tests.soak.alerts import NAME, Episode
-from tests.soak.day import Happened
+from tests.soak.day import CLOCK_STEP, Happened
 from tests.soak.plan import HINDERS_PAGES
-from tests.soak.received import Page
+from tests.soak.received import Page, Told
+from tests.soak.samples import Memory, measure_slope
 
 CLEAR_SECONDS: Final = 20.0
 """For which an alert has to fire with nothing in its way before it must have paged."""
@@ -32,6 +33,14 @@ ROUTES: Final[Mapping[str, tuple[str, ...]]] = {
 """Of the demo: the channels of each receiver."""
 UNPROVEN_SECONDS: Final = 50.0
 """Two intervals of the demo's proofs, and what its rules and routing take; after them an alert has to tell."""
+REPEAT_SECONDS: Final = 120.0
+"""After which Alertmanager tells again what still fires: the demo's, on the way around the relay."""
+LEAST_WATCHED_SECONDS: Final = 180.0
+"""Of one life of a server after the storm, before its slope says whether it grows."""
+SHORT_DAY_SECONDS: Final = 600.0
+"""A day under this may have no storm, or end too soon after it."""
+FLAT_SHARE: Final = 0.1
+"""By how much of its memory a server may grow from then on: the sender fills its caches for some 600 messages more."""
 _RECEIPT_KEYS: Final = ("ts", "message_id", "dedup_key")
 _EXAMPLES: Final = 3
 _TELLS_OF_ALL: Final = ("No channel is proven", "RelayStoreUnavailable", "RelayDown")
@@ -57,8 +66,8 @@ class Outbox(NamedTuple):
     """The key of each delivered delivery's message at its provider, by the delivery's id."""
     names: Mapping[str, str]
     """The alert of each incident."""
-    unproven: Sequence[str] = ()
-    """What each event says with which KMSPathUnproven began."""
+    unproven: Sequence[Told] = ()
+    """What the events of KMSPathUnproven say."""
 
 
 def read_outbox(database: DatabaseUrl) -> Outbox:
@@ -68,19 +77,41 @@ def read_outbox(database: DatabaseUrl) -> Outbox:
         with engine.connect() as connection:
             of = tables.events.c
             events = connection.execute(
-                select(of.seq, of.id, of.incident_id, of.receiver, of.alertname, of.status, of.event).order_by(of.seq)
+                select(of.seq, of.id, of.incident_id, of.receiver, of.alertname, of.accepted_at, of.event).order_by(
+                    of.seq
+                )
             ).all()
             deliveries = connection.execute(select(tables.deliveries).order_by(tables.deliveries.c.seq)).all()
     finally:
         engine.dispose()
+    times = undo_clock_steps([row.accepted_at for row in events])
     names = {row.incident_id: found[0] for row in events if (found := NAME.search(row.event.decode()))}
     return Outbox(
         [Event(row.seq, row.id, row.incident_id, "", frozenset(), ROUTES.get(row.receiver, ())) for row in events],
         [read_delivery(row) for row in deliveries],
         {row.id: _find_key(row.receipt) for row in deliveries if row.state == "delivered"},
         names,
-        [row.event.decode() for row in events if (row.alertname, row.status) == ("KMSPathUnproven", "firing")],
+        [
+            Told(at, json.dumps(alert), alert["status"] == "firing")
+            for at, row in zip(times, events, strict=True)
+            if row.alertname == "KMSPathUnproven"
+            for alert in json.loads(row.event)["alerts"]
+        ],
     )
+
+
+def undo_clock_steps(times: Sequence[float]) -> list[float]:
+    """The right times of events in the order of their acceptance, by the clock that the day sets wrong.
+
+    Only a step of that clock moves the time so far at once: the longest pause between two events is the 480 s in which
+    the end of the day waits for them.
+    """
+    ahead, right = 0.0, []
+    for earlier, later in pairwise([*times[:1], *times]):
+        if abs(later - earlier) > 0.8 * CLOCK_STEP:
+            ahead += CLOCK_STEP * round((later - earlier) / CLOCK_STEP)
+        right.append(later - ahead)
+    return right
 
 
 def _find_key(receipt: str | None) -> str:
@@ -196,12 +227,12 @@ def check_disk(refusals: Mapping[int, int], happened: Sequence[Happened]) -> Lin
     return Line(not full or refused > 0, f"disk: full {len(full)} times, {refused} webhooks answered 503")
 
 
-def check_proofs(proofs: Sequence[Mapping[str, Any]] | None, unproven: Sequence[str], now: float) -> Line:
+def check_proofs(proofs: Sequence[Mapping[str, Any]] | None, unproven: Sequence[Told], now: float) -> Line:
     """No channel is unproven for longer than two intervals without an alert.
 
     Args:
         proofs: as `GET /api/proofs` has them; None where this relay proves no path.
-        unproven: what each event of KMSPathUnproven says, and each mail of Alertmanager's.
+        unproven: what the events of KMSPathUnproven say, and the mails of Alertmanager's.
         now: unix seconds.
     """
     if proofs is None:
@@ -212,19 +243,59 @@ def check_proofs(proofs: Sequence[Mapping[str, Any]] | None, unproven: Sequence[
         for channel in proof["channels"]:
             begun = [datetime.fromisoformat(proof["started"]).timestamp()] if channel["level"] else []
             proven[channel["channel"]] += begun
-    gaps = Counter[str]()
-    for channel, times in proven.items():
-        all_ = [begins[0], *sorted(times), now]
-        gaps[channel] = sum(later - earlier > UNPROVEN_SECONDS for earlier, later in pairwise(all_))
-    of_all = sum(any(what in each for what in _TELLS_OF_ALL) for each in unproven)
-    told = {
-        channel: of_all + sum("KMSPathUnproven" in each and channel in each for each in unproven) for channel in proven
-    }
-    silent = [
-        f"{channel}, {gaps[channel]} times, told {told[channel]}" for channel in proven if gaps[channel] > told[channel]
+    gaps = [
+        (channel, earlier, later)
+        for channel, times in proven.items()
+        for earlier, later in pairwise([begins[0], *sorted(times), now])
+        if later - earlier > UNPROVEN_SECONDS
     ]
-    what = f"proofs: {len(begins)} on {len(proven)} channels, {gaps.total()} gaps, {len(silent)} without an alert"
+    silent = [
+        f"{channel}, {later - earlier:.0f} s from {datetime.fromtimestamp(earlier, UTC):%H:%M:%S} UTC"
+        for channel, earlier, later in gaps
+        if not _is_told(channel, earlier, later, unproven)
+    ]
+    what = f"proofs: {len(begins)} on {len(proven)} channels, {len(gaps)} gaps, {len(silent)} without an alert"
     return Line(bool(begins) and not silent, what + _examples(silent))
+
+
+def _is_told(channel: str, earlier: float, later: float, unproven: Iterable[Told]) -> bool:
+    """Whether an alert tells of a gap between two times in unix seconds, or still fires from before it.
+
+    An alert that fires on is not told again at once. One that was not repeated for so long is over: a killed
+    Alertmanager never says so.
+    """
+    of_it = sorted(
+        (
+            told
+            for told in unproven
+            if any(what in told.text for what in _TELLS_OF_ALL)
+            or ("KMSPathUnproven" in told.text and channel in told.text)
+        ),
+        key=lambda told: told.at,
+    )
+    before = [told for told in of_it if earlier - REPEAT_SECONDS <= told.at < earlier]
+    meanwhile = [told for told in of_it if earlier <= told.at <= later + RECOVERY_SECONDS]
+    return any(told.is_firing for told in [*before[-1:], *meanwhile])
+
+
+def check_memory(server: str, limit: float, memory: Sequence[Memory], life: Sequence[Memory], day: float) -> Line:
+    """A server stays under its limit, and is flat after the storm.
+
+    Args:
+        server: its name.
+        limit: in MB.
+        memory: all samples.
+        life: those of its longest life after the storm.
+        day: how long the day is, in seconds.
+    """
+    watched, peak = life[-1].at - life[0].at if life else 0.0, max(each.mb for each in memory)
+    flat = f"was not watched: {watched:.0f} s after a storm, and {LEAST_WATCHED_SECONDS:.0f} s show growth"
+    is_flat = day < SHORT_DAY_SECONDS
+    if watched >= LEAST_WATCHED_SECONDS:
+        slope, mean = measure_slope(life), sum(each.private_mb for each in life) / len(life)
+        flat = f"{mean:.0f} MB, slope {slope:+.1f} MB/h over {watched / 60:.0f} min after the storm"
+        is_flat = slope * watched / 3600 <= FLAT_SHARE * mean
+    return Line(peak < limit and is_flat, f"{server}: own memory {flat}; peak {peak:.0f} of {limit:.0f} MB")
 
 
 def _examples(found: Sequence[object]) -> str:

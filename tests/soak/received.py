@@ -3,10 +3,24 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.mail_server import ReceivedMail
 from tests.soak.alerts import NAME
+
+_RESOLVED_PART: Final = "] Resolved</strong>"
+"""Above the alerts that are over, in the mails of Alertmanager's own template; they come last."""
+
+
+class Told(NamedTuple):
+    """What somebody was told of an alert."""
+
+    at: float
+    """Unix seconds by the right clock."""
+    text: str
+    is_firing: bool = True
+    """Otherwise it is over."""
 
 
 @dataclass
@@ -27,7 +41,7 @@ class Received:
     keys: set[str] = field(default_factory=set)
     """The `ts`, Message-ID or dedup_key by which a receipt names a message."""
     pages: list[Page] = field(default_factory=list)
-    direct: list[str] = field(default_factory=list)
+    direct: list[Told] = field(default_factory=list)
     """The mails that came around the relay, from Alertmanager itself."""
     forgotten: int = 0
     """How often a stand-in had dropped messages before they were read."""
@@ -41,7 +55,7 @@ class Received:
         for mail in self._take_new("mail", providers.mailbox.mails):
             self.keys.add(mail.message_id)
             if mail.sender.startswith("alertmanager@"):
-                self.direct.append(mail.subject + mail.html + mail.text)
+                self.direct += read_mail(mail)
         for event in self._take_new("pagerduty", providers.pagerduty.events):
             key, action, now = event["dedup_key"], event["event_action"], time.monotonic()
             self.keys.add(key)
@@ -68,3 +82,10 @@ class Received:
         if messages:
             self._last[source] = messages[-1]
         return new[::-1]
+
+
+def read_mail(mail: ReceivedMail) -> list[Told]:
+    """What a mail of Alertmanager's says is firing, and what is over."""
+    firing, _, resolved = mail.html.partition(_RESOLVED_PART)
+    is_firing = "[RESOLVED]" not in mail.subject
+    return [Told(mail.at, mail.subject + firing, is_firing), Told(mail.at, resolved, is_firing=False)]
