@@ -210,7 +210,7 @@ async def test_a_relay_that_was_away_for_an_hour_tells_nothing_false_and_its_gap
     assert count_losses(path.at.registry) == {}
 
 
-@pytest.mark.parametrize("seconds", [EVERY - STEP, 3650])
+@pytest.mark.parametrize("seconds", [EVERY - STEP, 3700])
 async def test_a_relay_that_was_away_says_nothing_again_of_a_channel_that_stays_refused(
     path: ProvenPath, seconds: float
 ) -> None:
