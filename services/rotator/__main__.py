@@ -182,11 +182,14 @@ def retire_(config: Path | None, *, as_json: bool, version: str, confirm: str, c
     _run_command("retire", config, as_json, lambda session: retire_version(session, version, confirmed_backups))
 
 
-@main.command("destroy", short_help="Schedule the destruction of a retired version.")
+@main.command("destroy", short_help="Schedule a retired version's destruction; Transit destroys at once.")
 @_add_options
 @_add_confirmation
 def destroy_(config: Path | None, *, as_json: bool, version: str, confirm: str, confirmed_backups: int) -> None:
-    """Have a version destroyed that was retired 30 days ago. Older backups of the database may need it for ever."""
+    """Have a version destroyed that was retired 30 days ago. Older backups of the database may need it for ever.
+
+    Cloud KMS schedules that, and can restore the version until its date. Transit destroys it at once and for good.
+    """
     _check_confirmation(version, confirm)
     _run_command("destroy", config, as_json, lambda session: destroy_version(session, version, confirmed_backups))
 

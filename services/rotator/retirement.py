@@ -26,6 +26,7 @@ from services.rotator.verification import find_unproven_rows
 from shared.keyring.administration import AdministrationError, Lease
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.kms.port import KeyDescription, KmsError, ProtectedResources, VersionState
+from shared.kms.registry import may_be_same_key
 
 MIN_DISABLED_DAYS: Final = 30
 """Between the two commands, at least: a program that still needs the version fails while it can be enabled again."""
@@ -100,7 +101,7 @@ class _VersionEnd:
         session, version, kek = self.session, self.version, self.session.settings.kms.key_name
         local_backups = await asyncio.to_thread(session.backups.list_backups)
         for file, header in local_backups:
-            is_needed = kek in header.other_keks
+            is_needed = any(may_be_same_key(kek, each) for each in header.other_keks)
             if not is_needed and (header.may_need(version) or self._has_other_version(header.needs)):
                 timeout = session.settings.kms_timeout
                 is_needed = header.kek == kek or await may_be_wrapped_by(session.kms, header, timeout=timeout)

@@ -54,6 +54,8 @@ async def read_usable_key(kms: KmsKey, timeout: float, next_command: str) -> Key
         key = await kms.describe_key(timeout=timeout)
     except KmsError as error:
         raise RotatorError(f"the primary version of the KMS key cannot be read: {error}", next_command) from None
+    if key.versions and all(each.provider_state == "soft-deleted" for each in key.versions):
+        raise RotatorError("the KMS key is soft-deleted: nothing can be wrapped by it; restore the key", next_command)
     if key.primary_version is None:
         raise RotatorError("the KMS key has no primary version; make a version and set it as the primary", next_command)
     primary = key.find_version(key.primary_version)

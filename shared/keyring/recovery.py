@@ -63,9 +63,24 @@ async def roll_back(keyring: OpenKeyring, rotation_id: str, token: str) -> None:
 
     if rotation.state is RotationState.ROLLED_BACK:
         return
+    await keyring.database.read(lambda connection: _refuse_without_former_key(keyring, connection, rotation))
     if not rotation.is_rolling_back:
         rotation = await run_under_lease(keyring.database, token, begin)
     await roll_back_batch(keyring, rotation, token)
+
+
+def _refuse_without_former_key(keyring: OpenKeyring, connection: Connection, rotation: Rotation) -> None:
+    """Raises RefusedError, before this call changes anything, where a setting is missing: it can be added."""
+    for entry in journal.list_rewraps_to_roll_back(connection, rotation, MAX_PAGE_SIZE):
+        refusal = keyring.wrapping.explain_refusal(entry.old_wrap)
+        if refusal and refusal.is_foreign:
+            key = keyring.keys.find(connection, entry.data_key_id)
+            if key and key.wrapped == entry.new_wrap:
+                raise RefusedError(
+                    f"data key {key.id} was wrapped by {entry.old_wrap.kek}, which neither `kms` nor `previous_kms` "
+                    "names",
+                    "name it there, then roll back again",
+                )
 
 
 async def roll_back_batch(keyring: OpenKeyring, rotation: Rotation, token: str) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol, Self
 
 from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey, build_wrapping_aad, compute_fingerprint
 from shared.kms.port import KmsError, KmsKey
-from shared.kms.reason import Reason, Scope
+from shared.kms.reason import Cause, Reason, Scope
 from shared.kms.registry import may_name, normalise_key_name
 
 
@@ -117,7 +117,9 @@ class KeyWrapper:
             # not one whose mount or manager is. Any other one is of KMS as a whole.
             is_previous = self.is_previous(wrapped.kek)
             is_gone = is_previous and error.reason is Reason.KEY_NOT_FOUND and not error.cause
-            if (is_gone or error.reason.scope in {Scope.VERSION, Scope.CIPHERTEXT}) and not error.transient:
+            # A soft-deleted key comes back with all its versions.
+            is_lasting = not error.transient and error.cause is not Cause.SOFT_DELETED
+            if (is_gone or error.reason.scope in {Scope.VERSION, Scope.CIPHERTEXT}) and is_lasting:
                 is_of_version = error.reason.scope is Scope.VERSION
                 of = f" of {wrapped.kek}" if is_previous else ""
                 message = f"KMS: {error.label} (version {wrapped.kek_version or 'unknown'}{of})"

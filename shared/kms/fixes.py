@@ -141,6 +141,8 @@ class KmsProfile:
 
     None where a text is no name of a key.
     """
+    may_be_same_key: Callable[[str, str], bool] = lambda _one, _other: False
+    """Whether two full names that differ may stand for one key."""
     tool: str = ""
     """The provider's command line, such as `gcloud`; what a runbook types with it is for this provider alone."""
     has_checksums: bool = False

@@ -58,6 +58,11 @@ def may_name(text: str, key: str) -> bool:
     return named is None or named[0] == key
 
 
+def may_be_same_key(one: str, other: str) -> bool:
+    """Whether two full names may stand for one key."""
+    return one == other or any(each.profile.may_be_same_key(one, other) for each in providers.values())
+
+
 def connect_key(settings: ProviderSettings) -> KmsKeyAdmin:
     """The key behind the port. Connects at the first call, so a KMS that is down never prevents a start."""
     return settings.connect()

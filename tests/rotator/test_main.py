@@ -117,6 +117,11 @@ async def test_wrong_usage_is_one_sentence_and_2(in_a_file: Rotated, arguments: 
     assert sentence in ended.err
 
 
+async def test_the_help_says_that_transit_destroys_at_once() -> None:
+    assert "Transit destroys it at once and for good" in " ".join((await rotator("destroy", "--help")).out.split())
+    assert "Transit destroys at once" in " ".join((await rotator("--help")).out.split())
+
+
 async def test_an_error_in_the_configuration_is_one_line_and_2(in_a_file: Rotated) -> None:
     ended = await rotator("plan", "--config", str(in_a_file.configuration(batch_size=0)), KEYPULSE_ROTATOR__LEAS="1s")
     assert ended.code == 2

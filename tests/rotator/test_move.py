@@ -236,6 +236,56 @@ async def test_a_previous_key_that_is_gone_is_told_of_its_data_keys_and_blocks_n
     assert (len(await wraps(on_transit)), await on_transit.broken()) == (1, [])
 
 
+async def test_a_rollback_without_the_setting_of_the_previous_key_changes_nothing_and_is_repeated_with_it(
+    on_google: Rotated, on_transit: Rotated
+) -> None:
+    before = await on_google.keys()
+    await on_transit.do(run, REWRAP)
+    moved = await on_transit.keys()
+    with pytest.raises(RotatorError, match="names; name it there, then roll back again") as refused:
+        await on_transit.do(rollback, previous_kms=[])
+    assert refused.value.next_commands == ("status", "rollback")
+    assert await on_transit.keys() == moved
+    assert (await on_transit.do(resume)).summary.endswith("is done")
+    assert (await on_transit.do(rollback)).outcome is CommandOutcome.DONE
+    assert await on_transit.keys() == before
+
+
+async def test_nothing_is_called_gone_for_good_while_the_previous_key_is_soft_deleted(
+    on_google: Rotated, on_transit: Rotated, mounted: Transit
+) -> None:
+    await on_transit.do(run, REWRAP)
+    before = await on_transit.keys()
+    await on_google.do(run, REWRAP)
+    mounted.bao.call("DELETE", f"{mounted.name}/keys/ledger/soft-delete")
+    with pytest.raises(RotatorError, match=re.escape("soft_deleted (key_disabled)")) as stopped:
+        await on_google.do(rollback)
+    assert stopped.value.next_commands == ("rollback",)
+    with pytest.raises(RotatorError, match="is soft-deleted: nothing can be wrapped by it; restore the key"):
+        await plan(on_transit)
+    mounted.change("keys/ledger/soft-delete-restore")
+    assert (await on_google.do(rollback)).outcome is CommandOutcome.DONE
+    assert await on_google.keys() == before
+
+
+async def test_a_version_is_not_retired_while_a_backup_has_rows_of_the_key_under_another_server(
+    on_google: Rotated, on_transit: Rotated, mounted: Transit
+) -> None:
+    await on_transit.do(run, REWRAP)
+    await on_google.do(run, REWRAP)
+    mounted.change("keys/ledger/rotate")
+    assert on_transit.transit
+    labelled = replace(on_transit, transit={**on_transit.transit, "server": "x"})
+    await labelled.do(run, REWRAP)
+    async with labelled.session() as session:
+        first, (file, header), last = session.backups.list_backups()
+        assert header.other_keks == (f"transit:{mounted.name}/ledger",)
+        first[0].unlink()
+        last[0].unlink()
+        with pytest.raises(RotatorError, match=re.escape(f"version 1 is needed by the backup {file}")):
+            await retire_version(session, "1")
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

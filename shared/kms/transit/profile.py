@@ -24,6 +24,12 @@ def parse_key_name(text: str) -> tuple[str, str] | None:
     return (text, "") if _KEY.fullmatch(text) else None
 
 
+def may_be_same_key(one: str, other: str) -> bool:
+    """Whether the names differ only in the server: that is a label, which may be set or changed at any time."""
+    found, sought = _KEY.fullmatch(one), _KEY.fullmatch(other)
+    return found is not None and sought is not None and found.groups() == sought.groups()
+
+
 def parse_version(ciphertext: bytes) -> str | None:
     """By the prefix of a ciphertext; version 0 is an old spelling of the first."""
     found = _VERSION.match(ciphertext)
@@ -56,5 +62,6 @@ TRANSIT_PROFILE: Final = KmsProfile(
     rotation_advice="bao read MOUNT/keys/KEY shows its auto_rotate_period.",
     parse_version=parse_version,
     parse_key_name=parse_key_name,
+    may_be_same_key=may_be_same_key,
     propagation="at once",
 )

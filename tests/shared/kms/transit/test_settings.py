@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from shared.kms.registry import may_be_same_key
 from shared.kms.transit.profile import TRANSIT_PROFILE
 from shared.kms.transit.settings import TransitKeySettings
 
@@ -71,3 +72,18 @@ print([each for each in {unused!r} if each in sys.modules])
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "may_be"),
+    [
+        ("transit:t/k", "transit:x:t/k", True),
+        ("transit:y:n/t/k", "transit:x:n/t/k", True),
+        ("transit:x:t/k", "transit:x:t/l", False),
+        ("transit:x:n/t/k", "transit:x:t/k", False),
+        (str(GOOGLE["key"]), "transit:t/k", False),
+        (str(GOOGLE["key"]), str(GOOGLE["key"]), True),
+    ],
+)
+def test_two_names_that_differ_only_in_the_server_may_be_of_one_key(one: str, other: str, may_be: bool) -> None:
+    assert may_be_same_key(one, other) is may_be
