@@ -13,7 +13,7 @@ import csv
 import errno
 import io
 import os
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime
 from hashlib import sha256
@@ -35,11 +35,8 @@ from shared.keyring.administration import (
     list_pages,
 )
 from shared.keyring.model import (
-    LOCAL_KEK,
     UNREADABLE_VERSION,
     KeyringFingerprint,
-    WrappedKey,
-    compute_fingerprint,
     get_version_sort_key,
 )
 from shared.keyring.wrapping import KeyWrapper
@@ -237,8 +234,13 @@ def read_header(file: Path) -> BackupHeader:
 
 async def may_be_wrapped_by(kms: KmsKey, header: BackupHeader, *, timeout: float) -> bool:
     """Whether this key wraps the file's key, whatever name the header has for it. Raises KmsError."""
+    return await may_unwrap(_unwrap_file_key(header, kms, timeout))
+
+
+async def may_unwrap(attempt: Awaitable[bytes]) -> bool:
+    """Whether the attempt succeeds, or says nothing of the key: a version is disabled, say. Raises KmsError."""
     try:
-        await _unwrap_file_key(header, kms, timeout)
+        await attempt
     except ValueError:
         return True
     except KmsError as error:
@@ -357,33 +359,4 @@ async def compare_with_keyring(file: Path, administration: Administration, wrapp
                     found.append(Problem(id=row.id, error="it is not the one in the backup: its fingerprint differs"))
                 if len(found) == _MAX_DIFFERENCES:
                     return found
-    return found
-
-
-async def find_unwrap_failures(file: Path, wrapping: KeyWrapper, *, has_own_keys: bool) -> list[Problem]:
-    """The data keys that cannot be unwrapped, of one data key of each version. Raises BackupError.
-
-    In a table of another program the rows of another KMS key are left out.
-    """
-    found: list[Problem] = []
-    checked: set[tuple[str, str]] = set()
-    async for rows in read_pages(file, wrapping, SummaryBuilder()):
-        for row in rows:
-            if row.kek == LOCAL_KEK or (row.kek, row.kek_version) in checked:
-                continue
-            checked.add((row.kek, row.kek_version))
-            kms = wrapping.find_key(row.kek)
-            if kms is None:
-                refusal = wrapping.explain_refusal(WrappedKey(b"", row.kek, row.kek_version))
-                found += [Problem(id=row.id, error=str(refusal), is_foreign=True)] if has_own_keys else []
-                continue
-            try:
-                secret = await kms.decrypt(base64.b64decode(row.wrapped), row.wrapping_aad, timeout=wrapping.timeout)
-                failure = (
-                    "" if compute_fingerprint(secret.plaintext).hex() == row.fingerprint else "its fingerprint differs"
-                )
-            except KmsError as error:
-                failure = str(error)
-            if failure:
-                found.append(Problem(id=row.id, error=f"version {row.kek_version} does not unwrap it: {failure}"))
     return found

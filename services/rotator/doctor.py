@@ -8,15 +8,21 @@ from typing import Final
 
 from services.rotator.config import RotatorSettings
 from services.rotator.drivers.registry import DriverSettings, open_driver
+from services.rotator.verification import find_unwrap_failures
 from shared.check import Check, CheckError
-from shared.keyring.administration import Administration, AdministrationError
+from shared.keyring.administration import Administration, AdministrationError, Problem, list_pages
 from shared.keyring.external.administration import ExternalAdministration
 from shared.keyring.model import LOCAL_KEK
+from shared.keyring.wrapping import KeyWrapper
 from shared.kms.diagnosis import list_key_checks, list_previous_key_checks
 from shared.kms.registry import connect_keys, normalise_key_name
 
 _MAX_KEYS: Final = 100
-"""Data keys that are read of a keyring."""
+"""Data keys that are counted of a keyring."""
+_UNWRAP_HINT: Final = (
+    "run verify; where it names every data key, `kms` or `previous_kms` leads to another key of that name: correct its "
+    "settings, or restore the key"
+)
 
 
 @asynccontextmanager
@@ -25,6 +31,8 @@ async def open_checks(settings: RotatorSettings) -> AsyncIterator[Sequence[Check
     previous = settings.previous_kms
     async with connect_keys((settings.kms, *previous)) as keys:
         kms, timeout = keys[settings.kms.key_name], settings.kms_timeout
+        unwrapping = {each.key_name: keys[each.key_name] for each in previous}
+        wrapping = KeyWrapper(kms, settings.kms.key_name, timeout, previous=unwrapping)
         yield [
             *list_key_checks(
                 "kms",
@@ -34,19 +42,22 @@ async def open_checks(settings: RotatorSettings) -> AsyncIterator[Sequence[Check
                 address=settings.kms.address_setting,
             ),
             *list_previous_key_checks(previous, keys, timeout),
-            Check("driver keyring", partial(_check_keyring, settings.driver, settings)),
+            Check("driver keyring", partial(_check_keyring, settings.driver, settings, wrapping)),
             *(
-                Check(f"other_keyrings.{n} keyring", partial(_check_keyring, driver, settings))
+                Check(f"other_keyrings.{n} keyring", partial(_check_keyring, driver, settings, wrapping))
                 for n, driver in enumerate(settings.other_keyrings or ())
             ),
         ]
 
 
-async def _check_keyring(driver: DriverSettings, settings: RotatorSettings) -> str:
+async def _check_keyring(driver: DriverSettings, settings: RotatorSettings, wrapping: KeyWrapper) -> str:
     kms, previous = settings.kms, settings.previous_kms
     try:
         async with open_driver(driver, kms, previous, caller="keypulse-rotator doctor") as administration:
-            counts = await _read_keyring(administration, driver)
+            counts, failures = await _read_keyring(administration, driver), list[Problem]()
+            if driver.has_own_keys:
+                pages = list_pages(administration.list_backup_rows)
+                failures = await find_unwrap_failures(pages, wrapping, has_own_keys=True)
     except AdministrationError as error:
         hint = error.hint or f"correct the settings of the driver `{driver.kind}`"
         raise CheckError(error.error, hint) from None
@@ -59,6 +70,8 @@ async def _check_keyring(driver: DriverSettings, settings: RotatorSettings) -> s
             f"set `kms.key` to that key, {add or 'or set the driver to another table'}",
             is_usable=others < counts.total(),
         )
+    if failures:
+        raise CheckError(f"data key {failures[0].id} cannot be read: {failures[0].error}", _UNWRAP_HINT)
     left = f"; {others} of another KMS key are left as they are" if others else ""
     return f"{counts.total() - others} data keys can be read{left}"
 

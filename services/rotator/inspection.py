@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, NamedTuple
 
-from services.rotator.backups import compare_with_keyring, find_unwrap_failures, read_whole_backup
+from services.rotator.backups import SummaryBuilder, compare_with_keyring, read_pages, read_whole_backup
 from services.rotator.drivers.registry import DriverSettings, open_driver
 from services.rotator.plan import build_plan, describe_unfinished, get_next_commands, is_unfinished
 from services.rotator.report import (
@@ -23,8 +23,15 @@ from services.rotator.report import (
 )
 from services.rotator.session import CommandSession, hold_lease
 from services.rotator.steps import read_usable_key
-from services.rotator.verification import find_own_problems, verify_with_retries
-from shared.keyring.administration import Administration, AdministrationError, KeyUsage, Problem, RotationType
+from services.rotator.verification import find_own_problems, find_unwrap_failures, verify_with_retries
+from shared.keyring.administration import (
+    Administration,
+    AdministrationError,
+    KeyUsage,
+    Problem,
+    RotationType,
+    list_pages,
+)
 from shared.kms.port import KeyDescription, ProtectedResources
 from shared.kms.registry import normalise_key_name
 
@@ -133,7 +140,10 @@ async def show_plans(session: CommandSession, types: tuple[RotationType, ...], c
 async def _find_previous_keys(
     session: CommandSession, usage: KeyUsage, others: Sequence[OtherKeyringUsage]
 ) -> tuple[PreviousKey, ...]:
-    """What still needs each key of `previous_kms`. Raises BackupError."""
+    """What still needs each key of `previous_kms`. Raises BackupError, AdministrationError.
+
+    Where a data key is not unwrapped by the key that it names, a previous key of another name may be the right one.
+    """
     names = dict.fromkeys((*(each.key_name for each in session.settings.previous_kms), *usage.previous_keks))
     backups = await asyncio.to_thread(session.backups.list_backups) if names else []
     keyrings = [("", usage), *((f" in {each.name}", each.census) for each in others)]
@@ -148,6 +158,29 @@ async def _find_previous_keys(
             if its is None or its.unknown_usage:
                 needed_by.append(f"perhaps {its.unknown_usage if its else 'data keys that cannot be counted'}{where}")
         found.append(PreviousKey(kek=kek, needed_by=tuple(needed_by)))
+    if all(each.needed_by for each in found):
+        return tuple(found)
+    perhaps = await _find_misnamed(session)
+    return tuple(each if each.needed_by else PreviousKey(kek=each.kek, needed_by=perhaps) for each in found)
+
+
+async def _find_misnamed(session: CommandSession) -> tuple[str, ...]:
+    """A data key of each keyring that the key of its name does not unwrap, as a clause. Raises AdministrationError."""
+    settings, found = session.settings, list[str]()
+
+    async def search(administration: Administration, where: str = "") -> None:
+        pages = list_pages(administration.list_backup_rows)
+        for failure in (await find_unwrap_failures(pages, session.wrapping, has_own_keys=True))[:1]:
+            found.append(
+                f"perhaps data key {failure.id}{where}, which the key that it names does not unwrap: run verify"
+            )
+
+    await search(session.administration)
+    for driver in settings.other_keyrings or ():
+        if driver.has_own_keys:
+            opened = open_driver(driver, settings.kms, settings.previous_kms, caller=session.caller)
+            async with opened as administration:
+                await search(administration, f" in {driver.location}")
     return tuple(found)
 
 
@@ -228,7 +261,8 @@ async def check_backup(session: CommandSession, name: str) -> CommandReport:
     problems, has_own_keys = list[Problem](), session.settings.driver.has_own_keys
     if has_own_keys:
         problems = await compare_with_keyring(file, session.administration, session.wrapping)
-    problems += await find_unwrap_failures(file, session.wrapping, has_own_keys=has_own_keys)
+    pages = read_pages(file, session.wrapping, SummaryBuilder())
+    problems += await find_unwrap_failures(pages, session.wrapping, has_own_keys=has_own_keys)
     return CommandReport(
         outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
         summary="the backup can be read; what is named below differs, or cannot be restored"

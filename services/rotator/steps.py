@@ -7,7 +7,7 @@ was done and what failed.
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -15,13 +15,14 @@ from typing import Final, NamedTuple, TypeVar
 from services.rotator.backups import (
     BackupError,
     compare_with_keyring,
+    may_unwrap,
     read_header,
     read_whole_backup,
     write_backup,
 )
 from services.rotator.report import BackupSummary, RotatorError, StepProgress, StepResult
 from services.rotator.session import CommandSession
-from services.rotator.verification import find_own_problems, find_unproven_rows, verify_with_retries
+from services.rotator.verification import find_own_problems, find_unproven_rows, unwrap_row, verify_with_retries
 from shared.check import Check, CheckError, format_line, run_checks
 from shared.keyring.administration import (
     AdministrationError,
@@ -35,10 +36,12 @@ from shared.keyring.administration import (
     RotationType,
     StepOutcome,
     VerificationResult,
+    list_pages,
 )
 from shared.keyring.journal import MAX_DETAIL_LENGTH
 from shared.keyring.model import LOCAL_KEK
 from shared.kms.port import KeyDescription, KmsError, KmsKey, VersionState
+from shared.kms.registry import normalise_key_name
 
 _PROBE_AAD: Final = b"keypulse rotator"
 
@@ -137,6 +140,9 @@ _CALLS_PER_DATA_KEY: Final = {JournalStep.ROTATE: 3, JournalStep.ROLLBACK: 1, Jo
 _MAX_STALLED_CALLS: Final = 10
 """Calls in a row that change nothing, at most: it would never end."""
 
+_MAX_TRIED_ROWS: Final = 8
+"""Data keys that are unwrapped before the key of the settings is refused."""
+
 T = TypeVar("T")
 
 
@@ -180,6 +186,8 @@ class RotationSteps:
         return await self._run_step(JournalStep.BACKUP, self._write_backup(), _describe_backup)
 
     async def _write_backup(self) -> tuple[Path, BackupSummary]:
+        if self._settings.driver.has_own_keys:
+            await self._refuse_other_key()
         usage = await self._administration.count_key_usage()
         # The keyring's clock, the same on every machine.
         now = usage.counted_at or datetime.fromtimestamp(self._session.clock(), UTC)
@@ -203,6 +211,27 @@ class RotationSteps:
             file.unlink(missing_ok=True)
             raise
         return file, summary
+
+    async def _refuse_other_key(self) -> None:
+        """Raises BackupError where `kms` is another key of the name: only it would open the backup."""
+        wrapping, tried = self._session.wrapping, 0
+        pages = list_pages(self._administration.list_backup_rows)
+        ours = (row async for page in pages for row in page if normalise_key_name(row.kek) == wrapping.kek)
+        async with aclosing(ours) as rows:
+            async for row in rows:
+                try:
+                    if await may_unwrap(unwrap_row(row, wrapping.kms, wrapping.timeout)):
+                        return
+                except KmsError as error:
+                    raise BackupError(f"KMS does not tell whether it wraps the data keys: {error}") from None
+                tried += 1
+                if tried == _MAX_TRIED_ROWS:
+                    break
+        if tried:
+            raise BackupError(
+                "`kms` of the rotator unwraps none of the data keys that name it: another key has the same name; "
+                f"compare {self._settings.kms.address_setting} with the service's"
+            )
 
     async def _list_needed_versions(self, kek: str, timeout: float) -> set[str]:
         """The primary version, where that is proven to wrap every row; otherwise a row may be of any."""

@@ -5,7 +5,7 @@ Each reads page by page, so that no call lasts as long as the keyring is large.
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -13,7 +13,8 @@ from services.rotator.drivers.registry import DriverSettings
 from services.rotator.session import CommandSession
 from shared.keyring.administration import Administration, Problem, StoredKey, UnreachableError, VerificationResult
 from shared.keyring.journal import MAX_PROBLEMS
-from shared.keyring.model import compute_fingerprint
+from shared.keyring.model import LOCAL_KEK, WrappedKey, compute_fingerprint
+from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError, KmsKey
 from shared.kms.quota import MAX_CONCURRENT_CALLS
 from shared.kms.reason import Scope
@@ -98,6 +99,43 @@ async def find_unproven_rows(
         await run_concurrently(rows, check, add, MAX_CONCURRENT_CALLS)
         after = rows[-1].id
     return found
+
+
+async def find_unwrap_failures(
+    pages: AsyncIterator[Sequence[StoredKey]], wrapping: KeyWrapper, *, has_own_keys: bool
+) -> list[Problem]:
+    """The data keys that cannot be unwrapped, of one data key of each version.
+
+    In a table of another program the rows of another KMS key are left out.
+    """
+    found: list[Problem] = []
+    checked: set[tuple[str, str]] = set()
+    async for rows in pages:
+        for row in rows:
+            if row.kek == LOCAL_KEK or (row.kek, row.kek_version) in checked:
+                continue
+            checked.add((row.kek, row.kek_version))
+            kms = wrapping.find_key(row.kek)
+            if kms is None:
+                refusal = wrapping.explain_refusal(WrappedKey(b"", row.kek, row.kek_version))
+                found += [Problem(id=row.id, error=str(refusal), is_foreign=True)] if has_own_keys else []
+                continue
+            try:
+                secret = await unwrap_row(row, kms, wrapping.timeout)
+                failure = "" if compute_fingerprint(secret).hex() == row.fingerprint else "its fingerprint differs"
+            except KmsError as error:
+                failure = str(error)
+            except ValueError:
+                failure = "its wrapped form is damaged"
+            if failure:
+                found.append(Problem(id=row.id, error=f"version {row.kek_version} does not unwrap it: {failure}"))
+    return found
+
+
+async def unwrap_row(row: StoredKey, kms: KmsKey, timeout: float) -> bytes:
+    """Raises KmsError, and ValueError where its wrapped form is damaged."""
+    wrapped, aad = base64.b64decode(row.wrapped, validate=True), row.wrapping_aad
+    return (await kms.decrypt(wrapped, aad, timeout=timeout)).plaintext
 
 
 async def _explain_missing_proof(

@@ -21,6 +21,7 @@ from shared.config.errors import ConfigurationError
 from shared.keyring.administration import AdministrationError, RotationState, RotationType
 from shared.process.doctor import run_doctor
 from tests.bao import Bao, Transit
+from tests.key_versions import Versions
 from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated, data_key_id
 from tests.rotator.served_keyring import Served
 from tests.rotator.test_resume import left_in_the_middle
@@ -284,6 +285,74 @@ async def test_a_version_is_not_retired_while_a_backup_has_rows_of_the_key_under
         last[0].unlink()
         with pytest.raises(RotatorError, match=re.escape(f"version 1 is needed by the backup {file}")):
             await retire_version(session, "1")
+
+
+@pytest.fixture
+async def misnamed(on_transit: Rotated, mounted: Transit) -> Rotated:
+    """Cloud KMS wraps the data keys, and they name the key of Transit, which has a newer version by now."""
+    await on_transit.execute("UPDATE data_keys SET kek = :kek", kek=f"transit:{mounted.name}/ledger")
+    mounted.change("keys/ledger/rotate")
+    return on_transit
+
+
+async def test_a_previous_key_may_not_go_while_a_data_key_is_not_unwrapped_by_the_key_that_it_names(
+    misnamed: Rotated,
+) -> None:
+    perhaps = f"perhaps data key {data_key_id(0)}, which the key that it names does not unwrap: run verify"
+    assert needs(await plan(misnamed)) == {KEY: (perhaps,)}
+    results = {result.name: result for result in await run_doctor(misnamed.settings(), open_checks)}
+    assert [name for name, result in results.items() if not result.is_ok] == ["driver keyring"]
+    detail = results["driver keyring"].detail
+    assert detail.startswith(f"data key {data_key_id(0)} cannot be read: version 1 does not unwrap it: ")
+
+
+async def test_a_previous_key_may_not_go_while_another_keyring_may_need_it(
+    on_google: Rotated, on_transit: Rotated, mounted: Transit, tmp_path: Path
+) -> None:
+    await on_transit.do(run, REWRAP)
+    async with on_transit.session() as session:
+        ((file, _),) = session.backups.list_backups()
+        file.unlink()
+    other = replace(on_google, url=URL.create("sqlite", database=str(tmp_path / "other.db")))
+    await other.fill(1)
+    await other.execute("UPDATE data_keys SET kek = :kek", kek=f"transit:{mounted.name}/ledger")
+    (needed_by,) = needs(await on_transit.do(show_plans, (REWRAP,), other_keyrings=[other.describe()["driver"]]))[KEY]
+    assert re.match(f"perhaps data key {data_key_id(0)} in .+, which the key that it names does not", needed_by)
+
+
+async def test_doctor_names_a_key_that_was_deleted_and_made_anew_under_the_same_name(
+    on_google: Rotated, on_transit: Rotated, mounted: Transit
+) -> None:
+    await on_transit.do(run, REWRAP)
+    mounted.change("keys/ledger/config", deletion_allowed=True)
+    mounted.bao.call("DELETE", f"{mounted.name}/keys/ledger")
+    mounted.create_key("ledger")
+    for rotated in (on_transit, on_google):
+        results = await run_doctor(rotated.settings(), open_checks)
+        assert [result.name for result in results if not result.is_ok] == ["driver keyring"]
+
+
+@pytest.mark.parametrize("type_", RotationType)
+async def test_a_rotation_by_another_key_of_the_same_name_is_refused_before_its_backup(
+    misnamed: Rotated, type_: RotationType
+) -> None:
+    before = await misnamed.keys()
+    async with misnamed.session() as session:
+        with pytest.raises(RotatorError, match=r"unwraps none of the data keys that name it: .* compare `address` \("):
+            await run(session, type_)
+        assert session.backups.list_backups() == []
+    assert await misnamed.keys() == before
+
+
+async def test_a_rotation_is_not_refused_where_one_data_key_is_intact_or_a_disabled_version_wraps_all(
+    in_a_file: Rotated, versions: Versions, new_version: NewVersion
+) -> None:
+    await in_a_file.execute("UPDATE data_keys SET wrapped = x'00' WHERE id < :id", id=data_key_id(2))
+    await new_version()
+    assert (await in_a_file.do(run, RotationType.NEW_DEK, new_dek_min_age="1ms")).rotation is not None
+    await in_a_file.execute("DELETE FROM data_keys WHERE id NOT IN (:id)", id=data_key_id(2))
+    await versions.disable(1)
+    assert (await in_a_file.do(run, RotationType.NEW_DEK, new_dek_min_age="1ms")).rotation is not None
 
 
 @pytest.mark.parametrize(
