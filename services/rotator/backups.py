@@ -34,11 +34,7 @@ from shared.keyring.administration import (
     StoredVersion,
     list_pages,
 )
-from shared.keyring.model import (
-    UNREADABLE_VERSION,
-    KeyringFingerprint,
-    get_version_sort_key,
-)
+from shared.keyring.model import UNREADABLE_VERSION, KeyringFingerprint, get_version_sort_key
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError, KmsKey
 from shared.kms.reason import Scope

@@ -63,14 +63,17 @@ async def roll_back(keyring: OpenKeyring, rotation_id: str, token: str) -> None:
 
     if rotation.state is RotationState.ROLLED_BACK:
         return
-    await keyring.database.read(lambda connection: _refuse_without_former_key(keyring, connection, rotation))
     if not rotation.is_rolling_back:
+        await keyring.database.read(lambda connection: _refuse_without_former_key(keyring, connection, rotation))
         rotation = await run_under_lease(keyring.database, token, begin)
     await roll_back_batch(keyring, rotation, token)
 
 
 def _refuse_without_former_key(keyring: OpenKeyring, connection: Connection, rotation: Rotation) -> None:
-    """Raises RefusedError, before this call changes anything, where a setting is missing: it can be added."""
+    """Raises RefusedError where a setting is missing, which can be added before the rollback begins.
+
+    Once it has begun, to leave out the setting is how a person ends it without a KMS that never answers again.
+    """
     for entry in journal.list_rewraps_to_roll_back(connection, rotation, MAX_PAGE_SIZE):
         refusal = keyring.wrapping.explain_refusal(entry.old_wrap)
         if refusal and refusal.is_foreign:

@@ -252,6 +252,21 @@ async def test_a_rollback_without_the_setting_of_the_previous_key_changes_nothin
     assert await on_transit.keys() == before
 
 
+async def test_a_rollback_that_waits_for_a_kms_that_never_answers_again_ends_without_its_setting(
+    on_transit: Rotated, emulator: Emulator
+) -> None:
+    await on_transit.do(run, REWRAP)
+    moved = await on_transit.keys()
+    emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
+    with pytest.raises((AdministrationError, RotatorError), match="unavailable"):
+        await on_transit.do(rollback)
+    ended = await on_transit.do(rollback, previous_kms=[])
+    assert ended.rotation is not None
+    assert ended.rotation.state is RotationState.ROLLED_BACK
+    assert {each.id for each in ended.problems} == set(moved)
+    assert await on_transit.keys() == moved
+
+
 async def test_nothing_is_called_gone_for_good_while_the_previous_key_is_soft_deleted(
     on_google: Rotated, on_transit: Rotated, mounted: Transit
 ) -> None:

@@ -2,8 +2,8 @@
 
 The exporter begins a proof at the start of each interval, so that all exporters and replicas mean the same one by its
 time. One proof of an interval waits on each channel, whatever number of services and Alertmanagers sent it. A worker
-claims it where no delivery is due, within the channel's rate. What failed is tried again, less and
-less often, until the next one has come.
+claims it where no delivery is due, within the channel's rate. What failed is tried again, less and less often, until
+the next one has come.
 """
 
 import math
