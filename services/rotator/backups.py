@@ -233,7 +233,7 @@ async def may_be_wrapped_by(kms: KmsKey, header: BackupHeader, *, timeout: float
     return await may_unwrap(_unwrap_file_key(header, kms, timeout))
 
 
-async def may_unwrap(attempt: Awaitable[bytes]) -> bool:
+async def may_unwrap(attempt: Awaitable[object]) -> bool:
     """Whether the attempt succeeds, or says nothing of the key: a version is disabled, say. Raises KmsError."""
     try:
         await attempt

@@ -5,7 +5,6 @@ rolled back. Nothing is retired, and no new data key is made: neither could be u
 """
 
 import asyncio
-import base64
 import secrets
 import tempfile
 from collections import Counter
@@ -21,7 +20,7 @@ from services.rotator.drivers.registry import open_driver
 from services.rotator.plan import describe_unfinished, is_unfinished
 from services.rotator.report import RotatorError
 from services.rotator.session import describe_holder
-from services.rotator.verification import find_own_problems, verify_by_pages
+from services.rotator.verification import decrypt_row, find_own_problems, verify_by_pages
 from shared.check import Check, CheckError, CheckResult, run_checks
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
@@ -40,7 +39,7 @@ from shared.keyring.administration import (
     StepOutcome,
     list_pages,
 )
-from shared.keyring.model import DataKeyStatus, compute_fingerprint
+from shared.keyring.model import DataKeyStatus
 from shared.kms.port import KmsError, KmsKey
 from shared.kms.registry import connect_key
 
@@ -178,14 +177,12 @@ class _Suite:
         rows = await _list_all(self.administration.list_backup_rows)
         for row in {row.kek_version: row for row in rows if row.kek == self.settings.kms.key_name}.values():
             try:
-                wrapped, aad = base64.b64decode(row.wrapped, validate=True), row.wrapping_aad
+                decrypted = await decrypt_row(row, self.kms, self.settings.kms_timeout)
             except ValueError:
                 raise CheckError(f"{row.id}: wrapped is no base64, or aad no 0x and hexadecimal digits", "") from None
-            try:
-                secret = (await self.kms.decrypt(wrapped, aad, timeout=self.settings.kms_timeout)).plaintext
             except KmsError as error:
                 raise CheckError(f"{row.id}: KMS does not unwrap it: {error}", "") from None
-            is_same = compute_fingerprint(secret).hex() == row.fingerprint
+            is_same = row.has_fingerprint_of(decrypted.plaintext)
             _expect(is_same, f"{row.id}: the fingerprint is not HMAC-SHA256(data key, 'keypulse data key fingerprint')")
         return "KMS unwraps a data key of each version"
 

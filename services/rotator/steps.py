@@ -22,7 +22,7 @@ from services.rotator.backups import (
 )
 from services.rotator.report import BackupSummary, RotatorError, StepProgress, StepResult
 from services.rotator.session import CommandSession
-from services.rotator.verification import find_own_problems, find_unproven_rows, unwrap_row, verify_with_retries
+from services.rotator.verification import decrypt_row, find_own_problems, find_unproven_rows, verify_with_retries
 from shared.check import Check, CheckError, format_line, run_checks
 from shared.keyring.administration import (
     AdministrationError,
@@ -220,7 +220,7 @@ class RotationSteps:
         async with aclosing(ours) as rows:
             async for row in rows:
                 try:
-                    if await may_unwrap(unwrap_row(row, wrapping.kms, wrapping.timeout)):
+                    if await may_unwrap(decrypt_row(row, wrapping.kms, wrapping.timeout)):
                         return
                 except KmsError as error:
                     raise BackupError(f"KMS does not tell whether it wraps the data keys: {error}") from None

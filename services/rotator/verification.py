@@ -13,9 +13,9 @@ from services.rotator.drivers.registry import DriverSettings
 from services.rotator.session import CommandSession
 from shared.keyring.administration import Administration, Problem, StoredKey, UnreachableError, VerificationResult
 from shared.keyring.journal import MAX_PROBLEMS
-from shared.keyring.model import LOCAL_KEK, WrappedKey, compute_fingerprint
+from shared.keyring.model import LOCAL_KEK, WrappedKey
 from shared.keyring.wrapping import KeyWrapper
-from shared.kms.port import KmsError, KmsKey
+from shared.kms.port import DecryptResult, KmsError, KmsKey
 from shared.kms.quota import MAX_CONCURRENT_CALLS
 from shared.kms.reason import Scope
 from shared.process.concurrency import run_concurrently
@@ -121,8 +121,8 @@ async def find_unwrap_failures(
                 found += [Problem(id=row.id, error=str(refusal), is_foreign=True)] if has_own_keys else []
                 continue
             try:
-                secret = await unwrap_row(row, kms, wrapping.timeout)
-                failure = "" if compute_fingerprint(secret).hex() == row.fingerprint else "its fingerprint differs"
+                secret = (await decrypt_row(row, kms, wrapping.timeout)).plaintext
+                failure = "" if row.has_fingerprint_of(secret) else "its fingerprint differs"
             except KmsError as error:
                 failure = str(error)
             except ValueError:
@@ -132,10 +132,10 @@ async def find_unwrap_failures(
     return found
 
 
-async def unwrap_row(row: StoredKey, kms: KmsKey, timeout: float) -> bytes:
+async def decrypt_row(row: StoredKey, kms: KmsKey, timeout: float) -> DecryptResult:
     """Raises KmsError, and ValueError where its wrapped form is damaged."""
     wrapped, aad = base64.b64decode(row.wrapped, validate=True), row.wrapping_aad
-    return (await kms.decrypt(wrapped, aad, timeout=timeout)).plaintext
+    return await kms.decrypt(wrapped, aad, timeout=timeout)
 
 
 async def _explain_missing_proof(
@@ -145,18 +145,16 @@ async def _explain_missing_proof(
     if is_ours and row.kek_version != primary:
         return f"its version is {row.kek_version or 'not known'}"
     try:
-        wrapped, aad = base64.b64decode(row.wrapped, validate=True), row.wrapping_aad
+        decrypted = await decrypt_row(row, kms, timeout)
     except ValueError:
         return "its wrapped form is damaged"
-    try:
-        decrypted = await kms.decrypt(wrapped, aad, timeout=timeout)
     except KmsError as error:
         if error.transient or error.reason.scope not in {Scope.VERSION, Scope.CIPHERTEXT}:
             raise
         if not is_ours and error.reason.scope is Scope.CIPHERTEXT:
             return None  # it is another key's indeed
         return f"KMS: {error.label}"
-    is_stored_key = not row.fingerprint or compute_fingerprint(decrypted.plaintext).hex() == row.fingerprint
+    is_stored_key = not row.fingerprint or row.has_fingerprint_of(decrypted.plaintext)
     reasons = {
         f"it names {row.kek}, and the configured key unwraps it": not is_ours,
         "what it unwraps to is not the key that was stored": not is_stored_key,

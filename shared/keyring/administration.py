@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Protocol, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.check import HintedError
-from shared.keyring.model import UNREADABLE_VERSION, DataKeyStatus, build_wrapping_aad
+from shared.keyring.model import UNREADABLE_VERSION, DataKeyStatus, build_wrapping_aad, compute_fingerprint
 from shared.kms.port import MAX_VERSION_LENGTH
 
 MAX_PAGE_SIZE: int = 1000
@@ -167,6 +167,9 @@ class StoredKey(KeyInfo):
     def wrapping_aad(self) -> bytes:
         """What its wrap is bound to. Raises ValueError where it is damaged."""
         return build_wrapping_aad(self.id) if self.aad is None else bytes.fromhex(self.aad.removeprefix("0x"))
+
+    def has_fingerprint_of(self, secret: bytes) -> bool:
+        return compute_fingerprint(secret).hex() == self.fingerprint
 
 
 K = TypeVar("K", bound=KeyInfo)
