@@ -1,8 +1,7 @@
-"""The rows that the outbox's queries return, each with the one SELECT that all queries for it narrow.
+"""The tables of the outbox, their states and shared conditions; and the rows that its queries return.
 
-A field has the name and the type of its column, and None if the column may be null; a test compares them.
-
-The tables of the outbox, and their states and shared conditions.
+Each row comes with the one SELECT that all queries for it narrow. A field has the name and the type of its column, and
+None if the column may be null; a test compares them.
 
 `seq` is the order of acceptance; `id` is what the outside sees. Ids are random but for their time, so that a Message-ID
 or a metadata mark made from one never meets its like from an earlier database. Times are unix seconds by the database's
