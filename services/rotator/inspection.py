@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, NamedTuple
 
-from services.rotator.backups import SummaryBuilder, compare_with_keyring, read_pages, read_whole_backup
+from services.rotator.backups import BackupError, SummaryBuilder, compare_with_keyring, read_pages, read_whole_backup
 from services.rotator.drivers.registry import DriverSettings, open_driver
 from services.rotator.plan import build_plan, describe_unfinished, get_next_commands, is_unfinished
 from services.rotator.report import (
@@ -32,7 +32,7 @@ from shared.keyring.administration import (
     RotationType,
     list_pages,
 )
-from shared.kms.port import KeyDescription, ProtectedResources
+from shared.kms.port import KeyDescription, KmsError, ProtectedResources
 from shared.kms.registry import normalise_key_name
 
 _MAX_OLDER_VERSIONS: Final = 10
@@ -170,7 +170,12 @@ async def _find_misnamed(session: CommandSession) -> tuple[str, ...]:
 
     async def search(administration: Administration, where: str = "") -> None:
         pages = list_pages(administration.list_backup_rows)
-        for failure in (await find_unwrap_failures(pages, session.wrapping, has_own_keys=True))[:1]:
+        try:
+            failures = await find_unwrap_failures(pages, session.wrapping, has_own_keys=True)
+        except KmsError as error:
+            found.append(f"perhaps data keys{where}; KMS does not tell what it unwraps: {error.label}")
+            return
+        for failure in [each for each in failures if not each.is_foreign][:1]:
             found.append(
                 f"perhaps data key {failure.id}{where}, which the key that it names does not unwrap: run verify"
             )
@@ -262,7 +267,10 @@ async def check_backup(session: CommandSession, name: str) -> CommandReport:
     if has_own_keys:
         problems = await compare_with_keyring(file, session.administration, session.wrapping)
     pages = read_pages(file, session.wrapping, SummaryBuilder())
-    problems += await find_unwrap_failures(pages, session.wrapping, has_own_keys=has_own_keys)
+    try:
+        problems += await find_unwrap_failures(pages, session.wrapping, has_own_keys=has_own_keys)
+    except KmsError as error:
+        raise BackupError(f"KMS does not tell whether the backup {file} can be restored: {error}") from None
     return CommandReport(
         outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
         summary="the backup can be read; what is named below differs, or cannot be restored"

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from services.rotator.backups import may_be_wrapped_by
+from services.rotator.backups import may_be_wrapped_by, may_unwrap
 from services.rotator.inspection import LeasedKeyring, lease_other_keyrings
 from services.rotator.plan import refuse_unfinished
 from services.rotator.report import CommandOutcome, CommandReport, RotatorError
 from services.rotator.session import CommandSession
+from services.rotator.steps import PROBE_AAD
 from services.rotator.verification import find_unproven_rows
 from shared.keyring.administration import AdministrationError, Lease
 from shared.keyring.model import UNREADABLE_VERSION
@@ -101,7 +102,7 @@ class _VersionEnd:
         session, version, kek = self.session, self.version, self.session.settings.kms.key_name
         local_backups = await asyncio.to_thread(session.backups.list_backups)
         for file, header in local_backups:
-            is_needed = any(may_be_same_key(kek, each) for each in header.other_keks)
+            is_needed = any([await self._may_be_our_key(each) for each in header.other_keks])
             if not is_needed and (header.may_need(version) or self._has_other_version(header.needs)):
                 timeout = session.settings.kms_timeout
                 is_needed = header.kek == kek or await may_be_wrapped_by(session.kms, header, timeout=timeout)
@@ -125,6 +126,20 @@ class _VersionEnd:
                 "them without it; if that is meant, confirm their number",
                 f"{_format_command(self.command, version)} --confirm-backups {len(away)}",
             )
+
+    async def _may_be_our_key(self, name: str) -> bool:
+        """Whether the KMS key that a backup names may be ours; of two that are configured, ours is asked."""
+        session = self.session
+        if not may_be_same_key(session.settings.kms.key_name, name):
+            return False
+        other, timeout = session.wrapping.previous.get(name), session.settings.kms_timeout
+        if other is None:
+            return True
+        try:
+            made = await other.encrypt(b"", PROBE_AAD, timeout=timeout)
+        except KmsError:
+            return True
+        return await may_unwrap(session.kms.decrypt(made.ciphertext, PROBE_AAD, timeout=timeout))
 
     async def _refuse_unproven(self, keyring: LeasedKeyring) -> None:
         """Raises RotatorError if a row is not proven to be wrapped by the primary version: it may be by any."""

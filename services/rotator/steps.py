@@ -43,7 +43,8 @@ from shared.keyring.model import LOCAL_KEK
 from shared.kms.port import KeyDescription, KmsError, KmsKey, VersionState
 from shared.kms.registry import normalise_key_name
 
-_PROBE_AAD: Final = b"keypulse rotator"
+PROBE_AAD: Final = b"keypulse rotator"
+"""What a value is bound to that is encrypted to see what a key does."""
 
 
 async def get_usable_primary(kms: KmsKey, timeout: float, next_command: str) -> str:
@@ -82,7 +83,7 @@ async def wait_for_primary(session: CommandSession, version: str, next_command: 
         async with asyncio.timeout(settings.primary_timeout):
             while True:
                 try:
-                    result = await session.kms.encrypt(os.urandom(16), _PROBE_AAD, timeout=settings.kms_timeout)
+                    result = await session.kms.encrypt(os.urandom(16), PROBE_AAD, timeout=settings.kms_timeout)
                     in_a_row = in_a_row + 1 if result.version == version else 0
                     last_result = f"version {result.version}"
                 except KmsError as error:

@@ -106,7 +106,8 @@ async def find_unwrap_failures(
 ) -> list[Problem]:
     """The data keys that cannot be unwrapped, of one data key of each version.
 
-    In a table of another program the rows of another KMS key are left out.
+    In a table of another program the rows of another KMS key are left out. Raises KmsError where KMS tells nothing of
+    the key, because it does not answer, say.
     """
     found: list[Problem] = []
     checked: set[tuple[str, str]] = set()
@@ -124,6 +125,8 @@ async def find_unwrap_failures(
                 secret = (await decrypt_row(row, kms, wrapping.timeout)).plaintext
                 failure = "" if row.has_fingerprint_of(secret) else "its fingerprint differs"
             except KmsError as error:
+                if error.transient or not error.reason.concerns_data:
+                    raise
                 failure = str(error)
             except ValueError:
                 failure = "its wrapped form is damaged"

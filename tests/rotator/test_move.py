@@ -20,7 +20,7 @@ from services.rotator.runner import restore_backup, resume, rollback, run
 from shared.config.errors import ConfigurationError
 from shared.keyring.administration import AdministrationError, RotationState, RotationType
 from shared.process.doctor import run_doctor
-from tests.bao import Bao, Transit
+from tests.bao import Bao, Transit, running_bao
 from tests.key_versions import Versions
 from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated, data_key_id
 from tests.rotator.served_keyring import Served
@@ -252,13 +252,13 @@ async def test_a_rollback_without_the_setting_of_the_previous_key_changes_nothin
     assert await on_transit.keys() == before
 
 
-async def test_a_rollback_that_waits_for_a_kms_that_never_answers_again_ends_without_its_setting(
+async def test_a_rollback_that_waits_for_a_kms_that_never_lets_it_in_again_ends_without_its_setting(
     on_transit: Rotated, emulator: Emulator
 ) -> None:
     await on_transit.do(run, REWRAP)
     moved = await on_transit.keys()
-    emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
-    with pytest.raises((AdministrationError, RotatorError), match="unavailable"):
+    emulator.faults.add(EmulatorFault(kind="status", status="PERMISSION_DENIED"))  # as final for now, and tried once
+    with pytest.raises((AdministrationError, RotatorError), match="permission_denied"):
         await on_transit.do(rollback)
     ended = await on_transit.do(rollback, previous_kms=[])
     assert ended.rotation is not None
@@ -285,8 +285,9 @@ async def test_nothing_is_called_gone_for_good_while_the_previous_key_is_soft_de
 
 
 async def test_a_version_is_not_retired_while_a_backup_has_rows_of_the_key_under_another_server(
-    on_google: Rotated, on_transit: Rotated, mounted: Transit
+    on_google: Rotated, on_transit: Rotated, mounted: Transit, tmp_path: Path
 ) -> None:
+    """Where the other name is that of a key of another server, its backup needs no version of ours."""
     await on_transit.do(run, REWRAP)
     await on_google.do(run, REWRAP)
     mounted.change("keys/ledger/rotate")
@@ -298,8 +299,19 @@ async def test_a_version_is_not_retired_while_a_backup_has_rows_of_the_key_under
         assert header.other_keks == (f"transit:{mounted.name}/ledger",)
         first[0].unlink()
         last[0].unlink()
-        with pytest.raises(RotatorError, match=re.escape(f"version 1 is needed by the backup {file}")):
-            await retire_version(session, "1")
+    needed = re.escape(f"version 1 is needed by the backup {file}")
+    unlabelled, google = on_transit.transit, labelled.describe()["previous_kms"]
+    for previous in (google, [*google, unlabelled]):
+        with pytest.raises(RotatorError, match=needed):
+            await labelled.do(retire_version, "1", previous_kms=previous)
+    (tmp_path / "other").mkdir()
+    with running_bao(tmp_path / "other") as server:
+        server.call("POST", f"sys/mounts/{mounted.name}", {"type": "transit"})
+        other = replace(mounted, bao=server)
+        other.create_key("ledger")
+        settings = other.build_settings(tmp_path / "other")
+        retired = await labelled.do(retire_version, "1", 2, previous_kms=[*google, settings])
+        assert retired.outcome is CommandOutcome.DONE
 
 
 @pytest.fixture
@@ -319,6 +331,17 @@ async def test_a_previous_key_may_not_go_while_a_data_key_is_not_unwrapped_by_th
     assert [name for name, result in results.items() if not result.is_ok] == ["driver keyring"]
     detail = results["driver keyring"].detail
     assert detail.startswith(f"data key {data_key_id(0)} cannot be read: version 1 does not unwrap it: ")
+
+
+async def test_while_kms_tells_nothing_doctor_blames_no_key_and_no_previous_key_may_go(
+    on_google: Rotated, mounted: Transit, emulator: Emulator
+) -> None:
+    emulator.faults.add(EmulatorFault(kind="status", operation="Decrypt", status="PERMISSION_DENIED"))
+    results = {result.name: result for result in await run_doctor(on_google.settings(), open_checks)}
+    assert results["driver keyring"].detail == "3 data keys are there; KMS does not tell whether it unwraps them"
+    assert not results["kms round trip"].is_ok
+    (needed_by,) = needs(await plan(on_google))[f"transit:{mounted.name}/ledger"]
+    assert needed_by == "perhaps data keys; KMS does not tell what it unwraps: role_missing (permission_denied)"
 
 
 async def test_a_previous_key_may_not_go_while_another_keyring_may_need_it(

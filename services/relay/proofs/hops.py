@@ -97,15 +97,18 @@ class HopFinder:
     def _judge_webhooks(self, interval: _Interval) -> LostProof:
         missing = [] if self._prometheus else ["messages.prometheus_url"]
         missing += [] if self._peers else ["alertmanager.urls"]
-        refused = [(at, code) for code, at in self._webhook_times.items() if code > 400 and at >= interval.start]
-        if missing:  # nobody says that the proof got as far as here, and what was refused may be a stray request
-            accepted_at = max((at for code, at in self._webhook_times.items() if code < 300), default=0.0)
-            refused = [(at, code) for at, code in refused if at > accepted_at]
-        if refused:
-            _, code = max(refused)
-            return LostProof(Hop.WEBHOOK, f"this relay refused webhooks ({code}): {REFUSALS.get(code, 'refused')}")
+        refused_at, code = max(
+            ((at, code) for code, at in self._webhook_times.items() if code > 400 and at >= interval.start),
+            default=(0.0, 0),
+        )
+        refusal = f"this relay refused webhooks ({code}): {REFUSALS.get(code, 'refused')}"
+        accepted_at = max((at for code, at in self._webhook_times.items() if code < 300), default=0.0)
+        # Where somebody says that the proof got as far as here; elsewhere what was refused may be a stray request.
+        if code and (not missing or refused_at > accepted_at):
+            return LostProof(Hop.WEBHOOK, refusal)
         if missing:
-            return LostProof(Hop.UNKNOWN, f"set {' and '.join(missing)} so that the hop can be named")
+            perhaps = f"perhaps {refusal}; " if code else ""
+            return LostProof(Hop.UNKNOWN, f"{perhaps}set {' and '.join(missing)} so that the hop can be named")
         return LostProof(Hop.WEBHOOK, "Alertmanager had it, and its webhook did not come; see its log")
 
 

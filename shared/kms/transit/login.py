@@ -124,7 +124,7 @@ class Login:
         token = self._token
         if token is None or token.value != value:
             return True
-        if self._auth.token_file or self._clock() < token.began_at + _RETRY_PAUSE:
+        if self._auth.token_file or 0 <= self._clock() - token.began_at < _RETRY_PAUSE:
             return False
         self._token = None
         return True
@@ -204,7 +204,7 @@ class Login:
         token = self._token
         if token is None:
             return
-        if token.is_renewable and self._clock() < token.ends_at:
+        if token.is_renewable:  # also after its end, which is by this clock: the server knows
             answer = await send("POST", "auth/token/renew-self", {}, token.value)
             if answer.status not in _REFUSED:
                 found = answer.parse(_Login).auth

@@ -173,6 +173,7 @@ async def test_a_stray_request_that_is_refused_names_no_hop_where_other_webhooks
     ):
         found = await HopFinder(None, (), answers).find(start, EVERY, {})
         assert found.hop is hop, answers
+        assert ("this relay refused webhooks (401)" in found.error) is (answers[401] > start)
     async with (
         closing_client(PrometheusClient(NOBODY)) as prometheus,
         closing_client(AlertmanagerClient(NOBODY)) as peer,

@@ -147,16 +147,22 @@ async def test_a_token_whose_policies_allow_no_renewal_is_replaced_by_a_login(
     assert await key.login.get_token(key.key._send) != first
 
 
-async def test_a_token_that_ended_while_the_server_was_away_is_replaced_by_a_login(tmp_path: Path) -> None:
-    now, is_away, requests = 0.0, False, list[str]()
+@pytest.mark.parametrize(
+    ("renewals", "requests"), [(403, ["login", "renew-self", "login"]), (200, ["login", "renew-self"])]
+)
+async def test_a_token_that_ended_while_the_server_was_away_is_replaced_where_the_server_does_not_renew_it(
+    tmp_path: Path, renewals: int, requests: list[str]
+) -> None:
+    """It renews one that has ended by a wrong clock of this machine alone."""
+    now, is_away, made = 0.0, False, list[str]()
 
     async def send(_method: str, path: str, _body: Any, _token: str | None) -> Answer:
         if is_away:
             raise KmsError(Reason.UNAVAILABLE, "nobody answers")
-        requests.append(path.rpartition("/")[2])
-        if requests[-1] != "login":
+        made.append(path.rpartition("/")[2])
+        if made[-1] != "login" and renewals == 403:
             return Answer(403, b'{"errors": ["permission denied", "invalid token"]}')
-        auth = {"client_token": f"token-{len(requests)}", "lease_duration": 100, "renewable": True}
+        auth = {"client_token": f"token-{made.count('login')}", "lease_duration": 100, "renewable": True}
         return Answer(200, json.dumps({"auth": auth}).encode())
 
     files = {name: write(tmp_path / name, name) for name in ("role_id_file", "secret_id_file")}
@@ -166,8 +172,8 @@ async def test_a_token_that_ended_while_the_server_was_away_is_replaced_by_a_log
     with pytest.raises(KmsError, match="nobody answers"):
         await login.get_token(send)
     is_away = False
-    assert await login.get_token(send) == "token-2"
-    assert requests == ["login", "login"]
+    assert await login.get_token(send) == f"token-{requests.count('login')}"
+    assert made == requests
 
 
 async def test_a_token_that_grows_no_older_is_replaced_and_a_server_that_is_away_does_not_spoil_a_valid_one(
@@ -250,7 +256,7 @@ async def test_a_token_of_a_file_that_another_program_renews_is_used_as_long_as_
         (79.0, [], 100.0),
         (80.0, both, 180.0),
         (130.0, both, 180.0),
-        (180.0, ["lookup-self"], 180.0),
+        (180.0, both, 180.0),
     ]
 
 
@@ -281,6 +287,18 @@ async def test_a_revoked_token_is_replaced_by_a_login_in_the_same_call_but_not_a
         mounted.bao.call("POST", "auth/token/revoke", {"token": await key.login.get_token(key.key._send)})
         key.now += pause
         assert await key.use() is cause
+
+
+async def test_a_revoked_token_is_replaced_although_the_clock_was_ahead_at_its_login(
+    mounted: Transit, tmp_path: Path, access: Open
+) -> None:
+    role = Role(mounted, tmp_path)
+    role.write_secret()
+    key = access(role.auth)
+    assert await key.use() is Cause.NONE
+    mounted.bao.call("POST", "auth/token/revoke", {"token": await key.login.get_token(key.key._send)})
+    key.now -= 7200
+    assert await key.use() is Cause.NONE
 
 
 async def test_many_calls_share_one_login(mounted: Transit, tmp_path: Path, access: Open) -> None:
