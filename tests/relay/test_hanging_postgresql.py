@@ -1,7 +1,6 @@
 """The relay while PostgreSQL hangs: what it says of itself, what it answers, and how it stops."""
 
 import asyncio
-import time
 from pathlib import Path
 
 import aiohttp
@@ -15,6 +14,7 @@ from tests.postgres import Postgres
 from tests.relay.outbox.frozen_postgresql import frozen
 from tests.relay.served_relay import TOKEN, Scripted, payload, post, served, settings, until, webhook_of
 from tests.relay.test_process import listens_at, relay_process
+from tests.stopwatch import Stopwatch
 
 NOBODY = "http://127.0.0.1:9/"
 
@@ -38,12 +38,12 @@ async def test_it_says_so_and_answers_within_bounds(
             assert seconds < 3
             assert "relay_outbox_deliveries{" not in text
             assert 'relay_webhooks_total{code="202"} 1.0' in text
-            began = time.monotonic()
+            watch = Stopwatch()
             storm = [webhook_of(group=str(number)) for number in range(MAX_CONCURRENT_WEBHOOKS + 32)]
             answers = await asyncio.gather(*(post(client, body) for body in storm))
             assert {code for code, _ in answers} == {503}
             assert all("send it again" in str(answer) for _, answer in answers)
-            assert time.monotonic() - began < 9, "Alertmanager gives up after 10 s"
+            assert watch.seconds < 9, "Alertmanager gives up after 10 s"
             status, reason = await _ready(client)
             assert status == 503
             assert reason.startswith("the outbox cannot commit: ")
@@ -66,11 +66,11 @@ async def test_a_stop_answers_what_waits_and_ends_in_good_order(
             waiting = [asyncio.create_task(post(client, payload(number))) for number in (3, 4, 5)]
             await _scraped(client)  # 2 s later they are in hand, and 6 s too early for their own bound
             assert not any(task.done() for task in waiting)
-            began = time.monotonic()
+            watch = Stopwatch()
             process.terminate()
             answers = await asyncio.gather(*waiting)
             _, log = await asyncio.to_thread(process.communicate, None, 20)
-            seconds = time.monotonic() - began
+            seconds = watch.seconds
     assert [code for code, _ in answers] == [503] * 3
     assert process.returncode == 0, log
     assert seconds < 14
@@ -91,6 +91,6 @@ async def _is_ready(client: aiohttp.ClientSession) -> bool:
 
 
 async def _scraped(client: aiohttp.ClientSession) -> tuple[str, float]:
-    began = time.monotonic()
+    watch = Stopwatch()
     async with client.get("/metrics") as response:
-        return await response.text(), time.monotonic() - began
+        return await response.text(), watch.seconds

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,20 @@ async def test_how_its_rules_were_evaluated_and_what_an_expression_gives_now(run
         {"alert": "Broken", "expr": BROKEN, "annotations": {"runbook_url": "https://docs.example.org/broken"}},
     ]
     write_configuration(tmp_path, rules)
-    async with running(
+    prometheus = running(
         shutil.which("prometheus") or "prometheus",
         f"--config.file={tmp_path / 'prometheus.yml'}",
         f"--storage.tsdb.path={tmp_path / 'data'}",
         "--web.listen-address=127.0.0.1:0",
-    ) as url:
+    )
+    async with prometheus as url, AsyncExitStack() as stack:
         client = PrometheusClient(url, None)
+        stack.push_async_callback(client.close)
 
         async def is_evaluated() -> bool:
-            try:
-                return any(group.failing_rule for group in await client.list_rule_groups())
+            try:  # it knows what a rule did before it knows when all were evaluated
+                groups = await client.list_rule_groups()
+                return any(group.failing_rule and group.evaluated_at for group in groups)
             except ApiError:  # it listens before it answers
                 return False
 
@@ -49,7 +53,6 @@ async def test_how_its_rules_were_evaluated_and_what_an_expression_gives_now(run
         assert sample.labels == {}
         with pytest.raises(QueryRefusedError):
             await client.read_instant("vector(")
-        await client.close()
 
 
 def write_configuration(folder: Path, rules: list[dict[str, Any]]) -> None:

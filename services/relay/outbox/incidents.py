@@ -4,11 +4,11 @@ A list is read in pages, so that a night with thousands of incidents costs littl
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, and_, bindparam, select, text
+from sqlalchemy import Connection, and_, bindparam, literal_column, select, text
 
 from services.relay.model import EscalationStep, Event, Status, decode_event, decode_steps
 from services.relay.outbox.database import build_insert
@@ -27,6 +27,8 @@ from services.relay.outbox.tables import (
     incidents,
 )
 from shared.sql.rows import RowQuery, select_rows, select_tuples
+
+_Position = TypeVar("_Position", int, str)
 
 PAGE_SIZE: Final = 20
 """How many are read at once. An event of a large group has megabytes."""
@@ -117,9 +119,11 @@ _READ_EVENT: Final = EVENTS.where(events.c.seq == bindparam("event"))
 _NEWEST_FIRST: Final = (
     EVENTS.where(events.c.incident_id == bindparam("incident")).order_by(events.c.seq.desc()).limit(PAGE_SIZE)
 )
-_OPEN: Final = INCIDENTS.where(incidents.c.is_open == 1)
+_OPEN: Final = INCIDENTS.where(incidents.c.is_open == literal_column("1"))  # as the index `incidents_open` has it
 _READ_OPEN: Final = _OPEN.where(incidents.c.id == bindparam("incident"))
-_OPEN_PAGE: Final = _OPEN.where(incidents.c.id > bindparam("after")).order_by(incidents.c.id).limit(PAGE_SIZE)
+_OPEN_PAGE: Final = (
+    _OPEN.where(incidents.c.first_event_seq > bindparam("after")).order_by(incidents.c.first_event_seq).limit(PAGE_SIZE)
+)
 # As the index `events_of_relay` has it: among a hundred thousand incidents that are over they are few.
 _CLOSED_BY_RELAY_PAGE: Final = (
     INCIDENTS.where(incidents.c.is_open == 0, text("length(events.body) = 0"))
@@ -212,13 +216,16 @@ def read_open_incident(connection: Connection, incident_id: str) -> Incident | N
 
 
 def iterate_open_incidents(store: Store) -> AsyncIterator[Incident]:
-    """Every open incident, in the order of their ids. Raises StoreUnavailableError."""
-    return _iterate(store, _OPEN_PAGE, {})
+    """Every open incident, the oldest first; one whose next episode starts meanwhile comes again.
+
+    Raises StoreUnavailableError.
+    """
+    return _iterate(store, _OPEN_PAGE, {}, 0, lambda row: row.first_event_seq)
 
 
 def iterate_closed_by_relay(store: Store) -> AsyncIterator[Incident]:
     """Every incident whose latest event is a resolve of the relay's own. Raises StoreUnavailableError."""
-    return _iterate(store, _CLOSED_BY_RELAY_PAGE, {})
+    return _iterate(store, _CLOSED_BY_RELAY_PAGE, {}, "", lambda row: row.id)
 
 
 def iterate_restored(store: Store, *, is_open: bool) -> AsyncIterator[Incident]:
@@ -226,19 +233,24 @@ def iterate_restored(store: Store, *, is_open: bool) -> AsyncIterator[Incident]:
 
     Raises StoreUnavailableError.
     """
-    return _iterate(store, _RESTORED_PAGE, {"is_open": int(is_open)})
+    return _iterate(store, _RESTORED_PAGE, {"is_open": int(is_open)}, "", lambda row: row.id)
 
 
-async def _iterate(store: Store, page: RowQuery[IncidentRow], values: Mapping[str, object]) -> AsyncIterator[Incident]:
-    after = ""
-
-    def read(connection: Connection) -> list[Incident]:
-        return [_build_incident(row) for row in page.fetch_all(connection, {**values, "after": after})]
+async def _iterate(
+    store: Store,
+    page: RowQuery[IncidentRow],
+    values: Mapping[str, object],
+    after: _Position,
+    get_position: Callable[[IncidentRow], _Position],
+) -> AsyncIterator[Incident]:
+    def read(connection: Connection) -> list[tuple[_Position, Incident]]:
+        rows = page.fetch_all(connection, {**values, "after": after})
+        return [(get_position(row), _build_incident(row)) for row in rows]
 
     while found := await store.read(read):
-        for incident in found:
+        for position, incident in found:
             yield incident
-        after = found[-1].id
+            after = position
 
 
 def _build_state(

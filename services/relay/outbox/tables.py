@@ -519,6 +519,7 @@ class IncidentRow(NamedTuple):
 
     id: str
     episode: int
+    first_event_seq: int
     event_id: str
     event: bytes
 
@@ -638,7 +639,7 @@ DUE_DELIVERIES: Final = RowQuery(
 )
 INCIDENTS: Final = RowQuery(
     IncidentRow,
-    select(incidents.c.id, incidents.c.episode, events.c.id.label("event_id"), events.c.event).join(
+    select(*select_columns(IncidentRow, incidents.c, events.c, event_id=events.c.id)).join(
         events, and_(events.c.seq == incidents.c.latest_event_seq, events.c.incident_id == incidents.c.id)
     ),
 )

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from services.relay.intake.webhook import ParsedWebhook
 from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS
 from tests.relay.intake.test_endpoint import locked
 from tests.relay.served_relay import Scripted, post, served, settings, webhook_of
+from tests.stopwatch import Stopwatch
 
 SECONDS = 2.0
 LATE = 0.9
@@ -33,9 +33,9 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def post_webhook(client: aiohttp.ClientSession, body: bytes | AsyncIterator[bytes]) -> tuple[float, int, str]:
     """After how many seconds, with which code, and why."""
-    began = time.monotonic()
+    watch = Stopwatch()
     async with client.post("/alerts", data=body) as response:
-        return time.monotonic() - began, response.status, (await response.json())["error"]
+        return watch.seconds, response.status, (await response.json())["error"]
 
 
 async def dripping(body: bytes) -> AsyncIterator[bytes]:

@@ -30,7 +30,7 @@ async def test_pages_hold_every_open_incident_once(store: Store) -> None:
     for name in reversed(names):
         await accept(store, name, event=FIRES, is_open=name != "007")
     found = [incident.id async for incident in iterate_open_incidents(store)]
-    assert found == [name for name in names if name != "007"]
+    assert found == [name for name in reversed(names) if name != "007"]
 
 
 async def test_an_event_that_another_program_wrote_does_not_hide_the_others(store: Store) -> None:

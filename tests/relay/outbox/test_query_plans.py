@@ -19,6 +19,7 @@ from services.relay.model import EscalationStep
 from services.relay.now import page as delivery_times
 from services.relay.outbox import claim, context, dead_letters
 from services.relay.outbox import dead_letters as requeue
+from services.relay.outbox import incidents as outbox_incidents
 from services.relay.outbox import recovery as sweeper
 from services.relay.outbox.context import may_have_earlier_open
 from services.relay.outbox.dead_letters import DeadLetterFilter, requeue_dead
@@ -179,6 +180,19 @@ async def test_open_incidents_of_a_service_are_found_by_their_index(database: Da
         assert "incidents_of_service" in found
         assert "TEMP B-TREE" not in found
         assert "Sort" not in found
+
+
+async def test_open_incidents_are_read_in_pages_by_their_index(database: DatabaseUrl) -> None:
+    async with open_store(database, time.time) as store:
+        await fill(store, LARGE, DeliveryState.DELIVERED)
+        closed = update(incidents).values(first_event_seq=incidents.c.latest_event_seq, is_open=0)
+        await store.run(lambda transaction: transaction.connection.execute(closed).close())
+        await accept(store, "new", CHANNEL)
+        await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
+        found = await store.read(partial(plan, outbox_incidents._OPEN_PAGE, {"after": 0}))
+    assert "incidents_open" in found
+    assert "TEMP B-TREE" not in found
+    assert "Sort" not in found
 
 
 async def test_a_receipt_searches_nothing_either(tmp_path: Path) -> None:
