@@ -249,7 +249,7 @@ def create_tables(connection: Connection) -> bool:
         DBAPIError: the database failed.
     """
     if connection.dialect.name == "postgresql":
-        connection.execute(text("SET LOCAL lock_timeout = '2s'"))  # while another replica creates the tables
+        connection.execute(text("SET LOCAL lock_timeout = '5s'"))  # while another replica creates the tables
         connection.execute(select(func.pg_advisory_xact_lock(_ADVISORY_LOCK)))  # until the transaction ends
     if _has_tables(connection):
         return False

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("hanging")
 async def test_channels_whose_names_hang_time_out_and_take_no_thread_from_the_others(secret_file: Path) -> None:
-    def webhook(host: str) -> Any:
-        return WebhookSettings(kind="webhook", url=f"https://{host}/", token_file=secret_file).connect(0.2)
+    def webhook(host: str, timeout: float = 0.2) -> Any:
+        return WebhookSettings(kind="webhook", url=f"https://{host}/", token_file=secret_file).connect(timeout)
 
     def mail(host: str) -> Any:
         document = example("email", secret_file, UNBOUND) | {"host": host, "port": 25, "tls": "starttls"}
@@ -38,14 +39,14 @@ async def test_channels_whose_names_hang_time_out_and_take_no_thread_from_the_ot
 
     hang = [webhook(f"{n}.{HANGS}") for n in range(40)]
     hang += [mail(f"{n}.{HANGS}") for n in range(40)]
-    async with asyncio.timeout(30):
+    beside = webhook("localhost", 20)  # where nobody listens
+    async with asyncio.timeout(30), AsyncExitStack() as stack:
+        for channel in (*hang, beside):
+            stack.push_async_callback(channel.close)
         ended = await asyncio.gather(*(send(each, message()) for each in hang), return_exceptions=True)
         assert {each.reason for each in ended if isinstance(each, SendError)} == {SendReason.TIMEOUT}
         assert len(ended) == 80
         assert await asyncio.to_thread(lambda: "done") == "done"
-        beside = webhook("localhost")  # where nobody listens
         with pytest.raises(SendError) as failed:
             await send(beside, message())
     assert failed.value.reason is SendReason.CONNECTION
-    for channel in (*hang, beside):
-        await channel.close()

@@ -69,7 +69,7 @@ async def test_a_body_that_comes_too_slowly_is_answered_in_time(tmp_path: Path) 
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         seconds, code, error = await post_webhook(client, dripping(webhook_of()))
         assert (code, error) == (503, "not accepted, send it again: after 2 s it still waited for its body")
-        assert SECONDS - 0.1 < seconds < SECONDS + LATE
+        assert seconds < SECONDS + LATE
 
 
 async def test_a_slow_body_before_a_locked_store_shares_its_time_with_the_commit(tmp_path: Path) -> None:

@@ -348,7 +348,11 @@ class SimulatedOutbox:
         return claimed
 
     def _find_lost(self, claim: Claim) -> set[str]:
-        """What was merged into a delivery and arrived by itself, and no other delivery has as its first message."""
+        """What was merged into a delivery and arrived by itself, and no other delivery has as its first message.
+
+        Where nothing is merged, a person may send an episode again after a later one was delivered: that one had it.
+        """
+        merges = CHANNELS[claim.task.channel].merges
         of_key = [row for row in self.rows.values() if row.delivery_key == (claim.task.incident_id, claim.task.channel)]
         delivered = [row for row in of_key if row.state == DeliveryState.DELIVERED]
         return {
@@ -357,7 +361,12 @@ class SimulatedOutbox:
             if row.state == DeliveryState.SUPERSEDED
             and row.id in self.observed.sent_alone
             and claim.task.first_event_seq <= row.event_seq <= claim.task.last_event_seq
-            and not any(other.episode == row.episode or other.covers(row.event_seq) for other in delivered)
+            and not any(
+                other.episode == row.episode
+                or other.covers(row.event_seq)
+                or (other.episode > row.episode and not merges)
+                for other in delivered
+            )
         }
 
     def record(self, ending: Sequence[OwnedClaim], how: AttemptOutcome) -> None:
