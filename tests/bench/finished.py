@@ -66,10 +66,12 @@ _AFTERWARDS: Final = {
             f"SELECT setval(pg_get_serial_sequence('{table}', 'seq'), (SELECT max(seq) FROM {table}))"  # noqa: S608
             for table in ("events", "deliveries")
         ),
-        "ANALYZE",
+        "VACUUM ANALYZE",
+        "CHECKPOINT",
     ),
 }
-"""What happens by itself where so many come one after the other: numbers go on, and the planner has statistics."""
+"""What happens by itself where so many come one after the other: numbers go on, the planner has statistics, and no
+vacuum of all is left to do."""
 _RELAY_SEES_ALL: Final = {"max_deliveries": 100_000_000, "max_bytes": "1024GiB"}
 
 
@@ -174,9 +176,10 @@ def _fill(database: DatabaseUrl, count: int) -> None:
             connection.commit()
         for index in indexes:
             index.create(connection)
+        connection.commit()
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         for statement in _AFTERWARDS[kind]:
             connection.execute(text(statement))
-        connection.commit()
     engine.dispose()
     os.sync()  # else what the fill has written delays the first commits
 
