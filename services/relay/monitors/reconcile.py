@@ -113,16 +113,16 @@ class Reconciler:
         if not view.usable_peers:
             return
         now = self._monotonic()
-        closable: list[str] = []
+        closable: list[tuple[str, str]] = []
         async for incident in iterate_open_incidents(self._publisher.store):
             since = now
             if await self._is_absent(incident, view):
                 since = self._absent_since[incident.event_id] = before.get(incident.event_id, now)
             if now - since >= self._times.min_absence:
-                closable.append(incident.id)
-        for incident_id in closable:  # read again, because all of them may be too much for the memory
+                closable.append((incident.id, incident.event_id))
+        for incident_id, event_id in closable:  # read again, because all of them may be too much for the memory
             read = await self._publisher.store.read(partial(read_open_incident, incident_id=incident_id))
-            if read is None or read.event is None or read.event_id not in self._absent_since:
+            if read is None or read.event_id != event_id:
                 continue  # a new event came meanwhile
             if await self._publisher.resolve(read, CLOSED_REMARK):
                 log.info("incident closed: Alertmanager no longer has its alerts", incident_id=incident_id)

@@ -1,14 +1,18 @@
 """What Alertmanager no longer knows is over after a while, and a doubt keeps it open."""
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
 
 from services.relay.model import Status
+from services.relay.monitors import reconcile
 from services.relay.monitors.reconcile import CLOSED_REMARK, REFIRED_REMARK
 from services.relay.monitors.watchdog import IntakeUptime, WatchdogMonitor
 from services.relay.outbox import heartbeats as watchdog_silence
+from services.relay.outbox.incidents import Incident, iterate_open_incidents
+from services.relay.outbox.store import Store
 from tests.relay.monitors.monitored_outbox import START, event, watch
 from tests.relay.monitors.reconciling import LONG_AGO, REFIRED_AT, Comparison
 from tests.relay.outbox.actions import claim_some, read_event
@@ -67,6 +71,23 @@ async def test_the_time_starts_again_where_it_was_there_again_or_was_reported_be
     await it.accept(A=FIRING)
     assert await it.after(5) == [FIRING] * 2
     assert await it.after(1) == [FIRING, *CLOSED]
+
+
+async def test_one_whose_next_episode_begins_during_the_round_stays_open(
+    it: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await it.accept(A=FIRING)
+    await it.after(5)
+
+    async def iterate(store: Store) -> AsyncIterator[Incident]:
+        async for incident in iterate_open_incidents(store):
+            yield incident
+            if incident.episode == 1:
+                await it.accept(A=RESOLVED)
+                await it.accept(A=FIRING)
+
+    monkeypatch.setattr(reconcile, "iterate_open_incidents", iterate)
+    assert await it.after(1) == [*CLOSED, FIRING]
 
 
 @pytest.mark.parametrize("listed", CLOSED)
