@@ -25,6 +25,7 @@ from tests import fork_server, fork_workers, ram_disk
 from tests.bao import Bao, running_bao
 from tests.compiled_statements import share_compiled_statements
 from tests.compiled_templates import share_compiled_templates
+from tests.connections import close_late_connections
 from tests.faults import summary
 from tests.postgres import Postgres, programs
 from tests.relay.outbox.tables import opened, up
@@ -38,6 +39,7 @@ settings.load_profile("whatever else runs")
 
 share_compiled_statements()
 share_compiled_templates()
+close_late_connections()
 ram_disk.use_for_temporary_folders()
 
 # Of a trace with colours and the values of all variables nobody reads anything, and to make one takes milliseconds.

@@ -1,7 +1,10 @@
 """The kernel's own list of connections, so that what a library leaves open is seen; and a server's end."""
 
 import asyncio
+import socket
+from asyncio.selector_events import BaseSelectorEventLoop
 from pathlib import Path
+from typing import Any
 
 from shared.config.settings import Address
 
@@ -26,3 +29,27 @@ async def close_server(server: asyncio.Server) -> None:
     for _ in range(3):  # the transport, its protocol, and then the handler
         await asyncio.sleep(0)
     server.close()
+
+
+def close_late_connections() -> None:
+    """From now on a connection whose server is closed while it is accepted is closed, too, whoever made the server.
+
+    Else its ResourceWarning would fail whichever test runs when it is found. Other programs connect at any moment.
+    """
+    accept = BaseSelectorEventLoop._accept_connection2  # type: ignore[attr-defined]
+
+    async def accept_or_close(
+        loop: Any,
+        create_protocol: Any,
+        accepted: socket.socket,
+        extra: Any,
+        tls: Any = None,
+        server: asyncio.Server | None = None,
+        *timeouts: float,
+    ) -> None:
+        if server and not server.sockets:
+            accepted.close()
+        else:
+            await accept(loop, create_protocol, accepted, extra, tls, server, *timeouts)
+
+    BaseSelectorEventLoop._accept_connection2 = accept_or_close  # type: ignore[attr-defined]
