@@ -22,7 +22,7 @@ async def never(progress: Progress) -> None:
     pytest.fail(f"{progress} was to be kept")
 
 
-def outgoing(remark: str = "", *, seconds: float = 20.0, lease: float = 60.0) -> DeliveryTask:
+def outgoing(remark: str = "", *, seconds: float = 60.0, lease: float = 120.0) -> DeliveryTask:
     now = asyncio.get_running_loop().time()
     encoded = encode_event(event_of())
     return DeliveryTask(

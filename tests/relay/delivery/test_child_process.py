@@ -50,6 +50,8 @@ def test_one_that_is_late_is_killed_and_who_waits_for_it_waits_no_longer_than_it
 
     thread = threading.Thread(target=hang)
     thread.start()
+    while not child._lock.locked():
+        time.sleep(0.01)
     with pytest.raises(ChildLateError):
         child.ask(b"b", 0.01)
     thread.join()

@@ -39,7 +39,7 @@ async def test_what_waited_and_what_comes_meanwhile_goes_to_the_fallback_at_once
         raise revoked()
 
     channel, other = Scripted(*[refuse_late] * 100), Scripted()
-    async with rig(tmp_path, LONG, fallback=("a", "b"), a=channel, b=other) as it:
+    async with rig(tmp_path, LONG, timeout=60, fallback=("a", "b"), a=channel, b=other) as it:
         groups = [str(number) for number in range((LANES + 3) * FALLBACK_STEP)]  # each ending is followed by one step
         await asyncio.gather(*(it.accept_events("firing", group=group, channels=("a",)) for group in groups))
         over.set()

@@ -94,7 +94,7 @@ async def test_what_cannot_be_kept_ends_the_send(
 
 @pytest.mark.parametrize("lease", [0.0, 19.0, 20.3])  # the send may take 20 s, and it takes a moment to kill who sends
 async def test_nothing_is_sent_that_could_outlast_its_lease(send: Sender, lease: float) -> None:
-    assert (await send(outgoing(lease=lease), never)).lease_lost
+    assert (await send(outgoing(seconds=20.0, lease=lease), never)).lease_lost
 
 
 async def test_nothing_is_written_where_the_lease_ended_after_its_first_check(send: Sender) -> None:
@@ -106,7 +106,7 @@ async def test_nothing_is_written_where_the_lease_ended_after_its_first_check(se
 
 async def test_a_send_that_hangs_ends_in_time_and_the_others_go_on(send: Sender) -> None:
     await process_of(send)
-    hanging = asyncio.create_task(send(outgoing("hang", seconds=0.5), never))
+    hanging = asyncio.create_task(send(outgoing("hang", seconds=1.0), never))
     assert await process_of(send)
     error = (await hanging).error
     assert error is not None

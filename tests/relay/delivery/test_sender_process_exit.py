@@ -38,15 +38,17 @@ async def test_one_that_is_stopped_ends_when_its_relay_is_killed_and_imports_not
         sys.executable, "-P", "-c", RELAY, str(ROOT), stdout=PIPE, cwd=tmp_path
     )
     assert relay.stdout is not None
-    sender = int(await asyncio.wait_for(relay.stdout.readline(), 30))
-    os.kill(sender, signal.SIGSTOP)
     try:
+        sender = int(await asyncio.wait_for(relay.stdout.readline(), 60))
+        os.kill(sender, signal.SIGSTOP)
+    finally:
         relay.kill()
+        await relay.wait()
+    try:
         await until(lambda: has_exited(sender))
     finally:
         if not has_exited(sender):
             os.kill(sender, signal.SIGKILL)
-        await relay.wait()
 
 
 async def test_one_whose_relay_ended_before_it_started_does_nothing() -> None:
@@ -55,7 +57,7 @@ async def test_one_whose_relay_ended_before_it_started_does_nothing() -> None:
         command = (sys.executable, "-c", COMMAND, str(theirs.fileno()), VERSION, str(os.getpid() + 1))
         process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, pass_fds=[theirs.fileno()])
         try:
-            assert await asyncio.wait_for(process.wait(), 20) == 0
+            assert await asyncio.wait_for(process.wait(), 60) == 0
         finally:
             if process.returncode is None:
                 process.kill()

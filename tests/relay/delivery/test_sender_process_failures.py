@@ -19,7 +19,7 @@ from tests.relay.served_relay import until
 @pytest.fixture
 async def send() -> AsyncIterator[Sender]:
     """One that a test may end."""
-    async with asyncio.timeout(50), open_sender_process(SETTINGS) as send:
+    async with asyncio.timeout(120), open_sender_process(SETTINGS) as send:
         yield send
 
 
@@ -42,8 +42,10 @@ async def test_what_it_was_sending_when_it_died_may_have_arrived_and_the_next_on
     assert error_line["exit_code"] == -signal.SIGKILL
 
 
-async def test_what_waited_for_it_to_start_did_not_arrive() -> None:
-    async with asyncio.timeout(30), open_sender_process(SETTINGS) as send:
+async def test_what_waited_for_it_to_start_did_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_START_SECONDS", "_PING_SECONDS"):
+        monkeypatch.setattr(f"services.relay.delivery.sender_process.{name}", 60.0)
+    async with asyncio.timeout(120), open_sender_process(SETTINGS) as send:
         waiting = asyncio.create_task(send(outgoing(), never))
         await until(lambda: bool(sending_processes()))
         for pid in sending_processes():
@@ -69,10 +71,10 @@ async def test_another_version_on_the_disk_is_reported_and_nothing_is_sent_by_it
 
 async def test_an_answer_that_came_while_the_relay_was_stopped_counts(send: Sender) -> None:
     first = await process_of(send)
-    sending = asyncio.create_task(send(outgoing(seconds=0.5, lease=1.5), never))
+    sending = asyncio.create_task(send(outgoing(seconds=1.0, lease=2.0), never))
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # it is said by now
-    time.sleep(1.2)  # noqa: ASYNC251  # as if the process was stopped
+    time.sleep(1.7)  # noqa: ASYNC251  # as if the process was stopped
     assert (await sending).receipt is not None
     await asyncio.sleep(0.5)  # longer than the look at what it said meanwhile
     assert await process_of(send) == first
@@ -83,7 +85,7 @@ async def test_one_that_says_nothing_is_killed_before_anybody_else_may_send(send
     first = await process_of(send)
     if how == "stopped":
         os.kill(first, signal.SIGSTOP)
-    out = outgoing("block", seconds=0.5, lease=3)
+    out = outgoing("block", seconds=1.0, lease=5)
     attempted = await send(out, never)
     assert asyncio.get_running_loop().time() < out.lease_ends
     assert has_exited(first)
@@ -95,6 +97,7 @@ async def test_one_that_says_nothing_is_killed_before_anybody_else_may_send(send
 async def test_a_person_who_reads_it_sees_whether_it_answers(send: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(send, RemoteSender)
     pid = await process_of(send)
+    monkeypatch.setattr("services.relay.delivery.sender_process._PING_SECONDS", 20)
     assert await send.ping()
     monkeypatch.setattr("services.relay.delivery.sender_process._PING_SECONDS", 0.05)
     os.kill(pid, signal.SIGSTOP)
@@ -119,7 +122,7 @@ async def test_where_none_can_be_started_nothing_becomes_uncertain(monkeypatch: 
 
 @pytest.mark.parametrize("remark", ["hang", "block"])
 async def test_at_the_end_it_is_gone_whatever_it_does(remark: str) -> None:
-    async with asyncio.timeout(30), open_sender_process(SETTINGS) as send:
+    async with asyncio.timeout(120), open_sender_process(SETTINGS) as send:
         pid = await process_of(send)
         hanging = asyncio.create_task(send(outgoing(remark), never))
         await asyncio.sleep(0.1)

@@ -99,7 +99,7 @@ async def test_a_channel_that_hangs_delays_no_other(tmp_path: Path) -> None:
 
 async def test_a_send_without_an_answer_ends_at_its_time_out_and_is_retried(tmp_path: Path) -> None:
     channel = Scripted(hang)
-    async with rig(tmp_path, timeout=0.2, a=channel) as it:
+    async with rig(tmp_path, timeout=1.0, a=channel) as it:
         await it.accept_events("firing")
         await it.finished()
         assert it.value("relay_delivery_attempts_total", channel="a", reason="timeout") == 1
@@ -111,9 +111,10 @@ async def test_retry_after_is_obeyed_and_delays_no_other_channel(tmp_path: Path)
     async with rig(tmp_path, a=limited, b=other) as it:
         await it.accept_events("firing")
         await it.finished("b")
-        assert limited.sent == []
         await it.finished("a")
     (first, _), (second, _) = limited.attempted
+    ((elsewhere, _),) = other.attempted
+    assert elsewhere < second
     assert second - first >= 1 * NEARLY
 
 
@@ -157,7 +158,12 @@ async def test_a_provider_that_cannot_be_reached_is_left_alone_for_a_while(tmp_p
     async with rig(tmp_path, policy_of(30, 300, 3600), a=channel) as it:
         for number in range(100):
             await it.accept_events("firing", group=str(number))
-        await until(lambda: len(channel.attempted) >= 5 and not channel.in_progress)
+
+        async def is_left_alone() -> bool:
+            states = {delivery.state for delivery in await it.deliveries()}
+            return len(channel.attempted) >= 5 and DeliveryState.SENDING not in states
+
+        await until(is_left_alone)
         assert len(channel.attempted) <= 5 + LANES  # those that were under way by then
         count = len(channel.attempted)
         await it.accept_events("firing", group="one more")

@@ -39,6 +39,7 @@ async def test_incidents_are_listed_in_pages_the_open_ones_first(tmp_path: Path)
     async with served(settings(tmp_path, {"one": Scripted()}), clock=Clock()) as client:
         for number in range(3):
             await post(client, webhook_of(group=f"{number}"))
+        await reaches(client, 3, "relay_deliveries_total", channel="one", outcome="delivered")
         await post(client, webhook_of("resolved", group="1"))
         await reaches(client, 4, "relay_deliveries_total", channel="one", outcome="delivered")
         listed = await find(client)

@@ -73,7 +73,7 @@ async def first_line(client: aiohttp.ClientSession, head: str) -> str:
     reader, writer = await connect(client)
     writer.write(head.encode())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return (await reader.readline()).decode().strip()
     finally:
         writer.close()
@@ -94,7 +94,7 @@ async def test_another_address_is_403_before_its_token_is_checked(tmp_path: Path
         assert (await post(client, payload(1)))[0] == 403
         head = "POST /alerts HTTP/1.1\r\nHost: relay\r\nContent-Length: 1000000\r\n\r\n"
         assert await first_line(client, head) == "HTTP/1.1 403 Forbidden"
-        assert await metric(client, "relay_webhooks_total", code="403") == 2
+        await reaches(client, 2, "relay_webhooks_total", code="403")
 
 
 async def test_an_address_of_an_allowed_network_may_send(tmp_path: Path) -> None:

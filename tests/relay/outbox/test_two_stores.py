@@ -66,7 +66,7 @@ class Replicas:
                     await self.deliver(store, channel, seeded("drain"), fails=0)
             return not await self.stores[0].read(_unfinished)
 
-        await until(finished, 20)
+        await until(finished)
 
     async def judge(self) -> None:
         """Nothing is untold or stale, and what was merged is told by what took its place."""
