@@ -32,6 +32,7 @@ from tests.relay.served_relay import (
     until,
     webhook_of,
 )
+from tests.stopwatch import Stopwatch
 
 REPEATS = {"02-firing-1.json", "06-firing-1.json", "08-firing-1.json"}
 
@@ -93,6 +94,7 @@ async def test_a_further_event_reaches_the_channels_on_which_the_incident_is_ope
     resolved["alerts"][0]["labels"]["severity"] = "warning"
     async with served(configuration) as client:
         await post(client, webhook_of("firing"))
+        await _wait_until_sent(1, critical)  # else the next one takes its place
         assert (await post(client, json.dumps(resolved).encode()))[1]["deliveries"] == 2
         await until(lambda: len(critical.sent) == 2 and len(other.sent) == 1)
         # Once it is over, the routes alone decide.
@@ -113,8 +115,8 @@ async def test_a_stop_finishes_what_is_in_progress_and_refuses_the_rest(tmp_path
     channel = Scripted(wait)
     async with served(settings(tmp_path, {"one": channel})) as client:
         await post(client, webhook_of("firing"))
+        await until(lambda: channel.in_progress == 1)  # else the next one takes its place
         await post(client, webhook_of("resolved"))
-        await until(lambda: channel.in_progress == 1)
         asyncio.get_running_loop().call_later(0.2, go_on.set)
     assert statuses(channel.sent) == ["firing"]
     assert channel.closed
@@ -146,9 +148,9 @@ async def test_an_outbox_that_hangs_delays_no_stop(tmp_path: Path, monkeypatch: 
         async with open_store(configuration.database, time.time) as store, AsyncExitStack() as stack:
             await stack.enter_async_context(run_delivery(configuration, store, metrics, open_local_sender))
             async with blocked(store):
-                began = time.monotonic()
+                watch = Stopwatch()
                 await stack.aclose()
-                assert time.monotonic() - began < 3
+                assert watch.seconds < 3
     (line,) = [
         entry for entry in logs if entry["event"] == "leases could not be released at stop; they expire by themselves"
     ]

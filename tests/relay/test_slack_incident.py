@@ -126,8 +126,9 @@ async def test_the_first_message_of_a_channel_that_was_renamed_in_the_configurat
 
 @pytest.mark.parametrize("fault", ["answer lost", "details refused"])
 async def test_what_is_merged_into_a_first_message_that_may_have_arrived_is_shown_there(
-    tmp_path: Path, slack: StandIns, fault: str
+    tmp_path: Path, slack: StandIns, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
+    monkeypatch.setattr("services.relay.delivery.worker.random.random", lambda: 1.0)  # it waits as long as it may
     instances = ["one"] if fault == "answer lost" else [f"{number:080}" for number in range(150)]
     kind, method = (
         (FaultKind.LOST_ANSWER, "chat.postMessage")

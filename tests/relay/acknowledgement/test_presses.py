@@ -135,7 +135,7 @@ async def test_a_message_can_be_pressed_before_all_of_its_thread_is_there(
         assert await relay.press(add_buttons(messages[0], "one"), "acknowledge")
         return await acknowledged_by(relay) == "anna"
 
-    await until(is_saved, 3.0)
+    await until(is_saved, 8.0)  # a send has 10 s
     (delivery,) = (await relay.get("/api/deliveries"))["deliveries"]
     assert delivery["state"] == "sending"
     stand_ins.faults.clear()

@@ -21,7 +21,7 @@ from shared.net.egress import EgressSettings
 from tests.relay.acknowledgement.pressed_relay import CRITICAL, add_buttons
 from tests.relay.served_relay import until
 
-QUICK = SocketTimes(ping=0.2, close=0.2, retry_initial=0.01, retry_max=0.05, stable=0.0, overlap=0.5)
+QUICK = SocketTimes(close=0.2, retry_initial=0.01, retry_max=0.05, stable=0.0, overlap=2.0)
 Handle = Callable[[msgspec.Raw], Awaitable[bool]]
 Open = Callable[..., AbstractAsyncContextManager[CollectorRegistry]]
 
@@ -42,12 +42,14 @@ def open_client(tmp_path: Path, stand_ins: StandIns) -> Open:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             await api.close()
-        assert stand_ins.socket_mode.connections == []
+        await until(lambda: stand_ins.socket_mode.connections == [])
 
     return open_client
 
 
-async def press(stand_ins: StandIns) -> bool:
+async def press(stand_ins: StandIns, seconds: float = 30.0) -> bool:
+    """Whether it is acknowledged within so many seconds."""
+    stand_ins.socket_mode.acknowledge_seconds = seconds
     channel = stand_ins.slack.channels[CRITICAL]
     message = add_buttons(stand_ins.slack.add_message(channel, create_message("x", [])), "one")
     return await stand_ins.socket_mode.press(channel, message, "acknowledge", PEOPLE[0])
@@ -59,12 +61,11 @@ async def accept(_payload: msgspec.Raw) -> bool:
 
 async def test_a_half_open_connection_is_noticed_and_replaced(open_client: Open, stand_ins: StandIns) -> None:
     mode = stand_ins.socket_mode
-    mode.acknowledge_seconds = 0.1
-    async with open_client(accept) as registry:
+    async with open_client(accept, replace(QUICK, ping=1.0)) as registry:
         await until(lambda: len(mode.connections) == 1)
         assert await press(stand_ins)
         mode.break_connection()
-        assert not await press(stand_ins)  # swallowed: nothing of it arrives
+        assert not await press(stand_ins, 0.1)  # swallowed: nothing of it arrives
         await until(lambda: len(mode.connections) == 2)
         # Slack goes on to count the old one, and says so, until it notices by itself.
         await until(lambda: registry.get_sample_value("relay_slack_connections") == 2)
@@ -92,7 +93,6 @@ async def test_the_next_connection_opens_before_the_old_one_ends(open_client: Op
 async def test_only_what_is_committed_is_acknowledged_and_one_press_hinders_no_other(
     open_client: Open, stand_ins: StandIns, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand_ins.socket_mode.acknowledge_seconds = 0.3
     steps = [asyncio.sleep(0, False), asyncio.sleep(3600, True), _fail(), asyncio.sleep(0, True)]  # noqa: FBT003  # their results
 
     async def handle(_payload: msgspec.Raw) -> bool:
@@ -100,7 +100,7 @@ async def test_only_what_is_committed_is_acknowledged_and_one_press_hinders_no_o
 
     async with open_client(handle, replace(QUICK, handle=0.1)):
         await until(lambda: bool(stand_ins.socket_mode.connections))
-        answers = [await press(stand_ins) for _ in range(4)]
+        answers = [await press(stand_ins, seconds) for seconds in (0.3, 0.3, 0.3, 30.0)]
     assert answers == [False, False, False, True]
     assert "a press was not acknowledged: the outbox or Slack did not answer in time" in capsys.readouterr().out
 

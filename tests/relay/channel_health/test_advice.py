@@ -42,9 +42,9 @@ async def test_a_bot_that_is_no_member_is_to_be_invited_whatever_its_checks_find
             auth={"bearer_token_file": tmp_path / "secret"},
             channels={"one": slack},
             default_channels=["one"],
-            delivery={"timeout": "500ms"},
         )
         error = (await send_test_message(settings, "one")).error
         assert error is not None
-        advice = await find_advice(settings, "one", error)
+        short = settings.delivery.model_copy(update={"timeout": 0.5})  # for what hangs
+        advice = await find_advice(settings.model_copy(update={"delivery": short}), "one", error)
     assert advice == "invite the bot: type in #security-critical: /invite @NAME-OF-THE-BOT"

@@ -16,6 +16,7 @@ from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.channels.port import Channel
 from shared.config.settings import Address
+from tests.connections import close_server
 from tests.relay.channels.doubles import find_double
 from tests.relay.channels.examples import SECRET, example, settings
 
@@ -160,7 +161,7 @@ async def _tcp_server(handler: Handler) -> AsyncIterator[Address]:
     try:
         yield Address(*server.sockets[0].getsockname()[:2])
     finally:
-        server.close()
+        await close_server(server)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -12,6 +12,7 @@ import pytest
 from services.relay.channels.port import ProofSettings, SendError, SendReason, SendScope
 from services.relay.delivery.attempt import prove_channel
 from shared.config.settings import Address
+from tests.connections import close_server
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import message, rotate, settings
 from tests.relay.channels.kinds import EVERY_REMOTE_KIND, URL_IN_FILE
@@ -35,10 +36,12 @@ async def tls_before(authority: Authority) -> AsyncIterator[TlsBefore]:
     async with AsyncExitStack() as stack:
 
         async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-            with suppress(ConnectionError):
-                while data := await source.read(65536):
-                    sink.write(data)
-            sink.close()
+            try:
+                with suppress(ConnectionError):
+                    while data := await source.read(65536):
+                        sink.write(data)
+            finally:
+                sink.close()
 
         async def start(provider: Address) -> Address:
             async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -46,7 +49,7 @@ async def tls_before(authority: Authority) -> AsyncIterator[TlsBefore]:
                 await asyncio.gather(pump(reader, back), pump(there, writer))
 
             server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
-            stack.callback(server.close)
+            stack.push_async_callback(close_server, server)
             return Address("127.0.0.1", server.sockets[0].getsockname()[1])
 
         yield start

@@ -31,6 +31,7 @@ async def test_deliveries_are_listed_with_all_that_is_known_the_newest_first(tmp
     refused = Scripted(SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks"))
     async with served(settings(tmp_path, {"good": Scripted(), "bad": refused})) as client:
         _, accepted = await post(client, payload(1))
+        await reaches(client, 1, "relay_deliveries_total", channel="bad", outcome="dead")
         await post(client, payload(4))
         await reaches(client, 2, "relay_deliveries_total", channel="good", outcome="delivered")
         await reaches(client, 1, "relay_deliveries_total", channel="bad", outcome="delivered")
