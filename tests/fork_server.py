@@ -151,7 +151,7 @@ class Server:
                 elif key.fileobj is self._ended:
                     self._ended.recv(4096)
                     self._reap()
-                else:  # the client is gone: it was killed
+                elif self._clients.get(key.data) is key.fileobj:  # it is gone: killed; not one that was just reaped
                     self._selector.unregister(key.fileobj)
                     with suppress(ProcessLookupError):
                         os.kill(key.data, signal.SIGKILL)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -92,3 +93,13 @@ def test_one_that_is_killed_is_gone(command: list[str], tmp_path: Path) -> None:
     with waiting(command, tmp_path) as (process, pid):
         os.kill(pid, signal.SIGKILL)
         assert process.wait(timeout=30) == -signal.SIGKILL
+
+
+def test_one_that_ends_as_its_client_is_killed_harms_no_other(command: list[str], tmp_path: Path) -> None:
+    with waiting(command, tmp_path) as (process, pid), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as busy:
+        busy.connect(command[-2])  # from now on the server waits for a request, and learns both ends at once
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)  # it is told of that end first
+        process.kill()
+        process.wait()
+    test_it_ends_as_any_other(command, tmp_path)
