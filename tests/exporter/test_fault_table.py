@@ -16,12 +16,11 @@ from services.exporter.backends.settings import ProbeSettings
 from services.exporter.config import ExporterSettings, Target
 from services.exporter.model import Operation, ProbeResult
 from services.exporter.results import Results
-from shared.config.settings import Address
-from shared.http.server import bind_socket
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.reason import Reason
 from tests.exporter.running_exporter import FREE, scraped
 from tests.faults import summary
+from tests.reserved_port import reserve_port
 
 INTERVAL = 2.0
 TIMEOUT = 1.0
@@ -217,13 +216,11 @@ async def test_a_service_that_cannot_be_reached_is_unavailable_until_it_is_there
     until: Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]], request: pytest.FixtureRequest
 ) -> None:
     key = f"{RING}/ledger"
-    with bind_socket(Address("127.0.0.1", 0)) as free:
-        address = Address(*free.getsockname()[:2])
-    settings = GcpKeySettings(key=key, endpoint=str(address), insecure=True)
-    target = Target(name="ledger-kek", service="backend", kms=settings)
-    probe = PROBE
     async with AsyncExitStack() as stack:
-        scrape = await stack.enter_async_context(scraped(ExporterSettings(listen=FREE, probe=probe, targets=(target,))))
+        address = stack.enter_context(reserve_port())
+        settings = GcpKeySettings(key=key, endpoint=str(address), insecure=True)
+        target = Target(name="ledger-kek", service="backend", kms=settings)
+        scrape = await stack.enter_async_context(scraped(ExporterSettings(listen=FREE, probe=PROBE, targets=(target,))))
 
         async def unavailable() -> bool:
             failures = (await scrape.values()).get("kms_probe_failures_total encrypt unavailable backend ledger-kek", 0)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
@@ -9,9 +10,8 @@ import yaml
 
 from ops.demo.processes import run_processes
 from ops.kms_emulator.faults import EmulatorFault
-from shared.config.settings import Address
-from shared.http.server import bind_socket
 from tests.exporter.probe_server import Probed, probed
+from tests.reserved_port import reserve_port
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
@@ -28,11 +28,12 @@ def configuration(page: Probed) -> str:
 
 
 async def test_prometheus_sees_a_failure_its_reason_and_its_own_timeout(tmp_path: Path, until: Until) -> None:
-    with bind_socket(Address("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = ("prometheus", f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address={address}")
     file = tmp_path / "prometheus.yml"
-    async with probed(min_interval=0.1) as page, run_processes(tmp_path) as children:
+    async with AsyncExitStack() as stack:
+        address = stack.enter_context(reserve_port())
+        page = await stack.enter_async_context(probed(min_interval=0.1))
+        children = await stack.enter_async_context(run_processes(tmp_path))
+        command = ("prometheus", f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address={address}")
         file.write_text(configuration(page))
         await children.start("prometheus", (*command, f"--config.file={file}"))
 

@@ -14,6 +14,7 @@ from shared.config.settings import Address
 from shared.http import healthcheck
 from shared.http.healthcheck import check_configured_server, check_server
 from tests.fork_server import forked
+from tests.reserved_port import reserve_port
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
 from tests.shared.sample import Settings
 
@@ -36,18 +37,12 @@ main()
 """
 
 
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port: int = bound.getsockname()[1]
-        return port
-
-
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
+def config(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "server.py").write_text(SERVER)
-    (tmp_path / "sample.yml").write_text(f"listen: 127.0.0.1:{free_port()}\n")
-    return tmp_path / "sample.yml"
+    with reserve_port() as address:
+        (tmp_path / "sample.yml").write_text(f"listen: {address}\n")
+        yield tmp_path / "sample.yml"
 
 
 @contextmanager

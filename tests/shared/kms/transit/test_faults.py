@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from shared.kms.transit.errors import Answer, parse_error
 from shared.kms.transit.login import Login
 from shared.kms.transit.settings import TransitKeySettings
 from tests.bao import Bao, Transit, running_bao
+from tests.reserved_port import reserve_port
 from tests.shared.certificates import LOCALHOST, Authority
 from tests.shared.kms.transit.conftest import Connect
 
@@ -28,7 +29,8 @@ class AuditLog:
     """Where OpenBao's audit device sends its entries; while it is closed, nothing of it can be written."""
 
     def __init__(self) -> None:
-        self.port = 0
+        self._reserved = ExitStack()
+        self.port = self._reserved.enter_context(reserve_port()).port
         self.open()
 
     def __enter__(self) -> Self:
@@ -36,10 +38,10 @@ class AuditLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        self._reserved.close()
 
     def open(self) -> None:
         self._server = socket.create_server(("127.0.0.1", self.port))
-        self.port = self._server.getsockname()[1]
         self._connections: list[socket.socket] = []
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()
