@@ -40,6 +40,12 @@ async def served_cloud_kms(folder: Path, emulator: Address) -> AsyncIterator[Map
             writer.close()
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await pass_both_on(reader, writer)
+        finally:
+            writer.close()
+
+    async def pass_both_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
         assert request.startswith(b"CONNECT cloudkms.googleapis.com:443 "), request
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")

@@ -21,5 +21,7 @@ def hanging_for(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[threadin
         return real(host, *arguments, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    yield end
-    end.set()
+    try:
+        yield end
+    finally:
+        end.set()

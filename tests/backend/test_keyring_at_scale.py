@@ -120,8 +120,8 @@ async def test_many_reads_of_one_data_key_share_one_unwrap(tmp_path: Path, until
 
         await until(ready)
         other = await _key(kms, 1)
-        await backend.store._database.write_exclusively(lambda connection: store.insert_data_key(connection, other))
         kms.unwraps, kms.seconds = 0, 0.05
+        await backend.store._database.write_exclusively(lambda connection: store.insert_data_key(connection, other))
         await backend.records.put("old", b"kept", UnwrappedKey(other.id, secret_of(other.id)))
         assert await asyncio.gather(*(backend.get("old") for _ in range(20))) == [b"kept"] * 20
         assert kms.unwraps == 1

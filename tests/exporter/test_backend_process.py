@@ -78,8 +78,12 @@ class Reading:
 
 def list_children(pid: int) -> list[int]:
     """The processes that it has started."""
-    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    return [child for child in children if b"backend_reads" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    found = []
+    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if b"backend_reads" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
+    return found
 
 
 async def test_what_an_answer_costs_is_no_work_of_the_loop_that_probes(slow_to_read: str, until: Until) -> None:

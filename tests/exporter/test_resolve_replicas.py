@@ -33,6 +33,8 @@ class Processes:
         self.requested_hosts: set[tuple[str, str, str]] = set()
         """Address, path and `Host` header of each request."""
         self.hanging: str | None = None
+        self.is_asked = asyncio.Event()
+        """Set when somebody is kept waiting."""
         self.left = asyncio.Event()
         """Set when somebody who was kept waiting is gone."""
 
@@ -41,6 +43,7 @@ class Processes:
         address = request.transport.get_extra_info("sockname")[0]
         self.requested_hosts.add((address, request.path, request.headers["Host"]))
         if address == self.hanging:
+            self.is_asked.set()
             try:
                 await asyncio.sleep(60)
             finally:
@@ -109,9 +112,12 @@ async def test_a_read_that_is_cancelled_hangs_up(reader: Reader) -> None:
     async with processes(ONE) as running:
         running.hanging = ONE
         whole = reader(f"http://backend.test:{running.port}/healthz", timeout=60)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(behind(whole, ONE).read(), 0.5)
-        await asyncio.wait_for(running.left.wait(), 15)
+        reading = asyncio.create_task(behind(whole, ONE).read())
+        await asyncio.wait_for(running.is_asked.wait(), 30)
+        reading.cancel()
+        await asyncio.wait_for(running.left.wait(), 30)
+        with pytest.raises(asyncio.CancelledError):
+            await reading
 
 
 def certified(name: str, folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext, list[str | None]]:
