@@ -113,7 +113,7 @@ def start(tmp_path: Path, file: Path) -> Start:
         environment: dict[str, Any] = {"env": {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "error"}}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, **pipes, **environment) as process:
-            bound = threading.Timer(30, process.kill)
+            bound = threading.Timer(90, process.kill)
             bound.start()
             try:
                 yield Server(process)
@@ -254,6 +254,13 @@ def dear(tmp_path: Path) -> Path:
     return web_yml(tmp_path, users={"alice": bcrypt.hashpw(b"a secret", bcrypt.gensalt(12)).decode()})
 
 
+def _measure_check(server: Server) -> float:
+    """The seconds of a wrong password."""
+    began = time.monotonic()
+    assert _status(_as_user(server, "127.0.0.1", "wrong")) == 401
+    return time.monotonic() - began
+
+
 def _wait_for_check(server: Server, address: str) -> int:
     """The status of the right user's request, who asks again while too many guesses of the name wait: 503."""
     deadline = time.monotonic() + 60
@@ -265,14 +272,13 @@ def _wait_for_check(server: Server, address: str) -> int:
 def test_forty_abandoned_requests_keep_no_right_user_waiting(start: Start, dear: Path) -> None:
     with start("--web.config.file", dear) as server:
         server.listens()
-        began = time.monotonic()
-        assert _status(_as_user(server, "127.0.0.1", "wrong")) == 401
-        one_check = time.monotonic() - began
+        one_check = _measure_check(server)
         for n in range(40):
             _as_user(server, "127.0.0.1", f"wrong {n}").close()
         began = time.monotonic()
         assert _wait_for_check(server, "127.0.0.1") == 200
-        assert time.monotonic() - began < 10 * one_check
+        waited = time.monotonic() - began
+        assert waited < 10 * max(one_check, _measure_check(server))  # the machine may have been busy since
 
 
 def test_sixty_connections_of_one_address_lock_out_no_other(start: Start, dear: Path) -> None:

@@ -3,7 +3,6 @@ import os
 import sqlite3
 import stat
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +13,7 @@ from sqlalchemy import Column, Connection, Integer, MetaData, Table, event, text
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.tables import TABLES as KEYRING_TABLES
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
+from tests.stopwatch import Stopwatch
 
 TABLES = MetaData()
 _numbers = Table("numbers", TABLES, Column("number", Integer, primary_key=True))
@@ -69,10 +69,10 @@ async def test_another_writers_lock_is_waited_for(database: Database, file: Path
 async def test_a_lock_that_stays_is_an_error_within_its_bound(database: Database, file: Path) -> None:
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        begun = time.monotonic()
+        stopwatch = Stopwatch()
         with pytest.raises(DatabaseError, match="database is locked"):
             await database.write(_insert)
-        assert time.monotonic() - begun < 5
+        assert stopwatch.seconds < 5
     await database.write(_insert)
 
 
