@@ -67,7 +67,7 @@ async def _backend(
     folder: Path,
     kms: str | KmsKey,
     *,
-    timeout: float = 5.0,
+    timeout: float = 30.0,
     key: str = KEY,
     previous: Mapping[str, KmsKey] | None = None,
 ) -> AsyncIterator[Backend]:

@@ -25,7 +25,7 @@ async def test_a_record_of_a_data_key_that_was_just_made_is_read_by_the_other_in
         assert not done, "the other instance does not hold it yet"
         assert (await b.get("/admin/crypto/census")).json()["active"] == before
         await b.post("/admin/crypto/reload")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert (await promoting).json()["state"] == "done"
         emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
         await a.post("/admin/crypto/reload")

@@ -126,7 +126,7 @@ def _served(file: Path, command: Sequence[str] = ()) -> Iterator[tuple[subproces
 
 
 def _listening(process: subprocess.Popen[str], log: Path) -> str:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         for line in log.read_text().splitlines():
             if line.endswith("}") and (line_fields := json.loads(line))["event"] == "listening":
@@ -208,9 +208,9 @@ async def test_through_every_change_of_kms_all_records_are_read_and_nothing_secr
 
     async def visit(client: httpx2.Client, *, until_mode: str) -> None:
         nonlocal collected
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (await asyncio.to_thread(client.get, "/healthz")).json()["crypto_mode"] != until_mode:
-            assert time.monotonic() < deadline, f"the mode is not {until_mode} within 20 s"
+            assert time.monotonic() < deadline, f"the mode is not {until_mode} within a minute"
             await asyncio.sleep(0.05)
         for path in ("/healthz", "/metrics", "/"):
             collected += (await asyncio.to_thread(client.get, path)).content

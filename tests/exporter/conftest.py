@@ -44,11 +44,11 @@ Reader = Callable[..., BackendReader]
 
 @pytest.fixture
 async def reader(parser: Executor) -> AsyncIterator[Reader]:
-    """Makes the reader of a backend by its URLs; it waits 1 s unless it is told otherwise."""
+    """Makes the reader of a backend by its URLs; it waits 30 s unless it is told otherwise."""
     async with open_http_client() as session:
 
         def make(
-            health_url: str, metrics_url: str | None = None, *, timeout: float = 1.0, **settings: Any
+            health_url: str, metrics_url: str | None = None, *, timeout: float = 30.0, **settings: Any
         ) -> BackendReader:
             # Not validated: a URL that the settings refuse is a problem of the read, too.
             settings |= {"service": "backend", "health_url": health_url, "metrics_url": metrics_url}
@@ -85,8 +85,8 @@ def backend() -> Backend:
 def read(reader: Reader, backend: Backend) -> Callable[..., Awaitable[BackendState]]:
     """What is read of a backend that answers by a handler."""
 
-    async def read(handler: Handler, *, metrics: bool = True) -> BackendState:
+    async def read(handler: Handler, *, metrics: bool = True, timeout: float = 30.0) -> BackendState:
         async with backend(handler) as url:
-            return await reader(f"{url}/healthz", f"{url}/metrics" if metrics else None).read()
+            return await reader(f"{url}/healthz", f"{url}/metrics" if metrics else None, timeout=timeout).read()
 
     return read

@@ -23,7 +23,7 @@ from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.registry import connect_key
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-TIMEOUT = 1.0
+TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Scrape:
 
     async def wait_for(self, sample: str, value: float) -> dict[str, float]:
         """All values, once the sample has this one."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (values := await self.values()).get(sample) != value:  # noqa: ASYNC110  over HTTP
                 await asyncio.sleep(0.05)
         return values

@@ -71,7 +71,7 @@ async def test_whatever_is_decrypted_with_a_wrong_aad_is_a_failure(
     key: Broken, answer: DecryptResult | KmsError
 ) -> None:
     key.decrypting = answer
-    snapshot = await KeyInspector("backend", "ledger-kek", key, 1).inspect()
+    snapshot = await KeyInspector("backend", "ledger-kek", key, 30).inspect()
     assert snapshot.wrong_aad_check is not None
     assert snapshot.wrong_aad_check.operation is Operation.DECRYPT
     assert snapshot.wrong_aad_check.failure is not None
@@ -85,7 +85,7 @@ async def test_a_defect_is_a_problem_with_its_trace_in_the_log_and_the_rest_is_r
 ) -> None:
     key.describing = defect
     with capture_logs() as logged:
-        snapshot = await KeyInspector("backend", "ledger-kek", key, 1).inspect()
+        snapshot = await KeyInspector("backend", "ledger-kek", key, 30).inspect()
     assert snapshot.problems == (f"the key cannot be read: internal: {defect!r}",)
     assert snapshot.permissions
     assert snapshot.wrong_aad_check
@@ -103,7 +103,7 @@ async def test_plaintext_and_aad_are_random_and_what_is_kept_shows_no_plaintext(
         drawn.append(size)
         return bytes([len(drawn)]) * size
 
-    await KeyInspector("backend", "ledger-kek", key, 1, folder.sync, random_bytes=random_bytes).inspect()
+    await KeyInspector("backend", "ledger-kek", key, 30, folder.sync, random_bytes=random_bytes).inspect()
     assert drawn == [32, 16]
     (canary,) = folder.added
     assert canary.aad == b"\x02" * 16

@@ -22,13 +22,13 @@ def mounted(shared_bao: Bao) -> Transit:
     return shared_bao.mount()
 
 
-def read_settings(mounted: Transit, folder: Path, **auth: bool) -> ExporterSettings:
+def read_settings(mounted: Transit, folder: Path, interval: str = "10s", **auth: bool) -> ExporterSettings:
     target = {"name": "ledger-kek", "canary_dir": str(folder), **mounted.build_settings(folder)}
     target["auth"] |= auth
     configuration = {
         "listen": "127.0.0.1:0",
         "service": "backend",
-        "probe": {"interval": "1s", "timeout": "1s"},
+        "probe": {"interval": interval, "timeout": interval},
         "targets": [target],
     }
     file = folder / "exporter.yml"
@@ -75,7 +75,7 @@ async def test_versions_floor_permissions_rotation_and_the_token_s_end_are_metri
 async def test_a_floor_that_shuts_a_version_out_is_a_lost_canary_and_a_soft_deleted_key_has_its_commands_on_the_board(
     mounted: Transit, tmp_path: Path
 ) -> None:
-    settings = read_settings(mounted, tmp_path)
+    settings = read_settings(mounted, tmp_path, "2s")
     async with scraped(settings) as scrape:
         await scrape.wait_for("kms_key_versions_without_canary backend ledger-kek", 0)
     mounted.change("keys/ledger/rotate")

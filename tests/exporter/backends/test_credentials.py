@@ -41,7 +41,7 @@ async def serving(handler: Handler, tls: ssl.SSLContext | None = None, host: str
 async def reading(url: str, parser: Executor, settings: dict[str, Any]) -> AsyncIterator[BackendReader]:
     backend = Backend.model_validate({"health_url": f"{url}/healthz", "metrics_url": f"{url}/metrics", **settings})
     async with open_http_client() as session:
-        yield BackendReader(backend, session, parser, 2.0)
+        yield BackendReader(backend, session, parser, 30.0)
 
 
 async def answer(request: web.BaseRequest) -> web.Response:
@@ -224,7 +224,7 @@ async def test_a_backend_is_read_by_its_proxy_with_its_authority(
                 **settings,
             }
         )
-        read = build_read(await open_backend_reader(backend, 5.0, stack))
+        read = build_read(await open_backend_reader(backend, 30.0, stack))
         (state,) = await read()
         assert is_whole(state)
         assert proxy.requests == [f"CONNECT {url.removeprefix('https://')}"] * 2

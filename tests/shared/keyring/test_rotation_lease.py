@@ -58,7 +58,7 @@ async def test_a_dead_runners_lease_ends_by_postgresqls_clock_though_this_machin
     database = await Database.open(url, TABLES, clock=lambda: 0.0)
     try:
         behind = LocalAdministration(database, keyring.wrapping)
-        await behind.acquire_lease("dead", 0.3)
+        await behind.acquire_lease("dead", 2)
 
         async def try_to_acquire() -> bool:
             try:

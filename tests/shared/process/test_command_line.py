@@ -199,7 +199,7 @@ def test_every_line_of_the_log_is_a_json_object_with_service_level_and_time(serv
 def test_a_stop_signal_ends_an_idle_server_with_0(number: signal.Signals, server: subprocess.Popen[str]) -> None:
     with socket.create_connection(_address(server)):  # a connection that asks nothing does not hold it up
         server.send_signal(number)
-        assert server.wait(timeout=3) == 0
+        assert server.wait(timeout=DRAIN_SECONDS) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -32,7 +32,8 @@ class Backend:
 
 
 @pytest.fixture
-async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
+async def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Backend]:
+    monkeypatch.setattr("services.backend.app._FIRST_CHECK_TIMEOUT", 60.0)
     async with run_emulator(keys=[KEY]) as emulator:
         settings = BackendSettings.model_validate(
             {
@@ -40,6 +41,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
                 "kms": {"provider": "gcp", "key": KEY, "endpoint": str(emulator.address), "insecure": True},
                 "local_key_file": str(tmp_path / "local.key"),
                 "kms_check_interval": "50ms",
+                "kms_timeout": "30s",  # with the product's two bounds of seconds, a busy machine would be an outage
             }
         )
         async with run_backend(settings) as app, serve(app, Address("127.0.0.1", 0)) as address:

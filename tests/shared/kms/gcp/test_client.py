@@ -32,6 +32,7 @@ from shared.kms.port import KmsError, KmsKey, KmsKeyAdmin
 from shared.kms.reason import Reason
 from tests.connections import connections
 from tests.key_versions import KEY
+from tests.reserved_port import reserve_port
 
 
 @pytest.mark.parametrize(
@@ -65,10 +66,11 @@ async def test_a_change_of_a_version_that_is_refused_or_unanswered_is_an_error_w
     provider: KmsKeyAdmin, emulator: Emulator, fault: EmulatorFault, reason: Reason
 ) -> None:
     emulator.faults.add(fault)
+    timeout = 0.3 if reason is Reason.TIMEOUT else 30.0
     for call in (
-        provider.set_version_enabled("1", is_enabled=False, timeout=0.3),
-        provider.schedule_destruction("1", timeout=0.3),
-        provider.set_version_enabled("9", is_enabled=True, timeout=0.3),
+        provider.set_version_enabled("1", is_enabled=False, timeout=timeout),
+        provider.schedule_destruction("1", timeout=timeout),
+        provider.set_version_enabled("9", is_enabled=True, timeout=timeout),
     ):
         with pytest.raises(KmsError) as refused:
             await call
@@ -76,17 +78,15 @@ async def test_a_change_of_a_version_that_is_refused_or_unanswered_is_an_error_w
 
 
 async def test_a_service_that_is_not_there_is_unavailable_and_comes_back_by_itself() -> None:
-    async with run_emulator(keys=[KEY]) as emulator:
-        address: Address = emulator.address
-    key = GcpKmsKey(KEY, endpoint=str(address), insecure=True)
-    with pytest.raises(KmsError) as raised:
-        await key.encrypt(b"x", b"", timeout=2)
-    assert raised.value.reason is Reason.UNAVAILABLE
-    async with run_emulator(listen=address, keys=[KEY]):
-        async with asyncio.timeout(15):
+    with reserve_port() as address:
+        key = GcpKmsKey(KEY, endpoint=str(address), insecure=True)
+        with pytest.raises(KmsError) as raised:
+            await key.encrypt(b"x", b"", timeout=10)
+        assert raised.value.reason is Reason.UNAVAILABLE
+        async with run_emulator(listen=address, keys=[KEY]), asyncio.timeout(60):
             while not await _works(key):  # noqa: ASYNC110 - whoever calls is whoever finds out
                 await asyncio.sleep(0.05)
-    await key.close()
+        await key.close()
 
 
 async def test_closing_twice_is_no_error_and_leaves_no_task_behind(emulator: Emulator) -> None:
@@ -391,7 +391,7 @@ async def test_a_list_that_fails_is_requested_once() -> None:
     kms.fails = True
     async with kms.serving() as key:
         with pytest.raises(KmsError) as raised:
-            await key.describe_key(timeout=1)
+            await key.describe_key(timeout=10)
     assert (raised.value.reason, kms.listed) == (Reason.UNAVAILABLE, 1)
 
 
