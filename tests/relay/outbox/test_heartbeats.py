@@ -52,4 +52,4 @@ async def test_a_clock_that_was_set_back_hides_no_absence(store: Store) -> None:
     row = insert(watchdogs).values(name="Watchdog", last_seen_at=moment + 3600)
     await store.run(lambda transaction: transaction.connection.execute(row))
     await silences(store, "Watchdog")
-    assert (await store.read(read_last_seen))["Watchdog"] == pytest.approx(moment, abs=5)
+    assert (await store.read(read_last_seen))["Watchdog"] == pytest.approx(moment, abs=60)

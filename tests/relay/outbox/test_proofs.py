@@ -199,14 +199,14 @@ async def test_a_channel_without_a_proof_counts_from_when_it_is_served(store: St
     (served,) = (await store.read(read_times)).values()
     ((level, since),) = served.list_levels()
     assert level == "none"
-    assert since == pytest.approx(time.time(), abs=5)
+    assert since == pytest.approx(time.time(), abs=60)
     await record_served_channels(store, {"a": None})
     assert (await store.read(read_times))["a"] == served, "it was served all the time"
     earlier = "UPDATE channels SET served_since = served_since - 7200"
     await store.run(lambda transaction: transaction.connection.exec_driver_sql(earlier))
     await record_served_channels(store, {"a": None}, EVERY)
     newly = (await store.read(read_times))["a"].served_since
-    assert newly == pytest.approx(time.time(), abs=5), "only now it is proven, or with another interval"
+    assert newly == pytest.approx(time.time(), abs=60), "only now it is proven, or with another interval"
 
 
 @pytest.mark.parametrize(

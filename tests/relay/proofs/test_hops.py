@@ -97,8 +97,10 @@ async def test_what_does_not_answer_lost_the_proof() -> None:
 
 @asynccontextmanager
 async def closing_client(client: T) -> AsyncIterator[T]:
-    yield client
-    await client.close()
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 async def is_loaded(client: PrometheusClient, rule: str) -> bool:
