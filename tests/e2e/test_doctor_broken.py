@@ -185,7 +185,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         documents = {"health_url": f"{pages.url}/healthz", "metrics_url": f"{pages.url}/metrics"}
         exporter = {
             "service": "backend",
-            "probe": {"timeout": "2s"},
+            "probe": {"timeout": "20s"},
             "targets": [{"name": "ledger", "canary_dir": "canaries", **kms}],
             "backends": [documents],
             "runbook_url": f"{pages.url}/runbook",

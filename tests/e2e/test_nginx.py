@@ -95,7 +95,9 @@ async def run_nginx(folder: Path, upstreams: dict[str, str]) -> AsyncIterator[ht
     try:
         async with (
             asyncio.timeout(60),
-            httpx2.AsyncClient(verify=context, base_url=f"https://127.0.0.1:{port}", headers=headers) as client,
+            httpx2.AsyncClient(
+                verify=context, base_url=f"https://127.0.0.1:{port}", headers=headers, timeout=60
+            ) as client,
         ):
             while process.returncode is None:
                 try:

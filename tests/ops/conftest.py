@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 Running = Callable[..., AbstractAsyncContextManager[str]]
 Start = Callable[..., Awaitable[str]]
 

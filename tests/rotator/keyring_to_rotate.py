@@ -27,6 +27,8 @@ from shared.kms.registry import connect_keys, validate_key_settings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 NONCE = bytes(12)
+SECONDS = 60.0
+"""For one answer of KMS, however busy the machine is."""
 NewVersion = Callable[[], Awaitable[None]]
 """Adds a version of the KMS key, and makes it the primary one."""
 
@@ -73,6 +75,7 @@ class Rotating:
             "other_keyrings": [],
             "primary_check_interval": "10ms",
             "verify_interval": "10ms",
+            "kms_timeout": f"{SECONDS:.0f}s",
             **overrides,
         }
         file = self.folder / "rotator.yml"
@@ -142,7 +145,7 @@ class Rotated(Rotating):
         first, *others = map(validate_key_settings, (described["kms"], *described["previous_kms"]))
         async with connect_keys((first, *others)) as keys:
             previous = {each.key_name: keys[each.key_name] for each in others}
-            yield KeyWrapper(keys[first.key_name], first.key_name, 5.0, previous=previous)
+            yield KeyWrapper(keys[first.key_name], first.key_name, SECONDS, previous=previous)
 
     async def execute(self, statement: str, **values: object) -> list[Any]:
         """Does it in the database, past everything; gives the rows that it reads."""
@@ -162,8 +165,10 @@ class Rotated(Rotating):
     @asynccontextmanager
     async def database(self) -> AsyncIterator[Database]:
         database = await Database.open(self.url, TABLES)
-        yield database
-        await database.close()
+        try:
+            yield database
+        finally:
+            await database.close()
 
     async def fill(self, keys: int, records: int = 2) -> None:
         """Data keys wrapped by the primary version, the last one active, each with records."""

@@ -93,7 +93,7 @@ class Served(Rotated):
             "previous_kms": described["previous_kms"],
             "admin": {"token_file": str(self.home / "token")},
             "local_key_file": str(self.home / "local.key"),
-            "kms_timeout": "5s",
+            "kms_timeout": f"{_SECONDS:.0f}s",
             "kms_check_interval": "1s",
         }
         file = self.folder / "backend.yml"

@@ -11,7 +11,7 @@ from shared.kms.gcp.client import compute_crc32c
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 V1 = f"{KEY}/cryptoKeyVersions/1"
-ONCE: dict[str, Any] = {"retry": None, "timeout": 5}
+ONCE: dict[str, Any] = {"retry": None, "timeout": 20}
 State = kms.CryptoKeyVersion.CryptoKeyVersionState
 LIMIT = 64 * 1024
 

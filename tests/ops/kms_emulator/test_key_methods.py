@@ -15,7 +15,7 @@ KEY = f"{RING}/cryptoKeys/ledger"
 V1 = f"{KEY}/cryptoKeyVersions/1"
 V2 = f"{KEY}/cryptoKeyVersions/2"
 NOW = datetime.fromtimestamp(1_800_000_000, UTC)
-ONCE: dict[str, Any] = {"retry": None, "timeout": 5}
+ONCE: dict[str, Any] = {"retry": None, "timeout": 20}
 State = kms.CryptoKeyVersion.CryptoKeyVersionState
 SYMMETRIC = {"purpose": kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT}
 

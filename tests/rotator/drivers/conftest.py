@@ -26,6 +26,8 @@ from tests.iterations import LONG
 from tests.key_versions import KEY
 
 TOKEN = "a-token-that-nobody-may-see"
+SECONDS = 60.0
+"""For one answer, however busy the machine is."""
 KINDS = tuple(
     settings.model_fields["kind"].annotation.__args__[0]
     for settings in get_args(get_args(DriverSettings)[0])
@@ -64,7 +66,7 @@ class Backend:
         return open_driver(self.driver(kind, **overrides), self.kms, caller="a test")
 
     async def put(self, record_id: str, content: bytes) -> None:
-        async with httpx2.AsyncClient(base_url=self.url) as client:
+        async with httpx2.AsyncClient(base_url=self.url, timeout=SECONDS) as client:
             (await client.put(f"/v1/records/{record_id}", content=content)).raise_for_status()
 
     async def execute(self, *statements: str) -> None:
@@ -72,7 +74,7 @@ class Backend:
         await asyncio.to_thread(_execute, self.database, statements)
 
     async def get(self, record_id: str) -> bytes:
-        async with httpx2.AsyncClient(base_url=self.url) as client:
+        async with httpx2.AsyncClient(base_url=self.url, timeout=SECONDS) as client:
             return (await client.get(f"/v1/records/{record_id}")).raise_for_status().content
 
 
@@ -114,7 +116,7 @@ def serve(emulator: Emulator, tmp_path: Path) -> Serve:
             "kms": kms.model_dump(),
             "admin": {"token_file": "token"},
             "local_key_file": "local.key",
-            "kms_timeout": "5s",
+            "kms_timeout": f"{SECONDS:.0f}s",
             "kms_check_interval": "1s",  # a new data key waits for one check
             **overrides,
         }
