@@ -65,7 +65,11 @@ class Proxy:
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one connection until one side ends it."""
-        server_reader, server_writer = await self._connect()
+        try:
+            server_reader, server_writer = await self._connect()
+        except BaseException:
+            writer.transport.abort()
+            raise
         connection = _Connection()
         ways = [
             asyncio.create_task(self._to_server(reader, server_writer, connection)),

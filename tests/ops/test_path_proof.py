@@ -16,8 +16,8 @@ from tests.ops.test_prometheus import Scraped, serving
 
 RAISED = 2.0
 """Seconds: the two minutes of a proof. It would be sent twice within them if it were repeated."""
-FLUSHED = 2.0
-"""Seconds: two group_intervals after Alertmanager knows the end. Until then the next proof counts as sent."""
+FLUSHED = 5.0
+"""Seconds: five group_intervals. Until Alertmanager has flushed the end of a proof, the next one counts as sent."""
 ARRIVED = 30.0
 """Seconds: half of repeat_interval, after which Alertmanager also sends what it took for sent."""
 

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from shared.kms.gcp.settings import GcpKeySettings
 from shared.sql.database_url import create_sqlite_url
 from tests.conftest import Until
 from tests.key_versions import KEY
+from tests.reserved_port import reserve_port
 from tests.rotator.drivers.conftest import Backend, Serve
 from tests.rotator.drivers.sshd import SSHD, sshd
 
@@ -143,8 +145,8 @@ if first:
     while True: time.sleep(60)
 print('{{"status": 200, "body": {json.dumps(CENSUS)}}}', flush=True)
 """
-    async with open_driver(python(script, timeout=2.0), KMS) as keyring:
-        with pytest.raises(UnreachableError, match=r"no answer within 2 s .*; it may have been done"):
+    async with open_driver(python(script, timeout=5.0), KMS) as keyring:  # in which a Python starts, the second time
+        with pytest.raises(UnreachableError, match=r"no answer within 5 s .*; it may have been done"):
             await keyring.count_key_usage()
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "pid").read_text()), 0)
@@ -187,6 +189,8 @@ async def test_a_backend_that_is_gone_is_reported_by_the_far_side(stop_backend: 
 
 
 @pytest.fixture
-async def stop_backend(serve: Serve, database: URL) -> Backend:
-    async with serve(database) as backend:
-        return backend
+async def stop_backend(serve: Serve, database: URL) -> AsyncIterator[Backend]:
+    with reserve_port() as address:  # where nobody else listens once it is gone
+        async with serve(database, listen=str(address)) as backend:
+            pass
+        yield backend
