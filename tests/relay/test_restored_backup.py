@@ -104,7 +104,7 @@ async def test_it_triggers_nothing_that_is_over(
         (tmp_path / "relay.db-last-used").write_text(repr(last_used_at))  # it is as old
         (tmp_path / "relay.yml").write_text(yaml.safe_dump(keys))
         command = [*forked("services.relay"), "--config", str(tmp_path / "relay.yml"), "mark-restored"]
-        await asyncio.to_thread(subprocess.run, command, check=True, timeout=30)
+        await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
     await (_started_while_it_is_locked if method == "one that is locked" else _started)(RelaySettings(**keys))
     assert actions() == ["trigger", "resolve", "resolve"]
 

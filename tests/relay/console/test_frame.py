@@ -1,6 +1,7 @@
 """The frame of every page: what is rendered once for all viewers has nothing of one of them; errors are prose."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from tests.relay.login.served_login import Relay, build_settings, open_relay, token
@@ -24,7 +25,7 @@ async def test_a_whole_page_is_never_another_viewers(tmp_path: Path) -> None:
 async def test_an_error_in_place_of_a_part_is_never_another_viewers(tmp_path: Path) -> None:
     part = {"hx-target": "delivery_list", "hx-request": "true"}
     async with open_relay(build_settings(tmp_path), tmp_path, users=False) as relay:
-        with sqlite3.connect(tmp_path / "relay.db") as database:
+        with closing(sqlite3.connect(tmp_path / "relay.db")) as database:
             database.execute("ALTER TABLE deliveries RENAME TO lost")
         assert "dora" in await read(relay, "dora", "/deliveries", **part)
         other = await read(relay, "emil", "/deliveries", **part)
