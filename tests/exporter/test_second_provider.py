@@ -16,7 +16,7 @@ from tests.exporter.running_exporter import scraped
 CONFIGURATION = """
 listen: 127.0.0.1:0
 service: backend
-probe: {interval: 200ms, timeout: 200ms}
+probe: {interval: 5s, timeout: 5s}
 targets:
 - {name: ledger-kek, provider: memory, key: ledger, canary_dir: FOLDER}
 """
