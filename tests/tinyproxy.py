@@ -68,7 +68,7 @@ def tinyproxy(folder: Path, *, login: bool = False, ports: tuple[int, ...] = ())
 
 
 def _wait_until_it_listens(address: Address, log: Path) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             socket.create_connection(address).close()

@@ -53,7 +53,7 @@ def stop_and_update(url: DatabaseUrl) -> None:
     client = threading.Thread(target=update)
     client.start()
     try:
-        assert stopped.wait(10)
+        assert stopped.wait(60)
         with other.begin() as connection:  # waits for the row, for five seconds more than it may take
             connection.execute(text("SET LOCAL lock_timeout = '6s'"))
             connection.execute(text("UPDATE rows SET value = 2 WHERE id = 1"))

@@ -213,7 +213,7 @@ async def test_the_two_probes_answer_while_every_scrape_hangs_to_a_head_too() ->
     async with (
         asyncio.timeout(20),
         serve(app, ANY_PORT) as address,
-        httpx2.AsyncClient(base_url=f"http://{address}") as client,
+        httpx2.AsyncClient(base_url=f"http://{address}", timeout=30) as client,
         asyncio.TaskGroup() as tasks,
     ):
         for _ in range(45):  # more than there are threads for them
