@@ -65,9 +65,9 @@ def target(emulator: Emulator, name: str = "ledger-kek", key: str = KEY) -> Targ
 
 
 def configured(
-    *, targets: tuple[Target, ...] = (), backends: tuple[Backend, ...] = (), timeout: float = INTERVAL
+    *, targets: tuple[Target, ...] = (), backends: tuple[Backend, ...] = (), interval: float = INTERVAL
 ) -> ExporterSettings:
-    probe = ProbeSettings.model_validate({"interval": f"{INTERVAL}s", "timeout": f"{timeout}s"})
+    probe = ProbeSettings.model_validate({"interval": f"{interval}s", "timeout": f"{interval}s"})
     return ExporterSettings(listen=FREE, probe=probe, targets=targets, backends=backends)
 
 

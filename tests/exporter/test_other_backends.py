@@ -61,7 +61,7 @@ async def watching(tmp_path: Path) -> AsyncIterator[Scrape]:
             for name, more in settings.items()
         )
         backends = tuple(Backend.model_validate(entry) for entry in entries)
-        async with scraped(configured(backends=backends)) as running:
+        async with scraped(configured(backends=backends, interval=5)) as running:
             yield running
 
 

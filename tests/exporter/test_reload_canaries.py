@@ -30,7 +30,7 @@ async def reloaded(record: Results, until: Until, *targets: Target) -> dict[str,
     for target_record in record.history.targets.values():
         target_record.inspection = None
     inspections: dict[str, KeyInspection] = {}
-    async with start_jobs(configured(targets=targets, timeout=1), record, connect_key, Random(1)):  # noqa: S311  jitter
+    async with start_jobs(configured(targets=targets, interval=10), record, connect_key, Random(1)):  # noqa: S311  jitter
 
         async def all_inspected() -> bool:
             inspections.update({name: one.inspection for name, one in record.history.targets.items() if one.inspection})
