@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from shared.http.server import StartError
 
 def _children() -> set[int]:
     """The processes below this one."""
-    me = Path("/proc/self/task")
-    return {int(pid) for task in me.iterdir() for pid in (task / "children").read_text().split()}
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ends
+            found.update(map(int, (task / "children").read_text().split()))
+    return found
 
 
 async def _dead_ends(running: stack.Stack, state: dict[str, Any]) -> list[str]:
