@@ -144,7 +144,7 @@ async def test_a_reload_that_a_stop_cancels_gives_up_its_grace_and_leaves_nothin
         await relay.accepts("firing")
         await until(lambda: old.in_progress == 1)
         reload = asyncio.create_task(relay.reload(settings(tmp_path, {"one": new}, delivery=LEASE)))
-        await asyncio.sleep(0.1)
+        await until(lambda: "sweeper" not in {task.get_name() for task in asyncio.all_tasks()})  # its grace has begun
         watch = Stopwatch()
         reload.cancel()
         await asyncio.wait([reload])

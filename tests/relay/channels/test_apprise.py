@@ -364,7 +364,7 @@ async def test_a_thread_that_goes_on_after_the_attempt_sends_nothing_more(
     def work() -> bool:
         for _ in range(3):
             try:
-                requests.post(f"http://{address}/", timeout=1)
+                requests.post(f"http://{address}/", timeout=30)
             except requests.RequestException:
                 go_on.wait(5)
         ended.set()

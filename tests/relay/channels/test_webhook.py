@@ -98,7 +98,7 @@ async def test_what_follows_a_success_is_not_waited_for(
         await reader.read(10_000_000)
         await asyncio.Event().wait()
 
-    channel = open_channel(example("webhook", secret_file, await tcp(slow)), 2)
+    channel = open_channel(example("webhook", secret_file, await tcp(slow)))
     assert await send(channel, message()) == {"status": "200"}
 
 
