@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from shared.backend_contract import CryptoMode
 from shared.keyring import store
 from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey, compute_fingerprint
 from shared.keyring.tables import data_keys
+from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.port import DecryptResult, KmsError
 from shared.kms.reason import Reason
 from tests.backend.conftest import Backend, Open
@@ -25,7 +27,9 @@ DATA_KEYS = 3000
 
 
 class SlowKms(FakeKms):
-    """A KMS that takes its time for each data key, and counts."""
+    """A KMS that takes its time for each data key, and counts. Its quota is not what a test waits for."""
+
+    profile = replace(GCP_PROFILE, calls_per_minute={"": 600_000})
 
     def __init__(self) -> None:
         super().__init__()
