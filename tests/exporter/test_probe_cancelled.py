@@ -1,9 +1,7 @@
 """A round trip, and a key inspection, that end before their time: nothing is left of them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -13,6 +11,7 @@ from services.exporter.probes.key_inspection import KeyInspector
 from services.exporter.probes.round_trip import Prober
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import KmsKey
+from tests.connections import connections
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -28,18 +27,6 @@ def inspect(key: KmsKey) -> Awaitable[object]:
 def tasks() -> set[str]:
     """All that run, but for gRPC's server, which always has one that waits for the next call."""
     return {task.get_name() for task in asyncio.all_tasks() if "AioServer._request_call" not in repr(task)}
-
-
-def sockets() -> int:
-    """How many this process has open, the emulator's ends included."""
-    return sum(link.startswith("socket:") for link in links_of_descriptors())
-
-
-def links_of_descriptors() -> Iterator[str]:
-    """What each open descriptor leads to; gRPC's own threads may close one between two lines of this."""
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):
-            yield descriptor.readlink().name
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -61,15 +48,15 @@ async def test_cancelled_it_ends_as_cancelled_and_leaves_neither_task_nor_channe
     emulator: Emulator, work: Callable[[KmsKey], Awaitable[object]], fault: EmulatorFault
 ) -> None:
     key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
-    tasks_before, sockets_before = tasks(), sockets()
+    before = tasks()
     emulator.faults.add(fault)
     running = asyncio.ensure_future(work(key))
     await until(lambda: not emulator.faults.list_active())  # in the middle of a call
-    assert sockets() > sockets_before
+    assert connections(emulator.address) > 0
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         async with asyncio.timeout(15):
             await running
-    await until(lambda: tasks() <= tasks_before)
+    await until(lambda: tasks() <= before)
     await key.close()
-    await until(lambda: sockets() == sockets_before)
+    await until(lambda: connections(emulator.address) == 0)
