@@ -372,7 +372,7 @@ async def test_a_thread_that_goes_on_after_the_attempt_sends_nothing_more(
 
     sending = plugin_requests()
     running = asyncio.create_task(sending.run(work))
-    await asyncio.wait_for(arrived.wait(), 5)
+    await asyncio.wait_for(arrived.wait(), 30)
     running.cancel()
     await asyncio.wait([running], timeout=5)
     assert running.cancelled()

@@ -187,12 +187,12 @@ async def test_cancelling_a_send_lets_go_of_the_provider(kind: str, secret_file:
 
     channel = settings(example(kind, secret_file, await tcp(provider))).connect(60)
     sending = asyncio.create_task(send(channel, message()))
-    await asyncio.wait_for(connected.wait(), 5)
+    await asyncio.wait_for(connected.wait(), 30)
     sending.cancel()
     done, _ = await asyncio.wait({sending}, timeout=5)
     assert sending in done
     assert sending.cancelled()
-    await asyncio.wait_for(left.wait(), 5)
+    await asyncio.wait_for(left.wait(), 30)
     await channel.close()
 
 

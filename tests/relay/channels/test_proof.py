@@ -203,7 +203,7 @@ async def test_the_checks_of_a_proof_leave_no_connection_open(reply: bytes, secr
 
     channel = connect(secret_file, await tcp(serve), username=None, password_file=None)
     assert ((await prove(channel, ProofSettings())).level is None) is reply.startswith(b"550")
-    await asyncio.wait_for(ended.wait(), 5)
+    await asyncio.wait_for(ended.wait(), 30)
 
 
 @pytest.mark.parametrize(("status", "level"), [(501, REACHABLE), (503, None)])

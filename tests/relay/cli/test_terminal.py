@@ -32,7 +32,7 @@ def in_a_terminal(configuration: Path, *arguments: str, columns: int = 80) -> st
     while chunk := _read(terminal):
         output += chunk
     os.close(terminal)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=60) == 0
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode()).replace("\r\n", "\n")
 
 
