@@ -98,6 +98,13 @@ async def prometheus(tmp_path: Path, start: Start) -> str:
     return url
 
 
+@pytest.fixture
+async def client(prometheus: str) -> AsyncIterator[PrometheusClient]:
+    client = PrometheusClient(prometheus, None)
+    yield client
+    await client.close()
+
+
 @asynccontextmanager
 async def charts_of(url: str, zone: str = "Europe/Berlin") -> AsyncIterator[Charts]:
     charts = Charts(PrometheusClient(url, None), zone, lambda: NOW)
@@ -107,8 +114,7 @@ async def charts_of(url: str, zone: str = "Europe/Berlin") -> AsyncIterator[Char
         await charts.close()
 
 
-async def test_an_alert_gets_its_own_series_with_its_rules_threshold(prometheus: str) -> None:
-    client = PrometheusClient(prometheus, None)
+async def test_an_alert_gets_its_own_series_with_its_rules_threshold(client: PrometheusClient) -> None:
     both = event(alert_of("Slow", severity="warning"), alert_of("Slow", "decrypt", "resolved", severity="warning"))
     found = await measure(client, both, NOW, "UTC")
     assert found is not None
@@ -146,7 +152,6 @@ async def test_an_alert_gets_its_own_series_with_its_rules_threshold(prometheus:
     ):
         group = {"env": other.labels["env"]}
         assert await measure(client, event(other, **group), NOW, "UTC") is None
-    await client.close()
 
 
 async def test_the_name_of_a_label_is_never_a_part_of_an_expression(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -58,16 +59,17 @@ def configured(folder: Path, server: Address, proxy: TinyProxy, authority: Autho
 async def test_alertmanager_and_the_dead_mans_switch_are_reached_through_their_proxy(
     server: Address, authority: Authority, at: MonitoredOutbox, tmp_path: Path
 ) -> None:
-    with tinyproxy(tmp_path) as proxy:
+    async with AsyncExitStack() as stack:
+        proxy = stack.enter_context(tinyproxy(tmp_path))
         settings = configured(tmp_path, server, proxy, authority)
         peer = AlertmanagerClient(settings.alertmanager.urls[0], None, settings.alertmanager)
+        stack.push_async_callback(peer.close)
         assert (await peer.read_state()).labels_by_fingerprint == {}
-        await peer.close()
         assert proxy.requests == [f"CONNECT {server}"]
         (watchdog,) = settings.watchdogs
         assert watchdog.ping_url_file
         switch = DeadMansSwitch("Watchdog", watchdog.ping_url_file, at.store, ["log"], watchdog)
+        stack.push_async_callback(switch.close)
         switch.record_heartbeat()
         await switch.ping_after_heartbeat()
-        await switch.close()
         assert proxy.requests == [f"CONNECT {server}"] * 2

@@ -350,7 +350,8 @@ class SimulatedOutbox:
     def _find_lost(self, claim: Claim) -> set[str]:
         """What was merged into a delivery and arrived by itself, and no other delivery has as its first message.
 
-        Where nothing is merged, a person may send an episode again after a later one was delivered: that one had it.
+        Where nothing is merged, a person may send an episode again after a later one was delivered. Then none is found,
+        and no such channel searches.
         """
         merges = CHANNELS[claim.task.channel].merges
         of_key = [row for row in self.rows.values() if row.delivery_key == (claim.task.incident_id, claim.task.channel)]

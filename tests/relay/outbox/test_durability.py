@@ -308,12 +308,14 @@ def damaged(database: DatabaseUrl) -> Iterator[None]:
     """What was accepted first cannot be read while the body runs, or of PostgreSQL not be claimed."""
     if database.get_backend_name() == "postgresql":
         engine = create_engine(database)
-        with engine.begin() as connection:
-            connection.execute(text(_DAMAGE))
-        yield
-        with engine.begin() as connection:
-            connection.execute(text("DROP TRIGGER damage ON deliveries"))
-        engine.dispose()
+        try:
+            with engine.begin() as connection:
+                connection.execute(text(_DAMAGE))
+            yield
+            with engine.begin() as connection:
+                connection.execute(text("DROP TRIGGER damage ON deliveries"))
+        finally:
+            engine.dispose()
         return
     file = Path(str(database.database))
     with closing(sqlite3.connect(file)) as connection:

@@ -146,10 +146,12 @@ def hold_lock(database: DatabaseUrl) -> Iterator[Callable[[], bool]]:
     """Holds the lock that a claim waits for. Yields whether one does."""
     waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
     engine = create_engine(database)
-    with engine.connect() as connection:
-        connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
-        yield lambda: connection.execute(waiting).scalar_one() > 0
-    engine.dispose()
+    try:
+        with engine.connect() as connection:
+            connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+            yield lambda: connection.execute(waiting).scalar_one() > 0
+    finally:
+        engine.dispose()
 
 
 async def test_an_older_episode_is_edited_to_its_own_end(store: Store) -> None:
