@@ -23,6 +23,10 @@ from tests.reserved_port import reserve_port
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
+ANSWER_SECONDS = 60.0
+"""Of a relay that goes on, however busy the machine is."""
+_TRY = aiohttp.ClientTimeout(total=3)
+"""For one of many tries."""
 ROUTING_KEY = "0" * 32
 SLACK_TOKEN = "xoxb-test"
 SENDER = "alerts@example.org"
@@ -115,7 +119,7 @@ class Relay:
         assert self.process is not None
         assert self.process.returncode is None, self.log[-3000:]
         try:
-            async with self.http.get(path) as response:
+            async with self.http.get(path, timeout=_TRY) as response:
                 return response.status
         except (aiohttp.ClientError, TimeoutError):
             return None
@@ -212,7 +216,7 @@ async def relay(
         stops_at: a file; its sending process stops as `stopping_channel` says.
         through: a command that starts it, such as one that takes privileges away.
     """
-    timeout = aiohttp.ClientTimeout(total=3)
+    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     with reserve_port() as address:  # for every process that comes after a kill
         file = folder / f"{name}.yml"
