@@ -101,7 +101,7 @@ async def prometheus(start: Start, arguments: list[str]) -> str:
 @pytest.fixture
 async def query_api(prometheus: str) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
     """The `data` of an answer of Prometheus's API."""
-    async with aiohttp.ClientSession(prometheus, timeout=aiohttp.ClientTimeout(total=10)) as session:
+    async with aiohttp.ClientSession(prometheus, timeout=aiohttp.ClientTimeout(total=TIMEOUT)) as session:
 
         async def query_api(path: str, **parameters: str) -> Any:
             async with session.get(f"/api/v1/{path}", params=parameters) as answer:

@@ -24,7 +24,7 @@ from services.rotator.runner import run
 from services.rotator.session import CommandSession
 from shared.keyring.administration import MAX_PAGE_SIZE, RotationType, StoredKey
 from tests.iterations import LONG
-from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated, data_key_id, write_backup
+from tests.rotator.keyring_to_rotate import KEY, SECONDS, NewVersion, Rotated, data_key_id, write_backup
 
 DATA_KEYS = 100_000 if LONG else 10_000
 
@@ -50,7 +50,7 @@ async def test_its_content_is_csv_of_metadata_and_wrapped_keys(in_a_file: Rotate
     async with in_a_file.session() as session:
         file, _ = await write_backup(session)
         wrapped = base64.b64decode(backups.read_header(file).wrapped)
-        key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext
+        key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=SECONDS)).plaintext
     ((text, _), (last, _)) = backups.read_encrypted_pages(file, key)
     assert json.loads(last)["sha256"] == hashlib.sha256(text).hexdigest()
     rows = list(csv.DictReader(io.StringIO(text.decode())))
@@ -229,7 +229,7 @@ async def test_a_last_page_that_is_of_other_rows_is_noticed(in_a_file: Rotated) 
         file, summary = await write_backup(session)
         header = file.read_bytes().partition(b"\n")[0]
         wrapped = base64.b64decode(backups.read_header(file).wrapped)
-        key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext
+        key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=SECONDS)).plaintext
         ((text, _), _) = backups.read_encrypted_pages(file, key)
         file.unlink()
         writer = backups.EncryptedFileWriter(file, header, key)

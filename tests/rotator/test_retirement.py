@@ -32,7 +32,7 @@ from shared.keyring.model import UNREADABLE_VERSION, DataKey
 from shared.keyring.tables import journal_entries
 from shared.kms.port import KeyVersion, KmsError
 from shared.kms.reason import Reason
-from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated, data_key_id, write_backup
+from tests.rotator.keyring_to_rotate import KEY, SECONDS, NewVersion, Rotated, data_key_id, write_backup
 from tests.rotator.versions import DAY, forgotten, passed, refusal, rewrap, state
 
 
@@ -88,7 +88,7 @@ async def test_no_version_is_retired_while_a_row_unwraps_to_another_data_key_tha
 ) -> None:
     async with rewrapped.session() as session:
         key = (await rewrapped.keys())[data_key_id(0)]
-        wrapped = (await session.kms.encrypt(bytes(32), key.wrapping_aad, timeout=5)).ciphertext
+        wrapped = (await session.kms.encrypt(bytes(32), key.wrapping_aad, timeout=SECONDS)).ciphertext
     await rewrapped.execute("UPDATE data_keys SET wrapped = :other WHERE id = :id", other=wrapped, id=key.id)
     refused = await refusal(rewrapped, retire_version, 1)
     assert f"{key.id} (what it unwraps to is not the key that was stored)" in refused.message
