@@ -64,7 +64,7 @@ def open_provider() -> Iterator[Provider]:
             return None
         provider.code_requests.append(dict(form))
         provider.authorizations.append(flask.request.headers.get("authorization", ""))
-        assert provider.may_answer.wait(30)
+        assert provider.may_answer.wait(60)
         if create_s256_code_challenge(form.get("code_verifier", "")) != provider.challenges.get(form["code"]):
             return flask.jsonify({"error": "invalid_grant"}), 400
         return None
