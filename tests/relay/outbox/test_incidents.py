@@ -6,10 +6,7 @@ import pytest
 from sqlalchemy import update
 
 from services.relay.model import Status
-from services.relay.outbox.incidents import (
-    PAGE_SIZE,
-    iterate_open_incidents,
-)
+from services.relay.outbox.incidents import PAGE_SIZE, iterate_open_incidents
 from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import events
 from shared.sql.database_url import DatabaseUrl
