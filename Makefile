@@ -18,11 +18,11 @@ demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page, a
 	@$(BIN)/keypulse-demo $(if $(ONCE),--once) $(if $(KMS),--kms $(KMS))
 
 test: install ## every test but the two kinds below
-	@ops/tools/require prometheus alertmanager chromium sshd tinyproxy nginx systemd mariadb
+	@ops/tools/require prometheus alertmanager chromium sshd tinyproxy nginx systemd mariadb git
 	@$(BIN)/pytest -n 6 --dist worksteal
 
 rehearse: install .cache/bench/installed .cache/openbao-2.6/installed ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the worst requests, the dashboard's queries, the smoke test's faults, each spoilt rule
-	@ops/tools/require prometheus alertmanager sshd mariadb
+	@ops/tools/require prometheus alertmanager sshd mariadb git
 	@$(BIN)/pytest -m played tests/ops/rehearsal  # alone: a minute of its clock is a second
 	@$(BIN)/pytest -n 3 --dist worksteal -m played --ignore=tests/ops/rehearsal
 
@@ -34,7 +34,7 @@ test-containers: install ## images, compose.yaml and the chart, brought up for r
 	@ops/tools/with-containers $(BIN)/pytest -o 'norecursedirs=.*' tests/containers
 
 test-lower-bounds: .cache/lower-bounds.txt ## every test but those of browser and tools, with the lowest versions that pyproject.toml admits
-	@ops/tools/require prometheus alertmanager sshd tinyproxy mariadb
+	@ops/tools/require prometheus alertmanager sshd tinyproxy mariadb git
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .cache/lower-bounds
 	@$(BIN)/uv pip install --quiet --python .cache/lower-bounds --only-binary :all: -r .cache/lower-bounds.txt
 	@$(BIN)/uv pip install --quiet --python .cache/lower-bounds --no-deps --no-build-isolation -e .

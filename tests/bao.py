@@ -19,6 +19,7 @@ from typing import Any
 
 from ops.demo.openbao import find_program
 from ops.demo.processes import build_parent_death_hook, pick_free_ports
+from tests import processes
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -142,12 +143,7 @@ class Bao:
         self._wait(lambda: not self.call("GET", "sys/seal-status")["sealed"])
 
     def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_SECONDS)
-        finally:
-            self.process.kill()
-            self.process.wait()
+        processes.end(self.process, seconds=STOP_SECONDS)
 
     def mount(self) -> "Transit":
         """A new mount of Transit, with the key `ledger`."""

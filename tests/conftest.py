@@ -1,6 +1,7 @@
 """What every test stands on."""
 
 import asyncio
+import faulthandler
 import gc
 import os
 import shutil
@@ -16,6 +17,7 @@ from uuid import uuid4
 import looptime
 import pytest
 import structlog
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from execnet import XSpec
 from hypothesis import HealthCheck, settings
 
@@ -46,6 +48,17 @@ ram_disk.use_for_temporary_folders()
 structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+_TEARDOWN_SECONDS = 60
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """The time-out of a test ends once: a teardown that hangs after it ends the process, with its stacks."""
+    faulthandler.dump_traceback_later(_TEARDOWN_SECONDS, exit=True, file=item.config.stash[fault_handler_stderr_fd_key])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

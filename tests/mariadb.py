@@ -14,6 +14,7 @@ import pymysql
 from sqlalchemy import URL
 
 from ops.demo.processes import build_parent_death_hook
+from tests import processes
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -80,12 +81,7 @@ class MariaDb:
 
     def stop(self) -> None:
         """Ends the server."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(STOP_SECONDS)
-        finally:
-            self.process.kill()
-            self.process.wait()
+        processes.end(self.process, seconds=STOP_SECONDS)
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -97,8 +93,7 @@ class MariaDb:
                 if self.process.poll() is None and time.monotonic() < deadline:
                     time.sleep(0.02)
                     continue
-                self.process.kill()
-                self.process.wait()
+                processes.end(self.process, signal.SIGKILL)
                 raise RuntimeError(f"MariaDB does not start: {error}\n{self._log.read_text()}") from None
             return
 

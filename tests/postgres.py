@@ -23,6 +23,7 @@ from sqlalchemy import URL
 
 from ops.demo.processes import build_parent_death_hook
 from shared.sql.database_url import DatabaseUrl
+from tests import processes
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -86,12 +87,7 @@ class Postgres:
         """Ends every connection and the server; what is committed stays."""
         if self._connection:
             self._connection.close()
-        self.process.send_signal(signal.SIGINT)  # "fast shutdown"
-        try:
-            self.process.wait(STOP_SECONDS)
-        finally:
-            self.process.kill()
-            self.process.wait()
+        processes.end(self.process, signal.SIGINT, STOP_SECONDS)  # "fast shutdown"
 
     def _become_nobody(self) -> None:
         """PostgreSQL refuses to run as root."""
@@ -111,8 +107,7 @@ class Postgres:
                 if process.poll() is None and time.monotonic() < deadline:
                     time.sleep(0.02)
                     continue
-                process.kill()
-                process.wait()
+                processes.end(process, signal.SIGKILL)
                 raise RuntimeError(f"PostgreSQL does not start: {error}\n{self._log.read_text()}") from None
             return process
 

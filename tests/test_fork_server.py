@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.fork_server import forked
 
 PROGRAM = """
@@ -70,7 +71,7 @@ def test_it_ends_as_any_other(command: list[str], tmp_path: Path) -> None:
 
 @contextmanager
 def waiting(command: list[str], folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    with subprocess.Popen([*command, "wait"], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+    with processes.running([*command, "wait"], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         yield process, int(process.stdout.readline())
 
@@ -78,14 +79,12 @@ def waiting(command: list[str], folder: Path) -> Iterator[tuple[subprocess.Popen
 def test_a_signal_reaches_it_and_may_end_it(command: list[str], tmp_path: Path) -> None:
     for sent, code in ((signal.SIGTERM, 7), (signal.SIGUSR1, -signal.SIGUSR1)):  # SIGHUP is ignored under nohup
         with waiting(command, tmp_path) as (process, _pid):
-            process.send_signal(sent)
-            assert process.wait(timeout=30) == code
+            assert processes.end(process, sent) == code
 
 
 def test_one_that_is_killed_is_gone(command: list[str], tmp_path: Path) -> None:
     with waiting(command, tmp_path) as (process, pid):
-        process.kill()
-        assert process.wait(timeout=30) == -signal.SIGKILL
+        assert processes.end(process, signal.SIGKILL) == -signal.SIGKILL
         deadline = time.monotonic() + 15
         while Path(f"/proc/{pid}").exists():
             assert time.monotonic() < deadline
@@ -100,6 +99,5 @@ def test_one_that_ends_as_its_client_is_killed_harms_no_other(command: list[str]
         busy.connect(command[-2])  # from now on the server waits for a request, and learns both ends at once
         os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)  # it is told of that end first
-        process.kill()
-        process.wait()
+        processes.end(process, signal.SIGKILL)
     test_it_ends_as_any_other(command, tmp_path)

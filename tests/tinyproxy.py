@@ -2,7 +2,6 @@
 
 import re
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from ops.demo.processes import pick_free_ports
 from shared.config.settings import Address
+from tests import processes
 
 NOT_LOOPBACK = "0.0.0.0"  # leads to this machine, too, and no rule about proxies makes an exception of it
 USER, PASSWORD = "keypulse", "pr0xy-s3cret"
@@ -57,14 +57,11 @@ def tinyproxy(folder: Path, *, login: bool = False, ports: tuple[int, ...] = ())
     more += [f"ConnectPort {port}" for port in ports]
     configuration, log = folder / f"tinyproxy-{address.port}.conf", folder / f"tinyproxy-{address.port}.log"
     configuration.write_text(_CONFIGURATION.format(port=address.port, more="\n".join(more)))
-    with log.open("wb") as output:
-        server = subprocess.Popen(["tinyproxy", "-d", "-c", configuration], stdout=output, stderr=output)
-    try:
+    command = ["tinyproxy", "-d", "-c", str(configuration)]
+    # It is killed at the end, since a SIGTERM that comes while it forks is lost.
+    with log.open("wb") as output, processes.running(command, stdout=output, stderr=output):
         _wait_until_it_listens(address, log)
         yield TinyProxy(address, log)
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def _wait_until_it_listens(address: Address, log: Path) -> None:

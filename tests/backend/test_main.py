@@ -22,6 +22,7 @@ from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import EmulatorFault
 from shared.keyring.model import build_wrapping_aad
 from shared.kms.gcp.client import GcpKmsKey
+from tests import processes
 from tests.fork_server import forked
 from tests.key_versions import KEY
 from tests.reserved_port import reserve_port
@@ -121,8 +122,7 @@ def _served(file: Path, command: Sequence[str] = ()) -> Iterator[tuple[subproces
         with httpx2.Client(base_url=f"http://{_listening(process, log)}", timeout=30) as client:
             yield process, client, log
     finally:
-        process.kill()
-        process.wait()
+        processes.end(process, signal.SIGKILL)
 
 
 def _listening(process: subprocess.Popen[str], log: Path) -> str:
@@ -140,8 +140,7 @@ def test_a_stop_signal_ends_it_with_0_and_the_record_is_there_at_the_next_start(
     for number in (signal.SIGTERM, signal.SIGINT):
         with _served(file) as (process, client, _log):
             client.put("/v1/records/r", content=b"kept").raise_for_status()
-            process.send_signal(number)
-            assert process.wait(timeout=15) == 0
+            assert processes.end(process, number) == 0
     with _served(file) as (_process, client, _log):
         assert client.get("/v1/records/r").content == b"kept"
 
@@ -151,8 +150,7 @@ def test_a_killed_process_has_lost_nothing_that_it_answered_for(configuration: C
     with _served(file, COMMAND) as (process, client, _log):
         for number in range(20):
             assert client.put(f"/v1/records/r{number}", content=b"%d" % number).status_code == 204
-        process.kill()
-        process.wait()
+        processes.end(process, signal.SIGKILL)
     with _served(file) as (_process, client, _log):
         assert [client.get(f"/v1/records/r{number}").content for number in range(20)] == [b"%d" % n for n in range(20)]
 
@@ -181,8 +179,7 @@ async def test_a_kms_that_stalls_does_not_keep_the_port_closed(
         with _served(file) as (process, client, log):
             lines = [json.loads(line) for line in log.read_text().splitlines()]
             health: dict[str, Any] = client.get("/healthz").json()
-            process.terminate()
-            assert process.wait(timeout=15) == 0
+            assert processes.end(process) == 0
             assert not [line for line in lines if line["event"] == "crypto mode changed"], "the check had ended before"
             return health
 
@@ -243,8 +240,7 @@ async def test_through_every_change_of_kms_all_records_are_read_and_nothing_secr
                 for data_key, wrapped in wrapped_by_kms.items()
             ]
             await kms.close()
-        process.terminate()
-        assert await asyncio.to_thread(process.wait, 15) == 0
+        assert await asyncio.to_thread(processes.end, process) == 0
 
     assert len(wrapped_by_kms.keys() - wrapped_locally.keys()) == 1, "the one that was made when KMS was back"
     assert not set(wrapped_by_kms.values()) & set(wrapped_locally.values())

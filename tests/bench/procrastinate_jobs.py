@@ -59,7 +59,7 @@ async def _measure(database: str, jobs: int, clients: int, workers: int) -> None
         finally:
             for process in processes:
                 process.terminate()
-                await process.wait()
+                await asyncio.wait_for(process.wait(), 30)
 
 
 if __name__ == "__main__":

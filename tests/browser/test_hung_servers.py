@@ -11,6 +11,7 @@ import yaml
 from playwright.async_api import Browser, Page, expect
 
 from shared.config.settings import Address
+from tests import processes
 from tests.fork_server import Forked, fork
 from tests.relay.served_relay import until
 
@@ -73,8 +74,7 @@ async def page_of(
         yield page, process
     finally:
         await page.close()
-        process.kill()
-        await process.wait()
+        await processes.kill(process)
 
 
 @pytest.mark.parametrize(

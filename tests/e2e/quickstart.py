@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from tests import processes
+
 _BLOCK: Final = re.compile(r"(?<=```console\n)(.*?)(?=```)", re.DOTALL)
 _SECONDS: Final = 60.0
 """For one command."""
@@ -43,8 +45,7 @@ class Player:
     async def close(self) -> None:
         """Stops what runs in the background."""
         for process in self._background:
-            process.terminate()
-            await process.wait()
+            await processes.stop(process)
 
     def translate(self, text: str) -> str:
         """A text of the page, with the real addresses."""
@@ -64,8 +65,7 @@ class Player:
         if in_background:
             self._background.append(process)
             return ""
-        async with asyncio.timeout(_SECONDS):
-            output, _ = await process.communicate()
+        output, _ = await processes.finish(process, _SECONDS)
         return self._normalise(output.decode())
 
     def _normalise(self, output: str) -> str:

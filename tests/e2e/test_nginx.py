@@ -21,6 +21,7 @@ from services.exporter.web.pages import BoardPages
 from shared.config.settings import Address
 from shared.http.server import create_application, create_registry, serve
 from shared.kms.reason import Reason
+from tests import processes
 from tests.relay.login.served_login import build_settings, find_csrf_token, open_relay
 from tests.shared.certificates import Authority
 from tests.sites import serve_site
@@ -107,9 +108,7 @@ async def run_nginx(folder: Path, upstreams: dict[str, str]) -> AsyncIterator[ht
                     await asyncio.sleep(0.02)
             yield client
     finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
+        await processes.stop(process)
 
 
 def read_documented_auth() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from google.cloud.kms_v1.services.key_management_service.transports import KeyMa
 from ops.demo import stack
 from ops.demo.configuration import KEY
 from ops.demo.processes import Ports
+from tests import processes
 from tests.faults import summary
 from tests.fork_server import forked
 
@@ -73,8 +74,7 @@ async def rotate(folder: Path, *arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    async with asyncio.timeout(60):
-        output = (await process.communicate())[0].decode()
+    output = (await processes.finish(process))[0].decode()
     assert process.returncode == 0, output
     return output
 

@@ -15,6 +15,7 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
+from tests import processes
 from tests.fork_server import forked
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -46,10 +47,9 @@ def started(file: Path, command: Sequence[str] = ()) -> Iterator[tuple[subproces
             if address := json.loads(line).get("address"):
                 yield process, address
                 return
-        pytest.fail(f"it ended with {process.wait()} before it listened")
+        pytest.fail(f"it ended with {process.wait(60)} before it listened")
     finally:
-        process.kill()
-        process.communicate()
+        processes.end(process, signal.SIGKILL)
 
 
 def test_the_schema_describes_every_key_of_the_contract() -> None:
@@ -84,10 +84,9 @@ def test_a_missing_folder_of_canaries_is_named_by_check_and_at_the_start_and_sto
     assert (done.returncode, done.stdout) == (0, "the configuration is valid\n")
     assert done.stderr == f"{file}: targets.0.canary_dir: {expected}\n"
     command = [*forked("services.exporter"), "--config", str(file)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with processes.running(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         first = json.loads(process.stderr.readline())
-        process.kill()
     assert (first["level"], first["key"], first["error"]) == ("warning", "targets.0.canary_dir", expected)
 
 

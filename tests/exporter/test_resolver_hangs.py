@@ -1,8 +1,6 @@
 """A name server that does not answer harms what needs it, and nothing else."""
 
 import asyncio
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from services.exporter.backends.reader import ReplicaReader
+from tests import processes
 from tests.fork_server import forked
 from tests.hanging_name_server import hanging_for
 
@@ -76,17 +75,13 @@ def test_a_sigterm_while_a_name_hangs_ends_the_exporter_with_0(tmp_path: Path, r
     (tmp_path / "sitecustomize.py").write_text(LOOK_UP)
     (tmp_path / "server.py").write_text(SERVER)
     command = [*forked(str(tmp_path / "server.py")), "--config", str(file)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr
-            for line in process.stderr:
-                if "asked" in line:  # another thread may write into the same line
-                    break
-            begin = time.monotonic()
-            os.kill(process.pid, signal.SIGTERM)
-            _, log = process.communicate(timeout=30)
-            duration = time.monotonic() - begin
-        finally:
-            process.kill()
+    with processes.running(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "asked" in line:  # another thread may write into the same line
+                break
+        begin = time.monotonic()
+        log = processes.end_and_read(process)
+        duration = time.monotonic() - begin
     assert (process.returncode, "Thread" in log) == (0, False), log
     assert duration < 13  # by then the process would have been ended by force

@@ -1,6 +1,7 @@
 """The chain of docs/quickstart-transit.md: a key of Transit, and the key of Cloud KMS that unseals its server."""
 
 import asyncio
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from ops.kms_emulator.emulator import run_emulator
 from services.exporter.config import ExporterSettings
 from shared.kms.registry import validate_key_settings
+from tests import processes
 from tests.bao import Bao
 from tests.cloud_kms_front import served_cloud_kms
 from tests.exporter.running_exporter import scraped
@@ -46,8 +48,7 @@ async def test_the_seal_s_key_is_found_broken_before_the_server_is_and_the_table
         settings = ExporterSettings.model_validate({"listen": "127.0.0.1:0", "probe": probe, "targets": targets})
 
         async def restart() -> None:
-            bao.process.kill()
-            await asyncio.to_thread(bao.process.wait)
+            await asyncio.to_thread(processes.end, bao.process, signal.SIGKILL)
             bao.start()
 
         steps = {

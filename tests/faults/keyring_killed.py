@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections import Counter
@@ -20,6 +19,7 @@ from ops.demo.processes import build_parent_death_hook, pick_free_ports
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import create_material
 from shared.sql.database_url import DatabaseUrl
+from tests import processes
 
 KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 _SECONDS: Final = 60.0
@@ -61,9 +61,8 @@ class Stage:
 
     async def _kill(self, process: Process, what: str) -> None:
         if process.returncode is None:
-            process.send_signal(signal.SIGKILL)
             self.counted[what] += 1
-        await process.wait()
+        await processes.kill(process)
 
     async def write(self, name: str) -> None:
         """Writes record after record, for ever; what is answered with 204 has to stay."""
@@ -98,7 +97,8 @@ class Stage:
         """The exit code of a command of the rotator."""
         self.rotator = await self._process("services.rotator", *arguments.split(), "--config", "rotator.yml")
         self.rotator_began = asyncio.get_running_loop().time()
-        return await self.rotator.wait()
+        await processes.finish(self.rotator, _SECONDS)
+        return self.rotator.returncode or 0
 
     async def up(self) -> None:
         """Waits, with a bound, until each instance uses KMS."""
@@ -132,9 +132,8 @@ class Stage:
     async def end(self) -> None:
         """Kills what is left, without counting it."""
         for process in (*self.backends, self.rotator):
-            if process and process.returncode is None:
-                process.kill()
-                await process.wait()
+            if process:
+                await processes.kill(process)
 
     def _url(self, record: str) -> str:
         return f"http://127.0.0.1:{self.random.choice(self.ports)}/v1/records/{record}"

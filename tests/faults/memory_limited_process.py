@@ -7,7 +7,6 @@ its children hold, and ends them all the same.
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +18,8 @@ from typing import Final
 
 import yaml
 from pydantic import ByteSize, TypeAdapter
+
+from tests import processes
 
 _CHART: Final = Path("ops/helm/keypulse/values.yaml")
 _COMPOSE: Final = Path("compose.yaml")
@@ -92,12 +93,9 @@ async def limited(server: str, arguments: Sequence[str], folder: Path) -> AsyncI
     try:
         yield running
     finally:
-        process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.to_thread(process.wait, 20)
+            await asyncio.to_thread(processes.end, process)
         finally:
-            process.kill()
-            await asyncio.to_thread(process.wait)
             if group:
                 for _ in range(50):
                     with suppress(OSError):

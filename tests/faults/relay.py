@@ -15,6 +15,7 @@ import yaml
 from ops.demo.processes import build_parent_death_hook
 from ops.demo.stand_ins.app import StandIns
 from shared.sql.database_url import DatabaseUrl
+from tests import processes
 from tests.fork_server import Forked, fork
 from tests.relay.delivery.sender_tasks import sending_processes
 from tests.relay.delivery_oracle.evidence import Channel
@@ -169,13 +170,7 @@ class Relay:
     async def _end(self, how: signal.Signals) -> None:
         assert self.process is not None
         assert self.process.returncode is None, self.log[-3000:]
-        self.process.send_signal(how)
-        try:
-            await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
-        finally:
-            if self.process.returncode is None:
-                self.process.kill()
-                await self.process.wait()
+        await processes.stop(self.process, how, STOP_SECONDS)
 
 
 def go_on(sender: int) -> None:
@@ -233,6 +228,5 @@ async def relay(
                 await relay_process.up()
                 yield relay_process
             finally:
-                if relay_process.process is not None and relay_process.process.returncode is None:
-                    relay_process.process.kill()
-                    await relay_process.process.wait()
+                if relay_process.process is not None:
+                    await processes.kill(relay_process.process)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
+
 START_SECONDS = 60.0
 Running = Callable[..., AbstractAsyncContextManager[str]]
 Start = Callable[..., Awaitable[str]]
@@ -29,7 +31,7 @@ def running(tmp_path: Path) -> Running:
                     await asyncio.sleep(0.05)
             yield f"http://{found[1]}"
         finally:
-            await end(process)
+            await processes.stop(process, seconds=START_SECONDS)
 
     return running
 
@@ -43,13 +45,3 @@ async def start(running: Running) -> AsyncIterator[Start]:
             return await programs.enter_async_context(running(program, *arguments))
 
         yield start
-
-
-async def end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), START_SECONDS)
-        except TimeoutError:
-            process.kill()
-            await process.wait()

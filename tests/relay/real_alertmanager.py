@@ -9,6 +9,7 @@ from pathlib import Path
 import aiohttp
 
 from ops.demo.processes import pick_free_ports
+from tests import processes
 from tests.relay.served_relay import until
 
 
@@ -41,5 +42,4 @@ async def run_alertmanager(folder: Path, configuration: str) -> AsyncIterator[st
             await until(is_ready)
         yield f"http://{address}"
     finally:
-        process.kill()
-        await process.wait()
+        await processes.kill(process)

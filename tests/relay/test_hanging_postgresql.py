@@ -10,6 +10,7 @@ import pytest
 from services.relay.intake.endpoint import MAX_CONCURRENT_WEBHOOKS
 from services.relay.model import Status
 from shared.sql.database_url import DatabaseUrl
+from tests import processes
 from tests.postgres import Postgres
 from tests.relay.outbox.frozen_postgresql import frozen
 from tests.relay.served_relay import TOKEN, Scripted, payload, post, served, settings, until, webhook_of
@@ -69,7 +70,7 @@ async def test_a_stop_answers_what_waits_and_ends_in_good_order(
             watch = Stopwatch()
             process.terminate()
             answers = await asyncio.gather(*waiting)
-            _, log = await asyncio.to_thread(process.communicate, None, 20)
+            log = await asyncio.to_thread(processes.end_and_read, process)
             seconds = watch.seconds
     assert [code for code, _ in answers] == [503] * 3
     assert process.returncode == 0, log

@@ -14,6 +14,7 @@ import aiohttp
 import yaml
 
 from ops.demo.stand_ins.app import run_stand_ins
+from tests import processes
 from tests.fork_server import forked
 from tests.relay.served_relay import (
     TOKEN,
@@ -102,8 +103,7 @@ async def test_a_reload_does_not_take_a_configuration_without_the_token_of_alert
             async with client.get(f"http://{address}/-/ready") as ready:
                 assert ready.status == 200
     finally:
-        process.terminate()
-        await asyncio.to_thread(process.communicate, None, 15)
+        await asyncio.to_thread(processes.end_and_read, process)
 
 
 async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -> None:
@@ -120,8 +120,7 @@ async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -
         address = await asyncio.to_thread(listens_at, process)
         async with client.post(f"http://{address}/alerts", data=payload(1)) as accepted:
             assert accepted.status == 202
-        os.kill(process.pid, signal.SIGKILL)
-        await asyncio.to_thread(process.communicate)
+        await asyncio.to_thread(processes.end_and_read, process, signal.SIGKILL)
         async with client.delete(f"http://{providers.http}/api/faults"):
             pass
         process = await asyncio.to_thread(relay_process, tmp_path, url, COMMAND)
@@ -136,8 +135,7 @@ async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -
             async with client.get(f"http://{providers.http}/api/state") as response:
                 incidents = (await response.json())["pagerduty"]["incidents"]
         finally:
-            process.terminate()
-            _, log = await asyncio.to_thread(process.communicate, None, 15)
+            log = await asyncio.to_thread(processes.end_and_read, process)
     assert process.returncode == 0
     assert [incident["status"] for incident in incidents] == ["triggered"]
     assert TOKEN not in log
@@ -155,8 +153,7 @@ async def test_a_relay_whose_provider_hangs_is_gone_soon_after_sigterm_and_keeps
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with client.post(f"http://{address}/alerts", data=payload(1), headers=headers) as accepted:
             assert accepted.status == 202
-        process.terminate()
-        await asyncio.to_thread(process.communicate, None, 15)
+        await asyncio.to_thread(processes.end_and_read, process)
     assert process.returncode == 0
     with sqlite3.connect(tmp_path / "relay.db") as database:
         rows = database.execute("SELECT state, lease FROM deliveries").fetchall()
@@ -188,8 +185,7 @@ async def test_a_relay_whose_sending_process_dies_delivers_all_the_same_and_leav
             assert accepted.status == 202
         await until(lambda: len(providers.pagerduty.incidents) == 1)
         second = await sending_process(process.pid, first)
-        process.kill()
-        await asyncio.to_thread(process.communicate, None, 15)
+        await asyncio.to_thread(processes.end_and_read, process, signal.SIGKILL)
         await until(lambda: not Path(f"/proc/{second}").exists())
 
 
@@ -210,8 +206,7 @@ async def test_a_webhook_that_is_still_arriving_when_the_relay_stops_is_503(tmp_
         assert (await reader.readline()).startswith(b"HTTP/1.1 503")
     finally:
         writer.close()
-        process.terminate()
-        await asyncio.to_thread(process.communicate, None, 15)
+        await asyncio.to_thread(processes.end_and_read, process)
     assert process.returncode == 0
     with sqlite3.connect(tmp_path / "relay.db") as database:
         assert database.execute("SELECT count(*) FROM events").fetchone() == (0,)

@@ -19,6 +19,7 @@ import yaml
 
 from services.relay.intake.endpoint import MAX_CONCURRENT_WEBHOOKS
 from shared.http.password_check import MAX_WAITING_CHECKS
+from tests import processes
 from tests.fork_server import forked
 from tests.relay.served_relay import TOKEN, until, webhook_of
 from tests.relay.test_process import logs_until
@@ -78,12 +79,10 @@ async def run(folder: Path) -> AsyncIterator[Relay]:
         connector, timeout = aiohttp.TCPConnector(ssl=context), aiohttp.ClientTimeout(total=30)
         async with aiohttp.ClientSession(f"https://{address}", connector=connector, timeout=timeout) as client:
             yield Relay(process, client, folder)
-        process.terminate()
-        await asyncio.to_thread(process.communicate, None, 15)
+        await asyncio.to_thread(processes.end_and_read, process)
         assert process.returncode == 0
     finally:
-        process.kill()
-        await asyncio.to_thread(process.communicate)
+        await asyncio.to_thread(processes.end, process, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
+from tests import processes
 from tests.fork_server import forked
 from tests.rotator.keyring_to_rotate import NewVersion, Rotated, secret
 
@@ -40,8 +41,7 @@ async def started(*arguments: str, largest: int | None = None, **environ: str) -
 
 async def rotator(*arguments: str, largest: int | None = None, **environ: str) -> Ended:
     process = await started(*arguments, largest=largest, **environ)
-    async with asyncio.timeout(60):
-        out, err = await process.communicate()
+    out, err = await processes.finish(process)
     return Ended(process.returncode, out.decode(), err.decode())
 
 
@@ -172,7 +172,7 @@ async def test_a_signal_ends_it_with_a_sentence_and_the_lease_is_given_up(
         while b"primary_in_use" not in await process.stderr.readline():
             pass
         process.send_signal(signal.SIGTERM)
-        out, _ = await process.communicate()
+        out, _ = await processes.finish(process)
     assert process.returncode == 1
     assert "stopped by a signal" in out.decode()
     emulator.faults.clear()

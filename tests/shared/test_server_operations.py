@@ -19,6 +19,7 @@ from typing import Any
 import bcrypt
 import pytest
 
+from tests import processes
 from tests.fork_server import forked
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
 
@@ -112,15 +113,13 @@ def start(tmp_path: Path, file: Path) -> Start:
         command = [*forked(str(tmp_path / "server.py")), "--config", str(file), *map(str, options)]
         environment: dict[str, Any] = {"env": {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "error"}}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command, **pipes, **environment) as process:
+        with processes.running(command, **pipes, **environment) as process:
             bound = threading.Timer(90, process.kill)
             bound.start()
             try:
                 yield Server(process)
-                process.terminate()
-                assert process.wait(15) == 0
+                assert processes.end(process) == 0
             finally:
-                process.kill()
                 bound.cancel()
 
     return started

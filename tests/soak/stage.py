@@ -28,6 +28,7 @@ from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from shared.config.settings import Address
 from shared.http.server import StartError
 from shared.sql.database_url import DatabaseUrl
+from tests import processes
 from tests.faults.memory_limited_process import make_memory_group, memory_limit
 from tests.faults.relay import set_ahead
 from tests.sites import serve_site
@@ -120,7 +121,8 @@ class Stage:
         with (self.folder / "typed.log").open("ab") as log:
             command = (sys.executable, "-m", module, *arguments)
             process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, start_new_session=True)
-        self.codes.append(await process.wait())
+        await processes.finish(process, 600)
+        self.codes.append(process.returncode or 0)
 
     async def write_records(self, random: Random) -> None:
         """One record a second, until cancelled."""

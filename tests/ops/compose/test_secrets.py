@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from ops.compose import secrets
+from tests import processes
 
 
 def read_all(folder: Path) -> dict[str, str]:
@@ -63,10 +64,9 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(options: list[str], tmp_pa
 
 def test_it_stays_until_it_is_asked_to_end(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ops.compose.secrets", str(tmp_path), "--stay"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as staying:
+    with processes.running(command, stdout=subprocess.PIPE, text=True) as staying:
         assert staying.stdout
         assert "made" in staying.stdout.readline()
         with pytest.raises(subprocess.TimeoutExpired):
             staying.wait(0.5)
-        staying.terminate()
-        assert staying.wait(15) == 0
+        assert processes.end(staying) == 0

@@ -11,6 +11,7 @@ import pytest
 
 from ops.demo.processes import run_processes
 from shared.http.server import StartError
+from tests import processes
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 
@@ -40,7 +41,7 @@ async def test_children_are_stopped_at_the_end(tmp_path: Path) -> None:
 async def test_a_child_that_ended_is_named_with_its_last_output(tmp_path: Path) -> None:
     async with run_processes(tmp_path) as children:
         await children.start("relay", [sys.executable, "-c", "import sys; sys.exit('no such file')"])
-        await children._running["relay"].wait()
+        await processes.finish(children._running["relay"])
         with pytest.raises(StartError, match="relay ended with exit code 1: no such file"):
             children.check()
 
@@ -53,7 +54,7 @@ async def test_a_child_that_was_killed_is_started_again_and_its_last_output_stay
         _until(lambda: log.read_text() == "up\n")
         assert children.list_ended() == {}
         os.kill(int(file.read_text()), signal.SIGKILL)
-        await children._running["sleeper"].wait()
+        await processes.finish(children._running["sleeper"])
         assert children.list_ended() == {"sleeper": "sleeper ended with exit code -9: up"}
         assert await children.restart_ended() == ["sleeper"]
         assert children.list_ended() == {}
@@ -73,15 +74,9 @@ def test_children_go_even_when_the_demo_is_killed(tmp_path: Path) -> None:
         "        await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
     )
-    demo = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    try:
+    with processes.running([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         pid = int(demo.stdout.readline())
         _until(lambda: "up" in (tmp_path / "sleeper.log").read_text())
-        os.kill(demo.pid, signal.SIGKILL)
-        demo.wait(30)
+        processes.end(demo, signal.SIGKILL)
         _until(lambda: not _alive(pid))
-    finally:
-        demo.kill()
-        demo.wait()
-        demo.stdout.close()  # type: ignore[union-attr]

@@ -14,6 +14,8 @@ from typing import Any
 
 import aiohttp
 
+from tests import processes
+
 ROOT = Path(__file__).parents[3]
 START_SECONDS = 150.0
 TIMEOUT = 90.0
@@ -45,7 +47,7 @@ class Demo:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        printed, _ = await asyncio.wait_for(process.communicate(), TIMEOUT)
+        printed, _ = await processes.finish(process, TIMEOUT)
         assert process.returncode == 0, f"{script}\n{printed.decode()}"
         return printed.decode()
 
@@ -95,6 +97,6 @@ async def demo() -> AsyncIterator[Demo]:
     finally:
         if process.returncode is None:
             process.terminate()
-        await process.communicate()
+        await processes.finish(process)
         if found:  # on a busy machine it may have been cut off at its bound
             await asyncio.to_thread(shutil.rmtree, Path(found[1].decode()).parent, ignore_errors=True)

@@ -23,6 +23,7 @@ from ops.demo import stack
 from ops.demo.configuration import Kms, write_configuration
 from ops.demo.processes import Ports
 from ops.demo.stack import Stack
+from tests import processes
 from tests.relay.served_relay import until
 
 EVERY: Final = 20
@@ -52,9 +53,7 @@ class Broken:
 
 @asynccontextmanager
 async def ended(running: Stack, part: str) -> AsyncIterator[None]:
-    process = running.processes._running[part]
-    process.terminate()
-    await process.wait()
+    await processes.stop(running.processes._running[part])
     yield
     await running.processes.start(part, running.processes._commands[part])
 

@@ -27,6 +27,7 @@ from ops.demo import stack
 from ops.demo.configuration import KEY, Kms, write_configuration
 from ops.demo.processes import Ports
 from ops.demo.stack import Stack
+from tests import processes
 from tests.key_versions import Versions
 from tests.shared.certificates import Authority
 
@@ -100,9 +101,7 @@ async def _rotate_key(ports: Ports) -> None:
 
 async def _restart_the_exporter(running: Stack) -> None:
     folder = running.processes._logs
-    exporter = running.processes._running["exporter"]
-    exporter.terminate()
-    await exporter.wait()
+    await processes.stop(running.processes._running["exporter"])
     await running.processes.start("exporter", stack.build_commands(folder, running.ports, "", "")["exporter"])
 
 

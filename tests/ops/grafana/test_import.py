@@ -15,6 +15,7 @@ from aiohttp import web
 
 from ops.grafana.build import LINK_ADDRESSES
 from shared.smoke.monitoring import DASHBOARD_UID
+from tests import processes
 from tests.ops.rules import REFERENCE, ROOT
 from tests.sites import serve_site
 
@@ -42,7 +43,7 @@ async def test_the_documented_commands_set_the_addresses_and_import_both_dashboa
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        output, _ = await asyncio.wait_for(typed.communicate(), 30)
+        output, _ = await processes.finish(typed)
     assert typed.returncode == 0, output.decode()
     assert output.count(b'"success"') == 2
 

@@ -10,6 +10,7 @@ import pytest
 from ops.kms_emulator.emulator import run_emulator
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import KmsError
+from tests import processes
 from tests.fork_server import forked
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -19,7 +20,7 @@ FREE = ("--listen", "127.0.0.1:0", "--faults", "127.0.0.1:0")
 async def run(*options: str) -> tuple[int | None, str, str]:
     """Exit code, standard output and standard error of a command that ends by itself."""
     process = await _start(*options)
-    out, err = await asyncio.wait_for(process.communicate(), 20)
+    out, err = await processes.finish(process)
     return process.returncode, out.decode(), err.decode()
 
 
@@ -71,7 +72,7 @@ async def test_it_serves_until_a_signal_and_leaves_with_0_whatever_stalls(
                 await asyncio.sleep(0.01)
         stopped = time.monotonic()
         process.send_signal(number)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
+        _, err = await processes.finish(process)
     assert process.returncode == 0, err
     assert time.monotonic() - stopped < 10
     with pytest.raises((KmsError, asyncio.CancelledError)):
@@ -87,7 +88,8 @@ async def test_a_signal_that_comes_with_the_first_answer_is_a_graceful_stop_too(
         async for line in process.stderr:
             if b'"listening"' in line:
                 process.terminate()
-        assert await asyncio.wait_for(process.wait(), 20) == 0
+        await processes.finish(process)
+        assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -117,16 +119,14 @@ async def test_a_quota_of_the_command_line_is_one_of_the_emulator() -> None:
     with pytest.raises(KmsError, match="ReadTokensUsagePerMinutePerProjectPerRegion"):
         await key.describe_key(timeout=20)
     await key.close()
-    process.terminate()
-    assert await asyncio.wait_for(process.wait(), 20) == 0
+    assert await processes.stop(process) == 0
 
 
 async def test_it_listens_beyond_loopback_only_where_that_is_allowed() -> None:
     process = await _start("--listen", "0.0.0.0:0", "--faults", "0.0.0.0:0", "--allow-remote-insecure")
     line = await _listening(process)
     assert (line["address"].split(":")[0], line["faults"].split(":")[0]) == ("0.0.0.0", "0.0.0.0")
-    process.terminate()
-    assert await asyncio.wait_for(process.wait(), 20) == 0
+    assert await processes.stop(process) == 0
 
 
 async def test_a_taken_port_is_one_sentence_and_exit_1() -> None:

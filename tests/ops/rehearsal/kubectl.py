@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ops.demo.processes import STOP_TIMEOUT, Processes
+from tests import processes
 from tests.ops.rehearsal.answer import Flags, RefusedError, parsed, table
 
 NODE = "node-7"
@@ -70,10 +71,7 @@ class Kubectl:
 
     async def stop(self, name: str) -> None:
         """Ends a process, and waits for its end."""
-        process = self.children._running[name]
-        if process.returncode is None:
-            process.terminate()
-            await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
+        await processes.stop(self.children._running[name], seconds=STOP_TIMEOUT)
 
     async def _restart(self, namespace: str, args: list[str]) -> str:
         (deployment,), _ = parsed(args, 1, Flags(frozenset()))

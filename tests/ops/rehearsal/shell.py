@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from tests import processes
 from tests.ops.rehearsal.answer import RefusedError
 from tests.ops.rehearsal.gcloud import Gcloud
 from tests.ops.rehearsal.kubectl import Kubectl
@@ -71,7 +72,7 @@ class Shell:
             printed, _ = await asyncio.wait_for(process.communicate(), TIMEOUT)
         except TimeoutError:
             os.killpg(process.pid, 9)
-            await process.wait()
+            await processes.kill(process)
             return Ran(command, -1, f"it had not ended after {TIMEOUT:.0f} s")
         return Ran(command, process.returncode or 0, printed.decode(errors="replace"))
 

@@ -14,6 +14,7 @@ import pytest
 from ops.demo import stack
 from ops.demo.processes import Ports
 from ops.demo.stack import Stack
+from tests import processes
 
 LIGHTS = ("passed", "failed")
 CRITICAL = ("slack-critical", "email-secops", "email-oncall", "pagerduty")
@@ -27,7 +28,7 @@ async def smoke(running: Stack, *arguments: str) -> dict[str, list[str]]:
         *(sys.executable, "-m", "ops.smoke", "--json", "--base-url", url("backend"), *addresses, *arguments),
         stdout=asyncio.subprocess.PIPE,
     )
-    printed, _ = await asyncio.wait_for(process.communicate(), 60)
+    printed, _ = await processes.finish(process)
     read = json.loads(printed)
     assert process.returncode == (0 if read["ok"] else 1)
     return {light: [c["name"] for c in read["checks"] if c["outcome"] == light] for light in LIGHTS}

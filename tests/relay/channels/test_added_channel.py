@@ -9,6 +9,7 @@ from pathlib import Path
 import aiohttp
 import yaml
 
+from tests import processes
 from tests.relay.served_relay import TOKEN, post, until, webhook_of
 from tests.relay.test_process import listens_at
 
@@ -55,8 +56,7 @@ async def test_an_alert_is_delivered_by_a_channel_that_the_configuration_names_b
             async with client.get("/api/channels") as response:
                 by_name = {each["channel"]: each for each in (await response.json())["channels"]}
     finally:
-        process.terminate()
-        await asyncio.to_thread(process.communicate, None, 15)
+        await asyncio.to_thread(processes.end_and_read, process)
     assert process.returncode == 0
     assert [json.loads(line)["status"] for line in file.read_text().splitlines()] == ["firing", "resolved"]
     assert (by_name["ours"]["kind"], by_name["ours"]["delivered"]) == ("file", 2)

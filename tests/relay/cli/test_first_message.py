@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ops.demo.stand_ins.app import run_stand_ins
+from tests import processes
 from tests.relay.channels.slack.slack_posts import posts
 
 README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
@@ -25,7 +26,7 @@ async def test_two_commands_bring_a_message_into_slack(tmp_path: Path) -> None:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
-        printed, _ = await shell.communicate(stand_ins.build_slack_webhook_url().encode() + b"\n")
+        printed, _ = await processes.finish(shell, given=stand_ins.build_slack_webhook_url().encode() + b"\n")
         assert shell.returncode == 0, printed.decode()
         first, *receipts = printed.decode().splitlines()
         assert first == "slack: sent to the channel of the incoming webhook"

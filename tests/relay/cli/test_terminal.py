@@ -11,6 +11,7 @@ import pytest
 from services.relay.deliveries.retries import STEP
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
+from tests import processes
 from tests.fork_server import forked
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
@@ -32,7 +33,7 @@ def in_a_terminal(configuration: Path, *arguments: str, columns: int = 80) -> st
     while chunk := _read(terminal):
         output += chunk
     os.close(terminal)
-    assert process.wait(timeout=60) == 0
+    assert processes.end(process, seconds=60) == 0
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode()).replace("\r\n", "\n")
 
 

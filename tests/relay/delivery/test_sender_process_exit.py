@@ -10,6 +10,7 @@ from pathlib import Path
 
 from services.relay.delivery.sender_process import COMMAND
 from shared import VERSION
+from tests import processes
 from tests.relay.delivery.sender_tasks import has_exited
 from tests.relay.served_relay import until
 
@@ -42,8 +43,7 @@ async def test_one_that_is_stopped_ends_when_its_relay_is_killed_and_imports_not
         sender = int(await asyncio.wait_for(relay.stdout.readline(), 60))
         os.kill(sender, signal.SIGSTOP)
     finally:
-        relay.kill()
-        await relay.wait()
+        await processes.kill(relay)
     try:
         await until(lambda: has_exited(sender))
     finally:
@@ -56,9 +56,5 @@ async def test_one_whose_relay_ended_before_it_started_does_nothing() -> None:
     with ours, theirs:  # whose end it would wait for
         command = (sys.executable, "-c", COMMAND, str(theirs.fileno()), VERSION, str(os.getpid() + 1))
         process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, pass_fds=[theirs.fileno()])
-        try:
-            assert await asyncio.wait_for(process.wait(), 60) == 0
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        await processes.finish(process)
+        assert process.returncode == 0

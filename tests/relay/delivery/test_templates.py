@@ -28,6 +28,7 @@ from services.relay.delivery.templates import (
 from services.relay.model import Message
 from services.relay.text import format_description, format_summary, format_title
 from shared.config.file_checks import FileCheckError
+from tests import processes
 from tests.relay.channels.examples import HUGE, NASTY, message, with_text
 
 ROOT = Path(__file__).parents[3]
@@ -192,7 +193,7 @@ def test_a_process_that_ends_is_started_again(write: Write) -> None:
         running = opened._process._running
         assert running is not None
         running.process.kill()
-        running.process.wait()
+        running.process.wait(processes.STOP_SECONDS)
 
 
 def test_who_comes_while_a_changed_template_is_read_gets_its_text_too(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ops.demo.processes import pick_free_ports
+from tests import processes
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 _CONFIGURATION = """ListenAddress 127.0.0.1:{port}
@@ -46,13 +47,13 @@ async def sshd(folder: Path) -> AsyncIterator[list[str]]:
                 *(part for option in options for part in ("-o", option)), f"{getpass.getuser()}@127.0.0.1",
             ]  # fmt: skip
         finally:
-            server.terminate()
-            await server.wait()
+            await processes.stop(server)
 
 
 async def _run(*argv: str) -> None:
     process = await asyncio.create_subprocess_exec(*argv)
-    assert await process.wait() == 0
+    await processes.finish(process)
+    assert process.returncode == 0
 
 
 async def _listening(port: int, log: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from shared.config.settings import Address
 from shared.http import healthcheck
 from shared.http.healthcheck import check_configured_server, check_server
+from tests import processes
 from tests.fork_server import forked
 from tests.reserved_port import reserve_port
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
@@ -48,7 +49,7 @@ def config(tmp_path: Path) -> Iterator[Path]:
 @contextmanager
 def running(config: Path, *options: object) -> Iterator[None]:
     command = [*forked("server"), "--config", str(config), *map(str, options)]
-    with subprocess.Popen(command, cwd=config.parent, stderr=subprocess.PIPE, text=True) as server:
+    with processes.running(command, cwd=config.parent, stderr=subprocess.PIPE, text=True) as server:
         bound = threading.Timer(60, server.kill)
         bound.start()
         try:
@@ -56,8 +57,7 @@ def running(config: Path, *options: object) -> Iterator[None]:
             assert any('"listening"' in line for line in server.stderr), "it ended"
             yield
         finally:
-            server.terminate()
-            server.communicate()
+            processes.end_and_read(server)
             bound.cancel()
 
 

@@ -20,6 +20,7 @@ import pytest
 from shared import VERSION
 from shared.http.server import DRAIN_SECONDS
 from shared.process.server import STOP_SECONDS
+from tests import processes
 from tests.fork_server import forked
 from tests.shared.certificates import web_yml
 
@@ -105,11 +106,8 @@ def _run(command: list[str], *arguments: str | Path) -> subprocess.CompletedProc
 
 @contextmanager
 def _start(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with processes.running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield process
 
 
 @pytest.fixture
@@ -198,18 +196,17 @@ def test_every_line_of_the_log_is_a_json_object_with_service_level_and_time(serv
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_ends_an_idle_server_with_0(number: signal.Signals, server: subprocess.Popen[str]) -> None:
     with socket.create_connection(_address(server)):  # a connection that asks nothing does not hold it up
-        server.send_signal(number)
-        assert server.wait(timeout=DRAIN_SECONDS) == 0
+        assert processes.end(server, number, DRAIN_SECONDS) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_during_the_start_ends_it_with_0(number: signal.Signals, command: list[str], file: Path) -> None:
     file.write_text("starts: slowly\n")
-    with subprocess.Popen([*command, "--config", str(file)], stdout=subprocess.PIPE, text=True) as starting:
+    with processes.running([*command, "--config", str(file)], stdout=subprocess.PIPE, text=True) as starting:
         assert starting.stdout is not None
         assert starting.stdout.readline() == "starting\n"
-        starting.send_signal(number)
-        assert starting.wait(timeout=60) == 0  # one that hangs is ended after `STOP_SECONDS`, with another code
+        # One that hangs is ended after `STOP_SECONDS`, with another code.
+        assert processes.end(starting, number, 60) == 0
 
 
 class Ending(NamedTuple):
@@ -221,8 +218,7 @@ class Ending(NamedTuple):
 
 def _stop(server: subprocess.Popen[str]) -> Ending:
     signalled = time.monotonic()
-    server.terminate()
-    return Ending(server.wait(timeout=20), time.monotonic() - signalled)
+    return Ending(processes.end(server), time.monotonic() - signalled)
 
 
 @contextmanager

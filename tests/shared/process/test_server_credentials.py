@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.credentials import read_certificate
+from tests import processes
 from tests.fork_server import forked
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
 
@@ -27,12 +28,9 @@ PREFIXES = {"exporter": "kms", "relay": "relay"}
 @contextmanager
 def started(*command: str) -> Iterator[str]:
     """A real process; gives where it listens."""
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr
-            yield next(address for line in process.stderr if (address := json.loads(line).get("address")))
-        finally:
-            process.kill()
+    with processes.running([*command], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        yield next(address for line in process.stderr if (address := json.loads(line).get("address")))
 
 
 @pytest.mark.parametrize("service", CONFIGURATIONS)
