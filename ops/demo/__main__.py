@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 
 from ops.demo import configuration, scenario, stack, storm, timeline
-from ops.demo.processes import Ports
+from ops.demo.processes import Ports, Processes
 from ops.smoke.deployment import Deployment, check_deployment
 from shared import VERSION
 from shared.check import format_line
@@ -62,24 +62,37 @@ def main(once: bool, kms: configuration.Kms) -> None:
 
 
 async def _run_once(result: Path, kms: configuration.Kms) -> None:
-    for file in (result, result.with_suffix(".md")):
-        file.unlink(missing_ok=True)  # an older one would speak for a run that failed
-    console.print("starting everything …")
-    stopping = asyncio.create_task(wait_for_stop_signal())
     work = asyncio.create_task(_run_incident(result, kms))
+    if not await _ends_before_a_stop(work):
+        raise StartError("stopped before the incident was over")
+    if not work.result():
+        sys.exit(1)
+
+
+async def _run_until_stopped(kms: configuration.Kms) -> None:
+    work = asyncio.create_task(_serve(kms))
+    if await _ends_before_a_stop(work):
+        work.result()
+
+
+async def _ends_before_a_stop(work: asyncio.Task[Any]) -> bool:
+    """Whether `work` ends by itself; a signal to stop cancels it, also while parts of it still start."""
+    stopping = asyncio.create_task(wait_for_stop_signal())
     try:
         await asyncio.wait({stopping, work}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise StartError("stopped before the incident was over")
-        if not work.result():
-            sys.exit(1)
+        return work.done()
     finally:
+        if not work.done():
+            console.print("stopping …")
         for task in (stopping, work):
             task.cancel()
         await asyncio.gather(stopping, work, return_exceptions=True)
 
 
 async def _run_incident(result: Path, kms: configuration.Kms) -> bool:
+    for file in (result, result.with_suffix(".md")):
+        file.unlink(missing_ok=True)  # an older one would speak for a run that failed
+    console.print("starting everything …")
     async with stack.run_stack(Ports(), kms) as running:
         if not await _run_smoke_test(running.ports):
             return False
@@ -94,31 +107,21 @@ async def _run_incident(result: Path, kms: configuration.Kms) -> bool:
         if not happened.missing:
             export, happened.missing = await scenario.read_timeline(running)
         timeline.write_json(happened.hops, ok=not happened.missing, file=result)
-        console.print()
-        timeline.print_table(happened.hops, console)
         for sentence in happened.missing:
             console.print(f"[red]{sentence}[/]")
         if not happened.missing:
+            console.print()
             console.print(
                 "acknowledged by the button in Slack; the message was edited in place, the all-clear is in its thread",
                 soft_wrap=True,
             )
             console.print(summary, soft_wrap=True)
-            console.print(f"all six messages arrived with their links; timeline in {result}")
-            await _print_incident(running, export, result.with_suffix(".md"))
+            console.print(f"all six messages arrived with their links; the same as JSON: {result}", soft_wrap=True)
+            document = result.with_suffix(".md")
+            text = await running.get_text("relay", f"/incidents/{export['id']}/export.md")
+            await asyncio.to_thread(document.write_text, text, encoding="utf-8")
+            console.print(f"the incident for a post-mortem, as the relay's console has it: {document}", soft_wrap=True)
     return not happened.missing
-
-
-async def _print_incident(running: stack.Stack, export: dict[str, Any], file: Path) -> None:
-    """Print the incident's timeline as its page in the console has it, and keep that page for a post-mortem."""
-    path = f"/incidents/{export['id']}"
-    document = await running.get_text("relay", f"{path}/export.md")
-    await asyncio.to_thread(file.write_text, document, encoding="utf-8")
-    console.print("\nthe incident, as the relay's console has it:\n")
-    for line in scenario.format_entries(export):
-        console.print(line, markup=False, soft_wrap=True)
-    address = scenario.build_address(running, export["id"])
-    console.print(f"\nits page, while the demo runs: {address}\nfor a post-mortem: {file}", soft_wrap=True)
 
 
 def _print_hop(hop: timeline.Hop) -> None:
@@ -145,32 +148,34 @@ async def _run_smoke_test(ports: Ports) -> bool:
     return green
 
 
-async def _run_until_stopped(kms: configuration.Kms) -> None:
+async def _serve(kms: configuration.Kms) -> None:
+    """Run the demo until cancelled; SIGUSR1 starts again what has ended."""
     console.print("starting everything …")
-    stopping = asyncio.create_task(wait_for_stop_signal())
     restarted = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, restarted.set)
-    try:
-        async with stack.run_stack(Ports(), kms) as running:
-            configuration.write_shell_environment(running.folder, running.ports, kms)
-            await _run_smoke_test(running.ports)
-            _print_addresses(running.ports, running.folder, kms)
-            printed: dict[str, str] = {}
-            watching = asyncio.create_task(_print_new_incidents(running))
-            while not stopping.done():
-                printed = _print_ended_processes(running.processes.list_ended(), printed)
-                await asyncio.wait({stopping}, timeout=0.2)
-                if restarted.is_set():
-                    restarted.clear()
-                    printed = {}
-                    for name in await running.processes.restart_ended():
-                        console.print(f"{name} runs again")
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-            console.print("stopping …")
-    finally:
-        stopping.cancel()
-        await asyncio.gather(stopping, return_exceptions=True)
+    async with stack.run_stack(Ports(), kms) as running:
+        configuration.write_shell_environment(running.folder, running.ports, kms)
+        await _run_smoke_test(running.ports)
+        _print_addresses(running.ports, running.folder, kms)
+        printing = asyncio.create_task(_print_new_incidents(running))
+        try:
+            await _watch_processes(running.processes, restarted)
+        finally:
+            printing.cancel()
+            await asyncio.gather(printing, return_exceptions=True)
+
+
+async def _watch_processes(processes: Processes, restarted: asyncio.Event) -> None:
+    """Print each part that ends, and start again what has ended when `restarted` is set, until cancelled."""
+    printed: dict[str, str] = {}
+    while True:
+        printed = _print_ended_processes(processes.list_ended(), printed)
+        await asyncio.sleep(0.2)
+        if restarted.is_set():
+            restarted.clear()
+            printed = {}
+            for name in await processes.restart_ended():
+                console.print(f"{name} runs again")
 
 
 async def _print_new_incidents(running: stack.Stack) -> None:

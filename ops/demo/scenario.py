@@ -39,6 +39,7 @@ async def run_incident(stack: Stack, timeline: Timeline) -> None:
         await phase.wait_for_hops()
         if not timeline.missing:
             await (phase.acknowledge_in_slack() if phase.state == "firing" else phase.check_resolved_by_edit())
+        timeline.end_phase()
         if timeline.missing:
             return
 
@@ -75,13 +76,6 @@ async def read_timeline(stack: Stack) -> tuple[dict[str, Any], list[str]]:
     return export, list_missing()
 
 
-def format_entries(export: dict[str, Any]) -> list[str]:
-    """A line for each entry of the timeline, with the seconds since the first one."""
-    entries = export.get("timeline", [])
-    start = min((_to_seconds(each["at"]) for each in entries), default=0.0)
-    return [f"  {_to_seconds(each['at']) - start:6.2f} s  {each['text']}" for each in entries]
-
-
 def _to_seconds(timestamp: str) -> float:
     return datetime.fromisoformat(timestamp).timestamp()
 
@@ -113,14 +107,12 @@ class Phase:
             ("accepted", None, self._check_accepted),
             *(("delivered", channel, partial(self._check_delivered, channel)) for channel in CHANNELS),
         ]
-        first = len(self.timeline.hops)
         self._add("fault" if self._is_broken else "heal", None, self.started_at)
         results = await asyncio.gather(
             *(self._wait_for_hop(*detection) for detection in detections), return_exceptions=True
         )
         for error in filter(None, results):
             raise error
-        self.timeline.hops[first:] = sorted(self.timeline.hops[first:], key=lambda hop: hop.at)
 
     async def acknowledge_in_slack(self) -> None:
         """Press the button of the page's message, and wait until Slack and PagerDuty show it."""

@@ -64,6 +64,7 @@ async def run_storm(stack: Stack, timeline: Timeline) -> str:
         else:
             timeline.add("digests_edited", "slack", "resolved", edited_at, over_at)
     finally:
+        timeline.end_phase()
         await stack.post_json("/api/slack", {"action": "rates", "enabled": False}, _NO_RATE)
     return _summarize([each for each in messages if each["at"] <= named_at], named_at - began_at)
 

@@ -1,14 +1,12 @@
-"""The timeline: the hops from a fault to the delivered message, as a table and as demo.json."""
+"""The timeline: the hops from a fault to the delivered message, live in the order of time and as demo.json."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import Literal
-
-from rich.console import Console
-from rich.table import Table
 
 ChannelName = Literal["slack", "email", "pagerduty"]
 State = Literal["firing", "resolved"]
@@ -33,8 +31,8 @@ HOP_LABELS = {
     "calm": "storm over",
     "digests_edited": "digests edited in place",
 }
-_SECTIONS = {"fault": "page", "heal": "all-clear", "storm": "storm", "calm": "its end"}
-"""What begins with a hop."""
+HOLD_SECONDS = 3.0
+"""How late a hop may be detected: the list is in the order of time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +52,30 @@ class Hop:
 
 @dataclass(slots=True)
 class Timeline:
-    """The hops so far, and a sentence for each that did not happen in time; `on_hop` is called with each hop."""
+    """The hops so far in the order of time, and a sentence for each that did not happen in time.
+
+    `on_hop` is called with each hop, in that order: once a hop that came `HOLD_SECONDS` later is known, or at the end
+    of its phase.
+    """
 
     on_hop: Callable[[Hop], None]
     hops: list[Hop] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    _told: int = 0
 
     def add(self, name: str, channel: ChannelName | None, state: State, at: float, started_at: float) -> None:
         self.hops.append(Hop(name, channel, state, at, at - started_at))
-        self.on_hop(self.hops[-1])
+        self.hops[self._told :] = sorted(self.hops[self._told :], key=lambda hop: hop.at)
+        self._tell(self.hops[-1].at - HOLD_SECONDS)
+
+    def end_phase(self) -> None:
+        """Call `on_hop` with what waits."""
+        self._tell(inf)
+
+    def _tell(self, until: float) -> None:
+        while self._told < len(self.hops) and self.hops[self._told].at <= until:
+            self.on_hop(self.hops[self._told])
+            self._told += 1
 
 
 def write_json(hops: list[Hop], *, ok: bool, file: Path) -> None:
@@ -78,15 +91,3 @@ def write_json(hops: list[Hop], *, ok: bool, file: Path) -> None:
         for hop in hops
     ]
     file.write_text(json.dumps({"hops": rows, "ok": ok}, indent=2) + "\n", encoding="utf-8")
-
-
-def print_table(hops: list[Hop], console: Console) -> None:
-    """The timeline, one row a hop: the page, the all-clear, the storm and its end."""
-    table = Table(title="From a broken key to a delivered page, and back", title_justify="left")
-    for heading, justify in (("", "left"), ("hop", "left"), ("channel", "left"), ("seconds", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # rich's own literals
-    for hop in hops:
-        if hop.name in _SECTIONS:
-            table.add_section()
-        table.add_row(_SECTIONS.get(hop.name, ""), HOP_LABELS[hop.name], hop.channel or "", f"{hop.seconds:.2f}")
-    console.print(table)

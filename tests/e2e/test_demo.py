@@ -81,7 +81,6 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
         "alert",
         "accepted",
     ]
-    assert len(scenario.format_entries(export)) == len(export["timeline"])
     assert all(hop["at"] for hop in export["hops"]["start"] + export["hops"]["end"]), "no hop is unknown"
     assert dead_ends == []
     for url, text in firsts.items():
@@ -91,7 +90,7 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
     assert scenario.ALERT in state
     assert not re.search("Watchdog|KMSPathProof", state), "heartbeats and proofs arrive, and nobody is told of them"
     assert _children() - before == set()
-    assert sorted(found_hops, key=lambda h: h.at) == sorted(happened.hops, key=lambda h: h.at)
+    assert found_hops == happened.hops
 
     page = [hop.name for hop in hops if hop.state == "firing"]
     assert page[0] == "fault"
@@ -184,7 +183,7 @@ def test_the_same_happens_with_transit_of_a_real_openbao(tmp_path: Path) -> None
     command = [sys.executable, "-c", ONCE_WITH_TRANSIT]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "KMS fails (role_missing): encrypt with ledger-kek" in done.stdout
+    assert "KMS fails (role_missing): encrypt with ledger-kek" in (tmp_path / "demo.md").read_text()
     document = json.loads((tmp_path / "demo.json").read_text())
     delivered = {(hop["channel"], hop["state"]) for hop in document["hops"] if hop["name"] == "delivered"}
     assert delivered == {(c, s) for c in ("slack", "email", "pagerduty") for s in ("firing", "resolved")}

@@ -2,9 +2,11 @@
 
 import asyncio
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +16,7 @@ from ops.demo import configuration, kms_admin
 from ops.demo.configuration import DOCS, KEY
 from ops.demo.processes import Ports
 from ops.kms_emulator.emulator import run_emulator
+from tests import processes
 
 NOWHERE = Ports(*range(1, 10))
 """Ports on which nothing listens."""
@@ -42,6 +45,32 @@ def test_the_shell_of_a_person_on_call_has_the_runbooks_variables_and_keypulses_
     runbook = (DOCS / "KMS_OPERATIONS.md").read_text(encoding="utf-8")
     wanted = {name for line in re.findall(r"^export .*", runbook, re.MULTILINE) for name in re.findall(r"(\w+)=", line)}
     assert wanted - {"NAMESPACE"} <= found.keys(), "the demo runs in no Kubernetes"
+
+
+START_AND_SAY_WHEN = """
+from ops.demo import __main__ as demo
+from ops.demo.processes import Ports, Processes
+
+free, start = Ports.pick_free(), Processes.start
+
+async def say(self, name, *arguments):
+    print(name, flush=True)
+    return await start(self, name, *arguments)
+
+demo.Ports, Processes.start = (lambda: free), say
+demo.main()
+"""
+
+
+def test_a_sigterm_while_it_starts_ends_it_in_order(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", START_AND_SAY_WHEN]
+    with processes.running(command, cwd=tmp_path, stdout=PIPE, stderr=PIPE, text=True) as starting:
+        assert starting.stdout
+        while starting.stdout.readline() not in ("exporter\n", ""):
+            pass
+        starting.send_signal(signal.SIGTERM)
+        said = starting.stdout.read()
+        assert (processes.end_and_read(starting), starting.returncode, said.splitlines()[-1]) == ("", 0, "stopping …")
 
 
 async def test_the_demos_key_is_changed_as_an_administrator_would() -> None:
