@@ -19,10 +19,10 @@ TARGETS = {"orders": "orders", "payroll": "watched", "slow": "slow", "flapping":
 DEPLOYMENTS = {
     ("production", "backend"): "backend",
     **{("production", service): service for service in SERVICES},
-    ("production", "keypulse-exporter"): "exporter",
-    ("production", "keypulse-relay"): "relay",
-    ("staging", "keypulse-exporter"): "exporter-staging",
-    ("staging", "keypulse-relay"): "relay-staging",
+    ("keypulse", "keypulse-exporter"): "exporter",
+    ("keypulse", "keypulse-relay"): "relay",
+    ("keypulse-staging", "keypulse-exporter"): "exporter-staging",
+    ("keypulse-staging", "keypulse-relay"): "relay-staging",
 }
 SHORTER = (
     ("keys.yml", "for: 1440s", "for: 1s"),

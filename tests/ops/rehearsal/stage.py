@@ -151,6 +151,7 @@ class Stage:
         if variables.get("ENV") == "staging":
             relay, exporter = self.stack.folder / "relay-staging.yml", self.stack.folder / "exporter-staging.yml"
             follows |= {"RELAY_CONFIG": str(relay), "RELAY": self.url("relay-staging"), "NAMESPACE": "staging"}
+            follows |= {"KEYPULSE_NAMESPACE": "keypulse-staging"}
             follows |= {"EXPORTER": self.url("exporter-staging")}
             replacements = {"/etc/keypulse/exporter.yml": str(exporter)}
         return self.shell.having({**follows, **variables}, {**replacements, **instead})
@@ -224,6 +225,7 @@ def variables(ports: Ports, folder: Path, rehearsal: str) -> dict[str, str]:
         "SERVICE_ACCOUNT": SERVICE_ACCOUNT,
         "EXPORTER_ACCOUNT": EXPORTER_ACCOUNT,
         "NAMESPACE": "production",
+        "KEYPULSE_NAMESPACE": "keypulse",
         "REHEARSAL": rehearsal,
     }
 
