@@ -20,7 +20,7 @@ from shared.http.server import CredentialCollector
 
 PRESSED_ACTIONS = ("acknowledge", "unacknowledge", "silence")
 CODES = (200, 202, 400, 401, 403, 413, 500, 503)
-ACKNOWLEDGED_VIA = ("api", "console", "slack")
+ACKNOWLEDGED_VIA = ("api", "console", "mail", "slack")
 """Where an acknowledgement that a relay itself sees can come from."""
 TEMPLATES = ("title", "summary", "description")
 _OUTCOMES = (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED, DeliveryState.DEAD)

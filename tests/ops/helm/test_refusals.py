@@ -353,6 +353,7 @@ def test_the_values_to_begin_with_are_refused_until_each_placeholder_is_filled_i
         "relay.config.channels.email-secops.from",
         "relay.config.channels.email-secops.host",
         "relay.config.channels.email-secops.to.0",
+        "relay.config.contacts.cloud platform team",
         "relay.config.contacts.security on call",
         "relay.config.contacts.service owner",
         "relay.config.links.dashboard",
