@@ -18,7 +18,7 @@ from contextlib import aclosing, suppress
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -136,6 +136,10 @@ class BackupHeader(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     keypulse_backup: Literal[1] = 1
+    keyring: str
+    """The id of the keyring that its data keys are of."""
+    location: str
+    """How the rotator reached that keyring, for a person."""
     rotation_id: str
     created_at: datetime
     kek: str
@@ -155,6 +159,15 @@ class BackupHeader(BaseModel):
         """For a journal, which names versions and no key: of another key than `kek` it may need any."""
         unknown = {UNREADABLE_VERSION} if self.other_keks else set()
         return tuple(sorted({self.kek_version, *self.needs, *unknown}, key=get_version_sort_key))
+
+
+class BackupOrigin(NamedTuple):
+    """What a backup is of; the fields of `BackupHeader`."""
+
+    keyring: str
+    location: str
+    rotation_id: str
+    created_at: datetime
 
 
 class SummaryBuilder:
@@ -177,10 +190,9 @@ async def write_backup(
     administration: Administration,
     wrapping: KeyWrapper,
     *,
-    rotation_id: str,
+    origin: BackupOrigin,
     needs: Collection[str],
     other_keks: Collection[str],
-    now: datetime,
 ) -> BackupSummary:
     """Writes every data key into `file`, which is there as a whole afterwards, or not at all.
 
@@ -189,12 +201,11 @@ async def write_backup(
     """
     key = os.urandom(KEY_BYTES)
     try:
-        wrapped = await wrapping.kms.encrypt(key, _AAD + rotation_id.encode(), timeout=wrapping.timeout)
+        wrapped = await wrapping.kms.encrypt(key, _AAD + origin.rotation_id.encode(), timeout=wrapping.timeout)
     except KmsError as error:
         raise BackupError(f"KMS does not wrap the backup's key: {error}") from None
     header = BackupHeader(
-        rotation_id=rotation_id,
-        created_at=now,
+        **origin._asdict(),
         kek=wrapping.kek,
         kek_version=wrapped.version,
         needs=tuple(sorted(needs, key=get_version_sort_key)),
@@ -316,17 +327,24 @@ class BackupFolder:
         found = [(file, read_header(file)) for file in self.folder.glob(f"[!.]*{_FILE_SUFFIX}")]
         return sorted(found, key=lambda each: each[1].created_at)
 
-    def find(self, name: str, latest: Iterable[JournalBackup] = ()) -> Path:
-        """`latest`, a name in the folder, or a path. Raises BackupError where there is none.
+    def find(self, name: str, keyring: str | None, latest: Iterable[JournalBackup] = ()) -> Path:
+        """`latest`, a name in the folder, or a path. Raises BackupError where there is none of this keyring.
 
         The name `latest` means the first backup in `latest`, of the latest rotation, that exists; otherwise the newest.
         """
         if name == LATEST:
-            files = [file for file, _ in self.list_backups()]
+            files = [file for file, header in self.list_backups() if header.keyring == keyring]
             if not files:
-                raise BackupError(f"there is no backup in {self.folder}")
+                raise BackupError(f"there is no backup of this keyring in {self.folder}")
             return next((file for backup in latest if (file := self.folder / backup.name) in files), files[-1])
-        return next((file for file in (self.folder / name, Path(name)) if file.is_file()), Path(name))
+        file = next((file for file in (self.folder / name, Path(name)) if file.is_file()), Path(name))
+        header = read_header(file)
+        if header.keyring != keyring:
+            raise BackupError(
+                f"the backup {file} is of the keyring {header.keyring} at {header.location}, and `driver` leads to "
+                f"{keyring or 'one without backups'}; nothing was changed; use the configuration of that keyring"
+            )
+        return file
 
 
 async def read_whole_backup(file: Path, wrapping: KeyWrapper) -> BackupSummary:

@@ -149,6 +149,7 @@ class _Suite:
     async def check_usage(self) -> str:
         usage = await self.administration.count_key_usage()
         key = self.settings.kms.key_name
+        _expect(usage.keyring, "keyring is missing: an id that stays, by which a backup names its keyring")
         _expect(usage.kek == key, f"kek is {usage.kek or 'missing'}, and `kms.key` is {key}")
         counted = {(each.kek, each.kek_version): each.data_keys for each in usage.versions if each.data_keys}
         listed = Counter((each.kek, each.kek_version) for each in self.keys)

@@ -260,8 +260,9 @@ async def run_verification(session: CommandSession, *, full: bool) -> CommandRep
 
 async def check_backup(session: CommandSession, name: str) -> CommandReport:
     """Whether a backup can be restored. Raises BackupError, AdministrationError."""
-    latest = await session.administration.get_progress()
-    file = await asyncio.to_thread(session.backups.find, name, latest.backups if latest else ())
+    latest, usage = await session.administration.get_progress(), await session.administration.count_key_usage()
+    backups = latest.backups if latest else ()
+    file = await asyncio.to_thread(session.backups.find, name, usage.keyring, backups)
     summary = await read_whole_backup(file, session.wrapping)
     problems, has_own_keys = list[Problem](), session.settings.driver.has_own_keys
     if has_own_keys:

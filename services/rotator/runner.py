@@ -184,7 +184,8 @@ async def restore_backup(session: CommandSession, name: str) -> CommandReport:
     async with session.hold_lease() as lease:
         latest = await session.administration.get_progress()
         refuse_unfinished(latest)
-        file = await asyncio.to_thread(session.backups.find, name, latest.backups if latest else ())
+        usage, backups = await session.administration.count_key_usage(), latest.backups if latest else ()
+        file = await asyncio.to_thread(session.backups.find, name, usage.keyring, backups)
         summary = await read_whole_backup(file, session.wrapping)
         changed, left_out = 0, list[Problem]()
         async for rows in read_pages(file, session.wrapping, SummaryBuilder()):

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from services.rotator.backups import (
     BackupError,
+    BackupOrigin,
     compare_with_keyring,
     may_unwrap,
     read_header,
@@ -190,6 +191,8 @@ class RotationSteps:
         if self._settings.driver.has_own_keys:
             await self._refuse_other_key()
         usage = await self._administration.count_key_usage()
+        if usage.keyring is None:
+            raise BackupError("the service does not report which keyring it has; expected `keyring` in its key usage")
         # The keyring's clock, the same on every machine.
         now = usage.counted_at or datetime.fromtimestamp(self._session.clock(), UTC)
         file, wrapping = self._session.backups.get_new_path(self._id, now), self._session.wrapping
@@ -201,10 +204,9 @@ class RotationSteps:
             file,
             self._administration,
             wrapping,
-            rotation_id=self._id,
+            origin=BackupOrigin(usage.keyring, self._settings.driver.location, self._id, now),
             needs=needs,
             other_keks={each.kek for each in usage.versions} - {wrapping.kek, LOCAL_KEK},
-            now=now,
         )
         try:
             await read_whole_backup(file, wrapping)  # before anything is changed

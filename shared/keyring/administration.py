@@ -203,6 +203,8 @@ class KeyUsage(_WireModel):
     """With the active data key; None if the service does not count them."""
     retired_versions: tuple[RetiredVersion, ...] = ()
     """Of `kek`."""
+    keyring: Text | None = None
+    """The id of the keyring, which its backups name; None if it has none yet, or the service does not report it."""
     kek: str | None = None
     """Full name of the KMS key that wraps new data keys; None if the service does not report it."""
     previous_keks: tuple[str, ...] = ()

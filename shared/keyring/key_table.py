@@ -109,6 +109,10 @@ class KeyTable:
     def find(self, connection: Connection, data_key_id: str) -> DataKey | None:
         return store.find_data_key(connection, data_key_id)
 
+    def find_fingerprint(self, connection: Connection, key: DataKey) -> bytes:  # noqa: ARG002
+        """The fingerprint that was last known of its row, whatever the row holds today; empty where none was."""
+        return key.fingerprint
+
     def find_needing(self, connection: Connection, version: str) -> DataKey | None:
         """A data key that this version wraps, or may wrap, decided within a moment."""
         by = _columns.kek_version

@@ -33,13 +33,14 @@ from shared.keyring.key_table import KeyCounts, KeyTable, OpenKeyring, RecordsTa
 from shared.keyring.model import UNREADABLE_VERSION, get_version_sort_key
 from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.store import RetiredVersionError
-from shared.keyring.tables import retired_versions, rotations
+from shared.keyring.tables import retired_versions, rotations, schema
 from shared.keyring.verification import RECORD_QUERY_SECONDS, KeyringVerifier
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError
 from shared.sql.rows import select_values
 
 _ROTATION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEYRING_ID: Final = select_values(str, schema.c.id)
 _NEW_DEK_AT: Final = (
     select_values(float, rotations.c.updated_at)
     .where(rotations.c.type == RotationType.NEW_DEK, rotations.c.state == RotationState.DONE)
@@ -107,6 +108,7 @@ class LocalAdministration:
         active, retired = self._keys.find_active(connection), self._keys.list_retired_versions(connection)
         new_dek_at = _NEW_DEK_AT.fetch_first(connection)
         return KeyUsage(
+            keyring=_KEYRING_ID.fetch_first(connection),
             kek=self._wrapping.kek,
             previous_keks=tuple(self._wrapping.previous),
             new_dek_at=None if new_dek_at is None else datetime.fromtimestamp(new_dek_at, UTC),

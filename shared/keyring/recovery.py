@@ -251,12 +251,15 @@ async def _is_intact(keyring: OpenKeyring, found: DataKey, wanted: DataKey) -> b
     other = ValueError("the keyring has another data key of this id")
     if found.fingerprint != wanted.fingerprint and (found.fingerprint or not keyring.keys.is_shared):
         raise other
+    known = await keyring.database.read(lambda connection: keyring.keys.find_fingerprint(connection, found))
     try:
         fingerprint = compute_fingerprint(await keyring.wrapping.unwrap(found))
     except UnwrapError as error:
         if error.is_foreign:  # it may work with that key
             raise
         if error.is_of_version and not found.fingerprint:  # whatever it is, it comes back with its version
+            raise other from None
+        if known not in (b"", wanted.fingerprint):
             raise other from None
         return False
     if fingerprint != wanted.fingerprint:

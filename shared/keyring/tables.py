@@ -8,6 +8,7 @@ connection as bytes, see `decode_text`; a row with such an id is passed over, be
 from collections.abc import Callable, Collection
 from itertools import islice
 from typing import Any, Final
+from uuid import uuid4
 
 from sqlalchemy import (
     BigInteger,
@@ -175,6 +176,7 @@ schema: Final = Table(
     TABLES,
     Column("singleton", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
     Column("version", Integer, nullable=False),
+    Column("id", LenientText, nullable=False, default=lambda: uuid4().hex),  # of the keyring; its backups name it
 )
 
 

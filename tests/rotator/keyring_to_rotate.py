@@ -106,10 +106,20 @@ async def write_backup(
     """One that no rotation has made."""
     now = datetime.fromtimestamp(session.clock(), UTC)
     file, source = session.backups.get_new_path(rotation_id, now), session.administration
+    keyring = (await source.count_key_usage()).keyring or ""
     summary = await backups.write_backup(
-        file, source, session.wrapping, rotation_id=rotation_id, needs=needs, other_keks=(), now=now
+        file,
+        source,
+        session.wrapping,
+        origin=backups.BackupOrigin(keyring, session.settings.driver.location, rotation_id, now),
+        needs=needs,
+        other_keks=(),
     )
     return file, summary
+
+
+async def find_latest_backup(session: CommandSession) -> Path:
+    return session.backups.find("latest", (await session.administration.count_key_usage()).keyring)
 
 
 @dataclass(frozen=True, slots=True)

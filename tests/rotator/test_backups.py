@@ -24,7 +24,15 @@ from services.rotator.runner import run
 from services.rotator.session import CommandSession
 from shared.keyring.administration import MAX_PAGE_SIZE, RotationType, StoredKey
 from tests.iterations import LONG
-from tests.rotator.keyring_to_rotate import KEY, SECONDS, NewVersion, Rotated, data_key_id, write_backup
+from tests.rotator.keyring_to_rotate import (
+    KEY,
+    SECONDS,
+    NewVersion,
+    Rotated,
+    data_key_id,
+    find_latest_backup,
+    write_backup,
+)
 
 DATA_KEYS = 100_000 if LONG else 10_000
 
@@ -133,8 +141,8 @@ async def test_what_a_killed_runner_left_half_is_no_backup_and_blocks_nobody(in_
         half = file.with_name(f".{file.name}.part")
         half.write_bytes(b"half")
         assert session.backups.list_backups() == []
-        with pytest.raises(BackupError, match="there is no backup in"):
-            session.backups.find("latest")
+        with pytest.raises(BackupError, match="there is no backup of this keyring in"):
+            await find_latest_backup(session)
         backups.EncryptedFileWriter(file, b"{}", bytes(32)).finish(b"")
         assert not half.exists()
 

@@ -12,7 +12,7 @@ from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.runner import restore_backup, run
 from shared.keyring.administration import RotationType
 from shared.keyring.model import DataKeyStatus
-from tests.rotator.keyring_to_rotate import NewVersion, Rotated, data_key_id, write_backup
+from tests.rotator.keyring_to_rotate import NewVersion, Rotated, data_key_id, find_latest_backup, write_backup
 
 
 async def test_damaged_and_lost_data_keys_come_back(rotated: Rotated) -> None:
@@ -35,7 +35,7 @@ async def test_damaged_and_lost_data_keys_come_back(rotated: Rotated) -> None:
 async def test_a_damaged_backup_changes_nothing(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         await run(session, RotationType.NEW_DEK)
-        file = session.backups.find("latest")
+        file = await find_latest_backup(session)
         file.write_bytes(file.read_bytes()[:-1])
         await in_a_file.execute("DELETE FROM data_keys WHERE id = :id", id=data_key_id(1))
         before = await in_a_file.keys()
@@ -88,4 +88,4 @@ async def test_the_latest_backup_is_that_of_the_latest_rotation_whatever_the_clo
             assert report.backup
             assert report.backup.file == str(file)
         file.unlink()
-        assert session.backups.find("latest") == later
+        assert await find_latest_backup(session) == later

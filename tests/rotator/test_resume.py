@@ -20,7 +20,7 @@ from shared.keyring.administration import (
     VerificationResult,
 )
 from shared.keyring.model import DataKeyStatus
-from tests.rotator.keyring_to_rotate import NewVersion, Rotated, data_key_id, write_backup
+from tests.rotator.keyring_to_rotate import NewVersion, Rotated, data_key_id, find_latest_backup, write_backup
 from tests.rotator.killed_rotator import run_killed
 
 REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
@@ -77,7 +77,7 @@ async def test_a_backup_that_is_not_the_one_of_the_journal_is_created_again(
             async with in_a_file.session(state_dir=str(in_a_file.folder / "other")) as other:
                 await run_another(other, file)
         assert (await resume(session)).outcome is CommandOutcome.DONE
-        newest = session.backups.find("latest")
+        newest = await find_latest_backup(session)
         assert newest != file
         assert session.steps[2].step == "backup"
 

@@ -231,6 +231,10 @@ class ExternalKeyTable(KeyTable):
         row = self.table.find(connection, data_key_id)
         return next(iter(self._build_data_keys(connection, [row]))) if row else None
 
+    def find_fingerprint(self, connection: Connection, key: DataKey) -> bytes:
+        stored = _read_fingerprints(connection, [key.id])
+        return stored[key.id].fingerprint if stored else b""
+
     def find_needing(self, connection: Connection, version: str) -> DataKey | None:  # noqa: ARG002
         return None  # `ExternalAdministration` counts them all before
 
