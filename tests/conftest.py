@@ -31,6 +31,7 @@ from tests.connections import close_late_connections
 from tests.faults import summary
 from tests.postgres import Postgres, programs
 from tests.relay.outbox.tables import opened, up
+from tests.stores import USUAL_STORES
 
 # Else gRPC's threads may abort the child of a fork before that becomes the program it is for.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -175,9 +176,9 @@ def postgres_outbox(shared_postgres: Postgres, postgres_template: DatabaseUrl) -
     shared_postgres.drop(database)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=USUAL_STORES)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseUrl:
-    """An outbox, its tables and nothing in them: the test runs once with each store."""
+    """An outbox, its tables and nothing in them."""
     if request.param == "sqlite":
         file = tmp_path / "relay.db"
         shutil.copyfile(request.getfixturevalue("sqlite_template"), file)

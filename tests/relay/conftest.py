@@ -1,4 +1,4 @@
-"""A real Prometheus, as the tests of ops start it; and an outbox on each of both stores, by the real clock.
+"""A real Prometheus, as the tests of ops start it; and an outbox by the real clock.
 
 A test that needs another clock, or channels, opens its own outbox.
 """

@@ -16,6 +16,7 @@ from services.relay.config import RelaySettings
 from shared.sql.database_url import DatabaseUrl
 from tests.faults.deduplication_keys import dedup_key
 from tests.relay.served_relay import TOKEN, payload, post, served, until
+from tests.stores import each_store
 
 KEY = "0" * 32
 GROUP_KEY = json.loads(payload(1))["groupKey"]
@@ -138,6 +139,7 @@ async def test_a_renamed_receiver_goes_on_with_its_incident(client: aiohttp.Clie
     assert [each.status for each in providers.pagerduty.incidents] == ["resolved"]
 
 
+@each_store
 async def test_late_twins_of_either_receiver_bring_the_current_state_to_who_has_none_and_nothing_else(
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:

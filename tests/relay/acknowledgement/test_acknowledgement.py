@@ -18,6 +18,7 @@ from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due, prepare, take_edits
 from tests.relay.served_relay import event_of
+from tests.stores import each_store
 
 
 @pytest.fixture
@@ -77,6 +78,7 @@ async def audited(store: Store) -> list[tuple[str, str | None, str, str]]:
     return [(entry.who, entry.peer, entry.action, entry.on) for entry in entries]
 
 
+@each_store
 async def test_the_first_of_many_presses_counts_and_a_message_says_who(store: Store, database: DatabaseUrl) -> None:
     await accept(store, "x", "a", "log")
     names = [f"person {number}" for number in range(20)]

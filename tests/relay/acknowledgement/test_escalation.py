@@ -14,6 +14,7 @@ from services.relay.outbox.tables import DeliveryState, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass, nothing_due, prepare, take_edits
 from tests.relay.served_relay import event_of
+from tests.stores import each_store
 
 SERVED = ("a", "lead", "boss", "log")
 STEPS = (EscalationStep(600.0, ("lead",)), EscalationStep(1800.0, ("boss", "log")))
@@ -155,6 +156,7 @@ async def test_the_next_event_brings_the_steps_of_a_new_configuration(store: Sto
     assert await escalated(store) == []
 
 
+@each_store
 async def test_of_many_incidents_each_is_escalated_once_by_one_of_two_replicas(
     store: Store, database: DatabaseUrl
 ) -> None:

@@ -25,6 +25,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.relay.acknowledgement.pressed_relay import ANNA, CRITICAL
 from tests.relay.outbox.actions import accept, claim_one, end_attempt
 from tests.relay.served_relay import event_of, until
+from tests.stores import each_store
 
 FIRES_NOW = "Nothing was done: episode 1 is over; the incident fires again as episode 2."
 
@@ -97,6 +98,7 @@ async def presses(database: DatabaseUrl, stand_ins: StandIns, tmp_path: Path) ->
         await bot.close()
 
 
+@each_store
 async def test_a_press_that_is_handled_while_the_next_episode_begins_acknowledges_nothing(presses: Presses) -> None:
     old = await presses.send(1)
     presses.bot.may_answer.clear()

@@ -17,6 +17,7 @@ from shared.http.access import AuditEntry
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.console.test_api import Clock, get
 from tests.relay.served_relay import Scripted, metric, payload, post, reaches, served, settings
+from tests.stores import each_store
 
 DAY = 86400.0
 
@@ -85,6 +86,7 @@ async def test_a_retry_and_its_entry_are_committed_in_one_transaction_or_neither
     assert (entry["who"], entry["from"], entry["action"], entry["on"]) == ("anonymous", "127.0.0.1", "retry", delivery)
 
 
+@each_store
 async def test_entries_go_by_age_in_steps_and_hold_what_a_database_takes(database: DatabaseUrl) -> None:
     async with open_store(database, Clock()) as store:
         audit = OutboxAudit(store)

@@ -12,6 +12,7 @@ from services.relay.outbox.tables import DeliveryState, events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
+from tests.stores import each_store
 
 
 async def two(rows: Rows) -> list[str]:
@@ -25,6 +26,7 @@ async def two(rows: Rows) -> list[str]:
     ]
 
 
+@each_store
 def test_a_table_shows_the_newest_first(typed: Typed, fill: Fill) -> None:
     dead, delivered = fill(two)
     result = typed("deliveries")
@@ -121,6 +123,7 @@ def test_an_error_exits_with_2_and_one_line(typed: Typed, arguments: list[str], 
     assert result.stderr.count("\n") == 1
 
 
+@each_store
 def test_it_is_shown_while_somebody_else_locks_the_database(typed: Typed, fill: Fill, database: DatabaseUrl) -> None:
     _, delivered = fill(two)
     hold = "BEGIN EXCLUSIVE" if database.drivername == "sqlite" else "LOCK TABLE deliveries, events IN EXCLUSIVE MODE"

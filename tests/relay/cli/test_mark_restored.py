@@ -10,8 +10,10 @@ from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.actions import accept, nothing_due
 from tests.relay.outbox.rows import Rows
 from tests.relay.served_relay import event_of
+from tests.stores import each_store
 
 
+@each_store
 @pytest.mark.parametrize("from_before_the_upgrade", [False, True])
 def test_the_next_start_takes_the_outbox_for_a_backup(typed: Typed, fill: Fill, from_before_the_upgrade: bool) -> None:
     async def used(rows: Rows) -> None:

@@ -7,8 +7,10 @@ import json
 from services.relay.deliveries.queries import _EXPECTED_SINCE
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.report.small_history import DEAD, HOSTILE, SINCE, add_small_history, check_csv, check_report
+from tests.stores import each_store
 
 
+@each_store
 def test_table_json_and_csv_have_the_same_figures(typed: Typed, fill: Fill) -> None:
     fill(lambda rows: add_small_history(rows.store))
 

@@ -11,6 +11,7 @@ from services.relay.channels.port import SendError, SendReason, SendScope
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.served_relay import Scripted, payload, post, reaches, served, settings, webhook_of
+from tests.stores import each_store
 
 
 class Clock:
@@ -107,6 +108,7 @@ async def test_a_wrong_filter_is_400_with_what_was_expected(tmp_path: Path) -> N
         )
 
 
+@each_store
 async def test_a_nul_character_is_an_error_and_no_defect_with_either_store(
     tmp_path: Path, database: DatabaseUrl
 ) -> None:

@@ -10,6 +10,7 @@ from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.outbox.rows import Rows
+from tests.stores import each_store
 
 
 async def test_a_page_that_contains_the_rest_exactly_is_the_last(store: Store, rows: Rows) -> None:
@@ -20,6 +21,7 @@ async def test_a_page_that_contains_the_rest_exactly_is_the_last(store: Store, r
     assert (await list_deliveries(store, DeliveryFilter(), limit=1)).older is not None
 
 
+@each_store
 async def test_one_is_shown_with_all_that_is_known_of_it(store: Store, rows: Rows) -> None:
     event = await rows.event()
     one = await rows.delivery(

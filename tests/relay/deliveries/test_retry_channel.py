@@ -12,10 +12,12 @@ from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
+from tests.stores import each_store
 
 UNMERGED = frozenset({"log"})
 
 
+@each_store
 async def test_it_ends_although_as_many_die_meanwhile(database: DatabaseUrl) -> None:
     async with open_store(database, time.time, UNMERGED) as store:
         rows = Rows(store)

@@ -21,6 +21,8 @@ from services.relay.outbox.tables import DeliveryState, attempts, deliveries, in
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 from tests.relay.outbox.seeded_history import SERVICES, UNMERGED, seed_history
+from tests.relay.outbox.statistics import analyze
+from tests.stores import each_store
 
 
 async def search(store: Store, filter_: DeliveryFilter, position: Position = NEWEST, **bounds: Any) -> SearchResult:
@@ -29,6 +31,7 @@ async def search(store: Store, filter_: DeliveryFilter, position: Position = NEW
     )
 
 
+@each_store
 async def test_each_filter_finds_what_people_mean_by_it(store: Store) -> None:
     rows = Rows(store)
     old, new = await rows.event("old", age=600), await rows.event("new", age=60)
@@ -124,6 +127,7 @@ def explain(connection: Connection, filter_: DeliveryFilter, position: Position)
     return str(connection.execute(select(examined.c.seq)).cursor.fetchall())
 
 
+@each_store
 async def test_every_search_goes_by_an_index(database: DatabaseUrl) -> None:
     indexes: dict[str, DeliveryFilter] = {
         "deliveries_unsettled": DeliveryFilter(state=DeliveryState.RETRYING, channel="email-secops"),
@@ -133,7 +137,7 @@ async def test_every_search_goes_by_an_index(database: DatabaseUrl) -> None:
     }
     async with open_store(database, time.time) as store:
         await seed_history(store, 4_000)
-        await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
+        await analyze(store)
         for position in (NEWEST, Position(before=3_000), Position(after=2_000)):
             plan = await store.read(partial(explain, filter_=DeliveryFilter(text="x", channel="y"), position=position))
             assert "TEMP B-TREE" not in plan, plan

@@ -18,6 +18,7 @@ from shared.http.json_api import RefusedError
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt
 from tests.relay.outbox.rows import Rows
+from tests.stores import each_store
 
 ALICE = Actor("alice")
 
@@ -75,6 +76,7 @@ async def test_what_the_channel_has_is_not_repeated_however_often_somebody_click
     assert (await send_elsewhere(store, delivery.id, "mail", ALICE)).delivery_id != sent.id
 
 
+@each_store
 async def test_what_waits_there_is_merged_and_nothing_older_follows_what_is_newer(store: Store) -> None:
     await accept(store, "one", "slack", "mail")
     await accept(store, "one", "slack")

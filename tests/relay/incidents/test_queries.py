@@ -32,8 +32,10 @@ from tests.bench.filled import fill
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass
 from tests.relay.outbox.channel_breakers import Clock
 from tests.relay.outbox.rows import Rows
+from tests.relay.outbox.statistics import analyze
 from tests.relay.outbox.test_query_plans import plan
 from tests.relay.served_relay import event_of
+from tests.stores import each_store
 
 
 @pytest.fixture
@@ -193,6 +195,7 @@ async def test_an_earlier_episode_ends_where_the_next_one_begins(store: Store) -
     assert summary.ended_at is not None
 
 
+@each_store
 async def test_filters_choose_and_an_acknowledgement_outlives_the_audit(store: Store) -> None:
     for name in ("x", "y", "z"):
         await accept(store, name, "a")
@@ -214,6 +217,7 @@ async def test_filters_choose_and_an_acknowledgement_outlives_the_audit(store: S
     assert (action.who, action.action) == ("ben", "acknowledge")
 
 
+@each_store
 async def test_the_list_has_the_open_incidents_first_the_worst_before_all_others_on_every_page(store: Store) -> None:
     severities = {"a": "info", "b": "critical", "c": "", "d": "warning", "e": "critical", "f": "critical", "g": "info"}
     for name, severity in severities.items():
@@ -231,6 +235,7 @@ async def test_the_list_has_the_open_incidents_first_the_worst_before_all_others
     assert found == ["e", "b", "c", "d", "a", "g", "f"]
 
 
+@each_store
 async def test_each_list_and_each_part_of_a_timeline_is_found_by_its_index(database: DatabaseUrl) -> None:
     of_one = {"incident": "a", "episode": 1, "first": 1, "last": 9, "most": 3, "max_bytes": 9, "now": 1.0}
     of_one |= {"since": 0.0, "until": 9.0, "seqs": [1, 2]}
@@ -266,7 +271,7 @@ async def test_each_list_and_each_part_of_a_timeline_is_found_by_its_index(datab
             connection.execute(insert(audit), [{**entry, "at": float(at)} for at in range(2000)])
 
         await store.run(spread)
-        await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
+        await analyze(store)
         for index, query in plans:
             found = await store.read(partial(plan, query, of_one))
             if index != "silences_of_incident" or "sqlite" in str(database):  # empty: PostgreSQL reads it whole

@@ -11,6 +11,7 @@ from services.relay.monitors.self_alerts import SelfAlert
 from services.relay.outbox.incidents import Incident, read_open_incident
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, event, open_monitored_outbox
+from tests.stores import each_store
 
 OWN = SelfAlert(
     "watchdog/Watchdog",
@@ -38,6 +39,7 @@ async def going_on(at: MonitoredOutbox) -> Incident:
     return incident
 
 
+@each_store
 async def test_of_two_replicas_one_does(at: MonitoredOutbox, database: DatabaseUrl) -> None:
     async with open_monitored_outbox(database, Clock()) as other:
         begun = await asyncio.gather(*(each.publisher.fire(OWN, ["email"]) for each in (at, other) * 5))

@@ -10,8 +10,10 @@ from services.relay.outbox.store import open_store
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept
 from tests.relay.outbox.rows import Rows
+from tests.stores import each_store
 
 
+@each_store
 async def test_each_commit_changes_it_also_one_of_another_process(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store, open_store(database, time.time) as other:
         markers = [await store.read_change_marker()]
@@ -28,6 +30,7 @@ async def test_each_commit_changes_it_also_one_of_another_process(database: Data
             assert {await store.read_change_marker() for _ in range(9)} == {markers[-1]}
 
 
+@each_store
 async def test_what_came_last_is_known_without_what_the_relay_itself_says(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         rows = Rows(store)

@@ -23,6 +23,7 @@ from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attemp
 from tests.relay.outbox.channel_breakers import Clock
 from tests.relay.outbox.store_jobs import blocked
 from tests.relay.served_relay import event_of
+from tests.stores import each_store
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ async def either(database: DatabaseUrl) -> AsyncIterator[Store]:
         yield store
 
 
+@each_store
 async def test_what_is_committed_together_is_claimed_as_it_came(either: Store) -> None:
     async with blocked(either):
         together = [asyncio.create_task(accept(either, incident, "every")) for incident in "xyyx"]
@@ -52,6 +54,7 @@ async def test_what_is_committed_together_is_claimed_as_it_came(either: Store) -
     assert claimed == ["x", "y", "y", "x"]
 
 
+@each_store
 async def test_the_oldest_is_claimed_first_and_incidents_do_not_wait_for_each_other(either: Store) -> None:
     await accept(either, "x")
     await accept(either, "y")
@@ -59,6 +62,7 @@ async def test_the_oldest_is_claimed_first_and_incidents_do_not_wait_for_each_ot
     assert await nothing_due(either)
 
 
+@each_store
 async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_merges_none(either: Store) -> None:
     for _ in range(3):
         await accept(either, "x", "every")
@@ -133,6 +137,7 @@ async def test_a_clock_that_is_set_back_by_a_moment_ends_no_wait_and_no_lease(st
     assert (await claim_one(store)).task.incident_id == "retried"
 
 
+@each_store
 async def test_a_clean_stop_returns_its_own_claims_and_no_others(either: Store) -> None:
     await accept(either, "x")
     await accept(either, "y")
@@ -143,6 +148,7 @@ async def test_a_clean_stop_returns_its_own_claims_and_no_others(either: Store) 
     assert await nothing_due(either)
 
 
+@each_store
 async def test_the_first_receipt_is_that_of_this_episode_on_this_channel(either: Store) -> None:
     receipts = []
     for number, episode in enumerate((1, 1, 1, 2), 1):
@@ -157,6 +163,7 @@ async def test_the_first_receipt_is_that_of_this_episode_on_this_channel(either:
     assert (await claim_one(either, "b")).task.first_receipt is None
 
 
+@each_store
 async def test_progress_outlives_an_attempt_and_a_restart(database: DatabaseUrl) -> None:
     async with open_store(database, lambda: 1000.0) as store:
         await accept(store, "x")
@@ -167,6 +174,7 @@ async def test_progress_outlives_an_attempt_and_a_restart(database: DatabaseUrl)
         assert (await claim_one(store)).task.progress == {"have_it": "oncall@example.org"}
 
 
+@each_store
 async def test_large_events_are_claimed_one_by_one(either: Store) -> None:
     large = event_of(common_annotations={"description": "x" * MAX_CLAIM_BYTES})
     for number in range(3):
@@ -174,6 +182,7 @@ async def test_large_events_are_claimed_one_by_one(either: Store) -> None:
     assert len((await claim_some(either, limit=3)).claims) == 1
 
 
+@each_store
 async def test_all_events_of_a_long_wait_are_reported_in_their_order(either: Store) -> None:
     await accept(either, "x")
     await end_attempt(either, await claim_one(either), DeliveryState.RETRYING)
@@ -185,6 +194,7 @@ async def test_all_events_of_a_long_wait_are_reported_in_their_order(either: Sto
     assert counts == [0, *range(40)]
 
 
+@each_store
 async def test_a_delivery_is_its_own_receipt_with_each_of_its_attempts(either: Store) -> None:
     accepted = await accept(either, "x")
     await end_attempt(either, await claim_one(either), DeliveryState.RETRYING, detail="put off")
@@ -214,6 +224,7 @@ async def test_a_clock_that_is_set_forward_ends_no_lease_of_what_is_just_being_s
     assert (await end_attempt(store, ours)).lease_valid
 
 
+@each_store
 async def test_what_a_stop_returns_is_merged_into_what_waits_behind_it(either: Store) -> None:
     await accept(either, "x")
     await claim_one(either)
@@ -266,6 +277,7 @@ async def test_what_came_late_adds_nothing_where_its_delivery_still_waits(store:
     assert (second.task.delivery_id, second.task.maybe_sent) == (late.task.delivery_id, True)
 
 
+@each_store
 async def test_a_later_episode_leaves_the_message_that_shows_what_came_late_to_its_own(
     database: DatabaseUrl, clock: Clock
 ) -> None:

@@ -16,6 +16,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import enqueue, open_breaker
 from tests.relay.outbox.rows import Rows
+from tests.stores import each_store
 
 DAY = 86_400.0
 
@@ -26,6 +27,7 @@ async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
         yield store
 
 
+@each_store
 async def test_groups_come_with_their_newest_and_what_their_provider_answered(store: Store) -> None:
     rows = Rows(store)
     events = [await rows.event(f"{number}", age=100.0 - number) for number in range(5)]
@@ -84,6 +86,7 @@ async def given_up(store: Store, incident: str = "x", channel: str = "a") -> str
     return claim.task.delivery_id
 
 
+@each_store
 async def test_a_dead_letter_is_requeued_as_its_incident_stands(store: Store) -> None:
     dead = await given_up(store)
     await accept(store, "x")
@@ -190,6 +193,7 @@ async def set_the_clock_back(store: Store, seconds: float) -> None:
     await store.run(lambda transaction: transaction.connection.execute(later))
 
 
+@each_store
 async def test_all_that_waited_for_a_broken_channel_comes_back(store: Store) -> None:
     await enqueue(store, 40)
     await open_breaker(store)

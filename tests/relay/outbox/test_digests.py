@@ -21,6 +21,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import PAUSES, accept, end_attempt, prepare
 from tests.relay.outbox.clocks import FileClock, ServerClock
 from tests.relay.served_relay import event_of, with_labels
+from tests.stores import each_store
 
 OVER = 3
 """More waiting deliveries are a storm."""
@@ -112,6 +113,7 @@ def list_incidents(task: Claim) -> list[str]:
     return [member.task.incident_id for member in task.members]
 
 
+@each_store
 async def test_few_go_one_by_one_and_more_go_as_one_message_for_one_token(storm: Storm) -> None:
     await storm.accept_events("abc")
     assert await storm.claim_alone() == ["a"]
@@ -184,6 +186,7 @@ async def test_critical_ones_go_first_and_one_by_one_until_others_have_waited_fo
     assert list_incidents(await storm.claim_digest()) == ["e", "f", "g", "h"]
 
 
+@each_store
 async def test_a_critical_one_that_changes_while_a_digest_names_it_sends_that(storm: Storm) -> None:
     await storm.accept_events("abcdef", "critical")
     for _ in range(5):
@@ -272,6 +275,7 @@ async def test_a_digest_that_may_have_arrived_is_claimed_again_as_it_was(storm: 
     assert "b" in list_incidents(await storm.claim_digest())
 
 
+@each_store
 async def test_only_the_whole_of_a_digest_that_may_have_arrived_is_claimed(storm: Storm, database: DatabaseUrl) -> None:
     """Else a part of it would be searched for, and a post that does not name it be found."""
     await storm.accept_events("abcd")
@@ -396,6 +400,7 @@ async def test_a_digest_shows_an_end_that_was_merged_into_the_next_episode(storm
     assert ("b", Status.RESOLVED) in edited[claim.task.delivery_id]
 
 
+@each_store
 async def test_a_digest_that_may_have_arrived_with_an_older_state_is_edited(storm: Storm) -> None:
     await storm.accept_events("abcd")
     claim = await storm.claim_digest()

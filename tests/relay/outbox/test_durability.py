@@ -27,6 +27,7 @@ from tests.postgres import Postgres
 from tests.relay.outbox import tables
 from tests.relay.outbox.store_jobs import bodies, write
 from tests.relay.served_relay import Scripted, post, served, settings, until, webhook_of
+from tests.stores import each_store
 
 
 def careless(server: Postgres) -> None:
@@ -284,6 +285,7 @@ def drop_all(engine: Engine) -> None:
     raise AssertionError("the tables could not be dropped")
 
 
+@each_store
 async def test_an_emptied_database_is_503_with_the_reason_and_no_tables_are_made(
     database: DatabaseUrl, tmp_path: Path
 ) -> None:
@@ -343,6 +345,7 @@ _DAMAGE = """
 """
 
 
+@each_store
 async def test_what_the_workers_cannot_read_the_intake_does_not_accept(tmp_path: Path, database: DatabaseUrl) -> None:
     refused = SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "HTTP 500")
     given = settings(tmp_path, {"one": Scripted(*[refused] * 99)}, delivery={"backoff_initial": "1ms"})

@@ -12,6 +12,7 @@ from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, prepare
 from tests.relay.served_relay import event_of
+from tests.stores import each_store
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ async def _restart(store: Store, episode: int, status: str = "firing") -> Claim:
     return await prepare(store, await claim_one(store), acknowledges=True)
 
 
+@each_store
 async def test_a_resolve_that_did_not_arrive_comes_before_the_next_episode(store: Store) -> None:
     first = await _restart(store, 1)
     assert not first.task.resolves_earlier

@@ -25,6 +25,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, prepare
 from tests.relay.outbox.channel_breakers import Clock
 from tests.relay.served_relay import event_of, until
+from tests.stores import each_store
 
 RESOLVED = event_of("resolved")
 _LOCK = 42
@@ -99,6 +100,7 @@ async def test_what_was_given_up_is_shown_by_an_edit_and_a_retry_by_none(store: 
     assert await claim_edit(store)
 
 
+@each_store
 async def test_a_change_during_an_edit_is_shown_by_the_next_one_and_nobody_else_edits_meanwhile(store: Store) -> None:
     await deliver(store)
     await deliver(store)
@@ -232,6 +234,7 @@ async def test_an_edit_that_failed_waits_or_is_over(timed: Store, clock: Clock, 
     )
 
 
+@each_store
 async def test_of_a_channel_that_was_renamed_first_messages_show_their_end_though_the_next_episode_began(
     store: Store,
 ) -> None:

@@ -20,6 +20,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, open_breaker
 from tests.relay.served_relay import event_of
+from tests.stores import each_store
 
 REMARK = "Also sent here because channel a is down."
 
@@ -45,6 +46,7 @@ async def all_of(store: Store, channel: str) -> list[tuple[str, int, int]]:
     return [(claim.task.incident_id, claim.task.first_event_seq, claim.task.last_event_seq) for claim in claims]
 
 
+@each_store
 async def test_all_that_waits_goes_to_the_others_in_order_and_once(store: Store) -> None:
     await enqueue(store, 4)
     await refuse(store, "a", "b", "every")
@@ -174,6 +176,7 @@ async def test_a_channel_that_cannot_be_reached_waits_for_itself(store: Store) -
     assert await nothing_due(store, "b")
 
 
+@each_store
 async def test_what_is_given_up_for_its_age_goes_to_the_others_whatever_its_channel_says(store: Store) -> None:
     await enqueue(store, FAILURE_THRESHOLD + fallback.FALLBACK_STEP)
     claim = await claim_one(store)

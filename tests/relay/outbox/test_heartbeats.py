@@ -11,6 +11,7 @@ from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.tables import watchdogs
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.monitors.monitored_outbox import START
+from tests.stores import each_store
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ async def silences(store: Store, *names: str) -> dict[str, float]:
     return {name: silence.since_last for name, silence in found.items()}
 
 
+@each_store
 async def test_heartbeats_of_several_watchdogs_and_at_once_are_all_kept(store: Store) -> None:
     await asyncio.gather(
         record_heartbeats(store, ["a", "b"]),

@@ -12,6 +12,7 @@ from services.relay.outbox.tables import events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.monitors.monitored_outbox import START, event
 from tests.relay.outbox.actions import accept
+from tests.stores import each_store
 
 FIRES = event(("A", Status.FIRING))
 
@@ -22,6 +23,7 @@ async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
         yield store
 
 
+@each_store
 async def test_pages_hold_every_open_incident_once(store: Store) -> None:
     names = [f"{number:03}" for number in range(2 * PAGE_SIZE + 5)]
     for name in reversed(names):

@@ -17,6 +17,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, fail
 from tests.relay.served_relay import event_of
+from tests.stores import each_store
 
 
 @pytest.fixture
@@ -107,6 +108,7 @@ async def test_a_first_message_knows_what_was_merged_into_it_and_may_have_arrive
     assert (predecessor.delivery_id, predecessor.progress) == (killed.task.delivery_id, {"ts": "1"})
 
 
+@each_store
 async def test_a_first_message_knows_all_that_may_have_arrived_however_often_no_answer_came(
     database: DatabaseUrl, clock: Clock
 ) -> None:
@@ -153,6 +155,7 @@ async def test_what_was_merged_into_one_first_message_is_not_taken_over_by_anoth
     assert not second.task.predecessors
 
 
+@each_store
 @pytest.mark.parametrize("is_lost_itself", [False, True], ids=["merged into it", "itself"])
 async def test_what_may_have_arrived_is_known_across_dead_letters_until_a_first_message_is_there(
     database: DatabaseUrl, clock: Clock, is_lost_itself: bool

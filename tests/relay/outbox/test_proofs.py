@@ -26,6 +26,7 @@ from services.relay.outbox.served_channels import record_served_channels
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import DeliveryState, channel_proofs, channels
 from tests.relay.outbox.rows import Rows
+from tests.stores import each_store
 
 EVERY = 900.0
 
@@ -51,6 +52,7 @@ async def lose(store: Store, interval: float, *channels: str, hop: Hop = Hop.PRO
     return dict(await store.run(lambda transaction: record_losses(transaction, interval, channels, hop, "why")))
 
 
+@each_store
 async def test_an_interval_has_one_proof_on_each_channel_however_many_send_it(store: Store) -> None:
     assert await accept(store) == {"a", "b"}
     assert await accept(store, service="billing") == set()  # another service
@@ -153,6 +155,7 @@ async def test_a_clean_stop_gives_a_claimed_proof_to_the_next_relay(store: Store
     assert await claim(store, lease_owner="other")
 
 
+@each_store
 async def test_a_lost_proof_is_counted_once_at_the_hop_that_had_it_last(store: Store) -> None:
     interval = find_interval(time.time(), EVERY)
     await accept(store, channels=["proven", "tried", "waiting"])
@@ -240,6 +243,7 @@ async def test_a_relay_that_was_away_for_a_moment_leaves_a_channel_unproven(
     assert found == pytest.approx(time.time() + proven_at, abs=60)
 
 
+@each_store
 async def test_proofs_are_kept_for_a_month_whatever_else_is(store: Store) -> None:
     await accept(store)
     await prune_proofs(store, time.time() + KEPT_SECONDS)

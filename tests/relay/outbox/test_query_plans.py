@@ -33,6 +33,8 @@ from shared.sql.database_url import DatabaseUrl
 from shared.sql.rows import RowQuery
 from tests.bench.filled import CHANNEL, fill
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt
+from tests.relay.outbox.statistics import analyze
+from tests.stores import each_store
 
 FEW, LARGE = 20, 2000
 WORK: dict[str, Callable[[Store], Awaitable[object]]] = {
@@ -134,6 +136,7 @@ def plan(query: RowQuery[Any], given: dict[str, Any], connection: Connection) ->
     )  # the plan has other columns than the query
 
 
+@each_store
 async def test_no_database_takes_the_index_of_what_was_delivered(database: DatabaseUrl) -> None:
     of_two: dict[str, Any] = {"incidents": ["a", "b"], "episodes": [1]}
     now = time.time()
@@ -159,13 +162,14 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
         await fill(store, LARGE, DeliveryState.DELIVERED)
         found = [await store.read(partial(plan, query, given)) for query, given, _ in first]
         await fill(store, 500, DeliveryState.DEAD)
-        await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
+        await analyze(store)
         found += [await store.read(partial(plan, query, given)) for query, given, _ in then]
     for how, (_, _, wanted) in zip(found, first + then, strict=True):
         assert any(index in how for index in wanted), how
         assert "deliveries_delivered" not in how
 
 
+@each_store
 async def test_open_incidents_of_a_service_are_found_by_their_index(database: DatabaseUrl) -> None:
     given = {"services": ["1", "2"], "service": "1"}
     async with open_store(database, time.time) as store:
@@ -173,7 +177,7 @@ async def test_open_incidents_of_a_service_are_found_by_their_index(database: Da
         seq = incidents.c.latest_event_seq
         services = update(incidents).values(started_at=seq, service_id=cast(seq % 40, Text))
         await store.run(lambda transaction: transaction.connection.execute(services).close())
-        await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
+        await analyze(store)
         queries: tuple[RowQuery[Any], ...] = (context._COUNT_OPEN, context._READ_OLDEST)
         plans = [await store.read(partial(plan, query, given)) for query in queries]
     for found in plans:
@@ -182,13 +186,14 @@ async def test_open_incidents_of_a_service_are_found_by_their_index(database: Da
         assert "Sort" not in found
 
 
+@each_store
 async def test_open_incidents_are_read_in_pages_by_their_index(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         await fill(store, LARGE, DeliveryState.DELIVERED)
         closed = update(incidents).values(first_event_seq=incidents.c.latest_event_seq, is_open=0)
         await store.run(lambda transaction: transaction.connection.execute(closed).close())
         await accept(store, "new", CHANNEL)
-        await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
+        await analyze(store)
         found = await store.read(partial(plan, outbox_incidents._OPEN_PAGE, {"after": 0}))
     assert "incidents_open" in found
     assert "TEMP B-TREE" not in found
@@ -203,6 +208,7 @@ async def test_a_receipt_searches_nothing_either(tmp_path: Path) -> None:
     assert 50 < large < 1.05 * few + 20
 
 
+@each_store
 async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database: DatabaseUrl) -> None:
     newest = incident_queries._SUMMARIES.order_by(incidents.c.first_event_seq.desc()).limit(11)
     async with open_store(database, time.time) as store:
@@ -210,7 +216,7 @@ async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database:
         first = update(incidents).values(first_event_seq=incidents.c.latest_event_seq)
         await store.run(lambda transaction: transaction.connection.execute(first).close())
         await accept(store, "new", CHANNEL, escalation=(EscalationStep(60.0, ("boss",)),))
-        await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
+        await analyze(store)
         escalating = await store.read(partial(plan, escalation._FIND_DUE, {"now": time.time()}))
         latest = await store.read(partial(plan, newest, {"now": time.time()}))
     assert "incidents_escalating" in escalating
@@ -218,6 +224,7 @@ async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database:
     assert "deliveries_delivered" not in escalating + latest
 
 
+@each_store
 async def test_what_the_first_page_shows_is_found_by_its_indexes(database: DatabaseUrl) -> None:
     queries: dict[str, tuple[RowQuery[Any], dict[str, Any]]] = {
         "incidents_open_by_severity": (
@@ -236,7 +243,7 @@ async def test_what_the_first_page_shows_is_found_by_its_indexes(database: Datab
         some = update(incidents).where(seq % 40 == 0).values(severity="critical", is_open=1)
         for changes in (severities, some):
             await store.run(lambda transaction, changes=changes: transaction.connection.execute(changes).close())  # type: ignore[misc]
-        await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
+        await analyze(store)
         for index, (query, given) in queries.items():
             found = await store.read(partial(plan, query, given))
             assert index in found, found

@@ -29,6 +29,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, let_pass, nothing_due
 from tests.relay.served_relay import event_of
+from tests.stores import each_store
 
 Restore = Callable[[], DatabaseUrl]
 
@@ -106,6 +107,7 @@ async def test_no_message_is_edited_back_to_what_a_backup_knows_before_that_is_c
         assert (await claim_edits(store, request)).claims
 
 
+@each_store
 async def test_what_waits_in_a_backup_is_on_hold_and_counts_as_perhaps_delivered(
     database: DatabaseUrl, restore: Restore
 ) -> None:
@@ -172,6 +174,7 @@ async def test_what_comes_after_the_restore_is_not_on_hold(database: DatabaseUrl
         assert (claim.task.first_event_seq, claim.task.last_event_seq) == (1, 2)
 
 
+@each_store
 async def test_a_relay_that_was_stopped_for_long_reports_what_waits_as_ever(database: DatabaseUrl) -> None:
     async with open_store(database, lambda: 10_000.0) as store:
         await notice(store)
@@ -184,6 +187,7 @@ async def test_a_relay_that_was_stopped_for_long_reports_what_waits_as_ever(data
         assert (await claim_one(store)).task.firing_undelivered
 
 
+@each_store
 async def test_two_replicas_that_start_for_the_first_time_at_once_find_no_backup(database: DatabaseUrl) -> None:
     async with open_store(database, lambda: 10_000.0) as one, open_store(database, lambda: 10_000.0) as other:
         for _ in range(5):

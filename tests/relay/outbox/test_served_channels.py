@@ -14,6 +14,7 @@ from services.relay.outbox.tables import DeliveryState, channels, deliveries
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept_webhook, claim_one, end_attempt, nothing_due
 from tests.relay.served_relay import event_of
+from tests.stores import each_store
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ async def test_a_new_name_gets_the_beginning_that_waits_for_the_old_one(store: S
         assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.firing_undelivered) == (2, 2, False)
 
 
+@each_store
 async def test_a_new_name_gets_the_end_alone_where_the_old_one_reported_the_beginning(store: Store) -> None:
     await come(store, "firing", "old")
     await end_attempt(store, await claim_one(store, "old"))
@@ -53,6 +55,7 @@ async def test_a_new_name_gets_the_end_alone_where_the_old_one_reported_the_begi
     assert (claim.task.first_event_seq, claim.task.last_event_seq, claim.task.firing_undelivered) == (2, 2, False)
 
 
+@each_store
 async def test_what_another_replica_delivers_is_left_to_it_and_it_gets_what_comes(store: Store) -> None:
     await record_served_channels(store, dict.fromkeys(["theirs", "ours"]))
     await come(store, "firing", "theirs", "ours")
@@ -63,6 +66,7 @@ async def test_what_another_replica_delivers_is_left_to_it_and_it_gets_what_come
     assert await nothing_due(store, "mail")
 
 
+@each_store
 async def test_what_no_replica_has_delivered_on_for_a_while_goes_to_the_others(store: Store) -> None:
     await record_served_channels(store, dict.fromkeys(["theirs"]))
     await come(store, "firing", "theirs", "ours")

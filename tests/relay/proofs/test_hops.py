@@ -23,6 +23,7 @@ from tests.ops.conftest import Running
 from tests.relay.monitors.monitored_outbox import MonitoredOutbox
 from tests.relay.real_alertmanager import run_alertmanager
 from tests.relay.served_relay import until
+from tests.stores import each_store
 
 T = TypeVar("T", PrometheusClient, AlertmanagerClient)
 NOBODY: Final = "http://127.0.0.1:9"
@@ -190,6 +191,7 @@ async def test_a_receiver_without_a_webhook_is_named(tmp_path: Path) -> None:
         assert await ask() == (Hop.ALERTMANAGER, text)
 
 
+@each_store
 async def test_when_alertmanager_had_the_proof_is_stored_soon_after_it_came(tmp_path: Path, store: Store) -> None:
     async with run_alertmanager(tmp_path, alertmanager_file()) as url, closing_client(AlertmanagerClient(url)) as peer:
         started = find_interval(time.time(), EVERY)

@@ -33,6 +33,7 @@ from services.relay.quarantine.replay import (
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.monitors.monitored_outbox import watch
 from tests.relay.served_relay import webhook_of
+from tests.stores import each_store
 
 CHANNELS: dict[str, Any] = dict.fromkeys(("slack", "pager", "boss"))
 RULES = RelaySettings.model_construct(
@@ -89,6 +90,7 @@ async def relay(database: DatabaseUrl) -> AsyncIterator[Replica]:
         yield build_replica(store)
 
 
+@each_store
 async def test_a_repaired_webhook_is_accepted_once_whichever_replicas_are_asked(
     relay: Replica, database: DatabaseUrl
 ) -> None:

@@ -25,9 +25,11 @@ from shared.sql.database_url import DatabaseUrl
 from shared.sql.rows import RowQuery
 from tests.bench.filled import CHANNEL, fill
 from tests.relay.outbox.rows import Rows
+from tests.relay.outbox.statistics import analyze
 from tests.relay.outbox.test_query_plans import plan
 from tests.relay.report.history_rows import HistoryRows
 from tests.relay.report.small_history import add_small_history
+from tests.stores import each_store
 
 DAY = 86400.0
 
@@ -46,6 +48,7 @@ async def read_csv(store: Store) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(format_csv(await read_report_of(store, 7.0)))))
 
 
+@each_store
 async def test_an_incident_that_starts_more_often_than_is_stored_makes_the_count_a_minimum(
     database: DatabaseUrl,
 ) -> None:
@@ -68,6 +71,7 @@ async def test_an_incident_that_starts_more_often_than_is_stored_makes_the_count
         assert (await read_csv(store))[0]["detail"] == "there were more than are stored"
 
 
+@each_store
 async def test_quantiles_are_exact(database: DatabaseUrl) -> None:
     """Each is the smallest time that so many percent do not exceed, as a person finds it in a sorted list."""
     random = Random(16)  # noqa: S311
@@ -93,6 +97,7 @@ async def test_quantiles_are_exact(database: DatabaseUrl) -> None:
     }
 
 
+@each_store
 async def test_what_retention_has_deleted_is_said(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         start = await add_small_history(store)
@@ -121,6 +126,7 @@ def encode_time(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(at))
 
 
+@each_store
 async def test_a_report_reads_indexes(database: DatabaseUrl) -> None:
     queries: dict[RowQuery[Any], str] = {
         delivery_figures._DELIVERED: "deliveries_delivered",
@@ -136,6 +142,6 @@ async def test_a_report_reads_indexes(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         await fill(store, 2000, DeliveryState.DELIVERED)
         await fill(store, 500, DeliveryState.DEAD)
-        await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
+        await analyze(store)
         for query, index in queries.items():
             assert index in await store.read(partial(plan, query, given))

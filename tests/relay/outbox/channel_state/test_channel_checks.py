@@ -25,6 +25,7 @@ from tests.relay.outbox.actions import accept, claim_one
 from tests.relay.outbox.channel_breakers import fail
 from tests.relay.outbox.rows import Rows
 from tests.relay.outbox.test_query_plans import plan
+from tests.stores import each_store
 
 PASSED = CheckResult("token", CheckOutcome.PASSED, "bot keypulse")
 FAILED = CheckResult("channel", CheckOutcome.FAILED, "it is \x00archived", "unarchive it", 0.5)
@@ -47,6 +48,7 @@ async def change(store: Store, **values: object) -> None:
     await store.run(lambda transaction: transaction.connection.execute(update(channels).values(values)))
 
 
+@each_store
 async def test_one_replica_at_a_time_checks_a_channel_and_the_last_checks_are_kept(store: Store) -> None:
     assert [await claim_check(store, "a", 60) for _ in range(2)] == [True, False]
     assert await claim_check(store, "b", 60)
@@ -77,6 +79,7 @@ async def test_one_replica_at_a_time_checks_a_channel_and_the_last_checks_are_ke
     assert (await overview(store)).last_test == found.last_test
 
 
+@each_store
 async def test_of_two_replicas_one_checks_and_one_tests(database: DatabaseUrl, store: Store) -> None:
     async with open_store(database, time.time) as other:
         assert sorted(await asyncio.gather(claim_check(store, "a", 60), claim_check(other, "a", 60))) == [False, True]
@@ -105,6 +108,7 @@ async def test_a_test_takes_tokens_and_waits_for_provider_and_rate_but_not_for_a
     assert (await state(store, "a")).is_busy
 
 
+@each_store
 async def test_an_overview_says_how_a_channel_is_what_waits_and_what_happened_last(store: Store) -> None:
     never = await overview(store, "never")
     assert (never.is_down, never.breaker, never.waiting, never.oldest_accepted_at) == (

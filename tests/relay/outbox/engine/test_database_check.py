@@ -11,6 +11,7 @@ from shared.check import CheckError
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.postgres import Postgres
 from tests.relay.outbox.tables import opened
+from tests.stores import each_store
 
 
 def is_untouched(database: DatabaseUrl) -> bool:
@@ -25,10 +26,12 @@ async def test_an_empty_database_gets_its_tables_at_the_first_start_and_not_befo
     assert is_untouched(empty_database)
 
 
+@each_store
 async def test_tables_of_this_program_are_up_to_date(database: DatabaseUrl) -> None:
     assert await check_outbox(database) == "its tables are up to date"
 
 
+@each_store
 async def test_tables_of_another_revision_are_read_and_left_as_they_are(database: DatabaseUrl) -> None:
     with opened(database) as engine, engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0022'"))

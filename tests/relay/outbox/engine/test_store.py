@@ -8,6 +8,7 @@ from sqlalchemy import event, exc
 
 from services.relay.outbox.store import Store, Transaction
 from tests.relay.outbox.store_jobs import blocked, bodies, write, write_all
+from tests.stores import each_store
 
 
 async def test_the_file_is_written_ahead_and_flushed_at_each_commit(store: Store) -> None:
@@ -31,6 +32,7 @@ async def test_what_waits_at_the_same_time_is_committed_in_one_batch(store: Stor
     assert await bodies(store) == [b"%d" % n for n in range(100)] + [b"x"] * 100
 
 
+@each_store
 async def test_an_exception_undoes_its_own_work_alone(either: Store) -> None:
     def fail(transaction: Transaction) -> None:
         write(transaction, b"undone")
@@ -48,6 +50,7 @@ async def test_an_exception_undoes_its_own_work_alone(either: Store) -> None:
     assert await bodies(either) == [b"a", b"b"]
 
 
+@each_store
 async def test_one_of_many_that_raises_costs_the_others_nothing(either: Store) -> None:
     def write_even(transaction: Transaction, numbers: Sequence[int]) -> list[int]:
         for number in numbers:
@@ -64,6 +67,7 @@ async def test_one_of_many_that_raises_costs_the_others_nothing(either: Store) -
     assert await bodies(either) == [b"0", b"1", b"2", b"4"]
 
 
+@each_store
 async def test_one_that_the_database_will_not_have_costs_the_others_nothing(either: Store) -> None:
     def refused(transaction: Transaction) -> None:
         transaction.connection.exec_driver_sql("INSERT INTO quarantine (seq) VALUES (1)")

@@ -15,6 +15,7 @@ from shared.sql import database_url
 from tests.faults.disk import tmpfs
 from tests.postgres import Postgres
 from tests.relay.outbox.store_jobs import bodies, write
+from tests.stores import each_store
 
 
 async def test_a_full_disk_refuses_the_work_and_the_store_goes_on_when_there_is_space(store: Store) -> None:
@@ -39,6 +40,7 @@ async def test_after_a_failure_the_file_is_opened_again(store: Store) -> None:
     assert reopened == [1]
 
 
+@each_store
 async def test_a_read_during_which_another_fails_leaves_no_connection_open(either: Store) -> None:
     reads, fails = threading.Event(), threading.Event()
     closed = []
@@ -58,6 +60,7 @@ async def test_a_read_during_which_another_fails_leaves_no_connection_open(eithe
     assert await bodies(either) == []
 
 
+@each_store
 async def test_an_errors_text_shows_no_payload(either: Store) -> None:
     incomplete = text("SELECT :there, :missing")
     with pytest.raises(exc.StatementError, match="missing") as raised:

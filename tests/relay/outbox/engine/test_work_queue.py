@@ -16,6 +16,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.store_jobs import blocked, bodies, write, write_all
 from tests.relay.served_relay import event_of
 from tests.stopwatch import Stopwatch
+from tests.stores import each_store
 
 MOST = 64 * 1024 * 1024
 """Bytes."""
@@ -59,6 +60,7 @@ async def test_closing_waits_no_longer_than_a_second_for_what_hangs(store: Store
     assert [entry["event"] for entry in logs] == ["outbox closed during a transaction"]
 
 
+@each_store
 async def test_closing_does_what_waits_and_refuses_what_comes_later(database: DatabaseUrl) -> None:
     async with open_store(database, lambda: 0.0) as store:
         late = asyncio.create_task(store.run(partial(write, body=b"in time")))
@@ -104,6 +106,7 @@ async def test_what_nobody_waits_for_is_kept_no_longer(store: Store, monkeypatch
         next_one.cancel()
 
 
+@each_store
 async def test_what_cannot_be_committed_is_kept_no_longer(either: Store, database: DatabaseUrl) -> None:
     def fail(transaction: Transaction, _items: Sequence[Large]) -> Sequence[None]:
         lost = "SELECT * FROM missing" if sqlite else "SELECT pg_terminate_backend(pg_backend_pid())"

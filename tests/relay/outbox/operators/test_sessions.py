@@ -21,6 +21,7 @@ from services.relay.outbox.store import Store, Transaction, open_store
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.console.test_api import Clock
 from tests.relay.login.served_login import count_sessions
+from tests.stores import each_store
 
 
 def row(session_id: str, name: str = "anna") -> SessionRow:
@@ -57,6 +58,7 @@ async def test_the_number_of_sessions_is_bounded_and_the_retention_removes_those
         assert await store.read(count_sessions) == 1
 
 
+@each_store
 async def test_a_request_finds_its_session_and_a_login_the_others_of_its_holder_by_an_index(
     database: DatabaseUrl,
 ) -> None:

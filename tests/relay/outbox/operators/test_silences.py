@@ -29,6 +29,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept
 from tests.relay.outbox.channel_breakers import Clock
 from tests.relay.served_relay import event_of
+from tests.stores import each_store
 
 
 @pytest.fixture
@@ -61,6 +62,7 @@ async def finish(store: Store, row: SilenceRow, state: SilenceState) -> None:
     await record_answer(store, row)
 
 
+@each_store
 async def test_one_of_several_presses_is_created(store: Store) -> None:
     await accept(store, "one", "slack")
     first, second = await request(store, "1"), await request(store, "2")
@@ -103,6 +105,7 @@ async def test_nothing_is_requested_of_an_episode_that_is_over_or_unknown(store:
     assert (await request(store, "1", episode=2)).episode == 2
 
 
+@each_store
 async def test_who_has_lost_the_lease_changes_nothing(store: Store) -> None:
     await accept(store, "one", "slack")
     late = await request(store, "1")

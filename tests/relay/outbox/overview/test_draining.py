@@ -10,6 +10,7 @@ from services.relay.monitors.watchdog import _FIND_DELIVERED, is_draining
 from services.relay.outbox.store import Store
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.outbox.rows import Rows
+from tests.stores import each_store
 
 
 async def draining(store: Store, *channels: str) -> bool:
@@ -65,6 +66,7 @@ async def test_one_channel_that_does_not_drain_is_enough(store: Store, rows: Row
     assert await draining(store, "slack")
 
 
+@each_store
 async def test_of_what_was_delivered_no_more_than_the_index_is_searched(store: Store, rows: Rows) -> None:
     await ended(rows, "slack", 1)
 

@@ -11,8 +11,10 @@ from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
+from tests.stores import each_store
 
 
+@each_store
 async def test_all_of_it_is_read_and_steps_that_are_over_are_read_once(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         rows = Rows(store)

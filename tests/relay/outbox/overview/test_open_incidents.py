@@ -12,6 +12,7 @@ from services.relay.outbox.tables import incidents, silences
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept
 from tests.relay.served_relay import event_of, with_labels
+from tests.stores import each_store
 
 
 async def fire(store: Store, incident: str, severity: str | None, *, is_open: bool = True) -> None:
@@ -26,6 +27,7 @@ async def silence(store: Store, incident: str, **changes: object) -> None:
     await store.run(lambda transaction: transaction.connection.execute(insert(silences), row | changes).close())
 
 
+@each_store
 async def test_the_worst_come_first_with_who_takes_care_of_them_and_all_are_counted(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         for incident, severity in (

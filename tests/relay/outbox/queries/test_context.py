@@ -14,6 +14,7 @@ from services.relay.outbox.tables import incidents
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.relay.outbox.actions import accept, claim_one, end_attempt
 from tests.relay.served_relay import event_of
+from tests.stores import each_store
 
 DAY = 86400.0
 
@@ -26,6 +27,7 @@ def of(status: str = "firing", *, env: str = "production", service: str = "ledge
     return replace(event, alerts=listed or event.alerts)
 
 
+@each_store
 async def test_what_else_fires_for_the_service_is_named_the_oldest_first(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         for number in range(MAX_RELATED + 2):
@@ -85,6 +87,7 @@ async def test_starts_within_seven_days_are_counted(tmp_path: Path) -> None:
         assert (await claim_one(store)).task.context.episodes_in_7_days == MAX_EPISODES
 
 
+@each_store
 async def test_the_previous_message_is_the_last_that_its_channel_accepted_in_this_episode(
     database: DatabaseUrl,
 ) -> None:

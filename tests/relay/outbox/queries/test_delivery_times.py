@@ -9,10 +9,12 @@ from services.relay.outbox.store import open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
+from tests.stores import each_store
 
 STEP = 300
 
 
+@each_store
 async def test_each_step_has_its_counts_and_exact_quantiles(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         rows, start = Rows(store), 1_000_000 * STEP

@@ -12,8 +12,10 @@ from services.relay.preview.pages import list_recent_events, read_webhook
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.channel_state.test_channel_checks import explain
 from tests.relay.outbox.rows import Rows
+from tests.stores import each_store
 
 
+@each_store
 async def test_the_last_webhooks_that_are_not_too_large_can_be_chosen(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         rows = Rows(store)

@@ -16,12 +16,14 @@ from tests.relay.monitors.monitored_outbox import event as build_event
 from tests.relay.outbox.actions import claim_one, read_event
 from tests.relay.outbox.rows import Rows
 from tests.relay.served_relay import event_of
+from tests.stores import each_store
 
 DAY = 86400.0
 NO_LIMIT = 1_000_000
 NOT_DELIVERED = (DeliveryState.QUEUED, DeliveryState.RETRYING, DeliveryState.DEAD)
 
 
+@each_store
 async def test_what_is_over_and_old_goes_with_its_attempts(store: Store, rows: Rows) -> None:
     old = await rows.event(age=2 * DAY, goes_on=False)
     await rows.delivery(old, "slack")
@@ -137,6 +139,7 @@ async def test_an_event_stays_until_its_last_channel_is_pruned(store: Store, row
     assert await rows.events() == []
 
 
+@each_store
 async def test_a_closed_incident_goes_with_its_last_event_and_an_open_one_stays(store: Store, rows: Rows) -> None:
     await rows.delivery(await rows.event("closed", age=2 * DAY, goes_on=False))
     young = await rows.event("young", age=DAY / 2, goes_on=False)
@@ -207,6 +210,7 @@ def incident(store: Store) -> Incident:
     return Incident(store)
 
 
+@each_store
 async def test_of_what_came_after_a_dead_letter_the_last_state_of_each_alert_is_left(
     store: Store, incident: Incident
 ) -> None:

@@ -27,6 +27,7 @@ from shared.http.access import AuditEntry
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 from tests.relay.served_relay import Scripted, metric, post, served, settings, until, webhook_of
+from tests.stores import each_store
 
 MIB = 1024 * 1024
 DAY = 86400.0
@@ -65,6 +66,7 @@ async def test_a_refused_webhook_goes_by_its_age_as_a_delivery_does(store: Store
     assert await sizes_of_refused(store) == [len("young webhook")]
 
 
+@each_store
 async def test_near_the_limit_the_oldest_of_what_is_over_goes_and_nothing_that_is_to_be_delivered(
     store: Store, rows: Rows
 ) -> None:

@@ -14,6 +14,7 @@ from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.conftest import Until
 from tests.relay.outbox.rows import Rows
+from tests.stores import each_store
 
 DAY = 86400.0
 NO_LIMIT = 1_000_000
@@ -27,6 +28,7 @@ async def test_more_than_one_step_is_pruned_in_a_round_and_the_oldest_go_first(s
     assert await rows.count(deliveries) == await rows.count(incidents) == 0
 
 
+@each_store
 async def test_between_any_hundred_rows_the_writer_belongs_to_the_others(
     store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +77,7 @@ async def test_an_end_that_is_accepted_while_a_round_is_in_progress_keeps_what_t
     assert await rows.left() == {page, end}
 
 
+@each_store
 async def test_two_replicas_may_prune_at_once(database: DatabaseUrl, rows: Rows) -> None:
     await rows.create_deliveries(PRUNE_STEP * 2, age=2 * DAY)
     async with open_store(database, time.time) as one, open_store(database, time.time) as other:
