@@ -43,7 +43,7 @@ CRYPTO_METRICS: Final = {
 }
 KEYRING_METRICS: Final = {
     KMS_ROTATION_LAST_SUCCESS: MetricFamily("Unix time of the last rotation that succeeded", ("type",)),
-    KMS_ROTATION_LAST_FAILURE: MetricFamily("Unix time of the last step of a rotation that failed"),
+    KMS_ROTATION_LAST_FAILURE: MetricFamily("Unix time of the last step of a rotation that failed", ("type",)),
     KMS_ROTATION_IN_PROGRESS: MetricFamily("1 while a rotation runs, or is unfinished"),
     KMS_ROTATION_FAILURES: MetricFamily("What failed in rotations, by step", ("step",)),
     KMS_DATA_KEYS: MetricFamily("Data keys by version of the KMS key; 0: the local key", ("kek_version", "status")),

@@ -146,5 +146,4 @@ class _KeyringCollector(Collector):
         yield KMS_DATA_KEYS_MISSING, len(snapshot.missing_data_keys)
         yield KMS_KEYRING_ROWS_UNREADABLE, len(snapshot.unreadable_rows)
         yield KMS_ROTATION_IN_PROGRESS, snapshot.is_in_progress
-        if snapshot.last_failure is not None:
-            yield KMS_ROTATION_LAST_FAILURE, snapshot.last_failure
+        yield KMS_ROTATION_LAST_FAILURE, {(type_,): at for type_, at in snapshot.last_failure.items()}

@@ -55,6 +55,7 @@ class _IdleRow(NamedTuple):
 
 class _FailureCount(NamedTuple):
     step: str
+    rotation_type: str | None
     total: int
     created_at: float
 
@@ -86,9 +87,9 @@ _LAST_IDLE: Final = RowQuery(
 _unverified: Final = and_(_entries.step == JournalStep.VERIFY.value, _entries.outcome == StepOutcome.PROBLEMS.value)
 _FAILURE_COUNTS: Final = RowQuery(
     _FailureCount,
-    select(_entries.step, func.count().label("total"), _last_at)
+    select(_entries.step, _entries.rotation_type, func.count().label("total"), _last_at)
     .where(or_(_entries.outcome == StepOutcome.FAILED.value, _unverified))
-    .group_by(_entries.step),
+    .group_by(_entries.step, _entries.rotation_type),
 )
 
 
@@ -100,7 +101,8 @@ class KeyringMetrics:
     """By version of the KMS key, `0` of the local key; of a key that is not ours, too."""
     last_success: Mapping[RotationType, float]
     """Of `new-dek` it is there from the start: the first data key is as new as one that was just rotated."""
-    last_failure: float | None
+    last_failure: Mapping[RotationType, float]
+    """It is over once a rotation of the same type has succeeded since."""
     is_in_progress: bool
     """Running or interrupted, its verification included."""
     failures_by_step: Mapping[str, int]
@@ -148,16 +150,17 @@ def _read_successes(connection: Connection) -> tuple[dict[RotationType, float], 
     return {type_: success[type_] for type_ in RotationType if type_ in success}, is_left
 
 
-def _count_failures(connection: Connection) -> tuple[dict[str, int], float | None]:
-    """How many steps failed, by step, and when one did last.
+def _count_failures(connection: Connection) -> tuple[dict[str, int], dict[RotationType, float]]:
+    """How many steps failed, by step, and when one did last, by type; an entry without a type may be of any.
 
     Data keys that a rotation left out are counted by the entry of `rotate` itself, a verification by its own.
     """
-    failures, last_failure = dict.fromkeys(ROTATION_STEPS, 0), None
+    failures, last_failure = dict.fromkeys(ROTATION_STEPS, 0), dict[RotationType, float]()
     for row in _FAILURE_COUNTS.fetch_all(connection):
         step = row.step if row.step in ROTATION_STEPS else _OTHER_STEP
         failures[step] = failures.get(step, 0) + row.total
-        last_failure = max(last_failure or 0.0, row.created_at)
+        for type_ in [each for each in RotationType if each == row.rotation_type] or RotationType:
+            last_failure[type_] = max(last_failure.get(type_, 0.0), row.created_at)
     return failures, last_failure
 
 

@@ -35,7 +35,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
     snapshot = KeyringMetrics(
         data_keys={("3", DataKeyStatus.ACTIVE): 1, ("2", DataKeyStatus.RETIRED): 4},
         last_success={RotationType.NEW_DEK: 7.0},
-        last_failure=8.0,
+        last_failure={RotationType.REWRAP_KEK: 8.0},
         is_in_progress=True,
         failures_by_step={"verify": 2},
         unreadable_rows={"k2": "its status cannot be read"},
@@ -54,7 +54,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
         "kms_data_keys_missing 1.0",
         "kms_keyring_rows_unreadable 1.0",
         "kms_rotation_in_progress 1.0",
-        "kms_rotation_last_failure_timestamp_seconds 8.0",
+        'kms_rotation_last_failure_timestamp_seconds{type="rewrap-kek"} 8.0',
     ]
     assert {line.partition("{")[0].partition(" ")[0] for line in _collect(snapshot)} == KEYRING_METRICS.keys()
 

@@ -2,6 +2,7 @@
 
 LATE, FAILED = "KMSRotationOverdue", "KMSRotationFailed"
 SUCCESS = "max by (env, service) (last_over_time(kms_rotation_last_success_timestamp_seconds[1h]))"
+OF_TYPE = SUCCESS.replace("service)", "service, type)")
 LAST_FAILURE = "kms_rotation_last_failure_timestamp_seconds"
 MUTATIONS = [
     *[(alert, "(env, service)", wrong) for alert in (LATE, FAILED) for wrong in ("(service)", "(env)")],
@@ -18,9 +19,10 @@ MUTATIONS = [
     (LATE, "on (env, service, kek_version)", "on (env, service)"),
     (LATE, "and on (env, service) last_over_time(kms_key_primary_version_info[1h])\n", ""),
     (FAILED, "last_over_time(kms_rotation_last_failure_timestamp_seconds[1h])", f"{LAST_FAILURE} + 0"),
-    (FAILED, ">= on (env, service)", "> on (env, service)"),
-    (FAILED, ">= on (env, service)", "< on (env, service)"),
-    (FAILED, SUCCESS, SUCCESS.replace("max", "min")),
+    (FAILED, ">= on (env, service, type)", "> on (env, service, type)"),
+    (FAILED, ">= on (env, service, type)", "< on (env, service, type)"),
+    *[(FAILED, "(env, service, type)", wrong) for wrong in ("(service, type)", "(env, type)", "(env, service)")],
+    (FAILED, OF_TYPE, OF_TYPE.replace("max", "min")),
     (FAILED, "[6h]", "[5h30m]"),
     (FAILED, "min_over_time", "max_over_time"),
     (FAILED, "and on (env, service) last_over_time(kms_rotation_in_progress[1h] offset 6h) == 1", ""),

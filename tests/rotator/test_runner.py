@@ -25,8 +25,7 @@ async def test_a_failure_is_over_once_a_run_finds_all_in_order_and_nothing_to_do
         emulator.faults.clear()
         assert (await run(session, type_)).outcome is CommandOutcome.NOTHING_TO_DO
     found = await in_a_file.metrics()
-    assert found.last_failure
-    assert found.last_success[type_] > found.last_failure
+    assert found.last_success[type_] > found.last_failure[type_]
 
 
 async def test_a_failed_rotation_is_not_over_because_another_type_has_nothing_to_do(
@@ -39,8 +38,7 @@ async def test_a_failed_rotation_is_not_over_because_another_type_has_nothing_to
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is CommandOutcome.FAILED
         assert (await run(session, RotationType.NEW_DEK)).outcome is CommandOutcome.NOTHING_TO_DO
     found = await in_a_file.metrics()
-    assert found.last_failure
-    assert found.last_success[RotationType.NEW_DEK] < found.last_failure
+    assert RotationType.REWRAP_KEK in found.last_failure.keys() - found.last_success.keys()
 
 
 async def test_a_new_data_key_is_not_replaced_within_its_day_whatever_was_rotated_since(

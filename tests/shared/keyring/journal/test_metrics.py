@@ -22,7 +22,7 @@ async def read_metrics(keyring: Keyring) -> KeyringMetrics:
 
 async def test_an_empty_keyring_shows_that_nothing_failed_yet(keyring: Keyring) -> None:
     assert await read_metrics(keyring) == KeyringMetrics(
-        {}, {}, None, is_in_progress=False, failures_by_step=dict.fromkeys(ROTATION_STEPS, 0), unreadable_rows={}
+        {}, {}, {}, is_in_progress=False, failures_by_step=dict.fromkeys(ROTATION_STEPS, 0), unreadable_rows={}
     )
 
 
@@ -61,11 +61,10 @@ async def test_one_that_could_not_be_verified_is_no_success_until_it_is(keyring:
     await add_entry(done.rotation_id, keyring.token, entry(JournalStep.VERIFY, PROBLEMS))
     failed = await read_metrics(keyring)
     assert failed.last_success == {NEW_DEK: BEGINNING}
-    assert failed.last_failure is not None
     assert failed.failures_by_step == {**dict.fromkeys(ROTATION_STEPS, 0), "verify": 1}
     await add_entry(done.rotation_id, keyring.token, entry(JournalStep.VERIFY))
     now = await read_metrics(keyring)
-    assert now.last_success[NEW_DEK] >= failed.last_failure
+    assert now.last_success[NEW_DEK] >= failed.last_failure[NEW_DEK]
     assert now.failures_by_step["verify"] == 1
 
 
@@ -92,8 +91,7 @@ async def test_a_rotation_that_has_nothing_to_do_is_a_success_of_its_type(keyrin
     assert (await read_metrics(keyring)).last_success == {NEW_DEK: BEGINNING}
     await add_entry("rewrap-kek-2", keyring.token, entry(JournalStep.PLAN, NOTHING_TO_DO, rotation_type=REWRAP))
     now = await read_metrics(keyring)
-    assert now.last_failure
-    assert now.last_success[REWRAP] >= now.last_failure
+    assert now.last_success[REWRAP] >= now.last_failure[REWRAP]
     assert now.last_success[NEW_DEK] == BEGINNING
 
 
@@ -115,7 +113,7 @@ async def test_a_failure_is_counted_by_its_step_and_only_a_verification_fails_by
     await keyring.administration.add_journal_entry("r", keyring.token, entry(step, outcome))
     now = await read_metrics(keyring)
     assert now.failures_by_step == {**dict.fromkeys(ROTATION_STEPS, 0), **failures}
-    assert (now.last_failure is not None) is bool(failures)
+    assert set(now.last_failure) == (set(RotationType) if failures else set())
 
 
 async def test_a_step_that_nobody_knows_is_counted_without_its_name_and_named_as_unreadable(keyring: Keyring) -> None:
@@ -127,6 +125,14 @@ async def test_a_step_that_nobody_knows_is_counted_without_its_name_and_named_as
     assert now.failures_by_step == {**dict.fromkeys(ROTATION_STEPS, 0), "other": 1, "smoke": 1}
     why = "it cannot be read in the table keyring_journal_entries; correct its columns there"
     assert now.unreadable_rows == {"journal entry 2": why}
+
+
+async def test_a_failure_is_of_its_own_type(keyring: Keyring) -> None:
+    add_entry = keyring.administration.add_journal_entry
+    await add_entry("rewrap-kek-1", keyring.token, entry(JournalStep.ROTATE, FAILED, rotation_type=REWRAP))
+    await add_entry("new-dek-1", keyring.token, entry(JournalStep.PLAN, NOTHING_TO_DO, rotation_type=NEW_DEK))
+    now = await read_metrics(keyring)
+    assert (set(now.last_failure), set(now.last_success)) == ({REWRAP}, {NEW_DEK})
 
 
 async def test_a_failure_stays_counted_when_the_rotation_is_made_good(keyring: Keyring, versions: Versions) -> None:
@@ -141,7 +147,7 @@ async def test_a_failure_stays_counted_when_the_rotation_is_made_good(keyring: K
         False,
         False,
     )
-    assert failed.last_failure is not None
+    assert set(failed.last_failure) == {REWRAP}
     await keyring.replace((await keyring.keys())[key.id], key.wrapped)
     assert (await keyring.rotate(REWRAP)).state == "done"
     now = await read_metrics(keyring)
